@@ -1,0 +1,81 @@
+"""Ask pictures questions in a notebook cell, on GLM-4V-9B.
+
+In a notebook::
+
+    In [1]: %load_ext glm4v_magic
+
+    In [2]: %%glm4v cat.png
+       ...: What is the cat doing?
+
+In Python::
+
+    >>> import glm4v_magic
+    >>> session = glm4v_magic.load()
+    >>> print(session.ask("What is the cat doing?", images=["cat.png"]))
+
+Importing this package imports nothing else: the public names are looked up when they are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from glm4v_magic.conversation import Answer, Conversation, Message, Sampling, Usage
+    from glm4v_magic.errors import GenerationInterrupted, Glm4vError
+    from glm4v_magic.session import Session, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Answer",
+    "Conversation",
+    "GenerationInterrupted",
+    "Glm4vError",
+    "Message",
+    "Sampling",
+    "Session",
+    "Usage",
+    "load",
+    "load_ipython_extension",
+    "unload_ipython_extension",
+]
+
+_HOMES = {
+    "Answer": "conversation",
+    "Conversation": "conversation",
+    "Message": "conversation",
+    "Sampling": "conversation",
+    "Usage": "conversation",
+    "GenerationInterrupted": "errors",
+    "Glm4vError": "errors",
+    "Session": "session",
+    "load": "session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """Register ``%glm4v`` and ``%%glm4v``: what ``%load_ext glm4v_magic`` calls."""
+    from glm4v_magic import magics
+
+    magics.register(shell)
+
+
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    """Remove the magics and release the model: what ``%unload_ext glm4v_magic`` calls."""
+    from glm4v_magic import magics
+
+    magics.unregister(shell)

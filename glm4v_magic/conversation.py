@@ -1,0 +1,157 @@
+"""Messages, conversations, requests and answers: plain data, no torch, no IPython."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from glm4v_magic.images import SourcedImage
+
+__all__ = [
+    "Answer",
+    "Conversation",
+    "FinishReason",
+    "Generation",
+    "Message",
+    "Request",
+    "Role",
+    "Sampling",
+    "Usage",
+]
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn: who speaks, the text, and the pictures that come before the text."""
+
+    role: Role
+    text: str
+    images: tuple[SourcedImage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """The turns so far, oldest first."""
+
+    messages: tuple[Message, ...] = ()
+
+    def add(self, message: Message) -> Conversation:
+        """Return a conversation with `message` at its end; this one stays as it is."""
+        return replace(self, messages=(*self.messages, message))
+
+    @property
+    def images(self) -> tuple[SourcedImage, ...]:
+        """Every picture of the conversation, in order."""
+        return tuple(image for message in self.messages for image in message.images)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        max_tokens: the longest answer, in tokens.
+        temperature: 0 is greedy; ``None`` leaves it to the checkpoint's generation config.
+        top_p: nucleus size in (0, 1]; ``None`` leaves it to the checkpoint.
+        top_k: how many of the likeliest tokens stay in; ``None`` leaves it to the checkpoint.
+        repetition_penalty: above 1 discourages repeats; ``None`` leaves it to the checkpoint.
+        seed: seed of this call; ``None`` draws one, which the answer then reports.
+    """
+
+    max_tokens: int = 512
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What an engine is asked: a conversation that ends with the user, and how to sample."""
+
+    conversation: Conversation
+    sampling: Sampling = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a call cost.
+
+    Attributes:
+        text_tokens: prompt tokens that are text (ids of the prompt, special ids included).
+        visual_tokens: vectors that stand for pictures in the prompt (the learned begin and end
+            vectors included).
+        new_tokens: generated tokens, a closing stop token included.
+        time_to_first_token: seconds from the call to the first token; ``None`` if none came.
+        decode_seconds: seconds from the first token to the last.
+        peak_bytes: peak of allocated bytes per GPU during the call; empty without GPUs.
+    """
+
+    text_tokens: int
+    visual_tokens: int
+    new_tokens: int
+    time_to_first_token: float | None = None
+    decode_seconds: float = 0.0
+    peak_bytes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the prompt as the decoder sees it: text and visual tokens."""
+        return self.text_tokens + self.visual_tokens
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Decode speed: tokens after the first per second after the first; ``None`` below two."""
+        if self.new_tokens < 2 or self.decode_seconds <= 0:
+            return None
+        return (self.new_tokens - 1) / self.decode_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What an engine returns: the text and what it took.
+
+    Attributes:
+        text: the answer without special tokens and without surrounding whitespace.
+        usage: tokens, seconds and memory.
+        finish_reason: ``stop`` (the model ended), ``length`` (`Sampling.max_tokens` reached) or
+            ``interrupted``.
+        seed: the seed that was used; ``None`` when decoding was greedy.
+    """
+
+    text: str
+    usage: Usage
+    finish_reason: FinishReason
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer with everything needed to understand, repeat and quote it.
+
+    Attributes:
+        text: what the model said.
+        prompt: the text that was asked, expressions expanded.
+        images: the pictures of the conversation the answer refers to, in order.
+        model: name of the checkpoint.
+        notice: what a reader must know about the model (the demo model says that it is one).
+        usage, finish_reason, seed: see `Generation`.
+    """
+
+    text: str
+    prompt: str
+    model: str
+    usage: Usage
+    finish_reason: FinishReason
+    seed: int | None = None
+    notice: str = ""
+    images: tuple[SourcedImage, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text

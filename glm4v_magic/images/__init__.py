@@ -1,0 +1,34 @@
+"""Whatever a notebook holds -> pictures that remember their source.
+
+How `resolve_images` reads a word; the first rule that applies wins:
+
+1. ``https://...``, ``http://...``, ``data:...``: a picture from the network, or in the word itself.
+2. A name in the namespace: that variable. The file of the same name is written ``./cat``.
+3. The path of a file or folder that exists, ``~`` expanded.
+4. An expression that begins with a name in the namespace, such as ``photos[2]``, ``row.image`` or
+   ``photos[:3]``, unless it ends like the name of a picture file: ``cat.png`` is always a file.
+5. A pattern with ``*``, ``?`` or ``[...]``, ``**`` for folders below: its files, sorted by name.
+
+Everything ends as 8-bit RGB. The types of PIL, numpy, torch, matplotlib and IPython are recognised
+without importing them: whoever holds such a value has imported its library.
+
+The modules, each on top of the next: `words` and `values`, both on `names`; `missing`; `files` and
+`uris`; `decode`; `rgb`; `scaling`. Of these `uris` alone reaches the network, through `web`.
+"""
+
+from __future__ import annotations
+
+from glm4v_magic.images.picture import DEFAULT_LIMITS, Limits, SourcedImage
+from glm4v_magic.images.rgb import to_rgb
+from glm4v_magic.images.values import to_image, to_images
+from glm4v_magic.images.words import resolve_images
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "Limits",
+    "SourcedImage",
+    "resolve_images",
+    "to_image",
+    "to_images",
+    "to_rgb",
+]

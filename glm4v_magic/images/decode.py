@@ -1,0 +1,68 @@
+"""The bytes of an image file -> a picture."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import IO, TYPE_CHECKING
+
+from glm4v_magic.errors import ImageError, reason
+from glm4v_magic.images.formats import not_an_image
+from glm4v_magic.images.messages import one_line
+from glm4v_magic.images.picture import Limits, SourcedImage
+from glm4v_magic.images.rgb import to_rgb
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["decode", "too_large", "upright"]
+
+# Pillow runs Ghostscript on the first and the system's own renderer on the second.
+_RUNS_PROGRAMS = frozenset({"EPS", "WMF"})
+
+
+def decode(stream: IO[bytes], source: str, limits: Limits) -> SourcedImage:
+    """Read the first frame of an image file; `stream` stands at its beginning."""
+    # Pillow warns of odd metadata and of large pictures; the first does no harm to the pixels,
+    # and the second has a limit of ours.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return upright(_opened(stream, source, limits), source, limits)
+
+
+def upright(image: Image.Image, source: str, limits: Limits) -> SourcedImage:
+    """Read the pixels of an opened picture, unless it is empty or too large."""
+    width, height = image.size
+    if not width or not height:
+        raise ImageError(f"{one_line(source)} is {width} x {height}: it has no pixels.")
+    if width * height > limits.megapixels * 1e6:
+        raise too_large(source, width * height, limits)
+    rgb = to_rgb(image, source)
+    return SourcedImage(rgb, source, rgb.size)
+
+
+def too_large(source: str, pixels: int | None, limits: Limits) -> ImageError:
+    """Return the error for a picture of more pixels than are read; ``None`` if nobody counted."""
+    size = "too many" if pixels is None else f"{pixels / 1e6:,.0f}"
+    return ImageError(
+        f"{one_line(source)} has {size} megapixels; at most {limits.megapixels:g} are read.",
+        "Make it smaller first: a model sees little more than one megapixel.",
+    )
+
+
+def _opened(stream: IO[bytes], source: str, limits: Limits) -> Image.Image:
+    """Read the header of an image file."""
+    from PIL import Image, UnidentifiedImageError
+
+    Image.init()
+    formats = [name for name in Image.ID if name not in _RUNS_PROGRAMS]
+    try:
+        return Image.open(stream, formats=formats)
+    except Image.DecompressionBombError as error:
+        pixels = re.search(r"\d+", str(error))
+        raise too_large(source, int(pixels[0]) if pixels else None, limits) from None
+    except UnidentifiedImageError:
+        stream.seek(0)
+        raise not_an_image(source, stream.read(512)) from None
+    except Exception as error:
+        raise ImageError(f"{one_line(source)} is cut short or damaged: {reason(error)}") from error

@@ -1,0 +1,93 @@
+"""Picture files: found by path or pattern, and read."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+import stat
+from collections import Counter
+from pathlib import Path
+
+from glm4v_magic.errors import ImageError, reason
+from glm4v_magic.images.decode import decode
+from glm4v_magic.images.formats import SUFFIXES
+from glm4v_magic.images.messages import one_line
+from glm4v_magic.images.picture import Limits, SourcedImage
+
+__all__ = ["entries", "exists", "from_file", "matches", "path_of", "suffixes_in"]
+
+
+def path_of(word: str, base: Path) -> Path:
+    """Return where `word` leads from the folder `base`, ``~`` expanded."""
+    try:
+        return base / Path(word).expanduser()
+    except RuntimeError:  # ~name of nobody
+        return base / word
+
+
+def exists(word: str, base: Path) -> bool:
+    """Say whether `word` is the path of a file or folder.
+
+    Raises:
+        ImageError: if it may not be known.
+    """
+    try:
+        path_of(word, base).stat()
+    except PermissionError:
+        raise _forbidden(word) from None
+    except (OSError, ValueError):  # missing, a part of it is a file, too long, a null character
+        return False
+    return bool(word.strip())
+
+
+def from_file(path: Path, source: str, limits: Limits) -> SourcedImage:
+    """Read a picture file that exists."""
+    shown = one_line(source)
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            few = suffixes_in(path)
+            raise ImageError(f"{shown} is a folder.", few or "It holds no pictures.")
+        if not stat.S_ISREG(mode):  # reading a pipe or a device may never end
+            raise ImageError(f"{shown} is a device or a pipe, not a picture file.")
+        with path.open("rb") as stream:
+            return decode(stream, source, limits)
+    except PermissionError:
+        raise _forbidden(source) from None
+    except OSError as error:
+        raise ImageError(f"{shown} cannot be read: {reason(error)}") from error
+
+
+def matches(word: str, base: Path) -> list[str]:
+    """Return the files that `word` stands for as a pattern, sorted; none if it is no pattern."""
+    if not re.search(r"[*?[]", word):
+        return []
+    pattern = str(path_of(word, Path()))
+    # Path.glob takes no absolute patterns.
+    found = glob.glob(pattern, root_dir=base, recursive=True)  # noqa: PTH207
+    return sorted(match for match in found if not (base / match).is_dir())
+
+
+def entries(folder: Path) -> list[str]:
+    """Return names in `folder`; at most 2,000, which is as many as are compared in no time."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted(entry.name for entry in itertools.islice(found, 2000))
+    except OSError:
+        return []
+
+
+def suffixes_in(folder: Path) -> str:
+    """Say which kinds of picture files `folder` holds, as patterns; nothing if there are none."""
+    suffixes = Counter(Path(name).suffix for name in entries(folder))
+    found = [each for each, _ in suffixes.most_common() if each.lower() in SUFFIXES]
+    kinds = ", ".join(f"*{each} ({suffixes[each]})" for each in found)
+    return f"It holds {kinds}." if found else ""
+
+
+def _forbidden(source: str) -> ImageError:
+    return ImageError(
+        f"{one_line(source)}: permission denied.", "Its owner has to let this kernel read it."
+    )

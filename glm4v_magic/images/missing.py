@@ -1,0 +1,51 @@
+"""What to say of a word that stands for nothing: what is there instead, and near misses."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+from glm4v_magic.errors import ImageError, did_you_mean
+from glm4v_magic.images.files import entries, path_of, suffixes_in
+from glm4v_magic.images.formats import SUFFIXES
+from glm4v_magic.images.messages import ACCEPTED, one_line
+
+__all__ = ["missing"]
+
+
+def missing(word: str, base: Path, namespace: Mapping[str, object]) -> ImageError:
+    """Return the error for a word that is neither a file nor anything else.
+
+    Args:
+        word: as the user wrote it.
+        base: the folder of relative paths.
+        namespace: the variables that may have been meant.
+    """
+    shown = one_line(word)
+    if not word.strip():
+        return ImageError("An empty name stands for no picture.", ACCEPTED)
+    if os.sep == "/" and "\\" in word:
+        slashes = one_line(word.replace("\\", "/"))
+        return ImageError(f"{shown}: no such file.", f"Folders are separated by / here: {slashes}")
+    if re.search(r"[*?]", word):
+        folder = path_of(re.split(r"[*?[]", word)[0] + "_", base).parent
+        return ImageError(f"{shown}: no file in {folder} matches.", suffixes_in(folder))
+    folder, name = path_of(word, base).parent, path_of(word, base).name
+    if not folder.is_dir():
+        return ImageError(f"{shown}: there is no folder {folder}.")
+    variables = [each for each, value in namespace.items() if _may_be_meant(each, value)]
+    start = re.match(r"\w*", word)[0]  # type: ignore[index]  # it matches anything
+    if "/" in word or not namespace or word.lower().endswith(SUFFIXES):
+        hint = did_you_mean(name, entries(folder))
+        if start in variables:
+            hint = f"{hint} The variable is written {start}.".lstrip()
+        return ImageError(f"{shown}: no such file in {folder}.", hint)
+    hint = did_you_mean(word, [*entries(folder), *variables]) or did_you_mean(start, variables)
+    return ImageError(f"{shown}: neither a variable nor a file in {folder}.", hint)
+
+
+def _may_be_meant(name: str, value: object) -> bool:
+    return not name.startswith("_") and not callable(value) and not isinstance(value, ModuleType)

@@ -1,0 +1,37 @@
+"""Names -> pictures: what a word, or the text in a variable, stands for on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from glm4v_magic.images.files import exists, from_file, matches, path_of
+from glm4v_magic.images.missing import missing
+from glm4v_magic.images.picture import Limits, SourcedImage
+from glm4v_magic.images.uris import from_uri, is_uri
+
+__all__ = ["from_name"]
+
+
+def from_name(
+    name: str, base: Path, namespace: Mapping[str, object], limits: Limits
+) -> tuple[SourcedImage, ...]:
+    """Return the picture of a URI or path, or the pictures of a pattern, sorted by name.
+
+    Args:
+        name: as the user wrote it.
+        base: the folder of relative paths.
+        namespace: the variables that may have been meant if there is nothing of that name.
+        limits: what is refused.
+
+    Raises:
+        ImageError: if it stands for no picture.
+    """
+    if is_uri(name):
+        return (from_uri(name, limits),)
+    if exists(name, base):
+        return (from_file(path_of(name, base), name, limits),)
+    files = matches(name, base)
+    if not files:
+        raise missing(name, base, namespace)
+    return tuple(from_file(base / file, file, limits) for file in files)

@@ -1,0 +1,52 @@
+"""URIs: ``data:`` is read here, URLs are downloaded by `web`, imported when one is met."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+import urllib.parse
+
+from glm4v_magic.errors import ImageError
+from glm4v_magic.images.decode import decode
+from glm4v_magic.images.formats import may_be_image
+from glm4v_magic.images.messages import one_line
+from glm4v_magic.images.picture import Limits, SourcedImage
+
+__all__ = ["from_uri", "is_uri"]
+
+_SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+
+
+def is_uri(word: str) -> bool:
+    """Say whether `word` starts as a URI does: ``data:``, or a scheme and ``://``."""
+    return word[:5].lower() == "data:" or _SCHEME.match(word) is not None
+
+
+def from_uri(word: str, limits: Limits) -> SourcedImage:
+    """Read the picture in a ``data:`` URI, or at a URL."""
+    if word[:5].lower() == "data:":
+        return decode(io.BytesIO(_data_uri(word)), "data: URI", limits)
+    # Here, because it imports ssl and urllib.request, which files and variables do without.
+    from glm4v_magic.images.web import download
+
+    return decode(io.BytesIO(download(word, limits)), word, limits)
+
+
+def _data_uri(uri: str) -> bytes:
+    """Return the bytes of a data URI, RFC 2397."""
+    header, comma, payload = uri[len("data:") :].partition(",")
+    media_type, *parameters = (part.strip().lower() for part in header.split(";"))
+    if not comma:
+        raise ImageError("The data: URI has no comma.", "Write data:image/png;base64,...")
+    if media_type and not may_be_image(media_type):
+        raise ImageError(f"The data: URI is {one_line(media_type)}, not an image.")
+    content = urllib.parse.unquote_to_bytes(payload)
+    if "base64" not in parameters:
+        return content
+    content = b"".join(content.split())
+    try:
+        return base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
+    except binascii.Error as error:
+        raise ImageError(f"The data: URI is not valid base64: {error}.") from None

@@ -1,0 +1,183 @@
+"""Values in memory -> pictures.
+
+The types of PIL, numpy, torch, matplotlib and IPython are recognised without importing them:
+whoever holds such a value has imported its library.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from glm4v_magic.errors import ImageError, reason
+from glm4v_magic.images.arrays import from_numpy, from_torch
+from glm4v_magic.images.decode import decode, upright
+from glm4v_magic.images.messages import ACCEPTED, one_line
+from glm4v_magic.images.names import from_name
+from glm4v_magic.images.picture import DEFAULT_LIMITS, Limits, SourcedImage
+
+__all__ = ["to_image", "to_images"]
+
+
+def to_images(
+    value: object, source: str, *, base: Path | None = None, limits: Limits = DEFAULT_LIMITS
+) -> tuple[SourcedImage, ...]:
+    """Return the pictures in `value`: those of a list, in order, or just one.
+
+    The text of a pattern, such as ``"photos/*.png"``, gives all its files.
+
+    Raises:
+        ImageError: if `value`, or any item of it, is no picture.
+    """
+    folder = Path.cwd() if base is None else base
+    if isinstance(value, list | tuple):
+        if not value:
+            raise ImageError(f"{one_line(source)} is an empty {type(value).__name__}.")
+        return tuple(
+            to_image(item, f"{source}[{index}]", base=folder, limits=limits)
+            for index, item in enumerate(value)
+        )
+    if isinstance(value, str | os.PathLike):
+        return _named(value, source, folder, limits)
+    return (to_image(value, source, base=folder, limits=limits),)
+
+
+def to_image(
+    value: object, source: str, *, base: Path | None = None, limits: Limits = DEFAULT_LIMITS
+) -> SourcedImage:
+    """Return `value` as a picture.
+
+    Args:
+        value: a PIL image; the text or `Path` of a file or URL; the bytes of an image file, or a
+            binary file object; an array or tensor; a matplotlib figure or axes; an
+            `IPython.display.Image`. Arrays are height x width, with 1, 3 or 4 channels last or
+            first (in doubt last for numpy, first for torch), with or without a batch axis of one;
+            bool, integers of 0 to 255, uint16 of 0 to 65535, or floats of 0 to 1; in RGB order
+            (OpenCV's is BGR).
+        source: what the user calls it. A path or URL is its own source.
+        base: the folder of relative paths; the current one by default.
+        limits: what is refused.
+
+    Raises:
+        ImageError: if it is no picture, or more than one.
+    """
+    if isinstance(value, SourcedImage):
+        return value
+    if isinstance(value, str | os.PathLike):
+        pictures = _named(value, source, Path.cwd() if base is None else base, limits)
+        if len(pictures) > 1:
+            raise ImageError(f"{one_line(source)} names {len(pictures)} pictures, not one.")
+        return pictures[0]
+    for read in (_from_pil, _from_bytes, _from_array, _from_figure, _from_ipython, _from_stream):
+        picture = read(value, source, limits)
+        if picture is not None:
+            return picture
+    raise ImageError(f"{one_line(source)} is {_kind_of(value)}, not a picture.", ACCEPTED)
+
+
+def _named(
+    value: str | os.PathLike[str], source: str, base: Path, limits: Limits
+) -> tuple[SourcedImage, ...]:
+    """Read a value that is itself a name: it can be anything a word can but a variable."""
+    text = os.fsdecode(value)
+    try:
+        return from_name(text, base, {}, limits)
+    except ImageError as error:
+        if source != text:
+            error.what = f"{one_line(source)}: {error.what}"
+        raise
+
+
+def _from_pil(value: Any, source: str, limits: Limits) -> SourcedImage | None:
+    if not _is(value, "PIL.Image", "Image"):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in decode: the file may be read only now
+        return upright(value, source, limits)
+
+
+def _from_bytes(value: object, source: str, limits: Limits) -> SourcedImage | None:
+    if not isinstance(value, bytes | bytearray | memoryview):
+        return None
+    return decode(io.BytesIO(bytes(value)), source, limits)
+
+
+def _from_stream(value: Any, source: str, limits: Limits) -> SourcedImage | None:
+    """Read a file object from its beginning, and leave it where it stood."""
+    if not callable(getattr(value, "read", None)) or isinstance(value, type | ModuleType):
+        return None
+    try:
+        if not (hasattr(value, "seekable") and value.seekable()):
+            content = value.read()
+        else:
+            # Whoever has just written into a buffer stands at its end.
+            position = value.tell()
+            value.seek(0)
+            content = value.read()
+            value.seek(position)
+    except Exception as error:
+        raise ImageError(f"{one_line(source)} cannot be read: {reason(error)}") from error
+    if not isinstance(content, bytes):
+        raise ImageError(
+            f"{one_line(source)} gives {type(content).__name__}, not bytes.",
+            'Open the file in binary mode: open(path, "rb").',
+        )
+    return _from_bytes(content, source, limits)
+
+
+def _from_ipython(value: Any, source: str, limits: Limits) -> SourcedImage | None:
+    if not _is(value, "IPython.core.display", "Image"):
+        return None
+    if isinstance(value.data, bytes):
+        return _from_bytes(value.data, source, limits)
+    place = value.filename or value.url
+    if not place:
+        raise ImageError(f"{one_line(source)} holds neither bytes, file nor URL.")
+    return to_image(str(place), source, limits=limits)
+
+
+def _from_figure(value: Any, source: str, limits: Limits) -> SourcedImage | None:
+    """Draw a figure, or the part of it that an axes with its labels takes; both stay open."""
+    is_axes = _is(value, "matplotlib.axes", "Axes")
+    if not is_axes and not _is(value, "matplotlib.figure", "FigureBase"):
+        return None
+    figure = value.figure
+    while not hasattr(figure, "savefig"):  # a subfigure
+        figure = figure.figure
+    buffer = io.BytesIO()
+    box = None
+    try:
+        if is_axes:
+            figure.draw_without_rendering()
+            inches = figure.dpi_scale_trans.inverted()
+            box = value.get_tightbbox().transformed(inches).padded(0.1)
+        figure.savefig(buffer, format="png", dpi=figure.dpi, bbox_inches=box)
+    except Exception as error:
+        raise ImageError(f"{one_line(source)} cannot be drawn: {reason(error)}") from error
+    return _from_bytes(buffer.getvalue(), source, limits)
+
+
+def _from_array(value: Any, source: str, limits: Limits) -> SourcedImage | None:
+    if _is(value, "numpy", "ndarray"):
+        return from_numpy(value, source, limits)
+    if _is(value, "torch", "Tensor"):
+        return from_torch(value, source, limits)
+    return None
+
+
+def _is(value: object, module: str, name: str) -> bool:
+    """Say whether `value` is of a class that only exists if its library is imported."""
+    cls = getattr(sys.modules.get(module), name, None)
+    return cls is not None and isinstance(value, cls)
+
+
+def _kind_of(value: object) -> str:
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

@@ -1,0 +1,96 @@
+"""Words -> pictures: variables and expressions, and what a name stands for without them."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from glm4v_magic.errors import ImageError, reason
+from glm4v_magic.images.files import exists
+from glm4v_magic.images.formats import SUFFIXES
+from glm4v_magic.images.messages import one_line
+from glm4v_magic.images.names import from_name
+from glm4v_magic.images.picture import DEFAULT_LIMITS, Limits, SourcedImage
+from glm4v_magic.images.uris import is_uri
+from glm4v_magic.images.values import to_images
+
+__all__ = ["resolve_images"]
+
+
+def resolve_images(
+    words: Sequence[str],
+    namespace: Mapping[str, object],
+    *,
+    base: Path | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> tuple[SourcedImage, ...]:
+    """Return the pictures that `words` stand for, in order; see `images` for how each is read.
+
+    Args:
+        words: without the quotes that may have stood around them.
+        namespace: the variables that words may name.
+        base: the folder of relative paths; the current one by default.
+        limits: what is refused.
+
+    Raises:
+        ImageError: for the first word that gives no picture.
+    """
+    folder = Path.cwd() if base is None else base
+    return tuple(picture for word in words for picture in _resolve(word, namespace, folder, limits))
+
+
+def _resolve(
+    word: str, namespace: Mapping[str, object], base: Path, limits: Limits
+) -> tuple[SourcedImage, ...]:
+    if not is_uri(word):
+        if word in namespace:
+            return _from_variable(word, namespace[word], base, limits)
+        if not exists(word, base) and _is_lookup(word, namespace):
+            return to_images(_looked_up(word, namespace), word, base=base, limits=limits)
+    return from_name(word, base, namespace, limits)
+
+
+def _from_variable(
+    word: str, value: object, base: Path, limits: Limits
+) -> tuple[SourcedImage, ...]:
+    try:
+        return to_images(value, word, base=base, limits=limits)
+    except ImageError as error:
+        if os.path.lexists(base / word):
+            error.hint = f"For the file of this name write ./{word}."
+        raise
+
+
+def _is_lookup(word: str, namespace: Mapping[str, object]) -> bool:
+    """Say whether `word` is Python that starts from a variable and uses only known names."""
+    if word.lower().endswith(SUFFIXES):
+        return False
+    try:
+        with warnings.catch_warnings():  # a path may look like odd Python
+            warnings.simplefilter("ignore")
+            tree = ast.parse(word, mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+    node = tree
+    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    if not isinstance(node, ast.Name) or node.id not in namespace:
+        return False
+    names = [each for each in ast.walk(tree) if isinstance(each, ast.Name)]
+    bound = {name.id for name in names if isinstance(name.ctx, ast.Store)}
+    return all(
+        name.id in namespace or name.id in bound or hasattr(builtins, name.id) for name in names
+    )
+
+
+def _looked_up(word: str, namespace: Mapping[str, object]) -> object:
+    try:
+        # The user's own expression, in the user's own kernel, as in any cell. The copy keeps the
+        # __builtins__ that eval adds out of the user's namespace.
+        return eval(word, dict(namespace))  # noqa: S307
+    except Exception as error:
+        raise ImageError(f"{one_line(word)} failed: {reason(error)}") from error
