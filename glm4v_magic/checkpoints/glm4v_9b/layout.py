@@ -1,0 +1,184 @@
+"""Names and shapes of GLM-4V-9B's published weights, from its ``config.json`` alone.
+
+No torch here: what a checkpoint must hold is known before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from glm4v_magic.errors import CheckpointError
+
+__all__ = ["matches", "validate_config", "weight_shapes"]
+
+_TEXT_INTEGERS = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "kv_channels",
+    "multi_query_group_num",
+    "padded_vocab_size",
+    "seq_length",
+    "boi_token_id",
+    "eoi_token_id",
+)
+_VISION_INTEGERS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_heads",
+    "intermediate_size",
+    "patch_size",
+    "image_size",
+    "num_positions",
+    "in_channels",
+)
+# What the modules here compute; the published family has other values in other members.
+_FIXED = {
+    "rmsnorm": True,
+    "post_layer_norm": True,
+    "add_bias_linear": False,
+    "apply_residual_connection_post_layernorm": False,
+    "original_rope": True,
+    "tie_word_embeddings": False,
+}
+
+
+def matches(config: Mapping[str, Any]) -> bool:
+    """Tell whether a ``config.json`` is of this kind: a ``chatglm`` with a vision tower."""
+    return config.get("model_type") == "chatglm" and "vision_config" in config
+
+
+def validate_config(config: Mapping[str, Any], where: str) -> None:
+    """Check that every key the model is built from is there and makes sense.
+
+    Args:
+        config: a parsed ``config.json``.
+        where: the file, for messages.
+
+    Raises:
+        CheckpointError: naming the first key that is missing or wrong.
+    """
+    vision = config.get("vision_config")
+    if not isinstance(vision, Mapping):
+        raise CheckpointError(f"vision_config in {where} is not an object.", _FOREIGN)
+    for section, keys, prefix in (
+        (config, _TEXT_INTEGERS, ""),
+        (vision, _VISION_INTEGERS, "vision_config."),
+    ):
+        for key in keys:
+            value = section.get(key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise CheckpointError(
+                    f"{prefix}{key} in {where} must be a positive integer, not {value!r}.", _FOREIGN
+                )
+    for key, value in _FIXED.items():
+        if config.get(key, value) != value:
+            raise CheckpointError(
+                f"{key} in {where} is {config[key]!r}; GLM-4V-9B has {value!r}.", _FOREIGN
+            )
+    _validate_sizes(config, vision, where)
+
+
+_FOREIGN = "Is this the config.json of a GLM-4V-9B checkpoint?"
+
+
+def _validate_sizes(config: Mapping[str, Any], vision: Mapping[str, Any], where: str) -> None:
+    side = vision["image_size"] // vision["patch_size"]
+    rules = {
+        "image_size must be an even multiple of patch_size": (
+            vision["image_size"] % vision["patch_size"] == 0 and side % 2 == 0
+        ),
+        f"num_positions must be {side * side + 1}, one per patch and one for the class token": (
+            vision["num_positions"] == side * side + 1
+        ),
+        "hidden_size must be a multiple of num_heads": (
+            vision["hidden_size"] % vision["num_heads"] == 0
+        ),
+    }
+    for rule, holds in rules.items():
+        if not holds:
+            raise CheckpointError(f"vision_config in {where}: {rule}.", _FOREIGN)
+    if config["num_attention_heads"] % config["multi_query_group_num"]:
+        raise CheckpointError(
+            f"num_attention_heads in {where} must be a multiple of multi_query_group_num.", _FOREIGN
+        )
+
+
+def weight_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return every published weight with its shape, in the published order.
+
+    ``transformer.rotary_pos_emb.inv_freq``, a stored constant, is not among them.
+
+    Args:
+        config: a parsed ``config.json`` that passed `validate_config`.
+    """
+    hidden, ffn = config["hidden_size"], config["ffn_hidden_size"]
+    embedding = (config["padded_vocab_size"], hidden)
+    shapes: dict[str, tuple[int, ...]] = {"transformer.embedding.word_embeddings.weight": embedding}
+    for index in range(config["num_layers"]):
+        prefix = f"transformer.encoder.layers.{index}."
+        shapes.update({prefix + name: shape for name, shape in _text_layer(config).items()})
+    shapes["transformer.encoder.final_layernorm.weight"] = (hidden,)
+    shapes["transformer.output_layer.weight"] = embedding
+    tower = _tower(config["vision_config"], hidden, ffn)
+    shapes.update({f"transformer.vision.{name}": shape for name, shape in tower.items()})
+    return shapes
+
+
+def _text_layer(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden, ffn, dim = config["hidden_size"], config["ffn_hidden_size"], config["kv_channels"]
+    heads = config["num_attention_heads"]
+    groups = config["multi_query_group_num"] if config.get("multi_query_attention", True) else heads
+    fused = (heads + 2 * groups) * dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (hidden,),
+        "self_attention.query_key_value.weight": (fused, hidden),
+    }
+    if config.get("add_qkv_bias", True):
+        shapes["self_attention.query_key_value.bias"] = (fused,)
+    return shapes | {
+        "self_attention.dense.weight": (hidden, heads * dim),
+        "post_attention_layernorm.weight": (hidden,),
+        "mlp.dense_h_to_4h.weight": (2 * ffn, hidden),
+        "mlp.dense_4h_to_h.weight": (hidden, ffn),
+    }
+
+
+def _tower(vision: Mapping[str, Any], hidden: int, ffn: int) -> dict[str, tuple[int, ...]]:
+    width, mlp, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "boi": (1, 1, hidden),
+        "eoi": (1, 1, hidden),
+        "patch_embedding.cls_embedding": (1, width),
+        "patch_embedding.proj.weight": (width, vision["in_channels"], patch, patch),
+        "patch_embedding.proj.bias": (width,),
+        "patch_embedding.position_embedding.weight": (vision["num_positions"], width),
+    }
+    for index in range(vision["num_hidden_layers"]):
+        for name, shape in {
+            "input_layernorm.weight": (width,),
+            "input_layernorm.bias": (width,),
+            "attention.query_key_value.weight": (3 * width, width),
+            "attention.query_key_value.bias": (3 * width,),
+            "attention.dense.weight": (width, width),
+            "attention.dense.bias": (width,),
+            "mlp.fc1.weight": (mlp, width),
+            "mlp.fc1.bias": (mlp,),
+            "mlp.fc2.weight": (width, mlp),
+            "mlp.fc2.bias": (width,),
+            "post_attention_layernorm.weight": (width,),
+            "post_attention_layernorm.bias": (width,),
+        }.items():
+            shapes[f"transformer.layers.{index}.{name}"] = shape
+    return shapes | {
+        "linear_proj.linear_proj.weight": (hidden, hidden),
+        "linear_proj.norm1.weight": (hidden,),
+        "linear_proj.norm1.bias": (hidden,),
+        "linear_proj.dense_h_to_4h.weight": (ffn, hidden),
+        "linear_proj.gate_proj.weight": (ffn, hidden),
+        "linear_proj.dense_4h_to_h.weight": (hidden, ffn),
+        "conv.weight": (hidden, width, 2, 2),
+        "conv.bias": (hidden,),
+    }

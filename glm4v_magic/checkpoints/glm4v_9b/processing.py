@@ -1,0 +1,242 @@
+"""Conversations -> ids and pixels, and ids -> text, as GLM-4V-9B was trained on them.
+
+The prompt is ``[gMASK]<sop>``, then for each message ``<|role|>``, a newline, a picture if the
+message has one, and the text; then ``<|assistant|>`` (the model says the newline itself). Turns
+have no end token. A picture is ``<|begin_of_image|><|endoftext|><|end_of_image|>`` in the
+published form; here the middle id is repeated once per patch, so that ids, attention mask and
+key/value cache have one length. `Glm4v9bProcessor.prompt_ids` gives the published form.
+
+Text is never searched for special tokens: ``<|user|>`` inside a message is seven characters.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
+from glm4v_magic.conversation import Conversation
+from glm4v_magic.errors import CheckpointError, ConversationError
+from glm4v_magic.images import to_rgb
+
+__all__ = ["SPECIAL_TOKENS", "Glm4v9bProcessor", "load_tokenizer"]
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "[MASK]",
+    "[gMASK]",
+    "[sMASK]",
+    "<sop>",
+    "<eop>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|observation|>",
+    "<|begin_of_image|>",
+    "<|end_of_image|>",
+    "<|begin_of_video|>",
+    "<|end_of_video|>",
+)
+"""In the order of their ids, which follow the last rank of ``tokenizer.model``."""
+
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How the published tokenizer cuts text before merging bytes."""
+
+# CLIP's statistics, per RGB channel of values in [0, 1].
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+MAX_IMAGES = 1
+"""Pictures of one conversation: the published model was trained with a single one."""
+
+
+def _byte_characters() -> dict[int, str]:
+    """Map each byte to the printable character by which byte-level BPE writes it.
+
+    Source: GPT-2's encoder; printable Latin-1 bytes stand for themselves, the rest for the
+    characters from U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    characters = {byte: chr(byte) for byte in printable}
+    rest = (byte for byte in range(256) if byte not in characters)
+    characters.update({byte: chr(0x100 + index) for index, byte in enumerate(rest)})
+    return characters
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    """Read a tiktoken file: one base64 token and its rank per line.
+
+    tiktoken's own reader keeps a copy under a hash of the path and would miss a changed file.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise CheckpointError(
+            f"The tokenizer file {path} cannot be read: {error.strerror or error}.",
+            "Every checkpoint of this kind has a tokenizer.model; download it again.",
+        ) from error
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error):
+            raise CheckpointError(
+                f"Line {number} of {path} is not a base64 token and its rank.",
+                "The file is damaged or of another kind; download it again.",
+            ) from None
+    if sorted(ranks.values()) != list(range(len(ranks))) or not ranks:
+        raise CheckpointError(
+            f"The ranks in {path} do not count from 0 without gaps.",
+            "The file is damaged; download it again.",
+        )
+    return ranks
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    """Build a fast tokenizer from a ``tokenizer.model`` of tiktoken ranks.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged.
+    """
+    ranks = _read_ranks(path)
+    characters = _byte_characters()
+    written = {token: "".join(characters[byte] for byte in token) for token in ranks}
+    # tiktoken merges any two neighbours whose union is a token, lowest rank first; as a list of
+    # merges that is every way to cut a token in two, in the order of the token's rank.
+    merges = [
+        (written[token[:cut]], written[token[cut:]])
+        for token in sorted(ranks, key=ranks.__getitem__)
+        for cut in range(1, len(token))
+        if token[:cut] in ranks and token[cut:] in ranks
+    ]
+    vocabulary = {written[token]: rank for token, rank in ranks.items()}
+    tokenizer = Tokenizer(BPE(vocabulary, merges, fuse_unk=False, ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|endoftext|>",  # noqa: S106  a token, not a password
+        eos_token="<|endoftext|>",  # noqa: S106
+        padding_side="left",
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+class Glm4v9bProcessor:
+    """Turns conversations into model inputs, and ids into text.
+
+    Args:
+        tokenizer: from `load_tokenizer`.
+        config: of the checkpoint.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, config: Glm4v9bConfig) -> None:
+        self.tokenizer = tokenizer
+        self.max_images = MAX_IMAGES
+        self.image_size: int = config.vision_config.image_size
+        self.num_visual_tokens: int = config.vision_config.num_visual_tokens
+        self.boi_token_id = config.boi_token_id
+        self.eoi_token_id = config.eoi_token_id
+        self.pad_token_id = self._id("<|endoftext|>")
+
+    def _id(self, token: str) -> int:
+        return int(self.tokenizer.convert_tokens_to_ids(token))
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def prompt_ids(
+        self, conversation: Conversation, *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Write a conversation in the published form, three ids for a picture.
+
+        Raises:
+            ConversationError: if there is more than one picture.
+        """
+        pictures = len(conversation.images)
+        if pictures > MAX_IMAGES:
+            raise ConversationError(
+                f"The conversation holds {pictures} pictures, but GLM-4V-9B takes {MAX_IMAGES}.",
+                "Ask about one picture at a time, or put them side by side into one.",
+            )
+        newline = self._encode("\n")
+        ids = [self._id("[gMASK]"), self._id("<sop>")]
+        for message in conversation.messages:
+            ids += [self._id(f"<|{message.role}|>"), *newline]
+            if message.images:
+                ids += [self.boi_token_id, self.pad_token_id, self.eoi_token_id]
+            ids += self._encode(message.text)
+        if add_generation_prompt:
+            ids.append(self._id("<|assistant|>"))
+        return ids
+
+    def expand(self, ids: Sequence[int]) -> list[int]:
+        """Repeat the middle id of a picture once per patch: the form the model takes."""
+        expanded: list[int] = []
+        for index, token in enumerate(ids):
+            in_picture = index > 0 and ids[index - 1] == self.boi_token_id
+            expanded += [token] * (self.num_visual_tokens - 2 if in_picture else 1)
+        return expanded
+
+    def pixel_values(self, image: Image.Image) -> Tensor:
+        """Resize to a square with PIL's bicubic filter and normalise: (3, S, S) float32."""
+        square = to_rgb(image).resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+        pixels = np.asarray(square, dtype=np.float32) / 255
+        pixels = (pixels - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+    def __call__(self, conversations: Sequence[Conversation]) -> dict[str, Tensor]:
+        """Encode conversations to one batch, padded on the left.
+
+        Returns:
+            ``input_ids`` and ``attention_mask`` (B, L), and ``pixel_values`` (pictures, 3, S, S)
+            if there is a picture.
+
+        Raises:
+            ConversationError: if one conversation holds more than one picture.
+        """
+        rows = [self.expand(self.prompt_ids(conversation)) for conversation in conversations]
+        length = max(map(len, rows))
+        input_ids = torch.full((len(rows), length), self.pad_token_id)
+        attention_mask = torch.zeros_like(input_ids)
+        for index, row in enumerate(rows):
+            input_ids[index, length - len(row) :] = torch.tensor(row)
+            attention_mask[index, length - len(row) :] = 1
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        pictures = [
+            self.pixel_values(source.image)
+            for conversation in conversations
+            for source in conversation.images
+        ]
+        if pictures:
+            inputs["pixel_values"] = torch.stack(pictures)
+        return inputs
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Write ids as text, special tokens left out."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text

@@ -1,0 +1,123 @@
+"""The text part: transformers' own GLM decoder, made safe for any placement of its modules.
+
+transformers assumes that a decoder layer is whole on one device. A device map may cut it anywhere,
+so the classes here bring the operands of two-module operations to one device: the residual adds,
+query, key and value, the rotary tables and the mask. What is computed stays `GlmModel`'s.
+
+Rotary tables and mask are the same for all layers, so a device gets one copy of each per step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+from transformers import GlmConfig
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.glm.modeling_glm import (
+    GlmAttention,
+    GlmDecoderLayer,
+    GlmModel,
+    GlmRotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+
+__all__ = ["SHARED_ARGUMENTS", "TextAttention", "TextLayer", "TextModel"]
+
+SHARED_ARGUMENTS = ("position_embeddings", "position_ids", "attention_mask")
+"""What all layers are given alike; hooks that move a layer's input must leave these alone."""
+
+_copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _shared(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return `tensor` on `device`, copied at most once while the original is alive."""
+    if tensor.device == device:
+        return tensor
+    by_device: dict[torch.device, Tensor] = _copies.setdefault(tensor, {})
+    if device not in by_device:
+        by_device[device] = tensor.to(device)
+    return by_device[device]
+
+
+class TextAttention(GlmAttention):
+    """`GlmAttention` that works where its input is, wherever its matrices are."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        device = hidden_states.device
+        input_shape = hidden_states.shape[:-1]
+        heads = (*input_shape, -1, self.head_dim)
+        query = self.q_proj(hidden_states).to(device).view(heads).transpose(1, 2)
+        key = self.k_proj(hidden_states).to(device).view(heads).transpose(1, 2)
+        value = self.v_proj(hidden_states).to(device).view(heads).transpose(1, 2)
+
+        assert position_embeddings is not None  # `GlmModel` always passes them
+        cos, sin = position_embeddings
+        query, key = apply_rotary_pos_emb(query, key, _shared(cos, device), _shared(sin, device))
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        if isinstance(attention_mask, Tensor):
+            attention_mask = _shared(attention_mask, device)
+
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(*input_shape, -1).contiguous()), weights
+
+
+class TextLayer(GlmDecoderLayer):
+    """`GlmDecoderLayer` whose residual stays on the device of the layer's input."""
+
+    def __init__(self, config: GlmConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.self_attn = TextAttention(config, layer_idx)
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        device = hidden_states.device
+        attended, _ = self.self_attn(self.input_layernorm(hidden_states).to(device), **kwargs)
+        hidden_states = hidden_states + attended.to(device)
+        expanded = self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states + expanded.to(device)
+
+
+class TextRotaryEmbedding(GlmRotaryEmbedding):
+    """`GlmRotaryEmbedding` that may be placed away from the ids it is given positions of."""
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        tables: tuple[Tensor, Tensor] = super().forward(x, position_ids.to(x.device))
+        return tables
+
+
+class TextModel(GlmModel):
+    """`GlmModel` made of the classes above."""
+
+    _no_split_modules = ("TextLayer",)
+
+    def __init__(self, config: GlmConfig) -> None:
+        super().__init__(config)
+        self.layers = nn.ModuleList(
+            TextLayer(config, index) for index in range(config.num_hidden_layers)
+        )
+        self.rotary_emb = TextRotaryEmbedding(config)
+        self.post_init()

@@ -1,0 +1,90 @@
+"""How the published weight names map onto the modules of `modeling`.
+
+    transformer.embedding.word_embeddings            model.language_model.embed_tokens
+    transformer.encoder.layers.N                     model.language_model.layers.N
+        .self_attention.query_key_value                  .self_attn.{q,k,v}_proj (rows in order)
+        .self_attention.dense                            .self_attn.o_proj
+        .mlp.dense_h_to_4h (gate rows, then up)          .mlp.gate_up_proj (same order)
+        .mlp.dense_4h_to_h                               .mlp.down_proj
+    transformer.encoder.final_layernorm              model.language_model.norm
+    transformer.output_layer                         lm_head
+    transformer.vision                               model.vision (same names below)
+    transformer.rotary_pos_emb.inv_freq              computed, not loaded
+
+The rows need no permutation: `GlmModel` rotates interleaved pairs as the original does.
+Loading applies the list below, saving its inverse, so a checkpoint we write has published names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.core_model_loading import (
+    Concatenate,
+    ConversionOps,
+    WeightConverter,
+    WeightRenaming,
+)
+
+__all__ = ["IGNORED", "conversions"]
+
+IGNORED = (r"rotary_pos_emb\.inv_freq",)
+"""Published names that nothing here loads."""
+
+
+class SplitQueryKeyValue(ConversionOps):
+    """Cut the rows of a fused matrix or bias into query, key and value."""
+
+    @torch.no_grad()
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        *,
+        config: Any,
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        """Return rows (heads * dim), (groups * dim), (groups * dim) under the three targets."""
+        (fused,) = input_dict.values()
+        fused = fused[0] if isinstance(fused, list) else fused
+        text = config.get_text_config()
+        sizes = [
+            text.num_attention_heads * text.head_dim,
+            text.num_key_value_heads * text.head_dim,
+            text.num_key_value_heads * text.head_dim,
+        ]
+        parts = fused.split(sizes, dim=0)
+        return {
+            target: part.contiguous() for target, part in zip(target_patterns, parts, strict=True)
+        }
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """Query, key and value rows after each other."""
+        return Concatenate(dim=0)
+
+
+def conversions() -> list[WeightRenaming | WeightConverter]:
+    """Return the mapping of the module docstring in the form that `from_pretrained` applies."""
+    language_model = "model.language_model"
+    renamings = {
+        "transformer.embedding.word_embeddings": f"{language_model}.embed_tokens",
+        "transformer.encoder.final_layernorm": f"{language_model}.norm",
+        "transformer.encoder.layers": f"{language_model}.layers",
+        "transformer.output_layer": "lm_head",
+        "transformer.vision": "model.vision",
+        "self_attention.dense": "self_attn.o_proj",
+        "mlp.dense_h_to_4h": "mlp.gate_up_proj",
+        "mlp.dense_4h_to_h": "mlp.down_proj",
+    }
+    return [
+        *(WeightRenaming(source, target) for source, target in renamings.items()),
+        WeightConverter(
+            "self_attention.query_key_value",
+            ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            operations=[SplitQueryKeyValue()],
+        ),
+    ]

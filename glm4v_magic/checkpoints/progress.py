@@ -1,0 +1,62 @@
+"""Progress of a load in bytes, from the progress bar that transformers would have drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from transformers.utils import logging
+
+from glm4v_magic.checkpoints import LoadProgress
+
+__all__ = ["report_progress"]
+
+
+@contextmanager
+def report_progress(
+    sizes: Mapping[str, int], on_progress: Callable[[LoadProgress], None] | None
+) -> Iterator[None]:
+    """Within this context `from_pretrained` reports weights as they arrive and draws no bar.
+
+    Args:
+        sizes: bytes of each weight, by the name of the parameter it is loaded into.
+        on_progress: called after each weight; ``None`` draws nothing at all.
+    """
+    total = sum(sizes.values())
+
+    class Bar:
+        """As much of tqdm as a loop over weights uses."""
+
+        def __init__(self, items: Iterable[Any] = ()) -> None:
+            self.items = items
+
+        def __iter__(self) -> Iterator[Any]:
+            done = 0
+            for item in self.items:
+                yield item
+                name = item[0] if isinstance(item, tuple) else ""
+                done += sizes.get(name, 0)
+                if on_progress is not None and name in sizes:
+                    on_progress(LoadProgress(done, total, name))
+
+        def update(self, n: float = 1) -> None:
+            """Count nothing: only loops over weights are reported."""
+
+        def close(self) -> None:
+            """Leave nothing behind."""
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *exception: object) -> None:
+            self.close()
+
+    def make_bar(factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bar:
+        return Bar(args[0] if args else kwargs.get("iterable", ()))
+
+    previous = logging.set_tqdm_hook(make_bar)
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(previous)

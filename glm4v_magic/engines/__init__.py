@@ -1,0 +1,65 @@
+"""What answers a request: this process (`engines.local`) or a server.
+
+An engine is used from one thread at a time; `Session` sees to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from glm4v_magic.conversation import Generation, Request
+
+__all__ = ["Engine", "EngineInfo"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What is worth knowing about the model behind an engine.
+
+    Attributes:
+        model: name of the checkpoint, as the user would type it.
+        notice: what a reader of every answer must know; empty for most models.
+        max_images: pictures that one conversation may hold; ``None`` for no limit.
+        image_size: width and height in pixels that a picture is resized to; ``None`` where it
+            depends on the picture.
+        visual_tokens: vectors that one picture becomes; ``None`` where it depends on the picture.
+        context: longest prompt plus answer, in positions.
+        parameters: number of weights.
+        dtype: of the weights, for example ``bfloat16``.
+        devices: where the weights are, for example ``("cuda:0", "cuda:1")``.
+    """
+
+    model: str
+    notice: str
+    max_images: int | None
+    image_size: tuple[int, int] | None
+    visual_tokens: int | None
+    context: int
+    parameters: int
+    dtype: str
+    devices: tuple[str, ...]
+
+
+class Engine(Protocol):
+    """Turns a request into text."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What is worth knowing about the model."""
+
+    def generate(self, request: Request, on_text: Callable[[str], None]) -> Generation:
+        """Answer `request`, calling `on_text` with each new piece of text as it appears.
+
+        Pieces are never cut inside a character; their concatenation, stripped, is the text of
+        the result.
+
+        Raises:
+            GenerationInterrupted: on an interrupt, with the text until then.
+            ConversationError: if the model cannot take the messages (for example two pictures).
+            OutOfMemoryError: if a GPU ran out; the engine can be used again.
+        """
+
+    def close(self) -> None:
+        """Give the model's memory back. The engine cannot be used afterwards."""

@@ -1,0 +1,284 @@
+"""transformers' `generate` in this process and in the calling thread.
+
+The main thread matters: an interrupt then stops the model between two tokens and comes straight
+out of `generate`. A worker thread would go on computing after the interrupt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from tokenizers.decoders import DecodeStream
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
+
+from glm4v_magic.checkpoints import Checkpoint, Loaded, LoadProgress
+from glm4v_magic.conversation import FinishReason, Generation, Request, Sampling, Usage
+from glm4v_magic.engines import EngineInfo
+from glm4v_magic.errors import ConversationError, GenerationInterrupted, OutOfMemoryError
+
+__all__ = ["LocalEngine", "load"]
+
+
+def load(
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype | None = None,
+    device_map: dict[str, Any] | str | None = None,
+    on_progress: Callable[[LoadProgress], None] | None = None,
+) -> LocalEngine:
+    """Load a checkpoint for use in this process.
+
+    Args:
+        checkpoint: from `checkpoints.resolve`.
+        dtype: of all weights; ``None`` is bfloat16 with a GPU and float32 without.
+        device_map: as in `from_pretrained`; ``None`` is all GPUs, or the CPU without one.
+        on_progress: called as weights arrive.
+
+    Raises:
+        CheckpointError: if the weights cannot be read.
+        OutOfMemoryError: if they do not fit; nothing stays in memory then.
+    """
+    gpus = torch.cuda.is_available()
+    if dtype is None:
+        dtype = torch.bfloat16 if gpus else torch.float32
+    if device_map is None and gpus:
+        device_map = "auto"
+    try:
+        loaded = checkpoint.load(dtype=dtype, device_map=device_map, on_progress=on_progress)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"Loading {checkpoint.name} ran out of memory: {error}",
+            "Free memory on that GPU, or use more GPUs.",
+        ) from None
+    finally:
+        _release_memory()
+    return LocalEngine(checkpoint, loaded)
+
+
+def _release_memory() -> None:
+    """Give back what only unreachable objects and torch's allocator hold."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class TokenTextStreamer(BaseStreamer):
+    """Collects generated ids and hands out their text, never cutting a character.
+
+    A character may be spread over several tokens; its bytes are kept back until it is whole.
+    """
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+        self.tokenizer = tokenizer
+        self.on_text = on_text
+        self.ids: list[int] = []
+        self.times: list[float] = []
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._prompt_seen = False
+        self._started = False
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt (first call) or the latest id of the one row."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        for token in value.flatten().tolist():
+            self.ids.append(token)
+            self.times.append(time.perf_counter())
+            self._emit(self._stream.step(self.tokenizer._tokenizer, token))
+
+    def _emit(self, piece: str | None) -> None:
+        # The model begins an answer with a newline, which belongs to the prompt's form.
+        if piece and not self._started:
+            piece = piece.lstrip()
+            self._started = bool(piece)
+        if piece:
+            self.on_text(piece)
+
+    def end(self) -> None:
+        """Nothing to flush: an incomplete character at the end is not text."""
+
+
+class LocalEngine:
+    """A loaded model; see `engines.Engine`.
+
+    Args:
+        checkpoint: what was loaded.
+        loaded: the model and its processor.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, loaded: Loaded) -> None:
+        self.model = loaded.model
+        self.processor = loaded.processor
+        # What a call leaves open, `generate` would fill in from the model's own config: sampling
+        # values for greedy calls, a length for calls that count new tokens, each with a warning.
+        self.defaults: GenerationConfig = self.model.generation_config
+        self.model.generation_config = GenerationConfig()
+        self._info = _describe(checkpoint, loaded)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What is worth knowing about the model."""
+        return self._info
+
+    def generate(self, request: Request, on_text: Callable[[str], None]) -> Generation:
+        """Answer `request`; see `engines.Engine.generate`."""
+        start = time.perf_counter()
+        sampling = request.sampling
+        inputs, room = self._prepare(request)
+        config = generation_config(self.defaults, sampling, room)
+        seed = _seed(sampling) if config.do_sample else None
+        streamer = TokenTextStreamer(self.processor.tokenizer, on_text)
+        reason: FinishReason | None = None
+        with _forked_rng(seed, self._gpus()), _peaks(self._gpus()) as peaks:
+            try:
+                with torch.inference_mode():
+                    self.model.generate(**inputs, generation_config=config, streamer=streamer)
+            except KeyboardInterrupt:
+                reason = "interrupted"
+            except torch.OutOfMemoryError as error:
+                reason = None
+                message = str(error)
+            else:
+                reason = _finish_reason(streamer.ids, config)
+        if reason is None:
+            _release_memory()
+            raise OutOfMemoryError(
+                f"A GPU ran out of memory while answering: {message}",
+                "Ask for fewer tokens or start a new conversation; the model is still loaded.",
+            )
+        generation = self._finish(request, inputs, streamer, start, reason, seed, peaks)
+        if reason == "interrupted":
+            raise GenerationInterrupted(generation)
+        return generation
+
+    def close(self) -> None:
+        """Drop the model and give its memory back."""
+        self.model = self.processor = None
+        _release_memory()
+
+    def _prepare(self, request: Request) -> tuple[dict[str, Tensor], int]:
+        """Return model inputs on the model's first device, and how many tokens may follow."""
+        ids = self.processor.prompt_ids(request.conversation)
+        room = self._info.context - len(ids)
+        if room < 1:
+            raise ConversationError(
+                f"The prompt is {len(ids)} tokens long, but {self._info.model} holds "
+                f"{self._info.context} with the answer.",
+                "Shorten it, or start a new conversation.",
+            )
+        device = next(p.device for p in self.model.parameters() if p.device.type != "meta")
+        inputs = self.processor([request.conversation])
+        return {name: tensor.to(device) for name, tensor in inputs.items()}, room
+
+    def _finish(
+        self,
+        request: Request,
+        inputs: dict[str, Tensor],
+        streamer: TokenTextStreamer,
+        start: float,
+        reason: FinishReason,
+        seed: int | None,
+        peaks: dict[str, int],
+    ) -> Generation:
+        length = inputs["input_ids"].shape[1]
+        pictures = len(request.conversation.images)
+        visual = pictures * self.processor.num_visual_tokens
+        times = streamer.times
+        usage = Usage(
+            text_tokens=length - visual,
+            visual_tokens=visual,
+            new_tokens=len(streamer.ids),
+            time_to_first_token=times[0] - start if times else None,
+            decode_seconds=times[-1] - times[0] if times else 0.0,
+            peak_bytes=peaks,
+        )
+        return Generation(
+            text=self.processor.decode(streamer.ids).strip(),
+            usage=usage,
+            finish_reason=reason,
+            seed=seed,
+        )
+
+    def _gpus(self) -> list[torch.device]:
+        devices = {parameter.device for parameter in self.model.parameters()}
+        return sorted((d for d in devices if d.type == "cuda"), key=lambda d: d.index or 0)
+
+
+def generation_config(base: GenerationConfig, sampling: Sampling, room: int) -> GenerationConfig:
+    """Turn `sampling` into transformers' terms, on top of the checkpoint's own defaults.
+
+    Args:
+        base: the checkpoint's generation config, which stays as it is.
+        sampling: what was asked.
+        room: how many tokens fit behind the prompt.
+    """
+    config: GenerationConfig = GenerationConfig.from_dict(base.to_dict())
+    config.max_length = None
+    config.max_new_tokens = min(sampling.max_tokens, room)
+    if sampling.temperature is not None:
+        config.do_sample = sampling.temperature > 0
+        config.temperature = sampling.temperature or None
+    for name in ("top_p", "top_k", "repetition_penalty"):
+        value = getattr(sampling, name)
+        if value is not None:
+            setattr(config, name, value)
+    if not config.do_sample:  # transformers warns about sampling values that greedy ignores
+        config.temperature = config.top_p = config.top_k = None
+    return config
+
+
+def _finish_reason(ids: list[int], config: GenerationConfig) -> FinishReason:
+    ends = config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    return "stop" if ids and ids[-1] in ends else "length"
+
+
+def _seed(sampling: Sampling) -> int:
+    # A seed from the operating system: drawing one from torch would move the user's own state.
+    return sampling.seed if sampling.seed is not None else secrets.randbelow(2**31)
+
+
+@contextlib.contextmanager
+def _forked_rng(seed: int | None, gpus: list[torch.device]) -> Iterator[None]:
+    """Sample from `seed` and leave the user's random state untouched."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=gpus):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def _peaks(gpus: list[torch.device]) -> Iterator[dict[str, int]]:
+    """Fill the yielded mapping with the peak of allocated bytes per GPU when the context ends."""
+    for gpu in gpus:
+        torch.cuda.reset_peak_memory_stats(gpu)
+    peaks: dict[str, int] = {}
+    yield peaks
+    peaks.update({str(gpu): torch.cuda.max_memory_allocated(gpu) for gpu in gpus})
+
+
+def _describe(checkpoint: Checkpoint, loaded: Loaded) -> EngineInfo:
+    model, processor = loaded.model, loaded.processor
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    return EngineInfo(
+        model=checkpoint.name,
+        notice=checkpoint.notice,
+        max_images=processor.max_images,
+        image_size=(processor.image_size, processor.image_size),
+        visual_tokens=processor.num_visual_tokens,
+        context=model.config.get_text_config().max_position_embeddings,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        dtype=str(model.dtype).removeprefix("torch."),
+        devices=tuple(devices),
+    )

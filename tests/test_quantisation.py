@@ -1,0 +1,37 @@
+"""Quantisation of the text part goes through transformers' own integration."""
+
+from __future__ import annotations
+
+import golden
+import pytest
+import torch
+from transformers import BitsAndBytesConfig
+
+from glm4v_magic.checkpoints import resolve
+
+bitsandbytes = pytest.importorskip("bitsandbytes")
+
+
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt. inputs will be cast")
+def test_eight_bit_text_part_and_an_unquantised_tower():
+    loaded = resolve(golden.CHECKPOINT).load(
+        dtype=torch.float32,
+        device_map={"": "cpu"},
+        quantization_config=BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_skip_modules=["lm_head", "model.vision"]
+        ),
+    )
+    model = loaded.model.model
+    eight_bit = bitsandbytes.nn.Linear8bitLt
+    in_text = [m for m in model.language_model.modules() if isinstance(m, torch.nn.Linear)]
+    assert len(in_text) == 4 * 6
+    assert all(isinstance(module, eight_bit) for module in in_text)
+    assert all(module.weight.dtype == torch.int8 for module in in_text)
+    assert not any(isinstance(module, eight_bit) for module in model.vision.modules())
+
+    reference = golden.tensors("image_text")["logits"]
+    with torch.no_grad():
+        logits = loaded.model(**loaded.processor([golden.conversation("image_text")])).logits
+    similarity = torch.nn.functional.cosine_similarity(logits, reference, dim=-1)
+    assert similarity.min() > 0.98
+    assert not torch.equal(logits, reference)
