@@ -1,0 +1,140 @@
+"""The first line of a magic: split into words, sorted into options and the rest.
+
+On top of IPython's `magic_arguments`: options may stand anywhere, are never abbreviated, a
+misspelt one gets a close match, and quotes around a word are taken off here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from IPython.core.error import UsageError
+from IPython.core.magic_arguments import (
+    ArgDecorator,
+    MagicArgumentParser,
+    argument,
+    kwds,
+    magic_arguments,
+)
+from IPython.utils.process import arg_split
+
+from glm4v_magic.errors import OptionError, did_you_mean
+
+__all__ = ["ANSWER_OPTIONS", "DEBUG", "Quoted", "parse", "split", "takes"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+DEBUG = argument(
+    "--debug", action="store_true", help="Show the traceback of an error instead of one line."
+)
+
+ANSWER_OPTIONS = (
+    argument("-o", "--out", metavar="NAME", help="Variable that receives the answer."),
+    argument(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="Longest answer, in tokens; 512 unless given.",
+    ),
+    argument(
+        "--temperature", type=float, metavar="T", help="0 is greedy; higher is more surprising."
+    ),
+    argument("--top-p", type=float, metavar="P", help="Nucleus size, above 0 and at most 1."),
+    argument("--top-k", type=int, metavar="K", help="Sample from the K likeliest tokens only."),
+    argument("--seed", type=int, metavar="N", help="Repeat a sampled answer exactly."),
+    argument("--raw", action="store_true", help="Leave {{expression}} as it is."),
+    argument(
+        "-q", "--quiet", action="store_true", help="Show nothing; the answer is in NAME and _."
+    ),
+    DEBUG,
+)
+
+
+class Quoted(str):
+    """A word that stood in quotes, without them."""
+
+    __slots__ = ()
+
+
+def takes(
+    name: str, *arguments: ArgDecorator, usage: str | None = None
+) -> Callable[[Function], Function]:
+    """Give a function the arguments of a magic, in this order, and a docstring with its help.
+
+    Args:
+        name: what the user types, without the percent sign.
+        arguments: made with `IPython.core.magic_arguments.argument`.
+        usage: the first line of the help behind its percent sign; ``None`` lists all arguments.
+    """
+
+    def decorate(function: Function) -> Function:
+        for option in reversed(arguments):
+            function = option(function)
+        if usage is not None:
+            function = kwds(usage=usage.replace("%", "%%"))(function)
+        function = magic_arguments(name)(function)
+        # An abbreviation such as --temp would change its meaning with the next option added.
+        _parser(function).allow_abbrev = False
+        return function
+
+    return decorate
+
+
+def split(line: str) -> list[str]:
+    """Split at whitespace outside of quotes; backslashes stay, because Windows paths have them.
+
+    Raises:
+        OptionError: if a quote is not closed.
+    """
+    try:
+        words = arg_split(line, posix=False)
+    except ValueError:
+        raise OptionError(
+            f"A quote is not closed in: {line.strip()}",
+            'A name that holds an apostrophe goes in double quotes: "it\'s.png".',
+        ) from None
+    return [_unquoted(word) for word in words]
+
+
+def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
+    """Sort `words` by the ``@argument``s of `function`.
+
+    Raises:
+        OptionError: for an unknown option, or a value of the wrong kind.
+    """
+    parser = _parser(function)
+    try:
+        # The intermixed form lets pictures stand on both sides of an option.
+        arguments: Namespace
+        arguments, rest = parser.parse_known_intermixed_args(words)
+    except UsageError as error:
+        raise OptionError(f"{_capitalised(str(error))}.", f"See %{parser.prog}?") from None
+    for word in rest:
+        name = word.partition("=")[0]
+        if name.startswith("-"):
+            known = [option for option in parser._option_string_actions if option[:2] == "--"]
+            raise OptionError(
+                f"There is no option {name}.",
+                did_you_mean(name, known) or f"There are {', '.join(sorted(known))}.",
+            )
+    if rest:
+        raise OptionError(f"%{parser.prog} does not take {' '.join(rest)!r}.")
+    return arguments
+
+
+def _parser(function: Callable[..., Any]) -> MagicArgumentParser:
+    parser: MagicArgumentParser = getattr(function, "parser")  # noqa: B009  set by magic_arguments
+    return parser
+
+
+def _unquoted(word: str) -> str:
+    if len(word) >= 2 and word[0] == word[-1] and word[0] in "\"'":
+        return Quoted(word[1:-1])
+    return word
+
+
+def _capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]

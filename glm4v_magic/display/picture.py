@@ -1,0 +1,104 @@
+"""The strip of thumbnails above an answer: what was sent, and what the model sees of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+from glm4v_magic.display import MimeBundle
+from glm4v_magic.display.text import counted, printable
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+    from glm4v_magic.engines import EngineInfo
+    from glm4v_magic.images import SourcedImage
+
+__all__ = ["Thumbnail", "make_thumbnail", "strip_bundle"]
+
+THUMBNAIL_SIDE = 160
+"""Longest side of a thumbnail in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """A small copy of a picture with its facts.
+
+    Attributes:
+        source: where the picture came from: a path, URL or variable name.
+        original_size: width and height in pixels, as found.
+        seen_size: width and height that the model sees; ``None`` where it depends on the picture.
+        visual_tokens: vectors the picture becomes; ``None`` where it depends on the picture.
+        data_uri: the small copy as a ``data:`` URI.
+        size: its width and height in pixels.
+    """
+
+    source: str
+    original_size: tuple[int, int]
+    seen_size: tuple[int, int] | None
+    visual_tokens: int | None
+    data_uri: str
+    size: tuple[int, int]
+
+    @property
+    def caption(self) -> str:
+        """One line: name, original size, what the model sees of it, visual tokens."""
+        facts = [f"{printable(self.source)}, {_by(self.original_size)}"]
+        if self.seen_size is not None:
+            facts.append(f"the model sees {_by(self.seen_size)}")
+        if self.visual_tokens is not None:
+            facts.append(counted(self.visual_tokens, "visual token"))
+        return " · ".join(facts)
+
+
+def make_thumbnail(picture: SourcedImage, info: EngineInfo) -> Thumbnail:
+    """Return a thumbnail of `picture` as the model of `info` will see it."""
+    small = picture.image.copy()
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    return Thumbnail(
+        source=picture.source,
+        original_size=picture.original_size,
+        seen_size=info.image_size,
+        visual_tokens=info.visual_tokens,
+        data_uri=_data_uri(small.convert("RGB")),
+        size=(small.width, small.height),
+    )
+
+
+def _data_uri(image: PIL.Image.Image) -> str:
+    """Encode as PNG or JPEG, whichever is smaller: drawings are PNG, photographs JPEG."""
+    encoded = {}
+    for name in ("png", "jpeg"):
+        buffer = io.BytesIO()
+        image.save(buffer, format=name, optimize=True)
+        encoded[name] = buffer.getvalue()
+    name = min(encoded, key=lambda key: len(encoded[key]))
+    return f"data:image/{name};base64,{base64.b64encode(encoded[name]).decode('ascii')}"
+
+
+def strip_bundle(thumbnails: Sequence[Thumbnail]) -> MimeBundle:
+    """Return all thumbnails in a row, in order; as text, one line each."""
+    figures = "".join(_figure(thumbnail) for thumbnail in thumbnails)
+    return {
+        "text/plain": "\n".join(thumbnail.caption for thumbnail in thumbnails),
+        "text/html": f'<div style="display:flex;flex-wrap:wrap;gap:12px">{figures}</div>',
+    }
+
+
+def _figure(thumbnail: Thumbnail) -> str:
+    width, height = thumbnail.size
+    alt = escape(f"{printable(thumbnail.source)}, {_by(thumbnail.original_size)}")
+    return (
+        '<figure style="margin:0;max-width:320px">'
+        f'<img src="{thumbnail.data_uri}" alt="{alt}" width="{width}" height="{height}">'
+        '<figcaption style="font-size:85%;overflow-wrap:anywhere">'
+        f"{escape(thumbnail.caption)}</figcaption></figure>"
+    )
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]} px"

@@ -1,0 +1,81 @@
+"""What ``%glm4v`` alone shows: the model, where it is, what it takes, the latest answer's cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from glm4v_magic.conversation import Answer
+from glm4v_magic.display import MimeBundle
+from glm4v_magic.display.answer import usage_line
+from glm4v_magic.display.text import counted, printable, readable_bytes, readable_count
+
+if TYPE_CHECKING:
+    from glm4v_magic.engines import EngineInfo
+
+__all__ = ["status_bundle", "status_rows"]
+
+_BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def status_rows(
+    model: str, info: EngineInfo | None, last: Answer | None, *, busy: bool = False
+) -> list[tuple[str, str]]:
+    """Return the facts as label and value.
+
+    Args:
+        model: the model in use, or the one that the next question loads.
+        info: of the loaded model; ``None`` when none is loaded.
+        last: the latest answer, if any.
+        busy: whether a call is running.
+    """
+    if info is None:
+        rows = [("model", f"{model}, not loaded: the next question loads it")]
+    else:
+        rows = [
+            ("model", f"{info.model}, {readable_count(info.parameters)} parameters"),
+            ("dtype", info.dtype),
+            ("devices", ", ".join(info.devices)),
+            ("pictures", _pictures(info)),
+            ("context", counted(info.context, "position")),
+        ]
+        width = _BYTES_PER_WEIGHT.get(info.dtype)
+        if width is not None:
+            rows.insert(3, ("weights", readable_bytes(info.parameters * width)))
+        if info.notice:
+            rows.append(("note", info.notice))
+    if busy:
+        rows.append(("now", "a call is running"))
+    if last is not None:
+        rows.append(("last answer", usage_line(last)))
+    return [(label, printable(value)) for label, value in rows]
+
+
+def _pictures(info: EngineInfo) -> str:
+    count = "any number" if info.max_images is None else f"at most {info.max_images}"
+    size = (
+        ""
+        if info.image_size is None
+        else f", seen at {info.image_size[0]} x {info.image_size[1]} px"
+    )
+    tokens = (
+        ""
+        if info.visual_tokens is None
+        else f", {counted(info.visual_tokens, 'visual token')} each"
+    )
+    return f"{count}{size}{tokens}"
+
+
+def status_bundle(rows: Sequence[tuple[str, str]]) -> MimeBundle:
+    """Return `rows` as a table; as text, one line each."""
+    width = max(len(label) for label, _ in rows)
+    cells = "".join(
+        f'<tr><th scope="row" style="text-align:left">{escape(label)}</th>'
+        f'<td style="text-align:left">{escape(value)}</td></tr>'
+        for label, value in rows
+    )
+    return {
+        "text/plain": "\n".join(f"{label:<{width}}  {value}" for label, value in rows),
+        "text/html": f"<table>{cells}</table>",
+    }

@@ -1,0 +1,190 @@
+"""``%glm4v`` and ``%%glm4v``: parse a line, call the session, show the result.
+
+What loading the extension costs is imported here; the rest comes with `commands`.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import UsageError
+from IPython.core.magic import (
+    Magics,
+    line_cell_magic,
+    magics_class,
+    needs_local_scope,
+    no_var_expand,
+)
+from IPython.core.magic_arguments import argument
+
+from glm4v_magic.command_line import ANSWER_OPTIONS, parse, split, takes
+from glm4v_magic.errors import GenerationInterrupted, Glm4vError
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from glm4v_magic.commands import Commands
+    from glm4v_magic.conversation import Answer
+    from glm4v_magic.display import MimeBundle
+
+__all__ = ["Glm4vMagics", "Stopped", "register", "unregister"]
+
+_ANSWER = ("glm4v_magic.conversation", "Answer")
+
+
+class Stopped(KeyboardInterrupt):
+    """An interrupt that shows as one line, not as a traceback through the model.
+
+    It is raised again after the partial answer is shown and kept, so that "Run All" stops.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"Stopped: {self}"]
+
+
+@magics_class
+class Glm4vMagics(Magics):
+    """The magics of one shell."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        super().__init__(shell)
+        self._commands: Commands | None = None
+        self._shown: list[Answer] = []
+
+    @property
+    def commands(self) -> Commands:
+        """What a line or a cell can ask for, and the session behind it; made when first needed."""
+        if self._commands is None:
+            from glm4v_magic.commands import Commands
+
+            self._commands = Commands(self.shell, self.glm4v.__doc__ or "")
+        return self._commands
+
+    @line_cell_magic
+    @no_var_expand
+    @needs_local_scope
+    @takes(
+        "glm4v",
+        argument("images", nargs="*", metavar="IMAGE", help="Path, pattern, URL or variable."),
+        *ANSWER_OPTIONS,
+        usage="%glm4v [IMAGE ...] [options]    with the question below, or a command: %glm4v ...",
+    )
+    def glm4v(
+        self, line: str, cell: str | None = None, local_ns: Mapping[str, Any] | None = None
+    ) -> Answer | None:
+        """Ask a picture a question.
+
+        Pictures and options stand on the first line, the question below it. The model is loaded
+        with the first question::
+
+            In [1]: %%glm4v cat.png
+               ...: What is the cat doing?
+
+            In [2]: %%glm4v https://example.org/cat.jpg -o answer --temperature 0
+               ...: Describe {{detail}} in one sentence.
+
+            In [3]: answer.text, answer.usage.new_tokens
+
+        A picture is a path, a pattern such as photos/*.jpg, a URL, or a variable that holds one.
+        {{expression}} in the question is evaluated in the notebook.
+        The answer is in NAME, in _ and in Out. Interrupting the kernel keeps what was said so far.
+
+        On one line::
+
+            %glm4v                           the model, where it is, what it takes
+            %glm4v ask cat.png "A cat?"      a question on one line; x = %glm4v ask ... works too
+            %glm4v load FOLDER               load another checkpoint: a folder, a hub id, or demo
+            %glm4v unload                    give its memory back
+            %glm4v help [COMMAND]            this page, or the page of one command
+        """
+        names: ChainMap[str, Any] = ChainMap(dict(local_ns or {}), self.shell.user_ns)
+        try:
+            words = split(line)
+            if cell is None:
+                answer = self.commands.run(words, names)
+            else:
+                answer = self.commands.ask_cell(parse(self.glm4v, words), cell, names)
+        except Glm4vError as error:
+            if "--debug" in line.split():
+                raise
+            failure: BaseException = UsageError(_one_line(error))
+        except KeyboardInterrupt as interrupt:
+            if "--debug" in line.split():
+                raise
+            failure = _stopped(interrupt)
+        else:
+            if answer is not None:
+                self._shown.append(answer)
+            return answer
+        # Out here the new exception has no __context__, whose frames would hold on to the model.
+        raise failure
+
+    # An answer has been streamed when its cell ends, and the cell's result is that same answer,
+    # so that _ and Out[n] hold it. IPython shows results through formatters. They are registered
+    # here for Answer, and not methods of it, because conversation.py stands below display: it
+    # knows neither Markdown nor which answers a cell has shown.
+
+    def install(self) -> None:
+        """Register magics, formatters and the hook that ends a cell."""
+        formatter = self.shell.display_formatter
+        self.shell.register_magics(self)
+        formatter.ipython_display_formatter.for_type_by_name(*_ANSWER, self._swallow_if_shown)
+        formatter.mimebundle_formatter.for_type_by_name(*_ANSWER, _bundle)
+        self.shell.events.register("post_run_cell", self._forget_shown)
+
+    def uninstall(self) -> None:
+        """Take back all of `install`, and what `Magics` itself registered; release the model."""
+        formatter = self.shell.display_formatter
+        manager = self.shell.magics_manager
+        for kind in ("line", "cell"):
+            manager.magics[kind].pop("glm4v", None)
+        manager.registry.pop(type(self).__name__, None)
+        # Magics.__init__ appends itself here and nothing ever takes it away again.
+        self.shell.configurables[:] = [c for c in self.shell.configurables if c is not self]
+        formatter.ipython_display_formatter.pop(".".join(_ANSWER), None)
+        formatter.mimebundle_formatter.pop(".".join(_ANSWER), None)
+        self.shell.events.unregister("post_run_cell", self._forget_shown)
+        if self._commands is not None:
+            self._commands.session.unload()
+
+    def _swallow_if_shown(self, answer: Answer) -> None:
+        for number, shown in enumerate(self._shown):
+            if shown is answer:
+                del self._shown[number]
+                return
+        raise NotImplementedError  # a formatter's way to leave it to the next formatter
+
+    def _forget_shown(self, _: object) -> None:
+        self._shown.clear()
+
+
+def register(shell: InteractiveShell) -> None:
+    """Install the magics in `shell`."""
+    Glm4vMagics(shell).install()
+
+
+def unregister(shell: InteractiveShell) -> None:
+    """Remove from `shell` all that `register` put there."""
+    magics = shell.magics_manager.registry.get(Glm4vMagics.__name__)
+    if magics is not None:
+        magics.uninstall()
+
+
+def _bundle(answer: Answer) -> MimeBundle:
+    from glm4v_magic.display.answer import answer_bundle
+
+    return answer_bundle(answer)
+
+
+def _one_line(error: Glm4vError) -> str:
+    from glm4v_magic.display.text import printable
+
+    return " ".join(printable(str(error)).split())
+
+
+def _stopped(interrupt: KeyboardInterrupt) -> Stopped:
+    if isinstance(interrupt, GenerationInterrupted):
+        return Stopped("what was said until then is in _.")
+    return Stopped("there is no answer.")

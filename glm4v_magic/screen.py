@@ -1,0 +1,214 @@
+"""Where a call shows itself: a notebook's outputs, a terminal's lines, or nowhere.
+
+A screen lives for one call. What it shows comes from `display`; it only knows how to put that on
+this kind of front end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from IPython.core.displaypub import DisplayPublisher
+from IPython.display import display
+
+from glm4v_magic.conversation import Answer
+from glm4v_magic.display import MimeBundle
+from glm4v_magic.display.answer import LiveAnswer, footnotes
+from glm4v_magic.display.pace import Pace
+from glm4v_magic.display.picture import make_thumbnail, strip_bundle
+from glm4v_magic.display.progress import (
+    line_bundle,
+    loaded_line,
+    loading_line,
+    progress_bundle,
+)
+from glm4v_magic.display.text import printable
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from glm4v_magic.checkpoints import LoadProgress
+    from glm4v_magic.engines import EngineInfo
+    from glm4v_magic.images import SourcedImage
+
+__all__ = ["NotebookScreen", "QuietScreen", "Screen", "TerminalScreen", "screen_for", "show"]
+
+
+class Screen(Protocol):
+    """The stages of a call, in their order; `loading` is left out when a model is loaded."""
+
+    def loading(self, progress: LoadProgress) -> None:
+        """Weights are arriving."""
+
+    def loaded(self, info: EngineInfo) -> None:
+        """The model is ready. Says so if `loading` was shown."""
+
+    def start(self, info: EngineInfo, pictures: Sequence[SourcedImage]) -> None:
+        """The model begins, and this is what it looks at."""
+
+    def piece(self, text: str) -> None:
+        """The next piece of the answer."""
+
+    def finish(self, answer: Answer) -> None:
+        """The answer is complete, or was stopped."""
+
+    def close(self) -> None:
+        """The call is over, well or not: leave nothing half drawn."""
+
+
+def screen_for(shell: InteractiveShell, model: str, *, quiet: bool = False) -> Screen:
+    """Return the screen for what `shell` is connected to.
+
+    Args:
+        shell: the running shell.
+        model: name of the model that `Screen.loading` will be about.
+        quiet: show nothing at all.
+    """
+    if quiet:
+        return QuietScreen()
+    # IPython's own publisher prints; it cannot replace an output. Those of a kernel and of
+    # capture_output can.
+    if type(shell.display_pub) is DisplayPublisher:
+        return TerminalScreen(model)
+    return NotebookScreen(model)
+
+
+def show(bundle: MimeBundle) -> None:
+    """Show `bundle` once, as an output of its own."""
+    display(bundle, raw=True)
+
+
+class Output:
+    """One output of the cell; showing again replaces what it shows."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def show(self, bundle: MimeBundle) -> None:
+        """Show `bundle` here."""
+        if self._handle is None:
+            self._handle = display(bundle, raw=True, display_id=True)
+        else:
+            self._handle.update(bundle, raw=True)
+
+
+class NotebookScreen:
+    """Three outputs: the bar, which becomes one line; the pictures; the answer."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._bar = Output()
+        self._pace = Pace()
+        self._progress: LoadProgress | None = None
+        self._since = 0.0
+        self._answer = LiveAnswer(Output().show)
+
+    def loading(self, progress: LoadProgress) -> None:
+        """Move the bar."""
+        if self._progress is None:
+            self._since = time.monotonic()
+        self._progress = progress
+        if self._pace.due():
+            self._bar.show(progress_bundle(self._model, progress.done_bytes, progress.total_bytes))
+
+    def loaded(self, info: EngineInfo) -> None:
+        """Replace the bar by one line."""
+        if self._progress is not None:
+            self._progress = None
+            line = loaded_line(info, time.monotonic() - self._since)
+            self._bar.show(line_bundle(line))
+
+    def start(self, info: EngineInfo, pictures: Sequence[SourcedImage]) -> None:
+        """Show the pictures as thumbnails."""
+        self.loaded(info)
+        if pictures:
+            thumbnails = [make_thumbnail(picture, info) for picture in pictures]
+            show(strip_bundle(thumbnails))
+
+    def piece(self, text: str) -> None:
+        """Show the answer so far."""
+        self._answer.add(text)
+
+    def finish(self, answer: Answer) -> None:
+        """Show the whole answer."""
+        self._answer.finish(answer)
+
+    def close(self) -> None:
+        """Replace a bar that never became full."""
+        if self._progress is not None:
+            done, total = self._progress.done_bytes, self._progress.total_bytes
+            self._bar.show(line_bundle(f"{loading_line(self._model, done, total)}, not finished."))
+        self._answer.close()
+
+
+class TerminalScreen:
+    """Plain text, printed as it comes."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._since: float | None = None
+        self._in_line = False
+
+    def loading(self, progress: LoadProgress) -> None:
+        """Say once that this takes a while."""
+        if self._since is None:
+            self._since = time.monotonic()
+            _say(loading_line(self._model, progress.done_bytes, progress.total_bytes))
+
+    def loaded(self, info: EngineInfo) -> None:
+        """Say what was loaded."""
+        if self._since is not None:
+            _say(loaded_line(info, time.monotonic() - self._since))
+            self._since = None
+
+    def start(self, info: EngineInfo, pictures: Sequence[SourcedImage]) -> None:
+        """Name the pictures."""
+        self.loaded(info)
+        if pictures:
+            thumbnails = [make_thumbnail(picture, info) for picture in pictures]
+            _say(strip_bundle(thumbnails)["text/plain"])
+
+    def piece(self, text: str) -> None:
+        """Print the piece behind the ones before."""
+        _say(printable(text), end="")
+        self._in_line = True
+
+    def finish(self, answer: Answer) -> None:
+        """Print the footnotes."""
+        self.close()
+        for note in footnotes(answer):
+            _say(f"[{printable(note)}]")
+
+    def close(self) -> None:
+        """End a line that the model left open."""
+        if self._in_line:
+            _say("")
+            self._in_line = False
+
+
+def _say(text: str, end: str = "\n") -> None:
+    print(text, end=end, flush=True)  # noqa: T201  what a terminal screen is for
+
+
+class QuietScreen:
+    """Nothing: the answer is in its variable."""
+
+    def loading(self, progress: LoadProgress) -> None:
+        """Show nothing."""
+
+    def loaded(self, info: EngineInfo) -> None:
+        """Show nothing."""
+
+    def start(self, info: EngineInfo, pictures: Sequence[SourcedImage]) -> None:
+        """Show nothing."""
+
+    def piece(self, text: str) -> None:
+        """Show nothing."""
+
+    def finish(self, answer: Answer) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Leave nothing behind."""

@@ -1,0 +1,116 @@
+"""A real IPython shell, and kernels for real notebooks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+TINY = Path(__file__).parent / "data" / "golden" / "checkpoint"
+
+
+@contextlib.contextmanager
+def ipython_shell(folder):
+    """An IPython shell without the extension, its settings and history in `folder`."""
+    from IPython.core.history import HistoryManager
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    main, hooks = sys.modules["__main__"], (sys.displayhook, sys.excepthook)
+    config = Config()
+    config.HistoryManager.hist_file = ":memory:"
+    InteractiveShell.clear_instance()
+    shell = InteractiveShell.instance(
+        config=config, ipython_dir=str(folder), user_module=ModuleType("__main__")
+    )
+    yield shell
+    shell.reset(new_session=False)
+    shell.history_manager.end_session()
+    HistoryManager._instances.clear()
+    InteractiveShell.clear_instance()
+    sys.modules["__main__"] = main
+    sys.displayhook, sys.excepthook = hooks
+
+
+@pytest.fixture
+def plain_shell(tmp_path, monkeypatch):
+    """An IPython shell without the extension, in an empty folder; gone after the test."""
+    monkeypatch.chdir(tmp_path)
+    with ipython_shell(tmp_path / ".ipython") as shell:
+        yield shell
+
+
+@pytest.fixture(scope="module")
+def module_shell(tmp_path_factory):
+    """An IPython shell with the extension loaded, for all tests of a module."""
+    with ipython_shell(tmp_path_factory.mktemp("ipython")) as shell:
+        shell.run_line_magic("load_ext", "glm4v_magic")
+        yield shell
+        shell.run_line_magic("unload_ext", "glm4v_magic")
+
+
+@pytest.fixture
+def shell(module_shell, tmp_path, monkeypatch):
+    """The module's shell without a variable, in an empty folder. A loaded model stays loaded."""
+    monkeypatch.chdir(tmp_path)
+    module_shell.reset(new_session=False)
+    return module_shell
+
+
+@pytest.fixture
+def run(shell, capsys):
+    """Run cells as a user does; returns what the last one put on the screen."""
+
+    def run_cell(code, *, fails=False):
+        capsys.readouterr()
+        result = shell.run_cell(code, store_history=True)
+        out, err = capsys.readouterr()
+        assert (not result.success) == fails, out + err
+        return out + err
+
+    return run_cell
+
+
+@pytest.fixture
+def tiny(run):
+    """The tiny reference checkpoint, loaded into `shell`: real code, random weights."""
+    run(f"%glm4v load {TINY}")
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def talkative(tmp_path_factory):
+    """The tiny checkpoint with room for thousands of tokens and no token that ends an answer."""
+    folder = tmp_path_factory.mktemp("talkative") / "tiny"
+    shutil.copytree(TINY, folder)
+    for name, changes in (
+        ("config.json", {"seq_length": 8192}),
+        ("generation_config.json", {"do_sample": False}),
+    ):
+        path = folder / name
+        content = json.loads(path.read_text(encoding="utf-8")) | changes
+        path.write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A photograph-sized picture; its path."""
+    from PIL import Image
+
+    path = tmp_path / "cat.png"
+    Image.linear_gradient("L").resize((320, 240)).convert("RGB").save(path)
+    return path
+
+
+@pytest.fixture
+def interrupt():
+    """Send this process the signal of a notebook's stop button."""
+    return lambda: os.kill(os.getpid(), signal.SIGINT)

@@ -1,0 +1,140 @@
+"""Answers while they are written and when they are done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from glm4v_magic.conversation import Answer, Usage
+from glm4v_magic.display.answer import LiveAnswer, answer_bundle, draft_bundle, usage_line
+from glm4v_magic.display.pace import UPDATE_SECONDS, Pace
+
+ANSWER = Answer(
+    text="A **cat** for $5 and <b>$6</b>.",
+    prompt="What?",
+    model="demo",
+    usage=Usage(
+        text_tokens=12,
+        visual_tokens=1602,
+        new_tokens=11,
+        time_to_first_token=0.5,
+        decode_seconds=2.0,
+        peak_bytes={"cuda:0": 3 * 2**30},
+    ),
+    finish_reason="stop",
+    seed=7,
+    notice="This is the demo model.",
+)
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def live():
+    shown, clock = [], Clock()
+    return LiveAnswer(shown.append, Pace(clock=clock)), shown, clock
+
+
+def test_usage_line_tells_tokens_times_memory_and_seed():
+    assert usage_line(ANSWER) == (
+        "demo · 12 text + 1,602 visual tokens in · 11 tokens out · first token after 0.50 s"
+        " · 5.0 tokens/s · cuda:0 peak 3.00 GiB · seed 7"
+    )
+
+
+def test_usage_line_leaves_out_what_is_not_known():
+    usage = Usage(text_tokens=5, visual_tokens=0, new_tokens=1)
+    line = usage_line(replace(ANSWER, usage=usage, seed=None))
+    assert line == "demo · 5 text + 0 visual tokens in · 1 token out"
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"), [("length", "token limit"), ("interrupted", "stopped"), ("stop", None)]
+)
+def test_usage_line_says_why_an_answer_is_incomplete(reason, said):
+    line = usage_line(replace(ANSWER, finish_reason=reason))
+    assert (said in line) if said else ("limit" not in line and "stopped" not in line)
+
+
+def test_bundle_holds_text_usage_and_notice_in_both_forms():
+    bundle = answer_bundle(ANSWER)
+    assert set(bundle) == {"text/plain", "text/markdown"}
+    for text in bundle.values():
+        assert "1,602 visual tokens in" in text
+        assert "This is the demo model." in text
+    assert bundle["text/plain"].startswith(ANSWER.text)
+    assert "<b>" not in bundle["text/markdown"]
+    assert "$5" not in bundle["text/markdown"]
+
+
+def test_no_notice_no_line():
+    assert len(answer_bundle(replace(ANSWER, notice=""))["text/plain"].splitlines()) == 2
+
+
+def test_footnotes_stand_outside_of_code_that_never_ended():
+    markdown = answer_bundle(replace(ANSWER, text="```python\nx = 1"))["text/markdown"]
+    assert markdown.index("\n```\n") < markdown.index("<small>")
+
+
+def test_footnotes_show_a_name_sign_for_sign():
+    markdown = answer_bundle(replace(ANSWER, model="*a*_<b>"))["text/markdown"]
+    assert "<b>" not in markdown
+    assert "*a*" not in markdown
+
+
+def test_plain_text_cannot_steer_a_terminal():
+    assert draft_bundle("a\x1b[31mb\x07\r\nc")["text/plain"] == "a[31mb\nc"
+
+
+def test_updates_come_at_most_ten_times_a_second():
+    answer, shown, clock = live()
+    for _ in range(1000):
+        answer.add("x")
+        clock.now += 0.01
+    assert 95 <= len(shown) <= 101
+    assert shown[0]["text/plain"] == "x"
+
+
+def test_the_last_update_holds_everything():
+    answer, shown, _ = live()
+    for piece in ("A ", "c", "at"):
+        answer.add(piece)
+    assert [bundle["text/plain"] for bundle in shown] == ["A"]
+    answer.finish(ANSWER)
+    assert shown[-1] == answer_bundle(ANSWER)
+    answer.close()
+    assert len(shown) == 2
+
+
+def test_closing_without_an_answer_shows_what_was_held_back():
+    answer, shown, _ = live()
+    answer.add("one")
+    answer.add(" two")
+    answer.close()
+    assert shown[-1]["text/plain"] == "one two"
+    answer.close()
+    assert len(shown) == 2
+
+
+def test_nothing_is_shown_for_whitespace():
+    answer, shown, _ = live()
+    answer.add("\n")
+    answer.close()
+    assert shown == []
+
+
+def test_pace_is_due_at_once_and_then_after_its_seconds():
+    clock = Clock()
+    pace = Pace(clock=clock)
+    assert pace.due()
+    clock.now += UPDATE_SECONDS * 0.9
+    assert not pace.due()
+    clock.now += UPDATE_SECONDS * 0.2
+    assert pace.due()
+    assert not pace.due()
