@@ -1,0 +1,35 @@
+"""Virtual GPUs: CPU tensors that live on ``cuda:k``, for dry runs, tests and teaching.
+
+    with VirtualGPUs("4x16GiB") as gpus:
+        model = AutoModel.from_pretrained(folder, device_map=device_map)
+        model.generate(...)
+    print(gpus.report())
+
+This room imports nothing of the package but its ground floor.
+"""
+
+from __future__ import annotations
+
+from glm4v_magic.virtual_gpus.context import VirtualGPUs
+from glm4v_magic.virtual_gpus.report import (
+    CopyRecord,
+    Guess,
+    MemoryPeak,
+    MixedDeviceError,
+    Problem,
+    Report,
+    SourceLine,
+)
+from glm4v_magic.virtual_gpus.tensor import VirtualTensor
+
+__all__ = [
+    "CopyRecord",
+    "Guess",
+    "MemoryPeak",
+    "MixedDeviceError",
+    "Problem",
+    "Report",
+    "SourceLine",
+    "VirtualGPUs",
+    "VirtualTensor",
+]

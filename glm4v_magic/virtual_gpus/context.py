@@ -1,0 +1,286 @@
+"""`VirtualGPUs`: within a ``with`` block, this computer has the GPUs that you describe."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeVar, get_args
+
+import torch
+from torch import nn
+
+from glm4v_magic.errors import GPUDescriptionError, OptionError, PlacementError
+from glm4v_magic.gpu_spec import GPU, MAX_GPUS, parse_gpus
+from glm4v_magic.virtual_gpus.facade import CudaFacade
+from glm4v_magic.virtual_gpus.guard import install_noop_cuda_guard
+from glm4v_magic.virtual_gpus.machine import Machine, OnMismatch, Values
+from glm4v_magic.virtual_gpus.meta_model import without_data
+from glm4v_magic.virtual_gpus.modes import virtual_devices
+from glm4v_magic.virtual_gpus.report import CopyRecord, MemoryPeak, Problem, Report
+
+__all__ = ["VirtualGPUs"]
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+_in_use = threading.Lock()
+
+
+class VirtualGPUs:
+    """CPU tensors that live on ``cuda:k``.
+
+    Examples:
+        >>> with VirtualGPUs("2x16GiB") as gpus:
+        ...     x = torch.ones(2, device="cuda:0") + torch.ones(2, device="cuda:0")
+        ...     y = x.to("cuda:1").cpu()
+        >>> y
+        tensor([2., 2.])
+        >>> [(copy.source, copy.target, copy.total_bytes) for copy in gpus.copies]
+        [('cuda:0', 'cuda:1', 8), ('cuda:1', 'cpu', 8)]
+
+    Inside the block, ``from_pretrained(device_map=...)``, ``dispatch_model`` and ``generate`` work
+    as they are, in all threads that start inside it. What they compute is what one CPU computes,
+    bit by bit; where a real machine would refuse to mix devices or run out of memory, so does
+    this one. Virtual tensors cannot leave the block: copy results with ``.cpu()``.
+
+    Not modelled: backward passes on CUDA, CUDA streams and graphs, CUDA autocast, pickling of
+    virtual tensors. ``torch.compile`` returns its function unchanged. Reading a value
+    (``item()``, ``bool()``) is not counted as a copy; ``cpu()`` and ``tolist()`` are.
+
+    Args:
+        gpus: a description such as ``"4x16GiB"`` (see `glm4v_magic.gpu_spec`), or the capacity of
+            each card in bytes, or `GPU` objects.
+        values: ``"real"`` computes on the CPU; for models that fit into it. ``"none"`` drops the
+            data of every large floating-point tensor, so that a model of any size takes no
+            memory, while ids, masks, positions and the model's own control flow stay real; whole
+            numbers that would depend on dropped data, such as the next token, are zero.
+        on_mismatch: ``"raise"`` CUDA's error when an operation mixes devices, or ``"collect"``
+            it in `problems`, move the tensors and go on.
+
+    Raises:
+        GPUDescriptionError: if `gpus` describes no card or cannot be read.
+        OptionError: if `values` or `on_mismatch` is none of the above.
+    """
+
+    def __init__(
+        self,
+        gpus: str | Sequence[int] | Sequence[GPU],
+        *,
+        values: Values = "real",
+        on_mismatch: OnMismatch = "raise",
+    ) -> None:
+        _check_choice("values", values, get_args(Values))
+        _check_choice("on_mismatch", on_mismatch, get_args(OnMismatch))
+        self.cards = _read_cards(gpus)
+        self._machine = Machine([card.usable_bytes for card in self.cards], values, on_mismatch)
+        self._facade = CudaFacade(self.cards, self._machine.ledger)
+        self._machine.current = self._facade.current_device
+        self._undo: ExitStack | None = None
+        self._was_entered = False
+
+    def __enter__(self) -> Self:
+        """Put the virtual GPUs in place, for the whole process.
+
+        Raises:
+            PlacementError: inside another `VirtualGPUs` block, on entering the same object twice,
+                or if this build of PyTorch cannot have virtual GPUs.
+        """
+        if self._was_entered:
+            raise PlacementError(
+                "These virtual GPUs were in use already.", "Make new ones for each `with` block."
+            )
+        if not _in_use.acquire(blocking=False):
+            raise PlacementError(
+                "Virtual GPUs are in use already, and only one set can be.",
+                "End the `with VirtualGPUs(...)` block around this one first.",
+            )
+        self._was_entered = True
+        with ExitStack() as undo:
+            undo.callback(_in_use.release)
+            undo.callback(install_noop_cuda_guard())
+            undo.enter_context(_replaced(torch.cuda, self._facade.functions()))
+            undo.enter_context(_replaced(torch, {"compile": _compile_nothing}))
+            undo.enter_context(_replaced(nn.Module, {"__call__": self._traced_call()}))
+            undo.enter_context(_replaced(threading.Thread, {"start": self._traced_start()}))
+            undo.enter_context(_swapped_parameters())
+            undo.enter_context(virtual_devices(self._machine))
+            undo.callback(setattr, self._machine, "is_open", False)
+            self._machine.is_open = True
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo.close()
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """``cuda:0``, ``cuda:1``, ..."""
+        return tuple(torch.device("cuda", card.index) for card in self.cards)
+
+    @property
+    def max_memory(self) -> dict[int, int]:
+        """Capacities in bytes, as ``max_memory`` of accelerate wants them."""
+        return {card.index: card.usable_bytes for card in self.cards}
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Operations that mixed devices, in the order they happened."""
+        return tuple(self._machine.problems)
+
+    @property
+    def copies(self) -> tuple[CopyRecord, ...]:
+        """Copies between devices, by phase, devices and modules."""
+        machine = self._machine
+        return tuple(
+            CopyRecord(*key, count=count, total_bytes=machine.copied_bytes[key])
+            for key, count in machine.copies.copy().items()
+        )
+
+    @property
+    def peaks(self) -> tuple[MemoryPeak, ...]:
+        """The fullest moment of each card in each phase."""
+        return self._machine.ledger.peaks()
+
+    @property
+    def live_bytes(self) -> tuple[int, ...]:
+        """What the tensors on each card take now."""
+        return tuple(self._machine.ledger.live_bytes(card.index) for card in self.cards)
+
+    def report(self) -> Report:
+        """Everything seen so far, as plain data; works after the block, too."""
+        return Report(
+            problems=self.problems,
+            copies=self.copies,
+            peaks=self.peaks,
+            live_bytes=self.live_bytes,
+            forwards=tuple(self._machine.trace.forwards.items()),
+            guesses=self._machine.guess_records(),
+        )
+
+    def reset(self) -> None:
+        """Forget problems, copies, peaks, forwards and guesses; tensors stay where they are."""
+        self._machine.forget()
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Count everything inside the returned ``with`` block, in all threads, under `name`.
+
+        Without it the phase is found automatically: ``load`` until the first forward, then
+        ``prefill`` or ``decode`` by what the outermost forward is given.
+        """
+        return self._machine.trace.in_phase(name)
+
+    def without_data(self, model: ModelT) -> ModelT:
+        """Give a model built on ``meta`` parameters that can be dispatched; returns `model`.
+
+        The parameters become data-less tensors on a virtual CPU, in place, tied ones still tied;
+        ``dispatch_model`` or ``.to("cuda:0")`` put them on cards. Only within the block.
+
+        Raises:
+            PlacementError: outside of the block.
+        """
+        if not self._machine.is_open:
+            raise PlacementError(
+                "without_data works inside the `with VirtualGPUs(...)` block only."
+            )
+        without_data(model, self._machine)
+        return model
+
+    def _traced_call(self) -> Callable[..., Any]:
+        call = nn.Module.__call__
+        trace = self._machine.trace
+
+        def __call__(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+            return trace.call(call, module, args, kwargs)
+
+        return __call__
+
+    def _traced_start(self) -> Callable[[threading.Thread], None]:
+        start = threading.Thread.start
+        machine = self._machine
+
+        def run_with_virtual_devices(thread: threading.Thread, run: Callable[[], None]) -> None:
+            del thread.run  # the method of the class shows again
+            with virtual_devices(machine):
+                run()
+
+        def start_with_virtual_devices(thread: threading.Thread) -> None:
+            # Modes belong to a thread; one that starts inside the block gets its own pair.
+            thread.run = partial(  # type: ignore[method-assign]
+                run_with_virtual_devices, thread, thread.run
+            )
+            start(thread)
+
+        return start_with_virtual_devices
+
+
+def _compile_nothing(model: Any = None, **options: Any) -> Any:
+    """Stands for ``torch.compile``: generated code would not see the virtual devices."""
+    return model if model is not None else lambda function: function
+
+
+@contextmanager
+def _replaced(target: Any, replacements: dict[str, Any]) -> Iterator[None]:
+    originals = {name: getattr(target, name) for name in replacements if hasattr(target, name)}
+    for name in originals:
+        setattr(target, name, replacements[name])
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(target, name, original)
+
+
+@contextmanager
+def _swapped_parameters() -> Iterator[None]:
+    """Let ``Module.to`` exchange parameters: assigning to ``.data`` would drop their wrapper."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        yield
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise OptionError(
+            f"{option}={value!r} is unknown.", "It is " + " or ".join(map(repr, choices)) + "."
+        )
+
+
+def _read_cards(gpus: str | Sequence[int] | Sequence[GPU]) -> tuple[GPU, ...]:
+    if isinstance(gpus, str):
+        cards = parse_gpus(gpus)
+    elif isinstance(gpus, Sequence):
+        cards = tuple(
+            GPU(index, card.name, card.total_bytes, card.free_bytes)
+            if isinstance(card, GPU)
+            else GPU(index, "GPU", _positive(card))
+            for index, card in enumerate(gpus)
+        )
+    else:
+        raise GPUDescriptionError(
+            f"GPUs are described by a string or a list of sizes, not by {type(gpus).__name__}.",
+            'Write for example VirtualGPUs("4x16GiB").',
+        )
+    if not 0 < len(cards) <= MAX_GPUS:
+        raise GPUDescriptionError(
+            f"Virtual GPUs need 1 to {MAX_GPUS} cards, and {gpus!r:.40} has {len(cards)}.",
+            'Write for example VirtualGPUs("4x16GiB").',
+        )
+    return cards
+
+
+def _positive(size: object) -> int:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise GPUDescriptionError(f"{size!r:.40} is not the size of a GPU in bytes.")
+    return size

@@ -1,0 +1,370 @@
+"""Runs the operations of virtual tensors and keeps the books."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from glm4v_magic.errors import PlacementError
+from glm4v_magic.virtual_gpus.memory import MemoryLedger
+from glm4v_magic.virtual_gpus.report import Guess, MixedDeviceError, Problem
+from glm4v_magic.virtual_gpus.rules import Mismatch, check_devices, may_stay
+from glm4v_magic.virtual_gpus.tensor import (
+    CPU,
+    META,
+    VirtualTensor,
+    content,
+    leaves,
+    replace_leaves,
+)
+from glm4v_magic.virtual_gpus.trace import Trace, source_line
+
+__all__ = ["Machine", "OnMismatch", "Values"]
+
+Values = Literal["real", "none"]
+OnMismatch = Literal["raise", "collect"]
+
+aten = torch.ops.aten
+
+# Without data, floating-point tensors up to this many elements keep their values on the cards
+# all the same: frequencies, scales and the like cost nothing and keep control flow real.
+_SMALL_FLOATS = 1 << 16
+# Whole numbers asked of tensors without data are answered with zeros, up to this many.
+_GUESSED_INTEGERS = 1 << 22
+
+_INDEXING = (
+    aten.index.Tensor,
+    aten._unsafe_index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+)
+_COUNTING_FACTORIES = ("arange", "scalar_tensor")
+
+CopyKey = tuple[str, str, str, str, str]
+"""Phase, source device, target device, module that made the tensor, module that uses it."""
+
+
+class Machine:
+    """Virtual cards at work.
+
+    Args:
+        capacities: bytes of each card.
+        values: ``real`` computes on the CPU; ``none`` drops the data of large floating-point
+            tensors.
+        on_mismatch: ``raise`` what CUDA raises, or ``collect`` it and move the tensors.
+    """
+
+    def __init__(self, capacities: Sequence[int], values: Values, on_mismatch: OnMismatch) -> None:
+        self.ledger = MemoryLedger(capacities)
+        self.trace = Trace(on_phase=self.ledger.begin)
+        self.ledger.begin(self.trace.phase)
+        self.values = values
+        self.on_mismatch = on_mismatch
+        self.is_open = False
+        self.problems: list[Problem] = []
+        self.copies: Counter[CopyKey] = Counter()
+        self.copied_bytes: Counter[CopyKey] = Counter()
+        self.guesses: Counter[tuple[str, str]] = Counter()
+        self.current: Callable[[], int] = lambda: 0
+
+    def current_device(self) -> int:
+        """Index of the card that a bare ``cuda`` means in this thread."""
+        return self.current()
+
+    # -- operations ------------------------------------------------------------------------------
+
+    def dispatch(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run `operator`, after CUDA's check of its devices.
+
+        Raises:
+            MixedDeviceError: if CUDA would refuse the devices and `on_mismatch` is ``raise``.
+            PlacementError: if the context of a tensor has been left, or a tensor is on a real GPU.
+        """
+        self._check_owners(leaves(args, kwargs))
+        special = _SPECIAL.get(operator)
+        if special is not None:
+            return special(self, operator, args, kwargs)
+        args, kwargs, device = self._same_device(operator, args, kwargs)
+        return self._run(operator, args, kwargs, device)
+
+    def move(
+        self,
+        tensor: torch.Tensor,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        memory_format: torch.memory_format | None = None,
+    ) -> torch.Tensor:
+        """A copy of `tensor` on `device`; counted if that is another device."""
+        self._check_owners((tensor,))
+        if tensor.device != device and device != META and tensor.numel():
+            made_in = tensor.made_in if isinstance(tensor, VirtualTensor) else ""
+            key = (
+                self.trace.phase, str(tensor.device), str(device), made_in, self.trace.module
+            )  # fmt: skip
+            self.copies[key] += 1
+            self.copied_bytes[key] += tensor.numel() * tensor.element_size()
+        source = content(tensor)
+        if device.type == "cuda" and self._drops(source):
+            source = source.to(META)
+        options = {} if memory_format is None else {"memory_format": memory_format}
+        copy = aten._to_copy.default(source, dtype=dtype, **options)
+        if device == CPU and copy.device == META and not copy.is_floating_point():
+            copy = self._guess(aten._to_copy.default, copy)
+        return self._place(copy, device)
+
+    def attention(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        """``scaled_dot_product_attention``, as a kernel that keeps no score matrix.
+
+        C++ would take the query's device for real and choose a CUDA kernel. Shapes are those of
+        PyTorch: (..., heads, length, head size).
+        """
+        operator = aten.scaled_dot_product_attention.default
+        operands = (query, key, value, attn_mask)
+        self._check_owners(leaves(operands))
+        operands, _, device = self._same_device(operator, operands, {})
+        query, key, value, attn_mask = replace_leaves(content, operands)
+        if META in (query.device, key.device, value.device):
+            *batch, heads, length, _ = query.shape
+            shape = (*batch, length, heads, value.shape[-1])
+            # a flash kernel writes (batch, length, heads, head size) and returns a view
+            output = torch.empty(shape, dtype=query.dtype, device=META).transpose(-2, -3)
+            return self._place(output, device)
+        with torch._C.DisableTorchFunction(), _disable_current_modes():
+            output = torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale,
+                enable_gqa=enable_gqa,
+            )  # fmt: skip
+        return self._place(output, device)
+
+    # -- operations with a rule of their own -----------------------------------------------------
+
+    def _to_copy(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        device = kwargs.get("device")
+        target = args[0].device if device is None else self._card(torch.device(device))
+        return self.move(args[0], target, kwargs.get("dtype"), kwargs.get("memory_format"))
+
+    def _copy_into(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        target, source = args[0], args[1]
+        if source.device != target.device:
+            source = self.move(source, target.device)
+        into, values = content(target), content(source)
+        if into.device != META:
+            into.zero_() if values.device == META else into.copy_(values)
+        return target
+
+    def _item(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        value = content(args[0])
+        if value.device == META:
+            value = self._guess(operator, value)
+        return operator(value)
+
+    def _index(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        args, kwargs, device = self._same_device(operator, args, kwargs)
+        tensor, indices, *rest = args
+        if content(tensor).device == META:
+            # a mask whose values are real selects as many elements as it would of real data
+            indices = [
+                index
+                for mask in indices
+                for index in (content(mask).nonzero().unbind(1) if _is_real_mask(mask) else [mask])
+            ]
+        return self._run(operator, (tensor, indices, *rest), kwargs, device)
+
+    def _histogram(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """CUDA counts whole numbers, the CPU kernel only floating-point ones."""
+        numbers = content(args[0])
+        if numbers.is_floating_point() or numbers.device == META:
+            return self._run(operator, args, kwargs, args[0].device)
+        counts = operator(numbers.double(), *args[1:], **kwargs).to(numbers.dtype)
+        return self._place(counts, args[0].device)
+
+    # -- how --------------------------------------------------------------------------------------
+
+    def _check_owners(self, tensors: Sequence[torch.Tensor]) -> None:
+        for tensor in tensors:
+            if isinstance(tensor, VirtualTensor):
+                if tensor.owner is not self or not self.is_open:
+                    raise PlacementError(
+                        f"A tensor on virtual {tensor.device} is used after its `with "
+                        "VirtualGPUs(...)` block has ended.",
+                        "Copy what you need with .cpu() inside the block.",
+                    )
+            elif tensor.is_cuda:
+                raise PlacementError(
+                    f"A tensor on a real GPU ({tensor.device}) is used among virtual ones.",
+                    "Move it to the CPU before the `with VirtualGPUs(...)` block.",
+                )
+
+    def _same_device(
+        self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any], torch.device]:
+        device, mismatch = check_devices(operator, args, kwargs, leaves(args, kwargs))
+        if mismatch is not None:
+            self._note(operator, mismatch)
+
+            def repaired(tensor: torch.Tensor) -> torch.Tensor:
+                return tensor if may_stay(tensor, device) else self.move(tensor, device)
+
+            args, kwargs = replace_leaves(repaired, (args, kwargs))
+        return args, kwargs, device
+
+    def _note(self, operator: Any, mismatch: Mismatch) -> None:
+        problem = Problem(
+            message=mismatch.message,
+            operation=str(operator),
+            devices=(str(mismatch.expected), str(mismatch.found)),
+            module=self.trace.module,
+            source=source_line(),
+            phase=self.trace.phase,
+        )
+        self.problems.append(problem)
+        if self.on_mismatch == "raise":
+            raise MixedDeviceError(problem)
+
+    def _run(
+        self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
+    ) -> Any:
+        """Run `operator` on the contents and put what comes out on `device`."""
+        if torch.Tag.inplace_view in operator.tags:
+            raise NotImplementedError(
+                f"{operator} changes the shape of a tensor in place, which virtual GPUs cannot do"
+            )
+        in_place = args[0] if args else None
+        wrapped: dict[int, torch.Tensor] = {}
+        has_no_data = False
+
+        def unwrap(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal has_no_data
+            inner = content(tensor)
+            wrapped[id(inner)] = tensor
+            has_no_data = has_no_data or inner.is_meta
+            return inner
+
+        args, kwargs = replace_leaves(unwrap, (args, kwargs))
+        if kwargs.get("device") is not None:
+            device = self._card(torch.device(kwargs["device"]))
+            kwargs["device"] = self._content_device(operator, args, kwargs, device)
+        elif has_no_data:
+            args, kwargs = replace_leaves(_without_data, (args, kwargs))
+        try:
+            result = operator(*args, **kwargs)
+        except (NotImplementedError, RuntimeError, IndexError) as error:
+            error.add_note(f"{operator}, {self._where()}")
+            raise
+
+        if operator._schema.name.endswith("_") and isinstance(result, torch.Tensor):
+            return in_place
+
+        def placed(out: torch.Tensor) -> torch.Tensor:
+            known = wrapped.get(id(out))
+            if known is not None:
+                return known
+            return self._place(self._with_or_without_data(operator, out, device), device)
+
+        return replace_leaves(placed, result)
+
+    def _card(self, device: torch.device) -> torch.device:
+        """`device` with an index, if it is a card that exists."""
+        if device.type != "cuda":
+            return device
+        index = self.current_device() if device.index is None else device.index
+        if index >= len(self.ledger.capacities):
+            raise PlacementError(
+                f"There is no virtual GPU {index}: "
+                f"the last one is cuda:{len(self.ledger.capacities) - 1}."
+            )
+        return torch.device("cuda", index)
+
+    def _content_device(
+        self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
+    ) -> torch.device:
+        """Where a factory makes the content of a tensor on `device`."""
+        if device.type != "cuda":
+            return device
+        like = next(iter(leaves(args)), None)
+        dtype = kwargs.get("dtype") or (
+            torch.get_default_dtype() if like is None else like.dtype
+        )  # fmt: skip
+        is_counting = operator.__name__.startswith(_COUNTING_FACTORIES)
+        drops = self.values == "none" and dtype.is_floating_point and not is_counting
+        return META if drops else CPU
+
+    def _with_or_without_data(
+        self, operator: Any, out: torch.Tensor, device: torch.device
+    ) -> torch.Tensor:
+        if self.values == "real" or device == META:
+            return out
+        if out.device != META:
+            return out.to(META) if device.type == "cuda" and self._drops(out) else out
+        is_view = out._base is not None
+        if out.is_floating_point() or is_view or out.numel() > _GUESSED_INTEGERS:
+            return out
+        return self._guess(operator, out)
+
+    def _drops(self, tensor: torch.Tensor) -> bool:
+        is_large = tensor.is_floating_point() and tensor.numel() > _SMALL_FLOATS
+        return self.values == "none" and tensor.device == CPU and is_large
+
+    def _guess(self, operator: Any, like: torch.Tensor) -> torch.Tensor:
+        """Zeros in place of values that nobody computed."""
+        self.guesses[str(operator), self.trace.module] += 1
+        return torch.zeros(like.shape, dtype=like.dtype)
+
+    def _place(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        if tensor.device == device:
+            return tensor
+        module = self.trace.module
+        if device.type == "cuda":
+            assert device.index is not None
+            self.ledger.add(tensor, device.index, self.trace.phase, module, self._where)
+        return VirtualTensor.wrap(tensor, device, module, self)
+
+    def _where(self) -> str:
+        module = self.trace.module
+        return f"in {f'module {module}' if module else 'no submodule'}, {source_line()}"
+
+    def forget(self) -> None:
+        """Empty the books; the tensors stay where they are."""
+        self.problems.clear()
+        for book in (self.copies, self.copied_bytes, self.guesses, self.trace.forwards):
+            book.clear()
+        self.ledger.reset_peaks()
+        self.ledger.begin(self.trace.phase)
+
+    def guess_records(self) -> tuple[Guess, ...]:
+        """The numbers made up so far."""
+        return tuple(Guess(name, module, n) for (name, module), n in self.guesses.items())
+
+
+def _without_data(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.device == META:
+        return tensor
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=META)
+
+
+def _is_real_mask(index: torch.Tensor | None) -> bool:
+    return index is not None and index.dtype == torch.bool and content(index).device == CPU
+
+
+_SPECIAL: dict[Any, Callable[..., Any]] = {
+    aten._to_copy.default: Machine._to_copy,
+    aten.copy_.default: Machine._copy_into,
+    aten._local_scalar_dense.default: Machine._item,
+    aten.histc.default: Machine._histogram,
+    **dict.fromkeys(_INDEXING, Machine._index),
+}

@@ -1,0 +1,145 @@
+"""Live and peak bytes on each virtual GPU, and what happens beyond its size."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from glm4v_magic.virtual_gpus.report import MemoryPeak
+
+__all__ = ["MemoryLedger"]
+
+
+@dataclass(slots=True)
+class _Peak:
+    start_bytes: int
+    peak_bytes: int
+    module: str
+
+
+class MemoryLedger:
+    """Counts the storages on each card, once each, for as long as they exist.
+
+    Tensors are counted by their exact size. A real allocator rounds up, keeps freed blocks, and
+    shares the card with the CUDA context and the workspaces of libraries: keep some headroom.
+    """
+
+    def __init__(self, capacities: Sequence[int]) -> None:
+        self.capacities = tuple(capacities)
+        self._live = [0] * len(self.capacities)
+        self._peaks: dict[tuple[str, int], _Peak] = {}
+        self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        # Storages end at any moment, in any thread, even inside a method of this object: what
+        # they were is noted here (deque.append is atomic) and subtracted at the next call.
+        self._ended: deque[tuple[int, int, int]] = deque()
+        self._lock = threading.RLock()
+
+    def live_bytes(self, card: int) -> int:
+        """What the tensors on a card take now."""
+        with self._lock:
+            self._subtract_ended()
+            return self._live[card]
+
+    def peak_bytes(self, card: int) -> int:
+        """The most that the tensors on a card took at once, in any phase."""
+        return max((p.peak_bytes for (_, k), p in self._peaks.items() if k == card), default=0)
+
+    def add(
+        self,
+        content: torch.Tensor,
+        card: int,
+        phase: str,
+        module: str,
+        where: Callable[[], str],
+    ) -> None:
+        """Count the storage of `content`, unless it is counted already.
+
+        Args:
+            content: a tensor whose storage holds, or would hold, the values.
+            card: index of the GPU.
+            phase: see `MemoryPeak`.
+            module: whose forward is running.
+            where: tells the place in the source, for the error message.
+
+        Raises:
+            torch.OutOfMemoryError: with CUDA's text, if the card is too small.
+        """
+        storage = content.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        with self._lock:
+            self._subtract_ended()
+            if key in self._known:
+                return
+            if self._live[card] + size > self.capacities[card]:
+                raise torch.OutOfMemoryError(self._out_of_memory(card, size) + f" ({where()})")
+            ended = partial(_note_end, self._ended, key, card, size)
+            self._known[key] = weakref.ref(storage, ended)
+            peak = self._peaks.setdefault(
+                (phase, card), _Peak(self._live[card], self._live[card], "")
+            )
+            self._live[card] += size
+            if self._live[card] > peak.peak_bytes:
+                peak.peak_bytes, peak.module = self._live[card], module
+
+    def begin(self, phase: str) -> None:
+        """Open the books of a phase, unless they are open."""
+        with self._lock:
+            self._subtract_ended()
+            for card, live in enumerate(self._live):
+                peak = self._peaks.setdefault((phase, card), _Peak(live, live, ""))
+                peak.peak_bytes = max(peak.peak_bytes, live)
+
+    def reset_peaks(self) -> None:
+        """Forget all peaks."""
+        with self._lock:
+            self._peaks.clear()
+
+    def peaks(self) -> tuple[MemoryPeak, ...]:
+        """The peak of each card in each phase, phases in the order they began."""
+        with self._lock:
+            return tuple(
+                MemoryPeak(phase, card, peak.peak_bytes, peak.start_bytes, peak.module)
+                for (phase, card), peak in self._peaks.items()
+            )
+
+    def _subtract_ended(self) -> None:
+        while self._ended:
+            key, card, size = self._ended.popleft()
+            self._known.pop(key, None)
+            self._live[card] -= size
+
+    def _out_of_memory(self, card: int, size: int) -> str:
+        """The text of c10/cuda/CUDACachingAllocator.cpp."""
+        total, live = self.capacities[card], self._live[card]
+        return (
+            f"CUDA out of memory. Tried to allocate {_format_size(size)}. GPU {card} has a total "
+            f"capacity of {_format_size(total)} of which {_format_size(total - live)} is free. "
+            f"Of the allocated memory {_format_size(live)} is allocated by PyTorch, and 0 bytes "
+            "is reserved by PyTorch but unallocated."
+        )
+
+
+def _note_end(
+    ended: deque[tuple[int, int, int]],
+    key: int,
+    card: int,
+    size: int,
+    reference: weakref.ref[torch.UntypedStorage],
+) -> None:
+    ended.append((key, card, size))
+
+
+def _format_size(size: int) -> str:
+    """As ``format_size`` in c10/cuda/CUDACachingAllocator.cpp."""
+    if size <= 1024:
+        return f"{size} bytes"
+    for unit, power in (("KiB", 1), ("MiB", 2)):
+        if size <= 1024 ** (power + 1):
+            return f"{size / 1024**power:.2f} {unit}"
+    return f"{size / 1024**3:.2f} GiB"

@@ -1,0 +1,155 @@
+"""A tensor that says it lives on ``cuda:k``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, Self
+
+import torch
+
+__all__ = ["CPU", "META", "Owner", "VirtualTensor", "content", "leaves", "replace_leaves"]
+
+CPU = torch.device("cpu")
+META = torch.device("meta")
+
+
+class Owner(Protocol):
+    """What runs the operations of virtual tensors."""
+
+    def dispatch(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run `operator`, which belongs to ``torch.ops``."""
+
+    def move(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Copy `tensor` to `device`."""
+
+
+class VirtualTensor(torch.Tensor):
+    """A tensor whose device is ``cuda:k`` and whose content is elsewhere.
+
+    The content is a CPU tensor (real values) or a meta tensor (no data) of the same size, strides
+    and dtype. To C++ the device is really ``cuda:k``: ``.device``, ``.is_cuda`` and every check
+    inside PyTorch see a CUDA tensor. A tensor without data may also be on ``cpu``.
+
+    Attributes:
+        content: where the values are, or a meta tensor.
+        made_in: name of the module that made it; empty for inputs and weights.
+        owner: what runs its operations.
+    """
+
+    content: torch.Tensor
+    made_in: str
+    owner: Owner
+
+    @staticmethod
+    def __new__(  # type: ignore[misc]  # a parameter of plain data is no virtual tensor
+        cls: type[VirtualTensor], data: torch.Tensor, requires_grad: bool = True
+    ) -> torch.Tensor:
+        """Make a parameter of `data`, as ``nn.Parameter`` does.
+
+        accelerate rebuilds parameters by calling the type of the old one. To put content on a
+        virtual device, use `wrap`.
+        """
+        return torch.nn.Parameter(data, requires_grad=requires_grad)
+
+    def __init__(self, data: torch.Tensor, requires_grad: bool = True) -> None:
+        """Nothing is left to do after `__new__`."""
+
+    @classmethod
+    def wrap(cls, content: torch.Tensor, device: torch.device, made_in: str, owner: Owner) -> Self:
+        """Let `content` live on `device`."""
+        tensor: Self = torch.Tensor._make_wrapper_subclass(
+            cls,
+            content.size(),
+            strides=content.stride(),
+            storage_offset=content.storage_offset(),
+            dtype=content.dtype,
+            layout=content.layout,
+            device=device,
+        )
+        tensor.content, tensor.made_in, tensor.owner = content, made_in, owner
+        return tensor
+
+    # The methods of torch.Tensor stay as they are; the function mode sees calls before this does.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # PyTorch calls it as a class method
+        cls,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        owner = next(t.owner for t in leaves(args, kwargs) if isinstance(t, VirtualTensor))
+        return owner.dispatch(func, args, kwargs)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"VirtualTensor({self.content!r}, device='{self.device}')"
+
+    def data_ptr(self) -> int:
+        """A number that two tensors share if they share memory; not an address.
+
+        All meta tensors have address 0, but accelerate recognises tied weights by this number.
+        """
+        return int(self.content.untyped_storage()._cdata)
+
+    def tolist(self) -> Any:
+        """The values as nested lists; the C++ method refuses every tensor subclass."""
+        return content(self.owner.move(self.detach(), CPU)).tolist()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """Refused as CUDA refuses it, unless forced."""
+        if force:
+            return self.owner.move(self.detach(), CPU).numpy()
+        raise TypeError(
+            f"can't convert {self.device} device type tensor to numpy. "
+            "Use Tensor.cpu() to copy the tensor to host memory first."
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
+        if id(self) not in memo:
+            copy = self.detach().clone().requires_grad_(self.requires_grad)
+            if isinstance(self, torch.nn.Parameter):
+                copy = torch.nn.Parameter(copy, requires_grad=self.requires_grad)
+            memo[id(self)] = copy
+        copied: torch.Tensor = memo[id(self)]
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            f"a tensor on virtual {self.device} cannot be saved or pickled; use Tensor.cpu() first"
+        )
+
+
+def content(tensor: torch.Tensor) -> torch.Tensor:
+    """What a virtual tensor holds; any other tensor itself."""
+    return tensor.content if isinstance(tensor, VirtualTensor) else tensor
+
+
+def leaves(*values: Any) -> list[torch.Tensor]:
+    """The tensors in nested lists, tuples and dicts."""
+    found: list[torch.Tensor] = []
+    _collect(values, found)
+    return found
+
+
+def _collect(values: Iterable[Any], found: list[torch.Tensor]) -> None:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            _collect(value, found)
+        elif isinstance(value, dict):
+            _collect(value.values(), found)
+
+
+def replace_leaves(change: Callable[[torch.Tensor], Any], value: Any) -> Any:
+    """The same nested lists, tuples and dicts with every tensor replaced."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if type(value) in (list, tuple):
+        return type(value)(replace_leaves(change, item) for item in value)
+    if type(value) is dict:
+        return {key: replace_leaves(change, item) for key, item in value.items()}
+    return value
