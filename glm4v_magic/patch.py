@@ -1,0 +1,61 @@
+"""`python -m glm4v_magic.patch FOLDER [--dry-run]`: GLM-4V-9B's own code, consistent on any split.
+
+Exit status: 0 where every place is consistent now (or would be, with `--dry-run`), 1 where the
+folder cannot be patched and nothing was changed, 2 where the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from glm4v_magic.errors import CheckpointError
+from glm4v_magic.placement.source_patch import FolderPatch, plan_patch, write_patch
+
+__all__ = ["main"]
+
+_DESCRIPTION = """\
+Edit visual.py and modeling_chatglm.py in a GLM-4V-9B checkpoint folder so that no split of the
+model over GPUs ends in "Expected all tensors to be on the same device". The diff is shown, the
+originals are kept as *.orig, and running it again changes nothing."""
+
+_EPILOG = """\
+exit status: 0 done, or nothing to do; 1 the folder cannot be patched, nothing was changed;
+2 wrong command line"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m glm4v_magic.patch",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="the checkpoint folder")
+    parser.add_argument("--dry-run", action="store_true", help="show the diff, write nothing")
+    options = parser.parse_args(arguments)
+    try:
+        patch = plan_patch(options.folder)
+        if not options.dry_run:
+            patch = write_patch(patch)
+    except CheckpointError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(_told(patch, dry_run=options.dry_run))
+    return 0
+
+
+def _told(patch: FolderPatch, dry_run: bool) -> str:
+    parts = [patch.diff] if patch.changed else []
+    parts.append(f"{patch}\n")
+    if not patch.changed:
+        parts.append("Nothing to do: every place is consistent already.\n")
+    elif dry_run:
+        parts.append("Dry run: nothing was written.\n")
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
