@@ -1,0 +1,126 @@
+"""GLM-4V-9B in numbers: its units, their sizes and their modules, from ``config.json`` alone.
+
+Torch-free, so that a plan can be made before anything heavy is imported. Sizes follow from the
+shapes of the published weights; names are those of the module tree in `modeling`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from glm4v_magic.errors import CheckpointError
+from glm4v_magic.placement import costs
+from glm4v_magic.placement.costs import ModelShape, UnitShape
+
+__all__ = ["model_shape"]
+
+_TEXT = "model.language_model"
+_VISION = "model.vision"
+_PICTURE_IDS = 3  # begin, placeholder, end: a picture takes three positions
+
+
+def model_shape(config: Mapping[str, Any], name: str = "GLM-4V-9B") -> ModelShape:
+    """Describe the model of a published ``config.json``.
+
+    Args:
+        config: the file's content, as it is published.
+        name: what to call the checkpoint.
+
+    Raises:
+        CheckpointError: if a key is missing or is not a positive whole number.
+    """
+    vision = config.get("vision_config")
+    if not isinstance(vision, Mapping):
+        raise CheckpointError("The config.json has no vision_config: not a GLM-4V-9B checkpoint.")
+    merged = (_size(vision, "image_size") // _size(vision, "patch_size") // 2) ** 2
+    return ModelShape(
+        name=name,
+        units=(*_vision_units(config, vision), *_text_units(config)),
+        vision_modules=(_VISION,),
+        dtype=str(config.get("torch_dtype") or config.get("dtype") or "bfloat16"),
+        max_context=_size(config, "seq_length"),
+        patches=_size(vision, "num_positions"),
+        visual_tokens=merged + 2,
+        picture_positions=_PICTURE_IDS,
+    )
+
+
+def _vision_units(config: Mapping[str, Any], vision: Mapping[str, Any]) -> Iterator[UnitShape]:
+    """Patch embedding, each layer, then merge and projection with the begin and end vectors."""
+    wide, mlp = _size(vision, "hidden_size"), _size(vision, "intermediate_size")
+    text, ffn = _size(config, "hidden_size"), _size(config, "ffn_hidden_size")
+    channels, side = _size(vision, "in_channels"), _size(vision, "image_size")
+    patch = channels * _size(vision, "patch_size") ** 2
+    yield UnitShape(
+        "vision.patches",
+        (f"{_VISION}.patch_embedding",),
+        "vision_embedding",
+        values=(patch + 1) * wide + wide + _size(vision, "num_positions") * wide,
+        activations=costs.patch_embedding(wide, channels * side * side),
+    )
+    attention = (wide + 1) * 3 * wide + (wide + 1) * wide
+    for index in range(_size(vision, "num_hidden_layers")):
+        yield UnitShape(
+            f"vision.{index}",
+            (f"{_VISION}.transformer.layers.{index}",),
+            "vision_layer",
+            values=attention + (wide + 1) * mlp + (mlp + 1) * wide + 2 * 2 * wide,
+            activations=(costs.vision_layer(wide, mlp),),
+        )
+    merging = (wide * 2 * 2 + 1) * text
+    projection = text * text + 2 * text + 3 * text * ffn
+    yield UnitShape(
+        "vision.projector",
+        tuple(f"{_VISION}.{module}" for module in ("conv", "linear_proj", "boi", "eoi")),
+        "vision_projector",
+        values=merging + projection + 2 * text,
+        activations=(costs.gated_projection(text, ffn),),
+    )
+
+
+def _text_units(config: Mapping[str, Any]) -> Iterator[UnitShape]:
+    """Embedding with rotary, each decoder layer, then the final norm with the head."""
+    wide, ffn = _size(config, "hidden_size"), _size(config, "ffn_hidden_size")
+    vocabulary, head_size = _size(config, "padded_vocab_size"), _size(config, "kv_channels")
+    heads = _size(config, "num_attention_heads")
+    grouped = config.get("multi_query_attention", False)
+    groups = _size(config, "multi_query_group_num") if grouped else heads
+    yield UnitShape(
+        "embedding",
+        (f"{_TEXT}.embed_tokens", f"{_TEXT}.rotary_emb"),
+        "embedding",
+        values=vocabulary * wide,
+        activations=costs.embedding(wide),
+    )
+    qkv = (heads + 2 * groups) * head_size
+    linear = wide * qkv + heads * head_size * wide + 3 * wide * ffn
+    bias = qkv if config.get("add_qkv_bias") else 0
+    for index in range(_size(config, "num_layers")):
+        yield UnitShape(
+            f"layer.{index}",
+            (f"{_TEXT}.layers.{index}",),
+            "text_layer",
+            values=linear + bias + 2 * wide,
+            linear_values=linear,
+            linear_rows=qkv + wide + 2 * ffn + wide,
+            widest_linear=(2 * ffn, wide),
+            cache_values=2 * groups * head_size,
+            activations=(costs.text_layer(wide, ffn, head_size // 2),),
+        )
+    yield UnitShape(
+        "head",
+        (f"{_TEXT}.norm", "lm_head"),
+        "head",
+        values=wide + vocabulary * wide,
+        activations=costs.head(wide, vocabulary),
+    )
+
+
+def _size(config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(
+            f"The config.json has {value!r} for {key}, where a whole number above 0 is needed."
+        )
+    return value

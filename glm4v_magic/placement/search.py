@@ -1,0 +1,145 @@
+"""The search behind `placement.plan`: from what was asked to the best split of units over cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from glm4v_magic.errors import DeviceMapError
+from glm4v_magic.gpu_spec import GPU
+from glm4v_magic.placement.costs import ModelShape, Unit, Workload, merge, price
+from glm4v_magic.placement.partition import Card, Item, Partition, partition
+
+__all__ = [
+    "DEFAULT_RESERVE",
+    "Objective",
+    "Split",
+    "Task",
+    "best_split",
+    "in_tower",
+    "offloaded_split",
+    "whole_tower",
+]
+
+Objective = Literal["balance", "fewest"]
+
+DEFAULT_RESERVE = Fraction(3, 100)
+"""Part of a card that is kept free: costs are tested to agree within 3 % with what modules take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What `plan` was asked, checked; attributes as its arguments."""
+
+    shape: ModelShape
+    gpus: tuple[GPU, ...]
+    workload: Workload
+    objective: Objective
+    reserve: int | None
+    overhead: int
+    pin: Mapping[str, int]
+    any_order: bool
+    split_vision: bool
+
+    @property
+    def cards(self) -> list[Card]:
+        """Capacities in the order of `gpus`."""
+        return [Card(gpu.usable_bytes - self._reserved(gpu), self.overhead) for gpu in self.gpus]
+
+    def _reserved(self, gpu: GPU) -> int:
+        return int(gpu.total_bytes * DEFAULT_RESERVE) if self.reserve is None else self.reserve
+
+    def item(self, unit: Unit, offloaded: bool = False) -> Item:
+        """What `unit` costs; offloaded, its weights are there only while it runs."""
+        stem = unit.name.partition(".")[0]
+        index = self.pin.get(unit.name, self.pin.get(stem))
+        pinned = next((place for place, gpu in enumerate(self.gpus) if gpu.index == index), None)
+        if offloaded:
+            kept = unit.resident_bytes - unit.weight_bytes
+            return Item(kept, unit.transient_bytes + unit.weight_bytes, pinned)
+        return Item(unit.resident_bytes, unit.transient_bytes, pinned)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A partition with the units it is of, and the names of those that are offloaded."""
+
+    units: tuple[Unit, ...]
+    offloaded: frozenset[str]
+    partition: Partition
+
+    @property
+    def fits(self) -> bool:
+        """Whether no card is over-full."""
+        return self.partition.fullness <= 1
+
+
+def best_split(task: Task, offloaded: frozenset[str] = frozenset()) -> Split | None:
+    """Split with the tower whole where that fits, else cut; ``None`` if there is no usable card.
+
+    Raises:
+        DeviceMapError: if the pins contradict each other.
+    """
+    if not any(card.capacity > 0 for card in task.cards):
+        return None
+    fine = price(task.shape, task.workload)
+    whole = whole_tower(task.shape, fine)
+    choices = [fine] if task.split_vision or offloaded else [whole, fine]
+    found = None
+    for units in choices:
+        items = [task.item(unit, unit.name in offloaded) for unit in units]
+        result = partition(
+            items,
+            task.cards,
+            any_order=task.any_order,
+            fewest=task.objective == "fewest",
+        )
+        if result is not None:
+            found = Split(units, offloaded, result)
+            if found.fits:
+                break
+    if found is None:
+        raise DeviceMapError("The pins contradict each other: no contiguous split follows them.")
+    return found
+
+
+def whole_tower(shape: ModelShape, units: Sequence[Unit]) -> tuple[Unit, ...]:
+    """Return `units` with those of the vision tower as one."""
+    tower = [unit for unit in units if in_tower(unit)]
+    rest = [unit for unit in units if not in_tower(unit)]
+    if not tower:
+        return tuple(rest)
+    return merge(tower, "vision", shape.vision_modules, "vision"), *rest
+
+
+def in_tower(unit: Unit) -> bool:
+    """Whether `unit` is (a part of) the vision tower."""
+    return unit.kind.startswith("vision")
+
+
+def offloaded_split(task: Task) -> Split | None:
+    """Split that fits with as few layers offloaded as possible; ``None`` if none fits.
+
+    Offloading one more unit never makes a card fuller (it trades resident weights for a transient
+    that is at most as much larger), so the number can be found by halving.
+    """
+    units = price(task.shape, task.workload)
+    kinds = ["vision_layer"] + ([] if task.workload.quantize else ["text_layer"])
+    names = [unit.name for kind in kinds for unit in units if unit.kind == kind]
+
+    def attempt(count: int) -> Split | None:
+        split = best_split(task, frozenset(names[:count]))
+        return split if split is not None and split.fits else None
+
+    best = attempt(len(names))
+    low, high = 0, len(names)
+    while best is not None and low + 1 < high:
+        middle = (low + high) // 2
+        split = attempt(middle)
+        if split is None:
+            low = middle
+        else:
+            best, high = split, middle
+    return best

@@ -1,0 +1,211 @@
+"""The optimiser, against exhaustive search."""
+
+from __future__ import annotations
+
+import random
+from fractions import Fraction
+from itertools import combinations_with_replacement, permutations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glm4v_magic.placement.partition import (
+    MAX_SETS,
+    Card,
+    Item,
+    Partition,
+    interval_cost,
+    partition,
+)
+
+
+def fullness(items: list[Item], cards: list[Card], split: Partition) -> Fraction:
+    """Fullness of the fullest card of `split`, added up from scratch."""
+    shares = [Fraction(0)]
+    for index, (first, end) in zip(split.order, split.borders, strict=True):
+        if first < end:
+            cost = sum(item.resident for item in items[first:end])
+            cost += max(item.transient for item in items[first:end])
+            shares.append(Fraction(cards[index].base + cost, cards[index].capacity))
+    return max(shares)
+
+
+def exhaustive(
+    items: list[Item], cards: list[Card], *, any_order: bool, max_cards: int | None = None
+) -> Fraction | None:
+    """Least fullness over every order of the cards and every way to cut the items."""
+    usable = [index for index, card in enumerate(cards) if card.capacity > 0]
+    if not usable:
+        return None
+    best: Fraction | None = None
+    for order in permutations(usable) if any_order else [tuple(usable)]:
+        for cuts in combinations_with_replacement(range(len(items) + 1), len(order) - 1):
+            borders = tuple(zip((0, *cuts), (*cuts, len(items)), strict=True))
+            pinned_elsewhere = any(
+                item.pinned not in (None, index)
+                for index, (first, end) in zip(order, borders, strict=True)
+                for item in items[first:end]
+            )
+            used = sum(first < end for first, end in borders)
+            if pinned_elsewhere or (max_cards is not None and used > max_cards):
+                continue
+            full = fullness(items, cards, Partition(order, borders, Fraction(0)))
+            best = full if best is None else min(best, full)
+    return best
+
+
+def random_case(seed: int) -> tuple[list[Item], list[Card]]:
+    """Units and cards as varied as small ones can be: equal, unequal, full, pinned, costless."""
+    draw = random.Random(seed)
+    largest = draw.choice([3, 10, 1000])
+    cards = [
+        Card(draw.choice([0, draw.randint(1, largest)]) if draw.random() < 0.2
+             else draw.randint(1, 3 * largest), draw.choice([0, 0, draw.randint(0, largest)]))
+        for _ in range(draw.randint(1, 4))
+    ]  # fmt: skip
+    if draw.random() < 0.3:
+        cards = [cards[0]] * len(cards)
+    items = [
+        Item(
+            draw.randint(0, largest),
+            draw.choice([0, draw.randint(0, 2 * largest)]),
+            draw.randrange(len(cards)) if draw.random() < 0.08 else None,
+        )
+        for _ in range(draw.randint(1, 7))
+    ]
+    return items, cards
+
+
+def assert_covers(items: list[Item], cards: list[Card], split: Partition) -> None:
+    assert len(set(split.order)) == len(split.order)
+    flat = [unit for first, end in split.borders for unit in range(first, end)]
+    assert flat == list(range(len(items)))
+    for index, (first, end) in zip(split.order, split.borders, strict=True):
+        assert cards[index].capacity > 0
+        assert all(item.pinned in (None, index) for item in items[first:end])
+
+
+@pytest.mark.parametrize("any_order", [True, False])
+@pytest.mark.parametrize("block", range(10))
+def test_optimum_equals_exhaustive_search(block: int, any_order: bool) -> None:
+    for seed in range(40 * block, 40 * (block + 1)):
+        items, cards = random_case(seed)
+        best = exhaustive(items, cards, any_order=any_order)
+        split = partition(items, cards, any_order=any_order)
+        if split is None:
+            assert best is None, seed
+            continue
+        assert split.fullness == best, seed
+        assert_covers(items, cards, split)
+        assert fullness(items, cards, split) == split.fullness
+        assert split.exact
+
+
+@pytest.mark.parametrize("any_order", [True, False])
+def test_fewest_uses_the_least_number_that_fits(any_order: bool) -> None:
+    fitting = 0
+    for seed in range(1000, 1120):
+        items, cards = random_case(seed)
+        best = exhaustive(items, cards, any_order=any_order)
+        if best is None or best > 1:
+            continue
+        fitting += 1
+        counts = range(1, len(cards) + 1)
+        optima = {n: exhaustive(items, cards, any_order=any_order, max_cards=n) for n in counts}
+        needed = min(n for n, full in optima.items() if full is not None and full <= 1)
+        split = partition(items, cards, any_order=any_order, fewest=True)
+        assert split is not None
+        assert_covers(items, cards, split)
+        assert sum(first < end for first, end in split.borders) == needed, seed
+        assert split.fullness == optima[needed], seed
+    assert fitting > 20
+
+
+def test_fewest_without_a_fit_is_the_best_split() -> None:
+    items, cards = [Item(10)] * 4, [Card(5), Card(6)]
+    fewest, balanced = partition(items, cards, fewest=True), partition(items, cards)
+    assert fewest is not None
+    assert balanced is not None
+    assert fewest.fullness == balanced.fullness > 1
+
+
+item = st.builds(Item, st.integers(0, 50), st.integers(0, 80))
+card = st.builds(Card, st.integers(1, 120), st.integers(0, 5))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(item, min_size=1, max_size=9),
+    st.lists(card, min_size=1, max_size=4),
+    st.data(),
+)
+def test_more_memory_never_makes_it_worse(
+    items: list[Item], cards: list[Card], data: st.DataObject
+) -> None:
+    before = partition(items, cards)
+    which = data.draw(st.integers(0, len(cards) - 1))
+    more = data.draw(st.integers(1, 60))
+    larger = [*cards]
+    larger[which] = Card(cards[which].capacity + more, cards[which].base)
+    after, with_another = partition(items, larger), partition(items, [*cards, Card(more)])
+    assert before is not None
+    assert after is not None
+    assert with_another is not None
+    assert after.fullness <= before.fullness
+    assert with_another.fullness <= before.fullness
+
+
+def test_units_are_spread_below_the_optimum_too() -> None:
+    split = partition([Item(100), *[Item(10)] * 6], [Card(100)] * 4)
+    assert split is not None
+    assert split.fullness == 1
+    assert [end - first for first, end in split.borders] == [1, 2, 2, 2]
+
+
+def test_splits_that_differ_by_a_few_bytes_in_a_billion_are_told_apart() -> None:
+    items = [Item(10**9 + 5), Item(3), Item(10**9)]
+    cards = [Card(10**10)] * 2
+    split = partition(items, cards)
+    assert split is not None
+    assert split.fullness == exhaustive(items, cards, any_order=True)
+    assert split.borders == ((0, 1), (1, 3))
+
+
+def test_the_given_order_wins_ties() -> None:
+    split = partition([Item(1)] * 4, [Card(10), Card(20), Card(10)])
+    assert split is not None
+    assert split.order == (0, 1, 2)
+
+
+def test_too_many_kinds_of_cards_are_planned_but_not_called_exact() -> None:
+    cards = [Card(100 + index) for index in range(13)]
+    assert 2 ** len(cards) > MAX_SETS
+    items = [Item(7)] * 60
+    split = partition(items, cards)
+    assert split is not None
+    assert not split.exact
+    assert_covers(items, cards, split)
+    assert fullness(items, cards, split) == split.fullness
+    in_order = partition(items, cards, any_order=False)
+    assert in_order is not None
+    assert in_order.exact
+    assert split.fullness <= in_order.fullness
+
+
+def test_contradicting_pins_have_no_split() -> None:
+    cards = [Card(100), Card(100)]
+    assert partition([Item(1, 0, 0), Item(1, 0, 1), Item(1, 0, 0)], cards) is None
+    back_to_front = [Item(1, 0, 1), Item(1, 0, 0)]
+    assert partition(back_to_front, cards, any_order=False) is None
+    split = partition(back_to_front, cards)
+    assert split is not None
+    assert split.order == (1, 0)
+
+
+def test_nothing_to_split_or_nowhere_to_go() -> None:
+    assert partition([], [Card(1)]) is None
+    assert partition([Item(1)], []) is None
+    assert partition([Item(1)], [Card(0)]) is None
+    assert interval_cost([]) == 0
+    assert interval_cost([Item(2, 5), Item(3, 1)]) == 10
