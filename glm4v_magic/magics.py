@@ -25,7 +25,7 @@ from glm4v_magic.errors import GenerationInterrupted, Glm4vError
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from glm4v_magic.commands import Commands
+    from glm4v_magic.commands import Context
     from glm4v_magic.conversation import Answer
     from glm4v_magic.display import MimeBundle
 
@@ -50,17 +50,17 @@ class Glm4vMagics(Magics):
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
-        self._commands: Commands | None = None
+        self._context: Context | None = None
         self._shown: list[Answer] = []
 
     @property
-    def commands(self) -> Commands:
-        """What a line or a cell can ask for, and the session behind it; made when first needed."""
-        if self._commands is None:
-            from glm4v_magic.commands import Commands
+    def context(self) -> Context:
+        """The shell, and the session behind the commands; made when first needed."""
+        if self._context is None:
+            from glm4v_magic.commands import Context
 
-            self._commands = Commands(self.shell, self.glm4v.__doc__ or "")
-        return self._commands
+            self._context = Context(self.shell, self.glm4v.__doc__ or "")
+        return self._context
 
     @line_cell_magic
     @no_var_expand
@@ -99,13 +99,16 @@ class Glm4vMagics(Magics):
             %glm4v unload                    give its memory back
             %glm4v help [COMMAND]            this page, or the page of one command
         """
+        from glm4v_magic import commands
+
         names: ChainMap[str, Any] = ChainMap(dict(local_ns or {}), self.shell.user_ns)
         try:
             words = split(line)
             if cell is None:
-                answer = self.commands.run(words, names)
+                answer = commands.run(self.context, words, names)
             else:
-                answer = self.commands.ask_cell(parse(self.glm4v, words), cell, names)
+                arguments = parse(self.glm4v, words)
+                answer = commands.ask_cell(self.context, arguments, cell, names)
         except Glm4vError as error:
             if "--debug" in line.split():
                 raise
@@ -146,8 +149,8 @@ class Glm4vMagics(Magics):
         formatter.ipython_display_formatter.pop(".".join(_ANSWER), None)
         formatter.mimebundle_formatter.pop(".".join(_ANSWER), None)
         self.shell.events.unregister("post_run_cell", self._forget_shown)
-        if self._commands is not None:
-            self._commands.session.unload()
+        if self._context is not None:
+            self._context.session.unload()
 
     def _swallow_if_shown(self, answer: Answer) -> None:
         for number, shown in enumerate(self._shown):

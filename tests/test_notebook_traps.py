@@ -144,7 +144,7 @@ def test_unloading_leaves_nothing_and_reloading_adds_nothing(plain_shell):
 def test_unloading_releases_the_model(tmp_path):
     with ipython_shell(tmp_path) as shell:
         shell.run_line_magic("load_ext", "glm4v_magic")
-        session = shell.magics_manager.registry["Glm4vMagics"].commands.session
+        session = shell.magics_manager.registry["Glm4vMagics"].context.session
         with capture_output():
             shell.run_line_magic("glm4v", f"load {TINY}")
         assert session.status().info is not None

@@ -1,0 +1,80 @@
+"""What the magics do: one module for each group of commands.
+
+Apart from `magics` so that loading the extension stays cheap: these modules bring the session and
+the display with them, and are imported with the first use.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.magic_arguments import argument
+
+from glm4v_magic.command_line import DEBUG, parse, takes
+from glm4v_magic.commands.ask import answer, ask
+from glm4v_magic.commands.context import Command, Context
+from glm4v_magic.commands.model import load, status, unload
+from glm4v_magic.errors import OptionError, did_you_mean
+from glm4v_magic.screen import show
+
+if TYPE_CHECKING:
+    from glm4v_magic.conversation import Answer
+
+__all__ = ["COMMANDS", "Context", "ask_cell", "run"]
+
+
+def ask_cell(context: Context, arguments: Namespace, cell: str, names: Mapping[str, Any]) -> Answer:
+    """Ask the question in `cell` about the pictures of the first line."""
+    first = arguments.images[0] if arguments.images else ""
+    if first in COMMANDS and first not in names:
+        raise OptionError(
+            f"{first} is a command for one line: %glm4v {first}.",
+            f"A cell begins with pictures; write ./{first} for a file of that name.",
+        )
+    return answer(context, arguments, arguments.images, cell, names)
+
+
+def run(context: Context, words: list[str], names: Mapping[str, Any]) -> Answer | None:
+    """Run a line: a command, its arguments and options; no words are ``status``."""
+    if not words:
+        words = ["status"]
+    name, rest = words[0], words[1:]
+    command = COMMANDS.get(name)
+    if name.startswith("-"):
+        raise OptionError(
+            "%glm4v needs a command before its options.", f"There are {', '.join(COMMANDS)}."
+        )
+    if command is None:
+        raise OptionError(
+            f"%glm4v has no command {name!r}.",
+            did_you_mean(name, COMMANDS)
+            or f'To ask about a picture: a cell "%%glm4v {name}" with the question on the next '
+            f'line, or %glm4v ask {name} "the question".',
+        )
+    return command(context, parse(command, rest), names)
+
+
+@takes("glm4v help", argument("command", nargs="?", help="One of the commands."), DEBUG)
+def help_(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
+    """Show this help, or that of one command."""
+    if arguments.command is None:
+        show({"text/plain": context.page})
+        return
+    command = COMMANDS.get(arguments.command)
+    if command is None:
+        raise OptionError(
+            f"%glm4v has no command {arguments.command!r}.",
+            did_you_mean(arguments.command, COMMANDS) or f"There are {', '.join(COMMANDS)}.",
+        )
+    show({"text/plain": command.__doc__ or ""})
+
+
+COMMANDS: dict[str, Command] = {
+    "ask": ask,
+    "load": load,
+    "unload": unload,
+    "status": status,
+    "help": help_,
+}

@@ -1,0 +1,68 @@
+"""What every command works on: the shell, and the session of its magics."""
+
+from __future__ import annotations
+
+import keyword
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from glm4v_magic.errors import OptionError
+from glm4v_magic.session import Session
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from glm4v_magic.conversation import Answer
+
+__all__ = ["Command", "Context"]
+
+
+@dataclass
+class Context:
+    """The commands' surroundings.
+
+    Attributes:
+        shell: the shell whose variables are read and set.
+        page: the help of the magic itself.
+        session: the model in use.
+    """
+
+    shell: InteractiveShell
+    page: str
+    session: Session = field(default_factory=Session)
+
+    def keep(self, value: object, name: str | None) -> None:
+        """Put `value` into the user's variable `name`, if one was asked for."""
+        if name is not None:
+            self.shell.user_ns[name] = value
+
+
+class Command(Protocol):
+    """A command: a function decorated with `command_line.takes`."""
+
+    __doc__: str | None
+
+    def __call__(
+        self, context: Context, arguments: Namespace, names: Mapping[str, Any], /
+    ) -> Answer | None:
+        """Run it.
+
+        Args:
+            context: shell and session.
+            arguments: as its options declare them.
+            names: the user's variables.
+
+        Returns:
+            What the line is worth, as in ``x = %glm4v ask ...``.
+        """
+
+
+def require_variable_name(name: str | None) -> None:
+    """Refuse what cannot be the value of ``--out``."""
+    if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
+        raise OptionError(
+            f"--out {name!r} is not the name of a variable.",
+            "Use letters, digits and underscores, for example -o answer.",
+        )
