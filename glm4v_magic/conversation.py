@@ -27,11 +27,19 @@ FinishReason = Literal["stop", "length", "interrupted"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: who speaks, the text, and the pictures that come before the text."""
+    """One turn: who speaks, the text, and the pictures that come before the text.
+
+    Attributes:
+        role: who speaks.
+        text: what is said.
+        images: pictures, in order.
+        complete: false for an answer that was stopped and may be carried on.
+    """
 
     role: Role
     text: str
     images: tuple[SourcedImage, ...] = ()
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,19 @@ class Conversation:
     def images(self) -> tuple[SourcedImage, ...]:
         """Every picture of the conversation, in order."""
         return tuple(image for message in self.messages for image in message.images)
+
+    @property
+    def unfinished(self) -> str | None:
+        """Text of the answer at the end that was stopped; ``None`` if there is none."""
+        last = self.messages[-1] if self.messages else None
+        return last.text if last is not None and not last.complete else None
+
+    def without_last_answer(self) -> Conversation:
+        """Return the conversation up to the latest question."""
+        messages = self.messages
+        while messages and messages[-1].role == "assistant":
+            messages = messages[:-1]
+        return replace(self, messages=messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +94,10 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What an engine is asked: a conversation that ends with the user, and how to sample."""
+    """What an engine is asked, and how to sample.
+
+    The conversation ends with the user's question, or with an unfinished answer to carry on.
+    """
 
     conversation: Conversation
     sampling: Sampling = Sampling()

@@ -13,6 +13,7 @@
     │   └── DoesNotFitError         no split fits; carries what is short by how much
     ├── OutOfMemoryError            a GPU ran out in the middle; the model is still loaded
     ├── EngineError                 the engine or its server failed
+    ├── FormatError                 an answer that is not in the asked form; it is kept
     └── BusyError                   another call is running
 
     GenerationInterrupted           a KeyboardInterrupt that carries the partial answer
@@ -37,6 +38,7 @@ __all__ = [
     "DeviceMapError",
     "DoesNotFitError",
     "EngineError",
+    "FormatError",
     "GPUDescriptionError",
     "GenerationInterrupted",
     "Glm4vError",
@@ -114,6 +116,10 @@ class OutOfMemoryError(Glm4vError):
 
 class EngineError(Glm4vError):
     """The engine, or the server behind it, failed."""
+
+
+class FormatError(Glm4vError):
+    """The model's answer is not in the form that was asked for."""
 
 
 class BusyError(Glm4vError):

@@ -60,12 +60,11 @@ def answer_bundle(answer: Answer) -> MimeBundle:
     """Return an answer with its footnotes: usage, and what to know about the model."""
     draft = draft_bundle(answer.text)
     notes = footnotes(answer)
+    # "<small>" opens no HTML block, so the notes stay a paragraph whatever comes before them.
+    small = "  \n".join(f"<small>{literal(note)}</small>" for note in notes)
     return {
         "text/plain": "\n".join([draft["text/plain"], *notes]).strip(),
-        # "<small>" opens no HTML block, so the note stays a paragraph whatever comes before it.
-        "text/markdown": "\n\n".join(
-            [draft["text/markdown"], *(f"<small>{literal(note)}</small>" for note in notes)]
-        ).strip(),
+        "text/markdown": f"{draft['text/markdown']}\n\n{small}".strip(),
     }
 
 

@@ -10,7 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from glm4v_magic.display import MimeBundle
-from glm4v_magic.display.text import counted, printable
+from glm4v_magic.display.text import counted, pixels, printable
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -47,9 +47,9 @@ class Thumbnail:
     @property
     def caption(self) -> str:
         """One line: name, original size, what the model sees of it, visual tokens."""
-        facts = [f"{printable(self.source)}, {_by(self.original_size)}"]
+        facts = [f"{printable(self.source)}, {pixels(self.original_size)}"]
         if self.seen_size is not None:
-            facts.append(f"the model sees {_by(self.seen_size)}")
+            facts.append(f"the model sees {pixels(self.seen_size)}")
         if self.visual_tokens is not None:
             facts.append(counted(self.visual_tokens, "visual token"))
         return " · ".join(facts)
@@ -91,14 +91,10 @@ def strip_bundle(thumbnails: Sequence[Thumbnail]) -> MimeBundle:
 
 def _figure(thumbnail: Thumbnail) -> str:
     width, height = thumbnail.size
-    alt = escape(f"{printable(thumbnail.source)}, {_by(thumbnail.original_size)}")
+    alt = escape(f"{printable(thumbnail.source)}, {pixels(thumbnail.original_size)}")
     return (
         '<figure style="margin:0;max-width:320px">'
         f'<img src="{thumbnail.data_uri}" alt="{alt}" width="{width}" height="{height}">'
         '<figcaption style="font-size:85%;overflow-wrap:anywhere">'
         f"{escape(thumbnail.caption)}</figcaption></figure>"
     )
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]} px"

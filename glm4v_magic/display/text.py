@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["counted", "printable", "readable_bytes", "readable_count", "readable_seconds"]
+__all__ = [
+    "counted",
+    "pixels",
+    "printable",
+    "readable_bytes",
+    "readable_count",
+    "readable_seconds",
+]
 
 # C0 and C1 controls without tab and newline: ESC starts the sequences that move a terminal's
 # cursor, rename its window or hide text.
@@ -48,3 +55,8 @@ def readable_seconds(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s"
+
+
+def pixels(size: tuple[int, int]) -> str:
+    """Return width and height as ``640 x 480 px``."""
+    return f"{size[0]} x {size[1]} px"

@@ -1,0 +1,200 @@
+"""Chats: conversations that go on over several cells, and the files they are kept in.
+
+JSON holds everything, pictures included, and can be read back. Markdown is for people.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from glm4v_magic.conversation import Conversation, Message, Role
+from glm4v_magic.errors import ConversationError, did_you_mean
+
+if TYPE_CHECKING:
+    from glm4v_magic.images import SourcedImage
+
+__all__ = ["UNNAMED", "Chats", "from_json", "to_json", "to_markdown"]
+
+UNNAMED = ""
+"""Name of the chat of cells that name none; every fresh question begins it anew."""
+
+_FORMAT = "glm4v_magic.chat"
+_VERSION = 1
+_ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+
+
+class Chats:
+    """Conversations by name, and which one is current: the one of the latest answer."""
+
+    def __init__(self) -> None:
+        self._chats: dict[str, Conversation] = {}
+        self.current = UNNAMED
+
+    def names(self) -> tuple[str, ...]:
+        """Names of all chats, oldest first."""
+        return tuple(self._chats)
+
+    def get(self, name: str | None = None) -> Conversation | None:
+        """Return a chat, or the current one; ``None`` if it has not begun."""
+        return self._chats.get(self.current if name is None else name)
+
+    def require(self, name: str | None = None) -> Conversation:
+        """Return a chat, or the current one.
+
+        Raises:
+            ConversationError: if there is no such chat.
+        """
+        chat = self.get(name)
+        if chat is None:
+            raise ConversationError(*self._missing(name))
+        return chat
+
+    def keep(self, name: str, conversation: Conversation) -> None:
+        """Keep a conversation under a name, which becomes the current one."""
+        self._chats[name] = conversation
+        self.current = name
+
+    def reset(self, name: str | None = None) -> tuple[str, ...]:
+        """Forget a chat, or all of them, and return the names that are gone.
+
+        Raises:
+            ConversationError: if there is no such chat.
+        """
+        if name is None:
+            gone = self.names()
+            self._chats.clear()
+        else:
+            self.require(name)
+            del self._chats[name]
+            gone = (name,)
+        if self.current in gone:
+            self.current = UNNAMED
+        return gone
+
+    def _missing(self, name: str | None) -> tuple[str, str]:
+        if not name:
+            return "There is no conversation to go on with.", "Ask a question first."
+        named = [known for known in self._chats if known]
+        hint = did_you_mean(name, named)
+        if not hint and named:
+            hint = f"There are {', '.join(named)}."
+        return f"There is no chat {name!r}.", hint or f"--chat {name} begins one."
+
+
+def to_json(conversation: Conversation, name: str = UNNAMED) -> str:
+    """Write a chat as JSON that `from_json` reads; pictures are in it, without loss."""
+    return json.dumps(
+        {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "name": name,
+            "messages": [_plain(message) for message in conversation.messages],
+        },
+        ensure_ascii=False,
+        indent=2,
+    )
+
+
+def from_json(text: str, where: str = "The chat") -> tuple[str, Conversation]:
+    """Read a chat that `to_json` wrote.
+
+    Args:
+        text: the JSON.
+        where: what it is called in messages.
+
+    Returns:
+        The chat's name and the conversation.
+
+    Raises:
+        ConversationError: if `text` is not such a chat.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConversationError(f"{where} is not valid JSON: {error}.") from None
+    if not isinstance(data, dict) or data.get("format") != _FORMAT:
+        raise ConversationError(f"{where} is not an exported chat of glm4v_magic.")
+    if data.get("version") != _VERSION:
+        raise ConversationError(
+            f"{where} has version {data.get('version')!r}; this one reads {_VERSION}."
+        )
+    name, messages = data.get("name"), data.get("messages")
+    if not isinstance(name, str) or not isinstance(messages, list):
+        raise ConversationError(f"{where} lacks its name or its messages.")
+    return name, Conversation(
+        tuple(
+            _message(message, f"Message {number} of {where[0].lower()}{where[1:]}")
+            for number, message in enumerate(messages, start=1)
+        )
+    )
+
+
+def to_markdown(conversation: Conversation, name: str = UNNAMED) -> str:
+    """Write a chat for reading; pictures are named, not shown."""
+    title = f"# {name}\n\n" if name else ""
+    return title + "\n".join(_paragraphs(conversation)).rstrip() + "\n"
+
+
+def _paragraphs(conversation: Conversation) -> Iterator[str]:
+    for message in conversation.messages:
+        speaker = {"system": "System", "user": "Question", "assistant": "Answer"}[message.role]
+        yield f"**{speaker}**" + ("" if message.complete else " (stopped)") + "\n"
+        for picture in message.images:
+            width, height = picture.original_size
+            yield f"*{picture.source}, {width} x {height} px*\n"
+        yield f"{message.text}\n"
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    return {
+        "role": message.role,
+        "text": message.text,
+        "complete": message.complete,
+        "images": [_plain_picture(picture) for picture in message.images],
+    }
+
+
+def _plain_picture(picture: SourcedImage) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    picture.image.save(buffer, format="png")
+    return {
+        "source": picture.source,
+        "original_size": list(picture.original_size),
+        "png": base64.b64encode(buffer.getvalue()).decode("ascii"),
+    }
+
+
+def _message(data: object, where: str) -> Message:
+    if not isinstance(data, Mapping) or set(data) != {"role", "text", "complete", "images"}:
+        raise ConversationError(f"{where} needs exactly role, text, complete and images.")
+    role, text, complete, images = (data[key] for key in ("role", "text", "complete", "images"))
+    if role not in _ROLES:
+        raise ConversationError(f"{where} has the role {role!r}.", f"Roles: {', '.join(_ROLES)}.")
+    if not isinstance(text, str) or not isinstance(complete, bool) or not isinstance(images, list):
+        raise ConversationError(f"{where} has a text, complete or images of the wrong kind.")
+    return Message(role, text, tuple(_picture(image, where) for image in images), complete)
+
+
+def _picture(data: object, where: str) -> SourcedImage:
+    from glm4v_magic.images import SourcedImage, to_image
+
+    size = data.get("original_size") if isinstance(data, Mapping) else None
+    if (
+        not isinstance(data, Mapping)
+        or not isinstance(data.get("source"), str)
+        or not isinstance(data.get("png"), str)
+        or not (isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size))
+    ):
+        raise ConversationError(f"A picture in {where[0].lower()}{where[1:]} is damaged.")
+    try:
+        content = base64.b64decode(data["png"], validate=True)
+    except binascii.Error:
+        raise ConversationError(
+            f"A picture in {where[0].lower()}{where[1:]} is not base64."
+        ) from None
+    return SourcedImage(to_image(content, data["source"]).image, data["source"], (size[0], size[1]))
