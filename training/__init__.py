@@ -1,0 +1,1 @@
+"""How the embedded demo checkpoint is made: scenes, questions, tokenizer, training, evaluation."""

@@ -1,0 +1,156 @@
+"""Batches of pictures and labels, made by a worker process beside the training."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from training.configuration import IMAGE_SIZE
+from training.drawing import picture
+from training.labels import dense_labels
+from training.prompts import rows
+from training.questions import NO_PICTURE, Exchange, Language, conversation
+from training.scenes import MAX_SHAPES, Scene, SceneKind, rng_for, sample_scene
+from training.tokenizer import Tokenizer
+
+__all__ = [
+    "ConversationBatch",
+    "PictureBatch",
+    "Stream",
+    "conversation_batches",
+    "picture_batches",
+    "stream",
+]
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True, slots=True)
+class PictureBatch:
+    """B pictures ``[B, S, S, 3]`` with dense labels (see `training.labels`)."""
+
+    pictures: npt.NDArray[np.uint8]
+    patches: npt.NDArray[np.int64]
+    masks: npt.NDArray[np.bool_]
+    cells: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationBatch:
+    """B conversations, each about its own picture; or about none at all.
+
+    `ids` and `targets` are ``[B, T]``; a target of -100 is not learnt.
+    """
+
+    pictures: PictureBatch | None
+    ids: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+
+
+def labelled(scenes: list[Scene], rng: random.Random) -> PictureBatch:
+    """Draw and label `scenes`."""
+    labels = [dense_labels(scene) for scene in scenes]
+    return PictureBatch(
+        np.stack([np.asarray(picture(scene, IMAGE_SIZE, rng)) for scene in scenes]),
+        np.stack([label.patches for label in labels]),
+        np.stack([label.masks for label in labels]),
+        np.stack([label.cells for label in labels]),
+    )
+
+
+def picture_batches(seed: int, size: int, progress: Synchronized[float]) -> Iterator[PictureBatch]:
+    """Crowded pictures, since each labelled cell teaches the tower something."""
+    rng = rng_for("train-tower", seed)
+    kinds: tuple[SceneKind, ...] = ("shapes", "digit", "blank", "noise")
+    while True:
+        scenes = []
+        for kind in rng.choices(kinds, (78, 16, 2, 4), k=size):
+            crowded = rng.random() < 0.7
+            shapes = (3, MAX_SHAPES + 1) if crowded else (1, 3)
+            scenes.append(sample_scene(rng, kind, shapes))
+        yield labelled(scenes, rng)
+
+
+def conversation_batches(
+    tokenizer_file: Path, length: int, seed: int, size: int, progress: Synchronized[float]
+) -> Iterator[ConversationBatch]:
+    """Conversations of up to `length` ids; easy scenes come first, crowded ones later."""
+    tokenizer = Tokenizer.load(tokenizer_file)
+    rng = rng_for("train-whole", seed)
+    while True:
+        talks: list[list[Exchange]] = []
+        scenes: list[Scene] = []
+        while len(talks) < size:
+            scene = _sample_for(rng, progress.value)
+            others = min(1.0, max(0.1, 2 * progress.value - 0.1))
+            language: Language = "chinese" if rng.random() < 0.12 * others else "english"
+            talk = conversation(rng, scene, 6, language, others=others)
+            if talk:
+                talks.append(talk)
+                scenes.append(scene)
+        shown = rng.random() > 0.02 * progress.value
+        if not shown:
+            talks = [_without_picture(talk) for talk in talks]
+        ids, targets = rows(tokenizer, talks, length, picture=shown)
+        yield ConversationBatch(labelled(scenes, rng) if shown else None, ids, targets)
+
+
+def _sample_for(rng: random.Random, progress: float) -> Scene:
+    most = 2 if progress < 0.08 else 3 if progress < 0.25 or rng.random() < 0.5 else MAX_SHAPES
+    return sample_scene(rng, shapes=(1, most))
+
+
+def _without_picture(talk: list[Exchange]) -> list[Exchange]:
+    chinese = not talk[0].question.isascii()
+    answer = NO_PICTURE["chinese" if chinese else "english"]
+    return [Exchange("no picture", exchange.question, answer) for exchange in talk]
+
+
+class Stream(Generic[Batch]):
+    """The batches of one worker; `progress` in [0, 1] tells it how far the training is."""
+
+    def __init__(self, queue: multiprocessing.Queue[Batch], progress: Synchronized[float]) -> None:
+        self._queue = queue
+        self._progress = progress
+
+    def next(self, progress: float) -> Batch:
+        self._progress.value = progress
+        return self._queue.get()
+
+
+@contextmanager
+def stream(
+    make: Callable[[int, int, Synchronized[float]], Iterator[Batch]], seed: int, size: int
+) -> Iterator[Stream[Batch]]:
+    """Run ``make(seed, size, progress)`` in a process of its own and give out its batches."""
+    context = multiprocessing.get_context("spawn")
+    queue: multiprocessing.Queue[Batch] = context.Queue(8)
+    progress = context.Value("d", 0.0)
+    worker = context.Process(target=_work, args=(make, seed, size, queue, progress), daemon=True)
+    worker.start()
+    try:
+        yield Stream(queue, progress)
+    finally:
+        # Nobody reads the queue after this: a killed writer leaves it unusable.
+        worker.kill()
+        worker.join()
+
+
+def _work(
+    make: Callable[[int, int, Synchronized[float]], Iterator[Batch]],
+    seed: int,
+    size: int,
+    queue: multiprocessing.Queue[Batch],
+    progress: Synchronized[float],
+) -> None:
+    for batch in make(seed, size, progress):
+        queue.put(batch)

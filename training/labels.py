@@ -1,0 +1,119 @@
+"""Dense labels: what each patch and each merged cell of a picture shows.
+
+They teach the vision tower before there is any text (see `training.train`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from training.drawing import paint, write_digit
+from training.scenes import COLOURS, SHAPES, Scene
+
+__all__ = ["CELL_CLASSES", "FINE", "GRID", "PATCH_CLASSES", "DenseLabels", "dense_labels"]
+
+GRID = 8
+"""Patches along one side of a picture; merged cells are two patches wide."""
+
+_NOISE = len(COLOURS) + 1
+_NAMES = tuple(COLOURS)
+
+PATCH_CLASSES: dict[str, int] = {"colour": len(COLOURS) + 2, "shape": 1 + len(SHAPES) + 10}
+"""Labels of a patch and how many values each has; 0 means that the patch shows nothing."""
+
+CELL_CLASSES: dict[str, int] = {
+    **PATCH_CLASSES, "size": 5, "centres": 4, "row": GRID // 2, "column": GRID // 2,
+    "background": len(COLOURS) + 1,
+}  # fmt: skip
+"""Labels of a merged cell. Row and column look trivial, but all visual tokens share one text
+position: where a token stands must be read from the token itself."""
+
+_Labels = npt.NDArray[np.int64]
+FINE = 4
+"""Parts along one side of a patch when coverage is measured."""
+
+_SIZE_BOUNDS = (0.128, 0.15, 0.178)
+
+
+@dataclass(frozen=True, slots=True)
+class DenseLabels:
+    """What is where in one picture.
+
+    Attributes:
+        patches: the labels of `PATCH_CLASSES`, in that order: ``[2, N]``.
+        masks: which parts of each patch show a shape or a digit: booleans ``[N, FINE * FINE]``.
+        cells: the labels of `CELL_CLASSES`, in that order: ``[7, M]``.
+    """
+
+    patches: _Labels
+    masks: npt.NDArray[np.bool_]
+    cells: _Labels
+
+
+def dense_labels(scene: Scene) -> DenseLabels:
+    """Label every patch and every merged cell of `scene`."""
+    plan = _floor_plan(scene)
+    classes = _classes(scene)
+    grid, cells = GRID, GRID // 2
+    things = _what_is_where(plan, classes, cells, 0.08)
+    centres = np.zeros((cells, cells), np.int64)
+    for item in scene.items:
+        centres[int(item.y * cells), int(item.x * cells)] += 1
+    background = _NAMES.index(scene.background) + 1 if scene.background else 0
+    rows, columns = np.divmod(np.arange(cells * cells), cells)
+    parts = plan.reshape(grid, FINE, grid, FINE).transpose(0, 2, 1, 3) > 0
+    return DenseLabels(
+        patches=_what_is_where(plan, classes, grid, 0.12)[:2],
+        masks=parts.reshape(grid * grid, FINE * FINE),
+        cells=np.concatenate(
+            [
+                things,
+                np.minimum(centres, 3).reshape(1, -1),
+                rows[None],
+                columns[None],
+                np.full((1, cells * cells), background),
+            ]
+        ),
+    )
+
+
+def _floor_plan(scene: Scene) -> npt.NDArray[np.uint8]:
+    """Which thing is where: 0 or its number, `FINE` pixels a patch."""
+    fine = GRID * FINE
+    plan = Image.new("L", (fine, fine), 0)
+    canvas = ImageDraw.Draw(plan)
+    for index, item in enumerate(scene.items, start=1):
+        paint(canvas, item, fine, fine, index)
+    if scene.glyph is not None:
+        write_digit(canvas, scene.glyph, fine, fine, 1)
+    return np.asarray(plan)
+
+
+def _what_is_where(
+    plan: npt.NDArray[np.uint8], classes: _Labels, grid: int, least: float
+) -> _Labels:
+    """Colour, shape and size of what covers most of each field, if it covers `least` of it."""
+    side = len(plan) // grid
+    fields = plan.reshape(grid, side, grid, side)
+    kinds = np.arange(1, len(classes)).reshape(-1, 1, 1, 1, 1)
+    if kinds.size == 0:
+        return np.repeat(classes[:1].T, grid * grid, axis=1)
+    cover = (fields == kinds).mean(axis=(2, 4)).reshape(len(kinds), -1)
+    best = np.where(cover.max(axis=0) >= least, cover.argmax(axis=0) + 1, 0)
+    return classes[best].T
+
+
+def _classes(scene: Scene) -> _Labels:
+    """Rows of (colour, shape, size): first "nothing", then each thing in the scene."""
+    rows = [(_NOISE if scene.kind == "noise" else 0, 0, 0)]
+    for item in scene.items:
+        size = 1 + sum(item.radius > bound for bound in _SIZE_BOUNDS)
+        rows.append((_NAMES.index(item.colour) + 1, SHAPES.index(item.shape) + 1, size))
+    if scene.glyph is not None:
+        glyph = scene.glyph
+        rows.append((_NAMES.index(glyph.colour) + 1, 1 + len(SHAPES) + glyph.digit, 0))
+    return np.asarray(rows, np.int64)

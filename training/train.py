@@ -1,0 +1,113 @@
+"""Train the demo model from scratch and write its checkpoint folder.
+
+``python -m training.train --out DIR`` runs both stages; ``--tower FILE`` starts from a tower
+that an earlier run left in ``DIR/tower.pt``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from training.batches import picture_batches, stream
+from training.configuration import checkpoint_config
+from training.export import export, load_network
+from training.heads import DenseHeads
+from training.network import Network, initialise
+from training.tokenizer import Tokenizer, corpus_words, train_ranks
+from training.tower import train_tower
+from training.whole import rescale_tower, train_whole
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Make the tokenizer, train both stages, write the folder."""
+    options = _parser().parse_args()
+    torch.set_num_threads(options.threads)
+    dtype = getattr(torch, options.dtype)
+    options.out.mkdir(parents=True, exist_ok=True)
+    ranks = _tokenizer(options)
+    network, heads = _fresh(ranks, options)
+    if options.tower:
+        _load_tower(options.tower, network, heads)
+    if options.resume:
+        network = load_network(options.resume).to(options.device)
+    elif not options.tower:
+        train_tower(
+            network, heads, minutes=options.minutes_tower, seed=options.seed,
+            batch=options.batch_tower, learning_rate=options.rate_tower, dtype=dtype,
+        )  # fmt: skip
+        _save_tower(options.out / "tower.pt", network, heads)
+    if options.minutes_whole == 0:
+        return
+    if not options.resume:
+        with stream(picture_batches, options.seed, 64) as batches:
+            pictures = torch.from_numpy(batches.next(0).pictures).to(options.device)
+        rescale_tower(network, pictures)
+    train_whole(
+        network, heads, options.out / "tokenizer.model",
+        lambda weights: export(weights, ranks, options.out),
+        minutes=options.minutes_whole, seed=options.seed, batch=options.batch_whole,
+        length=options.length, learning_rate=options.rate_whole, dtype=dtype,
+    )  # fmt: skip
+    print(f"wrote {options.out}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder of the checkpoint")
+    add("--tower", type=Path, help="skip stage A: tower and heads from this file")
+    add("--resume", type=Path, help="go on with stage B from this checkpoint folder")
+    add("--minutes-tower", type=float, default=16, help="length of stage A")
+    add("--minutes-whole", type=float, default=45, help="length of stage B")
+    add("--seed", type=int, default=0)
+    add("--ranks", type=int, default=690, help="size of the tokenizer without special tokens")
+    add("--batch-tower", type=int, default=64)
+    add("--batch-whole", type=int, default=32)
+    add("--length", type=int, default=96, help="ids in a row of conversation")
+    add("--rate-tower", type=float, default=2e-3, help="peak learning rate of stage A")
+    add("--rate-whole", type=float, default=1.5e-3, help="peak learning rate of stage B")
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the arithmetic")
+    add("--device", default="cpu")
+    add("--threads", type=int, default=2)
+    return parser
+
+
+def _tokenizer(options: argparse.Namespace) -> int:
+    """Make the tokenizer, or take that of a resumed run; return the number of its ranks."""
+    if options.resume:
+        tokenizer = Tokenizer.load(options.resume / "tokenizer.model")
+    else:
+        tokenizer = Tokenizer(train_ranks(corpus_words(options.seed), options.ranks))
+    tokenizer.save(options.out / "tokenizer.model")
+    return len(tokenizer.ranks)
+
+
+def _fresh(ranks: int, options: argparse.Namespace) -> tuple[Network, DenseHeads]:
+    torch.manual_seed(options.seed)
+    config = checkpoint_config(ranks)
+    network = Network(config)
+    initialise(network, torch.Generator().manual_seed(options.seed))
+    heads = DenseHeads(config["vision_config"]["hidden_size"], config["hidden_size"])
+    return network.to(options.device), heads.to(options.device)
+
+
+def _save_tower(path: Path, network: Network, heads: DenseHeads) -> None:
+    tower = network.transformer.vision.state_dict()
+    torch.save({"tower": tower, "heads": heads.state_dict()}, path)
+
+
+def _load_tower(path: Path, network: Network, heads: DenseHeads) -> None:
+    saved = torch.load(path, weights_only=True)
+    network.transformer.vision.load_state_dict(saved["tower"])
+    heads.load_state_dict(saved["heads"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Stage B: the whole model, on the answers of conversations about pictures."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.batches import ConversationBatch, PictureBatch, conversation_batches, stream
+from training.heads import DenseHeads
+from training.network import BOI_INDEX, Network, normalised
+from training.optimisation import MasterWeights, cosine
+from training.prompts import IGNORED
+
+__all__ = ["rescale_tower", "train_whole"]
+
+_EMBEDDING_SPREAD = 0.1
+_DENSE_WEIGHT = 0.3
+
+
+def rescale_tower(network: Network, pictures: Tensor) -> None:
+    """Bring the visual tokens of `pictures` to about the spread of the word embeddings."""
+    vision = network.transformer.vision
+    with torch.no_grad():
+        cells, _ = network.visual_tokens(normalised(pictures, torch.float32))
+        factor = _EMBEDDING_SPREAD * vision.scaling_factor / cells.std()
+        vision.linear_proj.dense_4h_to_h.weight.mul_(factor)
+
+
+def train_whole(
+    network: Network,
+    heads: DenseHeads,
+    tokenizer_file: Path,
+    save: Callable[[dict[str, Tensor]], None],
+    *,
+    minutes: float,
+    seed: int,
+    batch: int = 32,
+    length: int = 96,
+    learning_rate: float = 1.5e-3,
+    dtype: torch.dtype = torch.bfloat16,
+    save_every: float = 4.0,
+) -> None:
+    """Train `network` in place, giving its weights to `save` every `save_every` minutes."""
+    weights = MasterWeights((network, heads), dtype)
+    make = functools.partial(conversation_batches, tokenizer_file, length)
+    started = saved = time.monotonic()
+    step, smooth = 0, 0.0
+    with stream(make, seed, batch) as batches:
+        while (progress := (time.monotonic() - started) / 60 / minutes) < 1:
+            data = batches.next(progress)
+            answers, dense = _losses(network, heads, data, dtype)
+            rate = cosine(learning_rate, step, progress)
+            norm = weights.step(answers + _DENSE_WEIGHT * dense, rate)
+            step += 1
+            smooth += (answers.item() - smooth) * max(0.02, 1 / step)
+            if step % 200 == 0:
+                print(
+                    f"whole step {step} minute {progress * minutes:.1f} loss {smooth:.4f} "
+                    f"dense {dense.item():.3f} gradient {norm:.2f} rate {rate:.1e}",
+                    flush=True,
+                )
+            if time.monotonic() - saved > save_every * 60:
+                save(weights.full_precision(network))
+                saved = time.monotonic()
+    save(weights.full_precision(network))
+
+
+def _losses(
+    network: Network, heads: DenseHeads, data: ConversationBatch, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy of the answers' tokens, and the dense loss of the pictures."""
+    device = network.transformer.output_layer.weight.device
+    ids = torch.from_numpy(data.ids).to(device)
+    targets = torch.from_numpy(data.targets).to(device)
+    cells, dense = None, torch.zeros((), device=device)
+    first = 1
+    if data.pictures is not None:
+        cells, dense = _look(network, heads, data.pictures, dtype)
+        first = BOI_INDEX + 3
+    hidden = network(ids, cells)
+    # Text after the picture keeps its order; only its distance from the start has changed.
+    shift = hidden.shape[1] - ids.shape[1]
+    states, wanted = hidden[:, first + shift : -1], targets[:, first + 1 :]
+    learnt = wanted != IGNORED
+    return F.cross_entropy(network.logits(states[learnt]).float(), wanted[learnt]), dense
+
+
+def _look(
+    network: Network, heads: DenseHeads, shown: PictureBatch, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    device = network.transformer.output_layer.weight.device
+    pictures = torch.from_numpy(shown.pictures).to(device)
+    cells, patches = network.visual_tokens(normalised(pictures, dtype))
+    return cells, heads.loss(cells, patches, shown)
