@@ -1,0 +1,210 @@
+"""`diagnose`: from facts to findings. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+from glm4v_magic.display.text import counted, readable_bytes
+from glm4v_magic.doctor.advice import fit, review
+from glm4v_magic.doctor.facts import Facts
+from glm4v_magic.doctor.finding import Finding
+from glm4v_magic.doctor.software import software
+from glm4v_magic.gpu_spec import GPU
+from glm4v_magic.placement.costs import Workload, price
+from glm4v_magic.placement.gpus import FoundGPU
+
+__all__ = ["diagnose"]
+
+_NVML = "nvidia-ml-py"
+_DESCRIBE = "See what other cards would do: %glm4v doctor --gpus 2x16GiB."
+
+
+def diagnose(facts: Facts) -> tuple[Finding, ...]:
+    """Judge what was gathered: software, driver, cards, the model on them, disk, hub."""
+    return (
+        *software(facts),
+        *_driver(facts),
+        *_cards(facts),
+        *_links(facts),
+        fit(facts),
+        *review(facts),
+        _disk(facts),
+        _hub(facts),
+    )
+
+
+def _driver(facts: Facts) -> Iterator[Finding]:
+    driver = facts.driver
+    if driver is not None:
+        cuda = "an unknown CUDA" if driver.cuda is None else "CUDA {}.{}".format(*driver.cuda)
+        yield Finding("driver", "ok", f"{driver.version or 'unknown version'}, runs up to {cuda}")
+    if facts.torch_cuda is not None:
+        yield _cuda(facts)
+
+
+def _cuda(facts: Facts) -> Finding:
+    torch, driver = facts.torch_cuda, facts.driver
+    assert torch is not None
+    if torch.usable:
+        return Finding("CUDA", "ok", f"torch is built for {torch.built_for or 'another platform'}")
+    if torch.built_for is None:
+        step = "Install torch again, then restart the kernel."
+        return Finding("CUDA", "fail", "torch cannot be imported", torch.problem, step)
+    newest = None if driver is None else driver.cuda
+    fitting = "your driver" if newest is None else "CUDA {}.{} or older".format(*newest)
+    if not torch.built_for:
+        found = "torch is built without CUDA"
+        step = f"Install a build of torch for {fitting}, then restart the kernel."
+        return Finding("CUDA", "fail", found, torch.problem or "The cards are of no use.", step)
+    found = f"torch is built for {torch.built_for}, and CUDA does not start"
+    # Within a major version any driver of it will do (CUDA compatibility guide, "minor version
+    # compatibility").
+    if newest is not None and int(torch.built_for.partition(".")[0]) > newest[0]:
+        why = "The driver runs up to CUDA {}.{}.".format(*newest)
+        step = f"Update the driver, or install a build of torch for {fitting}."
+        return Finding("CUDA", "fail", found, why, step)
+    why = torch.problem or "Torch does not say why."
+    return Finding("CUDA", "fail", found, why, "Restart the kernel; then run nvidia-smi.")
+
+
+def _cards(facts: Facts) -> Iterator[Finding]:
+    if facts.described is not None:
+        if not facts.described:
+            yield Finding("GPUs", "ok", "none, as described")
+        for gpus in _alike(facts.described):
+            found = f"{gpus[0].name}, {readable_bytes(gpus[0].total_bytes)}"
+            yield Finding(
+                _span(gpus), "ok", f"{found}{' each' if len(gpus) > 1 else ''}, described"
+            )
+        return
+    if not facts.cards:
+        yield _no_card(facts)
+    for card in facts.cards:
+        yield _card(card)
+    if not all(card.index_certain for card in facts.cards):
+        yield Finding(
+            "order of cards",
+            "warn",
+            "not certain",
+            "The cards differ: CUDA numbers them by speed, the driver by bus.",
+            "Set CUDA_DEVICE_ORDER=PCI_BUS_ID and restart the kernel.",
+        )
+
+
+def _alike(gpus: tuple[GPU, ...]) -> list[list[GPU]]:
+    groups = groupby(gpus, key=lambda gpu: (gpu.name, gpu.total_bytes))
+    return [list(group) for _, group in groups]
+
+
+def _span(gpus: list[GPU]) -> str:
+    first, last = gpus[0].index, gpus[-1].index
+    return f"cuda:{first}" if first == last else f"cuda:{first}-{last}"
+
+
+def _no_card(facts: Facts) -> Finding:
+    if facts.driver is None:
+        library = next((p for p in facts.packages if p.name == _NVML), None)
+        if library is not None and not library.installed:
+            why = f"Without {_NVML} nothing tells which cards there are."
+            return Finding("GPUs", "warn", "not known", why, f"Run pip install {_NVML}.")
+        return Finding("GPUs", "warn", "none", "There is no NVIDIA driver.", _DESCRIBE)
+    if facts.visible is not None:
+        return Finding(
+            "GPUs",
+            "warn",
+            "none",
+            f"CUDA_VISIBLE_DEVICES is {facts.visible!r}, which shows no card.",
+            "Unset it and restart the kernel.",
+        )
+    why = "The driver finds no card that this process may use."
+    return Finding("GPUs", "warn", "none", why, "Run nvidia-smi.")
+
+
+def _card(card: FoundGPU) -> Finding:
+    subject = f"cuda:{card.index}"
+    name = f"{card.name}{', MIG instance' if card.mig else ''}"
+    if card.total_bytes is None:
+        why = "The driver does not tell its memory, so nothing can be planned on it."
+        step = "Describe the cards: %glm4v doctor --gpus 1x96GiB, with your size."
+        return Finding(subject, "warn", f"{name}, size unknown", why, step)
+    others = card.other_bytes or 0
+    found = f"{name}, {readable_bytes(card.total_bytes)}"
+    if 2 * others < card.total_bytes:
+        taken = f", {readable_bytes(others)} in use by others" if others else ""
+        return Finding(subject, "ok", found + taken)
+    why = f"Other programs and the driver hold {readable_bytes(others)} of it."
+    step = "Look for other kernels and servers with nvidia-smi and stop those you do not need."
+    return Finding(subject, "warn", found, why, step)
+
+
+def _links(facts: Facts) -> Iterator[Finding]:
+    links = facts.links
+    if not links:
+        return
+    subject = "peer access"
+    known = [link for link in links if link.peer is not None]
+    if not known:
+        yield Finding(subject, "ok", "not known", "The driver does not tell.")
+        return
+    fast = sum(bool(link.nvlink) for link in links)
+    without = [link for link in known if not link.peer]
+    found = (
+        f"{counted(len(links), 'pair')} of cards: {len(known) - len(without)} with peer access, "
+        f"{fast} over NVLink"
+    )
+    if not without:
+        yield Finding(subject, "ok", found)
+        return
+    pair = " and ".join(f"cuda:{index}" for index in without[0].cards)
+    more = f" and {counted(len(without) - 1, 'more pair')}" if len(without) > 1 else ""
+    obstacle = f" ({without[0].obstacle})" if without[0].obstacle else ""
+    yield Finding(
+        subject,
+        "warn",
+        found,
+        f"Between {pair}{more} there is none{obstacle}: copies go through the host's memory, so "
+        "each hop is slower.",
+        "Results are the same. Fewer cards have fewer hops: %glm4v plan --objective fewest.",
+    )
+
+
+def _disk(facts: Facts) -> Finding:
+    units = price(facts.shape, Workload(dtype=facts.shape.dtype))
+    size = sum(unit.weight_bytes for unit in units)
+    subject, disk = "disk", facts.disk
+    if facts.is_here:
+        return Finding(subject, "ok", f"nothing to download for {facts.shape.name}")
+    needed = f"{facts.shape.name} takes {readable_bytes(size)}"
+    if disk is None:
+        step = "Look at the disk that HF_HOME is on."
+        return Finding(subject, "warn", "free space not known", f"{needed}.", step)
+    found = f"{readable_bytes(disk.free_bytes)} free for {disk.folder}"
+    if disk.cached_bytes >= size:
+        return Finding(subject, "ok", found, f"{needed} and is here already.")
+    here = f", {readable_bytes(disk.cached_bytes)} of it are here" if disk.cached_bytes else ""
+    short = size - disk.cached_bytes - disk.free_bytes
+    if short <= 0:
+        return Finding(subject, "ok", found, f"{needed}{here}.")
+    return Finding(
+        subject,
+        "fail",
+        found,
+        f"{needed}{here}: {readable_bytes(short)} are short.",
+        "Free space, or set HF_HOME to a folder on another disk and restart the kernel.",
+    )
+
+
+def _hub(facts: Facts) -> Finding:
+    hub = facts.hub
+    if hub is None:
+        return Finding("hub", "ok", "not asked", "", "Ask with %glm4v doctor --hub.")
+    if not hub.problem:
+        return Finding("hub", "ok", f"{hub.endpoint} answers")
+    return Finding(
+        "hub",
+        "warn",
+        f"{hub.endpoint} cannot be reached",
+        f"{hub.problem[:1].upper()}{hub.problem[1:]}.",
+        "Load a local folder, or what is in the hub's cache: neither needs a network.",
+    )

@@ -1,0 +1,302 @@
+"""`gather`: the facts that the doctor judges. All that touches the machine is here.
+
+Versions come from the metadata of installed packages, and what is asked of them from this
+package's own: nothing is imported for them. Torch, which takes seconds to import, is imported only
+if NVML finds a card, because only torch knows which CUDA it was built for and whether that starts.
+"""
+
+from __future__ import annotations
+
+import http.client
+import importlib
+import os
+import platform
+import queue
+import shutil
+import sys
+import threading
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from glm4v_magic.errors import reason
+from glm4v_magic.gpu_spec import GPU
+from glm4v_magic.placement.costs import ModelShape
+from glm4v_magic.placement.driver import Driver, Link, find_driver, find_links
+from glm4v_magic.placement.gpus import FoundGPU, find_gpus
+
+__all__ = ["MODEL", "Disk", "Facts", "Hub", "Package", "TorchCuda", "gather"]
+
+MODEL = "GLM-4V-9B"
+"""The checkpoint that is judged for unless another is named."""
+
+_OWN = "glm4v_magic"
+_USERS_EXTRAS = ("notebook", "quantize")  # the others are for those who change this package
+_HUB_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A package that this one asks for.
+
+    Attributes:
+        name: of the distribution.
+        required: versions that are asked for, ``>=5.17,<6``; empty for any.
+        installed: its version; empty if it is not installed.
+        imported: version of the module in this process; empty if it is not imported.
+        extra: the extra that asks for it; empty if this package cannot do without.
+    """
+
+    name: str
+    required: str
+    installed: str
+    imported: str = ""
+    extra: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TorchCuda:
+    """What torch says of CUDA.
+
+    Attributes:
+        built_for: CUDA version of its build, ``12.6``; empty for a build without CUDA, ``None``
+            if torch cannot be imported.
+        usable: whether CUDA starts.
+        problem: what torch said when it did not; may be empty.
+    """
+
+    built_for: str | None
+    usable: bool
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Where the hub's downloads go.
+
+    Attributes:
+        folder: the hub's cache.
+        free_bytes: on its disk.
+        cached_bytes: what is there of the checkpoint, complete or not.
+    """
+
+    folder: str
+    free_bytes: int
+    cached_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """What happened when the hub was asked.
+
+    Attributes:
+        endpoint: its address.
+        problem: why it could not be reached; empty if it answered.
+    """
+
+    endpoint: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was found.
+
+    Attributes:
+        shape: the model to judge for.
+        python: its version.
+        python_required: versions that this package asks for; empty if it is not installed.
+        packages: those that this package and its extras ask for.
+        is_here: whether the model's files are here, so that nothing is downloaded.
+        cards: the GPUs of this machine; none if others are described.
+        described: GPUs to judge instead; ``None`` for those of this machine.
+        driver: of NVIDIA's cards; ``None`` without one, or if GPUs are described.
+        visible: value of ``CUDA_VISIBLE_DEVICES``; ``None`` if it is not set.
+        torch_cuda: ``None`` if torch was not asked.
+        links: between the cards.
+        host_bytes: memory of the host that this process may use; ``None`` if not known.
+        disk: where downloads go; ``None`` if not known.
+        hub: ``None`` if it was not to be asked.
+    """
+
+    shape: ModelShape
+    python: str
+    python_required: str
+    packages: tuple[Package, ...]
+    is_here: bool = False
+    cards: tuple[FoundGPU, ...] = ()
+    described: tuple[GPU, ...] | None = None
+    driver: Driver | None = None
+    visible: str | None = None
+    torch_cuda: TorchCuda | None = None
+    links: tuple[Link, ...] = ()
+    host_bytes: int | None = None
+    disk: Disk | None = None
+    hub: Hub | None = None
+
+    @property
+    def gpus(self) -> tuple[GPU, ...]:
+        """The cards to plan for; those of unknown size are left out."""
+        if self.described is not None:
+            return self.described
+        return tuple(card.gpu for card in self.cards if card.total_bytes is not None)
+
+
+def gather(gpus: Sequence[GPU] | None = None, *, hub: bool = False, model: str = MODEL) -> Facts:
+    """Look at this machine.
+
+    Args:
+        gpus: judge these instead of the cards of this machine; `gpu_spec.parse_gpus` makes them.
+        hub: also ask whether the hub can be reached; takes at most 3 s.
+        model: the checkpoint to judge for, as `checkpoints.architecture` takes it.
+
+    Raises:
+        CheckpointError: if there is no such model.
+    """
+    from glm4v_magic.checkpoints.architecture import architecture
+
+    shape = architecture(model).shape()
+    cards = find_gpus() if gpus is None else ()
+    torch_cuda = _torch_cuda() if cards else None
+    if torch_cuda is not None and any(card.total_bytes is None for card in cards):
+        cards = find_gpus()  # once it is imported, torch knows sizes that NVML does not tell
+    required, packages = _requirements()
+    return Facts(
+        shape=shape,
+        python=platform.python_version(),
+        python_required=required,
+        packages=packages,
+        is_here=model == "demo" or Path(model).expanduser().exists(),
+        cards=cards,
+        described=None if gpus is None else tuple(gpus),
+        driver=find_driver() if gpus is None else None,
+        visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        torch_cuda=torch_cuda,
+        links=find_links(cards),
+        host_bytes=_host_bytes(),
+        disk=_disk(shape.name),
+        hub=_hub() if hub else None,
+    )
+
+
+def _requirements() -> tuple[str, tuple[Package, ...]]:
+    """Python versions and packages that this package asks for; nothing if it is not installed."""
+    try:
+        own = metadata.metadata(_OWN)
+        lines = metadata.requires(_OWN) or []
+    except metadata.PackageNotFoundError:
+        return "", ()
+    found: dict[str, Package] = {}
+    for requirement in map(Requirement, lines):
+        for extra in ("", *_USERS_EXTRAS):
+            marker = requirement.marker
+            if marker is None or marker.evaluate({"extra": extra}):
+                found.setdefault(requirement.name, _package(requirement, extra))
+                break
+    return own["Requires-Python"] or "", tuple(found.values())
+
+
+def _package(requirement: Requirement, extra: str) -> Package:
+    name = requirement.name
+    try:
+        installed = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        installed = ""
+    module = sys.modules.get(name.replace("-", "_"))
+    imported = getattr(module, "__version__", "")
+    # torch calls its version a str, but it is a class of its own.
+    return Package(name, str(requirement.specifier), installed, str(imported), extra)
+
+
+def _torch_cuda() -> TorchCuda:
+    try:
+        torch = importlib.import_module("torch")
+    except (ImportError, OSError) as error:  # OSError: a library of its that does not load
+        return TorchCuda(None, usable=False, problem=f"{reason(error)}.")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        usable = torch.cuda.is_available()
+    # A driver that is too old is a warning, with its version in the first line.
+    problem = str(said[0].message).strip().partition("\n")[0] if said and not usable else ""
+    return TorchCuda(torch.version.cuda or "", usable, problem)
+
+
+def _host_bytes() -> int | None:
+    """Memory of the host, or what the control group leaves of it (Linux, version 2)."""
+    try:
+        sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        return None
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        limit = "max"
+    return min([*sizes, int(limit)] if limit.isdigit() else sizes)
+
+
+def _disk(model: str) -> Disk | None:
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except ImportError:
+        return None
+    folder = Path(HF_HUB_CACHE).expanduser().absolute()
+    existing = next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
+    try:
+        free = shutil.disk_usage(existing).free
+    except OSError:
+        return None
+    return Disk(str(folder), free, max(_downloads(folder, model), default=0))
+
+
+def _downloads(cache: Path, model: str) -> Iterator[int]:
+    """Bytes of each repository of the cache that is named like the model, whoever owns it."""
+    for repository in cache.glob("models--*--*"):
+        if repository.name.rpartition("--")[2].lower() != model.lower():
+            continue
+        size = 0
+        for folder, _, names in os.walk(repository):
+            for path in (Path(folder, name) for name in names):
+                # Snapshots are links to the files, which would count twice.
+                if not path.is_symlink():
+                    size += path.stat().st_size if path.is_file() else 0
+        yield size
+
+
+def _hub() -> Hub | None:
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return None
+    if constants.HF_HUB_OFFLINE:
+        return Hub(constants.ENDPOINT, "HF_HUB_OFFLINE is set")
+    answer: queue.SimpleQueue[str] = queue.SimpleQueue()
+    # A name server that does not answer keeps to no time limit, so the thread is left behind.
+    thread = threading.Thread(
+        target=lambda: answer.put(_problem_with(constants.ENDPOINT)), daemon=True
+    )
+    thread.start()
+    try:
+        problem = answer.get(timeout=_HUB_SECONDS)
+    except queue.Empty:
+        problem = f"no answer within {_HUB_SECONDS:g} s"
+    return Hub(constants.ENDPOINT, problem)
+
+
+def _problem_with(url: str) -> str:
+    """Why `url` does not answer; empty if it does."""
+    if not url.startswith(("http://", "https://")):
+        return "its address is not http or https"
+    try:
+        with urllib.request.urlopen(url, timeout=_HUB_SECONDS):  # noqa: S310  the scheme is checked
+            return ""
+    except urllib.error.HTTPError as error:
+        error.close()
+        return f"it answers {error.code}"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return reason(error.reason if isinstance(error, urllib.error.URLError) else error)  # type: ignore[arg-type]

@@ -1,0 +1,29 @@
+"""`Finding`: one row of what the doctor says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Finding", "Verdict"]
+
+Verdict = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        subject: what was looked at.
+        verdict: ``ok``; ``warn`` works but deserves a look; ``fail`` will not work.
+        found: what is there.
+        reason: why the verdict is so; may be empty for ``ok``.
+        next_step: what to do; empty if there is nothing to do.
+    """
+
+    subject: str
+    verdict: Verdict
+    found: str
+    reason: str = ""
+    next_step: str = ""
