@@ -14,14 +14,16 @@ strings with braces included; its value goes through `str` and is not expanded a
 from __future__ import annotations
 
 import ast
+import os
 import re
 import unicodedata
 from collections.abc import Mapping
+from pathlib import Path
 from types import CodeType
 
 from glm4v_magic.errors import PromptError, did_you_mean, reason
 
-__all__ = ["expand", "require_text"]
+__all__ = ["expand", "read_prompt", "require_text"]
 
 _OPENING = re.compile(r"\\?\{\{")
 _LITERAL = r"For literal braces write \{{."
@@ -77,6 +79,27 @@ def require_text(text: str) -> str:
     if all(unicodedata.category(character) in _BLANK for character in text):
         raise PromptError("The prompt is empty.", "Write what you want to know about the picture.")
     return text.strip()
+
+
+def read_prompt(path: str) -> str:
+    """Return the prompt in a text file, UTF-8, ``~`` expanded.
+
+    Raises:
+        PromptError: if there is no such file, or it is no text.
+    """
+    file = Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails on ~nobody
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise PromptError(f"The prompt file {path} is not text in UTF-8.") from None
+    except FileNotFoundError:
+        folder = file.parent
+        names = [each.name for each in folder.iterdir()] if folder.is_dir() else []
+        raise PromptError(
+            f"There is no prompt file {path}.", did_you_mean(file.name, names)
+        ) from None
+    except (OSError, ValueError) as error:  # a folder, a permission, a null character
+        raise PromptError(f"The prompt file {path} cannot be read: {reason(error)}.") from None
 
 
 def _end_of_expression(text: str, start: int) -> int | None:

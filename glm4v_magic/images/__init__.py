@@ -13,11 +13,13 @@ Everything ends as 8-bit RGB. The types of PIL, numpy, torch, matplotlib and IPy
 without importing them: whoever holds such a value has imported its library.
 
 The modules, each on top of the next: `words` and `values`, both on `names`; `missing`; `files` and
-`uris`; `decode`; `rgb`; `scaling`. Of these `uris` alone reaches the network, through `web`.
+`uris`; `decode`; `rgb`; `scaling`. Of these `uris` alone reaches the network, through `web`. Beside
+them stands `crop`, which cuts a rectangle out of a picture.
 """
 
 from __future__ import annotations
 
+from glm4v_magic.images.crop import Crop, parse_crop
 from glm4v_magic.images.picture import DEFAULT_LIMITS, Limits, SourcedImage
 from glm4v_magic.images.rgb import to_rgb
 from glm4v_magic.images.values import to_image, to_images
@@ -25,8 +27,10 @@ from glm4v_magic.images.words import resolve_images
 
 __all__ = [
     "DEFAULT_LIMITS",
+    "Crop",
     "Limits",
     "SourcedImage",
+    "parse_crop",
     "resolve_images",
     "to_image",
     "to_images",

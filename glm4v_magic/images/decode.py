@@ -15,30 +15,72 @@ from glm4v_magic.images.rgb import to_rgb
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["decode", "too_large", "upright"]
+__all__ = ["decode", "require_page", "too_large", "upright"]
 
 # Pillow runs Ghostscript on the first and the system's own renderer on the second.
 _RUNS_PROGRAMS = frozenset({"EPS", "WMF"})
 
 
-def decode(stream: IO[bytes], source: str, limits: Limits) -> SourcedImage:
-    """Read the first frame of an image file; `stream` stands at its beginning."""
+def decode(stream: IO[bytes], source: str, limits: Limits, page: int | None = None) -> SourcedImage:
+    """Read a page of an image file, by default its first; `stream` stands at its beginning."""
     # Pillow warns of odd metadata and of large pictures; the first does no harm to the pixels,
     # and the second has a limit of ours.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return upright(_opened(stream, source, limits), source, limits)
+        return upright(_opened(stream, source, limits), source, limits, page)
 
 
-def upright(image: Image.Image, source: str, limits: Limits) -> SourcedImage:
-    """Read the pixels of an opened picture, unless it is empty or too large."""
+def upright(
+    image: Image.Image, source: str, limits: Limits, page: int | None = None
+) -> SourcedImage:
+    """Read the pixels of an opened picture, unless it is empty or too large.
+
+    Args:
+        image: the picture; it is left at the page where it stood.
+        source: what the user calls it.
+        limits: what is refused.
+        page: which page of it, from 1; by default where it stands.
+    """
+    _require_size(image, source, limits)
+    if page is None:
+        rgb = to_rgb(image, source)
+    else:
+        stood = image.tell()
+        _turn_to(image, page, source)
+        try:
+            _require_size(image, source, limits)  # the pages of a TIFF have sizes of their own
+            rgb = to_rgb(image, source)
+        finally:
+            image.seek(stood)
+        source = f"{source}, page {page}"
+    return SourcedImage(rgb, source, rgb.size)
+
+
+def require_page(page: int | None, pages: int, source: str) -> None:
+    """Refuse a page that a picture does not have."""
+    if page is not None and not 1 <= page <= pages:
+        has = "only 1 page" if pages == 1 else f"{pages} pages"
+        raise ImageError(f"{one_line(source)} has {has}, and no page {page}.")
+
+
+def _turn_to(image: Image.Image, page: int, source: str) -> None:
+    try:
+        pages = int(getattr(image, "n_frames", 1))
+    except Exception as error:
+        raise _damaged(source, error) from error
+    require_page(page, pages, source)
+    try:
+        image.seek(page - 1)
+    except Exception as error:
+        raise _damaged(f"{source}, page {page},", error) from error
+
+
+def _require_size(image: Image.Image, source: str, limits: Limits) -> None:
     width, height = image.size
     if not width or not height:
         raise ImageError(f"{one_line(source)} is {width} x {height}: it has no pixels.")
     if width * height > limits.megapixels * 1e6:
         raise too_large(source, width * height, limits)
-    rgb = to_rgb(image, source)
-    return SourcedImage(rgb, source, rgb.size)
 
 
 def too_large(source: str, pixels: int | None, limits: Limits) -> ImageError:
@@ -65,4 +107,8 @@ def _opened(stream: IO[bytes], source: str, limits: Limits) -> Image.Image:
         stream.seek(0)
         raise not_an_image(source, stream.read(512)) from None
     except Exception as error:
-        raise ImageError(f"{one_line(source)} is cut short or damaged: {reason(error)}") from error
+        raise _damaged(source, error) from error
+
+
+def _damaged(source: str, error: Exception) -> ImageError:
+    return ImageError(f"{one_line(source)} is cut short or damaged: {reason(error)}")

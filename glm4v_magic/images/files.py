@@ -42,8 +42,8 @@ def exists(word: str, base: Path) -> bool:
     return bool(word.strip())
 
 
-def from_file(path: Path, source: str, limits: Limits) -> SourcedImage:
-    """Read a picture file that exists."""
+def from_file(path: Path, source: str, limits: Limits, page: int | None = None) -> SourcedImage:
+    """Read a picture file that exists, or one page of it."""
     shown = one_line(source)
     try:
         mode = path.stat().st_mode
@@ -53,7 +53,7 @@ def from_file(path: Path, source: str, limits: Limits) -> SourcedImage:
         if not stat.S_ISREG(mode):  # reading a pipe or a device may never end
             raise ImageError(f"{shown} is a device or a pipe, not a picture file.")
         with path.open("rb") as stream:
-            return decode(stream, source, limits)
+            return decode(stream, source, limits, page)
     except PermissionError:
         raise _forbidden(source) from None
     except OSError as error:

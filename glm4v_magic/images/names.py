@@ -14,7 +14,11 @@ __all__ = ["from_name"]
 
 
 def from_name(
-    name: str, base: Path, namespace: Mapping[str, object], limits: Limits
+    name: str,
+    base: Path,
+    namespace: Mapping[str, object],
+    limits: Limits,
+    page: int | None = None,
 ) -> tuple[SourcedImage, ...]:
     """Return the picture of a URI or path, or the pictures of a pattern, sorted by name.
 
@@ -23,15 +27,16 @@ def from_name(
         base: the folder of relative paths.
         namespace: the variables that may have been meant if there is nothing of that name.
         limits: what is refused.
+        page: which page of it, from 1; the first by default.
 
     Raises:
         ImageError: if it stands for no picture.
     """
     if is_uri(name):
-        return (from_uri(name, limits),)
+        return (from_uri(name, limits, page),)
     if exists(name, base):
-        return (from_file(path_of(name, base), name, limits),)
+        return (from_file(path_of(name, base), name, limits, page),)
     files = matches(name, base)
     if not files:
         raise missing(name, base, namespace)
-    return tuple(from_file(base / file, file, limits) for file in files)
+    return tuple(from_file(base / file, file, limits, page) for file in files)

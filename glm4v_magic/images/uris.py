@@ -24,14 +24,14 @@ def is_uri(word: str) -> bool:
     return word[:5].lower() == "data:" or _SCHEME.match(word) is not None
 
 
-def from_uri(word: str, limits: Limits) -> SourcedImage:
-    """Read the picture in a ``data:`` URI, or at a URL."""
+def from_uri(word: str, limits: Limits, page: int | None = None) -> SourcedImage:
+    """Read the picture in a ``data:`` URI, or at a URL, or one page of it."""
     if word[:5].lower() == "data:":
-        return decode(io.BytesIO(_data_uri(word)), "data: URI", limits)
+        return decode(io.BytesIO(_data_uri(word)), "data: URI", limits, page)
     # Here, because it imports ssl and urllib.request, which files and variables do without.
     from glm4v_magic.images.web import download
 
-    return decode(io.BytesIO(download(word, limits)), word, limits)
+    return decode(io.BytesIO(download(word, limits)), word, limits, page)
 
 
 def _data_uri(uri: str) -> bytes:

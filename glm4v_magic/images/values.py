@@ -16,7 +16,7 @@ from typing import Any
 
 from glm4v_magic.errors import ImageError, reason
 from glm4v_magic.images.arrays import from_numpy, from_torch
-from glm4v_magic.images.decode import decode, upright
+from glm4v_magic.images.decode import decode, require_page, upright
 from glm4v_magic.images.messages import ACCEPTED, one_line
 from glm4v_magic.images.names import from_name
 from glm4v_magic.images.picture import DEFAULT_LIMITS, Limits, SourcedImage
@@ -25,7 +25,12 @@ __all__ = ["to_image", "to_images"]
 
 
 def to_images(
-    value: object, source: str, *, base: Path | None = None, limits: Limits = DEFAULT_LIMITS
+    value: object,
+    source: str,
+    *,
+    base: Path | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    page: int | None = None,
 ) -> tuple[SourcedImage, ...]:
     """Return the pictures in `value`: those of a list, in order, or just one.
 
@@ -39,16 +44,21 @@ def to_images(
         if not value:
             raise ImageError(f"{one_line(source)} is an empty {type(value).__name__}.")
         return tuple(
-            to_image(item, f"{source}[{index}]", base=folder, limits=limits)
+            to_image(item, f"{source}[{index}]", base=folder, limits=limits, page=page)
             for index, item in enumerate(value)
         )
     if isinstance(value, str | os.PathLike):
-        return _named(value, source, folder, limits)
-    return (to_image(value, source, base=folder, limits=limits),)
+        return _named(value, source, folder, limits, page)
+    return (to_image(value, source, base=folder, limits=limits, page=page),)
 
 
 def to_image(
-    value: object, source: str, *, base: Path | None = None, limits: Limits = DEFAULT_LIMITS
+    value: object,
+    source: str,
+    *,
+    base: Path | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    page: int | None = None,
 ) -> SourcedImage:
     """Return `value` as a picture.
 
@@ -62,52 +72,56 @@ def to_image(
         source: what the user calls it. A path or URL is its own source.
         base: the folder of relative paths; the current one by default.
         limits: what is refused.
+        page: which page of it, from 1; by default the first, of a PIL image the one it stands at.
 
     Raises:
-        ImageError: if it is no picture, or more than one.
+        ImageError: if it is no picture, or more than one, or has no such page.
     """
     if isinstance(value, SourcedImage):
+        require_page(page, 1, source)
         return value
     if isinstance(value, str | os.PathLike):
-        pictures = _named(value, source, Path.cwd() if base is None else base, limits)
+        pictures = _named(value, source, Path.cwd() if base is None else base, limits, page)
         if len(pictures) > 1:
             raise ImageError(f"{one_line(source)} names {len(pictures)} pictures, not one.")
         return pictures[0]
     for read in (_from_pil, _from_bytes, _from_array, _from_figure, _from_ipython, _from_stream):
-        picture = read(value, source, limits)
+        picture = read(value, source, limits, page)
         if picture is not None:
             return picture
     raise ImageError(f"{one_line(source)} is {_kind_of(value)}, not a picture.", ACCEPTED)
 
 
 def _named(
-    value: str | os.PathLike[str], source: str, base: Path, limits: Limits
+    value: str | os.PathLike[str], source: str, base: Path, limits: Limits, page: int | None
 ) -> tuple[SourcedImage, ...]:
     """Read a value that is itself a name: it can be anything a word can but a variable."""
     text = os.fsdecode(value)
     try:
-        return from_name(text, base, {}, limits)
+        return from_name(text, base, {}, limits, page)
     except ImageError as error:
         if source != text:
             error.what = f"{one_line(source)}: {error.what}"
         raise
 
 
-def _from_pil(value: Any, source: str, limits: Limits) -> SourcedImage | None:
+def _from_pil(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:
     if not _is(value, "PIL.Image", "Image"):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in decode: the file may be read only now
-        return upright(value, source, limits)
+        return upright(value, source, limits, page)
 
 
-def _from_bytes(value: object, source: str, limits: Limits) -> SourcedImage | None:
+def _from_bytes(
+    value: object, source: str, limits: Limits, page: int | None
+) -> SourcedImage | None:
     if not isinstance(value, bytes | bytearray | memoryview):
         return None
-    return decode(io.BytesIO(bytes(value)), source, limits)
+    return decode(io.BytesIO(bytes(value)), source, limits, page)
 
 
-def _from_stream(value: Any, source: str, limits: Limits) -> SourcedImage | None:
+def _from_stream(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:
     """Read a file object from its beginning, and leave it where it stood."""
     if not callable(getattr(value, "read", None)) or isinstance(value, type | ModuleType):
         return None
@@ -127,21 +141,21 @@ def _from_stream(value: Any, source: str, limits: Limits) -> SourcedImage | None
             f"{one_line(source)} gives {type(content).__name__}, not bytes.",
             'Open the file in binary mode: open(path, "rb").',
         )
-    return _from_bytes(content, source, limits)
+    return _from_bytes(content, source, limits, page)
 
 
-def _from_ipython(value: Any, source: str, limits: Limits) -> SourcedImage | None:
+def _from_ipython(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:
     if not _is(value, "IPython.core.display", "Image"):
         return None
     if isinstance(value.data, bytes):
-        return _from_bytes(value.data, source, limits)
+        return _from_bytes(value.data, source, limits, page)
     place = value.filename or value.url
     if not place:
         raise ImageError(f"{one_line(source)} holds neither bytes, file nor URL.")
-    return to_image(str(place), source, limits=limits)
+    return to_image(str(place), source, limits=limits, page=page)
 
 
-def _from_figure(value: Any, source: str, limits: Limits) -> SourcedImage | None:
+def _from_figure(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:
     """Draw a figure, or the part of it that an axes with its labels takes; both stay open."""
     is_axes = _is(value, "matplotlib.axes", "Axes")
     if not is_axes and not _is(value, "matplotlib.figure", "FigureBase"):
@@ -159,13 +173,15 @@ def _from_figure(value: Any, source: str, limits: Limits) -> SourcedImage | None
         figure.savefig(buffer, format="png", dpi=figure.dpi, bbox_inches=box)
     except Exception as error:
         raise ImageError(f"{one_line(source)} cannot be drawn: {reason(error)}") from error
-    return _from_bytes(buffer.getvalue(), source, limits)
+    return _from_bytes(buffer.getvalue(), source, limits, page)
 
 
-def _from_array(value: Any, source: str, limits: Limits) -> SourcedImage | None:
+def _from_array(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:
     if _is(value, "numpy", "ndarray"):
+        require_page(page, 1, source)
         return from_numpy(value, source, limits)
     if _is(value, "torch", "Tensor"):
+        require_page(page, 1, source)
         return from_torch(value, source, limits)
     return None
 

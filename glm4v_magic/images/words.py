@@ -27,6 +27,7 @@ def resolve_images(
     *,
     base: Path | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    page: int | None = None,
 ) -> tuple[SourcedImage, ...]:
     """Return the pictures that `words` stand for, in order; see `images` for how each is read.
 
@@ -35,30 +36,34 @@ def resolve_images(
         namespace: the variables that words may name.
         base: the folder of relative paths; the current one by default.
         limits: what is refused.
+        page: which page of each picture, from 1; the first by default.
 
     Raises:
         ImageError: for the first word that gives no picture.
     """
     folder = Path.cwd() if base is None else base
-    return tuple(picture for word in words for picture in _resolve(word, namespace, folder, limits))
+    return tuple(
+        picture for word in words for picture in _resolve(word, namespace, folder, limits, page)
+    )
 
 
 def _resolve(
-    word: str, namespace: Mapping[str, object], base: Path, limits: Limits
+    word: str, namespace: Mapping[str, object], base: Path, limits: Limits, page: int | None
 ) -> tuple[SourcedImage, ...]:
     if not is_uri(word):
         if word in namespace:
-            return _from_variable(word, namespace[word], base, limits)
+            return _from_variable(word, namespace[word], base, limits, page)
         if not exists(word, base) and _is_lookup(word, namespace):
-            return to_images(_looked_up(word, namespace), word, base=base, limits=limits)
-    return from_name(word, base, namespace, limits)
+            value = _looked_up(word, namespace)
+            return to_images(value, word, base=base, limits=limits, page=page)
+    return from_name(word, base, namespace, limits, page)
 
 
 def _from_variable(
-    word: str, value: object, base: Path, limits: Limits
+    word: str, value: object, base: Path, limits: Limits, page: int | None
 ) -> tuple[SourcedImage, ...]:
     try:
-        return to_images(value, word, base=base, limits=limits)
+        return to_images(value, word, base=base, limits=limits, page=page)
     except ImageError as error:
         if os.path.lexists(base / word):
             error.hint = f"For the file of this name write ./{word}."

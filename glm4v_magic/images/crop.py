@@ -1,0 +1,98 @@
+"""A rectangle of a picture: ``10,10,50,50``, ``0.5,0,0.5,1`` or ``50%,0,50%,100%``.
+
+Left, top, width and height, of the upright picture. How the numbers are written says what they
+count, never how large they are:
+
+- whole numbers: pixels;
+- a decimal point in one of them: all four are fractions of width and height, 0 to 1;
+- ``%`` behind them: percent of width and height. Only a 0 may go without.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from glm4v_magic.errors import ImageError, OptionError
+from glm4v_magic.images.messages import one_line
+from glm4v_magic.images.picture import SourcedImage
+
+__all__ = ["Crop", "parse_crop"]
+
+Unit: TypeAlias = Literal["pixels", "fractions", "percent"]
+
+_NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)%?", re.ASCII)
+_WHOLE: dict[Unit, float] = {"fractions": 1, "percent": 100}
+_FORMS = "Write x,y,width,height: 10,10,50,50 (pixels), 0.5,0,0.5,1.0 or 50%,0,50%,100%."
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A rectangle.
+
+    Attributes:
+        box: left, top, width and height.
+        unit: what these count.
+        text: as the user wrote it.
+    """
+
+    box: tuple[float, float, float, float]
+    unit: Unit
+    text: str
+
+    def of(self, picture: SourcedImage) -> SourcedImage:
+        """Return this rectangle of `picture`, whose own size becomes the original size.
+
+        Raises:
+            ImageError: if it reaches beyond the picture, or holds no pixel of it.
+        """
+        width, height = picture.image.size
+        x, y, w, h = self.box
+        across, down = (
+            (1.0, 1.0)
+            if self.unit == "pixels"
+            else (
+                width / _WHOLE[self.unit],
+                height / _WHOLE[self.unit],
+            )
+        )
+        left, right = round(x * across), round((x + w) * across)
+        top, bottom = round(y * down), round((y + h) * down)
+        where = f"{one_line(picture.source)}, which is {width} x {height} pixels"
+        if right > width or bottom > height:
+            raise ImageError(f"The crop {self.text} reaches to x {right}, y {bottom} of {where}.")
+        if left >= right or top >= bottom:
+            raise ImageError(f"The crop {self.text} holds no pixel of {where}.")
+        cut = picture.image.crop((left, top, right, bottom))
+        return SourcedImage(cut, f"{picture.source}, crop {self.text}", cut.size)
+
+
+def parse_crop(text: str) -> Crop:
+    """Read a rectangle as it is typed; see the module for its three forms.
+
+    Raises:
+        OptionError: if it is not one.
+    """
+    words = [word.strip() for word in text.split(",")]
+    shown = ",".join(words)
+    if len(words) != 4 or not all(_NUMBER.fullmatch(word) for word in words):
+        raise OptionError(f"The crop {one_line(text)!r} is not four numbers.", _FORMS)
+    x, y, w, h = (float(word.rstrip("%")) for word in words)
+    box = (x, y, w, h)
+    unit: Unit = "pixels"
+    if any(word.endswith("%") for word in words):
+        unit = "percent"
+        if not all(word.endswith("%") or word == "0" for word in words):
+            raise OptionError(f"The crop {shown} has a % behind some numbers only.", _FORMS)
+    elif any("." in word for word in words):
+        unit = "fractions"
+        if max(box) > 1:
+            raise OptionError(
+                f"The crop {shown} has a decimal point, so it is fractions, but {max(box):g} is "
+                "above 1.",
+                _FORMS,
+            )
+    if not w or not h:
+        raise OptionError(f"The crop {shown} has no {'height' if w else 'width'}.", _FORMS)
+    return Crop(box, unit, shown)

@@ -1,0 +1,69 @@
+"""What Tab offers."""
+
+from __future__ import annotations
+
+import pytest
+from IPython.core.completer import provisionalcompleter
+from PIL import Image
+
+from glm4v_magic.commands import COMMANDS
+from glm4v_magic.completion import complete
+from glm4v_magic.magics import Glm4vMagics
+
+
+@pytest.fixture
+def offered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat.png", "CAT2.JPG", "notes.txt", ".hidden.png", "two words.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "dog.webp").touch()
+    names = {"cats": [1], "camera": Image.new("RGB", (1, 1)), "count": 3, "_hidden": [1]}
+
+    def complete_line(line: str) -> list[str]:
+        return complete(line, names, COMMANDS, Glm4vMagics.glm4v)
+
+    return complete_line
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("%glm4v ", list(COMMANDS)),
+        ("%glm4v lo", ["load"]),
+        ("%glm4v help unl", ["unload"]),
+        ("%glm4v nothing ", []),
+        ("%glm4v load de", ["demo"]),
+        ("%glm4v load GLM-4V", ["GLM-4V-9B"]),
+        ("%glm4v load ph", ["photos/"]),
+        ("%glm4v load --dt", ["--dtype"]),
+        ("%glm4v unload ", []),
+        ("%glm4v config top", ["top_p", "top_k"]),
+        ("%glm4v preview ca", ["camera", "cats", "cat.png"]),
+        ("%glm4v ask -f no", ["notes.txt"]),
+        ("%glm4v ask ca", ["camera", "cats", "cat.png"]),
+        ("%%glm4v ca", ["camera", "cats", "cat.png"]),
+        ("%%glm4v cat.png -q ca", ["camera", "cats", "cat.png"]),
+        ("%%glm4v C", ["CAT2.JPG"]),
+        ("%%glm4v photos/", ["photos/dog.webp"]),
+        ("%%glm4v photos/d", ["photos/dog.webp"]),
+        ("%%glm4v nowhere/", []),
+        ("%%glm4v cat.png --max", ["--max-tokens"]),
+        ("%%glm4v cat.png --top-", ["--top-k", "--top-p"]),
+        ("%%glm4v cat.png --out ", []),
+    ],
+)
+def test_what_is_offered(offered, line: str, found: list[str]):
+    assert offered(line) == found
+
+
+def test_the_shell_offers_it_and_stops_when_unloaded(shell, tmp_path, monkeypatch):
+    def completions(line: str) -> set[str]:
+        with provisionalcompleter():
+            return {item.text for item in shell.Completer.completions(line, len(line))}
+
+    assert "load" in completions("%glm4v lo")
+    assert "--temperature" in completions("%%glm4v --te")
+    shell.run_line_magic("unload_ext", "glm4v_magic")
+    assert "load" not in completions("%glm4v lo")
+    shell.run_line_magic("load_ext", "glm4v_magic")
