@@ -6,7 +6,7 @@ misspelt one gets a close match, and quotes around a word are taken off here and
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import Action, Namespace
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from IPython.utils.process import arg_split
 
 from glm4v_magic.errors import OptionError, did_you_mean
 
-__all__ = ["ANSWER_OPTIONS", "DEBUG", "Quoted", "parse", "split", "takes"]
+__all__ = ["ANSWER_OPTIONS", "DEBUG", "Quoted", "options_of", "parse", "split", "takes"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -37,18 +37,36 @@ ANSWER_OPTIONS = (
         "--max-tokens",
         type=int,
         metavar="N",
-        help="Longest answer, in tokens; 512 unless given.",
+        help="Longest answer, in tokens; 512 unless given or set.",
     ),
     argument(
         "--temperature", type=float, metavar="T", help="0 is greedy; higher is more surprising."
     ),
     argument("--top-p", type=float, metavar="P", help="Nucleus size, above 0 and at most 1."),
     argument("--top-k", type=int, metavar="K", help="Sample from the K likeliest tokens only."),
+    argument("--repetition-penalty", type=float, metavar="P", help="Above 1 discourages repeats."),
     argument("--seed", type=int, metavar="N", help="Repeat a sampled answer exactly."),
+    argument(
+        "--system", metavar="TEXT", help="System message: how to answer, before the question."
+    ),
+    argument(
+        "-f",
+        "--file",
+        metavar="FILE",
+        help="Read the question from a text file: %%glm4v ask cat.png -f question.txt",
+    ),
+    argument("--page", type=int, metavar="N", help="Page of a TIFF, frame of a GIF; from 1."),
+    argument(
+        "--crop",
+        metavar="X,Y,W,H",
+        help="Part of the picture: left, top, width, height. Whole numbers are pixels, "
+        "with a decimal point fractions of the picture, with %% percent of it.",
+    ),
     argument("--raw", action="store_true", help="Leave {{expression}} as it is."),
     argument(
         "-q", "--quiet", action="store_true", help="Show nothing; the answer is in NAME and _."
     ),
+    argument("--preview", action="store_true", help="Show what would be sent, and do not send it."),
     DEBUG,
 )
 
@@ -123,6 +141,11 @@ def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
     if rest:
         raise OptionError(f"%{parser.prog} does not take {' '.join(rest)!r}.")
     return arguments
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, Action]:
+    """Return the options of a function that `takes` decorated, by every name they have."""
+    return dict(_parser(function)._option_string_actions)
 
 
 def _parser(function: Callable[..., Any]) -> MagicArgumentParser:

@@ -5,6 +5,7 @@ What loading the extension costs is imported here; the rest comes with `commands
 
 from __future__ import annotations
 
+import os
 from collections import ChainMap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ from IPython.core.magic import (
 from IPython.core.magic_arguments import argument
 
 from glm4v_magic.command_line import ANSWER_OPTIONS, parse, split, takes
-from glm4v_magic.errors import GenerationInterrupted, Glm4vError
+from glm4v_magic.errors import GenerationInterrupted, Glm4vError, OptionError
+from glm4v_magic.settings import Glm4v, read
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Glm4vMagics", "Stopped", "register", "unregister"]
 
+_NAMES = ("%glm4v", "%%glm4v")
 _ANSWER = ("glm4v_magic.conversation", "Answer")
 
 
@@ -46,10 +49,11 @@ class Stopped(KeyboardInterrupt):
 
 @magics_class
 class Glm4vMagics(Magics):
-    """The magics of one shell."""
+    """The magics of one shell, and their defaults."""
 
-    def __init__(self, shell: InteractiveShell) -> None:
+    def __init__(self, shell: InteractiveShell, settings: Glm4v) -> None:
         super().__init__(shell)
+        self._settings = settings
         self._context: Context | None = None
         self._shown: list[Answer] = []
 
@@ -59,7 +63,7 @@ class Glm4vMagics(Magics):
         if self._context is None:
             from glm4v_magic.commands import Context
 
-            self._context = Context(self.shell, self.glm4v.__doc__ or "")
+            self._context = Context(self.shell, self.glm4v.__doc__ or "", self._settings)
         return self._context
 
     @line_cell_magic
@@ -95,13 +99,20 @@ class Glm4vMagics(Magics):
 
             %glm4v                           the model, where it is, what it takes
             %glm4v ask cat.png "A cat?"      a question on one line; x = %glm4v ask ... works too
+            %glm4v preview cat.png "A cat?"  what would be sent: prompt, pictures, tokens
+            %glm4v plan MODEL --gpus 4x16GiB which card would run what; loads nothing
+            %glm4v check MODEL --gpus SPEC   run it dry: mixed devices, peaks, copies
             %glm4v load FOLDER               load another checkpoint: a folder, a hub id, or demo
             %glm4v unload                    give its memory back
+            %glm4v doctor                    packages, driver, cards, disk: will the model run?
+            %glm4v patch FOLDER              make a checkpoint's own code safe on any split
+            %glm4v config [NAME]             the defaults, and where each of them comes from
             %glm4v help [COMMAND]            this page, or the page of one command
         """
         from glm4v_magic import commands
 
         names: ChainMap[str, Any] = ChainMap(dict(local_ns or {}), self.shell.user_ns)
+        debug = self._settings.debug or "--debug" in line.split()
         try:
             words = split(line)
             if cell is None:
@@ -110,11 +121,11 @@ class Glm4vMagics(Magics):
                 arguments = parse(self.glm4v, words)
                 answer = commands.ask_cell(self.context, arguments, cell, names)
         except Glm4vError as error:
-            if "--debug" in line.split():
+            if debug:
                 raise
             failure: BaseException = UsageError(_one_line(error))
         except KeyboardInterrupt as interrupt:
-            if "--debug" in line.split():
+            if debug:
                 raise
             failure = _stopped(interrupt)
         else:
@@ -130,12 +141,15 @@ class Glm4vMagics(Magics):
     # knows neither Markdown nor which answers a cell has shown.
 
     def install(self) -> None:
-        """Register magics, formatters and the hook that ends a cell."""
+        """Register magics, settings, formatters and the hook that ends a cell."""
         formatter = self.shell.display_formatter
+        self.shell.configurables.append(self._settings)
         self.shell.register_magics(self)
         formatter.ipython_display_formatter.for_type_by_name(*_ANSWER, self._swallow_if_shown)
         formatter.mimebundle_formatter.for_type_by_name(*_ANSWER, _bundle)
         self.shell.events.register("post_run_cell", self._forget_shown)
+        for name in _NAMES:
+            self.shell.set_hook("complete_command", self._complete, str_key=name)
 
     def uninstall(self) -> None:
         """Take back all of `install`, and what `Magics` itself registered; release the model."""
@@ -145,12 +159,22 @@ class Glm4vMagics(Magics):
             manager.magics[kind].pop("glm4v", None)
         manager.registry.pop(type(self).__name__, None)
         # Magics.__init__ appends itself here and nothing ever takes it away again.
-        self.shell.configurables[:] = [c for c in self.shell.configurables if c is not self]
+        self.shell.configurables[:] = [
+            each for each in self.shell.configurables if each not in (self, self._settings)
+        ]
         formatter.ipython_display_formatter.pop(".".join(_ANSWER), None)
         formatter.mimebundle_formatter.pop(".".join(_ANSWER), None)
         self.shell.events.unregister("post_run_cell", self._forget_shown)
+        for name in _NAMES:
+            self.shell.strdispatchers["complete_command"].strs.pop(name, None)
         if self._context is not None:
             self._context.session.unload()
+
+    def _complete(self, _: object, event: Any) -> list[str]:
+        from glm4v_magic.commands import COMMANDS
+        from glm4v_magic.completion import complete
+
+        return complete(event.text_until_cursor, self.shell.user_ns, COMMANDS, self.glm4v)
 
     def _swallow_if_shown(self, answer: Answer) -> None:
         for number, shown in enumerate(self._shown):
@@ -164,8 +188,15 @@ class Glm4vMagics(Magics):
 
 
 def register(shell: InteractiveShell) -> None:
-    """Install the magics in `shell`."""
-    Glm4vMagics(shell).install()
+    """Install the magics in `shell`, with the settings as they are found now."""
+    try:
+        settings = read(shell.config.get(Glm4v.__name__, {}), os.environ)
+    except OptionError as error:
+        problem = _one_line(error)
+    else:
+        Glm4vMagics(shell, settings).install()
+        return
+    raise UsageError(problem)
 
 
 def unregister(shell: InteractiveShell) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from glm4v_magic.errors import CheckpointError
-from glm4v_magic.placement.source_patch import FolderPatch, plan_patch, write_patch
+from glm4v_magic.placement.source_patch import plan_patch, write_patch
 
-__all__ = ["main"]
+__all__ = ["main", "patched"]
 
 _DESCRIPTION = """\
 Edit visual.py and modeling_chatglm.py in a GLM-4V-9B checkpoint folder so that no split of the
@@ -37,17 +38,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="show the diff, write nothing")
     options = parser.parse_args(arguments)
     try:
-        patch = plan_patch(options.folder)
-        if not options.dry_run:
-            patch = write_patch(patch)
+        told = patched(options.folder, dry_run=options.dry_run)
     except CheckpointError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    sys.stdout.write(_told(patch, dry_run=options.dry_run))
+    sys.stdout.write(told)
     return 0
 
 
-def _told(patch: FolderPatch, dry_run: bool) -> str:
+def patched(folder: str | Path, *, dry_run: bool) -> str:
+    """Patch a checkpoint folder; returns the diff and one line for each place.
+
+    Args:
+        folder: the checkpoint folder.
+        dry_run: write nothing.
+
+    Raises:
+        CheckpointError: the folder cannot be patched; nothing was changed.
+    """
+    patch = plan_patch(folder)
+    if not dry_run:
+        patch = write_patch(patch)
     parts = [patch.diff] if patch.changed else []
     parts.append(f"{patch}\n")
     if not patch.changed:

@@ -16,7 +16,7 @@ from IPython.display import display
 from glm4v_magic.conversation import Answer
 from glm4v_magic.display import MimeBundle
 from glm4v_magic.display.answer import LiveAnswer, footnotes
-from glm4v_magic.display.pace import Pace
+from glm4v_magic.display.pace import Pace, Rate
 from glm4v_magic.display.picture import make_thumbnail, strip_bundle
 from glm4v_magic.display.progress import (
     line_bundle,
@@ -103,6 +103,7 @@ class NotebookScreen:
         self._pace = Pace()
         self._progress: LoadProgress | None = None
         self._since = 0.0
+        self._rate = Rate()
         self._answer = LiveAnswer(Output().show)
 
     def loading(self, progress: LoadProgress) -> None:
@@ -111,7 +112,15 @@ class NotebookScreen:
             self._since = time.monotonic()
         self._progress = progress
         if self._pace.due():
-            self._bar.show(progress_bundle(self._model, progress.done_bytes, progress.total_bytes))
+            self._bar.show(
+                progress_bundle(
+                    self._model,
+                    progress.done_bytes,
+                    progress.total_bytes,
+                    device=progress.device,
+                    bytes_per_second=self._rate.so_far(progress.done_bytes),
+                )
+            )
 
     def loaded(self, info: EngineInfo) -> None:
         """Replace the bar by one line."""

@@ -6,12 +6,11 @@ A `Session` holds at most one model in memory. It is loaded when it is first nee
 
 from __future__ import annotations
 
-import math
 import os
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from glm4v_magic.conversation import Answer, Conversation, Generation, Message, Request, Sampling
 from glm4v_magic.errors import (
@@ -19,22 +18,24 @@ from glm4v_magic.errors import (
     ConversationError,
     GenerationInterrupted,
     Glm4vError,
-    OptionError,
 )
+from glm4v_magic.placement.decision import PlacementOptions
+from glm4v_magic.ranges import require_in_range
 
 if TYPE_CHECKING:
-    from glm4v_magic.checkpoints import LoadProgress
+    from glm4v_magic.checkpoints import Checkpoint, LoadProgress
     from glm4v_magic.engines import Engine, EngineInfo
     from glm4v_magic.images import SourcedImage
+    from glm4v_magic.placement.costs import Quantization
+    from glm4v_magic.placement.decision import GivenMap, Placement
+    from glm4v_magic.placement.search import Objective
+    from glm4v_magic.placement.stages import Plan
 
 __all__ = ["ModelChoice", "Session", "Status", "load"]
 
 OnProgress: TypeAlias = "Callable[[LoadProgress], None]"
-Start: TypeAlias = "Callable[[OnProgress], Engine]"
 
-DTYPES = ("float32", "bfloat16", "float16")
 _DEFAULTS = Sampling()
-_LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +43,16 @@ class ModelChoice:
     """Which model, and how it is loaded.
 
     Attributes:
-        model: folder, repository id in the hub cache, or ``demo``; ``None`` is ``demo``.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; ``None`` leaves it to the device.
-        device_map: as in `from_pretrained`; ``None`` leaves it to the engine.
+        model: folder, repository id on the hub, or ``demo``; ``None`` is ``demo``.
+        revision: of a repository.
+        options: how it is placed.
+        device_map: a map or a plan to follow; ``None`` makes a plan, or takes the CPU.
     """
 
     model: str | None = None
-    dtype: str | None = None
-    device_map: str | Mapping[str, int | str] | None = None
+    revision: str | None = None
+    options: PlacementOptions = field(default_factory=PlacementOptions)
+    device_map: GivenMap | None = None
 
     @property
     def name(self) -> str:
@@ -76,30 +79,21 @@ class Status:
     last: Answer | None
 
 
-def _prepare_local(choice: ModelChoice) -> Start:
-    """Check the files of a checkpoint; the result loads them into this process."""
+def _find(choice: ModelChoice) -> Checkpoint:
+    """Find the checkpoint and check its files; reads no weight."""
     from glm4v_magic import checkpoints
 
-    checkpoint = checkpoints.resolve(choice.model)
-    device_map = (
-        dict(choice.device_map) if isinstance(choice.device_map, Mapping) else choice.device_map
-    )
+    return checkpoints.resolve(choice.model, revision=choice.revision, download=True)
 
-    def start(on_progress: OnProgress) -> Engine:
-        # Importing torch takes seconds, so the first sign of life comes before it.
-        on_progress(checkpoints.LoadProgress(0, checkpoint.total_bytes, ""))
-        import torch
 
-        from glm4v_magic.engines import local
+def _decide(choice: ModelChoice, checkpoint: Checkpoint, on_progress: OnProgress) -> Placement:
+    """Decide where the model goes; reads no weight."""
+    from glm4v_magic.checkpoints import LoadProgress
+    from glm4v_magic.placement.decision import decide
 
-        return local.load(
-            checkpoint,
-            dtype=None if choice.dtype is None else getattr(torch, choice.dtype),
-            device_map=device_map,
-            on_progress=on_progress,
-        )
-
-    return start
+    # Importing torch takes seconds, so the first sign of life comes before it.
+    on_progress(LoadProgress(0, checkpoint.total_bytes, ""))
+    return decide(checkpoint.architecture, choice.options, choice.device_map)
 
 
 class Session:
@@ -119,35 +113,77 @@ class Session:
         self,
         model: str | os.PathLike[str] | None = None,
         *,
+        revision: str | None = None,
+        gpus: str | None = None,
+        context: int | None = None,
+        images: int = 1,
+        batch: int = 1,
+        objective: Objective = "balance",
         dtype: str | None = None,
-        device_map: str | Mapping[str, int | str] | None = None,
+        quantize: Quantization | None = None,
+        max_memory: float | Sequence[float] | None = None,
+        reserve: float | None = None,
+        split_vision: bool = False,
+        offload: bool = False,
+        device_map: GivenMap | None = None,
         on_progress: OnProgress | None = None,
     ) -> Session:
         """Load a model and return this session.
 
-        The new checkpoint's files are checked while the old model is still there. Then the old one
-        is released, because two rarely fit, and the new one loaded. If that fails after all, the
-        next question loads the old one again. A model that is loaded already is kept.
+        Files, plan and map are checked while the old model is still there. Then the old one is
+        released, because two rarely fit, and the new one loaded. If that fails after all, the next
+        question loads the old one again. A model that is loaded already is kept.
+
+        With GPUs, a plan decides which card runs which layers. Without one, the model runs on the
+        CPU.
 
         Args:
-            model: folder, repository id in the hub cache, or ``demo`` (the default).
-            dtype: ``float32``, ``bfloat16`` or ``float16``; ``None`` leaves it to the device.
-            device_map: as in `from_pretrained`; ``None`` leaves it to the engine.
+            model: folder, id of a repository on the hub, or ``demo`` (the default).
+            revision: commit, branch or tag of the repository.
+            gpus: use no more than these: a description such as ``"2x16GiB"``; ``"cpu"`` for none.
+            context: positions of prompt and answer to keep room for; the model's longest by
+                default.
+            images: pictures of a prompt to keep room for.
+            batch: rows to keep room for.
+            objective: ``balance`` for the emptiest fullest card, ``fewest`` for as few cards as
+                fit.
+            dtype: ``float32``, ``bfloat16`` or ``float16``; by default as published on GPUs, and
+                float32 on the CPU.
+            quantize: ``8bit`` or ``4bit`` for the linear layers of the text part.
+            max_memory: the most GiB to use of a card: one number, or one for each card.
+            reserve: GiB of each card to leave alone; 3 % of its size by default.
+            split_vision: let the vision tower be cut wherever that balances better.
+            offload: if no split fits, keep some layers in host memory.
+            device_map: a map or a `Plan` to follow instead of making a plan, or a JSON file of
+                either.
             on_progress: called as weights arrive.
 
         Raises:
             CheckpointError: if the checkpoint is not usable.
             PlacementError: if it cannot be placed on the devices.
-            OptionError: if `dtype` is none of the above.
+            OutOfMemoryError: if a card has no room for its weights after all.
+            OptionError: if an option makes no sense.
             BusyError: if another call is running.
         """
-        if dtype is not None and dtype not in DTYPES:
-            raise OptionError(f"There is no dtype {dtype!r}.", f"Use one of {', '.join(DTYPES)}.")
-        choice = ModelChoice(None if model is None else os.fspath(model), dtype, device_map)
+        options = PlacementOptions(
+            gpus,
+            context,
+            images,
+            batch,
+            objective,
+            dtype,
+            quantize,
+            tuple(max_memory) if isinstance(max_memory, Sequence) else max_memory,
+            reserve,
+            split_vision,
+            offload,
+        )
+        name = None if model is None else os.fspath(model)
+        choice = ModelChoice(name, revision, options, device_map)
         self._refuse_if_busy()
         with self._lock:
             if self._engine is None or choice != self._choice:
-                self._open(choice, on_progress)
+                self._open(choice, _find(choice), on_progress or _ignore)
         return self
 
     def ask(
@@ -161,6 +197,8 @@ class Session:
         top_k: int | None = None,
         repetition_penalty: float | None = None,
         seed: int | None = None,
+        system: str | None = None,
+        model: str | None = None,
         on_progress: OnProgress | None = None,
         on_start: Callable[[EngineInfo, tuple[SourcedImage, ...]], None] | None = None,
         on_text: Callable[[str], None] | None = None,
@@ -176,6 +214,8 @@ class Session:
             top_k: how many of the likeliest tokens stay in.
             repetition_penalty: above 1 discourages repeats.
             seed: repeats a sampled answer.
+            system: what the model is told before the question; nothing if empty.
+            model: what to load, as `load` takes it, if nothing was ever loaded here.
             on_progress: called as weights arrive, if the model is loaded now.
             on_start: called once everything is checked, before the model begins, with the model's
                 facts and the pictures as they are sent.
@@ -183,7 +223,7 @@ class Session:
 
         Raises:
             InputError: if text, pictures or options cannot be used; nothing was loaded for it
-                unless the model itself refuses them.
+                unless the prompt turns out to be too long.
             GenerationInterrupted: on an interrupt; its `answer` holds what was said until then.
             CheckpointError, PlacementError: if the model has to be loaded and cannot be.
             OutOfMemoryError, EngineError: if the model fails; it can be asked again.
@@ -195,11 +235,19 @@ class Session:
             Sampling(max_tokens, temperature, top_p, top_k, repetition_penalty, seed)
         )
         message = Message("user", require_text(text), _pictures(images))
-        request = Request(Conversation((message,)), sampling)
+        before = (Message("system", require_text(system)),) if system else ()
+        request = Request(Conversation((*before, message)), sampling)
         self._refuse_if_busy()
         with self._lock:
-            engine = self._engine or self._open(self._choice, on_progress)
-            _refuse_too_many(request, engine.info)
+            engine = self._engine
+            if engine is None:
+                choice = self._choice
+                if choice.model is None:
+                    choice = replace(choice, model=model)
+                checkpoint = _find(choice)
+                _refuse_too_many(request, checkpoint.name, checkpoint.max_images)
+                engine = self._open(choice, checkpoint, on_progress or _ignore)
+            _refuse_too_many(request, engine.info.model, engine.info.max_images)
             if on_start is not None:
                 on_start(engine.info, request.conversation.images)
             try:
@@ -233,6 +281,12 @@ class Session:
             last=self._last,
         )
 
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of the loaded model; ``None`` without one: on the CPU, or by a given map."""
+        engine = self._engine
+        return None if engine is None else engine.info.plan
+
     def _refuse_if_busy(self) -> None:
         # The lock itself is then taken with a plain "with", which is safe against an interrupt
         # between taking it and entering the block; acquire(blocking=False) is not. Of two calls
@@ -243,12 +297,14 @@ class Session:
                 "Wait for it to end, or interrupt it.",
             )
 
-    def _open(self, choice: ModelChoice, on_progress: OnProgress | None) -> Engine:
-        start = _prepare_local(choice)
+    def _open(self, choice: ModelChoice, checkpoint: Checkpoint, on_progress: OnProgress) -> Engine:
+        placement = _decide(choice, checkpoint, on_progress)
+        from glm4v_magic.engines import local
+
         old = self._choice
         released = self._release()
         try:
-            self._engine = start(on_progress or _ignore)
+            self._engine = local.load(checkpoint, placement, on_progress=on_progress)
         except Glm4vError as error:
             if released:
                 error.hint += (
@@ -266,15 +322,9 @@ class Session:
         return True
 
 
-def load(
-    model: str | os.PathLike[str] | None = None,
-    *,
-    dtype: str | None = None,
-    device_map: str | Mapping[str, int | str] | None = None,
-    on_progress: OnProgress | None = None,
-) -> Session:
+def load(model: str | os.PathLike[str] | None = None, **options: Any) -> Session:
     """Return a new `Session` with a model loaded; arguments and errors as `Session.load`."""
-    return Session().load(model, dtype=dtype, device_map=device_map, on_progress=on_progress)
+    return Session().load(model, **options)
 
 
 def _ignore(_: object) -> None:
@@ -289,12 +339,12 @@ def _pictures(images: object) -> tuple[SourcedImage, ...]:
     return to_images(images, "images")
 
 
-def _refuse_too_many(request: Request, info: EngineInfo) -> None:
+def _refuse_too_many(request: Request, model: str, most: int | None) -> None:
     given = len(request.conversation.images)
-    if info.max_images is not None and given > info.max_images:
-        few = "one picture" if info.max_images == 1 else f"{info.max_images} pictures"
+    if most is not None and given > most:
+        few = "one picture" if most == 1 else f"{most} pictures"
         raise ConversationError(
-            f"{info.model} takes {few} in a conversation, and this one has {given}.",
+            f"{model} takes {few} in a conversation, and this one has {given}.",
             "Ask about them one after the other, or join them into one picture.",
         )
 
@@ -314,20 +364,8 @@ def _answer(request: Request, generation: Generation, info: EngineInfo) -> Answe
 
 def _checked(sampling: Sampling) -> Sampling:
     """Refuse values that no model can sample with, by the name the user knows them."""
-    demands: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
-        ("max_tokens", "a whole number of at least 1", lambda value: value >= 1),
-        ("temperature", "a number of at least 0 (0 is greedy)", lambda value: value >= 0),
-        ("top_p", "a number above 0 and at most 1", lambda value: 0 < value <= 1),
-        ("top_k", "a whole number of at least 1", lambda value: value >= 1),
-        ("repetition_penalty", "a number above 0", lambda value: value > 0),
-        ("seed", "a whole number from 0 to 2**63 - 1", lambda value: 0 <= value <= _LARGEST_SEED),
-    )
-    for name, demand, holds in demands:
-        value = getattr(sampling, name)
-        if value is None and name != "max_tokens":
-            continue
-        kinds: tuple[type, ...] = (int,) if "whole" in demand else (int, float)
-        good = isinstance(value, kinds) and not isinstance(value, bool)
-        if not (good and math.isfinite(value) and holds(value)):
-            raise OptionError(f"{name} is {value!r}, but must be {demand}.")
+    for each in fields(sampling):
+        value = getattr(sampling, each.name)
+        if value is not None or each.name == "max_tokens":
+            require_in_range(each.name, value)
     return sampling

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import traceback
+import weakref
 
 import golden
 import pytest
 
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.files import read_tensor_infos
+from glm4v_magic.checkpoints.reading import forget_locals, stored_weights
 from glm4v_magic.errors import CheckpointError
 
 
@@ -201,3 +205,63 @@ def test_damaged_tokenizer_is_found_when_loading(single, content, part):
     (single / "tokenizer.model").write_text(content)
     with pytest.raises(CheckpointError, match=part):
         resolve(single).load(dtype=torch.float32)
+
+
+class TestReading:
+    """Weights are read one at a time, and not at all once a load was given up."""
+
+    def test_values_are_those_of_the_files(self):
+        from safetensors.torch import load_file
+
+        expected = load_file(golden.CHECKPOINT / "model.safetensors")
+        with stored_weights(read_tensor_infos(golden.SHARDED)) as weights:
+            assert weights.keys() == expected.keys()
+            assert all(weights[name][...].equal(tensor) for name, tensor in expected.items())
+
+    def test_nothing_is_read_afterwards(self):
+        with stored_weights(read_tensor_infos(golden.CHECKPOINT)) as weights:
+            name, weight = next(iter(weights.items()))
+        with pytest.raises(InterruptedError):
+            weight[...]
+        assert name
+
+    def test_no_thread_of_an_interrupted_load_reads_on(self):
+        from concurrent.futures import ThreadPoolExecutor
+
+        threads = set(threading.enumerate())
+        with (
+            pytest.raises(KeyboardInterrupt),
+            stored_weights(read_tensor_infos(golden.CHECKPOINT)) as weights,
+        ):
+            interrupted_in_a_pool(ThreadPoolExecutor(2), weights)
+        assert set(threading.enumerate()) <= threads
+
+    def test_an_exception_lets_go_of_what_it_came_through(self):
+        thing = Thing()
+        with pytest.raises(ValueError) as caught:
+            fail_beside(thing)
+        watch = weakref.ref(thing.inner)
+        thing.inner = None
+        assert watch() is not None
+        forget_locals(caught.value)
+        assert watch() is None
+        assert "fail_beside" in "".join(traceback.format_exception(caught.value))
+
+
+class Thing:
+    def __init__(self):
+        self.inner = type("Inner", (), {})()
+
+
+def fail_beside(thing):
+    inner = thing.inner
+    try:
+        {}[id(inner)]
+    except KeyError as error:
+        raise ValueError from error
+
+
+def interrupted_in_a_pool(pool, weights):
+    futures = [pool.submit(weight.__getitem__, ...) for weight in weights.values()]
+    futures[0].result()
+    raise KeyboardInterrupt

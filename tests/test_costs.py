@@ -18,10 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
+from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
 from glm4v_magic.checkpoints.glm4v_9b.modeling import Glm4v9bForConditionalGeneration
 from glm4v_magic.checkpoints.glm4v_9b.units import model_shape
 from glm4v_magic.errors import CheckpointError, OptionError
+from glm4v_magic.gpu_spec import parse_gpus
 from glm4v_magic.placement.costs import (
     ModelShape,
     Unit,
@@ -30,6 +32,8 @@ from glm4v_magic.placement.costs import (
     merge,
     price,
 )
+from glm4v_magic.placement.dry_run import dry_run
+from glm4v_magic.placement.plan import plan
 
 MIB = 2**20
 
@@ -279,6 +283,36 @@ def test_quantised_weights(shape: ModelShape) -> None:
     restored = by_name(price(shape, replace(short, quantize="4bit")))["layer.3"]
     assert restored.transient_bytes > 2 * 4096 * 13696 * 2
     assert restored.transient_bytes > by_name(price(shape, short))["layer.3"].transient_bytes
+
+
+@pytest.mark.parametrize(
+    ("model", "gpus", "workload"),
+    [
+        ("GLM-4V-9B", "8x16GiB", Workload(context=8192)),
+        ("GLM-4.1V-9B-Thinking", "6x16GiB", Workload(context=16384, images=2)),
+        ("GLM-4.5V", "8x80GiB", Workload(context=2048)),
+        ("GLM-4.6V", "6x80GiB", Workload(context=2048, batch=2)),
+    ],
+)
+def test_predictions_are_the_peaks_of_a_dry_run(model: str, gpus: str, workload: Workload) -> None:
+    found = architecture(model)
+    stages = plan(found.shape(), parse_gpus(gpus), workload).stages
+    report = dry_run(
+        found,
+        gpus,
+        context=workload.context,
+        images=workload.images,
+        batch=workload.batch,
+        decode_steps=1,
+    )
+    assert report.works
+    by_gpu = {stage.gpu: stage for stage in stages}
+    for card in report.cards:
+        stage = by_gpu[card.gpu]
+        assert stage.weight_bytes == pytest.approx(card.weight_bytes, rel=1e-6)
+        assert stage.kv_bytes == card.kv_bytes
+        assert stage.activation_bytes == pytest.approx(card.activation_bytes, rel=0.03)
+        assert stage.total_bytes == pytest.approx(card.total_bytes, rel=0.01)
 
 
 def test_merged_units_add_up_but_peaks_do_not_meet(shape: ModelShape) -> None:

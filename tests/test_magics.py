@@ -154,6 +154,30 @@ def test_narrow_sampling_is_greedy(run, shell, tiny, options):
     assert shell.user_ns["_"].text != greedy
 
 
+def test_system_message_and_repetition_penalty_reach_the_model(run, shell, tiny):
+    ask(run, "", options=GREEDY)
+    plain = shell.user_ns["_"]
+    ask(run, "", options=f"{GREEDY} --system Hello")
+    assert shell.user_ns["_"].usage.text_tokens > plain.usage.text_tokens
+    ask(run, "", options=f"{GREEDY} --repetition-penalty 50")
+    assert shell.user_ns["_"].text != plain.text
+    ask(run, "", options=f"{GREEDY} --repetition-penalty 1")
+    assert shell.user_ns["_"].text == plain.text
+
+
+def test_settings_are_the_defaults_of_options(run, shell, tiny):
+    run("%config Glm4v.max_tokens = 3\n%config Glm4v.temperature = 0")
+    ask(run, "", options="")
+    assert (shell.user_ns["_"].usage.new_tokens, shell.user_ns["_"].seed) == (3, None)
+    ask(run, "", options="--max-tokens 2 --temperature 1 --seed 7")
+    assert (shell.user_ns["_"].usage.new_tokens, shell.user_ns["_"].seed) == (2, 7)
+    run("%reload_ext glm4v_magic")
+    run(f"%config Glm4v.model = {str(TINY)!r}")
+    ask(run, "")
+    assert shell.user_ns["_"].model == str(TINY)
+    run("%config Glm4v.model = None")
+
+
 def test_max_tokens_bounds_the_answer(run, shell, tiny):
     ask(run, "", options="--temperature 0 --max-tokens 3")
     assert shell.user_ns["_"].usage.new_tokens == 3
@@ -256,6 +280,7 @@ ERRORS = [
     ("%%glm4v cat.png --max-tokens 0\nWhat?", "max_tokens is 0, but must be"),
     ("%%glm4v cat.png --top-p 1.5\nWhat?", "top_p is 1.5, but must be"),
     ("%%glm4v cat.png --top-k 0\nWhat?", "top_k is 0, but must be"),
+    ("%%glm4v cat.png --repetition-penalty 0\nWhat?", "repetition_penalty is 0.0, but must be"),
     ("%%glm4v cat.png --seed -1\nWhat?", "seed is -1, but must be"),
     ("%%glm4v cat.png --seed\nWhat?", "expected one argument"),
     ("%%glm4v cat.png -o 1a\nWhat?", "--out '1a' is not the name of a variable"),
@@ -274,7 +299,7 @@ ERRORS = [
     ("%glm4v load wrong_config", "config.json"),
     ("%glm4v load cat.png", "is a file"),
     ("%glm4v load a b", "does not take 'b'"),
-    ("%glm4v load --dtype int3", "There is no dtype 'int3'"),
+    ("%glm4v load --dtype int3", "Unknown dtype 'int3'"),
     ("%glm4v unload now", "does not take 'now'"),
     ("%glm4v help hlp", "Did you mean help?"),
 ]

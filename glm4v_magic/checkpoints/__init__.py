@@ -7,16 +7,19 @@ package may rely on is `Checkpoint`. Resolving checks files and imports no torch
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from glm4v_magic.checkpoints.files import read_json
-from glm4v_magic.errors import CheckpointError, did_you_mean
+from glm4v_magic.errors import CheckpointError, OptionError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
+
+    from glm4v_magic.checkpoints.architecture import Architecture
+    from glm4v_magic.placement.costs import Quantization
 
 __all__ = ["DEMO", "Checkpoint", "LoadProgress", "Loaded", "resolve"]
 
@@ -28,11 +31,19 @@ DEMO_NOTICE = "This is the demo model: it knows simple drawn shapes and nothing 
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """How far a load is: bytes of weights that have arrived, of how many, and the latest one."""
+    """How far a load is.
+
+    Attributes:
+        done_bytes: weights that have arrived.
+        total_bytes: all of them.
+        weight: name of the latest one; empty before the first.
+        device: where it went, such as ``cuda:1``; empty where that is not decided by a map.
+    """
 
     done_bytes: int
     total_bytes: int
     weight: str
+    device: str = ""
 
 
 @dataclass(slots=True)
@@ -51,12 +62,16 @@ class Checkpoint(Protocol):
         folder: where its files are.
         notice: what every answer must say about it; empty for most.
         config: its parsed ``config.json``.
+        architecture: the model without its weights, to plan with.
+        max_images: pictures that one conversation may hold; ``None`` for no limit.
     """
 
     name: str
     folder: Path
     notice: str
     config: dict[str, Any]
+    architecture: Architecture
+    max_images: int | None
 
     @property
     def total_bytes(self) -> int:
@@ -66,45 +81,77 @@ class Checkpoint(Protocol):
         self,
         *,
         dtype: torch.dtype,
-        device_map: dict[str, Any] | str | None = None,
+        device_map: Mapping[str, int | str] | None = None,
+        quantize: Quantization | None = None,
         on_progress: Callable[[LoadProgress], None] | None = None,
         **options: Any,
     ) -> Loaded:
         """Load the weights in one dtype, where `device_map` says (``None``: the CPU)."""
 
+    def processor(self) -> Any:
+        """Build the processor from tokenizer and configuration; reads no weight."""
 
-def resolve(name: str | os.PathLike[str] | None = None) -> Checkpoint:
+
+def resolve(
+    name: str | os.PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    download: bool = False,
+) -> Checkpoint:
     """Find a checkpoint and check its files.
 
     Args:
-        name: a folder, the id of a repository in the hub cache, or ``demo``, which is also what
+        name: a folder, the id of a repository on the hub, or ``demo``, which is also what
             ``None`` means.
+        revision: commit, branch or tag of a repository.
+        download: whether to ask the hub for what is not in its local cache.
 
     Raises:
         CheckpointError: if there is no such checkpoint, or its files are not usable.
+        OptionError: if a revision is given for a folder.
     """
-    if name is None or name == DEMO:
-        return _open(DEMO, Path(__file__).parent / "demo", DEMO_NOTICE)
-    text = os.fspath(name)
+    text = DEMO if name is None else os.fspath(name)
     folder = Path(text).expanduser()
+    if revision is not None and (text == DEMO or folder.exists()):
+        raise OptionError(f"{text} is no repository of the hub, so it has no revision {revision}.")
+    if text == DEMO:
+        return _open(DEMO, Path(__file__).parent / "demo", DEMO_NOTICE)
     if folder.is_dir():
         return _open(text, folder)
     if folder.exists():
         raise CheckpointError(f"{text} is a file.", "Give the folder that the checkpoint is in.")
-    cached = _hub_cache(text)
+    return _from_hub(text, folder, revision, download)
+
+
+def _from_hub(text: str, folder: Path, revision: str | None, download: bool) -> Checkpoint:
+    from glm4v_magic.checkpoints import hub
+
+    cached = hub.cached(text, revision)
     if cached is not None:
-        return _open(text, cached)
+        _require_known(cached)
+        try:
+            return _open(text, cached)
+        except CheckpointError:  # a download that was interrupted
+            if not download:
+                raise
+    if download and hub.names_a_repository(text):
+        return _open(text, hub.download(text, revision, _require_known))
     raise CheckpointError(f"There is no checkpoint {text!r}: {_searched(text, folder)}")
 
 
 def _open(name: str, folder: Path, notice: str = "") -> Checkpoint:
+    from glm4v_magic.checkpoints.glm4v_9b.checkpoint import Glm4v9bCheckpoint
+
+    _require_known(folder)
+    return Glm4v9bCheckpoint(name, folder, notice)
+
+
+def _require_known(folder: Path) -> None:
     from glm4v_magic.checkpoints.glm4v_9b import layout
 
     config = read_json(folder / "config.json")
     if layout.matches(config):
-        from glm4v_magic.checkpoints.glm4v_9b.checkpoint import Glm4v9bCheckpoint
-
-        return Glm4v9bCheckpoint(name, folder, notice)
+        return
     kind = config.get("model_type", "without a model_type")
     vision = "" if "vision_config" in config else " without a vision tower"
     raise CheckpointError(
@@ -121,17 +168,3 @@ def _searched(text: str, folder: Path) -> str:
     where = "no such folder, and not in the hub cache."
     hint = similar or "Give a folder, the id of a downloaded repository, or 'demo'."
     return f"{where} {hint}"
-
-
-def _hub_cache(repo_id: str) -> Path | None:
-    """Return the folder of a repository in the local hub cache; never asks the network."""
-    if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
-        return None
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        config = try_to_load_from_cache(repo_id, "config.json")
-    except HFValidationError:
-        return None
-    return Path(config).parent if isinstance(config, str) else None

@@ -1,27 +1,31 @@
-"""Progress of a load in bytes, from the progress bar that transformers would have drawn."""
+"""What `from_pretrained` would have drawn and logged: its bar as progress, its report as text."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from glm4v_magic.checkpoints import LoadProgress
 
-__all__ = ["report_progress"]
+__all__ = ["collect_report", "report_progress"]
 
 
 @contextmanager
 def report_progress(
-    sizes: Mapping[str, int], on_progress: Callable[[LoadProgress], None] | None
+    sizes: Mapping[str, int],
+    on_progress: Callable[[LoadProgress], None] | None,
+    device_of: Callable[[str], str] = lambda name: "",
 ) -> Iterator[None]:
     """Within this context `from_pretrained` reports weights as they arrive and draws no bar.
 
     Args:
         sizes: bytes of each weight, by the name of the parameter it is loaded into.
         on_progress: called after each weight; ``None`` draws nothing at all.
+        device_of: where a weight goes, by the same names.
     """
     total = sum(sizes.values())
 
@@ -38,7 +42,7 @@ def report_progress(
                 name = item[0] if isinstance(item, tuple) else ""
                 done += sizes.get(name, 0)
                 if on_progress is not None and name in sizes:
-                    on_progress(LoadProgress(done, total, name))
+                    on_progress(LoadProgress(done, total, name, device_of(name)))
 
         def update(self, n: float = 1) -> None:
             """Count nothing: only loops over weights are reported."""
@@ -55,8 +59,32 @@ def report_progress(
     def make_bar(factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bar:
         return Bar(args[0] if args else kwargs.get("iterable", ()))
 
-    previous = logging.set_tqdm_hook(make_bar)
+    previous = transformers_logging.set_tqdm_hook(make_bar)
     try:
         yield
     finally:
-        logging.set_tqdm_hook(previous)
+        transformers_logging.set_tqdm_hook(previous)
+
+
+@contextmanager
+def collect_report() -> Iterator[list[str]]:
+    """Within this context `from_pretrained` does not log its report; it is in the yielded list.
+
+    An exception while a weight is converted is in no other place: transformers writes it down
+    there, goes on, and raises one of its own at the end.
+    """
+    reports: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        is_report = "LOAD REPORT" in message
+        if is_report:
+            reports.append(message)
+        return not is_report
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(keep)
+    try:
+        yield reports
+    finally:
+        logger.removeFilter(keep)

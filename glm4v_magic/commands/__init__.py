@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic_arguments import argument
 
 from glm4v_magic.command_line import DEBUG, parse, takes
-from glm4v_magic.commands.ask import answer, ask
+from glm4v_magic.commands.ask import answer, ask, preview
+from glm4v_magic.commands.check import check
+from glm4v_magic.commands.config import config
 from glm4v_magic.commands.context import Command, Context
+from glm4v_magic.commands.doctor import doctor
 from glm4v_magic.commands.model import load, status, unload
+from glm4v_magic.commands.patch import patch
+from glm4v_magic.commands.plan import plan
 from glm4v_magic.errors import OptionError, did_you_mean
 from glm4v_magic.screen import show
 
@@ -25,7 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "Context", "ask_cell", "run"]
 
 
-def ask_cell(context: Context, arguments: Namespace, cell: str, names: Mapping[str, Any]) -> Answer:
+def ask_cell(
+    context: Context, arguments: Namespace, cell: str, names: Mapping[str, Any]
+) -> Answer | None:
     """Ask the question in `cell` about the pictures of the first line."""
     first = arguments.images[0] if arguments.images else ""
     if first in COMMANDS and first not in names:
@@ -73,8 +80,14 @@ def help_(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
 
 COMMANDS: dict[str, Command] = {
     "ask": ask,
+    "preview": preview,
+    "plan": plan,
+    "check": check,
     "load": load,
     "unload": unload,
     "status": status,
+    "doctor": doctor,
+    "config": config,
+    "patch": patch,
     "help": help_,
 }

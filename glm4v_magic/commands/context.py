@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from glm4v_magic.conversation import Answer
+    from glm4v_magic.settings import Glm4v
 
 __all__ = ["Command", "Context"]
 
@@ -26,12 +27,22 @@ class Context:
     Attributes:
         shell: the shell whose variables are read and set.
         page: the help of the magic itself.
+        settings: defaults of options.
         session: the model in use.
     """
 
     shell: InteractiveShell
     page: str
+    settings: Glm4v
     session: Session = field(default_factory=Session)
+
+    @property
+    def model(self) -> str:
+        """Name of the model in use, or of the one that the next question loads."""
+        status = self.session.status()
+        if status.info is None and status.choice.model is None and self.settings.model:
+            return self.settings.model
+        return status.choice.name
 
     def keep(self, value: object, name: str | None) -> None:
         """Put `value` into the user's variable `name`, if one was asked for."""

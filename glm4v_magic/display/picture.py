@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from glm4v_magic.display import MimeBundle
 from glm4v_magic.display.text import counted, pixels, printable
@@ -15,13 +15,24 @@ from glm4v_magic.display.text import counted, pixels, printable
 if TYPE_CHECKING:
     import PIL.Image
 
-    from glm4v_magic.engines import EngineInfo
     from glm4v_magic.images import SourcedImage
 
-__all__ = ["Thumbnail", "make_thumbnail", "strip_bundle"]
+__all__ = ["Seen", "Thumbnail", "make_thumbnail", "strip_bundle"]
 
 THUMBNAIL_SIDE = 160
 """Longest side of a thumbnail in pixels."""
+
+
+class Seen(Protocol):
+    """What a model makes of any picture: an `EngineInfo`, or a `Preview` without a model."""
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Width and height it is resized to; ``None`` where that depends on the picture."""
+
+    @property
+    def visual_tokens(self) -> int | None:
+        """Vectors it becomes; ``None`` where that depends on the picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +66,15 @@ class Thumbnail:
         return " · ".join(facts)
 
 
-def make_thumbnail(picture: SourcedImage, info: EngineInfo) -> Thumbnail:
-    """Return a thumbnail of `picture` as the model of `info` will see it."""
+def make_thumbnail(picture: SourcedImage, seen: Seen) -> Thumbnail:
+    """Return a thumbnail of `picture`, with what the model will see of it."""
     small = picture.image.copy()
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     return Thumbnail(
         source=picture.source,
         original_size=picture.original_size,
-        seen_size=info.image_size,
-        visual_tokens=info.visual_tokens,
+        seen_size=seen.image_size,
+        visual_tokens=seen.visual_tokens,
         data_uri=_data_uri(small.convert("RGB")),
         size=(small.width, small.height),
     )

@@ -14,17 +14,46 @@ if TYPE_CHECKING:
 __all__ = ["line_bundle", "loaded_line", "loading_line", "progress_bundle"]
 
 
-def loading_line(model: str, done_bytes: int, total_bytes: int) -> str:
-    """Return ``Loading demo: 1.2 MiB of 5.2 MiB (23 %)``."""
+def loading_line(
+    model: str,
+    done_bytes: int,
+    total_bytes: int,
+    *,
+    device: str = "",
+    bytes_per_second: float | None = None,
+) -> str:
+    """Return ``Loading demo: 1.2 MiB of 5.2 MiB (23 %), 1.1 MiB/s, 3.6 s left, on cuda:1``.
+
+    Args:
+        model: its name.
+        done_bytes: weights that have arrived.
+        total_bytes: all of them.
+        device: where the latest one went, if that is decided by a map.
+        bytes_per_second: so far, if it is known.
+    """
     total = max(total_bytes, 1)
     done = min(done_bytes, total)
-    amount = f"{readable_bytes(done)} of {readable_bytes(total)} ({100 * done // total} %)"
-    return f"Loading {printable(model)}: {amount}"
+    parts = [f"{readable_bytes(done)} of {readable_bytes(total)} ({100 * done // total} %)"]
+    if bytes_per_second:
+        parts.append(f"{readable_bytes(round(bytes_per_second))}/s")
+        parts.append(f"{readable_seconds((total - done) / bytes_per_second)} left")
+    if device:
+        parts.append(f"on {device}")
+    return f"Loading {printable(model)}: {', '.join(parts)}"
 
 
-def progress_bundle(model: str, done_bytes: int, total_bytes: int) -> MimeBundle:
+def progress_bundle(
+    model: str,
+    done_bytes: int,
+    total_bytes: int,
+    *,
+    device: str = "",
+    bytes_per_second: float | None = None,
+) -> MimeBundle:
     """Return a progress bar beside `loading_line`; as text, the line alone."""
-    line = loading_line(model, done_bytes, total_bytes)
+    line = loading_line(
+        model, done_bytes, total_bytes, device=device, bytes_per_second=bytes_per_second
+    )
     total = max(total_bytes, 1)
     bar = f'<progress value="{min(done_bytes, total)}" max="{total}" aria-label="Loading">'
     return {"text/plain": line, "text/html": f"{bar}</progress> {escape(line)}"}
@@ -34,7 +63,8 @@ def loaded_line(info: EngineInfo, seconds: float) -> str:
     """Return the one line that replaces the bar."""
     return (
         f"Loaded {printable(info.model)} in {readable_seconds(seconds)}:"
-        f" {readable_count(info.parameters)} parameters, {info.dtype}, {', '.join(info.devices)}."
+        f" {readable_count(info.parameters)} parameters, {info.dtype}"
+        f"{f' in {info.quantize}' if info.quantize else ''}, {', '.join(info.devices)}."
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from glm4v_magic.conversation import Answer
 from glm4v_magic.display import MimeBundle
 from glm4v_magic.display.answer import usage_line
 from glm4v_magic.display.text import counted, printable, readable_bytes, readable_count
+from glm4v_magic.placement.stages import gib, span
 
 if TYPE_CHECKING:
     from glm4v_magic.engines import EngineInfo
@@ -35,14 +36,15 @@ def status_rows(
     else:
         rows = [
             ("model", f"{info.model}, {readable_count(info.parameters)} parameters"),
-            ("dtype", info.dtype),
+            ("dtype", info.dtype + (f", text part in {info.quantize}" if info.quantize else "")),
             ("devices", ", ".join(info.devices)),
             ("pictures", _pictures(info)),
             ("context", counted(info.context, "position")),
         ]
         width = _BYTES_PER_WEIGHT.get(info.dtype)
-        if width is not None:
+        if width is not None and info.quantize is None:
             rows.insert(3, ("weights", readable_bytes(info.parameters * width)))
+        rows += _cards(info)
         if info.notice:
             rows.append(("note", info.notice))
     if busy:
@@ -50,6 +52,25 @@ def status_rows(
     if last is not None:
         rows.append(("last answer", usage_line(last)))
     return [(label, printable(value)) for label, value in rows]
+
+
+def _cards(info: EngineInfo) -> Iterator[tuple[str, str]]:
+    """What is on each card: by the plan, or by the map."""
+    if info.plan is not None:
+        for stage in info.plan.stages:
+            if stage.units:
+                of = "" if stage.capacity_bytes is None else f" of {gib(stage.capacity_bytes)}"
+                away = len(stage.offloaded)
+                waits = f" ({counted(away, 'module')} in host memory)" if away else ""
+                planned = f"{gib(stage.total_bytes)}{of} GiB planned"
+                yield stage.device, f"{span(stage.units)}{waits}; {planned}"
+    elif info.device_map is not None:
+        by_device: dict[str, list[str]] = {}
+        for module, place in info.device_map.items():
+            device = f"cuda:{place}" if isinstance(place, int) else place
+            by_device.setdefault(device, []).append(module or "the whole model")
+        for device in info.devices:
+            yield device, span(by_device.get(device, ()))
 
 
 def _pictures(info: EngineInfo) -> str:

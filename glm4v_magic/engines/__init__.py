@@ -5,11 +5,16 @@ An engine is used from one thread at a time; `Session` sees to that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from glm4v_magic.conversation import Generation, Request
+
+if TYPE_CHECKING:
+    from glm4v_magic.placement.costs import Quantization
+    from glm4v_magic.placement.device_map import Place
+    from glm4v_magic.placement.stages import Plan
 
 __all__ = ["Engine", "EngineInfo"]
 
@@ -29,6 +34,9 @@ class EngineInfo:
         parameters: number of weights.
         dtype: of the weights, for example ``bfloat16``.
         devices: where the weights are, for example ``("cuda:0", "cuda:1")``.
+        quantize: of the text part's linear layers, if they are quantised.
+        device_map: module -> GPU index or ``cpu``; ``None`` if all is in one place.
+        plan: that the map is from, if it is from one.
     """
 
     model: str
@@ -40,6 +48,9 @@ class EngineInfo:
     parameters: int
     dtype: str
     devices: tuple[str, ...]
+    quantize: Quantization | None = None
+    device_map: Mapping[str, Place] | None = None
+    plan: Plan | None = None
 
 
 class Engine(Protocol):

@@ -20,47 +20,87 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from glm4v_magic.checkpoints import Checkpoint, Loaded, LoadProgress
+from glm4v_magic.checkpoints.reading import forget_locals
 from glm4v_magic.conversation import FinishReason, Generation, Request, Sampling, Usage
 from glm4v_magic.engines import EngineInfo
+from glm4v_magic.engines.out_of_memory import is_out_of_memory, out_of_memory
 from glm4v_magic.errors import ConversationError, GenerationInterrupted, OutOfMemoryError
+from glm4v_magic.placement.arrival import verify_bytes, verify_places
+from glm4v_magic.placement.decision import Placement
+from glm4v_magic.placement.dispatch import dispatch
+from glm4v_magic.virtual_gpus import active
 
 __all__ = ["LocalEngine", "load"]
 
 
 def load(
     checkpoint: Checkpoint,
+    placement: Placement | None = None,
     *,
-    dtype: torch.dtype | None = None,
-    device_map: dict[str, Any] | str | None = None,
     on_progress: Callable[[LoadProgress], None] | None = None,
 ) -> LocalEngine:
-    """Load a checkpoint for use in this process.
+    """Load a checkpoint for use in this process; whatever stops it, nothing stays in memory.
 
     Args:
         checkpoint: from `checkpoints.resolve`.
-        dtype: of all weights; ``None`` is bfloat16 with a GPU and float32 without.
-        device_map: as in `from_pretrained`; ``None`` is all GPUs, or the CPU without one.
+        placement: from `placement.decision.decide`; ``None`` is the CPU in float32.
         on_progress: called as weights arrive.
 
     Raises:
         CheckpointError: if the weights cannot be read.
-        OutOfMemoryError: if they do not fit; nothing stays in memory then.
+        PlacementError: if a weight is not where the placement says.
+        OutOfMemoryError: if they do not fit after all.
     """
-    gpus = torch.cuda.is_available()
-    if dtype is None:
-        dtype = torch.bfloat16 if gpus else torch.float32
-    if device_map is None and gpus:
-        device_map = "auto"
+    placement = placement or Placement()
+    engine: LocalEngine | None = None
+    short: str | None = None
     try:
-        loaded = checkpoint.load(dtype=dtype, device_map=device_map, on_progress=on_progress)
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(
-            f"Loading {checkpoint.name} ran out of memory: {error}",
-            "Free memory on that GPU, or use more GPUs.",
-        ) from None
+        engine = _load(checkpoint, placement, on_progress)
+    except (RuntimeError, MemoryError) as error:
+        forget_locals(error)
+        if not is_out_of_memory(error):
+            raise
+        short = str(error)
+    except BaseException as error:
+        forget_locals(error)
+        raise
     finally:
         _release_memory()
-    return LocalEngine(checkpoint, loaded)
+    if engine is None:
+        raise out_of_memory(
+            short or "", f"while {checkpoint.name} was loaded", _advice_for_load(placement)
+        )
+    return engine
+
+
+def _load(
+    checkpoint: Checkpoint,
+    placement: Placement,
+    on_progress: Callable[[LoadProgress], None] | None,
+) -> LocalEngine:
+    loaded = checkpoint.load(
+        dtype=getattr(torch, placement.dtype),
+        device_map=placement.device_map,
+        quantize=placement.quantize,
+        on_progress=on_progress,
+    )
+    if placement.device_map is not None:
+        if set(placement.device_map.values()) != {"cpu"}:
+            # from_pretrained has put accelerate's hooks on every module: these replace them.
+            dispatch(loaded.model, placement.device_map, placement.execution_map)
+        verify_places(loaded.model, placement.device_map)
+    if placement.plan is not None:
+        verify_bytes(loaded.model, placement.plan)
+    return LocalEngine(checkpoint, loaded, placement)
+
+
+def _advice_for_load(placement: Placement) -> str:
+    ways = ["free memory there", "use more cards"]
+    if placement.quantize != "4bit":
+        ways.append("load the text part in 4bit (--quantize 4bit)")
+    if placement.plan is None and placement.device_map is not None:
+        ways.append("let a plan take the place of the map")
+    return f"Nothing is loaded now; {', '.join(ways[:-1])} or {ways[-1]}."
 
 
 def _release_memory() -> None:
@@ -113,16 +153,17 @@ class LocalEngine:
     Args:
         checkpoint: what was loaded.
         loaded: the model and its processor.
+        placement: where it went.
     """
 
-    def __init__(self, checkpoint: Checkpoint, loaded: Loaded) -> None:
+    def __init__(self, checkpoint: Checkpoint, loaded: Loaded, placement: Placement) -> None:
         self.model = loaded.model
         self.processor = loaded.processor
         # What a call leaves open, `generate` would fill in from the model's own config: sampling
         # values for greedy calls, a length for calls that count new tokens, each with a warning.
         self.defaults: GenerationConfig = self.model.generation_config
         self.model.generation_config = GenerationConfig()
-        self._info = _describe(checkpoint, loaded)
+        self._info = _describe(checkpoint, loaded, placement)
 
     @property
     def info(self) -> EngineInfo:
@@ -131,34 +172,58 @@ class LocalEngine:
 
     def generate(self, request: Request, on_text: Callable[[str], None]) -> Generation:
         """Answer `request`; see `engines.Engine.generate`."""
+        streamer = TokenTextStreamer(self.processor.tokenizer, on_text)
+        try:
+            return self._generate(request, streamer)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # The frames it came through hold the key/value cache.
+            forget_locals(error)
+            text = str(error)
+        _release_memory()
+        raise self._out_of_memory(text, request, len(streamer.ids))
+
+    def _generate(self, request: Request, streamer: TokenTextStreamer) -> Generation:
         start = time.perf_counter()
         sampling = request.sampling
         inputs, room = self._prepare(request)
         config = generation_config(self.defaults, sampling, room)
         seed = _seed(sampling) if config.do_sample else None
-        streamer = TokenTextStreamer(self.processor.tokenizer, on_text)
-        reason: FinishReason | None = None
         with _forked_rng(seed, self._gpus()), _peaks(self._gpus()) as peaks:
             try:
-                with torch.inference_mode():
+                with _without_gradients():
                     self.model.generate(**inputs, generation_config=config, streamer=streamer)
-            except KeyboardInterrupt:
-                reason = "interrupted"
-            except torch.OutOfMemoryError as error:
-                reason = None
-                message = str(error)
+            except KeyboardInterrupt as interrupt:
+                forget_locals(interrupt)
+                reason: FinishReason = "interrupted"
             else:
                 reason = _finish_reason(streamer.ids, config)
-        if reason is None:
-            _release_memory()
-            raise OutOfMemoryError(
-                f"A GPU ran out of memory while answering: {message}",
-                "Ask for fewer tokens or start a new conversation; the model is still loaded.",
-            )
         generation = self._finish(request, inputs, streamer, start, reason, seed, peaks)
         if reason == "interrupted":
             raise GenerationInterrupted(generation)
         return generation
+
+    def _out_of_memory(self, text: str, request: Request, new_tokens: int) -> OutOfMemoryError:
+        prompt = len(self.processor.prompt_ids(request.conversation))
+        if new_tokens:
+            doing = f"after {new_tokens} tokens of the answer"
+            advice = "ask for fewer tokens (--max-tokens)"
+        else:
+            doing = f"while the prompt of {prompt} tokens was read"
+            advice = "shorten the prompt"
+        plan, needed = self._info.plan, prompt + request.sampling.max_tokens
+        if plan is not None and plan.workload.context is not None:
+            if needed > plan.workload.context:
+                advice += (
+                    f", or load it for this length (--context {needed}): the plan is for "
+                    f"{plan.workload.context} positions"
+                )
+            else:
+                advice += ", or load it with a larger --reserve"
+        return out_of_memory(
+            text, doing, f"The model is still loaded and can be asked again: {advice}."
+        )
 
     def close(self) -> None:
         """Drop the model and give its memory back."""
@@ -166,7 +231,7 @@ class LocalEngine:
         _release_memory()
 
     def _prepare(self, request: Request) -> tuple[dict[str, Tensor], int]:
-        """Return model inputs on the model's first device, and how many tokens may follow."""
+        """Return model inputs where `generate` wants them, and how many tokens may follow."""
         ids = self.processor.prompt_ids(request.conversation)
         room = self._info.context - len(ids)
         if room < 1:
@@ -175,7 +240,8 @@ class LocalEngine:
                 f"{self._info.context} with the answer.",
                 "Shorten it, or start a new conversation.",
             )
-        device = next(p.device for p in self.model.parameters() if p.device.type != "meta")
+        # Offloaded weights are on meta; if the first is, `generate` wants its inputs on the CPU.
+        device = "cpu" if self.model.device.type == "meta" else self.model.device
         inputs = self.processor([request.conversation])
         return {name: tensor.to(device) for name, tensor in inputs.items()}, room
 
@@ -209,8 +275,7 @@ class LocalEngine:
         )
 
     def _gpus(self) -> list[torch.device]:
-        devices = {parameter.device for parameter in self.model.parameters()}
-        return sorted((d for d in devices if d.type == "cuda"), key=lambda d: d.index or 0)
+        return [torch.device(name) for name in self._info.devices if name != "cpu"]
 
 
 def generation_config(base: GenerationConfig, sampling: Sampling, room: int) -> GenerationConfig:
@@ -247,13 +312,19 @@ def _seed(sampling: Sampling) -> int:
     return sampling.seed if sampling.seed is not None else secrets.randbelow(2**31)
 
 
+def _without_gradients() -> contextlib.AbstractContextManager[Any]:
+    # Views of virtual tensors need the version counters that inference mode does without.
+    return torch.inference_mode() if active() is None else torch.no_grad()
+
+
 @contextlib.contextmanager
 def _forked_rng(seed: int | None, gpus: list[torch.device]) -> Iterator[None]:
     """Sample from `seed` and leave the user's random state untouched."""
     if seed is None:
         yield
         return
-    with torch.random.fork_rng(devices=gpus):
+    # Virtual GPUs draw from the CPU's state.
+    with torch.random.fork_rng(devices=gpus if torch.cuda.is_available() else []):
         torch.manual_seed(seed)
         yield
 
@@ -268,9 +339,10 @@ def _peaks(gpus: list[torch.device]) -> Iterator[dict[str, int]]:
     peaks.update({str(gpu): torch.cuda.max_memory_allocated(gpu) for gpu in gpus})
 
 
-def _describe(checkpoint: Checkpoint, loaded: Loaded) -> EngineInfo:
+def _describe(checkpoint: Checkpoint, loaded: Loaded, placement: Placement) -> EngineInfo:
     model, processor = loaded.model, loaded.processor
-    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    places = set((placement.device_map or {"": "cpu"}).values())
+    cards = sorted(place for place in places if isinstance(place, int))
     return EngineInfo(
         model=checkpoint.name,
         notice=checkpoint.notice,
@@ -278,7 +350,10 @@ def _describe(checkpoint: Checkpoint, loaded: Loaded) -> EngineInfo:
         image_size=(processor.image_size, processor.image_size),
         visual_tokens=processor.num_visual_tokens,
         context=model.config.get_text_config().max_position_embeddings,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        dtype=str(model.dtype).removeprefix("torch."),
-        devices=tuple(devices),
+        parameters=model.num_parameters(),
+        dtype=placement.dtype,
+        devices=(*(f"cuda:{card}" for card in cards), *(["cpu"] if "cpu" in places else [])),
+        quantize=placement.quantize,
+        device_map=placement.device_map,
+        plan=placement.plan,
     )

@@ -321,7 +321,7 @@ def _quantized_product(unit: UnitShape, workload: Workload, entries: int, size: 
     product before the scaled one for 8-bit.
     """
     rows, columns = unit.widest_linear
-    product = entries * (rows + 4 * columns) * size
+    product = entries * (rows + 3 * columns) * size
     if workload.quantize == "4bit":
         return product + rows * columns * size
     if workload.quantize == "8bit":
@@ -333,12 +333,12 @@ def text_layer(hidden: int, intermediate: int, rotary: int) -> Activation:
     """A decoder layer with a gated MLP, at the product of its two halves.
 
     Alive per token: gate and up (2 x intermediate, one matrix), the activated gate and the
-    product (1 each); the layer's input, the attention's output, the residual and the normed
-    residual (4 x hidden); cos and sin (2 x rotary) and the int64 position. Counted in transformers'
-    ``modeling_glm.py`` and in the checkpoint's layer. Attention (about 6 x hidden) and the norms
-    (float32, about 5 x hidden) peak lower as long as the MLP is at least half as wide as the model.
+    product (1 each); the layer's input, the residual and the normed residual (3 x hidden); cos and
+    sin (2 x rotary) and the int64 position. Counted in transformers' ``modeling_glm.py`` and in the
+    checkpoint's layer. Attention (about 6 x hidden) and the norms (float32, about 5 x hidden) peak
+    lower as long as the MLP is at least half as wide as the model.
     """
-    return Activation("text", 4 * intermediate + 4 * hidden + 2 * rotary, extra_bytes=8)
+    return Activation("text", 4 * intermediate + 3 * hidden + 2 * rotary, extra_bytes=8)
 
 
 def vision_layer(hidden: int, intermediate: int) -> Activation:
@@ -374,10 +374,10 @@ def embedding(hidden: int) -> tuple[Activation, Activation]:
     """Ids -> vectors, with pictures spliced in.
 
     The spliced vectors stay alive while the decoder runs, and so do the visual tokens. Splicing
-    with ``masked_scatter`` has old and new vectors and, on CUDA, per vector element an int64
+    with ``masked_scatter`` also has the vectors before it and, on CUDA, per vector element an int64
     prefix sum and the mask (``aten/src/ATen/native/cuda/IndexKernel.cpp``, `masked_scatter__cuda`).
     """
-    splice = Activation("text", 2 * hidden, extra_bytes=9 * hidden, held_values=hidden)
+    splice = Activation("text", hidden, extra_bytes=9 * hidden, held_values=hidden)
     return splice, Activation("visual", held_values=hidden)
 
 

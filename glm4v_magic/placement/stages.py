@@ -197,9 +197,13 @@ def span(units: Iterable[str]) -> str:
         stem, _, number = name.rpartition(".")
         return (stem, int(number)) if re.fullmatch("[0-9]+", number) else (name, None)
 
+    def run(part: tuple[int, tuple[str, int | None]]) -> tuple[str, int]:
+        place, (stem, number) = part
+        return stem, 0 if number is None else number - place  # the same while numbers go up by one
+
     def runs() -> Iterator[str]:
-        for stem, group in groupby(map(split, units), key=lambda part: part[0]):
-            numbers = [number for _, number in group if number is not None]
+        for (stem, _), group in groupby(enumerate(map(split, units)), key=run):
+            numbers = [number for _, (_, number) in group if number is not None]
             if not numbers:
                 yield stem
             elif len(numbers) == 1:

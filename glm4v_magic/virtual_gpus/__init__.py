@@ -10,7 +10,7 @@ This room imports nothing of the package but its ground floor.
 
 from __future__ import annotations
 
-from glm4v_magic.virtual_gpus.context import VirtualGPUs
+from glm4v_magic.virtual_gpus.context import VirtualGPUs, active
 from glm4v_magic.virtual_gpus.report import (
     CopyRecord,
     Guess,
@@ -32,4 +32,5 @@ __all__ = [
     "SourceLine",
     "VirtualGPUs",
     "VirtualTensor",
+    "active",
 ]

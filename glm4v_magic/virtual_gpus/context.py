@@ -21,11 +21,17 @@ from glm4v_magic.virtual_gpus.meta_model import without_data
 from glm4v_magic.virtual_gpus.modes import virtual_devices
 from glm4v_magic.virtual_gpus.report import CopyRecord, MemoryPeak, Problem, Report
 
-__all__ = ["VirtualGPUs"]
+__all__ = ["VirtualGPUs", "active"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 _in_use = threading.Lock()
+_active: list[VirtualGPUs] = []
+
+
+def active() -> VirtualGPUs | None:
+    """Return the virtual GPUs whose block is running, if any."""
+    return _active[-1] if _active else None
 
 
 class VirtualGPUs:
@@ -107,6 +113,8 @@ class VirtualGPUs:
             undo.enter_context(_swapped_parameters())
             undo.enter_context(virtual_devices(self._machine))
             undo.callback(setattr, self._machine, "is_open", False)
+            undo.callback(_active.remove, self)
+            _active.append(self)
             self._machine.is_open = True
             self._undo = undo.pop_all()
         return self

@@ -43,6 +43,8 @@ _INDEXING = (
     aten.index_put_.default,
     aten._index_put_impl_.default,
 )
+# Bytes per element (aten/src/ATen/native/cuda/IndexKernel.cpp, masked_scatter__cuda).
+_SCATTER_WORKSPACE = 9
 _COUNTING_FACTORIES = ("arange", "scalar_tensor")
 
 CopyKey = tuple[str, str, str, str, str]
@@ -192,6 +194,18 @@ class Machine:
             return self._run(operator, args, kwargs, args[0].device)
         counts = operator(numbers.double(), *args[1:], **kwargs).to(numbers.dtype)
         return self._place(counts, args[0].device)
+
+    def _masked_scatter(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """CUDA's kernel keeps an int64 prefix sum and the expanded mask beside its operands."""
+        args, kwargs, device = self._same_device(operator, args, kwargs)
+        result = self._run(operator, args, kwargs, device)
+        if device.type == "cuda":
+            assert device.index is not None
+            size = _SCATTER_WORKSPACE * args[0].numel()
+            workspace = torch.empty(size, dtype=torch.uint8, device=META)
+            module = self.trace.module
+            self.ledger.add(workspace, device.index, self.trace.phase, module, self._where)
+        return result
 
     # -- how --------------------------------------------------------------------------------------
 
@@ -366,5 +380,7 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     aten.copy_.default: Machine._copy_into,
     aten._local_scalar_dense.default: Machine._item,
     aten.histc.default: Machine._histogram,
+    aten.masked_scatter.default: Machine._masked_scatter,
+    aten.masked_scatter_.default: Machine._masked_scatter,
     **dict.fromkeys(_INDEXING, Machine._index),
 }

@@ -37,6 +37,22 @@ def test_live_bytes_follow_the_storages(values: str) -> None:
         assert gpus.live_bytes == (0, 0)
 
 
+@pytest.mark.parametrize("values", ["real", "none"])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_masked_scatter_takes_what_its_kernel_takes(values: str, in_place: bool) -> None:
+    with VirtualGPUs("1x1GiB", values=values) as gpus:  # type: ignore[arg-type]
+        tensor = torch.zeros(MIB, device="cuda:0")
+        mask = torch.zeros(MIB, dtype=torch.bool, device="cuda:0")
+        source = torch.ones(MIB, device="cuda:0")
+        before = gpus.live_bytes[0]
+        scatter = tensor.masked_scatter_ if in_place else tensor.masked_scatter
+        result = scatter(mask, source)
+        kept = 0 if in_place else 4 * MIB
+        assert (result is tensor) == in_place
+        assert gpus.live_bytes[0] == before + kept
+        assert max(peak.peak_bytes for peak in gpus.peaks) == before + kept + 9 * MIB
+
+
 def test_out_of_memory_has_the_text_of_cuda() -> None:
     with VirtualGPUs([64 * MIB, 100 * MIB]) as gpus:
         kept = mebibytes(60)

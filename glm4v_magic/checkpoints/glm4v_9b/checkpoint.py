@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import re
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.checkpoints.files import read_json, read_tensor_infos
 from glm4v_magic.checkpoints.glm4v_9b import layout
-from glm4v_magic.errors import CheckpointError
+from glm4v_magic.checkpoints.glm4v_9b.architecture import Glm4v9bArchitecture
+from glm4v_magic.errors import CheckpointError, OptionError
 
 if TYPE_CHECKING:
     import torch
 
     from glm4v_magic.checkpoints import Loaded, LoadProgress
+    from glm4v_magic.checkpoints.architecture import Architecture
+    from glm4v_magic.checkpoints.glm4v_9b.processing import Glm4v9bProcessor
+    from glm4v_magic.placement.costs import Quantization
 
 __all__ = ["Glm4v9bCheckpoint"]
 
+_CAUSE = re.compile(r"[\w.]+(Error|Exception)\b")  # the last line of a traceback
+_BLOCK_4BIT = 64  # bitsandbytes' default
 _IGNORED_TENSOR = "transformer.rotary_pos_emb.inv_freq"
 
 
@@ -32,12 +41,16 @@ class Glm4v9bCheckpoint:
         CheckpointError: if a file is missing, damaged, or not of this model.
     """
 
+    max_images: int | None = layout.MAX_IMAGES
+
     def __init__(self, name: str, folder: Path, notice: str = "") -> None:
         self.name = name
         self.folder = folder
         self.notice = notice
         self.config = read_json(folder / "config.json")
-        layout.validate_config(self.config, str(folder / "config.json"))
+        self.architecture: Architecture = Glm4v9bArchitecture(
+            name, self.config, str(folder / "config.json")
+        )
         self.tensors = read_tensor_infos(folder)
         self._check_tensors()
         if not (folder / "tokenizer.model").is_file():
@@ -80,42 +93,109 @@ class Glm4v9bCheckpoint:
         self,
         *,
         dtype: torch.dtype,
-        device_map: dict[str, Any] | str | None = None,
+        device_map: Mapping[str, int | str] | None = None,
+        quantize: Quantization | None = None,
         on_progress: Callable[[LoadProgress], None] | None = None,
         **options: Any,
     ) -> Loaded:
-        """Load the weights.
+        """Load the weights, each straight from its shard to its device.
 
         Args:
             dtype: one dtype for text part and tower.
-            device_map: as in `from_pretrained`; ``None`` is the CPU.
+            device_map: module -> GPU index or ``cpu``; ``None`` is the CPU.
+            quantize: of the text part's linear layers but the head; needs bitsandbytes.
             on_progress: called as weights arrive.
-            options: further options of `from_pretrained`, such as ``quantization_config``.
+            options: further options of `from_pretrained`.
 
         Raises:
             CheckpointError: if transformers cannot read a weight after all.
+            OptionError: if the layers cannot be quantised.
         """
         from glm4v_magic.checkpoints import Loaded
         from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
         from glm4v_magic.checkpoints.glm4v_9b.modeling import Glm4v9bForConditionalGeneration
-        from glm4v_magic.checkpoints.glm4v_9b.processing import Glm4v9bProcessor, load_tokenizer
-        from glm4v_magic.checkpoints.progress import report_progress
+        from glm4v_magic.checkpoints.progress import collect_report, report_progress
+        from glm4v_magic.checkpoints.reading import stored_weights
 
         config = Glm4v9bConfig.from_pretrained(self.folder)
-        tokenizer = load_tokenizer(self.folder / "tokenizer.model")
-        with report_progress(self._bytes_by_module(), on_progress):
-            model, info = Glm4v9bForConditionalGeneration.from_pretrained(
-                self.folder,
-                config=config,
-                dtype=dtype,
-                device_map=device_map,
-                output_loading_info=True,
-                **options,
+        processor = self.processor()
+        if quantize is not None:
+            device_map = device_map or {"": "cpu"}
+            if quantize == "4bit" and "cpu" in device_map.values():
+                self._require_whole_blocks()
+            options["quantization_config"] = _quantization(quantize, dtype)
+        with (
+            stored_weights(self.tensors) as weights,
+            report_progress(self._bytes_by_module(), on_progress, _device_of(device_map)),
+            collect_report() as reports,
+            warnings.catch_warnings(),
+        ):
+            # A map may name boi and eoi by themselves; accelerate's check knows modules only.
+            warnings.filterwarnings(
+                "ignore", "The following device_map keys do not match", UserWarning
             )
+            try:
+                model, info = Glm4v9bForConditionalGeneration.from_pretrained(
+                    None,
+                    config=config,
+                    state_dict=weights,
+                    dtype=dtype,
+                    device_map=None if device_map is None else dict(device_map),
+                    output_loading_info=True,
+                    **options,
+                )
+            except RuntimeError as error:
+                raise self._reported(reports) or error from None
         faults = {kind: names for kind, names in info.items() if names}
         if faults:
             raise CheckpointError(f"{self.folder} could not be loaded completely: {faults}.")
-        return Loaded(model=model.eval(), processor=Glm4v9bProcessor(tokenizer, config))
+        model.generation_config = self._generation_config(model)
+        return Loaded(model=model.eval(), processor=processor)
+
+    def processor(self) -> Glm4v9bProcessor:
+        """Build the processor from tokenizer and configuration; reads no weight.
+
+        Raises:
+            CheckpointError: if the tokenizer is damaged.
+        """
+        from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
+        from glm4v_magic.checkpoints.glm4v_9b.processing import Glm4v9bProcessor, load_tokenizer
+
+        config = Glm4v9bConfig.from_pretrained(self.folder)
+        return Glm4v9bProcessor(load_tokenizer(self.folder / "tokenizer.model"), config)
+
+    def _reported(self, reports: list[str]) -> Exception | None:
+        """What stopped the conversion of a weight, if something did."""
+        import torch
+
+        lines = [line.strip() for report in reports for line in report.splitlines()]
+        causes = [line for line in lines if _CAUSE.match(line)]
+        if not causes:
+            return None
+        memory = [line for line in causes if "out of memory" in line]
+        if memory:
+            return torch.OutOfMemoryError(memory[0])
+        return CheckpointError(f"{self.folder} could not be loaded: {causes[0]}.")
+
+    def _require_whole_blocks(self) -> None:
+        """On the CPU, bitsandbytes multiplies with whole blocks of 4-bit values only."""
+        config = self.config
+        attention = config["num_attention_heads"] * config["kv_channels"]
+        for width in (config["hidden_size"], config["ffn_hidden_size"], attention):
+            if width % _BLOCK_4BIT:
+                raise OptionError(
+                    f"{self.name} has layers with {width} inputs, and 4bit on the CPU needs "
+                    f"multiples of {_BLOCK_4BIT}.",
+                    "Use 8bit, or a GPU.",
+                )
+
+    def _generation_config(self, model: Any) -> Any:
+        """Sampling values as published; what the model's config implies where there are none."""
+        from transformers import GenerationConfig
+
+        if (self.folder / "generation_config.json").is_file():
+            return GenerationConfig.from_pretrained(self.folder)
+        return model.generation_config
 
     def _bytes_by_module(self) -> dict[str, int]:
         """Bytes on disk by the name under which transformers reports a loaded weight."""
@@ -129,3 +209,32 @@ class Glm4v9bCheckpoint:
                 name, _ = transform.rename_source_key(name)
             sizes[name] = info.nbytes
         return sizes
+
+
+def _device_of(device_map: Mapping[str, int | str] | None) -> Callable[[str], str]:
+    if device_map is None:
+        return lambda weight: ""
+    from glm4v_magic.placement.device_map import place_of
+
+    def device(weight: str) -> str:
+        place = place_of(device_map, weight)
+        return f"cuda:{place}" if isinstance(place, int) else str(place or "")
+
+    return device
+
+
+def _quantization(kind: Quantization, dtype: torch.dtype) -> Any:
+    """Turn the linear layers of the text part into `kind`; the tower and the head stay."""
+    from transformers import BitsAndBytesConfig
+
+    kept = ["lm_head", "model.vision"]
+    if kind == "8bit":
+        # LLM.int8 computes in float16, and bitsandbytes says so for every layer and token.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        llm_int8_skip_modules=kept,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+    )

@@ -10,7 +10,10 @@ from typing import Any
 
 from glm4v_magic.errors import CheckpointError
 
-__all__ = ["matches", "validate_config", "weight_shapes"]
+__all__ = ["MAX_IMAGES", "matches", "validate_config", "weight_shapes"]
+
+MAX_IMAGES = 1
+"""Pictures of one conversation: the published model was trained with a single one."""
 
 _TEXT_INTEGERS = (
     "num_layers",

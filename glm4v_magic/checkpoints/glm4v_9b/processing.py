@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
+from glm4v_magic.checkpoints.glm4v_9b.layout import MAX_IMAGES
 from glm4v_magic.conversation import Conversation
 from glm4v_magic.errors import CheckpointError, ConversationError
 from glm4v_magic.images import to_rgb
@@ -58,9 +59,6 @@ PATTERN = (
 # CLIP's statistics, per RGB channel of values in [0, 1].
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-
-MAX_IMAGES = 1
-"""Pictures of one conversation: the published model was trained with a single one."""
 
 
 def _byte_characters() -> dict[int, str]:
@@ -174,6 +172,10 @@ class Glm4v9bProcessor:
     ) -> list[int]:
         """Write a conversation in the published form, three ids for a picture.
 
+        Args:
+            conversation: the turns; an unfinished answer at the end is carried on.
+            add_generation_prompt: whether an answer is to follow.
+
         Raises:
             ConversationError: if there is more than one picture.
         """
@@ -190,7 +192,7 @@ class Glm4v9bProcessor:
             if message.images:
                 ids += [self.boi_token_id, self.pad_token_id, self.eoi_token_id]
             ids += self._encode(message.text)
-        if add_generation_prompt:
+        if add_generation_prompt and conversation.unfinished is None:
             ids.append(self._id("<|assistant|>"))
         return ids
 

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import GlmConfig
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -26,22 +24,12 @@ from transformers.models.glm.modeling_glm import (
     eager_attention_forward,
 )
 
+from glm4v_magic.placement.copies import shared
+
 __all__ = ["SHARED_ARGUMENTS", "TextAttention", "TextLayer", "TextModel"]
 
 SHARED_ARGUMENTS = ("position_embeddings", "position_ids", "attention_mask")
 """What all layers are given alike; hooks that move a layer's input must leave these alone."""
-
-_copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-
-def _shared(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return `tensor` on `device`, copied at most once while the original is alive."""
-    if tensor.device == device:
-        return tensor
-    by_device: dict[torch.device, Tensor] = _copies.setdefault(tensor, {})
-    if device not in by_device:
-        by_device[device] = tensor.to(device)
-    return by_device[device]
 
 
 class TextAttention(GlmAttention):
@@ -63,12 +51,11 @@ class TextAttention(GlmAttention):
         value = self.v_proj(hidden_states).to(device).view(heads).transpose(1, 2)
 
         assert position_embeddings is not None  # `GlmModel` always passes them
-        cos, sin = position_embeddings
-        query, key = apply_rotary_pos_emb(query, key, _shared(cos, device), _shared(sin, device))
+        cos, sin = shared(position_embeddings, device)
+        query, key = apply_rotary_pos_emb(query, key, cos, sin)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        if isinstance(attention_mask, Tensor):
-            attention_mask = _shared(attention_mask, device)
+        attention_mask = shared(attention_mask, device)
 
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -97,6 +84,7 @@ class TextLayer(GlmDecoderLayer):
         device = hidden_states.device
         attended, _ = self.self_attn(self.input_layernorm(hidden_states).to(device), **kwargs)
         hidden_states = hidden_states + attended.to(device)
+        del attended  # or it would stay alive while the MLP needs the most memory
         expanded = self.mlp(self.post_attention_layernorm(hidden_states))
         return hidden_states + expanded.to(device)
 

@@ -1,0 +1,194 @@
+"""Host memory of a load beyond the model itself, next to plain `from_pretrained`.
+
+    python benchmarks/load_memory.py [--shards N] [--layers N]
+
+Writes a checkpoint of about 2 GB in GLM-4V-9B's own layout (its widths, few layers, weights of
+zero) to a temporary folder, and loads it in a fresh interpreter for each line. Two destinations:
+
+cards
+    virtual GPUs without data: a weight is gone from this computer once it is on its card, as on a
+    real machine, and every page of it is read on the way, as a real copy does. All that is
+    resident beyond the imports is what the load itself keeps.
+cpu
+    real weights in host memory, widened from bfloat16 to float32 on the way; their own bytes do
+    not count. (Without a change of dtype, plain `from_pretrained` would leave them in their files.)
+
+"rss" is all that was resident at the worst moment, less the imports and, on the CPU, the weights;
+"anon" is the part of it that the kernel cannot take back at once, because it is not a mapped file.
+Both are sampled every 2 ms. The goal is at most one shard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import mmap
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+MIB = 2**20
+CARDS = "2x8GiB"
+WAYS = ("plan", "from_pretrained")
+DESTINATIONS = ("cards", "cpu")
+
+
+def write_checkpoint(folder: Path, layers: int, shards: int) -> None:
+    """Write a checkpoint of `layers` decoder layers, spread over `shards` files."""
+    import torch
+    from safetensors.torch import save_file
+
+    from glm4v_magic.checkpoints import resolve
+    from glm4v_magic.checkpoints.architecture import architecture
+    from glm4v_magic.checkpoints.glm4v_9b.layout import weight_shapes
+
+    demo = resolve("demo")
+    config = architecture("GLM-4V-9B").config
+    small = {"num_layers": layers, "padded_vocab_size": 16384, "torch_dtype": "bfloat16"}
+    ids = ("boi_token_id", "eoi_token_id", "pad_token_id", "eos_token_id")
+    config |= small | {name: demo.config[name] for name in ids}
+    config["vision_config"] = config["vision_config"] | {"num_hidden_layers": 2}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(demo.folder / name, folder)
+
+    shapes = weight_shapes(config)
+    total = sum(torch.Size(shape).numel() for shape in shapes.values())
+    places: dict[str, str] = {}
+    parts: list[dict[str, Any]] = [{}]
+    filled = 0
+    for name, shape in shapes.items():
+        if filled * shards >= total * len(parts):
+            parts.append({})
+        parts[-1][name] = torch.zeros(shape, dtype=torch.bfloat16)
+        filled += parts[-1][name].numel()
+    for number, part in enumerate(parts, start=1):
+        file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        save_file(part, folder / file, metadata={"format": "pt"})
+        places |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+class Sampler:
+    """The most that was resident while it ran, in bytes."""
+
+    def __init__(self) -> None:
+        self.rss = self.anon = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def now(self) -> tuple[int, int]:
+        """Return resident and anonymous bytes; Linux only."""
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        values = dict(line.split(":", 1) for line in status.splitlines())
+        rss, anon = (int(values[name].split()[0]) * 1024 for name in ("VmRSS", "RssAnon"))
+        self.rss, self.anon = max(self.rss, rss), max(self.anon, anon)
+        return rss, anon
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.002):
+            self.now()
+
+    def __enter__(self) -> Sampler:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def read_pages_when_moved(gpus: Any) -> None:
+    """Without data, a virtual card would never look at what it is given."""
+    move = gpus._machine.move
+
+    def read_and_move(tensor: Any, *rest: Any, **options: Any) -> Any:
+        if type(tensor).__name__ != "VirtualTensor" and tensor.device.type == "cpu":
+            content = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
+            bytes(memoryview(content)[:: mmap.PAGESIZE])
+        return move(tensor, *rest, **options)
+
+    gpus._machine.move = read_and_move
+
+
+def load(way: str, destination: str, folder: Path) -> None:
+    """Load once and print bytes of rss and anon beyond the imports, and seconds."""
+    from contextlib import AbstractContextManager, nullcontext
+
+    import torch
+
+    from glm4v_magic.checkpoints import resolve
+    from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
+    from glm4v_magic.checkpoints.glm4v_9b.modeling import Glm4v9bForConditionalGeneration
+    from glm4v_magic.engines import local
+    from glm4v_magic.placement.decision import Placement, PlacementOptions, decide, make_plan
+    from glm4v_magic.virtual_gpus import VirtualGPUs
+
+    checkpoint = resolve(folder)
+    on_cards = destination == "cards"
+    cards: AbstractContextManager[object] = nullcontext()
+    if on_cards:
+        cards = VirtualGPUs(CARDS, values="none")
+        read_pages_when_moved(cards)
+    dtype = "bfloat16" if on_cards else "float32"
+    plan = make_plan(checkpoint.architecture, PlacementOptions(gpus=CARDS, context=2048))
+    device_map = plan.device_map() if on_cards else None
+    sampler = Sampler()
+    with sampler, cards:
+        start, (rss, anon) = time.perf_counter(), sampler.now()
+        if way == "plan":
+            placement = Placement(dtype)
+            if on_cards:
+                placement = decide(checkpoint.architecture, PlacementOptions(context=2048))
+            kept: Any = local.load(checkpoint, placement)
+        else:
+            kept = Glm4v9bForConditionalGeneration.from_pretrained(
+                folder,
+                config=Glm4v9bConfig.from_pretrained(folder),
+                dtype=getattr(torch, dtype),
+                device_map=device_map,
+            )
+        seconds = time.perf_counter() - start
+        del kept
+    print(json.dumps([sampler.rss - rss, sampler.anon - anon, seconds]))
+
+
+def main() -> None:
+    """Print a line for each way and destination."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--load", nargs=3, metavar=("WAY", "DESTINATION", "FOLDER"))
+    options = parser.parse_args()
+    if options.load:
+        way, destination, folder = options.load
+        load(way, destination, Path(folder))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_checkpoint(folder, options.layers, options.shards)
+        sizes = [file.stat().st_size for file in folder.glob("*.safetensors")]
+        print(f"{sum(sizes) / MIB:.0f} MiB in {len(sizes)} shards, largest {max(sizes) / MIB:.0f}")
+        for destination in DESTINATIONS:
+            for way in WAYS:
+                command = [sys.executable, __file__, "--load", way, destination, temporary]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                rss, anon, seconds = json.loads(done.stdout.splitlines()[-1])
+                if destination == "cpu":
+                    rss, anon = rss - 2 * sum(sizes), anon - 2 * sum(sizes)
+                print(
+                    f"{destination:6s} {way:16s} {seconds:6.1f} s   "
+                    f"rss {rss / MIB:6.0f} MiB = {rss / max(sizes):5.2f} shards   "
+                    f"anon {anon / MIB:6.0f} MiB = {anon / max(sizes):5.2f} shards"
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""What transformers' automatic placement does to GLM-4V, beside our plan.
+
+    python benchmarks/placement.py [--cards 2-16] [--markdown | --write docs/automatic-placement.md]
+
+Everything runs on virtual GPUs without data, so that no GPU and no weights are needed: about ten
+minutes on one CPU core. `--write` replaces what stands between the two markers of that page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glm4v_magic.checkpoints.architecture import Architecture, architecture
+from glm4v_magic.errors import DoesNotFitError
+from glm4v_magic.gpu_spec import GPU, parse_gpus
+from glm4v_magic.placement.costs import ModelShape, Workload
+from glm4v_magic.placement.device_map import DeviceMap, automatic, place_of
+from glm4v_magic.placement.dry_run import dry_run
+from glm4v_magic.placement.dry_run_report import DryRunReport
+from glm4v_magic.placement.plan import plan
+from glm4v_magic.placement.stages import Plan, gib
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MODELS = ("GLM-4V-9B", "GLM-4.1V-9B-Thinking")
+CARDS = "2-16"
+SIZES = (8, 11, 12, 16, 24, 48, 80)  # GiB
+AMPLE = 80  # GiB: the shape of a split shows where no card is too small
+CONTEXT = 8192
+BEGIN = "<!-- printed by benchmarks/placement.py -->"
+END = "<!-- end of what benchmarks/placement.py printed -->"
+
+Row = tuple[str, ...]
+
+
+@dataclass
+class Lab:
+    """One model, and the dry runs made of it so far."""
+
+    model: Architecture
+    shape: ModelShape = field(init=False)
+    meta: Any = field(init=False)
+    _automatic: dict[tuple[Any, ...], DryRunReport] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.shape = self.model.shape()
+        self.meta = self.model.build_meta("bfloat16")
+
+    def plan(self, gpus: Sequence[GPU], *, split_vision: bool = False) -> Plan | None:
+        """Our plan, or None if nothing fits."""
+        try:
+            return plan(self.shape, gpus, Workload(context=CONTEXT), split_vision=split_vision)
+        except DoesNotFitError:
+            return None
+
+    def run(self, gpus: Sequence[GPU], placed: Plan) -> DryRunReport:
+        """Run a plan dry."""
+        return dry_run(self.model, gpus, placed, context=CONTEXT)
+
+    def run_automatic(self, gpus: Sequence[GPU]) -> tuple[DeviceMap, DryRunReport | None]:
+        """The automatic map, and its dry run unless weights would wait in host memory."""
+        found = automatic(self.meta, gpus)
+        if "cpu" in found.values():
+            return found, None
+        key = tuple(sorted((name, str(place)) for name, place in found.items()))
+        if key not in self._automatic:
+            tell(f"{self.model.name}: dry run of the automatic map for {len(gpus)} cards")
+            self._automatic[key] = dry_run(self.model, gpus, "auto", context=CONTEXT)
+        return found, self._automatic[key]
+
+
+def tell(text: str) -> None:
+    """Say on stderr what takes time."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def equal_cards(lab: Lab, counts: Sequence[int]) -> str:
+    """How both split the model over equal cards, each cell automatic / ours."""
+    head = ("cards", "idle cards", "fullest, GiB", "× best", "copies", "hops", "KiB", "refused")
+    rows: list[Row] = [head]
+    refused: dict[str, list[int]] = {}
+    for count in counts:
+        gpus = parse_gpus(f"{count}x{AMPLE}GiB")
+        _, found = lab.run_automatic(gpus)
+        ours, cut = lab.plan(gpus), lab.plan(gpus, split_vision=True)
+        if found is None or ours is None or cut is None:
+            raise AssertionError(f"{count} cards of {AMPLE} GiB are too small")
+        tell(f"{lab.model.name}: dry runs of the plans for {count} cards")
+        planned = lab.run(gpus, ours)
+        best = planned if cut.device_map() == ours.device_map() else lab.run(gpus, cut)
+        least = min(report.fullest.total_bytes for report in (best, planned))
+        sides = zip(measured(found, least), measured(planned, least), strict=True)
+        rows.append((str(count), *(" / ".join(pair) for pair in sides)))
+        for problem in found.problems:
+            where = f"`{problem.module}`, {problem.phase}: `{problem.code}`"
+            refused.setdefault(where, []).append(count)
+    notes = [
+        f"- {where}: {', '.join(map(str, sorted(set(seen))))} cards"
+        for where, seen in refused.items()
+    ]
+    return "\n".join([markdown_table(rows), *(["", "Refused:", "", *notes] if notes else [])])
+
+
+def measured(report: DryRunReport, least: int) -> Row:
+    """One side of a row of `equal_cards`."""
+    between = [hop for hop in report.copies if "cpu" not in (hop.source, hop.target)]
+    size = sum(hop.decode_bytes for hop in between)
+    fullest = report.fullest.total_bytes
+    return (
+        str(sum(card.peak_bytes == 0 for card in report.cards)),
+        gib(fullest),
+        f"{fullest / least:.2f}",
+        str(report.gpu_copies()[1]),
+        str(report.decode_hops),
+        f"{size / 2**10:.0f}",
+        str(len(report.problems)),
+    )
+
+
+def what_fits(lab: Lab, counts: Sequence[int]) -> Iterator[Row]:
+    """Whether the model fits: both, ours only, auto only, or neither."""
+    yield ("cards", *(f"{size} GiB" for size in SIZES))
+    for count in counts:
+        cells = []
+        for size in SIZES:
+            gpus = parse_gpus(f"{count}x{size}GiB")
+            ours = lab.plan(gpus) is not None
+            auto = fits_automatically(lab, gpus)
+            both = {(True, True): "both", (True, False): "**ours**", (False, True): "auto"}
+            cells.append(both.get((ours, auto), "-"))
+        yield (str(count), *cells)
+
+
+def fits_automatically(lab: Lab, gpus: Sequence[GPU]) -> bool:
+    """Whether the automatic map runs: all weights on cards, none overfull, nothing refused."""
+    _, report = lab.run_automatic(gpus)
+    if report is None or report.problems:
+        return False
+    capacity = gpus[0].usable_bytes  # the dry run may have been that of larger cards
+    return all(card.total_bytes <= capacity for card in report.cards)
+
+
+# The module tree of GLM-4V-9B's own code: names, order and shapes of the published weights.
+HIDDEN, FFN, QKV, VOCABULARY = 4096, 13696, 4608, 151552
+WIDE, MLP, PATCHES = 1792, 15360, 6401
+UNSPLITTABLE = "GLMBlock"  # all that the published code declares
+TOWER = "transformer.vision"
+
+SITES = {
+    "residual": "a border inside a vision layer: its input + the output of its branch",
+    "boi/eoi": "the tower's end on another card than the begin and end vectors",
+    "GLU": "a border between the two factors of the gated projection",
+    "patches": "a border between patches, class token and position table",
+}
+
+
+def published_weights() -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the published weights, in the order of the published modules."""
+    yield "transformer.embedding.word_embeddings.weight", (VOCABULARY, HIDDEN)
+    for index in range(40):
+        layer = f"transformer.encoder.layers.{index}"
+        yield f"{layer}.input_layernorm.weight", (HIDDEN,)
+        yield f"{layer}.self_attention.query_key_value.weight", (QKV, HIDDEN)
+        yield f"{layer}.self_attention.query_key_value.bias", (QKV,)
+        yield f"{layer}.self_attention.dense.weight", (HIDDEN, HIDDEN)
+        yield f"{layer}.post_attention_layernorm.weight", (HIDDEN,)
+        yield f"{layer}.mlp.dense_h_to_4h.weight", (2 * FFN, HIDDEN)
+        yield f"{layer}.mlp.dense_4h_to_h.weight", (HIDDEN, FFN)
+    yield "transformer.encoder.final_layernorm.weight", (HIDDEN,)
+    yield "transformer.output_layer.weight", (VOCABULARY, HIDDEN)
+    yield f"{TOWER}.boi", (1, 1, HIDDEN)
+    yield f"{TOWER}.eoi", (1, 1, HIDDEN)
+    yield f"{TOWER}.patch_embedding.cls_embedding", (1, WIDE)
+    yield from with_bias(f"{TOWER}.patch_embedding.proj", (WIDE, 3, 14, 14))
+    yield f"{TOWER}.patch_embedding.position_embedding.weight", (PATCHES, WIDE)
+    for index in range(63):
+        layer = f"{TOWER}.transformer.layers.{index}"
+        yield from with_bias(f"{layer}.input_layernorm", (WIDE,))
+        yield from with_bias(f"{layer}.attention.query_key_value", (3 * WIDE, WIDE))
+        yield from with_bias(f"{layer}.attention.dense", (WIDE, WIDE))
+        yield from with_bias(f"{layer}.mlp.fc1", (MLP, WIDE))
+        yield from with_bias(f"{layer}.mlp.fc2", (WIDE, MLP))
+        yield from with_bias(f"{layer}.post_attention_layernorm", (WIDE,))
+    projection = f"{TOWER}.linear_proj"
+    yield f"{projection}.linear_proj.weight", (HIDDEN, HIDDEN)
+    yield from with_bias(f"{projection}.norm1", (HIDDEN,))
+    yield f"{projection}.dense_h_to_4h.weight", (FFN, HIDDEN)
+    yield f"{projection}.gate_proj.weight", (FFN, HIDDEN)
+    yield f"{projection}.dense_4h_to_h.weight", (HIDDEN, FFN)
+    yield from with_bias(f"{TOWER}.conv", (HIDDEN, WIDE, 2, 2))
+
+
+def with_bias(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """A weight and its bias."""
+    yield f"{name}.weight", shape
+    yield f"{name}.bias", shape[:1]
+
+
+def published_tree() -> Any:
+    """Empty modules with the published weights, on ``meta``: all that the planner looks at."""
+    import torch
+    from torch import nn
+
+    block = type(UNSPLITTABLE, (nn.Module,), {})
+    root = nn.Module()
+    for name, shape in published_weights():
+        *path, attribute = name.split(".")
+        owner: nn.Module = root
+        for depth, part in enumerate(path):
+            if part not in owner._modules:
+                is_block = path[: depth + 1][:-1] == ["transformer", "encoder", "layers"]
+                owner.add_module(part, block() if is_block else nn.Module())
+            owner = owner.get_submodule(part)
+        weight = torch.empty(shape, dtype=torch.bfloat16, device="meta")
+        owner.register_parameter(attribute, nn.Parameter(weight))
+    tree: Any = root
+    tree._no_split_modules = [UNSPLITTABLE]
+    tree.all_tied_weights_keys = {}
+    return tree
+
+
+def refused_sites(device_map: Mapping[str, Any], tree: nn.Module) -> list[str]:
+    """Which operations of the published tower a map makes impossible, in the order of `SITES`."""
+    places = {name: place_of(device_map, name) for name, _ in tree.named_parameters()}
+
+    def apart(*names: str) -> bool:
+        return len({place for name, place in places.items() if name.startswith(names)}) > 1
+
+    projection = f"{TOWER}.linear_proj"
+    cut = {
+        "residual": any(apart(f"{TOWER}.transformer.layers.{index}.") for index in range(63)),
+        "boi/eoi": apart(f"{TOWER}.boi", f"{TOWER}.eoi", f"{projection}.dense_4h_to_h"),
+        "GLU": apart(f"{projection}.dense_h_to_4h", f"{projection}.gate_proj"),
+        "patches": apart(f"{TOWER}.patch_embedding."),
+    }
+    return [site for site in SITES if cut[site]]
+
+
+def published_code(counts: Sequence[int]) -> Iterator[Row]:
+    """What the published code of GLM-4V-9B runs into under its automatic map."""
+    yield ("cards", "first published code", "with the known patch", "idle")
+    tree = published_tree()
+    for count in counts:
+        found = automatic(tree, parse_gpus(f"{count}x{AMPLE}GiB"))
+        sites = refused_sites(found, tree)
+        # the known patch mends the residuals and the begin and end vectors
+        left = [site for site in sites if site in ("GLU", "patches")]
+        idle = count - len(set(found.values()))
+        yield (str(count), ", ".join(sites) or "-", ", ".join(left) or "-", str(idle or "-"))
+
+
+def markdown_table(rows: Iterable[Row]) -> str:
+    """Rows, the first of them the head, as a table with aligned columns."""
+    content = list(rows)
+    widths = [max(map(len, column)) for column in zip(*content, strict=True)]
+    lines = [
+        "| " + " | ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) + " |"
+        for row in content
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def sections(counts: Sequence[int]) -> Iterator[tuple[str, str]]:
+    """Headings and tables."""
+    published = markdown_table(published_code(counts))
+    yield "The published code of GLM-4V-9B under its automatic map", published
+    for name in MODELS:
+        lab = Lab(architecture(name))
+        yield f"{name} on equal cards, automatic / ours", equal_cards(lab, counts)
+        yield f"Where {name} fits", markdown_table(what_fits(lab, counts))
+
+
+def write_between_markers(page: Path, text: str) -> None:
+    """Replace what stands between the markers of a page."""
+    content = page.read_text(encoding="utf-8")
+    if content.count(BEGIN) != 1 or content.count(END) != 1:
+        raise SystemExit(f"{page} must hold each marker once: {BEGIN} and {END}")
+    head, _, rest = content.partition(BEGIN)
+    page.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+def main() -> None:
+    """Print the tables, or write them into a page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--cards", default=CARDS, help="a number of cards, or a range")
+    parser.add_argument("--markdown", action="store_true", help="headings as in the page")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="into this page")
+    options = parser.parse_args()
+    first, _, last = options.cards.partition("-")
+    counts = range(int(first), int(last or first) + 1)
+
+    parts = []
+    for heading, table in sections(counts):
+        mark = "## " if options.markdown or options.write else ""
+        parts.append(f"{mark}{heading}\n\n{table}\n")
+        if not options.write:
+            print(parts[-1], flush=True)
+    if options.write:
+        write_between_markers(options.write, "\n" + "\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()

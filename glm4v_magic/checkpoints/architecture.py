@@ -1,0 +1,126 @@
+"""A checkpoint known by its ``config.json`` alone: enough to plan for it and to run it dry.
+
+No weight, no tokenizer, no download. Each kind of checkpoint implements `Architecture` in a module
+of its own; `architecture` finds the configuration and picks the kind by its ``model_type``.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from glm4v_magic.checkpoints.files import read_json
+from glm4v_magic.errors import CheckpointError, did_you_mean
+from glm4v_magic.placement.costs import DTYPE_BYTES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from glm4v_magic.placement.costs import ModelShape
+
+__all__ = ["PUBLISHED", "Architecture", "architecture"]
+
+PUBLISHED = ("GLM-4V-9B", "GLM-4.1V-9B-Thinking", "GLM-4.5V", "GLM-4.6V")
+"""Checkpoints whose configuration ships with the package, in ``published/``."""
+
+_OWNERS = ("thudm", "zai-org", "zhipuai")
+_DEMO = "demo"
+
+
+class Architecture(Protocol):
+    """A model without its weights.
+
+    Attributes:
+        name: what the user calls it.
+        config: the parsed ``config.json``.
+        max_images: most pictures of one row; ``None`` where any number goes.
+    """
+
+    name: str
+    config: dict[str, Any]
+    max_images: int | None
+
+    def shape(self) -> ModelShape:
+        """Describe the model in numbers; imports no torch."""
+
+    def build_meta(self, dtype: str) -> PreTrainedModel:
+        """Build the model on the ``meta`` device: real modules, no data.
+
+        Args:
+            dtype: of weights and activations, such as ``bfloat16``.
+        """
+
+    def prompt_inputs(self, images: int, text_tokens: int, batch: int = 1) -> dict[str, Tensor]:
+        """Make the inputs of a prompt, as the checkpoint's processor would, on the CPU.
+
+        The ids mean nothing, the pictures are black. In a batch the first row is one token
+        shorter and padded on the left, because rows of one length are the exception.
+
+        Args:
+            images: pictures of each row.
+            text_tokens: ids of each row that do not stand for a picture; at least 1.
+            batch: rows.
+
+        Raises:
+            OptionError: if the model does not take so many pictures, or there is no text.
+        """
+
+
+def architecture(source: str | os.PathLike[str]) -> Architecture:
+    """Find a configuration.
+
+    Args:
+        source: the name of a published checkpoint (`PUBLISHED`, in any case, with or without its
+            owner), ``demo``, a folder with a ``config.json``, or such a file.
+
+    Raises:
+        CheckpointError: if there is no such configuration, it is of another kind of model, or a
+            value in it makes no sense.
+    """
+    text = os.fspath(source)
+    if text == _DEMO:
+        return _read(text, Path(__file__).parent / _DEMO / "config.json")
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _read(text, path / "config.json")
+    if path.is_file():
+        return _read(text, path)
+    owner, _, name = text.lower().rpartition("/")
+    for published in PUBLISHED:
+        if name == published.lower() and owner in ("", *_OWNERS):
+            folder = resources.files("glm4v_magic.checkpoints") / "published"
+            with resources.as_file(folder / f"{published}.json") as file:
+                return _read(published, file)
+    known = ", ".join(PUBLISHED)
+    raise CheckpointError(
+        f"There is no configuration {text!r}: no such folder or file, and not one of {known}.",
+        did_you_mean(text.rpartition("/")[2], [*PUBLISHED, _DEMO]),
+    )
+
+
+def _read(name: str, file: Path) -> Architecture:
+    found = _of_its_kind(name, read_json(file), str(file))
+    dtype = found.shape().dtype
+    if dtype not in DTYPE_BYTES:
+        raise CheckpointError(
+            f"{file} gives the weights the dtype {dtype!r}; known are {', '.join(DTYPE_BYTES)}."
+        )
+    return found
+
+
+def _of_its_kind(name: str, config: dict[str, Any], where: str) -> Architecture:
+    from glm4v_magic.checkpoints import glm_native
+    from glm4v_magic.checkpoints.glm4v_9b import layout
+
+    if layout.matches(config):
+        from glm4v_magic.checkpoints.glm4v_9b.architecture import Glm4v9bArchitecture
+
+        return Glm4v9bArchitecture(name, config, where)
+    if glm_native.matches(config):
+        return glm_native.NativeArchitecture(name, config, where)
+    kind = config.get("model_type", "without a model_type")
+    kinds = ", ".join(["chatglm (with a vision_config)", *glm_native.MODEL_TYPES])
+    raise CheckpointError(f"{where} describes a model of type {kind!r}.", f"Known are {kinds}.")

@@ -1,0 +1,78 @@
+"""GLM-4V-9B without its weights: what a plan and a dry run need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from glm4v_magic.checkpoints.glm4v_9b import layout
+from glm4v_magic.checkpoints.glm4v_9b.units import model_shape
+from glm4v_magic.errors import OptionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from glm4v_magic.placement.costs import ModelShape
+
+__all__ = ["Glm4v9bArchitecture"]
+
+_TEXT_ID = 1  # any id that does not stand for a picture
+
+
+class Glm4v9bArchitecture:
+    """An `Architecture`, from a published ``config.json``.
+
+    Args:
+        name: what the user calls it.
+        config: the file's content.
+        where: the file, for messages.
+
+    Raises:
+        CheckpointError: if a key is missing or makes no sense.
+    """
+
+    max_images: int | None = 1
+
+    def __init__(self, name: str, config: dict[str, Any], where: str) -> None:
+        layout.validate_config(config, where)
+        self.name = name
+        self.config = config
+
+    def shape(self) -> ModelShape:
+        """Describe the model in numbers."""
+        return model_shape(self.config, self.name)
+
+    def build_meta(self, dtype: str) -> PreTrainedModel:
+        """Build the model on the ``meta`` device."""
+        import torch
+
+        from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
+        from glm4v_magic.checkpoints.glm4v_9b.modeling import Glm4v9bForConditionalGeneration
+
+        config = Glm4v9bConfig.from_dict(self.config)
+        config._attn_implementation = "sdpa"
+        with torch.device("meta"):
+            model = Glm4v9bForConditionalGeneration(config)
+        return model.to(getattr(torch, dtype)).eval()
+
+    def prompt_inputs(self, images: int, text_tokens: int, batch: int = 1) -> dict[str, Tensor]:
+        """Make ids, mask and pixels of a prompt; a picture comes first in its row."""
+        import torch
+
+        if images > 1:
+            raise OptionError(f"{self.name} takes 1 picture per conversation, not {images}.")
+        if text_tokens < 1:
+            raise OptionError(f"A prompt has at least 1 token of text, not {text_tokens}.")
+        config, vision = self.config, self.config["vision_config"]
+        visual = self.shape().visual_tokens
+        picture = [config["boi_token_id"], *[_TEXT_ID] * (visual - 2), config["eoi_token_id"]]
+        ids = torch.tensor([picture * images + [_TEXT_ID] * text_tokens]).repeat(batch, 1)
+        mask = torch.ones_like(ids)
+        if batch > 1:
+            ids[0] = ids[0].roll(1)
+            mask[0, 0] = 0
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if images:
+            side = vision["image_size"]
+            inputs["pixel_values"] = torch.zeros(batch, vision["in_channels"], side, side)
+        return inputs

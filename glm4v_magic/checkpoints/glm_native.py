@@ -1,0 +1,381 @@
+"""GLM-4.1V, GLM-4.5V and GLM-4.6V, through transformers' own classes: what a dry run needs.
+
+Shapes: P patches of a picture, n = P / merge^2 visual tokens, H width of the text part. A picture
+stands in the ids as ``start, n x image, end``, each id with a cache entry of its own. Pictures
+keep their proportions in these models; plans and dry runs use one of 1,120 x 1,120 pixels (6,400
+patches, 1,600 visual tokens), the size that GLM-4V-9B always takes. A context is counted in tokens,
+visual ones included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from glm4v_magic.errors import CheckpointError, OptionError
+from glm4v_magic.placement import costs
+from glm4v_magic.placement.costs import Activation, ModelShape, UnitShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+__all__ = ["MODEL_TYPES", "NativeArchitecture", "matches"]
+
+MODEL_TYPES = ("glm4v", "glm4v_moe", "glm46v")
+"""As in ``config.json``: GLM-4.1V; GLM-4.5V and GLM-4.6V; GLM-4.6V-Flash."""
+
+PICTURE_SIDE = 1120
+"""Pixels of the square picture that plans and dry runs use."""
+
+_TEXT = "model.language_model"
+_VISION = "model.visual"
+_TEXT_ID = 1  # any id that does not stand for a picture
+_FLOAT32 = 4
+_INT64 = 8
+
+_TEXT_INTEGERS = (
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "vocab_size",
+)
+_EXPERT_INTEGERS = (
+    "moe_intermediate_size",
+    "n_routed_experts",
+    "n_shared_experts",
+    "num_experts_per_tok",
+)
+_VISION_INTEGERS = (
+    "depth",
+    "hidden_size",
+    "image_size",
+    "in_channels",
+    "intermediate_size",
+    "num_heads",
+    "out_hidden_size",
+    "patch_size",
+    "spatial_merge_size",
+    "temporal_patch_size",
+)
+
+
+# Of an older, flat file: what is not about the text part. So are the ids of pictures and videos.
+_OUTER_KEYS = (
+    "architectures",
+    "dtype",
+    "model_type",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "transformers_version",
+    "vision_config",
+)
+
+
+def matches(config: Mapping[str, Any]) -> bool:
+    """Tell whether a ``config.json`` is of this kind."""
+    return config.get("model_type") in MODEL_TYPES
+
+
+class NativeArchitecture:
+    """An `Architecture` whose modules are transformers' own.
+
+    Args:
+        name: what the user calls it.
+        config: a published ``config.json``, with a ``text_config`` or, as older files have it,
+            with the text keys at the top level.
+        where: the file, for messages.
+
+    Raises:
+        CheckpointError: if a key is missing or makes no sense.
+    """
+
+    max_images: int | None = None
+
+    def __init__(self, name: str, config: dict[str, Any], where: str) -> None:
+        self.name = name
+        self.config = config
+        self._nested = _with_text_config(config)
+        self._text = _section(self._nested, "text_config", where)
+        self._vision = _section(config, "vision_config", where)
+        self._is_moe = "n_routed_experts" in self._text
+        experts = _EXPERT_INTEGERS if self._is_moe else ()
+        _check(self._text, (*_TEXT_INTEGERS, *experts), "text_config", where)
+        if self._text.get("head_dim") is not None:
+            _check(self._text, ("head_dim",), "text_config", where)
+        _check(self._vision, _VISION_INTEGERS, "vision_config", where)
+        for key in ("image_token_id", "image_start_token_id", "image_end_token_id"):
+            _check(config, (key,), "", where)
+
+    def build_meta(self, dtype: str) -> PreTrainedModel:
+        """Build the model on the ``meta`` device.
+
+        Raises:
+            CheckpointError: if transformers does not accept the configuration.
+        """
+        import torch
+        from transformers import AutoConfig, AutoModelForImageTextToText
+
+        try:
+            config = AutoConfig.for_model(**self._nested)
+            with torch.device("meta"):
+                model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
+        except Exception as error:  # its checks raise half a dozen unrelated types
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise CheckpointError(
+                f"transformers cannot build {self.name} from its configuration ({reason})."
+            ) from error
+        return model.to(getattr(torch, dtype)).eval()
+
+    def prompt_inputs(self, images: int, text_tokens: int, batch: int = 1) -> dict[str, Tensor]:
+        """Make ids, types, mask, pixels and grids of a prompt; pictures come first in their row."""
+        import torch
+
+        if text_tokens < 1:
+            raise OptionError(f"A prompt has at least 1 token of text, not {text_tokens}.")
+        config, vision, shape = self.config, self._vision, self.shape()
+        picture = [
+            config["image_start_token_id"],
+            *[config["image_token_id"]] * (shape.visual_tokens - 2),
+            config["image_end_token_id"],
+        ]
+        ids = torch.tensor([picture * images + [_TEXT_ID] * text_tokens]).repeat(batch, 1)
+        mask = torch.ones_like(ids)
+        if batch > 1:
+            ids[0] = ids[0].roll(1)
+            mask[0, 0] = 0
+        types = (ids == config["image_token_id"]).int()
+        inputs = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types}
+        if images:
+            pictures, side = batch * images, _patches_per_side(vision)
+            inputs["pixel_values"] = torch.zeros(pictures * shape.patches, _patch_values(vision))
+            inputs["image_grid_thw"] = torch.tensor([[1, side, side]] * pictures)
+        return inputs
+
+    def shape(self) -> ModelShape:
+        """Describe the model in numbers."""
+        text, vision = self._text, self._vision
+        patches = _patches_per_side(vision) ** 2
+        visual_tokens = patches // vision["spatial_merge_size"] ** 2 + 2  # with start and end
+        dtype = text.get("dtype") or self.config.get("dtype") or self.config.get("torch_dtype")
+        return ModelShape(
+            name=self.name,
+            units=(*_vision_units(vision), *self._text_units()),
+            vision_modules=(_VISION,),
+            dtype=str(dtype or "bfloat16"),
+            max_context=text["max_position_embeddings"],
+            patches=patches,
+            visual_tokens=visual_tokens,
+            picture_positions=visual_tokens,
+        )
+
+    def _text_units(self) -> Iterator[UnitShape]:
+        """Embedding with rotary, each decoder layer, then the final norm with the head."""
+        text = self._text
+        wide, vocabulary = text["hidden_size"], text["vocab_size"]
+        yield UnitShape(
+            "embedding",
+            (f"{_TEXT}.embed_tokens", f"{_TEXT}.rotary_emb"),
+            "embedding",
+            values=vocabulary * wide,
+            activations=costs.embedding(wide),
+        )
+        first_moe = text.get("first_k_dense_replace", 0) if self._is_moe else None
+        for index in range(text["num_hidden_layers"]):
+            is_moe = first_moe is not None and index >= first_moe
+            yield (_moe_layer if is_moe else _dense_layer)(text, index, self._is_moe)
+        yield UnitShape(
+            "head",
+            (f"{_TEXT}.norm", "lm_head"),
+            "head",
+            values=wide + vocabulary * wide,
+            activations=costs.head(wide, vocabulary),
+        )
+
+
+def _head_size(text: Mapping[str, Any]) -> int:
+    return int(text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"])
+
+
+def _attention_values(text: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Weights of the four matrices, biases, and keys and values per cache entry."""
+    wide, heads, groups = (
+        text["hidden_size"],
+        text["num_attention_heads"],
+        text["num_key_value_heads"],
+    )
+    head = _head_size(text)
+    rows = (heads + 2 * groups) * head
+    bias = rows if text.get("attention_bias", True) else 0
+    return wide * rows + heads * head * wide, bias, 2 * groups * head
+
+
+def _attention(text: Mapping[str, Any]) -> Activation:
+    """Attention of a decoder layer, at its kernel.
+
+    Alive per token: the layer's input, the residual and the normed input (3 x hidden); the query
+    before and after its rotation and the attended values (3 x heads x head size), keys and values
+    of the same layer (2 x groups x head size, twice: rotated, and as the cache keeps them).
+    """
+    wide, heads, groups = (
+        text["hidden_size"],
+        text["num_attention_heads"],
+        text["num_key_value_heads"],
+    )
+    head = _head_size(text)
+    return Activation("text", 3 * wide + (3 * heads + 4 * groups) * head, extra_bytes=8)
+
+
+def _dense_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
+    """A decoder layer with one gated MLP; GLM-4.1V's has four norms, the others' two."""
+    wide, mlp = text["hidden_size"], text["intermediate_size"]
+    matrices, bias, cache = _attention_values(text)
+    linear = matrices + 3 * wide * mlp
+    norms = 2 if in_moe else 4
+    rotary = _head_size(text) // 2
+    return UnitShape(
+        f"layer.{index}",
+        (f"{_TEXT}.layers.{index}",),
+        "text_layer",
+        values=linear + bias + norms * wide,
+        linear_values=linear,
+        linear_rows=bias + wide + 2 * mlp + wide,
+        widest_linear=(2 * mlp, wide),
+        cache_values=cache,
+        activations=(costs.text_layer(wide, mlp, rotary), _attention(text)),
+    )
+
+
+def _moe_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
+    """A decoder layer with routed experts and shared ones; only attention may be quantised.
+
+    The router's correction of its scores, one value per expert, is a buffer and not counted.
+    """
+    wide, mlp, chosen = (
+        text["hidden_size"],
+        text["moe_intermediate_size"],
+        text["num_experts_per_tok"],
+    )
+    experts = text["n_routed_experts"]
+    matrices, bias, cache = _attention_values(text)
+    shared = 3 * wide * mlp * text["n_shared_experts"]
+    values = matrices + bias + 2 * wide + shared + experts * (3 * wide * mlp + wide)
+    return UnitShape(
+        f"layer.{index}",
+        (f"{_TEXT}.layers.{index}",),
+        "text_layer",
+        values=values,
+        linear_values=matrices + shared,
+        linear_rows=bias + wide,
+        widest_linear=(text["num_attention_heads"] * _head_size(text), wide),
+        cache_values=cache,
+        activations=(_experts(wide, chosen), _attention(text)),
+    )
+
+
+def _experts(wide: int, chosen: int) -> Activation:
+    """Routed experts in one grouped product, as their weighted results are put back in order.
+
+    Alive per token and chosen expert (transformers' ``grouped_mm_experts_forward``): the gathered
+    input and the experts' results (2 x hidden), the weighted results in two orders in float32
+    (2 x hidden: the router's weights are float32), five int64 of sorting; per token the layer's
+    input, the residual and the normed residual (3 x hidden).
+    """
+    per_expert = 2 * _FLOAT32 * wide + 5 * _INT64
+    return Activation("text", (2 * chosen + 3) * wide, extra_bytes=chosen * per_expert)
+
+
+def _vision_units(vision: Mapping[str, Any]) -> Iterator[UnitShape]:
+    """Patch embedding, each block, then the merge and its projection."""
+    wide, out = vision["hidden_size"], vision["out_hidden_size"]
+    merge, table = vision["spatial_merge_size"], vision["image_size"] // vision["patch_size"]
+    patch = _patch_values(vision)
+    yield UnitShape(
+        "vision.patches",
+        tuple(
+            f"{_VISION}.{module}"
+            for module in ("patch_embed", "embeddings", "post_conv_layernorm", "rotary_pos_emb")
+        ),
+        "vision_embedding",
+        values=(patch + 1) * wide + table * table * wide + wide,
+        activations=(
+            Activation("patch", held_bytes=_FLOAT32 * patch, held_values=patch),
+            Activation("patch", 2 * wide, extra_bytes=3 * _FLOAT32 * wide),
+        ),
+    )
+    attention = 4 * wide * wide + (3 * wide if vision.get("attention_bias") else 0)
+    for index in range(vision["depth"]):
+        yield UnitShape(
+            f"vision.{index}",
+            (f"{_VISION}.blocks.{index}",),
+            "vision_layer",
+            values=attention + 3 * wide * out + 2 * wide,
+            activations=(_vision_block(wide, out),),
+        )
+    projection = out * out + 2 * out + 3 * out * vision["intermediate_size"]
+    yield UnitShape(
+        "vision.projector",
+        tuple(f"{_VISION}.{module}" for module in ("post_layernorm", "downsample", "merger")),
+        "vision_projector",
+        values=wide + (wide * merge * merge + 1) * out + projection,
+        activations=(costs.gated_projection(out, vision["intermediate_size"]),),
+    )
+
+
+def _vision_block(wide: int, mlp: int) -> Activation:
+    """A block of the tower, at the rotation of its queries or at its gated MLP.
+
+    Alive per patch in the rotation: the tower's and the block's input and the normed one
+    (3 x hidden), query, key and value (3), and in float32 query, key, a rotated half and its
+    product (4); in the MLP: three inputs and 3 x mlp.
+    """
+    rotation = Activation("patch", 6 * wide, extra_bytes=4 * _FLOAT32 * wide)
+    gated = 3 * wide + 3 * mlp
+    return rotation if 6 * wide + 8 * wide > gated else Activation("patch", gated)
+
+
+def _patch_values(vision: Mapping[str, Any]) -> int:
+    """Pixel values of one patch: channels x frames x side x side."""
+    return int(vision["in_channels"] * vision["temporal_patch_size"] * vision["patch_size"] ** 2)
+
+
+def _patches_per_side(vision: Mapping[str, Any]) -> int:
+    """Patches along a side of the standard picture, a multiple of the merge."""
+    merge = vision["spatial_merge_size"]
+    return max(1, PICTURE_SIDE // (vision["patch_size"] * merge)) * merge
+
+
+def _with_text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as transformers 5 reads it: it takes no notice of text keys at the top."""
+    if "text_config" in config or "num_hidden_layers" not in config:
+        return config
+    outer = {
+        key: value
+        for key, value in config.items()
+        if key in _OUTER_KEYS or key.startswith(("image_", "video_"))
+    }
+    text = {key: value for key, value in config.items() if key not in outer}
+    return {**outer, "text_config": text}
+
+
+def _section(config: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    section = config.get(key)
+    if not isinstance(section, Mapping):
+        raise CheckpointError(f"{key} in {where} is not an object.", _FOREIGN)
+    return section
+
+
+def _check(section: Mapping[str, Any], keys: tuple[str, ...], prefix: str, where: str) -> None:
+    for key in keys:
+        value = section.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            name = f"{prefix}.{key}".lstrip(".")
+            raise CheckpointError(
+                f"{name} in {where} must be a positive integer, not {value!r}.", _FOREIGN
+            )
+
+
+_FOREIGN = "Is this the config.json of a GLM-4.1V, GLM-4.5V or GLM-4.6V checkpoint?"

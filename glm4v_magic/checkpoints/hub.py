@@ -1,0 +1,121 @@
+"""Checkpoints of the Hugging Face hub: found in the local cache, or downloaded into it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from glm4v_magic.errors import CheckpointError, Glm4vError, reason
+
+__all__ = ["cached", "download", "names_a_repository"]
+
+_FILES = ("*.json", "*.safetensors", "tokenizer.model")
+"""What is needed of a repository: no remote code, no weights in other formats."""
+
+
+def _is_repository_id(text: str) -> bool:
+    """Tell whether `text` has the form ``owner/name``; a path may have it, too."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        return False
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return True
+
+
+def names_a_repository(text: str) -> bool:
+    """Tell whether to ask the hub for `text`: not if a folder here has the owner's name."""
+    return _is_repository_id(text) and not Path(text).parent.is_dir()
+
+
+def cached(repository: str, revision: str | None = None) -> Path | None:
+    """Return the folder of a repository in the local cache; never asks the network.
+
+    Args:
+        repository: ``owner/name``.
+        revision: commit, branch or tag; ``None`` for the main branch.
+    """
+    if not _is_repository_id(repository):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(repository, "config.json", revision=revision)
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def download(repository: str, revision: str | None, check_config: Callable[[Path], object]) -> Path:
+    """Download what is missing of a repository and return its folder.
+
+    An interrupted download goes on where it stopped.
+
+    Args:
+        repository: ``owner/name``.
+        revision: commit, branch or tag; ``None`` for the main branch.
+        check_config: called with the folder once ``config.json`` is in it; what it raises stops
+            the download before the weights.
+
+    Raises:
+        CheckpointError: without a network, if the hub has no such repository or revision or wants
+            a login, or if the files cannot be written.
+    """
+    from huggingface_hub import errors, hf_hub_download, snapshot_download
+
+    what = repository if revision is None else f"{repository} at {revision}"
+    try:
+        _require_network(repository, revision)
+        config = hf_hub_download(repository, "config.json", revision=revision)
+        check_config(Path(config).parent)
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(_FILES)))
+    except Glm4vError:
+        raise
+    except errors.GatedRepoError:
+        failure = (
+            f"The hub gives {what} only to users who accepted its terms.",
+            "Accept them on its page and log in with: hf auth login.",
+        )
+    except errors.RepositoryNotFoundError:
+        failure = (
+            f"There is no checkpoint {repository!r}: no such folder, not in the hub cache, and "
+            "not on the hub.",
+            "Check the spelling; a private repository needs a login.",
+        )
+    except errors.RevisionNotFoundError:
+        failure = (f"{repository} has no revision {revision!r} on the hub.", "")
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError):
+        failure = _offline(what)
+    except Exception as error:  # whatever the HTTP client or the disk has to say
+        failure = (f"{what} cannot be downloaded: {reason(error)}.", "")
+    raise CheckpointError(*failure)
+
+
+def _require_network(repository: str, revision: str | None) -> None:
+    """Ask once: a download would try again for most of a minute before it says so.
+
+    Raises:
+        ConnectionError: if there is no answer.
+        HfHubHTTPError: if the answer is no.
+    """
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision))
+    except errors.HfHubHTTPError:
+        raise
+    except Exception as error:  # of the HTTP client, whichever that is
+        raise ConnectionError(reason(error)) from error
+
+
+def _offline(what: str) -> tuple[str, str]:
+    from huggingface_hub import constants
+
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+    return (
+        f"{what} is not, or not wholly, in the hub cache ({os.fspath(constants.HF_HUB_CACHE)}), "
+        f"and {why}.",
+        "Download it where there is a network and give its folder, or point HF_HOME to the cache.",
+    )

@@ -1,0 +1,94 @@
+"""``%glm4v plan``, and the options that it shares with ``%glm4v load``."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from IPython.core.magic_arguments import argument
+
+from glm4v_magic.checkpoints.architecture import PUBLISHED, Architecture, architecture
+from glm4v_magic.command_line import DEBUG, takes
+from glm4v_magic.commands.context import Context
+from glm4v_magic.display.plan import plan_bundle
+from glm4v_magic.errors import CheckpointError
+from glm4v_magic.placement.costs import DTYPE_BYTES, QUANTIZATIONS
+from glm4v_magic.placement.decision import PlacementOptions, make_plan
+from glm4v_magic.screen import show
+
+__all__ = ["PLACEMENT_OPTIONS", "find_architecture", "placement_options", "plan"]
+
+
+def _sizes(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ArgumentTypeError(
+            f"{text!r} is not a size in GiB, or sizes such as 20,20,10"
+        ) from None
+
+
+PLACEMENT_OPTIONS = (
+    argument("--gpus", metavar="SPEC", help='Cards, such as "2x16GiB", or cpu; else those here.'),
+    argument(
+        "--context", type=int, metavar="N", help="Positions of prompt and answer to plan for."
+    ),
+    argument("--images", type=int, metavar="N", help="Pictures of a prompt; 1 unless given."),
+    argument("--batch", type=int, metavar="N", help="Prompts at once; 1 unless given."),
+    argument(
+        "--objective", metavar="GOAL", help="balance (the default), or fewest cards that fit."
+    ),
+    argument("--dtype", help=f"Of the weights: {', '.join(DTYPE_BYTES)}."),
+    argument("--quantize", metavar="KIND", help=f"The text part in {' or '.join(QUANTIZATIONS)}."),
+    argument(
+        "--max-memory", type=_sizes, metavar="GIB", help="Most to use of a card, or of each: 20,10."
+    ),
+    argument("--reserve", type=float, metavar="GIB", help="Of each card to leave alone."),
+    argument("--split-vision", action="store_true", help="Cut the tower where that balances."),
+    argument("--offload", action="store_true", help="Keep layers in host memory if need be."),
+)
+
+
+def placement_options(arguments: Namespace) -> dict[str, Any]:
+    """Return the placement options that were typed, by the names of `PlacementOptions`."""
+    names = PlacementOptions.__dataclass_fields__
+    typed = {name: getattr(arguments, name) for name in names}
+    if typed["max_memory"] is not None and len(typed["max_memory"]) == 1:
+        (typed["max_memory"],) = typed["max_memory"]
+    return {
+        name: value for name, value in typed.items() if value is not None and value is not False
+    }
+
+
+@takes(
+    "glm4v plan",
+    argument("model", nargs="?", help=f"Folder, repository, demo, {', '.join(PUBLISHED)}."),
+    *PLACEMENT_OPTIONS,
+    argument("--json", action="store_true", help="As JSON, which load --map reads."),
+    DEBUG,
+)
+def plan(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
+    """Show which card would run which part of a model; loads nothing.
+
+    Without MODEL the model in use. A published model need not be here, nor the cards::
+
+        %glm4v plan GLM-4V-9B --gpus 4x16GiB
+        %glm4v plan GLM-4.1V-9B-Thinking --gpus 24+16+12GiB --context 8192
+    """
+    model = find_architecture(arguments.model or context.model)
+    made = make_plan(model, PlacementOptions(**placement_options(arguments)))
+    show({"text/plain": made.to_json()} if arguments.json else plan_bundle(made))
+
+
+def find_architecture(name: str) -> Architecture:
+    """The model behind a name that `load` takes, or behind a published one."""
+    from glm4v_magic.checkpoints import hub
+
+    try:
+        return architecture(name)
+    except CheckpointError:
+        folder = hub.cached(name)
+        if folder is None:
+            raise
+    return architecture(folder)

@@ -1,0 +1,336 @@
+"""Run a model on virtual GPUs, without its weights: does it work, and what does it take?
+
+Built on ``meta`` from the configuration alone, put on cards as a real model would be, then a real
+``generate``: one prefill, a few decode steps. What would mix devices on a real machine is found and
+named with module and line; copies are counted; so is the most that every card has to hold.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from glm4v_magic.errors import OptionError
+from glm4v_magic.gpu_spec import GPU, parse_gpus
+from glm4v_magic.placement.costs import CARD_OVERHEAD, ModelShape, Workload, cache_entries
+from glm4v_magic.placement.decision import GivenMap, as_plan
+from glm4v_magic.placement.device_map import (
+    DeviceMap,
+    Place,
+    automatic,
+    check,
+    place_of,
+    read_device_map,
+)
+from glm4v_magic.placement.dry_run_report import CardUse, DryRunReport, HopUse, MixedDevices
+from glm4v_magic.placement.plan import plan
+from glm4v_magic.placement.stages import Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from glm4v_magic.checkpoints.architecture import Architecture
+    from glm4v_magic.virtual_gpus import Problem, Report
+
+__all__ = ["DEFAULT_DECODE_STEPS", "dry_run"]
+
+DEFAULT_DECODE_STEPS = 2
+
+# Cards of a dry run never run out, so that it tells by how much the real ones would.
+_ENDLESS = 1 << 50
+
+
+@dataclass(frozen=True, slots=True)
+class _Placement:
+    """Where everything goes.
+
+    Attributes:
+        kind: ``plan``, ``auto`` or ``map``.
+        weights: where the weights stay.
+        execution: where they run; differs for what is offloaded.
+    """
+
+    kind: str
+    weights: DeviceMap
+    execution: DeviceMap
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What was seen on the virtual cards.
+
+    Attributes:
+        report: of the virtual GPUs, since the weights were in place.
+        weights: bytes on each card before the run.
+        cache: bytes of keys and values by card, after it.
+        home: device of the inputs.
+    """
+
+    report: Report
+    weights: tuple[int, ...]
+    cache: Mapping[int | None, int]
+    home: str
+
+
+def dry_run(
+    architecture: Architecture,
+    gpus: str | Sequence[GPU],
+    device_map: GivenMap = "plan",
+    *,
+    context: int | None = None,
+    images: int = 1,
+    batch: int = 1,
+    text_tokens: int | None = None,
+    decode_steps: int = DEFAULT_DECODE_STEPS,
+    dtype: str | None = None,
+) -> DryRunReport:
+    """Run a model dry.
+
+    Args:
+        architecture: the model without its weights; `checkpoints.architecture` finds one.
+        gpus: the cards, or their description, such as ``"8x16GiB"``.
+        device_map: ``"plan"`` for the plan we would make; ``"auto"`` for transformers' own, put on
+            the model as ``from_pretrained`` does; a plan; a map; a JSON file of either.
+            Plans and maps are put on it as `Session.load` does.
+        context: positions of prompt and answer together; the model's longest by default.
+        images: pictures of each row.
+        batch: rows.
+        text_tokens: ids of the prompt beside its pictures, instead of filling `context`.
+        decode_steps: how many follow the prefill; at least 1.
+        dtype: of weights and activations; the published one by default.
+
+    Returns:
+        What was found. Refused operations and cards that are too small are part of the report, not
+        errors; see `DryRunReport.raise_if_unusable`.
+
+    Raises:
+        CheckpointError: if transformers does not accept the configuration.
+        GPUDescriptionError: if `gpus` cannot be read.
+        DeviceMapError: if the map does not suit the model or the cards.
+        DoesNotFitError: if a plan is asked for and none fits.
+        OptionError: if the workload does not suit the model, there is no GPU, or a plan is for
+            quantised weights.
+    """
+    cards = parse_gpus(gpus) if isinstance(gpus, str) else tuple(gpus)
+    if not cards:
+        raise OptionError("A dry run needs at least one GPU.", 'Describe them, as in "4x16GiB".')
+    if decode_steps < 1:
+        raise OptionError(f"decode_steps is {decode_steps}, but must be at least 1.")
+    shape = architecture.shape()
+    others = images * shape.picture_positions + decode_steps
+    if text_tokens is not None:
+        context = others + text_tokens
+    if context is None:
+        context = shape.max_context
+    work = Workload(context=context, images=images, batch=batch, dtype=dtype or shape.dtype)
+    cache_entries(shape, work)
+    if context <= others:
+        raise OptionError(
+            f"A context of {context:,} positions has no room for text beside {images} picture(s) "
+            f"and {decode_steps} decode step(s), which take {others:,} positions."
+        )
+    return _run(architecture, shape, cards, device_map, work, context - others, decode_steps)
+
+
+def _run(
+    architecture: Architecture,
+    shape: ModelShape,
+    cards: tuple[GPU, ...],
+    device_map: GivenMap,
+    work: Workload,
+    text_tokens: int,
+    decode_steps: int,
+) -> DryRunReport:
+    # all that may be refused comes before anything is built
+    inputs = architecture.prompt_inputs(work.images, text_tokens, work.batch)
+    wanted = _wanted(device_map, shape, cards, work)
+    model = architecture.build_meta(work.dtype or shape.dtype)
+    placement = _placement(wanted, model, cards)
+    measured = _measure(model, placement, inputs, cards, decode_steps)
+    return DryRunReport(
+        model=architecture.name,
+        dtype=work.dtype or shape.dtype,
+        placement=placement.kind,
+        images=work.images,
+        batch=work.batch,
+        prompt_tokens=inputs["input_ids"].shape[1],
+        decode_steps=decode_steps,
+        cards=tuple(_card_use(card, measured) for card in cards),
+        copies=tuple(_copies(measured.report)),
+        decode_hops=_decode_hops(shape, placement, measured.home),
+        problems=tuple(_problems(measured.report.problems)),
+        offloaded=tuple(
+            name for name, place in placement.weights.items() if place != placement.execution[name]
+        ),
+    )
+
+
+def _wanted(
+    device_map: GivenMap, shape: ModelShape, cards: tuple[GPU, ...], work: Workload
+) -> Plan | dict[str, Any] | None:
+    """A plan, a map that nobody has checked yet, or ``None`` for transformers' own."""
+    if device_map == "plan":
+        return plan(shape, cards, work)
+    if device_map == "auto":
+        return None
+    made = as_plan(device_map)
+    if made is None:
+        return read_device_map(device_map)  # type: ignore[arg-type]  # a `Plan` is one already
+    if made.workload.quantize is not None:
+        raise OptionError(
+            f"The plan is for {made.workload.quantize} weights, which a dry run does not know.",
+            "Plan without quantisation to run it dry.",
+        )
+    return made
+
+
+def _placement(
+    wanted: Plan | dict[str, Any] | None, model: PreTrainedModel, cards: tuple[GPU, ...]
+) -> _Placement:
+    if isinstance(wanted, Plan):
+        weights = check(wanted.device_map(), model, cards)
+        return _Placement("plan", weights, {**weights, **wanted.execution_map()})
+    weights = check(automatic(model, cards) if wanted is None else wanted, model, cards)
+    # What is offloaded runs on the first card of the map, says accelerate; `dispatch` prefers the
+    # card of the embedding.
+    visited: Place = next((place for place in weights.values() if place != "cpu"), "cpu")
+    if wanted is not None:
+        home = place_of(weights, _embedding(model))
+        visited = visited if home is None or home == "cpu" else home
+    execution = {name: visited if place == "cpu" else place for name, place in weights.items()}
+    return _Placement("auto" if wanted is None else "map", weights, execution)
+
+
+def _embedding(model: PreTrainedModel) -> str:
+    embedding = model.get_input_embeddings()
+    return next(name for name, module in model.named_modules() if module is embedding)
+
+
+def _measure(
+    model: PreTrainedModel,
+    placement: _Placement,
+    inputs: Mapping[str, Any],
+    cards: tuple[GPU, ...],
+    decode_steps: int,
+) -> _Measured:
+    import torch
+    from transformers import GenerationConfig
+
+    from glm4v_magic.placement.dispatch import dispatch, dispatch_like_accelerate
+    from glm4v_magic.virtual_gpus import VirtualGPUs
+
+    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=None, pad_token_id=0)
+    endless = [_ENDLESS] * (max(card.index for card in cards) + 1)
+    with VirtualGPUs(endless, values="none", on_mismatch="collect") as gpus, torch.no_grad():
+        gpus.without_data(model)
+        if placement.kind == "auto":
+            dispatch_like_accelerate(model, placement.weights)
+        else:
+            dispatch(model, placement.weights, placement.execution)
+        weights = gpus.live_bytes
+        home = model.device
+        if home.type == "meta":  # the first weight is offloaded: its first card, then
+            first = gpus.devices[cards[0].index]
+            home = next((d for d in gpus.devices if weights[d.index or 0]), first)
+        on_home = {name: tensor.to(home) for name, tensor in inputs.items()}
+        gpus.reset()
+        output = model.generate(
+            **on_home, max_new_tokens=decode_steps + 1, return_dict_in_generate=True
+        )
+        cache: Counter[int | None] = Counter()  # the CPU has no index
+        for layer in output.past_key_values.layers:
+            for tensor in (layer.keys, layer.values):
+                cache[tensor.device.index] += tensor.nbytes
+        return _Measured(gpus.report(), weights, cache, str(home))
+
+
+def _card_use(card: GPU, measured: _Measured) -> CardUse:
+    peaks = [peak for peak in measured.report.peaks if peak.device == card.index]
+    peak = max(peaks, key=lambda peak: peak.peak_bytes)
+    weights, cache = measured.weights[card.index], measured.cache.get(card.index, 0)
+    is_used = peak.peak_bytes > 0
+    return CardUse(
+        gpu=card.index,
+        name=card.name,
+        capacity_bytes=card.usable_bytes,
+        weight_bytes=weights,
+        kv_bytes=cache,
+        activation_bytes=max(0, peak.peak_bytes - weights - cache),
+        overhead_bytes=CARD_OVERHEAD if is_used else 0,
+        phase=peak.phase if is_used else "",
+        module=peak.module if is_used else "",
+    )
+
+
+def _copies(report: Report) -> Iterator[HopUse]:
+    steps = dict(report.forwards)
+    prefill, decode = report.hops("prefill"), report.hops("decode")
+    per_step = max(1, steps.get("decode", 0))
+    for source, target in sorted({**prefill, **decode}):
+        prefill_copies, prefill_bytes = prefill.get((source, target), (0, 0))
+        copies, size = decode.get((source, target), (0, 0))
+        yield HopUse(
+            source,
+            target,
+            prefill_copies,
+            prefill_bytes,
+            -(-copies // per_step),
+            -(-size // per_step),
+        )
+
+
+def _decode_hops(shape: ModelShape, placement: _Placement, home: str) -> int:
+    """Device changes of a token: from its id through embedding, layers and head, and back."""
+    devices = [home]
+    for unit in shape.units:
+        if not unit.kind.startswith("vision"):
+            devices += [_device(name, placement.execution) for name in unit.modules[:1]]
+    if shape.units[-1].kind == "head":
+        devices.append(_device(shape.units[-1].modules[-1], placement.execution))
+    known = [device for device in [*devices, home] if device]
+    return sum(a != b for a, b in pairwise(known))
+
+
+def _device(module: str, execution: DeviceMap) -> str:
+    """Device of a module, or of its first part if the map names parts only."""
+    name = module
+    while name not in execution and name:
+        name = name.rpartition(".")[0]
+    place = execution.get(name)
+    if place is None:
+        inside = (p for part, p in execution.items() if part.startswith(module + "."))
+        place = next(inside, None)
+    if place is None:
+        return ""
+    return f"cuda:{place}" if isinstance(place, int) else place
+
+
+def _problems(problems: Sequence[Problem]) -> Iterator[MixedDevices]:
+    counted = Counter(
+        MixedDevices(
+            problem.message,
+            problem.operation,
+            problem.module,
+            f"{_short(problem.source.file)}:{problem.source.line} in {problem.source.function}",
+            problem.source.code,
+            problem.devices,
+            problem.phase,
+        )
+        for problem in problems
+    )
+    for problem, count in counted.items():
+        yield replace(problem, count=count)
+
+
+def _short(file: str) -> str:
+    """The part of a path that is the same on every computer."""
+    parts = PurePath(file).parts
+    for folder in ("site-packages", "glm4v_magic"):
+        if folder in parts:
+            last = len(parts) - 1 - parts[::-1].index(folder)
+            return str(PurePath(*parts[last + (folder == "site-packages") :]))
+    return str(PurePath(*parts[-2:]))
