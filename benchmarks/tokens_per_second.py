@@ -63,7 +63,7 @@ def main() -> None:
 
     shell = InteractiveShell.instance()
     shell.run_line_magic("load_ext", "glm4v_magic")
-    session = shell.magics_manager.registry["Glm4vMagics"].session
+    session = shell.magics_manager.registry["Glm4vMagics"].context.session
     session.load(arguments.checkpoint)
     engine = session._engine
     engine.defaults.eos_token_id = None  # always the asked number of tokens

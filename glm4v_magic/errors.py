@@ -11,7 +11,7 @@
     │   ├── GPUDescriptionError     "4x", "0x16", "3x-1GiB"
     │   ├── DeviceMapError          a map that misses, repeats or invents a module or a GPU
     │   └── DoesNotFitError         no split fits; carries what is short by how much
-    ├── OutOfMemoryError            a GPU ran out in the middle; the model is still loaded
+    ├── OutOfMemoryError            a GPU ran out while loading or answering
     ├── EngineError                 the engine or its server failed
     ├── FormatError                 an answer that is not in the asked form; it is kept
     └── BusyError                   another call is running
@@ -111,7 +111,7 @@ class DoesNotFitError(PlacementError):
 
 
 class OutOfMemoryError(Glm4vError):
-    """A GPU ran out of memory during a call; the model is still loaded."""
+    """A GPU ran out of memory. After a call the model is still loaded, after a load none is."""
 
 
 class EngineError(Glm4vError):

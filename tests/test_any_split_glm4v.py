@@ -200,3 +200,15 @@ def test_a_position_table_by_itself_is_out_of_reach_of_accelerate():
     assert {(p.module, p.operation) for p in gpus.problems} == {
         ("model.visual.embeddings", "aten.grid_sampler_2d.default")
     }
+
+
+def test_an_activation_function_away_from_its_projections(reference):
+    # the automatic map of GLM-4.1V for 15 equal cards has this border, which names no weight
+    places = dict.fromkeys(LEAVES, 0) | {"model.visual.merger.act_fn": 1, "lm_head": 1}
+    with VirtualGPUs("2x1GiB", on_mismatch="collect") as gpus:
+        model = tiny_glm4v.build()
+        dispatch_like_accelerate(model, places)
+        inputs = {name: tensor.to("cuda:0") for name, tensor in tiny_glm4v.prompt().items()}
+        tiny_glm4v.answer(model, inputs, new_tokens=1)
+    assert {p.module for p in gpus.problems} == {"model.visual.merger"}
+    check(places, 2, reference)

@@ -141,6 +141,14 @@ def test_other_programs_leave_less_of_a_card():
     assert [card.gpu for card in report.overfull] == [0]
 
 
+def test_a_card_that_other_programs_have_filled():
+    report = dry_run(TINY, [GPU(0, "GPU", 2**30, free_bytes=0)], {"": 0})
+    assert report.overfull == report.cards
+    assert "  999%  " in report.text()
+    assert report.cards[0].fullness > 9.99
+    assert "rgba(234, 67, 53" in dry_run_html(report)
+
+
 def test_modules_of_a_map_that_wait_in_host_memory_visit_the_card_of_the_embedding():
     report = dry_run(TINY, "2x1GiB", {**SPLIT, "lm_head": "cpu"})
     assert report.offloaded == ("lm_head",)

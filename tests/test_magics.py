@@ -342,11 +342,11 @@ def test_debug_shows_the_traceback(run, tiny):
     screen = run("%%glm4v missing.png --debug\nWhat?", fails=True)
     assert "Traceback" in screen
     assert "ImageError" in screen
-    assert "Traceback" in run("%glm4v load no/such --debug", fails=True)
+    assert "Traceback" in run("%glm4v load no/such/folder --debug", fails=True)
 
 
 def test_an_error_holds_on_to_no_frames(shell, tiny):
-    result = shell.run_cell("%glm4v load no/such")
+    result = shell.run_cell("%glm4v load no/such/folder")
     assert result.error_in_exec.__context__ is None
     assert result.error_in_exec.__cause__ is None
 

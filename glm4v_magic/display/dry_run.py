@@ -53,17 +53,31 @@ def dry_run_html(report: DryRunReport) -> str:
 def _card_table(report: DryRunReport) -> str:
     head, *rows = report.card_rows()
     bars = [_bar(card) for card in report.cards]
-    return _table((*head, "GiB"), rows, bars)
+    return _table((*head, "GiB"), rows, bars, names=2)
 
 
 def _table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], extra: Sequence[str] | None = None
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    extra: Sequence[str] | None = None,
+    names: int = 0,
 ) -> str:
-    """A table whose first column names its rows; `extra` holds a last cell of HTML for each."""
-    titles = "".join(f'<th scope="col" style="text-align:right">{_safe(t)}</th>' for t in head)
+    """A table of numbers whose first column names its rows, and whose last `names` hold names.
+
+    `extra` is a last cell of HTML for each row, with a title in `head`.
+    """
+    numbers = len(rows[0]) - names
+    sides = ["right" if 0 < index < numbers else "left" for index in range(len(head))]
+    titles = "".join(
+        f'<th scope="col" style="text-align:{side}">{_safe(title)}</th>'
+        for title, side in zip(head, sides, strict=True)
+    )
     body = ""
     for index, (label, *cells) in enumerate(rows):
-        data = "".join(f'<td style="text-align:right">{_safe(cell)}</td>' for cell in cells)
+        data = "".join(
+            f'<td style="text-align:{side}">{_safe(cell)}</td>'
+            for cell, side in zip(cells, sides[1:], strict=False)
+        )
         more = "" if extra is None else f'<td style="text-align:left">{extra[index]}</td>'
         body += f'<tr><th scope="row" style="text-align:left">{_safe(label)}</th>{data}{more}</tr>'
     return f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
@@ -72,6 +86,7 @@ def _table(
 def _bar(card: CardUse) -> str:
     """What fills a card, to the scale of its capacity; what is beyond it sticks out in red."""
     left = card.capacity_bytes
+    capacity = max(1, left)
     pieces = ""
     for name, attribute, colour in _PARTS:
         size = getattr(card, attribute)
@@ -79,13 +94,13 @@ def _bar(card: CardUse) -> str:
         left -= inside
         for length, fill in ((inside, colour), (size - inside, _SHORT)):
             if length:
-                width = min(_BAR_WIDTH * length / card.capacity_bytes, 4 * _BAR_WIDTH)
+                width = min(_BAR_WIDTH * length / capacity, 4 * _BAR_WIDTH)
                 style = f"display:inline-block;height:0.8em;width:{width:.2f}em;background:{fill}"
                 title = f"{name}: {gib(size)} GiB"
                 pieces += f'<span title="{title}" style="{style}"></span>'
     return (
         f'<span role="img" aria-label="{card.fullness:.0%} full" style="display:inline-block;'
-        f"white-space:nowrap;min-width:{_BAR_WIDTH}em;outline:1px solid rgba(128, 128, 128, 0.6)"
+        f"white-space:nowrap;min-width:{_BAR_WIDTH}em;height:0.8em;outline:1px solid rgba(128, 128, 128, 0.6)"
         f'">{pieces}</span>'
     )
 

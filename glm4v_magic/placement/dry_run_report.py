@@ -18,6 +18,7 @@ __all__ = ["CardUse", "DryRunReport", "HopUse", "MixedDevices"]
 _KIND = ("glm4v_magic.dry_run", 1)  # format and version
 _WIDTH = 100  # of the report as text
 _MODULE_NAME = 16  # letters of a module's name that are shown in any case
+_FULLEST = 9.99  # beyond that, how full a card is says nothing
 _SHOWN = 12  # findings; JSON has them all
 
 
@@ -64,8 +65,8 @@ class CardUse:
 
     @property
     def fullness(self) -> float:
-        """`total_bytes` as a fraction of the capacity."""
-        return self.total_bytes / self.capacity_bytes
+        """`total_bytes` as a fraction of the capacity, which other programs may have used up."""
+        return self.total_bytes / max(1, self.capacity_bytes)
 
     @property
     def short_bytes(self) -> int:
@@ -302,7 +303,7 @@ def _card_row(card: CardUse) -> tuple[str, ...]:
     return (
         f"{card.device} {card.name.removeprefix('NVIDIA ').removeprefix('GeForce ')}",
         *map(gib, (*sizes, card.total_bytes, card.capacity_bytes)),
-        f"{card.fullness:.0%}",
+        f"{min(card.fullness, _FULLEST):.0%}",
         card.phase if card.peak_bytes else "idle",
         card.module,
     )

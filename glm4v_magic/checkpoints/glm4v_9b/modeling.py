@@ -232,6 +232,12 @@ class Glm4v9bForConditionalGeneration(Glm4v9bPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
         self.post_init()
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the first weight in memory: one that is offloaded waits on ``meta``."""
+        devices = (parameter.device for parameter in self.parameters())
+        return next((device for device in devices if device.type != "meta"), torch.device("meta"))
+
     def get_input_embeddings(self) -> nn.Module:
         """Return the word embeddings."""
         return self.model.get_input_embeddings()
