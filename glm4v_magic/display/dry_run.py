@@ -22,6 +22,7 @@ _PARTS = (
     ("activations", "activation_bytes", "rgba(251, 188, 4, 0.6)"),
     ("other", "overhead_bytes", "rgba(128, 128, 128, 0.6)"),
 )
+_OUTLINE = "rgba(128, 128, 128, 0.6)"
 _SHORT = "rgba(234, 67, 53, 0.9)"
 _BAR_WIDTH = 12  # em, of a card's capacity
 
@@ -100,8 +101,8 @@ def _bar(card: CardUse) -> str:
                 pieces += f'<span title="{title}" style="{style}"></span>'
     return (
         f'<span role="img" aria-label="{card.fullness:.0%} full" style="display:inline-block;'
-        f"white-space:nowrap;min-width:{_BAR_WIDTH}em;height:0.8em;outline:1px solid rgba(128, 128, 128, 0.6)"
-        f'">{pieces}</span>'
+        f"white-space:nowrap;min-width:{_BAR_WIDTH}em;height:0.8em;"
+        f'outline:1px solid {_OUTLINE}">{pieces}</span>'
     )
 
 
