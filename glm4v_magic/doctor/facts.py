@@ -208,8 +208,10 @@ def _package(requirement: Requirement, extra: str) -> Package:
         installed = metadata.version(name)
     except metadata.PackageNotFoundError:
         installed = ""
-    module = sys.modules.get(name.replace("-", "_"))
-    imported = getattr(module, "__version__", "")
+    # Not getattr: a module may compute the attribute, and warn that it is going away.
+    imported = getattr(sys.modules.get(name.replace("-", "_")), "__dict__", {}).get(
+        "__version__", ""
+    )
     # torch calls its version a str, but it is a class of its own.
     return Package(name, str(requirement.specifier), installed, str(imported), extra)
 
