@@ -13,12 +13,15 @@ demo: $(INSTALLED)
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab notebooks/01_quickstart.ipynb
 
+# A process for each core, and one thread in each: small tensors gain nothing from more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # Everything that takes too long for every change: all random device maps.
 nightly: $(INSTALLED)
-	$(BIN)/python -m pytest -m nightly
+	$(PYTEST) -m nightly
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/load_ext.py
