@@ -107,8 +107,11 @@ class Request:
 class Usage:
     """What a call cost.
 
+    A server may leave out what it counted; what it does not tell is ``None``, and never guessed.
+
     Attributes:
-        text_tokens: prompt tokens that are text (ids of the prompt, special ids included).
+        text_tokens: prompt tokens that are text (ids of the prompt, special ids included). Where
+            `visual_tokens` is ``None``, those of the pictures are among them.
         visual_tokens: vectors that stand for pictures in the prompt (the learned begin and end
             vectors included).
         new_tokens: generated tokens, a closing stop token included.
@@ -117,22 +120,22 @@ class Usage:
         peak_bytes: peak of allocated bytes per GPU during the call; empty without GPUs.
     """
 
-    text_tokens: int
-    visual_tokens: int
-    new_tokens: int
+    text_tokens: int | None
+    visual_tokens: int | None
+    new_tokens: int | None
     time_to_first_token: float | None = None
     decode_seconds: float = 0.0
     peak_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def prompt_tokens(self) -> int:
+    def prompt_tokens(self) -> int | None:
         """Length of the prompt as the decoder sees it: text and visual tokens."""
-        return self.text_tokens + self.visual_tokens
+        return None if self.text_tokens is None else self.text_tokens + (self.visual_tokens or 0)
 
     @property
     def tokens_per_second(self) -> float | None:
         """Decode speed: tokens after the first per second after the first; ``None`` below two."""
-        if self.new_tokens < 2 or self.decode_seconds <= 0:
+        if self.new_tokens is None or self.new_tokens < 2 or self.decode_seconds <= 0:
             return None
         return (self.new_tokens - 1) / self.decode_seconds
 

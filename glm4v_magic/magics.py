@@ -102,7 +102,7 @@ class Glm4vMagics(Magics):
             %glm4v preview cat.png "A cat?"  what would be sent: prompt, pictures, tokens
             %glm4v plan MODEL --gpus 4x16GiB which card would run what; loads nothing
             %glm4v check MODEL --gpus SPEC   run it dry: mixed devices, peaks, copies
-            %glm4v load FOLDER               load another checkpoint: a folder, a hub id, or demo
+            %glm4v load FOLDER               load another model: a folder, a hub id, demo, a server
             %glm4v unload                    give its memory back
             %glm4v doctor                    packages, driver, cards, disk: will the model run?
             %glm4v patch FOLDER              make a checkpoint's own code safe on any split

@@ -23,6 +23,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
         f"a number above 0 and at most {_MOST_MEGAPIXELS}",
         lambda value: 0 < value <= _MOST_MEGAPIXELS,
     ),
+    "timeout": ("a number of seconds above 0", lambda value: value > 0),
     "download_seconds": ("a number above 0", lambda value: value > 0),
 }
 """By name: what it must be, in words, and whether a number is that."""

@@ -18,9 +18,11 @@ from glm4v_magic.errors import (
     ConversationError,
     GenerationInterrupted,
     Glm4vError,
+    OptionError,
 )
 from glm4v_magic.placement.decision import PlacementOptions
 from glm4v_magic.ranges import require_in_range
+from glm4v_magic.server_address import ServerAddress, is_address, read_address
 
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints import Checkpoint, LoadProgress
@@ -43,16 +45,21 @@ class ModelChoice:
     """Which model, and how it is loaded.
 
     Attributes:
-        model: folder, repository id on the hub, or ``demo``; ``None`` is ``demo``.
+        model: folder, repository id on the hub, ``demo``, or the address of a server; ``None`` is
+            ``demo``.
         revision: of a repository.
         options: how it is placed.
         device_map: a map or a plan to follow; ``None`` makes a plan, or takes the CPU.
+        served_model: which model of a server; ``None`` for its only one.
+        timeout: longest silence of a server in seconds; ``None`` for five minutes.
     """
 
     model: str | None = None
     revision: str | None = None
     options: PlacementOptions = field(default_factory=PlacementOptions)
     device_map: GivenMap | None = None
+    served_model: str | None = None
+    timeout: float | None = None
 
     @property
     def name(self) -> str:
@@ -79,11 +86,30 @@ class Status:
     last: Answer | None
 
 
-def _find(choice: ModelChoice) -> Checkpoint:
-    """Find the checkpoint and check its files; reads no weight."""
+def _find(choice: ModelChoice) -> Checkpoint | ServerAddress:
+    """Find the checkpoint and check its files; reads no weight. Of a server, read the address."""
+    if is_address(choice.name):
+        return _address(choice)
+    for name in ("served_model", "timeout"):
+        if getattr(choice, name) is not None:
+            raise OptionError(f"{name} is about a server, and {choice.name} is none.")
     from glm4v_magic import checkpoints
 
     return checkpoints.resolve(choice.model, revision=choice.revision, download=True)
+
+
+def _address(choice: ModelChoice) -> ServerAddress:
+    url = read_address(choice.name)
+    here = ModelChoice(choice.model, served_model=choice.served_model, timeout=choice.timeout)
+    if choice != here:
+        raise OptionError(
+            f"{url} is a server: it has loaded its model as it was told to.",
+            "Only served_model and timeout go with an address.",
+        )
+    if choice.timeout is None:
+        return ServerAddress(url, choice.served_model)
+    require_in_range("timeout", choice.timeout)
+    return ServerAddress(url, choice.served_model, choice.timeout)
 
 
 def _decide(choice: ModelChoice, checkpoint: Checkpoint, on_progress: OnProgress) -> Placement:
@@ -126,6 +152,8 @@ class Session:
         split_vision: bool = False,
         offload: bool = False,
         device_map: GivenMap | None = None,
+        served_model: str | None = None,
+        timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Session:
         """Load a model and return this session.
@@ -135,10 +163,12 @@ class Session:
         question loads the old one again. A model that is loaded already is kept.
 
         With GPUs, a plan decides which card runs which layers. Without one, the model runs on the
-        CPU.
+        CPU. A server (``http://127.0.0.1:8000/v1``) has loaded its model itself; if it wants a
+        key, that is read from the environment variable ``GLM4V_API_KEY``.
 
         Args:
-            model: folder, id of a repository on the hub, or ``demo`` (the default).
+            model: folder, id of a repository on the hub, ``demo`` (the default), or the address of
+                a server that speaks OpenAI's protocol.
             revision: commit, branch or tag of the repository.
             gpus: use no more than these: a description such as ``"2x16GiB"``; ``"cpu"`` for none.
             context: positions of prompt and answer to keep room for; the model's longest by
@@ -156,10 +186,13 @@ class Session:
             offload: if no split fits, keep some layers in host memory.
             device_map: a map or a `Plan` to follow instead of making a plan, or a JSON file of
                 either.
+            served_model: which model of a server; needed if it has several.
+            timeout: the longest silence of a server in seconds; 300 by default.
             on_progress: called as weights arrive.
 
         Raises:
             CheckpointError: if the checkpoint is not usable.
+            EngineError: if the server cannot be used.
             PlacementError: if it cannot be placed on the devices.
             OutOfMemoryError: if a card has no room for its weights after all.
             OptionError: if an option makes no sense.
@@ -179,7 +212,7 @@ class Session:
             offload,
         )
         name = None if model is None else os.fspath(model)
-        choice = ModelChoice(name, revision, options, device_map)
+        choice = ModelChoice(name, revision, options, device_map, served_model, timeout)
         self._refuse_if_busy()
         with self._lock:
             if self._engine is None or choice != self._choice:
@@ -226,7 +259,7 @@ class Session:
                 unless the prompt turns out to be too long.
             GenerationInterrupted: on an interrupt; its `answer` holds what was said until then.
             CheckpointError, PlacementError: if the model has to be loaded and cannot be.
-            OutOfMemoryError, EngineError: if the model fails; it can be asked again.
+            OutOfMemoryError, EngineError: if the model or its server fails; it can be asked again.
             BusyError: if another call is running.
         """
         from glm4v_magic.prompt import require_text
@@ -244,9 +277,10 @@ class Session:
                 choice = self._choice
                 if choice.model is None:
                     choice = replace(choice, model=model)
-                checkpoint = _find(choice)
-                _refuse_too_many(request, checkpoint.name, checkpoint.max_images)
-                engine = self._open(choice, checkpoint, on_progress or _ignore)
+                found = _find(choice)
+                if not isinstance(found, ServerAddress):
+                    _refuse_too_many(request, found.name, found.max_images)
+                engine = self._open(choice, found, on_progress or _ignore)
             _refuse_too_many(request, engine.info.model, engine.info.max_images)
             if on_start is not None:
                 on_start(engine.info, request.conversation.images)
@@ -282,6 +316,14 @@ class Session:
         )
 
     @property
+    def engine(self) -> Engine | None:
+        """What answers, for a look inside; ``None`` when nothing is loaded.
+
+        For a model in this process it has `model` and `processor`, see `engines.local.LocalEngine`.
+        """
+        return self._engine
+
+    @property
     def plan(self) -> Plan | None:
         """The plan of the loaded model; ``None`` without one: on the CPU, or by a given map."""
         engine = self._engine
@@ -297,14 +339,18 @@ class Session:
                 "Wait for it to end, or interrupt it.",
             )
 
-    def _open(self, choice: ModelChoice, checkpoint: Checkpoint, on_progress: OnProgress) -> Engine:
-        placement = _decide(choice, checkpoint, on_progress)
+    def _open(
+        self, choice: ModelChoice, found: Checkpoint | ServerAddress, on_progress: OnProgress
+    ) -> Engine:
+        if isinstance(found, ServerAddress):
+            return self._connect(choice, found)
+        placement = _decide(choice, found, on_progress)
         from glm4v_magic.engines import local
 
         old = self._choice
         released = self._release()
         try:
-            self._engine = local.load(checkpoint, placement, on_progress=on_progress)
+            self._engine = local.load(found, placement, on_progress=on_progress)
         except Glm4vError as error:
             if released:
                 error.hint += (
@@ -313,6 +359,14 @@ class Session:
             raise
         self._choice = choice
         return self._engine
+
+    def _connect(self, choice: ModelChoice, address: ServerAddress) -> Engine:
+        from glm4v_magic.engines import server
+
+        engine = server.connect(address)  # costs no memory, so the old model may wait
+        self._release()
+        self._engine, self._choice = engine, choice
+        return engine
 
     def _release(self) -> bool:
         engine, self._engine = self._engine, None

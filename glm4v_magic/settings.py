@@ -3,7 +3,8 @@
 From weak to strong: what is built in; IPython's configuration (``c.Glm4v.temperature = 0``); the
 section ``[tool.glm4v_magic]`` of the nearest ``pyproject.toml``, from the current folder upwards;
 environment variables such as ``GLM4V_TEMPERATURE``; ``%config Glm4v.temperature = 0``. An option
-of a cell is stronger than all of them.
+of a cell is stronger than all of them. ``GLM4V_API_KEY``, the key of a server, is no setting: it is
+nowhere shown and only read when a request is sent.
 
 `read` is called when the extension is loaded, so nothing here imports more than IPython has
 already; ``tomllib`` comes with the first file that has the section.
@@ -24,6 +25,7 @@ from traitlets.config.loader import Config, DeferredConfigString
 
 from glm4v_magic.errors import OptionError, did_you_mean
 from glm4v_magic.ranges import require_in_range
+from glm4v_magic.server_address import API_KEY
 
 if TYPE_CHECKING:
     from glm4v_magic.images import Limits
@@ -109,7 +111,8 @@ class Glm4v(Configurable):
     model = Text(
         None,
         allow_none=True,
-        help="Model of the first question and of %glm4v load: folder, repository id, or demo.",
+        help="Model of the first question and of %glm4v load: folder, repository id, demo, or the "
+        "address of a server.",
     ).tag(config=True, unset="demo")
     max_tokens = WholeNumber(512, help="Longest answer, in tokens.").tag(config=True)
     temperature = Number(None, allow_none=True, help="0 is greedy; higher is more surprising.").tag(
@@ -234,7 +237,7 @@ def read(
     for name, value in section.items():
         settings.take(name, _from(file, name, value), str(file), f"{name} in {file}")
     for variable, text in environment.items():
-        if variable.startswith(PREFIX) and text:
+        if variable.startswith(PREFIX) and variable != API_KEY and text:
             name = variable.removeprefix(PREFIX).lower()
             value = _parsed(settings, name, DeferredConfigString(text))
             settings.take(name, value, variable, f"The environment variable {variable}")

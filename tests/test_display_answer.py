@@ -54,6 +54,15 @@ def test_usage_line_leaves_out_what_is_not_known():
     assert line == "demo · 5 text + 0 visual tokens in · 1 token out"
 
 
+def test_usage_line_invents_nothing_that_a_server_did_not_tell():
+    usage = Usage(text_tokens=1640, visual_tokens=None, new_tokens=1)
+    line = usage_line(replace(ANSWER, usage=usage, seed=None))
+    assert line == "demo · 1,640 tokens in, pictures included · 1 token out"
+    for usage in (Usage(None, None, 3), Usage(3, 0, None)):
+        line = usage_line(replace(ANSWER, usage=usage, seed=None))
+        assert line == "demo · tokens not counted by the server"
+
+
 @pytest.mark.parametrize(
     ("reason", "said"), [("length", "token limit"), ("interrupted", "stopped"), ("stop", None)]
 )

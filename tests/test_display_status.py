@@ -42,6 +42,18 @@ def test_status_of_a_loaded_model():
     }
 
 
+def test_status_of_a_server():
+    served = EngineInfo("glm", "", None, None, None, None, None, server="http://127.0.0.1:8000/v1")
+    assert dict(status_rows("http://127.0.0.1:8000/v1", served, None)) == {
+        "model": "glm",
+        "server": "http://127.0.0.1:8000/v1",
+        "pictures": "the server does not tell",
+        "context": "the server does not tell",
+    }
+    rows = dict(status_rows("x", replace(served, notice="A demo.", context=1024), None))
+    assert (rows["note"], rows["context"]) == ("A demo.", "1,024 positions")
+
+
 def test_status_without_a_model():
     assert status_rows("demo", None, None) == [
         ("model", "demo, not loaded: the next question loads it")

@@ -215,6 +215,13 @@ def test_a_table_shows_all_and_steers_nothing():
     assert "\x1b" not in html
 
 
+def test_the_key_of_a_server_is_no_setting_and_nowhere_shown(tmp_path):
+    settings = read({}, {"GLM4V_API_KEY": "sesame"}, tmp_path)
+    assert "sesame" not in settings_bundle(settings.table())["text/plain"]
+    assert "sesame" not in repr(vars(settings))
+    assert "is no setting" in error_of({"api_key": "sesame"}, {}, tmp_path)
+
+
 # In a shell.
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from glm4v_magic.checkpoints.files import read_json
 from glm4v_magic.errors import CheckpointError, OptionError, did_you_mean
+from glm4v_magic.server_address import refuse_address
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +112,7 @@ def resolve(
         OptionError: if a revision is given for a folder.
     """
     text = DEMO if name is None else os.fspath(name)
+    refuse_address(text)
     folder = Path(text).expanduser()
     if revision is not None and (text == DEMO or folder.exists()):
         raise OptionError(f"{text} is no repository of the hub, so it has no revision {revision}.")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from glm4v_magic.checkpoints.files import read_json
 from glm4v_magic.errors import CheckpointError, did_you_mean
 from glm4v_magic.placement.costs import DTYPE_BYTES
+from glm4v_magic.server_address import refuse_address
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,6 +82,7 @@ def architecture(source: str | os.PathLike[str]) -> Architecture:
             value in it makes no sense.
     """
     text = os.fspath(source)
+    refuse_address(text)
     if text == _DEMO:
         return _read(text, Path(__file__).parent / _DEMO / "config.json")
     path = Path(text).expanduser()

@@ -13,6 +13,8 @@ from glm4v_magic.commands.context import Context
 from glm4v_magic.commands.plan import PLACEMENT_OPTIONS, placement_options
 from glm4v_magic.display.progress import line_bundle
 from glm4v_magic.display.status import status_bundle, status_rows
+from glm4v_magic.display.text import printable
+from glm4v_magic.prompt import expand
 from glm4v_magic.screen import screen_for, show
 from glm4v_magic.session import ModelChoice
 
@@ -21,10 +23,12 @@ __all__ = ["load", "status", "unload"]
 
 @takes(
     "glm4v load",
-    argument("model", nargs="?", help="Folder, id of a repository on the hub, or demo."),
+    argument("model", nargs="?", help="Folder, id on the hub, demo, or a server's address."),
     *PLACEMENT_OPTIONS,
     argument("--map", metavar="FILE", help="Follow this device map or plan (JSON)."),
     argument("--revision", metavar="SHA", help="Commit, branch or tag of the repository."),
+    argument("--served-model", metavar="NAME", help="Which model of a server with several."),
+    argument("--timeout", type=float, metavar="S", help="Longest silence of a server; 300 s."),
     DEBUG,
 )
 def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
@@ -36,15 +40,25 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
 
         %glm4v load ~/models/glm-4v-9b --context 4096
         %glm4v load ~/models/glm-4v-9b --gpus 2x16GiB --quantize 4bit
+
+    Any server that speaks OpenAI's protocol, such as vLLM or SGLang, can answer instead; then
+    nothing is loaded here. If it wants a key, put that into the environment variable
+    GLM4V_API_KEY. {{expression}} in MODEL is replaced by its value::
+
+        %glm4v load http://127.0.0.1:8000/v1
+        %glm4v load {{address}} --served-model GLM-4.1V-9B-Thinking
     """
     before = context.session.status()
-    model = arguments.model or before.choice.model or context.settings.model
+    given = None if arguments.model is None else expand(arguments.model, names)
+    model = given or before.choice.model or context.settings.model
     screen = screen_for(context.shell, ModelChoice(model).name)
     try:
         context.session.load(
             model,
             revision=arguments.revision,
             device_map=arguments.map,
+            served_model=arguments.served_model,
+            timeout=arguments.timeout,
             on_progress=screen.loading,
             **placement_options(arguments),
         )
@@ -53,16 +67,26 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
             screen.loaded(info)
         if info is not None and info is before.info:
             show(line_bundle(f"{info.model} is loaded already."))
+        elif info is not None and info.server is not None:
+            show(line_bundle(f"Connected to {info.server}: {printable(info.model)}."))
     finally:
         screen.close()
 
 
 @takes("glm4v unload", DEBUG)
 def unload(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
-    """Give the model's memory back. The next question loads the model again."""
-    choice = context.session.status().choice
-    was = "unloaded" if context.session.unload() else "not loaded"
-    show(line_bundle(f"{choice.name} was {was}."))
+    """Give the model's memory back. The next question loads the model again.
+
+    From a server it only disconnects.
+    """
+    before = context.session.status()
+    if not context.session.unload():
+        line = f"{before.choice.name} was not loaded."
+    elif before.info is not None and before.info.server is not None:
+        line = f"Disconnected from {before.info.server}, which goes on."
+    else:
+        line = f"{before.choice.name} was unloaded."
+    show(line_bundle(line))
 
 
 @takes("glm4v status", DEBUG)

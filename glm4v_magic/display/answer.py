@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from glm4v_magic.conversation import Answer
+from glm4v_magic.conversation import Answer, Usage
 from glm4v_magic.display import MimeBundle
 from glm4v_magic.display.markdown import literal, safe_markdown
 from glm4v_magic.display.pace import Pace
@@ -76,11 +76,7 @@ def footnotes(answer: Answer) -> tuple[str, ...]:
 def usage_line(answer: Answer) -> str:
     """Return model, tokens in and out, time to first token, speed, peak memory and seed."""
     usage = answer.usage
-    facts = [
-        answer.model,
-        f"{usage.text_tokens:,} text + {usage.visual_tokens:,} visual tokens in",
-        counted(usage.new_tokens, "token") + " out",
-    ]
+    facts = [answer.model, *_counts(usage)]
     if usage.time_to_first_token is not None:
         facts.append(f"first token after {readable_seconds(usage.time_to_first_token)}")
     if usage.tokens_per_second is not None:
@@ -93,3 +89,14 @@ def usage_line(answer: Answer) -> str:
     elif answer.finish_reason == "interrupted":
         facts.append("stopped by you")
     return " · ".join(printable(fact) for fact in facts)
+
+
+def _counts(usage: Usage) -> Iterator[str]:
+    if usage.text_tokens is None or usage.new_tokens is None:
+        yield "tokens not counted by the server"
+        return
+    if usage.visual_tokens is None:
+        yield f"{counted(usage.text_tokens, 'token')} in, pictures included"
+    else:
+        yield f"{usage.text_tokens:,} text + {usage.visual_tokens:,} visual tokens in"
+    yield counted(usage.new_tokens, "token") + " out"

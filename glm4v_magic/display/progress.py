@@ -63,7 +63,7 @@ def loaded_line(info: EngineInfo, seconds: float) -> str:
     """Return the one line that replaces the bar."""
     return (
         f"Loaded {printable(info.model)} in {readable_seconds(seconds)}:"
-        f" {readable_count(info.parameters)} parameters, {info.dtype}"
+        f" {readable_count(info.parameters or 0)} parameters, {info.dtype}"
         f"{f' in {info.quantize}' if info.quantize else ''}, {', '.join(info.devices)}."
     )
 

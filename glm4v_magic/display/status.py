@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["status_bundle", "status_rows"]
 
+_UNTOLD = "the server does not tell"
 _BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -33,20 +34,27 @@ def status_rows(
     """
     if info is None:
         rows = [("model", f"{model}, not loaded: the next question loads it")]
+    elif info.server is not None:
+        rows = [
+            ("model", info.model),
+            ("server", info.server),
+            ("pictures", _pictures(info)),
+            ("context", _context(info)),
+        ]
     else:
         rows = [
-            ("model", f"{info.model}, {readable_count(info.parameters)} parameters"),
+            ("model", f"{info.model}, {readable_count(info.parameters or 0)} parameters"),
             ("dtype", info.dtype + (f", text part in {info.quantize}" if info.quantize else "")),
             ("devices", ", ".join(info.devices)),
             ("pictures", _pictures(info)),
-            ("context", counted(info.context, "position")),
+            ("context", _context(info)),
         ]
         width = _BYTES_PER_WEIGHT.get(info.dtype)
         if width is not None and info.quantize is None:
-            rows.insert(3, ("weights", readable_bytes(info.parameters * width)))
+            rows.insert(3, ("weights", readable_bytes((info.parameters or 0) * width)))
         rows += _cards(info)
-        if info.notice:
-            rows.append(("note", info.notice))
+    if info is not None and info.notice:
+        rows.append(("note", info.notice))
     if busy:
         rows.append(("now", "a call is running"))
     if last is not None:
@@ -73,8 +81,15 @@ def _cards(info: EngineInfo) -> Iterator[tuple[str, str]]:
             yield device, span(by_device.get(device, ()))
 
 
+def _context(info: EngineInfo) -> str:
+    return _UNTOLD if info.context is None else counted(info.context, "position")
+
+
 def _pictures(info: EngineInfo) -> str:
-    count = "any number" if info.max_images is None else f"at most {info.max_images}"
+    if info.max_images is None:
+        count = "any number" if info.server is None else _UNTOLD
+    else:
+        count = f"at most {info.max_images}"
     size = (
         ""
         if info.image_size is None

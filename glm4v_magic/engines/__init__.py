@@ -30,13 +30,14 @@ class EngineInfo:
         image_size: width and height in pixels that a picture is resized to; ``None`` where it
             depends on the picture.
         visual_tokens: vectors that one picture becomes; ``None`` where it depends on the picture.
-        context: longest prompt plus answer, in positions.
-        parameters: number of weights.
-        dtype: of the weights, for example ``bfloat16``.
-        devices: where the weights are, for example ``("cuda:0", "cuda:1")``.
+        context: longest prompt plus answer, in positions; ``None`` if a server does not tell.
+        parameters: number of weights; ``None`` for those of a server.
+        dtype: of the weights, for example ``bfloat16``; empty for those of a server.
+        devices: where the weights are, for example ``("cuda:0", "cuda:1")``; none for a server.
         quantize: of the text part's linear layers, if they are quantised.
         device_map: module -> GPU index or ``cpu``; ``None`` if all is in one place.
         plan: that the map is from, if it is from one.
+        server: address of the server that holds the model; ``None`` if it is in this process.
     """
 
     model: str
@@ -44,13 +45,14 @@ class EngineInfo:
     max_images: int | None
     image_size: tuple[int, int] | None
     visual_tokens: int | None
-    context: int
-    parameters: int
-    dtype: str
-    devices: tuple[str, ...]
+    context: int | None
+    parameters: int | None
+    dtype: str = ""
+    devices: tuple[str, ...] = ()
     quantize: Quantization | None = None
     device_map: Mapping[str, Place] | None = None
     plan: Plan | None = None
+    server: str | None = None
 
 
 class Engine(Protocol):
@@ -70,6 +72,7 @@ class Engine(Protocol):
             GenerationInterrupted: on an interrupt, with the text until then.
             ConversationError: if the model cannot take the messages (for example two pictures).
             OutOfMemoryError: if a GPU ran out; the engine can be used again.
+            EngineError: if a server does not answer as it should; it can be asked again.
         """
 
     def close(self) -> None:

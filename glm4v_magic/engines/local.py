@@ -233,11 +233,12 @@ class LocalEngine:
     def _prepare(self, request: Request) -> tuple[dict[str, Tensor], int]:
         """Return model inputs where `generate` wants them, and how many tokens may follow."""
         ids = self.processor.prompt_ids(request.conversation)
-        room = self._info.context - len(ids)
+        context: int = self.model.config.get_text_config().max_position_embeddings
+        room = context - len(ids)
         if room < 1:
             raise ConversationError(
                 f"The prompt is {len(ids)} tokens long, but {self._info.model} holds "
-                f"{self._info.context} with the answer.",
+                f"{context} with the answer.",
                 "Shorten it, or start a new conversation.",
             )
         # Offloaded weights are on meta; if the first is, `generate` wants its inputs on the CPU.

@@ -1,0 +1,100 @@
+"""A web server that says exactly what a test tells it to, right or wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socketserver
+import threading
+import time
+
+MODELS = ("GET", "/v1/models")
+CHAT = ("POST", "/v1/chat/completions")
+
+
+def response(body=b"", status="200 OK", kind="application/json", **headers):
+    """A whole HTTP response as bytes, without a length: it ends with its connection."""
+    lines = [f"HTTP/1.1 {status}", "Connection: close"]
+    if kind is not None:
+        lines.append(f"Content-Type: {kind}")
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    if not isinstance(body, bytes):
+        body = json.dumps(body).encode()
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def models(*names, **facts):
+    return response({"data": [{"id": name, **facts} for name in names]})
+
+
+def stream(*events, done=True):
+    """A stream of events; each a dictionary, or bytes as they are."""
+    parts = [
+        event if isinstance(event, bytes) else b"data: " + json.dumps(event).encode() + b"\n\n"
+        for event in events
+    ]
+    if done:
+        parts.append(b"data: [DONE]\n\n")
+    return response(b"".join(parts), kind="text/event-stream")
+
+
+def piece(content=None, ending=None, **delta):
+    if content is not None:
+        delta["content"] = content
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": ending}]}
+
+
+END = piece(ending="stop")
+
+
+class ScriptedServer(socketserver.ThreadingTCPServer):
+    """`script` holds, by method and path, bytes and, as numbers, pauses in seconds."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.script = {}
+        self.requests = []
+        self.closed_by_client = threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def answer(self, about, *parts):
+        self.script[about] = parts
+
+    @property
+    def bodies(self):
+        return [json.loads(body) for method, _, _, body in self.requests if method == "POST"]
+
+
+class _Handler(socketserver.StreamRequestHandler):
+    def handle(self):
+        method, path, _ = self.rfile.readline().decode().split(" ", 2)
+        headers = {}
+        while line := self.rfile.readline().decode().strip():
+            name, _, value = line.partition(": ")
+            headers[name.lower()] = value
+        body = self.rfile.read(int(headers.get("content-length", 0)))
+        self.server.requests.append((method, path, headers, body))
+        for part in self.server.script.get((method, path), (response(status="404 Not Found"),)):
+            if isinstance(part, bytes):
+                try:
+                    self.wfile.write(part)
+                except OSError:
+                    self.server.closed_by_client.set()
+                    return
+            else:
+                time.sleep(part)
+
+
+@contextlib.contextmanager
+def scripted_server():
+    with ScriptedServer() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
