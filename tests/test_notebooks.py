@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 BUG = ROOT / "notebooks" / "02_the_bug_and_its_cure.ipynb"
+INSIDE = ROOT / "notebooks" / "04_look_inside.ipynb"
+SERVER = ROOT / "notebooks" / "05_bigger_than_one_machine.ipynb"
 SCRIPT = runpy.run_path(str(ROOT / "notebooks" / "execute.py"))
 
 RAISES = "raises-exception"  # nbclient's tag for a cell that is meant to fail
@@ -137,6 +139,38 @@ def test_hooks_at_borders_cost_fewer_copies():
     of_accelerate, ours, planned = copies
     assert of_accelerate > 10 * ours
     assert ours >= planned
+
+
+def test_a_look_inside_shows_what_it_says():
+    for notebook in (committed(INSIDE), executed(INSIDE)):
+        plots = [cell for cell in code_cells(notebook) if "image/png" in kinds(cell)]
+        assert len(plots) == 7
+        described = [cell for cell in notebook.cells if cell.source.startswith("*The plot")]
+        assert len(described) == len(plots)
+        said = printed(notebook)
+        # all visual tokens have one position, and the answer goes on behind the prompt
+        assert re.search(r"of boi: 4  of the visual tokens: \[5\]\nof eoi: 6 ", said)
+        tokens, last = map(int, re.search(r"(\d+) tokens, positions 0 to (\d+)", said).groups())
+        assert tokens - 1 - last == 15  # sixteen of them count as one
+        leads = re.findall(r'(.{24})"\w+" leads by +(-?[\d.]+)', said)
+        assert [name.strip() for name, _ in leads] == [
+            "as it is",
+            "positions of their own",
+            "shuffled",
+            "both",
+        ]
+        assert len({value for _, value in leads}) > 1
+
+
+def test_a_server_answers_as_the_model_in_this_process():
+    for notebook in (committed(SERVER), executed(SERVER)):
+        said = printed(notebook)
+        assert said.count("same: True") == 4
+        assert "same: False" not in said
+        assert said.startswith("demo is served at http://127.0.0.1:")
+        assert "answers 404 Not Found: There is no model 'glm-4v-9b' here" in said
+        assert "No server answers at" in said
+        assert said.count("answers 401 Unauthorized") == 2
 
 
 def test_machine_paths_are_recognised():
