@@ -122,9 +122,17 @@ class TestConnecting:
         session = glm4v_magic.load(server.url, served_model="lora")
         assert session.ask("Q?").model == "lora"
 
-    def test_a_server_without_a_list_can_be_asked_by_name(self, server):
-        del server.script[MODELS]
+    @pytest.mark.parametrize("status", ["404 Not Found", "500 Internal Server Error"])
+    def test_a_server_without_a_list_can_be_asked_by_name(self, server, status):
+        server.answer(MODELS, response(status=status))
         assert glm4v_magic.load(server.url, served_model="m").ask("Q?").text == "Hello."
+        assert f"/models answers {status}. " in refused(glm4v_magic.load, server.url)
+
+    @pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
+    def test_a_server_that_wants_a_key_says_so_at_once(self, server, status):
+        server.answer(MODELS, response(status=status))
+        said = refused(glm4v_magic.load, server.url, served_model="m")
+        assert said.endswith("put it into the environment variable GLM4V_API_KEY.")
 
     def test_what_a_server_tells_of_its_model(self, server):
         own = {"notice": "A demo.", "max_images": 1, "image_size": [112, 112], "visual_tokens": 18}

@@ -45,6 +45,7 @@ _LONGEST_BODY = 2**22  # of a list of models or an error
 _LONGEST_MESSAGE = 300  # characters of a server's own words in ours
 _KEY = re.compile(r"[\x21-\x7e]+")
 _EVENTS, _JSON = "text/event-stream", "application/json"
+_KEY_WANTED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
 _EXTENSIONS = ("top_k", "repetition_penalty")
 """Sampling values that OpenAI's protocol does not have; vLLM and SGLang take them."""
 
@@ -80,9 +81,10 @@ def _entries(connection: _Connection) -> dict[str, dict[str, Any]]:
             content = _json_of(_read(response))
             kind = _content_type(response)
     except _StatusError as refused:
-        if refused.status == httpx.codes.NOT_FOUND and address.served_model is not None:
-            return {}  # not every proxy has this list
-        raise
+        if address.served_model is None or refused.status in _KEY_WANTED:
+            raise
+        # Not every proxy has this list; transformers serve (5.23) fails at it without a hub cache.
+        return {}
     entries = content.get("data") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise EngineError(
@@ -289,7 +291,7 @@ class _Connection:
 
     def _advice(self, response: httpx.Response) -> str:
         status = response.status_code
-        if status in (401, 403):
+        if status in _KEY_WANTED:
             if _key():
                 return f"It does not accept the key in {API_KEY}."
             return f"If it wants a key, put it into the environment variable {API_KEY}."
