@@ -290,6 +290,11 @@ class TestWhatIsSent:
         assert sent["messages"][1] == {"role": "assistant", "content": "The"}
         assert sent["continue_final_message"] is True
         assert sent["add_generation_prompt"] is False
+        server.answer(CHAT, stream(piece(" end "), END))
+        carried_on = Request(Conversation(turns))
+        fresh = Request(Conversation(turns[:1]))
+        assert engine.generate(carried_on, lambda _: None).text == " end"
+        assert engine.generate(fresh, lambda _: None).text == "end"
         engine.close()
 
     def test_too_many_pictures_for_it_are_not_sent(self, server):

@@ -328,6 +328,8 @@ class _Transcript:
         self._usage: dict[str, Any] = {}
         self._finish: str | None = None
         self._thinking = False
+        # What goes on with an answer may begin with the space between two words.
+        self._carries_on = bool(request.conversation.unfinished)
 
     def take(self, data: bytes) -> None:
         """Take the data of one event.
@@ -372,7 +374,7 @@ class _Transcript:
         self._say(piece)
 
     def _say(self, piece: str) -> None:
-        if not self._pieces:
+        if not self._pieces and not self._carries_on:
             piece = piece.lstrip()
         if piece:
             self._pieces.append(piece)
@@ -399,8 +401,9 @@ class _Transcript:
         times, sampling = self._times, self._request.sampling
         if self._thinking:
             self._pieces.append("</think>")
+        text = "".join(self._pieces).rstrip()
         return Generation(
-            text="".join(self._pieces).strip(),
+            text=text if self._carries_on else text.lstrip(),
             usage=replace(
                 _counted(self._usage, self._request.conversation),
                 time_to_first_token=times[0] - self._start if times else None,
