@@ -635,7 +635,7 @@ def _in_form(answer: Answer, call: _Call, engine: Engine) -> Answer:
         return _read(answer, form)
     except FormatError as error:
         fault = error
-    if form.schema is None:
+    if form.schema is None or isinstance(fault.__cause__, OptionError):
         raise fault
     call.terms.on_correction(fault.what)
     first = call.conversation.with_answer(answer.text, complete=True)
@@ -666,6 +666,7 @@ def _read(answer: Answer, form: Form) -> Answer:
         return replace(answer, value=form.read(answer.text))
     except OptionError as error:  # a schema that refers to what is not in it
         fault = FormatError(error.what, error.hint)
+        fault.__cause__ = error
     except FormatError as error:
         fault = error
         if answer.finish_reason == "length":

@@ -7,7 +7,7 @@ import shutil
 import sys
 
 import pytest
-from conftest import TINY
+from conftest import TINY, InterruptingStream
 from IPython.utils.capture import capture_output
 from PIL import Image
 
@@ -349,22 +349,6 @@ def test_an_error_holds_on_to_no_frames(shell, tiny):
     result = shell.run_cell("%glm4v load no/such/folder")
     assert result.error_in_exec.__context__ is None
     assert result.error_in_exec.__cause__ is None
-
-
-class InterruptingStream:
-    """Standard output that a user interrupts as soon as some text has been written to it."""
-
-    def __init__(self, stream, text, interrupt):
-        self._stream, self._text, self._interrupt = stream, text, interrupt
-
-    def write(self, text):
-        self._stream.write(text)
-        if self._text in text:
-            self._text = "\x00never"
-            self._interrupt()
-
-    def __getattr__(self, name):
-        return getattr(self._stream, name)
 
 
 def test_an_interrupt_keeps_the_partial_answer_and_stops(

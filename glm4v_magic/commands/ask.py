@@ -131,7 +131,7 @@ def carry_out(
     require_variable_name(arguments.out)
     form = form_of(arguments.format, _schema(arguments.schema, names))
     sampling = sampling_of(context, arguments)
-    screen = screen_for(context.shell, context.model, quiet=arguments.quiet)
+    screen = screen_for(context.shell, context.model, quiet=arguments.quiet, form=form.format)
 
     def start(info: EngineInfo, pictures: tuple[SourcedImage, ...]) -> None:
         screen.start(info, pictures)
@@ -170,7 +170,8 @@ def carry_out(
 def _offer(context: Context, answer: Answer) -> None:
     """Put the code of an answer into the next cell, or behind the next prompt of a terminal."""
     code, language = find_code(answer.text)
-    if language in context.shell.magics_manager.magics["cell"]:  # bash, html, javascript, ...
+    cell_magics = context.shell.magics_manager.magics["cell"]  # bash, html, javascript, ...
+    if language in cell_magics and not language.startswith("py"):
         code = f"%%{language}\n{code}"
     context.shell.set_next_input(code)
 
