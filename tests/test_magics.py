@@ -11,7 +11,6 @@ from conftest import TINY, InterruptingStream
 from IPython.utils.capture import capture_output
 from PIL import Image
 
-from glm4v_magic.command_line import ANSWER_OPTIONS
 from glm4v_magic.commands import COMMANDS
 from glm4v_magic.conversation import Answer, Sampling
 from glm4v_magic.magics import Glm4vMagics
@@ -246,13 +245,7 @@ def test_help_is_the_docstring_and_lists_every_command(run, shell):
     assert shell.find_line_magic("glm4v").__doc__ == Glm4vMagics.glm4v.__doc__
 
 
-def test_every_option_is_in_the_help():
-    parser = Glm4vMagics.glm4v.parser
-    assert len(parser._get_optional_actions()) == len(ANSWER_OPTIONS)
-    for action in parser._get_optional_actions():
-        assert action.help
-        for option in action.option_strings:
-            assert option in Glm4vMagics.glm4v.__doc__
+def test_the_help_tells_the_default():
     assert f"{Sampling().max_tokens} unless given" in Glm4vMagics.glm4v.__doc__
 
 
