@@ -135,7 +135,8 @@ def carry_out(
 
     def start(info: EngineInfo, pictures: tuple[SourcedImage, ...]) -> None:
         screen.start(info, pictures)
-        screen.piece(before)
+        if before:
+            screen.piece(before)
 
     given: Answer | None = None
     try:
