@@ -281,7 +281,7 @@ ERRORS = [
     ("%%glm4v chats\nWhat?", "chats is a command for one line"),
     ("%glm4v hitsory", "Did you mean history?"),
     ("%glm4v retry a b", "does not take 'b'"),
-    ("%glm4v export", "the following arguments are required: FILE"),
+    ("%glm4v export", "The following arguments are required: FILE"),
     ("%%glm4v cat.png -o 1a\nWhat?", "--out '1a' is not the name of a variable"),
     ("%%glm4v cat.png -o class\nWhat?", "--out 'class' is not the name of a variable"),
     ("%%glm4v 'cat.png\nWhat?", "A quote is not closed"),
