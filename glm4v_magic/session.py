@@ -529,9 +529,14 @@ class Session:
         answer = _answer(call, generation, engine.info)
         try:
             answer = _in_form(answer, call, engine)
-        except (FormatError, GenerationInterrupted) as error:
+        except FormatError as error:
             answer = error.answer or answer
             raise
+        except KeyboardInterrupt:
+            # While it was corrected: the first answer is whole, if not in its form.
+            stopped = GenerationInterrupted(generation)
+            stopped.answer = answer
+            raise stopped from None
         finally:
             self._last = answer
             self._keep(call, answer)
@@ -642,9 +647,6 @@ def _in_form(answer: Answer, call: _Call, engine: Engine) -> Answer:
     again = first.add(Message("user", correction(fault.what.rstrip("."))))
     try:
         generation = engine.generate(Request(again, call.terms.sampling), call.terms.on_text)
-    except GenerationInterrupted as stopped:
-        stopped.answer = answer  # the first one is whole, if not in its form
-        raise
     except Glm4vError as error:
         fault.what += f" Asking again failed: {error.what}"
         fault.hint = error.hint

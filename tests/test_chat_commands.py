@@ -113,13 +113,14 @@ class TestJson:
         assert answer is shell.user_ns["Out"][shell.execution_count - 1]
         assert [message.text for message in session.conversation().messages] == ["Never?", text]
 
-    def test_an_interrupted_correction_keeps_the_first_answer(self, session, interrupt):
+    @pytest.mark.parametrize("soon", [True, False])
+    def test_an_interrupted_correction_keeps_the_first_answer(self, session, interrupt, soon):
         with pytest.raises(GenerationInterrupted) as caught:
             session.ask(
                 "Which colour?",
                 schema=SCHEMA,
                 temperature=0,
-                on_correction=lambda _: None,
+                on_correction=lambda _: interrupt() if soon else None,
                 on_text=_after_a_complete_answer(GREEN, interrupt),
             )
         assert caught.value.answer.text == GREEN
