@@ -534,9 +534,9 @@ class Session:
             raise
         except KeyboardInterrupt:
             # While it was corrected: the first answer is whole, if not in its form.
-            stopped = GenerationInterrupted(generation)
-            stopped.answer = answer
-            raise stopped from None
+            interrupt = GenerationInterrupted(generation)
+            interrupt.answer = answer
+            raise interrupt from None
         finally:
             self._last = answer
             self._keep(call, answer)

@@ -23,6 +23,7 @@ SCHEMA = {"properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["col
 WRONG = "The answer's JSON does not follow the schema: at colour: 'green' is not one of"
 GREEN = 'Sure: {"colour": "green"}'
 NONE = "The answer holds no JSON"
+WORDS = "I see:\n  a cat, an owl"
 
 LESSONS = (
     ("Which shape?", '{"shape": "circle"}'),
@@ -33,6 +34,7 @@ LESSONS = (
     ("Python?", "Try:\n```python\nx = 41 + 1\n```"),
     ("Bash?", "```bash\necho hi\n```"),
     ("Bold?", "**bold** `code`"),
+    ("Words?", WORDS),
     ("One?", "First."),
     ("One?", "First.", "Two?", "Second."),
 )
@@ -344,6 +346,15 @@ class TestCommands:
         assert session.conversation().messages[-1].text == whole.text
         assert len(session.conversation().messages) == 2
         assert "nothing to carry on" in run("%glm4v continue", fails=True)
+
+    def test_wherever_it_was_cut_off_no_space_is_lost(self, session):
+        whole = session.ask("Words?", temperature=0)
+        assert whole.text == WORDS
+        for tokens in range(1, whole.usage.new_tokens):
+            part = session.ask("Words?", temperature=0, max_tokens=tokens)
+            pieces = []
+            done = session.carry_on(temperature=0, on_text=pieces.append)
+            assert done.text == part.text + "".join(pieces) == WORDS
 
     def test_continue_after_an_interrupt(self, run, shell, session, monkeypatch, interrupt):
         stream = InterruptingStream(sys.stdout, "*", interrupt)
