@@ -135,7 +135,9 @@ class TestJson:
         words = (session.status().info.context - empty - 10) // (one - empty)
         with pytest.raises(FormatError, match="Asking again failed: The prompt is") as caught:
             session.ask("w" + " word" * words, **options)
-        assert caught.value.answer.usage.new_tokens == 10
+        answer = caught.value.answer
+        assert 0 < answer.usage.new_tokens <= 10  # of the one call that was possible
+        assert session.conversation().messages[-1].text == answer.text.rstrip("\ufffd")
 
     def test_a_schema_from_a_file(self, ask, tmp_path):
         (tmp_path / "my schema.json").write_text(json.dumps(SCHEMA))
@@ -321,7 +323,8 @@ class TestCommands:
         ask("Two?", "-c")
         run("%glm4v retry --temperature 50 --seed 3 --max-tokens 9 -o other")
         other = shell.user_ns["other"]
-        assert (other.prompt, other.seed, other.usage.new_tokens) == ("Two?", 3, 9)
+        assert (other.prompt, other.seed) == ("Two?", 3)
+        assert other.usage.new_tokens <= 9
         assert other.text != "Second."
         assert other is shell.user_ns["_"]
         ask("Never?")
@@ -411,7 +414,7 @@ class TestAnswersAreData:
             "assert again == answer and again.plan.stages[0].device == 'cuda:0'\n"
             "from glm4v_magic.display.answer import answer_bundle\n"
             "answer_bundle(answer)\n"
-            "print(answer.text, answer.images[0].image.size, answer.value)\n"
+            "print(ascii([answer.text, answer.images[0].image.size, answer.value]))\n"
             "heavy = {'torch', 'transformers', 'accelerate', 'IPython'} & sys.modules.keys()\n"
             "assert not heavy, heavy\n"
         )
@@ -419,4 +422,4 @@ class TestAnswersAreData:
             [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        assert done.stdout.strip() == f"{answer.text} (320, 240) {{'a': [1]}}"
+        assert done.stdout.strip() == ascii([answer.text, (320, 240), {"a": [1]}])
