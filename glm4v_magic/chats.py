@@ -9,7 +9,10 @@ import base64
 import binascii
 import io
 import json
+import os
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.conversation import Conversation, Message, Role
@@ -18,7 +21,7 @@ from glm4v_magic.errors import ConversationError, did_you_mean
 if TYPE_CHECKING:
     from glm4v_magic.images import SourcedImage
 
-__all__ = ["UNNAMED", "Chats", "from_json", "to_json", "to_markdown"]
+__all__ = ["UNNAMED", "Chats", "from_json", "read_chat", "to_json", "to_markdown", "write_chat"]
 
 UNNAMED = ""
 """Name of the chat of cells that name none; every fresh question begins it anew."""
@@ -35,9 +38,9 @@ class Chats:
         self._chats: dict[str, Conversation] = {}
         self.current = UNNAMED
 
-    def names(self) -> tuple[str, ...]:
-        """Names of all chats, oldest first."""
-        return tuple(self._chats)
+    def all(self) -> dict[str, Conversation]:
+        """All chats by name, oldest first."""
+        return dict(self._chats)
 
     def get(self, name: str | None = None) -> Conversation | None:
         """Return a chat, or the current one; ``None`` if it has not begun."""
@@ -59,22 +62,33 @@ class Chats:
         self._chats[name] = conversation
         self.current = name
 
-    def reset(self, name: str | None = None) -> tuple[str, ...]:
-        """Forget a chat, or all of them, and return the names that are gone.
+    def add(self, name: str, conversation: Conversation) -> None:
+        """Keep a conversation that comes from elsewhere; it becomes the current one.
 
         Raises:
-            ConversationError: if there is no such chat.
+            ConversationError: if another one has this name.
         """
-        if name is None:
-            gone = self.names()
-            self._chats.clear()
-        else:
-            self.require(name)
-            del self._chats[name]
-            gone = (name,)
-        if self.current in gone:
+        if self._chats.get(name, conversation) != conversation:
+            which = f"a chat {name!r}" if name else "an unnamed conversation"
+            raise ConversationError(
+                f"There is {which} already, and it is another one.",
+                "Give a name to the one that comes, or forget the one that is there.",
+            )
+        self.keep(name, conversation)
+
+    def reset(self, name: str | None = None) -> tuple[str, ...]:
+        """Forget a chat, or the current one, and return the names that are gone."""
+        name = self.current if name is None else name
+        return (name,) if self._forget(name) else ()
+
+    def clear(self) -> tuple[str, ...]:
+        """Forget all chats and return their names."""
+        return tuple(name for name in self.all() if self._forget(name))
+
+    def _forget(self, name: str) -> bool:
+        if name == self.current:
             self.current = UNNAMED
-        return gone
+        return self._chats.pop(name, None) is not None
 
     def _missing(self, name: str | None) -> tuple[str, str]:
         if not name:
@@ -128,7 +142,7 @@ def from_json(text: str, where: str = "The chat") -> tuple[str, Conversation]:
         raise ConversationError(f"{where} lacks its name or its messages.")
     return name, Conversation(
         tuple(
-            _message(message, f"Message {number} of {where[0].lower()}{where[1:]}")
+            _message(message, f"Message {number} of {_inside(where)}")
             for number, message in enumerate(messages, start=1)
         )
     )
@@ -140,10 +154,62 @@ def to_markdown(conversation: Conversation, name: str = UNNAMED) -> str:
     return title + "\n".join(_paragraphs(conversation)).rstrip() + "\n"
 
 
+def write_chat(path: str | os.PathLike[str], conversation: Conversation, name: str) -> Path:
+    """Write a chat to a file, as its name says: ``.json`` or ``.md``.
+
+    A file that is there already is replaced once the new one is written.
+
+    Raises:
+        ConversationError: if the name ends in something else, or the file cannot be written.
+    """
+    file = Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails on ~nobody
+    if file.suffix.lower() == ".json":
+        text = to_json(conversation, name) + "\n"
+    elif file.suffix.lower() in (".md", ".markdown"):
+        text = to_markdown(conversation, name)
+    else:
+        raise ConversationError(
+            f"The name of the file {file} must end in .json, to be read back, or in .md.",
+        )
+    try:
+        place = file.resolve()
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".glm4v-") as folder:
+            new = Path(folder, place.name)
+            # A file name that is no Unicode is kept as JSON keeps it.
+            new.write_text(text, encoding="utf-8", errors="backslashreplace")
+            new.replace(place)
+    except OSError as error:
+        raise ConversationError(
+            f"The chat cannot be written to {file}: {error.strerror or error}."
+        ) from None
+    return file
+
+
+def read_chat(path: str | os.PathLike[str]) -> tuple[str, Conversation]:
+    """Read a chat from a JSON file that `write_chat` wrote; returns its name and the chat.
+
+    Raises:
+        ConversationError: if the file cannot be read, or is no such chat.
+    """
+    file = Path(os.path.expanduser(path))  # noqa: PTH111  as above
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConversationError(f"{file} is not an exported chat of glm4v_magic.") from None
+    except FileNotFoundError:
+        found = [each.name for each in file.parent.glob("*.json")]
+        raise ConversationError(
+            f"There is no file {file}.", did_you_mean(file.name, found)
+        ) from None
+    except OSError as error:
+        raise ConversationError(f"{file} cannot be read: {error.strerror or error}.") from None
+    return from_json(text, str(file))
+
+
 def _paragraphs(conversation: Conversation) -> Iterator[str]:
     for message in conversation.messages:
         speaker = {"system": "System", "user": "Question", "assistant": "Answer"}[message.role]
-        yield f"**{speaker}**" + ("" if message.complete else " (stopped)") + "\n"
+        yield f"**{speaker}**" + ("" if message.complete else " (unfinished)") + "\n"
         for picture in message.images:
             width, height = picture.original_size
             yield f"*{picture.source}, {width} x {height} px*\n"
@@ -180,6 +246,12 @@ def _message(data: object, where: str) -> Message:
     return Message(role, text, tuple(_picture(image, where) for image in images), complete)
 
 
+def _inside(where: str) -> str:
+    """Return `where` as it stands in a sentence: what a file is called stays as it is."""
+    first, space, rest = where.partition(" ")
+    return f"{first.lower()}{space}{rest}" if first in ("The", "Message") else where
+
+
 def _picture(data: object, where: str) -> SourcedImage:
     from glm4v_magic.images import SourcedImage, to_image
 
@@ -190,11 +262,9 @@ def _picture(data: object, where: str) -> SourcedImage:
         or not isinstance(data.get("png"), str)
         or not (isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size))
     ):
-        raise ConversationError(f"A picture in {where[0].lower()}{where[1:]} is damaged.")
+        raise ConversationError(f"A picture in {_inside(where)} is damaged.")
     try:
         content = base64.b64decode(data["png"], validate=True)
     except binascii.Error:
-        raise ConversationError(
-            f"A picture in {where[0].lower()}{where[1:]} is not base64."
-        ) from None
+        raise ConversationError(f"A picture in {_inside(where)} is not base64.") from None
     return SourcedImage(to_image(content, data["source"]).image, data["source"], (size[0], size[1]))

@@ -21,8 +21,18 @@ from IPython.core.magic_arguments import (
 from IPython.utils.process import arg_split
 
 from glm4v_magic.errors import OptionError, did_you_mean
+from glm4v_magic.formats import FORMATS
 
-__all__ = ["ANSWER_OPTIONS", "DEBUG", "Quoted", "options_of", "parse", "split", "takes"]
+__all__ = [
+    "AGAIN_OPTIONS",
+    "ANSWER_OPTIONS",
+    "DEBUG",
+    "Quoted",
+    "options_of",
+    "parse",
+    "split",
+    "takes",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -31,8 +41,12 @@ DEBUG = argument(
     "--debug", action="store_true", help="Show the traceback of an error instead of one line."
 )
 
-ANSWER_OPTIONS = (
-    argument("-o", "--out", metavar="NAME", help="Variable that receives the answer."),
+_OUT = argument("-o", "--out", metavar="NAME", help="Variable that receives the answer.")
+_QUIET = argument(
+    "-q", "--quiet", action="store_true", help="Show nothing; the answer is in NAME and _."
+)
+
+_SAMPLING_OPTIONS = (
     argument(
         "--max-tokens",
         type=int,
@@ -46,6 +60,35 @@ ANSWER_OPTIONS = (
     argument("--top-k", type=int, metavar="K", help="Sample from the K likeliest tokens only."),
     argument("--repetition-penalty", type=float, metavar="P", help="Above 1 discourages repeats."),
     argument("--seed", type=int, metavar="N", help="Repeat a sampled answer exactly."),
+)
+
+_FORM_OPTIONS = (
+    argument(
+        "--format",
+        choices=FORMATS,
+        help="markdown unless given. json and code are found in the answer and are its value; "
+        "code also goes into the next cell.",
+    ),
+    argument(
+        "--schema",
+        metavar="SCHEMA",
+        help="JSON Schema for --format json: a variable, or a file. The model does not see it, so "
+        "say in the question what you want; an answer that breaks it is asked for once more.",
+    ),
+)
+
+ANSWER_OPTIONS = (
+    _OUT,
+    *_SAMPLING_OPTIONS,
+    argument(
+        "-c",
+        "--continue",
+        dest="follow_up",
+        action="store_true",
+        help="Go on with the chat of the latest answer, its pictures included.",
+    ),
+    argument("--chat", metavar="NAME", help="Go on with the chat of this name, or begin it."),
+    *_FORM_OPTIONS,
     argument(
         "--system", metavar="TEXT", help="System message: how to answer, before the question."
     ),
@@ -63,12 +106,14 @@ ANSWER_OPTIONS = (
         "with a decimal point fractions of the picture, with %% percent of it.",
     ),
     argument("--raw", action="store_true", help="Leave {{expression}} as it is."),
-    argument(
-        "-q", "--quiet", action="store_true", help="Show nothing; the answer is in NAME and _."
-    ),
+    _QUIET,
     argument("--preview", action="store_true", help="Show what would be sent, and do not send it."),
     DEBUG,
 )
+"""Of a question."""
+
+AGAIN_OPTIONS = (_OUT, *_SAMPLING_OPTIONS, *_FORM_OPTIONS, _QUIET, DEBUG)
+"""Of an answer to a question that was asked before."""
 
 
 class Quoted(str):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from glm4v_magic.images import SourcedImage
+    from glm4v_magic.placement.stages import Plan
 
 __all__ = [
     "Answer",
     "Conversation",
     "FinishReason",
+    "Format",
     "Generation",
     "Message",
     "Request",
@@ -23,6 +25,7 @@ __all__ = [
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "interrupted"]
+Format = Literal["markdown", "text", "json", "code"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class Message:
         role: who speaks.
         text: what is said.
         images: pictures, in order.
-        complete: false for an answer that was stopped and may be carried on.
+        complete: false for an answer that was stopped or cut off, and may be carried on.
     """
 
     role: Role
@@ -59,9 +62,25 @@ class Conversation:
 
     @property
     def unfinished(self) -> str | None:
-        """Text of the answer at the end that was stopped; ``None`` if there is none."""
+        """Text of the answer at the end that was stopped or cut off; ``None`` if there is none."""
         last = self.messages[-1] if self.messages else None
         return last.text if last is not None and not last.complete else None
+
+    @property
+    def question(self) -> str:
+        """Text of the latest question; empty if there is none."""
+        asked = [message.text for message in self.messages if message.role == "user"]
+        return asked[-1] if asked else ""
+
+    def with_answer(self, text: str, *, complete: bool) -> Conversation:
+        """Return the conversation with this answer at its end, in place of an unfinished one."""
+        before = self if self.unfinished is None else self.without_last_answer()
+        return before.add(Message("assistant", text, complete=complete))
+
+    def with_system(self, text: str) -> Conversation:
+        """Return the conversation with this system message in place of its own; none if empty."""
+        rest = tuple(message for message in self.messages if message.role != "system")
+        return replace(self, messages=(*((Message("system", text),) if text else ()), *rest))
 
     def without_last_answer(self) -> Conversation:
         """Return the conversation up to the latest question."""
@@ -127,6 +146,21 @@ class Usage:
     decode_seconds: float = 0.0
     peak_bytes: Mapping[str, int] = field(default_factory=dict)
 
+    def __add__(self, other: Usage) -> Usage:
+        """Return what two calls took, one after the other; peaks are those of the higher one."""
+        gpus = {*self.peak_bytes, *other.peak_bytes}
+        return Usage(
+            text_tokens=_sum(self.text_tokens, other.text_tokens),
+            visual_tokens=_sum(self.visual_tokens, other.visual_tokens),
+            new_tokens=_sum(self.new_tokens, other.new_tokens),
+            time_to_first_token=self.time_to_first_token,
+            decode_seconds=self.decode_seconds + other.decode_seconds,
+            peak_bytes={
+                gpu: max(self.peak_bytes.get(gpu, 0), other.peak_bytes.get(gpu, 0))
+                for gpu in sorted(gpus)
+            },
+        )
+
     @property
     def prompt_tokens(self) -> int | None:
         """Length of the prompt as the decoder sees it: text and visual tokens."""
@@ -140,12 +174,18 @@ class Usage:
         return (self.new_tokens - 1) / self.decode_seconds
 
 
+def _sum(one: int | None, other: int | None) -> int | None:
+    """Add two counts; what is unknown of one is unknown of both."""
+    return None if one is None or other is None else one + other
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
     """What an engine returns: the text and what it took.
 
     Attributes:
-        text: the answer without special tokens and without surrounding whitespace.
+        text: the answer without special tokens and without surrounding whitespace. Of an answer
+            that was carried on it is the new part, with the whitespace before it.
         usage: tokens, seconds and memory.
         finish_reason: ``stop`` (the model ended), ``length`` (`Sampling.max_tokens` reached) or
             ``interrupted``.
@@ -167,6 +207,12 @@ class Answer:
         prompt: the text that was asked, expressions expanded.
         images: the pictures of the conversation the answer refers to, in order.
         model: name of the checkpoint.
+        format: the form that was asked for.
+        value: what was found in that form: the object of ``json``, the code of ``code``; ``None``
+            in other forms, and where the answer is not in its form.
+        corrected: what was wrong with a first answer, if the model was asked to correct it;
+            `usage` is then the sum of both.
+        plan: that the model was loaded by; ``None`` on the CPU, or by a given map.
         notice: what a reader must know about the model (the demo model says that it is one).
         usage, finish_reason, seed: see `Generation`.
     """
@@ -179,6 +225,10 @@ class Answer:
     seed: int | None = None
     notice: str = ""
     images: tuple[SourcedImage, ...] = ()
+    format: Format = "markdown"
+    value: Any = None
+    corrected: str = ""
+    plan: Plan | None = None
 
     def __str__(self) -> str:
         return self.text

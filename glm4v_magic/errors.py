@@ -119,7 +119,11 @@ class EngineError(Glm4vError):
 
 
 class FormatError(Glm4vError):
-    """The model's answer is not in the form that was asked for."""
+    """The model's answer is not in the form that was asked for; `Session` adds the `answer`."""
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what, hint)
+        self.answer: Answer | None = None
 
 
 class BusyError(Glm4vError):

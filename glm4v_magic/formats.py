@@ -5,11 +5,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any, NoReturn, get_args
 
-from glm4v_magic.errors import FormatError, OptionError
+from glm4v_magic.conversation import Format
+from glm4v_magic.errors import FormatError, OptionError, did_you_mean
 
-__all__ = ["check_schema", "correction", "find_code", "find_json", "violation"]
+__all__ = [
+    "FORMATS",
+    "Form",
+    "check_schema",
+    "correction",
+    "find_code",
+    "find_json",
+    "form_of",
+    "violation",
+]
+
+FORMATS: tuple[Format, ...] = get_args(Format)
+"""The forms that can be asked for, the usual one first."""
 
 # A fence of at least three marks, its language, the code, and the same fence or the end.
 _FENCED = re.compile(
@@ -20,6 +34,57 @@ _FENCED = re.compile(
 
 _OPENING = re.compile(r"[{\[]")
 _NOTHING = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The form of an answer that was asked for.
+
+    Attributes:
+        format: see `FORMATS`.
+        schema: JSON Schema that the JSON has to follow.
+    """
+
+    format: Format = "markdown"
+    schema: Mapping[str, Any] | bool | None = None
+
+    def read(self, text: str) -> Any:
+        """Return what an answer holds in this form; ``None`` for prose.
+
+        Raises:
+            FormatError: if it is not in this form.
+        """
+        if self.format == "code":
+            return find_code(text)[0]
+        if self.format != "json":
+            return None
+        value = find_json(text)
+        wrong = None if self.schema is None else violation(value, self.schema)
+        if wrong is not None:
+            raise FormatError(f"The answer's JSON does not follow the schema: {wrong}.")
+        return value
+
+
+def form_of(format: str | None = None, schema: object = None) -> Form:  # noqa: A002  the option
+    """Return the form that options ask for; a schema alone asks for ``json``.
+
+    Raises:
+        OptionError: for an unknown format, or a schema that is none or of another format.
+    """
+    name = format or (FORMATS[0] if schema is None else "json")
+    for known in FORMATS:
+        if known == name:
+            break
+    else:
+        raise OptionError(
+            f"There is no format {name!r}.",
+            did_you_mean(str(name), FORMATS) or f"There are {', '.join(FORMATS)}.",
+        )
+    if schema is None:
+        return Form(known)
+    if known != "json":
+        raise OptionError(f"A schema is for the format json, not {known}.")
+    return Form(known, check_schema(schema))
 
 
 def find_json(text: str) -> Any:

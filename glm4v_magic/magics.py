@@ -95,11 +95,28 @@ class Glm4vMagics(Magics):
         {{expression}} in the question is evaluated in the notebook.
         The answer is in NAME, in _ and in Out. Interrupting the kernel keeps what was said so far.
 
+        Each cell asks a fresh question, unless it goes on with a chat. The picture stays in it::
+
+            In [4]: %%glm4v --continue
+               ...: And what colour is it?
+
+            In [5]: %%glm4v cat.png --chat cats --format json
+               ...: Answer as JSON: {"animals": number, "colours": [names]}
+
+            In [6]: _.value["animals"]
+
         On one line::
 
             %glm4v                           the model, where it is, what it takes
             %glm4v ask cat.png "A cat?"      a question on one line; x = %glm4v ask ... works too
             %glm4v preview cat.png "A cat?"  what would be sent: prompt, pictures, tokens
+            %glm4v continue                  carry on an answer that was stopped or cut off
+            %glm4v retry --seed 3            ask the latest question again, replacing its answer
+            %glm4v chats                     the chats, and which one --continue goes on with
+            %glm4v history [NAME]            what was said in a chat
+            %glm4v reset [NAME]              forget a chat; --all for all of them
+            %glm4v export [NAME] FILE        write a chat: .json to be read back, .md to be read
+            %glm4v import FILE [NAME]        read a chat from its .json
             %glm4v plan MODEL --gpus 4x16GiB which card would run what; loads nothing
             %glm4v check MODEL --gpus SPEC   run it dry: mixed devices, peaks, copies
             %glm4v load FOLDER               load another model: a folder, a hub id, demo, a server
@@ -174,7 +191,8 @@ class Glm4vMagics(Magics):
         from glm4v_magic.commands import COMMANDS
         from glm4v_magic.completion import complete
 
-        return complete(event.text_until_cursor, self.shell.user_ns, COMMANDS, self.glm4v)
+        chats = () if self._context is None else self._context.session.chats
+        return complete(event.text_until_cursor, self.shell.user_ns, COMMANDS, self.glm4v, chats)
 
     def _swallow_if_shown(self, answer: Answer) -> None:
         for number, shown in enumerate(self._shown):

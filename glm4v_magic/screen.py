@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from IPython.core.displaypub import DisplayPublisher
 from IPython.display import display
 
-from glm4v_magic.conversation import Answer
+from glm4v_magic.conversation import Answer, Format
 from glm4v_magic.display import MimeBundle
 from glm4v_magic.display.answer import LiveAnswer, footnotes
 from glm4v_magic.display.pace import Pace, Rate
@@ -58,13 +58,16 @@ class Screen(Protocol):
         """The call is over, well or not: leave nothing half drawn."""
 
 
-def screen_for(shell: InteractiveShell, model: str, *, quiet: bool = False) -> Screen:
+def screen_for(
+    shell: InteractiveShell, model: str, *, quiet: bool = False, form: Format = "markdown"
+) -> Screen:
     """Return the screen for what `shell` is connected to.
 
     Args:
         shell: the running shell.
         model: name of the model that `Screen.loading` will be about.
         quiet: show nothing at all.
+        form: of the answer.
     """
     if quiet:
         return QuietScreen()
@@ -72,7 +75,7 @@ def screen_for(shell: InteractiveShell, model: str, *, quiet: bool = False) -> S
     # capture_output can.
     if type(shell.display_pub) is DisplayPublisher:
         return TerminalScreen(model)
-    return NotebookScreen(model)
+    return NotebookScreen(model, form)
 
 
 def show(bundle: MimeBundle) -> None:
@@ -97,14 +100,14 @@ class Output:
 class NotebookScreen:
     """Three outputs: the bar, which becomes one line; the pictures; the answer."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, form: Format = "markdown") -> None:
         self._model = model
         self._bar = Output()
         self._pace = Pace()
         self._progress: LoadProgress | None = None
         self._since = 0.0
         self._rate = Rate()
-        self._answer = LiveAnswer(Output().show)
+        self._answer = LiveAnswer(Output().show, form=form)
 
     def loading(self, progress: LoadProgress) -> None:
         """Move the bar."""

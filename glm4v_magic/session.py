@@ -1,7 +1,8 @@
-"""The model in use, and asking it: the Python API beneath the magics.
+"""The model in use, and talking to it: the Python API beneath the magics.
 
 A `Session` holds at most one model in memory. It is loaded when it is first needed, or with
-`Session.load`, and used by one caller at a time.
+`Session.load`, and used by one caller at a time. It also holds the conversations with it, which
+outlive the model: a chat begun with one may go on with another.
 """
 
 from __future__ import annotations
@@ -10,16 +11,28 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from glm4v_magic.conversation import Answer, Conversation, Generation, Message, Request, Sampling
+from glm4v_magic.chats import UNNAMED, Chats, read_chat, write_chat
+from glm4v_magic.conversation import (
+    Answer,
+    Conversation,
+    Format,
+    Generation,
+    Message,
+    Request,
+    Sampling,
+)
 from glm4v_magic.errors import (
     BusyError,
     ConversationError,
+    FormatError,
     GenerationInterrupted,
     Glm4vError,
     OptionError,
 )
+from glm4v_magic.formats import Form, correction, form_of
 from glm4v_magic.placement.decision import PlacementOptions
 from glm4v_magic.ranges import require_in_range
 from glm4v_magic.server_address import ServerAddress, is_address, read_address
@@ -36,6 +49,8 @@ if TYPE_CHECKING:
 __all__ = ["ModelChoice", "Session", "Status", "load"]
 
 OnProgress: TypeAlias = "Callable[[LoadProgress], None]"
+OnStart: TypeAlias = "Callable[[EngineInfo, tuple[SourcedImage, ...]], None]"
+OnText: TypeAlias = Callable[[str], None]
 
 _DEFAULTS = Sampling()
 
@@ -86,6 +101,36 @@ class Status:
     last: Answer | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """How a call of the model is made, and whom it tells; see `Session.ask`."""
+
+    sampling: Sampling
+    form: Form
+    model: str | None
+    on_progress: OnProgress
+    on_start: OnStart
+    on_text: OnText
+    on_correction: OnText
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call of the model, and what becomes of its answer.
+
+    Attributes:
+        chat: name of the chat that the answer goes into.
+        conversation: what is sent.
+        terms: how.
+        keeps_partial: whether an interrupted answer goes into the chat too.
+    """
+
+    chat: str
+    conversation: Conversation
+    terms: _Terms
+    keeps_partial: bool = True
+
+
 def _find(choice: ModelChoice) -> Checkpoint | ServerAddress:
     """Find the checkpoint and check its files; reads no weight. Of a server, read the address."""
     if is_address(choice.name):
@@ -123,10 +168,14 @@ def _decide(choice: ModelChoice, checkpoint: Checkpoint, on_progress: OnProgress
 
 
 class Session:
-    """One model and the questions put to it.
+    """One model and the conversations with it.
 
-    All methods may be called from any thread. While one of `load`, `ask` and `unload` runs, a
-    second call raises `BusyError`; `status` always answers.
+    All methods may be called from any thread. While one of them works with the model or changes a
+    chat, a second such call raises `BusyError`; `status`, `chats` and `conversation` always answer.
+
+    A question begins a conversation of its own, unless it names a chat or is a follow-up. An
+    interrupted answer is kept in its chat, marked as unfinished; a call that fails leaves all chats
+    as they were.
     """
 
     def __init__(self) -> None:
@@ -134,6 +183,7 @@ class Session:
         self._choice = ModelChoice()
         self._engine: Engine | None = None
         self._last: Answer | None = None
+        self._chats = Chats()
 
     def load(
         self,
@@ -224,6 +274,10 @@ class Session:
         text: str,
         images: object = (),
         *,
+        chat: str | None = None,
+        follow_up: bool = False,
+        format: Format | None = None,  # noqa: A002  as the option of the magic
+        schema: object = None,
         max_tokens: int = _DEFAULTS.max_tokens,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -233,64 +287,203 @@ class Session:
         system: str | None = None,
         model: str | None = None,
         on_progress: OnProgress | None = None,
-        on_start: Callable[[EngineInfo, tuple[SourcedImage, ...]], None] | None = None,
-        on_text: Callable[[str], None] | None = None,
+        on_start: OnStart | None = None,
+        on_text: OnText | None = None,
+        on_correction: OnText | None = None,
     ) -> Answer:
-        """Ask a fresh question about `images`, loading the model if none is loaded.
+        """Ask a question about `images`, loading the model if none is loaded.
 
         Args:
             text: the question.
-            images: one picture or a list of them, each as `images.to_image` takes it.
+            images: one picture or a list of them, each as `images.to_image` takes it. Those of the
+                chat stay in it and are seen again.
+            chat: name of the chat that the question goes on with or begins; by default the question
+                is a fresh one.
+            follow_up: go on with the chat of the latest answer, or with `chat`, which must exist.
+            format: ``markdown`` (the default), ``text``, ``json`` or ``code``. JSON and code are
+                found in the answer and are its `value`.
+            schema: JSON Schema that the JSON has to follow. The model is not told of it, only of
+                what is wrong with its answer: it is then asked once more. That correction is not
+                kept in the chat.
             max_tokens: see `Sampling`, as for the next five.
             temperature: 0 is greedy; ``None`` leaves it to the checkpoint.
             top_p: nucleus size.
             top_k: how many of the likeliest tokens stay in.
             repetition_penalty: above 1 discourages repeats.
             seed: repeats a sampled answer.
-            system: what the model is told before the question; nothing if empty.
+            system: what the model is told before the first question, in place of what it was told
+                until now; nothing if empty.
             model: what to load, as `load` takes it, if nothing was ever loaded here.
             on_progress: called as weights arrive, if the model is loaded now.
             on_start: called once everything is checked, before the model begins, with the model's
                 facts and the pictures as they are sent.
             on_text: called with each new piece of the answer.
+            on_correction: called with what is wrong, before the model is asked once more.
 
         Raises:
             InputError: if text, pictures or options cannot be used; nothing was loaded for it
                 unless the prompt turns out to be too long.
             GenerationInterrupted: on an interrupt; its `answer` holds what was said until then.
+            FormatError: if the answer is not in its form; `answer` holds it, and it is in the chat.
             CheckpointError, PlacementError: if the model has to be loaded and cannot be.
             OutOfMemoryError, EngineError: if the model or its server fails; it can be asked again.
             BusyError: if another call is running.
         """
         from glm4v_magic.prompt import require_text
 
-        sampling = _checked(
-            Sampling(max_tokens, temperature, top_p, top_k, repetition_penalty, seed)
+        terms = _terms(
+            format=format,
+            schema=schema,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            model=model,
+            on_progress=on_progress,
+            on_start=on_start,
+            on_text=on_text,
+            on_correction=on_correction,
         )
         message = Message("user", require_text(text), _pictures(images))
-        before = (Message("system", require_text(system)),) if system else ()
-        request = Request(Conversation((*before, message)), sampling)
         self._refuse_if_busy()
         with self._lock:
-            engine = self._engine
-            if engine is None:
-                choice = self._choice
-                if choice.model is None:
-                    choice = replace(choice, model=model)
-                found = _find(choice)
-                if not isinstance(found, ServerAddress):
-                    _refuse_too_many(request, found.name, found.max_images)
-                engine = self._open(choice, found, on_progress or _ignore)
-            _refuse_too_many(request, engine.info.model, engine.info.max_images)
-            if on_start is not None:
-                on_start(engine.info, request.conversation.images)
-            try:
-                generation = engine.generate(request, on_text or _ignore)
-            except GenerationInterrupted as stopped:
-                self._last = stopped.answer = _answer(request, stopped.generation, engine.info)
-                raise
-            self._last = _answer(request, generation, engine.info)
-            return self._last
+            name, before = self._before(chat, follow_up, system)
+            return self._make(_Call(name, before.add(message), terms))
+
+    def draft(
+        self,
+        text: str,
+        images: object = (),
+        *,
+        chat: str | None = None,
+        follow_up: bool = False,
+        system: str | None = None,
+    ) -> Conversation:
+        """Return the conversation that `ask` would send; arguments and errors as there."""
+        from glm4v_magic.prompt import require_text
+
+        message = Message("user", require_text(text), _pictures(images))
+        return self._before(chat, follow_up, system)[1].add(message)
+
+    def carry_on(self, chat: str | None = None, **options: Any) -> Answer:
+        """Carry on the answer that was stopped, or cut off at ``max_tokens``.
+
+        Args:
+            chat: name of a chat; by default that of the latest answer.
+            options: as `ask` takes them, but for those of the question; for the part that is new.
+
+        Returns:
+            The whole answer; its usage is that of the new part, as is what ``on_text`` is told.
+
+        Raises:
+            ConversationError: if there is no such chat, or its answer is finished.
+            Glm4vError: any other as `ask`.
+        """
+        terms = _terms(**options)
+        self._refuse_if_busy()
+        with self._lock:
+            conversation = self._chats.require(chat)
+            if conversation.unfinished is None:
+                raise ConversationError(
+                    "The latest answer is finished, so there is nothing to carry on.",
+                    "Ask the next question.",
+                )
+            return self._make(_Call(self._named(chat), conversation, terms))
+
+    def retry(self, chat: str | None = None, **options: Any) -> Answer:
+        """Ask the latest question again; the new answer takes the place of the old one.
+
+        Until the new answer is there, the old one stays: an interrupt leaves it in the chat.
+
+        Args:
+            chat: name of a chat; by default that of the latest answer.
+            options: as `ask` takes them, but for those of the question. Those of the first time
+                are not remembered.
+
+        Raises:
+            ConversationError: if there is no such chat, or no question in it.
+            Glm4vError: any other as `ask`.
+        """
+        terms = _terms(**options)
+        self._refuse_if_busy()
+        with self._lock:
+            conversation = self._chats.require(chat).without_last_answer()
+            if not conversation.messages or conversation.messages[-1].role != "user":
+                raise ConversationError("There is no question in this chat to ask again.")
+            return self._make(_Call(self._named(chat), conversation, terms, keeps_partial=False))
+
+    @property
+    def chats(self) -> dict[str, Conversation]:
+        """All chats by name, oldest first; that of questions outside of any chat has no name."""
+        return self._chats.all()
+
+    @property
+    def current_chat(self) -> str:
+        """Name of the chat of the latest answer, empty outside of any chat."""
+        return self._chats.current
+
+    def conversation(self, chat: str | None = None) -> Conversation:
+        """Return a chat, by default that of the latest answer.
+
+        Raises:
+            ConversationError: if there is none.
+        """
+        return self._chats.require(chat)
+
+    def reset(self, chat: str | None = None, *, everything: bool = False) -> tuple[str, ...]:
+        """Forget a chat, by default that of the latest answer.
+
+        Args:
+            chat: its name.
+            everything: forget all chats.
+
+        Returns:
+            The names of what was forgotten; none if there was nothing.
+
+        Raises:
+            OptionError: for a name together with `everything`.
+            BusyError: if another call is running.
+        """
+        if everything and chat is not None:
+            raise OptionError(f"Forget either {chat!r} or everything.")
+        self._refuse_if_busy()
+        with self._lock:
+            return self._chats.clear() if everything else self._chats.reset(chat)
+
+    def export_chat(self, path: str | os.PathLike[str], chat: str | None = None) -> Path:
+        """Write a chat to a file: ``.json`` with its pictures, to be read back, or ``.md``.
+
+        Args:
+            path: the file. One that is there is replaced.
+            chat: name of the chat; by default that of the latest answer.
+
+        Raises:
+            ConversationError: if there is no such chat, or the file cannot be written.
+        """
+        return write_chat(path, self._chats.require(chat), self._named(chat))
+
+    def import_chat(self, path: str | os.PathLike[str], chat: str | None = None) -> str:
+        """Read a chat that `export_chat` wrote as JSON; a follow-up goes on with it.
+
+        Args:
+            path: the file.
+            chat: what to call the chat; its own name by default.
+
+        Returns:
+            The name of the chat.
+
+        Raises:
+            ConversationError: if the file is no chat, or another chat has this name.
+            BusyError: if another call is running.
+        """
+        name, conversation = read_chat(path)
+        name = name if chat is None else chat
+        self._refuse_if_busy()
+        with self._lock:
+            self._chats.add(name, conversation)
+        return name
 
     def unload(self) -> bool:
         """Give the model's memory back; the next question loads the same model again.
@@ -339,6 +532,76 @@ class Session:
                 "Wait for it to end, or interrupt it.",
             )
 
+    def _named(self, chat: str | None) -> str:
+        return self._chats.current if chat is None else chat
+
+    def _before(
+        self, chat: str | None, follow_up: bool, system: str | None
+    ) -> tuple[str, Conversation]:
+        """Return the chat that a question belongs to, and what was said in it."""
+        from glm4v_magic.prompt import require_text
+
+        if chat is not None and not isinstance(chat, str):
+            raise OptionError(f"chat is {chat!r}, but must be a name.")
+        if follow_up:
+            name, before = self._named(chat), self._chats.require(chat)
+        elif chat is None:
+            name, before = UNNAMED, Conversation()
+        else:
+            name, before = chat, self._chats.get(chat) or Conversation()
+        if system is not None:
+            before = before.with_system(require_text(system) if system else "")
+        return name, before
+
+    def _make(self, call: _Call) -> Answer:
+        """Make a call, and keep what comes of it."""
+        engine = self._ready(call.conversation, call.terms)
+        call.terms.on_start(engine.info, call.conversation.images)
+        try:
+            generation = engine.generate(
+                Request(call.conversation, call.terms.sampling), call.terms.on_text
+            )
+        except GenerationInterrupted as stopped:
+            stopped.answer = self._last = _answer(call, stopped.generation, engine.info)
+            if call.keeps_partial:
+                self._keep(call, stopped.answer)
+            raise
+        answer = _answer(call, generation, engine.info)
+        try:
+            answer = _in_form(answer, call, engine)
+        except FormatError as error:
+            answer = error.answer or answer
+            raise
+        except KeyboardInterrupt:
+            # While it was corrected: the first answer is whole, if not in its form.
+            interrupt = GenerationInterrupted(generation)
+            interrupt.answer = answer
+            raise interrupt from None
+        finally:
+            self._last = answer
+            self._keep(call, answer)
+        return answer
+
+    def _keep(self, call: _Call, answer: Answer) -> None:
+        complete = answer.finish_reason == "stop"
+        # A sign of which only the first bytes came is written again when the answer is carried on.
+        text = answer.text if complete else answer.text.rstrip("\ufffd")
+        self._chats.keep(call.chat, call.conversation.with_answer(text, complete=complete))
+
+    def _ready(self, conversation: Conversation, terms: _Terms) -> Engine:
+        """Return the engine, loaded if there was none, if it takes as many pictures."""
+        engine = self._engine
+        if engine is None:
+            choice = self._choice
+            if choice.model is None:
+                choice = replace(choice, model=terms.model)
+            found = _find(choice)
+            if not isinstance(found, ServerAddress):
+                _refuse_too_many(conversation, found.name, found.max_images)
+            engine = self._open(choice, found, terms.on_progress)
+        _refuse_too_many(conversation, engine.info.model, engine.info.max_images)
+        return engine
+
     def _open(
         self, choice: ModelChoice, found: Checkpoint | ServerAddress, on_progress: OnProgress
     ) -> Engine:
@@ -381,7 +644,7 @@ def load(model: str | os.PathLike[str] | None = None, **options: Any) -> Session
     return Session().load(model, **options)
 
 
-def _ignore(_: object) -> None:
+def _ignore(*_: object) -> None:
     """Take news that nobody asked for."""
 
 
@@ -393,26 +656,99 @@ def _pictures(images: object) -> tuple[SourcedImage, ...]:
     return to_images(images, "images")
 
 
-def _refuse_too_many(request: Request, model: str, most: int | None) -> None:
-    given = len(request.conversation.images)
+def _refuse_too_many(conversation: Conversation, model: str, most: int | None) -> None:
+    *before, latest = conversation.messages
+    given = len(conversation.images)
     if most is not None and given > most:
         few = "one picture" if most == 1 else f"{most} pictures"
+        stayed = any(message.images for message in before)
         raise ConversationError(
             f"{model} takes {few} in a conversation, and this one has {given}.",
-            "Ask about them one after the other, or join them into one picture.",
+            "The pictures before are still in it: leave the new one away, or ask a fresh question."
+            if stayed and latest.images
+            else "Ask about them one after the other, or join them into one picture.",
         )
 
 
-def _answer(request: Request, generation: Generation, info: EngineInfo) -> Answer:
+def _answer(call: _Call, generation: Generation, info: EngineInfo) -> Answer:
+    conversation = call.conversation
     return Answer(
-        text=generation.text,
-        prompt=request.conversation.messages[-1].text,
+        text=(conversation.unfinished or "") + generation.text,
+        prompt=conversation.question,
         model=info.model,
         usage=generation.usage,
         finish_reason=generation.finish_reason,
         seed=generation.seed,
         notice=info.notice,
-        images=request.conversation.images,
+        images=conversation.images,
+        format=call.terms.form.format,
+        plan=info.plan,
+    )
+
+
+def _in_form(answer: Answer, call: _Call, engine: Engine) -> Answer:
+    """Return the answer with what it holds in its form, corrected once if there is a schema."""
+    form = call.terms.form
+    try:
+        return _read(answer, form)
+    except FormatError as error:
+        fault = error
+    if form.schema is None or isinstance(fault.__cause__, OptionError):
+        raise fault
+    call.terms.on_correction(fault.what)
+    first = call.conversation.with_answer(answer.text, complete=True)
+    again = first.add(Message("user", correction(fault.what.rstrip("."))))
+    try:
+        generation = engine.generate(Request(again, call.terms.sampling), call.terms.on_text)
+    except Glm4vError as error:
+        fault.what += f" Asking again failed: {error.what}"
+        fault.hint = error.hint
+        raise fault from None
+    corrected = replace(
+        answer,
+        text=generation.text,
+        usage=answer.usage + generation.usage,
+        finish_reason=generation.finish_reason,
+        seed=generation.seed,
+        corrected=fault.what,
+    )
+    return _read(corrected, form)
+
+
+def _read(answer: Answer, form: Form) -> Answer:
+    """Return the answer with what it holds in its form; an error carries the answer."""
+    try:
+        return replace(answer, value=form.read(answer.text))
+    except OptionError as error:  # a schema that refers to what is not in it
+        fault = FormatError(error.what, error.hint)
+        fault.__cause__ = error
+    except FormatError as error:
+        fault = error
+        if answer.finish_reason == "length":
+            fault.hint = "It was cut off at the token limit: allow more, or carry it on."
+    fault.answer = answer
+    raise fault
+
+
+def _terms(
+    *,
+    format: Format | None = None,  # noqa: A002  as the option of the magic
+    schema: object = None,
+    model: str | None = None,
+    on_progress: OnProgress | None = None,
+    on_start: OnStart | None = None,
+    on_text: OnText | None = None,
+    on_correction: OnText | None = None,
+    **sampling: Any,
+) -> _Terms:
+    return _Terms(
+        _checked(Sampling(**sampling)),
+        form_of(format, schema),
+        model,
+        on_progress or _ignore,
+        on_start or _ignore,
+        on_text or _ignore,
+        on_correction or _ignore,
     )
 
 

@@ -114,3 +114,19 @@ def picture(tmp_path):
 def interrupt():
     """Send this process the signal of a notebook's stop button."""
     return lambda: os.kill(os.getpid(), signal.SIGINT)
+
+
+class InterruptingStream:
+    """Standard output that a user interrupts as soon as some text has been written to it."""
+
+    def __init__(self, stream, text, interrupt):
+        self._stream, self._text, self._interrupt = stream, text, interrupt
+
+    def write(self, text):
+        self._stream.write(text)
+        if self._text in text:
+            self._text = "\x00never"
+            self._interrupt()
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)

@@ -29,7 +29,7 @@ def test_the_latest_chat_is_current():
     assert chats.current == "cats"
     assert chats.require() == talk("c", "d")
     assert chats.require(UNNAMED) == talk("a", "b")
-    assert chats.names() == (UNNAMED, "cats")
+    assert list(chats.all()) == [UNNAMED, "cats"]
 
 
 def test_a_chat_that_is_gone_is_not_current():
@@ -38,8 +38,9 @@ def test_a_chat_that_is_gone_is_not_current():
     chats.keep("dogs", talk("b"))
     assert chats.reset("dogs") == ("dogs",)
     assert chats.get() is None
-    assert chats.reset() == ("cats",)
-    assert chats.names() == ()
+    assert chats.reset("dogs") == chats.reset() == ()
+    assert chats.clear() == ("cats",)
+    assert chats.all() == {}
 
 
 def test_unknown_chats_are_named_with_what_there_is():
@@ -52,7 +53,7 @@ def test_unknown_chats_are_named_with_what_there_is():
     with pytest.raises(ConversationError, match="Did you mean cats"):
         chats.require("cat")
     with pytest.raises(ConversationError, match="There are cats"):
-        chats.reset("zebra")
+        chats.require("zebra")
 
 
 def test_json_gives_back_every_pixel():
@@ -112,7 +113,8 @@ def test_markdown_names_pictures_and_marks_what_was_stopped():
         (Message("user", "What?", (image,)), Message("assistant", "A do", complete=False))
     )
     assert to_markdown(conversation, "dots") == (
-        "# dots\n\n**Question**\n\n*dot.png, 20 x 10 px*\n\nWhat?\n\n**Answer** (stopped)\n\nA do\n"
+        "# dots\n\n**Question**\n\n*dot.png, 20 x 10 px*\n\nWhat?\n\n"
+        "**Answer** (unfinished)\n\nA do\n"
     )
 
 

@@ -14,14 +14,20 @@ from glm4v_magic.magics import Glm4vMagics
 @pytest.fixture
 def offered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("cat.png", "CAT2.JPG", "notes.txt", ".hidden.png", "two words.png"):
+    for name in ("cat.png", "CAT2.JPG", "c.json", "notes.txt", ".hidden.png", "two words.png"):
         (tmp_path / name).touch()
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "dog.webp").touch()
-    names = {"cats": [1], "camera": Image.new("RGB", (1, 1)), "count": 3, "_hidden": [1]}
+    names = {
+        "cats": [1],
+        "shape": {},
+        "camera": Image.new("RGB", (1, 1)),
+        "count": 3,
+        "_hidden": [1],
+    }
 
     def complete_line(line: str) -> list[str]:
-        return complete(line, names, COMMANDS, Glm4vMagics.glm4v)
+        return complete(line, names, COMMANDS, Glm4vMagics.glm4v, ["", "cats", "two words"])
 
     return complete_line
 
@@ -51,6 +57,17 @@ def offered(tmp_path, monkeypatch):
         ("%%glm4v cat.png --max", ["--max-tokens"]),
         ("%%glm4v cat.png --top-", ["--top-k", "--top-p"]),
         ("%%glm4v cat.png --out ", []),
+        ("%%glm4v cat.png --chat ", ["cats"]),
+        ("%glm4v ask --chat d", []),
+        ("%%glm4v --format ", ["markdown", "text", "json", "code"]),
+        ("%%glm4v --schema ", ["shape", "c.json", "photos/"]),
+        ("%%glm4v --cont", ["--continue"]),
+        ("%glm4v history ", ["cats"]),
+        ("%glm4v reset c", ["cats"]),
+        ("%glm4v retry --t", ["--temperature", "--top-k", "--top-p"]),
+        ("%glm4v continue ", ["cats"]),
+        ("%glm4v export c", ["cats", "c.json", "cat.png"]),
+        ("%glm4v import c", ["c.json"]),
     ],
 )
 def test_what_is_offered(offered, line: str, found: list[str]):

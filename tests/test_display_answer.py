@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
+from markdown_it import MarkdownIt
+from PIL import Image
 
 from glm4v_magic.conversation import Answer, Usage
 from glm4v_magic.display.answer import LiveAnswer, answer_bundle, draft_bundle, usage_line
 from glm4v_magic.display.pace import UPDATE_SECONDS, Pace
+from glm4v_magic.images import SourcedImage
+from glm4v_magic.placement.costs import Workload
+from glm4v_magic.placement.stages import Plan, Stage
 
 ANSWER = Answer(
     text="A **cat** for $5 and <b>$6</b>.",
@@ -95,6 +101,60 @@ def test_footnotes_show_a_name_sign_for_sign():
     markdown = answer_bundle(replace(ANSWER, model="*a*_<b>"))["text/markdown"]
     assert "<b>" not in markdown
     assert "*a*" not in markdown
+
+
+def test_details_are_folded_behind_the_usage():
+    stages = tuple(Stage(n, "card", 100, ("layer",), weight_bytes=63 - n) for n in range(2))
+    plan = Plan("demo", Workload(), "balance", (*stages, Stage(2, "idle", 100)))
+    picture = SourcedImage(Image.new("RGB", (2, 2)), "<b>$1.png", (20, 10))
+    answer = replace(ANSWER, prompt="What\n\nis <b>?", images=(picture,), plan=plan)
+    markdown = answer_bundle(replace(answer, corrected="too *many*"))["text/markdown"]
+    before, _, folded = markdown.partition("<details><summary><small>demo · ")
+    assert "This is the demo model." in before
+    assert "\n" not in folded  # a blank line would end the HTML
+    assert folded.endswith("</table></details>")
+    assert "<b>" not in folded
+    assert "$1" not in folded
+    rows = dict(re.findall(r"<th[^>]*>(.*?)</th><td[^>]*>(.*?)</td>", folded))
+    assert rows["question"] == "What is &#60;b>?"
+    assert rows["picture"].endswith(".png, 20 x 10 px")
+    assert (rows["tokens in"], rows["tokens out"]) == ("1,614", "11")
+    assert (rows["ended by"], rows["seed"]) == ("stop", "7")
+    assert rows["corrected"] == "too &#42;many&#42;"
+    assert rows["plan"] == "cuda:0, cuda:1; the fullest 63% full"
+    assert ">plan<" not in answer_bundle(replace(answer, plan=None))["text/markdown"]
+
+
+def test_the_details_are_html_to_a_markdown_parser():
+    html = MarkdownIt("js-default", {"html": True}).render(answer_bundle(ANSWER)["text/markdown"])
+    assert "<details><summary><small>demo" in html
+    assert "<p><details>" not in html
+    assert "&lt;details" not in html
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_markdown_is_seen_in_text_and_json(form):
+    answer = replace(ANSWER, text="**a** ```b```", format=form)
+    for bundle in (draft_bundle(answer.text, form), answer_bundle(answer)):
+        assert bundle["text/plain"].startswith("**a** ```b```")
+        if form == "text":
+            assert set(bundle) == {"text/plain"}
+        else:
+            assert bundle["text/markdown"].startswith("````json\n**a** ```b```\n````")
+
+
+def test_json_is_set_out_on_lines():
+    answer = replace(ANSWER, text='Here: {"a":[1,"é"]}', format="json", value={"a": [1, "é"]})
+    bundle = answer_bundle(answer)
+    assert bundle["text/plain"].startswith('{\n  "a": [\n    1,\n    "é"\n  ]\n}\ndemo · ')
+    assert bundle["text/markdown"].startswith('```json\n{\n  "a": [')
+
+
+def test_a_live_answer_has_the_form_from_the_beginning():
+    shown = []
+    answer = LiveAnswer(shown.append, form="text")
+    answer.add("**a**")
+    assert shown == [{"text/plain": "**a**"}]
 
 
 def test_plain_text_cannot_steer_a_terminal():

@@ -22,7 +22,7 @@ TALK = Conversation(
 def test_history_shows_every_turn_and_what_was_stopped():
     plain = history_bundle(TALK)["text/plain"]
     assert plain.startswith("You:\n[<b>.png, 20 x 10 px]\nIs *this*\na <script>?\n\nModel:\n**No**")
-    assert plain.endswith("Model (stopped):\nBeca")
+    assert plain.endswith("Model (unfinished):\nBeca")
 
 
 def test_history_renders_answers_and_quotes_questions():

@@ -7,11 +7,10 @@ import shutil
 import sys
 
 import pytest
-from conftest import TINY
+from conftest import TINY, InterruptingStream
 from IPython.utils.capture import capture_output
 from PIL import Image
 
-from glm4v_magic.command_line import ANSWER_OPTIONS
 from glm4v_magic.commands import COMMANDS
 from glm4v_magic.conversation import Answer, Sampling
 from glm4v_magic.magics import Glm4vMagics
@@ -246,13 +245,7 @@ def test_help_is_the_docstring_and_lists_every_command(run, shell):
     assert shell.find_line_magic("glm4v").__doc__ == Glm4vMagics.glm4v.__doc__
 
 
-def test_every_option_is_in_the_help():
-    parser = Glm4vMagics.glm4v.parser
-    assert len(parser._get_optional_actions()) == len(ANSWER_OPTIONS)
-    for action in parser._get_optional_actions():
-        assert action.help
-        for option in action.option_strings:
-            assert option in Glm4vMagics.glm4v.__doc__
+def test_the_help_tells_the_default():
     assert f"{Sampling().max_tokens} unless given" in Glm4vMagics.glm4v.__doc__
 
 
@@ -283,6 +276,12 @@ ERRORS = [
     ("%%glm4v cat.png --repetition-penalty 0\nWhat?", "repetition_penalty is 0.0, but must be"),
     ("%%glm4v cat.png --seed -1\nWhat?", "seed is -1, but must be"),
     ("%%glm4v cat.png --seed\nWhat?", "expected one argument"),
+    ("%%glm4v cat.png --format jsn\nWhat?", "invalid choice: 'jsn'"),
+    ("%%glm4v cat.png --format text --schema {}\nWhat?", "--schema {} is no variable"),
+    ("%%glm4v chats\nWhat?", "chats is a command for one line"),
+    ("%glm4v hitsory", "Did you mean history?"),
+    ("%glm4v retry a b", "does not take 'b'"),
+    ("%glm4v export", "The following arguments are required: FILE"),
     ("%%glm4v cat.png -o 1a\nWhat?", "--out '1a' is not the name of a variable"),
     ("%%glm4v cat.png -o class\nWhat?", "--out 'class' is not the name of a variable"),
     ("%%glm4v 'cat.png\nWhat?", "A quote is not closed"),
@@ -349,22 +348,6 @@ def test_an_error_holds_on_to_no_frames(shell, tiny):
     result = shell.run_cell("%glm4v load no/such/folder")
     assert result.error_in_exec.__context__ is None
     assert result.error_in_exec.__cause__ is None
-
-
-class InterruptingStream:
-    """Standard output that a user interrupts as soon as some text has been written to it."""
-
-    def __init__(self, stream, text, interrupt):
-        self._stream, self._text, self._interrupt = stream, text, interrupt
-
-    def write(self, text):
-        self._stream.write(text)
-        if self._text in text:
-            self._text = "\x00never"
-            self._interrupt()
-
-    def __getattr__(self, name):
-        return getattr(self._stream, name)
 
 
 def test_an_interrupt_keeps_the_partial_answer_and_stops(

@@ -15,7 +15,6 @@ from glm4v_magic.conversation import Sampling
 from glm4v_magic.display.settings import settings_bundle
 from glm4v_magic.errors import OptionError
 from glm4v_magic.images import DEFAULT_LIMITS
-from glm4v_magic.magics import Glm4vMagics
 from glm4v_magic.ranges import RANGES
 from glm4v_magic.settings import Glm4v, Setting, read
 
@@ -313,9 +312,6 @@ def test_model_of_the_first_question_and_of_load(clean, shell, run):
     assert "demo, not loaded" in run("%glm4v")
 
 
-def test_the_readme_has_every_option():
+def test_the_readme_tells_how_to_set_one():
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    for action in Glm4vMagics.glm4v.parser._get_optional_actions():
-        for option in action.option_strings:
-            assert f"`{option}" in readme
     assert "GLM4V_TEMPERATURE" in readme

@@ -14,6 +14,7 @@ from IPython.core.magic_arguments import argument
 
 from glm4v_magic.command_line import DEBUG, parse, takes
 from glm4v_magic.commands.ask import answer, ask, preview
+from glm4v_magic.commands.chat import chats, continue_, export, history, import_, reset, retry
 from glm4v_magic.commands.check import check
 from glm4v_magic.commands.config import config
 from glm4v_magic.commands.context import Command, Context
@@ -81,6 +82,13 @@ def help_(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
 COMMANDS: dict[str, Command] = {
     "ask": ask,
     "preview": preview,
+    "continue": continue_,
+    "retry": retry,
+    "chats": chats,
+    "history": history,
+    "reset": reset,
+    "export": export,
+    "import": import_,
     "plan": plan,
     "check": check,
     "load": load,

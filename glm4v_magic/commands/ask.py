@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import os
 from argparse import Namespace
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic_arguments import argument
 
 from glm4v_magic.command_line import ANSWER_OPTIONS, Quoted, takes
 from glm4v_magic.commands.context import Context, require_variable_name
-from glm4v_magic.conversation import Answer, Conversation, Message
-from glm4v_magic.errors import GenerationInterrupted, OptionError
+from glm4v_magic.conversation import Answer, Conversation
+from glm4v_magic.errors import (
+    FormatError,
+    GenerationInterrupted,
+    OptionError,
+    PromptError,
+    did_you_mean,
+)
+from glm4v_magic.formats import find_code, form_of
 from glm4v_magic.images import SourcedImage, parse_crop, resolve_images
 from glm4v_magic.prompt import expand, read_prompt, require_text
 from glm4v_magic.screen import screen_for, show
 
-__all__ = ["answer", "ask", "preview"]
+if TYPE_CHECKING:
+    from glm4v_magic.engines import EngineInfo
+
+__all__ = ["answer", "ask", "carry_out", "pictures_of", "preview", "question_of", "sampling_of"]
 
 _WORDS = argument(
     "words", nargs="*", metavar="IMAGE", help="Pictures, then the question in quotes."
@@ -32,6 +46,7 @@ def ask(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> Ans
         %glm4v ask cat.png "What is the cat doing?"
         x = %glm4v ask cat.png "Is it asleep?" --temperature 0
         %glm4v ask cat.png -f question.txt
+        %glm4v ask "And what colour is it?" --continue
     """
     images, question = _images_and_question(arguments, "ask")
     return answer(context, arguments, images, question, names)
@@ -79,42 +94,118 @@ def answer(
         The answer; ``None`` with ``--preview``, which only shows what would be asked.
     """
     require_variable_name(arguments.out)
-    question = _question(arguments, text, names)
-    pictures = _pictures(context, arguments, images, names)
-    system = context.settings.system if arguments.system is None else arguments.system
+    question = question_of(arguments, text, names)
+    pictures = pictures_of(context, arguments, images, names)
+    where = {
+        "chat": arguments.chat,
+        "follow_up": arguments.follow_up,
+        "system": _system(context, arguments),
+    }
     if arguments.preview:
-        _show_preview(context, question, pictures, system)
+        _show_preview(context, context.session.draft(question, pictures, **where))
         return None
-    screen = screen_for(context.shell, context.model, quiet=arguments.quiet)
+    return carry_out(
+        context,
+        arguments,
+        names,
+        partial(context.session.ask, question, pictures, **where),
+    )
+
+
+def carry_out(
+    context: Context,
+    arguments: Namespace,
+    names: Mapping[str, Any],
+    call: Callable[..., Answer],
+    before: str = "",
+) -> Answer:
+    """Make a call of the model, show it while it happens, and keep the answer.
+
+    Args:
+        context: shell and session.
+        arguments: as `AGAIN_OPTIONS` declares them.
+        names: the user's variables.
+        call: `Session.ask`, `retry` or `carry_on`, for the rest of their arguments.
+        before: what was said until now of an answer that is carried on.
+    """
+    require_variable_name(arguments.out)
+    form = form_of(arguments.format, _schema(arguments.schema, names))
+    sampling = sampling_of(context, arguments)
+    screen = screen_for(context.shell, context.model, quiet=arguments.quiet, form=form.format)
+
+    def start(info: EngineInfo, pictures: tuple[SourcedImage, ...]) -> None:
+        screen.start(info, pictures)
+        if before:
+            screen.piece(before)
+
     given: Answer | None = None
     try:
-        given = context.session.ask(
-            question,
-            pictures,
-            **_sampling(context, arguments),
-            system=system,
+        given = call(
+            **sampling,
+            format=form.format,
+            schema=form.schema,
             model=context.settings.model,
             on_progress=screen.loading,
-            on_start=screen.start,
+            on_start=start,
             on_text=screen.piece,
+            on_correction=lambda what: screen.piece(f"\n\n[{what} It is asked once more.]\n\n"),
         )
         context.keep(given, arguments.out)
         screen.finish(given)
-    except KeyboardInterrupt as interrupt:
-        if isinstance(interrupt, GenerationInterrupted):
-            given = interrupt.answer
+    except (KeyboardInterrupt, FormatError) as stop:
+        if isinstance(stop, GenerationInterrupted | FormatError):
+            given = stop.answer
         if given is not None:
             context.keep(given, arguments.out)
-            # An interrupted cell has no result, so IPython would not set _ and Out.
+            # A cell that fails has no result, so IPython would not set _ and Out.
             context.shell.displayhook.update_user_ns(given)
             screen.finish(given)
         raise
     finally:
         screen.close()
+    if given.format == "code":
+        _offer(context, given)
     return given
 
 
-def _question(arguments: Namespace, text: str, names: Mapping[str, Any]) -> str:
+def _offer(context: Context, answer: Answer) -> None:
+    """Put the code of an answer into the next cell, or behind the next prompt of a terminal."""
+    code, language = find_code(answer.text)
+    cell_magics = context.shell.magics_manager.magics["cell"]  # bash, html, javascript, ...
+    if language in cell_magics and not language.startswith("py"):
+        code = f"%%{language}\n{code}"
+    context.shell.set_next_input(code)
+
+
+def _schema(word: str | None, names: Mapping[str, Any]) -> object:
+    """Return the schema that a word names: a variable, or a JSON file."""
+    if word is None:
+        return None
+    if word in names and not isinstance(word, Quoted):
+        return names[word]
+    try:
+        return json.loads(Path(os.path.expanduser(word)).read_text("utf-8"))  # noqa: PTH111
+    except FileNotFoundError:
+        raise OptionError(
+            f"--schema {word} is no variable and no file.",
+            did_you_mean(word, (name for name in names if not name.startswith("_"))),
+        ) from None
+    except OSError as error:
+        raise OptionError(f"--schema {word} cannot be read: {error.strerror or error}.") from None
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"--schema {word} is not JSON: {error}.") from None
+
+
+def _system(context: Context, arguments: Namespace) -> str | None:
+    """Return the system message: that of the settings is for chats that begin."""
+    if arguments.system is not None:
+        return str(arguments.system)
+    goes_on = arguments.follow_up or arguments.chat in context.session.chats
+    return None if goes_on else context.settings.system
+
+
+def question_of(arguments: Namespace, text: str, names: Mapping[str, Any]) -> str:
+    """Return the question of a cell or of ``--file``, expressions expanded unless ``--raw``."""
     if arguments.file is not None:
         if text.strip():
             raise OptionError(
@@ -122,12 +213,17 @@ def _question(arguments: Namespace, text: str, names: Mapping[str, Any]) -> str:
                 "Empty the cell below its first line, or leave --file away.",
             )
         text = read_prompt(arguments.file)
+    elif arguments.follow_up and not text.strip():
+        raise PromptError(
+            "The prompt is empty.", "To carry on an unfinished answer: %glm4v continue."
+        )
     return require_text(text if arguments.raw else expand(text, names))
 
 
-def _pictures(
+def pictures_of(
     context: Context, arguments: Namespace, images: list[str], names: Mapping[str, Any]
 ) -> tuple[SourcedImage, ...]:
+    """Return the pictures that words name, with ``--page`` and ``--crop``."""
     crop = None if arguments.crop is None else parse_crop(arguments.crop)
     for option in ("page", "crop"):
         if getattr(arguments, option) is not None and not images:
@@ -136,7 +232,7 @@ def _pictures(
     return pictures if crop is None else tuple(crop.of(picture) for picture in pictures)
 
 
-def _sampling(context: Context, arguments: Namespace) -> dict[str, Any]:
+def sampling_of(context: Context, arguments: Namespace) -> dict[str, Any]:
     """Return the sampling options that were typed or set; the session knows the rest."""
     values = {
         name: getattr(context.settings, name)
@@ -149,14 +245,10 @@ def _sampling(context: Context, arguments: Namespace) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _show_preview(
-    context: Context, question: str, pictures: tuple[SourcedImage, ...], system: str | None
-) -> None:
+def _show_preview(context: Context, conversation: Conversation) -> None:
     from glm4v_magic.checkpoints import resolve
     from glm4v_magic.display.preview import preview_bundle
     from glm4v_magic.preview import preview
 
-    before = (Message("system", system),) if system else ()
-    conversation = Conversation((*before, Message("user", question, pictures)))
     checkpoint = resolve(context.model, revision=context.session.status().choice.revision)
     show(preview_bundle(preview(checkpoint, conversation)))

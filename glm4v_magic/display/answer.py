@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator
 
-from glm4v_magic.conversation import Answer, Usage
+from glm4v_magic.conversation import Answer, Format, Usage
 from glm4v_magic.display import MimeBundle
 from glm4v_magic.display.markdown import literal, safe_markdown
 from glm4v_magic.display.pace import Pace
-from glm4v_magic.display.text import counted, printable, readable_bytes, readable_seconds
+from glm4v_magic.display.text import (
+    counted,
+    pixels,
+    printable,
+    readable_bytes,
+    readable_seconds,
+)
 
 __all__ = ["LiveAnswer", "answer_bundle", "draft_bundle", "footnotes", "usage_line"]
+
+
+_LONGEST = 300  # characters of a question among the details
 
 
 class LiveAnswer:
@@ -20,8 +31,14 @@ class LiveAnswer:
     held back is shown by `finish`, or by `close` if there was no answer after all.
     """
 
-    def __init__(self, show: Callable[[MimeBundle], None], pace: Pace | None = None) -> None:
+    def __init__(
+        self,
+        show: Callable[[MimeBundle], None],
+        pace: Pace | None = None,
+        form: Format = "markdown",
+    ) -> None:
         self._show = show
+        self._form = form
         self._pace = pace or Pace()
         self._text = ""
         self._held_back = False
@@ -45,27 +62,72 @@ class LiveAnswer:
 
     def _show_draft(self) -> None:
         self._held_back = False
-        self._show(draft_bundle(self._text))
+        self._show(draft_bundle(self._text, self._form))
 
 
-def draft_bundle(text: str) -> MimeBundle:
+def draft_bundle(text: str, form: Format = "markdown") -> MimeBundle:
     """Return the text of an answer that is still being written."""
-    return {
-        "text/plain": printable(text).strip(),
-        "text/markdown": safe_markdown(text.strip()),
-    }
+    plain = printable(text).strip()
+    if form == "text":
+        return {"text/plain": plain}
+    markdown = _fenced(plain, form) if form == "json" else safe_markdown(text.strip())
+    return {"text/plain": plain, "text/markdown": markdown}
 
 
 def answer_bundle(answer: Answer) -> MimeBundle:
-    """Return an answer with its footnotes: usage, and what to know about the model."""
-    draft = draft_bundle(answer.text)
-    notes = footnotes(answer)
-    # "<small>" opens no HTML block, so the notes stay a paragraph whatever comes before them.
-    small = "  \n".join(f"<small>{literal(note)}</small>" for note in notes)
-    return {
-        "text/plain": "\n".join([draft["text/plain"], *notes]).strip(),
-        "text/markdown": f"{draft['text/markdown']}\n\n{small}".strip(),
-    }
+    """Return an answer with its footnotes: usage, and what to know about the model.
+
+    As Markdown, details are folded behind the usage. An answer in plain text has no Markdown.
+    """
+    text = answer.text
+    if answer.format == "json" and answer.value is not None:
+        text = json.dumps(answer.value, ensure_ascii=False, indent=2)
+    bundle = draft_bundle(text, answer.format)
+    usage, *notes = footnotes(answer)
+    if "text/markdown" in bundle:
+        small = "".join(f"<small>{literal(note)}</small>\n\n" for note in notes)
+        folded = "".join(_details(answer, usage))
+        bundle["text/markdown"] = f"{bundle['text/markdown']}\n\n{small}{folded}".strip()
+    bundle["text/plain"] = "\n".join([bundle["text/plain"], usage, *notes]).strip()
+    return bundle
+
+
+def _fenced(text: str, language: str) -> str:
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    mark = "`" * max(3, longest + 1)
+    return f"{mark}{language}\n{text}\n{mark}"
+
+
+def _details(answer: Answer, usage: str) -> Iterator[str]:
+    """Yield the pieces of a folded table, on one line: a blank one would end the HTML."""
+    yield f"<details><summary><small>{literal(usage)}</small></summary><table>"
+    for name, fact in _facts(answer):
+        shown = literal(" ".join(fact.split()))
+        yield f'<tr><th scope="row" style="text-align:left">{name}</th>'
+        yield f'<td style="text-align:left">{shown}</td></tr>'
+    yield "</table></details>"
+
+
+def _facts(answer: Answer) -> Iterator[tuple[str, str]]:
+    question = answer.prompt
+    yield "question", f"{question[:_LONGEST]}..." if len(question) > _LONGEST else question
+    for picture in answer.images:
+        yield "picture", f"{picture.source}, {pixels(picture.original_size)}"
+    yield "model", answer.model
+    for name, count in (
+        ("tokens in", answer.usage.prompt_tokens),
+        ("tokens out", answer.usage.new_tokens),
+    ):
+        yield name, "not counted by the server" if count is None else f"{count:,}"
+    yield "ended by", answer.finish_reason
+    yield "seed", "none: greedy" if answer.seed is None else str(answer.seed)
+    if answer.format != "markdown":
+        yield "format", answer.format
+    if answer.corrected:
+        yield "corrected", answer.corrected
+    if answer.plan is not None:
+        cards = ", ".join(stage.device for stage in answer.plan.stages if stage.units)
+        yield "plan", f"{cards}; the fullest {answer.plan.fullness:.0%} full"
 
 
 def footnotes(answer: Answer) -> tuple[str, ...]:

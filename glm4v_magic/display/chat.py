@@ -10,7 +10,7 @@ from glm4v_magic.display import MimeBundle
 from glm4v_magic.display.markdown import literal, safe_markdown
 from glm4v_magic.display.text import counted, pixels, printable
 
-__all__ = ["chats_bundle", "history_bundle"]
+__all__ = ["chat_name", "chats_bundle", "history_bundle"]
 
 _SPEAKERS = {"system": "System", "user": "You", "assistant": "Model"}
 _PREVIEW = 60  # characters of a question
@@ -20,7 +20,7 @@ def history_bundle(conversation: Conversation) -> MimeBundle:
     """Return all turns of a conversation; pictures are named with their sizes."""
     plain, markdown = [], []
     for message in conversation.messages:
-        speaker = _SPEAKERS[message.role] + ("" if message.complete else " (stopped)")
+        speaker = _SPEAKERS[message.role] + ("" if message.complete else " (unfinished)")
         pictures = [
             f"{printable(picture.source)}, {pixels(picture.original_size)}"
             for picture in message.images
@@ -48,6 +48,11 @@ def chats_bundle(chats: Sequence[tuple[str, Conversation]], current: str) -> Mim
     return {"text/plain": "\n".join(lines), "text/html": "".join(_html(head, rows))}
 
 
+def chat_name(name: str) -> str:
+    """Return the name of a chat on one line; that of questions outside of any chat has none."""
+    return " ".join(printable(name).split()) or "(unnamed)"
+
+
 def _text(message: Message) -> str:
     return printable(message.text).strip()
 
@@ -59,7 +64,7 @@ def _row(name: str, chat: Conversation, *, is_current: bool) -> tuple[str, ...]:
         latest = f"{latest[:_PREVIEW].rstrip()}..."
     return (
         "->" if is_current else "",
-        printable(name) or "(unnamed)",
+        chat_name(name),
         counted(len(questions), "question"),
         counted(len(chat.images), "picture"),
         latest,

@@ -114,16 +114,23 @@ class TokenTextStreamer(BaseStreamer):
     """Collects generated ids and hands out their text, never cutting a character.
 
     A character may be spread over several tokens; its bytes are kept back until it is whole.
+
+    Args:
+        tokenizer: of the model.
+        on_text: takes each piece.
+        carries_on: whether the text goes on with what was said before, whitespace included.
     """
 
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+    def __init__(
+        self, tokenizer: Any, on_text: Callable[[str], None], *, carries_on: bool = False
+    ) -> None:
         self.tokenizer = tokenizer
         self.on_text = on_text
         self.ids: list[int] = []
         self.times: list[float] = []
         self._stream = DecodeStream(skip_special_tokens=True)
         self._prompt_seen = False
-        self._started = False
+        self._started = carries_on
 
     def put(self, value: Tensor) -> None:
         """Take the prompt (first call) or the latest id of the one row."""
@@ -172,7 +179,9 @@ class LocalEngine:
 
     def generate(self, request: Request, on_text: Callable[[str], None]) -> Generation:
         """Answer `request`; see `engines.Engine.generate`."""
-        streamer = TokenTextStreamer(self.processor.tokenizer, on_text)
+        streamer = TokenTextStreamer(
+            self.processor.tokenizer, on_text, carries_on=bool(request.conversation.unfinished)
+        )
         try:
             return self._generate(request, streamer)
         except (RuntimeError, MemoryError) as error:
@@ -268,8 +277,9 @@ class LocalEngine:
             decode_seconds=times[-1] - times[0] if times else 0.0,
             peak_bytes=peaks,
         )
+        text = self.processor.decode(streamer.ids)
         return Generation(
-            text=self.processor.decode(streamer.ids).strip(),
+            text=text.rstrip() if request.conversation.unfinished else text.strip(),
             usage=usage,
             finish_reason=reason,
             seed=seed,
