@@ -85,7 +85,12 @@ def answer(
     if arguments.preview:
         _show_preview(context, question, pictures, system)
         return None
-    screen = screen_for(context.shell, context.model, quiet=arguments.quiet)
+    screen = screen_for(
+        context.shell,
+        context.model,
+        quiet=arguments.quiet,
+        button=context.settings.stop_button,
+    )
     given: Answer | None = None
     try:
         given = context.session.ask(
