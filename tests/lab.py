@@ -237,10 +237,13 @@ def main() -> None:
     target = Path(sys.argv[1])
     target.parent.mkdir(parents=True, exist_ok=True)
     cells = ["%load_ext glm4v_magic", "%%glm4v shapes.png\nWhat colour is the circle?"]
-    with jupyter_server() as server, browsing(server) as front:
-        with front.open(cells, [NOTEBOOKS / "shapes.png"], scale=2) as page:
-            run(page, 0)
-            run(page, 1).screenshot(path=target)
+    with (
+        jupyter_server() as server,
+        browsing(server) as front,
+        front.open(cells, [NOTEBOOKS / "shapes.png"], scale=2) as page,
+    ):
+        run(page, 0)
+        run(page, 1).screenshot(path=target)
 
 
 if __name__ == "__main__":
