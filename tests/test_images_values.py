@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import datetime
+import datetime as dt
 import io
 import os
 import pathlib
@@ -320,7 +320,7 @@ class TestUploads:
     def uploaded(self):
         files = [
             {"name": name, "type": "image/png", "size": 9, "content": memoryview(content),
-             "last_modified": datetime.datetime.now(datetime.UTC)}
+             "last_modified": dt.datetime.now(dt.UTC)}
             for name, content in (("my cat.png", png(GREEN)), ("dog.png", png(BLUE)))
         ]  # fmt: skip
         upload = ipywidgets.FileUpload(multiple=True)
