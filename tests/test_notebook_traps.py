@@ -16,6 +16,7 @@ from conftest import TINY, ipython_shell
 from IPython.utils.capture import capture_output
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter, MarkdownExporter
 
 from glm4v_magic.command_line import Quoted, split
 from glm4v_magic.errors import OptionError
@@ -191,6 +192,11 @@ def test_an_executed_notebook_holds_each_answer_once(kernel_folder):
     assert again.outputs[0].output_type == "execute_result"
     assert bundles(again) == [answer]
     assert "widgets" not in executed.metadata
+    for exporter in (HTMLExporter(), MarkdownExporter()):
+        page, _ = exporter.from_notebook_node(executed)
+        assert 'alt="cat.png, 320 x 240 px"' in page
+        assert page.count("8 tokens out") == 2  # its cell, and the cell that shows it again
+        assert 'role="status"' not in page
 
 
 def test_an_error_fails_the_notebook_with_one_line(kernel_folder):
