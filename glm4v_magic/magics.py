@@ -238,5 +238,5 @@ def _one_line(error: Glm4vError) -> str:
 
 def _stopped(interrupt: KeyboardInterrupt) -> Stopped:
     if isinstance(interrupt, GenerationInterrupted):
-        return Stopped("what was said until then is in _.")
+        return Stopped("what was said until then is in _; %glm4v continue carries it on.")
     return Stopped("there is no answer.")

@@ -6,8 +6,11 @@ this kind of front end.
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from IPython.core.displaypub import DisplayPublisher
@@ -16,8 +19,9 @@ from IPython.display import display
 from glm4v_magic.conversation import Answer, Format
 from glm4v_magic.display import MimeBundle
 from glm4v_magic.display.answer import LiveAnswer, footnotes
+from glm4v_magic.display.head import answering_line, finished_line, head_bundle, status_html
 from glm4v_magic.display.pace import Pace, Rate
-from glm4v_magic.display.picture import make_thumbnail, strip_bundle
+from glm4v_magic.display.picture import Thumbnail, make_thumbnail, strip_bundle
 from glm4v_magic.display.progress import (
     line_bundle,
     loaded_line,
@@ -25,6 +29,7 @@ from glm4v_magic.display.progress import (
     progress_bundle,
 )
 from glm4v_magic.display.text import printable
+from glm4v_magic.stop_button import StopButton, is_watched, stop_button
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -59,7 +64,12 @@ class Screen(Protocol):
 
 
 def screen_for(
-    shell: InteractiveShell, model: str, *, quiet: bool = False, form: Format = "markdown"
+    shell: InteractiveShell,
+    model: str,
+    *,
+    quiet: bool = False,
+    form: Format = "markdown",
+    button: bool = True,
 ) -> Screen:
     """Return the screen for what `shell` is connected to.
 
@@ -68,6 +78,7 @@ def screen_for(
         model: name of the model that `Screen.loading` will be about.
         quiet: show nothing at all.
         form: of the answer.
+        button: offer a button that stops the answer, where one can work.
     """
     if quiet:
         return QuietScreen()
@@ -75,7 +86,8 @@ def screen_for(
     # capture_output can.
     if type(shell.display_pub) is DisplayPublisher:
         return TerminalScreen(model)
-    return NotebookScreen(model, form)
+    head = Head(shell, button=button) if is_watched(shell) else None
+    return NotebookScreen(model, form, head)
 
 
 def show(bundle: MimeBundle) -> None:
@@ -91,17 +103,93 @@ class Output:
 
     def show(self, bundle: MimeBundle) -> None:
         """Show `bundle` here."""
-        if self._handle is None:
-            self._handle = display(bundle, raw=True, display_id=True)
-        else:
-            self._handle.update(bundle, raw=True)
+        # An interrupt between sending the first form and keeping its handle would make the next
+        # one a second output.
+        with _interrupt_held_back():
+            if self._handle is None:
+                self._handle = display(bundle, raw=True, display_id=True)
+            else:
+                self._handle.update(bundle, raw=True)
+
+
+@contextlib.contextmanager
+def _interrupt_held_back() -> Iterator[None]:
+    """Let an interrupt wait until the block is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # interrupts come to the main thread only
+        return
+    held: list[Any] = []
+    usual = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if held and callable(usual):
+            usual(*held[-1])
+
+
+class Head:
+    """The output above an answer that somebody is watching: pictures, a line, a Stop button.
+
+    When the answer is there, pictures and line stay as plain HTML; the button is gone.
+
+    Args:
+        shell: the running shell.
+        button: whether there may be a button.
+    """
+
+    def __init__(self, shell: InteractiveShell, *, button: bool) -> None:
+        self._shell = shell
+        self._may_have_button = button
+        self._output = Output()
+        self._thumbnails: Sequence[Thumbnail] = ()
+        self._button: StopButton | None = None
+        self._open = False
+
+    @property
+    def stop_pressed(self) -> bool:
+        """Whether somebody wants the answer to end."""
+        return self._button is not None and self._button.pressed
+
+    def start(self, model: str, thumbnails: Sequence[Thumbnail]) -> None:
+        """Show it, with the button if there can be one."""
+        with _interrupt_held_back():
+            self._start(model, thumbnails)
+
+    def _start(self, model: str, thumbnails: Sequence[Thumbnail]) -> None:
+        self._open, self._thumbnails = True, thumbnails
+        line = answering_line(model)
+        bundle: dict[str, Any] = {**head_bundle(thumbnails, line, seen=True)}
+        if self._may_have_button:
+            above = strip_bundle(thumbnails)["text/html"] if thumbnails else ""
+            self._button = stop_button(self._shell, above, status_html(line, seen=True))
+        if self._button is not None:
+            bundle |= self._button.view
+        self._output.show(bundle)
+
+    def finish(self, answer: Answer | None) -> None:
+        """Say that the answer is complete, was stopped, or never came. Only the first call does."""
+        if not self._open:
+            return
+        with _interrupt_held_back():
+            self._open = False
+            self._output.show(head_bundle(self._thumbnails, finished_line(answer), seen=False))
+            if self._button is not None:
+                self._button.close()
 
 
 class NotebookScreen:
-    """Three outputs: the bar, which becomes one line; the pictures; the answer."""
+    """Three outputs: the bar, which becomes one line; the pictures; the answer.
 
-    def __init__(self, model: str, form: Format = "markdown") -> None:
+    Args:
+        model: name of the model.
+        form: of the answer.
+        head: shows the pictures if somebody is watching.
+    """
+
+    def __init__(self, model: str, form: Format = "markdown", head: Head | None = None) -> None:
         self._model = model
+        self._head = head
         self._bar = Output()
         self._pace = Pace()
         self._progress: LoadProgress | None = None
@@ -135,17 +223,28 @@ class NotebookScreen:
     def start(self, info: EngineInfo, pictures: Sequence[SourcedImage]) -> None:
         """Show the pictures as thumbnails."""
         self.loaded(info)
-        if pictures:
-            thumbnails = [make_thumbnail(picture, info) for picture in pictures]
+        thumbnails = [make_thumbnail(picture, info) for picture in pictures]
+        if self._head is not None:
+            self._head.start(info.model, thumbnails)
+        elif thumbnails:
             show(strip_bundle(thumbnails))
 
     def piece(self, text: str) -> None:
-        """Show the answer so far."""
+        """Show the answer so far.
+
+        Raises:
+            KeyboardInterrupt: if the Stop button was pressed; the answer then ends as it does
+                when the kernel is interrupted.
+        """
         self._answer.add(text)
+        if self._head is not None and self._head.stop_pressed:
+            raise KeyboardInterrupt
 
     def finish(self, answer: Answer) -> None:
         """Show the whole answer."""
         self._answer.finish(answer)
+        if self._head is not None:
+            self._head.finish(answer)
 
     def close(self) -> None:
         """Replace a bar that never became full."""
@@ -153,6 +252,8 @@ class NotebookScreen:
             done, total = self._progress.done_bytes, self._progress.total_bytes
             self._bar.show(line_bundle(f"{loading_line(self._model, done, total)}, not finished."))
         self._answer.close()
+        if self._head is not None:
+            self._head.finish(None)
 
 
 class TerminalScreen:

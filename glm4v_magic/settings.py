@@ -127,6 +127,9 @@ class Glm4v(Configurable):
     system = Text(
         None, allow_none=True, help="System message at the beginning of every conversation."
     ).tag(config=True, unset="none")
+    stop_button = YesNo(
+        True, help="Show a Stop button while an answer is being written, where one can work."
+    ).tag(config=True)
     debug = YesNo(False, help="Show the traceback of an error instead of one line.").tag(
         config=True
     )

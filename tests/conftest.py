@@ -13,7 +13,8 @@ from types import ModuleType
 
 import pytest
 
-TINY = Path(__file__).parent / "data" / "golden" / "checkpoint"
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "tests" / "data" / "golden" / "checkpoint"
 
 
 @contextlib.contextmanager
@@ -90,13 +91,10 @@ def talkative(tmp_path_factory):
     """The tiny checkpoint with room for thousands of tokens and no token that ends an answer."""
     folder = tmp_path_factory.mktemp("talkative") / "tiny"
     shutil.copytree(TINY, folder)
-    for name, changes in (
-        ("config.json", {"seq_length": 8192}),
-        ("generation_config.json", {"do_sample": False}),
-    ):
-        path = folder / name
-        content = json.loads(path.read_text(encoding="utf-8")) | changes
-        path.write_text(json.dumps(content), encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"seq_length": 8192}), encoding="utf-8")
+    generation = {"do_sample": False, "eos_token_id": None, "pad_token_id": config["pad_token_id"]}
+    (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
     return folder
 
 
@@ -130,3 +128,35 @@ class InterruptingStream:
 
     def __getattr__(self, name):
         return getattr(self._stream, name)
+
+
+@pytest.fixture
+def kernel_folder(picture, monkeypatch):
+    """A folder with a picture, from which a kernel finds this package."""
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
+    monkeypatch.setenv("IPYTHONDIR", str(picture.parent / ".ipython"))
+    return picture.parent
+
+
+@pytest.fixture(scope="session")
+def jupyter():
+    """A Jupyter server; started when a test first needs it."""
+    import lab
+
+    with lab.jupyter_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def front(jupyter):
+    """A browser, for all tests of a module; skips them without Chromium.
+
+    Not for the session: as long as Playwright runs, its thread has a running event loop.
+    """
+    import lab
+
+    if lab.CHROMIUM is None:
+        pytest.skip("there is no Chromium")
+    with lab.browsing(jupyter) as front:
+        yield front

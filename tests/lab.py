@@ -1,4 +1,4 @@
-"""JupyterLab in headless Chromium: a server of its own, and one notebook open in it.
+"""JupyterLab and Notebook 7 in headless Chromium: one server and one browser for many notebooks.
 
     python tests/lab.py docs/images/cell.png
 
@@ -7,6 +7,8 @@ takes the picture of a cell that the README shows.
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
 import socket
 import subprocess
@@ -15,14 +17,20 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import nbformat
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = ROOT / "notebooks"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+LAB, NOTEBOOK = "doc/tree", "notebooks"
+"""Where JupyterLab and Notebook 7 show a file."""
+
 _QUIET = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -31,72 +39,185 @@ _TOKEN = "test"
 _SECONDS = 120
 
 
-@contextmanager
-def open_notebook(
-    cells: Sequence[str], files: Sequence[Path] = (), width: int = 1000, height: int = 900
-) -> Iterator[Page]:
-    """Show a notebook with these code cells in JupyterLab, its kernel ready, nothing run yet.
+@dataclass
+class Server:
+    """A Jupyter server on this computer.
 
-    Args:
-        cells: sources of the cells.
-        files: copied beside the notebook.
-        width: of the window, in CSS pixels.
-        height: likewise.
+    Attributes:
+        address: its URL.
+        folder: what it serves.
     """
-    with tempfile.TemporaryDirectory() as name:
+
+    address: str
+    folder: Path
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def new_folder(self) -> Path:
+        """Return a fresh folder below the served one."""
+        folder = self.folder / f"{next(self._numbers)}"
+        folder.mkdir()
+        return folder
+
+
+@contextmanager
+def jupyter_server() -> Iterator[Server]:
+    """Start a server that knows nothing of the user's settings."""
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
+        (folder / "served").mkdir()
+        settings = folder / "config" / "lab" / "user-settings" / "@jupyterlab"
+        (settings / "apputils-extension").mkdir(parents=True)
+        (settings / "apputils-extension" / "notification.jupyterlab-settings").write_text(
+            '{"fetchNews": "false", "checkForUpdates": false}'
+        )
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [
+            sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root",
+            f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={_TOKEN}",
+            f"--ServerApp.root_dir={folder / 'served'}", "--LabApp.expose_app_in_browser=True",
+            "--JupyterNotebookApp.expose_app_in_browser=True",
+        ]  # fmt: skip
+        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {
+            "JUPYTER_CONFIG_DIR": str(folder / "config"),
+            "IPYTHONDIR": str(folder / "ipython"),
+            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        }
+        process = stack.enter_context(
+            subprocess.Popen(
+                command,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd=folder,
+                env=environment,
+            )
+        )
+        stack.callback(process.terminate)
+        address = f"http://127.0.0.1:{port}"
+        _wait_until_up(f"{address}/api?token={_TOKEN}", process)
+        yield Server(address, folder / "served")
+
+
+@dataclass
+class Front:
+    """A browser and the server whose notebooks it shows."""
+
+    server: Server
+    browser: Browser
+
+    @contextmanager
+    def open(
+        self,
+        notebook: Sequence[str] | Any,
+        files: Sequence[Path] = (),
+        *,
+        kind: str = LAB,
+        width: int = 1000,
+        height: int = 900,
+        scale: int = 1,
+    ) -> Iterator[Page]:
+        """Show a notebook, its kernel ready, nothing run yet.
+
+        Args:
+            notebook: sources of its code cells, or a notebook as nbformat has it.
+            files: copied beside the notebook.
+            kind: `LAB` or `NOTEBOOK`.
+            width: of the window, in CSS pixels.
+            height: likewise.
+            scale: device pixels to a CSS pixel.
+        """
+        folder = self.server.new_folder()
         for file in files:
             shutil.copy(file, folder)
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+        if isinstance(notebook, Sequence):
+            notebook = nbformat.v4.new_notebook(
+                cells=[nbformat.v4.new_code_cell(source) for source in notebook]
+            )
         # Without it, a dialog asks for the kernel.
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
         nbformat.write(notebook, folder / "notebook.ipynb")
-        with _server(folder) as address, sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_QUIET))
-            page = browser.new_page(
-                viewport={"width": width, "height": height}, device_scale_factor=2
-            )
-            page.goto(f"{address}/doc/tree/notebook.ipynb?token={_TOKEN}")
-            page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=1000 * _SECONDS)
-            page.wait_for_selector('[data-status="idle"]', timeout=1000 * _SECONDS)
+        page = self.browser.new_page(
+            viewport={"width": width, "height": height}, device_scale_factor=scale
+        )
+        page.set_default_timeout(1000 * _SECONDS)
+        try:
+            path = (folder / "notebook.ipynb").relative_to(self.server.folder)
+            page.goto(f"{self.server.address}/{kind}/{path}?token={_TOKEN}")
+            page.wait_for_selector(".jp-Notebook .jp-Cell")
+            page.wait_for_function("() => !!window.jupyterapp")
+            wait_until_idle(page)
             yield page
-            browser.close()
+        finally:
+            page.close()
 
-
-def run_all(page: Page) -> None:
-    """Run all cells and wait until the last one has run."""
-    page.click(".jp-Notebook .jp-Cell >> nth=0")
-    page.click('.lm-MenuBar-itemLabel:text-is("Run")')
-    page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
-    page.wait_for_function(
-        """() => {
-            const prompts = document.querySelectorAll('.jp-CodeCell .jp-InputPrompt');
-            return [...prompts].every(prompt => /\\[\\d+\\]/.test(prompt.textContent));
-        }""",
-        timeout=1000 * _SECONDS,
-    )
+    def saved(self, page: Page) -> Any:
+        """Save the notebook of a page and return what is in the file."""
+        command(page, "docmanager:save")
+        path = page.url.split("?")[0].split(f"/{LAB}/")[-1].split(f"/{NOTEBOOK}/")[-1]
+        page.wait_for_function("() => !document.querySelector('.jp-mod-dirty')")
+        return nbformat.read(self.server.folder / path, as_version=4)
 
 
 @contextmanager
-def _server(folder: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root",
-        f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={_TOKEN}",
-        f"--ServerApp.root_dir={folder}", "--LabApp.news_url=", "--LabApp.check_for_updates_class="
-        "jupyterlab.NeverCheckForUpdate",
-    ]  # fmt: skip
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder
-    ) as process:
-        try:
-            address = f"http://127.0.0.1:{port}"
-            _wait_until_up(f"{address}/api?token={_TOKEN}", process)
-            yield address
-        finally:
-            process.terminate()
+def browsing(server: Server) -> Iterator[Front]:
+    """Start a browser."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_QUIET))
+        yield Front(server, browser)
+        browser.close()
+
+
+def command(page: Page, name: str, **arguments: object) -> None:
+    """Run a command of the front end, as its menus do."""
+    page.evaluate(
+        "([name, options]) => window.jupyterapp.commands.execute(name, options)", [name, arguments]
+    )
+
+
+def cell(page: Page, number: int) -> Locator:
+    """Return a code cell; the first has the number 0."""
+    return page.locator(".jp-Notebook .jp-CodeCell").nth(number)
+
+
+def start(page: Page, number: int) -> Locator:
+    """Run a cell from the keyboard and return it at once."""
+    chosen = cell(page, number)
+    chosen.locator(".cm-content").click()
+    page.keyboard.press("Shift+Enter")
+    return chosen
+
+
+def wait_until_idle(page: Page) -> None:
+    """Wait until the kernel has nothing to do."""
+    page.wait_for_function(
+        """() => {
+            const panel = window.jupyterapp.shell.currentWidget;
+            const context = panel && panel.context;
+            const session = (panel && panel.sessionContext) || (context && context.sessionContext);
+            return session && session.kernelDisplayStatus === 'idle';
+        }"""
+    )
+
+
+def run(page: Page, number: int) -> Locator:
+    """Run a cell from the keyboard, wait until it has run, and return it."""
+    chosen = start(page, number)
+    wait_for_prompt(page, number)
+    return chosen
+
+
+def wait_for_prompt(page: Page, number: int) -> None:
+    """Wait until a cell shows the number of its execution, and no longer a star."""
+    page.wait_for_function(
+        """number => {
+            const cell = document.querySelectorAll('.jp-Notebook .jp-CodeCell')[number];
+            const prompt = cell.querySelector('.jp-InputPrompt').textContent;
+            return /\\[\\d+\\]/.test(prompt);
+        }""",
+        arg=number,
+    )
 
 
 def _wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:
@@ -116,9 +237,13 @@ def main() -> None:
     target = Path(sys.argv[1])
     target.parent.mkdir(parents=True, exist_ok=True)
     cells = ["%load_ext glm4v_magic", "%%glm4v shapes.png\nWhat colour is the circle?"]
-    with open_notebook(cells, [NOTEBOOKS / "shapes.png"]) as page:
-        run_all(page)
-        page.locator(".jp-CodeCell >> nth=1").screenshot(path=target)
+    with (
+        jupyter_server() as server,
+        browsing(server) as front,
+        front.open(cells, [NOTEBOOKS / "shapes.png"], scale=2) as page,
+    ):
+        run(page, 0)
+        run(page, 1).screenshot(path=target)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from attacks import ATTACKS
 from markdown_it import MarkdownIt
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
 
@@ -17,62 +18,9 @@ from glm4v_magic.display.markdown import literal, safe_markdown
 
 HARMLESS = {
     *("p", "br", "hr", "em", "strong", "del", "ul", "ol", "li", "blockquote", "pre", "code"),
-    *("span", "a", "table", "thead", "tbody", "tr", "th", "td", "div"),
+    *("span", "a", "table", "thead", "tbody", "tr", "th", "td", "div", "dl", "dt", "dd"),
     *(f"h{level}" for level in range(1, 7)),
 }
-
-ATTACKS = [
-    "<script>alert(1)</script>",
-    "<img src=x onerror=alert(1)>",
-    "text <b onmouseover=alert(1)>x</b>",
-    "</div></body><style>*{display:none}</style>",
-    "<!-- comment",
-    "<javascript:alert(1)>",
-    "<https://a.b/><script>",
-    "[a](javascript:alert(1))",
-    "[a]( javascript:alert(1) )",
-    "[a](<javascript:alert(1)>)",
-    "[a](data:text/html;base64,PHNjcmlwdD4=)",
-    "[a](JaVaScRiPt:alert(1))",
-    "[a](&#106;avascript:alert(1))",
-    "[a]\n\n[a]: javascript:alert(1)",
-    "[a][b]\n\n[b]: <javascript:alert(1)> 'x'",
-    "![pixel](https://evil.example/p.png)",
-    "!![pixel](https://evil.example/p.png)",
-    "\\![pixel](https://evil.example/p.png)",
-    "[![pixel](https://evil.example/p.png)](https://evil.example)",
-    "![pixel][p]\n\n[p]: https://evil.example/p.png",
-    '[a](https://a.b "onclick=x")',
-    "[a](https://a.b'onclick='alert(1))",
-    "`<script>`alert(1)</script>",
-    "``<script>`",
-    "\\`<script>alert(1)</script>\\`",
-    "`a\n\n<script>alert(1)</script>`",
-    "| a | b |\n|---|---|\n| `x|<script>alert(1)</script>` | y |",
-    "```\n<script>1</script>\n```\n<script>2</script>",
-    "- a\n\n  ```\n<script>alert(1)</script>\n  ```",
-    "> ```\n<script>alert(1)</script>\n> ```",
-    "1. x\n   ~~~html\n<script>alert(1)</script>\n   ~~~",
-    "~~~\n```\n<script>1</script>\n~~~\n<script>2</script>",
-    "```` \n```\n<script>alert(1)</script>\n````",
-    "``` a`b\n<script>alert(1)</script>\n```",
-    "```<script>\nx\n```",
-    "text\n    ```\n    <script>alert(1)</script>\n    ````",
-    "$<script>alert(1)</script>$",
-    "$$<img src=x onerror=alert(1)>$$",
-    "\\(<script>alert(1)</script>\\)",
-    "\\[<script>alert(1)</script>\\]",
-    "\\\\[x](javascript:alert(1))",
-    "$\\href{javascript:alert(1)}{x}$",
-    "$$\\href{javascript:alert(1)}{x}$$",
-    "\\begin{equation}\\href{javascript:alert(1)}{x}\\end{equation}",
-    "\x00<script>alert(1)</script>\x1b[2J",
-    "<scr\x00ipt>alert(1)</scr\x00ipt>",
-    "<details><summary>x</summary>",
-    "&lt;script&gt;alert(1)&lt;/script&gt;",
-    "# <svg onload=alert(1)>",
-    "* <iframe src=//evil.example>",
-]
 
 
 class Page(HTMLParser):

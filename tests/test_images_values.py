@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import datetime as dt
 import io
 import os
 import pathlib
@@ -9,8 +11,10 @@ import subprocess
 import sys
 
 import IPython.display
+import ipywidgets
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -19,7 +23,7 @@ from matplotlib.figure import Figure
 from pictures import BLACK, BLUE, GREEN, RED, WHITE, colours, error_of, fill, png
 from PIL import Image
 
-from glm4v_magic.images import to_image, to_images
+from glm4v_magic.images import resolve_images, to_image, to_images
 
 
 @pytest.fixture(autouse=True)
@@ -274,3 +278,112 @@ class TestFigures:
                 assert plt.fignum_exists(figure.number)
             finally:
                 plt.close(figure)
+
+
+class TestOutputs:
+    def test_an_object_that_shows_itself_as_png_or_jpeg(self):
+        class Shown:
+            def __init__(self, **forms):
+                for name, value in forms.items():
+                    setattr(self, f"_repr_{name}_", lambda value=value: value)
+
+        assert colours(to_image(Shown(png=png(GREEN)), "x")) == [GREEN]
+        assert colours(to_image(Shown(png=(png(BLUE), {"width": 8})), "x")) == [BLUE]
+        assert colours(to_image(Shown(png=base64.b64encode(png(RED)).decode()), "x")) == [RED]
+        assert colours(to_image(Shown(png=None, jpeg=png(WHITE)), "x")) == [WHITE]
+        assert "x is a Shown, not a picture." in error_of(to_image, Shown(png=None), "x")
+
+        def fail():
+            raise ValueError("no backend")
+
+        broken = Shown()
+        broken._repr_png_ = fail
+        assert error_of(to_image, broken, "x") == "x cannot be drawn: ValueError: no backend"
+
+    def test_a_cell_of_a_table(self):
+        table = pd.DataFrame(
+            {"picture": [png(RED), "photos/a.png", Image.new("RGB", (2, 2), BLUE)]}
+        )
+        words = ["table.picture[0]", "table.loc[1,'picture']", "table.iloc[2].picture"]
+        pictures = resolve_images(words, {"table": table})
+        assert [colours(picture) for picture in pictures] == [[RED], [GREEN], [BLUE]]
+        message = error_of(resolve_images, ["table.picture"], {"table": table})
+        assert message.startswith("table.picture is a Series, not a picture.")
+
+    def test_earlier_outputs(self):
+        names = {"Out": {7: Image.new("RGB", (2, 2), BLUE)}, "_": IPython.display.Image(png(GREEN))}
+        pictures = resolve_images(["Out[7]", "_"], names)
+        assert [colours(picture) for picture in pictures] == [[BLUE], [GREEN]]
+
+
+class TestUploads:
+    def uploaded(self):
+        files = [
+            {"name": name, "type": "image/png", "size": 9, "content": memoryview(content),
+             "last_modified": dt.datetime.now(dt.UTC)}
+            for name, content in (("my cat.png", png(GREEN)), ("dog.png", png(BLUE)))
+        ]  # fmt: skip
+        upload = ipywidgets.FileUpload(multiple=True)
+        upload.value = files
+        return upload
+
+    @pytest.mark.parametrize("word", ["upload", "upload.value"])
+    def test_all_files(self, word):
+        pictures = resolve_images([word], {"upload": self.uploaded()})
+        assert [colours(picture) for picture in pictures] == [[GREEN], [BLUE]]
+        assert [picture.source for picture in pictures] == ["my cat.png", "dog.png"]
+
+    def test_one_file(self):
+        (picture,) = resolve_images(["upload.value[1]"], {"upload": self.uploaded()})
+        assert colours(picture) == [BLUE]
+
+    def test_nothing_uploaded_yet(self):
+        names = {"upload": ipywidgets.FileUpload()}
+        assert error_of(resolve_images, ["upload"], names) == (
+            "upload: nothing is uploaded yet. Choose a file first."
+        )
+
+
+class TestClipboard:
+    @pytest.fixture
+    def copied(self, folder, monkeypatch):
+        """A program that prints what is copied, as on a Linux desktop."""
+        if not sys.platform.startswith("linux"):
+            pytest.skip("here the system itself is asked")
+        programs = folder / "bin"
+        programs.mkdir()
+        monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+        monkeypatch.setenv("DISPLAY", ":0")
+        monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+
+        def copy(script):
+            (programs / "xclip").write_text(f"#!/bin/sh\n{script}\n")
+            (programs / "xclip").chmod(0o755)
+
+        return copy
+
+    def test_a_copied_picture(self, copied):
+        copied("cat photos/a.png")
+        (picture,) = resolve_images(["clipboard"], {})
+        assert colours(picture) == [GREEN]
+        assert picture.source == "clipboard"
+
+    def test_a_variable_or_a_file_of_that_name_comes_first(self, copied, folder):
+        copied("cat photos/a.png")
+        assert colours(resolve_images(["clipboard"], {"clipboard": png(RED)})[0]) == [RED]
+        (folder / "clipboard").write_bytes(png(BLUE))
+        assert colours(resolve_images(["clipboard"], {})[0]) == [BLUE]
+
+    @pytest.mark.parametrize(
+        ("script", "said"),
+        [
+            ("echo 'Error: target image/png not available' >&2; exit 1",
+             "The clipboard holds no picture. Copy one first."),
+            ("echo \"Error: Can't open display: :0\" >&2; exit 1",
+             "The clipboard of the kernel's computer cannot be read: ChildProcessError: xclip"),
+            ("echo text", "computer cannot be read: UnidentifiedImageError"),
+        ],
+    )  # fmt: skip
+    def test_no_picture(self, copied, script, said):
+        copied(script)
+        assert said in error_of(resolve_images, ["clipboard"], {})

@@ -76,7 +76,7 @@ def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
     hint = f"It holds {', '.join(found[:3])}; " if found else ""
     raise CheckpointError(
         f"{folder} holds no weights: neither {INDEX} nor {SINGLE} is there.",
-        f"{hint}download the safetensors files of the checkpoint.",
+        f"{hint}Download the safetensors files of the checkpoint.",
     )
 
 

@@ -131,7 +131,14 @@ def carry_out(
     require_variable_name(arguments.out)
     form = form_of(arguments.format, _schema(arguments.schema, names))
     sampling = sampling_of(context, arguments)
-    screen = screen_for(context.shell, context.model, quiet=arguments.quiet, form=form.format)
+    screen = screen_for(
+        context.shell,
+        context.model,
+        quiet=arguments.quiet,
+        form=form.format,
+        button=context.settings.stop_button,
+    )
+    earlier = context.session.status().last
 
     def start(info: EngineInfo, pictures: tuple[SourcedImage, ...]) -> None:
         screen.start(info, pictures)
@@ -155,6 +162,8 @@ def carry_out(
     except (KeyboardInterrupt, FormatError) as stop:
         if isinstance(stop, GenerationInterrupted | FormatError):
             given = stop.answer
+        elif given is None and context.session.status().last is not earlier:
+            given = context.session.status().last  # stopped on its way out of the session
         if given is not None:
             context.keep(given, arguments.out)
             # A cell that fails has no result, so IPython would not set _ and Out.

@@ -10,7 +10,7 @@ Kept                                    Changed
 fenced code, as a fence at column 0     raw HTML shows as typed
 code spans on one line                  images become links: no page fetches what a model names
 ``$x^2$``, ``$$...$$``, ``\(x\)``       ``$5 and $6`` stays money
-``[text](https://...)``                 every other link target shows as typed
+``[text](https://...)``, bare URLs      every other link target shows as typed, addresses too
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ __all__ = ["literal", "safe_markdown"]
 
 _FENCE = re.compile(r"[ \t]*(?P<mark>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)")
 _LANGUAGE = re.compile(r"[A-Za-z0-9_+#.-]*")
+_DRAWN = ("mermaid", "math")  # pages draw code in these languages instead of showing it
 
 # The lengths of code and maths are bounded so that a page of unclosed openers, shown again ten
 # times a second, stays cheap.
@@ -36,7 +37,7 @@ _TOKEN = re.compile(
     | (?P<bangs>!*)\[(?P<label>[^][\n]{1,500})\]
       \((?P<url>https?://(?:[^][\s()<>"'`\\{}]|\([^][\s()<>"'`\\{}]*\)){1,2000})\)
     | \\(?P<escaped>[!-/:-@[-`{-~])
-    | (?P<special>[<&\\$`[])
+    | (?P<special>[<&\\$`[@] | (?<=[fF][tT][pP]):(?=//))
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -87,8 +88,9 @@ def _fenced(code: list[str], opening: re.Match[str]) -> str:
     body = [line[indent:] if line[:indent].isspace() else line for line in code]
     longest = max((len(run) for line in body for run in re.findall("`+", line)), default=0)
     mark = "`" * max(3, longest + 1)
-    language = _LANGUAGE.match(opening["info"])
-    return "\n".join([mark + (language[0] if language else ""), *body, mark])
+    match = _LANGUAGE.match(opening["info"])
+    language = match[0] if match and match[0].lower() not in _DRAWN else ""
+    return "\n".join([mark + language, *body, mark])
 
 
 def _safe_prose(text: str) -> str:

@@ -106,6 +106,6 @@ def _figure(thumbnail: Thumbnail) -> str:
     return (
         '<figure style="margin:0;max-width:320px">'
         f'<img src="{thumbnail.data_uri}" alt="{alt}" width="{width}" height="{height}">'
-        '<figcaption style="font-size:85%;overflow-wrap:anywhere">'
+        '<figcaption style="font-size:85%;line-height:1.4;overflow-wrap:anywhere">'
         f"{escape(thumbnail.caption)}</figcaption></figure>"
     )

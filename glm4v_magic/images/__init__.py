@@ -8,13 +8,14 @@ How `resolve_images` reads a word; the first rule that applies wins:
 4. An expression that begins with a name in the namespace, such as ``photos[2]``, ``row.image`` or
    ``photos[:3]``, unless it ends like the name of a picture file: ``cat.png`` is always a file.
 5. A pattern with ``*``, ``?`` or ``[...]``, ``**`` for folders below: its files, sorted by name.
+6. ``clipboard``: what is copied on the computer that the kernel runs on.
 
 Everything ends as 8-bit RGB. The types of PIL, numpy, torch, matplotlib and IPython are recognised
 without importing them: whoever holds such a value has imported its library.
 
 The modules, each on top of the next: `words` and `values`, both on `names`; `missing`; `files` and
 `uris`; `decode`; `rgb`; `scaling`. Of these `uris` alone reaches the network, through `web`. Beside
-them stands `crop`, which cuts a rectangle out of a picture.
+them stand `crop`, which cuts a rectangle out of a picture, and `clipboard`.
 """
 
 from __future__ import annotations

@@ -6,10 +6,12 @@ whoever holds such a value has imported its library.
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,6 +42,8 @@ def to_images(
         ImageError: if `value`, or any item of it, is no picture.
     """
     folder = Path.cwd() if base is None else base
+    if _is(value, "ipywidgets.widgets.widget_upload", "FileUpload"):
+        value = _uploaded(value, source)
     if isinstance(value, list | tuple):
         if not value:
             raise ImageError(f"{one_line(source)} is an empty {type(value).__name__}.")
@@ -65,10 +69,11 @@ def to_image(
     Args:
         value: a PIL image; the text or `Path` of a file or URL; the bytes of an image file, or a
             binary file object; an array or tensor; a matplotlib figure or axes; an
-            `IPython.display.Image`. Arrays are height x width, with 1, 3 or 4 channels last or
-            first (in doubt last for numpy, first for torch), with or without a batch axis of one;
-            bool, integers of 0 to 255, uint16 of 0 to 65535, or floats of 0 to 1; in RGB order
-            (OpenCV's is BGR).
+            `IPython.display.Image`; a file of an ipywidgets ``FileUpload``; any object that
+            shows itself as PNG or JPEG in a notebook. Arrays are height x width, with 1, 3 or 4
+            channels last or first (in doubt last for numpy, first for torch), with or without a
+            batch axis of one; bool, integers of 0 to 255, uint16 of 0 to 65535, or floats of 0 to
+            1; in RGB order (OpenCV's is BGR).
         source: what the user calls it. A path or URL is its own source.
         base: the folder of relative paths; the current one by default.
         limits: what is refused.
@@ -85,7 +90,7 @@ def to_image(
         if len(pictures) > 1:
             raise ImageError(f"{one_line(source)} names {len(pictures)} pictures, not one.")
         return pictures[0]
-    for read in (_from_pil, _from_bytes, _from_array, _from_figure, _from_ipython, _from_stream):
+    for read in _READERS:
         picture = read(value, source, limits, page)
         if picture is not None:
             return picture
@@ -155,6 +160,38 @@ def _from_ipython(value: Any, source: str, limits: Limits, page: int | None) -> 
     return to_image(str(place), source, limits=limits, page=page)
 
 
+def _uploaded(widget: Any, source: str) -> object:
+    if not widget.value:
+        raise ImageError(f"{one_line(source)}: nothing is uploaded yet.", "Choose a file first.")
+    return widget.value
+
+
+def _from_upload(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:
+    """Read one of the files in the value of an ipywidgets ``FileUpload``, by its own name."""
+    if not isinstance(value, Mapping) or not {"name", "content"} <= value.keys():
+        return None
+    return _from_bytes(value["content"], str(value["name"]) or source, limits, page)
+
+
+def _from_shown(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:
+    """Read what an object shows in a notebook: an earlier output, for example."""
+    if isinstance(value, type | ModuleType):
+        return None
+    for name in ("_repr_png_", "_repr_jpeg_"):
+        show = getattr(value, name, None)
+        try:
+            shown = show() if callable(show) else None
+        except Exception as error:
+            raise ImageError(f"{one_line(source)} cannot be drawn: {reason(error)}") from error
+        if isinstance(shown, tuple):  # with metadata
+            shown = shown[0]
+        if isinstance(shown, str):  # as the notebook format has it
+            shown = base64.b64decode(shown)
+        if shown is not None:
+            return _from_bytes(shown, source, limits, page)
+    return None
+
+
 def _from_figure(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:
     """Draw a figure, or the part of it that an axes with its labels takes; both stay open."""
     is_axes = _is(value, "matplotlib.axes", "Axes")
@@ -184,6 +221,12 @@ def _from_array(value: Any, source: str, limits: Limits, page: int | None) -> So
         require_page(page, 1, source)
         return from_torch(value, source, limits)
     return None
+
+
+_READERS = (
+    *(_from_pil, _from_bytes, _from_array, _from_figure, _from_ipython, _from_stream),
+    *(_from_upload, _from_shown),
+)
 
 
 def _is(value: object, module: str, name: str) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from glm4v_magic.errors import ImageError, reason
+from glm4v_magic.images.clipboard import CLIPBOARD, grab
 from glm4v_magic.images.files import exists
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.messages import one_line
@@ -56,6 +57,8 @@ def _resolve(
         if not exists(word, base) and _is_lookup(word, namespace):
             value = _looked_up(word, namespace)
             return to_images(value, word, base=base, limits=limits, page=page)
+        if word == CLIPBOARD and not exists(word, base):
+            return to_images(grab(), word, base=base, limits=limits, page=page)
     return from_name(word, base, namespace, limits, page)
 
 

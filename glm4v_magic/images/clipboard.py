@@ -1,0 +1,30 @@
+"""The picture on the clipboard of the computer that the kernel runs on."""
+
+from __future__ import annotations
+
+from glm4v_magic.errors import ImageError, reason
+
+__all__ = ["CLIPBOARD", "grab"]
+
+CLIPBOARD = "clipboard"
+"""The word for it."""
+
+
+def grab() -> object:
+    """Return the copied picture, or the list of the copied files.
+
+    Raises:
+        ImageError: if no picture is copied, or the clipboard cannot be reached.
+    """
+    from PIL import ImageGrab
+
+    try:
+        copied = ImageGrab.grabclipboard()
+    except Exception as error:  # no display, no program that reads it, text that claims to be PNG
+        raise ImageError(
+            f"The clipboard of the kernel's computer cannot be read: {reason(error)}.",
+            "Upload the picture, or give its path or URL.",
+        ) from None
+    if copied is None:
+        raise ImageError("The clipboard holds no picture.", "Copy one first.")
+    return copied

@@ -1,0 +1,191 @@
+"""The Stop button, as a front end and a kernel talk about it; `test_fronts.py` really presses it.
+
+One kernel for all tests. What is sent is what JupyterLab 4 sends: the id of the cell with a cell,
+the id of a subshell with a click.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+from conftest import ROOT
+from jupyter_client.manager import start_new_kernel
+
+LONG = "%%glm4v -o answer --temperature 0 --max-tokens 8000\nWhat is this?"
+SHORT = "%%glm4v -o answer --temperature 0 --max-tokens 8\nWhat is this?"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+SECONDS = 120
+
+
+class FrontEnd:
+    """Sends cells and clicks; keeps what a kernel says about them."""
+
+    def __init__(self, client):
+        self.client = client
+        self.said = []
+        self.subshell = self.request("control", "create_subshell_request", {})["subshell_id"]
+
+    def send(self, channel, kind, content, metadata=None, **header):
+        message = self.client.session.msg(kind, content, metadata=metadata)
+        message["header"].update(header)
+        getattr(self.client, f"{channel}_channel").send(message)
+        return message["header"]["msg_id"]
+
+    def request(self, channel, kind, content, metadata=None):
+        return self.reply(channel, self.send(channel, kind, content, metadata))
+
+    def reply(self, channel, number):
+        while True:
+            message = getattr(self.client, f"{channel}_channel").get_msg(timeout=SECONDS)
+            if message["parent_header"].get("msg_id") == number:
+                return message["content"]
+
+    def start(self, code, cell="a1"):
+        self.said = []
+        metadata = {"cellId": cell} if cell else {}
+        return self.send("shell", "execute_request", {"code": code, "silent": False}, metadata)
+
+    def listen(self, until):
+        """Take messages until one of them is what is waited for; return it."""
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            message = self.client.get_iopub_msg(timeout=SECONDS)
+            self.said.append(message)
+            if until(message):
+                return message
+        raise TimeoutError
+
+    def finish(self, number):
+        """Wait for the end of a cell; return its reply."""
+        self.listen(
+            lambda said: (
+                said["content"].get("execution_state") == "idle"
+                and said["parent_header"].get("msg_id") == number
+            )
+        )
+        return self.reply("shell", number)
+
+    def run(self, code, cell="a1"):
+        return self.finish(self.start(code, cell))
+
+    def models(self, kind):
+        """The widgets' models that were opened or closed."""
+        return [said["content"]["comm_id"] for said in self.said if said["msg_type"] == kind]
+
+    def displays(self, kind):
+        """Data of this kind that was displayed, first forms and updates."""
+        shown = ("display_data", "update_display_data")
+        datas = [said["content"]["data"] for said in self.said if said["msg_type"] in shown]
+        return [data[kind] for data in datas if kind in data]
+
+    def value(self, expression):
+        content = {"code": "", "silent": True, "user_expressions": {"it": expression}}
+        return self.request("shell", "execute_request", content)["user_expressions"]["it"]["data"][
+            "text/plain"
+        ]
+
+
+@pytest.fixture(scope="module")
+def front_end(talkative, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kernel")
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "IPYTHONDIR": str(folder)}
+    manager, client = start_new_kernel(kernel_name="python3", cwd=str(folder), env=environment)
+    try:
+        front_end = FrontEnd(client)
+        load = f"%load_ext glm4v_magic\n%glm4v load {talkative}"
+        assert front_end.run(load)["status"] == "ok"
+        yield front_end
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def test_a_click_stops_the_answer_while_its_cell_runs(front_end):
+    number = front_end.start(LONG)
+    button = front_end.listen(
+        lambda said: (
+            said["msg_type"] == "comm_open"
+            and said["content"]["data"]["state"].get("description") == "Stop"
+        )
+    )
+    front_end.listen(lambda said: "text/markdown" in said["content"].get("data", {}))
+    click = {"method": "custom", "content": {"event": "click"}}
+    front_end.send(
+        "shell",
+        "comm_msg",
+        {"comm_id": button["content"]["comm_id"], "data": click},
+        subshell_id=front_end.subshell,
+    )
+    reply = front_end.finish(number)
+    assert (reply["status"], reply["ename"]) == ("error", "Stopped")
+    assert reply["traceback"] == ["Stopped: what was said until then is in _; %glm4v continue carries it on."]
+    assert front_end.value("answer.finish_reason") == "'interrupted'"
+    assert "stopped by you" in front_end.displays("text/markdown")[-1]
+    assert 0 < int(front_end.value("answer.usage.new_tokens")) < 8000
+    assert "Stopped." in front_end.displays("text/html")[-1]
+
+
+def test_after_that_the_session_answers(front_end):
+    assert front_end.run(SHORT)["status"] == "ok"
+    assert front_end.value("answer.usage.new_tokens") == "8"
+
+
+def test_the_button_and_all_behind_it_are_gone_at_the_end(front_end):
+    front_end.run(SHORT)
+    assert len(front_end.displays(WIDGET)) == 1
+    assert front_end.models("comm_open")
+    assert sorted(front_end.models("comm_close")) == sorted(front_end.models("comm_open"))
+    # What shows last stays: the replacement comes before the models go.
+    kinds = [said["msg_type"] for said in front_end.said]
+    replaced = max(n for n, kind in enumerate(kinds) if kind == "update_display_data")
+    assert replaced < kinds.index("comm_close")
+    assert WIDGET not in front_end.said[replaced]["content"]["data"]
+    widgets = "len(__import__('ipywidgets').widgets.widget._instances)"
+    assert front_end.value(widgets) == "0"
+
+
+def test_one_line_says_that_it_starts_and_that_it_is_done(front_end):
+    front_end.run(SHORT)
+    lines = front_end.displays("text/html")
+    assert len(lines) == 2
+    assert all('role="status" aria-live="polite"' in line for line in lines)
+    assert "is answering…" in lines[0]
+    assert "Answered." in lines[1]
+
+
+def test_an_error_says_that_there_is_no_answer(front_end):
+    lines = "%%glm4v -o answer --system '{long}'\nWhat?".replace("{long}", "word " * 20000)
+    assert front_end.run(lines)["status"] == "error"
+    assert "No answer." in front_end.displays("text/html")[-1]
+    assert sorted(front_end.models("comm_close")) == sorted(front_end.models("comm_open"))
+
+
+@pytest.mark.parametrize(
+    ("before", "cell", "status"),
+    [
+        ("%config Glm4v.stop_button = False", "a1", True),
+        ("import sys; sys.modules['ipywidgets'] = None", "a1", True),
+        ("", None, False),  # nbclient and papermill name no cell
+    ],
+    ids=["set to false", "without ipywidgets", "a notebook that nobody watches"],
+)
+def test_there_is_no_button(front_end, before, cell, status):
+    front_end.run(before)
+    try:
+        assert front_end.run(SHORT, cell)["status"] == "ok"
+        assert front_end.models("comm_open") == []
+        assert front_end.displays(WIDGET) == []
+        assert bool(front_end.displays("text/html")) == status
+        assert "8 tokens out" in front_end.displays("text/markdown")[-1]
+    finally:
+        front_end.run("%config Glm4v.stop_button = True\nimport sys; del sys.modules['ipywidgets']")
+
+
+def test_there_is_no_button_in_a_captured_cell(front_end):
+    front_end.run("%%capture captured\n%glm4v ask 'What?' --temperature 0 --max-tokens 8")
+    assert front_end.models("comm_open") == []
+    front_end.run("captured.show()")
+    assert "8 tokens out" in front_end.displays("text/markdown")[-1]
