@@ -77,7 +77,10 @@ def wait_for_growth(page, number):
 def check_stopped(cell):
     assert "stopped by you" in answer_of(cell).inner_text()
     assert len(answer_of(cell).inner_text()) > 100
-    assert "Stopped: what was said until then is in _; %glm4v continue carries it on." in cell.inner_text()
+    assert (
+        "Stopped: what was said until then is in _; %glm4v continue carries it on."
+        in cell.inner_text()
+    )
     assert stop_button(cell).count() == 0
     assert cell.locator(".jupyter-widgets").count() == 0
 

@@ -369,7 +369,10 @@ def test_an_interrupt_keeps_the_partial_answer_and_stops(
     assert part is shell.user_ns["_"]
     assert part is shell.user_ns["Out"][shell.execution_count - 1]
     assert "stopped by you" in screen
-    assert screen.strip().splitlines()[-1] == "Stopped: what was said until then is in _."
+    assert (
+        screen.strip().splitlines()[-1]
+        == "Stopped: what was said until then is in _; %glm4v continue carries it on."
+    )
     assert "Traceback" not in screen
     run("%%glm4v --temperature 0 --max-tokens 8 -o after\nWhat is this?")
     assert shell.user_ns["after"].text == shell.user_ns["whole"].text

@@ -242,7 +242,9 @@ def test_the_stop_button_keeps_the_partial_answer_and_stops_run_all(kernel_folde
     assert "stopped by you" in answer["data"]["text/markdown"]
     assert answer["data"]["text/plain"].startswith(stopped_after[0])
     assert error.ename == "Stopped"
-    assert error.traceback == ["Stopped: what was said until then is in _; %glm4v continue carries it on."]
+    assert error.traceback == [
+        "Stopped: what was said until then is in _; %glm4v continue carries it on."
+    ]
 
 
 def test_an_interrupt_while_an_output_is_sent_makes_no_second_one(shell, interrupt, monkeypatch):

@@ -121,7 +121,9 @@ def test_a_click_stops_the_answer_while_its_cell_runs(front_end):
     )
     reply = front_end.finish(number)
     assert (reply["status"], reply["ename"]) == ("error", "Stopped")
-    assert reply["traceback"] == ["Stopped: what was said until then is in _; %glm4v continue carries it on."]
+    assert reply["traceback"] == [
+        "Stopped: what was said until then is in _; %glm4v continue carries it on."
+    ]
     assert front_end.value("answer.finish_reason") == "'interrupted'"
     assert "stopped by you" in front_end.displays("text/markdown")[-1]
     assert 0 < int(front_end.value("answer.usage.new_tokens")) < 8000
