@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo lab test nightly bench lint eval-demo clean
+.PHONY: demo lab test nightly bench lint docs dist eval-demo clean
 
 demo: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py notebooks/01_quickstart.ipynb
@@ -31,6 +31,20 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Into build/site. Every warning, such as a dead link, is an error.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# Into dist; then the wheel answers a question in an environment of its own, away from the sources.
+dist: $(INSTALLED)
+	rm -rf dist build/wheel
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m build
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt dist/*.whl
+	build/wheel/bin/python -I tests/wheel.py notebooks/shapes.png
+	ls -l dist
 
 eval-demo: $(INSTALLED)
 	$(BIN)/python -m training.evaluate

@@ -1,0 +1,273 @@
+"""What `mkdocs build` generates from the code: commands, settings, the tree of errors.
+
+mkdocs calls `on_files` and `on_post_build`. The pages' text comes from the help that the notebook
+shows, so a new option is in the reference as soon as it is in the code.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from argparse import SUPPRESS, Action
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+
+from glm4v_magic import errors
+from glm4v_magic.commands import COMMANDS
+from glm4v_magic.magics import Glm4vMagics
+from glm4v_magic.settings import PREFIX, Glm4v
+
+ROOT = Path(__file__).parent.parent
+
+PICTURE = "shapes.png"
+QUESTION = "What colour is the circle?"
+
+LINES = {
+    "ask": f'{PICTURE} "{QUESTION}"',
+    "preview": f'{PICTURE} "{QUESTION}"',
+    "plan": "GLM-4V-9B --gpus 4x16GiB",
+    "check": "GLM-4V-9B --gpus 4x16GiB",
+    "load": "~/models/glm-4v-9b",
+    "doctor": "--gpus 4x16GiB",
+    "patch": "~/models/glm-4v-9b",
+    "config": "temperature",
+    "help": "plan",
+}
+"""What stands behind a command in an example; a command that is not here needs nothing."""
+
+VALUES = {
+    "--crop": "0.5,0,0.5,1",
+    "--dtype": "float16",
+    "--file": "question.txt",
+    "--images": "1",
+    "--map": "map.json",
+    "--max-memory": "14,14,14,10",
+    "--context": "8192",
+    "--max-tokens": "64",
+    "--objective": "fewest",
+    "--page": "1",
+    "--quantize": "4bit",
+    "--repetition-penalty": "1.1",
+    "--reserve": "1.5",
+    "--revision": "main",
+    "--system": '"Answer in one word."',
+    "--temperature": "0.7",
+    "--top-p": "0.9",
+}
+"""Values in examples. An option that is not here gets one of its kind; see `sample`."""
+
+OF_A_KIND = {
+    "FILE": "file.txt",
+    "FILE.json": "report.json",
+    "FOLDER": "~/models/glm-4v-9b",
+    "GIB": "10",
+    "NAME": "answer",
+    "SPEC": "4x16GiB",
+    "TEXT": '"some text"',
+    "URL": "http://localhost:8000/v1",
+}
+
+REMOTE = re.compile(
+    r"""<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//""", re.IGNORECASE
+)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages; called by mkdocs."""
+    for path, text in (
+        ("commands.md", commands_page()),
+        ("settings.md", settings_page()),
+        ("errors/index.md", errors_page()),
+        ("changelog.md", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")),
+    ):
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Refuse a site that would ask another host for anything; called by mkdocs."""
+    for page in sorted(Path(config.site_dir).rglob("*.html")):
+        found = REMOTE.search(page.read_text(encoding="utf-8"))
+        if found:
+            raise PluginError(f"{page} loads from elsewhere: {found[0]}...")
+
+
+def commands_page() -> str:
+    """Return the page of all commands and options."""
+    cell: Any = Glm4vMagics.glm4v
+    parts = [
+        "# Commands and options",
+        f"The examples run in a notebook in the folder `notebooks/`, where `{PICTURE}` is. "
+        "`%glm4v help` shows this page's content in a notebook, and Tab completes commands, "
+        "options, models and files.",
+        "| line | meaning |\n| --- | --- |\n| [`%%glm4v`](#cell) | a question in a cell |\n"
+        + "\n".join(
+            f"| [`%glm4v {name}`](#{name}) | {summary(command)} |"
+            for name, command in COMMANDS.items()
+        ),
+        "## `%%glm4v` { #cell }",
+        described(cell.parser.description),
+        *option_entries("", cell),
+    ]
+    for name, command in COMMANDS.items():
+        parts += [
+            f"## `%glm4v {name}` {{ #{name} }}",
+            described(parser_of(command).description),
+            *option_entries(name, command),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def parser_of(command: Callable[..., Any]) -> Any:
+    """Return what reads the line of a command."""
+    return inspect.getattr_static(command, "parser")
+
+
+def summary(command: Callable[..., Any]) -> str:
+    """Return the first sentence of a command's help."""
+    first = inspect.cleandoc(parser_of(command).description).partition("\n")[0]
+    return first.rstrip(".:").replace("|", "\\|")
+
+
+def described(text: str) -> str:
+    """Return a docstring as Markdown: what follows a ``::`` is code."""
+    parts: list[str] = []
+    code: list[str] = []
+    for block in inspect.cleandoc(text).split("\n\n"):
+        if code and block.startswith(" "):
+            code.append(block)
+            continue
+        parts += fenced(code)
+        code = []
+        for sign in ("<", "{"):
+            block = block.replace(sign, "\\" + sign)
+        if block.endswith("::"):
+            parts.append(block.removesuffix(":"))
+            code = [""]
+        else:
+            parts.append(block)
+    return "\n\n".join(parts + fenced(code))
+
+
+def fenced(blocks: list[str]) -> list[str]:
+    """Return indented blocks as one fenced one, if there are any."""
+    text = textwrap.dedent("\n\n".join(block for block in blocks if block))
+    return [f"```text\n{text}\n```"] if text else []
+
+
+def options(command: Callable[..., Any]) -> Iterator[Action]:
+    """Yield what a command's line may hold, except its help."""
+    for action in parser_of(command)._actions:
+        if action.help is not SUPPRESS and "--help" not in action.option_strings:
+            yield action
+
+
+def option_entries(name: str, command: Callable[..., Any]) -> Iterator[str]:
+    """Yield an entry for each word and option of a command, with an example."""
+    for action in options(command):
+        meaning = (action.help or "").replace("%%", "%")
+        for sign in ("<", "{", "*"):
+            meaning = meaning.replace(sign, "\\" + sign)
+        entry = f"{heading(action)}\n:   {meaning}"
+        if action.option_strings:
+            example = textwrap.indent(f"```text\n{option_example(name, action)}\n```", "    ")
+            entry += f"\n\n{example}"
+        yield entry
+
+
+def heading(action: Action) -> str:
+    """Return an option as one types it: ``-o NAME, --out NAME``."""
+    if not action.option_strings:
+        return f"`{action.metavar or action.dest.upper()}`"
+    value = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
+    if action.nargs == "?":
+        value = f" [{value.strip()}]"
+    return ", ".join(f"`{option}{value}`" for option in action.option_strings)
+
+
+def option_example(name: str, action: Action) -> str:
+    """Return a line, or a cell, that uses an option."""
+    option = action.option_strings[-1]
+    typed = option if action.nargs == 0 else f"{option} {sample(action)}"
+    if not name:
+        body = "" if option == "--file" else f"\n{QUESTION}"
+        return f"%%glm4v {PICTURE} {typed}{body}"
+    line = LINES.get(name, "")
+    if f"{option} " in line:  # it is in the example of the command itself
+        return f"%glm4v {name} {line}"
+    if option == "--file":  # is the question
+        line = PICTURE
+    return " ".join(part for part in ("%glm4v", name, line, typed) if part)
+
+
+def sample(action: Action) -> str:
+    """Return a value that an option takes."""
+    option = action.option_strings[-1]
+    if option in VALUES:
+        return VALUES[option]
+    if action.choices:
+        return str(next(iter(action.choices)))
+    if action.type in (int, float):
+        return {int: "2", float: "0.5"}[action.type]  # type: ignore[index]  # one of these
+    return OF_A_KIND.get(str(action.metavar), "value")
+
+
+def settings_page() -> str:
+    """Return the page of all settings."""
+    rows = "\n".join(
+        f"| `{each.name}` | {each.value} | `{PREFIX}{each.name.upper()}` | {each.meaning} |"
+        for each in Glm4v().table()
+    )
+    return (
+        "# Settings\n\n"
+        f"{described(parser_of(COMMANDS['config']).description)}\n\n"
+        f"| setting | default | environment | meaning |\n| --- | --- | --- | --- |\n{rows}\n\n"
+        'A `model = "./folder"` in `pyproject.toml` is the folder beside that file. An empty '
+        "environment variable counts as not set. `%glm4v config` shows where each value comes "
+        "from.\n"
+    )
+
+
+def errors_page() -> str:
+    """Return the page with the tree of errors, drawn in `errors.py`, and a link to each."""
+    tree = inspect.cleandoc(errors.__doc__ or "").split("\n\n")
+    lines = [
+        f"| [`{each.__name__}`]({each.__name__}.md) | {first_sentence(each)} |"
+        for each in error_classes()
+    ]
+    return (
+        "\n\n".join(
+            [
+                "# Errors",
+                "In a notebook an error is one line: what happened, where, and what to do next. "
+                "The model, the conversation and your variables stay as they are. `--debug` shows the "
+                "traceback. In Python every error is a `Glm4vError` with the attributes `what` and "
+                "`hint`.",
+                "\n".join(["| error | when |", "| --- | --- |", *lines]),
+                "## The tree",
+                *(
+                    f"```text\n{textwrap.dedent(block)}\n```"
+                    for block in tree
+                    if block.startswith("  ")
+                ),
+            ]
+        )
+        + "\n"
+    )
+
+
+def error_classes() -> list[type[BaseException]]:
+    """Return every public error."""
+    found = (getattr(errors, name) for name in errors.__all__)
+    return [each for each in found if isinstance(each, type)]
+
+
+def first_sentence(each: type[BaseException]) -> str:
+    """Return what a class says of itself in its first line."""
+    return inspect.cleandoc(each.__doc__ or "").partition("\n")[0].replace("``", "`")
