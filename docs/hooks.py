@@ -246,9 +246,9 @@ def errors_page() -> str:
             [
                 "# Errors",
                 "In a notebook an error is one line: what happened, where, and what to do next. "
-                "The model, the conversation and your variables stay as they are. `--debug` shows the "
-                "traceback. In Python every error is a `Glm4vError` with the attributes `what` and "
-                "`hint`.",
+                "The model, the conversation and your variables stay as they are. `--debug` shows "
+                "the traceback. In Python every error is a `Glm4vError` with the attributes `what` "
+                "and `hint`.",
                 "\n".join(["| error | when |", "| --- | --- |", *lines]),
                 "## The tree",
                 *(

@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TWINS = [path for path in PATHS if path.stem.endswith(".zh")]
+CHINESE = re.compile("[\u4e00-\u9fff]")
 BUG = ROOT / "notebooks" / "02_the_bug_and_its_cure.ipynb"
 INSIDE = ROOT / "notebooks" / "04_look_inside.ipynb"
 SERVER = ROOT / "notebooks" / "05_bigger_than_one_machine.ipynb"
@@ -20,6 +22,13 @@ SCRIPT = runpy.run_path(str(ROOT / "notebooks" / "execute.py"))
 RAISES = "raises-exception"  # nbclient's tag for a cell that is meant to fail
 OF_A_MACHINE = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|Users|private|mnt|work)/|\b[A-Z]:\\")
 MIXED = "Expected all tensors to be on the same device, but found at least two devices, cuda:"
+
+# The code of a twin is that of its original, so the long one is run by make nightly only.
+LONG_TWIN = ROOT / "notebooks" / "02_the_bug_and_its_cure.zh.ipynb"
+RUN = [
+    pytest.param(path, marks=pytest.mark.nightly if path == LONG_TWIN else (), id=path.stem)
+    for path in PATHS
+]
 
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
@@ -66,18 +75,76 @@ def printed(notebook):
     )
 
 
+def _is_failure(output):
+    """IPython writes a `UsageError` as a line on stderr; all other errors are outputs."""
+    if output.output_type == "stream":
+        return output.name == "stderr" and output.text.startswith("UsageError: ")
+    return output.output_type == "error"
+
+
 def test_there_are_notebooks():
     assert BUG in PATHS
+    assert len(TWINS) >= 2
 
 
 @each_notebook
+def test_it_says_what_one_learns_and_ends_with_solved_exercises(path):
+    cells = committed(path).cells
+    first, last = cells[0].source, cells[-1]
+    assert re.search(r"\*\*(You will learn|你将学到)\*\*", first)
+    (at,) = (
+        i for i, cell in enumerate(cells) if re.search(r"^## (Exercises|练习)$", cell.source, re.M)
+    )
+    exercises = re.findall(r"^\d\. ", cells[at].source, re.MULTILINE)
+    solutions = [
+        cell.source
+        for cell in cells[at + 1 :]
+        if re.match(r"\*\*(Solution|答案) \d\*\*", cell.source)
+    ]
+    assert len(exercises) == len(solutions) >= 3
+    assert last.cell_type == "code"
+
+
+@pytest.mark.parametrize("path", TWINS, ids=lambda path: path.stem)
+def test_a_chinese_twin_is_parallel(path):
+    """The same cells in the same order; code differs only in lines that hold Chinese."""
+    original = committed(path.with_suffix("").with_suffix(".ipynb"))
+    pairs = list(zip(original.cells, committed(path).cells, strict=True))
+    for ours, twin in pairs:
+        assert ours.cell_type == twin.cell_type
+        assert ours.metadata == twin.metadata
+        if ours.cell_type == "markdown":
+            assert CHINESE.search(twin.source), twin.source
+            continue
+        for line, translated in zip(
+            ours.source.splitlines(), twin.source.splitlines(), strict=True
+        ):
+            assert line == translated or CHINESE.search(translated), translated
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if "quickstart" in path.name])
+def test_the_quickstart_shows_right_answers(path):
+    """What is asked of the committed pictures is answered as anyone would."""
+    said = dict(SCRIPT["questions_and_answers"](committed(path)))
+    for question, right in (
+        ("%%glm4v shapes.png\nWhat colour is the circle?", "The circle is red."),
+        ("%%glm4v night.png\nWhat colour is the star?", "The star is yellow."),
+        ("%%glm4v shapes.png\n圆形是什么颜色？", "圆形是红色的。"),
+        ("%%glm4v shapes.png\n图中有几个图形？", "有3个图形。"),
+        ("%%glm4v night.png\n星形是什么颜色？", "星形是黄色的。"),
+    ):
+        if ("zh" in path.name) == bool(CHINESE.search(question)):
+            assert right in said[question]
+
+
+@pytest.mark.parametrize("path", RUN)
 def test_it_runs_and_fails_only_where_it_means_to(path):
     for cell in code_cells(executed(path)):
-        fails = any(output.output_type == "error" for output in cell.outputs)
+        fails = any(_is_failure(output) for output in cell.outputs)
         assert fails == (RAISES in cell.metadata.get("tags", [])), cell.source
 
 
-@each_notebook
+@pytest.mark.parametrize("path", RUN)
 def test_it_is_committed_with_its_outputs(path):
     cells = zip(code_cells(committed(path)), code_cells(executed(path)), strict=True)
     for before, now in cells:
@@ -116,9 +183,10 @@ def test_code_fits_a_page(path):
             assert len(line) <= 100, line
 
 
-def test_the_bug_is_shown_and_cured():
+@pytest.mark.parametrize("path", [param for param in RUN if "the_bug" in str(param.id)])
+def test_the_bug_is_shown_and_cured(path):
     """Whatever the demo model answers: splits fail as they did, and cured ones agree."""
-    for notebook in (committed(BUG), executed(BUG)):
+    for notebook in (committed(path), executed(path)):
         said = printed(notebook)
         assert "same logits on one device: True" in said
         assert "10 of 10 maps give the same logits" in said
@@ -178,3 +246,12 @@ def test_machine_paths_are_recognised():
         assert OF_A_MACHINE.search(text)
     for text in ("https://host/home/x", "../tmp/x", "model/work/x", "1/2"):
         assert not OF_A_MACHINE.search(text)
+
+
+def test_a_plan_fits_where_automatic_placement_does_not():
+    notebook = committed(ROOT / "notebooks" / "03_plan_your_machine.ipynb")
+    said = dict(SCRIPT["questions_and_answers"](notebook))
+    line = "%glm4v check GLM-4V-9B --gpus 3x11GiB --context 8192"
+    assert "It would run;" in said[line]
+    assert "It would not run:" in said[f"{line} --map auto"]
+    assert "UsageError: GLM-4V-9B would not run on this placement" in said[f"{line} --map auto"]

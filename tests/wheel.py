@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 import tempfile
 from importlib.metadata import files, version
@@ -18,6 +18,7 @@ SOURCES = Path(__file__).resolve().parent.parent
 
 def main(picture: Path) -> None:
     from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
 
     import glm4v_magic
 
@@ -28,9 +29,8 @@ def main(picture: Path) -> None:
     assert "glm4v_magic/py.typed" in {str(file) for file in files("glm4v_magic") or ()}
     assert not [file for file in files("glm4v_magic") or () if file.parts[0] in {"tests", "docs"}]
 
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        shell = InteractiveShell.instance()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
         shell.run_line_magic("load_ext", "glm4v_magic")
         cell = f'%%glm4v "{picture}" -o answer --temperature 0\nWhat colour is the circle?'
         shell.run_cell(cell).raise_error()
