@@ -149,7 +149,8 @@ def measure(path: Path) -> Measured:
         client.load_connection_file()
         client.start_channels()
         try:
-            client.wait_for_ready(timeout=120)
+            # wait_for_ready takes a kernel that starts slowly for dead, because no heart beats yet
+            client.kernel_info(reply=True, timeout=120)
             start = time.monotonic()
             for cell in cells:
                 _run(client, cell)
