@@ -7,18 +7,20 @@ shows, so a new option is in the reference as soon as it is in the code.
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import textwrap
 from argparse import SUPPRESS, Action
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-from glm4v_magic import errors
+from glm4v_magic import errors, serve
 from glm4v_magic.commands import COMMANDS
 from glm4v_magic.magics import Glm4vMagics
 from glm4v_magic.settings import PREFIX, Glm4v
@@ -41,6 +43,14 @@ LINES = {
 }
 """What stands behind a command in an example; a command that is not here needs nothing."""
 
+SERVER = "http://localhost:8000/v1"
+OTHER_LINES = {
+    ("load", "--revision"): "zai-org/glm-4v-9b",
+    ("load", "--served-model"): SERVER,
+    ("load", "--timeout"): SERVER,
+}
+"""Where an option needs something else behind the command than the others do."""
+
 VALUES = {
     "--crop": "0.5,0,0.5,1",
     "--dtype": "float16",
@@ -56,8 +66,10 @@ VALUES = {
     "--repetition-penalty": "1.1",
     "--reserve": "1.5",
     "--revision": "main",
+    "--served-model": "glm-4.1v",
     "--system": '"Answer in one word."',
     "--temperature": "0.7",
+    "--timeout": "120",
     "--top-p": "0.9",
 }
 """Values in examples. An option that is not here gets one of its kind; see `sample`."""
@@ -70,7 +82,7 @@ OF_A_KIND = {
     "NAME": "answer",
     "SPEC": "4x16GiB",
     "TEXT": '"some text"',
-    "URL": "http://localhost:8000/v1",
+    "URL": SERVER,
 }
 
 REMOTE = re.compile(
@@ -121,7 +133,15 @@ def commands_page() -> str:
             described(parser_of(command).description),
             *option_entries(name, command),
         ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, server_section()]) + "\n"
+
+
+def server_section() -> str:
+    """Return the help of our own server, a program of its own."""
+    columns = {**os.environ, "COLUMNS": "92"}
+    with mock.patch.dict(os.environ, columns):  # argparse wraps to the terminal's width
+        text = serve._parser().format_help()
+    return f"## `python -m glm4v_magic.serve` {{ #serve }}\n\n```text\n{text}```"
 
 
 def parser_of(command: Callable[..., Any]) -> Any:
@@ -198,7 +218,7 @@ def option_example(name: str, action: Action) -> str:
     if not name:
         body = "" if option == "--file" else f"\n{QUESTION}"
         return f"%%glm4v {PICTURE} {typed}{body}"
-    line = LINES.get(name, "")
+    line = OTHER_LINES.get((name, option), LINES.get(name, ""))
     if f"{option} " in line:  # it is in the example of the command itself
         return f"%glm4v {name} {line}"
     if option == "--file":  # is the question
