@@ -32,9 +32,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Into build/site. Every warning, such as a dead link, is an error.
+# Into build/site. Every warning, such as a dead link, is an error; not so with --quiet.
 docs: $(INSTALLED)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # Into dist; then the wheel answers a question in an environment of its own, away from the sources.
 dist: $(INSTALLED)
