@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from glm4v_magic.conversation import Answer, Generation
+    from glm4v_magic.placement.stages import Plan
 
 __all__ = [
     "BusyError",
@@ -107,7 +108,17 @@ class DeviceMapError(PlacementError):
 
 
 class DoesNotFitError(PlacementError):
-    """No split of the model fits on the given GPUs."""
+    """No split of the model fits on the given GPUs.
+
+    Args:
+        what: as in `Glm4vError`.
+        hint: likewise.
+        plan: the best split, over-full; ``None`` if no card has any room.
+    """
+
+    def __init__(self, what: str, hint: str = "", plan: Plan | None = None) -> None:
+        super().__init__(what, hint)
+        self.plan = plan
 
 
 class OutOfMemoryError(Glm4vError):

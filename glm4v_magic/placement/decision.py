@@ -64,6 +64,7 @@ class PlacementOptions:
         max_memory: the most GiB to use of a card: one number, or one for each card.
         reserve: GiB of each card to leave alone; 3 % of its size by default.
         split_vision, offload: as in `plan.plan`.
+        pin: unit and GPU index, pairs of them; as in `plan.plan`.
 
     Raises:
         OptionError: on a value that makes no sense.
@@ -81,6 +82,7 @@ class PlacementOptions:
     reserve: float | None = None
     split_vision: bool = False
     offload: bool = False
+    pin: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         Workload(self.context, self.images, self.batch, self.dtype, self.quantize)
@@ -115,6 +117,7 @@ _OF_A_PLAN = (
     "reserve",
     "split_vision",
     "offload",
+    "pin",
 )
 
 
@@ -172,6 +175,7 @@ def make_plan(
         workload,
         objective=options.objective,
         reserve=None if options.reserve is None else int(options.reserve * _GIB),
+        pin=dict(options.pin),
         split_vision=options.split_vision,
         offload=options.offload,
     )

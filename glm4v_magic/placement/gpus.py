@@ -19,7 +19,9 @@ from glm4v_magic.errors import PlacementError
 from glm4v_magic.gpu_spec import GPU
 from glm4v_magic.placement.visible import Device, visible
 
-__all__ = ["FoundGPU", "find_gpus"]
+__all__ = ["FoundGPU", "find_gpus", "gpu_reader"]
+
+_CORE = 0  # NVML_TEMPERATURE_GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class FoundGPU:
         other_bytes: used by other processes and the driver.
         power_watts, power_limit_watts: draw, and the limit in force.
         utilization: part of the time in which a kernel ran lately, 0 to 1.
+        celsius: temperature.
         ecc: whether error correction is on.
         mig: whether this is an instance of a card that is cut up.
         index_certain: ``False`` if cards differ and CUDA may number them by speed: NVML numbers
@@ -54,6 +57,7 @@ class FoundGPU:
     ecc: bool | None = None
     mig: bool = False
     index_certain: bool = True
+    celsius: int | None = None
 
     @property
     def gpu(self) -> GPU:
@@ -78,10 +82,23 @@ def find_gpus(environment: Mapping[str, str] | None = None) -> tuple[FoundGPU, .
         environment: where to look up ``CUDA_VISIBLE_DEVICES`` and ``CUDA_DEVICE_ORDER``; the
             process's own by default.
     """
+    with gpu_reader(environment) as read:
+        return read()
+
+
+@contextmanager
+def gpu_reader(
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Callable[[], tuple[FoundGPU, ...]]]:
+    """Yield a function that does what `find_gpus` does, over and over, with the library open."""
     environment = os.environ if environment is None else environment
     with _nvml() as nvml:
-        found = () if nvml is None else tuple(_seen_by_nvml(nvml, environment))
-    return found or tuple(_seen_by_torch())
+
+        def read() -> tuple[FoundGPU, ...]:
+            found = () if nvml is None else tuple(_seen_by_nvml(nvml, environment))
+            return found or tuple(_seen_by_torch())
+
+        yield read
 
 
 @contextmanager
@@ -170,6 +187,7 @@ def _read(nvml: Any, handle: Any, index: int, device: Device, name: str, certain
         None if ecc is None else bool(ecc[0]),
         bool(device.instance),
         certain,
+        _ask(nvml, "nvmlDeviceGetTemperature", handle, _CORE),
     )
 
 
@@ -195,7 +213,10 @@ def _own_bytes(nvml: Any, handle: Any, index: int) -> int | None:
 def _torch_cuda() -> Any:
     """``torch.cuda`` if it is imported and has a GPU, else ``None``."""
     torch = sys.modules.get("torch")
-    return torch.cuda if torch is not None and torch.cuda.is_available() else None
+    # Another thread may be in the middle of importing it.
+    if torch is None or getattr(torch.__spec__, "_initializing", False):
+        return None
+    return torch.cuda if torch.cuda.is_available() else None
 
 
 def _with_torch(read: Callable[[Any], Any]) -> Any:

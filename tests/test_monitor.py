@@ -1,0 +1,194 @@
+"""The thread that watches memory: when it runs, what it tells, and that it ends."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+from conftest import TINY
+from test_gpus import GIB, Card, Driver
+
+from glm4v_magic import monitor as monitor_module
+from glm4v_magic.conversation import Answer, Usage
+from glm4v_magic.engines import EngineInfo
+from glm4v_magic.monitor import Monitor, weights_by_device
+from glm4v_magic.session import ModelChoice, Session, Status
+
+SECONDS = 20
+
+
+class Seen:
+    """A view that keeps what it is told."""
+
+    def __init__(self):
+        self.pictures, self.threads = [], set()
+
+    def refresh(self, picture, status):
+        self.pictures.append(picture)
+        self.threads.add(threading.current_thread().name)
+
+
+def until(condition):
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, "did not happen"
+        time.sleep(0.01)
+
+
+def ours():
+    return [thread for thread in threading.enumerate() if thread.name == "glm4v-monitor"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(monitor_module, "IDLE_SECONDS", 0.02)
+    monkeypatch.setattr(monitor_module, "BUSY_SECONDS", 0.01)
+    yield
+    assert ours() == []
+
+
+@pytest.fixture(scope="module")
+def session():
+    session = Session().load(TINY)
+    yield session
+    session.unload()
+
+
+def test_one_thread_for_all_views_which_ends_with_the_last(session):
+    monitor, views = Monitor(session.status), [Seen() for _ in range(5)]
+    for view in views:
+        monitor.watch(view)
+    until(lambda: all(view.pictures for view in views))
+    assert len(ours()) == 1
+    for view in (views[2], views[0], views[4], views[1]):  # in any order, and twice
+        monitor.forget(view)
+        monitor.forget(view)
+        assert len(ours()) == 1
+    monitor.forget(views[3])
+    assert ours() == []
+    monitor.watch(views[0])
+    until(lambda: len(views[0].pictures) > 1)
+    monitor.stop()
+    assert ours() == []
+    assert views[0].threads == {"glm4v-monitor"}
+
+
+def test_a_view_that_is_collected_ends_it_too(session):
+    monitor, view = Monitor(session.status), Seen()
+    monitor.watch(view)
+    del view
+    gc.collect()
+    until(lambda: not ours())
+    assert not monitor.is_running
+
+
+def test_a_view_that_fails_disturbs_no_other(session):
+    class Broken:
+        def refresh(self, picture, status):
+            raise RuntimeError("the page is gone")
+
+    monitor, broken, seen = Monitor(session.status), Broken(), Seen()
+    monitor.watch(broken)
+    monitor.watch(seen)
+    until(lambda: len(seen.pictures) > 2)
+    monitor.forget(seen)
+
+
+def test_an_answer_leaves_its_peak(session):
+    monitor, view = Monitor(session.status), Seen()
+    monitor.watch(view)
+    until(lambda: view.pictures)
+    assert view.pictures[-1].rows[0].peaks == ()
+    session.ask("What?", max_tokens=4)
+    monitor.catch_up()
+    (peak,) = view.pictures[-1].rows[0].peaks
+    assert 0 < peak.size_bytes <= view.pictures[-1].rows[0].now.own_bytes * 1.5
+    assert view.pictures[-1].model == str(TINY)
+    monitor.stop()
+    monitor.catch_up()  # without a thread, likewise
+
+
+def test_what_torch_tells_of_an_answer_is_its_peak(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    Driver([Card(processes=[(os.getpid(), 4 * GIB)])]).install(monkeypatch)
+    usage = Usage(1, 0, 1, 0.1, 0.1, {"cuda:0": 9 * GIB})
+    answer = Answer("a", "q", "m", usage, "stop", None, "", ())
+    states = [Status(ModelChoice(), None, False, last) for last in (None, answer, answer)]
+    monitor = Monitor(lambda: states.pop(0))
+    assert monitor.picture().rows[0].peaks == ()
+    (row,) = monitor.picture().rows
+    assert [peak.size_bytes for peak in row.peaks] == [9 * GIB]
+    assert monitor.picture().rows[0].peaks == row.peaks
+
+
+def test_it_looks_more_often_during_a_call(monkeypatch):
+    monkeypatch.setattr(monitor_module, "IDLE_SECONDS", 1000.0)
+    busy = threading.Event()
+    busy.set()
+    monitor = Monitor(lambda: Status(ModelChoice(), None, busy.is_set(), None))
+    view = Seen()
+    monitor.watch(view)
+    until(lambda: len(view.pictures) > 3)
+    assert view.pictures[-1].busy
+    busy.clear()
+    until(lambda: not view.pictures[-1].busy)
+    told = len(view.pictures)
+    time.sleep(0.2)
+    assert len(view.pictures) == told  # it would have looked 20 times
+    monitor.stop()
+
+
+def test_the_history_keeps_the_most_of_each_span():
+    history = monitor_module._History()
+    span = monitor_module._BUCKET_SECONDS
+    for now, size in ((0.1, 5), (0.2, 9), (0.3, 2), (span + 0.1, 3), (2 * span + 0.1, None)):
+        history.add(now, size)
+    assert history.buckets(2 * span + 0.1)[-3:] == (9, 3, None)
+    history.answered(span + 0.2, 0)
+    (peak,) = history.peaks(2 * span)
+    assert (peak.bucket, peak.size_bytes) == (monitor_module.BUCKETS - 2, 9)
+    assert set(history.buckets(1000 * span)) == {None}
+    assert history.peaks(1000 * span) == ()
+
+
+def info(**changes):
+    facts = ("m", "", 1, None, None, 9, 1000, "bfloat16", ("cpu",))
+    return replace(EngineInfo(*facts), **changes)
+
+
+def test_weights_are_told_by_plan_or_on_the_cpu(session):
+    from glm4v_magic.checkpoints.architecture import architecture
+    from glm4v_magic.placement.decision import PlacementOptions, make_plan
+
+    plan = make_plan(architecture("GLM-4V-9B"), PlacementOptions(gpus="4x16GiB"))
+    told = weights_by_device(info(devices=("cuda:0",), plan=plan))
+    assert told == {stage.device: stage.weight_bytes for stage in plan.stages}
+    assert weights_by_device(info()) == {"cpu": 2000}
+    assert weights_by_device(info(quantize="4bit")) == {}
+    assert weights_by_device(info(devices=("cuda:0",))) == {}
+    assert weights_by_device(None) == {}
+    held = sum(weight.nbytes for weight in session._engine.model.parameters())
+    assert weights_by_device(session.status().info) == {"cpu": held}
+
+
+def test_a_program_that_ends_while_it_runs_ends_quietly():
+    code = (
+        "import time\n"
+        "from glm4v_magic.monitor import Monitor\n"
+        "from glm4v_magic.session import Session\n"
+        "class View:\n"
+        "    def refresh(self, picture, status): self.seen = True\n"
+        "view, monitor = View(), Monitor(Session().status)\n"
+        "monitor.watch(view)\n"
+        "while not hasattr(view, 'seen'): time.sleep(0.01)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")

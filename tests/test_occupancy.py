@@ -1,0 +1,140 @@
+"""What a plan puts on each card, taken apart for the picture of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.errors import DoesNotFitError
+from glm4v_magic.gpu_spec import GPU, parse_gpus
+from glm4v_magic.placement.decision import PlacementOptions, make_plan
+from glm4v_magic.placement.dry_run import dry_run
+from glm4v_magic.placement.occupancy import occupancy
+
+GIB = 2**30
+NINE_B = architecture("GLM-4V-9B")
+DEMO = architecture("demo")
+
+
+def taken_apart(gpus="4x16GiB", cached=0, model=NINE_B, **options):
+    plan = make_plan(model, PlacementOptions(gpus=gpus, **options))
+    return plan, occupancy(plan, model.shape(), parse_gpus(gpus), cached_positions=cached)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gpus": "24+16+12GiB", "split_vision": True},
+        {"gpus": "3x16GiB", "quantize": "4bit"},
+        {"gpus": "2x9GiB", "offload": True, "context": 1024},
+        {"gpus": "8x80GiB", "objective": "fewest"},
+        {"gpus": "cpu"},
+    ],
+)
+def test_the_parts_of_a_card_are_what_the_plan_says(options):
+    plan, picture = taken_apart(**options)
+    for stage, card in zip(plan.stages, picture.cards, strict=True):
+        weights = [part for part in card.parts if part.modules]
+        assert sum(part.size_bytes for part in weights) == stage.weight_bytes
+        assert tuple(name for part in weights for name in part.modules) == stage.modules
+        assert card.planned_bytes == stage.total_bytes
+        if stage.capacity_bytes is not None:
+            assert sum(part.size_bytes for part in card.parts) == card.total_bytes
+            assert card.fullness == stage.fullness
+    away = sum(part.host_bytes for card in picture.cards for part in card.parts)
+    assert bool(away) == bool(options.get("offload"))
+    assert picture.notes == plan.notes
+
+
+def test_layers_that_follow_each_other_are_one_part():
+    _, picture = taken_apart()
+    names = [[part.name for part in card.parts if part.modules] for card in picture.cards]
+    assert names == [["vision"], ["embedding", "layers 0-11"], ["layers 12-26"],
+                     ["layers 27-39", "head"]]  # fmt: skip
+
+
+def test_the_dtype_of_weights_says_what_is_quantised():
+    _, picture = taken_apart(quantize="4bit")
+    dtypes = {part.kind: part.dtype for card in picture.cards for part in card.parts if part.dtype}
+    assert dtypes["vision"] == dtypes["head"] == "bfloat16"
+    assert dtypes["layers"] == "bfloat16, linear layers in 4bit"
+
+
+def test_the_cache_in_use_is_a_part_of_the_whole():
+    entries = 8192 + 1602 - 3
+    plan, empty = taken_apart()
+    _, half = taken_apart(cached=entries // 2)
+    _, full = taken_apart(cached=10 * entries)
+
+    def cache(picture, kind):
+        parts = [part for card in picture.cards for part in card.parts if part.kind == kind]
+        return sum(part.size_bytes for part in parts)
+
+    whole = sum(stage.kv_bytes for stage in plan.stages)
+    assert (cache(empty, "cache"), cache(empty, "room")) == (0, whole)
+    assert cache(half, "cache") == pytest.approx(whole / 2, rel=0.001)
+    assert cache(half, "cache") + cache(half, "room") == whole
+    assert (cache(full, "cache"), cache(full, "room")) == (whole, 0)
+
+
+def test_what_other_programs_hold_and_what_is_kept_free():
+    gpus = [GPU(0, "A", 40 * GIB, 30 * GIB), GPU(1, "B", 40 * GIB)]
+    plan = make_plan(NINE_B, PlacementOptions(reserve=2.0), gpus)
+    first, second = sorted(occupancy(plan, NINE_B.shape(), gpus).cards, key=lambda c: c.device)
+    sizes = {part.kind: part.size_bytes for part in first.parts}
+    assert sizes["others"] == 10 * GIB
+    assert sizes["reserve"] == 2 * GIB
+    assert "others" not in {part.kind for part in second.parts}
+
+
+def test_hops_and_the_way_back_of_logits():
+    _, picture = taken_apart(split_vision=True, gpus="24+16+12GiB")
+    crossings = [(hop.source, hop.target, hop.what) for hop in picture.hops]
+    assert crossings == [
+        ("cuda:2", "cuda:0", "patches"),
+        ("cuda:0", "cuda:1", "hidden state"),
+        ("cuda:1", "cuda:2", "logits"),
+    ]
+    assert [hop.token_bytes for hop in picture.hops] == [0, 2 * 4096, 2 * 151_552]
+    assert picture.hops[0].picture_bytes is None
+    _, picture = taken_apart()
+    assert (picture.hops[0].what, picture.hops[0].picture_bytes) == (
+        "visual tokens",
+        1602 * 4096 * 2,
+    )
+    _, alone = taken_apart(gpus="1x80GiB")
+    assert alone.hops == ()
+
+
+def test_a_dry_run_sees_these_bytes_cross():
+    """With what else crosses once per step: rotary tables and ids, which are small."""
+    gpus = parse_gpus("3x600MiB")
+    plan = make_plan(DEMO, PlacementOptions(context=256), gpus)
+    hops = occupancy(plan, DEMO.shape(), gpus).hops
+    report = dry_run(DEMO, gpus, plan, context=256, decode_steps=2)
+    seen = {(hop.source, hop.target): hop.decode_bytes for hop in report.copies}
+    per_token = [hop for hop in hops if hop.token_bytes]
+    assert per_token
+    for hop in per_token:
+        measured = seen[hop.source, hop.target]
+        assert hop.token_bytes <= measured <= hop.token_bytes + 200
+
+
+def test_a_plan_that_does_not_fit_has_a_picture_too():
+    with pytest.raises(DoesNotFitError) as caught:
+        make_plan(NINE_B, PlacementOptions(gpus="2x9GiB"))
+    plan = caught.value.plan
+    picture = occupancy(plan, NINE_B.shape(), parse_gpus("2x9GiB"), problem=str(caught.value))
+    assert picture.fullest.fullness > 1.5
+    assert {part.kind for part in picture.fullest.parts} & {"free"} == set()
+    with pytest.raises(DoesNotFitError) as caught:
+        make_plan(NINE_B, PlacementOptions(gpus="1x1GiB", reserve=2))
+    assert caught.value.plan is None
+
+
+def test_pictures_of_the_same_are_equal():
+    assert taken_apart()[1] == taken_apart()[1]
+    assert taken_apart()[1] != replace(taken_apart()[1], loaded=True)
