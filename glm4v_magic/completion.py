@@ -156,7 +156,7 @@ def _files(current: str, wanted: Callable[[Path], bool]) -> Iterator[str]:
 
 
 _OFFERED: Mapping[str, Offer] = {
-    **dict.fromkeys(("check", "doctor", "load", "plan"), _models),
+    **dict.fromkeys(("check", "devices", "doctor", "load", "plan"), _models),
     **dict.fromkeys(("ask", "preview"), _pictures),
     **dict.fromkeys(("continue", "history", "reset", "retry"), _chats),
     "export": _chats_and_files,

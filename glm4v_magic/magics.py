@@ -118,6 +118,8 @@ class Glm4vMagics(Magics):
             %glm4v export [NAME] FILE        write a chat: .json to be read back, .md to be read
             %glm4v import FILE [NAME]        read a chat from its .json
             %glm4v plan MODEL --gpus 4x16GiB which card would run what; loads nothing
+            %glm4v devices [MODEL]           which module is on which card, and a tool to plan it
+            %glm4v memory                    what is in the memory of each card, live
             %glm4v check MODEL --gpus SPEC   run it dry: mixed devices, peaks, copies
             %glm4v load FOLDER               load another model: a folder, a hub id, demo, a server
             %glm4v unload                    give its memory back
@@ -185,7 +187,7 @@ class Glm4vMagics(Magics):
         for name in _NAMES:
             self.shell.strdispatchers["complete_command"].strs.pop(name, None)
         if self._context is not None:
-            self._context.session.unload()
+            self._context.close()
 
     def _complete(self, _: object, event: Any) -> list[str]:
         from glm4v_magic.commands import COMMANDS

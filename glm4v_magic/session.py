@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -201,6 +201,7 @@ class Session:
         reserve: float | None = None,
         split_vision: bool = False,
         offload: bool = False,
+        pin: Mapping[str, int] | None = None,
         device_map: GivenMap | None = None,
         served_model: str | None = None,
         timeout: float | None = None,
@@ -234,6 +235,8 @@ class Session:
             reserve: GiB of each card to leave alone; 3 % of its size by default.
             split_vision: let the vision tower be cut wherever that balances better.
             offload: if no split fits, keep some layers in host memory.
+            pin: unit -> GPU index, for units that have to be on a certain card: ``vision``,
+                ``embedding``, ``layer`` (all of them), ``layer.7``, ``head``.
             device_map: a map or a `Plan` to follow instead of making a plan, or a JSON file of
                 either.
             served_model: which model of a server; needed if it has several.
@@ -260,6 +263,7 @@ class Session:
             reserve,
             split_vision,
             offload,
+            tuple((pin or {}).items()),
         )
         name = None if model is None else os.fspath(model)
         choice = ModelChoice(name, revision, options, device_map, served_model, timeout)

@@ -18,7 +18,9 @@ from glm4v_magic.commands.chat import chats, continue_, export, history, import_
 from glm4v_magic.commands.check import check
 from glm4v_magic.commands.config import config
 from glm4v_magic.commands.context import Command, Context
+from glm4v_magic.commands.devices import devices
 from glm4v_magic.commands.doctor import doctor
+from glm4v_magic.commands.memory import memory
 from glm4v_magic.commands.model import load, status, unload
 from glm4v_magic.commands.patch import patch
 from glm4v_magic.commands.plan import plan
@@ -90,6 +92,8 @@ COMMANDS: dict[str, Command] = {
     "export": export,
     "import": import_,
     "plan": plan,
+    "devices": devices,
+    "memory": memory,
     "check": check,
     "load": load,
     "unload": unload,

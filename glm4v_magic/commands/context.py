@@ -6,6 +6,7 @@ import keyword
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from glm4v_magic.errors import OptionError
@@ -15,9 +16,23 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from glm4v_magic.conversation import Answer
+    from glm4v_magic.monitor import Monitor
     from glm4v_magic.settings import Glm4v
 
-__all__ = ["Command", "Context"]
+__all__ = ["Command", "Context", "LivePicture"]
+
+
+class LivePicture(Protocol):
+    """A widget with a static picture beside it."""
+
+    def show(self) -> None:
+        """Show both in the running cell."""
+
+    def cell_ended(self) -> None:
+        """Bring the static picture up to date."""
+
+    def close(self) -> None:
+        """Leave the static picture alone."""
 
 
 @dataclass
@@ -29,12 +44,48 @@ class Context:
         page: the help of the magic itself.
         settings: defaults of options.
         session: the model in use.
+        pictures: that are open as widgets.
     """
 
     shell: InteractiveShell
     page: str
     settings: Glm4v
     session: Session = field(default_factory=Session)
+    pictures: list[LivePicture] = field(default_factory=list)
+
+    @cached_property
+    def monitor(self) -> Monitor:
+        """What tells open pictures how full memory is."""
+        from glm4v_magic.monitor import Monitor
+
+        return Monitor(self.session.status)
+
+    @property
+    def has_widgets(self) -> bool:
+        """Whether the shell belongs to a kernel, whose front end may show widgets."""
+        return getattr(self.shell, "kernel", None) is not None
+
+    def open(self, picture: LivePicture) -> None:
+        """Show a widget, and see to its static picture at the end of every cell."""
+        if not self.pictures:
+            self.shell.events.register("post_run_cell", self._cell_ended)
+        self.pictures.append(picture)
+        picture.show()
+
+    def close(self) -> None:
+        """Close all pictures, end the monitor, release the model."""
+        if self.pictures:
+            self.shell.events.unregister("post_run_cell", self._cell_ended)
+        for picture in self.pictures:
+            picture.close()
+        self.pictures.clear()
+        if "monitor" in vars(self):
+            self.monitor.stop()
+        self.session.unload()
+
+    def _cell_ended(self, _: object) -> None:
+        for picture in self.pictures:
+            picture.cell_ended()
 
     @property
     def model(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from IPython.core.magic_arguments import argument
@@ -11,13 +12,23 @@ from IPython.core.magic_arguments import argument
 from glm4v_magic.checkpoints.architecture import PUBLISHED, Architecture, architecture
 from glm4v_magic.command_line import DEBUG, takes
 from glm4v_magic.commands.context import Context
+from glm4v_magic.display.device_map import device_map_html
 from glm4v_magic.display.plan import plan_bundle
 from glm4v_magic.errors import CheckpointError
+from glm4v_magic.gpu_spec import parse_gpus
 from glm4v_magic.placement.costs import DTYPE_BYTES, QUANTIZATIONS
-from glm4v_magic.placement.decision import PlacementOptions, make_plan
+from glm4v_magic.placement.decision import PlacementOptions, gpus_here, make_plan
+from glm4v_magic.placement.occupancy import occupancy
 from glm4v_magic.screen import show
 
-__all__ = ["PLACEMENT_OPTIONS", "find_architecture", "placement_options", "plan"]
+__all__ = [
+    "PLACEMENT_OPTIONS",
+    "as_options",
+    "find_architecture",
+    "load_line",
+    "placement_options",
+    "plan",
+]
 
 
 def _sizes(text: str) -> tuple[float, ...]:
@@ -27,6 +38,17 @@ def _sizes(text: str) -> tuple[float, ...]:
         raise ArgumentTypeError(
             f"{text!r} is not a size in GiB, or sizes such as 20,20,10"
         ) from None
+
+
+def _pins(text: str) -> dict[str, int]:
+    pins = {}
+    for part in text.split(","):
+        unit, _, index = part.partition("=")
+        index = index.strip().removeprefix("cuda:")
+        if not unit.strip() or not (index.isascii() and index.isdigit()):
+            raise ArgumentTypeError(f"{part!r} is not a unit and its card, such as vision=0")
+        pins[unit.strip()] = int(index)
+    return pins
 
 
 PLACEMENT_OPTIONS = (
@@ -47,11 +69,14 @@ PLACEMENT_OPTIONS = (
     argument("--reserve", type=float, metavar="GIB", help="Of each card to leave alone."),
     argument("--split-vision", action="store_true", help="Cut the tower where that balances."),
     argument("--offload", action="store_true", help="Keep layers in host memory if need be."),
+    argument(
+        "--pin", type=_pins, metavar="UNIT=GPU", help="Units to a card: vision=0,layer.7=1,head=1."
+    ),
 )
 
 
 def placement_options(arguments: Namespace) -> dict[str, Any]:
-    """Return the placement options that were typed, by the names of `PlacementOptions`."""
+    """Return the placement options that were typed, by the names of `Session.load`."""
     names = PlacementOptions.__dataclass_fields__
     typed = {name: getattr(arguments, name) for name in names}
     if typed["max_memory"] is not None and len(typed["max_memory"]) == 1:
@@ -59,6 +84,34 @@ def placement_options(arguments: Namespace) -> dict[str, Any]:
     return {
         name: value for name, value in typed.items() if value is not None and value is not False
     }
+
+
+def as_options(typed: Mapping[str, Any]) -> PlacementOptions:
+    """Return what `placement_options` found as plain data."""
+    return PlacementOptions(**{**typed, "pin": tuple(typed.get("pin", {}).items())})
+
+
+def load_line(model: str, options: PlacementOptions) -> str:
+    """Return the line that loads `model` with `options`."""
+    words = ["%glm4v load", _quoted(model)]
+    for option in fields(PlacementOptions):
+        value = getattr(options, option.name)
+        if value == option.default:
+            continue
+        words.append(f"--{option.name.replace('_', '-')}")
+        if option.name == "pin":
+            words.append(",".join(f"{unit}={index}" for unit, index in value))
+        elif isinstance(value, tuple):
+            words.append(",".join(f"{size:g}" for size in value))
+        elif value is not True:
+            words.append(_quoted(f"{value:g}" if isinstance(value, float) else str(value)))
+    return " ".join(words)
+
+
+def _quoted(word: str) -> str:
+    if not any(sign.isspace() or sign in "\"'" for sign in word):
+        return word
+    return f"'{word}'" if '"' in word else f'"{word}"'
 
 
 @takes(
@@ -77,8 +130,15 @@ def plan(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
         %glm4v plan GLM-4.1V-9B-Thinking --gpus 24+16+12GiB --context 8192
     """
     model = find_architecture(arguments.model or context.model)
-    made = make_plan(model, PlacementOptions(**placement_options(arguments)))
-    show({"text/plain": made.to_json()} if arguments.json else plan_bundle(made))
+    options = as_options(placement_options(arguments))
+    gpus = gpus_here() if options.gpus is None else parse_gpus(options.gpus)
+    made = make_plan(model, options, gpus)
+    if arguments.json:
+        show({"text/plain": made.to_json()})
+        return
+    bundle = plan_bundle(made)
+    picture = device_map_html(occupancy(made, model.shape(), gpus))
+    show({**bundle, "text/html": picture + bundle["text/html"]})
 
 
 def find_architecture(name: str) -> Architecture:
