@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 
 pytest.importorskip("playwright")
 from conftest import TINY
-from lab import CHROMIUM, open_notebook, run_all
+from lab import CHROMIUM, open_notebook
+from playwright.sync_api import Error as BrowserError
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 60_000  # milliseconds
@@ -39,9 +41,23 @@ def page(tmp_path_factory):
         patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
         patch.setenv("JUPYTERLAB_SETTINGS_DIR", str(tmp_path_factory.mktemp("settings")))
         with open_notebook(CELLS, height=1600) as page:
-            run_all(page)
+            run_all_once_ready(page)
             page.wait_for_selector(f'{LIVE}:has-text("is loaded")', timeout=SECONDS)
             yield page
+
+
+def run_all_once_ready(page):
+    """On a busy machine JupyterLab calls a kernel idle that does not hear yet: ask it again."""
+    prompts = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]"
+    for _ in range(3):
+        page.click(".jp-Notebook .jp-Cell >> nth=0")
+        choose(page, "Run", "Run All Cells")
+        with contextlib.suppress(BrowserError):
+            began = f"{prompts}.some(prompt => /[*0-9]/.test(prompt.textContent))"
+            page.wait_for_function(began, timeout=20_000)
+            break
+    ended = f"{prompts}.every(prompt => /[0-9]/.test(prompt.textContent))"
+    page.wait_for_function(ended, timeout=5 * SECONDS)
 
 
 def picture(page, name):
