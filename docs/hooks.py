@@ -39,6 +39,8 @@ LINES = {
     "doctor": "--gpus 4x16GiB",
     "patch": "~/models/glm-4v-9b",
     "config": "temperature",
+    "export": "talk.json",
+    "import": "talk.json",
     "help": "plan",
 }
 """What stands behind a command in an example; a command that is not here needs nothing."""
@@ -66,6 +68,9 @@ VALUES = {
     "--repetition-penalty": "1.1",
     "--reserve": "1.5",
     "--revision": "main",
+    "--format": "json",
+    "--schema": "schema.json --format json",
+    "--chat": "shapes",
     "--served-model": "glm-4.1v",
     "--system": '"Answer in one word."',
     "--temperature": "0.7",
@@ -216,6 +221,8 @@ def option_example(name: str, action: Action) -> str:
     option = action.option_strings[-1]
     typed = option if action.nargs == 0 else f"{option} {sample(action)}"
     if not name:
+        if option == "--continue":  # the picture is in the chat already
+            return f"%%glm4v {typed}\nAnd the square?"
         body = "" if option == "--file" else f"\n{QUESTION}"
         return f"%%glm4v {PICTURE} {typed}{body}"
     line = OTHER_LINES.get((name, option), LINES.get(name, ""))
@@ -223,6 +230,8 @@ def option_example(name: str, action: Action) -> str:
         return f"%glm4v {name} {line}"
     if option == "--file":  # is the question
         line = PICTURE
+    if option == "--continue":
+        line = '"And the square?"'
     return " ".join(part for part in ("%glm4v", name, line, typed) if part)
 
 
