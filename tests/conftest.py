@@ -16,6 +16,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "tests" / "data" / "golden" / "checkpoint"
 
+# A shell lets its background jobs ignore interrupts, and so do the kernels they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @contextlib.contextmanager
 def ipython_shell(folder):

@@ -229,6 +229,7 @@ def test_a_saved_notebook_shows_its_answers_without_a_kernel_or_widgets(front, p
 HARMLESS = {
     *("p", "br", "hr", "em", "strong", "del", "s", "ul", "ol", "li", "blockquote", "pre", "code"),
     *("span", "a", "table", "thead", "tbody", "tr", "th", "td", "div", "small", "dl", "dt", "dd"),
+    *("details", "summary"),
     *(f"h{level}" for level in range(1, 7)),
 }
 SHOW_ALL = """
