@@ -195,8 +195,9 @@ def test_a_whole_tower_says_what_it_costs() -> None:
 
 @pytest.mark.parametrize("options", [{"split_vision": True}, {"objective": "fewest"}])
 def test_nothing_is_said_of_a_whole_tower_where_it_is_not_the_question(options: Any) -> None:
-    assert plan(SHAPE, parse_gpus("8x24GiB"), **options).notes == ()
-    assert plan(SHAPE, parse_gpus("2x16GiB"), **options).notes == ()
+    gpus = parse_gpus("4x10GiB")
+    assert "stays whole" in plan(SHAPE, gpus).notes[0]
+    assert plan(SHAPE, gpus, **options).notes == ()
 
 
 def test_a_whole_tower_that_costs_nothing_is_not_mentioned() -> None:
