@@ -1,26 +1,22 @@
-"""Whatever the device map, GLM-4V-9B's answers are those of one device, bit by bit.
+"""Whatever the device map, GLM-4V-9B's answers are those of one device: see `any_split`.
 
-On virtual GPUs with real values, every operation that mixes devices is collected. A map is right
-when none is, and prefill logits and greedy tokens of a left-padded batch equal the plain CPU's.
+The prompt is a batch of two conversations, one of them padded on the left.
 """
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from typing import Any
 
+import any_split
 import golden
 import pytest
 import torch
 
 from glm4v_magic.checkpoints import resolve
-from glm4v_magic.virtual_gpus import VirtualGPUs
 
 BATCH = ("image_text", "image_second_turn")
 NEW_TOKENS = 16
-RANDOM_MAPS = 500
-SAMPLE = 6  # of the random maps; all of them run in `make nightly`
 
 # accelerate's check of a map knows modules only, and says so when a map places boi and eoi.
 pytestmark = pytest.mark.filterwarnings("ignore:The following device_map keys do not match")
@@ -29,11 +25,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:The following device_map keys do
 @dataclass
 class Reference:
     inputs: dict[str, torch.Tensor]
-    logits: torch.Tensor
-    tokens: list[list[int]]
+    answer: any_split.Answer
 
 
-def run(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[list[int]]]:
+def load(device_map: any_split.Map) -> Any:
+    return resolve(golden.CHECKPOINT).load(dtype=torch.float32, device_map=device_map).model
+
+
+def answer(model: Any, inputs: dict[str, torch.Tensor]) -> any_split.Answer:
     with torch.no_grad():
         logits = model(**inputs).logits.cpu()
         output = model.generate(
@@ -46,21 +45,13 @@ def run(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list
 def reference() -> Reference:
     loaded = resolve(golden.CHECKPOINT).load(dtype=torch.float32)
     inputs = loaded.processor([golden.conversation(case) for case in BATCH])
-    logits, tokens = run(loaded.model, inputs)
+    logits, tokens = answer(loaded.model, inputs)
     assert tokens == [golden.CASES[case]["greedy_ids"] for case in BATCH]
-    return Reference(inputs, logits, tokens)
+    return Reference(inputs, (logits, tokens))
 
 
-def check(device_map: dict[str, int | str], cards: int, reference: Reference) -> None:
-    with VirtualGPUs(f"{cards}x1GiB", on_mismatch="collect") as gpus:
-        model = resolve(golden.CHECKPOINT).load(dtype=torch.float32, device_map=device_map).model
-        inputs = {name: tensor.to("cuda:0") for name, tensor in reference.inputs.items()}
-        logits, tokens = run(model, inputs)
-        used = {str(p.device) for p in model.parameters() if p.device.type == "cuda"}
-    assert gpus.problems == ()
-    assert used == {f"cuda:{d}" for d in device_map.values() if isinstance(d, int)}
-    assert torch.equal(logits, reference.logits)
-    assert tokens == reference.tokens
+def check(device_map: any_split.Map, cards: int, reference: Reference) -> None:
+    any_split.check(device_map, cards, load, answer, reference.inputs, reference.answer)
 
 
 def vision_layer(index: int) -> list[str]:
@@ -125,32 +116,9 @@ def test_the_list_of_leaves_is_complete():
     assert len(LEAVES) == len(set(LEAVES))
 
 
-@pytest.mark.parametrize("border", range(1, len(LEAVES)), ids=lambda i: LEAVES[i])
-def test_a_border_before_every_module(reference, border):
-    check({leaf: int(i >= border) for i, leaf in enumerate(LEAVES)}, 2, reference)
-
-
-@pytest.mark.parametrize("leaf", LEAVES)
-@pytest.mark.nightly
-def test_one_module_away_from_all_others(reference, leaf):
-    check({other: int(other == leaf) for other in LEAVES}, 2, reference)
-
-
-def random_map(seed: int) -> tuple[dict[str, int | str], int]:
-    rng = random.Random(seed)
-    cards = rng.randint(2, 8)
-    return {leaf: rng.randrange(cards) for leaf in LEAVES}, cards
-
-
-@pytest.mark.parametrize("seed", range(SAMPLE))
-def test_random_maps(reference, seed):
-    check(*random_map(seed), reference)
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("seed", range(SAMPLE, RANDOM_MAPS))
-def test_many_more_random_maps(reference, seed):
-    check(*random_map(seed), reference)
+@pytest.mark.parametrize(("device_map", "cards"), any_split.cuts(LEAVES))
+def test_any_cut(reference, device_map, cards):
+    check(device_map, cards, reference)
 
 
 UNITS = [

@@ -1,24 +1,19 @@
 """Whatever the device map, the answers of transformers' own Glm4v are those of one device.
 
 Its code assumes that every layer is whole on one GPU. Where a map cuts one, `dispatch` gives the
-layer a device for its own arithmetic. As in `test_any_split`, virtual GPUs with real values collect
-every operation that mixes devices; a map is right when there is none, and the logits of the prompt
-and of every following step equal the plain CPU's, bit by bit.
+layer a device for its own arithmetic. `any_split` says what has to hold; the logits are those of
+the prompt and of every following step.
 """
 
 from __future__ import annotations
 
-import random
-
+import any_split
 import pytest
 import tiny_glm4v
 import torch
 
 from glm4v_magic.placement.dispatch import dispatch, dispatch_like_accelerate
 from glm4v_magic.virtual_gpus import VirtualGPUs
-
-RANDOM_MAPS = 500
-SAMPLE = 6  # of the random maps; all of them run in `make nightly`
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,17 +32,15 @@ def reference(one_thread):
     return logits, tokens
 
 
+def load(device_map):
+    model = tiny_glm4v.build()
+    dispatch(model, device_map)
+    return model
+
+
 def check(device_map, cards, reference):
-    with VirtualGPUs(f"{cards}x1GiB", on_mismatch="collect") as gpus:
-        model = tiny_glm4v.build()
-        dispatch(model, device_map)
-        inputs = {name: tensor.to("cuda:0") for name, tensor in tiny_glm4v.prompt().items()}
-        logits, tokens = tiny_glm4v.answer(model, inputs)
-        used = {str(t.device) for t in (*model.parameters(), *model.buffers())} - {"meta"}
-    assert gpus.problems == ()
-    assert used == {f"cuda:{d}" for d in device_map.values() if isinstance(d, int)}
-    assert torch.equal(logits, reference[0])
-    assert tokens == reference[1]
+    answer, prompt = tiny_glm4v.answer, tiny_glm4v.prompt()
+    any_split.check(device_map, cards, load, answer, prompt, reference)
 
 
 def vision_block(index):
@@ -100,32 +93,9 @@ def test_the_list_of_leaves_is_complete():
     assert len(LEAVES) == len(set(LEAVES))
 
 
-@pytest.mark.parametrize("border", range(1, len(LEAVES)), ids=lambda i: LEAVES[i])
-def test_a_border_before_every_module(reference, border):
-    check({leaf: int(i >= border) for i, leaf in enumerate(LEAVES)}, 2, reference)
-
-
-@pytest.mark.parametrize("leaf", LEAVES)
-@pytest.mark.nightly
-def test_one_module_away_from_all_others(reference, leaf):
-    check({other: int(other == leaf) for other in LEAVES}, 2, reference)
-
-
-def random_map(seed):
-    rng = random.Random(seed)
-    cards = rng.randint(2, 8)
-    return {leaf: rng.randrange(cards) for leaf in LEAVES}, cards
-
-
-@pytest.mark.parametrize("seed", range(SAMPLE))
-def test_random_maps(reference, seed):
-    check(*random_map(seed), reference)
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("seed", range(SAMPLE, RANDOM_MAPS))
-def test_many_more_random_maps(reference, seed):
-    check(*random_map(seed), reference)
+@pytest.mark.parametrize(("device_map", "cards"), any_split.cuts(LEAVES))
+def test_any_cut(reference, device_map, cards):
+    check(device_map, cards, reference)
 
 
 UNITS = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from markdown_it import MarkdownIt
@@ -11,7 +12,7 @@ from PIL import Image
 
 from glm4v_magic.conversation import Answer, Usage
 from glm4v_magic.display.answer import LiveAnswer, answer_bundle, draft_bundle, usage_line
-from glm4v_magic.display.pace import UPDATE_SECONDS, Pace
+from glm4v_magic.display.pace import LONGEST_SECONDS, MOST_OF_THE_TIME, UPDATE_SECONDS, Pace
 from glm4v_magic.images import SourcedImage
 from glm4v_magic.placement.costs import Workload
 from glm4v_magic.placement.stages import Plan, Stage
@@ -168,6 +169,34 @@ def test_updates_come_at_most_ten_times_a_second():
         clock.now += 0.01
     assert 95 <= len(shown) <= 101
     assert shown[0]["text/plain"] == "x"
+
+
+@pytest.mark.parametrize("cost", [0.0005, 0.003, 0.02])
+def test_costly_updates_come_less_often(cost):
+    clock, shown = Clock(), []
+
+    def show(bundle):
+        shown.append(clock.now)
+        clock.now += cost
+
+    answer = LiveAnswer(show, Pace(clock=clock))
+    for _ in range(3000):
+        answer.add("x")
+        clock.now += 0.01
+    wait = min(max(UPDATE_SECONDS, cost / MOST_OF_THE_TIME), LONGEST_SECONDS)
+    gaps = [after - before for before, after in pairwise(shown[2:])]
+    assert len(gaps) > 20
+    assert all(wait <= gap < wait + 0.01 + cost for gap in gaps)
+
+
+def test_one_slow_update_changes_nothing():
+    clock = Clock()
+    pace = Pace(clock=clock)
+    for cost in (0.0, 0.05, 0.0, 0.05):
+        assert pace.due()
+        clock.now += cost
+        pace.done()
+        clock.now += UPDATE_SECONDS * 1.01
 
 
 def test_the_last_update_holds_everything():

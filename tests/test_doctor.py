@@ -196,6 +196,8 @@ SCENES: dict[str, tuple[Facts, dict[str, str], list[str]]] = {
         [
             "cuda:0-7",
             "vision tower whole on cuda:0",
+            "stays whole and makes cuda:0 the fullest card: 9.35 GiB, 60%",
+            "(--split-vision), the fullest has 4.85 GiB, 31%.",
             "7 hops",
             "plan --objective fewest",
             "2 cards",

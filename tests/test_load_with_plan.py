@@ -15,6 +15,7 @@ from PIL import Image
 
 import glm4v_magic
 from glm4v_magic.checkpoints import resolve
+from glm4v_magic.conversation import Conversation, Message
 from glm4v_magic.display.pace import Rate
 from glm4v_magic.display.progress import loading_line, progress_bundle
 from glm4v_magic.display.status import status_rows
@@ -125,11 +126,12 @@ def test_an_offloaded_layer_waits_in_host_memory(gpus, picture, on_one_cpu):
     assert session.ask(images=picture, **QUESTION).text == on_one_cpu
 
 
-def test_an_offloaded_tower_reads_pictures(gpus, picture, on_one_cpu):
+def test_an_offloaded_tower_reads_pictures(gpus, picture, on_one_cpu, caplog):
     device_map = {"model.vision": "cpu", "model.language_model": 1, "lm_head": 2}
     session = Session().load(golden.CHECKPOINT, device_map=device_map)
     assert session.ask(images=picture, **QUESTION).text == on_one_cpu
     assert gpus.problems == ()
+    assert caplog.messages == []  # accelerate would warn that weights are on meta
 
 
 @pytest.mark.parametrize(
@@ -286,6 +288,23 @@ def test_eight_bit_on_the_cpu(capfd):
     assert dict(status_rows("x", info, None))["dtype"] == "float32, text part in 8bit"
     assert session.ask(**QUESTION).usage.new_tokens == 4
     assert capfd.readouterr() == ("", "")  # bitsandbytes would tell of each layer's cast
+
+
+def test_four_bit_on_the_cpu(capfd):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    session = Session().load("demo", quantize="4bit")
+    layers = session._engine.model.model.language_model.layers
+    four_bit = [m for m in layers.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    assert len(four_bit) == 6 * len(layers)
+    assert {module.weight.dtype for module in four_bit} == {torch.uint8}
+    conversation = Conversation((Message("user", "What is there?"),))
+    inputs = session._engine.processor([conversation])
+    with torch.no_grad():
+        rounded = session._engine.model(**inputs).logits
+        exact = Session().load("demo")._engine.model(**inputs).logits
+    assert torch.nn.functional.cosine_similarity(rounded, exact, dim=-1).min() > 0.9
+    assert session.ask(**QUESTION).usage.new_tokens == 4
+    assert capfd.readouterr() == ("", "")
 
 
 def test_four_bit_on_the_cpu_needs_whole_blocks():

@@ -169,7 +169,6 @@ def test_what_stages_take_is_what_their_units_cost() -> None:
 def test_the_tower_is_whole_unless_that_does_not_fit() -> None:
     whole = plan(SHAPE, parse_gpus("4x16GiB"))
     assert "vision" in whole.stages[0].units
-    assert whole.notes == ()
     assert whole.hops == 3
 
     cut = plan(SHAPE, parse_gpus("8x8GiB"))
@@ -178,6 +177,31 @@ def test_the_tower_is_whole_unless_that_does_not_fit() -> None:
     asked = plan(SHAPE, parse_gpus("4x16GiB"), split_vision=True)
     assert asked.fullness < whole.fullness
     assert asked.notes == ()
+
+
+def test_a_whole_tower_says_what_it_costs() -> None:
+    gpus = parse_gpus("8x16GiB")
+    whole, cut = plan(SHAPE, gpus), plan(SHAPE, gpus, split_vision=True)
+    before, after = whole.fullest, cut.fullest
+    assert "vision" in before.units
+    assert whole.notes == (
+        f"The vision tower (8.39 GiB) stays whole and makes {before.device} the fullest card: "
+        f"{before.total_bytes / GIB:.2f} GiB, {before.fullness:.0%}. Cut between its layers "
+        f"(--split-vision), the fullest has {after.total_bytes / GIB:.2f} GiB, "
+        f"{after.fullness:.0%}.",
+    )
+    assert before.fullness > 1.5 * after.fullness
+
+
+@pytest.mark.parametrize("options", [{"split_vision": True}, {"objective": "fewest"}])
+def test_nothing_is_said_of_a_whole_tower_where_it_is_not_the_question(options: Any) -> None:
+    gpus = parse_gpus("4x10GiB")
+    assert "stays whole" in plan(SHAPE, gpus).notes[0]
+    assert plan(SHAPE, gpus, **options).notes == ()
+
+
+def test_a_whole_tower_that_costs_nothing_is_not_mentioned() -> None:
+    assert plan(SHAPE, parse_gpus("2x16GiB")).notes == ()
 
 
 def test_fewest_uses_as_few_cards_as_fit() -> None:
@@ -249,10 +273,10 @@ def test_the_order_of_cards() -> None:
 def test_many_different_cards_say_that_not_all_orders_were_tried() -> None:
     gpus = [GPU(index, "GPU", (16 + index) * GIB) for index in range(13)]
     assert 2 ** len(gpus) > MAX_SETS
-    assert plan(SHAPE, gpus).notes == (
+    assert plan(SHAPE, gpus, split_vision=True).notes == (
         "Too many different cards to try every order of them; another may balance better.",
     )
-    assert plan(SHAPE, gpus, order="given").notes == ()
+    assert plan(SHAPE, gpus, split_vision=True, order="given").notes == ()
 
 
 def test_offloading_takes_as_few_layers_as_needed_and_says_what_it_costs() -> None:

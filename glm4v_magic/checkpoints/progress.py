@@ -71,7 +71,8 @@ def collect_report() -> Iterator[list[str]]:
     """Within this context `from_pretrained` does not log its report; it is in the yielded list.
 
     An exception while a weight is converted is in no other place: transformers writes it down
-    there, goes on, and raises one of its own at the end.
+    there, goes on, and raises one of its own at the end. That offloaded weights are on meta is not
+    logged either: whoever asked for it knows, and a plan tells how much and at what price.
     """
     reports: list[str] = []
 
@@ -82,9 +83,14 @@ def collect_report() -> Iterator[list[str]]:
             reports.append(message)
         return not is_report
 
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(keep)
+    def is_news(record: logging.LogRecord) -> bool:
+        return "parameters are on the meta device" not in record.getMessage()
+
+    filters = {"transformers.modeling_utils": keep, "accelerate.big_modeling": is_news}
+    for name, drop in filters.items():
+        logging.getLogger(name).addFilter(drop)
     try:
         yield reports
     finally:
-        logger.removeFilter(keep)
+        for name, drop in filters.items():
+            logging.getLogger(name).removeFilter(drop)

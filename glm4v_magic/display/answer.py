@@ -46,9 +46,10 @@ class LiveAnswer:
     def add(self, piece: str) -> None:
         """Take the next piece of text."""
         self._text += piece
-        self._held_back = bool(self._text.strip())
+        self._held_back = self._held_back or bool(piece.strip())
         if self._held_back and self._pace.due():
             self._show_draft()
+            self._pace.done()
 
     def finish(self, answer: Answer) -> None:
         """Show the whole answer with its usage."""

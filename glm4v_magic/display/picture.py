@@ -83,9 +83,11 @@ def make_thumbnail(picture: SourcedImage, seen: Seen) -> Thumbnail:
 def _data_uri(image: PIL.Image.Image) -> str:
     """Encode as PNG or JPEG, whichever is smaller: drawings are PNG, photographs JPEG."""
     encoded = {}
-    for name in ("png", "jpeg"):
+    # A PNG of many colours is hardly smaller for being optimised, which takes longer than the rest.
+    few_colours = image.getcolors(256) is not None
+    for name, optimize in (("png", few_colours), ("jpeg", True)):
         buffer = io.BytesIO()
-        image.save(buffer, format=name, optimize=True)
+        image.save(buffer, format=name, optimize=optimize)
         encoded[name] = buffer.getvalue()
     name = min(encoded, key=lambda key: len(encoded[key]))
     return f"data:image/{name};base64,{base64.b64encode(encoded[name]).decode('ascii')}"

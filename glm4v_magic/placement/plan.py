@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Literal
 
 from glm4v_magic.errors import DeviceMapError, OptionError, did_you_mean
@@ -35,6 +36,8 @@ from glm4v_magic.placement.shortfall import bus_seconds, does_not_fit
 from glm4v_magic.placement.stages import Plan, Stage, gib
 
 __all__ = ["DEFAULT_RESERVE", "Objective", "Plan", "Stage", "plan"]
+
+_WORTH_SAYING = Fraction(19, 20)  # of the fullest card: what another split has to do better
 
 
 def plan(
@@ -168,7 +171,8 @@ def _described(task: Task, split: Split) -> Plan:
     idle = [place for place in range(len(task.gpus)) if place not in units]
     stages = [_stage(task, split, place, units.get(place, ())) for place in [*units, *idle]]
     notes = tuple(_notes(task, split, units))
-    return Plan(task.shape.name, task.workload, task.objective, tuple(stages), notes)
+    found = Plan(task.shape.name, task.workload, task.objective, tuple(stages), notes)
+    return replace(found, notes=(*notes, *_price_of_whole_tower(task, split, found)))
 
 
 def _stage(task: Task, split: Split, place: int, units: tuple[Unit, ...]) -> Stage:
@@ -191,6 +195,24 @@ def _stage(task: Task, split: Split, place: int, units: tuple[Unit, ...]) -> Sta
         sum(unit.kv_bytes for unit in units),
         sum(unit.held_bytes for unit in units) + max(item.transient for item in items),
         card.base,
+    )
+
+
+def _price_of_whole_tower(task: Task, split: Split, found: Plan) -> Iterator[str]:
+    """Say what a whole tower costs where cutting it would balance better."""
+    tower = next((unit for unit in split.units if unit.name == "vision"), None)
+    if tower is None or task.objective != "balance":
+        return
+    finer = replace(task, split_vision=True)
+    cut = best_split(finer)
+    if cut is None or cut.partition.fullness > split.partition.fullness * _WORTH_SAYING:
+        return
+    fullest, instead = found.fullest, _described(finer, cut).fullest
+    yield (
+        f"The vision tower ({gib(tower.weight_bytes)} GiB) stays whole and makes "
+        f"{fullest.device} the fullest card: {gib(fullest.total_bytes)} GiB, "
+        f"{fullest.fullness:.0%}. Cut between its layers (--split-vision), the fullest has "
+        f"{gib(instead.total_bytes)} GiB, {instead.fullness:.0%}."
     )
 
 

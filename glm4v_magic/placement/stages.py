@@ -153,11 +153,8 @@ class Plan:
         )
         return Plan(**_typed(Plan, plan, "plan"))
 
-    def text(self) -> str:
-        """The plan as a table, sizes in GiB."""
-        w = self.workload
-        title = f"{self.model}, {w.dtype}" + (f" in {w.quantize}" if w.quantize else "")
-        title += f", {w.context:,} positions, {w.images} picture(s), batch of {w.batch}"
+    def card_rows(self) -> list[tuple[str, ...]]:
+        """The cards as a table, its head first; sizes in GiB."""
         rows: list[tuple[str, ...]] = [
             ("", "weights", "cache", "activ.", "other", "total", "of", "full", "units")
         ]
@@ -173,6 +170,14 @@ class Plan:
                     span(stage.units) or "idle",
                 )
             )
+        return rows
+
+    def text(self) -> str:
+        """The plan as a table, sizes in GiB."""
+        w = self.workload
+        title = f"{self.model}, {w.dtype}" + (f" in {w.quantize}" if w.quantize else "")
+        title += f", {w.context:,} positions, {w.images} picture(s), batch of {w.batch}"
+        rows = self.card_rows()
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
         lines = [
             "  ".join(
