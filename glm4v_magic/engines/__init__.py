@@ -5,9 +5,9 @@ An engine is used from one thread at a time; `Session` sees to that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from glm4v_magic.conversation import Generation, Request
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from glm4v_magic.placement.device_map import Place
     from glm4v_magic.placement.stages import Plan
 
-__all__ = ["Engine", "EngineInfo"]
+__all__ = ["BatchEngine", "Engine", "EngineInfo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +77,29 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give the model's memory back. The engine cannot be used afterwards."""
+
+
+@runtime_checkable
+class BatchEngine(Engine, Protocol):
+    """An engine that answers several requests at once."""
+
+    def require_room(self, request: Request) -> int:
+        """Return how many tokens may follow a prompt.
+
+        Raises:
+            ConversationError: if there is no room for one.
+        """
+
+    def generate_batch(
+        self, requests: Sequence[Request], on_row: Callable[[int, Generation], None]
+    ) -> None:
+        """Answer all `requests`, which sample alike, and call `on_row` as each of them is done.
+
+        A row says what it would say alone, but for rounding; of sampled rows, what it would say
+        alone with its seed. On an interrupt `on_row` gets what the open rows have said until then,
+        and the interrupt goes on.
+
+        Raises:
+            ConversationError: if the model cannot take the messages of one.
+            OutOfMemoryError: if a GPU ran out; the engine can be used again.
+        """

@@ -10,19 +10,20 @@ import contextlib
 import gc
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from glm4v_magic.checkpoints import Checkpoint, Loaded, LoadProgress
 from glm4v_magic.checkpoints.reading import forget_locals
 from glm4v_magic.conversation import FinishReason, Generation, Request, Sampling, Usage
 from glm4v_magic.engines import EngineInfo
+from glm4v_magic.engines.batched import RowCollector, processors_for
 from glm4v_magic.engines.out_of_memory import is_out_of_memory, out_of_memory
 from glm4v_magic.errors import ConversationError, GenerationInterrupted, OutOfMemoryError
 from glm4v_magic.placement.arrival import verify_bytes, verify_places
@@ -208,10 +209,89 @@ class LocalEngine:
                 reason: FinishReason = "interrupted"
             else:
                 reason = _finish_reason(streamer.ids, config)
-        generation = self._finish(request, inputs, streamer, start, reason, seed, peaks)
+        length = inputs["input_ids"].shape[1]
+        generation = self._finish(
+            request, length, streamer.ids, streamer.times, start, reason, seed, peaks
+        )
         if reason == "interrupted":
             raise GenerationInterrupted(generation)
         return generation
+
+    def require_room(self, request: Request) -> int:
+        """Return how many tokens may follow; see `engines.BatchEngine.require_room`."""
+        length = len(self.processor.prompt_ids(request.conversation))
+        context: int = self.model.config.get_text_config().max_position_embeddings
+        room = context - length
+        if room < 1:
+            raise ConversationError(
+                f"The prompt is {length} tokens long, but {self._info.model} holds "
+                f"{context} with the answer.",
+                "Shorten it, or start a new conversation.",
+            )
+        return room
+
+    def generate_batch(
+        self, requests: Sequence[Request], on_row: Callable[[int, Generation], None]
+    ) -> None:
+        """Answer all `requests` at once; see `engines.BatchEngine.generate_batch`."""
+        rows: list[RowCollector] = []
+        try:
+            self._generate_batch(requests, on_row, rows)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            forget_locals(error)
+            text = str(error)
+        else:
+            return
+        _release_memory()
+        longest = max(requests, key=lambda each: len(each.conversation.messages[-1].text))
+        raise self._out_of_memory(text, longest, max(map(len, rows[0].ids)) if rows else 0)
+
+    def _generate_batch(
+        self,
+        requests: Sequence[Request],
+        on_row: Callable[[int, Generation], None],
+        started: list[RowCollector],
+    ) -> None:
+        start = time.perf_counter()
+        gpus = self._gpus()
+        limits = [min(each.sampling.max_tokens, self.require_room(each)) for each in requests]
+        inputs = self._inputs(requests)
+        lengths: list[int] = inputs["attention_mask"].sum(dim=1).tolist()
+        config = generation_config(self.defaults, requests[0].sampling, max(limits))
+        config.pad_token_id = self.processor.tokenizer.pad_token_id
+        seeds = [_seed(each.sampling) for each in requests] if config.do_sample else None
+
+        def finish(row: int) -> None:
+            ids, times = rows.ids[row], rows.times[row]
+            reason = _finish_reason(ids, config) if rows.is_complete(row) else "interrupted"
+            seed = None if seeds is None else seeds[row]
+            peaks = _peak_bytes(gpus)
+            on_row(
+                row,
+                self._finish(requests[row], lengths[row], ids, times, start, reason, seed, peaks),
+            )
+
+        rows = RowCollector(limits, _ends(config), finish)
+        started.append(rows)
+        width = inputs["input_ids"].shape[1]
+        # Virtual GPUs draw from the CPU's state.
+        device = inputs["input_ids"].device if active() is None else "cpu"
+        processors = processors_for(config, [width - length for length in lengths], seeds, device)
+        try:
+            with _peaks(gpus), _without_gradients():
+                self.model.generate(
+                    **inputs,
+                    generation_config=config,
+                    stopping_criteria=StoppingCriteriaList([rows]),
+                    logits_processor=processors,
+                )
+        except KeyboardInterrupt as interrupt:
+            forget_locals(interrupt)
+            for row in sorted(rows.open):
+                finish(row)
+            raise
 
     def _out_of_memory(self, text: str, request: Request, new_tokens: int) -> OutOfMemoryError:
         prompt = len(self.processor.prompt_ids(request.conversation))
@@ -241,43 +321,37 @@ class LocalEngine:
 
     def _prepare(self, request: Request) -> tuple[dict[str, Tensor], int]:
         """Return model inputs where `generate` wants them, and how many tokens may follow."""
-        ids = self.processor.prompt_ids(request.conversation)
-        context: int = self.model.config.get_text_config().max_position_embeddings
-        room = context - len(ids)
-        if room < 1:
-            raise ConversationError(
-                f"The prompt is {len(ids)} tokens long, but {self._info.model} holds "
-                f"{context} with the answer.",
-                "Shorten it, or start a new conversation.",
-            )
+        room = self.require_room(request)
+        return self._inputs([request]), room
+
+    def _inputs(self, requests: Sequence[Request]) -> dict[str, Tensor]:
         # Offloaded weights are on meta; if the first is, `generate` wants its inputs on the CPU.
         device = "cpu" if self.model.device.type == "meta" else self.model.device
-        inputs = self.processor([request.conversation])
-        return {name: tensor.to(device) for name, tensor in inputs.items()}, room
+        inputs = self.processor([request.conversation for request in requests])
+        return {name: tensor.to(device) for name, tensor in inputs.items()}
 
     def _finish(
         self,
         request: Request,
-        inputs: dict[str, Tensor],
-        streamer: TokenTextStreamer,
+        length: int,
+        ids: list[int],
+        times: list[float],
         start: float,
         reason: FinishReason,
         seed: int | None,
         peaks: dict[str, int],
     ) -> Generation:
-        length = inputs["input_ids"].shape[1]
         pictures = len(request.conversation.images)
         visual = pictures * self.processor.num_visual_tokens
-        times = streamer.times
         usage = Usage(
             text_tokens=length - visual,
             visual_tokens=visual,
-            new_tokens=len(streamer.ids),
+            new_tokens=len(ids),
             time_to_first_token=times[0] - start if times else None,
             decode_seconds=times[-1] - times[0] if times else 0.0,
             peak_bytes=peaks,
         )
-        text = self.processor.decode(streamer.ids)
+        text = self.processor.decode(ids)
         return Generation(
             text=text.rstrip() if request.conversation.unfinished else text.strip(),
             usage=usage,
@@ -313,9 +387,12 @@ def generation_config(base: GenerationConfig, sampling: Sampling, room: int) -> 
 
 
 def _finish_reason(ids: list[int], config: GenerationConfig) -> FinishReason:
+    return "stop" if ids and ids[-1] in _ends(config) else "length"
+
+
+def _ends(config: GenerationConfig) -> list[int]:
     ends = config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    return "stop" if ids and ids[-1] in ends else "length"
+    return [] if ends is None else ends if isinstance(ends, list) else [ends]
 
 
 def _seed(sampling: Sampling) -> int:
@@ -347,7 +424,11 @@ def _peaks(gpus: list[torch.device]) -> Iterator[dict[str, int]]:
         torch.cuda.reset_peak_memory_stats(gpu)
     peaks: dict[str, int] = {}
     yield peaks
-    peaks.update({str(gpu): torch.cuda.max_memory_allocated(gpu) for gpu in gpus})
+    peaks.update(_peak_bytes(gpus))
+
+
+def _peak_bytes(gpus: list[torch.device]) -> dict[str, int]:
+    return {str(gpu): torch.cuda.max_memory_allocated(gpu) for gpu in gpus}
 
 
 def _describe(checkpoint: Checkpoint, loaded: Loaded, placement: Placement) -> EngineInfo:
