@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from glm4v_magic.conversation import Answer, Conversation, Message, Sampling, Usage
-    from glm4v_magic.errors import GenerationInterrupted, Glm4vError
+    from glm4v_magic.errors import GenerationInterrupted, Glm4vError, MapInterrupted
     from glm4v_magic.session import Session, load
 
 __version__ = "0.1.0"
@@ -35,6 +35,7 @@ __all__ = [
     "Conversation",
     "GenerationInterrupted",
     "Glm4vError",
+    "MapInterrupted",
     "Message",
     "Sampling",
     "Session",
@@ -52,6 +53,7 @@ _HOMES = {
     "Usage": "conversation",
     "GenerationInterrupted": "errors",
     "Glm4vError": "errors",
+    "MapInterrupted": "errors",
     "Session": "session",
     "load": "session",
 }

@@ -17,8 +17,9 @@
     └── BusyError                   another call is running
 
     GenerationInterrupted           a KeyboardInterrupt that carries the partial answer
+    MapInterrupted                  a KeyboardInterrupt that carries the rows that are done
 
-`GenerationInterrupted` derives from `KeyboardInterrupt`, not from `Glm4vError`: an interrupt
+Both derive from `KeyboardInterrupt`, not from `Glm4vError`: an interrupt
 must pass every ``except Exception`` on its way up, so that "Run All" stops.
 """
 
@@ -45,6 +46,7 @@ __all__ = [
     "Glm4vError",
     "ImageError",
     "InputError",
+    "MapInterrupted",
     "OptionError",
     "OutOfMemoryError",
     "PlacementError",
@@ -151,6 +153,20 @@ class GenerationInterrupted(KeyboardInterrupt):
         super().__init__("the answer was interrupted")
         self.generation = generation
         self.answer: Answer | None = None
+
+
+class MapInterrupted(KeyboardInterrupt):
+    """A prompt mapped over many rows was stopped; `result` holds what `Session.map` would return.
+
+    Rows that were not asked have neither answer nor error. Asking the same again goes on where
+    this stopped.
+    """
+
+    def __init__(self, result: object, answered: int, total: int) -> None:
+        super().__init__(f"{answered} of {total} rows are answered")
+        self.result = result
+        self.answered = answered
+        self.total = total
 
 
 def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3) -> str:

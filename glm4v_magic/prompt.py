@@ -17,13 +17,13 @@ import ast
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import CodeType
 
 from glm4v_magic.errors import PromptError, did_you_mean, reason
 
-__all__ = ["expand", "read_prompt", "require_text"]
+__all__ = ["expand", "names_in", "read_prompt", "require_text"]
 
 _OPENING = re.compile(r"\\?\{\{")
 _LITERAL = r"For literal braces write \{{."
@@ -53,21 +53,40 @@ def expand(text: str, namespace: Mapping[str, object]) -> str:
             or fails. The message names the expression and its line in `text`.
     """
     names = dict(namespace)  # eval adds __builtins__ to what it is given
-    pieces: list[str] = []
+    return "".join(
+        piece if line is None else _value(piece, line, names) for piece, line in _pieces(text)
+    )
+
+
+def names_in(text: str) -> frozenset[str]:
+    """Return the names that the expressions of a prompt use; nothing is evaluated.
+
+    Raises:
+        PromptError: if an expression is not closed, is empty or is not Python.
+    """
+    used: set[str] = set()
+    for piece, line in _pieces(text):
+        if line is not None:
+            used |= _compiled(piece, _where_is(piece, line))[1]
+    return frozenset(used)
+
+
+def _pieces(text: str) -> Iterator[tuple[str, int | None]]:
+    """Cut a prompt into text, and expressions with the line that each of them stands in."""
     position = 0
     while opening := _OPENING.search(text, position):
-        pieces.append(text[position : opening.start()])
+        yield text[position : opening.start()], None
         if opening[0].startswith("\\"):
-            pieces.append("{{")
+            yield "{{", None
             position = opening.end()
             continue
         line = text.count("\n", 0, opening.start()) + 1
         end = _end_of_expression(text, opening.end())
         if end is None:
             raise _not_closed(text[opening.start() :], line)
-        pieces.append(_value(text[opening.end() : end].strip(), line, names))
+        yield text[opening.end() : end].strip(), line
         position = end + 2
-    return "".join((*pieces, text[position:]))
+    yield text[position:], None
 
 
 def require_text(text: str) -> str:
@@ -123,9 +142,7 @@ def _end_of_expression(text: str, start: int) -> int | None:
 
 def _value(expression: str, line: int, names: dict[str, object]) -> str:
     """Return the text of what `expression` evaluates to."""
-    where = _where(f"{{{{{expression}}}}}", line)
-    if not expression:
-        raise PromptError(f"{where} is empty.", f"Write an expression in it. {_LITERAL}")
+    where = _where_is(expression, line)
     code, used = _compiled(expression, where)
     try:
         # The user's own expression, in the user's own kernel, as in any cell.
@@ -144,6 +161,8 @@ def _value(expression: str, line: int, names: dict[str, object]) -> str:
 
 def _compiled(expression: str, where: str) -> tuple[CodeType, frozenset[str]]:
     """Return the code of `expression` and the names in it."""
+    if not expression:
+        raise PromptError(f"{where} is empty.", f"Write an expression in it. {_LITERAL}")
     try:
         tree = ast.parse(expression, mode="eval")
         code = compile(tree, "<prompt>", "eval")
@@ -160,6 +179,10 @@ def _compiled(expression: str, where: str) -> tuple[CodeType, frozenset[str]]:
 def _not_closed(rest: str, line: int) -> PromptError:
     beginning = rest.partition("\n")[0]
     return PromptError(f"{_where(beginning, line)} is not closed by }}}}.", _LITERAL)
+
+
+def _where_is(expression: str, line: int) -> str:
+    return _where(f"{{{{{expression}}}}}", line)
 
 
 def _where(expression: str, line: int) -> str:

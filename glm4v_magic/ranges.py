@@ -18,6 +18,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "top_p": ("a number above 0 and at most 1", lambda value: 0 < value <= 1),
     "top_k": ("a whole number of at least 1", lambda value: value >= 1),
     "repetition_penalty": ("a number above 0", lambda value: value > 0),
+    "batch_size": ("a whole number of at least 1", lambda value: value >= 1),
     "seed": ("a whole number from 0 to 2**63 - 1", lambda value: 0 <= value <= _LARGEST_SEED),
     "megapixels": (
         f"a number above 0 and at most {_MOST_MEGAPIXELS}",

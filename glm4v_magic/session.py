@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -38,6 +39,7 @@ from glm4v_magic.ranges import require_in_range
 from glm4v_magic.server_address import ServerAddress, is_address, read_address
 
 if TYPE_CHECKING:
+    from glm4v_magic.batch import AnswerStore, Progress, Read
     from glm4v_magic.checkpoints import Checkpoint, LoadProgress
     from glm4v_magic.engines import Engine, EngineInfo
     from glm4v_magic.images import SourcedImage
@@ -184,6 +186,7 @@ class Session:
         self._engine: Engine | None = None
         self._last: Answer | None = None
         self._chats = Chats()
+        self._store: AnswerStore | None = None
 
     def load(
         self,
@@ -488,6 +491,117 @@ class Session:
         with self._lock:
             self._chats.add(name, conversation)
         return name
+
+    def map(
+        self,
+        prompt: str,
+        items: object,
+        *,
+        column: object = None,
+        images: object = (),
+        names: Mapping[str, object] | None = None,
+        raw: bool = False,
+        batch_size: int | None = None,
+        fresh: bool = False,
+        read: Read | None = None,
+        max_tokens: int = _DEFAULTS.max_tokens,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        system: str | None = None,
+        model: str | None = None,
+        on_progress: OnProgress | None = None,
+        on_start: Callable[[EngineInfo], None] | None = None,
+        on_row: Callable[[Progress], None] | None = None,
+    ) -> Any:
+        """Ask the same about many pictures or values, each in a conversation of its own.
+
+        Rows that fail keep their error and the others go on. What was answered in this session
+        before is not asked again.
+
+        Args:
+            prompt: the question; ``{{item}}``, ``{{index}}`` and ``{{row.name}}`` differ from row
+                to row, see `rows`.
+            items: a list of pictures or values, a folder, a pattern, a pandas Series, a DataFrame.
+            column: of a DataFrame, the one that holds the pictures or values.
+            images: pictures that go with every row.
+            names: what else expressions in the prompt may use.
+            raw: leave expressions as they are.
+            batch_size: rows to ask at once, halved when a GPU has no room for them; 8 by default,
+                1 of a large model on the CPU, and of a server.
+            fresh: ask every row, answered before or not.
+            read: how an item becomes pictures; `images.to_images` by default.
+            max_tokens: see `Sampling`, as for the next five, for each row by itself.
+            temperature: 0 is greedy; ``None`` leaves it to the checkpoint.
+            top_p: nucleus size.
+            top_k: how many of the likeliest tokens stay in.
+            repetition_penalty: above 1 discourages repeats.
+            seed: every row is answered as `ask` would with this seed. Without one each row draws
+                its own and reports it.
+            system: what the model is told before each question; nothing if empty.
+            model: what to load, as `load` takes it, if nothing was ever loaded here.
+            on_progress: called as weights arrive, if the model is loaded now.
+            on_start: called before the first row is asked; not at all if all are known.
+            on_row: called after each row.
+
+        Returns:
+            `batch.Rows`, or a DataFrame for a Series or a DataFrame; see `batch.result_of`.
+
+        Raises:
+            InputError: if the items or options cannot be used, or the prompt fails for every row.
+            MapInterrupted: on an interrupt; its `result` holds the rows that are done.
+            CheckpointError, PlacementError: if the model has to be loaded and cannot be.
+            EngineError: if a server fails for two rows in turn; the same call then goes on where
+                it stopped.
+            BusyError: if another call is running.
+        """
+        from glm4v_magic import batch
+        from glm4v_magic.images import to_images
+        from glm4v_magic.prompt import require_text
+        from glm4v_magic.rows import Items, items_of, plan
+
+        sampling = _checked(
+            Sampling(max_tokens, temperature, top_p, top_k, repetition_penalty, seed)
+        )
+        if batch_size is not None:
+            require_in_range("batch_size", batch_size)
+        if not isinstance(items, Items):
+            items = items_of(items, "items", column=column)
+        rows = plan(prompt, items, names or {}, raw=raw)
+        pictures = _pictures(images)
+        self._refuse_if_busy()
+        with self._lock:
+            choice = self._choice
+            if choice.model is None:
+                choice = replace(choice, model=model)
+            job = batch.Job(
+                sampling,
+                require_text(system) if system else None,
+                pictures,
+                read or to_images,
+                batch.model_key(choice),
+                batch_size,
+                fresh,
+            )
+            at_least = len(pictures) + rows[0].is_picture
+            refuse = partial(batch.refuse_too_many, at_least, rows="each row")
+
+            def engine_for_rows() -> Engine:
+                engine = self._engine
+                if engine is None:
+                    found = _find(choice)
+                    if not isinstance(found, ServerAddress):
+                        refuse(found.name, found.max_images)
+                    engine = self._open(choice, found, on_progress or _ignore)
+                refuse(engine.info.model, engine.info.max_images)
+                if on_start is not None:
+                    on_start(engine.info)
+                return engine
+
+            self._store = self._store or batch.AnswerStore()
+            return batch.run(rows, job, engine_for_rows, self._store, items, on_row or _ignore)
 
     def unload(self) -> bool:
         """Give the model's memory back; the next question loads the same model again.

@@ -13,6 +13,7 @@ PUBLIC = {
     "Conversation": "conversation",
     "GenerationInterrupted": "errors",
     "Glm4vError": "errors",
+    "MapInterrupted": "errors",
     "Message": "conversation",
     "Sampling": "conversation",
     "Session": "session",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from glm4v_magic.images import SourcedImage
 
-__all__ = ["Seen", "Thumbnail", "make_thumbnail", "strip_bundle"]
+__all__ = ["Seen", "Thumbnail", "data_uri", "make_thumbnail", "strip_bundle"]
 
 THUMBNAIL_SIDE = 160
 """Longest side of a thumbnail in pixels."""
@@ -75,12 +75,12 @@ def make_thumbnail(picture: SourcedImage, seen: Seen) -> Thumbnail:
         original_size=picture.original_size,
         seen_size=seen.image_size,
         visual_tokens=seen.visual_tokens,
-        data_uri=_data_uri(small.convert("RGB")),
+        data_uri=data_uri(small.convert("RGB")),
         size=(small.width, small.height),
     )
 
 
-def _data_uri(image: PIL.Image.Image) -> str:
+def data_uri(image: PIL.Image.Image) -> str:
     """Encode as PNG or JPEG, whichever is smaller: drawings are PNG, photographs JPEG."""
     encoded = {}
     # A PNG of many colours is hardly smaller for being optimised, which takes longer than the rest.

@@ -1,0 +1,68 @@
+"""Rows per second of a prompt mapped over pictures, several rows at once against one by one.
+
+    python benchmarks/batch.py [--batch-size N] [--rows N] [--runs N] [--checkpoint FOLDER]
+
+Both sides ask the same question about the same pictures greedily, in turn in one process: reading
+the pictures, writing the prompts, tower, decoder and bookkeeping. The answers are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import colorsys
+import statistics
+import time
+
+from PIL import Image, ImageDraw
+
+from glm4v_magic import Session
+
+QUESTION = "Describe the picture."
+SIZE = 112
+
+
+def pictures(rows: int) -> list[Image.Image]:
+    """Draw one circle in each of `rows` pictures, all different."""
+    drawn = []
+    for row in range(rows):
+        colour = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(row / rows, 1, 0.9))
+        picture = Image.new("RGB", (SIZE, SIZE), "white")
+        left, top = 10 + row % 4 * 12, 10 + row // 4 % 4 * 12
+        ImageDraw.Draw(picture).ellipse((left, top, left + 40, top + 40), fill=colour)
+        drawn.append(picture)
+    return drawn
+
+
+def main() -> None:
+    """Print rows per second of both sides and the ratio of each pair of runs."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--checkpoint", default="demo")
+    arguments = parser.parse_args()
+
+    session = Session().load(arguments.checkpoint)
+    asked = pictures(arguments.rows)
+
+    def side(batch_size: int) -> tuple[float, list[str]]:
+        start = time.perf_counter()
+        rows = session.map(QUESTION, asked, temperature=0, batch_size=batch_size, fresh=True)
+        return time.perf_counter() - start, [row.text for row in rows]
+
+    sizes = (arguments.batch_size, 1)
+    answers = [side(size)[1] for size in sizes]  # the first call of each is not counted
+    same = sum(one == other for one, other in zip(*answers, strict=True))
+    pairs = [[side(size)[0] for size in sizes] for _ in range(arguments.runs)]
+    print(f"{arguments.checkpoint}, {arguments.rows} pictures, {arguments.runs} runs each: median")
+    for size, seconds in zip(sizes, zip(*pairs, strict=True), strict=True):
+        speed = arguments.rows / statistics.median(seconds)
+        print(f"  --batch-size {size:<3d} {speed:8.1f} rows/s")
+    ratios = sorted(single / batched for batched, single in pairs)
+    middle = statistics.median(ratios)
+    print(f"  ratio            {middle:8.2f} (pairs from {ratios[0]:.2f} to {ratios[-1]:.2f})")
+    print(f"  {same} of {arguments.rows} answers are the same")
+
+
+if __name__ == "__main__":
+    main()
