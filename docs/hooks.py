@@ -50,6 +50,14 @@ OTHER_LINES = {
     ("load", "--revision"): "zai-org/glm-4v-9b",
     ("load", "--served-model"): SERVER,
     ("load", "--timeout"): SERVER,
+    ("", "--over"): "",
+    **dict.fromkeys((("ask", "--over"), ("preview", "--over")), f'"{QUESTION}"'),
+    **{("", option): "--over photos" for option in ("--batch-size", "--fresh")},
+    **{
+        (name, option): f'"{QUESTION}" --over photos'
+        for name in ("ask", "preview")
+        for option in ("--batch-size", "--fresh")
+    },
 }
 """Where an option needs something else behind the command than the others do."""
 
@@ -63,6 +71,7 @@ VALUES = {
     "--context": "8192",
     "--max-tokens": "64",
     "--objective": "fewest",
+    "--over": "photos",
     "--page": "1",
     "--quantize": "4bit",
     "--repetition-penalty": "1.1",
@@ -224,7 +233,8 @@ def option_example(name: str, action: Action) -> str:
         if option == "--continue":  # the picture is in the chat already
             return f"%%glm4v {typed}\nAnd the square?"
         body = "" if option == "--file" else f"\n{QUESTION}"
-        return f"%%glm4v {PICTURE} {typed}{body}"
+        line = OTHER_LINES.get((name, option), PICTURE)
+        return " ".join(part for part in ("%%glm4v", line, typed) if part) + body
     line = OTHER_LINES.get((name, option), LINES.get(name, ""))
     if f"{option} " in line:  # it is in the example of the command itself
         return f"%glm4v {name} {line}"

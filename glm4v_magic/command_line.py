@@ -105,6 +105,20 @@ ANSWER_OPTIONS = (
         help="Part of the picture: left, top, width, height. Whole numbers are pixels, "
         "with a decimal point fractions of the picture, with %% percent of it.",
     ),
+    argument(
+        "--over",
+        metavar="ITEMS",
+        help="Ask the same of each: a list of pictures or values, a folder, a pattern, a pandas "
+        "Series, df.column. {{item}}, {{index}}, {{row.name}} differ from row to row.",
+    ),
+    argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="Rows of --over to ask at once; 8 unless given, 1 of a large model on the CPU and "
+        "always of a server.",
+    ),
+    argument("--fresh", action="store_true", help="Ask rows of --over again that are answered."),
     argument("--raw", action="store_true", help="Leave {{expression}} as it is."),
     _QUIET,
     argument("--preview", action="store_true", help="Show what would be sent, and do not send it."),

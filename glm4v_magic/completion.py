@@ -25,6 +25,8 @@ _PICTURE_TYPES = frozenset(
     {"Axes", "Figure", "Image", "PosixPath", "Tensor", "WindowsPath", "bytes", "list", "ndarray"}
 )  # fmt: skip
 
+_ITEM_TYPES = frozenset({"DataFrame", "Series", "list", "ndarray", "tuple"})
+
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
@@ -139,6 +141,18 @@ def _json_files(current: str, context: Surroundings) -> Iterator[str]:
     return _files(current, lambda path: path.suffix.lower() == ".json")
 
 
+def _items(current: str, context: Surroundings) -> Iterator[str]:
+    """Variables that hold many things, columns of a DataFrame, and folders."""
+    names = context.names
+    start, dot, _ = current.partition(".")
+    if dot and type(names.get(start)).__name__ == "DataFrame":
+        yield from (f"{start}.{name}" for name in names[start] if str(name).isidentifier())
+    for name in sorted(names):
+        if not name.startswith("_") and type(names[name]).__name__ in _ITEM_TYPES:
+            yield name
+    yield from _files(current, lambda path: False)
+
+
 def _files(current: str, wanted: Callable[[Path], bool]) -> Iterator[str]:
     """Entries of the folder that `current` begins to name: folders, and files that are `wanted`."""
     stem = current[: current.rfind("/") + 1]
@@ -164,5 +178,5 @@ _OFFERED: Mapping[str, Offer] = {
 }
 """What stands behind a command."""
 
-_VALUES: Mapping[str, Offer] = {"chat": _chats, "schema": _schemas}
+_VALUES: Mapping[str, Offer] = {"chat": _chats, "over": _items, "schema": _schemas}
 """What stands behind an option, by the name of its value."""

@@ -21,12 +21,13 @@ from IPython.core.magic import (
 from IPython.core.magic_arguments import argument
 
 from glm4v_magic.command_line import ANSWER_OPTIONS, parse, split, takes
-from glm4v_magic.errors import GenerationInterrupted, Glm4vError, OptionError
+from glm4v_magic.errors import GenerationInterrupted, Glm4vError, MapInterrupted, OptionError
 from glm4v_magic.settings import Glm4v, read
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from glm4v_magic.batch import Rows
     from glm4v_magic.commands import Context
     from glm4v_magic.conversation import Answer
     from glm4v_magic.display import MimeBundle
@@ -35,6 +36,7 @@ __all__ = ["Glm4vMagics", "Stopped", "register", "unregister"]
 
 _NAMES = ("%glm4v", "%%glm4v")
 _ANSWER = ("glm4v_magic.conversation", "Answer")
+_ROWS = ("glm4v_magic.batch", "Rows")
 
 
 class Stopped(KeyboardInterrupt):
@@ -55,7 +57,8 @@ class Glm4vMagics(Magics):
         super().__init__(shell)
         self._settings = settings
         self._context: Context | None = None
-        self._shown: list[Answer] = []
+        self._shown: list[object] = []
+        self._borrowed: dict[type, Any] = {}
 
     @property
     def context(self) -> Context:
@@ -77,7 +80,7 @@ class Glm4vMagics(Magics):
     )
     def glm4v(
         self, line: str, cell: str | None = None, local_ns: Mapping[str, Any] | None = None
-    ) -> Answer | None:
+    ) -> Any:
         """Ask a picture a question.
 
         Pictures and options stand on the first line, the question below it. The model is loaded
@@ -91,19 +94,24 @@ class Glm4vMagics(Magics):
 
             In [3]: answer.text, answer.usage.new_tokens
 
+        Many pictures or values, one conversation each: a folder, a list, a column of a DataFrame::
+
+            In [4]: %%glm4v --over df.image -o answers
+               ...: Is this {{row.name}}? Answer yes or no.
+
         A picture is a path, a pattern such as photos/*.jpg, a URL, or a variable that holds one.
         {{expression}} in the question is evaluated in the notebook.
         The answer is in NAME, in _ and in Out. Interrupting the kernel keeps what was said so far.
 
         Each cell asks a fresh question, unless it goes on with a chat. The picture stays in it::
 
-            In [4]: %%glm4v --continue
+            In [5]: %%glm4v --continue
                ...: And what colour is it?
 
-            In [5]: %%glm4v cat.png --chat cats --format json
+            In [6]: %%glm4v cat.png --chat cats --format json
                ...: Answer as JSON: {"animals": number, "colours": [names]}
 
-            In [6]: _.value["animals"]
+            In [7]: _.value["animals"]
 
         On one line::
 
@@ -149,7 +157,7 @@ class Glm4vMagics(Magics):
             failure = _stopped(interrupt)
         else:
             if answer is not None:
-                self._shown.append(answer)
+                self._show_no_more(answer)
             return answer
         # Out here the new exception has no __context__, whose frames would hold on to the model.
         raise failure
@@ -164,8 +172,9 @@ class Glm4vMagics(Magics):
         formatter = self.shell.display_formatter
         self.shell.configurables.append(self._settings)
         self.shell.register_magics(self)
-        formatter.ipython_display_formatter.for_type_by_name(*_ANSWER, self._swallow_if_shown)
-        formatter.mimebundle_formatter.for_type_by_name(*_ANSWER, _bundle)
+        for kind, bundle in ((_ANSWER, _bundle), (_ROWS, _rows_bundle)):
+            formatter.ipython_display_formatter.for_type_by_name(*kind, self._swallow_if_shown)
+            formatter.mimebundle_formatter.for_type_by_name(*kind, bundle)
         self.shell.events.register("post_run_cell", self._forget_shown)
         for name in _NAMES:
             self.shell.set_hook("complete_command", self._complete, str_key=name)
@@ -181,8 +190,10 @@ class Glm4vMagics(Magics):
         self.shell.configurables[:] = [
             each for each in self.shell.configurables if each not in (self, self._settings)
         ]
-        formatter.ipython_display_formatter.pop(".".join(_ANSWER), None)
-        formatter.mimebundle_formatter.pop(".".join(_ANSWER), None)
+        for name in (".".join(_ANSWER), ".".join(_ROWS)):
+            formatter.ipython_display_formatter.pop(name, None)
+            formatter.mimebundle_formatter.pop(name, None)
+        self._forget_shown(None)
         self.shell.events.unregister("post_run_cell", self._forget_shown)
         for name in _NAMES:
             self.shell.strdispatchers["complete_command"].strs.pop(name, None)
@@ -196,7 +207,16 @@ class Glm4vMagics(Magics):
         chats = () if self._context is None else self._context.session.chats
         return complete(event.text_until_cursor, self.shell.user_ns, COMMANDS, self.glm4v, chats)
 
-    def _swallow_if_shown(self, answer: Answer) -> None:
+    def _show_no_more(self, result: object) -> None:
+        """Keep what a cell has shown from being shown again as its result."""
+        self._shown.append(result)
+        kind = type(result)
+        if (kind.__module__, kind.__name__) not in (_ANSWER, _ROWS):  # a DataFrame
+            formatter = self.shell.display_formatter.ipython_display_formatter
+            self._borrowed.setdefault(kind, formatter.type_printers.get(kind))
+            formatter.for_type(kind, self._swallow_if_shown)
+
+    def _swallow_if_shown(self, answer: object) -> None:
         for number, shown in enumerate(self._shown):
             if shown is answer:
                 del self._shown[number]
@@ -205,6 +225,12 @@ class Glm4vMagics(Magics):
 
     def _forget_shown(self, _: object) -> None:
         self._shown.clear()
+        formatter = self.shell.display_formatter.ipython_display_formatter
+        for kind, before in self._borrowed.items():
+            formatter.type_printers.pop(kind, None)
+            if before is not None:
+                formatter.for_type(kind, before)
+        self._borrowed.clear()
 
 
 def register(shell: InteractiveShell) -> None:
@@ -232,6 +258,12 @@ def _bundle(answer: Answer) -> MimeBundle:
     return answer_bundle(answer)
 
 
+def _rows_bundle(rows: Rows) -> MimeBundle:
+    from glm4v_magic.display.batch import rows_bundle
+
+    return rows_bundle(rows)
+
+
 def _one_line(error: Glm4vError) -> str:
     from glm4v_magic.display.text import printable
 
@@ -241,4 +273,8 @@ def _one_line(error: Glm4vError) -> str:
 def _stopped(interrupt: KeyboardInterrupt) -> Stopped:
     if isinstance(interrupt, GenerationInterrupted):
         return Stopped("what was said until then is in _; %glm4v continue carries it on.")
+    if isinstance(interrupt, MapInterrupted):
+        if interrupt.answered:
+            return Stopped(f"{interrupt}; they are in _. Run the cell again to go on.")
+        return Stopped("no row is answered. Run the cell again to go on.")
     return Stopped("there is no answer.")

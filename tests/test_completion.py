@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 from IPython.core.completer import provisionalcompleter
 from PIL import Image
@@ -24,6 +25,7 @@ def offered(tmp_path, monkeypatch):
         "camera": Image.new("RGB", (1, 1)),
         "count": 3,
         "_hidden": [1],
+        "df": pd.DataFrame({"image": [1], "two words": [2]}),
     }
 
     def complete_line(line: str) -> list[str]:
@@ -64,6 +66,9 @@ def offered(tmp_path, monkeypatch):
         ("%%glm4v --format ", ["markdown", "text", "json", "code"]),
         ("%%glm4v --schema ", ["shape", "c.json", "photos/"]),
         ("%%glm4v --cont", ["--continue"]),
+        ("%%glm4v --over ", ["cats", "df", "photos/"]),
+        ("%%glm4v --over df.im", ["df.image"]),
+        ("%%glm4v --fr", ["--fresh"]),
         ("%glm4v history ", ["cats"]),
         ("%glm4v reset c", ["cats"]),
         ("%glm4v retry --t", ["--temperature", "--top-k", "--top-p"]),

@@ -30,7 +30,17 @@ from glm4v_magic.screen import screen_for, show
 if TYPE_CHECKING:
     from glm4v_magic.engines import EngineInfo
 
-__all__ = ["answer", "ask", "carry_out", "pictures_of", "preview", "question_of", "sampling_of"]
+__all__ = [
+    "answer",
+    "ask",
+    "carry_out",
+    "pictures_of",
+    "preview",
+    "question_of",
+    "sampling_of",
+    "show_preview",
+    "typed_question",
+]
 
 _WORDS = argument(
     "words", nargs="*", metavar="IMAGE", help="Pictures, then the question in quotes."
@@ -80,7 +90,7 @@ def _images_and_question(arguments: Namespace, command: str) -> tuple[list[str],
 
 def answer(
     context: Context, arguments: Namespace, images: list[str], text: str, names: Mapping[str, Any]
-) -> Answer | None:
+) -> Any:
     """Ask `text` about `images`, show it while it happens, and keep the answer.
 
     Args:
@@ -91,9 +101,15 @@ def answer(
         names: the user's variables.
 
     Returns:
-        The answer; ``None`` with ``--preview``, which only shows what would be asked.
+        The answer, with ``--over`` the rows; ``None`` with ``--preview``, which only shows what
+        would be asked.
     """
     require_variable_name(arguments.out)
+    if arguments.over is not None:
+        from glm4v_magic.commands.over import over
+
+        return over(context, arguments, images, typed_question(arguments, text), names)
+    _refuse_without_over(arguments)
     question = question_of(arguments, text, names)
     pictures = pictures_of(context, arguments, images, names)
     where = {
@@ -102,7 +118,7 @@ def answer(
         "system": _system(context, arguments),
     }
     if arguments.preview:
-        _show_preview(context, context.session.draft(question, pictures, **where))
+        show_preview(context, context.session.draft(question, pictures, **where))
         return None
     return carry_out(
         context,
@@ -213,20 +229,34 @@ def _system(context: Context, arguments: Namespace) -> str | None:
     return None if goes_on else context.settings.system
 
 
+def _refuse_without_over(arguments: Namespace) -> None:
+    for option in ("batch_size", "fresh"):
+        if getattr(arguments, option):
+            raise OptionError(
+                f"--{option.replace('_', '-')} is about the rows of --over, and there is no --over."
+            )
+
+
 def question_of(arguments: Namespace, text: str, names: Mapping[str, Any]) -> str:
     """Return the question of a cell or of ``--file``, expressions expanded unless ``--raw``."""
+    text = typed_question(arguments, text)
+    return require_text(text if arguments.raw else expand(text, names))
+
+
+def typed_question(arguments: Namespace, text: str) -> str:
+    """Return the question as it was written, in the cell or in a file."""
     if arguments.file is not None:
         if text.strip():
             raise OptionError(
                 "There is a question in the cell, and another in --file.",
                 "Empty the cell below its first line, or leave --file away.",
             )
-        text = read_prompt(arguments.file)
-    elif arguments.follow_up and not text.strip():
+        return read_prompt(arguments.file)
+    if arguments.follow_up and not text.strip():
         raise PromptError(
             "The prompt is empty.", "To carry on an unfinished answer: %glm4v continue."
         )
-    return require_text(text if arguments.raw else expand(text, names))
+    return text
 
 
 def pictures_of(
@@ -254,7 +284,8 @@ def sampling_of(context: Context, arguments: Namespace) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _show_preview(context: Context, conversation: Conversation) -> None:
+def show_preview(context: Context, conversation: Conversation) -> None:
+    """Show what would be sent; asks nothing."""
     from glm4v_magic.checkpoints import resolve
     from glm4v_magic.display.preview import preview_bundle
     from glm4v_magic.preview import preview

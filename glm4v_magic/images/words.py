@@ -19,7 +19,7 @@ from glm4v_magic.images.picture import DEFAULT_LIMITS, Limits, SourcedImage
 from glm4v_magic.images.uris import is_uri
 from glm4v_magic.images.values import to_images
 
-__all__ = ["resolve_images"]
+__all__ = ["is_lookup", "looked_up", "resolve_images"]
 
 
 def resolve_images(
@@ -54,8 +54,8 @@ def _resolve(
     if not is_uri(word):
         if word in namespace:
             return _from_variable(word, namespace[word], base, limits, page)
-        if not exists(word, base) and _is_lookup(word, namespace):
-            value = _looked_up(word, namespace)
+        if not exists(word, base) and is_lookup(word, namespace):
+            value = looked_up(word, namespace)
             return to_images(value, word, base=base, limits=limits, page=page)
         if word == CLIPBOARD and not exists(word, base):
             return to_images(grab(), word, base=base, limits=limits, page=page)
@@ -73,7 +73,7 @@ def _from_variable(
         raise
 
 
-def _is_lookup(word: str, namespace: Mapping[str, object]) -> bool:
+def is_lookup(word: str, namespace: Mapping[str, object]) -> bool:
     """Say whether `word` is Python that starts from a variable and uses only known names."""
     if word.lower().endswith(SUFFIXES):
         return False
@@ -95,7 +95,12 @@ def _is_lookup(word: str, namespace: Mapping[str, object]) -> bool:
     )
 
 
-def _looked_up(word: str, namespace: Mapping[str, object]) -> object:
+def looked_up(word: str, namespace: Mapping[str, object]) -> object:
+    """Return the value of what `is_lookup` recognised.
+
+    Raises:
+        ImageError: if it fails.
+    """
     try:
         # The user's own expression, in the user's own kernel, as in any cell. The copy keeps the
         # __builtins__ that eval adds out of the user's namespace.
