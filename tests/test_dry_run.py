@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from functools import cache, partial
 from html.parser import HTMLParser
@@ -325,10 +326,25 @@ def test_the_page_shows_all_of_it():
     assert report.main_findings()[0] in page.text
     assert page.tags.count("table") == 2
     assert page.tags.count("tr") == 2 + len(report.cards) + len(report.copies)
-    assert "rgba(234, 67, 53" in dry_run_html(overfull())  # what sticks out of a card
+    assert "the card ends here" in dry_run_html(overfull())
+    assert "the card ends here" not in dry_run_html(published("plan"))
     assert "rgba(234, 67, 53" not in dry_run_html(published("plan"))
     offloaded = replace(report, offloaded=("model.visual",))
     assert "<li>model.visual</li>" in dry_run_html(offloaded)
+
+
+def test_bars_are_to_one_scale():
+    sizes = [4 * 2**30, 2**30, 0]
+    cards = [CardUse(i, "GPU", size, weight_bytes=2**30) for i, size in enumerate(sizes)]
+    html = dry_run_html(replace(large(), cards=tuple(cards)))
+    bars = re.findall(r'role="group" aria-label="(.*?)" style=".*?width:([0-9.]+)%', html)
+    assert bars == [
+        ("cuda:0 GPU, 25% full", "100.00"),
+        ("cuda:1 GPU, 100% full", "25.00"),
+        ("cuda:2 GPU, 999% full", "6.25"),
+    ]
+    assert html.count('title="weights: 1.00 GiB"') == 3
+    assert html.count("the card ends here") == 1
 
 
 def test_names_cannot_become_markup_or_steer_a_terminal():

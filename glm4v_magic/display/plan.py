@@ -1,11 +1,11 @@
-"""What ``%glm4v plan`` shows: which card would run what, and how full that makes it."""
+"""What ``%glm4v plan`` shows beneath the picture of the device map: its numbers and modules."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from glm4v_magic.display import MimeBundle
-from glm4v_magic.display.card_table import bar, safe, table
+from glm4v_magic.display.bars import safe, table
 from glm4v_magic.display.text import counted, printable
 
 if TYPE_CHECKING:
@@ -13,29 +13,25 @@ if TYPE_CHECKING:
 
 __all__ = ["plan_bundle", "plan_html"]
 
-_BAR_WIDTH = 16  # em, of the largest card
+_NUMBERS = 7  # columns of `Plan.card_rows`
 
 
 def plan_bundle(plan: Plan) -> MimeBundle:
-    """Return a plan as a table; as text, the same table."""
+    """Return a plan as a table; as text, the same table with the plan's notes."""
     return {"text/plain": printable(plan.text()), "text/html": plan_html(plan)}
 
 
 def plan_html(plan: Plan) -> str:
-    """Return a plan as HTML: one row for each card, notes, and the names of all modules."""
-    capacities = [max(1, stage.capacity_bytes or stage.total_bytes) for stage in plan.stages]
-    bars = [  # all to one scale
-        bar(stage, capacity, _BAR_WIDTH * capacity / max(capacities))
-        for stage, capacity in zip(plan.stages, capacities, strict=True)
-    ]
+    """Return a plan as HTML: one row for each card, and the names of all modules.
+
+    Bars and notes are in the picture, `display.device_map`.
+    """
     head, *rows = plan.card_rows()
-    notes = "".join(f"<li>{safe(note)}</li>" for note in plan.notes)
     modules = "".join(_modules(stage) for stage in plan.stages if stage.modules)
     return (
-        f'<div class="glm4v-plan"><div>{safe(_title(plan))}</div>'
-        + table(head, rows, 1, bars)
-        + (f"<ul>{notes}</ul>" if notes else "")
-        + f"<details><summary>modules</summary><dl>{modules}</dl></details></div>"
+        f'<div class="glm4v-plan"><div>{safe(_title(plan))}, sizes in GiB</div>'
+        f"{table(head, rows, _NUMBERS)}"
+        f"<details><summary>modules</summary><dl>{modules}</dl></details></div>"
     )
 
 
