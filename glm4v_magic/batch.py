@@ -377,6 +377,7 @@ class _Run:
             finish_reason=generation.finish_reason,
             seed=generation.seed,
             notice=info.notice,
+            plan=info.plan,
             images=tuple(map(_small, waiting.request.conversation.images)),
         )
         self._store.keep(waiting.key, answer)

@@ -175,6 +175,7 @@ def test_done_rows_are_reused_until_something_changes(loaded, pictures):
     assert reused() == [False, False]
     assert reused() == [True, True]
     assert reused(items=[pictures[1].copy(), pictures[2]]) == [True, False]
+    assert reused(items=[pictures[0].rotate(180), pictures[1]]) == [False, True]
     assert reused(fresh=True) == [False, False]
     for changed in ({"prompt": "Who?"}, {"max_tokens": 5}, {"system": "Hi"}, {"temperature": 0.5}):
         assert reused(**changed) == [False, False]
