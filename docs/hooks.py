@@ -96,6 +96,7 @@ OF_A_KIND = {
     "NAME": "answer",
     "SPEC": "4x16GiB",
     "TEXT": '"some text"',
+    "UNIT=GPU": "vision=0",
     "URL": SERVER,
 }
 
