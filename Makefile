@@ -26,6 +26,11 @@ nightly: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/load_ext.py
 	$(BIN)/python benchmarks/tokens_per_second.py
+	$(BIN)/python benchmarks/batch.py
+	$(BIN)/python benchmarks/monitor.py
+	$(BIN)/python benchmarks/dry_run.py
+	$(BIN)/python benchmarks/load_memory.py
+	$(BIN)/python benchmarks/placement.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -93,8 +93,15 @@ def require_text(text: str) -> str:
     """Return `text` without the whitespace around it.
 
     Raises:
-        PromptError: if nothing visible is left.
+        PromptError: if nothing visible is left, or `text` is no valid Unicode.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"The prompt holds half a character, {text[error.start]!a}.",
+            "Such halves come from decoding text in pieces, or with surrogateescape.",
+        ) from None
     if all(unicodedata.category(character) in _BLANK for character in text):
         raise PromptError("The prompt is empty.", "Write what you want to know about the picture.")
     return text.strip()

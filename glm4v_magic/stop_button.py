@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.displaypub import CapturingDisplayPublisher
 
+from glm4v_magic.widgets.busy import hear_while_busy
+
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
@@ -71,7 +73,7 @@ class StopButton:
         above = ipywidgets.HTML(html)
         self._box = ipywidgets.VBox([above, row])
         self._widgets = [self._box, above, row, line, self._button]
-        _take_clicks_anywhere(self._button)
+        hear_while_busy(self._button)
 
     @property
     def pressed(self) -> bool:
@@ -95,16 +97,3 @@ class StopButton:
     def _press(self, _: object) -> None:
         # Called in the thread of a subshell, or in the main thread after the cell.
         self._pressed.set()
-
-
-def _take_clicks_anywhere(button: Any) -> None:
-    """Let clicks be handled by the subshell that the front end sends them to.
-
-    ipykernel 7.4.0 (`ipykernel.comm.comm.BaseComm._reply_subshell_for`) sends what comes in on a
-    comm to the loop that last sent on it: here the main one, which is busy until the cell ends.
-    7.3.0 followed the front end, and without this attribute 7.4.0 does too. Every update of the
-    button that a cell makes sets it again.
-    """
-    comm = getattr(button, "comm", None)
-    if hasattr(comm, "_reply_subshell_id"):
-        vars(comm).pop("_reply_subshell_id", None)

@@ -94,7 +94,7 @@ def jupyter_server() -> Iterator[Server]:
                 env=environment,
             )
         )
-        stack.callback(process.terminate)
+        stack.callback(_end, process)
         address = f"http://127.0.0.1:{port}"
         _wait_until_up(f"{address}/api?token={_TOKEN}", process)
         yield Server(address, folder / "served")
@@ -218,6 +218,14 @@ def wait_for_prompt(page: Page, number: int) -> None:
         }""",
         arg=number,
     )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:  # a server that restarts a kernel may not listen
+        process.kill()
 
 
 def _wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:

@@ -205,6 +205,11 @@ def test_require_text_takes_off_the_whitespace_around():
     assert require_text("🐈") == "🐈"
 
 
+def test_half_a_character_is_refused():
+    with pytest.raises(PromptError, match=r"half a character, '\\ud83d'"):
+        require_text("a \ud83d")
+
+
 @pytest.mark.parametrize("text", ["", " ", "\n\t\r\n", "\u00a0\u2003", "\u200b\ufeff", "\0"])
 def test_an_empty_prompt_is_refused(text):
     with pytest.raises(PromptError, match=r"The prompt is empty\. Write what"):

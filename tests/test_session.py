@@ -299,3 +299,15 @@ def test_the_defaults_are_those_of_sampling(loaded):
 def test_a_relative_path_is_taken_from_the_current_folder(loaded, picture, monkeypatch):
     monkeypatch.chdir(picture.parent)
     assert loaded.ask("What?", Path("cat.png"), **GREEDY).images[0].source == "cat.png"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"context": 999_999}, "999,999 positions is more"),
+        ({"images": 7}, r"takes 1 picture\(s\), not 7"),
+    ],
+)
+def test_options_of_a_plan_make_sense_on_the_cpu_too(options, message):
+    with pytest.raises(OptionError, match=message):
+        Session().load(TINY, gpus="cpu", **options)

@@ -20,7 +20,8 @@ from glm4v_magic.commands.devices import make_tool
 from glm4v_magic.commands.plan import as_options, placement_options
 from glm4v_magic.placement.decision import PlacementOptions
 from glm4v_magic.placement.stages import Plan
-from glm4v_magic.widgets.live import Live, hear_while_busy, on_main_thread
+from glm4v_magic.widgets.busy import hear_while_busy
+from glm4v_magic.widgets.live import Live, on_main_thread
 from glm4v_magic.widgets.memory import MemoryWidget
 
 NINE_B = architecture("GLM-4V-9B")

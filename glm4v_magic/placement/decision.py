@@ -210,6 +210,7 @@ def decide(
         made = make_plan(architecture, options, gpus)
         wanted = made.device_map()
     else:
+        make_plan(architecture, options, gpus)  # refuses what makes no sense for the model
         return Placement(options.dtype or _CPU_DTYPE, quantize=options.quantize)
     published = architecture.shape().dtype
     weights = check(wanted, architecture.build_meta(options.dtype or published), gpus)

@@ -1,7 +1,7 @@
 """Pictures that stay live in a notebook.
 
-Only this package imports ipywidgets. Commands import it when they need it, and it is the one place
-where display meets a kernel.
+Commands import ipywidgets with it when they need it: it is the one place where display meets a
+kernel.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from IPython.display import display
 from glm4v_magic.display import MimeBundle
 from glm4v_magic.screen import Output
 
-__all__ = ["Live", "hear_while_busy", "on_main_thread"]
+__all__ = ["Live", "on_main_thread"]
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -95,19 +95,6 @@ class Live:
             self._on_hidden()
         elif self.is_open and not change["old"]:
             self._on_shown()
-
-
-def hear_while_busy(*controls: Any) -> None:
-    """Let controls be heard while a cell runs.
-
-    ipykernel 7.4.0 answers a widget's messages in the loop that last sent something to it
-    (``_reply_subshell_id`` in ``ipykernel/comm/comm.py``). That is the main one, which is busy,
-    once a cell has made or changed the widget. Without the note the front end's choice counts: in
-    JupyterLab a thread of its own. To be called again after each change.
-    """
-    for control in controls:
-        if control.comm is not None:
-            vars(control.comm).pop("_reply_subshell_id", None)
 
 
 def on_main_thread(shell: Any, action: Callable[[], None]) -> None:

@@ -18,7 +18,8 @@ from glm4v_magic.monitor import CLOCK
 from glm4v_magic.placement.costs import DTYPE_BYTES, QUANTIZATIONS
 from glm4v_magic.placement.decision import PlacementOptions
 from glm4v_magic.placement.search import Objective
-from glm4v_magic.widgets.live import Live, hear_while_busy, on_main_thread
+from glm4v_magic.widgets.busy import hear_while_busy
+from glm4v_magic.widgets.live import Live, on_main_thread
 
 if TYPE_CHECKING:
     from glm4v_magic.placement.costs import ModelShape
