@@ -10,17 +10,30 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
+from glm4v_magic.calls import (
+    Call,
+    OnProgress,
+    OnStart,
+    OnText,
+    Terms,
+    answer_of,
+    checked_sampling,
+    ignore,
+    in_form,
+    pictures_of,
+    refuse_too_many,
+    terms_of,
+)
 from glm4v_magic.chats import UNNAMED, Chats, read_chat, write_chat
 from glm4v_magic.conversation import (
     Answer,
     Conversation,
     Format,
-    Generation,
     Message,
     Request,
     Sampling,
@@ -33,26 +46,20 @@ from glm4v_magic.errors import (
     Glm4vError,
     OptionError,
 )
-from glm4v_magic.formats import Form, correction, form_of
 from glm4v_magic.placement.decision import PlacementOptions
 from glm4v_magic.ranges import require_in_range
 from glm4v_magic.server_address import ServerAddress, is_address, read_address
 
 if TYPE_CHECKING:
     from glm4v_magic.batch import AnswerStore, Progress, Read
-    from glm4v_magic.checkpoints import Checkpoint, LoadProgress
+    from glm4v_magic.checkpoints import Checkpoint
     from glm4v_magic.engines import Engine, EngineInfo
-    from glm4v_magic.images import SourcedImage
     from glm4v_magic.placement.costs import Quantization
     from glm4v_magic.placement.decision import GivenMap, Placement
     from glm4v_magic.placement.search import Objective
     from glm4v_magic.placement.stages import Plan
 
 __all__ = ["ModelChoice", "Session", "Status", "load"]
-
-OnProgress: TypeAlias = "Callable[[LoadProgress], None]"
-OnStart: TypeAlias = "Callable[[EngineInfo, tuple[SourcedImage, ...]], None]"
-OnText: TypeAlias = Callable[[str], None]
 
 _DEFAULTS = Sampling()
 
@@ -101,36 +108,6 @@ class Status:
     info: EngineInfo | None
     busy: bool
     last: Answer | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Terms:
-    """How a call of the model is made, and whom it tells; see `Session.ask`."""
-
-    sampling: Sampling
-    form: Form
-    model: str | None
-    on_progress: OnProgress
-    on_start: OnStart
-    on_text: OnText
-    on_correction: OnText
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A call of the model, and what becomes of its answer.
-
-    Attributes:
-        chat: name of the chat that the answer goes into.
-        conversation: what is sent.
-        terms: how.
-        keeps_partial: whether an interrupted answer goes into the chat too.
-    """
-
-    chat: str
-    conversation: Conversation
-    terms: _Terms
-    keeps_partial: bool = True
 
 
 def _find(choice: ModelChoice) -> Checkpoint | ServerAddress:
@@ -273,7 +250,7 @@ class Session:
         self._refuse_if_busy()
         with self._lock:
             if self._engine is None or choice != self._choice:
-                self._open(choice, _find(choice), on_progress or _ignore)
+                self._open(choice, _find(choice), on_progress or ignore)
         return self
 
     def ask(
@@ -338,7 +315,7 @@ class Session:
         """
         from glm4v_magic.prompt import require_text
 
-        terms = _terms(
+        terms = terms_of(
             format=format,
             schema=schema,
             max_tokens=max_tokens,
@@ -353,11 +330,11 @@ class Session:
             on_text=on_text,
             on_correction=on_correction,
         )
-        message = Message("user", require_text(text), _pictures(images))
+        message = Message("user", require_text(text), pictures_of(images))
         self._refuse_if_busy()
         with self._lock:
             name, before = self._before(chat, follow_up, system)
-            return self._make(_Call(name, before.add(message), terms))
+            return self._make(Call(name, before.add(message), terms))
 
     def draft(
         self,
@@ -371,7 +348,7 @@ class Session:
         """Return the conversation that `ask` would send; arguments and errors as there."""
         from glm4v_magic.prompt import require_text
 
-        message = Message("user", require_text(text), _pictures(images))
+        message = Message("user", require_text(text), pictures_of(images))
         return self._before(chat, follow_up, system)[1].add(message)
 
     def carry_on(self, chat: str | None = None, **options: Any) -> Answer:
@@ -388,7 +365,7 @@ class Session:
             ConversationError: if there is no such chat, or its answer is finished.
             Glm4vError: any other as `ask`.
         """
-        terms = _terms(**options)
+        terms = terms_of(**options)
         self._refuse_if_busy()
         with self._lock:
             conversation = self._chats.require(chat)
@@ -397,7 +374,7 @@ class Session:
                     "The latest answer is finished, so there is nothing to carry on.",
                     "Ask the next question.",
                 )
-            return self._make(_Call(self._named(chat), conversation, terms))
+            return self._make(Call(self._named(chat), conversation, terms))
 
     def retry(self, chat: str | None = None, **options: Any) -> Answer:
         """Ask the latest question again; the new answer takes the place of the old one.
@@ -413,13 +390,13 @@ class Session:
             ConversationError: if there is no such chat, or no question in it.
             Glm4vError: any other as `ask`.
         """
-        terms = _terms(**options)
+        terms = terms_of(**options)
         self._refuse_if_busy()
         with self._lock:
             conversation = self._chats.require(chat).without_last_answer()
             if not conversation.messages or conversation.messages[-1].role != "user":
                 raise ConversationError("There is no question in this chat to ask again.")
-            return self._make(_Call(self._named(chat), conversation, terms, keeps_partial=False))
+            return self._make(Call(self._named(chat), conversation, terms, keeps_partial=False))
 
     @property
     def chats(self) -> dict[str, Conversation]:
@@ -562,7 +539,7 @@ class Session:
         from glm4v_magic.prompt import require_text
         from glm4v_magic.rows import Items, items_of, plan
 
-        sampling = _checked(
+        sampling = checked_sampling(
             Sampling(max_tokens, temperature, top_p, top_k, repetition_penalty, seed)
         )
         if batch_size is not None:
@@ -570,7 +547,7 @@ class Session:
         if not isinstance(items, Items):
             items = items_of(items, "items", column=column)
         rows = plan(prompt, items, names or {}, raw=raw)
-        pictures = _pictures(images)
+        pictures = pictures_of(images)
         self._refuse_if_busy()
         with self._lock:
             choice = self._choice
@@ -594,14 +571,14 @@ class Session:
                     found = _find(choice)
                     if not isinstance(found, ServerAddress):
                         refuse(found.name, found.max_images)
-                    engine = self._open(choice, found, on_progress or _ignore)
+                    engine = self._open(choice, found, on_progress or ignore)
                 refuse(engine.info.model, engine.info.max_images)
                 if on_start is not None:
                     on_start(engine.info)
                 return engine
 
             self._store = self._store or batch.AnswerStore()
-            return batch.run(rows, job, engine_for_rows, self._store, items, on_row or _ignore)
+            return batch.run(rows, job, engine_for_rows, self._store, items, on_row or ignore)
 
     def unload(self) -> bool:
         """Give the model's memory back; the next question loads the same model again.
@@ -671,7 +648,7 @@ class Session:
             before = before.with_system(require_text(system) if system else "")
         return name, before
 
-    def _make(self, call: _Call) -> Answer:
+    def _make(self, call: Call) -> Answer:
         """Make a call, and keep what comes of it."""
         engine = self._ready(call.conversation, call.terms)
         call.terms.on_start(engine.info, call.conversation.images)
@@ -680,13 +657,13 @@ class Session:
                 Request(call.conversation, call.terms.sampling), call.terms.on_text
             )
         except GenerationInterrupted as stopped:
-            stopped.answer = self._last = _answer(call, stopped.generation, engine.info)
+            stopped.answer = self._last = answer_of(call, stopped.generation, engine.info)
             if call.keeps_partial:
                 self._keep(call, stopped.answer)
             raise
-        answer = _answer(call, generation, engine.info)
+        answer = answer_of(call, generation, engine.info)
         try:
-            answer = _in_form(answer, call, engine)
+            answer = in_form(answer, call, engine)
         except FormatError as error:
             answer = error.answer or answer
             raise
@@ -700,13 +677,13 @@ class Session:
             self._keep(call, answer)
         return answer
 
-    def _keep(self, call: _Call, answer: Answer) -> None:
+    def _keep(self, call: Call, answer: Answer) -> None:
         complete = answer.finish_reason == "stop"
         # A sign of which only the first bytes came is written again when the answer is carried on.
         text = answer.text if complete else answer.text.rstrip("\ufffd")
         self._chats.keep(call.chat, call.conversation.with_answer(text, complete=complete))
 
-    def _ready(self, conversation: Conversation, terms: _Terms) -> Engine:
+    def _ready(self, conversation: Conversation, terms: Terms) -> Engine:
         """Return the engine, loaded if there was none, if it takes as many pictures."""
         engine = self._engine
         if engine is None:
@@ -715,9 +692,9 @@ class Session:
                 choice = replace(choice, model=terms.model)
             found = _find(choice)
             if not isinstance(found, ServerAddress):
-                _refuse_too_many(conversation, found.name, found.max_images)
+                refuse_too_many(conversation, found.name, found.max_images)
             engine = self._open(choice, found, terms.on_progress)
-        _refuse_too_many(conversation, engine.info.model, engine.info.max_images)
+        refuse_too_many(conversation, engine.info.model, engine.info.max_images)
         return engine
 
     def _open(
@@ -760,120 +737,3 @@ class Session:
 def load(model: str | os.PathLike[str] | None = None, **options: Any) -> Session:
     """Return a new `Session` with a model loaded; arguments and errors as `Session.load`."""
     return Session().load(model, **options)
-
-
-def _ignore(*_: object) -> None:
-    """Take news that nobody asked for."""
-
-
-def _pictures(images: object) -> tuple[SourcedImage, ...]:
-    from glm4v_magic.images import to_images
-
-    if images is None or (isinstance(images, list | tuple) and not images):
-        return ()
-    return to_images(images, "images")
-
-
-def _refuse_too_many(conversation: Conversation, model: str, most: int | None) -> None:
-    *before, latest = conversation.messages
-    given = len(conversation.images)
-    if most is not None and given > most:
-        few = "one picture" if most == 1 else f"{most} pictures"
-        stayed = any(message.images for message in before)
-        raise ConversationError(
-            f"{model} takes {few} in a conversation, and this one has {given}.",
-            "The pictures before are still in it: leave the new one away, or ask a fresh question."
-            if stayed and latest.images
-            else "Ask about them one after the other, or join them into one picture.",
-        )
-
-
-def _answer(call: _Call, generation: Generation, info: EngineInfo) -> Answer:
-    conversation = call.conversation
-    return Answer(
-        text=(conversation.unfinished or "") + generation.text,
-        prompt=conversation.question,
-        model=info.model,
-        usage=generation.usage,
-        finish_reason=generation.finish_reason,
-        seed=generation.seed,
-        notice=info.notice,
-        images=conversation.images,
-        format=call.terms.form.format,
-        plan=info.plan,
-    )
-
-
-def _in_form(answer: Answer, call: _Call, engine: Engine) -> Answer:
-    """Return the answer with what it holds in its form, corrected once if there is a schema."""
-    form = call.terms.form
-    try:
-        return _read(answer, form)
-    except FormatError as error:
-        fault = error
-    if form.schema is None or isinstance(fault.__cause__, OptionError):
-        raise fault
-    call.terms.on_correction(fault.what)
-    first = call.conversation.with_answer(answer.text, complete=True)
-    again = first.add(Message("user", correction(fault.what.rstrip("."))))
-    try:
-        generation = engine.generate(Request(again, call.terms.sampling), call.terms.on_text)
-    except Glm4vError as error:
-        fault.what += f" Asking again failed: {error.what}"
-        fault.hint = error.hint
-        raise fault from None
-    corrected = replace(
-        answer,
-        text=generation.text,
-        usage=answer.usage + generation.usage,
-        finish_reason=generation.finish_reason,
-        seed=generation.seed,
-        corrected=fault.what,
-    )
-    return _read(corrected, form)
-
-
-def _read(answer: Answer, form: Form) -> Answer:
-    """Return the answer with what it holds in its form; an error carries the answer."""
-    try:
-        return replace(answer, value=form.read(answer.text))
-    except OptionError as error:  # a schema that refers to what is not in it
-        fault = FormatError(error.what, error.hint)
-        fault.__cause__ = error
-    except FormatError as error:
-        fault = error
-        if answer.finish_reason == "length":
-            fault.hint = "It was cut off at the token limit: allow more, or carry it on."
-    fault.answer = answer
-    raise fault
-
-
-def _terms(
-    *,
-    format: Format | None = None,  # noqa: A002  as the option of the magic
-    schema: object = None,
-    model: str | None = None,
-    on_progress: OnProgress | None = None,
-    on_start: OnStart | None = None,
-    on_text: OnText | None = None,
-    on_correction: OnText | None = None,
-    **sampling: Any,
-) -> _Terms:
-    return _Terms(
-        _checked(Sampling(**sampling)),
-        form_of(format, schema),
-        model,
-        on_progress or _ignore,
-        on_start or _ignore,
-        on_text or _ignore,
-        on_correction or _ignore,
-    )
-
-
-def _checked(sampling: Sampling) -> Sampling:
-    """Refuse values that no model can sample with, by the name the user knows them."""
-    for each in fields(sampling):
-        value = getattr(sampling, each.name)
-        if value is not None or each.name == "max_tokens":
-            require_in_range(each.name, value)
-    return sampling

@@ -1,0 +1,208 @@
+"""One call of a model: its terms, its answer, and the form that the answer is asked in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from glm4v_magic.conversation import (
+    Answer,
+    Conversation,
+    Format,
+    Generation,
+    Message,
+    Request,
+    Sampling,
+)
+from glm4v_magic.errors import ConversationError, FormatError, Glm4vError, OptionError
+from glm4v_magic.formats import Form, correction, form_of
+from glm4v_magic.ranges import require_in_range
+
+if TYPE_CHECKING:
+    from glm4v_magic.checkpoints import LoadProgress
+    from glm4v_magic.engines import Engine, EngineInfo
+    from glm4v_magic.images import SourcedImage
+
+__all__ = [
+    "Call",
+    "OnProgress",
+    "OnStart",
+    "OnText",
+    "Terms",
+    "answer_of",
+    "checked_sampling",
+    "ignore",
+    "in_form",
+    "pictures_of",
+    "refuse_too_many",
+    "terms_of",
+]
+
+OnProgress: TypeAlias = "Callable[[LoadProgress], None]"
+OnStart: TypeAlias = "Callable[[EngineInfo, tuple[SourcedImage, ...]], None]"
+OnText: TypeAlias = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a call of the model is made, and whom it tells; see `Session.ask`."""
+
+    sampling: Sampling
+    form: Form
+    model: str | None
+    on_progress: OnProgress
+    on_start: OnStart
+    on_text: OnText
+    on_correction: OnText
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of the model, and what becomes of its answer.
+
+    Attributes:
+        chat: name of the chat that the answer goes into.
+        conversation: what is sent.
+        terms: how.
+        keeps_partial: whether an interrupted answer goes into the chat too.
+    """
+
+    chat: str
+    conversation: Conversation
+    terms: Terms
+    keeps_partial: bool = True
+
+
+def ignore(*_: object) -> None:
+    """Take news that nobody asked for."""
+
+
+def pictures_of(images: object) -> tuple[SourcedImage, ...]:
+    """Return what `images.to_images` makes of `images`; nothing of nothing."""
+    from glm4v_magic.images import to_images
+
+    if images is None or (isinstance(images, list | tuple) and not images):
+        return ()
+    return to_images(images, "images")
+
+
+def refuse_too_many(conversation: Conversation, model: str, most: int | None) -> None:
+    """Refuse a conversation with more pictures than a model takes.
+
+    Raises:
+        ConversationError: if there are more than `most`.
+    """
+    *before, latest = conversation.messages
+    given = len(conversation.images)
+    if most is not None and given > most:
+        few = "one picture" if most == 1 else f"{most} pictures"
+        stayed = any(message.images for message in before)
+        raise ConversationError(
+            f"{model} takes {few} in a conversation, and this one has {given}.",
+            "The pictures before are still in it: leave the new one away, or ask a fresh question."
+            if stayed and latest.images
+            else "Ask about them one after the other, or join them into one picture.",
+        )
+
+
+def answer_of(call: Call, generation: Generation, info: EngineInfo) -> Answer:
+    """Return the answer that a generation is; a carried-on one with what was said before."""
+    conversation = call.conversation
+    return Answer(
+        text=(conversation.unfinished or "") + generation.text,
+        prompt=conversation.question,
+        model=info.model,
+        usage=generation.usage,
+        finish_reason=generation.finish_reason,
+        seed=generation.seed,
+        notice=info.notice,
+        images=conversation.images,
+        format=call.terms.form.format,
+        plan=info.plan,
+    )
+
+
+def in_form(answer: Answer, call: Call, engine: Engine) -> Answer:
+    """Return the answer with what it holds in its form, corrected once if there is a schema.
+
+    Raises:
+        FormatError: if it is not in that form; `answer` holds it.
+        GenerationInterrupted: if the correction is interrupted.
+    """
+    form = call.terms.form
+    try:
+        return _read(answer, form)
+    except FormatError as error:
+        fault = error
+    if form.schema is None or isinstance(fault.__cause__, OptionError):
+        raise fault
+    call.terms.on_correction(fault.what)
+    first = call.conversation.with_answer(answer.text, complete=True)
+    again = first.add(Message("user", correction(fault.what.rstrip("."))))
+    try:
+        generation = engine.generate(Request(again, call.terms.sampling), call.terms.on_text)
+    except Glm4vError as error:
+        fault.what += f" Asking again failed: {error.what}"
+        fault.hint = error.hint
+        raise fault from None
+    corrected = replace(
+        answer,
+        text=generation.text,
+        usage=answer.usage + generation.usage,
+        finish_reason=generation.finish_reason,
+        seed=generation.seed,
+        corrected=fault.what,
+    )
+    return _read(corrected, form)
+
+
+def _read(answer: Answer, form: Form) -> Answer:
+    """Return the answer with what it holds in its form; an error carries the answer."""
+    try:
+        return replace(answer, value=form.read(answer.text))
+    except OptionError as error:  # a schema that refers to what is not in it
+        fault = FormatError(error.what, error.hint)
+        fault.__cause__ = error
+    except FormatError as error:
+        fault = error
+        if answer.finish_reason == "length":
+            fault.hint = "It was cut off at the token limit: allow more, or carry it on."
+    fault.answer = answer
+    raise fault
+
+
+def terms_of(
+    *,
+    format: Format | None = None,  # noqa: A002  as the option of the magic
+    schema: object = None,
+    model: str | None = None,
+    on_progress: OnProgress | None = None,
+    on_start: OnStart | None = None,
+    on_text: OnText | None = None,
+    on_correction: OnText | None = None,
+    **sampling: Any,
+) -> Terms:
+    """Return the terms of a call; arguments as `Session.ask`.
+
+    Raises:
+        OptionError: if one of them makes no sense.
+    """
+    return Terms(
+        checked_sampling(Sampling(**sampling)),
+        form_of(format, schema),
+        model,
+        on_progress or ignore,
+        on_start or ignore,
+        on_text or ignore,
+        on_correction or ignore,
+    )
+
+
+def checked_sampling(sampling: Sampling) -> Sampling:
+    """Refuse values that no model can sample with, by the name the user knows them."""
+    for each in fields(sampling):
+        value = getattr(sampling, each.name)
+        if value is not None or each.name == "max_tokens":
+            require_in_range(each.name, value)
+    return sampling
