@@ -33,6 +33,9 @@ __all__ = [
 
 Batch = TypeVar("Batch")
 
+_CHINESE = 0.35
+"""Share of the conversations that are in Chinese, once the basics are known."""
+
 
 @dataclass(frozen=True, slots=True)
 class PictureBatch:
@@ -92,7 +95,7 @@ def conversation_batches(
         while len(talks) < size:
             scene = _sample_for(rng, progress.value)
             others = min(1.0, max(0.1, 2 * progress.value - 0.1))
-            language: Language = "chinese" if rng.random() < 0.12 * others else "english"
+            language: Language = "chinese" if rng.random() < _CHINESE * others else "english"
             talk = conversation(rng, scene, 6, language, others=others)
             if talk:
                 talks.append(talk)

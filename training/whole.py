@@ -43,17 +43,22 @@ def train_whole(
     batch: int = 32,
     length: int = 96,
     learning_rate: float = 1.5e-3,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype = torch.float32,
+    curriculum_from: float = 0.0,
     save_every: float = 4.0,
 ) -> None:
-    """Train `network` in place, giving its weights to `save` every `save_every` minutes."""
+    """Train `network` in place, giving its weights to `save` every `save_every` minutes.
+
+    `curriculum_from` in [0, 1] skips the first part of the curriculum, for a network that knows
+    its basics.
+    """
     weights = MasterWeights((network, heads), dtype)
     make = functools.partial(conversation_batches, tokenizer_file, length)
     started = saved = time.monotonic()
     step, smooth = 0, 0.0
     with stream(make, seed, batch) as batches:
         while (progress := (time.monotonic() - started) / 60 / minutes) < 1:
-            data = batches.next(progress)
+            data = batches.next(curriculum_from + (1 - curriculum_from) * progress)
             answers, dense = _losses(network, heads, data, dtype)
             rate = cosine(learning_rate, step, progress)
             norm = weights.step(answers + _DENSE_WEIGHT * dense, rate)
