@@ -18,10 +18,12 @@ from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
 from glm4v_magic.checkpoints.glm4v_9b.processing import Glm4v9bProcessor, load_tokenizer
 from glm4v_magic.conversation import Conversation, Message
 from glm4v_magic.images import SourcedImage
+from training import train
 from training.configuration import checkpoint_config, special_ids
 from training.continuing import carry_over
 from training.drawing import draw_scene, picture
 from training.export import export, load_network
+from training.heads import DenseHeads
 from training.labels import CELL_CLASSES, GRID, dense_labels
 from training.network import Network, initialise, normalised
 from training.phrases import (
@@ -389,6 +391,53 @@ def test_what_a_network_knows_survives_another_tokenizer(tokenizer: Tokenizer, f
     for name, index in new_ids.items():
         assert torch.equal(after[index], before[old_ids[name]])
     assert torch.equal(target.transformer.vision.boi, source.transformer.vision.boi)
+
+
+def test_a_run_goes_on_from_a_checkpoint(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """``--from``; a run of no time makes no step and writes what it began with."""
+    vision = checkpoint_config(0)["vision_config"]
+    heads = DenseHeads(vision["hidden_size"], checkpoint_config(0)["hidden_size"])
+    torch.save(heads.state_dict(), folder / "heads.pt")
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            *("train", "--from", str(folder), "--out", str(tmp_path), "--ranks", "400"),
+            *("--minutes-tower", "0", "--minutes-whole", "1e-6", "--more", "place=3"),
+        ],
+    )
+    train.main()
+    saved = torch.load(tmp_path / "heads.pt", weights_only=True)
+    assert torch.equal(saved["cell.weight"], heads.cell.weight)
+    before, after = load_network(folder), load_network(tmp_path)
+    assert after.transformer.embedding.word_embeddings.num_embeddings == 448
+    for name, weight in before.transformer.vision.state_dict().items():
+        assert torch.equal(after.transformer.vision.state_dict()[name], weight), name
+    known, now = (Tokenizer.load(path / "tokenizer.model") for path in (folder, tmp_path))
+    was, became = (n.transformer.embedding.word_embeddings.weight for n in (before, after))
+    shared = [token for token in now.ranks if token in known.ranks]
+    assert len(shared) > 300
+    for token in shared:
+        assert torch.equal(became[now.ranks[token]], was[known.ranks[token]])
+
+
+def test_kinds_can_be_asked_more_often():
+    def share(more: dict[str, float]) -> float:
+        rng = rng_for("test", 11)
+        kinds = [e.kind for _ in range(300) for e in conversation(rng, TWO, 4, more=more)]
+        return kinds.count("place") / len(kinds)
+
+    assert share({"place": 10}) > 3 * share({})
+
+
+def test_more_of_an_unknown_kind_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.argv", ["train", "--out", "x", "--more", "weather=2"])
+    with pytest.raises(SystemExit):
+        train.main()
+    assert "no kind 'weather'; there are colour, shape" in capsys.readouterr().err
 
 
 def test_ranks_mean_the_same_to_tiktoken(tokenizer: Tokenizer):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,15 +86,19 @@ def conversation(
     language: Language = "english",
     *,
     others: float = 1.0,
+    more: Mapping[str, float] | None = None,
 ) -> list[Exchange]:
     """Up to `turns` different questions about `scene`, phrased as for training.
 
-    `others` in [0, 1] scales how often the kinds come up that build on the basic ones.
+    `others` in [0, 1] scales how often the kinds come up that build on the basic ones; `more`
+    holds a factor for single kinds.
     """
     english = language == "english"
     weights = dict(_BASICS if english else _CHINESE_BASICS)
     for kind, weight in (_OTHERS if english else _CHINESE_OTHERS).items():
         weights[kind] = weight * others
+    for kind in weights.keys() & (more or {}):
+        weights[kind] *= (more or {})[kind]
     found: list[Exchange] = []
     for kind in rng.choices(list(weights), list(weights.values()), k=3 * turns):
         if len(found) == turns:

@@ -2,15 +2,18 @@
 
 ``python -m training.train --out DIR`` runs both stages; ``--tower FILE`` starts from a tower
 that an earlier run left in ``DIR/tower.pt``; ``--from FOLDER`` begins with the weights of a
-trained checkpoint, so that both stages go on from what it knows.
+trained checkpoint, so that both stages go on from what it knows. A finished run leaves the
+published files in DIR, and the throw-away heads in ``DIR/heads.pt`` for a run from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from training.batches import picture_batches, stream
 from training.configuration import checkpoint_config
@@ -18,11 +21,14 @@ from training.continuing import carry_over
 from training.export import export, load_network
 from training.heads import DenseHeads
 from training.network import Network, initialise
+from training.questions import KINDS
 from training.tokenizer import RANKS, Tokenizer, corpus_words, train_ranks
 from training.tower import train_tower
 from training.whole import rescale_tower, train_whole
 
 __all__ = ["main"]
+
+_HEADS = "heads.pt"
 
 
 def main() -> None:
@@ -49,10 +55,10 @@ def main() -> None:
         rescale_tower(network, pictures)
     train_whole(
         network, heads, options.out / "tokenizer.model",
-        lambda weights: export(weights, len(tokenizer.ranks), options.out),
+        functools.partial(_save, options.out, len(tokenizer.ranks)),
         minutes=options.minutes_whole, seed=options.seed, batch=options.batch_whole,
         length=options.length, learning_rate=options.rate_whole, dtype=dtype,
-        curriculum_from=0.5 if options.start else 0.0,
+        curriculum_from=0.5 if options.start else 0.0, more=dict(options.more),
     )  # fmt: skip
     print(f"wrote {options.out}")
 
@@ -65,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder of the checkpoint")
     add("--tower", type=Path, help="skip stage A: tower and heads from this file")
     add("--from", dest="start", type=Path, help="begin with the weights of this folder")
+    add(
+        "--more", type=_factor, nargs="+", default=[], metavar="KIND=FACTOR",
+        help="ask these kinds that much more often in stage B",
+    )  # fmt: skip
     add("--minutes-tower", type=float, default=16, help="length of stage A")
     add("--minutes-whole", type=float, default=45, help="length of stage B")
     add("--seed", type=int, default=0)
@@ -79,6 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="cpu")
     add("--threads", type=int, default=2)
     return parser
+
+
+def _factor(text: str) -> tuple[str, float]:
+    """``place=3`` -> ("place", 3.0)."""
+    kind, _, factor = text.partition("=")
+    if kind not in KINDS:
+        raise argparse.ArgumentTypeError(f"no kind {kind!r}; there are {', '.join(KINDS)}")
+    return kind, float(factor)
 
 
 def _tokenizer(options: argparse.Namespace) -> Tokenizer:
@@ -99,7 +117,17 @@ def _fresh(tokenizer: Tokenizer, options: argparse.Namespace) -> tuple[Network, 
         network.transformer.encoder.compile(dynamic=False)
         network.transformer.vision.compile(dynamic=False)
     heads = DenseHeads(config["vision_config"]["hidden_size"], config["hidden_size"])
+    if options.start and (options.start / _HEADS).exists():
+        heads.load_state_dict(torch.load(options.start / _HEADS, weights_only=True))
     return network.to(options.device), heads.to(options.device)
+
+
+def _save(
+    folder: Path, ranks: int, weights: dict[str, Tensor], head_weights: dict[str, Tensor]
+) -> None:
+    """Write the checkpoint, and beside it the heads for a run that goes on from it."""
+    export(weights, ranks, folder)
+    torch.save(head_weights, folder / _HEADS)
 
 
 def _save_tower(path: Path, network: Network, heads: DenseHeads) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -36,7 +36,7 @@ def train_whole(
     network: Network,
     heads: DenseHeads,
     tokenizer_file: Path,
-    save: Callable[[dict[str, Tensor]], None],
+    save: Callable[[dict[str, Tensor], dict[str, Tensor]], None],
     *,
     minutes: float,
     seed: int,
@@ -45,15 +45,16 @@ def train_whole(
     learning_rate: float = 1.5e-3,
     dtype: torch.dtype = torch.float32,
     curriculum_from: float = 0.0,
+    more: Mapping[str, float] | None = None,
     save_every: float = 4.0,
 ) -> None:
-    """Train `network` in place, giving its weights to `save` every `save_every` minutes.
+    """Train `network` in place, giving all weights to `save` every `save_every` minutes.
 
     `curriculum_from` in [0, 1] skips the first part of the curriculum, for a network that knows
-    its basics.
+    its basics; `more` holds factors for how often kinds of questions come up.
     """
     weights = MasterWeights((network, heads), dtype)
-    make = functools.partial(conversation_batches, tokenizer_file, length)
+    make = functools.partial(conversation_batches, tokenizer_file, length, more or {})
     started = saved = time.monotonic()
     step, smooth = 0, 0.0
     with stream(make, seed, batch) as batches:
@@ -71,9 +72,9 @@ def train_whole(
                     flush=True,
                 )
             if time.monotonic() - saved > save_every * 60:
-                save(weights.full_precision(network))
+                save(weights.full_precision(network), weights.full_precision(heads))
                 saved = time.monotonic()
-    save(weights.full_precision(network))
+    save(weights.full_precision(network), weights.full_precision(heads))
 
 
 def _losses(
