@@ -335,7 +335,7 @@ def test_held_out_questions_match_their_phrases(language: Language, kinds):
 def test_out_of_scope_questions_are_many_and_trained_ones_are_not_held_out(language: Language):
     rng = rng_for("test", 10)
     scene = sample_scene(rng, "shapes")
-    found = [ask(rng, scene, "out of scope", language) for _ in range(5000)]
+    found = [ask(rng, scene, "out of scope", language) for _ in range(30_000)]
     questions = {plain(exchange.question) for exchange in found if exchange}
     assert len(questions) > 400
     assert not any("{" in question for question in questions)
