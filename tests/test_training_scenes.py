@@ -18,14 +18,32 @@ from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
 from glm4v_magic.checkpoints.glm4v_9b.processing import Glm4v9bProcessor, load_tokenizer
 from glm4v_magic.conversation import Conversation, Message
 from glm4v_magic.images import SourcedImage
+from training import train
 from training.configuration import checkpoint_config, special_ids
+from training.continuing import carry_over
 from training.drawing import draw_scene, picture
 from training.export import export, load_network
+from training.heads import DenseHeads
 from training.labels import CELL_CLASSES, GRID, dense_labels
 from training.network import Network, initialise, normalised
-from training.phrases import CHINESE, ENGLISH, OUT_OF_SCOPE
+from training.phrases import (
+    CHINESE,
+    CHINESE_COLOURS,
+    CHINESE_SHAPES,
+    CHINESE_SIDES,
+    ENGLISH,
+    OUT_OF_SCOPE,
+)
 from training.prompts import IGNORED, rows
-from training.questions import CANNOT_TELL, CHINESE_KINDS, KINDS, Exchange, ask, conversation
+from training.questions import (
+    CANNOT_TELL,
+    CHINESE_KINDS,
+    KINDS,
+    Exchange,
+    Language,
+    ask,
+    conversation,
+)
 from training.scenes import COLOURS, SHAPES, Item, Scene, rng_for, sample_scene
 from training.tokenizer import Tokenizer, corpus_words, train_ranks
 
@@ -112,6 +130,14 @@ def test_labels_say_what_is_where():
     cells = dict(zip(CELL_CLASSES, labels.cells.reshape(-1, GRID // 2, GRID // 2), strict=True))
     assert cells["centres"].sum() == 2
     assert cells["centres"][0, 1] == cells["centres"][2, 3] == 1
+    # Every cell of a shape says where that shape's centre is, in twelfths from 1 on.
+    for item in TWO.items:
+        covered = cells["shape"] == SHAPES.index(item.shape) + 1
+        assert covered.any()
+        assert (cells["across"][covered] == 1 + int(12 * item.x)).all()
+        assert (cells["down"][covered] == 1 + int(12 * item.y)).all()
+    assert cells["across"][0, 3] == cells["down"][0, 3] == 0
+    assert cells["size"][0, 1] > cells["size"][2, 3] > 0
     assert (cells["row"][2] == 2).all()
     assert (cells["column"][:, 3] == 3).all()
 
@@ -166,6 +192,28 @@ def test_relations_are_true():
         assert exchange.answer.startswith("Yes" if true in exchange.question else "No")
 
 
+def test_sides_are_true():
+    for exchange in asked(TWO, "side"):
+        red_first = "red circle" in exchange.question.split("blue")[0]
+        level = "above" in exchange.question
+        assert ("below" in exchange.question) == level
+        true = ("above" if red_first else "below") if level else ("left" if red_first else "right")
+        assert exchange.answer in (f"It is {true} it.", f"It is to the {true}.")
+
+
+def test_places_are_true_and_nobody_asks_on_a_border():
+    star = Item("star", "green", (0, 128, 0), x=0.2, y=0.8, radius=0.12)
+    scene = Scene("shapes", "white", (255, 255, 255), (RED, BLUE, star))
+    assert {e.answer for e in asked(scene, "place")} == {
+        "The blue square is at the right.",
+        "The green star is at the bottom left.",
+    }
+    assert {e.answer for e in asked(scene, "place", language="chinese")} == {
+        "蓝色的正方形在右侧。",
+        "绿色的星形在左下角。",
+    }
+
+
 def test_sizes_and_extremes_are_true():
     assert {e.answer for e in asked(TWO, "size")} == {
         "The red circle is large.",
@@ -193,6 +241,26 @@ def test_chinese_answers_match_the_scene():
     answers = {e.answer for e in asked(TWO, "colour", language="chinese")}
     assert answers == {"圆形是红色的。", "正方形是蓝色的。"}
     assert {e.answer for e in asked(TWO, "count", language="chinese")} == {"有2个图形。"}
+    assert {e.answer for e in asked(TWO, "size", language="chinese")} == {
+        "红色的圆形是大的。",
+        "蓝色的正方形是小的。",
+    }
+    for exchange in asked(TWO, "absent", language="chinese"):
+        assert re.fullmatch("图中没有.+。", exchange.answer)
+        assert not re.search("圆形|正方形|红色|蓝色", exchange.answer)
+
+
+@pytest.mark.parametrize("kind", ["relation", "side"])
+def test_chinese_relations_are_true(kind: str):
+    exchanges = asked(TWO, kind, language="chinese")
+    assert len(exchanges) > 20
+    for exchange in exchanges:
+        level = "上面" in exchange.question or "下面" in exchange.question
+        red_first = exchange.question.index("红色") < exchange.question.index("蓝色")
+        true = ("上面" if red_first else "下面") if level else ("左边" if red_first else "右边")
+        assert exchange.answer.endswith(f"它在{true}。")
+        if kind == "relation":
+            assert exchange.answer.startswith("是的" if true in exchange.question else "不是")
 
 
 def test_noise_cannot_be_told():
@@ -208,14 +276,70 @@ def test_held_out_phrases_are_not_trained_on(kinds):
         assert not set(phrases.trained) & set(phrases.held_out)
 
 
-def test_conversations_use_trained_phrases_only():
+def plain(question: str) -> str:
+    """A question without what `_typed` varies."""
+    return question.lower().replace("color", "colour").replace("grey", "gray").rstrip("?.!？。")
+
+
+_SIDE = "(?:above|below|(?:to the )?(?:left|right)(?: of)?|左边|右边|上面|下面)"
+_FIELDS = {
+    "where": "(?: in the picture| in this picture| in the image| here)?",
+    "shape": f"(?:{'|'.join((*SHAPES, *CHINESE_SHAPES.values()))})",
+    "colour": f"(?:{'|'.join((*COLOURS, *CHINESE_COLOURS.values()))})",
+    "side": _SIDE,
+    "choice": f"{_SIDE}(?: or |还是){_SIDE}",
+}
+
+
+def pattern_of(phrase: str) -> re.Pattern[str]:
+    """Matches every question that `phrase` can become, as `plain` writes it."""
+    parts = re.split(r"\{(\w+)\}", plain(phrase))
+    parts[::2] = map(re.escape, parts[::2])
+    parts[1::2] = [_FIELDS.get(field, ".+") for field in parts[1::2]]
+    return re.compile("".join(parts))
+
+
+@pytest.mark.parametrize(("language", "kinds"), [("english", ENGLISH), ("chinese", CHINESE)])
+def test_conversations_never_use_held_out_phrases(language: Language, kinds):
+    """Not even by another kind's phrase whose fields are filled by chance."""
+    phrases = [phrase for kind in kinds.values() for phrase in kind.held_out]
+    held_out = {phrase: pattern_of(phrase) for phrase in phrases}
+    fixed = {plain(question) for question in OUT_OF_SCOPE[language].held_out}
     rng = rng_for("test", 5)
-    held_out = {phrase for phrases in ENGLISH.values() for phrase in phrases.held_out}
-    fixed = {phrase.lower().rstrip("?.") for phrase in held_out if "{" not in phrase}
-    for _ in range(300):
-        for exchange in conversation(rng, sample_scene(rng), 6):
-            spelt = exchange.question.replace("color", "colour").replace("Color", "Colour")
-            assert spelt.lower().rstrip("?.") not in fixed
+    questions = {
+        plain(exchange.question)
+        for _ in range(1500)
+        for exchange in conversation(rng, sample_scene(rng), 6, language)
+    }
+    assert len(questions) > 2000
+    assert not questions & fixed
+    for phrase, pattern in held_out.items():
+        found = [question for question in questions if pattern.fullmatch(question)]
+        assert not found, (phrase, found[:3])
+
+
+@pytest.mark.parametrize(("language", "kinds"), [("english", ENGLISH), ("chinese", CHINESE)])
+def test_held_out_questions_match_their_phrases(language: Language, kinds):
+    """The check above can fail: it recognises held-out questions."""
+    rng = rng_for("test", 9)
+    patterns = [pattern_of(phrase) for kind in kinds.values() for phrase in kind.held_out]
+    for kind in KINDS if language == "english" else CHINESE_KINDS:
+        scenes = [sample_scene(rng, "digit" if "digit" in kind else "shapes") for _ in range(20)]
+        for scene in scenes:
+            for exchange in asked(scene, kind, 5, language=language, split="held_out"):
+                question = plain(exchange.question)
+                assert any(pattern.fullmatch(question) for pattern in patterns), question
+
+
+@pytest.mark.parametrize("language", ["english", "chinese"])
+def test_out_of_scope_questions_are_many_and_trained_ones_are_not_held_out(language: Language):
+    rng = rng_for("test", 10)
+    scene = sample_scene(rng, "shapes")
+    found = [ask(rng, scene, "out of scope", language) for _ in range(30_000)]
+    questions = {plain(exchange.question) for exchange in found if exchange}
+    assert len(questions) > 400
+    assert not any("{" in question for question in questions)
+    assert not questions & {plain(question) for question in OUT_OF_SCOPE[language].held_out}
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "out of scope"])
@@ -237,6 +361,83 @@ def test_every_chinese_kind_can_be_asked(kind: str):
 def test_any_text_survives_the_tokenizer(tokenizer: Tokenizer):
     for text in ("What color is it?", "Ünïcode žluť 猫 🐈 \n\n  x 12345 it's", "背景是蓝色的。"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_chinese_names_are_one_token_wherever_they_stand(tokenizer: Tokenizer):
+    for name in (*CHINESE_COLOURS.values(), *CHINESE_SHAPES.values(), *CHINESE_SIDES.values()):
+        (token,) = tokenizer.encode(name)
+        for text in ("图中的{}是什么颜色的？", "有没有{}的？", "背景是{}的。"):
+            assert token in tokenizer.encode(text.format(name)), (name, text)
+
+
+def test_what_a_network_knows_survives_another_tokenizer(tokenizer: Tokenizer, folder: Path):
+    source = load_network(folder)
+    fewer = Tokenizer(train_ranks(corpus_words(seed=0, scenes=50), size=600))
+    target = Network(checkpoint_config(len(fewer.ranks)))
+    carry_over(source, tokenizer, target, fewer)
+    before = source.transformer.embedding.word_embeddings.weight
+    after = target.transformer.embedding.word_embeddings.weight
+    kept = [token for token in fewer.ranks if token in tokenizer.ranks]
+    new = [token for token in fewer.ranks if token not in tokenizer.ranks]
+    assert len(kept) > 400
+    assert new
+    for token in kept:
+        assert torch.equal(after[fewer.ranks[token]], before[tokenizer.ranks[token]])
+    for token in new:
+        spelt = tokenizer.spell(token)
+        assert len(spelt) > 1
+        torch.testing.assert_close(after[fewer.ranks[token]], before[spelt].mean(dim=0))
+    old_ids, new_ids = special_ids(len(tokenizer.ranks)), special_ids(len(fewer.ranks))
+    for name, index in new_ids.items():
+        assert torch.equal(after[index], before[old_ids[name]])
+    assert torch.equal(target.transformer.vision.boi, source.transformer.vision.boi)
+
+
+def test_a_run_goes_on_from_a_checkpoint(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """``--from``; a run of no time makes no step and writes what it began with."""
+    vision = checkpoint_config(0)["vision_config"]
+    heads = DenseHeads(vision["hidden_size"], checkpoint_config(0)["hidden_size"])
+    torch.save(heads.state_dict(), folder / "heads.pt")
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            *("train", "--from", str(folder), "--out", str(tmp_path), "--ranks", "400"),
+            *("--minutes-tower", "0", "--minutes-whole", "1e-6", "--more", "place=3"),
+        ],
+    )
+    train.main()
+    saved = torch.load(tmp_path / "heads.pt", weights_only=True)
+    assert torch.equal(saved["cell.weight"], heads.cell.weight)
+    before, after = load_network(folder), load_network(tmp_path)
+    assert after.transformer.embedding.word_embeddings.num_embeddings == 448
+    for name, weight in before.transformer.vision.state_dict().items():
+        assert torch.equal(after.transformer.vision.state_dict()[name], weight), name
+    known, now = (Tokenizer.load(path / "tokenizer.model") for path in (folder, tmp_path))
+    was, became = (n.transformer.embedding.word_embeddings.weight for n in (before, after))
+    shared = [token for token in now.ranks if token in known.ranks]
+    assert len(shared) > 300
+    for token in shared:
+        assert torch.equal(became[now.ranks[token]], was[known.ranks[token]])
+
+
+def test_kinds_can_be_asked_more_often():
+    def share(more: dict[str, float]) -> float:
+        rng = rng_for("test", 11)
+        kinds = [e.kind for _ in range(300) for e in conversation(rng, TWO, 4, more=more)]
+        return kinds.count("place") / len(kinds)
+
+    assert share({"place": 10}) > 3 * share({})
+
+
+def test_more_of_an_unknown_kind_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.argv", ["train", "--out", "x", "--more", "weather=2"])
+    with pytest.raises(SystemExit):
+        train.main()
+    assert "no kind 'weather'; there are colour, shape" in capsys.readouterr().err
 
 
 def test_ranks_mean_the_same_to_tiktoken(tokenizer: Tokenizer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
@@ -32,6 +32,9 @@ __all__ = [
 ]
 
 Batch = TypeVar("Batch")
+
+_CHINESE = 0.35
+"""Share of the conversations that are in Chinese, once the basics are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +84,17 @@ def picture_batches(seed: int, size: int, progress: Synchronized[float]) -> Iter
 
 
 def conversation_batches(
-    tokenizer_file: Path, length: int, seed: int, size: int, progress: Synchronized[float]
+    tokenizer_file: Path,
+    length: int,
+    more: Mapping[str, float],
+    seed: int,
+    size: int,
+    progress: Synchronized[float],
 ) -> Iterator[ConversationBatch]:
-    """Conversations of up to `length` ids; easy scenes come first, crowded ones later."""
+    """Conversations of up to `length` ids; easy scenes come first, crowded ones later.
+
+    `more` holds factors for how often kinds come up.
+    """
     tokenizer = Tokenizer.load(tokenizer_file)
     rng = rng_for("train-whole", seed)
     while True:
@@ -92,8 +103,8 @@ def conversation_batches(
         while len(talks) < size:
             scene = _sample_for(rng, progress.value)
             others = min(1.0, max(0.1, 2 * progress.value - 0.1))
-            language: Language = "chinese" if rng.random() < 0.12 * others else "english"
-            talk = conversation(rng, scene, 6, language, others=others)
+            language: Language = "chinese" if rng.random() < _CHINESE * others else "english"
+            talk = conversation(rng, scene, 6, language, others=others, more=more)
             if talk:
                 talks.append(talk)
                 scenes.append(scene)
@@ -105,7 +116,7 @@ def conversation_batches(
 
 
 def _sample_for(rng: random.Random, progress: float) -> Scene:
-    most = 2 if progress < 0.08 else 3 if progress < 0.25 or rng.random() < 0.5 else MAX_SHAPES
+    most = 2 if progress < 0.08 else 3 if progress < 0.25 or rng.random() < 0.7 else MAX_SHAPES
     return sample_scene(rng, shapes=(1, most))
 
 

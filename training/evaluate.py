@@ -56,6 +56,9 @@ def cases() -> list[Case]:
         Case("noise", "colour", scenes="noise"),
         Case("no picture", "colour", picture=False),
         *chinese,
+        Case("out of scope (Chinese)", "out of scope", "chinese"),
+        Case("noise (Chinese)", "colour", "chinese", scenes="noise"),
+        Case("no picture (Chinese)", "colour", "chinese", picture=False),
     ]
 
 

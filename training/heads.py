@@ -16,8 +16,8 @@ __all__ = ["DenseHeads"]
 
 # Row and column are easy and need little push; size and centres must not drown colour and shape.
 _CELL_WEIGHTS = {
-    "colour": 1.0, "shape": 1.0, "size": 0.4, "centres": 0.4, "row": 0.1, "column": 0.1,
-    "background": 0.3,
+    "colour": 1.0, "shape": 1.0, "size": 0.5, "across": 0.5, "down": 0.5, "centres": 0.4,
+    "row": 0.1, "column": 0.1, "background": 0.3,
 }  # fmt: skip
 _PATCH_WEIGHT = 0.5
 
@@ -45,7 +45,7 @@ class DenseHeads(nn.Module):
         )
 
     def _cell_loss(self, cells: Tensor, labels: Tensor) -> Tensor:
-        """Weighted cross entropy of all cell labels ``[B, 7, M]``."""
+        """Weighted cross entropy of all cell labels ``[B, 9, M]``."""
         return sum(
             (
                 _CELL_WEIGHTS[name] * F.cross_entropy(scores.transpose(1, 2), labels[:, index])

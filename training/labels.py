@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from training.drawing import paint, write_digit
-from training.scenes import COLOURS, SHAPES, Scene
+from training.scenes import COLOURS, LARGE_FROM, SHAPES, SMALL_UP_TO, Scene
 
 __all__ = ["CELL_CLASSES", "FINE", "GRID", "PATCH_CLASSES", "DenseLabels", "dense_labels"]
 
@@ -21,22 +21,25 @@ GRID = 8
 
 _NOISE = len(COLOURS) + 1
 _NAMES = tuple(COLOURS)
+_PLACES = 12  # a multiple of 3 (the words for places) and of 4 (the cells)
 
 PATCH_CLASSES: dict[str, int] = {"colour": len(COLOURS) + 2, "shape": 1 + len(SHAPES) + 10}
 """Labels of a patch and how many values each has; 0 means that the patch shows nothing."""
 
 CELL_CLASSES: dict[str, int] = {
-    **PATCH_CLASSES, "size": 5, "centres": 4, "row": GRID // 2, "column": GRID // 2,
-    "background": len(COLOURS) + 1,
+    **PATCH_CLASSES, "size": 9, "across": _PLACES + 1, "down": _PLACES + 1, "centres": 4,
+    "row": GRID // 2, "column": GRID // 2, "background": len(COLOURS) + 1,
 }  # fmt: skip
 """Labels of a merged cell. Row and column look trivial, but all visual tokens share one text
-position: where a token stands must be read from the token itself."""
+position: where a token stands must be read from the token itself. A shape covers several cells,
+so that the cells' own places say only roughly where it is: "across" and "down" are the place of
+the centre of what a cell shows, in `_PLACES` steps."""
 
 _Labels = npt.NDArray[np.int64]
 FINE = 4
 """Parts along one side of a patch when coverage is measured."""
 
-_SIZE_BOUNDS = (0.128, 0.15, 0.178)
+_SIZE_BOUNDS = (0.113, SMALL_UP_TO, 0.142, 0.16, LARGE_FROM, 0.2, 0.225)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class DenseLabels:
     Attributes:
         patches: the labels of `PATCH_CLASSES`, in that order: ``[2, N]``.
         masks: which parts of each patch show a shape or a digit: booleans ``[N, FINE * FINE]``.
-        cells: the labels of `CELL_CLASSES`, in that order: ``[7, M]``.
+        cells: the labels of `CELL_CLASSES`, in that order: ``[9, M]``.
     """
 
     patches: _Labels
@@ -96,7 +99,7 @@ def _floor_plan(scene: Scene) -> npt.NDArray[np.uint8]:
 def _what_is_where(
     plan: npt.NDArray[np.uint8], classes: _Labels, grid: int, least: float
 ) -> _Labels:
-    """Colour, shape and size of what covers most of each field, if it covers `least` of it."""
+    """Labels of what covers most of each field, if it covers `least` of it."""
     side = len(plan) // grid
     fields = plan.reshape(grid, side, grid, side)
     kinds = np.arange(1, len(classes)).reshape(-1, 1, 1, 1, 1)
@@ -108,12 +111,19 @@ def _what_is_where(
 
 
 def _classes(scene: Scene) -> _Labels:
-    """Rows of (colour, shape, size): first "nothing", then each thing in the scene."""
-    rows = [(_NOISE if scene.kind == "noise" else 0, 0, 0)]
+    """Rows of (colour, shape, size, across, down): "nothing", then each thing in the scene."""
+    rows = [(_NOISE if scene.kind == "noise" else 0, 0, 0, 0, 0)]
     for item in scene.items:
         size = 1 + sum(item.radius > bound for bound in _SIZE_BOUNDS)
-        rows.append((_NAMES.index(item.colour) + 1, SHAPES.index(item.shape) + 1, size))
+        colour, shape = _NAMES.index(item.colour) + 1, SHAPES.index(item.shape) + 1
+        rows.append((colour, shape, size, _step(item.x), _step(item.y)))
     if scene.glyph is not None:
         glyph = scene.glyph
-        rows.append((_NAMES.index(glyph.colour) + 1, 1 + len(SHAPES) + glyph.digit, 0))
+        colour, shape = _NAMES.index(glyph.colour) + 1, 1 + len(SHAPES) + glyph.digit
+        rows.append((colour, shape, 0, _step(glyph.x), _step(glyph.y)))
     return np.asarray(rows, np.int64)
+
+
+def _step(fraction: float) -> int:
+    """1 to `_PLACES`."""
+    return 1 + int(fraction * _PLACES)

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from training.phrases import CHINESE, CHINESE_COLOURS, CHINESE_SHAPES, ENGLISH, OUT_OF_SCOPE
+from training.phrases import (
+    CHINESE,
+    CHINESE_COLOURS,
+    CHINESE_SHAPES,
+    CHINESE_SIDES,
+    ENGLISH,
+    OUT_OF_SCOPE,
+    OUT_OF_SCOPE_FIELDS,
+)
 from training.scenes import COLOURS, LARGE_FROM, SHAPES, SMALL_UP_TO, Item, Scene
 
 __all__ = [
@@ -45,6 +53,11 @@ _ZONES = (
     ("left", "center", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
+_CHINESE_ZONES = (
+    ("左上角", "上方", "右上角"),
+    ("左侧", "中间", "右侧"),
+    ("左下角", "下方", "右下角"),
+)
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
 
@@ -73,15 +86,19 @@ def conversation(
     language: Language = "english",
     *,
     others: float = 1.0,
+    more: Mapping[str, float] | None = None,
 ) -> list[Exchange]:
     """Up to `turns` different questions about `scene`, phrased as for training.
 
-    `others` in [0, 1] scales how often the kinds come up that build on the basic ones.
+    `others` in [0, 1] scales how often the kinds come up that build on the basic ones; `more`
+    holds a factor for single kinds.
     """
     english = language == "english"
     weights = dict(_BASICS if english else _CHINESE_BASICS)
     for kind, weight in (_OTHERS if english else _CHINESE_OTHERS).items():
         weights[kind] = weight * others
+    for kind in weights.keys() & (more or {}):
+        weights[kind] *= (more or {})[kind]
     found: list[Exchange] = []
     for kind in rng.choices(list(weights), list(weights.values()), k=3 * turns):
         if len(found) == turns:
@@ -101,7 +118,8 @@ def ask(
 ) -> Exchange | None:
     """Ask a question of `kind` about `scene`; ``None`` if it does not fit."""
     if kind == "out of scope":
-        question = rng.choice(getattr(OUT_OF_SCOPE[language], split))
+        template = rng.choice(getattr(OUT_OF_SCOPE[language], split))
+        question = template.format(**_out_of_scope_fields(rng, language))
         return Exchange(kind, _typed(rng, question), CANNOT_TELL[language])
     kinds = KINDS if language == "english" else CHINESE_KINDS
     said = _about_noise(rng, language) if scene.kind == "noise" else kinds[kind](rng, scene)
@@ -111,6 +129,17 @@ def ask(
     template = rng.choice(getattr(phrases, split))
     question = template.format(where=rng.choice(_WHERE), **said.fields)
     return Exchange(kind, _typed(rng, question), said.answer)
+
+
+def _out_of_scope_fields(rng: random.Random, language: Language) -> dict[str, str]:
+    fields = {name: rng.choice(words) for name, words in OUT_OF_SCOPE_FIELDS[language].items()}
+    # Small sums are kept for evaluation.
+    fields |= {"a": str(rng.randrange(6, 100)), "b": str(rng.randrange(2, 100))}
+    if language == "english":
+        fields["a_noun"] = _a(fields["noun"])
+        fields["b_noun"] = _a(rng.choice(OUT_OF_SCOPE_FIELDS[language]["noun"]))
+        fields["thing"] = f"{rng.choice(list(COLOURS))} {rng.choice(SHAPES)}"
+    return fields
 
 
 def _typed(rng: random.Random, question: str) -> str:
@@ -131,12 +160,18 @@ def _about_noise(rng: random.Random, language: Language) -> _Said:
     colour, shape = rng.choice(list(COLOURS)), rng.choice(SHAPES)
     if language == "chinese":
         colour, shape = CHINESE_COLOURS[colour], CHINESE_SHAPES[shape]
-        fields = {"colour": colour, "shape": shape, "thing": f"{colour}的{shape}"}
+        fields = {
+            "colour": colour, "shape": shape, "thing": f"{colour}的{shape}",
+            "other": f"{CHINESE_COLOURS[rng.choice(list(COLOURS))]}的{shape}",
+            "side": rng.choice(list(CHINESE_SIDES.values())),
+            "choice": rng.choice(("左边还是右边", "上面还是下面")),
+        }  # fmt: skip
         return _Said(phrases, fields, CANNOT_TELL[language])
     thing = f"{colour} {shape}"
     fields = {
         "colour": colour, "shape": shape, "thing": thing, "a_thing": _a(thing),
         "things": _plural(thing), "side": rng.choice(("above", "to the left of")),
+        "choice": rng.choice(("above or below", "to the left or to the right of")),
         "other": f"{rng.choice(list(COLOURS))} {rng.choice(SHAPES)}",
     }  # fmt: skip
     return _Said(phrases, fields, CANNOT_TELL[language])
@@ -266,7 +301,8 @@ def _ask_absent(rng: random.Random, scene: Scene) -> _Said | None:
     return _Said("shape", {"colour": colour}, f"There is no {colour} shape.")
 
 
-def _ask_size(rng: random.Random, scene: Scene) -> _Said | None:
+def _sized(rng: random.Random, scene: Scene) -> tuple[Item, bool] | None:
+    """A thing that is clearly small or large, and whether it is large."""
     known = [
         item for item in _only(scene.items, _name)
         if item.radius < SMALL_UP_TO or item.radius > LARGE_FROM
@@ -274,7 +310,15 @@ def _ask_size(rng: random.Random, scene: Scene) -> _Said | None:
     if not known:
         return None
     item = rng.choice(known)
-    size = "small" if item.radius < SMALL_UP_TO else "large"
+    return item, item.radius > LARGE_FROM
+
+
+def _ask_size(rng: random.Random, scene: Scene) -> _Said | None:
+    found = _sized(rng, scene)
+    if found is None:
+        return None
+    item, large = found
+    size = "large" if large else "small"
     return _Said("size", {"thing": item.name}, f"The {item.name} is {size}.")
 
 
@@ -290,7 +334,8 @@ def _ask_extreme(rng: random.Random, scene: Scene) -> _Said | None:
     return _Said(word, {}, f"The {word} shape is the {first.name}.")
 
 
-def _ask_relation(rng: random.Random, scene: Scene) -> _Said | None:
+def _two_sides(rng: random.Random, scene: Scene) -> tuple[Item, Item, str] | None:
+    """Two things and on which side of the second the first is: left, right, above or below."""
     known = _only(scene.items, _name)
     if len(known) < 2:
         return None
@@ -300,23 +345,57 @@ def _ask_relation(rng: random.Random, scene: Scene) -> _Said | None:
         gap, true = dx, "left" if dx < 0 else "right"
     else:
         gap, true = dy, "above" if dy < 0 else "below"
-    if abs(gap) < 0.1:
+    return None if abs(gap) < 0.1 else (one, other, true)
+
+
+def _ask_relation(rng: random.Random, scene: Scene) -> _Said | None:
+    found = _two_sides(rng, scene)
+    if found is None:
         return None
+    one, other, true = found
     asked = true if rng.random() < 0.5 else _OPPOSITE[true]
     side = {"left": "to the left of", "right": "to the right of"}.get(asked, asked)
     if asked in ("left", "right") and rng.random() < 0.4:
         side = f"{asked} of"
-    answer = ("Yes" if asked == true else "No") + ", it is "
-    answer += f"to the {true}." if true in ("left", "right") else f"{true} it."
+    answer = f"{'Yes' if asked == true else 'No'}, it is {_beside(true)}."
     return _Said("relation", {"thing": one.name, "side": side, "other": other.name}, answer)
 
 
-def _ask_place(rng: random.Random, scene: Scene) -> _Said | None:
+def _beside(side: str) -> str:
+    return f"to the {side}" if side in ("left", "right") else f"{side} it"
+
+
+def _ask_side(rng: random.Random, scene: Scene) -> _Said | None:
+    """Which of two sides: what a yes or no about one side is made of."""
+    found = _two_sides(rng, scene)
+    if found is None:
+        return None
+    one, other, true = found
+    pair = rng.sample((true, _OPPOSITE[true]), 2)
+    if true in ("above", "below"):
+        choice = " or ".join(pair)
+    else:
+        choice = rng.choice(("to the {} or to the {} of", "to the {} or {} of", "{} or {} of"))
+        choice = choice.format(*pair)
+    fields = {"thing": one.name, "choice": choice, "other": other.name}
+    return _Said("side", fields, f"It is {_beside(true)}.")
+
+
+def _placed(rng: random.Random, scene: Scene) -> tuple[Item, int, int] | None:
+    """A thing with the row and the column of its third of the picture."""
     known = [item for item in _only(scene.items, _name) if _clear(item.x) and _clear(item.y)]
     if not known:
         return None
     item = rng.choice(known)
-    zone = _ZONES[int(item.y * 3)][int(item.x * 3)]
+    return item, int(item.y * 3), int(item.x * 3)
+
+
+def _ask_place(rng: random.Random, scene: Scene) -> _Said | None:
+    found = _placed(rng, scene)
+    if found is None:
+        return None
+    item, row, column = found
+    zone = _ZONES[row][column]
     return _Said("place", {"thing": item.name}, f"The {item.name} is at the {zone}.")
 
 
@@ -365,7 +444,15 @@ def _chinese_colour(rng: random.Random, scene: Scene) -> _Said | None:
     return _Said("colour", {"shape": shape}, f"{shape}是{CHINESE_COLOURS[item.colour]}的。")
 
 
+def _chinese_name(item: Item) -> str:
+    return f"{CHINESE_COLOURS[item.colour]}的{CHINESE_SHAPES[item.shape]}"
+
+
 def _chinese_shape(rng: random.Random, scene: Scene) -> _Said | None:
+    if len(scene.items) == 1 and rng.random() < 0.2:
+        item = scene.items[0]
+        colour = CHINESE_COLOURS[item.colour]
+        return _Said("the shape", {}, f"{colour}的图形是{CHINESE_SHAPES[item.shape]}。")
     known = _only(scene.items, _colour)
     if not known:
         return None
@@ -397,6 +484,63 @@ def _chinese_count(rng: random.Random, scene: Scene) -> _Said | None:
     return _Said("count", {}, f"有{len(scene.items)}个图形。")
 
 
+def _chinese_absent(rng: random.Random, scene: Scene) -> _Said | None:
+    if rng.random() < 0.5:
+        shape = rng.choice(SHAPES)
+        if any(item.shape == shape for item in scene.items):
+            return None
+        named = CHINESE_SHAPES[shape]
+        return _Said("colour", {"shape": named}, f"图中没有{named}。")
+    colour = rng.choice(list(COLOURS))
+    if any(item.colour == colour for item in scene.items):
+        return None
+    named = CHINESE_COLOURS[colour]
+    return _Said("shape", {"colour": named}, f"图中没有{named}的图形。")
+
+
+def _chinese_size(rng: random.Random, scene: Scene) -> _Said | None:
+    found = _sized(rng, scene)
+    if found is None:
+        return None
+    item, large = found
+    thing = _chinese_name(item)
+    return _Said("size", {"thing": thing}, f"{thing}是{'大' if large else '小'}的。")
+
+
+def _chinese_relation(rng: random.Random, scene: Scene) -> _Said | None:
+    found = _two_sides(rng, scene)
+    if found is None:
+        return None
+    one, other, true = found
+    asked = true if rng.random() < 0.5 else _OPPOSITE[true]
+    fields = {
+        "thing": _chinese_name(one), "side": CHINESE_SIDES[asked], "other": _chinese_name(other),
+    }  # fmt: skip
+    answer = f"{'是的' if asked == true else '不是'}，它在{CHINESE_SIDES[true]}。"
+    return _Said("relation", fields, answer)
+
+
+def _chinese_side(rng: random.Random, scene: Scene) -> _Said | None:
+    found = _two_sides(rng, scene)
+    if found is None:
+        return None
+    one, other, true = found
+    pair = [CHINESE_SIDES[side] for side in rng.sample((true, _OPPOSITE[true]), 2)]
+    fields = {
+        "thing": _chinese_name(one), "choice": "还是".join(pair), "other": _chinese_name(other),
+    }  # fmt: skip
+    return _Said("side", fields, f"它在{CHINESE_SIDES[true]}。")
+
+
+def _chinese_place(rng: random.Random, scene: Scene) -> _Said | None:
+    found = _placed(rng, scene)
+    if found is None:
+        return None
+    item, row, column = found
+    thing = _chinese_name(item)
+    return _Said("place", {"thing": thing}, f"{thing}在{_CHINESE_ZONES[row][column]}。")
+
+
 def _chinese_digit(rng: random.Random, scene: Scene) -> _Said | None:
     if scene.glyph is None:
         return None
@@ -406,10 +550,7 @@ def _chinese_digit(rng: random.Random, scene: Scene) -> _Said | None:
 def _chinese_description(rng: random.Random, scene: Scene) -> _Said | None:
     if not 0 < len(scene.items) <= 3:
         return None
-    things = [
-        f"{CHINESE_COLOURS[item.colour]}的{CHINESE_SHAPES[item.shape]}"
-        for item in _in_reading_order(scene)
-    ]
+    things = [_chinese_name(item) for item in _in_reading_order(scene)]
     ground = CHINESE_COLOURS[scene.background]
     return _Said("description", {}, f"{ground}背景上有{'、'.join(things)}。")
 
@@ -427,6 +568,7 @@ KINDS: dict[str, _Asker] = {
     "size": _ask_size,
     "extreme": _ask_extreme,
     "relation": _ask_relation,
+    "side": _ask_side,
     "place": _ask_place,
     "digit": _ask_digit,
     "digit colour": _ask_digit_colour,
@@ -438,20 +580,30 @@ CHINESE_KINDS: dict[str, _Asker] = {
     "existence": _chinese_existence,
     "background": _chinese_background,
     "count": _chinese_count,
+    "absent": _chinese_absent,
+    "size": _chinese_size,
+    "relation": _chinese_relation,
+    "side": _chinese_side,
+    "place": _chinese_place,
     "digit": _chinese_digit,
     "description": _chinese_description,
 }
 
-# Relative frequencies. The basics come first in training, and the others build on them.
+# Relative frequencies. The basics come first in training, and the others build on them. What
+# compares places and sizes takes longest to learn, and so comes up most.
 _BASICS = {
-    "colour": 1.5, "shape": 1.5, "existence": 2.5, "background": 0.6, "count": 0.8,
-    "absent": 0.6, "digit": 1.0, "digit colour": 0.4,
+    "colour": 1.0, "shape": 1.0, "existence": 1.6, "background": 0.4, "count": 0.8,
+    "absent": 0.5, "digit": 1.0, "digit colour": 0.4,
 }  # fmt: skip
 _OTHERS = {
-    "count of": 0.6, "size": 0.5, "extreme": 0.5, "relation": 0.9, "place": 0.5,
-    "description": 0.7, "out of scope": 0.25,
+    "count of": 0.8, "size": 0.8, "extreme": 0.7, "relation": 1.8, "side": 1.5, "place": 1.3,
+    "description": 0.7, "out of scope": 0.7,
 }  # fmt: skip
 _CHINESE_BASICS = {
-    "colour": 1.0, "shape": 1.0, "existence": 1.2, "background": 0.6, "count": 0.7, "digit": 1.0,
+    "colour": 1.0, "shape": 1.0, "existence": 1.4, "background": 0.4, "count": 0.6,
+    "absent": 0.5, "digit": 1.0,
 }  # fmt: skip
-_CHINESE_OTHERS = {"description": 0.6, "out of scope": 0.2}
+_CHINESE_OTHERS = {
+    "size": 0.6, "relation": 1.3, "side": 0.9, "place": 0.8, "description": 0.6,
+    "out of scope": 0.6,
+}  # fmt: skip

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import base64
+import functools
 import itertools
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,15 +19,21 @@ from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
 from glm4v_magic.checkpoints.glm4v_9b.processing import PATTERN
-from training.phrases import CHINESE_COLOURS, CHINESE_SHAPES
+from training.phrases import CHINESE_COLOURS, CHINESE_SHAPES, CHINESE_SIDES
 from training.questions import CANNOT_TELL, NO_PICTURE, conversation
 from training.scenes import COLOURS, SHAPES, rng_for, sample_scene
 
-__all__ = ["Tokenizer", "train_ranks"]
+__all__ = ["RANKS", "Tokenizer", "train_ranks"]
 
-# Chinese is written without spaces, so that a whole clause is one piece of text: longer tokens
-# would freeze phrases instead of words.
-_LONGEST_CHINESE_TOKEN = 2 * len("图".encode())
+RANKS = 818
+"""Tokens of the demo model without the special ones."""
+
+# Chinese is written without spaces, so that a whole clause is one piece of text: free merges would
+# cut one word in many ways, by what stands beside it. Tokens are single characters and these words.
+_CHINESE_WORDS = (
+    *CHINESE_COLOURS.values(), *CHINESE_SHAPES.values(), *CHINESE_SIDES.values(),
+    "什么", "颜色", "图形", "形状", "图中", "图片", "背景", "数字", "没有", "多少",
+)  # fmt: skip
 
 Pair = tuple[bytes, bytes]
 
@@ -62,7 +69,7 @@ class Tokenizer:
         ids: list[int] = []
         for piece in pieces(text):
             if piece not in self._cache:
-                self._cache[piece] = self._merge(piece.encode())
+                self._cache[piece] = self.spell(piece.encode())
             ids += self._cache[piece]
         return ids
 
@@ -70,7 +77,8 @@ class Tokenizer:
         """Ids -> text; ids that are no ranks (special tokens) are left out."""
         return b"".join(self._tokens.get(i, b"") for i in ids).decode(errors="replace")
 
-    def _merge(self, piece: bytes) -> list[int]:
+    def spell(self, piece: bytes) -> list[int]:
+        """Ids of one piece of text."""
         parts = [piece[i : i + 1] for i in range(len(piece))]
         while len(parts) > 1:
             pairs = [self.ranks.get(a + b) for a, b in itertools.pairwise(parts)]
@@ -89,23 +97,39 @@ def train_ranks(words: Counter[str], size: int) -> dict[bytes, int]:
     """
     ranks = {bytes([value]): value for value in range(256)}
     split = [([bytes([b]) for b in word.encode()], count) for word, count in words.items()]
+    counts: Counter[Pair] = Counter()
+    places: defaultdict[Pair, set[int]] = defaultdict(set)
+
+    def count_pairs(index: int, sign: int) -> None:
+        parts, count = split[index]
+        for pair in itertools.pairwise(parts):
+            if _allowed(pair[0] + pair[1]):
+                counts[pair] += sign * count
+                places[pair].add(index)
+
+    for index in range(len(split)):
+        count_pairs(index, 1)
     while len(ranks) < size:
-        counts: Counter[Pair] = Counter()
-        for parts, count in split:
-            for pair in itertools.pairwise(parts):
-                if _allowed(pair[0] + pair[1]):
-                    counts[pair] += count
-        if not counts:
+        best = min(counts, key=lambda pair: (-counts[pair], pair), default=None)
+        if best is None or counts[best] == 0:
             break
-        best = min(counts, key=lambda pair: (-counts[pair], pair))
         ranks.setdefault(best[0] + best[1], len(ranks))
-        for parts, _ in split:
-            _join(parts, best)
+        for index in places.pop(best):
+            count_pairs(index, -1)
+            _join(split[index][0], best)
+            count_pairs(index, 1)
+        del counts[best]
     return ranks
 
 
+@functools.cache
 def _allowed(token: bytes) -> bool:
-    return token.isascii() or len(token) <= _LONGEST_CHINESE_TOKEN
+    if token.isascii():
+        return True
+    if len(token) <= 3:  # a character from its first byte on, or the beginning of one
+        return token[0] >= 0xC0 and all(0x80 <= byte < 0xC0 for byte in token[1:])
+    part = token.decode(errors="replace")
+    return any(part in word for word in _CHINESE_WORDS)
 
 
 def _join(parts: list[bytes], pair: Pair) -> None:
@@ -130,7 +154,7 @@ def _texts(rng: random.Random, scenes: int) -> Iterator[str]:
         for exchange in conversation(rng, sample_scene(rng), 5):
             yield exchange.question
             yield exchange.answer
-    for _ in range(scenes // 4):
+    for _ in range(scenes // 2):
         for exchange in conversation(rng, sample_scene(rng), 5, "chinese"):
             yield exchange.question
             yield exchange.answer
@@ -140,8 +164,7 @@ def _texts(rng: random.Random, scenes: int) -> Iterator[str]:
     names = [*COLOURS, *SHAPES, *(shape + "s" for shape in SHAPES), "crosses"]
     for name in names:
         yield from [f"{name} The {name} {name.capitalize()}"] * (scenes // 30)
-    words = (*CHINESE_COLOURS.values(), *CHINESE_SHAPES.values(), "什么", "颜色", "图形", "形状")
-    for word in words:
+    for word in _CHINESE_WORDS:
         yield from [word] * (scenes // 2)
 
 
@@ -149,7 +172,7 @@ def main() -> None:
     """Write ``tokenizer.model``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--size", type=int, default=690, help="number of ranks")
+    parser.add_argument("--size", type=int, default=RANKS, help="number of ranks")
     parser.add_argument("--scenes", type=int, default=3000, help="scenes to take text from")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

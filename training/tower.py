@@ -27,7 +27,7 @@ def train_tower(
     seed: int,
     batch: int = 64,
     learning_rate: float = 2e-3,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Train the tower of `network` and `heads` in place; both come back in float32."""
     tower = network.transformer.vision

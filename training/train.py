@@ -1,26 +1,34 @@
 """Train the demo model from scratch and write its checkpoint folder.
 
 ``python -m training.train --out DIR`` runs both stages; ``--tower FILE`` starts from a tower
-that an earlier run left in ``DIR/tower.pt``.
+that an earlier run left in ``DIR/tower.pt``; ``--from FOLDER`` begins with the weights of a
+trained checkpoint, so that both stages go on from what it knows. A finished run leaves the
+published files in DIR, and the throw-away heads in ``DIR/heads.pt`` for a run from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from training.batches import picture_batches, stream
 from training.configuration import checkpoint_config
+from training.continuing import carry_over
 from training.export import export, load_network
 from training.heads import DenseHeads
 from training.network import Network, initialise
-from training.tokenizer import Tokenizer, corpus_words, train_ranks
+from training.questions import KINDS
+from training.tokenizer import RANKS, Tokenizer, corpus_words, train_ranks
 from training.tower import train_tower
 from training.whole import rescale_tower, train_whole
 
 __all__ = ["main"]
+
+_HEADS = "heads.pt"
 
 
 def main() -> None:
@@ -29,13 +37,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     dtype = getattr(torch, options.dtype)
     options.out.mkdir(parents=True, exist_ok=True)
-    ranks = _tokenizer(options)
-    network, heads = _fresh(ranks, options)
+    tokenizer = _tokenizer(options)
+    network, heads = _fresh(tokenizer, options)
     if options.tower:
         _load_tower(options.tower, network, heads)
-    if options.resume:
-        network = load_network(options.resume).to(options.device)
-    elif not options.tower:
+    elif options.minutes_tower:
         train_tower(
             network, heads, minutes=options.minutes_tower, seed=options.seed,
             batch=options.batch_tower, learning_rate=options.rate_tower, dtype=dtype,
@@ -43,15 +49,16 @@ def main() -> None:
         _save_tower(options.out / "tower.pt", network, heads)
     if options.minutes_whole == 0:
         return
-    if not options.resume:
+    if not options.start:
         with stream(picture_batches, options.seed, 64) as batches:
             pictures = torch.from_numpy(batches.next(0).pictures).to(options.device)
         rescale_tower(network, pictures)
     train_whole(
         network, heads, options.out / "tokenizer.model",
-        lambda weights: export(weights, ranks, options.out),
+        functools.partial(_save, options.out, len(tokenizer.ranks)),
         minutes=options.minutes_whole, seed=options.seed, batch=options.batch_whole,
         length=options.length, learning_rate=options.rate_whole, dtype=dtype,
+        curriculum_from=0.5 if options.start else 0.0, more=dict(options.more),
     )  # fmt: skip
     print(f"wrote {options.out}")
 
@@ -63,39 +70,64 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder of the checkpoint")
     add("--tower", type=Path, help="skip stage A: tower and heads from this file")
-    add("--resume", type=Path, help="go on with stage B from this checkpoint folder")
+    add("--from", dest="start", type=Path, help="begin with the weights of this folder")
+    add(
+        "--more", type=_factor, nargs="+", default=[], metavar="KIND=FACTOR",
+        help="ask these kinds that much more often in stage B",
+    )  # fmt: skip
     add("--minutes-tower", type=float, default=16, help="length of stage A")
     add("--minutes-whole", type=float, default=45, help="length of stage B")
     add("--seed", type=int, default=0)
-    add("--ranks", type=int, default=690, help="size of the tokenizer without special tokens")
+    add("--ranks", type=int, default=RANKS, help="size of the tokenizer without special tokens")
     add("--batch-tower", type=int, default=64)
     add("--batch-whole", type=int, default=32)
     add("--length", type=int, default=96, help="ids in a row of conversation")
     add("--rate-tower", type=float, default=2e-3, help="peak learning rate of stage A")
     add("--rate-whole", type=float, default=1.5e-3, help="peak learning rate of stage B")
-    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the arithmetic")
+    add("--dtype", choices=("bfloat16", "float32"), default="float32", help="of the arithmetic")
+    add("--compile", action="store_true", help="fuse operations first (needs a C++ compiler)")
     add("--device", default="cpu")
     add("--threads", type=int, default=2)
     return parser
 
 
-def _tokenizer(options: argparse.Namespace) -> int:
-    """Make the tokenizer, or take that of a resumed run; return the number of its ranks."""
-    if options.resume:
-        tokenizer = Tokenizer.load(options.resume / "tokenizer.model")
-    else:
-        tokenizer = Tokenizer(train_ranks(corpus_words(options.seed), options.ranks))
+def _factor(text: str) -> tuple[str, float]:
+    """``place=3`` -> ("place", 3.0)."""
+    kind, _, factor = text.partition("=")
+    if kind not in KINDS:
+        raise argparse.ArgumentTypeError(f"no kind {kind!r}; there are {', '.join(KINDS)}")
+    return kind, float(factor)
+
+
+def _tokenizer(options: argparse.Namespace) -> Tokenizer:
+    tokenizer = Tokenizer(train_ranks(corpus_words(options.seed), options.ranks))
     tokenizer.save(options.out / "tokenizer.model")
-    return len(tokenizer.ranks)
+    return tokenizer
 
 
-def _fresh(ranks: int, options: argparse.Namespace) -> tuple[Network, DenseHeads]:
+def _fresh(tokenizer: Tokenizer, options: argparse.Namespace) -> tuple[Network, DenseHeads]:
     torch.manual_seed(options.seed)
-    config = checkpoint_config(ranks)
+    config = checkpoint_config(len(tokenizer.ranks))
     network = Network(config)
     initialise(network, torch.Generator().manual_seed(options.seed))
+    if options.start:
+        known = Tokenizer.load(options.start / "tokenizer.model")
+        carry_over(load_network(options.start), known, network, tokenizer)
+    if options.compile:
+        network.transformer.encoder.compile(dynamic=False)
+        network.transformer.vision.compile(dynamic=False)
     heads = DenseHeads(config["vision_config"]["hidden_size"], config["hidden_size"])
+    if options.start and (options.start / _HEADS).exists():
+        heads.load_state_dict(torch.load(options.start / _HEADS, weights_only=True))
     return network.to(options.device), heads.to(options.device)
+
+
+def _save(
+    folder: Path, ranks: int, weights: dict[str, Tensor], head_weights: dict[str, Tensor]
+) -> None:
+    """Write the checkpoint, and beside it the heads for a run that goes on from it."""
+    export(weights, ranks, folder)
+    torch.save(head_weights, folder / _HEADS)
 
 
 def _save_tower(path: Path, network: Network, heads: DenseHeads) -> None:

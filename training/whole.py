@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -36,24 +36,30 @@ def train_whole(
     network: Network,
     heads: DenseHeads,
     tokenizer_file: Path,
-    save: Callable[[dict[str, Tensor]], None],
+    save: Callable[[dict[str, Tensor], dict[str, Tensor]], None],
     *,
     minutes: float,
     seed: int,
     batch: int = 32,
     length: int = 96,
     learning_rate: float = 1.5e-3,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype = torch.float32,
+    curriculum_from: float = 0.0,
+    more: Mapping[str, float] | None = None,
     save_every: float = 4.0,
 ) -> None:
-    """Train `network` in place, giving its weights to `save` every `save_every` minutes."""
+    """Train `network` in place, giving all weights to `save` every `save_every` minutes.
+
+    `curriculum_from` in [0, 1] skips the first part of the curriculum, for a network that knows
+    its basics; `more` holds factors for how often kinds of questions come up.
+    """
     weights = MasterWeights((network, heads), dtype)
-    make = functools.partial(conversation_batches, tokenizer_file, length)
+    make = functools.partial(conversation_batches, tokenizer_file, length, more or {})
     started = saved = time.monotonic()
     step, smooth = 0, 0.0
     with stream(make, seed, batch) as batches:
         while (progress := (time.monotonic() - started) / 60 / minutes) < 1:
-            data = batches.next(progress)
+            data = batches.next(curriculum_from + (1 - curriculum_from) * progress)
             answers, dense = _losses(network, heads, data, dtype)
             rate = cosine(learning_rate, step, progress)
             norm = weights.step(answers + _DENSE_WEIGHT * dense, rate)
@@ -66,9 +72,9 @@ def train_whole(
                     flush=True,
                 )
             if time.monotonic() - saved > save_every * 60:
-                save(weights.full_precision(network))
+                save(weights.full_precision(network), weights.full_precision(heads))
                 saved = time.monotonic()
-    save(weights.full_precision(network))
+    save(weights.full_precision(network), weights.full_precision(heads))
 
 
 def _losses(
