@@ -28,6 +28,7 @@ def ipython_shell(folder):
     from traitlets.config import Config
 
     main, hooks = sys.modules["__main__"], (sys.displayhook, sys.excepthook)
+    before = InteractiveShell._instance
     config = Config()
     config.HistoryManager.hist_file = ":memory:"
     InteractiveShell.clear_instance()
@@ -39,6 +40,9 @@ def ipython_shell(folder):
     shell.history_manager.end_session()
     HistoryManager._instances.clear()
     InteractiveShell.clear_instance()
+    if before is not None:  # a module's shell, which this one stood in for
+        for each in type(before)._walk_mro():
+            each._instance = before
     sys.modules["__main__"] = main
     sys.displayhook, sys.excepthook = hooks
 
