@@ -21,7 +21,7 @@ from IPython.core.magic_arguments import (
 from IPython.utils.process import arg_split
 
 from glm4v_magic.errors import OptionError, did_you_mean
-from glm4v_magic.formats import FORMATS
+from glm4v_magic.format_names import FORMATS
 
 __all__ = [
     "AGAIN_OPTIONS",

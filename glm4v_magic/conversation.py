@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from glm4v_magic.format_names import Format
+
 if TYPE_CHECKING:
     from glm4v_magic.images import SourcedImage
     from glm4v_magic.placement.stages import Plan
@@ -25,7 +27,6 @@ __all__ = [
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "interrupted"]
-Format = Literal["markdown", "text", "json", "code"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
-from glm4v_magic.conversation import Format
 from glm4v_magic.errors import FormatError, OptionError, did_you_mean
+from glm4v_magic.format_names import FORMATS, Format
 
 __all__ = [
-    "FORMATS",
     "Form",
     "check_schema",
     "correction",
@@ -21,9 +20,6 @@ __all__ = [
     "form_of",
     "violation",
 ]
-
-FORMATS: tuple[Format, ...] = get_args(Format)
-"""The forms that can be asked for, the usual one first."""
 
 # A fence of at least three marks, its language, the code, and the same fence or the end.
 _FENCED = re.compile(
@@ -41,7 +37,7 @@ class Form:
     """The form of an answer that was asked for.
 
     Attributes:
-        format: see `FORMATS`.
+        format: see `format_names`.
         schema: JSON Schema that the JSON has to follow.
     """
 
