@@ -263,7 +263,7 @@ class TestRequests:
         assert_error(ask(server, question(), Authorization="Bearer x"), 401, "is needed")
         assert send(server, "GET", "/v1/models")[0] == 401
         assert ask(server, question(), Authorization="Bearer sesame")[0] == 200
-        assert glm4v_magic.load(server.url).ask("What?", max_tokens=1).text
+        assert glm4v_magic.load(server.url).ask("What?", temperature=0, max_tokens=4).text
         monkeypatch.setenv(API_KEY, "other")
         # The server runs in this process, so it has the same key; a wrong one is sent by hand.
         assert ask(server, question(), Authorization="Bearer sesame")[0] == 401
@@ -316,7 +316,9 @@ class TestEngineTrouble:
         head.register_forward_hook(fail)
         pieces = []
         with pytest.raises(EngineError, match="stopped with an error: RuntimeError: expected sca"):
-            glm4v_magic.load(server.url).ask("What?", max_tokens=20, on_text=pieces.append)
+            glm4v_magic.load(server.url).ask(
+                "What?", temperature=0, max_tokens=20, on_text=pieces.append
+            )
         assert pieces
 
 
