@@ -320,6 +320,8 @@ class TestEngineTrouble:
                 "What?", temperature=0, max_tokens=20, on_text=pieces.append
             )
         assert pieces
+        # It answers one request after the other, so now it has also written its log.
+        assert ask(server, question())[0] == 200
 
 
 def test_a_client_that_leaves_stops_the_model(talkative, interrupt):
