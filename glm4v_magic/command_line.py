@@ -6,6 +6,7 @@ misspelt one gets a close match, and quotes around a word are taken off here and
 
 from __future__ import annotations
 
+import re
 from argparse import Action, Namespace
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -186,7 +187,7 @@ def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
     try:
         # The intermixed form lets pictures stand on both sides of an option.
         arguments: Namespace
-        arguments, rest = parser.parse_known_intermixed_args(words)
+        arguments, rest = parser.parse_known_intermixed_args(_joined(parser, words))
     except UsageError as error:
         raise OptionError(f"{_capitalised(str(error))}.", f"See %{parser.prog}?") from None
     for word in rest:
@@ -200,6 +201,24 @@ def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
     if rest:
         raise OptionError(f"%{parser.prog} does not take {' '.join(rest)!r}.")
     return arguments
+
+
+def _joined(parser: MagicArgumentParser, words: list[str]) -> list[str]:
+    """Join an option and a value that argparse would take for another option.
+
+    Such are numbers as in ``--crop -1,0,5,5``, for a message about the number, and whatever stood
+    in quotes: ``--system "- brief"``.
+    """
+    joined: list[str] = []
+    for word in words:
+        action = parser._option_string_actions.get(joined[-1]) if joined else None
+        is_value = re.match(r"-[\d.]", word) is not None or isinstance(word, Quoted)
+        takes_one = action is not None and action.nargs is None
+        if takes_one and is_value and word.startswith("-") and not isinstance(joined[-1], Quoted):
+            joined[-1] = f"{joined[-1]}={word}" if joined[-1][:2] == "--" else joined[-1] + word
+        else:
+            joined.append(word)
+    return joined
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, Action]:

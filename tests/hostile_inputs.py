@@ -320,7 +320,8 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
             ("cat.png --crop 1,2,3", "The crop '1,2,3' is not four numbers."),
             ("cat.png --crop 1,2,3,4,5", "The crop '1,2,3,4,5' is not four numbers."),
             ("cat.png --crop a,b,c,d", "The crop 'a,b,c,d' is not four numbers."),
-            ("cat.png --crop -1,0,5,5", "Argument --crop: expected one argument."),
+            ("cat.png --crop -1,0,5,5", "The crop -1,0,5,5 has a number below 0."),
+            ("cat.png --crop 0,0,-50%,5%", "The crop 0,0,-50%,5% has a number below 0."),
             ("cat.png --crop 0,0,0,0", "The crop 0,0,0,0 has no width."),
             (
                 "cat.png --crop 10%,10%,50,50",

@@ -62,7 +62,7 @@ def test_how_numbers_are_written_says_what_they_count(text, size, middle):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "1,2,3", "1,2,3,4,5", "a,b,c,d", "1,2,3,-4", "1;2;3;4", "1,2,3,", "1e1,0,1,1", "١,0,1,1"],
+    ["", "1,2,3", "1,2,3,4,5", "a,b,c,d", "1,2,3,--4", "1;2;3;4", "1,2,3,", "1e1,0,1,1", "١,0,1,1"],
 )
 def test_what_is_not_four_numbers(text):
     with pytest.raises(OptionError, match=r"is not four numbers\. Write x,y,width,height"):
@@ -75,6 +75,8 @@ def test_what_is_not_four_numbers(text):
         ("10,10,50%,50%", "has a % behind some numbers only"),
         ("0.5,0,20,10", "has a decimal point, so it is fractions, but 20 is above 1"),
         ("1.,0,0,1", "has no width"),
+        ("1,2,3,-4", "has a number below 0"),
+        ("-5%,0,5%,5%", "has a number below 0"),
         ("0,0,5,0", "has no height"),
         ("0,0,0%,5%", "has no width"),
     ],

@@ -193,6 +193,11 @@ def test_options_and_pictures_in_any_order(run, shell, tiny, picture):
     assert shell.user_ns["a"].usage.new_tokens == 2
 
 
+def test_a_value_in_quotes_may_begin_with_a_dash(run, shell, tiny):
+    run('%%glm4v --max-tokens 2 --system "- brief" -o answer\nWhat?')
+    assert "- brief" in run("%glm4v history")
+
+
 def test_ask_on_one_line(run, shell, tiny, picture):
     run(f'x = %glm4v ask cat.png "What is this?" {GREEDY}')
     assert shell.user_ns["x"].prompt == "What is this?"

@@ -22,7 +22,7 @@ __all__ = ["Crop", "parse_crop"]
 
 Unit: TypeAlias = Literal["pixels", "fractions", "percent"]
 
-_NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)%?", re.ASCII)
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)%?", re.ASCII)
 _WHOLE: dict[Unit, float] = {"fractions": 1, "percent": 100}
 _FORMS = "Write x,y,width,height: 10,10,50,50 (pixels), 0.5,0,0.5,1.0 or 50%,0,50%,100%."
 
@@ -78,6 +78,8 @@ def parse_crop(text: str) -> Crop:
     shown = ",".join(words)
     if len(words) != 4 or not all(_NUMBER.fullmatch(word) for word in words):
         raise OptionError(f"The crop {one_line(text)!r} is not four numbers.", _FORMS)
+    if any(word.startswith("-") for word in words):
+        raise OptionError(f"The crop {shown} has a number below 0.", _FORMS)
     x, y, w, h = (float(word.rstrip("%")) for word in words)
     box = (x, y, w, h)
     unit: Unit = "pixels"
