@@ -376,6 +376,7 @@ class _Run:
             usage=generation.usage,
             finish_reason=generation.finish_reason,
             seed=generation.seed,
+            thinking=generation.thinking,
             notice=info.notice,
             plan=info.plan,
             images=tuple(map(_small, waiting.request.conversation.images)),

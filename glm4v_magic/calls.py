@@ -35,6 +35,7 @@ __all__ = [
     "ignore",
     "in_form",
     "pictures_of",
+    "refuse_thinking",
     "refuse_too_many",
     "terms_of",
 ]
@@ -54,6 +55,7 @@ class Terms:
     on_progress: OnProgress
     on_start: OnStart
     on_text: OnText
+    on_thinking: OnText
     on_correction: OnText
 
 
@@ -106,11 +108,34 @@ def refuse_too_many(conversation: Conversation, model: str, most: int | None) ->
         )
 
 
+def refuse_thinking(request: Request, model: str, thinks: bool | None) -> None:
+    """Refuse to have a model think that cannot.
+
+    Raises:
+        OptionError: if it is told to.
+        ConversationError: if it would carry on what another model was thinking.
+    """
+    if thinks is not False:
+        return
+    if request.sampling.thinking:
+        raise OptionError(
+            f"{model} does not think before it answers.",
+            "Leave thinking away: that is for models behind a server.",
+        )
+    partial = request.conversation.partial
+    if partial is not None and partial.thinking and not partial.text:
+        raise ConversationError(
+            f"The answer was stopped while its model was thinking, and {model} does not think.",
+            "To ask again: %glm4v retry.",
+        )
+
+
 def answer_of(call: Call, generation: Generation, info: EngineInfo) -> Answer:
     """Return the answer that a generation is; a carried-on one with what was said before."""
     conversation = call.conversation
+    before = conversation.partial or Message("assistant", "")
     return Answer(
-        text=(conversation.unfinished or "") + generation.text,
+        text=before.text + generation.text,
         prompt=conversation.question,
         model=info.model,
         usage=generation.usage,
@@ -120,6 +145,7 @@ def answer_of(call: Call, generation: Generation, info: EngineInfo) -> Answer:
         images=conversation.images,
         format=call.terms.form.format,
         plan=info.plan,
+        thinking=before.thinking + generation.thinking,
     )
 
 
@@ -141,7 +167,9 @@ def in_form(answer: Answer, call: Call, engine: Engine) -> Answer:
     first = call.conversation.with_answer(answer.text, complete=True)
     again = first.add(Message("user", correction(fault.what.rstrip("."))))
     try:
-        generation = engine.generate(Request(again, call.terms.sampling), call.terms.on_text)
+        generation = engine.generate(
+            Request(again, call.terms.sampling), call.terms.on_text, call.terms.on_thinking
+        )
     except Glm4vError as error:
         fault.what += f" Asking again failed: {error.what}"
         fault.hint = error.hint
@@ -153,6 +181,7 @@ def in_form(answer: Answer, call: Call, engine: Engine) -> Answer:
         finish_reason=generation.finish_reason,
         seed=generation.seed,
         corrected=fault.what,
+        thinking=generation.thinking,
     )
     return _read(corrected, form)
 
@@ -180,6 +209,7 @@ def terms_of(
     on_progress: OnProgress | None = None,
     on_start: OnStart | None = None,
     on_text: OnText | None = None,
+    on_thinking: OnText | None = None,
     on_correction: OnText | None = None,
     **sampling: Any,
 ) -> Terms:
@@ -195,6 +225,7 @@ def terms_of(
         on_progress or ignore,
         on_start or ignore,
         on_text or ignore,
+        on_thinking or ignore,
         on_correction or ignore,
     )
 
@@ -203,6 +234,9 @@ def checked_sampling(sampling: Sampling) -> Sampling:
     """Refuse values that no model can sample with, by the name the user knows them."""
     for each in fields(sampling):
         value = getattr(sampling, each.name)
-        if value is not None or each.name == "max_tokens":
+        if each.name == "thinking":
+            if not (value is None or isinstance(value, bool)):
+                raise OptionError(f"thinking is {value!r}, but must be True, False or None.")
+        elif value is not None or each.name == "max_tokens":
             require_in_range(each.name, value)
     return sampling

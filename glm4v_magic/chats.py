@@ -10,6 +10,7 @@ import binascii
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -213,6 +214,10 @@ def _paragraphs(conversation: Conversation) -> Iterator[str]:
         for picture in message.images:
             width, height = picture.original_size
             yield f"*{picture.source}, {width} x {height} px*\n"
+        if message.thinking:
+            # Only its end could get out of the fold; the rest is as the model wrote it.
+            thinking = re.sub("<(?=/details)", "&lt;", message.thinking, flags=re.IGNORECASE)
+            yield f"<details><summary>Thinking</summary>\n\n{thinking}\n\n</details>\n"
         yield f"{message.text}\n"
 
 
@@ -220,6 +225,7 @@ def _plain(message: Message) -> dict[str, Any]:
     return {
         "role": message.role,
         "text": message.text,
+        **({"thinking": message.thinking} if message.thinking else {}),
         "complete": message.complete,
         "images": [_plain_picture(picture) for picture in message.images],
     }
@@ -236,14 +242,21 @@ def _plain_picture(picture: SourcedImage) -> dict[str, Any]:
 
 
 def _message(data: object, where: str) -> Message:
-    if not isinstance(data, Mapping) or set(data) != {"role", "text", "complete", "images"}:
-        raise ConversationError(f"{where} needs exactly role, text, complete and images.")
+    needed = {"role", "text", "complete", "images"}
+    if not isinstance(data, Mapping) or set(data) - {"thinking"} != needed:
+        raise ConversationError(
+            f"{where} needs exactly role, text, complete and images; thinking may be with them."
+        )
+    thinking = data.get("thinking", "")
     role, text, complete, images = (data[key] for key in ("role", "text", "complete", "images"))
     if role not in _ROLES:
         raise ConversationError(f"{where} has the role {role!r}.", f"Roles: {', '.join(_ROLES)}.")
     if not isinstance(text, str) or not isinstance(complete, bool) or not isinstance(images, list):
         raise ConversationError(f"{where} has a text, complete or images of the wrong kind.")
-    return Message(role, text, tuple(_picture(image, where) for image in images), complete)
+    if not isinstance(thinking, str) or (thinking and role != "assistant"):
+        raise ConversationError(f"{where} has a thinking that is not an answer's text.")
+    pictures = tuple(_picture(image, where) for image in images)
+    return Message(role, text, pictures, complete, thinking)
 
 
 def _inside(where: str) -> str:

@@ -61,6 +61,12 @@ _SAMPLING_OPTIONS = (
     argument("--top-k", type=int, metavar="K", help="Sample from the K likeliest tokens only."),
     argument("--repetition-penalty", type=float, metavar="P", help="Above 1 discourages repeats."),
     argument("--seed", type=int, metavar="N", help="Repeat a sampled answer exactly."),
+    argument(
+        "--thinking",
+        choices=("on", "off"),
+        help="Whether the model thinks before it answers, if it can; left to the model unless "
+        "given or set. What it thought is folded above the answer.",
+    ),
 )
 
 _FORM_OPTIONS = (

@@ -38,12 +38,14 @@ class Message:
         text: what is said.
         images: pictures, in order.
         complete: false for an answer that was stopped or cut off, and may be carried on.
+        thinking: what the model wrote before an answer. A later question does not send it back.
     """
 
     role: Role
     text: str
     images: tuple[SourcedImage, ...] = ()
     complete: bool = True
+    thinking: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,15 @@ class Conversation:
         return tuple(image for message in self.messages for image in message.images)
 
     @property
+    def partial(self) -> Message | None:
+        """The answer at the end that was stopped or cut off; ``None`` if there is none."""
+        last = self.messages[-1] if self.messages else None
+        return last if last is not None and not last.complete else None
+
+    @property
     def unfinished(self) -> str | None:
         """Text of the answer at the end that was stopped or cut off; ``None`` if there is none."""
-        last = self.messages[-1] if self.messages else None
-        return last.text if last is not None and not last.complete else None
+        return None if self.partial is None else self.partial.text
 
     @property
     def question(self) -> str:
@@ -73,10 +80,10 @@ class Conversation:
         asked = [message.text for message in self.messages if message.role == "user"]
         return asked[-1] if asked else ""
 
-    def with_answer(self, text: str, *, complete: bool) -> Conversation:
+    def with_answer(self, text: str, *, complete: bool, thinking: str = "") -> Conversation:
         """Return the conversation with this answer at its end, in place of an unfinished one."""
-        before = self if self.unfinished is None else self.without_last_answer()
-        return before.add(Message("assistant", text, complete=complete))
+        before = self if self.partial is None else self.without_last_answer()
+        return before.add(Message("assistant", text, complete=complete, thinking=thinking))
 
     def with_system(self, text: str) -> Conversation:
         """Return the conversation with this system message in place of its own; none if empty."""
@@ -93,7 +100,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen.
+    """How tokens are chosen, and whether the model thinks first.
 
     Attributes:
         max_tokens: the longest answer, in tokens.
@@ -102,6 +109,7 @@ class Sampling:
         top_k: how many of the likeliest tokens stay in; ``None`` leaves it to the checkpoint.
         repetition_penalty: above 1 discourages repeats; ``None`` leaves it to the checkpoint.
         seed: seed of this call; ``None`` draws one, which the answer then reports.
+        thinking: whether a model that can think does; ``None`` leaves it to the model.
     """
 
     max_tokens: int = 512
@@ -110,6 +118,7 @@ class Sampling:
     top_k: int | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
+    thinking: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +147,8 @@ class Usage:
         time_to_first_token: seconds from the call to the first token; ``None`` if none came.
         decode_seconds: seconds from the first token to the last.
         peak_bytes: peak of allocated bytes per GPU during the call; empty without GPUs.
+        thinking_tokens: those of `new_tokens` that were thinking; ``None`` if that is not told.
+        thinking_seconds: from the first token to the answer's own first.
     """
 
     text_tokens: int | None
@@ -146,6 +157,8 @@ class Usage:
     time_to_first_token: float | None = None
     decode_seconds: float = 0.0
     peak_bytes: Mapping[str, int] = field(default_factory=dict)
+    thinking_tokens: int | None = None
+    thinking_seconds: float = 0.0
 
     def __add__(self, other: Usage) -> Usage:
         """Return what two calls took, one after the other; peaks are those of the higher one."""
@@ -160,6 +173,8 @@ class Usage:
                 gpu: max(self.peak_bytes.get(gpu, 0), other.peak_bytes.get(gpu, 0))
                 for gpu in sorted(gpus)
             },
+            thinking_tokens=_sum(self.thinking_tokens, other.thinking_tokens),
+            thinking_seconds=self.thinking_seconds + other.thinking_seconds,
         )
 
     @property
@@ -191,12 +206,14 @@ class Generation:
         finish_reason: ``stop`` (the model ended), ``length`` (`Sampling.max_tokens` reached) or
             ``interrupted``.
         seed: the seed that was used; ``None`` when decoding was greedy.
+        thinking: what the model wrote before the answer, in the same way; empty for most models.
     """
 
     text: str
     usage: Usage
     finish_reason: FinishReason
     seed: int | None = None
+    thinking: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +232,7 @@ class Answer:
             `usage` is then the sum of both.
         plan: that the model was loaded by; ``None`` on the CPU, or by a given map.
         notice: what a reader must know about the model (the demo model says that it is one).
+        thinking: what the model thought before it said that; empty for a model that does not.
         usage, finish_reason, seed: see `Generation`.
     """
 
@@ -230,6 +248,7 @@ class Answer:
     value: Any = None
     corrected: str = ""
     plan: Plan | None = None
+    thinking: str = ""
 
     def __str__(self) -> str:
         return self.text

@@ -29,6 +29,7 @@ from glm4v_magic.display.progress import (
     progress_bundle,
 )
 from glm4v_magic.display.text import printable
+from glm4v_magic.display.thinking import thought_line
 from glm4v_magic.stop_button import StopButton, is_watched, stop_button
 
 if TYPE_CHECKING:
@@ -52,6 +53,12 @@ class Screen(Protocol):
 
     def start(self, info: EngineInfo, pictures: Sequence[SourcedImage]) -> None:
         """The model begins, and this is what it looks at."""
+
+    def begun(self, text: str, thinking: str = "") -> None:
+        """What stands before the next piece: an answer to be carried on, or what is wrong."""
+
+    def thinking(self, text: str) -> None:
+        """The next piece of thinking. Pieces before that were an answer's are in it."""
 
     def piece(self, text: str) -> None:
         """The next piece of the answer."""
@@ -178,6 +185,10 @@ class Head:
                 self._button.close()
 
 
+_MARK = "| "
+"""Before each line of thinking in a terminal."""
+
+
 class NotebookScreen:
     """Three outputs: the bar, which becomes one line; the pictures; the answer.
 
@@ -229,6 +240,15 @@ class NotebookScreen:
         elif thumbnails:
             show(strip_bundle(thumbnails))
 
+    def begun(self, text: str, thinking: str = "") -> None:
+        """Show it above what comes."""
+        self._answer.begin(text, thinking)
+
+    def thinking(self, text: str) -> None:
+        """Show the last lines of the thinking; raises as `piece` does."""
+        self._answer.think(text)
+        self._stop_if_pressed()
+
     def piece(self, text: str) -> None:
         """Show the answer so far.
 
@@ -237,6 +257,9 @@ class NotebookScreen:
                 when the kernel is interrupted.
         """
         self._answer.add(text)
+        self._stop_if_pressed()
+
+    def _stop_if_pressed(self) -> None:
         if self._head is not None and self._head.stop_pressed:
             raise KeyboardInterrupt
 
@@ -263,6 +286,9 @@ class TerminalScreen:
         self._model = model
         self._since: float | None = None
         self._in_line = False
+        self._is_thinking = False
+        self._held = ""  # white space of the thinking
+        self._answered = 0  # signs of the answer, as far as they may turn out to be none
 
     def loading(self, progress: LoadProgress) -> None:
         """Say once that this takes a while."""
@@ -283,14 +309,41 @@ class TerminalScreen:
             thumbnails = [make_thumbnail(picture, info) for picture in pictures]
             _say(strip_bundle(thumbnails)["text/plain"])
 
+    def begun(self, text: str, thinking: str = "") -> None:
+        """Print it."""
+        if thinking:
+            self.thinking(thinking)
+        if text:
+            self.piece(text)
+        self._answered = 0
+
+    def thinking(self, text: str) -> None:
+        """Print the piece behind the ones before, each line with a mark."""
+        if self._answered:
+            text, self._answered = text[self._answered :], 0
+            self.close()
+            _say("[That was thinking.]")
+        if not self._is_thinking and text:
+            self.close()
+            self._is_thinking = self._in_line = True
+            _say(_MARK, end="")
+        text = self._held + printable(text)
+        self._held = text[len(text.rstrip()) :]  # so that it does not end in marks alone
+        _say(text.rstrip().replace("\n", f"\n{_MARK}"), end="")
+
     def piece(self, text: str) -> None:
         """Print the piece behind the ones before."""
+        if self._is_thinking:
+            self.close()
         _say(printable(text), end="")
         self._in_line = True
+        self._answered += len(text)
 
     def finish(self, answer: Answer) -> None:
         """Print the footnotes."""
         self.close()
+        if answer.thinking:
+            _say(f"[{thought_line(answer.thinking, answer.usage)}]")
         for note in footnotes(answer):
             _say(f"[{printable(note)}]")
 
@@ -298,7 +351,8 @@ class TerminalScreen:
         """End a line that the model left open."""
         if self._in_line:
             _say("")
-            self._in_line = False
+        self._in_line = self._is_thinking = False
+        self._held = ""
 
 
 def _say(text: str, end: str = "\n") -> None:
@@ -315,6 +369,12 @@ class QuietScreen:
         """Show nothing."""
 
     def start(self, info: EngineInfo, pictures: Sequence[SourcedImage]) -> None:
+        """Show nothing."""
+
+    def begun(self, text: str, thinking: str = "") -> None:
+        """Show nothing."""
+
+    def thinking(self, text: str) -> None:
         """Show nothing."""
 
     def piece(self, text: str) -> None:

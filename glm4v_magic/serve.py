@@ -69,6 +69,7 @@ _FIELDS = {
     "add_generation_prompt",
     "continue_final_message",
     "repeat_penalty",
+    "chat_template_kwargs",
     *_LENGTH,
     *_SAMPLING,
 }
@@ -121,12 +122,29 @@ def read_request(body: object, model: str) -> Wanted:
         raise CheckpointError(f"There is no model {body['model']!r} here.", f"This is {model}.")
     if body.get("n") not in (None, 1):
         raise OptionError("This server gives one answer to a request: n must be 1.")
+    _refuse_template_options(body.get("chat_template_kwargs"), model)
     options = body.get("stream_options") or {}
     return Wanted(
         Request(_conversation(body), _sampling(body)),
         stream=bool(body.get("stream")),
         usage=isinstance(options, dict) and bool(options.get("include_usage")),
     )
+
+
+def _refuse_template_options(given: object, model: str) -> None:
+    """Refuse what other servers hand to a chat template, but that a model is not to think."""
+    if given is None:
+        return
+    if not isinstance(given, dict):
+        raise OptionError("chat_template_kwargs is not a JSON object.")
+    unknown = sorted(map(repr, given.keys() - {"enable_thinking"}))
+    if unknown:
+        raise OptionError(
+            f"This server does not know {', '.join(unknown)} of chat_template_kwargs.",
+            "It takes enable_thinking.",
+        )
+    if given.get("enable_thinking"):
+        raise OptionError(f"{model} does not think before it answers.")
 
 
 def _sampling(body: dict[str, Any]) -> Sampling:
@@ -391,6 +409,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "max_images": info.max_images,
                 "image_size": info.image_size,
                 "visual_tokens": info.visual_tokens,
+                "thinks": info.thinks,
             },
         }
 

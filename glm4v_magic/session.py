@@ -26,6 +26,7 @@ from glm4v_magic.calls import (
     ignore,
     in_form,
     pictures_of,
+    refuse_thinking,
     refuse_too_many,
     terms_of,
 )
@@ -268,11 +269,13 @@ class Session:
         top_k: int | None = None,
         repetition_penalty: float | None = None,
         seed: int | None = None,
+        thinking: bool | None = None,
         system: str | None = None,
         model: str | None = None,
         on_progress: OnProgress | None = None,
         on_start: OnStart | None = None,
         on_text: OnText | None = None,
+        on_thinking: OnText | None = None,
         on_correction: OnText | None = None,
     ) -> Answer:
         """Ask a question about `images`, loading the model if none is loaded.
@@ -295,6 +298,8 @@ class Session:
             top_k: how many of the likeliest tokens stay in.
             repetition_penalty: above 1 discourages repeats.
             seed: repeats a sampled answer.
+            thinking: whether a model that can think does, before it answers; ``None`` leaves it to
+                the model. Its thinking is the answer's `thinking`, and no part of the text.
             system: what the model is told before the first question, in place of what it was told
                 until now; nothing if empty.
             model: what to load, as `load` takes it, if nothing was ever loaded here.
@@ -302,6 +307,8 @@ class Session:
             on_start: called once everything is checked, before the model begins, with the model's
                 facts and the pictures as they are sent.
             on_text: called with each new piece of the answer.
+            on_thinking: called with each new piece of the thinking, which comes before the answer.
+                If `on_text` was called already, that was thinking too, and is told again here.
             on_correction: called with what is wrong, before the model is asked once more.
 
         Raises:
@@ -324,10 +331,12 @@ class Session:
             top_k=top_k,
             repetition_penalty=repetition_penalty,
             seed=seed,
+            thinking=thinking,
             model=model,
             on_progress=on_progress,
             on_start=on_start,
             on_text=on_text,
+            on_thinking=on_thinking,
             on_correction=on_correction,
         )
         message = Message("user", require_text(text), pictures_of(images))
@@ -369,7 +378,7 @@ class Session:
         self._refuse_if_busy()
         with self._lock:
             conversation = self._chats.require(chat)
-            if conversation.unfinished is None:
+            if conversation.partial is None:
                 raise ConversationError(
                     "The latest answer is finished, so there is nothing to carry on.",
                     "Ask the next question.",
@@ -487,6 +496,7 @@ class Session:
         top_k: int | None = None,
         repetition_penalty: float | None = None,
         seed: int | None = None,
+        thinking: bool | None = None,
         system: str | None = None,
         model: str | None = None,
         on_progress: OnProgress | None = None,
@@ -517,6 +527,7 @@ class Session:
             repetition_penalty: above 1 discourages repeats.
             seed: every row is answered as `ask` would with this seed. Without one each row draws
                 its own and reports it.
+            thinking: whether a model that can think does; ``None`` leaves it to the model.
             system: what the model is told before each question; nothing if empty.
             model: what to load, as `load` takes it, if nothing was ever loaded here.
             on_progress: called as weights arrive, if the model is loaded now.
@@ -540,7 +551,7 @@ class Session:
         from glm4v_magic.rows import Items, items_of, plan
 
         sampling = checked_sampling(
-            Sampling(max_tokens, temperature, top_p, top_k, repetition_penalty, seed)
+            Sampling(max_tokens, temperature, top_p, top_k, repetition_penalty, seed, thinking)
         )
         if batch_size is not None:
             require_in_range("batch_size", batch_size)
@@ -564,14 +575,17 @@ class Session:
             )
             at_least = len(pictures) + rows[0].is_picture
             refuse = partial(batch.refuse_too_many, at_least, rows="each row")
+            bare = Request(Conversation(), sampling)
 
             def engine_for_rows() -> Engine:
                 engine = self._engine
                 if engine is None:
                     found = _find(choice)
                     if not isinstance(found, ServerAddress):
+                        refuse_thinking(bare, found.name, thinks=False)
                         refuse(found.name, found.max_images)
                     engine = self._open(choice, found, on_progress or ignore)
+                refuse_thinking(bare, engine.info.model, engine.info.thinks)
                 refuse(engine.info.model, engine.info.max_images)
                 if on_start is not None:
                     on_start(engine.info)
@@ -654,7 +668,9 @@ class Session:
         call.terms.on_start(engine.info, call.conversation.images)
         try:
             generation = engine.generate(
-                Request(call.conversation, call.terms.sampling), call.terms.on_text
+                Request(call.conversation, call.terms.sampling),
+                call.terms.on_text,
+                call.terms.on_thinking,
             )
         except GenerationInterrupted as stopped:
             stopped.answer = self._last = answer_of(call, stopped.generation, engine.info)
@@ -680,11 +696,16 @@ class Session:
     def _keep(self, call: Call, answer: Answer) -> None:
         complete = answer.finish_reason == "stop"
         # A sign of which only the first bytes came is written again when the answer is carried on.
-        text = answer.text if complete else answer.text.rstrip("\ufffd")
-        self._chats.keep(call.chat, call.conversation.with_answer(text, complete=complete))
+        text, thinking = (
+            said if complete else said.rstrip("\ufffd") for said in (answer.text, answer.thinking)
+        )
+        self._chats.keep(
+            call.chat, call.conversation.with_answer(text, complete=complete, thinking=thinking)
+        )
 
     def _ready(self, conversation: Conversation, terms: Terms) -> Engine:
-        """Return the engine, loaded if there was none, if it takes as many pictures."""
+        """Return the engine, loaded if there was none, if it can be asked this."""
+        request = Request(conversation, terms.sampling)
         engine = self._engine
         if engine is None:
             choice = self._choice
@@ -692,8 +713,10 @@ class Session:
                 choice = replace(choice, model=terms.model)
             found = _find(choice)
             if not isinstance(found, ServerAddress):
+                refuse_thinking(request, found.name, thinks=False)
                 refuse_too_many(conversation, found.name, found.max_images)
             engine = self._open(choice, found, terms.on_progress)
+        refuse_thinking(request, engine.info.model, engine.info.thinks)
         refuse_too_many(conversation, engine.info.model, engine.info.max_images)
         return engine
 

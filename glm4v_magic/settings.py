@@ -97,12 +97,19 @@ class Text(_Demanding, Unicode):
 
 
 class YesNo(_Demanding, Bool):
-    """True or false; in an environment variable also 1 or 0."""
+    """True or false; in an environment variable also 1 or 0, on or off."""
 
     def require(self, value: object, label: str) -> None:
         """Refuse what is neither."""
         if not isinstance(value, bool):
             raise OptionError(f"{label} is {value!r}, but must be true or false.")
+
+    def from_string(self, text: str) -> bool | None:
+        """Take the words of an option too."""
+        if text.lower() in ("on", "off"):
+            return text.lower() == "on"
+        value: bool | None = super().from_string(text)
+        return value
 
 
 class Glm4v(Configurable):
@@ -124,6 +131,11 @@ class Glm4v(Configurable):
     top_k = WholeNumber(
         None, allow_none=True, help="Sample from so many of the likeliest tokens only."
     ).tag(config=True, unset=_CHECKPOINTS_OWN)
+    thinking = YesNo(
+        None,
+        allow_none=True,
+        help="Whether the model thinks before it answers, if it can.",
+    ).tag(config=True, unset="the model's own")
     system = Text(
         None, allow_none=True, help="System message at the beginning of every conversation."
     ).tag(config=True, unset="none")

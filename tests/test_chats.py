@@ -73,6 +73,18 @@ def test_json_gives_back_every_pixel():
     assert restored.image.tobytes() == picture.tobytes()
 
 
+def test_thinking_is_kept_in_files_and_older_files_are_read():
+    thoughts = Message("assistant", "Yes.", thinking="Hm.\n\nSo </DETAILS> <b>it</b>?")
+    before = Conversation((Message("user", "Is it?"), thoughts))
+    assert from_json(to_json(before))[1] == before
+    assert to_markdown(before) == (
+        "**Question**\n\nIs it?\n\n**Answer**\n\n<details><summary>Thinking</summary>\n\n"
+        "Hm.\n\nSo &lt;/DETAILS> <b>it</b>?\n\n</details>\n\nYes.\n"
+    )
+    older = json.loads(to_json(talk("a", "b")))
+    assert all("thinking" not in message for message in older["messages"])
+
+
 def damaged(change: dict, message: dict | None = None, picture: dict | None = None) -> str:
     image = SourcedImage(Image.new("RGB", (2, 2)), "dot", (2, 2))
     data = json.loads(to_json(Conversation((Message("user", "a", (image,)),))))
@@ -96,6 +108,8 @@ def damaged(change: dict, message: dict | None = None, picture: dict | None = No
         (damaged({"messages": ["a"]}), "Message 1 of chat.json needs exactly"),
         (damaged({}, {"role": "robot"}), "the role 'robot'"),
         (damaged({}, {"text": None}), "of the wrong kind"),
+        (damaged({}, {"thinking": "Hm"}), "a thinking that is not an answer's text"),
+        (damaged({}, {"role": "assistant", "thinking": 1}), "a thinking that is not an answer's"),
         (damaged({}, {"extra": 1}), "needs exactly role, text, complete and images"),
         (damaged({}, {}, {"original_size": [2]}), "message 1 of chat.json is damaged"),
         (damaged({}, {}, {"png": "%%"}), "is not base64"),

@@ -158,6 +158,132 @@ def test_a_live_answer_has_the_form_from_the_beginning():
     assert shown == [{"text/plain": "**a**"}]
 
 
+THOUGHT = replace(
+    ANSWER,
+    thinking="A cat?\n\n  Or $2 and <b>two</b>.",
+    usage=replace(ANSWER.usage, thinking_seconds=3.2, thinking_tokens=214),
+)
+
+
+def test_thinking_is_folded_above_the_answer():
+    bundle = answer_bundle(THOUGHT)
+    fold, blank, rest = bundle["text/markdown"].split("\n", 2)
+    line = "Thought for 3.2 s, 214 tokens"
+    assert fold.startswith(f"<details><summary><small>{line}</small></summary>A cat?<br><br>")
+    assert fold.endswith("</details>")
+    assert "<br>&#160;&#160;Or " in fold
+    assert "<b>" not in fold
+    assert "$2" not in fold
+    assert (blank, rest) == ("", answer_bundle(ANSWER)["text/markdown"])
+    assert bundle["text/plain"] == f"[{line}]\n{answer_bundle(ANSWER)['text/plain']}"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "tokens", "said"),
+    [
+        (0.0, None, "Thought, 31 characters"),
+        (75, 1, "Thought for 1 min 15 s, 1 token"),
+        (0.5, None, "Thought for 0.50 s, 31 characters"),
+    ],
+)
+def test_how_much_was_thought_and_for_how_long(seconds, tokens, said):
+    usage = replace(ANSWER.usage, thinking_seconds=seconds, thinking_tokens=tokens)
+    assert answer_bundle(replace(THOUGHT, usage=usage))["text/plain"].startswith(f"[{said}]\n")
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [("length", "cut off at the token limit while"), ("interrupted", "stopped by you while")],
+)
+def test_thinking_without_an_answer_is_open(reason, said):
+    answer = replace(THOUGHT, text="", finish_reason=reason)
+    bundle = answer_bundle(answer)
+    assert bundle["text/markdown"].startswith("<details open><summary>")
+    assert f"[Thought for 3.2 s, 214 tokens]\n{THOUGHT.thinking}\ndemo · " in bundle["text/plain"]
+    assert f"{said} it was thinking" in usage_line(answer)
+    assert "thinking" not in usage_line(replace(answer, text="A"))
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_thinking_in_other_forms(form):
+    answer = replace(THOUGHT, text="[1]", format=form, value=[1] if form == "json" else None)
+    bundle = answer_bundle(answer)
+    assert bundle["text/plain"].startswith("[Thought for 3.2 s, 214 tokens]\n[")
+    if form == "text":
+        assert set(bundle) == {"text/plain"}
+    else:
+        assert "</details>\n\n```json\n" in bundle["text/markdown"]
+        empty = answer_bundle(replace(answer, text="", value=None))["text/markdown"]
+        assert "```" not in empty
+
+
+def test_a_live_answer_shows_the_last_lines_of_the_thinking_and_then_folds_it():
+    answer, shown, clock = live()
+
+    def last():
+        clock.now += 1
+        return shown[-1]["text/markdown"], shown[-1]["text/plain"]
+
+    answer.think("One\n\n")
+    heights = set()
+    for piece in ("two", " <b>three", "\nfour\n", "word " * 40):
+        last()
+        answer.think(piece)
+        markdown, plain = last()
+        assert "\n" not in markdown
+        assert "<b>" not in markdown
+        heights.add(markdown.count("<br>"))
+        assert len(plain.split("\n")) <= 3
+    assert heights == {3}
+    assert markdown.startswith("<div><small>Thinking: 223 characters</small><br>")
+    assert plain.split("\n")[-1] == ("word " * 40)[2 * 85 :].strip()
+    answer.add("A **cat**.")
+    markdown, plain = last()
+    assert plain == "[Thought, 223 characters]\nA **cat**."
+    assert markdown.startswith("<details><summary><small>Thought, 223 characters</small></summary>")
+    assert markdown.endswith("</details>\n\nA **cat**.")
+    answer.finish(THOUGHT)
+    assert shown[-1] == answer_bundle(THOUGHT)
+
+
+def test_the_lines_of_the_thinking_break_where_they_broke_before():
+    answer, shown, clock = live()
+    seen = []
+    for word in (f"word{number} " for number in range(100)):
+        answer.think(word)
+        clock.now += 1
+        seen.append(shown[-1]["text/plain"].split("\n"))
+    lines = {line for lines in seen for line in lines[:-1]}
+    assert 6 < len(lines) < 12
+
+
+def test_text_that_was_thinking_is_no_answer():
+    answer, shown, clock = live()
+    answer.add("Hm")
+    clock.now += 1
+    answer.think("Hm, so")
+    clock.now += 1
+    answer.add("Yes.")
+    assert shown[-1]["text/plain"] == "[Thought, 6 characters]\nYes."
+
+
+def test_what_stands_before_an_answer_stays():
+    answer, shown, clock = live()
+    answer.begin("The cat", "Hm.")
+    clock.now += 1
+    answer.add(" is")
+    assert shown[-1]["text/plain"] == "[Thought, 3 characters]\nThe cat is"
+    answer.begin("\n\n[Wrong.]\n\n")
+    clock.now += 1
+    answer.think("Oh")
+    clock.now += 1
+    assert shown[-1]["text/plain"] == "Oh\nThe cat is\n\n[Wrong.]"
+    answer.add("is asleep")
+    assert shown[-1]["text/plain"] == (
+        "[Thought, 2 characters]\nThe cat is\n\n[Wrong.]\n\nis asleep"
+    )
+
+
 def test_plain_text_cannot_steer_a_terminal():
     assert draft_bundle("a\x1b[31mb\x07\r\nc")["text/plain"] == "a[31mb\nc"
 

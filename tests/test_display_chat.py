@@ -33,6 +33,17 @@ def test_history_renders_answers_and_quotes_questions():
         assert hostile not in markdown
 
 
+def test_thinking_is_folded():
+    answer = Message("assistant", "No.", thinking="Hm, <script>\n\n$x$?")
+    bundle = history_bundle(Conversation((Message("user", "Is it?"), answer)))
+    assert bundle["text/plain"].endswith("Model:\n[Thought, 18 characters]\nNo.")
+    (line,) = [line for line in bundle["text/markdown"].split("\n") if "<details" in line]
+    assert line.startswith("<details><summary><small>Thought, 18 characters</small></summary>Hm, ")
+    assert line.endswith("</details>")
+    assert "<script" not in line
+    assert "$x$" not in line
+
+
 def test_chats_are_listed_with_the_current_one_marked():
     bundle = chats_bundle([("", Conversation()), ("cats <3", TALK)], "cats <3")
     head, first, second = bundle["text/plain"].splitlines()

@@ -9,12 +9,17 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
+import nbformat
 import pytest
 from attacks import ATTACKS
 from markdown_it import MarkdownIt
+from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
 
+from glm4v_magic.conversation import Answer, Usage
+from glm4v_magic.display.answer import answer_bundle
 from glm4v_magic.display.markdown import literal, safe_markdown
+from glm4v_magic.display.thinking import folded, tail_html
 
 HARMLESS = {
     *("p", "br", "hr", "em", "strong", "del", "ul", "ol", "li", "blockquote", "pre", "code"),
@@ -62,6 +67,43 @@ def test_an_attack_becomes_text(attack, parse):
                 assert name in {"href", "id", "class", "start", "style"}, (text, name)
                 if name == "href":
                     assert re.match(r"https?://|#", value or ""), (text, value)
+
+
+@pytest.mark.parametrize("parse", PARSERS)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_an_attack_in_the_thinking_becomes_text(attack, parse):
+    text = f"Hm.\n\n{attack}\n\n{attack}"
+    fold, tail = folded(text, "Thought <b>"), tail_html(text)
+    assert "\n" not in fold + tail
+    around = {"details", "summary", "small", "br", "div", "code"}
+    for html in (fold, tail):
+        page = parse(f"{html}\n\nThe *answer*.")
+        tags = [tag for tag, _ in page.tags]
+        assert set(tags) <= around | {"p", "em", "span"}
+        assert "em" in tags  # what follows is Markdown again
+        assert all(attributes == {} for _, attributes in page.tags)
+    # MathJax looks for these in the finished page, but not across elements.
+    assert not re.search(r"(?<!<span>)[$\\]", fold.replace("&#36;", "$").replace("&#92;", "\\"))
+
+
+def test_thinking_is_folded_and_harmless_in_exported_pages():
+    usage = Usage(1, 0, 1, thinking_seconds=3.2)
+    outputs = [
+        nbformat.v4.new_output(
+            "display_data",
+            answer_bundle(Answer("Yes.", "What?", "m", usage, "stop", thinking=f"Hm.\n\n{attack}")),
+        )
+        for attack in ATTACKS
+    ]
+    page, _ = HTMLExporter().from_notebook_node(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=outputs)])
+    )
+    folds = re.findall(r"<details><summary><small>Thought for 3.2 s, [^<]+<.*?</details>", page)
+    assert len(folds) == len(ATTACKS)
+    for fold in folds:
+        tags = {tag.partition(" ")[0] for tag in re.findall("<([^>]*)>", fold)} - {"br", "br/"}
+        assert {tag.lstrip("/") for tag in tags} <= {"details", "summary", "small", "span"}
+    assert page.count("<p>Yes.</p>") == len(ATTACKS)
 
 
 @pytest.mark.parametrize("parse", PARSERS)

@@ -243,7 +243,8 @@ texts = json.loads(Path("attacks.json").read_text())
 def show(some):
     for text in some:
         display(Answer(
-            text=text, prompt="What?", model="hostile", usage=usage, finish_reason="stop", seed=None
+            text=text, prompt="What?", model="hostile", usage=usage, finish_reason="stop",
+            thinking=text,
         ))
 """
 AT_ONCE = 40  # JupyterLab hides all but the first 50 outputs of a cell

@@ -164,6 +164,13 @@ def test_system_message_and_repetition_penalty_reach_the_model(run, shell, tiny)
     assert shell.user_ns["_"].text == plain.text
 
 
+def test_a_model_that_does_not_think_may_be_told_not_to(run, shell, tiny):
+    ask(run, "-o plain")
+    ask(run, "--thinking off")
+    assert shell.user_ns["_"].text == shell.user_ns["plain"].text
+    assert shell.user_ns["_"].thinking == ""
+
+
 def test_settings_are_the_defaults_of_options(run, shell, tiny):
     run("%config Glm4v.max_tokens = 3\n%config Glm4v.temperature = 0")
     ask(run, "", options="")
@@ -282,6 +289,8 @@ ERRORS = [
     ("%%glm4v cat.png --seed -1\nWhat?", "seed is -1, but must be"),
     ("%%glm4v cat.png --seed\nWhat?", "expected one argument"),
     ("%%glm4v cat.png --format jsn\nWhat?", "invalid choice: 'jsn'"),
+    ("%%glm4v cat.png --thinking yes\nWhat?", "invalid choice: 'yes'"),
+    ("%%glm4v cat.png --thinking on\nWhat?", "does not think before it answers. Leave"),
     ("%%glm4v cat.png --format text --schema {}\nWhat?", "--schema {} is no variable"),
     ("%%glm4v chats\nWhat?", "chats is a command for one line"),
     ("%glm4v hitsory", "Did you mean history?"),

@@ -146,8 +146,13 @@ class TestSameAnswers:
     def test_the_facts_of_the_model(self, local, remote):
         here, there = local.engine.info, remote.info
         assert there.model == "tiny"
-        for name in ("notice", "max_images", "image_size", "visual_tokens", "context"):
+        for name in ("notice", "max_images", "image_size", "visual_tokens", "context", "thinks"):
             assert getattr(there, name) == getattr(here, name)
+
+    @pytest.mark.parametrize("given", [None, {}, {"enable_thinking": False}])
+    def test_a_client_may_say_that_it_is_not_to_think(self, server, given):
+        plain = ask(server, question())[1]["choices"]
+        assert ask(server, question(chat_template_kwargs=given))[1]["choices"] == plain
 
     def test_in_one_piece(self, local, server):
         status, content = ask(server, question())
@@ -182,6 +187,13 @@ class TestRequests:
             (question(model="other"), 404, "no model 'other' here. This is tiny."),
             (question(n=2), 400, "n must be 1"),
             (question(tools=[]), 400, "does not know 'tools'. It takes add_generation_prompt, "),
+            (question(chat_template_kwargs=[]), 400, "chat_template_kwargs is not a JSON object"),
+            (question(chat_template_kwargs={"x": 1}), 400, "does not know 'x' of chat_template_"),
+            (
+                question(chat_template_kwargs={"enable_thinking": True}),
+                400,
+                "tiny does not think before it answers",
+            ),
             (question(temperature=-1), 400, "temperature is -1, but must be"),
             (question(max_tokens="9"), 400, "max_tokens is '9', but must be"),
             (question(max_completion_tokens=0), 400, "max_tokens is 0, but must be"),

@@ -12,20 +12,26 @@ import socket
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
+from conftest import InterruptingStream
+from IPython.utils.capture import capture_output
 from PIL import Image
 from scripted_server import CHAT, END, MODELS, models, piece, response, scripted_server, stream
 
 import glm4v_magic
 from glm4v_magic.conversation import Conversation, Message, Request, Sampling
+from glm4v_magic.display.answer import LiveAnswer
 from glm4v_magic.engines.server import connect
 from glm4v_magic.errors import (
     CheckpointError,
+    ConversationError,
     EngineError,
     GenerationInterrupted,
     OptionError,
 )
+from glm4v_magic.screen import NotebookScreen
 from glm4v_magic.server_address import API_KEY, ServerAddress, is_address, read_address
 from glm4v_magic.session import Session
 
@@ -349,13 +355,6 @@ class TestWhatComesBack:
         assert session.ask("Q?", temperature=1.0).seed is None
         assert session.ask("Q?", temperature=0, seed=5).seed is None
 
-    def test_thinking_stands_where_the_model_wrote_it(self, session, server):
-        for name in ("reasoning_content", "reasoning"):
-            server.answer(CHAT, stream(piece(**{name: "Hm"}), piece("A"), END))
-            assert session.ask("Q?").text == "<think>Hm</think>A"
-        server.answer(CHAT, stream(piece(reasoning="Hm", ending="length")))
-        assert session.ask("Q?").text == "<think>Hm</think>"
-
     @pytest.mark.parametrize(
         "event",
         [
@@ -510,6 +509,324 @@ class TestWhatGoesWrong:
         assert server.closed_by_client.wait(5)
 
 
+def thinking(*pieces, name="reasoning_content"):
+    return [piece(**{name: each}) for each in pieces]
+
+
+class TestThinking:
+    @pytest.fixture
+    def heard(self):
+        """What the callbacks were told, in order; `options` are for `Session.ask`."""
+        heard = []
+        heard_of = {
+            "on_text": lambda text: heard.append(("text", text)),
+            "on_thinking": lambda text: heard.append(("thinking", text)),
+        }
+        return heard, heard_of
+
+    @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+    def test_what_the_server_takes_out(self, session, server, heard, name):
+        told, options = heard
+        pieces = [*thinking("\nHm", " so.\n", name=name), piece("\n\nA"), piece("."), END]
+        server.answer(CHAT, stream(*pieces))
+        answer = session.ask("Q?", **options)
+        assert (answer.thinking, answer.text) == ("Hm so.", "A.")
+        assert told == [("thinking", "Hm"), ("thinking", " so.\n"), ("text", "A"), ("text", ".")]
+
+    def test_what_it_leaves_in_the_text(self, session, server, heard):
+        told, options = heard
+        server.answer(
+            CHAT,
+            stream(*map(piece, ("<thi", "nk>Hm", ".</think><answ", "er>A", ".</answer>")), END),
+        )
+        answer = session.ask("Q?", **options)
+        assert (answer.thinking, answer.text) == ("Hm.", "A.")
+        assert told == [("thinking", "Hm"), ("thinking", "."), ("text", "A"), ("text", ".")]
+
+    def test_what_turns_out_to_have_been_thinking(self, session, server, heard):
+        told, options = heard
+        server.answer(CHAT, stream(piece("\nHm"), piece(" so</think>"), piece("A."), END))
+        answer = session.ask("Q?", **options)
+        assert (answer.thinking, answer.text) == ("Hm so", "A.")
+        assert told == [("text", "Hm"), ("text", " so"), ("thinking", "Hm so"), ("text", "A.")]
+
+    def test_a_tag_that_was_none_is_told_too(self, session, server, heard):
+        told, options = heard
+        server.answer(CHAT, stream(piece("x <"), piece("/th"), END))
+        assert session.ask("Q?", **options).text == "x </th"
+        assert "".join(text for _, text in told) == "x </th"
+
+    def test_an_answer_that_never_begins(self, session, server):
+        for pieces in (thinking("Hm"), [piece("<think>Hm")]):
+            server.answer(CHAT, stream(*pieces, piece(ending="length")))
+            answer = session.ask("Q?")
+            assert (answer.thinking, answer.text) == ("Hm", "")
+            assert (answer.finish_reason, session.conversation().partial.thinking) == (
+                "length",
+                "Hm",
+            )
+
+    def test_thinking_after_the_answer_takes_nothing_back(self, session, server, heard):
+        told, options = heard
+        server.answer(
+            CHAT, stream(*thinking("Hm"), piece("A"), *thinking(" more"), piece("."), END)
+        )
+        answer = session.ask("Q?", **options)
+        assert (answer.thinking, answer.text) == ("Hm more", "A.")
+        assert told == [("thinking", "Hm"), ("text", "A"), ("text", ".")]
+
+    @pytest.mark.parametrize(
+        ("usage", "tokens"),
+        [
+            ({"completion_tokens_details": {"reasoning_tokens": 3}}, 3),  # OpenAI's place
+            ({"reasoning_tokens": 3}, 3),  # SGLang's
+            ({"completion_tokens_details": {"reasoning_tokens": "3"}}, None),
+            ({}, None),
+        ],
+    )
+    def test_how_much_and_how_long(self, session, server, usage, tokens):
+        head = stream(*thinking("H"), done=False)
+        *_, more = stream(*thinking("m"), piece("A"), {**END, "usage": usage}).split(b"\r\n\r\n")
+        server.answer(CHAT, head, 0.05, more)
+        usage = session.ask("Q?").usage
+        assert usage.thinking_tokens == tokens
+        assert 0.04 < usage.thinking_seconds <= usage.decode_seconds
+        server.answer(CHAT, stream(piece("A"), END))
+        plain = session.ask("Q?").usage
+        assert (plain.thinking_tokens, plain.thinking_seconds) == (None, 0)
+
+    def test_it_stays_in_the_chat_and_is_not_sent_back(self, session, server):
+        server.answer(CHAT, stream(*thinking("Hm"), piece("A."), END))
+        session.ask("Q?")
+        assert session.conversation().messages[-1].thinking == "Hm"
+        session.ask("And?", follow_up=True)
+        assert server.bodies[-1]["messages"] == [
+            {"role": "user", "content": "Q?"},
+            {"role": "assistant", "content": "A."},
+            {"role": "user", "content": "And?"},
+        ]
+
+    def test_it_can_be_turned_on_and_off(self, session, server):
+        for value in (True, False, None):
+            session.ask("Q?", thinking=value)
+        session.map("{{item}}?", ["a"], thinking=False)
+        sent = [body.get("chat_template_kwargs") for body in server.bodies]
+        assert sent == [
+            {"enable_thinking": True},
+            {"enable_thinking": False},
+            None,
+            {"enable_thinking": False},
+        ]
+        said = refused(session.ask, "Q?", kind=OptionError, thinking="on")
+        assert said == "thinking is 'on', but must be True, False or None."
+
+    def test_a_server_that_refuses_it_is_understood(self, session, server):
+        server.answer(CHAT, response({"error": "extra fields"}, "400 Bad Request"))
+        said = refused(session.ask, "Q?", thinking=False, top_k=3)
+        assert said.endswith(
+            "extra fields. Not every server takes top_k and thinking; leave it away."
+        )
+
+    def test_a_corrected_answer_has_its_own(self, session, server):
+        server.answer(CHAT, stream(*thinking("Hm"), piece("{}"), END))
+        better = stream(*thinking("Oh"), piece('{"cats": 2}'), END)
+        answer = session.ask(
+            "Q?",
+            schema={"required": ["cats"]},
+            on_correction=lambda _: server.answer(CHAT, better),
+        )
+        assert (answer.thinking, answer.value) == ("Oh", {"cats": 2})
+        assert session.conversation().messages[-1].thinking == "Oh"
+        assert "<think>" not in str(server.bodies[-1]["messages"])
+
+    def test_rows_keep_theirs_and_are_asked_anew_without(self, session, server):
+        server.answer(CHAT, stream(*thinking("Hm"), piece("A."), END))
+        (row,) = session.map("{{item}}?", ["a"])
+        assert (row.answer.thinking, row.text) == ("Hm", "A.")
+        session.map("{{item}}?", ["a"])
+        assert len(server.bodies) == 1
+        session.map("{{item}}?", ["a"], thinking=False)
+        assert len(server.bodies) == 2
+
+    def test_an_interrupt_keeps_it(self, session, server, interrupt):
+        event = stream(*thinking(" Hm"), done=False).split(b"\r\n\r\n")[1]
+        server.answer(CHAT, stream(*thinking("So"), done=False), *([0.02, event] * 500))
+        timer = threading.Timer(0.3, interrupt)
+        timer.start()
+        with pytest.raises(GenerationInterrupted) as caught:
+            session.ask("Q?", chat="cats")
+        timer.join()
+        answer = caught.value.answer
+        assert answer.thinking.startswith("So Hm Hm")
+        assert (answer.text, answer.finish_reason) == ("", "interrupted")
+        partial = session.conversation("cats").partial
+        assert (partial.thinking, partial.text) == (answer.thinking, "")
+
+    def test_a_listener_that_interrupts_is_told_no_more(self, session, server):
+        """The Stop button raises at every piece once it is pressed."""
+
+        def stop(_):
+            raise KeyboardInterrupt
+
+        server.answer(CHAT, stream(piece("<think>Hm"), piece(" 1 <"), END))
+        told = iter([None, stop])
+        with pytest.raises(GenerationInterrupted) as caught:
+            session.ask("Q?", on_thinking=lambda text: (next(told) or (lambda _: None))(text))
+        assert caught.value.answer.thinking == "Hm 1 <"
+
+    def stopped(self, session, server, *pieces):
+        server.answer(CHAT, stream(*pieces, piece(ending="length")))
+        session.ask("Q?")
+
+    @pytest.mark.parametrize(
+        "rest", [[piece(" is.</thi"), piece("nk>A.")], [*thinking(" is."), piece("\nA.")]]
+    )
+    def test_stopped_while_thinking_it_goes_on_thinking(self, session, server, heard, rest):
+        told, options = heard
+        self.stopped(session, server, *thinking("Hm, it"))
+        server.answer(CHAT, stream(*rest, END))
+        answer = session.carry_on(**options)
+        assert (answer.thinking, answer.text) == ("Hm, it is.", "A.")
+        assert told == [("thinking", " is."), ("text", "A.")]
+        sent = server.bodies[-1]
+        assert sent["messages"][-1] == {"role": "assistant", "content": "<think>Hm, it"}
+        assert sent["continue_final_message"] is True
+        assert session.conversation().messages[-1].thinking == "Hm, it is."
+
+    def test_stopped_while_answering_it_goes_on_answering(self, session, server):
+        self.stopped(session, server, piece("<think>Hm.</think><answer>It"))
+        server.answer(CHAT, stream(piece(" is.</answer>"), END))
+        answer = session.carry_on()
+        assert (answer.thinking, answer.text) == ("Hm.", "It is.")
+        assert server.bodies[-1]["messages"][-1]["content"] == "<think>Hm.</think>It"
+
+    def test_a_server_that_does_not_carry_it_on_is_understood(self, session, server):
+        self.stopped(session, server, *thinking("Hm"))
+        server.answer(CHAT, response({"error": "prefill"}, "400 Bad Request"))
+        said = refused(session.carry_on)
+        assert said.endswith(
+            "prefill. Not every server carries on what a model was thinking: "
+            "%glm4v retry asks anew."
+        )
+        assert session.conversation().partial.thinking == "Hm"
+
+    def test_a_model_that_does_not_think(self, session, server):
+        self.stopped(session, server, *thinking("Hm"))
+        server.answer(MODELS, models("m", glm4v_magic={"thinks": False}))
+        session.load(server.url, timeout=9)
+        on = "m does not think before it answers. Leave thinking away: that is for models behind"
+        assert refused(session.ask, "Q?", kind=OptionError, thinking=True).startswith(on)
+        said = refused(session.map, "{{item}}", ["a"], kind=OptionError, thinking=True)
+        assert said.startswith(on)
+        assert refused(session.carry_on, kind=ConversationError) == (
+            "The answer was stopped while its model was thinking, and m does not think. "
+            "To ask again: %glm4v retry."
+        )
+        assert session.ask("Q?", thinking=False).finish_reason == "length"
+
+
+class TestThinkingInCells:
+    HM = (*thinking("Hm, a cat\n", "or <b>two</b>?\n"), piece("A "), piece("**cat**."), END)
+
+    @pytest.fixture
+    def cells(self, server, run, shell):
+        """A shell whose magics ask the server; it answers `HM`."""
+        run(f"%glm4v load {server.url}")
+        server.requests.clear()
+        server.answer(CHAT, stream(*self.HM))
+        yield run
+        run("%glm4v reset --all\n%glm4v unload")
+
+    def test_a_terminal_shows_it_with_a_mark(self, cells, shell):
+        screen = cells("%%glm4v -o a\nQ?")
+        assert screen.startswith("| Hm, a cat\n| or <b>two</b>?\nA **cat**.\n[Thought")
+        assert " 24 characters]\n[m · " in screen
+        assert shell.user_ns["a"].thinking == "Hm, a cat\nor <b>two</b>?"
+        assert str(shell.user_ns["a"]) == "A **cat**."
+        assert "Hm" not in cells("%%glm4v -q\nQ?")
+
+    def test_a_terminal_says_what_was_thinking(self, cells, server):
+        server.answer(CHAT, stream(piece("Hm,\n"), piece("so </think>"), piece("A."), END))
+        screen = cells("%%glm4v\nQ?")
+        assert screen.startswith("Hm,\nso \n[That was thinking.]\nA.\n[Thought")
+
+    def test_a_notebook_shows_its_last_lines_and_folds_it(self, cells, shell):
+        with capture_output() as captured:
+            shell.run_cell("%%glm4v\nQ?", store_history=True).raise_error()
+        first, last = captured.outputs[0].data, captured.outputs[-1].data
+        assert "<code>Hm, a cat</code>" in first["text/markdown"]
+        fold, answer = last["text/markdown"].split("\n\n", 1)
+        assert fold.startswith("<details><summary><small>Thought for ")
+        assert fold.endswith("</summary>Hm, a cat<br>or &#60;b>two&#60;/b>?</details>")
+        assert answer.startswith("A **cat**.")
+        assert captured.outputs[0].transient == captured.outputs[-1].transient
+        # Shown again later, it looks as it did.
+        assert shell.display_formatter.format(shell.user_ns["_"])[0] == last
+
+    def test_forms_look_at_the_answer_alone(self, cells, server, shell):
+        hm = thinking('{"no": 1}\n```python\nno\n```')
+        server.answer(CHAT, stream(*hm, piece('{"cats": 2}'), END))
+        cells("%%glm4v --format json -o a\nQ?")
+        assert shell.user_ns["a"].value == {"cats": 2}
+        server.answer(CHAT, stream(*hm, piece("```python\nyes\n```"), END))
+        cells("%%glm4v --format code\nQ?")
+        assert shell.user_ns["_"].value == "yes"
+        shell.rl_next_input = None
+        server.answer(CHAT, stream(*hm, piece("No."), END))
+        assert "The answer holds no JSON" in cells("%%glm4v --format json\nQ?", fails=True)
+        assert shell.user_ns["_"].thinking.startswith('{"no": 1}')
+
+    def test_a_terminal_shows_that_of_a_correction_too(self, cells, server, shell):
+        shell.user_ns["schema"] = {"required": ["cats"]}
+        screen = cells("%%glm4v --schema schema\nQ?", fails=True)
+        assert screen.count("| Hm, a cat") == 2
+        assert "That was thinking" not in screen
+
+    def test_on_and_off(self, cells, server, shell):
+        shell.user_ns["two"] = [1, 2]
+        for line in ("%%glm4v --thinking on\nQ?", "%glm4v retry --thinking off"):
+            cells(line)
+        cells("%%glm4v --over two --thinking off\n{{item}}?")
+        cells("%config Glm4v.thinking = False")
+        cells("%%glm4v\nQ?")
+        cells("%%glm4v --thinking on\nQ?")
+        cells("%config Glm4v.thinking = None")
+        cells("%%glm4v\nQ?")
+        sent = [body.get("chat_template_kwargs") for body in server.bodies]
+        on, off = {"enable_thinking": True}, {"enable_thinking": False}
+        assert sent == [on, off, off, off, off, on, None]
+
+    def test_an_interrupt_while_it_thinks(self, cells, server, shell, monkeypatch, interrupt):
+        server.answer(CHAT, stream(*thinking("Hm, a cat"), done=False), 1.0, b": x\n\n")
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", InterruptingStream(sys.stdout, "Hm, a cat", interrupt))
+            result = shell.run_cell("%%glm4v --chat cats -o part\nQ?", store_history=True)
+        assert isinstance(result.error_in_exec, KeyboardInterrupt)
+        part = shell.user_ns["part"]
+        assert (part.thinking, part.text) == ("Hm, a cat", "")
+        assert part is shell.user_ns["_"]
+        assert "Hm, a cat\nm · " in shell.display_formatter.format(part)[0]["text/plain"]
+        assert "Model (unfinished):\n[Thought, 9 characters]" in cells("%glm4v history")
+        server.answer(CHAT, stream(*thinking(", or two?"), piece("Two."), END))
+        screen = cells("%glm4v continue")
+        assert screen.startswith("| Hm, a cat, or two?\nTwo.\n")
+        assert (shell.user_ns["_"].thinking, shell.user_ns["_"].text) == (
+            "Hm, a cat, or two?",
+            "Two.",
+        )
+        cells("%glm4v export cats cats.json\n%glm4v reset --all\n%glm4v import cats.json")
+        assert "[Thought, 18 characters]\nTwo." in cells("%glm4v history")
+
+    def test_the_stop_button_stops_the_thinking(self):
+        """Once it is pressed, the screen raises at the next piece of either kind."""
+        pressed = SimpleNamespace(stop_pressed=True)
+        for kind in ("thinking", "piece"):
+            screen = NotebookScreen("m", head=pressed)
+            screen._answer = LiveAnswer(lambda bundle: None)
+            with pytest.raises(KeyboardInterrupt):
+                getattr(screen, kind)("Hm")
+
+
 class TestInterrupts:
     def test_an_interrupt_keeps_the_text_and_closes_the_connection(
         self, session, server, interrupt
@@ -610,6 +927,6 @@ def test_an_engine_of_a_server_needs_no_torch(server):
 def test_sampling_has_nothing_that_is_not_sent(session, server):
     values = {"max_tokens": 1, "temperature": 1.0, "top_p": 0.5, "top_k": 2}
     values |= {"repetition_penalty": 1.5, "seed": 1}
-    assert set(values) == set(Sampling.__dataclass_fields__)
+    assert {*values, "thinking"} == set(Sampling.__dataclass_fields__)
     session.ask("Q?", **values)
     assert values.items() <= server.bodies[0].items()

@@ -166,6 +166,19 @@ def test_a_bad_picture_is_refused_before_anything_is_loaded(tmp_path):
     assert session.status().info is None
 
 
+def test_a_model_in_this_process_does_not_think(loaded):
+    said = "does not think before it answers. Leave thinking away"
+    for session in (loaded, Session()):  # known before it is loaded
+        with pytest.raises(OptionError, match=said):
+            session.ask("What?", thinking=True, model="demo")
+        with pytest.raises(OptionError, match=said):
+            session.map("{{item}}?", [1], thinking=True, model="demo")
+    assert session.status().info is None
+    plain = loaded.ask("What?", **GREEDY)
+    assert loaded.ask("What?", **GREEDY, thinking=False).text == plain.text
+    assert plain.thinking == ""
+
+
 def test_two_pictures_are_refused_before_the_model_begins(loaded, picture):
     begun = []
     with pytest.raises(ConversationError, match=r"takes one picture .* has 2"):

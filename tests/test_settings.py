@@ -51,7 +51,7 @@ def test_what_is_built_in_is_what_python_callers_get(tmp_path):
     settings = read({}, {}, tmp_path)
     assert settings.max_tokens == Sampling().max_tokens
     assert settings.limits == DEFAULT_LIMITS
-    for name in ("temperature", "top_p", "top_k"):
+    for name in ("temperature", "top_p", "top_k", "thinking"):
         assert getattr(settings, name) is getattr(Sampling(), name)
     assert {source for _, source in (row(settings, name) for name in NAMES)} == {"built in"}
 
@@ -88,6 +88,9 @@ def test_config_says_so_even_if_the_value_stays(tmp_path):
         ("temperature", "None", None),
         ("top_p", "0.5", 0.5),
         ("top_k", "5", 5),
+        ("thinking", "off", False),
+        ("thinking", "true", True),
+        ("thinking", "None", None),
         ("system", "Be brief.", "Be brief."),
         ("stop_button", "false", False),
         ("debug", "true", True),
@@ -117,6 +120,7 @@ BAD = {
     "temperature": [-1, float("nan"), "hot", False],
     "top_p": [0, 1.5, float("inf")],
     "top_k": [0, 2.0],
+    "thinking": [1, "perhaps"],
     "system": [["Be brief."]],
     "stop_button": [1, "never"],
     "debug": [1, "maybe"],

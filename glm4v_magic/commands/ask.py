@@ -14,7 +14,7 @@ from IPython.core.magic_arguments import argument
 
 from glm4v_magic.command_line import ANSWER_OPTIONS, Quoted, takes
 from glm4v_magic.commands.context import Context, require_variable_name
-from glm4v_magic.conversation import Answer, Conversation
+from glm4v_magic.conversation import Answer, Conversation, Message
 from glm4v_magic.errors import (
     FormatError,
     GenerationInterrupted,
@@ -133,7 +133,7 @@ def carry_out(
     arguments: Namespace,
     names: Mapping[str, Any],
     call: Callable[..., Answer],
-    before: str = "",
+    before: Message | None = None,
 ) -> Answer:
     """Make a call of the model, show it while it happens, and keep the answer.
 
@@ -142,7 +142,7 @@ def carry_out(
         arguments: as `AGAIN_OPTIONS` declares them.
         names: the user's variables.
         call: `Session.ask`, `retry` or `carry_on`, for the rest of their arguments.
-        before: what was said until now of an answer that is carried on.
+        before: an answer that is carried on, as far as it came.
     """
     require_variable_name(arguments.out)
     form = form_of(arguments.format, _schema(arguments.schema, names))
@@ -158,8 +158,8 @@ def carry_out(
 
     def start(info: EngineInfo, pictures: tuple[SourcedImage, ...]) -> None:
         screen.start(info, pictures)
-        if before:
-            screen.piece(before)
+        if before is not None:
+            screen.begun(before.text, before.thinking)
 
     given: Answer | None = None
     try:
@@ -171,7 +171,8 @@ def carry_out(
             on_progress=screen.loading,
             on_start=start,
             on_text=screen.piece,
-            on_correction=lambda what: screen.piece(f"\n\n[{what} It is asked once more.]\n\n"),
+            on_thinking=screen.thinking,
+            on_correction=lambda what: screen.begun(f"\n\n[{what} It is asked once more.]\n\n"),
         )
         context.keep(given, arguments.out)
         screen.finish(given)
@@ -275,12 +276,12 @@ def sampling_of(context: Context, arguments: Namespace) -> dict[str, Any]:
     """Return the sampling options that were typed or set; the session knows the rest."""
     values = {
         name: getattr(context.settings, name)
-        for name in ("max_tokens", "temperature", "top_p", "top_k")
+        for name in ("max_tokens", "temperature", "top_p", "top_k", "thinking")
     }
     for name in (*values, "repetition_penalty", "seed"):
         typed = getattr(arguments, name)
         if typed is not None:
-            values[name] = typed
+            values[name] = typed == "on" if name == "thinking" else typed
     return {name: value for name, value in values.items() if value is not None}
 
 

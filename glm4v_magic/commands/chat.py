@@ -47,7 +47,7 @@ def continue_(context: Context, arguments: Namespace, names: Mapping[str, Any]) 
         %glm4v continue
         %glm4v continue --max-tokens 2000
     """
-    before = context.session.conversation(arguments.chat).unfinished or ""
+    before = context.session.conversation(arguments.chat).partial
     call = partial(context.session.carry_on, arguments.chat)
     return carry_out(context, arguments, names, call, before)
 

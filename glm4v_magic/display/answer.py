@@ -17,6 +17,7 @@ from glm4v_magic.display.text import (
     readable_bytes,
     readable_seconds,
 )
+from glm4v_magic.display.thinking import folded, tail_html, tail_lines, thought_line
 
 __all__ = ["LiveAnswer", "answer_bundle", "draft_bundle", "footnotes", "usage_line"]
 
@@ -40,12 +41,36 @@ class LiveAnswer:
         self._show = show
         self._form = form
         self._pace = pace or Pace()
+        self._begun = ""
         self._text = ""
+        self._thinking = ""
+        self._fold = ""
         self._held_back = False
+
+    def begin(self, text: str, thinking: str = "") -> None:
+        """Take text that stands before what comes; unlike a piece, no thinking takes it back."""
+        self._begun += self._text + text
+        self._text = ""
+        self._thinking = thinking
+        self._fold = _fold(thinking) if text else ""
+        self._update(text or thinking)
 
     def add(self, piece: str) -> None:
         """Take the next piece of text."""
+        if self._thinking and not self._fold:
+            self._fold = _fold(self._thinking)
         self._text += piece
+        self._update(piece)
+
+    def think(self, piece: str) -> None:
+        """Take the next piece of thinking; what was text until now is in it, and was none."""
+        if self._fold:
+            self._thinking = self._fold = ""
+        self._text = ""
+        self._thinking += piece
+        self._update(piece)
+
+    def _update(self, piece: str) -> None:
         self._held_back = self._held_back or bool(piece.strip())
         if self._held_back and self._pace.due():
             self._show_draft()
@@ -63,7 +88,23 @@ class LiveAnswer:
 
     def _show_draft(self) -> None:
         self._held_back = False
-        self._show(draft_bundle(self._text, self._form))
+        bundle = draft_bundle(self._begun + self._text, self._form)
+        if self._fold:
+            bundle = _with_above(bundle, f"[{thought_line(self._thinking)}]", self._fold)
+        elif self._thinking:
+            lines = tail_lines(self._thinking)
+            bundle = _with_above(bundle, "\n".join(lines), tail_html(self._thinking))
+        self._show(bundle)
+
+
+def _fold(thinking: str) -> str:
+    return folded(thinking, thought_line(thinking)) if thinking else ""
+
+
+def _with_above(bundle: MimeBundle, plain: str, html: str) -> MimeBundle:
+    """Return `bundle` with something above it, as text and as one line of HTML."""
+    above = {"text/plain": f"{plain}\n", "text/markdown": f"{html}\n\n"}
+    return {kind: f"{above[kind]}{shown}".strip() for kind, shown in bundle.items()}
 
 
 def draft_bundle(text: str, form: Format = "markdown") -> MimeBundle:
@@ -71,24 +112,32 @@ def draft_bundle(text: str, form: Format = "markdown") -> MimeBundle:
     plain = printable(text).strip()
     if form == "text":
         return {"text/plain": plain}
-    markdown = _fenced(plain, form) if form == "json" else safe_markdown(text.strip())
+    is_fenced = form == "json" and plain
+    markdown = _fenced(plain, form) if is_fenced else safe_markdown(text.strip())
     return {"text/plain": plain, "text/markdown": markdown}
 
 
 def answer_bundle(answer: Answer) -> MimeBundle:
     """Return an answer with its footnotes: usage, and what to know about the model.
 
-    As Markdown, details are folded behind the usage. An answer in plain text has no Markdown.
+    As Markdown, details are folded behind the usage, and the model's thinking above the answer. An
+    answer in plain text has no Markdown.
     """
     text = answer.text
     if answer.format == "json" and answer.value is not None:
         text = json.dumps(answer.value, ensure_ascii=False, indent=2)
     bundle = draft_bundle(text, answer.format)
+    if answer.thinking:
+        line = thought_line(answer.thinking, answer.usage)
+        plain = f"[{line}]"
+        if not text:  # the thinking is all there is
+            plain += f"\n{printable(answer.thinking)}"
+        bundle = _with_above(bundle, plain, folded(answer.thinking, line, is_open=not text))
     usage, *notes = footnotes(answer)
     if "text/markdown" in bundle:
         small = "".join(f"<small>{literal(note)}</small>\n\n" for note in notes)
-        folded = "".join(_details(answer, usage))
-        bundle["text/markdown"] = f"{bundle['text/markdown']}\n\n{small}{folded}".strip()
+        folded_facts = "".join(_details(answer, usage))
+        bundle["text/markdown"] = f"{bundle['text/markdown']}\n\n{small}{folded_facts}".strip()
     bundle["text/plain"] = "\n".join([bundle["text/plain"], usage, *notes]).strip()
     return bundle
 
@@ -147,10 +196,11 @@ def usage_line(answer: Answer) -> str:
     facts += [f"{gpu} peak {readable_bytes(peak)}" for gpu, peak in usage.peak_bytes.items()]
     if answer.seed is not None:
         facts.append(f"seed {answer.seed}")
+    when = " while it was thinking" if answer.thinking and not answer.text else ""
     if answer.finish_reason == "length":
-        facts.append("cut off at the token limit")
+        facts.append(f"cut off at the token limit{when}")
     elif answer.finish_reason == "interrupted":
-        facts.append("stopped by you")
+        facts.append(f"stopped by you{when}")
     return " · ".join(printable(fact) for fact in facts)
 
 

@@ -9,6 +9,7 @@ from glm4v_magic.conversation import Conversation, Message
 from glm4v_magic.display import MimeBundle
 from glm4v_magic.display.markdown import literal, safe_markdown
 from glm4v_magic.display.text import counted, pixels, printable
+from glm4v_magic.display.thinking import folded, thought_line
 
 __all__ = ["chat_name", "chats_bundle", "history_bundle"]
 
@@ -25,9 +26,12 @@ def history_bundle(conversation: Conversation) -> MimeBundle:
             f"{printable(picture.source)}, {pixels(picture.original_size)}"
             for picture in message.images
         ]
-        plain.append("\n".join([f"{speaker}:", *(f"[{p}]" for p in pictures), _text(message)]))
+        thoughts = [thought_line(message.thinking)] if message.thinking else []
+        notes = [f"[{note}]" for note in (*pictures, *thoughts)]
+        plain.append("\n".join([f"{speaker}:", *notes, _text(message)]))
         markdown.append(f"**{speaker}**")
         markdown += [f"<small>{literal(picture)}</small>" for picture in pictures]
+        markdown += [folded(message.thinking, line) for line in thoughts]
         markdown.append(
             safe_markdown(message.text.strip())
             if message.role == "assistant"

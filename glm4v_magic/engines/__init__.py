@@ -38,6 +38,7 @@ class EngineInfo:
         device_map: module -> GPU index or ``cpu``; ``None`` if all is in one place.
         plan: that the map is from, if it is from one.
         server: address of the server that holds the model; ``None`` if it is in this process.
+        thinks: whether it can think before it answers; ``None`` if a server does not tell.
     """
 
     model: str
@@ -53,6 +54,7 @@ class EngineInfo:
     device_map: Mapping[str, Place] | None = None
     plan: Plan | None = None
     server: str | None = None
+    thinks: bool | None = None
 
 
 class Engine(Protocol):
@@ -62,11 +64,20 @@ class Engine(Protocol):
     def info(self) -> EngineInfo:
         """What is worth knowing about the model."""
 
-    def generate(self, request: Request, on_text: Callable[[str], None]) -> Generation:
+    def generate(
+        self,
+        request: Request,
+        on_text: Callable[[str], None],
+        on_thinking: Callable[[str], None] | None = None,
+    ) -> Generation:
         """Answer `request`, calling `on_text` with each new piece of text as it appears.
 
         Pieces are never cut inside a character; their concatenation, stripped, is the text of
         the result.
+
+        A model that thinks before it answers has each piece of that told to `on_thinking`. Some
+        servers tell the two apart only when the thinking ends: pieces that `on_text` was told
+        before were thinking, then, and `on_thinking` is told them once more.
 
         Raises:
             GenerationInterrupted: on an interrupt, with the text until then.

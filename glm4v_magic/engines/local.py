@@ -178,8 +178,13 @@ class LocalEngine:
         """What is worth knowing about the model."""
         return self._info
 
-    def generate(self, request: Request, on_text: Callable[[str], None]) -> Generation:
-        """Answer `request`; see `engines.Engine.generate`."""
+    def generate(
+        self,
+        request: Request,
+        on_text: Callable[[str], None],
+        on_thinking: Callable[[str], None] | None = None,
+    ) -> Generation:
+        """Answer `request`; see `engines.Engine.generate`. None of these models thinks."""
         streamer = TokenTextStreamer(
             self.processor.tokenizer, on_text, carries_on=bool(request.conversation.unfinished)
         )
@@ -448,4 +453,5 @@ def _describe(checkpoint: Checkpoint, loaded: Loaded, placement: Placement) -> E
         quantize=placement.quantize,
         device_map=placement.device_map,
         plan=placement.plan,
+        thinks=False,
     )

@@ -25,10 +25,10 @@ from glm4v_magic.conversation import (
     Generation,
     Message,
     Request,
-    Sampling,
     Usage,
 )
 from glm4v_magic.engines import EngineInfo
+from glm4v_magic.engines.thinking import CLOSE, OPEN, Part, ThinkingSplitter
 from glm4v_magic.errors import EngineError, GenerationInterrupted, OptionError, reason
 from glm4v_magic.images import SourcedImage
 from glm4v_magic.server_address import API_KEY, ServerAddress, is_loopback
@@ -131,6 +131,7 @@ def _described(address: ServerAddress, name: str, entry: dict[str, Any]) -> Engi
         context=_count(entry.get("max_model_len")),
         parameters=None,
         server=address.url,
+        thinks=own["thinks"] if isinstance(own.get("thinks"), bool) else None,
     )
 
 
@@ -153,9 +154,14 @@ class ServerEngine:
         """What the server tells about the model."""
         return self._info
 
-    def generate(self, request: Request, on_text: Callable[[str], None]) -> Generation:
+    def generate(
+        self,
+        request: Request,
+        on_text: Callable[[str], None],
+        on_thinking: Callable[[str], None] | None = None,
+    ) -> Generation:
         """Answer `request`; see `engines.Engine.generate`."""
-        transcript = _Transcript(request, on_text, self._connection)
+        transcript = _Transcript(request, on_text, on_thinking, self._connection)
         try:
             self._listen(request, transcript)
         except KeyboardInterrupt:
@@ -180,17 +186,24 @@ class ServerEngine:
                         transcript.done = True
                         break
                     transcript.take(data)
+                transcript.end()
         except _StatusError as refused:
-            refused.hint = self._hint(refused, request.sampling)
+            refused.hint = self._hint(refused, request)
             raise
 
-    def _hint(self, refused: _StatusError, sampling: Sampling) -> str:
+    def _hint(self, refused: _StatusError, request: Request) -> str:
         if refused.status == httpx.codes.NOT_FOUND and self._offered:
             return f"It serves {self._connection.said(_listed(self._offered))}."
         if refused.status in (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY):
-            sent = [name for name in _EXTENSIONS if getattr(sampling, name) is not None]
+            names = (*_EXTENSIONS, "thinking")
+            sent = [name for name in names if getattr(request.sampling, name) is not None]
             if sent:
                 return f"Not every server takes {' and '.join(sent)}; leave it away."
+            partial = request.conversation.partial
+            if partial is not None and partial.thinking:
+                return (
+                    "Not every server carries on what a model was thinking: %glm4v retry asks anew."
+                )
         return refused.hint
 
     def close(self) -> None:
@@ -315,21 +328,34 @@ class _Transcript:
     """What a server has said so far of one answer."""
 
     def __init__(
-        self, request: Request, on_text: Callable[[str], None], connection: _Connection
+        self,
+        request: Request,
+        on_text: Callable[[str], None],
+        on_thinking: Callable[[str], None] | None,
+        connection: _Connection,
     ) -> None:
         self.done = False
         self._request = request
-        self._on_text = on_text
+        self._on_text: Callable[[str], None] | None = on_text
+        self._on_thinking = on_thinking
         self._url = connection.address.url
         self._said = connection.said
         self._start = time.perf_counter()
-        self._pieces: list[str] = []
+        self._text: list[str] = []
+        self._thinking: list[str] = []
         self._times: list[float] = []
+        self._answer_time: float | None = None
         self._usage: dict[str, Any] = {}
         self._finish: str | None = None
-        self._thinking = False
         # What goes on with an answer may begin with the space between two words.
-        self._carries_on = bool(request.conversation.unfinished)
+        partial = request.conversation.partial
+        self._carries_on = partial is not None and bool(partial.text)
+        self._thinks_on = partial is not None and bool(partial.thinking) and not partial.text
+        self._splitter = ThinkingSplitter(
+            inside=self._thinks_on,
+            answer=self._carries_on,
+            thought=partial is not None and bool(partial.thinking),
+        )
 
     def take(self, data: bytes) -> None:
         """Take the data of one event.
@@ -361,24 +387,42 @@ class _Transcript:
         delta = choice.get("delta")
         if isinstance(delta, dict):
             # Servers that take a model's thinking out of its answer send it under either name.
-            self._add(delta.get("reasoning_content") or delta.get("reasoning"), thinking=True)
-            self._add(delta.get("content"), thinking=False)
+            self._add(delta.get("reasoning_content") or delta.get("reasoning"), self._think)
+            self._add(delta.get("content"), self._say)
 
-    def _add(self, piece: object, *, thinking: bool) -> None:
-        if not isinstance(piece, str) or not piece:
-            return
-        self._times.append(time.perf_counter())
-        if thinking != self._thinking:  # put back what the server took out, as the model wrote it
-            self._say("<think>" if thinking else "</think>")
-            self._thinking = thinking
-        self._say(piece)
+    def _add(self, piece: object, take: Callable[[str], None]) -> None:
+        if isinstance(piece, str) and piece:
+            self._times.append(time.perf_counter())
+            take(piece)
+
+    def _think(self, piece: str) -> None:
+        if self._text:
+            self._thinking.append(piece)  # too late to be told: it would take the answer back
+        else:
+            self._tell(self._splitter.add_thinking(piece))
 
     def _say(self, piece: str) -> None:
-        if not self._pieces and not self._carries_on:
-            piece = piece.lstrip()
-        if piece:
-            self._pieces.append(piece)
-            self._on_text(piece)
+        self._tell(self._splitter.add(piece))
+
+    def _tell(self, parts: Iterable[Part]) -> None:
+        for part in parts:
+            pieces = self._thinking if part.is_thinking else self._text
+            goes_on = self._thinks_on if part.is_thinking else self._carries_on
+            text = part.text if pieces or goes_on else part.text.lstrip()
+            if text:
+                pieces.append(text)
+            if part.is_thinking:
+                self._text.clear()  # which was thinking, and is in this part once more
+                self._answer_time = None
+            elif self._answer_time is None:
+                self._answer_time = self._times[-1]
+            tell = self._on_thinking if part.is_thinking else self._on_text
+            if text and tell is not None:
+                tell(text)
+
+    def end(self) -> None:
+        """No more is coming: tell what may have been the beginning of a tag, and was not."""
+        self._tell(self._splitter.end())
 
     def ending(self) -> FinishReason:
         """Say why the answer ended.
@@ -399,19 +443,28 @@ class _Transcript:
     def generation(self, ending: FinishReason) -> Generation:
         """Return what was said until now."""
         times, sampling = self._times, self._request.sampling
-        if self._thinking:
-            self._pieces.append("</think>")
-        text = "".join(self._pieces).rstrip()
+        if ending == "interrupted":  # whoever is told could interrupt again
+            self._on_text = self._on_thinking = None
+            self.end()
+        thinking, text = "".join(self._thinking).rstrip(), "".join(self._text).rstrip()
+        usage = replace(
+            _counted(self._usage, self._request.conversation),
+            time_to_first_token=times[0] - self._start if times else None,
+            decode_seconds=times[-1] - times[0] if times else 0.0,
+        )
+        if thinking:
+            usage = replace(
+                usage,
+                thinking_tokens=_thinking_tokens(self._usage),
+                thinking_seconds=(self._answer_time or times[-1]) - times[0],
+            )
         return Generation(
-            text=text if self._carries_on else text.lstrip(),
-            usage=replace(
-                _counted(self._usage, self._request.conversation),
-                time_to_first_token=times[0] - self._start if times else None,
-                decode_seconds=times[-1] - times[0] if times else 0.0,
-            ),
+            text=text,
+            usage=usage,
             finish_reason=ending,
             # Without one the server draws its own and does not tell it.
             seed=None if sampling.temperature == 0 else sampling.seed,
+            thinking=thinking,
         )
 
 
@@ -436,6 +489,13 @@ def _counted(usage: dict[str, Any], conversation: Conversation) -> Usage:
     )
 
 
+def _thinking_tokens(usage: dict[str, Any]) -> int | None:
+    """Return a count that OpenAI's protocol keeps in one place, and SGLang in another."""
+    details = usage.get("completion_tokens_details")
+    counted = details.get("reasoning_tokens") if isinstance(details, dict) else None
+    return _count(usage.get("reasoning_tokens") if counted is None else counted)
+
+
 def _body(model: str, request: Request) -> dict[str, Any]:
     """Write a request in OpenAI's terms, and where these have none, in vLLM's."""
     conversation, sampling = request.conversation, request.sampling
@@ -452,12 +512,22 @@ def _body(model: str, request: Request) -> dict[str, Any]:
             body[name] = value
     if sampling.repetition_penalty is not None:
         body["repeat_penalty"] = sampling.repetition_penalty  # llama.cpp's name for it
-    if conversation.unfinished is not None:
+    if sampling.thinking is not None:
+        # A variable of the chat template, and the one that those of GLM and Qwen know; vLLM,
+        # SGLang, llama.cpp and transformers serve hand it on.
+        body["chat_template_kwargs"] = {"enable_thinking": sampling.thinking}
+    if (partial := conversation.partial) is not None:
+        if partial.thinking:  # as the model wrote it; the templates know these tags
+            written = OPEN + partial.thinking + (CLOSE + partial.text if partial.text else "")
+            body["messages"][-1]["content"] = written
         body |= {"add_generation_prompt": False, "continue_final_message": True}
     return body
 
 
 def _written(message: Message) -> dict[str, Any]:
+    # Without the thinking: models are trained to see that of the answer they are writing alone, and
+    # the templates of GLM (https://huggingface.co/zai-org/GLM-4.7/blob/main/chat_template.jinja)
+    # and Qwen3 leave it out of the answers before.
     if not message.images:
         return {"role": message.role, "content": message.text}
     pictures = [
