@@ -1,9 +1,10 @@
 """What ``%load_ext glm4v_magic`` costs: time and memory, next to a bare IPython shell.
 
-    python benchmarks/load_ext.py [--runs N]
+    python benchmarks/load_ext.py [--runs N] [EXTENSION ...]
 
 Each run is a fresh interpreter that makes a shell and loads either nothing, IPython's own
-autoreload (the baseline that people know) or this package. Resident memory is read from
+autoreload (the baseline that people know), this package, or one of the named extensions, as far as
+they are installed. Resident memory is read from
 /proc/self/statm right before and right after, so the shell itself does not count.
 """
 
@@ -50,20 +51,24 @@ def main() -> None:
     """Print a table of medians with their range."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=9)
-    runs = parser.parse_args().runs
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in EXTENSIONS}
-    measure("glm4v_magic")  # writes byte code; not counted
+    parser.add_argument("others", nargs="*", metavar="EXTENSION", help="extensions besides ours")
+    arguments = parser.parse_args()
+    runs, names = arguments.runs, (*EXTENSIONS, *arguments.others)
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for name in names:
+        measure(name)  # writes byte code; not counted
     for _ in range(runs):
-        for name in EXTENSIONS:
+        for name in names:
             results[name].append(measure(name))
     print(f"%load_ext, {runs} fresh interpreters each: median (min to max)")
+    width = max(map(len, names))
     for name, figures in results.items():
         cells = []
         for unit in ("ms", "MB"):
             values = [figure[unit] for figure in figures]
             middle = statistics.median(values)
             cells.append(f"{middle:7.2f} {unit} ({min(values):.2f} to {max(values):.2f})")
-        print(f"  {name:12s} {cells[0]:32s} {cells[1]}")
+        print(f"  {name:{width}} {cells[0]:32s} {cells[1]}")
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def refuse_thinking(request: Request, model: str, thinks: bool | None) -> None:
     if request.sampling.thinking:
         raise OptionError(
             f"{model} does not think before it answers.",
-            "Leave thinking away: that is for models behind a server.",
+            "Leave thinking away (of a setting: %config Glm4v.thinking = None).",
         )
     partial = request.conversation.partial
     if partial is not None and partial.thinking and not partial.text:

@@ -13,6 +13,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from glm4v_magic.conversation import Conversation, Message, Role
 from glm4v_magic.errors import ConversationError, did_you_mean
 
 if TYPE_CHECKING:
-    from glm4v_magic.images import SourcedImage
+    from glm4v_magic.images import Limits, SourcedImage
 
 __all__ = ["UNNAMED", "Chats", "from_json", "read_chat", "to_json", "to_markdown", "write_chat"]
 
@@ -115,12 +116,15 @@ def to_json(conversation: Conversation, name: str = UNNAMED) -> str:
     )
 
 
-def from_json(text: str, where: str = "The chat") -> tuple[str, Conversation]:
+def from_json(
+    text: str, where: str = "The chat", limits: Limits | None = None
+) -> tuple[str, Conversation]:
     """Read a chat that `to_json` wrote.
 
     Args:
         text: the JSON.
         where: what it is called in messages.
+        limits: what is refused of its pictures; the usual by default.
 
     Returns:
         The chat's name and the conversation.
@@ -143,7 +147,7 @@ def from_json(text: str, where: str = "The chat") -> tuple[str, Conversation]:
         raise ConversationError(f"{where} lacks its name or its messages.")
     return name, Conversation(
         tuple(
-            _message(message, f"Message {number} of {_inside(where)}")
+            _message(message, f"Message {number} of {_inside(where)}", limits)
             for number, message in enumerate(messages, start=1)
         )
     )
@@ -186,8 +190,10 @@ def write_chat(path: str | os.PathLike[str], conversation: Conversation, name: s
     return file
 
 
-def read_chat(path: str | os.PathLike[str]) -> tuple[str, Conversation]:
-    """Read a chat from a JSON file that `write_chat` wrote; returns its name and the chat.
+def read_chat(
+    path: str | os.PathLike[str], limits: Limits | None = None
+) -> tuple[str, Conversation]:
+    """Read a chat from a JSON file that `write_chat` wrote; see `from_json`.
 
     Raises:
         ConversationError: if the file cannot be read, or is no such chat.
@@ -204,7 +210,7 @@ def read_chat(path: str | os.PathLike[str]) -> tuple[str, Conversation]:
         ) from None
     except OSError as error:
         raise ConversationError(f"{file} cannot be read: {error.strerror or error}.") from None
-    return from_json(text, str(file))
+    return from_json(text, str(file), limits)
 
 
 def _paragraphs(conversation: Conversation) -> Iterator[str]:
@@ -241,7 +247,7 @@ def _plain_picture(picture: SourcedImage) -> dict[str, Any]:
     }
 
 
-def _message(data: object, where: str) -> Message:
+def _message(data: object, where: str, limits: Limits | None) -> Message:
     needed = {"role", "text", "complete", "images"}
     if not isinstance(data, Mapping) or set(data) - {"thinking"} != needed:
         raise ConversationError(
@@ -255,7 +261,7 @@ def _message(data: object, where: str) -> Message:
         raise ConversationError(f"{where} has a text, complete or images of the wrong kind.")
     if not isinstance(thinking, str) or (thinking and role != "assistant"):
         raise ConversationError(f"{where} has a thinking that is not an answer's text.")
-    pictures = tuple(_picture(image, where) for image in images)
+    pictures = tuple(_picture(image, where, limits) for image in images)
     return Message(role, text, pictures, complete, thinking)
 
 
@@ -265,8 +271,8 @@ def _inside(where: str) -> str:
     return f"{first.lower()}{space}{rest}" if first in ("The", "Message") else where
 
 
-def _picture(data: object, where: str) -> SourcedImage:
-    from glm4v_magic.images import SourcedImage, to_image
+def _picture(data: object, where: str, limits: Limits | None) -> SourcedImage:
+    from glm4v_magic.images import DEFAULT_LIMITS, to_image
 
     size = data.get("original_size") if isinstance(data, Mapping) else None
     if (
@@ -280,4 +286,5 @@ def _picture(data: object, where: str) -> SourcedImage:
         content = base64.b64decode(data["png"], validate=True)
     except binascii.Error:
         raise ConversationError(f"A picture in {_inside(where)} is not base64.") from None
-    return SourcedImage(to_image(content, data["source"]).image, data["source"], (size[0], size[1]))
+    picture = to_image(content, data["source"], limits=limits or DEFAULT_LIMITS)
+    return replace(picture, original_size=(size[0], size[1]))

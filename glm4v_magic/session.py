@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from glm4v_magic.batch import AnswerStore, Progress, Read
     from glm4v_magic.checkpoints import Checkpoint
     from glm4v_magic.engines import Engine, EngineInfo
+    from glm4v_magic.images import Limits
     from glm4v_magic.placement.costs import Quantization
     from glm4v_magic.placement.decision import GivenMap, Placement
     from glm4v_magic.placement.search import Objective
@@ -457,21 +458,29 @@ class Session:
         """
         return write_chat(path, self._chats.require(chat), self._named(chat))
 
-    def import_chat(self, path: str | os.PathLike[str], chat: str | None = None) -> str:
+    def import_chat(
+        self,
+        path: str | os.PathLike[str],
+        chat: str | None = None,
+        *,
+        limits: Limits | None = None,
+    ) -> str:
         """Read a chat that `export_chat` wrote as JSON; a follow-up goes on with it.
 
         Args:
             path: the file.
             chat: what to call the chat; its own name by default.
+            limits: what is refused of its pictures; see `images.Limits`.
 
         Returns:
             The name of the chat.
 
         Raises:
             ConversationError: if the file is no chat, or another chat has this name.
+            ImageError: if a picture in it cannot be read.
             BusyError: if another call is running.
         """
-        name, conversation = read_chat(path)
+        name, conversation = read_chat(path, limits)
         name = name if chat is None else chat
         self._refuse_if_busy()
         with self._lock:

@@ -317,6 +317,10 @@ class TestCommands:
         assert session.conversation("felines") == before
         assert "Did you mean cats.json?" in run("%glm4v import cat.json", fails=True)
         assert "must end in .json" in run("%glm4v export cats.txt", fails=True)
+        run("%config Glm4v.megapixels = 0.05")
+        assert "cat.png" in (refused := run("%glm4v import cats.json small", fails=True))
+        assert "megapixels" in refused
+        run("%config Glm4v.megapixels = 128.0")
 
     def test_retry(self, ask, run, shell, session):
         ask("One?", "--chat cats")

@@ -63,6 +63,7 @@ ANSWERS = {
     "--seed": Trial("--seed 7", "--temperature 1 --max-tokens 4", r"seed 7\b"),
     "--format": Trial("--format json", GREEDY, "holds no JSON", fails=(False, True)),
     "--schema": Trial("--schema kind", AS_JSON, "asked once more", fails=(True, True)),
+    "--thinking": Trial("--thinking on", GREEDY, "does not think", fails=(False, True)),
     "--quiet": Trial("--quiet", GREEDY, r"\A\s*(Out\[\d+\]: )?\Z"),
 }  # fmt: skip
 

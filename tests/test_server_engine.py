@@ -714,7 +714,7 @@ class TestThinking:
         self.stopped(session, server, *thinking("Hm"))
         server.answer(MODELS, models("m", glm4v_magic={"thinks": False}))
         session.load(server.url, timeout=9)
-        on = "m does not think before it answers. Leave thinking away: that is for models behind"
+        on = "m does not think before it answers. Leave thinking away (of a setting: %config"
         assert refused(session.ask, "Q?", kind=OptionError, thinking=True).startswith(on)
         said = refused(session.map, "{{item}}", ["a"], kind=OptionError, thinking=True)
         assert said.startswith(on)

@@ -136,5 +136,6 @@ def import_(context: Context, arguments: Namespace, names: Mapping[str, Any]) ->
         %glm4v import cats.json
         %glm4v import chat.json dogs
     """
-    name = context.session.import_chat(arguments.file, arguments.chat)
+    limits = context.settings.limits
+    name = context.session.import_chat(arguments.file, arguments.chat, limits=limits)
     show(line_bundle(f"{chat_name(name)} is there; --continue goes on with it."))
