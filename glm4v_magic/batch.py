@@ -336,6 +336,8 @@ class _Run:
         else:
             self._finish(_row(question.row, found, reused=question.reused))
             return
+        if answer.finish_reason == "length":
+            fault.hint = "It was cut off at the token limit: allow more."
         if isinstance(fault.__cause__, OptionError):
             self._schema_fault = fault.__cause__
         again = correction_of(answer, question.call, fault)

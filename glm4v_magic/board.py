@@ -126,7 +126,7 @@ class NotebookBoard(Board):
         super().row(progress)
         if self._pace.due():
             self._move(progress)
-        if self._head is not None and self._model:
+        if self._head is not None and self._said:
             line = rows_answering_line(self._model, self._done, self._total)
             if line != self._said:
                 self._said = line

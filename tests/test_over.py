@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from dataclasses import replace
 
 import pandas as pd
 import pytest
+from conftest import InterruptingStream
 from IPython.utils.capture import capture_output
 from PIL import Image
 from scripted_server import CHAT, END, MODELS, models, piece, response, scripted_server, stream
@@ -261,6 +263,17 @@ def test_an_interrupt_keeps_rows_and_the_cell_goes_on(run, shell, tiny, photos, 
     assert "Traceback" not in screen
     assert "1 of 3 rows answered, 2 not finished" in screen
     assert "3 of 3 rows answered, 1 of them from before." in over(run, "photos", "Stop?", options)
+
+
+def test_an_interrupt_while_the_table_is_printed_loses_nothing(
+    run, shell, tiny, photos, interrupt, monkeypatch
+):
+    stream = InterruptingStream(sys.stdout, "3 of 3 rows answered.", interrupt)
+    monkeypatch.setattr(sys, "stdout", stream)
+    screen = over(run, "photos", "Late?", fails=True)
+    assert "3 of 3 rows are answered; they are in _." in screen
+    assert all(row.done for row in shell.user_ns["_"])
+    assert shell.user_ns["rows"] is not None
 
 
 @pytest.mark.parametrize(

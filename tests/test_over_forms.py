@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pandas as pd
 import pytest
 from by_heart import learn, roomy
 from scripted_server import CHAT, END, MODELS, models, piece, response, scripted_server, stream
+from test_interrupted_anywhere import Interrupter, interruptible
 
 from glm4v_magic.answered import AnsweredRow
 from glm4v_magic.conversation import Answer, Usage
@@ -76,6 +79,9 @@ def taken(batches):
     return found
 
 
+__all__ = ["interruptible"]
+
+
 class TestJson:
     def test_each_row_holds_its_value_and_a_fault_stays_in_its_row(self, session):
         rows = ask(session, ["Shape?", "Never?", "Colour?"], format="json")
@@ -114,6 +120,10 @@ class TestJson:
         keys = pd.DataFrame([value or {} for value in found["value_2"]], index=found.index)
         assert found.join(keys).loc["x", "colour"] == "green"
         assert found.join(keys)["shape"].isna().tolist() == [True, True, False]
+
+    def test_an_answer_that_was_cut_off_says_so(self, session):
+        (row,) = ask(session, ["Shape?"], format="json", max_tokens=3)
+        assert row.error == f"{NONE}. It was cut off at the token limit: allow more."
 
     def test_prose_has_no_values(self, session):
         found = ask(session, pd.Series(["Shape?"]), format="text")
@@ -239,6 +249,32 @@ class TestSchema:
         with pytest.raises(error, match=said):
             ask(session, ["Shape?"], **options)
         assert batches == []
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_interrupts_at_random_moments_lose_no_row(run, shell, session):
+    def facts(rows):
+        return [(row.text, row.value, row.error) for row in rows]
+
+    shell.user_ns.update(asked=["Colour?", "Shape?", "Never?", "Colour?"], schema=SCHEMA)
+    cell = "%%glm4v --over asked --schema schema -o rows --batch-size 2 --temperature 0\n{{item}}"
+    run(cell)
+    expected = facts(shell.user_ns["rows"])
+    session._store = None
+    counted = Interrupter()
+    counted.run(shell, cell)
+    chosen = random.Random(3)
+    for _ in range(12):
+        session._store = None
+        interrupter = Interrupter(at=chosen.randrange(1, int(0.97 * counted.calls)))
+        shell.user_ns["rows"] = []
+        result, _ = interrupter.run(shell, cell)
+        assert isinstance(result.error_in_exec, KeyboardInterrupt), interrupter.where
+        for row, (text, value, error) in zip(shell.user_ns["rows"], expected, strict=False):
+            assert not row.done or (row.text, row.value) == (text, value), interrupter.where
+            assert row.error in (None, error) or "once more" in row.error, interrupter.where
+        run(cell)
+        assert facts(shell.user_ns["rows"]) == expected, interrupter.where
 
 
 class TestReuse:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from glm4v_magic.board import Board, board_for
 from glm4v_magic.commands.ask import form_asked, sampling_of, show_preview
 from glm4v_magic.commands.context import Context
-from glm4v_magic.errors import Glm4vError, InputError, OptionError
+from glm4v_magic.errors import Glm4vError, InputError, MapInterrupted, OptionError
 from glm4v_magic.images import SourcedImage, parse_crop, resolve_images, to_images
 from glm4v_magic.images.files import path_of
 from glm4v_magic.images.words import is_lookup, looked_up
@@ -131,6 +131,8 @@ def _keep_what_is_done(
     _keep(context, board.progress.result(), name)
     board.finish()
     answered = board.progress.answered
+    if type(error) is KeyboardInterrupt:  # on the way out of the session
+        raise MapInterrupted(board.progress.result(), answered, board.progress.total) from None
     few = "One row is" if answered == 1 else f"{answered:,} rows are"
     on = f"{few} answered and in _; run the cell again to go on."
     if isinstance(error, Glm4vError) and answered:
