@@ -346,7 +346,7 @@ class OneByOne:
     def info(self):
         return self._engine.info
 
-    def generate(self, request, on_text):
+    def generate(self, request, on_text, on_thinking=None):
         if self._fail is not None and request.conversation.messages[-1].text == "b?":
             raise self._fail
         return self._engine.generate(request, on_text)
