@@ -32,12 +32,16 @@ __all__ = [
     "Terms",
     "answer_of",
     "checked_sampling",
+    "corrected",
+    "correction_of",
     "ignore",
     "in_form",
     "pictures_of",
+    "refuse_more_than",
     "refuse_thinking",
     "refuse_too_many",
     "terms_of",
+    "with_value",
 ]
 
 OnProgress: TypeAlias = "Callable[[LoadProgress], None]"
@@ -96,15 +100,30 @@ def refuse_too_many(conversation: Conversation, model: str, most: int | None) ->
         ConversationError: if there are more than `most`.
     """
     *before, latest = conversation.messages
-    given = len(conversation.images)
+    stayed = any(message.images for message in before)
+    refuse_more_than(
+        most,
+        len(conversation.images),
+        model,
+        "this one",
+        "The pictures before are still in it: leave the new one away, or ask a fresh question."
+        if stayed and latest.images
+        else "Ask about them one after the other, or join them into one picture.",
+    )
+
+
+def refuse_more_than(
+    most: int | None, given: int, model: str, whose: str = "this row", hint: str = ""
+) -> None:
+    """Refuse more pictures than a model takes.
+
+    Raises:
+        ConversationError: if there are more than `most`.
+    """
     if most is not None and given > most:
         few = "one picture" if most == 1 else f"{most} pictures"
-        stayed = any(message.images for message in before)
         raise ConversationError(
-            f"{model} takes {few} in a conversation, and this one has {given}.",
-            "The pictures before are still in it: leave the new one away, or ask a fresh question."
-            if stayed and latest.images
-            else "Ask about them one after the other, or join them into one picture.",
+            f"{model} takes {few} in a conversation, and {whose} has {given}.", hint
         )
 
 
@@ -156,41 +175,55 @@ def in_form(answer: Answer, call: Call, engine: Engine) -> Answer:
         FormatError: if it is not in that form; `answer` holds it.
         GenerationInterrupted: if the correction is interrupted.
     """
-    form = call.terms.form
     try:
-        return _read(answer, form)
+        return with_value(answer, call.terms.form)
     except FormatError as error:
         fault = error
-    if form.schema is None or isinstance(fault.__cause__, OptionError):
+    again = correction_of(answer, call, fault)
+    if again is None:
         raise fault
     call.terms.on_correction(fault.what)
-    first = call.conversation.with_answer(answer.text, complete=True)
-    again = first.add(Message("user", correction(fault.what.rstrip("."))))
     try:
-        generation = engine.generate(
-            Request(again, call.terms.sampling), call.terms.on_text, call.terms.on_thinking
-        )
+        generation = engine.generate(again, call.terms.on_text, call.terms.on_thinking)
     except Glm4vError as error:
         fault.what += f" Asking again failed: {error.what}"
         fault.hint = error.hint
         raise fault from None
-    corrected = replace(
-        answer,
-        text=generation.text,
-        usage=answer.usage + generation.usage,
-        finish_reason=generation.finish_reason,
-        seed=generation.seed,
-        corrected=fault.what,
-        thinking=generation.thinking,
+    return with_value(corrected(answer, generation, fault.what), call.terms.form)
+
+
+def correction_of(answer: Answer, call: Call, fault: FormatError) -> Request | None:
+    """Return what to ask after an answer at fault; ``None`` if asking again would not help."""
+    if call.terms.form.schema is None or isinstance(fault.__cause__, OptionError):
+        return None
+    first = call.conversation.with_answer(answer.text, complete=True)
+    again = first.add(Message("user", correction(fault.what.rstrip("."))))
+    return Request(again, call.terms.sampling)
+
+
+def corrected(first: Answer, second: Answer | Generation, what: str) -> Answer:
+    """Return the correction of an answer in which `what` was wrong; its usage is that of both."""
+    return replace(
+        first,
+        text=second.text,
+        usage=first.usage + second.usage,
+        finish_reason=second.finish_reason,
+        seed=second.seed,
+        corrected=what,
+        thinking=second.thinking,
     )
-    return _read(corrected, form)
 
 
-def _read(answer: Answer, form: Form) -> Answer:
-    """Return the answer with what it holds in its form; an error carries the answer."""
+def with_value(answer: Answer, form: Form) -> Answer:
+    """Return the answer with what it holds in its form.
+
+    Raises:
+        FormatError: if it is not in that form; `answer` holds it. It is caused by an `OptionError`
+            if the schema refers to what is not in it.
+    """
     try:
         return replace(answer, value=form.read(answer.text))
-    except OptionError as error:  # a schema that refers to what is not in it
+    except OptionError as error:
         fault = FormatError(error.what, error.hint)
         fault.__cause__ = error
     except FormatError as error:

@@ -74,7 +74,7 @@ _FORM_OPTIONS = (
         "--format",
         choices=FORMATS,
         help="markdown unless given. json and code are found in the answer and are its value; "
-        "code also goes into the next cell.",
+        "code also goes into the next cell, unless there are many rows.",
     ),
     argument(
         "--schema",

@@ -27,7 +27,7 @@ from glm4v_magic.settings import Glm4v, read
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from glm4v_magic.batch import Rows
+    from glm4v_magic.answered import Rows
     from glm4v_magic.commands import Context
     from glm4v_magic.conversation import Answer
     from glm4v_magic.display import MimeBundle
@@ -36,7 +36,7 @@ __all__ = ["Glm4vMagics", "Stopped", "register", "unregister"]
 
 _NAMES = ("%glm4v", "%%glm4v")
 _ANSWER = ("glm4v_magic.conversation", "Answer")
-_ROWS = ("glm4v_magic.batch", "Rows")
+_ROWS = ("glm4v_magic.answered", "Rows")
 
 
 class Stopped(KeyboardInterrupt):

@@ -136,9 +136,9 @@ def _interrupt_held_back() -> Iterator[None]:
 
 
 class Head:
-    """The output above an answer that somebody is watching: pictures, a line, a Stop button.
+    """An output for somebody who is watching: pictures, a line, a Stop button.
 
-    When the answer is there, pictures and line stay as plain HTML; the button is gone.
+    When the call is over, pictures and line stay as plain HTML; the button is gone.
 
     Args:
         shell: the running shell.
@@ -155,17 +155,16 @@ class Head:
 
     @property
     def stop_pressed(self) -> bool:
-        """Whether somebody wants the answer to end."""
+        """Whether somebody wants the call to end."""
         return self._button is not None and self._button.pressed
 
-    def start(self, model: str, thumbnails: Sequence[Thumbnail]) -> None:
+    def start(self, line: str, thumbnails: Sequence[Thumbnail] = ()) -> None:
         """Show it, with the button if there can be one."""
         with _interrupt_held_back():
-            self._start(model, thumbnails)
+            self._start(line, thumbnails)
 
-    def _start(self, model: str, thumbnails: Sequence[Thumbnail]) -> None:
+    def _start(self, line: str, thumbnails: Sequence[Thumbnail]) -> None:
         self._open, self._thumbnails = True, thumbnails
-        line = answering_line(model)
         bundle: dict[str, Any] = {**head_bundle(thumbnails, line, seen=True)}
         if self._may_have_button:
             above = strip_bundle(thumbnails)["text/html"] if thumbnails else ""
@@ -174,13 +173,20 @@ class Head:
             bundle |= self._button.view
         self._output.show(bundle)
 
-    def finish(self, answer: Answer | None) -> None:
-        """Say that the answer is complete, was stopped, or never came. Only the first call does."""
+    def say(self, line: str) -> None:
+        """Say how far it is, in place of the line before."""
+        if self._button is not None:
+            self._button.say(status_html(line, seen=True))
+        else:
+            self._output.show(head_bundle(self._thumbnails, line, seen=True))
+
+    def finish(self, line: str) -> None:
+        """Say how it ended. Only the first call does."""
         if not self._open:
             return
         with _interrupt_held_back():
             self._open = False
-            self._output.show(head_bundle(self._thumbnails, finished_line(answer), seen=False))
+            self._output.show(head_bundle(self._thumbnails, line, seen=False))
             if self._button is not None:
                 self._button.close()
 
@@ -236,7 +242,7 @@ class NotebookScreen:
         self.loaded(info)
         thumbnails = [make_thumbnail(picture, info) for picture in pictures]
         if self._head is not None:
-            self._head.start(info.model, thumbnails)
+            self._head.start(answering_line(info.model), thumbnails)
         elif thumbnails:
             show(strip_bundle(thumbnails))
 
@@ -267,7 +273,7 @@ class NotebookScreen:
         """Show the whole answer."""
         self._answer.finish(answer)
         if self._head is not None:
-            self._head.finish(answer)
+            self._head.finish(finished_line(answer))
 
     def close(self) -> None:
         """Replace a bar that never became full."""
@@ -276,7 +282,7 @@ class NotebookScreen:
             self._bar.show(line_bundle(f"{loading_line(self._model, done, total)}, not finished."))
         self._answer.close()
         if self._head is not None:
-            self._head.finish(None)
+            self._head.finish(finished_line(None))
 
 
 class TerminalScreen:

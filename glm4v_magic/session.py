@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +21,10 @@ from glm4v_magic.calls import (
     OnText,
     Terms,
     answer_of,
-    checked_sampling,
     ignore,
     in_form,
     pictures_of,
+    refuse_more_than,
     refuse_thinking,
     refuse_too_many,
     terms_of,
@@ -52,7 +51,8 @@ from glm4v_magic.ranges import require_in_range
 from glm4v_magic.server_address import ServerAddress, is_address, read_address
 
 if TYPE_CHECKING:
-    from glm4v_magic.batch import AnswerStore, Progress, Read
+    from glm4v_magic.answered import Progress
+    from glm4v_magic.batch import Read
     from glm4v_magic.checkpoints import Checkpoint
     from glm4v_magic.engines import Engine, EngineInfo
     from glm4v_magic.images import Limits
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from glm4v_magic.placement.decision import GivenMap, Placement
     from glm4v_magic.placement.search import Objective
     from glm4v_magic.placement.stages import Plan
+    from glm4v_magic.reuse import AnswerStore
 
 __all__ = ["ModelChoice", "Session", "Status", "load"]
 
@@ -499,18 +500,9 @@ class Session:
         batch_size: int | None = None,
         fresh: bool = False,
         read: Read | None = None,
-        max_tokens: int = _DEFAULTS.max_tokens,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        thinking: bool | None = None,
         system: str | None = None,
-        model: str | None = None,
-        on_progress: OnProgress | None = None,
-        on_start: Callable[[EngineInfo], None] | None = None,
         on_row: Callable[[Progress], None] | None = None,
+        **options: Any,
     ) -> Any:
         """Ask the same about many pictures or values, each in a conversation of its own.
 
@@ -529,39 +521,34 @@ class Session:
                 1 of a large model on the CPU, and of a server.
             fresh: ask every row, answered before or not.
             read: how an item becomes pictures; `images.to_images` by default.
-            max_tokens: see `Sampling`, as for the next five, for each row by itself.
-            temperature: 0 is greedy; ``None`` leaves it to the checkpoint.
-            top_p: nucleus size.
-            top_k: how many of the likeliest tokens stay in.
-            repetition_penalty: above 1 discourages repeats.
-            seed: every row is answered as `ask` would with this seed. Without one each row draws
-                its own and reports it.
-            thinking: whether a model that can think does; ``None`` leaves it to the model.
             system: what the model is told before each question; nothing if empty.
-            model: what to load, as `load` takes it, if nothing was ever loaded here.
-            on_progress: called as weights arrive, if the model is loaded now.
-            on_start: called before the first row is asked; not at all if all are known.
             on_row: called after each row.
+            options: as `ask` takes them, but for those of a chat. They count for each row by
+                itself: with a `seed` every row is answered as `ask` would with this seed, without
+                one each row draws its own and reports it; an answer that is not in its `format` is
+                its row's error; answers that break the `schema` are corrected together.
+                `on_start` is told of the pictures that go with every row, and not called at all
+                if every answer is known. Where rows are asked at once, `on_text` is called after
+                each step, with no text.
 
         Returns:
-            `batch.Rows`, or a DataFrame for a Series or a DataFrame; see `batch.result_of`.
+            `answered.Rows`, or a DataFrame for a Series or a DataFrame; see `answered.result_of`.
 
         Raises:
             InputError: if the items or options cannot be used, or the prompt fails for every row.
             MapInterrupted: on an interrupt; its `result` holds the rows that are done.
             CheckpointError, PlacementError: if the model has to be loaded and cannot be.
             EngineError: if a server fails for two rows in turn; the same call then goes on where
-                it stopped.
+                it stopped, and what is done is the `result` of the latest `Progress`.
             BusyError: if another call is running.
         """
         from glm4v_magic import batch
         from glm4v_magic.images import to_images
         from glm4v_magic.prompt import require_text
+        from glm4v_magic.reuse import AnswerStore, model_key
         from glm4v_magic.rows import Items, items_of, plan
 
-        sampling = checked_sampling(
-            Sampling(max_tokens, temperature, top_p, top_k, repetition_penalty, seed, thinking)
-        )
+        terms = terms_of(**options)
         if batch_size is not None:
             require_in_range("batch_size", batch_size)
         if not isinstance(items, Items):
@@ -572,19 +559,18 @@ class Session:
         with self._lock:
             choice = self._choice
             if choice.model is None:
-                choice = replace(choice, model=model)
+                choice = replace(choice, model=terms.model)
             job = batch.Job(
-                sampling,
+                terms,
                 require_text(system) if system else None,
                 pictures,
                 read or to_images,
-                batch.model_key(choice),
+                model_key(choice),
                 batch_size,
                 fresh,
             )
             at_least = len(pictures) + rows[0].is_picture
-            refuse = partial(batch.refuse_too_many, at_least, rows="each row")
-            bare = Request(Conversation(), sampling)
+            bare = Request(Conversation(), terms.sampling)
 
             def engine_for_rows() -> Engine:
                 engine = self._engine
@@ -592,15 +578,14 @@ class Session:
                     found = _find(choice)
                     if not isinstance(found, ServerAddress):
                         refuse_thinking(bare, found.name, thinks=False)
-                        refuse(found.name, found.max_images)
-                    engine = self._open(choice, found, on_progress or ignore)
+                        refuse_more_than(found.max_images, at_least, found.name, "each row")
+                    engine = self._open(choice, found, terms.on_progress)
                 refuse_thinking(bare, engine.info.model, engine.info.thinks)
-                refuse(engine.info.model, engine.info.max_images)
-                if on_start is not None:
-                    on_start(engine.info)
+                refuse_more_than(engine.info.max_images, at_least, engine.info.model, "each row")
+                terms.on_start(engine.info, pictures)
                 return engine
 
-            self._store = self._store or batch.AnswerStore()
+            self._store = self._store or AnswerStore()
             return batch.run(rows, job, engine_for_rows, self._store, items, on_row or ignore)
 
     def unload(self) -> bool:

@@ -140,7 +140,7 @@ class Glm4v(Configurable):
         None, allow_none=True, help="System message at the beginning of every conversation."
     ).tag(config=True, unset="none")
     stop_button = YesNo(
-        True, help="Show a Stop button while an answer is being written, where one can work."
+        True, help="Show a Stop button while answers are being written, where one can work."
     ).tag(config=True)
     debug = YesNo(False, help="Show the traceback of an error instead of one line.").tag(
         config=True

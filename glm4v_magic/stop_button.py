@@ -1,7 +1,7 @@
-"""A button that stops an answer, in front ends that can deliver a click while a cell runs.
+"""A button that stops a call, in front ends that can deliver a click while a cell runs.
 
 It is best effort. Interrupting the kernel always works; this is for those who look for a button
-where the answer is. It exists only while the answer is being written, and a saved notebook holds
+where the answer is. It exists only while answers are being written, and a saved notebook holds
 nothing of it.
 """
 
@@ -64,15 +64,15 @@ class StopButton:
         self._button = ipywidgets.Button(
             description="Stop",
             icon="stop",
-            tooltip="Stop this answer; what it says stays",
+            tooltip="Stop here; what was said until now stays",
             layout={"width": "auto"},
         )
         self._button.on_click(self._press)
-        line = ipywidgets.HTML(status)
-        row = ipywidgets.HBox([self._button, line], layout={"align_items": "center"})
+        self._line = ipywidgets.HTML(status)
+        row = ipywidgets.HBox([self._button, self._line], layout={"align_items": "center"})
         above = ipywidgets.HTML(html)
         self._box = ipywidgets.VBox([above, row])
-        self._widgets = [self._box, above, row, line, self._button]
+        self._widgets = [self._box, above, row, self._line, self._button]
         hear_while_busy(self._button)
 
     @property
@@ -84,6 +84,10 @@ class StopButton:
     def view(self) -> dict[str, Any]:
         """The part of an output's data that shows it."""
         return {_WIDGET: {"version_major": 2, "version_minor": 0, "model_id": self._box.model_id}}
+
+    def say(self, status: str) -> None:
+        """Replace the line beside it; HTML."""
+        self._line.value = status
 
     def close(self) -> None:
         """Take it away, with every model behind it that the front end would save."""

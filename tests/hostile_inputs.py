@@ -246,6 +246,14 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
         OptionError,
         (
             ("--tokens 5", "There is no option --tokens."),
+            (
+                "--over words --chat c",
+                "--chat does not go with --over. Each row is a fresh question",
+            ),
+            ("--over words --continue", "--continue does not go with --over."),
+            ("--over words --schema nowhere", "--schema nowhere is no variable and no file."),
+            ("--over words --schema number", "A JSON Schema is an object, not int."),
+            ("--over words --format code --schema mapping", "A schema is for the format json, not"),
             ("--max-token 5", "There is no option --max-token."),
             ("--max-tokens", "Argument --max-tokens: expected one argument."),
             ("--max-tokens many", "Argument --max-tokens: invalid int value: 'many'."),

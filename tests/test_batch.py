@@ -15,6 +15,7 @@ from scripted_server import CHAT, END, MODELS, models, piece, scripted_server, s
 from transformers import GenerationConfig
 
 from glm4v_magic import batch
+from glm4v_magic.answered import Rows
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.conversation import Request, Sampling
 from glm4v_magic.display.batch import rows_bundle
@@ -31,6 +32,7 @@ from glm4v_magic.errors import (
     PromptError,
 )
 from glm4v_magic.placement.decision import PlacementOptions
+from glm4v_magic.reuse import AnswerStore, model_key
 from glm4v_magic.session import ModelChoice, Session
 
 GREEDY = {"temperature": 0, "max_tokens": 6}
@@ -62,7 +64,7 @@ def pictures():
 
 def batched(engine, requests):
     found = {}
-    engine.generate_batch(requests, found.__setitem__)
+    engine.generate_batch(requests, found.__setitem__, lambda: None)
     return [found[number] for number in range(len(requests))]
 
 
@@ -131,7 +133,7 @@ def test_each_row_has_its_own_room(engine):
 
 def test_a_list_gives_rows_with_answers_or_errors(loaded, pictures):
     rows = loaded.map("What?", [*pictures, "missing.png", 3], **GREEDY, batch_size=2)
-    assert isinstance(rows, batch.Rows)
+    assert isinstance(rows, Rows)
     assert [row.text for row in rows[:5]] == [
         loaded.ask("What?", each, **GREEDY).text for each in pictures
     ]
@@ -189,11 +191,11 @@ def test_a_model_whose_files_have_changed_is_another(tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).touch()
     choice = ModelChoice(str(tmp_path))
-    before = batch.model_key(choice)
-    assert batch.model_key(replace(choice, options=PlacementOptions(context=64))) == before
-    assert batch.model_key(replace(choice, options=PlacementOptions(dtype="float16"))) != before
+    before = model_key(choice)
+    assert model_key(replace(choice, options=PlacementOptions(context=64))) == before
+    assert model_key(replace(choice, options=PlacementOptions(dtype="float16"))) != before
     os.utime(tmp_path / "config.json", (1, 1))
-    assert batch.model_key(choice) != before
+    assert model_key(choice) != before
 
 
 def test_known_rows_need_no_model_and_carry_their_own_names(loaded, pictures, tmp_path):
@@ -208,7 +210,7 @@ def test_known_rows_need_no_model_and_carry_their_own_names(loaded, pictures, tm
 
 def test_the_store_forgets_the_oldest(loaded, pictures):
     answer = loaded.map("What?", pictures[:1], **GREEDY)[0].answer
-    store = batch.AnswerStore(most=2)
+    store = AnswerStore(most=2)
     for key in "abc":
         store.keep(key, answer)
     assert [store.find(key) is None for key in "abc"] == [True, False, False]
@@ -254,6 +256,21 @@ def test_an_interrupt_inside_a_batch_keeps_the_open_rows_text(loaded, pictures, 
         row.reused
         for row in loaded.map("What?", [pictures[row.index] for row in stopped], **GREEDY)
     )
+
+
+def test_on_text_is_called_after_each_step_and_may_end_the_run(loaded, pictures):
+    steps = []
+
+    def stop(text):
+        steps.append(text)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(MapInterrupted) as caught:
+        loaded.map("What?", pictures[:2], temperature=0, max_tokens=9, on_text=stop)
+    assert steps == [""] * 4
+    assert {row.finish_reason for row in caught.value.result} == {"interrupted"}
+    assert {row.answer.usage.new_tokens for row in caught.value.result} == {4}
 
 
 def test_a_batch_that_does_not_fit_is_halved(loaded, pictures):
@@ -329,7 +346,7 @@ class OneByOne:
     def info(self):
         return self._engine.info
 
-    def generate(self, request, on_text):
+    def generate(self, request, on_text, on_thinking=None):
         if self._fail is not None and request.conversation.messages[-1].text == "b?":
             raise self._fail
         return self._engine.generate(request, on_text)
@@ -374,12 +391,19 @@ def test_a_server_that_does_not_count_is_asked_row_by_row():
         server.answer(MODELS, models("m"))
         server.answer(CHAT, stream(piece("Hello."), END))
         session = Session().load(server.url)
-        progress = []
-        rows = session.map("{{item}}?", ["a", "b"], batch_size=8, on_row=progress.append)
+        progress, said = [], []
+        rows = session.map(
+            "{{item}}?",
+            ["a", "b"],
+            batch_size=8,
+            on_row=progress.append,
+            on_text=said.append,
+        )
         frame = session.map("{{item}}?", pd.Series(["a", "c"]))
         asked = [body["messages"][-1]["content"] for body in server.bodies]
         session.unload()
     assert [row.text for row in rows] == ["Hello.", "Hello."]
+    assert said == ["Hello."] * 2
     assert [each.batch_size for each in progress] == [1, 1]
     assert asked == ["a?", "b?", "c?"]
     assert frame["new_tokens"].isna().all()

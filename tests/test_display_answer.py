@@ -48,6 +48,12 @@ def live():
     return LiveAnswer(shown.append, Pace(clock=clock)), shown, clock
 
 
+def test_half_a_character_in_json_can_be_shown():
+    bundle = answer_bundle(replace(ANSWER, format="json", value={"a": "\ud800猫"}))
+    assert all("\ufffd猫" in text for text in bundle.values())
+    assert all(text.encode() for text in bundle.values())
+
+
 def test_usage_line_tells_tokens_times_memory_and_seed():
     assert usage_line(ANSWER) == (
         "demo · 12 text + 1,602 visual tokens in · 11 tokens out · first token after 0.50 s"

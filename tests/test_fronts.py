@@ -19,7 +19,11 @@ FILES = [lab.NOTEBOOKS / "shapes.png"]
 WIDGET = "application/vnd.jupyter.widget-view+json"
 LONG = "%%glm4v shapes.png -o answer --temperature 0 --max-tokens 8000\nWhat is this?"
 SHORT = "%%glm4v shapes.png -o answer --temperature 0 --max-tokens 12\nWhat is this?"
-INTERRUPTED, CLICKED, BY_KEYS, ANSWERED, SUMMARY, REFUSED = range(1, 7)
+ROWS = (
+    "%%glm4v --over words -o rows --temperature 0 --batch-size 1 --max-tokens 1000\n"
+    "Is there a {{item}}?"
+)
+INTERRUPTED, CLICKED, BY_KEYS, ANSWERED, SUMMARY, REFUSED, MANY = range(1, 8)
 
 
 @pytest.fixture(scope="module", params=["lab", "notebook"])
@@ -31,11 +35,12 @@ def kind(request):
 def page(front, kind, talkative):
     """A notebook in which a model is loaded; each test runs cells of its own."""
     cells = [
-        f"%load_ext glm4v_magic\n%glm4v load {talkative}",
+        f"%load_ext glm4v_magic\n%glm4v load {talkative}\nwords = ['cat'] * 20",
         *[LONG] * 3,
         SHORT,
         "%glm4v",
         "%%glm4v shaped.png\nWhat is this?",
+        ROWS,
     ]
     view = lab.LAB if kind == "lab" else lab.NOTEBOOK
     with front.open(cells, FILES, kind=view) as page:
@@ -115,6 +120,21 @@ def test_the_stop_button_can_be_reached_and_pressed_with_the_keyboard(page):
     page.keyboard.press("Enter")
     lab.wait_for_prompt(page, BY_KEYS)
     check_stopped(cell)
+
+
+def test_the_stop_button_stops_many_rows_and_the_table_stays(page, kind):
+    cell = lab.start(page, MANY)
+    cell.get_by_text("1 of 20 rows").first.wait_for()
+    assert " is answering 20 rows…" in cell.get_by_role("status").inner_text()
+    screenshot(page, f"{kind}-rows-running")
+    stop_button(cell).click()
+    lab.wait_for_prompt(page, MANY)
+    assert "Run the cell again to go on." in cell.inner_text()
+    assert cell.get_by_role("table").get_by_text("stopped by you").count() == 1
+    assert "not finished" in cell.get_by_role("status").inner_text()
+    assert stop_button(cell).count() == 0
+    assert cell.locator(".jupyter-widgets").count() == 0
+    screenshot(page, f"{kind}-rows-stopped")
 
 
 def test_a_polite_line_says_that_the_answer_comes_and_that_it_is_there(page):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from dataclasses import replace
 
 import pandas as pd
 import pytest
+from conftest import InterruptingStream
 from IPython.utils.capture import capture_output
 from PIL import Image
 from scripted_server import CHAT, END, MODELS, models, piece, response, scripted_server, stream
 from test_magics import shown
 
-from glm4v_magic.batch import AnsweredRow, Progress, Rows
+from glm4v_magic.answered import AnsweredRow, Progress, Rows
 from glm4v_magic.conversation import Answer, Usage
 from glm4v_magic.display.batch import rows_bundle, rows_progress_bundle, rows_progress_line
 from glm4v_magic.images import SourcedImage
@@ -100,7 +102,7 @@ class TestTable:
     def test_progress(self):
         failed = AnsweredRow(1, "b", "b", "", error="no")
         reused = AnsweredRow(2, "c", "c", "", answered(2, "c").answer, reused=True)
-        progress = Progress([answered(0, "a"), failed, reused], 10, 2.0, 8)
+        progress = Progress([answered(0, "a"), failed, reused], 10, 2.0, 8, list)
         line = "3 of 10 rows, 1 failed, 1 reused, 0.5 rows/s, 14.0 s left, 8 at once"
         assert rows_progress_line(progress) == line
         assert '<progress value="3" max="10"' in rows_progress_bundle(progress)["text/html"]
@@ -263,6 +265,17 @@ def test_an_interrupt_keeps_rows_and_the_cell_goes_on(run, shell, tiny, photos, 
     assert "3 of 3 rows answered, 1 of them from before." in over(run, "photos", "Stop?", options)
 
 
+def test_an_interrupt_while_the_table_is_printed_loses_nothing(
+    run, shell, tiny, photos, interrupt, monkeypatch
+):
+    stream = InterruptingStream(sys.stdout, "3 of 3 rows answered.", interrupt)
+    monkeypatch.setattr(sys, "stdout", stream)
+    screen = over(run, "photos", "Late?", fails=True)
+    assert "3 of 3 rows are answered; they are in _." in screen
+    assert all(row.done for row in shell.user_ns["_"])
+    assert shell.user_ns["rows"] is not None
+
+
 @pytest.mark.parametrize(
     ("line", "text", "said"),
     [
@@ -283,8 +296,10 @@ def test_an_interrupt_keeps_rows_and_the_cell_goes_on(run, shell, tiny, photos, 
         ("--over photos -o 2x", "What?", "is not the name of a variable"),
         ("--over photos --chat c", "What?", "--chat does not go with --over"),
         ("--over photos -c", "What?", "--continue does not go with --over"),
-        ("--over photos --format json", "What?", "--format does not go with --over"),
-        ("--over photos --schema df", "What?", "--schema does not go with --over"),
+        ("--over photos --format yaml", "What?", "--format"),
+        ("--over photos --schema shcema", "What?", "--schema shcema is no variable and no file"),
+        ("--over photos --schema df", "What?", "A JSON Schema is an object, not DataFrame"),
+        ("--over photos --format text --schema df", "What?", "for the format json, not text"),
         ("--over photos -f q.txt", "What?", "another in --file"),
         ("photos/1.png --fresh", "What?", "--fresh is about the rows of --over"),
         ("photos/1.png --batch-size 2", "What?", "--batch-size is about the rows of --over"),
@@ -299,7 +314,7 @@ def test_what_concerns_every_row_is_refused_before_anything_runs(
     assert "rows answered" not in screen
 
 
-def test_a_fault_in_the_middle_leaves_no_bar_and_the_rest_is_reused(shell, tiny, photos):
+def test_a_fault_in_the_middle_keeps_and_shows_what_is_done(shell, tiny, photos):
     prefills = []
 
     def fail(_module, _args, options):
@@ -310,15 +325,39 @@ def test_a_fault_in_the_middle_leaves_no_bar_and_the_rest_is_reused(shell, tiny,
 
     session = shell.magics_manager.registry["Glm4vMagics"].context.session
     handle = session._engine.model.register_forward_pre_hook(fail, with_kwargs=True)
-    code = f"%%glm4v --over photos --batch-size 1 {GREEDY}\nFault?"
+    code = f"%%glm4v --over photos -o rows --batch-size 1 {GREEDY}\nFault?"
     try:
         with capture_output() as captured:
-            result = shell.run_cell(code)
+            result = shell.run_cell(code, store_history=True)
     finally:
         handle.remove()
     assert "shape mismatch" in str(result.error_in_exec)
-    assert captured.outputs[-1].data["text/plain"].endswith("not finished.")
+    assert "One row is answered and in _; run the cell again to go on." in captured.stdout
+    table = captured.outputs[-1].data["text/plain"]
+    assert table.startswith("1 of 3 rows answered, 2 not finished; run the cell again to go on.")
+    rows = shell.user_ns["rows"]
+    assert [row.done for row in rows] == [True, False, False]
+    assert rows is shell.user_ns["_"]
+    assert rows is shell.user_ns["Out"][shell.execution_count - 1]
     assert "1 of them from before" in shown(shell, code)[-1]["text/plain"]
+
+
+def test_a_fault_before_the_first_row_changes_no_variable(shell, tiny, photos):
+    def fail(*_args):
+        raise RuntimeError("shape mismatch")
+
+    shell.user_ns["rows"] = "before"
+    session = shell.magics_manager.registry["Glm4vMagics"].context.session
+    handle = session._engine.model.register_forward_pre_hook(fail)
+    try:
+        with capture_output() as captured:
+            result = shell.run_cell(f"%%glm4v --over photos -o rows {GREEDY}\nAt once?")
+    finally:
+        handle.remove()
+    assert "shape mismatch" in str(result.error_in_exec)
+    assert "run the cell again" not in captured.stdout
+    assert captured.outputs == []
+    assert shell.user_ns["rows"] == "before"
 
 
 def test_an_engine_that_is_gone_says_how_to_go_on(run, shell, tmp_path):
@@ -328,10 +367,17 @@ def test_an_engine_that_is_gone_says_how_to_go_on(run, shell, tmp_path):
         shell.user_ns["things"] = ["a", "b", "c"]
         run(f"%glm4v load {server.url}")
         over(run, "things[:1]", "{{item}}", "")
+        first = shell.user_ns["rows"]
         server.answer(CHAT, response(status="500 Internal Server Error"))
         screen = over(run, "things", "{{item}}", "", fails=True)
+        rows = shell.user_ns["rows"]
         run("%glm4v unload")
-    assert "One row is answered; run the cell again to go on." in screen
+    assert rows is not first
+    assert [row.text for row in rows] == ["Hello.", None, None]
+    assert "500" in rows[1].error
+    assert rows[2].error is None
+    assert "1 of 3 rows answered, 1 of them from before, 1 failed, 1 not finished" in screen
+    assert "One row is answered and in _; run the cell again to go on." in screen
     assert "Traceback" not in screen
 
 

@@ -7,6 +7,7 @@ the id of a subshell with a click.
 from __future__ import annotations
 
 import os
+import re
 import time
 
 import pytest
@@ -15,6 +16,7 @@ from jupyter_client.manager import start_new_kernel
 
 LONG = "%%glm4v -o answer --temperature 0 --max-tokens 8000\nWhat is this?"
 SHORT = "%%glm4v -o answer --temperature 0 --max-tokens 8\nWhat is this?"
+ROWS = "%%glm4v --over numbers -o rows --temperature 0 --fresh --max-tokens 2\nNumber {{item}}?"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SECONDS = 120
 
@@ -57,6 +59,23 @@ class FrontEnd:
                 return message
         raise TimeoutError
 
+    def listen_for_button(self):
+        return self.listen(
+            lambda said: (
+                said["msg_type"] == "comm_open"
+                and said["content"]["data"]["state"].get("description") == "Stop"
+            )
+        )
+
+    def click(self, button):
+        click = {"method": "custom", "content": {"event": "click"}}
+        self.send(
+            "shell",
+            "comm_msg",
+            {"comm_id": button["content"]["comm_id"], "data": click},
+            subshell_id=self.subshell,
+        )
+
     def finish(self, number):
         """Wait for the end of a cell; return its reply."""
         self.listen(
@@ -79,6 +98,16 @@ class FrontEnd:
         shown = ("display_data", "update_display_data")
         datas = [said["content"]["data"] for said in self.said if said["msg_type"] in shown]
         return [data[kind] for data in datas if kind in data]
+
+    def lines(self):
+        """What the live region said, one after the other."""
+        lines = []
+        for said in self.said:
+            shown = said["content"].get("data", {})
+            html = shown.get("text/html", "") + str(shown.get("state", {}).get("value", ""))
+            if said["msg_type"] != "comm_open":  # the first one is in the output as well
+                lines += re.findall(r'<div role="status" aria-live="polite"[^>]*>(.*?)</div>', html)
+        return lines
 
     def value(self, expression):
         content = {"code": "", "silent": True, "user_expressions": {"it": expression}}
@@ -105,20 +134,9 @@ def front_end(talkative, tmp_path_factory):
 
 def test_a_click_stops_the_answer_while_its_cell_runs(front_end):
     number = front_end.start(LONG)
-    button = front_end.listen(
-        lambda said: (
-            said["msg_type"] == "comm_open"
-            and said["content"]["data"]["state"].get("description") == "Stop"
-        )
-    )
+    button = front_end.listen_for_button()
     front_end.listen(lambda said: "text/markdown" in said["content"].get("data", {}))
-    click = {"method": "custom", "content": {"event": "click"}}
-    front_end.send(
-        "shell",
-        "comm_msg",
-        {"comm_id": button["content"]["comm_id"], "data": click},
-        subshell_id=front_end.subshell,
-    )
+    front_end.click(button)
     reply = front_end.finish(number)
     assert (reply["status"], reply["ename"]) == ("error", "Stopped")
     assert reply["traceback"] == [
@@ -191,3 +209,62 @@ def test_there_is_no_button_in_a_captured_cell(front_end):
     assert front_end.models("comm_open") == []
     front_end.run("captured.show()")
     assert "8 tokens out" in front_end.displays("text/markdown")[-1]
+
+
+class TestManyRows:
+    @pytest.fixture(autouse=True)
+    def _numbers(self, front_end):
+        front_end.run("numbers = list(range(16))")
+
+    def test_a_click_stops_them_and_keeps_what_they_say(self, front_end):
+        number = front_end.start(ROWS.replace("-tokens 2", "-tokens 4000"))
+        button = front_end.listen_for_button()
+        front_end.listen(lambda said: WIDGET in said["content"].get("data", {}))
+        # The kernel has nothing more to say until a row is done, which would take minutes.
+        front_end.click(button)
+        reply = front_end.finish(number)
+        assert (reply["status"], reply["ename"]) == ("error", "Stopped")
+        assert reply["traceback"] == ["Stopped: no row is answered. Run the cell again to go on."]
+        stopped = int(front_end.value("sum(bool(row.text) for row in rows)"))
+        assert 0 < stopped <= 8
+        assert front_end.value("sum(row.done for row in rows)") == "0"
+        table = front_end.displays("text/html")[-2]
+        assert table.count("stopped by you") == stopped
+        end = "0 of 16 rows answered, 16 not finished; run the cell again to go on."
+        assert table.startswith(f"<div>{end}</div>")
+        assert front_end.lines()[-1] == end
+        assert WIDGET not in str(front_end.said[-5:])
+        assert sorted(front_end.models("comm_close")) == sorted(front_end.models("comm_open"))
+
+    @pytest.mark.parametrize("button", [True, False])
+    def test_they_are_not_read_out_one_by_one(self, front_end, button):
+        front_end.run(f"%config Glm4v.stop_button = {button}")
+        try:
+            assert (
+                front_end.run(ROWS.replace("--fresh", "--fresh --batch-size 1"))["status"] == "ok"
+            )
+        finally:
+            said = front_end.said
+            front_end.run("%config Glm4v.stop_button = True")
+        front_end.said = said
+        assert len(front_end.displays(WIDGET)) == button
+        begin, *between, end = front_end.lines()
+        assert begin.endswith(" is answering 16 rows…")
+        assert between == [
+            f"{begin[:-1]}, {part} done…" for part in ("a quarter", "half", "three quarters")
+        ]
+        assert end == "16 of 16 rows answered."
+        assert front_end.displays("text/html")[-1].count("role=") == 1
+        assert sorted(front_end.models("comm_close")) == sorted(front_end.models("comm_open"))
+
+    def test_known_rows_need_neither_line_nor_button(self, front_end):
+        front_end.run(ROWS)
+        front_end.run(ROWS.replace("--fresh", ""))
+        assert front_end.models("comm_open") == []
+        assert front_end.lines() == []
+
+    def test_nobody_watches(self, front_end):
+        front_end.run(ROWS, cell=None)
+        assert front_end.models("comm_open") == []
+        assert front_end.lines() == []
+        assert "16 of 16 rows answered." in front_end.displays("text/plain")[-1]

@@ -22,7 +22,7 @@ from glm4v_magic.errors import (
     PromptError,
     did_you_mean,
 )
-from glm4v_magic.formats import find_code, form_of
+from glm4v_magic.formats import Form, find_code, form_of
 from glm4v_magic.images import SourcedImage, parse_crop, resolve_images
 from glm4v_magic.prompt import expand, read_prompt, require_text
 from glm4v_magic.screen import screen_for, show
@@ -34,6 +34,7 @@ __all__ = [
     "answer",
     "ask",
     "carry_out",
+    "form_asked",
     "pictures_of",
     "preview",
     "question_of",
@@ -145,7 +146,7 @@ def carry_out(
         before: an answer that is carried on, as far as it came.
     """
     require_variable_name(arguments.out)
-    form = form_of(arguments.format, _schema(arguments.schema, names))
+    form = form_asked(arguments, names)
     sampling = sampling_of(context, arguments)
     screen = screen_for(
         context.shell,
@@ -201,6 +202,11 @@ def _offer(context: Context, answer: Answer) -> None:
     if language in cell_magics and not language.startswith("py"):
         code = f"%%{language}\n{code}"
     context.shell.set_next_input(code)
+
+
+def form_asked(arguments: Namespace, names: Mapping[str, Any]) -> Form:
+    """Return the form that ``--format`` and ``--schema`` ask for."""
+    return form_of(arguments.format, _schema(arguments.schema, names))
 
 
 def _schema(word: str | None, names: Mapping[str, Any]) -> object:

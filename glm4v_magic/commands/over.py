@@ -8,35 +8,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from IPython.core.displaypub import DisplayPublisher
-
-from glm4v_magic.commands.ask import sampling_of, show_preview
+from glm4v_magic.board import Board, board_for
+from glm4v_magic.commands.ask import form_asked, sampling_of, show_preview
 from glm4v_magic.commands.context import Context
-from glm4v_magic.display.batch import rows_bundle, rows_progress_bundle, rows_progress_line
-from glm4v_magic.display.pace import Pace
-from glm4v_magic.display.progress import line_bundle
 from glm4v_magic.errors import Glm4vError, InputError, MapInterrupted, OptionError
 from glm4v_magic.images import SourcedImage, parse_crop, resolve_images, to_images
 from glm4v_magic.images.files import path_of
 from glm4v_magic.images.words import is_lookup, looked_up
 from glm4v_magic.rows import Items, are_pictures, files_of, is_dataframe, items_of, plan
-from glm4v_magic.screen import Output, screen_for
+from glm4v_magic.screen import screen_for
 
 if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
-
-    from glm4v_magic.batch import AnsweredRow, Progress
+    from glm4v_magic.engines import EngineInfo
 
 __all__ = ["named_items", "over"]
 
-_TERMINAL_SECONDS = 2.0
-
-_OF_ONE_ANSWER = {
-    "chat": "--chat",
-    "follow_up": "--continue",
-    "format": "--format",
-    "schema": "--schema",
-}
+_OF_A_CHAT = {"chat": "--chat", "follow_up": "--continue"}
 
 
 def over(
@@ -58,7 +45,8 @@ def over(
     Returns:
         See `Session.map`; ``None`` with ``--preview``.
     """
-    _refuse_options_of_one_answer(arguments)
+    _refuse_options_of_a_chat(arguments)
+    form = form_asked(arguments, names)
     items = named_items(arguments.over, names)
     with_pictures = bool(images) or are_pictures(prompt, items, raw=arguments.raw)
     for option in ("page", "crop"):
@@ -82,7 +70,17 @@ def over(
         show_preview(context, draft)
         return None
     screen = screen_for(context.shell, context.model, quiet=arguments.quiet)
-    board = _board_for(context.shell, quiet=arguments.quiet)
+    board = board_for(
+        context.shell,
+        len(items.values),
+        quiet=arguments.quiet,
+        button=context.settings.stop_button,
+    )
+
+    def start(info: EngineInfo, _: object) -> None:
+        screen.loaded(info)
+        board.start(info)
+
     try:
         result = context.session.map(
             prompt,
@@ -94,39 +92,53 @@ def over(
             fresh=arguments.fresh,
             read=read,
             **sampling_of(context, arguments),
+            format=form.format,
+            schema=form.schema,
             system=system,
             model=context.settings.model,
             on_progress=screen.loading,
-            on_start=screen.loaded,
+            on_start=start,
+            on_text=board.step,
+            on_thinking=board.step,
             on_row=board.row,
         )
         context.keep(result, arguments.out)
         board.finish()
-    except MapInterrupted as stopped:
-        if board.progress is not None:
-            _keep(context, stopped.result, arguments.out)
-            board.finish()
-        raise
-    except Glm4vError as error:
-        if board.progress is not None and board.progress.answered:
-            answered = board.progress.answered
-            few = "One row is" if answered == 1 else f"{answered:,} rows are"
-            error.hint += f" {few} answered; run the cell again to go on."
+    except BaseException as error:
+        _keep_what_is_done(context, board, arguments.out, error)
         raise
     finally:
         screen.close()
         board.close()
-    _refuse_if_all_failed(context, result, arguments.out, board.rows)
+    _refuse_if_all_failed(context, result, arguments.out, board)
     return result
 
 
-def _refuse_options_of_one_answer(arguments: Namespace) -> None:
-    for name, option in _OF_ONE_ANSWER.items():
+def _refuse_options_of_a_chat(arguments: Namespace) -> None:
+    for name, option in _OF_A_CHAT.items():
         if getattr(arguments, name):
             raise OptionError(
-                f"{option} does not go with --over.",
-                "Each row is a fresh question of its own, and its answer is plain text.",
+                f"{option} does not go with --over.", "Each row is a fresh question of its own."
             )
+
+
+def _keep_what_is_done(
+    context: Context, board: Board, name: str | None, error: BaseException
+) -> None:
+    """Keep and show the rows of a run that was interrupted or failed; let `error` say so."""
+    if board.progress is None:
+        return
+    _keep(context, board.progress.result(), name)
+    board.finish()
+    answered = board.progress.answered
+    if type(error) is KeyboardInterrupt:  # on the way out of the session
+        raise MapInterrupted(board.progress.result(), answered, board.progress.total) from None
+    few = "One row is" if answered == 1 else f"{answered:,} rows are"
+    on = f"{few} answered and in _; run the cell again to go on."
+    if isinstance(error, Glm4vError) and answered:
+        error.hint = f"{error.hint} {on}".lstrip()
+    elif isinstance(error, Exception) and answered:
+        error.add_note(on)
 
 
 def _keep(context: Context, result: object, name: str | None) -> None:
@@ -135,10 +147,9 @@ def _keep(context: Context, result: object, name: str | None) -> None:
     context.shell.displayhook.update_user_ns(result)
 
 
-def _refuse_if_all_failed(
-    context: Context, result: object, name: str | None, rows: Sequence[AnsweredRow]
-) -> None:
+def _refuse_if_all_failed(context: Context, result: object, name: str | None, board: Board) -> None:
     """Let the cell fail, so that "Run All" stops; the rows with their errors are kept."""
+    rows = board.rows
     if all(row.error is not None for row in rows):
         _keep(context, result, name)
         few = "The only row" if len(rows) == 1 else f"Each of the {len(rows)} rows"
@@ -178,85 +189,3 @@ def _column(word: str, names: Mapping[str, Any]) -> Items | None:
         if not isinstance(column, str | int):  # df[df.n > 3]
             return None
     return items_of(frame, word, column=column)
-
-
-def _board_for(shell: InteractiveShell, *, quiet: bool) -> Board:
-    if quiet:
-        return Board()
-    # As in `screen_for`: only IPython's own publisher cannot replace an output.
-    return TerminalBoard() if type(shell.display_pub) is DisplayPublisher else NotebookBoard()
-
-
-class Board:
-    """Where a run shows how far it is; this one shows nothing."""
-
-    def __init__(self) -> None:
-        self.progress: Progress | None = None
-
-    @property
-    def rows(self) -> list[AnsweredRow]:
-        """Rows that are answered or have failed, in their order."""
-        done = () if self.progress is None else self.progress.rows
-        return [row for _, row in sorted({row.index: row for row in done}.items())]
-
-    def row(self, progress: Progress) -> None:
-        """One more row is done."""
-        self.progress = progress
-
-    def finish(self) -> None:
-        """The run has ended, or was stopped: show the table."""
-
-    def close(self) -> None:
-        """The call is over, well or not: leave nothing half drawn."""
-
-
-class NotebookBoard(Board):
-    """One output: the bar, which becomes the table."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._output = Output()
-        self._pace = Pace()
-        self._open = False
-
-    def row(self, progress: Progress) -> None:
-        """Move the bar."""
-        super().row(progress)
-        if self._pace.due():
-            self._open = True
-            self._output.show(rows_progress_bundle(progress))
-
-    def finish(self) -> None:
-        """Replace the bar by the table."""
-        if self.progress is not None:
-            self._open = False
-            self._output.show(rows_bundle(self.rows, self.progress.total))
-
-    def close(self) -> None:
-        """Replace a bar that never became full."""
-        if self._open and self.progress is not None:
-            line = rows_progress_line(self.progress)
-            self._output.show(line_bundle(f"{line}, not finished."))
-
-
-class TerminalBoard(Board):
-    """A line now and then, and the table at the end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._pace = Pace(_TERMINAL_SECONDS)
-
-    def row(self, progress: Progress) -> None:
-        """Print how far it is."""
-        super().row(progress)
-        if self._pace.due():
-            _say(rows_progress_line(progress))
-
-    def finish(self) -> None:
-        """Print the table."""
-        if self.progress is not None:
-            _say(rows_bundle(self.rows, self.progress.total)["text/plain"])
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201  what a terminal is for

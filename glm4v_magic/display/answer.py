@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 
@@ -12,6 +11,7 @@ from glm4v_magic.display.markdown import literal, safe_markdown
 from glm4v_magic.display.pace import Pace
 from glm4v_magic.display.text import (
     counted,
+    json_text,
     pixels,
     printable,
     readable_bytes,
@@ -125,7 +125,7 @@ def answer_bundle(answer: Answer) -> MimeBundle:
     """
     text = answer.text
     if answer.format == "json" and answer.value is not None:
-        text = json.dumps(answer.value, ensure_ascii=False, indent=2)
+        text = json_text(answer.value, indent=2)
     bundle = draft_bundle(text, answer.format)
     if answer.thinking:
         line = thought_line(answer.thinking, answer.usage)

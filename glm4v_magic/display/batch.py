@@ -8,24 +8,40 @@ from typing import TYPE_CHECKING
 
 from glm4v_magic.display import MimeBundle
 from glm4v_magic.display.picture import data_uri
-from glm4v_magic.display.text import counted, printable, readable_seconds
+from glm4v_magic.display.text import counted, json_text, printable, readable_seconds
 
 if TYPE_CHECKING:
-    from glm4v_magic.batch import AnsweredRow, Progress
+    from glm4v_magic.answered import AnsweredRow, Progress
 
-__all__ = ["MOST_SHOWN", "rows_bundle", "rows_progress_bundle", "rows_progress_line", "summary"]
+__all__ = [
+    "MOST_SHOWN",
+    "rows_answering_line",
+    "rows_bundle",
+    "rows_progress_bundle",
+    "rows_progress_line",
+    "summary",
+]
 
 MOST_SHOWN = 20
 """Rows of a table; the others are in its variable."""
 
 _MOST_SIGNS = 300
+_MANY = 12
 _LEFT = 'style="text-align:left;vertical-align:top"'
-# In <pre>, JupyterLab looks for no formulas between dollar signs.
-_PRE = (
-    '<pre style="margin:0;padding:0;font:inherit;color:inherit;background:none;'
-    'white-space:pre-wrap;overflow-wrap:anywhere">'
-)
 _ENDINGS = {"length": "cut off at the token limit", "interrupted": "stopped by you"}
+
+
+def rows_answering_line(model: str, done: int, total: int) -> str:
+    """Return ``demo is answering 40 rows, half done…``: read out, so it changes rarely.
+
+    Args:
+        model: its name.
+        done: rows that are answered or have failed.
+        total: of all rows. Of few rows, none is told.
+    """
+    quarter = 4 * done // total if total >= _MANY else 0
+    part = ("", ", a quarter done", ", half done", ", three quarters done")[min(quarter, 3)]
+    return f"{printable(model)} is answering {counted(total, 'row')}{part}…"
 
 
 def rows_progress_line(progress: Progress) -> str:
@@ -61,7 +77,7 @@ def summary(rows: Sequence[AnsweredRow], total: int) -> str:
     """
     answered = sum(row.done for row in rows)
     failed = sum(row.error is not None for row in rows)
-    reused = sum(row.reused for row in rows)
+    reused = sum(row.reused and row.done for row in rows)
     line = f"{answered:,} of {counted(total, 'row')} answered"
     if reused:
         line += f", {reused:,} of them from before"
@@ -119,13 +135,21 @@ def _item(row: AnsweredRow) -> str:
     return _shortened(str(row.item) if is_value else row.name)
 
 
-def _answer(row: AnsweredRow) -> tuple[str, str]:
-    """Return the text of a row's last cell, and a note behind it."""
-    if row.error is not None:
-        return _shortened(row.error), "error"
+def _said(row: AnsweredRow) -> str:
+    """Return the answer as it reads: what it holds in its form, or its text."""
     if row.answer is None:
-        return "", "not asked"
-    return _shortened(row.answer.text), _ENDINGS.get(row.answer.finish_reason, "")
+        return ""
+    if row.done and row.answer.format == "json":
+        return _shortened(json_text(row.value))
+    return _shortened(row.value if row.value is not None else row.answer.text)
+
+
+def _note(row: AnsweredRow) -> str:
+    """Return what is to be known about an answer."""
+    if row.answer is None:
+        return "" if row.error is not None else "not asked"
+    corrected = "corrected once" if row.answer.corrected else ""
+    return _ENDINGS.get(row.answer.finish_reason) or corrected
 
 
 def _shortened(text: str) -> str:
@@ -143,10 +167,14 @@ def _text(rows: Sequence[AnsweredRow]) -> list[str]:
 
 
 def _cell(row: AnsweredRow) -> str:
-    text, note = _answer(row)
-    if note == "error":
-        return f"error: {_one_line(text, 160)}"
-    return f"{_one_line(text, 100)} {f'[{note}]' if note else ''}".strip()
+    parts = []
+    if row.error is not None:
+        parts.append(f"error: {_one_line(_shortened(row.error), 160)}")
+    said = _one_line(_said(row), 100)
+    if said:
+        parts.append(f"answer: {said}" if parts else said)
+    note = _note(row)
+    return " ".join([*parts, f"[{note}]"] if note else parts)
 
 
 def _one_line(text: str, most: int) -> str:
@@ -163,19 +191,29 @@ def _html(rows: Sequence[AnsweredRow]) -> str:
 
 
 def _html_row(row: AnsweredRow, pictures: bool) -> str:
-    text, note = _answer(row)
-    answer = f"{_PRE}{escape(text)}</pre>"
-    if note == "error":
-        answer = f"<strong>error</strong> {answer}"
-    elif note:
+    answer = "" if row.error is None else f"<strong>error</strong> {_pre(row.error)}"
+    if row.answer is not None or row.error is None:
+        form = "markdown" if row.answer is None else row.answer.format
+        answer += _pre(_said(row), "monospace" if form in ("json", "code") else "inherit")
+    note = _note(row)
+    if note:
         answer += f"<small>{escape(note)}</small>"
-    cells = [f"{_PRE}{escape(_item(row))}</pre>", answer]
+    cells = [_pre(_item(row)), answer]
     if pictures:
         cells.insert(0, _thumbnails(row))
     return (
         f'<tr><th scope="row" {_LEFT}>{row.index}</th>'
         + "".join(f"<td {_LEFT}>{cell}</td>" for cell in cells)
         + "</tr>"
+    )
+
+
+def _pre(text: str, family: str = "inherit") -> str:
+    # In <pre>, JupyterLab looks for no formulas between dollar signs.
+    return (
+        f'<pre style="margin:0;padding:0;font:inherit;font-family:{family};color:inherit;'
+        f'background:none;white-space:pre-wrap;overflow-wrap:anywhere">'
+        f"{escape(_shortened(text))}</pre>"
     )
 
 

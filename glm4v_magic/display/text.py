@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 __all__ = [
     "counted",
+    "json_text",
     "pixels",
     "printable",
     "readable_bytes",
@@ -21,6 +23,12 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def printable(text: str) -> str:
     """Return `text` with every line end as a newline and without control characters."""
     return _CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """Return JSON with its letters as they are; half a character is none that can be shown."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def counted(number: int, noun: str) -> str:

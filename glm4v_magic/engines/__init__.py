@@ -102,13 +102,16 @@ class BatchEngine(Engine, Protocol):
         """
 
     def generate_batch(
-        self, requests: Sequence[Request], on_row: Callable[[int, Generation], None]
+        self,
+        requests: Sequence[Request],
+        on_row: Callable[[int, Generation], None],
+        on_step: Callable[[], None],
     ) -> None:
         """Answer all `requests`, which sample alike, and call `on_row` as each of them is done.
 
         A row says what it would say alone, but for rounding; of sampled rows, what it would say
-        alone with its seed. On an interrupt `on_row` gets what the open rows have said until then,
-        and the interrupt goes on.
+        alone with its seed. `on_step` is called after each token of all rows. On an interrupt
+        `on_row` gets what the open rows have said until then, and the interrupt goes on.
 
         Raises:
             ConversationError: if the model cannot take the messages of one.

@@ -37,10 +37,15 @@ class RowCollector(StoppingCriteria):
         limits: of each row, in tokens.
         ends: ids that end a row.
         on_finished: called with the number of a row that is done.
+        on_step: called after each step.
     """
 
     def __init__(
-        self, limits: Sequence[int], ends: Sequence[int], on_finished: Callable[[int], None]
+        self,
+        limits: Sequence[int],
+        ends: Sequence[int],
+        on_finished: Callable[[int], None],
+        on_step: Callable[[], None],
     ) -> None:
         self.ids: list[list[int]] = [[] for _ in limits]
         self.times: list[list[float]] = [[] for _ in limits]
@@ -48,6 +53,7 @@ class RowCollector(StoppingCriteria):
         self._limits = limits
         self._ends = frozenset(ends)
         self._on_finished = on_finished
+        self._on_step = on_step
 
     def is_complete(self, row: int) -> bool:
         """Say whether a row has ended by itself or at its limit."""
@@ -65,6 +71,7 @@ class RowCollector(StoppingCriteria):
             if self.is_complete(row):
                 self._on_finished(row)
                 self.open.discard(row)
+        self._on_step()
         done = [row not in self.open for row in range(len(self.ids))]
         return torch.tensor(done, device=input_ids.device)
 

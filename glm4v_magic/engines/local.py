@@ -236,12 +236,15 @@ class LocalEngine:
         return room
 
     def generate_batch(
-        self, requests: Sequence[Request], on_row: Callable[[int, Generation], None]
+        self,
+        requests: Sequence[Request],
+        on_row: Callable[[int, Generation], None],
+        on_step: Callable[[], None],
     ) -> None:
         """Answer all `requests` at once; see `engines.BatchEngine.generate_batch`."""
         rows: list[RowCollector] = []
         try:
-            self._generate_batch(requests, on_row, rows)
+            self._generate_batch(requests, on_row, on_step, rows)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -257,6 +260,7 @@ class LocalEngine:
         self,
         requests: Sequence[Request],
         on_row: Callable[[int, Generation], None],
+        on_step: Callable[[], None],
         started: list[RowCollector],
     ) -> None:
         start = time.perf_counter()
@@ -278,7 +282,7 @@ class LocalEngine:
                 self._finish(requests[row], lengths[row], ids, times, start, reason, seed, peaks),
             )
 
-        rows = RowCollector(limits, _ends(config), finish)
+        rows = RowCollector(limits, _ends(config), finish, on_step)
         started.append(rows)
         width = inputs["input_ids"].shape[1]
         # Virtual GPUs draw from the CPU's state.
