@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from glm4v_magic.display.memory import BUCKETS, MemoryPicture, MemoryRow, Peak
+from glm4v_magic.placement.activity import ActivityRecorder
 from glm4v_magic.placement.costs import DTYPE_BYTES
 from glm4v_magic.placement.gpus import FoundGPU, gpu_reader
 from glm4v_magic.placement.readings import HOST, Reading, Readings, take_readings
@@ -51,10 +52,14 @@ class Monitor:
 
     Args:
         status: of the session; called often and from another thread.
+        recorder: of the session; it notes what the model does for as long as a view is open.
     """
 
-    def __init__(self, status: Callable[[], Status]) -> None:
+    def __init__(
+        self, status: Callable[[], Status], recorder: ActivityRecorder | None = None
+    ) -> None:
         self._status = status
+        self._recorder = recorder or ActivityRecorder()
         self._views: weakref.WeakSet[View] = weakref.WeakSet()
         self._lock = threading.RLock()
         self._end: threading.Event | None = None
@@ -81,6 +86,7 @@ class Monitor:
                     target=self._run, args=(self._end,), name="glm4v-monitor", daemon=True
                 )
                 atexit.register(self.stop)
+                self._recorder.is_watched = True
                 self._thread.start()
 
     def forget(self, view: View) -> None:
@@ -99,6 +105,7 @@ class Monitor:
     def _dismiss(self) -> threading.Thread | None:
         """Tell the thread to end; the next view gets another."""
         thread, self._thread = self._thread, None
+        self._recorder.is_watched = False
         if self._end is not None:
             self._end.set()
         self._hurry.set()
@@ -149,8 +156,9 @@ class Monitor:
             rows = tuple(self._rows(readings, status))
             self._last, self._was_busy = status.last, status.busy
         model = "" if status.info is None else status.info.model
+        activity = self._recorder.read(is_busy=status.busy)
         at = time.strftime(CLOCK)
-        return MemoryPicture(model, status.busy, rows, readings.note, MINUTES, at), status
+        return MemoryPicture(model, status.busy, rows, readings.note, MINUTES, activity, at), status
 
     def _rows(self, readings: Readings, status: Status) -> Iterator[MemoryRow]:
         now = time.monotonic()

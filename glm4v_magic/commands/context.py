@@ -58,7 +58,7 @@ class Context:
         """What tells open pictures how full memory is."""
         from glm4v_magic.monitor import Monitor
 
-        return Monitor(self.session.status)
+        return Monitor(self.session.status, self.session.recorder)
 
     @property
     def has_widgets(self) -> bool:

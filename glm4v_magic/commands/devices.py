@@ -47,8 +47,9 @@ __all__ = ["devices", "draw", "draw_loaded", "make_tool"]
 def devices(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Show which module is on which card, to scale.
 
-    For the loaded model, as it is. With MODEL or an option, or before a model is loaded, a plan
-    that can be changed in the notebook, run dry, loaded, or copied as a line::
+    For the loaded model, as it is; while it answers, what is at work is marked. With MODEL or an
+    option, or before a model is loaded, a plan that can be changed in the notebook, run dry,
+    loaded, or copied as a line::
 
         %glm4v devices
         %glm4v devices GLM-4V-9B --gpus 4x16GiB --context 4096

@@ -23,7 +23,7 @@ from glm4v_magic.placement.stages import span
 if TYPE_CHECKING:
     from glm4v_magic.placement.occupancy import Hop, Occupancy, OccupiedCard, Part
 
-__all__ = ["device_map_bundle", "device_map_html", "device_map_text", "verdict"]
+__all__ = ["device_map_bundle", "device_map_html", "device_map_text", "part_place", "verdict"]
 
 _LEGEND = {
     "vision": "vision tower",
@@ -79,8 +79,8 @@ def device_map_html(picture: Occupancy, *, table_open: bool = False) -> str:
     largest = _largest(picture)
     colour = f"border-left:3px solid {SHORT};padding-left:0.5em;" if picture.problem else ""
     rows = []
-    for card in picture.cards:
-        rows.append(_card(card, largest))
+    for row, card in enumerate(picture.cards):
+        rows.append(_card(card, largest, row))
         rows.extend(_hop(hop) for hop in picture.hops if hop.source == card.device)
     present = {part.kind for card in picture.cards for part in card.parts}
     notes = "".join(f"<li>{safe(note)}</li>" for note in picture.notes)
@@ -93,6 +93,11 @@ def device_map_html(picture: Occupancy, *, table_open: bool = False) -> str:
         + (f"<ul>{notes}</ul>" if notes else "")
         + f"{_table(picture, table_open) if picture.cards else ''}</div>"
     )
+
+
+def part_place(row: int, column: int) -> str:
+    """Return the place on the page, see `bars.Segment`, of a part of a card by their numbers."""
+    return f"{row}.{column}"
 
 
 def device_map_text(picture: Occupancy) -> str:
@@ -154,17 +159,19 @@ def _size(part: Part) -> str:
     return f"{readable_bytes(part.size_bytes)}{away}"
 
 
-def _segment(part: Part) -> Segment:
+def _segment(part: Part, place: str = "") -> Segment:
     lines = [f"{part.name}: {_size(part)}"]
     if part.dtype:
         lines[0] += f", {part.dtype}"
     if part.modules:
         lines += span(part.modules).split(", ")
-    return Segment(part.kind, part.size_bytes, part.name, "\n".join(lines), bool(part.host_bytes))
+    return Segment(
+        part.kind, part.size_bytes, part.name, "\n".join(lines), bool(part.host_bytes), place
+    )
 
 
-def _card(card: OccupiedCard, largest: int) -> str:
-    segments = [_segment(part) for part in card.parts]
+def _card(card: OccupiedCard, largest: int, row: int) -> str:
+    segments = [_segment(part, part_place(row, column)) for column, part in enumerate(card.parts)]
     away = sum(part.host_bytes for part in card.parts)
     marks = ""
     if away:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from glm4v_magic.display import MimeBundle
+from glm4v_magic.display.activity import activity_line
 from glm4v_magic.display.bars import (
     MUTED,
     OUTLINE,
@@ -19,6 +20,7 @@ from glm4v_magic.display.bars import (
     text_bar,
 )
 from glm4v_magic.display.text import printable, readable_bytes
+from glm4v_magic.placement.activity import Activity
 
 if TYPE_CHECKING:
     from glm4v_magic.placement.readings import Reading
@@ -81,6 +83,7 @@ class MemoryPicture:
         rows: one for each card, or for the host.
         note: what a reader must know.
         minutes: that the histories span.
+        activity: which parts of the model worked since the look before.
         at: when it was taken; two pictures that differ in this alone are equal.
     """
 
@@ -89,6 +92,7 @@ class MemoryPicture:
     rows: tuple[MemoryRow, ...]
     note: str = ""
     minutes: int = 5
+    activity: Activity = field(default_factory=Activity)
     at: str = field(default="", compare=False)
 
 
@@ -136,6 +140,9 @@ def memory_text(picture: MemoryPicture, *, dated: bool = False) -> str:
 def _headline(picture: MemoryPicture, dated: bool) -> str:
     model = f"{picture.model} is loaded" if picture.model else "No model is loaded"
     state = f"{model}; a call is running" if picture.busy else model
+    # What stays when the kernel is gone tells nothing that was over in a moment.
+    if picture.activity.parts and not dated:
+        state += f", {activity_line(picture.activity)}"
     return f"{state}, as of {picture.at}." if dated and picture.at else f"{state}."
 
 
