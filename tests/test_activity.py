@@ -321,7 +321,7 @@ WORKING = Activity((TOWER, ActivePart("cpu", "head", 0.3)))
         (WORKING, {"cuda:0": 0.5}, "working: vision tower on cpu, 62%; norm and head on cpu, 30%"),
         (
             Activity((ActivePart("cuda:1", "layers 0-19", 0.4),), True),
-            {"cuda:0": 0.35, "cuda:1": 0.9},
+            {"cuda:0": 0.35, "cuda:1": 0.9, "cuda:2": None},
             "the host is at: layers 0-19 on cuda:1, 40%; cards busy: cuda:0 35%, cuda:1 90%",
         ),
         (

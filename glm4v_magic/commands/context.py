@@ -76,9 +76,8 @@ class Context:
         """Close all pictures, end the monitor, release the model."""
         if self.pictures:
             self.shell.events.unregister("post_run_cell", self._cell_ended)
-        for picture in self.pictures:
-            picture.close()
-        self.pictures.clear()
+        while self.pictures:
+            self.pictures.pop().close()
         if "monitor" in vars(self):
             self.monitor.stop()
         self.session.unload()

@@ -25,7 +25,7 @@ from glm4v_magic.display.device_map import device_map_bundle
 from glm4v_magic.display.dry_run import dry_run_bundle
 from glm4v_magic.display.pace import Pace
 from glm4v_magic.display.progress import line_bundle, loaded_line, progress_bundle
-from glm4v_magic.errors import BusyError, CheckpointError, DoesNotFitError, PlacementError
+from glm4v_magic.errors import BusyError, DoesNotFitError, Glm4vError, PlacementError
 from glm4v_magic.gpu_spec import GPU, parse_gpus
 from glm4v_magic.placement.decision import PlacementOptions, gpus_here, make_plan
 from glm4v_magic.placement.occupancy import Occupancy, occupancy
@@ -125,7 +125,10 @@ def draw_loaded(model: Architecture, status: Status) -> Occupancy:
             "The model follows a map that was given, not a plan: what it takes is not known.",
             "%glm4v status shows the map, %glm4v memory what is on the cards.",
         )
-    usage = None if status.last is None else status.last.usage
+    usage = None
+    # The latest answer may be of a model that was there before.
+    if info is not None and status.last is not None and status.last.model == info.model:
+        usage = status.last.usage
     counts = () if usage is None else (usage.text_tokens, usage.visual_tokens, usage.new_tokens)
     return occupancy(
         plan,
@@ -186,7 +189,7 @@ class _Drawing:
                 self._model = find_architecture(status.choice.name)
                 self._name = status.choice.name
             return draw_loaded(self._model, status)
-        except (CheckpointError, PlacementError) as error:
+        except Glm4vError as error:
             return Occupancy(status.choice.name, "loaded", (), problem=str(error))
 
 

@@ -22,13 +22,13 @@ __all__ = ["activity_html", "activity_line"]
 _FULL_NAMES = {"vision": "vision tower", "head": "norm and head"}
 
 
-def activity_line(activity: Activity, utilization: Mapping[str, float] | None = None) -> str:
+def activity_line(activity: Activity, utilization: Mapping[str, float | None] | None = None) -> str:
     """Say what works: ``working: layers 0-19 on cuda:1, 62%``; empty if nothing does.
 
     Args:
         activity: what to say.
-        utilization: part of the time in which each card computed lately, if the driver tells; it
-            matters where the host only queues work for the cards.
+        utilization: part of the time in which each card computed lately, where the driver tells;
+            it matters where the host only queues work for the cards.
     """
     if not activity.parts:
         return ""
@@ -38,7 +38,11 @@ def activity_line(activity: Activity, utilization: Mapping[str, float] | None = 
     )
     if not activity.is_queued:
         return f"working: {parts}"
-    cards = ", ".join(f"{device} {share:.0%}" for device, share in (utilization or {}).items())
+    cards = ", ".join(
+        f"{device} {share:.0%}"
+        for device, share in (utilization or {}).items()
+        if share is not None
+    )
     return f"the host is at: {parts}" + (f"; cards busy: {cards}" if cards else "")
 
 
@@ -46,7 +50,7 @@ def activity_html(
     picture: Occupancy,
     activity: Activity,
     scope: str,
-    utilization: Mapping[str, float] | None = None,
+    utilization: Mapping[str, float | None] | None = None,
 ) -> str:
     """Return the line as HTML, with the rule that marks its parts in the bars of `picture`.
 

@@ -220,8 +220,8 @@ def _piece(segment: Segment, total: int, reachable: bool) -> str:
     name = f' data-place="{safe(segment.place)}"' if segment.place else ""
     return (
         f'<span class="glm4v-segment"{stop}{name} role="img" title="{detail}" '
-        f'aria-label="{detail}" style="flex:0 0 {percent:.3f}%;box-sizing:border-box;{frame}'
-        f"border-right:1px solid {OUTLINE};{_fill(segment.kind)}"
+        f'aria-label="{detail}" style="flex:0 0 {percent:.3f}%;box-sizing:border-box;'
+        f"border-right:1px solid {OUTLINE};{frame}{_fill(segment.kind)}"
         f'overflow:visible;white-space:nowrap;text-align:center">{safe(written)}</span>'
     )
 

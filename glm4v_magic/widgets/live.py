@@ -78,8 +78,8 @@ class Live:
         """Bring the static picture up to date, once it is shown, if it is not."""
         if not self._is_shown:
             return
-        bundle = self._bundle()
         with self._lock:
+            bundle = self._bundle()  # in here: a later one must not be shown before it
             if bundle == self._shown:
                 return
             self._shown = bundle
