@@ -7,7 +7,8 @@ finished picture, widgets included. It has to stay below 100 ms, to feel immedia
 processor is given beside it, for machines that do other things meanwhile.
 
 Watching: the processor time of the monitor's thread as a part of one core, idle and during calls;
-and tokens per second with a picture of memory open next to none, in turn in one process.
+tokens per second with a picture of memory open next to none, in turn in one process; and what the
+hooks cost that tell which part of the model is at work, for as long as a picture is open.
 """
 
 from __future__ import annotations
@@ -102,8 +103,33 @@ def watching(context: Any, runs: int, tokens: int, checkpoint: str) -> None:
     print(f"  ratio    {middle:8.3f} (pairs from {ratios[0]:.3f} to {ratios[-1]:.3f})")
 
 
+def hooks(calls: int = 20_000) -> None:
+    """Print the microseconds that a part of the model takes longer to call with hooks."""
+    import torch
+
+    from glm4v_magic.placement.activity import ActivityRecorder, ModelPart
+
+    model, x = torch.nn.ModuleDict({"part": torch.nn.Identity()}), torch.ones(1)
+
+    def microseconds() -> float:
+        part, times = model["part"], []
+        for _ in range(5):
+            begin = time.thread_time()
+            for _ in range(calls):
+                part(x)
+            times.append((time.thread_time() - begin) / calls)
+        return 1e6 * min(times)
+
+    recorder = ActivityRecorder()
+    recorder.is_watched = True
+    bare = microseconds()
+    with recorder.recording(model, lambda: (ModelPart("", "", ("part",)),), is_queued=False):
+        hooked = microseconds()
+    print(f"hooks: a part of the model takes {hooked - bare:.1f} us longer in each step")
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print all of them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=800)
@@ -115,6 +141,7 @@ def main() -> None:
     context = shell.magics_manager.registry["Glm4vMagics"].context
     planning(context, arguments.runs)
     watching(context, arguments.runs, arguments.tokens, arguments.checkpoint)
+    hooks()
 
 
 if __name__ == "__main__":

@@ -153,8 +153,7 @@ def commands_page() -> str:
 
 def server_section() -> str:
     """Return the help of our own server, a program of its own."""
-    columns = {**os.environ, "COLUMNS": "92"}
-    with mock.patch.dict(os.environ, columns):  # argparse wraps to the terminal's width
+    with mock.patch.dict(os.environ, COLUMNS="92"):  # argparse wraps to the terminal's width
         text = serve._parser().format_help()
     return f"## `python -m glm4v_magic.serve` {{ #serve }}\n\n```text\n{text}```"
 

@@ -16,6 +16,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from glm4v_magic.display.memory import BUCKETS, MemoryPicture, MemoryRow, Peak
+from glm4v_magic.errors import reason
+from glm4v_magic.placement.activity import Activity, ActivityRecorder
 from glm4v_magic.placement.costs import DTYPE_BYTES
 from glm4v_magic.placement.gpus import FoundGPU, gpu_reader
 from glm4v_magic.placement.readings import HOST, Reading, Readings, take_readings
@@ -51,15 +53,18 @@ class Monitor:
 
     Args:
         status: of the session; called often and from another thread.
+        recorder: of the session; it notes what the model does for as long as a view is open.
     """
 
-    def __init__(self, status: Callable[[], Status]) -> None:
+    def __init__(
+        self, status: Callable[[], Status], recorder: ActivityRecorder | None = None
+    ) -> None:
         self._status = status
+        self._recorder = recorder or ActivityRecorder()
         self._views: weakref.WeakSet[View] = weakref.WeakSet()
-        self._lock = threading.RLock()
-        self._end: threading.Event | None = None
-        self._thread: threading.Thread | None = None
-        self._hurry = threading.Event()
+        self._lock = threading.RLock()  # of views, watch and histories
+        self._watch: _Watch | None = None
+        self._watching = threading.Lock()  # held by the one thread that looks and tells
         self._told = threading.Condition()
         self._histories: dict[str, _History] = {}
         self._last: Answer | None = None
@@ -69,19 +74,17 @@ class Monitor:
     @property
     def is_running(self) -> bool:
         """Whether the thread is there."""
-        return self._thread is not None
+        return self._watch is not None
 
     def watch(self, view: View) -> None:
         """Tell `view` from now on what is seen, until `forget`, or until it is collected."""
         with self._lock:
             self._views.add(view)
-            if self._thread is None:
-                self._end = threading.Event()
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._end,), name="glm4v-monitor", daemon=True
-                )
+            if self._watch is None:
+                self._watch = _Watch(self._run)
+                self._recorder.is_watched = True
                 atexit.register(self.stop)
-                self._thread.start()
+                self._watch.thread.start()
 
     def forget(self, view: View) -> None:
         """Tell `view` nothing any more; the thread ends with the last one."""
@@ -98,73 +101,135 @@ class Monitor:
 
     def _dismiss(self) -> threading.Thread | None:
         """Tell the thread to end; the next view gets another."""
-        thread, self._thread = self._thread, None
-        if self._end is not None:
-            self._end.set()
-        self._hurry.set()
+        watch, self._watch = self._watch, None
+        self._recorder.is_watched = False
         atexit.unregister(self.stop)
-        return thread
+        with self._told:
+            self._told.notify_all()  # nobody will answer
+        if watch is None:
+            return None
+        watch.end.set()
+        watch.hurry.set()
+        return watch.thread
 
     def catch_up(self) -> None:
         """Wait until the views have been told of this moment, if they are told at all."""
         with self._told:
-            if self.is_running:
+            watch = self._watch
+            if watch is not None and watch.thread is not threading.current_thread():
                 self._asked += 1
                 asked = self._asked
-                self._hurry.set()
-                self._told.wait_for(lambda: self._answered >= asked, CATCH_UP_SECONDS)
+                watch.hurry.set()
+                self._told.wait_for(
+                    lambda: self._answered >= asked or self._watch is not watch, CATCH_UP_SECONDS
+                )
 
     def picture(self) -> MemoryPicture:
-        """Read now; works without the thread."""
+        """Read now; works without the thread, and knows no more of calls than the thread does."""
         with gpu_reader() as read:
-            return self._look(read)[0]
+            status = self._status()
+            readings = self._readings(read, status)
+            with self._lock:
+                rows = tuple(self._rows(readings))
+            return _picture(status, readings, rows)
 
-    def _run(self, end: threading.Event) -> None:
-        with gpu_reader() as read:
-            while not end.is_set():
-                asked = self._asked
-                picture, status = self._look(read)
-                self._tell(picture, status)
-                with self._lock:
-                    if not self._views and not end.is_set():
-                        self._dismiss()
-                with self._told:
-                    self._answered = asked
-                    self._told.notify_all()
-                del status  # holds on to an answer and its pictures
-                self._hurry.wait(BUSY_SECONDS if picture.busy else IDLE_SECONDS)
-                self._hurry.clear()
+    def _run(self, watch: _Watch) -> None:
+        try:
+            with self._watching, gpu_reader() as read:
+                # An answer from before has ended at a time that nobody knows.
+                self._last, self._was_busy = self._status().last, False
+                while not watch.end.is_set():
+                    asked = self._asked
+                    is_busy = self._look_and_tell(read, watch)
+                    with self._told:
+                        self._answered = asked
+                        self._told.notify_all()
+                    watch.hurry.wait(BUSY_SECONDS if is_busy else IDLE_SECONDS)
+                    watch.hurry.clear()
+        finally:
+            with self._lock:
+                if self._watch is watch:
+                    self._dismiss()
+
+    def _look_and_tell(self, read: Callable[[], tuple[FoundGPU, ...]], watch: _Watch) -> bool:
+        """Return whether a call is running; keeps no status, which holds an answer's pictures."""
+        status = self._status()
+        readings = self._readings(read, status)
+        activity = self._recorder.read(is_busy=status.busy)
+        with self._lock:
+            if watch.end.is_set():
+                return False
+            began = status.busy and not self._was_busy
+            ended = None if status.last is self._last else status.last
+            rows = tuple(self._rows(readings, began=began, ended=ended))
+            self._last, self._was_busy = status.last, status.busy
+        self._tell(_picture(status, readings, rows, activity), status)
+        with self._lock:
+            if not self._views and self._watch is watch:
+                self._dismiss()
+        return status.busy
 
     def _tell(self, picture: MemoryPicture, status: Status) -> None:
-        for view in list(self._views):
+        with self._lock:  # another view may be added meanwhile
+            views = list(self._views)
+        for view in views:
             try:
                 view.refresh(picture, status)
             except Exception:  # a front end that went away must not end the others
-                self._views.discard(view)
+                with self._lock:
+                    self._views.discard(view)
 
-    def _look(self, read: Callable[[], tuple[FoundGPU, ...]]) -> tuple[MemoryPicture, Status]:
-        status = self._status()
-        readings = take_readings(read, weights_by_device(status.info))
-        with self._lock:
-            rows = tuple(self._rows(readings, status))
-            self._last, self._was_busy = status.last, status.busy
-        model = "" if status.info is None else status.info.model
-        at = time.strftime(CLOCK)
-        return MemoryPicture(model, status.busy, rows, readings.note, MINUTES, at), status
+    def _readings(self, read: Callable[[], tuple[FoundGPU, ...]], status: Status) -> Readings:
+        try:
+            found = take_readings(read, weights_by_device(status.info))
+        except Exception as error:  # libraries of drivers have errors of their own
+            return Readings((), f"What is in memory cannot be read now: {reason(error)}")
+        return Readings(tuple(_rounded(reading) for reading in found.memories), found.note)
 
-    def _rows(self, readings: Readings, status: Status) -> Iterator[MemoryRow]:
+    def _rows(
+        self, readings: Readings, *, began: bool = False, ended: Answer | None = None
+    ) -> Iterator[MemoryRow]:
+        """What is shown of each memory, when a call began or ended since the look before."""
         now = time.monotonic()
-        answer = None if status.last is self._last else status.last
         for reading in readings.memories:
             history = self._histories.setdefault(reading.key, _History())
-            rounded = _rounded(reading)
-            if status.busy and not self._was_busy:
+            if began:
                 history.call_began()
-            history.add(now, rounded.own_bytes)
-            if answer is not None:
-                told = answer.usage.peak_bytes.get(reading.device, 0)
-                history.answered(now, told)
-            yield MemoryRow(rounded, history.buckets(now), history.peaks(now))
+            history.add(now, reading.own_bytes)
+            if ended is not None:
+                history.answered(now, ended.usage.peak_bytes.get(reading.device, 0))
+            yield MemoryRow(reading, history.buckets(now), history.peaks(now))
+
+
+class _Watch:
+    """One life of the thread.
+
+    Attributes:
+        thread: it.
+        end: set when it shall end.
+        hurry: set when it shall look at once.
+    """
+
+    def __init__(self, run: Callable[[_Watch], None]) -> None:
+        self.end, self.hurry = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=run, args=(self,), name="glm4v-monitor", daemon=True)
+
+
+def _picture(
+    status: Status,
+    readings: Readings,
+    rows: tuple[MemoryRow, ...],
+    activity: Activity | None = None,
+) -> MemoryPicture:
+    return MemoryPicture(
+        "" if status.info is None else status.info.model,
+        status.busy,
+        rows,
+        readings.note,
+        MINUTES,
+        activity or Activity(),
+        time.strftime(CLOCK),
+    )
 
 
 def _join(thread: threading.Thread | None) -> None:

@@ -46,6 +46,7 @@ from glm4v_magic.errors import (
     Glm4vError,
     OptionError,
 )
+from glm4v_magic.placement.activity import ActivityRecorder
 from glm4v_magic.placement.decision import PlacementOptions
 from glm4v_magic.ranges import require_in_range
 from glm4v_magic.server_address import ServerAddress, is_address, read_address
@@ -167,6 +168,7 @@ class Session:
         self._last: Answer | None = None
         self._chats = Chats()
         self._store: AnswerStore | None = None
+        self._recorder = ActivityRecorder()
 
     def load(
         self,
@@ -620,6 +622,11 @@ class Session:
         return self._engine
 
     @property
+    def recorder(self) -> ActivityRecorder:
+        """What notes which part of the model is at work, while a picture of it is open."""
+        return self._recorder
+
+    @property
     def plan(self) -> Plan | None:
         """The plan of the loaded model; ``None`` without one: on the CPU, or by a given map."""
         engine = self._engine
@@ -725,7 +732,9 @@ class Session:
         old = self._choice
         released = self._release()
         try:
-            self._engine = local.load(found, placement, on_progress=on_progress)
+            self._engine = local.load(
+                found, placement, recorder=self._recorder, on_progress=on_progress
+            )
         except Glm4vError as error:
             if released:
                 error.hint += (

@@ -89,6 +89,39 @@ def test_a_server_does_not_tell_its_cards(shell, tiny):
     assert draw(status).problem == ""
 
 
+def test_the_answer_of_another_model_used_none_of_the_cache(run, tiny, shell):
+    from dataclasses import replace
+
+    from glm4v_magic.commands.devices import draw_loaded
+
+    run("%%glm4v --max-tokens 4\nWhat?")
+    status = shell.magics_manager.registry["Glm4vMagics"].context.session.status()
+    model = architecture(str(tiny))
+    for last, used in (
+        (status.last, True),
+        (replace(status.last, model="another"), False),
+        (None, False),
+    ):
+        (card,) = draw_loaded(model, replace(status, last=last)).cards
+        assert ("cache" in {part.kind for part in card.parts}) == used
+
+
+def test_an_edited_plan_is_a_problem_of_the_picture_alone(tiny, shell):
+    from dataclasses import replace
+
+    from glm4v_magic.commands.devices import _Drawing
+
+    status = shell.magics_manager.registry["Glm4vMagics"].context.session.status()
+    model = architecture(str(tiny))
+    made = make_plan(model, PlacementOptions(gpus="1x1GiB"))
+    for edited, said in (
+        (replace(made, stages=(replace(made.stages[0], units=("x",)),)), "a unit 'x'"),
+        (replace(made, workload=replace(made.workload, context=10**6)), "is more than"),
+    ):
+        loaded = replace(status, info=replace(status.info, plan=edited))
+        assert said in _Drawing(model, status)(loaded).problem
+
+
 def test_memory_in_a_terminal(run, tiny):
     shown = run("%glm4v memory")
     assert f"{tiny} is loaded, as of 20" in shown

@@ -131,6 +131,8 @@ def test_what_visits_from_host_memory_is_marked():
     dashed = [s for s in Tree(html).all("span", role="img") if "dashed" in s["style"]]
     assert dashed
     assert all("in host memory" in segment["title"] for segment in dashed)
+    for style in (segment["style"] for segment in dashed):  # on all four sides
+        assert style.index("border-right:") < style.index("border:1px dashed")
     assert "dashed" not in device_map_html(picture())
 
 

@@ -111,6 +111,23 @@ def test_the_text_has_a_bar_and_a_history():
     assert re.search(r"[▁-█]+  this kernel over 5 minutes", text)
 
 
+def test_what_is_held_now_is_the_latest_reading_not_the_latest_point():
+    """A point of the history is the most of its span; and a driver may stop telling."""
+    row = MemoryRow(replace(CARD, kernel_bytes=2 * GIB), HISTORY)
+    assert "minutes: now 22.00 GiB, most 30.00 GiB" in memory_text(picture(row))
+    row = MemoryRow(replace(CARD, kernel_bytes=None), HISTORY)
+    for text in memory_bundle(picture(row)).values():
+        assert "minutes: most 30.00 GiB" in text
+
+
+@pytest.mark.parametrize("size", [0, 1, 8, 9, 11])
+def test_the_smallest_histories_have_a_level(size):
+    row = MemoryRow(CARD, (None,) * (BUCKETS - 1) + (size,))
+    levels = memory_text(picture(row)).splitlines()[-1].split()[0]
+    assert levels == "▁" if size == 0 else levels in "▅▆▇█"
+    assert "<svg" in memory_html(picture(row))
+
+
 def test_names_cannot_be_markup_or_steer_a_terminal():
     bad = "<script>\x1b[31m'\""
     hostile = MemoryPicture(bad, False, (MemoryRow(replace(CARD, name=bad), HISTORY),), bad)

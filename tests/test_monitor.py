@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from test_gpus import GIB, Card, Driver
 
 from glm4v_magic import monitor as monitor_module
 from glm4v_magic.conversation import Answer, Usage
+from glm4v_magic.display.memory import memory_html
 from glm4v_magic.engines import EngineInfo
 from glm4v_magic.monitor import Monitor, weights_by_device
 from glm4v_magic.session import ModelChoice, Session, Status
@@ -100,6 +102,96 @@ def test_a_view_that_fails_disturbs_no_other(session):
     monitor.forget(seen)
 
 
+def test_what_cannot_be_read_is_said_until_it_can(monkeypatch, session):
+    fails = threading.Event()
+    take = monitor_module.take_readings
+
+    def take_or_fail(*arguments):
+        if fails.is_set():
+            raise OSError("the driver <is> gone")
+        return take(*arguments)
+
+    monkeypatch.setattr(monitor_module, "take_readings", take_or_fail)
+    monitor, view = Monitor(session.status), Seen()
+    monitor.watch(view)
+    for failing in (True, False):
+        (fails.set if failing else fails.clear)()
+        monitor.catch_up()
+        assert (view.pictures[-1].rows == ()) == failing
+        assert ("OSError: the driver <is> gone" in view.pictures[-1].note) == failing
+    fails.set()
+    assert monitor.picture().note.startswith("What is in memory cannot be read now")
+    assert "<is>" not in memory_html(monitor.picture())
+    monitor.stop()
+
+
+def test_a_thread_that_ends_after_all_is_not_waited_for(monkeypatch):
+    """Whatever ended it: the next view starts another."""
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    broken = threading.Event()
+
+    def status():
+        if broken.is_set():
+            raise RuntimeError("a bug")
+        return Status(ModelChoice(), None, False, None)
+
+    monitor, view = Monitor(status), Seen()
+    monitor.watch(view)
+    monitor.catch_up()
+    broken.set()
+    until(lambda: not monitor.is_running)
+    start = time.monotonic()
+    monitor.catch_up()
+    assert time.monotonic() - start < 0.5 * monitor_module.CATCH_UP_SECONDS
+    broken.clear()
+    told = len(view.pictures)
+    monitor.watch(view)
+    monitor.catch_up()
+    assert len(view.pictures) > told
+    monitor.stop()
+
+
+class SlowSet(weakref.WeakSet):
+    """Lets another thread run while it is looked through."""
+
+    def __iter__(self):
+        for view in super().__iter__():
+            begun.set()
+            added.wait(0.2)
+            yield view
+
+
+begun, added = threading.Event(), threading.Event()
+
+
+def test_a_view_that_comes_while_others_are_told_is_told_next(session):
+    monitor, views = Monitor(session.status), [Seen() for _ in range(3)]
+    monitor._views = SlowSet()
+    for view in views[:2]:
+        monitor.watch(view)
+    until(begun.is_set)
+    monitor.watch(views[2])
+    added.set()
+    until(lambda: all(view.pictures for view in views))
+    assert monitor.is_running
+    monitor.stop()
+
+
+def test_a_view_that_catches_up_while_it_is_told_does_not_wait_for_itself(session):
+    class Asking(Seen):
+        def refresh(self, picture, status):
+            super().refresh(picture, status)
+            start = time.monotonic()
+            monitor.catch_up()
+            self.seconds = time.monotonic() - start
+
+    monitor, view = Monitor(session.status), Asking()
+    monitor.watch(view)
+    monitor.catch_up()
+    monitor.stop()
+    assert view.seconds < 0.5 * monitor_module.CATCH_UP_SECONDS
+
+
 def test_an_answer_leaves_its_peak(session):
     monitor, view = Monitor(session.status), Seen()
     monitor.watch(view)
@@ -119,12 +211,24 @@ def test_what_torch_tells_of_an_answer_is_its_peak(monkeypatch):
     Driver([Card(processes=[(os.getpid(), 4 * GIB)])]).install(monkeypatch)
     usage = Usage(1, 0, 1, 0.1, 0.1, {"cuda:0": 9 * GIB})
     answer = Answer("a", "q", "m", usage, "stop", None, "", ())
-    states = [Status(ModelChoice(), None, False, last) for last in (None, answer, answer)]
-    monitor = Monitor(lambda: states.pop(0))
-    assert monitor.picture().rows[0].peaks == ()
-    (row,) = monitor.picture().rows
-    assert [peak.size_bytes for peak in row.peaks] == [9 * GIB]
-    assert monitor.picture().rows[0].peaks == row.peaks
+    last = [answer]
+    monitor, view = Monitor(lambda: Status(ModelChoice(), None, False, last[0])), Seen()
+
+    def peaks():
+        monitor.catch_up()
+        return [peak.size_bytes for peak in view.pictures[-1].rows[0].peaks]
+
+    monitor.watch(view)
+    assert peaks() == []  # it was there before: when it ended, nobody knows
+    last[0] = replace(answer, usage=replace(usage, peak_bytes={"cuda:0": 7 * GIB}))
+    assert peaks() == [7 * GIB]
+    assert peaks() == [7 * GIB]
+    monitor.stop()
+    last[0] = answer
+    assert [p.size_bytes for p in monitor.picture().rows[0].peaks] == [7 * GIB]
+    monitor.watch(view)
+    assert peaks() == [7 * GIB]
+    monitor.stop()
 
 
 def test_it_looks_more_often_during_a_call(monkeypatch):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.errors import DoesNotFitError
+from glm4v_magic.errors import DeviceMapError, DoesNotFitError
 from glm4v_magic.gpu_spec import GPU, parse_gpus
 from glm4v_magic.placement.decision import PlacementOptions, make_plan
 from glm4v_magic.placement.dry_run import dry_run
@@ -133,6 +133,31 @@ def test_a_plan_that_does_not_fit_has_a_picture_too():
     with pytest.raises(DoesNotFitError) as caught:
         make_plan(NINE_B, PlacementOptions(gpus="1x1GiB", reserve=2))
     assert caught.value.plan is None
+
+
+@pytest.mark.parametrize("free", [30, 20, 12])
+def test_what_others_have_taken_since_is_not_free(free):
+    plan = make_plan(NINE_B, PlacementOptions(context=2048), [GPU(0, "A", 80 * GIB, 60 * GIB)])
+    (card,) = occupancy(plan, NINE_B.shape(), [GPU(0, "A", 80 * GIB, free * GIB)]).cards
+    sizes = {part.kind: part.size_bytes for part in card.parts}
+    assert sizes["others"] == (80 - free) * GIB
+    taken = card.planned_bytes
+    if taken <= free * GIB:
+        assert sum(sizes.values()) == 80 * GIB
+    else:
+        assert "free" not in sizes
+        assert sum(sizes.values()) == taken + sizes["others"]
+
+
+def test_a_plan_of_another_model_is_refused():
+    """It may be from a file that was edited: the map was checked, names of units were not."""
+    plan = make_plan(DEMO, PlacementOptions(gpus="2x1GiB"))
+    first = replace(plan.stages[0], units=("layer.99",))
+    edited = replace(plan, stages=(first, *plan.stages[1:]))
+    with pytest.raises(DeviceMapError, match=r"a unit 'layer.99'"):
+        occupancy(edited, DEMO.shape())
+    empty = replace(plan, stages=tuple(replace(stage, units=()) for stage in plan.stages))
+    assert occupancy(empty, DEMO.shape()).hops == ()
 
 
 def test_pictures_of_the_same_are_equal():

@@ -15,6 +15,7 @@ from glm4v_magic.placement.partition import (
     Card,
     Item,
     Partition,
+    fits,
     interval_cost,
     partition,
 )
@@ -100,6 +101,17 @@ def test_optimum_equals_exhaustive_search(block: int, any_order: bool) -> None:
         assert_covers(items, cards, split)
         assert fullness(items, cards, split) == split.fullness
         assert split.exact
+
+
+@pytest.mark.parametrize("any_order", [True, False])
+def test_what_fits_is_known_without_the_best_split(any_order: bool) -> None:
+    answers = []
+    for seed in range(400):
+        items, cards = random_case(seed)
+        split = partition(items, cards, any_order=any_order)
+        answers.append(fits(items, cards, any_order=any_order))
+        assert answers[-1] == (split is not None and split.fullness <= 1), seed
+    assert 60 < sum(answers) < 340
 
 
 @pytest.mark.parametrize("any_order", [True, False])
@@ -207,5 +219,7 @@ def test_nothing_to_split_or_nowhere_to_go() -> None:
     assert partition([], [Card(1)]) is None
     assert partition([Item(1)], []) is None
     assert partition([Item(1)], [Card(0)]) is None
+    assert not fits([Item(1)], [Card(0)])
+    assert not fits([], [Card(1)])
     assert interval_cost([]) == 0
     assert interval_cost([Item(2, 5), Item(3, 1)]) == 10

@@ -20,6 +20,7 @@ from glm4v_magic.gpu_spec import GPU, parse_gpus
 from glm4v_magic.placement.costs import CARD_OVERHEAD, ModelShape, Unit, Workload, price
 from glm4v_magic.placement.partition import MAX_SETS
 from glm4v_magic.placement.plan import Plan, plan
+from glm4v_magic.placement.search import Task, best_split, can_fit
 from glm4v_magic.placement.stages import span
 
 GIB = 2**30
@@ -300,6 +301,17 @@ def test_offloading_takes_as_few_layers_as_needed_and_says_what_it_costs() -> No
         f"the bus once per token: at least {per_token / 31.5e9:.2f} s over PCIe 4.0 x16.",
     )
     assert stage.weight_bytes == 27_812_641_792 - 63 * 135_853_568 - per_token
+
+
+@pytest.mark.parametrize("gpus", ["1x80GiB", "4x8GiB", "5x8GiB", "2x9GiB"])
+def test_what_fits_is_known_without_the_best_split(gpus: str) -> None:
+    """Whole where the tower fits whole, and cut where only that fits (5x8GiB)."""
+    workload = Workload(context=8192, dtype="bfloat16")
+    task = Task(SHAPE, parse_gpus(gpus), workload, "balance", None, CARD_OVERHEAD, {}, True, False)
+    for away in (frozenset(), frozenset(f"vision.{index}" for index in range(63))):
+        split = best_split(task, away)
+        assert split is not None
+        assert can_fit(task, away) == split.fits
 
 
 def test_nothing_is_offloaded_when_it_fits() -> None:

@@ -185,6 +185,64 @@ def test_an_interrupt_and_a_bug_leave_the_tool_in_use(tool, context, monkeypatch
         assert not tool.controls["load"].disabled
 
 
+def test_a_control_that_changes_meanwhile_makes_an_outcome_obsolete(tool):
+    """The report of a dry run is of its plan; that something was loaded stays true."""
+    tool = tool("demo", gpus="2x1GiB", context=128)
+    check, load, gpus = (tool.controls[name] for name in ("check", "load", "gpus"))
+
+    def work(*_):
+        gpus.value = "1x8MiB"
+        assert "does not fit" in tool.picture.problem
+        gpus.value = "3x1GiB"
+        assert check.disabled
+        assert load.disabled  # one thing at a time
+        load.click()
+        gpus.value = ending
+        return {"text/plain": "done", "text/html": "<p>done</p>"}
+
+    tool._draft.check = tool._draft.load = work
+    for button, ending, said in (
+        (check, "3x1GiB", ""),
+        (load, "2x1GiB", "<p>done</p>"),
+        (check, "2x1GiB", "<p>done</p>"),
+        (load, "1x8MiB", "<p>done</p>"),
+        (check, "2x", ""),  # cannot be read: the options stay as they were
+    ):
+        button.click()
+        assert tool.outcome == said
+        assert check.disabled == load.disabled == (ending in ("1x8MiB", "2x"))
+
+
+def test_a_bug_in_planning_leaves_no_old_picture(tool, monkeypatch):
+    tool = tool()
+
+    def fails(options):
+        raise ZeroDivisionError("<odd>")
+
+    tool._draft.draw = fails
+    tool.controls["context"].value = 2048
+    assert tool.picture.problem == "ZeroDivisionError: <odd>"
+    assert tool.picture.cards == ()
+    assert "<odd>" not in html(tool)
+    assert tool.controls["load"].disabled
+
+
+def test_what_an_error_says_cannot_steer_a_terminal(tool):
+    tool = tool("demo", gpus="2x1GiB", context=128)
+
+    def fails(options):
+        raise ValueError("red \x1b[31m <b>")
+
+    tool._draft.check = fails
+    with capture_output() as captured:
+        tool.show()
+        tool.controls["check"].click()
+    shown = captured.outputs[-1].data
+    assert "red [31m" in shown["text/plain"]
+    assert "\x1b" not in shown["text/plain"] + shown["text/html"]
+    assert "<b>" not in shown["text/html"]
+
+
 def test_from_another_thread_work_waits_for_the_main_one():
     done, queued = [], []
     shell = SimpleNamespace(
@@ -288,6 +346,26 @@ def test_many_widgets_closed_in_any_order_leave_nothing(context, tool):
             picture.close()
     assert not context.monitor.is_running
     assert set(_instances) - before == set()
+
+
+def test_only_a_picture_on_a_page_waits_for_the_news(context):
+    with capture_output():
+        shown, hidden = MemoryWidget(context.monitor), MemoryWidget(context.monitor)
+        for widget in (shown, hidden):
+            widget.show()
+            widget.live.box._view_count = 1
+        hidden.live.box._view_count = 0
+        asked = context.monitor._asked
+        hidden.cell_ended()
+        assert context.monitor._asked == asked
+        shown.cell_ended()
+        assert context.monitor._asked == asked + 1
+        hidden.live.box._view_count = 1
+        hidden.cell_ended()
+        assert context.monitor._asked == asked + 2
+        for widget in (shown, hidden):
+            widget.close()
+    assert not context.monitor.is_running
 
 
 def test_a_memory_widget_changes_only_when_something_did(context):

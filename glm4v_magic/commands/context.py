@@ -58,7 +58,7 @@ class Context:
         """What tells open pictures how full memory is."""
         from glm4v_magic.monitor import Monitor
 
-        return Monitor(self.session.status)
+        return Monitor(self.session.status, self.session.recorder)
 
     @property
     def has_widgets(self) -> bool:
@@ -76,9 +76,8 @@ class Context:
         """Close all pictures, end the monitor, release the model."""
         if self.pictures:
             self.shell.events.unregister("post_run_cell", self._cell_ended)
-        for picture in self.pictures:
-            picture.close()
-        self.pictures.clear()
+        while self.pictures:
+            self.pictures.pop().close()
         if "monitor" in vars(self):
             self.monitor.stop()
         self.session.unload()

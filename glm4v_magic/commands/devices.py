@@ -25,7 +25,7 @@ from glm4v_magic.display.device_map import device_map_bundle
 from glm4v_magic.display.dry_run import dry_run_bundle
 from glm4v_magic.display.pace import Pace
 from glm4v_magic.display.progress import line_bundle, loaded_line, progress_bundle
-from glm4v_magic.errors import BusyError, CheckpointError, DoesNotFitError, PlacementError
+from glm4v_magic.errors import BusyError, DoesNotFitError, Glm4vError, PlacementError
 from glm4v_magic.gpu_spec import GPU, parse_gpus
 from glm4v_magic.placement.decision import PlacementOptions, gpus_here, make_plan
 from glm4v_magic.placement.occupancy import Occupancy, occupancy
@@ -47,8 +47,9 @@ __all__ = ["devices", "draw", "draw_loaded", "make_tool"]
 def devices(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Show which module is on which card, to scale.
 
-    For the loaded model, as it is. With MODEL or an option, or before a model is loaded, a plan
-    that can be changed in the notebook, run dry, loaded, or copied as a line::
+    For the loaded model, as it is; while it answers, what is at work is marked. With MODEL or an
+    option, or before a model is loaded, a plan that can be changed in the notebook, run dry,
+    loaded, or copied as a line::
 
         %glm4v devices
         %glm4v devices GLM-4V-9B --gpus 4x16GiB --context 4096
@@ -124,7 +125,10 @@ def draw_loaded(model: Architecture, status: Status) -> Occupancy:
             "The model follows a map that was given, not a plan: what it takes is not known.",
             "%glm4v status shows the map, %glm4v memory what is on the cards.",
         )
-    usage = None if status.last is None else status.last.usage
+    usage = None
+    # The latest answer may be of a model that was there before.
+    if info is not None and status.last is not None and status.last.model == info.model:
+        usage = status.last.usage
     counts = () if usage is None else (usage.text_tokens, usage.visual_tokens, usage.new_tokens)
     return occupancy(
         plan,
@@ -185,7 +189,7 @@ class _Drawing:
                 self._model = find_architecture(status.choice.name)
                 self._name = status.choice.name
             return draw_loaded(self._model, status)
-        except (CheckpointError, PlacementError) as error:
+        except Glm4vError as error:
             return Occupancy(status.choice.name, "loaded", (), problem=str(error))
 
 

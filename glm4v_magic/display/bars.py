@@ -20,6 +20,7 @@ __all__ = [
     "Segment",
     "bar",
     "legend",
+    "mark",
     "safe",
     "table",
     "text_bar",
@@ -78,6 +79,7 @@ class Segment:
         label: written into it where there is room.
         detail: for whoever points at it or reaches it with the keyboard.
         marked: whether it stands out by a dashed frame.
+        place: what `mark` finds it by on the page.
     """
 
     kind: str
@@ -85,6 +87,7 @@ class Segment:
     label: str
     detail: str
     marked: bool = False
+    place: str = ""
 
     @property
     def letter(self) -> str:
@@ -123,6 +126,21 @@ def bar(
         f'<div role="group" aria-label="{safe(label)}" style="display:flex;height:1.7em;'
         f"width:{100 * share:.2f}%;min-width:2em;outline:1px solid {OUTLINE};"
         f'font-size:0.85em;position:relative;line-height:1.7em">{pieces}{end}</div>'
+    )
+
+
+def mark(scope: str, place: str) -> str:
+    """Return a style rule that marks a segment: a thick line along its top, and bold letters.
+
+    Args:
+        scope: selector of what holds the bar.
+        place: of the segment.
+    """
+    piece = f'{scope} .glm4v-segment[data-place="{place}"]'
+    return (
+        f"{piece}{{font-weight:bold}}"
+        f'{piece}::before{{content:"";position:absolute;left:0;right:0;top:0;min-width:6px;'
+        "border-top:4px solid currentColor;z-index:1}"
     )
 
 
@@ -199,10 +217,11 @@ def _piece(segment: Segment, total: int, reachable: bool) -> str:
     frame = "border:1px dashed currentColor;" if segment.marked else ""
     detail = safe(segment.detail)
     stop = ' tabindex="0"' if reachable else ""
+    name = f' data-place="{safe(segment.place)}"' if segment.place else ""
     return (
-        f'<span class="glm4v-segment"{stop} role="img" title="{detail}" '
-        f'aria-label="{detail}" style="flex:0 0 {percent:.3f}%;box-sizing:border-box;{frame}'
-        f"border-right:1px solid {OUTLINE};{_fill(segment.kind)}"
+        f'<span class="glm4v-segment"{stop}{name} role="img" title="{detail}" '
+        f'aria-label="{detail}" style="flex:0 0 {percent:.3f}%;box-sizing:border-box;'
+        f"border-right:1px solid {OUTLINE};{frame}{_fill(segment.kind)}"
         f'overflow:visible;white-space:nowrap;text-align:center">{safe(written)}</span>'
     )
 

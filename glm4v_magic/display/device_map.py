@@ -5,25 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from glm4v_magic.display import MimeBundle
-from glm4v_magic.display.bars import (
-    MUTED,
-    SHORT,
-    STYLE,
-    Segment,
-    bar,
-    legend,
-    safe,
-    table,
-    text_bar,
-)
+from glm4v_magic.display import MimeBundle, bars
 from glm4v_magic.display.text import printable, readable_bytes
 from glm4v_magic.placement.stages import span
 
 if TYPE_CHECKING:
     from glm4v_magic.placement.occupancy import Hop, Occupancy, OccupiedCard, Part
 
-__all__ = ["device_map_bundle", "device_map_html", "device_map_text", "verdict"]
+__all__ = ["device_map_bundle", "device_map_html", "device_map_text", "part_place", "verdict"]
 
 _LEGEND = {
     "vision": "vision tower",
@@ -51,7 +40,7 @@ def device_map_bundle(picture: Occupancy, at: str = "") -> MimeBundle:
     bundle = {"text/plain": device_map_text(picture), "text/html": device_map_html(picture)}
     if at:
         bundle["text/plain"] += f"\nas of {at}"
-        bundle["text/html"] += f'<div style="color:{MUTED}">as of {safe(at)}</div>'
+        bundle["text/html"] += f'<div style="color:{bars.MUTED}">as of {bars.safe(at)}</div>'
     return bundle
 
 
@@ -65,7 +54,7 @@ def verdict(picture: Occupancy) -> str:
         return f"{'Loaded on' if picture.loaded else 'On'} the CPU, whose memory is not checked."
     return (
         f"{state}: the fullest card is {fullest.device}, {_percent(fullest.fullness or 0)} of the "
-        f"{readable_bytes(fullest.usable_bytes or 0)} that may be used."
+        f"{readable_bytes(max(fullest.usable_bytes or 0, 0))} that may be used."
     )
 
 
@@ -77,22 +66,27 @@ def device_map_html(picture: Occupancy, *, table_open: bool = False) -> str:
         table_open: whether the table is unfolded.
     """
     largest = _largest(picture)
-    colour = f"border-left:3px solid {SHORT};padding-left:0.5em;" if picture.problem else ""
+    colour = f"border-left:3px solid {bars.SHORT};padding-left:0.5em;" if picture.problem else ""
     rows = []
-    for card in picture.cards:
-        rows.append(_card(card, largest))
+    for row, card in enumerate(picture.cards):
+        rows.append(_card(card, largest, row))
         rows.extend(_hop(hop) for hop in picture.hops if hop.source == card.device)
     present = {part.kind for card in picture.cards for part in card.parts}
-    notes = "".join(f"<li>{safe(note)}</li>" for note in picture.notes)
+    notes = "".join(f"<li>{bars.safe(note)}</li>" for note in picture.notes)
     return (
-        f'<div class="glm4v-devices" style="line-height:1.4">{STYLE}'
-        f"<div>{safe(f'{picture.model}, {picture.work}')}</div>"
-        f'<div role="status" style="{colour}"><strong>{safe(verdict(picture))}</strong></div>'
+        f'<div class="glm4v-devices" style="line-height:1.4">{bars.STYLE}'
+        f"<div>{bars.safe(f'{picture.model}, {picture.work}')}</div>"
+        f'<div role="status" style="{colour}"><strong>{bars.safe(verdict(picture))}</strong></div>'
         f'<div style="margin:0.4em 0">{"".join(rows)}</div>'
-        f"{legend((kind, name) for kind, name in _LEGEND.items() if kind in present)}"
+        f"{bars.legend((kind, name) for kind, name in _LEGEND.items() if kind in present)}"
         + (f"<ul>{notes}</ul>" if notes else "")
         + f"{_table(picture, table_open) if picture.cards else ''}</div>"
     )
+
+
+def part_place(row: int, column: int) -> str:
+    """Return the place on the page, see `bars.Segment`, of a part of a card by their numbers."""
+    return f"{row}.{column}"
 
 
 def device_map_text(picture: Occupancy) -> str:
@@ -103,7 +97,7 @@ def device_map_text(picture: Occupancy) -> str:
         width = max(round(_TEXT_WIDTH * card.total_bytes / largest), 4)
         segments = [_segment(part) for part in card.parts]
         lines.append(_title(card))
-        lines.append(f"  {text_bar(segments, card.total_bytes, width)}")
+        lines.append(f"  {bars.text_bar(segments, card.total_bytes, width)}")
         parts = [
             f"{segment.letter} {part.name} {_size(part)}"
             for segment, part in zip(segments, card.parts, strict=True)
@@ -154,34 +148,37 @@ def _size(part: Part) -> str:
     return f"{readable_bytes(part.size_bytes)}{away}"
 
 
-def _segment(part: Part) -> Segment:
+def _segment(part: Part, place: str = "") -> bars.Segment:
     lines = [f"{part.name}: {_size(part)}"]
     if part.dtype:
         lines[0] += f", {part.dtype}"
     if part.modules:
         lines += span(part.modules).split(", ")
-    return Segment(part.kind, part.size_bytes, part.name, "\n".join(lines), bool(part.host_bytes))
+    return bars.Segment(
+        part.kind, part.size_bytes, part.name, "\n".join(lines), bool(part.host_bytes), place
+    )
 
 
-def _card(card: OccupiedCard, largest: int) -> str:
-    segments = [_segment(part) for part in card.parts]
+def _card(card: OccupiedCard, largest: int, row: int) -> str:
+    segments = [_segment(part, part_place(row, column)) for column, part in enumerate(card.parts)]
     away = sum(part.host_bytes for part in card.parts)
     marks = ""
     if away:
         marks += f" <span>⇅ {readable_bytes(away)} visit from host memory</span>"
     title = _title(card)
     short = _drawn(card) > card.total_bytes
+    share = card.total_bytes / largest
     return (
-        f'<div style="margin-top:0.3em"><div>{safe(title)}{marks}</div>'
-        f"{bar(segments, card.total_bytes, card.total_bytes / largest, title, short=short)}</div>"
+        f'<div style="margin-top:0.3em"><div>{bars.safe(title)}{marks}</div>'
+        f"{bars.bar(segments, card.total_bytes, share, title, short=short)}</div>"
     )
 
 
 def _hop(hop: Hop) -> str:
     text = f"{hop.target}: {_crossing(hop)}"
     return (
-        f'<div style="margin-left:1.5em;font-size:0.85em;color:{MUTED}">'
-        f'<span aria-hidden="true">↳ </span>to {safe(text)}</div>'
+        f'<div style="margin-left:1.5em;font-size:0.85em;color:{bars.MUTED}">'
+        f'<span aria-hidden="true">↳ </span>to {bars.safe(text)}</div>'
     )
 
 
@@ -207,4 +204,4 @@ def _table(picture: Occupancy, is_open: bool) -> str:
                 )
 
     head = ("card", "on it", "in host memory", "part", "dtype", "modules")
-    return table(head, rows(), numbers=2, summary="as a table", is_open=is_open)
+    return bars.table(head, rows(), numbers=2, summary="as a table", is_open=is_open)

@@ -6,19 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from glm4v_magic.display import MimeBundle
-from glm4v_magic.display.bars import (
-    MUTED,
-    OUTLINE,
-    STYLE,
-    Segment,
-    bar,
-    legend,
-    safe,
-    table,
-    text_bar,
-)
+from glm4v_magic.display import MimeBundle, bars
+from glm4v_magic.display.activity import activity_line
 from glm4v_magic.display.text import printable, readable_bytes
+from glm4v_magic.placement.activity import Activity
 
 if TYPE_CHECKING:
     from glm4v_magic.placement.readings import Reading
@@ -81,6 +72,7 @@ class MemoryPicture:
         rows: one for each card, or for the host.
         note: what a reader must know.
         minutes: that the histories span.
+        activity: which parts of the model worked since the look before.
         at: when it was taken; two pictures that differ in this alone are equal.
     """
 
@@ -89,6 +81,7 @@ class MemoryPicture:
     rows: tuple[MemoryRow, ...]
     note: str = ""
     minutes: int = 5
+    activity: Activity = field(default_factory=Activity)
     at: str = field(default="", compare=False)
 
 
@@ -109,11 +102,13 @@ def memory_html(picture: MemoryPicture, *, dated: bool = False) -> str:
     """
     largest = max((row.now.total_bytes or 0 for row in picture.rows), default=0) or 1
     rows = "".join(_row(row, largest, picture.minutes) for row in picture.rows)
-    note = f'<div style="color:{MUTED}">{safe(picture.note)}</div>' if picture.note else ""
+    note = ""
+    if picture.note:
+        note = f'<div style="color:{bars.MUTED}">{bars.safe(picture.note)}</div>'
     return (
-        f'<div class="glm4v-memory" style="line-height:1.4">{STYLE}'
-        f"<div>{safe(_headline(picture, dated))}</div>{note}"
-        f'<div style="margin:0.4em 0">{rows}</div>{legend(_LEGEND)}{_table(picture)}</div>'
+        f'<div class="glm4v-memory" style="line-height:1.4">{bars.STYLE}'
+        f"<div>{bars.safe(_headline(picture, dated))}</div>{note}"
+        f'<div style="margin:0.4em 0">{rows}</div>{bars.legend(_LEGEND)}{_table(picture)}</div>'
     )
 
 
@@ -127,7 +122,7 @@ def memory_text(picture: MemoryPicture, *, dated: bool = False) -> str:
         if total:
             segments = _segments(row.now)
             width = max(round(_TEXT_WIDTH * total / largest), 4)
-            lines.append(f"  {text_bar(segments, total, width)}")
+            lines.append(f"  {bars.text_bar(segments, total, width)}")
             lines.append("  " + " · ".join(f"{s.letter} {s.detail}" for s in segments))
         lines.extend(f"  {line}" for line in _text_history(row, picture.minutes))
     return printable("\n".join(lines))
@@ -136,6 +131,9 @@ def memory_text(picture: MemoryPicture, *, dated: bool = False) -> str:
 def _headline(picture: MemoryPicture, dated: bool) -> str:
     model = f"{picture.model} is loaded" if picture.model else "No model is loaded"
     state = f"{model}; a call is running" if picture.busy else model
+    # What stays when the kernel is gone tells nothing that was over in a moment.
+    if picture.activity.parts and not dated:
+        state += f", {activity_line(picture.activity)}"
     return f"{state}, as of {picture.at}." if dated and picture.at else f"{state}."
 
 
@@ -154,11 +152,11 @@ def _vitals(now: Reading) -> Iterator[str]:
         yield f"{now.power_watts:.0f}{limit} W"
 
 
-def _segments(now: Reading) -> list[Segment]:
+def _segments(now: Reading) -> list[bars.Segment]:
     sizes = (now.weight_bytes, now.kernel_bytes, now.other_bytes, now.free_bytes)
     short = ("weights", "kernel", "others", "free")
     return [
-        Segment(kind, size, label, f"{name}: {readable_bytes(size)}")
+        bars.Segment(kind, size, label, f"{name}: {readable_bytes(size)}")
         for (kind, name), size, label in zip(_LEGEND, sizes, short, strict=True)
         if size
     ]
@@ -168,7 +166,7 @@ def _row(row: MemoryRow, largest: int, minutes: int) -> str:
     now = row.now
     title = _title(now)
     whole = (
-        bar(
+        bars.bar(
             _segments(now),
             now.total_bytes,
             now.total_bytes / largest,
@@ -179,15 +177,15 @@ def _row(row: MemoryRow, largest: int, minutes: int) -> str:
         else ""
     )
     return (
-        f'<div style="margin-top:0.4em"><div>{safe(title)}</div>{whole}{_sparkline(row, minutes)}'
-        "</div>"
+        f'<div style="margin-top:0.4em"><div>{bars.safe(title)}</div>'
+        f"{whole}{_sparkline(row, minutes)}</div>"
     )
 
 
 def _scale(row: MemoryRow) -> int:
     """Top of a history: a tenth more than the most there was, so that small models show too."""
     sizes = [size for size in row.history if size is not None]
-    return max([*sizes, *(peak.size_bytes for peak in row.peaks), 1]) * 11 // 10
+    return max([*sizes, *(peak.size_bytes for peak in row.peaks)]) * 11 // 10 + 1
 
 
 def _sparkline(row: MemoryRow, minutes: int) -> str:
@@ -211,20 +209,19 @@ def _sparkline(row: MemoryRow, minutes: int) -> str:
     words = _words(row, minutes)
     return (
         f'<div style="display:flex;align-items:center;gap:0.6em;flex-wrap:wrap">'
-        f'<svg role="img" aria-label="{safe(words)}" width="{_WIDTH}" height="{_HEIGHT + 6}" '
-        f'viewBox="0 -5 {_WIDTH} {_HEIGHT + 6}" style="outline:1px solid {OUTLINE}">'
+        f'<svg role="img" aria-label="{bars.safe(words)}" width="{_WIDTH}" height="{_HEIGHT + 6}" '
+        f'viewBox="0 -5 {_WIDTH} {_HEIGHT + 6}" style="outline:1px solid {bars.OUTLINE}">'
         f'<polyline points="{path}" fill="none" stroke="currentColor" stroke-width="1.5"/>{marks}'
-        f'</svg><span aria-hidden="true" style="font-size:0.85em;color:{MUTED}">{safe(words)}'
-        "</span></div>"
+        f'</svg><span aria-hidden="true" style="font-size:0.85em;color:{bars.MUTED}">'
+        f"{bars.safe(words)}</span></div>"
     )
 
 
 def _words(row: MemoryRow, minutes: int) -> str:
     sizes = [size for size in row.history if size is not None]
-    words = (
-        f"this kernel over {minutes} minutes: now {readable_bytes(sizes[-1])}, "
-        f"most {readable_bytes(max(sizes))}"
-    )
+    own = row.now.own_bytes
+    now = "" if own is None else f"now {readable_bytes(own)}, "
+    words = f"this kernel over {minutes} minutes: {now}most {readable_bytes(max(sizes))}"
     if row.peaks:
         words += f"; ▼ peak of the last answer {readable_bytes(row.peaks[-1].size_bytes)}"
     return words
@@ -261,4 +258,4 @@ def _table(picture: MemoryPicture) -> str:
         for now in (row.now,)
     ]
     head = ("", "weights", "kernel", "others", "free", "total", "last answer's peak", "state")
-    return table(head, rows, numbers=6)
+    return bars.table(head, rows, numbers=6)

@@ -11,6 +11,7 @@ import gc
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,10 +26,18 @@ from glm4v_magic.conversation import FinishReason, Generation, Request, Sampling
 from glm4v_magic.engines import EngineInfo
 from glm4v_magic.engines.batched import RowCollector, processors_for
 from glm4v_magic.engines.out_of_memory import is_out_of_memory, out_of_memory
-from glm4v_magic.errors import ConversationError, GenerationInterrupted, OutOfMemoryError
+from glm4v_magic.errors import (
+    ConversationError,
+    GenerationInterrupted,
+    Glm4vError,
+    OutOfMemoryError,
+)
+from glm4v_magic.placement.activity import ActivityRecorder, ModelPart, model_parts
 from glm4v_magic.placement.arrival import verify_bytes, verify_places
+from glm4v_magic.placement.costs import Workload
 from glm4v_magic.placement.decision import Placement
 from glm4v_magic.placement.dispatch import dispatch
+from glm4v_magic.placement.plan import plan
 from glm4v_magic.virtual_gpus import active
 
 __all__ = ["LocalEngine", "load"]
@@ -38,6 +47,7 @@ def load(
     checkpoint: Checkpoint,
     placement: Placement | None = None,
     *,
+    recorder: ActivityRecorder | None = None,
     on_progress: Callable[[LoadProgress], None] | None = None,
 ) -> LocalEngine:
     """Load a checkpoint for use in this process; whatever stops it, nothing stays in memory.
@@ -45,6 +55,7 @@ def load(
     Args:
         checkpoint: from `checkpoints.resolve`.
         placement: from `placement.decision.decide`; ``None`` is the CPU in float32.
+        recorder: notes which part of the model is at work, once somebody watches.
         on_progress: called as weights arrive.
 
     Raises:
@@ -56,7 +67,7 @@ def load(
     engine: LocalEngine | None = None
     short: str | None = None
     try:
-        engine = _load(checkpoint, placement, on_progress)
+        engine = _load(checkpoint, placement, recorder or ActivityRecorder(), on_progress)
     except (RuntimeError, MemoryError) as error:
         forget_locals(error)
         if not is_out_of_memory(error):
@@ -77,6 +88,7 @@ def load(
 def _load(
     checkpoint: Checkpoint,
     placement: Placement,
+    recorder: ActivityRecorder,
     on_progress: Callable[[LoadProgress], None] | None,
 ) -> LocalEngine:
     loaded = checkpoint.load(
@@ -92,7 +104,7 @@ def _load(
         verify_places(loaded.model, placement.device_map)
     if placement.plan is not None:
         verify_bytes(loaded.model, placement.plan)
-    return LocalEngine(checkpoint, loaded, placement)
+    return LocalEngine(checkpoint, loaded, placement, recorder)
 
 
 def _advice_for_load(placement: Placement) -> str:
@@ -162,9 +174,16 @@ class LocalEngine:
         checkpoint: what was loaded.
         loaded: the model and its processor.
         placement: where it went.
+        recorder: notes which part of the model is at work.
     """
 
-    def __init__(self, checkpoint: Checkpoint, loaded: Loaded, placement: Placement) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        loaded: Loaded,
+        placement: Placement,
+        recorder: ActivityRecorder,
+    ) -> None:
         self.model = loaded.model
         self.processor = loaded.processor
         # What a call leaves open, `generate` would fill in from the model's own config: sampling
@@ -172,6 +191,8 @@ class LocalEngine:
         self.defaults: GenerationConfig = self.model.generation_config
         self.model.generation_config = GenerationConfig()
         self._info = _describe(checkpoint, loaded, placement)
+        self._architecture = checkpoint.architecture
+        self._recorder = recorder
 
     @property
     def info(self) -> EngineInfo:
@@ -207,7 +228,7 @@ class LocalEngine:
         seed = _seed(sampling) if config.do_sample else None
         with _forked_rng(seed, self._gpus()), _peaks(self._gpus()) as peaks:
             try:
-                with _without_gradients():
+                with _without_gradients(), self._recording():
                     self.model.generate(**inputs, generation_config=config, streamer=streamer)
             except KeyboardInterrupt as interrupt:
                 forget_locals(interrupt)
@@ -289,7 +310,7 @@ class LocalEngine:
         device = inputs["input_ids"].device if active() is None else "cpu"
         processors = processors_for(config, [width - length for length in lengths], seeds, device)
         try:
-            with _peaks(gpus), _without_gradients():
+            with _peaks(gpus), _without_gradients(), self._recording():
                 self.model.generate(
                     **inputs,
                     generation_config=config,
@@ -367,6 +388,22 @@ class LocalEngine:
             finish_reason=reason,
             seed=seed,
         )
+
+    def _recording(self) -> contextlib.AbstractContextManager[None]:
+        """Let a watcher know which part of the model is at work within the context."""
+        queued = bool(self._gpus()) and active() is None
+        return self._recorder.recording(self.model, lambda: self._parts, is_queued=queued)
+
+    @cached_property
+    def _parts(self) -> tuple[ModelPart, ...]:
+        """What is told apart; nothing under a map that was given, of which no more is known."""
+        made, shape = self._info.plan, self._architecture.shape()
+        try:
+            if made is None and self._info.devices == ("cpu",):
+                made = plan(shape, (), Workload(images=0))
+            return () if made is None else model_parts(made, shape)
+        except Glm4vError:  # a plan from a file may be of another model; the answer matters more
+            return ()
 
     def _gpus(self) -> list[torch.device]:
         return [torch.device(name) for name in self._info.devices if name != "cpu"]

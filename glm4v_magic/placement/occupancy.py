@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Literal
 
+from glm4v_magic.errors import DeviceMapError
 from glm4v_magic.gpu_spec import GPU
 from glm4v_magic.placement.costs import DTYPE_BYTES, ModelShape, Unit, cache_entries, price
 from glm4v_magic.placement.search import in_tower, whole_tower
@@ -144,9 +145,16 @@ def occupancy(
         cached_positions: cache entries that were in use.
         problem: why it does not fit, for a plan that is over-full.
         loaded: whether the model is in memory.
+
+    Raises:
+        DeviceMapError: if the plan, which may be from a file, is of units that the model has not.
+        OptionError: if its workload does not suit the model.
     """
     fine = price(shape, plan.workload)
     units = {unit.name: unit for unit in (*fine, *whole_tower(shape, fine))}
+    for name in (name for stage in plan.stages for name in stage.units):
+        if name not in units:
+            raise DeviceMapError(f"The plan has a unit {name!r}, which {shape.name} has not.")
     entries = plan.workload.batch * cache_entries(shape, plan.workload)
     used = min(cached_positions / entries, 1.0)
     by_index = {gpu.index: gpu for gpu in gpus}
@@ -192,7 +200,8 @@ def _card(
     total = usable if gpu is None else gpu.total_bytes
     others = 0 if gpu is None else gpu.total_bytes - gpu.usable_bytes
     parts += [
-        Part("free", "free", max(usable - taken, 0)),
+        # Other programs may have taken more since the plan was made.
+        Part("free", "free", max(min(usable, total - others) - taken, 0)),
         Part("reserve", "reserve", max(total - others - max(usable, 0), 0)),
         Part("others", "other programs", others),
     ]
@@ -242,8 +251,8 @@ def _hops(plan: Plan, shape: ModelShape, units: dict[str, Unit]) -> Iterator[Hop
             yield Hop(before.device, after.device, "patches", 0, None)
         else:
             yield Hop(before.device, after.device, "hidden state", hidden)
-    first, last = stages[0], stages[-1]
-    if first is not last:
+    if len(stages) > 1:
+        first, last = stages[0], stages[-1]
         yield Hop(last.device, first.device, "logits", logits)
 
 

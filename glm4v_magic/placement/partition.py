@@ -35,8 +35,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import accumulate
 from math import prod
+from operator import add
 
-__all__ = ["MAX_SETS", "Card", "Item", "Partition", "interval_cost", "partition"]
+__all__ = ["MAX_SETS", "Card", "Item", "Partition", "fits", "interval_cost", "partition"]
 
 MAX_SETS = 4096
 """Sets of cards up to which every order is considered.
@@ -46,6 +47,7 @@ orders are tried: as given, largest card first, smallest card first.
 """
 
 _PRECISION = Fraction(1, 2**20)
+_WHOLE = Fraction(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,19 +141,35 @@ def partition(
     return None if best is None else replace(best, borders=_spread(best, tables, cards))
 
 
+def fits(items: Sequence[Item], cards: Sequence[Card], *, any_order: bool = True) -> bool:
+    """Whether `partition` finds a split that over-fills no card, without looking for the best."""
+    usable = [index for index, card in enumerate(cards) if card.capacity > 0]
+    if not items or not usable:
+        return False
+    searches, _ = _searches(_Tables(items), cards, usable, any_order)
+    return any(search(_WHOLE, False, None) is not None for search, _ in searches)
+
+
 class _Tables:
-    """Costs of all intervals, and where pins stop a card."""
+    """Costs of intervals, and where pins stop a card."""
 
     def __init__(self, items: Sequence[Item]) -> None:
         self.count = len(items)
-        self.costs: list[list[int]] = []  # costs[i][k]: of the units i..i+k
-        for first in range(self.count):
-            sums = accumulate(item.resident for item in items[first:])
-            peaks = accumulate((item.transient for item in items[first:]), max)
-            self.costs.append([total + peak for total, peak in zip(sums, peaks, strict=True)])
+        self._residents = [item.resident for item in items]
+        self._transients = [item.transient for item in items]
+        self._costs: list[list[int] | None] = [None] * self.count
         self.pins = [item.pinned for item in items]
         self.pinned_cards = {pin for pin in self.pins if pin is not None}
         self._stops: dict[int | None, list[int]] = {}
+
+    def costs(self, first: int) -> list[int]:
+        """Per number of units, less one, what so many of them cost that begin with `first`."""
+        costs = self._costs[first]
+        if costs is None:  # a search begins a card at few of the units
+            sums = accumulate(self._residents[first:])
+            peaks = accumulate(self._transients[first:], max)
+            costs = self._costs[first] = list(map(add, sums, peaks))
+        return costs
 
     def stops(self, card: int | None) -> list[int]:
         """Per unit the next one, itself included, that is pinned to another card than `card`."""
@@ -167,7 +185,7 @@ class _Tables:
         """One past the last unit that a card with `limit` bytes can run, starting at `first`."""
         if first == self.count:
             return first
-        return min(first + bisect_right(self.costs[first], limit), stops[first])
+        return min(first + bisect_right(self.costs(first), limit), stops[first])
 
 
 _Stages = list[tuple[int, int, int]]  # card, first unit, one past the last
@@ -281,8 +299,7 @@ def _trace(
 def _fewest(searches: Sequence[_Search], cards: int) -> int | None:
     """Least number of cards that fit; ``None`` if all of them do not."""
     counts = range(1, cards + 1)
-    whole = Fraction(1)
-    return next((n for n in counts if any(search(whole, False, n) for search in searches)), None)
+    return next((n for n in counts if any(search(_WHOLE, False, n) for search in searches)), None)
 
 
 def _least(
@@ -291,11 +308,11 @@ def _least(
     """Return the least fullness that `search` can reach and the stages that reach it."""
 
     def fullness(stages: _Stages) -> Fraction:
-        return max(_fullness(cards[c], tables.costs[i][j - i - 1]) for c, i, j in stages)
+        return max(_fullness(cards[c], tables.costs(i)[j - i - 1]) for c, i, j in stages)
 
     # Every single interval is allowed under this bound, so only pins can stand in the way.
     smallest = min(card.capacity for card in cards if card.capacity > 0)
-    widest = tables.costs[0][-1] + max(card.base for card in cards)
+    widest = tables.costs(0)[-1] + max(card.base for card in cards)
     found = search(Fraction(widest, smallest), False, max_cards)
     if found is None:
         return None
@@ -329,10 +346,12 @@ def _spread(best: Partition, tables: _Tables, cards: Sequence[Card]) -> tuple[tu
         for first in range(count):
             if least[first] == float("inf"):
                 continue
-            for end in range(first + 1, tables.reach(first, limit, stops) + 1):
-                share = (card.base + tables.costs[first][end - first - 1]) / card.capacity
-                if least[first] + share * share < following[end]:
-                    following[end], begins[end] = least[first] + share * share, first
+            before = least[first]
+            possible = tables.costs(first)[: tables.reach(first, limit, stops) - first]
+            for end, cost in enumerate(possible, start=first + 1):
+                share = (card.base + cost) / card.capacity
+                if before + share * share < following[end]:
+                    following[end], begins[end] = before + share * share, first
         least = following
         moves.append(begins)
     borders = []

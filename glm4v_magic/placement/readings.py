@@ -105,7 +105,7 @@ def _virtual(gpus: VirtualGPUs, weights: Mapping[str, int]) -> list[Reading]:
     for card, live in zip(gpus.cards, gpus.live_bytes, strict=True):
         device = f"cuda:{card.index}"
         model = min(weights.get(device, 0), live)
-        others = card.total_bytes - card.usable_bytes
+        others = max(card.total_bytes - card.usable_bytes, 0)
         readings.append(
             Reading(
                 device,

@@ -10,7 +10,7 @@ from typing import Literal
 from glm4v_magic.errors import DeviceMapError
 from glm4v_magic.gpu_spec import GPU
 from glm4v_magic.placement.costs import ModelShape, Unit, Workload, merge, price
-from glm4v_magic.placement.partition import Card, Item, Partition, partition
+from glm4v_magic.placement.partition import Card, Item, Partition, fits, partition
 
 __all__ = [
     "DEFAULT_RESERVE",
@@ -18,6 +18,7 @@ __all__ = [
     "Split",
     "Task",
     "best_split",
+    "can_fit",
     "in_tower",
     "offloaded_split",
     "whole_tower",
@@ -55,7 +56,9 @@ class Task:
         """What `unit` costs; offloaded, its weights are there only while it runs."""
         stem = unit.name.partition(".")[0]
         index = self.pin.get(unit.name, self.pin.get(stem))
-        pinned = next((place for place, gpu in enumerate(self.gpus) if gpu.index == index), None)
+        pinned = None
+        if index is not None:
+            pinned = next((at for at, gpu in enumerate(self.gpus) if gpu.index == index), None)
         if offloaded:
             kept = unit.resident_bytes - unit.weight_bytes
             return Item(kept, unit.transient_bytes + unit.weight_bytes, pinned)
@@ -84,25 +87,33 @@ def best_split(task: Task, offloaded: frozenset[str] = frozenset()) -> Split | N
     """
     if not any(card.capacity > 0 for card in task.cards):
         return None
-    fine = price(task.shape, task.workload)
-    whole = whole_tower(task.shape, fine)
-    choices = [fine] if task.split_vision or offloaded else [whole, fine]
-    found = None
-    for units in choices:
-        items = [task.item(unit, unit.name in offloaded) for unit in units]
-        result = partition(
-            items,
-            task.cards,
-            any_order=task.any_order,
-            fewest=task.objective == "fewest",
-        )
-        if result is not None:
-            found = Split(units, offloaded, result)
-            if found.fits:
-                break
-    if found is None:
+    units = price(task.shape, task.workload)
+    if not (task.split_vision or offloaded):
+        whole = whole_tower(task.shape, units)
+        if _fits(task, whole):
+            units = whole
+    result = partition(
+        [task.item(unit, unit.name in offloaded) for unit in units],
+        task.cards,
+        any_order=task.any_order,
+        fewest=task.objective == "fewest",
+    )
+    if result is None:
         raise DeviceMapError("The pins contradict each other: no contiguous split follows them.")
-    return found
+    return Split(units, offloaded, result)
+
+
+def can_fit(task: Task, offloaded: frozenset[str] = frozenset()) -> bool:
+    """Whether `best_split` fits, in a fraction of its time.
+
+    With the tower whole or cut: whole it is one of the ways to cut it, at the same cost.
+    """
+    return _fits(task, price(task.shape, task.workload), offloaded)
+
+
+def _fits(task: Task, units: Sequence[Unit], offloaded: frozenset[str] = frozenset()) -> bool:
+    items = [task.item(unit, unit.name in offloaded) for unit in units]
+    return fits(items, task.cards, any_order=task.any_order)
 
 
 def whole_tower(shape: ModelShape, units: Sequence[Unit]) -> tuple[Unit, ...]:
@@ -129,17 +140,16 @@ def offloaded_split(task: Task) -> Split | None:
     kinds = ["vision_layer"] + ([] if task.workload.quantize else ["text_layer"])
     names = [unit.name for kind in kinds for unit in units if unit.kind == kind]
 
-    def attempt(count: int) -> Split | None:
-        split = best_split(task, frozenset(names[:count]))
-        return split if split is not None and split.fits else None
+    def enough(count: int) -> bool:
+        return can_fit(task, frozenset(names[:count]))
 
-    best = attempt(len(names))
     low, high = 0, len(names)
-    while best is not None and low + 1 < high:
+    if not enough(high):
+        return None
+    while low + 1 < high:
         middle = (low + high) // 2
-        split = attempt(middle)
-        if split is None:
-            low = middle
+        if enough(middle):
+            high = middle
         else:
-            best, high = split, middle
-    return best
+            low = middle
+    return best_split(task, frozenset(names[:high]))

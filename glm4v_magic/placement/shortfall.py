@@ -7,8 +7,8 @@ from dataclasses import replace
 from itertools import groupby
 
 from glm4v_magic.errors import DoesNotFitError, OptionError
-from glm4v_magic.placement.costs import Workload, price
-from glm4v_magic.placement.search import Split, Task, best_split, in_tower, offloaded_split
+from glm4v_magic.placement.costs import price
+from glm4v_magic.placement.search import Split, Task, best_split, can_fit, in_tower, offloaded_split
 from glm4v_magic.placement.stages import gib
 
 __all__ = ["bus_seconds", "does_not_fit"]
@@ -73,21 +73,26 @@ def _shorter_context(task: Task) -> str:
     """The longest context that fits, in steps of 256 positions, or what even the shortest lacks."""
     asked = task.workload.context or task.shape.max_context
 
-    def attempt(steps: int) -> Split | None:
-        try:
-            return _attempt(task, replace(task.workload, context=steps * _CONTEXT_STEP))
-        except OptionError:  # too short for the pictures
-            return None
+    def shortened(steps: int) -> Task:
+        return replace(task, workload=replace(task.workload, context=steps * _CONTEXT_STEP))
 
-    low, high = 0, (asked - 1) // _CONTEXT_STEP + 1  # low fits or is 0; high does not fit
+    def is_possible(steps: int) -> bool:
+        try:
+            return can_fit(shortened(steps))
+        except OptionError:  # too short for the pictures, whatever the cards
+            return True
+
+    low, high = 0, (asked - 1) // _CONTEXT_STEP + 1  # low fits or is too short; high does not fit
     while low + 1 < high:
         middle = (low + high) // 2
-        split = attempt(middle)
-        if split is None or split.fits:
+        if is_possible(middle):
             low = middle
         else:
             high = middle
-    split = attempt(low) if low else None
+    try:
+        split = best_split(shortened(low)) if low else None
+    except OptionError:
+        split = None
     if split is not None and split.fits:
         full = float(split.partition.fullness)
         return f"a context of {low * _CONTEXT_STEP:,} fits (fullest card {full:.0%});"
@@ -104,7 +109,7 @@ def _four_bit(task: Task) -> Iterator[str]:
         gib(sum(unit.weight_bytes for unit in price(task.shape, w)))
         for w in (task.workload, workload)
     )
-    split = _attempt(task, workload)
+    split = best_split(replace(task, workload=workload))
     if split is not None and split.fits:
         fits = f"fit (fullest card {float(split.partition.fullness):.0%})"
     else:
@@ -128,10 +133,6 @@ def _offload(task: Task, tried: bool) -> str:
         "4.0 x16"
     )
     return f"offloading {gib(total)} GiB to host memory fits, {when}."
-
-
-def _attempt(task: Task, workload: Workload) -> Split | None:
-    return best_split(replace(task, workload=workload))
 
 
 def _still_short(task: Task, split: Split | None) -> str:

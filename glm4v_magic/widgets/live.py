@@ -61,6 +61,11 @@ class Live:
         self.box._view_count = 0  # from now on front ends count their views in it
         self.box.observe(self._views_changed, "_view_count")
 
+    @property
+    def selector(self) -> str:
+        """Finds the widget on a page, for style rules that are about this one alone."""
+        return f".{self._name}"
+
     def show(self) -> None:
         """Show widget and twin as outputs of the running cell."""
         view = self.box._repr_mimebundle_()[_WIDGET]
@@ -73,8 +78,8 @@ class Live:
         """Bring the static picture up to date, once it is shown, if it is not."""
         if not self._is_shown:
             return
-        bundle = self._bundle()
         with self._lock:
+            bundle = self._bundle()  # in here: a later one must not be shown before it
             if bundle == self._shown:
                 return
             self._shown = bundle

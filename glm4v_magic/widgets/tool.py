@@ -6,13 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from html import escape
 from typing import TYPE_CHECKING, Any, get_args
 
 import ipywidgets as widgets
 
 from glm4v_magic.display import MimeBundle
+from glm4v_magic.display.bars import safe
 from glm4v_magic.display.device_map import device_map_bundle, device_map_html
+from glm4v_magic.display.text import printable
 from glm4v_magic.errors import Glm4vError, reason
 from glm4v_magic.monitor import CLOCK
 from glm4v_magic.placement.costs import DTYPE_BYTES, QUANTIZATIONS
@@ -82,7 +83,9 @@ class DeviceTool:
         self._options = options
         self._lock = threading.RLock()
         self._is_setting = False
+        self._is_working = False
         self._result: MimeBundle = {}
+        self._json = ""  # of the plan; empty if there is none
         self._make_controls(options)
         self._html, self._copy, self._outcome = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self._outcome.layout.max_height = "40em"
@@ -109,7 +112,7 @@ class DeviceTool:
             if control not in (self._check, self._load):
                 control.observe(self._changed, "value")
         self._check.on_click(lambda _: self._start("Checking ...", self._run_check))
-        self._load.on_click(lambda _: self._start("Loading ...", self._run_load))
+        self._load.on_click(lambda _: self._start("Loading ...", self._run_load, outlives=True))
         hear_while_busy(*self.controls.values())
 
     @property
@@ -216,22 +219,30 @@ class DeviceTool:
 
         self._result = {}
         self._at = time.strftime(CLOCK)
-        line = json = ""
+        self._json = ""
+        problem = ""
         try:
             self._options = read()
-            self._picture, json = self._draft.draw(self._options)
-            line = self._draft.line(self._options)
+            self._picture, self._json = self._draft.draw(self._options)
         except Glm4vError as error:
-            self._picture = Occupancy(self._draft.model, "no plan", (), problem=str(error))
-        self._check.disabled = self._load.disabled = not json
+            problem = str(error)
+        except Exception as error:  # no old picture may stay beside the new value of a control
+            problem = reason(error)
+        if problem:
+            self._picture = Occupancy(self._draft.model, "no plan", (), problem=problem)
+        self._show_buttons()
         self._show_cards()
         self._draw()
-        self._copy.value = _copy(line, json) if json else ""
+        self._copy.value = _copy(self._draft.line(self._options), self._json) if self._json else ""
         self._outcome.value = ""
         self.live.refresh_twin()
 
     def _draw(self) -> None:
         self._html.value = device_map_html(self._picture, table_open=self._table.value)
+
+    def _show_buttons(self) -> None:
+        """Let them be used where there is a plan, and one at a time."""
+        self._check.disabled = self._load.disabled = self._is_working or not self._json
 
     def _show_cards(self) -> None:
         """Offer to pin to the cards there are."""
@@ -269,12 +280,23 @@ class DeviceTool:
             for kind, text in bundle.items()
         }
 
-    def _start(self, what: str, work: Callable[[], MimeBundle]) -> None:
-        """Check or load, on the main thread; the buttons wait until that is done."""
-        self._check.disabled = self._load.disabled = True
-        self._outcome.value = f'<div role="status">{escape(what)}</div>'
+    def _start(self, what: str, work: Callable[[], MimeBundle], *, outlives: bool = False) -> None:
+        """Check or load, on the main thread; the buttons wait until that is done.
+
+        Args:
+            what: to say meanwhile.
+            work: on the options of the moment when it begins; returns its outcome.
+            outlives: whether the outcome is worth showing beside another plan.
+        """
+        with self._lock:
+            if self._is_working:
+                return
+            self._is_working = True
+            self._show_buttons()
+            self._outcome.value = f'<div role="status">{safe(what)}</div>'
 
         def run() -> None:
+            picture = self._picture
             try:
                 outcome = work()
             except Glm4vError as error:
@@ -284,10 +306,13 @@ class DeviceTool:
             except Exception as error:
                 outcome = _failure(reason(error))
             with self._lock:
+                self._is_working = False
                 if self.live.is_open:
+                    if not outlives and picture != self._picture:
+                        outcome = {}
                     self._result = outcome
-                    self._outcome.value = outcome[_TOP]
-                    self._check.disabled = self._load.disabled = False
+                    self._outcome.value = outcome.get(_TOP, "")
+                    self._show_buttons()
                     self.live.refresh_twin()
                     hear_while_busy(*self.controls.values())
 
@@ -316,12 +341,15 @@ def _copy(line: str, json: str) -> str:
     """The line and the JSON of a plan; a click selects all of either."""
     select = "user-select:all;cursor:copy"
     return (
-        f'<div>The same as a line: <code tabindex="0" style="{select}">{escape(line)}</code></div>'
+        f'<div>The same as a line: <code tabindex="0" style="{select}">{safe(line)}</code></div>'
         f"<details><summary>the plan as JSON, for --map</summary>"
-        f'<pre tabindex="0" style="{select};max-height:16em;overflow:auto">{escape(json)}</pre>'
+        f'<pre tabindex="0" style="{select};max-height:16em;overflow:auto">{safe(json)}</pre>'
         "</details>"
     )
 
 
 def _failure(text: str) -> MimeBundle:
-    return {"text/plain": text, _TOP: f'<div role="alert"><strong>{escape(text)}</strong></div>'}
+    return {
+        "text/plain": printable(text),
+        _TOP: f'<div role="alert"><strong>{safe(text)}</strong></div>',
+    }

@@ -1,0 +1,182 @@
+"""Which part of a model is at work: what the pictures show while an answer is written.
+
+A part is what the picture of the device map draws as one piece: the vision tower, the embedding,
+the layers of a card, norm and head. Hooks on its first and its last module note when it begins and
+ends, and do nothing else. Whoever shows it reads a few times a second what share of the time since
+the last reading each part took: a single step is over long before a picture of it is drawn.
+
+Hooks run on the host. On the CPU and on virtual GPUs the work is done there too, so shares are of
+the work itself. A real card works behind the host: the host queues operations, runs ahead, and
+waits where it needs a result. Shares then tell where the host spent its time and not what a card
+is computing; `Activity.is_queued` says so, and pictures must word it so. What a card does is the
+driver's to tell (`readings.Reading.utilization`).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from glm4v_magic.placement.occupancy import occupancy
+
+if TYPE_CHECKING:
+    from glm4v_magic.placement.costs import ModelShape
+    from glm4v_magic.placement.stages import Plan
+
+__all__ = ["ActivePart", "Activity", "ActivityRecorder", "ModelPart", "model_parts"]
+
+_LEAST = 0.05  # of the time: a part below it worked too briefly to be worth a look
+_MOST_NOTES = 20_000  # a second of the smallest model; without a reader the oldest are dropped
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelPart:
+    """A part of a model on one device; `modules` in the order in which they run.
+
+    Each is equal to itself alone, which makes it a quick key.
+    """
+
+    device: str
+    name: str
+    modules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ActivePart:
+    """A part that worked lately: `share` of the time of the call since the last reading, 0 to 1."""
+
+    device: str
+    name: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What worked since the last reading.
+
+    Attributes:
+        parts: in the order of the model; none when no call is running.
+        is_queued: whether the shares are of the time in which the host queued work for cards.
+    """
+
+    parts: tuple[ActivePart, ...] = ()
+    is_queued: bool = False
+
+
+def model_parts(plan: Plan, shape: ModelShape) -> tuple[ModelPart, ...]:
+    """Return the parts of a model under a plan, as the picture of the plan has them."""
+    return tuple(
+        ModelPart(card.device, part.name, part.modules)
+        for card in occupancy(plan, shape).cards
+        for part in card.parts
+        if part.modules
+    )
+
+
+# What runs when no part does: sampling, text, masks; and what does outside of calls.
+_BETWEEN, _REST = ModelPart("", "between parts"), ModelPart("", "rest")
+
+
+class ActivityRecorder:
+    """Notes which part begins and ends when, while somebody watches and a call runs.
+
+    The engine writes from its thread, the monitor reads from another. Writing is one append to a
+    deque, which needs no lock.
+
+    Args:
+        clock: seconds from an arbitrary moment.
+
+    Attributes:
+        is_watched: whether to note anything in the calls that begin from now on.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.is_watched = False
+        self._clock = clock
+        self._notes: deque[tuple[float, ModelPart]] = deque(maxlen=_MOST_NOTES)
+        self._parts: tuple[ModelPart, ...] = ()
+        self._is_queued = False
+        self._hooks: list[Any] = []
+        self._reading = threading.Lock()
+        self._now, self._since = _REST, clock()
+
+    @contextmanager
+    def recording(
+        self, model: Any, parts: Callable[[], tuple[ModelPart, ...]], *, is_queued: bool
+    ) -> Iterator[None]:
+        """Keep hooks on `model` while a call runs; none if nobody watches.
+
+        Args:
+            model: a torch module.
+            parts: makes what to tell apart; called only if somebody watches. A name that is not
+                of a module (a weight may be placed by itself) is passed over.
+            is_queued: see `Activity`.
+        """
+        self._unhook()  # what an interrupt may have left of the call before
+        if not self.is_watched:
+            yield
+            return
+        try:
+            self._parts, self._is_queued = parts(), is_queued
+            self._hook(dict(model.named_modules()))
+            self._notes.append((self._clock(), _BETWEEN))
+            yield
+        finally:
+            self._notes.append((self._clock(), _REST))
+            self._unhook()
+
+    def read(self, *, is_busy: bool) -> Activity:
+        """Return what worked since the last reading.
+
+        Args:
+            is_busy: whether a call is running. If not, nothing is at work, whatever was noted.
+        """
+        with self._reading:
+            spent: defaultdict[ModelPart, float] = defaultdict(float)
+            while self._notes:
+                at, part = self._notes.popleft()
+                spent[self._now] += at - self._since
+                self._now, self._since = part, at
+            now = self._clock()
+            spent[self._now] += now - self._since
+            self._since = now
+            if not is_busy:
+                self._now = _REST
+            if self._now is _REST:
+                return Activity()
+            in_call = sum(seconds for part, seconds in spent.items() if part is not _REST)
+            return Activity(
+                tuple(
+                    ActivePart(part.device, part.name, round(spent[part] / in_call, 2))
+                    for part in self._parts
+                    if part is self._now or spent[part] > _LEAST * in_call
+                )
+                if in_call
+                else (),
+                self._is_queued,
+            )
+
+    def _hook(self, modules: dict[str, Any]) -> None:
+        for part in self._parts:
+            present = [modules[name] for name in part.modules if name in modules]
+            if present:
+                self._hooks.append(present[0].register_forward_pre_hook(self._noting(part)))
+                self._hooks.append(present[-1].register_forward_hook(self._noting(_BETWEEN)))
+
+    def _noting(self, part: ModelPart) -> Callable[..., None]:
+        clock, note = self._clock, self._notes.append
+
+        def hook(*_: Any) -> None:
+            note((clock(), part))
+
+        return hook
+
+    def _unhook(self) -> None:
+        while self._hooks:
+            self._hooks[-1].remove()
+            self._hooks.pop()

@@ -1,0 +1,62 @@
+"""What the pictures that the monitor keeps up to date have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from glm4v_magic.display import MimeBundle
+from glm4v_magic.widgets.live import Live
+
+if TYPE_CHECKING:
+    from glm4v_magic.display.memory import MemoryPicture
+    from glm4v_magic.monitor import Monitor
+    from glm4v_magic.session import Status
+
+__all__ = ["WatchedPicture"]
+
+
+class WatchedPicture:
+    """A live picture, told of news by the monitor for as long as a page shows it.
+
+    Args:
+        monitor: tells the news.
+        children: what the widget shows, from top to bottom.
+        bundle: makes the static picture.
+    """
+
+    def __init__(
+        self, monitor: Monitor, children: list[Any], bundle: Callable[[], MimeBundle]
+    ) -> None:
+        self._monitor = monitor
+        self._is_watched = False
+        self.live = Live(children, bundle, on_hidden=self.hidden, on_shown=self.shown)
+
+    def show(self) -> None:
+        """Show it as an output of the running cell, and watch from now on."""
+        self.live.show()
+        self.shown()
+
+    def shown(self) -> None:
+        """Be told of news; a front end has it on a page again."""
+        self._is_watched = True
+        self._monitor.watch(self)
+
+    def hidden(self) -> None:
+        """Be told no more: no page shows it."""
+        self._is_watched = False
+        self._monitor.forget(self)
+
+    def refresh(self, picture: MemoryPicture, status: Status) -> None:
+        """Show what is new; see `monitor.View`."""
+        raise NotImplementedError
+
+    def cell_ended(self) -> None:
+        """Bring the static picture up to date, the answer of this cell included."""
+        if self._is_watched:
+            self._monitor.catch_up()
+        self.live.refresh_twin()
+
+    def close(self) -> None:
+        """Leave the static picture alone."""
+        self.live.close()
