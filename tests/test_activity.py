@@ -302,7 +302,9 @@ def test_rows_at_once_are_recorded_too():
     recorder, seen = ticking(), []
     engine = local.load(resolve(golden.CHECKPOINT), recorder=recorder)
     requests = [Request(golden.conversation("image_text"), GREEDY)] * 2
-    engine.generate_batch(requests, lambda *_: seen.append(recorder.read(is_busy=True)))
+    engine.generate_batch(
+        requests, lambda *_: seen.append(recorder.read(is_busy=True)), lambda: None
+    )
     assert {"embedding", "head"} < {name for _, name in names(seen)}
     assert hooks(engine.model) == []
 

@@ -33,9 +33,6 @@ __all__ = [
 
 Batch = TypeVar("Batch")
 
-_CHINESE = 0.35
-"""Share of the conversations that are in Chinese, once the basics are known."""
-
 
 @dataclass(frozen=True, slots=True)
 class PictureBatch:
@@ -87,13 +84,15 @@ def conversation_batches(
     tokenizer_file: Path,
     length: int,
     more: Mapping[str, float],
+    chinese: float,
     seed: int,
     size: int,
     progress: Synchronized[float],
 ) -> Iterator[ConversationBatch]:
     """Conversations of up to `length` ids; easy scenes come first, crowded ones later.
 
-    `more` holds factors for how often kinds come up.
+    `more` holds factors for how often kinds come up, `chinese` the share of the conversations that
+    are in Chinese once the basics are known.
     """
     tokenizer = Tokenizer.load(tokenizer_file)
     rng = rng_for("train-whole", seed)
@@ -103,7 +102,7 @@ def conversation_batches(
         while len(talks) < size:
             scene = _sample_for(rng, progress.value)
             others = min(1.0, max(0.1, 2 * progress.value - 0.1))
-            language: Language = "chinese" if rng.random() < _CHINESE * others else "english"
+            language: Language = "chinese" if rng.random() < chinese * others else "english"
             talk = conversation(rng, scene, 6, language, others=others, more=more)
             if talk:
                 talks.append(talk)

@@ -171,6 +171,8 @@ ENGLISH: dict[str, Phrases] = {
             "What is the number of objects{where}?",
             "Can you count the shapes{where}?",
             "How many different objects do you see{where}?",
+            "Can you see how many shapes there are{where}?",
+            "How many shapes can be seen{where}?",
         ),
         (
             "Count the objects{where}.",
@@ -187,6 +189,8 @@ ENGLISH: dict[str, Phrases] = {
             "Number of {things}?",
             "Tell me how many {things} there are{where}.",
             "Can you count the {things}{where}?",
+            "Can you see how many {things} there are{where}?",
+            "How many {things} can be seen{where}?",
         ),
         ("How many {things} can you see{where}?", "Tell me the number of {things}."),
     ),

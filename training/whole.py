@@ -46,15 +46,17 @@ def train_whole(
     dtype: torch.dtype = torch.float32,
     curriculum_from: float = 0.0,
     more: Mapping[str, float] | None = None,
+    chinese: float = 0.35,
     save_every: float = 4.0,
 ) -> None:
     """Train `network` in place, giving all weights to `save` every `save_every` minutes.
 
     `curriculum_from` in [0, 1] skips the first part of the curriculum, for a network that knows
-    its basics; `more` holds factors for how often kinds of questions come up.
+    its basics; `more` holds factors for how often kinds of questions come up, and `chinese` is the
+    share of Chinese conversations.
     """
     weights = MasterWeights((network, heads), dtype)
-    make = functools.partial(conversation_batches, tokenizer_file, length, more or {})
+    make = functools.partial(conversation_batches, tokenizer_file, length, more or {}, chinese)
     started = saved = time.monotonic()
     step, smooth = 0, 0.0
     with stream(make, seed, batch) as batches:
