@@ -139,7 +139,7 @@ LOADS = {
     "--quantize": Trial("--quantize 2bit", fails=(False, True), shows="8bit and 4bit"),
     "--max-memory": Trial("--max-memory 0.6,0.51,0.1"),
     "--reserve": Trial("--reserve 0.1"),
-    "--split-vision": Trial("--split-vision"),
+    "--split-vision": Trial("--split-vision", "--context 8"),
     "--offload": Trial("--offload", "--gpus 1x1GiB --max-memory 0.5322", fails=(True, False)),
     "--pin": Trial("--pin head=0"),
     "--map": Trial("--map map.json"),
@@ -245,7 +245,8 @@ def seen_of_a_load(run, line, *, fails):
     run("_gpus = VirtualGPUs('3x1GiB')\n_gpus.__enter__();")
     try:
         shown = run(f"%glm4v load {TINY} {line}", fails=fails)
-        return shown + run("%glm4v status")
+        plan = "get_ipython().find_line_magic('glm4v').__self__.context.session.plan"
+        return shown + run("%glm4v status") + run(f"plan = {plan}; print(plan and plan.to_json())")
     finally:
         run("%glm4v unload")
         run("_gpus.__exit__(None, None, None)")
