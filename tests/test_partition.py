@@ -16,7 +16,6 @@ from glm4v_magic.placement.partition import (
     Item,
     Partition,
     fits,
-    interval_cost,
     partition,
 )
 
@@ -221,5 +220,3 @@ def test_nothing_to_split_or_nowhere_to_go() -> None:
     assert partition([Item(1)], [Card(0)]) is None
     assert not fits([Item(1)], [Card(0)])
     assert not fits([], [Card(1)])
-    assert interval_cost([]) == 0
-    assert interval_cost([Item(2, 5), Item(3, 1)]) == 10

@@ -37,7 +37,7 @@ from itertools import accumulate
 from math import prod
 from operator import add
 
-__all__ = ["MAX_SETS", "Card", "Item", "Partition", "fits", "interval_cost", "partition"]
+__all__ = ["MAX_SETS", "Card", "Item", "Partition", "fits", "partition"]
 
 MAX_SETS = 4096
 """Sets of cards up to which every order is considered.
@@ -88,13 +88,6 @@ class Partition:
     borders: tuple[tuple[int, int], ...]
     fullness: Fraction
     exact: bool = True
-
-
-def interval_cost(items: Sequence[Item]) -> int:
-    """Bytes that a card needs beyond its base to run `items`; 0 for none."""
-    if not items:
-        return 0
-    return sum(item.resident for item in items) + max(item.transient for item in items)
 
 
 def partition(
