@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["WatchedPicture"]
 
 
-class WatchedPicture:
+class WatchedPicture(ABC):
     """A live picture, told of news by the monitor for as long as a page shows it.
 
     Args:
@@ -47,9 +48,9 @@ class WatchedPicture:
         self._is_watched = False
         self._monitor.forget(self)
 
+    @abstractmethod
     def refresh(self, picture: MemoryPicture, status: Status) -> None:
         """Show what is new; see `monitor.View`."""
-        raise NotImplementedError
 
     def cell_ended(self) -> None:
         """Bring the static picture up to date, the answer of this cell included."""
