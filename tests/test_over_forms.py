@@ -196,6 +196,14 @@ class TestSchema:
         assert [row.reused for row in rows] == [True, False]
         assert rows[1].value == {"colour": "blue"}
 
+    def test_an_interrupt_between_corrections_keeps_those_that_are_done(self, session):
+        def stop(_progress):
+            raise KeyboardInterrupt
+
+        with pytest.raises(MapInterrupted) as stopped:
+            ask(session, ["Colour?", "Never?"], schema=SCHEMA, on_row=stop)
+        assert sum("once more" in str(row.error) for row in stopped.value.result) == 1
+
     def test_half_a_correction_is_none(self, session):
         said = []
 
