@@ -14,6 +14,7 @@ import statistics
 import time
 
 from PIL import Image, ImageDraw
+from ratios import describe
 
 from glm4v_magic import Session
 
@@ -58,9 +59,8 @@ def main() -> None:
     for size, seconds in zip(sizes, zip(*pairs, strict=True), strict=True):
         speed = arguments.rows / statistics.median(seconds)
         print(f"  --batch-size {size:<3d} {speed:8.1f} rows/s")
-    ratios = sorted(single / batched for batched, single in pairs)
-    middle = statistics.median(ratios)
-    print(f"  ratio            {middle:8.2f} (pairs from {ratios[0]:.2f} to {ratios[-1]:.2f})")
+    batched, single = zip(*pairs, strict=True)
+    print(f"  {describe(single, batched)}")
     print(f"  {same} of {arguments.rows} answers are the same")
 
 

@@ -1,6 +1,6 @@
 """What the pictures cost: a change in the planning tool, and memory watched during an answer.
 
-    python benchmarks/monitor.py [--runs N] [--tokens N] [--checkpoint FOLDER]
+    python benchmarks/monitor.py [--runs N] [--answers N] [--tokens N] [--checkpoint FOLDER]
 
 Planning: for each kind of change to a plan of GLM-4V-9B, the time from a control's new value to the
 finished picture, widgets included. It has to stay below 100 ms, to feel immediate. The time on the
@@ -8,20 +8,26 @@ processor is given beside it, for machines that do other things meanwhile.
 
 Watching: the processor time of the monitor's thread as a part of one core, idle and during calls;
 tokens per second with a picture of memory open next to none, in turn in one process; and what the
-hooks cost that tell which part of the model is at work, for as long as a picture is open.
+hooks cost that tell which part of the model is at work, for as long as a picture is open. Without a
+checkpoint given, of the embedded model, which takes about 2 ms for a token, and of a larger one
+of random weights, whose tokens take as long as a large model's on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
+from larger import write_larger
+from ratios import describe
 
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.commands.devices import make_tool
@@ -61,7 +67,7 @@ def planning(context: Any, runs: int) -> None:
     tool.close()
 
 
-def watching(context: Any, runs: int, tokens: int, checkpoint: str) -> None:
+def watching(context: Any, runs: int, tokens: int, name: str, checkpoint: str) -> None:
     """Print the monitor's share of a core, and tokens per second with and without it."""
     session = context.session
     session.load(checkpoint)
@@ -89,18 +95,23 @@ def watching(context: Any, runs: int, tokens: int, checkpoint: str) -> None:
 
     answer()  # the first call is not counted
     _, idle = watched(lambda: time.sleep(10))
-    pairs, shares = [], []
-    for _ in range(runs):
-        (seconds, share), bare = watched(answer), answer()
-        pairs.append((seconds, bare))
-        shares.append(share)
-    print(f"watching, {checkpoint}, {tokens} tokens, {runs} answers each: median")
+    times: dict[str, list[float]] = {"open": [], "closed": []}
+    shares = []
+    for run in range(runs):
+        # Each comes first as often: what drifts meanwhile weighs on both.
+        for state in ("open", "closed") if run % 2 else ("closed", "open"):
+            if state == "closed":
+                times[state].append(answer())
+                continue
+            seconds, share = watched(answer)
+            times[state].append(seconds)
+            shares.append(share)
+    session.unload()
+    print(f"watching, {name}, {tokens} tokens, {runs} answers each: median")
     print(f"  of one core: {idle:.2%} idle, {statistics.median(shares):.2%} during a call")
-    for name, values in zip(("open", "closed"), zip(*pairs, strict=True), strict=True):
-        print(f"  {name:8s} {tokens / statistics.median(values):8.1f} tokens/s")
-    ratios = sorted(bare / seconds for seconds, bare in pairs)
-    middle = statistics.median(ratios)
-    print(f"  ratio    {middle:8.3f} (pairs from {ratios[0]:.3f} to {ratios[-1]:.3f})")
+    for state, values in times.items():
+        print(f"  {state:8s} {tokens / statistics.median(values):8.1f} tokens/s")
+    print(f"  {describe(times['closed'], times['open'])}", flush=True)
 
 
 def hooks(calls: int = 20_000) -> None:
@@ -132,15 +143,23 @@ def main() -> None:
     """Print all of them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--tokens", type=int, default=800)
-    parser.add_argument("--checkpoint", default="demo")
+    parser.add_argument("--answers", type=int, default=15, help="with a picture open, and without")
+    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--checkpoint", help="this one only, instead of the two")
     arguments = parser.parse_args()
 
     shell = InteractiveShell.instance()
     shell.run_line_magic("load_ext", "glm4v_magic")
     context = shell.magics_manager.registry["Glm4vMagics"].context
     planning(context, arguments.runs)
-    watching(context, arguments.runs, arguments.tokens, arguments.checkpoint)
+    with tempfile.TemporaryDirectory() as temporary:
+        checkpoints = {"demo": "demo", "larger": temporary}
+        if arguments.checkpoint:
+            checkpoints = {arguments.checkpoint: arguments.checkpoint}
+        else:
+            write_larger(Path(temporary))
+        for name, checkpoint in checkpoints.items():
+            watching(context, arguments.answers, arguments.tokens, name, checkpoint)
     hooks()
 
 

@@ -24,8 +24,6 @@ decode
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import statistics
 import tempfile
 import time
@@ -36,42 +34,15 @@ from typing import Any
 import torch
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
-from safetensors.torch import save_file
+from larger import write_larger
+from ratios import describe
 
-from glm4v_magic.checkpoints import resolve
-from glm4v_magic.checkpoints.glm4v_9b.layout import weight_shapes
 from glm4v_magic.conversation import Conversation, Message, Sampling
 from glm4v_magic.engines.local import generation_config
 from glm4v_magic.images import resolve_images
 
 PICTURE = Path(__file__).parent.parent / "notebooks" / "shapes.png"
 QUESTION = "What colour is the circle?"
-
-# Of GLM-4V-9B's layout, between the embedded model and the published one: 95 million parameters.
-LARGER = {
-    "hidden_size": 1024,
-    "ffn_hidden_size": 3072,
-    "num_layers": 8,
-    "num_attention_heads": 16,
-    "kv_channels": 64,
-    "torch_dtype": "bfloat16",
-}
-
-
-def write_larger(folder: Path) -> None:
-    """Write a checkpoint of random weights with the embedded model's tokenizer and tower."""
-    demo = resolve("demo")
-    config = demo.config | LARGER
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    for name in ("tokenizer.model", "tokenizer_config.json"):
-        shutil.copy(demo.folder / name, folder)
-    generator = torch.Generator().manual_seed(0)
-    weights = {
-        name: torch.ones(shape) if "norm" in name else torch.randn(shape, generator=generator) / 50
-        for name, shape in weight_shapes(config).items()
-    }
-    halves = {name: weight.bfloat16() for name, weight in weights.items()}
-    save_file(halves, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def bare_generate(engine: Any, tokens: int) -> Callable[[], None]:
@@ -108,12 +79,6 @@ def seconds(side: Callable[[], None], clock: Callable[[], float]) -> float:
     return clock() - start
 
 
-def ratio(bare: list[float], cell: list[float]) -> str:
-    """Write the median of the pairs' ratios and how far they spread."""
-    ratios = sorted(one / other for one, other in zip(bare, cell, strict=True))
-    return f"ratio {statistics.median(ratios):.3f} (pairs from {ratios[0]:.3f} to {ratios[-1]:.3f})"
-
-
 def compare(
     name: str,
     shell: InteractiveShell,
@@ -133,9 +98,10 @@ def compare(
     for call in sides.values():
         call()  # the first of each is not counted
     times: dict[str, list[float]] = {side: [] for side in sides}
-    for _ in range(runs):
-        for side, call in sides.items():
-            times[side].append(seconds(call, clock))
+    for run in range(runs):
+        # Each side comes first as often: what drifts meanwhile weighs on both.
+        for side in list(sides) if run % 2 else reversed(sides):
+            times[side].append(seconds(sides[side], clock))
     middle = {side: statistics.median(taken) for side, taken in times.items()}
 
     def speeds(cell: float, bare: float, count: int) -> str:
@@ -144,7 +110,7 @@ def compare(
     size = engine.model.num_parameters() / 1e6
     print(f"{name}, {size:.1f} million parameters, {tokens} tokens, {runs} runs each")
     whole = speeds(middle["cell"], middle["bare"], tokens)
-    print(f"  cell    {whole}   {ratio(times['bare'], times['cell'])}")
+    print(f"  cell    {whole}   {describe(times['bare'], times['cell'])}")
     first = [1e3 * middle[f"{side}, one token"] for side in ("cell", "bare")]
     print(f"  call    {first[0]:8.1f} ms,       generate {first[1]:8.1f}")
     cell, bare = (
@@ -152,7 +118,7 @@ def compare(
         for side in ("cell", "bare")
     )
     rest = speeds(statistics.median(cell), statistics.median(bare), tokens - 1)
-    print(f"  decode  {rest}   {ratio(bare, cell)}", flush=True)
+    print(f"  decode  {rest}   {describe(bare, cell)}", flush=True)
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from training.scenes import COLOURS, SHAPES, rng_for, sample_scene
 
 __all__ = ["RANKS", "Tokenizer", "train_ranks"]
 
-RANKS = 818
+RANKS = 836
 """Tokens of the demo model without the special ones."""
 
 # Chinese is written without spaces, so that a whole clause is one piece of text: free merges would
