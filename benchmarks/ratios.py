@@ -10,25 +10,26 @@ from collections.abc import Sequence
 __all__ = ["describe", "interval"]
 
 
-def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Between which of `values` their true median lies with at least `confidence`.
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Between which of `values` their true median lies, and how sure that is, 0 to 1.
 
     From the binomial distribution of how many values lie below the median, so that nothing is
-    assumed about how they spread. With too few values it is all of them, and less sure.
+    assumed about how they spread. As narrow as `confidence` allows; with too few values it is
+    all of them, and less sure.
     """
     ordered, count = sorted(values), len(values)
     # How likely it is that at most 0, 1, 2, ... values lie on one side of the median.
-    likely = itertools.accumulate(math.comb(count, some) / 2**count for some in range(count // 2))
-    outside = sum(chance <= (1 - confidence) / 2 for chance in likely)
+    likely = list(itertools.accumulate(math.comb(count, k) / 2**count for k in range(count)))
+    outside = sum(2 * chance <= 1 - confidence for chance in likely)
     skipped = max(outside - 1, 0)
-    return ordered[skipped], ordered[-1 - skipped]
+    return ordered[skipped], ordered[-1 - skipped], 1 - 2 * likely[skipped]
 
 
 def describe(baseline: Sequence[float], measured: Sequence[float]) -> str:
     """Write how much faster `measured` is than `baseline`: times of pairs, in the same order."""
     ratios = [base / time for base, time in zip(baseline, measured, strict=True)]
-    low, high = interval(ratios)
+    low, high, sure = interval(ratios)
     return (
-        f"ratio {statistics.median(ratios):.3f} (95% sure: {low:.3f} to {high:.3f}; "
+        f"ratio {statistics.median(ratios):.3f} ({sure:.0%} sure: {low:.3f} to {high:.3f}; "
         f"pairs {min(ratios):.3f} to {max(ratios):.3f})"
     )
