@@ -83,11 +83,20 @@ UNKNOWN_SIZE = replace(HEALTHY, cards=cards(1, 1, name="NVIDIA GB10", total_byte
 
 SCENES: dict[str, tuple[Facts, dict[str, str], list[str]]] = {
     # facts, verdicts that are not ok, and words that must be shown
-    "healthy": (HEALTHY, {}, ["560.35, runs up to CUDA 12.6", "1 over NVLink", "fits:"]),
+    "healthy": (
+        HEALTHY,
+        {},
+        ["560.35, runs up to CUDA 12.6", "1 over NVLink", "fits:", "; GLM-4V-9B takes 25.90 GiB"],
+    ),
     "no driver": (
         NO_CARDS,
         {"GPUs": "warn", "model": "warn"},
-        ["There is no NVIDIA driver", "a CPU is slow", "doctor --gpus"],
+        ["There is no NVIDIA driver", "a CPU is slow", "in float32 takes 5", "doctor --gpus"],
+    ),
+    "no driver, demo model": (
+        replace(NO_CARDS, shape=architecture("demo").shape()),
+        {"GPUs": "warn"},
+        ["demo in float32 takes 17.1 MiB on the CPU"],
     ),
     "no driver, little memory": (
         replace(NO_CARDS, host_bytes=8 * GIB),

@@ -16,6 +16,7 @@ from glm4v_magic.placement.costs import (
     Workload,
     price,
 )
+from glm4v_magic.placement.decision import CPU_DTYPE
 from glm4v_magic.placement.plan import Plan, plan
 from glm4v_magic.placement.search import Task, best_split, offloaded_split
 from glm4v_magic.placement.stages import Stage
@@ -27,6 +28,7 @@ REVIEWED_FROM = 6
 
 _MOST_CARDS = 16  # that are proposed
 _SHORTEST_CONTEXT = 256  # positions
+_QUICK_ON_CPU = 2**30  # bytes; the demo model takes far less, a published one far more
 
 _SUBJECT = "model"
 
@@ -40,7 +42,7 @@ def fit(facts: Facts) -> Finding:
         step = "Describe the cards: %glm4v doctor --gpus 1x96GiB, with your size."
         return Finding(_SUBJECT, "warn", model, why, step)
     if not facts.gpus:
-        return _on_cpu(facts, model)
+        return _on_cpu(facts)
     try:
         found = plan(shape, facts.gpus)
     except DoesNotFitError as error:
@@ -58,9 +60,12 @@ def _used(found: Plan) -> list[Stage]:
     return [stage for stage in found.stages if stage.units]
 
 
-def _on_cpu(facts: Facts, model: str) -> Finding:
-    needed = sum(stage.total_bytes for stage in plan(facts.shape, ()).stages)
-    found = f"{model} takes {readable_bytes(needed)} on the CPU"
+def _on_cpu(facts: Facts) -> Finding:
+    stages = plan(facts.shape, (), Workload(dtype=CPU_DTYPE)).stages
+    needed = sum(stage.total_bytes for stage in stages)
+    found = f"{facts.shape.name} in {CPU_DTYPE} takes {readable_bytes(needed)} on the CPU"
+    if needed < _QUICK_ON_CPU:
+        return Finding(_SUBJECT, "ok", found)
     step = "The demo model runs anywhere. To plan for cards: %glm4v doctor --gpus 2x16GiB."
     if facts.host_bytes is None:
         return Finding(_SUBJECT, "warn", found, "The host's memory is not known.", step)

@@ -181,11 +181,11 @@ def _disk(facts: Facts) -> Finding:
         return Finding(subject, "warn", "free space not known", f"{needed}.", step)
     found = f"{readable_bytes(disk.free_bytes)} free for {disk.folder}"
     if disk.cached_bytes >= size:
-        return Finding(subject, "ok", found, f"{needed} and is here already.")
+        return Finding(subject, "ok", f"{found}; {needed} and is here already")
     here = f", {readable_bytes(disk.cached_bytes)} of it are here" if disk.cached_bytes else ""
     short = size - disk.cached_bytes - disk.free_bytes
     if short <= 0:
-        return Finding(subject, "ok", found, f"{needed}{here}.")
+        return Finding(subject, "ok", f"{found}; {needed}{here}")
     return Finding(
         subject,
         "fail",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from glm4v_magic.virtual_gpus import VirtualGPUs
 
 __all__ = [
+    "CPU_DTYPE",
     "GivenMap",
     "Placement",
     "PlacementOptions",
@@ -47,7 +48,7 @@ __all__ = [
 GivenMap: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Plan
 """A device map, a plan, or a JSON file of either."""
 
-_CPU_DTYPE = "float32"  # bfloat16 is slower on most CPUs
+CPU_DTYPE = "float32"  # bfloat16 is slower on most CPUs
 _GIB = 2**30
 # A card says it has less than its name: 16 GB of a T4 are 14.6 GiB with error correction.
 _NAMEPLATE = 1.15
@@ -133,7 +134,7 @@ class Placement:
         quantize: of the text part's linear layers.
     """
 
-    dtype: str = _CPU_DTYPE
+    dtype: str = CPU_DTYPE
     device_map: DeviceMap | None = None
     execution_map: DeviceMap = field(default_factory=dict)
     plan: Plan | None = None
@@ -168,7 +169,7 @@ def make_plan(
         gpus = gpus_here() if options.gpus is None else parse_gpus(options.gpus)
     workload = options.workload
     if not gpus and workload.dtype is None:
-        workload = replace(workload, dtype=_CPU_DTYPE)
+        workload = replace(workload, dtype=CPU_DTYPE)
     return plan(
         architecture.shape(),
         _capped(gpus, options.max_memory),
@@ -211,7 +212,7 @@ def decide(
         wanted = made.device_map()
     else:
         make_plan(architecture, options, gpus)  # refuses what makes no sense for the model
-        return Placement(options.dtype or _CPU_DTYPE, quantize=options.quantize)
+        return Placement(options.dtype or CPU_DTYPE, quantize=options.quantize)
     published = architecture.shape().dtype
     weights = check(wanted, architecture.build_meta(options.dtype or published), gpus)
     on_cards = any(place != "cpu" for place in weights.values())
@@ -221,7 +222,7 @@ def decide(
             "Put every module on a GPU.",
         )
     return Placement(
-        dtype=options.dtype or (published if on_cards else _CPU_DTYPE),
+        dtype=options.dtype or (published if on_cards else CPU_DTYPE),
         device_map=weights,
         execution_map=_execution(made),
         plan=made,
