@@ -445,7 +445,6 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
             ("ask What", "%glm4v ask needs a question in quotes behind the pictures."),
             ("ask 'Hi' cat.png", "%glm4v ask needs a question in quotes behind the pictures."),
             ('ask "', 'A quote is not closed in: ask " A name that holds an apostro'),
-            ("--help", "%glm4v needs a command before its options."),
             ("-o x", "%glm4v needs a command before its options."),
             ("cat.png", "%glm4v has no command 'cat.png'."),
             ("help nothing", "%glm4v has no command 'nothing'."),
@@ -504,6 +503,7 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
         LINES,
         CheckpointError,
         (
+            ("load GLM-4V-9B", "There is no checkpoint 'GLM-4V-9B': no such folder, and not"),
             ("load none", "There is no checkpoint 'none': no such folder, and not in th"),
             ("load ./none", "There is no checkpoint './none': no such folder, and not in"),
             ("load a/b/c/d", "There is no checkpoint 'a/b/c/d': no such folder, and not in"),

@@ -27,6 +27,11 @@ __all__ = ["DEMO", "Checkpoint", "LoadProgress", "Loaded", "resolve"]
 DEMO = "demo"
 """Name of the embedded checkpoint."""
 
+_ONLY_PLANNED = (
+    "It can be planned and checked, but not loaded here; ask it on a server: "
+    "%glm4v load http://127.0.0.1:8000/v1."
+)
+
 DEMO_NOTICE = "This is the demo model: it knows simple drawn shapes and nothing else."
 
 
@@ -149,6 +154,7 @@ def _open(name: str, folder: Path, notice: str = "") -> Checkpoint:
 
 
 def _require_known(folder: Path) -> None:
+    from glm4v_magic.checkpoints import glm_native
     from glm4v_magic.checkpoints.glm4v_9b import layout
 
     config = read_json(folder / "config.json")
@@ -158,15 +164,24 @@ def _require_known(folder: Path) -> None:
     vision = "" if "vision_config" in config else " without a vision tower"
     raise CheckpointError(
         f"{folder / 'config.json'} describes a model of type {kind!r}{vision}.",
-        "GLM-4V-9B has model_type 'chatglm' and a vision_config.",
+        _ONLY_PLANNED
+        if glm_native.matches(config)
+        else "GLM-4V-9B has model_type 'chatglm' and a vision_config.",
     )
 
 
 def _searched(text: str, folder: Path) -> str:
-    """Say where was looked, and what has a similar name there."""
+    """Say where was looked, and what was meant: a published model, or what has a similar name."""
+    from glm4v_magic.checkpoints.architecture import PUBLISHED
+    from glm4v_magic.checkpoints.glm4v_9b.layout import REPOSITORY
+
+    where = "no such folder, and not in the hub cache."
+    if text.lower() == REPOSITORY.partition("/")[2]:
+        return f"{where} Give its folder, or to download it: {REPOSITORY}."
+    if text.lower() in map(str.lower, PUBLISHED):
+        return f"{where} {_ONLY_PLANNED}"
     parent = folder.parent
     siblings = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
     similar = did_you_mean(folder.name, [*siblings, DEMO])
-    where = "no such folder, and not in the hub cache."
     hint = similar or "Give a folder, the id of a downloaded repository, or 'demo'."
     return f"{where} {hint}"
