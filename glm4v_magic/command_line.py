@@ -29,6 +29,7 @@ __all__ = [
     "ANSWER_OPTIONS",
     "DEBUG",
     "Quoted",
+    "asks_for_help",
     "options_of",
     "parse",
     "split",
@@ -181,6 +182,11 @@ def split(line: str) -> list[str]:
             'A name that holds an apostrophe goes in double quotes: "it\'s.png".',
         ) from None
     return [_unquoted(word) for word in words]
+
+
+def asks_for_help(words: list[str]) -> bool:
+    """Tell whether ``-h`` or ``--help`` is among `words`, not in quotes."""
+    return any(word in ("-h", "--help") and not isinstance(word, Quoted) for word in words)
 
 
 def parse(function: Callable[..., Any], words: list[str]) -> Namespace:

@@ -20,7 +20,7 @@ from IPython.core.magic import (
 )
 from IPython.core.magic_arguments import argument
 
-from glm4v_magic.command_line import ANSWER_OPTIONS, parse, split, takes
+from glm4v_magic.command_line import ANSWER_OPTIONS, asks_for_help, parse, split, takes
 from glm4v_magic.errors import GenerationInterrupted, Glm4vError, MapInterrupted, OptionError
 from glm4v_magic.settings import Glm4v, read
 
@@ -134,7 +134,7 @@ class Glm4vMagics(Magics):
             %glm4v doctor                    packages, driver, cards, disk: will the model run?
             %glm4v patch FOLDER              make a checkpoint's own code safe on any split
             %glm4v config [NAME]             the defaults, and where each of them comes from
-            %glm4v help [COMMAND]            this page, or the page of one command
+            %glm4v help [COMMAND]            this page, or that of a command; --help does the same
         """
         from glm4v_magic import commands
 
@@ -144,6 +144,8 @@ class Glm4vMagics(Magics):
             words = split(line)
             if cell is None:
                 answer = commands.run(self.context, words, names)
+            elif asks_for_help(words):
+                answer = commands.run(self.context, ["help"], names)
             else:
                 arguments = parse(self.glm4v, words)
                 answer = commands.ask_cell(self.context, arguments, cell, names)

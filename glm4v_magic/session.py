@@ -286,8 +286,9 @@ class Session:
 
         Args:
             text: the question.
-            images: one picture or a list of them, each as `images.to_image` takes it. Those of the
-                chat stay in it and are seen again.
+            images: one picture or a list of them, each a path, a URL, a Pillow image,
+                bytes, an array, an open file or a figure. Those of the chat stay in it and are
+                seen again.
             chat: name of the chat that the question goes on with or begins; by default the question
                 is a fresh one.
             follow_up: go on with the chat of the latest answer, or with `chat`, which must exist.
@@ -296,9 +297,9 @@ class Session:
             schema: JSON Schema that the JSON has to follow. The model is not told of it, only of
                 what is wrong with its answer: it is then asked once more. That correction is not
                 kept in the chat.
-            max_tokens: see `Sampling`, as for the next five.
-            temperature: 0 is greedy; ``None`` leaves it to the checkpoint.
-            top_p: nucleus size.
+            max_tokens: the longest answer, in tokens; 512 by default.
+            temperature: 0 is greedy; ``None`` leaves it to the checkpoint, as in the next three.
+            top_p: nucleus size in (0, 1].
             top_k: how many of the likeliest tokens stay in.
             repetition_penalty: above 1 discourages repeats.
             seed: repeats a sampled answer.

@@ -14,6 +14,7 @@ from PIL import Image
 from glm4v_magic.commands import COMMANDS
 from glm4v_magic.conversation import Answer, Sampling
 from glm4v_magic.magics import Glm4vMagics
+from glm4v_magic.session import Session
 
 GREEDY = "--temperature 0 --max-tokens 8"
 
@@ -257,8 +258,23 @@ def test_help_is_the_docstring_and_lists_every_command(run, shell):
     assert shell.find_line_magic("glm4v").__doc__ == Glm4vMagics.glm4v.__doc__
 
 
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_an_option_asks_for_help(run, option):
+    page = run("%glm4v help")
+    assert run(f"%glm4v {option}") == page
+    assert run(f"%%glm4v missing.png {option}\nWhat is it?") == page
+    assert run(f"%glm4v plan GLM-4V-9B {option}") == run("%glm4v help plan")
+
+
+def test_help_in_quotes_is_a_value(run):
+    shown = run('%glm4v preview "Hi" --system "-h"')
+    assert "Hi" in shown
+    assert "%glm4v preview" not in shown
+
+
 def test_the_help_tells_the_default():
     assert f"{Sampling().max_tokens} unless given" in Glm4vMagics.glm4v.__doc__
+    assert f"{Sampling().max_tokens} by default" in Session.ask.__doc__
 
 
 ERRORS = [

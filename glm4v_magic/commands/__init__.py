@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic_arguments import argument
 
-from glm4v_magic.command_line import DEBUG, parse, takes
+from glm4v_magic.command_line import DEBUG, asks_for_help, parse, takes
 from glm4v_magic.commands.ask import answer, ask, preview
 from glm4v_magic.commands.chat import chats, continue_, export, history, import_, reset, retry
 from glm4v_magic.commands.check import check
@@ -51,6 +51,10 @@ def run(context: Context, words: list[str], names: Mapping[str, Any]) -> Answer 
     if not words:
         words = ["status"]
     name, rest = words[0], words[1:]
+    if asks_for_help(words[:1]):
+        name, rest = "help", []
+    elif name in COMMANDS and asks_for_help(rest):
+        name, rest = "help", [name]
     command = COMMANDS.get(name)
     if name.startswith("-"):
         raise OptionError(
@@ -68,7 +72,7 @@ def run(context: Context, words: list[str], names: Mapping[str, Any]) -> Answer 
 
 @takes("glm4v help", argument("command", nargs="?", help="One of the commands."), DEBUG)
 def help_(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
-    """Show this help, or that of one command."""
+    """Show this help, or that of one command; so does a command with -h or --help."""
     if arguments.command is None:
         show({"text/plain": context.page})
         return

@@ -36,10 +36,18 @@ _PRINT = ""  # what --json is without a file
         metavar="FILE",
         help="Device map or plan (JSON), auto for transformers' own, or plan (the default).",
     ),
-    argument("--context", type=int, metavar="N", help="Positions of prompt and answer."),
+    argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="Positions (tokens, and those of pictures) of prompt and answer; the model's longest "
+        "unless given.",
+    ),
     argument("--images", type=int, default=1, metavar="N", help="Pictures of a prompt; 1."),
     argument("--batch", type=int, default=1, metavar="N", help="Prompts at once; 1."),
-    argument("--dtype", help=f"Of the weights: {', '.join(DTYPE_BYTES)}."),
+    argument(
+        "--dtype", help=f"Of the weights: {', '.join(DTYPE_BYTES)}; as published unless given."
+    ),
     argument(
         "--json",
         nargs="?",

@@ -17,7 +17,7 @@ from glm4v_magic.display.plan import plan_bundle
 from glm4v_magic.errors import CheckpointError
 from glm4v_magic.gpu_spec import parse_gpus
 from glm4v_magic.placement.costs import DTYPE_BYTES, QUANTIZATIONS
-from glm4v_magic.placement.decision import PlacementOptions, gpus_here, make_plan
+from glm4v_magic.placement.decision import CPU_DTYPE, PlacementOptions, gpus_here, make_plan
 from glm4v_magic.placement.occupancy import occupancy
 from glm4v_magic.screen import show
 
@@ -54,19 +54,32 @@ def _pins(text: str) -> dict[str, int]:
 PLACEMENT_OPTIONS = (
     argument("--gpus", metavar="SPEC", help='Cards, such as "2x16GiB", or cpu; else those here.'),
     argument(
-        "--context", type=int, metavar="N", help="Positions of prompt and answer to plan for."
+        "--context",
+        type=int,
+        metavar="N",
+        help="Positions (tokens, and those of pictures) of prompt and answer to plan for; the "
+        "model's longest unless given.",
     ),
     argument("--images", type=int, metavar="N", help="Pictures of a prompt; 1 unless given."),
     argument("--batch", type=int, metavar="N", help="Prompts at once; 1 unless given."),
     argument(
         "--objective", metavar="GOAL", help="balance (the default), or fewest cards that fit."
     ),
-    argument("--dtype", help=f"Of the weights: {', '.join(DTYPE_BYTES)}."),
+    argument(
+        "--dtype",
+        help=f"Of the weights: {', '.join(DTYPE_BYTES)}; as published on cards and "
+        f"{CPU_DTYPE} on the CPU unless given.",
+    ),
     argument("--quantize", metavar="KIND", help=f"The text part in {' or '.join(QUANTIZATIONS)}."),
     argument(
         "--max-memory", type=_sizes, metavar="GIB", help="Most to use of a card, or of each: 20,10."
     ),
-    argument("--reserve", type=float, metavar="GIB", help="Of each card to leave alone."),
+    argument(
+        "--reserve",
+        type=float,
+        metavar="GIB",
+        help="Of each card to leave alone; 3 %% of it unless given.",
+    ),
     argument("--split-vision", action="store_true", help="Cut the tower where that balances."),
     argument("--offload", action="store_true", help="Keep layers in host memory if need be."),
     argument(
