@@ -130,9 +130,9 @@ def commands_page() -> str:
     cell: Any = Glm4vMagics.glm4v
     parts = [
         "# Commands and options",
-        f"The examples run in a notebook in the folder `notebooks/`, where `{PICTURE}` is. "
-        "`%glm4v help` shows this page's content in a notebook, and Tab completes commands, "
-        "options, models and files.",
+        f"`{PICTURE}` in the examples is in the folder `notebooks/`; other files and folders stand "
+        "for yours. `%glm4v help`, and `--help` behind a command, show the same in a notebook; Tab "
+        "completes commands, options, models and files.",
         "| line | meaning |\n| --- | --- |\n| [`%%glm4v`](#cell) | a question in a cell |\n"
         + "\n".join(
             f"| [`%glm4v {name}`](#{name}) | {summary(command)} |"
@@ -219,7 +219,8 @@ def heading(action: Action) -> str:
     """Return an option as one types it: ``-o NAME, --out NAME``."""
     if not action.option_strings:
         return f"`{action.metavar or action.dest.upper()}`"
-    value = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
+    kind = "|".join(action.choices or ()) or action.metavar or action.dest.upper()
+    value = "" if action.nargs == 0 else f" {kind}"
     if action.nargs == "?":
         value = f" [{value.strip()}]"
     return ", ".join(f"`{option}{value}`" for option in action.option_strings)
@@ -286,8 +287,8 @@ def errors_page() -> str:
                 "# Errors",
                 "In a notebook an error is one line: what happened, where, and what to do next. "
                 "The model, the conversation and your variables stay as they are. `--debug` shows "
-                "the traceback. In Python every error is a `Glm4vError` with the attributes `what` "
-                "and `hint`.",
+                "the traceback. In Python all but the two interrupts are a `Glm4vError` with the "
+                "attributes `what` and `hint`.",
                 "\n".join(["| error | when |", "| --- | --- |", *lines]),
                 "## The tree",
                 *(

@@ -50,7 +50,7 @@ class AnsweredRow:
 
     @property
     def finish_reason(self) -> str | None:
-        """Of the answer; see `Generation`."""
+        """Of the answer; see `Answer`."""
         return None if self.answer is None else self.answer.finish_reason
 
     @property
@@ -106,7 +106,7 @@ def result_of(
     items: Items,
     format: Format = "markdown",  # noqa: A002  as the option of the magic
 ) -> Any:
-    """Return what a run is worth.
+    """Return what `Session.map` returns.
 
     Args:
         rows: all of them.

@@ -233,7 +233,10 @@ class Answer:
         plan: that the model was loaded by; ``None`` on the CPU, or by a given map.
         notice: what a reader must know about the model (the demo model says that it is one).
         thinking: what the model thought before it said that; empty for a model that does not.
-        usage, finish_reason, seed: see `Generation`.
+        usage: tokens, seconds and memory.
+        finish_reason: ``stop`` (the model ended), ``length`` (`Sampling.max_tokens` reached) or
+            ``interrupted``.
+        seed: the seed that was used; ``None`` when decoding was greedy.
     """
 
     text: str

@@ -2,7 +2,7 @@
 
     Glm4vError                      the base: what happened, what to do next
     ├── InputError                  something the user typed or passed
-    │   ├── OptionError             an unknown or malformed option or subcommand
+    │   ├── OptionError             an unknown or malformed option, command or setting
     │   ├── PromptError             an empty prompt, a {{expression}} that fails
     │   ├── ImageError              a picture that is missing, unreadable, unreachable or too large
     │   └── ConversationError       messages a checkpoint cannot take (two images, wrong roles)
@@ -11,7 +11,7 @@
     │   ├── GPUDescriptionError     "4x", "0x16", "3x-1GiB"
     │   ├── DeviceMapError          a map that misses, repeats or invents a module or a GPU
     │   └── DoesNotFitError         no split fits; carries what is short by how much
-    ├── OutOfMemoryError            a GPU ran out while loading or answering
+    ├── OutOfMemoryError            a GPU or the host ran out while loading or answering
     ├── EngineError                 the engine or its server failed
     ├── FormatError                 an answer that is not in the asked form; it is kept
     └── BusyError                   another call is running
@@ -78,7 +78,7 @@ class InputError(Glm4vError):
 
 
 class OptionError(InputError):
-    """An unknown or malformed option or subcommand."""
+    """An unknown or malformed option, command or setting."""
 
 
 class PromptError(InputError):
@@ -98,7 +98,7 @@ class CheckpointError(Glm4vError):
 
 
 class PlacementError(Glm4vError):
-    """GPUs, device maps and plans."""
+    """Something about cards, device maps and plans that none of its branches says better."""
 
 
 class GPUDescriptionError(PlacementError):
@@ -124,7 +124,7 @@ class DoesNotFitError(PlacementError):
 
 
 class OutOfMemoryError(Glm4vError):
-    """A GPU ran out of memory. After a call the model is still loaded, after a load none is."""
+    """A GPU or the host ran out of memory. A model that was loaded before a call still is."""
 
 
 class EngineError(Glm4vError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import yaml
 
 import glm4v_magic
 from glm4v_magic import errors, serve
+from glm4v_magic.checkpoints import hub
+from glm4v_magic.checkpoints.glm4v_9b.layout import REPOSITORY
 from glm4v_magic.command_line import options_of, parse, split
 from glm4v_magic.commands import COMMANDS
 from glm4v_magic.display.text import printable
@@ -151,6 +154,30 @@ def test_the_page_of_an_error_quotes_what_the_code_says(error, shell, run):
     finally:
         run("%config Glm4v.debug = False")
         run("%glm4v unload")
+
+
+@pytest.mark.parametrize("page", ["architecture", "python"])
+def test_an_example_in_python_prints_a_plan(page, capsys):
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (example,) = (block for block in blocks if "plan" in block)
+    exec(example.replace("GLM-4V-9B", "demo"), {})
+    assert re.search(r"^cuda:0 GPU .* vision", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_the_download_that_is_recommended_brings_what_is_read():
+    cli = pytest.importorskip("huggingface_hub.cli.download")
+    typer = pytest.importorskip("typer")
+    app = typer.Typer()
+    app.command()(cli.download)
+    text = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^hf download (.*)$", text, re.MULTILINE)
+    assert lines
+    for line in lines:
+        given = typer.main.get_command(app).make_context("download", shlex.split(line)).params
+        assert given["repo_id"] == REPOSITORY
+        assert sorted(given["include"]) == sorted(hub._FILES)
+        assert not given["filenames"]
 
 
 def test_the_tree_of_errors_is_drawn_whole():

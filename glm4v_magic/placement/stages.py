@@ -172,6 +172,9 @@ class Plan:
             )
         return rows
 
+    def __str__(self) -> str:
+        return self.text()
+
     def text(self) -> str:
         """The plan as a table, sizes in GiB."""
         w = self.workload
