@@ -503,7 +503,6 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
         LINES,
         CheckpointError,
         (
-            ("load GLM-4V-9B", "There is no checkpoint 'GLM-4V-9B': no such folder, and not"),
             ("load none", "There is no checkpoint 'none': no such folder, and not in th"),
             ("load ./none", "There is no checkpoint './none': no such folder, and not in"),
             ("load a/b/c/d", "There is no checkpoint 'a/b/c/d': no such folder, and not in"),

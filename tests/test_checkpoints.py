@@ -68,10 +68,6 @@ def test_unknown_repository(tmp_path, monkeypatch):
     refused("nobody/no-such-model", "nobody/no-such-model", "not in the hub cache")
 
 
-def test_a_published_name_leads_to_its_repository(tmp_path, monkeypatch):
-    refused("GLM-4V-9B", "no such folder", "Give its folder, or to download it: zai-org/glm-4v-9b.")
-
-
 def test_a_model_that_is_only_planned(tmp_path):
     refused("GLM-4.1V-9B-Thinking", "can be planned and checked", "on a server")
     (tmp_path / "config.json").write_text('{"model_type": "glm4v", "vision_config": {}}')

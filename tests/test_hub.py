@@ -18,6 +18,7 @@ import pytest
 from huggingface_hub import constants
 
 from glm4v_magic.checkpoints import hub, resolve
+from glm4v_magic.checkpoints.glm4v_9b import layout
 from glm4v_magic.errors import CheckpointError, OptionError
 
 REPOSITORY = "someone/tiny-glm-4v"
@@ -26,11 +27,12 @@ OTHER_WEIGHTS = "pytorch_model.bin"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves `folder` as the only public repository; `gated/...` exists and is closed."""
+    """Serves `folder` as `repository`, the only public one; `gated/...` exists and is closed."""
 
     folder = Path()
     asked: list[str] = []  # noqa: RUF012  one list for all requests
     revisions = ("main", COMMIT)
+    repository = REPOSITORY
 
     def do_HEAD(self) -> None:
         self.answer(with_body=False)
@@ -43,7 +45,7 @@ class Hub(BaseHTTPRequestHandler):
         self.asked.append(path)
         if "gated/" in path:
             return self.send(403, b"", {"X-Error-Code": "GatedRepo"})
-        if REPOSITORY not in path:
+        if self.repository not in path:
             return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
         parts = path.split("/")
         if "resolve" in parts:
@@ -68,7 +70,7 @@ class Hub(BaseHTTPRequestHandler):
             ]
         else:
             siblings = [{"rfilename": file.name} for file in files]
-            content = {"id": REPOSITORY, "sha": COMMIT, "siblings": siblings}
+            content = {"id": self.repository, "sha": COMMIT, "siblings": siblings}
         return self.send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
     def send(
@@ -140,6 +142,20 @@ def test_a_repository_is_downloaded_once(server):
     assert resolve(REPOSITORY).folder == checkpoint.folder
     assert resolve(REPOSITORY, revision=COMMIT).folder == checkpoint.folder
     assert server.asked == []
+
+
+@pytest.mark.parametrize("name", ["GLM-4V-9B", "glm-4v-9b"])
+def test_the_published_name_means_its_repository(server, name, tmp_path, monkeypatch):
+    server.repository = layout.REPOSITORY
+
+    checkpoint = resolve(name, download=True)
+
+    assert checkpoint.name == "zai-org/glm-4v-9b"
+    assert resolve(layout.REPOSITORY).folder == checkpoint.folder
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=f"{name}/config.json cannot be read"):
+        resolve(name)  # a folder comes first
 
 
 def test_a_download_that_was_cut_short_goes_on(server):

@@ -107,8 +107,8 @@ def resolve(
     """Find a checkpoint and check its files.
 
     Args:
-        name: a folder, the id of a repository on the hub, or ``demo``, which is also what
-            ``None`` means.
+        name: a folder, the id of a repository on the hub, ``GLM-4V-9B`` for its repository, or
+            ``demo``, which is also what ``None`` means.
         revision: commit, branch or tag of a repository.
         download: whether to ask the hub for what is not in its local cache.
 
@@ -127,7 +127,14 @@ def resolve(
         return _open(text, folder)
     if folder.exists():
         raise CheckpointError(f"{text} is a file.", "Give the folder that the checkpoint is in.")
-    return _from_hub(text, folder, revision, download)
+    return _from_hub(_repository(text), folder, revision, download)
+
+
+def _repository(text: str) -> str:
+    """Return the id of the repository that a published name means, or `text`."""
+    from glm4v_magic.checkpoints.glm4v_9b.layout import REPOSITORY
+
+    return REPOSITORY if text.lower() == REPOSITORY.partition("/")[2] else text
 
 
 def _from_hub(text: str, folder: Path, revision: str | None, download: bool) -> Checkpoint:
@@ -173,11 +180,8 @@ def _require_known(folder: Path) -> None:
 def _searched(text: str, folder: Path) -> str:
     """Say where was looked, and what was meant: a published model, or what has a similar name."""
     from glm4v_magic.checkpoints.architecture import PUBLISHED
-    from glm4v_magic.checkpoints.glm4v_9b.layout import REPOSITORY
 
     where = "no such folder, and not in the hub cache."
-    if text.lower() == REPOSITORY.partition("/")[2]:
-        return f"{where} Give its folder, or to download it: {REPOSITORY}."
     if text.lower() in map(str.lower, PUBLISHED):
         return f"{where} {_ONLY_PLANNED}"
     parent = folder.parent
