@@ -94,6 +94,14 @@ def test_every_shape_and_colour_occurs_and_stays_inside():
     assert all(0 < item.x < 1 and 0 < item.y < 1 for item in items)
 
 
+def test_shapes_that_are_alike_have_one_outline_and_their_own_colours():
+    rng = rng_for("test", 1)
+    scenes = [sample_scene(rng, "shapes", (3, 3), alike=True) for _ in range(100)]
+    assert all(len({item.shape for item in scene.items}) == 1 for scene in scenes)
+    assert {item.shape for scene in scenes for item in scene.items} == set(SHAPES)
+    assert sum(len({item.colour for item in scene.items}) > 1 for scene in scenes) > 80
+
+
 def test_shapes_keep_apart():
     rng = rng_for("test", 2)
     for _ in range(200):

@@ -85,6 +85,7 @@ def conversation_batches(
     length: int,
     more: Mapping[str, float],
     chinese: float,
+    alike: float,
     seed: int,
     size: int,
     progress: Synchronized[float],
@@ -92,7 +93,8 @@ def conversation_batches(
     """Conversations of up to `length` ids; easy scenes come first, crowded ones later.
 
     `more` holds factors for how often kinds come up, `chinese` the share of the conversations that
-    are in Chinese once the basics are known.
+    are in Chinese once the basics are known, `alike` that of pictures whose shapes differ in colour
+    only.
     """
     tokenizer = Tokenizer.load(tokenizer_file)
     rng = rng_for("train-whole", seed)
@@ -100,7 +102,7 @@ def conversation_batches(
         talks: list[list[Exchange]] = []
         scenes: list[Scene] = []
         while len(talks) < size:
-            scene = _sample_for(rng, progress.value)
+            scene = _sample_for(rng, progress.value, alike)
             others = min(1.0, max(0.1, 2 * progress.value - 0.1))
             language: Language = "chinese" if rng.random() < chinese * others else "english"
             talk = conversation(rng, scene, 6, language, others=others, more=more)
@@ -114,9 +116,9 @@ def conversation_batches(
         yield ConversationBatch(labelled(scenes, rng) if shown else None, ids, targets)
 
 
-def _sample_for(rng: random.Random, progress: float) -> Scene:
+def _sample_for(rng: random.Random, progress: float, alike: float) -> Scene:
     most = 2 if progress < 0.08 else 3 if progress < 0.25 or rng.random() < 0.7 else MAX_SHAPES
-    return sample_scene(rng, shapes=(1, most))
+    return sample_scene(rng, shapes=(1, most), alike=rng.random() < alike)
 
 
 def _without_picture(talk: list[Exchange]) -> list[Exchange]:

@@ -134,9 +134,20 @@ def rng_for(split: str, *key: int) -> random.Random:
 
 
 def sample_scene(
-    rng: random.Random, kind: SceneKind | None = None, shapes: tuple[int, int] = (1, MAX_SHAPES)
+    rng: random.Random,
+    kind: SceneKind | None = None,
+    shapes: tuple[int, int] = (1, MAX_SHAPES),
+    *,
+    alike: bool = False,
 ) -> Scene:
-    """Draw a scene at random; `shapes` bounds the number of shapes, both ends included."""
+    """Draw a scene at random.
+
+    Args:
+        rng: where chance comes from.
+        kind: what it shows; by default now this, now that.
+        shapes: bounds the number of shapes, both ends included.
+        alike: whether all have one outline, so that only their colours tell them apart.
+    """
     if kind is None:
         kinds: tuple[SceneKind, ...] = ("shapes", "digit", "blank", "noise")
         kind = rng.choices(kinds, (84, 10, 2, 4))[0]
@@ -151,7 +162,7 @@ def sample_scene(
     colours = [colour for colour in COLOURS if _stands_out(colour, background)]
     if kind == "digit":
         return Scene(kind, background, rgb, glyph=_sample_glyph(rng, colours), aspect=aspect)
-    items = _sample_items(rng, colours, rng.randint(*shapes), aspect)
+    items = _sample_items(rng, colours, rng.randint(*shapes), aspect, alike)
     return Scene(kind, background, rgb, items=items, aspect=aspect)
 
 
@@ -178,13 +189,15 @@ def _sample_glyph(rng: random.Random, colours: list[str]) -> Glyph:
 
 
 def _sample_items(
-    rng: random.Random, colours: list[str], count: int, aspect: float
+    rng: random.Random, colours: list[str], count: int, aspect: float, alike: bool
 ) -> tuple[Item, ...]:
     # With few colours and shapes in a picture, "how many red ones" and "is there a red circle"
     # cannot be answered from the colour or the shape alone.
     few = rng.random() < 0.35
     palette = rng.sample(colours, 2) if few else colours
     outlines = rng.sample(SHAPES, 2) if few and rng.random() < 0.7 else SHAPES
+    if alike:
+        outlines = [rng.choice(SHAPES)]
     items: list[Item] = []
     for _ in range(40 * count):
         if len(items) == count:

@@ -59,7 +59,7 @@ def main() -> None:
         minutes=options.minutes_whole, seed=options.seed, batch=options.batch_whole,
         length=options.length, learning_rate=options.rate_whole, dtype=dtype,
         curriculum_from=0.5 if options.start else 0.0, more=dict(options.more),
-        chinese=options.chinese,
+        chinese=options.chinese, alike=options.alike,
     )  # fmt: skip
     print(f"wrote {options.out}")
 
@@ -77,6 +77,10 @@ def _parser() -> argparse.ArgumentParser:
         help="ask these kinds that much more often in stage B",
     )  # fmt: skip
     add("--chinese", type=float, default=0.35, help="share of Chinese conversations in stage B")
+    add(
+        "--alike", type=float, default=0.0,
+        help="share of pictures in stage B whose shapes differ in colour only",
+    )  # fmt: skip
     add("--minutes-tower", type=float, default=16, help="length of stage A")
     add("--minutes-whole", type=float, default=45, help="length of stage B")
     add("--seed", type=int, default=0)

@@ -47,16 +47,19 @@ def train_whole(
     curriculum_from: float = 0.0,
     more: Mapping[str, float] | None = None,
     chinese: float = 0.35,
+    alike: float = 0.0,
     save_every: float = 4.0,
 ) -> None:
     """Train `network` in place, giving all weights to `save` every `save_every` minutes.
 
     `curriculum_from` in [0, 1] skips the first part of the curriculum, for a network that knows
-    its basics; `more` holds factors for how often kinds of questions come up, and `chinese` is the
-    share of Chinese conversations.
+    its basics; `more` holds factors for how often kinds of questions come up, `chinese` is the
+    share of Chinese conversations, and `alike` that of pictures whose shapes have one outline.
     """
     weights = MasterWeights((network, heads), dtype)
-    make = functools.partial(conversation_batches, tokenizer_file, length, more or {}, chinese)
+    make = functools.partial(
+        conversation_batches, tokenizer_file, length, more or {}, chinese, alike
+    )
     started = saved = time.monotonic()
     step, smooth = 0, 0.0
     with stream(make, seed, batch) as batches:
