@@ -106,7 +106,7 @@ def refuse_too_many(conversation: Conversation, model: str, most: int | None) ->
         len(conversation.images),
         model,
         "this one",
-        "The pictures before are still in it: leave the new one away, or ask a fresh question."
+        "The pictures before are still in it: leave the new one out, or ask a fresh question."
         if stayed and latest.images
         else "Ask about them one after the other, or join them into one picture.",
     )
@@ -139,7 +139,7 @@ def refuse_thinking(request: Request, model: str, thinks: bool | None) -> None:
     if request.sampling.thinking:
         raise OptionError(
             f"{model} does not think before it answers.",
-            "Leave thinking away (of a setting: %config Glm4v.thinking = None).",
+            "Leave thinking out (of a setting: %config Glm4v.thinking = None).",
         )
     partial = request.conversation.partial
     if partial is not None and partial.thinking and not partial.text:

@@ -211,7 +211,9 @@ def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
                 did_you_mean(name, known) or f"There are {', '.join(sorted(known))}.",
             )
     if rest:
-        raise OptionError(f"%{parser.prog} does not take {' '.join(rest)!r}.")
+        raise OptionError(
+            f"%{parser.prog} does not take {' '.join(rest)!r}.", f"See %{parser.prog}?"
+        )
     return arguments
 
 

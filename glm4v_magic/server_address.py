@@ -89,7 +89,7 @@ def read_address(text: str) -> str:
         # Not shown: the part before the @ is a secret.
         raise OptionError(
             f"The address of the server at {host} holds a user name or password.",
-            f"Leave it away, and put a key into the environment variable {API_KEY}.",
+            f"Leave it out, and put a key into the environment variable {API_KEY}.",
         )
     if not host or parts.query or parts.fragment or re.search(r"\s", text):
         raise OptionError(

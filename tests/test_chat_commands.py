@@ -295,6 +295,7 @@ class TestCommands:
         for name in ("cats", "dogs", "owls"):
             ask("One?", f"--chat {name}")
         assert "There was no chat cat. Did you mean cats?" in run("%glm4v reset cat")
+        assert "%glm4v reset --all" in run("%glm4v reset all")
         assert "Forgotten: owls." in run("%glm4v reset")
         assert "Forgotten: cats." in run("%glm4v reset cats")
         assert "not both" in run("%glm4v reset dogs --all", fails=True)

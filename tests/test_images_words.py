@@ -196,9 +196,29 @@ class TestWordsThatNameNothing:
         message = error_of(resolve_images, ["zzzz"], {"x": 1})
         assert message == f"zzzz: neither a variable nor a file in {folder}."
 
+    @pytest.mark.parametrize("word", ["$photo", "{photo}", "{{photo}}"])
+    def test_a_variable_is_written_bare(self, word, folder):
+        assert error_of(resolve_images, [word], {"photo": 1}) == (
+            f"{word}: no such file in {folder}. The variable is written photo."
+        )
+
+    @pytest.mark.parametrize("words", [["my", "own", "cat.png"], ["my\\", "own\\", "cat.png"]])
+    def test_a_name_with_spaces_goes_in_quotes(self, words, folder):
+        assert "quotes" not in error_of(resolve_images, ["red.png", *words], {})
+        (folder / "my own cat.png").write_bytes(png(RED))
+        message = error_of(resolve_images, ["red.png", *words, "red.png"], {})
+        assert message.endswith('A name with spaces goes in quotes: "my own cat.png".')
+
+    @pytest.mark.parametrize("word", ["www.example.org/cat.jpg", "example.org/cat.jpg"])
+    def test_an_address_without_its_scheme(self, word, folder):
+        message = error_of(resolve_images, [word], {})
+        assert message.endswith("A web address begins with https://.")
+        assert "https" not in error_of(resolve_images, ["nowhere/cat.jpg"], {})
+        assert "https" not in error_of(resolve_images, ["red.png/cat.jpg"], {})
+
     def test_a_folder_says_what_it_holds(self):
         assert error_of(resolve_images, ["photos"], {}) == (
-            "photos is a folder. It holds *.png (2), *.jpg (1)."
+            "photos is a folder. It holds *.png (2), *.jpg (1). The option --over asks about each."
         )
 
     def test_a_folder_without_pictures(self, folder):

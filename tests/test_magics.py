@@ -266,6 +266,10 @@ def test_an_option_asks_for_help(run, option):
     assert run(f"%glm4v plan GLM-4V-9B {option}") == run("%glm4v help plan")
 
 
+def test_a_question_mark_asks_for_help(run):
+    assert run("%glm4v ?") == run("%glm4v help")
+
+
 def test_help_in_quotes_is_a_value(run):
     shown = run('%glm4v preview "Hi" --system "-h"')
     assert "Hi" in shown
@@ -320,6 +324,7 @@ ERRORS = [
     ("%%glm4v cat.png\n", "the cell body is empty"),
     ("%glm4v lod", "Did you mean load or unload?"),
     ("%glm4v cat.png", '%glm4v ask cat.png "the question"'),
+    ('%glm4v "Is it a cat?"', 'To ask on one line: %glm4v ask "Is it a cat?"'),
     ("%glm4v --seed 3", "needs a command before its options"),
     ("%glm4v load no/such/folder", "no/such/folder"),
     ("%glm4v load empty_folder", "config.json"),
@@ -328,6 +333,8 @@ ERRORS = [
     ("%glm4v load wrong_config", "config.json"),
     ("%glm4v load cat.png", "is a file"),
     ("%glm4v load a b", "does not take 'b'"),
+    ("%glm4v load 127.0.0.1:8000", "The address of a server begins with http://."),
+    ("%glm4v config temperature 0", "does not take '0'. See %glm4v config?"),
     ("%glm4v load --dtype int3", "Unknown dtype 'int3'"),
     ("%glm4v unload now", "does not take 'now'"),
     ("%glm4v help hlp", "Did you mean help?"),

@@ -451,7 +451,7 @@ class TestWhatGoesWrong:
     def test_a_sampling_value_that_not_every_server_takes(self, session, server):
         server.answer(CHAT, response({"detail": "Unexpected: top_k"}, "422 Unprocessable Entity"))
         assert refused(session.ask, "Q?", top_k=3).endswith(
-            "Unexpected: top_k. Not every server takes top_k; leave it away."
+            "Unexpected: top_k. Not every server takes top_k; leave it out."
         )
         assert "Not every" not in refused(session.ask, "Q?", top_p=0.5)
 
@@ -624,7 +624,7 @@ class TestThinking:
         server.answer(CHAT, response({"error": "extra fields"}, "400 Bad Request"))
         said = refused(session.ask, "Q?", thinking=False, top_k=3)
         assert said.endswith(
-            "extra fields. Not every server takes top_k and thinking; leave it away."
+            "extra fields. Not every server takes top_k and thinking; leave it out."
         )
 
     def test_a_corrected_answer_has_its_own(self, session, server):
@@ -714,7 +714,7 @@ class TestThinking:
         self.stopped(session, server, *thinking("Hm"))
         server.answer(MODELS, models("m", glm4v_magic={"thinks": False}))
         session.load(server.url, timeout=9)
-        on = "m does not think before it answers. Leave thinking away (of a setting: %config"
+        on = "m does not think before it answers. Leave thinking out (of a setting: %config"
         assert refused(session.ask, "Q?", kind=OptionError, thinking=True).startswith(on)
         said = refused(session.map, "{{item}}", ["a"], kind=OptionError, thinking=True)
         assert said.startswith(on)

@@ -167,7 +167,7 @@ def test_a_bad_picture_is_refused_before_anything_is_loaded(tmp_path):
 
 
 def test_a_model_in_this_process_does_not_think(loaded):
-    said = "does not think before it answers. Leave thinking away"
+    said = "does not think before it answers. Leave thinking out"
     for session in (loaded, Session()):  # known before it is loaded
         with pytest.raises(OptionError, match=said):
             session.ask("What?", thinking=True, model="demo")

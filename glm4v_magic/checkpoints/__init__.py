@@ -7,6 +7,7 @@ package may rely on is `Checkpoint`. Resolving checks files and imports no torch
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,5 +188,7 @@ def _searched(text: str, folder: Path) -> str:
     parent = folder.parent
     siblings = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
     similar = did_you_mean(folder.name, [*siblings, DEMO])
+    if re.match(r"[\w.-]+:\d+(/|$)", text):
+        return f"{where} The address of a server begins with http://."
     hint = similar or "Give a folder, the id of a downloaded repository, or 'demo'."
     return f"{where} {hint}"

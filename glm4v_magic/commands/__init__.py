@@ -51,7 +51,7 @@ def run(context: Context, words: list[str], names: Mapping[str, Any]) -> Answer 
     if not words:
         words = ["status"]
     name, rest = words[0], words[1:]
-    if asks_for_help(words[:1]):
+    if asks_for_help(words[:1]) or name == "?":
         name, rest = "help", []
     elif name in COMMANDS and asks_for_help(rest):
         name, rest = "help", [name]
@@ -63,11 +63,18 @@ def run(context: Context, words: list[str], names: Mapping[str, Any]) -> Answer 
     if command is None:
         raise OptionError(
             f"%glm4v has no command {name!r}.",
-            did_you_mean(name, COMMANDS)
-            or f'To ask about a picture: a cell "%%glm4v {name}" with the question on the next '
-            f'line, or %glm4v ask {name} "the question".',
+            did_you_mean(name, COMMANDS) or _how_to_ask(name),
         )
     return command(context, parse(command, rest), names)
+
+
+def _how_to_ask(word: str) -> str:
+    if " " in word:
+        return f'To ask on one line: %glm4v ask "{word}", with a picture before the question.'
+    return (
+        f'To ask about a picture: a cell "%%glm4v {word}" with the question on the next line, '
+        f'or %glm4v ask {word} "the question".'
+    )
 
 
 @takes("glm4v help", argument("command", nargs="?", help="One of the commands."), DEBUG)

@@ -256,7 +256,7 @@ def typed_question(arguments: Namespace, text: str) -> str:
         if text.strip():
             raise OptionError(
                 "There is a question in the cell, and another in --file.",
-                "Empty the cell below its first line, or leave --file away.",
+                "Empty the cell below its first line, or leave --file out.",
             )
         return read_prompt(arguments.file)
     if arguments.follow_up and not text.strip():

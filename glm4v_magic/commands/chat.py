@@ -98,6 +98,8 @@ def reset(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
         show(line_bundle(f"Forgotten: {', '.join(map(chat_name, gone))}."))
     elif arguments.chat:
         hint = did_you_mean(arguments.chat, known)
+        if arguments.chat.lower() == "all":
+            hint = "To forget all of them: %glm4v reset --all."
         show(line_bundle(f"There was no chat {chat_name(arguments.chat)}. {hint}".rstrip()))
     else:
         show(line_bundle("There was nothing to forget."))

@@ -198,7 +198,7 @@ class ServerEngine:
             names = (*_EXTENSIONS, "thinking")
             sent = [name for name in names if getattr(request.sampling, name) is not None]
             if sent:
-                return f"Not every server takes {' and '.join(sent)}; leave it away."
+                return f"Not every server takes {' and '.join(sent)}; leave it out."
             partial = request.conversation.partial
             if partial is not None and partial.thinking:
                 return (

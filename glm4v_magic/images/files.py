@@ -49,7 +49,8 @@ def from_file(path: Path, source: str, limits: Limits, page: int | None = None) 
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             few = suffixes_in(path)
-            raise ImageError(f"{shown} is a folder.", few or "It holds no pictures.")
+            more = f"{few} The option --over asks about each." if few else "It holds no pictures."
+            raise ImageError(f"{shown} is a folder.", more)
         if not stat.S_ISREG(mode):  # reading a pipe or a device may never end
             raise ImageError(f"{shown} is a device or a pipe, not a picture file.")
         with path.open("rb") as stream:

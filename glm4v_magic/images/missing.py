@@ -35,8 +35,14 @@ def missing(word: str, base: Path, namespace: Mapping[str, object]) -> ImageErro
         return ImageError(f"{shown}: no file in {folder} matches.", suffixes_in(folder))
     folder, name = path_of(word, base).parent, path_of(word, base).name
     if not folder.is_dir():
-        return ImageError(f"{shown}: there is no folder {folder}.")
+        host = word.partition("/")[0].lower()
+        is_host = re.fullmatch(r"([\w-]+\.)+[a-z]{2,}", host) and not host.endswith(SUFFIXES)
+        hint = "A web address begins with https://." if is_host else ""
+        return ImageError(f"{shown}: there is no folder {folder}.", hint)
     variables = [each for each, value in namespace.items() if _may_be_meant(each, value)]
+    bare = word.strip("${} ")
+    if bare != word and bare in variables:
+        return ImageError(f"{shown}: no such file in {folder}.", f"The variable is written {bare}.")
     start = re.match(r"\w*", word)[0]  # type: ignore[index]  # it matches anything
     if "/" in word or not namespace or word.lower().endswith(SUFFIXES):
         hint = did_you_mean(name, entries(folder))

@@ -43,9 +43,23 @@ def resolve_images(
         ImageError: for the first word that gives no picture.
     """
     folder = Path.cwd() if base is None else base
-    return tuple(
-        picture for word in words for picture in _resolve(word, namespace, folder, limits, page)
-    )
+    pictures: list[SourcedImage] = []
+    for index, word in enumerate(words):
+        try:
+            pictures += _resolve(word, namespace, folder, limits, page)
+        except ImageError as error:
+            error.hint = _quotes_missing(words, index, folder) or error.hint
+            raise
+    return tuple(pictures)
+
+
+def _quotes_missing(words: Sequence[str], index: int, base: Path) -> str:
+    """Say which words from `index` on are one file, with the spaces that parted them; or ``""``."""
+    for end in range(index + 2, len(words) + 1):
+        name = " ".join(word.rstrip("\\") for word in words[index:end])
+        if exists(name, base):
+            return f'A name with spaces goes in quotes: "{name}".'
+    return ""
 
 
 def _resolve(

@@ -100,7 +100,7 @@ class PlacementOptions:
         if self.reserve is not None and self.reserve < 0:
             raise OptionError(f"The reserve is {self.reserve} GiB, but cannot be negative.")
         if self.quantize is not None and self.offload:
-            raise OptionError("Quantised layers cannot be offloaded.", "Leave one of them away.")
+            raise OptionError("Quantised layers cannot be offloaded.", "Leave one of them out.")
 
     @property
     def workload(self) -> Workload:
@@ -236,7 +236,7 @@ def _refuse_options_of_a_plan(options: PlacementOptions) -> None:
         if getattr(options, name) != defaults[name]:
             raise OptionError(
                 f"{name} is for making a plan, but a device map is given.",
-                "Leave one of them away.",
+                "Leave one of them out.",
             )
 
 
@@ -292,7 +292,7 @@ def _usable(description: str | None) -> tuple[GPU, ...]:
         there = "none" if not found else f"only {len(found)}"
         raise GPUDescriptionError(
             f"{description!r} describes {len(described)} GPU(s), but torch sees {there} here.",
-            "Leave --gpus away to load; %glm4v plan and %glm4v check work for any description.",
+            "Leave --gpus out to load; %glm4v plan and %glm4v check work for any description.",
         )
     return tuple(_both(one, card) for one, card in zip(described, found, strict=False))
 
@@ -318,7 +318,7 @@ def _both(described: GPU, found: GPU | None) -> GPU:
         raise GPUDescriptionError(
             f"cuda:{found.index} ({found.name}) has {found.total_bytes / _GIB:.1f} GiB, not "
             f"{described.total_bytes / _GIB:.1f} GiB.",
-            "Describe it as it is, or leave --gpus away.",
+            "Describe it as it is, or leave --gpus out.",
         )
     return replace(found, free_bytes=min(described.total_bytes, found.usable_bytes))
 
