@@ -419,7 +419,7 @@ def test_a_run_goes_on_from_a_checkpoint(
     saved = torch.load(tmp_path / "heads.pt", weights_only=True)
     assert torch.equal(saved["cell.weight"], heads.cell.weight)
     before, after = load_network(folder), load_network(tmp_path)
-    assert after.transformer.embedding.word_embeddings.num_embeddings == 448
+    assert after.transformer.embedding.word_embeddings.num_embeddings == 416
     for name, weight in before.transformer.vision.state_dict().items():
         assert torch.equal(after.transformer.vision.state_dict()[name], weight), name
     known, now = (Tokenizer.load(path / "tokenizer.model") for path in (folder, tmp_path))
