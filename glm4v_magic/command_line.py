@@ -201,7 +201,7 @@ def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
         arguments: Namespace
         arguments, rest = parser.parse_known_intermixed_args(_joined(parser, words))
     except UsageError as error:
-        raise OptionError(f"{_capitalised(str(error))}.", f"See %{parser.prog}?") from None
+        raise OptionError(f"{_capitalised(str(error))}.", _help_of(parser)) from None
     for word in rest:
         name = word.partition("=")[0]
         if name.startswith("-"):
@@ -211,10 +211,14 @@ def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
                 did_you_mean(name, known) or f"There are {', '.join(sorted(known))}.",
             )
     if rest:
-        raise OptionError(
-            f"%{parser.prog} does not take {' '.join(rest)!r}.", f"See %{parser.prog}?"
-        )
+        raise OptionError(f"%{parser.prog} does not take {' '.join(rest)!r}.", _help_of(parser))
     return arguments
+
+
+def _help_of(parser: MagicArgumentParser) -> str:
+    # IPython's own `%glm4v plan?` would show the help of `%plan`.
+    magic, *command = parser.prog.split()
+    return f"See %{' '.join([magic, 'help', *command])}."
 
 
 def _joined(parser: MagicArgumentParser, words: list[str]) -> list[str]:

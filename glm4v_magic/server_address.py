@@ -13,6 +13,7 @@ __all__ = [
     "API_KEY",
     "ServerAddress",
     "is_address",
+    "is_address_without_scheme",
     "is_loopback",
     "read_address",
     "refuse_address",
@@ -48,6 +49,11 @@ class ServerAddress:
 def is_address(name: str) -> bool:
     """Tell a server from a folder or a repository: it begins with ``http://`` or ``https://``."""
     return _SCHEME.match(name) is not None
+
+
+def is_address_without_scheme(name: str) -> bool:
+    """Tell what must be meant as a server: ``127.0.0.1:8000``, with or without a path."""
+    return re.match(r"[\w.-]+:\d+(/|$)", name) is not None
 
 
 def refuse_address(name: str) -> None:

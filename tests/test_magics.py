@@ -334,7 +334,7 @@ ERRORS = [
     ("%glm4v load cat.png", "is a file"),
     ("%glm4v load a b", "does not take 'b'"),
     ("%glm4v load 127.0.0.1:8000", "The address of a server begins with http://."),
-    ("%glm4v config temperature 0", "does not take '0'. See %glm4v config?"),
+    ("%glm4v config temperature 0", "does not take '0'. See %glm4v help config."),
     ("%glm4v load --dtype int3", "Unknown dtype 'int3'"),
     ("%glm4v unload now", "does not take 'now'"),
     ("%glm4v help hlp", "Did you mean help?"),

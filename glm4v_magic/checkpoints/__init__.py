@@ -7,7 +7,6 @@ package may rely on is `Checkpoint`. Resolving checks files and imports no torch
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from glm4v_magic.checkpoints.files import read_json
 from glm4v_magic.errors import CheckpointError, OptionError, did_you_mean
-from glm4v_magic.server_address import refuse_address
+from glm4v_magic.server_address import is_address_without_scheme, refuse_address
 
 if TYPE_CHECKING:
     import torch
@@ -185,10 +184,10 @@ def _searched(text: str, folder: Path) -> str:
     where = "no such folder, and not in the hub cache."
     if text.lower() in map(str.lower, PUBLISHED):
         return f"{where} {_ONLY_PLANNED}"
+    if is_address_without_scheme(text):
+        return f"{where} The address of a server begins with http://."
     parent = folder.parent
     siblings = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
     similar = did_you_mean(folder.name, [*siblings, DEMO])
-    if re.match(r"[\w.-]+:\d+(/|$)", text):
-        return f"{where} The address of a server begins with http://."
     hint = similar or "Give a folder, the id of a downloaded repository, or 'demo'."
     return f"{where} {hint}"
