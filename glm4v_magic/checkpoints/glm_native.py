@@ -119,16 +119,21 @@ class NativeArchitecture:
         import torch
         from transformers import AutoConfig, AutoModelForImageTextToText
 
-        try:
-            config = AutoConfig.for_model(**self._nested)
-            with torch.device("meta"):
-                model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
-        except Exception as error:  # its checks raise half a dozen unrelated types
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise CheckpointError(
-                f"transformers cannot build {self.name} from its configuration ({reason})."
-            ) from error
-        return model.to(getattr(torch, dtype)).eval()
+        from glm4v_magic.checkpoints.torch_state import torch_state_kept
+
+        with torch_state_kept():
+            try:
+                config = AutoConfig.for_model(**self._nested)
+                with torch.device("meta"):
+                    model = AutoModelForImageTextToText.from_config(
+                        config, attn_implementation="sdpa"
+                    )
+            except Exception as error:  # its checks raise half a dozen unrelated types
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise CheckpointError(
+                    f"transformers cannot build {self.name} from its configuration ({reason})."
+                ) from error
+            return model.to(getattr(torch, dtype)).eval()
 
     def prompt_inputs(self, images: int, text_tokens: int, batch: int = 1) -> dict[str, Tensor]:
         """Make ids, types, mask, pixels and grids of a prompt; pictures come first in their row."""

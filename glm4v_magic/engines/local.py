@@ -22,6 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from glm4v_magic.checkpoints import Checkpoint, Loaded, LoadProgress
 from glm4v_magic.checkpoints.reading import forget_locals
+from glm4v_magic.checkpoints.torch_state import torch_state_kept
 from glm4v_magic.conversation import FinishReason, Generation, Request, Sampling, Usage
 from glm4v_magic.engines import EngineInfo
 from glm4v_magic.engines.batched import RowCollector, processors_for
@@ -43,6 +44,7 @@ from glm4v_magic.virtual_gpus import active
 __all__ = ["LocalEngine", "load"]
 
 
+@torch_state_kept()
 def load(
     checkpoint: Checkpoint,
     placement: Placement | None = None,
@@ -68,14 +70,12 @@ def load(
     short: str | None = None
     try:
         engine = _load(checkpoint, placement, recorder or ActivityRecorder(), on_progress)
-    except (RuntimeError, MemoryError) as error:
-        forget_locals(error)
-        if not is_out_of_memory(error):
-            raise
-        short = str(error)
     except BaseException as error:
         forget_locals(error)
-        raise
+        if is_out_of_memory(error):
+            short = str(error)
+        else:
+            raise
     finally:
         _release_memory()
     if engine is None:
@@ -226,9 +226,14 @@ class LocalEngine:
         inputs, room = self._prepare(request)
         config = generation_config(self.defaults, sampling, room)
         seed = _seed(sampling) if config.do_sample else None
-        with _forked_rng(seed, self._gpus()), _peaks(self._gpus()) as peaks:
+        with _peaks(self._gpus()) as peaks:
             try:
-                with _without_gradients(), self._recording():
+                with (
+                    torch_state_kept(),
+                    _forked_rng(seed, self._gpus()),
+                    _without_gradients(),
+                    self._recording(),
+                ):
                     self.model.generate(**inputs, generation_config=config, streamer=streamer)
             except KeyboardInterrupt as interrupt:
                 forget_locals(interrupt)
@@ -310,7 +315,7 @@ class LocalEngine:
         device = inputs["input_ids"].device if active() is None else "cpu"
         processors = processors_for(config, [width - length for length in lengths], seeds, device)
         try:
-            with _peaks(gpus), _without_gradients(), self._recording():
+            with torch_state_kept(), _peaks(gpus), _without_gradients(), self._recording():
                 self.model.generate(
                     **inputs,
                     generation_config=config,

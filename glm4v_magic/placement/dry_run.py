@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import PurePath
@@ -220,12 +221,14 @@ def _measure(
     import torch
     from transformers import GenerationConfig
 
+    from glm4v_magic.checkpoints.torch_state import torch_state_kept
     from glm4v_magic.placement.dispatch import dispatch, dispatch_like_accelerate
     from glm4v_magic.virtual_gpus import VirtualGPUs
 
     model.generation_config = GenerationConfig(do_sample=False, eos_token_id=None, pad_token_id=0)
     endless = [_ENDLESS] * (max(card.index for card in cards) + 1)
-    with VirtualGPUs(endless, values="none", on_mismatch="collect") as gpus, torch.no_grad():
+    virtual = VirtualGPUs(endless, values="none", on_mismatch="collect")
+    with closing(virtual), torch_state_kept(), virtual as gpus, torch.no_grad():
         gpus.without_data(model)
         if placement.kind == "auto":
             dispatch_like_accelerate(model, placement.weights)

@@ -125,9 +125,13 @@ class VirtualGPUs:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        undo, self._undo = self._undo, None
-        if undo is not None:
-            undo.close()
+        self.close()
+
+    def close(self) -> None:
+        """End the block; where an interrupt kept it from ending, this goes on with the rest."""
+        if self._undo is not None:
+            self._undo.close()
+            self._undo = None
 
     @property
     def devices(self) -> tuple[torch.device, ...]:

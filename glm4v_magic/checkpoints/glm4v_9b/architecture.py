@@ -48,12 +48,14 @@ class Glm4v9bArchitecture:
 
         from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
         from glm4v_magic.checkpoints.glm4v_9b.modeling import Glm4v9bForConditionalGeneration
+        from glm4v_magic.checkpoints.torch_state import torch_state_kept
 
         config = Glm4v9bConfig.from_dict(self.config)
         config._attn_implementation = "sdpa"
-        with torch.device("meta"):
-            model = Glm4v9bForConditionalGeneration(config)
-        return model.to(getattr(torch, dtype)).eval()
+        with torch_state_kept():
+            with torch.device("meta"):
+                model = Glm4v9bForConditionalGeneration(config)
+            return model.to(getattr(torch, dtype)).eval()
 
     def prompt_inputs(self, images: int, text_tokens: int, batch: int = 1) -> dict[str, Tensor]:
         """Make ids, mask and pixels of a prompt; a picture comes first in its row."""
