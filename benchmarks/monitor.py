@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from decoding import DecodeClock
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from larger import write_larger
@@ -73,10 +74,13 @@ def watching(context: Any, runs: int, tokens: int, name: str, checkpoint: str) -
     session.load(checkpoint)
     session._engine.defaults.eos_token_id = None  # always the asked number of tokens
 
+    timer = DecodeClock(session._engine.model)
+
     def answer() -> float:
-        start = time.perf_counter()
-        session.ask("What is this?", max_tokens=tokens, temperature=0)
-        return time.perf_counter() - start
+        _, decoding = timer.time(
+            lambda: session.ask("What is this?", max_tokens=tokens, temperature=0)
+        )
+        return decoding
 
     def watched(work: Callable[[], Any]) -> tuple[Any, float]:
         """What `work` returns, and which part of a core the monitor took meanwhile."""
@@ -110,7 +114,7 @@ def watching(context: Any, runs: int, tokens: int, name: str, checkpoint: str) -
     print(f"watching, {name}, {tokens} tokens, {runs} answers each: median")
     print(f"  of one core: {idle:.2%} idle, {statistics.median(shares):.2%} during a call")
     for state, values in times.items():
-        print(f"  {state:8s} {tokens / statistics.median(values):8.1f} tokens/s")
+        print(f"  {state:8s} {timer.steps / statistics.median(values):8.1f} tokens/s")
     print(f"  {describe(times['closed'], times['open'])}", flush=True)
 
 

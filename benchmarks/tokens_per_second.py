@@ -13,32 +13,37 @@ each token. The embedded model takes about 2 ms for a token, which nobody's larg
 that the first weighs most with it. A second model, written here with random weights in the same
 layout, takes tens of milliseconds on a CPU core. The lines of each:
 
+decode
+    tokens/s as the line below an answer gives it: of the tokens after the first
+shown
+    what part of that time goes into handing out and showing the text, timed directly
 cell
     tokens/s of the whole call, all that is said above included
 call
-    what one token takes: that and the tower are what comes before the answer
-decode
-    tokens/s of all tokens after the first: how fast the answer is written
+    what a call takes besides the decoding
 """
 
 from __future__ import annotations
 
 import argparse
+import operator
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from decoding import DecodeClock
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from larger import write_larger
 from ratios import describe
 
 from glm4v_magic.conversation import Conversation, Message, Sampling
-from glm4v_magic.engines.local import generation_config
+from glm4v_magic.engines.local import TokenTextStreamer, generation_config
 from glm4v_magic.images import resolve_images
 
 PICTURE = Path(__file__).parent.parent / "notebooks" / "shapes.png"
@@ -72,11 +77,23 @@ def whole_cell(shell: InteractiveShell, tokens: int) -> Callable[[], None]:
     return run
 
 
-def seconds(side: Callable[[], None], clock: Callable[[], float]) -> float:
-    """Time one call."""
-    start = clock()
-    side()
-    return clock() - start
+def share_shown(cell: Callable[[], None], clock: DecodeClock, runs: int) -> float:
+    """Return the part of a cell's decoding that its streamer takes, from ids to the screen."""
+    put = TokenTextStreamer.put
+    spent: list[float] = []
+
+    def timed(streamer: TokenTextStreamer, value: torch.Tensor) -> None:
+        start = clock.clock()
+        put(streamer, value)
+        spent.append(clock.clock() - start)
+
+    shares = []
+    with patch.object(TokenTextStreamer, "put", timed):
+        for _ in range(runs):
+            spent.clear()
+            _, decoding = clock.time(cell)
+            shares.append(sum(spent) / decoding)
+    return statistics.median(shares)
 
 
 def compare(
@@ -87,44 +104,43 @@ def compare(
     runs: int,
     clock: Callable[[], float],
 ) -> None:
-    """Print the three lines of one model."""
+    """Print the lines of one model."""
     engine.defaults.eos_token_id = None  # always the asked number of tokens
-    sides = {
-        "cell": whole_cell(shell, tokens),
-        "bare": bare_generate(engine, tokens),
-        "cell, one token": whole_cell(shell, 1),
-        "bare, one token": bare_generate(engine, 1),
-    }
+    timer = DecodeClock(engine.model, clock)
+    sides = {"cell": whole_cell(shell, tokens), "bare": bare_generate(engine, tokens)}
     for call in sides.values():
         call()  # the first of each is not counted
-    times: dict[str, list[float]] = {side: [] for side in sides}
+    whole: dict[str, list[float]] = {side: [] for side in sides}
+    decoding: dict[str, list[float]] = {side: [] for side in sides}
     for run in range(runs):
         # Each side comes first as often: what drifts meanwhile weighs on both.
         for side in list(sides) if run % 2 else reversed(sides):
-            times[side].append(seconds(sides[side], clock))
-    middle = {side: statistics.median(taken) for side, taken in times.items()}
+            seconds, steps = timer.time(sides[side])
+            whole[side].append(seconds)
+            decoding[side].append(steps)
 
-    def speeds(cell: float, bare: float, count: int) -> str:
-        return f"{count / cell:8.1f} tokens/s, generate {count / bare:8.1f}"
+    def line(times: dict[str, list[float]], count: int) -> str:
+        cell, bare = (count / statistics.median(times[side]) for side in ("cell", "bare"))
+        return (
+            f"{cell:8.1f} tokens/s, generate {bare:8.1f}   {describe(times['bare'], times['cell'])}"
+        )
 
     size = engine.model.num_parameters() / 1e6
     print(f"{name}, {size:.1f} million parameters, {tokens} tokens, {runs} runs each")
-    whole = speeds(middle["cell"], middle["bare"], tokens)
-    print(f"  cell    {whole}   {describe(times['bare'], times['cell'])}")
-    first = [1e3 * middle[f"{side}, one token"] for side in ("cell", "bare")]
-    print(f"  call    {first[0]:8.1f} ms,       generate {first[1]:8.1f}")
+    print(f"  decode  {line(decoding, timer.steps)}")
+    print(f"  shown   {share_shown(sides['cell'], timer, min(runs, 9)):8.2%}")
+    print(f"  cell    {line(whole, tokens)}")
     cell, bare = (
-        [both - one for both, one in zip(times[side], times[f"{side}, one token"], strict=True)]
+        1e3 * statistics.median(map(operator.sub, whole[side], decoding[side]))
         for side in ("cell", "bare")
     )
-    rest = speeds(statistics.median(cell), statistics.median(bare), tokens - 1)
-    print(f"  decode  {rest}   {describe(bare, cell)}", flush=True)
+    print(f"  call    {cell:8.1f} ms,       generate {bare:8.1f}", flush=True)
 
 
 def main() -> None:
     """Print tokens per second of both sides and the ratio of each pair of runs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--runs", type=int, default=61)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--checkpoint", help="this one only, instead of the two")
     parser.add_argument(
@@ -144,7 +160,7 @@ def main() -> None:
             write_larger(Path(temporary))
         for name in [arguments.checkpoint] if arguments.checkpoint else ["demo", *names]:
             session.load(names.get(name, name))
-            runs = -(-arguments.runs // 3) if name == "larger" else arguments.runs
+            runs = -(-arguments.runs // 6) if name == "larger" else arguments.runs
             compare(name, shell, session._engine, arguments.tokens, runs, clock)
             session.unload()
 

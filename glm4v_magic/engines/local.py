@@ -7,6 +7,7 @@ out of `generate`. A worker thread would go on computing after the interrupt.
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import secrets
 import time
@@ -422,7 +423,7 @@ def generation_config(base: GenerationConfig, sampling: Sampling, room: int) -> 
         sampling: what was asked.
         room: how many tokens fit behind the prompt.
     """
-    config: GenerationConfig = GenerationConfig.from_dict(base.to_dict())
+    config = copy.deepcopy(base)
     config.max_length = None
     config.max_new_tokens = min(sampling.max_tokens, room)
     if sampling.temperature is not None:
