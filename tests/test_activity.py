@@ -197,6 +197,47 @@ def test_without_a_watcher_nothing_is_noted():
     assert asked == []
 
 
+def test_hooks_are_on_for_a_few_steps_after_each_reading():
+    """What passes without them is of no share; until more is known, what was known stays."""
+    clock = Clock()
+    model, recorder = Model(clock), watched(clock)
+    noted, seen = [], []
+
+    def step(shares=True):
+        model.first.seconds, model.second.seconds = (2, 4) if shares else (0, 0)
+        noted.append(bool(hooks(model)))
+        model(torch.ones(1))
+        recorder.step()
+
+    with recording(recorder, model):
+        for _ in range(6):
+            step()
+        for _ in range(2):
+            seen.append(recorder.read(is_busy=True))
+        step(shares=False)
+        seen.append(recorder.read(is_busy=True))
+        for _ in range(2):
+            step(shares=False)
+        seen.append(recorder.read(is_busy=True))
+    assert noted == [True] * 4 + [False] * 3 + [True] * 2
+    assert seen[0] == seen[1] == seen[2]
+    assert [part.share for part in seen[0].parts] == [0.6, 0.3]
+    assert [part.share for part in seen[3].parts] == [0.75]  # the head, and a second of no part
+    recorder.step()
+    assert hooks(model) == []
+
+
+def test_a_model_whose_steps_are_long_keeps_its_hooks():
+    clock = Clock()
+    model, recorder = Model(clock), watched(clock)
+    with recording(recorder, model):
+        for _ in range(12):
+            assert hooks(model)
+            model(torch.ones(1))
+            recorder.read(is_busy=True)
+            recorder.step()
+
+
 def test_nobody_reads_for_long_and_memory_does_not_grow():
     clock, model = Clock(), Model(Clock())
     recorder = watched(clock)

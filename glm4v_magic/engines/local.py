@@ -132,14 +132,21 @@ class TokenTextStreamer(BaseStreamer):
     Args:
         tokenizer: of the model.
         on_text: takes each piece.
+        on_step: called after each token.
         carries_on: whether the text goes on with what was said before, whitespace included.
     """
 
     def __init__(
-        self, tokenizer: Any, on_text: Callable[[str], None], *, carries_on: bool = False
+        self,
+        tokenizer: Any,
+        on_text: Callable[[str], None],
+        on_step: Callable[[], None] | None = None,
+        *,
+        carries_on: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.on_text = on_text
+        self.on_step = on_step
         self.ids: list[int] = []
         self.times: list[float] = []
         self._stream = DecodeStream(skip_special_tokens=True)
@@ -155,6 +162,8 @@ class TokenTextStreamer(BaseStreamer):
             self.ids.append(token)
             self.times.append(time.perf_counter())
             self._emit(self._stream.step(self.tokenizer._tokenizer, token))
+        if self.on_step is not None:
+            self.on_step()
 
     def _emit(self, piece: str | None) -> None:
         # The model begins an answer with a newline, which belongs to the prompt's form.
@@ -208,7 +217,10 @@ class LocalEngine:
     ) -> Generation:
         """Answer `request`; see `engines.Engine.generate`. None of these models thinks."""
         streamer = TokenTextStreamer(
-            self.processor.tokenizer, on_text, carries_on=bool(request.conversation.unfinished)
+            self.processor.tokenizer,
+            on_text,
+            self._recorder.step,
+            carries_on=bool(request.conversation.unfinished),
         )
         try:
             return self._generate(request, streamer)
@@ -309,7 +321,11 @@ class LocalEngine:
                 self._finish(requests[row], lengths[row], ids, times, start, reason, seed, peaks),
             )
 
-        rows = RowCollector(limits, _ends(config), finish, on_step)
+        def step() -> None:
+            self._recorder.step()
+            on_step()
+
+        rows = RowCollector(limits, _ends(config), finish, step)
         started.append(rows)
         width = inputs["input_ids"].shape[1]
         # Virtual GPUs draw from the CPU's state.

@@ -5,6 +5,10 @@ the layers of a card, norm and head. Hooks on its first and its last module note
 ends, and do nothing else. Whoever shows it reads a few times a second what share of the time since
 the last reading each part took: a single step is over long before a picture of it is drawn.
 
+Hooks cost microseconds where Python runs cold code, and a small model takes no more than two
+thousand of them for a token. So they stay for a few steps after each reading and are off until the
+next, which slows no answer; a model whose steps are long keeps them.
+
 Hooks run on the host. On the CPU and on virtual GPUs the work is done there too, so shares are of
 the work itself. A real card works behind the host: the host queues operations, runs ahead, and
 waits where it needs a result. Shares then tell where the host spent its time and not what a card
@@ -31,7 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["ActivePart", "Activity", "ActivityRecorder", "ModelPart", "model_parts"]
 
 _LEAST = 0.05  # of the time: a part below it worked too briefly to be worth a look
-_MOST_NOTES = 20_000  # a second of the smallest model; without a reader the oldest are dropped
+_MOST_NOTES = 20_000  # without a reader the oldest are dropped
+_NOTED_STEPS = 4  # after each reading
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,8 +83,8 @@ def model_parts(plan: Plan, shape: ModelShape) -> tuple[ModelPart, ...]:
     )
 
 
-# What runs when no part does: sampling, text, masks; and what does outside of calls.
-_BETWEEN, _REST = ModelPart("", "between parts"), ModelPart("", "rest")
+# What runs when no part does: sampling, text, masks; steps without hooks; outside of calls.
+_BETWEEN, _UNSEEN, _REST = (ModelPart("", name) for name in ("between parts", "unseen", "rest"))
 
 
 class ActivityRecorder:
@@ -102,6 +107,10 @@ class ActivityRecorder:
         self._parts: tuple[ModelPart, ...] = ()
         self._is_queued = False
         self._hooks: list[Any] = []
+        self._modules: dict[str, Any] | None = None  # of the model whose call runs
+        self._steps = 0  # noted since the last reading
+        self._is_read = False  # since the step before
+        self._latest = Activity()
         self._reading = threading.Lock()
         self._now, self._since = _REST, clock()
 
@@ -123,12 +132,30 @@ class ActivityRecorder:
             return
         try:
             self._parts, self._is_queued = parts(), is_queued
-            self._hook(dict(model.named_modules()))
-            self._notes.append((self._clock(), _BETWEEN))
+            self._modules, self._steps = dict(model.named_modules()), 0
+            self._hook()
             yield
         finally:
             self._notes.append((self._clock(), _REST))
+            self._modules = None
             self._unhook()
+
+    def step(self) -> None:
+        """Take note that a step is done: hooks go when enough is noted, and come when it is read.
+
+        Called by the engine between two forwards.
+        """
+        if self._modules is None:
+            return
+        if self._is_read:
+            self._is_read, self._steps = False, 0
+            if not self._hooks:
+                self._hook()
+        elif self._hooks:
+            self._steps += 1
+            if self._steps >= _NOTED_STEPS:
+                self._notes.append((self._clock(), _UNSEEN))
+                self._unhook()
 
     def read(self, *, is_busy: bool) -> Activity:
         """Return what worked since the last reading.
@@ -145,28 +172,30 @@ class ActivityRecorder:
             now = self._clock()
             spent[self._now] += now - self._since
             self._since = now
+            self._is_read = True
             if not is_busy:
                 self._now = _REST
             if self._now is _REST:
                 return Activity()
+            unseen = spent.pop(_UNSEEN, None)
             in_call = sum(seconds for part, seconds in spent.items() if part is not _REST)
-            return Activity(
-                tuple(
-                    ActivePart(part.device, part.name, round(spent[part] / in_call, 2))
-                    for part in self._parts
-                    if part is self._now or spent[part] > _LEAST * in_call
-                )
-                if in_call
-                else (),
-                self._is_queued,
+            seen = tuple(
+                ActivePart(part.device, part.name, round(spent[part] / in_call, 2))
+                for part in self._parts
+                if in_call and (part is self._now or spent[part] > _LEAST * in_call)
             )
+            if seen or unseen is None:
+                self._latest = Activity(seen, self._is_queued)
+            return self._latest
 
-    def _hook(self, modules: dict[str, Any]) -> None:
+    def _hook(self) -> None:
+        modules = self._modules or {}
         for part in self._parts:
             present = [modules[name] for name in part.modules if name in modules]
             if present:
                 self._hooks.append(present[0].register_forward_pre_hook(self._noting(part)))
                 self._hooks.append(present[-1].register_forward_hook(self._noting(_BETWEEN)))
+        self._notes.append((self._clock(), _BETWEEN))
 
     def _noting(self, part: ModelPart) -> Callable[..., None]:
         clock, note = self._clock, self._notes.append
