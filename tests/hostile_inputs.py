@@ -485,7 +485,7 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
             ("plan GLM-4V-9B --gpus 2x16GiB --context 0", "context is 0, but must be at least 1."),
             (
                 "plan GLM-4V-9B --gpus 2x16GiB --max-memory 1,2,3",
-                "max_memory has 3 sizes, but there are 2 GPU(s).",
+                "max_memory has 3 sizes for 2 GPUs.",
             ),
             ("patch", "The following arguments are required: FOLDER."),
         ),
@@ -530,7 +530,7 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
             ("load tiny --gpus 0x16GiB", "'0x16GiB' has a count below one."),
             ("load tiny --gpus 3x-1GiB", "'3x-1GiB' has a size below one."),
             ("load tiny --gpus nonsense", "Cannot read 'nonsense' in 'nonsense'."),
-            ("load tiny --gpus 1x1KiB", "'1x1KiB' describes 1 GPU(s), but torch sees none here."),
+            ("load tiny --gpus 1x1KiB", "'1x1KiB' describes 1 GPU, but torch sees none here."),
             ("load tiny --gpus ''", "The description of the GPUs is empty."),
             ("plan tiny --gpus x", "Cannot read 'x' in 'x'."),
             ("plan tiny --gpus 2x", "Cannot read '2x' in '2x'."),

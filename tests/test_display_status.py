@@ -10,13 +10,13 @@ from glm4v_magic.conversation import Answer, Usage
 from glm4v_magic.display.progress import loaded_line, loading_line, progress_bundle
 from glm4v_magic.display.status import status_bundle, status_rows
 from glm4v_magic.display.text import (
-    counted,
     printable,
     readable_bytes,
     readable_count,
     readable_seconds,
 )
 from glm4v_magic.engines import EngineInfo
+from glm4v_magic.wording import counted
 
 INFO = EngineInfo(
     model="glm-4v-9b",

@@ -132,7 +132,7 @@ def test_cards_that_are_too_small():
     card = report.overfull[1]
     assert card.short_bytes == card.total_bytes - 256 * MIB > 256 * MIB
     assert report.fullest.fullness > 2
-    assert report.verdict() == "It would not run: 2 card(s) too small."
+    assert report.verdict() == "It would not run: 2 cards too small."
     assert "cuda:1 needs 0.50 GiB and has 0.25, so 0.25 GiB are short" in report.findings()[1]
 
 
@@ -157,7 +157,7 @@ def test_modules_of_a_map_that_wait_in_host_memory_visit_the_card_of_the_embeddi
     assert hops(report)["cpu", "cuda:1"].decode_bytes == head
     assert ("cpu", "cuda:0") not in hops(report)
     assert report.works
-    assert report.text().endswith("1 module(s) wait in host memory, first lm_head.")
+    assert report.text().endswith("1 module waits in host memory, first lm_head.")
 
 
 def test_a_plan_with_offloading_is_the_same_from_a_file(tmp_path):
@@ -183,7 +183,7 @@ def test_every_option_changes_what_runs(model):
     run = partial(dry_run, model, "2x1GiB", decode_steps=1)
     one = run(text_tokens=20)
     assert one.works
-    assert one.title().endswith("with 1 picture(s), then 1 decode step(s)")
+    assert one.title().endswith("with 1 picture, then 1 decode step")
 
     more = dry_run(model, "2x1GiB", text_tokens=20, decode_steps=2)
     assert more.prompt_tokens == one.prompt_tokens

@@ -183,7 +183,7 @@ def test_a_second_turn_can_reuse_the_cache_of_the_first(loaded):
 
 def test_mismatch_of_pictures_and_ids_is_explained(loaded):
     inputs = loaded.processor([golden.conversation("image_text")])
-    with pytest.raises(ValueError, match=r"2 picture\(s\) of 6 visual tokens"):
+    with pytest.raises(ValueError, match="2 pictures with 6 visual tokens each"):
         loaded.model(
             input_ids=inputs["input_ids"],
             pixel_values=inputs["pixel_values"].repeat(2, 1, 1, 1),

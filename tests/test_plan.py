@@ -451,7 +451,7 @@ def test_json_that_is_no_plan(text: str, message: str) -> None:
 def test_text_table() -> None:
     found = plan(SHAPE, parse_gpus("2xA100-40GB"), Workload(context=2048), objective="fewest")
     lines = found.text().splitlines()
-    assert lines[0] == "GLM-4V-9B, bfloat16, 2,048 positions, 1 picture(s), batch of 1"
+    assert lines[0] == "GLM-4V-9B, bfloat16, 2,048 positions, 1 picture, batch of 1"
     assert " ".join(lines[2].split()) == "weights cache activ. other total of full units"
     assert lines[3].split()[:3] == ["cuda:0", "A100", "25.90"]
     assert lines[3].endswith("vision, embedding, layer.0-39, head")

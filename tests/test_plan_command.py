@@ -47,7 +47,7 @@ def test_a_page_has_the_picture_the_numbers_and_each_note_once(shell):
 def test_other_models_are_planned_too(run, model):
     shown = run(f"%glm4v plan {model} --gpus 8x80GiB --context 256 --images 0")
     assert shown.startswith(model.partition("/")[2] or model)
-    assert "256 positions, 0 picture(s)" in shown
+    assert "256 positions, 0 pictures" in shown
 
 
 def test_a_folder_and_the_model_in_use(run, tiny, tmp_path):

@@ -10,7 +10,6 @@ from glm4v_magic.display import MimeBundle
 from glm4v_magic.display.markdown import literal, safe_markdown
 from glm4v_magic.display.pace import Pace
 from glm4v_magic.display.text import (
-    counted,
     json_text,
     pixels,
     printable,
@@ -18,6 +17,7 @@ from glm4v_magic.display.text import (
     readable_seconds,
 )
 from glm4v_magic.display.thinking import folded, tail_html, tail_lines, thought_line
+from glm4v_magic.wording import counted
 
 __all__ = ["LiveAnswer", "answer_bundle", "draft_bundle", "footnotes", "usage_line"]
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from glm4v_magic.display import MimeBundle
 from glm4v_magic.display.picture import data_uri
-from glm4v_magic.display.text import counted, json_text, printable, readable_seconds
+from glm4v_magic.display.text import json_text, printable, readable_seconds
+from glm4v_magic.wording import counted
 
 if TYPE_CHECKING:
     from glm4v_magic.answered import AnsweredRow, Progress

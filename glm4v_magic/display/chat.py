@@ -8,8 +8,9 @@ from html import escape
 from glm4v_magic.conversation import Conversation, Message
 from glm4v_magic.display import MimeBundle
 from glm4v_magic.display.markdown import literal, safe_markdown
-from glm4v_magic.display.text import counted, pixels, printable
+from glm4v_magic.display.text import pixels, printable
 from glm4v_magic.display.thinking import folded, thought_line
+from glm4v_magic.wording import counted
 
 __all__ = ["chat_name", "chats_bundle", "history_bundle"]
 

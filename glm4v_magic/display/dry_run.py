@@ -50,7 +50,7 @@ def dry_run_html(report: DryRunReport) -> str:
         )
     if report.offloaded:
         names = "".join(f"<li>{safe(name)}</li>" for name in report.offloaded)
-        summary = f"{len(report.offloaded)} module(s) wait in host memory"
+        summary = report.waiting()
         parts.append(f"<details><summary>{summary}</summary><ul>{names}</ul></details>")
     return f'<div class="glm4v-dry-run">{STYLE}{"".join(parts)}</div>'
 

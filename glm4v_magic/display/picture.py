@@ -10,7 +10,8 @@ from html import escape
 from typing import TYPE_CHECKING, Protocol
 
 from glm4v_magic.display import MimeBundle
-from glm4v_magic.display.text import counted, pixels, printable
+from glm4v_magic.display.text import pixels, printable
+from glm4v_magic.wording import counted
 
 if TYPE_CHECKING:
     import PIL.Image

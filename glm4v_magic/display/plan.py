@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from glm4v_magic.display import MimeBundle
 from glm4v_magic.display.bars import safe, table
-from glm4v_magic.display.text import counted, printable
+from glm4v_magic.display.text import printable
+from glm4v_magic.wording import counted
 
 if TYPE_CHECKING:
     from glm4v_magic.placement.stages import Plan, Stage

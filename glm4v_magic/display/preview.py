@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from glm4v_magic.display import MimeBundle
 from glm4v_magic.display.picture import make_thumbnail, strip_bundle
-from glm4v_magic.display.text import counted, printable
+from glm4v_magic.display.text import printable
+from glm4v_magic.wording import counted
 
 if TYPE_CHECKING:
     from glm4v_magic.images import SourcedImage

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from glm4v_magic.conversation import Answer
 from glm4v_magic.display import MimeBundle
 from glm4v_magic.display.answer import usage_line
-from glm4v_magic.display.text import counted, printable, readable_bytes, readable_count
+from glm4v_magic.display.text import printable, readable_bytes, readable_count
 from glm4v_magic.placement.stages import gib, span
+from glm4v_magic.wording import counted
 
 if TYPE_CHECKING:
     from glm4v_magic.engines import EngineInfo

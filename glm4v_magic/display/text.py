@@ -6,7 +6,6 @@ import json
 import re
 
 __all__ = [
-    "counted",
     "json_text",
     "pixels",
     "printable",
@@ -29,11 +28,6 @@ def json_text(value: object, indent: int | None = None) -> str:
     """Return JSON with its letters as they are; half a character is none that can be shown."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def counted(number: int, noun: str) -> str:
-    """Return ``1 token``, ``1,602 tokens``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def readable_bytes(number: int) -> str:

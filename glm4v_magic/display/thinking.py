@@ -10,7 +10,8 @@ import textwrap
 
 from glm4v_magic.conversation import Usage
 from glm4v_magic.display.markdown import literal
-from glm4v_magic.display.text import counted, printable, readable_seconds
+from glm4v_magic.display.text import printable, readable_seconds
+from glm4v_magic.wording import counted
 
 __all__ = ["folded", "tail_html", "tail_lines", "thought_line"]
 

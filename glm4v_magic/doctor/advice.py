@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from glm4v_magic.display.text import counted, readable_bytes
+from glm4v_magic.display.text import readable_bytes
 from glm4v_magic.doctor.facts import Facts
 from glm4v_magic.doctor.finding import Finding
 from glm4v_magic.errors import DoesNotFitError
@@ -20,6 +20,7 @@ from glm4v_magic.placement.decision import CPU_DTYPE
 from glm4v_magic.placement.plan import Plan, plan
 from glm4v_magic.placement.search import Task, best_split, offloaded_split
 from glm4v_magic.placement.stages import Stage
+from glm4v_magic.wording import counted
 
 __all__ = ["REVIEWED_FROM", "fit", "review"]
 

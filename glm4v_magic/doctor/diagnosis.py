@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
-from glm4v_magic.display.text import counted, readable_bytes
+from glm4v_magic.display.text import readable_bytes
 from glm4v_magic.doctor.advice import fit, review
 from glm4v_magic.doctor.facts import Facts
 from glm4v_magic.doctor.finding import Finding
@@ -13,6 +13,7 @@ from glm4v_magic.doctor.software import software
 from glm4v_magic.gpu_spec import GPU
 from glm4v_magic.placement.costs import Workload, price
 from glm4v_magic.placement.gpus import FoundGPU
+from glm4v_magic.wording import counted
 
 __all__ = ["diagnose"]
 

@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from glm4v_magic.errors import OptionError, did_you_mean
+from glm4v_magic.wording import counted
 
 __all__ = [
     "CARD_OVERHEAD",
@@ -241,7 +242,8 @@ def cache_entries(shape: ModelShape, workload: Workload) -> int:
         )
     if context < workload.images * shape.picture_positions:
         raise OptionError(
-            f"A context of {context:,} positions is too short for {workload.images} picture(s), "
+            f"A context of {context:,} positions is too short for "
+            f"{counted(workload.images, 'picture')}, "
             f"which take {shape.picture_positions:,} positions each."
         )
     return context + workload.images * (shape.visual_tokens - shape.picture_positions)

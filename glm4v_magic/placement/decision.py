@@ -29,6 +29,7 @@ from glm4v_magic.placement.gpus import find_gpus
 from glm4v_magic.placement.plan import plan
 from glm4v_magic.placement.search import Objective
 from glm4v_magic.placement.stages import Plan
+from glm4v_magic.wording import counted
 
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints.architecture import Architecture
@@ -164,7 +165,9 @@ def make_plan(
     """
     most = architecture.max_images
     if most is not None and options.images > most:
-        raise OptionError(f"{architecture.name} takes {most} picture(s), not {options.images}.")
+        raise OptionError(
+            f"{architecture.name} takes {counted(most, 'picture')}, not {options.images}."
+        )
     if gpus is None:
         gpus = gpus_here() if options.gpus is None else parse_gpus(options.gpus)
     workload = options.workload
@@ -291,7 +294,8 @@ def _usable(description: str | None) -> tuple[GPU, ...]:
     if len(described) > len(found):
         there = "none" if not found else f"only {len(found)}"
         raise GPUDescriptionError(
-            f"{description!r} describes {len(described)} GPU(s), but torch sees {there} here.",
+            f"{description!r} describes {counted(len(described), 'GPU')}, "
+            f"but torch sees {there} here.",
             "Leave --gpus out to load; %glm4v plan and %glm4v check work for any description.",
         )
     return tuple(_both(one, card) for one, card in zip(described, found, strict=False))
@@ -337,7 +341,7 @@ def _capped(gpus: Sequence[GPU], max_memory: float | tuple[float, ...] | None) -
         sizes *= len(gpus)
     if len(sizes) != len(gpus):
         raise OptionError(
-            f"max_memory has {len(sizes)} sizes, but there are {len(gpus)} GPU(s).",
+            f"max_memory has {counted(len(sizes), 'size')} for {counted(len(gpus), 'GPU')}.",
             "Give one number, or one for each card.",
         )
     return tuple(

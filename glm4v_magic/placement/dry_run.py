@@ -30,6 +30,7 @@ from glm4v_magic.placement.device_map import (
 from glm4v_magic.placement.dry_run_report import CardUse, DryRunReport, HopUse, MixedDevices
 from glm4v_magic.placement.plan import plan
 from glm4v_magic.placement.stages import Plan
+from glm4v_magic.wording import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -131,8 +132,9 @@ def dry_run(
     cache_entries(shape, work)
     if context <= others:
         raise OptionError(
-            f"A context of {context:,} positions has no room for text beside {images} picture(s) "
-            f"and {decode_steps} decode step(s), which take {others:,} positions."
+            f"A context of {context:,} positions has no room for text beside "
+            f"{counted(images, 'picture')} and {counted(decode_steps, 'decode step')}, "
+            f"which take {others:,} positions."
         )
     return _run(architecture, shape, cards, device_map, work, context - others, decode_steps)
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 
 from glm4v_magic.errors import DeviceMapError, DoesNotFitError, PlacementError
 from glm4v_magic.placement.stages import gib
+from glm4v_magic.wording import counted
 
 __all__ = ["CardUse", "DryRunReport", "HopUse", "MixedDevices"]
 
@@ -248,8 +249,14 @@ class DryRunReport:
         rows = f", batch of {self.batch}" if self.batch > 1 else ""
         return (
             f"{self.model}, {self.dtype}, {placed}: a prompt of {self.prompt_tokens:,} tokens with "
-            f"{self.images} picture(s){rows}, then {self.decode_steps} decode step(s)"
+            f"{counted(self.images, 'picture')}{rows}, "
+            f"then {counted(self.decode_steps, 'decode step')}"
         )
+
+    def waiting(self) -> str:
+        """Say how many modules are offloaded."""
+        count = len(self.offloaded)
+        return f"{counted(count, 'module')} wait{'s' if count == 1 else ''} in host memory"
 
     def verdict(self) -> str:
         """How it went, as one line."""
@@ -259,8 +266,8 @@ class DryRunReport:
                 f"It would run; the fullest card is {card.device} ({card.fullness:.0%}). One token "
                 f"takes {self.gpu_copies()[1]} copies for {self.decode_hops} hops."
             )
-        short = f"{len(self.overfull)} card(s) too small" if self.overfull else ""
-        mixed = f"{len(self.problems)} operation(s) refused" if self.problems else ""
+        short = f"{counted(len(self.overfull), 'card')} too small" if self.overfull else ""
+        mixed = f"{counted(len(self.problems), 'operation')} refused" if self.problems else ""
         return "It would not run: " + " and ".join(part for part in (mixed, short) if part) + "."
 
     def card_rows(self) -> list[tuple[str, ...]]:
@@ -293,8 +300,7 @@ class DryRunReport:
         if self.copies:
             lines += ["", "copies", *_aligned(self.copy_rows())]
         if self.offloaded:
-            count = len(self.offloaded)
-            lines += ["", f"{count} module(s) wait in host memory, first {self.offloaded[0]}."]
+            lines += ["", f"{self.waiting()}, first {self.offloaded[0]}."]
         return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from glm4v_magic.errors import DeviceMapError, OptionError
 from glm4v_magic.placement.costs import Workload
+from glm4v_magic.wording import counted
 
 __all__ = ["Plan", "Stage", "gib", "span"]
 
@@ -179,7 +180,7 @@ class Plan:
         """The plan as a table, sizes in GiB."""
         w = self.workload
         title = f"{self.model}, {w.dtype}" + (f" in {w.quantize}" if w.quantize else "")
-        title += f", {w.context:,} positions, {w.images} picture(s), batch of {w.batch}"
+        title += f", {w.context:,} positions, {counted(w.images, 'picture')}, batch of {w.batch}"
         rows = self.card_rows()
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
         lines = [

@@ -24,6 +24,7 @@ from glm4v_magic.checkpoints.glm4v_9b import weights
 from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
 from glm4v_magic.checkpoints.glm4v_9b.text import SHARED_ARGUMENTS, TextModel
 from glm4v_magic.checkpoints.glm4v_9b.vision import VisionTower
+from glm4v_magic.wording import counted
 
 __all__ = ["Glm4v9bForConditionalGeneration", "Glm4v9bModel", "positions", "visual_span"]
 
@@ -141,8 +142,9 @@ class Glm4v9bModel(Glm4v9bPreTrainedModel):
         complete = int(span.sum()) == pictures * visual_tokens
         if not complete or not bool((ends == self.config.eoi_token_id).all()):
             raise ValueError(
-                f"{pictures} picture(s) of {visual_tokens} visual tokens were given, but the ids "
-                f"hold {int(span.sum())} ids for pictures; let the processor write them."
+                f"The pixels are of {counted(pictures, 'picture')} with {visual_tokens} visual "
+                f"tokens each, but the ids hold {int(span.sum())} ids for pictures; let the "
+                "processor write them."
             )
         mask = span.to(inputs_embeds.device).unsqueeze(-1)
         return inputs_embeds.masked_scatter(
