@@ -6,10 +6,13 @@ import contextlib
 
 import pytest
 import torch
+from conftest import TINY
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
+from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.torch_state import torch_state_kept
+from glm4v_magic.placement.dry_run import dry_run
 from glm4v_magic.virtual_gpus import VirtualGPUs, active
 
 
@@ -123,3 +126,12 @@ def test_virtual_gpus_whose_end_was_interrupted_end_when_closed(monkeypatch):
     with VirtualGPUs("1x1GiB"):
         assert torch.ones(1, device="cuda:0").is_cuda
     gpus.close()  # once more does nothing
+
+
+def test_a_dry_run_ends_its_virtual_gpus_however_it_is_interrupted(monkeypatch):
+    before = state()
+    monkeypatch.setattr(VirtualGPUs, "__exit__", lambda *_: interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        dry_run(architecture(str(TINY)), "2x1GiB", text_tokens=8, decode_steps=1)
+    assert active() is None
+    assert state() == before

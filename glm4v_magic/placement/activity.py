@@ -126,7 +126,9 @@ class ActivityRecorder:
                 of a module (a weight may be placed by itself) is passed over.
             is_queued: see `Activity`.
         """
-        self._unhook()  # what an interrupt may have left of the call before
+        # What an interrupt may have left of the call before.
+        self._modules = None
+        self._unhook()
         if not self.is_watched:
             yield
             return

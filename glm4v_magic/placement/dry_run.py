@@ -230,7 +230,7 @@ def _measure(
     model.generation_config = GenerationConfig(do_sample=False, eos_token_id=None, pad_token_id=0)
     endless = [_ENDLESS] * (max(card.index for card in cards) + 1)
     virtual = VirtualGPUs(endless, values="none", on_mismatch="collect")
-    with closing(virtual), torch_state_kept(), virtual as gpus, torch.no_grad():
+    with torch_state_kept(), closing(virtual), virtual as gpus, torch.no_grad():
         gpus.without_data(model)
         if placement.kind == "auto":
             dispatch_like_accelerate(model, placement.weights)
