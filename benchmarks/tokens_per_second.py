@@ -14,7 +14,7 @@ that the first weighs most with it. A second model, written here with random wei
 layout, takes tens of milliseconds on a CPU core. The lines of each:
 
 decode
-    tokens/s as the line below an answer gives it: of the tokens after the first
+    tokens/s of the steps after the first: what the line below an answer gives
 shown
     what part of that time goes into handing out and showing the text, timed directly
 cell

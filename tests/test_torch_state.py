@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.checkpoints.torch_state import torch_state_kept
 from glm4v_magic.placement.dry_run import dry_run
+from glm4v_magic.torch_state import torch_state_kept
 from glm4v_magic.virtual_gpus import VirtualGPUs, active
 
 

@@ -119,7 +119,7 @@ class NativeArchitecture:
         import torch
         from transformers import AutoConfig, AutoModelForImageTextToText
 
-        from glm4v_magic.checkpoints.torch_state import torch_state_kept
+        from glm4v_magic.torch_state import torch_state_kept
 
         with torch_state_kept():
             try:

@@ -23,7 +23,6 @@ from transformers.generation.streamers import BaseStreamer
 
 from glm4v_magic.checkpoints import Checkpoint, Loaded, LoadProgress
 from glm4v_magic.checkpoints.reading import forget_locals
-from glm4v_magic.checkpoints.torch_state import torch_state_kept
 from glm4v_magic.conversation import FinishReason, Generation, Request, Sampling, Usage
 from glm4v_magic.engines import EngineInfo
 from glm4v_magic.engines.batched import RowCollector, processors_for
@@ -40,6 +39,7 @@ from glm4v_magic.placement.costs import Workload
 from glm4v_magic.placement.decision import Placement
 from glm4v_magic.placement.dispatch import dispatch
 from glm4v_magic.placement.plan import plan
+from glm4v_magic.torch_state import torch_state_kept
 from glm4v_magic.virtual_gpus import active
 
 __all__ = ["LocalEngine", "load"]

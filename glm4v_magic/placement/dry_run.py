@@ -223,8 +223,8 @@ def _measure(
     import torch
     from transformers import GenerationConfig
 
-    from glm4v_magic.checkpoints.torch_state import torch_state_kept
     from glm4v_magic.placement.dispatch import dispatch, dispatch_like_accelerate
+    from glm4v_magic.torch_state import torch_state_kept
     from glm4v_magic.virtual_gpus import VirtualGPUs
 
     model.generation_config = GenerationConfig(do_sample=False, eos_token_id=None, pad_token_id=0)

@@ -48,7 +48,7 @@ class Glm4v9bArchitecture:
 
         from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
         from glm4v_magic.checkpoints.glm4v_9b.modeling import Glm4v9bForConditionalGeneration
-        from glm4v_magic.checkpoints.torch_state import torch_state_kept
+        from glm4v_magic.torch_state import torch_state_kept
 
         config = Glm4v9bConfig.from_dict(self.config)
         config._attn_implementation = "sdpa"
