@@ -16,7 +16,6 @@ import torch
 from torch.overrides import _get_current_function_mode_stack
 from torch.overrides import _pop_mode as _pop_function_mode
 from torch.overrides import _push_mode as _push_function_mode
-from torch.utils import _device
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils._python_dispatch import _pop_mode as _pop_dispatch_mode
 from torch.utils._python_dispatch import _push_mode as _push_dispatch_mode
@@ -37,7 +36,7 @@ def torch_state_kept() -> Iterator[None]:
     """
     outer = sys.exception()
     dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
-    device, random_state = _device.CURRENT_DEVICE, torch.get_rng_state()
+    random_state = torch.get_rng_state()
     function_modes = _get_current_function_mode_stack()
     dispatch_modes = _get_current_dispatch_mode_stack()
     try:
@@ -55,7 +54,6 @@ def torch_state_kept() -> Iterator[None]:
             _pop_dispatch_mode,
             _push_dispatch_mode,
         )
-        _device.CURRENT_DEVICE = device
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(gradients)
         torch.set_rng_state(random_state)

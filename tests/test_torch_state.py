@@ -57,7 +57,6 @@ def state():
     return (
         torch.get_default_dtype(),
         torch.get_default_device(),
-        torch.utils._device.CURRENT_DEVICE,
         torch.is_grad_enabled(),
         torch.get_rng_state().tolist(),
         _get_current_function_mode_stack(),
