@@ -36,6 +36,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # Into build/site. Every warning, such as a dead link, is an error; not so with --quiet.
 docs: $(INSTALLED)

@@ -1,9 +1,9 @@
-"""Rows per second of a prompt mapped over pictures, several rows at once against one by one.
+"""Rows per second of a prompt mapped over images, several rows at once against one by one.
 
     python benchmarks/batch.py [--batch-size N] [--rows N] [--runs N] [--checkpoint FOLDER]
 
-Both sides ask the same question about the same pictures greedily, in turn in one process: reading
-the pictures, writing the prompts, tower, decoder and bookkeeping. The answers are compared.
+Both sides ask the same question about the same images greedily, in turn in one process: reading
+the images, writing the prompts, tower, decoder and bookkeeping. The answers are compared.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from ratios import describe
 
 from glm4v_magic import Session
 
-QUESTION = "Describe the picture."
+QUESTION = "Describe the image."
 SIZE = 112
 
 
-def pictures(rows: int) -> list[Image.Image]:
-    """Draw one circle in each of `rows` pictures, all different."""
+def images(rows: int) -> list[Image.Image]:
+    """Draw one circle in each of `mapping.items` images, all different."""
     drawn = []
     for row in range(rows):
         colour = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(row / rows, 1, 0.9))
-        picture = Image.new("RGB", (SIZE, SIZE), "white")
+        image = Image.new("RGB", (SIZE, SIZE), "white")
         left, top = 10 + row % 4 * 12, 10 + row // 4 % 4 * 12
-        ImageDraw.Draw(picture).ellipse((left, top, left + 40, top + 40), fill=colour)
-        drawn.append(picture)
+        ImageDraw.Draw(image).ellipse((left, top, left + 40, top + 40), fill=colour)
+        drawn.append(image)
     return drawn
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     session = Session().load(arguments.checkpoint)
-    asked = pictures(arguments.rows)
+    asked = images(arguments.rows)
 
     def side(batch_size: int) -> tuple[float, list[str]]:
         start = time.perf_counter()
@@ -55,7 +55,7 @@ def main() -> None:
     answers = [side(size)[1] for size in sizes]  # the first call of each is not counted
     same = sum(one == other for one, other in zip(*answers, strict=True))
     pairs = [[side(size)[0] for size in sizes] for _ in range(arguments.runs)]
-    print(f"{arguments.checkpoint}, {arguments.rows} pictures, {arguments.runs} runs each: median")
+    print(f"{arguments.checkpoint}, {arguments.rows} images, {arguments.runs} runs each: median")
     for size, seconds in zip(sizes, zip(*pairs, strict=True), strict=True):
         speed = arguments.rows / statistics.median(seconds)
         print(f"  --batch-size {size:<3d} {speed:8.1f} rows/s")

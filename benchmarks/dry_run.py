@@ -3,7 +3,7 @@
     python benchmarks/dry_run.py [MODEL] [--gpus 8x16GiB] [--map plan|auto|FILE] [--report]
 
 In a fresh interpreter; the libraries are imported first and do not count. Target for GLM-4V-9B on
-eight cards: 10 s and 600 MiB for the whole process beyond its imports. The memory is the most that
+eight GPUs: 10 s and 600 MiB for the whole process beyond its imports. The memory is the most that
 was resident at any moment (getrusage), less what was resident after the imports.
 """
 
@@ -15,7 +15,7 @@ import resource
 import sys
 import time
 
-HEAVY = ("torch", "transformers", "accelerate", "glm4v_magic.placement.dispatch")
+HEAVY = ("torch", "transformers", "accelerate", "glm4v_magic.dispatch.hooks")
 
 
 def peak_mib() -> float:
@@ -37,7 +37,7 @@ def main() -> None:
     for name in HEAVY:
         importlib.import_module(name)
     from glm4v_magic.checkpoints.architecture import architecture
-    from glm4v_magic.placement.dry_run import dry_run
+    from glm4v_magic.dry_run.run import dry_run
 
     imports, before = time.perf_counter() - start, peak_mib()
     start = time.perf_counter()

@@ -5,8 +5,8 @@
 Writes a checkpoint of about 2 GB in GLM-4V-9B's own layout (its widths, few layers, weights of
 zero) to a temporary folder, and loads it in a fresh interpreter for each line. Two destinations:
 
-cards
-    virtual GPUs without data: a weight is gone from this computer once it is on its card, as on a
+GPUs
+    virtual GPUs without data: a weight is gone from this computer once it is on its GPU, as on a
     real machine, and every page of it is read on the way, as a real copy does. All that is
     resident beyond the imports is what the load itself keeps.
 cpu
@@ -34,9 +34,9 @@ from pathlib import Path
 from typing import Any
 
 MIB = 2**20
-CARDS = "2x8GiB"
+GPUS = "2x8GiB"
 WAYS = ("plan", "from_pretrained")
-DESTINATIONS = ("cards", "cpu")
+DESTINATIONS = ("GPUs", "cpu")
 
 
 def write_checkpoint(folder: Path, layers: int, shards: int) -> None:
@@ -106,7 +106,7 @@ class Sampler:
 
 
 def read_pages_when_moved(gpus: Any) -> None:
-    """Without data, a virtual card would never look at what it is given."""
+    """Without data, a virtual GPU would never look at what it is given."""
     move = gpus._machine.move
 
     def read_and_move(tensor: Any, *rest: Any, **options: Any) -> Any:
@@ -127,25 +127,26 @@ def load(way: str, destination: str, folder: Path) -> None:
     from glm4v_magic.checkpoints import resolve
     from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
     from glm4v_magic.checkpoints.glm4v_9b.modeling import Glm4v9bForConditionalGeneration
+    from glm4v_magic.core.placement import PlacementOptions
     from glm4v_magic.engines import local
-    from glm4v_magic.placement.decision import Placement, PlacementOptions, decide, make_plan
+    from glm4v_magic.planning.decision import Placement, decide, make_plan
     from glm4v_magic.virtual_gpus import VirtualGPUs
 
     checkpoint = resolve(folder)
-    on_cards = destination == "cards"
-    cards: AbstractContextManager[object] = nullcontext()
-    if on_cards:
-        cards = VirtualGPUs(CARDS, values="none")
-        read_pages_when_moved(cards)
-    dtype = "bfloat16" if on_cards else "float32"
-    plan = make_plan(checkpoint.architecture, PlacementOptions(gpus=CARDS, context=2048))
-    device_map = plan.device_map() if on_cards else None
+    on_gpus = destination == "GPUs"
+    gpus: AbstractContextManager[object] = nullcontext()
+    if on_gpus:
+        gpus = VirtualGPUs(GPUS, values="none")
+        read_pages_when_moved(gpus)
+    dtype = "bfloat16" if on_gpus else "float32"
+    plan = make_plan(checkpoint.architecture, PlacementOptions(gpus=GPUS, context=2048))
+    device_map = plan.device_map() if on_gpus else None
     sampler = Sampler()
-    with sampler, cards:
+    with sampler, gpus:
         start, (rss, anon) = time.perf_counter(), sampler.now()
         if way == "plan":
             placement = Placement(dtype)
-            if on_cards:
+            if on_gpus:
                 placement = decide(checkpoint.architecture, PlacementOptions(context=2048))
             kept: Any = local.load(checkpoint, placement)
         else:

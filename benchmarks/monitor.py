@@ -1,14 +1,14 @@
-"""What the pictures cost: a change in the planning tool, and memory watched during an answer.
+"""What the images cost: a change in the planning tool, and memory watched during an answer.
 
     python benchmarks/monitor.py [--runs N] [--answers N] [--tokens N] [--checkpoint FOLDER]
 
 Planning: for each kind of change to a plan of GLM-4V-9B, the time from a control's new value to the
-finished picture, widgets included. It has to stay below 100 ms, to feel immediate. The time on the
+finished image, widgets included. It has to stay below 100 ms, to feel immediate. The time on the
 processor is given beside it, for machines that do other things meanwhile.
 
 Watching: the processor time of the monitor's thread as a part of one core, idle and during calls;
-tokens per second with a picture of memory open next to none, in turn in one process; and what the
-hooks cost that tell which part of the model is at work, for as long as a picture is open. Without a
+tokens per second with an image of memory open next to none, in turn in one process; and what the
+hooks cost that tell which part of the model is at work, for as long as an image is open. Without a
 checkpoint given, of the embedded model, which takes about 2 ms for a token, and of a larger one
 of random weights, whose tokens take as long as a large model's on a GPU.
 """
@@ -31,18 +31,18 @@ from larger import write_larger
 from ratios import describe
 
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.commands.devices import make_tool
-from glm4v_magic.placement.decision import PlacementOptions
+from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.notebook.commands.devices import make_tool
 
 CHANGES: tuple[tuple[str, str, Any, Any], ...] = (
     ("GPUs", "gpus", "8x16GiB", "24+16+12GiB"),
     ("context", "context", 4096, 8192),
-    ("pictures", "images", 0, 1),
+    ("images", "images", 0, 1),
     ("objective", "objective", "fewest", "balance"),
     ("dtype", "dtype", "float16", "bfloat16"),
     ("quantise", "quantize", "4bit", "no"),
     ("split the tower", "split_vision", True, False),
-    ("pin the tower", "to", "cuda:1", "any card"),
+    ("pin the tower", "to", "cuda:1", "any GPU"),
     ("does not fit, and why", "gpus", "2x9GiB", "4x8GiB"),
     ("offload what does not fit", "offload", True, False),
 )
@@ -84,17 +84,17 @@ def watching(context: Any, runs: int, tokens: int, name: str, checkpoint: str) -
 
     def watched(work: Callable[[], Any]) -> tuple[Any, float]:
         """What `work` returns, and which part of a core the monitor took meanwhile."""
-        from glm4v_magic.widgets.memory import MemoryWidget
+        from glm4v_magic.notebook.widgets.memory import MemoryWidget
 
         with capture_output():
-            picture = MemoryWidget(context.monitor)
-            picture.show()
+            image = MemoryWidget(context.monitor)
+            image.show()
             (thread,) = (t for t in threading.enumerate() if t.name == "glm4v-monitor")
             clock = time.pthread_getcpuclockid(thread.ident or 0)
             before, start = time.clock_gettime(clock), time.perf_counter()
             result = work()
             share = (time.clock_gettime(clock) - before) / (time.perf_counter() - start)
-            picture.close()
+            image.close()
         return result, share
 
     answer()  # the first call is not counted
@@ -122,7 +122,7 @@ def hooks(calls: int = 20_000) -> None:
     """Print the microseconds that a part of the model takes longer to call with hooks."""
     import torch
 
-    from glm4v_magic.placement.activity import ActivityRecorder, ModelPart
+    from glm4v_magic.dispatch.activity import ActivityRecorder, ModelPart
 
     model, x = torch.nn.ModuleDict({"part": torch.nn.Identity()}), torch.ones(1)
 
@@ -147,7 +147,7 @@ def main() -> None:
     """Print all of them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--answers", type=int, default=15, help="with a picture open, and without")
+    parser.add_argument("--answers", type=int, default=15, help="with an image open, and without")
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--checkpoint", help="this one only, instead of the two")
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
 """What transformers' automatic placement does to GLM-4V, beside our plan.
 
-    python benchmarks/placement.py [--cards 2-16] [--markdown | --write docs/automatic-placement.md]
+    python benchmarks/placement.py [--GPUs 2-16] [--markdown | --write docs/automatic-placement.md]
 
 Everything runs on virtual GPUs without data, so that no GPU and no weights are needed: about ten
 minutes on one CPU core. `--write` replaces what stands between the two markers of that page.
@@ -15,23 +15,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.checkpoints.architecture import Architecture, architecture
-from glm4v_magic.errors import DoesNotFitError
-from glm4v_magic.gpu_spec import GPU, parse_gpus
-from glm4v_magic.placement.costs import ModelShape, Workload
-from glm4v_magic.placement.device_map import DeviceMap, automatic, place_of
-from glm4v_magic.placement.dry_run import dry_run
-from glm4v_magic.placement.dry_run_report import DryRunReport
-from glm4v_magic.placement.plan import plan
-from glm4v_magic.placement.stages import Plan, gib
+from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.core.errors import DoesNotFitError
+from glm4v_magic.core.gpu_spec import GPU, parse_gpus
+from glm4v_magic.core.model import Architecture
+from glm4v_magic.core.model_shape import ModelShape, Workload
+from glm4v_magic.core.placement import DeviceMap
+from glm4v_magic.core.plan import Plan, gib
+from glm4v_magic.dry_run.report import DryRunReport
+from glm4v_magic.dry_run.run import dry_run
+from glm4v_magic.planning.device_map import automatic, place_of
+from glm4v_magic.planning.plan import plan
 
 if TYPE_CHECKING:
     from torch import nn
 
 MODELS = ("GLM-4V-9B", "GLM-4.1V-9B-Thinking")
-CARDS = "2-16"
+GPUS = "2-16"
 SIZES = (8, 11, 12, 16, 24, 48, 80)  # GiB
-AMPLE = 80  # GiB: the shape of a split shows where no card is too small
+AMPLE = 80  # GiB: the shape of a split shows where no GPU is too small
 CONTEXT = 8192
 BEGIN = "<!-- printed by benchmarks/placement.py -->"
 END = "<!-- end of what benchmarks/placement.py printed -->"
@@ -70,7 +72,7 @@ class Lab:
             return found, None
         key = tuple(sorted((name, str(place)) for name, place in found.items()))
         if key not in self._automatic:
-            tell(f"{self.model.name}: dry run of the automatic map for {len(gpus)} cards")
+            tell(f"{self.model.name}: dry run of the automatic map for {len(gpus)} GPUs")
             self._automatic[key] = dry_run(self.model, gpus, "auto", context=CONTEXT)
         return found, self._automatic[key]
 
@@ -80,9 +82,9 @@ def tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def equal_cards(lab: Lab, counts: Sequence[int]) -> str:
-    """How both split the model over equal cards, each cell automatic / ours."""
-    head = ("cards", "idle cards", "fullest, GiB", "× best", "copies", "hops", "KiB", "refused")
+def equal_gpus(lab: Lab, counts: Sequence[int]) -> str:
+    """How both split the model over equal GPUs, each cell automatic / ours."""
+    head = ("GPUs", "idle GPUs", "fullest, GiB", "× best", "copies", "hops", "KiB", "refused")
     rows: list[Row] = [head]
     refused: dict[str, list[int]] = {}
     for count in counts:
@@ -90,8 +92,8 @@ def equal_cards(lab: Lab, counts: Sequence[int]) -> str:
         _, found = lab.run_automatic(gpus)
         ours, cut = lab.plan(gpus), lab.plan(gpus, split_vision=True)
         if found is None or ours is None or cut is None:
-            raise AssertionError(f"{count} cards of {AMPLE} GiB are too small")
-        tell(f"{lab.model.name}: dry runs of the plans for {count} cards")
+            raise AssertionError(f"{count} GPUs of {AMPLE} GiB are too small")
+        tell(f"{lab.model.name}: dry runs of the plans for {count} GPUs")
         planned = lab.run(gpus, ours)
         best = planned if cut.device_map() == ours.device_map() else lab.run(gpus, cut)
         least = min(report.fullest.total_bytes for report in (best, planned))
@@ -101,19 +103,19 @@ def equal_cards(lab: Lab, counts: Sequence[int]) -> str:
             where = f"`{problem.module}`, {problem.phase}: `{problem.code}`"
             refused.setdefault(where, []).append(count)
     notes = [
-        f"- {where}: {', '.join(map(str, sorted(set(seen))))} cards"
+        f"- {where}: {', '.join(map(str, sorted(set(seen))))} GPUs"
         for where, seen in refused.items()
     ]
     return "\n".join([markdown_table(rows), *(["", "Refused:", "", *notes] if notes else [])])
 
 
 def measured(report: DryRunReport, least: int) -> Row:
-    """One side of a row of `equal_cards`."""
+    """One side of a row of `equal_gpus`."""
     between = [hop for hop in report.copies if "cpu" not in (hop.source, hop.target)]
     size = sum(hop.decode_bytes for hop in between)
     fullest = report.fullest.total_bytes
     return (
-        str(sum(card.peak_bytes == 0 for card in report.cards)),
+        str(sum(gpu.peak_bytes == 0 for gpu in report.gpus)),
         gib(fullest),
         f"{fullest / least:.2f}",
         str(report.gpu_copies()[1]),
@@ -125,7 +127,7 @@ def measured(report: DryRunReport, least: int) -> Row:
 
 def what_fits(lab: Lab, counts: Sequence[int]) -> Iterator[Row]:
     """Whether the model fits: both, ours only, auto only, or neither."""
-    yield ("cards", *(f"{size} GiB" for size in SIZES))
+    yield ("GPUs", *(f"{size} GiB" for size in SIZES))
     for count in counts:
         cells = []
         for size in SIZES:
@@ -138,12 +140,12 @@ def what_fits(lab: Lab, counts: Sequence[int]) -> Iterator[Row]:
 
 
 def fits_automatically(lab: Lab, gpus: Sequence[GPU]) -> bool:
-    """Whether the automatic map runs: all weights on cards, none overfull, nothing refused."""
+    """Whether the automatic map runs: all weights on GPUs, none overfull, nothing refused."""
     _, report = lab.run_automatic(gpus)
     if report is None or report.problems:
         return False
-    capacity = gpus[0].usable_bytes  # the dry run may have been that of larger cards
-    return all(card.total_bytes <= capacity for card in report.cards)
+    capacity = gpus[0].usable_bytes  # the dry run may have been that of larger GPUs
+    return all(gpu.total_bytes <= capacity for gpu in report.gpus)
 
 
 # The module tree of GLM-4V-9B's own code: names, order and shapes of the published weights.
@@ -154,7 +156,7 @@ TOWER = "transformer.vision"
 
 SITES = {
     "residual": "a border inside a vision layer: its input + the output of its branch",
-    "boi/eoi": "the tower's end on another card than the begin and end vectors",
+    "boi/eoi": "the tower's end on another GPU than the begin and end vectors",
     "GLU": "a border between the two factors of the gated projection",
     "patches": "a border between patches, class token and position table",
 }
@@ -244,7 +246,7 @@ def refused_sites(device_map: Mapping[str, Any], tree: nn.Module) -> list[str]:
 
 def published_code(counts: Sequence[int]) -> Iterator[Row]:
     """What the published code of GLM-4V-9B runs into under its automatic map."""
-    yield ("cards", "first published code", "with the known patch", "idle")
+    yield ("GPUs", "first published code", "with the known patch", "idle")
     tree = published_tree()
     for count in counts:
         found = automatic(tree, parse_gpus(f"{count}x{AMPLE}GiB"))
@@ -273,7 +275,7 @@ def sections(counts: Sequence[int]) -> Iterator[tuple[str, str]]:
     yield "The published code of GLM-4V-9B under its automatic map", published
     for name in MODELS:
         lab = Lab(architecture(name))
-        yield f"{name} on equal cards, automatic / ours", equal_cards(lab, counts)
+        yield f"{name} on equal GPUs, automatic / ours", equal_gpus(lab, counts)
         yield f"Where {name} fits", markdown_table(what_fits(lab, counts))
 
 
@@ -289,11 +291,11 @@ def write_between_markers(page: Path, text: str) -> None:
 def main() -> None:
     """Print the tables, or write them into a page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cards", default=CARDS, help="a number of cards, or a range")
+    parser.add_argument("--GPUs", default=GPUS, help="a number of GPUs, or a range")
     parser.add_argument("--markdown", action="store_true", help="headings as in the page")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="into this page")
     options = parser.parse_args()
-    first, _, last = options.cards.partition("-")
+    first, _, last = options.gpus.partition("-")
     counts = range(int(first), int(last or first) + 1)
 
     parts = []

@@ -3,8 +3,8 @@
     python benchmarks/tokens_per_second.py [--runs N] [--tokens N] [--checkpoint FOLDER]
         [--cpu-time]
 
-Both sides answer the same question about the same picture greedily with the same number of
-tokens. The magic's side is a whole cell in a real shell: parsing, reading the picture, writing the
+Both sides answer the same question about the same image greedily with the same number of
+tokens. The magic's side is a whole cell in a real shell: parsing, reading the image, writing the
 prompt, the tower, the decoder, and the streamed and rendered answer. The bare side is handed
 finished tensors and runs tower and decoder only.
 
@@ -42,18 +42,18 @@ from IPython.utils.capture import capture_output
 from larger import write_larger
 from ratios import describe
 
-from glm4v_magic.conversation import Conversation, Message, Sampling
+from glm4v_magic.core.conversation import Conversation, Message, Sampling
 from glm4v_magic.engines.local import TokenTextStreamer, generation_config
 from glm4v_magic.images import resolve_images
 
-PICTURE = Path(__file__).parent.parent / "notebooks" / "shapes.png"
+IMAGE = Path(__file__).parent.parent / "notebooks" / "shapes.png"
 QUESTION = "What colour is the circle?"
 
 
 def bare_generate(engine: Any, tokens: int) -> Callable[[], None]:
     """Return a call of `generate` alone, its inputs already made."""
-    pictures = resolve_images([str(PICTURE)], {})
-    inputs = engine.processor([Conversation((Message("user", QUESTION, pictures),))])
+    images = resolve_images([str(IMAGE)], {})
+    inputs = engine.processor([Conversation((Message("user", QUESTION, images),))])
 
     config = generation_config(
         engine.defaults, Sampling(max_tokens=tokens, temperature=0), room=tokens
@@ -68,7 +68,7 @@ def bare_generate(engine: Any, tokens: int) -> Callable[[], None]:
 
 def whole_cell(shell: InteractiveShell, tokens: int) -> Callable[[], None]:
     """Return a run of the cell."""
-    line = f"'{PICTURE}' --temperature 0 --max-tokens {tokens}"
+    line = f"'{IMAGE}' --temperature 0 --max-tokens {tokens}"
 
     def run() -> None:
         with capture_output():

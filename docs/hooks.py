@@ -20,19 +20,20 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-from glm4v_magic import errors, serve
-from glm4v_magic.commands import COMMANDS
-from glm4v_magic.magics import Glm4vMagics
-from glm4v_magic.settings import PREFIX, Glm4v
+from glm4v_magic.core import errors
+from glm4v_magic.notebook.commands import COMMANDS
+from glm4v_magic.notebook.magics import Glm4vMagics
+from glm4v_magic.notebook.settings import PREFIX, Glm4v
+from glm4v_magic.server import serve
 
 ROOT = Path(__file__).parent.parent
 
-PICTURE = "shapes.png"
+IMAGE = "shapes.png"
 QUESTION = "What colour is the circle?"
 
 LINES = {
-    "ask": f'{PICTURE} "{QUESTION}"',
-    "preview": f'{PICTURE} "{QUESTION}"',
+    "ask": f'{IMAGE} "{QUESTION}"',
+    "preview": f'{IMAGE} "{QUESTION}"',
     "plan": "GLM-4V-9B --gpus 4x16GiB",
     "check": "GLM-4V-9B --gpus 4x16GiB",
     "load": "~/models/glm-4v-9b",
@@ -130,7 +131,7 @@ def commands_page() -> str:
     cell: Any = Glm4vMagics.glm4v
     parts = [
         "# Commands and options",
-        f"`{PICTURE}` in the examples is in the folder `notebooks/`; other files and folders stand "
+        f"`{IMAGE}` in the examples is in the folder `notebooks/`; other files and folders stand "
         "for yours. `%glm4v help`, and `--help` behind a command, show the same in a notebook; Tab "
         "completes commands, options, models and files.",
         "| line | meaning |\n| --- | --- |\n| [`%%glm4v`](#cell) | a question in a cell |\n"
@@ -155,7 +156,7 @@ def server_section() -> str:
     """Return the help of our own server, a program of its own."""
     with mock.patch.dict(os.environ, COLUMNS="92"):  # argparse wraps to the terminal's width
         text = serve._parser().format_help()
-    return f"## `python -m glm4v_magic.serve` {{ #serve }}\n\n```text\n{text}```"
+    return f"## `python -m glm4v_magic.server.serve` {{ #serve }}\n\n```text\n{text}```"
 
 
 def parser_of(command: Callable[..., Any]) -> Any:
@@ -231,16 +232,16 @@ def option_example(name: str, action: Action) -> str:
     option = action.option_strings[-1]
     typed = option if action.nargs == 0 else f"{option} {sample(action)}"
     if not name:
-        if option == "--continue":  # the picture is in the chat already
+        if option == "--continue":  # the image is in the chat already
             return f"%%glm4v {typed}\nAnd the square?"
         body = "" if option == "--file" else f"\n{QUESTION}"
-        line = OTHER_LINES.get((name, option), PICTURE)
+        line = OTHER_LINES.get((name, option), IMAGE)
         return " ".join(part for part in ("%%glm4v", line, typed) if part) + body
     line = OTHER_LINES.get((name, option), LINES.get(name, ""))
     if f"{option} " in line:  # it is in the example of the command itself
         return f"%glm4v {name} {line}"
     if option == "--file":  # is the question
-        line = PICTURE
+        line = IMAGE
     if option == "--continue":
         line = '"And the square?"'
     return " ".join(part for part in ("%glm4v", name, line, typed) if part)

@@ -1,4 +1,4 @@
-"""Ask pictures questions in a notebook cell, on GLM-4V-9B.
+"""Ask images questions in a notebook cell, on GLM-4V-9B.
 
 In a notebook::
 
@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from glm4v_magic.conversation import Answer, Conversation, Message, Sampling, Usage
-    from glm4v_magic.errors import GenerationInterrupted, Glm4vError, MapInterrupted
-    from glm4v_magic.session import Session, load
+    from glm4v_magic.core.conversation import Answer, Conversation, Message, Sampling, Usage
+    from glm4v_magic.core.errors import GenerationInterrupted, Glm4vError, MapInterrupted
+    from glm4v_magic.session.session import Session, load
 
 __version__ = "0.1.0"
 
@@ -46,16 +46,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Answer": "conversation",
-    "Conversation": "conversation",
-    "Message": "conversation",
-    "Sampling": "conversation",
-    "Usage": "conversation",
-    "GenerationInterrupted": "errors",
-    "Glm4vError": "errors",
-    "MapInterrupted": "errors",
-    "Session": "session",
-    "load": "session",
+    "Answer": "core.conversation",
+    "Conversation": "core.conversation",
+    "Message": "core.conversation",
+    "Sampling": "core.conversation",
+    "Usage": "core.conversation",
+    "GenerationInterrupted": "core.errors",
+    "Glm4vError": "core.errors",
+    "MapInterrupted": "core.errors",
+    "Session": "session.session",
+    "load": "session.session",
 }
 
 
@@ -71,13 +71,13 @@ def __dir__() -> list[str]:
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Register ``%glm4v`` and ``%%glm4v``: what ``%load_ext glm4v_magic`` calls."""
-    from glm4v_magic import magics
+    from glm4v_magic.notebook import magics
 
     magics.register(shell)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Remove the magics and release the model: what ``%unload_ext glm4v_magic`` calls."""
-    from glm4v_magic import magics
+    from glm4v_magic.notebook import magics
 
     magics.unregister(shell)

@@ -1,7 +1,7 @@
 """Device maps that cut a model everywhere, and what has to hold under each of them.
 
 On virtual GPUs with real values, every operation that mixes devices is collected. A map is right
-when there is none, when every card that it names holds something, and when what the model answers
+when there is none, when every GPU that it names holds something, and when what the model answers
 equals the answer of the plain CPU, bit by bit.
 """
 
@@ -25,14 +25,14 @@ SAMPLE = 6  # of the random maps; all of them run in `make nightly`
 
 def check(
     device_map: Map,
-    cards: int,
+    places: int,
     load: Callable[[Map], Any],
     answer: Callable[[Any, dict[str, torch.Tensor]], Answer],
     inputs: Mapping[str, torch.Tensor],
     reference: Answer,
 ) -> None:
     """Load and answer under `device_map`."""
-    with VirtualGPUs(f"{cards}x1GiB", on_mismatch="collect") as gpus:
+    with VirtualGPUs(f"{places}x1GiB", on_mismatch="collect") as gpus:
         model = load(device_map)
         moved = {name: tensor.to("cuda:0") for name, tensor in inputs.items()}
         logits, tokens = answer(model, moved)
@@ -44,7 +44,7 @@ def check(
 
 
 def cuts(leaves: Sequence[str]) -> list[Any]:
-    """A border before every module, every module by itself, and random maps: map and cards."""
+    """A border before every module, every module by itself, and random maps: map and places."""
     borders = [
         pytest.param(
             {leaf: int(i >= border) for i, leaf in enumerate(leaves)}, 2, id=leaves[border]
@@ -72,7 +72,7 @@ def cuts(leaves: Sequence[str]) -> list[Any]:
 
 
 def random_map(leaves: Sequence[str], seed: int) -> tuple[Map, int]:
-    """Every module on a card of its own choice, of two to eight."""
+    """Every module on a GPU of its own choice, of two to eight."""
     rng = random.Random(seed)
-    cards = rng.randint(2, 8)
-    return {leaf: rng.randrange(cards) for leaf in leaves}, cards
+    places = rng.randint(2, 8)
+    return {leaf: rng.randrange(places) for leaf in leaves}, places

@@ -10,7 +10,7 @@ import torch
 from conftest import TINY
 from torch.nn.functional import cross_entropy
 
-from glm4v_magic.conversation import Conversation, Message
+from glm4v_magic.core.conversation import Conversation, Message
 
 MOST_STEPS = 400
 

@@ -106,8 +106,8 @@ def talkative(tmp_path_factory):
 
 
 @pytest.fixture
-def picture(tmp_path):
-    """A photograph-sized picture; its path."""
+def photo(tmp_path):
+    """A photograph-sized image; its path."""
     from PIL import Image
 
     path = tmp_path / "cat.png"
@@ -138,12 +138,12 @@ class InterruptingStream:
 
 
 @pytest.fixture
-def kernel_folder(picture, monkeypatch):
-    """A folder with a picture, from which a kernel finds this package."""
+def kernel_folder(photo, monkeypatch):
+    """A folder with an image, from which a kernel finds this package."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
-    monkeypatch.setenv("IPYTHONDIR", str(picture.parent / ".ipython"))
-    return picture.parent
+    monkeypatch.setenv("IPYTHONDIR", str(photo.parent / ".ipython"))
+    return photo.parent
 
 
 @pytest.fixture(scope="session")

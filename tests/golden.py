@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from safetensors.torch import load_file
 
-from glm4v_magic.conversation import Conversation, Message
+from glm4v_magic.core.conversation import Conversation, Message
 from glm4v_magic.images import SourcedImage
 
 FOLDER = Path(__file__).parent / "data" / "golden"
@@ -30,7 +30,7 @@ def tensors(case: str) -> dict[str, Any]:
     return load_file(FOLDER / f"{case}.safetensors")
 
 
-def picture(name: str) -> SourcedImage:
+def photo(name: str) -> SourcedImage:
     image = Image.open(FOLDER / name)
     image.load()
     return SourcedImage(image=image, source=name, original_size=image.size)
@@ -42,7 +42,7 @@ def conversation(case: str) -> Conversation:
             Message(
                 turn["role"],
                 turn["content"],
-                (picture(turn["image"]),) if "image" in turn else (),
+                (photo(turn["image"]),) if "image" in turn else (),
             )
             for turn in CASES[case]["conversation"]
         )

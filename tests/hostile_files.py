@@ -1,4 +1,4 @@
-"""Files and variables that no picture, question, map or checkpoint should be."""
+"""Files and variables that no image, question, map or checkpoint should be."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from PIL import Image
 
 
 def fill(folder: Path) -> None:
-    """Put all of them into `folder`, beside one good picture ``cat.png`` and a model ``tiny``."""
+    """Put all of them into `folder`, beside one good image ``cat.png`` and a model ``tiny``."""
     Image.linear_gradient("L").resize((320, 240)).convert("RGB").save(folder / "cat.png")
     good = (folder / "cat.png").read_bytes()
     contents = {
         "zero.png": b"",
-        "text.png": b"I am not a picture.",
+        "text.png": b"I am not an image.",
         "page.html": b"<!doctype html><p>cat</p>",
         "short.png": good[: len(good) // 2],
         "header.png": good[:16],
@@ -53,7 +53,7 @@ def fill(folder: Path) -> None:
 
 
 def _png_of_size(width: int, height: int) -> bytes:
-    """A header that promises a picture of this size."""
+    """A header that promises an image of this size."""
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -87,6 +87,6 @@ broken_figure = Figure()
 _ = broken_figure.text(0, 0, r"$\\\\nonsense{$")
 class Photo:
     def _repr_png_(self): raise OSError("no camera")
-bad_image, bytes_, none_bytes = Photo(), b"no picture", b""
+bad_image, bytes_, none_bytes = Photo(), b"no image", b""
 answer_list, frame = ["missing.png"], pd.DataFrame({"a": [1]})
 """

@@ -2,7 +2,7 @@
 
     python tests/lab.py docs/images/cell.png
 
-takes the picture of a cell that the README shows.
+takes the image of a cell that the README shows.
 """
 
 from __future__ import annotations

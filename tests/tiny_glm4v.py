@@ -62,7 +62,7 @@ def build() -> Any:
 
 
 def prompt() -> dict[str, torch.Tensor]:
-    """A batch of two rows, the second padded on the left, with pictures of different sizes."""
+    """A batch of two rows, the second padded on the left, with images of different sizes."""
     grids = torch.tensor([[1, 4, 4], [1, 2, 6]])
     rows = [
         [91, *[90] * (int(grid.prod()) // 4), 92, *text]

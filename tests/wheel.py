@@ -16,7 +16,7 @@ from pathlib import Path
 SOURCES = Path(__file__).resolve().parent.parent
 
 
-def main(picture: Path) -> None:
+def main(photo: Path) -> None:
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
 
@@ -32,7 +32,7 @@ def main(picture: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
         shell.run_line_magic("load_ext", "glm4v_magic")
-        cell = f'%%glm4v "{picture}" -o answer --temperature 0\nWhat colour is the circle?'
+        cell = f'%%glm4v "{photo}" -o answer --temperature 0\nWhat colour is the circle?'
         shell.run_cell(cell).raise_error()
         assert shell.user_ns["answer"].text == "The circle is red."
     size = sum(file.stat().st_size for file in package.rglob("*") if file.suffix != ".pyc")

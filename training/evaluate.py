@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from glm4v_magic.checkpoints import DEMO, Loaded, resolve
-from glm4v_magic.conversation import Conversation, Message
+from glm4v_magic.checkpoints import Loaded, resolve
+from glm4v_magic.core.conversation import Conversation, Message
+from glm4v_magic.core.model import DEMO
 from glm4v_magic.images import SourcedImage
 from training.drawing import draw_scene
 from training.questions import CHINESE_KINDS, KINDS, NO_PICTURE, Exchange, Language, Split, ask

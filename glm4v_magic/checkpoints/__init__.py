@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from glm4v_magic.checkpoints.files import read_json
-from glm4v_magic.errors import CheckpointError, OptionError, did_you_mean
-from glm4v_magic.server_address import is_address_without_scheme, refuse_address
+from glm4v_magic.core.errors import CheckpointError, OptionError, did_you_mean
+from glm4v_magic.core.model import DEMO, LoadProgress
+from glm4v_magic.core.server_address import is_address_without_scheme, refuse_address
 
 if TYPE_CHECKING:
     import torch
 
-    from glm4v_magic.checkpoints.architecture import Architecture
-    from glm4v_magic.placement.costs import Quantization
+    from glm4v_magic.core.model import Architecture
+    from glm4v_magic.core.model_shape import Quantization
 
-__all__ = ["DEMO", "Checkpoint", "LoadProgress", "Loaded", "resolve"]
+__all__ = ["Checkpoint", "Loaded", "resolve"]
 
-DEMO = "demo"
-"""Name of the embedded checkpoint."""
 
 _ONLY_PLANNED = (
     "It can be planned and checked, but not loaded here; ask it on a server: "
@@ -33,23 +32,6 @@ _ONLY_PLANNED = (
 )
 
 DEMO_NOTICE = "This is the demo model: it knows simple drawn shapes and nothing else."
-
-
-@dataclass(frozen=True, slots=True)
-class LoadProgress:
-    """How far a load is.
-
-    Attributes:
-        done_bytes: weights that have arrived.
-        total_bytes: all of them.
-        weight: name of the latest one; empty before the first.
-        device: where it went, such as ``cuda:1``; empty where that is not decided by a map.
-    """
-
-    done_bytes: int
-    total_bytes: int
-    weight: str
-    device: str = ""
 
 
 @dataclass(slots=True)
@@ -69,7 +51,7 @@ class Checkpoint(Protocol):
         notice: what every answer must say about it; empty for most.
         config: its parsed ``config.json``.
         architecture: the model without its weights, to plan with.
-        max_images: pictures that one conversation may hold; ``None`` for no limit.
+        max_images: images that one conversation may hold; ``None`` for no limit.
     """
 
     name: str

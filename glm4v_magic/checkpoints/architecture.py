@@ -9,65 +9,24 @@ from __future__ import annotations
 import os
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.checkpoints.files import read_json
-from glm4v_magic.errors import CheckpointError, did_you_mean
-from glm4v_magic.placement.costs import DTYPE_BYTES
-from glm4v_magic.server_address import refuse_address
+from glm4v_magic.core.errors import CheckpointError, did_you_mean
+from glm4v_magic.core.model import Architecture
+from glm4v_magic.core.model_shape import DTYPE_BYTES
+from glm4v_magic.core.server_address import refuse_address
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel
+    pass
 
-    from glm4v_magic.placement.costs import ModelShape
-
-__all__ = ["PUBLISHED", "Architecture", "architecture"]
+__all__ = ["PUBLISHED", "architecture"]
 
 PUBLISHED = ("GLM-4V-9B", "GLM-4.1V-9B-Thinking", "GLM-4.5V", "GLM-4.6V")
 """Checkpoints whose configuration ships with the package, in ``published/``."""
 
 _OWNERS = ("thudm", "zai-org", "zhipuai")
 _DEMO = "demo"
-
-
-class Architecture(Protocol):
-    """A model without its weights.
-
-    Attributes:
-        name: what the user calls it.
-        config: the parsed ``config.json``.
-        max_images: most pictures of one row; ``None`` where any number goes.
-    """
-
-    name: str
-    config: dict[str, Any]
-    max_images: int | None
-
-    def shape(self) -> ModelShape:
-        """Describe the model in numbers; imports no torch."""
-
-    def build_meta(self, dtype: str) -> PreTrainedModel:
-        """Build the model on the ``meta`` device: real modules, no data.
-
-        Args:
-            dtype: of weights and activations, such as ``bfloat16``.
-        """
-
-    def prompt_inputs(self, images: int, text_tokens: int, batch: int = 1) -> dict[str, Tensor]:
-        """Make the inputs of a prompt, as the checkpoint's processor would, on the CPU.
-
-        The ids mean nothing, the pictures are black. In a batch the first row is one token
-        shorter and padded on the left, because rows of one length are the exception.
-
-        Args:
-            images: pictures of each row.
-            text_tokens: ids of each row that do not stand for a picture; at least 1.
-            batch: rows.
-
-        Raises:
-            OptionError: if the model does not take so many pictures, or there is no text.
-        """
 
 
 def architecture(source: str | os.PathLike[str]) -> Architecture:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glm4v_magic.errors import CheckpointError
+from glm4v_magic.core.errors import CheckpointError
 
 __all__ = ["TensorInfo", "read_json", "read_tensor_infos"]
 

@@ -1,7 +1,7 @@
 """GLM-4.1V, GLM-4.5V and GLM-4.6V, through transformers' own classes: what a dry run needs.
 
-Shapes: P patches of a picture, n = P / merge^2 visual tokens, H width of the text part. A picture
-stands in the ids as ``start, n x image, end``, each id with a cache entry of its own. Pictures
+Shapes: P patches of an image, n = P / merge^2 visual tokens, H width of the text part. An image
+stands in the ids as ``start, n x image, end``, each id with a cache entry of its own. Images
 keep their proportions in these models; plans and dry runs use one of 1,120 x 1,120 pixels (6,400
 patches, 1,600 visual tokens), the size that GLM-4V-9B always takes. A context is counted in tokens,
 visual ones included.
@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.errors import CheckpointError, OptionError
-from glm4v_magic.placement import costs
-from glm4v_magic.placement.costs import Activation, ModelShape, UnitShape
+from glm4v_magic.core.errors import CheckpointError, OptionError
+from glm4v_magic.core.model_shape import Activation, ModelShape, UnitShape
+from glm4v_magic.planning import costs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,12 +25,12 @@ __all__ = ["MODEL_TYPES", "NativeArchitecture", "matches"]
 MODEL_TYPES = ("glm4v", "glm4v_moe", "glm46v")
 """As in ``config.json``: GLM-4.1V; GLM-4.5V and GLM-4.6V; GLM-4.6V-Flash."""
 
-PICTURE_SIDE = 1120
-"""Pixels of the square picture that plans and dry runs use."""
+IMAGE_SIDE = 1120
+"""Pixels of the square image that plans and dry runs use."""
 
 _TEXT = "model.language_model"
 _VISION = "model.visual"
-_TEXT_ID = 1  # any id that does not stand for a picture
+_TEXT_ID = 1  # any id that does not stand for an image
 _FLOAT32 = 4
 _INT64 = 8
 
@@ -63,7 +63,7 @@ _VISION_INTEGERS = (
 )
 
 
-# Of an older, flat file: what is not about the text part. So are the ids of pictures and videos.
+# Of an older, flat file: what is not about the text part. So are the ids of images and videos.
 _OUTER_KEYS = (
     "architectures",
     "dtype",
@@ -136,18 +136,18 @@ class NativeArchitecture:
             return model.to(getattr(torch, dtype)).eval()
 
     def prompt_inputs(self, images: int, text_tokens: int, batch: int = 1) -> dict[str, Tensor]:
-        """Make ids, types, mask, pixels and grids of a prompt; pictures come first in their row."""
+        """Make ids, types, mask, pixels and grids of a prompt; images come first in their row."""
         import torch
 
         if text_tokens < 1:
             raise OptionError(f"A prompt has at least 1 token of text, not {text_tokens}.")
         config, vision, shape = self.config, self._vision, self.shape()
-        picture = [
+        image = [
             config["image_start_token_id"],
             *[config["image_token_id"]] * (shape.visual_tokens - 2),
             config["image_end_token_id"],
         ]
-        ids = torch.tensor([picture * images + [_TEXT_ID] * text_tokens]).repeat(batch, 1)
+        ids = torch.tensor([image * images + [_TEXT_ID] * text_tokens]).repeat(batch, 1)
         mask = torch.ones_like(ids)
         if batch > 1:
             ids[0] = ids[0].roll(1)
@@ -155,9 +155,9 @@ class NativeArchitecture:
         types = (ids == config["image_token_id"]).int()
         inputs = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types}
         if images:
-            pictures, side = batch * images, _patches_per_side(vision)
-            inputs["pixel_values"] = torch.zeros(pictures * shape.patches, _patch_values(vision))
-            inputs["image_grid_thw"] = torch.tensor([[1, side, side]] * pictures)
+            count, side = batch * images, _patches_per_side(vision)
+            inputs["pixel_values"] = torch.zeros(count * shape.patches, _patch_values(vision))
+            inputs["image_grid_thw"] = torch.tensor([[1, side, side]] * count)
         return inputs
 
     def shape(self) -> ModelShape:
@@ -174,7 +174,7 @@ class NativeArchitecture:
             max_context=text["max_position_embeddings"],
             patches=patches,
             visual_tokens=visual_tokens,
-            picture_positions=visual_tokens,
+            image_positions=visual_tokens,
         )
 
     def _text_units(self) -> Iterator[UnitShape]:
@@ -348,9 +348,9 @@ def _patch_values(vision: Mapping[str, Any]) -> int:
 
 
 def _patches_per_side(vision: Mapping[str, Any]) -> int:
-    """Patches along a side of the standard picture, a multiple of the merge."""
+    """Patches along a side of the standard image, a multiple of the merge."""
     merge = vision["spatial_merge_size"]
-    return max(1, PICTURE_SIDE // (vision["patch_size"] * merge)) * merge
+    return max(1, IMAGE_SIDE // (vision["patch_size"] * merge)) * merge
 
 
 def _with_text_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from glm4v_magic.errors import CheckpointError, Glm4vError, reason
+from glm4v_magic.core.errors import CheckpointError, Glm4vError, reason
 
 __all__ = ["cached", "download", "names_a_repository"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from glm4v_magic.checkpoints import LoadProgress
+from glm4v_magic.core.model import LoadProgress
 
 __all__ = ["collect_report", "report_progress"]
 

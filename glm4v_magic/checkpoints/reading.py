@@ -2,7 +2,7 @@
 
 `from_pretrained` maps every shard into memory and keeps all of them mapped until it ends, so that
 the pages of a whole checkpoint count as resident memory. Here each weight is read into memory of
-its own, which goes as soon as the weight is on its card. A read can also be refused: that stops the
+its own, which goes as soon as the weight is on its GPU. A read can also be refused: that stops the
 threads of a load that was interrupted.
 """
 

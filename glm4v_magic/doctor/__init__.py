@@ -1,6 +1,6 @@
 """What is here, whether it will do for a model, and what to do where it will not.
 
-`gather` reads versions, cards, disk and, if asked, the network; `diagnose` is a function of what
+`gather` reads versions, GPUs, disk and, if asked, the network; `diagnose` is a function of what
 was gathered. Neither loads a model or changes anything.
 """
 

@@ -1,33 +1,27 @@
-"""What the planner says of the cards: whether the model fits, and where the plan can be better."""
+"""What the planner says of the GPUs: whether the model fits, and where the plan can be better."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from glm4v_magic.display.text import readable_bytes
+from glm4v_magic.core.errors import DoesNotFitError
+from glm4v_magic.core.gpu_spec import GPU
+from glm4v_magic.core.model_shape import QUANTIZATIONS, ModelShape, Workload
+from glm4v_magic.core.placement import CPU_DTYPE
+from glm4v_magic.core.plan import Stage
+from glm4v_magic.core.wording import counted, readable_bytes
 from glm4v_magic.doctor.facts import Facts
 from glm4v_magic.doctor.finding import Finding
-from glm4v_magic.errors import DoesNotFitError
-from glm4v_magic.gpu_spec import GPU
-from glm4v_magic.placement.costs import (
-    CARD_OVERHEAD,
-    QUANTIZATIONS,
-    ModelShape,
-    Workload,
-    price,
-)
-from glm4v_magic.placement.decision import CPU_DTYPE
-from glm4v_magic.placement.plan import Plan, plan
-from glm4v_magic.placement.search import Task, best_split, offloaded_split
-from glm4v_magic.placement.stages import Stage
-from glm4v_magic.wording import counted
+from glm4v_magic.planning.costs import GPU_OVERHEAD, price
+from glm4v_magic.planning.plan import Plan, plan
+from glm4v_magic.planning.search import Task, best_split, offloaded_split
 
 __all__ = ["REVIEWED_FROM", "fit", "review"]
 
 REVIEWED_FROM = 6
-"""Cards from which on a plan is reviewed; GLM-4V-9B fits on fewer of almost any size."""
+"""GPUs from which on a plan is reviewed; GLM-4V-9B fits on fewer of almost any size."""
 
-_MOST_CARDS = 16  # that are proposed
+_MOST_GPUS = 16  # that are proposed
 _SHORTEST_CONTEXT = 256  # positions
 _QUICK_ON_CPU = 2**30  # bytes; the demo model takes far less, a published one far more
 
@@ -38,9 +32,9 @@ def fit(facts: Facts) -> Finding:
     """Judge whether the model fits at its longest context, and if not, what would."""
     shape = facts.shape
     model = f"{shape.name} in {shape.dtype}"
-    if not facts.gpus and facts.cards:
-        why = "No card tells its size, so nothing can be planned."
-        step = "Describe the cards: %glm4v doctor --gpus 1x96GiB, with your size."
+    if not facts.gpus and facts.found_gpus:
+        why = "No GPU tells its size, so nothing can be planned."
+        step = "Describe the GPUs: %glm4v doctor --gpus 1x96GiB, with your size."
         return Finding(_SUBJECT, "warn", model, why, step)
     if not facts.gpus:
         return _on_cpu(facts)
@@ -52,9 +46,9 @@ def fit(facts: Facts) -> Finding:
 
 
 def _summary(found: Plan) -> str:
-    cards = counted(len(_used(found)), "card")
+    gpus = counted(len(_used(found)), "GPU")
     context = counted(found.workload.context or 0, "position")
-    return f"{context} on {cards}, the fullest at {found.fullness:.0%}"
+    return f"{context} on {gpus}, the fullest at {found.fullness:.0%}"
 
 
 def _used(found: Plan) -> list[Stage]:
@@ -67,7 +61,7 @@ def _on_cpu(facts: Facts) -> Finding:
     found = f"{facts.shape.name} in {CPU_DTYPE} takes {readable_bytes(needed)} on the CPU"
     if needed < _QUICK_ON_CPU:
         return Finding(_SUBJECT, "ok", found)
-    step = "The demo model runs anywhere. To plan for cards: %glm4v doctor --gpus 2x16GiB."
+    step = "The demo model runs anywhere. To plan for GPUs: %glm4v doctor --gpus 2x16GiB."
     if facts.host_bytes is None:
         return Finding(_SUBJECT, "warn", found, "The host's memory is not known.", step)
     host = f"The host has {readable_bytes(facts.host_bytes)}"
@@ -81,9 +75,9 @@ def _does_not_fit(facts: Facts, model: str, error: DoesNotFitError) -> Finding:
     steps = [error.hint]
     if _fits(shape, gpus, Workload(quantize="8bit")):
         steps.append("8-bit weights fit, too.")
-    cards = _enough_cards(shape, gpus)
-    if cards:
-        steps.append(f"{cards} would do without any of that.")
+    enough = _enough_gpus(shape, gpus)
+    if enough:
+        steps.append(f"{enough} would do without any of that.")
     step = " ".join(steps)
     if _fits_somehow(facts):
         return Finding(_SUBJECT, "warn", f"{model} does not fit as it is", error.what, step)
@@ -93,7 +87,7 @@ def _does_not_fit(facts: Facts, model: str, error: DoesNotFitError) -> Finding:
 def _fits_somehow(facts: Facts) -> bool:
     """Whether a shorter context, quantisation or offloading makes the model fit."""
     shape, gpus = facts.shape, facts.gpus
-    shortest = min(shape.max_context, max(_SHORTEST_CONTEXT, shape.picture_positions))
+    shortest = min(shape.max_context, max(_SHORTEST_CONTEXT, shape.image_positions))
     workloads = [Workload(context=shortest), *(Workload(quantize=kind) for kind in QUANTIZATIONS)]
     if any(_fits(shape, gpus, workload) for workload in workloads):
         return True
@@ -117,25 +111,25 @@ def _task(shape: ModelShape, gpus: Sequence[GPU], workload: Workload) -> Task:
         workload,
         "balance",
         reserve=None,
-        overhead=CARD_OVERHEAD,
+        overhead=GPU_OVERHEAD,
         pin={},
         any_order=True,
         split_vision=False,
     )
 
 
-def _enough_cards(shape: ModelShape, gpus: Sequence[GPU]) -> str:
-    """``3 cards of 16.00 GiB``: how many empty ones of the largest size; empty if too many."""
+def _enough_gpus(shape: ModelShape, gpus: Sequence[GPU]) -> str:
+    """``3 GPUs of 16.00 GiB``: how many empty ones of the largest size; empty if too many."""
     size = max(gpu.total_bytes for gpu in gpus)
     weights = sum(unit.weight_bytes for unit in price(shape, Workload()))
-    for count in range(weights // size + 1, _MOST_CARDS + 1):
+    for count in range(weights // size + 1, _MOST_GPUS + 1):
         if _fits(shape, [GPU(index, "GPU", size) for index in range(count)], Workload()):
-            return f"{counted(count, 'card')} of {readable_bytes(size)}"
+            return f"{counted(count, 'gpu')} of {readable_bytes(size)}"
     return ""
 
 
 def review(facts: Facts) -> Iterator[Finding]:
-    """Judge the plan for six or more cards: whole parts, hops, idle cards, fewer cards."""
+    """Judge the plan for six or more GPUs: whole parts, hops, idle GPUs, fewer GPUs."""
     shape, gpus = facts.shape, facts.gpus
     if len(gpus) < REVIEWED_FROM or not _fits(shape, gpus, Workload()):
         return
@@ -155,21 +149,21 @@ def _parts(found: Plan) -> Finding:
     elif len(tower) == 1:
         where = f"vision tower whole on {tower[0].device}"
     else:
-        where = f"vision tower on {counted(len(tower), 'card')}, cut between its layers"
+        where = f"vision tower on {counted(len(tower), 'gpu')}, cut between its layers"
     layers = sum(any(unit.startswith("layer.") for unit in stage.units) for stage in found.stages)
-    where += f"; decoder layers on {counted(layers, 'card')}"
+    where += f"; decoder layers on {counted(layers, 'gpu')}"
     return Finding("parts", "ok", where, "No layer is ever cut.")
 
 
 def _hops(found: Plan, fewest: Plan) -> Finding:
     hops = f"{counted(found.hops, 'hop')} per token"
     if fewest.hops >= found.hops:
-        return Finding("hops", "ok", hops, "It does not fit on fewer cards.")
+        return Finding("hops", "ok", hops, "It does not fit on fewer GPUs.")
     return Finding(
         "hops",
         "warn",
         hops,
-        "Layers run one after another, so more cards are no faster: each hop adds a copy and a "
+        "Layers run one after another, so more GPUs are no faster: each hop adds a copy and a "
         "wait to every token.",
         f"%glm4v plan --objective fewest: {_summary(fewest)}, {counted(fewest.hops, 'hop')}. The "
         "balanced plan keeps more memory free.",
@@ -177,12 +171,12 @@ def _hops(found: Plan, fewest: Plan) -> Finding:
 
 
 def _idle(found: Plan, cut: Plan, idle: list[str]) -> Finding:
-    """Why cards are idle, and what cutting the tower would change."""
+    """Why GPUs are idle, and what cutting the tower would change."""
     why = f"{found.fullest.device} is the fullest with or without them."
     step = "Leave them to other programs"
     if len(_used(cut)) > len(_used(found)):
         step += (
-            f"; or %glm4v plan --split-vision: {len(_used(cut))} cards, the fullest at "
+            f"; or %glm4v plan --split-vision: {len(_used(cut))} GPUs, the fullest at "
             f"{cut.fullness:.0%} instead of {found.fullness:.0%}"
         )
-    return Finding("idle cards", "warn", ", ".join(idle), why, f"{step}.")
+    return Finding("idle GPUs", "warn", ", ".join(idle), why, f"{step}.")

@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
-from glm4v_magic.display.text import readable_bytes
+from glm4v_magic.core.gpu_spec import GPU
+from glm4v_magic.core.model_shape import Workload
+from glm4v_magic.core.wording import counted, readable_bytes
 from glm4v_magic.doctor.advice import fit, review
 from glm4v_magic.doctor.facts import Facts
 from glm4v_magic.doctor.finding import Finding
 from glm4v_magic.doctor.software import software
-from glm4v_magic.gpu_spec import GPU
-from glm4v_magic.placement.costs import Workload, price
-from glm4v_magic.placement.gpus import FoundGPU
-from glm4v_magic.wording import counted
+from glm4v_magic.hardware.gpus import FoundGPU
+from glm4v_magic.planning.costs import price
 
 __all__ = ["diagnose"]
 
 _NVML = "nvidia-ml-py"
-_DESCRIBE = "See what other cards would do: %glm4v doctor --gpus 2x16GiB."
+_DESCRIBE = "See what other GPUs would do: %glm4v doctor --gpus 2x16GiB."
 
 
 def diagnose(facts: Facts) -> tuple[Finding, ...]:
-    """Judge what was gathered: software, driver, cards, the model on them, disk, hub."""
+    """Judge what was gathered: software, driver, GPUs, the model on them, disk, hub."""
     return (
         *software(facts),
         *_driver(facts),
-        *_cards(facts),
+        *_gpus(facts),
         *_links(facts),
         fit(facts),
         *review(facts),
@@ -57,7 +57,7 @@ def _cuda(facts: Facts) -> Finding:
     if not torch.built_for:
         found = "torch is built without CUDA"
         step = f"Install a build of torch for {fitting}, then restart the kernel."
-        return Finding("CUDA", "fail", found, torch.problem or "The cards are of no use.", step)
+        return Finding("CUDA", "fail", found, torch.problem or "The GPUs are of no use.", step)
     found = f"torch is built for {torch.built_for}, and CUDA does not start"
     # Within a major version any driver of it will do (CUDA compatibility guide, "minor version
     # compatibility").
@@ -69,7 +69,7 @@ def _cuda(facts: Facts) -> Finding:
     return Finding("CUDA", "fail", found, why, "Restart the kernel; then run nvidia-smi.")
 
 
-def _cards(facts: Facts) -> Iterator[Finding]:
+def _gpus(facts: Facts) -> Iterator[Finding]:
     if facts.described is not None:
         if not facts.described:
             yield Finding("GPUs", "ok", "none, as described")
@@ -79,16 +79,16 @@ def _cards(facts: Facts) -> Iterator[Finding]:
                 _span(gpus), "ok", f"{found}{' each' if len(gpus) > 1 else ''}, described"
             )
         return
-    if not facts.cards:
-        yield _no_card(facts)
-    for card in facts.cards:
-        yield _card(card)
-    if not all(card.index_certain for card in facts.cards):
+    if not facts.found_gpus:
+        yield _no_gpu(facts)
+    for gpu in facts.found_gpus:
+        yield _gpu(gpu)
+    if not all(gpu.index_certain for gpu in facts.found_gpus):
         yield Finding(
-            "order of cards",
+            "order of GPUs",
             "warn",
             "not certain",
-            "The cards differ: CUDA numbers them by speed, the driver by bus.",
+            "The GPUs differ: CUDA numbers them by speed, the driver by bus.",
             "Set CUDA_DEVICE_ORDER=PCI_BUS_ID and restart the kernel.",
         )
 
@@ -103,11 +103,11 @@ def _span(gpus: list[GPU]) -> str:
     return f"cuda:{first}" if first == last else f"cuda:{first}-{last}"
 
 
-def _no_card(facts: Facts) -> Finding:
+def _no_gpu(facts: Facts) -> Finding:
     if facts.driver is None:
         library = next((p for p in facts.packages if p.name == _NVML), None)
         if library is not None and not library.installed:
-            why = f"Without {_NVML} nothing tells which cards there are."
+            why = f"Without {_NVML} nothing tells which GPUs there are."
             return Finding("GPUs", "warn", "not known", why, f"Run pip install {_NVML}.")
         return Finding("GPUs", "warn", "none", "There is no NVIDIA driver.", _DESCRIBE)
     if facts.visible is not None:
@@ -115,23 +115,23 @@ def _no_card(facts: Facts) -> Finding:
             "GPUs",
             "warn",
             "none",
-            f"CUDA_VISIBLE_DEVICES is {facts.visible!r}, which shows no card.",
+            f"CUDA_VISIBLE_DEVICES is {facts.visible!r}, which shows no GPU.",
             "Unset it and restart the kernel.",
         )
-    why = "The driver finds no card that this process may use."
+    why = "The driver finds no GPU that this process may use."
     return Finding("GPUs", "warn", "none", why, "Run nvidia-smi.")
 
 
-def _card(card: FoundGPU) -> Finding:
-    subject = f"cuda:{card.index}"
-    name = f"{card.name}{', MIG instance' if card.mig else ''}"
-    if card.total_bytes is None:
+def _gpu(gpu: FoundGPU) -> Finding:
+    subject = f"cuda:{gpu.index}"
+    name = f"{gpu.name}{', MIG instance' if gpu.mig else ''}"
+    if gpu.total_bytes is None:
         why = "The driver does not tell its memory, so nothing can be planned on it."
-        step = "Describe the cards: %glm4v doctor --gpus 1x96GiB, with your size."
+        step = "Describe the GPUs: %glm4v doctor --gpus 1x96GiB, with your size."
         return Finding(subject, "warn", f"{name}, size unknown", why, step)
-    others = card.other_bytes or 0
-    found = f"{name}, {readable_bytes(card.total_bytes)}"
-    if 2 * others < card.total_bytes:
+    others = gpu.other_bytes or 0
+    found = f"{name}, {readable_bytes(gpu.total_bytes)}"
+    if 2 * others < gpu.total_bytes:
         taken = f", {readable_bytes(others)} in use by others" if others else ""
         return Finding(subject, "ok", found + taken)
     why = f"Other programs and the driver hold {readable_bytes(others)} of it."
@@ -151,13 +151,13 @@ def _links(facts: Facts) -> Iterator[Finding]:
     fast = sum(bool(link.nvlink) for link in links)
     without = [link for link in known if not link.peer]
     found = (
-        f"{counted(len(links), 'pair')} of cards: {len(known) - len(without)} with peer access, "
+        f"{counted(len(links), 'pair')} of GPUs: {len(known) - len(without)} with peer access, "
         f"{fast} over NVLink"
     )
     if not without:
         yield Finding(subject, "ok", found)
         return
-    pair = " and ".join(f"cuda:{index}" for index in without[0].cards)
+    pair = " and ".join(f"cuda:{index}" for index in without[0].gpus)
     more = f" and {counted(len(without) - 1, 'more pair')}" if len(without) > 1 else ""
     obstacle = f" ({without[0].obstacle})" if without[0].obstacle else ""
     yield Finding(
@@ -166,7 +166,7 @@ def _links(facts: Facts) -> Iterator[Finding]:
         found,
         f"Between {pair}{more} there is none{obstacle}: copies go through the host's memory, so "
         "each hop is slower.",
-        "Results are the same. Fewer cards have fewer hops: %glm4v plan --objective fewest.",
+        "Results are the same. Fewer GPUs have fewer hops: %glm4v plan --objective fewest.",
     )
 
 

@@ -2,7 +2,7 @@
 
 Versions come from the metadata of installed packages, and what is asked of them from this
 package's own: nothing is imported for them. Torch, which takes seconds to import, is imported only
-if NVML finds a card, because only torch knows which CUDA it was built for and whether that starts.
+if NVML finds a GPU, because only torch knows which CUDA it was built for and whether that starts.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from glm4v_magic.errors import reason
-from glm4v_magic.gpu_spec import GPU
-from glm4v_magic.placement.costs import ModelShape
-from glm4v_magic.placement.driver import Driver, Link, find_driver, find_links
-from glm4v_magic.placement.gpus import FoundGPU, find_gpus
+from glm4v_magic.core.errors import reason
+from glm4v_magic.core.gpu_spec import GPU
+from glm4v_magic.core.model_shape import ModelShape
+from glm4v_magic.hardware.driver import Driver, Link, find_driver, find_links
+from glm4v_magic.hardware.gpus import FoundGPU, find_gpus
 
 __all__ = ["MODEL", "Disk", "Facts", "Hub", "Package", "TorchCuda", "gather"]
 
@@ -114,12 +114,12 @@ class Facts:
         python_required: versions that this package asks for; empty if it is not installed.
         packages: those that this package and its extras ask for.
         is_here: whether the model's files are here, so that nothing is downloaded.
-        cards: the GPUs of this machine; none if others are described.
+        found_gpus: the GPUs of this machine; none if others are described.
         described: GPUs to judge instead; ``None`` for those of this machine.
-        driver: of NVIDIA's cards; ``None`` without one, or if GPUs are described.
+        driver: of NVIDIA's GPUs; ``None`` without one, or if GPUs are described.
         visible: value of ``CUDA_VISIBLE_DEVICES``; ``None`` if it is not set.
         torch_cuda: ``None`` if torch was not asked.
-        links: between the cards.
+        links: between the GPUs.
         host_bytes: memory of the host that this process may use; ``None`` if not known.
         disk: where downloads go; ``None`` if not known.
         hub: ``None`` if it was not to be asked.
@@ -130,7 +130,7 @@ class Facts:
     python_required: str
     packages: tuple[Package, ...]
     is_here: bool = False
-    cards: tuple[FoundGPU, ...] = ()
+    found_gpus: tuple[FoundGPU, ...] = ()
     described: tuple[GPU, ...] | None = None
     driver: Driver | None = None
     visible: str | None = None
@@ -142,17 +142,17 @@ class Facts:
 
     @property
     def gpus(self) -> tuple[GPU, ...]:
-        """The cards to plan for; those of unknown size are left out."""
+        """The GPUs to plan for; those of unknown size are left out."""
         if self.described is not None:
             return self.described
-        return tuple(card.gpu for card in self.cards if card.total_bytes is not None)
+        return tuple(found.gpu for found in self.found_gpus if found.total_bytes is not None)
 
 
 def gather(gpus: Sequence[GPU] | None = None, *, hub: bool = False, model: str = MODEL) -> Facts:
     """Look at this machine.
 
     Args:
-        gpus: judge these instead of the cards of this machine; `gpu_spec.parse_gpus` makes them.
+        gpus: judge these instead of the GPUs of this machine; see `core.gpu_spec.parse_gpus`.
         hub: also ask whether the hub can be reached; takes at most 3 s.
         model: the checkpoint to judge for, as `checkpoints.architecture` takes it.
 
@@ -162,10 +162,10 @@ def gather(gpus: Sequence[GPU] | None = None, *, hub: bool = False, model: str =
     from glm4v_magic.checkpoints.architecture import architecture
 
     shape = architecture(model).shape()
-    cards = find_gpus() if gpus is None else ()
-    torch_cuda = _torch_cuda() if cards else None
-    if torch_cuda is not None and any(card.total_bytes is None for card in cards):
-        cards = find_gpus()  # once it is imported, torch knows sizes that NVML does not tell
+    found_gpus = find_gpus() if gpus is None else ()
+    torch_cuda = _torch_cuda() if found_gpus else None
+    if torch_cuda is not None and any(found.total_bytes is None for found in found_gpus):
+        found_gpus = find_gpus()  # once it is imported, torch knows sizes that NVML does not tell
     required, packages = _requirements()
     return Facts(
         shape=shape,
@@ -173,12 +173,12 @@ def gather(gpus: Sequence[GPU] | None = None, *, hub: bool = False, model: str =
         python_required=required,
         packages=packages,
         is_here=model == "demo" or Path(model).expanduser().exists(),
-        cards=cards,
+        found_gpus=found_gpus,
         described=None if gpus is None else tuple(gpus),
         driver=find_driver() if gpus is None else None,
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
         torch_cuda=torch_cuda,
-        links=find_links(cards),
+        links=find_links(found_gpus),
         host_bytes=_host_bytes(),
         disk=_disk(shape.name),
         hub=_hub() if hub else None,

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
+from glm4v_magic.core.wording import counted
 from glm4v_magic.doctor.facts import Facts, Package
 from glm4v_magic.doctor.finding import Finding
-from glm4v_magic.wording import counted
 
 __all__ = ["software"]
 

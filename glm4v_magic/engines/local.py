@@ -21,24 +21,24 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from glm4v_magic.checkpoints import Checkpoint, Loaded, LoadProgress
+from glm4v_magic.checkpoints import Checkpoint, Loaded
 from glm4v_magic.checkpoints.reading import forget_locals
-from glm4v_magic.conversation import FinishReason, Generation, Request, Sampling, Usage
-from glm4v_magic.engines import EngineInfo
-from glm4v_magic.engines.batched import RowCollector, processors_for
-from glm4v_magic.engines.out_of_memory import is_out_of_memory, out_of_memory
-from glm4v_magic.errors import (
+from glm4v_magic.core.conversation import FinishReason, Generation, Request, Sampling, Usage
+from glm4v_magic.core.errors import (
     ConversationError,
     GenerationInterrupted,
     Glm4vError,
     OutOfMemoryError,
 )
-from glm4v_magic.placement.activity import ActivityRecorder, ModelPart, model_parts
-from glm4v_magic.placement.arrival import verify_bytes, verify_places
-from glm4v_magic.placement.costs import Workload
-from glm4v_magic.placement.decision import Placement
-from glm4v_magic.placement.dispatch import dispatch
-from glm4v_magic.placement.plan import plan
+from glm4v_magic.core.model import EngineInfo, LoadProgress
+from glm4v_magic.core.model_shape import Workload
+from glm4v_magic.dispatch.activity import ActivityRecorder, ModelPart, model_parts
+from glm4v_magic.dispatch.arrival import verify_bytes, verify_places
+from glm4v_magic.dispatch.hooks import dispatch
+from glm4v_magic.engines.batched import RowCollector, processors_for
+from glm4v_magic.engines.out_of_memory import is_out_of_memory, out_of_memory
+from glm4v_magic.planning.decision import Placement
+from glm4v_magic.planning.plan import plan
 from glm4v_magic.torch_state import torch_state_kept
 from glm4v_magic.virtual_gpus import active
 
@@ -57,7 +57,7 @@ def load(
 
     Args:
         checkpoint: from `checkpoints.resolve`.
-        placement: from `placement.decision.decide`; ``None`` is the CPU in float32.
+        placement: from `planning.decision.decide`; ``None`` is the CPU in float32.
         recorder: notes which part of the model is at work, once somebody watches.
         on_progress: called as weights arrive.
 
@@ -109,7 +109,7 @@ def _load(
 
 
 def _advice_for_load(placement: Placement) -> str:
-    ways = ["free memory there", "use more cards"]
+    ways = ["free memory there", "use more GPUs"]
     if placement.quantize != "4bit":
         ways.append("load the text part in 4bit (--quantize 4bit)")
     if placement.plan is None and placement.device_map is not None:
@@ -393,8 +393,8 @@ class LocalEngine:
         seed: int | None,
         peaks: dict[str, int],
     ) -> Generation:
-        pictures = len(request.conversation.images)
-        visual = pictures * self.processor.num_visual_tokens
+        images = len(request.conversation.images)
+        visual = images * self.processor.num_visual_tokens
         usage = Usage(
             text_tokens=length - visual,
             visual_tokens=visual,
@@ -502,7 +502,7 @@ def _peak_bytes(gpus: list[torch.device]) -> dict[str, int]:
 def _describe(checkpoint: Checkpoint, loaded: Loaded, placement: Placement) -> EngineInfo:
     model, processor = loaded.model, loaded.processor
     places = set((placement.device_map or {"": "cpu"}).values())
-    cards = sorted(place for place in places if isinstance(place, int))
+    gpus = sorted(place for place in places if isinstance(place, int))
     return EngineInfo(
         model=checkpoint.name,
         notice=checkpoint.notice,
@@ -512,7 +512,7 @@ def _describe(checkpoint: Checkpoint, loaded: Loaded, placement: Placement) -> E
         context=model.config.get_text_config().max_position_embeddings,
         parameters=model.num_parameters(),
         dtype=placement.dtype,
-        devices=(*(f"cuda:{card}" for card in cards), *(["cpu"] if "cpu" in places else [])),
+        devices=(*(f"cuda:{gpu}" for gpu in gpus), *(["cpu"] if "cpu" in places else [])),
         quantize=placement.quantize,
         device_map=placement.device_map,
         plan=placement.plan,

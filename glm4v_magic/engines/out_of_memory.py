@@ -1,6 +1,6 @@
-"""One message for a card that ran out: which one, by how much, who else is on it, what to change.
+"""One message for a GPU that ran out: which one, by how much, who else is on it, what to change.
 
-torch tells card, request and free memory in the text of its error; NVML tells who else is there.
+torch tells GPU, request and free memory in the text of its error; NVML tells who else is there.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from glm4v_magic.errors import OutOfMemoryError
-from glm4v_magic.placement.processes import CardUser
+from glm4v_magic.core.errors import OutOfMemoryError
+from glm4v_magic.hardware.processes import GPUUser
 
 __all__ = ["is_out_of_memory", "out_of_memory"]
 
@@ -24,14 +24,14 @@ _TEXTS = (
 )
 _SIZE = r"([0-9.]+ (?:bytes|[KMG]iB))"
 _ASKED = re.compile(rf"[Tt]ried to allocate {_SIZE}")
-_CARD = re.compile(r"GPU (\d+) has a total capacity")
+_GPU = re.compile(r"GPU (\d+) has a total capacity")
 _FREE = re.compile(rf"of which {_SIZE} is free")
 _MOST_USERS = 3
 _GIB = 2**30
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether `error` says that a card, or the host, has no memory left."""
+    """Tell whether `error` says that a GPU, or the host, has no memory left."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
@@ -45,44 +45,44 @@ def out_of_memory(text: str, doing: str, advice: str) -> OutOfMemoryError:
         doing: what was going on: ``while the prompt was read``.
         advice: what to change.
     """
-    card, asked, free = _CARD.search(text), _ASKED.search(text), _FREE.search(text)
-    on_host = card is None and ("CPU" in text or "alloc_cpu" in text or not text)
-    where = f"cuda:{card[1]}" if card else "The host" if on_host else "A GPU"
+    gpu, asked, free = _GPU.search(text), _ASKED.search(text), _FREE.search(text)
+    on_host = gpu is None and ("CPU" in text or "alloc_cpu" in text or not text)
+    where = f"cuda:{gpu[1]}" if gpu else "The host" if on_host else "A GPU"
     what = f"{where} ran out of memory {doing}"
     if asked:
         what += f": {asked[1]} were asked for" + (f" and {free[1]} are free" if free else "")
     what += "."
-    if card:
-        what += _others(int(card[1]))
+    if gpu:
+        what += _others(int(gpu[1]))
     return OutOfMemoryError(what, advice)
 
 
 def _others(index: int) -> str:
-    """Who else is on a card; empty if nobody is, or it is not known."""
-    from glm4v_magic.placement.gpus import find_gpus
-    from glm4v_magic.placement.processes import other_users
+    """Who else is on a GPU; empty if nobody is, or it is not known."""
+    from glm4v_magic.hardware.gpus import find_gpus
+    from glm4v_magic.hardware.processes import other_users
     from glm4v_magic.virtual_gpus import active
 
     if active() is not None:
         return ""
-    card = next((card for card in find_gpus() if card.index == index), None)
-    if card is None:
+    gpu = next((gpu for gpu in find_gpus() if gpu.index == index), None)
+    if gpu is None:
         return ""
-    users = other_users(card)
+    users = other_users(gpu)
     if users:
-        return f" Also on this card: {_listed(users)}."
-    if card.other_bytes:
-        return f" Other programs and the driver hold {card.other_bytes / _GIB:.1f} GiB of it."
+        return f" Also on this GPU: {_listed(users)}."
+    if gpu.other_bytes:
+        return f" Other programs and the driver hold {gpu.other_bytes / _GIB:.1f} GiB of it."
     return ""
 
 
-def _listed(users: Sequence[CardUser]) -> str:
+def _listed(users: Sequence[GPUUser]) -> str:
     named = [_described(user) for user in users[:_MOST_USERS]]
     more = len(users) - len(named)
     return ", ".join(named) + (f" and {more} more" if more else "")
 
 
-def _described(user: CardUser) -> str:
+def _described(user: GPUUser) -> str:
     name = PurePath(user.name).name
     size = "" if user.used_bytes is None else f"{user.used_bytes / _GIB:.1f} GiB"
     what = ", ".join(part for part in (name, size) if part)

@@ -1,4 +1,4 @@
-"""A model behind a server that speaks OpenAI's protocol: vLLM, SGLang, llama.cpp, or our `serve`.
+"""A model behind a server that speaks OpenAI's protocol: vLLM, SGLang, llama.cpp or `server`.
 
 The answer is streamed as server-sent events. An interrupt closes the connection, which is how such
 a server learns that nobody waits any more. Nothing here imports torch.
@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from glm4v_magic.conversation import (
+from glm4v_magic.core.conversation import (
     Conversation,
     FinishReason,
     Generation,
@@ -27,11 +27,11 @@ from glm4v_magic.conversation import (
     Request,
     Usage,
 )
-from glm4v_magic.engines import EngineInfo
+from glm4v_magic.core.errors import EngineError, GenerationInterrupted, OptionError, reason
+from glm4v_magic.core.model import EngineInfo
+from glm4v_magic.core.server_address import API_KEY, ServerAddress, is_loopback
 from glm4v_magic.engines.thinking import CLOSE, OPEN, Part, ThinkingSplitter
-from glm4v_magic.errors import EngineError, GenerationInterrupted, OptionError, reason
 from glm4v_magic.images import SourcedImage
-from glm4v_magic.server_address import API_KEY, ServerAddress, is_loopback
 
 __all__ = ["OWN_FACTS", "ServerEngine", "connect"]
 
@@ -318,7 +318,7 @@ class _Connection:
 
 _ADVICE = {
     404: "The address of an OpenAI-compatible API usually ends in /v1.",
-    413: "Ask about a smaller picture, or a part of it (--crop).",
+    413: "Ask about a smaller image, or a part of it (--crop).",
     502: "It may still be starting; ask again later.",
     503: "It may still be starting; ask again later.",
 }
@@ -530,17 +530,16 @@ def _written(message: Message) -> dict[str, Any]:
     # and Qwen3 leave it out of the answers before.
     if not message.images:
         return {"role": message.role, "content": message.text}
-    pictures = [
-        {"type": "image_url", "image_url": {"url": _data_uri(picture)}}
-        for picture in message.images
+    images = [
+        {"type": "image_url", "image_url": {"url": _data_uri(image)}} for image in message.images
     ]
-    return {"role": message.role, "content": [*pictures, {"type": "text", "text": message.text}]}
+    return {"role": message.role, "content": [*images, {"type": "text", "text": message.text}]}
 
 
-def _data_uri(picture: SourcedImage) -> str:
+def _data_uri(image: SourcedImage) -> str:
     buffer = io.BytesIO()
     # Without loss, so that the model sees what it would see here; quick rather than small.
-    picture.image.save(buffer, format="png", compress_level=1)
+    image.image.save(buffer, format="png", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 

@@ -1,12 +1,12 @@
-"""Whatever a notebook holds -> pictures that remember their source.
+"""Whatever a notebook holds -> images that remember their source.
 
 How `resolve_images` reads a word; the first rule that applies wins:
 
-1. ``https://...``, ``http://...``, ``data:...``: a picture from the network, or in the word itself.
+1. ``https://...``, ``http://...``, ``data:...``: an image from the network, or in the word itself.
 2. A name in the namespace: that variable. The file of the same name is written ``./cat``.
 3. The path of a file or folder that exists, ``~`` expanded.
 4. An expression that begins with a name in the namespace, such as ``photos[2]``, ``row.image`` or
-   ``photos[:3]``, unless it ends like the name of a picture file: ``cat.png`` is always a file.
+   ``photos[:3]``, unless it ends like the name of an image file: ``cat.png`` is always a file.
 5. A pattern with ``*``, ``?`` or ``[...]``, ``**`` for folders below: its files, sorted by name.
 6. ``clipboard``: what is copied on the computer that the kernel runs on.
 
@@ -15,13 +15,13 @@ without importing them: whoever holds such a value has imported its library.
 
 The modules, each on top of the next: `words` and `values`, both on `names`; `missing`; `files` and
 `uris`; `decode`; `rgb`; `scaling`. Of these `uris` alone reaches the network, through `web`. Beside
-them stand `crop`, which cuts a rectangle out of a picture, and `clipboard`.
+them stand `crop`, which cuts a rectangle out of an image, and `clipboard`.
 """
 
 from __future__ import annotations
 
+from glm4v_magic.core.image import DEFAULT_LIMITS, Limits, SourcedImage
 from glm4v_magic.images.crop import Crop, parse_crop
-from glm4v_magic.images.picture import DEFAULT_LIMITS, Limits, SourcedImage
 from glm4v_magic.images.rgb import to_rgb
 from glm4v_magic.images.values import to_image, to_images
 from glm4v_magic.images.words import resolve_images

@@ -1,13 +1,13 @@
-"""Arrays and tensors -> pictures."""
+"""Arrays and tensors -> images."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.errors import ImageError, reason
+from glm4v_magic.core.errors import ImageError, reason
+from glm4v_magic.core.image import Limits, SourcedImage
 from glm4v_magic.images.decode import too_large, upright
 from glm4v_magic.images.messages import one_line
-from glm4v_magic.images.picture import Limits, SourcedImage
 from glm4v_magic.images.scaling import eight_bits
 
 if TYPE_CHECKING:
@@ -48,15 +48,15 @@ def _channels_last(array: np.ndarray, source: str, *, first_in_doubt: bool) -> n
         raise ImageError(f"{shown}: it has no pixels.")
     if array.ndim == 4:
         if array.shape[0] != 1:
-            raise ImageError(f"{shown}: {array.shape[0]} pictures.", f"Choose one: {source}[0].")
+            raise ImageError(f"{shown}: {array.shape[0]} images.", f"Choose one: {source}[0].")
         array = array[0]
     if array.ndim == 2:
         return array
     last, first = (array.ndim == 3 and array.shape[axis] in (1, 3, 4) for axis in (-1, 0))
     if not last and not first:
         raise ImageError(
-            f"{shown}, which is no picture's.",
-            "Pictures are height x width, or that with 1, 3 or 4 channels last or first.",
+            f"{shown}, which is no image's.",
+            "Images are height x width, or that with 1, 3 or 4 channels last or first.",
         )
     if first and (first_in_doubt or not last):
         array = array.transpose(1, 2, 0)

@@ -1,8 +1,8 @@
-"""The picture on the clipboard of the computer that the kernel runs on."""
+"""The image on the clipboard of the computer that the kernel runs on."""
 
 from __future__ import annotations
 
-from glm4v_magic.errors import ImageError, reason
+from glm4v_magic.core.errors import ImageError, reason
 
 __all__ = ["CLIPBOARD", "grab"]
 
@@ -11,10 +11,10 @@ CLIPBOARD = "clipboard"
 
 
 def grab() -> object:
-    """Return the copied picture, or the list of the copied files.
+    """Return the copied image, or the list of the copied files.
 
     Raises:
-        ImageError: if no picture is copied, or the clipboard cannot be reached.
+        ImageError: if no image is copied, or the clipboard cannot be reached.
     """
     from PIL import ImageGrab
 
@@ -23,8 +23,8 @@ def grab() -> object:
     except Exception as error:  # no display, no program that reads it, text that claims to be PNG
         raise ImageError(
             f"The clipboard of the kernel's computer cannot be read: {reason(error)}.",
-            "Upload the picture, or give its path or URL.",
+            "Upload the image, or give its path or URL.",
         ) from None
     if copied is None:
-        raise ImageError("The clipboard holds no picture.", "Copy one first.")
+        raise ImageError("The clipboard holds no image.", "Copy one first.")
     return copied

@@ -1,6 +1,6 @@
-"""A rectangle of a picture: ``10,10,50,50``, ``0.5,0,0.5,1`` or ``50%,0,50%,100%``.
+"""A rectangle of an image: ``10,10,50,50``, ``0.5,0,0.5,1`` or ``50%,0,50%,100%``.
 
-Left, top, width and height, of the upright picture. How the numbers are written says what they
+Left, top, width and height, of the upright image. How the numbers are written says what they
 count, never how large they are:
 
 - whole numbers: pixels;
@@ -14,9 +14,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from glm4v_magic.errors import ImageError, OptionError
+from glm4v_magic.core.errors import ImageError, OptionError
+from glm4v_magic.core.image import SourcedImage
 from glm4v_magic.images.messages import one_line
-from glm4v_magic.images.picture import SourcedImage
 
 __all__ = ["Crop", "parse_crop"]
 
@@ -41,13 +41,13 @@ class Crop:
     unit: Unit
     text: str
 
-    def of(self, picture: SourcedImage) -> SourcedImage:
-        """Return this rectangle of `picture`, whose own size becomes the original size.
+    def of(self, image: SourcedImage) -> SourcedImage:
+        """Return this rectangle of `image`, whose own size becomes the original size.
 
         Raises:
-            ImageError: if it reaches beyond the picture, or holds no pixel of it.
+            ImageError: if it reaches beyond the image, or holds no pixel of it.
         """
-        width, height = picture.image.size
+        width, height = image.image.size
         x, y, w, h = self.box
         across, down = (
             (1.0, 1.0)
@@ -59,13 +59,13 @@ class Crop:
         )
         left, right = round(x * across), round((x + w) * across)
         top, bottom = round(y * down), round((y + h) * down)
-        where = f"{one_line(picture.source)}, which is {width} x {height} pixels"
+        where = f"{one_line(image.source)}, which is {width} x {height} pixels"
         if right > width or bottom > height:
             raise ImageError(f"The crop {self.text} reaches to x {right}, y {bottom} of {where}.")
         if left >= right or top >= bottom:
             raise ImageError(f"The crop {self.text} holds no pixel of {where}.")
-        cut = picture.image.crop((left, top, right, bottom))
-        return SourcedImage(cut, f"{picture.source}, crop {self.text}", cut.size)
+        cut = image.image.crop((left, top, right, bottom))
+        return SourcedImage(cut, f"{image.source}, crop {self.text}", cut.size)
 
 
 def parse_crop(text: str) -> Crop:

@@ -1,4 +1,4 @@
-"""The bytes of an image file -> a picture."""
+"""The bytes of an image file -> an image."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 import warnings
 from typing import IO, TYPE_CHECKING
 
-from glm4v_magic.errors import ImageError, reason
+from glm4v_magic.core.errors import ImageError, reason
+from glm4v_magic.core.image import Limits, SourcedImage
 from glm4v_magic.images.formats import not_an_image
 from glm4v_magic.images.messages import one_line
-from glm4v_magic.images.picture import Limits, SourcedImage
 from glm4v_magic.images.rgb import to_rgb
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _RUNS_PROGRAMS = frozenset({"EPS", "WMF"})
 
 def decode(stream: IO[bytes], source: str, limits: Limits, page: int | None = None) -> SourcedImage:
     """Read a page of an image file, by default its first; `stream` stands at its beginning."""
-    # Pillow warns of odd metadata and of large pictures; the first does no harm to the pixels,
+    # Pillow warns of odd metadata and of large images; the first does no harm to the pixels,
     # and the second has a limit of ours.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -33,10 +33,10 @@ def decode(stream: IO[bytes], source: str, limits: Limits, page: int | None = No
 def upright(
     image: Image.Image, source: str, limits: Limits, page: int | None = None
 ) -> SourcedImage:
-    """Read the pixels of an opened picture, unless it is empty or too large.
+    """Read the pixels of an opened image, unless it is empty or too large.
 
     Args:
-        image: the picture; it is left at the page where it stood.
+        image: the image; it is left at the page where it stood.
         source: what the user calls it.
         limits: what is refused.
         page: which page of it, from 1; by default where it stands.
@@ -57,7 +57,7 @@ def upright(
 
 
 def require_page(page: int | None, pages: int, source: str) -> None:
-    """Refuse a page that a picture does not have."""
+    """Refuse a page that an image does not have."""
     if page is not None and not 1 <= page <= pages:
         has = "only 1 page" if pages == 1 else f"{pages} pages"
         raise ImageError(f"{one_line(source)} has {has}, and no page {page}.")
@@ -84,7 +84,7 @@ def _require_size(image: Image.Image, source: str, limits: Limits) -> None:
 
 
 def too_large(source: str, pixels: int | None, limits: Limits) -> ImageError:
-    """Return the error for a picture of more pixels than are read; ``None`` if nobody counted."""
+    """Return the error for an image of more pixels than are read; ``None`` if nobody counted."""
     size = "too many" if pixels is None else f"{pixels / 1e6:,.0f}"
     return ImageError(
         f"{one_line(source)} has {size} megapixels; at most {limits.megapixels:g} are read.",

@@ -1,4 +1,4 @@
-"""Picture files: found by path or pattern, and read."""
+"""Image files: found by path or pattern, and read."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import stat
 from collections import Counter
 from pathlib import Path
 
-from glm4v_magic.errors import ImageError, reason
+from glm4v_magic.core.errors import ImageError, reason
+from glm4v_magic.core.image import Limits, SourcedImage
 from glm4v_magic.images.decode import decode
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.messages import one_line
-from glm4v_magic.images.picture import Limits, SourcedImage
 
 __all__ = ["entries", "exists", "from_file", "matches", "path_of", "suffixes_in"]
 
@@ -43,16 +43,16 @@ def exists(word: str, base: Path) -> bool:
 
 
 def from_file(path: Path, source: str, limits: Limits, page: int | None = None) -> SourcedImage:
-    """Read a picture file that exists, or one page of it."""
+    """Read an image file that exists, or one page of it."""
     shown = one_line(source)
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             few = suffixes_in(path)
-            more = f"{few} The option --over asks about each." if few else "It holds no pictures."
+            more = f"{few} The option --over asks about each." if few else "It holds no images."
             raise ImageError(f"{shown} is a folder.", more)
         if not stat.S_ISREG(mode):  # reading a pipe or a device may never end
-            raise ImageError(f"{shown} is a device or a pipe, not a picture file.")
+            raise ImageError(f"{shown} is a device or a pipe, not an image file.")
         with path.open("rb") as stream:
             return decode(stream, source, limits, page)
     except PermissionError:
@@ -81,7 +81,7 @@ def entries(folder: Path) -> list[str]:
 
 
 def suffixes_in(folder: Path) -> str:
-    """Say which kinds of picture files `folder` holds, as patterns; nothing if there are none."""
+    """Say which kinds of image files `folder` holds, as patterns; nothing if there are none."""
     suffixes = Counter(Path(name).suffix for name in entries(folder))
     found = [each for each, _ in suffixes.most_common() if each.lower() in SUFFIXES]
     kinds = ", ".join(f"*{each} ({suffixes[each]})" for each in found)

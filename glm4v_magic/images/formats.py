@@ -1,10 +1,10 @@
-"""What tells a picture file from others: its ending, its media type, its first bytes."""
+"""What tells an image file from others: its ending, its media type, its first bytes."""
 
 from __future__ import annotations
 
 import re
 
-from glm4v_magic.errors import ImageError
+from glm4v_magic.core.errors import ImageError
 from glm4v_magic.images.messages import one_line
 
 __all__ = ["SUFFIXES", "may_be_image", "not_an_image"]
@@ -25,23 +25,23 @@ _IMAGE_SIGNATURES = (
 _OTHER_SIGNATURES = (
     (re.compile(rb"%PDF-"), "a PDF document", "Save the page as a PNG first."),
     (re.compile(rb"%!PS"), "a PostScript document", "Save it as a PNG first."),
-    (re.compile(rb"PK\x03\x04"), "a ZIP archive or an office document", "Unpack the picture."),
+    (re.compile(rb"PK\x03\x04"), "a ZIP archive or an office document", "Unpack the image."),
     (
         re.compile(rb".{4}ftyp(hei|hev|mif1|msf1)", re.DOTALL),
-        "a HEIC picture, which Pillow cannot read alone",
+        "a HEIC image, which Pillow cannot read alone",
         "Save it as JPEG, or install pillow-heif and call pillow_heif.register_heif_opener().",
     ),
     (re.compile(rb".{4}ftyp", re.DOTALL), "a video", "Save one of its frames as a PNG first."),
     (
         re.compile(rb"version https://git-lfs"),
-        "a Git LFS pointer, not the picture itself",
+        "a Git LFS pointer, not the image itself",
         "Fetch it with git lfs pull.",
     ),
     (re.compile(rb"\s*(<\?xml.*)?<svg", re.DOTALL), "an SVG drawing", "Save it as a PNG first."),
     (
         re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE),
         "a web page",
-        "Give the address of the picture itself.",
+        "Give the address of the image itself.",
     ),
 )
 

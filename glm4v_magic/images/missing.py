@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-from glm4v_magic.errors import ImageError, did_you_mean
+from glm4v_magic.core.errors import ImageError, did_you_mean
 from glm4v_magic.images.files import entries, path_of, suffixes_in
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.messages import ACCEPTED, one_line
@@ -26,7 +26,7 @@ def missing(word: str, base: Path, namespace: Mapping[str, object]) -> ImageErro
     """
     shown = one_line(word)
     if not word.strip():
-        return ImageError("An empty name stands for no picture.", ACCEPTED)
+        return ImageError("An empty name stands for no image.", ACCEPTED)
     if os.sep == "/" and "\\" in word:
         slashes = one_line(word.replace("\\", "/"))
         return ImageError(f"{shown}: no such file.", f"Folders are separated by / here: {slashes}")

@@ -1,13 +1,13 @@
-"""Names -> pictures: what a word, or the text in a variable, stands for on its own."""
+"""Names -> images: what a word, or the text in a variable, stands for on its own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
+from glm4v_magic.core.image import Limits, SourcedImage
 from glm4v_magic.images.files import exists, from_file, matches, path_of
 from glm4v_magic.images.missing import missing
-from glm4v_magic.images.picture import Limits, SourcedImage
 from glm4v_magic.images.uris import from_uri, is_uri
 
 __all__ = ["from_name"]
@@ -20,7 +20,7 @@ def from_name(
     limits: Limits,
     page: int | None = None,
 ) -> tuple[SourcedImage, ...]:
-    """Return the picture of a URI or path, or the pictures of a pattern, sorted by name.
+    """Return the image of a URI or path, or the images of a pattern, sorted by name.
 
     Args:
         name: as the user wrote it.
@@ -30,7 +30,7 @@ def from_name(
         page: which page of it, from 1; the first by default.
 
     Raises:
-        ImageError: if it stands for no picture.
+        ImageError: if it stands for no image.
     """
     if is_uri(name):
         return (from_uri(name, limits, page),)

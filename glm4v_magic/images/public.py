@@ -10,7 +10,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterable
 
-from glm4v_magic.errors import ImageError
+from glm4v_magic.core.errors import ImageError
 from glm4v_magic.images.messages import one_line
 
 __all__ = ["Connector", "is_public"]
@@ -92,7 +92,7 @@ def _refuse_private(host: str, addresses: Iterable[str]) -> None:
         if not is_public(address):
             raise ImageError(
                 f"{one_line(host)} is {address}, an address of this computer or a private network.",
-                "Such URLs are not fetched; save the picture and give its path.",
+                "Such URLs are not fetched; save the image and give its path.",
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.errors import ImageError, reason
+from glm4v_magic.core.errors import ImageError, reason
 from glm4v_magic.images.messages import one_line
 from glm4v_magic.images.scaling import eight_bits_of_floats, eight_bits_of_integers
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["to_rgb"]
 
 
-def to_rgb(image: Image.Image, source: str = "The picture") -> Image.Image:
+def to_rgb(image: Image.Image, source: str = "The image") -> Image.Image:
     """Return `image` as a new one: 8-bit RGB, upright by its EXIF orientation, without metadata.
 
     Transparent pixels become white. 16 bits are scaled; modes I and F too, if their values need it
@@ -34,12 +34,12 @@ def to_rgb(image: Image.Image, source: str = "The picture") -> Image.Image:
         raise ImageError(f"{one_line(source)} is cut short or damaged: {reason(error)}") from error
     if turn is not None:
         rgb = rgb.transpose(turn)
-    rgb.info = {}  # a notebook that shows the picture shall not carry where it was taken
+    rgb.info = {}  # a notebook that shows the image shall not carry where it was taken
     return rgb
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Return how to turn a picture upright: EXIF 2.32, tag 0x0112, values 2 to 8."""
+    """Return how to turn an image upright: EXIF 2.32, tag 0x0112, values 2 to 8."""
     from PIL.Image import Transpose
 
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from glm4v_magic.errors import ImageError
+from glm4v_magic.core.errors import ImageError
 from glm4v_magic.images.messages import one_line
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def eight_bits(array: np.ndarray, source: str) -> np.ndarray:
             return eight_bits_of_floats(array, source, top=1)
     raise ImageError(
         f"{one_line(source)} holds values of type {array.dtype}.",
-        "Pictures are uint8 of 0 to 255 or floats of 0 to 1.",
+        "Images are uint8 of 0 to 255 or floats of 0 to 1.",
     )
 
 

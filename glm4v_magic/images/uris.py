@@ -8,11 +8,11 @@ import io
 import re
 import urllib.parse
 
-from glm4v_magic.errors import ImageError
+from glm4v_magic.core.errors import ImageError
+from glm4v_magic.core.image import Limits, SourcedImage
 from glm4v_magic.images.decode import decode
 from glm4v_magic.images.formats import may_be_image
 from glm4v_magic.images.messages import one_line
-from glm4v_magic.images.picture import Limits, SourcedImage
 
 __all__ = ["from_uri", "is_uri"]
 
@@ -25,7 +25,7 @@ def is_uri(word: str) -> bool:
 
 
 def from_uri(word: str, limits: Limits, page: int | None = None) -> SourcedImage:
-    """Read the picture in a ``data:`` URI, or at a URL, or one page of it."""
+    """Read the image in a ``data:`` URI, or at a URL, or one page of it."""
     if word[:5].lower() == "data:":
         return decode(io.BytesIO(_data_uri(word)), "data: URI", limits, page)
     # Here, because it imports ssl and urllib.request, which files and variables do without.

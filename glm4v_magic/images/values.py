@@ -1,4 +1,4 @@
-"""Values in memory -> pictures.
+"""Values in memory -> images.
 
 The types of PIL, numpy, torch, matplotlib and IPython are recognised without importing them:
 whoever holds such a value has imported its library.
@@ -16,12 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from glm4v_magic.errors import ImageError, reason
+from glm4v_magic.core.errors import ImageError, reason
+from glm4v_magic.core.image import DEFAULT_LIMITS, Limits, SourcedImage
 from glm4v_magic.images.arrays import from_numpy, from_torch
 from glm4v_magic.images.decode import decode, require_page, upright
 from glm4v_magic.images.messages import ACCEPTED, one_line
 from glm4v_magic.images.names import from_name
-from glm4v_magic.images.picture import DEFAULT_LIMITS, Limits, SourcedImage
 
 __all__ = ["to_image", "to_images"]
 
@@ -34,12 +34,12 @@ def to_images(
     limits: Limits = DEFAULT_LIMITS,
     page: int | None = None,
 ) -> tuple[SourcedImage, ...]:
-    """Return the pictures in `value`: those of a list, in order, or just one.
+    """Return the images in `value`: those of a list, in order, or just one.
 
     The text of a pattern, such as ``"photos/*.png"``, gives all its files.
 
     Raises:
-        ImageError: if `value`, or any item of it, is no picture.
+        ImageError: if `value`, or any item of it, is no image.
     """
     folder = Path.cwd() if base is None else base
     if _is(value, "ipywidgets.widgets.widget_upload", "FileUpload"):
@@ -64,7 +64,7 @@ def to_image(
     limits: Limits = DEFAULT_LIMITS,
     page: int | None = None,
 ) -> SourcedImage:
-    """Return `value` as a picture.
+    """Return `value` as an image.
 
     Args:
         value: a PIL image; the text or `Path` of a file or URL; the bytes of an image file, or a
@@ -80,21 +80,21 @@ def to_image(
         page: which page of it, from 1; by default the first, of a PIL image the one it stands at.
 
     Raises:
-        ImageError: if it is no picture, or more than one, or has no such page.
+        ImageError: if it is no image, or more than one, or has no such page.
     """
     if isinstance(value, SourcedImage):
         require_page(page, 1, source)
         return value
     if isinstance(value, str | os.PathLike):
-        pictures = _named(value, source, Path.cwd() if base is None else base, limits, page)
-        if len(pictures) > 1:
-            raise ImageError(f"{one_line(source)} names {len(pictures)} pictures, not one.")
-        return pictures[0]
+        images = _named(value, source, Path.cwd() if base is None else base, limits, page)
+        if len(images) > 1:
+            raise ImageError(f"{one_line(source)} names {len(images)} images, not one.")
+        return images[0]
     for read in _READERS:
-        picture = read(value, source, limits, page)
-        if picture is not None:
-            return picture
-    raise ImageError(f"{one_line(source)} is {_kind_of(value)}, not a picture.", ACCEPTED)
+        image = read(value, source, limits, page)
+        if image is not None:
+            return image
+    raise ImageError(f"{one_line(source)} is {_kind_of(value)}, not an image.", ACCEPTED)
 
 
 def _named(

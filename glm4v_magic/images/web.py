@@ -11,10 +11,10 @@ import urllib.parse
 import urllib.request
 from typing import IO
 
-from glm4v_magic.errors import ImageError, reason
+from glm4v_magic.core.errors import ImageError, reason
+from glm4v_magic.core.image import Limits
 from glm4v_magic.images.formats import may_be_image
 from glm4v_magic.images.messages import one_line
-from glm4v_magic.images.picture import Limits
 from glm4v_magic.images.public import Connector
 
 __all__ = ["download"]
@@ -57,14 +57,14 @@ def _checked_url(url: str) -> str:
     if parts.scheme.lower() not in ("http", "https"):
         raise ImageError(
             f"{one_line(url)}: only http and https are fetched, not {one_line(parts.scheme)}.",
-            "Download the picture and give its path.",
+            "Download the image and give its path.",
         )
     if not parts.hostname:
         raise ImageError(f"{one_line(url)} names no host.")
     if "@" in parts.netloc:
         raise ImageError(
             f"{parts.scheme}://...@{parts.hostname}: a password in a URL is not sent.",
-            "Download the picture and give its path.",
+            "Download the image and give its path.",
         )
     safe = "/%:@!$&'()*+,;=~?"
     path, query = (urllib.parse.quote(part, safe=safe) for part in (parts.path, parts.query))
@@ -76,12 +76,12 @@ def _body(response: http.client.HTTPResponse, shown: str, deadline: float, limit
     if "Content-Type" in response.headers and not may_be_image(media_type):
         raise ImageError(
             f"{shown} is {one_line(media_type)}, not an image.",
-            "Give the address of the picture itself, not of a page that shows it.",
+            "Give the address of the image itself, not of a page that shows it.",
         )
     announced = response.length
     too_much = ImageError(
         f"{shown} is larger than {limits.download_bytes / 1e6:g} MB.",
-        "Download the picture and give its path.",
+        "Download the image and give its path.",
     )
     if announced is not None and announced > limits.download_bytes:
         raise too_much
@@ -101,7 +101,7 @@ def _body(response: http.client.HTTPResponse, shown: str, deadline: float, limit
 def _unreachable(shown: str, error: Exception, limits: Limits) -> ImageError:
     """Say in one line why a URL could not be fetched."""
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
-    hint = "Check the address and the network, or download the picture and give its path."
+    hint = "Check the address and the network, or download the image and give its path."
     match cause:
         case socket.gaierror():
             why = "its host is not known, or there is no network"

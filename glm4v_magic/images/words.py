@@ -1,4 +1,4 @@
-"""Words -> pictures: variables and expressions, and what a name stands for without them."""
+"""Words -> images: variables and expressions, and what a name stands for without them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from glm4v_magic.errors import ImageError, reason
+from glm4v_magic.core.errors import ImageError, reason
+from glm4v_magic.core.image import DEFAULT_LIMITS, Limits, SourcedImage
 from glm4v_magic.images.clipboard import CLIPBOARD, grab
 from glm4v_magic.images.files import exists
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.messages import one_line
 from glm4v_magic.images.names import from_name
-from glm4v_magic.images.picture import DEFAULT_LIMITS, Limits, SourcedImage
 from glm4v_magic.images.uris import is_uri
 from glm4v_magic.images.values import to_images
 
@@ -30,27 +30,27 @@ def resolve_images(
     limits: Limits = DEFAULT_LIMITS,
     page: int | None = None,
 ) -> tuple[SourcedImage, ...]:
-    """Return the pictures that `words` stand for, in order; see `images` for how each is read.
+    """Return the images that `words` stand for, in order; see `images` for how each is read.
 
     Args:
         words: without the quotes that may have stood around them.
         namespace: the variables that words may name.
         base: the folder of relative paths; the current one by default.
         limits: what is refused.
-        page: which page of each picture, from 1; the first by default.
+        page: which page of each image, from 1; the first by default.
 
     Raises:
-        ImageError: for the first word that gives no picture.
+        ImageError: for the first word that gives no image.
     """
     folder = Path.cwd() if base is None else base
-    pictures: list[SourcedImage] = []
+    images: list[SourcedImage] = []
     for index, word in enumerate(words):
         try:
-            pictures += _resolve(word, namespace, folder, limits, page)
+            images += _resolve(word, namespace, folder, limits, page)
         except ImageError as error:
             error.hint = _quotes_missing(words, index, folder) or error.hint
             raise
-    return tuple(pictures)
+    return tuple(images)
 
 
 def _quotes_missing(words: Sequence[str], index: int, base: Path) -> str:

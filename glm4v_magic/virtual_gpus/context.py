@@ -12,8 +12,8 @@ from typing import Any, Self, TypeVar, get_args
 import torch
 from torch import nn
 
-from glm4v_magic.errors import GPUDescriptionError, OptionError, PlacementError
-from glm4v_magic.gpu_spec import GPU, MAX_GPUS, parse_gpus
+from glm4v_magic.core.errors import GPUDescriptionError, OptionError, PlacementError
+from glm4v_magic.core.gpu_spec import GPU, MAX_GPUS, parse_gpus
 from glm4v_magic.virtual_gpus.facade import CudaFacade
 from glm4v_magic.virtual_gpus.guard import install_noop_cuda_guard
 from glm4v_magic.virtual_gpus.machine import Machine, OnMismatch, Values
@@ -56,8 +56,8 @@ class VirtualGPUs:
     (``item()``, ``bool()``) is not counted as a copy; ``cpu()`` and ``tolist()`` are.
 
     Args:
-        gpus: a description such as ``"4x16GiB"`` (see `glm4v_magic.gpu_spec`), or the capacity of
-            each card in bytes, or `GPU` objects.
+        gpus: a description such as ``"4x16GiB"`` (see `core.gpu_spec`), or the capacity of
+            each GPU in bytes, or `GPU` objects.
         values: ``"real"`` computes on the CPU; for models that fit into it. ``"none"`` drops the
             data of every large floating-point tensor, so that a model of any size takes no
             memory, while ids, masks, positions and the model's own control flow stay real; whole
@@ -66,7 +66,7 @@ class VirtualGPUs:
             it in `problems`, move the tensors and go on.
 
     Raises:
-        GPUDescriptionError: if `gpus` describes no card or cannot be read.
+        GPUDescriptionError: if `gpus` describes no GPU or cannot be read.
         OptionError: if `values` or `on_mismatch` is none of the above.
     """
 
@@ -79,9 +79,9 @@ class VirtualGPUs:
     ) -> None:
         _check_choice("values", values, get_args(Values))
         _check_choice("on_mismatch", on_mismatch, get_args(OnMismatch))
-        self.cards = _read_cards(gpus)
-        self._machine = Machine([card.usable_bytes for card in self.cards], values, on_mismatch)
-        self._facade = CudaFacade(self.cards, self._machine.ledger)
+        self.gpus = _read_gpus(gpus)
+        self._machine = Machine([gpu.usable_bytes for gpu in self.gpus], values, on_mismatch)
+        self._facade = CudaFacade(self.gpus, self._machine.ledger)
         self._machine.current = self._facade.current_device
         self._undo: ExitStack | None = None
         self._was_entered = False
@@ -136,12 +136,12 @@ class VirtualGPUs:
     @property
     def devices(self) -> tuple[torch.device, ...]:
         """``cuda:0``, ``cuda:1``, ..."""
-        return tuple(torch.device("cuda", card.index) for card in self.cards)
+        return tuple(torch.device("cuda", gpu.index) for gpu in self.gpus)
 
     @property
     def max_memory(self) -> dict[int, int]:
         """Capacities in bytes, as ``max_memory`` of accelerate wants them."""
-        return {card.index: card.usable_bytes for card in self.cards}
+        return {gpu.index: gpu.usable_bytes for gpu in self.gpus}
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -159,13 +159,13 @@ class VirtualGPUs:
 
     @property
     def peaks(self) -> tuple[MemoryPeak, ...]:
-        """The fullest moment of each card in each phase."""
+        """The fullest moment of each GPU in each phase."""
         return self._machine.ledger.peaks()
 
     @property
     def live_bytes(self) -> tuple[int, ...]:
-        """What the tensors on each card take now."""
-        return tuple(self._machine.ledger.live_bytes(card.index) for card in self.cards)
+        """What the tensors on each GPU take now."""
+        return tuple(self._machine.ledger.live_bytes(gpu.index) for gpu in self.gpus)
 
     def report(self) -> Report:
         """Everything seen so far, as plain data; works after the block, too."""
@@ -194,7 +194,7 @@ class VirtualGPUs:
         """Give a model built on ``meta`` parameters that can be dispatched; returns `model`.
 
         The parameters become data-less tensors on a virtual CPU, in place, tied ones still tied;
-        ``dispatch_model`` or ``.to("cuda:0")`` put them on cards. Only within the block.
+        ``dispatch_model`` or ``.to("cuda:0")`` put them on GPUs. Only within the block.
 
         Raises:
             PlacementError: outside of the block.
@@ -269,27 +269,27 @@ def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
         )
 
 
-def _read_cards(gpus: str | Sequence[int] | Sequence[GPU]) -> tuple[GPU, ...]:
+def _read_gpus(gpus: str | Sequence[int] | Sequence[GPU]) -> tuple[GPU, ...]:
     if isinstance(gpus, str):
-        cards = parse_gpus(gpus)
+        machine = parse_gpus(gpus)
     elif isinstance(gpus, Sequence):
-        cards = tuple(
-            GPU(index, card.name, card.total_bytes, card.free_bytes)
-            if isinstance(card, GPU)
-            else GPU(index, "GPU", _positive(card))
-            for index, card in enumerate(gpus)
+        machine = tuple(
+            GPU(index, gpu.name, gpu.total_bytes, gpu.free_bytes)
+            if isinstance(gpu, GPU)
+            else GPU(index, "GPU", _positive(gpu))
+            for index, gpu in enumerate(gpus)
         )
     else:
         raise GPUDescriptionError(
             f"GPUs are described by a string or a list of sizes, not by {type(gpus).__name__}.",
             'Write for example VirtualGPUs("4x16GiB").',
         )
-    if not 0 < len(cards) <= MAX_GPUS:
+    if not 0 < len(machine) <= MAX_GPUS:
         raise GPUDescriptionError(
-            f"Virtual GPUs need 1 to {MAX_GPUS} cards, and {gpus!r:.40} has {len(cards)}.",
+            f"Virtual GPUs need 1 to {MAX_GPUS} GPUs, and {gpus!r:.40} has {len(machine)}.",
             'Write for example VirtualGPUs("4x16GiB").',
         )
-    return cards
+    return machine
 
 
 def _positive(size: object) -> int:

@@ -1,4 +1,4 @@
-"""What libraries ask of ``torch.cuda`` before they use a GPU, answered by virtual cards."""
+"""What libraries ask of ``torch.cuda`` before they use a GPU, answered by virtual GPUs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from glm4v_magic.gpu_spec import GPU
+from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.virtual_gpus.memory import MemoryLedger
 
 __all__ = ["CudaFacade"]
 
 # transformers' caching_allocator_warmup reserves the total memory less 1.2 GiB, a negative size
-# on a smaller card. No real card is that small; virtual ones may be, so the total that it asks
+# on a smaller GPU. No real GPU is that small; virtual ones may be, so the total that it asks
 # for says at least this much, while the free memory is always exact.
 _LEAST_TOTAL = int(1.25 * 2**30)
 _COMPUTE_CAPABILITY = (8, 0)
@@ -28,13 +28,13 @@ class CudaFacade:
     GPU: whoever asks it wants the real runtime next.
     """
 
-    def __init__(self, cards: Sequence[GPU], ledger: MemoryLedger) -> None:
-        self._cards = cards
+    def __init__(self, gpus: Sequence[GPU], ledger: MemoryLedger) -> None:
+        self._gpus = gpus
         self._ledger = ledger
         self._thread = threading.local()
 
     def current_device(self) -> int:
-        """Index of the card chosen in this thread, 0 at first."""
+        """Index of the GPU chosen in this thread, 0 at first."""
         return getattr(self._thread, "index", 0)
 
     def functions(self) -> dict[str, Callable[..., Any]]:
@@ -44,10 +44,10 @@ class CudaFacade:
             "_exchange_device": self._exchange_device,
             "_maybe_exchange_device": self._exchange_device,
             "current_device": self.current_device,
-            "device_count": lambda: len(self._cards),
+            "device_count": lambda: len(self._gpus),
             "empty_cache": lambda: None,
             "get_device_capability": lambda device=None: _COMPUTE_CAPABILITY,
-            "get_device_name": lambda device=None: self._card(device).name,
+            "get_device_name": lambda device=None: self._gpu(device).name,
             "get_device_properties": self._properties,
             "ipc_collect": lambda: None,
             "max_memory_allocated": self._peak,
@@ -66,36 +66,36 @@ class CudaFacade:
         index = device if isinstance(device, int) else torch.device(device).index
         return self.current_device() if index is None else index
 
-    def _card(self, device: int | str | torch.device | None) -> GPU:
+    def _gpu(self, device: int | str | torch.device | None) -> GPU:
         index = self._index(device)
-        if not 0 <= index < len(self._cards):
+        if not 0 <= index < len(self._gpus):
             raise AssertionError("Invalid device id")
-        return self._cards[index]
+        return self._gpus[index]
 
     def _exchange_device(self, device: int | str | torch.device) -> int:
         before, index = self.current_device(), self._index(device)
         if index >= 0:
-            self._thread.index = self._card(index).index
+            self._thread.index = self._gpu(index).index
         return before
 
     def _allocated(self, device: int | str | torch.device | None = None) -> int:
-        return self._ledger.live_bytes(self._card(device).index)
+        return self._ledger.live_bytes(self._gpu(device).index)
 
     def _peak(self, device: int | str | torch.device | None = None) -> int:
-        return self._ledger.peak_bytes(self._card(device).index)
+        return self._ledger.peak_bytes(self._gpu(device).index)
 
     def _mem_get_info(self, device: int | str | torch.device | None = None) -> tuple[int, int]:
-        card = self._card(device)
-        capacity = self._ledger.capacities[card.index]
+        gpu = self._gpu(device)
+        capacity = self._ledger.capacities[gpu.index]
         return capacity - self._allocated(device), max(capacity, _LEAST_TOTAL)
 
     def _properties(self, device: int | str | torch.device | None = None) -> SimpleNamespace:
-        card = self._card(device)
+        gpu = self._gpu(device)
         major, minor = _COMPUTE_CAPABILITY
         return SimpleNamespace(
-            name=card.name,
+            name=gpu.name,
             major=major,
             minor=minor,
-            total_memory=self._ledger.capacities[card.index],
+            total_memory=self._ledger.capacities[gpu.index],
             is_integrated=False,
         )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from glm4v_magic.errors import PlacementError
+from glm4v_magic.core.errors import PlacementError
 from glm4v_magic.virtual_gpus.memory import MemoryLedger
 from glm4v_magic.virtual_gpus.report import Guess, MixedDeviceError, Problem
 from glm4v_magic.virtual_gpus.rules import Mismatch, check_devices, may_stay
@@ -30,7 +30,7 @@ OnMismatch = Literal["raise", "collect"]
 
 aten = torch.ops.aten
 
-# Without data, floating-point tensors up to this many elements keep their values on the cards
+# Without data, floating-point tensors up to this many elements keep their values on the GPUs
 # all the same: frequencies, scales and the like cost nothing and keep control flow real.
 _SMALL_FLOATS = 1 << 16
 # Whole numbers asked of tensors without data are answered with zeros, up to this many.
@@ -52,10 +52,10 @@ CopyKey = tuple[str, str, str, str, str]
 
 
 class Machine:
-    """Virtual cards at work.
+    """Virtual GPUs at work.
 
     Args:
-        capacities: bytes of each card.
+        capacities: bytes of each GPU.
         values: ``real`` computes on the CPU; ``none`` drops the data of large floating-point
             tensors.
         on_mismatch: ``raise`` what CUDA raises, or ``collect`` it and move the tensors.
@@ -75,7 +75,7 @@ class Machine:
         self.current: Callable[[], int] = lambda: 0
 
     def current_device(self) -> int:
-        """Index of the card that a bare ``cuda`` means in this thread."""
+        """Index of the GPU that a bare ``cuda`` means in this thread."""
         return self.current()
 
     # -- operations ------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ class Machine:
 
     def _to_copy(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         device = kwargs.get("device")
-        target = args[0].device if device is None else self._card(torch.device(device))
+        target = args[0].device if device is None else self._gpu(torch.device(device))
         return self.move(args[0], target, kwargs.get("dtype"), kwargs.get("memory_format"))
 
     def _copy_into(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -271,7 +271,7 @@ class Machine:
 
         args, kwargs = replace_leaves(unwrap, (args, kwargs))
         if kwargs.get("device") is not None:
-            device = self._card(torch.device(kwargs["device"]))
+            device = self._gpu(torch.device(kwargs["device"]))
             kwargs["device"] = self._content_device(operator, args, kwargs, device)
         elif has_no_data:
             args, kwargs = replace_leaves(_without_data, (args, kwargs))
@@ -292,8 +292,8 @@ class Machine:
 
         return replace_leaves(placed, result)
 
-    def _card(self, device: torch.device) -> torch.device:
-        """`device` with an index, if it is a card that exists."""
+    def _gpu(self, device: torch.device) -> torch.device:
+        """`device` with an index, if it is a GPU that exists."""
         if device.type != "cuda":
             return device
         index = self.current_device() if device.index is None else device.index

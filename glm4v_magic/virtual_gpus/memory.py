@@ -24,10 +24,10 @@ class _Peak:
 
 
 class MemoryLedger:
-    """Counts the storages on each card, once each, for as long as they exist.
+    """Counts the storages on each GPU, once each, for as long as they exist.
 
     Tensors are counted by their exact size. A real allocator rounds up, keeps freed blocks, and
-    shares the card with the CUDA context and the workspaces of libraries: keep some headroom.
+    shares the GPU with the CUDA context and the workspaces of libraries: keep some headroom.
     """
 
     def __init__(self, capacities: Sequence[int]) -> None:
@@ -40,20 +40,20 @@ class MemoryLedger:
         self._ended: deque[tuple[int, int, int]] = deque()
         self._lock = threading.RLock()
 
-    def live_bytes(self, card: int) -> int:
-        """What the tensors on a card take now."""
+    def live_bytes(self, gpu: int) -> int:
+        """What the tensors on a GPU take now."""
         with self._lock:
             self._subtract_ended()
-            return self._live[card]
+            return self._live[gpu]
 
-    def peak_bytes(self, card: int) -> int:
-        """The most that the tensors on a card took at once, in any phase."""
-        return max((p.peak_bytes for (_, k), p in self._peaks.items() if k == card), default=0)
+    def peak_bytes(self, gpu: int) -> int:
+        """The most that the tensors on a GPU took at once, in any phase."""
+        return max((p.peak_bytes for (_, k), p in self._peaks.items() if k == gpu), default=0)
 
     def add(
         self,
         content: torch.Tensor,
-        card: int,
+        gpu: int,
         phase: str,
         module: str,
         where: Callable[[], str],
@@ -62,13 +62,13 @@ class MemoryLedger:
 
         Args:
             content: a tensor whose storage holds, or would hold, the values.
-            card: index of the GPU.
+            gpu: index of the GPU.
             phase: see `MemoryPeak`.
             module: whose forward is running.
             where: tells the place in the source, for the error message.
 
         Raises:
-            torch.OutOfMemoryError: with CUDA's text, if the card is too small.
+            torch.OutOfMemoryError: with CUDA's text, if the GPU is too small.
         """
         storage = content.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
@@ -76,23 +76,21 @@ class MemoryLedger:
             self._subtract_ended()
             if key in self._known:
                 return
-            if self._live[card] + size > self.capacities[card]:
-                raise torch.OutOfMemoryError(self._out_of_memory(card, size) + f" ({where()})")
-            ended = partial(_note_end, self._ended, key, card, size)
+            if self._live[gpu] + size > self.capacities[gpu]:
+                raise torch.OutOfMemoryError(self._out_of_memory(gpu, size) + f" ({where()})")
+            ended = partial(_note_end, self._ended, key, gpu, size)
             self._known[key] = weakref.ref(storage, ended)
-            peak = self._peaks.setdefault(
-                (phase, card), _Peak(self._live[card], self._live[card], "")
-            )
-            self._live[card] += size
-            if self._live[card] > peak.peak_bytes:
-                peak.peak_bytes, peak.module = self._live[card], module
+            peak = self._peaks.setdefault((phase, gpu), _Peak(self._live[gpu], self._live[gpu], ""))
+            self._live[gpu] += size
+            if self._live[gpu] > peak.peak_bytes:
+                peak.peak_bytes, peak.module = self._live[gpu], module
 
     def begin(self, phase: str) -> None:
         """Open the books of a phase, unless they are open."""
         with self._lock:
             self._subtract_ended()
-            for card, live in enumerate(self._live):
-                peak = self._peaks.setdefault((phase, card), _Peak(live, live, ""))
+            for gpu, live in enumerate(self._live):
+                peak = self._peaks.setdefault((phase, gpu), _Peak(live, live, ""))
                 peak.peak_bytes = max(peak.peak_bytes, live)
 
     def reset_peaks(self) -> None:
@@ -101,24 +99,24 @@ class MemoryLedger:
             self._peaks.clear()
 
     def peaks(self) -> tuple[MemoryPeak, ...]:
-        """The peak of each card in each phase, phases in the order they began."""
+        """The peak of each GPU in each phase, phases in the order they began."""
         with self._lock:
             return tuple(
-                MemoryPeak(phase, card, peak.peak_bytes, peak.start_bytes, peak.module)
-                for (phase, card), peak in self._peaks.items()
+                MemoryPeak(phase, gpu, peak.peak_bytes, peak.start_bytes, peak.module)
+                for (phase, gpu), peak in self._peaks.items()
             )
 
     def _subtract_ended(self) -> None:
         while self._ended:
-            key, card, size = self._ended.popleft()
+            key, gpu, size = self._ended.popleft()
             self._known.pop(key, None)
-            self._live[card] -= size
+            self._live[gpu] -= size
 
-    def _out_of_memory(self, card: int, size: int) -> str:
+    def _out_of_memory(self, gpu: int, size: int) -> str:
         """The text of c10/cuda/CUDACachingAllocator.cpp."""
-        total, live = self.capacities[card], self._live[card]
+        total, live = self.capacities[gpu], self._live[gpu]
         return (
-            f"CUDA out of memory. Tried to allocate {_format_size(size)}. GPU {card} has a total "
+            f"CUDA out of memory. Tried to allocate {_format_size(size)}. GPU {gpu} has a total "
             f"capacity of {_format_size(total)} of which {_format_size(total - live)} is free. "
             f"Of the allocated memory {_format_size(live)} is allocated by PyTorch, and 0 bytes "
             "is reserved by PyTorch but unallocated."
@@ -128,11 +126,11 @@ class MemoryLedger:
 def _note_end(
     ended: deque[tuple[int, int, int]],
     key: int,
-    card: int,
+    gpu: int,
     size: int,
     reference: weakref.ref[torch.UntypedStorage],
 ) -> None:
-    ended.append((key, card, size))
+    ended.append((key, gpu, size))
 
 
 def _format_size(size: int) -> str:

@@ -30,7 +30,7 @@ class _Machine(Protocol):
 
 @contextmanager
 def virtual_devices(machine: _Machine) -> Iterator[None]:
-    """Within this thread, ``cuda:k`` is a card of `machine`."""
+    """Within this thread, ``cuda:k`` is a GPU of `machine`."""
     # torch.tensor(..., device="cuda:1") would fill the tensor in C++, past both modes; this flag
     # of the thread makes it build on the CPU and copy.
     lifts_cpu_tensors_only = torch._C._only_lift_cpu_tensors()
@@ -43,7 +43,7 @@ def virtual_devices(machine: _Machine) -> Iterator[None]:
 
 
 class _DispatchMode(TorchDispatchMode):
-    """Sees operators: those that make a tensor on a card have no virtual tensor to ask."""
+    """Sees operators: those that make a tensor on a GPU have no virtual tensor to ask."""
 
     def __init__(self, machine: _Machine) -> None:
         super().__init__()
@@ -65,8 +65,8 @@ class _DispatchMode(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._machine.is_open:
             device = kwargs.get("device")
-            on_card = device is not None and torch.device(device).type == "cuda"
-            if on_card or VirtualTensor in types:
+            on_gpu = device is not None and torch.device(device).type == "cuda"
+            if on_gpu or VirtualTensor in types:
                 return self._machine.dispatch(func, args, kwargs)
         return func(*args, **kwargs)
 

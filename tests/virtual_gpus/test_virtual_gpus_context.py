@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from glm4v_magic.errors import GPUDescriptionError, OptionError, PlacementError
-from glm4v_magic.gpu_spec import GPU
+from glm4v_magic.core.errors import GPUDescriptionError, OptionError, PlacementError
+from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.virtual_gpus import VirtualGPUs, VirtualTensor, guard
 
 GIB = 2**30
@@ -92,7 +92,7 @@ def test_leaving_with_a_thread_alive() -> None:
     assert "used after its `with VirtualGPUs(...)` block" in seen[1]
 
 
-def test_threads_of_every_kind_see_the_cards() -> None:
+def test_threads_of_every_kind_see_the_gpus() -> None:
     class Worker(threading.Thread):
         def run(self) -> None:
             self.device = torch.ones(1, device="cuda:1").device
@@ -150,7 +150,7 @@ def test_a_build_that_cannot_have_virtual_gpus(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("gpus", ["cpu", [], [0], [-1], [True], ["a"], 4, None, [GIB] * 129])
-def test_what_describes_no_cards(gpus: Any) -> None:
+def test_what_describes_no_gpus(gpus: Any) -> None:
     with pytest.raises(GPUDescriptionError) as caught:
         VirtualGPUs(gpus)
     assert "\n" not in str(caught.value)
@@ -163,7 +163,7 @@ def test_unknown_options() -> None:
         VirtualGPUs("1x1GiB", on_mismatch="warn")  # type: ignore[arg-type]
 
 
-def test_cards_of_every_description() -> None:
+def test_gpus_of_every_description() -> None:
     assert VirtualGPUs("2x1GiB").max_memory == {0: GIB, 1: GIB}
     assert VirtualGPUs([GIB, 2 * GIB]).max_memory == {0: GIB, 1: 2 * GIB}
     found = [GPU(3, "H200", 8 * GIB, free_bytes=5 * GIB)]
@@ -171,7 +171,7 @@ def test_cards_of_every_description() -> None:
     assert VirtualGPUs("2x1GiB").devices == (torch.device("cuda:0"), torch.device("cuda:1"))
 
 
-def test_every_way_to_name_a_card() -> None:
+def test_every_way_to_name_a_gpu() -> None:
     with VirtualGPUs("2x1GiB"):
         one = torch.device("cuda:1")
         for tensor in (
@@ -278,4 +278,7 @@ def test_this_room_imports_only_the_ground_floor() -> None:
         "print(*sorted({'transformers', 'accelerate', 'IPython'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.splitlines() == ["glm4v_magic.errors glm4v_magic.gpu_spec", ""]
+    assert out.stdout.splitlines() == [
+        "glm4v_magic.core glm4v_magic.core.errors glm4v_magic.core.gpu_spec",
+        "",
+    ]

@@ -20,7 +20,7 @@ from transformers import (
 
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
-THREE_CARDS = {
+THREE_GPUS = {
     "model.embed_tokens": 0,
     "model.rotary_emb": 0,
     "model.layers.0": 0,
@@ -30,7 +30,7 @@ THREE_CARDS = {
     "model.norm": 1,
     "lm_head": 2,
 }
-WITH_OFFLOAD = {**THREE_CARDS, "model.layers.2": "cpu"}
+WITH_OFFLOAD = {**THREE_GPUS, "model.layers.2": "cpu"}
 GREEDY: dict[str, Any] = {"do_sample": False}
 KINDS = {
     "greedy": GREEDY,
@@ -63,7 +63,7 @@ def assert_identical(left: list[torch.Tensor], right: list[torch.Tensor]) -> Non
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("device_map", [THREE_CARDS, WITH_OFFLOAD], ids=["gpus", "offload"])
+@pytest.mark.parametrize("device_map", [THREE_GPUS, WITH_OFFLOAD], ids=["gpus", "offload"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_identical_to_one_cpu(
     glm: GlmForCausalLM, glm_folder: Path, kind: str, device_map: dict[str, Any]
@@ -84,7 +84,7 @@ def test_identical_in_bfloat16(glm_folder: Path) -> None:
     expected = generate(plain, padded_batch("cpu"), **GREEDY)
     with VirtualGPUs("3x64MiB"):
         model = GlmForCausalLM.from_pretrained(
-            glm_folder, dtype=torch.bfloat16, device_map=THREE_CARDS
+            glm_folder, dtype=torch.bfloat16, device_map=THREE_GPUS
         )
         assert next(model.parameters()).dtype is torch.bfloat16
         assert_identical(generate(model, padded_batch("cuda:0"), **GREEDY), expected)
@@ -95,12 +95,12 @@ def test_identical_with_eager_attention(glm_folder: Path) -> None:
     expected = generate(plain, padded_batch("cpu"), **GREEDY)
     with VirtualGPUs("3x64MiB"):
         model = GlmForCausalLM.from_pretrained(
-            glm_folder, attn_implementation="eager", device_map=THREE_CARDS
+            glm_folder, attn_implementation="eager", device_map=THREE_GPUS
         )
         assert_identical(generate(model, padded_batch("cuda:0"), **GREEDY), expected)
 
 
-def test_automatic_map_uses_the_cards(glm: GlmForCausalLM, glm_folder: Path) -> None:
+def test_automatic_map_uses_the_gpus(glm: GlmForCausalLM, glm_folder: Path) -> None:
     expected = generate(glm, padded_batch("cpu"), **GREEDY)
     with VirtualGPUs("3x64MiB"):
         model = GlmForCausalLM.from_pretrained(glm_folder, device_map="auto")
@@ -125,10 +125,10 @@ def test_model_moved_as_a_whole(glm: GlmForCausalLM, glm_folder: Path) -> None:
 
 def test_cache_is_where_its_layer_is(glm_folder: Path) -> None:
     with VirtualGPUs("3x64MiB"), torch.no_grad():
-        model = GlmForCausalLM.from_pretrained(glm_folder, device_map=THREE_CARDS)
+        model = GlmForCausalLM.from_pretrained(glm_folder, device_map=THREE_GPUS)
         cache = DynamicCache(config=model.config)
         model(**padded_batch("cuda:0"), past_key_values=cache, use_cache=True)
-        places = [THREE_CARDS[f"model.layers.{i}"] for i in range(4)]
+        places = [THREE_GPUS[f"model.layers.{i}"] for i in range(4)]
         assert [layer.keys.device.index for layer in cache.layers] == places
 
 
@@ -172,7 +172,7 @@ def test_streamer_in_another_thread(glm: GlmForCausalLM, glm_folder: Path) -> No
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
     expected = generate(glm, padded_batch("cpu"), **GREEDY)[0][:1]
     with VirtualGPUs("3x64MiB"):
-        model = GlmForCausalLM.from_pretrained(glm_folder, device_map=THREE_CARDS)
+        model = GlmForCausalLM.from_pretrained(glm_folder, device_map=THREE_GPUS)
         model.generation_config = glm.generation_config
         streamer = TextIteratorStreamer(tokenizer, timeout=60)
         inputs = {name: tensor[:1] for name, tensor in padded_batch("cuda:0").items()}

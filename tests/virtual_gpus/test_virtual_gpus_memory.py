@@ -1,4 +1,4 @@
-"""Live and peak bytes, and OutOfMemoryError beyond the size of a card."""
+"""Live and peak bytes, and OutOfMemoryError beyond the size of a GPU."""
 
 from __future__ import annotations
 

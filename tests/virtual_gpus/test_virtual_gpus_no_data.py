@@ -8,7 +8,7 @@ from accelerate import dispatch_model
 from torch import nn
 from transformers import GenerationConfig, GlmConfig, GlmForCausalLM
 
-from glm4v_magic.errors import PlacementError
+from glm4v_magic.core.errors import PlacementError
 from glm4v_magic.virtual_gpus import Guess, VirtualGPUs
 
 LARGE = 1 << 20
@@ -86,7 +86,7 @@ def test_a_model_of_nine_billion_weights() -> None:
     assert peaks["prefill", 1].module.startswith("model.layers.1")
 
 
-def test_a_card_that_is_too_small() -> None:
+def test_a_gpu_that_is_too_small() -> None:
     with torch.device("meta"):
         model = nn.Linear(32768, 32768)
     with (

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.checkpoints.glm4v_9b import layout
 from glm4v_magic.checkpoints.glm4v_9b.units import model_shape
-from glm4v_magic.errors import OptionError
+from glm4v_magic.core.errors import OptionError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from glm4v_magic.placement.costs import ModelShape
+    from glm4v_magic.core.model_shape import ModelShape
 
 __all__ = ["Glm4v9bArchitecture"]
 
-_TEXT_ID = 1  # any id that does not stand for a picture
+_TEXT_ID = 1  # any id that does not stand for an image
 
 
 class Glm4v9bArchitecture:
@@ -58,17 +58,17 @@ class Glm4v9bArchitecture:
             return model.to(getattr(torch, dtype)).eval()
 
     def prompt_inputs(self, images: int, text_tokens: int, batch: int = 1) -> dict[str, Tensor]:
-        """Make ids, mask and pixels of a prompt; a picture comes first in its row."""
+        """Make ids, mask and pixels of a prompt; an image comes first in its row."""
         import torch
 
         if images > 1:
-            raise OptionError(f"{self.name} takes 1 picture per conversation, not {images}.")
+            raise OptionError(f"{self.name} takes 1 image per conversation, not {images}.")
         if text_tokens < 1:
             raise OptionError(f"A prompt has at least 1 token of text, not {text_tokens}.")
         config, vision = self.config, self.config["vision_config"]
         visual = self.shape().visual_tokens
-        picture = [config["boi_token_id"], *[_TEXT_ID] * (visual - 2), config["eoi_token_id"]]
-        ids = torch.tensor([picture * images + [_TEXT_ID] * text_tokens]).repeat(batch, 1)
+        image = [config["boi_token_id"], *[_TEXT_ID] * (visual - 2), config["eoi_token_id"]]
+        ids = torch.tensor([image * images + [_TEXT_ID] * text_tokens]).repeat(batch, 1)
         mask = torch.ones_like(ids)
         if batch > 1:
             ids[0] = ids[0].roll(1)

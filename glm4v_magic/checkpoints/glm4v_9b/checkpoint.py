@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from glm4v_magic.checkpoints.files import read_json, read_tensor_infos
 from glm4v_magic.checkpoints.glm4v_9b import layout
 from glm4v_magic.checkpoints.glm4v_9b.architecture import Glm4v9bArchitecture
-from glm4v_magic.errors import CheckpointError, OptionError
+from glm4v_magic.core.errors import CheckpointError, OptionError
 
 if TYPE_CHECKING:
     import torch
 
-    from glm4v_magic.checkpoints import Loaded, LoadProgress
-    from glm4v_magic.checkpoints.architecture import Architecture
+    from glm4v_magic.checkpoints import Loaded
     from glm4v_magic.checkpoints.glm4v_9b.processing import Glm4v9bProcessor
-    from glm4v_magic.placement.costs import Quantization
+    from glm4v_magic.core.model import Architecture, LoadProgress
+    from glm4v_magic.core.model_shape import Quantization
 
 __all__ = ["Glm4v9bCheckpoint"]
 
@@ -214,7 +214,7 @@ class Glm4v9bCheckpoint:
 def _device_of(device_map: Mapping[str, int | str] | None) -> Callable[[str], str]:
     if device_map is None:
         return lambda weight: ""
-    from glm4v_magic.placement.device_map import place_of
+    from glm4v_magic.planning.device_map import place_of
 
     def device(weight: str) -> str:
         place = place_of(device_map, weight)

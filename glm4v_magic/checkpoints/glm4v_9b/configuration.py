@@ -39,12 +39,12 @@ class Glm4v9bVisionConfig(PretrainedConfig):
 
     @property
     def num_patches(self) -> int:
-        """Patches of one picture after the 2x2 merge: 1,600 for the published checkpoint."""
+        """Patches of one image after the 2x2 merge: 1,600 for the published checkpoint."""
         return (self.image_size // self.patch_size // 2) ** 2
 
     @property
     def num_visual_tokens(self) -> int:
-        """Vectors that one picture becomes: the patches and the learned begin and end vectors."""
+        """Vectors that one image becomes: the patches and the learned begin and end vectors."""
         return self.num_patches + 2
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glm4v_magic.errors import CheckpointError
+from glm4v_magic.core.errors import CheckpointError
 
 __all__ = ["MAX_IMAGES", "REPOSITORY", "matches", "validate_config", "weight_shapes"]
 
 MAX_IMAGES = 1
-"""Pictures of one conversation: the published model was trained with a single one."""
+"""Images of one conversation: the published model was trained with a single one."""
 
 REPOSITORY = "zai-org/glm-4v-9b"
 """Where the model is published on the hub."""

@@ -1,11 +1,11 @@
 """GLM-4V-9B for transformers 5: the vision tower in front of transformers' own GLM decoder.
 
-Shapes: B rows, L ids of a prompt in which a picture already has all its ids, V = n + 2 visual
-tokens of a picture (1,602 for the published checkpoint), H width of the text part.
+Shapes: B rows, L ids of a prompt in which an image already has all its ids, V = n + 2 visual
+tokens of an image (1,602 for the published checkpoint), H width of the text part.
 
-A picture stands in the ids as ``boi, n x placeholder, eoi``. The tower's vectors, the learned begin
+An image stands in the ids as ``boi, n x placeholder, eoi``. The tower's vectors, the learned begin
 and end included, replace the embeddings of these V ids. All n patches share one position: the
-position of a token counts a picture as three, while the key/value cache holds V entries.
+position of a token counts an image as three, while the key/value cache holds V entries.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from glm4v_magic.checkpoints.glm4v_9b import weights
 from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
 from glm4v_magic.checkpoints.glm4v_9b.text import SHARED_ARGUMENTS, TextModel
 from glm4v_magic.checkpoints.glm4v_9b.vision import VisionTower
-from glm4v_magic.wording import counted
+from glm4v_magic.core.wording import counted
 
 __all__ = ["Glm4v9bForConditionalGeneration", "Glm4v9bModel", "positions", "visual_span"]
 
 
 def visual_span(input_ids: Tensor, boi_token_id: int, num_visual_tokens: int) -> Tensor:
-    """Mark the ids that stand for a picture: (B, L) ids -> (B, L) bool.
+    """Mark the ids that stand for an image: (B, L) ids -> (B, L) bool.
 
-    A conversation holds at most one picture, so a span starts at a row's first begin-of-image id;
+    A conversation holds at most one image, so a span starts at a row's first begin-of-image id;
     a begin-of-image id that the model itself generates later starts none.
     """
     begins = input_ids == boi_token_id
@@ -42,7 +42,7 @@ def visual_span(input_ids: Tensor, boi_token_id: int, num_visual_tokens: int) ->
 
 
 def positions(span: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Position of every token, all patches of a picture sharing one: (B, L) bool -> (B, L) int64.
+    """Position of every token, all patches of an image sharing one: (B, L) bool -> (B, L) int64.
 
     Args:
         span: `visual_span` of the ids.
@@ -116,12 +116,12 @@ class Glm4v9bModel(Glm4v9bPreTrainedModel):
         self.language_model.embed_tokens = value
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Encode pictures: (pictures, 3, S, S) -> (pictures, V, H)."""
+        """Encode images: (images, 3, S, S) -> (images, V, H)."""
         features: Tensor = self.vision(pixel_values.to(self.vision.boi.dtype))
         return features
 
     def visual_span(self, input_ids: Tensor) -> Tensor:
-        """Mark the ids that stand for a picture: (B, L) -> (B, L) bool."""
+        """Mark the ids that stand for an image: (B, L) -> (B, L) bool."""
         visual_tokens = self.config.vision_config.num_visual_tokens
         return visual_span(input_ids, self.config.boi_token_id, visual_tokens)
 
@@ -130,20 +130,20 @@ class Glm4v9bModel(Glm4v9bPreTrainedModel):
 
         Args:
             inputs_embeds: embeddings of `input_ids`, (B, L, H).
-            input_ids: (B, L); the rows with a picture, in order, match the rows of `features`.
-            features: (pictures, V, H).
+            input_ids: (B, L); the rows with an image, in order, match the rows of `features`.
+            features: (images, V, H).
 
         Raises:
-            ValueError: if `input_ids` do not hold V ids for each picture.
+            ValueError: if `input_ids` do not hold V ids for each image.
         """
         span = self.visual_span(input_ids)
-        pictures, visual_tokens, _ = features.shape
+        images, visual_tokens, _ = features.shape
         ends = input_ids[span][visual_tokens - 1 :: visual_tokens]
-        complete = int(span.sum()) == pictures * visual_tokens
+        complete = int(span.sum()) == images * visual_tokens
         if not complete or not bool((ends == self.config.eoi_token_id).all()):
             raise ValueError(
-                f"The pixels are of {counted(pictures, 'picture')} with {visual_tokens} visual "
-                f"tokens each, but the ids hold {int(span.sum())} ids for pictures; let the "
+                f"The pixels are of {counted(images, 'image')} with {visual_tokens} visual "
+                f"tokens each, but the ids hold {int(span.sum())} ids for images; let the "
                 "processor write them."
             )
         mask = span.to(inputs_embeds.device).unsqueeze(-1)
@@ -166,18 +166,18 @@ class Glm4v9bModel(Glm4v9bPreTrainedModel):
         """Run tower and decoder.
 
         Args:
-            input_ids: (B, L), pictures with all their ids.
+            input_ids: (B, L), images with all their ids.
             attention_mask: 0 marks padding; (B, cached + L), or a prepared 4-d mask.
             position_ids: (B, L); derived from the ids when nothing is cached.
             past_key_values: what earlier calls computed.
             inputs_embeds: (B, L, H), instead of `input_ids`.
-            pixel_values: (pictures, 3, S, S), for the rows that hold a picture, in order.
-            image_features: (pictures, V, H), instead of `pixel_values`.
+            pixel_values: (images, 3, S, S), for the rows that hold an image, in order.
+            image_features: (images, V, H), instead of `pixel_values`.
             use_cache: whether to return a key/value cache.
             kwargs: further arguments of `GlmModel`.
 
         Raises:
-            ValueError: if ids and pictures do not match, or `position_ids` are missing while
+            ValueError: if ids and images do not match, or `position_ids` are missing while
                 something is cached (the ids alone do not tell how often positions were shared).
         """
         if inputs_embeds is None:
@@ -186,7 +186,7 @@ class Glm4v9bModel(Glm4v9bPreTrainedModel):
             image_features = self.get_image_features(pixel_values)
         if image_features is not None:
             if input_ids is None:
-                raise ValueError("Pictures need input_ids, which tell where they stand.")
+                raise ValueError("Images need input_ids, which tell where they stand.")
             inputs_embeds = self.splice(inputs_embeds, input_ids, image_features)
 
         cached = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -249,7 +249,7 @@ class Glm4v9bForConditionalGeneration(Glm4v9bPreTrainedModel, GenerationMixin):
         self.model.set_input_embeddings(value)
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Encode pictures: (pictures, 3, S, S) -> (pictures, V, H)."""
+        """Encode images: (images, 3, S, S) -> (images, V, H)."""
         return self.model.get_image_features(pixel_values)
 
     @can_return_tuple
@@ -301,7 +301,7 @@ class Glm4v9bForConditionalGeneration(Glm4v9bPreTrainedModel, GenerationMixin):
         )
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Prepare one step; encoded pictures are for the prefill only, as pixels are."""
+        """Prepare one step; encoded images are for the prefill only, as pixels are."""
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
         if not kwargs.get("is_first_iteration") and kwargs.get("use_cache", True):
             inputs.pop("image_features", None)
@@ -313,7 +313,7 @@ class Glm4v9bForConditionalGeneration(Glm4v9bPreTrainedModel, GenerationMixin):
         ids = model_kwargs.get("input_ids")
         if ids is None or ids.shape[1] == 0:
             ids = inputs_tensor
-        if ids.is_floating_point():  # embeddings: nothing tells where a picture stands
+        if ids.is_floating_point():  # embeddings: nothing tells where an image stands
             inferred: Tensor = super()._prepare_position_ids_for_generation(
                 inputs_tensor, model_kwargs
             )
@@ -324,7 +324,7 @@ class Glm4v9bForConditionalGeneration(Glm4v9bPreTrainedModel, GenerationMixin):
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, *args: Any, **model_kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:
-        # Beams share a picture: encode it once and repeat its visual tokens, not its pixels.
+        # Beams share an image: encode it once and repeat its visual tokens, not its pixels.
         if expand_size > 1 and model_kwargs.get("pixel_values") is not None:
             pixel_values = model_kwargs.pop("pixel_values")
             model_kwargs["image_features"] = self.get_image_features(pixel_values)

@@ -1,8 +1,8 @@
 """Conversations -> ids and pixels, and ids -> text, as GLM-4V-9B was trained on them.
 
-The prompt is ``[gMASK]<sop>``, then for each message ``<|role|>``, a newline, a picture if the
+The prompt is ``[gMASK]<sop>``, then for each message ``<|role|>``, a newline, an image if the
 message has one, and the text; then ``<|assistant|>`` (the model says the newline itself). Turns
-have no end token. A picture is ``<|begin_of_image|><|endoftext|><|end_of_image|>`` in the
+have no end token. An image is ``<|begin_of_image|><|endoftext|><|end_of_image|>`` in the
 published form; here the middle id is repeated once per patch, so that ids, attention mask and
 key/value cache have one length. `Glm4v9bProcessor.prompt_ids` gives the published form.
 
@@ -26,8 +26,8 @@ from transformers import PreTrainedTokenizerFast
 
 from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
 from glm4v_magic.checkpoints.glm4v_9b.layout import MAX_IMAGES
-from glm4v_magic.conversation import Conversation
-from glm4v_magic.errors import CheckpointError, ConversationError
+from glm4v_magic.core.conversation import Conversation
+from glm4v_magic.core.errors import CheckpointError, ConversationError
 from glm4v_magic.images import to_rgb
 
 __all__ = ["SPECIAL_TOKENS", "Glm4v9bProcessor", "load_tokenizer"]
@@ -170,20 +170,20 @@ class Glm4v9bProcessor:
     def prompt_ids(
         self, conversation: Conversation, *, add_generation_prompt: bool = True
     ) -> list[int]:
-        """Write a conversation in the published form, three ids for a picture.
+        """Write a conversation in the published form, three ids for an image.
 
         Args:
             conversation: the turns; an unfinished answer at the end is carried on.
             add_generation_prompt: whether an answer is to follow.
 
         Raises:
-            ConversationError: if there is more than one picture.
+            ConversationError: if there is more than one image.
         """
-        pictures = len(conversation.images)
-        if pictures > MAX_IMAGES:
+        images = len(conversation.images)
+        if images > MAX_IMAGES:
             raise ConversationError(
-                f"The conversation holds {pictures} pictures, but GLM-4V-9B takes {MAX_IMAGES}.",
-                "Ask about one picture at a time, or put them side by side into one.",
+                f"The conversation holds {images} images, but GLM-4V-9B takes {MAX_IMAGES}.",
+                "Ask about one image at a time, or put them side by side into one.",
             )
         newline = self._encode("\n")
         ids = [self._id("[gMASK]"), self._id("<sop>")]
@@ -197,11 +197,11 @@ class Glm4v9bProcessor:
         return ids
 
     def expand(self, ids: Sequence[int]) -> list[int]:
-        """Repeat the middle id of a picture once per patch: the form the model takes."""
+        """Repeat the middle id of an image once per patch: the form the model takes."""
         expanded: list[int] = []
         for index, token in enumerate(ids):
-            in_picture = index > 0 and ids[index - 1] == self.boi_token_id
-            expanded += [token] * (self.num_visual_tokens - 2 if in_picture else 1)
+            in_image = index > 0 and ids[index - 1] == self.boi_token_id
+            expanded += [token] * (self.num_visual_tokens - 2 if in_image else 1)
         return expanded
 
     def pixel_values(self, image: Image.Image) -> Tensor:
@@ -215,11 +215,11 @@ class Glm4v9bProcessor:
         """Encode conversations to one batch, padded on the left.
 
         Returns:
-            ``input_ids`` and ``attention_mask`` (B, L), and ``pixel_values`` (pictures, 3, S, S)
-            if there is a picture.
+            ``input_ids`` and ``attention_mask`` (B, L), and ``pixel_values`` (images, 3, S, S)
+            if there is an image.
 
         Raises:
-            ConversationError: if one conversation holds more than one picture.
+            ConversationError: if one conversation holds more than one image.
         """
         rows = [self.expand(self.prompt_ids(conversation)) for conversation in conversations]
         length = max(map(len, rows))
@@ -229,13 +229,13 @@ class Glm4v9bProcessor:
             input_ids[index, length - len(row) :] = torch.tensor(row)
             attention_mask[index, length - len(row) :] = 1
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        pictures = [
+        images = [
             self.pixel_values(source.image)
             for conversation in conversations
             for source in conversation.images
         ]
-        if pictures:
-            inputs["pixel_values"] = torch.stack(pictures)
+        if images:
+            inputs["pixel_values"] = torch.stack(images)
         return inputs
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -24,7 +24,7 @@ from transformers.models.glm.modeling_glm import (
     eager_attention_forward,
 )
 
-from glm4v_magic.placement.copies import shared
+from glm4v_magic.dispatch.copies import shared
 
 __all__ = ["SHARED_ARGUMENTS", "TextAttention", "TextLayer", "TextModel"]
 

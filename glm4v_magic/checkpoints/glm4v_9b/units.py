@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from glm4v_magic.errors import CheckpointError
-from glm4v_magic.placement import costs
-from glm4v_magic.placement.costs import ModelShape, UnitShape
+from glm4v_magic.core.errors import CheckpointError
+from glm4v_magic.core.model_shape import ModelShape, UnitShape
+from glm4v_magic.planning import costs
 
 __all__ = ["model_shape"]
 
 _TEXT = "model.language_model"
 _VISION = "model.vision"
-_PICTURE_IDS = 3  # begin, placeholder, end: a picture takes three positions
+_IMAGE_IDS = 3  # begin, placeholder, end: an image takes three positions
 
 
 def model_shape(config: Mapping[str, Any], name: str = "GLM-4V-9B") -> ModelShape:
@@ -42,7 +42,7 @@ def model_shape(config: Mapping[str, Any], name: str = "GLM-4V-9B") -> ModelShap
         max_context=_size(config, "seq_length"),
         patches=_size(vision, "num_positions"),
         visual_tokens=merged + 2,
-        picture_positions=_PICTURE_IDS,
+        image_positions=_IMAGE_IDS,
     )
 
 

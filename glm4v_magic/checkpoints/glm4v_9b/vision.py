@@ -1,6 +1,6 @@
 """The vision tower of GLM-4V-9B: pixels -> visual tokens in the text part's width.
 
-Shapes: B pictures, P = (image_size / patch_size)^2 patches, D vision width, n = P / 4 merged
+Shapes: B images, P = (image_size / patch_size)^2 patches, D vision width, n = P / 4 merged
 patches, H text width.
 
 Every operation that takes tensors from two modules brings them to one device first, so the tower
@@ -21,7 +21,7 @@ __all__ = ["VisionTower"]
 
 
 class PatchEmbedding(nn.Module):
-    """Cut pictures into patches: (B, 3, S, S) -> (B, 1 + P, D), class token first."""
+    """Cut images into patches: (B, 3, S, S) -> (B, 1 + P, D), class token first."""
 
     def __init__(self, config: Glm4v9bVisionConfig) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class PatchEmbedding(nn.Module):
 
 
 class VisionAttention(nn.Module):
-    """Full self-attention over the patches of a picture, query, key and value in one matrix."""
+    """Full self-attention over the patches of an image, query, key and value in one matrix."""
 
     def __init__(self, config: Glm4v9bVisionConfig) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class GatedProjection(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Pictures -> visual tokens: (B, 3, S, S) -> (B, n + 2, H), begin vector first, end last."""
+    """Images -> visual tokens: (B, 3, S, S) -> (B, n + 2, H), begin vector first, end last."""
 
     def __init__(self, config: Glm4v9bVisionConfig, hidden_size: int, ffn_hidden_size: int) -> None:
         super().__init__()

@@ -1,0 +1,199 @@
+r"""``{{expression}}`` in a prompt becomes the text of its value.
+
+    In [1]: animals = ["cat", "owl"]
+
+    In [2]: %%glm4v farm.png
+       ...: How many {{animals[0]}}s are there? Answer as JSON: {"count": n}
+
+asks "How many cats are there? Answer as JSON: {"count": n}". Single braces, ``$x``, JSON and LaTeX
+stay as they are. Two opening braces that are not an expression are written ``\{{``. Everything
+between ``{{`` and the ``}}`` that belongs to it is one Python expression, dictionaries, sets and
+strings with braces included; its value goes through `str` and is not expanded again.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import CodeType
+
+from glm4v_magic.core.errors import PromptError, did_you_mean, reason
+
+__all__ = ["expand", "names_in", "read_prompt", "require_text"]
+
+_OPENING = re.compile(r"\\?\{\{")
+_LITERAL = r"For literal braces write \{{."
+# Up to the next character that decides where an expression ends: a string is skipped as a whole.
+_STRING_OR_BRACE = re.compile(
+    r"""
+      (?P<string> \"{3} (?:\\.|[^\\])*? \"{3}  |  '{3} (?:\\.|[^\\])*? '{3}
+                | " (?:\\.|[^"\\\n])* "        |  ' (?:\\.|[^'\\\n])* ' )
+    | (?P<brace> [{}] )
+    | (?P<open_string> ["'] )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+# Control and format characters and separators: nothing that a model could answer.
+_BLANK = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
+
+
+def expand(text: str, namespace: Mapping[str, object]) -> str:
+    r"""Return `text` with each ``{{expression}}`` replaced by its value, and ``\{{`` by ``{{``.
+
+    Args:
+        text: a prompt as the user wrote it.
+        namespace: the names that expressions may use, next to Python's builtins.
+
+    Raises:
+        PromptError: if an expression is not closed, is empty, is not Python, uses an unknown name
+            or fails. The message names the expression and its line in `text`.
+    """
+    names = dict(namespace)  # eval adds __builtins__ to what it is given
+    return "".join(
+        piece if line is None else _value(piece, line, names) for piece, line in _pieces(text)
+    )
+
+
+def names_in(text: str) -> frozenset[str]:
+    """Return the names that the expressions of a prompt use; nothing is evaluated.
+
+    Raises:
+        PromptError: if an expression is not closed, is empty or is not Python.
+    """
+    used: set[str] = set()
+    for piece, line in _pieces(text):
+        if line is not None:
+            used |= _compiled(piece, _where_is(piece, line))[1]
+    return frozenset(used)
+
+
+def _pieces(text: str) -> Iterator[tuple[str, int | None]]:
+    """Cut a prompt into text, and expressions with the line that each of them stands in."""
+    position = 0
+    while opening := _OPENING.search(text, position):
+        yield text[position : opening.start()], None
+        if opening[0].startswith("\\"):
+            yield "{{", None
+            position = opening.end()
+            continue
+        line = text.count("\n", 0, opening.start()) + 1
+        end = _end_of_expression(text, opening.end())
+        if end is None:
+            raise _not_closed(text[opening.start() :], line)
+        yield text[opening.end() : end].strip(), line
+        position = end + 2
+    yield text[position:], None
+
+
+def require_text(text: str) -> str:
+    """Return `text` without the whitespace around it.
+
+    Raises:
+        PromptError: if nothing visible is left, or `text` is no valid Unicode.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"The prompt holds half a character, {text[error.start]!a}.",
+            "Such halves come from decoding text in pieces, or with surrogateescape.",
+        ) from None
+    if all(unicodedata.category(character) in _BLANK for character in text):
+        raise PromptError("The prompt is empty.", "Write what you want to know about the image.")
+    return text.strip()
+
+
+def read_prompt(path: str) -> str:
+    """Return the prompt in a text file, UTF-8, ``~`` expanded.
+
+    Raises:
+        PromptError: if there is no such file, or it is no text.
+    """
+    file = Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails on ~nobody
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise PromptError(f"The prompt file {path} is not text in UTF-8.") from None
+    except FileNotFoundError:
+        folder = file.parent
+        names = [each.name for each in folder.iterdir()] if folder.is_dir() else []
+        raise PromptError(
+            f"There is no prompt file {path}.", did_you_mean(file.name, names)
+        ) from None
+    except (OSError, ValueError) as error:  # a folder, a permission, a null character
+        raise PromptError(f"The prompt file {path} cannot be read: {reason(error)}.") from None
+
+
+def _end_of_expression(text: str, start: int) -> int | None:
+    """Return where the ``}}`` stands that closes an expression from `start`, if any does."""
+    depth = 0
+    position = start
+    while found := _STRING_OR_BRACE.search(text, position):
+        position = found.end()
+        if found["open_string"]:
+            # Not Python, whatever follows: it ends where a reader would say so.
+            end = text.find("}}", position)
+            return None if end < 0 else end
+        if found["brace"] == "{":
+            depth += 1
+        elif found["brace"] == "}" and depth:
+            depth -= 1
+        elif found["brace"] == "}" and text.startswith("}}", found.start()):
+            return found.start()
+    return None
+
+
+def _value(expression: str, line: int, names: dict[str, object]) -> str:
+    """Return the text of what `expression` evaluates to."""
+    where = _where_is(expression, line)
+    code, used = _compiled(expression, where)
+    try:
+        # The user's own expression, in the user's own kernel, as in any cell.
+        return str(eval(code, names))  # noqa: S307
+    except NameError as error:
+        if error.name not in used:
+            raise PromptError(f"{where} failed: {reason(error)}") from error
+        raise PromptError(
+            f"{where} uses {error.name}, which is not defined.",
+            did_you_mean(error.name, (name for name in names if not name.startswith("_")))
+            or f"Define {error.name} in a cell above. {_LITERAL}",
+        ) from None
+    except Exception as error:
+        raise PromptError(f"{where} failed: {reason(error)}") from error
+
+
+def _compiled(expression: str, where: str) -> tuple[CodeType, frozenset[str]]:
+    """Return the code of `expression` and the names in it."""
+    if not expression:
+        raise PromptError(f"{where} is empty.", f"Write an expression in it. {_LITERAL}")
+    try:
+        tree = ast.parse(expression, mode="eval")
+        code = compile(tree, "<prompt>", "eval")
+    except SyntaxError as error:
+        raise PromptError(f"{where} is not a Python expression: {error.msg}.", _LITERAL) from None
+    except (ValueError, MemoryError, RecursionError) as error:
+        # A null character, a lone surrogate, or nesting deeper than the parser goes.
+        raise PromptError(
+            f"{where} is not a Python expression: {reason(error)}", _LITERAL
+        ) from None
+    return code, frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+
+
+def _not_closed(rest: str, line: int) -> PromptError:
+    beginning = rest.partition("\n")[0]
+    return PromptError(f"{_where(beginning, line)} is not closed by }}}}.", _LITERAL)
+
+
+def _where_is(expression: str, line: int) -> str:
+    return _where(f"{{{{{expression}}}}}", line)
+
+
+def _where(expression: str, line: int) -> str:
+    shown = " ".join(expression.split())
+    if len(shown) > 80:
+        shown = f"{shown[:77]}..."
+    return f"{shown} in line {line} of the prompt"

@@ -1,0 +1,257 @@
+"""Messages, conversations, requests and answers: plain data, no torch, no IPython."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from glm4v_magic.core.format_names import Format
+
+if TYPE_CHECKING:
+    from glm4v_magic.core.image import SourcedImage
+    from glm4v_magic.core.plan import Plan
+
+__all__ = [
+    "Answer",
+    "Conversation",
+    "FinishReason",
+    "Format",
+    "Generation",
+    "Message",
+    "Request",
+    "Role",
+    "Sampling",
+    "Usage",
+]
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn: who speaks, the text, and the images that come before the text.
+
+    Attributes:
+        role: who speaks.
+        text: what is said.
+        images: images, in order.
+        complete: false for an answer that was stopped or cut off, and may be carried on.
+        thinking: what the model wrote before an answer. A later question does not send it back.
+    """
+
+    role: Role
+    text: str
+    images: tuple[SourcedImage, ...] = ()
+    complete: bool = True
+    thinking: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """The turns so far, oldest first."""
+
+    messages: tuple[Message, ...] = ()
+
+    def add(self, message: Message) -> Conversation:
+        """Return a conversation with `message` at its end; this one stays as it is."""
+        return replace(self, messages=(*self.messages, message))
+
+    @property
+    def images(self) -> tuple[SourcedImage, ...]:
+        """Every image of the conversation, in order."""
+        return tuple(image for message in self.messages for image in message.images)
+
+    @property
+    def partial(self) -> Message | None:
+        """The answer at the end that was stopped or cut off; ``None`` if there is none."""
+        last = self.messages[-1] if self.messages else None
+        return last if last is not None and not last.complete else None
+
+    @property
+    def unfinished(self) -> str | None:
+        """Text of the answer at the end that was stopped or cut off; ``None`` if there is none."""
+        return None if self.partial is None else self.partial.text
+
+    @property
+    def question(self) -> str:
+        """Text of the latest question; empty if there is none."""
+        asked = [message.text for message in self.messages if message.role == "user"]
+        return asked[-1] if asked else ""
+
+    def with_answer(self, text: str, *, complete: bool, thinking: str = "") -> Conversation:
+        """Return the conversation with this answer at its end, in place of an unfinished one."""
+        before = self if self.partial is None else self.without_last_answer()
+        return before.add(Message("assistant", text, complete=complete, thinking=thinking))
+
+    def with_system(self, text: str) -> Conversation:
+        """Return the conversation with this system message in place of its own; none if empty."""
+        rest = tuple(message for message in self.messages if message.role != "system")
+        return replace(self, messages=(*((Message("system", text),) if text else ()), *rest))
+
+    def without_last_answer(self) -> Conversation:
+        """Return the conversation up to the latest question."""
+        messages = self.messages
+        while messages and messages[-1].role == "assistant":
+            messages = messages[:-1]
+        return replace(self, messages=messages)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen, and whether the model thinks first.
+
+    Attributes:
+        max_tokens: the longest answer, in tokens.
+        temperature: 0 is greedy; ``None`` leaves it to the checkpoint's generation config.
+        top_p: nucleus size in (0, 1]; ``None`` leaves it to the checkpoint.
+        top_k: how many of the likeliest tokens stay in; ``None`` leaves it to the checkpoint.
+        repetition_penalty: above 1 discourages repeats; ``None`` leaves it to the checkpoint.
+        seed: seed of this call; ``None`` draws one, which the answer then reports.
+        thinking: whether a model that can think does; ``None`` leaves it to the model.
+    """
+
+    max_tokens: int = 512
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    thinking: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What an engine is asked, and how to sample.
+
+    The conversation ends with the user's question, or with an unfinished answer to carry on.
+    """
+
+    conversation: Conversation
+    sampling: Sampling = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a call cost.
+
+    A server may leave out what it counted; what it does not tell is ``None``, and never guessed.
+
+    Attributes:
+        text_tokens: prompt tokens that are text (ids of the prompt, special ids included). Where
+            `visual_tokens` is ``None``, those of the images are among them.
+        visual_tokens: vectors that stand for images in the prompt (the learned begin and end
+            vectors included).
+        new_tokens: generated tokens, a closing stop token included.
+        time_to_first_token: seconds from the call to the first token; ``None`` if none came.
+        decode_seconds: seconds from the first token to the last.
+        peak_bytes: peak of allocated bytes per GPU during the call; empty without GPUs.
+        thinking_tokens: those of `new_tokens` that were thinking; ``None`` if that is not told.
+        thinking_seconds: from the first token to the answer's own first.
+    """
+
+    text_tokens: int | None
+    visual_tokens: int | None
+    new_tokens: int | None
+    time_to_first_token: float | None = None
+    decode_seconds: float = 0.0
+    peak_bytes: Mapping[str, int] = field(default_factory=dict)
+    thinking_tokens: int | None = None
+    thinking_seconds: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        """Return what two calls took, one after the other; peaks are those of the higher one."""
+        gpus = {*self.peak_bytes, *other.peak_bytes}
+        return Usage(
+            text_tokens=_sum(self.text_tokens, other.text_tokens),
+            visual_tokens=_sum(self.visual_tokens, other.visual_tokens),
+            new_tokens=_sum(self.new_tokens, other.new_tokens),
+            time_to_first_token=self.time_to_first_token,
+            decode_seconds=self.decode_seconds + other.decode_seconds,
+            peak_bytes={
+                gpu: max(self.peak_bytes.get(gpu, 0), other.peak_bytes.get(gpu, 0))
+                for gpu in sorted(gpus)
+            },
+            thinking_tokens=_sum(self.thinking_tokens, other.thinking_tokens),
+            thinking_seconds=self.thinking_seconds + other.thinking_seconds,
+        )
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        """Length of the prompt as the decoder sees it: text and visual tokens."""
+        return None if self.text_tokens is None else self.text_tokens + (self.visual_tokens or 0)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Decode speed: tokens after the first per second after the first; ``None`` below two."""
+        if self.new_tokens is None or self.new_tokens < 2 or self.decode_seconds <= 0:
+            return None
+        return (self.new_tokens - 1) / self.decode_seconds
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    """Add two counts; what is unknown of one is unknown of both."""
+    return None if one is None or other is None else one + other
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What an engine returns: the text and what it took.
+
+    Attributes:
+        text: the answer without special tokens and without surrounding whitespace. Of an answer
+            that was carried on it is the new part, with the whitespace before it.
+        usage: tokens, seconds and memory.
+        finish_reason: ``stop`` (the model ended), ``length`` (`Sampling.max_tokens` reached) or
+            ``interrupted``.
+        seed: the seed that was used; ``None`` when decoding was greedy.
+        thinking: what the model wrote before the answer, in the same way; empty for most models.
+    """
+
+    text: str
+    usage: Usage
+    finish_reason: FinishReason
+    seed: int | None = None
+    thinking: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer with everything needed to understand, repeat and quote it.
+
+    Attributes:
+        text: what the model said.
+        prompt: the text that was asked, expressions expanded.
+        images: the images of the conversation the answer refers to, in order.
+        model: name of the checkpoint.
+        format: the form that was asked for.
+        value: what was found in that form: the object of ``json``, the code of ``code``; ``None``
+            in other forms, and where the answer is not in its form.
+        corrected: what was wrong with a first answer, if the model was asked to correct it;
+            `usage` is then the sum of both.
+        plan: that the model was loaded by; ``None`` on the CPU, or by a given map.
+        notice: what a reader must know about the model (the demo model says that it is one).
+        thinking: what the model thought before it said that; empty for a model that does not.
+        usage: tokens, seconds and memory.
+        finish_reason: ``stop`` (the model ended), ``length`` (`Sampling.max_tokens` reached) or
+            ``interrupted``.
+        seed: the seed that was used; ``None`` when decoding was greedy.
+    """
+
+    text: str
+    prompt: str
+    model: str
+    usage: Usage
+    finish_reason: FinishReason
+    seed: int | None = None
+    notice: str = ""
+    images: tuple[SourcedImage, ...] = ()
+    format: Format = "markdown"
+    value: Any = None
+    corrected: str = ""
+    plan: Plan | None = None
+    thinking: str = ""
+
+    def __str__(self) -> str:
+        return self.text

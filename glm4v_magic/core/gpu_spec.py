@@ -1,0 +1,111 @@
+"""Descriptions of GPUs: ``"4x16GiB"`` -> four `GPU`.
+
+    description = "cpu" | group, or several groups joined by "+"
+    group       = [count "x"] [name "-"] size [unit]
+
+==================  =====================================================
+``4x16GiB``         four equal GPUs
+``24+16+12GiB``     three different GPUs; a unit also counts for the sizes before it
+``2xA100-40GB``     two GPUs with a name
+``cpu``             no GPU
+==================  =====================================================
+
+Units are those of accelerate's ``max_memory``: GiB, MiB, KiB and TiB are powers of 1024; GB, MB,
+KB and TB are powers of 1000.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+
+from glm4v_magic.core.errors import GPUDescriptionError
+
+__all__ = ["GPU", "MAX_GPUS", "parse_gpus"]
+
+MAX_GPUS = 128
+"""PyTorch numbers devices with a signed byte (``c10::DeviceIndex``)."""
+
+_UNITS = {
+    prefix + suffix: base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for suffix, base in (("ib", 1024), ("b", 1000))
+}
+_GROUP = re.compile(
+    r"(?:(?P<count>-?[0-9]+)\s*[x×]\s*)?"
+    r"(?:(?P<name>[a-z][a-z0-9 _.-]*?)[ -])?"
+    r"(?P<size>-?[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[kmgt]i?b)?",
+    re.IGNORECASE | re.ASCII,
+)
+_EXAMPLE = 'Write for example "4x16GiB", "24+16+12GiB", "2xA100-40GB" or "cpu".'
+_LONGEST = 200
+
+
+@dataclass(frozen=True, slots=True)
+class GPU:
+    """One GPU, found or described.
+
+    Attributes:
+        index: as in ``cuda:<index>``.
+        name: as the driver or the description calls it.
+        total_bytes: memory of the GPU.
+        free_bytes: what other programs leave of it; ``None`` where that is not known.
+    """
+
+    index: int
+    name: str
+    total_bytes: int
+    free_bytes: int | None = None
+
+    @property
+    def usable_bytes(self) -> int:
+        """What can be planned with: the free memory if it is known, else all of it."""
+        return self.total_bytes if self.free_bytes is None else self.free_bytes
+
+
+def parse_gpus(description: str) -> tuple[GPU, ...]:
+    """Read a description such as ``"4x16GiB"``; ``"cpu"`` describes no GPU at all.
+
+    Raises:
+        GPUDescriptionError: if the description cannot be read, or a count or size is not positive.
+    """
+    if not isinstance(description, str):
+        raise GPUDescriptionError(
+            f"GPUs are described by a string, not by {type(description).__name__}.", _EXAMPLE
+        )
+    text = description.strip()
+    if text.lower() == "cpu":
+        return ()
+    if not text:
+        raise GPUDescriptionError("The description of the GPUs is empty.", _EXAMPLE)
+    if len(text) > _LONGEST:
+        raise GPUDescriptionError("The description of the GPUs is too long.", _EXAMPLE)
+    gpus: list[GPU] = []
+    for count, name, size in _read_groups(text):
+        if len(gpus) + count > MAX_GPUS:
+            raise GPUDescriptionError(
+                f"{text!r} describes more than {MAX_GPUS} GPUs, the most that PyTorch can number."
+            )
+        gpus += [GPU(len(gpus) + i, name, size) for i in range(count)]
+    return tuple(gpus)
+
+
+def _read_groups(text: str) -> list[tuple[int, str, int]]:
+    """(count, name, bytes) of each group, in the order they are written."""
+    groups: list[tuple[int, str, int]] = []
+    unit = ""
+    for part in reversed(text.split("+")):
+        match = _GROUP.fullmatch(part.strip())
+        if match is None:
+            raise GPUDescriptionError(f"Cannot read {part.strip()!r} in {text!r}.", _EXAMPLE)
+        unit = (match["unit"] or unit).lower()
+        if not unit:
+            raise GPUDescriptionError(f"{text!r} gives a size without a unit.", _EXAMPLE)
+        count = int(match["count"] or 1)
+        size = int(Decimal(match["size"]) * _UNITS[unit])
+        if count < 1 or size < 1:
+            what = "a count" if count < 1 else "a size"
+            raise GPUDescriptionError(f"{part.strip()!r} has {what} below one.", _EXAMPLE)
+        groups.append((count, match["name"] or "GPU", size))
+    return groups[::-1]

@@ -1,0 +1,97 @@
+"""Rows that were asked: each with its answer or its error, and how far they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glm4v_magic.core.conversation import Answer
+
+__all__ = ["AnsweredRow", "Progress", "Rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredRow:
+    """A row with its answer or its error; with neither if it was not asked before an interrupt.
+
+    Attributes:
+        index: its position, from 0.
+        name: of its item.
+        item: as it was given.
+        prompt: what was asked, expressions expanded.
+        answer: what the model said; its images are small copies, so that thousands of rows fit
+            in memory. An interrupt leaves answers with ``finish_reason`` ``interrupted``.
+        error: why there is no answer, or why the answer is not what was asked for: it is not in
+            its form.
+        reused: whether the answer is from an earlier run.
+    """
+
+    index: int
+    name: str
+    item: object
+    prompt: str
+    answer: Answer | None = None
+    error: str | None = None
+    reused: bool = False
+
+    @property
+    def text(self) -> str | None:
+        """What the model said."""
+        return None if self.answer is None else self.answer.text
+
+    @property
+    def value(self) -> Any:
+        """What the answer holds in its form: of ``json`` and ``code``; see `Answer`."""
+        return None if self.answer is None else self.answer.value
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Of the answer; see `Answer`."""
+        return None if self.answer is None else self.answer.finish_reason
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer is complete, and in its form."""
+        return self.error is None and self.finish_reason not in (None, "interrupted")
+
+    def __str__(self) -> str:
+        return self.text or ""
+
+
+class Rows(list[AnsweredRow]):
+    """The rows of a list, folder or pattern, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        rows: those that are done so far or have failed, in the order in which that happened.
+        total: of all rows.
+        seconds: since the first row was asked.
+        batch_size: rows that are asked at once; 0 before the first.
+        result: returns what `Session.map` would return now: what there is when a run fails.
+    """
+
+    rows: Sequence[AnsweredRow]
+    total: int
+    seconds: float
+    batch_size: int
+    result: Callable[[], Any]
+
+    @property
+    def answered(self) -> int:
+        """Rows with a complete answer."""
+        return sum(row.done for row in self.rows)
+
+    @property
+    def failed(self) -> int:
+        """Rows with an error."""
+        return sum(row.error is not None for row in self.rows)
+
+    @property
+    def reused(self) -> int:
+        """Rows with a complete answer from an earlier run."""
+        return sum(row.reused and row.done for row in self.rows)

@@ -1,0 +1,71 @@
+"""Numbers and names as people read them, and text that cannot steer a terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+
+__all__ = [
+    "counted",
+    "json_text",
+    "pixels",
+    "printable",
+    "readable_bytes",
+    "readable_count",
+    "readable_seconds",
+]
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``1 token``, ``1,602 tokens``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+# C0 and C1 controls without tab and newline: ESC starts the sequences that move a terminal's
+# cursor, rename its window or hide text.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """Return `text` with every line end as a newline and without control characters."""
+    return _CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """Return JSON with its letters as they are; half a character is none that can be shown."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def readable_bytes(number: int) -> str:
+    """Return bytes in binary units: ``512 B``, ``5.2 MiB``, ``25.90 GiB``."""
+    if number < 1024:
+        return f"{number} B"
+    if number < 1024**2:
+        return f"{number / 1024:.1f} KiB"
+    if number < 1024**3:
+        return f"{number / 1024**2:.1f} MiB"
+    return f"{number / 1024**3:.2f} GiB"
+
+
+def readable_count(number: int) -> str:
+    """Return a number of weights: ``912``, ``54.3 K``, ``1.5 M``, ``13.9 B``."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return str(number)
+
+
+def readable_seconds(seconds: float) -> str:
+    """Return ``0.03 s``, ``4.1 s``, ``2 min 5 s``."""
+    if seconds < 1:
+        return f"{seconds:.2f} s"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
+
+
+def pixels(size: tuple[int, int]) -> str:
+    """Return width and height as ``640 x 480 px``."""
+    return f"{size[0]} x {size[1]} px"

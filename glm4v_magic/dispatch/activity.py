@@ -1,0 +1,213 @@
+"""Which part of a model is at work: what the views show while an answer is written.
+
+A part is what the view of the device map draws as one piece: the vision tower, the embedding,
+the layers of a GPU, norm and head. Hooks on its first and its last module note when it begins and
+ends, and do nothing else. Whoever shows it reads a few times a second what share of the time since
+the last reading each part took: a single step is over long before a view of it is drawn.
+
+Hooks cost microseconds where Python runs cold code, and a small model takes no more than two
+thousand of them for a token. So they stay for a few steps after each reading and are off until the
+next, which slows no answer; a model whose steps are long keeps them.
+
+Hooks run on the host. On the CPU and on virtual GPUs the work is done there too, so shares are of
+the work itself. A real GPU works behind the host: the host queues operations, runs ahead, and
+waits where it needs a result. Shares then tell where the host spent its time and not what a GPU
+is computing; `Activity.is_queued` says so, and views must word it so. What a GPU does is the
+driver's to tell (`readings.Reading.utilization`).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from glm4v_magic.planning.occupancy import occupancy
+
+if TYPE_CHECKING:
+    from glm4v_magic.core.model_shape import ModelShape
+    from glm4v_magic.core.plan import Plan
+
+__all__ = ["ActivePart", "Activity", "ActivityRecorder", "ModelPart", "model_parts"]
+
+_LEAST = 0.05  # of the time: a part below it worked too briefly to be worth a look
+_MOST_NOTES = 20_000  # without a reader the oldest are dropped
+_NOTED_STEPS = 4  # after each reading
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelPart:
+    """A part of a model on one device; `modules` in the order in which they run.
+
+    Each is equal to itself alone, which makes it a quick key.
+    """
+
+    device: str
+    name: str
+    modules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ActivePart:
+    """A part that worked lately: `share` of the time of the call since the last reading, 0 to 1."""
+
+    device: str
+    name: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What worked since the last reading.
+
+    Attributes:
+        parts: in the order of the model; none when no call is running.
+        is_queued: whether the shares are of the time in which the host queued work for GPUs.
+    """
+
+    parts: tuple[ActivePart, ...] = ()
+    is_queued: bool = False
+
+
+def model_parts(plan: Plan, shape: ModelShape) -> tuple[ModelPart, ...]:
+    """Return the parts of a model under a plan, as the view of the plan has them."""
+    return tuple(
+        ModelPart(gpu.device, part.name, part.modules)
+        for gpu in occupancy(plan, shape).gpus
+        for part in gpu.parts
+        if part.modules
+    )
+
+
+# What runs when no part does: sampling, text, masks; steps without hooks; outside of calls.
+_BETWEEN, _UNSEEN, _REST = (ModelPart("", name) for name in ("between parts", "unseen", "rest"))
+
+
+class ActivityRecorder:
+    """Notes which part begins and ends when, while somebody watches and a call runs.
+
+    The engine writes from its thread, the monitor reads from another. Writing is one append to a
+    deque, which needs no lock.
+
+    Args:
+        clock: seconds from an arbitrary moment.
+
+    Attributes:
+        is_watched: whether to note anything in the calls that begin from now on.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.is_watched = False
+        self._clock = clock
+        self._notes: deque[tuple[float, ModelPart]] = deque(maxlen=_MOST_NOTES)
+        self._parts: tuple[ModelPart, ...] = ()
+        self._is_queued = False
+        self._hooks: list[Any] = []
+        self._modules: dict[str, Any] | None = None  # of the model whose call runs
+        self._steps = 0  # noted since the last reading
+        self._is_read = False  # since the step before
+        self._latest = Activity()
+        self._reading = threading.Lock()
+        self._now, self._since = _REST, clock()
+
+    @contextmanager
+    def recording(
+        self, model: Any, parts: Callable[[], tuple[ModelPart, ...]], *, is_queued: bool
+    ) -> Iterator[None]:
+        """Keep hooks on `model` while a call runs; none if nobody watches.
+
+        Args:
+            model: a torch module.
+            parts: makes what to tell apart; called only if somebody watches. A name that is not
+                of a module (a weight may be placed by itself) is passed over.
+            is_queued: see `Activity`.
+        """
+        # What an interrupt may have left of the call before.
+        self._modules = None
+        self._unhook()
+        if not self.is_watched:
+            yield
+            return
+        try:
+            self._parts, self._is_queued = parts(), is_queued
+            self._modules, self._steps = dict(model.named_modules()), 0
+            self._hook()
+            yield
+        finally:
+            self._notes.append((self._clock(), _REST))
+            self._modules = None
+            self._unhook()
+
+    def step(self) -> None:
+        """Take note that a step is done: hooks go when enough is noted, and come when it is read.
+
+        Called by the engine between two forwards.
+        """
+        if self._modules is None:
+            return
+        if self._is_read:
+            self._is_read, self._steps = False, 0
+            if not self._hooks:
+                self._hook()
+        elif self._hooks:
+            self._steps += 1
+            if self._steps >= _NOTED_STEPS:
+                self._notes.append((self._clock(), _UNSEEN))
+                self._unhook()
+
+    def read(self, *, is_busy: bool) -> Activity:
+        """Return what worked since the last reading.
+
+        Args:
+            is_busy: whether a call is running. If not, nothing is at work, whatever was noted.
+        """
+        with self._reading:
+            spent: defaultdict[ModelPart, float] = defaultdict(float)
+            while self._notes:
+                at, part = self._notes.popleft()
+                spent[self._now] += at - self._since
+                self._now, self._since = part, at
+            now = self._clock()
+            spent[self._now] += now - self._since
+            self._since = now
+            self._is_read = True
+            if not is_busy:
+                self._now = _REST
+            if self._now is _REST:
+                return Activity()
+            unseen = spent.pop(_UNSEEN, None)
+            in_call = sum(seconds for part, seconds in spent.items() if part is not _REST)
+            seen = tuple(
+                ActivePart(part.device, part.name, round(spent[part] / in_call, 2))
+                for part in self._parts
+                if in_call and (part is self._now or spent[part] > _LEAST * in_call)
+            )
+            if seen or unseen is None:
+                self._latest = Activity(seen, self._is_queued)
+            return self._latest
+
+    def _hook(self) -> None:
+        modules = self._modules or {}
+        for part in self._parts:
+            present = [modules[name] for name in part.modules if name in modules]
+            if present:
+                self._hooks.append(present[0].register_forward_pre_hook(self._noting(part)))
+                self._hooks.append(present[-1].register_forward_hook(self._noting(_BETWEEN)))
+        self._notes.append((self._clock(), _BETWEEN))
+
+    def _noting(self, part: ModelPart) -> Callable[..., None]:
+        clock, note = self._clock, self._notes.append
+
+        def hook(*_: Any) -> None:
+            note((clock(), part))
+
+        return hook
+
+    def _unhook(self) -> None:
+        while self._hooks:
+            self._hooks[-1].remove()
+            self._hooks.pop()

@@ -1,0 +1,65 @@
+"""Did every weight arrive where it was sent?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from glm4v_magic.core.errors import PlacementError
+from glm4v_magic.core.placement import Place
+from glm4v_magic.core.plan import Plan, gib
+from glm4v_magic.planning.device_map import place_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["verify_bytes", "verify_places"]
+
+_REPORT = "This is a fault of the loader, not of the map; nothing was kept."
+
+
+def verify_places(model: nn.Module, device_map: Mapping[str, Place]) -> None:
+    """Compare where the tensors of a dispatched model are with the map.
+
+    An offloaded weight is on ``meta`` between its visits to a GPU; buffers stay where it runs.
+
+    Raises:
+        PlacementError: if one is elsewhere.
+    """
+    on_gpus = any(place != "cpu" for place in device_map.values())
+    buffers = {name for name, _ in model.named_buffers()}
+    for name, tensor in _tensors(model):
+        place = place_of(device_map, name)
+        wanted = f"cuda:{place}" if isinstance(place, int) else str(place)
+        found = str(tensor.device)
+        offloaded = wanted == "cpu" and on_gpus
+        if found != wanted and not (offloaded and (found == "meta" or name in buffers)):
+            raise PlacementError(f"{name} was to be on {wanted}, but arrived on {found}.", _REPORT)
+
+
+def verify_bytes(model: nn.Module, plan: Plan) -> None:
+    """Compare the weights on each GPU with what the plan says of it.
+
+    bitsandbytes keeps its scales outside of the parameters, so quantised weights may be less.
+
+    Raises:
+        PlacementError: if they differ.
+    """
+    found: Counter[str] = Counter()
+    for parameter in model.parameters():
+        found[str(parameter.device)] += parameter.nbytes
+    for stage in plan.stages:
+        planned, there = stage.weight_bytes, found[stage.device]
+        is_less = plan.workload.quantize is not None and there < planned
+        if stage.gpu is not None and there != planned and not is_less:
+            raise PlacementError(
+                f"{gib(there)} GiB of weights ({there:,} bytes) are on {stage.device}, where the "
+                f"plan has {gib(planned)} GiB ({planned:,} bytes).",
+                _REPORT,
+            )
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()

@@ -1,0 +1,344 @@
+"""Put a device map on a model: weights moved, hooks where the hidden state changes GPUs.
+
+accelerate's own `dispatch_model` hooks every module of every layer, and each hook moves all that
+its layer is given. Here accelerate's hook stands only where a hidden state may come from another
+device: a layer that follows one on its own device has none. What all layers are given alike
+(rotary tables, masks, lengths) reaches each device once per step (`dispatch.copies`); GLM-4V-9B's
+own layers see to that themselves, those of transformers get a light hook of ours.
+
+A map may also cut a layer. GLM-4V-9B's own code brings the operands of its arithmetic together;
+transformers' does not. There the layer gets one device for its own arithmetic, and its parts
+elsewhere send back what they compute.
+
+Modules on the ``cpu`` of a map that also names GPUs are offloaded: their weights wait in host
+memory and visit a GPU whenever they run.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import dispatch_model
+from accelerate.hooks import (
+    AlignDevicesHook,
+    ModelHook,
+    add_hook_to_module,
+    remove_hook_from_module,
+)
+from torch import nn
+
+from glm4v_magic.core.placement import Place
+from glm4v_magic.dispatch.copies import shared
+from glm4v_magic.planning.device_map import place_of
+
+__all__ = ["Dispatched", "dispatch", "dispatch_like_accelerate"]
+
+_TABLES = "position_embeddings"
+_POSITIONS = "position_ids"
+_PIXELS = ("pixel_values", "pixel_values_videos")
+
+
+@dataclass(slots=True)
+class Dispatched:
+    """A device map in force.
+
+    Attributes:
+        model: the model.
+        inbound: names of the modules that bring their input to their device, in the order of the
+            module tree.
+        sharing: names of the layers with a hook for what all layers share.
+    """
+
+    model: nn.Module
+    inbound: tuple[str, ...] = ()
+    sharing: tuple[str, ...] = ()
+
+    def undo(self) -> None:
+        """Remove all hooks; offloaded weights return to host memory, others stay on their GPUs."""
+        _remove_hooks(self.model)
+        self.inbound = self.sharing = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A module with a device.
+
+    Attributes:
+        name: in the model.
+        module: the module.
+        weights_on: where its weights stay.
+        runs_on: where it computes; differs from `weights_on` if it is offloaded.
+        is_cut: whether only its own arithmetic has that device, not all of its weights.
+        returns: whether what it computes goes back to where its input came from.
+    """
+
+    name: str
+    module: nn.Module
+    weights_on: torch.device
+    runs_on: torch.device
+    is_cut: bool = False
+    returns: bool = False
+
+    @property
+    def is_offloaded(self) -> bool:
+        return self.weights_on != self.runs_on
+
+
+def dispatch(
+    model: nn.Module,
+    device_map: Mapping[str, Place],
+    execution_map: Mapping[str, Place] | None = None,
+) -> Dispatched:
+    """Put a device map on a model, in the place of one that it may have.
+
+    Args:
+        model: the model, its weights anywhere but on ``meta``.
+        device_map: a map that `device_map.check` returned, or that of a plan.
+        execution_map: where offloaded modules run; the GPU of the word embeddings by default.
+    """
+    _remove_hooks(model)
+    target = _Target(model, device_map, {**device_map, **(execution_map or {})})
+    inbound: list[str] = []
+    sharing: list[str] = []
+    previous: _Part | None = None
+    for part in target.parts():
+        keys = target.keys_to_leave(part.module)
+        if not target.aligns_itself and target.is_layer(part.module):
+            add_hook_to_module(part.module, _ShareHook(part.runs_on, keys), append=True)
+            sharing.append(part.name)
+        visits = _place_weights(part, keys)
+        if not visits and not target.follows(previous, part):
+            hook = AlignDevicesHook(part.runs_on, io_same_device=part.returns, skip_keys=keys)
+            add_hook_to_module(part.module, hook, append=True)
+            inbound.append(part.name)
+        previous = part
+    target.place_own_weights()
+    if target.has_several_devices:
+        # The ids of a prompt go to the embedding, and logits come back to where the ids were;
+        # pixels go to the tower straight away.
+        root = AlignDevicesHook(
+            target.home, io_same_device=True, skip_keys=[*target.skipped, *_PIXELS]
+        )
+        add_hook_to_module(model, root)
+    model.hf_device_map = dict(device_map)  # type: ignore[assignment]  # as accelerate does
+    return Dispatched(model, tuple(inbound), tuple(sharing))
+
+
+def dispatch_like_accelerate(model: nn.Module, device_map: Mapping[str, Place]) -> None:
+    """Put a device map on a model the way ``from_pretrained`` does: hooks on every module.
+
+    For comparison. accelerate leaves parameters that the map names by themselves where they are
+    and warns of them; ``from_pretrained`` has put them in place by then.
+    """
+    modules = {name for name, _ in model.named_modules()}
+    for name, place in device_map.items():
+        if name not in modules:
+            _move_weight(model, name, _device(place))
+    skipped = getattr(model, "_skip_keys_device_placement", None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The following device_map keys do not match", UserWarning)
+        dispatch_model(
+            model, dict(device_map), skip_keys=None if skipped is None else list(skipped)
+        )
+
+
+class _Target:
+    """A model and where everything in it shall be.
+
+    Attributes:
+        home: where ids are looked up: the device of the embedding, or the first GPU if the
+            embedding is offloaded and nothing says where it runs.
+        skipped: arguments that no hook may move.
+        aligns_itself: whether the model's own code brings operands to one device.
+    """
+
+    def __init__(
+        self, model: nn.Module, weights: Mapping[str, Place], runs: Mapping[str, Place]
+    ) -> None:
+        self.model = model
+        self.skipped = tuple(getattr(model, "_skip_keys_device_placement", None) or ())
+        self.aligns_itself = _TABLES in self.skipped
+        self.home = _home(model, runs)
+        self._layer_classes = tuple(getattr(model, "_no_split_modules", None) or ())
+        self._weights, self._runs = weights, runs
+
+    @property
+    def has_several_devices(self) -> bool:
+        return len({str(place) for place in self._runs.values()}) > 1
+
+    def parts(self) -> Iterator[_Part]:
+        """The largest modules that are on one device, and the cut ones that hold some of them."""
+        return self._parts("", self.model, returns=False)
+
+    def _parts(self, name: str, module: nn.Module, returns: bool) -> Iterator[_Part]:
+        sizes = self._sizes(name, module)
+        is_called = type(module).forward is not nn.Module.forward  # a list of modules is not
+        if is_called and len(sizes) == 1:
+            ((weights_on, runs_on),) = sizes
+            yield _Part(name, module, weights_on, runs_on, returns=returns)
+            return
+        if is_called and sizes and not self.aligns_itself and not self._has_layers(module):
+            (_, largest), *_ = max(sizes.items(), key=lambda item: item[1])
+            yield _Part(name, module, largest, largest, is_cut=True, returns=returns)
+            returns = True
+        for child_name, child in module.named_children():
+            yield from self._parts(f"{name}.{child_name}".lstrip("."), child, returns)
+
+    def _sizes(self, name: str, module: nn.Module) -> Counter[tuple[torch.device, torch.device]]:
+        """Bytes of a module's weights by where they stay and where they run."""
+        sizes: Counter[tuple[torch.device, torch.device]] = Counter()
+        for inner, tensor in _tensors(module):
+            sizes[self._place(f"{name}.{inner}".lstrip("."))] += tensor.nbytes
+        return sizes
+
+    def _place(self, name: str) -> tuple[torch.device, torch.device]:
+        weights, runs = place_of(self._weights, name), place_of(self._runs, name)
+        assert weights is not None  # `device_map.check` refuses a map with gaps
+        runs_on = self.home if runs is None or runs == "cpu" else _device(runs)
+        return _device(weights), runs_on
+
+    def _has_layers(self, module: nn.Module) -> bool:
+        """Whether a hidden state travels through it from layer to layer."""
+        return any(self.is_layer(inner) for inner in module.modules() if inner is not module)
+
+    def is_layer(self, module: nn.Module) -> bool:
+        """Whether `module` is one of those that transformers says must stay whole."""
+        return type(module).__name__ in self._layer_classes
+
+    def follows(self, previous: _Part | None, part: _Part) -> bool:
+        """Whether `part` is given what the layer before it, on the same device, has computed."""
+        if previous is None or previous.runs_on != part.runs_on:
+            return False
+        if not (self.is_layer(previous.module) and self.is_layer(part.module)):
+            return False
+        before, _, first = previous.name.rpartition(".")
+        after, _, second = part.name.rpartition(".")
+        numbered = first.isdigit() and second.isdigit()
+        return before == after and numbered and int(second) == int(first) + 1
+
+    def keys_to_leave(self, module: nn.Module) -> list[str]:
+        """Arguments that the hooks of `module` must not move.
+
+        A layer that is given rotary tables has no use for the positions they were made from,
+        unless its attention is flash attention (transformers' ``_is_packed_sequence``).
+        """
+        keys = list(self.skipped)
+        attention = str(getattr(getattr(self.model, "config", None), "_attn_implementation", ""))
+        arguments = inspect.signature(type(module).forward).parameters
+        if _TABLES in arguments and "flash" not in attention and _POSITIONS not in keys:
+            keys.append(_POSITIONS)
+        return keys
+
+    def place_own_weights(self) -> None:
+        """Move weights that belong to a module with parts on several devices itself.
+
+        Its code must bring them along. Where it does not, they stay where the module computes.
+        """
+        for name, module in self.model.named_modules():
+            own = [inner for inner, _ in _tensors(module, recurse=False)]
+            movable = self.aligns_itself or self._has_layers(module)
+            if own and movable and len(self._sizes(name, module)) > 1:
+                for inner in own:
+                    path = f"{name}.{inner}".lstrip(".")
+                    _move_weight(self.model, path, self._place(path)[0])
+
+
+class _ShareHook(ModelHook):
+    """Gives a layer the one copy on its device of what all layers are given by name."""
+
+    def __init__(self, device: torch.device, leave: list[str]) -> None:
+        self.device = device
+        self.leave = leave
+
+    def pre_forward(
+        self, module: nn.Module, *args: Any, **kwargs: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, {
+            key: value if key in self.leave else shared(value, self.device)
+            for key, value in kwargs.items()
+        }
+
+
+def _remove_hooks(model: nn.Module) -> None:
+    remove_hook_from_module(model, recurse=True)
+    if hasattr(model, "hf_device_map"):
+        del model.hf_device_map
+
+
+def _home(model: nn.Module, runs: Mapping[str, Place]) -> torch.device:
+    get_embedding: Any = getattr(model, "get_input_embeddings", None)
+    embedding = get_embedding() if get_embedding else None
+    name = next((name for name, module in model.named_modules() if module is embedding), "")
+    place = place_of(runs, name)
+    if place is None or place == "cpu":
+        place = next((place for place in runs.values() if place != "cpu"), "cpu")
+    return _device(place)
+
+
+def _device(place: Place) -> torch.device:
+    return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+
+
+def _place_weights(part: _Part, keys: list[str]) -> bool:
+    """Put a part's weights in place; tells whether the part itself got a hook for visits."""
+    if part.is_cut:
+        return False
+    if not part.is_offloaded:
+        if any(tensor.device != part.weights_on for _, tensor in _tensors(part.module)):
+            part.module.to(part.weights_on)
+        return False
+    part.module.to(part.weights_on)
+    visits = False
+    for module in _loaded_together(part.module):
+        hook = AlignDevicesHook(
+            execution_device=part.runs_on,
+            offload=True,
+            io_same_device=part.returns,
+            place_submodules=not _has_lists(module),
+            skip_keys=keys,
+        )
+        add_hook_to_module(module, hook, append=True)
+        visits = visits or module is part.module
+    return visits
+
+
+def _loaded_together(module: nn.Module) -> Iterator[nn.Module]:
+    """Parts of an offloaded module, each of which visits the GPU as a whole.
+
+    A part without layers is loaded at once, so that its code may read the weights of its
+    submodules; what holds layers loads only what is its own, and its layers come one by one.
+    """
+    if not _has_lists(module):
+        yield module
+        return
+    if next(_tensors(module, recurse=False), None) is not None:
+        yield module
+    for child in module.children():
+        yield from _loaded_together(child)
+
+
+def _has_lists(module: nn.Module) -> bool:
+    return any(isinstance(inner, nn.ModuleList) for inner in module.modules())
+
+
+def _tensors(module: nn.Module, recurse: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters(recurse=recurse)
+    yield from module.named_buffers(recurse=recurse)
+
+
+def _move_weight(model: nn.Module, name: str, device: torch.device) -> None:
+    owner_name, _, attribute = name.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    if attribute in owner._buffers:
+        setattr(owner, attribute, owner.get_buffer(attribute).to(device))
+        return
+    parameter = owner.get_parameter(attribute)
+    if parameter.device != device:
+        moved = nn.Parameter(parameter.detach().to(device), parameter.requires_grad)
+        setattr(owner, attribute, moved)

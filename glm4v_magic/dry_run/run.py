@@ -1,0 +1,336 @@
+"""Run a model on virtual GPUs, without its weights: does it work, and what does it take?
+
+Built on ``meta`` from the configuration alone, put on GPUs as a real model would be, then a real
+``generate``: one prefill, a few decode steps. What would mix devices on a real machine is found and
+named with module and line; copies are counted; so is the most that every GPU has to hold.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.gpu_spec import GPU, parse_gpus
+from glm4v_magic.core.model_shape import ModelShape, Workload
+from glm4v_magic.core.placement import DeviceMap, GivenMap, Place
+from glm4v_magic.core.plan import Plan
+from glm4v_magic.core.wording import counted
+from glm4v_magic.dry_run.report import DryRunReport, GPUUse, HopUse, MixedDevices
+from glm4v_magic.planning.costs import GPU_OVERHEAD, cache_entries
+from glm4v_magic.planning.decision import as_plan
+from glm4v_magic.planning.device_map import automatic, check, place_of, read_device_map
+from glm4v_magic.planning.plan import plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from glm4v_magic.core.model import Architecture
+    from glm4v_magic.virtual_gpus import Problem, Report
+
+__all__ = ["DEFAULT_DECODE_STEPS", "dry_run"]
+
+DEFAULT_DECODE_STEPS = 2
+
+# GPUs of a dry run never run out, so that it tells by how much the real ones would.
+_ENDLESS = 1 << 50
+
+
+@dataclass(frozen=True, slots=True)
+class _Placement:
+    """Where everything goes.
+
+    Attributes:
+        kind: ``plan``, ``auto`` or ``map``.
+        weights: where the weights stay.
+        execution: where they run; differs for what is offloaded.
+    """
+
+    kind: str
+    weights: DeviceMap
+    execution: DeviceMap
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What was seen on the virtual GPUs.
+
+    Attributes:
+        report: of the virtual GPUs, since the weights were in place.
+        weights: bytes on each GPU before the run.
+        cache: bytes of keys and values by GPU, after it.
+        home: device of the inputs.
+    """
+
+    report: Report
+    weights: tuple[int, ...]
+    cache: Mapping[int | None, int]
+    home: str
+
+
+def dry_run(
+    architecture: Architecture,
+    gpus: str | Sequence[GPU],
+    device_map: GivenMap = "plan",
+    *,
+    context: int | None = None,
+    images: int = 1,
+    batch: int = 1,
+    text_tokens: int | None = None,
+    decode_steps: int = DEFAULT_DECODE_STEPS,
+    dtype: str | None = None,
+) -> DryRunReport:
+    """Run a model dry.
+
+    Args:
+        architecture: the model without its weights; `checkpoints.architecture` finds one.
+        gpus: the GPUs, or their description, such as ``"8x16GiB"``.
+        device_map: ``"plan"`` for the plan we would make; ``"auto"`` for transformers' own, put on
+            the model as ``from_pretrained`` does; a plan; a map; a JSON file of either.
+            Plans and maps are put on it as `Session.load` does.
+        context: positions of prompt and answer together; the model's longest by default.
+        images: images of each row.
+        batch: rows.
+        text_tokens: ids of the prompt beside its images, instead of filling `context`.
+        decode_steps: how many follow the prefill; at least 1.
+        dtype: of weights and activations; the published one by default.
+
+    Returns:
+        What was found. Refused operations and GPUs that are too small are part of the report, not
+        errors; see `DryRunReport.raise_if_unusable`.
+
+    Raises:
+        CheckpointError: if transformers does not accept the configuration.
+        GPUDescriptionError: if `gpus` cannot be read.
+        DeviceMapError: if the map does not suit the model or the GPUs.
+        DoesNotFitError: if a plan is asked for and none fits.
+        OptionError: if the workload does not suit the model, there is no GPU, or a plan is for
+            quantised weights.
+    """
+    described = parse_gpus(gpus) if isinstance(gpus, str) else tuple(gpus)
+    if not described:
+        raise OptionError("A dry run needs at least one GPU.", 'Describe them, as in "4x16GiB".')
+    if decode_steps < 1:
+        raise OptionError(f"decode_steps is {decode_steps}, but must be at least 1.")
+    shape = architecture.shape()
+    others = images * shape.image_positions + decode_steps
+    if text_tokens is not None:
+        context = others + text_tokens
+    if context is None:
+        context = shape.max_context
+    work = Workload(context=context, images=images, batch=batch, dtype=dtype or shape.dtype)
+    cache_entries(shape, work)
+    if context <= others:
+        raise OptionError(
+            f"A context of {context:,} positions has no room for text beside "
+            f"{counted(images, 'image')} and {counted(decode_steps, 'decode step')}, "
+            f"which take {others:,} positions."
+        )
+    return _run(architecture, shape, described, device_map, work, context - others, decode_steps)
+
+
+def _run(
+    architecture: Architecture,
+    shape: ModelShape,
+    gpus: tuple[GPU, ...],
+    device_map: GivenMap,
+    work: Workload,
+    text_tokens: int,
+    decode_steps: int,
+) -> DryRunReport:
+    # all that may be refused comes before anything is built
+    inputs = architecture.prompt_inputs(work.images, text_tokens, work.batch)
+    wanted = _wanted(device_map, shape, gpus, work)
+    model = architecture.build_meta(work.dtype or shape.dtype)
+    placement = _placement(wanted, model, gpus)
+    measured = _measure(model, placement, inputs, gpus, decode_steps)
+    return DryRunReport(
+        model=architecture.name,
+        dtype=work.dtype or shape.dtype,
+        placement=placement.kind,
+        images=work.images,
+        batch=work.batch,
+        prompt_tokens=inputs["input_ids"].shape[1],
+        decode_steps=decode_steps,
+        gpus=tuple(_gpu_use(gpu, measured) for gpu in gpus),
+        copies=tuple(_copies(measured.report)),
+        decode_hops=_decode_hops(shape, placement, measured.home),
+        problems=tuple(_problems(measured.report.problems)),
+        offloaded=tuple(
+            name for name, place in placement.weights.items() if place != placement.execution[name]
+        ),
+    )
+
+
+def _wanted(
+    device_map: GivenMap, shape: ModelShape, gpus: tuple[GPU, ...], work: Workload
+) -> Plan | dict[str, Any] | None:
+    """A plan, a map that nobody has checked yet, or ``None`` for transformers' own."""
+    if device_map == "plan":
+        return plan(shape, gpus, work)
+    if device_map == "auto":
+        return None
+    made = as_plan(device_map)
+    if made is None:
+        return read_device_map(device_map)  # type: ignore[arg-type]  # a `Plan` is one already
+    if made.workload.quantize is not None:
+        raise OptionError(
+            f"The plan is for {made.workload.quantize} weights, which a dry run does not know.",
+            "Plan without quantisation to run it dry.",
+        )
+    return made
+
+
+def _placement(
+    wanted: Plan | dict[str, Any] | None, model: PreTrainedModel, gpus: tuple[GPU, ...]
+) -> _Placement:
+    if isinstance(wanted, Plan):
+        weights = check(wanted.device_map(), model, gpus)
+        return _Placement("plan", weights, {**weights, **wanted.execution_map()})
+    weights = check(automatic(model, gpus) if wanted is None else wanted, model, gpus)
+    # What is offloaded runs on the first GPU of the map, says accelerate; `dispatch` prefers the
+    # GPU of the embedding.
+    visited: Place = next((place for place in weights.values() if place != "cpu"), "cpu")
+    if wanted is not None:
+        home = place_of(weights, _embedding(model))
+        visited = visited if home is None or home == "cpu" else home
+    execution = {name: visited if place == "cpu" else place for name, place in weights.items()}
+    return _Placement("auto" if wanted is None else "map", weights, execution)
+
+
+def _embedding(model: PreTrainedModel) -> str:
+    embedding = model.get_input_embeddings()
+    return next(name for name, module in model.named_modules() if module is embedding)
+
+
+def _measure(
+    model: PreTrainedModel,
+    placement: _Placement,
+    inputs: Mapping[str, Any],
+    gpus: tuple[GPU, ...],
+    decode_steps: int,
+) -> _Measured:
+    import torch
+    from transformers import GenerationConfig
+
+    from glm4v_magic.dispatch.hooks import dispatch, dispatch_like_accelerate
+    from glm4v_magic.torch_state import torch_state_kept
+    from glm4v_magic.virtual_gpus import VirtualGPUs
+
+    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=None, pad_token_id=0)
+    endless = [_ENDLESS] * (max(gpu.index for gpu in gpus) + 1)
+    virtual = VirtualGPUs(endless, values="none", on_mismatch="collect")
+    with torch_state_kept(), closing(virtual), virtual as virtual, torch.no_grad():
+        virtual.without_data(model)
+        if placement.kind == "auto":
+            dispatch_like_accelerate(model, placement.weights)
+        else:
+            dispatch(model, placement.weights, placement.execution)
+        weights = virtual.live_bytes
+        home = model.device
+        if home.type == "meta":  # the first weight is offloaded: its first GPU, then
+            first = virtual.devices[gpus[0].index]
+            home = next((d for d in virtual.devices if weights[d.index or 0]), first)
+        on_home = {name: tensor.to(home) for name, tensor in inputs.items()}
+        virtual.reset()
+        output = model.generate(
+            **on_home, max_new_tokens=decode_steps + 1, return_dict_in_generate=True
+        )
+        cache: Counter[int | None] = Counter()  # the CPU has no index
+        for layer in output.past_key_values.layers:
+            for tensor in (layer.keys, layer.values):
+                cache[tensor.device.index] += tensor.nbytes
+        return _Measured(virtual.report(), weights, cache, str(home))
+
+
+def _gpu_use(gpu: GPU, measured: _Measured) -> GPUUse:
+    peaks = [peak for peak in measured.report.peaks if peak.device == gpu.index]
+    peak = max(peaks, key=lambda peak: peak.peak_bytes)
+    weights, cache = measured.weights[gpu.index], measured.cache.get(gpu.index, 0)
+    is_used = peak.peak_bytes > 0
+    return GPUUse(
+        gpu=gpu.index,
+        name=gpu.name,
+        capacity_bytes=gpu.usable_bytes,
+        weight_bytes=weights,
+        kv_bytes=cache,
+        activation_bytes=max(0, peak.peak_bytes - weights - cache),
+        overhead_bytes=GPU_OVERHEAD if is_used else 0,
+        phase=peak.phase if is_used else "",
+        module=peak.module if is_used else "",
+    )
+
+
+def _copies(report: Report) -> Iterator[HopUse]:
+    steps = dict(report.forwards)
+    prefill, decode = report.hops("prefill"), report.hops("decode")
+    per_step = max(1, steps.get("decode", 0))
+    for source, target in sorted({**prefill, **decode}):
+        prefill_copies, prefill_bytes = prefill.get((source, target), (0, 0))
+        copies, size = decode.get((source, target), (0, 0))
+        yield HopUse(
+            source,
+            target,
+            prefill_copies,
+            prefill_bytes,
+            -(-copies // per_step),
+            -(-size // per_step),
+        )
+
+
+def _decode_hops(shape: ModelShape, placement: _Placement, home: str) -> int:
+    """Device changes of a token: from its id through embedding, layers and head, and back."""
+    devices = [home]
+    for unit in shape.units:
+        if not unit.kind.startswith("vision"):
+            devices += [_device(name, placement.execution) for name in unit.modules[:1]]
+    if shape.units[-1].kind == "head":
+        devices.append(_device(shape.units[-1].modules[-1], placement.execution))
+    known = [device for device in [*devices, home] if device]
+    return sum(a != b for a, b in pairwise(known))
+
+
+def _device(module: str, execution: DeviceMap) -> str:
+    """Device of a module, or of its first part if the map names parts only."""
+    name = module
+    while name not in execution and name:
+        name = name.rpartition(".")[0]
+    place = execution.get(name)
+    if place is None:
+        inside = (p for part, p in execution.items() if part.startswith(module + "."))
+        place = next(inside, None)
+    if place is None:
+        return ""
+    return f"cuda:{place}" if isinstance(place, int) else place
+
+
+def _problems(problems: Sequence[Problem]) -> Iterator[MixedDevices]:
+    counted = Counter(
+        MixedDevices(
+            problem.message,
+            problem.operation,
+            problem.module,
+            f"{_short(problem.source.file)}:{problem.source.line} in {problem.source.function}",
+            problem.source.code,
+            problem.devices,
+            problem.phase,
+        )
+        for problem in problems
+    )
+    for problem, count in counted.items():
+        yield replace(problem, count=count)
+
+
+def _short(file: str) -> str:
+    """The part of a path that is the same on every computer."""
+    parts = PurePath(file).parts
+    for folder in ("site-packages", "glm4v_magic"):
+        if folder in parts:
+            last = len(parts) - 1 - parts[::-1].index(folder)
+            return str(PurePath(*parts[last + (folder == "site-packages") :]))
+    return str(PurePath(*parts[-2:]))

@@ -1,0 +1,269 @@
+"""GPUs of this machine, as the driver's management library (NVML) reports them.
+
+NVML sees the GPUs without a CUDA context and without torch. Each of its calls may fail on its own
+(boards with unified memory answer "not supported" for memory; containers hide processes; MIG
+instances have no power reading), so each field is ``None`` where it could not be read. Where NVML
+says nothing about memory, torch is asked if the program has imported it already.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from glm4v_magic.core.errors import PlacementError
+from glm4v_magic.core.gpu_spec import GPU
+from glm4v_magic.hardware.visible import Device, visible
+
+__all__ = ["FoundGPU", "find_gpus", "gpu_reader"]
+
+_CORE = 0  # NVML_TEMPERATURE_GPU
+
+
+@dataclass(frozen=True, slots=True)
+class FoundGPU:
+    """A GPU that CUDA shows to this process; ``None`` where something is not known.
+
+    Attributes:
+        index: as in ``cuda:<index>``.
+        name: of the product.
+        uuid: of the GPU or of the MIG instance; empty if unknown.
+        total_bytes, free_bytes: memory as the driver sees it.
+        own_bytes: used by this process.
+        other_bytes: used by other processes and the driver.
+        power_watts, power_limit_watts: draw, and the limit in force.
+        utilization: part of the time in which a kernel ran lately, 0 to 1.
+        celsius: temperature.
+        ecc: whether error correction is on.
+        mig: whether this is an instance of a GPU that is cut up.
+        index_certain: ``False`` if GPUs differ and CUDA may number them by speed: NVML numbers
+            them by bus. Set ``CUDA_DEVICE_ORDER=PCI_BUS_ID`` to be sure.
+    """
+
+    index: int
+    name: str
+    uuid: str = ""
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    own_bytes: int | None = None
+    other_bytes: int | None = None
+    power_watts: float | None = None
+    power_limit_watts: float | None = None
+    utilization: float | None = None
+    ecc: bool | None = None
+    mig: bool = False
+    index_certain: bool = True
+    celsius: int | None = None
+
+    @property
+    def gpu(self) -> GPU:
+        """The GPU as a plan needs it: its size, and what other programs leave of it.
+
+        Raises:
+            PlacementError: if the size is not known.
+        """
+        if self.total_bytes is None:
+            raise PlacementError(
+                f"Nothing tells how much memory cuda:{self.index} ({self.name}) has.",
+                'Describe the GPUs, for example "2x24GiB".',
+            )
+        free = None if self.other_bytes is None else max(self.total_bytes - self.other_bytes, 0)
+        return GPU(self.index, self.name, self.total_bytes, free)
+
+
+def find_gpus(environment: Mapping[str, str] | None = None) -> tuple[FoundGPU, ...]:
+    """Return the GPUs that CUDA shows to this process, in CUDA's order; none without a driver.
+
+    Args:
+        environment: where to look up ``CUDA_VISIBLE_DEVICES`` and ``CUDA_DEVICE_ORDER``; the
+            process's own by default.
+    """
+    with gpu_reader(environment) as read:
+        return read()
+
+
+@contextmanager
+def gpu_reader(
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Callable[[], tuple[FoundGPU, ...]]]:
+    """Yield a function that does what `find_gpus` does, over and over, with the library open."""
+    environment = os.environ if environment is None else environment
+    with _nvml() as nvml:
+
+        def read() -> tuple[FoundGPU, ...]:
+            found = () if nvml is None else tuple(_seen_by_nvml(nvml, environment))
+            return found or tuple(_seen_by_torch())
+
+        yield read
+
+
+@contextmanager
+def _nvml() -> Iterator[Any]:
+    """The initialised library, or ``None`` without a driver."""
+    try:
+        import pynvml
+    except ImportError:
+        yield None
+        return
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield None
+        return
+    try:
+        yield pynvml
+    finally:
+        _ask(pynvml, "nvmlShutdown")
+
+
+def _ask(nvml: Any, function: str, *arguments: Any) -> Any:
+    """What an NVML function returns; ``None`` if it is missing or fails."""
+    try:
+        return getattr(nvml, function)(*arguments)
+    except (nvml.NVMLError, AttributeError, UnicodeDecodeError):
+        return None
+
+
+def _seen_by_nvml(nvml: Any, environment: Mapping[str, str]) -> Iterator[FoundGPU]:
+    handles: dict[Device, Any] = {}
+    for ordinal in range(_ask(nvml, "nvmlDeviceGetCount") or 0):
+        gpu = _ask(nvml, "nvmlDeviceGetHandleByIndex", ordinal)
+        if gpu is not None:
+            handles.update(_devices(nvml, ordinal, gpu))
+    value = environment.get("CUDA_VISIBLE_DEVICES")
+    devices = _in_order_of_torch(handles) or visible(list(handles), value)
+    names = {device: _ask(nvml, "nvmlDeviceGetName", handles[device]) for device in devices}
+    by_bus = environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+    by_uuid = value is not None and value.startswith(("GPU-", "MIG-"))
+    alike = len({_ask(nvml, "nvmlDeviceGetName", handle) for handle in handles.values()}) <= 1
+    certain = by_bus or by_uuid or alike or bool(_in_order_of_torch(handles))
+    for index, device in enumerate(devices):
+        name = names[device] or "unknown GPU"
+        yield _read(nvml, handles[device], index, device, str(name), certain)
+
+
+def _devices(nvml: Any, ordinal: int, gpu: Any) -> Iterator[tuple[Device, Any]]:
+    """A GPU with its handle, or its MIG instances with theirs."""
+    uuid = _ask(nvml, "nvmlDeviceGetUUID", gpu) or ""
+    mode = _ask(nvml, "nvmlDeviceGetMigMode", gpu)
+    if not mode or not mode[0]:
+        yield Device(ordinal, uuid), gpu
+        return
+    for place in range(_ask(nvml, "nvmlDeviceGetMaxMigDeviceCount", gpu) or 0):
+        instance = _ask(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", gpu, place)
+        if instance is None:  # places without an instance answer "not found"
+            continue
+        ids = (
+            _ask(nvml, f"nvmlDeviceGet{kind}InstanceId", instance) for kind in ("Gpu", "Compute")
+        )
+        path = "/".join([uuid, *map(str, ids)])
+        yield Device(ordinal, _ask(nvml, "nvmlDeviceGetUUID", instance) or "", path), instance
+
+
+def _read(nvml: Any, handle: Any, index: int, device: Device, name: str, certain: bool) -> FoundGPU:
+    memory = _ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
+    total, free, used = (memory.total, memory.free, memory.used) if memory else (None, None, None)
+    if not total:
+        total, free = _memory_by_torch(index)
+        used = None if total is None or free is None else total - free
+    own = _own_bytes(nvml, handle, index)
+    utilization = _ask(nvml, "nvmlDeviceGetUtilizationRates", handle)
+    ecc = _ask(nvml, "nvmlDeviceGetEccMode", handle)
+    return FoundGPU(
+        index,
+        name,
+        device.uuid,
+        total,
+        free,
+        own,
+        None if used is None else max(used - (own or 0), 0),
+        _scaled(_ask(nvml, "nvmlDeviceGetPowerUsage", handle), 1000),
+        _scaled(_ask(nvml, "nvmlDeviceGetEnforcedPowerLimit", handle), 1000),
+        _scaled(None if utilization is None else utilization.gpu, 100),
+        None if ecc is None else bool(ecc[0]),
+        bool(device.instance),
+        certain,
+        _ask(nvml, "nvmlDeviceGetTemperature", handle, _CORE),
+    )
+
+
+def _scaled(value: float | None, unit: int) -> float | None:
+    return None if value is None else value / unit
+
+
+def _own_bytes(nvml: Any, handle: Any, index: int) -> int | None:
+    """Memory of this process on a GPU.
+
+    A container with process ids of its own does not find itself in the list; what torch has
+    reserved is then the best there is.
+    """
+    processes = _ask(nvml, "nvmlDeviceGetComputeRunningProcesses", handle)
+    if processes is None:
+        return _reserved_by_torch(index)
+    mine = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
+    if None in mine:  # Windows and some MIG setups list processes without their memory
+        return _reserved_by_torch(index)
+    return sum(mine) if mine else _reserved_by_torch(index) or 0
+
+
+def _torch_cuda() -> Any:
+    """``torch.cuda`` if it is imported and has a GPU, else ``None``."""
+    torch = sys.modules.get("torch")
+    # Another thread may be in the middle of importing it.
+    if torch is None or getattr(torch.__spec__, "_initializing", False):
+        return None
+    return torch.cuda if torch.cuda.is_available() else None
+
+
+def _with_torch(read: Callable[[Any], Any]) -> Any:
+    cuda = _torch_cuda()
+    if cuda is None:
+        return None
+    try:
+        return read(cuda)
+    except (RuntimeError, AssertionError, AttributeError):  # a driver that fails, an old torch
+        return None
+
+
+def _memory_by_torch(index: int) -> tuple[int | None, int | None]:
+    """Total and free bytes."""
+    info = _with_torch(lambda cuda: cuda.mem_get_info(index))
+    return (info[1], info[0]) if info else (None, None)
+
+
+def _reserved_by_torch(index: int) -> int | None:
+    reserved: int | None = _with_torch(
+        lambda cuda: cuda.memory_reserved(index) if cuda.is_initialized() else 0
+    )
+    return reserved
+
+
+def _in_order_of_torch(handles: Mapping[Device, Any]) -> tuple[Device, ...]:
+    """Devices in the order of an initialised CUDA, which knows best; empty if it cannot be told."""
+
+    def uuids(cuda: Any) -> list[str]:
+        if not cuda.is_initialized():
+            return []
+        count = cuda.device_count()
+        return [str(cuda.get_device_properties(index).uuid) for index in range(count)]
+
+    by_uuid = {device.uuid.removeprefix("GPU-"): device for device in handles}
+    order = [by_uuid.get(uuid.removeprefix("GPU-")) for uuid in _with_torch(uuids) or []]
+    return tuple(device for device in order if device is not None) if all(order) else ()
+
+
+def _seen_by_torch() -> Iterator[FoundGPU]:
+    """GPUs that only torch knows: no NVML on this board."""
+    names: list[str] = (
+        _with_torch(lambda cuda: [cuda.get_device_name(i) for i in range(cuda.device_count())])
+        or []
+    )
+    for index, name in enumerate(names):
+        total, free = _memory_by_torch(index)
+        own = _reserved_by_torch(index)
+        other = None if total is None or free is None else max(total - free - (own or 0), 0)
+        yield FoundGPU(index, name, "", total, free, own, other)

@@ -1,0 +1,159 @@
+"""How full memory is right now: of the GPUs, of virtual ones, or of the host.
+
+Split into this model's weights, the rest of this process, other programs, and what is free. Each
+number is ``None`` where nothing tells it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from glm4v_magic.hardware.gpus import FoundGPU
+
+if TYPE_CHECKING:
+    from glm4v_magic.virtual_gpus import VirtualGPUs
+
+__all__ = ["HOST", "Reading", "Readings", "take_readings"]
+
+HOST = "cpu"
+"""What the host's memory is called, as torch calls its device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One memory at one moment.
+
+    Attributes:
+        device: as torch calls it; `HOST` for the host's memory.
+        name: of the product.
+        key: the same for the same GPU however CUDA numbers it: the UUID, if there is one.
+        total_bytes: its size.
+        weight_bytes: of this model's weights on it.
+        kernel_bytes: what else this process holds there.
+        other_bytes: of other programs and the driver.
+        free_bytes: what is left.
+        utilization: part of the time in which it worked lately, 0 to 1.
+        celsius, power_watts, power_limit_watts: as the driver tells them.
+    """
+
+    device: str
+    name: str
+    key: str
+    total_bytes: int | None
+    weight_bytes: int = 0
+    kernel_bytes: int | None = None
+    other_bytes: int | None = None
+    free_bytes: int | None = None
+    utilization: float | None = None
+    celsius: int | None = None
+    power_watts: float | None = None
+    power_limit_watts: float | None = None
+
+    @property
+    def own_bytes(self) -> int | None:
+        """All that this process holds there."""
+        return None if self.kernel_bytes is None else self.weight_bytes + self.kernel_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """All memories at one moment, and what a reader must know about them."""
+
+    memories: tuple[Reading, ...]
+    note: str = ""
+
+
+def take_readings(
+    read_gpus: Callable[[], tuple[FoundGPU, ...]], weights: Mapping[str, int]
+) -> Readings:
+    """Read virtual GPUs if they are in use, else the GPUs, else the host's memory.
+
+    Args:
+        read_gpus: as `gpus.gpu_reader` yields it.
+        weights: bytes of the model's weights by device.
+    """
+    virtual = _virtual_gpus()
+    if virtual is not None:
+        gpus = tuple(_virtual(virtual, weights))
+        return Readings(gpus, "Virtual GPUs: tensors that live in the host's memory.")
+    gpus = tuple(_of_gpu(found, weights.get(f"cuda:{found.index}", 0)) for found in read_gpus())
+    if not gpus:
+        return Readings(
+            (_host(weights),), "No NVIDIA GPU tells of itself here: the host's memory is shown."
+        )
+    silent = [gpu.device for gpu in gpus if gpu.total_bytes is None]
+    if not silent:
+        return Readings(gpus)
+    return Readings(
+        (*gpus, _host(weights)),
+        f"{', '.join(silent)} does not tell its memory. Boards that share it with the host do not; "
+        "the host's memory is shown as well.",
+    )
+
+
+def _virtual_gpus() -> VirtualGPUs | None:
+    # Another thread may be in the middle of importing it: then it has no such function yet.
+    active = getattr(sys.modules.get("glm4v_magic.virtual_gpus.context"), "active", None)
+    return None if active is None else active()
+
+
+def _virtual(gpus: VirtualGPUs, weights: Mapping[str, int]) -> list[Reading]:
+    readings = []
+    for gpu, live in zip(gpus.gpus, gpus.live_bytes, strict=True):
+        device = f"cuda:{gpu.index}"
+        model = min(weights.get(device, 0), live)
+        others = max(gpu.total_bytes - gpu.usable_bytes, 0)
+        readings.append(
+            Reading(
+                device,
+                f"virtual {gpu.name}",
+                f"virtual {gpu.index}",
+                gpu.total_bytes,
+                model,
+                live - model,
+                others,
+                max(gpu.usable_bytes - live, 0),
+            )
+        )
+    return readings
+
+
+def _of_gpu(found: FoundGPU, weights: int) -> Reading:
+    own = found.own_bytes
+    model = weights if own is None else min(weights, own)
+    return Reading(
+        f"cuda:{found.index}",
+        found.name,
+        found.uuid or f"index {found.index}",
+        found.total_bytes,
+        model,
+        None if own is None else own - model,
+        found.other_bytes,
+        found.free_bytes,
+        found.utilization,
+        found.celsius,
+        found.power_watts,
+        found.power_limit_watts,
+    )
+
+
+def _host(weights: Mapping[str, int]) -> Reading:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    own = psutil.Process().memory_info().rss
+    model = min(weights.get(HOST, 0), own)
+    taken = memory.total - memory.available
+    return Reading(
+        HOST,
+        "host memory",
+        HOST,
+        memory.total,
+        model,
+        own - model,
+        max(taken - own, 0),
+        memory.available,
+    )

@@ -1,0 +1,70 @@
+"""Answers that may be given again: nothing that they depend on has changed.
+
+An answer is remembered, in memory, by what was asked: prompt, system message, pixels of the
+images, model with revision, dtype and files, and sampling options. Which form was wanted of it is
+not among that: the same text is read in another form without asking again. A correction is an
+answer of its own, to a conversation that holds the first answer and what was wrong with it; so it
+is given again exactly where the same answer is at fault in the same way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glm4v_magic.core.conversation import Answer, Request
+from glm4v_magic.core.placement import PlacementOptions
+
+if TYPE_CHECKING:
+    from glm4v_magic.core.model import ModelChoice
+
+__all__ = ["AnswerStore", "model_key", "request_key"]
+
+_MOST_REMEMBERED = 10_000
+
+
+class AnswerStore:
+    """Complete answers by what they depend on; the oldest make room for new ones."""
+
+    def __init__(self, most: int = _MOST_REMEMBERED) -> None:
+        self._answers: OrderedDict[str, Answer] = OrderedDict()
+        self._most = most
+
+    def find(self, key: str) -> Answer | None:
+        """Return an answer, if it is known."""
+        return self._answers.get(key)
+
+    def keep(self, key: str, answer: Answer) -> None:
+        """Remember an answer, if it is complete."""
+        if answer.finish_reason == "interrupted":
+            return
+        self._answers[key] = answer
+        self._answers.move_to_end(key)
+        if len(self._answers) > self._most:
+            self._answers.popitem(last=False)
+
+
+def model_key(choice: ModelChoice) -> str:
+    """Return what tells two models apart: name, revision, options, and the state of the files."""
+    given = choice.options
+    options = PlacementOptions(dtype=given.dtype, quantize=given.quantize, gpus=given.gpus)
+    facts = repr(replace(choice, model=choice.name, options=options, device_map=None))
+    folder = Path(choice.name).expanduser()
+    if not folder.is_dir():
+        return facts
+    states = sorted((each.name, each.stat().st_mtime_ns) for each in folder.iterdir())
+    return f"{facts} {states}"
+
+
+def request_key(request: Request, model: str) -> str:
+    """Return what tells two questions apart, asked of the model of this `model_key`."""
+    digest = hashlib.sha256(repr((model, request.sampling)).encode())
+    for message in request.conversation.messages:
+        digest.update(repr((message.role, message.text, len(message.images))).encode())
+        for image in message.images:
+            digest.update(repr(image.image.size).encode())
+            digest.update(image.image.tobytes())
+    return digest.hexdigest()

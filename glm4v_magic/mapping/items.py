@@ -1,0 +1,311 @@
+"""One prompt over many items: what the items are, and the prompt of each row. Asks nothing.
+
+Items come from a list, a folder, a pattern, a pandas Series, a DataFrame or one of its columns.
+Each of them is a row. Expressions in the prompt are evaluated for each row and may use
+
+- ``index``: the position of the row, from 0;
+- ``item``: the item itself; of a folder or pattern the path as text;
+- ``row``: of a DataFrame all its columns, ``row.name`` or ``row["two words"]``; of a list of
+  dictionaries the item's keys.
+
+Whether an item is an image or a value is told by the prompt: **it is an image, unless the prompt
+uses** ``item`` (in a list of dictionaries also ``row``). Then the item is in the text, where the
+prompt puts it, and is not sent as an image. Files of a folder or pattern are always images, and
+rows of a whole DataFrame never.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from glm4v_magic.calls.prompt import expand, names_in, require_text
+from glm4v_magic.core.errors import OptionError, PromptError, did_you_mean, reason
+from glm4v_magic.images.files import entries, matches, path_of
+from glm4v_magic.images.formats import SUFFIXES
+from glm4v_magic.images.messages import one_line
+
+__all__ = [
+    "Items",
+    "PlannedRow",
+    "Record",
+    "are_images",
+    "files_of",
+    "is_dataframe",
+    "items_of",
+    "plan",
+]
+
+_ACCEPTED = (
+    "Give a list of images or values, a folder, a pattern such as photos/*.png, a pandas Series, "
+    "or a column such as df.image."
+)
+
+
+class Record:
+    """The columns of a row, as ``row.name`` or ``row["name"]``.
+
+    It has no methods: they would hide columns that are called ``items`` or ``values``.
+    """
+
+    __slots__ = ("_columns",)
+
+    def __init__(self, columns: Mapping[Any, object]) -> None:
+        self._columns = columns
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            return self._columns[name]
+        except KeyError:
+            raise AttributeError(self._missing(name)) from None
+
+    def __getitem__(self, name: str) -> object:
+        try:
+            return self._columns[name]
+        except KeyError:
+            raise KeyError(self._missing(name)) from None
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}: {value}" for name, value in self._columns.items())
+
+    def _missing(self, name: str) -> str:
+        known = [str(each) for each in self._columns]
+        similar = did_you_mean(name, known) or f"There are {', '.join(known)}."
+        return f"row has no column {name}. {similar}"
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """What a prompt is mapped over.
+
+    Attributes:
+        source: what the user calls it.
+        values: the items.
+        names: what the user may call each of them.
+        records: the columns of each row; ``None`` where there are none.
+        kind: ``images`` or ``values`` where it does not depend on the prompt.
+        table: the DataFrame or Series that the items are from; the result is then a DataFrame.
+    """
+
+    source: str
+    values: tuple[object, ...]
+    names: tuple[str, ...]
+    records: tuple[Record, ...] | None = None
+    kind: Literal["images", "values"] | None = None
+    table: Any = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRow:
+    """A row before it is asked.
+
+    Attributes:
+        index: its position, from 0.
+        name: of its item.
+        item: as it was given.
+        is_image: whether the item is sent as an image.
+        prompt: expressions expanded; empty if that failed.
+        error: why it failed; empty if it did not.
+    """
+
+    index: int
+    name: str
+    item: object
+    is_image: bool
+    prompt: str
+    error: str = ""
+
+
+def items_of(
+    value: object, source: str, *, column: object = None, base: Path | None = None
+) -> Items:
+    """Return the items in `value`.
+
+    Args:
+        value: a list or another iterable, a folder or pattern, a Series, or a DataFrame.
+        source: what the user calls it.
+        column: of a DataFrame, the one that holds the items; without it the whole row is the item.
+        base: the folder of relative paths; the current one by default.
+
+    Raises:
+        OptionError: if there are no items in it.
+    """
+    shown = one_line(source)
+    if column is not None and not is_dataframe(value):
+        raise OptionError(f"{shown} is no DataFrame, so it has no column {column}.")
+    if isinstance(value, str | os.PathLike):
+        return files_of(os.fsdecode(value), base)
+    if is_dataframe(value):
+        items = _of_dataframe(value, source, column)
+    elif _is(value, "Series"):
+        names = tuple(f"{source}[{label!r}]" for label in value.index)  # type: ignore[attr-defined]
+        items = Items(source, tuple(value), names, table=value)  # type: ignore[arg-type]
+    else:
+        items = _of_list(value, source)
+    if not items.values:
+        raise OptionError(f"{shown} holds nothing to ask about.")
+    return items
+
+
+def files_of(text: str, base: Path | None = None) -> Items:
+    """Return the images in a folder, or the files of a pattern: 2.png stands before 10.png.
+
+    Raises:
+        OptionError: if there is no such folder, or no such file.
+    """
+    folder = Path.cwd() if base is None else base
+    shown = one_line(text)
+    place = path_of(text, folder)
+    if place.is_dir():
+        found = [
+            os.path.join(text, name)  # noqa: PTH118  "./photos" keeps its dot
+            for name in _listed(place, shown)
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        ]
+        if not found:
+            raise OptionError(f"The folder {shown} holds no images.")
+    elif place.is_file():
+        raise OptionError(f"{shown} is one file.", _ACCEPTED)
+    else:
+        found = matches(text, folder)
+        if not found:
+            raise _no_items(text, folder)
+    found.sort(key=_natural)
+    return Items(text, tuple(found), tuple(found), kind="images")
+
+
+def _listed(folder: Path, shown: str) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208  names are wanted, not paths
+    except OSError as error:
+        raise OptionError(f"The folder {shown} cannot be read: {reason(error)}.") from None
+
+
+def _no_items(text: str, folder: Path) -> OptionError:
+    shown = one_line(text)
+    if re.search(r"[*?]", text):
+        return OptionError(f"--over {shown}: no file matches in {folder}.")
+    parent = path_of(text, folder).parent
+    similar = did_you_mean(path_of(text, folder).name, entries(parent))
+    return OptionError(f"--over {shown}: neither a variable nor a folder.", similar or _ACCEPTED)
+
+
+def _natural(path: str) -> list[tuple[int, int, str]]:
+    """Sort key by which numbers count as numbers, and capitals do not matter."""
+    return [
+        (0, int(part), "") if part.isdigit() and part.isascii() else (1, 0, part)
+        for part in re.split(r"([0-9]+)", path.lower())
+    ]
+
+
+def _of_dataframe(frame: Any, source: str, column: object) -> Items:
+    columns = list(frame.columns)
+    if len(set(columns)) < len(columns):
+        raise OptionError(f"{one_line(source)} has two columns of the same name.")
+    records = tuple(
+        Record(dict(zip(columns, values, strict=True)))
+        for values in frame.itertuples(index=False, name=None)
+    )
+    if column is None:
+        names = tuple(f"row {label}" for label in frame.index)
+        return Items(source, records, names, records, kind="values", table=frame)
+    if column not in columns:
+        raise OptionError(
+            f"There is no column {column!r}.",
+            did_you_mean(str(column), map(str, columns))
+            or f"There are {', '.join(map(str, columns))}.",
+        )
+    names = tuple(f"{column}[{label!r}]" for label in frame.index)
+    return Items(source, tuple(frame[column]), names, records, table=frame)
+
+
+def _of_list(value: Any, source: str) -> Items:
+    shown = one_line(source)
+    if isinstance(value, bytes | bytearray | memoryview | Mapping) or hasattr(value, "read"):
+        raise OptionError(f"{shown} is one {type(value).__name__}.", _ACCEPTED)
+    dimensions = getattr(value, "ndim", None)
+    if dimensions in (2, 3):
+        raise OptionError(f"{shown} is one image; put it into a list.")
+    try:
+        values = tuple(value)
+    except TypeError:
+        raise OptionError(
+            f"{shown} is of type {type(value).__name__}, not a list.", _ACCEPTED
+        ) from None
+    records = None
+    if values and all(isinstance(each, Mapping) for each in values):
+        records = tuple(map(Record, values))
+    names = tuple(
+        each if isinstance(each, str) else f"{source}[{index}]" for index, each in enumerate(values)
+    )
+    return Items(source, values, names, records)
+
+
+def plan(
+    prompt: str, items: Items, names: Mapping[str, object], *, raw: bool = False
+) -> tuple[PlannedRow, ...]:
+    """Return the row of each item, its prompt expanded.
+
+    Args:
+        prompt: as the user wrote it.
+        items: from `items_of`.
+        names: what expressions may use next to `index`, `item` and `row`, which hide them.
+        raw: leave expressions as they are.
+
+    Raises:
+        PromptError: if the prompt fails for every row, or is the same for all while no image is.
+    """
+    used = frozenset() if raw else names_in(prompt)
+    is_image = are_images(prompt, items, raw=raw)
+    if items.kind == "values" and not used & {"row", "item", "index"}:
+        raise PromptError(
+            f"Every row of {one_line(items.source)} would be asked the same.",
+            "Name the column that holds the images (--over df.image), or write {{row.name}} "
+            "in the prompt.",
+        )
+    rows: list[PlannedRow] = []
+    first: PromptError | None = None
+    for index, (value, name) in enumerate(zip(items.values, items.names, strict=True)):
+        own = {**names, "index": index, "item": value}
+        if items.records is not None:
+            own["row"] = items.records[index]
+        try:
+            text = require_text(prompt if raw else expand(prompt, own))
+            rows.append(PlannedRow(index, name, value, is_image, text))
+        except PromptError as error:
+            first = first or error
+            rows.append(PlannedRow(index, name, value, is_image, "", str(error)))
+    if first is not None and all(row.error for row in rows):
+        raise first
+    return tuple(rows)
+
+
+def are_images(prompt: str, items: Items, *, raw: bool = False) -> bool:
+    """Say whether the items are sent as images; otherwise they are values for the prompt.
+
+    Raises:
+        PromptError: if an expression in the prompt is not closed, is empty or is not Python.
+    """
+    used = frozenset() if raw else names_in(prompt)
+    if items.kind is not None:
+        return items.kind == "images"
+    of_dictionaries = items.table is None and items.records is not None
+    return "item" not in used and not (of_dictionaries and "row" in used)
+
+
+def is_dataframe(value: object) -> bool:
+    """Say whether `value` is a DataFrame; imports no pandas."""
+    return _is(value, "DataFrame")
+
+
+def _is(value: object, name: str) -> bool:
+    cls = getattr(sys.modules.get("pandas"), name, None)
+    return cls is not None and isinstance(value, cls)

@@ -1,0 +1,70 @@
+"""Rows that were asked: each with its answer or its error, how far they are, and their table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from glm4v_magic.core.conversation import Format
+from glm4v_magic.core.rows import AnsweredRow, Rows
+
+if TYPE_CHECKING:
+    from glm4v_magic.mapping.items import Items, PlannedRow
+
+__all__ = ["result_of"]
+
+
+def result_of(
+    rows: Sequence[PlannedRow],
+    done: Sequence[AnsweredRow],
+    items: Items,
+    format: Format = "markdown",  # noqa: A002  as the option of the magic
+) -> Any:
+    """Return what `Session.map` returns.
+
+    Args:
+        rows: all of them.
+        done: those that were answered or failed.
+        items: what the rows are from.
+        format: of the answers.
+
+    Returns:
+        `Rows` in their order. Of a Series or DataFrame a DataFrame with its index and columns, and
+        behind them ``answer``, for ``json`` and ``code`` ``value``, then ``error``,
+        ``finish_reason``, ``new_tokens`` and ``seed``; if one of these names is taken, all of them
+        get the same number: ``answer_2``.
+    """
+    by_index = {row.index: row for row in done}
+    result = Rows(
+        by_index.get(row.index) or AnsweredRow(row.index, row.name, row.item, row.prompt)
+        for row in rows
+    )
+    if items.table is None:
+        return result
+    return _frame(result, items.table, with_values=format in ("json", "code"))
+
+
+def _frame(rows: Rows, table: Any, *, with_values: bool) -> Any:
+    import pandas as pd
+
+    if isinstance(table, pd.Series):
+        name = "item" if table.name is None else table.name
+        frame = table.to_frame(name)
+    else:
+        frame = table.copy()
+    columns: dict[str, tuple[list[Any], str]] = {
+        "answer": ([row.text for row in rows], "object"),
+        **({"value": ([row.value for row in rows], "object")} if with_values else {}),
+        "error": ([row.error for row in rows], "object"),
+        "finish_reason": ([row.finish_reason for row in rows], "object"),
+        "new_tokens": ([row.answer and row.answer.usage.new_tokens for row in rows], "Int64"),
+        "seed": ([row.answer and row.answer.seed for row in rows], "Int64"),
+    }
+    taken = set(frame.columns)
+    suffix, number = "", 1
+    while any(f"{name}{suffix}" in taken for name in columns):
+        number += 1
+        suffix = f"_{number}"
+    for name, (values, dtype) in columns.items():
+        frame[f"{name}{suffix}"] = pd.Series(values, index=frame.index, dtype=dtype)
+    return frame

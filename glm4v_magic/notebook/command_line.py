@@ -1,0 +1,259 @@
+"""The first line of a magic: split into words, sorted into options and the rest.
+
+On top of IPython's `magic_arguments`: options may stand anywhere, are never abbreviated, a
+misspelt one gets a close match, and quotes around a word are taken off here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import Action, Namespace
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from IPython.core.error import UsageError
+from IPython.core.magic_arguments import (
+    ArgDecorator,
+    MagicArgumentParser,
+    argument,
+    kwds,
+    magic_arguments,
+)
+from IPython.utils.process import arg_split
+
+from glm4v_magic.core.errors import OptionError, did_you_mean
+from glm4v_magic.core.format_names import FORMATS
+
+__all__ = [
+    "AGAIN_OPTIONS",
+    "ANSWER_OPTIONS",
+    "DEBUG",
+    "Quoted",
+    "asks_for_help",
+    "options_of",
+    "parse",
+    "split",
+    "takes",
+]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+DEBUG = argument(
+    "--debug", action="store_true", help="Show the traceback of an error instead of one line."
+)
+
+_OUT = argument("-o", "--out", metavar="NAME", help="Variable that receives the answer.")
+_QUIET = argument(
+    "-q", "--quiet", action="store_true", help="Show nothing; the answer is in NAME and _."
+)
+
+_SAMPLING_OPTIONS = (
+    argument(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="Longest answer, in tokens; 512 unless given or set.",
+    ),
+    argument(
+        "--temperature", type=float, metavar="T", help="0 is greedy; higher is more surprising."
+    ),
+    argument("--top-p", type=float, metavar="P", help="Nucleus size, above 0 and at most 1."),
+    argument("--top-k", type=int, metavar="K", help="Sample from the K likeliest tokens only."),
+    argument("--repetition-penalty", type=float, metavar="P", help="Above 1 discourages repeats."),
+    argument("--seed", type=int, metavar="N", help="Repeat a sampled answer exactly."),
+    argument(
+        "--thinking",
+        choices=("on", "off"),
+        help="Whether the model thinks before it answers, if it can; left to the model unless "
+        "given or set. What it thought is folded above the answer.",
+    ),
+)
+
+_FORM_OPTIONS = (
+    argument(
+        "--format",
+        choices=FORMATS,
+        help="markdown unless given. json and code are found in the answer and are its value; "
+        "code also goes into the next cell, unless there are many rows.",
+    ),
+    argument(
+        "--schema",
+        metavar="SCHEMA",
+        help="JSON Schema for --format json: a variable, or a file. The model does not see it, so "
+        "say in the question what you want; an answer that breaks it is asked for once more.",
+    ),
+)
+
+ANSWER_OPTIONS = (
+    _OUT,
+    *_SAMPLING_OPTIONS,
+    argument(
+        "-c",
+        "--continue",
+        dest="follow_up",
+        action="store_true",
+        help="Go on with the chat of the latest answer, its images included.",
+    ),
+    argument("--chat", metavar="NAME", help="Go on with the chat of this name, or begin it."),
+    *_FORM_OPTIONS,
+    argument(
+        "--system", metavar="TEXT", help="System message: how to answer, before the question."
+    ),
+    argument(
+        "-f",
+        "--file",
+        metavar="FILE",
+        help="Read the question from a text file: %%glm4v ask cat.png -f question.txt",
+    ),
+    argument("--page", type=int, metavar="N", help="Page of a TIFF, frame of a GIF; from 1."),
+    argument(
+        "--crop",
+        metavar="X,Y,W,H",
+        help="Part of the image: left, top, width, height. Whole numbers are pixels, "
+        "with a decimal point fractions of the image, with %% percent of it.",
+    ),
+    argument(
+        "--over",
+        metavar="ITEMS",
+        help="Ask the same of each: a list of images or values, a folder, a pattern, a pandas "
+        "Series, df.column. {{item}}, {{index}}, {{row.name}} differ from row to row.",
+    ),
+    argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="Rows of --over to ask at once; 8 unless given, 1 of a large model on the CPU and "
+        "always of a server.",
+    ),
+    argument("--fresh", action="store_true", help="Ask rows of --over again that are answered."),
+    argument("--raw", action="store_true", help="Leave {{expression}} as it is."),
+    _QUIET,
+    argument("--preview", action="store_true", help="Show what would be sent, and do not send it."),
+    DEBUG,
+)
+"""Of a question."""
+
+AGAIN_OPTIONS = (_OUT, *_SAMPLING_OPTIONS, *_FORM_OPTIONS, _QUIET, DEBUG)
+"""Of an answer to a question that was asked before."""
+
+
+class Quoted(str):
+    """A word that stood in quotes, without them."""
+
+    __slots__ = ()
+
+
+def takes(
+    name: str, *arguments: ArgDecorator, usage: str | None = None
+) -> Callable[[Function], Function]:
+    """Give a function the arguments of a magic, in this order, and a docstring with its help.
+
+    Args:
+        name: what the user types, without the percent sign.
+        arguments: made with `IPython.core.magic_arguments.argument`.
+        usage: the first line of the help behind its percent sign; ``None`` lists all arguments.
+    """
+
+    def decorate(function: Function) -> Function:
+        for option in reversed(arguments):
+            function = option(function)
+        if usage is not None:
+            function = kwds(usage=usage.replace("%", "%%"))(function)
+        function = magic_arguments(name)(function)
+        # An abbreviation such as --temp would change its meaning with the next option added.
+        _parser(function).allow_abbrev = False
+        return function
+
+    return decorate
+
+
+def split(line: str) -> list[str]:
+    """Split at whitespace outside of quotes; backslashes stay, because Windows paths have them.
+
+    Raises:
+        OptionError: if a quote is not closed.
+    """
+    try:
+        words = arg_split(line, posix=False)
+    except ValueError:
+        raise OptionError(
+            f"A quote is not closed in: {line.strip()}",
+            'A name that holds an apostrophe goes in double quotes: "it\'s.png".',
+        ) from None
+    return [_unquoted(word) for word in words]
+
+
+def asks_for_help(words: list[str]) -> bool:
+    """Tell whether ``-h`` or ``--help`` is among `words`, not in quotes."""
+    return any(word in ("-h", "--help") and not isinstance(word, Quoted) for word in words)
+
+
+def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
+    """Sort `words` by the ``@argument``s of `function`.
+
+    Raises:
+        OptionError: for an unknown option, or a value of the wrong kind.
+    """
+    parser = _parser(function)
+    try:
+        # The intermixed form lets images stand on both sides of an option.
+        arguments: Namespace
+        arguments, rest = parser.parse_known_intermixed_args(_joined(parser, words))
+    except UsageError as error:
+        raise OptionError(f"{_capitalised(str(error))}.", _help_of(parser)) from None
+    for word in rest:
+        name = word.partition("=")[0]
+        if name.startswith("-"):
+            known = [option for option in parser._option_string_actions if option[:2] == "--"]
+            raise OptionError(
+                f"There is no option {name}.",
+                did_you_mean(name, known) or f"There are {', '.join(sorted(known))}.",
+            )
+    if rest:
+        raise OptionError(f"%{parser.prog} does not take {' '.join(rest)!r}.", _help_of(parser))
+    return arguments
+
+
+def _help_of(parser: MagicArgumentParser) -> str:
+    # IPython's own `%glm4v plan?` would show the help of `%plan`.
+    magic, *command = parser.prog.split()
+    return f"See %{' '.join([magic, 'help', *command])}."
+
+
+def _joined(parser: MagicArgumentParser, words: list[str]) -> list[str]:
+    """Join an option and a value that argparse would take for another option.
+
+    Such are numbers as in ``--crop -1,0,5,5``, for a message about the number, and whatever stood
+    in quotes: ``--system "- brief"``.
+    """
+    joined: list[str] = []
+    for word in words:
+        action = parser._option_string_actions.get(joined[-1]) if joined else None
+        is_value = re.match(r"-[\d.]", word) is not None or isinstance(word, Quoted)
+        takes_one = action is not None and action.nargs is None
+        if takes_one and is_value and word.startswith("-") and not isinstance(joined[-1], Quoted):
+            joined[-1] = f"{joined[-1]}={word}" if joined[-1][:2] == "--" else joined[-1] + word
+        else:
+            joined.append(word)
+    return joined
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, Action]:
+    """Return the options of a function that `takes` decorated, by every name they have."""
+    return dict(_parser(function)._option_string_actions)
+
+
+def _parser(function: Callable[..., Any]) -> MagicArgumentParser:
+    parser: MagicArgumentParser = getattr(function, "parser")  # noqa: B009  set by magic_arguments
+    return parser
+
+
+def _unquoted(word: str) -> str:
+    if len(word) >= 2 and word[0] == word[-1] and word[0] in "\"'":
+        return Quoted(word[1:-1])
+    return word
+
+
+def _capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,124 @@
+"""What the magics do: one module for each group of commands.
+
+Apart from `magics` so that loading the extension stays cheap: these modules bring the session and
+the display with them, and are imported with the first use.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.magic_arguments import argument
+
+from glm4v_magic.core.errors import OptionError, did_you_mean
+from glm4v_magic.notebook.command_line import DEBUG, asks_for_help, parse, takes
+from glm4v_magic.notebook.commands.ask import answer, ask, preview
+from glm4v_magic.notebook.commands.chat import (
+    chats,
+    continue_,
+    export,
+    history,
+    import_,
+    reset,
+    retry,
+)
+from glm4v_magic.notebook.commands.check import check
+from glm4v_magic.notebook.commands.config import config
+from glm4v_magic.notebook.commands.context import Command, Context
+from glm4v_magic.notebook.commands.devices import devices
+from glm4v_magic.notebook.commands.doctor import doctor
+from glm4v_magic.notebook.commands.memory import memory
+from glm4v_magic.notebook.commands.model import load, status, unload
+from glm4v_magic.notebook.commands.patch import patch
+from glm4v_magic.notebook.commands.plan import plan
+from glm4v_magic.notebook.screen import show
+
+if TYPE_CHECKING:
+    from glm4v_magic.core.conversation import Answer
+
+__all__ = ["COMMANDS", "Context", "ask_cell", "run"]
+
+
+def ask_cell(
+    context: Context, arguments: Namespace, cell: str, names: Mapping[str, Any]
+) -> Answer | None:
+    """Ask the question in `cell` about the images of the first line."""
+    first = arguments.images[0] if arguments.images else ""
+    if first in COMMANDS and first not in names:
+        raise OptionError(
+            f"{first} is a command for one line: %glm4v {first}.",
+            f"A cell begins with images; write ./{first} for a file of that name.",
+        )
+    return answer(context, arguments, arguments.images, cell, names)
+
+
+def run(context: Context, words: list[str], names: Mapping[str, Any]) -> Answer | None:
+    """Run a line: a command, its arguments and options; no words are ``status``."""
+    if not words:
+        words = ["status"]
+    name, rest = words[0], words[1:]
+    if asks_for_help(words[:1]) or name == "?":
+        name, rest = "help", []
+    elif name in COMMANDS and asks_for_help(rest):
+        name, rest = "help", [name]
+    command = COMMANDS.get(name)
+    if name.startswith("-"):
+        raise OptionError(
+            "%glm4v needs a command before its options.", f"There are {', '.join(COMMANDS)}."
+        )
+    if command is None:
+        raise OptionError(
+            f"%glm4v has no command {name!r}.",
+            did_you_mean(name, COMMANDS) or _how_to_ask(name),
+        )
+    return command(context, parse(command, rest), names)
+
+
+def _how_to_ask(word: str) -> str:
+    if " " in word:
+        return f'To ask on one line: %glm4v ask "{word}", with an image before the question.'
+    return (
+        f'To ask about an image: a cell "%%glm4v {word}" with the question on the next line, '
+        f'or %glm4v ask {word} "the question".'
+    )
+
+
+@takes("glm4v help", argument("command", nargs="?", help="One of the commands."), DEBUG)
+def help_(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
+    """Show this help, or that of one command; so does a command with -h or --help."""
+    if arguments.command is None:
+        show({"text/plain": context.page})
+        return
+    command = COMMANDS.get(arguments.command)
+    if command is None:
+        raise OptionError(
+            f"%glm4v has no command {arguments.command!r}.",
+            did_you_mean(arguments.command, COMMANDS) or f"There are {', '.join(COMMANDS)}.",
+        )
+    show({"text/plain": command.__doc__ or ""})
+
+
+COMMANDS: dict[str, Command] = {
+    "ask": ask,
+    "preview": preview,
+    "continue": continue_,
+    "retry": retry,
+    "chats": chats,
+    "history": history,
+    "reset": reset,
+    "export": export,
+    "import": import_,
+    "plan": plan,
+    "devices": devices,
+    "memory": memory,
+    "check": check,
+    "load": load,
+    "unload": unload,
+    "status": status,
+    "doctor": doctor,
+    "config": config,
+    "patch": patch,
+    "help": help_,
+}

@@ -1,0 +1,299 @@
+"""Asking: the cell magic, ``%glm4v ask``, and ``%glm4v preview``."""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.magic_arguments import argument
+
+from glm4v_magic.calls.forms import Form, find_code, form_of
+from glm4v_magic.calls.prompt import expand, read_prompt, require_text
+from glm4v_magic.core.conversation import Answer, Conversation, Message
+from glm4v_magic.core.errors import (
+    FormatError,
+    GenerationInterrupted,
+    OptionError,
+    PromptError,
+    did_you_mean,
+)
+from glm4v_magic.images import SourcedImage, parse_crop, resolve_images
+from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, Quoted, takes
+from glm4v_magic.notebook.commands.context import Context, require_variable_name
+from glm4v_magic.notebook.screen import screen_for, show
+
+if TYPE_CHECKING:
+    from glm4v_magic.core.model import EngineInfo
+
+__all__ = [
+    "answer",
+    "ask",
+    "carry_out",
+    "form_asked",
+    "images_of",
+    "preview",
+    "question_of",
+    "sampling_of",
+    "show_preview",
+    "typed_question",
+]
+
+_WORDS = argument("words", nargs="*", metavar="IMAGE", help="Images, then the question in quotes.")
+
+
+@takes("glm4v ask", _WORDS, *ANSWER_OPTIONS)
+def ask(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> Answer | None:
+    """Ask on one line.
+
+    The question comes last and in quotes, or from a file::
+
+        %glm4v ask cat.png "What is the cat doing?"
+        x = %glm4v ask cat.png "Is it asleep?" --temperature 0
+        %glm4v ask cat.png -f question.txt
+        %glm4v ask "And what colour is it?" --continue
+    """
+    images, question = _images_and_question(arguments, "ask")
+    return answer(context, arguments, images, question, names)
+
+
+@takes("glm4v preview", _WORDS, *ANSWER_OPTIONS)
+def preview(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
+    """Show what a question would send: the prompt, its tokens, and the images.
+
+    No weight is loaded and nothing is asked. A line for %glm4v ask can be previewed as it is; a
+    cell takes the option --preview::
+
+        %glm4v preview cat.png "What is the cat doing?" --crop 10%,10%,50%,50%
+    """
+    images, question = _images_and_question(arguments, "preview")
+    arguments.preview = True
+    answer(context, arguments, images, question, names)
+
+
+def _images_and_question(arguments: Namespace, command: str) -> tuple[list[str], str]:
+    if arguments.file is not None:
+        return arguments.words, ""
+    *images, question = arguments.words or [""]
+    if not isinstance(question, Quoted):
+        raise OptionError(
+            f"%glm4v {command} needs a question in quotes behind the images.",
+            f'For example: %glm4v {command} cat.png "What is the cat doing?"',
+        )
+    return images, str(question)
+
+
+def answer(
+    context: Context, arguments: Namespace, images: list[str], text: str, names: Mapping[str, Any]
+) -> Any:
+    """Ask `text` about `images`, show it while it happens, and keep the answer.
+
+    Args:
+        context: shell and session.
+        arguments: as `ANSWER_OPTIONS` declares them.
+        images: the words that name images.
+        text: the question as it was typed; blank with ``--file``.
+        names: the user's variables.
+
+    Returns:
+        The answer, with ``--over`` the rows; ``None`` with ``--preview``, which only shows what
+        would be asked.
+    """
+    require_variable_name(arguments.out)
+    if arguments.over is not None:
+        from glm4v_magic.notebook.commands.over import over
+
+        return over(context, arguments, images, typed_question(arguments, text), names)
+    _refuse_without_over(arguments)
+    question = question_of(arguments, text, names)
+    sourced = images_of(context, arguments, images, names)
+    where = {
+        "chat": arguments.chat,
+        "follow_up": arguments.follow_up,
+        "system": _system(context, arguments),
+    }
+    if arguments.preview:
+        show_preview(context, context.session.draft(question, sourced, **where))
+        return None
+    return carry_out(
+        context,
+        arguments,
+        names,
+        partial(context.session.ask, question, sourced, **where),
+    )
+
+
+def carry_out(
+    context: Context,
+    arguments: Namespace,
+    names: Mapping[str, Any],
+    call: Callable[..., Answer],
+    before: Message | None = None,
+) -> Answer:
+    """Make a call of the model, show it while it happens, and keep the answer.
+
+    Args:
+        context: shell and session.
+        arguments: as `AGAIN_OPTIONS` declares them.
+        names: the user's variables.
+        call: `Session.ask`, `retry` or `carry_on`, for the rest of their arguments.
+        before: an answer that is carried on, as far as it came.
+    """
+    require_variable_name(arguments.out)
+    form = form_asked(arguments, names)
+    sampling = sampling_of(context, arguments)
+    screen = screen_for(
+        context.shell,
+        context.model,
+        quiet=arguments.quiet,
+        form=form.format,
+        button=context.settings.stop_button,
+    )
+    earlier = context.session.status().last
+
+    def start(info: EngineInfo, images: tuple[SourcedImage, ...]) -> None:
+        screen.start(info, images)
+        if before is not None:
+            screen.begun(before.text, before.thinking)
+
+    given: Answer | None = None
+    try:
+        given = call(
+            **sampling,
+            format=form.format,
+            schema=form.schema,
+            model=context.settings.model,
+            on_progress=screen.loading,
+            on_start=start,
+            on_text=screen.piece,
+            on_thinking=screen.thinking,
+            on_correction=lambda what: screen.begun(f"\n\n[{what} It is asked once more.]\n\n"),
+        )
+        context.keep(given, arguments.out)
+        screen.finish(given)
+    except (KeyboardInterrupt, FormatError) as stop:
+        if isinstance(stop, GenerationInterrupted | FormatError):
+            given = stop.answer
+        elif given is None and context.session.status().last is not earlier:
+            given = context.session.status().last  # stopped on its way out of the session
+        if given is not None:
+            context.keep(given, arguments.out)
+            # A cell that fails has no result, so IPython would not set _ and Out.
+            context.shell.displayhook.update_user_ns(given)
+            screen.finish(given)
+        raise
+    finally:
+        screen.close()
+    if given.format == "code":
+        _offer(context, given)
+    return given
+
+
+def _offer(context: Context, answer: Answer) -> None:
+    """Put the code of an answer into the next cell, or behind the next prompt of a terminal."""
+    code, language = find_code(answer.text)
+    cell_magics = context.shell.magics_manager.magics["cell"]  # bash, html, javascript, ...
+    if language in cell_magics and not language.startswith("py"):
+        code = f"%%{language}\n{code}"
+    context.shell.set_next_input(code)
+
+
+def form_asked(arguments: Namespace, names: Mapping[str, Any]) -> Form:
+    """Return the form that ``--format`` and ``--schema`` ask for."""
+    return form_of(arguments.format, _schema(arguments.schema, names))
+
+
+def _schema(word: str | None, names: Mapping[str, Any]) -> object:
+    """Return the schema that a word names: a variable, or a JSON file."""
+    if word is None:
+        return None
+    if word in names and not isinstance(word, Quoted):
+        return names[word]
+    try:
+        return json.loads(Path(os.path.expanduser(word)).read_text("utf-8"))  # noqa: PTH111
+    except FileNotFoundError:
+        raise OptionError(
+            f"--schema {word} is no variable and no file.",
+            did_you_mean(word, (name for name in names if not name.startswith("_"))),
+        ) from None
+    except OSError as error:
+        raise OptionError(f"--schema {word} cannot be read: {error.strerror or error}.") from None
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"--schema {word} is not JSON: {error}.") from None
+
+
+def _system(context: Context, arguments: Namespace) -> str | None:
+    """Return the system message: that of the settings is for chats that begin."""
+    if arguments.system is not None:
+        return str(arguments.system)
+    goes_on = arguments.follow_up or arguments.chat in context.session.chats
+    return None if goes_on else context.settings.system
+
+
+def _refuse_without_over(arguments: Namespace) -> None:
+    for option in ("batch_size", "fresh"):
+        if getattr(arguments, option):
+            raise OptionError(
+                f"--{option.replace('_', '-')} is about the rows of --over, and there is no --over."
+            )
+
+
+def question_of(arguments: Namespace, text: str, names: Mapping[str, Any]) -> str:
+    """Return the question of a cell or of ``--file``, expressions expanded unless ``--raw``."""
+    text = typed_question(arguments, text)
+    return require_text(text if arguments.raw else expand(text, names))
+
+
+def typed_question(arguments: Namespace, text: str) -> str:
+    """Return the question as it was written, in the cell or in a file."""
+    if arguments.file is not None:
+        if text.strip():
+            raise OptionError(
+                "There is a question in the cell, and another in --file.",
+                "Empty the cell below its first line, or leave --file out.",
+            )
+        return read_prompt(arguments.file)
+    if arguments.follow_up and not text.strip():
+        raise PromptError(
+            "The prompt is empty.", "To carry on an unfinished answer: %glm4v continue."
+        )
+    return text
+
+
+def images_of(
+    context: Context, arguments: Namespace, images: list[str], names: Mapping[str, Any]
+) -> tuple[SourcedImage, ...]:
+    """Return the images that words name, with ``--page`` and ``--crop``."""
+    crop = None if arguments.crop is None else parse_crop(arguments.crop)
+    for option in ("page", "crop"):
+        if getattr(arguments, option) is not None and not images:
+            raise OptionError(f"--{option} is about an image, and there is none on this line.")
+    sourced = resolve_images(images, names, limits=context.settings.limits, page=arguments.page)
+    return sourced if crop is None else tuple(crop.of(each) for each in sourced)
+
+
+def sampling_of(context: Context, arguments: Namespace) -> dict[str, Any]:
+    """Return the sampling options that were typed or set; the session knows the rest."""
+    values = {
+        name: getattr(context.settings, name)
+        for name in ("max_tokens", "temperature", "top_p", "top_k", "thinking")
+    }
+    for name in (*values, "repetition_penalty", "seed"):
+        typed = getattr(arguments, name)
+        if typed is not None:
+            values[name] = typed == "on" if name == "thinking" else typed
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def show_preview(context: Context, conversation: Conversation) -> None:
+    """Show what would be sent; asks nothing."""
+    from glm4v_magic.checkpoints import resolve
+    from glm4v_magic.notebook.render.preview import preview_bundle
+    from glm4v_magic.session.preview import preview
+
+    checkpoint = resolve(context.model, revision=context.session.status().choice.revision)
+    show(preview_bundle(preview(checkpoint, conversation)))

@@ -1,0 +1,129 @@
+"""What every command works on: the shell, and the session of its magics."""
+
+from __future__ import annotations
+
+import keyword
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+from glm4v_magic.core.errors import OptionError
+from glm4v_magic.session.session import Session
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from glm4v_magic.core.conversation import Answer
+    from glm4v_magic.notebook.monitor import Monitor
+    from glm4v_magic.notebook.settings import Glm4v
+
+__all__ = ["Command", "Context", "LiveView"]
+
+
+class LiveView(Protocol):
+    """A widget with a static view beside it."""
+
+    def show(self) -> None:
+        """Show both in the running cell."""
+
+    def cell_ended(self) -> None:
+        """Bring the static view up to date."""
+
+    def close(self) -> None:
+        """Leave the static view alone."""
+
+
+@dataclass
+class Context:
+    """The commands' surroundings.
+
+    Attributes:
+        shell: the shell whose variables are read and set.
+        page: the help of the magic itself.
+        settings: defaults of options.
+        session: the model in use.
+        views: that are open as widgets.
+    """
+
+    shell: InteractiveShell
+    page: str
+    settings: Glm4v
+    session: Session = field(default_factory=Session)
+    views: list[LiveView] = field(default_factory=list)
+
+    @cached_property
+    def monitor(self) -> Monitor:
+        """What tells open views how full memory is."""
+        from glm4v_magic.notebook.monitor import Monitor
+
+        return Monitor(self.session.status, self.session.recorder)
+
+    @property
+    def has_widgets(self) -> bool:
+        """Whether the shell belongs to a kernel, whose front end may show widgets."""
+        return getattr(self.shell, "kernel", None) is not None
+
+    def open(self, view: LiveView) -> None:
+        """Show a widget, and see to its static view at the end of every cell."""
+        if not self.views:
+            self.shell.events.register("post_run_cell", self._cell_ended)
+        self.views.append(view)
+        view.show()
+
+    def close(self) -> None:
+        """Close all views, end the monitor, release the model."""
+        if self.views:
+            self.shell.events.unregister("post_run_cell", self._cell_ended)
+        while self.views:
+            self.views.pop().close()
+        if "monitor" in vars(self):
+            self.monitor.stop()
+        self.session.unload()
+
+    def _cell_ended(self, _: object) -> None:
+        for view in self.views:
+            view.cell_ended()
+
+    @property
+    def model(self) -> str:
+        """Name of the model in use, or of the one that the next question loads."""
+        status = self.session.status()
+        if status.info is None and status.choice.model is None and self.settings.model:
+            return self.settings.model
+        return status.choice.name
+
+    def keep(self, value: object, name: str | None) -> None:
+        """Put `value` into the user's variable `name`, if one was asked for."""
+        if name is not None:
+            self.shell.user_ns[name] = value
+
+
+class Command(Protocol):
+    """A command: a function decorated with `command_line.takes`."""
+
+    __doc__: str | None
+
+    def __call__(
+        self, context: Context, arguments: Namespace, names: Mapping[str, Any], /
+    ) -> Answer | None:
+        """Run it.
+
+        Args:
+            context: shell and session.
+            arguments: as its options declare them.
+            names: the user's variables.
+
+        Returns:
+            What the line is worth, as in ``x = %glm4v ask ...``.
+        """
+
+
+def require_variable_name(name: str | None) -> None:
+    """Refuse what cannot be the value of ``--out``."""
+    if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
+        raise OptionError(
+            f"--out {name!r} is not the name of a variable.",
+            "Use letters, digits and underscores, for example -o answer.",
+        )

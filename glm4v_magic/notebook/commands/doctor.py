@@ -1,0 +1,41 @@
+"""Looking at the machine: ``%glm4v doctor``."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from IPython.core.magic_arguments import argument
+
+from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.notebook.command_line import DEBUG, takes
+from glm4v_magic.notebook.commands.context import Context
+from glm4v_magic.notebook.render.doctor import doctor_bundle, findings_json
+from glm4v_magic.notebook.screen import show
+
+__all__ = ["doctor"]
+
+
+@takes(
+    "glm4v doctor",
+    argument("model", nargs="?", help="Name or folder to judge for; GLM-4V-9B unless given."),
+    argument("--gpus", metavar="SPEC", help="Judge these GPUs instead of those that are here."),
+    argument("--hub", action="store_true", help="Also ask whether the hub can be reached; 3 s."),
+    argument("--json", action="store_true", help="Show the findings as JSON."),
+    DEBUG,
+)
+def doctor(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
+    """Look at packages, driver, GPUs and disk: will a model run here?
+
+    Nothing is loaded or changed. GPUs that are not here can be described::
+
+        %glm4v doctor
+        %glm4v doctor GLM-4.1V-9B-Thinking --gpus 4x16GiB
+    """
+    from glm4v_magic.doctor import MODEL, diagnose, gather
+
+    gpus = None if arguments.gpus is None else parse_gpus(arguments.gpus)
+    facts = gather(gpus, hub=arguments.hub, model=arguments.model or MODEL)
+    findings = diagnose(facts)
+    show({"text/plain": findings_json(findings)} if arguments.json else doctor_bundle(findings))

@@ -1,0 +1,97 @@
+"""The model in use: ``%glm4v load``, ``unload`` and ``status``."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from IPython.core.magic_arguments import argument
+
+from glm4v_magic.calls.prompt import expand
+from glm4v_magic.core.model import ModelChoice
+from glm4v_magic.core.wording import printable
+from glm4v_magic.notebook.command_line import DEBUG, takes
+from glm4v_magic.notebook.commands.context import Context
+from glm4v_magic.notebook.commands.plan import PLACEMENT_OPTIONS, placement_options
+from glm4v_magic.notebook.render.progress import line_bundle
+from glm4v_magic.notebook.render.status import status_bundle, status_rows
+from glm4v_magic.notebook.screen import screen_for, show
+
+__all__ = ["load", "status", "unload"]
+
+
+@takes(
+    "glm4v load",
+    argument("model", nargs="?", help="Folder, id on the hub, demo, or a server's address."),
+    *PLACEMENT_OPTIONS,
+    argument("--map", metavar="FILE", help="Follow this device map or plan (JSON)."),
+    argument("--revision", metavar="SHA", help="Commit, branch or tag of the repository."),
+    argument("--served-model", metavar="NAME", help="Which model of a server with several."),
+    argument("--timeout", type=float, metavar="S", help="Longest silence of a server; 300 s."),
+    DEBUG,
+)
+def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
+    """Load a model, releasing the one before.
+
+    Without MODEL the model of the last load, at first that of %glm4v config model, at the very
+    first the embedded demo model. With GPUs, a plan decides which GPU runs which layers; see
+    %glm4v plan::
+
+        %glm4v load ~/models/glm-4v-9b --context 4096
+        %glm4v load ~/models/glm-4v-9b --gpus 2x16GiB --quantize 4bit
+
+    Any server that speaks OpenAI's protocol, such as vLLM or SGLang, can answer instead; then
+    nothing is loaded here. If it wants a key, put that into the environment variable
+    GLM4V_API_KEY. {{expression}} in MODEL is replaced by its value::
+
+        %glm4v load http://127.0.0.1:8000/v1
+        %glm4v load {{address}} --served-model GLM-4.1V-9B-Thinking
+    """
+    before = context.session.status()
+    given = None if arguments.model is None else expand(arguments.model, names)
+    model = given or before.choice.model or context.settings.model
+    screen = screen_for(context.shell, ModelChoice(model).name)
+    try:
+        context.session.load(
+            model,
+            revision=arguments.revision,
+            device_map=arguments.map,
+            served_model=arguments.served_model,
+            timeout=arguments.timeout,
+            on_progress=screen.loading,
+            **placement_options(arguments),
+        )
+        info = context.session.status().info
+        if info is not None:
+            screen.loaded(info)
+        if info is not None and info is before.info:
+            show(line_bundle(f"{info.model} is loaded already."))
+        elif info is not None and info.server is not None:
+            show(line_bundle(f"Connected to {info.server}: {printable(info.model)}."))
+    finally:
+        screen.close()
+
+
+@takes("glm4v unload", DEBUG)
+def unload(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
+    """Give the model's memory back. The next question loads the model again.
+
+    From a server it only disconnects.
+    """
+    before = context.session.status()
+    if not context.session.unload():
+        line = f"{before.choice.name} was not loaded."
+    elif before.info is not None and before.info.server is not None:
+        line = f"Disconnected from {before.info.server}, which goes on."
+    else:
+        line = f"{before.choice.name} was unloaded."
+    show(line_bundle(line))
+
+
+@takes("glm4v status", DEBUG)
+def status(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
+    """Show the model, where it is, what it takes, and what the last answer cost."""
+    now = context.session.status()
+    rows = status_rows(context.model, now.info, now.last, busy=now.busy)
+    show(status_bundle(rows))

@@ -1,0 +1,191 @@
+"""``--over``: one prompt over many images or values."""
+
+from __future__ import annotations
+
+import ast
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glm4v_magic.core.errors import Glm4vError, InputError, MapInterrupted, OptionError
+from glm4v_magic.images import SourcedImage, parse_crop, resolve_images, to_images
+from glm4v_magic.images.files import path_of
+from glm4v_magic.images.words import is_lookup, looked_up
+from glm4v_magic.mapping.items import Items, are_images, files_of, is_dataframe, items_of, plan
+from glm4v_magic.notebook.board import Board, board_for
+from glm4v_magic.notebook.commands.ask import form_asked, sampling_of, show_preview
+from glm4v_magic.notebook.commands.context import Context
+from glm4v_magic.notebook.screen import screen_for
+
+if TYPE_CHECKING:
+    from glm4v_magic.core.model import EngineInfo
+
+__all__ = ["named_items", "over"]
+
+_OF_A_CHAT = {"chat": "--chat", "follow_up": "--continue"}
+
+
+def over(
+    context: Context,
+    arguments: Namespace,
+    images: Sequence[str],
+    prompt: str,
+    names: Mapping[str, Any],
+) -> Any:
+    """Ask `prompt` about each item of ``--over``, show how far it is, and keep the rows.
+
+    Args:
+        context: shell and session.
+        arguments: as `ANSWER_OPTIONS` declares them.
+        images: the words that name images for every row.
+        prompt: as it was written.
+        names: the user's variables.
+
+    Returns:
+        See `Session.map`; ``None`` with ``--preview``.
+    """
+    _refuse_options_of_a_chat(arguments)
+    form = form_asked(arguments, names)
+    items = named_items(arguments.over, names)
+    with_images = bool(images) or are_images(prompt, items, raw=arguments.raw)
+    for option in ("page", "crop"):
+        if getattr(arguments, option) is not None and not with_images:
+            raise OptionError(f"--{option} is about an image, and the rows have none.")
+    crop = None if arguments.crop is None else parse_crop(arguments.crop)
+    limits, page = context.settings.limits, arguments.page
+
+    def read(value: object, name: str) -> tuple[SourcedImage, ...]:
+        return cut(to_images(value, name, limits=limits, page=page))
+
+    def cut(found: tuple[SourcedImage, ...]) -> tuple[SourcedImage, ...]:
+        return found if crop is None else tuple(crop.of(image) for image in found)
+
+    shared = cut(resolve_images(images, names, limits=limits, page=page))
+    system = context.settings.system if arguments.system is None else arguments.system
+    if arguments.preview:
+        row = next(row for row in plan(prompt, items, names, raw=arguments.raw) if not row.error)
+        own = read(row.item, row.name) if row.is_image else ()
+        draft = context.session.draft(row.prompt, list(shared + own), system=system)
+        show_preview(context, draft)
+        return None
+    screen = screen_for(context.shell, context.model, quiet=arguments.quiet)
+    board = board_for(
+        context.shell,
+        len(items.values),
+        quiet=arguments.quiet,
+        button=context.settings.stop_button,
+    )
+
+    def start(info: EngineInfo, _: object) -> None:
+        screen.loaded(info)
+        board.start(info)
+
+    try:
+        result = context.session.map(
+            prompt,
+            items,
+            images=list(shared),
+            names=names,
+            raw=arguments.raw,
+            batch_size=arguments.batch_size,
+            fresh=arguments.fresh,
+            read=read,
+            **sampling_of(context, arguments),
+            format=form.format,
+            schema=form.schema,
+            system=system,
+            model=context.settings.model,
+            on_progress=screen.loading,
+            on_start=start,
+            on_text=board.step,
+            on_thinking=board.step,
+            on_row=board.row,
+        )
+        context.keep(result, arguments.out)
+        board.finish()
+    except BaseException as error:
+        _keep_what_is_done(context, board, arguments.out, error)
+        raise
+    finally:
+        screen.close()
+        board.close()
+    _refuse_if_all_failed(context, result, arguments.out, board)
+    return result
+
+
+def _refuse_options_of_a_chat(arguments: Namespace) -> None:
+    for name, option in _OF_A_CHAT.items():
+        if getattr(arguments, name):
+            raise OptionError(
+                f"{option} does not go with --over.", "Each row is a fresh question of its own."
+            )
+
+
+def _keep_what_is_done(
+    context: Context, board: Board, name: str | None, error: BaseException
+) -> None:
+    """Keep and show the rows of a run that was interrupted or failed; let `error` say so."""
+    if board.progress is None:
+        return
+    _keep(context, board.progress.result(), name)
+    board.finish()
+    answered = board.progress.answered
+    if type(error) is KeyboardInterrupt:  # on the way out of the session
+        raise MapInterrupted(board.progress.result(), answered, board.progress.total) from None
+    few = "One row is" if answered == 1 else f"{answered:,} rows are"
+    on = f"{few} answered and in _; run the cell again to go on."
+    if isinstance(error, Glm4vError) and answered:
+        error.hint = f"{error.hint} {on}".lstrip()
+    elif isinstance(error, Exception) and answered:
+        error.add_note(on)
+
+
+def _keep(context: Context, result: object, name: str | None) -> None:
+    context.keep(result, name)
+    # A cell that fails has no result, so IPython would not set _ and Out.
+    context.shell.displayhook.update_user_ns(result)
+
+
+def _refuse_if_all_failed(context: Context, result: object, name: str | None, board: Board) -> None:
+    """Let the cell fail, so that "Run All" stops; the rows with their errors are kept."""
+    rows = board.rows
+    if all(row.error is not None for row in rows):
+        _keep(context, result, name)
+        few = "The only row" if len(rows) == 1 else f"Each of the {len(rows)} rows"
+        raise InputError(f"{few} failed; the first: {rows[0].error}")
+
+
+def named_items(word: str, names: Mapping[str, Any]) -> Items:
+    """Return what a word stands for: a variable, a folder, an expression, a pattern.
+
+    ``df.image`` and ``df["image"]`` are the column of a DataFrame whose other columns the prompt
+    can use.
+
+    Raises:
+        InputError: if it stands for no items.
+    """
+    if word in names:
+        return items_of(names[word], word)
+    if not path_of(word, Path.cwd()).exists() and is_lookup(word, names):
+        return _column(word, names) or items_of(looked_up(word, names), word)
+    return files_of(word)
+
+
+def _column(word: str, names: Mapping[str, Any]) -> Items | None:
+    """Return the items of `word` if it is a column of a DataFrame, or wants to be one."""
+    tree = ast.parse(word, mode="eval").body
+    if not isinstance(tree, ast.Attribute | ast.Subscript):
+        return None
+    frame: Any = looked_up(ast.unparse(tree.value), names)
+    if not is_dataframe(frame):
+        return None
+    if isinstance(tree, ast.Attribute):
+        column: object = tree.attr
+        if column not in frame and hasattr(frame, tree.attr):  # df.index
+            return None
+    else:
+        column = looked_up(ast.unparse(tree.slice), names)
+        if not isinstance(column, str | int):  # df[df.n > 3]
+            return None
+    return items_of(frame, word, column=column)

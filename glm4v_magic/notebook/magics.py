@@ -1,0 +1,282 @@
+"""``%glm4v`` and ``%%glm4v``: parse a line, call the session, show the result.
+
+What loading the extension costs is imported here; the rest comes with `commands`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import UsageError
+from IPython.core.magic import (
+    Magics,
+    line_cell_magic,
+    magics_class,
+    needs_local_scope,
+    no_var_expand,
+)
+from IPython.core.magic_arguments import argument
+
+from glm4v_magic.core.errors import GenerationInterrupted, Glm4vError, MapInterrupted, OptionError
+from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, asks_for_help, parse, split, takes
+from glm4v_magic.notebook.settings import Glm4v, read
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from glm4v_magic.core.conversation import Answer
+    from glm4v_magic.core.rows import Rows
+    from glm4v_magic.notebook.commands import Context
+    from glm4v_magic.notebook.render import MimeBundle
+
+__all__ = ["Glm4vMagics", "Stopped", "register", "unregister"]
+
+_NAMES = ("%glm4v", "%%glm4v")
+_ANSWER = ("glm4v_magic.core.conversation", "Answer")
+_ROWS = ("glm4v_magic.core.rows", "Rows")
+
+
+class Stopped(KeyboardInterrupt):
+    """An interrupt that shows as one line, not as a traceback through the model.
+
+    It is raised again after the partial answer is shown and kept, so that "Run All" stops.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"Stopped: {self}"]
+
+
+@magics_class
+class Glm4vMagics(Magics):
+    """The magics of one shell, and their defaults."""
+
+    def __init__(self, shell: InteractiveShell, settings: Glm4v) -> None:
+        super().__init__(shell)
+        self._settings = settings
+        self._context: Context | None = None
+        self._shown: list[object] = []
+        self._borrowed: dict[type, Any] = {}
+
+    @property
+    def context(self) -> Context:
+        """The shell, and the session behind the commands; made when first needed."""
+        if self._context is None:
+            from glm4v_magic.notebook.commands import Context
+
+            self._context = Context(self.shell, self.glm4v.__doc__ or "", self._settings)
+        return self._context
+
+    @line_cell_magic
+    @no_var_expand
+    @needs_local_scope
+    @takes(
+        "glm4v",
+        argument("images", nargs="*", metavar="IMAGE", help="Path, pattern, URL or variable."),
+        *ANSWER_OPTIONS,
+        usage="%glm4v [IMAGE ...] [options]    with the question below, or a command: %glm4v ...",
+    )
+    def glm4v(
+        self, line: str, cell: str | None = None, local_ns: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Ask an image a question.
+
+        Images and options stand on the first line, the question below it. The model is loaded
+        with the first question::
+
+            In [1]: %%glm4v cat.png
+               ...: What is the cat doing?
+
+            In [2]: %%glm4v https://example.org/cat.jpg -o answer --temperature 0
+               ...: Describe {{detail}} in one sentence.
+
+            In [3]: answer.text, answer.usage.new_tokens
+
+        Many images or values, one conversation each: a folder, a list, a column of a DataFrame::
+
+            In [4]: %%glm4v --over df.image -o answers
+               ...: Is this {{row.name}}? Answer yes or no.
+
+        An image is a path, a pattern such as photos/*.jpg, a URL, or a variable that holds one.
+        {{expression}} in the question is evaluated in the notebook.
+        The answer is in NAME, in _ and in Out. Interrupting the kernel keeps what was said so far.
+
+        Each cell asks a fresh question, unless it goes on with a chat. The image stays in it::
+
+            In [5]: %%glm4v --continue
+               ...: And what colour is it?
+
+            In [6]: %%glm4v cat.png --chat cats --format json
+               ...: Answer as JSON: {"animals": number, "colours": [names]}
+
+            In [7]: _.value["animals"]
+
+        On one line::
+
+            %glm4v                           the model, where it is, what it takes
+            %glm4v ask cat.png "A cat?"      a question on one line; x = %glm4v ask ... works too
+            %glm4v preview cat.png "A cat?"  what would be sent: prompt, images, tokens
+            %glm4v continue                  carry on an answer that was stopped or cut off
+            %glm4v retry --seed 3            ask the latest question again, replacing its answer
+            %glm4v chats                     the chats, and which one --continue goes on with
+            %glm4v history [NAME]            what was said in a chat
+            %glm4v reset [NAME]              forget a chat; --all for all of them
+            %glm4v export [NAME] FILE        write a chat: .json to be read back, .md to be read
+            %glm4v import FILE [NAME]        read a chat from its .json
+            %glm4v plan MODEL --gpus 4x16GiB which GPU would run what; loads nothing
+            %glm4v devices [MODEL]           which module is on which GPU, and a tool to plan it
+            %glm4v memory                    what is in the memory of each GPU, live
+            %glm4v check MODEL --gpus SPEC   run it dry: mixed devices, peaks, copies
+            %glm4v load FOLDER               load another model: a folder, a hub id, demo, a server
+            %glm4v unload                    give its memory back
+            %glm4v doctor                    packages, driver, GPUs, disk: will the model run?
+            %glm4v patch FOLDER              make a checkpoint's own code safe on any split
+            %glm4v config [NAME]             the defaults, and where each of them comes from
+            %glm4v help [COMMAND]            this page, or that of a command; --help does the same
+        """
+        from glm4v_magic.notebook import commands
+
+        names: ChainMap[str, Any] = ChainMap(dict(local_ns or {}), self.shell.user_ns)
+        debug = self._settings.debug or "--debug" in line.split()
+        try:
+            words = split(line)
+            if cell is None:
+                answer = commands.run(self.context, words, names)
+            elif asks_for_help(words):
+                answer = commands.run(self.context, ["help"], names)
+            else:
+                arguments = parse(self.glm4v, words)
+                answer = commands.ask_cell(self.context, arguments, cell, names)
+        except Glm4vError as error:
+            if debug:
+                raise
+            failure: BaseException = UsageError(_one_line(error))
+        except KeyboardInterrupt as interrupt:
+            if debug:
+                raise
+            failure = _stopped(interrupt)
+        else:
+            if answer is not None:
+                self._show_no_more(answer)
+            return answer
+        # Out here the new exception has no __context__, whose frames would hold on to the model.
+        raise failure
+
+    # An answer has been streamed when its cell ends, and the cell's result is that same answer,
+    # so that _ and Out[n] hold it. IPython shows results through formatters. They are registered
+    # here for Answer, and not methods of it, because conversation.py stands below display: it
+    # knows neither Markdown nor which answers a cell has shown.
+
+    def install(self) -> None:
+        """Register magics, settings, formatters and the hook that ends a cell."""
+        formatter = self.shell.display_formatter
+        self.shell.configurables.append(self._settings)
+        self.shell.register_magics(self)
+        for kind, bundle in ((_ANSWER, _bundle), (_ROWS, _rows_bundle)):
+            formatter.ipython_display_formatter.for_type_by_name(*kind, self._swallow_if_shown)
+            formatter.mimebundle_formatter.for_type_by_name(*kind, bundle)
+        self.shell.events.register("post_run_cell", self._forget_shown)
+        for name in _NAMES:
+            self.shell.set_hook("complete_command", self._complete, str_key=name)
+
+    def uninstall(self) -> None:
+        """Take back all of `install`, and what `Magics` itself registered; release the model."""
+        formatter = self.shell.display_formatter
+        manager = self.shell.magics_manager
+        for kind in ("line", "cell"):
+            manager.magics[kind].pop("glm4v", None)
+        manager.registry.pop(type(self).__name__, None)
+        # Magics.__init__ appends itself here and nothing ever takes it away again.
+        self.shell.configurables[:] = [
+            each for each in self.shell.configurables if each not in (self, self._settings)
+        ]
+        for name in (".".join(_ANSWER), ".".join(_ROWS)):
+            formatter.ipython_display_formatter.pop(name, None)
+            formatter.mimebundle_formatter.pop(name, None)
+        self._forget_shown(None)
+        self.shell.events.unregister("post_run_cell", self._forget_shown)
+        for name in _NAMES:
+            self.shell.strdispatchers["complete_command"].strs.pop(name, None)
+        if self._context is not None:
+            self._context.close()
+
+    def _complete(self, _: object, event: Any) -> list[str]:
+        from glm4v_magic.notebook.commands import COMMANDS
+        from glm4v_magic.notebook.completion import complete
+
+        chats = () if self._context is None else self._context.session.chats
+        return complete(event.text_until_cursor, self.shell.user_ns, COMMANDS, self.glm4v, chats)
+
+    def _show_no_more(self, result: object) -> None:
+        """Keep what a cell has shown from being shown again as its result."""
+        self._shown.append(result)
+        kind = type(result)
+        if (kind.__module__, kind.__name__) not in (_ANSWER, _ROWS):  # a DataFrame
+            formatter = self.shell.display_formatter.ipython_display_formatter
+            self._borrowed.setdefault(kind, formatter.type_printers.get(kind))
+            formatter.for_type(kind, self._swallow_if_shown)
+
+    def _swallow_if_shown(self, answer: object) -> None:
+        for number, shown in enumerate(self._shown):
+            if shown is answer:
+                del self._shown[number]
+                return
+        raise NotImplementedError  # a formatter's way to leave it to the next formatter
+
+    def _forget_shown(self, _: object) -> None:
+        self._shown.clear()
+        formatter = self.shell.display_formatter.ipython_display_formatter
+        for kind, before in self._borrowed.items():
+            formatter.type_printers.pop(kind, None)
+            if before is not None:
+                formatter.for_type(kind, before)
+        self._borrowed.clear()
+
+
+def register(shell: InteractiveShell) -> None:
+    """Install the magics in `shell`, with the settings as they are found now."""
+    try:
+        settings = read(shell.config.get(Glm4v.__name__, {}), os.environ)
+    except OptionError as error:
+        problem = _one_line(error)
+    else:
+        Glm4vMagics(shell, settings).install()
+        return
+    raise UsageError(problem)
+
+
+def unregister(shell: InteractiveShell) -> None:
+    """Remove from `shell` all that `register` put there."""
+    magics = shell.magics_manager.registry.get(Glm4vMagics.__name__)
+    if magics is not None:
+        magics.uninstall()
+
+
+def _bundle(answer: Answer) -> MimeBundle:
+    from glm4v_magic.notebook.render.answer import answer_bundle
+
+    return answer_bundle(answer)
+
+
+def _rows_bundle(rows: Rows) -> MimeBundle:
+    from glm4v_magic.notebook.render.batch import rows_bundle
+
+    return rows_bundle(rows)
+
+
+def _one_line(error: Glm4vError) -> str:
+    from glm4v_magic.core.wording import printable
+
+    return " ".join(printable(str(error)).split())
+
+
+def _stopped(interrupt: KeyboardInterrupt) -> Stopped:
+    if isinstance(interrupt, GenerationInterrupted):
+        return Stopped("what was said until then is in _; %glm4v continue carries it on.")
+    if isinstance(interrupt, MapInterrupted):
+        if interrupt.answered:
+            return Stopped(f"{interrupt}; they are in _. Run the cell again to go on.")
+        return Stopped("no row is answered. Run the cell again to go on.")
+    return Stopped("there is no answer.")

@@ -1,0 +1,76 @@
+"""What of the model is at work, beside the view of its device map and in the one of memory.
+
+It changes four times a second while an answer is written. So it is a line of its own, which no
+screen reader is made to read out, and a style rule that marks pieces of the bars: those stay as
+they are, and so does the keyboard's focus in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from glm4v_magic.notebook.render.bars import mark, safe
+from glm4v_magic.notebook.render.device_map import part_place
+
+if TYPE_CHECKING:
+    from glm4v_magic.dispatch.activity import Activity
+    from glm4v_magic.planning.occupancy import Occupancy
+
+__all__ = ["activity_html", "activity_line"]
+
+_FULL_NAMES = {"vision": "vision tower", "head": "norm and head"}
+
+
+def activity_line(activity: Activity, utilization: Mapping[str, float | None] | None = None) -> str:
+    """Say what works: ``working: layers 0-19 on cuda:1, 62%``; empty if nothing does.
+
+    Args:
+        activity: what to say.
+        utilization: part of the time in which each GPU computed lately, where the driver tells;
+            it matters where the host only queues work for the GPUs.
+    """
+    if not activity.parts:
+        return ""
+    parts = "; ".join(
+        f"{_FULL_NAMES.get(part.name, part.name)} on {part.device}, {part.share:.0%}"
+        for part in activity.parts
+    )
+    if not activity.is_queued:
+        return f"working: {parts}"
+    gpus = ", ".join(
+        f"{device} {share:.0%}"
+        for device, share in (utilization or {}).items()
+        if share is not None
+    )
+    return f"the host is at: {parts}" + (f"; GPUs busy: {gpus}" if gpus else "")
+
+
+def activity_html(
+    view: Occupancy,
+    activity: Activity,
+    scope: str,
+    utilization: Mapping[str, float | None] | None = None,
+) -> str:
+    """Return the line as HTML, with the rule that marks its parts in the bars of `view`.
+
+    Args:
+        view: that is on the page.
+        activity: what works.
+        scope: selector of what holds the view's HTML; other views stay as they are.
+        utilization: as for `activity_line`.
+    """
+    active = {(part.device, part.name) for part in activity.parts}
+    rules = "".join(
+        mark(scope, part_place(row, column))
+        for row, gpu in enumerate(view.gpus)
+        for column, part in enumerate(gpu.parts)
+        if (gpu.device, part.name) in active
+    )
+    line = activity_line(activity, utilization)
+    # The line has its height without text too: what is below it shall not jump.
+    return (
+        f"<style>{rules}</style>"
+        f'<div class="glm4v-activity" aria-live="off" '
+        f'style="min-height:1.4em;line-height:1.4">{safe(line)}</div>'
+    )

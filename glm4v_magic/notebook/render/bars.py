@@ -1,0 +1,232 @@
+"""Bars that show what fills a GPU, to one scale, on light and dark pages, with and without colour.
+
+Every kind of content has a colour and a pattern, so that a bar reads the same in black and white.
+Colours are translucent, and text keeps the page's own colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from html import escape
+
+from glm4v_magic.core.wording import printable
+
+__all__ = [
+    "MUTED",
+    "OUTLINE",
+    "SHORT",
+    "STYLE",
+    "Segment",
+    "bar",
+    "legend",
+    "mark",
+    "safe",
+    "table",
+    "text_bar",
+]
+
+OUTLINE = "var(--jp-border-color1, rgba(128, 128, 128, 0.6))"
+MUTED = "var(--jp-ui-font-color2, GrayText)"
+SHORT = "rgba(234, 67, 53, 0.9)"
+
+_INK = "rgba(128, 128, 128, 0.55)"
+
+
+def _lines(angle: int, gap: int) -> str:
+    return f"repeating-linear-gradient({angle}deg,{_INK} 0 1px,transparent 1px {gap}px)"
+
+
+_DOTS = f"radial-gradient({_INK} 25%,transparent 26%) 0 0/5px 5px"
+_SPARSE = f"radial-gradient({_INK} 18%,transparent 20%) 0 0/9px 9px"
+
+# Kind -> colour, pattern, letter in text.
+_KINDS = {
+    "vision": ("rgba(171, 71, 188, 0.55)", _lines(45, 6), "V"),
+    "embedding": ("rgba(0, 172, 193, 0.55)", _lines(90, 4), "E"),
+    "layers": ("rgba(66, 133, 244, 0.6)", "", "L"),
+    "head": ("rgba(63, 81, 181, 0.6)", _lines(0, 4), "H"),
+    "weights": ("rgba(66, 133, 244, 0.6)", "", "W"),
+    "kernel": ("rgba(251, 188, 4, 0.6)", _lines(135, 5), "K"),
+    "cache": ("rgba(52, 168, 83, 0.6)", _DOTS, "C"),
+    "room": ("rgba(52, 168, 83, 0.3)", _SPARSE, "c"),
+    "activations": ("rgba(251, 188, 4, 0.6)", _lines(135, 5), "A"),
+    "overhead": ("rgba(128, 128, 128, 0.45)", _lines(0, 7), "o"),
+    "others": ("rgba(128, 128, 128, 0.6)", f"{_lines(45, 4)},{_lines(135, 4)}", "x"),
+    "reserve": ("transparent", _lines(45, 10), "r"),
+    "free": ("transparent", "", "."),
+}
+
+# A title is shown to the mouse only; the keyboard gets the same text below the focused segment.
+STYLE = (
+    "<style>.glm4v-segment{position:relative}"
+    ".glm4v-segment:focus-visible{outline:2px solid var(--jp-brand-color1,Highlight);"
+    "outline-offset:1px}"
+    ".glm4v-segment:focus-visible::after{content:attr(title);position:absolute;left:0;top:100%;"
+    "z-index:9;white-space:pre-wrap;width:max-content;max-width:30em;padding:2px 6px;"
+    "background:var(--jp-layout-color2,Canvas);color:var(--jp-ui-font-color1,CanvasText);"
+    "border:1px solid currentColor}</style>"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of a bar.
+
+    Attributes:
+        kind: what it is, by the names above.
+        size: its length, in the unit of the whole bar.
+        label: written into it where there is room.
+        detail: for whoever points at it or reaches it with the keyboard.
+        marked: whether it stands out by a dashed frame.
+        place: what `mark` finds it by on the page.
+    """
+
+    kind: str
+    size: int
+    label: str
+    detail: str
+    marked: bool = False
+    place: str = ""
+
+    @property
+    def letter(self) -> str:
+        """What stands for it in a bar of text."""
+        return _KINDS[self.kind][2]
+
+
+def bar(
+    segments: Iterable[Segment],
+    total: int,
+    share: float,
+    label: str,
+    *,
+    reachable: bool = True,
+    short: bool = False,
+) -> str:
+    """Return a bar as HTML.
+
+    Args:
+        segments: from left to right; those beyond `total` stick out.
+        total: the capacity, in the unit of the segments.
+        share: length of `total` as a part of the width there is.
+        label: what a screen reader says of the whole.
+        reachable: whether the keyboard stops at each segment. Not in a view that is drawn
+            anew every second: the focus would be lost each time.
+        short: whether the end of the bar is marked, because segments stick out.
+    """
+    pieces = "".join(_piece(segment, total, reachable) for segment in segments if segment.size > 0)
+    end = (
+        '<span title="the GPU ends here" style="position:absolute;left:100%;top:-3px;bottom:-3px;'
+        f'width:4px;background:{SHORT}"></span>'
+        if short
+        else ""
+    )
+    return (
+        f'<div role="group" aria-label="{safe(label)}" style="display:flex;height:1.7em;'
+        f"width:{100 * share:.2f}%;min-width:2em;outline:1px solid {OUTLINE};"
+        f'font-size:0.85em;position:relative;line-height:1.7em">{pieces}{end}</div>'
+    )
+
+
+def mark(scope: str, place: str) -> str:
+    """Return a style rule that marks a segment: a thick line along its top, and bold letters.
+
+    Args:
+        scope: selector of what holds the bar.
+        place: of the segment.
+    """
+    piece = f'{scope} .glm4v-segment[data-place="{place}"]'
+    return (
+        f"{piece}{{font-weight:bold}}"
+        f'{piece}::before{{content:"";position:absolute;left:0;right:0;top:0;min-width:6px;'
+        "border-top:4px solid currentColor;z-index:1}"
+    )
+
+
+def text_bar(segments: Iterable[Segment], total: int, width: int) -> str:
+    """Return a bar as letters, `width` of them for `total`."""
+    line, done = "", 0
+    for segment in segments:
+        done += segment.size
+        end = round(width * done / total)
+        line += segment.letter * (end - len(line))
+    return f"[{line[:width]:<{width}}]{line[width:]}"
+
+
+def legend(kinds: Iterable[tuple[str, str]]) -> str:
+    """Return what the colours and patterns mean, kind by kind with its name."""
+    entries = "".join(
+        f'<span style="white-space:nowrap;margin-right:1em"><span style="display:inline-block;'
+        f"width:1.2em;height:0.8em;outline:1px solid {OUTLINE};margin-right:0.3em;"
+        f'{_fill(kind)}"></span>{safe(name)}</span>'
+        for kind, name in kinds
+    )
+    return f'<div aria-hidden="true" style="font-size:0.85em;color:{MUTED}">{entries}</div>'
+
+
+def table(
+    head: Iterable[str],
+    rows: Iterable[Iterable[str]],
+    numbers: int,
+    *,
+    summary: str = "",
+    is_open: bool = False,
+) -> str:
+    """Return a table: the view in words and numbers.
+
+    Args:
+        head: titles of the columns.
+        rows: cells; the first names its row, the next `numbers` are numbers.
+        numbers: how many columns of numbers there are.
+        summary: what to click on to unfold it; without it the table is always there.
+        is_open: whether it is unfolded at first.
+    """
+
+    def side(index: int) -> str:
+        align = "right" if 0 < index <= numbers else "left"
+        wrap = "white-space:nowrap;" if index <= numbers else ""
+        return f'style="text-align:{align};{wrap}padding:0.1em 0.6em;vertical-align:top"'
+
+    titles = "".join(
+        f'<th scope="col" {side(index)}>{safe(name)}</th>' for index, name in enumerate(head)
+    )
+    body = ""
+    for row in rows:
+        first, *cells = row
+        data = "".join(
+            f"<td {side(index)}>{safe(cell)}</td>" for index, cell in enumerate(cells, start=1)
+        )
+        body += f'<tr><th scope="row" {side(0)}>{safe(first)}</th>{data}</tr>'
+    whole = f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
+    if not summary:
+        return whole
+    unfolded = " open" if is_open else ""
+    return f"<details{unfolded}><summary>{safe(summary)}</summary>{whole}</details>"
+
+
+def safe(text: str) -> str:
+    """Return `text` for a page: no markup, no control characters."""
+    return escape(printable(text))
+
+
+def _piece(segment: Segment, total: int, reachable: bool) -> str:
+    percent = 100 * segment.size / total
+    # What is written must fit: about 1 % of the width a letter, on an output of usual width.
+    written = segment.label if percent > 1.1 * len(segment.label) + 1 else ""
+    frame = "border:1px dashed currentColor;" if segment.marked else ""
+    detail = safe(segment.detail)
+    stop = ' tabindex="0"' if reachable else ""
+    name = f' data-place="{safe(segment.place)}"' if segment.place else ""
+    return (
+        f'<span class="glm4v-segment"{stop}{name} role="img" title="{detail}" '
+        f'aria-label="{detail}" style="flex:0 0 {percent:.3f}%;box-sizing:border-box;'
+        f"border-right:1px solid {OUTLINE};{frame}{_fill(segment.kind)}"
+        f'overflow:visible;white-space:nowrap;text-align:center">{safe(written)}</span>'
+    )
+
+
+def _fill(kind: str) -> str:
+    colour, pattern, _ = _KINDS[kind]
+    layers = f"{pattern}," if pattern else ""
+    return f"background:{layers}linear-gradient({colour},{colour});"

@@ -1,0 +1,226 @@
+"""Many rows: a bar while they are asked, and a table of their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from glm4v_magic.core.wording import counted, json_text, printable, readable_seconds
+from glm4v_magic.notebook.render import MimeBundle
+from glm4v_magic.notebook.render.image import data_uri
+
+if TYPE_CHECKING:
+    from glm4v_magic.core.rows import AnsweredRow, Progress
+
+__all__ = [
+    "MOST_SHOWN",
+    "rows_answering_line",
+    "rows_bundle",
+    "rows_progress_bundle",
+    "rows_progress_line",
+    "summary",
+]
+
+MOST_SHOWN = 20
+"""Rows of a table; the others are in its variable."""
+
+_MOST_SIGNS = 300
+_MANY = 12
+_LEFT = 'style="text-align:left;vertical-align:top"'
+_ENDINGS = {"length": "cut off at the token limit", "interrupted": "stopped by you"}
+
+
+def rows_answering_line(model: str, done: int, total: int) -> str:
+    """Return ``demo is answering 40 rows, half done…``: read out, so it changes rarely.
+
+    Args:
+        model: its name.
+        done: rows that are answered or have failed.
+        total: of all rows. Of few rows, none is told.
+    """
+    quarter = 4 * done // total if total >= _MANY else 0
+    part = ("", ", a quarter done", ", half done", ", three quarters done")[min(quarter, 3)]
+    return f"{printable(model)} is answering {counted(total, 'row')}{part}…"
+
+
+def rows_progress_line(progress: Progress) -> str:
+    """Return ``12 of 40 rows, 1 failed, 3 reused, 2.1 rows/s, 13 s left, 8 at once``."""
+    done, asked = len(progress.rows), len(progress.rows) - progress.reused - progress.failed
+    parts = [f"{done:,} of {counted(progress.total, 'row')}"]
+    if progress.failed:
+        parts.append(f"{progress.failed:,} failed")
+    if progress.reused:
+        parts.append(f"{progress.reused:,} reused")
+    if asked > 0 and progress.seconds > 0:
+        speed = asked / progress.seconds
+        parts.append(f"{speed:.1f} rows/s")
+        parts.append(f"{readable_seconds((progress.total - done) / speed)} left")
+    if progress.batch_size:
+        parts.append(f"{progress.batch_size} at once")
+    return ", ".join(parts)
+
+
+def rows_progress_bundle(progress: Progress) -> MimeBundle:
+    """Return a progress bar beside `rows_progress_line`; as text, the line alone."""
+    line = rows_progress_line(progress)
+    bar = f'<progress value="{len(progress.rows)}" max="{progress.total}" aria-label="Rows">'
+    return {"text/plain": line, "text/html": f"{bar}</progress> {escape(line)}"}
+
+
+def summary(rows: Sequence[AnsweredRow], total: int) -> str:
+    """Return a sentence such as ``37 of 40 rows answered, 12 of them from before, 3 failed``.
+
+    Args:
+        rows: those that were answered or failed.
+        total: of all rows.
+    """
+    answered = sum(row.done for row in rows)
+    failed = sum(row.error is not None for row in rows)
+    reused = sum(row.reused and row.done for row in rows)
+    line = f"{answered:,} of {counted(total, 'row')} answered"
+    if reused:
+        line += f", {reused:,} of them from before"
+    if failed:
+        line += f", {failed:,} failed"
+    if answered + failed < total:
+        line += f", {total - answered - failed:,} not finished; run the cell again to go on"
+    return f"{line}."
+
+
+def rows_bundle(rows: Sequence[AnsweredRow], total: int | None = None) -> MimeBundle:
+    """Return a table of rows, its summary above and what it took below.
+
+    Args:
+        rows: those that were answered or failed, in their order.
+        total: of all rows; as many as `mapping.items` by default.
+    """
+    total = len(rows) if total is None else total
+    shown = rows[:MOST_SHOWN]
+    below = [*_footnotes(rows)]
+    if len(rows) > len(shown):
+        below.insert(0, f"and {counted(len(rows) - len(shown), 'more row')}")
+    line = summary(rows, total)
+    return {
+        "text/plain": "\n".join([line, *_text(shown), *below]),
+        "text/html": f"<div>{escape(line)}</div>{_html(shown)}"
+        + "".join(f"<div><small>{escape(each)}</small></div>" for each in below),
+    }
+
+
+def _footnotes(rows: Sequence[AnsweredRow]) -> list[str]:
+    answers = [row.answer for row in rows if row.answer is not None]
+    if not answers:
+        return []
+    prompt = _sum(answer.usage.prompt_tokens for answer in answers)
+    new = _sum(answer.usage.new_tokens for answer in answers)
+    facts = answers[-1].model
+    if prompt is not None:
+        facts += f" · {counted(prompt, 'token')} in"
+    if new is not None:
+        facts += f" · {counted(new, 'token')} out"
+    notice = answers[-1].notice
+    return [printable(each) for each in (facts, notice) if each]
+
+
+def _sum(numbers: Iterable[int | None]) -> int | None:
+    """Return the sum, or ``None`` if a server did not tell one of the numbers."""
+    known = list(numbers)
+    return None if None in known else sum(number or 0 for number in known)
+
+
+def _item(row: AnsweredRow) -> str:
+    """Return what a reader knows a row by: a value itself, or the name of an image."""
+    is_value = isinstance(row.item, str | int | float)
+    return _shortened(str(row.item) if is_value else row.name)
+
+
+def _said(row: AnsweredRow) -> str:
+    """Return the answer as it reads: what it holds in its form, or its text."""
+    if row.answer is None:
+        return ""
+    if row.done and row.answer.format == "json":
+        return _shortened(json_text(row.value))
+    return _shortened(row.value if row.value is not None else row.answer.text)
+
+
+def _note(row: AnsweredRow) -> str:
+    """Return what is to be known about an answer."""
+    if row.answer is None:
+        return "" if row.error is not None else "not asked"
+    corrected = "corrected once" if row.answer.corrected else ""
+    return _ENDINGS.get(row.answer.finish_reason) or corrected
+
+
+def _shortened(text: str) -> str:
+    text = printable(text)
+    return text if len(text) <= _MOST_SIGNS else f"{text[: _MOST_SIGNS - 1]}…"
+
+
+def _text(rows: Sequence[AnsweredRow]) -> list[str]:
+    cells = [(str(row.index), _one_line(_item(row), 40), _cell(row)) for row in rows]
+    widths = [max((len(row[column]) for row in cells), default=0) for column in (0, 1)]
+    return [
+        f"{number:>{widths[0]}}  {item:<{widths[1]}}  {answer}".rstrip()
+        for number, item, answer in cells
+    ]
+
+
+def _cell(row: AnsweredRow) -> str:
+    parts = []
+    if row.error is not None:
+        parts.append(f"error: {_one_line(_shortened(row.error), 160)}")
+    said = _one_line(_said(row), 100)
+    if said:
+        parts.append(f"answer: {said}" if parts else said)
+    note = _note(row)
+    return " ".join([*parts, f"[{note}]"] if note else parts)
+
+
+def _one_line(text: str, most: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _html(rows: Sequence[AnsweredRow]) -> str:
+    images = any(row.answer is not None and row.answer.images for row in rows)
+    titles = ("#", *(("image",) if images else ()), "item", "answer")
+    head = "".join(f'<th scope="col" {_LEFT}>{title}</th>' for title in titles)
+    body = "".join(_html_row(row, images) for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _html_row(row: AnsweredRow, images: bool) -> str:
+    answer = "" if row.error is None else f"<strong>error</strong> {_pre(row.error)}"
+    if row.answer is not None or row.error is None:
+        form = "markdown" if row.answer is None else row.answer.format
+        answer += _pre(_said(row), "monospace" if form in ("json", "code") else "inherit")
+    note = _note(row)
+    if note:
+        answer += f"<small>{escape(note)}</small>"
+    cells = [_pre(_item(row)), answer]
+    if images:
+        cells.insert(0, _thumbnails(row))
+    return (
+        f'<tr><th scope="row" {_LEFT}>{row.index}</th>'
+        + "".join(f"<td {_LEFT}>{cell}</td>" for cell in cells)
+        + "</tr>"
+    )
+
+
+def _pre(text: str, family: str = "inherit") -> str:
+    # In <pre>, JupyterLab looks for no formulas between dollar signs.
+    return (
+        f'<pre style="margin:0;padding:0;font:inherit;font-family:{family};color:inherit;'
+        f'background:none;white-space:pre-wrap;overflow-wrap:anywhere">'
+        f"{escape(_shortened(text))}</pre>"
+    )
+
+
+def _thumbnails(row: AnsweredRow) -> str:
+    images = () if row.answer is None else row.answer.images
+    return "".join(
+        f'<img src="{data_uri(each.image)}" alt="{escape(printable(each.source))}" '
+        f'width="{each.image.width}" height="{each.image.height}">'
+        for each in images
+    )

@@ -1,0 +1,85 @@
+"""What ``%glm4v history`` and ``%glm4v chats`` show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+
+from glm4v_magic.core.conversation import Conversation, Message
+from glm4v_magic.core.wording import counted, pixels, printable
+from glm4v_magic.notebook.render import MimeBundle
+from glm4v_magic.notebook.render.markdown import literal, safe_markdown
+from glm4v_magic.notebook.render.thinking import folded, thought_line
+
+__all__ = ["chat_name", "chats_bundle", "history_bundle"]
+
+_SPEAKERS = {"system": "System", "user": "You", "assistant": "Model"}
+_PREVIEW = 60  # characters of a question
+
+
+def history_bundle(conversation: Conversation) -> MimeBundle:
+    """Return all turns of a conversation; images are named with their sizes."""
+    plain, markdown = [], []
+    for message in conversation.messages:
+        speaker = _SPEAKERS[message.role] + ("" if message.complete else " (unfinished)")
+        images = [
+            f"{printable(image.source)}, {pixels(image.original_size)}" for image in message.images
+        ]
+        thoughts = [thought_line(message.thinking)] if message.thinking else []
+        notes = [f"[{note}]" for note in (*images, *thoughts)]
+        plain.append("\n".join([f"{speaker}:", *notes, _text(message)]))
+        markdown.append(f"**{speaker}**")
+        markdown += [f"<small>{literal(image)}</small>" for image in images]
+        markdown += [folded(message.thinking, line) for line in thoughts]
+        markdown.append(
+            safe_markdown(message.text.strip())
+            if message.role == "assistant"
+            else "  \n".join(literal(line) for line in _text(message).splitlines())
+        )
+    return {"text/plain": "\n\n".join(plain), "text/markdown": "\n\n".join(markdown)}
+
+
+def chats_bundle(chats: Sequence[tuple[str, Conversation]], current: str) -> MimeBundle:
+    """Return a table of chats: name, turns, images, and how the latest question begins."""
+    rows = [_row(name, chat, is_current=name == current) for name, chat in chats]
+    head = ("", "chat", "questions", "images", "latest question")
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (head, *rows)
+    ]
+    return {"text/plain": "\n".join(lines), "text/html": "".join(_html(head, rows))}
+
+
+def chat_name(name: str) -> str:
+    """Return the name of a chat on one line; that of questions outside of any chat has none."""
+    return " ".join(printable(name).split()) or "(unnamed)"
+
+
+def _text(message: Message) -> str:
+    return printable(message.text).strip()
+
+
+def _row(name: str, chat: Conversation, *, is_current: bool) -> tuple[str, ...]:
+    questions = [message for message in chat.messages if message.role == "user"]
+    latest = " ".join(_text(questions[-1]).split()) if questions else ""
+    if len(latest) > _PREVIEW:
+        latest = f"{latest[:_PREVIEW].rstrip()}..."
+    return (
+        "->" if is_current else "",
+        chat_name(name),
+        counted(len(questions), "question"),
+        counted(len(chat.images), "image"),
+        latest,
+    )
+
+
+def _html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    left = ' style="text-align:left"'
+    titles = "".join(f'<th scope="col"{left}>{escape(title)}</th>' for title in head)
+    yield f"<table><thead><tr>{titles}</tr></thead><tbody>"
+    for mark, name, *cells in rows:
+        current = '<span aria-label="current">&rarr;</span>' if mark else ""
+        data = "".join(f"<td{left}>{escape(cell)}</td>" for cell in cells)
+        yield f'<tr><td>{current}</td><th scope="row"{left}>{escape(name)}</th>{data}</tr>'
+    yield "</tbody></table>"

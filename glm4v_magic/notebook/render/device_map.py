@@ -1,0 +1,205 @@
+"""The view of a device map: one bar for each GPU, what is on it, and what crosses between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from glm4v_magic.core.plan import span
+from glm4v_magic.core.wording import printable, readable_bytes
+from glm4v_magic.notebook.render import MimeBundle, bars
+
+if TYPE_CHECKING:
+    from glm4v_magic.planning.occupancy import Hop, Occupancy, OccupiedGPU, Part
+
+__all__ = ["device_map_bundle", "device_map_html", "device_map_text", "part_place", "verdict"]
+
+_LEGEND = {
+    "vision": "vision tower",
+    "embedding": "embedding",
+    "layers": "layers",
+    "head": "norm and head",
+    "cache": "cache in use",
+    "room": "cache",
+    "activations": "activations",
+    "overhead": "CUDA context",
+    "others": "other programs",
+    "reserve": "reserve",
+    "free": "free",
+}
+_TEXT_WIDTH = 60
+
+
+def device_map_bundle(view: Occupancy, at: str = "") -> MimeBundle:
+    """Return the view as HTML and as text.
+
+    Args:
+        view: what to show.
+        at: when it was taken, for a view that will stay when the kernel is gone.
+    """
+    bundle = {"text/plain": device_map_text(view), "text/html": device_map_html(view)}
+    if at:
+        bundle["text/plain"] += f"\nas of {at}"
+        bundle["text/html"] += f'<div style="color:{bars.MUTED}">as of {bars.safe(at)}</div>'
+    return bundle
+
+
+def verdict(view: Occupancy) -> str:
+    """Say in one line whether it fits, and how full the fullest GPU is."""
+    if view.problem:
+        return view.problem
+    fullest = view.fullest
+    state = "Loaded" if view.loaded else "Fits"
+    if fullest is None:
+        return f"{'Loaded on' if view.loaded else 'On'} the CPU, whose memory is not checked."
+    return (
+        f"{state}: the fullest GPU is {fullest.device}, {_percent(fullest.fullness or 0)} of the "
+        f"{readable_bytes(max(fullest.usable_bytes or 0, 0))} that may be used."
+    )
+
+
+def device_map_html(view: Occupancy, *, table_open: bool = False) -> str:
+    """Return the view as HTML: verdict, bars with hops between them, a legend and a table.
+
+    Args:
+        view: what to show.
+        table_open: whether the table is unfolded.
+    """
+    largest = _largest(view)
+    colour = f"border-left:3px solid {bars.SHORT};padding-left:0.5em;" if view.problem else ""
+    rows = []
+    for row, gpu in enumerate(view.gpus):
+        rows.append(_gpu(gpu, largest, row))
+        rows.extend(_hop(hop) for hop in view.hops if hop.source == gpu.device)
+    present = {part.kind for gpu in view.gpus for part in gpu.parts}
+    notes = "".join(f"<li>{bars.safe(note)}</li>" for note in view.notes)
+    return (
+        f'<div class="glm4v-devices" style="line-height:1.4">{bars.STYLE}'
+        f"<div>{bars.safe(f'{view.model}, {view.work}')}</div>"
+        f'<div role="status" style="{colour}"><strong>{bars.safe(verdict(view))}</strong></div>'
+        f'<div style="margin:0.4em 0">{"".join(rows)}</div>'
+        f"{bars.legend((kind, name) for kind, name in _LEGEND.items() if kind in present)}"
+        + (f"<ul>{notes}</ul>" if notes else "")
+        + f"{_table(view, table_open) if view.gpus else ''}</div>"
+    )
+
+
+def part_place(row: int, column: int) -> str:
+    """Return the place on the page, see `bars.Segment`, of a part of a GPU by their numbers."""
+    return f"{row}.{column}"
+
+
+def device_map_text(view: Occupancy) -> str:
+    """Return the view as text: the same verdict, bars of letters, and lines of their parts."""
+    largest = _largest(view)
+    lines = [f"{view.model}, {view.work}", verdict(view)]
+    for gpu in view.gpus:
+        width = max(round(_TEXT_WIDTH * gpu.total_bytes / largest), 4)
+        segments = [_segment(part) for part in gpu.parts]
+        lines.append(_title(gpu))
+        lines.append(f"  {bars.text_bar(segments, gpu.total_bytes, width)}")
+        parts = [
+            f"{segment.letter} {part.name} {_size(part)}"
+            for segment, part in zip(segments, gpu.parts, strict=True)
+        ]
+        lines.append(f"  {' · '.join(parts)}")
+        lines.extend(
+            f"  -> {hop.target}: {_crossing(hop)}" for hop in view.hops if hop.source == gpu.device
+        )
+    return printable("\n".join([*lines, *view.notes]))
+
+
+def _largest(view: Occupancy) -> int:
+    """What the widest bar stands for: a GPU, or all that does not fit on it."""
+    return max(
+        (max(gpu.total_bytes, _drawn(gpu)) for gpu in view.gpus),
+        default=1,
+    )
+
+
+def _drawn(gpu: OccupiedGPU) -> int:
+    return sum(part.size_bytes for part in gpu.parts)
+
+
+def _title(gpu: OccupiedGPU) -> str:
+    full = "" if gpu.fullness is None else f", {_percent(gpu.fullness)} of {_usable(gpu)}"
+    used = "" if gpu.planned_bytes else ", idle"
+    size = readable_bytes(gpu.total_bytes) if gpu.usable_bytes is not None else _needs(gpu)
+    return f"{gpu.device} {gpu.name}, {size}{full}{used}"
+
+
+def _percent(fullness: float) -> str:
+    """Never 100 % for what is only almost full, or only just too full."""
+    return f"{fullness:.1%}" if 0.99 < fullness < 1.01 else f"{fullness:.0%}"
+
+
+def _needs(gpu: OccupiedGPU) -> str:
+    return f"needs {readable_bytes(gpu.planned_bytes)}"
+
+
+def _usable(gpu: OccupiedGPU) -> str:
+    return f"{readable_bytes(max(gpu.usable_bytes or 0, 0))} usable"
+
+
+def _size(part: Part) -> str:
+    away = f" (+ {readable_bytes(part.host_bytes)} in host memory)" if part.host_bytes else ""
+    return f"{readable_bytes(part.size_bytes)}{away}"
+
+
+def _segment(part: Part, place: str = "") -> bars.Segment:
+    lines = [f"{part.name}: {_size(part)}"]
+    if part.dtype:
+        lines[0] += f", {part.dtype}"
+    if part.modules:
+        lines += span(part.modules).split(", ")
+    return bars.Segment(
+        part.kind, part.size_bytes, part.name, "\n".join(lines), bool(part.host_bytes), place
+    )
+
+
+def _gpu(gpu: OccupiedGPU, largest: int, row: int) -> str:
+    segments = [_segment(part, part_place(row, column)) for column, part in enumerate(gpu.parts)]
+    away = sum(part.host_bytes for part in gpu.parts)
+    marks = ""
+    if away:
+        marks += f" <span>⇅ {readable_bytes(away)} visit from host memory</span>"
+    title = _title(gpu)
+    short = _drawn(gpu) > gpu.total_bytes
+    share = gpu.total_bytes / largest
+    return (
+        f'<div style="margin-top:0.3em"><div>{bars.safe(title)}{marks}</div>'
+        f"{bars.bar(segments, gpu.total_bytes, share, title, short=short)}</div>"
+    )
+
+
+def _hop(hop: Hop) -> str:
+    text = f"{hop.target}: {_crossing(hop)}"
+    return (
+        f'<div style="margin-left:1.5em;font-size:0.85em;color:{bars.MUTED}">'
+        f'<span aria-hidden="true">↳ </span>to {bars.safe(text)}</div>'
+    )
+
+
+def _crossing(hop: Hop) -> str:
+    token = f"{readable_bytes(hop.token_bytes)} per token"
+    if hop.view_bytes is None:
+        return f"{hop.what}, {token}, once per view"
+    view = f", {readable_bytes(hop.view_bytes)} per view" if hop.view_bytes else ""
+    return f"{hop.what}, {token}{view}"
+
+
+def _table(view: Occupancy, is_open: bool) -> str:
+    def rows() -> Iterator[tuple[str, ...]]:
+        for gpu in view.gpus:
+            for part in gpu.parts:
+                yield (
+                    gpu.device,
+                    readable_bytes(part.size_bytes),
+                    readable_bytes(part.host_bytes) if part.host_bytes else "",
+                    part.name,
+                    part.dtype,
+                    span(part.modules),
+                )
+
+    head = ("GPU", "on it", "in host memory", "part", "dtype", "modules")
+    return bars.table(head, rows(), numbers=2, summary="as a table", is_open=is_open)

@@ -1,0 +1,91 @@
+"""What ``%glm4v doctor`` shows: one row for each finding, its verdict as a word and a sign."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from html import escape
+from typing import TYPE_CHECKING
+
+from glm4v_magic.core.wording import counted, printable
+from glm4v_magic.notebook.render import MimeBundle
+
+if TYPE_CHECKING:
+    from glm4v_magic.doctor import Finding
+
+__all__ = ["doctor_bundle", "findings_json", "findings_text"]
+
+_SIGNS = {"ok": "✓", "warn": "!", "fail": "✗"}
+_COLUMNS = ("Verdict", "Subject", "Found", "Reason", "Next step")
+_LINE = 100  # characters
+
+
+def doctor_bundle(findings: Sequence[Finding]) -> MimeBundle:
+    """Return `findings` as a table; as text, reason and next step on lines of their own."""
+    return {"text/plain": findings_text(findings), "text/html": _html(findings)}
+
+
+def findings_text(findings: Sequence[Finding]) -> str:
+    """Return `findings` as text, no line longer than 100 characters."""
+    width = max((len(printable(finding.subject)) for finding in findings), default=0)
+    lines = [line for finding in findings for line in _lines(finding, width)]
+    return "\n".join([*lines, _summary(findings)])
+
+
+def findings_json(findings: Sequence[Finding]) -> str:
+    """Return `findings` as a JSON list of objects."""
+    return json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False)
+
+
+def _lines(finding: Finding, width: int) -> Iterator[str]:
+    sign = f"{_SIGNS[finding.verdict]} {finding.verdict:<4}  "
+    indent = " " * (len(sign) + width + 2)
+    head = f"{sign}{printable(finding.subject):<{width}}  "
+    yield from _wrapped(finding.found, head, indent)
+    # What is in order is said in one line; `ok` with something to do is not.
+    if finding.reason and (finding.verdict != "ok" or finding.next_step):
+        yield from _wrapped(finding.reason, indent, indent)
+    if finding.next_step:
+        yield from _wrapped(finding.next_step, f"{indent}-> ", f"{indent}   ")
+
+
+def _wrapped(text: str, first: str, rest: str) -> list[str]:
+    return textwrap.wrap(
+        " ".join(printable(text).split()),
+        _LINE,
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_on_hyphens=False,
+    ) or [first.rstrip()]
+
+
+def _html(findings: Sequence[Finding]) -> str:
+    left = ' style="text-align:left;vertical-align:top"'
+    head = "".join(f'<th scope="col"{left}>{name}</th>' for name in _COLUMNS)
+    rows = []
+    for finding in findings:
+        sign = f'<span aria-hidden="true">{_SIGNS[finding.verdict]}</span> {finding.verdict}'
+        subject = f'<th scope="row"{left}>{_cell(finding.subject)}</th>'
+        texts = (finding.found, finding.reason, finding.next_step)
+        cells = "".join(f"<td{left}>{_cell(text)}</td>" for text in texts)
+        rows.append(
+            f'<tr><td{left} data-verdict="{finding.verdict}">{sign}</td>{subject}{cells}</tr>'
+        )
+    return (
+        f'<table><caption style="text-align:left">{escape(_summary(findings))}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def _cell(text: str) -> str:
+    return escape(printable(text))
+
+
+def _summary(findings: Sequence[Finding]) -> str:
+    count = {sign: sum(finding.verdict == sign for finding in findings) for sign in _SIGNS}
+    return (
+        f"{count['ok']} ok, {counted(count['warn'], 'warning')}, "
+        f"{counted(count['fail'], 'failure')}"
+    )

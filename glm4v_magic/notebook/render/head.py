@@ -1,0 +1,56 @@
+"""The head of an answer: its images, and a line that says how far the answer is.
+
+The line is for screen readers above all. Nothing in a notebook tells them that an output has
+changed, and an answer that is read out anew with every token is worse than silence: so this one
+line is a polite live region, and the answer is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from glm4v_magic.core.conversation import Answer
+from glm4v_magic.core.wording import printable
+from glm4v_magic.notebook.render import MimeBundle
+from glm4v_magic.notebook.render.image import Thumbnail, strip_bundle
+
+__all__ = ["answering_line", "finished_line", "head_bundle", "status_html"]
+
+# Out of sight, but read out; "display: none" would hide it from everybody.
+_UNSEEN = (
+    "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap"
+)
+
+
+def answering_line(model: str) -> str:
+    """Return the line while an answer is being written."""
+    return f"{printable(model)} is answering…"
+
+
+def finished_line(answer: Answer | None) -> str:
+    """Return the line behind an answer; ``None`` if there was none after all."""
+    if answer is None:
+        return "No answer."
+    return "Stopped." if answer.finish_reason == "interrupted" else "Answered."
+
+
+def status_html(line: str, *, seen: bool) -> str:
+    """Return a line as a polite live region, one that shows or one that is only read out."""
+    style = "font-size:85%" if seen else _UNSEEN
+    return (
+        f'<div role="status" aria-live="polite" aria-atomic="true" style="{style}">'
+        f"{escape(line)}</div>"
+    )
+
+
+def head_bundle(thumbnails: Sequence[Thumbnail], line: str, *, seen: bool) -> MimeBundle:
+    """Return the strip of images, if there are any, with the line below it.
+
+    Args:
+        thumbnails: of the images, in order.
+        line: how far the answer is.
+        seen: whether the line shows; otherwise it is only read out.
+    """
+    strip = strip_bundle(thumbnails) if thumbnails else {"text/plain": line, "text/html": ""}
+    return strip | {"text/html": strip["text/html"] + status_html(line, seen=seen)}

@@ -1,0 +1,113 @@
+"""The strip of thumbnails above an answer: what was sent, and what the model sees of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Protocol
+
+from glm4v_magic.core.wording import counted, pixels, printable
+from glm4v_magic.notebook.render import MimeBundle
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+    from glm4v_magic.images import SourcedImage
+
+__all__ = ["Seen", "Thumbnail", "data_uri", "make_thumbnail", "strip_bundle"]
+
+THUMBNAIL_SIDE = 160
+"""Longest side of a thumbnail in pixels."""
+
+
+class Seen(Protocol):
+    """What a model makes of any image: an `EngineInfo`, or a `Preview` without a model."""
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Width and height it is resized to; ``None`` where that depends on the image."""
+
+    @property
+    def visual_tokens(self) -> int | None:
+        """Vectors it becomes; ``None`` where that depends on the image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """A small copy of an image with its facts.
+
+    Attributes:
+        source: where the image came from: a path, URL or variable name.
+        original_size: width and height in pixels, as found.
+        seen_size: width and height that the model sees; ``None`` where it depends on the image.
+        visual_tokens: vectors the image becomes; ``None`` where it depends on the image.
+        data_uri: the small copy as a ``data:`` URI.
+        size: its width and height in pixels.
+    """
+
+    source: str
+    original_size: tuple[int, int]
+    seen_size: tuple[int, int] | None
+    visual_tokens: int | None
+    data_uri: str
+    size: tuple[int, int]
+
+    @property
+    def caption(self) -> str:
+        """One line: name, original size, what the model sees of it, visual tokens."""
+        facts = [f"{printable(self.source)}, {pixels(self.original_size)}"]
+        if self.seen_size is not None:
+            facts.append(f"the model sees {pixels(self.seen_size)}")
+        if self.visual_tokens is not None:
+            facts.append(counted(self.visual_tokens, "visual token"))
+        return " · ".join(facts)
+
+
+def make_thumbnail(image: SourcedImage, seen: Seen) -> Thumbnail:
+    """Return a thumbnail of `image`, with what the model will see of it."""
+    small = image.image.copy()
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    return Thumbnail(
+        source=image.source,
+        original_size=image.original_size,
+        seen_size=seen.image_size,
+        visual_tokens=seen.visual_tokens,
+        data_uri=data_uri(small.convert("RGB")),
+        size=(small.width, small.height),
+    )
+
+
+def data_uri(image: PIL.Image.Image) -> str:
+    """Encode as PNG or JPEG, whichever is smaller: drawings are PNG, photographs JPEG."""
+    encoded = {}
+    # A PNG of many colours is hardly smaller for being optimised, which takes longer than the rest.
+    few_colours = image.getcolors(256) is not None
+    for name, optimize in (("png", few_colours), ("jpeg", True)):
+        buffer = io.BytesIO()
+        image.save(buffer, format=name, optimize=optimize)
+        encoded[name] = buffer.getvalue()
+    name = min(encoded, key=lambda key: len(encoded[key]))
+    return f"data:image/{name};base64,{base64.b64encode(encoded[name]).decode('ascii')}"
+
+
+def strip_bundle(thumbnails: Sequence[Thumbnail]) -> MimeBundle:
+    """Return all thumbnails in a row, in order; as text, one line each."""
+    figures = "".join(_figure(thumbnail) for thumbnail in thumbnails)
+    return {
+        "text/plain": "\n".join(thumbnail.caption for thumbnail in thumbnails),
+        "text/html": f'<div style="display:flex;flex-wrap:wrap;gap:12px">{figures}</div>',
+    }
+
+
+def _figure(thumbnail: Thumbnail) -> str:
+    width, height = thumbnail.size
+    alt = escape(f"{printable(thumbnail.source)}, {pixels(thumbnail.original_size)}")
+    return (
+        '<figure style="margin:0;max-width:320px">'
+        f'<img src="{thumbnail.data_uri}" alt="{alt}" width="{width}" height="{height}">'
+        '<figcaption style="font-size:85%;line-height:1.4;overflow-wrap:anywhere">'
+        f"{escape(thumbnail.caption)}</figcaption></figure>"
+    )

@@ -1,0 +1,150 @@
+r"""Markdown from a model, made safe for any page.
+
+JupyterLab, VS Code and nbconvert read Markdown with different parsers, and nbconvert lets raw
+HTML through. So nothing is left to their judgement: code, maths and http(s) links are recognised
+here and written in one form on which all parsers agree, and outside of them every character that
+could open code, maths, a link, an image or a tag becomes a character reference, which Markdown
+shows but never interprets. Headings, lists, tables, quotes and emphasis pass as they are.
+
+Kept                                    Changed
+fenced code, as a fence at column 0     raw HTML shows as typed
+code spans on one line                  images become links: no page fetches what a model names
+``$x^2$``, ``$$...$$``, ``\(x\)``       ``$5 and $6`` stays money
+``[text](https://...)``, bare URLs      every other link target shows as typed, addresses too
+"""
+
+from __future__ import annotations
+
+import re
+
+from glm4v_magic.core.wording import printable
+
+__all__ = ["literal", "safe_markdown"]
+
+_FENCE = re.compile(r"[ \t]*(?P<mark>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)")
+_LANGUAGE = re.compile(r"[A-Za-z0-9_+#.-]*")
+_DRAWN = ("mermaid", "math")  # pages draw code in these languages instead of showing it
+
+# The lengths of code and maths are bounded so that a page of unclosed openers, shown again ten
+# times a second, stays cheap.
+_TOKEN = re.compile(
+    r"""
+    (?<!`)(?P<ticks>`+)(?!`)(?P<code>[^\n]{1,2000}?)(?<!`)(?P=ticks)(?!`)
+    | \$\$(?P<display>(?:(?!\n[ \t]*\n)[^$]){1,2000}?)\$\$
+    | \\\[(?P<display_tex>(?:(?!\n[ \t]*\n).){1,2000}?)\\\]
+    | (?<![\w$])\$(?P<inline>(?=[^\s$])[^$\n]{1,500}?(?<![\s\\]))\$(?![\w$])
+    | \\\((?P<inline_tex>[^\n]{1,500}?)\\\)
+    | (?P<bangs>!*)\[(?P<label>[^][\n]{1,500})\]
+      \((?P<url>https?://(?:[^][\s()<>"'`\\{}]|\([^][\s()<>"'`\\{}]*\)){1,2000})\)
+    | \\(?P<escaped>[!-/:-@[-`{-~])
+    | (?P<special>[<&\\$`[@] | (?<=[fF][tT][pP]):(?=//))
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+# TeX commands that reach out of a formula: links, styles, identifiers, new definitions, packages.
+_REACHES_OUT = re.compile(
+    r"\\(?:href|url|html\w*|class|cssId|style|require|includegraphics|input|def|let|gdef|edef"
+    r"|(?:re)?newcommand|newenvironment|begingroup|unicode|data|mmlToken|texttip|tooltip|bbox)\b"
+)
+
+
+def safe_markdown(text: str) -> str:
+    """Return Markdown that shows `text` without letting it act on the page.
+
+    Finished pieces come out the same whatever follows them, and a code block that has not ended
+    yet is closed, so that the result of a half-finished answer is complete Markdown too.
+    """
+    pieces: list[str] = []
+    prose: list[str] = []
+    lines = iter(printable(text).split("\n"))
+    for line in lines:
+        opening = _FENCE.fullmatch(line)
+        if opening is None:
+            prose.append(line)
+            continue
+        if prose:
+            pieces.append(_safe_prose("\n".join(prose)))
+            prose.clear()
+        code: list[str] = []
+        for line in lines:
+            if _closes(line, opening["mark"]):
+                break
+            code.append(line)
+        pieces.append(_fenced(code, opening))
+    if prose:
+        pieces.append(_safe_prose("\n".join(prose)))
+    return "\n".join(pieces)
+
+
+def _closes(line: str, mark: str) -> bool:
+    run = line.strip(" \t")
+    return len(run) >= len(mark) and set(run) == {mark[0]}
+
+
+def _fenced(code: list[str], opening: re.Match[str]) -> str:
+    """Write a code block at column 0, where no list or quote can end it early."""
+    indent = len(opening[0]) - len(opening[0].lstrip(" \t"))
+    body = [line[indent:] if line[:indent].isspace() else line for line in code]
+    longest = max((len(run) for line in body for run in re.findall("`+", line)), default=0)
+    mark = "`" * max(3, longest + 1)
+    match = _LANGUAGE.match(opening["info"])
+    language = match[0] if match and match[0].lower() not in _DRAWN else ""
+    return "\n".join([mark + language, *body, mark])
+
+
+def _safe_prose(text: str) -> str:
+    return _TOKEN.sub(_safe_token, text)
+
+
+def _safe_token(match: re.Match[str]) -> str:
+    if match["code"] is not None:
+        return _safe_code(match["code"], match["ticks"])
+    for group, mark in (
+        ("display", "$$"),
+        ("display_tex", "$$"),
+        ("inline", "$"),
+        ("inline_tex", "$"),
+    ):
+        if match[group] is not None:
+            return _safe_maths(match[group], mark) or literal(match[0])
+    if match["label"] is not None:
+        # One "!" is dropped, and no other may stand before the link and make it an image again.
+        url = match["url"].replace("$", "%24").replace("|", "%7C")
+        return f"{literal(match['bangs'][1:])}[{_safe_prose(match['label'])}]({url})"
+    return _reference(match["escaped"] or match["special"])
+
+
+def _safe_code(code: str, ticks: str) -> str:
+    if "<" not in code and "|" not in code:
+        return f"{ticks}{code}{ticks}"
+    # A table splits its row at "|" even inside backticks, which would let "<" out of the code.
+    inner = code[1:-1] if code[0] == code[-1] == " " and code.strip() else code
+    return "<code>" + re.sub(r"[^\w\s]", lambda sign: f"&#{ord(sign[0])};", inner) + "</code>"
+
+
+def _safe_maths(body: str, mark: str) -> str:
+    """Return the formula between `mark`s, or nothing if it is not one or reaches out of itself."""
+    body = body.strip()
+    if not body or re.search(r"[`$]", body) or _REACHES_OUT.search(body):
+        return ""
+    if mark == "$" and body[0].isdigit() and not re.search(r"[\\^_={+]", body):
+        return ""  # "$5, not 6$" is money
+    if body.count("{") != body.count("}"):
+        return ""
+    return mark + body.replace("<", r"\lt ").replace(">", r"\gt ") + mark
+
+
+def literal(text: str) -> str:
+    """Return Markdown that shows `text`, one line, sign for sign."""
+    return re.sub(r"[<&\\$`[!*_~|#]", lambda sign: _reference(sign[0]), printable(text))
+
+
+def _reference(sign: str) -> str:
+    """Write one character so that Markdown shows it and does nothing else.
+
+    MathJax searches the finished page for ``$`` and backslashes, where a reference has become the
+    character again; alone inside an element they are not found.
+    """
+    reference = f"&#{ord(sign)};"
+    return f"<span>{reference}</span>" if sign in "$\\" else reference

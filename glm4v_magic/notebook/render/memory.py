@@ -1,0 +1,261 @@
+"""The view of memory: what is on each GPU now, and how that went over the last minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from glm4v_magic.core.wording import printable, readable_bytes
+from glm4v_magic.dispatch.activity import Activity
+from glm4v_magic.notebook.render import MimeBundle, bars
+from glm4v_magic.notebook.render.activity import activity_line
+
+if TYPE_CHECKING:
+    from glm4v_magic.hardware.readings import Reading
+
+__all__ = [
+    "BUCKETS",
+    "MemoryRow",
+    "MemoryView",
+    "Peak",
+    "memory_bundle",
+    "memory_html",
+    "memory_text",
+]
+
+BUCKETS = 100
+"""Points of a history."""
+
+_LEGEND = (
+    ("weights", "this model's weights"),
+    ("kernel", "this kernel's other memory"),
+    ("others", "other programs"),
+    ("free", "free"),
+)
+_WIDTH, _HEIGHT, _MARGIN = 300, 30, 6  # of a history in a page
+_TEXT_WIDTH, _TEXT_HISTORY = 50, 40
+_LEVELS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The most that one answer took: `bucket` of the history in which it ended."""
+
+    bucket: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRow:
+    """One memory now and lately.
+
+    Attributes:
+        now: the latest reading.
+        history: what this kernel held in each of `BUCKETS` spans of time, the latest last;
+            ``None`` where nothing was read.
+        peaks: of the answers within that time, the latest last.
+    """
+
+    now: Reading
+    history: tuple[int | None, ...] = ()
+    peaks: tuple[Peak, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryView:
+    """Everything that the view of memory shows.
+
+    Attributes:
+        model: in use; empty when none is loaded.
+        busy: whether a call is running.
+        rows: one for each GPU, or for the host.
+        note: what a reader must know.
+        minutes: that the histories span.
+        activity: which parts of the model worked since the look before.
+        at: when it was taken; two views that differ in this alone are equal.
+    """
+
+    model: str
+    busy: bool
+    rows: tuple[MemoryRow, ...]
+    note: str = ""
+    minutes: int = 5
+    activity: Activity = field(default_factory=Activity)
+    at: str = field(default="", compare=False)
+
+
+def memory_bundle(view: MemoryView) -> MimeBundle:
+    """Return the view as HTML and as text, with its time: both stay when the kernel is gone."""
+    return {
+        "text/plain": memory_text(view, dated=True),
+        "text/html": memory_html(view, dated=True),
+    }
+
+
+def memory_html(view: MemoryView, *, dated: bool = False) -> str:
+    """Return the view as HTML: bars with their histories, a legend, and a table.
+
+    Args:
+        view: what to show.
+        dated: whether to say when it was taken; a live one does without.
+    """
+    largest = max((row.now.total_bytes or 0 for row in view.rows), default=0) or 1
+    rows = "".join(_row(row, largest, view.minutes) for row in view.rows)
+    note = ""
+    if view.note:
+        note = f'<div style="color:{bars.MUTED}">{bars.safe(view.note)}</div>'
+    return (
+        f'<div class="glm4v-memory" style="line-height:1.4">{bars.STYLE}'
+        f"<div>{bars.safe(_headline(view, dated))}</div>{note}"
+        f'<div style="margin:0.4em 0">{rows}</div>{bars.legend(_LEGEND)}{_table(view)}</div>'
+    )
+
+
+def memory_text(view: MemoryView, *, dated: bool = False) -> str:
+    """Return the view as text; arguments as for `memory_html`."""
+    largest = max((row.now.total_bytes or 0 for row in view.rows), default=0) or 1
+    lines = [_headline(view, dated), *([view.note] if view.note else [])]
+    for row in view.rows:
+        lines.append(_title(row.now))
+        total = row.now.total_bytes
+        if total:
+            segments = _segments(row.now)
+            width = max(round(_TEXT_WIDTH * total / largest), 4)
+            lines.append(f"  {bars.text_bar(segments, total, width)}")
+            lines.append("  " + " · ".join(f"{s.letter} {s.detail}" for s in segments))
+        lines.extend(f"  {line}" for line in _text_history(row, view.minutes))
+    return printable("\n".join(lines))
+
+
+def _headline(view: MemoryView, dated: bool) -> str:
+    model = f"{view.model} is loaded" if view.model else "No model is loaded"
+    state = f"{model}; a call is running" if view.busy else model
+    # What stays when the kernel is gone tells nothing that was over in a moment.
+    if view.activity.parts and not dated:
+        state += f", {activity_line(view.activity)}"
+    return f"{state}, as of {view.at}." if dated and view.at else f"{state}."
+
+
+def _title(now: Reading) -> str:
+    size = "size not told" if now.total_bytes is None else readable_bytes(now.total_bytes)
+    return ", ".join([f"{now.device} {now.name}", size, *_vitals(now)])
+
+
+def _vitals(now: Reading) -> Iterator[str]:
+    if now.utilization is not None:
+        yield f"{now.utilization:.0%} busy"
+    if now.celsius is not None:
+        yield f"{now.celsius} °C"
+    if now.power_watts is not None:
+        limit = "" if now.power_limit_watts is None else f" of {now.power_limit_watts:.0f}"
+        yield f"{now.power_watts:.0f}{limit} W"
+
+
+def _segments(now: Reading) -> list[bars.Segment]:
+    sizes = (now.weight_bytes, now.kernel_bytes, now.other_bytes, now.free_bytes)
+    short = ("weights", "kernel", "others", "free")
+    return [
+        bars.Segment(kind, size, label, f"{name}: {readable_bytes(size)}")
+        for (kind, name), size, label in zip(_LEGEND, sizes, short, strict=True)
+        if size
+    ]
+
+
+def _row(row: MemoryRow, largest: int, minutes: int) -> str:
+    now = row.now
+    title = _title(now)
+    whole = (
+        bars.bar(
+            _segments(now),
+            now.total_bytes,
+            now.total_bytes / largest,
+            f"{title}: {', '.join(segment.detail for segment in _segments(now))}",
+            reachable=False,
+        )
+        if now.total_bytes
+        else ""
+    )
+    return (
+        f'<div style="margin-top:0.4em"><div>{bars.safe(title)}</div>'
+        f"{whole}{_sparkline(row, minutes)}</div>"
+    )
+
+
+def _scale(row: MemoryRow) -> int:
+    """Top of a history: a tenth more than the most there was, so that small models show too."""
+    sizes = [size for size in row.history if size is not None]
+    return max([*sizes, *(peak.size_bytes for peak in row.peaks)]) * 11 // 10 + 1
+
+
+def _sparkline(row: MemoryRow, minutes: int) -> str:
+    known = [(place, size) for place, size in enumerate(row.history) if size is not None]
+    if not known:
+        return ""
+    top = _scale(row)
+
+    def point(place: int, size: int) -> tuple[int, int]:
+        across = _MARGIN + place * (_WIDTH - 2 * _MARGIN) // (BUCKETS - 1)
+        return across, _HEIGHT - size * (_HEIGHT - 2) // top
+
+    path = " ".join("{},{}".format(*point(*each)) for each in known)
+    marks = ""
+    for peak in row.peaks:
+        x, y = point(peak.bucket, peak.size_bytes)
+        marks += (
+            f'<path d="M{x - 5},{y - 7}h10l-5,7z" fill="currentColor"><title>peak of an answer: '
+            f"{readable_bytes(peak.size_bytes)}</title></path>"
+        )
+    words = _words(row, minutes)
+    return (
+        f'<div style="display:flex;align-items:center;gap:0.6em;flex-wrap:wrap">'
+        f'<svg role="img" aria-label="{bars.safe(words)}" width="{_WIDTH}" height="{_HEIGHT + 6}" '
+        f'viewBox="0 -5 {_WIDTH} {_HEIGHT + 6}" style="outline:1px solid {bars.OUTLINE}">'
+        f'<polyline points="{path}" fill="none" stroke="currentColor" stroke-width="1.5"/>{marks}'
+        f'</svg><span aria-hidden="true" style="font-size:0.85em;color:{bars.MUTED}">'
+        f"{bars.safe(words)}</span></div>"
+    )
+
+
+def _words(row: MemoryRow, minutes: int) -> str:
+    sizes = [size for size in row.history if size is not None]
+    own = row.now.own_bytes
+    now = "" if own is None else f"now {readable_bytes(own)}, "
+    words = f"this kernel over {minutes} minutes: {now}most {readable_bytes(max(sizes))}"
+    if row.peaks:
+        words += f"; ▼ peak of the last answer {readable_bytes(row.peaks[-1].size_bytes)}"
+    return words
+
+
+def _text_history(row: MemoryRow, minutes: int) -> Iterator[str]:
+    if all(size is None for size in row.history):
+        return
+    top, step = _scale(row), BUCKETS / _TEXT_HISTORY
+    line = ""
+    for place in range(_TEXT_HISTORY):
+        part = row.history[int(place * step) : int((place + 1) * step)]
+        known = [size for size in part if size is not None]
+        line += _LEVELS[max(known) * len(_LEVELS) // top] if known else " "
+    yield f"{line.strip()}  {_words(row, minutes)}"
+
+
+def _table(view: MemoryView) -> str:
+    def size(value: int | None) -> str:
+        return "not told" if value is None else readable_bytes(value)
+
+    rows = [
+        (
+            now.device,
+            size(now.weight_bytes),
+            size(now.kernel_bytes),
+            size(now.other_bytes),
+            size(now.free_bytes),
+            size(now.total_bytes),
+            size(row.peaks[-1].size_bytes) if row.peaks else "",
+            ", ".join(_vitals(now)),
+        )
+        for row in view.rows
+        for now in (row.now,)
+    ]
+    head = ("", "weights", "kernel", "others", "free", "total", "last answer's peak", "state")
+    return bars.table(head, rows, numbers=6)

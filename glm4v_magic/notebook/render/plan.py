@@ -1,0 +1,53 @@
+"""What ``%glm4v plan`` shows beneath the view of the device map: its numbers and modules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from glm4v_magic.core.wording import counted, printable
+from glm4v_magic.notebook.render import MimeBundle
+from glm4v_magic.notebook.render.bars import safe, table
+
+if TYPE_CHECKING:
+    from glm4v_magic.core.plan import Plan, Stage
+
+__all__ = ["plan_bundle", "plan_html"]
+
+_NUMBERS = 7  # columns of `Plan.gpu_rows`
+
+
+def plan_bundle(plan: Plan) -> MimeBundle:
+    """Return a plan as a table; as text, the same table with the plan's notes."""
+    return {"text/plain": printable(plan.text()), "text/html": plan_html(plan)}
+
+
+def plan_html(plan: Plan) -> str:
+    """Return a plan as HTML: one row for each GPU, and the names of all modules.
+
+    Bars and notes are in the view, `notebook.render.device_map`.
+    """
+    head, *rows = plan.gpu_rows()
+    modules = "".join(_modules(stage) for stage in plan.stages if stage.modules)
+    return (
+        f'<div class="glm4v-plan"><div>{safe(_title(plan))}, sizes in GiB</div>'
+        f"{table(head, rows, _NUMBERS)}"
+        f"<details><summary>modules</summary><dl>{modules}</dl></details></div>"
+    )
+
+
+def _title(plan: Plan) -> str:
+    work = plan.workload
+    quantized = f" in {work.quantize}" if work.quantize else ""
+    return (
+        f"{plan.model}, {work.dtype}{quantized}: {counted(work.context or 0, 'position')}, "
+        f"{counted(work.images, 'view')}, batch of {work.batch}"
+    )
+
+
+def _modules(stage: Stage) -> str:
+    names = "".join(
+        f"<dd><code>{safe(name)}</code>"
+        f"{' (in host memory)' if name in stage.offloaded else ''}</dd>"
+        for name in stage.modules
+    )
+    return f"<dt>{safe(stage.device)}</dt>{names}"

@@ -1,0 +1,59 @@
+"""What ``--preview`` shows: the prompt, its tokens, and the images as the model sees them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from html import escape
+from typing import TYPE_CHECKING
+
+from glm4v_magic.core.wording import counted, printable
+from glm4v_magic.notebook.render import MimeBundle
+from glm4v_magic.notebook.render.image import make_thumbnail, strip_bundle
+
+if TYPE_CHECKING:
+    from glm4v_magic.images import SourcedImage
+    from glm4v_magic.session.preview import Piece, Preview
+
+__all__ = ["preview_bundle", "tokens_line"]
+
+
+def preview_bundle(preview: Preview) -> MimeBundle:
+    """Return images, prompt and tokens; special tokens of the prompt are set apart in HTML."""
+    line = tokens_line(preview)
+    plain, html = [printable(preview.prompt), line], ""
+    if preview.images:
+        seen = [
+            make_thumbnail(_resized(each, preview.image_size), preview) for each in preview.images
+        ]
+        strip = strip_bundle(seen)
+        plain.insert(0, strip["text/plain"])
+        html = strip["text/html"]
+    prompt = "".join(_html(piece) for piece in preview.pieces)
+    html += (
+        f'<pre style="white-space:pre-wrap;overflow-wrap:anywhere">{prompt}</pre>'
+        f"<small>{escape(line)}</small>"
+    )
+    return {"text/plain": "\n".join(plain), "text/html": html}
+
+
+def tokens_line(preview: Preview) -> str:
+    """Return how long the prompt is, and what is left for the answer."""
+    total = preview.text_tokens + preview.all_visual_tokens
+    room = (
+        f"room for an answer of {counted(preview.room, 'token')}"
+        if preview.room > 0
+        else "too long for the model"
+    )
+    return printable(
+        f"{preview.model} · {counted(total, 'token')}: {preview.text_tokens:,} text + "
+        f"{preview.all_visual_tokens:,} visual · {room} · nothing was sent"
+    )
+
+
+def _resized(image: SourcedImage, size: tuple[int, int]) -> SourcedImage:
+    return replace(image, image=image.image.resize(size))
+
+
+def _html(piece: Piece) -> str:
+    text = escape(printable(piece.text))
+    return f'<span style="opacity:0.55">{text}</span>' if piece.special else text

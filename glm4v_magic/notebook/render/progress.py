@@ -1,0 +1,73 @@
+"""A model on its way into memory."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from glm4v_magic.core.wording import printable, readable_bytes, readable_count, readable_seconds
+from glm4v_magic.notebook.render import MimeBundle
+
+if TYPE_CHECKING:
+    from glm4v_magic.core.model import EngineInfo
+
+__all__ = ["line_bundle", "loaded_line", "loading_line", "progress_bundle"]
+
+
+def loading_line(
+    model: str,
+    done_bytes: int,
+    total_bytes: int,
+    *,
+    device: str = "",
+    bytes_per_second: float | None = None,
+) -> str:
+    """Return ``Loading demo: 1.2 MiB of 5.2 MiB (23 %), 1.1 MiB/s, 3.6 s left, on cuda:1``.
+
+    Args:
+        model: its name.
+        done_bytes: weights that have arrived.
+        total_bytes: all of them.
+        device: where the latest one went, if that is decided by a map.
+        bytes_per_second: so far, if it is known.
+    """
+    total = max(total_bytes, 1)
+    done = min(done_bytes, total)
+    parts = [f"{readable_bytes(done)} of {readable_bytes(total)} ({100 * done // total} %)"]
+    if bytes_per_second:
+        parts.append(f"{readable_bytes(round(bytes_per_second))}/s")
+        parts.append(f"{readable_seconds((total - done) / bytes_per_second)} left")
+    if device:
+        parts.append(f"on {device}")
+    return f"Loading {printable(model)}: {', '.join(parts)}"
+
+
+def progress_bundle(
+    model: str,
+    done_bytes: int,
+    total_bytes: int,
+    *,
+    device: str = "",
+    bytes_per_second: float | None = None,
+) -> MimeBundle:
+    """Return a progress bar beside `loading_line`; as text, the line alone."""
+    line = loading_line(
+        model, done_bytes, total_bytes, device=device, bytes_per_second=bytes_per_second
+    )
+    total = max(total_bytes, 1)
+    bar = f'<progress value="{min(done_bytes, total)}" max="{total}" aria-label="Loading">'
+    return {"text/plain": line, "text/html": f"{bar}</progress> {escape(line)}"}
+
+
+def loaded_line(info: EngineInfo, seconds: float) -> str:
+    """Return the one line that replaces the bar."""
+    return (
+        f"Loaded {printable(info.model)} in {readable_seconds(seconds)}:"
+        f" {readable_count(info.parameters or 0)} parameters, {info.dtype}"
+        f"{f' in {info.quantize}' if info.quantize else ''}, {', '.join(info.devices)}."
+    )
+
+
+def line_bundle(line: str) -> MimeBundle:
+    """Return one line of plain text as an output."""
+    return {"text/plain": line, "text/html": f"<div>{escape(line)}</div>"}

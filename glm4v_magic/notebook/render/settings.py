@@ -1,0 +1,48 @@
+"""What ``%glm4v config`` shows: each setting, its value, and where that comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from glm4v_magic.core.wording import printable
+from glm4v_magic.notebook.render import MimeBundle
+
+if TYPE_CHECKING:
+    from glm4v_magic.notebook.settings import Setting
+
+__all__ = ["settings_bundle"]
+
+_TITLES = ("setting", "value", "where from", "meaning")
+
+
+def settings_bundle(settings: Sequence[Setting]) -> MimeBundle:
+    """Return a table of settings; as text, one line each."""
+    rows = [
+        [" ".join(printable(cell).split()) for cell in (each.name, each.value, each.source)]
+        + [each.meaning]
+        for each in settings
+    ]
+    return {"text/plain": _text([list(_TITLES), *rows]), "text/html": _html(rows)}
+
+
+def _text(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _html(rows: Sequence[Sequence[str]]) -> str:
+    left = 'style="text-align:left"'
+    titles = "".join(f'<th scope="col" {left}>{title}</th>' for title in _TITLES)
+    body = "".join(
+        f'<tr><th scope="row" {left}>{escape(name)}</th>'
+        + "".join(f"<td {left}>{escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+        for name, *cells in rows
+    )
+    return f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"

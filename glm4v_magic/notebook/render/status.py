@@ -1,0 +1,117 @@
+"""What ``%glm4v`` alone shows: the model, where it is, what it takes, the latest answer's cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from glm4v_magic.core.conversation import Answer
+from glm4v_magic.core.plan import gib, span
+from glm4v_magic.core.wording import counted, printable, readable_bytes, readable_count
+from glm4v_magic.notebook.render import MimeBundle
+from glm4v_magic.notebook.render.answer import usage_line
+
+if TYPE_CHECKING:
+    from glm4v_magic.core.model import EngineInfo
+
+__all__ = ["status_bundle", "status_rows"]
+
+_UNTOLD = "the server does not tell"
+_BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def status_rows(
+    model: str, info: EngineInfo | None, last: Answer | None, *, busy: bool = False
+) -> list[tuple[str, str]]:
+    """Return the facts as label and value.
+
+    Args:
+        model: the model in use, or the one that the next question loads.
+        info: of the loaded model; ``None`` when none is loaded.
+        last: the latest answer, if any.
+        busy: whether a call is running.
+    """
+    if info is None:
+        rows = [("model", f"{model}, not loaded: the next question loads it")]
+    elif info.server is not None:
+        rows = [
+            ("model", info.model),
+            ("server", info.server),
+            ("images", _images(info)),
+            ("context", _context(info)),
+        ]
+    else:
+        rows = [
+            ("model", f"{info.model}, {readable_count(info.parameters or 0)} parameters"),
+            ("dtype", info.dtype + (f", text part in {info.quantize}" if info.quantize else "")),
+            ("devices", ", ".join(info.devices)),
+            ("images", _images(info)),
+            ("context", _context(info)),
+        ]
+        width = _BYTES_PER_WEIGHT.get(info.dtype)
+        if width is not None and info.quantize is None:
+            rows.insert(3, ("weights", readable_bytes((info.parameters or 0) * width)))
+        rows += _gpus(info)
+    if info is not None and info.notice:
+        rows.append(("note", info.notice))
+    if busy:
+        rows.append(("now", "a call is running"))
+    if last is not None:
+        rows.append(("last answer", usage_line(last)))
+    return [(label, printable(value)) for label, value in rows]
+
+
+def _gpus(info: EngineInfo) -> Iterator[tuple[str, str]]:
+    """What is on each GPU: by the plan, or by the map."""
+    if info.plan is not None:
+        for stage in info.plan.stages:
+            if stage.units:
+                of = "" if stage.capacity_bytes is None else f" of {gib(stage.capacity_bytes)}"
+                away = len(stage.offloaded)
+                waits = f" ({counted(away, 'module')} in host memory)" if away else ""
+                planned = f"{gib(stage.total_bytes)}{of} GiB planned"
+                yield stage.device, f"{span(stage.units)}{waits}; {planned}"
+    elif info.device_map is not None:
+        by_device: dict[str, list[str]] = {}
+        for module, place in info.device_map.items():
+            device = f"cuda:{place}" if isinstance(place, int) else place
+            by_device.setdefault(device, []).append(module or "the whole model")
+        for device in info.devices:
+            yield device, span(by_device.get(device, ()))
+
+
+def _context(info: EngineInfo) -> str:
+    return _UNTOLD if info.context is None else counted(info.context, "position")
+
+
+def _images(info: EngineInfo) -> str:
+    if info.max_images is None:
+        count = "any number" if info.server is None else _UNTOLD
+    else:
+        count = f"at most {info.max_images}"
+    size = (
+        ""
+        if info.image_size is None
+        else f", seen at {info.image_size[0]} x {info.image_size[1]} px"
+    )
+    tokens = (
+        ""
+        if info.visual_tokens is None
+        else f", {counted(info.visual_tokens, 'visual token')} each"
+    )
+    return f"{count}{size}{tokens}"
+
+
+def status_bundle(rows: Sequence[tuple[str, str]]) -> MimeBundle:
+    """Return `mapping.items` as a table; as text, one line each."""
+    width = max(len(label) for label, _ in rows)
+    cells = "".join(
+        f'<tr><th scope="row" style="text-align:left">{escape(label)}</th>'
+        f'<td style="text-align:left">{escape(value)}</td></tr>'
+        for label, value in rows
+    )
+    return {
+        "text/plain": "\n".join(f"{label:<{width}}  {value}" for label, value in rows),
+        "text/html": f"<table>{cells}</table>",
+    }

@@ -1,0 +1,392 @@
+"""Where a call shows itself: a notebook's outputs, a terminal's lines, or nowhere.
+
+A screen lives for one call. What it shows comes from `display`; it only knows how to put that on
+this kind of front end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from IPython.core.displaypub import DisplayPublisher
+from IPython.display import display
+
+from glm4v_magic.core.conversation import Answer, Format
+from glm4v_magic.core.wording import printable
+from glm4v_magic.notebook.render import MimeBundle
+from glm4v_magic.notebook.render.answer import LiveAnswer, footnotes
+from glm4v_magic.notebook.render.head import answering_line, finished_line, head_bundle, status_html
+from glm4v_magic.notebook.render.image import Thumbnail, make_thumbnail, strip_bundle
+from glm4v_magic.notebook.render.pace import Pace, Rate
+from glm4v_magic.notebook.render.progress import (
+    line_bundle,
+    loaded_line,
+    loading_line,
+    progress_bundle,
+)
+from glm4v_magic.notebook.render.thinking import thought_line
+from glm4v_magic.notebook.stop_button import StopButton, is_watched, stop_button
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from glm4v_magic.core.model import EngineInfo, LoadProgress
+    from glm4v_magic.images import SourcedImage
+
+__all__ = ["NotebookScreen", "QuietScreen", "Screen", "TerminalScreen", "screen_for", "show"]
+
+
+class Screen(Protocol):
+    """The stages of a call, in their order; `loading` is left out when a model is loaded."""
+
+    def loading(self, progress: LoadProgress) -> None:
+        """Weights are arriving."""
+
+    def loaded(self, info: EngineInfo) -> None:
+        """The model is ready. Says so if `loading` was shown."""
+
+    def start(self, info: EngineInfo, images: Sequence[SourcedImage]) -> None:
+        """The model begins, and this is what it looks at."""
+
+    def begun(self, text: str, thinking: str = "") -> None:
+        """What stands before the next piece: an answer to be carried on, or what is wrong."""
+
+    def thinking(self, text: str) -> None:
+        """The next piece of thinking. Pieces before that were an answer's are in it."""
+
+    def piece(self, text: str) -> None:
+        """The next piece of the answer."""
+
+    def finish(self, answer: Answer) -> None:
+        """The answer is complete, or was stopped."""
+
+    def close(self) -> None:
+        """The call is over, well or not: leave nothing half drawn."""
+
+
+def screen_for(
+    shell: InteractiveShell,
+    model: str,
+    *,
+    quiet: bool = False,
+    form: Format = "markdown",
+    button: bool = True,
+) -> Screen:
+    """Return the screen for what `shell` is connected to.
+
+    Args:
+        shell: the running shell.
+        model: name of the model that `Screen.loading` will be about.
+        quiet: show nothing at all.
+        form: of the answer.
+        button: offer a button that stops the answer, where one can work.
+    """
+    if quiet:
+        return QuietScreen()
+    # IPython's own publisher prints; it cannot replace an output. Those of a kernel and of
+    # capture_output can.
+    if type(shell.display_pub) is DisplayPublisher:
+        return TerminalScreen(model)
+    head = Head(shell, button=button) if is_watched(shell) else None
+    return NotebookScreen(model, form, head)
+
+
+def show(bundle: MimeBundle) -> None:
+    """Show `bundle` once, as an output of its own."""
+    display(bundle, raw=True)
+
+
+class Output:
+    """One output of the cell; showing again replaces what it shows."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def show(self, bundle: MimeBundle) -> None:
+        """Show `bundle` here."""
+        # An interrupt between sending the first form and keeping its handle would make the next
+        # one a second output.
+        with _interrupt_held_back():
+            if self._handle is None:
+                self._handle = display(bundle, raw=True, display_id=True)
+            else:
+                self._handle.update(bundle, raw=True)
+
+
+@contextlib.contextmanager
+def _interrupt_held_back() -> Iterator[None]:
+    """Let an interrupt wait until the block is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # interrupts come to the main thread only
+        return
+    held: list[Any] = []
+    usual = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if held and callable(usual):
+            usual(*held[-1])
+
+
+class Head:
+    """An output for somebody who is watching: images, a line, a Stop button.
+
+    When the call is over, images and line stay as plain HTML; the button is gone.
+
+    Args:
+        shell: the running shell.
+        button: whether there may be a button.
+    """
+
+    def __init__(self, shell: InteractiveShell, *, button: bool) -> None:
+        self._shell = shell
+        self._may_have_button = button
+        self._output = Output()
+        self._thumbnails: Sequence[Thumbnail] = ()
+        self._button: StopButton | None = None
+        self._open = False
+
+    @property
+    def stop_pressed(self) -> bool:
+        """Whether somebody wants the call to end."""
+        return self._button is not None and self._button.pressed
+
+    def start(self, line: str, thumbnails: Sequence[Thumbnail] = ()) -> None:
+        """Show it, with the button if there can be one."""
+        with _interrupt_held_back():
+            self._start(line, thumbnails)
+
+    def _start(self, line: str, thumbnails: Sequence[Thumbnail]) -> None:
+        self._open, self._thumbnails = True, thumbnails
+        bundle: dict[str, Any] = {**head_bundle(thumbnails, line, seen=True)}
+        if self._may_have_button:
+            above = strip_bundle(thumbnails)["text/html"] if thumbnails else ""
+            self._button = stop_button(self._shell, above, status_html(line, seen=True))
+        if self._button is not None:
+            bundle |= self._button.view
+        self._output.show(bundle)
+
+    def say(self, line: str) -> None:
+        """Say how far it is, in place of the line before."""
+        if self._button is not None:
+            self._button.say(status_html(line, seen=True))
+        else:
+            self._output.show(head_bundle(self._thumbnails, line, seen=True))
+
+    def finish(self, line: str) -> None:
+        """Say how it ended. Only the first call does."""
+        if not self._open:
+            return
+        with _interrupt_held_back():
+            self._open = False
+            self._output.show(head_bundle(self._thumbnails, line, seen=False))
+            if self._button is not None:
+                self._button.close()
+
+
+_MARK = "| "
+"""Before each line of thinking in a terminal."""
+
+
+class NotebookScreen:
+    """Three outputs: the bar, which becomes one line; the images; the answer.
+
+    Args:
+        model: name of the model.
+        form: of the answer.
+        head: shows the images if somebody is watching.
+    """
+
+    def __init__(self, model: str, form: Format = "markdown", head: Head | None = None) -> None:
+        self._model = model
+        self._head = head
+        self._bar = Output()
+        self._pace = Pace()
+        self._progress: LoadProgress | None = None
+        self._since = 0.0
+        self._rate = Rate()
+        self._answer = LiveAnswer(Output().show, form=form)
+
+    def loading(self, progress: LoadProgress) -> None:
+        """Move the bar."""
+        if self._progress is None:
+            self._since = time.monotonic()
+        self._progress = progress
+        if self._pace.due():
+            self._bar.show(
+                progress_bundle(
+                    self._model,
+                    progress.done_bytes,
+                    progress.total_bytes,
+                    device=progress.device,
+                    bytes_per_second=self._rate.so_far(progress.done_bytes),
+                )
+            )
+
+    def loaded(self, info: EngineInfo) -> None:
+        """Replace the bar by one line."""
+        if self._progress is not None:
+            self._progress = None
+            line = loaded_line(info, time.monotonic() - self._since)
+            self._bar.show(line_bundle(line))
+
+    def start(self, info: EngineInfo, images: Sequence[SourcedImage]) -> None:
+        """Show the images as thumbnails."""
+        self.loaded(info)
+        thumbnails = [make_thumbnail(image, info) for image in images]
+        if self._head is not None:
+            self._head.start(answering_line(info.model), thumbnails)
+        elif thumbnails:
+            show(strip_bundle(thumbnails))
+
+    def begun(self, text: str, thinking: str = "") -> None:
+        """Show it above what comes."""
+        self._answer.begin(text, thinking)
+
+    def thinking(self, text: str) -> None:
+        """Show the last lines of the thinking; raises as `piece` does."""
+        self._answer.think(text)
+        self._stop_if_pressed()
+
+    def piece(self, text: str) -> None:
+        """Show the answer so far.
+
+        Raises:
+            KeyboardInterrupt: if the Stop button was pressed; the answer then ends as it does
+                when the kernel is interrupted.
+        """
+        self._answer.add(text)
+        self._stop_if_pressed()
+
+    def _stop_if_pressed(self) -> None:
+        if self._head is not None and self._head.stop_pressed:
+            raise KeyboardInterrupt
+
+    def finish(self, answer: Answer) -> None:
+        """Show the whole answer."""
+        self._answer.finish(answer)
+        if self._head is not None:
+            self._head.finish(finished_line(answer))
+
+    def close(self) -> None:
+        """Replace a bar that never became full."""
+        if self._progress is not None:
+            done, total = self._progress.done_bytes, self._progress.total_bytes
+            self._bar.show(line_bundle(f"{loading_line(self._model, done, total)}, not finished."))
+        self._answer.close()
+        if self._head is not None:
+            self._head.finish(finished_line(None))
+
+
+class TerminalScreen:
+    """Plain text, printed as it comes."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._since: float | None = None
+        self._in_line = False
+        self._is_thinking = False
+        self._held = ""  # white space of the thinking
+        self._answered = 0  # signs of the answer, as far as they may turn out to be none
+
+    def loading(self, progress: LoadProgress) -> None:
+        """Say once that this takes a while."""
+        if self._since is None:
+            self._since = time.monotonic()
+            _say(loading_line(self._model, progress.done_bytes, progress.total_bytes))
+
+    def loaded(self, info: EngineInfo) -> None:
+        """Say what was loaded."""
+        if self._since is not None:
+            _say(loaded_line(info, time.monotonic() - self._since))
+            self._since = None
+
+    def start(self, info: EngineInfo, images: Sequence[SourcedImage]) -> None:
+        """Name the images."""
+        self.loaded(info)
+        if images:
+            thumbnails = [make_thumbnail(image, info) for image in images]
+            _say(strip_bundle(thumbnails)["text/plain"])
+
+    def begun(self, text: str, thinking: str = "") -> None:
+        """Print it."""
+        if thinking:
+            self.thinking(thinking)
+        if text:
+            self.piece(text)
+        self._answered = 0
+
+    def thinking(self, text: str) -> None:
+        """Print the piece behind the ones before, each line with a mark."""
+        if self._answered:
+            text, self._answered = text[self._answered :], 0
+            self.close()
+            _say("[That was thinking.]")
+        if not self._is_thinking and text:
+            self.close()
+            self._is_thinking = self._in_line = True
+            _say(_MARK, end="")
+        text = self._held + printable(text)
+        self._held = text[len(text.rstrip()) :]  # so that it does not end in marks alone
+        _say(text.rstrip().replace("\n", f"\n{_MARK}"), end="")
+
+    def piece(self, text: str) -> None:
+        """Print the piece behind the ones before."""
+        if self._is_thinking:
+            self.close()
+        _say(printable(text), end="")
+        self._in_line = True
+        self._answered += len(text)
+
+    def finish(self, answer: Answer) -> None:
+        """Print the footnotes."""
+        self.close()
+        if answer.thinking:
+            _say(f"[{thought_line(answer.thinking, answer.usage)}]")
+        for note in footnotes(answer):
+            _say(f"[{printable(note)}]")
+
+    def close(self) -> None:
+        """End a line that the model left open."""
+        if self._in_line:
+            _say("")
+        self._in_line = self._is_thinking = False
+        self._held = ""
+
+
+def _say(text: str, end: str = "\n") -> None:
+    print(text, end=end, flush=True)  # noqa: T201  what a terminal screen is for
+
+
+class QuietScreen:
+    """Nothing: the answer is in its variable."""
+
+    def loading(self, progress: LoadProgress) -> None:
+        """Show nothing."""
+
+    def loaded(self, info: EngineInfo) -> None:
+        """Show nothing."""
+
+    def start(self, info: EngineInfo, images: Sequence[SourcedImage]) -> None:
+        """Show nothing."""
+
+    def begun(self, text: str, thinking: str = "") -> None:
+        """Show nothing."""
+
+    def thinking(self, text: str) -> None:
+        """Show nothing."""
+
+    def piece(self, text: str) -> None:
+        """Show nothing."""
+
+    def finish(self, answer: Answer) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Leave nothing behind."""

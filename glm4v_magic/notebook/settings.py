@@ -1,0 +1,298 @@
+"""Defaults of the magics, each with a memory of where it was set.
+
+From weak to strong: what is built in; IPython's configuration (``c.Glm4v.temperature = 0``); the
+section ``[tool.glm4v_magic]`` of the nearest ``pyproject.toml``, from the current folder upwards;
+environment variables such as ``GLM4V_TEMPERATURE``; ``%config Glm4v.temperature = 0``. An option
+of a cell is stronger than all of them. ``GLM4V_API_KEY``, the key of a server, is no setting: it is
+nowhere shown and only read when a request is sent.
+
+`read` is called when the extension is loaded, so nothing here imports more than IPython has
+already; ``tomllib`` comes with the first file that has the section.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from traitlets import Bool, Float, Int, TraitError, Unicode
+from traitlets.config import Configurable
+from traitlets.config.loader import Config, DeferredConfigString
+
+from glm4v_magic.core.errors import OptionError, did_you_mean
+from glm4v_magic.core.ranges import require_in_range
+from glm4v_magic.core.server_address import API_KEY
+
+if TYPE_CHECKING:
+    from glm4v_magic.images import Limits
+
+__all__ = ["PREFIX", "Glm4v", "Setting", "read"]
+
+PREFIX = "GLM4V_"
+"""Of environment variables."""
+
+BUILT_IN = "built in"
+IPYTHON = "IPython's configuration"
+CONFIG_MAGIC = "%config"
+
+_SECTION = re.compile(rb"^[ \t]*\[[ \t]*tool[ \t]*\.[ \t]*[\"']?glm4v_magic[\"']?[ \t]*\]", re.M)
+_CHECKPOINTS_OWN = "the checkpoint's own"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting as a table shows it: its name, value, origin and meaning."""
+
+    name: str
+    value: str
+    source: str
+    meaning: str
+
+
+class _Demanding:
+    """A trait that refuses a value in the words of all other errors."""
+
+    name: str
+    allow_none: bool
+
+    def require(self, value: object, label: str) -> None:
+        """Refuse a value; `label` is what the user calls the setting."""
+        require_in_range(self.name, value, label)
+
+    def validate(self, owner: object, value: object) -> Any:
+        """Return the value as it is kept; called by traitlets."""
+        try:
+            self.require(value, self.name)
+        except OptionError as error:
+            raise TraitError(str(error)) from None
+        return super().validate(owner, value)  # type: ignore[misc]  # the trait's
+
+
+# `%config Glm4v` shows the names of these classes as the kinds of its values.
+
+
+class Number(_Demanding, Float):
+    """A number in the range of its name."""
+
+
+class WholeNumber(_Demanding, Int):
+    """A whole number in the range of its name."""
+
+
+class Text(_Demanding, Unicode):
+    """Any text."""
+
+    def require(self, value: object, label: str) -> None:
+        """Refuse what is no text."""
+        if not isinstance(value, str):
+            raise OptionError(f"{label} is {value!r}, but must be text.")
+
+    def from_string(self, text: str) -> str:
+        """Take the text as it is; `Unicode` would take quotes off and expand a ``~``."""
+        return text
+
+
+class YesNo(_Demanding, Bool):
+    """True or false; in an environment variable also 1 or 0, on or off."""
+
+    def require(self, value: object, label: str) -> None:
+        """Refuse what is neither."""
+        if not isinstance(value, bool):
+            raise OptionError(f"{label} is {value!r}, but must be true or false.")
+
+    def from_string(self, text: str) -> bool | None:
+        """Take the words of an option too."""
+        if text.lower() in ("on", "off"):
+            return text.lower() == "on"
+        value: bool | None = super().from_string(text)
+        return value
+
+
+class Glm4v(Configurable):
+    """The settings. The class has the name that ``%config`` shows."""
+
+    model = Text(
+        None,
+        allow_none=True,
+        help="Model of the first question and of %glm4v load: folder, repository id, demo, or the "
+        "address of a server.",
+    ).tag(config=True, unset="demo")
+    max_tokens = WholeNumber(512, help="Longest answer, in tokens.").tag(config=True)
+    temperature = Number(None, allow_none=True, help="0 is greedy; higher is more surprising.").tag(
+        config=True, unset=_CHECKPOINTS_OWN
+    )
+    top_p = Number(None, allow_none=True, help="Nucleus size, above 0 and at most 1.").tag(
+        config=True, unset=_CHECKPOINTS_OWN
+    )
+    top_k = WholeNumber(
+        None, allow_none=True, help="Sample from so many of the likeliest tokens only."
+    ).tag(config=True, unset=_CHECKPOINTS_OWN)
+    thinking = YesNo(
+        None,
+        allow_none=True,
+        help="Whether the model thinks before it answers, if it can.",
+    ).tag(config=True, unset="the model's own")
+    system = Text(
+        None, allow_none=True, help="System message at the beginning of every conversation."
+    ).tag(config=True, unset="none")
+    stop_button = YesNo(
+        True, help="Show a Stop button while answers are being written, where one can work."
+    ).tag(config=True)
+    debug = YesNo(False, help="Show the traceback of an error instead of one line.").tag(
+        config=True
+    )
+    megapixels = Number(128.0, help="Largest image that is read, in megapixels.").tag(config=True)
+    download_seconds = Number(30.0, help="Longest download of an image, in seconds.").tag(
+        config=True
+    )
+    allow_private = YesNo(
+        False, help="Whether a URL may lead to this computer or its private network."
+    ).tag(config=True)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sources = dict.fromkeys(self.names(), BUILT_IN)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Names of all settings, in the order of their declaration."""
+        return tuple(name for name, trait in vars(cls).items() if isinstance(trait, _Demanding))
+
+    def source(self, name: str) -> str:
+        """Return where a value comes from."""
+        return self._sources[name]
+
+    def take(self, name: str, value: object, source: str, label: str) -> None:
+        """Set a value.
+
+        Args:
+            name: of the setting.
+            value: of its type.
+            source: where the value comes from.
+            label: the setting as it is called there, for messages.
+
+        Raises:
+            OptionError: if there is no such setting, or it cannot have this value.
+        """
+        if name not in self._sources:
+            raise OptionError(
+                f"{label} is no setting.",
+                did_you_mean(name, self.names()) or f"There are {', '.join(self.names())}.",
+            )
+        trait: _Demanding = self.traits()[name]
+        if value is not None or not trait.allow_none:
+            trait.require(value, label)
+        setattr(self, name, value)
+        self._sources[name] = source
+
+    def update_config(self, config: Config) -> None:
+        """Take what ``%config`` sets; called by IPython."""
+        super().update_config(config)
+        given = config.get(type(self).__name__, {})
+        self._sources.update(dict.fromkeys(self._sources.keys() & given.keys(), CONFIG_MAGIC))
+
+    def table(self, name: str | None = None) -> list[Setting]:
+        """Return all settings, or the one of this name.
+
+        Raises:
+            OptionError: if there is none.
+        """
+        if name is not None and name not in self._sources:
+            raise OptionError(
+                f"There is no setting {name}.",
+                did_you_mean(name, self.names()) or f"There are {', '.join(self.names())}.",
+            )
+        return [self._row(each) for each in self.names() if name in (None, each)]
+
+    def _row(self, name: str) -> Setting:
+        value, trait = getattr(self, name), self.traits()[name]
+        shown = trait.metadata["unset"] if value is None else _shown(value)
+        return Setting(name, shown, self._sources[name], trait.help)
+
+    @property
+    def limits(self) -> Limits:
+        """What is refused of images."""
+        from glm4v_magic.images import Limits
+
+        return Limits(
+            megapixels=self.megapixels,
+            download_seconds=self.download_seconds,
+            allow_private=self.allow_private,
+        )
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def read(
+    configuration: Mapping[str, Any], environment: Mapping[str, str], folder: Path | None = None
+) -> Glm4v:
+    """Return the settings of all sources.
+
+    Args:
+        configuration: the section ``Glm4v`` of IPython's configuration.
+        environment: variables by name. An empty one counts as not set.
+        folder: where the search for a ``pyproject.toml`` begins; the current one by default.
+
+    Raises:
+        OptionError: for a name that is no setting, or a value that it cannot have; says where.
+    """
+    settings = Glm4v()
+    for name, value in configuration.items():
+        label = f"c.Glm4v.{name} in {IPYTHON}"
+        settings.take(name, _parsed(settings, name, value), IPYTHON, label)
+    file, section = _project(folder)
+    for name, value in section.items():
+        settings.take(name, _from(file, name, value), str(file), f"{name} in {file}")
+    for variable, text in environment.items():
+        if variable.startswith(PREFIX) and variable != API_KEY and text:
+            name = variable.removeprefix(PREFIX).lower()
+            value = _parsed(settings, name, DeferredConfigString(text))
+            settings.take(name, value, variable, f"The environment variable {variable}")
+    return settings
+
+
+def _parsed(settings: Glm4v, name: str, value: object) -> object:
+    """Read text from a command line or an environment as what the setting takes, if it is that."""
+    trait = settings.traits().get(name)
+    if trait is None or not isinstance(value, DeferredConfigString):
+        return value
+    return value.get_value(trait)
+
+
+def _from(file: Path, name: str, value: object) -> object:
+    """Let ``model = "./checkpoint"`` mean the folder beside the file, wherever the notebook is."""
+    if name == "model" and isinstance(value, str) and value.startswith(("./", "../")):
+        return os.path.normpath(file.parent / value)
+    return value
+
+
+def _project(folder: Path | None) -> tuple[Path, Mapping[str, Any]]:
+    """Return the nearest ``pyproject.toml`` and the section in it, if it has one."""
+    try:
+        start = Path.cwd() if folder is None else folder
+        file = next(
+            each / "pyproject.toml"
+            for each in (start, *start.parents)
+            if (each / "pyproject.toml").is_file()
+        )
+        content = file.read_bytes()
+    except (OSError, StopIteration):  # there is none, it may not be read, the folder is gone
+        return Path(), {}
+    if _SECTION.search(content) is None:
+        return file, {}
+    import tomllib
+
+    try:
+        document = tomllib.loads(content.decode("utf-8"))
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise OptionError(f"{file} cannot be read: {error}.") from None
+    section: Mapping[str, Any] = document.get("tool", {}).get("glm4v_magic", {})
+    return file, section

@@ -1,0 +1,103 @@
+"""A button that stops a call, in front ends that can deliver a click while a cell runs.
+
+It is best effort. Interrupting the kernel always works; this is for those who look for a button
+where the answer is. It exists only while answers are being written, and a saved notebook holds
+nothing of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.displaypub import CapturingDisplayPublisher
+
+from glm4v_magic.notebook.widgets.busy import hear_while_busy
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+__all__ = ["StopButton", "is_watched", "stop_button"]
+
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def is_watched(shell: InteractiveShell) -> bool:
+    """Say whether somebody sees this cell while it runs.
+
+    JupyterLab, Notebook 7 and VS Code send the cell's id along; nbclient and papermill, which run
+    a notebook for nobody, do not.
+    """
+    kernel = getattr(shell, "kernel", None)
+    if kernel is None or isinstance(shell.display_pub, CapturingDisplayPublisher):
+        return False
+    return bool(kernel.get_parent().get("metadata", {}).get("cellId"))
+
+
+def stop_button(shell: InteractiveShell, html: str, status: str) -> StopButton | None:
+    """Return a button with `status` beside it, below `html`; ``None`` where it would do nothing.
+
+    Without subshells a kernel takes a click only when the cell has ended.
+    """
+    kernel = getattr(shell, "kernel", None)
+    features = getattr(kernel, "kernel_info", {}).get("supported_features", ())
+    if "kernel subshells" not in features:
+        return None
+    try:
+        import ipywidgets
+    except ImportError:
+        return None
+    return StopButton(ipywidgets, html, status)
+
+
+class StopButton:
+    """The button and what it stands beside.
+
+    Args:
+        ipywidgets: the library.
+        html: shown above the button.
+        status: HTML of the line beside it.
+    """
+
+    def __init__(self, ipywidgets: Any, html: str, status: str) -> None:
+        self._pressed = threading.Event()
+        self._button = ipywidgets.Button(
+            description="Stop",
+            icon="stop",
+            tooltip="Stop here; what was said until now stays",
+            layout={"width": "auto"},
+        )
+        self._button.on_click(self._press)
+        self._line = ipywidgets.HTML(status)
+        row = ipywidgets.HBox([self._button, self._line], layout={"align_items": "center"})
+        above = ipywidgets.HTML(html)
+        self._box = ipywidgets.VBox([above, row])
+        self._widgets = [self._box, above, row, self._line, self._button]
+        hear_while_busy(self._button)
+
+    @property
+    def pressed(self) -> bool:
+        """Whether somebody has pressed it."""
+        return self._pressed.is_set()
+
+    @property
+    def view(self) -> dict[str, Any]:
+        """The part of an output's data that shows it."""
+        return {_WIDGET: {"version_major": 2, "version_minor": 0, "model_id": self._box.model_id}}
+
+    def say(self, status: str) -> None:
+        """Replace the line beside it; HTML."""
+        self._line.value = status
+
+    def close(self) -> None:
+        """Take it away, with every model behind it that the front end would save."""
+        for widget in self._widgets:
+            for name in ("layout", "style"):
+                part = getattr(widget, name, None)
+                if part is not None:
+                    part.close()
+            widget.close()
+
+    def _press(self, _: object) -> None:
+        # Called in the thread of a subshell, or in the main thread after the cell.
+        self._pressed.set()

@@ -1,0 +1,27 @@
+"""``%glm4v memory`` as a widget."""
+
+from __future__ import annotations
+
+import ipywidgets as widgets
+
+from glm4v_magic.notebook.monitor import Monitor
+from glm4v_magic.notebook.render.memory import MemoryView, memory_bundle, memory_html
+from glm4v_magic.notebook.widgets.watched import WatchedView
+from glm4v_magic.session.session import Status
+
+__all__ = ["MemoryWidget"]
+
+
+class MemoryWidget(WatchedView):
+    """The view of memory."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._view = monitor.view()
+        self._html = widgets.HTML(memory_html(self._view))
+        super().__init__(monitor, [self._html], lambda: memory_bundle(self._view))
+
+    def refresh(self, view: MemoryView, status: Status) -> None:
+        """Show another view; see `monitor.View`."""
+        changed, self._view = view != self._view, view
+        if changed and self.live.is_open:
+            self._html.value = memory_html(view)

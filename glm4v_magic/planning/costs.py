@@ -1,0 +1,262 @@
+"""Bytes that each unit of a model takes: weights, cache and activations.
+
+A checkpoint describes itself as a `ModelShape`: numbers of values, no tensors. `price` turns it
+into `Unit`s in bytes for a `Workload` (context, images, batch, dtype, quantisation).
+
+Where the formulas come from, with B rows, S cache entries per row, e bytes per value:
+
+weights
+    values x e; linear layers of the text part may be quantised. The layouts are bitsandbytes':
+    8-bit is one byte per value and a float32 scale per output row (``Int8Params.SCB``), 4-bit is
+    half a byte per value and a float32 ``absmax`` per 64 values (``Params4bit``, block size 64, no
+    double quantisation). Embedding, head, norms, biases and the vision tower stay as they are.
+key/value cache
+    B x S x 2 x groups x head size x e per decoder layer (``DynamicCache`` keeps exactly the keys
+    and values of every entry). An image takes more cache entries than positions where its
+    visual tokens share a position.
+activations
+    Counted in the forward of each module: the tensors that are alive together at the worst
+    moment of a prefill over the whole context. `text_layer`, `vision_layer`, `gated_projection`,
+    `patch_embedding`, `embedding` and `head` say which. Attention is taken to be flash or
+    memory-efficient (nothing of the size S x S but the mask of a padded batch). Decode needs less.
+overhead
+    A process that uses a GPU at all pays for its CUDA context; see `GPU_OVERHEAD`.
+
+Not counted: fragmentation of the caching allocator. Keep a reserve for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.model_shape import (
+    DTYPE_BYTES,
+    Activation,
+    Kind,
+    ModelShape,
+    UnitShape,
+    Workload,
+)
+from glm4v_magic.core.wording import counted
+
+__all__ = [
+    "GPU_OVERHEAD",
+    "Unit",
+    "cache_entries",
+    "embedding",
+    "gated_projection",
+    "head",
+    "merge",
+    "patch_embedding",
+    "price",
+    "text_layer",
+    "vision_layer",
+]
+
+GPU_OVERHEAD = 512 * 2**20
+"""Bytes of the CUDA context and the cuBLAS workspaces, per GPU in use.
+
+A context with lazily loaded kernels (the default since CUDA 11.7) takes 300 to 400 MB
+(https://github.com/pytorch/pytorch/issues/107667, https://github.com/pytorch/pytorch/issues/109888);
+cuBLAS and cuBLASLt take up to 32 MiB each (https://github.com/pytorch/pytorch/pull/120925).
+"""
+
+
+_BLOCK_4BIT = 64  # values per absmax, bitsandbytes' default
+_FLOAT32 = 4
+_INT32 = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A part of a model that is never split, in bytes.
+
+    Attributes:
+        name, modules, kind: as in `UnitShape`.
+        weight_bytes: of its weights.
+        kv_bytes_per_token: keys and values of one cache entry.
+        kv_bytes: of all cache entries of the workload.
+        held_bytes: activations that stay until the prefill ends.
+        transient_bytes: activations that come and go while the unit runs, at the worst moment.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    kind: Kind
+    weight_bytes: int
+    kv_bytes_per_token: int = 0
+    kv_bytes: int = 0
+    held_bytes: int = 0
+    transient_bytes: int = 0
+
+    @property
+    def resident_bytes(self) -> int:
+        """What adds up on a GPU: weights, cache, and activations that stay."""
+        return self.weight_bytes + self.kv_bytes + self.held_bytes
+
+
+def cache_entries(shape: ModelShape, workload: Workload) -> int:
+    """Cache entries of one row: positions, and what images need beyond their positions.
+
+    Raises:
+        OptionError: if the context is longer than the model's, or too short for the images.
+    """
+    context = shape.max_context if workload.context is None else workload.context
+    if context > shape.max_context:
+        raise OptionError(
+            f"A context of {context:,} positions is more than {shape.name} knows "
+            f"({shape.max_context:,})."
+        )
+    if context < workload.images * shape.image_positions:
+        raise OptionError(
+            f"A context of {context:,} positions is too short for "
+            f"{counted(workload.images, 'image')}, "
+            f"which take {shape.image_positions:,} positions each."
+        )
+    return context + workload.images * (shape.visual_tokens - shape.image_positions)
+
+
+def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
+    """Return the units of `shape` with what they cost under `workload`.
+
+    Raises:
+        OptionError: as `cache_entries`.
+    """
+    entries = workload.batch * cache_entries(shape, workload)
+    images = workload.batch * workload.images
+    counts = {
+        "text": entries,
+        "patch": images * shape.patches,
+        "visual": images * shape.visual_tokens,
+        "image": images,
+        "row": workload.batch,
+    }
+    size = DTYPE_BYTES[workload.dtype or shape.dtype]
+    # Rows of different lengths need a mask, boolean and of the size S x S, on every GPU.
+    mask = entries * entries // workload.batch if workload.batch > 1 else 0
+    units = []
+    for unit in shape.units:
+        held = transient = 0
+        for a in unit.activations:
+            held += counts[a.tokens] * (a.held_values * size + a.held_bytes)
+            transient = max(transient, counts[a.tokens] * (a.values * size + a.extra_bytes))
+        if unit.kind == "text_layer":
+            transient = max(transient, _quantized_product(unit, workload, entries, size)) + mask
+        kv_bytes_per_token = unit.cache_values * size
+        units.append(
+            Unit(
+                unit.name,
+                unit.modules,
+                unit.kind,
+                _weight_bytes(unit, workload, size),
+                kv_bytes_per_token,
+                kv_bytes_per_token * entries,
+                held,
+                transient,
+            )
+        )
+    return tuple(units)
+
+
+def merge(units: Sequence[Unit], name: str, modules: tuple[str, ...], kind: Kind) -> Unit:
+    """Return one unit that stays together: what adds up is added, peaks do not meet."""
+    return replace(
+        units[0],
+        name=name,
+        modules=modules,
+        kind=kind,
+        weight_bytes=sum(unit.weight_bytes for unit in units),
+        kv_bytes_per_token=sum(unit.kv_bytes_per_token for unit in units),
+        kv_bytes=sum(unit.kv_bytes for unit in units),
+        held_bytes=sum(unit.held_bytes for unit in units),
+        transient_bytes=max(unit.transient_bytes for unit in units),
+    )
+
+
+def _weight_bytes(unit: UnitShape, workload: Workload, size: int) -> int:
+    kept = (unit.values - unit.linear_values) * size
+    if workload.quantize == "8bit":
+        return kept + unit.linear_values + unit.linear_rows * _FLOAT32
+    if workload.quantize == "4bit":
+        return kept + unit.linear_values // 2 + unit.linear_values // _BLOCK_4BIT * _FLOAT32
+    return unit.values * size
+
+
+def _quantized_product(unit: UnitShape, workload: Workload, entries: int, size: int) -> int:
+    """Bytes alive in the largest quantised matrix product of a decoder layer.
+
+    Input, residuals and result as without quantisation, and (bitsandbytes,
+    ``autograd/_functions.py``) the matrix restored to the compute dtype for 4-bit, or an int32
+    product before the scaled one for 8-bit.
+    """
+    rows, columns = unit.widest_linear
+    product = entries * (rows + 3 * columns) * size
+    if workload.quantize == "4bit":
+        return product + rows * columns * size
+    if workload.quantize == "8bit":
+        return product + entries * rows * _INT32
+    return 0
+
+
+def text_layer(hidden: int, intermediate: int, rotary: int) -> Activation:
+    """A decoder layer with a gated MLP, at the product of its two halves.
+
+    Alive per token: gate and up (2 x intermediate, one matrix), the activated gate and the
+    product (1 each); the layer's input, the residual and the normed residual (3 x hidden); cos and
+    sin (2 x rotary) and the int64 position. Counted in transformers' ``modeling_glm.py`` and in the
+    checkpoint's layer. Attention (about 6 x hidden) and the norms (float32, about 5 x hidden) peak
+    lower as long as the MLP is at least half as wide as the model.
+    """
+    return Activation("text", 4 * intermediate + 3 * hidden + 2 * rotary, extra_bytes=8)
+
+
+def vision_layer(hidden: int, intermediate: int) -> Activation:
+    """A layer of the tower with a two-matrix MLP, at its GELU, or at its fused attention.
+
+    Alive per patch: the hidden states before and after GELU (2 x intermediate), the tower's input,
+    the layer's input and the MLP's (3 x hidden); or, in the attention, the tower's and the layer's
+    input, query, key and value in one matrix, the attended values and their projection
+    (7 x hidden).
+    """
+    return Activation("patch", max(2 * intermediate + 3 * hidden, 7 * hidden))
+
+
+def patch_embedding(hidden: int, pixels: int) -> tuple[Activation, Activation]:
+    """Pixels -> patches: the images, and three tensors of the patches' size.
+
+    The float32 pixels stay until the call ends; they are cast to the model's dtype for the tower.
+    Alive per patch at the addition: the patches with the class token, the table and the sum.
+    """
+    images = Activation("image", held_bytes=_FLOAT32 * pixels, held_values=pixels)
+    return images, Activation("patch", 3 * hidden)
+
+
+def gated_projection(hidden: int, intermediate: int) -> Activation:
+    """The gated MLP behind the tower: per visual token 3 x intermediate and 2 x hidden.
+
+    Activated gate, up and their product; its input and the projection it was made from.
+    """
+    return Activation("visual", 3 * intermediate + 2 * hidden)
+
+
+def embedding(hidden: int) -> tuple[Activation, Activation]:
+    """Ids -> vectors, with images spliced in.
+
+    The spliced vectors stay alive while the decoder runs, and so do the visual tokens. Splicing
+    with ``masked_scatter`` also has the vectors before it and, on CUDA, per vector element an int64
+    prefix sum and the mask (``aten/src/ATen/native/cuda/IndexKernel.cpp``, `masked_scatter__cuda`).
+    """
+    splice = Activation("text", hidden, extra_bytes=9 * hidden, held_values=hidden)
+    return splice, Activation("visual", held_values=hidden)
+
+
+def head(hidden: int, vocabulary: int) -> tuple[Activation, Activation]:
+    """The final norm over all tokens, then logits of the last position of each row.
+
+    The norm has its input in the model's dtype and twice in float32; ``generate`` copies the logits
+    to float32, and sampling sorts them: values, int64 indices, probabilities and their sums.
+    """
+    norm = Activation("text", hidden, extra_bytes=2 * _FLOAT32 * hidden)
+    return norm, Activation("row", vocabulary, extra_bytes=(4 * _FLOAT32 + 8) * vocabulary)

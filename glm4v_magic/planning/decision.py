@@ -1,0 +1,289 @@
+"""From what was asked to where a model goes: the GPUs there are, a plan or a given map, checked.
+
+Nothing is loaded here. `decide` is called while the model before is still in memory; whatever it
+refuses costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glm4v_magic.core.errors import (
+    DeviceMapError,
+    GPUDescriptionError,
+    OptionError,
+    PlacementError,
+)
+from glm4v_magic.core.gpu_spec import GPU, parse_gpus
+from glm4v_magic.core.model_shape import Quantization
+from glm4v_magic.core.placement import (
+    CPU_DTYPE,
+    DeviceMap,
+    GivenMap,
+    Place,
+    PlacementOptions,
+    _sizes,
+)
+from glm4v_magic.core.plan import Plan
+from glm4v_magic.core.wording import counted
+from glm4v_magic.hardware.gpus import find_gpus
+from glm4v_magic.planning.device_map import check, read_device_map
+from glm4v_magic.planning.plan import plan
+
+if TYPE_CHECKING:
+    from glm4v_magic.core.model import Architecture
+    from glm4v_magic.virtual_gpus import VirtualGPUs
+
+__all__ = [
+    "Placement",
+    "as_plan",
+    "decide",
+    "gpus_here",
+    "make_plan",
+]
+
+
+_GIB = 2**30
+# A GPU says it has less than its name: 16 GB of a T4 are 14.6 GiB with error correction.
+_NAMEPLATE = 1.15
+
+
+# What has no meaning beside a map that is given.
+_OF_A_PLAN = (
+    "context",
+    "images",
+    "batch",
+    "objective",
+    "max_memory",
+    "reserve",
+    "split_vision",
+    "offload",
+    "pin",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model goes: decided and checked, not yet done.
+
+    Attributes:
+        dtype: of the weights that are not quantised.
+        device_map: module -> GPU index or ``cpu``; ``None`` is all on the CPU.
+        execution_map: where offloaded modules run; empty leaves it to `dispatch`.
+        plan: that the map is from; ``None`` for a map that was given, and for the CPU.
+        quantize: of the text part's linear layers.
+    """
+
+    dtype: str = CPU_DTYPE
+    device_map: DeviceMap | None = None
+    execution_map: DeviceMap = field(default_factory=dict)
+    plan: Plan | None = None
+    quantize: Quantization | None = None
+
+
+def gpus_here() -> tuple[GPU, ...]:
+    """Return the GPUs of this machine, or the virtual ones in use; imports no torch."""
+    virtual = _virtual_gpus()
+    return virtual.gpus if virtual else tuple(found.gpu for found in find_gpus())
+
+
+def make_plan(
+    architecture: Architecture, options: PlacementOptions, gpus: Sequence[GPU] | None = None
+) -> Plan:
+    """Plan a model; imports no torch.
+
+    Args:
+        architecture: the model.
+        options: what was asked.
+        gpus: the GPUs; by default those of `options`, or those that are here.
+
+    Raises:
+        DoesNotFitError: if no split fits.
+        OptionError: if the workload or the images do not suit the model.
+        PlacementError: if a GPU does not tell its size.
+    """
+    most = architecture.max_images
+    if most is not None and options.images > most:
+        raise OptionError(
+            f"{architecture.name} takes {counted(most, 'image')}, not {options.images}."
+        )
+    if gpus is None:
+        gpus = gpus_here() if options.gpus is None else parse_gpus(options.gpus)
+    workload = options.workload
+    if not gpus and workload.dtype is None:
+        workload = replace(workload, dtype=CPU_DTYPE)
+    return plan(
+        architecture.shape(),
+        _capped(gpus, options.max_memory),
+        workload,
+        objective=options.objective,
+        reserve=None if options.reserve is None else int(options.reserve * _GIB),
+        pin=dict(options.pin),
+        split_vision=options.split_vision,
+        offload=options.offload,
+    )
+
+
+def decide(
+    architecture: Architecture, options: PlacementOptions, given: GivenMap | None = None
+) -> Placement:
+    """Decide where a model goes on this machine.
+
+    Args:
+        architecture: the model.
+        options: what was asked.
+        given: a map or a plan to follow instead of making one.
+
+    Raises:
+        DoesNotFitError: if no split fits.
+        DeviceMapError: if a map does not suit the model or the GPUs.
+        GPUDescriptionError: if the GPUs are described, and torch sees no such GPUs here.
+        OptionError: if an option has no meaning, does not suit the model, or wants a package
+            that is not installed.
+    """
+    if given is not None:
+        _refuse_options_of_a_plan(options)
+    if options.quantize is not None:
+        _require_bitsandbytes(options.quantize)
+    gpus = _usable(options.gpus)
+    if given is not None:
+        made = as_plan(given)
+        wanted = made.device_map() if made else read_device_map(given)  # type: ignore[arg-type]
+    elif gpus:
+        made = make_plan(architecture, options, gpus)
+        wanted = made.device_map()
+    else:
+        make_plan(architecture, options, gpus)  # refuses what makes no sense for the model
+        return Placement(options.dtype or CPU_DTYPE, quantize=options.quantize)
+    published = architecture.shape().dtype
+    weights = check(wanted, architecture.build_meta(options.dtype or published), gpus)
+    on_gpus = any(place != "cpu" for place in weights.values())
+    if options.quantize is not None and on_gpus and "cpu" in weights.values():
+        raise DeviceMapError(
+            "The device map keeps modules on the CPU, and quantised layers cannot be offloaded.",
+            "Put every module on a GPU.",
+        )
+    return Placement(
+        dtype=options.dtype or (published if on_gpus else CPU_DTYPE),
+        device_map=weights,
+        execution_map=_execution(made),
+        plan=made,
+        quantize=options.quantize,
+    )
+
+
+def _refuse_options_of_a_plan(options: PlacementOptions) -> None:
+    defaults = {option.name: option.default for option in fields(options)}
+    for name in _OF_A_PLAN:
+        if getattr(options, name) != defaults[name]:
+            raise OptionError(
+                f"{name} is for making a plan, but a device map is given.",
+                "Leave one of them out.",
+            )
+
+
+def _require_bitsandbytes(kind: Quantization) -> None:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise OptionError(
+            f"{kind} weights need bitsandbytes, which is not installed.",
+            "Install it with: pip install 'glm4v_magic[quantize]'",
+        )
+
+
+def as_plan(given: GivenMap) -> Plan | None:
+    """Return the plan that is given, itself or as a file; ``None`` for a map.
+
+    Raises:
+        DeviceMapError: if a file is neither.
+    """
+    if isinstance(given, Plan):
+        return given
+    if isinstance(given, Mapping):
+        return None
+    read_device_map(given)  # says what is wrong with the file
+    text = Path(given).expanduser().read_text(encoding="utf-8")
+    return Plan.from_json(text) if "format" in json.loads(text) else None
+
+
+def _execution(made: Plan | None) -> dict[str, Place]:
+    return {} if made is None else made.execution_map()
+
+
+def _virtual_gpus() -> VirtualGPUs | None:
+    context = sys.modules.get("glm4v_magic.virtual_gpus.context")
+    return None if context is None else context.active()
+
+
+def _usable(description: str | None) -> tuple[GPU, ...]:
+    """GPUs that torch can use; as described, if they are."""
+    described = None if description is None else parse_gpus(description)
+    if described == ():
+        return ()
+    virtual = _virtual_gpus()
+    if virtual is not None:
+        found: tuple[GPU | None, ...] = virtual.gpus
+    else:
+        gpus = find_gpus()
+        gpus = gpus[: _seen_by_torch()] if gpus else ()
+        if described is None:
+            return tuple(gpu.gpu for gpu in gpus)
+        found = tuple(_size_known(gpu) for gpu in gpus)
+    if described is None:
+        return tuple(gpu for gpu in found if gpu is not None)
+    if len(described) > len(found):
+        there = "none" if not found else f"only {len(found)}"
+        raise GPUDescriptionError(
+            f"{description!r} describes {counted(len(described), 'GPU')}, "
+            f"but torch sees {there} here.",
+            "Leave --gpus out to load; %glm4v plan and %glm4v check work for any description.",
+        )
+    return tuple(_both(one, gpu) for one, gpu in zip(described, found, strict=False))
+
+
+def _seen_by_torch() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _size_known(gpu: Any) -> GPU | None:
+    try:
+        return gpu.gpu
+    except PlacementError:
+        return None
+
+
+def _both(described: GPU, found: GPU | None) -> GPU:
+    """A GPU of which no more is used than was described, nor than there is."""
+    if found is None:
+        return described
+    if described.total_bytes > found.total_bytes * _NAMEPLATE:
+        raise GPUDescriptionError(
+            f"cuda:{found.index} ({found.name}) has {found.total_bytes / _GIB:.1f} GiB, not "
+            f"{described.total_bytes / _GIB:.1f} GiB.",
+            "Describe it as it is, or leave --gpus out.",
+        )
+    return replace(found, free_bytes=min(described.total_bytes, found.usable_bytes))
+
+
+def _capped(gpus: Sequence[GPU], max_memory: float | tuple[float, ...] | None) -> tuple[GPU, ...]:
+    sizes = _sizes(max_memory)
+    if not sizes or not gpus:
+        return tuple(gpus)
+    if len(sizes) == 1:
+        sizes *= len(gpus)
+    if len(sizes) != len(gpus):
+        raise OptionError(
+            f"max_memory has {counted(len(sizes), 'size')} for {counted(len(gpus), 'GPU')}.",
+            "Give one number, or one for each GPU.",
+        )
+    return tuple(
+        replace(gpu, free_bytes=min(gpu.usable_bytes, int(size * _GIB)))
+        for gpu, size in zip(gpus, sizes, strict=True)
+    )

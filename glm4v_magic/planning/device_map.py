@@ -1,0 +1,271 @@
+"""Device maps: read, checked against a model, and what transformers' own planner would choose.
+
+A map gives modules, or single parameters, a device: ``{"model.vision": 0, "lm_head": "cuda:1",
+"model.language_model": "cpu"}``. Read from a JSON file or given as a mapping; a plan that
+`Plan.to_json` wrote is one, too. Every mistake is found before anything is loaded, and named in one
+line with what was probably meant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glm4v_magic.core.errors import DeviceMapError, did_you_mean
+from glm4v_magic.core.gpu_spec import GPU
+from glm4v_magic.core.placement import DeviceMap, Place
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+__all__ = ["automatic", "check", "place_of", "read_device_map"]
+
+
+_EXAMPLE = 'A device map is a JSON object such as {"model.vision": 0, "lm_head": 1}.'
+_UNLIMITED = 1 << 60
+
+
+def read_device_map(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """Read a device map from a JSON file, or take a mapping; see `check` for its content.
+
+    Raises:
+        DeviceMapError: if the file cannot be read, is not valid JSON, is not an object, or names
+            a module twice.
+    """
+    if isinstance(source, Mapping):
+        return dict(source)
+    path = Path(source).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DeviceMapError(
+            f"The device map {path} cannot be read: {error.strerror or error}."
+        ) from error
+    except UnicodeDecodeError:
+        raise DeviceMapError(f"The device map {path} is not a text file.", _EXAMPLE) from None
+    try:
+        content = json.loads(text, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise DeviceMapError(
+            f"The device map {path} is not valid JSON: {error}.", _EXAMPLE
+        ) from None
+    if not isinstance(content, dict):
+        raise DeviceMapError(f"The device map {path} holds no JSON object.", _EXAMPLE)
+    if "format" in content:
+        from glm4v_magic.core.plan import Plan
+
+        return dict(Plan.from_json(text).device_map())
+    return content
+
+
+def check(device_map: Mapping[str, Any], model: nn.Module, gpus: Sequence[GPU]) -> DeviceMap:
+    """Check a device map against a model and the GPUs.
+
+    Args:
+        device_map: modules or parameters, by name, to a GPU's index, ``"cuda:<index>"``, a
+            `torch.device`, or ``"cpu"``. The empty name is the whole model.
+        model: the model; may be on ``meta``.
+        gpus: the GPUs there are.
+
+    Returns:
+        The map with places as `Place`, without entries that repeat an outer one.
+
+    Raises:
+        DeviceMapError: if the map is empty, misses a weight, names a module that the model does
+            not have or a GPU that is not there, has a place that is none, gives an inner and
+            an outer module different places, or separates weights that are one.
+    """
+    if not device_map:
+        raise DeviceMapError("The device map is empty.", _EXAMPLE)
+    modules = [name for name, _ in model.named_modules()]
+    tensors = [name for name, _ in _tensors(model)]
+    known = {*modules, *tensors}
+    places: DeviceMap = {}
+    for name, value in device_map.items():
+        if not isinstance(name, str) or name not in known:
+            raise DeviceMapError(*_unknown(name, modules, tensors))
+        places[name] = _place(name, value, gpus)
+    _check_overlaps(places)
+    _check_coverage(places, modules, tensors)
+    _check_ties(places, model)
+    return {name: place for name, place in places.items() if _outer(places, name) is None}
+
+
+def place_of(device_map: Mapping[str, Place], name: str) -> Place | None:
+    """Where a module or parameter is: its own entry, or that of the innermost module around it."""
+    while name not in device_map:
+        if not name:
+            return None
+        name = name.rpartition(".")[0]
+    return device_map[name]
+
+
+def automatic(model: PreTrainedModel, gpus: Sequence[GPU]) -> DeviceMap:
+    """What ``from_pretrained(device_map="auto")`` chooses on `gpus`; queries no GPU.
+
+    Args:
+        model: the model; may be on ``meta``.
+        gpus: the GPUs; host memory is taken to be unlimited.
+
+    Raises:
+        DeviceMapError: if there is no GPU.
+    """
+    if not gpus:
+        raise DeviceMapError("An automatic device map needs at least one GPU.")
+    from transformers.integrations.accelerate import get_balanced_memory, infer_auto_device_map
+
+    classes = model._no_split_modules
+    # Told of no limits, as by "auto", transformers leaves a tenth of an only GPU alone.
+    usable = 0.9 if len(gpus) == 1 else 1
+    capacities: dict[int | str, int] = {
+        index: int(gpu.usable_bytes * usable) for index, gpu in enumerate(gpus)
+    } | {"cpu": _UNLIMITED}
+    with _seen_by_libraries(gpus):
+        memory = get_balanced_memory(model, capacities, no_split_module_classes=classes)
+        found = infer_auto_device_map(model, memory, no_split_module_classes=classes)
+    return {
+        name: gpus[place].index if isinstance(place, int) else place
+        for name, place in found.items()
+    }
+
+
+def _seen_by_libraries(gpus: Sequence[GPU]) -> AbstractContextManager[Any]:
+    """Let torch show the GPUs: accelerate warns of capacities for GPUs that it does not see."""
+    import torch
+
+    if torch.cuda.device_count() >= len(gpus):
+        return nullcontext()
+    from glm4v_magic.virtual_gpus import VirtualGPUs
+
+    return VirtualGPUs(gpus, values="none")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
+            raise DeviceMapError(f"The device map names {name!r} twice.")
+        content[name] = value
+    return content
+
+
+def _tensors(model: nn.Module) -> Iterable[tuple[str, Any]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _unknown(name: object, modules: Sequence[str], tensors: Sequence[str]) -> tuple[str, str]:
+    if not isinstance(name, str):
+        return f"The device map names {name!r}, which is not the name of a module.", _EXAMPLE
+    # The part of the name that does exist, and what could come next: hundreds of layers look alike.
+    parent = name
+    while parent and parent not in modules:
+        parent = parent.rpartition(".")[0]
+    prefix = f"{parent}." if parent else ""
+    siblings = {
+        prefix + other.removeprefix(prefix).partition(".")[0]
+        for other in (*modules, *tensors)
+        if other.startswith(prefix) and other != parent
+    }
+    hint = did_you_mean(name, sorted(siblings)) or did_you_mean(name, modules)
+    if not hint:
+        some = ", ".join(sorted(siblings)[:4])
+        hint = f"{parent or 'The model'} holds {some}." if some else ""
+    return f"The device map names {name!r}, which the model does not have.", hint
+
+
+def _place(name: str, value: object, gpus: Sequence[GPU]) -> Place:
+    if isinstance(value, int) and not isinstance(value, bool):
+        index = value
+    else:
+        kind, _, number = str(value).lower().partition(":")
+        if kind == "cpu":
+            return "cpu"
+        if kind == "disk":
+            raise DeviceMapError(
+                f"The device map puts {name!r} on disk, which is not supported.", "Use cpu."
+            )
+        number = number or "0"
+        if kind != "cuda" or not (number.isascii() and number.isdigit()):
+            raise DeviceMapError(
+                f"The device map puts {name!r} on {value!r:.60}, which is no device.",
+                'A device is a number such as 0, "cuda:0" or "cpu".',
+            )
+        index = int(number)
+    if index not in {gpu.index for gpu in gpus}:
+        raise DeviceMapError(f"The device map puts {name!r} on GPU {index}, but {_present(gpus)}.")
+    return index
+
+
+def _present(gpus: Sequence[GPU]) -> str:
+    if len(gpus) > 1:
+        return f"there are GPUs {gpus[0].index} to {gpus[-1].index}"
+    return f"there is GPU {gpus[0].index} only" if gpus else "there is none"
+
+
+def _outer(places: Mapping[str, Place], name: str) -> str | None:
+    """The innermost entry around `name`, if any."""
+    while name:
+        name = name.rpartition(".")[0]
+        if name in places:
+            return name
+    return None
+
+
+def _check_overlaps(places: Mapping[str, Place]) -> None:
+    for name, place in places.items():
+        outer = _outer(places, name)
+        if outer is not None and places[outer] != place:
+            raise DeviceMapError(
+                f"The device map puts {outer or 'the whole model'!r} on {_named(places[outer])}, "
+                f"but {name!r} inside it on {_named(place)}.",
+                "Name the parts of the outer one instead.",
+            )
+
+
+def _check_coverage(
+    places: Mapping[str, Place], modules: Sequence[str], tensors: Sequence[str]
+) -> None:
+    missing = [name for name in tensors if place_of(places, name) is None]
+    if not missing:
+        return
+    largest = _largest(missing, tensors)
+    rest = f" and {len(largest) - 1} more" if len(largest) > 1 else ""
+    raise DeviceMapError(
+        f"The device map gives {largest[0]!r}{rest} no device.", "Every weight needs one."
+    )
+
+
+def _largest(missing: Sequence[str], tensors: Sequence[str]) -> list[str]:
+    """Modules that hold only `missing` tensors, as few as possible."""
+    placed = [name for name in tensors if name not in set(missing)]
+    found: dict[str, None] = {}
+    for tensor in missing:
+        name = tensor
+        while "." in name:
+            outer = name.rpartition(".")[0]
+            if any(other.startswith(outer + ".") for other in placed):
+                break
+            name = outer
+        found[name] = None
+    return list(found)
+
+
+def _check_ties(places: Mapping[str, Place], model: nn.Module) -> None:
+    """A weight under two names can only be in one place."""
+    first: dict[int, str] = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        other = first.setdefault(id(tensor), name)
+        if place_of(places, other) != place_of(places, name):
+            raise DeviceMapError(
+                f"The device map separates {other!r} and {name!r}, which are one weight."
+            )
+
+
+def _named(place: Place) -> str:
+    return "the CPU" if place == "cpu" else f"GPU {place}"

@@ -1,0 +1,357 @@
+"""Cut a sequence of units into contiguous stages so that the fullest GPU is as empty as it can be.
+
+Only numbers here: a unit is the bytes it keeps and the bytes it needs for a moment, a GPU is the
+bytes it can hold. What units and GPUs stand for is `planning.plan`'s business.
+
+A GPU that runs the units ``i..j-1`` holds ::
+
+    base + sum(resident[i:j]) + max(transient[i:j])         (nothing at all when i == j)
+
+because residents add up while transients come and go one unit at a time. Its *fullness* is that
+over its capacity. `partition` minimises the fullness of the fullest GPU, exactly.
+
+Why it is exact:
+
+1. The cost of an interval never grows when units are taken away from either end (sums of and
+   maxima over fewer non-negative numbers). So for a bound ``f`` and a fixed order of GPUs, giving
+   each GPU in turn as many units as ``f`` allows is optimal: by induction, whatever another
+   split has placed after k GPUs, this one has placed at least as much, and the units that
+   remain can be treated as the other split treats them.
+2. For the same reason, if the order is free, only the furthest unit reached by a *set* of used
+   GPUs matters, not how it was reached; a dynamic programme over sets replaces the orders.
+   Equal GPUs are interchangeable, so a set is a count per kind of GPU.
+3. A unit that is pinned to a GPU stops every other GPU. Who is further along has already passed
+   the pinned units with the right GPUs, so 1 and 2 still hold.
+4. The answer is the fullness of some interval on some GPU. Halving finds a split within one in a
+   million of the best; then "is there a split that is *strictly* emptier?" is asked, in integers,
+   until the answer is no. There are finitely many intervals, so it ends at the optimum.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import accumulate
+from math import prod
+from operator import add
+
+__all__ = ["MAX_SETS", "Budget", "Item", "Partition", "fits", "partition"]
+
+MAX_SETS = 4096
+"""Sets of GPUs up to which every order is considered.
+
+Twelve GPUs that all differ have so many; sixteen GPUs of two sizes have 81. Beyond it three
+orders are tried: as given, largest GPU first, smallest GPU first.
+"""
+
+_PRECISION = Fraction(1, 2**20)
+_WHOLE = Fraction(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A unit, in bytes.
+
+    Attributes:
+        resident: stays on the GPU: weights, cache.
+        transient: needed while the unit runs, returned afterwards.
+        pinned: index of the GPU it must be on, or ``None``.
+    """
+
+    resident: int
+    transient: int = 0
+    pinned: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A GPU, in bytes: what it can hold, and what is taken as soon as it is used at all."""
+
+    capacity: int
+    base: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """Which GPU runs which units.
+
+    Attributes:
+        order: indices of all usable GPUs, in the order in which the units run through them.
+        borders: per GPU of `order` its units as ``(first, one past the last)``; empty when equal.
+        fullness: of the fullest GPU; above 1 it does not fit.
+        exact: whether every allowed order was considered.
+    """
+
+    order: tuple[int, ...]
+    borders: tuple[tuple[int, int], ...]
+    fullness: Fraction
+    exact: bool = True
+
+
+def partition(
+    items: Sequence[Item],
+    budgets: Sequence[Budget],
+    *,
+    any_order: bool = True,
+    max_gpus: int | None = None,
+    fewest: bool = False,
+) -> Partition | None:
+    """Return the best split of `items` over `budgets`, which may be over-full (see `fullness`).
+
+    Among equally good splits the given order of GPUs wins, and within an order the units are
+    spread so that the sum of squared fullnesses is least.
+
+    Args:
+        items: in the order in which they run.
+        budgets: those with a capacity of 0 or less are never used.
+        any_order: whether GPUs may be used in another order than given.
+        max_gpus: use at most so many.
+        fewest: use as few GPUs as fit; has no effect when nothing fits.
+
+    Returns:
+        ``None`` if the pins contradict each other or the order, or there is no usable GPU.
+    """
+    usable = [index for index, budget in enumerate(budgets) if budget.capacity > 0]
+    if not items or not usable:
+        return None
+    tables = _Tables(items)
+    searches, exact = _searches(tables, budgets, usable, any_order)
+    if fewest:
+        max_gpus = _fewest([search for search, _ in searches], len(usable))
+
+    best: Partition | None = None
+    for search, order in searches:
+        found = _least(search, tables, budgets, max_gpus)
+        if found is None or (best is not None and found[0] >= best.fullness):
+            continue
+        full, stages = found
+        used = tuple(budget for budget, _, _ in stages)
+        idle = tuple(index for index in usable if index not in used)
+        through = used if max_gpus is not None else order or used + idle
+        best = Partition(through, (), full, exact)
+    return None if best is None else replace(best, borders=_spread(best, tables, budgets))
+
+
+def fits(items: Sequence[Item], budgets: Sequence[Budget], *, any_order: bool = True) -> bool:
+    """Whether `partition` finds a split that over-fills no GPU, without looking for the best."""
+    usable = [index for index, budget in enumerate(budgets) if budget.capacity > 0]
+    if not items or not usable:
+        return False
+    searches, _ = _searches(_Tables(items), budgets, usable, any_order)
+    return any(search(_WHOLE, False, None) is not None for search, _ in searches)
+
+
+class _Tables:
+    """Costs of intervals, and where pins stop a GPU."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.count = len(items)
+        self._residents = [item.resident for item in items]
+        self._transients = [item.transient for item in items]
+        self._costs: list[list[int] | None] = [None] * self.count
+        self.pins = [item.pinned for item in items]
+        self.pinned_gpus = {pin for pin in self.pins if pin is not None}
+        self._stops: dict[int | None, list[int]] = {}
+
+    def costs(self, first: int) -> list[int]:
+        """Per number of units, less one, what so many of them cost that begin with `first`."""
+        costs = self._costs[first]
+        if costs is None:  # a search begins a GPU at few of the units
+            sums = accumulate(self._residents[first:])
+            peaks = accumulate(self._transients[first:], max)
+            costs = self._costs[first] = list(map(add, sums, peaks))
+        return costs
+
+    def stops(self, budget: int | None) -> list[int]:
+        """Per unit the next one, itself included, that is pinned to another GPU than `budget`."""
+        if budget not in self._stops:
+            stops = [self.count] * (self.count + 1)
+            for unit in reversed(range(self.count)):
+                foreign = self.pins[unit] is not None and self.pins[unit] != budget
+                stops[unit] = unit if foreign else stops[unit + 1]
+            self._stops[budget] = stops
+        return self._stops[budget]
+
+    def reach(self, first: int, limit: int, stops: Sequence[int]) -> int:
+        """One past the last unit that a GPU with `limit` bytes can run, starting at `first`."""
+        if first == self.count:
+            return first
+        return min(first + bisect_right(self.costs(first), limit), stops[first])
+
+
+_Stages = list[tuple[int, int, int]]  # GPU, first unit, one past the last
+_Search = Callable[[Fraction, bool, int | None], _Stages | None]  # bound, strictly below, max GPUs
+
+
+def _searches(
+    tables: _Tables, budgets: Sequence[Budget], usable: Sequence[int], any_order: bool
+) -> tuple[list[tuple[_Search, tuple[int, ...]]], bool]:
+    """Searches to run, each with its order of GPUs (empty if free), and if that is all orders."""
+    orders = [tuple(usable)]
+    kinds = _kinds(tables, budgets, usable) if any_order else []
+    exact = prod(len(kind) + 1 for kind in kinds) <= MAX_SETS
+    if not exact:
+        largest_first = sorted(usable, key=lambda index: -budgets[index].capacity)
+        orders += [tuple(largest_first), tuple(reversed(largest_first))]
+    searches = [(_in_order(tables, budgets, order), order) for order in orders]
+    if exact and len(kinds) > 1:
+        searches.append((_any_order(tables, budgets, kinds), ()))
+    return searches, exact
+
+
+def _limit(budget: Budget, bound: Fraction, strictly: bool) -> int:
+    """Most bytes of units on `budget` so that its fullness is at (or strictly below) `bound`."""
+    product = bound.numerator * budget.capacity
+    return (product - strictly) // bound.denominator - budget.base
+
+
+def _in_order(tables: _Tables, budgets: Sequence[Budget], order: Sequence[int]) -> _Search:
+    """Search for a split that uses GPUs in `order`, skipping some where that helps."""
+    stops = {index: tables.stops(index) for index in order}
+
+    def search(bound: Fraction, strictly: bool, max_gpus: int | None) -> _Stages | None:
+        most = len(order) if max_gpus is None else min(max_gpus, len(order))
+        # furthest[k]: the unit reached with k GPUs, and the stages that reach it
+        furthest: list[tuple[int, _Stages]] = [(0, []), *((-1, []) for _ in range(most))]
+        for index in order:
+            limit = _limit(budgets[index], bound, strictly)
+            for used in reversed(range(most)):
+                first, stages = furthest[used]
+                if first < 0:
+                    continue
+                end = tables.reach(first, limit, stops[index])
+                if end > max(first, furthest[used + 1][0]):
+                    furthest[used + 1] = end, [*stages, (index, first, end)]
+        return next((stages for end, stages in furthest if end == tables.count), None)
+
+    return search
+
+
+def _kinds(tables: _Tables, budgets: Sequence[Budget], usable: Sequence[int]) -> list[list[int]]:
+    """Group GPUs that are interchangeable: same size, and no unit pinned to them."""
+    groups: dict[tuple[Budget, int | None], list[int]] = {}
+    for index in usable:
+        own = index if index in tables.pinned_gpus else None
+        groups.setdefault((budgets[index], own), []).append(index)
+    return list(groups.values())
+
+
+def _any_order(tables: _Tables, budgets: Sequence[Budget], groups: list[list[int]]) -> _Search:
+    """Search for a split in any order: a dynamic programme over sets of used GPUs."""
+    # A set is a number whose digit per group counts the used GPUs of that group.
+    strides = [prod(len(group) + 1 for group in groups[:place]) for place in range(len(groups))]
+    sets = prod(len(group) + 1 for group in groups)
+    digits = [
+        [number // stride % (len(group) + 1) for stride, group in zip(strides, groups, strict=True)]
+        for number in range(sets)
+    ]
+    stops = [tables.stops(group[0]) for group in groups]
+
+    def search(bound: Fraction, strictly: bool, max_gpus: int | None) -> _Stages | None:
+        limits = [_limit(budgets[group[0]], bound, strictly) for group in groups]
+        furthest = [0] + [-1] * (sets - 1)
+        came_by = [-1] * sets
+        for number in range(1, sets):
+            if max_gpus is not None and sum(digits[number]) > max_gpus:
+                continue
+            for place, used in enumerate(digits[number]):
+                if used == 0:
+                    continue
+                before = furthest[number - strides[place]]
+                end = tables.reach(before, limits[place], stops[place])
+                if end > furthest[number]:
+                    furthest[number], came_by[number] = end, place
+            if furthest[number] == tables.count:
+                return _trace(number, furthest, came_by, strides, groups)
+        return None
+
+    return search
+
+
+def _trace(
+    number: int,
+    furthest: Sequence[int],
+    came_by: Sequence[int],
+    strides: Sequence[int],
+    groups: Sequence[Sequence[int]],
+) -> _Stages:
+    """Walk back from a set to the empty one; equal GPUs come out in the given order."""
+    backwards = []
+    while number:
+        place = came_by[number]
+        before = number - strides[place]
+        if furthest[before] < furthest[number]:
+            backwards.append((place, furthest[before], furthest[number]))
+        number = before
+    budgets = [iter(group) for group in groups]
+    return [(next(budgets[place]), first, end) for place, first, end in reversed(backwards)]
+
+
+def _fewest(searches: Sequence[_Search], budgets: int) -> int | None:
+    """Least number of GPUs that fit; ``None`` if all of them do not."""
+    counts = range(1, budgets + 1)
+    return next((n for n in counts if any(search(_WHOLE, False, n) for search in searches)), None)
+
+
+def _least(
+    search: _Search, tables: _Tables, budgets: Sequence[Budget], max_gpus: int | None
+) -> tuple[Fraction, _Stages] | None:
+    """Return the least fullness that `search` can reach and the stages that reach it."""
+
+    def fullness(stages: _Stages) -> Fraction:
+        return max(_fullness(budgets[c], tables.costs(i)[j - i - 1]) for c, i, j in stages)
+
+    # Every single interval is allowed under this bound, so only pins can stand in the way.
+    smallest = min(budget.capacity for budget in budgets if budget.capacity > 0)
+    widest = tables.costs(0)[-1] + max(budget.base for budget in budgets)
+    found = search(Fraction(widest, smallest), False, max_gpus)
+    if found is None:
+        return None
+    best, high, low = found, fullness(found), Fraction(0)
+    while high - low > high * _PRECISION:
+        middle = (low + high) / 2
+        found = search(middle, False, max_gpus)
+        if found is None:
+            low = middle
+        else:
+            best, high = found, fullness(found)
+    while found := search(high, True, max_gpus):
+        best, high = found, fullness(found)
+    return high, best
+
+
+def _fullness(budget: Budget, cost: int) -> Fraction:
+    return Fraction(budget.base + cost, budget.capacity)
+
+
+def _spread(
+    best: Partition, tables: _Tables, budgets: Sequence[Budget]
+) -> tuple[tuple[int, int], ...]:
+    """Borders with the least sum of squared fullnesses among those that keep the optimum."""
+    count = tables.count
+    least = [0.0] + [float("inf")] * count  # over the GPUs so far, per number of units placed
+    moves: list[list[int]] = []  # per GPU and number of units placed: where the GPU began
+    for index in best.order:
+        budget = budgets[index]
+        limit = _limit(budget, best.fullness, False)
+        stops = tables.stops(index)
+        following, begins = least[:], list(range(count + 1))
+        for first in range(count):
+            if least[first] == float("inf"):
+                continue
+            before = least[first]
+            possible = tables.costs(first)[: tables.reach(first, limit, stops) - first]
+            for end, cost in enumerate(possible, start=first + 1):
+                share = (budget.base + cost) / budget.capacity
+                if before + share * share < following[end]:
+                    following[end], begins[end] = before + share * share, first
+        least = following
+        moves.append(begins)
+    borders = []
+    end = count
+    for begins in reversed(moves):
+        borders.append((begins[end], end))
+        end = begins[end]
+    return tuple(reversed(borders))

@@ -1,0 +1,228 @@
+"""`plan`: decide which GPU runs which units of a model.
+
+A model is a sequence of units (`planning.costs`); a plan gives each GPU consecutive ones, so
+that the fullest GPU, as a fraction of what it has, is as empty as any such split allows
+(`planning.partition` proves it). The vision tower is one unit unless only a cut makes it fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Literal
+
+from glm4v_magic.core.errors import DeviceMapError, OptionError, did_you_mean
+from glm4v_magic.core.gpu_spec import GPU
+from glm4v_magic.core.model_shape import ModelShape, Workload
+from glm4v_magic.core.placement import Objective
+from glm4v_magic.core.plan import Plan, Stage, gib
+from glm4v_magic.planning.costs import GPU_OVERHEAD, Unit, cache_entries, price
+from glm4v_magic.planning.search import (
+    DEFAULT_RESERVE,
+    Split,
+    Task,
+    best_split,
+    in_tower,
+    offloaded_split,
+    whole_tower,
+)
+from glm4v_magic.planning.shortfall import bus_seconds, does_not_fit
+
+__all__ = ["DEFAULT_RESERVE", "Objective", "Plan", "Stage", "plan"]
+
+_WORTH_SAYING = Fraction(19, 20)  # of the fullest GPU: what another split has to do better
+
+
+def plan(
+    shape: ModelShape,
+    gpus: Sequence[GPU],
+    workload: Workload | None = None,
+    *,
+    objective: Objective = "balance",
+    reserve: int | None = None,
+    overhead: int = GPU_OVERHEAD,
+    pin: Mapping[str, int] | None = None,
+    order: Literal["auto", "given"] | Sequence[int] = "auto",
+    split_vision: bool = False,
+    offload: bool = False,
+) -> Plan:
+    """Decide where each unit of a model lives.
+
+    Args:
+        shape: the model.
+        gpus: the GPUs; none at all plans for the CPU, whose memory is not checked.
+        workload: context, images, batch, dtype and quantisation to plan for.
+        objective: ``balance`` for the emptiest fullest GPU, ``fewest`` for as few GPUs as fit
+            (and so the fewest hops), balanced among themselves.
+        reserve: bytes of each GPU to leave alone; `DEFAULT_RESERVE` of its size by default.
+        overhead: bytes that a GPU in use takes on top of the model.
+        pin: unit -> GPU index; ``vision`` and ``layer`` mean all units of that name.
+        order: in which the model runs through the GPUs: whichever is best, the given one, or GPU
+            indices (GPUs that are not named stay idle). Beyond `partition.MAX_SETS` sets of
+            different GPUs only three orders are tried, and a note says so.
+        split_vision: cut the tower between its layers whenever that balances better, not only
+            when it does not fit whole.
+        offload: if no split fits, keep some layers in host memory; their weights then cross the
+            bus whenever they run. Tower layers go first (once per image), then decoder
+            layers (once per token). Quantised layers cannot be offloaded.
+
+    Raises:
+        DoesNotFitError: if no split fits.
+        DeviceMapError: if `pin` or `order` name an unknown unit or GPU, or contradict each other.
+        OptionError: if the workload does not suit the model.
+    """
+    asked = workload or Workload()
+    cache_entries(shape, asked)
+    asked = replace(
+        asked,
+        context=shape.max_context if asked.context is None else asked.context,
+        dtype=asked.dtype or shape.dtype,
+    )
+    if objective not in ("balance", "fewest"):
+        raise OptionError(f"Unknown objective {objective!r}; there are balance and fewest.")
+    if reserve is not None and reserve < 0:
+        raise OptionError(f"The reserve is {reserve} bytes, but cannot be negative.")
+    if not gpus:
+        return _on_cpu(shape, asked, objective)
+    pins = dict(pin or {})
+    task = Task(
+        shape,
+        _ordered(gpus, order),
+        asked,
+        objective,
+        reserve,
+        overhead,
+        pins,
+        order == "auto",
+        split_vision or any(name.startswith("vision.") for name in pins),
+    )
+    _check_pins(task)
+    split = best_split(task)
+    if split is not None and not split.fits and offload:
+        split = offloaded_split(task) or split
+    if split is None or not split.fits:
+        error = does_not_fit(task, split, offload)
+        error.plan = None if split is None else _described(task, split)
+        raise error
+    return _described(task, split)
+
+
+def _ordered(gpus: Sequence[GPU], order: str | Sequence[int]) -> tuple[GPU, ...]:
+    if isinstance(order, str):
+        if order not in ("auto", "given"):
+            raise OptionError(f"Unknown order {order!r}; there are auto, given, or GPU indices.")
+        return tuple(gpus)
+    by_index = {gpu.index: gpu for gpu in gpus}
+    for index in order:
+        if index not in by_index:
+            raise DeviceMapError(f"The order names cuda:{index}, which is not there.")
+    if len(set(order)) < len(order):
+        raise DeviceMapError("The order names a GPU twice.")
+    named = tuple(by_index[index] for index in order)
+    if not named:
+        raise DeviceMapError("The order names no GPU.")
+    return named
+
+
+def _check_pins(task: Task) -> None:
+    names = ["vision", *(unit.name for unit in task.shape.units)]
+    known = dict.fromkeys([*names, *(name.partition(".")[0] for name in names)])
+    present = {gpu.index for gpu in task.gpus}
+    for name, index in task.pin.items():
+        if name not in known:
+            numbered = "." in name
+            hint = did_you_mean(name, (unit for unit in known if ("." in unit) == numbered))
+            raise DeviceMapError(f"{task.shape.name} has no unit {name!r} to pin.", hint)
+        if index not in present:
+            raise DeviceMapError(f"{name!r} is pinned to cuda:{index}, which is not there.")
+
+
+def _on_cpu(shape: ModelShape, workload: Workload, objective: Objective) -> Plan:
+    units = whole_tower(shape, price(shape, workload))
+    held = sum(unit.held_bytes for unit in units)
+    stage = Stage(
+        None,
+        "CPU",
+        None,
+        tuple(unit.name for unit in units),
+        tuple(module for unit in units for module in unit.modules),
+        (),
+        sum(unit.weight_bytes for unit in units),
+        sum(unit.kv_bytes for unit in units),
+        held + max(unit.transient_bytes for unit in units),
+    )
+    return Plan(shape.name, workload, objective, (stage,))
+
+
+def _described(task: Task, split: Split) -> Plan:
+    result = split.partition
+    units: dict[int, tuple[Unit, ...]] = {
+        place: split.units[first:end]
+        for place, (first, end) in zip(result.order, result.borders, strict=True)
+        if first < end
+    }
+    idle = [place for place in range(len(task.gpus)) if place not in units]
+    stages = [_stage(task, split, place, units.get(place, ())) for place in [*units, *idle]]
+    notes = tuple(_notes(task, split, units))
+    found = Plan(task.shape.name, task.workload, task.objective, tuple(stages), notes)
+    return replace(found, notes=(*notes, *_price_of_whole_tower(task, split, found)))
+
+
+def _stage(task: Task, split: Split, place: int, units: tuple[Unit, ...]) -> Stage:
+    gpu, budget = task.gpus[place], task.budgets[place]
+    if not units:
+        return Stage(gpu.index, gpu.name, budget.capacity)
+    away = [unit for unit in units if unit.name in split.offloaded]
+    if not away and sum(map(in_tower, units)) == sum(map(in_tower, split.units)):
+        units = whole_tower(task.shape, units)
+    items = [task.item(unit, unit in away) for unit in units]
+    weights = sum(unit.weight_bytes for unit in units) - sum(unit.weight_bytes for unit in away)
+    return Stage(
+        gpu.index,
+        gpu.name,
+        budget.capacity,
+        tuple(unit.name for unit in units),
+        tuple(module for unit in units for module in unit.modules),
+        tuple(module for unit in away for module in unit.modules),
+        weights,
+        sum(unit.kv_bytes for unit in units),
+        sum(unit.held_bytes for unit in units) + max(item.transient for item in items),
+        budget.base,
+    )
+
+
+def _price_of_whole_tower(task: Task, split: Split, found: Plan) -> Iterator[str]:
+    """Say what a whole tower costs where cutting it would balance better."""
+    tower = next((unit for unit in split.units if unit.name == "vision"), None)
+    if tower is None or task.objective != "balance":
+        return
+    finer = replace(task, split_vision=True)
+    cut = best_split(finer)
+    if cut is None or cut.partition.fullness > split.partition.fullness * _WORTH_SAYING:
+        return
+    fullest, instead = found.fullest, _described(finer, cut).fullest
+    yield (
+        f"The vision tower ({gib(tower.weight_bytes)} GiB) stays whole and makes "
+        f"{fullest.device} the fullest GPU: {gib(fullest.total_bytes)} GiB, "
+        f"{fullest.fullness:.0%}. Cut between its layers (--split-vision), the fullest has "
+        f"{gib(instead.total_bytes)} GiB, {instead.fullness:.0%}."
+    )
+
+
+def _notes(task: Task, split: Split, units: Mapping[int, Sequence[Unit]]) -> Iterator[str]:
+    cut = sum(any(map(in_tower, stage)) for stage in units.values()) > 1
+    if cut and not task.split_vision:
+        yield "The vision tower is cut between its layers: whole, it does not fit."
+    away = [unit for unit in split.units if unit.name in split.offloaded]
+    for once_per, tower in (("image", True), ("token", False)):
+        size = sum(unit.weight_bytes for unit in away if in_tower(unit) == tower)
+        count = sum(in_tower(unit) == tower for unit in away)
+        if count:
+            what = "layers of the vision tower" if tower else "decoder layers"
+            yield (
+                f"{count} {what} ({gib(size)} GiB) wait in host memory and cross the bus once per "
+                f"{once_per}: at least {bus_seconds(size):.2f} s over PCIe 4.0 x16."
+            )
+    if not split.partition.exact:
+        yield "Too many different GPUs to try every order of them; another may balance better."

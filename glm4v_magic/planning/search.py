@@ -1,0 +1,154 @@
+"""The search behind `planning.plan`: from what was asked to the best split of units over GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from glm4v_magic.core.errors import DeviceMapError
+from glm4v_magic.core.gpu_spec import GPU
+from glm4v_magic.core.model_shape import ModelShape, Workload
+from glm4v_magic.core.placement import Objective
+from glm4v_magic.planning.costs import Unit, merge, price
+from glm4v_magic.planning.partition import Budget, Item, Partition, fits, partition
+
+__all__ = [
+    "DEFAULT_RESERVE",
+    "Split",
+    "Task",
+    "best_split",
+    "can_fit",
+    "in_tower",
+    "offloaded_split",
+    "whole_tower",
+]
+
+
+DEFAULT_RESERVE = Fraction(3, 100)
+"""Part of a GPU that is kept free: costs are tested to agree within 3 % with what modules take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What `plan` was asked, checked; attributes as its arguments."""
+
+    shape: ModelShape
+    gpus: tuple[GPU, ...]
+    workload: Workload
+    objective: Objective
+    reserve: int | None
+    overhead: int
+    pin: Mapping[str, int]
+    any_order: bool
+    split_vision: bool
+
+    @property
+    def budgets(self) -> list[Budget]:
+        """Capacities in the order of `gpus`."""
+        return [Budget(gpu.usable_bytes - self._reserved(gpu), self.overhead) for gpu in self.gpus]
+
+    def _reserved(self, gpu: GPU) -> int:
+        return int(gpu.total_bytes * DEFAULT_RESERVE) if self.reserve is None else self.reserve
+
+    def item(self, unit: Unit, offloaded: bool = False) -> Item:
+        """What `unit` costs; offloaded, its weights are there only while it runs."""
+        stem = unit.name.partition(".")[0]
+        index = self.pin.get(unit.name, self.pin.get(stem))
+        pinned = None
+        if index is not None:
+            pinned = next((at for at, gpu in enumerate(self.gpus) if gpu.index == index), None)
+        if offloaded:
+            kept = unit.resident_bytes - unit.weight_bytes
+            return Item(kept, unit.transient_bytes + unit.weight_bytes, pinned)
+        return Item(unit.resident_bytes, unit.transient_bytes, pinned)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A partition with the units it is of, and the names of those that are offloaded."""
+
+    units: tuple[Unit, ...]
+    offloaded: frozenset[str]
+    partition: Partition
+
+    @property
+    def fits(self) -> bool:
+        """Whether no GPU is over-full."""
+        return self.partition.fullness <= 1
+
+
+def best_split(task: Task, offloaded: frozenset[str] = frozenset()) -> Split | None:
+    """Split with the tower whole where that fits, else cut; ``None`` if there is no usable GPU.
+
+    Raises:
+        DeviceMapError: if the pins contradict each other.
+    """
+    if not any(budget.capacity > 0 for budget in task.budgets):
+        return None
+    units = price(task.shape, task.workload)
+    if not (task.split_vision or offloaded):
+        whole = whole_tower(task.shape, units)
+        if _fits(task, whole):
+            units = whole
+    result = partition(
+        [task.item(unit, unit.name in offloaded) for unit in units],
+        task.budgets,
+        any_order=task.any_order,
+        fewest=task.objective == "fewest",
+    )
+    if result is None:
+        raise DeviceMapError("The pins contradict each other: no contiguous split follows them.")
+    return Split(units, offloaded, result)
+
+
+def can_fit(task: Task, offloaded: frozenset[str] = frozenset()) -> bool:
+    """Whether `best_split` fits, in a fraction of its time.
+
+    With the tower whole or cut: whole it is one of the ways to cut it, at the same cost.
+    """
+    return _fits(task, price(task.shape, task.workload), offloaded)
+
+
+def _fits(task: Task, units: Sequence[Unit], offloaded: frozenset[str] = frozenset()) -> bool:
+    items = [task.item(unit, unit.name in offloaded) for unit in units]
+    return fits(items, task.budgets, any_order=task.any_order)
+
+
+def whole_tower(shape: ModelShape, units: Sequence[Unit]) -> tuple[Unit, ...]:
+    """Return `units` with those of the vision tower as one."""
+    tower = [unit for unit in units if in_tower(unit)]
+    rest = [unit for unit in units if not in_tower(unit)]
+    if not tower:
+        return tuple(rest)
+    return merge(tower, "vision", shape.vision_modules, "vision"), *rest
+
+
+def in_tower(unit: Unit) -> bool:
+    """Whether `unit` is (a part of) the vision tower."""
+    return unit.kind.startswith("vision")
+
+
+def offloaded_split(task: Task) -> Split | None:
+    """Split that fits with as few layers offloaded as possible; ``None`` if none fits.
+
+    Offloading one more unit never makes a GPU fuller (it trades resident weights for a transient
+    that is at most as much larger), so the number can be found by halving.
+    """
+    units = price(task.shape, task.workload)
+    kinds = ["vision_layer"] + ([] if task.workload.quantize else ["text_layer"])
+    names = [unit.name for kind in kinds for unit in units if unit.kind == kind]
+
+    def enough(count: int) -> bool:
+        return can_fit(task, frozenset(names[:count]))
+
+    low, high = 0, len(names)
+    if not enough(high):
+        return None
+    while low + 1 < high:
+        middle = (low + high) // 2
+        if enough(middle):
+            high = middle
+        else:
+            low = middle
+    return best_split(task, frozenset(names[:high]))

@@ -1,0 +1,142 @@
+"""What to say when a model does not fit: what is short by how much, and the ways out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import groupby
+
+from glm4v_magic.core.errors import DoesNotFitError, OptionError
+from glm4v_magic.core.plan import gib
+from glm4v_magic.planning.costs import price
+from glm4v_magic.planning.search import Split, Task, best_split, can_fit, in_tower, offloaded_split
+
+__all__ = ["bus_seconds", "does_not_fit"]
+
+_CONTEXT_STEP = 256
+_PCIE_BYTES_PER_SECOND = 16e9 * 16 / 8 * 128 / 130
+"""PCIe 4.0 x16: 16 GT/s per lane, 16 lanes, 128 of 130 bits are data; an upper bound."""
+
+
+def bus_seconds(size: int) -> float:
+    """Least time in seconds that `size` bytes take to a GPU."""
+    return size / _PCIE_BYTES_PER_SECOND
+
+
+def does_not_fit(task: Task, split: Split | None, offload: bool) -> DoesNotFitError:
+    """Return the error for `split`, the best one, which is over-full (``None``: no usable GPU).
+
+    Args:
+        task: what was asked.
+        split: the best split.
+        offload: whether offloading was allowed already, and did not help.
+    """
+    what = f"{task.shape.name} does not fit on {_gpus(task)}: "
+    if split is None:
+        return DoesNotFitError(
+            f"{what}no GPU has memory left once the reserve is taken.",
+            "Free memory on the GPUs or lower the reserve.",
+        )
+    index, needed, capacity = _fullest(task, split)
+    what += (
+        f"in the best split cuda:{index} needs {gib(needed)} GiB and may use {gib(capacity)} GiB, "
+        f"so {gib(needed - capacity)} GiB are short."
+    )
+    ways = [_shorter_context(task), *_four_bit(task), _offload(task, offload)]
+    numbered = " ".join(f"({number}) {way}" for number, way in enumerate(ways, start=1))
+    return DoesNotFitError(what, f"Ways out: {numbered}")
+
+
+def _gpus(task: Task) -> str:
+    """The GPUs with what may be used of them: ``2 x 7.76 GiB``."""
+    sizes = groupby(gib(max(budget.capacity, 0)) for budget in task.budgets)
+    counted = [(size, len(list(group))) for size, group in sizes]
+    return (
+        " + ".join(f"{count} x {size}" if count > 1 else size for size, count in counted) + " GiB"
+    )
+
+
+def _fullest(task: Task, split: Split) -> tuple[int, int, int]:
+    """GPU index of the fullest GPU, the bytes it needs and the bytes it may use."""
+    result, budgets = split.partition, task.budgets
+    loads = []
+    for place, (first, end) in zip(result.order, result.borders, strict=True):
+        if first < end:
+            items = [task.item(u, u.name in split.offloaded) for u in split.units[first:end]]
+            cost = sum(item.resident for item in items) + max(item.transient for item in items)
+            loads.append((place, budgets[place].base + cost))
+    place, needed = max(loads, key=lambda load: load[1] / budgets[load[0]].capacity)
+    return task.gpus[place].index, needed, budgets[place].capacity
+
+
+def _shorter_context(task: Task) -> str:
+    """The longest context that fits, in steps of 256 positions, or what even the shortest lacks."""
+    asked = task.workload.context or task.shape.max_context
+
+    def shortened(steps: int) -> Task:
+        return replace(task, workload=replace(task.workload, context=steps * _CONTEXT_STEP))
+
+    def is_possible(steps: int) -> bool:
+        try:
+            return can_fit(shortened(steps))
+        except OptionError:  # too short for the images, whatever the GPUs
+            return True
+
+    low, high = 0, (asked - 1) // _CONTEXT_STEP + 1  # low fits or is too short; high does not fit
+    while low + 1 < high:
+        middle = (low + high) // 2
+        if is_possible(middle):
+            low = middle
+        else:
+            high = middle
+    try:
+        split = best_split(shortened(low)) if low else None
+    except OptionError:
+        split = None
+    if split is not None and split.fits:
+        full = float(split.partition.fullness)
+        return f"a context of {low * _CONTEXT_STEP:,} fits (fullest GPU {full:.0%});"
+    weights = sum(unit.weight_bytes for unit in price(task.shape, task.workload))
+    return f"no shorter context fits, the weights alone are {gib(weights)} GiB;"
+
+
+def _four_bit(task: Task) -> Iterator[str]:
+    """What 4-bit layers would change; nothing if they are asked for already."""
+    if task.workload.quantize == "4bit":
+        return
+    workload = replace(task.workload, quantize="4bit")
+    before, after = (
+        gib(sum(unit.weight_bytes for unit in price(task.shape, w)))
+        for w in (task.workload, workload)
+    )
+    split = best_split(replace(task, workload=workload))
+    if split is not None and split.fits:
+        fits = f"fit (fullest GPU {float(split.partition.fullness):.0%})"
+    else:
+        fits = _still_short(replace(task, workload=workload), split)
+    yield f"4-bit weights ({after} instead of {before} GiB) {fits};"
+
+
+def _offload(task: Task, tried: bool) -> str:
+    """What offloading would cost, or that it does not help."""
+    split = None if tried else offloaded_split(task)
+    if split is None:
+        return "offloading every layer that may be offloaded does not make it fit."
+    away = [unit for unit in split.units if unit.name in split.offloaded]
+    per_token = sum(unit.weight_bytes for unit in away if not in_tower(unit))
+    total = sum(unit.weight_bytes for unit in away)
+    when = (
+        f"{gib(per_token)} of it cross the bus for every token, at least "
+        f"{bus_seconds(per_token):.2f} s over PCIe 4.0 x16"
+        if per_token
+        else f"crossing the bus for every image, at least {bus_seconds(total):.2f} s over PCIe "
+        "4.0 x16"
+    )
+    return f"offloading {gib(total)} GiB to host memory fits, {when}."
+
+
+def _still_short(task: Task, split: Split | None) -> str:
+    if split is None:
+        return "do not fit either"
+    _, needed, capacity = _fullest(task, split)
+    return f"are still short by {gib(needed - capacity)} GiB"

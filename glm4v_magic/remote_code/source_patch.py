@@ -1,0 +1,197 @@
+"""Make the model code in a GLM-4V-9B checkpoint folder consistent on any split over GPUs.
+
+For people who load a checkpoint with its own code (`trust_remote_code=True`). `plan_patch` reads
+and changes nothing; `write_patch` writes both files or neither and keeps the originals beside
+them. Needs libcst, and neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from glm4v_magic.core.errors import CheckpointError
+from glm4v_magic.remote_code.source_sites import SourceEdit, SourceSite, edit_modeling, edit_visual
+
+__all__ = ["FilePatch", "FolderPatch", "plan_patch", "write_patch"]
+
+_EDITORS: dict[str, Callable[[bytes, str], SourceEdit]] = {
+    "visual.py": edit_visual,
+    "modeling_chatglm.py": edit_modeling,
+}
+
+
+@dataclass(frozen=True)
+class FilePatch:
+    """One file: its bytes before and after, and the places found in it.
+
+    Attributes:
+        path: the file.
+        before: its bytes as read.
+        after: its bytes with all places consistent; equal to `before` where nothing is to do.
+        encoding: of both, as the file declares it.
+        sites: the places, in the order of the search.
+        backup: where the original was kept; None until `write_patch`, or where nothing changed.
+    """
+
+    path: Path
+    before: bytes
+    after: bytes
+    encoding: str
+    sites: tuple[SourceSite, ...]
+    backup: Path | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is anything to write."""
+        return self.before != self.after
+
+    @property
+    def diff(self) -> str:
+        """A unified diff, or an empty string where nothing changes."""
+        old, new = (text.decode(self.encoding) for text in (self.before, self.after))
+        name = self.path.name
+        # Without the ends of the lines, so that CR LF does not double them on screen.
+        lines = difflib.unified_diff(
+            old.splitlines(), new.splitlines(), f"a/{name}", f"b/{name}", lineterm=""
+        )
+        return "".join(f"{line}\n" for line in lines)
+
+
+@dataclass(frozen=True)
+class FolderPatch:
+    """Both files of a checkpoint folder, to be shown and written.
+
+    Attributes:
+        folder: the checkpoint folder.
+        files: `visual.py` and `modeling_chatglm.py`.
+        written: whether this is what stands in the folder now.
+    """
+
+    folder: Path
+    files: tuple[FilePatch, ...]
+    written: bool = False
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is anything to write."""
+        return any(file.changed for file in self.files)
+
+    @property
+    def diff(self) -> str:
+        """Unified diffs of the files that change."""
+        return "".join(file.diff for file in self.files)
+
+    def __str__(self) -> str:
+        """One line per place, and one per backup kept."""
+        lines = []
+        for file in self.files:
+            for site in file.sites:
+                state = "changed" if self.written else "to change"
+                state = "consistent already" if site.consistent else state
+                lines.append(f"{file.path.name}:{site.line}: {site.where}: {site.what}: {state}")
+            if file.backup is not None:
+                lines.append(f"{file.path.name}: original kept as {file.backup.name}")
+        return "\n".join(lines)
+
+
+def plan_patch(folder: str | Path) -> FolderPatch:
+    """Read both files of a checkpoint folder and say what to change; change nothing.
+
+    Raises:
+        CheckpointError: the folder or a file is missing or unreadable, or its code is not
+            understood.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise CheckpointError(f"The checkpoint folder {folder} {what}.")
+    missing = [name for name in _EDITORS if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"The folder {folder} has no {' and no '.join(missing)}.",
+            "Name the folder that GLM-4V-9B was downloaded to, with its own code.",
+        )
+    return FolderPatch(folder, tuple(_plan_file(folder / name) for name in _EDITORS))
+
+
+def _plan_file(path: Path) -> FilePatch:
+    try:
+        before = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+    edit = _EDITORS[path.name](before, str(path))
+    return FilePatch(path, before, edit.source, edit.encoding, edit.sites)
+
+
+def write_patch(patch: FolderPatch) -> FolderPatch:
+    """Write what `plan_patch` found: backups first, then both files, or nothing at all.
+
+    A backup is `visual.py.orig`, or `visual.py.orig.1` and so on where an older one has other
+    content; an older one is never overwritten. A file that is a link, as in a download cache, is
+    replaced by a file of its own, so that the cache keeps the original.
+
+    Returns:
+        the patch with `backup` filled in.
+
+    Raises:
+        CheckpointError: something cannot be written; the folder is as it was.
+    """
+    changed = [file for file in patch.files if file.changed]
+    created: list[Path] = []
+    replaced: list[FilePatch] = []
+    done: dict[Path, FilePatch] = {}
+    try:
+        drafts = [_draft(file, created) for file in changed]
+        for file in changed:
+            done[file.path] = replace(file, backup=_keep_original(file, created))
+        for file, draft in zip(changed, drafts, strict=True):
+            draft.replace(file.path)
+            replaced.append(file)
+    except OSError as error:
+        for file in replaced:
+            file.path.write_bytes(file.before)
+        for path in created:
+            path.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{patch.folder} cannot be written ({error.strerror}); nothing was changed.",
+            "Copy the folder to a place of your own and patch the copy.",
+        ) from None
+    files = tuple(done.get(file.path, file) for file in patch.files)
+    return replace(patch, files=files, written=True)
+
+
+def _draft(file: FilePatch, created: list[Path]) -> Path:
+    """The new content in a file beside the old one, to be renamed onto it."""
+    # Renaming needs the folder's permission only; a read-only file is to be respected.
+    if not os.access(file.path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise PermissionError(errno.EACCES, f"{file.path.name} is read-only")
+    handle, name = tempfile.mkstemp(prefix=f".{file.path.name}.", dir=file.path.parent)
+    created.append(Path(name))
+    with os.fdopen(handle, "wb") as stream:
+        stream.write(file.after)
+    shutil.copymode(file.path, name)
+    return Path(name)
+
+
+def _keep_original(file: FilePatch, created: list[Path]) -> Path:
+    """A backup with the file's content: an older one if there is, else a new one."""
+    number = 0
+    while True:
+        suffix = f".orig.{number}" if number else ".orig"
+        backup = file.path.with_name(file.path.name + suffix)
+        if not backup.exists():
+            with backup.open("xb") as stream:
+                created.append(backup)
+                stream.write(file.before)
+            shutil.copymode(file.path, backup)
+            return backup
+        if backup.is_file() and backup.read_bytes() == file.before:
+            return backup
+        number += 1

@@ -1,0 +1,86 @@
+"""What would be sent to a model, without the model: prompt, images and their tokens."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from glm4v_magic.checkpoints import Checkpoint
+    from glm4v_magic.core.conversation import Conversation
+    from glm4v_magic.images import SourcedImage
+
+__all__ = ["Piece", "Preview", "preview"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a rendered prompt: one special token, or text between two of them."""
+
+    text: str
+    special: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A conversation as a model would get it.
+
+    Attributes:
+        model: name of the checkpoint.
+        pieces: the prompt in its published form, where an image is three special tokens.
+        images: the images, in order.
+        image_size: width and height in pixels that each is resized to.
+        visual_tokens: vectors that each becomes.
+        text_tokens: prompt tokens that do not stand for an image, special ones included.
+        room: positions that are left for the answer; below 1 the model refuses the prompt.
+    """
+
+    model: str
+    pieces: tuple[Piece, ...]
+    images: tuple[SourcedImage, ...]
+    image_size: tuple[int, int]
+    visual_tokens: int
+    text_tokens: int
+    room: int
+
+    @property
+    def prompt(self) -> str:
+        """The prompt as one text. A special token that a user has typed looks like a real one."""
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def all_visual_tokens(self) -> int:
+        """Vectors of all images."""
+        return self.visual_tokens * len(self.images)
+
+
+def preview(checkpoint: Checkpoint, conversation: Conversation) -> Preview:
+    """Render a conversation; reads tokenizer and configuration, and no weight.
+
+    Raises:
+        ConversationError: if the checkpoint cannot take the messages.
+        CheckpointError: if its tokenizer is damaged.
+    """
+    processor = checkpoint.processor()
+    ids = processor.prompt_ids(conversation)
+    visual = processor.num_visual_tokens
+    return Preview(
+        model=checkpoint.name,
+        pieces=tuple(_pieces(processor.tokenizer, ids)),
+        images=conversation.images,
+        image_size=(processor.image_size, processor.image_size),
+        visual_tokens=visual,
+        text_tokens=len(processor.expand(ids)) - visual * len(conversation.images),
+        room=checkpoint.architecture.shape().max_context - len(ids),
+    )
+
+
+def _pieces(tokenizer: Any, ids: Sequence[int]) -> Iterator[Piece]:
+    special = frozenset(tokenizer.get_added_vocab().values())
+    for is_special, run in itertools.groupby(ids, special.__contains__):
+        if is_special:
+            yield from (Piece(tokenizer.convert_ids_to_tokens(each), True) for each in run)
+        else:
+            yield Piece(tokenizer.decode(list(run)), False)

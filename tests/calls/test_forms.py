@@ -1,0 +1,121 @@
+"""JSON and code out of what a model says."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from glm4v_magic.calls.forms import check_schema, correction, find_code, find_json, violation
+from glm4v_magic.core.errors import FormatError, OptionError
+
+COLOUR = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["red", "blue"]}, "count": {"type": "integer"}},
+    "required": ["colour"],
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"a": 1}', {"a": 1}),
+        ("  [1, 2]\n", [1, 2]),
+        ("true", True),
+        ('"red"', "red"),
+        ('```json\n{"a": 1}\n```', {"a": 1}),
+        ('Here it is:\n~~~\n[{"a": 1}]\n~~~\nDone.', [{"a": 1}]),
+        ('```json\n{"a": "```"}\n', {"a": "```"}),
+        ('Of course! {"a": {"b": [1]}} as you asked.', {"a": {"b": [1]}}),
+        ("See {this}: [3]", [3]),
+        ('{"a": NaN} and {"a": 1}', {"a": 1}),
+        ('{"颜色": "红"}', {"颜色": "红"}),
+    ],
+)
+def test_json_is_found_wherever_models_put_it(text: str, value: object):
+    assert find_json(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "The circle is red.",
+        "{a: 1}",
+        "[" * 100_000,
+        "NaN",
+        '{"a": [1], "b":',
+        "[[], [" + "1, " * 100_000,
+    ],
+)
+def test_no_json_is_said(text: str):
+    with pytest.raises(FormatError, match="holds no JSON"):
+        find_json(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"colour": "red"}, None),
+        ({"colour": "red", "count": 2, "more": None}, None),
+        ({}, "'colour' is a required property"),
+        ({"colour": "green"}, "at colour: 'green' is not one of"),
+        ({"colour": "red", "count": "2"}, "at count: '2' is not of type 'integer'"),
+        ([], r"\[\] is not of type 'object'"),
+    ],
+)
+def test_what_departs_from_a_schema_is_said_with_its_place(value: object, said: str | None):
+    found = violation(value, COLOUR)
+    if said is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert re.search(said, found)
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ("colour", "is an object, not str"),
+        (None, "is an object, not NoneType"),
+        ({"type": "colour"}, "is not a JSON Schema: at type: 'colour' is not valid"),
+        ({"required": "colour"}, "is not a JSON Schema: at required"),
+    ],
+)
+def test_a_schema_that_is_none_is_refused(schema: object, said: str):
+    with pytest.raises(OptionError, match=said):
+        check_schema(schema)
+
+
+def test_a_schema_never_reaches_the_network():
+    with pytest.raises(
+        OptionError, match=r"refers to .https://example\.org/s\.json., which is not"
+    ):
+        violation({}, check_schema({"$ref": "https://example.org/s.json"}))
+
+
+def test_long_values_do_not_fill_the_page():
+    assert len(violation({"colour": "x" * 10_000}, COLOUR) or "") < 250
+
+
+def test_the_correction_names_the_fault():
+    assert "at count: too many" in correction("at count: too many")
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "language"),
+    [
+        ("```python\nx = 1\n```", "x = 1", "python"),
+        ("Try:\n```\na\n```\nthen\n~~~Python\nb\n~~~", "a\n\nb", ""),
+        ("```py\nx = '''\n~~~\n'''\n```", "x = '''\n~~~\n'''", "py"),
+        ("```python\nnever ends", "never ends", "python"),
+        ("````\n```\ninner\n```\n````", "```\ninner\n```", ""),
+    ],
+)
+def test_code_is_what_stands_in_fences(text: str, code: str, language: str):
+    assert find_code(text) == (code, language)
+
+
+def test_no_code_is_said():
+    with pytest.raises(FormatError, match="no code block"):
+        find_code("x = 1")

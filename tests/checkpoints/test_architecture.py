@@ -1,0 +1,207 @@
+"""Configurations alone: found by name, folder or file, built on meta, and the prompts for them."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import golden
+import pytest
+import tiny_glm4v
+import torch
+
+from glm4v_magic.checkpoints.architecture import PUBLISHED, architecture
+from glm4v_magic.checkpoints.glm_native import NativeArchitecture
+from glm4v_magic.core.errors import CheckpointError, OptionError
+from glm4v_magic.core.model_shape import Workload
+from glm4v_magic.planning.costs import price
+
+VALUES = {
+    "GLM-4V-9B": 13_906_320_896,
+    "GLM-4.1V-9B-Thinking": 10_292_777_472,
+    "GLM-4.5V": 107_710_927_360,
+    "GLM-4.6V": 107_710_927_360,
+}
+
+
+def native(**text):
+    config = copy.deepcopy(tiny_glm4v.CONFIG)
+    config["text_config"].update(text)
+    return config
+
+
+def written(folder, config):
+    path = folder / "config.json"
+    path.write_text(config if isinstance(config, str) else json.dumps(config))
+    return path
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_model_is_built_and_its_units_are_its_weights(name):
+    found = architecture(name)
+    shape = found.shape()
+    model = found.build_meta("bfloat16")
+    sizes = {weight: tensor.nbytes for weight, tensor in model.named_parameters()}
+    assert {tensor.device.type for tensor in model.parameters()} == {"meta"}
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
+    assert sum(sizes.values()) == 2 * VALUES[name] == 2 * shape.values
+    for unit in price(shape, Workload()):
+        inside = [
+            weight
+            for weight in sizes
+            if any(f"{weight}.".startswith(f"{module}.") for module in unit.modules)
+        ]
+        assert sum(sizes.pop(weight) for weight in inside) == unit.weight_bytes, unit.name
+    assert not sizes
+    modules = {module for module, _ in model.named_modules()} | {
+        w for w, _ in model.named_parameters()
+    }
+    assert {module for unit in shape.units for module in unit.modules} <= modules
+    assert set(shape.vision_modules) <= modules
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("glm-4v-9b", "GLM-4V-9B"),
+        ("THUDM/glm-4v-9b", "GLM-4V-9B"),
+        ("zai-org/GLM-4.5V", "GLM-4.5V"),
+        ("ZhipuAI/glm-4.1v-9b-thinking", "GLM-4.1V-9B-Thinking"),
+    ],
+)
+def test_published_names_in_any_case_with_or_without_their_owner(typed, name):
+    assert architecture(typed).name == name
+
+
+def test_folders_files_and_the_demo(tmp_path, monkeypatch):
+    path = written(tmp_path, native())
+    by_folder, by_file = architecture(tmp_path), architecture(str(path))
+    assert by_folder.config == by_file.config == native()
+    assert (by_folder.name, by_file.name) == (str(tmp_path), str(path))
+    assert architecture(golden.CHECKPOINT).shape().max_context == 256
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "GLM-4.5V").mkdir()
+    written(tmp_path / "GLM-4.5V", native())
+    assert architecture("demo").config["model_type"] == "chatglm"
+    assert architecture("GLM-4.5V").config["model_type"] == "glm4v"  # the folder comes first
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("GLM-4.5", "There is no configuration 'GLM-4.5': no such folder or file, and not one of "
+         "GLM-4V-9B, GLM-4.1V-9B-Thinking, GLM-4.5V, GLM-4.6V. Did you mean GLM-4.5V"),
+        ("someone/GLM-4.5V", "There is no configuration 'someone/GLM-4.5V'"),
+        ("dmo", "Did you mean demo?"),
+        (".", "config.json cannot be read: No such file or directory."),
+    ],
+)  # fmt: skip
+def test_names_that_are_none(tmp_path, monkeypatch, typed, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        architecture(typed)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def without(config, *keys):
+    """A configuration that lacks the key at the end of a path."""
+    config = copy.deepcopy(config)
+    section = config
+    for key in keys[:-1]:
+        section = section[key]
+    del section[keys[-1]]
+    return config
+
+
+NINE_B = json.loads((golden.CHECKPOINT / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "llama"}, "describes a model of type 'llama'. Known are chatglm (with a "
+         "vision_config), glm4v, glm4v_moe, glm46v."),
+        ({"model_type": "chatglm"}, "describes a model of type 'chatglm'"),
+        ({}, "describes a model of type 'without a model_type'"),
+        ({"model_type": "glm4v"}, "text_config in {path} is not an object."),
+        ([], "holds list, not a JSON object"),
+        ("{", "is not valid JSON"),
+        (without(NINE_B, "num_layers"), "num_layers in {path} must be a positive integer"),
+        (NINE_B | {"hidden_size": True}, "hidden_size in {path} must be a positive integer"),
+        (NINE_B | {"rmsnorm": False}, "rmsnorm in {path} is False; GLM-4V-9B has True."),
+        (NINE_B | {"torch_dtype": "int8"}, "gives the weights the dtype 'int8'; known are b"),
+        (without(native(), "vision_config"), "vision_config in {path} is not an object"),
+        (without(native(), "vision_config", "depth"), "vision_config.depth in {path} must be"),
+        (without(native(), "text_config", "vocab_size"), "text_config.vocab_size in {path} must"),
+        (without(native(), "image_token_id"), "image_token_id in {path} must be a positive"),
+        (native(head_dim="8"), "text_config.head_dim in {path} must be a positive integer"),
+        (native(n_routed_experts=4), "text_config.moe_intermediate_size in {path} must be"),
+    ],
+)  # fmt: skip
+def test_configurations_of_other_models(tmp_path, config, message):
+    path = written(tmp_path, config)
+    with pytest.raises(CheckpointError) as caught:
+        architecture(tmp_path)
+    assert message.replace("{path}", str(path)) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"hidden_act": 5}, "expected str, got int"), ({"pad_token_id": 200}, "Padding_idx")],
+)
+def test_configurations_that_transformers_refuses(tmp_path, change, reason):
+    written(tmp_path, native(**change))
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        architecture(tmp_path).build_meta("float32")
+    assert str(caught.value).startswith(f"transformers cannot build {tmp_path}")
+    assert "\n" not in str(caught.value)
+
+
+def test_older_files_with_the_text_keys_at_the_top(tmp_path):
+    older = native()
+    text = older.pop("text_config")
+    del text["model_type"]
+    rope = text.pop("rope_parameters")
+    older |= text | {
+        "rope_theta": rope["rope_theta"],
+        "partial_rotary_factor": rope["partial_rotary_factor"],
+        "rope_scaling": {"type": "default", "mrope_section": rope["mrope_section"]},
+    }
+    written(tmp_path, older)
+    found = architecture(tmp_path)
+    new = NativeArchitecture(str(tmp_path), native(), "config.json")
+    assert found.shape() == new.shape()
+    model, expected = found.build_meta("float32"), new.build_meta("float32")
+    assert [(n, p.shape) for n, p in model.named_parameters()] == [
+        (n, p.shape) for n, p in expected.named_parameters()
+    ]
+    rotary = model.config.text_config.rope_parameters
+    assert rotary == expected.config.text_config.rope_parameters | {"type": "default"}
+
+
+@pytest.mark.parametrize("name", ["GLM-4V-9B", "GLM-4.1V-9B-Thinking"])
+def test_prompts_are_what_the_processor_would_make(name):
+    found = architecture(name)
+    shape = found.shape()
+    inputs = found.prompt_inputs(1, 10, batch=2)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    assert ids.shape == mask.shape == (2, shape.visual_tokens + 10)
+    assert mask.sum(dim=1).tolist() == [ids.shape[1] - 1, ids.shape[1]]  # one row is padded
+    assert mask[0, 0] == 0
+    plain = found.prompt_inputs(0, 10)
+    assert plain["input_ids"].shape == (1, 10)
+    assert not any("pixel" in key for key in plain)
+    with pytest.raises(OptionError, match="at least 1 token of text, not 0"):
+        found.prompt_inputs(1, 0)
+
+
+def test_as_many_images_as_a_model_takes():
+    many = architecture("GLM-4.5V").prompt_inputs(3, 5)
+    assert many["image_grid_thw"].tolist() == [[1, 80, 80]] * 3
+    assert len(many["pixel_values"]) == 3 * 6400
+    assert int(many["mm_token_type_ids"].sum()) == 3 * 1600
+    with pytest.raises(OptionError, match="takes 1 image per conversation, not 2"):
+        architecture("GLM-4V-9B").prompt_inputs(2, 5)

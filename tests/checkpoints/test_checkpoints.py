@@ -1,0 +1,276 @@
+"""Folders that are not, or not quite, checkpoints: one clear line, before any memory is taken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import traceback
+import weakref
+
+import golden
+import pytest
+
+from glm4v_magic.checkpoints import resolve
+from glm4v_magic.checkpoints.files import read_tensor_infos
+from glm4v_magic.checkpoints.reading import forget_locals, stored_weights
+from glm4v_magic.core.errors import CheckpointError
+
+
+@pytest.fixture
+def single(tmp_path):
+    return shutil.copytree(golden.CHECKPOINT, tmp_path / "single")
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    return shutil.copytree(golden.SHARDED, tmp_path / "sharded")
+
+
+def refused(folder, *parts):
+    with pytest.raises(CheckpointError) as caught:
+        resolve(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config.update(changes)
+    path.write_text(json.dumps(config))
+
+
+def test_a_folder_a_path_and_a_name_resolve(single):
+    assert resolve(single).folder == single
+    assert resolve(str(single)).name == str(single)
+
+
+def test_nothing_and_demo_are_the_embedded_model():
+    assert resolve().name == resolve("demo").name == "demo"
+    assert "demo model" in resolve().notice
+
+
+def test_headers_say_what_the_tensors_are(single, sharded):
+    assert {n: i.shape for n, i in read_tensor_infos(single).items()} == {
+        n: i.shape for n, i in read_tensor_infos(sharded).items()
+    }
+    assert resolve(single).total_bytes == 4 * 381_844
+
+
+def test_unknown_folder_names_similar_ones(single):
+    refused(single.parent / "singel", "no checkpoint", "singel", "Did you mean single?")
+
+
+def test_unknown_repository(tmp_path, monkeypatch):
+    refused("nobody/no-such-model", "nobody/no-such-model", "not in the hub cache")
+
+
+def test_a_model_that_is_only_planned(tmp_path):
+    refused("GLM-4.1V-9B-Thinking", "can be planned and checked", "on a server")
+    (tmp_path / "config.json").write_text('{"model_type": "glm4v", "vision_config": {}}')
+    refused(tmp_path, "of type 'glm4v'", "can be planned and checked", "on a server")
+
+
+def test_a_file_is_not_a_folder(single):
+    refused(single / "config.json", "is a file", "folder")
+
+
+def test_folder_without_config(tmp_path):
+    refused(tmp_path, "config.json cannot be read")
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "", "null", "\udcff"])
+def test_config_that_is_no_json_object(single, content):
+    (single / "config.json").write_bytes(content.encode(errors="surrogateescape"))
+    refused(single, "config.json")
+
+
+def test_config_of_another_model(single):
+    edit_config(single, model_type="llama")
+    refused(single, "'llama'", "chatglm")
+
+
+def test_config_without_a_tower(single):
+    config = json.loads((single / "config.json").read_text())
+    del config["vision_config"]
+    (single / "config.json").write_text(json.dumps(config))
+    refused(single, "without a vision tower")
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"num_layers": "four"}, "num_layers"),
+        ({"hidden_size": 0}, "hidden_size"),
+        ({"seq_length": None}, "seq_length"),
+        ({"rmsnorm": False}, "rmsnorm"),
+        ({"multi_query_group_num": 3}, "multi_query_group_num"),
+        ({"vision_config": {"hidden_size": 48}}, "vision_config.num_hidden_layers"),
+        ({"vision_config": 3}, "vision_config"),
+        ({"num_layers": True}, "num_layers"),
+    ],
+)
+def test_wrong_config_values_are_named(single, changes, part):
+    edit_config(single, **changes)
+    refused(single, part, "config.json")
+
+
+def test_positions_that_do_not_match_the_image(single):
+    config = json.loads((single / "config.json").read_text())
+    edit_config(single, vision_config=config["vision_config"] | {"num_positions": 16})
+    refused(single, "num_positions must be 17")
+
+
+def test_config_of_another_size(single):
+    edit_config(single, ffn_hidden_size=177)
+    refused(single, "dense_h_to_4h.weight", "has shape [352, 64]", "[354, 64]")
+
+
+def test_config_with_more_layers_than_weights(single):
+    edit_config(single, num_layers=5)
+    refused(single, "weights are missing", "transformer.encoder.layers.4")
+
+
+def test_config_with_fewer_layers_than_weights(single):
+    edit_config(single, num_layers=3)
+    refused(single, "that GLM-4V-9B does not have", "transformer.encoder.layers.3")
+
+
+def test_folder_without_weights(single):
+    (single / "model.safetensors").unlink()
+    refused(single, "holds no weights")
+
+
+def test_folder_with_other_weights_says_what_it_holds(single):
+    (single / "model.safetensors").rename(single / "pytorch_model.bin")
+    refused(single, "holds no weights", "pytorch_model.bin")
+
+
+def test_missing_shard_is_named(sharded):
+    (sharded / "model-00002-of-00003.safetensors").unlink()
+    refused(sharded, "1 of 3 shards", "model-00002-of-00003.safetensors")
+
+
+def test_truncated_shard_is_named_with_its_sizes(sharded):
+    path = sharded / "model-00003-of-00003.safetensors"
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.truncate(size - 1000)
+    refused(sharded, path.name, "truncated", f"{size - 1000:,} of {size:,} bytes")
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 100])
+def test_shard_cut_in_its_header(sharded, length):
+    path = sharded / "model-00001-of-00003.safetensors"
+    with path.open("r+b") as file:
+        file.truncate(length)
+    refused(sharded, path.name)
+
+
+def test_shard_that_is_something_else(sharded):
+    (sharded / "model-00001-of-00003.safetensors").write_bytes(b"<html>Not found</html>" * 40)
+    refused(sharded, "model-00001-of-00003.safetensors", "not a safetensors file")
+
+
+def test_header_of_garbage(sharded):
+    path = sharded / "model-00001-of-00003.safetensors"
+    content = bytearray(path.read_bytes())
+    content[8:40] = b"x" * 32
+    path.write_bytes(content)
+    refused(sharded, path.name, "header")
+
+
+def test_index_that_places_a_tensor_in_the_wrong_shard(sharded):
+    path = sharded / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["transformer.output_layer.weight"] = "model-00001-of-00003.safetensors"
+    path.write_text(json.dumps(index))
+    refused(sharded, "lacks transformer.output_layer.weight")
+
+
+def test_index_without_a_weight_map(sharded):
+    (sharded / "model.safetensors.index.json").write_text("{}")
+    refused(sharded, "weight_map")
+
+
+def test_folder_without_tokenizer(single):
+    (single / "tokenizer.model").unlink()
+    refused(single, "tokenizer.model")
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [("AA== zero\n", "Line 1"), ("not base64! 0\n", "Line 1"), ("AA== 1\n", "count from 0")],
+)
+def test_damaged_tokenizer_is_found_when_loading(single, content, part):
+    import torch
+
+    (single / "tokenizer.model").write_text(content)
+    with pytest.raises(CheckpointError, match=part):
+        resolve(single).load(dtype=torch.float32)
+
+
+class TestReading:
+    """Weights are read one at a time, and not at all once a load was given up."""
+
+    def test_values_are_those_of_the_files(self):
+        from safetensors.torch import load_file
+
+        expected = load_file(golden.CHECKPOINT / "model.safetensors")
+        with stored_weights(read_tensor_infos(golden.SHARDED)) as weights:
+            assert weights.keys() == expected.keys()
+            assert all(weights[name][...].equal(tensor) for name, tensor in expected.items())
+
+    def test_nothing_is_read_afterwards(self):
+        with stored_weights(read_tensor_infos(golden.CHECKPOINT)) as weights:
+            name, weight = next(iter(weights.items()))
+        with pytest.raises(InterruptedError):
+            weight[...]
+        assert name
+
+    def test_no_thread_of_an_interrupted_load_reads_on(self):
+        from concurrent.futures import ThreadPoolExecutor
+
+        threads = set(threading.enumerate())
+        with (
+            pytest.raises(KeyboardInterrupt),
+            stored_weights(read_tensor_infos(golden.CHECKPOINT)) as weights,
+        ):
+            interrupted_in_a_pool(ThreadPoolExecutor(2), weights)
+        # One that had not read yet is refused, and needs a moment to end.
+        for thread in set(threading.enumerate()) - threads:
+            thread.join(10)
+        assert set(threading.enumerate()) <= threads
+
+    def test_an_exception_lets_go_of_what_it_came_through(self):
+        thing = Thing()
+        with pytest.raises(ValueError) as caught:
+            fail_beside(thing)
+        watch = weakref.ref(thing.inner)
+        thing.inner = None
+        assert watch() is not None
+        forget_locals(caught.value)
+        assert watch() is None
+        assert "fail_beside" in "".join(traceback.format_exception(caught.value))
+
+
+class Thing:
+    def __init__(self):
+        self.inner = type("Inner", (), {})()
+
+
+def fail_beside(thing):
+    inner = thing.inner
+    try:
+        {}[id(inner)]
+    except KeyError as error:
+        raise ValueError from error
+
+
+def interrupted_in_a_pool(pool, weights):
+    futures = [pool.submit(weight.__getitem__, ...) for weight in weights.values()]
+    futures[0].result()
+    raise KeyboardInterrupt

@@ -1,0 +1,225 @@
+"""Checkpoints by repository id: from the cache, from a hub, or one clear line.
+
+The hub is a server in this process that speaks as much of its interface as a download needs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import golden
+import pytest
+from huggingface_hub import constants
+
+from glm4v_magic.checkpoints import hub, resolve
+from glm4v_magic.checkpoints.glm4v_9b import layout
+from glm4v_magic.core.errors import CheckpointError, OptionError
+
+REPOSITORY = "someone/tiny-glm-4v"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OTHER_WEIGHTS = "pytorch_model.bin"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Serves `folder` as `repository`, the only public one; `gated/...` exists and is closed."""
+
+    folder = Path()
+    asked: list[str] = []  # noqa: RUF012  one list for all requests
+    revisions = ("main", COMMIT)
+    repository = REPOSITORY
+
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self.answer(with_body=True)
+
+    def answer(self, *, with_body: bool) -> None:
+        path = self.path.partition("?")[0]
+        self.asked.append(path)
+        if "gated/" in path:
+            return self.send(403, b"", {"X-Error-Code": "GatedRepo"})
+        if self.repository not in path:
+            return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
+        parts = path.split("/")
+        if "resolve" in parts:
+            revision, name = parts[parts.index("resolve") + 1 :]
+            file = self.folder / name
+            if revision not in self.revisions:
+                return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+            if not file.is_file():
+                return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
+            etag = f'"{name}-{file.stat().st_size}"'
+            return self.send(
+                200,
+                file.read_bytes(),
+                {"ETag": etag, "X-Repo-Commit": COMMIT},
+                with_body=with_body,
+            )
+        files = sorted(file for file in self.folder.iterdir() if file.is_file())
+        if "tree" in parts:
+            content: Any = [
+                {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name}
+                for f in files
+            ]
+        else:
+            siblings = [{"rfilename": file.name} for file in files]
+            content = {"id": self.repository, "sha": COMMIT, "siblings": siblings}
+        return self.send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def send(
+        self, status: int, body: bytes, headers: dict[str, str], *, with_body: bool = True
+    ) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def log_message(self, *_arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    """An empty cache, and a hub at a port that nobody listens at."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    point_to(monkeypatch, "http://127.0.0.1:9")
+    return cache
+
+
+def point_to(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    from huggingface_hub import hf_api
+
+    monkeypatch.setattr(hf_api.api, "endpoint", url)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch) -> Iterator[type[Hub]]:
+    folder = shutil.copytree(golden.SHARDED, tmp_path / "repository")
+    (folder / OTHER_WEIGHTS).write_bytes(b"not wanted")
+    (folder / "modeling_chatglm.py").write_text("raise SystemExit")
+
+    class Server(Hub):
+        pass
+
+    Server.folder, Server.asked = folder, []
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=listening.serve_forever)
+    thread.start()
+    point_to(monkeypatch, f"http://127.0.0.1:{listening.server_port}")
+    yield Server
+    listening.shutdown()
+    thread.join()
+    listening.server_close()
+
+
+def test_a_repository_is_downloaded_once(server):
+    with pytest.raises(CheckpointError, match="not in the hub cache"):
+        resolve(REPOSITORY)
+    assert server.asked == []
+    checkpoint = resolve(REPOSITORY, download=True)
+    assert checkpoint.name == REPOSITORY
+    assert checkpoint.total_bytes == resolve(golden.SHARDED).total_bytes
+    assert not list(checkpoint.folder.glob("*.py"))
+    assert not (checkpoint.folder / OTHER_WEIGHTS).exists()
+    server.asked.clear()
+    assert resolve(REPOSITORY, download=True).folder == checkpoint.folder
+    assert resolve(REPOSITORY).folder == checkpoint.folder
+    assert resolve(REPOSITORY, revision=COMMIT).folder == checkpoint.folder
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("name", ["GLM-4V-9B", "glm-4v-9b"])
+def test_the_published_name_means_its_repository(server, name, tmp_path, monkeypatch):
+    server.repository = layout.REPOSITORY
+
+    checkpoint = resolve(name, download=True)
+
+    assert checkpoint.name == "zai-org/glm-4v-9b"
+    assert resolve(layout.REPOSITORY).folder == checkpoint.folder
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=f"{name}/config.json cannot be read"):
+        resolve(name)  # a folder comes first
+
+
+def test_a_download_that_was_cut_short_goes_on(server):
+    shard = resolve(REPOSITORY, download=True).folder / "model-00002-of-00003.safetensors"
+    shard.resolve().unlink()
+    shard.unlink()
+    with pytest.raises(CheckpointError, match="1 of 3 shards are missing"):
+        resolve(REPOSITORY)
+    server.asked.clear()
+    assert resolve(REPOSITORY, download=True).total_bytes
+    assert {Path(path).name for path in server.asked if "safetensors" in path} == {shard.name}
+
+
+def test_another_kind_of_model_is_refused_before_its_weights(server):
+    file = server.folder / "config.json"
+    file.write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(CheckpointError, match="model of type 'llama'"):
+        resolve(REPOSITORY, download=True)
+    assert not any("safetensors" in path for path in server.asked)
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "said"),
+    [
+        ("someone/else", None, "not in the hub cache, and not on the hub. Check the spelling"),
+        (REPOSITORY, "v2", "has no revision 'v2' on the hub"),
+        ("gated/model", None, "only to users who accepted its terms. .* hf auth login"),
+    ],
+)
+def test_what_the_hub_does_not_give(server, name, revision, said):
+    with pytest.raises(CheckpointError, match=said) as caught:
+        resolve(name, revision=revision, download=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_network():
+    said = r"not, or not wholly, in the hub cache \(.*\), and the hub cannot be reached. Download"
+    with pytest.raises(CheckpointError, match=said):
+        resolve(REPOSITORY, download=True)
+
+
+def test_the_users_wish_to_stay_offline_is_named(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="and HF_HUB_OFFLINE is set"):
+        resolve(REPOSITORY, download=True)
+
+
+@pytest.mark.parametrize("text", ["cats", "./a/b", "/a/b", "a/b/c", "~/model", "a b/c", "a/.."])
+def test_paths_are_never_asked_for(server, text):
+    with pytest.raises(CheckpointError, match="no such folder"):
+        resolve(text, download=True)
+    assert server.asked == []
+    assert not hub.names_a_repository(text)
+
+
+def test_a_misspelt_folder_is_not_asked_for(server, tmp_path, monkeypatch):
+    (tmp_path / "models" / "glm-4v").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"no such folder.*Did you mean glm-4v\?"):
+        resolve("models/glm-4w", download=True)
+    assert server.asked == []
+
+
+def test_a_folder_has_no_revision():
+    for name in ("demo", str(golden.CHECKPOINT)):
+        with pytest.raises(OptionError, match="no repository of the hub"):
+            resolve(name, revision="main")

@@ -1,0 +1,77 @@
+"""Descriptions of GPUs."""
+
+from __future__ import annotations
+
+import pytest
+
+from glm4v_magic.core.errors import GPUDescriptionError
+from glm4v_magic.core.gpu_spec import GPU, MAX_GPUS, parse_gpus
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("description", "sizes"),
+    [
+        ("4x16GiB", [16 * GIB] * 4),
+        ("4 x 16 gib", [16 * GIB] * 4),
+        ("24+16+12GiB", [24 * GIB, 16 * GIB, 12 * GIB]),
+        ("512MiB + 1GiB", [512 * 2**20, GIB]),
+        ("2x24+16GiB", [24 * GIB, 24 * GIB, 16 * GIB]),
+        ("1x80GB", [80 * 10**9]),
+        ("0.5GiB", [GIB // 2]),
+        ("16GiB", [16 * GIB]),
+        ("cpu", []),
+        (" CPU ", []),
+    ],
+)
+def test_sizes(description: str, sizes: list[int]) -> None:
+    gpus = parse_gpus(description)
+    assert [gpu.total_bytes for gpu in gpus] == sizes
+    assert [gpu.index for gpu in gpus] == list(range(len(sizes)))
+
+
+@pytest.mark.parametrize(
+    ("description", "names"),
+    [
+        ("2xA100-40GB", ["A100", "A100"]),
+        ("RTX 4090-24GiB + H100-PCIe-80GB", ["RTX 4090", "H100-PCIe"]),
+        ("16GiB", ["GPU"]),
+    ],
+)
+def test_names(description: str, names: list[str]) -> None:
+    assert [gpu.name for gpu in parse_gpus(description)] == names
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        "", "  ", "4x", "x16GiB", "0x16", "0x16GiB", "3x-1GiB", "-2x16GiB", "4x0GiB", "16",
+        "4x16", "four", "4x16GiB+", "+16GiB", "4x16 parsecs", "4xGiB", "nanGiB", "infGiB",
+        "1e9GiB", "4x16GiB;rm", "4x16GiB 2x8GiB", "٤x16GiB", "9" * 300 + "GiB", "10**9x1GiB",
+    ],
+)  # fmt: skip
+def test_one_clear_line_for_what_cannot_be_read(description: str) -> None:
+    with pytest.raises(GPUDescriptionError) as caught:
+        parse_gpus(description)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert '"4x16GiB"' in message
+    assert len(message) < 300
+
+
+def test_more_gpus_than_pytorch_can_number() -> None:
+    assert len(parse_gpus(f"{MAX_GPUS}x1GiB")) == MAX_GPUS
+    for description in (f"{MAX_GPUS + 1}x1GiB", "999999999999x1GiB", "100x1GiB+100x1GiB"):
+        with pytest.raises(GPUDescriptionError, match=f"more than {MAX_GPUS} GPUs"):
+            parse_gpus(description)
+
+
+def test_not_a_string() -> None:
+    with pytest.raises(GPUDescriptionError, match="not by int"):
+        parse_gpus(4)  # type: ignore[arg-type]
+
+
+def test_usable_bytes_is_the_free_memory_where_it_is_known() -> None:
+    assert GPU(0, "GPU", 16 * GIB).usable_bytes == 16 * GIB
+    assert GPU(0, "GPU", 16 * GIB, free_bytes=0).usable_bytes == 0

@@ -1,0 +1,365 @@
+"""Dry runs: what they find in a placement, and how they say it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from functools import cache, partial
+from html.parser import HTMLParser
+
+import golden
+import pytest
+import tiny_glm4v
+
+from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.checkpoints.glm_native import NativeArchitecture
+from glm4v_magic.core.errors import (
+    DeviceMapError,
+    DoesNotFitError,
+    Glm4vError,
+    OptionError,
+    PlacementError,
+)
+from glm4v_magic.core.gpu_spec import GPU, parse_gpus
+from glm4v_magic.core.model_shape import Workload
+from glm4v_magic.dry_run.report import DryRunReport, GPUUse, HopUse
+from glm4v_magic.dry_run.run import dry_run
+from glm4v_magic.notebook.render.dry_run import dry_run_bundle, dry_run_html
+from glm4v_magic.planning.plan import plan
+
+TINY = architecture(golden.CHECKPOINT)
+NATIVE = NativeArchitecture("tiny GLM-4.1V", tiny_glm4v.CONFIG, "config.json")
+SPLIT = {"model.vision": 0, "model.language_model": 1, "lm_head": 1}
+MIB = 2**20
+
+
+class Naive(NativeArchitecture):
+    """A model that does not say which of its layers must stay whole."""
+
+    def build_meta(self, dtype):
+        model = super().build_meta(dtype)
+        model._no_split_modules = []
+        return model
+
+
+@cache
+def published(device_map):
+    return dry_run(architecture("GLM-4V-9B"), "8x16GiB", device_map, decode_steps=1)
+
+
+@cache
+def naive():
+    return dry_run(Naive("naive", tiny_glm4v.CONFIG, "config.json"), "4x1GiB", "auto", context=500)
+
+
+@cache
+def overfull():
+    return dry_run(TINY, "2x256MiB", SPLIT)
+
+
+def hops(report):
+    return {(hop.source, hop.target): hop for hop in report.copies}
+
+
+def test_a_plan_for_the_published_model_runs_on_eight_gpus():
+    report = published("plan")
+    report.raise_if_unusable()
+    assert report.works
+    assert report.problems == ()
+    assert all(gpu.weight_bytes and gpu.peak_bytes for gpu in report.gpus)
+    stored = sum(gpu.weight_bytes for gpu in report.gpus)
+    inv_freq = 2 * 2 * 32  # a buffer and its copy, in bfloat16
+    assert stored == 27_812_641_792 + inv_freq
+    entries = 8192 + 1599
+    assert report.prompt_tokens == entries - 1
+    assert sum(gpu.kv_bytes for gpu in report.gpus) == 40 * 1024 * entries
+    hidden = hops(report)["cuda:3", "cuda:4"]
+    assert (hidden.prefill_copies, hidden.decode_copies) == (1, 1)
+    assert hidden.prefill_bytes == report.prompt_tokens * 4096 * 2
+    assert hidden.decode_bytes == 4096 * 2
+    assert report.gpu_copies()[1] <= 2 * report.decode_hops
+    assert report.gpus[3].phase == "prefill"
+    assert report.gpus[3].module.startswith("model.language_model.layers.")
+
+
+def test_the_automatic_map_of_the_published_model_leaves_gpus_empty_but_runs():
+    report = published("auto")
+    assert report.placement == "auto"
+    assert report.problems == ()  # this package's own model aligns what that map separates
+    assert [gpu.gpu for gpu in report.gpus if not gpu.peak_bytes] == [6, 7]
+    assert "cuda:7 GPU     0.00   0.00    0.00   0.00   0.00  16.00    0%  idle" in report.text()
+
+
+def test_a_model_that_mixes_devices_is_told_where():
+    report = naive()
+    assert not report.works
+    by_module = {problem.module: problem for problem in report.problems}
+    gate = by_module["model.language_model.layers.1.mlp"]
+    assert gate.operation == "aten.mul.Tensor"
+    assert set(gate.devices) == {"cuda:0", "cuda:1"}
+    assert gate.message == (
+        "Expected all tensors to be on the same device, but found at least two devices, "
+        f"{gate.devices[0]} and {gate.devices[1]}!"
+    )
+    assert gate.source.startswith("transformers/models/glm4v/modeling_glm4v.py:")
+    assert gate.source.endswith(" in forward")
+    assert "*" in gate.code
+    assert {problem.phase: problem.count for problem in report.problems} == {
+        "prefill": 1,
+        "decode": 2,
+    }
+
+
+def test_what_would_not_run_is_raised_as_one_line():
+    with pytest.raises(PlacementError) as refused:
+        naive().raise_if_unusable()
+    assert str(refused.value).startswith(
+        f"naive would not run on this placement ({len(naive().problems) - 1} more): prefill: "
+        "Expected all tensors to be on the same device"
+    )
+    assert "in model.language_model.layers.1" in str(refused.value)
+    with pytest.raises(DoesNotFitError, match=r"out of memory: cuda:0 needs .* Use a plan of ours"):
+        overfull().raise_if_unusable()
+    planned = replace(overfull(), placement="plan")
+    with pytest.raises(DoesNotFitError, match=r"\. Use more or larger GPUs"):
+        planned.raise_if_unusable()
+
+
+def test_gpus_that_are_too_small():
+    report = overfull()
+    assert [gpu.gpu for gpu in report.overfull] == [0, 1]
+    gpu = report.overfull[1]
+    assert gpu.short_bytes == gpu.total_bytes - 256 * MIB > 256 * MIB
+    assert report.fullest.fullness > 2
+    assert report.verdict() == "It would not run: 2 GPUs too small."
+    assert "cuda:1 needs 0.50 GiB and has 0.25, so 0.25 GiB are short" in report.findings()[1]
+
+
+def test_other_programs_leave_less_of_a_gpu():
+    gpus = [GPU(0, "GPU", 2**30, free_bytes=300 * MIB), GPU(1, "GPU", 2**30)]
+    report = dry_run(TINY, gpus, SPLIT)
+    assert [gpu.gpu for gpu in report.overfull] == [0]
+
+
+def test_a_gpu_that_other_programs_have_filled():
+    report = dry_run(TINY, [GPU(0, "GPU", 2**30, free_bytes=0)], {"": 0})
+    assert report.overfull == report.gpus
+    assert "  999%  " in report.text()
+    assert report.gpus[0].fullness > 9.99
+    assert "rgba(234, 67, 53" in dry_run_html(report)
+
+
+def test_modules_of_a_map_that_wait_in_host_memory_visit_the_gpu_of_the_embedding():
+    report = dry_run(TINY, "2x1GiB", {**SPLIT, "lm_head": "cpu"})
+    assert report.offloaded == ("lm_head",)
+    head = 320 * 64 * 4
+    assert hops(report)["cpu", "cuda:1"].decode_bytes == head
+    assert ("cpu", "cuda:0") not in hops(report)
+    assert report.works
+    assert report.text().endswith("1 module waits in host memory, first lm_head.")
+
+
+def test_a_plan_with_offloading_is_the_same_from_a_file(tmp_path):
+    made = plan(TINY.shape(), parse_gpus("1x2MiB"), overhead=0, reserve=0, offload=True)
+    report = dry_run(TINY, "1x1GiB", made)
+    assert set(report.offloaded) == set(made.stages[0].offloaded)
+    assert any(name.startswith("model.vision.") for name in report.offloaded)
+    path = tmp_path / "plan.json"
+    path.write_text(made.to_json())
+    assert dry_run(TINY, "1x1GiB", path) == dry_run(TINY, "1x1GiB", str(path)) == report
+
+
+def test_a_map_that_uses_no_gpu():
+    report = dry_run(TINY, "1x1GiB", {"": "cpu"})
+    (gpu,) = report.gpus
+    assert (gpu.total_bytes, gpu.phase) == (0, "")
+    assert report.works
+    assert report.decode_hops == 0
+
+
+@pytest.mark.parametrize("model", [TINY, NATIVE], ids=["GLM-4V-9B", "GLM-4.1V"])
+def test_every_option_changes_what_runs(model):
+    run = partial(dry_run, model, "2x1GiB", decode_steps=1)
+    one = run(text_tokens=20)
+    assert one.works
+    assert one.title().endswith("with 1 image, then 1 decode step")
+
+    more = dry_run(model, "2x1GiB", text_tokens=20, decode_steps=2)
+    assert more.prompt_tokens == one.prompt_tokens
+    assert sum(c.kv_bytes for c in more.gpus) > sum(c.kv_bytes for c in one.gpus)
+
+    rows = run(text_tokens=20, batch=3)
+    assert (rows.batch, rows.problems) == (3, ())
+    assert ", batch of 3, " in rows.title()
+    assert sum(c.kv_bytes for c in rows.gpus) == 3 * sum(c.kv_bytes for c in one.gpus)
+
+    text = run(context=100, images=0)
+    assert (text.prompt_tokens, text.images) == (99, 0)
+
+    small = run(text_tokens=20, dtype="bfloat16")
+    weights, halved = (sum(c.weight_bytes for c in report.gpus) for report in (one, small))
+    assert (small.dtype, 2 * halved) == ("bfloat16", weights)
+
+
+def test_several_images_of_one_row():
+    one, two = (dry_run(NATIVE, "1x1GiB", context=2048, images=n) for n in (1, 2))
+    assert one.prompt_tokens == two.prompt_tokens == 2046
+    assert two.images == 2
+    assert two.gpus[0].peak_bytes > one.gpus[0].peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("gpus", "options", "message"),
+    [
+        ("cpu", {}, "A dry run needs at least one GPU"),
+        ((), {}, "A dry run needs at least one GPU"),
+        ("1x1GiB", {"decode_steps": 0}, "decode_steps is 0, but must be at least 1"),
+        ("1x1GiB", {"context": 300}, "300 positions is more than .* knows \\(256\\)"),
+        ("1x1GiB", {"context": 2}, "too short for 1 image"),
+        ("1x1GiB", {"context": 5}, "5 positions has no room for text beside 1 image"),
+        ("1x1GiB", {"images": 2}, "takes 1 image per conversation, not 2"),
+        ("1x1GiB", {"text_tokens": 0}, "5 positions has no room for text"),
+        ("1x1GiB", {"dtype": "int4"}, "Unknown dtype 'int4'"),
+        ("0x1GiB", {}, "'0x1GiB' has a count below one"),
+        ("1x100MiB", {}, "does not fit on 0.09 GiB"),
+    ],
+)
+def test_dry_runs_that_make_no_sense(gpus, options, message):
+    with pytest.raises(Glm4vError, match=message) as caught:
+        dry_run(TINY, gpus, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_plans_and_maps_that_do_not_suit():
+    quantised = plan(TINY.shape(), parse_gpus("1x1GiB"), Workload(quantize="4bit"))
+    with pytest.raises(OptionError, match="is for 4bit weights, which a dry run does not know"):
+        dry_run(TINY, "1x1GiB", quantised)
+    other = plan(NATIVE.shape(), parse_gpus("1x1GiB"))
+    with pytest.raises(DeviceMapError, match=r"names 'model\.visual', which the model does not"):
+        dry_run(TINY, "1x1GiB", other)
+    with pytest.raises(DeviceMapError, match="on GPU 1, but there is GPU 0 only"):
+        dry_run(TINY, "1x1GiB", SPLIT)
+
+
+@pytest.mark.parametrize("make", [naive, overfull], ids=["refused", "too small"])
+def test_reports_survive_json(make):
+    report = make()
+    text = report.to_json()
+    assert DryRunReport.from_json(text) == report
+    content = json.loads(text)
+    assert content["works"] is False
+    assert content["findings"] == list(report.findings())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: [], "not the report of a dry run"),
+        (lambda content: {**content, "version": 2}, "not the report of a dry run"),
+        (lambda content: {k: v for k, v in content.items() if k != "GPUs"}, "damaged"),
+        (lambda content: {**content, "GPUs": [{"gpu": 0}]}, "damaged"),
+    ],
+)
+def test_texts_that_are_no_report(change, message):
+    content = json.loads(overfull().to_json())
+    with pytest.raises(DeviceMapError, match=message):
+        DryRunReport.from_json(json.dumps(change(content)))
+    with pytest.raises(DeviceMapError, match="not the report of a dry run"):
+        DryRunReport.from_json("{")
+
+
+def large():
+    """A report whose names and numbers are as long as they get."""
+    module = "model.language_model.layers.45.mlp.experts"
+    name = "NVIDIA RTX 6000 Ada Generation"
+    sizes = (123 << 30, 12 << 30, 100 << 30)
+    gpus = [GPUUse(n, name, 141 << 30, *sizes, 0, "prefill", module) for n in range(8, 12)]
+    copies = tuple(HopUse(f"cuda:{n}", f"cuda:{n + 1}", 1, 4 << 30, 1, 1 << 20) for n in (8, 9))
+    return replace(
+        naive(),
+        model="~/models/" + "a-long-name/" * 10,
+        problems=naive().problems * 9,
+        gpus=tuple(gpus),
+        copies=copies,
+    )
+
+
+def test_the_text_is_100_columns_wide_and_aligned():
+    text = large().text()
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    table = [line for line in lines if line.startswith("cuda:") and "prefill" in line]
+    assert len(table) == 4
+    assert len({line.index("prefill") for line in table}) == 1
+    assert all(line.endswith("  …45.mlp.experts") for line in table)
+    assert text.count("- prefill") + text.count("- decode") == 12
+    more = len(large().findings()) - 12
+    assert f"- and {more} more" in lines
+    copies = [line for line in lines if " -> cuda:" in line]
+    assert len({len(line) for line in copies}) == 1
+    assert all("1  4.00 GiB" in line and line.endswith("1  1.00 MiB") for line in copies)
+
+
+class Tags(HTMLParser):
+    """Collects tags, and cells of tables."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags = []
+        self.text = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_shows_all_of_it():
+    report = large()
+    page = Tags()
+    page.feed(dry_run_html(report))
+    for row in [*report.gpu_rows(), *report.copy_rows()]:
+        assert {cell for cell in row if cell} <= set(page.text)
+    assert report.verdict() in page.text
+    assert report.main_findings()[0] in page.text
+    assert page.tags.count("table") == 2
+    assert page.tags.count("tr") == 2 + len(report.gpus) + len(report.copies)
+    assert "the GPU ends here" in dry_run_html(overfull())
+    assert "the GPU ends here" not in dry_run_html(published("plan"))
+    assert "rgba(234, 67, 53" not in dry_run_html(published("plan"))
+    offloaded = replace(report, offloaded=("model.visual",))
+    assert "<li>model.visual</li>" in dry_run_html(offloaded)
+
+
+def test_bars_are_to_one_scale():
+    sizes = [4 * 2**30, 2**30, 0]
+    gpus = [GPUUse(i, "GPU", size, weight_bytes=2**30) for i, size in enumerate(sizes)]
+    html = dry_run_html(replace(large(), gpus=tuple(gpus)))
+    bars = re.findall(r'role="group" aria-label="(.*?)" style=".*?width:([0-9.]+)%', html)
+    assert bars == [
+        ("cuda:0 GPU, 25% full", "100.00"),
+        ("cuda:1 GPU, 100% full", "25.00"),
+        ("cuda:2 GPU, 999% full", "6.25"),
+    ]
+    assert html.count('title="weights: 1.00 GiB"') == 3
+    assert html.count("the GPU ends here") == 1
+
+
+def test_names_cannot_become_markup_or_steer_a_terminal():
+    evil = '<img src=x onerror="alert(1)">\x1b[2J'
+    problem = replace(naive().problems[0], message=evil, module=evil, source=evil)
+    gpu = replace(overfull().gpus[0], name=evil, module=evil)
+    report = replace(
+        overfull(),
+        model=evil,
+        problems=(problem,),
+        gpus=(gpu,),
+        copies=(HopUse(evil, evil, 1, 1, 1, 1),),
+        offloaded=(evil,),
+    )
+    bundle = dry_run_bundle(report)
+    assert "<img" not in bundle["text/html"]
+    assert "&lt;img" in bundle["text/html"]
+    assert all("\x1b" not in part for part in bundle.values())

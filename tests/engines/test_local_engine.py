@@ -1,0 +1,255 @@
+"""The engine on the tiny reference checkpoint: streaming, interrupts, seeds, limits."""
+
+from __future__ import annotations
+
+import logging
+
+import golden
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from glm4v_magic.checkpoints import resolve
+from glm4v_magic.core.conversation import Conversation, Message, Request, Sampling
+from glm4v_magic.core.errors import ConversationError, GenerationInterrupted, OutOfMemoryError
+from glm4v_magic.engines import local
+
+GREEDY = Sampling(max_tokens=16, temperature=0)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return local.load(resolve(golden.CHECKPOINT))
+
+
+def request(case="image_text", sampling=GREEDY):
+    return Request(golden.conversation(case), sampling)
+
+
+@pytest.mark.parametrize("case", golden.SINGLE_ROW)
+def test_greedy_answers_are_the_reference(engine, case):
+    generation = engine.generate(request(case), lambda _text: None)
+    ids = golden.CASES[case]["greedy_with_default_eos"]
+    assert generation.text == engine.processor.decode(ids).strip()
+    assert generation.usage.new_tokens == len(ids)
+    assert generation.seed is None
+
+
+@pytest.mark.parametrize("case", golden.SINGLE_ROW)
+def test_streamed_pieces_join_to_the_text(engine, case):
+    pieces = []
+    generation = engine.generate(request(case), pieces.append)
+    assert generation.text.startswith("".join(pieces).strip())
+    assert len(pieces) > 3
+
+
+def stream(engine, text):
+    pieces = []
+    streamer = local.TokenTextStreamer(engine.processor.tokenizer, pieces.append)
+    streamer.put(torch.tensor([[1, 2, 3]]))  # the prompt
+    ids = engine.processor.tokenizer.encode(text, add_special_tokens=False)
+    for token in ids:
+        streamer.put(torch.tensor([token]))
+    streamer.end()
+    return pieces, ids
+
+
+@pytest.mark.parametrize("text", ["描述这张图片", "ünï 👩‍👩‍👧 naïve", "a😀b", "日本語 text"])
+def test_no_piece_holds_part_of_a_character(engine, text):
+    pieces, ids = stream(engine, text)
+    assert len(ids) > len(text) / 2  # several tokens per character: there is something to get wrong
+    assert "".join(pieces) == text
+    assert not any("�" in piece for piece in pieces)
+
+
+def test_special_tokens_are_not_text(engine):
+    pieces = []
+    streamer = local.TokenTextStreamer(engine.processor.tokenizer, pieces.append)
+    streamer.put(torch.tensor([[1]]))
+    for token in [104, 105, 307]:
+        streamer.put(torch.tensor([token]))
+    assert "".join(pieces) == "hi"
+
+
+def test_the_leading_newline_is_not_shown(engine):
+    pieces, _ = stream(engine, "\n hi")
+    assert "".join(pieces) == "hi"
+
+
+def test_usage_counts_text_visual_and_new_tokens(engine):
+    usage = engine.generate(request(), lambda _text: None).usage
+    assert usage.visual_tokens == 6
+    assert usage.text_tokens == len(golden.CASES["image_text"]["input_ids"]) - 3
+    assert usage.prompt_tokens == usage.text_tokens + 6
+    assert usage.new_tokens == 16
+    assert usage.time_to_first_token > 0
+    assert usage.decode_seconds > 0
+
+
+def test_length_and_stop_are_told_apart(engine):
+    assert engine.generate(request(), lambda _t: None).finish_reason == "length"
+    ends = golden.CASES["image_text"]["greedy_ids"][3]
+    engine.defaults.eos_token_id = [ends]
+    try:
+        generation = engine.generate(request(), lambda _t: None)
+    finally:
+        engine.defaults.eos_token_id = [300, 307, 309]
+    assert generation.finish_reason == "stop"
+    assert generation.usage.new_tokens == 4
+
+
+class Stop:
+    """Raises KeyboardInterrupt when the n-th piece arrives, as an interrupt between tokens does."""
+
+    def __init__(self, after):
+        self.after = after
+        self.pieces = []
+
+    def __call__(self, text):
+        self.pieces.append(text)
+        if len(self.pieces) == self.after:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_keeps_the_partial_text_and_the_engine(engine):
+    whole = engine.generate(request(), lambda _t: None)
+    stop = Stop(after=5)
+    with pytest.raises(GenerationInterrupted) as caught:
+        engine.generate(request(), stop)
+    partial = caught.value.generation
+    assert isinstance(caught.value, KeyboardInterrupt)
+    assert partial.finish_reason == "interrupted"
+    assert partial.text == "".join(stop.pieces).strip()
+    assert whole.text.startswith(partial.text)
+    assert partial.usage.new_tokens < 16
+    assert engine.generate(request(), lambda _t: None).text == whole.text
+
+
+def test_an_interrupt_before_the_first_token(engine):
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    handle = engine.model.model.vision.register_forward_hook(interrupt)
+    try:
+        with pytest.raises(GenerationInterrupted) as caught:
+            engine.generate(request(), lambda _t: None)
+    finally:
+        handle.remove()
+    assert caught.value.generation.text == ""
+    assert caught.value.generation.usage.time_to_first_token is None
+
+
+def sample(engine, seed):
+    sampling = Sampling(max_tokens=12, temperature=1.0, top_p=1.0, top_k=0, seed=seed)
+    return engine.generate(request(sampling=sampling), lambda _t: None)
+
+
+def test_a_seed_repeats_an_answer_and_is_reported(engine):
+    first, again, other = sample(engine, 7), sample(engine, 7), sample(engine, 8)
+    assert first.text == again.text != other.text
+    assert first.seed == 7
+
+
+def test_a_drawn_seed_is_reported_and_repeats_the_answer(engine):
+    drawn = sample(engine, None)
+    assert sample(engine, drawn.seed).text == drawn.text
+
+
+def test_the_users_random_state_is_left_alone(engine):
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    sample(engine, 5)
+    sample(engine, None)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_sampling_options_reach_generate():
+    base = GenerationConfig(do_sample=True, temperature=0.8, top_p=0.8, max_length=100)
+    asked = Sampling(max_tokens=9, temperature=0.3, top_p=0.5, top_k=7, repetition_penalty=1.2)
+    config = local.generation_config(base, asked, room=100)
+    assert (config.max_new_tokens, config.max_length) == (9, None)
+    assert (config.do_sample, config.temperature, config.top_p, config.top_k) == (True, 0.3, 0.5, 7)
+    assert config.repetition_penalty == 1.2
+    assert base.temperature == 0.8
+
+
+def test_unset_sampling_options_are_the_checkpoints():
+    base = GenerationConfig(do_sample=True, temperature=0.8, top_p=0.6)
+    config = local.generation_config(base, Sampling(), room=100)
+    assert (config.do_sample, config.temperature, config.top_p) == (True, 0.8, 0.6)
+
+
+def test_temperature_zero_is_greedy():
+    base = GenerationConfig(do_sample=True, temperature=0.8, top_p=0.8)
+    assert local.generation_config(base, Sampling(temperature=0), room=9).do_sample is False
+
+
+def test_the_answer_is_cut_at_the_context(engine):
+    config = local.generation_config(GenerationConfig(), Sampling(max_tokens=50), room=3)
+    assert config.max_new_tokens == 3
+
+
+def test_a_prompt_longer_than_the_context_is_refused(engine):
+    conversation = Conversation((Message("user", "word " * 300),))
+    with pytest.raises(ConversationError, match=r"tokens long, but .* holds 256"):
+        engine.generate(Request(conversation, GREEDY), lambda _t: None)
+
+
+def test_two_images_are_refused(engine):
+    photos = (golden.photo("image0.png"), golden.image("image1.png"))
+    conversation = Conversation((Message("user", "compare", photos),))
+    with pytest.raises(ConversationError, match="2 images, but GLM-4V-9B takes 1"):
+        engine.generate(Request(conversation, GREEDY), lambda _t: None)
+
+
+def test_running_out_of_memory_keeps_the_model(engine):
+    def run_out(*_args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 188.00 MiB.")
+
+    handle = engine.model.model.vision.register_forward_hook(run_out)
+    try:
+        with pytest.raises(OutOfMemoryError, match=r"188.00 MiB.*still loaded"):
+            engine.generate(request(), lambda _t: None)
+    finally:
+        handle.remove()
+    assert engine.generate(request(), lambda _t: None).usage.new_tokens == 16
+
+
+def test_info_describes_the_model(engine):
+    info = engine.info
+    assert info.model == str(golden.CHECKPOINT)
+    assert info.max_images == 1
+    assert info.image_size == (56, 56)
+    assert info.visual_tokens == 6
+    assert info.context == 256
+    assert info.parameters == 381_844 - 4  # inv_freq is stored but computed
+    assert (info.dtype, info.devices) == ("float32", ("cpu",))
+
+
+@pytest.fixture
+def transformers_log():
+    """What transformers logs, which users would see above their answer."""
+    records = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize("temperature", [None, 0, 0.7])
+def test_no_call_makes_transformers_complain(transformers_log, temperature):
+    sampling = Sampling(max_tokens=4, temperature=temperature)
+    local.load(resolve(golden.CHECKPOINT)).generate(request(sampling=sampling), lambda _t: None)
+    assert transformers_log == []
+
+
+def test_progress_counts_every_byte_on_disk():
+    seen = []
+    checkpoint = resolve(golden.SHARDED)
+    local.load(checkpoint, on_progress=seen.append)
+    assert [step.done_bytes for step in seen] == sorted(step.done_bytes for step in seen)
+    assert seen[-1].total_bytes == checkpoint.total_bytes
+    assert seen[-1].done_bytes == checkpoint.total_bytes - 16  # inv_freq, four float32

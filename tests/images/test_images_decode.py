@@ -1,0 +1,285 @@
+"""From the bytes of a file, and from any mode of PIL, to upright RGB."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from photos import BLACK, BLUE, GREEN, RED, WHITE, colours, encoded, error_of, fill, png
+from PIL import Image
+
+from glm4v_magic.core.errors import ImageError
+from glm4v_magic.images import Limits, resolve_images, to_image, to_rgb
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The current folder, with images in it."""
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path)
+    return tmp_path
+
+
+class TestFiles:
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            (b"", "x.png is empty (0 bytes)."),
+            (b"hello\n  w\xc3\xb6rld", "not an image: it is text that starts with 'hello wörld'."),
+            ("ü".encode() * 400, "it is text that starts with 'üüü"),
+            (b"\x7fELF\x02\x01\x01\x00\x00", "it starts with the bytes 7f 45 4c 46 02 01 01 00."),
+            (b"%PDF-1.7\n...", "a PDF document. Save the page"),
+            (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a PostScript document."),
+            (b"PK\x03\x04....", "a ZIP archive"),
+            (b"\0\0\0\x18ftypheic....", "a HEIC image, which Pillow cannot read alone. Save it"),
+            (b"\0\0\0\x18ftypmp42....", "a video."),
+            (b"<svg xmlns='...'/>", "an SVG drawing."),
+            (b"<?xml version='1.0'?>\n<svg/>", "an SVG drawing."),
+            (b"\n<!DOCTYPE html><title>", "a web page. Give the address"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+            (png()[:20], "is cut short or damaged: OSError: Truncated File Read"),
+            (b"GIF89a\x01", "begins like a GIF file but is cut short or damaged."),
+            (b"\xff\xd8\xff\xe0..", "is cut short or damaged: "),
+        ],
+    )
+    def test_what_is_not_an_image_is_named(self, folder, content, said):
+        (folder / "x.png").write_bytes(content)
+        message = error_of(resolve_images, ["x.png"], {})
+        assert message.startswith("x.png ")
+        assert said in message
+
+    @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+    def test_a_truncated_image(self, folder, kind):
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+        content = encoded(Image.fromarray(noise), kind)
+        (folder / "x.img").write_bytes(content[: len(content) // 2])
+        message = error_of(resolve_images, ["x.img"], {})
+        assert "cut short or damaged" in message
+
+    def test_damaged_pixels(self, folder):
+        content = bytearray(encoded(Image.effect_noise((64, 64), 50)))
+        content[200:220] = bytes(20)
+        (folder / "x.png").write_bytes(content)
+        assert "x.png is cut short or damaged: " in error_of(resolve_images, ["x.png"], {})
+
+    @pytest.mark.parametrize("side", [12_000, 30_000])
+    def test_a_decompression_bomb_is_refused_by_its_header(self, folder, side):
+        (folder / "bomb.png").write_bytes(png_header(side, side))
+        assert error_of(resolve_images, ["bomb.png"], {}) == (
+            f"bomb.png has {side * side // 1_000_000} megapixels; at most 128 are read. "
+            "Make it smaller first: a model sees little more than one megapixel."
+        )
+
+    def test_between_the_warning_of_pillow_and_our_limit_nothing_leaks(self, monkeypatch):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # warns from 41, refuses from 81
+        assert to_image(png(size=(8, 6)), "x").original_size == (8, 6)
+
+    def test_the_limit_can_be_set(self):
+        small = Limits(megapixels=47e-6)
+        assert "0 megapixels; at most 4.7e-05" in error_of(to_image, png(), "x", limits=small)
+        assert to_image(png(), "x", limits=Limits(megapixels=48e-6)).original_size == (8, 6)
+        for value in (Image.new("RGB", (8, 6)), np.zeros((6, 8), np.uint8), torch.zeros(3, 6, 8)):
+            assert "megapixels" in error_of(to_image, value, "x", limits=small)
+
+    def test_ghostscript_is_never_started(self, folder):
+        # A complete drawing that Pillow itself would hand to Ghostscript.
+        Image.new("RGB", (4, 4), RED).save(folder / "x.eps")
+        assert "a PostScript document" in error_of(resolve_images, ["x.eps"], {})
+
+    def test_the_first_frame_of_several(self, folder):
+        frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN, BLUE)]
+        for name in ("x.gif", "x.tiff", "x.webp", "x.png"):
+            frames[0].save(folder / name, save_all=True, append_images=frames[1:], lossless=True)
+            assert colours(resolve_images([name], {})[0]) == [RED]
+
+    def test_the_ending_does_not_matter(self, folder):
+        (folder / "x.txt").write_bytes(png(BLUE))
+        assert colours(resolve_images(["x.txt"], {})[0]) == [BLUE]
+
+    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.data())
+    def test_any_damage_gives_an_image_or_an_image_error(self, data):
+        kind = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"]))
+        content = bytearray(encoded(Image.linear_gradient("L").resize((16, 16)), kind))
+        for _ in range(data.draw(st.integers(1, 4))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        with contextlib.suppress(ImageError):
+            to_image(bytes(content), "x")
+
+
+class TestModes:
+    def test_the_image_is_plain_rgb_in_memory(self, folder):
+        (photo,) = resolve_images(["red.png"], {})
+        (folder / "red.png").unlink()
+        assert type(photo.image) is Image.Image
+        assert photo.image.mode == "RGB"
+        copy = pickle.loads(pickle.dumps(photo))
+        assert copy == photo
+
+    @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "RGBa", "La"])
+    def test_transparent_pixels_are_white(self, mode):
+        image = Image.new("RGBA", (2, 1), (0, 0, 0, 255))
+        image.putpixel((1, 0), (0, 0, 0, 0))
+        if mode == "PA":
+            image = image.convert("P").convert("PA")
+            image.putpixel((1, 0), (0, 0))
+        elif mode == "La":
+            image = image.convert("LA").convert("La")
+        else:
+            image = image.convert(mode)
+        assert colours(to_image(image, "x"), (0, 0), (1, 0)) == [BLACK, WHITE]
+
+    def test_half_transparent_pixels_are_mixed_with_white(self):
+        image = Image.new("RGBA", (1, 1), (255, 0, 0, 128))
+        assert colours(to_image(image, "x"), (0, 0)) == ["#ff7f7f"]
+
+    @pytest.mark.parametrize("transparency", [0, b"\x00\xff"])
+    def test_a_palette_with_a_transparent_entry(self, transparency):
+        image = Image.new("P", (2, 1))
+        image.putpalette([255, 0, 0, 0, 0, 255])
+        image.putpixel((1, 0), 1)
+        content = encoded(image, transparency=transparency)
+        assert colours(to_image(content, "x"), (0, 0), (1, 0)) == [WHITE, BLUE]
+
+    def test_rgb_and_grey_with_a_transparent_colour(self):
+        content = encoded(Image.new("RGB", (1, 1), RED), transparency=(255, 0, 0))
+        assert colours(to_image(content, "x")) == [WHITE]
+        content = encoded(Image.new("L", (1, 1), 9), transparency=9)
+        assert colours(to_image(content, "x")) == [WHITE]
+
+    def test_a_palette_without_transparency(self):
+        image = Image.new("RGB", (2, 1), RED)
+        image.putpixel((1, 0), (0, 0, 255))
+        assert colours(to_image(image.quantize(2), "x"), (0, 0), (1, 0)) == [RED, BLUE]
+
+    def test_cmyk(self):
+        content = encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "TIFF")
+        assert colours(to_image(content, "x")) == [RED]
+
+    @pytest.mark.parametrize(("mode", "pixel"), [("L", 128), ("1", 1), ("HSV", (0, 0, 128))])
+    def test_other_modes(self, mode, pixel):
+        expected = WHITE if mode == "1" else "#808080"
+        assert colours(to_image(Image.new(mode, (1, 1), pixel), "x")) == [expected]
+
+    @pytest.mark.parametrize("mode", ["YCbCr", "LAB", "RGBX", "I;16", "I;16B", "I;16L", "I", "F"])
+    def test_every_mode_of_pillow_becomes_rgb(self, mode):
+        assert to_image(Image.new(mode, (2, 2)), "x").image.mode == "RGB"
+
+    @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+    @pytest.mark.parametrize("byte_order", ["<", ">"])
+    def test_16_bits_are_scaled_not_clipped(self, kind, byte_order):
+        values = np.array([[0, 257, 128 * 257, 65535]], dtype=f"{byte_order}u2")
+        content = encoded(Image.fromarray(values), kind)
+        photo = to_image(content, "x")
+        assert [photo.image.getpixel((x, 0))[0] for x in range(4)] == [0, 1, 128, 255]
+
+    def test_32_bit_integers(self):
+        def greys(values):
+            image = Image.fromarray(np.array([values], dtype=np.int32))
+            assert image.mode == "I"
+            photo = to_image(image, "x")
+            return [photo.image.getpixel((x, 0))[0] for x in range(len(values))]
+
+        assert greys([0, 7, 255]) == [0, 7, 255]
+        assert greys([0, 7 * 257, 65535]) == [0, 7, 255]
+        for values in ([-1, 5], [0, 65536]):
+            assert f"values from {min(values)} to {max(values)}" in error_of(greys, values)
+
+    def test_floats(self):
+        def greys(values):
+            photo = to_image(Image.fromarray(np.array([values], dtype=np.float32)), "x")
+            return [photo.image.getpixel((x, 0))[0] for x in range(len(values))]
+
+        assert greys([0, 0.5, 1]) == [0, 128, 255]
+        assert greys([0, 7, 255]) == [0, 7, 255]
+        assert "floats from -3 to 900, not from 0 to 255" in error_of(greys, [-3, 900])
+        assert "NaN" in error_of(greys, [0, float("nan")])
+
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_the_exif_orientation_is_applied(self, kind, orientation):
+        upright = Image.new("RGB", (32, 16), WHITE)
+        upright.paste(RED, (0, 0, 8, 8))
+        undo = {
+            2: Image.Transpose.FLIP_LEFT_RIGHT,
+            3: Image.Transpose.ROTATE_180,
+            4: Image.Transpose.FLIP_TOP_BOTTOM,
+            5: Image.Transpose.TRANSPOSE,
+            6: Image.Transpose.ROTATE_90,
+            7: Image.Transpose.TRANSVERSE,
+            8: Image.Transpose.ROTATE_270,
+        }.get(orientation)
+        stored = upright if undo is None else upright.transpose(undo)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
+        content = encoded(stored, kind, exif=exif, lossless=True, **options)
+        photo = to_image(content, "x")
+        assert photo.original_size == photo.image.size == (32, 16)
+        assert photo.image.getpixel((3, 3))[1] < 40
+        assert photo.image.getpixel((28, 12))[1] > 200
+        # The same image, opened by the user.
+        assert to_image(Image.open(io.BytesIO(content)), "x").image == photo.image
+
+    def test_broken_exif_is_ignored(self):
+        content = encoded(Image.new("RGB", (8, 6), RED), exif=b"Exif\0\0MM\0*\0\0\xff\xff nonsense")
+        assert to_image(content, "x").original_size == (8, 6)
+
+    def test_metadata_does_not_travel_with_the_image(self):
+        exif = Image.Exif()
+        exif[0x010E] = "taken at home"
+        photo = to_image(encoded(Image.new("RGB", (8, 6)), "JPEG", exif=exif), "x")
+        assert photo.image.info == {}
+        assert not photo.image.getexif()
+        assert b"home" not in pickle.dumps(photo)
+
+    def test_the_users_own_image_is_left_as_it_is(self):
+        image = Image.new("RGB", (2, 2), RED)
+        image.info["note"] = "mine"
+        photo = to_image(image, "x")
+        image.putpixel((1, 1), (0, 0, 255))
+        assert image.info == {"note": "mine"}
+        assert colours(photo) == [RED]
+
+    def test_the_current_frame_of_the_users_own_image(self):
+        frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN)]
+        with Image.open(
+            io.BytesIO(encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:]))
+        ) as image:
+            image.seek(1)
+            assert colours(to_image(image, "x")) == [GREEN]
+            assert image.tell() == 1
+
+    def test_a_closed_or_empty_image(self, folder):
+        image = Image.open(folder / "red.png")
+        image.close()
+        assert "x is cut short or damaged: ValueError" in error_of(to_image, image, "x")
+        assert error_of(to_image, Image.new("RGB", (0, 5)), "x") == (
+            "x is 0 x 5: it has no pixels."
+        )
+
+    def test_to_rgb_takes_any_image(self):
+        image = Image.new("RGBA", (2, 1))
+        assert colours(to_rgb(image)) == [WHITE]
+        nan = Image.fromarray(np.full((1, 1), np.nan, np.float32))
+        assert error_of(to_rgb, nan).startswith("The image holds NaN")
+
+
+def png_header(width, height):
+    """Return a valid PNG of this size whose pixels are missing."""
+
+    def chunk(kind, content):
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body

@@ -1,0 +1,422 @@
+"""Many rows from Python: batches, planning, errors of rows, resuming. Real code, random weights."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import golden
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+from scripted_server import CHAT, END, MODELS, models, piece, scripted_server, stream
+from transformers import GenerationConfig
+
+from glm4v_magic.checkpoints import resolve
+from glm4v_magic.core.conversation import Request, Sampling
+from glm4v_magic.core.errors import (
+    CheckpointError,
+    ConversationError,
+    EngineError,
+    GenerationInterrupted,
+    MapInterrupted,
+    OptionError,
+    OutOfMemoryError,
+    PromptError,
+)
+from glm4v_magic.core.model import EngineInfo, ModelChoice
+from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.core.rows import Rows
+from glm4v_magic.engines import local
+from glm4v_magic.engines.batched import processors_for
+from glm4v_magic.mapping import runner as batch
+from glm4v_magic.mapping.answer_cache import AnswerStore, model_key
+from glm4v_magic.notebook.render.batch import rows_bundle
+from glm4v_magic.session.session import Session
+
+GREEDY = {"temperature": 0, "max_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return local.load(resolve(golden.CHECKPOINT))
+
+
+@pytest.fixture(scope="module")
+def session():
+    session = Session()
+    yield session
+    session.unload()
+
+
+@pytest.fixture
+def loaded(session):
+    """The module's session, its model loaded, without memory of answers."""
+    session._store = None
+    return session.load(TINY)
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return [Image.linear_gradient("L").resize((30 + 5 * n, 40)).convert("RGB") for n in range(5)]
+
+
+def batched(engine, requests):
+    found = {}
+    engine.generate_batch(requests, found.__setitem__, lambda: None)
+    return [found[number] for number in range(len(requests))]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(16, temperature=0),
+        Sampling(16, temperature=0, repetition_penalty=1.7),
+        Sampling(16, temperature=1.5, top_k=40, seed=3),
+        Sampling(16, temperature=1.0, top_p=0.7, repetition_penalty=1.3, seed=4),
+    ],
+    ids=["greedy", "penalty", "top_k", "top_p"],
+)
+def test_a_row_says_what_it_says_alone(engine, sampling):
+    requests = [Request(golden.conversation(case), sampling) for case in golden.SINGLE_ROW]
+    for row, request in zip(batched(engine, requests), requests, strict=True):
+        alone = engine.generate(request, lambda _text: None)
+        assert (row.text, row.finish_reason, row.seed) == (
+            alone.text, alone.finish_reason, alone.seed,
+        )  # fmt: skip
+        for count in ("text_tokens", "visual_tokens", "new_tokens"):
+            assert getattr(row.usage, count) == getattr(alone.usage, count)
+
+
+def test_padding_is_nothing_that_was_said():
+    config = GenerationConfig(repetition_penalty=2.0)
+    processors = processors_for(config, [2, 0], None, "cpu")
+    scores = processors(torch.tensor([[0, 0, 3], [0, 1, 3]]), torch.ones(2, 4))
+    assert scores.tolist() == [[1, 1, 1, 0.5], [0.5, 0.5, 1, 0.5]]
+    assert config.repetition_penalty is None
+
+
+def test_greedy_rows_are_the_reference(engine):
+    requests = [
+        Request(golden.conversation(case), Sampling(16, temperature=0))
+        for case in golden.SINGLE_ROW
+    ]
+    for case, row in zip(golden.SINGLE_ROW, batched(engine, requests), strict=True):
+        ids = golden.CASES[case]["greedy_with_default_eos"]
+        assert row.text == engine.processor.decode(ids).strip()
+        assert row.usage.new_tokens == len(ids)
+
+
+def test_rows_without_a_seed_draw_their_own(engine):
+    request = Request(golden.conversation("text_only"), Sampling(12, temperature=1.5))
+    before = torch.random.get_rng_state()
+    rows = batched(engine, [request] * 3)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert len({row.seed for row in rows}) == len({row.text for row in rows}) == 3
+
+
+def test_each_row_has_its_own_room(engine):
+    short = Request(golden.conversation("text_only"), Sampling(300, temperature=0))
+    room = engine.require_room(short)
+    length = len(engine.processor.prompt_ids(short.conversation))
+    engine.defaults.eos_token_id, ends = None, engine.defaults.eos_token_id
+    try:
+        longer = Request(golden.conversation("image_second_turn"), Sampling(300, temperature=0))
+        rows = batched(engine, [short, longer])
+    finally:
+        engine.defaults.eos_token_id = ends
+    assert rows[0].usage.new_tokens == room == engine.info.context - length
+    assert rows[1].usage.new_tokens == engine.require_room(longer) < room
+    assert {row.finish_reason for row in rows} == {"length"}
+
+
+def test_a_list_gives_rows_with_answers_or_errors(loaded, photos):
+    rows = loaded.map("What?", [*photos, "missing.png", 3], **GREEDY, batch_size=2)
+    assert isinstance(rows, Rows)
+    assert [row.text for row in rows[:5]] == [
+        loaded.ask("What?", each, **GREEDY).text for each in photos
+    ]
+    assert all(max(row.answer.images[0].image.size) <= 64 for row in rows[:5])
+    assert rows[1].answer.images[0].original_size == (35, 40)
+    assert "no such file" in rows[5].error
+    assert "is an int, not an image" in rows[6].error
+    assert rows[5].answer is None
+    assert str(rows[0]) == rows[0].text
+
+
+def test_a_column_gives_a_dataframe(loaded, photos):
+    frame = pd.DataFrame({"image": [*photos[:2], None], "name": list("abc")}, index=[7, 7, 1])
+    found = loaded.map("A {{row.name}}?", frame, column="image", **GREEDY)
+    assert list(found.index) == [7, 7, 1]
+    assert list(found.columns) == [
+        "image", "name", "answer", "error", "finish_reason", "new_tokens", "seed",
+    ]  # fmt: skip
+    assert found["answer"].iloc[1] == loaded.ask("A b?", photos[1], **GREEDY).text
+    assert found["answer"].iloc[2] is None
+    assert "is None, not an image" in found["error"].iloc[2]
+    assert list(frame.columns) == ["image", "name"]
+    again = loaded.map("A {{row.name}}?", found, column="image", **GREEDY)
+    assert list(again.columns[-5:]) == [
+        "answer_2", "error_2", "finish_reason_2", "new_tokens_2", "seed_2",
+    ]  # fmt: skip
+
+
+def test_a_series_of_values_asks_about_one_image(loaded, photos):
+    found = loaded.map(
+        "A {{item}}?", pd.Series(["cat", "dog"], name="animal"), images=photos[0], **GREEDY
+    )
+    assert list(found["animal"]) == ["cat", "dog"]
+    assert found["answer"].iloc[1] == loaded.ask("A dog?", photos[0], **GREEDY).text
+
+
+def test_done_rows_are_reused_until_something_changes(loaded, photos):
+    def reused(prompt="What?", items=photos[:2], **options):
+        return [row.reused for row in loaded.map(prompt, items, **{**GREEDY, **options})]
+
+    assert reused() == [False, False]
+    assert reused() == [True, True]
+    assert reused(items=[photos[1].copy(), photos[2]]) == [True, False]
+    assert reused(items=[photos[0].rotate(180), photos[1]]) == [False, True]
+    assert reused(fresh=True) == [False, False]
+    for changed in ({"prompt": "Who?"}, {"max_tokens": 5}, {"system": "Hi"}, {"temperature": 0.5}):
+        assert reused(**changed) == [False, False]
+    # Asked twice, a row is two rows: sampled ones may differ.
+    assert reused(items=[photos[0]] * 2) == [True, False]
+    loaded.load(golden.SHARDED)
+    assert reused() == [False, False]
+
+
+def test_a_model_whose_files_have_changed_is_another(tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    choice = ModelChoice(str(tmp_path))
+    before = model_key(choice)
+    assert model_key(replace(choice, options=PlacementOptions(context=64))) == before
+    assert model_key(replace(choice, options=PlacementOptions(dtype="float16"))) != before
+    os.utime(tmp_path / "config.json", (1, 1))
+    assert model_key(choice) != before
+
+
+def test_known_rows_need_no_model_and_carry_their_own_names(loaded, photos, tmp_path):
+    loaded.map("What?", [photos[0]], **GREEDY)
+    loaded.unload()
+    photos[0].save(tmp_path / "same.png")
+    rows = loaded.map("What?", [tmp_path / "same.png"], **GREEDY)
+    assert rows[0].reused
+    assert rows[0].answer.images[0].source == str(tmp_path / "same.png")
+    assert loaded.status().info is None
+
+
+def test_the_store_forgets_the_oldest(loaded, photos):
+    answer = loaded.map("What?", photos[:1], **GREEDY)[0].answer
+    store = AnswerStore(most=2)
+    for key in "abc":
+        store.keep(key, answer)
+    assert [store.find(key) is None for key in "abc"] == [True, False, False]
+
+
+def test_an_interrupt_keeps_what_is_done_and_the_next_run_goes_on(loaded, photos, interrupt):
+    def stop(progress):
+        if progress.answered == 3:
+            interrupt()
+
+    with pytest.raises(MapInterrupted) as caught:
+        loaded.map("What?", photos, **GREEDY, batch_size=2, on_row=stop)
+    rows = caught.value.result
+    done = [row.index for row in rows if row.done]
+    assert caught.value.answered == len(done) >= 3
+    assert caught.value.total == 5
+    assert rows[4].answer is None
+    assert rows[4].error is None
+    assert caught.value.__context__ is None
+    again = loaded.map("What?", photos, **GREEDY, batch_size=2)
+    assert [row.index for row in again if row.reused] == done
+    assert all(row.done for row in again)
+
+
+def test_an_interrupt_inside_a_batch_keeps_the_open_rows_text(loaded, photos, interrupt):
+    model, steps = loaded._engine.model, []
+
+    def stop(*_args):
+        steps.append(1)
+        if len(steps) == 4:
+            interrupt()
+
+    handle = model.register_forward_hook(stop)
+    try:
+        with pytest.raises(MapInterrupted) as caught:
+            loaded.map("What?", photos[:2], temperature=0, max_tokens=9)
+    finally:
+        handle.remove()
+    stopped = [row for row in caught.value.result if row.finish_reason == "interrupted"]
+    assert stopped
+    assert all(0 < row.answer.usage.new_tokens < 5 for row in stopped)
+    assert not any(
+        row.reused for row in loaded.map("What?", [photos[row.index] for row in stopped], **GREEDY)
+    )
+
+
+def test_on_text_is_called_after_each_step_and_may_end_the_run(loaded, photos):
+    steps = []
+
+    def stop(text):
+        steps.append(text)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(MapInterrupted) as caught:
+        loaded.map("What?", photos[:2], temperature=0, max_tokens=9, on_text=stop)
+    assert steps == [""] * 4
+    assert {row.finish_reason for row in caught.value.result} == {"interrupted"}
+    assert {row.answer.usage.new_tokens for row in caught.value.result} == {4}
+
+
+def test_a_batch_that_does_not_fit_is_halved(loaded, photos):
+    sizes = []
+
+    def fail(_module, _args, options):
+        if options["input_ids"].shape[1] > 1:
+            sizes.append(len(options["input_ids"]))
+            if sizes[-1] > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    handle = loaded._engine.model.register_forward_pre_hook(fail, with_kwargs=True)
+    try:
+        rows = loaded.map("What?", photos, **GREEDY, batch_size=5)
+    finally:
+        handle.remove()
+    assert sizes == [5, 2, 2, 1]
+    assert all(row.done for row in rows)
+
+
+def test_a_row_that_does_not_fit_alone_keeps_the_error(loaded, photos):
+    def fail(_module, _args, options):
+        if len(options["input_ids"]) > 1 or options.get("pixel_values") is None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    handle = loaded._engine.model.model.register_forward_pre_hook(fail, with_kwargs=True)
+    try:
+        rows = loaded.map("What?", photos[:2], **{**GREEDY, "max_tokens": 1})
+        failed = loaded.map("{{item}}?", [1], **GREEDY)
+    finally:
+        handle.remove()
+    assert all(row.done for row in rows)
+    assert "ran out of memory while the prompt of" in failed[0].error
+    assert loaded.ask("a", **GREEDY).text
+
+
+def test_a_prompt_without_room_is_its_rows_error(loaded):
+    rows = loaded.map("{{item}}", ["word " * 300, "a"], **GREEDY)
+    assert "tokens long" in rows[0].error
+    assert rows[1].done
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"batch_size": 0}, OptionError, "batch_size is 0"),
+        ({"max_tokens": 0}, OptionError, "max_tokens is 0"),
+        ({"images": Image.new("RGB", (8, 8))}, ConversationError, "and each row has 2"),
+        ({"system": " "}, PromptError, "is empty"),
+    ],
+)
+def test_what_concerns_every_row_is_refused(loaded, photos, options, error, said):
+    seen = []
+    with pytest.raises(error, match=said):
+        loaded.map("What?", photos, on_row=seen.append, **options)
+    assert seen == []
+
+
+def test_a_model_that_cannot_be_loaded_is_refused(photos):
+    seen = []
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        Session().map("What?", photos, model="nowhere", on_row=seen.append)
+    assert seen == []
+
+
+class OneByOne:
+    """An engine without batches, at the edge of the world: a server."""
+
+    def __init__(self, engine, fail=None):
+        self._engine, self._fail = engine, fail
+
+    @property
+    def info(self):
+        return self._engine.info
+
+    def generate(self, request, on_text, on_thinking=None):
+        if self._fail is not None and request.conversation.messages[-1].text == "b?":
+            raise self._fail
+        return self._engine.generate(request, on_text)
+
+    def close(self):
+        pass
+
+
+def test_an_engine_without_batches_is_asked_row_by_row(engine):
+    def run(fail):
+        session = Session()
+        session._engine = OneByOne(engine, fail)
+        return session, lambda: session.map("{{item}}?", ["a", "b", "c"], **GREEDY)
+
+    _, call = run(ConversationError("Not this."))
+    assert [row.error for row in call()] == [None, "Not this.", None]
+    _, call = run(OutOfMemoryError("Full."))
+    assert [row.error for row in call()] == [None, "Full.", None]
+    generation = engine.generate(Request(golden.conversation("text_only"), Sampling(2)), str)
+    _, call = run(GenerationInterrupted(generation))
+    with pytest.raises(MapInterrupted):
+        call()
+    _, call = run(EngineError("Too large."))
+    assert [row.error for row in call()] == [None, "Too large.", None]
+
+
+def test_an_engine_that_fails_twice_in_turn_ends_the_run_and_the_next_goes_on(engine):
+    session = Session()
+    session._engine = OneByOne(engine, EngineError("The server is gone."))
+    with pytest.raises(EngineError, match="is gone"):
+        session.map("{{item}}?", ["a", "b", "b", "c"], **GREEDY)
+    session._engine = OneByOne(engine)
+    rows = session.map("{{item}}?", ["a", "b", "b", "c"], **GREEDY)
+    assert [row.reused for row in rows] == [True, False, False, False]
+    session._engine = OneByOne(engine, EngineError("Not today."))
+    rows = session.map("{{item}}?", ["b", "x", "b"], **GREEDY, fresh=True)
+    assert [row.error for row in rows] == ["Not today.", None, "Not today."]
+
+
+def test_a_server_that_does_not_count_is_asked_row_by_row():
+    with scripted_server() as server:
+        server.answer(MODELS, models("m"))
+        server.answer(CHAT, stream(piece("Hello."), END))
+        session = Session().load(server.url)
+        progress, said = [], []
+        rows = session.map(
+            "{{item}}?",
+            ["a", "b"],
+            batch_size=8,
+            on_row=progress.append,
+            on_text=said.append,
+        )
+        frame = session.map("{{item}}?", pd.Series(["a", "c"]))
+        asked = [body["messages"][-1]["content"] for body in server.bodies]
+        session.unload()
+    assert [row.text for row in rows] == ["Hello.", "Hello."]
+    assert said == ["Hello."] * 2
+    assert [each.batch_size for each in progress] == [1, 1]
+    assert asked == ["a?", "b?", "c?"]
+    assert frame["new_tokens"].isna().all()
+    text = rows_bundle(rows)["text/plain"]
+    assert text.splitlines()[-1] == "m"
+
+
+def info(parameters, *devices):
+    return EngineInfo("m", "", 1, None, None, 9, parameters, "float32", devices)
+
+
+def test_the_default_batch_size():
+    assert batch.default_batch_size(info(10**6, "cpu")) == 8
+    assert batch.default_batch_size(info(13 * 10**9, "cpu")) == 1
+    assert batch.default_batch_size(info(13 * 10**9, "cuda:0")) == 8
+    assert batch.default_batch_size(info(None)) == 8

@@ -1,0 +1,127 @@
+"""What the rows of --over are, and what each of them is asked. Nothing is asked here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from glm4v_magic.calls.prompt import names_in
+from glm4v_magic.core.errors import OptionError, PromptError
+from glm4v_magic.mapping.items import are_images, items_of, plan
+
+
+def test_names_are_found_without_evaluating():
+    assert names_in(r"{{item}} {{[x for x in rows][0]}} \{{no}} {json}") >= {"item", "rows"}
+    assert "no" not in names_in(r"\{{no}}")
+
+
+def test_items_are_images_unless_the_prompt_uses_item():
+    items = items_of(["a.png", "b.png"], "files")
+    assert are_images("What is {{index}}?", items)
+    assert not are_images("Is {{item}} a name?", items)
+    assert are_images("Is {{item}} a name?", items, raw=True)
+    records = items_of([{"name": "x"}], "records")
+    assert not are_images("{{row.name}}", records)
+
+
+def test_files_are_always_images_in_natural_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p").mkdir()
+    for name in ("10.png", "2.PNG", "1.jpg", "note.txt", ".hidden.png"):
+        (tmp_path / "p" / name).touch()
+    folder, pattern = items_of("p", "p"), items_of("p/*.png", "p")
+    assert folder.values == ("p/1.jpg", "p/2.PNG", "p/10.png")
+    assert pattern.values == ("p/10.png",)
+    assert are_images("{{item}}", folder)
+
+
+def test_rows_see_index_item_and_columns():
+    frame = pd.DataFrame({"image": [1, 2], "two words": ["a", "b"], "items": [3, 4]})
+    items = items_of(frame, "df", column="image")
+    text = '{{index}} {{item}} {{row.items}} {{row["two words"]}} {{extra}}'
+    assert [row.prompt for row in plan(text, items, {"extra": "!"})] == [
+        "0 1 3 a !",
+        "1 2 4 b !",
+    ]
+
+
+def test_some_failing_prompts_stay_in_their_rows():
+    rows = plan("{{1 / item}}", items_of([1, 0], "numbers"), {})
+    assert rows[0].prompt == "1.0"
+    assert "division by zero" in rows[1].error
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("{{itm}}", "uses itm, which is not defined. Did you mean item?"),
+        ("{{item", "is not closed"),
+        ("{{row.nme}}", "row has no column nme. Did you mean name?"),
+        ("{{row['nme']}}", "row has no column nme"),
+        (" ", "empty"),
+    ],
+)
+def test_prompts_that_fail_for_every_row_are_refused(prompt, said):
+    items = items_of(pd.DataFrame({"name": ["a", "b"]}), "df", column="name")
+    with pytest.raises(PromptError) as caught:
+        plan(prompt, items, {})
+    assert said in str(caught.value)
+
+
+def test_a_whole_dataframe_needs_a_prompt_that_differs():
+    items = items_of(pd.DataFrame({"name": ["a", "b"]}), "df")
+    assert [row.prompt for row in plan("A {{row.name}}?", items, {})] == ["A a?", "A b?"]
+    with pytest.raises(PromptError, match="Every row of df would be asked the same"):
+        plan("What?", items, {})
+
+
+@pytest.mark.parametrize(
+    ("value", "column", "said"),
+    [
+        ([], None, "holds nothing to ask about"),
+        (5, None, "is of type int, not a list"),
+        (b"png", None, "is one bytes"),
+        ({"a": 1}, None, "is one dict"),
+        (np.zeros((3, 4, 4)), None, "is one image; put it into a list"),
+        ([1], "image", "is no DataFrame, so it has no column image"),
+        ("nowhere", None, "neither a variable nor a folder"),
+        ("*.nothing", None, "no file matches"),
+        ("file.png", None, "is one file"),
+        ("empty", None, "holds no images"),
+        (pd.DataFrame({"image": [1]}), "imge", "no column 'imge'. Did you mean image?"),
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), "a", "two columns of the same name"),
+    ],
+)  # fmt: skip
+def test_what_holds_no_items(value, column, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.png").touch()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OptionError) as caught:
+        items_of(value, "things", column=column)
+    assert said in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    def refuse(_folder):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "closed").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.listdir", refuse)
+    with pytest.raises(OptionError, match="The folder closed cannot be read: PermissionError"):
+        items_of("closed", "closed")
+
+
+def test_a_folder_or_variable_with_a_similar_name_is_proposed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(OptionError, match=r"Did you mean photos\?"):
+        items_of("fotos", "fotos")
+
+
+def test_dictionaries_are_values_or_images_by_what_the_prompt_uses():
+    items = items_of([{"name": "x"}, {"name": "y"}], "records")
+    assert [row.prompt for row in plan("{{row.name}}?", items, {})] == ["x?", "y?"]
+    assert not plan("{{row.name}}?", items, {})[0].is_image
+    assert plan("{{index}}?", items, {})[0].is_image

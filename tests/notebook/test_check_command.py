@@ -1,0 +1,184 @@
+"""``%glm4v check`` as typed: what it shows, what it refuses, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+import torch
+from conftest import TINY
+from IPython.utils.capture import capture_output
+
+from glm4v_magic.dry_run.report import DryRunReport
+from glm4v_magic.planning.plan import plan
+
+CHECK = f"%glm4v check {TINY} --gpus 2x1GiB"
+SPLIT = {"model.vision": 0, "model.language_model": 1, "lm_head": 1}
+
+
+def session(shell):
+    return shell.magics_manager.registry["Glm4vMagics"].context.session
+
+
+def report(run, options=""):
+    return DryRunReport.from_json(run(f"{CHECK} {options} --json"))
+
+
+def refusal(run, line):
+    """The one line of an error."""
+    (message,) = run(line, fails=True).strip().splitlines()
+    assert message.startswith("UsageError: ")
+    return message
+
+
+def test_the_report_is_shown(run, shell):
+    shown = run(CHECK)
+    assert shown.startswith(str(TINY))
+    assert "It would run; the fullest GPU is cuda:" in shown.replace("\n", " ")
+    assert "cuda:0 -> cuda:1" in shown
+    with capture_output() as captured:
+        shell.run_cell(CHECK).raise_error()
+    (output,) = captured.outputs
+    assert output.data["text/plain"] in shown
+    assert output.data["text/html"].startswith('<div class="glm4v-dry-run">')
+
+
+def test_without_a_model_the_one_in_use_which_stays_as_it_is(run, shell, tiny, photo):
+    ask = "%%glm4v cat.png --temperature 0 --max-tokens 8\nWhat is this?"
+    run(ask)
+    before = shell.user_ns["_"].text
+    engine = session(shell)._engine
+    weights = {parameter.data_ptr() for parameter in engine.model.parameters()}
+    cuda, call = torch.cuda.device_count, torch.nn.Module.__call__
+    assert run("%glm4v check --gpus 3x1GiB").startswith(str(tiny))
+    assert session(shell)._engine is engine
+    assert {parameter.data_ptr() for parameter in engine.model.parameters()} == weights
+    assert torch.cuda.device_count is cuda
+    assert torch.nn.Module.__call__ is call
+    run(ask)
+    assert shell.user_ns["_"].text == before
+
+
+@pytest.mark.parametrize(
+    ("options", "attribute", "expected"),
+    [
+        ("--context 100", "prompt_tokens", 100 - 3 + 6 - 2),
+        ("--images 0", "images", 0),
+        ("--batch 2", "batch", 2),
+        ("--dtype bfloat16", "dtype", "bfloat16"),
+        ("--map auto", "placement", "auto"),
+        ("--map plan", "placement", "plan"),
+        ("--map map.json", "placement", "map"),
+    ],
+)
+def test_every_option_reaches_the_dry_run(run, tmp_path, options, attribute, expected):
+    (tmp_path / "map.json").write_text(json.dumps(SPLIT))
+    assert getattr(report(run, options), attribute) == expected
+
+
+def test_json_goes_to_a_file(run, tmp_path):
+    shown = run(f"{CHECK} --json report.json")
+    assert shown.rstrip().endswith("The report is in report.json.")
+    assert "cuda:0" in shown
+    written = DryRunReport.from_json((tmp_path / "report.json").read_text())
+    assert written == report(run)
+
+
+def test_what_would_not_run_is_shown_and_then_raised(run, tmp_path):
+    (tmp_path / "map.json").write_text(json.dumps(SPLIT))
+    line = f"%glm4v check {TINY} --gpus 2x256MiB --map map.json"
+    *shown, error = run(f"{line} --json report.json", fails=True).strip().splitlines()
+    assert any(row.startswith("cuda:1 GPU") for row in shown)
+    assert error.startswith(f"UsageError: {TINY} would not run on this placement (1 more): out of")
+    assert not DryRunReport.from_json((tmp_path / "report.json").read_text()).works
+    *_, error = run(f"{line} --json", fails=True).strip().splitlines()
+    assert error.startswith("UsageError: ")
+
+
+def test_without_gpus_some_must_be_described(run, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert refusal(run, f"%glm4v check {TINY}") == (
+        "UsageError: No GPU was found here. Describe the GPUs to check for: --gpus 4x16GiB."
+    )
+    assert "cpu is no GPU. Describe" in refusal(run, f"%glm4v check {TINY} --gpus cpu")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model.vision": 0}, "gives 'model.language_model' and 1 more no device."),
+        ({**SPLIT, "model.vison": 0}, "'model.vison', which the model does not have. Did you mean "
+         "model.vision?"),
+        ({**SPLIT, "lm_head": 2}, "puts 'lm_head' on GPU 2, but there are GPUs 0 to 1."),
+        ({**SPLIT, "model.vision.conv": 1}, "puts 'model.vision' on GPU 0, but "
+         "'model.vision.conv' inside it on GPU 1."),
+        ('{"lm_head": 0,', "map.json is not valid JSON"),
+        (None, "map.json cannot be read: No such file or directory."),
+    ],
+    ids=["misses a module", "unknown module", "absent GPU", "overlap", "malformed", "no file"],
+)  # fmt: skip
+def test_maps_that_are_wrong(run, tmp_path, content, message):
+    if content is not None:
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / "map.json").write_text(text)
+    assert message in refusal(run, f"{CHECK} --map map.json")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("GLM-4V-9B --gpus 4x", "Cannot read '4x' in '4x'."),
+        ("GLM-4V-9B --gpus 0x16", "'0x16' gives a size without a unit."),
+        ("GLM-4V-9B --gpus 0x16GiB", "'0x16GiB' has a count below one."),
+        ("GLM-4V-9B --gpus 3x-1GiB", "'3x-1GiB' has a size below one."),
+        ("GLM-4V-9B --gpus 200x16GiB", "describes more than 128 GPUs"),
+        ("GLM-4V-9B --gpus 1x16GiB", "GLM-4V-9B does not fit on 15.52 GiB: "),
+        ("GLM-4V-9B --gpus 4x16GiB --context 9000", "is more than GLM-4V-9B knows (8,192)."),
+        ("GLM-4V-9B --gpus 4x16GiB --images 2", "takes 1 image per conversation, not 2."),
+        ("GLM-4V-9B --gpus 4x16GiB --batch 0", "batch is 0, but must be at least 1."),
+        ("GLM-4V-9B --gpus 4x16GiB --dtype int4", "Unknown dtype 'int4'"),
+        ("GLM-4V-9 --gpus 4x16GiB", "Did you mean GLM-4V-9B"),
+        ("GLM-4V-9B --gpu 4x16GiB", "There is no option --gpu. Did you mean --gpus"),
+        ("--gpus 4x16GiB --json GLM-4V-9B", "the name of the file must end in .json."),
+        (
+            f"{TINY} --gpus 1x1GiB --json no/folder.json",
+            "no/folder.json cannot be written: No such",
+        ),
+    ],
+)
+def test_lines_that_are_wrong(run, line, message):
+    assert message in run(f"%glm4v check {line}", fails=True).strip().splitlines()[-1]
+
+
+def test_a_plan_from_a_file(run, tmp_path):
+    from glm4v_magic.checkpoints.architecture import architecture
+    from glm4v_magic.core.gpu_spec import parse_gpus
+
+    made = plan(architecture(TINY).shape(), parse_gpus("2x1GiB"))
+    (tmp_path / "plan.json").write_text(made.to_json())
+    assert report(run, "--map plan.json") == report(run)
+
+
+def test_a_model_at_work_is_not_disturbed(run, shell, tiny):
+    started, go_on = threading.Event(), threading.Event()
+
+    def wait(*_):
+        started.set()
+        assert go_on.wait(60)
+
+    asking = threading.Thread(
+        target=session(shell).ask, args=("Why?",), kwargs={"max_tokens": 1, "on_start": wait}
+    )
+    asking.start()
+    try:
+        assert started.wait(60)
+        assert "The model is at work. Check when it has finished." in refusal(run, CHECK)
+    finally:
+        go_on.set()
+        asking.join()
+
+
+def test_help_names_the_command(run):
+    assert "%glm4v check MODEL --gpus SPEC" in run("%glm4v help")
+    assert "--map" in run("%glm4v help check")

@@ -1,0 +1,290 @@
+"""Every option of every command changes what its command does.
+
+Each option is tried twice in a shell on the tiny checkpoint, without it and with it; nothing else
+differs. What the user sees must differ, and where a pattern is given, it must be seen with the
+option only. No option is left out: `test_every_option_is_tried`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+
+import pytest
+from conftest import TINY
+from PIL import Image
+from standins import eva2clip_splits
+from test_options import OPTIONS
+
+VOLATILE = re.compile(
+    r"\d[\d.,]* ?(ms|s|min|h|tokens/s|rows/s)\b|\d\d:\d\d:\d\d|Out\[\d+\]: |last answer .*"
+)
+GREEDY = "--temperature 0 --max-tokens 4"
+AS_JSON = f"{GREEDY} --format json"
+ROWS = f"{GREEDY} --over many"
+ASKED = f'%glm4v ask "What?" {ROWS}'
+HISTORY = "%glm4v history"
+SEED = "print('seed:', _.seed)"
+SAMPLED = "--temperature 1 --seed 1 --max-tokens 4"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How an option is tried.
+
+    Attributes:
+        option: with its value.
+        line: the rest of the line, options and images.
+        shows: pattern of what is seen with the option only; ``None``: any difference will do.
+        question: of commands that ask one.
+        instead: the question beside the option, where that takes the place of one.
+        before, after: code that is run around the command; what the latter prints is seen.
+        fails: whether the command fails, without the option and with it.
+    """
+
+    option: str
+    line: str = ""
+    shows: str | None = None
+    question: str = "What?"
+    instead: str | None = None
+    before: str = ""
+    after: str = ""
+    fails: tuple[bool, bool] = (False, False)
+
+
+EARLIER = '%glm4v ask "Before?" --chat pets --temperature 0 --max-tokens 2'
+
+# What an answer is made of, for all commands that make one.
+ANSWERS = {
+    "--out": Trial("--out got", GREEDY, "True", after="print('got' in globals())"),
+    "--max-tokens": Trial("--max-tokens 2", GREEDY, r"\b2 tokens out"),
+    "--temperature": Trial("--temperature 0", "--max-tokens 4", "seed: None", after=SEED),
+    "--top-p": Trial("--top-p 0.0001", SAMPLED),
+    "--top-k": Trial("--top-k 1", SAMPLED),
+    "--repetition-penalty": Trial("--repetition-penalty 9", "--temperature 0 --max-tokens 24"),
+    "--seed": Trial("--seed 7", "--temperature 1 --max-tokens 4", r"seed 7\b"),
+    "--format": Trial("--format json", GREEDY, "holds no JSON", fails=(False, True)),
+    "--schema": Trial("--schema kind", AS_JSON, "asked once more", fails=(True, True)),
+    "--thinking": Trial("--thinking on", GREEDY, "does not think", fails=(False, True)),
+    "--quiet": Trial("--quiet", GREEDY, r"\A…?\s*\Z"),
+}  # fmt: skip
+
+# What a prompt is made of, for all commands that send or show one.
+PROMPTS = {
+    "--continue": Trial("--continue", GREEDY, "(?s)Before.*What", before=EARLIER, after=HISTORY),
+    "--chat": Trial("--chat pets", GREEDY, "pets", after="%glm4v chats"),
+    "--system": Trial('--system "Be brief."', GREEDY, "Be brief", after=HISTORY),
+    "--file": Trial("--file question.txt", GREEDY, "Which colour", instead="", after=HISTORY),
+    "--page": Trial("--page 2", f"two.gif {GREEDY}", "page 2"),
+    "--crop": Trial("--crop 0,0,90,60", f"cat.png {GREEDY}", "90 x 60"),
+    "--over": Trial("--over many", GREEDY, r"many/0\.png"),
+    "--raw": Trial("--raw", GREEDY, r"\{\{1 \+ 1}}", question="{{1 + 1}}?", after=HISTORY),
+    "--debug": Trial("--debug", "missing.png", "Traceback", fails=(True, True)),
+}  # fmt: skip
+
+QUESTIONS = ANSWERS | PROMPTS | {
+    "--batch-size": Trial("--batch-size 2", f"{ROWS} --fresh", "2 at once"),
+    "--fresh": Trial("--fresh", ROWS, r"3 of 3 rows answered\.", before=ASKED),
+    "--preview": Trial("--preview", GREEDY, "nothing was sent"),
+}  # fmt: skip
+
+UNFINISHED = '%glm4v ask cat.png "Before?" --temperature 0 --max-tokens 2'
+AGAIN = {name: replace(trial, before=UNFINISHED) for name, trial in ANSWERS.items()} | {
+    "--debug": Trial("--debug", before="%glm4v reset --all", shows="Traceback", fails=(True, True))
+}
+
+# A preview shows the prompt itself, of a follow-up the chat before it too.
+PREVIEWS = {name: replace(trial, after="") for name, trial in PROMPTS.items()} | {
+    "--chat": Trial("--chat pets", shows="Before", before=EARLIER),
+    "--continue": Trial("--continue", shows="Before", before=EARLIER),
+}
+
+TWO_GPUS = "glm-4v-9b --gpus 2x24GiB"
+PLANS = {
+    "--gpus": Trial("--gpus 4x16GiB", TWO_GPUS, "cuda:3"),
+    "--context": Trial("--context 1800", TWO_GPUS, "1,800 positions"),
+    "--images": Trial("--images 2", TWO_GPUS, "takes 1 image", fails=(False, True)),
+    "--batch": Trial("--batch 3", TWO_GPUS, r"batch of 3"),
+    "--objective": Trial("--objective fewest", "glm-4v-9b --gpus 3x24GiB"),
+    "--dtype": Trial("--dtype float32", "glm-4v-9b --gpus 4x24GiB", "float32"),
+    "--quantize": Trial("--quantize 4bit", TWO_GPUS, "4bit|4-bit"),
+    "--max-memory": Trial("--max-memory 20,18", TWO_GPUS, "17.28"),
+    "--reserve": Trial("--reserve 5", TWO_GPUS, "19.00"),
+    "--split-vision": Trial("--split-vision", "glm-4v-9b --gpus 8x16GiB"),
+    "--offload": Trial("--offload", "glm-4v-9b --gpus 1x24GiB", fails=(True, False)),
+    "--pin": Trial("--pin vision=1", TWO_GPUS, "cuda:1[^:]*[Vv]ision"),
+    "--debug": Trial("--debug", "glm-4v-9b --gpus 2xmany", "Traceback", fails=(True, True)),
+}  # fmt: skip
+
+CHECKED = f"{TINY} --gpus 2x1GiB"
+CHECKS = {
+    "--gpus": Trial("--gpus 3x1GiB", CHECKED, "cuda:2"),
+    "--map": Trial("--map map.json", CHECKED, "by map"),
+    "--context": Trial("--context 64", CHECKED, "prompt of 65 tokens"),
+    "--images": Trial("--images 0", CHECKED),
+    "--batch": Trial("--batch 2", CHECKED),
+    "--dtype": Trial("--dtype bfloat16", CHECKED, "bfloat16"),
+    "--json": Trial("--json", CHECKED, r"\A\s*\{"),
+    "--debug": Trial("--debug", f"{TINY} --gpus 2xmany", "Traceback", fails=(True, True)),
+}
+
+LOADS = {
+    "--gpus": Trial("--gpus 1x1GiB", shows="devices +cuda:0\n"),
+    "--context": Trial("--context 64"),
+    "--images": Trial("--images 2", fails=(False, True), shows="takes 1 image"),
+    "--batch": Trial("--batch 2"),
+    "--objective": Trial("--objective fewest"),
+    "--dtype": Trial("--dtype bfloat16", shows="bfloat16"),
+    "--quantize": Trial("--quantize 2bit", fails=(False, True), shows="8bit and 4bit"),
+    "--max-memory": Trial("--max-memory 0.6,0.51,0.1"),
+    "--reserve": Trial("--reserve 0.1"),
+    "--split-vision": Trial("--split-vision", "--context 8"),
+    "--offload": Trial("--offload", "--gpus 1x1GiB --max-memory 0.5322", fails=(True, False)),
+    "--pin": Trial("--pin head=0"),
+    "--map": Trial("--map map.json"),
+    "--revision": Trial("--revision main", shows="has no revision", fails=(False, True)),
+    "--served-model": Trial("--served-model x", shows="about a server", fails=(False, True)),
+    "--timeout": Trial("--timeout 3", shows="about a server", fails=(False, True)),
+    "--debug": Trial("--debug", "--context 0", "Traceback", fails=(True, True)),
+}
+
+
+UNPATCHED = f"""\
+import shutil
+shutil.rmtree("code", ignore_errors=True)
+shutil.copytree({str(eva2clip_splits.FOLDER)!r}, "code");"""
+
+
+def failing(line):
+    return {"--debug": Trial("--debug", line, "Traceback", fails=(True, True))}
+
+
+TRIALS = {
+    "": QUESTIONS,
+    "ask": QUESTIONS,
+    "preview": PREVIEWS,
+    "continue": AGAIN,
+    "retry": AGAIN,
+    "chats": failing("x"),
+    "history": failing("nobody"),
+    "reset": failing("nobody --all")
+    | {"--all": Trial("--all", before=EARLIER + '\n%glm4v ask "What?"', after="%glm4v chats")},
+    "export": failing("here.txt"),
+    "import": failing("nowhere.json"),
+    "plan": PLANS | {"--json": Trial("--json", TWO_GPUS, r"\A\s*\{")},
+    "devices": PLANS
+    | {
+        "--offload": Trial("--offload", "glm-4v-9b --gpus 1x24GiB", "in host memory"),
+        "--batch": Trial("--batch 3", TWO_GPUS, r"\b3 rows|batch of 3")},
+    "memory": failing("x"),
+    "check": CHECKS,
+    "load": LOADS,
+    "unload": failing("x"),
+    "status": failing("x"),
+    "doctor": failing("--gpus many")
+    | {
+        "--gpus": Trial("--gpus 2x16GiB", shows="cuda:0-1 .*16.00 GiB each"),
+        "--hub": Trial("--hub", shows="HF_HUB_OFFLINE is set"),
+        "--json": Trial("--json", "--gpus 2x16GiB", r"\A\s*\["),
+    },
+    "config": failing("colour"),
+    "patch": failing("nowhere")
+    | {"--dry-run": Trial("--dry-run", "code", "nothing was written", before=UNPATCHED)},
+    "help": failing("x"),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def folder(run, tiny, tmp_path, monkeypatch):
+    """What the lines of the tables name."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    Image.linear_gradient("L").resize((320, 240)).convert("RGB").save(tmp_path / "cat.png")
+    first, second = Image.new("RGB", (9, 9)), Image.new("RGB", (9, 9), "red")
+    first.save(tmp_path / "two.gif", save_all=True, append_images=[second])
+    (tmp_path / "many").mkdir()
+    for index in range(3):
+        Image.new("RGB", (9, 9), (80 * index, 0, 0)).save(tmp_path / "many" / f"{index}.png")
+    (tmp_path / "question.txt").write_text("Which colour?", encoding="utf-8")
+    (tmp_path / "map.json").write_text(json.dumps({"model": 1, "lm_head": 0}), encoding="utf-8")
+    run("%glm4v reset --all")
+    run("kind = {'type': 'object'}")
+
+
+def typed(command, line, question):
+    """Return the code of a cell that runs `command`."""
+    if command == "":
+        return f"%%glm4v {line}\n{question}\n"
+    if command in ("ask", "preview"):
+        quoted = f'"{question}"' if question else ""
+        return f"%glm4v {command} {line} {quoted}"
+    return f"%glm4v {command} {line}"
+
+
+def seen(run, command, trial, *, with_option):
+    """Return what a user sees; times and speeds, which differ from run to run, are left out."""
+    if trial.before:
+        run(trial.before)
+    question = trial.question
+    if with_option and trial.instead is not None:
+        question = trial.instead
+    line = f"{trial.line} {trial.option if with_option else ''}"
+    if command == "load":
+        shown = seen_of_a_load(run, line, fails=trial.fails[with_option])
+    else:
+        shown = run(typed(command, line, question), fails=trial.fails[with_option])
+    if trial.after:
+        shown += run(trial.after)
+    return VOLATILE.sub("…", shown).replace(trial.option, "")
+
+
+def seen_of_a_load(run, line, *, fails):
+    """Return what loading onto three virtual GPUs shows, and where everything went."""
+    run("%glm4v unload")
+    run("from glm4v_magic.virtual_gpus import VirtualGPUs")
+    run("_gpus = VirtualGPUs('3x1GiB')\n_gpus.__enter__();")
+    try:
+        shown = run(f"%glm4v load {TINY} {line}", fails=fails)
+        plan = "get_ipython().find_line_magic('glm4v').__self__.context.session.plan"
+        return shown + run("%glm4v status") + run(f"plan = {plan}; print(plan and plan.to_json())")
+    finally:
+        run("%glm4v unload")
+        run("_gpus.__exit__(None, None, None)")
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [(command, name) for command, trials in TRIALS.items() for name in trials],
+)
+def test_an_option_changes_what_its_command_does(run, command, name):
+    trial = TRIALS[command][name]
+    without = seen(run, command, trial, with_option=False)
+    run("%glm4v reset --all")
+    with_it = seen(run, command, trial, with_option=True)
+    assert with_it != without
+    if trial.shows is None:
+        run("%glm4v reset --all")
+        assert seen(run, command, trial, with_option=False) == without, "it differs by itself"
+    else:
+        assert re.search(trial.shows, with_it), with_it
+        assert not re.search(trial.shows, without), without
+
+
+# Of a line for %glm4v ask that is previewed, these say how the answer is made or where it goes.
+WITHOUT_MEANING = set(QUESTIONS) - set(PREVIEWS)
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_MEANING))
+def test_a_preview_takes_every_option_of_ask(run, name):
+    trial = QUESTIONS[name]
+    over = "--over many" if name in ("--batch-size", "--fresh") else ""
+    schema = "--format json" if name == "--schema" else ""
+    plain = run(f'%glm4v preview {over} {schema} "What?"')
+    assert run(f'%glm4v preview {over} {schema} {trial.option} "What?"') == plain
+    assert "nothing was sent" in plain
+
+
+def test_every_option_is_tried():
+    for command, action in (parameter.values for parameter in OPTIONS):
+        name = action.option_strings[-1]
+        assert name in TRIALS[command] or (command == "preview" and name in WITHOUT_MEANING)

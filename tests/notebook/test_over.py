@@ -1,0 +1,418 @@
+"""``--over`` in a real shell: words, tables, errors, interrupts. Real code, random weights."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from conftest import InterruptingStream
+from IPython.utils.capture import capture_output
+from PIL import Image
+from scripted_server import CHAT, END, MODELS, models, piece, response, scripted_server, stream
+from test_magics import shown
+
+from glm4v_magic.core.conversation import Answer, Usage
+from glm4v_magic.core.rows import AnsweredRow, Progress, Rows
+from glm4v_magic.images import SourcedImage
+from glm4v_magic.notebook.render.batch import rows_bundle, rows_progress_bundle, rows_progress_line
+
+GREEDY = "--temperature 0 --max-tokens 4"
+
+
+def answered(index, text, reason="stop", images=()):
+    answer = Answer(text, "What?", "tiny", Usage(10, 6, 4), reason, images=images)
+    return AnsweredRow(index, f"row {index}", f"item {index}", "What?", answer)
+
+
+@pytest.fixture
+def photos(shell, tmp_path):
+    (tmp_path / "photos").mkdir()
+    photos = [Image.linear_gradient("L").resize((30 + 5 * n, 40)).convert("RGB") for n in range(3)]
+    for number, photo in zip((1, 2, 10), photos, strict=True):
+        photo.save(tmp_path / "photos" / f"{number}.png")
+    frame = pd.DataFrame(
+        {"image": photos, "two words": list("abc"), "n": [1, 2, 3]}, index=["x", "y", "z"]
+    )
+    shell.user_ns.update(images=photos, df=frame)
+    return photos
+
+
+def over(run, word, text="What?", options=GREEDY, **kwargs):
+    return run(f"%%glm4v --over {word} -o rows {options}\n{text}", **kwargs)
+
+
+class TestTable:
+    HOSTILE = "<script>alert(1)</script>\x1b[2J $x$ & more"
+
+    def test_what_a_model_says_is_escaped(self):
+        image = SourcedImage(Image.new("RGB", (8, 4)), '"><b>', (80, 40))
+        row = answered(0, self.HOSTILE, images=(image,))
+        bundle = rows_bundle([row])
+        for text in bundle.values():
+            assert "\x1b" not in text
+        html = bundle["text/html"]
+        assert "<script>" not in html
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;[2J $x$ &amp; more</pre>" in html
+        assert 'alt="&quot;&gt;&lt;b&gt;" width="8" height="4"' in html
+
+    def test_the_item_and_an_error_are_escaped_too(self):
+        row = AnsweredRow(0, "n", "<i>item</i>", "", error="<u>no</u>")
+        html = rows_bundle([row])["text/html"]
+        assert "&lt;i&gt;item" in html
+        assert "<strong>error</strong>" in html
+        assert "&lt;u&gt;no" in html
+
+    def test_twenty_rows_are_shown_and_the_others_counted(self):
+        bundle = rows_bundle([answered(index, f"say {index}") for index in range(23)])
+        assert bundle["text/html"].count('scope="row"') == 20
+        for text in bundle.values():
+            assert "say 19" in text
+            assert "say 20" not in text
+            assert "and 3 more rows" in text
+            assert "23 of 23 rows answered." in text
+            assert "368 tokens in · 92 tokens out" in text
+
+    def test_what_a_server_did_not_count_is_left_out(self):
+        known = answered(0, "a")
+        unknown = replace(known, answer=replace(known.answer, usage=Usage(None, None, None)))
+        last = [
+            rows_bundle(rows)["text/plain"].splitlines()[-1] for rows in ([known], [known, unknown])
+        ]
+        assert last == ["tiny · 16 tokens in · 4 tokens out", "tiny"]
+
+    def test_endings_are_told(self):
+        rows = [answered(0, "long", "length"), answered(1, "cut", "interrupted")]
+        bundle = rows_bundle(rows, 5)
+        for text in bundle.values():
+            assert "cut off at the token limit" in text
+            assert "stopped by you" in text
+            assert "1 of 5 rows answered, 4 not finished; run the cell again to go on." in text
+
+    def test_a_long_answer_is_cut(self):
+        html = rows_bundle([answered(0, "a" * 1000)])["text/html"]
+        assert "a" * 299 + "…" in html
+        assert "a" * 300 not in html
+
+    def test_progress(self):
+        failed = AnsweredRow(1, "b", "b", "", error="no")
+        reused = AnsweredRow(2, "c", "c", "", answered(2, "c").answer, reused=True)
+        progress = Progress([answered(0, "a"), failed, reused], 10, 2.0, 8, list)
+        line = "3 of 10 rows, 1 failed, 1 reused, 0.5 rows/s, 14.0 s left, 8 at once"
+        assert rows_progress_line(progress) == line
+        assert '<progress value="3" max="10"' in rows_progress_bundle(progress)["text/html"]
+
+
+@pytest.mark.parametrize(
+    ("word", "prompts"),
+    [
+        ("photos", ["What?"] * 3),
+        ("photos/*.png", ["What?"] * 3),
+        ("'photos/*.png'", ["What?"] * 3),
+        ("images", ["What?"] * 3),
+        ("images[:2]", ["What?"] * 2),
+        ("df.image", ["What?"] * 3),
+        ('df["image"]', ["What?"] * 3),
+        ("df[df.n>1].image", ["What?"] * 2),
+        ("df.image.head(1)", ["What?"]),
+    ],
+)
+def test_words_that_stand_for_images(run, shell, tiny, photos, word, prompts):
+    over(run, word)
+    rows = shell.user_ns["rows"]
+    assert rows is shell.user_ns["_"]
+    assert rows is shell.user_ns["Out"][shell.execution_count - 1]
+    if word.startswith("df"):
+        assert list(rows["error"]) == [None] * len(prompts)
+        assert (
+            list(rows.index) == list(shell.user_ns["df"].index)[-len(prompts) :] or len(rows) == 1
+        )
+    else:
+        assert isinstance(rows, Rows)
+        assert [row.prompt for row in rows] == prompts
+        assert all(row.done and row.answer.usage.visual_tokens == 6 for row in rows)
+
+
+def test_other_columns_in_the_prompt(run, shell, tiny, photos):
+    over(run, "df.image", 'A {{row["two words"]}}{{row.n}}?')
+    row = shell.user_ns["rows"].iloc[1]
+    run(f"image = df.image.iloc[1]\nx = %glm4v ask image 'A b2?' {GREEDY}")
+    assert row["answer"] == shell.user_ns["x"].text
+    over(run, "'df[\"two words\"]'", "A {{item}}?")
+    assert shell.user_ns["rows"]["error"].isna().all()
+
+
+def test_one_image_many_questions(run, shell, tiny, photos):
+    shell.user_ns["things"] = ["hat", "cup"]
+    over(run, "things", "A {{item}}?", f"photos/1.png {GREEDY}")
+    assert [row.prompt for row in shell.user_ns["rows"]] == ["A hat?", "A cup?"]
+    assert all(row.answer.usage.visual_tokens == 6 for row in shell.user_ns["rows"])
+
+
+def test_a_terminal_prints_progress_and_table_once(run, shell, tiny, photos):
+    screen = over(run, "photos", options=f"--fresh {GREEDY}")
+    assert "1 of 3 rows" in screen
+    assert screen.count("3 of 3 rows answered.") == 1
+    assert "photos/10.png" in screen
+    assert screen.index("photos/2.png") < screen.index("photos/10.png")
+    assert "Rows" not in screen
+
+
+@pytest.mark.parametrize("word", ["photos", "df.image"])
+def test_a_notebook_has_one_output_that_becomes_the_table(shell, tiny, photos, word):
+    code = f"%%glm4v --over {word} {GREEDY}\nWhat?"
+    with capture_output() as captured:
+        shell.run_cell(code, store_history=True).raise_error()
+    assert "<progress" in captured.outputs[0].data["text/html"]
+    (table,) = shown(shell, code)
+    assert "<progress" not in table["text/html"]
+    assert table["text/html"].count("<img ") == 3
+    assert "3 of 3 rows answered, 3 of them from before." in table["text/plain"]
+
+
+def test_rows_are_a_table_when_shown_later_and_frames_are_themselves(shell, tiny, photos):
+    shown(shell, f"%%glm4v --over photos -o rows {GREEDY}\nWhat?")
+    shown(shell, f"%%glm4v --over df.image -o frame {GREEDY}\nWhat?")
+    later = shell.display_formatter.format(shell.user_ns["rows"])[0]
+    assert "<table>" in later["text/html"]
+    assert "finish_reason" in shell.display_formatter.format(shell.user_ns["frame"])[0]["text/html"]
+
+
+def test_quiet_shows_nothing(run, shell, tiny, photos):
+    assert re.fullmatch(r"\s*(Out\[\d+\]: )?\s*", over(run, "photos", options=f"-q {GREEDY}"))
+    assert len(shell.user_ns["rows"]) == 3
+
+
+def test_a_line_gives_the_rows(run, shell, tiny, photos):
+    run(f"x = %glm4v ask --over df.image 'What?' {GREEDY}")
+    assert list(shell.user_ns["x"].columns[-5:-3]) == ["answer", "error"]
+
+
+def test_fresh_and_batch_size(run, shell, tiny, photos):
+    over(run, "photos", "Fresh?")
+    assert "3 of them from before" in over(run, "photos", "Fresh?")
+    assert "from before" not in over(run, "photos", "Fresh?", f"--fresh --batch-size 2 {GREEDY}")
+    with capture_output() as captured:
+        shell.run_cell(f"%%glm4v --over photos --fresh --batch-size 2 {GREEDY}\nFresh?")
+    assert captured.outputs[0].data["text/plain"].endswith("2 at once")
+
+
+def test_crop_and_page_are_about_each_image(run, shell, tiny, photos):
+    over(run, "photos", options=f"--crop 0,0,10,20 {GREEDY}")
+    assert {row.answer.images[0].original_size for row in shell.user_ns["rows"]} == {(10, 20)}
+    over(run, "photos", options=f"--page 2 {GREEDY}", fails=True)
+    assert "page" in shell.user_ns["rows"][0].error
+
+
+def test_preview_shows_the_first_row(run, shell, tiny, photos):
+    screen = over(run, "df.image", "A {{row.n}}?", "--preview")
+    assert "A 1?" in screen
+    assert "nothing was sent" in screen
+    assert "rows" not in shell.user_ns
+
+
+def test_a_prompt_from_a_file_and_raw(run, shell, tiny, photos, tmp_path):
+    (tmp_path / "q.txt").write_text("Number {{index}}?")
+    over(run, "photos", "\n ", f"-f q.txt {GREEDY}")
+    assert [row.prompt for row in shell.user_ns["rows"]] == [f"Number {n}?" for n in range(3)]
+    over(run, "photos", "Number {{item}}?", f"--raw {GREEDY}")
+    assert shell.user_ns["rows"][0].prompt == "Number {{item}}?"
+
+
+def test_a_broken_image_stays_in_its_row(run, shell, tiny, photos, tmp_path):
+    (tmp_path / "photos" / "3.png").write_bytes(b"\x89PNG broken")
+    screen = over(run, "photos", options=f"--fresh {GREEDY}")
+    errors = [row.error is not None for row in shell.user_ns["rows"]]
+    assert errors == [False, False, True, False]
+    assert "3 of 4 rows answered, 1 failed." in screen
+    assert "error: photos/3.png" in screen
+
+
+def test_all_rows_failing_fails_the_cell_and_keeps_the_errors(run, shell, tiny):
+    shell.user_ns["names"] = ["a.png", "b.png"]
+    screen = over(run, "names", fails=True)
+    assert "0 of 2 rows answered, 2 failed." in screen
+    assert "Each of the 2 rows failed; the first: a.png: no such file" in screen
+    assert [row.done for row in shell.user_ns["rows"]] == [False, False]
+    assert shell.user_ns["_"] is shell.user_ns["rows"]
+
+
+def test_an_interrupt_keeps_rows_and_the_cell_goes_on(run, shell, tiny, photos, interrupt):
+    def stop(module, _args, options):
+        if options["input_ids"].shape[1] > 1 and len(shell.user_ns["seen"]) == 1:
+            interrupt()
+        shell.user_ns["seen"].append(1)
+
+    shell.user_ns["seen"] = []
+    session = shell.magics_manager.registry["Glm4vMagics"].context.session
+    handle = session._engine.model.register_forward_pre_hook(stop, with_kwargs=True)
+    options = "--batch-size 1 --temperature 0 --max-tokens 1"
+    try:
+        screen = over(run, "photos", "Stop?", options, fails=True)
+    finally:
+        handle.remove()
+    rows = shell.user_ns["rows"]
+    assert [row.done for row in rows] == [True, False, False]
+    assert shell.user_ns["_"] is rows
+    assert "1 of 3 rows are answered; they are in _. Run the cell again to go on." in screen
+    assert "Traceback" not in screen
+    assert "1 of 3 rows answered, 2 not finished" in screen
+    assert "3 of 3 rows answered, 1 of them from before." in over(run, "photos", "Stop?", options)
+
+
+def test_an_interrupt_while_the_table_is_printed_loses_nothing(
+    run, shell, tiny, photos, interrupt, monkeypatch
+):
+    stream = InterruptingStream(sys.stdout, "3 of 3 rows answered.", interrupt)
+    monkeypatch.setattr(sys, "stdout", stream)
+    screen = over(run, "photos", "Late?", fails=True)
+    assert "3 of 3 rows are answered; they are in _." in screen
+    assert all(row.done for row in shell.user_ns["_"])
+    assert shell.user_ns["rows"] is not None
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "said"),
+    [
+        ("--over nothing", "What?", "neither a variable nor a folder"),
+        ("--over imaged", "What?", "--over imaged: neither"),
+        ("--over df.imag", "What?", "There is no column 'imag'. Did you mean image?"),
+        ("--over df['n2']", "What?", "There is no column 'n2'"),
+        ("--over images[9:]", "What?", "holds nothing to ask about"),
+        ("--over images[9]", "What?", "images[9] failed: IndexError"),
+        ("--over df", "What?", "Every row of df would be asked the same"),
+        ("--over photos", "{{nothing}}", "uses nothing, which is not defined"),
+        ("--over photos --batch-size 0", "What?", "batch_size is 0"),
+        ("--over photos --temperature -1", "What?", "temperature is -1"),
+        ("--over photos --crop x", "What?", "crop"),
+        ("--over df.n --crop 0,0,1,1", "{{item}}", "--crop is about an image"),
+        ("--over photos photos/1.png", "What?", "takes one image in a conversation"),
+        ("--over photos --ovr", "What?", "There is no option --ovr. Did you mean --over"),
+        ("--over photos -o 2x", "What?", "is not the name of a variable"),
+        ("--over photos --chat c", "What?", "--chat does not go with --over"),
+        ("--over photos -c", "What?", "--continue does not go with --over"),
+        ("--over photos --format yaml", "What?", "--format"),
+        ("--over photos --schema shcema", "What?", "--schema shcema is no variable and no file"),
+        ("--over photos --schema df", "What?", "A JSON Schema is an object, not DataFrame"),
+        ("--over photos --format text --schema df", "What?", "for the format json, not text"),
+        ("--over photos -f q.txt", "What?", "another in --file"),
+        ("photos/1.png --fresh", "What?", "--fresh is about the rows of --over"),
+        ("photos/1.png --batch-size 2", "What?", "--batch-size is about the rows of --over"),
+    ],
+)
+def test_what_concerns_every_row_is_refused_before_anything_runs(
+    run, shell, tiny, photos, line, text, said
+):
+    screen = run(f"%%glm4v {line}\n{text}", fails=True)
+    assert said in screen
+    assert "Traceback" not in screen
+    assert "rows answered" not in screen
+
+
+def test_a_fault_in_the_middle_keeps_and_shows_what_is_done(shell, tiny, photos):
+    prefills = []
+
+    def fail(_module, _args, options):
+        if options["input_ids"].shape[1] > 1:
+            prefills.append(1)
+            if len(prefills) > 1:
+                raise RuntimeError("shape mismatch")
+
+    session = shell.magics_manager.registry["Glm4vMagics"].context.session
+    handle = session._engine.model.register_forward_pre_hook(fail, with_kwargs=True)
+    code = f"%%glm4v --over photos -o rows --batch-size 1 {GREEDY}\nFault?"
+    try:
+        with capture_output() as captured:
+            result = shell.run_cell(code, store_history=True)
+    finally:
+        handle.remove()
+    assert "shape mismatch" in str(result.error_in_exec)
+    assert "One row is answered and in _; run the cell again to go on." in captured.stdout
+    table = captured.outputs[-1].data["text/plain"]
+    assert table.startswith("1 of 3 rows answered, 2 not finished; run the cell again to go on.")
+    rows = shell.user_ns["rows"]
+    assert [row.done for row in rows] == [True, False, False]
+    assert rows is shell.user_ns["_"]
+    assert rows is shell.user_ns["Out"][shell.execution_count - 1]
+    assert "1 of them from before" in shown(shell, code)[-1]["text/plain"]
+
+
+def test_a_fault_before_the_first_row_changes_no_variable(shell, tiny, photos):
+    def fail(*_args):
+        raise RuntimeError("shape mismatch")
+
+    shell.user_ns["rows"] = "before"
+    session = shell.magics_manager.registry["Glm4vMagics"].context.session
+    handle = session._engine.model.register_forward_pre_hook(fail)
+    try:
+        with capture_output() as captured:
+            result = shell.run_cell(f"%%glm4v --over photos -o rows {GREEDY}\nAt once?")
+    finally:
+        handle.remove()
+    assert "shape mismatch" in str(result.error_in_exec)
+    assert "run the cell again" not in captured.stdout
+    assert captured.outputs == []
+    assert shell.user_ns["rows"] == "before"
+
+
+def test_an_engine_that_is_gone_says_how_to_go_on(run, shell, tmp_path):
+    with scripted_server() as server:
+        server.answer(MODELS, models("m"))
+        server.answer(CHAT, stream(piece("Hello."), END))
+        shell.user_ns["things"] = ["a", "b", "c"]
+        run(f"%glm4v load {server.url}")
+        over(run, "things[:1]", "{{item}}", "")
+        first = shell.user_ns["rows"]
+        server.answer(CHAT, response(status="500 Internal Server Error"))
+        screen = over(run, "things", "{{item}}", "", fails=True)
+        rows = shell.user_ns["rows"]
+        run("%glm4v unload")
+    assert rows is not first
+    assert [row.text for row in rows] == ["Hello.", None, None]
+    assert "500" in rows[1].error
+    assert rows[2].error is None
+    assert "1 of 3 rows answered, 1 of them from before, 1 failed, 1 not finished" in screen
+    assert "One row is answered and in _; run the cell again to go on." in screen
+    assert "Traceback" not in screen
+
+
+def test_an_interrupt_before_the_first_word_changes_no_variable(
+    run, shell, tiny, photos, interrupt
+):
+    session = shell.magics_manager.registry["Glm4vMagics"].context.session
+    shell.user_ns["rows"] = "before"
+    handle = session._engine.model.register_forward_pre_hook(lambda *_args: interrupt())
+    try:
+        screen = over(run, "photos", "First?", fails=True)
+    finally:
+        handle.remove()
+    assert "Stopped: no row is answered. Run the cell again to go on." in screen
+    assert shell.user_ns["rows"] == "before"
+
+
+def test_a_bar_moves_ten_times_a_second_at_most(shell, tiny, photos):
+    shell.user_ns["many"] = [photos[0]] * 300
+    shell.run_cell("%%glm4v --over many -q --temperature 0 --max-tokens 1 --batch-size 64\nMany?")
+    start = time.monotonic()
+    with capture_output() as captured:
+        shell.run_cell("%%glm4v --over many --temperature 0 --max-tokens 1\nMany?").raise_error()
+    seconds = time.monotonic() - start
+    assert "300 of them from before" in captured.outputs[-1].data["text/plain"]
+    assert len(captured.outputs) <= 2 + seconds / 0.1
+
+
+def test_another_ones_way_to_show_frames_is_given_back(run, shell, tiny, photos):
+    drawn = []
+    shows = drawn.append
+
+    formatter = shell.display_formatter.ipython_display_formatter
+    formatter.for_type(pd.DataFrame, shows)
+    over(run, "df.image")
+    assert drawn == []
+    run("rows")
+    assert len(drawn) == 1
+    assert drawn[0] is shell.user_ns["rows"]
+    assert formatter.type_printers.pop(pd.DataFrame) == shows

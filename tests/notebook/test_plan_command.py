@@ -1,0 +1,204 @@
+"""``%glm4v plan`` and the placement options of ``%glm4v load``, as typed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import golden
+import pytest
+from IPython.utils.capture import capture_output
+
+from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.core.errors import DoesNotFitError
+from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.core.plan import Plan, Stage
+from glm4v_magic.notebook.render.plan import plan_bundle, plan_html
+from glm4v_magic.planning.decision import make_plan
+
+GIB = 2**30
+NINE_B = architecture("GLM-4V-9B")
+
+
+def planned(**options):
+    return make_plan(NINE_B, PlacementOptions(**{"gpus": "4x16GiB", **options}))
+
+
+def test_the_plan_of_a_published_model_is_shown(run):
+    shown = run("%glm4v plan GLM-4V-9B --gpus 4x16GiB")
+    assert shown.strip() == planned().text()
+    assert "cuda:3" in shown
+    assert "8,192 positions" in shown
+
+
+def test_a_page_has_the_image_the_numbers_and_each_note_once(shell):
+    with capture_output() as captured:
+        shell.run_line_magic("glm4v", "plan GLM-4V-9B --gpus 8x16GiB")
+    (output,) = captured.outputs
+    html = output.data["text/html"]
+    assert html.index("glm4v-devices") < html.index("glm4v-plan")
+    assert html.count("stays whole") == output.data["text/plain"].count("stays whole") == 1
+
+
+@pytest.mark.parametrize("model", ["GLM-4.1V-9B-Thinking", "zai-org/GLM-4.5V", "demo"])
+def test_other_models_are_planned_too(run, model):
+    shown = run(f"%glm4v plan {model} --gpus 8x80GiB --context 256 --images 0")
+    assert shown.startswith(model.partition("/")[2] or model)
+    assert "256 positions, 0 images" in shown
+
+
+def test_a_folder_and_the_model_in_use(run, tiny, tmp_path):
+    folder = tmp_path / "only"
+    folder.mkdir()
+    shutil.copy(golden.CHECKPOINT / "config.json", folder)
+    assert run(f"%glm4v plan {folder} --gpus 1x1GiB").startswith(str(folder))
+    assert run("%glm4v plan --gpus 1x1GiB").startswith(str(tiny))
+
+
+def test_without_gpus_the_cpu_is_planned_in_float32(run):
+    shown = run("%glm4v plan GLM-4V-9B --gpus cpu")
+    assert "float32" in shown
+    assert "cpu CPU" in shown
+
+
+def test_json_is_what_load_reads(run):
+    text = run("%glm4v plan GLM-4V-9B --gpus 4x16GiB --json")
+    assert Plan.from_json(text) == planned()
+
+
+@pytest.mark.parametrize(
+    ("typed", "options"),
+    [
+        ("--context 2048", {"context": 2048}),
+        ("--images 0", {"images": 0}),
+        ("--batch 2 --context 512", {"batch": 2, "context": 512}),
+        ("--objective fewest", {"objective": "fewest"}),
+        ("--dtype float16", {"dtype": "float16"}),
+        ("--quantize 4bit", {"quantize": "4bit"}),
+        ("--max-memory 14", {"max_memory": 14.0}),
+        ("--max-memory 15,14,13,12", {"max_memory": (15.0, 14.0, 13.0, 12.0)}),
+        ("--reserve 2.5", {"reserve": 2.5}),
+        ("--split-vision", {"split_vision": True}),
+        ("--gpus 2x9GiB --offload --context 1024", {"gpus": "2x9GiB", "offload": True}),
+    ],
+)
+def test_every_option_reaches_the_plan_and_changes_it(run, typed, options):
+    base = "" if "--gpus" in typed else "--gpus 4x16GiB "
+    made = Plan.from_json(run(f"%glm4v plan GLM-4V-9B {base}{typed} --json"))
+    context = {"context": 1024} if "offload" in options else {}
+    assert made == planned(**options, **context)
+    if "offload" in options:
+        assert any(stage.offloaded for stage in made.stages)
+        with pytest.raises(DoesNotFitError):
+            planned(**{**options, "offload": False}, **context)
+    else:
+        assert made != planned()
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("nothing --gpus 1x1GiB", "There is no configuration 'nothing'"),
+        ("GLM-4V-9 --gpus 1x1GiB", "Did you mean GLM-4V-9B?"),
+        ("GLM-4V-9B --gpus 2x", "Cannot read '2x'"),
+        ("GLM-4V-9B --gpus 1x8GiB", "does not fit on 1 x 7.76 GiB|does not fit on 7.76 GiB"),
+        ("GLM-4V-9B --gpus 1x80GiB --images 2", "takes 1 image"),
+        ("GLM-4V-9B --max-memory much", "is not a size in GiB"),
+        ("GLM-4V-9B --objectiv fewest", "Did you mean --objective?"),
+    ],
+)
+def test_what_is_wrong_is_one_line(run, typed, said):
+    shown = run(f"%glm4v plan {typed}", fails=True)
+    assert re.search(said, shown)
+    assert shown.strip().count("\n") == 0
+
+
+def test_load_takes_the_same_options_and_a_map(run, tmp_path):
+    file = tmp_path / "map.json"
+    file.write_text(json.dumps({"": "cpu"}))
+    assert "Loaded" in run(f"%glm4v load {golden.CHECKPOINT} --map {file} --dtype float32")
+    assert "is loaded already" in run(f"%glm4v load --map {file} --dtype float32")
+    assert "Loaded" in run("%glm4v load --gpus cpu --context 64")
+    file.write_text(json.dumps({"model": "cpu"}))
+    assert "'lm_head' no device" in run(f"%glm4v load --map {file}", fails=True)
+    assert "has no revision" in run("%glm4v load --revision main", fails=True)
+    assert "torch sees none here" in run("%glm4v load --gpus 99x1GiB", fails=True)
+    assert "was unloaded" in run("%glm4v unload")
+    assert "was not loaded" in run("%glm4v unload")
+
+
+def test_planning_imports_no_torch():
+    code = (
+        "import sys\n"
+        "from traitlets.config import Config\n"
+        "from IPython.core.interactiveshell import InteractiveShell\n"
+        "config = Config()\n"
+        "config.HistoryManager.enabled = False\n"
+        "shell = InteractiveShell.instance(config=config)\n"
+        "shell.run_line_magic('load_ext', 'glm4v_magic')\n"
+        "for model in ('GLM-4V-9B', 'GLM-4.5V', 'demo'):\n"
+        "    shell.run_line_magic('glm4v', f'plan {model} --gpus 8x80GiB')\n"
+        "shell.run_line_magic('glm4v', 'plan')\n"
+        "heavy = {'torch', 'transformers', 'accelerate'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "GLM-4.5V" in done.stdout
+
+
+class Page(HTMLParser):
+    """Tags in order, and whether each is closed where it should be."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+class TestHTML:
+    def test_one_row_for_each_gpu(self):
+        plan = planned(gpus="24+16+12GiB")
+        page = Page(plan_html(plan))
+        assert len([tag for tag, _ in page.tags if tag == "tr"]) == 1 + 3
+        for row in plan.gpu_rows():
+            assert {cell for cell in row if cell} <= set(page.text)
+
+    def test_every_module_is_named_in_the_details(self):
+        plan = planned()
+        words = Page(plan_html(plan)).text
+        for stage in plan.stages:
+            assert set(stage.modules) <= set(words)
+
+    def test_an_idle_gpu_and_the_cpu(self):
+        fewest = plan_html(planned(gpus="2x80GiB", objective="fewest"))
+        assert ">idle<" in fewest
+        assert "?" in plan_html(planned(gpus="cpu"))
+
+    def test_offloaded_modules_are_marked(self):
+        plan = planned(gpus="2x9GiB", offload=True, context=1024)
+        html = plan_html(plan)
+        assert html.count("(in host memory)") == sum(len(s.offloaded) for s in plan.stages) > 0
+
+    def test_names_are_escaped_and_colours_suit_any_page(self):
+        plan = Plan("<b>m", planned().workload, "balance", (Stage(0, "<i>GPU", GIB, ("a",)),))
+        html = plan_html(plan)
+        assert "<b>" not in html
+        assert "<i>" not in html
+        assert "color:" not in html.replace("background-color:", "")
+        assert plan_bundle(plan)["text/plain"].startswith("<b>m")

@@ -1,0 +1,155 @@
+"""Device maps: every mistake is named in one line; transformers' own map needs no GPU."""
+
+from __future__ import annotations
+
+import json
+
+import golden
+import pytest
+import torch
+
+from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.core.errors import DeviceMapError
+from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.planning.device_map import automatic, check, place_of, read_device_map
+from glm4v_magic.planning.plan import plan
+
+GPUS = parse_gpus("2x16GiB")
+WHOLE = {"model.vision": 0, "model.language_model": 1, "lm_head": 1}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return architecture(golden.CHECKPOINT).build_meta("float32")
+
+
+def refusal(device_map, model, gpus=GPUS):
+    with pytest.raises(DeviceMapError) as caught:
+        check(device_map, model, gpus)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_every_way_to_write_a_place(model):
+    given = {
+        "model.vision": "cuda:1",
+        "model.language_model": torch.device("cuda", 0),
+        "lm_head": torch.device("cpu"),
+    }
+    expected = {"model.vision": 1, "model.language_model": 0, "lm_head": "cpu"}
+    assert check(given, model, GPUS) == expected
+    assert check({"": "cuda"}, model, GPUS) == {"": 0}
+
+
+def test_an_inner_entry_that_says_the_same_is_dropped(model):
+    assert check({**WHOLE, "model.vision.boi": 0}, model, GPUS) == WHOLE
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.vison": 0}, "names 'model.vison', which the model does not have. Did you mean "
+         "model.vision?"),
+        ({"model.language_model.layers.7": 0}, "'model.language_model.layers.7', which the model "
+         "does not have. Did you mean model.language_model.layers.3"),
+        ({"zzz": 0}, "'zzz', which the model does not have. The model holds lm_head, model."),
+        ({0: "lm_head"}, "names 0, which is not the name of a module."),
+        ({"lm_head": 2}, "puts 'lm_head' on GPU 2, but there are GPUs 0 to 1."),
+        ({"lm_head": -1}, "puts 'lm_head' on GPU -1, but"),
+        ({"lm_head": "disk"}, "puts 'lm_head' on disk, which is not supported. Use cpu."),
+        ({"lm_head": "gpu1"}, "puts 'lm_head' on 'gpu1', which is no device. A device is"),
+        ({"lm_head": None}, "on None, which is no device."),
+        ({"lm_head": True}, "on True, which is no device."),
+        ({"lm_head": 1.0}, "on 1.0, which is no device."),
+        ({"lm_head": [1]}, "on [1], which is no device."),
+        ({"model.vision.conv": 1}, "puts 'model.vision' on GPU 0, but 'model.vision.conv' inside "
+         "it on GPU 1. Name the parts of the outer one instead."),
+        ({"": "cpu"}, "puts 'the whole model' on the CPU, but 'model.vision' inside it on GPU 0."),
+    ],
+)  # fmt: skip
+def test_entries_that_are_wrong(model, changes, message):
+    assert message in refusal({**WHOLE, **changes}, model)
+
+
+def test_modules_that_are_missing(model):
+    assert refusal({}, model) == (
+        'The device map is empty. A device map is a JSON object such as {"model.vision": 0, '
+        '"lm_head": 1}.'
+    )
+    without_head = {k: v for k, v in WHOLE.items() if k != "lm_head"}
+    assert "gives 'lm_head' no device. Every weight needs one." in refusal(without_head, model)
+    parts = dict.fromkeys(
+        [f"model.vision.{name}" for name, _ in model.model.vision.named_children()], 0
+    )
+    parts |= {"model.language_model": 1, "lm_head": 1}
+    assert "gives 'model.vision.boi' and 1 more no device." in refusal(parts, model)
+    assert "gives 'model.language_model' and 1 more no device" in refusal(
+        {"model.vision": 0}, model
+    )
+
+
+def test_weights_that_are_one(model):
+    tied = torch.nn.Module()
+    tied.first = torch.nn.Linear(2, 2, bias=False)
+    tied.second = torch.nn.Linear(2, 2, bias=False)
+    tied.second.weight = tied.first.weight
+    assert "separates 'first.weight' and 'second.weight', which are one weight" in refusal(
+        {"first": 0, "second": 1}, tied
+    )
+
+
+def test_no_gpu_or_one(model):
+    assert "on GPU 0, but there is none." in refusal({"": 0}, model, ())
+    assert "on GPU 1, but there is GPU 0 only." in refusal({"": 1}, model, GPUS[:1])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"lm_head": 0,', "is not valid JSON"),
+        ("[1]", "holds no JSON object"),
+        ('{"lm_head": 0, "lm_head": 1}', "names 'lm_head' twice"),
+        ('{"format": "something"}', "not a plan of glm4v_magic"),
+        ("[" * 100_000, "is not valid JSON"),
+        (b"\xff\xfe\x00", "is not a text file"),
+    ],
+)
+def test_files_that_are_no_map(tmp_path, content, message):
+    path = tmp_path / "map.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DeviceMapError, match=message) as caught:
+        read_device_map(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_maps(tmp_path, model):
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps(WHOLE))
+    assert read_device_map(str(path)) == WHOLE
+    with pytest.raises(DeviceMapError, match="cannot be read: No such file"):
+        read_device_map(tmp_path / "none.json")
+    planned = plan(architecture("GLM-4V-9B").shape(), parse_gpus("2x24GiB"))
+    path.write_text(planned.to_json())
+    assert read_device_map(path) == planned.device_map()
+
+
+def test_where_a_parameter_is():
+    assert place_of(WHOLE, "model.vision.boi") == 0
+    assert place_of(WHOLE, "model") is None
+    assert place_of({"": "cpu"}, "model.vision") == "cpu"
+
+
+def test_automatic_is_what_transformers_chooses_for_these_capacities():
+    published = architecture("GLM-4V-9B").build_meta("bfloat16")
+    found = check(automatic(published, parse_gpus("8x16GiB")), published, parse_gpus("8x16GiB"))
+    # its known fault: the GPUs at the end stay empty
+    assert set(found.values()) == set(range(6))
+    small = automatic(published, parse_gpus("1x16GiB"))
+    assert "cpu" in small.values()
+    assert "disk" not in small.values()
+    # 25.90 GiB of weights, and a tenth of an only GPU is left alone
+    assert "cpu" in automatic(published, parse_gpus("1x28GiB")).values()
+    assert automatic(published, parse_gpus("1x29GiB")) == {"": 0}
+    with pytest.raises(DeviceMapError, match="at least one GPU"):
+        automatic(published, ())

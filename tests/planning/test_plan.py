@@ -1,0 +1,466 @@
+"""Plans for the published model, and what is said when there is none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import combinations_with_replacement, permutations
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
+from glm4v_magic.checkpoints.glm4v_9b.modeling import Glm4v9bForConditionalGeneration
+from glm4v_magic.checkpoints.glm4v_9b.units import model_shape
+from glm4v_magic.core.errors import DeviceMapError, DoesNotFitError, Glm4vError, OptionError
+from glm4v_magic.core.gpu_spec import GPU, parse_gpus
+from glm4v_magic.core.model_shape import ModelShape, Workload
+from glm4v_magic.core.plan import span
+from glm4v_magic.planning.costs import GPU_OVERHEAD, Unit, price
+from glm4v_magic.planning.partition import MAX_SETS
+from glm4v_magic.planning.plan import Plan, plan
+from glm4v_magic.planning.search import Task, best_split, can_fit
+
+GIB = 2**30
+VISION = {
+    "hidden_size": 1792,
+    "num_hidden_layers": 63,
+    "num_heads": 16,
+    "intermediate_size": 15360,
+    "patch_size": 14,
+    "image_size": 1120,
+    "num_positions": 6401,
+    "in_channels": 3,
+}
+CONFIG: dict[str, Any] = {
+    "num_layers": 40,
+    "hidden_size": 4096,
+    "ffn_hidden_size": 13696,
+    "num_attention_heads": 32,
+    "kv_channels": 128,
+    "multi_query_attention": True,
+    "multi_query_group_num": 2,
+    "padded_vocab_size": 151552,
+    "seq_length": 8192,
+    "add_qkv_bias": True,
+    "torch_dtype": "bfloat16",
+    "vision_config": VISION,
+}
+SHAPE = model_shape(CONFIG)
+
+
+def stage_of(found: Plan, unit: str) -> int | None:
+    return next(stage.gpu for stage in found.stages if unit in stage.units)
+
+
+def used(found: Plan) -> list[int | None]:
+    return [stage.gpu for stage in found.stages if stage.units]
+
+
+def best_by_exhaustion(
+    units: tuple[Unit, ...], gpus: tuple[GPU, ...], orders: list[tuple[GPU, ...]]
+) -> float:
+    """Least fullness of the fullest GPU over all contiguous splits with the tower whole."""
+    tower = [unit for unit in units if unit.name.startswith("vision")]
+    bytes_of = [
+        (sum(u.resident_bytes for u in tower), max(u.transient_bytes for u in tower)),
+        *((u.resident_bytes, u.transient_bytes) for u in units if u not in tower),
+    ]
+    best = float("inf")
+    for order in orders:
+        for cuts in combinations_with_replacement(range(len(bytes_of) + 1), len(gpus) - 1):
+            fullest = 0.0
+            for gpu, first, end in zip(order, (0, *cuts), (*cuts, len(bytes_of)), strict=True):
+                if first < end:
+                    load = GPU_OVERHEAD + sum(r for r, _ in bytes_of[first:end])
+                    load += max(t for _, t in bytes_of[first:end])
+                    fullest = max(fullest, load / (gpu.usable_bytes - int(gpu.total_bytes * 0.03)))
+            best = min(best, fullest)
+    return best
+
+
+@pytest.mark.parametrize(
+    "description",
+    ["2x24GiB", "3x16GiB", "24+16+12GiB", "12+16+24GiB", "40+11+11GiB", "2x16GiB", "80+8GiB"],
+)
+def test_the_fullest_gpu_is_as_empty_as_any_split_allows(description: str) -> None:
+    gpus = parse_gpus(description)
+    units = price(SHAPE, Workload())
+    found = plan(SHAPE, gpus)
+    orders = list(permutations(gpus))
+    assert found.fullness == pytest.approx(best_by_exhaustion(units, gpus, orders), rel=1e-9)
+    in_order = plan(SHAPE, gpus, order="given")
+    assert in_order.fullness == pytest.approx(best_by_exhaustion(units, gpus, [gpus]), rel=1e-9)
+    assert used(in_order) == sorted(used(in_order), key=str)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.integers(4, 40), min_size=1, max_size=5),
+    which=st.integers(0, 4),
+    more=st.integers(1, 30),
+    split_vision=st.booleans(),
+)
+def test_more_memory_never_makes_it_worse(
+    sizes: list[int], which: int, more: int, split_vision: bool
+) -> None:
+    def fullness(sizes: list[int]) -> float:
+        gpus = [GPU(index, "GPU", size * GIB) for index, size in enumerate(sizes)]
+        try:
+            return plan(SHAPE, gpus, split_vision=split_vision).fullness
+        except DoesNotFitError:
+            return float("inf")
+
+    larger = [*sizes]
+    larger[which % len(sizes)] += more
+    before = fullness(sizes)
+    # A tower that had to be cut may fit whole with more memory, which is preferred to balance.
+    bound = before if split_vision or before == float("inf") else 1.0
+    assert fullness(larger) <= bound
+    assert fullness([*sizes, more]) <= bound
+
+
+def small_model() -> tuple[ModelShape, Any]:
+    config = {
+        **CONFIG,
+        "num_layers": 6,
+        "vision_config": {**VISION, "num_hidden_layers": 5},
+    }
+    with torch.device("meta"):
+        model = Glm4v9bForConditionalGeneration(Glm4v9bConfig(**config)).to(torch.bfloat16)
+    return model_shape(config), model
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"pin": {"vision.1": 0, "vision.2": 1}}, {"objective": "fewest"}]
+)
+def test_the_device_map_covers_the_model_once(options: dict[str, Any]) -> None:
+    shape, model = small_model()
+    found = plan(shape, parse_gpus("6x6GiB"), **options)
+    device_map = found.device_map()
+    for name, _ in [*model.named_parameters(), *model.named_buffers()]:
+        owners = [m for m in device_map if name == m or name.startswith(m + ".")]
+        assert len(owners) == 1, name
+    language_model = "model.language_model"
+    assert (
+        device_map[f"{language_model}.rotary_emb"] == device_map[f"{language_model}.embed_tokens"]
+    )
+    assert device_map[f"{language_model}.norm"] == device_map["lm_head"]
+    assert ("model.vision" in device_map) == ("pin" not in options)
+
+
+def test_what_stages_take_is_what_their_units_cost() -> None:
+    units = {unit.name: unit for unit in price(SHAPE, Workload())}
+    found = plan(SHAPE, parse_gpus("8x8GiB"))
+    assert sum(stage.weight_bytes for stage in found.stages) == 27_812_641_792
+    assert [name for stage in found.stages for name in stage.units] == list(units)
+    for stage in found.stages:
+        mine = [units[name] for name in stage.units]
+        assert stage.weight_bytes == sum(u.weight_bytes for u in mine)
+        assert stage.kv_bytes == sum(u.kv_bytes for u in mine)
+        held = sum(u.held_bytes for u in mine)
+        assert stage.activation_bytes == held + max(u.transient_bytes for u in mine)
+        assert stage.overhead_bytes == GPU_OVERHEAD
+        assert stage.modules == tuple(module for u in mine for module in u.modules)
+        assert stage.total_bytes <= (stage.capacity_bytes or 0)
+
+
+def test_the_tower_is_whole_unless_that_does_not_fit() -> None:
+    whole = plan(SHAPE, parse_gpus("4x16GiB"))
+    assert "vision" in whole.stages[0].units
+    assert whole.hops == 3
+
+    cut = plan(SHAPE, parse_gpus("8x8GiB"))
+    assert cut.notes == ("The vision tower is cut between its layers: whole, it does not fit.",)
+
+    asked = plan(SHAPE, parse_gpus("4x16GiB"), split_vision=True)
+    assert asked.fullness < whole.fullness
+    assert asked.notes == ()
+
+
+def test_a_whole_tower_says_what_it_costs() -> None:
+    gpus = parse_gpus("8x16GiB")
+    whole, cut = plan(SHAPE, gpus), plan(SHAPE, gpus, split_vision=True)
+    before, after = whole.fullest, cut.fullest
+    assert "vision" in before.units
+    assert whole.notes == (
+        f"The vision tower (8.39 GiB) stays whole and makes {before.device} the fullest GPU: "
+        f"{before.total_bytes / GIB:.2f} GiB, {before.fullness:.0%}. Cut between its layers "
+        f"(--split-vision), the fullest has {after.total_bytes / GIB:.2f} GiB, "
+        f"{after.fullness:.0%}.",
+    )
+    assert before.fullness > 1.5 * after.fullness
+
+
+@pytest.mark.parametrize("options", [{"split_vision": True}, {"objective": "fewest"}])
+def test_nothing_is_said_of_a_whole_tower_where_it_is_not_the_question(options: Any) -> None:
+    gpus = parse_gpus("4x10GiB")
+    assert "stays whole" in plan(SHAPE, gpus).notes[0]
+    assert plan(SHAPE, gpus, **options).notes == ()
+
+
+def test_a_whole_tower_that_costs_nothing_is_not_mentioned() -> None:
+    assert plan(SHAPE, parse_gpus("2x16GiB")).notes == ()
+
+
+def test_fewest_uses_as_few_gpus_as_fit() -> None:
+    found = plan(SHAPE, parse_gpus("8x16GiB"), objective="fewest")
+    assert used(found) == [0, 1]
+    assert found.hops == 1
+    assert [stage.units for stage in found.stages[2:]] == [()] * 6
+    assert used(plan(SHAPE, parse_gpus("8+16+48GiB"), objective="fewest")) == [2]
+
+
+def test_context_images_batch_and_dtype_count() -> None:
+    gpus = parse_gpus("2x48GiB")
+
+    def fullness(**workload: Any) -> float:
+        return plan(SHAPE, gpus, Workload(**{"context": 2048, **workload})).fullness
+
+    base = fullness()
+    assert fullness(context=8192) > base
+    assert fullness(images=4) > base
+    assert fullness(batch=4) > base
+    assert fullness(dtype="float32") > base
+    assert fullness(images=0) < base
+    assert fullness(quantize="4bit") <= base
+
+
+def test_partly_occupied_gpus_take_less() -> None:
+    gpus = [GPU(0, "GPU", 24 * GIB, 6 * GIB), GPU(1, "GPU", 24 * GIB, 24 * GIB)]
+    found = plan(SHAPE, gpus, Workload(context=2048, quantize="4bit"))
+    stages = {stage.gpu: stage for stage in found.stages}
+    assert stages[0].capacity_bytes == 6 * GIB - int(24 * GIB * 0.03)
+    assert stages[0].total_bytes < stages[1].total_bytes
+
+
+def test_reserve_and_overhead_change_what_fits() -> None:
+    gpus = parse_gpus("2x16GiB")
+    assert plan(SHAPE, gpus, reserve=0).fullness < plan(SHAPE, gpus).fullness
+    assert plan(SHAPE, gpus, overhead=0).fullness < plan(SHAPE, gpus).fullness
+    with pytest.raises(DoesNotFitError):
+        plan(SHAPE, gpus, reserve=2 * GIB)
+    with pytest.raises(DoesNotFitError) as caught:
+        plan(SHAPE, gpus, reserve=16 * GIB)
+    assert str(caught.value) == (
+        "GLM-4V-9B does not fit on 2 x 0.00 GiB: no GPU has memory left once the reserve is "
+        "taken. Free memory on the GPUs or lower the reserve."
+    )
+
+
+def test_pins_are_followed() -> None:
+    gpus = parse_gpus("4x24GiB")
+    found = plan(SHAPE, gpus, pin={"vision": 3, "head": 0, "layer.5": 1})
+    assert stage_of(found, "vision") == 3
+    assert stage_of(found, "head") == 0
+    assert stage_of(found, "layer.5") == 1
+    parts = plan(SHAPE, gpus, pin={"vision.10": 2, "vision.11": 1})
+    assert stage_of(parts, "vision.10") == 2
+    assert stage_of(parts, "vision.11") == 1
+    together = plan(SHAPE, gpus, pin={"layer": 2})
+    assert {stage_of(together, f"layer.{n}") for n in range(40)} == {2}
+
+
+def test_the_order_of_gpus() -> None:
+    gpus = parse_gpus("24+16+12GiB")
+    assert plan(SHAPE, gpus).fullness < plan(SHAPE, gpus, order="given").fullness
+    found = plan(SHAPE, gpus, order=[2, 0, 1])
+    assert used(found) == [2, 0, 1] or used(found) == [0, 1]
+    assert set(used(plan(SHAPE, parse_gpus("4x24GiB"), order=[3, 1]))) == {3, 1}
+
+
+def test_many_different_gpus_say_that_not_all_orders_were_tried() -> None:
+    gpus = [GPU(index, "GPU", (16 + index) * GIB) for index in range(13)]
+    assert 2 ** len(gpus) > MAX_SETS
+    assert plan(SHAPE, gpus, split_vision=True).notes == (
+        "Too many different GPUs to try every order of them; another may balance better.",
+    )
+    assert plan(SHAPE, gpus, split_vision=True, order="given").notes == ()
+
+
+def test_offloading_takes_as_few_layers_as_needed_and_says_what_it_costs() -> None:
+    gpus = parse_gpus("1x16GiB")
+    found = plan(SHAPE, gpus, offload=True)
+    (stage,) = found.stages
+    away = stage.offloaded
+    assert stage.total_bytes <= (stage.capacity_bytes or 0)
+    # One layer less would not fit: its weights would stay, and those that visit are as large.
+    layer = 2 * (8_158_433_280 // 40)
+    assert stage.total_bytes + layer > (stage.capacity_bytes or 0)
+    assert found.device_map()["model.language_model.layers.0"] == "cpu"
+    assert found.execution_map()["model.language_model.layers.0"] == 0
+    assert found.device_map()["lm_head"] == 0
+    text = [module for module in away if "language_model" in module]
+    per_token = len(text) * layer
+    assert found.notes == (
+        "63 layers of the vision tower (7.97 GiB) wait in host memory and cross the bus once per "
+        "image: at least 0.27 s over PCIe 4.0 x16.",
+        f"{len(text)} decoder layers ({per_token / GIB:.2f} GiB) wait in host memory and cross "
+        f"the bus once per token: at least {per_token / 31.5e9:.2f} s over PCIe 4.0 x16.",
+    )
+    assert stage.weight_bytes == 27_812_641_792 - 63 * 135_853_568 - per_token
+
+
+@pytest.mark.parametrize("gpus", ["1x80GiB", "4x8GiB", "5x8GiB", "2x9GiB"])
+def test_what_fits_is_known_without_the_best_split(gpus: str) -> None:
+    """Whole where the tower fits whole, and cut where only that fits (5x8GiB)."""
+    workload = Workload(context=8192, dtype="bfloat16")
+    task = Task(SHAPE, parse_gpus(gpus), workload, "balance", None, GPU_OVERHEAD, {}, True, False)
+    for away in (frozenset(), frozenset(f"vision.{index}" for index in range(63))):
+        split = best_split(task, away)
+        assert split is not None
+        assert can_fit(task, away) == split.fits
+
+
+def test_nothing_is_offloaded_when_it_fits() -> None:
+    gpus = parse_gpus("2x24GiB")
+    assert plan(SHAPE, gpus, offload=True) == plan(SHAPE, gpus)
+
+
+def test_quantised_layers_are_not_offloaded() -> None:
+    found = plan(SHAPE, parse_gpus("1x12GiB"), Workload(quantize="4bit"), offload=True)
+    (stage,) = found.stages
+    assert stage.offloaded
+    assert all(module.startswith("model.vision.") for module in stage.offloaded)
+    with pytest.raises(DoesNotFitError):  # decoder layers would have to go
+        plan(SHAPE, parse_gpus("1x9GiB"), Workload(quantize="4bit"), offload=True)
+    assert plan(SHAPE, parse_gpus("1x9GiB"), offload=True).fullness <= 1
+
+
+def test_without_gpus_the_plan_is_for_the_cpu() -> None:
+    found = plan(SHAPE, parse_gpus("cpu"))
+    assert set(found.device_map().values()) == {"cpu"}
+    assert found.stages[0].device == "cpu"
+    assert found.fullness == 0
+    assert found.hops == 0
+    assert "cpu CPU" in found.text()
+
+
+def numbers_after(text: str, words: str) -> float:
+    return float(text.split(words)[1].split()[0].rstrip(".;,"))
+
+
+def test_what_does_not_fit_is_short_by_a_figure_and_has_ways_out() -> None:
+    gpus = parse_gpus("2x8GiB")
+    with pytest.raises(DoesNotFitError) as caught:
+        plan(SHAPE, gpus)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("GLM-4V-9B does not fit on 2 x 7.76 GiB: in the best split cuda:")
+    needs, may = numbers_after(message, "needs"), numbers_after(message, "may use")
+    assert numbers_after(message, "so") == pytest.approx(needs - may, abs=0.011)
+    assert "(1) no shorter context fits, the weights alone are 25.90 GiB;" in message
+    assert "(2) 4-bit weights (14.98 instead of 25.90 GiB) are still short by" in message
+    assert "(3) offloading 15.19 GiB to host memory fits," in message
+    # The third way out is what planning with it gives.
+    offloaded = plan(SHAPE, gpus, offload=True)
+    weights = sum(stage.weight_bytes for stage in offloaded.stages)
+    assert (27_812_641_792 - weights) / GIB == pytest.approx(15.19, abs=0.01)
+
+
+def test_a_shorter_context_is_named_when_it_helps() -> None:
+    gpus = parse_gpus("2x15GiB")
+    with pytest.raises(DoesNotFitError) as caught:
+        plan(SHAPE, gpus)
+    context = int(str(caught.value).split("a context of ")[1].split()[0].replace(",", ""))
+    shorter = plan(SHAPE, gpus, Workload(context=context))
+    assert f"a context of {context:,} fits (fullest GPU {shorter.fullness:.0%});" in str(
+        caught.value
+    )
+    with pytest.raises(DoesNotFitError):
+        plan(SHAPE, gpus, Workload(context=context + 256))
+    assert "4-bit weights (14.98 instead of 25.90 GiB) fit (fullest GPU" in str(caught.value)
+    assert plan(SHAPE, gpus, Workload(quantize="4bit")).fullness <= 1
+
+
+def test_ways_out_that_are_taken_already_are_not_offered() -> None:
+    with pytest.raises(DoesNotFitError) as caught:
+        plan(SHAPE, parse_gpus("1x2GiB"), Workload(quantize="4bit"), offload=True)
+    message = str(caught.value)
+    assert "4-bit" not in message
+    assert "(2) offloading every layer that may be offloaded does not make it fit." in message
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"pin": {"visoin": 0}}, DeviceMapError,
+         "GLM-4V-9B has no unit 'visoin' to pin. Did you mean vision?"),
+        ({"pin": {"head": 7}}, DeviceMapError, "'head' is pinned to cuda:7, which is not there."),
+        ({"pin": {"vision": 0, "layer.0": 1, "head": 0}}, DeviceMapError,
+         "The pins contradict each other: no contiguous split follows them."),
+        ({"order": [0, 5]}, DeviceMapError, "The order names cuda:5, which is not there."),
+        ({"order": [0, 0]}, DeviceMapError, "The order names a GPU twice."),
+        ({"order": []}, DeviceMapError, "The order names no GPU."),
+        ({"order": "best"}, OptionError,
+         "Unknown order 'best'; there are auto, given, or GPU indices."),
+        ({"objective": "fast"}, OptionError,
+         "Unknown objective 'fast'; there are balance and fewest."),
+        ({"reserve": -1}, OptionError, "The reserve is -1 bytes, but cannot be negative."),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_line(
+    options: dict[str, Any], kind: type[Glm4vError], message: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        plan(SHAPE, parse_gpus("4x24GiB"), **options)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("description", "options"),
+    [("3x16GiB", {}), ("1x16GiB", {"offload": True}), ("cpu", {}), ("8x8GiB", {})],
+)
+def test_json_round_trip(description: str, options: dict[str, Any]) -> None:
+    found = plan(SHAPE, parse_gpus(description), Workload(context=4096), **options)
+    assert Plan.from_json(found.to_json()) == found
+
+
+def broken(change: Any) -> str:
+    data = json.loads(plan(SHAPE, parse_gpus("2x24GiB")).to_json())
+    change(data)
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "not a plan of glm4v_magic"),
+        ('{"format": "other"}', "not a plan of glm4v_magic"),
+        (broken(lambda d: d.update(version=9)), "has version 9; this one reads 1"),
+        (broken(lambda d: d.pop("model")), "plan lacks 'model'"),
+        (broken(lambda d: d.update(colour="red")), "plan has an unknown entry 'colour'"),
+        (broken(lambda d: d.update(stages=[])), "no stages"),
+        (broken(lambda d: d.update(stages=[3])), "stage 0 is not an object"),
+        (broken(lambda d: d["stages"][1].update(gpu="1")), "stage 1 has '1' for 'gpu'"),
+        (broken(lambda d: d["stages"][0].update(kv_bytes=-1)), "stage 0 has -1 for 'kv_bytes'"),
+        (broken(lambda d: d["stages"][0].update(units=[1])), r"stage 0 has \(1,\) for 'units'"),
+        (broken(lambda d: d.update(workload=None)), "workload is not an object"),
+        (broken(lambda d: d["workload"].update(dtype="bf")), "workload is wrong: Unknown dtype"),
+    ],
+)
+def test_json_that_is_no_plan(text: str, message: str) -> None:
+    with pytest.raises(DeviceMapError, match=message) as caught:
+        Plan.from_json(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_text_table() -> None:
+    found = plan(SHAPE, parse_gpus("2xA100-40GB"), Workload(context=2048), objective="fewest")
+    lines = found.text().splitlines()
+    assert lines[0] == "GLM-4V-9B, bfloat16, 2,048 positions, 1 image, batch of 1"
+    assert " ".join(lines[2].split()) == "weights cache activ. other total of full units"
+    assert lines[3].split()[:3] == ["cuda:0", "A100", "25.90"]
+    assert lines[3].endswith("vision, embedding, layer.0-39, head")
+    assert lines[4].endswith("idle")
+    assert "in 4bit" in replace(found, workload=Workload(2048, quantize="4bit")).text()
+
+
+def test_spans_of_units() -> None:
+    names = ["vision.patches", "vision.0", "vision.1", "vision.2", "embedding", "layer.7"]
+    assert span(names) == "vision.patches, vision.0-2, embedding, layer.7"
+    assert span([]) == ""

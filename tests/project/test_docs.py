@@ -1,0 +1,231 @@
+"""The pages in docs/ say what the code says: options, settings, messages, links."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import glm4v_magic
+from glm4v_magic.checkpoints import hub
+from glm4v_magic.checkpoints.glm4v_9b.layout import REPOSITORY
+from glm4v_magic.core import errors
+from glm4v_magic.core.wording import printable
+from glm4v_magic.notebook.command_line import options_of, parse, split
+from glm4v_magic.notebook.commands import COMMANDS
+from glm4v_magic.notebook.magics import Glm4vMagics
+from glm4v_magic.notebook.settings import Glm4v
+from glm4v_magic.server import serve
+
+pytest.importorskip("mkdocs")
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = ROOT / "notebooks"
+HOOKS = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
+COMMANDS_PAGE = HOOKS["commands_page"]()
+CELL = Glm4vMagics.glm4v
+
+CLASSES = HOOKS["error_classes"]()
+# Options of a cell that need nothing but an image and a question, or a file with one.
+RUN_BY_THEMSELVES = (
+    "--out", "--max-tokens", "--temperature", "--top-p", "--top-k", "--repetition-penalty",
+    "--seed", "--system", "--file", "--page", "--crop", "--raw", "--quiet", "--preview", "--debug",
+)  # fmt: skip
+EXAMPLE = re.compile(
+    r'^```(?:text|python) title="cell"\n(?P<cell>.*?)\n```\n\n'
+    r'```text title="what it says"\n(?P<said>.*?)\n```$',
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def section(name):
+    """The part of the page about a command; the empty name is the cell magic."""
+    anchor = name or "cell"
+    _, _, rest = COMMANDS_PAGE.partition(f"{{ #{anchor} }}")
+    return rest.partition("\n## ")[0]
+
+
+def examples(text):
+    """Cells and lines in fenced blocks that are for a notebook."""
+    for block in re.findall(r"^ *```text\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL):
+        for line in block.splitlines():
+            found = re.match(r" *(?:In \[\d+\]: )?(?:\w+ = )?(%%?glm4v.*)", line)
+            if found:
+                yield found[1]
+
+
+every_command = pytest.mark.parametrize("name", ["", *COMMANDS])
+
+
+@every_command
+def test_every_option_is_on_the_page_with_an_example_that_uses_it(name):
+    command = COMMANDS.get(name, CELL)
+    text = section(name)
+    lines = list(examples(text))
+    for option in options_of(command):
+        assert re.search(rf"`{option}[ `]", text), option
+    for action in HOOKS["options"](command):
+        if action.option_strings:
+            option = action.option_strings[-1]
+            assert any(option in split(line) for line in lines), option
+
+
+@every_command
+def test_examples_parse(name):
+    parsed = 0
+    for line in examples(section(name)):
+        words = split(line)
+        magic, *words = words
+        if magic == "%%glm4v":
+            parse(CELL, words)
+        elif name:  # the cell's own page has a synopsis of the others, with words to fill in
+            command, *words = words or ["status"]
+            parse(COMMANDS[command], words)
+        parsed += 1
+    assert parsed or not list(HOOKS["options"](COMMANDS[name]))
+
+
+@pytest.mark.parametrize("name", RUN_BY_THEMSELVES)
+def test_an_example_of_the_cell_magic_runs(run, name):
+    shutil.copy(NOTEBOOKS / "shapes.png", "shapes.png")
+    Path("question.txt").write_text(HOOKS["QUESTION"], encoding="utf-8")
+    example = HOOKS["option_example"]("", options_of(CELL)[name])
+    if "\n" not in example:
+        example += "\n "  # IPython wants a cell below the line
+    run(example)
+
+
+def test_a_value_for_every_kind_of_option():
+    """No example shows the word that stands in for a value nobody thought of."""
+    for name in ("", *COMMANDS):
+        for line in examples(section(name)):
+            assert "value" not in split(line), line
+
+
+def test_the_server_is_on_the_page_with_its_options():
+    text = section("serve")
+    for option in serve._parser()._option_string_actions:
+        assert re.search(rf"{option}\b", text), option
+
+
+def test_every_setting_is_on_its_page():
+    page = HOOKS["settings_page"]()
+    for name in Glm4v.names():
+        assert f"| `{name}` |" in page
+        assert f"`GLM4V_{name.upper()}`" in page
+
+
+def test_every_error_has_a_page_and_every_page_an_error():
+    names = {each.__name__ for each in CLASSES}
+    assert {path.stem for path in (ROOT / "docs" / "errors").glob("*.md")} == names
+    index = HOOKS["errors_page"]()
+    for name in names:
+        assert f"({name}.md)" in index
+
+
+@pytest.mark.parametrize("error", CLASSES, ids=lambda each: each.__name__)
+def test_the_page_of_an_error_quotes_what_the_code_says(error, shell, run):
+    text = (ROOT / "docs" / "errors" / f"{error.__name__}.md").read_text(encoding="utf-8")
+    assert text.startswith(f"# {error.__name__}\n")
+    assert "\n## Cause\n" in text
+    assert "\n## Cure\n" in text
+    found = list(EXAMPLE.finditer(text))
+    assert len(found) == text.count('title="what it says"')
+    assert found
+    for name in ("shapes.png", "night.png"):
+        shutil.copy(NOTEBOOKS / name, name)
+    run("%config Glm4v.debug = True")  # so that the class itself is raised
+    try:
+        for example in found:
+            result = shell.run_cell(example["cell"])
+            assert isinstance(result.error_in_exec, error), example["cell"]
+            message = " ".join(printable(str(result.error_in_exec)).split())
+            message = message.replace(str(Path.cwd()), "~/notebooks")
+            kind, _, quoted = example["said"].partition(": ")
+            assert quoted == message
+            assert kind in ("UsageError", type(result.error_in_exec).__name__)
+    finally:
+        run("%config Glm4v.debug = False")
+        run("%glm4v unload")
+
+
+@pytest.mark.parametrize("page", ["architecture", "python"])
+def test_an_example_in_python_prints_a_plan(page, capsys):
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (example,) = (block for block in blocks if "plan" in block)
+    exec(example.replace("GLM-4V-9B", "demo"), {})
+    assert re.search(r"^cuda:0 GPU .* vision", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_the_download_that_is_recommended_brings_what_is_read():
+    cli = pytest.importorskip("huggingface_hub.cli.download")
+    typer = pytest.importorskip("typer")
+    app = typer.Typer()
+    app.command()(cli.download)
+    text = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^hf download (.*)$", text, re.MULTILINE)
+    assert lines
+    for line in lines:
+        given = typer.main.get_command(app).make_context("download", shlex.split(line)).params
+        assert given["repo_id"] == REPOSITORY
+        assert sorted(given["include"]) == sorted(hub._FILES)
+        assert not given["filenames"]
+
+
+def test_the_tree_of_errors_is_drawn_whole():
+    for error in CLASSES:
+        assert re.search(rf"\b{error.__name__}\b", errors.__doc__ or ""), error
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built pages. The build itself fails on a warning: a dead link, an unknown name."""
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_the_site_builds_and_asks_no_other_host(site):
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > len(CLASSES)
+    for page in pages:
+        assert not HOOKS["REMOTE"].search(page.read_text(encoding="utf-8"))
+    for style in site.rglob("*.css"):
+        assert not re.search(r"url\([\"']?(https?:)?//", style.read_text(encoding="utf-8"))
+
+
+def test_what_loads_from_elsewhere_is_found():
+    for tag in ('<script src="https://a.b/c.js">', "<link rel=x href=//a.b/c.css>"):
+        assert HOOKS["REMOTE"].search(tag)
+    assert not HOOKS["REMOTE"].search('<a href="https://a.b"><img src="../a.png">')
+
+
+def test_the_python_page_documents_every_public_name(site):
+    page = (site / "python" / "index.html").read_text(encoding="utf-8")
+    for name in set(glm4v_magic.__all__) - {"load_ipython_extension", "unload_ipython_extension"}:
+        home = glm4v_magic._HOMES[name]
+        assert f'id="glm4v_magic.{home}.{name}"' in page, name
+
+
+def test_one_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == glm4v_magic.__version__
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["dynamic"] == ["version"]
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## (\S+)", changes, re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == glm4v_magic.__version__

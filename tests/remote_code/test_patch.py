@@ -1,0 +1,643 @@
+"""The on-disk patcher: `visual.py` and `modeling_chatglm.py` of a checkpoint folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from standins import eva2clip_splits as splits
+
+from glm4v_magic.core.errors import CheckpointError
+from glm4v_magic.remote_code import patch as command
+from glm4v_magic.remote_code.source_patch import plan_patch, write_patch
+from glm4v_magic.remote_code.source_sites import edit_modeling, edit_visual
+from glm4v_magic.virtual_gpus import MixedDeviceError, VirtualGPUs
+
+VISUAL = (splits.FOLDER / "visual.py").read_bytes()
+MODELING = (splits.FOLDER / "modeling_chatglm.py").read_bytes()
+CHANGES = {
+    "torch.cat((first, patches)": "torch.cat((first.to(patches.device), patches)",
+    "weight.unsqueeze(0)  #": "weight.unsqueeze(0).to(patches.device)  #",
+    "tokens + seen": "tokens.to(seen.device) + seen",
+    "middle + thought": "middle.to(thought.device) + thought",
+    "self.act2(self.gate_proj(features)) *": "(gate := self.act2(self.gate_proj(features))) *",
+    "* self.dense_h_to_4h(features)": "* self.dense_h_to_4h(features).to(gate.device)",
+    "(start, features, end)": "(start.to(features.device), features, end.to(features.device))",
+}
+MODELING_CHANGES = {
+    "pictures[row],": "pictures[row].to(words.device),",
+    "rotary[position_ids]": "rotary[position_ids.to(rotary.device)]",
+}
+
+
+def replaced(source: bytes, changes: dict[str, str]) -> bytes:
+    for old, new in changes.items():
+        assert source.count(old.encode()) == 1, old
+        source = source.replace(old.encode(), new.encode())
+    return source
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, source in (("visual.py", VISUAL), ("modeling_chatglm.py", MODELING)):
+        (tmp_path / name).write_bytes(source)
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def patched(folder: Path) -> Path:
+    write_patch(plan_patch(folder))
+    return folder
+
+
+def test_only_the_expressions_change():
+    assert edit_visual(VISUAL).source == replaced(VISUAL, CHANGES)
+    assert edit_modeling(MODELING).source == replaced(MODELING, MODELING_CHANGES)
+
+
+def test_every_site_is_named_with_its_line():
+    visual = VISUAL.decode().splitlines()
+    sites = edit_visual(VISUAL).sites
+    assert [(site.where.partition(".")[0], site.consistent) for site in sites] == [
+        ("PatchEmbedding", False),
+        ("PatchEmbedding", False),
+        ("TransformerLayer", False),
+        ("TransformerLayer", False),
+        ("GLU", False),
+        ("EVA2CLIPModel", False),
+    ]
+    assert "tokens + seen" in visual[sites[2].line - 1]
+    assert [site.what for site in edit_modeling(MODELING).sites] == [
+        "image features between the word embeddings",
+        "rotary embedding looked up at the positions",
+    ]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        pytest.param(lambda s: s.replace(b"\n", b"\r\n"), id="CRLF"),
+        pytest.param(lambda s: s.replace(b"\n", b"\r\n", 40), id="mixed line ends"),
+        pytest.param(lambda s: s.replace(b"    ", b"\t"), id="tabs"),
+        pytest.param(lambda s: s.rstrip(b"\n"), id="no newline at the end"),
+        pytest.param(lambda s: b"\xef\xbb\xbf" + s, id="byte order mark"),
+        pytest.param(lambda s: "# 视觉模型\n".encode() + s, id="utf-8"),
+        pytest.param(lambda s: b"# coding: latin-1\n# \xe9\xff\n" + s, id="latin-1"),
+        pytest.param(lambda s: "# coding: gbk\n# 视觉\n".encode("gbk") + s, id="gbk"),
+        pytest.param(lambda s: s.replace(b"\n\n\n", b"\n\x0c\n  \n", 3), id="form feeds"),
+    ],
+)
+def test_formatting_and_encoding_stay(written):
+    source = written(VISUAL)
+    edited = edit_visual(source).source
+    assert edited == written(replaced(VISUAL, CHANGES))
+    assert edit_visual(edited).source == edited
+
+
+def test_a_second_edit_finds_everything_consistent():
+    for edit, source in ((edit_visual, VISUAL), (edit_modeling, MODELING)):
+        once = edit(source)
+        twice = edit(once.source)
+        assert twice.source == once.source
+        assert all(site.consistent for site in twice.sites)
+        assert [site.what for site in twice.sites] == [site.what for site in once.sites]
+
+
+CONSISTENT_FORMS = {
+    "residual, as published": (
+        "residual add after the MLP",
+        {
+            "self.post_attention_layernorm(self.mlp(middle))": (
+                "self.post_attention_layernorm(self.mlp(middle)).to(middle.device)"
+            )
+        },
+    ),
+    "residual, in the sum": (
+        "residual add after the attention",
+        {"tokens + seen": "tokens + seen.to(tokens.device)"},
+    ),
+    "residual, through an alias": (
+        "residual add after the MLP",
+        {
+            "thought = self.post": "stream = middle\n        thought = self.post",
+            "(self.mlp(middle))": "(self.mlp(stream)).to(device=stream.device)",
+            "return middle + thought": "middle = stream\n        return middle + thought",
+        },
+    ),
+    "residual, as a statement": (
+        "residual add after the MLP",
+        {
+            "return middle + thought": (
+                "thought = thought.to(middle.device, non_blocking=True)\n"
+                "        return middle + thought"
+            )
+        },
+    ),
+    "boi and eoi, as published": (
+        "boi and eoi around the image features",
+        {
+            "self.boi.expand(len(features), -1, -1)": (
+                "self.boi.expand(len(features), -1, -1).to(features.device)"
+            ),
+            "self.eoi.expand(len(features), -1, -1)": (
+                "self.eoi.expand(len(features), -1, -1).to(features.device)"
+            ),
+        },
+    ),
+    "boi and eoi, before the expansion": (
+        "boi and eoi around the image features",
+        {
+            "self.boi.expand(": "self.boi.to(features.device).expand(",
+            "self.eoi.expand(": "self.eoi.to(features.device).expand(",
+        },
+    ),
+    "product, by the weight": (
+        "product of gate_proj and dense_h_to_4h",
+        {
+            "* self.dense_h_to_4h(features)": "* self.dense_h_to_4h(features).to("
+            "self.gate_proj.weight.device)"
+        },
+    ),
+    "product, by variables": (
+        "product of gate_proj and dense_h_to_4h",
+        {
+            "product = self.act2(self.gate_proj(features)) * self.dense_h_to_4h(features)": (
+                "gate = self.act2(self.gate_proj(features))\n"
+                "        up = self.dense_h_to_4h(features).to(gate.device)\n"
+                "        product = gate * up"
+            )
+        },
+    ),
+    "position embedding, out of place": (
+        "position embedding added to the patches",
+        {
+            "patches += self.position_embedding.weight.unsqueeze(0)": (
+                "patches = patches + self.position_embedding.weight.to(patches.device).unsqueeze(0)"
+            )
+        },
+    ),
+}
+MODELING_FORMS = {
+    "splice, as published": (
+        "image features between the word embeddings",
+        {"pictures[row]": "pictures[row].to(words.device)"},
+    ),
+    "splice, at the tower": (
+        "image features between the word embeddings",
+        {"self.vision(images)": "self.vision(images).to(words.device)"},
+    ),
+    "rotary embedding, to the positions": (
+        "rotary embedding looked up at the positions",
+        {"rotary[position_ids]": "rotary.to(position_ids.device)[position_ids]"},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("edit", "source", "site", "changes"),
+    [pytest.param(edit_visual, VISUAL, *form, id=name) for name, form in CONSISTENT_FORMS.items()]
+    + [
+        pytest.param(edit_modeling, MODELING, *form, id=name)
+        for name, form in MODELING_FORMS.items()
+    ],
+)
+def test_a_form_that_is_consistent_is_left_alone(edit, source, site, changes):
+    revised = replaced(source, changes)
+    result = edit(revised)
+    assert [found.what for found in result.sites if found.consistent] == [site]
+    for new in changes.values():
+        assert new.encode() in result.source
+    assert result.source != revised  # the other places still need it
+
+
+@pytest.mark.parametrize(
+    ("changes", "edited"),
+    [
+        (
+            {"        middle = tokens + seen": "        middle = tokens\n        middle += seen"},
+            "middle += seen.to(middle.device)",
+        ),
+        (
+            {
+                "        seen = self.input_layernorm(self.attention(tokens))\n": "",
+                "middle = tokens + seen": (
+                    "tokens = tokens + self.input_layernorm(self.attention(tokens))"
+                ),
+                "        thought = self.post_attention_layernorm(self.mlp(middle))\n": "",
+                "middle + thought": "tokens + self.post_attention_layernorm(self.mlp(tokens))",
+            },
+            "tokens + self.post_attention_layernorm(self.mlp(tokens)).to(tokens.device)",
+        ),
+        (
+            {
+                "patches += self.position_embedding.weight.unsqueeze(0)": (
+                    "rows = self.position_embedding.weight.unsqueeze(0)\n"
+                    "        patches = patches + rows"
+                )
+            },
+            "patches = patches + rows.to(patches.device)",
+        ),
+    ],
+    ids=["sum in place", "sums in one variable", "position embedding in a variable"],
+)
+def test_other_ways_to_write_a_sum_are_understood(changes, edited):
+    revised = replaced(VISUAL, changes)
+    result = edit_visual(revised)
+    assert edited.encode() in result.source
+    assert len(result.sites) == 6
+    assert not any(site.consistent for site in result.sites)
+    assert all(site.consistent for site in edit_visual(result.source).sites)
+
+
+def test_a_folder_with_all_published_corrections_needs_the_remaining_ones_only():
+    published = ("residual, as published", "boi and eoi, as published")
+    revised = VISUAL
+    for name in published:
+        revised = replaced(revised, CONSISTENT_FORMS[name][1])
+    states = {site.what: site.consistent for site in edit_visual(revised).sites}
+    assert states == {
+        "class token before the patches": False,
+        "position embedding added to the patches": False,
+        "residual add after the attention": False,
+        "residual add after the MLP": True,
+        "product of gate_proj and dense_h_to_4h": False,
+        "boi and eoi around the image features": True,
+    }
+
+
+def test_half_of_boi_and_eoi_is_completed():
+    revised = replaced(VISUAL, {"self.boi.expand(": "self.boi.to(features.device).expand("})
+    assert b"(start, features, end.to(features.device))" in edit_visual(revised).source
+
+
+def test_a_move_to_a_variable_that_is_assigned_again_does_not_count():
+    revised = replaced(
+        VISUAL,
+        {
+            "features = self.linear_proj(features": (
+                "start = self.boi.expand(len(features), -1, -1).to(features.device)\n"
+                "        features = self.linear_proj(features"
+            ),
+            "        start = self.boi.expand(len(features), -1, -1)\n": "",
+        },
+    )
+    assert b"(start.to(features.device), features" in edit_visual(revised).source
+
+
+def test_a_move_of_the_type_only_does_not_count():
+    revised = replaced(VISUAL, {"tokens + seen": "tokens + seen.to(tokens.dtype)"})
+    result = edit_visual(revised)
+    assert not any(site.consistent for site in result.sites)
+    assert b"tokens + seen.to(tokens.dtype).to(tokens.device)" in result.source
+
+
+def test_a_name_in_use_is_not_taken():
+    revised = replaced(
+        VISUAL, {"features = self.act1(": "gate = features\n        features = self.act1("}
+    )
+    assert b"(gate_ := self.act2(" in edit_visual(revised).source
+
+
+def test_factors_in_variables_need_no_new_name():
+    form = CONSISTENT_FORMS["product, by variables"][1]
+    revised = replaced(VISUAL, form).replace(b".to(gate.device)", b"")
+    assert b"gate * up.to(gate.device)" in edit_visual(revised).source
+
+
+UNKNOWN = {
+    "no residual": {"tokens + seen": "torch.add(tokens, seen)"},
+    "a residual of two expressions": {"middle + thought": "(middle * 1) + (thought * 1)"},
+    "no product": {
+        "self.act2(self.gate_proj(features)) * self": "self.act2(self.gate_proj(features)) @ self"
+    },
+    "another cat": {"torch.cat((start, features, end)": "torch.hstack((start, features, end)"},
+    "boi around an expression": {"(start, features, end)": "(start, features * 1, end)"},
+    "no position embedding": {
+        "patches += self.position_embedding.weight.unsqueeze(0)": "patches += self.position()"
+    },
+    "the same residual twice": {"tokens + seen": "tokens + seen\n        middle = middle + seen"},
+}
+
+
+@pytest.mark.parametrize("changes", UNKNOWN.values(), ids=UNKNOWN.keys())
+def test_unknown_code_is_refused_and_nothing_changes(folder, changes):
+    (folder / "visual.py").write_bytes(replaced(VISUAL, changes))
+    before = contents(folder)
+    with pytest.raises(CheckpointError, match="nothing was changed") as caught:
+        patched(folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder / "visual.py") in str(caught.value)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("class GLU(", "class Gated(", "no class GLU"),
+        ("class MLP(", "class GLU(", "more than one class GLU"),
+        (
+            "class GLU(nn.Module):",
+            "class GLU(nn.Module):\n    def forward(self):\n        pass\n",
+            "no single forward method in class GLU",
+        ),
+    ],
+)
+def test_a_class_that_is_not_there_once_is_told(old, new, message):
+    with pytest.raises(CheckpointError, match=f"visual.py has {message}; nothing was changed"):
+        edit_visual(replaced(VISUAL, {old: new}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"torch.cat((words[row, :at], pictures": "torch.cat((other[row, :at], pictures"},
+        {"rotary[position_ids]": "rotary.index_select(0, position_ids[0])"},
+        {"self.vision(images)": "vision(images)"},
+    ],
+    ids=["two sources of words", "no lookup", "no tower"],
+)
+def test_one_unknown_file_leaves_both_as_they_are(folder, changes):
+    (folder / "modeling_chatglm.py").write_bytes(replaced(MODELING, changes))
+    before = contents(folder)
+    with pytest.raises(
+        CheckpointError, match=r"modeling_chatglm\.py: ChatGLMModel\.forward has no"
+    ):
+        patched(folder)
+    assert contents(folder) == before
+
+
+def test_the_original_is_kept(folder):
+    result = write_patch(plan_patch(folder))
+    assert (folder / "visual.py.orig").read_bytes() == VISUAL
+    assert (folder / "modeling_chatglm.py.orig").read_bytes() == MODELING
+    assert [file.backup.name for file in result.files] == [
+        "visual.py.orig",
+        "modeling_chatglm.py.orig",
+    ]
+    assert len(contents(folder)) == 4
+
+
+def test_an_older_backup_is_never_overwritten(folder):
+    (folder / "visual.py.orig").write_text("mine")
+    (folder / "visual.py.orig.1").mkdir()
+    patched(folder)
+    assert (folder / "visual.py.orig").read_text() == "mine"
+    assert (folder / "visual.py.orig.2").read_bytes() == VISUAL
+
+
+def test_a_backup_with_the_same_content_serves_again(folder):
+    patched(folder)
+    (folder / "visual.py").write_bytes(VISUAL)
+    result = write_patch(plan_patch(folder))
+    assert result.files[0].backup == folder / "visual.py.orig"
+    assert len(contents(folder)) == 4
+
+
+def test_a_second_run_writes_nothing(folder):
+    patched(folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    result = write_patch(plan_patch(folder))
+    assert not result.changed
+    assert result.diff == ""
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_permissions_stay(folder):
+    (folder / "visual.py").chmod(0o640)
+    patched(folder)
+    for name in ("visual.py", "visual.py.orig"):
+        assert stat.S_IMODE((folder / name).stat().st_mode) == 0o640
+
+
+def test_a_link_into_a_cache_is_replaced_and_the_cache_kept(folder):
+    cached = folder / "blobs"
+    cached.mkdir()
+    (folder / "visual.py").rename(cached / "ab12")
+    (folder / "visual.py").symlink_to(cached / "ab12")
+    patched(folder)
+    assert (cached / "ab12").read_bytes() == VISUAL
+    assert not (folder / "visual.py").is_symlink()
+    assert (folder / "visual.py").read_bytes() == replaced(VISUAL, CHANGES)
+
+
+@contextlib.contextmanager
+def without_root():
+    """Without the right to write everywhere, also where the tests run as root."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(os.getuid())
+
+
+@pytest.fixture
+def shared_folder():
+    """A folder with both files that another user can reach, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for path, source in (
+            (folder / "visual.py", VISUAL),
+            (folder / "modeling_chatglm.py", MODELING),
+        ):
+            path.write_bytes(source)
+            path.chmod(0o666)
+        folder.chmod(0o777)
+        yield folder
+        folder.chmod(0o777)
+
+
+@pytest.mark.parametrize(
+    ("locked", "mode", "reason"),
+    [
+        (".", 0o555, "Permission denied"),
+        ("visual.py", 0o444, "visual.py is read-only"),
+        ("modeling_chatglm.py", 0o444, "modeling_chatglm.py is read-only"),
+    ],
+)
+def test_what_cannot_be_written_is_told_and_nothing_changes(shared_folder, locked, mode, reason):
+    (shared_folder / locked).chmod(mode)
+    before = contents(shared_folder)
+    with without_root(), pytest.raises(CheckpointError) as caught:
+        patched(shared_folder)
+    assert f"cannot be written ({reason}); nothing was changed." in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert contents(shared_folder) == before
+
+
+def test_a_disk_that_fails_between_the_files_leaves_both_as_they_were(folder, monkeypatch):
+    replace = Path.replace
+
+    def failing(self, target):
+        if Path(target).name == "modeling_chatglm.py":
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    before = contents(folder)
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        patched(folder)
+    assert contents(folder) == before
+
+
+def test_the_command_patches_and_shows_the_diff(folder, capsys):
+    assert command.main([str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "-        middle = tokens + seen\n" in shown
+    assert "+        middle = tokens.to(seen.device) + seen\n" in shown
+    assert "--- a/modeling_chatglm.py\n+++ b/modeling_chatglm.py\n" in shown
+    assert "residual add after the MLP: changed\n" in shown
+    assert "visual.py: original kept as visual.py.orig\n" in shown
+    assert (folder / "visual.py").read_bytes() == replaced(VISUAL, CHANGES)
+
+    assert command.main([str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "@@" not in shown
+    assert "residual add after the MLP: consistent already\n" in shown
+    assert shown.endswith("Nothing to do: every place is consistent already.\n")
+
+
+def test_a_dry_run_shows_the_diff_and_writes_nothing(folder, capsys):
+    before = contents(folder)
+    assert command.main([str(folder), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "+        middle = tokens.to(seen.device) + seen\n" in shown
+    assert "residual add after the MLP: to change\n" in shown
+    assert shown.endswith("Dry run: nothing was written.\n")
+    assert contents(folder) == before
+
+
+def broken(folder: Path, source: bytes) -> Path:
+    (folder / "visual.py").write_bytes(source)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda folder: folder / "absent", "does not exist"),
+        (lambda folder: folder / "visual.py", "is not a folder"),
+        (lambda folder: folder.parent, "has no visual.py and no modeling_chatglm.py"),
+        (lambda folder: broken(folder, b"x = (\n"), "is not valid Python: line "),
+        (lambda folder: broken(folder, b"if x:\n  y\n z\n"), "is not valid Python: line "),
+        (lambda folder: broken(folder, b"# \xff\n"), "cannot be decoded"),
+        (lambda folder: broken(folder, b"# coding: rot26\n"), "cannot be decoded"),
+        (lambda folder: broken(folder, b"x = 1\0\n"), "visual.py"),
+        (lambda folder: broken(folder, b""), "has no class PatchEmbedding"),
+    ],
+    ids=["absent", "file", "empty", "syntax", "indent", "bytes", "codec", "null", "nothing"],
+)
+def test_what_cannot_be_patched_is_one_line_and_status_1(folder, capsys, prepare, message):
+    assert command.main([str(prepare(folder))]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_a_file_that_cannot_be_read(shared_folder, capsys):
+    (shared_folder / "visual.py").chmod(0o000)
+    with without_root():
+        assert command.main([str(shared_folder)]) == 1
+    assert "visual.py cannot be read: Permission denied." in capsys.readouterr().err
+
+
+def test_a_wrong_command_line_is_status_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        command.main([])
+    assert caught.value.code == 2
+    assert "FOLDER" in capsys.readouterr().err
+
+
+def test_the_help_explains_the_exit_status(capsys):
+    with pytest.raises(SystemExit) as caught:
+        command.main(["--help"])
+    assert caught.value.code == 0
+    assert "1 the folder cannot be patched, nothing was changed" in capsys.readouterr().out
+
+
+def test_it_runs_as_a_module_without_torch_and_transformers(folder):
+    script = (
+        "import runpy, sys\n"
+        "sys.argv[1:] = [sys.argv[1]]\n"
+        "try:\n"
+        "    runpy.run_module('glm4v_magic.remote_code.patch', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0, end.code\n"
+        "heavy = {'torch', 'transformers', 'accelerate', 'numpy', 'PIL', 'IPython'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+    assert (folder / "visual.py").read_bytes() == replaced(VISUAL, CHANGES)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return splits.build(splits.load())(**splits.example())
+
+
+@pytest.fixture(scope="module")
+def patched_code(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("patched")
+    shutil.copytree(splits.FOLDER, folder, dirs_exist_ok=True)
+    return splits.load(patched(folder))
+
+
+def test_the_patched_code_is_bit_identical_on_one_device(patched_code, expected):
+    assert torch.equal(splits.build(patched_code)(**splits.example()), expected)
+
+
+@pytest.mark.parametrize("home", [0, 1])
+@pytest.mark.parametrize("site", splits.SITES.values(), ids=splits.SITES.keys())
+def test_each_site_passes_patched(patched_code, expected, site, home):
+    model = splits.build(patched_code)
+    with VirtualGPUs("2x1GiB"):
+        splits.place(model, splits.map_apart(model, site.apart, home=home, away=1 - home))
+        assert torch.equal(splits.run(model), expected)
+
+
+def code_without(folder: Path, code: str):
+    """The stand-in, patched in all places but the lines with `code`."""
+    for name, edit in (("visual.py", edit_visual), ("modeling_chatglm.py", edit_modeling)):
+        original = (folder / name).read_bytes()
+        lines = zip(original.splitlines(), edit(original).source.splitlines(), strict=True)
+        text = b"\n".join(old if code.encode() in old else new for old, new in lines)
+        (folder / name).write_bytes(text)
+    return splits.build(splits.load(folder))
+
+
+@pytest.mark.parametrize("site", splits.SITES.values(), ids=splits.SITES.keys())
+def test_each_site_fails_alone_where_all_others_are_patched(folder, site):
+    model = code_without(folder, site.code)
+    with VirtualGPUs("2x1GiB"):
+        splits.place(model, splits.map_apart(model, site.apart))
+        with pytest.raises(MixedDeviceError, match=site.message) as caught:
+            splits.run(model)
+    assert caught.value.problem.module == site.module
+    assert site.code in caught.value.problem.source.code
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_map_of_leaves_gives_the_same_logits(patched_code, expected, seed):
+    chance = random.Random(seed)
+    model = splits.build(patched_code)
+    device_map = {name: chance.randrange(5) for name in splits.units(model)}
+    with VirtualGPUs("5x1GiB"):
+        splits.place(model, device_map)
+        assert torch.equal(splits.run(model), expected)
