@@ -124,7 +124,7 @@ def _enough_gpus(shape: ModelShape, gpus: Sequence[GPU]) -> str:
     weights = sum(unit.weight_bytes for unit in price(shape, Workload()))
     for count in range(weights // size + 1, _MOST_GPUS + 1):
         if _fits(shape, [GPU(index, "GPU", size) for index in range(count)], Workload()):
-            return f"{counted(count, 'gpu')} of {readable_bytes(size)}"
+            return f"{counted(count, 'GPU')} of {readable_bytes(size)}"
     return ""
 
 
@@ -149,9 +149,9 @@ def _parts(found: Plan) -> Finding:
     elif len(tower) == 1:
         where = f"vision tower whole on {tower[0].device}"
     else:
-        where = f"vision tower on {counted(len(tower), 'gpu')}, cut between its layers"
+        where = f"vision tower on {counted(len(tower), 'GPU')}, cut between its layers"
     layers = sum(any(unit.startswith("layer.") for unit in stage.units) for stage in found.stages)
-    where += f"; decoder layers on {counted(layers, 'gpu')}"
+    where += f"; decoder layers on {counted(layers, 'GPU')}"
     return Finding("parts", "ok", where, "No layer is ever cut.")
 
 

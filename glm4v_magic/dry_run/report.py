@@ -266,7 +266,7 @@ class DryRunReport:
                 f"It would run; the fullest GPU is {gpu.device} ({gpu.fullness:.0%}). One token "
                 f"takes {self.gpu_copies()[1]} copies for {self.decode_hops} hops."
             )
-        short = f"{counted(len(self.overfull), 'gpu')} too small" if self.overfull else ""
+        short = f"{counted(len(self.overfull), 'GPU')} too small" if self.overfull else ""
         mixed = f"{counted(len(self.problems), 'operation')} refused" if self.problems else ""
         return "It would not run: " + " and ".join(part for part in (mixed, short) if part) + "."
 

@@ -116,7 +116,7 @@ def test_the_list_of_leaves_is_complete():
     assert len(LEAVES) == len(set(LEAVES))
 
 
-@pytest.mark.parametrize(("device_map", "GPUs"), any_split.cuts(LEAVES))
+@pytest.mark.parametrize(("device_map", "gpus"), any_split.cuts(LEAVES))
 def test_any_cut(reference, device_map, gpus):
     check(device_map, gpus, reference)
 

@@ -257,8 +257,8 @@ def test_reports_survive_json(make):
     [
         (lambda content: [], "not the report of a dry run"),
         (lambda content: {**content, "version": 2}, "not the report of a dry run"),
-        (lambda content: {k: v for k, v in content.items() if k != "GPUs"}, "damaged"),
-        (lambda content: {**content, "GPUs": [{"gpu": 0}]}, "damaged"),
+        (lambda content: {k: v for k, v in content.items() if k != "gpus"}, "damaged"),
+        (lambda content: {**content, "gpus": [{"gpu": 0}]}, "damaged"),
     ],
 )
 def test_texts_that_are_no_report(change, message):

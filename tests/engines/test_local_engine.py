@@ -197,7 +197,7 @@ def test_a_prompt_longer_than_the_context_is_refused(engine):
 
 
 def test_two_images_are_refused(engine):
-    photos = (golden.photo("image0.png"), golden.image("image1.png"))
+    photos = (golden.photo("image0.png"), golden.photo("image1.png"))
     conversation = Conversation((Message("user", "compare", photos),))
     with pytest.raises(ConversationError, match="2 images, but GLM-4V-9B takes 1"):
         engine.generate(Request(conversation, GREEDY), lambda _t: None)

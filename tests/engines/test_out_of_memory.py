@@ -188,7 +188,7 @@ def still_answers(loaded: Loaded, weights: tuple[int, ...], last: object) -> Non
     assert loaded.session._engine is engine
 
 
-@pytest.mark.parametrize("GPU", range(GPUS))
+@pytest.mark.parametrize("gpu", range(GPUS))
 def test_a_gpu_too_small_for_the_prompt(loaded, gpu):
     room = (loaded.small_bytes[gpu] + loaded.large_bytes[gpu]) // 2
     others = loaded.room(gpu, room)
@@ -205,7 +205,7 @@ def test_a_gpu_too_small_for_the_prompt(loaded, gpu):
     del others
 
 
-@pytest.mark.parametrize("GPU", range(GPUS))
+@pytest.mark.parametrize("gpu", range(GPUS))
 def test_a_gpu_that_fills_up_in_the_middle_of_an_answer(loaded, gpu):
     others, pieces = [], []
 
@@ -226,7 +226,7 @@ def test_a_gpu_that_fills_up_in_the_middle_of_an_answer(loaded, gpu):
     still_answers(loaded, tuple(weights), loaded.session.status().last)
 
 
-@pytest.mark.parametrize("GPU", range(GPUS))
+@pytest.mark.parametrize("gpu", range(GPUS))
 def test_a_gpu_too_small_for_its_weights(loaded, gpu):
     others = loaded.room(gpu, 50_000)
     before = loaded.gpus.live_bytes

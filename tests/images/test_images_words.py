@@ -117,10 +117,10 @@ class TestWords:
 
     def test_an_expression_that_gives_a_list(self):
         photos = [Image.new("RGB", (3, 2), colour) for colour in (RED, GREEN, BLUE)]
-        photos = resolve_images(["photos[1:]"], {"photos": photos})
-        assert [colours(photo) for photo in photos] == [[GREEN], [BLUE]]
-        photos = resolve_images(["list(photos[i]for(i)in(2,0))"], {"photos": photos, "list": list})
-        assert [colours(photo) for photo in photos] == [[BLUE], [RED]]
+        found = resolve_images(["photos[1:]"], {"photos": photos})
+        assert [colours(photo) for photo in found] == [[GREEN], [BLUE]]
+        found = resolve_images(["list(photos[i]for(i)in(2,0))"], {"photos": photos, "list": list})
+        assert [colours(photo) for photo in found] == [[BLUE], [RED]]
 
     def test_an_existing_file_wins_over_an_expression(self, folder):
         (folder / "photos[0]").write_bytes(png(GREEN))

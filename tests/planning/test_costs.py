@@ -171,23 +171,23 @@ def bfloat16(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("images", [1, 3])
-def test_activations_of_the_tower(shape: ModelShape, photos: int) -> None:
+def test_activations_of_the_tower(shape: ModelShape, images: int) -> None:
     model = meta_model()
-    units = by_name(price(shape, Workload(images=1, batch=photos)))
+    units = by_name(price(shape, Workload(images=1, batch=images)))
     vision = model.model.vision
 
-    measured = peak_bytes(vision, [bfloat16(photos, 3, 1120, 1120)], vision)
-    pixels = photos * 3 * 1120 * 1120 * 2  # here, they were cast already
+    measured = peak_bytes(vision, [bfloat16(images, 3, 1120, 1120)], vision)
+    pixels = images * 3 * 1120 * 1120 * 2  # here, they were cast already
     assert units["vision.1"].transient_bytes + pixels == pytest.approx(measured, rel=0.03)
 
     embed = vision.patch_embedding
-    measured = peak_bytes(embed, [bfloat16(photos, 3, 1120, 1120)], embed)
+    measured = peak_bytes(embed, [bfloat16(images, 3, 1120, 1120)], embed)
     planned = units["vision.patches"].transient_bytes + pixels
-    table = (photos - 1) * 6401 * 1792 * 2  # planned per image, although there is one
+    table = (images - 1) * 6401 * 1792 * 2  # planned per image, although there is one
     assert planned - table == pytest.approx(measured, rel=0.03)
 
     projection = vision.linear_proj
-    measured = peak_bytes(projection, [bfloat16(photos, 1600, 4096)], projection)
+    measured = peak_bytes(projection, [bfloat16(images, 1600, 4096)], projection)
     assert units["vision.projector"].transient_bytes == pytest.approx(measured, rel=0.03)
 
 
