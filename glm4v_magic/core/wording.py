@@ -7,6 +7,7 @@ import re
 
 __all__ = [
     "counted",
+    "gib",
     "json_text",
     "pixels",
     "printable",
@@ -35,6 +36,11 @@ def json_text(value: object, indent: int | None = None) -> str:
     """Return JSON with its letters as they are; half a character is none that can be shown."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def gib(size: int) -> str:
+    """Bytes as GiB with two decimals."""
+    return f"{size / 2**30:.2f}"
 
 
 def readable_bytes(number: int) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from glm4v_magic.core.errors import PlacementError
 from glm4v_magic.core.placement import Place
-from glm4v_magic.core.plan import Plan, gib
+from glm4v_magic.core.plan import Plan
+from glm4v_magic.core.wording import gib
 from glm4v_magic.planning.device_map import place_of
 
 if TYPE_CHECKING:

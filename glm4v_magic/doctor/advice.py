@@ -8,7 +8,7 @@ from glm4v_magic.core.errors import DoesNotFitError
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model_shape import QUANTIZATIONS, ModelShape, Workload
 from glm4v_magic.core.placement import CPU_DTYPE
-from glm4v_magic.core.plan import Stage
+from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.wording import counted, readable_bytes
 from glm4v_magic.doctor.facts import Facts
 from glm4v_magic.doctor.finding import Finding

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from glm4v_magic.core.errors import DeviceMapError, DoesNotFitError, PlacementError
-from glm4v_magic.core.plan import gib
-from glm4v_magic.core.wording import counted
+from glm4v_magic.core.wording import counted, gib
 
 __all__ = ["DryRunReport", "GPUUse", "HopUse", "MixedDevices"]
 

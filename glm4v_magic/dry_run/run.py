@@ -23,8 +23,8 @@ from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.wording import counted
 from glm4v_magic.dry_run.report import DryRunReport, GPUUse, HopUse, MixedDevices
 from glm4v_magic.planning.costs import GPU_OVERHEAD, cache_entries
-from glm4v_magic.planning.decision import as_plan
-from glm4v_magic.planning.device_map import automatic, check, place_of, read_device_map
+from glm4v_magic.planning.device_map import automatic, check, place_of
+from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.plan import plan
 
 if TYPE_CHECKING:
@@ -175,10 +175,8 @@ def _wanted(
         return plan(shape, gpus, work)
     if device_map == "auto":
         return None
-    made = as_plan(device_map)
-    if made is None:
-        return read_device_map(device_map)  # type: ignore[arg-type]  # a `Plan` is one already
-    if made.workload.quantize is not None:
+    made = read_given(device_map)
+    if isinstance(made, Plan) and made.workload.quantize is not None:
         raise OptionError(
             f"The plan is for {made.workload.quantize} weights, which a dry run does not know.",
             "Plan without quantisation to run it dry.",

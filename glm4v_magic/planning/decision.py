@@ -7,11 +7,9 @@ refuses costs nothing.
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.core.errors import (
@@ -33,7 +31,8 @@ from glm4v_magic.core.placement import (
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.wording import counted
 from glm4v_magic.hardware.gpus import find_gpus
-from glm4v_magic.planning.device_map import check, read_device_map
+from glm4v_magic.planning.device_map import check
+from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.plan import plan
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Placement",
-    "as_plan",
     "decide",
     "gpus_here",
     "make_plan",
@@ -153,8 +151,9 @@ def decide(
         _require_bitsandbytes(options.quantize)
     gpus = _usable(options.gpus)
     if given is not None:
-        made = as_plan(given)
-        wanted = made.device_map() if made else read_device_map(given)  # type: ignore[arg-type]
+        found = read_given(given)
+        made = found if isinstance(found, Plan) else None
+        wanted = found.device_map() if isinstance(found, Plan) else found
     elif gpus:
         made = make_plan(architecture, options, gpus)
         wanted = made.device_map()
@@ -194,21 +193,6 @@ def _require_bitsandbytes(kind: Quantization) -> None:
             f"{kind} weights need bitsandbytes, which is not installed.",
             "Install it with: pip install 'glm4v_magic[quantize]'",
         )
-
-
-def as_plan(given: GivenMap) -> Plan | None:
-    """Return the plan that is given, itself or as a file; ``None`` for a map.
-
-    Raises:
-        DeviceMapError: if a file is neither.
-    """
-    if isinstance(given, Plan):
-        return given
-    if isinstance(given, Mapping):
-        return None
-    read_device_map(given)  # says what is wrong with the file
-    text = Path(given).expanduser().read_text(encoding="utf-8")
-    return Plan.from_json(text) if "format" in json.loads(text) else None
 
 
 def _execution(made: Plan | None) -> dict[str, Place]:

@@ -1,18 +1,14 @@
-"""Device maps: read, checked against a model, and what transformers' own planner would choose.
+"""Device maps: checked against a model, and what transformers' own planner would choose.
 
 A map gives modules, or single parameters, a device: ``{"model.vision": 0, "lm_head": "cuda:1",
-"model.language_model": "cpu"}``. Read from a JSON file or given as a mapping; a plan that
-`Plan.to_json` wrote is one, too. Every mistake is found before anything is loaded, and named in one
+"model.language_model": "cpu"}``. Every mistake is found before anything is loaded, and named in one
 line with what was probably meant.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.core.errors import DeviceMapError, did_you_mean
@@ -23,44 +19,11 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["automatic", "check", "place_of", "read_device_map"]
+__all__ = ["EXAMPLE", "automatic", "check", "place_of"]
 
 
-_EXAMPLE = 'A device map is a JSON object such as {"model.vision": 0, "lm_head": 1}.'
+EXAMPLE = 'A device map is a JSON object such as {"model.vision": 0, "lm_head": 1}.'
 _UNLIMITED = 1 << 60
-
-
-def read_device_map(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Any]:
-    """Read a device map from a JSON file, or take a mapping; see `check` for its content.
-
-    Raises:
-        DeviceMapError: if the file cannot be read, is not valid JSON, is not an object, or names
-            a module twice.
-    """
-    if isinstance(source, Mapping):
-        return dict(source)
-    path = Path(source).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DeviceMapError(
-            f"The device map {path} cannot be read: {error.strerror or error}."
-        ) from error
-    except UnicodeDecodeError:
-        raise DeviceMapError(f"The device map {path} is not a text file.", _EXAMPLE) from None
-    try:
-        content = json.loads(text, object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError) as error:
-        raise DeviceMapError(
-            f"The device map {path} is not valid JSON: {error}.", _EXAMPLE
-        ) from None
-    if not isinstance(content, dict):
-        raise DeviceMapError(f"The device map {path} holds no JSON object.", _EXAMPLE)
-    if "format" in content:
-        from glm4v_magic.core.plan import Plan
-
-        return dict(Plan.from_json(text).device_map())
-    return content
 
 
 def check(device_map: Mapping[str, Any], model: nn.Module, gpus: Sequence[GPU]) -> DeviceMap:
@@ -81,7 +44,7 @@ def check(device_map: Mapping[str, Any], model: nn.Module, gpus: Sequence[GPU]) 
             an outer module different places, or separates weights that are one.
     """
     if not device_map:
-        raise DeviceMapError("The device map is empty.", _EXAMPLE)
+        raise DeviceMapError("The device map is empty.", EXAMPLE)
     modules = [name for name, _ in model.named_modules()]
     tensors = [name for name, _ in _tensors(model)]
     known = {*modules, *tensors}
@@ -145,15 +108,6 @@ def _seen_by_libraries(gpus: Sequence[GPU]) -> AbstractContextManager[Any]:
     return VirtualGPUs(gpus, values="none")
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in content:
-            raise DeviceMapError(f"The device map names {name!r} twice.")
-        content[name] = value
-    return content
-
-
 def _tensors(model: nn.Module) -> Iterable[tuple[str, Any]]:
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
@@ -161,7 +115,7 @@ def _tensors(model: nn.Module) -> Iterable[tuple[str, Any]]:
 
 def _unknown(name: object, modules: Sequence[str], tensors: Sequence[str]) -> tuple[str, str]:
     if not isinstance(name, str):
-        return f"The device map names {name!r}, which is not the name of a module.", _EXAMPLE
+        return f"The device map names {name!r}, which is not the name of a module.", EXAMPLE
     # The part of the name that does exist, and what could come next: hundreds of layers look alike.
     parent = name
     while parent and parent not in modules:

@@ -14,7 +14,9 @@ from typing import Literal
 from glm4v_magic.core.errors import DeviceMapError
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model_shape import DTYPE_BYTES, ModelShape
-from glm4v_magic.core.plan import Plan, Stage, span
+from glm4v_magic.core.plan import Plan
+from glm4v_magic.core.plan_text import span
+from glm4v_magic.core.stage import Stage
 from glm4v_magic.planning.costs import Unit, cache_entries, price
 from glm4v_magic.planning.search import in_tower, whole_tower
 

@@ -16,7 +16,9 @@ from glm4v_magic.core.errors import DeviceMapError, OptionError, did_you_mean
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model_shape import ModelShape, Workload
 from glm4v_magic.core.placement import Objective
-from glm4v_magic.core.plan import Plan, Stage, gib
+from glm4v_magic.core.plan import Plan
+from glm4v_magic.core.stage import Stage
+from glm4v_magic.core.wording import gib
 from glm4v_magic.planning.costs import GPU_OVERHEAD, Unit, cache_entries, price
 from glm4v_magic.planning.search import (
     DEFAULT_RESERVE,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from glm4v_magic.core.errors import DoesNotFitError, OptionError
-from glm4v_magic.core.plan import gib
+from glm4v_magic.core.wording import gib
 from glm4v_magic.planning.costs import price
 from glm4v_magic.planning.search import Split, Task, best_split, can_fit, in_tower, offloaded_split
 

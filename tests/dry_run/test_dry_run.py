@@ -26,6 +26,7 @@ from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.dry_run.report import DryRunReport, GPUUse, HopUse
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.notebook.render.dry_run import dry_run_bundle, dry_run_html
+from glm4v_magic.planning.files import plan_to_json
 from glm4v_magic.planning.plan import plan
 
 TINY = architecture(golden.CHECKPOINT)
@@ -166,7 +167,7 @@ def test_a_plan_with_offloading_is_the_same_from_a_file(tmp_path):
     assert set(report.offloaded) == set(made.stages[0].offloaded)
     assert any(name.startswith("model.vision.") for name in report.offloaded)
     path = tmp_path / "plan.json"
-    path.write_text(made.to_json())
+    path.write_text(plan_to_json(made))
     assert dry_run(TINY, "1x1GiB", path) == dry_run(TINY, "1x1GiB", str(path)) == report
 
 

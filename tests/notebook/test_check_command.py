@@ -11,6 +11,7 @@ from conftest import TINY
 from IPython.utils.capture import capture_output
 
 from glm4v_magic.dry_run.report import DryRunReport
+from glm4v_magic.planning.files import plan_to_json
 from glm4v_magic.planning.plan import plan
 
 CHECK = f"%glm4v check {TINY} --gpus 2x1GiB"
@@ -156,7 +157,7 @@ def test_a_plan_from_a_file(run, tmp_path):
     from glm4v_magic.core.gpu_spec import parse_gpus
 
     made = plan(architecture(TINY).shape(), parse_gpus("2x1GiB"))
-    (tmp_path / "plan.json").write_text(made.to_json())
+    (tmp_path / "plan.json").write_text(plan_to_json(made))
     assert report(run, "--map plan.json") == report(run)
 
 

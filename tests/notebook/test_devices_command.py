@@ -12,12 +12,12 @@ from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import PlacementError
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.placement import PlacementOptions
-from glm4v_magic.core.plan import Plan
 from glm4v_magic.notebook.command_line import parse, split
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.commands.plan import as_options, load_line, placement_options
 from glm4v_magic.notebook.render.device_map import device_map_text
 from glm4v_magic.planning.decision import make_plan
+from glm4v_magic.planning.files import plan_from_json
 from glm4v_magic.planning.occupancy import occupancy
 
 NINE_B = architecture("GLM-4V-9B")
@@ -185,7 +185,7 @@ def test_what_is_wrong_is_one_line(run, typed, said):
 
 def test_pins_reach_the_plan(run):
     text = run("%glm4v plan GLM-4V-9B --gpus 4x16GiB --pin vision=2,layer.0=cuda:2 --json")
-    plan = Plan.from_json(text)
+    plan = plan_from_json(text)
     (stage,) = [stage for stage in plan.stages if stage.gpu == 2]
     assert {"vision", "embedding", "layer.0"} <= set(stage.units)
     assert plan != make_plan(NINE_B, PlacementOptions(gpus="4x16GiB"))

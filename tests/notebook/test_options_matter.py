@@ -246,7 +246,7 @@ def seen_of_a_load(run, line, *, fails):
     try:
         shown = run(f"%glm4v load {TINY} {line}", fails=fails)
         plan = "get_ipython().find_line_magic('glm4v').__self__.context.session.plan"
-        return shown + run("%glm4v status") + run(f"plan = {plan}; print(plan and plan.to_json())")
+        return shown + run("%glm4v status") + run(f"plan = {plan}; print(plan)")
     finally:
         run("%glm4v unload")
         run("_gpus.__exit__(None, None, None)")

@@ -15,7 +15,6 @@ from ipywidgets.widgets.widget import _instances
 
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.placement import PlacementOptions
-from glm4v_magic.core.plan import Plan
 from glm4v_magic.notebook.command_line import parse, split
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.commands.devices import make_tool
@@ -23,6 +22,7 @@ from glm4v_magic.notebook.commands.plan import as_options, placement_options
 from glm4v_magic.notebook.widgets.busy import hear_while_busy
 from glm4v_magic.notebook.widgets.live import Live, on_main_thread
 from glm4v_magic.notebook.widgets.memory import MemoryWidget
+from glm4v_magic.planning.files import plan_from_json
 
 NINE_B = architecture("GLM-4V-9B")
 
@@ -94,7 +94,7 @@ def test_the_same_plan_as_a_line_and_as_json(tool):
     _, command, *words = split(line)
     assert as_options(placement_options(parse(COMMANDS[command], words))) == tool.options
     text = shown.partition("<pre")[2].partition(">")[2].partition("</pre>")[0]
-    plan = Plan.from_json(text.replace("&quot;", '"'))
+    plan = plan_from_json(text.replace("&quot;", '"'))
     assert plan.workload.context == 4096
     assert "vision" in next(stage for stage in plan.stages if stage.gpu == 1).units
 

@@ -11,7 +11,8 @@ import torch
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import DeviceMapError
 from glm4v_magic.core.gpu_spec import parse_gpus
-from glm4v_magic.planning.device_map import automatic, check, place_of, read_device_map
+from glm4v_magic.planning.device_map import automatic, check, place_of
+from glm4v_magic.planning.files import plan_to_json, read_given
 from glm4v_magic.planning.plan import plan
 
 GPUS = parse_gpus("2x16GiB")
@@ -108,30 +109,30 @@ def test_no_gpu_or_one(model):
     ("content", "message"),
     [
         ('{"lm_head": 0,', "is not valid JSON"),
-        ("[1]", "holds no JSON object"),
+        ("[1]", r"map.json is \[1\], not a JSON object"),
         ('{"lm_head": 0, "lm_head": 1}', "names 'lm_head' twice"),
         ('{"format": "something"}', "not a plan of glm4v_magic"),
         ("[" * 100_000, "is not valid JSON"),
-        (b"\xff\xfe\x00", "is not a text file"),
+        (b"\xff\xfe\x00", "is not a text file in UTF-8"),
     ],
 )
 def test_files_that_are_no_map(tmp_path, content, message):
     path = tmp_path / "map.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DeviceMapError, match=message) as caught:
-        read_device_map(path)
+        read_given(path)
     assert "\n" not in str(caught.value)
 
 
 def test_files_that_are_maps(tmp_path, model):
     path = tmp_path / "map.json"
     path.write_text(json.dumps(WHOLE))
-    assert read_device_map(str(path)) == WHOLE
+    assert read_given(str(path)) == WHOLE
     with pytest.raises(DeviceMapError, match="cannot be read: No such file"):
-        read_device_map(tmp_path / "none.json")
+        read_given(tmp_path / "none.json")
     planned = plan(architecture("GLM-4V-9B").shape(), parse_gpus("2x24GiB"))
-    path.write_text(planned.to_json())
-    assert read_device_map(path) == planned.device_map()
+    path.write_text(plan_to_json(planned))
+    assert read_given(path) == planned
 
 
 def test_where_a_parameter_is():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import combinations_with_replacement, permutations
 from typing import Any
 
 import pytest
 import torch
+from any_json import ANY_JSON, changed_somewhere, taken_or_refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,10 +21,12 @@ from glm4v_magic.checkpoints.glm4v_9b.units import model_shape
 from glm4v_magic.core.errors import DeviceMapError, DoesNotFitError, Glm4vError, OptionError
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.model_shape import ModelShape, Workload
-from glm4v_magic.core.plan import span
+from glm4v_magic.core.plan import Plan
+from glm4v_magic.core.plan_text import span
 from glm4v_magic.planning.costs import GPU_OVERHEAD, Unit, price
+from glm4v_magic.planning.files import plan_from_json, plan_to_json
 from glm4v_magic.planning.partition import MAX_SETS
-from glm4v_magic.planning.plan import Plan, plan
+from glm4v_magic.planning.plan import plan
 from glm4v_magic.planning.search import Task, best_split, can_fit
 
 GIB = 2**30
@@ -336,7 +341,7 @@ def test_without_gpus_the_plan_is_for_the_cpu() -> None:
     assert found.stages[0].device == "cpu"
     assert found.fullness == 0
     assert found.hops == 0
-    assert "cpu CPU" in found.text()
+    assert "cpu CPU" in str(found)
 
 
 def numbers_after(text: str, words: str) -> float:
@@ -416,11 +421,11 @@ def test_bad_input_is_one_clear_line(
 )
 def test_json_round_trip(description: str, options: dict[str, Any]) -> None:
     found = plan(SHAPE, parse_gpus(description), Workload(context=4096), **options)
-    assert Plan.from_json(found.to_json()) == found
+    assert plan_from_json(plan_to_json(found)) == found
 
 
 def broken(change: Any) -> str:
-    data = json.loads(plan(SHAPE, parse_gpus("2x24GiB")).to_json())
+    data = json.loads(plan_to_json(plan(SHAPE, parse_gpus("2x24GiB"))))
     change(data)
     return json.dumps(data)
 
@@ -435,29 +440,88 @@ def broken(change: Any) -> str:
         (broken(lambda d: d.pop("model")), "plan lacks 'model'"),
         (broken(lambda d: d.update(colour="red")), "plan has an unknown entry 'colour'"),
         (broken(lambda d: d.update(stages=[])), "no stages"),
-        (broken(lambda d: d.update(stages=[3])), "stage 0 is not an object"),
-        (broken(lambda d: d["stages"][1].update(gpu="1")), "stage 1 has '1' for 'gpu'"),
-        (broken(lambda d: d["stages"][0].update(kv_bytes=-1)), "stage 0 has -1 for 'kv_bytes'"),
-        (broken(lambda d: d["stages"][0].update(units=[1])), r"stage 0 has \(1,\) for 'units'"),
-        (broken(lambda d: d.update(workload=None)), "workload is not an object"),
-        (broken(lambda d: d["workload"].update(dtype="bf")), "workload is wrong: Unknown dtype"),
+        (
+            broken(lambda d: d.update(stages=[3])),
+            r"has 3 for 'stages\[0\]': it should be an",
+        ),
+        (
+            broken(lambda d: d["stages"][1].update(gpu="1")),
+            r"has '1' for 'stages\[1\].gpu': it",
+        ),
+        (
+            broken(lambda d: d["stages"][0].update(kv_bytes=-1)),
+            r"'stages\[0\]': kv_bytes is -1, but",
+        ),
+        (
+            broken(lambda d: d["stages"][0].update(units=[1])),
+            r"1 for 'stages\[0\].units\[0\]': it",
+        ),
+        (
+            broken(lambda d: d.update(workload=None)),
+            "has null for 'workload': it should",
+        ),
+        (
+            broken(lambda d: d["workload"].update(dtype="bf")),
+            "is wrong: Unknown dtype 'bf'",
+        ),
     ],
 )
 def test_json_that_is_no_plan(text: str, message: str) -> None:
     with pytest.raises(DeviceMapError, match=message) as caught:
-        Plan.from_json(text)
+        plan_from_json(text)
     assert "\n" not in str(caught.value)
+
+
+@given(ANY_JSON)
+def test_any_json_is_a_plan_or_one_clear_line(content: object) -> None:
+    plan_or_line(content)
+    plan_or_line({"format": "glm4v_magic.plan", "version": 1, "model": "m", "stages": content})
+
+
+@given(st.data())
+def test_a_plan_with_anything_in_any_place(data: st.DataObject) -> None:
+    content = json.loads(plan_to_json(plan(SHAPE, parse_gpus("2x24GiB"))))
+    plan_or_line(changed_somewhere(content, data))
+
+
+def plan_or_line(content: object) -> None:
+    taken_or_refused(lambda: str(plan_from_json(json.dumps(content))))
+
+
+def test_a_plan_is_made_and_shown_with_the_standard_library_alone() -> None:
+    # What a browser has: no pydantic, no torch, no numpy.
+    code = (
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        top = name.partition('.')[0]\n"
+        "        if top != 'glm4v_magic' and top not in sys.stdlib_module_names:\n"
+        "            raise ImportError(f'{name} is blocked')\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        "from glm4v_magic.core.gpu_spec import parse_gpus\n"
+        "from glm4v_magic.core.model_shape import ModelShape, UnitShape\n"
+        "from glm4v_magic.planning.files import plan_to_json\n"
+        "from glm4v_magic.planning.plan import plan\n"
+        "names = ('layer.0', 'layer.1', 'layer.2', 'layer.3')\n"
+        "layers = tuple(UnitShape(name, (name,), 'text_layer', 10**9) for name in names)\n"
+        "shape = ModelShape('m', layers, (), 'bfloat16', 4096, 1, 1, 1)\n"
+        "made = plan(shape, parse_gpus('2x16GiB'))\n"
+        "print(plan_to_json(made) and made)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "cuda:1" in done.stdout
 
 
 def test_text_table() -> None:
     found = plan(SHAPE, parse_gpus("2xA100-40GB"), Workload(context=2048), objective="fewest")
-    lines = found.text().splitlines()
+    lines = str(found).splitlines()
     assert lines[0] == "GLM-4V-9B, bfloat16, 2,048 positions, 1 image, batch of 1"
     assert " ".join(lines[2].split()) == "weights cache activ. other total of full units"
     assert lines[3].split()[:3] == ["cuda:0", "A100", "25.90"]
     assert lines[3].endswith("vision, embedding, layer.0-39, head")
     assert lines[4].endswith("idle")
-    assert "in 4bit" in replace(found, workload=Workload(2048, quantize="4bit")).text()
+    assert "in 4bit" in str(replace(found, workload=Workload(2048, quantize="4bit")))
 
 
 def test_spans_of_units() -> None:

@@ -31,6 +31,7 @@ from glm4v_magic.notebook.render.pace import Pace
 from glm4v_magic.notebook.render.progress import line_bundle, loaded_line, progress_bundle
 from glm4v_magic.notebook.screen import show
 from glm4v_magic.planning.decision import gpus_here, make_plan
+from glm4v_magic.planning.files import plan_to_json
 from glm4v_magic.planning.occupancy import Occupancy, occupancy
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def draw(model: Architecture, options: PlacementOptions) -> tuple[Occupancy, str
         if error.plan is None:
             raise
         return occupancy(error.plan, model.shape(), gpus, problem=str(error)), ""
-    return occupancy(plan, model.shape(), gpus), plan.to_json()
+    return occupancy(plan, model.shape(), gpus), plan_to_json(plan)
 
 
 def draw_loaded(model: Architecture, status: Status) -> Occupancy:

@@ -21,6 +21,7 @@ from glm4v_magic.notebook.render.device_map import device_map_html
 from glm4v_magic.notebook.render.plan import plan_bundle
 from glm4v_magic.notebook.screen import show
 from glm4v_magic.planning.decision import gpus_here, make_plan
+from glm4v_magic.planning.files import plan_to_json
 from glm4v_magic.planning.occupancy import occupancy
 
 __all__ = [
@@ -147,7 +148,7 @@ def plan(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
     gpus = gpus_here() if options.gpus is None else parse_gpus(options.gpus)
     made = make_plan(model, options, gpus)
     if arguments.json:
-        show({"text/plain": made.to_json()})
+        show({"text/plain": plan_to_json(made)})
         return
     bundle = plan_bundle(made)
     image = device_map_html(occupancy(made, model.shape(), gpus))

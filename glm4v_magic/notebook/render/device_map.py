@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from glm4v_magic.core.plan import span
+from glm4v_magic.core.plan_text import span
 from glm4v_magic.core.wording import printable, readable_bytes
 from glm4v_magic.notebook.render import MimeBundle, bars
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from glm4v_magic.core.plan import gib
-from glm4v_magic.core.wording import printable
+from glm4v_magic.core.wording import gib, printable
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.bars import MUTED, SHORT, STYLE, Segment, bar, legend, safe, table
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from glm4v_magic.core.plan_text import gpu_rows
 from glm4v_magic.core.wording import counted, printable
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.bars import safe, table
 
 if TYPE_CHECKING:
-    from glm4v_magic.core.plan import Plan, Stage
+    from glm4v_magic.core.plan import Plan
+    from glm4v_magic.core.stage import Stage
 
 __all__ = ["plan_bundle", "plan_html"]
 
-_NUMBERS = 7  # columns of `Plan.gpu_rows`
+_NUMBERS = 7  # columns of `plan_text.gpu_rows`
 
 
 def plan_bundle(plan: Plan) -> MimeBundle:
     """Return a plan as a table; as text, the same table with the plan's notes."""
-    return {"text/plain": printable(plan.text()), "text/html": plan_html(plan)}
+    return {"text/plain": printable(str(plan)), "text/html": plan_html(plan)}
 
 
 def plan_html(plan: Plan) -> str:
@@ -26,7 +28,7 @@ def plan_html(plan: Plan) -> str:
 
     Bars and notes are in the view, `notebook.render.device_map`.
     """
-    head, *rows = plan.gpu_rows()
+    head, *rows = gpu_rows(plan.stages)
     modules = "".join(_modules(stage) for stage in plan.stages if stage.modules)
     return (
         f'<div class="glm4v-plan"><div>{safe(_title(plan))}, sizes in GiB</div>'

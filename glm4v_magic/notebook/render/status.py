@@ -7,8 +7,8 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core.conversation import Answer
-from glm4v_magic.core.plan import gib, span
-from glm4v_magic.core.wording import counted, printable, readable_bytes, readable_count
+from glm4v_magic.core.plan_text import span
+from glm4v_magic.core.wording import counted, gib, printable, readable_bytes, readable_count
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.answer import usage_line
 

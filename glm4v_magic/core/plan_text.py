@@ -1,0 +1,79 @@
+"""A plan as text: a table of its stages.
+
+It stands beside the data and not in `planning`, and takes a plan's parts instead of a `Plan`, so
+that ``print(plan)`` works wherever a plan is, without an arrow that points up or back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+
+from glm4v_magic.core.model_shape import Workload
+from glm4v_magic.core.stage import Stage
+from glm4v_magic.core.wording import counted, gib
+
+__all__ = ["gpu_rows", "span", "text"]
+
+
+def text(model: str, workload: Workload, stages: Sequence[Stage], notes: Iterable[str]) -> str:
+    """A plan as a table, sizes in GiB; see `core.plan.Plan` for its parts."""
+    title = f"{model}, {workload.dtype}" + (f" in {workload.quantize}" if workload.quantize else "")
+    title += f", {workload.context:,} positions, {counted(workload.images, 'image')}"
+    title += f", batch of {workload.batch}"
+    rows = gpu_rows(stages)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:], strict=True)]
+            + [row[-1]]
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([title, "sizes in GiB", *lines, *notes])
+
+
+def gpu_rows(stages: Sequence[Stage]) -> list[tuple[str, ...]]:
+    """The GPUs as a table, its head first; sizes in GiB."""
+    rows: list[tuple[str, ...]] = [
+        ("", "weights", "cache", "activ.", "other", "total", "of", "full", "units")
+    ]
+    for stage in stages:
+        sizes = (stage.weight_bytes, stage.kv_bytes, stage.activation_bytes)
+        capacity = stage.capacity_bytes
+        rows.append(
+            (
+                f"{stage.device} {stage.name}",
+                *(gib(size) for size in (*sizes, stage.overhead_bytes, stage.total_bytes)),
+                "?" if capacity is None else gib(capacity),
+                "?" if capacity is None else f"{stage.fullness:.0%}",
+                span(stage.units) or "idle",
+            )
+        )
+    return rows
+
+
+def span(units: Iterable[str]) -> str:
+    """Unit names, runs of numbered ones shortened: ``vision, embedding, layer.0-11``."""
+
+    def split(name: str) -> tuple[str, int | None]:
+        stem, _, number = name.rpartition(".")
+        return (stem, int(number)) if re.fullmatch("[0-9]{1,9}", number) else (name, None)
+
+    def run(part: tuple[int, tuple[str, int | None]]) -> tuple[str, int]:
+        place, (stem, number) = part
+        return stem, 0 if number is None else number - place  # the same while numbers go up by one
+
+    def runs() -> Iterator[str]:
+        for (stem, _), group in groupby(enumerate(map(split, units)), key=run):
+            numbers = [number for _, (_, number) in group if number is not None]
+            if not numbers:
+                yield stem
+            elif len(numbers) == 1:
+                yield f"{stem}.{numbers[0]}"
+            else:
+                yield f"{stem}.{numbers[0]}-{numbers[-1]}"
+
+    return ", ".join(runs())

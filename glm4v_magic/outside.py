@@ -1,0 +1,233 @@
+"""What comes from outside, checked before it is used: JSON in files, replies and requests.
+
+A shape is a frozen dataclass of ours or a pydantic model. Whatever does not have it becomes one
+line of the caller's error class, which names the place in the file as JSON paths do:
+``The plan has -3 for 'stages[1].gpu': it should be ...``. pydantic is imported when something is
+checked, not before.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import reprlib
+from collections.abc import Iterable
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from glm4v_magic.core.errors import Glm4vError
+from glm4v_magic.core.wording import json_text
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
+
+__all__ = ["FileKind", "checked", "json_object", "json_value", "text_of"]
+
+T = TypeVar("T")
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxlong = _short.maxother = 60
+_LONGEST_PLACE = 80
+
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+# What pydantic says of these names Python's types, or a class of ours.
+_KINDS = {
+    "dataclass_exact_type": "an object",
+    "dataclass_type": "an object",
+    "dict_type": "an object",
+    "list_type": "a list",
+    "model_attributes_type": "an object",
+    "model_type": "an object",
+    "tuple_type": "a list",
+}
+
+
+def text_of(path: Path, what: str, error: type[Glm4vError], hint: str = "") -> str:
+    """Read a text file in UTF-8.
+
+    Args:
+        path: the file; ``~`` is expanded by the caller.
+        what: what it is called in messages, such as ``The device map maps/a.json``.
+        error: what is raised.
+        hint: what to do next.
+
+    Raises:
+        error: if the file cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as failure:
+        raise error(f"{what} cannot be read: {failure.strerror or failure}.", hint) from None
+    except UnicodeDecodeError:
+        raise error(f"{what} is not a text file in UTF-8.", hint) from None
+
+
+def json_value(
+    text: str | bytes,
+    what: str,
+    error: type[Glm4vError],
+    hint: str = "",
+    *,
+    unique: bool = False,
+) -> Any:
+    """Parse JSON.
+
+    Args:
+        text: the JSON.
+        what: what it is called in messages.
+        error: what is raised.
+        hint: what to do next.
+        unique: whether a key that an object has twice is refused; the last one counts otherwise.
+
+    Raises:
+        error: if `text` is not JSON, nested deeper than the parser goes, or repeats a key.
+    """
+
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in content:
+                raise error(f"{what} names {_shown(key)} twice.", hint)
+            content[key] = value
+        return content
+
+    try:
+        return json.loads(text, object_pairs_hook=without_repeats if unique else None)
+    except (ValueError, RecursionError) as failure:
+        raise error(f"{what} is not valid JSON: {failure}.", hint) from None
+
+
+def json_object(
+    text: str | bytes,
+    what: str,
+    error: type[Glm4vError],
+    hint: str = "",
+    *,
+    unique: bool = False,
+) -> dict[str, Any]:
+    """Parse a JSON object; see `json_value`.
+
+    Raises:
+        error: as there, or if `text` is JSON of another kind.
+    """
+    content = json_value(text, what, error, hint, unique=unique)
+    if not isinstance(content, dict):
+        raise error(f"{what} is {_shown(content)}, not a JSON object.", hint)
+    return content
+
+
+@dataclass(frozen=True, slots=True)
+class FileKind:
+    """A kind of JSON file that this package writes, whose object tells what it is.
+
+    Attributes:
+        format: the value of its key ``format``.
+        version: the value of its key ``version``, and the only one that is read.
+        noun: what it is called in messages: ``a plan``.
+    """
+
+    format: str
+    version: int
+    noun: str
+
+    def head(self) -> dict[str, Any]:
+        """The keys that say what the file is."""
+        return {"format": self.format, "version": self.version}
+
+    def content(self, text: str | bytes, what: str, error: type[Glm4vError]) -> dict[str, Any]:
+        """Parse such a file, and return its object without `head`.
+
+        Raises:
+            error: if `text` is not such a file, or is one of another version.
+        """
+        found = json_value(text, what, error)
+        if not isinstance(found, dict) or found.get("format") != self.format:
+            raise error(f"{what} is not {self.noun} of glm4v_magic.")
+        version = found.get("version")
+        if type(version) is not int or version != self.version:
+            raise error(f"{what} has version {_shown(version)}; this one reads {self.version}.")
+        return {key: value for key, value in found.items() if key not in self.head()}
+
+
+def checked(
+    shape: type[T], content: object, what: str, error: type[Glm4vError], hint: str = ""
+) -> T:
+    """Check what was parsed from JSON, and return it in its shape.
+
+    Args:
+        shape: a frozen dataclass, all of whose fields are taken strictly and which takes no
+            others; or a pydantic model, which says itself what it takes.
+        content: parsed JSON.
+        what: what it is called in messages.
+        error: what is raised.
+        hint: what to do next.
+
+    Raises:
+        error: naming the first thing that is missing, unknown or of the wrong kind; also for a
+            `Glm4vError` that the shape itself raises.
+    """
+    from pydantic import ValidationError
+
+    adapter = _adapter(shape)  # type: ignore[arg-type]  # a class can be hashed
+    try:
+        if is_dataclass(shape):
+            # Only in JSON does a strict tuple take a list, and a strict dataclass an object.
+            return adapter.validate_json(json_text({"content": content}))["content"]
+        return adapter.validate_python(content)
+    except ValidationError as failure:
+        found = failure.errors(include_url=False)[0]
+    except Glm4vError as failure:
+        raise error(f"{what} is wrong: {failure.what}", failure.hint or hint) from None
+    except RecursionError:
+        raise error(f"{what} is nested too deeply.", hint) from None
+    if is_dataclass(shape):
+        found["loc"] = found["loc"][1:]
+    raise error(f"{what} {_fault(found)}.", hint)
+
+
+@functools.cache
+def _adapter(shape: type) -> TypeAdapter[Any]:
+    from pydantic import ConfigDict, TypeAdapter
+
+    if not is_dataclass(shape):
+        return TypeAdapter(shape)
+    # A dataclass of the standard library follows the rules of what is around it.
+    return TypeAdapter(dict[str, shape], config=ConfigDict(strict=True, extra="forbid"))  # type: ignore[valid-type]
+
+
+def _fault(found: ErrorDetails) -> str:
+    """Say in one line what is wrong: ``lacks 'model'``."""
+    place = _place(found["loc"])
+    kind = found["type"]
+    if kind in ("missing", "missing_argument"):
+        return f"lacks {place}"
+    if kind in _UNKNOWN:
+        return f"has an unknown entry {place}"
+    if kind in ("value_error", "assertion_error"):
+        what = " ".join(str(found["ctx"]["error"]).split())
+        return f"is wrong at {place}: {what}" if found["loc"] else f"is wrong: {what}"
+    if kind in _KINDS:
+        demand = f"it should be {_KINDS[kind]}"
+    else:
+        demand = " ".join(found["msg"].split())
+        demand = f"it {demand.removeprefix('Input ')}" if demand.startswith("Input ") else demand
+    if not found["loc"]:
+        return f"is {_shown(found['input'])}: {demand}"
+    return f"has {_shown(found['input'])} for {place}: {demand}"
+
+
+def _shown(value: object) -> str:
+    """A short form of a value, on one line, as it stands in JSON."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return _short.repr(value)
+
+
+def _place(keys: Iterable[str | int]) -> str:
+    """Where something is, as a JSON path in quotes: ``'stages[1].gpu'``."""
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
+    if len(path) > _LONGEST_PLACE:
+        path = f"{path[:_LONGEST_PLACE]}..."
+    return repr(path.removeprefix("."))

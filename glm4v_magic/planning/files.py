@@ -1,0 +1,63 @@
+"""Plans and device maps in JSON files. A plan is written and read back; a map is only read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from glm4v_magic.core.errors import DeviceMapError
+from glm4v_magic.core.placement import GivenMap
+from glm4v_magic.core.plan import Plan
+from glm4v_magic.outside import FileKind, checked, json_object, text_of
+from glm4v_magic.planning.device_map import EXAMPLE
+
+__all__ = ["plan_from_json", "plan_to_json", "read_given"]
+
+_PLAN = FileKind("glm4v_magic.plan", 1, "a plan")
+
+
+def plan_to_json(plan: Plan) -> str:
+    """Write a plan as JSON that `plan_from_json` reads."""
+    return json.dumps({**_PLAN.head(), **asdict(plan)}, indent=2)
+
+
+def plan_from_json(text: str, what: str = "The plan") -> Plan:
+    """Read a plan that `plan_to_json` wrote.
+
+    Args:
+        text: the JSON.
+        what: what it is called in messages.
+
+    Raises:
+        DeviceMapError: if `text` is not such a plan.
+    """
+    content = _PLAN.content(text, what, DeviceMapError)
+    plan = checked(Plan, content, what, DeviceMapError)
+    if not plan.stages:
+        raise DeviceMapError(f"{what} has no stages.")
+    if plan.workload.context is None or plan.workload.dtype is None:
+        raise DeviceMapError(f"{what} names no context or no dtype in its workload.")
+    return plan
+
+
+def read_given(given: GivenMap) -> Plan | dict[str, Any]:
+    """Return the plan or the device map that is given, itself or as a JSON file.
+
+    What is in a map is checked against a model, by `planning.device_map.check`.
+
+    Raises:
+        DeviceMapError: if the file cannot be read, is not valid JSON, is not an object, names a
+            module twice, or is a plan that `plan_from_json` refuses.
+    """
+    if isinstance(given, Plan):
+        return given
+    if isinstance(given, Mapping):
+        return dict(given)
+    path = Path(given).expanduser()
+    what = f"The device map {path}"
+    text = text_of(path, what, DeviceMapError, EXAMPLE)
+    content = json_object(text, what, DeviceMapError, EXAMPLE, unique=True)
+    return plan_from_json(text, f"The plan {path}") if "format" in content else content
