@@ -42,7 +42,8 @@ from IPython.utils.capture import capture_output
 from larger import write_larger
 from ratios import describe
 
-from glm4v_magic.core.conversation import Conversation, Message, Sampling
+from glm4v_magic.core.conversation import Conversation, Message
+from glm4v_magic.core.options import Sampling
 from glm4v_magic.engines.local import TokenTextStreamer, generation_config
 from glm4v_magic.images import resolve_images
 

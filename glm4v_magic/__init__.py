@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from glm4v_magic.core.conversation import Answer, Conversation, Message, Sampling, Usage
+    from glm4v_magic.core.conversation import Answer, Conversation, Message, Usage
     from glm4v_magic.core.errors import GenerationInterrupted, Glm4vError, MapInterrupted
+    from glm4v_magic.core.options import Sampling
     from glm4v_magic.session.session import Session, load
 
 __version__ = "0.1.0"
@@ -49,7 +50,7 @@ _HOMES = {
     "Answer": "core.conversation",
     "Conversation": "core.conversation",
     "Message": "core.conversation",
-    "Sampling": "core.conversation",
+    "Sampling": "core.options",
     "Usage": "core.conversation",
     "GenerationInterrupted": "core.errors",
     "Glm4vError": "core.errors",

@@ -278,6 +278,7 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
             ("--top-p x", "Argument --top-p: invalid float value: 'x'."),
             ("--top-k 0", "top_k is 0, but must be a whole number of at least 1."),
             ("--top-k 1.5", "Argument --top-k: invalid int value: '1.5'."),
+            ("--min-p 2", "min_p is 2.0, but must be a number from 0 to 1."),
             ("--repetition-penalty 0", "repetition_penalty is 0.0, but must be a number above 0."),
             (
                 "--repetition-penalty -1",
@@ -463,9 +464,9 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
                 "Unknown dtype 'int3'; there are bfloat16, float16, float32.",
             ),
             ("load tiny --quantize 2bit", "Unknown quantisation '2bit'; there are 8bit and 4bit."),
-            ("load tiny --context 0", "context is 0, but must be at least 1."),
+            ("load tiny --context 0", "context is 0, but must be a whole number of at least 1."),
             ("load tiny --context many", "Argument --context: invalid int value: 'many'."),
-            ("load tiny --batch 0", "batch is 0, but must be at least 1."),
+            ("load tiny --batch 0", "batch is 0, but must be a whole number of at least 1."),
             (
                 "load tiny --objective speed",
                 "Unknown objective 'speed'; there are balance and fewest.",
@@ -474,15 +475,24 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
                 "load tiny --max-memory x",
                 "Argument --max-memory: 'x' is not a size in GiB, or sizes su",
             ),
-            ("load tiny --max-memory -3", "max_memory is in GiB of a GPU and must be above 0."),
+            (
+                "load tiny --max-memory -3",
+                "max_memory is -3.0, but must be a number of GiB above 0, or one for e",
+            ),
             (
                 "load tiny --max-memory 1,,2",
                 "Argument --max-memory: '1,,2' is not a size in GiB, or sizes",
             ),
-            ("load tiny --reserve -1", "The reserve is -1.0 GiB, but cannot be negative."),
+            (
+                "load tiny --reserve -1",
+                "reserve is -1.0, but must be a number of GiB of at least 0.",
+            ),
             ("load tiny --reserve x", "Argument --reserve: invalid float value: 'x'."),
             ("load tiny --revision main --nope", "There is no option --nope."),
-            ("plan GLM-4V-9B --gpus 2x16GiB --context 0", "context is 0, but must be at least 1."),
+            (
+                "plan GLM-4V-9B --gpus 2x16GiB --context 0",
+                "context is 0, but must be a whole number of at least 1.",
+            ),
             (
                 "plan GLM-4V-9B --gpus 2x16GiB --max-memory 1,2,3",
                 "max_memory has 3 sizes for 2 GPUs.",

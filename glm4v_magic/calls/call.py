@@ -7,17 +7,9 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from glm4v_magic.calls.forms import Form, correction, form_of
-from glm4v_magic.core.conversation import (
-    Answer,
-    Conversation,
-    Format,
-    Generation,
-    Message,
-    Request,
-    Sampling,
-)
+from glm4v_magic.core.conversation import Answer, Conversation, Generation, Message, Request
 from glm4v_magic.core.errors import ConversationError, FormatError, Glm4vError, OptionError
-from glm4v_magic.core.ranges import require_in_range
+from glm4v_magic.core.options import Format, Sampling, check
 
 if TYPE_CHECKING:
     from glm4v_magic.core.model import EngineInfo, LoadProgress
@@ -266,10 +258,5 @@ def terms_of(
 def checked_sampling(sampling: Sampling) -> Sampling:
     """Refuse values that no model can sample with, by the name the user knows them."""
     for each in fields(sampling):
-        value = getattr(sampling, each.name)
-        if each.name == "thinking":
-            if not (value is None or isinstance(value, bool)):
-                raise OptionError(f"thinking is {value!r}, but must be True, False or None.")
-        elif value is not None or each.name == "max_tokens":
-            require_in_range(each.name, value)
+        check(each.name, getattr(sampling, each.name))
     return sampling

@@ -6,10 +6,10 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
-from glm4v_magic.core.errors import FormatError, OptionError, did_you_mean
-from glm4v_magic.core.format_names import FORMATS, Format
+from glm4v_magic.core.errors import FormatError, OptionError
+from glm4v_magic.core.options import FORMATS, Format, check
 
 __all__ = [
     "Form",
@@ -37,7 +37,7 @@ class Form:
     """The form of an answer that was asked for.
 
     Attributes:
-        format: see `core.format_names`.
+        format: as in `AnswerForm`.
         schema: JSON Schema that the JSON has to follow.
     """
 
@@ -68,14 +68,8 @@ def form_of(format: str | None = None, schema: object = None) -> Form:  # noqa: 
         OptionError: for an unknown format, or a schema that is none or of another format.
     """
     name = format or (FORMATS[0] if schema is None else "json")
-    for known in FORMATS:
-        if known == name:
-            break
-    else:
-        raise OptionError(
-            f"There is no format {name!r}.",
-            did_you_mean(str(name), FORMATS) or f"There are {', '.join(FORMATS)}.",
-        )
+    check("format", name)
+    known = cast("Format", name)
     if schema is None:
         return Form(known)
     if known != "json":

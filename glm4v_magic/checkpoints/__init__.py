@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from glm4v_magic.core.model import Architecture
-    from glm4v_magic.core.model_shape import Quantization
+    from glm4v_magic.core.options import Quantization
 
 __all__ = ["Checkpoint", "Loaded", "resolve"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from glm4v_magic.core.format_names import Format
+from glm4v_magic.core.options import Format, Sampling
 
 if TYPE_CHECKING:
     from glm4v_magic.core.image import SourcedImage
@@ -16,12 +16,10 @@ __all__ = [
     "Answer",
     "Conversation",
     "FinishReason",
-    "Format",
     "Generation",
     "Message",
     "Request",
     "Role",
-    "Sampling",
     "Usage",
 ]
 
@@ -99,29 +97,6 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are chosen, and whether the model thinks first.
-
-    Attributes:
-        max_tokens: the longest answer, in tokens.
-        temperature: 0 is greedy; ``None`` leaves it to the checkpoint's generation config.
-        top_p: nucleus size in (0, 1]; ``None`` leaves it to the checkpoint.
-        top_k: how many of the likeliest tokens stay in; ``None`` leaves it to the checkpoint.
-        repetition_penalty: above 1 discourages repeats; ``None`` leaves it to the checkpoint.
-        seed: seed of this call; ``None`` draws one, which the answer then reports.
-        thinking: whether a model that can think does; ``None`` leaves it to the model.
-    """
-
-    max_tokens: int = 512
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
-    thinking: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Request:
     """What an engine is asked, and how to sample.
 
@@ -129,7 +104,7 @@ class Request:
     """
 
     conversation: Conversation
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from glm4v_magic.core.model_shape import ModelShape, Quantization
+from glm4v_magic.core.model_shape import ModelShape
+from glm4v_magic.core.options import Quantization
 from glm4v_magic.core.placement import GivenMap, Place, PlacementOptions
 from glm4v_magic.core.plan import Plan
 

@@ -5,29 +5,21 @@ Numbers of values, no tensors; `planning.costs` turns them into bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
-from glm4v_magic.core.errors import OptionError, did_you_mean
+from glm4v_magic.core.options import DTYPES, Quantization, check
 
 __all__ = [
     "DTYPE_BYTES",
-    "QUANTIZATIONS",
     "Activation",
     "Kind",
     "ModelShape",
-    "Quantization",
     "UnitShape",
     "Workload",
 ]
 
-DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-
-
-Quantization = Literal["8bit", "4bit"]
-
-
-QUANTIZATIONS: tuple[Quantization, ...] = ("8bit", "4bit")
+DTYPE_BYTES = dict(zip(DTYPES, (2, 2, 4), strict=True))
 
 
 Kind = Literal[
@@ -141,17 +133,5 @@ class Workload:
     quantize: Quantization | None = None
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("context", self.context, 1),
-            ("images", self.images, 0),
-            ("batch", self.batch, 1),
-        ):
-            if value is not None and value < least:
-                raise OptionError(f"{name} is {value}, but must be at least {least}.")
-        if self.dtype is not None and self.dtype not in DTYPE_BYTES:
-            names = ", ".join(DTYPE_BYTES)
-            hint = did_you_mean(self.dtype, DTYPE_BYTES)
-            raise OptionError(f"Unknown dtype {self.dtype!r}; there are {names}.", hint)
-        if self.quantize is not None and self.quantize not in QUANTIZATIONS:
-            names = " and ".join(QUANTIZATIONS)
-            raise OptionError(f"Unknown quantisation {self.quantize!r}; there are {names}.")
+        for each in fields(self):
+            check(each.name, getattr(self, each.name))

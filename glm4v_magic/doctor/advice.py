@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from glm4v_magic.core.errors import DoesNotFitError
 from glm4v_magic.core.gpu_spec import GPU
-from glm4v_magic.core.model_shape import QUANTIZATIONS, ModelShape, Workload
+from glm4v_magic.core.model_shape import ModelShape, Workload
+from glm4v_magic.core.options import QUANTIZATIONS
 from glm4v_magic.core.placement import CPU_DTYPE
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.wording import counted, readable_bytes

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria
 from transformers.generation import (
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -135,7 +136,10 @@ def processors_for(
             processors.append(TopKLogitsWarper(top_k))
         if config.top_p is not None and config.top_p < 1.0:
             processors.append(TopPLogitsWarper(config.top_p))
+        if config.min_p is not None:
+            processors.append(MinPLogitsWarper(config.min_p))
         processors.append(_RowSampler(seeds, device))
     config.do_sample = False
-    config.repetition_penalty = config.temperature = config.top_p = config.top_k = None
+    config.repetition_penalty = config.temperature = None
+    config.top_p = config.top_k = config.min_p = None
     return processors

@@ -23,7 +23,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from glm4v_magic.checkpoints import Checkpoint, Loaded
 from glm4v_magic.checkpoints.reading import forget_locals
-from glm4v_magic.core.conversation import FinishReason, Generation, Request, Sampling, Usage
+from glm4v_magic.core.conversation import FinishReason, Generation, Request, Usage
 from glm4v_magic.core.errors import (
     ConversationError,
     GenerationInterrupted,
@@ -32,6 +32,7 @@ from glm4v_magic.core.errors import (
 )
 from glm4v_magic.core.model import EngineInfo, LoadProgress
 from glm4v_magic.core.model_shape import Workload
+from glm4v_magic.core.options import Sampling
 from glm4v_magic.dispatch.activity import ActivityRecorder, ModelPart, model_parts
 from glm4v_magic.dispatch.arrival import verify_bytes, verify_places
 from glm4v_magic.dispatch.hooks import dispatch
@@ -445,12 +446,12 @@ def generation_config(base: GenerationConfig, sampling: Sampling, room: int) -> 
     if sampling.temperature is not None:
         config.do_sample = sampling.temperature > 0
         config.temperature = sampling.temperature or None
-    for name in ("top_p", "top_k", "repetition_penalty"):
+    for name in ("top_p", "top_k", "min_p", "repetition_penalty"):
         value = getattr(sampling, name)
         if value is not None:
             setattr(config, name, value)
     if not config.do_sample:  # transformers warns about sampling values that greedy ignores
-        config.temperature = config.top_p = config.top_k = None
+        config.temperature = config.top_p = config.top_k = config.min_p = None
     return config
 
 

@@ -46,7 +46,7 @@ _LONGEST_MESSAGE = 300  # characters of a server's own words in ours
 _KEY = re.compile(r"[\x21-\x7e]+")
 _EVENTS, _JSON = "text/event-stream", "application/json"
 _KEY_WANTED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
-_EXTENSIONS = ("top_k", "repetition_penalty")
+_EXTENSIONS = ("top_k", "min_p", "repetition_penalty")
 """Sampling values that OpenAI's protocol does not have; vLLM and SGLang take them."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.core.conversation import Format
+from glm4v_magic.core.options import Format
 from glm4v_magic.core.rows import AnsweredRow, Rows
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from argparse import Action, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from IPython.core.error import UsageError
@@ -22,7 +22,8 @@ from IPython.core.magic_arguments import (
 from IPython.utils.process import arg_split
 
 from glm4v_magic.core.errors import OptionError, did_you_mean
-from glm4v_magic.core.format_names import FORMATS
+from glm4v_magic.core.options import Option, of_command
+from glm4v_magic.core.typed_options import argument_of, flags_of
 
 __all__ = [
     "AGAIN_OPTIONS",
@@ -30,6 +31,7 @@ __all__ = [
     "DEBUG",
     "Quoted",
     "asks_for_help",
+    "from_table",
     "options_of",
     "parse",
     "split",
@@ -39,102 +41,44 @@ __all__ = [
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-DEBUG = argument(
-    "--debug", action="store_true", help="Show the traceback of an error instead of one line."
-)
+def from_table(command: str, **changes: Mapping[str, Any]) -> tuple[ArgDecorator, ...]:
+    """Return the options that the table gives to a command.
+
+    Args:
+        command: as in `core.options.Who`.
+        changes: by option, what differs for this command, as arguments of `argument`.
+    """
+    return tuple(_argument(each, changes.get(each.name, {})) for each in of_command(command))
+
+
+def _argument(option: Option, changes: Mapping[str, Any]) -> ArgDecorator:
+    unless = "given or set" if option.who.setting else "given"
+    return argument(*flags_of(option), **{**argument_of(option, unless), **changes})
+
+
+(DEBUG,) = from_table("every")
 
 _OUT = argument("-o", "--out", metavar="NAME", help="Variable that receives the answer.")
 _QUIET = argument(
     "-q", "--quiet", action="store_true", help="Show nothing; the answer is in NAME and _."
 )
 
-_SAMPLING_OPTIONS = (
-    argument(
-        "--max-tokens",
-        type=int,
-        metavar="N",
-        help="Longest answer, in tokens; 512 unless given or set.",
-    ),
-    argument(
-        "--temperature", type=float, metavar="T", help="0 is greedy; higher is more surprising."
-    ),
-    argument("--top-p", type=float, metavar="P", help="Nucleus size, above 0 and at most 1."),
-    argument("--top-k", type=int, metavar="K", help="Sample from the K likeliest tokens only."),
-    argument("--repetition-penalty", type=float, metavar="P", help="Above 1 discourages repeats."),
-    argument("--seed", type=int, metavar="N", help="Repeat a sampled answer exactly."),
-    argument(
-        "--thinking",
-        choices=("on", "off"),
-        help="Whether the model thinks before it answers, if it can; left to the model unless "
-        "given or set. What it thought is folded above the answer.",
-    ),
-)
-
-_FORM_OPTIONS = (
-    argument(
-        "--format",
-        choices=FORMATS,
-        help="markdown unless given. json and code are found in the answer and are its value; "
-        "code also goes into the next cell, unless there are many rows.",
-    ),
-    argument(
-        "--schema",
-        metavar="SCHEMA",
-        help="JSON Schema for --format json: a variable, or a file. The model does not see it, so "
-        "say in the question what you want; an answer that breaks it is asked for once more.",
-    ),
-)
-
 ANSWER_OPTIONS = (
     _OUT,
-    *_SAMPLING_OPTIONS,
-    argument(
-        "-c",
-        "--continue",
-        dest="follow_up",
-        action="store_true",
-        help="Go on with the chat of the latest answer, its images included.",
-    ),
-    argument("--chat", metavar="NAME", help="Go on with the chat of this name, or begin it."),
-    *_FORM_OPTIONS,
-    argument(
-        "--system", metavar="TEXT", help="System message: how to answer, before the question."
-    ),
+    *from_table("ask"),
     argument(
         "-f",
         "--file",
         metavar="FILE",
         help="Read the question from a text file: %%glm4v ask cat.png -f question.txt",
     ),
-    argument("--page", type=int, metavar="N", help="Page of a TIFF, frame of a GIF; from 1."),
-    argument(
-        "--crop",
-        metavar="X,Y,W,H",
-        help="Part of the image: left, top, width, height. Whole numbers are pixels, "
-        "with a decimal point fractions of the image, with %% percent of it.",
-    ),
-    argument(
-        "--over",
-        metavar="ITEMS",
-        help="Ask the same of each: a list of images or values, a folder, a pattern, a pandas "
-        "Series, df.column. {{item}}, {{index}}, {{row.name}} differ from row to row.",
-    ),
-    argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="Rows of --over to ask at once; 8 unless given, 1 of a large model on the CPU and "
-        "always of a server.",
-    ),
-    argument("--fresh", action="store_true", help="Ask rows of --over again that are answered."),
-    argument("--raw", action="store_true", help="Leave {{expression}} as it is."),
     _QUIET,
     argument("--preview", action="store_true", help="Show what would be sent, and do not send it."),
     DEBUG,
 )
 """Of a question."""
 
-AGAIN_OPTIONS = (_OUT, *_SAMPLING_OPTIONS, *_FORM_OPTIONS, _QUIET, DEBUG)
+AGAIN_OPTIONS = (_OUT, *from_table("retry"), _QUIET, DEBUG)
 """Of an answer to a question that was asked before."""
 
 

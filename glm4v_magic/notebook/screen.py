@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from IPython.core.displaypub import DisplayPublisher
 from IPython.display import display
 
-from glm4v_magic.core.conversation import Answer, Format
+from glm4v_magic.core.conversation import Answer
+from glm4v_magic.core.options import Format
 from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.answer import LiveAnswer, footnotes

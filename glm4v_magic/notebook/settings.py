@@ -24,7 +24,7 @@ from traitlets.config import Configurable
 from traitlets.config.loader import Config, DeferredConfigString
 
 from glm4v_magic.core.errors import OptionError, did_you_mean
-from glm4v_magic.core.ranges import require_in_range
+from glm4v_magic.core.options import Option, check, of_settings
 from glm4v_magic.core.server_address import API_KEY
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ IPYTHON = "IPython's configuration"
 CONFIG_MAGIC = "%config"
 
 _SECTION = re.compile(rb"^[ \t]*\[[ \t]*tool[ \t]*\.[ \t]*[\"']?glm4v_magic[\"']?[ \t]*\]", re.M)
-_CHECKPOINTS_OWN = "the checkpoint's own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +56,11 @@ class _Demanding:
     """A trait that refuses a value in the words of all other errors."""
 
     name: str
-    allow_none: bool
-
-    def require(self, value: object, label: str) -> None:
-        """Refuse a value; `label` is what the user calls the setting."""
-        require_in_range(self.name, value, label)
 
     def validate(self, owner: object, value: object) -> Any:
         """Return the value as it is kept; called by traitlets."""
         try:
-            self.require(value, self.name)
+            check(self.name, value)
         except OptionError as error:
             raise TraitError(str(error)) from None
         return super().validate(owner, value)  # type: ignore[misc]  # the trait's
@@ -86,11 +80,6 @@ class WholeNumber(_Demanding, Int):
 class Text(_Demanding, Unicode):
     """Any text."""
 
-    def require(self, value: object, label: str) -> None:
-        """Refuse what is no text."""
-        if not isinstance(value, str):
-            raise OptionError(f"{label} is {value!r}, but must be text.")
-
     def from_string(self, text: str) -> str:
         """Take the text as it is; `Unicode` would take quotes off and expand a ``~``."""
         return text
@@ -98,11 +87,6 @@ class Text(_Demanding, Unicode):
 
 class YesNo(_Demanding, Bool):
     """True or false; in an environment variable also 1 or 0, on or off."""
-
-    def require(self, value: object, label: str) -> None:
-        """Refuse what is neither."""
-        if not isinstance(value, bool):
-            raise OptionError(f"{label} is {value!r}, but must be true or false.")
 
     def from_string(self, text: str) -> bool | None:
         """Take the words of an option too."""
@@ -112,46 +96,30 @@ class YesNo(_Demanding, Bool):
         return value
 
 
+_TRAITS: Mapping[str, type[_Demanding]] = {
+    "int": WholeNumber,
+    "float": Number,
+    "str": Text,
+    "bool": YesNo,
+}
+
+
+def _trait(option: Option) -> Any:
+    """Return a setting as a trait."""
+    kind: Any = _TRAITS[option.type]
+    trait = kind(option.default, allow_none=option.allows_none, help=option.help)
+    return trait.tag(config=True, unset=option.unset or "none")
+
+
 class Glm4v(Configurable):
     """The settings. The class has the name that ``%config`` shows."""
 
-    model = Text(
-        None,
-        allow_none=True,
-        help="Model of the first question and of %glm4v load: folder, repository id, demo, or the "
-        "address of a server.",
-    ).tag(config=True, unset="demo")
-    max_tokens = WholeNumber(512, help="Longest answer, in tokens.").tag(config=True)
-    temperature = Number(None, allow_none=True, help="0 is greedy; higher is more surprising.").tag(
-        config=True, unset=_CHECKPOINTS_OWN
-    )
-    top_p = Number(None, allow_none=True, help="Nucleus size, above 0 and at most 1.").tag(
-        config=True, unset=_CHECKPOINTS_OWN
-    )
-    top_k = WholeNumber(
-        None, allow_none=True, help="Sample from so many of the likeliest tokens only."
-    ).tag(config=True, unset=_CHECKPOINTS_OWN)
-    thinking = YesNo(
-        None,
-        allow_none=True,
-        help="Whether the model thinks before it answers, if it can.",
-    ).tag(config=True, unset="the model's own")
-    system = Text(
-        None, allow_none=True, help="System message at the beginning of every conversation."
-    ).tag(config=True, unset="none")
-    stop_button = YesNo(
-        True, help="Show a Stop button while answers are being written, where one can work."
-    ).tag(config=True)
-    debug = YesNo(False, help="Show the traceback of an error instead of one line.").tag(
-        config=True
-    )
-    megapixels = Number(128.0, help="Largest image that is read, in megapixels.").tag(config=True)
-    download_seconds = Number(30.0, help="Longest download of an image, in seconds.").tag(
-        config=True
-    )
-    allow_private = YesNo(
-        False, help="Whether a URL may lead to this computer or its private network."
-    ).tag(config=True)
+    # In the body of a class, `locals` is the namespace that the class is made of.
+    locals().update({each.name: _trait(each) for each in of_settings()})
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,8 +127,8 @@ class Glm4v(Configurable):
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """Names of all settings, in the order of their declaration."""
-        return tuple(name for name, trait in vars(cls).items() if isinstance(trait, _Demanding))
+        """Names of all settings, in the order of the table."""
+        return tuple(each.name for each in of_settings())
 
     def source(self, name: str) -> str:
         """Return where a value comes from."""
@@ -183,9 +151,7 @@ class Glm4v(Configurable):
                 f"{label} is no setting.",
                 did_you_mean(name, self.names()) or f"There are {', '.join(self.names())}.",
             )
-        trait: _Demanding = self.traits()[name]
-        if value is not None or not trait.allow_none:
-            trait.require(value, label)
+        check(name, value, label)
         setattr(self, name, value)
         self._sources[name] = source
 

@@ -19,14 +19,13 @@ from glm4v_magic.core.errors import (
     PlacementError,
 )
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
-from glm4v_magic.core.model_shape import Quantization
+from glm4v_magic.core.options import Quantization
 from glm4v_magic.core.placement import (
     CPU_DTYPE,
     DeviceMap,
     GivenMap,
     Place,
     PlacementOptions,
-    _sizes,
 )
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.wording import counted
@@ -118,7 +117,7 @@ def make_plan(
         workload = replace(workload, dtype=CPU_DTYPE)
     return plan(
         architecture.shape(),
-        _capped(gpus, options.max_memory),
+        _capped(gpus, options.memory_sizes),
         workload,
         objective=options.objective,
         reserve=None if options.reserve is None else int(options.reserve * _GIB),
@@ -256,8 +255,7 @@ def _both(described: GPU, found: GPU | None) -> GPU:
     return replace(found, free_bytes=min(described.total_bytes, found.usable_bytes))
 
 
-def _capped(gpus: Sequence[GPU], max_memory: float | tuple[float, ...] | None) -> tuple[GPU, ...]:
-    sizes = _sizes(max_memory)
+def _capped(gpus: Sequence[GPU], sizes: tuple[float, ...]) -> tuple[GPU, ...]:
     if not sizes or not gpus:
         return tuple(gpus)
     if len(sizes) == 1:

@@ -15,7 +15,7 @@ from typing import Literal
 from glm4v_magic.core.errors import DeviceMapError, OptionError, did_you_mean
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model_shape import ModelShape, Workload
-from glm4v_magic.core.placement import Objective
+from glm4v_magic.core.options import Objective, check
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.wording import gib
@@ -31,7 +31,7 @@ from glm4v_magic.planning.search import (
 )
 from glm4v_magic.planning.shortfall import bus_seconds, does_not_fit
 
-__all__ = ["DEFAULT_RESERVE", "Objective", "Plan", "Stage", "plan"]
+__all__ = ["DEFAULT_RESERVE", "Plan", "Stage", "plan"]
 
 _WORTH_SAYING = Fraction(19, 20)  # of the fullest GPU: what another split has to do better
 
@@ -81,8 +81,7 @@ def plan(
         context=shape.max_context if asked.context is None else asked.context,
         dtype=asked.dtype or shape.dtype,
     )
-    if objective not in ("balance", "fewest"):
-        raise OptionError(f"Unknown objective {objective!r}; there are balance and fewest.")
+    check("objective", objective)
     if reserve is not None and reserve < 0:
         raise OptionError(f"The reserve is {reserve} bytes, but cannot be negative.")
     if not gpus:

@@ -9,7 +9,7 @@ from fractions import Fraction
 from glm4v_magic.core.errors import DeviceMapError
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model_shape import ModelShape, Workload
-from glm4v_magic.core.placement import Objective
+from glm4v_magic.core.options import Objective
 from glm4v_magic.planning.costs import Unit, merge, price
 from glm4v_magic.planning.partition import Budget, Item, Partition, fits, partition
 

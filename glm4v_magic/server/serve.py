@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from glm4v_magic.calls.prompt import require_text
-from glm4v_magic.core.conversation import Conversation, Generation, Message, Request, Sampling
+from glm4v_magic.core.conversation import Conversation, Generation, Message, Request
 from glm4v_magic.core.errors import (
     CheckpointError,
     ConversationError,
@@ -43,12 +43,12 @@ from glm4v_magic.core.errors import (
     OutOfMemoryError,
     reason,
 )
-from glm4v_magic.core.ranges import require_in_range
+from glm4v_magic.core.options import Sampling, check, of_command, of_requests
 from glm4v_magic.core.server_address import API_KEY, is_loopback, refuse_address
+from glm4v_magic.core.typed_options import argument_of, flags_of, typed
 from glm4v_magic.engines import Engine
 from glm4v_magic.engines.server import OWN_FACTS
 from glm4v_magic.images import SourcedImage, to_image
-from glm4v_magic.notebook.commands.plan import PLACEMENT_OPTIONS, placement_options
 from glm4v_magic.session.session import load
 
 __all__ = ["Server", "Wanted", "main", "read_request"]
@@ -57,7 +57,7 @@ MOST_BYTES = 64 * 2**20
 """Longest request, in bytes; an image in it is a third longer than its file."""
 
 _SECONDS = 30.0  # longest silence of a client that is sending or should be receiving
-_SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
+_SAMPLING = {each.name for each in of_requests()} - {"max_tokens"}
 _LENGTH = ("max_completion_tokens", "max_tokens")  # new name and old
 _FIELDS = {
     "model",
@@ -155,7 +155,7 @@ def _sampling(body: dict[str, Any]) -> Sampling:
     values["max_tokens"] = lengths[0] if lengths else Sampling().max_tokens
     for name, value in values.items():
         if value is not None:
-            require_in_range(name, value)
+            check(name, value)
     return Sampling(**cast("dict[str, Any]", values))
 
 
@@ -472,9 +472,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help="folder, id on the hub, or demo")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen; this computer only")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="8000; 0: any free one")
-    parser.add_argument("--revision", metavar="SHA", help="commit, branch or tag of a repository")
-    for option in PLACEMENT_OPTIONS:
-        option.add_to_parser(parser, None)
+    for option in of_command("serve"):
+        parser.add_argument(*flags_of(option), **argument_of(option))
     return parser
 
 
@@ -491,8 +490,7 @@ def main(words: list[str] | None = None) -> int:
         with Server(arguments.host, arguments.port) as server:
             if not (is_loopback(arguments.host) or os.environ.get(API_KEY)):
                 _say(f"Whoever reaches this port may ask; set {API_KEY} to a key to prevent that.")
-            options = placement_options(arguments)
-            session = load(arguments.model, revision=arguments.revision, **options)
+            session = load(arguments.model, **typed(arguments, of_command("serve")))
             assert session.engine is not None  # it is loaded
             server.open(session.engine, name.name if name.is_dir() else arguments.model)
             server.serve_forever()

@@ -29,7 +29,7 @@ from glm4v_magic.calls.call import (
     refuse_too_many,
     terms_of,
 )
-from glm4v_magic.core.conversation import Answer, Conversation, Format, Message, Request, Sampling
+from glm4v_magic.core.conversation import Answer, Conversation, Message, Request
 from glm4v_magic.core.errors import (
     BusyError,
     ConversationError,
@@ -39,8 +39,8 @@ from glm4v_magic.core.errors import (
     OptionError,
 )
 from glm4v_magic.core.model import ModelChoice
+from glm4v_magic.core.options import Format, Sampling, check
 from glm4v_magic.core.placement import PlacementOptions
-from glm4v_magic.core.ranges import require_in_range
 from glm4v_magic.core.server_address import ServerAddress, is_address, read_address
 from glm4v_magic.dispatch.activity import ActivityRecorder
 from glm4v_magic.session.chats import UNNAMED, Chats, read_chat, write_chat
@@ -48,8 +48,8 @@ from glm4v_magic.session.chats import UNNAMED, Chats, read_chat, write_chat
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints import Checkpoint
     from glm4v_magic.core.model import EngineInfo
-    from glm4v_magic.core.model_shape import Quantization
-    from glm4v_magic.core.placement import GivenMap, Objective
+    from glm4v_magic.core.options import Objective, Quantization
+    from glm4v_magic.core.placement import GivenMap
     from glm4v_magic.core.plan import Plan
     from glm4v_magic.core.rows import Progress
     from glm4v_magic.engines import Engine
@@ -102,7 +102,7 @@ def _address(choice: ModelChoice) -> ServerAddress:
         )
     if choice.timeout is None:
         return ServerAddress(url, choice.served_model)
-    require_in_range("timeout", choice.timeout)
+    check("timeout", choice.timeout)
     return ServerAddress(url, choice.served_model, choice.timeout)
 
 
@@ -237,6 +237,7 @@ class Session:
         temperature: float | None = None,
         top_p: float | None = None,
         top_k: int | None = None,
+        min_p: float | None = None,
         repetition_penalty: float | None = None,
         seed: int | None = None,
         thinking: bool | None = None,
@@ -264,9 +265,10 @@ class Session:
                 what is wrong with its answer: it is then asked once more. That correction is not
                 kept in the chat.
             max_tokens: the longest answer, in tokens; 512 by default.
-            temperature: 0 is greedy; ``None`` leaves it to the checkpoint, as in the next three.
+            temperature: 0 is greedy; ``None`` leaves it to the checkpoint, as in the next four.
             top_p: nucleus size in (0, 1].
             top_k: how many of the likeliest tokens stay in.
+            min_p: least probability of a token, as a share of the likeliest one's.
             repetition_penalty: above 1 discourages repeats.
             seed: repeats a sampled answer.
             thinking: whether a model that can think does, before it answers; ``None`` leaves it to
@@ -300,6 +302,7 @@ class Session:
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
+            min_p=min_p,
             repetition_penalty=repetition_penalty,
             seed=seed,
             thinking=thinking,
@@ -520,7 +523,7 @@ class Session:
 
         terms = terms_of(**options)
         if batch_size is not None:
-            require_in_range("batch_size", batch_size)
+            check("batch_size", batch_size)
         if not isinstance(items, Items):
             items = items_of(items, "items", column=column)
         rows = plan(prompt, items, names or {}, raw=raw)

@@ -16,8 +16,9 @@ from torch import nn
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.glm_native import NativeArchitecture
-from glm4v_magic.core.conversation import Request, Sampling
+from glm4v_magic.core.conversation import Request
 from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.dispatch.activity import (
     ActivePart,

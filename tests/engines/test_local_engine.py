@@ -10,8 +10,9 @@ import torch
 from transformers import GenerationConfig
 
 from glm4v_magic.checkpoints import resolve
-from glm4v_magic.core.conversation import Conversation, Message, Request, Sampling
+from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import ConversationError, GenerationInterrupted, OutOfMemoryError
+from glm4v_magic.core.options import Sampling
 from glm4v_magic.engines import local
 
 GREEDY = Sampling(max_tokens=16, temperature=0)
@@ -166,11 +167,11 @@ def test_the_users_random_state_is_left_alone(engine):
 
 def test_sampling_options_reach_generate():
     base = GenerationConfig(do_sample=True, temperature=0.8, top_p=0.8, max_length=100)
-    asked = Sampling(max_tokens=9, temperature=0.3, top_p=0.5, top_k=7, repetition_penalty=1.2)
+    asked = Sampling(9, 0.3, top_p=0.5, top_k=7, min_p=0.1, repetition_penalty=1.2)
     config = local.generation_config(base, asked, room=100)
     assert (config.max_new_tokens, config.max_length) == (9, None)
     assert (config.do_sample, config.temperature, config.top_p, config.top_k) == (True, 0.3, 0.5, 7)
-    assert config.repetition_penalty == 1.2
+    assert (config.min_p, config.repetition_penalty) == (0.1, 1.2)
     assert base.temperature == 0.8
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from scripted_server import CHAT, END, MODELS, models, piece, response, scripted_server, stream
 
 import glm4v_magic
-from glm4v_magic.core.conversation import Conversation, Message, Request, Sampling
+from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import (
     CheckpointError,
     ConversationError,
@@ -29,6 +29,7 @@ from glm4v_magic.core.errors import (
     GenerationInterrupted,
     OptionError,
 )
+from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.server_address import API_KEY, ServerAddress, is_address, read_address
 from glm4v_magic.engines.server import connect
 from glm4v_magic.notebook.render.answer import LiveAnswer
@@ -258,6 +259,7 @@ class TestWhatIsSent:
             temperature=0.5,
             top_p=0.9,
             top_k=3,
+            min_p=0.05,
             repetition_penalty=1.5,
             seed=4,
         )
@@ -270,6 +272,7 @@ class TestWhatIsSent:
             "temperature": 0.5,
             "top_p": 0.9,
             "top_k": 3,
+            "min_p": 0.05,
             "repetition_penalty": 1.5,
             "repeat_penalty": 1.5,
             "seed": 4,
@@ -925,7 +928,7 @@ def test_an_engine_of_a_server_needs_no_torch(server):
 
 
 def test_sampling_has_nothing_that_is_not_sent(session, server):
-    values = {"max_tokens": 1, "temperature": 1.0, "top_p": 0.5, "top_k": 2}
+    values = {"max_tokens": 1, "temperature": 1.0, "top_p": 0.5, "top_k": 2, "min_p": 0.1}
     values |= {"repetition_penalty": 1.5, "seed": 1}
     assert {*values, "thinking"} == set(Sampling.__dataclass_fields__)
     session.ask("Q?", **values)

@@ -15,7 +15,7 @@ from scripted_server import CHAT, END, MODELS, models, piece, scripted_server, s
 from transformers import GenerationConfig
 
 from glm4v_magic.checkpoints import resolve
-from glm4v_magic.core.conversation import Request, Sampling
+from glm4v_magic.core.conversation import Request
 from glm4v_magic.core.errors import (
     CheckpointError,
     ConversationError,
@@ -27,6 +27,7 @@ from glm4v_magic.core.errors import (
     PromptError,
 )
 from glm4v_magic.core.model import EngineInfo, ModelChoice
+from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.rows import Rows
 from glm4v_magic.engines import local
@@ -75,9 +76,10 @@ def batched(engine, requests):
         Sampling(16, temperature=0),
         Sampling(16, temperature=0, repetition_penalty=1.7),
         Sampling(16, temperature=1.5, top_k=40, seed=3),
+        Sampling(16, temperature=1.5, min_p=0.3, seed=5),
         Sampling(16, temperature=1.0, top_p=0.7, repetition_penalty=1.3, seed=4),
     ],
-    ids=["greedy", "penalty", "top_k", "top_p"],
+    ids=["greedy", "penalty", "top_k", "min_p", "top_p"],
 )
 def test_a_row_says_what_it_says_alone(engine, sampling):
     requests = [Request(golden.conversation(case), sampling) for case in golden.SINGLE_ROW]

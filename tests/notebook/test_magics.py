@@ -11,7 +11,8 @@ from conftest import TINY, InterruptingStream
 from IPython.utils.capture import capture_output
 from PIL import Image
 
-from glm4v_magic.core.conversation import Answer, Sampling
+from glm4v_magic.core.conversation import Answer
+from glm4v_magic.core.options import Sampling
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics
 from glm4v_magic.session.session import Session

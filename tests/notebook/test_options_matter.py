@@ -62,6 +62,7 @@ ANSWERS = {
     "--temperature": Trial("--temperature 0", "--max-tokens 4", "seed: None", after=SEED),
     "--top-p": Trial("--top-p 0.0001", SAMPLED),
     "--top-k": Trial("--top-k 1", SAMPLED),
+    "--min-p": Trial("--min-p 1", SAMPLED),
     "--repetition-penalty": Trial("--repetition-penalty 9", "--temperature 0 --max-tokens 24"),
     "--seed": Trial("--seed 7", "--temperature 1 --max-tokens 4", r"seed 7\b"),
     "--format": Trial("--format json", GREEDY, "holds no JSON", fails=(False, True)),

@@ -11,9 +11,8 @@ from traitlets import TraitError
 from traitlets.config import Config
 from traitlets.config.loader import DeferredConfigString
 
-from glm4v_magic.core.conversation import Sampling
 from glm4v_magic.core.errors import OptionError
-from glm4v_magic.core.ranges import RANGES
+from glm4v_magic.core.options import OPTIONS, Sampling
 from glm4v_magic.images import DEFAULT_LIMITS
 from glm4v_magic.notebook.render.settings import settings_bundle
 from glm4v_magic.notebook.settings import Glm4v, Setting, read
@@ -51,7 +50,7 @@ def test_what_is_built_in_is_what_python_callers_get(tmp_path):
     settings = read({}, {}, tmp_path)
     assert settings.max_tokens == Sampling().max_tokens
     assert settings.limits == DEFAULT_LIMITS
-    for name in ("temperature", "top_p", "top_k", "thinking"):
+    for name in ("temperature", "top_p", "top_k", "min_p", "thinking"):
         assert getattr(settings, name) is getattr(Sampling(), name)
     assert {source for _, source in (row(settings, name) for name in NAMES)} == {"built in"}
 
@@ -88,6 +87,7 @@ def test_config_says_so_even_if_the_value_stays(tmp_path):
         ("temperature", "None", None),
         ("top_p", "0.5", 0.5),
         ("top_k", "5", 5),
+        ("min_p", "0.1", 0.1),
         ("thinking", "off", False),
         ("thinking", "true", True),
         ("thinking", "None", None),
@@ -120,6 +120,7 @@ BAD = {
     "temperature": [-1, float("nan"), "hot", False],
     "top_p": [0, 1.5, float("inf")],
     "top_k": [0, 2.0],
+    "min_p": [-0.1, 1.5],
     "thinking": [1, "perhaps"],
     "system": [["Be brief."]],
     "stop_button": [1, "never"],
@@ -142,7 +143,7 @@ def test_a_bad_value_changes_nothing_and_says_what_it_may_be(tmp_path, name, val
     before = settings.table()
     with pytest.raises(TraitError) as caught:
         settings.update_config(Config({"Glm4v": {name: value}}))
-    demand = RANGES[name][0] if name in RANGES else "t"
+    demand = OPTIONS[name].demand
     assert str(caught.value).startswith(f"{name} is {value!r}, but must be {demand}")
     assert "\n" not in str(caught.value)
     assert settings.table() == before

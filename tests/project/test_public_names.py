@@ -15,7 +15,7 @@ PUBLIC = {
     "Glm4vError": "core.errors",
     "MapInterrupted": "core.errors",
     "Message": "core.conversation",
-    "Sampling": "core.conversation",
+    "Sampling": "core.options",
     "Session": "session.session",
     "Usage": "core.conversation",
     "load": "session.session",

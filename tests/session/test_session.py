@@ -11,7 +11,6 @@ from conftest import TINY
 from PIL import Image
 
 import glm4v_magic
-from glm4v_magic.core.conversation import Sampling
 from glm4v_magic.core.errors import (
     BusyError,
     CheckpointError,
@@ -22,6 +21,7 @@ from glm4v_magic.core.errors import (
     OptionError,
     PromptError,
 )
+from glm4v_magic.core.options import Sampling
 from glm4v_magic.session.session import Session
 
 GREEDY = {"temperature": 0, "max_tokens": 8}
@@ -109,10 +109,17 @@ def test_sampling_options_reach_the_model(loaded):
 
     assert text() == text()
     greedy = text(temperature=0)
-    changed = {"seed": 2, "top_k": 1, "top_p": 0.0001, "repetition_penalty": 50.0, "max_tokens": 3}
+    changed = {
+        "seed": 2,
+        "top_k": 1,
+        "top_p": 0.0001,
+        "min_p": 1.0,
+        "repetition_penalty": 50.0,
+        "max_tokens": 3,
+    }
     for name, value in changed.items():
         assert text(**{name: value}) != text(), name
-    assert text(top_k=1) == text(top_p=0.0001) == greedy
+    assert text(top_k=1) == text(top_p=0.0001) == text(min_p=1.0) == greedy
 
 
 def test_a_drawn_seed_is_told_and_repeats_the_answer(loaded):

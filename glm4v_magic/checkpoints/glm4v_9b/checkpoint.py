@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from glm4v_magic.checkpoints import Loaded
     from glm4v_magic.checkpoints.glm4v_9b.processing import Glm4v9bProcessor
     from glm4v_magic.core.model import Architecture, LoadProgress
-    from glm4v_magic.core.model_shape import Quantization
+    from glm4v_magic.core.options import Quantization
 
 __all__ = ["Glm4v9bCheckpoint"]
 

@@ -22,6 +22,8 @@ from glm4v_magic.core.errors import (
     PromptError,
     did_you_mean,
 )
+from glm4v_magic.core.options import Sampling, of_group
+from glm4v_magic.core.typed_options import typed
 from glm4v_magic.images import SourcedImage, parse_crop, resolve_images
 from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, Quoted, takes
 from glm4v_magic.notebook.commands.context import Context, require_variable_name
@@ -278,14 +280,9 @@ def images_of(
 
 def sampling_of(context: Context, arguments: Namespace) -> dict[str, Any]:
     """Return the sampling options that were typed or set; the session knows the rest."""
-    values = {
-        name: getattr(context.settings, name)
-        for name in ("max_tokens", "temperature", "top_p", "top_k", "thinking")
-    }
-    for name in (*values, "repetition_penalty", "seed"):
-        typed = getattr(arguments, name)
-        if typed is not None:
-            values[name] = typed == "on" if name == "thinking" else typed
+    table = of_group(Sampling)
+    values = {each.name: getattr(context.settings, each.name) for each in table if each.who.setting}
+    values |= typed(arguments, table)
     return {name: value for name, value in values.items() if value is not None}
 
 

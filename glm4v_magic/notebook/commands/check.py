@@ -12,8 +12,10 @@ from IPython.core.magic_arguments import argument
 from glm4v_magic.checkpoints.architecture import PUBLISHED
 from glm4v_magic.core.errors import BusyError, OptionError, PlacementError
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
-from glm4v_magic.core.model_shape import DTYPE_BYTES, Workload
-from glm4v_magic.notebook.command_line import DEBUG, takes
+from glm4v_magic.core.model_shape import Workload
+from glm4v_magic.core.options import of_command, taken
+from glm4v_magic.core.typed_options import typed
+from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.plan import find_architecture
 from glm4v_magic.notebook.render.dry_run import dry_run_bundle
@@ -29,24 +31,12 @@ _PRINT = ""  # what --json is without a file
 @takes(
     "glm4v check",
     argument("model", nargs="?", help=f"Folder, repository, demo, {', '.join(PUBLISHED)}."),
-    argument("--gpus", metavar="SPEC", help='GPUs, such as "8x16GiB"; else those here.'),
-    argument(
-        "--map",
-        default="plan",
-        metavar="FILE",
-        help="Device map or plan (JSON), auto for transformers' own, or plan (the default).",
-    ),
-    argument(
-        "--context",
-        type=int,
-        metavar="N",
-        help="Positions (tokens, and those of images) of prompt and answer; the model's longest "
-        "unless given.",
-    ),
-    argument("--images", type=int, default=1, metavar="N", help="Images of a prompt; 1."),
-    argument("--batch", type=int, default=1, metavar="N", help="Prompts at once; 1."),
-    argument(
-        "--dtype", help=f"Of the weights: {', '.join(DTYPE_BYTES)}; as published unless given."
+    *from_table(
+        "check",
+        device_map={
+            "default": "plan",
+            "help": "Device map or plan (JSON), auto for transformers' own, or plan (the default).",
+        },
     ),
     argument(
         "--json",
@@ -73,7 +63,7 @@ def check(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
         raise BusyError("The model is at work.", "Check when it has finished.")
     file = _json_file(arguments.json)
     gpus = _gpus(arguments.gpus)
-    work = Workload(arguments.context, arguments.images, arguments.batch, arguments.dtype)
+    work = taken(Workload, typed(arguments, of_command("check")))
     model = find_architecture(arguments.model or context.model)
 
     from glm4v_magic.dry_run.run import dry_run
@@ -81,7 +71,7 @@ def check(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
     report = dry_run(
         model,
         gpus,
-        arguments.map,
+        arguments.device_map,
         context=work.context,
         images=work.images,
         batch=work.batch,

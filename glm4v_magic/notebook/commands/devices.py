@@ -15,10 +15,9 @@ from glm4v_magic.core.errors import BusyError, DoesNotFitError, Glm4vError, Plac
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.model import Architecture
 from glm4v_magic.core.placement import PlacementOptions
-from glm4v_magic.notebook.command_line import DEBUG, takes
+from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.plan import (
-    PLACEMENT_OPTIONS,
     as_options,
     find_architecture,
     load_line,
@@ -44,7 +43,7 @@ __all__ = ["devices", "draw", "draw_loaded", "make_tool"]
 @takes(
     "glm4v devices",
     argument("model", nargs="?", help=f"Folder, repository, demo, {', '.join(PUBLISHED)}."),
-    *PLACEMENT_OPTIONS,
+    *from_table("devices"),
     DEBUG,
 )
 def devices(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from IPython.core.magic_arguments import argument
 
 from glm4v_magic.core.gpu_spec import parse_gpus
-from glm4v_magic.notebook.command_line import DEBUG, takes
+from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.render.doctor import doctor_bundle, findings_json
 from glm4v_magic.notebook.screen import show
@@ -20,7 +20,7 @@ __all__ = ["doctor"]
 @takes(
     "glm4v doctor",
     argument("model", nargs="?", help="Name or folder to judge for; GLM-4V-9B unless given."),
-    argument("--gpus", metavar="SPEC", help="Judge these GPUs instead of those that are here."),
+    *from_table("doctor"),
     argument("--hub", action="store_true", help="Also ask whether the hub can be reached; 3 s."),
     argument("--json", action="store_true", help="Show the findings as JSON."),
     DEBUG,

@@ -10,10 +10,11 @@ from IPython.core.magic_arguments import argument
 
 from glm4v_magic.calls.prompt import expand
 from glm4v_magic.core.model import ModelChoice
+from glm4v_magic.core.options import of_command
+from glm4v_magic.core.typed_options import typed
 from glm4v_magic.core.wording import printable
-from glm4v_magic.notebook.command_line import DEBUG, takes
+from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
 from glm4v_magic.notebook.commands.context import Context
-from glm4v_magic.notebook.commands.plan import PLACEMENT_OPTIONS, placement_options
 from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.notebook.render.status import status_bundle, status_rows
 from glm4v_magic.notebook.screen import screen_for, show
@@ -24,11 +25,7 @@ __all__ = ["load", "status", "unload"]
 @takes(
     "glm4v load",
     argument("model", nargs="?", help="Folder, id on the hub, demo, or a server's address."),
-    *PLACEMENT_OPTIONS,
-    argument("--map", metavar="FILE", help="Follow this device map or plan (JSON)."),
-    argument("--revision", metavar="SHA", help="Commit, branch or tag of the repository."),
-    argument("--served-model", metavar="NAME", help="Which model of a server with several."),
-    argument("--timeout", type=float, metavar="S", help="Longest silence of a server; 300 s."),
+    *from_table("load"),
     DEBUG,
 )
 def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
@@ -55,12 +52,8 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
     try:
         context.session.load(
             model,
-            revision=arguments.revision,
-            device_map=arguments.map,
-            served_model=arguments.served_model,
-            timeout=arguments.timeout,
             on_progress=screen.loading,
-            **placement_options(arguments),
+            **typed(arguments, of_command("load")),
         )
         info = context.session.status().info
         if info is not None:

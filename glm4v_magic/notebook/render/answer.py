@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from glm4v_magic.core.conversation import Answer, Format, Usage
+from glm4v_magic.core.conversation import Answer, Usage
+from glm4v_magic.core.options import Format
 from glm4v_magic.core.wording import (
     counted,
     json_text,

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import ipywidgets as widgets
 
 from glm4v_magic.core.errors import Glm4vError, reason
-from glm4v_magic.core.model_shape import DTYPE_BYTES, QUANTIZATIONS
-from glm4v_magic.core.placement import Objective, PlacementOptions
+from glm4v_magic.core.model_shape import DTYPE_BYTES
+from glm4v_magic.core.options import QUANTIZATIONS, Objective
+from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.monitor import CLOCK
 from glm4v_magic.notebook.render import MimeBundle

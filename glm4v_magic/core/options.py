@@ -1,0 +1,769 @@
+"""Every option once: its name, type, range, default, meaning, and who has it.
+
+The groups below are the table. A field of a group is an option, and `option` describes it: what
+its value must be, what it means not to give it, and where it can be given. The magics' parser, the
+settings, the checks of Python arguments, the fields of the server, the help and the reference page
+are made from it; `accepts` gives a method of Python its options. A new option is one field here,
+and its use.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar, get_args
+
+from glm4v_magic.core.errors import OptionError, did_you_mean
+
+__all__ = [
+    "DTYPES",
+    "FORMATS",
+    "OBJECTIVES",
+    "OPTIONS",
+    "QUANTIZATIONS",
+    "AnswerForm",
+    "ChatChoice",
+    "Format",
+    "ImageParts",
+    "Loading",
+    "ManyRows",
+    "Objective",
+    "Option",
+    "PlacementFields",
+    "Quantization",
+    "Sampling",
+    "SettingsOnly",
+    "Who",
+    "accepts",
+    "check",
+    "of_command",
+    "of_group",
+    "of_python",
+    "of_requests",
+    "of_settings",
+    "option",
+    "taken",
+]
+
+Format = Literal["markdown", "text", "json", "code"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+"""Forms of an answer, the usual one first."""
+
+Objective = Literal["balance", "fewest"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+
+Quantization = Literal["8bit", "4bit"]
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+
+DTYPES = ("bfloat16", "float16", "float32")
+"""Of weights, cache and activations."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Group = TypeVar("Group")
+
+
+@dataclass(frozen=True)
+class Who:
+    """Where an option can be given.
+
+    Attributes:
+        commands: commands of the notebook that take it; ``cell`` is the cell magic, ``serve`` the
+            server's program.
+        python: methods of `Session` that take it.
+        setting: whether it is a setting, too.
+        request: whether it is a field of a request to the server.
+    """
+
+    commands: tuple[str, ...] = ()
+    python: tuple[str, ...] = ()
+    setting: bool = False
+    request: bool = False
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Attributes:
+        name: in Python.
+        annotation: its type, as Python spells it.
+        default: its value if it is not given.
+        help: what it means, in sentences.
+        demand: what a value must be, in words that follow "must be".
+        holds: whether a value of the right type is in range.
+        who: where it can be given.
+        metavar: stands for the value in a line of help.
+        unset: what ``None`` means; empty where nothing needs to be said.
+        choices: all values there are; empty for other options.
+        noun: what a choice is called in messages; the option's name if empty.
+        spelled: long name on a command line, without dashes; made from `name` if empty.
+        short: its one letter there; empty for most.
+        read: makes a value of the text on a command line, where the type does not tell how.
+            Raises OptionError.
+        example: a value as it is typed, for the reference; empty where any of its type will do.
+    """
+
+    name: str
+    annotation: str
+    default: Any
+    help: str
+    demand: str
+    holds: Callable[[Any], bool]
+    who: Who
+    metavar: str = ""
+    unset: str = ""
+    choices: tuple[str, ...] = ()
+    noun: str = ""
+    spelled: str = ""
+    short: str = ""
+    read: Callable[[str], Any] | None = None
+    example: str = ""
+
+    @property
+    def type(self) -> str:
+        """``int``, ``float``, ``bool``, ``str``, or another annotation without ``None``."""
+        return self.annotation.removesuffix(" | None")
+
+    @property
+    def allows_none(self) -> bool:
+        """Whether ``None`` says that the option is not given."""
+        return self.default in (None, ())
+
+    def check(self, value: object, label: str | None = None) -> None:
+        """Refuse what this option cannot be.
+
+        Args:
+            value: what was given.
+            label: what the user calls the option, where that is not its name.
+
+        Raises:
+            OptionError: if the value has the wrong type or is out of range.
+        """
+        if value is None and self.allows_none:
+            return
+        if self.choices:
+            self._check_choice(value)
+        elif not (_has_type(value, self.type) and self.holds(value)):
+            raise OptionError(f"{label or self.name} is {value!r}, but must be {self.demand}.")
+
+    def _check_choice(self, value: object) -> None:
+        if not (isinstance(value, str) and value in self.choices):
+            two = len(self.choices) == 2
+            between = " and " if two else ", "
+            hint = did_you_mean(str(value), self.choices)
+            raise OptionError(
+                f"Unknown {self.noun or self.name} {value!r}; "
+                f"there are {between.join(self.choices)}.",
+                "" if two and all(each in hint for each in self.choices) else hint,
+            )
+
+    def explained(self, unless: str = "given") -> str:
+        """Return the meaning, and what counts ``unless`` the option is given."""
+        return f"{self.help} {self._otherwise(unless)}".rstrip()
+
+    def _otherwise(self, unless: str) -> str:
+        usual = self.unset if self.allows_none else str(self.default)
+        if self.default is False or not usual:
+            return ""
+        return f"{usual[:1].upper()}{usual[1:]} unless {unless}."
+
+
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+}
+
+
+def _has_type(value: object, wanted: str) -> bool:
+    kinds = _TYPES.get(wanted)
+    if kinds is None:  # `Option.holds` knows
+        return True
+    if not isinstance(value, kinds) or (isinstance(value, bool) and wanted != "bool"):
+        return False
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def option(
+    default: Any,
+    help: str,  # noqa: A002  as argparse and traitlets call it
+    who: Who,
+    demand: str = "",
+    holds: Callable[[Any], bool] = lambda _: True,
+    **rest: Any,
+) -> Any:
+    """Describe the option that a field of a group is.
+
+    Args:
+        default: its value if it is not given.
+        help: as in `Option`, and so are the rest.
+        who: where it can be given.
+        demand: what a value must be.
+        holds: whether a value is in range.
+        rest: more attributes of `Option`.
+    """
+    described = {"help": help, "who": who, "demand": demand, "holds": holds, **rest}
+    return field(default=default, metadata=described)
+
+
+_ASK = ("cell", "ask", "preview")
+_AGAIN = ("retry", "continue")
+_PLAN = ("plan", "devices", "load", "serve")
+
+_SAMPLED = Who((*_ASK, *_AGAIN), ("ask", "retry", "carry_on", "map"), setting=True, request=True)
+_FORMED = Who((*_ASK, *_AGAIN), ("ask", "retry", "carry_on", "map"))
+_ASKED = Who(_ASK, ("ask", "draft"))
+_OF_IMAGES = Who(_ASK)
+_MAPPED = Who(_ASK, ("map",))
+_PLACED = Who(_PLAN, ("load",))
+_CHECKED = Who((*_PLAN, "check"), ("load",))
+_SETTING = Who(setting=True)
+
+_OWN = "the checkpoint's own"
+_LARGEST_SEED = 2**63 - 1
+_MOST_MEGAPIXELS = 178  # Pillow refuses more by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen, and whether the model thinks first.
+
+    Attributes:
+        max_tokens: longest answer, in tokens.
+        temperature: 0 is greedy; ``None`` leaves it to the checkpoint's generation config, as for
+            the next four.
+        top_p: nucleus size in (0, 1].
+        top_k: how many of the likeliest tokens stay in.
+        min_p: least probability of a token, as a share of the likeliest one's.
+        repetition_penalty: above 1 discourages repeats.
+        seed: seed of this call; ``None`` draws one, which the answer then reports.
+        thinking: whether a model that can think does; ``None`` leaves it to the model.
+    """
+
+    max_tokens: int = option(
+        512,
+        "Longest answer, in tokens.",
+        _SAMPLED,
+        "a whole number of at least 1",
+        lambda value: value >= 1,
+        metavar="N",
+        example="64",
+    )
+    temperature: float | None = option(
+        None,
+        "0 is greedy; higher is more surprising.",
+        _SAMPLED,
+        "a number of at least 0 (0 is greedy)",
+        lambda value: value >= 0,
+        metavar="T",
+        unset=_OWN,
+        example="0.7",
+    )
+    top_p: float | None = option(
+        None,
+        "Nucleus size, above 0 and at most 1.",
+        _SAMPLED,
+        "a number above 0 and at most 1",
+        lambda value: 0 < value <= 1,
+        metavar="P",
+        unset=_OWN,
+        example="0.9",
+    )
+    top_k: int | None = option(
+        None,
+        "Sample from so many of the likeliest tokens only.",
+        _SAMPLED,
+        "a whole number of at least 1",
+        lambda value: value >= 1,
+        metavar="K",
+        unset=_OWN,
+    )
+    min_p: float | None = option(
+        None,
+        "Leave out tokens less probable than this share of the likeliest one's probability.",
+        _SAMPLED,
+        "a number from 0 to 1",
+        lambda value: 0 <= value <= 1,
+        metavar="P",
+        unset=_OWN,
+        example="0.1",
+    )
+    repetition_penalty: float | None = option(
+        None,
+        "Above 1 discourages repeats.",
+        replace(_SAMPLED, setting=False),
+        "a number above 0",
+        lambda value: value > 0,
+        metavar="P",
+        unset=_OWN,
+        example="1.1",
+    )
+    seed: int | None = option(
+        None,
+        "Repeats a sampled answer exactly.",
+        replace(_SAMPLED, setting=False),
+        "a whole number from 0 to 2**63 - 1",
+        lambda value: 0 <= value <= _LARGEST_SEED,
+        metavar="N",
+        unset="a new one, which the answer tells,",
+    )
+    thinking: bool | None = option(
+        None,
+        "Whether the model thinks before it answers, if it can. What it thought is shown apart "
+        "from the answer.",
+        replace(_SAMPLED, request=False),
+        "True, False or None",
+        unset="the model's own choice",
+    )
+
+
+class ChatChoice:
+    """Where a question goes."""
+
+    follow_up: bool = option(
+        False,
+        "Go on with the chat of the latest answer, its images included.",
+        _ASKED,
+        "True or False",
+        spelled="continue",
+        short="c",
+    )
+    chat: str | None = option(
+        None,
+        "Go on with the chat of this name, or begin it.",
+        _ASKED,
+        "a name",
+        metavar="NAME",
+        example="shapes",
+    )
+    system: str | None = option(
+        None,
+        "System message at the beginning of the conversation: how to answer.",
+        Who(_ASK, ("ask", "draft", "map"), setting=True),
+        "text",
+        metavar="TEXT",
+        example='"Answer in one word."',
+    )
+
+
+class AnswerForm:
+    """The form of an answer."""
+
+    format: Format | None = option(
+        None,
+        "json and code are found in the answer and are its value. In a notebook code also goes "
+        "into the next cell, unless there are many rows.",
+        _FORMED,
+        choices=FORMATS,
+        unset=FORMATS[0],
+        example="json",
+    )
+    schema: object = option(
+        None,
+        "JSON Schema for the format json: in a notebook a variable, or a file. The model does not "
+        "see it, so say in the question what you want; an answer that breaks it is asked for once "
+        "more.",
+        _FORMED,
+        metavar="SCHEMA",
+        example="schema.json",
+    )
+
+
+class ImageParts:
+    """What is seen of an image."""
+
+    page: int | None = option(
+        None,
+        "Page of a TIFF, frame of a GIF; from 1.",
+        _OF_IMAGES,
+        "a whole number",  # which ones there are, the image knows
+        metavar="N",
+        example="1",
+    )
+    crop: str | None = option(
+        None,
+        "Part of the image: left, top, width, height. Whole numbers are pixels, with a decimal "
+        "point fractions of the image, with % percent of it.",
+        _OF_IMAGES,
+        "text",
+        metavar="X,Y,W,H",
+        example="0.5,0,0.5,1",
+    )
+
+
+class ManyRows:
+    """One prompt for many rows."""
+
+    over: str | None = option(
+        None,
+        "Ask the same of each: a list of images or values, a folder, a pattern, a pandas Series, "
+        "df.column. {{item}}, {{index}}, {{row.name}} differ from row to row.",
+        Who(_ASK),
+        "text",
+        metavar="ITEMS",
+        example="photos",
+    )
+    batch_size: int | None = option(
+        None,
+        "Rows to ask at once, where there are many.",
+        _MAPPED,
+        "a whole number of at least 1",
+        lambda value: value >= 1,
+        metavar="N",
+        unset="8, but 1 of a large model on the CPU and always of a server,",
+    )
+    fresh: bool = option(False, "Ask rows again that are answered.", _MAPPED, "True or False")
+    raw: bool = option(False, "Leave {{expression}} as it is.", _MAPPED, "True or False")
+
+
+def _is_sizes(value: object) -> bool:
+    sizes: Sequence[Any] = value if isinstance(value, list | tuple) else (value,)
+    return all(_has_type(size, "float") and size > 0 for size in sizes)
+
+
+def _is_pins(value: object) -> bool:
+    return isinstance(value, Mapping | tuple)
+
+
+def _read_sizes(text: str) -> float | tuple[float, ...]:
+    """Read ``20`` or ``20,20,10``."""
+    try:
+        sizes = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise OptionError(f"{text!r} is not a size in GiB, or sizes such as 20,20,10") from None
+    return sizes[0] if len(sizes) == 1 else sizes
+
+
+def _read_pins(text: str) -> dict[str, int]:
+    """Read ``vision=0,layer.7=1``."""
+    pins = {}
+    for part in text.split(","):
+        unit, _, index = part.partition("=")
+        index = index.strip().removeprefix("cuda:")
+        if not unit.strip() or not (index.isascii() and index.isdigit()):
+            raise OptionError(f"{part!r} is not a unit and its GPU, such as vision=0")
+        pins[unit.strip()] = int(index)
+    return pins
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementFields:
+    """How a model is to be placed; `core.placement.PlacementOptions` checks it."""
+
+    gpus: str | None = option(
+        None,
+        "GPUs to use, such as 2x16GiB; cpu for none.",
+        Who((*_PLAN, "check", "doctor"), ("load",)),
+        "a description such as 2x16GiB",
+        metavar="SPEC",
+        unset="those that are here",
+    )
+    context: int | None = option(
+        None,
+        "Tokens of prompt and answer to plan for, those of images included.",
+        _CHECKED,
+        "a whole number of at least 1",
+        lambda value: value >= 1,
+        metavar="N",
+        unset="the model's longest",
+        example="8192",
+    )
+    images: int = option(
+        1,
+        "Images of a prompt to plan for.",
+        _CHECKED,
+        "a whole number of at least 0",
+        lambda value: value >= 0,
+        metavar="N",
+        example="1",
+    )
+    batch: int = option(
+        1,
+        "Prompts at once to plan for.",
+        _CHECKED,
+        "a whole number of at least 1",
+        lambda value: value >= 1,
+        metavar="N",
+    )
+    objective: Objective = option(
+        OBJECTIVES[0],
+        "balance for the emptiest fullest GPU, fewest for as few GPUs as fit.",
+        _PLACED,
+        choices=OBJECTIVES,
+        metavar="GOAL",
+        example="fewest",
+    )
+    dtype: str | None = option(
+        None,
+        f"Of the weights: {', '.join(DTYPES)}.",
+        _CHECKED,
+        choices=DTYPES,
+        metavar="DTYPE",
+        unset="as published on GPUs and float32 on the CPU",
+        example="float16",
+    )
+    quantize: Quantization | None = option(
+        None,
+        f"The text part's linear layers in {' or '.join(QUANTIZATIONS)}.",
+        _PLACED,
+        choices=QUANTIZATIONS,
+        noun="quantisation",
+        metavar="KIND",
+        example="4bit",
+    )
+    max_memory: float | tuple[float, ...] | None = option(
+        None,
+        "Most GiB to use of a GPU: one number, or one for each GPU, such as 20,10.",
+        _PLACED,
+        "a number of GiB above 0, or one for each GPU",
+        _is_sizes,
+        metavar="GIB",
+        read=_read_sizes,
+        example="14,14,14,10",
+    )
+    reserve: float | None = option(
+        None,
+        "GiB of each GPU to leave alone.",
+        _PLACED,
+        "a number of GiB of at least 0",
+        lambda value: value >= 0,
+        metavar="GIB",
+        unset="3 % of its size",
+        example="1.5",
+    )
+    split_vision: bool = option(
+        False,
+        "Let the vision tower be cut wherever that balances better.",
+        _PLACED,
+        "True or False",
+    )
+    offload: bool = option(
+        False, "If no split fits, keep layers in host memory.", _PLACED, "True or False"
+    )
+    pin: tuple[tuple[str, int], ...] = option(
+        (),
+        "Units to a GPU: vision, embedding, layer (all of them), layer.7, head. For example "
+        "vision=0,layer.7=1,head=1.",
+        _PLACED,
+        "units and the GPU of each",
+        _is_pins,
+        metavar="UNIT=GPU",
+        read=_read_pins,
+    )
+
+
+class Loading:
+    """Which model, beside where it goes."""
+
+    device_map: object = option(
+        None,
+        "Follow this device map or plan, or a JSON file of either, instead of making a plan.",
+        Who(("load", "check"), ("load",)),
+        metavar="FILE",
+        spelled="map",
+        example="map.json",
+    )
+    revision: str | None = option(
+        None,
+        "Commit, branch or tag of the repository.",
+        Who(("load", "serve"), ("load",)),
+        "text",
+        metavar="SHA",
+        example="main",
+    )
+    served_model: str | None = option(
+        None,
+        "Which model of a server; needed if it has several.",
+        Who(("load",), ("load",)),
+        "a name",
+        metavar="NAME",
+        example="glm-4.1v",
+    )
+    timeout: float | None = option(
+        None,
+        "Longest silence of a server, in seconds.",
+        Who(("load",), ("load",)),
+        "a number of seconds above 0",
+        lambda value: value > 0,
+        metavar="S",
+        unset="300",
+        example="120",
+    )
+
+
+class SettingsOnly:
+    """What is set for a notebook, and not given with a question."""
+
+    model: str | None = option(
+        None,
+        "Model of the first question, and of a load that names none: folder, repository id, demo, "
+        "or the address of a server.",
+        Who(python=("ask", "retry", "carry_on", "map"), setting=True),
+        "text",
+        unset="demo",
+    )
+    stop_button: bool = option(
+        True,
+        "Show a Stop button while answers are being written, where one can work.",
+        _SETTING,
+        "true or false",
+    )
+    debug: bool = option(
+        False,
+        "Show the traceback of an error instead of one line.",
+        Who(("every",), setting=True),
+        "true or false",
+    )
+    megapixels: float = option(
+        128.0,
+        "Largest image that is read, in megapixels.",
+        _SETTING,
+        f"a number above 0 and at most {_MOST_MEGAPIXELS}",
+        lambda value: 0 < value <= _MOST_MEGAPIXELS,
+    )
+    download_seconds: float = option(
+        30.0,
+        "Longest download of an image, in seconds.",
+        _SETTING,
+        "a number above 0",
+        lambda value: value > 0,
+    )
+    allow_private: bool = option(
+        False,
+        "Whether a URL may lead to this computer or its private network.",
+        _SETTING,
+        "true or false",
+    )
+
+
+_GROUPS: tuple[type, ...] = (
+    Sampling,
+    ChatChoice,
+    AnswerForm,
+    ImageParts,
+    ManyRows,
+    PlacementFields,
+    Loading,
+    SettingsOnly,
+)
+
+
+def of_group(group: type) -> tuple[Option, ...]:
+    """Return the options of a group, in its order."""
+    described: Mapping[str, Any] = getattr(group, "__dataclass_fields__", None) or vars(group)
+    return tuple(
+        Option(name, group.__annotations__[name], each.default, **each.metadata)
+        for name, each in described.items()
+        if isinstance(each, Field) and each.metadata
+    )
+
+
+OPTIONS: dict[str, Option] = {each.name: each for group in _GROUPS for each in of_group(group)}
+"""The whole table, by name."""
+
+
+def of_command(command: str) -> tuple[Option, ...]:
+    """Return the options of a command; see `Who`."""
+    return tuple(each for each in OPTIONS.values() if command in each.who.commands)
+
+
+def of_python(method: str) -> tuple[Option, ...]:
+    """Return the options of a method of `Session`."""
+    return tuple(each for each in OPTIONS.values() if method in each.who.python)
+
+
+def of_settings() -> tuple[Option, ...]:
+    """Return the options that are settings."""
+    return tuple(each for each in OPTIONS.values() if each.who.setting)
+
+
+def of_requests() -> tuple[Option, ...]:
+    """Return the options that are fields of a request to the server."""
+    return tuple(each for each in OPTIONS.values() if each.who.request)
+
+
+def check(name: str, value: object, label: str | None = None) -> None:
+    """Refuse what the option `name` cannot be; see `Option.check`."""
+    OPTIONS[name].check(value, label)
+
+
+def taken(group: type[Group], options: Mapping[str, Any]) -> Group:
+    """Return a group, such as `Sampling`, of those of `options` that are its own."""
+    names = {each.name for each in fields(group)}  # type: ignore[arg-type]  # a dataclass
+    return group(**{name: value for name, value in options.items() if name in names})
+
+
+def accepts(method: str) -> Callable[[Function], Function]:
+    """Give a method of Python its options from the table.
+
+    The method takes them as ``**options``; it sees only those that were given, checked. Its
+    signature and its docstring show all of them: the latter in place of a line ``options:`` under
+    ``Args:``.
+
+    Args:
+        method: name in `Who.python`.
+    """
+    mine = of_python(method)
+    known = {each.name: each for each in mine}
+
+    def decorate(function: Function) -> Function:
+        written = inspect.signature(function)
+        *rest, last = written.parameters.values()
+        assert last.kind is inspect.Parameter.VAR_KEYWORD
+        own = {each.name for each in rest}
+
+        @functools.wraps(function)
+        def checked(*arguments: Any, **named: Any) -> Any:
+            for name, value in named.items():
+                if name in known:
+                    known[name].check(value)
+                elif name not in own:
+                    raise OptionError(
+                        f"{method} has no option {name!r}.",
+                        did_you_mean(name, (*known, *own)) or f"There are {', '.join(known)}.",
+                    )
+            return function(*arguments, **named)
+
+        shown = [
+            inspect.Parameter(
+                each.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=each.default,
+                annotation=each.annotation,
+            )
+            for each in mine
+        ]
+        checked.__signature__ = written.replace(parameters=[*rest, *shown])  # type: ignore[attr-defined]
+        checked.__doc__ = _with_options(function.__doc__ or "", mine)
+        return checked  # type: ignore[return-value]  # as before, to a caller
+
+    return decorate
+
+
+_OPTIONS_LINE = re.compile(r"^( *)options:.*\n(?:\1 +.*\n)*", re.MULTILINE)
+
+
+def _with_options(docstring: str, options: Sequence[Option]) -> str:
+    """Put a line for each option in place of that of ``options``."""
+
+    def lines(found: re.Match[str]) -> str:
+        indent = found[1]
+        return "".join(
+            textwrap.fill(
+                f"{each.name}: {each.explained()}",
+                width=100,
+                initial_indent=indent,
+                subsequent_indent=f"{indent}    ",
+                break_on_hyphens=False,
+            )
+            + "\n"
+            for each in options
+        )
+
+    return _OPTIONS_LINE.sub(lines, docstring)

@@ -1,0 +1,72 @@
+"""Options as they are typed on a command line: the table in argparse's terms, and back."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.options import Option
+
+__all__ = ["argument_of", "flags_of", "typed"]
+
+_ON_OFF = ("on", "off")
+
+
+def flags_of(option: Option) -> tuple[str, ...]:
+    """Return how an option is typed, the short form first: ``-c``, ``--continue``."""
+    long = option.spelled or option.name.replace("_", "-")
+    return (*((f"-{option.short}",) if option.short else ()), f"--{long}")
+
+
+def argument_of(option: Option, unless: str = "given") -> dict[str, Any]:
+    """Return an option as the keyword arguments of `argparse.ArgumentParser.add_argument`.
+
+    The value is ``None``, or false, where the option is not given: see `typed`.
+
+    Args:
+        option: of the table.
+        unless: when the default does not count, in the words of the help.
+    """
+    known: dict[str, Any] = {
+        "dest": option.name,
+        "help": option.explained(unless).replace("%", "%%"),
+    }
+    if option.type == "bool":
+        if option.allows_none:
+            return {**known, "choices": _ON_OFF}
+        return {**known, "action": "store_true"}
+    if option.choices and not option.metavar:
+        known["choices"] = option.choices
+    if option.metavar:
+        known["metavar"] = option.metavar
+    reader = _reader(option)
+    return known if reader is None else {**known, "type": reader}
+
+
+def _reader(option: Option) -> Callable[[str], Any] | None:
+    read = option.read
+    if read is None:
+        return {"int": int, "float": float}.get(option.type)
+
+    def reader(text: str) -> Any:
+        try:
+            return read(text)
+        except OptionError as error:
+            raise ArgumentTypeError(str(error)) from None
+
+    return reader
+
+
+def typed(arguments: Namespace, options: Iterable[Option]) -> dict[str, Any]:
+    """Return the values of those `options` that were typed, by their names in Python."""
+    values = {}
+    for option in options:
+        value = getattr(arguments, option.name)
+        if option.type == "bool" and value in _ON_OFF:
+            value = value == "on"
+        elif value is None or value is False:
+            continue
+        values[option.name] = value
+    return values
