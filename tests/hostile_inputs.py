@@ -562,7 +562,7 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
                 "load tiny --map none.json",
                 "The device map none.json cannot be read: No such file or directory.",
             ),
-            ("load tiny --map cat.png", "The device map cat.png is not a text file."),
+            ("load tiny --map cat.png", "The device map cat.png is not a text file in UTF-8."),
             ("load tiny --map list.json", "The device map list.json is [1, 2], not a JSON object."),
             ("load tiny --map empty.json", "The device map is empty."),
             (
