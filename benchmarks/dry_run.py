@@ -38,14 +38,15 @@ def main() -> None:
         importlib.import_module(name)
     from glm4v_magic.checkpoints.architecture import architecture
     from glm4v_magic.dry_run.run import dry_run
+    from glm4v_magic.dry_run.text import report_text, title, verdict
 
     imports, before = time.perf_counter() - start, peak_mib()
     start = time.perf_counter()
     report = dry_run(architecture(options.model), options.gpus, options.map)
     seconds = time.perf_counter() - start
     if options.report:
-        print(report.text(), end="\n\n")
-    print(f"{report.title()}\n{report.verdict()}")
+        print(report_text(report), end="\n\n")
+    print(f"{title(report)}\n{verdict(report)}")
     print(f"imports  {imports:6.1f} s  {before:6.0f} MiB")
     print(f"dry run  {seconds:6.1f} s  {peak_mib() - before:6.0f} MiB more (goal: 10 s, 600 MiB)")
 

@@ -7,7 +7,6 @@ if NVML finds a GPU, because only torch knows which CUDA it was built for and wh
 
 from __future__ import annotations
 
-import http.client
 import importlib
 import os
 import platform
@@ -15,8 +14,6 @@ import queue
 import shutil
 import sys
 import threading
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -292,13 +289,12 @@ def _hub() -> Hub | None:
 
 def _problem_with(url: str) -> str:
     """Why `url` does not answer; empty if it does."""
+    import httpx
+
     if not url.startswith(("http://", "https://")):
         return "its address is not http or https"
     try:
-        with urllib.request.urlopen(url, timeout=_HUB_SECONDS):  # noqa: S310  the scheme is checked
-            return ""
-    except urllib.error.HTTPError as error:
-        error.close()
-        return f"it answers {error.code}"
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        return reason(error.reason if isinstance(error, urllib.error.URLError) else error)  # type: ignore[arg-type]
+        with httpx.stream("GET", url, follow_redirects=True, timeout=_HUB_SECONDS) as response:
+            return f"it answers {response.status_code}" if response.is_error else ""
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:
+        return reason(error)

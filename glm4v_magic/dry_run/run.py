@@ -102,7 +102,7 @@ def dry_run(
 
     Returns:
         What was found. Refused operations and GPUs that are too small are part of the report, not
-        errors; see `DryRunReport.raise_if_unusable`.
+        errors; see `dry_run.text.raise_if_unusable`.
 
     Raises:
         CheckpointError: if transformers does not accept the configuration.

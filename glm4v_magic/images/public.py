@@ -2,79 +2,83 @@
 
 from __future__ import annotations
 
-import http.client
 import ipaddress
 import socket
 import ssl
-import urllib.parse
 import urllib.request
 from collections.abc import Iterable
+
+import httpx
 
 from glm4v_magic.core.errors import ImageError
 from glm4v_magic.images.messages import one_line
 
-__all__ = ["Connector", "is_public"]
+__all__ = ["is_public", "transport"]
 
 
-class Connector(urllib.request.AbstractHTTPHandler):
-    """Connects to public addresses only, unless private ones are allowed.
+def transport(url: httpx.URL, allow_private: bool) -> httpx.BaseTransport:
+    """Return what sends a request for `url`: through the proxy of the environment, if there is one.
+
+    Args:
+        url: what is asked for.
+        allow_private: whether it may be on this computer or in a private network.
+
+    Raises:
+        ImageError: if a proxy is asked for a private address. It looks names up itself, so that
+            only addresses and ``localhost`` written in the URL are refused.
+    """
+    # As the rest of the system: httpx's own choice would leave out what the machine trusts.
+    trusted = ssl.create_default_context()
+    proxy = _proxy(url)
+    if proxy is not None:
+        if not allow_private:
+            _refuse_private_name(url.host)
+        return httpx.HTTPTransport(verify=trusted, proxy=proxy)
+    direct = httpx.HTTPTransport(verify=trusted)
+    return direct if allow_private else _PublicTransport(direct)
+
+
+class _PublicTransport(httpx.BaseTransport):
+    """Looks a host up and connects to what was found, if all of it is public.
 
     The address that is checked is the one that is connected to: a name cannot change its meaning
-    in between. Behind a proxy the proxy looks names up, so only addresses and ``localhost``
-    written in the URL are refused.
+    in between. The server is still asked, and its certificate checked, for its name.
     """
 
-    def __init__(self, allow_private: bool) -> None:
-        super().__init__()
-        self._allow_private = allow_private
+    def __init__(self, direct: httpx.HTTPTransport) -> None:
+        self._direct = direct
 
-    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        """Send a request; urllib finds this by its name."""
-        return self._open(req, http.client.HTTPConnection, _PublicHTTPConnection)
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        host = request.url.raw_host.decode("ascii")
+        port = request.url.port or (443 if request.url.scheme == "https" else 80)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = [str(place[4][0]) for place in found]
+        _refuse_private(host, addresses)
+        for address in addresses[:-1]:
+            try:
+                return self._send(request, host, address)
+            except httpx.ConnectError:  # the next may do; the last one's failure is told
+                continue
+        return self._send(request, host, addresses[-1])
 
-    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        """Send a request over TLS; urllib finds this by its name."""
-        return self._open(req, http.client.HTTPSConnection, _PublicHTTPSConnection)
+    def _send(self, request: httpx.Request, host: str, address: str) -> httpx.Response:
+        url = request.url.copy_with(host=address)
+        extensions = {**request.extensions, "sni_hostname": host}
+        return self._direct.handle_request(
+            httpx.Request(request.method, url, headers=request.headers, extensions=extensions)
+        )
 
-    http_request = urllib.request.AbstractHTTPHandler.do_request_
-    https_request = urllib.request.AbstractHTTPHandler.do_request_
-
-    def _open(
-        self,
-        request: urllib.request.Request,
-        anywhere: type[http.client.HTTPConnection],
-        public: type[http.client.HTTPConnection],
-    ) -> http.client.HTTPResponse:
-        if self._allow_private:
-            return self.do_open(anywhere, request)
-        if request.has_proxy() or getattr(request, "_tunnel_host", None):
-            _refuse_private_name(urllib.parse.urlsplit(request.full_url).hostname or "")
-            return self.do_open(anywhere, request)
-        return self.do_open(public, request)
+    def close(self) -> None:
+        self._direct.close()
 
 
-class _PublicHTTPConnection(http.client.HTTPConnection):
-    def connect(self) -> None:
-        self.sock = _connect_public(self.host, self.port, self.timeout)
-
-
-class _PublicHTTPSConnection(http.client.HTTPSConnection):
-    def connect(self) -> None:
-        plain = _connect_public(self.host, self.port, self.timeout)
-        context = ssl.create_default_context()
-        self.sock = context.wrap_socket(plain, server_hostname=self.host)
-
-
-def _connect_public(host: str, port: int, timeout: float | None) -> socket.socket:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = [str(place[4][0]) for place in found]
-    _refuse_private(host, addresses)
-    for address in addresses[:-1]:
-        try:
-            return socket.create_connection((address, port), timeout)
-        except OSError:  # the next may do; the last one's failure is told
-            continue
-    return socket.create_connection((addresses[-1], port), timeout)
+def _proxy(url: httpx.URL) -> str | None:
+    """Return the address of the proxy for `url`; ``None`` to ask its host itself."""
+    proxies = urllib.request.getproxies()
+    address = proxies.get(url.scheme) or proxies.get("all")
+    if not address or urllib.request.proxy_bypass(url.host):
+        return None
+    return address if "://" in address else f"http://{address}"
 
 
 def _refuse_private_name(host: str) -> None:

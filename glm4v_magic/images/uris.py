@@ -28,7 +28,7 @@ def from_uri(word: str, limits: Limits, page: int | None = None) -> SourcedImage
     """Read the image in a ``data:`` URI, or at a URL, or one page of it."""
     if word[:5].lower() == "data:":
         return decode(io.BytesIO(_data_uri(word)), "data: URI", limits, page)
-    # Here, because it imports ssl and urllib.request, which files and variables do without.
+    # Here, because it imports httpx, which files and variables do without.
     from glm4v_magic.images.web import download
 
     return decode(io.BytesIO(download(word, limits)), word, limits, page)

@@ -11,6 +11,9 @@ from html.parser import HTMLParser
 import golden
 import pytest
 import tiny_glm4v
+from any_json import changed_somewhere, taken_or_refused
+from hypothesis import given
+from hypothesis import strategies as st
 
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.glm_native import NativeArchitecture
@@ -23,8 +26,19 @@ from glm4v_magic.core.errors import (
 )
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.model_shape import Workload
-from glm4v_magic.dry_run.report import DryRunReport, GPUUse, HopUse
+from glm4v_magic.dry_run.files import report_from_json, report_to_json
+from glm4v_magic.dry_run.report import GPUUse, HopUse
 from glm4v_magic.dry_run.run import dry_run
+from glm4v_magic.dry_run.text import (
+    copy_rows,
+    findings,
+    gpu_rows,
+    main_findings,
+    raise_if_unusable,
+    report_text,
+    title,
+    verdict,
+)
 from glm4v_magic.notebook.render.dry_run import dry_run_bundle, dry_run_html
 from glm4v_magic.planning.files import plan_to_json
 from glm4v_magic.planning.plan import plan
@@ -65,7 +79,7 @@ def hops(report):
 
 def test_a_plan_for_the_published_model_runs_on_eight_gpus():
     report = published("plan")
-    report.raise_if_unusable()
+    raise_if_unusable(report)
     assert report.works
     assert report.problems == ()
     assert all(gpu.weight_bytes and gpu.peak_bytes for gpu in report.gpus)
@@ -89,7 +103,8 @@ def test_the_automatic_map_of_the_published_model_leaves_gpus_empty_but_runs():
     assert report.placement == "auto"
     assert report.problems == ()  # this package's own model aligns what that map separates
     assert [gpu.gpu for gpu in report.gpus if not gpu.peak_bytes] == [6, 7]
-    assert "cuda:7 GPU     0.00   0.00    0.00   0.00   0.00  16.00    0%  idle" in report.text()
+    idle = "cuda:7 GPU     0.00   0.00    0.00   0.00   0.00  16.00    0%  idle"
+    assert idle in report_text(report)
 
 
 def test_a_model_that_mixes_devices_is_told_where():
@@ -114,17 +129,17 @@ def test_a_model_that_mixes_devices_is_told_where():
 
 def test_what_would_not_run_is_raised_as_one_line():
     with pytest.raises(PlacementError) as refused:
-        naive().raise_if_unusable()
+        raise_if_unusable(naive())
     assert str(refused.value).startswith(
         f"naive would not run on this placement ({len(naive().problems) - 1} more): prefill: "
         "Expected all tensors to be on the same device"
     )
     assert "in model.language_model.layers.1" in str(refused.value)
     with pytest.raises(DoesNotFitError, match=r"out of memory: cuda:0 needs .* Use a plan of ours"):
-        overfull().raise_if_unusable()
+        raise_if_unusable(overfull())
     planned = replace(overfull(), placement="plan")
     with pytest.raises(DoesNotFitError, match=r"\. Use more or larger GPUs"):
-        planned.raise_if_unusable()
+        raise_if_unusable(planned)
 
 
 def test_gpus_that_are_too_small():
@@ -133,8 +148,8 @@ def test_gpus_that_are_too_small():
     gpu = report.overfull[1]
     assert gpu.short_bytes == gpu.total_bytes - 256 * MIB > 256 * MIB
     assert report.fullest.fullness > 2
-    assert report.verdict() == "It would not run: 2 GPUs too small."
-    assert "cuda:1 needs 0.50 GiB and has 0.25, so 0.25 GiB are short" in report.findings()[1]
+    assert verdict(report) == "It would not run: 2 GPUs too small."
+    assert "cuda:1 needs 0.50 GiB and has 0.25, so 0.25 GiB are short" in findings(report)[1]
 
 
 def test_other_programs_leave_less_of_a_gpu():
@@ -146,7 +161,7 @@ def test_other_programs_leave_less_of_a_gpu():
 def test_a_gpu_that_other_programs_have_filled():
     report = dry_run(TINY, [GPU(0, "GPU", 2**30, free_bytes=0)], {"": 0})
     assert report.overfull == report.gpus
-    assert "  999%  " in report.text()
+    assert "  999%  " in report_text(report)
     assert report.gpus[0].fullness > 9.99
     assert "rgba(234, 67, 53" in dry_run_html(report)
 
@@ -158,7 +173,7 @@ def test_modules_of_a_map_that_wait_in_host_memory_visit_the_gpu_of_the_embeddin
     assert hops(report)["cpu", "cuda:1"].decode_bytes == head
     assert ("cpu", "cuda:0") not in hops(report)
     assert report.works
-    assert report.text().endswith("1 module waits in host memory, first lm_head.")
+    assert report_text(report).endswith("1 module waits in host memory, first lm_head.")
 
 
 def test_a_plan_with_offloading_is_the_same_from_a_file(tmp_path):
@@ -184,7 +199,7 @@ def test_every_option_changes_what_runs(model):
     run = partial(dry_run, model, "2x1GiB", decode_steps=1)
     one = run(text_tokens=20)
     assert one.works
-    assert one.title().endswith("with 1 image, then 1 decode step")
+    assert title(one).endswith("with 1 image, then 1 decode step")
 
     more = dry_run(model, "2x1GiB", text_tokens=20, decode_steps=2)
     assert more.prompt_tokens == one.prompt_tokens
@@ -192,7 +207,7 @@ def test_every_option_changes_what_runs(model):
 
     rows = run(text_tokens=20, batch=3)
     assert (rows.batch, rows.problems) == (3, ())
-    assert ", batch of 3, " in rows.title()
+    assert ", batch of 3, " in title(rows)
     assert sum(c.kv_bytes for c in rows.gpus) == 3 * sum(c.kv_bytes for c in one.gpus)
 
     text = run(context=100, images=0)
@@ -246,28 +261,35 @@ def test_plans_and_maps_that_do_not_suit():
 @pytest.mark.parametrize("make", [naive, overfull], ids=["refused", "too small"])
 def test_reports_survive_json(make):
     report = make()
-    text = report.to_json()
-    assert DryRunReport.from_json(text) == report
+    text = report_to_json(report)
+    assert report_from_json(text) == report
     content = json.loads(text)
     assert content["works"] is False
-    assert content["findings"] == list(report.findings())
+    assert content["findings"] == list(findings(report))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda content: [], "not the report of a dry run"),
-        (lambda content: {**content, "version": 2}, "not the report of a dry run"),
-        (lambda content: {k: v for k, v in content.items() if k != "gpus"}, "damaged"),
-        (lambda content: {**content, "gpus": [{"gpu": 0}]}, "damaged"),
+        (lambda content: {**content, "version": 2}, "has version 2; this one reads 1"),
+        (lambda content: {k: v for k, v in content.items() if k != "gpus"}, "lacks 'gpus'"),
+        (lambda content: {**content, "gpus": [{"gpu": 0}]}, r"lacks 'gpus\[0\].name'"),
+        (lambda content: {**content, "gpus": []}, "has no GPUs"),
     ],
 )
 def test_texts_that_are_no_report(change, message):
-    content = json.loads(overfull().to_json())
+    content = json.loads(report_to_json(overfull()))
     with pytest.raises(DeviceMapError, match=message):
-        DryRunReport.from_json(json.dumps(change(content)))
-    with pytest.raises(DeviceMapError, match="not the report of a dry run"):
-        DryRunReport.from_json("{")
+        report_from_json(json.dumps(change(content)))
+    with pytest.raises(DeviceMapError, match="The report is not valid JSON"):
+        report_from_json("{")
+
+
+@given(st.data())
+def test_a_report_with_anything_in_any_place_is_taken_or_refused_in_one_line(data):
+    content = changed_somewhere(json.loads(report_to_json(naive())), data)
+    taken_or_refused(lambda: report_text(report_from_json(json.dumps(content))))
 
 
 def large():
@@ -287,7 +309,7 @@ def large():
 
 
 def test_the_text_is_100_columns_wide_and_aligned():
-    text = large().text()
+    text = report_text(large())
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
     table = [line for line in lines if line.startswith("cuda:") and "prefill" in line]
@@ -295,7 +317,7 @@ def test_the_text_is_100_columns_wide_and_aligned():
     assert len({line.index("prefill") for line in table}) == 1
     assert all(line.endswith("  …45.mlp.experts") for line in table)
     assert text.count("- prefill") + text.count("- decode") == 12
-    more = len(large().findings()) - 12
+    more = len(findings(large())) - 12
     assert f"- and {more} more" in lines
     copies = [line for line in lines if " -> cuda:" in line]
     assert len({len(line) for line in copies}) == 1
@@ -321,10 +343,10 @@ def test_the_page_shows_all_of_it():
     report = large()
     page = Tags()
     page.feed(dry_run_html(report))
-    for row in [*report.gpu_rows(), *report.copy_rows()]:
+    for row in [*gpu_rows(report), *copy_rows(report)]:
         assert {cell for cell in row if cell} <= set(page.text)
-    assert report.verdict() in page.text
-    assert report.main_findings()[0] in page.text
+    assert verdict(report) in page.text
+    assert main_findings(report)[0] in page.text
     assert page.tags.count("table") == 2
     assert page.tags.count("tr") == 2 + len(report.gpus) + len(report.copies)
     assert "the GPU ends here" in dry_run_html(overfull())

@@ -10,7 +10,7 @@ import torch
 from conftest import TINY
 from IPython.utils.capture import capture_output
 
-from glm4v_magic.dry_run.report import DryRunReport
+from glm4v_magic.dry_run.files import report_from_json
 from glm4v_magic.planning.files import plan_to_json
 from glm4v_magic.planning.plan import plan
 
@@ -23,7 +23,7 @@ def session(shell):
 
 
 def report(run, options=""):
-    return DryRunReport.from_json(run(f"{CHECK} {options} --json"))
+    return report_from_json(run(f"{CHECK} {options} --json"))
 
 
 def refusal(run, line):
@@ -82,7 +82,7 @@ def test_json_goes_to_a_file(run, tmp_path):
     shown = run(f"{CHECK} --json report.json")
     assert shown.rstrip().endswith("The report is in report.json.")
     assert "cuda:0" in shown
-    written = DryRunReport.from_json((tmp_path / "report.json").read_text())
+    written = report_from_json((tmp_path / "report.json").read_text())
     assert written == report(run)
 
 
@@ -92,7 +92,7 @@ def test_what_would_not_run_is_shown_and_then_raised(run, tmp_path):
     *shown, error = run(f"{line} --json report.json", fails=True).strip().splitlines()
     assert any(row.startswith("cuda:1 GPU") for row in shown)
     assert error.startswith(f"UsageError: {TINY} would not run on this placement (1 more): out of")
-    assert not DryRunReport.from_json((tmp_path / "report.json").read_text()).works
+    assert not report_from_json((tmp_path / "report.json").read_text()).works
     *_, error = run(f"{line} --json", fails=True).strip().splitlines()
     assert error.startswith("UsageError: ")
 

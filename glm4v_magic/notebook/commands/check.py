@@ -15,6 +15,8 @@ from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.options import of_command, taken
 from glm4v_magic.core.typed_options import typed
+from glm4v_magic.dry_run.files import report_to_json
+from glm4v_magic.dry_run.text import raise_if_unusable
 from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.plan import find_architecture
@@ -78,13 +80,13 @@ def check(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
         dtype=work.dtype,
     )
     if arguments.json == _PRINT:
-        show({"text/plain": report.to_json()})
+        show({"text/plain": report_to_json(report)})
     else:
         show(dry_run_bundle(report))
     if file is not None:
-        _write(file, report.to_json())
+        _write(file, report_to_json(report))
         show(line_bundle(f"The report is in {file}."))
-    report.raise_if_unusable()
+    raise_if_unusable(report)
 
 
 def _gpus(description: str | None) -> tuple[GPU, ...]:

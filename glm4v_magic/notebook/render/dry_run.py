@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core.wording import gib, printable
+from glm4v_magic.dry_run import text
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.bars import MUTED, SHORT, STYLE, Segment, bar, legend, safe, table
 
@@ -27,29 +28,29 @@ _GPU_NUMBERS, _COPY_NUMBERS = 7, 4  # columns of `gpu_rows` and `copy_rows`
 
 def dry_run_bundle(report: DryRunReport) -> MimeBundle:
     """Return a report as tables; as text, the same tables."""
-    return {"text/plain": printable(report.text()), "text/html": dry_run_html(report)}
+    return {"text/plain": printable(text.report_text(report)), "text/html": dry_run_html(report)}
 
 
 def dry_run_html(report: DryRunReport) -> str:
     """Return a report as HTML: the verdict, what stands in the way, GPUs, and copies."""
-    findings = "".join(f"<li>{safe(line)}</li>" for line in report.main_findings())
-    head, *gpus = report.gpu_rows()
+    findings = "".join(f"<li>{safe(line)}</li>" for line in text.main_findings(report))
+    head, *gpus = text.gpu_rows(report)
     parts = [
-        f"<div>{safe(report.title())}</div>",
-        f"<div><strong>{safe(report.verdict())}</strong></div>",
+        f"<div>{safe(text.title(report))}</div>",
+        f"<div><strong>{safe(text.verdict(report))}</strong></div>",
         f'<ul style="border-left:3px solid {SHORT}">{findings}</ul>' if findings else "",
         f'<div style="margin:0.4em 0">{"".join(_bars(report.gpus, gpus))}</div>',
         legend((kind, name) for kind, name, _ in _PARTS),
         table(head, gpus, _GPU_NUMBERS),
     ]
     if report.copies:
-        rows = report.copy_rows()
+        rows = text.copy_rows(report)
         parts.append(
             f"<details><summary>copies</summary>{table(rows[0], rows[1:], _COPY_NUMBERS)}</details>"
         )
     if report.offloaded:
         names = "".join(f"<li>{safe(name)}</li>" for name in report.offloaded)
-        summary = report.waiting()
+        summary = text.waiting(report)
         parts.append(f"<details><summary>{summary}</summary><ul>{names}</ul></details>")
     return f'<div class="glm4v-dry-run">{STYLE}{"".join(parts)}</div>'
 
