@@ -131,13 +131,13 @@ def refuse_thinking(request: Request, model: str, thinks: bool | None) -> None:
     if request.sampling.thinking:
         raise OptionError(
             f"{model} does not think before it answers.",
-            "Leave thinking out (of a setting: %config Glm4v.thinking = None).",
+            code="model_does_not_think",
         )
     partial = request.conversation.partial
     if partial is not None and partial.thinking and not partial.text:
         raise ConversationError(
             f"The answer was stopped while its model was thinking, and {model} does not think.",
-            "To ask again: %glm4v retry.",
+            code="thinking_cannot_go_on",
         )
 
 
@@ -179,7 +179,7 @@ def in_form(answer: Answer, call: Call, engine: Engine) -> Answer:
         generation = engine.generate(again, call.terms.on_text, call.terms.on_thinking)
     except Glm4vError as error:
         fault.what += f" Asking again failed: {error.what}"
-        fault.hint = error.hint
+        fault.advise_like(error)
         raise fault from None
     return with_value(corrected(answer, generation, fault.what), call.terms.form)
 
@@ -216,12 +216,13 @@ def with_value(answer: Answer, form: Form) -> Answer:
     try:
         return replace(answer, value=form.read(answer.text))
     except OptionError as error:
-        fault = FormatError(error.what, error.hint)
+        fault = FormatError(error.what)
+        fault.advise_like(error)
         fault.__cause__ = error
     except FormatError as error:
         fault = error
         if answer.finish_reason == "length":
-            fault.hint = "It was cut off at the token limit: allow more, or carry it on."
+            fault.advise(code="answer_cut_off")
     fault.answer = answer
     raise fault
 

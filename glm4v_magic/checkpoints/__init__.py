@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "Loaded", "resolve"]
 
 
-_ONLY_PLANNED = (
-    "It can be planned and checked, but not loaded here; ask it on a server: "
-    "%glm4v load http://127.0.0.1:8000/v1."
-)
-
 DEMO_NOTICE = "This is the demo model: it knows simple drawn shapes and nothing else."
 
 
@@ -132,7 +127,7 @@ def _from_hub(text: str, folder: Path, revision: str | None, download: bool) -> 
                 raise
     if download and hub.names_a_repository(text):
         return _open(text, hub.download(text, revision, _require_known))
-    raise CheckpointError(f"There is no checkpoint {text!r}: {_searched(text, folder)}")
+    raise _not_found(text, folder)
 
 
 def _open(name: str, folder: Path, notice: str = "") -> Checkpoint:
@@ -151,25 +146,23 @@ def _require_known(folder: Path) -> None:
         return
     kind = config.get("model_type", "without a model_type")
     vision = "" if "vision_config" in config else " without a vision tower"
-    raise CheckpointError(
-        f"{folder / 'config.json'} describes a model of type {kind!r}{vision}.",
-        _ONLY_PLANNED
-        if glm_native.matches(config)
-        else "GLM-4V-9B has model_type 'chatglm' and a vision_config.",
-    )
+    what = f"{folder / 'config.json'} describes a model of type {kind!r}{vision}."
+    if glm_native.matches(config):
+        raise CheckpointError(what, code="only_planned")
+    raise CheckpointError(what, "GLM-4V-9B has model_type 'chatglm' and a vision_config.")
 
 
-def _searched(text: str, folder: Path) -> str:
+def _not_found(text: str, folder: Path) -> CheckpointError:
     """Say where was looked, and what was meant: a published model, or what has a similar name."""
     from glm4v_magic.checkpoints.architecture import PUBLISHED
 
-    where = "no such folder, and not in the hub cache."
+    what = f"There is no checkpoint {text!r}: no such folder, and not in the hub cache."
     if text.lower() in map(str.lower, PUBLISHED):
-        return f"{where} {_ONLY_PLANNED}"
+        return CheckpointError(what, code="only_planned")
     if is_address_without_scheme(text):
-        return f"{where} The address of a server begins with http://."
+        return CheckpointError(what, "The address of a server begins with http://.")
     parent = folder.parent
     siblings = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
     similar = did_you_mean(folder.name, [*siblings, DEMO])
     hint = similar or "Give a folder, the id of a downloaded repository, or 'demo'."
-    return f"{where} {hint}"
+    return CheckpointError(what, hint)

@@ -21,17 +21,20 @@
 
 Both derive from `KeyboardInterrupt`, not from `Glm4vError`: an interrupt
 must pass every ``except Exception`` on its way up, so that "Run All" stops.
+
+An error knows no user interface. Where what to do next depends on one, it carries a code and
+values, and the front end words them; see `remarks`. What an error carries for its handlers (a
+plan, an answer) is declared as ``Any`` and named in its docstring: the modules of that data raise
+errors, so this one knows none of them.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from glm4v_magic.core.conversation import Answer, Generation
-    from glm4v_magic.core.plan import Plan
+from glm4v_magic.core.remarks import PYTHON, Remark, Words, worded
 
 __all__ = [
     "BusyError",
@@ -52,6 +55,7 @@ __all__ = [
     "PlacementError",
     "PromptError",
     "did_you_mean",
+    "message",
     "reason",
 ]
 
@@ -61,98 +65,146 @@ class Glm4vError(Exception):
 
     Args:
         what: what happened, and where: one sentence that names the file, option or module.
-        hint: what to do next: one sentence, or nothing when `what` already tells.
+        hint: what to do next, where that is the same in every front end; may be empty.
+        code: which situation it is, where the next step is one of the front end; by default that
+            of the class, which has no words of its own.
+        values: what the front end's words for that code are filled in with; see `remarks`.
     """
 
-    def __init__(self, what: str, hint: str = "") -> None:
+    code = "error"
+    """A short, stable name; a class's own until a case has one."""
+
+    def __init__(self, what: str, hint: str = "", *, code: str = "", **values: object) -> None:
         super().__init__(what, hint)
         self.what = what
+        self.advise(hint, code=code, **values)
+
+    def advise(self, hint: str = "", *, code: str = "", **values: object) -> None:
+        """Say anew what to do next; arguments as those of the class."""
         self.hint = hint
+        self.code = code or type(self).code
+        self.values: dict[str, object] = values
+
+    def advise_like(self, other: Glm4vError | Remark) -> None:
+        """Say to do next what a remark, or another error, says."""
+        self.advise()
+        if isinstance(other, Glm4vError):
+            self.hint = other.hint
+            if other.code == type(other).code:
+                return
+        self.code, self.values = other.code, dict(other.values)
 
     def __str__(self) -> str:
-        return f"{self.what} {self.hint}".rstrip()
+        return message(self, PYTHON)
 
 
 class InputError(Glm4vError):
     """Something the user typed or passed cannot be used."""
 
+    code = "input"
+
 
 class OptionError(InputError):
     """An unknown or malformed option, command or setting."""
+
+    code = "option"
 
 
 class PromptError(InputError):
     """An empty prompt, or a ``{{expression}}`` that cannot be evaluated."""
 
+    code = "prompt"
+
 
 class ImageError(InputError):
     """An image that is missing, unreadable, unreachable or too large."""
+
+    code = "image"
 
 
 class ConversationError(InputError):
     """Messages that the checkpoint in use cannot take."""
 
+    code = "conversation"
+
 
 class CheckpointError(Glm4vError):
     """A checkpoint folder, its configuration, tokenizer or weights cannot be used."""
+
+    code = "checkpoint"
 
 
 class PlacementError(Glm4vError):
     """Something about GPUs, device maps and plans that none of its branches says better."""
 
+    code = "placement"
+
 
 class GPUDescriptionError(PlacementError):
     """A description of GPUs such as ``4x16GiB`` that cannot be read."""
+
+    code = "gpu_description"
 
 
 class DeviceMapError(PlacementError):
     """A device map that misses, repeats or invents a module or a GPU."""
 
+    code = "device_map"
+
 
 class DoesNotFitError(PlacementError):
     """No split of the model fits on the given GPUs.
 
-    Args:
-        what: as in `Glm4vError`.
-        hint: likewise.
-        plan: the best split, over-full; ``None`` if no GPU has any room.
+    Attributes:
+        plan: the best split as a `Plan`, over-full; ``None`` if no GPU has any room.
     """
 
-    def __init__(self, what: str, hint: str = "", plan: Plan | None = None) -> None:
-        super().__init__(what, hint)
-        self.plan = plan
+    code = "does_not_fit"
+    plan: Any = None
 
 
 class OutOfMemoryError(Glm4vError):
     """A GPU or the host ran out of memory. A model that was loaded before a call still is."""
 
+    code = "out_of_memory"
+
 
 class EngineError(Glm4vError):
     """The engine, or the server behind it, failed."""
 
+    code = "engine"
+
 
 class FormatError(Glm4vError):
-    """The model's answer is not in the form that was asked for; `Session` adds the `answer`."""
+    """The model's answer is not in the form that was asked for.
 
-    def __init__(self, what: str, hint: str = "") -> None:
-        super().__init__(what, hint)
-        self.answer: Answer | None = None
+    Attributes:
+        answer: the `Answer`, which `Session` adds.
+    """
+
+    code = "format"
+    answer: Any = None
 
 
 class BusyError(Glm4vError):
     """Another call is running."""
 
+    code = "busy"
+
 
 class GenerationInterrupted(KeyboardInterrupt):
-    """A generation was stopped by an interrupt; `generation` holds what was said until then.
+    """A generation was stopped by an interrupt.
 
-    `Session.ask` adds `answer`: the same text with its question, images and model.
+    Attributes:
+        generation: a `Generation`: what was said until then.
+        answer: the `Answer`, which `Session.ask` adds: the same text with its question, images
+            and model.
     """
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Any) -> None:
         super().__init__("the answer was interrupted")
         self.generation = generation
-        self.answer: Answer | None = None
+        self.answer: Any = None
 
 
 class MapInterrupted(KeyboardInterrupt):
@@ -176,6 +228,11 @@ def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3) -> str:
     if not close:
         return ""
     return "Did you mean " + " or ".join(by_lower[match] for match in close) + "?"
+
+
+def message(error: Glm4vError, words: Words) -> str:
+    """Return the whole text of an error, in the words of a front end."""
+    return " ".join(filter(None, (error.what, worded(error, words), error.hint)))
 
 
 def reason(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from glm4v_magic.core import plan_text
 from glm4v_magic.core.model_shape import Workload
+from glm4v_magic.core.remarks import PYTHON, Remark, worded
 from glm4v_magic.core.stage import Stage
 
 __all__ = ["Plan"]
@@ -23,14 +24,15 @@ class Plan:
         workload: what the plan is for, context and dtype filled in.
         objective: ``balance`` or ``fewest``.
         stages: in the order in which they run; idle GPUs come last.
-        notes: what a reader should know: a cut tower, offloaded layers and their price.
+        notes: what a reader should know: a cut tower, offloaded layers and their price;
+            `core.remarks.worded` puts a note into words.
     """
 
     model: str
     workload: Workload
     objective: str
     stages: tuple[Stage, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[Remark, ...] = ()
 
     @property
     def fullest(self) -> Stage:
@@ -67,4 +69,5 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        return plan_text.text(self.model, self.workload, self.stages, self.notes)
+        notes = [worded(note, PYTHON) for note in self.notes]
+        return plan_text.text(self.model, self.workload, self.stages, notes)

@@ -9,6 +9,7 @@ from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model_shape import ModelShape, Workload
 from glm4v_magic.core.options import QUANTIZATIONS
 from glm4v_magic.core.placement import CPU_DTYPE
+from glm4v_magic.core.remarks import Remark, Text, remark
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.wording import counted, readable_bytes
 from glm4v_magic.doctor.facts import Facts
@@ -35,7 +36,7 @@ def fit(facts: Facts) -> Finding:
     model = f"{shape.name} in {shape.dtype}"
     if not facts.gpus and facts.found_gpus:
         why = "No GPU tells its size, so nothing can be planned."
-        step = "Describe the GPUs: %glm4v doctor --gpus 1x96GiB, with your size."
+        step = remark("describe_gpus_with_size")
         return Finding(_SUBJECT, "warn", model, why, step)
     if not facts.gpus:
         return _on_cpu(facts)
@@ -43,7 +44,7 @@ def fit(facts: Facts) -> Finding:
         found = plan(shape, facts.gpus)
     except DoesNotFitError as error:
         return _does_not_fit(facts, model, error)
-    return Finding(_SUBJECT, "ok", f"{model} fits: {_summary(found)}", " ".join(found.notes))
+    return Finding(_SUBJECT, "ok", f"{model} fits: {_summary(found)}", found.notes)
 
 
 def _summary(found: Plan) -> str:
@@ -62,7 +63,7 @@ def _on_cpu(facts: Facts) -> Finding:
     found = f"{facts.shape.name} in {CPU_DTYPE} takes {readable_bytes(needed)} on the CPU"
     if needed < _QUICK_ON_CPU:
         return Finding(_SUBJECT, "ok", found)
-    step = "The demo model runs anywhere. To plan for GPUs: %glm4v doctor --gpus 2x16GiB."
+    step = remark("demo_or_describe_gpus")
     if facts.host_bytes is None:
         return Finding(_SUBJECT, "warn", found, "The host's memory is not known.", step)
     host = f"The host has {readable_bytes(facts.host_bytes)}"
@@ -73,13 +74,13 @@ def _on_cpu(facts: Facts) -> Finding:
 
 def _does_not_fit(facts: Facts, model: str, error: DoesNotFitError) -> Finding:
     shape, gpus = facts.shape, facts.gpus
-    steps = [error.hint]
+    steps: list[str | Remark] = [error.hint, Remark(error.code, error.values)]
     if _fits(shape, gpus, Workload(quantize="8bit")):
         steps.append("8-bit weights fit, too.")
     enough = _enough_gpus(shape, gpus)
     if enough:
         steps.append(f"{enough} would do without any of that.")
-    step = " ".join(steps)
+    step = tuple(steps)
     if _fits_somehow(facts):
         return Finding(_SUBJECT, "warn", f"{model} does not fit as it is", error.what, step)
     return Finding(_SUBJECT, "fail", f"{model} does not fit", error.what, step)
@@ -166,18 +167,19 @@ def _hops(found: Plan, fewest: Plan) -> Finding:
         hops,
         "Layers run one after another, so more GPUs are no faster: each hop adds a copy and a "
         "wait to every token.",
-        f"%glm4v plan --objective fewest: {_summary(fewest)}, {counted(fewest.hops, 'hop')}. The "
-        "balanced plan keeps more memory free.",
+        remark("plan_with_fewest", summary=_summary(fewest), hops=counted(fewest.hops, "hop")),
     )
 
 
 def _idle(found: Plan, cut: Plan, idle: list[str]) -> Finding:
     """Why GPUs are idle, and what cutting the tower would change."""
     why = f"{found.fullest.device} is the fullest with or without them."
-    step = "Leave them to other programs"
+    step: Text = "Leave them to other programs."
     if len(_used(cut)) > len(_used(found)):
-        step += (
-            f"; or %glm4v plan --split-vision: {len(_used(cut))} GPUs, the fullest at "
-            f"{cut.fullness:.0%} instead of {found.fullness:.0%}"
+        step = remark(
+            "idle_gpus_or_cut",
+            count=len(_used(cut)),
+            cut_fullness=f"{cut.fullness:.0%}",
+            fullness=f"{found.fullness:.0%}",
         )
-    return Finding("idle GPUs", "warn", ", ".join(idle), why, f"{step}.")
+    return Finding("idle GPUs", "warn", ", ".join(idle), why, step)

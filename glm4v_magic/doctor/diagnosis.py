@@ -7,6 +7,7 @@ from itertools import groupby
 
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model_shape import Workload
+from glm4v_magic.core.remarks import remark
 from glm4v_magic.core.wording import counted, readable_bytes
 from glm4v_magic.doctor.advice import fit, review
 from glm4v_magic.doctor.facts import Facts
@@ -18,7 +19,6 @@ from glm4v_magic.planning.costs import price
 __all__ = ["diagnose"]
 
 _NVML = "nvidia-ml-py"
-_DESCRIBE = "See what other GPUs would do: %glm4v doctor --gpus 2x16GiB."
 
 
 def diagnose(facts: Facts) -> tuple[Finding, ...]:
@@ -109,7 +109,8 @@ def _no_gpu(facts: Facts) -> Finding:
         if library is not None and not library.installed:
             why = f"Without {_NVML} nothing tells which GPUs there are."
             return Finding("GPUs", "warn", "not known", why, f"Run pip install {_NVML}.")
-        return Finding("GPUs", "warn", "none", "There is no NVIDIA driver.", _DESCRIBE)
+        step = remark("describe_gpus")
+        return Finding("GPUs", "warn", "none", "There is no NVIDIA driver.", step)
     if facts.visible is not None:
         return Finding(
             "GPUs",
@@ -127,8 +128,9 @@ def _gpu(gpu: FoundGPU) -> Finding:
     name = f"{gpu.name}{', MIG instance' if gpu.mig else ''}"
     if gpu.total_bytes is None:
         why = "The driver does not tell its memory, so nothing can be planned on it."
-        step = "Describe the GPUs: %glm4v doctor --gpus 1x96GiB, with your size."
-        return Finding(subject, "warn", f"{name}, size unknown", why, step)
+        return Finding(
+            subject, "warn", f"{name}, size unknown", why, remark("describe_gpus_with_size")
+        )
     others = gpu.other_bytes or 0
     found = f"{name}, {readable_bytes(gpu.total_bytes)}"
     if 2 * others < gpu.total_bytes:
@@ -166,7 +168,7 @@ def _links(facts: Facts) -> Iterator[Finding]:
         found,
         f"Between {pair}{more} there is none{obstacle}: copies go through the host's memory, so "
         "each hop is slower.",
-        "Results are the same. Fewer GPUs have fewer hops: %glm4v plan --objective fewest.",
+        remark("fewer_hops"),
     )
 
 
@@ -199,7 +201,7 @@ def _disk(facts: Facts) -> Finding:
 def _hub(facts: Facts) -> Finding:
     hub = facts.hub
     if hub is None:
-        return Finding("hub", "ok", "not asked", "", "Ask with %glm4v doctor --hub.")
+        return Finding("hub", "ok", "not asked", "", remark("ask_the_hub"))
     if not hub.problem:
         return Finding("hub", "ok", f"{hub.endpoint} answers")
     return Finding(

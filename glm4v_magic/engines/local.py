@@ -33,6 +33,7 @@ from glm4v_magic.core.errors import (
 from glm4v_magic.core.model import EngineInfo, LoadProgress
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.options import Sampling
+from glm4v_magic.core.remarks import Remark, remark
 from glm4v_magic.dispatch.activity import ActivityRecorder, ModelPart, model_parts
 from glm4v_magic.dispatch.arrival import verify_bytes, verify_places
 from glm4v_magic.dispatch.hooks import dispatch
@@ -109,13 +110,13 @@ def _load(
     return LocalEngine(checkpoint, loaded, placement, recorder)
 
 
-def _advice_for_load(placement: Placement) -> str:
-    ways = ["free memory there", "use more GPUs"]
+def _advice_for_load(placement: Placement) -> Remark:
+    ways = [remark("free_memory"), remark("more_gpus")]
     if placement.quantize != "4bit":
-        ways.append("load the text part in 4bit (--quantize 4bit)")
+        ways.append(remark("four_bit"))
     if placement.plan is None and placement.device_map is not None:
-        ways.append("let a plan take the place of the map")
-    return f"Nothing is loaded now; {', '.join(ways[:-1])} or {ways[-1]}."
+        ways.append(remark("plan_instead_of_map"))
+    return remark("loading_ran_out", ways=tuple(ways))
 
 
 def _release_memory() -> None:
@@ -350,22 +351,17 @@ class LocalEngine:
         prompt = len(self.processor.prompt_ids(request.conversation))
         if new_tokens:
             doing = f"after {new_tokens} tokens of the answer"
-            advice = "ask for fewer tokens (--max-tokens)"
+            ways = [remark("fewer_tokens")]
         else:
             doing = f"while the prompt of {prompt} tokens was read"
-            advice = "shorten the prompt"
+            ways = [remark("shorter_prompt")]
         plan, needed = self._info.plan, prompt + request.sampling.max_tokens
         if plan is not None and plan.workload.context is not None:
             if needed > plan.workload.context:
-                advice += (
-                    f", or load it for this length (--context {needed}): the plan is for "
-                    f"{plan.workload.context} positions"
-                )
+                ways.append(remark("longer_context", needed=needed, context=plan.workload.context))
             else:
-                advice += ", or load it with a larger --reserve"
-        return out_of_memory(
-            text, doing, f"The model is still loaded and can be asked again: {advice}."
-        )
+                ways.append(remark("larger_reserve"))
+        return out_of_memory(text, doing, remark("answering_ran_out", ways=tuple(ways)))
 
     def close(self) -> None:
         """Drop the model and give its memory back."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from glm4v_magic.core.errors import OutOfMemoryError
+from glm4v_magic.core.remarks import Remark
 from glm4v_magic.hardware.processes import GPUUser
 
 __all__ = ["is_out_of_memory", "out_of_memory"]
@@ -37,7 +38,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
 
 
-def out_of_memory(text: str, doing: str, advice: str) -> OutOfMemoryError:
+def out_of_memory(text: str, doing: str, advice: Remark) -> OutOfMemoryError:
     """Make the error that the user sees.
 
     Args:
@@ -54,7 +55,9 @@ def out_of_memory(text: str, doing: str, advice: str) -> OutOfMemoryError:
     what += "."
     if gpu:
         what += _others(int(gpu[1]))
-    return OutOfMemoryError(what, advice)
+    error = OutOfMemoryError(what)
+    error.advise_like(advice)
+    return error
 
 
 def _others(index: int) -> str:

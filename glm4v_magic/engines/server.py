@@ -105,12 +105,12 @@ def _chosen(connection: _Connection, entries: dict[str, dict[str, Any]]) -> Engi
         if not entries:
             raise EngineError(
                 f"{address.url} lists no model.",
-                "Start the server with one, or name one it can load: --served-model NAME.",
+                code="server_has_no_model",
             )
         if len(entries) > 1:
             raise OptionError(
                 f"{address.url} serves {connection.said(_listed(entries))}.",
-                "Choose one: --served-model NAME.",
+                code="server_has_many_models",
             )
         (name,) = entries
     # A name that is not in the list is left to the server: some load what they are asked for.
@@ -188,23 +188,21 @@ class ServerEngine:
                     transcript.take(data)
                 transcript.end()
         except _StatusError as refused:
-            refused.hint = self._hint(refused, request)
+            self._advise(refused, request)
             raise
 
-    def _hint(self, refused: _StatusError, request: Request) -> str:
+    def _advise(self, refused: _StatusError, request: Request) -> None:
+        """Say what to do next where the request tells more than the status."""
         if refused.status == httpx.codes.NOT_FOUND and self._offered:
-            return f"It serves {self._connection.said(_listed(self._offered))}."
+            refused.advise(f"It serves {self._connection.said(_listed(self._offered))}.")
         if refused.status in (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY):
             names = (*_EXTENSIONS, "thinking")
             sent = [name for name in names if getattr(request.sampling, name) is not None]
-            if sent:
-                return f"Not every server takes {' and '.join(sent)}; leave it out."
             partial = request.conversation.partial
-            if partial is not None and partial.thinking:
-                return (
-                    "Not every server carries on what a model was thinking: %glm4v retry asks anew."
-                )
-        return refused.hint
+            if sent:
+                refused.advise(f"Not every server takes {' and '.join(sent)}; leave it out.")
+            elif partial is not None and partial.thinking:
+                refused.advise(code="server_cannot_think_on")
 
     def close(self) -> None:
         """Close the connection; the server goes on."""
@@ -214,8 +212,8 @@ class ServerEngine:
 class _StatusError(EngineError):
     """An HTTP status other than 200."""
 
-    def __init__(self, status: int, what: str, hint: str) -> None:
-        super().__init__(what, hint)
+    def __init__(self, status: int, what: str, hint: str = "", *, code: str = "") -> None:
+        super().__init__(what, hint, code=code)
         self.status = status
 
 
@@ -260,23 +258,20 @@ class _Connection:
                     raise self._refusal(response, path)
                 yield response
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.InvalidURL) as error:
-            failure = (
+            failure = EngineError(
                 f"No server answers at {url}: {self.said(reason(error))}.",
                 "Start it, or check host and port.",
             )
         except httpx.TimeoutException:
-            failure = (
-                f"{url} was silent for {seconds:g} s.",
-                "If it is only slow, give it longer: %glm4v load ... --timeout SECONDS.",
-            )
+            failure = EngineError(f"{url} was silent for {seconds:g} s.", code="server_is_silent")
         except httpx.HTTPError as error:
-            failure = (
+            failure = EngineError(
                 f"The connection to {url} broke: {self.said(reason(error))}.",
                 "Is the server still running? Its log may tell more.",
             )
         else:
             return
-        raise EngineError(*failure)
+        raise failure
 
     def _headers(self) -> dict[str, str]:
         key = _key()
@@ -300,6 +295,8 @@ class _Connection:
         answer = f"{status} {response.reason_phrase}".rstrip()
         what = f"{self.address.url}{path} answers {answer}"
         what += f": {message.removesuffix('.')}." if message else "."
+        if status == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
+            return _StatusError(status, what, code="image_too_large_for_server")
         return _StatusError(status, what, self._advice(response))
 
     def _advice(self, response: httpx.Response) -> str:
@@ -318,7 +315,6 @@ class _Connection:
 
 _ADVICE = {
     404: "The address of an OpenAI-compatible API usually ends in /v1.",
-    413: "Ask about a smaller image, or a part of it (--crop).",
     502: "It may still be starting; ask again later.",
     503: "It may still be starting; ask again later.",
 }

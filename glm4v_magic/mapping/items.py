@@ -192,10 +192,10 @@ def _listed(folder: Path, shown: str) -> list[str]:
 def _no_items(text: str, folder: Path) -> OptionError:
     shown = one_line(text)
     if re.search(r"[*?]", text):
-        return OptionError(f"--over {shown}: no file matches in {folder}.")
+        return OptionError(f"{shown}: no file matches in {folder}.")
     parent = path_of(text, folder).parent
     similar = did_you_mean(path_of(text, folder).name, entries(parent))
-    return OptionError(f"--over {shown}: neither a variable nor a folder.", similar or _ACCEPTED)
+    return OptionError(f"{shown}: neither a variable nor a folder.", similar or _ACCEPTED)
 
 
 def _natural(path: str) -> list[tuple[int, int, str]]:
@@ -268,8 +268,7 @@ def plan(
     if items.kind == "values" and not used & {"row", "item", "index"}:
         raise PromptError(
             f"Every row of {one_line(items.source)} would be asked the same.",
-            "Name the column that holds the images (--over df.image), or write {{row.name}} "
-            "in the prompt.",
+            code="rows_are_alike",
         )
     rows: list[PlannedRow] = []
     first: PromptError | None = None

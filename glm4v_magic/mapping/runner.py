@@ -339,7 +339,7 @@ class _Run:
             self._finish(_row(question.row, found, reused=question.reused))
             return
         if answer.finish_reason == "length":
-            fault.hint = "It was cut off at the token limit: allow more."
+            fault.advise(code="row_cut_off")
         if isinstance(fault.__cause__, OptionError):
             self._schema_fault = fault.__cause__
         again = correction_of(answer, question.call, fault)

@@ -137,6 +137,7 @@ class Glm4vMagics(Magics):
             %glm4v help [COMMAND]            this page, or that of a command; --help does the same
         """
         from glm4v_magic.notebook import commands
+        from glm4v_magic.notebook.next_steps import in_cell
 
         names: ChainMap[str, Any] = ChainMap(dict(local_ns or {}), self.shell.user_ns)
         debug = self._settings.debug or "--debug" in line.split()
@@ -152,7 +153,7 @@ class Glm4vMagics(Magics):
         except Glm4vError as error:
             if debug:
                 raise
-            failure: BaseException = UsageError(_one_line(error))
+            failure: BaseException = UsageError(in_cell(error))
         except KeyboardInterrupt as interrupt:
             if debug:
                 raise
@@ -240,7 +241,9 @@ def register(shell: InteractiveShell) -> None:
     try:
         settings = read(shell.config.get(Glm4v.__name__, {}), os.environ)
     except OptionError as error:
-        problem = _one_line(error)
+        from glm4v_magic.notebook.next_steps import in_cell
+
+        problem = in_cell(error)
     else:
         Glm4vMagics(shell, settings).install()
         return
@@ -264,12 +267,6 @@ def _rows_bundle(rows: Rows) -> MimeBundle:
     from glm4v_magic.notebook.render.batch import rows_bundle
 
     return rows_bundle(rows)
-
-
-def _one_line(error: Glm4vError) -> str:
-    from glm4v_magic.core.wording import printable
-
-    return " ".join(printable(str(error)).split())
 
 
 def _stopped(interrupt: KeyboardInterrupt) -> Stopped:

@@ -224,7 +224,7 @@ def _usable(description: str | None) -> tuple[GPU, ...]:
         raise GPUDescriptionError(
             f"{description!r} describes {counted(len(described), 'GPU')}, "
             f"but torch sees {there} here.",
-            "Leave --gpus out to load; %glm4v plan and %glm4v check work for any description.",
+            code="gpus_not_here",
         )
     return tuple(_both(one, gpu) for one, gpu in zip(described, found, strict=False))
 
@@ -250,7 +250,7 @@ def _both(described: GPU, found: GPU | None) -> GPU:
         raise GPUDescriptionError(
             f"cuda:{found.index} ({found.name}) has {found.total_bytes / _GIB:.1f} GiB, not "
             f"{described.total_bytes / _GIB:.1f} GiB.",
-            "Describe it as it is, or leave --gpus out.",
+            code="gpu_is_smaller",
         )
     return replace(found, free_bytes=min(described.total_bytes, found.usable_bytes))
 

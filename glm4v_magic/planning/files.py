@@ -11,6 +11,7 @@ from typing import Any
 from glm4v_magic.core.errors import DeviceMapError
 from glm4v_magic.core.placement import GivenMap
 from glm4v_magic.core.plan import Plan
+from glm4v_magic.core.remarks import PYTHON, Remark, worded
 from glm4v_magic.outside import FileKind, checked, json_object, text_of
 from glm4v_magic.planning.device_map import EXAMPLE
 
@@ -40,7 +41,20 @@ def plan_from_json(text: str, what: str = "The plan") -> Plan:
         raise DeviceMapError(f"{what} has no stages.")
     if plan.workload.context is None or plan.workload.dtype is None:
         raise DeviceMapError(f"{what} names no context or no dtype in its workload.")
+    for number, note in enumerate(plan.notes):
+        if not _is_worded(note):
+            raise DeviceMapError(f"{what} has an unknown note or values for 'notes[{number}]'.")
     return plan
+
+
+def _is_worded(note: Remark) -> bool:
+    """Whether there are words for a note, and its values are what they want."""
+    if not all(isinstance(value, str | int) for value in note.values.values()):
+        return False
+    try:
+        return bool(worded(note, PYTHON))
+    except (LookupError, ValueError):  # a value is missing, or not of the kind to format
+        return False
 
 
 def read_given(given: GivenMap) -> Plan | dict[str, Any]:

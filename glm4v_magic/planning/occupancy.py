@@ -16,6 +16,7 @@ from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model_shape import DTYPE_BYTES, ModelShape
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.plan_text import span
+from glm4v_magic.core.remarks import Remark
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.planning.costs import Unit, cache_entries, price
 from glm4v_magic.planning.search import in_tower, whole_tower
@@ -119,7 +120,7 @@ class Occupancy:
     work: str
     gpus: tuple[OccupiedGPU, ...]
     hops: tuple[Hop, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Remark, ...] = ()
     problem: str = ""
     loaded: bool = False
 

@@ -17,6 +17,7 @@ from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model_shape import ModelShape, Workload
 from glm4v_magic.core.options import Objective, check
 from glm4v_magic.core.plan import Plan
+from glm4v_magic.core.remarks import Remark, remark
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.wording import gib
 from glm4v_magic.planning.costs import GPU_OVERHEAD, Unit, cache_entries, price
@@ -193,7 +194,7 @@ def _stage(task: Task, split: Split, place: int, units: tuple[Unit, ...]) -> Sta
     )
 
 
-def _price_of_whole_tower(task: Task, split: Split, found: Plan) -> Iterator[str]:
+def _price_of_whole_tower(task: Task, split: Split, found: Plan) -> Iterator[Remark]:
     """Say what a whole tower costs where cutting it would balance better."""
     tower = next((unit for unit in split.units if unit.name == "vision"), None)
     if tower is None or task.objective != "balance":
@@ -203,27 +204,30 @@ def _price_of_whole_tower(task: Task, split: Split, found: Plan) -> Iterator[str
     if cut is None or cut.partition.fullness > split.partition.fullness * _WORTH_SAYING:
         return
     fullest, instead = found.fullest, _described(finer, cut).fullest
-    yield (
-        f"The vision tower ({gib(tower.weight_bytes)} GiB) stays whole and makes "
-        f"{fullest.device} the fullest GPU: {gib(fullest.total_bytes)} GiB, "
-        f"{fullest.fullness:.0%}. Cut between its layers (--split-vision), the fullest has "
-        f"{gib(instead.total_bytes)} GiB, {instead.fullness:.0%}."
+    yield remark(
+        "tower_could_be_cut",
+        tower_gib=gib(tower.weight_bytes),
+        device=fullest.device,
+        gib=gib(fullest.total_bytes),
+        fullness=f"{fullest.fullness:.0%}",
+        cut_gib=gib(instead.total_bytes),
+        cut_fullness=f"{instead.fullness:.0%}",
     )
 
 
-def _notes(task: Task, split: Split, units: Mapping[int, Sequence[Unit]]) -> Iterator[str]:
+def _notes(task: Task, split: Split, units: Mapping[int, Sequence[Unit]]) -> Iterator[Remark]:
     cut = sum(any(map(in_tower, stage)) for stage in units.values()) > 1
     if cut and not task.split_vision:
-        yield "The vision tower is cut between its layers: whole, it does not fit."
+        yield remark("tower_is_cut")
     away = [unit for unit in split.units if unit.name in split.offloaded]
-    for once_per, tower in (("image", True), ("token", False)):
-        size = sum(unit.weight_bytes for unit in away if in_tower(unit) == tower)
-        count = sum(in_tower(unit) == tower for unit in away)
-        if count:
-            what = "layers of the vision tower" if tower else "decoder layers"
-            yield (
-                f"{count} {what} ({gib(size)} GiB) wait in host memory and cross the bus once per "
-                f"{once_per}: at least {bus_seconds(size):.2f} s over PCIe 4.0 x16."
-            )
+    of_tower = [unit.weight_bytes for unit in away if in_tower(unit)]
+    of_text = [unit.weight_bytes for unit in away if not in_tower(unit)]
+    if of_tower:
+        seconds = f"{bus_seconds(sum(of_tower)):.2f}"
+        size = gib(sum(of_tower))
+        yield remark("tower_offloaded", count=len(of_tower), gib=size, seconds=seconds)
+    if of_text:
+        seconds = f"{bus_seconds(sum(of_text)):.2f}"
+        yield remark("layers_offloaded", count=len(of_text), gib=gib(sum(of_text)), seconds=seconds)
     if not split.partition.exact:
-        yield "Too many different GPUs to try every order of them; another may balance better."
+        yield remark("orders_not_all_tried")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
 
 from glm4v_magic.core.errors import DoesNotFitError, OptionError
+from glm4v_magic.core.remarks import Remark, remark
 from glm4v_magic.core.wording import gib
 from glm4v_magic.planning.costs import price
 from glm4v_magic.planning.search import Split, Task, best_split, can_fit, in_tower, offloaded_split
@@ -42,9 +42,8 @@ def does_not_fit(task: Task, split: Split | None, offload: bool) -> DoesNotFitEr
         f"in the best split cuda:{index} needs {gib(needed)} GiB and may use {gib(capacity)} GiB, "
         f"so {gib(needed - capacity)} GiB are short."
     )
-    ways = [_shorter_context(task), *_four_bit(task), _offload(task, offload)]
-    numbered = " ".join(f"({number}) {way}" for number, way in enumerate(ways, start=1))
-    return DoesNotFitError(what, f"Ways out: {numbered}")
+    ways = (_shorter_context(task), *_four_bit(task), _offload(task, offload))
+    return DoesNotFitError(what, code="ways_out", ways=ways)
 
 
 def _gpus(task: Task) -> str:
@@ -69,7 +68,7 @@ def _fullest(task: Task, split: Split) -> tuple[int, int, int]:
     return task.gpus[place].index, needed, budgets[place].capacity
 
 
-def _shorter_context(task: Task) -> str:
+def _shorter_context(task: Task) -> Remark:
     """The longest context that fits, in steps of 256 positions, or what even the shortest lacks."""
     asked = task.workload.context or task.shape.max_context
 
@@ -94,49 +93,45 @@ def _shorter_context(task: Task) -> str:
     except OptionError:
         split = None
     if split is not None and split.fits:
-        full = float(split.partition.fullness)
-        return f"a context of {low * _CONTEXT_STEP:,} fits (fullest GPU {full:.0%});"
+        return remark("shorter_context_fits", context=low * _CONTEXT_STEP, fullness=_percent(split))
     weights = sum(unit.weight_bytes for unit in price(task.shape, task.workload))
-    return f"no shorter context fits, the weights alone are {gib(weights)} GiB;"
+    return remark("no_shorter_context_fits", weights_gib=gib(weights))
 
 
-def _four_bit(task: Task) -> Iterator[str]:
+def _percent(split: Split) -> str:
+    return f"{float(split.partition.fullness):.0%}"
+
+
+def _four_bit(task: Task) -> tuple[Remark, ...]:
     """What 4-bit layers would change; nothing if they are asked for already."""
     if task.workload.quantize == "4bit":
-        return
+        return ()
     workload = replace(task.workload, quantize="4bit")
     before, after = (
         gib(sum(unit.weight_bytes for unit in price(task.shape, w)))
         for w in (task.workload, workload)
     )
-    split = best_split(replace(task, workload=workload))
-    if split is not None and split.fits:
-        fits = f"fit (fullest GPU {float(split.partition.fullness):.0%})"
-    else:
-        fits = _still_short(replace(task, workload=workload), split)
-    yield f"4-bit weights ({after} instead of {before} GiB) {fits};"
+    quantised = replace(task, workload=workload)
+    split = best_split(quantised)
+    if split is None:
+        return (remark("four_bit_does_not_fit", gib=after, before_gib=before),)
+    if split.fits:
+        full = _percent(split)
+        return (remark("four_bit_fits", gib=after, before_gib=before, fullness=full),)
+    _, needed, capacity = _fullest(quantised, split)
+    short = gib(needed - capacity)
+    return (remark("four_bit_still_short", gib=after, before_gib=before, short_gib=short),)
 
 
-def _offload(task: Task, tried: bool) -> str:
+def _offload(task: Task, tried: bool) -> Remark:
     """What offloading would cost, or that it does not help."""
     split = None if tried else offloaded_split(task)
     if split is None:
-        return "offloading every layer that may be offloaded does not make it fit."
+        return remark("offloading_does_not_fit")
     away = [unit for unit in split.units if unit.name in split.offloaded]
     per_token = sum(unit.weight_bytes for unit in away if not in_tower(unit))
     total = sum(unit.weight_bytes for unit in away)
-    when = (
-        f"{gib(per_token)} of it cross the bus for every token, at least "
-        f"{bus_seconds(per_token):.2f} s over PCIe 4.0 x16"
-        if per_token
-        else f"crossing the bus for every image, at least {bus_seconds(total):.2f} s over PCIe "
-        "4.0 x16"
-    )
-    return f"offloading {gib(total)} GiB to host memory fits, {when}."
-
-
-def _still_short(task: Task, split: Split | None) -> str:
-    if split is None:
-        return "do not fit either"
-    _, needed, capacity = _fullest(task, split)
-    return f"are still short by {gib(needed - capacity)} GiB"
+    if per_token:
+        seconds = f"{bus_seconds(per_token):.2f}"
+        return remark("offloading_fits", gib=gib(total), token_gib=gib(per_token), seconds=seconds)
+    return remark("offloading_tower_fits", gib=gib(total), seconds=f"{bus_seconds(total):.2f}")

@@ -5,7 +5,7 @@ not), so that a notebook on a laptop can ask the machine with the GPUs::
 
     python -m glm4v_magic.server.serve ~/models/glm-4v-9b --gpus 2x24GiB
 
-    %glm4v load http://127.0.0.1:8000/v1
+    Session().load("http://127.0.0.1:8000/v1")
 
 It answers one request after the other, in the main thread: a Ctrl-C stops it between two tokens. It
 listens on this computer only unless told otherwise, and fetches nothing: images come as ``data:``
@@ -49,6 +49,7 @@ from glm4v_magic.core.typed_options import argument_of, flags_of, typed
 from glm4v_magic.engines import Engine
 from glm4v_magic.engines.server import OWN_FACTS
 from glm4v_magic.images import SourcedImage, to_image
+from glm4v_magic.server.next_steps import in_http
 from glm4v_magic.session.session import load
 
 __all__ = ["Server", "Wanted", "main", "read_request"]
@@ -308,7 +309,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.log_message("%s", f"the client is gone: {reason(error)}")
         except Glm4vError as error:
             status = next(status for kind, status in _STATUS if isinstance(error, kind))
-            self._fail(status, str(error))
+            self._fail(status, in_http(error))
         except Exception as error:
             self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, reason(error))
             raise
@@ -495,7 +496,7 @@ def main(words: list[str] | None = None) -> int:
             server.open(session.engine, name.name if name.is_dir() else arguments.model)
             server.serve_forever()
     except Glm4vError as error:
-        _say(str(error))
+        _say(in_http(error))
         return 1
     except KeyboardInterrupt:
         _say("Stopped.")

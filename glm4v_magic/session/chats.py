@@ -56,7 +56,7 @@ class Chats:
         """
         chat = self.get(name)
         if chat is None:
-            raise ConversationError(*self._missing(name))
+            raise self._missing(name)
         return chat
 
     def keep(self, name: str, conversation: Conversation) -> None:
@@ -92,14 +92,19 @@ class Chats:
             self.current = UNNAMED
         return self._chats.pop(name, None) is not None
 
-    def _missing(self, name: str | None) -> tuple[str, str]:
+    def _missing(self, name: str | None) -> ConversationError:
         if not name:
-            return "There is no conversation to go on with.", "Ask a question first."
+            return ConversationError(
+                "There is no conversation to go on with.", "Ask a question first."
+            )
+        what = f"There is no chat {name!r}."
         named = [known for known in self._chats if known]
         hint = did_you_mean(name, named)
         if not hint and named:
             hint = f"There are {', '.join(named)}."
-        return f"There is no chat {name!r}.", hint or f"--chat {name} begins one."
+        if hint:
+            return ConversationError(what, hint)
+        return ConversationError(what, code="chat_not_begun", name=name)
 
 
 def to_json(conversation: Conversation, name: str = UNNAMED) -> str:

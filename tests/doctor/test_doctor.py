@@ -24,11 +24,13 @@ from driver_standin import Driver as Nvml
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.remarks import worded
 from glm4v_magic.doctor import Facts, Finding, diagnose, gather
 from glm4v_magic.doctor.facts import Disk, Hub, Package, TorchCuda
 from glm4v_magic.hardware.driver import Driver, Link
 from glm4v_magic.hardware.gpus import FoundGPU
 from glm4v_magic.notebook.commands import COMMANDS
+from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.render.doctor import doctor_bundle, findings_json, findings_text
 
 GIB = 2**30
@@ -268,7 +270,15 @@ SCENES: dict[str, tuple[Facts, dict[str, str], list[str]]] = {
 
 
 def said(findings: tuple[Finding, ...]) -> str:
-    return "\n".join(f"{f.subject}: {f.found} {f.reason} {f.next_step}" for f in findings)
+    return "\n".join(f"{f.subject}: {f.found} {why(f)} {next_step(f)}" for f in findings)
+
+
+def why(finding: Finding) -> str:
+    return worded(finding.reason, CELL)
+
+
+def next_step(finding: Finding) -> str:
+    return worded(finding.next_step, CELL)
 
 
 @pytest.mark.parametrize("scene", SCENES)
@@ -284,16 +294,16 @@ def test_verdicts(scene: str) -> None:
 def test_every_warning_says_why_and_what_next(scene: str) -> None:
     for finding in diagnose(SCENES[scene][0]):
         if finding.verdict != "ok":
-            assert finding.reason.endswith("."), finding
-            assert finding.next_step.endswith("."), finding
+            assert why(finding).endswith("."), finding
+            assert next_step(finding).endswith("."), finding
 
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_commands_in_next_steps_exist(scene: str) -> None:
     for finding in diagnose(SCENES[scene][0]):
-        for name, rest in re.findall(r"%glm4v (\w+)([\w\s-]*)", finding.next_step):
+        for name, rest in re.findall(r"%glm4v (\w+)([\w\s-]*)", next_step(finding)):
             for option in re.findall(r"--[\w-]+", rest):
-                assert option in (COMMANDS[name].__doc__ or ""), finding.next_step
+                assert option in (COMMANDS[name].__doc__ or ""), finding
 
 
 @pytest.mark.parametrize("scene", SCENES)
@@ -304,13 +314,13 @@ def test_no_line_is_long_and_nothing_is_lost(scene: str) -> None:
     letters = "".join(text.split())
     for finding in findings:
         assert "".join(finding.found.split()) in letters
-        assert "".join(finding.next_step.split()) in letters
+        assert "".join(next_step(finding).split()) in letters
 
 
 def test_more_gpus_are_never_called_faster() -> None:
     (hops,) = [f for f in diagnose(on("8x16GiB")) if f.subject == "hops"]
     assert hops.found == "7 hops per token"
-    assert "1 hop." in hops.next_step
+    assert "1 hop." in next_step(hops)
 
 
 HOSTILE = Finding(

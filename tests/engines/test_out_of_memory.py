@@ -17,6 +17,7 @@ from PIL import Image
 
 from glm4v_magic.checkpoints.glm4v_9b.weights import SplitQueryKeyValue
 from glm4v_magic.core.errors import CheckpointError, OutOfMemoryError
+from glm4v_magic.core.remarks import remark
 from glm4v_magic.engines import out_of_memory as messages
 from glm4v_magic.hardware.gpus import FoundGPU
 from glm4v_magic.hardware.processes import GPUUser, other_users
@@ -66,22 +67,22 @@ class TestMessage:
             GPUUser(9, "x", 2**30),
             GPUUser(10, "y", 2**30),
         )
-        error = messages.out_of_memory(self.CUDA, "here", "Do that.")
+        error = messages.out_of_memory(self.CUDA, "here", remark("more_gpus"))
         assert str(error) == (
             "cuda:1 ran out of memory here: 188.00 MiB were asked for and 96.00 MiB are free. "
             "Also on this GPU: process 7 (python3, 9.0 GiB), process 8, process 9 (x, 1.0 GiB) "
-            "and 1 more. Do that."
+            "and 1 more. use more GPUs"
         )
 
     def test_without_a_list_of_processes_their_sum_is_told(self, on_gpus):
         on_gpus(self.GPU)
-        error = messages.out_of_memory(self.CUDA, "here", "Do that.")
+        error = messages.out_of_memory(self.CUDA, "here", remark("more_gpus"))
         assert "Other programs and the driver hold 9.0 GiB of it." in str(error)
 
     def test_a_gpu_that_nobody_knows(self, on_gpus):
         on_gpus(FoundGPU(0, "T4"))
-        error = messages.out_of_memory(self.CUDA, "here", "Do that.")
-        assert str(error).endswith("96.00 MiB are free. Do that.")
+        error = messages.out_of_memory(self.CUDA, "here", remark("more_gpus"))
+        assert str(error).endswith("96.00 MiB are free. use more GPUs")
 
     @pytest.mark.parametrize(
         ("error", "where"),
@@ -95,7 +96,7 @@ class TestMessage:
     )
     def test_what_counts_as_out_of_memory(self, error, where):
         assert messages.is_out_of_memory(error)
-        said = str(messages.out_of_memory(str(error), "here", "Do that."))
+        said = str(messages.out_of_memory(str(error), "here", remark("more_gpus")))
         assert said.startswith(f"{where} ran out of memory here")
 
     @pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), ValueError("out of memory")])
@@ -220,7 +221,7 @@ def test_a_gpu_that_fills_up_in_the_middle_of_an_answer(loaded, gpu):
     said = str(caught.value)
     assert said.startswith(f"cuda:{gpu} ran out of memory after ")
     assert "tokens of the answer" in said
-    assert "ask for fewer tokens (--max-tokens)" in said
+    assert "ask for fewer tokens (max_tokens)" in said
     assert pieces
     weights[gpu] += others[0].nbytes
     still_answers(loaded, tuple(weights), loaded.session.status().last)

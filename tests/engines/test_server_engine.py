@@ -120,7 +120,7 @@ class TestConnecting:
     def test_of_several_one_must_be_chosen(self, server):
         server.answer(MODELS, models("a", "b"))
         said = refused(glm4v_magic.load, server.url, kind=OptionError)
-        assert said == f"{server.url} serves a, b. Choose one: --served-model NAME."
+        assert said == f'{server.url} serves a, b. Choose one: served_model="NAME".'
         session = glm4v_magic.load(server.url, served_model="b")
         session.ask("Q?")
         assert server.bodies[0]["model"] == session.status().info.model == "b"
@@ -434,8 +434,7 @@ class TestWhatGoesWrong:
             ),
             (
                 response(status="413 Content Too Large"),
-                "answers 413 Content Too Large. Ask about a smaller image, or a part of it "
-                "(--crop).",
+                "answers 413 Content Too Large. Ask about a smaller image, or a part of it (crop).",
             ),
             (
                 response(status="307 Temporary Redirect", Location="https://evil/v1"),
@@ -709,7 +708,7 @@ class TestThinking:
         said = refused(session.carry_on)
         assert said.endswith(
             "prefill. Not every server carries on what a model was thinking: "
-            "%glm4v retry asks anew."
+            "session.retry() asks anew."
         )
         assert session.conversation().partial.thinking == "Hm"
 
@@ -717,13 +716,13 @@ class TestThinking:
         self.stopped(session, server, *thinking("Hm"))
         server.answer(MODELS, models("m", glm4v_magic={"thinks": False}))
         session.load(server.url, timeout=9)
-        on = "m does not think before it answers. Leave thinking out (of a setting: %config"
+        on = "m does not think before it answers. Leave thinking out."
         assert refused(session.ask, "Q?", kind=OptionError, thinking=True).startswith(on)
         said = refused(session.map, "{{item}}", ["a"], kind=OptionError, thinking=True)
         assert said.startswith(on)
         assert refused(session.carry_on, kind=ConversationError) == (
             "The answer was stopped while its model was thinking, and m does not think. "
-            "To ask again: %glm4v retry."
+            "To ask again: session.retry()."
         )
         assert session.ask("Q?", thinking=False).finish_reason == "length"
 

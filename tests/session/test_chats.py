@@ -47,7 +47,7 @@ def test_unknown_chats_are_named_with_what_there_is():
     chats = Chats()
     with pytest.raises(ConversationError, match="no conversation to go on with"):
         chats.require()
-    with pytest.raises(ConversationError, match="--chat cats begins one"):
+    with pytest.raises(ConversationError, match="chat='cats' begins one"):
         chats.require("cats")
     chats.keep("cats", talk("a"))
     with pytest.raises(ConversationError, match="Did you mean cats"):

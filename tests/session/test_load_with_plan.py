@@ -257,7 +257,7 @@ def test_advice_names_the_length_that_the_plan_was_for(gpus):
     assert session.plan.workload.context == 32
     before = session.ask(**QUESTION).text
     others = torch.empty(GIB - gpus.live_bytes[1] - 60_000, dtype=torch.uint8, device="cuda:1")
-    said = r"cuda:1 ran out .*shorten the prompt, or load it for this length \(--context \d+\): "
+    said = r"cuda:1 ran out .*shorten the prompt, or load it for this length \(context=\d+\): "
     with pytest.raises(OutOfMemoryError, match=said + "the plan is for 32 positions"):
         session.ask("word " * 40)
     assert session.ask(**QUESTION).text == before

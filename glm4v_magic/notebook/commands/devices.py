@@ -23,6 +23,7 @@ from glm4v_magic.notebook.commands.plan import (
     load_line,
     placement_options,
 )
+from glm4v_magic.notebook.next_steps import in_cell
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.device_map import device_map_bundle
 from glm4v_magic.notebook.render.dry_run import dry_run_bundle
@@ -108,7 +109,7 @@ def draw(model: Architecture, options: PlacementOptions) -> tuple[Occupancy, str
     except DoesNotFitError as error:
         if error.plan is None:
             raise
-        return occupancy(error.plan, model.shape(), gpus, problem=str(error)), ""
+        return occupancy(error.plan, model.shape(), gpus, problem=in_cell(error)), ""
     return occupancy(plan, model.shape(), gpus), plan_to_json(plan)
 
 
@@ -192,7 +193,7 @@ class _Drawing:
                 self._name = status.choice.name
             return draw_loaded(self._model, status)
         except Glm4vError as error:
-            return Occupancy(status.choice.name, "loaded", (), problem=str(error))
+            return Occupancy(status.choice.name, "loaded", (), problem=in_cell(error))
 
 
 def _check(context: Context, model: Architecture, options: PlacementOptions) -> MimeBundle:

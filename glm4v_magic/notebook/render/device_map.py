@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core.plan_text import span
+from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.wording import printable, readable_bytes
+from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.render import MimeBundle, bars
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def device_map_html(view: Occupancy, *, table_open: bool = False) -> str:
         rows.append(_gpu(gpu, largest, row))
         rows.extend(_hop(hop) for hop in view.hops if hop.source == gpu.device)
     present = {part.kind for gpu in view.gpus for part in gpu.parts}
-    notes = "".join(f"<li>{bars.safe(note)}</li>" for note in view.notes)
+    notes = "".join(f"<li>{bars.safe(worded(note, CELL))}</li>" for note in view.notes)
     return (
         f'<div class="glm4v-devices" style="line-height:1.4">{bars.STYLE}'
         f"<div>{bars.safe(f'{view.model}, {view.work}')}</div>"
@@ -106,7 +108,7 @@ def device_map_text(view: Occupancy) -> str:
         lines.extend(
             f"  -> {hop.target}: {_crossing(hop)}" for hop in view.hops if hop.source == gpu.device
         )
-    return printable("\n".join([*lines, *view.notes]))
+    return printable("\n".join([*lines, *(worded(note, CELL) for note in view.notes)]))
 
 
 def _largest(view: Occupancy) -> int:

@@ -9,7 +9,9 @@ from dataclasses import asdict
 from html import escape
 from typing import TYPE_CHECKING
 
+from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.wording import counted, printable
+from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.render import MimeBundle
 
 if TYPE_CHECKING:
@@ -36,7 +38,12 @@ def findings_text(findings: Sequence[Finding]) -> str:
 
 def findings_json(findings: Sequence[Finding]) -> str:
     """Return `findings` as a JSON list of objects."""
-    return json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False)
+    return json.dumps([_worded(finding) for finding in findings], indent=2, ensure_ascii=False)
+
+
+def _worded(finding: Finding) -> dict[str, object]:
+    reason, step = worded(finding.reason, CELL), worded(finding.next_step, CELL)
+    return {**asdict(finding), "reason": reason, "next_step": step}
 
 
 def _lines(finding: Finding, width: int) -> Iterator[str]:
@@ -46,9 +53,9 @@ def _lines(finding: Finding, width: int) -> Iterator[str]:
     yield from _wrapped(finding.found, head, indent)
     # What is in order is said in one line; `ok` with something to do is not.
     if finding.reason and (finding.verdict != "ok" or finding.next_step):
-        yield from _wrapped(finding.reason, indent, indent)
+        yield from _wrapped(worded(finding.reason, CELL), indent, indent)
     if finding.next_step:
-        yield from _wrapped(finding.next_step, f"{indent}-> ", f"{indent}   ")
+        yield from _wrapped(worded(finding.next_step, CELL), f"{indent}-> ", f"{indent}   ")
 
 
 def _wrapped(text: str, first: str, rest: str) -> list[str]:
@@ -68,7 +75,7 @@ def _html(findings: Sequence[Finding]) -> str:
     for finding in findings:
         sign = f'<span aria-hidden="true">{_SIGNS[finding.verdict]}</span> {finding.verdict}'
         subject = f'<th scope="row"{left}>{_cell(finding.subject)}</th>'
-        texts = (finding.found, finding.reason, finding.next_step)
+        texts = (finding.found, worded(finding.reason, CELL), worded(finding.next_step, CELL))
         cells = "".join(f"<td{left}>{_cell(text)}</td>" for text in texts)
         rows.append(
             f'<tr><td{left} data-verdict="{finding.verdict}">{sign}</td>{subject}{cells}</tr>'

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from glm4v_magic.core.plan_text import gpu_rows
+from glm4v_magic.core import plan_text
+from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.wording import counted, printable
+from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.bars import safe, table
 
@@ -20,7 +22,9 @@ _NUMBERS = 7  # columns of `plan_text.gpu_rows`
 
 def plan_bundle(plan: Plan) -> MimeBundle:
     """Return a plan as a table; as text, the same table with the plan's notes."""
-    return {"text/plain": printable(str(plan)), "text/html": plan_html(plan)}
+    notes = [worded(note, CELL) for note in plan.notes]
+    text = plan_text.text(plan.model, plan.workload, plan.stages, notes)
+    return {"text/plain": printable(text), "text/html": plan_html(plan)}
 
 
 def plan_html(plan: Plan) -> str:
@@ -28,7 +32,7 @@ def plan_html(plan: Plan) -> str:
 
     Bars and notes are in the view, `notebook.render.device_map`.
     """
-    head, *rows = gpu_rows(plan.stages)
+    head, *rows = plan_text.gpu_rows(plan.stages)
     modules = "".join(_modules(stage) for stage in plan.stages if stage.modules)
     return (
         f'<div class="glm4v-plan"><div>{safe(_title(plan))}, sizes in GiB</div>'

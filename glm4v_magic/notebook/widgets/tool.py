@@ -16,6 +16,7 @@ from glm4v_magic.core.options import QUANTIZATIONS, Objective
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.monitor import CLOCK
+from glm4v_magic.notebook.next_steps import in_cell
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.bars import safe
 from glm4v_magic.notebook.render.device_map import device_map_bundle, device_map_html
@@ -225,7 +226,7 @@ class DeviceTool:
             self._options = read()
             self._view, self._json = self._draft.draw(self._options)
         except Glm4vError as error:
-            problem = str(error)
+            problem = in_cell(error)
         except Exception as error:  # no old view may stay beside the new value of a control
             problem = reason(error)
         if problem:
@@ -300,7 +301,7 @@ class DeviceTool:
             try:
                 outcome = work()
             except Glm4vError as error:
-                outcome = _failure(str(error))
+                outcome = _failure(in_cell(error))
             except KeyboardInterrupt:
                 outcome = _failure("Stopped.")
             except Exception as error:

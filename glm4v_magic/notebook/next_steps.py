@@ -1,0 +1,91 @@
+"""What to do next, in the words of a cell: magics, commands, their options and settings."""
+
+from __future__ import annotations
+
+from glm4v_magic.core.errors import Glm4vError, message
+from glm4v_magic.core.remarks import Words
+from glm4v_magic.core.wording import printable
+
+__all__ = ["CELL", "in_cell"]
+
+CELL: Words = {
+    "gpus_not_here": (
+        "Leave --gpus out to load; %glm4v plan and %glm4v check work for any description."
+    ),
+    "gpu_is_smaller": "Describe it as it is, or leave --gpus out.",
+    "tower_could_be_cut": (
+        "The vision tower ({tower_gib} GiB) stays whole and makes {device} the fullest GPU: "
+        "{gib} GiB, {fullness}. Cut between its layers (--split-vision), the fullest has "
+        "{cut_gib} GiB, {cut_fullness}."
+    ),
+    "shorter_context_fits": (
+        "a context of {context:,} fits (--context {context}; fullest GPU {fullness})"
+    ),
+    "four_bit_fits": (
+        "4-bit weights ({gib} instead of {before_gib} GiB) fit (--quantize 4bit; fullest GPU "
+        "{fullness})"
+    ),
+    "offloading_fits": (
+        "offloading {gib} GiB to host memory fits (--offload), {token_gib} of it cross the bus for "
+        "every token, at least {seconds} s over PCIe 4.0 x16"
+    ),
+    "offloading_tower_fits": (
+        "offloading {gib} GiB to host memory fits (--offload), crossing the bus for every image, "
+        "at least {seconds} s over PCIe 4.0 x16"
+    ),
+    "four_bit": "load the text part in 4bit (--quantize 4bit)",
+    "fewer_tokens": "ask for fewer tokens (--max-tokens)",
+    "longer_context": (
+        "load it for this length (--context {needed}): the plan is for {context} positions"
+    ),
+    "larger_reserve": "load it with a larger --reserve",
+    "server_has_no_model": (
+        "Start the server with one, or name one it can load: --served-model NAME."
+    ),
+    "server_has_many_models": "Choose one: --served-model NAME.",
+    "server_cannot_think_on": (
+        "Not every server carries on what a model was thinking: %glm4v retry asks anew."
+    ),
+    "server_is_silent": "If it is only slow, give it longer: %glm4v load ... --timeout SECONDS.",
+    "image_too_large_for_server": "Ask about a smaller image, or a part of it (--crop).",
+    "model_does_not_think": "Leave thinking out (of a setting: %config Glm4v.thinking = None).",
+    "thinking_cannot_go_on": "To ask again: %glm4v retry.",
+    "only_planned": (
+        "It can be planned and checked, but not loaded here; ask it on a server: %glm4v load "
+        "http://127.0.0.1:8000/v1."
+    ),
+    "folder_of_images": "{kinds} The option --over asks about each.",
+    "chat_not_begun": "--chat {name} begins one.",
+    "rows_are_alike": (
+        "Name the column that holds the images (--over df.image), or write {{{{row.name}}}} in the "
+        "prompt."
+    ),
+    "describe_gpus": "See what other GPUs would do: %glm4v doctor --gpus 2x16GiB.",
+    "describe_gpus_with_size": ("Describe the GPUs: %glm4v doctor --gpus 1x96GiB, with your size."),
+    "demo_or_describe_gpus": (
+        "The demo model runs anywhere. To plan for GPUs: %glm4v doctor --gpus 2x16GiB."
+    ),
+    "ask_the_hub": "Ask with %glm4v doctor --hub.",
+    "fewer_hops": (
+        "Results are the same. Fewer GPUs have fewer hops: %glm4v plan --objective fewest."
+    ),
+    "plan_with_fewest": (
+        "%glm4v plan --objective fewest: {summary}, {hops}. The balanced plan keeps more memory "
+        "free."
+    ),
+    "idle_gpus_or_cut": (
+        "Leave them to other programs; or %glm4v plan --split-vision: {count} GPUs, the fullest at "
+        "{cut_fullness} instead of {fullness}."
+    ),
+    "answer_cut_off": (
+        "It was cut off at the token limit: allow more (--max-tokens), or carry it on (%glm4v "
+        "continue)."
+    ),
+    "row_cut_off": "It was cut off at the token limit: allow more (--max-tokens).",
+}
+"""Code -> template; see `core.remarks`."""
+
+
+def in_cell(error: Glm4vError) -> str:
+    """Return the text of an error on one line."""
+    return " ".join(printable(message(error, CELL)).split())

@@ -1,0 +1,84 @@
+"""What to do next, in the words of the server.
+
+A client can change its request; whoever started the server can start it in another way, so these
+words name fields of the request and options of the server's own command line.
+"""
+
+from __future__ import annotations
+
+from glm4v_magic.core.errors import Glm4vError, message
+from glm4v_magic.core.remarks import Words
+
+__all__ = ["HTTP", "in_http"]
+
+HTTP: Words = {
+    "gpus_not_here": "Start the server without --gpus.",
+    "gpu_is_smaller": "Describe it as it is, or start the server without --gpus.",
+    "tower_could_be_cut": (
+        "The vision tower ({tower_gib} GiB) stays whole and makes {device} the fullest GPU: "
+        "{gib} GiB, {fullness}. Cut between its layers (--split-vision), the fullest has "
+        "{cut_gib} GiB, {cut_fullness}."
+    ),
+    "shorter_context_fits": (
+        "a context of {context:,} fits (--context {context}; fullest GPU {fullness})"
+    ),
+    "four_bit_fits": (
+        "4-bit weights ({gib} instead of {before_gib} GiB) fit (--quantize 4bit; fullest GPU "
+        "{fullness})"
+    ),
+    "offloading_fits": (
+        "offloading {gib} GiB to host memory fits (--offload), {token_gib} of it cross the bus for "
+        "every token, at least {seconds} s over PCIe 4.0 x16"
+    ),
+    "offloading_tower_fits": (
+        "offloading {gib} GiB to host memory fits (--offload), crossing the bus for every image, "
+        "at least {seconds} s over PCIe 4.0 x16"
+    ),
+    "four_bit": "start the server with the text part in 4bit (--quantize 4bit)",
+    "fewer_tokens": "ask for fewer tokens (max_tokens)",
+    "longer_context": (
+        "start the server for this length (--context {needed}): the plan is for {context} positions"
+    ),
+    "larger_reserve": "start the server with a larger --reserve",
+    "server_has_no_model": "Start that server with one.",
+    "server_has_many_models": "Start that server with one of them.",
+    "server_cannot_think_on": (
+        "Not every server carries on what a model was thinking: ask again without the unfinished "
+        "answer."
+    ),
+    "server_is_silent": "It may only be slow: ask again later.",
+    "image_too_large_for_server": "Send a smaller image, or a part of it.",
+    "model_does_not_think": "Leave thinking out.",
+    "thinking_cannot_go_on": "Ask again without the unfinished answer.",
+    "only_planned": "It can be planned, but not served here; serve another model.",
+    "folder_of_images": "{kinds} Send each in a request of its own.",
+    "chat_not_begun": "Send the whole conversation in messages.",
+    "rows_are_alike": "Send each row in a request of its own.",
+    "describe_gpus": "Start the server for other GPUs: --gpus 2x16GiB.",
+    "describe_gpus_with_size": "Start the server with --gpus 1x96GiB, with your size.",
+    "demo_or_describe_gpus": "The demo model runs anywhere: serve demo.",
+    "ask_the_hub": "The hub is asked when a model is downloaded.",
+    "fewer_hops": (
+        "Results are the same. Fewer GPUs have fewer hops: start the server with --objective "
+        "fewest."
+    ),
+    "plan_with_fewest": (
+        "Start the server with --objective fewest: {summary}, {hops}. The balanced plan keeps more "
+        "memory free."
+    ),
+    "idle_gpus_or_cut": (
+        "Leave them to other programs; or start the server with --split-vision: {count} GPUs, the "
+        "fullest at {cut_fullness} instead of {fullness}."
+    ),
+    "answer_cut_off": (
+        "It was cut off at the token limit: allow more (max_tokens), or go on with it "
+        "(continue_final_message)."
+    ),
+    "row_cut_off": "It was cut off at the token limit: allow more (max_tokens).",
+}
+"""Code -> template; see `core.remarks`."""
+
+
+def in_http(error: Glm4vError) -> str:
+    """Return the text of an error."""
+    return message(error, HTTP)
