@@ -21,6 +21,8 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 from glm4v_magic.core import errors
+from glm4v_magic.core.options import OPTIONS, Option
+from glm4v_magic.core.typed_options import flags_of
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics
 from glm4v_magic.notebook.settings import PREFIX, Glm4v
@@ -62,32 +64,8 @@ OTHER_LINES = {
 }
 """Where an option needs something else behind the command than the others do."""
 
-VALUES = {
-    "--crop": "0.5,0,0.5,1",
-    "--dtype": "float16",
-    "--file": "question.txt",
-    "--images": "1",
-    "--map": "map.json",
-    "--max-memory": "14,14,14,10",
-    "--context": "8192",
-    "--max-tokens": "64",
-    "--objective": "fewest",
-    "--over": "photos",
-    "--page": "1",
-    "--quantize": "4bit",
-    "--repetition-penalty": "1.1",
-    "--reserve": "1.5",
-    "--revision": "main",
-    "--format": "json",
-    "--schema": "schema.json --format json",
-    "--chat": "shapes",
-    "--served-model": "glm-4.1v",
-    "--system": '"Answer in one word."',
-    "--temperature": "0.7",
-    "--timeout": "120",
-    "--top-p": "0.9",
-}
-"""Values in examples. An option that is not here gets one of its kind; see `sample`."""
+VALUES = {"--file": "question.txt", "--schema": "schema.json --format json"}
+"""Values in examples that the table of options does not tell; see `sample`."""
 
 OF_A_KIND = {
     "FILE": "file.txt",
@@ -110,6 +88,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages; called by mkdocs."""
     for path, text in (
         ("commands.md", commands_page()),
+        ("options.md", options_page()),
         ("settings.md", settings_page()),
         ("errors/index.md", errors_page()),
         ("changelog.md", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")),
@@ -252,6 +231,8 @@ def sample(action: Action) -> str:
     option = action.option_strings[-1]
     if option in VALUES:
         return VALUES[option]
+    if action.dest in OPTIONS and OPTIONS[action.dest].example:
+        return OPTIONS[action.dest].example
     if action.choices:
         return str(next(iter(action.choices)))
     if action.type in (int, float):
@@ -273,6 +254,41 @@ def settings_page() -> str:
         "environment variable counts as not set. `%glm4v config` shows where each value comes "
         "from.\n"
     )
+
+
+def options_page() -> str:
+    """Return the page with the whole table of options."""
+    return (
+        "# All options\n\n"
+        "What can be chosen, and where: in a cell or behind a command, as a setting, as an "
+        "argument in Python, as a field of a request to "
+        "[our own server](commands.md#serve). All of these are made from this table.\n\n"
+        "| option | in Python | value | unless given | where | meaning |\n"
+        "| --- | --- | --- | --- | --- | --- |\n"
+        + "".join(f"{option_row(each)}\n" for each in OPTIONS.values())
+    )
+
+
+def option_row(option: Option) -> str:
+    """Return a row of the table of options."""
+    commands = [each for each in option.who.commands if each != "every"]
+    places = [
+        *(f"[`{name}`](commands.md#{name})" for name in commands),
+        *(["every command"] if "every" in option.who.commands else []),
+        *(f"`{name}()`" for name in option.who.python),
+        *(["[setting](settings.md)"] if option.who.setting else []),
+        *(["request"] if option.who.request else []),
+    ]
+    usual = option.unset.strip(",") if option.allows_none else str(option.default)
+    value = option.demand or ", ".join(option.choices) or option.metavar
+    typed = ", ".join(f"`{flag}`" for flag in flags_of(option)) if option.who.commands else ""
+    cells = (typed, f"`{option.name}`", value, usual, ", ".join(places), option.help)
+    return f"| {' | '.join(escaped(cell) for cell in cells)} |"
+
+
+def escaped(text: str) -> str:
+    """Return text that Markdown takes as it is, in a cell of a table."""
+    return re.sub(r"([<{|*])", r"\\\1", text)
 
 
 def errors_page() -> str:

@@ -187,7 +187,10 @@ def _has_type(value: object, wanted: str) -> bool:
         return True
     if not isinstance(value, kinds) or (isinstance(value, bool) and wanted != "bool"):
         return False
-    return not isinstance(value, float) or math.isfinite(value)
+    try:
+        return wanted != "float" or math.isfinite(value)  # type: ignore[arg-type]  # a number
+    except OverflowError:  # a whole number beyond every float
+        return False
 
 
 def option(
@@ -725,7 +728,7 @@ def accepts(method: str) -> Callable[[Function], Function]:
                     known[name].check(value)
                 elif name not in own:
                     raise OptionError(
-                        f"{method} has no option {name!r}.",
+                        f"{function.__name__} has no option {name!r}.",
                         did_you_mean(name, (*known, *own)) or f"There are {', '.join(known)}.",
                     )
             return function(*arguments, **named)

@@ -6,13 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
 from glm4v_magic.core.errors import Glm4vError, reason
 from glm4v_magic.core.model_shape import DTYPE_BYTES
-from glm4v_magic.core.options import QUANTIZATIONS, Objective
+from glm4v_magic.core.options import OBJECTIVES, QUANTIZATIONS
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.monitor import CLOCK
@@ -168,7 +168,7 @@ class DeviceTool:
             value=options.images, min=0, max=_MOST_IMAGES if most is None else most,
             description="views", style=wide,
         )  # fmt: skip
-        self._objective = _dropdown("objective", get_args(Objective), options.objective)
+        self._objective = _dropdown("objective", OBJECTIVES, options.objective)
         dtypes = (_PUBLISHED, *DTYPE_BYTES)
         self._dtype = _dropdown("dtype", dtypes, options.dtype or _PUBLISHED)
         self._quantize = _dropdown("quantise", (_NO, *QUANTIZATIONS), options.quantize or _NO)
