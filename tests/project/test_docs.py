@@ -37,8 +37,9 @@ CELL = Glm4vMagics.glm4v
 CLASSES = HOOKS["error_classes"]()
 # Options of a cell that need nothing but an image and a question, or a file with one.
 RUN_BY_THEMSELVES = (
-    "--out", "--max-tokens", "--temperature", "--top-p", "--top-k", "--min-p", "--repetition-penalty",
-    "--seed", "--system", "--file", "--page", "--crop", "--raw", "--quiet", "--preview", "--debug",
+    "--out", "--max-tokens", "--temperature", "--top-p", "--top-k", "--min-p",
+    "--repetition-penalty", "--seed", "--system", "--file", "--page", "--crop", "--raw", "--quiet",
+    "--preview", "--debug",
 )  # fmt: skip
 EXAMPLE = re.compile(
     r'^```(?:text|python) title="cell"\n(?P<cell>.*?)\n```\n\n'
