@@ -43,7 +43,7 @@ from glm4v_magic.core.options import Format, Sampling, check
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.server_address import ServerAddress, is_address, read_address
 from glm4v_magic.dispatch.activity import ActivityRecorder
-from glm4v_magic.session.chats import UNNAMED, Chats, read_chat, write_chat
+from glm4v_magic.session.chats import UNNAMED, Chats
 
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints import Checkpoint
@@ -429,6 +429,8 @@ class Session:
         Raises:
             ConversationError: if there is no such chat, or the file cannot be written.
         """
+        from glm4v_magic.session.chat_file import write_chat
+
         return write_chat(path, self._chats.require(chat), self._named(chat))
 
     def import_chat(
@@ -453,6 +455,8 @@ class Session:
             ImageError: if an image in it cannot be read.
             BusyError: if another call is running.
         """
+        from glm4v_magic.session.chat_file import read_chat
+
         name, conversation = read_chat(path, limits)
         name = name if chat is None else chat
         self._refuse_if_busy()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
+from any_json import changed_somewhere, taken_or_refused
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from glm4v_magic.core.conversation import Conversation, Message
 from glm4v_magic.core.errors import ConversationError
 from glm4v_magic.images import SourcedImage
-from glm4v_magic.session.chats import UNNAMED, Chats, from_json, to_json, to_markdown
+from glm4v_magic.session.chat_file import from_json, to_json, to_markdown
+from glm4v_magic.session.chats import UNNAMED, Chats
 
 
 def talk(*texts: str, complete: bool = True) -> Conversation:
@@ -103,22 +107,31 @@ def damaged(change: dict, message: dict | None = None, photo: dict | None = None
         ("[]", "not an exported chat"),
         (damaged({"format": "other"}), "not an exported chat"),
         (damaged({"version": 7}), "has version 7; this one reads 1"),
-        (damaged({"name": 3}), "lacks its name"),
-        (damaged({"messages": {}}), "lacks its name or its messages"),
-        (damaged({"messages": ["a"]}), "Message 1 of chat.json needs exactly"),
-        (damaged({}, {"role": "robot"}), "the role 'robot'"),
-        (damaged({}, {"text": None}), "of the wrong kind"),
-        (damaged({}, {"thinking": "Hm"}), "a thinking that is not an answer's text"),
-        (damaged({}, {"role": "assistant", "thinking": 1}), "a thinking that is not an answer's"),
-        (damaged({}, {"extra": 1}), "needs exactly role, text, complete and images"),
-        (damaged({}, {}, {"original_size": [2]}), "message 1 of chat.json is damaged"),
-        (damaged({}, {}, {"png": "%%"}), "is not base64"),
+        (damaged({"name": 3}), "chat.json has 3 for 'name': it should be a valid string"),
+        (damaged({"messages": {}}), r"has \{\} for 'messages': it should be a list"),
+        (damaged({"messages": ["a"]}), r"has 'a' for 'messages\[0\]': it should be an object"),
+        (damaged({}, {"role": "robot"}), r"has 'robot' for 'messages\[0\].role': it should be 's"),
+        (damaged({}, {"text": None}), r"has null for 'messages\[0\].text'"),
+        (damaged({}, {"thinking": "Hm"}), r"at 'messages\[0\]': it has a thinking, but is not an"),
+        (damaged({}, {"role": "assistant", "thinking": 1}), r"has 1 for 'messages\[0\].thinking'"),
+        (damaged({}, {"extra": 1}), r"has an unknown entry 'messages\[0\].extra'"),
+        (damaged({}, {}, {"original_size": [2]}), r"messages\[0\].images\[0\].original_size'"),
+        (damaged({}, {}, {"original_size": [2, 0]}), r"images\[0\].original_size\[1\]'"),
+        (damaged({}, {}, {"png": "%%"}), r"images\[0\].png': it is not base64"),
+        (damaged({}, {}, {"png": "Ж"}), "it is not base64"),
+        (damaged({}, {}, {"png": 3}), "it should be a string"),
     ],
 )
 def test_files_of_another_kind_are_refused_in_one_line(text: str, message: str):
     with pytest.raises(ConversationError, match=message) as caught:
         from_json(text, "chat.json")
     assert "\n" not in str(caught.value)
+
+
+@given(st.data())
+def test_a_chat_with_anything_in_any_place_is_taken_or_refused_in_one_line(data: st.DataObject):
+    content = changed_somewhere(json.loads(damaged({})), data)
+    taken_or_refused(lambda: to_markdown(from_json(json.dumps(content))[1]))
 
 
 def test_markdown_names_images_and_marks_what_was_stopped():

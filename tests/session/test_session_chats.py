@@ -321,7 +321,7 @@ def test_files_that_cannot_be_written_or_read(session, tmp_path):
     (tmp_path / "chat.json").write_bytes(b"\xff\xfe")
     with pytest.raises(ConversationError, match=r"There is no file .*Did you mean chat\.json\?"):
         session.import_chat(tmp_path / "caht.json")
-    with pytest.raises(ConversationError, match="is not an exported chat"):
+    with pytest.raises(ConversationError, match="is not a text file in UTF-8"):
         session.import_chat(tmp_path / "chat.json")
     with pytest.raises(ConversationError, match="cannot be read: Is a directory"):
         session.import_chat(tmp_path)

@@ -1,0 +1,201 @@
+"""The files that chats are kept in.
+
+JSON holds everything, images included, and can be read back. Markdown is for people.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+
+from glm4v_magic.core.conversation import Conversation, Message, Role
+from glm4v_magic.core.errors import ConversationError, did_you_mean
+from glm4v_magic.images import DEFAULT_LIMITS, Limits, SourcedImage, to_image
+from glm4v_magic.outside import FileKind, checked, text_of
+from glm4v_magic.session.chats import UNNAMED
+
+__all__ = ["from_json", "read_chat", "to_json", "to_markdown", "write_chat"]
+
+_CHAT = FileKind("glm4v_magic.chat", 1, "an exported chat")
+
+
+def _decoded(text: object) -> bytes:
+    if not isinstance(text, str):
+        raise ValueError("it should be a string")  # noqa: TRY004  pydantic takes no TypeError
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise ValueError("it is not base64") from None
+
+
+class _Image(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    source: str
+    original_size: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+    png: Annotated[bytes, BeforeValidator(_decoded)]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    role: Role
+    text: str
+    complete: bool
+    images: list[_Image]
+    thinking: str = ""
+
+    @model_validator(mode="after")
+    def _only_answers_think(self) -> _Message:
+        if self.thinking and self.role != "assistant":
+            raise ValueError("it has a thinking, but is not an answer")
+        return self
+
+
+class _Chat(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    messages: list[_Message]
+
+
+def to_json(conversation: Conversation, name: str = UNNAMED) -> str:
+    """Write a chat as JSON that `from_json` reads; images are in it, without loss."""
+    return json.dumps(
+        {
+            **_CHAT.head(),
+            "name": name,
+            "messages": [_plain(message) for message in conversation.messages],
+        },
+        ensure_ascii=False,
+        indent=2,
+    )
+
+
+def from_json(
+    text: str, what: str = "The chat", limits: Limits | None = None
+) -> tuple[str, Conversation]:
+    """Read a chat that `to_json` wrote.
+
+    Args:
+        text: the JSON.
+        what: what it is called in messages.
+        limits: what is refused of its images; the usual by default.
+
+    Returns:
+        The chat's name and the conversation.
+
+    Raises:
+        ConversationError: if `text` is not such a chat.
+        ImageError: if an image in it cannot be read.
+    """
+    content = _CHAT.content(text, what, ConversationError)
+    chat = checked(_Chat, content, what, ConversationError)
+    return chat.name, Conversation(tuple(_message(message, limits) for message in chat.messages))
+
+
+def to_markdown(conversation: Conversation, name: str = UNNAMED) -> str:
+    """Write a chat for reading; images are named, not shown."""
+    title = f"# {name}\n\n" if name else ""
+    return title + "\n".join(_paragraphs(conversation)).rstrip() + "\n"
+
+
+def write_chat(path: str | os.PathLike[str], conversation: Conversation, name: str) -> Path:
+    """Write a chat to a file, as its name says: ``.json`` or ``.md``.
+
+    A file that is there already is replaced once the new one is written.
+
+    Raises:
+        ConversationError: if the name ends in something else, or the file cannot be written.
+    """
+    file = Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails on ~nobody
+    if file.suffix.lower() == ".json":
+        text = to_json(conversation, name) + "\n"
+    elif file.suffix.lower() in (".md", ".markdown"):
+        text = to_markdown(conversation, name)
+    else:
+        raise ConversationError(
+            f"The name of the file {file} must end in .json, to be read back, or in .md.",
+        )
+    try:
+        place = file.resolve()
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".glm4v-") as folder:
+            new = Path(folder, place.name)
+            # A file name that is no Unicode is kept as JSON keeps it.
+            new.write_text(text, encoding="utf-8", errors="backslashreplace")
+            new.replace(place)
+    except OSError as error:
+        raise ConversationError(
+            f"The chat cannot be written to {file}: {error.strerror or error}."
+        ) from None
+    return file
+
+
+def read_chat(
+    path: str | os.PathLike[str], limits: Limits | None = None
+) -> tuple[str, Conversation]:
+    """Read a chat from a JSON file that `write_chat` wrote; see `from_json`.
+
+    Raises:
+        ConversationError: if the file cannot be read, or is no such chat.
+    """
+    file = Path(os.path.expanduser(path))  # noqa: PTH111  as above
+    if not os.path.exists(file):  # noqa: PTH110  Path's own fails on a name that is too long
+        found = [each.name for each in file.parent.glob("*.json")]
+        raise ConversationError(f"There is no file {file}.", did_you_mean(file.name, found))
+    return from_json(text_of(file, str(file), ConversationError), str(file), limits)
+
+
+def _paragraphs(conversation: Conversation) -> Iterator[str]:
+    for message in conversation.messages:
+        speaker = {"system": "System", "user": "Question", "assistant": "Answer"}[message.role]
+        yield f"**{speaker}**" + ("" if message.complete else " (unfinished)") + "\n"
+        for image in message.images:
+            width, height = image.original_size
+            yield f"*{image.source}, {width} x {height} px*\n"
+        if message.thinking:
+            # Only its end could get out of the fold; the rest is as the model wrote it.
+            thinking = re.sub("<(?=/details)", "&lt;", message.thinking, flags=re.IGNORECASE)
+            yield f"<details><summary>Thinking</summary>\n\n{thinking}\n\n</details>\n"
+        yield f"{message.text}\n"
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    return {
+        "role": message.role,
+        "text": message.text,
+        **({"thinking": message.thinking} if message.thinking else {}),
+        "complete": message.complete,
+        "images": [_plain_image(image) for image in message.images],
+    }
+
+
+def _plain_image(image: SourcedImage) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    image.image.save(buffer, format="png")
+    return {
+        "source": image.source,
+        "original_size": list(image.original_size),
+        "png": base64.b64encode(buffer.getvalue()).decode("ascii"),
+    }
+
+
+def _message(message: _Message, limits: Limits | None) -> Message:
+    images = tuple(_image(image, limits) for image in message.images)
+    return Message(message.role, message.text, images, message.complete, message.thinking)
+
+
+def _image(image: _Image, limits: Limits | None) -> SourcedImage:
+    sourced = to_image(image.png, image.source, limits=limits or DEFAULT_LIMITS)
+    width, height = image.original_size
+    return replace(sourced, original_size=(width, height))
