@@ -1,9 +1,8 @@
 r"""``{{expression}}`` in a prompt becomes the text of its value.
 
-    In [1]: animals = ["cat", "owl"]
+    animals = ["cat", "owl"]
 
-    In [2]: %%glm4v farm.png
-       ...: How many {{animals[0]}}s are there? Answer as JSON: {"count": n}
+    How many {{animals[0]}}s are there? Answer as JSON: {"count": n}
 
 asks "How many cats are there? Answer as JSON: {"count": n}". Single braces, ``$x``, JSON and LaTeX
 stay as they are. Two opening braces that are not an expression are written ``\{{``. Everything

@@ -15,7 +15,7 @@ _ON_OFF = ("on", "off")
 
 
 def flags_of(option: Option) -> tuple[str, ...]:
-    """Return how an option is typed, the short form first: ``-c``, ``--continue``."""
+    """Return how an option is typed, the short form first: ``-n``, ``--name``."""
     long = option.spelled or option.name.replace("_", "-")
     return (*((f"-{option.short}",) if option.short else ()), f"--{long}")
 

@@ -1,0 +1,90 @@
+"""Only a front end names commands, options and settings: see ``core.remarks`` for the others."""
+
+from __future__ import annotations
+
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import glm4v_magic
+from glm4v_magic.notebook.command_line import options_of
+from glm4v_magic.notebook.commands import COMMANDS
+from glm4v_magic.notebook.magics import Glm4vMagics
+
+PACKAGE = Path(glm4v_magic.__file__).parent
+FILES = sorted(
+    path.relative_to(PACKAGE).as_posix()
+    for path in PACKAGE.rglob("*.py")
+    if path.relative_to(PACKAGE).parts[0] != "notebook"
+)
+COMMAND_LINES = {
+    "server/serve.py": "a program: python -m glm4v_magic.server.serve",
+    "server/next_steps.py": "the words of that program; those of others are told apart elsewhere",
+    "remote_code/patch.py": "a program: python -m glm4v_magic.remote_code.patch",
+}
+"""Files that may name options, those of a command line of their own; no magics."""
+FRONT_PAGES = {
+    "__init__.py": "shows a first cell, and registers the magics",
+    "core/remarks.py": "says how the words of the front ends differ",
+}
+"""Files that may name both."""
+
+FLAGS = {
+    flag for command in (Glm4vMagics.glm4v, *COMMANDS.values()) for flag in options_of(command)
+}
+MAGIC = re.compile(r"%glm4v|%config|%load_ext")
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+# Before Python 3.12 an f-string is a string like any other.
+TEXT = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+
+
+def texts(source: str) -> Iterator[tuple[int, str]]:
+    """Strings, docstrings and comments, each with its line."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in TEXT:
+            yield token.start[0], token.string
+
+
+def interface_words(source: str, *, options: bool = True) -> list[str]:
+    found = []
+    for line, text in texts(source):
+        words = MAGIC.findall(text)
+        if options:
+            words += [word for word in OPTION.findall(text) if word in FLAGS]
+        found += [f"line {line}: {word}" for word in words]
+    return found
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file not in FRONT_PAGES])
+def test_no_magic_and_no_option_is_named(file):
+    source = (PACKAGE / file).read_text(encoding="utf-8")
+    assert interface_words(source, options=file not in COMMAND_LINES) == []
+
+
+@pytest.mark.parametrize("file", [*COMMAND_LINES, *FRONT_PAGES])
+def test_exceptions_are_needed(file):
+    assert OPTION.search(source := (PACKAGE / file).read_text(encoding="utf-8")) or MAGIC.search(
+        source
+    )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'raise X("Leave --gpus out.")',
+        'f"{x}: ask again with %glm4v retry"',
+        '"""Says ``--over`` in a docstring."""',
+        "x = 1  # as %config does",
+    ],
+)
+def test_the_search_finds_them(source):
+    assert len(interface_words(source)) == 1
+
+
+def test_the_search_knows_the_options():
+    assert {"--gpus", "--offload", "--over", "--continue", "--max-tokens"} <= FLAGS
+    assert interface_words('"a -- b, --no-such-option, x--gpus"') == []
