@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from glm4v_magic.core.options import OPTIONS
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -40,10 +42,10 @@ class Limits:
             from elsewhere could otherwise read what only this computer can reach.
     """
 
-    megapixels: float = 128.0
+    megapixels: float = OPTIONS["megapixels"].default
     download_bytes: int = 50_000_000
-    download_seconds: float = 30.0
-    allow_private: bool = False
+    download_seconds: float = OPTIONS["download_seconds"].default
+    allow_private: bool = OPTIONS["allow_private"].default
 
 
 DEFAULT_LIMITS = Limits()

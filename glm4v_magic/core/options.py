@@ -170,7 +170,9 @@ class Option:
         usual = self.unset if self.allows_none else str(self.default)
         if self.default is False or not usual:
             return ""
-        return f"{usual[:1].upper()}{usual[1:]} unless {unless}."
+        if usual not in self.choices:
+            usual = usual[:1].upper() + usual[1:]
+        return f"{usual} unless {unless}."
 
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
