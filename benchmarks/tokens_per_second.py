@@ -16,7 +16,7 @@ layout, takes tens of milliseconds on a CPU core. The lines of each:
 decode
     tokens/s of the steps after the first: what the line below an answer gives
 shown
-    what part of that time goes into handing out and showing the text, timed directly
+    what part of that time goes into showing the text, timed directly
 cell
     tokens/s of the whole call, all that is said above included
 call
@@ -26,11 +26,12 @@ call
 from __future__ import annotations
 
 import argparse
+import contextlib
 import operator
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -42,9 +43,10 @@ from IPython.utils.capture import capture_output
 from larger import write_larger
 from ratios import describe
 
-from glm4v_magic.core.conversation import Conversation, Message
+from glm4v_magic.core.conversation import Conversation, Message, Request
+from glm4v_magic.core.events import EngineEvent
 from glm4v_magic.core.options import Sampling
-from glm4v_magic.engines.local import TokenTextStreamer, generation_config
+from glm4v_magic.engines.sampling import call_config
 from glm4v_magic.images import resolve_images
 
 IMAGE = Path(__file__).parent.parent / "notebooks" / "shapes.png"
@@ -56,9 +58,8 @@ def bare_generate(engine: Any, tokens: int) -> Callable[[], None]:
     images = resolve_images([str(IMAGE)], {})
     inputs = engine.processor([Conversation((Message("user", QUESTION, images),))])
 
-    config = generation_config(
-        engine.defaults, Sampling(max_tokens=tokens, temperature=0), room=tokens
-    )
+    config = call_config(engine.defaults, Sampling(max_tokens=tokens, temperature=0), room=tokens)
+    config.eos_token_id = None
 
     def run() -> None:
         with torch.inference_mode():
@@ -78,18 +79,20 @@ def whole_cell(shell: InteractiveShell, tokens: int) -> Callable[[], None]:
     return run
 
 
-def share_shown(cell: Callable[[], None], clock: DecodeClock, runs: int) -> float:
-    """Return the part of a cell's decoding that its streamer takes, from ids to the screen."""
-    put = TokenTextStreamer.put
+def share_shown(cell: Callable[[], None], engine: Any, clock: DecodeClock, runs: int) -> float:
+    """Return the part of a cell's decoding in which it shows what the engine's stream yields."""
+    stream = engine.stream
     spent: list[float] = []
 
-    def timed(streamer: TokenTextStreamer, value: torch.Tensor) -> None:
-        start = clock.clock()
-        put(streamer, value)
-        spent.append(clock.clock() - start)
+    def timed(requests: Sequence[Request]) -> Iterator[EngineEvent]:
+        with contextlib.closing(stream(requests)) as events:
+            for event in events:
+                start = clock.clock()
+                yield event
+                spent.append(clock.clock() - start)
 
     shares = []
-    with patch.object(TokenTextStreamer, "put", timed):
+    with patch.object(engine, "stream", timed):
         for _ in range(runs):
             spent.clear()
             _, decoding = clock.time(cell)
@@ -106,7 +109,7 @@ def compare(
     clock: Callable[[], float],
 ) -> None:
     """Print the lines of one model."""
-    engine.defaults.eos_token_id = None  # always the asked number of tokens
+    engine.defaults.eos_token_id = []  # always the asked number of tokens
     timer = DecodeClock(engine.model, clock)
     sides = {"cell": whole_cell(shell, tokens), "bare": bare_generate(engine, tokens)}
     for call in sides.values():
@@ -129,7 +132,7 @@ def compare(
     size = engine.model.num_parameters() / 1e6
     print(f"{name}, {size:.1f} million parameters, {tokens} tokens, {runs} runs each")
     print(f"  decode  {line(decoding, timer.steps)}")
-    print(f"  shown   {share_shown(sides['cell'], timer, min(runs, 9)):8.2%}")
+    print(f"  shown   {share_shown(sides['cell'], engine, timer, min(runs, 9)):8.2%}")
     print(f"  cell    {line(whole, tokens)}")
     cell, bare = (
         1e3 * statistics.median(map(operator.sub, whole[side], decoding[side]))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from glm4v_magic.calls.forms import Form, correction, form_of
 from glm4v_magic.core.conversation import Answer, Conversation, Generation, Message, Request
 from glm4v_magic.core.errors import ConversationError, FormatError, Glm4vError, OptionError
+from glm4v_magic.core.events import EngineEvent, Finished, Reclassified, Text, Thinking
 from glm4v_magic.core.options import Format, Sampling, check
 
 if TYPE_CHECKING:
@@ -26,12 +28,14 @@ __all__ = [
     "checked_sampling",
     "corrected",
     "correction_of",
+    "generation_of",
     "ignore",
     "images_of",
     "in_form",
     "refuse_more_than",
     "refuse_thinking",
     "refuse_too_many",
+    "tell",
     "terms_of",
     "with_value",
 ]
@@ -141,6 +145,52 @@ def refuse_thinking(request: Request, model: str, thinks: bool | None) -> None:
         )
 
 
+def tell(
+    engine: Engine,
+    requests: Sequence[Request],
+    on_row: Callable[[int, Generation], None],
+    on_text: OnText,
+    on_thinking: OnText,
+) -> None:
+    """Answer requests, and call back with what the engine tells.
+
+    Raises:
+        GenerationInterrupted: on an interrupt, also one that is raised by a callback.
+    """
+    said: list[str] = []
+
+    def take(event: EngineEvent) -> None:
+        match event:
+            case Text():
+                said.append(event.text)
+                on_text(event.text)
+            case Thinking():
+                on_thinking(event.text)
+            case Reclassified():
+                on_thinking("".join(said))
+            case Finished():
+                on_row(event.row, event.generation)
+
+    with contextlib.closing(engine.stream(requests)) as events:
+        for event in events:
+            interrupt = None
+            try:
+                take(event)
+            except KeyboardInterrupt as raised:
+                interrupt = raised
+            if interrupt is not None:
+                events.throw(interrupt)
+
+
+def generation_of(
+    engine: Engine, request: Request, on_text: OnText, on_thinking: OnText
+) -> Generation:
+    """Answer one request; see `tell`."""
+    found: dict[int, Generation] = {}
+    tell(engine, [request], found.__setitem__, on_text, on_thinking)
+    return found[0]
+
+
 def answer_of(call: Call, generation: Generation, info: EngineInfo) -> Answer:
     """Return the answer that a generation is; a carried-on one with what was said before."""
     conversation = call.conversation
@@ -176,7 +226,7 @@ def in_form(answer: Answer, call: Call, engine: Engine) -> Answer:
         raise fault
     call.terms.on_correction(fault.what)
     try:
-        generation = engine.generate(again, call.terms.on_text, call.terms.on_thinking)
+        generation = generation_of(engine, again, call.terms.on_text, call.terms.on_thinking)
     except Glm4vError as error:
         fault.what += f" Asking again failed: {error.what}"
         fault.advise_like(error)

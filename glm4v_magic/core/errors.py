@@ -31,7 +31,7 @@ errors, so this one knows none of them.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from glm4v_magic.core.remarks import PYTHON, Remark, Words, worded
@@ -193,18 +193,25 @@ class BusyError(Glm4vError):
 
 
 class GenerationInterrupted(KeyboardInterrupt):
-    """A generation was stopped by an interrupt.
+    """Answers were stopped by an interrupt.
 
     Attributes:
-        generation: a `Generation`: what was said until then.
+        generations: by row, the `Generation` of each that was still open: what was said until
+            then. Its finish reason is ``interrupted``, unless the interrupt came with its last
+            token. Never empty: if all had ended, it is the one that did so last.
         answer: the `Answer`, which `Session.ask` adds: the same text with its question, images
             and model.
     """
 
-    def __init__(self, generation: Any) -> None:
+    def __init__(self, generations: Mapping[int, Any]) -> None:
         super().__init__("the answer was interrupted")
-        self.generation = generation
+        self.generations = dict(generations)
         self.answer: Any = None
+
+    @property
+    def generation(self) -> Any:
+        """What the first of these rows has said."""
+        return self.generations[min(self.generations)]
 
 
 class MapInterrupted(KeyboardInterrupt):

@@ -86,6 +86,8 @@ class EngineInfo:
         plan: that the map is from, if it is from one.
         server: address of the server that holds the model; ``None`` if it is in this process.
         thinks: whether it can think before it answers; ``None`` if a server does not tell.
+        notes: what was left out as the model was loaded, a sentence each: settings of its files
+            that decoding here does not follow.
     """
 
     model: str
@@ -102,6 +104,7 @@ class EngineInfo:
     plan: Plan | None = None
     server: str | None = None
     thinks: bool | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Architecture(Protocol):

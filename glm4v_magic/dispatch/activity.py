@@ -132,15 +132,19 @@ class ActivityRecorder:
         if not self.is_watched:
             yield
             return
+        modules: dict[str, Any] = {}
         try:
             self._parts, self._is_queued = parts(), is_queued
-            self._modules, self._steps = dict(model.named_modules()), 0
+            modules.update(model.named_modules())
+            self._modules, self._steps = modules, 0
             self._hook()
             yield
         finally:
-            self._notes.append((self._clock(), _REST))
-            self._modules = None
-            self._unhook()
+            # A stream that was left alone may end only while the next call runs.
+            if self._modules is modules or self._modules is None:
+                self._notes.append((self._clock(), _REST))
+                self._modules = None
+                self._unhook()
 
     def step(self) -> None:
         """Take note that a step is done: hooks go when enough is noted, and come when it is read.
@@ -175,9 +179,10 @@ class ActivityRecorder:
             spent[self._now] += now - self._since
             self._since = now
             self._is_read = True
-            if not is_busy:
+            # Whoever asks may have looked just before the call began that is noted here.
+            if not is_busy and self._modules is None:
                 self._now = _REST
-            if self._now is _REST:
+            if not is_busy or self._now is _REST:
                 return Activity()
             unseen = spent.pop(_UNSEEN, None)
             in_call = sum(seconds for part, seconds in spent.items() if part is not _REST)

@@ -1,35 +1,33 @@
-"""transformers' `generate` in this process and in the calling thread.
+"""A model in this process, which answers in the calling thread.
 
 The main thread matters: an interrupt then stops the model between two tokens and comes straight
-out of `generate`. A worker thread would go on computing after the interrupt.
+out of the call. A worker thread would go on computing after the interrupt.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
-from tokenizers.decoders import DecodeStream
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
+from transformers import GenerationConfig
 
 from glm4v_magic.checkpoints import Checkpoint, Loaded
 from glm4v_magic.checkpoints.reading import forget_locals
-from glm4v_magic.core.conversation import FinishReason, Generation, Request, Usage
+from glm4v_magic.core.conversation import Generation, Request, Usage
 from glm4v_magic.core.errors import (
     ConversationError,
     GenerationInterrupted,
     Glm4vError,
     OutOfMemoryError,
 )
+from glm4v_magic.core.events import EngineEvent, Finished, Text
 from glm4v_magic.core.model import EngineInfo, LoadProgress
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.options import Sampling
@@ -37,14 +35,20 @@ from glm4v_magic.core.remarks import Remark, remark
 from glm4v_magic.dispatch.activity import ActivityRecorder, ModelPart, model_parts
 from glm4v_magic.dispatch.arrival import verify_bytes, verify_places
 from glm4v_magic.dispatch.hooks import dispatch
-from glm4v_magic.engines.batched import RowCollector, processors_for
+from glm4v_magic.engines.decoding import RowTerms, decode
 from glm4v_magic.engines.out_of_memory import is_out_of_memory, out_of_memory
+from glm4v_magic.engines.sampling import TokenSampler, call_config, checkpoint_config
+from glm4v_magic.engines.transcript import Transcript
 from glm4v_magic.planning.decision import Placement
 from glm4v_magic.planning.plan import plan
 from glm4v_magic.torch_state import torch_state_kept
 from glm4v_magic.virtual_gpus import active
 
 __all__ = ["LocalEngine", "load"]
+
+_BATCH = 8
+_LARGE = 10**9
+_GENERATION_CONFIG = "generation_config.json"
 
 
 @torch_state_kept()
@@ -126,59 +130,6 @@ def _release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-class TokenTextStreamer(BaseStreamer):
-    """Collects generated ids and hands out their text, never cutting a character.
-
-    A character may be spread over several tokens; its bytes are kept back until it is whole.
-
-    Args:
-        tokenizer: of the model.
-        on_text: takes each piece.
-        on_step: called after each token.
-        carries_on: whether the text goes on with what was said before, whitespace included.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Any,
-        on_text: Callable[[str], None],
-        on_step: Callable[[], None] | None = None,
-        *,
-        carries_on: bool = False,
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.on_text = on_text
-        self.on_step = on_step
-        self.ids: list[int] = []
-        self.times: list[float] = []
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._prompt_seen = False
-        self._started = carries_on
-
-    def put(self, value: Tensor) -> None:
-        """Take the prompt (first call) or the latest id of the one row."""
-        if not self._prompt_seen:
-            self._prompt_seen = True
-            return
-        for token in value.flatten().tolist():
-            self.ids.append(token)
-            self.times.append(time.perf_counter())
-            self._emit(self._stream.step(self.tokenizer._tokenizer, token))
-        if self.on_step is not None:
-            self.on_step()
-
-    def _emit(self, piece: str | None) -> None:
-        # The model begins an answer with a newline, which belongs to the prompt's form.
-        if piece and not self._started:
-            piece = piece.lstrip()
-            self._started = bool(piece)
-        if piece:
-            self.on_text(piece)
-
-    def end(self) -> None:
-        """Nothing to flush: an incomplete character at the end is not text."""
-
-
 class LocalEngine:
     """A loaded model; see `engines.Engine`.
 
@@ -198,11 +149,10 @@ class LocalEngine:
     ) -> None:
         self.model = loaded.model
         self.processor = loaded.processor
-        # What a call leaves open, `generate` would fill in from the model's own config: sampling
-        # values for greedy calls, a length for calls that count new tokens, each with a warning.
-        self.defaults: GenerationConfig = self.model.generation_config
-        self.model.generation_config = GenerationConfig()
-        self._info = _describe(checkpoint, loaded, placement)
+        # `generate` would fill what a call leaves open from the model's own config.
+        published, self.model.generation_config = self.model.generation_config, GenerationConfig()
+        self.defaults, left_out = checkpoint_config(published, self.processor.end_token_ids)
+        self._info = _describe(checkpoint, loaded, placement, left_out)
         self._architecture = checkpoint.architecture
         self._recorder = recorder
 
@@ -211,60 +161,18 @@ class LocalEngine:
         """What is worth knowing about the model."""
         return self._info
 
-    def generate(
-        self,
-        request: Request,
-        on_text: Callable[[str], None],
-        on_thinking: Callable[[str], None] | None = None,
-    ) -> Generation:
-        """Answer `request`; see `engines.Engine.generate`. None of these models thinks."""
-        streamer = TokenTextStreamer(
-            self.processor.tokenizer,
-            on_text,
-            self._recorder.step,
-            carries_on=bool(request.conversation.unfinished),
-        )
-        try:
-            return self._generate(request, streamer)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            # The frames it came through hold the key/value cache.
-            forget_locals(error)
-            text = str(error)
-        _release_memory()
-        raise self._out_of_memory(text, request, len(streamer.ids))
+    @property
+    def batch_size(self) -> int:
+        """Rows worth asking at once: 8, or 1 of a large model on the CPU.
 
-    def _generate(self, request: Request, streamer: TokenTextStreamer) -> Generation:
-        start = time.perf_counter()
-        sampling = request.sampling
-        inputs, room = self._prepare(request)
-        config = generation_config(self.defaults, sampling, room)
-        seed = _seed(sampling) if config.do_sample else None
-        with _peaks(self._gpus()) as peaks:
-            try:
-                with (
-                    torch_state_kept(),
-                    _forked_rng(seed, self._gpus()),
-                    _without_gradients(),
-                    self._recording(),
-                ):
-                    self.model.generate(**inputs, generation_config=config, streamer=streamer)
-            except KeyboardInterrupt as interrupt:
-                forget_locals(interrupt)
-                reason: FinishReason = "interrupted"
-            else:
-                reason = _finish_reason(streamer.ids, config)
-        length = inputs["input_ids"].shape[1]
-        generation = self._finish(
-            request, length, streamer.ids, streamer.times, start, reason, seed, peaks
-        )
-        if reason == "interrupted":
-            raise GenerationInterrupted(generation)
-        return generation
+        There a row takes minutes by itself, and memory that runs out ends the kernel. On GPUs a
+        batch that does not fit is halved.
+        """
+        large = (self.info.parameters or 0) > _LARGE
+        return 1 if large and self.info.devices == ("cpu",) else _BATCH
 
     def require_room(self, request: Request) -> int:
-        """Return how many tokens may follow; see `engines.BatchEngine.require_room`."""
+        """Return how many tokens may follow; see `engines.Engine.require_room`."""
         length = len(self.processor.prompt_ids(request.conversation))
         context: int = self.model.config.get_text_config().max_position_embeddings
         room = context - length
@@ -276,76 +184,62 @@ class LocalEngine:
             )
         return room
 
-    def generate_batch(
-        self,
-        requests: Sequence[Request],
-        on_row: Callable[[int, Generation], None],
-        on_step: Callable[[], None],
-    ) -> None:
-        """Answer all `requests` at once; see `engines.BatchEngine.generate_batch`."""
-        rows: list[RowCollector] = []
+    def stream(self, requests: Sequence[Request]) -> Generator[EngineEvent, None, None]:
+        """Answer `requests`; see `engines.Engine.stream`. None of these models thinks."""
+        rows: list[_Row] = []
+        interrupted = False
         try:
-            self._generate_batch(requests, on_row, on_step, rows)
+            yield from self._answer(requests, rows)
+        except KeyboardInterrupt as interrupt:
+            forget_locals(interrupt)
+            interrupted = True
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            # The frames it came through hold the key/value cache.
             forget_locals(error)
             text = str(error)
         else:
             return
+        # Out here the new exceptions have no __context__, whose frames would hold on to the cache.
+        if interrupted:
+            raise GenerationInterrupted(_interrupted(rows, len(requests)))
         _release_memory()
         longest = max(requests, key=lambda each: len(each.conversation.messages[-1].text))
-        raise self._out_of_memory(text, longest, max(map(len, rows[0].ids)) if rows else 0)
+        said = max((len(row.transcript.ids) for row in rows), default=0)
+        raise self._out_of_memory(text, longest, said)
 
-    def _generate_batch(
-        self,
-        requests: Sequence[Request],
-        on_row: Callable[[int, Generation], None],
-        on_step: Callable[[], None],
-        started: list[RowCollector],
-    ) -> None:
+    def _answer(self, requests: Sequence[Request], rows: list[_Row]) -> Iterator[EngineEvent]:
+        """Put a row into `rows` for each request, and answer all of them."""
         start = time.perf_counter()
-        gpus = self._gpus()
         limits = [min(each.sampling.max_tokens, self.require_room(each)) for each in requests]
-        inputs = self._inputs(requests)
-        lengths: list[int] = inputs["attention_mask"].sum(dim=1).tolist()
-        config = generation_config(self.defaults, requests[0].sampling, max(limits))
-        config.pad_token_id = self.processor.tokenizer.pad_token_id
-        seeds = [_seed(each.sampling) for each in requests] if config.do_sample else None
+        rows += [_Row(self, *each, start) for each in zip(requests, limits, strict=True)]
+        if not rows:
+            return
+        for gpu in self.gpus:
+            torch.cuda.reset_peak_memory_stats(gpu)
+        with torch_state_kept():
+            steps = self._steps(rows)
+        with self._recording():
+            while True:
+                # What torch is told to do is told for one step: between two of them the caller's
+                # code runs, and the user's.
+                with torch_state_kept(), _without_gradients():
+                    latest = next(steps, None)
+                if latest is None:
+                    return
+                self._recorder.step()
+                yield from _told(latest, rows)
 
-        def finish(row: int) -> None:
-            ids, times = rows.ids[row], rows.times[row]
-            reason = _finish_reason(ids, config) if rows.is_complete(row) else "interrupted"
-            seed = None if seeds is None else seeds[row]
-            peaks = _peak_bytes(gpus)
-            on_row(
-                row,
-                self._finish(requests[row], lengths[row], ids, times, start, reason, seed, peaks),
-            )
-
-        def step() -> None:
-            self._recorder.step()
-            on_step()
-
-        rows = RowCollector(limits, _ends(config), finish, step)
-        started.append(rows)
-        width = inputs["input_ids"].shape[1]
+    def _steps(self, rows: Sequence[_Row]) -> Iterator[dict[int, int]]:
+        """Prepare the prompts, and return what decodes them."""
+        inputs = self._inputs([row.request for row in rows])
         # Virtual GPUs draw from the CPU's state.
         device = inputs["input_ids"].device if active() is None else "cpu"
-        processors = processors_for(config, [width - length for length in lengths], seeds, device)
-        try:
-            with torch_state_kept(), _peaks(gpus), _without_gradients(), self._recording():
-                self.model.generate(
-                    **inputs,
-                    generation_config=config,
-                    stopping_criteria=StoppingCriteriaList([rows]),
-                    logits_processor=processors,
-                )
-        except KeyboardInterrupt as interrupt:
-            forget_locals(interrupt)
-            for row in sorted(rows.open):
-                finish(row)
-            raise
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        for row, length in zip(rows, lengths, strict=True):
+            row.prompt_tokens = length
+        return decode(self.model, inputs, [row.terms(device) for row in rows])
 
     def _out_of_memory(self, text: str, request: Request, new_tokens: int) -> OutOfMemoryError:
         prompt = len(self.processor.prompt_ids(request.conversation))
@@ -368,49 +262,15 @@ class LocalEngine:
         self.model = self.processor = None
         _release_memory()
 
-    def _prepare(self, request: Request) -> tuple[dict[str, Tensor], int]:
-        """Return model inputs where `generate` wants them, and how many tokens may follow."""
-        room = self.require_room(request)
-        return self._inputs([request]), room
-
     def _inputs(self, requests: Sequence[Request]) -> dict[str, Tensor]:
         # Offloaded weights are on meta; if the first is, `generate` wants its inputs on the CPU.
         device = "cpu" if self.model.device.type == "meta" else self.model.device
         inputs = self.processor([request.conversation for request in requests])
         return {name: tensor.to(device) for name, tensor in inputs.items()}
 
-    def _finish(
-        self,
-        request: Request,
-        length: int,
-        ids: list[int],
-        times: list[float],
-        start: float,
-        reason: FinishReason,
-        seed: int | None,
-        peaks: dict[str, int],
-    ) -> Generation:
-        images = len(request.conversation.images)
-        visual = images * self.processor.num_visual_tokens
-        usage = Usage(
-            text_tokens=length - visual,
-            visual_tokens=visual,
-            new_tokens=len(ids),
-            time_to_first_token=times[0] - start if times else None,
-            decode_seconds=times[-1] - times[0] if times else 0.0,
-            peak_bytes=peaks,
-        )
-        text = self.processor.decode(ids)
-        return Generation(
-            text=text.rstrip() if request.conversation.unfinished else text.strip(),
-            usage=usage,
-            finish_reason=reason,
-            seed=seed,
-        )
-
     def _recording(self) -> contextlib.AbstractContextManager[None]:
         """Let a watcher know which part of the model is at work within the context."""
-        queued = bool(self._gpus()) and active() is None
+        queued = bool(self.gpus) and active() is None
         return self._recorder.recording(self.model, lambda: self._parts, is_queued=queued)
 
     @cached_property
@@ -424,40 +284,86 @@ class LocalEngine:
         except Glm4vError:  # a plan from a file may be of another model; the answer matters more
             return ()
 
-    def _gpus(self) -> list[torch.device]:
+    @property
+    def gpus(self) -> list[torch.device]:
+        """The GPUs that the model is on."""
         return [torch.device(name) for name in self._info.devices if name != "cpu"]
 
 
-def generation_config(base: GenerationConfig, sampling: Sampling, room: int) -> GenerationConfig:
-    """Turn `sampling` into transformers' terms, on top of the checkpoint's own defaults.
+class _Row:
+    """A request while it is answered.
 
     Args:
-        base: the checkpoint's generation config, which stays as it is.
-        sampling: what was asked.
-        room: how many tokens fit behind the prompt.
+        engine: that answers it.
+        request: the request.
+        limit: longest answer in tokens.
+        start: when the call began, in seconds.
+
+    Attributes:
+        prompt_tokens: length of the prompt; 0 until it is known.
+        is_open: whether its generation is still to come.
     """
-    config = copy.deepcopy(base)
-    config.max_length = None
-    config.max_new_tokens = min(sampling.max_tokens, room)
-    if sampling.temperature is not None:
-        config.do_sample = sampling.temperature > 0
-        config.temperature = sampling.temperature or None
-    for name in ("top_p", "top_k", "min_p", "repetition_penalty"):
-        value = getattr(sampling, name)
-        if value is not None:
-            setattr(config, name, value)
-    if not config.do_sample:  # transformers warns about sampling values that greedy ignores
-        config.temperature = config.top_p = config.top_k = config.min_p = None
-    return config
+
+    def __init__(self, engine: LocalEngine, request: Request, limit: int, start: float) -> None:
+        self.request = request
+        self.prompt_tokens = 0
+        self.is_open = True
+        self._config = call_config(engine.defaults, request.sampling, limit)
+        self._seed = _seed(request.sampling) if self._config.do_sample else None
+        self._processor, self._gpus = engine.processor, engine.gpus
+        self._start = start
+        self.transcript = Transcript(
+            engine.processor.tokenizer,
+            limit,
+            self._config.eos_token_id,
+            carries_on=bool(request.conversation.unfinished),
+        )
+
+    def terms(self, device: str | torch.device) -> RowTerms:
+        """Return how it is decoded; it draws on `device`."""
+        sampler = TokenSampler(self._config, self._seed, device)
+        return RowTerms(self._config.max_new_tokens, frozenset(self._config.eos_token_id), sampler)
+
+    def generation(self) -> Generation:
+        """Return what was said until now, and what it took."""
+        visual = len(self.request.conversation.images) * self._processor.num_visual_tokens
+        times = self.transcript.times
+        usage = Usage(
+            text_tokens=max(self.prompt_tokens - visual, 0),
+            visual_tokens=visual,
+            new_tokens=len(self.transcript.ids),
+            time_to_first_token=times[0] - self._start if times else None,
+            decode_seconds=times[-1] - times[0] if times else 0.0,
+            peak_bytes={str(gpu): torch.cuda.max_memory_allocated(gpu) for gpu in self._gpus},
+        )
+        ending = self.transcript.ending or "interrupted"
+        return Generation(self.transcript.text, usage, ending, self._seed)
 
 
-def _finish_reason(ids: list[int], config: GenerationConfig) -> FinishReason:
-    return "stop" if ids and ids[-1] in _ends(config) else "length"
+def _told(latest: Mapping[int, int], rows: Sequence[_Row]) -> Iterator[EngineEvent]:
+    """Take the latest id of each row, one row after the other, and tell what comes of it."""
+    now = time.perf_counter()
+    for number, token in latest.items():
+        row = rows[number]
+        piece = row.transcript.take(token, now)
+        if piece:
+            yield Text(piece, number)
+        if row.transcript.ending is not None:
+            yield Finished(row.generation(), number)
+            row.is_open = False
 
 
-def _ends(config: GenerationConfig) -> list[int]:
-    ends = config.eos_token_id
-    return [] if ends is None else ends if isinstance(ends, list) else [ends]
+def _interrupted(rows: Sequence[_Row], count: int) -> dict[int, Generation]:
+    """Return what the open ones of `count` rows have said; nothing where they are not yet made.
+
+    If all have ended, it is the one that did so last: whoever was told may not have taken it.
+    """
+    if not rows:
+        nothing = Generation("", Usage(None, None, 0), "interrupted")
+        return dict.fromkeys(range(count), nothing)
+    numbers = [number for number, row in enumerate(rows) if row.is_open]
+    last = max(range(count), key=lambda number: rows[number].transcript.times[-1:])
+    return {number: rows[number].generation() for number in numbers or [last]}
 
 
 def _seed(sampling: Sampling) -> int:
@@ -470,33 +376,9 @@ def _without_gradients() -> contextlib.AbstractContextManager[Any]:
     return torch.inference_mode() if active() is None else torch.no_grad()
 
 
-@contextlib.contextmanager
-def _forked_rng(seed: int | None, gpus: list[torch.device]) -> Iterator[None]:
-    """Sample from `seed` and leave the user's random state untouched."""
-    if seed is None:
-        yield
-        return
-    # Virtual GPUs draw from the CPU's state.
-    with torch.random.fork_rng(devices=gpus if torch.cuda.is_available() else []):
-        torch.manual_seed(seed)
-        yield
-
-
-@contextlib.contextmanager
-def _peaks(gpus: list[torch.device]) -> Iterator[dict[str, int]]:
-    """Fill the yielded mapping with the peak of allocated bytes per GPU when the context ends."""
-    for gpu in gpus:
-        torch.cuda.reset_peak_memory_stats(gpu)
-    peaks: dict[str, int] = {}
-    yield peaks
-    peaks.update(_peak_bytes(gpus))
-
-
-def _peak_bytes(gpus: list[torch.device]) -> dict[str, int]:
-    return {str(gpu): torch.cuda.max_memory_allocated(gpu) for gpu in gpus}
-
-
-def _describe(checkpoint: Checkpoint, loaded: Loaded, placement: Placement) -> EngineInfo:
+def _describe(
+    checkpoint: Checkpoint, loaded: Loaded, placement: Placement, left_out: Sequence[str]
+) -> EngineInfo:
     model, processor = loaded.model, loaded.processor
     places = set((placement.device_map or {"": "cpu"}).values())
     gpus = sorted(place for place in places if isinstance(place, int))
@@ -514,4 +396,5 @@ def _describe(checkpoint: Checkpoint, loaded: Loaded, placement: Placement) -> E
         device_map=placement.device_map,
         plan=placement.plan,
         thinks=False,
+        notes=tuple(f"{_GENERATION_CONFIG} has {each}, which is left out" for each in left_out),
     )

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from glm4v_magic.core.conversation import (
     Usage,
 )
 from glm4v_magic.core.errors import EngineError, GenerationInterrupted, OptionError, reason
+from glm4v_magic.core.events import EngineEvent, Finished, Reclassified, Text, Thinking
 from glm4v_magic.core.model import EngineInfo
 from glm4v_magic.core.server_address import API_KEY, ServerAddress, is_loopback
 from glm4v_magic.engines.thinking import CLOSE, OPEN, Part, ThinkingSplitter
@@ -163,14 +164,52 @@ class ServerEngine:
         """Answer `request`; see `engines.Engine.generate`."""
         transcript = _Transcript(request, on_text, on_thinking, self._connection)
         try:
-            self._listen(request, transcript)
+            for _ in self._listen(request, transcript):
+                pass
         except KeyboardInterrupt:
             pass  # raised anew below, without the frames of the HTTP client
         else:
             return transcript.generation(transcript.ending())
-        raise GenerationInterrupted(transcript.generation("interrupted"))
+        raise GenerationInterrupted({0: transcript.generation("interrupted")})
 
-    def _listen(self, request: Request, transcript: _Transcript) -> None:
+    @property
+    def batch_size(self) -> int:
+        """One: a server makes its own batches."""
+        return 1
+
+    def require_room(self, request: Request) -> None:
+        """Not known: the server counts the tokens."""
+
+    def stream(self, requests: Sequence[Request]) -> Generator[EngineEvent, None, None]:
+        """Answer `requests`, one after the other; see `engines.Engine.stream`."""
+        for row, request in enumerate(requests):
+            yield from self._answer(row, request)
+
+    def _answer(self, row: int, request: Request) -> Iterator[EngineEvent]:
+        events: list[EngineEvent] = []
+
+        def think(piece: str) -> None:
+            is_taken_back = any(isinstance(event, Text) for event in (*said, *events))
+            events.append(Reclassified(row) if is_taken_back else Thinking(piece, row))
+
+        said: list[EngineEvent] = []
+        transcript = _Transcript(
+            request, lambda piece: events.append(Text(piece, row)), think, self._connection
+        )
+        try:
+            for _ in self._listen(request, transcript):
+                while events:
+                    event = events.pop(0)
+                    said = [] if isinstance(event, Reclassified) else [*said[-1:], event]
+                    yield event
+            yield Finished(transcript.generation(transcript.ending()), row)
+        except KeyboardInterrupt:
+            pass
+        else:
+            return
+        raise GenerationInterrupted({row: transcript.generation("interrupted")})
+
+    def _listen(self, request: Request, transcript: _Transcript) -> Iterator[None]:
         body = _body(self._info.model, request)
         try:
             with self._connection.open("POST", "/chat/completions", body) as response:
@@ -186,7 +225,9 @@ class ServerEngine:
                         transcript.done = True
                         break
                     transcript.take(data)
+                    yield
                 transcript.end()
+                yield
         except _StatusError as refused:
             self._advise(refused, request)
             raise

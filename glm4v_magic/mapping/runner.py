@@ -20,6 +20,7 @@ from glm4v_magic.calls.call import (
     corrected,
     correction_of,
     refuse_more_than,
+    tell,
     with_value,
 )
 from glm4v_magic.core.conversation import Answer, Conversation, Generation, Message, Request
@@ -34,22 +35,18 @@ from glm4v_magic.core.errors import (
     OutOfMemoryError,
 )
 from glm4v_magic.core.rows import AnsweredRow, Progress
-from glm4v_magic.engines import BatchEngine
 from glm4v_magic.mapping.answer_cache import AnswerStore, request_key
 from glm4v_magic.mapping.results import result_of
 
 if TYPE_CHECKING:
-    from glm4v_magic.core.model import EngineInfo
     from glm4v_magic.engines import Engine
     from glm4v_magic.images import SourcedImage
     from glm4v_magic.mapping.items import Items, PlannedRow
 
-__all__ = ["Job", "default_batch_size", "run"]
+__all__ = ["Job", "run"]
 
 THUMBNAIL_SIDE = 64
 """Longest side in pixels of the copies that answers keep of their images."""
-
-_LARGE = 10**9
 
 Read: TypeAlias = "Callable[[object, str], tuple[SourcedImage, ...]]"
 
@@ -64,7 +61,7 @@ class Job:
         images: that are sent with every row, before its own.
         read: how an item becomes images.
         model: whatever tells two models apart.
-        batch_size: rows to ask at once; ``None`` for `default_batch_size`.
+        batch_size: rows to ask at once; ``None`` for the engine's own.
         fresh: ask all rows, known answers or not.
     """
 
@@ -100,16 +97,6 @@ class _Question:
     first: Answer | None = None
     fault: str = ""
     reused: bool = True
-
-
-def default_batch_size(info: EngineInfo) -> int:
-    """Return how many rows to ask at once: 8, or 1 of a large model on the CPU.
-
-    There a row takes minutes by itself, and memory that runs out ends the kernel. On GPUs a batch
-    that does not fit is halved.
-    """
-    large = info.parameters is not None and info.parameters > _LARGE
-    return 1 if large and info.devices == ("cpu",) else 8
 
 
 def run(
@@ -239,8 +226,7 @@ class _Run:
                 len(question.request.conversation.images),
                 engine.info.model,
             )
-            if isinstance(engine, BatchEngine):
-                engine.require_room(question.request)
+            engine.require_room(question.request)
         except InputError as error:
             self._fail(question, error)
             return
@@ -253,10 +239,8 @@ class _Run:
     def _opened(self) -> Engine:
         if self._engine is None:
             self._engine = self._open_engine()
-            if isinstance(self._engine, BatchEngine):
-                self._size = self._job.batch_size or default_batch_size(self._engine.info)
-            else:
-                self._size = 1
+            is_server = self._engine.info.server is not None
+            self._size = (not is_server and self._job.batch_size) or self._engine.batch_size
             self._since = time.monotonic()
         return self._engine
 
@@ -303,16 +287,19 @@ class _Run:
         self, requests: Sequence[Request], on_row: Callable[[int, Generation], None]
     ) -> None:
         engine, terms = self._opened(), self._job.terms
-        if isinstance(engine, BatchEngine):
-            engine.generate_batch(requests, on_row, lambda: terms.on_text(""))
-            return
-        for number, request in enumerate(requests):
-            try:
-                generation = engine.generate(request, terms.on_text, terms.on_thinking)
-            except GenerationInterrupted as stopped:
-                on_row(number, stopped.generation)
-                raise
-            on_row(number, generation)
+        is_server = engine.info.server is not None  # of which one row is shown as it is written
+        try:
+            tell(
+                engine,
+                requests,
+                on_row,
+                terms.on_text if is_server else lambda _: terms.on_text(""),
+                terms.on_thinking,
+            )
+        except GenerationInterrupted as stopped:
+            for number, generation in stopped.generations.items():
+                on_row(number, generation)
+            raise
 
     def _keep(self, question: _Question, generation: Generation) -> None:
         """Take what the model has said, and remember it."""

@@ -31,6 +31,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
+from glm4v_magic.calls.call import generation_of, ignore
 from glm4v_magic.calls.prompt import require_text
 from glm4v_magic.core.conversation import Conversation, Generation, Message, Request
 from glm4v_magic.core.errors import (
@@ -372,7 +373,7 @@ class _Handler(BaseHTTPRequestHandler):
                 piece({"content": text} if self.begun else {"role": "assistant", "content": text})
                 sent += text
 
-        generation = self.server.engine.generate(wanted.request, on_text)
+        generation = generation_of(self.server.engine, wanted.request, on_text, ignore)
         ending, usage = generation.finish_reason, _usage(generation)
         if not wanted.stream:
             message = {"role": "assistant", "content": generation.text}

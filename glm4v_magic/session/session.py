@@ -21,6 +21,7 @@ from glm4v_magic.calls.call import (
     OnText,
     Terms,
     answer_of,
+    generation_of,
     ignore,
     images_of,
     in_form,
@@ -643,7 +644,8 @@ class Session:
         engine = self._ready(call.conversation, call.terms)
         call.terms.on_start(engine.info, call.conversation.images)
         try:
-            generation = engine.generate(
+            generation = generation_of(
+                engine,
                 Request(call.conversation, call.terms.sampling),
                 call.terms.on_text,
                 call.terms.on_thinking,
@@ -661,7 +663,7 @@ class Session:
             raise
         except KeyboardInterrupt:
             # While it was corrected: the first answer is whole, if not in its form.
-            interrupt = GenerationInterrupted(generation)
+            interrupt = GenerationInterrupted({0: generation})
             interrupt.answer = answer
             raise interrupt from None
         finally:

@@ -265,11 +265,8 @@ def names(seen):
 
 
 def answer(engine, recorder):
-    seen = []
-    engine.generate(
-        Request(golden.conversation("image_text"), GREEDY),
-        lambda _text: seen.append(recorder.read(is_busy=True)),
-    )
+    events = engine.stream([Request(golden.conversation("image_text"), GREEDY)])
+    seen = [recorder.read(is_busy=True) for _ in events]
     assert hooks(engine.model) == []
     assert recorder.read(is_busy=False) == Activity()
     return seen
@@ -306,7 +303,7 @@ def test_four_virtual_gpus_take_turns():
 def test_real_gpus_are_said_to_work_behind_the_host(monkeypatch):
     recorder = ticking()
     engine = local.load(resolve(golden.CHECKPOINT), recorder=recorder)
-    monkeypatch.setattr(engine, "_gpus", lambda: ["cuda:0"])
+    monkeypatch.setattr(local.LocalEngine, "gpus", ["cuda:0"])
     with engine._recording():
         engine.model.lm_head(torch.zeros(1, engine.model.config.hidden_size))
         recorder._notes.append((recorder._clock(), recorder._parts[0]))
@@ -342,13 +339,25 @@ def test_a_map_that_was_given_has_no_known_parts(tmp_path):
 
 
 def test_rows_at_once_are_recorded_too():
-    recorder, seen = ticking(), []
+    recorder = ticking()
     engine = local.load(resolve(golden.CHECKPOINT), recorder=recorder)
     requests = [Request(golden.conversation("image_text"), GREEDY)] * 2
-    engine.generate_batch(
-        requests, lambda *_: seen.append(recorder.read(is_busy=True)), lambda: None
-    )
+    seen = [recorder.read(is_busy=True) for _ in engine.stream(requests)]
     assert {"embedding", "head"} < {name for _, name in names(seen)}
+    assert hooks(engine.model) == []
+
+
+def test_a_stream_that_was_left_alone_takes_no_hooks_from_the_next():
+    recorder = ticking()
+    engine = local.load(resolve(golden.CHECKPOINT), recorder=recorder)
+    requests = [Request(golden.conversation("image_text"), GREEDY)]
+    left, following = engine.stream(requests), engine.stream(requests)
+    next(left)
+    next(following)
+    assert hooks(engine.model)
+    left.close()
+    assert hooks(engine.model)
+    following.close()
     assert hooks(engine.model) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import golden
 import pytest
@@ -12,8 +13,11 @@ from transformers import GenerationConfig
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import ConversationError, GenerationInterrupted, OutOfMemoryError
+from glm4v_magic.core.events import Finished, Text
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.engines import local
+from glm4v_magic.engines.sampling import call_config
+from glm4v_magic.engines.transcript import Transcript
 
 GREEDY = Sampling(max_tokens=16, temperature=0)
 
@@ -27,58 +31,66 @@ def request(case="image_text", sampling=GREEDY):
     return Request(golden.conversation(case), sampling)
 
 
+def answer(engine, asked):
+    """Pieces of the text, and what comes at the end."""
+    *events, finished = engine.stream([asked])
+    assert all(isinstance(event, Text) and event.text for event in events)
+    assert isinstance(finished, Finished)
+    return [event.text for event in events], finished.generation
+
+
 @pytest.mark.parametrize("case", golden.SINGLE_ROW)
 def test_greedy_answers_are_the_reference(engine, case):
-    generation = engine.generate(request(case), lambda _text: None)
+    _, generation = answer(engine, request(case))
     ids = golden.CASES[case]["greedy_with_default_eos"]
-    assert generation.text == engine.processor.decode(ids).strip()
+    # Bytes at the end that are no character yet are no text.
+    assert generation.text == engine.processor.decode(ids).rstrip("\ufffd").strip()
     assert generation.usage.new_tokens == len(ids)
     assert generation.seed is None
 
 
 @pytest.mark.parametrize("case", golden.SINGLE_ROW)
 def test_streamed_pieces_join_to_the_text(engine, case):
-    pieces = []
-    generation = engine.generate(request(case), pieces.append)
-    assert generation.text.startswith("".join(pieces).strip())
+    pieces, generation = answer(engine, request(case))
+    assert generation.text == "".join(pieces).strip()
     assert len(pieces) > 3
 
 
-def stream(engine, text):
-    pieces = []
-    streamer = local.TokenTextStreamer(engine.processor.tokenizer, pieces.append)
-    streamer.put(torch.tensor([[1, 2, 3]]))  # the prompt
-    ids = engine.processor.tokenizer.encode(text, add_special_tokens=False)
-    for token in ids:
-        streamer.put(torch.tensor([token]))
-    streamer.end()
-    return pieces, ids
+def pieces_of(engine, text, **options):
+    tokenizer = engine.processor.tokenizer
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    transcript = Transcript(tokenizer, len(ids) + 1, (), **options)
+    return [transcript.take(token, 0.0) for token in ids], ids
 
 
 @pytest.mark.parametrize("text", ["描述这张图片", "ünï 👩‍👩‍👧 naïve", "a😀b", "日本語 text"])
 def test_no_piece_holds_part_of_a_character(engine, text):
-    pieces, ids = stream(engine, text)
+    pieces, ids = pieces_of(engine, text)
     assert len(ids) > len(text) / 2  # several tokens per character: there is something to get wrong
     assert "".join(pieces) == text
     assert not any("�" in piece for piece in pieces)
 
 
 def test_special_tokens_are_not_text(engine):
-    pieces = []
-    streamer = local.TokenTextStreamer(engine.processor.tokenizer, pieces.append)
-    streamer.put(torch.tensor([[1]]))
-    for token in [104, 105, 307]:
-        streamer.put(torch.tensor([token]))
-    assert "".join(pieces) == "hi"
+    transcript = Transcript(engine.processor.tokenizer, 9, {307})
+    assert "".join(transcript.take(token, 0.0) for token in [104, 105, 307]) == "hi"
+    assert transcript.ids == [104, 105, 307]
+    assert transcript.ending == "stop"
 
 
-def test_the_leading_newline_is_not_shown(engine):
-    pieces, _ = stream(engine, "\n hi")
-    assert "".join(pieces) == "hi"
+def test_the_leading_newline_is_shown_only_where_an_answer_goes_on(engine):
+    assert "".join(pieces_of(engine, "\n hi")[0]) == "hi"
+    assert "".join(pieces_of(engine, "\n hi", carries_on=True)[0]) == "\n hi"
+
+
+def test_half_a_character_at_the_end_is_no_text(engine):
+    transcript = Transcript(engine.processor.tokenizer, 4, ())
+    assert [transcript.take(token, 0.0) for token in (*b"a", *"猫".encode()[:2])] == ["a", "", ""]
+    assert transcript.text == "a"
 
 
 def test_usage_counts_text_visual_and_new_tokens(engine):
-    usage = engine.generate(request(), lambda _text: None).usage
+    usage = answer(engine, request())[1].usage
     assert usage.visual_tokens == 6
     assert usage.text_tokens == len(golden.CASES["image_text"]["input_ids"]) - 3
     assert usage.prompt_tokens == usage.text_tokens + 6
@@ -88,42 +100,34 @@ def test_usage_counts_text_visual_and_new_tokens(engine):
 
 
 def test_length_and_stop_are_told_apart(engine):
-    assert engine.generate(request(), lambda _t: None).finish_reason == "length"
-    ends = golden.CASES["image_text"]["greedy_ids"][3]
-    engine.defaults.eos_token_id = [ends]
+    assert answer(engine, request())[1].finish_reason == "length"
+    ends, engine.defaults.eos_token_id = (
+        engine.defaults.eos_token_id,
+        [golden.CASES["image_text"]["greedy_ids"][3]],
+    )
     try:
-        generation = engine.generate(request(), lambda _t: None)
+        generation = answer(engine, request())[1]
     finally:
-        engine.defaults.eos_token_id = [300, 307, 309]
+        engine.defaults.eos_token_id = ends
     assert generation.finish_reason == "stop"
     assert generation.usage.new_tokens == 4
 
 
-class Stop:
-    """Raises KeyboardInterrupt when the n-th piece arrives, as an interrupt between tokens does."""
-
-    def __init__(self, after):
-        self.after = after
-        self.pieces = []
-
-    def __call__(self, text):
-        self.pieces.append(text)
-        if len(self.pieces) == self.after:
-            raise KeyboardInterrupt
-
-
 def test_an_interrupt_keeps_the_partial_text_and_the_engine(engine):
-    whole = engine.generate(request(), lambda _t: None)
-    stop = Stop(after=5)
+    _, whole = answer(engine, request())
+    events = engine.stream([request()])
+    pieces = [next(events).text for _ in range(5)]
     with pytest.raises(GenerationInterrupted) as caught:
-        engine.generate(request(), stop)
+        events.throw(KeyboardInterrupt())
     partial = caught.value.generation
+    assert caught.value.__context__ is None  # its frames would hold the cache
+    assert caught.value.generations == {0: partial}
     assert isinstance(caught.value, KeyboardInterrupt)
     assert partial.finish_reason == "interrupted"
-    assert partial.text == "".join(stop.pieces).strip()
+    assert partial.text == "".join(pieces).strip()
     assert whole.text.startswith(partial.text)
     assert partial.usage.new_tokens < 16
-    assert engine.generate(request(), lambda _t: None).text == whole.text
+    assert answer(engine, request())[1].text == whole.text
 
 
 def test_an_interrupt_before_the_first_token(engine):
@@ -133,7 +137,7 @@ def test_an_interrupt_before_the_first_token(engine):
     handle = engine.model.model.vision.register_forward_hook(interrupt)
     try:
         with pytest.raises(GenerationInterrupted) as caught:
-            engine.generate(request(), lambda _t: None)
+            next(engine.stream([request()]))
     finally:
         handle.remove()
     assert caught.value.generation.text == ""
@@ -142,7 +146,7 @@ def test_an_interrupt_before_the_first_token(engine):
 
 def sample(engine, seed):
     sampling = Sampling(max_tokens=12, temperature=1.0, top_p=1.0, top_k=0, seed=seed)
-    return engine.generate(request(sampling=sampling), lambda _t: None)
+    return answer(engine, request(sampling=sampling))[1]
 
 
 def test_a_seed_repeats_an_answer_and_is_reported(engine):
@@ -165,10 +169,10 @@ def test_the_users_random_state_is_left_alone(engine):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_sampling_options_reach_generate():
+def test_sampling_options_reach_the_config():
     base = GenerationConfig(do_sample=True, temperature=0.8, top_p=0.8, max_length=100)
     asked = Sampling(9, 0.3, top_p=0.5, top_k=7, min_p=0.1, repetition_penalty=1.2)
-    config = local.generation_config(base, asked, room=100)
+    config = call_config(base, asked, room=100)
     assert (config.max_new_tokens, config.max_length) == (9, None)
     assert (config.do_sample, config.temperature, config.top_p, config.top_k) == (True, 0.3, 0.5, 7)
     assert (config.min_p, config.repetition_penalty) == (0.1, 1.2)
@@ -177,31 +181,31 @@ def test_sampling_options_reach_generate():
 
 def test_unset_sampling_options_are_the_checkpoints():
     base = GenerationConfig(do_sample=True, temperature=0.8, top_p=0.6)
-    config = local.generation_config(base, Sampling(), room=100)
+    config = call_config(base, Sampling(), room=100)
     assert (config.do_sample, config.temperature, config.top_p) == (True, 0.8, 0.6)
 
 
 def test_temperature_zero_is_greedy():
     base = GenerationConfig(do_sample=True, temperature=0.8, top_p=0.8)
-    assert local.generation_config(base, Sampling(temperature=0), room=9).do_sample is False
+    assert call_config(base, Sampling(temperature=0), room=9).do_sample is False
 
 
 def test_the_answer_is_cut_at_the_context(engine):
-    config = local.generation_config(GenerationConfig(), Sampling(max_tokens=50), room=3)
+    config = call_config(GenerationConfig(), Sampling(max_tokens=50), room=3)
     assert config.max_new_tokens == 3
 
 
 def test_a_prompt_longer_than_the_context_is_refused(engine):
     conversation = Conversation((Message("user", "word " * 300),))
     with pytest.raises(ConversationError, match=r"tokens long, but .* holds 256"):
-        engine.generate(Request(conversation, GREEDY), lambda _t: None)
+        next(engine.stream([Request(conversation, GREEDY)]))
 
 
 def test_two_images_are_refused(engine):
     photos = (golden.photo("image0.png"), golden.photo("image1.png"))
     conversation = Conversation((Message("user", "compare", photos),))
     with pytest.raises(ConversationError, match="2 images, but GLM-4V-9B takes 1"):
-        engine.generate(Request(conversation, GREEDY), lambda _t: None)
+        next(engine.stream([Request(conversation, GREEDY)]))
 
 
 def test_running_out_of_memory_keeps_the_model(engine):
@@ -211,10 +215,10 @@ def test_running_out_of_memory_keeps_the_model(engine):
     handle = engine.model.model.vision.register_forward_hook(run_out)
     try:
         with pytest.raises(OutOfMemoryError, match=r"188.00 MiB.*still loaded"):
-            engine.generate(request(), lambda _t: None)
+            next(engine.stream([request()]))
     finally:
         handle.remove()
-    assert engine.generate(request(), lambda _t: None).usage.new_tokens == 16
+    assert answer(engine, request())[1].usage.new_tokens == 16
 
 
 def test_info_describes_the_model(engine):
@@ -243,7 +247,7 @@ def transformers_log():
 @pytest.mark.parametrize("temperature", [None, 0, 0.7])
 def test_no_call_makes_transformers_complain(transformers_log, temperature):
     sampling = Sampling(max_tokens=4, temperature=temperature)
-    local.load(resolve(golden.CHECKPOINT)).generate(request(sampling=sampling), lambda _t: None)
+    answer(local.load(resolve(golden.CHECKPOINT)), request(sampling=sampling))
     assert transformers_log == []
 
 
@@ -254,3 +258,15 @@ def test_progress_counts_every_byte_on_disk():
     assert [step.done_bytes for step in seen] == sorted(step.done_bytes for step in seen)
     assert seen[-1].total_bytes == checkpoint.total_bytes
     assert seen[-1].done_bytes == checkpoint.total_bytes - 16  # inv_freq, four float32
+
+
+@pytest.mark.parametrize(
+    ("parameters", "device", "rows"),
+    [(10**6, "cpu", 8), (13 * 10**9, "cpu", 1), (13 * 10**9, "cuda:0", 8)],
+)
+def test_a_large_model_on_the_cpu_is_asked_row_by_row(
+    engine, monkeypatch, parameters, device, rows
+):
+    info = replace(engine.info, parameters=parameters, devices=(device,))
+    monkeypatch.setattr(local.LocalEngine, "info", property(lambda _: info))
+    assert engine.batch_size == rows

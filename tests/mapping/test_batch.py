@@ -12,7 +12,6 @@ import torch
 from conftest import TINY
 from PIL import Image
 from scripted_server import CHAT, END, MODELS, models, piece, scripted_server, stream
-from transformers import GenerationConfig
 
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.conversation import Request
@@ -26,13 +25,11 @@ from glm4v_magic.core.errors import (
     OutOfMemoryError,
     PromptError,
 )
-from glm4v_magic.core.model import EngineInfo, ModelChoice
+from glm4v_magic.core.model import ModelChoice
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.rows import Rows
 from glm4v_magic.engines import local
-from glm4v_magic.engines.batched import processors_for
-from glm4v_magic.mapping import runner as batch
 from glm4v_magic.mapping.answer_cache import AnswerStore, model_key
 from glm4v_magic.notebook.render.batch import rows_bundle
 from glm4v_magic.session.session import Session
@@ -62,76 +59,6 @@ def loaded(session):
 @pytest.fixture(scope="module")
 def photos():
     return [Image.linear_gradient("L").resize((30 + 5 * n, 40)).convert("RGB") for n in range(5)]
-
-
-def batched(engine, requests):
-    found = {}
-    engine.generate_batch(requests, found.__setitem__, lambda: None)
-    return [found[number] for number in range(len(requests))]
-
-
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        Sampling(16, temperature=0),
-        Sampling(16, temperature=0, repetition_penalty=1.7),
-        Sampling(16, temperature=1.5, top_k=40, seed=3),
-        Sampling(16, temperature=1.5, min_p=0.3, seed=5),
-        Sampling(16, temperature=1.0, top_p=0.7, repetition_penalty=1.3, seed=4),
-    ],
-    ids=["greedy", "penalty", "top_k", "min_p", "top_p"],
-)
-def test_a_row_says_what_it_says_alone(engine, sampling):
-    requests = [Request(golden.conversation(case), sampling) for case in golden.SINGLE_ROW]
-    for row, request in zip(batched(engine, requests), requests, strict=True):
-        alone = engine.generate(request, lambda _text: None)
-        assert (row.text, row.finish_reason, row.seed) == (
-            alone.text, alone.finish_reason, alone.seed,
-        )  # fmt: skip
-        for count in ("text_tokens", "visual_tokens", "new_tokens"):
-            assert getattr(row.usage, count) == getattr(alone.usage, count)
-
-
-def test_padding_is_nothing_that_was_said():
-    config = GenerationConfig(repetition_penalty=2.0)
-    processors = processors_for(config, [2, 0], None, "cpu")
-    scores = processors(torch.tensor([[0, 0, 3], [0, 1, 3]]), torch.ones(2, 4))
-    assert scores.tolist() == [[1, 1, 1, 0.5], [0.5, 0.5, 1, 0.5]]
-    assert config.repetition_penalty is None
-
-
-def test_greedy_rows_are_the_reference(engine):
-    requests = [
-        Request(golden.conversation(case), Sampling(16, temperature=0))
-        for case in golden.SINGLE_ROW
-    ]
-    for case, row in zip(golden.SINGLE_ROW, batched(engine, requests), strict=True):
-        ids = golden.CASES[case]["greedy_with_default_eos"]
-        assert row.text == engine.processor.decode(ids).strip()
-        assert row.usage.new_tokens == len(ids)
-
-
-def test_rows_without_a_seed_draw_their_own(engine):
-    request = Request(golden.conversation("text_only"), Sampling(12, temperature=1.5))
-    before = torch.random.get_rng_state()
-    rows = batched(engine, [request] * 3)
-    assert torch.equal(before, torch.random.get_rng_state())
-    assert len({row.seed for row in rows}) == len({row.text for row in rows}) == 3
-
-
-def test_each_row_has_its_own_room(engine):
-    short = Request(golden.conversation("text_only"), Sampling(300, temperature=0))
-    room = engine.require_room(short)
-    length = len(engine.processor.prompt_ids(short.conversation))
-    engine.defaults.eos_token_id, ends = None, engine.defaults.eos_token_id
-    try:
-        longer = Request(golden.conversation("image_second_turn"), Sampling(300, temperature=0))
-        rows = batched(engine, [short, longer])
-    finally:
-        engine.defaults.eos_token_id = ends
-    assert rows[0].usage.new_tokens == room == engine.info.context - length
-    assert rows[1].usage.new_tokens == engine.require_room(longer) < room
-    assert {row.finish_reason for row in rows} == {"length"}
 
 
 def test_a_list_gives_rows_with_answers_or_errors(loaded, photos):
@@ -260,7 +187,7 @@ def test_an_interrupt_inside_a_batch_keeps_the_open_rows_text(loaded, photos, in
     )
 
 
-def test_on_text_is_called_after_each_step_and_may_end_the_run(loaded, photos):
+def test_on_text_is_called_as_text_comes_and_may_end_the_run(loaded, photos):
     steps = []
 
     def stop(text):
@@ -272,7 +199,6 @@ def test_on_text_is_called_after_each_step_and_may_end_the_run(loaded, photos):
         loaded.map("What?", photos[:2], temperature=0, max_tokens=9, on_text=stop)
     assert steps == [""] * 4
     assert {row.finish_reason for row in caught.value.result} == {"interrupted"}
-    assert {row.answer.usage.new_tokens for row in caught.value.result} == {4}
 
 
 def test_a_batch_that_does_not_fit_is_halved(loaded, photos):
@@ -348,10 +274,17 @@ class OneByOne:
     def info(self):
         return self._engine.info
 
-    def generate(self, request, on_text, on_thinking=None):
-        if self._fail is not None and request.conversation.messages[-1].text == "b?":
+    @property
+    def batch_size(self):
+        return 1
+
+    def require_room(self, request):
+        return None
+
+    def stream(self, requests):
+        if self._fail is not None and requests[0].conversation.messages[-1].text == "b?":
             raise self._fail
-        return self._engine.generate(request, on_text)
+        yield from self._engine.stream(requests)
 
     def close(self):
         pass
@@ -367,8 +300,8 @@ def test_an_engine_without_batches_is_asked_row_by_row(engine):
     assert [row.error for row in call()] == [None, "Not this.", None]
     _, call = run(OutOfMemoryError("Full."))
     assert [row.error for row in call()] == [None, "Full.", None]
-    generation = engine.generate(Request(golden.conversation("text_only"), Sampling(2)), str)
-    _, call = run(GenerationInterrupted(generation))
+    *_, finished = engine.stream([Request(golden.conversation("text_only"), Sampling(2))])
+    _, call = run(GenerationInterrupted({0: finished.generation}))
     with pytest.raises(MapInterrupted):
         call()
     _, call = run(EngineError("Too large."))
@@ -411,14 +344,3 @@ def test_a_server_that_does_not_count_is_asked_row_by_row():
     assert frame["new_tokens"].isna().all()
     text = rows_bundle(rows)["text/plain"]
     assert text.splitlines()[-1] == "m"
-
-
-def info(parameters, *devices):
-    return EngineInfo("m", "", 1, None, None, 9, parameters, "float32", devices)
-
-
-def test_the_default_batch_size():
-    assert batch.default_batch_size(info(10**6, "cpu")) == 8
-    assert batch.default_batch_size(info(13 * 10**9, "cpu")) == 1
-    assert batch.default_batch_size(info(13 * 10**9, "cuda:0")) == 8
-    assert batch.default_batch_size(info(None)) == 8

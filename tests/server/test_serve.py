@@ -103,13 +103,18 @@ def uri(image):
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def said(engine, request):
+    """What an engine streams, and the generation at its end."""
+    *events, finished = engine.stream([request])
+    return [event.text for event in events], finished.generation
+
+
 class TestSameAnswers:
     @pytest.mark.parametrize("case", golden.SINGLE_ROW)
     def test_greedy_answers_of_the_reference_cases(self, local, remote, case):
         request = Request(golden.conversation(case), GREEDY)
-        here, there = [], []
-        expected = local.engine.generate(request, here.append)
-        given = remote.generate(request, there.append)
+        here, expected = said(local.engine, request)
+        there, given = said(remote, request)
         assert given.text == expected.text
         assert given.finish_reason == expected.finish_reason
         tokens = ("text_tokens", "visual_tokens", "new_tokens")
@@ -120,10 +125,10 @@ class TestSameAnswers:
     def test_an_answer_that_goes_on(self, local, remote):
         turns = (Message("user", "What?"), Message("assistant", "It is a", complete=False))
         request = Request(Conversation(turns), GREEDY)
-        expected = local.engine.generate(request, lambda _: None).text
-        assert remote.generate(request, lambda _: None).text == expected
+        expected = said(local.engine, request)[1].text
+        assert said(remote, request)[1].text == expected
         fresh = Request(Conversation(turns[:1]), GREEDY)
-        assert local.engine.generate(fresh, lambda _: None).text != expected
+        assert said(local.engine, fresh)[1].text != expected
 
     def test_sampled_answers_with_a_seed(self, local, remote):
         changes = (
@@ -140,8 +145,8 @@ class TestSameAnswers:
         for change in changes:
             values = {"max_tokens": 12, "temperature": 1.5, "seed": 1, **change}
             request = Request(conversation, Sampling(**values))
-            expected = local.engine.generate(request, lambda _: None).text
-            texts.append(remote.generate(request, lambda _: None).text)
+            expected = said(local.engine, request)[1].text
+            texts.append(said(remote, request)[1].text)
             assert texts[-1] == expected, change
         assert len(set(texts)) == len(texts) - 2  # three of them are greedy
 

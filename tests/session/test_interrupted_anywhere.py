@@ -11,12 +11,14 @@ from collections import Counter
 
 import torch
 from conftest import TINY
-from interrupting import Interrupter
+from interrupting import Interrupter, interruptible
 
 from glm4v_magic.core.conversation import Answer
 from glm4v_magic.virtual_gpus import active
 
 ASK = "%%glm4v cat.png -o answer --temperature 0 --max-tokens 8\nWhat is this?"
+__all__ = ["interruptible"]
+
 AGAIN = ASK.replace("-o answer", "-o again")
 LOAD = f"%glm4v load {TINY}"
 CHECK = f"%glm4v check {TINY} --gpus 2x1GiB"

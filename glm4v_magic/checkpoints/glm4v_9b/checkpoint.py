@@ -193,9 +193,14 @@ class Glm4v9bCheckpoint:
         """Sampling values as published; what the model's config implies where there are none."""
         from transformers import GenerationConfig
 
-        if (self.folder / "generation_config.json").is_file():
-            return GenerationConfig.from_pretrained(self.folder)
-        return model.generation_config
+        file = self.folder / "generation_config.json"
+        if not file.is_file():
+            return model.generation_config
+        # from_pretrained refuses files that people ship; the engine takes what it understands.
+        config = GenerationConfig()
+        named = {name: value for name, value in read_json(file).items() if name[:1] != "_"}
+        vars(config).update(named)
+        return config
 
     def _bytes_by_module(self) -> dict[str, int]:
         """Bytes on disk by the name under which transformers reports a loaded weight."""

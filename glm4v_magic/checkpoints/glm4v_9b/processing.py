@@ -50,6 +50,9 @@ SPECIAL_TOKENS = (
 )
 """In the order of their ids, which follow the last rank of ``tokenizer.model``."""
 
+END_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>")
+"""What ends an answer: the next turn, or nothing more. The published generation config says it."""
+
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -159,6 +162,7 @@ class Glm4v9bProcessor:
         self.boi_token_id = config.boi_token_id
         self.eoi_token_id = config.eoi_token_id
         self.pad_token_id = self._id("<|endoftext|>")
+        self.end_token_ids = tuple(map(self._id, END_TOKENS))
 
     def _id(self, token: str) -> int:
         return int(self.tokenizer.convert_tokens_to_ids(token))

@@ -1,0 +1,214 @@
+"""How the next token is chosen: the checkpoint's defaults, what a call asks, and each row's choice.
+
+transformers' own processors do the arithmetic, in the order in which `generate` applies them
+(``GenerationMixin._get_logits_processor``).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList
+from transformers.generation import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+from glm4v_magic.core.options import Sampling
+from glm4v_magic.core.wording import printable
+
+__all__ = ["TokenSampler", "call_config", "checkpoint_config"]
+
+_TOP_K = 50
+"""What `generate` samples from if neither the checkpoint nor the call says it
+(transformers.GenerationConfig, `_get_default_generation_params`)."""
+
+# Name, processor, the value that changes nothing. The first two read the ids so far.
+_READERS: tuple[tuple[str, Any, float], ...] = (
+    ("repetition_penalty", RepetitionPenaltyLogitsProcessor, 1.0),
+    ("no_repeat_ngram_size", NoRepeatNGramLogitsProcessor, 0),
+)
+_WARPERS: tuple[tuple[str, Any, float], ...] = (
+    ("temperature", TemperatureLogitsWarper, 1.0),
+    ("top_k", TopKLogitsWarper, 0),
+    ("top_p", TopPLogitsWarper, 1.0),
+    ("min_p", MinPLogitsWarper, 0.0),
+    ("typical_p", TypicalLogitsWarper, 1.0),
+    ("epsilon_cutoff", EpsilonLogitsWarper, 0.0),
+    ("eta_cutoff", EtaLogitsWarper, 0.0),
+)
+_LONGEST_NOTE = 100  # characters of what a file says
+_WHOLE_NUMBERS = ("no_repeat_ngram_size", "top_k")
+
+_OF_CALLS = ("max_length", "max_new_tokens", "use_cache")
+"""Replaced by what a call asks and by the room behind its prompt, so nothing to tell."""
+
+_ABOUT_OUTPUT = (
+    "output_attentions", "output_hidden_states", "output_logits", "output_scores",
+    "return_dict_in_generate",
+)  # fmt: skip
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+def checkpoint_config(
+    published: GenerationConfig, ends: Iterable[int]
+) -> tuple[GenerationConfig, tuple[str, ...]]:
+    """Take from a checkpoint's generation config what decoding here understands.
+
+    Args:
+        published: as ``generation_config.json`` has it, any value of any type.
+        ends: ids that end a turn of this kind of model, whether the file names them or not.
+
+    Returns:
+        The config that calls start from, and the settings that are left out, as ``name=value``.
+    """
+    config = GenerationConfig(do_sample=published.do_sample is True, eos_token_id=sorted(ends))
+    left_out = []
+    for name, value in vars(published).items():
+        if name == "eos_token_id":
+            named = value if isinstance(value, list) else [value]
+            config.eos_token_id = sorted({*config.eos_token_id, *filter(_is_id, named)})
+        elif name == "pad_token_id":
+            config.pad_token_id = value if _is_id(value) else None
+        elif name == "temperature" and value == 0:
+            config.do_sample = False
+        elif not _take(config, name, value) and _matters(name, value):
+            left_out.append(_shortened(printable(f"{name}={value!r}")))
+    return config, tuple(sorted(left_out))
+
+
+def _take(config: GenerationConfig, name: str, value: object) -> bool:
+    """Set a value of the file if it is understood; say whether it is."""
+    makers = {each: (maker, off) for each, maker, off in (*_READERS, *_WARPERS)}
+    if name not in makers:
+        return name == "do_sample" and isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return False
+    maker, off = makers[name]
+    if name in _WHOLE_NUMBERS:
+        if value != int(value):
+            return False
+        value = max(int(value), 0)  # -1 is how vLLM's configs turn top_k off
+    try:
+        if value != off:
+            maker(value if name in _WHOLE_NUMBERS else float(value))
+    except (TypeError, ValueError):
+        return False
+    setattr(config, name, value)
+    return True
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_NOTE else text[: _LONGEST_NOTE - 1] + "…"
+
+
+def _matters(name: str, value: object) -> bool:
+    """Tell whether leaving a setting out changes what an answer says."""
+    is_about_file = name.startswith("_") or name == "transformers_version"
+    if is_about_file or name in (*_OF_CALLS, *_ABOUT_OUTPUT, *_IDS):
+        return False
+    return value is not None and value != _NEUTRAL.get(name)
+
+
+_NEUTRAL: dict[str, object] = {
+    "early_stopping": False,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "guidance_scale": 1.0,
+    "length_penalty": 1.0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "num_beam_groups": 1,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "remove_invalid_values": False,
+    "renormalize_logits": False,
+}
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def call_config(base: GenerationConfig, sampling: Sampling, room: int) -> GenerationConfig:
+    """Turn `sampling` into transformers' terms, on top of the checkpoint's own defaults.
+
+    Args:
+        base: from `checkpoint_config`; stays as it is.
+        sampling: what was asked.
+        room: how many tokens fit behind the prompt.
+    """
+    config = copy.deepcopy(base)
+    config.max_length = None
+    config.max_new_tokens = min(sampling.max_tokens, room)
+    if sampling.temperature is not None:
+        config.do_sample = sampling.temperature > 0
+        config.temperature = float(sampling.temperature) or None
+    for name in ("top_p", "top_k", "min_p", "repetition_penalty"):
+        value = getattr(sampling, name)
+        if value is not None:
+            setattr(config, name, value)
+    if not config.do_sample:  # transformers warns about sampling values that greedy ignores
+        for name, _, _ in _WARPERS:
+            setattr(config, name, None)
+    elif config.top_k is None:
+        config.top_k = _TOP_K
+    return config
+
+
+class TokenSampler:
+    """Chooses the tokens of one row as `generate` does for a row that is alone.
+
+    A row that is sampled draws from a generator of its own, and repeats are counted in its own
+    ids: what it says does not depend on the rows beside it.
+
+    Args:
+        config: from `call_config`.
+        seed: of the row; ``None`` for greedy decoding.
+        device: of the generator.
+    """
+
+    def __init__(
+        self, config: GenerationConfig, seed: int | None, device: str | torch.device
+    ) -> None:
+        self._processors = LogitsProcessorList(_made(config, _READERS))
+        self.reads_ids = bool(self._processors)
+        self._generator: torch.Generator | None = None
+        if seed is not None:
+            self._processors += _made(config, _WARPERS)
+            self._generator = torch.Generator(device).manual_seed(seed)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it takes the likeliest token, whatever was said before."""
+        return self._generator is None and not self._processors
+
+    def choose(self, ids: Tensor, scores: Tensor) -> int:
+        """Return the next id.
+
+        Args:
+            ids: prompt and answer so far without padding, (1, L); read only if `reads_ids`.
+            scores: logits of the next token in float32, (1, vocabulary).
+        """
+        scores = self._processors(ids, scores)
+        if self._generator is None:
+            return int(scores.argmax(dim=-1))
+        probabilities = torch.softmax(scores, dim=-1).to(self._generator.device)
+        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+
+def _made(config: GenerationConfig, table: tuple[tuple[str, Any, float], ...]) -> list[Any]:
+    found = ((maker, getattr(config, name), off) for name, maker, off in table)
+    return [maker(value) for maker, value, off in found if value is not None and value != off]
