@@ -8,7 +8,6 @@ import inspect
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,12 @@ import glm4v_magic
 from glm4v_magic.calls.forms import form_of
 from glm4v_magic.core import options
 from glm4v_magic.core.errors import Glm4vError, OptionError
-from glm4v_magic.core.model import DEMO, EngineInfo
+from glm4v_magic.core.model import DEMO
 from glm4v_magic.core.options import OPTIONS, Sampling, accepts, check, of_command, of_python, taken
 from glm4v_magic.core.placement import CPU_DTYPE, PlacementOptions
 from glm4v_magic.core.server_address import ServerAddress
 from glm4v_magic.core.typed_options import argument_of, flags_of, typed
 from glm4v_magic.images import DEFAULT_LIMITS
-from glm4v_magic.mapping.runner import default_batch_size
 from glm4v_magic.notebook.command_line import options_of, parse
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics
@@ -230,9 +228,6 @@ def test_defaults_that_are_decided_elsewhere_are_told_as_they_are():
     assert OPTIONS["timeout"].unset == f"{ServerAddress('http://a/v1').timeout:g}"
     assert CPU_DTYPE in OPTIONS["dtype"].unset
     assert OPTIONS["model"].unset == DEMO
-    few = EngineInfo("m", "", None, None, None, None, parameters=1, devices=("cpu",))
-    assert OPTIONS["batch_size"].unset.startswith(f"{default_batch_size(few)}, but 1 of a large")
-    assert default_batch_size(replace(few, parameters=10**10)) == 1
     assert OPTIONS["format"].unset == form_of().format
     assert (DEFAULT_LIMITS.megapixels, DEFAULT_LIMITS.download_seconds) == (
         OPTIONS["megapixels"].default,

@@ -250,7 +250,11 @@ class TestSchema:
         [
             ({"schema": {"type": "colour"}}, OptionError, "is not a JSON Schema"),
             ({"schema": {}, "format": "text"}, OptionError, "for the format json, not text"),
-            ({"format": "yaml"}, OptionError, "There is no format 'yaml'"),
+            (
+                {"format": "yaml"},
+                OptionError,
+                "Unknown format 'yaml'; there are markdown, text, json, code.",
+            ),
         ],
     )
     def test_what_is_no_form_is_refused(self, session, batches, options, error, said):
