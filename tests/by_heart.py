@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from conftest import TINY
+from shells import TINY
 from torch.nn.functional import cross_entropy
 
 from glm4v_magic.core.conversation import Conversation, Message

@@ -8,8 +8,8 @@ import shutil
 import zlib
 from pathlib import Path
 
-from conftest import TINY
 from PIL import Image
+from shells import TINY
 
 
 def fill(folder: Path) -> None:

@@ -1,73 +1,69 @@
-"""One call of a model: its terms, its answer, and the form that the answer is asked in."""
+"""One question to a model: how it is asked, what comes of it, and the form it is asked in."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.calls.forms import Form, correction, form_of
 from glm4v_magic.core.conversation import Answer, Conversation, Generation, Message, Request
-from glm4v_magic.core.errors import ConversationError, FormatError, Glm4vError, OptionError
-from glm4v_magic.core.events import EngineEvent, Finished, Reclassified, Text, Thinking
-from glm4v_magic.core.options import Format, Sampling, check
+from glm4v_magic.core.errors import (
+    ConversationError,
+    FormatError,
+    GenerationInterrupted,
+    Glm4vError,
+    OptionError,
+)
+from glm4v_magic.core.events import Correcting, Finished, Piece
+from glm4v_magic.core.options import Sampling, taken
 
 if TYPE_CHECKING:
-    from glm4v_magic.core.model import EngineInfo, LoadProgress
+    from glm4v_magic.core.image import SourcedImage
+    from glm4v_magic.core.model import EngineInfo
     from glm4v_magic.engines import Engine
-    from glm4v_magic.images import SourcedImage
 
 __all__ = [
     "Call",
-    "OnProgress",
-    "OnStart",
-    "OnText",
     "Terms",
     "answer_of",
-    "checked_sampling",
     "corrected",
     "correction_of",
-    "generation_of",
-    "ignore",
-    "images_of",
+    "generated",
     "in_form",
     "refuse_more_than",
     "refuse_thinking",
     "refuse_too_many",
-    "tell",
+    "sourced",
     "terms_of",
     "with_value",
 ]
 
-OnProgress: TypeAlias = "Callable[[LoadProgress], None]"
-OnStart: TypeAlias = "Callable[[EngineInfo, tuple[SourcedImage, ...]], None]"
-OnText: TypeAlias = Callable[[str], None]
-
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How a call of the model is made, and whom it tells; see `Session.ask`."""
+    """How a question is asked; see `Session.stream`.
+
+    Attributes:
+        sampling: how tokens are chosen.
+        form: the form of the answer.
+        model: loaded if no model was ever chosen.
+    """
 
     sampling: Sampling
     form: Form
     model: str | None
-    on_progress: OnProgress
-    on_start: OnStart
-    on_text: OnText
-    on_thinking: OnText
-    on_correction: OnText
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call of the model, and what becomes of its answer.
+    """A question to the model, and what becomes of its answer.
 
     Attributes:
         chat: name of the chat that the answer goes into.
         conversation: what is sent.
         terms: how.
-        keeps_partial: whether an interrupted answer goes into the chat too.
+        keeps_partial: whether an interrupted answer goes into the chat, too.
     """
 
     chat: str
@@ -75,12 +71,13 @@ class Call:
     terms: Terms
     keeps_partial: bool = True
 
+    @property
+    def request(self) -> Request:
+        """What the engine is asked."""
+        return Request(self.conversation, self.terms.sampling)
 
-def ignore(*_: object) -> None:
-    """Take news that nobody asked for."""
 
-
-def images_of(images: object) -> tuple[SourcedImage, ...]:
+def sourced(images: object) -> tuple[SourcedImage, ...]:
     """Return what `images.to_images` makes of `images`; nothing of nothing."""
     from glm4v_magic.images import to_images
 
@@ -145,52 +142,6 @@ def refuse_thinking(request: Request, model: str, thinks: bool | None) -> None:
         )
 
 
-def tell(
-    engine: Engine,
-    requests: Sequence[Request],
-    on_row: Callable[[int, Generation], None],
-    on_text: OnText,
-    on_thinking: OnText,
-) -> None:
-    """Answer requests, and call back with what the engine tells.
-
-    Raises:
-        GenerationInterrupted: on an interrupt, also one that is raised by a callback.
-    """
-    said: list[str] = []
-
-    def take(event: EngineEvent) -> None:
-        match event:
-            case Text():
-                said.append(event.text)
-                on_text(event.text)
-            case Thinking():
-                on_thinking(event.text)
-            case Reclassified():
-                on_thinking("".join(said))
-            case Finished():
-                on_row(event.row, event.generation)
-
-    with contextlib.closing(engine.stream(requests)) as events:
-        for event in events:
-            interrupt = None
-            try:
-                take(event)
-            except KeyboardInterrupt as raised:
-                interrupt = raised
-            if interrupt is not None:
-                events.throw(interrupt)
-
-
-def generation_of(
-    engine: Engine, request: Request, on_text: OnText, on_thinking: OnText
-) -> Generation:
-    """Answer one request; see `tell`."""
-    found: dict[int, Generation] = {}
-    tell(engine, [request], found.__setitem__, on_text, on_thinking)
-    return found[0]
-
-
 def answer_of(call: Call, generation: Generation, info: EngineInfo) -> Answer:
     """Return the answer that a generation is; a carried-on one with what was said before."""
     conversation = call.conversation
@@ -210,7 +161,39 @@ def answer_of(call: Call, generation: Generation, info: EngineInfo) -> Answer:
     )
 
 
-def in_form(answer: Answer, call: Call, engine: Engine) -> Answer:
+def generated(engine: Engine, request: Request) -> Generator[Piece, None, Generation]:
+    """Ask an engine one thing: yields what it says, returns all of it.
+
+    Raises:
+        GenerationInterrupted: on an interrupt, also one that is thrown in, with what was said
+            until then.
+        Glm4vError: as `engines.Engine.stream`.
+    """
+    stream = engine.stream([request])
+    generation: Generation | None = None
+    try:
+        for event in stream:
+            if isinstance(event, Finished):
+                generation = event.generation
+            else:
+                yield event
+    except GenerationInterrupted as stopped:
+        if stopped.generations:
+            raise
+    except KeyboardInterrupt:
+        pass  # it came while the engine was waiting, which still knows how far it is
+    else:
+        assert generation is not None  # an engine finishes every row, or raises
+        return generation
+    if generation is not None:
+        raise GenerationInterrupted({0: generation})
+    stream.throw(KeyboardInterrupt())
+    raise KeyboardInterrupt  # from an engine that had not begun
+
+
+def in_form(
+    answer: Answer, call: Call, engine: Engine
+) -> Generator[Correcting | Piece, None, Answer]:
     """Return the answer with what it holds in its form, corrected once if there is a schema.
 
     Raises:
@@ -224,9 +207,9 @@ def in_form(answer: Answer, call: Call, engine: Engine) -> Answer:
     again = correction_of(answer, call, fault)
     if again is None:
         raise fault
-    call.terms.on_correction(fault.what)
+    yield Correcting(fault.what)
     try:
-        generation = generation_of(engine, again, call.terms.on_text, call.terms.on_thinking)
+        generation = yield from generated(engine, again)
     except Glm4vError as error:
         fault.what += f" Asking again failed: {error.what}"
         fault.advise_like(error)
@@ -277,37 +260,11 @@ def with_value(answer: Answer, form: Form) -> Answer:
     raise fault
 
 
-def terms_of(
-    *,
-    format: Format | None = None,  # noqa: A002  as the option of the magic
-    schema: object = None,
-    model: str | None = None,
-    on_progress: OnProgress | None = None,
-    on_start: OnStart | None = None,
-    on_text: OnText | None = None,
-    on_thinking: OnText | None = None,
-    on_correction: OnText | None = None,
-    **sampling: Any,
-) -> Terms:
-    """Return the terms of a call; arguments as `Session.ask`.
+def terms_of(options: Mapping[str, Any]) -> Terms:
+    """Return the terms of a call from options of the table, checked; others are left out.
 
     Raises:
-        OptionError: if one of them makes no sense.
+        OptionError: if the schema is none, or not for the form.
     """
-    return Terms(
-        checked_sampling(Sampling(**sampling)),
-        form_of(format, schema),
-        model,
-        on_progress or ignore,
-        on_start or ignore,
-        on_text or ignore,
-        on_thinking or ignore,
-        on_correction or ignore,
-    )
-
-
-def checked_sampling(sampling: Sampling) -> Sampling:
-    """Refuse values that no model can sample with, by the name the user knows them."""
-    for each in fields(sampling):
-        check(each.name, getattr(sampling, each.name))
-    return sampling
+    form = form_of(options.get("format"), options.get("schema"))
+    return Terms(taken(Sampling, options), form, options.get("model"))

@@ -219,13 +219,17 @@ class MapInterrupted(KeyboardInterrupt):
 
     Rows that were not asked have neither answer nor error. Asking the same again goes on where
     this stopped.
+
+    Args:
+        progress: how far the map was (a `core.rows.Progress`), rows that were stopped included.
     """
 
-    def __init__(self, result: object, answered: int, total: int) -> None:
-        super().__init__(f"{answered} of {total} rows are answered")
-        self.result = result
-        self.answered = answered
-        self.total = total
+    def __init__(self, progress: Any) -> None:
+        super().__init__(f"{progress.answered} of {progress.total} rows are answered")
+        self.progress = progress
+        self.result: object = progress.result()
+        self.answered: int = progress.answered
+        self.total: int = progress.total
 
 
 def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3) -> str:

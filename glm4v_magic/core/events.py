@@ -24,6 +24,7 @@ __all__ = [
     "Finished",
     "Loading",
     "MapDone",
+    "Piece",
     "Reclassified",
     "RowDone",
     "Started",
@@ -133,10 +134,11 @@ class MapDone:
     result: Any
 
 
-EngineEvent: TypeAlias = Thinking | Text | Reclassified | Finished
+Piece: TypeAlias = Thinking | Text | Reclassified
+"""What a model says."""
+
+EngineEvent: TypeAlias = Piece | Finished
 """What `engines.Engine.stream` yields."""
 
-Event: TypeAlias = (
-    Loading | Started | Thinking | Text | Reclassified | Correcting | Done | RowDone | MapDone
-)
+Event: TypeAlias = Loading | Started | Piece | Correcting | Done | RowDone | MapDone
 """What `Session.stream` and `Session.stream_map` yield."""

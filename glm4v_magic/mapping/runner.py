@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,7 +20,6 @@ from glm4v_magic.calls.call import (
     corrected,
     correction_of,
     refuse_more_than,
-    tell,
     with_value,
 )
 from glm4v_magic.core.conversation import Answer, Conversation, Generation, Message, Request
@@ -34,13 +33,14 @@ from glm4v_magic.core.errors import (
     OptionError,
     OutOfMemoryError,
 )
+from glm4v_magic.core.events import Correcting, EngineEvent, Event, Finished, MapDone, RowDone
 from glm4v_magic.core.rows import AnsweredRow, Progress
 from glm4v_magic.mapping.answer_cache import AnswerStore, request_key
 from glm4v_magic.mapping.results import result_of
 
 if TYPE_CHECKING:
+    from glm4v_magic.core.image import SourcedImage
     from glm4v_magic.engines import Engine
-    from glm4v_magic.images import SourcedImage
     from glm4v_magic.mapping.items import Items, PlannedRow
 
 __all__ = ["Job", "run"]
@@ -61,7 +61,7 @@ class Job:
         images: that are sent with every row, before its own.
         read: how an item becomes images.
         model: whatever tells two models apart.
-        batch_size: rows to ask at once; ``None`` for the engine's own.
+        batch_size: rows to ask at once; ``None`` for what suits the engine.
         fresh: ask all rows, known answers or not.
     """
 
@@ -79,13 +79,13 @@ class _Question:
     """What is to be asked for a row: its question, or the correction of its first answer.
 
     Attributes:
-        row: that it is for.
-        call: of the row's question.
-        request: what is sent.
-        key: what the answer depends on.
-        number: of the row among those that are asked the same.
-        first: the answer to correct.
-        fault: what is wrong with it.
+        row: the row.
+        call: its question.
+        request: sent to the engine.
+        key: of the answer in the store: all that it depends on.
+        number: position of the row among those that are asked the same, from 1.
+        first: answer to correct; ``None`` for the question itself.
+        fault: what is wrong with `first`.
         reused: whether the first answer is from an earlier run; ``True`` if there is none.
     """
 
@@ -102,42 +102,39 @@ class _Question:
 def run(
     rows: Sequence[PlannedRow],
     job: Job,
-    open_engine: Callable[[], Engine],
+    open_engine: Callable[[], Generator[Event, None, Engine]],
     store: AnswerStore,
     items: Items,
-    on_progress: Callable[[Progress], None],
-) -> Any:
-    """Ask all rows.
+) -> Generator[Event, None, None]:
+    """Ask all rows: yields what happens, and `MapDone` at the end.
 
     Args:
         rows: from `mapping.items.plan`.
         job: what they share.
-        open_engine: called before the first row is asked; not at all if none has to be.
+        open_engine: opens the engine before the first row is asked; not called if none has to be.
         store: of known answers; new ones are added.
         items: what the rows are from.
-        on_progress: called after each row.
-
-    Returns:
-        See `result_of`.
 
     Raises:
         MapInterrupted: on an interrupt.
         EngineError: if the model fails for two rows in turn; one alone is its row's error.
         OptionError: if the schema refers to what is not in it.
     """
-    running = _Run(rows, job, open_engine, store, items, on_progress)
+    running = _Run(rows, job, open_engine, store, items)
     try:
-        running.all()
+        yield from running.all()
     except KeyboardInterrupt:
-        running.give_up()
+        pass
     except Exception:
-        running.give_up()
+        yield from running.give_up()
         raise
     else:
-        return running.result()
-    answered = len({row.index for row in running.done if row.done})
+        yield MapDone(running.result())
+        return
+    for _ in running.give_up():
+        pass  # whoever stopped this is told by the exception
     # Out here the new exception has no __context__, whose frames would hold on to the model.
-    raise MapInterrupted(running.result(), answered, len(rows))
+    raise MapInterrupted(running.progress())
 
 
 class _Run:
@@ -147,10 +144,9 @@ class _Run:
         self,
         rows: Sequence[PlannedRow],
         job: Job,
-        open_engine: Callable[[], Engine],
+        open_engine: Callable[[], Generator[Event, None, Engine]],
         store: AnswerStore,
         items: Items,
-        on_progress: Callable[[Progress], None],
     ) -> None:
         self.done: list[AnsweredRow] = []
         self._rows = rows
@@ -159,7 +155,6 @@ class _Run:
         self._engine: Engine | None = None
         self._store = store
         self._items = items
-        self._on_progress = on_progress
         self._seen: Counter[str] = Counter()
         self._questions: list[_Question] = []
         self._corrections: list[_Question] = []
@@ -168,58 +163,63 @@ class _Run:
         self._engine_failed = False
         self._schema_fault: OptionError | None = None
 
-    def all(self) -> None:
+    def all(self) -> Generator[Event, None, None]:
         """Ask the rows in their order, a batch at a time; images are read just before."""
         for row in self._rows:
-            self._prepare(row)
-            self._ask_batches(self._size)
-        self._ask_batches(1)
+            yield from self._prepare(row)
+            yield from self._ask_batches(self._size)
+        yield from self._ask_batches(1)
 
-    def give_up(self) -> None:
-        """Keep first answers that are still to be corrected; tells nobody, since all is over."""
+    def give_up(self) -> Iterator[RowDone]:
+        """Keep first answers that are still to be corrected."""
         waiting = {each.row.index: each for each in self._corrections}
         for row in self.done:
             waiting.pop(row.index, None)
         for each in waiting.values():
             error = f"{each.fault} It was to be asked once more."
-            self.done.append(_row(each.row, each.first, error))
+            yield self._finished(_row(each.row, each.first, error))
+
+    def progress(self) -> Progress:
+        """Return how far it is. The rows so far, and not the list that grows: it stays true."""
+        seconds = 0.0 if self._since is None else time.monotonic() - self._since
+        done = {row.index: row for row in self.done}
+        return Progress(tuple(done.values()), len(self._rows), seconds, self._size, self.result)
 
     def result(self) -> Any:
         """Return what `run` would return if it ended now."""
         return result_of(self._rows, self.done, self._items, self._job.terms.form.format)
 
-    def _prepare(self, row: PlannedRow) -> None:
+    def _prepare(self, row: PlannedRow) -> Generator[Event, None, None]:
         """Read a row's images, and take its answer from the store or let it wait."""
         if row.error:
-            self._finish(_row(row, error=row.error))
+            yield self._finished(_row(row, error=row.error))
             return
         try:
             images = self._job.images
             if row.is_image:
                 images += self._job.read(row.item, row.name)
         except InputError as error:
-            self._finish(_row(row, error=str(error)))
+            yield self._finished(_row(row, error=str(error)))
             return
         before = (Message("system", self._job.system),) if self._job.system else ()
         conversation = Conversation((*before, Message("user", row.prompt, images)))
-        request = Request(conversation, self._job.terms.sampling)
+        call = Call("", conversation, self._job.terms)
         # Rows that are asked the same may be answered differently, if tokens are drawn.
-        key = request_key(request, self._job.model)
+        key = request_key(call.request, self._job.model)
         self._seen[key] += 1
         number = self._seen[key]
-        call = Call("", conversation, self._job.terms)
-        self._put(_Question(row, call, request, f"{key} {number}", number))
+        yield from self._put(_Question(row, call, call.request, f"{key} {number}", number))
 
-    def _put(self, question: _Question) -> None:
+    def _put(self, question: _Question) -> Generator[Event, None, None]:
         """Answer a question from the store, or let it wait if the model can take it."""
         known = None if self._job.fresh else self._store.find(question.key)
         if known is not None:
             # The same pixels may have another name now, and the text be wanted in another form.
             form, conversation = question.call.terms.form, question.call.conversation
             images = tuple(map(_small, conversation.images))
-            self._take(question, replace(known, images=images, format=form.format))
+            yield from self._take(question, replace(known, images=images, format=form.format))
             return
-        engine = self._opened()  # what it refuses concerns every row
+        engine = yield from self._opened()  # what it refuses concerns every row
         try:
             refuse_more_than(
                 engine.info.max_images,
@@ -228,93 +228,97 @@ class _Run:
             )
             engine.require_room(question.request)
         except InputError as error:
-            self._fail(question, error)
+            yield self._failed(question, error)
             return
         if question.first is None:
             self._questions.append(question)
         else:
             self._corrections.append(question)
-            question.call.terms.on_correction(question.fault)
+            yield Correcting(question.fault, question.row.index)
 
-    def _opened(self) -> Engine:
+    def _opened(self) -> Generator[Event, None, Engine]:
         if self._engine is None:
-            self._engine = self._open_engine()
-            is_server = self._engine.info.server is not None
+            self._engine = yield from self._open_engine()
+            is_server = self._engine.info.server is not None  # which is asked row by row
             self._size = (not is_server and self._job.batch_size) or self._engine.batch_size
             self._since = time.monotonic()
         return self._engine
 
-    def _ask_batches(self, least: int) -> None:
+    def _ask_batches(self, least: int) -> Generator[Event, None, None]:
         """Ask as long as at least so many questions wait, or so many corrections."""
         for waiting in (self._questions, self._corrections):
             while len(waiting) >= max(1, least):
                 self._refuse_schema()
-                self._ask(waiting)
+                yield from self._ask(waiting)
         self._refuse_schema()
 
     def _refuse_schema(self) -> None:
         if self._schema_fault is not None:
             raise self._schema_fault
 
-    def _ask(self, waiting: list[_Question]) -> None:
+    def _ask(self, waiting: list[_Question]) -> Generator[Event, None, None]:
         """Ask as many as fit at once, and take those that are answered or have failed away."""
         batch = waiting[: self._size]
         open_rows = dict(enumerate(batch))
-
-        def on_row(number: int, generation: Generation) -> None:
-            self._keep(batch[number], generation)
-            open_rows.pop(number, None)  # an interrupt may tell of a row twice
-
         engine_failed = False
         try:
-            self._generate([each.request for each in batch], on_row)
+            yield from self._answered(batch, open_rows)
         except OutOfMemoryError as error:
             if len(batch) == 1:
-                self._fail(open_rows.pop(0), error)
+                yield self._failed(open_rows.pop(0), error)
             else:
                 self._size = len(batch) // 2
-        except InputError as error:  # only an engine without batches has not said so before
-            self._fail(open_rows.pop(min(open_rows)), error)
+        except InputError as error:  # only an engine that knows no room has not said so before
+            yield self._failed(open_rows.pop(min(open_rows)), error)
         except EngineError as error:  # a server that refuses this row, or is gone
             if self._engine_failed:
                 raise
             engine_failed = True
-            self._fail(open_rows.pop(min(open_rows)), error)
+            yield self._failed(open_rows.pop(min(open_rows)), error)
         self._engine_failed = engine_failed
         waiting[: len(batch)] = open_rows.values()
 
-    def _generate(
-        self, requests: Sequence[Request], on_row: Callable[[int, Generation], None]
-    ) -> None:
-        engine, terms = self._opened(), self._job.terms
-        is_server = engine.info.server is not None  # of which one row is shown as it is written
+    def _answered(
+        self, batch: list[_Question], open_rows: dict[int, _Question]
+    ) -> Generator[Event, None, None]:
+        """Ask a batch; rows that are answered are taken out of `open_rows`."""
+        engine = yield from self._opened()
+        stream = engine.stream([each.request for each in batch])
         try:
-            tell(
-                engine,
-                requests,
-                on_row,
-                terms.on_text if is_server else lambda _: terms.on_text(""),
-                terms.on_thinking,
-            )
+            for event in stream:
+                if isinstance(event, Finished):
+                    # Taken away only now: an interrupt in between must not lose the answer.
+                    yield from self._keep(open_rows[event.row], event.generation)
+                    del open_rows[event.row]
+                else:
+                    yield replace(event, row=batch[event.row].row.index)
         except GenerationInterrupted as stopped:
-            for number, generation in stopped.generations.items():
-                on_row(number, generation)
-            raise
+            partial = stopped.generations
+        except KeyboardInterrupt:
+            partial = _partial(stream)
+        else:
+            return
+        for number, generation in sorted(partial.items()):
+            if number in open_rows:
+                for _ in self._keep(open_rows.pop(number), generation):
+                    pass  # whoever stopped this hears of the row through the result
+        raise KeyboardInterrupt
 
-    def _keep(self, question: _Question, generation: Generation) -> None:
+    def _keep(self, question: _Question, generation: Generation) -> Generator[Event, None, None]:
         """Take what the model has said, and remember it."""
         stopped = generation.finish_reason == "interrupted"
         if stopped and (question.first is not None or not generation.text):
             return  # as if it had not been asked
-        answer = answer_of(question.call, generation, self._opened().info)
+        assert self._engine is not None  # it has answered
+        answer = answer_of(question.call, generation, self._engine.info)
         answer = replace(answer, images=tuple(map(_small, answer.images)))
         self._store.keep(question.key, answer)
         if stopped:
-            self._finish(_row(question.row, answer))
+            yield self._finished(_row(question.row, answer))
         else:
-            self._take(replace(question, reused=False), answer)
+            yield from self._take(replace(question, reused=False), answer)
 
-    def _take(self, question: _Question, answer: Answer) -> None:
+    def _take(self, question: _Question, answer: Answer) -> Generator[Event, None, None]:
         """Finish a row with its answer, if it is in its form or cannot be corrected."""
         if question.first is not None:
             answer = corrected(question.first, answer, question.fault)
@@ -323,7 +327,7 @@ class _Run:
         except FormatError as error:
             fault = error
         else:
-            self._finish(_row(question.row, found, reused=question.reused))
+            yield self._finished(_row(question.row, found, reused=question.reused))
             return
         if answer.finish_reason == "length":
             fault.advise(code="row_cut_off")
@@ -331,19 +335,32 @@ class _Run:
             self._schema_fault = fault.__cause__
         again = correction_of(answer, question.call, fault)
         if again is None or question.first is not None:
-            self._finish(_row(question.row, answer, str(fault), reused=question.reused))
+            row = _row(question.row, answer, str(fault), reused=question.reused)
+            yield self._finished(row)
         else:
             key = f"{request_key(again, self._job.model)} {question.number}"
-            self._put(replace(question, request=again, key=key, first=answer, fault=fault.what))
+            yield from self._put(
+                replace(question, request=again, key=key, first=answer, fault=fault.what)
+            )
 
-    def _fail(self, question: _Question, error: Glm4vError) -> None:
+    def _failed(self, question: _Question, error: Glm4vError) -> RowDone:
         what = f"{question.fault} Asking again failed: {error}" if question.fault else str(error)
-        self._finish(_row(question.row, question.first, what))
+        return self._finished(_row(question.row, question.first, what))
 
-    def _finish(self, row: AnsweredRow) -> None:
+    def _finished(self, row: AnsweredRow) -> RowDone:
         self.done.append(row)
-        seconds = 0.0 if self._since is None else time.monotonic() - self._since
-        self._on_progress(Progress(self.done, len(self._rows), seconds, self._size, self.result))
+        return RowDone(row, self.progress())
+
+
+def _partial(stream: Generator[EngineEvent, None, None]) -> dict[int, Generation]:
+    """Interrupt an engine that is waiting, and return what its open rows have said."""
+    try:
+        stream.throw(KeyboardInterrupt())
+    except GenerationInterrupted as stopped:
+        return stopped.generations
+    except KeyboardInterrupt:
+        pass
+    return {}
 
 
 def _small(image: SourcedImage) -> SourcedImage:

@@ -16,6 +16,7 @@ vLLM and SGLang are the right choice.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hmac
 import json
 import os
@@ -24,6 +25,7 @@ import socketserver
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -31,7 +33,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-from glm4v_magic.calls.call import generation_of, ignore
 from glm4v_magic.calls.prompt import require_text
 from glm4v_magic.core.conversation import Conversation, Generation, Message, Request
 from glm4v_magic.core.errors import (
@@ -44,6 +45,7 @@ from glm4v_magic.core.errors import (
     OutOfMemoryError,
     reason,
 )
+from glm4v_magic.core.events import Finished, Text
 from glm4v_magic.core.options import Sampling, check, of_command, of_requests
 from glm4v_magic.core.server_address import API_KEY, is_loopback, refuse_address
 from glm4v_magic.core.typed_options import argument_of, flags_of, typed
@@ -373,7 +375,7 @@ class _Handler(BaseHTTPRequestHandler):
                 piece({"content": text} if self.begun else {"role": "assistant", "content": text})
                 sent += text
 
-        generation = generation_of(self.server.engine, wanted.request, on_text, ignore)
+        generation = _answered(self.server.engine, wanted.request, on_text)
         ending, usage = generation.finish_reason, _usage(generation)
         if not wanted.stream:
             message = {"role": "assistant", "content": generation.text}
@@ -437,6 +439,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+def _answered(engine: Engine, request: Request, on_text: Callable[[str], None]) -> Generation:
+    """Return what the engine answers, and tell its text as it comes."""
+    with contextlib.closing(engine.stream([request])) as events:
+        for event in events:
+            if isinstance(event, Text):
+                on_text(event.text)
+            elif isinstance(event, Finished):
+                generation = event.generation
+    return generation
 
 
 def _parsed(body: bytes) -> object:

@@ -9,59 +9,52 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.calls.call import (
     Call,
-    OnProgress,
-    OnStart,
-    OnText,
     Terms,
     answer_of,
-    generation_of,
-    ignore,
-    images_of,
+    generated,
     in_form,
     refuse_more_than,
     refuse_thinking,
     refuse_too_many,
+    sourced,
     terms_of,
 )
+from glm4v_magic.calls.prompt import require_text
 from glm4v_magic.core.conversation import Answer, Conversation, Message, Request
 from glm4v_magic.core.errors import (
     BusyError,
     ConversationError,
     FormatError,
     GenerationInterrupted,
-    Glm4vError,
     OptionError,
 )
-from glm4v_magic.core.model import ModelChoice
-from glm4v_magic.core.options import Format, Sampling, check
+from glm4v_magic.core.events import Done, Event, Started
+from glm4v_magic.core.model import EngineInfo, ModelChoice
+from glm4v_magic.core.options import accepts, taken
 from glm4v_magic.core.placement import PlacementOptions
-from glm4v_magic.core.server_address import ServerAddress, is_address, read_address
+from glm4v_magic.core.server_address import ServerAddress
 from glm4v_magic.dispatch.activity import ActivityRecorder
 from glm4v_magic.session.chats import UNNAMED, Chats
+from glm4v_magic.session.opening import find, open_model
+from glm4v_magic.session.stream import Stream
 
 if TYPE_CHECKING:
-    from glm4v_magic.checkpoints import Checkpoint
-    from glm4v_magic.core.model import EngineInfo
-    from glm4v_magic.core.options import Objective, Quantization
-    from glm4v_magic.core.placement import GivenMap
     from glm4v_magic.core.plan import Plan
-    from glm4v_magic.core.rows import Progress
     from glm4v_magic.engines import Engine
     from glm4v_magic.images import Limits
     from glm4v_magic.mapping.answer_cache import AnswerStore
     from glm4v_magic.mapping.runner import Read
-    from glm4v_magic.planning.decision import Placement
 
 __all__ = ["Session", "Status", "load"]
 
-_DEFAULTS = Sampling()
+_OF_A_CHOICE = ("revision", "device_map", "served_model", "timeout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,42 +74,6 @@ class Status:
     last: Answer | None
 
 
-def _find(choice: ModelChoice) -> Checkpoint | ServerAddress:
-    """Find the checkpoint and check its files; reads no weight. Of a server, read the address."""
-    if is_address(choice.name):
-        return _address(choice)
-    for name in ("served_model", "timeout"):
-        if getattr(choice, name) is not None:
-            raise OptionError(f"{name} is about a server, and {choice.name} is none.")
-    from glm4v_magic import checkpoints
-
-    return checkpoints.resolve(choice.model, revision=choice.revision, download=True)
-
-
-def _address(choice: ModelChoice) -> ServerAddress:
-    url = read_address(choice.name)
-    here = ModelChoice(choice.model, served_model=choice.served_model, timeout=choice.timeout)
-    if choice != here:
-        raise OptionError(
-            f"{url} is a server: it has loaded its model as it was told to.",
-            "Only served_model and timeout go with an address.",
-        )
-    if choice.timeout is None:
-        return ServerAddress(url, choice.served_model)
-    check("timeout", choice.timeout)
-    return ServerAddress(url, choice.served_model, choice.timeout)
-
-
-def _decide(choice: ModelChoice, checkpoint: Checkpoint, on_progress: OnProgress) -> Placement:
-    """Decide where the model goes; reads no weight."""
-    from glm4v_magic.core.model import LoadProgress
-    from glm4v_magic.planning.decision import decide
-
-    # Importing torch takes seconds, so the first sign of life comes before it.
-    on_progress(LoadProgress(0, checkpoint.total_bytes, ""))
-    return decide(checkpoint.architecture, choice.options, choice.device_map)
-
-
 class Session:
     """One model and the conversations with it.
 
@@ -126,40 +83,37 @@ class Session:
     A question begins a conversation of its own, unless it names a chat or is a follow-up. An
     interrupted answer is kept in its chat, marked as unfinished; a call that fails leaves all chats
     as they were.
+
+    Every call that takes a while has two forms: `stream` yields its events as they happen, and
+    `ask` is a loop over them that returns the answer.
+
+    Args:
+        engine: answers at once, if nothing else is loaded; for an engine of one's own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine | None = None) -> None:
         self._lock = threading.Lock()
         self._choice = ModelChoice()
-        self._engine: Engine | None = None
+        self._engine = engine
         self._last: Answer | None = None
         self._chats = Chats()
         self._store: AnswerStore | None = None
         self._recorder = ActivityRecorder()
 
-    def load(
-        self,
-        model: str | os.PathLike[str] | None = None,
-        *,
-        revision: str | None = None,
-        gpus: str | None = None,
-        context: int | None = None,
-        images: int = 1,
-        batch: int = 1,
-        objective: Objective = "balance",
-        dtype: str | None = None,
-        quantize: Quantization | None = None,
-        max_memory: float | Sequence[float] | None = None,
-        reserve: float | None = None,
-        split_vision: bool = False,
-        offload: bool = False,
-        pin: Mapping[str, int] | None = None,
-        device_map: GivenMap | None = None,
-        served_model: str | None = None,
-        timeout: float | None = None,
-        on_progress: OnProgress | None = None,
-    ) -> Session:
-        """Load a model and return this session.
+    @accepts("load")
+    def load(self, model: str | os.PathLike[str] | None = None, **options: Any) -> Session:
+        """Load a model and return this session; errors as `stream_load`.
+
+        Args:
+            model: as in `stream_load`.
+            options: likewise.
+        """
+        self.stream_load(model, **options).follow()
+        return self
+
+    @accepts("load")
+    def stream_load(self, model: str | os.PathLike[str] | None = None, **options: Any) -> Stream:
+        """Load a model; yields `Loading` as weights arrive.
 
         Files, plan and map are checked while the old model is still there. Then the old one is
         released, because two rarely fit, and the new one loaded. If that fails after all, the next
@@ -172,28 +126,7 @@ class Session:
         Args:
             model: folder, id of a repository on the hub, ``demo`` (the default), or the address of
                 a server that speaks OpenAI's protocol.
-            revision: commit, branch or tag of the repository.
-            gpus: use no more than these: a description such as ``"2x16GiB"``; ``"cpu"`` for none.
-            context: positions of prompt and answer to keep room for; the model's longest by
-                default.
-            images: images of a prompt to keep room for.
-            batch: rows to keep room for.
-            objective: ``balance`` for the emptiest fullest GPU, ``fewest`` for as few GPUs as
-                fit.
-            dtype: ``float32``, ``bfloat16`` or ``float16``; by default as published on GPUs, and
-                float32 on the CPU.
-            quantize: ``8bit`` or ``4bit`` for the linear layers of the text part.
-            max_memory: the most GiB to use of a GPU: one number, or one for each GPU.
-            reserve: GiB of each GPU to leave alone; 3 % of its size by default.
-            split_vision: let the vision tower be cut wherever that balances better.
-            offload: if no split fits, keep some layers in host memory.
-            pin: unit -> GPU index, for units that have to be on a certain GPU: ``vision``,
-                ``embedding``, ``layer`` (all of them), ``layer.7``, ``head``.
-            device_map: a map or a `Plan` to follow instead of making a plan, or a JSON file of
-                either.
-            served_model: which model of a server; needed if it has several.
-            timeout: the longest silence of a server in seconds; 300 by default.
-            on_progress: called as weights arrive.
+            options: where it goes, and which of several models it is.
 
         Raises:
             CheckpointError: if the checkpoint is not usable.
@@ -203,184 +136,155 @@ class Session:
             OptionError: if an option makes no sense.
             BusyError: if another call is running.
         """
-        options = PlacementOptions(
-            gpus,
-            context,
-            images,
-            batch,
-            objective,
-            dtype,
-            quantize,
-            tuple(max_memory) if isinstance(max_memory, Sequence) else max_memory,
-            reserve,
-            split_vision,
-            offload,
-            tuple((pin or {}).items()),
+        given = dict(options)
+        if isinstance(given.get("max_memory"), list):
+            given["max_memory"] = tuple(given["max_memory"])
+        given["pin"] = tuple(dict(given.get("pin") or {}).items())
+        choice = ModelChoice(
+            model=None if model is None else os.fspath(model),
+            options=taken(PlacementOptions, given),
+            **{name: given[name] for name in _OF_A_CHOICE if name in given},
         )
-        name = None if model is None else os.fspath(model)
-        choice = ModelChoice(name, revision, options, device_map, served_model, timeout)
-        self._refuse_if_busy()
-        with self._lock:
-            if self._engine is None or choice != self._choice:
-                self._open(choice, _find(choice), on_progress or ignore)
-        return self
+        return self._locked(lambda: self._load(choice))
 
-    def ask(
-        self,
-        text: str,
-        images: object = (),
-        *,
-        chat: str | None = None,
-        follow_up: bool = False,
-        format: Format | None = None,  # noqa: A002  as the option of the magic
-        schema: object = None,
-        max_tokens: int = _DEFAULTS.max_tokens,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        thinking: bool | None = None,
-        system: str | None = None,
-        model: str | None = None,
-        on_progress: OnProgress | None = None,
-        on_start: OnStart | None = None,
-        on_text: OnText | None = None,
-        on_thinking: OnText | None = None,
-        on_correction: OnText | None = None,
-    ) -> Answer:
+    def _load(self, choice: ModelChoice) -> Generator[Event, None, None]:
+        if self._engine is None or choice != self._choice:
+            yield from self._open(choice, find(choice))
+
+    @accepts("ask")
+    def ask(self, text: str, images: object = (), **options: Any) -> Answer:
+        """Ask a question and return the answer; errors as `stream`.
+
+        Args:
+            text: the question.
+            images: one image or a list of them; see `stream`.
+            options: where the question goes, how tokens are chosen, the form of the answer.
+        """
+        answer: Answer = self.stream(text, images, **options).follow()
+        return answer
+
+    @accepts("ask")
+    def stream(self, text: str, images: object = (), **options: Any) -> Stream:
         """Ask a question about `images`, loading the model if none is loaded.
 
         Args:
             text: the question.
-            images: one image or a list of them, each a path, a URL, a Pillow image,
-                bytes, an array, an open file or a figure. Those of the chat stay in it and are
-                seen again.
-            chat: name of the chat that the question goes on with or begins; by default the question
-                is a fresh one.
-            follow_up: go on with the chat of the latest answer, or with `chat`, which must exist.
-            format: ``markdown`` (the default), ``text``, ``json`` or ``code``. JSON and code are
-                found in the answer and are its `value`.
-            schema: JSON Schema that the JSON has to follow. The model is not told of it, only of
-                what is wrong with its answer: it is then asked once more. That correction is not
-                kept in the chat.
-            max_tokens: the longest answer, in tokens; 512 by default.
-            temperature: 0 is greedy; ``None`` leaves it to the checkpoint, as in the next four.
-            top_p: nucleus size in (0, 1].
-            top_k: how many of the likeliest tokens stay in.
-            min_p: least probability of a token, as a share of the likeliest one's.
-            repetition_penalty: above 1 discourages repeats.
-            seed: repeats a sampled answer.
-            thinking: whether a model that can think does, before it answers; ``None`` leaves it to
-                the model. Its thinking is the answer's `thinking`, and no part of the text.
-            system: what the model is told before the first question, in place of what it was told
-                until now; nothing if empty.
-            model: what to load, as `load` takes it, if nothing was ever loaded here.
-            on_progress: called as weights arrive, if the model is loaded now.
-            on_start: called once everything is checked, before the model begins, with the model's
-                facts and the images as they are sent.
-            on_text: called with each new piece of the answer.
-            on_thinking: called with each new piece of the thinking, which comes before the answer.
-                If `on_text` was called already, that was thinking too, and is told again here.
-            on_correction: called with what is wrong, before the model is asked once more.
+            images: one image or a list of them, each a path, a URL, a Pillow image, bytes, an
+                array, an open file or a figure. Those of the chat stay in it and are seen again.
+            options: where the question goes, how tokens are chosen, the form of the answer.
+
+        Returns:
+            Its events: `Loading` if the model is loaded now, `Started`, `Thinking` and `Text` as
+            they come, `Correcting` before the model is asked once more, and `Done`.
 
         Raises:
-            InputError: if text, images or options cannot be used; nothing was loaded for it
-                unless the prompt turns out to be too long.
+            InputError: if text, images or options cannot be used; nothing was loaded for it unless
+                the prompt turns out to be too long.
             GenerationInterrupted: on an interrupt; its `answer` holds what was said until then.
             FormatError: if the answer is not in its form; `answer` holds it, and it is in the chat.
             CheckpointError, PlacementError: if the model has to be loaded and cannot be.
             OutOfMemoryError, EngineError: if the model or its server fails; it can be asked again.
             BusyError: if another call is running.
         """
-        from glm4v_magic.calls.prompt import require_text
+        terms = terms_of(options)
+        message = Message("user", require_text(text), sourced(images))
 
-        terms = terms_of(
-            format=format,
-            schema=schema,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            thinking=thinking,
-            model=model,
-            on_progress=on_progress,
-            on_start=on_start,
-            on_text=on_text,
-            on_thinking=on_thinking,
-            on_correction=on_correction,
-        )
-        message = Message("user", require_text(text), images_of(images))
-        self._refuse_if_busy()
-        with self._lock:
-            name, before = self._before(chat, follow_up, system)
-            return self._make(Call(name, before.add(message), terms))
+        def events() -> Generator[Event, None, None]:
+            name, before = self._before(options)
+            yield from self._make(Call(name, before.add(message), terms))
 
-    def draft(
-        self,
-        text: str,
-        images: object = (),
-        *,
-        chat: str | None = None,
-        follow_up: bool = False,
-        system: str | None = None,
-    ) -> Conversation:
-        """Return the conversation that `ask` would send; arguments and errors as there."""
-        from glm4v_magic.calls.prompt import require_text
+        return self._locked(events)
 
-        message = Message("user", require_text(text), images_of(images))
-        return self._before(chat, follow_up, system)[1].add(message)
+    @accepts("draft")
+    def draft(self, text: str, images: object = (), **options: Any) -> Conversation:
+        """Return the conversation that `ask` would send.
 
+        Args:
+            text: the question.
+            images: as in `stream`.
+            options: where the question goes.
+
+        Raises:
+            InputError: as `stream`.
+        """
+        message = Message("user", require_text(text), sourced(images))
+        return self._before(options)[1].add(message)
+
+    @accepts("carry_on")
     def carry_on(self, chat: str | None = None, **options: Any) -> Answer:
+        """Carry on an answer and return all of it; errors as `stream_carry_on`.
+
+        Args:
+            chat: name of a chat; by default that of the latest answer.
+            options: how tokens are chosen, and the form of the answer; for the new part.
+        """
+        answer: Answer = self.stream_carry_on(chat, **options).follow()
+        return answer
+
+    @accepts("carry_on")
+    def stream_carry_on(self, chat: str | None = None, **options: Any) -> Stream:
         """Carry on the answer that was stopped, or cut off at ``max_tokens``.
 
         Args:
             chat: name of a chat; by default that of the latest answer.
-            options: as `ask` takes them, but for those of the question; for the part that is new.
+            options: how tokens are chosen, and the form of the answer; for the new part.
 
         Returns:
-            The whole answer; its usage is that of the new part, as is what ``on_text`` is told.
+            Its events, as `stream`. `Text` is the new part alone, and `Started` holds what stands
+            before it; the answer of `Done` is whole, its usage that of the new part.
 
         Raises:
             ConversationError: if there is no such chat, or its answer is finished.
-            Glm4vError: any other as `ask`.
+            Glm4vError: any other as `stream`.
         """
-        terms = terms_of(**options)
-        self._refuse_if_busy()
-        with self._lock:
+        terms = terms_of(options)
+
+        def events() -> Generator[Event, None, None]:
             conversation = self._chats.require(chat)
             if conversation.partial is None:
                 raise ConversationError(
                     "The latest answer is finished, so there is nothing to carry on.",
                     "Ask the next question.",
                 )
-            return self._make(Call(self._named(chat), conversation, terms))
+            yield from self._make(Call(self._named(chat), conversation, terms))
 
+        return self._locked(events)
+
+    @accepts("retry")
     def retry(self, chat: str | None = None, **options: Any) -> Answer:
+        """Ask again and return the new answer; errors as `stream_retry`.
+
+        Args:
+            chat: name of a chat; by default that of the latest answer.
+            options: how tokens are chosen, and the form of the answer.
+        """
+        answer: Answer = self.stream_retry(chat, **options).follow()
+        return answer
+
+    @accepts("retry")
+    def stream_retry(self, chat: str | None = None, **options: Any) -> Stream:
         """Ask the latest question again; the new answer takes the place of the old one.
 
         Until the new answer is there, the old one stays: an interrupt leaves it in the chat.
 
         Args:
             chat: name of a chat; by default that of the latest answer.
-            options: as `ask` takes them, but for those of the question. Those of the first time
-                are not remembered.
+            options: how tokens are chosen, and the form of the answer. Those of the first time are
+                not remembered.
 
         Raises:
             ConversationError: if there is no such chat, or no question in it.
-            Glm4vError: any other as `ask`.
+            Glm4vError: any other as `stream`.
         """
-        terms = terms_of(**options)
-        self._refuse_if_busy()
-        with self._lock:
+        terms = terms_of(options)
+
+        def events() -> Generator[Event, None, None]:
             conversation = self._chats.require(chat).without_last_answer()
             if not conversation.messages or conversation.messages[-1].role != "user":
                 raise ConversationError("There is no question in this chat to ask again.")
-            return self._make(Call(self._named(chat), conversation, terms, keeps_partial=False))
+            yield from self._make(Call(self._named(chat), conversation, terms, keeps_partial=False))
+
+        return self._locked(events)
 
     @property
     def chats(self) -> dict[str, Conversation]:
@@ -465,6 +369,7 @@ class Session:
             self._chats.add(name, conversation)
         return name
 
+    @accepts("map")
     def map(
         self,
         prompt: str,
@@ -473,14 +378,36 @@ class Session:
         column: object = None,
         images: object = (),
         names: Mapping[str, object] | None = None,
-        raw: bool = False,
-        batch_size: int | None = None,
-        fresh: bool = False,
         read: Read | None = None,
-        system: str | None = None,
-        on_row: Callable[[Progress], None] | None = None,
         **options: Any,
     ) -> Any:
+        """Ask the same of many and return the rows; errors as `stream_map`.
+
+        Args:
+            prompt: the question; see `stream_map`.
+            items: a list of images or values, a folder, a pattern, a pandas Series, a DataFrame.
+            column: of a DataFrame, the one that holds the images or values.
+            images: images that go with every row.
+            names: what else expressions in the prompt may use.
+            read: how an item becomes images; `images.to_images` by default.
+            options: how rows are asked and how tokens are chosen.
+        """
+        return self.stream_map(
+            prompt, items, column=column, images=images, names=names, read=read, **options
+        ).follow()
+
+    @accepts("map")
+    def stream_map(
+        self,
+        prompt: str,
+        items: object,
+        *,
+        column: object = None,
+        images: object = (),
+        names: Mapping[str, object] | None = None,
+        read: Read | None = None,
+        **options: Any,
+    ) -> Stream:
         """Ask the same about many images or values, each in a conversation of its own.
 
         Rows that fail keep their error and the others go on. What was answered in this session
@@ -493,23 +420,16 @@ class Session:
             column: of a DataFrame, the one that holds the images or values.
             images: images that go with every row.
             names: what else expressions in the prompt may use.
-            raw: leave expressions as they are.
-            batch_size: rows to ask at once, halved when a GPU has no room for them; 8 by default,
-                1 of a large model on the CPU, and of a server.
-            fresh: ask every row, answered before or not.
             read: how an item becomes images; `images.to_images` by default.
-            system: what the model is told before each question; nothing if empty.
-            on_row: called after each row.
-            options: as `ask` takes them, but for those of a chat. They count for each row by
-                itself: with a `seed` every row is answered as `ask` would with this seed, without
-                one each row draws its own and reports it; an answer that is not in its `format` is
-                its row's error; answers that break the `schema` are corrected together.
-                `on_start` is told of the images that go with every row, and not called at all
-                if every answer is known. Where rows are asked at once, `on_text` is called after
-                each step, with no text.
+            options: how rows are asked and how tokens are chosen. They count for each row by
+                itself: with a ``seed`` every row is answered as `ask` would with this seed, without
+                one each row draws its own and reports it; an answer that is not in its ``format``
+                is its row's error; answers that break the ``schema`` are corrected together.
 
         Returns:
-            `mapping.results.Rows`, or a DataFrame for a Series or a DataFrame; see
+            Its events: those of `stream` with the row that they belong to, but no `Started` if
+            every answer is known; `RowDone` for each row; and `MapDone`, whose result is
+            `core.rows.Rows`, or a DataFrame for a Series or a DataFrame; see
             `mapping.results.result_of`.
 
         Raises:
@@ -520,51 +440,53 @@ class Session:
                 it stopped, and what is done is the `result` of the latest `Progress`.
             BusyError: if another call is running.
         """
-        from glm4v_magic.calls.prompt import require_text
         from glm4v_magic.images import to_images
-        from glm4v_magic.mapping import runner as batch
         from glm4v_magic.mapping.answer_cache import AnswerStore, model_key
         from glm4v_magic.mapping.items import Items, items_of, plan
+        from glm4v_magic.mapping.runner import Job, run
 
-        terms = terms_of(**options)
-        if batch_size is not None:
-            check("batch_size", batch_size)
+        terms = terms_of(options)
         if not isinstance(items, Items):
             items = items_of(items, "items", column=column)
-        rows = plan(prompt, items, names or {}, raw=raw)
-        shared = images_of(images)
-        self._refuse_if_busy()
-        with self._lock:
-            choice = self._choice
-            if choice.model is None:
-                choice = replace(choice, model=terms.model)
-            job = batch.Job(
+        rows = plan(prompt, items, names or {}, raw=options.get("raw", False))
+        shared = sourced(images)
+        system = options.get("system")
+        told = require_text(system) if system else None
+
+        def events() -> Generator[Event, None, None]:
+            choice = self._chosen(terms)
+            job = Job(
                 terms,
-                require_text(system) if system else None,
+                told,
                 shared,
                 read or to_images,
                 model_key(choice),
-                batch_size,
-                fresh,
+                options.get("batch_size"),
+                options.get("fresh", False),
             )
-            at_least = len(shared) + rows[0].is_image
-            bare = Request(Conversation(), terms.sampling)
-
-            def engine_for_rows() -> Engine:
-                engine = self._engine
-                if engine is None:
-                    found = _find(choice)
-                    if not isinstance(found, ServerAddress):
-                        refuse_thinking(bare, found.name, thinks=False)
-                        refuse_more_than(found.max_images, at_least, found.name, "each row")
-                    engine = self._open(choice, found, terms.on_progress)
-                refuse_thinking(bare, engine.info.model, engine.info.thinks)
-                refuse_more_than(engine.info.max_images, at_least, engine.info.model, "each row")
-                terms.on_start(engine.info, shared)
-                return engine
-
             self._store = self._store or AnswerStore()
-            return batch.run(rows, job, engine_for_rows, self._store, items, on_row or ignore)
+            at_least = len(shared) + rows[0].is_image
+
+            def engine() -> Generator[Event, None, Engine]:
+                return self._engine_for_rows(terms, shared, at_least)
+
+            yield from run(rows, job, engine, self._store, items)
+
+        return self._locked(events)
+
+    def _engine_for_rows(
+        self, terms: Terms, images: tuple[Any, ...], at_least: int
+    ) -> Generator[Event, None, Engine]:
+        """Return the engine for rows that all have so many images or more."""
+        bare = Request(Conversation(), terms.sampling)
+
+        def refuse(model: str, most: int | None, thinks: bool | None) -> None:
+            refuse_thinking(bare, model, thinks)
+            refuse_more_than(most, at_least, model, "each row")
+
+        engine = yield from self._ready(terms, refuse)
+        yield Started(engine.info, images)
+        return engine
 
     def unload(self) -> bool:
         """Give the model's memory back; the next question loads the same model again.
@@ -599,7 +521,7 @@ class Session:
 
     @property
     def recorder(self) -> ActivityRecorder:
-        """What notes which part of the model is at work, while an image of it is open."""
+        """What notes which part of the model is at work, while a view of it is open."""
         return self._recorder
 
     @property
@@ -618,18 +540,24 @@ class Session:
                 "Wait for it to end, or interrupt it.",
             )
 
+    def _locked(self, events: Callable[[], Generator[Event, None, None]]) -> Stream:
+        """Return a stream that has the session to itself from its first event to its last."""
+        self._refuse_if_busy()
+
+        def run() -> Generator[Event, None, None]:
+            self._refuse_if_busy()
+            with self._lock:
+                yield from events()
+
+        return Stream(run())
+
     def _named(self, chat: str | None) -> str:
         return self._chats.current if chat is None else chat
 
-    def _before(
-        self, chat: str | None, follow_up: bool, system: str | None
-    ) -> tuple[str, Conversation]:
+    def _before(self, options: Mapping[str, Any]) -> tuple[str, Conversation]:
         """Return the chat that a question belongs to, and what was said in it."""
-        from glm4v_magic.calls.prompt import require_text
-
-        if chat is not None and not isinstance(chat, str):
-            raise OptionError(f"chat is {chat!r}, but must be a name.")
-        if follow_up:
+        chat, system = options.get("chat"), options.get("system")
+        if options.get("follow_up"):
             name, before = self._named(chat), self._chats.require(chat)
         elif chat is None:
             name, before = UNNAMED, Conversation()
@@ -639,17 +567,17 @@ class Session:
             before = before.with_system(require_text(system) if system else "")
         return name, before
 
-    def _make(self, call: Call) -> Answer:
+    def _make(self, call: Call) -> Generator[Event, None, None]:
         """Make a call, and keep what comes of it."""
-        engine = self._ready(call.conversation, call.terms)
-        call.terms.on_start(engine.info, call.conversation.images)
+
+        def refuse(model: str, most: int | None, thinks: bool | None) -> None:
+            refuse_thinking(call.request, model, thinks)
+            refuse_too_many(call.conversation, model, most)
+
+        engine = yield from self._ready(call.terms, refuse)
+        yield Started(engine.info, call.conversation.images, call.conversation.partial)
         try:
-            generation = generation_of(
-                engine,
-                Request(call.conversation, call.terms.sampling),
-                call.terms.on_text,
-                call.terms.on_thinking,
-            )
+            generation = yield from generated(engine, call.request)
         except GenerationInterrupted as stopped:
             stopped.answer = self._last = answer_of(call, stopped.generation, engine.info)
             if call.keeps_partial:
@@ -657,7 +585,7 @@ class Session:
             raise
         answer = answer_of(call, generation, engine.info)
         try:
-            answer = in_form(answer, call, engine)
+            answer = yield from in_form(answer, call, engine)
         except FormatError as error:
             answer = error.answer or answer
             raise
@@ -669,11 +597,11 @@ class Session:
         finally:
             self._last = answer
             self._keep(call, answer)
-        return answer
+        yield Done(answer)
 
     def _keep(self, call: Call, answer: Answer) -> None:
         complete = answer.finish_reason == "stop"
-        # A sign of which only the first bytes came is written again when the answer is carried on.
+        # A character of which only the first bytes came is written again when it is carried on.
         text, thinking = (
             said if complete else said.rstrip("\ufffd") for said in (answer.text, answer.thinking)
         )
@@ -681,51 +609,35 @@ class Session:
             call.chat, call.conversation.with_answer(text, complete=complete, thinking=thinking)
         )
 
-    def _ready(self, conversation: Conversation, terms: Terms) -> Engine:
-        """Return the engine, loaded if there was none, if it can be asked this."""
-        request = Request(conversation, terms.sampling)
+    def _chosen(self, terms: Terms) -> ModelChoice:
+        """Return the model in use, or the one to load."""
+        choice = self._choice
+        return choice if choice.model is not None else replace(choice, model=terms.model)
+
+    def _ready(
+        self, terms: Terms, refuse: Callable[[str, int | None, bool | None], None]
+    ) -> Generator[Event, None, Engine]:
+        """Return the engine, loaded if there was none.
+
+        Args:
+            terms: how it is asked.
+            refuse: called with the model's name, the images that it takes and whether it thinks,
+                as soon as they are known; raises if it cannot be asked this.
+        """
         engine = self._engine
         if engine is None:
-            choice = self._choice
-            if choice.model is None:
-                choice = replace(choice, model=terms.model)
-            found = _find(choice)
+            choice = self._chosen(terms)
+            found = find(choice)
             if not isinstance(found, ServerAddress):
-                refuse_thinking(request, found.name, thinks=False)
-                refuse_too_many(conversation, found.name, found.max_images)
-            engine = self._open(choice, found, terms.on_progress)
-        refuse_thinking(request, engine.info.model, engine.info.thinks)
-        refuse_too_many(conversation, engine.info.model, engine.info.max_images)
+                refuse(found.name, found.max_images, False)
+            engine = yield from self._open(choice, found)
+        refuse(engine.info.model, engine.info.max_images, engine.info.thinks)
         return engine
 
-    def _open(
-        self, choice: ModelChoice, found: Checkpoint | ServerAddress, on_progress: OnProgress
-    ) -> Engine:
-        if isinstance(found, ServerAddress):
-            return self._connect(choice, found)
-        placement = _decide(choice, found, on_progress)
-        from glm4v_magic.engines import local
-
-        old = self._choice
-        released = self._release()
-        try:
-            self._engine = local.load(
-                found, placement, recorder=self._recorder, on_progress=on_progress
-            )
-        except Glm4vError as error:
-            if released:
-                error.hint += (
-                    f" {old.name} was released to make room; the next question loads it again."
-                )
-            raise
-        self._choice = choice
-        return self._engine
-
-    def _connect(self, choice: ModelChoice, address: ServerAddress) -> Engine:
-        from glm4v_magic.engines import server
-
-        engine = server.connect(address)  # costs no memory, so the old model may wait
-        self._release()
+    def _open(self, choice: ModelChoice, found: Any) -> Generator[Event, None, Engine]:
+        """Open a model in place of the one that is there."""
+        old = self._choice if self._engine is not None else None
+        engine = yield from open_model(choice, found, self._release, old, self._recorder)
         self._engine, self._choice = engine, choice
         return engine
 
@@ -738,5 +650,5 @@ class Session:
 
 
 def load(model: str | os.PathLike[str] | None = None, **options: Any) -> Session:
-    """Return a new `Session` with a model loaded; arguments and errors as `Session.load`."""
+    """Return a new `Session` with a model loaded; arguments as `Session.stream_load`."""
     return Session().load(model, **options)

@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from shells import TINY
 from traitlets import TraitError
 from traitlets.config import Config
 
@@ -228,6 +229,8 @@ def test_defaults_that_are_decided_elsewhere_are_told_as_they_are():
     assert OPTIONS["timeout"].unset == f"{ServerAddress('http://a/v1').timeout:g}"
     assert CPU_DTYPE in OPTIONS["dtype"].unset
     assert OPTIONS["model"].unset == DEMO
+    rows = Session().load(TINY).engine.batch_size
+    assert OPTIONS["batch_size"].unset.startswith(f"{rows}, but 1 of a large")
     assert OPTIONS["format"].unset == form_of().format
     assert (DEFAULT_LIMITS.megapixels, DEFAULT_LIMITS.download_seconds) == (
         OPTIONS["megapixels"].default,

@@ -8,9 +8,10 @@ import golden
 import pytest
 import tiny_glm4v
 import torch
-from conftest import TINY
+from following import follow
 from html_tree import Tree
 from IPython.utils.capture import capture_output
+from shells import TINY
 from torch import nn
 
 from glm4v_magic.checkpoints import resolve
@@ -479,7 +480,7 @@ def test_while_an_answer_is_written_the_part_at_work_is_marked(loaded):
     with capture_output() as captured:
         widget.show()
         assert session.recorder.is_watched
-        session.ask("What?", max_tokens=4, temperature=0, on_text=look)
+        follow(session.stream("What?", max_tokens=4, temperature=0), text=look)
         widget.cell_ended()
     assert all(hooked)
     assert all("working: " in value and "border-top" in value for value in seen)
@@ -488,12 +489,12 @@ def test_while_an_answer_is_written_the_part_at_work_is_marked(loaded):
     assert not any("working" in str(output.data) for output in captured.outputs)
 
     session.unload()
-    session.ask("What?", max_tokens=2, temperature=0, on_text=look)  # loads it again
+    follow(session.stream("What?", max_tokens=2, temperature=0), text=look)  # loads it again
     assert "working: " in seen[-1]
 
     widget.close()
     assert not session.recorder.is_watched
-    session.ask("What?", max_tokens=2, temperature=0, on_text=look)
+    follow(session.stream("What?", max_tokens=2, temperature=0), text=look)
     assert hooked[-1] is False
 
 

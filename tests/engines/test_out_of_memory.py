@@ -13,6 +13,7 @@ from typing import Any
 import golden
 import pytest
 import torch
+from following import follow
 from PIL import Image
 
 from glm4v_magic.checkpoints.glm4v_9b.weights import SplitQueryKeyValue
@@ -184,9 +185,9 @@ def still_answers(loaded: Loaded, weights: tuple[int, ...], last: object) -> Non
     assert loaded.gpus.live_bytes == weights
     assert loaded.session.status().last is last
     assert not loaded.session.status().busy
-    engine = loaded.session._engine
+    engine = loaded.session.engine
     assert loaded.session.ask(**SMALL).text == loaded.before
-    assert loaded.session._engine is engine
+    assert loaded.session.engine is engine
 
 
 @pytest.mark.parametrize("gpu", range(GPUS))
@@ -217,7 +218,7 @@ def test_a_gpu_that_fills_up_in_the_middle_of_an_answer(loaded, gpu):
 
     weights = list(loaded.gpus.live_bytes)
     with pytest.raises(OutOfMemoryError) as caught:
-        loaded.session.ask(**LARGE, on_text=another_program_starts)
+        follow(loaded.session.stream(**LARGE), text=another_program_starts)
     said = str(caught.value)
     assert said.startswith(f"cuda:{gpu} ran out of memory after ")
     assert "tokens of the answer" in said
@@ -250,7 +251,7 @@ def test_another_error_in_the_model_is_not_disguised(loaded):
     def fail(*_args):
         raise RuntimeError("shape mismatch")
 
-    handle = loaded.session._engine.model.model.vision.register_forward_hook(fail)
+    handle = loaded.session.engine.model.model.vision.register_forward_hook(fail)
     photo = Image.new("RGB", (8, 8))
     try:
         with pytest.raises(RuntimeError, match="shape mismatch"):

@@ -15,10 +15,11 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from conftest import InterruptingStream
+from following import follow
 from IPython.utils.capture import capture_output
 from PIL import Image
 from scripted_server import CHAT, END, MODELS, models, piece, response, scripted_server, stream
+from shells import InterruptingStream
 
 import glm4v_magic
 from glm4v_magic.core.conversation import Conversation, Message, Request
@@ -32,8 +33,8 @@ from glm4v_magic.core.errors import (
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.server_address import API_KEY, ServerAddress, is_address, read_address
 from glm4v_magic.engines.server import connect
+from glm4v_magic.notebook.live.screen import NotebookScreen
 from glm4v_magic.notebook.render.answer import LiveAnswer
-from glm4v_magic.notebook.screen import NotebookScreen
 from glm4v_magic.session.session import Session
 
 KEY = "sk-very-secret"
@@ -318,7 +319,7 @@ class TestWhatIsSent:
 class TestWhatComesBack:
     def test_pieces_are_streamed_and_joined(self, session):
         pieces = []
-        answer = session.ask("Q?", on_text=pieces.append)
+        answer = follow(session.stream("Q?"), text=pieces.append)
         assert pieces == ["Hel", "lo."]
         assert (answer.text, answer.finish_reason, answer.model) == ("Hello.", "stop", "m")
         assert answer.usage.time_to_first_token > 0
@@ -507,7 +508,7 @@ class TestWhatGoesWrong:
         head, more = stream(piece("A"), done=False), b": x\n\n"
         server.answer(CHAT, head, *([0.02, more] * 200))
         with pytest.raises(ZeroDivisionError):
-            session.ask("Q?", on_text=lambda _: 1 / 0)
+            follow(session.stream("Q?"), text=lambda _: 1 / 0)
         assert server.closed_by_client.wait(5)
 
 
@@ -632,10 +633,9 @@ class TestThinking:
     def test_a_corrected_answer_has_its_own(self, session, server):
         server.answer(CHAT, stream(*thinking("Hm"), piece("{}"), END))
         better = stream(*thinking("Oh"), piece('{"cats": 2}'), END)
-        answer = session.ask(
-            "Q?",
-            schema={"required": ["cats"]},
-            on_correction=lambda _: server.answer(CHAT, better),
+        answer = follow(
+            session.stream("Q?", schema={"required": ["cats"]}),
+            correcting=lambda _: server.answer(CHAT, better),
         )
         assert (answer.thinking, answer.value) == ("Oh", {"cats": 2})
         assert session.conversation().messages[-1].thinking == "Oh"
@@ -673,7 +673,10 @@ class TestThinking:
         server.answer(CHAT, stream(piece("<think>Hm"), piece(" 1 <"), END))
         told = iter([None, stop])
         with pytest.raises(GenerationInterrupted) as caught:
-            session.ask("Q?", on_thinking=lambda text: (next(told) or (lambda _: None))(text))
+            follow(
+                session.stream("Q?"),
+                thinking=lambda text: (next(told) or (lambda _: None))(text),
+            )
         assert caught.value.answer.thinking == "Hm 1 <"
 
     def stopped(self, session, server, *pieces):

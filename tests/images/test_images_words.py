@@ -216,7 +216,7 @@ class TestWordsThatNameNothing:
 
     def test_a_folder_says_what_it_holds(self):
         assert error_of(resolve_images, ["photos"], {}) == (
-            "photos is a folder. It holds *.png (2), *.jpg (1). The option --over asks about each."
+            "photos is a folder. It holds *.png (2), *.jpg (1). session.map asks about each."
         )
 
     def test_a_folder_without_images(self, folder):

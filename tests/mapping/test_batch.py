@@ -9,9 +9,10 @@ import golden
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY
+from following import follow
 from PIL import Image
 from scripted_server import CHAT, END, MODELS, models, piece, scripted_server, stream
+from shells import TINY
 
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.conversation import Request
@@ -25,6 +26,7 @@ from glm4v_magic.core.errors import (
     OutOfMemoryError,
     PromptError,
 )
+from glm4v_magic.core.events import Text
 from glm4v_magic.core.model import ModelChoice
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.placement import PlacementOptions
@@ -152,7 +154,7 @@ def test_an_interrupt_keeps_what_is_done_and_the_next_run_goes_on(loaded, photos
             interrupt()
 
     with pytest.raises(MapInterrupted) as caught:
-        loaded.map("What?", photos, **GREEDY, batch_size=2, on_row=stop)
+        follow(loaded.stream_map("What?", photos, **GREEDY, batch_size=2), row=stop)
     rows = caught.value.result
     done = [row.index for row in rows if row.done]
     assert caught.value.answered == len(done) >= 3
@@ -166,7 +168,7 @@ def test_an_interrupt_keeps_what_is_done_and_the_next_run_goes_on(loaded, photos
 
 
 def test_an_interrupt_inside_a_batch_keeps_the_open_rows_text(loaded, photos, interrupt):
-    model, steps = loaded._engine.model, []
+    model, steps = loaded.engine.model, []
 
     def stop(*_args):
         steps.append(1)
@@ -187,18 +189,22 @@ def test_an_interrupt_inside_a_batch_keeps_the_open_rows_text(loaded, photos, in
     )
 
 
-def test_on_text_is_called_as_text_comes_and_may_end_the_run(loaded, photos):
-    steps = []
+def test_text_of_all_rows_comes_as_it_is_said_and_may_end_the_run(loaded, photos):
+    said = {0: "", 1: ""}
 
-    def stop(text):
-        steps.append(text)
-        if len(steps) == 4:
-            raise KeyboardInterrupt
+    def stop(event):
+        if isinstance(event, Text):
+            assert event.text
+            said[event.row] += event.text
+            if len(said[0]) > 4 and len(said[1]) > 4:
+                raise KeyboardInterrupt
 
     with pytest.raises(MapInterrupted) as caught:
-        loaded.map("What?", photos[:2], temperature=0, max_tokens=9, on_text=stop)
-    assert steps == [""] * 4
-    assert {row.finish_reason for row in caught.value.result} == {"interrupted"}
+        loaded.stream_map("What?", photos[:2], temperature=0, max_tokens=90).follow(stop)
+    rows = caught.value.result
+    assert [row.finish_reason for row in rows] == ["interrupted"] * 2
+    assert all(row.text.startswith(said[row.index].strip()) for row in rows)
+    assert {row.answer.usage.new_tokens for row in rows} < set(range(2, 80))
 
 
 def test_a_batch_that_does_not_fit_is_halved(loaded, photos):
@@ -210,7 +216,7 @@ def test_a_batch_that_does_not_fit_is_halved(loaded, photos):
             if sizes[-1] > 2:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
 
-    handle = loaded._engine.model.register_forward_pre_hook(fail, with_kwargs=True)
+    handle = loaded.engine.model.register_forward_pre_hook(fail, with_kwargs=True)
     try:
         rows = loaded.map("What?", photos, **GREEDY, batch_size=5)
     finally:
@@ -224,7 +230,7 @@ def test_a_row_that_does_not_fit_alone_keeps_the_error(loaded, photos):
         if len(options["input_ids"]) > 1 or options.get("pixel_values") is None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
 
-    handle = loaded._engine.model.model.register_forward_pre_hook(fail, with_kwargs=True)
+    handle = loaded.engine.model.model.register_forward_pre_hook(fail, with_kwargs=True)
     try:
         rows = loaded.map("What?", photos[:2], **{**GREEDY, "max_tokens": 1})
         failed = loaded.map("{{item}}?", [1], **GREEDY)
@@ -253,37 +259,36 @@ def test_a_prompt_without_room_is_its_rows_error(loaded):
 def test_what_concerns_every_row_is_refused(loaded, photos, options, error, said):
     seen = []
     with pytest.raises(error, match=said):
-        loaded.map("What?", photos, on_row=seen.append, **options)
+        follow(loaded.stream_map("What?", photos, **options), row=seen.append)
     assert seen == []
 
 
 def test_a_model_that_cannot_be_loaded_is_refused(photos):
     seen = []
     with pytest.raises(CheckpointError, match="no checkpoint"):
-        Session().map("What?", photos, model="nowhere", on_row=seen.append)
+        follow(Session().stream_map("What?", photos, model="nowhere"), row=seen.append)
     assert seen == []
 
 
 class OneByOne:
-    """An engine without batches, at the edge of the world: a server."""
+    """An engine that answers one request after the other, at the edge of the world: a server."""
+
+    batch_size = 1
 
     def __init__(self, engine, fail=None):
-        self._engine, self._fail = engine, fail
+        self._engine, self.fail = engine, fail
 
     @property
     def info(self):
         return self._engine.info
 
-    @property
-    def batch_size(self):
-        return 1
-
     def require_room(self, request):
         return None
 
     def stream(self, requests):
-        if self._fail is not None and requests[0].conversation.messages[-1].text == "b?":
-            raise self._fail
+        (request,) = requests
+        if self.fail is not None and request.conversation.messages[-1].text == "b?":
+            raise self.fail
         yield from self._engine.stream(requests)
 
     def close(self):
@@ -292,16 +297,15 @@ class OneByOne:
 
 def test_an_engine_without_batches_is_asked_row_by_row(engine):
     def run(fail):
-        session = Session()
-        session._engine = OneByOne(engine, fail)
+        session = Session(OneByOne(engine, fail))
         return session, lambda: session.map("{{item}}?", ["a", "b", "c"], **GREEDY)
 
     _, call = run(ConversationError("Not this."))
     assert [row.error for row in call()] == [None, "Not this.", None]
     _, call = run(OutOfMemoryError("Full."))
     assert [row.error for row in call()] == [None, "Full.", None]
-    *_, finished = engine.stream([Request(golden.conversation("text_only"), Sampling(2))])
-    _, call = run(GenerationInterrupted({0: finished.generation}))
+    *_, end = engine.stream([Request(golden.conversation("text_only"), Sampling(2))])
+    _, call = run(GenerationInterrupted({0: end.generation}))
     with pytest.raises(MapInterrupted):
         call()
     _, call = run(EngineError("Too large."))
@@ -309,14 +313,14 @@ def test_an_engine_without_batches_is_asked_row_by_row(engine):
 
 
 def test_an_engine_that_fails_twice_in_turn_ends_the_run_and_the_next_goes_on(engine):
-    session = Session()
-    session._engine = OneByOne(engine, EngineError("The server is gone."))
+    server = OneByOne(engine, EngineError("The server is gone."))
+    session = Session(server)
     with pytest.raises(EngineError, match="is gone"):
         session.map("{{item}}?", ["a", "b", "b", "c"], **GREEDY)
-    session._engine = OneByOne(engine)
+    server.fail = None
     rows = session.map("{{item}}?", ["a", "b", "b", "c"], **GREEDY)
     assert [row.reused for row in rows] == [True, False, False, False]
-    session._engine = OneByOne(engine, EngineError("Not today."))
+    server.fail = EngineError("Not today.")
     rows = session.map("{{item}}?", ["b", "x", "b"], **GREEDY, fresh=True)
     assert [row.error for row in rows] == ["Not today.", None, "Not today."]
 
@@ -327,12 +331,10 @@ def test_a_server_that_does_not_count_is_asked_row_by_row():
         server.answer(CHAT, stream(piece("Hello."), END))
         session = Session().load(server.url)
         progress, said = [], []
-        rows = session.map(
-            "{{item}}?",
-            ["a", "b"],
-            batch_size=8,
-            on_row=progress.append,
-            on_text=said.append,
+        rows = follow(
+            session.stream_map("{{item}}?", ["a", "b"], batch_size=8),
+            row=progress.append,
+            text=said.append,
         )
         frame = session.map("{{item}}?", pd.Series(["a", "c"]))
         asked = [body["messages"][-1]["content"] for body in server.bodies]

@@ -11,9 +11,10 @@ from dataclasses import replace
 
 import pytest
 from by_heart import learn, roomy
-from conftest import InterruptingStream
+from following import follow
 from IPython.core.completer import provisionalcompleter
 from IPython.utils.capture import capture_output
+from shells import InterruptingStream
 
 from glm4v_magic.calls.forms import correction
 from glm4v_magic.core.errors import FormatError, GenerationInterrupted, OptionError
@@ -50,7 +51,7 @@ def session(module_shell, folder):
     """The session behind the magics of the module's shell; its model has learnt `LESSONS`."""
     module_shell.run_line_magic("glm4v", f"load {folder}")
     session = module_shell.magics_manager.registry[Glm4vMagics.__name__].context.session
-    learn(session._engine, *LESSONS)
+    learn(session.engine, *LESSONS)
     return session
 
 
@@ -118,12 +119,10 @@ class TestJson:
     @pytest.mark.parametrize("soon", [True, False])
     def test_an_interrupted_correction_keeps_the_first_answer(self, session, interrupt, soon):
         with pytest.raises(GenerationInterrupted) as caught:
-            session.ask(
-                "Which colour?",
-                schema=SCHEMA,
-                temperature=0,
-                on_correction=lambda _: interrupt() if soon else None,
-                on_text=_after_a_complete_answer(GREEN, interrupt),
+            follow(
+                session.stream("Which colour?", schema=SCHEMA, temperature=0),
+                correcting=lambda _: interrupt() if soon else None,
+                text=_after_a_complete_answer(GREEN, interrupt),
             )
         assert caught.value.answer.text == GREEN
         assert session.conversation().messages[-1].text == GREEN
@@ -169,13 +168,13 @@ class TestJson:
 def _after_a_complete_answer(text, interrupt):
     said = ""
 
-    def on_text(piece):
+    def take(piece):
         nonlocal said
         said += piece
         if len(said) > len(text) + 3:
             interrupt()
 
-    return on_text
+    return take
 
 
 class TestCode:
@@ -361,7 +360,7 @@ class TestCommands:
         for tokens in range(1, whole.usage.new_tokens):
             part = session.ask("Words?", temperature=0, max_tokens=tokens)
             pieces = []
-            done = session.carry_on(temperature=0, on_text=pieces.append)
+            done = follow(session.stream_carry_on(temperature=0), text=pieces.append)
             assert done.text == part.text + "".join(pieces) == WORDS
 
     def test_continue_after_an_interrupt(self, run, shell, session, monkeypatch, interrupt):

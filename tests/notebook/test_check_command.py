@@ -7,8 +7,9 @@ import threading
 
 import pytest
 import torch
-from conftest import TINY
+from following import follow
 from IPython.utils.capture import capture_output
+from shells import TINY
 
 from glm4v_magic.dry_run.files import report_from_json
 from glm4v_magic.planning.files import plan_to_json
@@ -49,11 +50,11 @@ def test_without_a_model_the_one_in_use_which_stays_as_it_is(run, shell, tiny, p
     ask = "%%glm4v cat.png --temperature 0 --max-tokens 8\nWhat is this?"
     run(ask)
     before = shell.user_ns["_"].text
-    engine = session(shell)._engine
+    engine = session(shell).engine
     weights = {parameter.data_ptr() for parameter in engine.model.parameters()}
     cuda, call = torch.cuda.device_count, torch.nn.Module.__call__
     assert run("%glm4v check --gpus 3x1GiB").startswith(str(tiny))
-    assert session(shell)._engine is engine
+    assert session(shell).engine is engine
     assert {parameter.data_ptr() for parameter in engine.model.parameters()} == weights
     assert torch.cuda.device_count is cuda
     assert torch.nn.Module.__call__ is call
@@ -172,7 +173,7 @@ def test_a_model_at_work_is_not_disturbed(run, shell, tiny):
         assert go_on.wait(60)
 
     asking = threading.Thread(
-        target=session(shell).ask, args=("Why?",), kwargs={"max_tokens": 1, "on_start": wait}
+        target=lambda: follow(session(shell).stream("Why?", max_tokens=1), started=wait)
     )
     asking.start()
     try:

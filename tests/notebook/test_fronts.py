@@ -9,8 +9,8 @@ import lab
 import nbformat
 import pytest
 from attacks import ATTACKS
-from conftest import ROOT
 from nbconvert import HTMLExporter
+from shells import ROOT
 
 pytestmark = pytest.mark.browser
 

@@ -6,9 +6,9 @@ import os
 
 import hostile_files
 import pytest
-from conftest import TINY
 from hostile_inputs import CASES, CELLS, CELLS_WITH_A_SERVER, LINES
 from image_server import Server
+from shells import TINY
 
 from glm4v_magic.core.errors import Glm4vError, OptionError
 from glm4v_magic.notebook.settings import read

@@ -7,9 +7,9 @@ import shutil
 import sys
 
 import pytest
-from conftest import TINY, InterruptingStream
 from IPython.utils.capture import capture_output
 from PIL import Image
+from shells import TINY, InterruptingStream
 
 from glm4v_magic.core.conversation import Answer
 from glm4v_magic.core.options import Sampling
@@ -279,7 +279,7 @@ def test_help_in_quotes_is_a_value(run):
 
 def test_the_help_tells_the_default():
     assert f"{Sampling().max_tokens} unless given" in Glm4vMagics.glm4v.__doc__
-    assert f"{Sampling().max_tokens} by default" in Session.ask.__doc__
+    assert f"{Sampling().max_tokens} unless given" in Session.ask.__doc__
 
 
 ERRORS = [

@@ -12,8 +12,8 @@ import weakref
 from dataclasses import replace
 
 import pytest
-from conftest import TINY
 from driver_standin import GIB, Described, Driver
+from shells import TINY
 
 from glm4v_magic.core.conversation import Answer, Usage
 from glm4v_magic.core.model import EngineInfo, ModelChoice
@@ -278,7 +278,7 @@ def test_weights_are_told_by_plan_or_on_the_cpu(session):
     assert weights_by_device(info(quantize="4bit")) == {}
     assert weights_by_device(info(devices=("cuda:0",))) == {}
     assert weights_by_device(None) == {}
-    held = sum(weight.nbytes for weight in session._engine.model.parameters())
+    held = sum(weight.nbytes for weight in session.engine.model.parameters())
     assert weights_by_device(session.status().info) == {"cpu": held}
 
 

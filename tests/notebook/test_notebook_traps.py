@@ -12,15 +12,15 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import TINY, ipython_shell
 from IPython.utils.capture import capture_output
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter, MarkdownExporter
+from shells import TINY, ipython_shell
 
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.notebook.command_line import Quoted, split
-from glm4v_magic.notebook.screen import Output
+from glm4v_magic.notebook.live.output import Output
 
 GREEDY = "--temperature 0 --max-tokens 8"
 

@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass, replace
 
 import pytest
-from conftest import TINY
 from PIL import Image
+from shells import TINY
 from standins import eva2clip_splits
 from test_options import OPTIONS
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from conftest import InterruptingStream
 from IPython.utils.capture import capture_output
 from PIL import Image
 from scripted_server import CHAT, END, MODELS, models, piece, response, scripted_server, stream
+from shells import InterruptingStream
 from test_magics import shown
 
 from glm4v_magic.core.conversation import Answer, Usage
@@ -248,7 +248,7 @@ def test_an_interrupt_keeps_rows_and_the_cell_goes_on(run, shell, tiny, photos, 
 
     shell.user_ns["seen"] = []
     session = shell.magics_manager.registry["Glm4vMagics"].context.session
-    handle = session._engine.model.register_forward_pre_hook(stop, with_kwargs=True)
+    handle = session.engine.model.register_forward_pre_hook(stop, with_kwargs=True)
     options = "--batch-size 1 --temperature 0 --max-tokens 1"
     try:
         screen = over(run, "photos", "Stop?", options, fails=True)
@@ -322,7 +322,7 @@ def test_a_fault_in_the_middle_keeps_and_shows_what_is_done(shell, tiny, photos)
                 raise RuntimeError("shape mismatch")
 
     session = shell.magics_manager.registry["Glm4vMagics"].context.session
-    handle = session._engine.model.register_forward_pre_hook(fail, with_kwargs=True)
+    handle = session.engine.model.register_forward_pre_hook(fail, with_kwargs=True)
     code = f"%%glm4v --over photos -o rows --batch-size 1 {GREEDY}\nFault?"
     try:
         with capture_output() as captured:
@@ -346,7 +346,7 @@ def test_a_fault_before_the_first_row_changes_no_variable(shell, tiny, photos):
 
     shell.user_ns["rows"] = "before"
     session = shell.magics_manager.registry["Glm4vMagics"].context.session
-    handle = session._engine.model.register_forward_pre_hook(fail)
+    handle = session.engine.model.register_forward_pre_hook(fail)
     try:
         with capture_output() as captured:
             result = shell.run_cell(f"%%glm4v --over photos -o rows {GREEDY}\nAt once?")
@@ -384,7 +384,7 @@ def test_an_interrupt_before_the_first_word_changes_no_variable(
 ):
     session = shell.magics_manager.registry["Glm4vMagics"].context.session
     shell.user_ns["rows"] = "before"
-    handle = session._engine.model.register_forward_pre_hook(lambda *_args: interrupt())
+    handle = session.engine.model.register_forward_pre_hook(lambda *_args: interrupt())
     try:
         screen = over(run, "photos", "First?", fails=True)
     finally:

@@ -268,7 +268,9 @@ def test_text_that_was_thinking_is_no_answer():
     answer, shown, clock = live()
     answer.add("Hm")
     clock.now += 1
-    answer.think("Hm, so")
+    answer.reclassify()
+    assert shown[-1]["text/plain"] == "Hm"
+    answer.think(", so")
     clock.now += 1
     answer.add("Yes.")
     assert shown[-1]["text/plain"] == "[Thought, 6 characters]\nYes."

@@ -11,8 +11,8 @@ import re
 import time
 
 import pytest
-from conftest import ROOT
 from jupyter_client.manager import start_new_kernel
+from shells import ROOT
 
 LONG = "%%glm4v -o answer --temperature 0 --max-tokens 8000\nWhat is this?"
 SHORT = "%%glm4v -o answer --temperature 0 --max-tokens 8\nWhat is this?"

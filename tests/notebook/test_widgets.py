@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import ipywidgets
 import pytest
-from conftest import TINY
 from IPython.utils.capture import capture_output
 from ipywidgets.widgets.widget import _instances
+from shells import TINY
 
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.placement import PlacementOptions
@@ -19,7 +19,7 @@ from glm4v_magic.notebook.command_line import parse, split
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.commands.devices import make_tool
 from glm4v_magic.notebook.commands.plan import as_options, placement_options
-from glm4v_magic.notebook.widgets.busy import hear_while_busy
+from glm4v_magic.notebook.live.busy import hear_while_busy
 from glm4v_magic.notebook.widgets.live import Live, on_main_thread
 from glm4v_magic.notebook.widgets.memory import MemoryWidget
 from glm4v_magic.planning.files import plan_from_json
@@ -179,7 +179,7 @@ def test_an_interrupt_and_a_bug_leave_the_tool_in_use(tool, context, monkeypatch
         def fails(*arguments, error=error, **options):
             raise error
 
-        monkeypatch.setattr(context.session, "load", fails)
+        monkeypatch.setattr(context.session, "stream_load", fails)
         tool.controls["load"].click()
         assert said in tool.outcome
         assert not tool.controls["load"].disabled

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("playwright")
-from conftest import TINY
 from lab import CHROMIUM, LAB, NOTEBOOK, cell, command, run, wait_until_idle
+from shells import TINY
 
 SECONDS = 60_000  # milliseconds
 CELLS = (

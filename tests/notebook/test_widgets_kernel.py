@@ -9,8 +9,8 @@ from pathlib import Path
 import nbconvert
 import nbformat
 import pytest
-from conftest import TINY
 from nbclient import NotebookClient
+from shells import TINY
 
 ROOT = Path(__file__).parents[2]
 WIDGET = "application/vnd.jupyter.widget-view+json"

@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 import torch
-from conftest import TINY
+from shells import TINY
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 

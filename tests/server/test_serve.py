@@ -17,6 +17,7 @@ import threading
 
 import golden
 import pytest
+from following import follow
 from PIL import Image
 
 import glm4v_magic
@@ -335,8 +336,9 @@ class TestEngineTrouble:
         head.register_forward_hook(fail)
         pieces = []
         with pytest.raises(EngineError, match="stopped with an error: RuntimeError: expected sca"):
-            glm4v_magic.load(server.url).ask(
-                "What?", temperature=0, max_tokens=20, on_text=pieces.append
+            follow(
+                glm4v_magic.load(server.url).stream("What?", temperature=0, max_tokens=20),
+                text=pieces.append,
             )
         assert pieces
         # It answers one request after the other, so now it has also written its log.
@@ -357,7 +359,7 @@ def test_a_client_that_leaves_stops_the_model(talkative, interrupt):
                 interrupt()
 
         with pytest.raises(GenerationInterrupted) as caught:
-            remote.ask("What?", max_tokens=4000, on_text=stop_at_third)
+            follow(remote.stream("What?", max_tokens=4000), text=stop_at_third)
         assert caught.value.answer.text
         # One request at a time: this answer comes when the other has been given up.
         assert remote.ask("What?", max_tokens=3).usage.new_tokens == 3

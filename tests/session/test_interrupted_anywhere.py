@@ -10,8 +10,8 @@ import random
 from collections import Counter
 
 import torch
-from conftest import TINY
 from interrupting import Interrupter, interruptible
+from shells import TINY
 
 from glm4v_magic.core.conversation import Answer
 from glm4v_magic.virtual_gpus import active

@@ -11,9 +11,9 @@ from dataclasses import replace
 import golden
 import pytest
 import torch
+from following import follow
 from PIL import Image
 
-import glm4v_magic
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.conversation import Conversation, Message
 from glm4v_magic.core.errors import (
@@ -64,11 +64,12 @@ def gpus():
 
 def test_a_plan_is_made_followed_and_told(gpus, photo, on_one_cpu):
     seen = []
-    session = glm4v_magic.load(golden.CHECKPOINT, on_progress=seen.append)
+    session = Session()
+    follow(session.stream_load(golden.CHECKPOINT), loading=seen.append)
     plan = session.plan
     assert [len(stage.units) > 0 for stage in plan.stages] == [True] * 3
     assert gpus.live_bytes == tuple(stage.weight_bytes + extra(stage) for stage in plan.stages)
-    hooked = [name for name, m in session._engine.model.named_modules() if hasattr(m, "_hf_hook")]
+    hooked = [name for name, m in session.engine.model.named_modules() if hasattr(m, "_hf_hook")]
     assert len([name for name in hooked if ".layers." in name]) == 2  # the first of each stage
     assert session.ask(images=photo, **QUESTION).text == on_one_cpu
     assert gpus.problems == ()
@@ -170,7 +171,7 @@ def test_what_cannot_be_placed_is_refused_before_a_weight_is_read(gpus, options,
     seen = []
     session = Session()
     with pytest.raises(error, match=said):
-        session.load(golden.CHECKPOINT, on_progress=seen.append, **options)
+        follow(session.stream_load(golden.CHECKPOINT, **options), loading=seen.append)
     assert not any(progress.done_bytes for progress in seen)
     assert session.status().info is None
 
@@ -213,7 +214,7 @@ class TestArrival:
         changed = replace(stages[1], weight_bytes=stages[1].weight_bytes + 1)
         plan = replace(session.plan, stages=(stages[0], changed, *stages[2:]))
         with pytest.raises(PlacementError, match=r"are on cuda:1, where the plan has"):
-            arrival.verify_bytes(session._engine.model, plan)
+            arrival.verify_bytes(session.engine.model, plan)
 
 
 def models_in_memory():
@@ -239,7 +240,7 @@ def test_a_load_that_ends_early_leaves_nothing(gpus, weight, how, interrupt):
             interrupt()
 
     with pytest.raises((KeyboardInterrupt, ZeroDivisionError)) as caught:
-        session.load(golden.CHECKPOINT, on_progress=stop)
+        follow(session.stream_load(golden.CHECKPOINT), loading=stop)
     assert len(models) == (len(seen) > 1)
     assert caught.value.__traceback__ is not None  # and yet holds nothing:
     assert [model() for model in models] == [None] * len(models)
@@ -257,7 +258,7 @@ def test_advice_names_the_length_that_the_plan_was_for(gpus):
     assert session.plan.workload.context == 32
     before = session.ask(**QUESTION).text
     others = torch.empty(GIB - gpus.live_bytes[1] - 60_000, dtype=torch.uint8, device="cuda:1")
-    said = r"cuda:1 ran out .*shorten the prompt, or load it for this length \(context=\d+\): "
+    said = r"cuda:1 ran out .*shorten the prompt or load it for this length \(context=\d+\): "
     with pytest.raises(OutOfMemoryError, match=said + "the plan is for 32 positions"):
         session.ask("word " * 40)
     assert session.ask(**QUESTION).text == before
@@ -269,18 +270,18 @@ def test_two_images_are_refused_before_loading(photo):
     session = Session().load(golden.CHECKPOINT)
     session.unload()
     with pytest.raises(ConversationError, match=r"takes one image .* has 2"):
-        session.ask("Which?", [photo, photo], on_progress=seen.append)
+        follow(session.stream("Which?", [photo, photo]), loading=seen.append)
     assert seen == []
     assert session.status().info is None
 
 
 def test_what_is_wrong_leaves_the_model_before(gpus):
     session = Session().load(golden.CHECKPOINT)
-    engine = session._engine
+    engine = session.engine
     for options in ({"max_memory": 0.5}, {"device_map": {"model": 0}}, {"gpus": "9x1GiB"}):
         with pytest.raises(PlacementError):
             session.load(golden.CHECKPOINT, **options)
-        assert session._engine is engine
+        assert session.engine is engine
 
 
 def test_eight_bit_on_the_cpu(capfd):
@@ -296,15 +297,15 @@ def test_eight_bit_on_the_cpu(capfd):
 def test_four_bit_on_the_cpu(capfd):
     bitsandbytes = pytest.importorskip("bitsandbytes")
     session = Session().load("demo", quantize="4bit")
-    layers = session._engine.model.model.language_model.layers
+    layers = session.engine.model.model.language_model.layers
     four_bit = [m for m in layers.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
     assert len(four_bit) == 6 * len(layers)
     assert {module.weight.dtype for module in four_bit} == {torch.uint8}
     conversation = Conversation((Message("user", "What is there?"),))
-    inputs = session._engine.processor([conversation])
+    inputs = session.engine.processor([conversation])
     with torch.no_grad():
-        rounded = session._engine.model(**inputs).logits
-        exact = Session().load("demo")._engine.model(**inputs).logits
+        rounded = session.engine.model(**inputs).logits
+        exact = Session().load("demo").engine.model(**inputs).logits
     assert torch.nn.functional.cosine_similarity(rounded, exact, dim=-1).min() > 0.9
     assert session.ask(**QUESTION).usage.new_tokens == 4
     assert capfd.readouterr() == ("", "")

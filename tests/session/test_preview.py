@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from conftest import TINY
 from IPython.utils.capture import capture_output
 from PIL import Image
+from shells import TINY
 
 from glm4v_magic.calls.prompt import read_prompt
 from glm4v_magic.checkpoints import resolve

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import threading
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from following import follow
 from PIL import Image
+from shells import TINY
 
 import glm4v_magic
 from glm4v_magic.core.errors import (
@@ -61,12 +63,10 @@ def test_one_image_needs_no_list(loaded, photo):
 
 def test_the_answer_is_streamed_after_the_start_is_told(loaded, photo):
     news = []
-    answer = loaded.ask(
-        "What?",
-        photo,
-        **GREEDY,
-        on_start=lambda info, photos: news.append((info.model, len(photos))),
-        on_text=news.append,
+    answer = follow(
+        loaded.stream("What?", photo, **GREEDY),
+        started=lambda info, photos: news.append((info.model, len(photos))),
+        text=news.append,
     )
     assert news[0] == (str(TINY), 1)
     assert answer.text.startswith("".join(news[1:]).strip())
@@ -79,7 +79,7 @@ def test_a_question_loads_the_model_and_unload_releases_it(tmp_path):
     assert not session.unload()
     assert session.status().info is None
     progress = []
-    session.ask("What?", **GREEDY, on_progress=progress.append)
+    follow(session.stream("What?", **GREEDY), loading=progress.append)
     assert progress[0].done_bytes == 0
     assert progress[-1].done_bytes > 0.99 * progress[-1].total_bytes
     assert session.status().info.model == str(TINY)
@@ -88,7 +88,7 @@ def test_a_question_loads_the_model_and_unload_releases_it(tmp_path):
 
 def test_a_loaded_model_is_kept(loaded):
     progress = []
-    loaded.load(TINY, on_progress=progress.append)
+    follow(loaded.stream_load(TINY), loading=progress.append)
     assert progress == []
 
 
@@ -189,7 +189,7 @@ def test_a_model_in_this_process_does_not_think(loaded):
 def test_two_images_are_refused_before_the_model_begins(loaded, photo):
     begun = []
     with pytest.raises(ConversationError, match=r"takes one image .* has 2"):
-        loaded.ask("What?", [photo, photo], on_start=lambda *_: begun.append(1))
+        follow(loaded.stream("What?", [photo, photo]), started=lambda *_: begun.append(1))
     assert begun == []
 
 
@@ -215,7 +215,7 @@ def test_a_bad_checkpoint_leaves_the_model_loaded(loaded, tmp_path):
             loaded.load(folder)
         assert loaded.status().info.model == str(TINY)
     progress = []
-    assert loaded.ask("What?", **GREEDY, on_progress=progress.append).text == before
+    assert follow(loaded.stream("What?", **GREEDY), loading=progress.append).text == before
     assert progress == []
 
 
@@ -233,7 +233,7 @@ def test_a_load_that_fails_late_brings_the_old_model_back_with_the_next_question
 
 
 class TestWhileAnotherCallRuns:
-    """The other call is held inside `on_text`, as a user's callback or a slow model would."""
+    """The other call is held at a piece of text, as a slow reader or a slow model would."""
 
     @pytest.fixture
     def held(self, loaded):
@@ -245,7 +245,7 @@ class TestWhileAnotherCallRuns:
             assert leave.wait(60)
 
         thread = threading.Thread(
-            target=lambda: answers.append(loaded.ask("What?", **GREEDY, on_text=hold))
+            target=lambda: answers.append(follow(loaded.stream("What?", **GREEDY), text=hold))
         )
         thread.start()
         assert inside.wait(60)
@@ -267,7 +267,7 @@ class TestWhileAnotherCallRuns:
 
     def test_so_it_is_from_within(self, loaded):
         with pytest.raises(BusyError):
-            loaded.ask("What?", **GREEDY, on_text=lambda _: loaded.ask("And this?"))
+            follow(loaded.stream("What?", **GREEDY), text=lambda _: loaded.ask("And this?"))
         assert not loaded.status().busy
 
 
@@ -276,7 +276,7 @@ def test_an_error_in_a_callback_frees_the_session(loaded):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        loaded.ask("What?", **GREEDY, on_text=fail)
+        follow(loaded.stream("What?", **GREEDY), text=fail)
     assert not loaded.status().busy
     assert loaded.ask("What?", **GREEDY).text
 
@@ -291,7 +291,7 @@ def test_an_interrupt_carries_the_partial_answer(loaded, interrupt):
             interrupt()
 
     with pytest.raises(GenerationInterrupted) as caught:
-        loaded.ask("What?", temperature=0, max_tokens=100, on_text=stop_at_third)
+        follow(loaded.stream("What?", temperature=0, max_tokens=100), text=stop_at_third)
     answer = caught.value.answer
     assert answer is loaded.status().last
     assert answer.finish_reason == "interrupted"
@@ -305,7 +305,7 @@ def test_an_interrupt_carries_the_partial_answer(loaded, interrupt):
 def test_an_interrupt_while_loading_leaves_nothing_loaded(interrupt):
     session = Session()
     with pytest.raises(KeyboardInterrupt):
-        session.load(TINY, on_progress=lambda _: interrupt())
+        follow(session.stream_load(TINY), loading=lambda _: interrupt())
     status = session.status()
     assert status.info is None
     assert not status.busy
@@ -313,7 +313,8 @@ def test_an_interrupt_while_loading_leaves_nothing_loaded(interrupt):
 
 
 def test_the_defaults_are_those_of_sampling(loaded):
-    assert loaded.ask.__kwdefaults__["max_tokens"] == Sampling().max_tokens
+    shown = inspect.signature(loaded.ask).parameters
+    assert shown["max_tokens"].default == Sampling().max_tokens
 
 
 def test_a_relative_path_is_taken_from_the_current_folder(loaded, photo, monkeypatch):

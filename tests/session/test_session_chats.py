@@ -7,8 +7,9 @@ import threading
 from dataclasses import replace
 
 import pytest
-from conftest import TINY
+from following import follow
 from PIL import Image
+from shells import TINY
 
 from glm4v_magic.core.errors import (
     BusyError,
@@ -138,12 +139,12 @@ def stop_after(pieces, interrupt):
     """Return a callback that interrupts as soon as so many pieces of text have come."""
     seen = []
 
-    def on_text(text):
+    def take(text):
         seen.append(text)
         if len(seen) == pieces:
             interrupt()
 
-    return on_text
+    return take
 
 
 @pytest.fixture
@@ -152,10 +153,10 @@ def stopped(session, interrupt):
 
     def stop(pieces=5, **options):
         with pytest.raises(GenerationInterrupted) as caught:
-            session.ask(
-                "What?", temperature=0, max_tokens=4000, on_text=stop_after(pieces, interrupt),
-                **options,
-            )  # fmt: skip
+            follow(
+                session.stream("What?", temperature=0, max_tokens=4000, **options),
+                text=stop_after(pieces, interrupt),
+            )
         return caught.value.answer
 
     return stop
@@ -173,7 +174,7 @@ def test_carrying_on_says_what_would_have_been_said(session, stopped):
     part = stopped(20)
     assert whole.text.startswith(part.text.rstrip("\ufffd"))
     pieces = []
-    done = session.carry_on(temperature=0, max_tokens=20, on_text=pieces.append)
+    done = follow(session.stream_carry_on(temperature=0, max_tokens=20), text=pieces.append)
     before = part.text.rstrip("\ufffd")
     assert done.text == (before + "".join(pieces)).rstrip()
     assert done.prompt == "What?"
@@ -189,7 +190,10 @@ def test_carrying_on_says_what_would_have_been_said(session, stopped):
 def test_carrying_on_can_be_interrupted_again(session, stopped, interrupt):
     part = stopped().text.rstrip("\ufffd")
     with pytest.raises(GenerationInterrupted) as caught:
-        session.carry_on(seed=1, temperature=1.5, max_tokens=4000, on_text=stop_after(5, interrupt))
+        follow(
+            session.stream_carry_on(seed=1, temperature=1.5, max_tokens=4000),
+            text=stop_after(5, interrupt),
+        )
     longer = caught.value.answer.text
     assert longer.startswith(part)
     assert len(longer) > len(part)
@@ -232,7 +236,7 @@ def test_an_interrupted_retry_leaves_the_old_answer(session, interrupt):
     session.ask("One?", **GREEDY)
     before = session.chats
     with pytest.raises(GenerationInterrupted) as caught:
-        session.retry(temperature=0, max_tokens=4000, on_text=stop_after(5, interrupt))
+        follow(session.stream_retry(temperature=0, max_tokens=4000), text=stop_after(5, interrupt))
     assert caught.value.answer.text
     assert session.status().last is caught.value.answer
     assert session.chats == before
@@ -253,12 +257,13 @@ def test_a_call_that_fails_leaves_all_chats_as_they_were(session):
     session.ask("Two?", **GREEDY)
     before, current = session.chats, session.current_chat
 
-    def fail(_text):
+    def fail(*_):
         raise ZeroDivisionError
 
     for chat in (None, "cats", "new"):
+        with pytest.raises(ZeroDivisionError):
+            follow(session.stream("And?", chat=chat), started=fail)
         for error, text, options in (
-            (ZeroDivisionError, "And?", {"on_text": fail}),
             (PromptError, " ", {}),
             (ConversationError, "word " * 9000, {}),
             (OptionError, "And?", {"top_p": 2}),
@@ -266,10 +271,9 @@ def test_a_call_that_fails_leaves_all_chats_as_they_were(session):
         ):
             with pytest.raises(error):
                 session.ask(text, chat=chat, **options)
-    for call in (session.retry, session.carry_on):
-        with pytest.raises(ZeroDivisionError):
-            call(on_text=fail)
-    with pytest.raises(TypeError, match="temprature"):
+    with pytest.raises(ZeroDivisionError):
+        follow(session.stream_retry(**GREEDY), started=fail)
+    with pytest.raises(OptionError, match=r"temprature.*temperature"):
         session.retry(temprature=0)
     assert (session.chats, session.current_chat) == (before, current)
 
@@ -366,7 +370,7 @@ def test_forgetting(session):
 
 
 class TestWhileAnotherCallRuns:
-    """The other call is held inside `on_text`, as a user's callback or a slow model would."""
+    """The other call is held at a piece of text, as a slow reader or a slow model would."""
 
     @pytest.fixture
     def held(self, session, tmp_path):
@@ -379,7 +383,7 @@ class TestWhileAnotherCallRuns:
             assert leave.wait(60)
 
         thread = threading.Thread(
-            target=lambda: session.ask("Two?", chat="cats", **GREEDY, on_text=hold)
+            target=lambda: follow(session.stream("Two?", chat="cats", **GREEDY), text=hold)
         )
         thread.start()
         assert inside.wait(60)

@@ -33,7 +33,7 @@ from glm4v_magic.notebook.commands.memory import memory
 from glm4v_magic.notebook.commands.model import load, status, unload
 from glm4v_magic.notebook.commands.patch import patch
 from glm4v_magic.notebook.commands.plan import plan
-from glm4v_magic.notebook.screen import show
+from glm4v_magic.notebook.live.output import show
 
 if TYPE_CHECKING:
     from glm4v_magic.core.conversation import Answer

@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
-import json
-import os
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic_arguments import argument
 
-from glm4v_magic.calls.forms import Form, find_code, form_of
+from glm4v_magic.calls.forms import find_code
 from glm4v_magic.calls.prompt import expand, read_prompt, require_text
-from glm4v_magic.core.conversation import Answer, Conversation, Message
+from glm4v_magic.core.conversation import Answer
 from glm4v_magic.core.errors import (
     FormatError,
     GenerationInterrupted,
     OptionError,
     PromptError,
-    did_you_mean,
 )
-from glm4v_magic.core.options import Sampling, of_group
-from glm4v_magic.core.typed_options import typed
 from glm4v_magic.images import SourcedImage, parse_crop, resolve_images
 from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, Quoted, takes
 from glm4v_magic.notebook.commands.context import Context, require_variable_name
-from glm4v_magic.notebook.screen import screen_for, show
+from glm4v_magic.notebook.commands.over import over
+from glm4v_magic.notebook.commands.question import form_asked, sampling_of, show_preview, system_of
+from glm4v_magic.notebook.live.screen import screen_for
 
 if TYPE_CHECKING:
-    from glm4v_magic.core.model import EngineInfo
+    from glm4v_magic.session.stream import Stream
 
 __all__ = [
     "answer",
     "ask",
     "carry_out",
-    "form_asked",
     "images_of",
     "preview",
     "question_of",
-    "sampling_of",
-    "show_preview",
     "typed_question",
 ]
 
@@ -107,8 +100,6 @@ def answer(
     """
     require_variable_name(arguments.out)
     if arguments.over is not None:
-        from glm4v_magic.notebook.commands.over import over
-
         return over(context, arguments, images, typed_question(arguments, text), names)
     _refuse_without_over(arguments)
     question = question_of(arguments, text, names)
@@ -116,7 +107,7 @@ def answer(
     where = {
         "chat": arguments.chat,
         "follow_up": arguments.follow_up,
-        "system": _system(context, arguments),
+        "system": system_of(context, arguments),
     }
     if arguments.preview:
         show_preview(context, context.session.draft(question, sourced, **where))
@@ -125,7 +116,7 @@ def answer(
         context,
         arguments,
         names,
-        partial(context.session.ask, question, sourced, **where),
+        partial(context.session.stream, question, sourced, **where),
     )
 
 
@@ -133,8 +124,7 @@ def carry_out(
     context: Context,
     arguments: Namespace,
     names: Mapping[str, Any],
-    call: Callable[..., Answer],
-    before: Message | None = None,
+    call: Callable[..., Stream],
 ) -> Answer:
     """Make a call of the model, show it while it happens, and keep the answer.
 
@@ -142,8 +132,8 @@ def carry_out(
         context: shell and session.
         arguments: as `AGAIN_OPTIONS` declares them.
         names: the user's variables.
-        call: `Session.ask`, `retry` or `carry_on`, for the rest of their arguments.
-        before: an answer that is carried on, as far as it came.
+        call: `Session.stream`, `stream_retry` or `stream_carry_on`, for the rest of their
+            arguments.
     """
     require_variable_name(arguments.out)
     form = form_asked(arguments, names)
@@ -156,25 +146,13 @@ def carry_out(
         button=context.settings.stop_button,
     )
     earlier = context.session.status().last
-
-    def start(info: EngineInfo, images: tuple[SourcedImage, ...]) -> None:
-        screen.start(info, images)
-        if before is not None:
-            screen.begun(before.text, before.thinking)
-
     given: Answer | None = None
     try:
-        given = call(
-            **sampling,
-            format=form.format,
-            schema=form.schema,
-            model=context.settings.model,
-            on_progress=screen.loading,
-            on_start=start,
-            on_text=screen.piece,
-            on_thinking=screen.thinking,
-            on_correction=lambda what: screen.begun(f"\n\n[{what} It is asked once more.]\n\n"),
+        stream = call(
+            **sampling, format=form.format, schema=form.schema, model=context.settings.model
         )
+        answer: Answer = stream.follow(screen.show)
+        given = answer
         context.keep(given, arguments.out)
         screen.finish(given)
     except (KeyboardInterrupt, FormatError) as stop:
@@ -202,38 +180,6 @@ def _offer(context: Context, answer: Answer) -> None:
     if language in cell_magics and not language.startswith("py"):
         code = f"%%{language}\n{code}"
     context.shell.set_next_input(code)
-
-
-def form_asked(arguments: Namespace, names: Mapping[str, Any]) -> Form:
-    """Return the form that ``--format`` and ``--schema`` ask for."""
-    return form_of(arguments.format, _schema(arguments.schema, names))
-
-
-def _schema(word: str | None, names: Mapping[str, Any]) -> object:
-    """Return the schema that a word names: a variable, or a JSON file."""
-    if word is None:
-        return None
-    if word in names and not isinstance(word, Quoted):
-        return names[word]
-    try:
-        return json.loads(Path(os.path.expanduser(word)).read_text("utf-8"))  # noqa: PTH111
-    except FileNotFoundError:
-        raise OptionError(
-            f"--schema {word} is no variable and no file.",
-            did_you_mean(word, (name for name in names if not name.startswith("_"))),
-        ) from None
-    except OSError as error:
-        raise OptionError(f"--schema {word} cannot be read: {error.strerror or error}.") from None
-    except (ValueError, RecursionError) as error:
-        raise OptionError(f"--schema {word} is not JSON: {error}.") from None
-
-
-def _system(context: Context, arguments: Namespace) -> str | None:
-    """Return the system message: that of the settings is for chats that begin."""
-    if arguments.system is not None:
-        return str(arguments.system)
-    goes_on = arguments.follow_up or arguments.chat in context.session.chats
-    return None if goes_on else context.settings.system
 
 
 def _refuse_without_over(arguments: Namespace) -> None:
@@ -276,21 +222,3 @@ def images_of(
             raise OptionError(f"--{option} is about an image, and there is none on this line.")
     sourced = resolve_images(images, names, limits=context.settings.limits, page=arguments.page)
     return sourced if crop is None else tuple(crop.of(each) for each in sourced)
-
-
-def sampling_of(context: Context, arguments: Namespace) -> dict[str, Any]:
-    """Return the sampling options that were typed or set; the session knows the rest."""
-    table = of_group(Sampling)
-    values = {each.name: getattr(context.settings, each.name) for each in table if each.who.setting}
-    values |= typed(arguments, table)
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def show_preview(context: Context, conversation: Conversation) -> None:
-    """Show what would be sent; asks nothing."""
-    from glm4v_magic.checkpoints import resolve
-    from glm4v_magic.notebook.render.preview import preview_bundle
-    from glm4v_magic.session.preview import preview
-
-    checkpoint = resolve(context.model, revision=context.session.status().choice.revision)
-    show(preview_bundle(preview(checkpoint, conversation)))

@@ -14,9 +14,9 @@ from glm4v_magic.core.errors import OptionError, did_you_mean
 from glm4v_magic.notebook.command_line import AGAIN_OPTIONS, DEBUG, takes
 from glm4v_magic.notebook.commands.ask import carry_out
 from glm4v_magic.notebook.commands.context import Context
+from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.render.chat import chat_name, chats_bundle, history_bundle
 from glm4v_magic.notebook.render.progress import line_bundle
-from glm4v_magic.notebook.screen import show
 
 __all__ = ["chats", "continue_", "export", "history", "import_", "reset", "retry"]
 
@@ -34,7 +34,8 @@ def retry(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> A
         %glm4v retry --temperature 0.8 --seed 3
         better = %glm4v retry cats --max-tokens 1000
     """
-    return carry_out(context, arguments, names, partial(context.session.retry, arguments.chat))
+    call = partial(context.session.stream_retry, arguments.chat)
+    return carry_out(context, arguments, names, call)
 
 
 @takes("glm4v continue", _CHAT, *AGAIN_OPTIONS)
@@ -47,9 +48,8 @@ def continue_(context: Context, arguments: Namespace, names: Mapping[str, Any]) 
         %glm4v continue
         %glm4v continue --max-tokens 2000
     """
-    before = context.session.conversation(arguments.chat).partial
-    call = partial(context.session.carry_on, arguments.chat)
-    return carry_out(context, arguments, names, call, before)
+    call = partial(context.session.stream_carry_on, arguments.chat)
+    return carry_out(context, arguments, names, call)
 
 
 @takes("glm4v history", _CHAT, DEBUG)

@@ -10,8 +10,8 @@ from IPython.core.magic_arguments import argument
 
 from glm4v_magic.notebook.command_line import DEBUG, takes
 from glm4v_magic.notebook.commands.context import Context
+from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.render.settings import settings_bundle
-from glm4v_magic.notebook.screen import show
 
 __all__ = ["config"]
 

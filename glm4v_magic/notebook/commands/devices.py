@@ -12,6 +12,7 @@ from IPython.core.magic_arguments import argument
 
 from glm4v_magic.checkpoints.architecture import PUBLISHED
 from glm4v_magic.core.errors import BusyError, DoesNotFitError, Glm4vError, PlacementError
+from glm4v_magic.core.events import Event, Loading
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.model import Architecture
 from glm4v_magic.core.placement import PlacementOptions
@@ -23,13 +24,13 @@ from glm4v_magic.notebook.commands.plan import (
     load_line,
     placement_options,
 )
+from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.next_steps import in_cell
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.device_map import device_map_bundle
 from glm4v_magic.notebook.render.dry_run import dry_run_bundle
 from glm4v_magic.notebook.render.pace import Pace
 from glm4v_magic.notebook.render.progress import line_bundle, loaded_line, progress_bundle
-from glm4v_magic.notebook.screen import show
 from glm4v_magic.planning.decision import gpus_here, make_plan
 from glm4v_magic.planning.files import plan_to_json
 from glm4v_magic.planning.occupancy import Occupancy, occupancy
@@ -218,8 +219,9 @@ def _load(
 ) -> MimeBundle:
     pace = Pace()
 
-    def arrived(progress: Any) -> None:
-        if pace.due():
+    def arrived(event: Event) -> None:
+        if isinstance(event, Loading) and pace.due():
+            progress = event.progress
             on_progress(
                 progress_bundle(
                     name, progress.done_bytes, progress.total_bytes, device=progress.device
@@ -228,6 +230,6 @@ def _load(
 
     since = time.monotonic()
     chosen = {field: getattr(options, field) for field in PlacementOptions.__dataclass_fields__}
-    context.session.load(name, **{**chosen, "pin": dict(options.pin)}, on_progress=arrived)
+    context.session.stream_load(name, **{**chosen, "pin": dict(options.pin)}).follow(arrived)
     info = context.session.status().info
     return line_bundle("" if info is None else loaded_line(info, time.monotonic() - since))

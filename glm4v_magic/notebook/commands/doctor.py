@@ -11,8 +11,8 @@ from IPython.core.magic_arguments import argument
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
 from glm4v_magic.notebook.commands.context import Context
+from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.render.doctor import doctor_bundle, findings_json
-from glm4v_magic.notebook.screen import show
 
 __all__ = ["doctor"]
 

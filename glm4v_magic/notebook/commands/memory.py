@@ -8,8 +8,8 @@ from typing import Any
 
 from glm4v_magic.notebook.command_line import DEBUG, takes
 from glm4v_magic.notebook.commands.context import Context
+from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.render.memory import memory_bundle
-from glm4v_magic.notebook.screen import show
 
 __all__ = ["memory"]
 

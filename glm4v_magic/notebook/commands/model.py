@@ -15,9 +15,10 @@ from glm4v_magic.core.typed_options import typed
 from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
 from glm4v_magic.notebook.commands.context import Context
+from glm4v_magic.notebook.live.output import show
+from glm4v_magic.notebook.live.screen import screen_for
 from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.notebook.render.status import status_bundle, status_rows
-from glm4v_magic.notebook.screen import screen_for, show
 
 __all__ = ["load", "status", "unload"]
 
@@ -50,11 +51,10 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
     model = given or before.choice.model or context.settings.model
     screen = screen_for(context.shell, ModelChoice(model).name)
     try:
-        context.session.load(
+        context.session.stream_load(
             model,
-            on_progress=screen.loading,
             **typed(arguments, of_command("load")),
-        )
+        ).follow(screen.show)
         info = context.session.status().info
         if info is not None:
             screen.loaded(info)

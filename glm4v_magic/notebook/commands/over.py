@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.core.errors import Glm4vError, InputError, MapInterrupted, OptionError
+from glm4v_magic.core.events import Event, Loading, Started
 from glm4v_magic.images import SourcedImage, parse_crop, resolve_images, to_images
 from glm4v_magic.images.files import path_of
 from glm4v_magic.images.words import is_lookup, looked_up
 from glm4v_magic.mapping.items import Items, are_images, files_of, is_dataframe, items_of, plan
-from glm4v_magic.notebook.board import Board, board_for
-from glm4v_magic.notebook.commands.ask import form_asked, sampling_of, show_preview
 from glm4v_magic.notebook.commands.context import Context
-from glm4v_magic.notebook.screen import screen_for
+from glm4v_magic.notebook.commands.question import form_asked, sampling_of, show_preview
+from glm4v_magic.notebook.live.board import Board, board_for
+from glm4v_magic.notebook.live.screen import screen_for
 
 if TYPE_CHECKING:
-    from glm4v_magic.core.model import EngineInfo
+    pass
 
 __all__ = ["named_items", "over"]
 
@@ -77,12 +78,15 @@ def over(
         button=context.settings.stop_button,
     )
 
-    def start(info: EngineInfo, _: object) -> None:
-        screen.loaded(info)
-        board.start(info)
+    def show(event: Event) -> None:
+        if isinstance(event, Loading):
+            screen.show(event)
+        elif isinstance(event, Started):
+            screen.loaded(event.info)
+        board.show(event)
 
     try:
-        result = context.session.map(
+        result = context.session.stream_map(
             prompt,
             items,
             images=list(shared),
@@ -96,12 +100,7 @@ def over(
             schema=form.schema,
             system=system,
             model=context.settings.model,
-            on_progress=screen.loading,
-            on_start=start,
-            on_text=board.step,
-            on_thinking=board.step,
-            on_row=board.row,
-        )
+        ).follow(show)
         context.keep(result, arguments.out)
         board.finish()
     except BaseException as error:
@@ -126,13 +125,15 @@ def _keep_what_is_done(
     context: Context, board: Board, name: str | None, error: BaseException
 ) -> None:
     """Keep and show the rows of a run that was interrupted or failed; let `error` say so."""
+    if isinstance(error, MapInterrupted) and error.progress.rows:
+        board.row(error.progress)
     if board.progress is None:
         return
     _keep(context, board.progress.result(), name)
     board.finish()
     answered = board.progress.answered
     if type(error) is KeyboardInterrupt:  # on the way out of the session
-        raise MapInterrupted(board.progress.result(), answered, board.progress.total) from None
+        raise MapInterrupted(board.progress) from None
     few = "One row is" if answered == 1 else f"{answered:,} rows are"
     on = f"{few} answered and in _; run the cell again to go on."
     if isinstance(error, Glm4vError) and answered:

@@ -12,7 +12,7 @@ from IPython.core.magic_arguments import argument
 from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.command_line import DEBUG, takes
 from glm4v_magic.notebook.commands.context import Context
-from glm4v_magic.notebook.screen import show
+from glm4v_magic.notebook.live.output import show
 
 __all__ = ["patch"]
 

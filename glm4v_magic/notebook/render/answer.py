@@ -49,7 +49,7 @@ class LiveAnswer:
         self._held_back = False
 
     def begin(self, text: str, thinking: str = "") -> None:
-        """Take text that stands before what comes; unlike a piece, no thinking takes it back."""
+        """Take text that stands before what comes; it stays text whatever turns out."""
         self._begun += self._text + text
         self._text = ""
         self._thinking = thinking
@@ -64,12 +64,16 @@ class LiveAnswer:
         self._update(piece)
 
     def think(self, piece: str) -> None:
-        """Take the next piece of thinking; what was text until now is in it, and was none."""
+        """Take the next piece of thinking."""
         if self._fold:
             self._thinking = self._fold = ""
-        self._text = ""
         self._thinking += piece
         self._update(piece)
+
+    def reclassify(self) -> None:
+        """Show as thinking the pieces that were taken as text."""
+        text, self._text = self._text, ""
+        self.think(text)
 
     def _update(self, piece: str) -> None:
         self._held_back = self._held_back or bool(piece.strip())

@@ -18,8 +18,8 @@ from typing import Any
 import ipywidgets as widgets
 from IPython.display import display
 
+from glm4v_magic.notebook.live.output import Output
 from glm4v_magic.notebook.render import MimeBundle
-from glm4v_magic.notebook.screen import Output
 
 __all__ = ["Live", "on_main_thread"]
 

@@ -15,12 +15,12 @@ from glm4v_magic.core.model_shape import DTYPE_BYTES
 from glm4v_magic.core.options import OBJECTIVES, QUANTIZATIONS
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.wording import printable
+from glm4v_magic.notebook.live.busy import hear_while_busy
 from glm4v_magic.notebook.monitor import CLOCK
 from glm4v_magic.notebook.next_steps import in_cell
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.bars import safe
 from glm4v_magic.notebook.render.device_map import device_map_bundle, device_map_html
-from glm4v_magic.notebook.widgets.busy import hear_while_busy
 from glm4v_magic.notebook.widgets.live import Live, on_main_thread
 
 if TYPE_CHECKING:

@@ -1,28 +1,34 @@
-"""Where a call shows itself: a notebook's outputs, a terminal's lines, or nowhere.
+"""Where an answer shows itself: a notebook's outputs, a terminal's lines, or nowhere.
 
-A screen lives for one call. What it shows comes from `display`; it only knows how to put that on
-this kind of front end.
+A screen lives for one call and is handed the call's events. What it shows comes from `render`; it
+only knows how to put that on this kind of front end.
 """
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from IPython.core.displaypub import DisplayPublisher
-from IPython.display import display
 
 from glm4v_magic.core.conversation import Answer
+from glm4v_magic.core.events import (
+    Correcting,
+    Event,
+    Loading,
+    Reclassified,
+    Started,
+    Text,
+    Thinking,
+)
 from glm4v_magic.core.options import Format
 from glm4v_magic.core.wording import printable
-from glm4v_magic.notebook.render import MimeBundle
+from glm4v_magic.notebook.live.output import Head, Output, show
+from glm4v_magic.notebook.live.stop_button import is_watched
 from glm4v_magic.notebook.render.answer import LiveAnswer, footnotes
-from glm4v_magic.notebook.render.head import answering_line, finished_line, head_bundle, status_html
-from glm4v_magic.notebook.render.image import Thumbnail, make_thumbnail, strip_bundle
+from glm4v_magic.notebook.render.head import answering_line, finished_line
+from glm4v_magic.notebook.render.image import make_thumbnail, strip_bundle
 from glm4v_magic.notebook.render.pace import Pace, Rate
 from glm4v_magic.notebook.render.progress import (
     line_bundle,
@@ -31,19 +37,37 @@ from glm4v_magic.notebook.render.progress import (
     progress_bundle,
 )
 from glm4v_magic.notebook.render.thinking import thought_line
-from glm4v_magic.notebook.stop_button import StopButton, is_watched, stop_button
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from glm4v_magic.core.image import SourcedImage
     from glm4v_magic.core.model import EngineInfo, LoadProgress
-    from glm4v_magic.images import SourcedImage
 
-__all__ = ["NotebookScreen", "QuietScreen", "Screen", "TerminalScreen", "screen_for", "show"]
+__all__ = ["NotebookScreen", "Screen", "TerminalScreen", "screen_for"]
 
 
-class Screen(Protocol):
-    """The stages of a call, in their order; `loading` is left out when a model is loaded."""
+class Screen:
+    """Shows the events of a call. This one shows nothing: the answer is in its variable."""
+
+    def show(self, event: Event) -> None:
+        """Show an event; called with each, in their order."""
+        match event:
+            case Loading():
+                self.loading(event.progress)
+            case Started():
+                self.loaded(event.info)
+                self.start(event.info, event.images)
+                if event.partial is not None:
+                    self.begun(event.partial.text, event.partial.thinking)
+            case Thinking():
+                self.thinking(event.text)
+            case Text():
+                self.piece(event.text)
+            case Reclassified():
+                self.reclassified()
+            case Correcting():
+                self.begun(f"\n\n[{event.fault} It is asked once more.]\n\n")
 
     def loading(self, progress: LoadProgress) -> None:
         """Weights are arriving."""
@@ -58,7 +82,10 @@ class Screen(Protocol):
         """What stands before the next piece: an answer to be carried on, or what is wrong."""
 
     def thinking(self, text: str) -> None:
-        """The next piece of thinking. Pieces before that were an answer's are in it."""
+        """The next piece of thinking."""
+
+    def reclassified(self) -> None:
+        """What came as an answer until now was thinking."""
 
     def piece(self, text: str) -> None:
         """The next piece of the answer."""
@@ -88,7 +115,7 @@ def screen_for(
         button: offer a button that stops the answer, where one can work.
     """
     if quiet:
-        return QuietScreen()
+        return Screen()
     # IPython's own publisher prints; it cannot replace an output. Those of a kernel and of
     # capture_output can.
     if type(shell.display_pub) is DisplayPublisher:
@@ -97,105 +124,11 @@ def screen_for(
     return NotebookScreen(model, form, head)
 
 
-def show(bundle: MimeBundle) -> None:
-    """Show `bundle` once, as an output of its own."""
-    display(bundle, raw=True)
-
-
-class Output:
-    """One output of the cell; showing again replaces what it shows."""
-
-    def __init__(self) -> None:
-        self._handle: Any = None
-
-    def show(self, bundle: MimeBundle) -> None:
-        """Show `bundle` here."""
-        # An interrupt between sending the first form and keeping its handle would make the next
-        # one a second output.
-        with _interrupt_held_back():
-            if self._handle is None:
-                self._handle = display(bundle, raw=True, display_id=True)
-            else:
-                self._handle.update(bundle, raw=True)
-
-
-@contextlib.contextmanager
-def _interrupt_held_back() -> Iterator[None]:
-    """Let an interrupt wait until the block is done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # interrupts come to the main thread only
-        return
-    held: list[Any] = []
-    usual = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
-        if held and callable(usual):
-            usual(*held[-1])
-
-
-class Head:
-    """An output for somebody who is watching: images, a line, a Stop button.
-
-    When the call is over, images and line stay as plain HTML; the button is gone.
-
-    Args:
-        shell: the running shell.
-        button: whether there may be a button.
-    """
-
-    def __init__(self, shell: InteractiveShell, *, button: bool) -> None:
-        self._shell = shell
-        self._may_have_button = button
-        self._output = Output()
-        self._thumbnails: Sequence[Thumbnail] = ()
-        self._button: StopButton | None = None
-        self._open = False
-
-    @property
-    def stop_pressed(self) -> bool:
-        """Whether somebody wants the call to end."""
-        return self._button is not None and self._button.pressed
-
-    def start(self, line: str, thumbnails: Sequence[Thumbnail] = ()) -> None:
-        """Show it, with the button if there can be one."""
-        with _interrupt_held_back():
-            self._start(line, thumbnails)
-
-    def _start(self, line: str, thumbnails: Sequence[Thumbnail]) -> None:
-        self._open, self._thumbnails = True, thumbnails
-        bundle: dict[str, Any] = {**head_bundle(thumbnails, line, seen=True)}
-        if self._may_have_button:
-            above = strip_bundle(thumbnails)["text/html"] if thumbnails else ""
-            self._button = stop_button(self._shell, above, status_html(line, seen=True))
-        if self._button is not None:
-            bundle |= self._button.view
-        self._output.show(bundle)
-
-    def say(self, line: str) -> None:
-        """Say how far it is, in place of the line before."""
-        if self._button is not None:
-            self._button.say(status_html(line, seen=True))
-        else:
-            self._output.show(head_bundle(self._thumbnails, line, seen=True))
-
-    def finish(self, line: str) -> None:
-        """Say how it ended. Only the first call does."""
-        if not self._open:
-            return
-        with _interrupt_held_back():
-            self._open = False
-            self._output.show(head_bundle(self._thumbnails, line, seen=False))
-            if self._button is not None:
-                self._button.close()
-
-
 _MARK = "| "
 """Before each line of thinking in a terminal."""
 
 
-class NotebookScreen:
+class NotebookScreen(Screen):
     """Three outputs: the bar, which becomes one line; the images; the answer.
 
     Args:
@@ -239,7 +172,6 @@ class NotebookScreen:
 
     def start(self, info: EngineInfo, images: Sequence[SourcedImage]) -> None:
         """Show the images as thumbnails."""
-        self.loaded(info)
         thumbnails = [make_thumbnail(image, info) for image in images]
         if self._head is not None:
             self._head.start(answering_line(info.model), thumbnails)
@@ -254,6 +186,10 @@ class NotebookScreen:
         """Show the last lines of the thinking; raises as `piece` does."""
         self._answer.think(text)
         self._stop_if_pressed()
+
+    def reclassified(self) -> None:
+        """Show as thinking what was shown as an answer."""
+        self._answer.reclassify()
 
     def piece(self, text: str) -> None:
         """Show the answer so far.
@@ -285,7 +221,7 @@ class NotebookScreen:
             self._head.finish(finished_line(None))
 
 
-class TerminalScreen:
+class TerminalScreen(Screen):
     """Plain text, printed as it comes."""
 
     def __init__(self, model: str) -> None:
@@ -294,7 +230,6 @@ class TerminalScreen:
         self._in_line = False
         self._is_thinking = False
         self._held = ""  # white space of the thinking
-        self._answered = 0  # signs of the answer, as far as they may turn out to be none
 
     def loading(self, progress: LoadProgress) -> None:
         """Say once that this takes a while."""
@@ -310,7 +245,6 @@ class TerminalScreen:
 
     def start(self, info: EngineInfo, images: Sequence[SourcedImage]) -> None:
         """Name the images."""
-        self.loaded(info)
         if images:
             thumbnails = [make_thumbnail(image, info) for image in images]
             _say(strip_bundle(thumbnails)["text/plain"])
@@ -321,14 +255,9 @@ class TerminalScreen:
             self.thinking(thinking)
         if text:
             self.piece(text)
-        self._answered = 0
 
     def thinking(self, text: str) -> None:
         """Print the piece behind the ones before, each line with a mark."""
-        if self._answered:
-            text, self._answered = text[self._answered :], 0
-            self.close()
-            _say("[That was thinking.]")
         if not self._is_thinking and text:
             self.close()
             self._is_thinking = self._in_line = True
@@ -337,13 +266,17 @@ class TerminalScreen:
         self._held = text[len(text.rstrip()) :]  # so that it does not end in marks alone
         _say(text.rstrip().replace("\n", f"\n{_MARK}"), end="")
 
+    def reclassified(self) -> None:
+        """Say what was printed as an answer was."""
+        self.close()
+        _say("[That was thinking.]")
+
     def piece(self, text: str) -> None:
         """Print the piece behind the ones before."""
         if self._is_thinking:
             self.close()
         _say(printable(text), end="")
         self._in_line = True
-        self._answered += len(text)
 
     def finish(self, answer: Answer) -> None:
         """Print the footnotes."""
@@ -363,31 +296,3 @@ class TerminalScreen:
 
 def _say(text: str, end: str = "\n") -> None:
     print(text, end=end, flush=True)  # noqa: T201  what a terminal screen is for
-
-
-class QuietScreen:
-    """Nothing: the answer is in its variable."""
-
-    def loading(self, progress: LoadProgress) -> None:
-        """Show nothing."""
-
-    def loaded(self, info: EngineInfo) -> None:
-        """Show nothing."""
-
-    def start(self, info: EngineInfo, images: Sequence[SourcedImage]) -> None:
-        """Show nothing."""
-
-    def begun(self, text: str, thinking: str = "") -> None:
-        """Show nothing."""
-
-    def thinking(self, text: str) -> None:
-        """Show nothing."""
-
-    def piece(self, text: str) -> None:
-        """Show nothing."""
-
-    def finish(self, answer: Answer) -> None:
-        """Show nothing."""
-
-    def close(self) -> None:
-        """Leave nothing behind."""

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 
 from IPython.core.displaypub import DisplayPublisher
 
+from glm4v_magic.core.events import Event, RowDone, Started, Text, Thinking
 from glm4v_magic.core.rows import Progress
+from glm4v_magic.notebook.live.output import Head, Output
+from glm4v_magic.notebook.live.stop_button import is_watched
 from glm4v_magic.notebook.render.batch import (
     rows_answering_line,
     rows_bundle,
@@ -20,14 +23,13 @@ from glm4v_magic.notebook.render.batch import (
 from glm4v_magic.notebook.render.head import finished_line
 from glm4v_magic.notebook.render.pace import Pace
 from glm4v_magic.notebook.render.progress import line_bundle
-from glm4v_magic.notebook.screen import Head, Output
-from glm4v_magic.notebook.stop_button import is_watched
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from glm4v_magic.core.events import Event, RowDone, Started, Text, Thinking
     from glm4v_magic.core.model import EngineInfo
-    from glm4v_magic.core.rows import AnsweredRow
+from glm4v_magic.core.rows import AnsweredRow
 
 __all__ = ["Board", "NotebookBoard", "TerminalBoard", "board_for"]
 
@@ -67,10 +69,20 @@ class Board:
         done = () if self.progress is None else self.progress.rows
         return [row for _, row in sorted({row.index: row for row in done}.items())]
 
+    def show(self, event: Event) -> None:
+        """Show an event; called with each, in their order."""
+        match event:
+            case Started():
+                self.start(event.info)
+            case RowDone():
+                self.row(event.progress)
+            case Text() | Thinking():
+                self.step()
+
     def start(self, info: EngineInfo) -> None:
         """The model begins. Not called if every answer is known."""
 
-    def step(self, text: str = "") -> None:
+    def step(self) -> None:
         """The model has said a little more."""
 
     def row(self, progress: Progress) -> None:
@@ -111,7 +123,7 @@ class NotebookBoard(Board):
         self._said = rows_answering_line(self._model, self._done, self._total)
         self._head.start(self._said)
 
-    def step(self, text: str = "") -> None:
+    def step(self) -> None:
         """Look at the button.
 
         Raises:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.displaypub import CapturingDisplayPublisher
 
-from glm4v_magic.notebook.widgets.busy import hear_while_busy
+from glm4v_magic.notebook.live.busy import hear_while_busy
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

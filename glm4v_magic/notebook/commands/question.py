@@ -1,0 +1,71 @@
+"""What the options of a question ask for: its form, its sampling, its system message."""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from glm4v_magic.calls.forms import Form, form_of
+from glm4v_magic.core.conversation import Conversation
+from glm4v_magic.core.errors import OptionError, did_you_mean
+from glm4v_magic.core.options import Sampling, of_group
+from glm4v_magic.core.typed_options import typed
+from glm4v_magic.notebook.command_line import Quoted
+from glm4v_magic.notebook.commands.context import Context
+from glm4v_magic.notebook.live.output import show
+
+__all__ = ["form_asked", "sampling_of", "show_preview", "system_of"]
+
+
+def form_asked(arguments: Namespace, names: Mapping[str, Any]) -> Form:
+    """Return the form that ``--format`` and ``--schema`` ask for."""
+    return form_of(arguments.format, _schema(arguments.schema, names))
+
+
+def _schema(word: str | None, names: Mapping[str, Any]) -> object:
+    """Return the schema that a word names: a variable, or a JSON file."""
+    if word is None:
+        return None
+    if word in names and not isinstance(word, Quoted):
+        return names[word]
+    try:
+        return json.loads(Path(os.path.expanduser(word)).read_text("utf-8"))  # noqa: PTH111
+    except FileNotFoundError:
+        raise OptionError(
+            f"--schema {word} is no variable and no file.",
+            did_you_mean(word, (name for name in names if not name.startswith("_"))),
+        ) from None
+    except OSError as error:
+        raise OptionError(f"--schema {word} cannot be read: {error.strerror or error}.") from None
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"--schema {word} is not JSON: {error}.") from None
+
+
+def system_of(context: Context, arguments: Namespace) -> str | None:
+    """Return the system message: that of the settings is for chats that begin."""
+    if arguments.system is not None:
+        return str(arguments.system)
+    goes_on = arguments.follow_up or arguments.chat in context.session.chats
+    return None if goes_on else context.settings.system
+
+
+def sampling_of(context: Context, arguments: Namespace) -> dict[str, Any]:
+    """Return the sampling options that were typed or set; the session knows the rest."""
+    table = of_group(Sampling)
+    values = {each.name: getattr(context.settings, each.name) for each in table if each.who.setting}
+    values |= typed(arguments, table)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def show_preview(context: Context, conversation: Conversation) -> None:
+    """Show what would be sent; asks nothing."""
+    from glm4v_magic.checkpoints import resolve
+    from glm4v_magic.notebook.render.preview import preview_bundle
+    from glm4v_magic.session.preview import preview
+
+    checkpoint = resolve(context.model, revision=context.session.status().choice.revision)
+    show(preview_bundle(preview(checkpoint, conversation)))

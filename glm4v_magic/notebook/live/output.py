@@ -1,0 +1,115 @@
+"""Outputs of the running cell: shown once, or replaced as things go on."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from IPython.display import display
+
+from glm4v_magic.notebook.live.stop_button import StopButton, stop_button
+from glm4v_magic.notebook.render import MimeBundle
+from glm4v_magic.notebook.render.head import head_bundle, status_html
+from glm4v_magic.notebook.render.image import Thumbnail, strip_bundle
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+__all__ = ["Head", "Output", "show"]
+
+
+def show(bundle: MimeBundle) -> None:
+    """Show `bundle` once, as an output of its own."""
+    display(bundle, raw=True)
+
+
+class Output:
+    """One output of the cell; showing again replaces what it shows."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def show(self, bundle: MimeBundle) -> None:
+        """Show `bundle` here."""
+        # An interrupt between sending the first form and keeping its handle would make the next
+        # one a second output.
+        with interrupt_held_back():
+            if self._handle is None:
+                self._handle = display(bundle, raw=True, display_id=True)
+            else:
+                self._handle.update(bundle, raw=True)
+
+
+@contextlib.contextmanager
+def interrupt_held_back() -> Iterator[None]:
+    """Let an interrupt wait until the block is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # interrupts come to the main thread only
+        return
+    held: list[Any] = []
+    usual = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if held and callable(usual):
+            usual(*held[-1])
+
+
+class Head:
+    """An output for somebody who is watching: images, a line, a Stop button.
+
+    When the call is over, images and line stay as plain HTML; the button is gone.
+
+    Args:
+        shell: the running shell.
+        button: whether there may be a button.
+    """
+
+    def __init__(self, shell: InteractiveShell, *, button: bool) -> None:
+        self._shell = shell
+        self._may_have_button = button
+        self._output = Output()
+        self._thumbnails: Sequence[Thumbnail] = ()
+        self._button: StopButton | None = None
+        self._open = False
+
+    @property
+    def stop_pressed(self) -> bool:
+        """Whether somebody wants the call to end."""
+        return self._button is not None and self._button.pressed
+
+    def start(self, line: str, thumbnails: Sequence[Thumbnail] = ()) -> None:
+        """Show it, with the button if there can be one."""
+        with interrupt_held_back():
+            self._start(line, thumbnails)
+
+    def _start(self, line: str, thumbnails: Sequence[Thumbnail]) -> None:
+        self._open, self._thumbnails = True, thumbnails
+        bundle: dict[str, Any] = {**head_bundle(thumbnails, line, seen=True)}
+        if self._may_have_button:
+            above = strip_bundle(thumbnails)["text/html"] if thumbnails else ""
+            self._button = stop_button(self._shell, above, status_html(line, seen=True))
+        if self._button is not None:
+            bundle |= self._button.view
+        self._output.show(bundle)
+
+    def say(self, line: str) -> None:
+        """Say how far it is, in place of the line before."""
+        if self._button is not None:
+            self._button.say(status_html(line, seen=True))
+        else:
+            self._output.show(head_bundle(self._thumbnails, line, seen=True))
+
+    def finish(self, line: str) -> None:
+        """Say how it ended. Only the first call does."""
+        if not self._open:
+            return
+        with interrupt_held_back():
+            self._open = False
+            self._output.show(head_bundle(self._thumbnails, line, seen=False))
+            if self._button is not None:
+                self._button.close()

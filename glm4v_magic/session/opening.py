@@ -1,0 +1,100 @@
+"""From the name of a model to what answers: found, decided, loaded or connected to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING
+
+from glm4v_magic.core.errors import Glm4vError, OptionError
+from glm4v_magic.core.events import Loading
+from glm4v_magic.core.model import LoadProgress, ModelChoice
+from glm4v_magic.core.server_address import ServerAddress, is_address, read_address
+
+if TYPE_CHECKING:
+    from glm4v_magic.checkpoints import Checkpoint
+    from glm4v_magic.dispatch.activity import ActivityRecorder
+    from glm4v_magic.engines import Engine
+
+__all__ = ["find", "open_model"]
+
+
+def find(choice: ModelChoice) -> Checkpoint | ServerAddress:
+    """Find a checkpoint and check its files; reads no weight. Of a server, read the address.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint, or a file of it is damaged.
+        OptionError: if an option does not suit a checkpoint, or a server.
+    """
+    if is_address(choice.name):
+        return _address(choice)
+    for name in ("served_model", "timeout"):
+        if getattr(choice, name) is not None:
+            raise OptionError(f"{name} is about a server, and {choice.name} is none.")
+    from glm4v_magic import checkpoints
+
+    return checkpoints.resolve(choice.model, revision=choice.revision, download=True)
+
+
+def _address(choice: ModelChoice) -> ServerAddress:
+    url = read_address(choice.name)
+    here = ModelChoice(choice.model, served_model=choice.served_model, timeout=choice.timeout)
+    if choice != here:
+        raise OptionError(
+            f"{url} is a server: it has loaded its model as it was told to.",
+            "Only served_model and timeout go with an address.",
+        )
+    if choice.timeout is None:
+        return ServerAddress(url, choice.served_model)
+    return ServerAddress(url, choice.served_model, choice.timeout)
+
+
+def open_model(
+    choice: ModelChoice,
+    found: Checkpoint | ServerAddress,
+    release: Callable[[], bool],
+    old: ModelChoice | None,
+    recorder: ActivityRecorder,
+) -> Generator[Loading, None, Engine]:
+    """Load a checkpoint, or connect to a server.
+
+    Args:
+        choice: the model.
+        found: from `find`.
+        release: gives back the memory of the model before; called once nothing but the load itself
+            can fail.
+        old: the model before; ``None`` if none is loaded.
+        recorder: notes which part of the model is at work.
+
+    Raises:
+        Glm4vError: as `Session.stream_load`.
+    """
+    if isinstance(found, ServerAddress):
+        from glm4v_magic.engines import server
+
+        connected = server.connect(found)  # costs no memory, so the old model may wait
+        release()
+        return connected
+    # Importing torch takes seconds, so the first sign of life comes before it.
+    yield Loading(LoadProgress(0, found.total_bytes, ""))
+    from glm4v_magic.planning.decision import decide
+
+    placement = decide(found.architecture, choice.options, choice.device_map)
+    from glm4v_magic.engines import local
+    from glm4v_magic.engines.pull import pulled
+
+    def load(tell: Callable[[Loading], None]) -> Engine:
+        def arrived(progress: LoadProgress) -> None:
+            tell(Loading(progress))
+
+        return local.load(found, placement, recorder=recorder, on_progress=arrived)
+
+    release()
+    try:
+        engine = yield from pulled(load)
+    except Glm4vError as error:
+        if old is not None:
+            error.hint += (
+                f" {old.name} was released to make room; the next question loads it again."
+            )
+        raise
+    return engine

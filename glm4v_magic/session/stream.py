@@ -1,0 +1,82 @@
+"""`Stream`: the events of a question, one after the other, until it is answered or stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from types import TracebackType
+from typing import Any
+
+from glm4v_magic.core.errors import GenerationInterrupted, MapInterrupted
+from glm4v_magic.core.events import Done, Event, MapDone
+
+__all__ = ["Stream"]
+
+
+class Stream(Iterator[Event]):
+    """The events of one call of a `Session`; see `core.events`.
+
+    Nothing happens before the first event is asked for, and nothing happens between two of them:
+    whoever reads may take all the time there is. The session is busy from the first event on until
+    the last, or until the stream is closed. Use it in a loop, with ``with``, or through `follow`.
+
+    Args:
+        events: makes them; an interrupt may be thrown in at each of them.
+    """
+
+    def __init__(self, events: Generator[Event, None, None]) -> None:
+        self._events = events
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def follow(self, show: Callable[[Event], object] | None = None) -> Any:
+        """Hand all events to `show`; returns the answer, or the result of a map.
+
+        An interrupt may come at any time: while the model works, or while `show` does. Whatever
+        else `show` raises closes the stream.
+
+        Raises:
+            GenerationInterrupted, MapInterrupted: on an interrupt, with what there is until then.
+            Glm4vError: as the method that made this stream.
+        """
+        result: Any = None
+        try:
+            for event in self._events:
+                if show is not None:
+                    show(event)
+                if isinstance(event, Done):
+                    result = event.answer
+                elif isinstance(event, MapDone):
+                    result = event.result
+        except (GenerationInterrupted, MapInterrupted):
+            raise
+        except KeyboardInterrupt:
+            pass
+        except BaseException:
+            self.close()
+            raise
+        else:
+            return result
+        # Out here the exception has no __context__, whose frames would hold on to the model.
+        self._events.throw(KeyboardInterrupt())
+        raise KeyboardInterrupt
+
+    def close(self) -> None:
+        """Stop here. A partial answer stays in its chat; the session may be used again."""
+        try:
+            self._events.throw(KeyboardInterrupt())
+        except (KeyboardInterrupt, StopIteration):
+            pass
+        finally:
+            self._events.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

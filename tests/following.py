@@ -1,0 +1,33 @@
+"""Reading a stream with a function for each kind of event."""
+
+from __future__ import annotations
+
+from glm4v_magic.core.events import (
+    Correcting,
+    Loading,
+    RowDone,
+    Started,
+    Text,
+    Thinking,
+)
+
+
+def follow(
+    stream, *, loading=None, started=None, text=None, thinking=None, correcting=None, row=None
+):
+    """Hand what each event holds to the function for its kind; return the answer or the rows."""
+    given = {
+        Loading: (loading, lambda event: (event.progress,)),
+        Started: (started, lambda event: (event.info, event.images)),
+        Text: (text, lambda event: (event.text,)),
+        Thinking: (thinking, lambda event: (event.text,)),
+        Correcting: (correcting, lambda event: (event.fault,)),
+        RowDone: (row, lambda event: (event.progress,)),
+    }
+
+    def show(event):
+        function, arguments = given.get(type(event), (None, None))
+        if function is not None:
+            function(*arguments(event))
+
+    return stream.follow(show)

@@ -1,0 +1,54 @@
+"""Where things are, and shells to run cells in."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "tests" / "data" / "golden" / "checkpoint"
+
+
+@contextlib.contextmanager
+def ipython_shell(folder):
+    """An IPython shell without the extension, its settings and history in `folder`."""
+    from IPython.core.history import HistoryManager
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    main, hooks = sys.modules["__main__"], (sys.displayhook, sys.excepthook)
+    before = InteractiveShell._instance
+    config = Config()
+    config.HistoryManager.hist_file = ":memory:"
+    InteractiveShell.clear_instance()
+    shell = InteractiveShell.instance(
+        config=config, ipython_dir=str(folder), user_module=ModuleType("__main__")
+    )
+    yield shell
+    shell.reset(new_session=False)
+    shell.history_manager.end_session()
+    HistoryManager._instances.clear()
+    InteractiveShell.clear_instance()
+    if before is not None:  # a module's shell, which this one stood in for
+        for each in type(before)._walk_mro():
+            each._instance = before
+    sys.modules["__main__"] = main
+    sys.displayhook, sys.excepthook = hooks
+
+
+class InterruptingStream:
+    """Standard output that a user interrupts as soon as some text has been written to it."""
+
+    def __init__(self, stream, text, interrupt):
+        self._stream, self._text, self._interrupt = stream, text, interrupt
+
+    def write(self, text):
+        self._stream.write(text)
+        if self._text in text:
+            self._text = "\x00never"
+            self._interrupt()
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
