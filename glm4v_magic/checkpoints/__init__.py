@@ -66,7 +66,7 @@ class Checkpoint(Protocol):
         dtype: torch.dtype,
         device_map: Mapping[str, int | str] | None = None,
         quantize: Quantization | None = None,
-        on_progress: Callable[[LoadProgress], None] | None = None,
+        arrived: Callable[[LoadProgress], None] | None = None,
         **options: Any,
     ) -> Loaded:
         """Load the weights in one dtype, where `device_map` says (``None``: the CPU)."""

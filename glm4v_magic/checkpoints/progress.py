@@ -17,14 +17,14 @@ __all__ = ["collect_report", "report_progress"]
 @contextmanager
 def report_progress(
     sizes: Mapping[str, int],
-    on_progress: Callable[[LoadProgress], None] | None,
+    arrived: Callable[[LoadProgress], None] | None,
     device_of: Callable[[str], str] = lambda name: "",
 ) -> Iterator[None]:
     """Within this context `from_pretrained` reports weights as they arrive and draws no bar.
 
     Args:
         sizes: bytes of each weight, by the name of the parameter it is loaded into.
-        on_progress: called after each weight; ``None`` draws nothing at all.
+        arrived: called after each weight; ``None`` draws nothing at all.
         device_of: where a weight goes, by the same names.
     """
     total = sum(sizes.values())
@@ -41,8 +41,8 @@ def report_progress(
                 yield item
                 name = item[0] if isinstance(item, tuple) else ""
                 done += sizes.get(name, 0)
-                if on_progress is not None and name in sizes:
-                    on_progress(LoadProgress(done, total, name, device_of(name)))
+                if arrived is not None and name in sizes:
+                    arrived(LoadProgress(done, total, name, device_of(name)))
 
         def update(self, n: float = 1) -> None:
             """Count nothing: only loops over weights are reported."""

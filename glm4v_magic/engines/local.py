@@ -57,7 +57,7 @@ def load(
     placement: Placement | None = None,
     *,
     recorder: ActivityRecorder | None = None,
-    on_progress: Callable[[LoadProgress], None] | None = None,
+    arrived: Callable[[LoadProgress], None] | None = None,
 ) -> LocalEngine:
     """Load a checkpoint for use in this process; whatever stops it, nothing stays in memory.
 
@@ -65,7 +65,7 @@ def load(
         checkpoint: from `checkpoints.resolve`.
         placement: from `planning.decision.decide`; ``None`` is the CPU in float32.
         recorder: notes which part of the model is at work, once somebody watches.
-        on_progress: called as weights arrive.
+        arrived: called with each weight that has arrived: transformers loads in a loop of its own
 
     Raises:
         CheckpointError: if the weights cannot be read.
@@ -76,7 +76,7 @@ def load(
     engine: LocalEngine | None = None
     short: str | None = None
     try:
-        engine = _load(checkpoint, placement, recorder or ActivityRecorder(), on_progress)
+        engine = _load(checkpoint, placement, recorder or ActivityRecorder(), arrived)
     except BaseException as error:
         forget_locals(error)
         if is_out_of_memory(error):
@@ -96,13 +96,13 @@ def _load(
     checkpoint: Checkpoint,
     placement: Placement,
     recorder: ActivityRecorder,
-    on_progress: Callable[[LoadProgress], None] | None,
+    arrived: Callable[[LoadProgress], None] | None,
 ) -> LocalEngine:
     loaded = checkpoint.load(
         dtype=getattr(torch, placement.dtype),
         device_map=placement.device_map,
         quantize=placement.quantize,
-        on_progress=on_progress,
+        arrived=arrived,
     )
     if placement.device_map is not None:
         if set(placement.device_map.values()) != {"cpu"}:

@@ -86,7 +86,7 @@ def open_model(
         def arrived(progress: LoadProgress) -> None:
             tell(Loading(progress))
 
-        return local.load(found, placement, recorder=recorder, on_progress=arrived)
+        return local.load(found, placement, recorder=recorder, arrived=arrived)
 
     release()
     try:

@@ -254,7 +254,7 @@ def test_no_call_makes_transformers_complain(transformers_log, temperature):
 def test_progress_counts_every_byte_on_disk():
     seen = []
     checkpoint = resolve(golden.SHARDED)
-    local.load(checkpoint, on_progress=seen.append)
+    local.load(checkpoint, arrived=seen.append)
     assert [step.done_bytes for step in seen] == sorted(step.done_bytes for step in seen)
     assert seen[-1].total_bytes == checkpoint.total_bytes
     assert seen[-1].done_bytes == checkpoint.total_bytes - 16  # inv_freq, four float32

@@ -95,7 +95,7 @@ class Glm4v9bCheckpoint:
         dtype: torch.dtype,
         device_map: Mapping[str, int | str] | None = None,
         quantize: Quantization | None = None,
-        on_progress: Callable[[LoadProgress], None] | None = None,
+        arrived: Callable[[LoadProgress], None] | None = None,
         **options: Any,
     ) -> Loaded:
         """Load the weights, each straight from its shard to its device.
@@ -104,7 +104,7 @@ class Glm4v9bCheckpoint:
             dtype: one dtype for text part and tower.
             device_map: module -> GPU index or ``cpu``; ``None`` is the CPU.
             quantize: of the text part's linear layers but the head; needs bitsandbytes.
-            on_progress: called as weights arrive.
+            arrived: called with each weight that has arrived: transformers loads in a loop of its own
             options: further options of `from_pretrained`.
 
         Raises:
@@ -126,7 +126,7 @@ class Glm4v9bCheckpoint:
             options["quantization_config"] = _quantization(quantize, dtype)
         with (
             stored_weights(self.tensors) as weights,
-            report_progress(self._bytes_by_module(), on_progress, _device_of(device_map)),
+            report_progress(self._bytes_by_module(), arrived, _device_of(device_map)),
             collect_report() as reports,
             warnings.catch_warnings(),
         ):

@@ -92,7 +92,7 @@ def make_tool(
         draw=lambda chosen: draw(model, chosen),
         line=lambda chosen: load_line(name, chosen),
         check=lambda chosen: _check(context, model, chosen),
-        load=lambda chosen, on_progress: _load(context, name, chosen, on_progress),
+        load=lambda chosen, display: _load(context, name, chosen, display),
     )
     return DeviceTool(context.shell, draft, options)
 
@@ -215,14 +215,14 @@ def _load(
     context: Context,
     name: str,
     options: PlacementOptions,
-    on_progress: Callable[[MimeBundle], None],
+    display: Callable[[MimeBundle], None],
 ) -> MimeBundle:
     pace = Pace()
 
     def arrived(event: Event) -> None:
         if isinstance(event, Loading) and pace.due():
             progress = event.progress
-            on_progress(
+            display(
                 progress_bundle(
                     name, progress.done_bytes, progress.total_bytes, device=progress.device
                 )
