@@ -104,7 +104,7 @@ class Glm4v9bCheckpoint:
             dtype: one dtype for text part and tower.
             device_map: module -> GPU index or ``cpu``; ``None`` is the CPU.
             quantize: of the text part's linear layers but the head; needs bitsandbytes.
-            arrived: called with each weight that has arrived: transformers loads in a loop of its own
+            arrived: called with each weight that has arrived; transformers loads in its own loop
             options: further options of `from_pretrained`.
 
         Raises:
