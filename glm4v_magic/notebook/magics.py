@@ -264,7 +264,7 @@ def _bundle(answer: Answer) -> MimeBundle:
 
 
 def _rows_bundle(rows: Rows) -> MimeBundle:
-    from glm4v_magic.notebook.render.batch import rows_bundle
+    from glm4v_magic.notebook.render.rows import rows_bundle
 
     return rows_bundle(rows)
 

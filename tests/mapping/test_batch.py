@@ -33,7 +33,7 @@ from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.rows import Rows
 from glm4v_magic.engines import local
 from glm4v_magic.mapping.answer_cache import AnswerStore, model_key
-from glm4v_magic.notebook.render.batch import rows_bundle
+from glm4v_magic.notebook.render.rows import rows_bundle
 from glm4v_magic.session.session import Session
 
 GREEDY = {"temperature": 0, "max_tokens": 6}

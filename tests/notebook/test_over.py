@@ -18,7 +18,7 @@ from test_magics import shown
 from glm4v_magic.core.conversation import Answer, Usage
 from glm4v_magic.core.rows import AnsweredRow, Progress, Rows
 from glm4v_magic.images import SourcedImage
-from glm4v_magic.notebook.render.batch import rows_bundle, rows_progress_bundle, rows_progress_line
+from glm4v_magic.notebook.render.rows import rows_bundle, rows_progress_bundle, rows_progress_line
 
 GREEDY = "--temperature 0 --max-tokens 4"
 
@@ -57,7 +57,7 @@ class TestTable:
         html = bundle["text/html"]
         assert "<script>" not in html
         assert "&lt;script&gt;alert(1)&lt;/script&gt;[2J $x$ &amp; more</pre>" in html
-        assert 'alt="&quot;&gt;&lt;b&gt;" width="8" height="4"' in html
+        assert 'alt="&#34;&gt;&lt;b&gt;" width="8" height="4"' in html
 
     def test_the_item_and_an_error_are_escaped_too(self):
         row = AnsweredRow(0, "n", "<i>item</i>", "", error="<u>no</u>")

@@ -16,7 +16,7 @@ from glm4v_magic.core.conversation import Answer, Usage
 from glm4v_magic.core.errors import FormatError, MapInterrupted, OptionError
 from glm4v_magic.core.rows import AnsweredRow
 from glm4v_magic.notebook.magics import Glm4vMagics
-from glm4v_magic.notebook.render.batch import rows_bundle
+from glm4v_magic.notebook.render.rows import rows_bundle
 from glm4v_magic.session.session import Session
 
 SCHEMA = {"properties": {"colour": {"enum": ["red", "blue"]}}}
@@ -399,7 +399,7 @@ def row(form, **answer):
 
 def test_a_table_shows_what_was_found_as_it_is():
     html = rows_bundle([row("json", value={"a": "<b>", "猫": None})])["text/html"]
-    assert "{&quot;a&quot;: &quot;&lt;b&gt;&quot;, &quot;猫&quot;: null}</pre>" in html
+    assert "{&#34;a&#34;: &#34;&lt;b&gt;&#34;, &#34;猫&#34;: null}</pre>" in html
     assert "font-family:monospace" in html
     assert "null" in rows_bundle([row("json")])["text/plain"]
     assert "So: x" in rows_bundle([row("text")])["text/plain"]

@@ -178,7 +178,7 @@ def test_thinking_is_folded_above_the_answer():
     line = "Thought for 3.2 s, 214 tokens"
     assert fold.startswith(f"<details><summary><small>{line}</small></summary>A cat?<br><br>")
     assert fold.endswith("</details>")
-    assert "<br>&#160;&#160;Or " in fold
+    assert "<br>\xa0\xa0Or " in fold
     assert "<b>" not in fold
     assert "$2" not in fold
     assert (blank, rest) == ("", answer_bundle(ANSWER)["text/markdown"])

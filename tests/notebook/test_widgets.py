@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from dataclasses import replace
+from html import unescape
 from types import SimpleNamespace
 
 import ipywidgets
@@ -94,7 +95,7 @@ def test_the_same_plan_as_a_line_and_as_json(tool):
     _, command, *words = split(line)
     assert as_options(placement_options(parse(COMMANDS[command], words))) == tool.options
     text = shown.partition("<pre")[2].partition(">")[2].partition("</pre>")[0]
-    plan = plan_from_json(text.replace("&quot;", '"'))
+    plan = plan_from_json(unescape(text))
     assert plan.workload.context == 4096
     assert "vision" in next(stage for stage in plan.stages if stage.gpu == 1).units
 

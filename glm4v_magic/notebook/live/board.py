@@ -13,16 +13,16 @@ from glm4v_magic.core.events import Event, RowDone, Started, Text, Thinking
 from glm4v_magic.core.rows import Progress
 from glm4v_magic.notebook.live.output import Head, Output
 from glm4v_magic.notebook.live.stop_button import is_watched
-from glm4v_magic.notebook.render.batch import (
+from glm4v_magic.notebook.render.head import finished_line
+from glm4v_magic.notebook.render.pace import Pace
+from glm4v_magic.notebook.render.progress import line_bundle
+from glm4v_magic.notebook.render.rows import (
     rows_answering_line,
     rows_bundle,
     rows_progress_bundle,
     rows_progress_line,
     summary,
 )
-from glm4v_magic.notebook.render.head import finished_line
-from glm4v_magic.notebook.render.pace import Pace
-from glm4v_magic.notebook.render.progress import line_bundle
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from glm4v_magic.notebook.render.bars import mark, safe
+from glm4v_magic.notebook.render import Html
+from glm4v_magic.notebook.render.bars import mark
 from glm4v_magic.notebook.render.device_map import part_place
+from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
     from glm4v_magic.dispatch.activity import Activity
@@ -67,10 +69,4 @@ def activity_html(
         for column, part in enumerate(gpu.parts)
         if (gpu.device, part.name) in active
     )
-    line = activity_line(activity, utilization)
-    # The line has its height without text too: what is below it shall not jump.
-    return (
-        f"<style>{rules}</style>"
-        f'<div class="glm4v-activity" aria-live="off" '
-        f'style="min-height:1.4em;line-height:1.4">{safe(line)}</div>'
-    )
+    return fill("activity", rules=Html(rules), line=activity_line(activity, utilization))

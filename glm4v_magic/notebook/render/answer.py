@@ -16,8 +16,9 @@ from glm4v_magic.core.wording import (
     readable_seconds,
 )
 from glm4v_magic.notebook.render import MimeBundle
-from glm4v_magic.notebook.render.markdown import literal, safe_markdown
+from glm4v_magic.notebook.render.markdown import safe_markdown
 from glm4v_magic.notebook.render.pace import Pace
+from glm4v_magic.notebook.render.templates import fill
 from glm4v_magic.notebook.render.thinking import folded, tail_html, tail_lines, thought_line
 
 __all__ = ["LiveAnswer", "answer_bundle", "draft_bundle", "footnotes", "usage_line"]
@@ -140,9 +141,9 @@ def answer_bundle(answer: Answer) -> MimeBundle:
         bundle = _with_above(bundle, plain, folded(answer.thinking, line, is_open=not text))
     usage, *notes = footnotes(answer)
     if "text/markdown" in bundle:
-        small = "".join(f"<small>{literal(note)}</small>\n\n" for note in notes)
-        folded_facts = "".join(_details(answer, usage))
-        bundle["text/markdown"] = f"{bundle['text/markdown']}\n\n{small}{folded_facts}".strip()
+        facts = [(name, " ".join(fact.split())) for name, fact in _facts(answer)]
+        below = fill("answer_facts", notes=notes, usage=usage, facts=facts)
+        bundle["text/markdown"] = f"{bundle['text/markdown']}\n\n{below}".strip()
     bundle["text/plain"] = "\n".join([bundle["text/plain"], usage, *notes]).strip()
     return bundle
 
@@ -151,16 +152,6 @@ def _fenced(text: str, language: str) -> str:
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     mark = "`" * max(3, longest + 1)
     return f"{mark}{language}\n{text}\n{mark}"
-
-
-def _details(answer: Answer, usage: str) -> Iterator[str]:
-    """Yield the pieces of a folded table, on one line: a blank one would end the HTML."""
-    yield f"<details><summary><small>{literal(usage)}</small></summary><table>"
-    for name, fact in _facts(answer):
-        shown = literal(" ".join(fact.split()))
-        yield f'<tr><th scope="row" style="text-align:left">{name}</th>'
-        yield f'<td style="text-align:left">{shown}</td></tr>'
-    yield "</table></details>"
 
 
 def _facts(answer: Answer) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,9 @@
 
 Every kind of content has a colour and a pattern, so that a bar reads the same in black and white.
 Colours are translucent, and text keeps the page's own colour.
+
+HTML is written by hand here, and in `device_map` and `plan`, and escaped by `safe`: a plan is drawn
+with the standard library alone.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from dataclasses import dataclass
 from html import escape
 
 from glm4v_magic.core.wording import printable
+from glm4v_magic.notebook.render import Html
 
 __all__ = [
     "MUTED",
@@ -58,7 +62,7 @@ _KINDS = {
 }
 
 # A title is shown to the mouse only; the keyboard gets the same text below the focused segment.
-STYLE = (
+STYLE = Html(
     "<style>.glm4v-segment{position:relative}"
     ".glm4v-segment:focus-visible{outline:2px solid var(--jp-brand-color1,Highlight);"
     "outline-offset:1px}"
@@ -103,7 +107,7 @@ def bar(
     *,
     reachable: bool = True,
     short: bool = False,
-) -> str:
+) -> Html:
     """Return a bar as HTML.
 
     Args:
@@ -122,7 +126,7 @@ def bar(
         if short
         else ""
     )
-    return (
+    return Html(
         f'<div role="group" aria-label="{safe(label)}" style="display:flex;height:1.7em;'
         f"width:{100 * share:.2f}%;min-width:2em;outline:1px solid {OUTLINE};"
         f'font-size:0.85em;position:relative;line-height:1.7em">{pieces}{end}</div>'
@@ -154,7 +158,7 @@ def text_bar(segments: Iterable[Segment], total: int, width: int) -> str:
     return f"[{line[:width]:<{width}}]{line[width:]}"
 
 
-def legend(kinds: Iterable[tuple[str, str]]) -> str:
+def legend(kinds: Iterable[tuple[str, str]]) -> Html:
     """Return what the colours and patterns mean, kind by kind with its name."""
     entries = "".join(
         f'<span style="white-space:nowrap;margin-right:1em"><span style="display:inline-block;'
@@ -162,7 +166,7 @@ def legend(kinds: Iterable[tuple[str, str]]) -> str:
         f'{_fill(kind)}"></span>{safe(name)}</span>'
         for kind, name in kinds
     )
-    return f'<div aria-hidden="true" style="font-size:0.85em;color:{MUTED}">{entries}</div>'
+    return Html(f'<div aria-hidden="true" style="font-size:0.85em;color:{MUTED}">{entries}</div>')
 
 
 def table(
@@ -172,7 +176,7 @@ def table(
     *,
     summary: str = "",
     is_open: bool = False,
-) -> str:
+) -> Html:
     """Return a table: the view in words and numbers.
 
     Args:
@@ -200,9 +204,9 @@ def table(
         body += f'<tr><th scope="row" {side(0)}>{safe(first)}</th>{data}</tr>'
     whole = f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
     if not summary:
-        return whole
+        return Html(whole)
     unfolded = " open" if is_open else ""
-    return f"<details{unfolded}><summary>{safe(summary)}</summary>{whole}</details>"
+    return Html(f"<details{unfolded}><summary>{safe(summary)}</summary>{whole}</details>")
 
 
 def safe(text: str) -> str:

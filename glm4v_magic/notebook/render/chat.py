@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from html import escape
+from collections.abc import Sequence
 
 from glm4v_magic.core.conversation import Conversation, Message
 from glm4v_magic.core.wording import counted, pixels, printable
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.markdown import literal, safe_markdown
+from glm4v_magic.notebook.render.templates import fill
 from glm4v_magic.notebook.render.thinking import folded, thought_line
 
 __all__ = ["chat_name", "chats_bundle", "history_bundle"]
@@ -29,7 +29,7 @@ def history_bundle(conversation: Conversation) -> MimeBundle:
         notes = [f"[{note}]" for note in (*images, *thoughts)]
         plain.append("\n".join([f"{speaker}:", *notes, _text(message)]))
         markdown.append(f"**{speaker}**")
-        markdown += [f"<small>{literal(image)}</small>" for image in images]
+        markdown += [fill("image_note", note=image) for image in images]
         markdown += [folded(message.thinking, line) for line in thoughts]
         markdown.append(
             safe_markdown(message.text.strip())
@@ -48,7 +48,7 @@ def chats_bundle(chats: Sequence[tuple[str, Conversation]], current: str) -> Mim
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in (head, *rows)
     ]
-    return {"text/plain": "\n".join(lines), "text/html": "".join(_html(head, rows))}
+    return {"text/plain": "\n".join(lines), "text/html": fill("chats", titles=head, rows=rows)}
 
 
 def chat_name(name: str) -> str:
@@ -72,14 +72,3 @@ def _row(name: str, chat: Conversation, *, is_current: bool) -> tuple[str, ...]:
         counted(len(chat.images), "image"),
         latest,
     )
-
-
-def _html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    left = ' style="text-align:left"'
-    titles = "".join(f'<th scope="col"{left}>{escape(title)}</th>' for title in head)
-    yield f"<table><thead><tr>{titles}</tr></thead><tbody>"
-    for mark, name, *cells in rows:
-        current = '<span aria-label="current">&rarr;</span>' if mark else ""
-        data = "".join(f"<td{left}>{escape(cell)}</td>" for cell in cells)
-        yield f'<tr><td>{current}</td><th scope="row"{left}>{escape(name)}</th>{data}</tr>'
-    yield "</tbody></table>"

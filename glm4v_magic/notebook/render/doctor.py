@@ -6,13 +6,13 @@ import json
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from html import escape
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.wording import counted, printable
 from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.render import MimeBundle
+from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
     from glm4v_magic.doctor import Finding
@@ -69,25 +69,20 @@ def _wrapped(text: str, first: str, rest: str) -> list[str]:
 
 
 def _html(findings: Sequence[Finding]) -> str:
-    left = ' style="text-align:left;vertical-align:top"'
-    head = "".join(f'<th scope="col"{left}>{name}</th>' for name in _COLUMNS)
-    rows = []
-    for finding in findings:
-        sign = f'<span aria-hidden="true">{_SIGNS[finding.verdict]}</span> {finding.verdict}'
-        subject = f'<th scope="row"{left}>{_cell(finding.subject)}</th>'
-        texts = (finding.found, worded(finding.reason, CELL), worded(finding.next_step, CELL))
-        cells = "".join(f"<td{left}>{_cell(text)}</td>" for text in texts)
-        rows.append(
-            f'<tr><td{left} data-verdict="{finding.verdict}">{sign}</td>{subject}{cells}</tr>'
-        )
-    return (
-        f'<table><caption style="text-align:left">{escape(_summary(findings))}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    )
-
-
-def _cell(text: str) -> str:
-    return escape(printable(text))
+    rows = [
+        {
+            "verdict": finding.verdict,
+            "sign": _SIGNS[finding.verdict],
+            "subject": finding.subject,
+            "cells": (
+                finding.found,
+                worded(finding.reason, CELL),
+                worded(finding.next_step, CELL),
+            ),
+        }
+        for finding in findings
+    ]
+    return fill("doctor", summary=_summary(findings), titles=_COLUMNS, rows=rows)
 
 
 def _summary(findings: Sequence[Finding]) -> str:

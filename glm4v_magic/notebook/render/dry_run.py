@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from glm4v_magic.core.wording import gib, printable
 from glm4v_magic.dry_run import text
-from glm4v_magic.notebook.render import MimeBundle
-from glm4v_magic.notebook.render.bars import MUTED, SHORT, STYLE, Segment, bar, legend, safe, table
+from glm4v_magic.notebook.render import Html, MimeBundle
+from glm4v_magic.notebook.render.bars import MUTED, SHORT, STYLE, Segment, bar, legend, table
+from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
     from glm4v_magic.dry_run.report import DryRunReport, GPUUse
@@ -33,30 +34,27 @@ def dry_run_bundle(report: DryRunReport) -> MimeBundle:
 
 def dry_run_html(report: DryRunReport) -> str:
     """Return a report as HTML: the verdict, what stands in the way, GPUs, and copies."""
-    findings = "".join(f"<li>{safe(line)}</li>" for line in text.main_findings(report))
     head, *gpus = text.gpu_rows(report)
-    parts = [
-        f"<div>{safe(text.title(report))}</div>",
-        f"<div><strong>{safe(text.verdict(report))}</strong></div>",
-        f'<ul style="border-left:3px solid {SHORT}">{findings}</ul>' if findings else "",
-        f'<div style="margin:0.4em 0">{"".join(_bars(report.gpus, gpus))}</div>',
-        legend((kind, name) for kind, name, _ in _PARTS),
-        table(head, gpus, _GPU_NUMBERS),
-    ]
-    if report.copies:
-        rows = text.copy_rows(report)
-        parts.append(
-            f"<details><summary>copies</summary>{table(rows[0], rows[1:], _COPY_NUMBERS)}</details>"
-        )
-    if report.offloaded:
-        names = "".join(f"<li>{safe(name)}</li>" for name in report.offloaded)
-        summary = text.waiting(report)
-        parts.append(f"<details><summary>{summary}</summary><ul>{names}</ul></details>")
-    return f'<div class="glm4v-dry-run">{STYLE}{"".join(parts)}</div>'
+    copies = text.copy_rows(report) if report.copies else []
+    return fill(
+        "dry_run",
+        style=STYLE,
+        muted=MUTED,
+        short=SHORT,
+        title=text.title(report),
+        verdict=text.verdict(report),
+        findings=text.main_findings(report),
+        bars=list(_bars(report.gpus, gpus)),
+        legend=legend((kind, name) for kind, name, _ in _PARTS),
+        gpus=table(head, gpus, _GPU_NUMBERS),
+        copies=table(copies[0], copies[1:], _COPY_NUMBERS) if copies else "",
+        offloaded=report.offloaded,
+        waiting=text.waiting(report) if report.offloaded else "",
+    )
 
 
-def _bars(gpus: Sequence[GPUUse], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield what fills each GPU, all to one scale; what is beyond its end sticks out."""
+def _bars(gpus: Sequence[GPUUse], rows: Sequence[Sequence[str]]) -> Iterator[tuple[str, Html]]:
+    """Yield a label and a bar for each GPU, all to one scale; what is too much sticks out."""
     # A GPU that other programs have filled is drawn long enough to be seen.
     drawn = [max(gpu.capacity_bytes, gpu.total_bytes // 4, 1) for gpu in gpus]
     widest = max(max(drawn), *(gpu.total_bytes for gpu in gpus))
@@ -68,5 +66,4 @@ def _bars(gpus: Sequence[GPUUse], rows: Sequence[Sequence[str]]) -> Iterator[str
         ]
         label = f"{name}, {cells[_FULL]} full"
         short = gpu.total_bytes > gpu.capacity_bytes
-        yield f'<div style="font-size:0.85em;color:{MUTED}">{safe(label)}</div>'
-        yield bar(segments, length, length / widest, label, short=short)
+        yield label, bar(segments, length, length / widest, label, short=short)

@@ -8,19 +8,14 @@ line is a polite live region, and the answer is none.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 from glm4v_magic.core.conversation import Answer
 from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.image import Thumbnail, strip_bundle
+from glm4v_magic.notebook.render.templates import fill
 
 __all__ = ["answering_line", "finished_line", "head_bundle", "status_html"]
-
-# Out of sight, but read out; "display: none" would hide it from everybody.
-_UNSEEN = (
-    "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap"
-)
 
 
 def answering_line(model: str) -> str:
@@ -37,11 +32,7 @@ def finished_line(answer: Answer | None) -> str:
 
 def status_html(line: str, *, seen: bool) -> str:
     """Return a line as a polite live region, one that shows or one that is only read out."""
-    style = "font-size:85%" if seen else _UNSEEN
-    return (
-        f'<div role="status" aria-live="polite" aria-atomic="true" style="{style}">'
-        f"{escape(line)}</div>"
-    )
+    return fill("live_region", line=line, seen=seen)
 
 
 def head_bundle(thumbnails: Sequence[Thumbnail], line: str, *, seen: bool) -> MimeBundle:
@@ -52,5 +43,8 @@ def head_bundle(thumbnails: Sequence[Thumbnail], line: str, *, seen: bool) -> Mi
         line: how far the answer is.
         seen: whether the line shows; otherwise it is only read out.
     """
-    strip = strip_bundle(thumbnails) if thumbnails else {"text/plain": line, "text/html": ""}
-    return strip | {"text/html": strip["text/html"] + status_html(line, seen=seen)}
+    plain = strip_bundle(thumbnails)["text/plain"] if thumbnails else line
+    return {
+        "text/plain": plain,
+        "text/html": fill("head", thumbnails=thumbnails, line=line, seen=seen),
+    }

@@ -6,11 +6,11 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Protocol
 
 from glm4v_magic.core.wording import counted, pixels, printable
 from glm4v_magic.notebook.render import MimeBundle
+from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -56,9 +56,14 @@ class Thumbnail:
     size: tuple[int, int]
 
     @property
+    def name(self) -> str:
+        """Where it came from, and its original size."""
+        return f"{printable(self.source)}, {pixels(self.original_size)}"
+
+    @property
     def caption(self) -> str:
         """One line: name, original size, what the model sees of it, visual tokens."""
-        facts = [f"{printable(self.source)}, {pixels(self.original_size)}"]
+        facts = [self.name]
         if self.seen_size is not None:
             facts.append(f"the model sees {pixels(self.seen_size)}")
         if self.visual_tokens is not None:
@@ -95,19 +100,7 @@ def data_uri(image: PIL.Image.Image) -> str:
 
 def strip_bundle(thumbnails: Sequence[Thumbnail]) -> MimeBundle:
     """Return all thumbnails in a row, in order; as text, one line each."""
-    figures = "".join(_figure(thumbnail) for thumbnail in thumbnails)
     return {
         "text/plain": "\n".join(thumbnail.caption for thumbnail in thumbnails),
-        "text/html": f'<div style="display:flex;flex-wrap:wrap;gap:12px">{figures}</div>',
+        "text/html": fill("image_strip", thumbnails=thumbnails),
     }
-
-
-def _figure(thumbnail: Thumbnail) -> str:
-    width, height = thumbnail.size
-    alt = escape(f"{printable(thumbnail.source)}, {pixels(thumbnail.original_size)}")
-    return (
-        '<figure style="margin:0;max-width:320px">'
-        f'<img src="{thumbnail.data_uri}" alt="{alt}" width="{width}" height="{height}">'
-        '<figcaption style="font-size:85%;line-height:1.4;overflow-wrap:anywhere">'
-        f"{escape(thumbnail.caption)}</figcaption></figure>"
-    )

@@ -10,6 +10,7 @@ from glm4v_magic.core.wording import printable, readable_bytes
 from glm4v_magic.dispatch.activity import Activity
 from glm4v_magic.notebook.render import MimeBundle, bars
 from glm4v_magic.notebook.render.activity import activity_line
+from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
     from glm4v_magic.hardware.readings import Reading
@@ -101,14 +102,16 @@ def memory_html(view: MemoryView, *, dated: bool = False) -> str:
         dated: whether to say when it was taken; a live one does without.
     """
     largest = max((row.now.total_bytes or 0 for row in view.rows), default=0) or 1
-    rows = "".join(_row(row, largest, view.minutes) for row in view.rows)
-    note = ""
-    if view.note:
-        note = f'<div style="color:{bars.MUTED}">{bars.safe(view.note)}</div>'
-    return (
-        f'<div class="glm4v-memory" style="line-height:1.4">{bars.STYLE}'
-        f"<div>{bars.safe(_headline(view, dated))}</div>{note}"
-        f'<div style="margin:0.4em 0">{rows}</div>{bars.legend(_LEGEND)}{_table(view)}</div>'
+    return fill(
+        "memory",
+        style=bars.STYLE,
+        muted=bars.MUTED,
+        outline=bars.OUTLINE,
+        headline=_headline(view, dated),
+        note=view.note,
+        rows=[_row(row, largest, view.minutes) for row in view.rows],
+        legend=bars.legend(_LEGEND),
+        table=_table(view),
     )
 
 
@@ -162,24 +165,23 @@ def _segments(now: Reading) -> list[bars.Segment]:
     ]
 
 
-def _row(row: MemoryRow, largest: int, minutes: int) -> str:
+def _row(row: MemoryRow, largest: int, minutes: int) -> dict[str, object]:
+    """Return what ``memory.html`` shows of a row."""
     now = row.now
     title = _title(now)
+    segments = _segments(now)
     whole = (
         bars.bar(
-            _segments(now),
+            segments,
             now.total_bytes,
             now.total_bytes / largest,
-            f"{title}: {', '.join(segment.detail for segment in _segments(now))}",
+            f"{title}: {', '.join(segment.detail for segment in segments)}",
             reachable=False,
         )
         if now.total_bytes
         else ""
     )
-    return (
-        f'<div style="margin-top:0.4em"><div>{bars.safe(title)}</div>'
-        f"{whole}{_sparkline(row, minutes)}</div>"
-    )
+    return {"title": title, "bar": whole, "history": _history(row, minutes)}
 
 
 def _scale(row: MemoryRow) -> int:
@@ -188,33 +190,27 @@ def _scale(row: MemoryRow) -> int:
     return max([*sizes, *(peak.size_bytes for peak in row.peaks)]) * 11 // 10 + 1
 
 
-def _sparkline(row: MemoryRow, minutes: int) -> str:
+def _history(row: MemoryRow, minutes: int) -> dict[str, object] | None:
+    """Return the line that ``memory.html`` draws, in px; ``None`` if nothing was read."""
     known = [(place, size) for place, size in enumerate(row.history) if size is not None]
     if not known:
-        return ""
+        return None
     top = _scale(row)
 
     def point(place: int, size: int) -> tuple[int, int]:
         across = _MARGIN + place * (_WIDTH - 2 * _MARGIN) // (BUCKETS - 1)
         return across, _HEIGHT - size * (_HEIGHT - 2) // top
 
-    path = " ".join("{},{}".format(*point(*each)) for each in known)
-    marks = ""
-    for peak in row.peaks:
-        x, y = point(peak.bucket, peak.size_bytes)
-        marks += (
-            f'<path d="M{x - 5},{y - 7}h10l-5,7z" fill="currentColor"><title>peak of an answer: '
-            f"{readable_bytes(peak.size_bytes)}</title></path>"
-        )
-    words = _words(row, minutes)
-    return (
-        f'<div style="display:flex;align-items:center;gap:0.6em;flex-wrap:wrap">'
-        f'<svg role="img" aria-label="{bars.safe(words)}" width="{_WIDTH}" height="{_HEIGHT + 6}" '
-        f'viewBox="0 -5 {_WIDTH} {_HEIGHT + 6}" style="outline:1px solid {bars.OUTLINE}">'
-        f'<polyline points="{path}" fill="none" stroke="currentColor" stroke-width="1.5"/>{marks}'
-        f'</svg><span aria-hidden="true" style="font-size:0.85em;color:{bars.MUTED}">'
-        f"{bars.safe(words)}</span></div>"
-    )
+    return {
+        "words": _words(row, minutes),
+        "width": _WIDTH,
+        "height": _HEIGHT + 6,
+        "points": " ".join("{},{}".format(*point(*each)) for each in known),
+        "peaks": [
+            (*point(peak.bucket, peak.size_bytes), readable_bytes(peak.size_bytes))
+            for peak in row.peaks
+        ],
+    }
 
 
 def _words(row: MemoryRow, minutes: int) -> str:

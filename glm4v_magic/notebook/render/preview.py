@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from html import escape
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core.wording import counted, printable
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.image import make_thumbnail, strip_bundle
+from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
     from glm4v_magic.images import SourcedImage
-    from glm4v_magic.session.preview import Piece, Preview
+    from glm4v_magic.session.preview import Preview
 
 __all__ = ["preview_bundle", "tokens_line"]
 
@@ -20,19 +20,11 @@ __all__ = ["preview_bundle", "tokens_line"]
 def preview_bundle(preview: Preview) -> MimeBundle:
     """Return images, prompt and tokens; special tokens of the prompt are set apart in HTML."""
     line = tokens_line(preview)
-    plain, html = [printable(preview.prompt), line], ""
-    if preview.images:
-        seen = [
-            make_thumbnail(_resized(each, preview.image_size), preview) for each in preview.images
-        ]
-        strip = strip_bundle(seen)
-        plain.insert(0, strip["text/plain"])
-        html = strip["text/html"]
-    prompt = "".join(_html(piece) for piece in preview.pieces)
-    html += (
-        f'<pre style="white-space:pre-wrap;overflow-wrap:anywhere">{prompt}</pre>'
-        f"<small>{escape(line)}</small>"
-    )
+    plain = [printable(preview.prompt), line]
+    seen = [make_thumbnail(_resized(each, preview.image_size), preview) for each in preview.images]
+    if seen:
+        plain.insert(0, strip_bundle(seen)["text/plain"])
+    html = fill("preview", thumbnails=seen, pieces=preview.pieces, line=line)
     return {"text/plain": "\n".join(plain), "text/html": html}
 
 
@@ -52,8 +44,3 @@ def tokens_line(preview: Preview) -> str:
 
 def _resized(image: SourcedImage, size: tuple[int, int]) -> SourcedImage:
     return replace(image, image=image.image.resize(size))
-
-
-def _html(piece: Piece) -> str:
-    text = escape(printable(piece.text))
-    return f'<span style="opacity:0.55">{text}</span>' if piece.special else text

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core.wording import printable, readable_bytes, readable_count, readable_seconds
 from glm4v_magic.notebook.render import MimeBundle
+from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
     from glm4v_magic.core.model import EngineInfo
@@ -55,8 +55,8 @@ def progress_bundle(
         model, done_bytes, total_bytes, device=device, bytes_per_second=bytes_per_second
     )
     total = max(total_bytes, 1)
-    bar = f'<progress value="{min(done_bytes, total)}" max="{total}" aria-label="Loading">'
-    return {"text/plain": line, "text/html": f"{bar}</progress> {escape(line)}"}
+    html = fill("progress", line=line, done=min(done_bytes, total), total=total, label="Loading")
+    return {"text/plain": line, "text/html": html}
 
 
 def loaded_line(info: EngineInfo, seconds: float) -> str:
@@ -70,4 +70,4 @@ def loaded_line(info: EngineInfo, seconds: float) -> str:
 
 def line_bundle(line: str) -> MimeBundle:
     """Return one line of plain text as an output."""
-    return {"text/plain": line, "text/html": f"<div>{escape(line)}</div>"}
+    return {"text/plain": line, "text/html": fill("line", line=line)}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.render import MimeBundle
+from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
     from glm4v_magic.notebook.settings import Setting
@@ -24,7 +24,10 @@ def settings_bundle(settings: Sequence[Setting]) -> MimeBundle:
         + [each.meaning]
         for each in settings
     ]
-    return {"text/plain": _text([list(_TITLES), *rows]), "text/html": _html(rows)}
+    return {
+        "text/plain": _text([list(_TITLES), *rows]),
+        "text/html": fill("settings", titles=_TITLES, rows=rows),
+    }
 
 
 def _text(rows: Sequence[Sequence[str]]) -> str:
@@ -34,15 +37,3 @@ def _text(rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     )
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _html(rows: Sequence[Sequence[str]]) -> str:
-    left = 'style="text-align:left"'
-    titles = "".join(f'<th scope="col" {left}>{title}</th>' for title in _TITLES)
-    body = "".join(
-        f'<tr><th scope="row" {left}>{escape(name)}</th>'
-        + "".join(f"<td {left}>{escape(cell)}</td>" for cell in cells)
-        + "</tr>"
-        for name, *cells in rows
-    )
-    return f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core.conversation import Answer
@@ -11,6 +10,7 @@ from glm4v_magic.core.plan_text import span
 from glm4v_magic.core.wording import counted, gib, printable, readable_bytes, readable_count
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.answer import usage_line
+from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
     from glm4v_magic.core.model import EngineInfo
@@ -106,12 +106,7 @@ def _images(info: EngineInfo) -> str:
 def status_bundle(rows: Sequence[tuple[str, str]]) -> MimeBundle:
     """Return `mapping.items` as a table; as text, one line each."""
     width = max(len(label) for label, _ in rows)
-    cells = "".join(
-        f'<tr><th scope="row" style="text-align:left">{escape(label)}</th>'
-        f'<td style="text-align:left">{escape(value)}</td></tr>'
-        for label, value in rows
-    )
     return {
         "text/plain": "\n".join(f"{label:<{width}}  {value}" for label, value in rows),
-        "text/html": f"<table>{cells}</table>",
+        "text/html": fill("status", rows=rows),
     }

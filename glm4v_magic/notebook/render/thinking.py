@@ -10,7 +10,8 @@ import textwrap
 
 from glm4v_magic.core.conversation import Usage
 from glm4v_magic.core.wording import counted, printable, readable_seconds
-from glm4v_magic.notebook.render.markdown import literal
+from glm4v_magic.notebook.render import Html
+from glm4v_magic.notebook.render.templates import fill
 
 __all__ = ["folded", "tail_html", "tail_lines", "thought_line"]
 
@@ -29,20 +30,19 @@ def thought_line(thinking: str, usage: Usage | None = None) -> str:
     return f"{line}, {counted(len(thinking), 'character')}"
 
 
-def folded(thinking: str, line: str, *, is_open: bool = False) -> str:
+def folded(thinking: str, line: str, *, is_open: bool = False) -> Html:
     """Return HTML that hides `thinking` behind a line; open if there is nothing else to show."""
     lines = printable(thinking).strip().expandtabs(4).split("\n")
-    text = "<br>".join(_spaced(each) for each in lines)
-    state = " open" if is_open else ""
-    return f"<details{state}><summary><small>{literal(line)}</small></summary>{text}</details>"
+    spaced = [_spaced(each) for each in lines]
+    return fill("thinking", line=line, lines=spaced, is_open=is_open)
 
 
-def tail_html(thinking: str) -> str:
+def tail_html(thinking: str) -> Html:
     """Return HTML of always the same height with the last lines of what is being thought."""
     lines = tail_lines(thinking)
     lines += [" "] * (_LINES - len(lines))
-    text = "<br>".join(f"<code>{_spaced(each)}</code>" for each in lines)
-    return f"<div><small>{literal(_thinking_line(thinking))}</small><br>{text}</div>"
+    spaced = [_spaced(each) for each in lines]
+    return fill("thinking_tail", line=_thinking_line(thinking), lines=spaced)
 
 
 def tail_lines(thinking: str) -> list[str]:
@@ -56,6 +56,6 @@ def _thinking_line(thinking: str) -> str:
 
 
 def _spaced(line: str) -> str:
-    """Return a line as HTML, with the spaces that it begins with."""
+    """Return a line whose leading spaces show on a page."""
     text = line.lstrip(" ")
-    return "&#160;" * (len(line) - len(text)) + literal(text)
+    return "\u00a0" * (len(line) - len(text)) + text

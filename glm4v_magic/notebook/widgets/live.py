@@ -19,7 +19,8 @@ import ipywidgets as widgets
 from IPython.display import display
 
 from glm4v_magic.notebook.live.output import Output
-from glm4v_magic.notebook.render import MimeBundle
+from glm4v_magic.notebook.render import Html, MimeBundle
+from glm4v_magic.notebook.render.templates import fill
 
 __all__ = ["Live", "on_main_thread"]
 
@@ -45,7 +46,7 @@ class Live:
         on_shown: Callable[[], None],
     ) -> None:
         name = f"glm4v-{uuid.uuid4().hex[:12]}"
-        rules = widgets.HTML(f"<style>{_rules(name)}</style>")
+        rules = widgets.HTML(fill("twin_rules", name=name))
         rules.layout.display = "none"
         self.box = widgets.VBox([rules, *children])
         self.box.add_class(name)
@@ -83,7 +84,7 @@ class Live:
             if bundle == self._shown:
                 return
             self._shown = bundle
-            html = f'<div class="{self._name}-twin">{bundle["text/html"]}</div>'
+            html = fill("twin", name=self._name, html=Html(bundle["text/html"]))
             self._twin.show({**bundle, "text/html": html})
 
     def close(self) -> None:
@@ -112,14 +113,6 @@ def on_main_thread(shell: Any, action: Callable[[], None]) -> None:
         action()
     else:
         loop.add_callback(action)
-
-
-def _rules(name: str) -> str:
-    alive = f".{name}:not(.jupyter-widgets-disconnected)"
-    return (
-        f"body:has({alive}) .{name}-twin{{display:none}}"
-        f".{name}.jupyter-widgets-disconnected{{display:none!important}}"
-    )
 
 
 def _with_parts(roots: list[Any]) -> list[Any]:

@@ -19,8 +19,8 @@ from glm4v_magic.notebook.live.busy import hear_while_busy
 from glm4v_magic.notebook.monitor import CLOCK
 from glm4v_magic.notebook.next_steps import in_cell
 from glm4v_magic.notebook.render import MimeBundle
-from glm4v_magic.notebook.render.bars import safe
 from glm4v_magic.notebook.render.device_map import device_map_bundle, device_map_html
+from glm4v_magic.notebook.render.templates import fill
 from glm4v_magic.notebook.widgets.live import Live, on_main_thread
 
 if TYPE_CHECKING:
@@ -234,7 +234,11 @@ class DeviceTool:
         self._show_buttons()
         self._show_gpus()
         self._draw()
-        self._copy.value = _copy(self._draft.line(self._options), self._json) if self._json else ""
+        self._copy.value = (
+            fill("plan_copy", line=self._draft.line(self._options), json=self._json)
+            if self._json
+            else ""
+        )
         self._outcome.value = ""
         self.live.refresh_twin()
 
@@ -294,7 +298,7 @@ class DeviceTool:
                 return
             self._is_working = True
             self._show_buttons()
-            self._outcome.value = f'<div role="status">{safe(what)}</div>'
+            self._outcome.value = fill("working", line=what)
 
         def run() -> None:
             view = self._view
@@ -338,19 +342,8 @@ def _checkbox(name: str, value: bool) -> Any:
     return widgets.Checkbox(value=value, description=name, indent=False)
 
 
-def _copy(line: str, json: str) -> str:
-    """The line and the JSON of a plan; a click selects all of either."""
-    select = "user-select:all;cursor:copy"
-    return (
-        f'<div>The same as a line: <code tabindex="0" style="{select}">{safe(line)}</code></div>'
-        f"<details><summary>the plan as JSON, for --map</summary>"
-        f'<pre tabindex="0" style="{select};max-height:16em;overflow:auto">{safe(json)}</pre>'
-        "</details>"
-    )
-
-
 def _failure(text: str) -> MimeBundle:
     return {
         "text/plain": printable(text),
-        _TOP: f'<div role="alert"><strong>{safe(text)}</strong></div>',
+        _TOP: fill("failure", text=text),
     }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core.wording import counted, json_text, printable, readable_seconds
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.image import data_uri
+from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
     from glm4v_magic.core.rows import AnsweredRow, Progress
@@ -27,7 +27,6 @@ MOST_SHOWN = 20
 
 _MOST_SIGNS = 300
 _MANY = 12
-_LEFT = 'style="text-align:left;vertical-align:top"'
 _ENDINGS = {"length": "cut off at the token limit", "interrupted": "stopped by you"}
 
 
@@ -64,8 +63,8 @@ def rows_progress_line(progress: Progress) -> str:
 def rows_progress_bundle(progress: Progress) -> MimeBundle:
     """Return a progress bar beside `rows_progress_line`; as text, the line alone."""
     line = rows_progress_line(progress)
-    bar = f'<progress value="{len(progress.rows)}" max="{progress.total}" aria-label="Rows">'
-    return {"text/plain": line, "text/html": f"{bar}</progress> {escape(line)}"}
+    html = fill("progress", line=line, done=len(progress.rows), total=progress.total, label="Rows")
+    return {"text/plain": line, "text/html": html}
 
 
 def summary(rows: Sequence[AnsweredRow], total: int) -> str:
@@ -103,8 +102,7 @@ def rows_bundle(rows: Sequence[AnsweredRow], total: int | None = None) -> MimeBu
     line = summary(rows, total)
     return {
         "text/plain": "\n".join([line, *_text(shown), *below]),
-        "text/html": f"<div>{escape(line)}</div>{_html(shown)}"
-        + "".join(f"<div><small>{escape(each)}</small></div>" for each in below),
+        "text/html": _html(line, shown, below),
     }
 
 
@@ -182,45 +180,35 @@ def _one_line(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _html(rows: Sequence[AnsweredRow]) -> str:
-    images = any(row.answer is not None and row.answer.images for row in rows)
-    titles = ("#", *(("image",) if images else ()), "item", "answer")
-    head = "".join(f'<th scope="col" {_LEFT}>{title}</th>' for title in titles)
-    body = "".join(_html_row(row, images) for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _html_row(row: AnsweredRow, images: bool) -> str:
-    answer = "" if row.error is None else f"<strong>error</strong> {_pre(row.error)}"
-    if row.answer is not None or row.error is None:
-        form = "markdown" if row.answer is None else row.answer.format
-        answer += _pre(_said(row), "monospace" if form in ("json", "code") else "inherit")
-    note = _note(row)
-    if note:
-        answer += f"<small>{escape(note)}</small>"
-    cells = [_pre(_item(row)), answer]
-    if images:
-        cells.insert(0, _thumbnails(row))
-    return (
-        f'<tr><th scope="row" {_LEFT}>{row.index}</th>'
-        + "".join(f"<td {_LEFT}>{cell}</td>" for cell in cells)
-        + "</tr>"
+def _html(summary: str, rows: Sequence[AnsweredRow], below: Sequence[str]) -> str:
+    with_images = any(row.answer is not None and row.answer.images for row in rows)
+    return fill(
+        "rows",
+        summary=summary,
+        titles=("#", *(("image",) if with_images else ()), "item", "answer"),
+        with_images=with_images,
+        rows=[_html_row(row) for row in rows],
+        below=below,
     )
 
 
-def _pre(text: str, family: str = "inherit") -> str:
-    # In <pre>, JupyterLab looks for no formulas between dollar signs.
-    return (
-        f'<pre style="margin:0;padding:0;font:inherit;font-family:{family};color:inherit;'
-        f'background:none;white-space:pre-wrap;overflow-wrap:anywhere">'
-        f"{escape(_shortened(text))}</pre>"
-    )
-
-
-def _thumbnails(row: AnsweredRow) -> str:
-    images = () if row.answer is None else row.answer.images
-    return "".join(
-        f'<img src="{data_uri(each.image)}" alt="{escape(printable(each.source))}" '
-        f'width="{each.image.width}" height="{each.image.height}">'
-        for each in images
-    )
+def _html_row(row: AnsweredRow) -> dict[str, object]:
+    """Return what ``rows.html`` says of a row; a row that failed may have an answer, too."""
+    form = "markdown" if row.answer is None else row.answer.format
+    return {
+        "index": row.index,
+        "item": _item(row),
+        "images": [
+            {
+                "data_uri": data_uri(each.image),
+                "source": each.source,
+                "width": each.image.width,
+                "height": each.image.height,
+            }
+            for each in (() if row.answer is None else row.answer.images)
+        ],
+        "error": None if row.error is None else _shortened(row.error),
+        "said": _said(row) if row.answer is not None or row.error is None else None,
+        "family": "monospace" if form in ("json", "code") else "inherit",
+        "note": _note(row),
+    }
