@@ -186,14 +186,16 @@ def table(
         summary: what to click on to unfold it; without it the table is always there.
         is_open: whether it is unfolded at first.
     """
+    titles = tuple(head)
 
     def side(index: int) -> str:
         align = "right" if 0 < index <= numbers else "left"
-        wrap = "white-space:nowrap;" if index <= numbers else ""
+        # Only the last column may be long; "layers 12-26" is not to be broken at its hyphen.
+        wrap = "white-space:nowrap;" if index < len(titles) - 1 else ""
         return f'style="text-align:{align};{wrap}padding:0.1em 0.6em;vertical-align:top"'
 
-    titles = "".join(
-        f'<th scope="col" {side(index)}>{safe(name)}</th>' for index, name in enumerate(head)
+    top = "".join(
+        f'<th scope="col" {side(index)}>{safe(name)}</th>' for index, name in enumerate(titles)
     )
     body = ""
     for row in rows:
@@ -202,7 +204,7 @@ def table(
             f"<td {side(index)}>{safe(cell)}</td>" for index, cell in enumerate(cells, start=1)
         )
         body += f'<tr><th scope="row" {side(0)}>{safe(first)}</th>{data}</tr>'
-    whole = f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
+    whole = f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
     if not summary:
         return Html(whole)
     unfolded = " open" if is_open else ""
