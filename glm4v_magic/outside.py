@@ -29,9 +29,10 @@ T = TypeVar("T")
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxlong = _short.maxother = 60
-_LONGEST_PLACE = 80
+_LONGEST = 80  # characters of a value, or of a place, in a message
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_IN_JSON = {"None": "null", "True": "true", "False": "false"}
 # What pydantic says of these names Python's types, or a class of ours.
 _KINDS = {
     "dataclass_exact_type": "an object",
@@ -210,6 +211,8 @@ def _fault(found: ErrorDetails) -> str:
         return f"is wrong at {place}: {what}" if found["loc"] else f"is wrong: {what}"
     if kind in _KINDS:
         demand = f"it should be {_KINDS[kind]}"
+    elif kind == "literal_error":
+        demand = f"it should be {_IN_JSON.get(found['ctx']['expected'], found['ctx']['expected'])}"
     else:
         demand = " ".join(found["msg"].split())
         demand = f"it {demand.removeprefix('Input ')}" if demand.startswith("Input ") else demand
@@ -222,12 +225,13 @@ def _shown(value: object) -> str:
     """A short form of a value, on one line, as it stands in JSON."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return _short.repr(value)
+    shown = _short.repr(value)
+    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
 
 
 def _place(keys: Iterable[str | int]) -> str:
     """Where something is, as a JSON path in quotes: ``'stages[1].gpu'``."""
     path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
-    if len(path) > _LONGEST_PLACE:
-        path = f"{path[:_LONGEST_PLACE]}..."
+    if len(path) > _LONGEST:
+        path = f"{path[:_LONGEST]}..."
     return repr(path.removeprefix("."))

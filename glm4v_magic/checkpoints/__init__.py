@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from glm4v_magic.checkpoints.files import read_json
 from glm4v_magic.core.errors import CheckpointError, OptionError, did_you_mean
 from glm4v_magic.core.model import DEMO, LoadProgress
 from glm4v_magic.core.server_address import is_address_without_scheme, refuse_address
@@ -139,6 +138,7 @@ def _open(name: str, folder: Path, notice: str = "") -> Checkpoint:
 
 def _require_known(folder: Path) -> None:
     from glm4v_magic.checkpoints import glm_native
+    from glm4v_magic.checkpoints.files import read_json
     from glm4v_magic.checkpoints.glm4v_9b import layout
 
     config = read_json(folder / "config.json")

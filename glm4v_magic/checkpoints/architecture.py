@@ -11,7 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.checkpoints.files import read_json
 from glm4v_magic.core.errors import CheckpointError, did_you_mean
 from glm4v_magic.core.model import Architecture
 from glm4v_magic.core.model_shape import DTYPE_BYTES
@@ -63,6 +62,8 @@ def architecture(source: str | os.PathLike[str]) -> Architecture:
 
 
 def _read(name: str, file: Path) -> Architecture:
+    from glm4v_magic.checkpoints.files import read_json
+
     found = _of_its_kind(name, read_json(file), str(file))
     dtype = found.shape().dtype
     if dtype not in DTYPE_BYTES:

@@ -8,20 +8,22 @@ Source: the safetensors format description.
 
 from __future__ import annotations
 
-import json
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
 from glm4v_magic.core.errors import CheckpointError
+from glm4v_magic.outside import checked, json_object, text_of
 
 __all__ = ["TensorInfo", "read_json", "read_tensor_infos"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+_DAMAGED = "The file is damaged; download it again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,29 +36,44 @@ class TensorInfo:
     nbytes: int
 
 
+class _Index(BaseModel):
+    """Which shard each tensor is in: files beside the index, not elsewhere."""
+
+    model_config = ConfigDict(strict=True)
+
+    weight_map: Annotated[
+        dict[str, Annotated[str, Field(pattern=r"^[\w.-]{1,200}$")]], Field(min_length=1)
+    ]
+
+
+class _Entry(BaseModel):
+    """What a safetensors header says of one tensor."""
+
+    model_config = ConfigDict(strict=True)
+
+    dtype: str
+    shape: list[NonNegativeInt]
+    data_offsets: Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]
+
+    @model_validator(mode="after")
+    def _ends_after_it_begins(self) -> _Entry:
+        if self.nbytes < 0:
+            raise ValueError("it ends before it begins")
+        return self
+
+    @property
+    def nbytes(self) -> int:
+        return self.data_offsets[1] - self.data_offsets[0]
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         CheckpointError: if the file is missing, unreadable or not a JSON object.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error.strerror or error}.",
-            "Is this the folder of a checkpoint?",
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is not valid JSON: {error}.", "The file is damaged; download it again."
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path} holds {type(content).__name__}, not a JSON object.",
-            "The file is damaged; download it again.",
-        )
-    return content
+    text = text_of(path, str(path), CheckpointError, "Is this the folder of a checkpoint?")
+    return json_object(text, str(path), CheckpointError, _DAMAGED)
 
 
 def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
@@ -81,13 +98,9 @@ def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
 
 
 def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
-    index = read_json(folder / INDEX)
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, Mapping) or not weight_map:
-        raise CheckpointError(
-            f"{folder / INDEX} has no weight_map.", "The file is damaged; download it again."
-        )
-    names = sorted({str(shard) for shard in weight_map.values()})
+    where = folder / INDEX
+    weight_map = checked(_Index, read_json(where), str(where), CheckpointError, _DAMAGED).weight_map
+    names = sorted(set(weight_map.values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
@@ -116,24 +129,18 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if not 0 < length <= min(size, _MAX_HEADER_BYTES):
                 raise CheckpointError(f"{path} is not a safetensors file.", damaged)
-            header = json.loads(file.read(length))
-        tensors = {
-            name: TensorInfo(
-                file=path,
-                dtype=str(entry["dtype"]),
-                shape=tuple(int(n) for n in entry["shape"]),
-                nbytes=int(entry["data_offsets"][1]) - int(entry["data_offsets"][0]),
-            )
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-        end = max(
-            (int(e["data_offsets"][1]) for n, e in header.items() if n != "__metadata__"), default=0
-        )
+            text = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise CheckpointError(f"The header of {path} is damaged ({error}).", damaged) from error
+    what = f"The header of {path}"
+    header = json_object(text, what, CheckpointError, damaged)
+    header.pop("__metadata__", None)
+    entries = checked(dict[str, _Entry], header, what, CheckpointError, damaged)
+    tensors = {
+        name: TensorInfo(path, entry.dtype, tuple(entry.shape), entry.nbytes)
+        for name, entry in entries.items()
+    }
+    end = max((entry.data_offsets[1] for entry in entries.values()), default=0)
     expected = 8 + length + end
     if size < expected:
         raise CheckpointError(

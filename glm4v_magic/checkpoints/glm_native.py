@@ -10,10 +10,13 @@ visual ones included.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
 from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.model_shape import Activation, ModelShape, UnitShape
+from glm4v_magic.outside import checked
 from glm4v_magic.planning import costs
 
 if TYPE_CHECKING:
@@ -34,33 +37,67 @@ _TEXT_ID = 1  # any id that does not stand for an image
 _FLOAT32 = 4
 _INT64 = 8
 
-_TEXT_INTEGERS = (
-    "hidden_size",
-    "intermediate_size",
-    "max_position_embeddings",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "num_key_value_heads",
-    "vocab_size",
-)
-_EXPERT_INTEGERS = (
-    "moe_intermediate_size",
-    "n_routed_experts",
-    "n_shared_experts",
-    "num_experts_per_tok",
-)
-_VISION_INTEGERS = (
-    "depth",
-    "hidden_size",
-    "image_size",
-    "in_channels",
-    "intermediate_size",
-    "num_heads",
-    "out_hidden_size",
-    "patch_size",
-    "spatial_merge_size",
-    "temporal_patch_size",
-)
+_FOREIGN = "Is this the config.json of a GLM-4.1V, GLM-4.5V or GLM-4.6V checkpoint?"
+
+Size = Annotated[int, Field(ge=1, lt=2**31)]
+Layers = Annotated[int, Field(ge=1, le=10_000)]  # each of them is looked at
+
+
+class _TextConfig(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    hidden_size: Size
+    intermediate_size: Size
+    max_position_embeddings: Size
+    num_attention_heads: Size
+    num_hidden_layers: Layers
+    num_key_value_heads: Size
+    vocab_size: Size
+    head_dim: Size | None = None
+    attention_bias: bool = True
+    dtype: str | None = None
+
+
+class _ExpertsConfig(_TextConfig):
+    moe_intermediate_size: Size
+    n_routed_experts: Size
+    n_shared_experts: Size
+    num_experts_per_tok: Size
+    first_k_dense_replace: NonNegativeInt = 0
+
+
+class _VisionConfig(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    depth: Layers
+    hidden_size: Size
+    image_size: Size
+    in_channels: Size
+    intermediate_size: Size
+    num_heads: Size
+    out_hidden_size: Size
+    patch_size: Size
+    spatial_merge_size: Size
+    temporal_patch_size: Size
+    attention_bias: bool = False
+
+
+class _Config(BaseModel):
+    """What is planned with; transformers reads the rest."""
+
+    model_config = ConfigDict(strict=True)
+
+    text_config: _TextConfig
+    vision_config: _VisionConfig
+    image_token_id: Size
+    image_start_token_id: Size
+    image_end_token_id: Size
+    dtype: str | None = None
+    torch_dtype: str | None = None
+
+
+class _ConfigWithExperts(_Config):
+    text_config: _ExpertsConfig
 
 
 # Of an older, flat file: what is not about the text part. So are the ids of images and videos.
@@ -99,16 +136,12 @@ class NativeArchitecture:
         self.name = name
         self.config = config
         self._nested = _with_text_config(config)
-        self._text = _section(self._nested, "text_config", where)
-        self._vision = _section(config, "vision_config", where)
-        self._is_moe = "n_routed_experts" in self._text
-        experts = _EXPERT_INTEGERS if self._is_moe else ()
-        _check(self._text, (*_TEXT_INTEGERS, *experts), "text_config", where)
-        if self._text.get("head_dim") is not None:
-            _check(self._text, ("head_dim",), "text_config", where)
-        _check(self._vision, _VISION_INTEGERS, "vision_config", where)
-        for key in ("image_token_id", "image_start_token_id", "image_end_token_id"):
-            _check(config, (key,), "", where)
+        text = self._nested.get("text_config")
+        self._is_moe = isinstance(text, Mapping) and "n_routed_experts" in text
+        kind = _ConfigWithExperts if self._is_moe else _Config
+        checked(kind, self._nested, where, CheckpointError, _FOREIGN)
+        self._text: Mapping[str, Any] = self._nested["text_config"]
+        self._vision: Mapping[str, Any] = config["vision_config"]
 
     def build_meta(self, dtype: str) -> PreTrainedModel:
         """Build the model on the ``meta`` device.
@@ -364,23 +397,3 @@ def _with_text_config(config: dict[str, Any]) -> dict[str, Any]:
     }
     text = {key: value for key, value in config.items() if key not in outer}
     return {**outer, "text_config": text}
-
-
-def _section(config: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
-    section = config.get(key)
-    if not isinstance(section, Mapping):
-        raise CheckpointError(f"{key} in {where} is not an object.", _FOREIGN)
-    return section
-
-
-def _check(section: Mapping[str, Any], keys: tuple[str, ...], prefix: str, where: str) -> None:
-    for key in keys:
-        value = section.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            name = f"{prefix}.{key}".lstrip(".")
-            raise CheckpointError(
-                f"{name} in {where} must be a positive integer, not {value!r}.", _FOREIGN
-            )
-
-
-_FOREIGN = "Is this the config.json of a GLM-4.1V, GLM-4.5V or GLM-4.6V checkpoint?"

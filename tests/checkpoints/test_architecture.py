@@ -9,6 +9,9 @@ import golden
 import pytest
 import tiny_glm4v
 import torch
+from any_json import changed_somewhere, taken_or_refused
+from hypothesis import given
+from hypothesis import strategies as st
 
 from glm4v_magic.checkpoints.architecture import PUBLISHED, architecture
 from glm4v_magic.checkpoints.glm_native import NativeArchitecture
@@ -125,19 +128,19 @@ NINE_B = json.loads((golden.CHECKPOINT / "config.json").read_text())
          "vision_config), glm4v, glm4v_moe, glm46v."),
         ({"model_type": "chatglm"}, "describes a model of type 'chatglm'"),
         ({}, "describes a model of type 'without a model_type'"),
-        ({"model_type": "glm4v"}, "text_config in {path} is not an object."),
-        ([], "holds list, not a JSON object"),
+        ({"model_type": "glm4v"}, "{path} lacks 'text_config'. Is this"),
+        ([], "{path} is [], not a JSON object"),
         ("{", "is not valid JSON"),
-        (without(NINE_B, "num_layers"), "num_layers in {path} must be a positive integer"),
-        (NINE_B | {"hidden_size": True}, "hidden_size in {path} must be a positive integer"),
-        (NINE_B | {"rmsnorm": False}, "rmsnorm in {path} is False; GLM-4V-9B has True."),
+        (without(NINE_B, "num_layers"), "{path} lacks 'num_layers'."),
+        (NINE_B | {"hidden_size": True}, "{path} has true for 'hidden_size': it should be"),
+        (NINE_B | {"rmsnorm": False}, "{path} has false for 'rmsnorm': it should be true."),
         (NINE_B | {"torch_dtype": "int8"}, "gives the weights the dtype 'int8'; known are b"),
-        (without(native(), "vision_config"), "vision_config in {path} is not an object"),
-        (without(native(), "vision_config", "depth"), "vision_config.depth in {path} must be"),
-        (without(native(), "text_config", "vocab_size"), "text_config.vocab_size in {path} must"),
-        (without(native(), "image_token_id"), "image_token_id in {path} must be a positive"),
-        (native(head_dim="8"), "text_config.head_dim in {path} must be a positive integer"),
-        (native(n_routed_experts=4), "text_config.moe_intermediate_size in {path} must be"),
+        (without(native(), "vision_config"), "{path} lacks 'vision_config'."),
+        (without(native(), "vision_config", "depth"), "{path} lacks 'vision_config.depth'."),
+        (without(native(), "text_config", "vocab_size"), "{path} lacks 'text_config.vocab_size'."),
+        (without(native(), "image_token_id"), "{path} lacks 'image_token_id'."),
+        (native(head_dim="8"), "{path} has '8' for 'text_config.head_dim': it"),
+        (native(n_routed_experts=4), "{path} lacks 'text_config.moe_intermediate_size'."),
     ],
 )  # fmt: skip
 def test_configurations_of_other_models(tmp_path, config, message):
@@ -146,6 +149,27 @@ def test_configurations_of_other_models(tmp_path, config, message):
         architecture(tmp_path)
     assert message.replace("{path}", str(path)) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["depth", "num_hidden_layers"])
+def test_more_layers_than_anybody_has(tmp_path, key):
+    config = native()
+    config["vision_config" if key == "depth" else "text_config"][key] = 10**9
+    written(tmp_path, config)
+    with pytest.raises(CheckpointError, match="it should be less than or equal to 10000"):
+        architecture(tmp_path)
+
+
+@given(st.data(), st.sampled_from(["native", "GLM-4V-9B"]))
+def test_a_config_with_anything_in_any_place(folder, data, kind):
+    content = changed_somewhere(native() if kind == "native" else NINE_B, data)
+    written(folder, content)
+    taken_or_refused(lambda: architecture(folder).shape())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("changed")
 
 
 @pytest.mark.parametrize(

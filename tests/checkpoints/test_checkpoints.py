@@ -10,6 +10,9 @@ import weakref
 
 import golden
 import pytest
+from any_json import ANY_JSON, changed_somewhere, taken_or_refused
+from hypothesis import given
+from hypothesis import strategies as st
 
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.files import read_tensor_infos
@@ -111,11 +114,32 @@ def test_config_without_a_tower(single):
         ({"vision_config": {"hidden_size": 48}}, "vision_config.num_hidden_layers"),
         ({"vision_config": 3}, "vision_config"),
         ({"num_layers": True}, "num_layers"),
+        ({"layernorm_epsilon": "small"}, "layernorm_epsilon"),
+        ({"eos_token_id": {}}, "eos_token_id"),
     ],
 )
 def test_wrong_config_values_are_named(single, changes, part):
     edit_config(single, **changes)
     refused(single, part, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "is [], not a JSON object"),
+        ('{"eos_token_id": ["a"]}', "has 'a' for 'eos_token_id[0]'"),
+    ],
+)
+def test_a_wrong_generation_config_is_named_before_anything_is_loaded(single, content, part):
+    (single / "generation_config.json").write_text(content)
+    refused(single, "generation_config.json", part)
+
+
+def test_one_stop_token_or_several(single):
+    for ids in (5, [5, 6]):
+        (single / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+        assert resolve(single).folder == single
 
 
 def test_positions_that_do_not_match_the_image(single):
@@ -194,6 +218,43 @@ def test_index_that_places_a_tensor_in_the_wrong_shard(sharded):
 def test_index_without_a_weight_map(sharded):
     (sharded / "model.safetensors.index.json").write_text("{}")
     refused(sharded, "weight_map")
+
+
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/passwd", "a\\b", "a\n"])
+def test_index_that_points_elsewhere(sharded, name):
+    path = sharded / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": {"transformer.output_layer.weight": name}}))
+    refused(sharded, "for 'weight_map.transformer.output_layer.weight'")
+
+
+@given(ANY_JSON)
+def test_any_json_as_index_and_as_header(folder, content):
+    text = json.dumps(content).encode()
+    (folder / "model.safetensors.index.json").write_bytes(text)
+    taken_or_refused(lambda: read_tensor_infos(folder))
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    taken_or_refused(lambda: read_tensor_infos(folder))
+
+
+@given(st.data())
+def test_a_header_with_anything_in_any_place(folder, data):
+    good = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "__metadata__": {"b": "c"}}
+    text = json.dumps(changed_somewhere(good, data)).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    taken_or_refused(lambda: read_tensor_infos(folder))
+
+
+def test_a_tensor_that_ends_before_it_begins(folder):
+    text = json.dumps({"a": {"dtype": "F32", "shape": [], "data_offsets": [4, 0]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(CheckpointError, match="wrong at 'a': it ends before it begins"):
+        read_tensor_infos(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("read")
 
 
 def test_folder_without_tokenizer(single):

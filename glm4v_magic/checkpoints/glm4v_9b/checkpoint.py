@@ -27,6 +27,7 @@ __all__ = ["Glm4v9bCheckpoint"]
 _CAUSE = re.compile(r"[\w.]+(Error|Exception)\b")  # the last line of a traceback
 _BLOCK_4BIT = 64  # bitsandbytes' default
 _IGNORED_TENSOR = "transformer.rotary_pos_emb.inv_freq"
+_GENERATION = "generation_config.json"
 
 
 class Glm4v9bCheckpoint:
@@ -51,6 +52,9 @@ class Glm4v9bCheckpoint:
         self.architecture: Architecture = Glm4v9bArchitecture(
             name, self.config, str(folder / "config.json")
         )
+        generation = folder / _GENERATION
+        if generation.is_file():
+            layout.validate_generation_config(read_json(generation), str(generation))
         self.tensors = read_tensor_infos(folder)
         self._check_tensors()
         if not (folder / "tokenizer.model").is_file():
@@ -193,7 +197,7 @@ class Glm4v9bCheckpoint:
         """Sampling values as published; what the model's config implies where there are none."""
         from transformers import GenerationConfig
 
-        file = self.folder / "generation_config.json"
+        file = self.folder / _GENERATION
         if not file.is_file():
             return model.generation_config
         # from_pretrained refuses files that people ship; the engine takes what it understands.

@@ -6,11 +6,29 @@ No torch here: what a checkpoint must hold is known before anything heavy is imp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    model_validator,
+)
 
 from glm4v_magic.core.errors import CheckpointError
+from glm4v_magic.outside import checked
 
-__all__ = ["MAX_IMAGES", "REPOSITORY", "matches", "validate_config", "weight_shapes"]
+__all__ = [
+    "MAX_IMAGES",
+    "REPOSITORY",
+    "matches",
+    "validate_config",
+    "validate_generation_config",
+    "weight_shapes",
+]
 
 MAX_IMAGES = 1
 """Images of one conversation: the published model was trained with a single one."""
@@ -18,37 +36,89 @@ MAX_IMAGES = 1
 REPOSITORY = "zai-org/glm-4v-9b"
 """Where the model is published on the hub."""
 
-_TEXT_INTEGERS = (
-    "num_layers",
-    "hidden_size",
-    "ffn_hidden_size",
-    "num_attention_heads",
-    "kv_channels",
-    "multi_query_group_num",
-    "padded_vocab_size",
-    "seq_length",
-    "boi_token_id",
-    "eoi_token_id",
-)
-_VISION_INTEGERS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_heads",
-    "intermediate_size",
-    "patch_size",
-    "image_size",
-    "num_positions",
-    "in_channels",
-)
-# What the modules here compute; the published family has other values in other members.
-_FIXED = {
-    "rmsnorm": True,
-    "post_layer_norm": True,
-    "add_bias_linear": False,
-    "apply_residual_connection_post_layernorm": False,
-    "original_rope": True,
-    "tie_word_embeddings": False,
-}
+_FOREIGN = "Is this the config.json of a GLM-4V-9B checkpoint?"
+
+Size = Annotated[int, Field(ge=1, lt=2**31)]
+Layers = Annotated[int, Field(ge=1, le=10_000)]  # each of them is looked at
+
+
+# One id, or a list of them.
+Ids = Annotated[
+    list[NonNegativeInt], BeforeValidator(lambda ids: [ids] if isinstance(ids, int) else ids)
+]
+
+
+class _VisionConfig(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    hidden_size: Size
+    num_hidden_layers: Layers
+    num_heads: Size
+    intermediate_size: Size
+    patch_size: Size
+    image_size: Size
+    num_positions: Size
+    in_channels: Size
+
+    @model_validator(mode="after")
+    def _sizes_belong_together(self) -> _VisionConfig:
+        side = self.image_size // self.patch_size
+        if self.image_size % self.patch_size or side % 2:
+            raise ValueError("image_size must be an even multiple of patch_size")
+        if self.num_positions != side * side + 1:
+            raise ValueError(
+                f"num_positions must be {side * side + 1}, one per patch and one for the class "
+                "token"
+            )
+        if self.hidden_size % self.num_heads:
+            raise ValueError("hidden_size must be a multiple of num_heads")
+        return self
+
+
+class _Config(BaseModel):
+    """What the model is built from; the file has more keys, which change nothing here."""
+
+    model_config = ConfigDict(strict=True)
+
+    num_layers: Layers
+    hidden_size: Size
+    ffn_hidden_size: Size
+    num_attention_heads: Size
+    kv_channels: Size
+    multi_query_attention: bool = True
+    multi_query_group_num: Size
+    padded_vocab_size: Size
+    seq_length: Size
+    boi_token_id: Size
+    eoi_token_id: Size
+    add_qkv_bias: bool = True
+    vision_config: _VisionConfig
+    torch_dtype: str | None = None
+    layernorm_epsilon: PositiveFloat = 1.5625e-07
+    rope_ratio: PositiveFloat = 1.0
+    eos_token_id: Ids | None = None
+    pad_token_id: NonNegativeInt | None = None
+    # What the modules here compute; the published family has other values in other members.
+    rmsnorm: Literal[True] = True
+    post_layer_norm: Literal[True] = True
+    add_bias_linear: Literal[False] = False
+    apply_residual_connection_post_layernorm: Literal[False] = False
+    original_rope: Literal[True] = True
+    tie_word_embeddings: Literal[False] = False
+
+    @model_validator(mode="after")
+    def _heads_in_groups(self) -> _Config:
+        if self.num_attention_heads % self.multi_query_group_num:
+            raise ValueError("num_attention_heads must be a multiple of multi_query_group_num")
+        return self
+
+
+class _GenerationConfig(BaseModel):
+    """Where answers stop; other values that make no sense the engine leaves out, and says so."""
+
+    model_config = ConfigDict(strict=True)
+
+    eos_token_id: Ids | None = None
 
 
 def matches(config: Mapping[str, Any]) -> bool:
@@ -66,50 +136,16 @@ def validate_config(config: Mapping[str, Any], where: str) -> None:
     Raises:
         CheckpointError: naming the first key that is missing or wrong.
     """
-    vision = config.get("vision_config")
-    if not isinstance(vision, Mapping):
-        raise CheckpointError(f"vision_config in {where} is not an object.", _FOREIGN)
-    for section, keys, prefix in (
-        (config, _TEXT_INTEGERS, ""),
-        (vision, _VISION_INTEGERS, "vision_config."),
-    ):
-        for key in keys:
-            value = section.get(key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise CheckpointError(
-                    f"{prefix}{key} in {where} must be a positive integer, not {value!r}.", _FOREIGN
-                )
-    for key, value in _FIXED.items():
-        if config.get(key, value) != value:
-            raise CheckpointError(
-                f"{key} in {where} is {config[key]!r}; GLM-4V-9B has {value!r}.", _FOREIGN
-            )
-    _validate_sizes(config, vision, where)
+    checked(_Config, config, where, CheckpointError, _FOREIGN)
 
 
-_FOREIGN = "Is this the config.json of a GLM-4V-9B checkpoint?"
+def validate_generation_config(config: Mapping[str, Any], where: str) -> None:
+    """Check where answers stop as a published ``generation_config.json`` says.
 
-
-def _validate_sizes(config: Mapping[str, Any], vision: Mapping[str, Any], where: str) -> None:
-    side = vision["image_size"] // vision["patch_size"]
-    rules = {
-        "image_size must be an even multiple of patch_size": (
-            vision["image_size"] % vision["patch_size"] == 0 and side % 2 == 0
-        ),
-        f"num_positions must be {side * side + 1}, one per patch and one for the class token": (
-            vision["num_positions"] == side * side + 1
-        ),
-        "hidden_size must be a multiple of num_heads": (
-            vision["hidden_size"] % vision["num_heads"] == 0
-        ),
-    }
-    for rule, holds in rules.items():
-        if not holds:
-            raise CheckpointError(f"vision_config in {where}: {rule}.", _FOREIGN)
-    if config["num_attention_heads"] % config["multi_query_group_num"]:
-        raise CheckpointError(
-            f"num_attention_heads in {where} must be a multiple of multi_query_group_num.", _FOREIGN
-        )
+    Raises:
+        CheckpointError: naming the first key that is wrong.
+    """
+    checked(_GenerationConfig, config, where, CheckpointError)
 
 
 def weight_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
