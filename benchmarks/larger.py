@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -25,10 +26,20 @@ LARGER = {
 }
 
 
-def write_larger(folder: Path) -> None:
-    """Write a checkpoint of random weights with the embedded model's tokenizer and tower."""
+def write_larger(folder: Path, visual_tokens: int | None = None) -> None:
+    """Write a checkpoint of random weights with the embedded model's tokenizer and tower.
+
+    Args:
+        folder: where to.
+        visual_tokens: of an image; as many as the embedded model's if ``None``.
+    """
     demo = resolve("demo")
     config = demo.config | LARGER
+    if visual_tokens is not None:
+        side = 2 * math.isqrt(visual_tokens - 2)  # patches, of which 2 x 2 become one vector
+        vision = config["vision_config"]
+        size = {"image_size": side * vision["patch_size"], "num_positions": side**2 + 1}
+        config |= {"vision_config": vision | size, "seq_length": 8192}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     for name in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copy(demo.folder / name, folder)

@@ -1,25 +1,53 @@
 """The decode loop: one forward for each step of all rows, from prefill to the last end.
 
 transformers supplies forward, cache and logits processors; its `generate` says the same ids. It is
-not called because it knows one end for all rows, keeps a row that has ended, and cannot be left
-between two steps.
+not called because it knows one end for all rows, keeps a row that has ended, reads every prompt
+from its beginning, and cannot be left between two steps.
 
-Shapes: B open rows, L ids of a prompt with padding on its left.
+Shapes: B open rows, W columns of the cache, some of which are padding in some rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from glm4v_magic.checkpoints.reading import forget_locals
+from glm4v_magic.engines.out_of_memory import is_out_of_memory
+from glm4v_magic.engines.prefixes import KeptPrefix, Keys, PrefixStore, common_length
 from glm4v_magic.engines.sampling import TokenSampler
+from glm4v_magic.images import SourcedImage
 
-__all__ = ["RowTerms", "decode"]
+__all__ = ["Prompt", "RowTerms", "decode"]
+
+_LEAST_SHARED = 16  # tokens that rows have in common: fewer are not worth a forward of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What one row is asked.
+
+    Attributes:
+        ids: as the model takes them, (1, L).
+        keys: what tells each position apart from that of another prompt.
+        span: where the image stands, as the first position and the one behind the last; ``None``
+            without one.
+        image: the image, with its digest.
+    """
+
+    ids: Tensor
+    keys: Keys
+    span: tuple[int, int] | None = None
+    image: tuple[str, SourcedImage] | None = None
+
+
+Encode: TypeAlias = Callable[[Sequence[tuple[str, SourcedImage]]], Tensor]
+"""Images with their digests -> features, (images, V, H)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,56 +66,232 @@ class RowTerms:
 
 
 def decode(
-    model: Any, inputs: Mapping[str, Tensor], terms: Sequence[RowTerms]
+    model: Any,
+    prompts: Sequence[Prompt],
+    terms: Sequence[RowTerms],
+    kept: PrefixStore,
+    encode: Encode,
 ) -> Iterator[dict[int, int]]:
     """Yield the next id of each open row, by the number of the row, until all have ended.
 
-    A row that has ended leaves the batch. Between two steps nothing is entered and nothing set: the
-    caller puts the contexts of torch around each ``next``, and may stop at any step.
+    What a prompt has in common with one that was read before is not read again, and what all rows
+    begin with is read once. A row that has ended leaves the batch. Between two steps nothing is
+    entered and nothing set: the caller puts the contexts of torch around each ``next``, and may
+    stop at any step.
 
     Args:
         model: with ``position_ids(input_ids, attention_mask)``.
-        inputs: of the prompts, as the processor makes them: ``input_ids`` and ``attention_mask``
-            (B, L), and what comes with images.
-        terms: of each row.
+        prompts: of each row.
+        terms: likewise.
+        kept: what was read before; what one row alone has read and said is added to it, however
+            it ends.
+        encode: encodes the images that have to be.
     """
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    prompt = ids.shape[1]
-    padding = (prompt - mask.sum(dim=1)).tolist()
-    # Every later column is of a token that was said.
-    longest = max(each.limit for each in terms)
-    said_mask = torch.ones((len(mask), longest), dtype=mask.dtype, device=mask.device)
-    mask = torch.cat((mask, said_mask), dim=1)
-    rows = list(range(len(terms)))
-    reads_ids = any(each.sampler.reads_ids for each in terms)
-    cache = DynamicCache(config=model.config.get_text_config())
-    places = model.position_ids(ids, mask[:, :prompt])
-    step: Mapping[str, Tensor] = inputs
-    for said in range(1, longest + 1):
-        logits = model(
-            **step, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1
-        ).logits
-        latest = _chosen(
-            [terms[row].sampler for row in rows],
-            [ids[at : at + 1, padding[row] :] for at, row in enumerate(rows)],
-            logits[:, -1].to(device=ids.device, dtype=torch.float32),
-        )
-        yield dict(zip(rows, latest, strict=True))
-        kept = [
-            at
-            for at, row in enumerate(rows)
-            if latest[at] not in terms[row].ends and said < terms[row].limit
+    batch = _Batch(model, prompts, terms, kept, encode)
+    try:
+        logits = batch.prefill()
+        while True:
+            latest = batch.choose(logits)
+            yield latest
+            if not batch.take(latest):
+                return
+            logits = batch.step()
+    except Exception:
+        batch.give_up()
+        raise
+    finally:
+        batch.keep()
+
+
+class _Batch:
+    """The open rows: their cache and where each of them is."""
+
+    def __init__(
+        self,
+        model: Any,
+        prompts: Sequence[Prompt],
+        terms: Sequence[RowTerms],
+        kept: PrefixStore,
+        encode: Encode,
+    ) -> None:
+        self._model, self._prompts, self._terms, self._kept = model, prompts, terms, kept
+        self._encode = encode
+        self._rows = list(range(len(prompts)))
+        self._said: list[list[int]] = [[] for _ in prompts]
+        self._device = prompts[0].ids.device
+        self._cache = self._empty()
+        self._mask = self._places = torch.empty(0)
+        self._width = 0
+
+    def _empty(self) -> DynamicCache:
+        return DynamicCache(config=self._model.config.get_text_config())
+
+    def prefill(self) -> Tensor:
+        """Read all prompts, and return logits of what follows: (B, vocabulary)."""
+        start = self._shared()
+        positions = [
+            self._model.position_ids(prompt.ids, torch.ones_like(prompt.ids))[:, start:]
+            for prompt in self._prompts
         ]
-        if not kept:
+        rests = [prompt.ids[:, start:] for prompt in self._prompts]
+        longest = max(rest.shape[1] for rest in rests)
+        ids, places, rest_mask = (
+            torch.cat([_padded(each, longest) for each in tensors])
+            for tensors in (rests, positions, [torch.ones_like(rest) for rest in rests])
+        )
+        before = torch.ones((len(rests), start), dtype=rest_mask.dtype, device=self._device)
+        self._mask, self._places = torch.cat((before, rest_mask), dim=1), places
+        return self._forward(ids, _images(self._prompts, start))
+
+    def _shared(self) -> int:
+        """Put what all rows begin with into the cache, read before or now; return its length."""
+        first, count = self._prompts[0], len(self._prompts)
+        shared = min(len(prompt.keys) for prompt in self._prompts) - 1  # logits need one more
+        for prompt in self._prompts[1:]:
+            shared = min(shared, common_length(first.keys, prompt.keys))
+        shared = _outside_image(shared, first)
+        if count > 1 and shared < _LEAST_SHARED:
+            return 0
+        found, length = self._kept.take(first.keys[:shared])
+        length = _outside_image(length, first)
+        if found is not None:
+            self._fill(found, length)
+        if count == 1:
+            return length
+        if shared > length:
+            # As one row, whose cache is kept for the rows that are asked later.
+            alone = replace(first, ids=first.ids[:, :shared], keys=first.keys[:shared])
+            if first.span is not None and first.span[0] >= shared:
+                alone = replace(alone, span=None, image=None)
+            self._read(alone, length)
+        if found is None or shared > length or length == len(found.keys):
+            self._kept.put(self._prefix(first.keys, shared))
+        for layer in self._cache.layers:
+            layer.keys = layer.keys.expand(count, -1, -1, -1)
+            layer.values = layer.values.expand(count, -1, -1, -1)
+        return shared
+
+    def _read(self, prompt: Prompt, start: int) -> None:
+        """Read the rest of a prompt into a cache of one row."""
+        self._mask = torch.ones_like(prompt.ids)
+        self._places = self._model.position_ids(prompt.ids, self._mask)[:, start:]
+        self._forward(prompt.ids[:, start:], _images([prompt], start))
+
+    def _fill(self, prefix: KeptPrefix, length: int) -> None:
+        for layer, (keys, values) in zip(self._cache.layers, prefix.layers, strict=True):
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys[..., :length, :], values[..., :length, :]
+        self._width = length
+
+    def _forward(self, ids: Tensor, images: Sequence[tuple[str, SourcedImage]] = ()) -> Tensor:
+        """Run the model on new columns, once more if what was kept had to make room."""
+        try:
+            return self._logits(ids, images)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or not self._kept.clear():
+                raise
+            forget_locals(error)
+        self._cut()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return self._logits(ids, images)
+
+    def _logits(self, ids: Tensor, images: Sequence[tuple[str, SourcedImage]]) -> Tensor:
+        features = {"image_features": self._encode(images)} if images else {}
+        logits = self._model(
+            input_ids=ids,
+            attention_mask=self._mask,
+            position_ids=self._places,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **features,
+        ).logits
+        self._width += ids.shape[1]
+        return logits[:, -1].to(device=self._device, dtype=torch.float32)
+
+    def _cut(self) -> None:
+        """Take back what a step that failed has left in some of the layers."""
+        if not self._width:
+            self._cache = self._empty()
             return
-        new, places = torch.tensor(latest, device=ids.device)[:, None], places[:, -1:] + 1
-        if reads_ids:
-            ids = torch.cat((ids, new), dim=1)
-        if len(kept) < len(rows):
-            rows = [rows[at] for at in kept]
-            ids, mask, places, new = (each[kept] for each in (ids, mask, places, new))
-            _keep(cache, kept)
-        step = {"input_ids": new, "attention_mask": mask[:, : prompt + said]}
+        for layer in self._cache.layers:
+            layer.keys = layer.keys[..., : self._width, :]
+            layer.values = layer.values[..., : self._width, :]
+
+    def choose(self, logits: Tensor) -> dict[int, int]:
+        """Choose the next id of each row."""
+        samplers = [self._terms[row].sampler for row in self._rows]
+        ids = [self._ids(row) for row in self._rows]
+        return dict(zip(self._rows, _chosen(samplers, ids, logits), strict=True))
+
+    def _ids(self, row: int) -> Tensor:
+        prompt = self._prompts[row].ids
+        if not self._terms[row].sampler.reads_ids or not self._said[row]:
+            return prompt
+        said = torch.tensor([self._said[row]], device=self._device)
+        return torch.cat((prompt, said), dim=1)
+
+    def take(self, latest: Mapping[int, int]) -> bool:
+        """Take what was chosen, and say whether rows are open still; the others leave."""
+        kept = []
+        for at, row in enumerate(self._rows):
+            said, terms = self._said[row], self._terms[row]
+            said.append(latest[row])
+            if said[-1] not in terms.ends and len(said) < terms.limit:
+                kept.append(at)
+        if not kept:
+            return False
+        if len(kept) < len(self._rows):
+            self._rows = [self._rows[at] for at in kept]
+            self._mask, self._places = self._mask[kept], self._places[kept]
+            _keep(self._cache, kept)
+        return True
+
+    def step(self) -> Tensor:
+        """Read what was said last, and return logits of what follows: (B, vocabulary)."""
+        ids = torch.tensor([[self._said[row][-1]] for row in self._rows], device=self._device)
+        one = torch.ones((len(ids), 1), dtype=self._mask.dtype, device=self._device)
+        self._mask = torch.cat((self._mask, one), dim=1)
+        self._places = self._places[:, -1:] + 1
+        return self._forward(ids)
+
+    def give_up(self) -> None:
+        """Keep nothing: something has failed, perhaps for lack of memory."""
+        self._width = 0
+
+    def keep(self) -> None:
+        """Keep what a row alone has read and said; nothing if others were beside it."""
+        if len(self._prompts) == 1 and self._kept.budget and self._width:
+            keys: tuple[Hashable, ...] = (*self._prompts[0].keys, *self._said[0])
+            self._kept.put(self._prefix(keys, self._width))
+
+    def _prefix(self, keys: Keys, length: int) -> KeptPrefix:
+        layers = tuple(
+            (layer.keys[..., :length, :], layer.values[..., :length, :])
+            for layer in self._cache.layers
+        )
+        return KeptPrefix(keys[:length], layers)
+
+
+def _images(prompts: Sequence[Prompt], start: int) -> list[tuple[str, SourcedImage]]:
+    """Return the images that stand behind `start` in their rows."""
+    return [
+        prompt.image
+        for prompt in prompts
+        if prompt.image is not None and prompt.span is not None and prompt.span[0] >= start
+    ]
+
+
+def _outside_image(length: int, prompt: Prompt) -> int:
+    """Return how much of a beginning to use: an image in it is there as a whole."""
+    is_cut = prompt.span is not None and prompt.span[0] < length < prompt.span[1]
+    return prompt.span[0] if is_cut and prompt.span is not None else length
+
+
+def _padded(rows: Tensor, width: int) -> Tensor:
+    """Pad (1, L) with zeros on the left."""
+    return torch.nn.functional.pad(rows, (width - rows.shape[1], 0))
 
 
 def _chosen(samplers: Sequence[TokenSampler], ids: Sequence[Tensor], scores: Tensor) -> list[int]:

@@ -20,7 +20,7 @@ from transformers import GenerationConfig
 
 from glm4v_magic.checkpoints import Checkpoint, Loaded
 from glm4v_magic.checkpoints.reading import forget_locals
-from glm4v_magic.core.conversation import Generation, Request, Usage
+from glm4v_magic.core.conversation import Conversation, Generation, Request, Usage
 from glm4v_magic.core.errors import (
     ConversationError,
     GenerationInterrupted,
@@ -35,10 +35,12 @@ from glm4v_magic.core.remarks import Remark, remark
 from glm4v_magic.dispatch.activity import ActivityRecorder, ModelPart, model_parts
 from glm4v_magic.dispatch.arrival import verify_bytes, verify_places
 from glm4v_magic.dispatch.hooks import dispatch
-from glm4v_magic.engines.decoding import RowTerms, decode
+from glm4v_magic.engines.decoding import Prompt, RowTerms, decode
 from glm4v_magic.engines.out_of_memory import is_out_of_memory, out_of_memory
+from glm4v_magic.engines.prefixes import CacheFacts, PrefixStore, image_digest
 from glm4v_magic.engines.sampling import TokenSampler, call_config, checkpoint_config
 from glm4v_magic.engines.transcript import Transcript
+from glm4v_magic.images import SourcedImage
 from glm4v_magic.planning.decision import Placement
 from glm4v_magic.planning.plan import plan
 from glm4v_magic.torch_state import torch_state_kept
@@ -47,6 +49,7 @@ from glm4v_magic.virtual_gpus import active
 __all__ = ["LocalEngine", "load"]
 
 _BATCH = 8
+_KEPT_WITHOUT_PLAN = 2**30  # bytes
 _LARGE = 10**9
 _GENERATION_CONFIG = "generation_config.json"
 
@@ -57,6 +60,7 @@ def load(
     placement: Placement | None = None,
     *,
     recorder: ActivityRecorder | None = None,
+    keep: int | None = None,
     arrived: Callable[[LoadProgress], None] | None = None,
 ) -> LocalEngine:
     """Load a checkpoint for use in this process; whatever stops it, nothing stays in memory.
@@ -65,7 +69,9 @@ def load(
         checkpoint: from `checkpoints.resolve`.
         placement: from `planning.decision.decide`; ``None`` is the CPU in float32.
         recorder: notes which part of the model is at work, once somebody watches.
-        arrived: called with each weight that has arrived: transformers loads in a loop of its own
+        keep: most bytes to keep of what was read, so that it is not read again; 0 for nothing. By
+            default half of what the plan leaves free, or 1 GiB without one.
+        arrived: called with each weight that has arrived: transformers loads in a loop of its own.
 
     Raises:
         CheckpointError: if the weights cannot be read.
@@ -76,7 +82,7 @@ def load(
     engine: LocalEngine | None = None
     short: str | None = None
     try:
-        engine = _load(checkpoint, placement, recorder or ActivityRecorder(), arrived)
+        engine = _load(checkpoint, placement, recorder or ActivityRecorder(), keep, arrived)
     except BaseException as error:
         forget_locals(error)
         if is_out_of_memory(error):
@@ -96,6 +102,7 @@ def _load(
     checkpoint: Checkpoint,
     placement: Placement,
     recorder: ActivityRecorder,
+    keep: int | None,
     arrived: Callable[[LoadProgress], None] | None,
 ) -> LocalEngine:
     loaded = checkpoint.load(
@@ -111,7 +118,14 @@ def _load(
         verify_places(loaded.model, placement.device_map)
     if placement.plan is not None:
         verify_bytes(loaded.model, placement.plan)
-    return LocalEngine(checkpoint, loaded, placement, recorder)
+    return LocalEngine(checkpoint, loaded, placement, recorder, keep)
+
+
+def _default_budget(placement: Placement) -> int:
+    if placement.plan is None:
+        return _KEPT_WITHOUT_PLAN
+    stages = placement.plan.stages
+    return sum(max((s.capacity_bytes or s.total_bytes) - s.total_bytes, 0) for s in stages) // 2
 
 
 def _advice_for_load(placement: Placement) -> Remark:
@@ -138,6 +152,10 @@ class LocalEngine:
         loaded: the model and its processor.
         placement: where it went.
         recorder: notes which part of the model is at work.
+        keep: most bytes to keep of what was read, so that it is not read again.
+
+    Attributes:
+        kept: what is kept.
     """
 
     def __init__(
@@ -146,6 +164,7 @@ class LocalEngine:
         loaded: Loaded,
         placement: Placement,
         recorder: ActivityRecorder,
+        keep: int | None = None,
     ) -> None:
         self.model = loaded.model
         self.processor = loaded.processor
@@ -155,6 +174,7 @@ class LocalEngine:
         self._info = _describe(checkpoint, loaded, placement, left_out)
         self._architecture = checkpoint.architecture
         self._recorder = recorder
+        self.kept = PrefixStore(_default_budget(placement) if keep is None else keep)
 
     @property
     def info(self) -> EngineInfo:
@@ -232,14 +252,56 @@ class LocalEngine:
                 yield from _told(latest, rows)
 
     def _steps(self, rows: Sequence[_Row]) -> Iterator[dict[int, int]]:
-        """Prepare the prompts, and return what decodes them."""
-        inputs = self._inputs([row.request for row in rows])
+        """Write the prompts, and return what reads them in its first step and decodes."""
+        prompts = [self._prompt(row.request.conversation) for row in rows]
+        for row, prompt in zip(rows, prompts, strict=True):
+            row.prompt_tokens = prompt.ids.shape[1]
         # Virtual GPUs draw from the CPU's state.
-        device = inputs["input_ids"].device if active() is None else "cpu"
-        lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        for row, length in zip(rows, lengths, strict=True):
-            row.prompt_tokens = length
-        return decode(self.model, inputs, [row.terms(device) for row in rows])
+        device = self._home if active() is None else "cpu"
+        terms = [row.terms(device) for row in rows]
+        return decode(self.model, prompts, terms, self.kept, self._features)
+
+    def _prompt(self, conversation: Conversation) -> Prompt:
+        ids = self.processor.expand(self.processor.prompt_ids(conversation))
+        tensor = torch.tensor([ids], device=self._home)
+        if not conversation.images:
+            return Prompt(tensor, tuple(ids))
+        marked = self.model.model.visual_span(tensor)[0].tolist()
+        span = marked.index(True), len(marked) - marked[::-1].index(True)
+        (image,) = conversation.images
+        digest = image_digest(image)
+        keys = (*ids[: span[0]], *[digest] * (span[1] - span[0]), *ids[span[1] :])
+        return Prompt(tensor, keys, span, (digest, image))
+
+    def _features(self, images: Sequence[tuple[str, SourcedImage]]) -> Tensor:
+        """Encode images, but for those whose features are kept: (images, V, H)."""
+        known: dict[str, Tensor] = {}
+        missing: dict[str, SourcedImage] = {}
+        for digest, image in images:
+            features = self.kept.features(digest)
+            if features is None:
+                missing[digest] = image
+            else:
+                known[digest] = features
+        if missing:
+            pixels = [self.processor.pixel_values(image.image) for image in missing.values()]
+            encoded = self.model.get_image_features(torch.stack(pixels).to(self._home))
+            for digest, features in zip(missing, encoded.split(1), strict=True):
+                # A part of a batch would hold on to all of it.
+                known[digest] = features.clone() if len(missing) > 1 else features
+                self.kept.put_features(digest, known[digest])
+        return torch.cat([known[digest] for digest, _ in images])
+
+    @property
+    def _home(self) -> torch.device:
+        """Where ids and pixels go; if the first weights are offloaded, their hooks move them."""
+        device: torch.device = self.model.device
+        return torch.device("cpu") if device.type == "meta" else device
+
+    @property
+    def cache(self) -> CacheFacts:
+        """What is kept of the prompts until now."""
+        return self.kept.facts
 
     def _out_of_memory(self, text: str, request: Request, new_tokens: int) -> OutOfMemoryError:
         prompt = len(self.processor.prompt_ids(request.conversation))
@@ -260,13 +322,8 @@ class LocalEngine:
     def close(self) -> None:
         """Drop the model and give its memory back."""
         self.model = self.processor = None
+        self.kept.clear()
         _release_memory()
-
-    def _inputs(self, requests: Sequence[Request]) -> dict[str, Tensor]:
-        # Offloaded weights are on meta; if the first is, `generate` wants its inputs on the CPU.
-        device = "cpu" if self.model.device.type == "meta" else self.model.device
-        inputs = self.processor([request.conversation for request in requests])
-        return {name: tensor.to(device) for name, tensor in inputs.items()}
 
     def _recording(self) -> contextlib.AbstractContextManager[None]:
         """Let a watcher know which part of the model is at work within the context."""

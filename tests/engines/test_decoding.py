@@ -67,7 +67,7 @@ OFFLOAD: dict[str, Place] = {**SPLIT, f"{TEXT}layers.1": "cpu", "model.vision": 
 
 @pytest.fixture(scope="module")
 def engine():
-    return local.load(resolve(golden.CHECKPOINT))
+    return local.load(resolve(golden.CHECKPOINT), keep=0)
 
 
 def answers(engine, requests):

@@ -24,7 +24,7 @@ GREEDY = Sampling(max_tokens=16, temperature=0)
 
 @pytest.fixture(scope="module")
 def engine():
-    return local.load(resolve(golden.CHECKPOINT))
+    return local.load(resolve(golden.CHECKPOINT), keep=0)
 
 
 def request(case="image_text", sampling=GREEDY):

@@ -59,7 +59,9 @@ def test_a_hundred_interrupts(interruptible, shell, tiny, photo, run):
             shell.user_ns.pop("answer", None)
             interrupter = Interrupter(at=chosen.randrange(1, int(0.95 * counted.calls)))
             result, captured = interrupter.run(shell, cell)
-            assert interrupter.where
+            if interrupter.where is None:  # what is kept of earlier calls had made it shorter
+                met["over before"] += 1
+                continue
             if interrupter.swallowed:
                 met["swallowed"] += 1
                 continue
@@ -81,6 +83,7 @@ def test_a_hundred_interrupts(interruptible, shell, tiny, photo, run):
             assert shell.user_ns["again"].text == expected, interrupter.where
             assert shell.user_ns["again"].finish_reason == "length"
     assert met["swallowed"] < 20
+    assert met["over before"] < 30
     assert met["kept"] + met["nothing yet"] == 100
     assert met["kept"] >= 15
     assert met["nothing yet"] >= 30

@@ -1,0 +1,155 @@
+"""What was read before and need not be read again: key/value caches of prompts, and image features.
+
+A prompt is compared by its keys: the id of each token, and the digest of the image at each position
+that stands for one, since all images have the same ids. Entries are dropped when they are over the
+budget, the one that was used longest ago first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor
+
+from glm4v_magic.images import SourcedImage
+
+__all__ = ["CacheFacts", "KeptPrefix", "Keys", "PrefixStore", "common_length", "image_digest"]
+
+Keys: TypeAlias = tuple[Hashable, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheFacts:
+    """What is kept between calls.
+
+    Attributes:
+        used_bytes: of all that is kept.
+        budget_bytes: the most that is kept; 0 keeps nothing.
+        prefixes: how many prompts with their answers.
+        images: how many encoded images.
+    """
+
+    used_bytes: int
+    budget_bytes: int
+    prefixes: int
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPrefix:
+    """A key/value cache: of each layer keys and values, (1, heads, length, head size)."""
+
+    keys: Keys
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers."""
+        return sum(tensor.nbytes for layer in self.layers for tensor in layer)
+
+
+def common_length(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:
+    """Return how many keys two prompts begin with alike."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def image_digest(image: SourcedImage) -> str:
+    """Return what tells two images apart, whatever they are called."""
+    pixels = image.image
+    digest = hashlib.sha256(f"{pixels.mode} {pixels.size} ".encode())
+    digest.update(pixels.tobytes())
+    palette = pixels.getpalette()
+    digest.update(bytes(palette or ()) + repr(pixels.info.get("transparency")).encode())
+    return digest.hexdigest()
+
+
+class PrefixStore:
+    """Keeps prefixes and image features within a budget.
+
+    Args:
+        budget: in bytes; 0 keeps nothing.
+
+    Attributes:
+        budget: likewise; may be changed.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._entries: OrderedDict[Hashable, KeptPrefix | Tensor] = OrderedDict()
+
+    @property
+    def facts(self) -> CacheFacts:
+        """What is kept now."""
+        kept = list(self._entries.values())
+        prefixes = sum(isinstance(each, KeptPrefix) for each in kept)
+        used = sum(each.nbytes for each in kept)
+        return CacheFacts(used, self.budget, prefixes, len(kept) - prefixes)
+
+    def take(self, keys: Keys) -> tuple[KeptPrefix | None, int]:
+        """Find the prefix that has most in common with a prompt.
+
+        One that the prompt begins with as a whole leaves the store: what comes of the call takes
+        its place, and it is in memory once.
+
+        Returns:
+            The prefix, and how many of its keys are those of the prompt.
+        """
+        found, most = None, 0
+        for entry in self._prefixes():
+            length = common_length(entry.keys, keys)
+            if length > most:
+                found, most = entry, length
+        if found is not None:
+            self._entries.move_to_end(found.keys)
+            if most == len(found.keys):
+                del self._entries[found.keys]
+        return found, most
+
+    def put(self, prefix: KeptPrefix) -> None:
+        """Keep a prefix, in the place of those that it begins with."""
+        if not prefix.keys or prefix.nbytes > self.budget:
+            return
+        for entry in list(self._prefixes()):
+            if entry.keys == prefix.keys[: len(entry.keys)]:
+                del self._entries[entry.keys]
+        self._entries[prefix.keys] = prefix
+        self._fit()
+
+    def features(self, digest: str) -> Tensor | None:
+        """Return the features of an image, if they are kept."""
+        found = self._entries.get(digest)
+        if not isinstance(found, Tensor):
+            return None
+        self._entries.move_to_end(digest)
+        return found
+
+    def put_features(self, digest: str, features: Tensor) -> None:
+        """Keep the features of an image."""
+        if features.nbytes <= self.budget:
+            self._entries[digest] = features
+            self._fit()
+
+    def clear(self) -> bool:
+        """Drop everything; say whether there was something."""
+        had, self._entries = bool(self._entries), OrderedDict()
+        return had
+
+    def _prefixes(self) -> Iterable[KeptPrefix]:
+        return (each for each in self._entries.values() if isinstance(each, KeptPrefix))
+
+    def _fit(self) -> None:
+        used = self.facts.used_bytes
+        while used > self.budget:
+            _, dropped = self._entries.popitem(last=False)
+            used -= dropped.nbytes
