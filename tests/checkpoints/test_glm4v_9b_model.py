@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.glm4v_9b import layout, weights
+from glm4v_magic.checkpoints.glm4v_9b.config_file import validate_config
 from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
 from glm4v_magic.checkpoints.glm4v_9b.modeling import (
     Glm4v9bForConditionalGeneration,
@@ -39,7 +40,7 @@ def test_full_size_has_the_published_number_of_parameters(full_size):
 
 def test_every_published_name_maps_onto_one_parameter(full_size):
     config = json.loads(Glm4v9bConfig().to_json_string())
-    layout.validate_config(config, "defaults")
+    validate_config(config, "defaults")
     published = layout.weight_shapes(config)
     assert sum(torch.Size(shape).numel() for shape in published.values()) == 13_906_320_896
 

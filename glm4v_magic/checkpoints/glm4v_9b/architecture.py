@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.checkpoints.glm4v_9b import layout
 from glm4v_magic.checkpoints.glm4v_9b.units import model_shape
 from glm4v_magic.core.errors import OptionError
 
@@ -34,7 +33,9 @@ class Glm4v9bArchitecture:
     max_images: int | None = 1
 
     def __init__(self, name: str, config: dict[str, Any], where: str) -> None:
-        layout.validate_config(config, where)
+        from glm4v_magic.checkpoints.glm4v_9b.config_file import validate_config
+
+        validate_config(config, where)
         self.name = name
         self.config = config
 

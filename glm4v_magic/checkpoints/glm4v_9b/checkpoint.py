@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from glm4v_magic.checkpoints.files import read_json, read_tensor_infos
 from glm4v_magic.checkpoints.glm4v_9b import layout
 from glm4v_magic.checkpoints.glm4v_9b.architecture import Glm4v9bArchitecture
+from glm4v_magic.checkpoints.glm4v_9b.config_file import validate_generation_config
 from glm4v_magic.core.errors import CheckpointError, OptionError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Glm4v9bCheckpoint:
         )
         generation = folder / _GENERATION
         if generation.is_file():
-            layout.validate_generation_config(read_json(generation), str(generation))
+            validate_generation_config(read_json(generation), str(generation))
         self.tensors = read_tensor_infos(folder)
         self._check_tensors()
         if not (folder / "tokenizer.model").is_file():
