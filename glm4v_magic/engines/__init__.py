@@ -44,8 +44,9 @@ class Engine(Protocol):
         A row says what it would say alone, but for rounding; a sampled row, what it would say
         alone with its seed.
 
-        Closing the stream at any event releases everything that the call holds: the key/value
-        cache, the connection to a server. So does every error.
+        Closing the stream at any event releases everything that the call holds, such as the
+        connection to a server, but for what an engine keeps within its budget so as not to read
+        it again. So does every error.
 
         Raises:
             GenerationInterrupted: on an interrupt, also one that is thrown in at an event; with
