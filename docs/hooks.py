@@ -7,6 +7,7 @@ shows, so a new option is in the reference as soon as it is in the code.
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import textwrap
@@ -21,12 +22,13 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 from glm4v_magic.core import errors
-from glm4v_magic.core.options import OPTIONS, Option
+from glm4v_magic.core.options import OPTIONS, Option, of_requests
 from glm4v_magic.core.typed_options import flags_of
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics
 from glm4v_magic.notebook.settings import PREFIX, Glm4v
-from glm4v_magic.server import serve
+from glm4v_magic.server.__main__ import parser as server_parser
+from glm4v_magic.server.protocol import ChatRequest, Only
 
 ROOT = Path(__file__).parent.parent
 
@@ -134,8 +136,27 @@ def commands_page() -> str:
 def server_section() -> str:
     """Return the help of our own server, a program of its own."""
     with mock.patch.dict(os.environ, COLUMNS="92"):  # argparse wraps to the terminal's width
-        text = serve._parser().format_help()
-    return f"## `python -m glm4v_magic.server.serve` {{ #serve }}\n\n```text\n{text}```"
+        text = server_parser().format_help()
+    fields = "\n".join(request_fields())
+    return (
+        f"## `python -m glm4v_magic.server` {{ #serve }}\n\n```text\n{text}```\n\n"
+        "A request to `/v1/chat/completions` may have these fields, of which null counts as left "
+        f"out; any other is refused by name.\n\n| field | |\n| --- | --- |\n{fields}"
+    )
+
+
+def request_fields() -> Iterator[str]:
+    """Yield a row for each field of a request to our server."""
+    meanings = dict.fromkeys((each.name for each in of_requests()), "a sampling option")
+    for name, field in ChatRequest.model_fields.items():
+        only = [each for each in field.metadata if isinstance(each, Only)]
+        if only:
+            values = " or ".join(f"`{json.dumps(value)}`" for value in only[0].values)
+            meanings[name] = f"taken if it is {values}"
+        else:
+            meanings[name] = "taken, and ignored" if "ignored" in field.metadata else "taken"
+    for name, meaning in sorted(meanings.items()):
+        yield f"| `{name}` | {meaning} |"
 
 
 def parser_of(command: Callable[..., Any]) -> Any:

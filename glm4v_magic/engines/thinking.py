@@ -9,33 +9,23 @@ opening one into the prompt already.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum, auto
+from typing import TypeAlias
 
-__all__ = ["CLOSE", "OPEN", "Part", "ThinkingSplitter"]
+from glm4v_magic.core.events import Reclassified, Text, Thinking
+
+__all__ = ["CLOSE", "OPEN", "ThinkingSplitter", "Told"]
 
 OPEN, CLOSE = "<think>", "</think>"
 _ANSWER_OPEN, _ANSWER_CLOSE = "<answer>", "</answer>"
 
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A piece of the thinking or of the answer.
-
-    Attributes:
-        text: what is new. Never empty.
-        is_thinking: which of the two it is. Thinking comes before the answer. So if parts of an
-            answer came first, they turn out to have been thinking, and are in `text` once more.
-    """
-
-    text: str
-    is_thinking: bool
+Told: TypeAlias = Thinking | Text | Reclassified
 
 
 class _At(Enum):
     """Where in its writing the model is."""
 
-    START = auto()  # nothing but white space, or the beginning of a tag
+    START = auto()  # nothing but whitespace, or the beginning of a tag
     THINKING = auto()
     TEXT = auto()  # of an answer, unless a closing tag says that it was thinking
     THOUGHT = auto()  # between thinking and answer
@@ -45,73 +35,77 @@ class _At(Enum):
 
 
 class ThinkingSplitter:
-    """Splits what a model writes; what it gives back never ends inside of a tag.
+    """Splits what a model writes into events of row 0. None of them ends inside a tag.
+
+    `Reclassified` comes at most once: where a closing tag says that the `Text` before it was
+    thinking. Nothing is told twice.
 
     Args:
         inside: the text goes on with thinking that was stopped.
-        answer: it goes on with an answer that was stopped. Tags in that are words like others.
+        answer: the text goes on with an answer that was stopped. Tags in it are ordinary text.
         thought: before that answer the model thought.
     """
 
     def __init__(self, *, inside: bool = False, answer: bool = False, thought: bool = False):
         self._inside = inside
-        self._held = ""  # not given back yet: white space, or what may be a part of a tag
-        self._text: list[str] = []  # given back as an answer, which may have been thinking
+        self._held = ""  # not told yet: whitespace, or what may be a part of a tag
+        self._text: list[str] = []  # told as an answer, which may have been thinking
         self._at = _At.START
         if answer:
             self._at = _At.WRAPPED if thought else _At.ANSWER
 
-    def add(self, piece: str) -> Iterator[Part]:
-        """Take the next piece of the text, and give back what it tells."""
+    def add(self, piece: str) -> Iterator[Told]:
+        """Take the next piece of the text, and yield what it tells."""
         self._held += piece
         before = None
         while self._held and before != (self._at, self._held):
             before = (self._at, self._held)
             yield from self._step()
 
-    def add_thinking(self, piece: str) -> Iterator[Part]:
+    def add_thinking(self, piece: str) -> Iterator[Told]:
         """Take a piece that the server says is thinking: it has taken out the tags, then."""
         if self._at is _At.THINKING:
             yield from self.end()
         if self._at in (_At.START, _At.THINKING):
             self._at = _At.THOUGHT
-        yield Part(piece, is_thinking=True)
+        yield Thinking(piece)
 
-    def end(self) -> Iterator[Part]:
-        """Give back what was held: no more is coming."""
+    def end(self) -> Iterator[Told]:
+        """Yield what was held: no more is coming."""
         held, self._held = self._held, ""
         held = held.lstrip() if self._at is _At.THOUGHT else held
         if self._at is _At.TEXT and held == CLOSE and OPEN not in "".join(self._text):
-            yield from self._thought()
+            yield from self._thought("")
         elif self._at is not _At.LAST and held.strip():
             inside = self._at is _At.START and self._inside
-            yield Part(held, inside or self._at is _At.THINKING)
+            yield Thinking(held) if inside or self._at is _At.THINKING else Text(held)
 
-    def _step(self) -> Iterator[Part]:
+    def _step(self) -> Iterator[Told]:
         """Go on by one tag or less."""
         match self._at:
             case _At.START:
-                yield from self._start()
+                self._start()
             case _At.THINKING:
-                yield from self._until(CLOSE, _At.THOUGHT, is_thinking=True)
+                if text := self._until(CLOSE, _At.THOUGHT):
+                    yield Thinking(text)
             case _At.TEXT:
                 yield from self._unless_thinking()
             case _At.THOUGHT:
                 self._after_thinking()
             case _At.WRAPPED:
-                yield from self._until(_ANSWER_CLOSE, _At.LAST)
+                if text := self._until(_ANSWER_CLOSE, _At.LAST):
+                    yield Text(text)
             case _At.LAST:
                 yield from self._last()
             case _At.ANSWER:
-                yield Part(self._taken(len(self._held)), is_thinking=False)
+                yield Text(self._taken(len(self._held)))
 
-    def _start(self) -> Iterator[Part]:
+    def _start(self) -> None:
         text = self._held.lstrip()
         if text.startswith(OPEN):
             self._held, self._at = text.removeprefix(OPEN), _At.THINKING
         elif not OPEN.startswith(text):
             self._at = _At.THINKING if self._inside else _At.TEXT
-        yield from ()
 
     def _after_thinking(self) -> None:
         text = self._held.lstrip()
@@ -120,16 +114,15 @@ class ThinkingSplitter:
         elif not _ANSWER_OPEN.startswith(text):
             self._held, self._at = text, _At.ANSWER
 
-    def _until(self, tag: str, then: _At, *, is_thinking: bool = False) -> Iterator[Part]:
-        """Give back what comes before a tag; what may be its beginning is held."""
+    def _until(self, tag: str, then: _At) -> str:
+        """Return what comes before a tag; what may be its beginning is held."""
         at = self._held.find(tag)
         text = self._taken(at if at >= 0 else len(self._held) - _overlap(self._held, tag))
         if at >= 0:
             self._held, self._at = self._held.removeprefix(tag), then
-        if text:
-            yield Part(text, is_thinking)
+        return text
 
-    def _unless_thinking(self) -> Iterator[Part]:
+    def _unless_thinking(self) -> Iterator[Told]:
         at = self._held.find(CLOSE)
         if at < 0:
             text = self._taken(len(self._held) - _overlap(self._held, CLOSE))
@@ -138,29 +131,30 @@ class ThinkingSplitter:
         elif self._speaks_of_tags("".join(self._text) + self._held[:at], at):
             text, self._at = self._taken(len(self._held)), _At.ANSWER
         else:
-            self._text.append(self._taken(at))
+            rest = self._taken(at)
             self._held = self._held.removeprefix(CLOSE)
-            yield from self._thought()
+            yield from self._thought(rest)
             return
-        self._text.append(text)
         if text:
-            yield Part(text, is_thinking=False)
+            self._text.append(text)
+            yield Text(text)
 
     def _speaks_of_tags(self, before: str, at: int) -> bool:
         quotes = before[-1:] + self._held[at + len(CLOSE)]
         return OPEN in before or quotes in ("``", "''", '""')
 
-    def _thought(self) -> Iterator[Part]:
-        """Take the text until here back: it was thinking."""
+    def _thought(self, rest: str) -> Iterator[Told]:
+        """The text until here was thinking, and so is the `rest`, which was not told yet."""
         self._at = _At.THOUGHT
-        text = "".join(self._text)
-        if text:
-            yield Part(text, is_thinking=True)
+        if self._text:
+            yield Reclassified()
+        if rest:
+            yield Thinking(rest)
 
-    def _last(self) -> Iterator[Part]:
-        if not self._held.isspace():  # it goes on, so the tag was a word like others
+    def _last(self) -> Iterator[Told]:
+        if not self._held.isspace():  # the answer goes on, so the tag was ordinary text
             self._at = _At.WRAPPED
-            yield Part(_ANSWER_CLOSE, is_thinking=False)
+            yield Text(_ANSWER_CLOSE)
 
     def _taken(self, length: int) -> str:
         taken, self._held = self._held[:length], self._held[length:]
@@ -168,6 +162,6 @@ class ThinkingSplitter:
 
 
 def _overlap(text: str, tag: str) -> int:
-    """Return how many of the last signs of `text` may be the beginning of `tag`."""
+    """Return how many of the last characters of `text` may be the beginning of `tag`."""
     longest = min(len(text), len(tag) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(tag[:n])), 0)

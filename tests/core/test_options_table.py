@@ -30,7 +30,8 @@ from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics
 from glm4v_magic.notebook.settings import PREFIX, Glm4v, read
 from glm4v_magic.planning.plan import DEFAULT_RESERVE
-from glm4v_magic.server import serve
+from glm4v_magic.server.__main__ import parser as server_parser
+from glm4v_magic.server.questions import read_question
 from glm4v_magic.session.session import Session
 
 PACKAGE = Path(glm4v_magic.__file__).parent
@@ -50,7 +51,7 @@ every_option = pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
 
 
 def serve_parser():
-    return {flag: action for action in serve._parser()._actions for flag in action.option_strings}
+    return {flag: action for action in server_parser()._actions for flag in action.option_strings}
 
 
 def parsers():
@@ -118,10 +119,10 @@ def test_settings_and_server_refuse_what_python_refuses(option, value, tmp_path)
             assert getattr(settings, option.name) == kept
     if option.who.request:
         body = {"messages": [{"role": "user", "content": "What?"}], option.name: value}
-        asked = complaint(serve.read_request, body, "m")
+        asked = complaint(read_question, body, "m")
         assert asked == (None if value is None else said)
         if asked is None:
-            sampling = serve.read_request(body, "m").request.sampling
+            sampling = read_question(body, "m").request.sampling
             expected = option.default if value is None else value
             assert getattr(sampling, option.name) == expected
     if option.name in PlacementOptions.__dataclass_fields__ and said is not None:
@@ -181,9 +182,7 @@ def test_the_default_is_the_same_wherever_it_is_not_given(option, tmp_path):
         assert getattr(read({}, {}, tmp_path), option.name) == option.default
     if option.who.request:
         body = {"messages": [{"role": "user", "content": "What?"}]}
-        assert getattr(serve.read_request(body, "m").request.sampling, option.name) == (
-            option.default
-        )
+        assert getattr(read_question(body, "m").request.sampling, option.name) == (option.default)
     for method in option.who.python:
         parameters = inspect.signature(getattr(Session, method)).parameters
         assert option.name in parameters or "options" in parameters
@@ -199,7 +198,7 @@ def test_settings_are_those_of_the_table():
 
 def test_a_request_takes_the_fields_of_the_table():
     for name, option in OPTIONS.items():
-        said = complaint(serve.read_request, {name: "?", "messages": 3}, "m")
+        said = complaint(read_question, {name: "?", "messages": 3}, "m")
         assert (f"does not know '{name}'" in said) is not (option.who.request or name == "model")
 
 
@@ -267,7 +266,7 @@ from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.completion import complete
 from glm4v_magic.notebook.magics import Glm4vMagics
 from glm4v_magic.notebook.settings import Glm4v, read
-from glm4v_magic.server import serve
+from glm4v_magic.server.questions import read_question
 
 cell = Glm4vMagics.glm4v
 for line in (cell, COMMANDS["ask"], COMMANDS["retry"]):
@@ -277,7 +276,7 @@ assert complete("%%glm4v cat.png --ty", {{}}, COMMANDS, cell) == ["--typical-p"]
 assert read({{}}, {{"GLM4V_TYPICAL_P": "0.25"}}).typical_p == 0.25
 assert [row.name for row in Glm4v().table("typical_p")] == ["typical_p"]
 body = {{"messages": [{{"role": "user", "content": "What?"}}], "typical_p": 0.25}}
-assert serve.read_request(body, "m").request.sampling.typical_p == 0.25
+assert read_question(body, "m").request.sampling.typical_p == 0.25
 
 
 class Asked:
@@ -289,7 +288,7 @@ class Asked:
 assert Asked().ask("What?", typical_p=0.25).typical_p == 0.25
 for refuse in (
     lambda: Asked().ask("What?", typical_p=2),
-    lambda: serve.read_request({{**body, "typical_p": 2}}, "m"),
+    lambda: read_question({{**body, "typical_p": 2}}, "m"),
 ):
     try:
         refuse()

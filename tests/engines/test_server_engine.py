@@ -30,6 +30,7 @@ from glm4v_magic.core.errors import (
     GenerationInterrupted,
     OptionError,
 )
+from glm4v_magic.core.events import Reclassified, Text, Thinking
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.server_address import API_KEY, ServerAddress, is_address, read_address
 from glm4v_magic.engines.server import connect
@@ -67,6 +68,11 @@ def session(server):
     session = glm4v_magic.load(server.url)
     yield session
     session.unload()
+
+
+def generation_of(engine, request):
+    *_, finished = engine.stream([request])
+    return finished.generation
 
 
 def refused(call, *arguments, kind=EngineError, **options):
@@ -295,7 +301,7 @@ class TestWhatIsSent:
     def test_an_unfinished_answer_is_to_be_carried_on(self, server):
         engine = connect(ServerAddress(server.url))
         turns = (Message("user", "Q?"), Message("assistant", "The", complete=False))
-        engine.generate(Request(Conversation(turns)), lambda _: None)
+        generation_of(engine, Request(Conversation(turns)))
         sent = server.bodies[0]
         assert sent["messages"][1] == {"role": "assistant", "content": "The"}
         assert sent["continue_final_message"] is True
@@ -303,8 +309,8 @@ class TestWhatIsSent:
         server.answer(CHAT, stream(piece(" end "), END))
         carried_on = Request(Conversation(turns))
         fresh = Request(Conversation(turns[:1]))
-        assert engine.generate(carried_on, lambda _: None).text == " end"
-        assert engine.generate(fresh, lambda _: None).text == "end"
+        assert generation_of(engine, carried_on).text == " end"
+        assert generation_of(engine, fresh).text == "end"
         engine.close()
 
     def test_too_many_images_for_it_are_not_sent(self, server):
@@ -494,7 +500,7 @@ class TestWhatGoesWrong:
         head = stream(piece("A"), done=False)
         server.answer(CHAT, head, 1.0)
         pieces = []
-        said = refused(session.ask, "Q?", on_text=pieces.append)
+        said = refused(follow, session.stream("Q?"), text=pieces.append)
         assert said.startswith(f"{server.url} was silent for 0.2 s.")
         assert pieces == ["A"]
 
@@ -504,7 +510,7 @@ class TestWhatGoesWrong:
             session = glm4v_magic.load(other.url)
         assert refused(session.ask, "Q?").startswith(f"No server answers at {other.url}: ")
 
-    def test_an_error_in_a_callback_closes_the_connection(self, session, server):
+    def test_an_error_of_a_reader_closes_the_connection(self, session, server):
         head, more = stream(piece("A"), done=False), b": x\n\n"
         server.answer(CHAT, head, *([0.02, more] * 200))
         with pytest.raises(ZeroDivisionError):
@@ -512,51 +518,50 @@ class TestWhatGoesWrong:
         assert server.closed_by_client.wait(5)
 
 
+def heard(events):
+    """What is told while an answer is made, in order; and the answer."""
+    told = []
+    for event in events:
+        match event:
+            case Text() | Thinking():
+                told.append((type(event).__name__.lower(), event.text))
+            case Reclassified():
+                told.append("reclassified")
+    return told, event.answer
+
+
 def thinking(*pieces, name="reasoning_content"):
     return [piece(**{name: each}) for each in pieces]
 
 
 class TestThinking:
-    @pytest.fixture
-    def heard(self):
-        """What the callbacks were told, in order; `options` are for `Session.ask`."""
-        heard = []
-        heard_of = {
-            "on_text": lambda text: heard.append(("text", text)),
-            "on_thinking": lambda text: heard.append(("thinking", text)),
-        }
-        return heard, heard_of
-
     @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
-    def test_what_the_server_takes_out(self, session, server, heard, name):
-        told, options = heard
+    def test_what_the_server_takes_out(self, session, server, name):
         pieces = [*thinking("\nHm", " so.\n", name=name), piece("\n\nA"), piece("."), END]
         server.answer(CHAT, stream(*pieces))
-        answer = session.ask("Q?", **options)
+        told, answer = heard(session.stream("Q?"))
         assert (answer.thinking, answer.text) == ("Hm so.", "A.")
         assert told == [("thinking", "Hm"), ("thinking", " so.\n"), ("text", "A"), ("text", ".")]
 
-    def test_what_it_leaves_in_the_text(self, session, server, heard):
-        told, options = heard
+    def test_what_it_leaves_in_the_text(self, session, server):
         server.answer(
             CHAT,
             stream(*map(piece, ("<thi", "nk>Hm", ".</think><answ", "er>A", ".</answer>")), END),
         )
-        answer = session.ask("Q?", **options)
+        told, answer = heard(session.stream("Q?"))
         assert (answer.thinking, answer.text) == ("Hm.", "A.")
         assert told == [("thinking", "Hm"), ("thinking", "."), ("text", "A"), ("text", ".")]
 
-    def test_what_turns_out_to_have_been_thinking(self, session, server, heard):
-        told, options = heard
+    def test_what_turns_out_to_have_been_thinking(self, session, server):
         server.answer(CHAT, stream(piece("\nHm"), piece(" so</think>"), piece("A."), END))
-        answer = session.ask("Q?", **options)
+        told, answer = heard(session.stream("Q?"))
         assert (answer.thinking, answer.text) == ("Hm so", "A.")
-        assert told == [("text", "Hm"), ("text", " so"), ("thinking", "Hm so"), ("text", "A.")]
+        assert told == [("text", "Hm"), ("text", " so"), "reclassified", ("text", "A.")]
 
-    def test_a_tag_that_was_none_is_told_too(self, session, server, heard):
-        told, options = heard
+    def test_a_tag_that_was_none_is_told_too(self, session, server):
         server.answer(CHAT, stream(piece("x <"), piece("/th"), END))
-        assert session.ask("Q?", **options).text == "x </th"
+        told, answer = heard(session.stream("Q?"))
+        assert answer.text == "x </th"
         assert "".join(text for _, text in told) == "x </th"
 
     def test_an_answer_that_never_begins(self, session, server):
@@ -569,12 +574,11 @@ class TestThinking:
                 "Hm",
             )
 
-    def test_thinking_after_the_answer_takes_nothing_back(self, session, server, heard):
-        told, options = heard
+    def test_thinking_after_the_answer_takes_nothing_back(self, session, server):
         server.answer(
             CHAT, stream(*thinking("Hm"), piece("A"), *thinking(" more"), piece("."), END)
         )
-        answer = session.ask("Q?", **options)
+        told, answer = heard(session.stream("Q?"))
         assert (answer.thinking, answer.text) == ("Hm more", "A.")
         assert told == [("thinking", "Hm"), ("text", "A"), ("text", ".")]
 
@@ -686,11 +690,10 @@ class TestThinking:
     @pytest.mark.parametrize(
         "rest", [[piece(" is.</thi"), piece("nk>A.")], [*thinking(" is."), piece("\nA.")]]
     )
-    def test_stopped_while_thinking_it_goes_on_thinking(self, session, server, heard, rest):
-        told, options = heard
+    def test_stopped_while_thinking_it_goes_on_thinking(self, session, server, rest):
         self.stopped(session, server, *thinking("Hm, it"))
         server.answer(CHAT, stream(*rest, END))
-        answer = session.carry_on(**options)
+        told, answer = heard(session.stream_carry_on())
         assert (answer.thinking, answer.text) == ("Hm, it is.", "A.")
         assert told == [("thinking", " is."), ("text", "A.")]
         sent = server.bodies[-1]
@@ -873,6 +876,13 @@ class TestInterrupts:
         assert not session.status().busy
 
 
+def all_parts(value, depth=4):
+    """The attributes of an object, those of its attributes, and so on."""
+    for part in getattr(value, "__dict__", {}).values() if depth else ():
+        yield part
+        yield from all_parts(part, depth - 1)
+
+
 class TestTheKey:
     @pytest.fixture
     def key(self, monkeypatch):
@@ -896,14 +906,14 @@ class TestTheKey:
             repr(engine.info),
             caplog.text,
         ]
-        shown += [repr(vars(engine)), repr(vars(engine._connection))]
+        shown += [repr(each) for each in all_parts(engine)]
         echo = {"error": {"message": f"Bad key {KEY}."}}
         for answer in (response(echo, "401 Unauthorized"), stream(echo), stream(KEY.encode())):
             server.answer(CHAT, answer)
             shown.append(refused(session.ask, "Q?"))
         server.answer(CHAT, stream(b"data: " + KEY.encode() + b"\n\n"))
         shown.append(refused(session.ask, "Q?"))
-        assert "Bad key ***. It does not accept the key in GLM4V_API_KEY." in shown[7]
+        assert "Bad key ***. It does not accept the key in GLM4V_API_KEY." in shown[-4]
         assert not [text for text in shown if KEY in text]
 
     @pytest.mark.parametrize("bad", ["two words", "schlüssel", "a\x00b"])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
 import pytest
 
+from glm4v_magic.core.events import Reclassified, Text, Thinking
 from glm4v_magic.engines.thinking import ThinkingSplitter
 
 CASES = [
@@ -54,25 +53,27 @@ CASES = [
 
 
 def told(pieces, **how):
-    """What is given back for these pieces: the thinking, and the answer."""
+    """What is told of these pieces: the thinking, and the answer."""
     splitter = ThinkingSplitter(**how)
-    parts = [part for piece in pieces for part in splitter.add(piece)]
-    return joined([*parts, *splitter.end()])
+    events = [event for piece in pieces for event in splitter.add(piece)]
+    return joined([*events, *splitter.end()])
 
 
-def joined(parts):
-    assert all(part.text for part in parts)
-    runs = [
-        (is_thinking, "".join(part.text for part in run))
-        for is_thinking, run in groupby(parts, lambda part: part.is_thinking)
-    ]
-    if [is_thinking for is_thinking, _ in runs[:2]] == [False, True]:
-        # Parts of an answer that were thinking are in it once more.
-        assert runs[1][1].startswith(runs[0][1])
-        del runs[0]
-    assert [is_thinking for is_thinking, _ in runs] in ([], [True], [False], [True, False])
-    found = dict(runs)
-    return found.get(True, ""), found.get(False, "")
+def joined(events):
+    thinking, answer = [], []
+    for event in events:
+        match event:
+            case Reclassified():
+                assert answer, "there is nothing to take back"
+                assert not thinking, "thinking comes before the answer"
+                thinking, answer = answer, []
+            case Thinking():
+                assert not answer, "thinking comes before the answer"
+                thinking.append(event.text)
+            case Text():
+                answer.append(event.text)
+    assert all([*thinking, *answer]), "no piece is empty"
+    return "".join(thinking), "".join(answer)
 
 
 @pytest.mark.parametrize(("written", "thinking", "answer"), CASES)
@@ -85,16 +86,31 @@ def test_thinking_and_answer_wherever_the_text_is_cut(written, thinking, answer)
             assert told(pieces) == (thinking, answer), pieces
 
 
-def test_pieces_are_given_back_at_once_but_for_what_may_be_a_tag():
+def test_pieces_are_told_at_once_but_for_what_may_be_a_tag():
     splitter = ThinkingSplitter()
-    given = [
-        [(part.text, part.is_thinking) for part in splitter.add(piece)]
-        for piece in ("<th", "ink>Hm", " <", " 3</", "think> ", "Yes", " <b>", "</answer>")
-    ]
-    assert given == [
-        [], [("Hm", True)], [(" ", True)], [("< 3", True)], [],
-        [("Yes", False)], [(" <b>", False)], [("</answer>", False)],
+    pieces = ("<th", "ink>Hm", " <", " 3</", "think> ", "Yes", " <b>", "</answer>")
+    assert [list(splitter.add(piece)) for piece in pieces] == [
+        [], [Thinking("Hm")], [Thinking(" ")], [Thinking("< 3")], [],
+        [Text("Yes")], [Text(" <b>")], [Text("</answer>")],
     ]  # fmt: skip
+
+
+def test_no_text_is_told_twice():
+    splitter = ThinkingSplitter()
+    events = [list(splitter.add(piece)) for piece in ("Hm", " so. Well</", "think>Yes", ".")]
+    assert events == [
+        [Text("Hm")],
+        [Text(" so. Well")],
+        [Reclassified(), Text("Yes")],
+        [Text(".")],
+    ]
+    splitter = ThinkingSplitter()
+    assert [*splitter.add("Hm,"), *splitter.add(" so.</think>Yes")] == [
+        Text("Hm,"),
+        Reclassified(),
+        Thinking(" so."),
+        Text("Yes"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -117,16 +133,16 @@ def test_what_goes_on_with_something_that_was_stopped(how, written, thinking, an
 
 def test_where_the_server_has_taken_the_thinking_out_tags_are_words():
     splitter = ThinkingSplitter()
-    parts = [
+    events = [
         *splitter.add("\n"),
         *splitter.add_thinking("Hm"),
         *splitter.add_thinking("."),
         *splitter.add("\n<think>."),
     ]
-    assert joined([*parts, *splitter.end()]) == ("Hm.", "<think>.")
+    assert joined([*events, *splitter.end()]) == ("Hm.", "<think>.")
     splitter = ThinkingSplitter(inside=True)
-    parts = [*splitter.add_thinking(" on"), *splitter.add("<answer>Yes.</answer>")]
-    assert joined([*parts, *splitter.end()]) == (" on", "Yes.")
+    events = [*splitter.add_thinking(" on"), *splitter.add("<answer>Yes.</answer>")]
+    assert joined([*events, *splitter.end()]) == (" on", "Yes.")
     splitter = ThinkingSplitter()
-    parts = [*splitter.add("<think>Hm</"), *splitter.add_thinking("."), *splitter.add("Yes")]
-    assert joined([*parts, *splitter.end()]) == ("Hm</.", "Yes")
+    events = [*splitter.add("<think>Hm</"), *splitter.add_thinking("."), *splitter.add("Yes")]
+    assert joined([*events, *splitter.end()]) == ("Hm</.", "Yes")

@@ -24,7 +24,7 @@ from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics
 from glm4v_magic.notebook.next_steps import in_cell
 from glm4v_magic.notebook.settings import Glm4v
-from glm4v_magic.server import serve
+from glm4v_magic.server.__main__ import parser as server_parser
 
 pytest.importorskip("mkdocs")
 
@@ -114,7 +114,7 @@ def test_a_value_for_every_kind_of_option():
 
 def test_the_server_is_on_the_page_with_its_options():
     text = section("serve")
-    for option in serve._parser()._option_string_actions:
+    for option in server_parser()._option_string_actions:
         assert re.search(rf"{option}\b", text), option
 
 

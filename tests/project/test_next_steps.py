@@ -23,7 +23,7 @@ from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics
 from glm4v_magic.notebook.next_steps import CELL, in_cell
 from glm4v_magic.planning.plan import plan
-from glm4v_magic.server import serve
+from glm4v_magic.server.__main__ import main as serve
 from glm4v_magic.server.next_steps import HTTP, in_http
 from glm4v_magic.session.session import Session
 
@@ -143,7 +143,7 @@ def test_a_cell_names_what_a_cell_has(code):
 
 def test_http_names_what_the_server_has(capsys):
     with pytest.raises(SystemExit):
-        serve.main(["--help"])
+        serve(["--help"])
     flags = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
     assert "--offload" in flags
     for code in sorted(VALUES):

@@ -22,7 +22,7 @@ FILES = sorted(
     if path.relative_to(PACKAGE).parts[0] != "notebook"
 )
 COMMAND_LINES = {
-    "server/serve.py": "a program: python -m glm4v_magic.server.serve",
+    "server/__main__.py": "a program: python -m glm4v_magic.server",
     "server/next_steps.py": "the words of that program; those of others are told apart elsewhere",
     "remote_code/patch.py": "a program: python -m glm4v_magic.remote_code.patch",
 }

@@ -1,0 +1,15 @@
+"""A model behind a server that speaks OpenAI's protocol: vLLM, SGLang, llama.cpp or our own.
+
+Nothing here imports torch. From the outside in:
+
+- `engine`: `connect` finds out what is served, `ServerEngine` asks it;
+- `question`: a request in OpenAI's terms;
+- `transcript`: the pieces of an answer, as events and as one text;
+- `connection`: HTTP, server-sent events, and everything that can fail there, in words;
+- `replies`: what servers send, as pydantic models.
+"""
+
+from glm4v_magic.engines.server.engine import ServerEngine, connect
+from glm4v_magic.engines.server.replies import OwnFacts
+
+__all__ = ["OwnFacts", "ServerEngine", "connect"]

@@ -1,0 +1,224 @@
+"""HTTP to one server: requests, streams of events, and every failure in words."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+
+import httpx
+from httpx_sse import EventSource
+
+from glm4v_magic.core.errors import EngineError, reason
+from glm4v_magic.core.server_address import API_KEY, ServerAddress, is_loopback
+from glm4v_magic.engines.server.replies import error_message
+
+__all__ = ["KEY_WANTED", "LONGEST_MESSAGE", "Connection", "StatusError", "content_type", "read"]
+
+LONGEST_MESSAGE = 300
+"""Characters of a server's own words in ours."""
+
+KEY_WANTED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
+_CONNECT_SECONDS = 10.0
+_LONGEST_EVENT = 2**20  # bytes; a token needs some hundred
+_LONGEST_BODY = 2**22  # bytes, of a list of models or an error
+_KEY = re.compile(r"[\x21-\x7e]+")
+_EVENTS = "text/event-stream"
+_EMPTY_LINE = re.compile(rb"\n\r?\n|\r\r")
+
+_ADVICE = {
+    404: "The address of an OpenAI-compatible API usually ends in /v1.",
+    502: "It may still be starting; ask again later.",
+    503: "It may still be starting; ask again later.",
+}
+
+
+class StatusError(EngineError):
+    """An HTTP status other than 200.
+
+    Attributes:
+        status: the status.
+    """
+
+    def __init__(self, status: int, what: str, hint: str = "", *, code: str = "") -> None:
+        super().__init__(what, hint, code=code)
+        self.status = status
+
+
+class Connection:
+    """Requests to one server, and its failures in words.
+
+    Args:
+        address: of the server.
+
+    Attributes:
+        url: of its API, for messages.
+        seconds: longest silence.
+    """
+
+    def __init__(self, address: ServerAddress) -> None:
+        self.url = address.url
+        self.seconds = address.timeout
+        self._client = httpx.Client(
+            # A redirect could take the key to another host, so none is followed.
+            follow_redirects=False,
+            # No proxy reaches this computer; for other hosts the environment may name one.
+            trust_env=not is_loopback(httpx.URL(address.url).host),
+            # One connection per request: closing it tells the server that nobody waits.
+            limits=httpx.Limits(max_keepalive_connections=0),
+            headers={"Accept-Encoding": "identity", "User-Agent": "glm4v_magic"},
+        )
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._client.close()
+
+    @contextlib.contextmanager
+    def open(
+        self, method: str, path: str, body: object = None, *, seconds: float | None = None
+    ) -> Iterator[httpx.Response]:
+        """Send a request and give its response, status 200, to be read within the context.
+
+        Raises:
+            StatusError: if the server answers with another status.
+            EngineError: whatever else goes wrong, also while the response is read.
+        """
+        seconds = self.seconds if seconds is None else seconds
+        timeout = httpx.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS))
+        headers = _headers()
+        try:
+            with self._client.stream(
+                method, self.url + path, json=body, headers=headers, timeout=timeout
+            ) as response:
+                if response.status_code != httpx.codes.OK:
+                    raise self._refusal(response, path)
+                yield response
+        except httpx.HTTPError as error:
+            failure = self._failure(error, seconds)
+        except httpx.InvalidURL as error:
+            failure = self._unreachable(error)
+        else:
+            return
+        raise failure  # out here, without the frames of the HTTP client
+
+    def events(self, response: httpx.Response) -> Iterator[str]:
+        """Yield the data of each server-sent event; comments and other fields are left out.
+
+        Raises:
+            EngineError: if the response is no stream of events, or one of them is too long.
+        """
+        kind = content_type(response)
+        if kind != _EVENTS:
+            raise EngineError(
+                f"{self.url} answers with {kind or 'no content type'} where a "
+                f"stream of events ({_EVENTS}) was asked for.",
+                "The address of an OpenAI-compatible API usually ends in /v1.",
+            )
+        # httpx-sse splits lines as the standard says, U+2028 left alone, but collects a line or an
+        # event of any length, and drops a last event without its empty line. So what it reads is
+        # the same response with a bound on both, and with that line. Such streams are UTF-8
+        # whatever their header says.
+        bounded = httpx.Response(
+            response.status_code,
+            headers={"Content-Type": _EVENTS},
+            content=self._bounded(response.iter_bytes()),
+        )
+        for event in EventSource(bounded).iter_sse():
+            if event.data:
+                yield event.data
+
+    def _bounded(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        size, before = 0, b""
+        for chunk in chunks:
+            # An empty line may begin in the chunk before.
+            ends = [found.end() for found in _EMPTY_LINE.finditer(before + chunk)]
+            size = len(before) + len(chunk) - ends[-1] if ends else size + len(chunk)
+            before = (before + chunk)[-2:]
+            if size > _LONGEST_EVENT:
+                raise EngineError(
+                    f"{self.url} sent an event of more than {_LONGEST_EVENT:,} bytes."
+                )
+            yield chunk
+        yield b"\n\n"
+
+    def said(self, text: str) -> str:
+        """Return a server's own words, on one line, of bounded length, and without the key."""
+        if key := _key():
+            text = text.replace(key, "***")
+        printable = (character if character.isprintable() else " " for character in text)
+        line = " ".join("".join(printable).split())
+        return line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE - 3]}..."
+
+    def _failure(self, error: httpx.HTTPError, seconds: float) -> EngineError:
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return self._unreachable(error)
+        if isinstance(error, httpx.TimeoutException):
+            return EngineError(f"{self.url} was silent for {seconds:g} s.", code="server_is_silent")
+        return EngineError(
+            f"The connection to {self.url} broke: {self.said(reason(error))}.",
+            "Is the server still running? Its log may tell more.",
+        )
+
+    def _unreachable(self, error: Exception) -> EngineError:
+        return EngineError(
+            f"No server answers at {self.url}: {self.said(reason(error))}.",
+            "Start it, or check host and port.",
+        )
+
+    def _refusal(self, response: httpx.Response, path: str) -> StatusError:
+        body = read(response)
+        message = error_message(body)
+        if not message and content_type(response) == "text/plain":
+            message = body.decode("utf-8", "replace")
+        message = self.said(message)
+        answer = f"{response.status_code} {response.reason_phrase}".rstrip()
+        what = f"{self.url}{path} answers {answer}"
+        what += f": {message.removesuffix('.')}." if message else "."
+        if response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
+            return StatusError(response.status_code, what, code="image_too_large_for_server")
+        return StatusError(response.status_code, what, self._advice(response))
+
+    def _advice(self, response: httpx.Response) -> str:
+        status = response.status_code
+        if status in KEY_WANTED:
+            if _key():
+                return f"It does not accept the key in {API_KEY}."
+            return f"If it wants a key, put it into the environment variable {API_KEY}."
+        if status == httpx.codes.TOO_MANY_REQUESTS:
+            seconds = response.headers.get("Retry-After", "")
+            return f"It is busy; ask again {f'in {seconds} s' if seconds.isdigit() else 'later'}."
+        if response.is_redirect:
+            return f"It is at {self.said(response.headers.get('Location', ''))}; give that address."
+        return _ADVICE.get(status, "Its log may tell more." if status >= 500 else "")
+
+
+def read(response: httpx.Response) -> bytes:
+    """Read a body that is not a stream, as far as it is of reasonable length."""
+    body = bytearray()
+    for chunk in response.iter_bytes():
+        body += chunk
+        if len(body) > _LONGEST_BODY:
+            break
+    return bytes(body[:_LONGEST_BODY])
+
+
+def content_type(response: httpx.Response) -> str:
+    """Return the type of a response without its parameters, in lower case."""
+    kind: str = response.headers.get("Content-Type", "")
+    return kind.partition(";")[0].strip().lower()
+
+
+def _key() -> str:
+    """Return the key; it is read for each request and never kept."""
+    return os.environ.get(API_KEY, "").strip()
+
+
+def _headers() -> dict[str, str]:
+    key = _key()
+    if key and not _KEY.fullmatch(key):
+        raise EngineError(
+            f"The key in {API_KEY} holds a space or a character outside of ASCII.",
+            "Set it anew, without quotes around it.",
+        )
+    return {"Authorization": f"Bearer {key}"} if key else {}

@@ -1,0 +1,194 @@
+"""`connect` finds out what a server serves; `ServerEngine` asks it.
+
+An answer is streamed as server-sent events. An interrupt, an error or a stream that is closed
+closes the connection, which is how such a server learns that nobody waits any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+
+import httpx
+from pydantic import ValidationError
+
+from glm4v_magic.core.conversation import Request
+from glm4v_magic.core.errors import EngineError, GenerationInterrupted, OptionError, reason
+from glm4v_magic.core.events import EngineEvent, Finished
+from glm4v_magic.core.model import EngineInfo
+from glm4v_magic.core.server_address import ServerAddress
+from glm4v_magic.engines.server.connection import (
+    KEY_WANTED,
+    LONGEST_MESSAGE,
+    Connection,
+    StatusError,
+    content_type,
+    read,
+)
+from glm4v_magic.engines.server.question import EXTENSIONS, body_of
+from glm4v_magic.engines.server.replies import ModelEntry, ModelList, OwnFacts
+from glm4v_magic.engines.server.transcript import Transcript
+
+__all__ = ["ServerEngine", "connect"]
+
+_LIST_SECONDS = 30.0
+_DONE = "[DONE]"
+
+
+def connect(address: ServerAddress) -> ServerEngine:
+    """Find out what a server serves, and return the engine that asks it.
+
+    Raises:
+        EngineError: if it cannot be reached, or does not answer as such servers do.
+        OptionError: if it serves several models and none was chosen.
+    """
+    try:
+        connection = Connection(address)
+    except (httpx.InvalidURL, ValueError, ImportError) as error:  # the address, or a proxy for it
+        raise EngineError(
+            f"{address.url} cannot be asked: {reason(error)}.",
+            "Check the address, and the proxy in the environment if there is one.",
+        ) from None
+    try:
+        entries = _entries(connection, address)
+        name = address.served_model or _only(connection, entries)
+        # A name that is not in the list is left to the server: some load what they are asked for.
+        info = _described(address, entries.get(name) or ModelEntry(id=name))
+        return ServerEngine(connection, info, tuple(entries))
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _entries(connection: Connection, address: ServerAddress) -> dict[str, ModelEntry]:
+    """Return what the server says about each of its models, by name."""
+    seconds = min(address.timeout, _LIST_SECONDS)
+    try:
+        with connection.open("GET", "/models", seconds=seconds) as response:
+            body, kind = read(response), content_type(response)
+    except StatusError as refused:
+        if address.served_model is None or refused.status in KEY_WANTED:
+            raise
+        # Not every proxy has this list; transformers serve (5.23) fails at it without a hub cache.
+        return {}
+    try:
+        return ModelList.model_validate_json(body).by_name()
+    except ValidationError:
+        raise EngineError(
+            f"{connection.url}/models answers with {kind or 'something'} that is no list of "
+            "models.",
+            "The address of an OpenAI-compatible API usually ends in /v1.",
+        ) from None
+
+
+def _only(connection: Connection, names: Mapping[str, object]) -> str:
+    """Return the name of the only model."""
+    if not names:
+        raise EngineError(
+            f"{connection.url} lists no model.",
+            code="server_has_no_model",
+        )
+    if len(names) > 1:
+        raise OptionError(
+            f"{connection.url} serves {connection.said(_listed(names))}.",
+            code="server_has_many_models",
+        )
+    (name,) = names
+    return name
+
+
+def _described(address: ServerAddress, entry: ModelEntry) -> EngineInfo:
+    own = entry.glm4v_magic or OwnFacts()
+    return EngineInfo(
+        model=entry.id,
+        notice=(own.notice or "")[:LONGEST_MESSAGE],
+        max_images=own.max_images,
+        image_size=own.image_size,
+        visual_tokens=own.visual_tokens,
+        context=entry.max_model_len,
+        parameters=None,
+        server=address.url,
+        thinks=own.thinks,
+    )
+
+
+class ServerEngine:
+    """A served model; see `engines.Engine`. Made by `connect`.
+
+    Args:
+        connection: to the server.
+        info: of the chosen model.
+        offered: names of all its models.
+    """
+
+    def __init__(self, connection: Connection, info: EngineInfo, offered: tuple[str, ...]) -> None:
+        self._connection = connection
+        self._info = info
+        self._offered = offered
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the server tells about the model."""
+        return self._info
+
+    @property
+    def batch_size(self) -> int:
+        """One: requests are sent one after the other."""
+        return 1
+
+    def require_room(self, request: Request) -> None:
+        """Return ``None``: how many tokens may follow, the server alone knows."""
+
+    def stream(self, requests: Sequence[Request]) -> Generator[EngineEvent, None, None]:
+        """Answer `requests`, one after the other; see `engines.Engine.stream`."""
+        open_rows: dict[int, Transcript] = {}
+        try:
+            for row, request in enumerate(requests):
+                open_rows[row] = Transcript(request, row, self._connection)
+                yield from self._listen(request, open_rows[row])
+                finished = Finished(open_rows[row].finished(), row)
+                del open_rows[row]
+                yield finished
+        except KeyboardInterrupt:
+            pass  # raised anew below, without the frames of the HTTP client
+        else:
+            return
+        raise GenerationInterrupted(
+            {row: each.generation("interrupted") for row, each in open_rows.items()}
+        )
+
+    def _listen(self, request: Request, transcript: Transcript) -> Iterator[EngineEvent]:
+        body = body_of(self._info.model, request)
+        try:
+            with self._connection.open("POST", "/chat/completions", body) as response:
+                for data in self._connection.events(response):
+                    if data.strip() == _DONE:
+                        transcript.done = True
+                        break
+                    yield from transcript.take(data)
+                yield from transcript.end()
+        except StatusError as refused:
+            self._advise(refused, request)
+            raise
+
+    def _advise(self, refused: StatusError, request: Request) -> None:
+        """Say what to do next where the request tells more than the status."""
+        if refused.status == httpx.codes.NOT_FOUND and self._offered:
+            refused.advise(f"It serves {self._connection.said(_listed(self._offered))}.")
+        if refused.status in (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY):
+            names = (*EXTENSIONS, "thinking")
+            sent = [name for name in names if getattr(request.sampling, name) is not None]
+            partial = request.conversation.partial
+            if sent:
+                refused.advise(f"Not every server takes {' and '.join(sent)}; leave it out.")
+            elif partial is not None and partial.thinking:
+                refused.advise(code="server_cannot_think_on")
+
+    def close(self) -> None:
+        """Close the connection; the server goes on."""
+        self._connection.close()
+
+
+def _listed(names: Iterable[str]) -> str:
+    few = list(names)
+    more = f" and {len(few) - 10} more" if len(few) > 10 else ""
+    return ", ".join(few[:10]) + more

@@ -1,0 +1,68 @@
+"""A request in OpenAI's terms, and where these have none, in vLLM's."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+from glm4v_magic.core.conversation import Message, Request
+from glm4v_magic.core.image import SourcedImage
+from glm4v_magic.engines.thinking import CLOSE, OPEN
+
+__all__ = ["EXTENSIONS", "body_of"]
+
+EXTENSIONS = ("top_k", "min_p", "repetition_penalty")
+"""Sampling values that OpenAI's protocol does not have; vLLM and SGLang take them."""
+
+
+def body_of(model: str, request: Request) -> dict[str, Any]:
+    """Return the body of ``POST /chat/completions``.
+
+    Args:
+        model: name that the server knows it by.
+        request: what is asked.
+    """
+    conversation, sampling = request.conversation, request.sampling
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [_message(message) for message in conversation.messages],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "max_tokens": sampling.max_tokens,
+    }
+    for name in ("temperature", "top_p", "seed", *EXTENSIONS):
+        value = getattr(sampling, name)
+        if value is not None:
+            body[name] = value
+    if sampling.repetition_penalty is not None:
+        body["repeat_penalty"] = sampling.repetition_penalty  # llama.cpp's name for it
+    if sampling.thinking is not None:
+        # A variable of the chat template, and the one that those of GLM and Qwen know; vLLM,
+        # SGLang, llama.cpp and transformers serve hand it on.
+        body["chat_template_kwargs"] = {"enable_thinking": sampling.thinking}
+    if (partial := conversation.partial) is not None:
+        if partial.thinking:  # as the model wrote it; the templates know these tags
+            written = OPEN + partial.thinking + (CLOSE + partial.text if partial.text else "")
+            body["messages"][-1]["content"] = written
+        body |= {"add_generation_prompt": False, "continue_final_message": True}
+    return body
+
+
+def _message(message: Message) -> dict[str, Any]:
+    # Without the thinking: models are trained to see that of the answer they are writing alone, and
+    # the templates of GLM (https://huggingface.co/zai-org/GLM-4.7/blob/main/chat_template.jinja)
+    # and Qwen3 leave it out of the answers before.
+    if not message.images:
+        return {"role": message.role, "content": message.text}
+    images = [
+        {"type": "image_url", "image_url": {"url": _data_uri(image)}} for image in message.images
+    ]
+    return {"role": message.role, "content": [*images, {"type": "text", "text": message.text}]}
+
+
+def _data_uri(image: SourcedImage) -> str:
+    buffer = io.BytesIO()
+    # Without loss, so that the model sees what it would see here; quick rather than small.
+    image.image.save(buffer, format="png", compress_level=1)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -1,0 +1,153 @@
+"""What servers send, as pydantic models.
+
+They are lenient, because servers differ: unknown keys are ignored, and where a value is of another
+kind than it should be, it counts as not told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import from_json
+
+__all__ = ["Chunk", "Delta", "ModelEntry", "ModelList", "OwnFacts", "TokenCounts", "error_message"]
+
+
+def _or_none(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return validate(value)
+    except ValidationError:
+        return None
+
+
+_LENIENT = WrapValidator(_or_none)
+
+Count = Annotated[Annotated[int, Field(strict=True, ge=0)] | None, _LENIENT]
+Size = Annotated[int, Field(strict=True, ge=1)]
+Words = Annotated[Annotated[str, StringConstraints(strict=True)] | None, _LENIENT]
+Flag = Annotated[Annotated[bool, Field(strict=True)] | None, _LENIENT]
+
+
+class OwnFacts(BaseModel):
+    """What our own server tells of its model and others do not; each as in `EngineInfo`."""
+
+    notice: Words = ""
+    max_images: Count = None
+    image_size: Annotated[tuple[Size, Size] | None, _LENIENT] = None
+    visual_tokens: Count = None
+    thinks: Flag = None
+
+
+class ModelEntry(BaseModel):
+    """A model in the list of a server."""
+
+    id: str
+    max_model_len: Count = None
+    glm4v_magic: Annotated[OwnFacts | None, _LENIENT] = None
+
+
+class ModelList(BaseModel):
+    """``GET /models``. Entries without a name are left out."""
+
+    data: list[Annotated[ModelEntry | None, _LENIENT]]
+
+    def by_name(self) -> dict[str, ModelEntry]:
+        """Return the entries by the names of their models."""
+        return {entry.id: entry for entry in self.data if entry is not None}
+
+
+class _PromptDetails(BaseModel):
+    image_tokens: Count = None
+
+
+class _CompletionDetails(BaseModel):
+    reasoning_tokens: Count = None
+
+
+class TokenCounts(BaseModel):
+    """``usage``: what a server has counted."""
+
+    prompt_tokens: Count = None
+    completion_tokens: Count = None
+    prompt_tokens_details: Annotated[_PromptDetails | None, _LENIENT] = None
+    completion_tokens_details: Annotated[_CompletionDetails | None, _LENIENT] = None
+    reasoning_tokens: Count = None
+
+    @property
+    def image_tokens(self) -> int | None:
+        """Tokens of the prompt that are images."""
+        details = self.prompt_tokens_details
+        return None if details is None else details.image_tokens
+
+    @property
+    def thinking_tokens(self) -> int | None:
+        """Generated tokens that are thinking: OpenAI's place for them, or SGLang's."""
+        details = self.completion_tokens_details
+        told = None if details is None else details.reasoning_tokens
+        return self.reasoning_tokens if told is None else told
+
+
+class Delta(BaseModel):
+    """The next piece of an answer."""
+
+    content: Words = None
+    reasoning_content: Words = None
+    reasoning: Words = None
+
+    @property
+    def thinking(self) -> str | None:
+        """The piece of thinking, where a server takes it out of the text; under either name."""
+        return self.reasoning_content or self.reasoning
+
+
+class _Choice(BaseModel):
+    delta: Annotated[Delta | None, _LENIENT] = None
+    finish_reason: Words = None
+
+
+class Chunk(BaseModel):
+    """One event of a streamed answer."""
+
+    choices: Annotated[list[Annotated[_Choice | None, _LENIENT]] | None, _LENIENT] = None
+    usage: Annotated[TokenCounts | None, _LENIENT] = None
+    error: Any = None
+
+    @property
+    def choice(self) -> _Choice:
+        """The only choice; an empty one where there is none, as beside the usage."""
+        first = self.choices[0] if self.choices else None
+        return first or _Choice()
+
+
+_PLACES = ("error", "message", "detail", "msg")
+
+
+def error_message(body: bytes | str) -> str:
+    """Find the words in the JSON of an error; each server has its own place for them.
+
+    ``{"error": {"message": "..."}}`` is OpenAI's, ``{"detail": [{"msg": "..."}]}`` FastAPI's.
+    Returns an empty string if there are none.
+    """
+    try:
+        content = from_json(body)
+    except ValueError:
+        return ""
+    for _ in _PLACES:
+        if isinstance(content, dict):
+            content = _first(content.get(place) for place in _PLACES)
+        elif isinstance(content, list):
+            content = _first(content)
+    return content if isinstance(content, str) else ""
+
+
+def _first(values: Iterable[Any]) -> Any:
+    return next((value for value in values if value), None)

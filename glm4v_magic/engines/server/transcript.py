@@ -1,0 +1,206 @@
+"""What a server has said so far of one answer: events as it goes on, and all of it at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+from pydantic import ValidationError
+
+from glm4v_magic.core.conversation import (
+    Conversation,
+    FinishReason,
+    Generation,
+    Request,
+    Usage,
+)
+from glm4v_magic.core.errors import EngineError
+from glm4v_magic.core.events import Reclassified, Text, Thinking
+from glm4v_magic.engines.server.connection import Connection
+from glm4v_magic.engines.server.replies import Chunk, TokenCounts, error_message
+from glm4v_magic.engines.thinking import ThinkingSplitter, Told
+
+__all__ = ["Transcript"]
+
+_NO_ANSWER = {
+    "abort": "gave the answer up",
+    "content_filter": "holds the answer back",
+    "error": "failed in the middle of the answer",
+}
+
+
+class Transcript:
+    """What a server has said so far of one answer.
+
+    Args:
+        request: that is answered.
+        row: which of the requests it is.
+        connection: whose server answers; for messages.
+
+    Attributes:
+        done: whether the server has said that nothing follows.
+    """
+
+    def __init__(self, request: Request, row: int, connection: Connection) -> None:
+        self.done = False
+        self._request, self._row = request, row
+        self._connection = connection
+        self._start = time.perf_counter()
+        self._text: list[str] = []
+        self._thinking: list[str] = []
+        self._times: list[float] = []
+        self._answer_time: float | None = None
+        self._counts = TokenCounts()
+        self._finish: str | None = None
+        # What goes on with an answer may begin with the space between two words.
+        partial = request.conversation.partial
+        self._carries_on = partial is not None and bool(partial.text)
+        self._thinks_on = partial is not None and bool(partial.thinking) and not partial.text
+        self._splitter = ThinkingSplitter(
+            inside=self._thinks_on,
+            answer=self._carries_on,
+            thought=partial is not None and bool(partial.thinking),
+        )
+
+    def take(self, data: str) -> list[Told]:
+        """Take the data of one event, and return what it tells.
+
+        All of it is noted before any of it is told: whoever is told may stop there.
+
+        Raises:
+            EngineError: if it is not a piece of an answer, or an error.
+        """
+        chunk = self._chunk(data)
+        if chunk.usage is not None:
+            self._counts = chunk.usage
+        choice = chunk.choice
+        if choice.finish_reason is not None:
+            self._finish = choice.finish_reason
+        if choice.delta is None:
+            return []
+        return [*self._think(choice.delta.thinking), *self._say(choice.delta.content)]
+
+    def end(self) -> list[Told]:
+        """No more is coming: return what may have been the beginning of a tag, and was not."""
+        return self._told(self._splitter.end())
+
+    def _chunk(self, data: str) -> Chunk:
+        try:
+            chunk = Chunk.model_validate_json(data)
+        except ValidationError:
+            raise EngineError(
+                f"{self._connection.url} sent an event that is not a JSON object: "
+                f"{self._connection.said(data)!r}.",
+                "Is it an OpenAI-compatible API?",
+            ) from None
+        if chunk.error:
+            said = self._connection.said(error_message(data)).rstrip(".")
+            raise EngineError(
+                f"{self._connection.url} stopped with an error: {said or 'it does not say which'}.",
+                "Its log may tell more.",
+            )
+        return chunk
+
+    def _think(self, piece: str | None) -> list[Told]:
+        if not piece:
+            return []
+        self._times.append(time.perf_counter())
+        if self._text:
+            self._thinking.append(piece)  # kept, but too late to be shown before the answer
+            return []
+        return self._told(self._splitter.add_thinking(piece))
+
+    def _say(self, piece: str | None) -> list[Told]:
+        if not piece:
+            return []
+        self._times.append(time.perf_counter())
+        return self._told(self._splitter.add(piece))
+
+    def _told(self, events: Iterable[Told]) -> list[Told]:
+        """Note events; return them as those of the row, without whitespace at the beginning."""
+        told: list[Told] = []
+        for event in events:
+            match event:
+                case Reclassified():
+                    self._answer_time = None
+                    if self._text:  # else it was whitespace, and was not told
+                        self._thinking += self._text
+                        self._text.clear()
+                        told.append(Reclassified(self._row))
+                case Thinking():
+                    if text := _noted(event.text, self._thinking, self._thinks_on):
+                        told.append(Thinking(text, self._row))
+                case Text():
+                    if self._answer_time is None:
+                        self._answer_time = self._times[-1]
+                    if text := _noted(event.text, self._text, self._carries_on):
+                        told.append(Text(text, self._row))
+        return told
+
+    def finished(self) -> Generation:
+        """Return the whole answer.
+
+        Raises:
+            EngineError: if it is not complete.
+        """
+        return self.generation(self._ending())
+
+    def _ending(self) -> FinishReason:
+        if self._finish is None and not self.done:
+            raise EngineError(
+                f"{self._connection.url} ended the stream in the middle of the answer"
+                f" (after {len(self._times)} pieces).",
+                "Its log may tell more; ask again.",
+            )
+        if self._finish in _NO_ANSWER:
+            raise EngineError(
+                f"{self._connection.url} {_NO_ANSWER[self._finish]} ({self._finish})."
+            )
+        return "length" if self._finish == "length" else "stop"
+
+    def generation(self, ending: FinishReason) -> Generation:
+        """Return what was said until now."""
+        times, sampling = self._times, self._request.sampling
+        self.end()  # of an answer that was interrupted; nobody is told any more
+        thinking, text = "".join(self._thinking).rstrip(), "".join(self._text).rstrip()
+        usage = replace(
+            _usage(self._counts, self._request.conversation),
+            time_to_first_token=times[0] - self._start if times else None,
+            decode_seconds=times[-1] - times[0] if times else 0.0,
+        )
+        if thinking:
+            usage = replace(
+                usage,
+                thinking_tokens=self._counts.thinking_tokens,
+                thinking_seconds=(self._answer_time or times[-1]) - times[0],
+            )
+        return Generation(
+            text=text,
+            usage=usage,
+            finish_reason=ending,
+            # Without one the server draws its own and does not tell it.
+            seed=None if sampling.temperature == 0 else sampling.seed,
+            thinking=thinking,
+        )
+
+
+def _noted(text: str, pieces: list[str], goes_on: bool) -> str:
+    """Add a piece to those before, and return it; whitespace at the very beginning is left out."""
+    text = text if pieces or goes_on else text.lstrip()
+    if text:
+        pieces.append(text)
+    return text
+
+
+def _usage(counts: TokenCounts, conversation: Conversation) -> Usage:
+    prompt, visual = counts.prompt_tokens, counts.image_tokens
+    if not conversation.images:
+        visual = 0
+    elif prompt is None or (visual is not None and visual > prompt):
+        visual = None
+    return Usage(
+        text_tokens=None if prompt is None else prompt - (visual or 0),
+        visual_tokens=visual,
+        new_tokens=counts.completion_tokens,
+    )

@@ -1,0 +1,432 @@
+"""The routes, who may ask, and what an error looks like: an ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from typing import Literal
+
+from pydantic import BaseModel
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from glm4v_magic.core.conversation import Generation
+from glm4v_magic.core.errors import (
+    BusyError,
+    CheckpointError,
+    Glm4vError,
+    InputError,
+    OptionError,
+    OutOfMemoryError,
+    reason,
+)
+from glm4v_magic.core.events import EngineEvent, Finished, Text, Thinking
+from glm4v_magic.core.model import EngineInfo
+from glm4v_magic.core.server_address import API_KEY, is_loopback
+from glm4v_magic.engines.server import OwnFacts
+from glm4v_magic.outside import json_value
+from glm4v_magic.server.next_steps import in_http
+from glm4v_magic.server.protocol import (
+    Choice,
+    Chunk,
+    ChunkChoice,
+    Completion,
+    CompletionMessage,
+    CompletionUsage,
+    Delta,
+    ErrorBody,
+    ErrorContent,
+    ImageTokens,
+    Model,
+    Models,
+)
+from glm4v_magic.server.questions import Question, read_question
+from glm4v_magic.server.worker import Turn, Worker
+
+__all__ = ["KEEP_ALIVE", "MOST_BYTES", "application"]
+
+MOST_BYTES = 64 * 2**20
+"""Longest request, in bytes; an image in it is a third longer than its file."""
+
+KEEP_ALIVE = 10.0
+"""Seconds between two signs of life of an answer that is being waited for."""
+
+_SILENCE = 30.0  # longest silence of a client that is sending, in seconds
+
+_CLIENT_CLOSED = 499  # nginx's status for a client that has left; nobody sees it
+_STATUS: tuple[tuple[type[Glm4vError], HTTPStatus], ...] = (
+    (InputError, HTTPStatus.BAD_REQUEST),
+    (CheckpointError, HTTPStatus.NOT_FOUND),
+    (BusyError, HTTPStatus.TOO_MANY_REQUESTS),
+    (OutOfMemoryError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (Glm4vError, HTTPStatus.INTERNAL_SERVER_ERROR),
+)
+
+_log = logging.getLogger(__name__)
+
+
+def application(worker: Worker, info: EngineInfo, model: str, host: str) -> Starlette:
+    """Return the application.
+
+    Args:
+        worker: that answers.
+        info: of its model.
+        model: name of the model for clients.
+        host: name or address that the server listens at.
+    """
+    api = _Api(worker, info, model)
+    app = Starlette(
+        routes=[
+            Route("/health", _health),
+            Route("/v1/models", api.models),
+            Route("/v1/models/{name:path}", api.model),
+            Route("/v1/chat/completions", api.chat, methods=["POST"]),
+        ],
+        middleware=[Middleware(_Guard, is_local=is_loopback(host))],
+        exception_handlers={
+            HTTPException: _http_error,
+            Glm4vError: _own_error,
+            ClientDisconnect: _client_left,
+            Exception: _other_error,
+        },
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+class _Guard:
+    """Refuses those who do not know the key, and web pages that guess this address.
+
+    Args:
+        app: what is guarded.
+        is_local: whether the server is for its own computer only.
+    """
+
+    def __init__(self, app: ASGIApp, is_local: bool) -> None:
+        self._app = app
+        self._is_local = is_local
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        answer: ASGIApp = self._app
+        if scope["path"] != "/health" and not _knows_key(headers.get("Authorization", "")):
+            answer = _error(HTTPStatus.UNAUTHORIZED, f"The key of {API_KEY} is needed.")
+        elif self._is_local and not is_loopback(_host_name(headers.get("Host", ""))):
+            # Whoever controls a name can point it here, and a browser then takes us for his site.
+            answer = _error(HTTPStatus.FORBIDDEN, "This server is for its own computer only.")
+        await answer(scope, receive, send)
+
+
+def _knows_key(authorization: str) -> bool:
+    key = os.environ.get(API_KEY, "").strip()
+    scheme, _, sent = authorization.partition(" ")
+    is_right = hmac.compare_digest(sent.strip().encode(), key.encode())
+    return not key or (scheme.lower() == "bearer" and is_right)
+
+
+def _host_name(host: str) -> str:
+    """Return ``Host`` without user and port, and without the brackets of an IPv6 address."""
+    asked = host.rpartition("@")[2]
+    name, _, port = asked.rpartition(":")
+    return (name if port.isdigit() else asked).strip("[]")
+
+
+async def _health(_: Request) -> Response:
+    return Response()
+
+
+class _Api:
+    """Answers of one model.
+
+    Args:
+        worker: that answers.
+        info: of its model.
+        model: name of the model for clients.
+    """
+
+    def __init__(self, worker: Worker, info: EngineInfo, model: str) -> None:
+        self._worker = worker
+        self._name = model
+        self._entry = Model(
+            id=model,
+            max_model_len=info.context,
+            glm4v_magic=OwnFacts(
+                notice=info.notice,
+                max_images=info.max_images,
+                image_size=info.image_size,
+                visual_tokens=info.visual_tokens,
+                thinks=info.thinks,
+            ),
+        )
+
+    async def models(self, _: Request) -> Response:
+        """``GET /v1/models``: tell what is served."""
+        return _json(Models(data=[self._entry]))
+
+    async def model(self, request: Request) -> Response:
+        """``GET /v1/models/NAME``: tell it of one."""
+        name = request.path_params["name"]
+        if name != self._name:
+            raise CheckpointError(f"There is no model {name!r} here.", f"This is {self._name}.")
+        return _json(self._entry)
+
+    async def chat(self, request: Request) -> Response:
+        """``POST /v1/chat/completions``: answer a question."""
+        body = await _body(request)
+        question = await run_in_threadpool(self._read, body)
+        reply = _Reply(self._name)
+        with contextlib.ExitStack() as ending:
+            turn = self._worker.begin(question.request)
+            ending.callback(self._worker.leave, turn)
+            events = turn.events(KEEP_ALIVE)
+            async with _leaving_noticed(request, turn):
+                if not question.stream:
+                    return _json(reply.whole(await _generation(events)))
+                # What is wrong with a question shows before the first event, and so has a status.
+                first = await anext(events)
+            sent = _sent(reply, first, events, with_usage=question.usage)
+            return _EventStream(sent, ending.pop_all())
+        raise AssertionError  # the stack lets every exception out
+
+    def _read(self, body: bytes) -> Question:
+        return read_question(json_value(body, "The request", OptionError), self._name)
+
+
+@contextlib.asynccontextmanager
+async def _leaving_noticed(request: Request, turn: Turn) -> AsyncIterator[None]:
+    """End the turn if the client leaves within the context."""
+
+    async def wait() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        turn.end(ClientDisconnect())
+
+    waiting = asyncio.create_task(wait())
+    try:
+        yield
+    finally:
+        waiting.cancel()
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events. A client that leaves ends them.
+
+    Args:
+        content: the events.
+        ending: closed when the response is over, however far it came.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, content: AsyncIterator[bytes], ending: contextlib.ExitStack) -> None:
+        super().__init__(content, headers={"Cache-Control": "no-cache"})
+        self._ending = ending
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._ending:
+            await super().__call__(scope, receive, send)
+
+
+class _Reply:
+    """Puts what the engine tells into the terms of the protocol.
+
+    Args:
+        model: name of the model for clients.
+    """
+
+    def __init__(self, model: str) -> None:
+        self._id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._model = model
+        self._is_begun = False
+
+    def whole(self, generation: Generation) -> Completion:
+        """Return an answer in one piece."""
+        choice = Choice(
+            message=CompletionMessage(content=generation.text),
+            finish_reason=generation.finish_reason,
+        )
+        return Completion(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=[choice],
+            usage=_usage(generation),
+        )
+
+    def chunk(self, event: EngineEvent) -> Chunk | None:
+        """Return the next piece of an answer; ``None`` for what the protocol cannot say."""
+        match event:
+            case Text():
+                choice = ChunkChoice(delta=self._delta(content=event.text))
+            case Thinking():
+                choice = ChunkChoice(delta=self._delta(reasoning_content=event.text))
+            case Finished():
+                ending = event.generation.finish_reason
+                choice = ChunkChoice(delta=self._delta(), finish_reason=ending)
+            case _:
+                return None
+        return self._framed([choice])
+
+    def usage(self, generation: Generation) -> Chunk:
+        """Return the piece that tells what the answer took."""
+        return self._framed([], _usage(generation))
+
+    def _delta(self, content: str | None = None, reasoning_content: str | None = None) -> Delta:
+        role: Literal["assistant"] | None = None if self._is_begun else "assistant"
+        self._is_begun = True
+        return Delta(role=role, content=content, reasoning_content=reasoning_content)
+
+    def _framed(self, choices: list[ChunkChoice], usage: CompletionUsage | None = None) -> Chunk:
+        return Chunk(
+            id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
+        )
+
+
+async def _generation(events: AsyncIterator[EngineEvent | None]) -> Generation:
+    async for event in events:
+        if isinstance(event, Finished):
+            return event.generation
+    raise ClientDisconnect  # nobody waits any more
+
+
+async def _sent(
+    reply: _Reply,
+    first: EngineEvent | None,
+    events: AsyncIterator[EngineEvent | None],
+    *,
+    with_usage: bool,
+) -> AsyncIterator[bytes]:
+    """Yield an answer as server-sent events; an error is the last of them."""
+    try:
+        event: EngineEvent | None = first
+        while not isinstance(event, Finished):
+            chunk = None if event is None else reply.chunk(event)
+            yield b": keep-alive\n\n" if chunk is None else _event(chunk)
+            event = await anext(events)
+    except ClientDisconnect:
+        return
+    except Glm4vError as error:
+        yield _event(_error_body(_status_of(error), in_http(error)))
+        return
+    except Exception as error:
+        _log.exception("An answer failed.")
+        yield _event(_error_body(HTTPStatus.INTERNAL_SERVER_ERROR, reason(error)))
+        return
+    last = reply.chunk(event)
+    assert last is not None  # it says why the answer ended
+    yield _event(last)
+    if with_usage:
+        yield _event(reply.usage(event.generation))
+    yield b"data: [DONE]\n\n"
+
+
+def _event(content: BaseModel) -> bytes:
+    return b"data: " + content.model_dump_json().encode() + b"\n\n"
+
+
+def _usage(generation: Generation) -> CompletionUsage:
+    usage = generation.usage
+    prompt, new = usage.prompt_tokens or 0, usage.new_tokens or 0
+    return CompletionUsage(
+        prompt_tokens=prompt,
+        completion_tokens=new,
+        total_tokens=prompt + new,
+        prompt_tokens_details=ImageTokens(image_tokens=usage.visual_tokens),
+    )
+
+
+async def _body(request: Request) -> bytes:
+    """Read the body of a request.
+
+    Raises:
+        HTTPException: if it is not JSON, too long, or does not come.
+        ClientDisconnect: if the client leaves.
+    """
+    kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # a page from elsewhere could send any other without asking
+        raise HTTPException(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Send application/json, not {kind or 'nothing'}."
+        )
+    length = request.headers.get("Content-Length", "")
+    if length.isdigit() and int(length) > MOST_BYTES:
+        raise _too_long()
+    body = bytearray()
+    chunks = request.stream()
+    try:
+        while chunk := await asyncio.wait_for(anext(chunks, b""), _SILENCE):
+            body += chunk
+            if len(body) > MOST_BYTES:
+                raise _too_long()
+    except TimeoutError:
+        raise HTTPException(
+            HTTPStatus.REQUEST_TIMEOUT, f"Nothing of the request came for {_SILENCE:g} s."
+        ) from None
+    if not body:
+        raise HTTPException(HTTPStatus.LENGTH_REQUIRED, "Send a body, and its Content-Length.")
+    return bytes(body)
+
+
+def _too_long() -> HTTPException:
+    most = f"{MOST_BYTES // 2**20} MiB"
+    return HTTPException(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A request may have {most}; send less."
+    )
+
+
+def _json(content: BaseModel, status: int = HTTPStatus.OK) -> Response:
+    return Response(content.model_dump_json(), status, media_type="application/json")
+
+
+def _error(status: int, message: str) -> Response:
+    return _json(_error_body(status, message), status)
+
+
+def _error_body(status: int, message: str) -> ErrorBody:
+    kind: Literal["invalid_request_error", "server_error"] = (
+        "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+    )
+    return ErrorBody(error=ErrorContent(message=message, type=kind, code=status))
+
+
+def _status_of(error: Glm4vError) -> HTTPStatus:
+    return next(status for kind, status in _STATUS if isinstance(error, kind))
+
+
+async def _own_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Glm4vError)
+    return _error(_status_of(error), in_http(error))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = error.detail
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        message = f"There is no {request.url.path} here."
+    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        message = f"{request.url.path} does not take {request.method}."
+    response = _error(error.status_code, message)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _client_left(_: Request, __: Exception) -> Response:
+    return _error(_CLIENT_CLOSED, "The client has left.")
+
+
+async def _other_error(_: Request, error: Exception) -> Response:
+    return _error(HTTPStatus.INTERNAL_SERVER_ERROR, reason(error))

@@ -1,0 +1,133 @@
+"""The socket, and uvicorn, which speaks HTTP on it."""
+
+from __future__ import annotations
+
+import copy
+import os
+import socket
+from importlib.metadata import version
+from types import TracebackType
+from typing import Any
+
+import uvicorn
+from uvicorn.config import LOGGING_CONFIG
+
+from glm4v_magic.core.errors import OptionError, reason
+from glm4v_magic.engines import Engine
+from glm4v_magic.server.app import application
+from glm4v_magic.server.worker import Worker
+
+__all__ = ["Server"]
+
+_BACKLOG = 512  # connections that wait until they are accepted
+_STOP_SECONDS = 3  # that a client has to read the last of its answer when the server stops
+
+
+class Server:
+    """One engine at one address. Use it in a ``with`` statement.
+
+    Args:
+        host: name or address to listen at.
+        port: 0 for any free one.
+
+    Raises:
+        OptionError: if that is not possible.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        # Bound now, so that a port in use is known before a model is loaded; open after that.
+        self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        if os.name == "posix":  # elsewhere it means that two servers may share a port
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._socket.bind((host, port))
+        except (OSError, OverflowError) as error:
+            self._socket.close()
+            raise OptionError(
+                f"Port {port} of {host} cannot be used: {reason(error)}.",
+                "Choose another with --port; 0 is any free one.",
+            ) from None
+        self.port: int = self._socket.getsockname()[1]
+        self._worker: Worker | None = None
+        self._uvicorn: _Uvicorn | None = None
+
+    @property
+    def url(self) -> str:
+        """Address of the API."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self.port}/v1"
+
+    def open(self, engine: Engine, model: str) -> None:
+        """Begin to listen, and say so; `serve` then answers.
+
+        Args:
+            engine: what answers.
+            model: its name for clients.
+        """
+        self._worker = Worker(engine)
+        config = uvicorn.Config(
+            application(self._worker, engine.info, model, self._host),
+            http="h11",
+            ws="none",
+            lifespan="off",
+            loop="asyncio",
+            backlog=_BACKLOG,
+            proxy_headers=False,
+            server_header=False,
+            headers=[("Server", f"glm4v_magic/{version('glm4v_magic')}")],
+            timeout_graceful_shutdown=_STOP_SECONDS,
+            log_config=_logging(),
+        )
+        self._uvicorn = _Uvicorn(config, self._worker)
+        self._socket.listen(_BACKLOG)
+        # print, and not a log: this is the line to wait for
+        print(f"{model} is served at {self.url}. Ctrl-C ends it.", flush=True)  # noqa: T201
+
+    def serve(self) -> None:
+        """Answer until `stop` is called or, in the main thread, until a signal arrives.
+
+        Raises:
+            KeyboardInterrupt: if the signal was Ctrl-C; the answer in progress has ended.
+        """
+        assert self._uvicorn is not None  # it is open
+        self._uvicorn.run([self._socket])
+
+    def stop(self) -> None:
+        """End `serve`; may be called from any thread."""
+        if self._uvicorn is not None:
+            self._uvicorn.should_exit = True
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._socket.close()
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker.close()
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn, which waits for open answers before it ends: they are ended first."""
+
+    def __init__(self, config: uvicorn.Config, worker: Worker) -> None:
+        super().__init__(config)
+        self._worker = worker
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._worker.stop()
+        await super().shutdown(sockets)
+
+
+def _logging() -> dict[str, Any]:
+    """Return uvicorn's own configuration: a line for each request, but on stderr like the rest."""
+    config = copy.deepcopy(LOGGING_CONFIG)
+    config["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    config["loggers"]["uvicorn.error"]["level"] = "WARNING"
+    return config

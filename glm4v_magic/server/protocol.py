@@ -1,0 +1,309 @@
+"""OpenAI's protocol as pydantic models: what a client sends, and what it gets.
+
+`ChatRequest` is the table of all fields of a request. Its sampling options are not in it: these are
+fields by the names that they have everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from glm4v_magic.engines.server import OwnFacts
+
+__all__ = [
+    "ChatRequest",
+    "Choice",
+    "Chunk",
+    "ChunkChoice",
+    "Completion",
+    "CompletionMessage",
+    "CompletionUsage",
+    "Delta",
+    "ErrorBody",
+    "ErrorContent",
+    "Ignored",
+    "Image",
+    "ImageTokens",
+    "Model",
+    "Models",
+    "Only",
+    "Part",
+    "SentMessage",
+]
+
+
+@dataclass(frozen=True, eq=False)  # equal ones would be one type: 0 == False
+class Only:
+    """A field that this server takes if it asks for nothing: left out, null, or of these values.
+
+    Many clients send such a field at its default.
+    """
+
+    values: tuple[object, ...]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Return the schema that pydantic checks the field by."""
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def _check(self, value: Any) -> Any:
+        if value is not None and value not in self.values:
+            raise PydanticCustomError(
+                "unsupported",
+                "this server takes only {values}",
+                {"values": " or ".join(map(json.dumps, self.values))},
+            )
+        return value
+
+
+Ignored: TypeAlias = Annotated[Any, "ignored"]
+"""A field that changes nothing in an answer. It is taken, whatever its value."""
+
+Nothing: TypeAlias = Annotated[Any, Only(([],))]
+Zero: TypeAlias = Annotated[Any, Only((0,))]
+No: TypeAlias = Annotated[Any, Only((False,))]
+
+
+def _as_parts(content: Any) -> Any:
+    """Text alone is a part like others, and nothing at all is no part."""
+    if content is None:
+        return []
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _as_image(given: Any) -> Any:
+    return {"url": given} if isinstance(given, str) else given
+
+
+class Image(BaseModel):
+    """An image of a message.
+
+    Attributes:
+        url: the image itself, as a ``data:`` URI.
+        detail: how well it is looked at; this model always looks in the same way.
+    """
+
+    url: str | None = None
+    detail: Ignored = None
+
+
+class Part(BaseModel):
+    """A part of a message."""
+
+    type: Literal["text", "image_url"]
+    text: str | None = None
+    image_url: Annotated[Image | None, BeforeValidator(_as_image)] = None
+
+    @model_validator(mode="after")
+    def _has_what_it_says(self) -> Part:
+        if self.type == "text" and self.text is None:
+            raise PydanticCustomError("unreadable", "it is of the type text, but has no text")
+        return self
+
+
+class SentMessage(BaseModel):
+    """A message of the conversation.
+
+    Other keys, such as ``name``, or those that a client copies from an answer, are ignored.
+
+    Attributes:
+        role: who speaks; ``developer`` is another name of ``system``.
+        content: text, or parts, or nothing.
+        image: an image in the form that zai-org has published for GLM-4V.
+        tool_calls: which no model here makes.
+    """
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[list[Part], BeforeValidator(_as_parts)] = []
+    image: str | None = None
+    tool_calls: Nothing = None
+
+    def texts(self) -> list[str]:
+        """Return its texts, in order."""
+        return [part.text or "" for part in self.content if part.type == "text"]
+
+    def urls(self) -> list[str | None]:
+        """Return where its images are, in order; ``None`` for one that does not say."""
+        images = [part.image_url for part in self.content if part.type == "image_url"]
+        urls = [None if image is None else image.url for image in images]
+        return urls if self.image is None else [*urls, self.image]
+
+
+class StreamOptions(BaseModel):
+    """What a stream tells beside the answer."""
+
+    include_usage: bool | None = None
+
+
+class TemplateOptions(BaseModel):
+    """What other servers hand to a chat template."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    enable_thinking: bool | None = None
+
+
+class ChatRequest(BaseModel):
+    """The body of ``POST /v1/chat/completions``: every field that this server takes.
+
+    A field that is null counts as left out. Beside these there are the sampling options of
+    `core.options`, by their names there.
+    """
+
+    # what is asked
+    messages: list[SentMessage]
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_completion_tokens: Any = None  # newer name of max_tokens
+    repeat_penalty: Any = None  # llama.cpp's name of repetition_penalty
+    continue_final_message: bool | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+
+    # what changes nothing in an answer
+    add_generation_prompt: Ignored = None
+    metadata: Ignored = None
+    parallel_tool_calls: Ignored = None
+    prompt_cache_key: Ignored = None
+    safety_identifier: Ignored = None
+    service_tier: Ignored = None
+    store: Ignored = None
+    user: Ignored = None
+
+    # what this server cannot do
+    n: Annotated[Any, Only((1,))] = None
+    stop: Nothing = None
+    tools: Nothing = None
+    functions: Nothing = None
+    tool_choice: Annotated[Any, Only(("none", "auto"))] = None
+    function_call: Annotated[Any, Only(("none", "auto"))] = None
+    response_format: Annotated[Any, Only(({"type": "text"},))] = None
+    modalities: Annotated[Any, Only((["text"],))] = None
+    reasoning_effort: Annotated[Any, Only(("none",))] = None
+    logit_bias: Annotated[Any, Only(({},))] = None
+    logprobs: No = None
+    top_logprobs: Zero = None
+    frequency_penalty: Zero = None
+    presence_penalty: Zero = None
+
+
+class ImageTokens(BaseModel):
+    """Which tokens of the prompt are images."""
+
+    image_tokens: int | None
+
+
+class CompletionUsage(BaseModel):
+    """What an answer took, in tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: ImageTokens
+
+
+class CompletionMessage(BaseModel):
+    """A whole answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class Choice(BaseModel):
+    """A whole answer, and why it ended."""
+
+    index: int = 0
+    message: CompletionMessage
+    finish_reason: str
+
+
+class Completion(BaseModel):
+    """An answer in one piece."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: CompletionUsage
+
+
+class _Sparse(BaseModel):
+    """What is ``None`` is left out."""
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in write(self).items() if value is not None}
+
+
+class Delta(_Sparse):
+    """What is new of an answer; the first of them has the role."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+
+
+class ChunkChoice(BaseModel):
+    """A piece of an answer; the last one says why it ended."""
+
+    index: int = 0
+    delta: Delta
+    finish_reason: str | None = None
+
+
+class Chunk(_Sparse):
+    """An event of an answer in pieces. The one with the usage has no choice."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: CompletionUsage | None = None
+
+
+class Model(BaseModel):
+    """The model that is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "glm4v_magic"
+    max_model_len: int | None
+    glm4v_magic: OwnFacts
+
+
+class Models(BaseModel):
+    """The list of all models: of the one."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class ErrorContent(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    code: int
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is none."""
+
+    error: ErrorContent

@@ -1,0 +1,120 @@
+"""A request of the protocol as a request for an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from glm4v_magic.calls.prompt import require_text
+from glm4v_magic.core.conversation import Conversation, Message, Request, Role
+from glm4v_magic.core.errors import CheckpointError, ConversationError, ImageError, OptionError
+from glm4v_magic.core.options import Sampling, check, of_requests
+from glm4v_magic.images import SourcedImage, to_image
+from glm4v_magic.outside import checked
+from glm4v_magic.server.protocol import ChatRequest, SentMessage
+
+__all__ = ["Question", "read_question"]
+
+_SAMPLING = {each.name for each in of_requests()}
+_OTHER_NAMES = {"max_completion_tokens": "max_tokens", "repeat_penalty": "repetition_penalty"}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a client asks for.
+
+    Attributes:
+        request: for the engine.
+        stream: whether the answer is sent in pieces.
+        usage: whether the pieces end with the usage; a whole answer always has it.
+    """
+
+    request: Request
+    stream: bool
+    usage: bool
+
+
+def read_question(content: object, model: str) -> Question:
+    """Read a chat completion.
+
+    Images come before the text of their message, wherever they stand in it: the model was
+    trained that way.
+
+    Args:
+        content: parsed JSON.
+        model: the one that is served.
+
+    Raises:
+        InputError: if something in it is missing, malformed, or not possible here.
+        CheckpointError: if another model is asked for.
+    """
+    given = content if isinstance(content, dict) else {}
+    _refuse_unknown(given)
+    asked = checked(ChatRequest, content, "The request", OptionError)
+    if asked.model is not None and asked.model != model:
+        raise CheckpointError(f"There is no model {asked.model!r} here.", f"This is {model}.")
+    if asked.chat_template_kwargs is not None and asked.chat_template_kwargs.enable_thinking:
+        raise OptionError(f"{model} does not think before it answers.")
+    options = asked.stream_options
+    return Question(
+        Request(_conversation(asked), _sampling(asked, given)),
+        stream=bool(asked.stream),
+        usage=options is not None and bool(options.include_usage),
+    )
+
+
+def _refuse_unknown(given: Mapping[str, object]) -> None:
+    known = {*ChatRequest.model_fields, *_SAMPLING}
+    unknown = sorted(name for name in given.keys() - known if given[name] is not None)
+    if unknown:
+        raise OptionError(
+            f"This server does not know {', '.join(map(repr, unknown))}.",
+            f"It takes {', '.join(sorted(known))}.",
+        )
+
+
+def _sampling(asked: ChatRequest, given: Mapping[str, Any]) -> Sampling:
+    values = {name: given.get(name) for name in _SAMPLING}
+    for other, name in _OTHER_NAMES.items():
+        if values[name] is None:
+            values[name] = getattr(asked, other)
+    told = {name: value for name, value in values.items() if value is not None}
+    for name, value in told.items():
+        check(name, value)
+    return Sampling(**told)
+
+
+def _conversation(asked: ChatRequest) -> Conversation:
+    if not asked.messages:
+        raise ConversationError("The request has no messages.")
+    goes_on = bool(asked.continue_final_message)
+    messages = [
+        _message(message, number, goes_on and number == len(asked.messages))
+        for number, message in enumerate(asked.messages, start=1)
+    ]
+    if messages[-1].role != ("assistant" if goes_on else "user"):
+        raise ConversationError(
+            f"The last message is of the role {messages[-1].role!r}.",
+            "It must be the user's question, or with continue_final_message an answer to go on "
+            "with.",
+        )
+    return Conversation(tuple(messages))
+
+
+def _message(given: SentMessage, number: int, unfinished: bool) -> Message:
+    role: Role = "system" if given.role == "developer" else given.role
+    images = tuple(_image(url, f"image of message {number}") for url in given.urls())
+    text = "\n".join(given.texts())
+    if role != "assistant":
+        text = text.strip() if images else require_text(text)
+    return Message(role, text, images, complete=not unfinished)
+
+
+def _image(url: str | None, source: str) -> SourcedImage:
+    if url is None or url[:5].lower() != "data:":
+        raise ImageError(
+            f"The {source} is not a data: URI.",
+            "This server fetches nothing; send the image itself.",
+        )
+    return to_image(url, source)

@@ -1,0 +1,154 @@
+"""The stream of an engine that asks a server: its events, and where it is stopped or closed."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from scripted_server import CHAT, END, MODELS, models, piece, scripted_server, stream
+
+from glm4v_magic.core.conversation import Conversation, Message, Request
+from glm4v_magic.core.errors import EngineError, GenerationInterrupted
+from glm4v_magic.core.events import Finished, Reclassified, Text, Thinking
+from glm4v_magic.core.server_address import API_KEY, ServerAddress
+from glm4v_magic.engines.server import connect
+
+REQUEST = Request(Conversation((Message("user", "Q?"),)))
+
+
+@pytest.fixture(scope="module")
+def running():
+    with scripted_server() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running, monkeypatch):
+    monkeypatch.delenv(API_KEY, raising=False)
+    running.requests.clear()
+    running.closed_by_client.clear()
+    running.answer(MODELS, models("m"))
+    running.answer(CHAT, stream(piece("Hel"), piece("lo."), END))
+    return running
+
+
+@pytest.fixture
+def engine(server):
+    engine = connect(ServerAddress(server.url, timeout=10))
+    server.requests.clear()
+    yield engine
+    engine.close()
+
+
+def endless(first, then):
+    """What begins with `first`, and says `then` again and again for ten seconds."""
+    head, event = stream(first, done=False), stream(then, done=False).split(b"\r\n\r\n")[1]
+    return (head, *([0.02, event] * 500))
+
+
+def test_rows_are_answered_in_their_order(server, engine):
+    assert engine.batch_size == 1
+    assert engine.require_room(REQUEST) is None
+    events = list(engine.stream([REQUEST, REQUEST]))
+    assert [type(event) for event in events] == [Text, Text, Finished] * 2
+    assert [event.row for event in events] == [0, 0, 0, 1, 1, 1]
+    assert {event.generation.text for event in events[2::3]} == {"Hello."}
+    assert list(engine.stream([])) == []
+
+
+def test_nothing_is_asked_before_the_first_event(server, engine):
+    events = engine.stream([REQUEST, REQUEST])
+    assert server.requests == []
+    assert next(events) == Text("Hel")
+    assert len(server.requests) == 1
+    events.close()
+
+
+def test_no_text_is_told_twice(server, engine):
+    server.answer(CHAT, stream(piece(" \nHm, "), piece("so.</think>A"), piece("."), END))
+    *events, finished = engine.stream([REQUEST])
+    assert events == [Text("Hm, "), Reclassified(), Thinking("so."), Text("A"), Text(".")]
+    assert (finished.generation.thinking, finished.generation.text) == ("Hm, so.", "A.")
+
+
+def test_whitespace_that_was_not_told_is_not_taken_back(server, engine):
+    server.answer(CHAT, stream(piece("\n"), piece("</think>A."), END))
+    assert list(engine.stream([REQUEST]))[:-1] == [Text("A.")]
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_an_interrupt_thrown_in_keeps_what_was_said(server, engine, after):
+    server.answer(CHAT, *endless(piece("So"), piece(" on")))
+    events = engine.stream([REQUEST, REQUEST])
+    told = "".join(next(events).text for _ in range(after))
+    with pytest.raises(GenerationInterrupted) as caught:
+        events.throw(KeyboardInterrupt())
+    assert caught.value.generation.text.startswith(told)
+    assert caught.value.generation.finish_reason == "interrupted"
+    assert list(caught.value.generations) == [0]  # the second was not asked
+    assert caught.value.__context__ is None  # its frames would hold on to the connection
+    assert server.closed_by_client.wait(5)
+
+
+def test_all_that_has_come_is_kept_though_only_a_part_was_told(server, engine):
+    server.answer(CHAT, *endless(piece("A", reasoning="Hm"), piece("")))
+    events = engine.stream([REQUEST])
+    assert next(events) == Thinking("Hm")
+    with pytest.raises(GenerationInterrupted) as caught:
+        events.throw(KeyboardInterrupt())
+    generation = caught.value.generation
+    assert (generation.thinking, generation.text) == ("Hm", "A")
+
+
+def test_an_interrupt_behind_the_last_event_of_a_row(server, engine):
+    events = engine.stream([REQUEST])
+    while not isinstance(next(events), Finished):
+        pass
+    with pytest.raises(GenerationInterrupted) as caught:
+        events.throw(KeyboardInterrupt())
+    assert caught.value.generations == {}
+
+
+def test_an_interrupt_while_the_server_is_silent(server, engine, interrupt):
+    server.answer(CHAT, stream(piece("So"), done=False), 5.0)
+    timer = threading.Timer(0.3, interrupt)
+    timer.start()
+    with pytest.raises(GenerationInterrupted) as caught:
+        list(engine.stream([REQUEST]))
+    timer.join()
+    assert caught.value.generation.text == "So"
+
+
+def test_closing_it_closes_the_connection(server, engine):
+    server.answer(CHAT, *endless(piece("So"), piece(" on")))
+    events = engine.stream([REQUEST, REQUEST])
+    next(events)
+    events.close()
+    assert server.closed_by_client.wait(5)
+    assert len(server.requests) == 1
+    server.answer(CHAT, stream(piece("Yes."), END))
+    assert list(engine.stream([REQUEST]))[-1].generation.text == "Yes."
+
+
+def test_a_row_that_fails_comes_behind_those_that_are_done(server, engine):
+    events = engine.stream([REQUEST, REQUEST])
+    for _ in range(3):
+        last = next(events)
+    assert last.generation.text == "Hello."
+    server.answer(CHAT, stream({"error": "no memory"}))
+    with pytest.raises(EngineError, match="stopped with an error: no memory"):
+        next(events)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_lines_end_as_the_standard_says(server, engine, end):
+    head, events = stream(piece("A\u2028"), b": comment\n\n", piece("B"), END).split(b"\r\n\r\n", 1)
+    events = events.replace(b"\n", end)
+    cut = [events[at : at + 5] for at in range(0, len(events), 5)]
+    server.answer(CHAT, head + b"\r\n\r\n", *cut)
+    assert list(engine.stream([REQUEST]))[-1].generation.text == "A\u2028B"
+
+
+def test_a_long_stream_of_short_events_is_no_long_event(server, engine):
+    server.answer(CHAT, stream(*[b": comment\r\n\r\n" * 1000] * 200, piece("A"), END))
+    assert list(engine.stream([REQUEST]))[-1].generation.text == "A"

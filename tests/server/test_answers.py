@@ -1,0 +1,138 @@
+"""The same answers from our own server as from the model in this process."""
+
+from __future__ import annotations
+
+import golden
+import pytest
+from served import ask, data_of, question, send, serving
+
+from glm4v_magic.core.conversation import Conversation, Message, Request
+from glm4v_magic.core.events import Finished, Text
+from glm4v_magic.core.options import Sampling
+from glm4v_magic.core.server_address import API_KEY, ServerAddress
+from glm4v_magic.engines.server import connect
+from glm4v_magic.session.session import Session
+
+GREEDY = Sampling(temperature=0, max_tokens=16)
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch):
+    monkeypatch.delenv(API_KEY, raising=False)
+
+
+@pytest.fixture(scope="module")
+def local():
+    session = Session().load(golden.CHECKPOINT)
+    yield session
+    session.unload()
+
+
+@pytest.fixture(scope="module")
+def server(local):
+    with serving(local.engine) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def remote(server):
+    engine = connect(ServerAddress(server.url))
+    yield engine
+    engine.close()
+
+
+def generated(engine, request):
+    """The generation, and the pieces of its text."""
+    *pieces, last = engine.stream([request])
+    assert isinstance(last, Finished)
+    assert all(isinstance(piece, Text) for piece in pieces)
+    return last.generation, [piece.text for piece in pieces]
+
+
+@pytest.mark.parametrize("case", golden.SINGLE_ROW)
+def test_greedy_answers_of_the_reference_cases(local, remote, case):
+    request = Request(golden.conversation(case), GREEDY)
+    expected, here = generated(local.engine, request)
+    given, there = generated(remote, request)
+    assert given.text == expected.text
+    assert given.finish_reason == expected.finish_reason
+    for name in ("text_tokens", "visual_tokens", "new_tokens"):
+        assert getattr(given.usage, name) == getattr(expected.usage, name)
+    assert there == here
+
+
+def test_an_answer_that_goes_on(local, remote):
+    turns = (Message("user", "What?"), Message("assistant", "It is a", complete=False))
+    request = Request(Conversation(turns), GREEDY)
+    expected, _ = generated(local.engine, request)
+    assert generated(remote, request)[0].text == expected.text
+    fresh = Request(Conversation(turns[:1]), GREEDY)
+    assert generated(local.engine, fresh)[0].text != expected.text
+
+
+def test_sampled_answers_with_a_seed(local, remote):
+    changes = (
+        {},
+        {"seed": 2},
+        {"top_k": 1},
+        {"top_p": 0.0001},
+        {"min_p": 1.0},
+        {"repetition_penalty": 50.0},
+        {"max_tokens": 3},
+    )
+    conversation = Conversation((Message("user", "What?"),))
+    texts = []
+    for change in changes:
+        values = {"max_tokens": 12, "temperature": 1.5, "seed": 1, **change}
+        request = Request(conversation, Sampling(**values))
+        expected, _ = generated(local.engine, request)
+        texts.append(generated(remote, request)[0].text)
+        assert texts[-1] == expected.text, change
+    assert len(set(texts)) == len(texts) - 2  # three of them are greedy
+
+
+def test_the_facts_of_the_model(local, remote):
+    here, there = local.engine.info, remote.info
+    assert there.model == "tiny"
+    for name in ("notice", "max_images", "image_size", "visual_tokens", "context", "thinks"):
+        assert getattr(there, name) == getattr(here, name)
+
+
+def test_the_model_by_its_name(server):
+    (entry,) = send(server, "GET", "/v1/models")[1]["data"]
+    assert send(server, "GET", "/v1/models/tiny") == (200, entry)
+    status, content = send(server, "GET", "/v1/models/a/b")
+    assert status == 404
+    assert content["error"]["message"] == "There is no model 'a/b' here. This is tiny."
+
+
+@pytest.mark.parametrize("given", [None, {}, {"enable_thinking": False}])
+def test_a_client_may_say_that_it_is_not_to_think(server, given):
+    plain = ask(server, question())[1]["choices"]
+    assert ask(server, question(chat_template_kwargs=given))[1]["choices"] == plain
+
+
+def test_in_one_piece(local, server):
+    status, content = ask(server, question())
+    assert status == 200
+    expected = local.ask("What?", temperature=0, max_tokens=8)
+    (choice,) = content["choices"]
+    assert choice["message"] == {"role": "assistant", "content": expected.text}
+    assert choice["finish_reason"] == "length"
+    assert content["usage"]["completion_tokens"] == 8
+    assert content["usage"]["prompt_tokens"] == expected.usage.text_tokens
+
+
+def test_in_pieces(server):
+    plain = ask(server, question(stream=True))[1]
+    with_usage = ask(server, question(stream=True, stream_options={"include_usage": True}))[1]
+    assert plain[-2:] == with_usage[-2:] == ["data: [DONE]", ""]
+    first, second, *_, last = data_of(plain)
+    assert first["choices"][0]["delta"]["role"] == "assistant"
+    assert first["choices"][0]["finish_reason"] is None
+    assert second["choices"][0]["delta"].keys() == {"content"}
+    assert last["choices"][0]["delta"] == {}
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert not [event for event in data_of(plain) if "usage" in event]
+    usage = data_of(with_usage)[-1]
+    assert (usage["choices"], usage["usage"]["completion_tokens"]) == ([], 8)

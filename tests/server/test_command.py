@@ -1,0 +1,170 @@
+"""``python -m glm4v_magic.server``, as a user starts it, and cells that ask it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import golden
+import pytest
+from following import follow
+from served import begun, question, serving
+
+import glm4v_magic
+from glm4v_magic.core.errors import GenerationInterrupted, OptionError
+from glm4v_magic.core.server_address import API_KEY
+from glm4v_magic.server import __main__ as command
+from glm4v_magic.server.listening import Server
+from glm4v_magic.session.session import Session
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch):
+    monkeypatch.delenv(API_KEY, raising=False)
+
+
+class TestCommandLine:
+    def test_a_port_in_use(self):
+        said = r"Port \d+ of 127.0.0.1 cannot be used: OSError"
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            with pytest.raises(OptionError, match=said):
+                Server("127.0.0.1", port)
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["no-such-folder", "--port", "0"], "There is no checkpoint 'no-such-folder'"),
+            (["demo", "--port", "99999"], "Port 99999 of 127.0.0.1 cannot be used: OverflowError"),
+            (["demo", "--port", "0", "--gpus", "0x4GiB"], "0x4GiB"),
+            (["http://127.0.0.1:1/v1"], "is a server"),
+        ],
+    )
+    def test_what_it_refuses(self, capsys, words, said):
+        assert command.main(words) == 1
+        assert said in capsys.readouterr().err
+
+    def test_options_of_the_placement_reach_the_model(self, monkeypatch, capsys):
+        served = []
+        monkeypatch.setattr(Server, "open", lambda self, *given: served.append(given))
+        monkeypatch.setattr(Server, "serve", lambda self: None)
+        words = [str(golden.CHECKPOINT), "--port", "0", "--dtype", "bfloat16", "--host", "0.0.0.0"]
+        assert command.main(words) == 0
+        ((engine, name),) = served
+        assert engine.info.dtype == "bfloat16"
+        assert name == "checkpoint"
+        assert "Whoever reaches this port may ask; set GLM4V_API_KEY" in capsys.readouterr().err
+
+
+class Process:
+    """The demo model in a process of its own. `log` is what it wrote to its standard error."""
+
+    def __init__(self, log, *options):
+        words = ["-W", "error", *options, "-m", "glm4v_magic.server", "demo", "--port", "0"]
+        environment = {name: value for name, value in os.environ.items() if name != API_KEY}
+        self._log = log
+        with log.open("w", encoding="utf-8") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, *words],
+                stdout=subprocess.PIPE, stderr=file, text=True, env=environment,
+            )  # fmt: skip
+        line = self.process.stdout.readline()
+        found = re.fullmatch(r"demo is served at (http://127\.0\.0\.1:(\d+)/v1)\..*\n", line)
+        assert found, self.log
+        self.address, self.port = found[1], int(found[2])
+
+    @property
+    def log(self):
+        return self._log.read_text(encoding="utf-8")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    with Process(tmp_path_factory.mktemp("demo") / "log") as process:
+        yield process
+
+
+class TestCells:
+    def test_the_same_cell_asks_a_server(self, demo, run, shell, photo):
+        address = shell.user_ns["address"] = demo.address
+        assert run("%glm4v load {{address}}") == f"Connected to {address}: demo.\n"
+        there = run("%%glm4v cat.png -o there --temperature 0\nWhat colour is the background?")
+        assert "cat.png, 320 x 240 px · the model sees 112 x 112 px · 18 visual tokens" in there
+        assert "18 visual tokens in" in there
+        assert "This is the demo model" in there
+        status = run("%glm4v")
+        assert re.search(rf"server +{address}", status)
+        assert re.search(r"context +1,024 positions", status)
+        assert "parameters" not in status
+        assert "is loaded already" in run("%glm4v load {{address}}")
+        assert "is a server: prompt, plan and memory are its own" in run(
+            '%glm4v preview cat.png "A?"', fails=True
+        )
+        said = run("%glm4v unload")
+        assert said == f"Disconnected from {address}, which goes on.\n"
+        run("%glm4v load demo")
+        run("%%glm4v cat.png -o here --temperature 0\nWhat colour is the background?")
+        assert shell.user_ns["here"].text == shell.user_ns["there"].text
+        run("%glm4v unload")
+
+    def test_options_of_load(self, demo, run):
+        address = demo.address
+        said = run(f"%glm4v load {address} --served-model other")
+        assert said == f"Connected to {address}: other.\n"
+        assert "There is no model 'other' here" in run("%%glm4v\nWhat?", fails=True)
+        assert "Only served_model and timeout" in run(
+            f"%glm4v load {address} --gpus cpu", fails=True
+        )
+        run("%glm4v unload")
+
+
+def test_an_interrupt_here_stops_the_model_there(talkative, interrupt):
+    session = Session().load(talkative)
+    tokens = []
+    session.engine.model.lm_head.register_forward_hook(lambda *_: tokens.append(1))
+    with serving(session.engine) as server:
+        remote = glm4v_magic.load(server.url)
+        pieces = []
+
+        def stop_at_third(text):
+            pieces.append(text)
+            if len(pieces) == 3:
+                interrupt()
+
+        with pytest.raises(GenerationInterrupted) as caught:
+            follow(remote.stream("What?", max_tokens=4000), text=stop_at_third)
+        assert caught.value.answer.text
+        # One request at a time: this answer comes when the other has been given up.
+        assert remote.ask("What?", max_tokens=3).usage.new_tokens == 3
+        assert len(tokens) < 1000
+    session.unload()
+
+
+class TestProcess:
+    def test_ctrl_c_ends_it_with_an_answer_half_written(self, demo):
+        with begun(demo, question(stream=True, max_tokens=400)) as client:
+            assert client.getresponse().readline().startswith(b"data: ")
+            demo.process.send_signal(signal.SIGINT)
+            assert demo.process.wait(20) == 0
+        assert demo.log.splitlines()[-1] == "Stopped."
+        assert "Traceback" not in demo.log
+
+    def test_it_does_not_load_what_a_notebook_needs(self, tmp_path):
+        with Process(tmp_path / "log", "-X", "importtime") as process:
+            time.sleep(0.1)
+            imported = re.findall(r"^import time:.*\| *(\S+)$", process.log, re.MULTILINE)
+        assert {"torch", "starlette", "glm4v_magic.server.app"} <= set(imported)
+        assert not {"IPython", "ipywidgets", "traitlets", "glm4v_magic.notebook"} & set(imported)

@@ -1,0 +1,226 @@
+"""What a request to our own server may hold, and who may send it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import socket
+
+import golden
+import pytest
+from PIL import Image
+from served import CHAT, JSON, ask, assert_error, question, send, serving, uri
+
+import glm4v_magic
+from glm4v_magic.core.server_address import API_KEY
+from glm4v_magic.server.protocol import ChatRequest, Only
+from glm4v_magic.session.session import Session
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch):
+    monkeypatch.delenv(API_KEY, raising=False)
+
+
+@pytest.fixture(scope="module")
+def server():
+    session = Session().load(golden.CHECKPOINT)
+    with serving(session.engine) as server:
+        yield server
+    session.unload()
+
+
+class TestFields:
+    @pytest.mark.parametrize(
+        ("body", "status", "said"),
+        [
+            (b"{", 400, "The request is not valid JSON"),
+            (b"\xff", 400, "not valid JSON"),
+            (b"[" * 100_000, 400, "not valid JSON"),
+            ([], 400, "The request is []: it should be an object."),
+            (question(model="other"), 404, "no model 'other' here. This is tiny."),
+            (question(zeal=[]), 400, "does not know 'zeal'. It takes add_generation_prompt, "),
+            (question(chat_template_kwargs=[]), 400, "'chat_template_kwargs': it should be an obj"),
+            (question(chat_template_kwargs={"x": 1}), 400, "entry 'chat_template_kwargs.x'"),
+            (
+                question(chat_template_kwargs={"enable_thinking": True}),
+                400,
+                "tiny does not think before it answers",
+            ),
+            (question(temperature=-1), 400, "temperature is -1, but must be"),
+            (question(max_tokens="9"), 400, "max_tokens is '9', but must be"),
+            (question(max_tokens=None, max_completion_tokens=0), 400, "max_tokens is 0, but must"),
+            (question(repeat_penalty=0), 400, "repetition_penalty is 0, but must be"),
+            (question(messages=None), 400, "'messages': it should be a list"),
+            (question(messages=[]), 400, "no messages"),
+            ({}, 400, "The request lacks 'messages'."),
+            (question(messages=["x"]), 400, "'messages[0]': it should be an object"),
+            (question(messages=[{"role": "tool"}]), 400, "'tool' for 'messages[0].role': it shou"),
+            (question(messages=[{"role": "user"}]), 400, "The prompt is empty"),
+            (question(" "), 400, "The prompt is empty"),
+            (question("\ud800"), 400, "half a character"),
+            (question([{"type": "audio"}]), 400, "'messages[0].content[0].type': it should be"),
+            (question([{"type": "text", "text": 1}]), 400, "it should be a valid string"),
+            (question([{"type": "text"}]), 400, "of the type text, but has no text"),
+            (question(messages=[{"role": "assistant", "content": "x"}]), 400, "last message is of"),
+            (question(continue_final_message=True), 400, "last message is of the role 'user'"),
+            (question("x" * 20_000), 400, "tokens long, but"),
+        ],
+    )
+    def test_what_cannot_be_answered(self, server, body, status, said):
+        assert_error(ask(server, body), status, said)
+
+    def test_every_field_at_a_value_that_asks_for_nothing(self, server):
+        """So that clients that send all they know can ask this server."""
+        plain = ask(server, question())[1]["choices"]
+        body = question()
+        for name, field in ChatRequest.model_fields.items():
+            kinds = [kind for kind in field.metadata if isinstance(kind, Only)]
+            if kinds:
+                body[name] = kinds[0].values[0]
+            elif "ignored" in field.metadata:
+                body[name] = {"whatever": 1}
+        assert {"n", "stop", "tools", "response_format", "store", "user"} <= body.keys()
+        assert ask(server, body)[1]["choices"] == plain
+        assert ask(server, question(**dict.fromkeys(body.keys() - question().keys())))[0] == 200
+
+    @pytest.mark.parametrize(
+        ("name", "value", "takes"),
+        [
+            ("n", 2, "1"),
+            ("stop", ["\n"], "[]"),
+            ("tools", [{"type": "function"}], "[]"),
+            ("tool_choice", "required", '"none" or "auto"'),
+            ("response_format", {"type": "json_object"}, '{"type": "text"}'),
+            ("logprobs", True, "false"),
+            ("frequency_penalty", 0.5, "0"),
+            ("reasoning_effort", "high", '"none"'),
+        ],
+    )
+    def test_what_it_cannot_do(self, server, name, value, takes):
+        said = f"for '{name}': this server takes only {takes}."
+        assert_error(ask(server, question(**{name: value})), 400, said)
+
+    def test_max_tokens_by_its_newer_name(self, server):
+        body = question(max_completion_tokens=3)
+        del body["max_tokens"]
+        assert ask(server, body)[1]["usage"]["completion_tokens"] == 3
+
+    def test_developer_is_another_name_of_system(self, server):
+        def answer(role):
+            messages = [{"role": role, "content": "Be brief."}, *question()["messages"]]
+            return ask(server, question(messages=messages))[1]["choices"]
+
+        assert answer("developer") == answer("system")
+        assert answer("system") != ask(server, question())[1]["choices"]
+
+    def test_an_answer_sent_back_as_it_came(self, server):
+        """The openai client copies a whole message, keys and all."""
+        answer = ask(server, question())[1]["choices"][0]["message"]
+        copied = {**answer, "refusal": None, "tool_calls": None, "audio": None, "annotations": []}
+        before, after = question()["messages"], [{"role": "user", "content": "And?"}]
+        plain = ask(server, question(messages=[*before, answer, *after]))
+        assert plain[0] == 200
+        full = ask(server, question(messages=[*before, copied, *after]))
+        assert full[1]["choices"] == plain[1]["choices"]
+        empty = {"role": "assistant", "content": None}
+        assert ask(server, question(messages=[*before, empty, *after]))[0] == 200
+
+
+class TestImages:
+    @pytest.mark.parametrize(
+        ("url", "said"),
+        [
+            ("http://127.0.0.1:1/cat.png", "image of message 1 is not a data: URI. This server"),
+            ("file:///etc/passwd", "fetches nothing"),
+            ("/etc/passwd", "fetches nothing"),
+            (None, "fetches nothing"),
+            ("data:image/png;base64,@@", "not valid base64"),
+            ("data:text/html,<p>", "not an image"),
+            ("data:image/png,hello", "is not an image"),
+        ],
+    )
+    def test_images_it_does_not_take(self, server, url, said):
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "?"}]
+        assert_error(ask(server, question(content)), 400, said)
+        message = {"role": "user", "content": "?", "image": url or "null"}
+        assert_error(ask(server, question(messages=[message])), 400, said)
+
+    def test_an_image_that_would_be_huge(self, server):
+        buffer = io.BytesIO()
+        Image.new("1", (20_000, 20_000)).save(buffer, format="png")
+        url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        content = [{"type": "image_url", "image_url": url}, {"type": "text", "text": "?"}]
+        assert_error(ask(server, question(content)), 400, "megapixels")
+
+    def test_two_images_for_a_model_that_takes_one(self, server):
+        photo = {"type": "image_url", "image_url": {"url": uri(Image.new("RGB", (8, 8)))}}
+        content = [photo, photo, {"type": "text", "text": "?"}]
+        assert_error(ask(server, question(content, stream=True)), 400, "holds 2 images")
+
+    def test_an_image_in_the_form_of_the_published_model(self, server):
+        url = uri(Image.linear_gradient("L"))
+        content = [{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": url}]
+        expected = ask(server, question(content))[1]
+        message = {"role": "user", "content": "What?", "image": url}
+        given = ask(server, question(messages=[message]))[1]
+        assert given["choices"] == expected["choices"]
+        assert given["usage"] == expected["usage"]
+        assert given["usage"]["prompt_tokens_details"]["image_tokens"] > 0
+
+
+class TestForms:
+    def test_a_body_that_is_too_long(self, server):
+        assert_error(ask(server, b"x" * (64 * 2**20 + 1)), 413, "may have 64 MiB; send less")
+        pieces = (b"x" * 2**20 for _ in range(65))
+        assert_error(send(server, "POST", CHAT, pieces, JSON), 413, "may have 64 MiB; send less")
+
+    def test_a_body_in_chunks(self, server):
+        body = json.dumps(question()).encode()
+        pieces = (body[at : at + 9] for at in range(0, len(body), 9))
+        status, content = send(server, "POST", CHAT, pieces, JSON)
+        assert (status, content["usage"]["completion_tokens"]) == (200, 8)
+
+    def test_requests_of_another_form(self, server):
+        plain = {"Content-Type": "text/plain"}
+        for answer, status, said in (
+            (send(server, "GET", "/v1"), 404, "There is no /v1 here"),
+            (send(server, "GET", "/v1/models/"), 404, "There is no "),
+            (send(server, "POST", "/v1/completions", b"{}"), 404, "no /v1/completions here"),
+            (send(server, "PUT", CHAT), 405, f"{CHAT} does not take PUT"),
+            (send(server, "POST", CHAT, b"{}", plain), 415, "application/json, not text/plain"),
+            (send(server, "POST", CHAT, b"{}"), 415, "application/json, not nothing"),
+            (ask(server, b""), 411, "Content-Length"),
+        ):
+            assert_error(answer, status, said)
+
+    def test_what_is_no_http(self, server):
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(b'GET "x"\0 / / /\r\n\r\n')
+            assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
+        assert ask(server, question())[0] == 200
+
+
+class TestAccess:
+    def test_a_page_that_points_its_own_name_here(self, server):
+        for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", ""):
+            assert_error(ask(server, question(), Host=host), 403, "its own computer only")
+            assert send(server, "GET", "/health", headers={"Host": host})[0] == 403
+        for host in ("localhost", "127.0.0.1:99", "[::1]:99", "[::1]"):
+            assert ask(server, question(), Host=host)[0] == 200
+
+    def test_the_key(self, server, monkeypatch):
+        monkeypatch.setenv(API_KEY, "sesame")
+        assert_error(ask(server, question()), 401, "The key of GLM4V_API_KEY is needed")
+        for wrong in ("Bearer x", "Bearer", "Basic sesame", "sesame", "Bearer sesam\xe9"):
+            assert_error(ask(server, question(), Authorization=wrong), 401, "is needed")
+        assert send(server, "GET", "/v1/models")[0] == 401
+        assert send(server, "GET", "/nothing")[0] == 401
+        assert send(server, "GET", "/health")[0] == 200  # tells nothing but that it runs
+        for right in ("Bearer sesame", "bearer  sesame"):
+            assert ask(server, question(), Authorization=right)[0] == 200
+        assert glm4v_magic.load(server.url).ask("What?", temperature=0, max_tokens=4).text
+        monkeypatch.setenv(API_KEY, "other")
+        # The server runs in this process, so it has the same key; a wrong one is sent by hand.
+        assert ask(server, question(), Authorization="Bearer sesame")[0] == 401
