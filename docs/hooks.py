@@ -326,7 +326,8 @@ def errors_page() -> str:
                 "In a notebook an error is one line: what happened, where, and what to do next. "
                 "The model, the conversation and your variables stay as they are. `--debug` shows "
                 "the traceback. In Python all but the two interrupts are a `Glm4vError` with the "
-                "attributes `what` and `hint`.",
+                "attributes `what`, `hint`, `code` and `values`; its text speaks of Python, where "
+                "that of a cell speaks of magics.",
                 "\n".join(["| error | when |", "| --- | --- |", *lines]),
                 "## The tree",
                 *(

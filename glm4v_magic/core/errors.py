@@ -34,7 +34,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from glm4v_magic.core.remarks import PYTHON, Remark, Words, worded
+from glm4v_magic.core.remarks import PYTHON, Remark, worded
 
 __all__ = [
     "BusyError",
@@ -55,7 +55,6 @@ __all__ = [
     "PlacementError",
     "PromptError",
     "did_you_mean",
-    "message",
     "reason",
 ]
 
@@ -95,7 +94,12 @@ class Glm4vError(Exception):
         self.code, self.values = other.code, dict(other.values)
 
     def __str__(self) -> str:
-        return message(self, PYTHON)
+        return worded(self.text, PYTHON)
+
+    @property
+    def text(self) -> tuple[str | Remark, ...]:
+        """All that it says, as data: a front end words it with `remarks.worded`."""
+        return (self.what, Remark(self.code, self.values), self.hint)
 
 
 class InputError(Glm4vError):
@@ -239,11 +243,6 @@ def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3) -> str:
     if not close:
         return ""
     return "Did you mean " + " or ".join(by_lower[match] for match in close) + "?"
-
-
-def message(error: Glm4vError, words: Words) -> str:
-    """Return the whole text of an error, in the words of a front end."""
-    return " ".join(filter(None, (error.what, worded(error, words), error.hint)))
 
 
 def reason(error: BaseException) -> str:

@@ -21,24 +21,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
-__all__ = ["COMMON", "PYTHON", "Coded", "Remark", "Text", "Words", "remark", "worded"]
+__all__ = ["COMMON", "PYTHON", "Remark", "Text", "Words", "remark", "worded"]
 
 Words = Mapping[str, str]
 """Code -> template."""
-
-
-class Coded(Protocol):
-    """What can be worded: a `Remark`, and every error."""
-
-    @property
-    def code(self) -> str:
-        """Which situation it is."""
-
-    @property
-    def values(self) -> Mapping[str, object]:
-        """What the templates of that code are filled in with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +50,7 @@ Text = str | Remark | tuple[str | Remark, ...]
 """What is the same everywhere, what a front end words, or both, one after the other."""
 
 
-def worded(text: Text | Coded, words: Words) -> str:
+def worded(text: Text, words: Words) -> str:
     """Return a text in the words of a front end, or those common to all.
 
     A code that neither has is that of a class of errors, which says all in its own text: ``""``.

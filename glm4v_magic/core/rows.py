@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glm4v_magic.core.conversation import Answer
+from glm4v_magic.core.remarks import PYTHON, Text, worded
 
 __all__ = ["AnsweredRow", "Progress", "Rows"]
 
@@ -22,8 +23,8 @@ class AnsweredRow:
         prompt: what was asked, expressions expanded.
         answer: what the model said; its images are small copies, so that thousands of rows fit
             in memory. An interrupt leaves answers with ``finish_reason`` ``interrupted``.
-        error: why there is no answer, or why the answer is not what was asked for: it is not in
-            its form.
+        failure: why there is no answer, or why the answer is not what was asked for: it is not in
+            its form. A front end words it with `core.remarks.worded`.
         reused: whether the answer is from an earlier run.
     """
 
@@ -32,8 +33,13 @@ class AnsweredRow:
     item: object
     prompt: str
     answer: Answer | None = None
-    error: str | None = None
+    failure: Text | None = None
     reused: bool = False
+
+    @property
+    def error(self) -> str | None:
+        """The `failure` in words for Python."""
+        return None if self.failure is None else worded(self.failure, PYTHON)
 
     @property
     def text(self) -> str | None:
@@ -53,7 +59,7 @@ class AnsweredRow:
     @property
     def done(self) -> bool:
         """Whether the answer is complete, and in its form."""
-        return self.error is None and self.finish_reason not in (None, "interrupted")
+        return self.failure is None and self.finish_reason not in (None, "interrupted")
 
     def __str__(self) -> str:
         return self.text or ""
@@ -89,7 +95,7 @@ class Progress:
     @property
     def failed(self) -> int:
         """Rows with an error."""
-        return sum(row.error is not None for row in self.rows)
+        return sum(row.failure is not None for row in self.rows)
 
     @property
     def reused(self) -> int:

@@ -34,6 +34,7 @@ from glm4v_magic.core.errors import (
     OutOfMemoryError,
 )
 from glm4v_magic.core.events import Correcting, EngineEvent, Event, Finished, MapDone, RowDone
+from glm4v_magic.core.remarks import Text
 from glm4v_magic.core.rows import AnsweredRow, Progress
 from glm4v_magic.mapping.answer_cache import AnswerStore, request_key
 from glm4v_magic.mapping.results import result_of
@@ -192,14 +193,14 @@ class _Run:
     def _prepare(self, row: PlannedRow) -> Generator[Event, None, None]:
         """Read a row's images, and take its answer from the store or let it wait."""
         if row.error:
-            yield self._finished(_row(row, error=row.error))
+            yield self._finished(_row(row, failure=row.error))
             return
         try:
             images = self._job.images
             if row.is_image:
                 images += self._job.read(row.item, row.name)
         except InputError as error:
-            yield self._finished(_row(row, error=str(error)))
+            yield self._finished(_row(row, failure=error.text))
             return
         before = (Message("system", self._job.system),) if self._job.system else ()
         conversation = Conversation((*before, Message("user", row.prompt, images)))
@@ -335,7 +336,7 @@ class _Run:
             self._schema_fault = fault.__cause__
         again = correction_of(answer, question.call, fault)
         if again is None or question.first is not None:
-            row = _row(question.row, answer, str(fault), reused=question.reused)
+            row = _row(question.row, answer, fault.text, reused=question.reused)
             yield self._finished(row)
         else:
             key = f"{request_key(again, self._job.model)} {question.number}"
@@ -344,8 +345,8 @@ class _Run:
             )
 
     def _failed(self, question: _Question, error: Glm4vError) -> RowDone:
-        what = f"{question.fault} Asking again failed: {error}" if question.fault else str(error)
-        return self._finished(_row(question.row, question.first, what))
+        before = (f"{question.fault} Asking again failed:",) if question.fault else ()
+        return self._finished(_row(question.row, question.first, (*before, *error.text)))
 
     def _finished(self, row: AnsweredRow) -> RowDone:
         self.done.append(row)
@@ -370,6 +371,10 @@ def _small(image: SourcedImage) -> SourcedImage:
 
 
 def _row(
-    row: PlannedRow, answer: Answer | None = None, error: str | None = None, *, reused: bool = False
+    row: PlannedRow,
+    answer: Answer | None = None,
+    failure: Text | None = None,
+    *,
+    reused: bool = False,
 ) -> AnsweredRow:
-    return AnsweredRow(row.index, row.name, row.item, row.prompt, answer, error, reused)
+    return AnsweredRow(row.index, row.name, row.item, row.prompt, answer, failure, reused)

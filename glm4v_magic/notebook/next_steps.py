@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from glm4v_magic.core.errors import Glm4vError, message
-from glm4v_magic.core.remarks import Words
+from glm4v_magic.core.errors import Glm4vError
+from glm4v_magic.core.remarks import Words, worded
 from glm4v_magic.core.wording import printable
 
 __all__ = ["CELL", "in_cell"]
@@ -88,4 +88,4 @@ CELL: Words = {
 
 def in_cell(error: Glm4vError) -> str:
     """Return the text of an error on one line."""
-    return " ".join(printable(message(error, CELL)).split())
+    return " ".join(printable(worded(error.text, CELL)).split())

@@ -6,8 +6,8 @@ words name fields of the request and options of the server's own command line.
 
 from __future__ import annotations
 
-from glm4v_magic.core.errors import Glm4vError, message
-from glm4v_magic.core.remarks import Words
+from glm4v_magic.core.errors import Glm4vError
+from glm4v_magic.core.remarks import Words, worded
 
 __all__ = ["HTTP", "in_http"]
 
@@ -81,4 +81,4 @@ HTTP: Words = {
 
 def in_http(error: Glm4vError) -> str:
     """Return the text of an error."""
-    return message(error, HTTP)
+    return worded(error.text, HTTP)

@@ -16,6 +16,7 @@ from shells import InterruptingStream
 from test_magics import shown
 
 from glm4v_magic.core.conversation import Answer, Usage
+from glm4v_magic.core.errors import ImageError
 from glm4v_magic.core.rows import AnsweredRow, Progress, Rows
 from glm4v_magic.images import SourcedImage
 from glm4v_magic.notebook.render.rows import rows_bundle, rows_progress_bundle, rows_progress_line
@@ -60,7 +61,7 @@ class TestTable:
         assert 'alt="&#34;&gt;&lt;b&gt;" width="8" height="4"' in html
 
     def test_the_item_and_an_error_are_escaped_too(self):
-        row = AnsweredRow(0, "n", "<i>item</i>", "", error="<u>no</u>")
+        row = AnsweredRow(0, "n", "<i>item</i>", "", failure="<u>no</u>")
         html = rows_bundle([row])["text/html"]
         assert "&lt;i&gt;item" in html
         assert "<strong>error</strong>" in html
@@ -97,8 +98,15 @@ class TestTable:
         assert "a" * 299 + "…" in html
         assert "a" * 300 not in html
 
+    def test_a_failure_is_worded_for_a_cell(self):
+        failure = ImageError("x is a folder.", code="folder_of_images", kinds="It holds *.png.")
+        row = AnsweredRow(0, "x", "x", "", failure=failure.text)
+        for text in rows_bundle([row]).values():
+            assert "x is a folder. It holds *.png. The option --over asks about each." in text
+        assert row.error == "x is a folder. It holds *.png. session.map asks about each."
+
     def test_progress(self):
-        failed = AnsweredRow(1, "b", "b", "", error="no")
+        failed = AnsweredRow(1, "b", "b", "", failure="no")
         reused = AnsweredRow(2, "c", "c", "", answered(2, "c").answer, reused=True)
         progress = Progress([answered(0, "a"), failed, reused], 10, 2.0, 8, list)
         line = "3 of 10 rows, 1 failed, 1 reused, 0.5 rows/s, 14.0 s left, 8 at once"

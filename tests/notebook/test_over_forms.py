@@ -56,17 +56,17 @@ def session(learnt):
 
 
 @pytest.fixture
-def batches(session):
+def batches(session, monkeypatch):
     """How many rows were asked at once, time after time."""
     sizes = []
+    stream = session.engine.stream
 
-    def count(_module, _args, options):
-        if options["input_ids"].shape[1] > 1:
-            sizes.append(len(options["input_ids"]))
+    def count(requests):
+        sizes.append(len(requests))
+        return stream(requests)
 
-    handle = session.engine.model.register_forward_pre_hook(count, with_kwargs=True)
-    yield sizes
-    handle.remove()
+    monkeypatch.setattr(session.engine, "stream", count)
+    return sizes
 
 
 def ask(session, items, *, correcting=None, row=None, text=None, **options):
@@ -410,7 +410,7 @@ def test_a_table_shows_what_was_found_as_it_is():
 
 def test_a_fault_is_shown_with_its_answer():
     fault = FormatError("The answer holds <no> JSON.")
-    failed = AnsweredRow(0, "a", "a", "", row("json").answer, error=str(fault))
+    failed = AnsweredRow(0, "a", "a", "", row("json").answer, failure=fault.text)
     html = rows_bundle([failed])["text/html"]
     assert "<strong>error</strong>" in html
     assert "&lt;no&gt; JSON.</pre>" in html

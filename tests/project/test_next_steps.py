@@ -14,7 +14,7 @@ import pytest
 
 import glm4v_magic
 from glm4v_magic.core import errors
-from glm4v_magic.core.errors import Glm4vError, ImageError, OptionError, message
+from glm4v_magic.core.errors import Glm4vError, ImageError, OptionError
 from glm4v_magic.core.options import OPTIONS
 from glm4v_magic.core.remarks import COMMON, PYTHON, Remark, remark, worded
 from glm4v_magic.doctor import gather
@@ -159,7 +159,7 @@ def test_every_error_has_a_code_of_its_own_that_needs_no_words(kind):
     assert (error.code, error.values) == (kind.code, {})
     for words in FRONT_ENDS.values():
         assert kind.code not in words
-        assert message(error, words) == "It broke. Mend it."
+        assert worded(error.text, words) == "It broke. Mend it."
     assert kind("It broke.", code="ask_the_hub").code == "ask_the_hub"
 
 

@@ -6,10 +6,11 @@ import ast
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glm4v_magic.core.errors import Glm4vError, InputError, MapInterrupted, OptionError
 from glm4v_magic.core.events import Event, Loading, Started
+from glm4v_magic.core.remarks import worded
 from glm4v_magic.images import SourcedImage, parse_crop, resolve_images, to_images
 from glm4v_magic.images.files import path_of
 from glm4v_magic.images.words import is_lookup, looked_up
@@ -18,9 +19,7 @@ from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.question import form_asked, sampling_of, show_preview
 from glm4v_magic.notebook.live.board import Board, board_for
 from glm4v_magic.notebook.live.screen import screen_for
-
-if TYPE_CHECKING:
-    pass
+from glm4v_magic.notebook.next_steps import CELL
 
 __all__ = ["named_items", "over"]
 
@@ -151,10 +150,10 @@ def _keep(context: Context, result: object, name: str | None) -> None:
 def _refuse_if_all_failed(context: Context, result: object, name: str | None, board: Board) -> None:
     """Let the cell fail, so that "Run All" stops; the rows with their errors are kept."""
     rows = board.rows
-    if all(row.error is not None for row in rows):
+    if all(row.failure is not None for row in rows):
         _keep(context, result, name)
         few = "The only row" if len(rows) == 1 else f"Each of the {len(rows)} rows"
-        raise InputError(f"{few} failed; the first: {rows[0].error}")
+        raise InputError(f"{few} failed; the first: {worded(rows[0].failure or '', CELL)}")
 
 
 def named_items(word: str, names: Mapping[str, Any]) -> Items:

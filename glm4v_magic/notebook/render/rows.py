@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.wording import counted, json_text, printable, readable_seconds
+from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.image import data_uri
 from glm4v_magic.notebook.render.templates import fill
@@ -75,7 +77,7 @@ def summary(rows: Sequence[AnsweredRow], total: int) -> str:
         total: of all rows.
     """
     answered = sum(row.done for row in rows)
-    failed = sum(row.error is not None for row in rows)
+    failed = sum(row.failure is not None for row in rows)
     reused = sum(row.reused and row.done for row in rows)
     line = f"{answered:,} of {counted(total, 'row')} answered"
     if reused:
@@ -145,7 +147,7 @@ def _said(row: AnsweredRow) -> str:
 def _note(row: AnsweredRow) -> str:
     """Return what is to be known about an answer."""
     if row.answer is None:
-        return "" if row.error is not None else "not asked"
+        return "" if row.failure is not None else "not asked"
     corrected = "corrected once" if row.answer.corrected else ""
     return _ENDINGS.get(row.answer.finish_reason) or corrected
 
@@ -166,8 +168,8 @@ def _text(rows: Sequence[AnsweredRow]) -> list[str]:
 
 def _cell(row: AnsweredRow) -> str:
     parts = []
-    if row.error is not None:
-        parts.append(f"error: {_one_line(_shortened(row.error), 160)}")
+    if row.failure is not None:
+        parts.append(f"error: {_one_line(_shortened(worded(row.failure, CELL)), 160)}")
     said = _one_line(_said(row), 100)
     if said:
         parts.append(f"answer: {said}" if parts else said)
@@ -207,7 +209,7 @@ def _html_row(row: AnsweredRow) -> dict[str, object]:
             }
             for each in (() if row.answer is None else row.answer.images)
         ],
-        "error": None if row.error is None else _shortened(row.error),
+        "error": None if row.failure is None else _shortened(worded(row.failure, CELL)),
         "said": _said(row) if row.answer is not None or row.error is None else None,
         "family": "monospace" if form in ("json", "code") else "inherit",
         "note": _note(row),
