@@ -1,8 +1,8 @@
-"""What torch does with the user's own tensors, the same after a call as before.
+"""Keep torch's global state as the user left it, whatever ends a call.
 
-torch's context managers are Python code. An interrupt that falls between two of their steps leaves
-behind what they had set: tensors would then be made on the meta device, or gradients stay off, long
-after the call. So whoever enters such contexts on the way keeps the state around all of them.
+torch's context managers are Python code. An interrupt between two of their steps leaves behind
+what they had set: tensors would then be created on the meta device, or gradients stay off, long
+after the call. Code that enters such contexts therefore wraps them in `torch_state_kept`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ __all__ = ["torch_state_kept"]
 
 @contextlib.contextmanager
 def torch_state_kept() -> Iterator[None]:
-    """Restore torch's state if an error or an interrupt ends the context; also a decorator.
+    """Restore torch's state if an error or interrupt ends the context; also a decorator.
 
-    That is the default dtype and device, whether gradients are recorded, the modes that are
-    entered, and the CPU's random state.
+    The state: default dtype and device, whether gradients are recorded, active modes, and the
+    CPU's random state.
 
     Raises:
-        KeyboardInterrupt: in place of an error that only came of one; torch's modes trip over an
-            interrupt ("trying to pop from empty mode stack").
+        KeyboardInterrupt: instead of an error that an interrupt caused; torch's modes trip over
+            one ("trying to pop from empty mode stack").
     """
     outer = sys.exception()
     dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
@@ -75,7 +75,7 @@ def _restore(
 
 
 def _comes_of_interrupt(error: BaseException, outer: BaseException | None) -> bool:
-    """Tell whether an interrupt is behind `error`; one that was handled before, `outer`, is not."""
+    """Tell whether an interrupt caused `error`; the earlier one, `outer`, does not count."""
     each: BaseException | None = error
     while each is not None and each is not outer:
         if isinstance(each, KeyboardInterrupt):

@@ -106,7 +106,7 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
             ("nan", "nan holds NaN or infinite values."),
             ("huge", "huge holds floats from 1e+30 to 1e+30, not from 0 to 1."),
             ("negative", "negative holds int64 values from -3 to -3."),
-            ("flat", "flat has shape (9,), which is no image's."),
+            ("flat", "flat has shape (9,), which is not the shape of an image."),
             ("noise", "noise holds floats from "),
             ("objects", "objects holds values of type object."),
             ("batch", "batch has shape (3, 4, 4, 3): 3 images."),

@@ -1,7 +1,9 @@
-"""Checkpoints: from a name or a folder to a model and its processor.
+"""Checkpoints: from a name or folder to a model and its processor.
 
-Each kind of checkpoint has a module or folder here that knows all about it; what the rest of the
-package may rely on is `Checkpoint`. Resolving checks files and imports no torch.
+Each family has a module or folder here that holds everything particular to it: layout, units,
+prompt, processor, loading. The rest of the package relies on `Checkpoint` alone. Begin with
+`resolve`, which finds a checkpoint and checks its files without importing torch, and with
+`architecture`, for a model without weights. May import `planning`, `dispatch`, `images`, `core`.
 """
 
 from __future__ import annotations
@@ -30,22 +32,22 @@ DEMO_NOTICE = "This is the demo model: it knows simple drawn shapes and nothing 
 
 @dataclass(slots=True)
 class Loaded:
-    """A model in memory and the processor that speaks its language."""
+    """A model in memory and its processor."""
 
     model: Any
     processor: Any
 
 
 class Checkpoint(Protocol):
-    """A checkpoint whose files were found complete.
+    """A checkpoint whose files are complete.
 
     Attributes:
-        name: what the user calls it.
-        folder: where its files are.
-        notice: what every answer must say about it; empty for most.
-        config: its parsed ``config.json``.
+        name: name of the checkpoint, as the user typed it.
+        folder: folder of its files.
+        notice: note shown with every answer; empty for most checkpoints.
+        config: the parsed ``config.json``.
         architecture: the model without its weights, to plan with.
-        max_images: images that one conversation may hold; ``None`` for no limit.
+        max_images: maximum number of images in a conversation; ``None`` for no limit.
     """
 
     name: str
@@ -68,10 +70,10 @@ class Checkpoint(Protocol):
         arrived: Callable[[LoadProgress], None] | None = None,
         **options: Any,
     ) -> Loaded:
-        """Load the weights in one dtype, where `device_map` says (``None``: the CPU)."""
+        """Load the weights in one dtype to the devices of `device_map` (``None``: the CPU)."""
 
     def processor(self) -> Any:
-        """Build the processor from tokenizer and configuration; reads no weight."""
+        """Build the processor from tokenizer and configuration; reads no weights."""
 
 
 def resolve(
@@ -83,13 +85,13 @@ def resolve(
     """Find a checkpoint and check its files.
 
     Args:
-        name: a folder, the id of a repository on the hub, ``GLM-4V-9B`` for its repository, or
-            ``demo``, which is also what ``None`` means.
+        name: folder, repository id on the hub, ``GLM-4V-9B`` for its repository, or ``demo``
+            (also the meaning of ``None``).
         revision: commit, branch or tag of a repository.
-        download: whether to ask the hub for what is not in its local cache.
+        download: whether to download files that are not in the local cache of the hub.
 
     Raises:
-        CheckpointError: if there is no such checkpoint, or its files are not usable.
+        CheckpointError: if there is no such checkpoint, or its files are unusable.
         OptionError: if a revision is given for a folder.
     """
     text = DEMO if name is None else os.fspath(name)
@@ -107,7 +109,7 @@ def resolve(
 
 
 def _repository(text: str) -> str:
-    """Return the id of the repository that a published name means, or `text`."""
+    """Return the repository id of a published name; otherwise `text`."""
     from glm4v_magic.checkpoints.glm4v_9b.layout import REPOSITORY
 
     return REPOSITORY if text.lower() == REPOSITORY.partition("/")[2] else text
@@ -153,7 +155,7 @@ def _require_known(folder: Path) -> None:
 
 
 def _not_found(text: str, folder: Path) -> CheckpointError:
-    """Say where was looked, and what was meant: a published model, or what has a similar name."""
+    """Say where the checkpoint was looked for, and what may have been meant."""
     from glm4v_magic.checkpoints.architecture import PUBLISHED
 
     what = f"There is no checkpoint {text!r}: no such folder, and not in the hub cache."

@@ -1,7 +1,7 @@
-"""A checkpoint known by its ``config.json`` alone: enough to plan for it and to run it dry.
+"""Models known by their ``config.json`` alone: enough for a plan and a dry run.
 
-No weight, no tokenizer, no download. Each kind of checkpoint implements `Architecture` in a module
-of its own; `architecture` finds the configuration and picks the kind by its ``model_type``.
+No weights, no tokenizer, no download. Each family implements `Architecture` in its own module;
+`architecture` finds the configuration and picks the family by its ``model_type``.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _DEMO = "demo"
 
 
 def architecture(source: str | os.PathLike[str]) -> Architecture:
-    """Find a configuration.
+    """Find a configuration and return its architecture.
 
     Args:
         source: the name of a published checkpoint (`PUBLISHED`, in any case, with or without its
             owner), ``demo``, a folder with a ``config.json``, or such a file.
 
     Raises:
-        CheckpointError: if there is no such configuration, it is of another kind of model, or a
-            value in it makes no sense.
+        CheckpointError: if there is no such configuration, it describes an unknown kind of model,
+            or a value in it is invalid.
     """
     text = os.fspath(source)
     refuse_address(text)

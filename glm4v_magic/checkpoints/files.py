@@ -1,8 +1,8 @@
-"""What is in a checkpoint folder, read from file headers alone: no weight is touched.
+"""Contents of a checkpoint folder, from file headers alone: no weights are read.
 
 A safetensors file begins with eight bytes (the length of the header, little endian) and the
-header, JSON that names each tensor with its dtype, shape and place in the file. That is enough to
-find a missing, truncated or foreign shard before any memory is taken.
+header, JSON with each tensor's name, dtype, shape and offsets in the file. That is enough to
+find a missing, truncated or foreign shard before any memory is allocated.
 Source: the safetensors format description.
 """
 

@@ -1,10 +1,9 @@
-"""GLM-4.1V, GLM-4.5V and GLM-4.6V, through transformers' own classes: what a dry run needs.
+"""GLM-4.1V, GLM-4.5V and GLM-4.6V through transformers' own classes, for plans and dry runs.
 
-Shapes: P patches of an image, n = P / merge^2 visual tokens, H width of the text part. An image
-stands in the ids as ``start, n x image, end``, each id with a cache entry of its own. Images
-keep their proportions in these models; plans and dry runs use one of 1,120 x 1,120 pixels (6,400
-patches, 1,600 visual tokens), the size that GLM-4V-9B always takes. A context is counted in tokens,
-visual ones included.
+Shapes: P patches of an image, n = P / merge^2 visual tokens, H width of the text part. An image is
+``start, n x image, end`` in the ids, each id with its own KV cache entry. These models keep the
+proportions of images; plans and dry runs use an image of 1,120 x 1,120 pixels (6,400 patches,
+1,600 visual tokens), the size that GLM-4V-9B always uses. The context length counts visual tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ MODEL_TYPES = ("glm4v", "glm4v_moe", "glm46v")
 """As in ``config.json``: GLM-4.1V; GLM-4.5V and GLM-4.6V; GLM-4.6V-Flash."""
 
 IMAGE_SIDE = 1120
-"""Pixels of the square image that plans and dry runs use."""
+"""Side in pixels of the square image that plans and dry runs use."""
 
 _TEXT = "model.language_model"
 _VISION = "model.visual"
@@ -100,7 +99,7 @@ class _ConfigWithExperts(_Config):
     text_config: _ExpertsConfig
 
 
-# Of an older, flat file: what is not about the text part. So are the ids of images and videos.
+# Keys of an older, flat file that are not about the text part; so are the ids of images and videos.
 _OUTER_KEYS = (
     "architectures",
     "dtype",
@@ -113,7 +112,7 @@ _OUTER_KEYS = (
 
 
 def matches(config: Mapping[str, Any]) -> bool:
-    """Tell whether a ``config.json`` is of this kind."""
+    """Tell whether a ``config.json`` is of this family."""
     return config.get("model_type") in MODEL_TYPES
 
 
@@ -121,13 +120,13 @@ class NativeArchitecture:
     """An `Architecture` whose modules are transformers' own.
 
     Args:
-        name: what the user calls it.
-        config: a published ``config.json``, with a ``text_config`` or, as older files have it,
-            with the text keys at the top level.
-        where: the file, for messages.
+        name: name of the checkpoint, as the user would type it.
+        config: a published ``config.json``, with a ``text_config`` or, in older files, with the
+            text keys at the top level.
+        where: path of the file, for messages.
 
     Raises:
-        CheckpointError: if a key is missing or makes no sense.
+        CheckpointError: if a key is missing or invalid.
     """
 
     max_images: int | None = None
@@ -194,7 +193,7 @@ class NativeArchitecture:
         return inputs
 
     def shape(self) -> ModelShape:
-        """Describe the model in numbers."""
+        """Return the model's sizes."""
         text, vision = self._text, self._vision
         patches = _patches_per_side(vision) ** 2
         visual_tokens = patches // vision["spatial_merge_size"] ** 2 + 2  # with start and end
@@ -211,7 +210,7 @@ class NativeArchitecture:
         )
 
     def _text_units(self) -> Iterator[UnitShape]:
-        """Embedding with rotary, each decoder layer, then the final norm with the head."""
+        """Yield embedding with rotary, each decoder layer, then the final norm with the head."""
         text = self._text
         wide, vocabulary = text["hidden_size"], text["vocab_size"]
         yield UnitShape(
@@ -239,7 +238,7 @@ def _head_size(text: Mapping[str, Any]) -> int:
 
 
 def _attention_values(text: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Weights of the four matrices, biases, and keys and values per cache entry."""
+    """Return weights of the four matrices, biases, and keys and values per KV cache entry."""
     wide, heads, groups = (
         text["hidden_size"],
         text["num_attention_heads"],
@@ -252,7 +251,7 @@ def _attention_values(text: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def _attention(text: Mapping[str, Any]) -> Activation:
-    """Attention of a decoder layer, at its kernel.
+    """Attention of a decoder layer; its peak is at the kernel.
 
     Alive per token: the layer's input, the residual and the normed input (3 x hidden); the query
     before and after its rotation and the attended values (3 x heads x head size), keys and values
@@ -268,7 +267,7 @@ def _attention(text: Mapping[str, Any]) -> Activation:
 
 
 def _dense_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
-    """A decoder layer with one gated MLP; GLM-4.1V's has four norms, the others' two."""
+    """Decoder layer with one gated MLP; it has four norms in GLM-4.1V and two in the others."""
     wide, mlp = text["hidden_size"], text["intermediate_size"]
     matrices, bias, cache = _attention_values(text)
     linear = matrices + 3 * wide * mlp
@@ -288,9 +287,9 @@ def _dense_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape
 
 
 def _moe_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
-    """A decoder layer with routed experts and shared ones; only attention may be quantised.
+    """Decoder layer with routed and shared experts; the routed ones are not quantised.
 
-    The router's correction of its scores, one value per expert, is a buffer and not counted.
+    The router's score correction, one value per expert, is a buffer and not counted.
     """
     wide, mlp, chosen = (
         text["hidden_size"],
@@ -315,7 +314,7 @@ def _moe_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
 
 
 def _experts(wide: int, chosen: int) -> Activation:
-    """Routed experts in one grouped product, as their weighted results are put back in order.
+    """Routed experts in one grouped product; the peak is where results are put back in order.
 
     Alive per token and chosen expert (transformers' ``grouped_mm_experts_forward``): the gathered
     input and the experts' results (2 x hidden), the weighted results in two orders in float32
@@ -327,7 +326,7 @@ def _experts(wide: int, chosen: int) -> Activation:
 
 
 def _vision_units(vision: Mapping[str, Any]) -> Iterator[UnitShape]:
-    """Patch embedding, each block, then the merge and its projection."""
+    """Yield patch embedding, each block, then the merge and its projection."""
     wide, out = vision["hidden_size"], vision["out_hidden_size"]
     merge, table = vision["spatial_merge_size"], vision["image_size"] // vision["patch_size"]
     patch = _patch_values(vision)
@@ -364,7 +363,7 @@ def _vision_units(vision: Mapping[str, Any]) -> Iterator[UnitShape]:
 
 
 def _vision_block(wide: int, mlp: int) -> Activation:
-    """A block of the tower, at the rotation of its queries or at its gated MLP.
+    """Block of the vision tower; the peak is at the rotation of its queries or its gated MLP.
 
     Alive per patch in the rotation: the tower's and the block's input and the normed one
     (3 x hidden), query, key and value (3), and in float32 query, key, a rotated half and its
@@ -376,18 +375,18 @@ def _vision_block(wide: int, mlp: int) -> Activation:
 
 
 def _patch_values(vision: Mapping[str, Any]) -> int:
-    """Pixel values of one patch: channels x frames x side x side."""
+    """Return the pixel values of one patch: channels x frames x side x side."""
     return int(vision["in_channels"] * vision["temporal_patch_size"] * vision["patch_size"] ** 2)
 
 
 def _patches_per_side(vision: Mapping[str, Any]) -> int:
-    """Patches along a side of the standard image, a multiple of the merge."""
+    """Return the patches along a side of the standard image, a multiple of the merge."""
     merge = vision["spatial_merge_size"]
     return max(1, IMAGE_SIDE // (vision["patch_size"] * merge)) * merge
 
 
 def _with_text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration as transformers 5 reads it: it takes no notice of text keys at the top."""
+    """Return a configuration for transformers 5, which ignores text keys at the top level."""
     if "text_config" in config or "num_hidden_layers" not in config:
         return config
     outer = {

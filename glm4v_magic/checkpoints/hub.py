@@ -1,4 +1,4 @@
-"""Checkpoints of the Hugging Face hub: found in the local cache, or downloaded into it."""
+"""Checkpoints of the Hugging Face hub, found in the local cache or downloaded into it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from glm4v_magic.core.errors import CheckpointError, Glm4vError, reason
 __all__ = ["cached", "download", "names_a_repository"]
 
 _FILES = ("*.json", "*.safetensors", "tokenizer.model")
-"""What is needed of a repository: no remote code, no weights in other formats."""
+"""Files that are downloaded: no remote code, no weights in other formats."""
 
 
 def _is_repository_id(text: str) -> bool:
-    """Tell whether `text` has the form ``owner/name``; a path may have it, too."""
+    """Tell whether `text` has the form ``owner/name``, which a path may have, too."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -29,12 +29,12 @@ def _is_repository_id(text: str) -> bool:
 
 
 def names_a_repository(text: str) -> bool:
-    """Tell whether to ask the hub for `text`: not if a folder here has the owner's name."""
+    """Tell whether to ask the hub for `text`: not if a local folder has the owner's name."""
     return _is_repository_id(text) and not Path(text).parent.is_dir()
 
 
 def cached(repository: str, revision: str | None = None) -> Path | None:
-    """Return the folder of a repository in the local cache; never asks the network.
+    """Return the folder of a repository in the local cache; makes no network request.
 
     Args:
         repository: ``owner/name``.
@@ -49,19 +49,19 @@ def cached(repository: str, revision: str | None = None) -> Path | None:
 
 
 def download(repository: str, revision: str | None, check_config: Callable[[Path], object]) -> Path:
-    """Download what is missing of a repository and return its folder.
+    """Download the missing files of a repository and return its folder.
 
-    An interrupted download goes on where it stopped.
+    An interrupted download resumes where it stopped.
 
     Args:
         repository: ``owner/name``.
         revision: commit, branch or tag; ``None`` for the main branch.
-        check_config: called with the folder once ``config.json`` is in it; what it raises stops
-            the download before the weights.
+        check_config: called with the folder once ``config.json`` is in it; an exception stops the
+            download before the weights.
 
     Raises:
-        CheckpointError: without a network, if the hub has no such repository or revision or wants
-            a login, or if the files cannot be written.
+        CheckpointError: without a network, if the hub has no such repository or revision or
+            requires a login, or if the files cannot be written.
     """
     from huggingface_hub import errors, hf_hub_download, snapshot_download
 
@@ -94,11 +94,11 @@ def download(repository: str, revision: str | None, check_config: Callable[[Path
 
 
 def _require_network(repository: str, revision: str | None) -> None:
-    """Ask once: a download would try again for most of a minute before it says so.
+    """Make one request: a download without a network would retry for most of a minute.
 
     Raises:
-        ConnectionError: if there is no answer.
-        HfHubHTTPError: if the answer is no.
+        ConnectionError: if there is no response.
+        HfHubHTTPError: if the response is an error.
     """
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
 

@@ -1,4 +1,4 @@
-"""What `from_pretrained` would have drawn and logged: its bar as progress, its report as text."""
+"""Progress and report of `from_pretrained`: its bar as `LoadProgress`, its report as text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def report_progress(
     arrived: Callable[[LoadProgress], None] | None,
     device_of: Callable[[str], str] = lambda name: "",
 ) -> Iterator[None]:
-    """Within this context `from_pretrained` reports weights as they arrive and draws no bar.
+    """Make `from_pretrained` report each weight as it is loaded, instead of drawing a bar.
 
     Args:
         sizes: bytes of each weight, by the name of the parameter it is loaded into.
@@ -30,7 +30,7 @@ def report_progress(
     total = sum(sizes.values())
 
     class Bar:
-        """As much of tqdm as a loop over weights uses."""
+        """The part of tqdm's interface that a loop over weights uses."""
 
         def __init__(self, items: Iterable[Any] = ()) -> None:
             self.items = items
@@ -45,10 +45,10 @@ def report_progress(
                     arrived(LoadProgress(done, total, name, device_of(name)))
 
         def update(self, n: float = 1) -> None:
-            """Count nothing: only loops over weights are reported."""
+            """Does nothing: only loops over weights are reported."""
 
         def close(self) -> None:
-            """Leave nothing behind."""
+            """Does nothing."""
 
         def __enter__(self) -> Bar:
             return self
@@ -68,11 +68,11 @@ def report_progress(
 
 @contextmanager
 def collect_report() -> Iterator[list[str]]:
-    """Within this context `from_pretrained` does not log its report; it is in the yielded list.
+    """Yield a list that receives the report of `from_pretrained`, which is not logged.
 
-    An exception while a weight is converted is in no other place: transformers writes it down
-    there, goes on, and raises one of its own at the end. That offloaded weights are on meta is not
-    logged either: whoever asked for it knows, and a plan tells how much and at what price.
+    Only the report has an exception that occurred while a weight was converted: transformers
+    notes it there, goes on, and raises one of its own at the end. The message that offloaded
+    weights are on meta is dropped as well: the plan tells how much is offloaded, and its cost.
     """
     reports: list[str] = []
 

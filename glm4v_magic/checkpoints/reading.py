@@ -1,9 +1,9 @@
-"""Weights read from their shards one at a time, when they are wanted.
+"""Weights read from their shards one at a time, on demand.
 
 `from_pretrained` maps every shard into memory and keeps all of them mapped until it ends, so that
-the pages of a whole checkpoint count as resident memory. Here each weight is read into memory of
-its own, which goes as soon as the weight is on its GPU. A read can also be refused: that stops the
-threads of a load that was interrupted.
+the pages of a whole checkpoint count as resident memory. Here each weight is read into its own
+memory, which is freed as soon as the weight is on its GPU. Reads can also be refused, which stops
+the threads of an interrupted load.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Reader:
         return tensor
 
     def close(self) -> None:
-        """Refuse all further reads and wait for the threads that are at one."""
+        """Refuse further reads and wait for the threads that are reading."""
         with self._lock:
             self._open = False
             threads = self._threads - {threading.current_thread()}
@@ -59,7 +59,7 @@ class _Reader:
 
 
 class StoredWeight:
-    """A weight in its file; ``weight[...]`` reads it, which is all that `from_pretrained` does."""
+    """A weight in its file; `from_pretrained` reads it with ``weight[...]``."""
 
     def __init__(self, reader: _Reader, path: Path, name: str) -> None:
         self._reader = reader
@@ -72,12 +72,12 @@ class StoredWeight:
 
 @contextmanager
 def stored_weights(tensors: Mapping[str, TensorInfo]) -> Iterator[dict[str, StoredWeight]]:
-    """Yield a ``state_dict`` for `from_pretrained` that reads each weight when it is wanted.
+    """Yield a ``state_dict`` for `from_pretrained` that reads each weight on demand.
 
-    When the context ends, well or not, no thread reads any more.
+    When the context ends, for whatever reason, no thread reads any more.
 
     Args:
-        tensors: where each weight is.
+        tensors: file of each weight.
     """
     reader = _Reader()
     try:
@@ -90,10 +90,10 @@ def stored_weights(tensors: Mapping[str, TensorInfo]) -> Iterator[dict[str, Stor
 
 
 def forget_locals(error: BaseException) -> None:
-    """Empty the frames that an exception came through; its traceback still names their lines.
+    """Clear the frames of an exception; its traceback still names their lines.
 
-    IPython keeps the latest exception, and with it everything that was a local variable on the
-    way: half a model, or a key/value cache.
+    IPython keeps the latest exception, and with it all local variables of its frames: half a
+    model, or a KV cache.
     """
     seen: set[int] = set()
     link: BaseException | None = error

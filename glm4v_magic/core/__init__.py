@@ -1,1 +1,6 @@
-"""core."""
+"""Plain data that every room shares: conversations, events, model shapes, plans, errors.
+
+Imports the standard library and nothing else, so it also runs in a browser. Begin with
+`conversation` (what is asked and answered), `events` (the stream of one answer), `model_shape` and
+`plan` (a model in numbers, and where its units live), and `errors` (all that can go wrong).
+"""

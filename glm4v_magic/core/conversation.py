@@ -32,11 +32,11 @@ class Message:
     """One turn: who speaks, the text, and the images that come before the text.
 
     Attributes:
-        role: who speaks.
-        text: what is said.
-        images: images, in order.
-        complete: false for an answer that was stopped or cut off, and may be carried on.
-        thinking: what the model wrote before an answer. A later question does not send it back.
+        role: speaker of the turn.
+        text: text of the turn.
+        images: images before the text, in order.
+        complete: false for an answer that was stopped or cut off and can be continued.
+        thinking: what the model wrote before its answer. Later prompts leave it out.
     """
 
     role: Role
@@ -53,7 +53,7 @@ class Conversation:
     messages: tuple[Message, ...] = ()
 
     def add(self, message: Message) -> Conversation:
-        """Return a conversation with `message` at its end; this one stays as it is."""
+        """Return a new conversation with `message` appended."""
         return replace(self, messages=(*self.messages, message))
 
     @property
@@ -63,13 +63,13 @@ class Conversation:
 
     @property
     def partial(self) -> Message | None:
-        """The answer at the end that was stopped or cut off; ``None`` if there is none."""
+        """The last message if it is an incomplete answer, else ``None``."""
         last = self.messages[-1] if self.messages else None
         return last if last is not None and not last.complete else None
 
     @property
     def unfinished(self) -> str | None:
-        """Text of the answer at the end that was stopped or cut off; ``None`` if there is none."""
+        """Text of `partial`; ``None`` if there is no incomplete answer."""
         return None if self.partial is None else self.partial.text
 
     @property
@@ -79,17 +79,17 @@ class Conversation:
         return asked[-1] if asked else ""
 
     def with_answer(self, text: str, *, complete: bool, thinking: str = "") -> Conversation:
-        """Return the conversation with this answer at its end, in place of an unfinished one."""
+        """Return the conversation with this answer at its end; it replaces an incomplete one."""
         before = self if self.partial is None else self.without_last_answer()
         return before.add(Message("assistant", text, complete=complete, thinking=thinking))
 
     def with_system(self, text: str) -> Conversation:
-        """Return the conversation with this system message in place of its own; none if empty."""
+        """Return the conversation with this system message; an empty `text` removes it."""
         rest = tuple(message for message in self.messages if message.role != "system")
         return replace(self, messages=(*((Message("system", text),) if text else ()), *rest))
 
     def without_last_answer(self) -> Conversation:
-        """Return the conversation up to the latest question."""
+        """Return the conversation up to its latest question."""
         messages = self.messages
         while messages and messages[-1].role == "assistant":
             messages = messages[:-1]
@@ -98,9 +98,9 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What an engine is asked, and how to sample.
+    """One prompt for an engine, with its sampling parameters.
 
-    The conversation ends with the user's question, or with an unfinished answer to carry on.
+    The conversation ends with the user's question, or with an incomplete answer to continue.
     """
 
     conversation: Conversation
@@ -109,21 +109,21 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a call cost.
+    """Tokens, seconds and memory of a call.
 
-    A server may leave out what it counted; what it does not tell is ``None``, and never guessed.
+    What a server does not report is ``None``, never a guess.
 
     Attributes:
-        text_tokens: prompt tokens that are text (ids of the prompt, special ids included). Where
-            `visual_tokens` is ``None``, those of the images are among them.
-        visual_tokens: vectors that stand for images in the prompt (the learned begin and end
-            vectors included).
-        new_tokens: generated tokens, a closing stop token included.
+        text_tokens: text tokens of the prompt, special tokens included. Where `visual_tokens` is
+            ``None``, the tokens of images are among them.
+        visual_tokens: tokens of the prompt that stand for images, the learned begin and end vectors
+            included.
+        new_tokens: generated tokens, the stop token included.
         time_to_first_token: seconds from the call to the first token; ``None`` if none came.
         decode_seconds: seconds from the first token to the last.
-        peak_bytes: peak of allocated bytes per GPU during the call; empty without GPUs.
-        thinking_tokens: those of `new_tokens` that were thinking; ``None`` if that is not told.
-        thinking_seconds: from the first token to the answer's own first.
+        peak_bytes: peak of allocated bytes on each GPU during the call; empty without GPUs.
+        thinking_tokens: tokens of `new_tokens` that were thinking; ``None`` if unknown.
+        thinking_seconds: seconds from the first token to the first token of the answer itself.
     """
 
     text_tokens: int | None
@@ -136,7 +136,7 @@ class Usage:
     thinking_seconds: float = 0.0
 
     def __add__(self, other: Usage) -> Usage:
-        """Return what two calls took, one after the other; peaks are those of the higher one."""
+        """Return the usage of two calls in sequence: sums, and the higher peak of each GPU."""
         gpus = {*self.peak_bytes, *other.peak_bytes}
         return Usage(
             text_tokens=_sum(self.text_tokens, other.text_tokens),
@@ -159,29 +159,30 @@ class Usage:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Decode speed: tokens after the first per second after the first; ``None`` below two."""
+        """Decode speed, the first token (prefill) excluded; ``None`` below two tokens."""
         if self.new_tokens is None or self.new_tokens < 2 or self.decode_seconds <= 0:
             return None
         return (self.new_tokens - 1) / self.decode_seconds
 
 
 def _sum(one: int | None, other: int | None) -> int | None:
-    """Add two counts; what is unknown of one is unknown of both."""
+    """Add two counts; ``None`` (unknown) plus anything is ``None``."""
     return None if one is None or other is None else one + other
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What an engine returns: the text and what it took.
+    """What an engine generated for one request.
 
     Attributes:
-        text: the answer without special tokens and without surrounding whitespace. Of an answer
-            that was carried on it is the new part, with the whitespace before it.
+        text: the answer without special tokens and without surrounding whitespace. For a continued
+            answer only the new part, with the whitespace before it.
         usage: tokens, seconds and memory.
         finish_reason: ``stop`` (the model ended), ``length`` (`Sampling.max_tokens` reached) or
             ``interrupted``.
         seed: the seed that was used; ``None`` when decoding was greedy.
-        thinking: what the model wrote before the answer, in the same way; empty for most models.
+        thinking: what the model wrote before the answer, stripped in the same way; empty for most
+            models.
     """
 
     text: str
@@ -196,18 +197,18 @@ class Answer:
     """An answer with everything needed to understand, repeat and quote it.
 
     Attributes:
-        text: what the model said.
-        prompt: the text that was asked, expressions expanded.
-        images: the images of the conversation the answer refers to, in order.
+        text: the model's answer.
+        prompt: the question, expressions expanded.
+        images: images of the conversation, in order.
         model: name of the checkpoint.
-        format: the form that was asked for.
-        value: what was found in that form: the object of ``json``, the code of ``code``; ``None``
-            in other forms, and where the answer is not in its form.
+        format: format that was asked for.
+        value: the answer parsed: the object for ``json``, the code for ``code``; ``None`` for other
+            formats, and where the answer does not follow its format.
         corrected: what was wrong with a first answer, if the model was asked to correct it;
             `usage` is then the sum of both.
-        plan: that the model was loaded by; ``None`` on the CPU, or by a given map.
+        plan: plan that the model was loaded with; ``None`` on the CPU or with a given device map.
         notice: what a reader must know about the model (the demo model says that it is one).
-        thinking: what the model thought before it said that; empty for a model that does not.
+        thinking: what the model wrote before the answer; empty for a model that does not think.
         usage: tokens, seconds and memory.
         finish_reason: ``stop`` (the model ended), ``length`` (`Sampling.max_tokens` reached) or
             ``interrupted``.

@@ -1,9 +1,9 @@
-"""What happens while a question is answered: the stream that everything above the engines reads.
+"""Events of an answer: the one stream that everything above the engines consumes.
 
-A question goes through ``Loading``* ``Started`` (``Thinking`` | ``Text`` | ``Reclassified``)*,
-once more of the last three behind a ``Correcting``, and ends with ``Done``. A prompt mapped over
-many items goes through the same, with the row that each piece belongs to, a ``RowDone`` behind
-each row, and ``MapDone`` at the end.
+The order for a question: ``Loading``*, ``Started``, (``Thinking`` | ``Text`` | ``Reclassified``)*,
+then, if the answer must be corrected, ``Correcting`` and more of these three, and ``Done``. A
+prompt mapped over many items yields the same events, each with its row, a ``RowDone`` after each
+row, and ``MapDone`` at the end.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """Weights are arriving."""
+    """Weights are being loaded."""
 
     progress: LoadProgress
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Everything is checked and loaded, and the model begins.
+    """Everything is checked and loaded; the model starts to answer.
 
     Attributes:
-        info: of the model.
-        images: as they are sent; of a map, those that go with every row.
-        partial: the unfinished answer that is carried on; ``None`` for a fresh one.
+        info: facts about the model.
+        images: images of the prompt; of a map, those that every row shares.
+        partial: the incomplete answer to continue; ``None`` for a new one.
     """
 
     info: EngineInfo
@@ -73,9 +73,9 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Reclassified:
-    """All `Text` of the row so far was thinking; the answer is still to come.
+    """All `Text` of the row so far was thinking; the answer follows.
 
-    Some servers leave only the tag that ends the thinking in the text.
+    Some servers leave only the closing tag of the thinking in the text.
     """
 
     row: int = 0
@@ -83,11 +83,11 @@ class Reclassified:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """An engine has answered a request; `Session` makes an answer of it.
+    """An engine has finished a request; `Session` turns this into an `Answer`.
 
     Attributes:
-        generation: all of the text, and what it took.
-        row: which of the requests.
+        generation: the whole text and its usage.
+        row: index of the request.
     """
 
     generation: Generation
@@ -96,11 +96,11 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Correcting:
-    """The answer is not as asked, and the model is asked once more.
+    """The answer does not follow its format; the model is asked to correct it.
 
     Attributes:
-        fault: what is wrong with it.
-        row: whose answer.
+        fault: what is wrong with the answer.
+        row: row of the answer.
     """
 
     fault: str
@@ -109,18 +109,18 @@ class Correcting:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The answer is complete, and in its chat."""
+    """The answer is complete and has been added to its chat."""
 
     answer: Answer
 
 
 @dataclass(frozen=True, slots=True)
 class RowDone:
-    """A row has its answer or its error.
+    """A row is answered or has failed.
 
     Attributes:
-        row: the row.
-        progress: how far the map is, this row included.
+        row: row with its answer or its error.
+        progress: progress of the whole map, this row included.
     """
 
     row: AnsweredRow
@@ -129,7 +129,7 @@ class RowDone:
 
 @dataclass(frozen=True, slots=True)
 class MapDone:
-    """Every row has its answer or its error; `result` is what `Session.map` returns."""
+    """All rows are answered or have failed; `result` is what `Session.map` returns."""
 
     result: Any
 

@@ -47,10 +47,10 @@ class GPU:
     """One GPU, found or described.
 
     Attributes:
-        index: as in ``cuda:<index>``.
-        name: as the driver or the description calls it.
-        total_bytes: memory of the GPU.
-        free_bytes: what other programs leave of it; ``None`` where that is not known.
+        index: CUDA index, as in ``cuda:<index>``.
+        name: name from the driver or the description.
+        total_bytes: size of its memory.
+        free_bytes: memory that other programs leave free; ``None`` if unknown.
     """
 
     index: int
@@ -60,7 +60,7 @@ class GPU:
 
     @property
     def usable_bytes(self) -> int:
-        """What can be planned with: the free memory if it is known, else all of it."""
+        """Memory that a plan may use: the free memory if known, else all of it."""
         return self.total_bytes if self.free_bytes is None else self.free_bytes
 
 

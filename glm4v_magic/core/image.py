@@ -1,4 +1,4 @@
-"""The image that everything becomes, and what is refused on the way."""
+"""`SourcedImage`, the form that every image takes, and the limits on what is accepted."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class SourcedImage:
     """An image and where it came from.
 
     Attributes:
-        image: mode RGB, upright (the EXIF orientation is applied), pixels in memory, no metadata.
+        image: RGB, upright (EXIF orientation applied), pixels in memory, no metadata.
         source: what the user wrote: a path, a URL, an expression, or ``data: URI``.
-        original_size: width and height in pixels, upright.
+        original_size: width and height in pixels, after the EXIF orientation.
     """
 
     image: Image.Image
@@ -30,16 +30,16 @@ class SourcedImage:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is refused, so that a wrong image costs a line of text and not the kernel.
+    """Limits on images, so that a wrong one costs an error message and not the kernel.
 
     Attributes:
-        megapixels: largest image, in millions of pixels; checked before they are decoded. The
-            default lets 108-megapixel phones and 102-megapixel cameras pass, costs at most 384 MB
-            as RGB, and stays below the 179 megapixels from which Pillow refuses by itself.
+        megapixels: largest image in millions of pixels, checked before decoding. The default
+            admits phones of 108 and cameras of 102 megapixels, costs at most 384 MB as RGB, and
+            stays below the 179 megapixels that Pillow itself refuses.
         download_bytes: largest download.
-        download_seconds: longest download, redirects included, and longest silence in it.
-        allow_private: whether URLs may lead to this computer or its private network. A notebook
-            from elsewhere could otherwise read what only this computer can reach.
+        download_seconds: longest download, redirects included, and longest pause within it.
+        allow_private: whether URLs may point to this computer or its private network. Otherwise a
+            foreign notebook could read what only this computer can reach.
     """
 
     megapixels: float = OPTIONS["megapixels"].default

@@ -1,4 +1,4 @@
-"""Which model, what is known of it, and how far its load is."""
+"""The model to load, facts about a loaded one, and the progress of loading."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["DEMO", "Architecture", "EngineInfo", "LoadProgress", "ModelChoice"]
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """Which model, and how it is loaded.
+    """A model and how to load it.
 
     Attributes:
-        model: folder, repository id on the hub, ``demo``, or the address of a server; ``None`` is
+        model: folder, repository id on the hub, ``demo``, or address of a server; ``None`` means
             ``demo``.
-        revision: of a repository.
-        options: how it is placed.
-        device_map: a map or a plan to follow; ``None`` makes a plan, or takes the CPU.
-        served_model: which model of a server; ``None`` for its only one.
+        revision: commit, branch or tag of the repository.
+        options: placement options.
+        device_map: device map or plan to follow; ``None`` makes a plan, or uses the CPU.
+        served_model: name of a server's model; ``None`` for its only one.
         timeout: longest silence of a server in seconds; ``None`` for five minutes.
     """
 
@@ -51,13 +51,13 @@ DEMO = "demo"
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """How far a load is.
+    """Progress of loading a model.
 
     Attributes:
-        done_bytes: weights that have arrived.
-        total_bytes: all of them.
-        weight: name of the latest one; empty before the first.
-        device: where it went, such as ``cuda:1``; empty where that is not decided by a map.
+        done_bytes: bytes of weights loaded so far.
+        total_bytes: bytes of all weights.
+        weight: name of the latest weight; empty before the first.
+        device: device of that weight, such as ``cuda:1``; empty if no device map decides it.
     """
 
     done_bytes: int
@@ -68,24 +68,24 @@ class LoadProgress:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What is worth knowing about the model behind an engine.
+    """Facts about the model behind an engine.
 
     Attributes:
         model: name of the checkpoint, as the user would type it.
         notice: what a reader of every answer must know; empty for most models.
-        max_images: images that one conversation may hold; ``None`` for no limit.
-        image_size: width and height in pixels that an image is resized to; ``None`` where it
-            depends on the image.
-        visual_tokens: vectors that one image becomes; ``None`` where it depends on the image.
-        context: longest prompt plus answer, in positions; ``None`` if a server does not tell.
-        parameters: number of weights; ``None`` for those of a server.
-        dtype: of the weights, for example ``bfloat16``; empty for those of a server.
-        devices: where the weights are, for example ``("cuda:0", "cuda:1")``; none for a server.
-        quantize: of the text part's linear layers, if they are quantised.
-        device_map: module -> GPU index or ``cpu``; ``None`` if all is in one place.
-        plan: that the map is from, if it is from one.
-        server: address of the server that holds the model; ``None`` if it is in this process.
-        thinks: whether it can think before it answers; ``None`` if a server does not tell.
+        max_images: maximum number of images in a conversation; ``None`` for no limit.
+        image_size: width and height in pixels that images are resized to; ``None`` if it depends
+            on the image.
+        visual_tokens: tokens of one image; ``None`` if it depends on the image.
+        context: context length in tokens (prompt and answer); ``None`` if a server does not tell.
+        parameters: number of weights; ``None`` for a server.
+        dtype: dtype of the weights, such as ``bfloat16``; empty for a server.
+        devices: devices of the weights, such as ``("cuda:0", "cuda:1")``; empty for a server.
+        quantize: quantisation of the text part's linear layers, if any.
+        device_map: module -> GPU index or ``cpu``; ``None`` if all weights are on one device.
+        plan: plan that the device map comes from, if any.
+        server: address of the server that runs the model; ``None`` if it runs in this process.
+        thinks: whether the model can think before it answers; ``None`` if a server does not tell.
         notes: what was left out as the model was loaded, a sentence each: settings of its files
             that decoding here does not follow.
     """
@@ -111,9 +111,9 @@ class Architecture(Protocol):
     """A model without its weights.
 
     Attributes:
-        name: what the user calls it.
+        name: name of the checkpoint, as the user would type it.
         config: the parsed ``config.json``.
-        max_images: most images of one row; ``None`` where any number goes.
+        max_images: maximum number of images in a row; ``None`` for no limit.
     """
 
     name: str
@@ -121,26 +121,26 @@ class Architecture(Protocol):
     max_images: int | None
 
     def shape(self) -> ModelShape:
-        """Describe the model in numbers; imports no torch."""
+        """Return the model's sizes; imports no torch."""
 
     def build_meta(self, dtype: str) -> PreTrainedModel:
         """Build the model on the ``meta`` device: real modules, no data.
 
         Args:
-            dtype: of weights and activations, such as ``bfloat16``.
+            dtype: dtype of weights and activations, such as ``bfloat16``.
         """
 
     def prompt_inputs(self, images: int, text_tokens: int, batch: int = 1) -> dict[str, Tensor]:
-        """Make the inputs of a prompt, as the checkpoint's processor would, on the CPU.
+        """Make model inputs on the CPU, shaped as the checkpoint's processor would make them.
 
-        The ids mean nothing, the images are black. In a batch the first row is one token
-        shorter and padded on the left, because rows of one length are the exception.
+        The token ids are arbitrary and the images black. In a batch the first row is one token
+        shorter and left-padded, because rows rarely have equal lengths.
 
         Args:
-            images: images of each row.
-            text_tokens: ids of each row that do not stand for an image; at least 1.
-            batch: rows.
+            images: number of images in each row.
+            text_tokens: text tokens of each row, at least 1.
+            batch: number of rows.
 
         Raises:
-            OptionError: if the model does not take so many images, or there is no text.
+            OptionError: if the model does not take that many images, or there is no text.
         """

@@ -1,6 +1,6 @@
-"""A model in numbers, and what it is to be used for; what a checkpoint tells the planner.
+"""Sizes of a model and the workload to plan for: what a checkpoint tells the planner.
 
-Numbers of values, no tensors; `planning.costs` turns them into bytes.
+Sizes count values (scalars), not bytes; `planning.costs` turns them into bytes.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ Kind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """What a module keeps alive while it runs, and after.
+    """Activation memory of a module, while it runs and after.
 
     Attributes:
-        tokens: what it is counted per: ``text`` (cache entries of all rows), ``patch`` (tokens
-            inside the tower, of all images), ``visual`` (vectors an image becomes in the
-            text), ``image``, or ``row`` (of the batch).
-        values: in the model's dtype, alive at the worst moment, per token.
-        extra_bytes: of another dtype (float32, int64), alive at the worst moment, per token.
-        held_values: in the model's dtype, alive from then on until the prefill ends, per token.
-        held_bytes: the same for other dtypes.
+        tokens: unit of the counts below: ``text`` (cache entries of all rows), ``patch`` (tokens
+            inside the vision tower, of all images), ``visual`` (tokens of an image in the text),
+            ``image``, or ``row`` (of the batch).
+        values: values in the model's dtype, alive at the peak, per token.
+        extra_bytes: bytes of other dtypes (float32, int64), alive at the peak, per token.
+        held_values: values in the model's dtype that stay alive until the prefill ends, per token.
+        held_bytes: bytes of other dtypes that stay alive until then, per token.
     """
 
     tokens: Literal["text", "patch", "visual", "image", "row"]
@@ -56,18 +56,18 @@ class Activation:
 
 @dataclass(frozen=True, slots=True)
 class UnitShape:
-    """A part of a model that is never split, in numbers of values.
+    """A unit: a part of a model that is never split over devices. Sizes in values.
 
     Attributes:
-        name: for people and for pins: ``embedding``, ``layer.7``.
+        name: name for people and for pins: ``embedding``, ``layer.7``.
         modules: names in the model's module tree; together the units name every module once.
-        kind: what the unit is.
-        values: all its weights.
-        linear_values: those of `values` that are matrices which quantisation may shrink.
+        kind: role of the unit in the model.
+        values: number of weights.
+        linear_values: weights in matrices that quantisation can shrink.
         linear_rows: output rows of these matrices.
-        widest_linear: rows and columns of the largest of them.
-        cache_values: keys and values per cache entry.
-        activations: what its modules keep alive; they run one after another.
+        widest_linear: rows and columns of the largest of these matrices.
+        cache_values: keys and values per KV cache entry.
+        activations: activation memory of its modules, which run one after another.
     """
 
     name: str
@@ -83,17 +83,18 @@ class UnitShape:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A model in numbers.
+    """Sizes of a model.
 
     Attributes:
-        name: of the checkpoint.
-        units: in the order in which they run, the vision tower as finely as it may be cut.
-        vision_modules: names of the modules of the whole tower.
-        dtype: of the published weights.
-        max_context: longest prompt plus answer, in positions.
-        patches: tokens inside the tower per image.
-        visual_tokens: vectors that an image becomes.
-        image_positions: positions that an image takes.
+        name: name of the checkpoint.
+        units: units in execution order; the vision tower is divided as finely as it can be.
+        vision_modules: names of the modules of the whole vision tower.
+        dtype: dtype of the published weights.
+        max_context: longest context length in tokens.
+        patches: tokens of an image inside the vision tower.
+        visual_tokens: tokens of an image in the text part, each with its KV cache entry.
+        image_positions: what an image counts for in the context length: its distinct position ids,
+            fewer than `visual_tokens` where patches share one (3 in GLM-4V-9B).
     """
 
     name: str
@@ -107,23 +108,23 @@ class ModelShape:
 
     @property
     def values(self) -> int:
-        """Number of weights."""
+        """Number of weights of all units."""
         return sum(unit.values for unit in self.units)
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What the model is to be used for.
+    """The use that a plan is made for.
 
     Attributes:
-        context: positions of prompt and answer of one row; ``None`` for the model's longest.
+        context: context length of one row in tokens; ``None`` for the model's longest.
         images: images per row.
-        batch: rows.
-        dtype: of weights, cache and activations; ``None`` for the published one.
-        quantize: of the linear layers of the text part.
+        batch: number of rows.
+        dtype: dtype of weights, cache and activations; ``None`` for the published one.
+        quantize: quantisation of the text part's linear layers, if any.
 
     Raises:
-        OptionError: on a value that makes no sense.
+        OptionError: if a value is out of range or unknown.
     """
 
     context: int | None = None

@@ -1,4 +1,4 @@
-"""Where a model is wanted: device maps, and the options of a placement."""
+"""Device maps, and the options for placing a model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DeviceMap: TypeAlias = dict[str, Place]
 
 
 GivenMap: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Plan
-"""A device map, a plan, or a JSON file of either."""
+"""A device map, a plan, or the path of a JSON file with either."""
 
 
 CPU_DTYPE = "float32"  # bfloat16 is slower on most CPUs
@@ -35,7 +35,7 @@ class PlacementOptions(PlacementFields):
     """How a model is to be placed.
 
     Raises:
-        OptionError: on a value that makes no sense.
+        OptionError: if a value is out of range or unknown.
         GPUDescriptionError: if `gpus` cannot be read.
     """
 
@@ -56,5 +56,5 @@ class PlacementOptions(PlacementFields):
 
     @property
     def workload(self) -> Workload:
-        """What to plan for."""
+        """The workload part of the options."""
         return Workload(self.context, self.images, self.batch, self.dtype, self.quantize)

@@ -17,11 +17,11 @@ __all__ = ["Plan"]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where each module of a model lives, and what that takes.
+    """The device of every module of a model, and the memory that this takes.
 
     Attributes:
         model: name of the checkpoint.
-        workload: what the plan is for, context and dtype filled in.
+        workload: workload that the plan is made for, context and dtype filled in.
         objective: ``balance`` or ``fewest``.
         stages: in the order in which they run; idle GPUs come last.
         notes: what a reader should know: a cut tower, offloaded layers and their price;
@@ -41,18 +41,18 @@ class Plan:
 
     @property
     def fullness(self) -> float:
-        """Of the fullest GPU, as a fraction of its capacity."""
+        """Fullness of the fullest GPU, as a fraction of its capacity."""
         return self.fullest.fullness
 
     @property
     def hops(self) -> int:
-        """How often a token's hidden state changes GPUs on its way through the model."""
+        """Number of hops: how often a token's hidden state moves to another GPU."""
         return sum(bool(stage.units) for stage in self.stages) - 1
 
     def device_map(self) -> dict[str, int | str]:
         """Module -> GPU index or ``cpu``, in the form that transformers and accelerate use.
 
-        Weights of offloaded modules are on the CPU; see `execution_map` for where they run.
+        Offloaded modules are on the CPU here; `execution_map` says where they run.
         """
         return {
             module: "cpu" if stage.gpu is None or module in stage.offloaded else stage.gpu
@@ -61,7 +61,7 @@ class Plan:
         }
 
     def execution_map(self) -> dict[str, int | str]:
-        """Module -> GPU index or ``cpu``: where its forward runs, offloaded or not."""
+        """Module -> GPU index or ``cpu`` that its forward runs on, offloaded or not."""
         return {
             module: "cpu" if stage.gpu is None else stage.gpu
             for stage in self.stages

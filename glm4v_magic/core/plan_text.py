@@ -1,7 +1,7 @@
 """A plan as text: a table of its stages.
 
-It stands beside the data and not in `planning`, and takes a plan's parts instead of a `Plan`, so
-that ``print(plan)`` works wherever a plan is, without an arrow that points up or back.
+Here and not in `planning`, and for the parts of a plan instead of a `Plan`, so that ``print(plan)``
+works everywhere without a circular import.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ __all__ = ["gpu_rows", "span", "text"]
 
 
 def text(model: str, workload: Workload, stages: Sequence[Stage], notes: Iterable[str]) -> str:
-    """A plan as a table, sizes in GiB; see `core.plan.Plan` for its parts."""
+    """Return a plan as a table, sizes in GiB; `core.plan.Plan` describes the arguments."""
     title = f"{model}, {workload.dtype}" + (f" in {workload.quantize}" if workload.quantize else "")
-    title += f", {workload.context:,} positions, {counted(workload.images, 'image')}"
+    title += f", {workload.context:,} tokens of context, {counted(workload.images, 'image')}"
     title += f", batch of {workload.batch}"
     rows = gpu_rows(stages)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
@@ -36,7 +36,7 @@ def text(model: str, workload: Workload, stages: Sequence[Stage], notes: Iterabl
 
 
 def gpu_rows(stages: Sequence[Stage]) -> list[tuple[str, ...]]:
-    """The GPUs as a table, its head first; sizes in GiB."""
+    """Return the rows of a table of the GPUs, its header first; sizes in GiB."""
     rows: list[tuple[str, ...]] = [
         ("", "weights", "cache", "activ.", "other", "total", "of", "full", "units")
     ]
@@ -56,7 +56,7 @@ def gpu_rows(stages: Sequence[Stage]) -> list[tuple[str, ...]]:
 
 
 def span(units: Iterable[str]) -> str:
-    """Unit names, runs of numbered ones shortened: ``vision, embedding, layer.0-11``."""
+    """Return unit names with runs of numbers shortened: ``vision, embedding, layer.0-11``."""
 
     def split(name: str) -> tuple[str, int | None]:
         stem, _, number = name.rpartition(".")

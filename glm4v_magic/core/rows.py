@@ -1,4 +1,4 @@
-"""Rows that were asked: each with its answer or its error, and how far they are."""
+"""Rows of a map with their answers or errors, and its progress."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["AnsweredRow", "Progress", "Rows"]
 
 @dataclass(frozen=True, slots=True)
 class AnsweredRow:
-    """A row with its answer or its error; with neither if it was not asked before an interrupt.
+    """A row with its answer or its error; with neither if an interrupt came before it was asked.
 
     Attributes:
         index: its position, from 0.
@@ -43,22 +43,22 @@ class AnsweredRow:
 
     @property
     def text(self) -> str | None:
-        """What the model said."""
+        """Text of the answer."""
         return None if self.answer is None else self.answer.text
 
     @property
     def value(self) -> Any:
-        """What the answer holds in its form: of ``json`` and ``code``; see `Answer`."""
+        """Parsed value of the answer, for ``json`` and ``code``; see `Answer`."""
         return None if self.answer is None else self.answer.value
 
     @property
     def finish_reason(self) -> str | None:
-        """Of the answer; see `Answer`."""
+        """Finish reason of the answer; see `Answer`."""
         return None if self.answer is None else self.answer.finish_reason
 
     @property
     def done(self) -> bool:
-        """Whether the answer is complete, and in its form."""
+        """Whether the answer is complete and follows its format."""
         return self.failure is None and self.finish_reason not in (None, "interrupted")
 
     def __str__(self) -> str:
@@ -66,19 +66,19 @@ class AnsweredRow:
 
 
 class Rows(list[AnsweredRow]):
-    """The rows of a list, folder or pattern, in order."""
+    """Rows of a list, folder or pattern, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is.
+    """Progress of a map.
 
     Attributes:
-        rows: those that are done so far or have failed, in the order in which that happened.
-        total: of all rows.
-        seconds: since the first row was asked.
+        rows: rows answered or failed so far, in the order in which they finished.
+        total: number of all rows.
+        seconds: seconds since the first row was asked.
         batch_size: rows that are asked at once; 0 before the first.
-        result: returns what `Session.map` would return now: what there is when a run fails.
+        result: returns what `Session.map` would return now, which is what is left of a failed run.
     """
 
     rows: Sequence[AnsweredRow]

@@ -1,4 +1,4 @@
-"""Addresses of servers, which may stand wherever a model's name may stand."""
+"""Addresses of servers, accepted wherever the name of a model is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 API_KEY = "GLM4V_API_KEY"
-"""Environment variable with the key of a server. It is read for each request and never kept."""
+"""Environment variable with the API key. It is read for each request and never stored."""
 
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 _OF_THE_API = ("/chat/completions", "/models")
@@ -28,12 +28,12 @@ _OF_THE_API = ("/chat/completions", "/models")
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """Where a server is, and how it is asked.
+    """A server, and how to ask it.
 
     Attributes:
-        url: of its API, without a slash at the end: ``http://127.0.0.1:8000/v1``.
-        served_model: which of its models; ``None`` for the only one.
-        timeout: the longest silence in seconds.
+        url: URL of its API, without a slash at the end: ``http://127.0.0.1:8000/v1``.
+        served_model: name of the model to ask; ``None`` for its only one.
+        timeout: longest silence in seconds.
     """
 
     url: str
@@ -42,22 +42,22 @@ class ServerAddress:
 
     @property
     def name(self) -> str:
-        """What the user calls it."""
+        """Name of the server, as the user would type it."""
         return self.url
 
 
 def is_address(name: str) -> bool:
-    """Tell a server from a folder or a repository: it begins with ``http://`` or ``https://``."""
+    """Tell whether `name` is the address of a server: ``http://`` or ``https://`` in front."""
     return _SCHEME.match(name) is not None
 
 
 def is_address_without_scheme(name: str) -> bool:
-    """Tell what must be meant as a server: ``127.0.0.1:8000``, with or without a path."""
+    """Tell whether `name` is probably a server without its scheme: ``127.0.0.1:8000``."""
     return re.match(r"[\w.-]+:\d+(/|$)", name) is not None
 
 
 def refuse_address(name: str) -> None:
-    """Refuse a server where the files of a checkpoint are needed.
+    """Raise CheckpointError if `name` is a server where files of a checkpoint are needed.
 
     Raises:
         CheckpointError: if `name` is an address.
@@ -78,10 +78,10 @@ def is_loopback(host: str) -> bool:
 
 
 def read_address(text: str) -> str:
-    """Return the URL of an API. Without a path it is ``/v1``, where all servers have it.
+    """Return the URL of an API; without a path it is ``/v1``, where all servers have it.
 
     Raises:
-        OptionError: if `text` is no address, or holds a password.
+        OptionError: if `text` is not an address, or contains a password.
     """
     try:
         parts = urlsplit(text)

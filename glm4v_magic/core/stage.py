@@ -9,18 +9,18 @@ __all__ = ["Stage"]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What one GPU runs.
+    """The part of a model that one GPU, or the CPU, runs.
 
     Attributes:
-        gpu: the GPU, as in ``cuda:<gpu>``; ``None`` is the CPU.
-        name: of the GPU.
-        capacity_bytes: what may be used of it; ``None`` on the CPU, where it is not checked.
-        units: names of the units, in order; none if the GPU is idle.
+        gpu: GPU index, as in ``cuda:<gpu>``; ``None`` is the CPU.
+        name: name of the GPU.
+        capacity_bytes: memory that may be used; ``None`` on the CPU, which is not checked.
+        units: names of the units, in execution order; empty if the GPU is idle.
         modules: names of their modules.
-        offloaded: those of `modules` whose weights wait in host memory and visit the GPU.
-        weight_bytes: of the weights that stay on the GPU.
-        kv_bytes: of the key/value cache of its layers.
-        activation_bytes: activations at the worst moment, visiting weights included.
+        offloaded: modules whose weights stay in host memory and are copied to the GPU when used.
+        weight_bytes: weights that stay on the GPU.
+        kv_bytes: KV cache of its layers.
+        activation_bytes: peak of the activations, copied weights of offloaded modules included.
         overhead_bytes: CUDA context and workspaces.
 
     Raises:
@@ -51,7 +51,7 @@ class Stage:
 
     @property
     def total_bytes(self) -> int:
-        """All that the stage takes on its GPU."""
+        """All memory that the stage takes on its GPU."""
         return self.weight_bytes + self.kv_bytes + self.activation_bytes + self.overhead_bytes
 
     @property

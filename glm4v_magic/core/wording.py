@@ -1,4 +1,4 @@
-"""Numbers and names as people read them, and text that cannot steer a terminal."""
+"""Numbers and names for people to read, and text that cannot control a terminal."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def printable(text: str) -> str:
-    """Return `text` with every line end as a newline and without control characters."""
+    """Return `text` without control characters and with every line ending as a newline."""
     return _CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def json_text(value: object, indent: int | None = None) -> str:
-    """Return JSON with its letters as they are; half a character is none that can be shown."""
+    """Return JSON with non-ASCII letters unescaped; lone surrogates become U+FFFD."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 

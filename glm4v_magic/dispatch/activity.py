@@ -1,19 +1,19 @@
-"""Which part of a model is at work: what the views show while an answer is written.
+"""Activity of a model: which part of it is running, for the views shown during an answer.
 
-A part is what the view of the device map draws as one piece: the vision tower, the embedding,
-the layers of a GPU, norm and head. Hooks on its first and its last module note when it begins and
-ends, and do nothing else. Whoever shows it reads a few times a second what share of the time since
-the last reading each part took: a single step is over long before a view of it is drawn.
+A part is drawn as one piece in the view of the device map: the vision tower, the embedding, the
+layers of a GPU, norm and head. Hooks on its first and last module note when it begins and ends.
+A reader asks a few times a second which share of the time since the last reading each part took:
+a single step is over long before a view of it could be drawn.
 
-Hooks cost microseconds where Python runs cold code, and a small model takes no more than two
-thousand of them for a token. So they stay for a few steps after each reading and are off until the
-next, which slows no answer; a model whose steps are long keeps them.
+Each hook costs microseconds, and a token of a small model takes no more than two thousand of them.
+So hooks stay for a few steps after each reading and are off until the next one, which does not slow
+an answer; a model with long steps keeps them.
 
-Hooks run on the host. On the CPU and on virtual GPUs the work is done there too, so shares are of
-the work itself. A real GPU works behind the host: the host queues operations, runs ahead, and
-waits where it needs a result. Shares then tell where the host spent its time and not what a GPU
-is computing; `Activity.is_queued` says so, and views must word it so. What a GPU does is the
-driver's to tell (`readings.Reading.utilization`).
+Hooks run on the host. On the CPU and on virtual GPUs the work is done there, too, so shares are
+those of the work itself. A real GPU works asynchronously: the host queues operations, runs ahead,
+and waits where it needs a result. Shares then tell where the host spent its time, not what a GPU
+computes; `Activity.is_queued` says so, and views must word it so. The load of a GPU comes from the
+driver (`readings.Reading.utilization`).
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 __all__ = ["ActivePart", "Activity", "ActivityRecorder", "ModelPart", "model_parts"]
 
-_LEAST = 0.05  # of the time: a part below it worked too briefly to be worth a look
+_LEAST = 0.05  # share of the time below which a part is not shown
 _MOST_NOTES = 20_000  # without a reader the oldest are dropped
-_NOTED_STEPS = 4  # after each reading
+_NOTED_STEPS = 4  # steps with hooks after each reading
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelPart:
-    """A part of a model on one device; `modules` in the order in which they run.
+    """A part of a model on one device; `modules` in execution order.
 
-    Each is equal to itself alone, which makes it a quick key.
+    Compared by identity, which makes it a fast key.
     """
 
     device: str
@@ -53,7 +53,7 @@ class ModelPart:
 
 @dataclass(frozen=True, slots=True)
 class ActivePart:
-    """A part that worked lately: `share` of the time of the call since the last reading, 0 to 1."""
+    """A part that ran: its share of the call's time since the last reading, 0 to 1."""
 
     device: str
     name: str
@@ -62,11 +62,11 @@ class ActivePart:
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What worked since the last reading.
+    """Parts that ran since the last reading.
 
     Attributes:
-        parts: in the order of the model; none when no call is running.
-        is_queued: whether the shares are of the time in which the host queued work for GPUs.
+        parts: parts in the order of the model; empty if no call is running.
+        is_queued: whether shares are of the time in which the host queued work for GPUs.
     """
 
     parts: tuple[ActivePart, ...] = ()
@@ -74,7 +74,7 @@ class Activity:
 
 
 def model_parts(plan: Plan, shape: ModelShape) -> tuple[ModelPart, ...]:
-    """Return the parts of a model under a plan, as the view of the plan has them."""
+    """Return the parts of a model under a plan, as the view of the plan shows them."""
     return tuple(
         ModelPart(gpu.device, part.name, part.modules)
         for gpu in occupancy(plan, shape).gpus
@@ -83,21 +83,21 @@ def model_parts(plan: Plan, shape: ModelShape) -> tuple[ModelPart, ...]:
     )
 
 
-# What runs when no part does: sampling, text, masks; steps without hooks; outside of calls.
+# When no part runs: sampling, text and masks; steps without hooks; outside of calls.
 _BETWEEN, _UNSEEN, _REST = (ModelPart("", name) for name in ("between parts", "unseen", "rest"))
 
 
 class ActivityRecorder:
-    """Notes which part begins and ends when, while somebody watches and a call runs.
+    """Records when parts begin and end, while a call runs and is watched.
 
-    The engine writes from its thread, the monitor reads from another. Writing is one append to a
-    deque, which needs no lock.
+    The engine writes in its thread, the monitor reads in another. A note is one append to a deque,
+    which needs no lock.
 
     Args:
         clock: seconds from an arbitrary moment.
 
     Attributes:
-        is_watched: whether to note anything in the calls that begin from now on.
+        is_watched: whether to record calls that begin from now on.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -118,15 +118,15 @@ class ActivityRecorder:
     def recording(
         self, model: Any, parts: Callable[[], tuple[ModelPart, ...]], *, is_queued: bool
     ) -> Iterator[None]:
-        """Keep hooks on `model` while a call runs; none if nobody watches.
+        """Keep hooks on `model` while a call runs; none if it is not watched.
 
         Args:
             model: a torch module.
-            parts: makes what to tell apart; called only if somebody watches. A name that is not
-                of a module (a weight may be placed by itself) is passed over.
+            parts: returns the parts to distinguish; called only if the call is watched. Names that
+                are not modules (a weight may be placed by itself) are ignored.
             is_queued: see `Activity`.
         """
-        # What an interrupt may have left of the call before.
+        # An interrupt may have left these behind.
         self._modules = None
         self._unhook()
         if not self.is_watched:
@@ -147,7 +147,7 @@ class ActivityRecorder:
                 self._unhook()
 
     def step(self) -> None:
-        """Take note that a step is done: hooks go when enough is noted, and come when it is read.
+        """Count a finished step: hooks are removed after a few steps, and added after a reading.
 
         Called by the engine between two forwards.
         """
@@ -164,10 +164,10 @@ class ActivityRecorder:
                 self._unhook()
 
     def read(self, *, is_busy: bool) -> Activity:
-        """Return what worked since the last reading.
+        """Return the parts that ran since the last reading.
 
         Args:
-            is_busy: whether a call is running. If not, nothing is at work, whatever was noted.
+            is_busy: whether a call is running; if not, the result is empty, whatever was noted.
         """
         with self._reading:
             spent: defaultdict[ModelPart, float] = defaultdict(float)

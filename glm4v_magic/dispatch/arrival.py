@@ -1,4 +1,4 @@
-"""Did every weight arrive where it was sent?"""
+"""Checks after loading: is every weight on its device, and does every GPU hold what is planned?"""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 __all__ = ["verify_bytes", "verify_places"]
 
-_REPORT = "This is a fault of the loader, not of the map; nothing was kept."
+_REPORT = "This is a bug of the loader, not of the map; the model was not kept."
 
 
 def verify_places(model: nn.Module, device_map: Mapping[str, Place]) -> None:
-    """Compare where the tensors of a dispatched model are with the map.
+    """Compare the devices of a dispatched model's tensors with its device map.
 
-    An offloaded weight is on ``meta`` between its visits to a GPU; buffers stay where it runs.
+    Offloaded weights are on ``meta`` while they are not in use; their buffers stay on the GPU.
 
     Raises:
-        PlacementError: if one is elsewhere.
+        PlacementError: if a tensor is on another device.
     """
     on_gpus = any(place != "cpu" for place in device_map.values())
     buffers = {name for name, _ in model.named_buffers()}
@@ -40,9 +40,9 @@ def verify_places(model: nn.Module, device_map: Mapping[str, Place]) -> None:
 
 
 def verify_bytes(model: nn.Module, plan: Plan) -> None:
-    """Compare the weights on each GPU with what the plan says of it.
+    """Compare the bytes of the weights on each GPU with the plan.
 
-    bitsandbytes keeps its scales outside of the parameters, so quantised weights may be less.
+    bitsandbytes keeps its scales outside the parameters, so quantised weights may take less.
 
     Raises:
         PlacementError: if they differ.

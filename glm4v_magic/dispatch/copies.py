@@ -1,7 +1,7 @@
-"""Tensors that many layers read and that need to reach a GPU only once per step.
+"""Copies of tensors that many layers read: once per step and GPU, not once per layer.
 
-Rotary tables, masks and sequence lengths are made once per step and given to every layer. Moving
-them wherever a layer wants them, as accelerate's hooks do, copies them once per *layer*.
+Rotary tables, masks and sequence lengths are computed once per step and passed to every layer.
+accelerate's hooks copy them for every layer.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = ["shared"]
 
-# tensor -> device -> the tensors that crossed with it, and all their copies
+# tensor -> device -> tensors copied together with it, and all their copies
 _copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def shared(value: Any, device: torch.device) -> Any:
-    """Return tensors on `device`, copied at most once while the originals are alive.
+    """Return tensors on `device`, copied at most once during the lifetime of the originals.
 
     Args:
-        value: a tensor, or tensors in tuples and lists; anything else is returned as it is.
-            Tensors must not be written to while they are shared. A tuple of equally shaped ones,
-            such as cos and sin, crosses as one.
-        device: where to.
+        value: a tensor, or tensors in tuples and lists; anything else is returned unchanged.
+            Shared tensors must not be written to. A tuple of equally shaped ones, such as cos and
+            sin, is copied as one.
+        device: target device.
     """
     if isinstance(value, Tensor):
         return value if value.device == device else _together((value,), device)[0]

@@ -1,17 +1,17 @@
-"""Put a device map on a model: weights moved, hooks where the hidden state changes GPUs.
+"""Put a device map on a model: move weights, add hooks where the hidden state changes GPUs.
 
-accelerate's own `dispatch_model` hooks every module of every layer, and each hook moves all that
-its layer is given. Here accelerate's hook stands only where a hidden state may come from another
-device: a layer that follows one on its own device has none. What all layers are given alike
-(rotary tables, masks, lengths) reaches each device once per step (`dispatch.copies`); GLM-4V-9B's
-own layers see to that themselves, those of transformers get a light hook of ours.
+accelerate's own `dispatch_model` hooks every module of every layer, and each hook moves all its
+inputs. Here accelerate's hook is only where a hidden state may come from another device: a layer
+that follows one on the same device has none. Inputs that all layers share (rotary tables, masks,
+lengths) reach each device once per step (`dispatch.copies`): GLM-4V-9B's own layers call that
+themselves, those of transformers get a light hook of ours.
 
-A map may also cut a layer. GLM-4V-9B's own code brings the operands of its arithmetic together;
-transformers' does not. There the layer gets one device for its own arithmetic, and its parts
-elsewhere send back what they compute.
+A map may also split a layer. GLM-4V-9B's own code brings the operands of its arithmetic together;
+transformers' does not. There the layer gets one device for its own arithmetic, and its parts on
+other devices return their results to it.
 
-Modules on the ``cpu`` of a map that also names GPUs are offloaded: their weights wait in host
-memory and visit a GPU whenever they run.
+Modules on the ``cpu`` of a map that also names GPUs are offloaded: their weights stay in host
+memory and are copied to a GPU whenever they run.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ _PIXELS = ("pixel_values", "pixel_values_videos")
 
 @dataclass(slots=True)
 class Dispatched:
-    """A device map in force.
+    """A model with a device map in force.
 
     Attributes:
         model: the model.
-        inbound: names of the modules that bring their input to their device, in the order of the
-            module tree.
-        sharing: names of the layers with a hook for what all layers share.
+        inbound: names of modules with a hook that moves their input to their device, in the order
+            of the module tree.
+        sharing: names of layers with a hook for the inputs that all layers share.
     """
 
     model: nn.Module
@@ -67,15 +67,15 @@ class Dispatched:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A module with a device.
+    """A module and its devices.
 
     Attributes:
-        name: in the model.
+        name: name in the model.
         module: the module.
-        weights_on: where its weights stay.
-        runs_on: where it computes; differs from `weights_on` if it is offloaded.
-        is_cut: whether only its own arithmetic has that device, not all of its weights.
-        returns: whether what it computes goes back to where its input came from.
+        weights_on: device that its weights stay on.
+        runs_on: device that it computes on; differs from `weights_on` if it is offloaded.
+        is_cut: whether the device is only that of its own arithmetic, not of all its weights.
+        returns: whether its result goes back to the device of its input.
     """
 
     name: str
@@ -95,12 +95,12 @@ def dispatch(
     device_map: Mapping[str, Place],
     execution_map: Mapping[str, Place] | None = None,
 ) -> Dispatched:
-    """Put a device map on a model, in the place of one that it may have.
+    """Put a device map on a model; it replaces an earlier one.
 
     Args:
-        model: the model, its weights anywhere but on ``meta``.
-        device_map: a map that `device_map.check` returned, or that of a plan.
-        execution_map: where offloaded modules run; the GPU of the word embeddings by default.
+        model: the model, its weights on any device except ``meta``.
+        device_map: map that `device_map.check` returned, or that of a plan.
+        execution_map: device that offloaded modules run on; by default that of the word embeddings.
     """
     _remove_hooks(model)
     target = _Target(model, device_map, {**device_map, **(execution_map or {})})
@@ -120,8 +120,8 @@ def dispatch(
         previous = part
     target.place_own_weights()
     if target.has_several_devices:
-        # The ids of a prompt go to the embedding, and logits come back to where the ids were;
-        # pixels go to the tower straight away.
+        # The ids of a prompt go to the embedding, and logits come back to the device of the ids;
+        # pixels go directly to the tower.
         root = AlignDevicesHook(
             target.home, io_same_device=True, skip_keys=[*target.skipped, *_PIXELS]
         )
@@ -133,8 +133,8 @@ def dispatch(
 def dispatch_like_accelerate(model: nn.Module, device_map: Mapping[str, Place]) -> None:
     """Put a device map on a model the way ``from_pretrained`` does: hooks on every module.
 
-    For comparison. accelerate leaves parameters that the map names by themselves where they are
-    and warns of them; ``from_pretrained`` has put them in place by then.
+    For comparison. accelerate does not move parameters that the map names directly, and warns of
+    them; ``from_pretrained`` has placed them by then.
     """
     modules = {name for name, _ in model.named_modules()}
     for name, place in device_map.items():
@@ -149,12 +149,12 @@ def dispatch_like_accelerate(model: nn.Module, device_map: Mapping[str, Place]) 
 
 
 class _Target:
-    """A model and where everything in it shall be.
+    """A model and the devices of everything in it.
 
     Attributes:
-        home: where ids are looked up: the device of the embedding, or the first GPU if the
-            embedding is offloaded and nothing says where it runs.
-        skipped: arguments that no hook may move.
+        home: device of the embedding, or the first GPU if the embedding is offloaded and no map
+            says where it runs.
+        skipped: names of arguments that no hook may move.
         aligns_itself: whether the model's own code brings operands to one device.
     """
 
@@ -173,7 +173,7 @@ class _Target:
         return len({str(place) for place in self._runs.values()}) > 1
 
     def parts(self) -> Iterator[_Part]:
-        """The largest modules that are on one device, and the cut ones that hold some of them."""
+        """Yield the largest modules on one device, and split modules that contain such modules."""
         return self._parts("", self.model, returns=False)
 
     def _parts(self, name: str, module: nn.Module, returns: bool) -> Iterator[_Part]:
@@ -191,7 +191,7 @@ class _Target:
             yield from self._parts(f"{name}.{child_name}".lstrip("."), child, returns)
 
     def _sizes(self, name: str, module: nn.Module) -> Counter[tuple[torch.device, torch.device]]:
-        """Bytes of a module's weights by where they stay and where they run."""
+        """Return the bytes of a module's weights by (device of weights, device of execution)."""
         sizes: Counter[tuple[torch.device, torch.device]] = Counter()
         for inner, tensor in _tensors(module):
             sizes[self._place(f"{name}.{inner}".lstrip("."))] += tensor.nbytes
@@ -199,20 +199,20 @@ class _Target:
 
     def _place(self, name: str) -> tuple[torch.device, torch.device]:
         weights, runs = place_of(self._weights, name), place_of(self._runs, name)
-        assert weights is not None  # `device_map.check` refuses a map with gaps
+        assert weights is not None  # `device_map.check` raises for a map with gaps
         runs_on = self.home if runs is None or runs == "cpu" else _device(runs)
         return _device(weights), runs_on
 
     def _has_layers(self, module: nn.Module) -> bool:
-        """Whether a hidden state travels through it from layer to layer."""
+        """Tell whether a module contains decoder or vision layers."""
         return any(self.is_layer(inner) for inner in module.modules() if inner is not module)
 
     def is_layer(self, module: nn.Module) -> bool:
-        """Whether `module` is one of those that transformers says must stay whole."""
+        """Tell whether `module` is one that transformers says must not be split."""
         return type(module).__name__ in self._layer_classes
 
     def follows(self, previous: _Part | None, part: _Part) -> bool:
-        """Whether `part` is given what the layer before it, on the same device, has computed."""
+        """Tell whether `part` takes the output of the layer before, on the same device."""
         if previous is None or previous.runs_on != part.runs_on:
             return False
         if not (self.is_layer(previous.module) and self.is_layer(part.module)):
@@ -223,10 +223,10 @@ class _Target:
         return before == after and numbered and int(second) == int(first) + 1
 
     def keys_to_leave(self, module: nn.Module) -> list[str]:
-        """Arguments that the hooks of `module` must not move.
+        """Return the names of arguments that the hooks of `module` must not move.
 
-        A layer that is given rotary tables has no use for the positions they were made from,
-        unless its attention is flash attention (transformers' ``_is_packed_sequence``).
+        A layer that receives rotary tables does not use the position ids that they were made
+        from, unless its attention is flash attention (transformers' ``_is_packed_sequence``).
         """
         keys = list(self.skipped)
         attention = str(getattr(getattr(self.model, "config", None), "_attn_implementation", ""))
@@ -236,9 +236,10 @@ class _Target:
         return keys
 
     def place_own_weights(self) -> None:
-        """Move weights that belong to a module with parts on several devices itself.
+        """Move weights that belong directly to a module whose parts are on several devices.
 
-        Its code must bring them along. Where it does not, they stay where the module computes.
+        The module's code must move them where they are used; if it does not, they stay on the
+        device that it computes on.
         """
         for name, module in self.model.named_modules():
             own = [inner for inner, _ in _tensors(module, recurse=False)]
@@ -250,7 +251,7 @@ class _Target:
 
 
 class _ShareHook(ModelHook):
-    """Gives a layer the one copy on its device of what all layers are given by name."""
+    """Replaces the keyword arguments that all layers share by the copy on the layer's device."""
 
     def __init__(self, device: torch.device, leave: list[str]) -> None:
         self.device = device
@@ -286,7 +287,7 @@ def _device(place: Place) -> torch.device:
 
 
 def _place_weights(part: _Part, keys: list[str]) -> bool:
-    """Put a part's weights in place; tells whether the part itself got a hook for visits."""
+    """Move a part's weights; returns whether the part itself got a hook that loads them."""
     if part.is_cut:
         return False
     if not part.is_offloaded:
@@ -309,10 +310,10 @@ def _place_weights(part: _Part, keys: list[str]) -> bool:
 
 
 def _loaded_together(module: nn.Module) -> Iterator[nn.Module]:
-    """Parts of an offloaded module, each of which visits the GPU as a whole.
+    """Yield the parts of an offloaded module, each of which is loaded as a whole.
 
     A part without layers is loaded at once, so that its code may read the weights of its
-    submodules; what holds layers loads only what is its own, and its layers come one by one.
+    submodules; a module with layers loads only its own weights, and its layers one by one.
     """
     if not _has_lists(module):
         yield module

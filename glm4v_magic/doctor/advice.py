@@ -24,7 +24,7 @@ REVIEWED_FROM = 6
 """GPUs from which on a plan is reviewed; GLM-4V-9B fits on fewer of almost any size."""
 
 _MOST_GPUS = 16  # that are proposed
-_SHORTEST_CONTEXT = 256  # positions
+_SHORTEST_CONTEXT = 256  # tokens
 _QUICK_ON_CPU = 2**30  # bytes; the demo model takes far less, a published one far more
 
 _SUBJECT = "model"
@@ -49,7 +49,7 @@ def fit(facts: Facts) -> Finding:
 
 def _summary(found: Plan) -> str:
     gpus = counted(len(_used(found)), "GPU")
-    context = counted(found.workload.context or 0, "position")
+    context = f"{found.workload.context or 0:,} tokens of context"
     return f"{context} on {gpus}, the fullest at {found.fullness:.0%}"
 
 

@@ -93,7 +93,7 @@ def dry_run(
         device_map: ``"plan"`` for the plan we would make; ``"auto"`` for transformers' own, put on
             the model as ``from_pretrained`` does; a plan; a map; a JSON file of either.
             Plans and maps are put on it as `Session.load` does.
-        context: positions of prompt and answer together; the model's longest by default.
+        context: context length in tokens (prompt and answer); the model's longest by default.
         images: images of each row.
         batch: rows.
         text_tokens: ids of the prompt beside its images, instead of filling `context`.
@@ -127,9 +127,9 @@ def dry_run(
     cache_entries(shape, work)
     if context <= others:
         raise OptionError(
-            f"A context of {context:,} positions has no room for text beside "
+            f"A context of {context:,} tokens has no room for text beside "
             f"{counted(images, 'image')} and {counted(decode_steps, 'decode step')}, "
-            f"which take {others:,} positions."
+            f"which take {others:,} tokens."
         )
     return _run(architecture, shape, described, device_map, work, context - others, decode_steps)
 

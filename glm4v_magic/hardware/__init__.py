@@ -1,1 +1,6 @@
-"""hardware."""
+"""The machine as it is: GPUs and their links, driver, processes, memory in use.
+
+Imports `core`; pynvml, psutil and an already imported torch are asked where they exist. Nothing
+here creates a CUDA context. Begin with `gpus.find_gpus` (the GPUs of this process) and
+`readings.take_readings` (how full each memory is now).
+"""

@@ -1,4 +1,4 @@
-"""What NVML says about the driver, and about the ways between GPUs."""
+"""Driver versions and links between GPUs, as NVML reports them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Driver:
     """The driver of NVIDIA's GPUs.
 
     Attributes:
-        version: of the driver, ``550.54.15``; empty if it does not tell.
-        cuda: newest CUDA that it runs, major and minor; ``None`` if it does not tell.
+        version: driver version, such as ``550.54.15``; empty if unknown.
+        cuda: newest CUDA version that it runs, major and minor; ``None`` if unknown.
     """
 
     version: str
@@ -37,13 +37,13 @@ class Driver:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """The way between two GPUs; ``None`` where the driver does not tell.
+    """The link between two GPUs; ``None`` where the driver does not tell.
 
     Attributes:
-        gpus: their indices, as in ``cuda:<index>``.
-        peer: whether each reads the other's memory without a detour through the host's.
-        nvlink: whether that goes over NVLink.
-        obstacle: why there is no peer access; empty if there is, or if the driver does not tell.
+        gpus: CUDA indices of the two GPUs.
+        peer: whether each can read the other's memory directly, without a copy in host memory.
+        nvlink: whether they are connected by NVLink.
+        obstacle: why there is no peer access; empty if there is, or if unknown.
     """
 
     gpus: tuple[int, int]
@@ -63,7 +63,7 @@ def find_driver() -> Driver | None:
 
 
 def find_links(gpus: Sequence[FoundGPU]) -> tuple[Link, ...]:
-    """Return the way between any two of `GPUs`."""
+    """Return the link between every two of `gpus`."""
     with _nvml() as nvml:
         if nvml is None:
             return ()
@@ -86,7 +86,7 @@ def _link(nvml: Any, pair: tuple[int, int], handles: Sequence[Any]) -> Link:
 
 
 def _states(nvml: Any, handles: Sequence[Any], capability: int) -> tuple[int, ...] | None:
-    """What NVML says of a capability in both directions; ``None`` if it does not know."""
+    """Return NVML's status of a capability in both directions; ``None`` if unknown."""
     states = [
         _ask(nvml, "nvmlDeviceGetP2PStatus", *pair, capability)
         for pair in (handles, reversed(handles))

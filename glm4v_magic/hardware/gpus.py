@@ -1,9 +1,9 @@
-"""GPUs of this machine, as the driver's management library (NVML) reports them.
+"""The GPUs of this machine, as the driver's management library (NVML) reports them.
 
-NVML sees the GPUs without a CUDA context and without torch. Each of its calls may fail on its own
+NVML sees the GPUs without a CUDA context and without torch. Any of its calls may fail
 (boards with unified memory answer "not supported" for memory; containers hide processes; MIG
-instances have no power reading), so each field is ``None`` where it could not be read. Where NVML
-says nothing about memory, torch is asked if the program has imported it already.
+instances have no power reading), so a field that could not be read is ``None``. Where NVML does
+not report memory, torch is asked if the program has imported it already.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ _CORE = 0  # NVML_TEMPERATURE_GPU
 
 @dataclass(frozen=True, slots=True)
 class FoundGPU:
-    """A GPU that CUDA shows to this process; ``None`` where something is not known.
+    """A GPU that CUDA shows to this process; unknown fields are ``None``.
 
     Attributes:
-        index: as in ``cuda:<index>``.
-        name: of the product.
-        uuid: of the GPU or of the MIG instance; empty if unknown.
-        total_bytes, free_bytes: memory as the driver sees it.
-        own_bytes: used by this process.
-        other_bytes: used by other processes and the driver.
-        power_watts, power_limit_watts: draw, and the limit in force.
-        utilization: part of the time in which a kernel ran lately, 0 to 1.
+        index: CUDA index, as in ``cuda:<index>``.
+        name: product name.
+        uuid: UUID of the GPU or the MIG instance; empty if unknown.
+        total_bytes, free_bytes: memory as the driver reports it.
+        own_bytes: memory used by this process.
+        other_bytes: memory used by other processes and the driver.
+        power_watts, power_limit_watts: power draw, and the limit in force.
+        utilization: recent fraction of time in which a kernel ran, 0 to 1.
         celsius: temperature.
         ecc: whether error correction is on.
-        mig: whether this is an instance of a GPU that is cut up.
-        index_certain: ``False`` if GPUs differ and CUDA may number them by speed: NVML numbers
-            them by bus. Set ``CUDA_DEVICE_ORDER=PCI_BUS_ID`` to be sure.
+        mig: whether this is a MIG instance, a part of a GPU.
+        index_certain: ``False`` if the GPUs differ, because CUDA may number them by speed and NVML
+            numbers them by bus. ``CUDA_DEVICE_ORDER=PCI_BUS_ID`` makes it certain.
     """
 
     index: int
@@ -61,10 +61,10 @@ class FoundGPU:
 
     @property
     def gpu(self) -> GPU:
-        """The GPU as a plan needs it: its size, and what other programs leave of it.
+        """The GPU for a plan: its size, and the memory that other programs leave free.
 
         Raises:
-            PlacementError: if the size is not known.
+            PlacementError: if the size is unknown.
         """
         if self.total_bytes is None:
             raise PlacementError(
@@ -79,8 +79,8 @@ def find_gpus(environment: Mapping[str, str] | None = None) -> tuple[FoundGPU, .
     """Return the GPUs that CUDA shows to this process, in CUDA's order; none without a driver.
 
     Args:
-        environment: where to look up ``CUDA_VISIBLE_DEVICES`` and ``CUDA_DEVICE_ORDER``; the
-            process's own by default.
+        environment: environment with ``CUDA_VISIBLE_DEVICES`` and ``CUDA_DEVICE_ORDER``; that of
+            this process by default.
     """
     with gpu_reader(environment) as read:
         return read()
@@ -90,7 +90,7 @@ def find_gpus(environment: Mapping[str, str] | None = None) -> tuple[FoundGPU, .
 def gpu_reader(
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Callable[[], tuple[FoundGPU, ...]]]:
-    """Yield a function that does what `find_gpus` does, over and over, with the library open."""
+    """Yield a function like `find_gpus` for repeated calls; NVML stays initialised meanwhile."""
     environment = os.environ if environment is None else environment
     with _nvml() as nvml:
 
@@ -103,7 +103,7 @@ def gpu_reader(
 
 @contextmanager
 def _nvml() -> Iterator[Any]:
-    """The initialised library, or ``None`` without a driver."""
+    """Yield the initialised NVML library, or ``None`` without a driver."""
     try:
         import pynvml
     except ImportError:
@@ -121,7 +121,7 @@ def _nvml() -> Iterator[Any]:
 
 
 def _ask(nvml: Any, function: str, *arguments: Any) -> Any:
-    """What an NVML function returns; ``None`` if it is missing or fails."""
+    """Return the result of an NVML function; ``None`` if it is missing or fails."""
     try:
         return getattr(nvml, function)(*arguments)
     except (nvml.NVMLError, AttributeError, UnicodeDecodeError):
@@ -147,7 +147,7 @@ def _seen_by_nvml(nvml: Any, environment: Mapping[str, str]) -> Iterator[FoundGP
 
 
 def _devices(nvml: Any, ordinal: int, gpu: Any) -> Iterator[tuple[Device, Any]]:
-    """A GPU with its handle, or its MIG instances with theirs."""
+    """Yield a GPU with its handle, or its MIG instances with theirs."""
     uuid = _ask(nvml, "nvmlDeviceGetUUID", gpu) or ""
     mode = _ask(nvml, "nvmlDeviceGetMigMode", gpu)
     if not mode or not mode[0]:
@@ -196,10 +196,10 @@ def _scaled(value: float | None, unit: int) -> float | None:
 
 
 def _own_bytes(nvml: Any, handle: Any, index: int) -> int | None:
-    """Memory of this process on a GPU.
+    """Return the memory of this process on a GPU.
 
-    A container with process ids of its own does not find itself in the list; what torch has
-    reserved is then the best there is.
+    In a container with its own process ids this process is not in the list; then torch's reserved
+    memory is the best estimate.
     """
     processes = _ask(nvml, "nvmlDeviceGetComputeRunningProcesses", handle)
     if processes is None:
@@ -211,7 +211,7 @@ def _own_bytes(nvml: Any, handle: Any, index: int) -> int | None:
 
 
 def _torch_cuda() -> Any:
-    """``torch.cuda`` if it is imported and has a GPU, else ``None``."""
+    """Return ``torch.cuda`` if torch is imported and has a GPU, else ``None``."""
     torch = sys.modules.get("torch")
     # Another thread may be in the middle of importing it.
     if torch is None or getattr(torch.__spec__, "_initializing", False):
@@ -230,7 +230,7 @@ def _with_torch(read: Callable[[Any], Any]) -> Any:
 
 
 def _memory_by_torch(index: int) -> tuple[int | None, int | None]:
-    """Total and free bytes."""
+    """Return total and free bytes."""
     info = _with_torch(lambda cuda: cuda.mem_get_info(index))
     return (info[1], info[0]) if info else (None, None)
 
@@ -243,7 +243,7 @@ def _reserved_by_torch(index: int) -> int | None:
 
 
 def _in_order_of_torch(handles: Mapping[Device, Any]) -> tuple[Device, ...]:
-    """Devices in the order of an initialised CUDA, which knows best; empty if it cannot be told."""
+    """Return devices in the order of an initialised CUDA runtime; empty if that is unknown."""
 
     def uuids(cuda: Any) -> list[str]:
         if not cuda.is_initialized():
@@ -257,7 +257,7 @@ def _in_order_of_torch(handles: Mapping[Device, Any]) -> tuple[Device, ...]:
 
 
 def _seen_by_torch() -> Iterator[FoundGPU]:
-    """GPUs that only torch knows: no NVML on this board."""
+    """Yield GPUs that only torch sees, on boards without NVML."""
     names: list[str] = (
         _with_torch(lambda cuda: [cuda.get_device_name(i) for i in range(cuda.device_count())])
         or []

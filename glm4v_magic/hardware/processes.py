@@ -1,4 +1,4 @@
-"""Who uses a GPU: the processes that NVML lists for it."""
+"""Processes that use a GPU, as NVML lists them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["GPUUser", "other_users"]
 
 @dataclass(frozen=True, slots=True)
 class GPUUser:
-    """Another process with memory on a GPU; `used_bytes` is ``None`` where that is not told."""
+    """Another process with memory on a GPU; `used_bytes` is ``None`` if unknown."""
 
     pid: int
     name: str
@@ -20,7 +20,7 @@ class GPUUser:
 
 
 def other_users(gpu: FoundGPU) -> tuple[GPUUser, ...]:
-    """Return the processes on a GPU beside this one, the largest first.
+    """Return the other processes on a GPU, the largest first.
 
     Empty where the driver does not tell, as in most containers.
     """

@@ -1,7 +1,7 @@
-"""How full memory is right now: of the GPUs, of virtual ones, or of the host.
+"""Memory in use right now: of the GPUs, of virtual GPUs, or of the host.
 
-Split into this model's weights, the rest of this process, other programs, and what is free. Each
-number is ``None`` where nothing tells it.
+Divided into this model's weights, the rest of this process, other programs, and free memory.
+Unknown numbers are ``None``.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 __all__ = ["HOST", "Reading", "Readings", "take_readings"]
 
 HOST = "cpu"
-"""What the host's memory is called, as torch calls its device."""
+"""Device name of the host's memory, as in torch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One memory at one moment.
+    """The memory of one device at one moment.
 
     Attributes:
-        device: as torch calls it; `HOST` for the host's memory.
-        name: of the product.
-        key: the same for the same GPU however CUDA numbers it: the UUID, if there is one.
-        total_bytes: its size.
-        weight_bytes: of this model's weights on it.
-        kernel_bytes: what else this process holds there.
-        other_bytes: of other programs and the driver.
-        free_bytes: what is left.
-        utilization: part of the time in which it worked lately, 0 to 1.
-        celsius, power_watts, power_limit_watts: as the driver tells them.
+        device: torch's name of the device; `HOST` for the host's memory.
+        name: product name.
+        key: stable key of the GPU, however CUDA numbers it: its UUID, if there is one.
+        total_bytes: size of the memory.
+        weight_bytes: weights of this model.
+        kernel_bytes: other memory of this process.
+        other_bytes: memory of other programs and the driver.
+        free_bytes: free memory.
+        utilization: recent fraction of time in which the GPU was busy, 0 to 1.
+        celsius, power_watts, power_limit_watts: as the driver reports them.
     """
 
     device: str
@@ -54,13 +54,13 @@ class Reading:
 
     @property
     def own_bytes(self) -> int | None:
-        """All that this process holds there."""
+        """All memory of this process on the device."""
         return None if self.kernel_bytes is None else self.weight_bytes + self.kernel_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """All memories at one moment, and what a reader must know about them."""
+    """The memory of all devices at one moment, with a note for the reader."""
 
     memories: tuple[Reading, ...]
     note: str = ""
@@ -69,11 +69,11 @@ class Readings:
 def take_readings(
     read_gpus: Callable[[], tuple[FoundGPU, ...]], weights: Mapping[str, int]
 ) -> Readings:
-    """Read virtual GPUs if they are in use, else the GPUs, else the host's memory.
+    """Read the virtual GPUs if they are in use, else the GPUs, else the host's memory.
 
     Args:
-        read_gpus: as `gpus.gpu_reader` yields it.
-        weights: bytes of the model's weights by device.
+        read_gpus: function that `gpus.gpu_reader` yields.
+        weights: bytes of the model's weights on each device.
     """
     virtual = _virtual_gpus()
     if virtual is not None:

@@ -1,9 +1,9 @@
-"""Which GPUs CUDA shows to a process, and under which index: ``CUDA_VISIBLE_DEVICES``.
+"""GPUs that CUDA shows to a process, and their indices: ``CUDA_VISIBLE_DEVICES``.
 
 The rules are those of the CUDA programming guide ("CUDA Environment Variables") and of
-``torch.cuda._parse_visible_devices``: entries are ordinals, UUIDs or beginnings of UUIDs; the list
-ends at the first entry that names nothing or more than one device; a device named twice leaves no
-device at all; an empty value shows none. Of MIG instances a process sees one only (MIG user guide,
+``torch.cuda._parse_visible_devices``: entries are ordinals, UUIDs or prefixes of UUIDs; the list
+ends at the first entry that names no device or more than one; naming a device twice hides all
+devices; so does an empty value. A process sees only one MIG instance (MIG user guide,
 "CUDA Device Enumeration").
 """
 
@@ -18,13 +18,13 @@ __all__ = ["Device", "visible"]
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A GPU, or an instance of a GPU that is cut up by MIG.
+    """A GPU or a MIG instance.
 
     Attributes:
-        ordinal: of the GPU.
-        uuid: of the GPU (``GPU-...``) or of the instance (``MIG-...``); empty if unknown.
-        instance: the GPU's UUID with GPU and compute instance, ``GPU-.../7/0``, the older name of
-            a MIG instance; empty for a whole GPU.
+        ordinal: NVML's number of the GPU.
+        uuid: UUID of the GPU (``GPU-...``) or the instance (``MIG-...``); empty if unknown.
+        instance: older name of a MIG instance: the GPU's UUID with GPU and compute instance,
+            ``GPU-.../7/0``; empty for a whole GPU.
     """
 
     ordinal: int
@@ -33,11 +33,11 @@ class Device:
 
 
 def visible(devices: Sequence[Device], value: str | None) -> tuple[Device, ...]:
-    """Return the devices that CUDA numbers 0, 1, ... when the variable has `value`.
+    """Return the devices that CUDA numbers 0, 1, ... if the variable has this value.
 
     Args:
-        devices: all of them; a GPU cut up by MIG is represented by its instances.
-        value: of ``CUDA_VISIBLE_DEVICES``; ``None`` if it is not set.
+        devices: all devices; a GPU divided by MIG is represented by its instances.
+        value: value of ``CUDA_VISIBLE_DEVICES``; ``None`` if it is not set.
     """
     if value is None:
         ordinals = sorted({device.ordinal for device in devices})
@@ -70,7 +70,7 @@ def _by_ordinal(devices: Iterable[Device], ordinal: int) -> Device | None:
 
 
 def _one_instance(devices: Iterable[Device | None]) -> tuple[Device, ...]:
-    """Drop all MIG instances but the first."""
+    """Drop all MIG instances except the first."""
     shown: list[Device] = []
     for device in devices:
         if device is None or (device.instance and any(other.instance for other in shown)):

@@ -1,4 +1,4 @@
-"""Whatever a notebook holds -> images that remember their source.
+"""Everything a notebook can hold as an image -> `SourcedImage`, 8-bit RGB with its source.
 
 How `resolve_images` reads a word; the first rule that applies wins:
 
@@ -8,14 +8,15 @@ How `resolve_images` reads a word; the first rule that applies wins:
 4. An expression that begins with a name in the namespace, such as ``photos[2]``, ``row.image`` or
    ``photos[:3]``, unless it ends like the name of an image file: ``cat.png`` is always a file.
 5. A pattern with ``*``, ``?`` or ``[...]``, ``**`` for folders below: its files, sorted by name.
-6. ``clipboard``: what is copied on the computer that the kernel runs on.
+6. ``clipboard``: the image copied on the computer that the kernel runs on.
 
-Everything ends as 8-bit RGB. The types of PIL, numpy, torch, matplotlib and IPython are recognised
-without importing them: whoever holds such a value has imported its library.
+The types of PIL, numpy, torch, matplotlib and IPython are recognised without importing these
+libraries: where such a value exists, its library is imported already. This room imports only
+`core`.
 
-The modules, each on top of the next: `words` and `values`, both on `names`; `missing`; `files` and
-`uris`; `decode`; `rgb`; `scaling`. Of these `uris` alone reaches the network, through `web`. Beside
-them stand `crop`, which cuts a rectangle out of an image, and `clipboard`.
+Begin with `words` and `values`. The modules, each on top of the next: `words` and `values`, both on
+`names`; `missing`; `files` and `uris`; `decode`; `rgb`; `scaling`. Only `uris` reaches the network,
+through `web`. `crop` cuts a rectangle out of an image; `clipboard` reads the clipboard.
 """
 
 from __future__ import annotations

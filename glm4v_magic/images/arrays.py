@@ -17,7 +17,7 @@ __all__ = ["from_numpy", "from_torch"]
 
 
 def from_torch(tensor: Any, source: str, limits: Limits) -> SourcedImage:
-    """Read a tensor on any device; channels that may be first are first."""
+    """Read a tensor on any device; ambiguous shapes are taken as channels-first."""
     tensor = tensor.detach()
     try:
         tensor = tensor.float() if tensor.is_floating_point() else tensor
@@ -30,7 +30,7 @@ def from_torch(tensor: Any, source: str, limits: Limits) -> SourcedImage:
 def from_numpy(
     array: np.ndarray, source: str, limits: Limits, *, channels_first: bool = False
 ) -> SourcedImage:
-    """Read an array; channels that may be first or last are last unless `channels_first`."""
+    """Read an array; ambiguous shapes are channels-last unless `channels_first`."""
     import numpy as np
     from PIL import Image
 
@@ -42,7 +42,7 @@ def from_numpy(
 
 
 def _channels_last(array: np.ndarray, source: str, *, first_in_doubt: bool) -> np.ndarray:
-    """Return height x width, or height x width x 3 or 4."""
+    """Return the array as height x width, or height x width x 3 or 4."""
     shown = f"{one_line(source)} has shape {array.shape}"
     if 0 in array.shape:
         raise ImageError(f"{shown}: it has no pixels.")
@@ -55,7 +55,7 @@ def _channels_last(array: np.ndarray, source: str, *, first_in_doubt: bool) -> n
     last, first = (array.ndim == 3 and array.shape[axis] in (1, 3, 4) for axis in (-1, 0))
     if not last and not first:
         raise ImageError(
-            f"{shown}, which is no image's.",
+            f"{shown}, which is not the shape of an image.",
             "Images are height x width, or that with 1, 3 or 4 channels last or first.",
         )
     if first and (first_in_doubt or not last):

@@ -7,14 +7,14 @@ from glm4v_magic.core.errors import ImageError, reason
 __all__ = ["CLIPBOARD", "grab"]
 
 CLIPBOARD = "clipboard"
-"""The word for it."""
+"""Word that stands for the clipboard where images are named."""
 
 
 def grab() -> object:
-    """Return the copied image, or the list of the copied files.
+    """Return the copied image, or the list of copied files.
 
     Raises:
-        ImageError: if no image is copied, or the clipboard cannot be reached.
+        ImageError: if the clipboard holds no image or cannot be read.
     """
     from PIL import ImageGrab
 

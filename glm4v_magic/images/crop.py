@@ -1,11 +1,11 @@
 """A rectangle of an image: ``10,10,50,50``, ``0.5,0,0.5,1`` or ``50%,0,50%,100%``.
 
-Left, top, width and height, of the upright image. How the numbers are written says what they
-count, never how large they are:
+Left, top, width and height in the upright image. The unit follows from how the numbers are
+written, never from their size:
 
 - whole numbers: pixels;
 - a decimal point in one of them: all four are fractions of width and height, 0 to 1;
-- ``%`` behind them: percent of width and height. Only a 0 may go without.
+- ``%`` after each number: percent of width and height. Only a 0 may go without.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _FORMS = "Write x,y,width,height: 10,10,50,50 (pixels), 0.5,0,0.5,1.0 or 50%,0,5
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """A rectangle.
+    """A rectangle of an image.
 
     Attributes:
         box: left, top, width and height.
-        unit: what these count.
-        text: as the user wrote it.
+        unit: unit of these numbers.
+        text: the rectangle as the user wrote it.
     """
 
     box: tuple[float, float, float, float]
@@ -42,10 +42,10 @@ class Crop:
     text: str
 
     def of(self, image: SourcedImage) -> SourcedImage:
-        """Return this rectangle of `image`, whose own size becomes the original size.
+        """Return this rectangle of `image` as an image; its size becomes the original size.
 
         Raises:
-            ImageError: if it reaches beyond the image, or holds no pixel of it.
+            ImageError: if the rectangle reaches beyond the image or contains no pixel.
         """
         width, height = image.image.size
         x, y, w, h = self.box
@@ -69,10 +69,10 @@ class Crop:
 
 
 def parse_crop(text: str) -> Crop:
-    """Read a rectangle as it is typed; see the module for its three forms.
+    """Parse a rectangle as typed; the module docstring lists the three forms.
 
     Raises:
-        OptionError: if it is not one.
+        OptionError: if `text` is none of them.
     """
     words = [word.strip() for word in text.split(",")]
     shown = ",".join(words)

@@ -1,4 +1,4 @@
-"""The bytes of an image file -> an image."""
+"""Bytes of an image file -> image."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _RUNS_PROGRAMS = frozenset({"EPS", "WMF"})
 
 
 def decode(stream: IO[bytes], source: str, limits: Limits, page: int | None = None) -> SourcedImage:
-    """Read a page of an image file, by default its first; `stream` stands at its beginning."""
-    # Pillow warns of odd metadata and of large images; the first does no harm to the pixels,
-    # and the second has a limit of ours.
+    """Read a page of an image file, by default the first; `stream` is at its beginning."""
+    # Pillow warns of odd metadata, which does no harm to the pixels, and of large images, which
+    # our own limit covers.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return upright(_opened(stream, source, limits), source, limits, page)
@@ -33,13 +33,13 @@ def decode(stream: IO[bytes], source: str, limits: Limits, page: int | None = No
 def upright(
     image: Image.Image, source: str, limits: Limits, page: int | None = None
 ) -> SourcedImage:
-    """Read the pixels of an opened image, unless it is empty or too large.
+    """Read the pixels of an opened image; raises ImageError if it is empty or too large.
 
     Args:
-        image: the image; it is left at the page where it stood.
-        source: what the user calls it.
-        limits: what is refused.
-        page: which page of it, from 1; by default where it stands.
+        image: opened image; its current page is restored.
+        source: name of the image in messages.
+        limits: largest image.
+        page: page to read, from 1; by default the current one.
     """
     _require_size(image, source, limits)
     if page is None:
@@ -57,7 +57,7 @@ def upright(
 
 
 def require_page(page: int | None, pages: int, source: str) -> None:
-    """Refuse a page that an image does not have."""
+    """Raise ImageError if an image does not have this page."""
     if page is not None and not 1 <= page <= pages:
         has = "only 1 page" if pages == 1 else f"{pages} pages"
         raise ImageError(f"{one_line(source)} has {has}, and no page {page}.")
@@ -84,7 +84,7 @@ def _require_size(image: Image.Image, source: str, limits: Limits) -> None:
 
 
 def too_large(source: str, pixels: int | None, limits: Limits) -> ImageError:
-    """Return the error for an image of more pixels than are read; ``None`` if nobody counted."""
+    """Return the error for an image with too many pixels; ``None`` if the number is unknown."""
     size = "too many" if pixels is None else f"{pixels / 1e6:,.0f}"
     return ImageError(
         f"{one_line(source)} has {size} megapixels; at most {limits.megapixels:g} are read.",

@@ -20,7 +20,7 @@ __all__ = ["entries", "exists", "from_file", "matches", "path_of", "suffixes_in"
 
 
 def path_of(word: str, base: Path) -> Path:
-    """Return where `word` leads from the folder `base`, ``~`` expanded."""
+    """Return the path that `word` means, relative to the folder `base`, ``~`` expanded."""
     try:
         return base / Path(word).expanduser()
     except RuntimeError:  # ~name of nobody
@@ -28,10 +28,10 @@ def path_of(word: str, base: Path) -> Path:
 
 
 def exists(word: str, base: Path) -> bool:
-    """Say whether `word` is the path of a file or folder.
+    """Tell whether `word` is the path of a file or folder.
 
     Raises:
-        ImageError: if it may not be known.
+        ImageError: if permissions forbid to look.
     """
     try:
         path_of(word, base).stat()
@@ -63,7 +63,7 @@ def from_file(path: Path, source: str, limits: Limits, page: int | None = None) 
 
 
 def matches(word: str, base: Path) -> list[str]:
-    """Return the files that `word` stands for as a pattern, sorted; none if it is no pattern."""
+    """Return the files that match the pattern `word`, sorted; none if it is not a pattern."""
     if not re.search(r"[*?[]", word):
         return []
     pattern = str(path_of(word, Path()))
@@ -73,7 +73,7 @@ def matches(word: str, base: Path) -> list[str]:
 
 
 def entries(folder: Path) -> list[str]:
-    """Return names in `folder`; at most 2,000, which is as many as are compared in no time."""
+    """Return the names in `folder`, at most 2,000, so that comparing them stays fast."""
     try:
         with os.scandir(folder) as found:
             return sorted(entry.name for entry in itertools.islice(found, 2000))
@@ -82,7 +82,7 @@ def entries(folder: Path) -> list[str]:
 
 
 def suffixes_in(folder: Path) -> str:
-    """Say which kinds of image files `folder` holds, as patterns; nothing if there are none."""
+    """Describe the image files in `folder` as patterns with counts; empty if there are none."""
     suffixes = Counter(Path(name).suffix for name in entries(folder))
     found = [each for each, _ in suffixes.most_common() if each.lower() in SUFFIXES]
     kinds = ", ".join(f"*{each} ({suffixes[each]})" for each in found)

@@ -1,4 +1,4 @@
-"""What tells an image file from others: its ending, its media type, its first bytes."""
+"""How image files are recognised: suffix, media type, first bytes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _OTHER_SIGNATURES = (
 
 
 def may_be_image(media_type: str) -> bool:
-    """Say whether `media_type` is an image's, or leaves open what it is."""
+    """Tell whether `media_type` is that of an image, or says nothing about the content."""
     return media_type.startswith("image/") or media_type.endswith("/octet-stream")
 
 

@@ -1,4 +1,4 @@
-"""What to say of a word that stands for nothing: what is there instead, and near misses."""
+"""Error for a word that names nothing: says what exists instead, and similar names."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["missing"]
 
 
 def missing(word: str, base: Path, namespace: Mapping[str, object]) -> ImageError:
-    """Return the error for a word that is neither a file nor anything else.
+    """Return the error for a word that names neither a file nor anything else.
 
     Args:
-        word: as the user wrote it.
-        base: the folder of relative paths.
-        namespace: the variables that may have been meant.
+        word: the word as the user wrote it.
+        base: folder that relative paths start from.
+        namespace: variables that may have been meant.
     """
     shown = one_line(word)
     if not word.strip():

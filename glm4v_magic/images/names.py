@@ -1,4 +1,4 @@
-"""Names -> images: what a word, or the text in a variable, stands for on its own."""
+"""Names -> images: URIs, paths and patterns, without the variables of a namespace."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def from_name(
     limits: Limits,
     page: int | None = None,
 ) -> tuple[SourcedImage, ...]:
-    """Return the image of a URI or path, or the images of a pattern, sorted by name.
+    """Return the image at a URI or path, or the images that match a pattern, sorted by name.
 
     Args:
-        name: as the user wrote it.
-        base: the folder of relative paths.
-        namespace: the variables that may have been meant if there is nothing of that name.
-        limits: what is refused.
-        page: which page of it, from 1; the first by default.
+        name: URI, path or pattern, as the user wrote it.
+        base: folder that relative paths start from.
+        namespace: variables that may have been meant, for the error message.
+        limits: limits on size and download.
+        page: page to read, from 1; the first by default.
 
     Raises:
-        ImageError: if it stands for no image.
+        ImageError: if it names no image.
     """
     if is_uri(name):
         return (from_uri(name, limits, page),)

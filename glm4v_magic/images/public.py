@@ -101,7 +101,7 @@ def _refuse_private(host: str, addresses: Iterable[str]) -> None:
 
 
 def is_public(address: str) -> bool:
-    """Say whether an IPv4 or IPv6 address is one of the internet's, for one host."""
+    """Tell whether an IPv4 or IPv6 address is a public unicast address."""
     number = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(number, ipaddress.IPv6Address):
         # An IPv4 address in disguise: mapped, 6to4 (RFC 3056), NAT64 (RFC 6052).

@@ -1,4 +1,4 @@
-"""A PIL image of any mode -> 8-bit RGB, upright, on white."""
+"""PIL image of any mode -> 8-bit RGB, upright, on white."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["to_rgb"]
 
 
 def to_rgb(image: Image.Image, source: str = "The image") -> Image.Image:
-    """Return `image` as a new one: 8-bit RGB, upright by its EXIF orientation, without metadata.
+    """Return a new image: 8-bit RGB, upright by the EXIF orientation, without metadata.
 
-    Transparent pixels become white. 16 bits are scaled; modes I and F too, if their values need it
-    (0 to 255 are kept, so are floats above 1; floats of 0 to 1 become 0 to 255).
+    Transparent pixels become white. 16-bit values are scaled, and modes I and F if their values
+    need it (0 to 255 are kept; floats of 0 to 1 become 0 to 255).
 
     Raises:
-        ImageError: if the pixels cannot be decoded, or their values are no colours.
+        ImageError: if the pixels cannot be decoded, or their values are out of range.
     """
     try:
         image.load()
@@ -34,12 +34,12 @@ def to_rgb(image: Image.Image, source: str = "The image") -> Image.Image:
         raise ImageError(f"{one_line(source)} is cut short or damaged: {reason(error)}") from error
     if turn is not None:
         rgb = rgb.transpose(turn)
-    rgb.info = {}  # a notebook that shows the image shall not carry where it was taken
+    rgb.info = {}  # a notebook that shows the image must not reveal where it was taken
     return rgb
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Return how to turn an image upright: EXIF 2.32, tag 0x0112, values 2 to 8."""
+    """Return the transpose that turns an image upright: EXIF 2.32, tag 0x0112, values 2 to 8."""
     from PIL.Image import Transpose
 
     try:
@@ -58,7 +58,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def _flat(image: Image.Image, source: str) -> Image.Image:
-    """Return a new RGB image, without what Pillow alone does: clip 16 bits, show hidden pixels."""
+    """Return a new RGB image; Pillow alone would clip 16 bits and show transparent pixels."""
     from PIL import Image
 
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):

@@ -31,7 +31,7 @@ def eight_bits(array: np.ndarray, source: str) -> np.ndarray:
 
 
 def eight_bits_of_integers(array: np.ndarray, source: str) -> np.ndarray:
-    """Take 0 to 255 as it is; scale what needs 16 bits."""
+    """Keep 0 to 255; scale values that need 16 bits."""
     import numpy as np
 
     low, high = int(array.min()), int(array.max())
@@ -46,7 +46,7 @@ def eight_bits_of_integers(array: np.ndarray, source: str) -> np.ndarray:
 
 
 def eight_bits_of_floats(array: np.ndarray, source: str, *, top: int) -> np.ndarray:
-    """Scale 0 to `top`; what is out by less than half a step of 8 bits is rounding, and clipped."""
+    """Scale from 0 to `top`; excess below half an 8-bit step is rounding error and clipped."""
     import numpy as np
 
     shown = one_line(source)

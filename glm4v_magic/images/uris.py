@@ -1,4 +1,4 @@
-"""URIs: ``data:`` is read here, URLs are downloaded by `web`, imported when one is met."""
+"""URIs -> images: ``data:`` is decoded here, URLs are downloaded by `web`, imported on demand."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 
 
 def is_uri(word: str) -> bool:
-    """Say whether `word` starts as a URI does: ``data:``, or a scheme and ``://``."""
+    """Tell whether `word` starts like a URI: with ``data:``, or a scheme and ``://``."""
     return word[:5].lower() == "data:" or _SCHEME.match(word) is not None
 
 
 def from_uri(word: str, limits: Limits, page: int | None = None) -> SourcedImage:
-    """Read the image in a ``data:`` URI, or at a URL, or one page of it."""
+    """Read the image, or one page of it, from a ``data:`` URI or a URL."""
     if word[:5].lower() == "data:":
         return decode(io.BytesIO(_data_uri(word)), "data: URI", limits, page)
     # Here, because it imports httpx, which files and variables do without.

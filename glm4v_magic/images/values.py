@@ -1,7 +1,7 @@
 """Values in memory -> images.
 
-The types of PIL, numpy, torch, matplotlib and IPython are recognised without importing them:
-whoever holds such a value has imported its library.
+The types of PIL, numpy, torch, matplotlib and IPython are recognised without importing these
+libraries: where such a value exists, its library is imported already.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def to_images(
     limits: Limits = DEFAULT_LIMITS,
     page: int | None = None,
 ) -> tuple[SourcedImage, ...]:
-    """Return the images in `value`: those of a list, in order, or just one.
+    """Return the images in `value`: each item of a list, in order, or a single one.
 
-    The text of a pattern, such as ``"photos/*.png"``, gives all its files.
+    A string with a pattern, such as ``"photos/*.png"``, gives all matching files.
 
     Raises:
-        ImageError: if `value`, or any item of it, is no image.
+        ImageError: if `value`, or any item of it, is not an image.
     """
     folder = Path.cwd() if base is None else base
     if _is(value, "ipywidgets.widgets.widget_upload", "FileUpload"):
@@ -67,20 +67,20 @@ def to_image(
     """Return `value` as an image.
 
     Args:
-        value: a PIL image; the text or `Path` of a file or URL; the bytes of an image file, or a
+        value: a PIL image; a string or `Path` with a file or URL; the bytes of an image file, or a
             binary file object; an array or tensor; a matplotlib figure or axes; an
             `IPython.display.Image`; a file of an ipywidgets ``FileUpload``; any object that
             shows itself as PNG or JPEG in a notebook. Arrays are height x width, with 1, 3 or 4
             channels last or first (in doubt last for numpy, first for torch), with or without a
             batch axis of one; bool, integers of 0 to 255, uint16 of 0 to 65535, or floats of 0 to
             1; in RGB order (OpenCV's is BGR).
-        source: what the user calls it. A path or URL is its own source.
-        base: the folder of relative paths; the current one by default.
-        limits: what is refused.
-        page: which page of it, from 1; by default the first, of a PIL image the one it stands at.
+        source: what the user calls the value. A path or URL is its own source.
+        base: folder that relative paths start from; the current one by default.
+        limits: limits on size and download.
+        page: page to read, from 1; by default the first, and the current one of a PIL image.
 
     Raises:
-        ImageError: if it is no image, or more than one, or has no such page.
+        ImageError: if it is not an image, is more than one, or has no such page.
     """
     if isinstance(value, SourcedImage):
         require_page(page, 1, source)
@@ -100,7 +100,7 @@ def to_image(
 def _named(
     value: str | os.PathLike[str], source: str, base: Path, limits: Limits, page: int | None
 ) -> tuple[SourcedImage, ...]:
-    """Read a value that is itself a name: it can be anything a word can but a variable."""
+    """Read a value that is itself a name: anything a word can be except a variable."""
     text = os.fsdecode(value)
     try:
         return from_name(text, base, {}, limits, page)
@@ -127,14 +127,14 @@ def _from_bytes(
 
 
 def _from_stream(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:
-    """Read a file object from its beginning, and leave it where it stood."""
+    """Read a file object from its beginning; its position is restored."""
     if not callable(getattr(value, "read", None)) or isinstance(value, type | ModuleType):
         return None
     try:
         if not (hasattr(value, "seekable") and value.seekable()):
             content = value.read()
         else:
-            # Whoever has just written into a buffer stands at its end.
+            # A buffer that was just written to is at its end.
             position = value.tell()
             value.seek(0)
             content = value.read()
@@ -167,14 +167,14 @@ def _uploaded(widget: Any, source: str) -> object:
 
 
 def _from_upload(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:
-    """Read one of the files in the value of an ipywidgets ``FileUpload``, by its own name."""
+    """Read one file of an ipywidgets ``FileUpload``; its own name is the source."""
     if not isinstance(value, Mapping) or not {"name", "content"} <= value.keys():
         return None
     return _from_bytes(value["content"], str(value["name"]) or source, limits, page)
 
 
 def _from_shown(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:
-    """Read what an object shows in a notebook: an earlier output, for example."""
+    """Read the PNG or JPEG that an object shows in a notebook, such as an earlier output."""
     if isinstance(value, type | ModuleType):
         return None
     for name in ("_repr_png_", "_repr_jpeg_"):
@@ -193,7 +193,7 @@ def _from_shown(value: Any, source: str, limits: Limits, page: int | None) -> So
 
 
 def _from_figure(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:
-    """Draw a figure, or the part of it that an axes with its labels takes; both stay open."""
+    """Draw a figure, or the part of it that an axes and its labels cover; both stay open."""
     is_axes = _is(value, "matplotlib.axes", "Axes")
     if not is_axes and not _is(value, "matplotlib.figure", "FigureBase"):
         return None
@@ -230,7 +230,7 @@ _READERS = (
 
 
 def _is(value: object, module: str, name: str) -> bool:
-    """Say whether `value` is of a class that only exists if its library is imported."""
+    """Tell whether `value` is of a class, which only exists if its library is imported."""
     cls = getattr(sys.modules.get(module), name, None)
     return cls is not None and isinstance(value, cls)
 

@@ -1,4 +1,4 @@
-"""Downloads of http and https URLs, limited in time, size and kind."""
+"""Downloads of http and https URLs, limited in time, size and media type."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HEADERS = {
 
 
 def download(url: str, limits: Limits) -> bytes:
-    """Return what an http or https URL holds."""
+    """Return the content of an http or https URL."""
     deadline = time.monotonic() + limits.download_seconds
     shown = one_line(url)
     try:
@@ -45,7 +45,7 @@ def download(url: str, limits: Limits) -> bytes:
 
 
 def _checked_url(url: str) -> httpx.URL:
-    """Return `url` with what a request cannot carry, such as spaces, percent-encoded."""
+    """Return `url` with characters that a request cannot carry, such as spaces, percent-encoded."""
     parsed = httpx.URL(url)
     if parsed.scheme not in ("http", "https"):
         raise ImageError(
@@ -111,7 +111,7 @@ def _body(response: httpx.Response, shown: str, deadline: float, limits: Limits)
 
 
 def _unreachable(shown: str, error: BaseException, limits: Limits) -> ImageError:
-    """Say in one line why a URL could not be fetched."""
+    """Return the error that says in one line why a URL could not be fetched."""
     while inner := error.__cause__ or error.__context__:  # httpx wraps what httpcore wraps
         error = inner
     hint = "Check the address and the network, or download the image and give its path."

@@ -1,4 +1,4 @@
-"""Words -> images: variables and expressions, and what a name stands for without them."""
+"""Words -> images: variables and expressions first, then URIs, paths and patterns."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def resolve_images(
     """Return the images that `words` stand for, in order; see `images` for how each is read.
 
     Args:
-        words: without the quotes that may have stood around them.
-        namespace: the variables that words may name.
-        base: the folder of relative paths; the current one by default.
-        limits: what is refused.
-        page: which page of each image, from 1; the first by default.
+        words: words without surrounding quotes.
+        namespace: variables that words may name.
+        base: folder that relative paths start from; the current one by default.
+        limits: limits on size and download.
+        page: page of each image, from 1; the first by default.
 
     Raises:
-        ImageError: for the first word that gives no image.
+        ImageError: for the first word that names no image.
     """
     folder = Path.cwd() if base is None else base
     images: list[SourcedImage] = []
@@ -54,7 +54,7 @@ def resolve_images(
 
 
 def _quotes_missing(words: Sequence[str], index: int, base: Path) -> str:
-    """Say which words from `index` on are one file, with the spaces that parted them; or ``""``."""
+    """Return a hint if words from `index` on, joined by spaces, name one file; else ``""``."""
     for end in range(index + 2, len(words) + 1):
         name = " ".join(word.rstrip("\\") for word in words[index:end])
         if exists(name, base):
@@ -88,7 +88,7 @@ def _from_variable(
 
 
 def is_lookup(word: str, namespace: Mapping[str, object]) -> bool:
-    """Say whether `word` is Python that starts from a variable and uses only known names."""
+    """Tell whether `word` is Python that starts from a variable and uses only known names."""
     if word.lower().endswith(SUFFIXES):
         return False
     try:
@@ -110,10 +110,10 @@ def is_lookup(word: str, namespace: Mapping[str, object]) -> bool:
 
 
 def looked_up(word: str, namespace: Mapping[str, object]) -> object:
-    """Return the value of what `is_lookup` recognised.
+    """Return the value of an expression that `is_lookup` recognised.
 
     Raises:
-        ImageError: if it fails.
+        ImageError: if the expression raises.
     """
     try:
         # The user's own expression, in the user's own kernel, as in any cell. The copy keeps the

@@ -36,7 +36,7 @@ CELL: Words = {
     "four_bit": "load the text part in 4bit (--quantize 4bit)",
     "fewer_tokens": "ask for fewer tokens (--max-tokens)",
     "longer_context": (
-        "load it for this length (--context {needed}): the plan is for {context} positions"
+        "load it for this length (--context {needed}): the plan is for {context} tokens"
     ),
     "larger_reserve": "load it with a larger --reserve",
     "server_has_no_model": (

@@ -1,26 +1,26 @@
-"""Bytes that each unit of a model takes: weights, cache and activations.
+"""Memory of each unit of a model in bytes: weights, KV cache and activations.
 
-A checkpoint describes itself as a `ModelShape`: numbers of values, no tensors. `price` turns it
-into `Unit`s in bytes for a `Workload` (context, images, batch, dtype, quantisation).
+A checkpoint describes itself as a `ModelShape`, in numbers of values. `price` turns it into `Unit`s
+in bytes for a `Workload` (context, images, batch, dtype, quantisation).
 
-Where the formulas come from, with B rows, S cache entries per row, e bytes per value:
+Sources of the formulas, with B rows, S cache entries per row, e bytes per value:
 
 weights
     values x e; linear layers of the text part may be quantised. The layouts are bitsandbytes':
     8-bit is one byte per value and a float32 scale per output row (``Int8Params.SCB``), 4-bit is
     half a byte per value and a float32 ``absmax`` per 64 values (``Params4bit``, block size 64, no
     double quantisation). Embedding, head, norms, biases and the vision tower stay as they are.
-key/value cache
+KV cache
     B x S x 2 x groups x head size x e per decoder layer (``DynamicCache`` keeps exactly the keys
-    and values of every entry). An image takes more cache entries than positions where its
-    visual tokens share a position.
+    and values of every entry). An image takes more cache entries than it counts for in the context
+    length if its visual tokens share a position id.
 activations
-    Counted in the forward of each module: the tensors that are alive together at the worst
-    moment of a prefill over the whole context. `text_layer`, `vision_layer`, `gated_projection`,
-    `patch_embedding`, `embedding` and `head` say which. Attention is taken to be flash or
-    memory-efficient (nothing of the size S x S but the mask of a padded batch). Decode needs less.
+    Counted in the forward of each module: the tensors alive together at the peak of a prefill over
+    the whole context. `text_layer`, `vision_layer`, `gated_projection`, `patch_embedding`,
+    `embedding` and `head` list them. Attention is assumed to be flash or memory-efficient (nothing
+    of size S x S except the mask of a padded batch). Decode needs less.
 overhead
-    A process that uses a GPU at all pays for its CUDA context; see `GPU_OVERHEAD`.
+    Every process that uses a GPU pays for a CUDA context; see `GPU_OVERHEAD`.
 
 Not counted: fragmentation of the caching allocator. Keep a reserve for it.
 """
@@ -71,15 +71,15 @@ _INT32 = 4
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A part of a model that is never split, in bytes.
+    """A unit: a part of a model that is never split over devices. Sizes in bytes.
 
     Attributes:
         name, modules, kind: as in `UnitShape`.
-        weight_bytes: of its weights.
+        weight_bytes: weights.
         kv_bytes_per_token: keys and values of one cache entry.
-        kv_bytes: of all cache entries of the workload.
-        held_bytes: activations that stay until the prefill ends.
-        transient_bytes: activations that come and go while the unit runs, at the worst moment.
+        kv_bytes: KV cache of the whole workload.
+        held_bytes: activations that stay alive until the prefill ends.
+        transient_bytes: peak of the activations that are freed while or after the unit runs.
     """
 
     name: str
@@ -93,36 +93,36 @@ class Unit:
 
     @property
     def resident_bytes(self) -> int:
-        """What adds up on a GPU: weights, cache, and activations that stay."""
+        """Bytes that add up over the units of a GPU: weights, KV cache, activations that stay."""
         return self.weight_bytes + self.kv_bytes + self.held_bytes
 
 
 def cache_entries(shape: ModelShape, workload: Workload) -> int:
-    """Cache entries of one row: positions, and what images need beyond their positions.
+    """Return the KV cache entries of one row: context length, plus what images take beyond it.
 
     Raises:
-        OptionError: if the context is longer than the model's, or too short for the images.
+        OptionError: if the context is longer than the model allows, or too short for the images.
     """
     context = shape.max_context if workload.context is None else workload.context
     if context > shape.max_context:
         raise OptionError(
-            f"A context of {context:,} positions is more than {shape.name} knows "
+            f"A context of {context:,} tokens is longer than {shape.name} allows "
             f"({shape.max_context:,})."
         )
     if context < workload.images * shape.image_positions:
         raise OptionError(
-            f"A context of {context:,} positions is too short for "
+            f"A context of {context:,} tokens is too short for "
             f"{counted(workload.images, 'image')}, "
-            f"which take {shape.image_positions:,} positions each."
+            f"which take {shape.image_positions:,} tokens of context each."
         )
     return context + workload.images * (shape.visual_tokens - shape.image_positions)
 
 
 def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
-    """Return the units of `shape` with what they cost under `workload`.
+    """Return the units of `shape` with their bytes under `workload`.
 
     Raises:
-        OptionError: as `cache_entries`.
+        OptionError: as in `cache_entries`.
     """
     entries = workload.batch * cache_entries(shape, workload)
     images = workload.batch * workload.images
@@ -134,7 +134,7 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
         "row": workload.batch,
     }
     size = DTYPE_BYTES[workload.dtype or shape.dtype]
-    # Rows of different lengths need a mask, boolean and of the size S x S, on every GPU.
+    # Rows of different lengths need a boolean mask of size S x S on every GPU.
     mask = entries * entries // workload.batch if workload.batch > 1 else 0
     units = []
     for unit in shape.units:
@@ -161,7 +161,7 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
 
 
 def merge(units: Sequence[Unit], name: str, modules: tuple[str, ...], kind: Kind) -> Unit:
-    """Return one unit that stays together: what adds up is added, peaks do not meet."""
+    """Merge units into one that stays together: resident bytes add up, peaks do not."""
     return replace(
         units[0],
         name=name,
@@ -185,7 +185,7 @@ def _weight_bytes(unit: UnitShape, workload: Workload, size: int) -> int:
 
 
 def _quantized_product(unit: UnitShape, workload: Workload, entries: int, size: int) -> int:
-    """Bytes alive in the largest quantised matrix product of a decoder layer.
+    """Return the bytes alive in the largest quantised matrix product of a decoder layer.
 
     Input, residuals and result as without quantisation, and (bitsandbytes,
     ``autograd/_functions.py``) the matrix restored to the compute dtype for 4-bit, or an int32
@@ -201,7 +201,7 @@ def _quantized_product(unit: UnitShape, workload: Workload, entries: int, size: 
 
 
 def text_layer(hidden: int, intermediate: int, rotary: int) -> Activation:
-    """A decoder layer with a gated MLP, at the product of its two halves.
+    """Decoder layer with a gated MLP; the peak is at the product of its two halves.
 
     Alive per token: gate and up (2 x intermediate, one matrix), the activated gate and the
     product (1 each); the layer's input, the residual and the normed residual (3 x hidden); cos and
@@ -213,7 +213,7 @@ def text_layer(hidden: int, intermediate: int, rotary: int) -> Activation:
 
 
 def vision_layer(hidden: int, intermediate: int) -> Activation:
-    """A layer of the tower with a two-matrix MLP, at its GELU, or at its fused attention.
+    """Vision layer with a two-matrix MLP; the peak is at its GELU or its fused attention.
 
     Alive per patch: the hidden states before and after GELU (2 x intermediate), the tower's input,
     the layer's input and the MLP's (3 x hidden); or, in the attention, the tower's and the layer's
@@ -224,7 +224,7 @@ def vision_layer(hidden: int, intermediate: int) -> Activation:
 
 
 def patch_embedding(hidden: int, pixels: int) -> tuple[Activation, Activation]:
-    """Pixels -> patches: the images, and three tensors of the patches' size.
+    """Patch embedding: the images, and three tensors of the patches' size.
 
     The float32 pixels stay until the call ends; they are cast to the model's dtype for the tower.
     Alive per patch at the addition: the patches with the class token, the table and the sum.
@@ -234,7 +234,7 @@ def patch_embedding(hidden: int, pixels: int) -> tuple[Activation, Activation]:
 
 
 def gated_projection(hidden: int, intermediate: int) -> Activation:
-    """The gated MLP behind the tower: per visual token 3 x intermediate and 2 x hidden.
+    """Gated MLP behind the tower: per visual token 3 x intermediate and 2 x hidden.
 
     Activated gate, up and their product; its input and the projection it was made from.
     """
@@ -242,7 +242,7 @@ def gated_projection(hidden: int, intermediate: int) -> Activation:
 
 
 def embedding(hidden: int) -> tuple[Activation, Activation]:
-    """Ids -> vectors, with images spliced in.
+    """Embedding of the ids, with visual tokens spliced in.
 
     The spliced vectors stay alive while the decoder runs, and so do the visual tokens. Splicing
     with ``masked_scatter`` also has the vectors before it and, on CUDA, per vector element an int64
@@ -253,7 +253,7 @@ def embedding(hidden: int) -> tuple[Activation, Activation]:
 
 
 def head(hidden: int, vocabulary: int) -> tuple[Activation, Activation]:
-    """The final norm over all tokens, then logits of the last position of each row.
+    """Final norm over all tokens, then logits of the last token of each row.
 
     The norm has its input in the model's dtype and twice in float32; ``generate`` copies the logits
     to float32, and sampling sorts them: values, int64 indices, probabilities and their sums.

@@ -1,7 +1,7 @@
-"""From what was asked to where a model goes: the GPUs there are, a plan or a given map, checked.
+"""From a user's options to a checked placement: the GPUs, then a plan or a given device map.
 
-Nothing is loaded here. `decide` is called while the model before is still in memory; whatever it
-refuses costs nothing.
+Nothing is loaded here. `decide` runs while the previous model is still in memory, so an error in
+it costs nothing.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ __all__ = [
 
 
 _GIB = 2**30
-# A GPU says it has less than its name: 16 GB of a T4 are 14.6 GiB with error correction.
+# A GPU reports less than its nominal size: 16 GB of a T4 are 14.6 GiB with error correction.
 _NAMEPLATE = 1.15
 
 
-# What has no meaning beside a map that is given.
+# Options that have no meaning if a device map is given.
 _OF_A_PLAN = (
     "context",
     "images",
@@ -67,14 +67,14 @@ _OF_A_PLAN = (
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a model goes: decided and checked, not yet done.
+    """A checked decision where a model goes, before it is loaded.
 
     Attributes:
-        dtype: of the weights that are not quantised.
-        device_map: module -> GPU index or ``cpu``; ``None`` is all on the CPU.
-        execution_map: where offloaded modules run; empty leaves it to `dispatch`.
-        plan: that the map is from; ``None`` for a map that was given, and for the CPU.
-        quantize: of the text part's linear layers.
+        dtype: dtype of the weights that are not quantised.
+        device_map: module -> GPU index or ``cpu``; ``None`` if all is on the CPU.
+        execution_map: device that offloaded modules run on; empty leaves it to `dispatch`.
+        plan: plan of the device map; ``None`` for a given map and for the CPU.
+        quantize: quantisation of the text part's linear layers, if any.
     """
 
     dtype: str = CPU_DTYPE
@@ -85,7 +85,7 @@ class Placement:
 
 
 def gpus_here() -> tuple[GPU, ...]:
-    """Return the GPUs of this machine, or the virtual ones in use; imports no torch."""
+    """Return the GPUs of this machine, or the virtual GPUs in use; imports no torch."""
     virtual = _virtual_gpus()
     return virtual.gpus if virtual else tuple(found.gpu for found in find_gpus())
 
@@ -96,14 +96,14 @@ def make_plan(
     """Plan a model; imports no torch.
 
     Args:
-        architecture: the model.
-        options: what was asked.
-        gpus: the GPUs; by default those of `options`, or those that are here.
+        architecture: model to plan for.
+        options: placement options.
+        gpus: GPUs to plan for; by default those of `options`, else those of this machine.
 
     Raises:
         DoesNotFitError: if no split fits.
         OptionError: if the workload or the images do not suit the model.
-        PlacementError: if a GPU does not tell its size.
+        PlacementError: if the size of a GPU is unknown.
     """
     most = architecture.max_images
     if most is not None and options.images > most:
@@ -133,15 +133,15 @@ def decide(
     """Decide where a model goes on this machine.
 
     Args:
-        architecture: the model.
-        options: what was asked.
-        given: a map or a plan to follow instead of making one.
+        architecture: model to place.
+        options: placement options.
+        given: device map or plan to follow instead of making one.
 
     Raises:
         DoesNotFitError: if no split fits.
-        DeviceMapError: if a map does not suit the model or the GPUs.
-        GPUDescriptionError: if the GPUs are described, and torch sees no such GPUs here.
-        OptionError: if an option has no meaning, does not suit the model, or wants a package
+        DeviceMapError: if a device map does not suit the model or the GPUs.
+        GPUDescriptionError: if the description does not match the GPUs that torch sees.
+        OptionError: if an option has no meaning here, does not suit the model, or needs a package
             that is not installed.
     """
     if given is not None:
@@ -157,7 +157,7 @@ def decide(
         made = make_plan(architecture, options, gpus)
         wanted = made.device_map()
     else:
-        make_plan(architecture, options, gpus)  # refuses what makes no sense for the model
+        make_plan(architecture, options, gpus)  # raises if the workload does not suit the model
         return Placement(options.dtype or CPU_DTYPE, quantize=options.quantize)
     published = architecture.shape().dtype
     weights = check(wanted, architecture.build_meta(options.dtype or published), gpus)
@@ -204,7 +204,7 @@ def _virtual_gpus() -> VirtualGPUs | None:
 
 
 def _usable(description: str | None) -> tuple[GPU, ...]:
-    """GPUs that torch can use; as described, if they are."""
+    """Return the GPUs that torch can use, limited to `description` if there is one."""
     described = None if description is None else parse_gpus(description)
     if described == ():
         return ()
@@ -243,7 +243,7 @@ def _size_known(gpu: Any) -> GPU | None:
 
 
 def _both(described: GPU, found: GPU | None) -> GPU:
-    """A GPU of which no more is used than was described, nor than there is."""
+    """Return a GPU whose usable memory is at most that described and at most that found."""
     if found is None:
         return described
     if described.total_bytes > found.total_bytes * _NAMEPLATE:

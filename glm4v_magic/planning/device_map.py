@@ -1,8 +1,8 @@
-"""Device maps: checked against a model, and what transformers' own planner would choose.
+"""Device maps: checking against a model, and the one that transformers would choose.
 
-A map gives modules, or single parameters, a device: ``{"model.vision": 0, "lm_head": "cuda:1",
-"model.language_model": "cpu"}``. Every mistake is found before anything is loaded, and named in one
-line with what was probably meant.
+A device map assigns devices to modules or single parameters: ``{"model.vision": 0, "lm_head":
+"cuda:1", "model.language_model": "cpu"}``. Mistakes are found before anything is loaded and
+reported in one line, with what was probably meant.
 """
 
 from __future__ import annotations
@@ -30,18 +30,17 @@ def check(device_map: Mapping[str, Any], model: nn.Module, gpus: Sequence[GPU]) 
     """Check a device map against a model and the GPUs.
 
     Args:
-        device_map: modules or parameters, by name, to a GPU's index, ``"cuda:<index>"``, a
+        device_map: name of a module or parameter -> GPU index, ``"cuda:<index>"``, a
             `torch.device`, or ``"cpu"``. The empty name is the whole model.
         model: the model; may be on ``meta``.
-        gpus: the GPUs there are.
+        gpus: available GPUs.
 
     Returns:
-        The map with places as `Place`, without entries that repeat an outer one.
+        The map with devices as `Place`, without entries that repeat that of an outer module.
 
     Raises:
-        DeviceMapError: if the map is empty, misses a weight, names a module that the model does
-            not have or a GPU that is not there, has a place that is none, gives an inner and
-            an outer module different places, or separates weights that are one.
+        DeviceMapError: if the map is empty, misses a weight, names an unknown module, GPU or
+            device, contradicts itself for an inner and an outer module, or separates tied weights.
     """
     if not device_map:
         raise DeviceMapError("The device map is empty.", EXAMPLE)
@@ -60,7 +59,7 @@ def check(device_map: Mapping[str, Any], model: nn.Module, gpus: Sequence[GPU]) 
 
 
 def place_of(device_map: Mapping[str, Place], name: str) -> Place | None:
-    """Where a module or parameter is: its own entry, or that of the innermost module around it."""
+    """Return the device of a module or parameter: its entry, or that of the module around it."""
     while name not in device_map:
         if not name:
             return None
@@ -69,11 +68,11 @@ def place_of(device_map: Mapping[str, Place], name: str) -> Place | None:
 
 
 def automatic(model: PreTrainedModel, gpus: Sequence[GPU]) -> DeviceMap:
-    """What ``from_pretrained(device_map="auto")`` chooses on `gpus`; queries no GPU.
+    """Return the map that ``from_pretrained(device_map="auto")`` chooses; queries no GPU.
 
     Args:
         model: the model; may be on ``meta``.
-        gpus: the GPUs; host memory is taken to be unlimited.
+        gpus: the GPUs; host memory is assumed to be unlimited.
 
     Raises:
         DeviceMapError: if there is no GPU.
@@ -83,7 +82,7 @@ def automatic(model: PreTrainedModel, gpus: Sequence[GPU]) -> DeviceMap:
     from transformers.integrations.accelerate import get_balanced_memory, infer_auto_device_map
 
     classes = model._no_split_modules
-    # Told of no limits, as by "auto", transformers leaves a tenth of an only GPU alone.
+    # Without limits, as for "auto", transformers leaves a tenth of a single GPU free.
     usable = 0.9 if len(gpus) == 1 else 1
     capacities: dict[int | str, int] = {
         index: int(gpu.usable_bytes * usable) for index, gpu in enumerate(gpus)
@@ -98,7 +97,7 @@ def automatic(model: PreTrainedModel, gpus: Sequence[GPU]) -> DeviceMap:
 
 
 def _seen_by_libraries(gpus: Sequence[GPU]) -> AbstractContextManager[Any]:
-    """Let torch show the GPUs: accelerate warns of capacities for GPUs that it does not see."""
+    """Make torch show the GPUs: accelerate warns of capacities for GPUs that it does not see."""
     import torch
 
     if torch.cuda.device_count() >= len(gpus):
@@ -116,7 +115,7 @@ def _tensors(model: nn.Module) -> Iterable[tuple[str, Any]]:
 def _unknown(name: object, modules: Sequence[str], tensors: Sequence[str]) -> tuple[str, str]:
     if not isinstance(name, str):
         return f"The device map names {name!r}, which is not the name of a module.", EXAMPLE
-    # The part of the name that does exist, and what could come next: hundreds of layers look alike.
+    # Suggest continuations of the part of the name that exists: hundreds of layers look alike.
     parent = name
     while parent and parent not in modules:
         parent = parent.rpartition(".")[0]
@@ -163,7 +162,7 @@ def _present(gpus: Sequence[GPU]) -> str:
 
 
 def _outer(places: Mapping[str, Place], name: str) -> str | None:
-    """The innermost entry around `name`, if any."""
+    """Return the innermost entry around `name`, if any."""
     while name:
         name = name.rpartition(".")[0]
         if name in places:
@@ -196,7 +195,7 @@ def _check_coverage(
 
 
 def _largest(missing: Sequence[str], tensors: Sequence[str]) -> list[str]:
-    """Modules that hold only `missing` tensors, as few as possible."""
+    """Return the fewest modules that cover `missing` and hold no other tensor."""
     placed = [name for name in tensors if name not in set(missing)]
     found: dict[str, None] = {}
     for tensor in missing:
@@ -211,7 +210,7 @@ def _largest(missing: Sequence[str], tensors: Sequence[str]) -> list[str]:
 
 
 def _check_ties(places: Mapping[str, Place], model: nn.Module) -> None:
-    """A weight under two names can only be in one place."""
+    """Raise DeviceMapError if a weight with two names gets two devices."""
     first: dict[int, str] = {}
     for name, tensor in model.named_parameters(remove_duplicate=False):
         other = first.setdefault(id(tensor), name)

@@ -1,7 +1,7 @@
-"""What fills each GPU under a plan, and what crosses between GPUs: plain data for a view.
+"""A plan as parts: what fills each GPU, and what crosses between GPUs. Plain data for a view.
 
-A plan knows sums per GPU. Here they are taken apart again: which units the weights belong to, how
-much of the key/value cache was in use, what other programs hold.
+A plan has sums for each GPU. Here they are divided into the units that the weights belong to, the
+KV cache in use, and the memory of other programs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.plan_text import span
 from glm4v_magic.core.remarks import Remark
 from glm4v_magic.core.stage import Stage
+from glm4v_magic.core.wording import counted
+from glm4v_magic.core.wording import counted
 from glm4v_magic.planning.costs import Unit, cache_entries, price
 from glm4v_magic.planning.search import in_tower, whole_tower
 
@@ -33,15 +35,15 @@ _GROUPS: dict[str, PartKind] = {"embedding": "embedding", "text_layer": "layers"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Something on a GPU.
+    """A part of the memory of a GPU.
 
     Attributes:
-        kind: what it is.
-        name: for people: ``vision``, ``layers 0-11``, ``cache``.
-        size_bytes: what it takes there.
-        modules: names in the model's module tree, for weights.
-        dtype: of the weights.
-        host_bytes: of its weights that wait in host memory and visit the GPU.
+        kind: kind of the part.
+        name: name for people: ``vision``, ``layers 0-11``, ``cache``.
+        size_bytes: its bytes on the GPU.
+        modules: for weights, names in the model's module tree.
+        dtype: dtype of the weights.
+        host_bytes: offloaded weights, which stay in host memory.
     """
 
     kind: PartKind
@@ -54,14 +56,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class OccupiedGPU:
-    """A GPU and what is on it.
+    """A GPU and the parts that fill its memory.
 
     Attributes:
-        device: as torch calls it.
-        name: of the product.
-        total_bytes: of the GPU; of the plan's needs on the CPU, where memory is not checked.
-        usable_bytes: what the plan may use; ``None`` on the CPU.
-        parts: from left to right; together `total_bytes`, or more where it does not fit.
+        device: torch's name of the device.
+        name: product name.
+        total_bytes: size of the GPU; on the CPU, which is not checked, what the plan takes.
+        usable_bytes: memory that the plan may use; ``None`` on the CPU.
+        parts: parts from left to right; together `total_bytes`, or more if it does not fit.
     """
 
     device: str
@@ -72,13 +74,13 @@ class OccupiedGPU:
 
     @property
     def planned_bytes(self) -> int:
-        """What the plan takes."""
+        """Bytes that the plan takes."""
         outside = ("others", "reserve", "free")
         return sum(part.size_bytes for part in self.parts if part.kind not in outside)
 
     @property
     def fullness(self) -> float | None:
-        """`planned_bytes` as a fraction of what may be used; ``None`` on the CPU."""
+        """`planned_bytes` as a fraction of `usable_bytes`; ``None`` on the CPU."""
         if self.usable_bytes is None:
             return None
         return self.planned_bytes / self.usable_bytes if self.usable_bytes > 0 else 0.0
@@ -86,20 +88,20 @@ class OccupiedGPU:
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """What crosses from one GPU to another.
+    """Tensors that cross from one GPU to another.
 
     Attributes:
         source, target: devices.
         what: ``hidden state``, ``visual tokens``, ``patches`` or ``logits``.
-        token_bytes: per new token.
-        view_bytes: per view; ``None`` where it depends on the view.
+        token_bytes: bytes for each generated token.
+        image_bytes: bytes for each image; ``None`` if it depends on the image.
     """
 
     source: str
     target: str
     what: str
     token_bytes: int
-    view_bytes: int | None = 0
+    image_bytes: int | None = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +109,12 @@ class Occupancy:
     """Everything that the view of a device map shows.
 
     Attributes:
-        model: its name.
-        work: what it is planned for, in words.
-        gpus: in the order in which a token visits them, idle ones last.
-        hops: between them, and back.
-        notes: that the plan makes.
-        problem: why it does not fit; empty if it does.
+        model: name of the checkpoint.
+        work: workload of the plan, in words.
+        gpus: GPUs in the order in which a token visits them, idle ones last.
+        hops: hops between them, and back.
+        notes: notes of the plan.
+        problem: why the model does not fit; empty if it does.
         loaded: whether the model is in memory, not only planned.
     """
 
@@ -126,7 +128,7 @@ class Occupancy:
 
     @property
     def fullest(self) -> OccupiedGPU | None:
-        """The GPU that is fullest of what may be used; ``None`` on the CPU."""
+        """The GPU with the highest `fullness`; ``None`` on the CPU."""
         gpus = [gpu for gpu in self.gpus if gpu.fullness is not None]
         return max(gpus, key=lambda gpu: gpu.fullness or 0.0, default=None)
 
@@ -136,31 +138,31 @@ def occupancy(
     shape: ModelShape,
     gpus: Sequence[GPU] = (),
     *,
-    cached_positions: int = 0,
+    cached_tokens: int = 0,
     problem: str = "",
     loaded: bool = False,
 ) -> Occupancy:
-    """Take a plan apart.
+    """Divide a plan into parts.
 
     Args:
-        plan: made for this model.
-        shape: the model.
-        gpus: the GPUs as they are; by default as large as the plan may use of them.
-        cached_positions: cache entries that were in use.
-        problem: why it does not fit, for a plan that is over-full.
+        plan: plan for this model.
+        shape: sizes of the model.
+        gpus: GPUs with their real sizes; by default as large as the plan may use.
+        cached_tokens: KV cache entries in use.
+        problem: why the model does not fit, for an over-full plan.
         loaded: whether the model is in memory.
 
     Raises:
-        DeviceMapError: if the plan, which may be from a file, is of units that the model has not.
+        DeviceMapError: if the plan, perhaps from a file, has units that the model does not have.
         OptionError: if its workload does not suit the model.
     """
     fine = price(shape, plan.workload)
     units = {unit.name: unit for unit in (*fine, *whole_tower(shape, fine))}
     for name in (name for stage in plan.stages for name in stage.units):
         if name not in units:
-            raise DeviceMapError(f"The plan has a unit {name!r}, which {shape.name} has not.")
+            raise DeviceMapError(f"The plan has a unit {name!r}, which {shape.name} does not have.")
     entries = plan.workload.batch * cache_entries(shape, plan.workload)
-    used = min(cached_positions / entries, 1.0)
+    used = min(cached_tokens / entries, 1.0)
     by_index = {gpu.index: gpu for gpu in gpus}
     occupied = tuple(
         _gpu(
@@ -179,9 +181,9 @@ def occupancy(
 
 def _work(plan: Plan) -> str:
     work = plan.workload
-    views = f"{work.images} view{'' if work.images == 1 else 's'}"
+    images = counted(work.images, "image")
     quantized = f", text part in {work.quantize}" if work.quantize else ""
-    return f"{work.dtype}{quantized}: {work.context or 0:,} positions, {views}" + (
+    return f"{work.dtype}{quantized}: {work.context or 0:,} tokens of context, {images}" + (
         f", batch of {work.batch}" if work.batch > 1 else ""
     )
 
@@ -217,7 +219,7 @@ def _present(parts: Iterable[Part]) -> tuple[Part, ...]:
 
 
 def _weights(stage: Stage, units: list[Unit], dtype: str, quantize: str) -> Iterator[Part]:
-    """The weights of a stage, layers that follow each other as one part."""
+    """Yield the weights of a stage as parts; consecutive layers are one part."""
     for kind, group in groupby(units, key=lambda unit: "vision" if in_tower(unit) else unit.kind):
         members = list(group)
         away = [unit for unit in members if set(unit.modules) <= set(stage.offloaded)]
@@ -236,21 +238,21 @@ def _weights(stage: Stage, units: list[Unit], dtype: str, quantize: str) -> Iter
 
 
 def _hops(plan: Plan, shape: ModelShape, units: dict[str, Unit]) -> Iterator[Hop]:
-    """What crosses where a token's way changes GPUs.
+    """Yield the hops of a token, and of an image, through the stages.
 
-    Logits go back to where ids come from: the device of the first weight, as transformers has it
+    Logits go back to the device of the ids: that of the first weight
     (``PreTrainedModel.device``). The units with the first weights are never offloaded.
     """
     size = DTYPE_BYTES[plan.workload.dtype or shape.dtype]
-    # What the embedding holds per token is the hidden state; what the head makes per row, logits.
+    # The embedding holds a hidden state per token; the head computes logits per row.
     hidden = size * _values(shape, "embedding", "text", "held_values")
     logits = size * _values(shape, "head", "row", "values")
     stages = [stage for stage in plan.stages if stage.units]
     for before, after in pairwise(stages):
         kind = units[after.units[0]].kind
         if kind == "embedding":
-            views = hidden * shape.visual_tokens
-            yield Hop(before.device, after.device, "visual tokens", 0, views)
+            per_image = hidden * shape.visual_tokens
+            yield Hop(before.device, after.device, "visual tokens", 0, per_image)
         elif in_tower(units[after.units[0]]):
             yield Hop(before.device, after.device, "patches", 0, None)
         else:

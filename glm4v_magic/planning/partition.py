@@ -1,14 +1,14 @@
-"""Cut a sequence of units into contiguous stages so that the fullest GPU is as empty as it can be.
+"""Split a sequence of units into contiguous stages so that the fullest GPU is least full.
 
-Only numbers here: a unit is the bytes it keeps and the bytes it needs for a moment, a GPU is the
-bytes it can hold. What units and GPUs stand for is `planning.plan`'s business.
+Only numbers here: a unit is its resident and its transient bytes, a GPU its capacity in bytes.
+`planning.plan` knows what they stand for.
 
-A GPU that runs the units ``i..j-1`` holds ::
+A GPU that runs the units ``i..j-1`` needs ::
 
     base + sum(resident[i:j]) + max(transient[i:j])         (nothing at all when i == j)
 
-because residents add up while transients come and go one unit at a time. Its *fullness* is that
-over its capacity. `partition` minimises the fullness of the fullest GPU, exactly.
+because resident bytes add up while transients exist for one unit at a time. Its *fullness* is that
+sum over its capacity. `partition` minimises the fullness of the fullest GPU, exactly.
 
 Why it is exact:
 
@@ -20,10 +20,10 @@ Why it is exact:
 2. For the same reason, if the order is free, only the furthest unit reached by a *set* of used
    GPUs matters, not how it was reached; a dynamic programme over sets replaces the orders.
    Equal GPUs are interchangeable, so a set is a count per kind of GPU.
-3. A unit that is pinned to a GPU stops every other GPU. Who is further along has already passed
+3. A unit that is pinned to a GPU stops every other GPU. A split that is further along has passed
    the pinned units with the right GPUs, so 1 and 2 still hold.
-4. The answer is the fullness of some interval on some GPU. Halving finds a split within one in a
-   million of the best; then "is there a split that is *strictly* emptier?" is asked, in integers,
+4. The optimum is the fullness of some interval on some GPU. Bisection finds a split within one in a
+   million of it; then "is there a split that is *strictly* less full?" is asked, in integers,
    until the answer is no. There are finitely many intervals, so it ends at the optimum.
 """
 
@@ -40,10 +40,10 @@ from operator import add
 __all__ = ["MAX_SETS", "Budget", "Item", "Partition", "fits", "partition"]
 
 MAX_SETS = 4096
-"""Sets of GPUs up to which every order is considered.
+"""Number of sets of GPUs up to which every order is considered.
 
-Twelve GPUs that all differ have so many; sixteen GPUs of two sizes have 81. Beyond it three
-orders are tried: as given, largest GPU first, smallest GPU first.
+Twelve different GPUs have that many; sixteen GPUs of two sizes have 81. Beyond it three orders are
+tried: as given, largest GPU first, smallest GPU first.
 """
 
 _PRECISION = Fraction(1, 2**20)
@@ -52,12 +52,12 @@ _WHOLE = Fraction(1)
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A unit, in bytes.
+    """A unit. Sizes in bytes.
 
     Attributes:
-        resident: stays on the GPU: weights, cache.
-        transient: needed while the unit runs, returned afterwards.
-        pinned: index of the GPU it must be on, or ``None``.
+        resident: bytes that stay on the GPU: weights, KV cache.
+        transient: bytes needed while the unit runs, freed afterwards.
+        pinned: index of the GPU that it must be on, or ``None``.
     """
 
     resident: int
@@ -67,7 +67,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A GPU, in bytes: what it can hold, and what is taken as soon as it is used at all."""
+    """A GPU: its capacity in bytes, and the bytes that any use of it takes."""
 
     capacity: int
     base: int = 0
@@ -75,12 +75,12 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """Which GPU runs which units.
+    """A split: which GPU runs which units.
 
     Attributes:
-        order: indices of all usable GPUs, in the order in which the units run through them.
-        borders: per GPU of `order` its units as ``(first, one past the last)``; empty when equal.
-        fullness: of the fullest GPU; above 1 it does not fit.
+        order: indices of all usable GPUs, in execution order.
+        borders: for each GPU of `order` its units as ``(first, one past the last)``; equal if none.
+        fullness: fullness of the fullest GPU; above 1 the split does not fit.
         exact: whether every allowed order was considered.
     """
 
@@ -98,20 +98,20 @@ def partition(
     max_gpus: int | None = None,
     fewest: bool = False,
 ) -> Partition | None:
-    """Return the best split of `items` over `budgets`, which may be over-full (see `fullness`).
+    """Return the best split of `items` over `budgets`; it may be over-full (see `fullness`).
 
-    Among equally good splits the given order of GPUs wins, and within an order the units are
-    spread so that the sum of squared fullnesses is least.
+    Among equally good splits the given order of GPUs is preferred, and within an order the units
+    are spread so that the sum of squared fullnesses is least.
 
     Args:
-        items: in the order in which they run.
-        budgets: those with a capacity of 0 or less are never used.
+        items: units in execution order.
+        budgets: GPUs; those with a capacity of 0 or less are never used.
         any_order: whether GPUs may be used in another order than given.
-        max_gpus: use at most so many.
-        fewest: use as few GPUs as fit; has no effect when nothing fits.
+        max_gpus: maximum number of GPUs to use.
+        fewest: use as few GPUs as fit; has no effect if nothing fits.
 
     Returns:
-        ``None`` if the pins contradict each other or the order, or there is no usable GPU.
+        The split; ``None`` if the pins contradict each other or the order, or no GPU is usable.
     """
     usable = [index for index, budget in enumerate(budgets) if budget.capacity > 0]
     if not items or not usable:
@@ -135,7 +135,7 @@ def partition(
 
 
 def fits(items: Sequence[Item], budgets: Sequence[Budget], *, any_order: bool = True) -> bool:
-    """Whether `partition` finds a split that over-fills no GPU, without looking for the best."""
+    """Tell whether `partition` would find a split that fits, without searching for the best."""
     usable = [index for index, budget in enumerate(budgets) if budget.capacity > 0]
     if not items or not usable:
         return False
@@ -144,7 +144,7 @@ def fits(items: Sequence[Item], budgets: Sequence[Budget], *, any_order: bool = 
 
 
 class _Tables:
-    """Costs of intervals, and where pins stop a GPU."""
+    """Costs of intervals of units, and the units where pins stop a GPU."""
 
     def __init__(self, items: Sequence[Item]) -> None:
         self.count = len(items)
@@ -156,16 +156,16 @@ class _Tables:
         self._stops: dict[int | None, list[int]] = {}
 
     def costs(self, first: int) -> list[int]:
-        """Per number of units, less one, what so many of them cost that begin with `first`."""
+        """Return costs of the intervals from `first` on, indexed by their length less one."""
         costs = self._costs[first]
-        if costs is None:  # a search begins a GPU at few of the units
+        if costs is None:  # computed on demand: a search starts a GPU at few of the units
             sums = accumulate(self._residents[first:])
             peaks = accumulate(self._transients[first:], max)
             costs = self._costs[first] = list(map(add, sums, peaks))
         return costs
 
     def stops(self, budget: int | None) -> list[int]:
-        """Per unit the next one, itself included, that is pinned to another GPU than `budget`."""
+        """Return for each unit the next one, itself included, that is pinned to another GPU."""
         if budget not in self._stops:
             stops = [self.count] * (self.count + 1)
             for unit in reversed(range(self.count)):
@@ -175,7 +175,7 @@ class _Tables:
         return self._stops[budget]
 
     def reach(self, first: int, limit: int, stops: Sequence[int]) -> int:
-        """One past the last unit that a GPU with `limit` bytes can run, starting at `first`."""
+        """Return one past the last unit that a GPU with `limit` bytes can run from `first` on."""
         if first == self.count:
             return first
         return min(first + bisect_right(self.costs(first), limit), stops[first])
@@ -188,7 +188,7 @@ _Search = Callable[[Fraction, bool, int | None], _Stages | None]  # bound, stric
 def _searches(
     tables: _Tables, budgets: Sequence[Budget], usable: Sequence[int], any_order: bool
 ) -> tuple[list[tuple[_Search, tuple[int, ...]]], bool]:
-    """Searches to run, each with its order of GPUs (empty if free), and if that is all orders."""
+    """Return searches, each with its GPU order (empty if free), and if they cover all orders."""
     orders = [tuple(usable)]
     kinds = _kinds(tables, budgets, usable) if any_order else []
     exact = prod(len(kind) + 1 for kind in kinds) <= MAX_SETS
@@ -202,13 +202,13 @@ def _searches(
 
 
 def _limit(budget: Budget, bound: Fraction, strictly: bool) -> int:
-    """Most bytes of units on `budget` so that its fullness is at (or strictly below) `bound`."""
+    """Return the most bytes of units for a fullness of at most (or strictly below) `bound`."""
     product = bound.numerator * budget.capacity
     return (product - strictly) // bound.denominator - budget.base
 
 
 def _in_order(tables: _Tables, budgets: Sequence[Budget], order: Sequence[int]) -> _Search:
-    """Search for a split that uses GPUs in `order`, skipping some where that helps."""
+    """Return a search for a split that uses GPUs in `order`, skipping some where that helps."""
     stops = {index: tables.stops(index) for index in order}
 
     def search(bound: Fraction, strictly: bool, max_gpus: int | None) -> _Stages | None:
@@ -239,7 +239,7 @@ def _kinds(tables: _Tables, budgets: Sequence[Budget], usable: Sequence[int]) ->
 
 
 def _any_order(tables: _Tables, budgets: Sequence[Budget], groups: list[list[int]]) -> _Search:
-    """Search for a split in any order: a dynamic programme over sets of used GPUs."""
+    """Return a search in any order: a dynamic programme over sets of used GPUs."""
     # A set is a number whose digit per group counts the used GPUs of that group.
     strides = [prod(len(group) + 1 for group in groups[:place]) for place in range(len(groups))]
     sets = prod(len(group) + 1 for group in groups)
@@ -277,7 +277,7 @@ def _trace(
     strides: Sequence[int],
     groups: Sequence[Sequence[int]],
 ) -> _Stages:
-    """Walk back from a set to the empty one; equal GPUs come out in the given order."""
+    """Trace stages back from a set to the empty one; equal GPUs come out in the given order."""
     backwards = []
     while number:
         place = came_by[number]
@@ -290,7 +290,7 @@ def _trace(
 
 
 def _fewest(searches: Sequence[_Search], budgets: int) -> int | None:
-    """Least number of GPUs that fit; ``None`` if all of them do not."""
+    """Return the smallest number of GPUs that fit; ``None`` if all of them are too few."""
     counts = range(1, budgets + 1)
     return next((n for n in counts if any(search(_WHOLE, False, n) for search in searches)), None)
 
@@ -303,7 +303,7 @@ def _least(
     def fullness(stages: _Stages) -> Fraction:
         return max(_fullness(budgets[c], tables.costs(i)[j - i - 1]) for c, i, j in stages)
 
-    # Every single interval is allowed under this bound, so only pins can stand in the way.
+    # Every interval is allowed under this bound, so only pins can prevent a split.
     smallest = min(budget.capacity for budget in budgets if budget.capacity > 0)
     widest = tables.costs(0)[-1] + max(budget.base for budget in budgets)
     found = search(Fraction(widest, smallest), False, max_gpus)
@@ -329,7 +329,7 @@ def _fullness(budget: Budget, cost: int) -> Fraction:
 def _spread(
     best: Partition, tables: _Tables, budgets: Sequence[Budget]
 ) -> tuple[tuple[int, int], ...]:
-    """Borders with the least sum of squared fullnesses among those that keep the optimum."""
+    """Return the borders with the least sum of squared fullnesses that keep the optimum."""
     count = tables.count
     least = [0.0] + [float("inf")] * count  # over the GPUs so far, per number of units placed
     moves: list[list[int]] = []  # per GPU and number of units placed: where the GPU began

@@ -1,8 +1,8 @@
 """`plan`: decide which GPU runs which units of a model.
 
-A model is a sequence of units (`planning.costs`); a plan gives each GPU consecutive ones, so
-that the fullest GPU, as a fraction of what it has, is as empty as any such split allows
-(`planning.partition` proves it). The vision tower is one unit unless only a cut makes it fit.
+A model is a sequence of units (`planning.costs`); a plan gives each GPU consecutive ones so that
+the fullest GPU, relative to its capacity, is as empty as possible (`planning.partition` proves it).
+The vision tower is one unit unless it only fits split.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from glm4v_magic.planning.shortfall import bus_seconds, does_not_fit
 
 __all__ = ["DEFAULT_RESERVE", "Plan", "Stage", "plan"]
 
-_WORTH_SAYING = Fraction(19, 20)  # of the fullest GPU: what another split has to do better
+_WORTH_SAYING = Fraction(19, 20)  # of the fullest GPU: a better split below this is mentioned
 
 
 def plan(
@@ -50,25 +50,25 @@ def plan(
     split_vision: bool = False,
     offload: bool = False,
 ) -> Plan:
-    """Decide where each unit of a model lives.
+    """Decide which GPU each unit of a model lives on.
 
     Args:
-        shape: the model.
-        gpus: the GPUs; none at all plans for the CPU, whose memory is not checked.
+        shape: sizes of the model.
+        gpus: the GPUs; without any the plan is for the CPU, whose memory is not checked.
         workload: context, images, batch, dtype and quantisation to plan for.
         objective: ``balance`` for the emptiest fullest GPU, ``fewest`` for as few GPUs as fit
             (and so the fewest hops), balanced among themselves.
-        reserve: bytes of each GPU to leave alone; `DEFAULT_RESERVE` of its size by default.
+        reserve: bytes of each GPU to leave free; `DEFAULT_RESERVE` of its size by default.
         overhead: bytes that a GPU in use takes on top of the model.
         pin: unit -> GPU index; ``vision`` and ``layer`` mean all units of that name.
-        order: in which the model runs through the GPUs: whichever is best, the given one, or GPU
-            indices (GPUs that are not named stay idle). Beyond `partition.MAX_SETS` sets of
-            different GPUs only three orders are tried, and a note says so.
-        split_vision: cut the tower between its layers whenever that balances better, not only
-            when it does not fit whole.
-        offload: if no split fits, keep some layers in host memory; their weights then cross the
-            bus whenever they run. Tower layers go first (once per image), then decoder
-            layers (once per token). Quantised layers cannot be offloaded.
+        order: order in which the model runs through the GPUs: the best one, the given one, or GPU
+            indices (other GPUs stay idle). Beyond `partition.MAX_SETS` sets of different GPUs only
+            three orders are tried, and a note says so.
+        split_vision: split the vision tower between its layers whenever that balances better, not
+            only if it does not fit whole.
+        offload: if no split fits, keep some layers in host memory; their weights are copied to the
+            GPU whenever they run. Vision layers go first (once per image), then decoder layers
+            (once per token). Quantised layers cannot be offloaded.
 
     Raises:
         DoesNotFitError: if no split fits.
@@ -195,7 +195,7 @@ def _stage(task: Task, split: Split, place: int, units: tuple[Unit, ...]) -> Sta
 
 
 def _price_of_whole_tower(task: Task, split: Split, found: Plan) -> Iterator[Remark]:
-    """Say what a whole tower costs where cutting it would balance better."""
+    """Yield a note on the cost of a whole vision tower if splitting it would balance better."""
     tower = next((unit for unit in split.units if unit.name == "vision"), None)
     if tower is None or task.objective != "balance":
         return

@@ -1,4 +1,4 @@
-"""The search behind `planning.plan`: from what was asked to the best split of units over GPUs."""
+"""The search behind `planning.plan`: the best split of units over GPUs for a task."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = [
 
 
 DEFAULT_RESERVE = Fraction(3, 100)
-"""Part of a GPU that is kept free: costs are tested to agree within 3 % with what modules take."""
+"""Fraction of a GPU that is kept free: tests hold costs within 3 % of what modules take."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What `plan` was asked, checked; attributes as its arguments."""
+    """Checked arguments of `plan`; attributes as there."""
 
     shape: ModelShape
     gpus: tuple[GPU, ...]
@@ -45,14 +45,14 @@ class Task:
 
     @property
     def budgets(self) -> list[Budget]:
-        """Capacities in the order of `gpus`."""
+        """Budgets in the order of `gpus`."""
         return [Budget(gpu.usable_bytes - self._reserved(gpu), self.overhead) for gpu in self.gpus]
 
     def _reserved(self, gpu: GPU) -> int:
         return int(gpu.total_bytes * DEFAULT_RESERVE) if self.reserve is None else self.reserve
 
     def item(self, unit: Unit, offloaded: bool = False) -> Item:
-        """What `unit` costs; offloaded, its weights are there only while it runs."""
+        """Return the cost of `unit`; if offloaded, its weights are transient."""
         stem = unit.name.partition(".")[0]
         index = self.pin.get(unit.name, self.pin.get(stem))
         pinned = None
@@ -66,7 +66,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A partition with the units it is of, and the names of those that are offloaded."""
+    """A partition, the units that it splits, and the names of the offloaded ones."""
 
     units: tuple[Unit, ...]
     offloaded: frozenset[str]
@@ -74,12 +74,12 @@ class Split:
 
     @property
     def fits(self) -> bool:
-        """Whether no GPU is over-full."""
+        """Whether every GPU can hold its units."""
         return self.partition.fullness <= 1
 
 
 def best_split(task: Task, offloaded: frozenset[str] = frozenset()) -> Split | None:
-    """Split with the tower whole where that fits, else cut; ``None`` if there is no usable GPU.
+    """Return the best split, the vision tower whole if that fits; ``None`` if no GPU is usable.
 
     Raises:
         DeviceMapError: if the pins contradict each other.
@@ -103,9 +103,10 @@ def best_split(task: Task, offloaded: frozenset[str] = frozenset()) -> Split | N
 
 
 def can_fit(task: Task, offloaded: frozenset[str] = frozenset()) -> bool:
-    """Whether `best_split` fits, in a fraction of its time.
+    """Tell whether `best_split` fits, in a fraction of its time.
 
-    With the tower whole or cut: whole it is one of the ways to cut it, at the same cost.
+    A whole vision tower is one of the ways to split it, at the same cost, so only the fine units
+    are tried.
     """
     return _fits(task, price(task.shape, task.workload), offloaded)
 
@@ -116,7 +117,7 @@ def _fits(task: Task, units: Sequence[Unit], offloaded: frozenset[str] = frozens
 
 
 def whole_tower(shape: ModelShape, units: Sequence[Unit]) -> tuple[Unit, ...]:
-    """Return `units` with those of the vision tower as one."""
+    """Return `units` with those of the vision tower merged into one."""
     tower = [unit for unit in units if in_tower(unit)]
     rest = [unit for unit in units if not in_tower(unit)]
     if not tower:
@@ -125,15 +126,15 @@ def whole_tower(shape: ModelShape, units: Sequence[Unit]) -> tuple[Unit, ...]:
 
 
 def in_tower(unit: Unit) -> bool:
-    """Whether `unit` is (a part of) the vision tower."""
+    """Tell whether `unit` is the vision tower or a part of it."""
     return unit.kind.startswith("vision")
 
 
 def offloaded_split(task: Task) -> Split | None:
-    """Split that fits with as few layers offloaded as possible; ``None`` if none fits.
+    """Return the split that fits with the fewest offloaded layers; ``None`` if none fits.
 
-    Offloading one more unit never makes a GPU fuller (it trades resident weights for a transient
-    that is at most as much larger), so the number can be found by halving.
+    Offloading one more unit never makes a GPU fuller (resident weights become a transient that is
+    at most as much larger), so the number is found by bisection.
     """
     units = price(task.shape, task.workload)
     kinds = ["vision_layer"] + ([] if task.workload.quantize else ["text_layer"])

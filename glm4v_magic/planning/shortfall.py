@@ -1,4 +1,4 @@
-"""What to say when a model does not fit: what is short by how much, and the ways out."""
+"""The error for a model that does not fit: what is short by how much, and the ways out."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["bus_seconds", "does_not_fit"]
 
 _CONTEXT_STEP = 256
 _PCIE_BYTES_PER_SECOND = 16e9 * 16 / 8 * 128 / 130
-"""PCIe 4.0 x16: 16 GT/s per lane, 16 lanes, 128 of 130 bits are data; an upper bound."""
+"""PCIe 4.0 x16: 16 GT/s per lane, 16 lanes, 128 of 130 bits are data. An upper bound."""
 
 
 def bus_seconds(size: int) -> float:
-    """Least time in seconds that `size` bytes take to a GPU."""
+    """Return the least time in seconds that copying `size` bytes to a GPU takes."""
     return size / _PCIE_BYTES_PER_SECOND
 
 
 def does_not_fit(task: Task, split: Split | None, offload: bool) -> DoesNotFitError:
-    """Return the error for `split`, the best one, which is over-full (``None``: no usable GPU).
+    """Return the error for the best split, which is over-full (``None``: no usable GPU).
 
     Args:
-        task: what was asked.
+        task: the task.
         split: the best split.
         offload: whether offloading was allowed already, and did not help.
     """
@@ -47,7 +47,7 @@ def does_not_fit(task: Task, split: Split | None, offload: bool) -> DoesNotFitEr
 
 
 def _gpus(task: Task) -> str:
-    """The GPUs with what may be used of them: ``2 x 7.76 GiB``."""
+    """Return the GPUs with their usable memory: ``2 x 7.76 GiB``."""
     sizes = groupby(gib(max(budget.capacity, 0)) for budget in task.budgets)
     counted = [(size, len(list(group))) for size, group in sizes]
     return (
@@ -56,7 +56,7 @@ def _gpus(task: Task) -> str:
 
 
 def _fullest(task: Task, split: Split) -> tuple[int, int, int]:
-    """GPU index of the fullest GPU, the bytes it needs and the bytes it may use."""
+    """Return index, needed bytes and usable bytes of the fullest GPU."""
     result, budgets = split.partition, task.budgets
     loads = []
     for place, (first, end) in zip(result.order, result.borders, strict=True):
@@ -69,7 +69,7 @@ def _fullest(task: Task, split: Split) -> tuple[int, int, int]:
 
 
 def _shorter_context(task: Task) -> Remark:
-    """The longest context that fits, in steps of 256 positions, or what even the shortest lacks."""
+    """Say the longest context that fits, in steps of 256 tokens, or that none does."""
     asked = task.workload.context or task.shape.max_context
 
     def shortened(steps: int) -> Task:
@@ -103,7 +103,7 @@ def _percent(split: Split) -> str:
 
 
 def _four_bit(task: Task) -> tuple[Remark, ...]:
-    """What 4-bit layers would change; nothing if they are asked for already."""
+    """Yield what 4-bit weights would change; nothing if they are asked for already."""
     if task.workload.quantize == "4bit":
         return ()
     workload = replace(task.workload, quantize="4bit")
@@ -124,7 +124,7 @@ def _four_bit(task: Task) -> tuple[Remark, ...]:
 
 
 def _offload(task: Task, tried: bool) -> Remark:
-    """What offloading would cost, or that it does not help."""
+    """Say what offloading would cost, or that it does not help."""
     split = None if tried else offloaded_split(task)
     if split is None:
         return remark("offloading_does_not_fit")

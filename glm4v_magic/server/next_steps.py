@@ -37,7 +37,7 @@ HTTP: Words = {
     "four_bit": "start the server with the text part in 4bit (--quantize 4bit)",
     "fewer_tokens": "ask for fewer tokens (max_tokens)",
     "longer_context": (
-        "start the server for this length (--context {needed}): the plan is for {context} positions"
+        "start the server for this length (--context {needed}): the plan is for {context} tokens"
     ),
     "larger_reserve": "start the server with a larger --reserve",
     "server_has_no_model": "Start that server with one.",

@@ -34,7 +34,7 @@ class Preview:
         image_size: width and height in pixels that each is resized to.
         visual_tokens: vectors that each becomes.
         text_tokens: prompt tokens that do not stand for an image, special ones included.
-        room: positions that are left for the answer; below 1 the model refuses the prompt.
+        room: tokens that are left for the answer; below 1 the model refuses the prompt.
     """
 
     model: str

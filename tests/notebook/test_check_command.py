@@ -136,7 +136,7 @@ def test_maps_that_are_wrong(run, tmp_path, content, message):
         ("GLM-4V-9B --gpus 3x-1GiB", "'3x-1GiB' has a size below one."),
         ("GLM-4V-9B --gpus 200x16GiB", "describes more than 128 GPUs"),
         ("GLM-4V-9B --gpus 1x16GiB", "GLM-4V-9B does not fit on 15.52 GiB: "),
-        ("GLM-4V-9B --gpus 4x16GiB --context 9000", "is more than GLM-4V-9B knows (8,192)."),
+        ("GLM-4V-9B --gpus 4x16GiB --context 9000", "is longer than GLM-4V-9B allows (8,192)."),
         ("GLM-4V-9B --gpus 4x16GiB --images 2", "takes 1 image per conversation, not 2."),
         (
             "GLM-4V-9B --gpus 4x16GiB --batch 0",

@@ -217,7 +217,7 @@ def test_everything_can_be_read_on_light_and_dark_pages(page, kind, theme):
     screenshot(page, f"{kind}-{theme.split()[-1].lower()}")
     contrasts = page.evaluate(CONTRASTS)
     texts = " ".join(text for _, text in contrasts)
-    for part in ("the model sees", "14 text + 6", "no such file", "positions"):
+    for part in ("the model sees", "14 text + 6", "no such file", "tokens"):
         assert part in texts
     low = [(round(ratio, 2), text) for ratio, text in contrasts if ratio < 4.5]
     assert not low

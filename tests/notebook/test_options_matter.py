@@ -104,7 +104,7 @@ PREVIEWS = {name: replace(trial, after="") for name, trial in PROMPTS.items()} |
 TWO_GPUS = "glm-4v-9b --gpus 2x24GiB"
 PLANS = {
     "--gpus": Trial("--gpus 4x16GiB", TWO_GPUS, "cuda:3"),
-    "--context": Trial("--context 1800", TWO_GPUS, "1,800 positions"),
+    "--context": Trial("--context 1800", TWO_GPUS, "1,800 tokens"),
     "--images": Trial("--images 2", TWO_GPUS, "takes 1 image", fails=(False, True)),
     "--batch": Trial("--batch 3", TWO_GPUS, r"batch of 3"),
     "--objective": Trial("--objective fewest", "glm-4v-9b --gpus 3x24GiB"),

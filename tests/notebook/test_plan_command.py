@@ -35,7 +35,7 @@ def test_the_plan_of_a_published_model_is_shown(run):
     shown = run("%glm4v plan GLM-4V-9B --gpus 4x16GiB")
     assert shown.strip() == str(planned()).replace("split_vision=True", "--split-vision")
     assert "cuda:3" in shown
-    assert "8,192 positions" in shown
+    assert "8,192 tokens of context" in shown
 
 
 def test_a_page_has_the_image_the_numbers_and_each_note_once(shell):
@@ -51,7 +51,7 @@ def test_a_page_has_the_image_the_numbers_and_each_note_once(shell):
 def test_other_models_are_planned_too(run, model):
     shown = run(f"%glm4v plan {model} --gpus 8x80GiB --context 256 --images 0")
     assert shown.startswith(model.partition("/")[2] or model)
-    assert "256 positions, 0 images" in shown
+    assert "256 tokens of context, 0 images" in shown
 
 
 def test_a_folder_and_the_model_in_use(run, tiny, tmp_path):

@@ -26,7 +26,7 @@ NINE_B = architecture("GLM-4V-9B")
 
 def view(gpus="4x16GiB", **options):
     plan = make_plan(NINE_B, PlacementOptions(gpus=gpus, **options))
-    return occupancy(plan, NINE_B.shape(), parse_gpus(gpus), cached_positions=1000)
+    return occupancy(plan, NINE_B.shape(), parse_gpus(gpus), cached_tokens=1000)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_hops_stand_behind_their_gpu(shown):
     text = " ".join(Tree(device_map_html(shown)).text)
     assert re.search(r"cuda:1 GPU.*to cuda:2: hidden state, 8.0 KiB per token.*cuda:2 GPU", text)
     assert "to cuda:0: logits, 296.0 KiB per token" in text
-    assert "0 B per token, 12.5 MiB per view" in text
+    assert "0 B per token, 12.5 MiB per image" in text
 
 
 def test_what_visits_from_host_memory_is_marked():

@@ -38,7 +38,7 @@ def test_status_of_a_loaded_model():
         "devices": "cuda:0, cuda:1",
         "weights": "25.90 GiB",
         "images": "at most 1, seen at 1120 x 1120 px, 1,602 visual tokens each",
-        "context": "8,192 positions",
+        "context": "8,192 tokens",
     }
 
 
@@ -51,7 +51,7 @@ def test_status_of_a_server():
         "context": "the server does not tell",
     }
     rows = dict(status_rows("x", replace(served, notice="A demo.", context=1024), None))
-    assert (rows["note"], rows["context"]) == ("A demo.", "1,024 positions")
+    assert (rows["note"], rows["context"]) == ("A demo.", "1,024 tokens")
 
 
 def test_status_without_a_model():

@@ -335,7 +335,7 @@ def test_workloads_that_make_no_sense(arguments: dict[str, Any], message: str) -
 
 
 def test_contexts_that_the_model_cannot_hold(shape: ModelShape) -> None:
-    with pytest.raises(OptionError, match=r"9,000 positions is more than GLM-4V-9B knows \(8,192"):
+    with pytest.raises(OptionError, match=r"9,000 tokens is longer than GLM-4V-9B allows \(8,192"):
         price(shape, Workload(context=9000))
     with pytest.raises(OptionError, match=r"too short for 1 image"):
         price(shape, Workload(context=2))

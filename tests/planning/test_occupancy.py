@@ -21,7 +21,7 @@ DEMO = architecture("demo")
 
 def taken_apart(gpus="4x16GiB", cached=0, model=NINE_B, **options):
     plan = make_plan(model, PlacementOptions(gpus=gpus, **options))
-    return plan, occupancy(plan, model.shape(), parse_gpus(gpus), cached_positions=cached)
+    return plan, occupancy(plan, model.shape(), parse_gpus(gpus), cached_tokens=cached)
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ def test_hops_and_the_way_back_of_logits():
         ("cuda:1", "cuda:2", "logits"),
     ]
     assert [hop.token_bytes for hop in view.hops] == [0, 2 * 4096, 2 * 151_552]
-    assert view.hops[0].view_bytes is None
+    assert view.hops[0].image_bytes is None
     _, view = taken_apart()
-    assert (view.hops[0].what, view.hops[0].view_bytes) == (
+    assert (view.hops[0].what, view.hops[0].image_bytes) == (
         "visual tokens",
         1602 * 4096 * 2,
     )

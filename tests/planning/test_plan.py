@@ -520,7 +520,7 @@ def test_a_plan_is_made_and_shown_with_the_standard_library_alone() -> None:
 def test_text_table() -> None:
     found = plan(SHAPE, parse_gpus("2xA100-40GB"), Workload(context=2048), objective="fewest")
     lines = str(found).splitlines()
-    assert lines[0] == "GLM-4V-9B, bfloat16, 2,048 positions, 1 image, batch of 1"
+    assert lines[0] == "GLM-4V-9B, bfloat16, 2,048 tokens of context, 1 image, batch of 1"
     assert " ".join(lines[2].split()) == "weights cache activ. other total of full units"
     assert lines[3].split()[:3] == ["cuda:0", "A100", "25.90"]
     assert lines[3].endswith("vision, embedding, layer.0-39, head")

@@ -146,7 +146,7 @@ def test_an_offloaded_tower_reads_images(gpus, photo, on_one_cpu, caplog):
         ({"gpus": "two"}, GPUDescriptionError, "Cannot read 'two'"),
         ({"max_memory": 0.5}, DoesNotFitError, "does not fit on 3 x 0.47 GiB"),
         ({"reserve": 0.9}, DoesNotFitError, "does not fit"),
-        ({"context": 257}, OptionError, "257 positions is more"),
+        ({"context": 257}, OptionError, "257 tokens is longer"),
         ({"images": 2}, OptionError, "takes 1 image, not 2"),
         ({"batch": 0}, OptionError, "batch is 0"),
         ({"objective": "fewer"}, OptionError, "there are balance and fewest. Did you mean fewest"),
@@ -259,7 +259,7 @@ def test_advice_names_the_length_that_the_plan_was_for(gpus):
     before = session.ask(**QUESTION).text
     others = torch.empty(GIB - gpus.live_bytes[1] - 60_000, dtype=torch.uint8, device="cuda:1")
     said = r"cuda:1 ran out .*shorten the prompt or load it for this length \(context=\d+\): "
-    with pytest.raises(OutOfMemoryError, match=said + "the plan is for 32 positions"):
+    with pytest.raises(OutOfMemoryError, match=said + "the plan is for 32 tokens"):
         session.ask("word " * 40)
     assert session.ask(**QUESTION).text == before
     del others

@@ -325,7 +325,7 @@ def test_a_relative_path_is_taken_from_the_current_folder(loaded, photo, monkeyp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"context": 999_999}, "999,999 positions is more"),
+        ({"context": 999_999}, "999,999 tokens is longer"),
         ({"images": 7}, "takes 1 image, not 7"),
     ],
 )

@@ -1,4 +1,4 @@
-"""GLM-4V-9B without its weights: what a plan and a dry run need."""
+"""GLM-4V-9B without its weights, for plans and dry runs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Glm4v9bArchitecture:
     """An `Architecture`, from a published ``config.json``.
 
     Args:
-        name: what the user calls it.
-        config: the file's content.
-        where: the file, for messages.
+        name: name of the checkpoint, as the user would type it.
+        config: parsed content of the file.
+        where: path of the file, for messages.
 
     Raises:
-        CheckpointError: if a key is missing or makes no sense.
+        CheckpointError: if a key is missing or invalid.
     """
 
     max_images: int | None = 1
@@ -40,7 +40,7 @@ class Glm4v9bArchitecture:
         self.config = config
 
     def shape(self) -> ModelShape:
-        """Describe the model in numbers."""
+        """Return the model's sizes."""
         return model_shape(self.config, self.name)
 
     def build_meta(self, dtype: str) -> PreTrainedModel:
@@ -59,7 +59,7 @@ class Glm4v9bArchitecture:
             return model.to(getattr(torch, dtype)).eval()
 
     def prompt_inputs(self, images: int, text_tokens: int, batch: int = 1) -> dict[str, Tensor]:
-        """Make ids, mask and pixels of a prompt; an image comes first in its row."""
+        """Make ids, mask and pixels of a prompt; the image comes first in its row."""
         import torch
 
         if images > 1:

@@ -1,4 +1,4 @@
-"""GLM-4V-9B as the rest of the package sees it: checked, described, loaded."""
+"""GLM-4V-9B for the rest of the package: its files checked, its weights loaded."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _GENERATION = "generation_config.json"
 
 
 class Glm4v9bCheckpoint:
-    """A folder with GLM-4V-9B, found complete before any weight is read.
+    """A folder with GLM-4V-9B; its files are checked before any weight is read.
 
     Args:
-        name: what the user calls it.
-        folder: where its files are.
-        notice: what every answer must say about it.
+        name: name of the checkpoint, as the user typed it.
+        folder: folder of its files.
+        notice: note shown with every answer.
 
     Raises:
-        CheckpointError: if a file is missing, damaged, or not of this model.
+        CheckpointError: if a file is missing, damaged, or belongs to another model.
     """
 
     max_images: int | None = layout.MAX_IMAGES
@@ -103,17 +103,17 @@ class Glm4v9bCheckpoint:
         arrived: Callable[[LoadProgress], None] | None = None,
         **options: Any,
     ) -> Loaded:
-        """Load the weights, each straight from its shard to its device.
+        """Load each weight from its shard directly to its device.
 
         Args:
-            dtype: one dtype for text part and tower.
+            dtype: dtype of text part and vision tower.
             device_map: module -> GPU index or ``cpu``; ``None`` is the CPU.
             quantize: of the text part's linear layers but the head; needs bitsandbytes.
             arrived: called with each weight that has arrived; transformers loads in its own loop
             options: further options of `from_pretrained`.
 
         Raises:
-            CheckpointError: if transformers cannot read a weight after all.
+            CheckpointError: if transformers cannot read a weight.
             OptionError: if the layers cannot be quantised.
         """
         from glm4v_magic.checkpoints import Loaded
@@ -135,7 +135,7 @@ class Glm4v9bCheckpoint:
             collect_report() as reports,
             warnings.catch_warnings(),
         ):
-            # A map may name boi and eoi by themselves; accelerate's check knows modules only.
+            # A map may name the parameters boi and eoi; accelerate's check knows modules only.
             warnings.filterwarnings(
                 "ignore", "The following device_map keys do not match", UserWarning
             )
@@ -158,7 +158,7 @@ class Glm4v9bCheckpoint:
         return Loaded(model=model.eval(), processor=processor)
 
     def processor(self) -> Glm4v9bProcessor:
-        """Build the processor from tokenizer and configuration; reads no weight.
+        """Build the processor from tokenizer and configuration; reads no weights.
 
         Raises:
             CheckpointError: if the tokenizer is damaged.
@@ -170,7 +170,7 @@ class Glm4v9bCheckpoint:
         return Glm4v9bProcessor(load_tokenizer(self.folder / "tokenizer.model"), config)
 
     def _reported(self, reports: list[str]) -> Exception | None:
-        """What stopped the conversion of a weight, if something did."""
+        """Return the error that stopped the conversion of a weight, if any."""
         import torch
 
         lines = [line.strip() for report in reports for line in report.splitlines()]
@@ -183,7 +183,7 @@ class Glm4v9bCheckpoint:
         return CheckpointError(f"{self.folder} could not be loaded: {causes[0]}.")
 
     def _require_whole_blocks(self) -> None:
-        """On the CPU, bitsandbytes multiplies with whole blocks of 4-bit values only."""
+        """Raise OptionError unless all widths are whole blocks, as 4-bit on the CPU requires."""
         config = self.config
         attention = config["num_attention_heads"] * config["kv_channels"]
         for width in (config["hidden_size"], config["ffn_hidden_size"], attention):
@@ -195,7 +195,7 @@ class Glm4v9bCheckpoint:
                 )
 
     def _generation_config(self, model: Any) -> Any:
-        """Sampling values as published; what the model's config implies where there are none."""
+        """Return the published generation config, else the one that the model's config implies."""
         from transformers import GenerationConfig
 
         file = self.folder / _GENERATION
@@ -208,7 +208,7 @@ class Glm4v9bCheckpoint:
         return config
 
     def _bytes_by_module(self) -> dict[str, int]:
-        """Bytes on disk by the name under which transformers reports a loaded weight."""
+        """Return bytes on disk by the name under which transformers reports a loaded weight."""
         from glm4v_magic.checkpoints.glm4v_9b import weights
 
         transforms = weights.conversions()
@@ -234,7 +234,7 @@ def _device_of(device_map: Mapping[str, int | str] | None) -> Callable[[str], st
 
 
 def _quantization(kind: Quantization, dtype: torch.dtype) -> Any:
-    """Turn the linear layers of the text part into `kind`; the tower and the head stay."""
+    """Return the config that quantises the text part's linear layers; tower and head stay."""
     from transformers import BitsAndBytesConfig
 
     kept = ["lm_head", "model.vision"]

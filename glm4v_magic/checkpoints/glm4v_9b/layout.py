@@ -1,6 +1,6 @@
 """Names and shapes of GLM-4V-9B's published weights, from its ``config.json`` alone.
 
-No torch here: what a checkpoint must hold is known before anything heavy is imported.
+No torch here: the required contents of a checkpoint are known before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 __all__ = ["MAX_IMAGES", "REPOSITORY", "matches", "weight_shapes"]
 
 MAX_IMAGES = 1
-"""Images of one conversation: the published model was trained with a single one."""
+"""Maximum number of images in a conversation: the model was trained with a single one."""
 
 REPOSITORY = "zai-org/glm-4v-9b"
-"""Where the model is published on the hub."""
+"""Repository of the published model on the hub."""
 
 
 def matches(config: Mapping[str, Any]) -> bool:
-    """Tell whether a ``config.json`` is of this kind: a ``chatglm`` with a vision tower."""
+    """Tell whether a ``config.json`` is of this family: ``chatglm`` with a vision tower."""
     return config.get("model_type") == "chatglm" and "vision_config" in config
 
 

@@ -1,11 +1,11 @@
 """GLM-4V-9B for transformers 5: the vision tower in front of transformers' own GLM decoder.
 
-Shapes: B rows, L ids of a prompt in which an image already has all its ids, V = n + 2 visual
-tokens of an image (1,602 for the published checkpoint), H width of the text part.
+Shapes: B rows, L ids of a prompt with all ids of its images, V = n + 2 visual tokens of an image
+(1,602 for the published checkpoint), H width of the text part.
 
-An image stands in the ids as ``boi, n x placeholder, eoi``. The tower's vectors, the learned begin
-and end included, replace the embeddings of these V ids. All n patches share one position: the
-position of a token counts an image as three, while the key/value cache holds V entries.
+An image is ``boi, n x placeholder, eoi`` in the ids. The tower's vectors, the learned begin and end
+included, replace the embeddings of these V ids. All n patches share one position: position ids
+count an image as three, while the KV cache holds V entries.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def visual_span(input_ids: Tensor, boi_token_id: int, num_visual_tokens: int) ->
 
 
 def positions(span: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Position of every token, all patches of an image sharing one: (B, L) bool -> (B, L) int64.
+    """Return position ids, one for all patches of an image: (B, L) bool -> (B, L) int64.
 
     Args:
         span: `visual_span` of the ids.
@@ -66,7 +66,7 @@ def positions(span: Tensor, attention_mask: Tensor | None = None) -> Tensor:
 
 
 class Glm4v9bPreTrainedModel(PreTrainedModel):
-    """What the model classes share: what transformers may do with them, and initial weights."""
+    """Base of the model classes: features that transformers may use, and initial weights."""
 
     config_class = Glm4v9bConfig
     config: Glm4v9bConfig
@@ -93,13 +93,13 @@ class Glm4v9bPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         for name in ("boi", "eoi", "cls_embedding"):
             vector = getattr(module, name, None)
-            # Weights that came from a checkpoint carry this mark and must not be drawn again.
+            # Weights from a checkpoint carry this mark and must not be initialised again.
             if vector is not None and not getattr(vector, "_is_hf_initialized", False):
                 nn.init.normal_(vector, std=std)
 
 
 class Glm4v9bModel(Glm4v9bPreTrainedModel):
-    """Tower and decoder without the head."""
+    """Vision tower and decoder without the head."""
 
     def __init__(self, config: Glm4v9bConfig) -> None:
         super().__init__(config)
@@ -126,15 +126,15 @@ class Glm4v9bModel(Glm4v9bPreTrainedModel):
         return visual_span(input_ids, self.config.boi_token_id, visual_tokens)
 
     def splice(self, inputs_embeds: Tensor, input_ids: Tensor, features: Tensor) -> Tensor:
-        """Put visual tokens in the place of their ids.
+        """Replace the embeddings of image ids by visual tokens.
 
         Args:
             inputs_embeds: embeddings of `input_ids`, (B, L, H).
-            input_ids: (B, L); the rows with an image, in order, match the rows of `features`.
+            input_ids: (B, L); rows with an image correspond to the rows of `features`, in order.
             features: (images, V, H).
 
         Raises:
-            ValueError: if `input_ids` do not hold V ids for each image.
+            ValueError: if `input_ids` do not have V ids for each image.
         """
         span = self.visual_span(input_ids)
         images, visual_tokens, _ = features.shape
@@ -166,19 +166,19 @@ class Glm4v9bModel(Glm4v9bPreTrainedModel):
         """Run tower and decoder.
 
         Args:
-            input_ids: (B, L), images with all their ids.
+            input_ids: (B, L), with all ids of each image.
             attention_mask: 0 marks padding; (B, cached + L), or a prepared 4-d mask.
             position_ids: (B, L); derived from the ids when nothing is cached.
-            past_key_values: what earlier calls computed.
+            past_key_values: KV cache of earlier calls.
             inputs_embeds: (B, L, H), instead of `input_ids`.
             pixel_values: (images, 3, S, S), for the rows that hold an image, in order.
             image_features: (images, V, H), instead of `pixel_values`.
-            use_cache: whether to return a key/value cache.
+            use_cache: whether to return a KV cache.
             kwargs: further arguments of `GlmModel`.
 
         Raises:
-            ValueError: if ids and images do not match, or `position_ids` are missing while
-                something is cached (the ids alone do not tell how often positions were shared).
+            ValueError: if ids and images do not match, or if the cache is not empty and
+                `position_ids` are missing (ids alone do not tell how often positions were shared).
         """
         if inputs_embeds is None:
             inputs_embeds = self.language_model.embed_tokens(input_ids)
@@ -236,7 +236,7 @@ class Glm4v9bForConditionalGeneration(Glm4v9bPreTrainedModel, GenerationMixin):
 
     @property
     def device(self) -> torch.device:
-        """Device of the first weight in memory: one that is offloaded waits on ``meta``."""
+        """Device of the first weight that is in memory; offloaded weights are on ``meta``."""
         devices = (parameter.device for parameter in self.parameters())
         return next((device for device in devices if device.type != "meta"), torch.device("meta"))
 
@@ -305,7 +305,7 @@ class Glm4v9bForConditionalGeneration(Glm4v9bPreTrainedModel, GenerationMixin):
         )
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Prepare one step; encoded images are for the prefill only, as pixels are."""
+        """Prepare one step; image features, like pixels, are for the prefill only."""
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
         if not kwargs.get("is_first_iteration") and kwargs.get("use_cache", True):
             inputs.pop("image_features", None)
@@ -317,7 +317,7 @@ class Glm4v9bForConditionalGeneration(Glm4v9bPreTrainedModel, GenerationMixin):
         ids = model_kwargs.get("input_ids")
         if ids is None or ids.shape[1] == 0:
             ids = inputs_tensor
-        if ids.is_floating_point():  # embeddings: nothing tells where an image stands
+        if ids.is_floating_point():  # embeddings do not tell where an image is
             inferred: Tensor = super()._prepare_position_ids_for_generation(
                 inputs_tensor, model_kwargs
             )

@@ -1,12 +1,12 @@
 """Conversations -> ids and pixels, and ids -> text, as GLM-4V-9B was trained on them.
 
 The prompt is ``[gMASK]<sop>``, then for each message ``<|role|>``, a newline, an image if the
-message has one, and the text; then ``<|assistant|>`` (the model says the newline itself). Turns
+message has one, and the text; then ``<|assistant|>`` (the model writes the newline itself). Turns
 have no end token. An image is ``<|begin_of_image|><|endoftext|><|end_of_image|>`` in the
-published form; here the middle id is repeated once per patch, so that ids, attention mask and
-key/value cache have one length. `Glm4v9bProcessor.prompt_ids` gives the published form.
+published form; here the middle id is repeated once per patch, so that ids, attention mask and KV
+cache have one length. `Glm4v9bProcessor.prompt_ids` returns the published form.
 
-Text is never searched for special tokens: ``<|user|>`` inside a message is seven characters.
+Text is never searched for special tokens: ``<|user|>`` inside a message is eight characters.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How the published tokenizer cuts text before merging bytes."""
+"""How the published tokenizer splits text before it merges bytes."""
 
 # CLIP's statistics, per RGB channel of values in [0, 1].
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -65,7 +65,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def _byte_characters() -> dict[int, str]:
-    """Map each byte to the printable character by which byte-level BPE writes it.
+    """Map each byte to the printable character that stands for it in byte-level BPE.
 
     Source: GPT-2's encoder; printable Latin-1 bytes stand for themselves, the rest for the
     characters from U+0100 on.
@@ -147,11 +147,11 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
 
 class Glm4v9bProcessor:
-    """Turns conversations into model inputs, and ids into text.
+    """Converts conversations to model inputs, and ids to text.
 
     Args:
         tokenizer: from `load_tokenizer`.
-        config: of the checkpoint.
+        config: configuration of the checkpoint.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, config: Glm4v9bConfig) -> None:
@@ -174,11 +174,11 @@ class Glm4v9bProcessor:
     def prompt_ids(
         self, conversation: Conversation, *, add_generation_prompt: bool = True
     ) -> list[int]:
-        """Write a conversation in the published form, three ids for an image.
+        """Encode a conversation in the published form, three ids for an image.
 
         Args:
-            conversation: the turns; an unfinished answer at the end is carried on.
-            add_generation_prompt: whether an answer is to follow.
+            conversation: the turns; an incomplete answer at the end is continued.
+            add_generation_prompt: whether to end with ``<|assistant|>``.
 
         Raises:
             ConversationError: if there is more than one image.
@@ -201,7 +201,7 @@ class Glm4v9bProcessor:
         return ids
 
     def expand(self, ids: Sequence[int]) -> list[int]:
-        """Repeat the middle id of an image once per patch: the form the model takes."""
+        """Repeat the middle id of an image once per patch: the form that the model takes."""
         expanded: list[int] = []
         for index, token in enumerate(ids):
             in_image = index > 0 and ids[index - 1] == self.boi_token_id
@@ -243,6 +243,6 @@ class Glm4v9bProcessor:
         return inputs
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Write ids as text, special tokens left out."""
+        """Decode ids to text without special tokens."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text

@@ -1,8 +1,8 @@
-"""The text part: transformers' own GLM decoder, made safe for any placement of its modules.
+"""The text part: transformers' own GLM decoder, made safe for any device map.
 
-transformers assumes that a decoder layer is whole on one device. A device map may cut it anywhere,
-so the classes here bring the operands of two-module operations to one device: the residual adds,
-query, key and value, the rotary tables and the mask. What is computed stays `GlmModel`'s.
+transformers assumes that a decoder layer is on one device. A device map may split it anywhere, so
+the classes here bring the operands of two-module operations to one device: the residual adds,
+query, key and value, the rotary tables and the mask. The computation is that of `GlmModel`.
 
 Rotary tables and mask are the same for all layers, so a device gets one copy of each per step.
 """
@@ -29,11 +29,11 @@ from glm4v_magic.dispatch.copies import shared
 __all__ = ["SHARED_ARGUMENTS", "TextAttention", "TextLayer", "TextModel"]
 
 SHARED_ARGUMENTS = ("position_embeddings", "position_ids", "attention_mask")
-"""What all layers are given alike; hooks that move a layer's input must leave these alone."""
+"""Arguments that all layers share; hooks that move a layer's input must not move these."""
 
 
 class TextAttention(GlmAttention):
-    """`GlmAttention` that works where its input is, wherever its matrices are."""
+    """`GlmAttention` that computes on the device of its input, wherever its matrices are."""
 
     def forward(
         self,
@@ -90,7 +90,7 @@ class TextLayer(GlmDecoderLayer):
 
 
 class TextRotaryEmbedding(GlmRotaryEmbedding):
-    """`GlmRotaryEmbedding` that may be placed away from the ids it is given positions of."""
+    """`GlmRotaryEmbedding` that may be on another device than the ids."""
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         tables: tuple[Tensor, Tensor] = super().forward(x, position_ids.to(x.device))

@@ -1,4 +1,4 @@
-"""GLM-4V-9B in numbers: its units, their sizes and their modules, from ``config.json`` alone.
+"""Units of GLM-4V-9B with their sizes and modules, from ``config.json`` alone.
 
 Torch-free, so that a plan can be made before anything heavy is imported. Sizes follow from the
 shapes of the published weights; names are those of the module tree in `modeling`.
@@ -21,11 +21,11 @@ _IMAGE_IDS = 3  # begin, placeholder, end: an image takes three positions
 
 
 def model_shape(config: Mapping[str, Any], name: str = "GLM-4V-9B") -> ModelShape:
-    """Describe the model of a published ``config.json``.
+    """Return the sizes of the model of a published ``config.json``.
 
     Args:
-        config: the file's content, as it is published.
-        name: what to call the checkpoint.
+        config: parsed content of the file, as published.
+        name: name of the checkpoint.
 
     Raises:
         CheckpointError: if a key is missing or is not a positive whole number.
@@ -47,7 +47,7 @@ def model_shape(config: Mapping[str, Any], name: str = "GLM-4V-9B") -> ModelShap
 
 
 def _vision_units(config: Mapping[str, Any], vision: Mapping[str, Any]) -> Iterator[UnitShape]:
-    """Patch embedding, each layer, then merge and projection with the begin and end vectors."""
+    """Yield patch embedding, each layer, then merge and projection with begin and end vectors."""
     wide, mlp = _size(vision, "hidden_size"), _size(vision, "intermediate_size")
     text, ffn = _size(config, "hidden_size"), _size(config, "ffn_hidden_size")
     channels, side = _size(vision, "in_channels"), _size(vision, "image_size")
@@ -80,7 +80,7 @@ def _vision_units(config: Mapping[str, Any], vision: Mapping[str, Any]) -> Itera
 
 
 def _text_units(config: Mapping[str, Any]) -> Iterator[UnitShape]:
-    """Embedding with rotary, each decoder layer, then the final norm with the head."""
+    """Yield embedding with rotary, each decoder layer, then the final norm with the head."""
     wide, ffn = _size(config, "hidden_size"), _size(config, "ffn_hidden_size")
     vocabulary, head_size = _size(config, "padded_vocab_size"), _size(config, "kv_channels")
     heads = _size(config, "num_attention_heads")

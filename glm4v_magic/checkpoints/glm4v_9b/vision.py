@@ -3,10 +3,10 @@
 Shapes: B images, P = (image_size / patch_size)^2 patches, D vision width, n = P / 4 merged
 patches, H text width.
 
-Every operation that takes tensors from two modules brings them to one device first, so the tower
-may be cut anywhere: the residual adds, the gate of the projection, the learned begin and end
-vectors, the class token and the position table. ``.to`` returns its tensor unchanged when it
-already is where it should be, so an uncut tower pays nothing.
+Every operation on tensors from two modules brings them to one device first, so the tower can be
+split anywhere: the residual adds, the gate of the projection, the learned begin and end vectors,
+the class token and the position table. ``.to`` returns a tensor unchanged that is already on the
+device, so a whole tower pays nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the published weight names map onto the modules of `modeling`.
+"""Mapping between the published weight names and the modules of `modeling`.
 
     transformer.embedding.word_embeddings            model.language_model.embed_tokens
     transformer.encoder.layers.N                     model.language_model.layers.N
@@ -12,7 +12,7 @@
     transformer.rotary_pos_emb.inv_freq              computed, not loaded
 
 The rows need no permutation: `GlmModel` rotates interleaved pairs as the original does.
-Loading applies the list below, saving its inverse, so a checkpoint we write has published names.
+Loading applies `conversions`, saving their inverse, so saved checkpoints have the published names.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from transformers.core_model_loading import (
 __all__ = ["IGNORED", "conversions"]
 
 IGNORED = (r"rotary_pos_emb\.inv_freq",)
-"""Published names that nothing here loads."""
+"""Patterns of published names that are not loaded."""
 
 
 class SplitQueryKeyValue(ConversionOps):

@@ -138,7 +138,7 @@ def draw_loaded(model: Architecture, status: Status) -> Occupancy:
         plan,
         model.shape(),
         _gpus(options),
-        cached_positions=sum(count or 0 for count in counts),
+        cached_tokens=sum(count or 0 for count in counts),
         loaded=info is not None,
     )
 

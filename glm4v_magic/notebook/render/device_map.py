@@ -184,10 +184,10 @@ def _hop(hop: Hop) -> str:
 
 def _crossing(hop: Hop) -> str:
     token = f"{readable_bytes(hop.token_bytes)} per token"
-    if hop.view_bytes is None:
-        return f"{hop.what}, {token}, once per view"
-    view = f", {readable_bytes(hop.view_bytes)} per view" if hop.view_bytes else ""
-    return f"{hop.what}, {token}{view}"
+    if hop.image_bytes is None:
+        return f"{hop.what}, {token}, once per image"
+    image = f", {readable_bytes(hop.image_bytes)} per image" if hop.image_bytes else ""
+    return f"{hop.what}, {token}{image}"
 
 
 def _table(view: Occupancy, is_open: bool) -> str:

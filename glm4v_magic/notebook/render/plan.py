@@ -45,8 +45,8 @@ def _title(plan: Plan) -> str:
     work = plan.workload
     quantized = f" in {work.quantize}" if work.quantize else ""
     return (
-        f"{plan.model}, {work.dtype}{quantized}: {counted(work.context or 0, 'position')}, "
-        f"{counted(work.images, 'view')}, batch of {work.batch}"
+        f"{plan.model}, {work.dtype}{quantized}: {work.context or 0:,} tokens of context, "
+        f"{counted(work.images, 'image')}, batch of {work.batch}"
     )
 
 

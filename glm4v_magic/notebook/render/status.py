@@ -82,7 +82,7 @@ def _gpus(info: EngineInfo) -> Iterator[tuple[str, str]]:
 
 
 def _context(info: EngineInfo) -> str:
-    return _UNTOLD if info.context is None else counted(info.context, "position")
+    return _UNTOLD if info.context is None else counted(info.context, "token")
 
 
 def _images(info: EngineInfo) -> str:

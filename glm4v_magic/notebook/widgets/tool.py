@@ -42,7 +42,7 @@ class Draft:
     Args:
         model: its name, as it is typed.
         shape: the model in numbers.
-        max_images: most views of a prompt; ``None`` for any number.
+        max_images: maximum number of images in a prompt; ``None`` for any number.
         draw: makes view and JSON of the plan for options; an error becomes part of the view.
         line: writes options as a line that loads.
         check: runs a plan dry; returns what to show.
@@ -166,7 +166,7 @@ class DeviceTool:
         )  # fmt: skip
         self._images = widgets.BoundedIntText(
             value=options.images, min=0, max=_MOST_IMAGES if most is None else most,
-            description="views", style=wide,
+            description="images", style=wide,
         )  # fmt: skip
         self._objective = _dropdown("objective", OBJECTIVES, options.objective)
         dtypes = (_PUBLISHED, *DTYPE_BYTES)
