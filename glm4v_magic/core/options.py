@@ -471,7 +471,7 @@ class PlacementFields:
     )
     context: int | None = option(
         None,
-        "Tokens of prompt and answer to plan for, those of images included.",
+        "Context length in tokens (prompt and answer, images included) to plan for.",
         _CHECKED,
         "a whole number of at least 1",
         lambda value: value >= 1,

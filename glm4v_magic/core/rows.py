@@ -17,15 +17,15 @@ class AnsweredRow:
     """A row with its answer or its error; with neither if an interrupt came before it was asked.
 
     Attributes:
-        index: its position, from 0.
-        name: of its item.
-        item: as it was given.
-        prompt: what was asked, expressions expanded.
-        answer: what the model said; its images are small copies, so that thousands of rows fit
-            in memory. An interrupt leaves answers with ``finish_reason`` ``interrupted``.
-        failure: why there is no answer, or why the answer is not what was asked for: it is not in
-            its form. A front end words it with `core.remarks.worded`.
-        reused: whether the answer is from an earlier run.
+        index: number of the row, from 0.
+        name: name of the item.
+        item: the item, as it was given.
+        prompt: prompt of the row, expressions expanded.
+        answer: the model's answer; its images are small copies, so that thousands of rows fit in
+            memory. An interrupt leaves answers with the ``finish_reason`` ``interrupted``.
+        failure: why there is no answer, or why the answer does not follow its format. A front end
+            words it with `core.remarks.worded`.
+        reused: whether the answer comes from an earlier run.
     """
 
     index: int

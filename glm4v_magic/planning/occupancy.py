@@ -19,7 +19,6 @@ from glm4v_magic.core.plan_text import span
 from glm4v_magic.core.remarks import Remark
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.wording import counted
-from glm4v_magic.core.wording import counted
 from glm4v_magic.planning.costs import Unit, cache_entries, price
 from glm4v_magic.planning.search import in_tower, whole_tower
 

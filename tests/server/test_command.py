@@ -107,7 +107,7 @@ class TestCells:
         assert "This is the demo model" in there
         status = run("%glm4v")
         assert re.search(rf"server +{address}", status)
-        assert re.search(r"context +1,024 positions", status)
+        assert re.search(r"context +1,024 tokens", status)
         assert "parameters" not in status
         assert "is loaded already" in run("%glm4v load {{address}}")
         assert "is a server: prompt, plan and memory are its own" in run(
