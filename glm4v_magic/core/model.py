@@ -30,6 +30,7 @@ class ModelChoice:
         device_map: device map or plan to follow; ``None`` makes a plan, or uses the CPU.
         served_model: name of a server's model; ``None`` for its only one.
         timeout: longest silence of a server in seconds; ``None`` for five minutes.
+        keep: GiB for prompts and images that were read; ``None`` for what suits the plan.
     """
 
     model: str | None = None
@@ -38,6 +39,7 @@ class ModelChoice:
     device_map: GivenMap | None = None
     served_model: str | None = None
     timeout: float | None = None
+    keep: float | None = None
 
     @property
     def name(self) -> str:

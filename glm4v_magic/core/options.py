@@ -600,6 +600,17 @@ class Loading:
         unset="300",
         example="120",
     )
+    keep: float | None = option(
+        None,
+        "GiB for prompts and images that were read, so that a follow-up question reads only what "
+        "is new; 0 keeps nothing.",
+        Who(("load", "serve"), ("load",)),
+        "a number of GiB of at least 0",
+        lambda value: value >= 0,
+        metavar="GIB",
+        unset="half of what the plan leaves free, or 1 without a plan,",
+        example="2",
+    )
 
 
 class SettingsOnly:

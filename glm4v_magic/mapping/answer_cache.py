@@ -51,7 +51,7 @@ def model_key(choice: ModelChoice) -> str:
     """Return what tells two models apart: name, revision, options, and the state of the files."""
     given = choice.options
     options = PlacementOptions(dtype=given.dtype, quantize=given.quantize, gpus=given.gpus)
-    facts = repr(replace(choice, model=choice.name, options=options, device_map=None))
+    facts = repr(replace(choice, model=choice.name, options=options, device_map=None, keep=None))
     folder = Path(choice.name).expanduser()
     if not folder.is_dir():
         return facts

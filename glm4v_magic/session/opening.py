@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["find", "open_model"]
 
+_GIB = 2**30
+
 
 def find(choice: ModelChoice) -> Checkpoint | ServerAddress:
     """Find a checkpoint and check its files; reads no weight. Of a server, read the address.
@@ -86,7 +88,8 @@ def open_model(
         def arrived(progress: LoadProgress) -> None:
             tell(Loading(progress))
 
-        return local.load(found, placement, recorder=recorder, arrived=arrived)
+        keep = None if choice.keep is None else int(choice.keep * _GIB)
+        return local.load(found, placement, recorder=recorder, keep=keep, arrived=arrived)
 
     release()
     try:

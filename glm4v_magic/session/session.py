@@ -48,13 +48,14 @@ from glm4v_magic.session.stream import Stream
 if TYPE_CHECKING:
     from glm4v_magic.core.plan import Plan
     from glm4v_magic.engines import Engine
+    from glm4v_magic.engines.prefixes import CacheFacts
     from glm4v_magic.images import Limits
     from glm4v_magic.mapping.answer_cache import AnswerStore
     from glm4v_magic.mapping.runner import Read
 
 __all__ = ["Session", "Status", "load"]
 
-_OF_A_CHOICE = ("revision", "device_map", "served_model", "timeout")
+_OF_A_CHOICE = ("revision", "device_map", "served_model", "timeout", "keep")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +67,15 @@ class Status:
         info: of the loaded model; ``None`` when none is loaded.
         busy: whether a call is running.
         last: the latest answer, an interrupted one included.
+        kept: of what was read, so that it is not read again; ``None`` when none is loaded, and of
+            a server.
     """
 
     choice: ModelChoice
     info: EngineInfo | None
     busy: bool
     last: Answer | None
+    kept: CacheFacts | None = None
 
 
 class Session:
@@ -509,6 +513,7 @@ class Session:
             info=None if engine is None else engine.info,
             busy=self._lock.locked(),
             last=self._last,
+            kept=getattr(engine, "cache", None),
         )
 
     @property

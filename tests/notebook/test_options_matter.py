@@ -147,6 +147,7 @@ LOADS = {
     "--revision": Trial("--revision main", shows="has no revision", fails=(False, True)),
     "--served-model": Trial("--served-model x", shows="about a server", fails=(False, True)),
     "--timeout": Trial("--timeout 3", shows="about a server", fails=(False, True)),
+    "--keep": Trial("--keep -1", shows="at least 0", fails=(False, True)),
     "--debug": Trial("--debug", "--context 0", "Traceback", fails=(True, True)),
 }
 

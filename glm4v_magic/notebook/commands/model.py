@@ -86,5 +86,5 @@ def unload(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> 
 def status(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Show the model, where it is, what it takes, and what the last answer cost."""
     now = context.session.status()
-    rows = status_rows(context.model, now.info, now.last, busy=now.busy)
+    rows = status_rows(context.model, now.info, now.last, busy=now.busy, kept=now.kept)
     show(status_bundle(rows))

@@ -94,7 +94,7 @@ def rows_bundle(rows: Sequence[AnsweredRow], total: int | None = None) -> MimeBu
 
     Args:
         rows: those that were answered or failed, in their order.
-        total: of all rows; as many as `mapping.items` by default.
+        total: of all rows; as many as `rows` by default.
     """
     total = len(rows) if total is None else total
     shown = rows[:MOST_SHOWN]

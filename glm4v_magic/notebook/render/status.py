@@ -14,6 +14,7 @@ from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
     from glm4v_magic.core.model import EngineInfo
+    from glm4v_magic.engines.prefixes import CacheFacts
 
 __all__ = ["status_bundle", "status_rows"]
 
@@ -22,7 +23,12 @@ _BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def status_rows(
-    model: str, info: EngineInfo | None, last: Answer | None, *, busy: bool = False
+    model: str,
+    info: EngineInfo | None,
+    last: Answer | None,
+    *,
+    busy: bool = False,
+    kept: CacheFacts | None = None,
 ) -> list[tuple[str, str]]:
     """Return the facts as label and value.
 
@@ -31,6 +37,7 @@ def status_rows(
         info: of the loaded model; ``None`` when none is loaded.
         last: the latest answer, if any.
         busy: whether a call is running.
+        kept: of what was read, so that it is not read again.
     """
     if info is None:
         rows = [("model", f"{model}, not loaded: the next question loads it")]
@@ -53,6 +60,9 @@ def status_rows(
         if width is not None and info.quantize is None:
             rows.insert(3, ("weights", readable_bytes((info.parameters or 0) * width)))
         rows += _gpus(info)
+        if kept is not None:
+            rows.append(("kept", _kept(kept)))
+        rows += [("left out", note) for note in info.notes]
     if info is not None and info.notice:
         rows.append(("note", info.notice))
     if busy:
@@ -81,6 +91,15 @@ def _gpus(info: EngineInfo) -> Iterator[tuple[str, str]]:
             yield device, span(by_device.get(device, ()))
 
 
+def _kept(facts: CacheFacts) -> str:
+    if not facts.budget_bytes:
+        return "nothing: every prompt is read from its beginning"
+    return (
+        f"{counted(facts.prefixes, 'prompt')} and {counted(facts.images, 'image')} that were read, "
+        f"{readable_bytes(facts.used_bytes)} of {readable_bytes(facts.budget_bytes)}"
+    )
+
+
 def _context(info: EngineInfo) -> str:
     return _UNTOLD if info.context is None else counted(info.context, "token")
 
@@ -104,7 +123,7 @@ def _images(info: EngineInfo) -> str:
 
 
 def status_bundle(rows: Sequence[tuple[str, str]]) -> MimeBundle:
-    """Return `mapping.items` as a table; as text, one line each."""
+    """Return `rows` as a table; as text, one line each."""
     width = max(len(label) for label, _ in rows)
     return {
         "text/plain": "\n".join(f"{label:<{width}}  {value}" for label, value in rows),
