@@ -152,3 +152,8 @@ def test_lines_end_as_the_standard_says(server, engine, end):
 def test_a_long_stream_of_short_events_is_no_long_event(server, engine):
     server.answer(CHAT, stream(*[b": comment\r\n\r\n" * 1000] * 200, piece("A"), END))
     assert list(engine.stream([REQUEST]))[-1].generation.text == "A"
+    # Cut inside the empty line between two of them.
+    head, last = stream(done=False), stream(piece("A"), END).split(b"\r\n\r\n")[1]
+    comment = b"\n:" + b"x" * 100_000 + b"\n"
+    server.answer(CHAT, head, *([comment, 0.02] * 12), b"\n", last)
+    assert list(engine.stream([REQUEST]))[-1].generation.text == "A"

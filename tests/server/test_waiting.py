@@ -64,7 +64,7 @@ def served():
 
 @pytest.fixture
 def endless(talkative):
-    """Answers `LONG` with thousands of tokens."""
+    """Answers `LONG` with at least `WHOLE` tokens."""
     served = Served(talkative)
     with serving(served.session.engine) as server:
         yield server, served
@@ -72,6 +72,12 @@ def endless(talkative):
 
 
 LONG = question(max_tokens=8000)
+WHOLE = 200
+
+
+def test_a_long_answer_is_long(endless):
+    server, _ = endless
+    assert ask(server, LONG)[1]["usage"]["completion_tokens"] >= WHOLE
 
 
 class TestOthers:
@@ -156,17 +162,23 @@ class TestClientsThatLeave:
                 assert client.getresponse().readline().startswith(b"data: ")
             served.wait_for(3)
         assert ask(server, question(max_tokens=3))[1]["usage"]["completion_tokens"] == 3
-        assert len(served.steps) < 4000
+        assert len(served.steps) < WHOLE / 2
         assert served.is_idle()
 
     @pytest.mark.parametrize("stream", [False, True])
-    def test_while_they_wait(self, endless, stream):
+    def test_while_they_wait(self, endless, stream, monkeypatch):
         server, served = endless
+        engine, begun_streams = served.session.engine, []
+        answer = engine.stream
+        monkeypatch.setattr(
+            engine, "stream", lambda asked: begun_streams.append(asked) or answer(asked)
+        )
         with begun(server, LONG):
             served.wait_for(3)
             with begun(server, {**LONG, "stream": stream}):
                 time.sleep(0.3)
         assert ask(server, question(max_tokens=3))[0] == 200
+        assert len(begun_streams) == 2  # nothing was read of the one that waited
         assert served.is_idle()
 
     def test_while_they_send(self, served, capfd):
