@@ -180,8 +180,8 @@ def described(text: str) -> str:
             continue
         parts += fenced(code)
         code = []
-        for sign in ("<", "{"):
-            block = block.replace(sign, "\\" + sign)
+        for character in ("<", "{"):
+            block = block.replace(character, "\\" + character)
         if block.endswith("::"):
             parts.append(block.removesuffix(":"))
             code = [""]
@@ -207,8 +207,8 @@ def option_entries(name: str, command: Callable[..., Any]) -> Iterator[str]:
     """Yield an entry for each word and option of a command, with an example."""
     for action in options(command):
         meaning = (action.help or "").replace("%%", "%")
-        for sign in ("<", "{", "*"):
-            meaning = meaning.replace(sign, "\\" + sign)
+        for character in ("<", "{", "*"):
+            meaning = meaning.replace(character, "\\" + character)
         entry = f"{heading(action)}\n:   {meaning}"
         if action.option_strings:
             example = textwrap.indent(f"```text\n{option_example(name, action)}\n```", "    ")

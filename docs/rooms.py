@@ -19,11 +19,11 @@ _WIDTH, _HEIGHT, _GAP, _MARGIN = 760, 30, 14, 10
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Put picture and tables into the architecture page; called by mkdocs."""
+    """Put diagram and tables into the architecture page; called by mkdocs."""
     if page.file.src_uri != "architecture.md":
         return markdown
     return (
-        markdown.replace("{{ picture }}", picture(layers()))
+        markdown.replace("{{ diagram }}", diagram(layers()))
         .replace("{{ rooms }}", table(layers()))
         .replace("{{ contracts }}", contracts())
     )
@@ -55,7 +55,7 @@ def contracts() -> str:
     return "\n".join(["| contract | what it says |", "| --- | --- |", *rows])
 
 
-def picture(rooms: list[list[str]]) -> str:
+def diagram(rooms: list[list[str]]) -> str:
     """Return the rooms as an SVG, the top floor above."""
     step = _HEIGHT + _GAP
     height = step * len(rooms) - _GAP + 2 * _MARGIN

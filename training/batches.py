@@ -1,4 +1,4 @@
-"""Batches of pictures and labels, made by a worker process beside the training."""
+"""Batches of images and labels, made by a worker process beside the training."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from training.configuration import IMAGE_SIZE
-from training.drawing import picture
+from training.drawing import render
 from training.labels import dense_labels
 from training.prompts import rows
-from training.questions import NO_PICTURE, Exchange, Language, conversation
+from training.questions import NO_IMAGE, Exchange, Language, conversation
 from training.scenes import MAX_SHAPES, Scene, SceneKind, rng_for, sample_scene
 from training.tokenizer import Tokenizer
 
 __all__ = [
     "ConversationBatch",
-    "PictureBatch",
+    "ImageBatch",
     "Stream",
     "conversation_batches",
-    "picture_batches",
+    "image_batches",
     "stream",
 ]
 
@@ -35,10 +35,10 @@ Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, slots=True)
-class PictureBatch:
-    """B pictures ``[B, S, S, 3]`` with dense labels (see `training.labels`)."""
+class ImageBatch:
+    """B images ``[B, S, S, 3]`` with dense labels (see `training.labels`)."""
 
-    pictures: npt.NDArray[np.uint8]
+    images: npt.NDArray[np.uint8]
     patches: npt.NDArray[np.int64]
     masks: npt.NDArray[np.bool_]
     cells: npt.NDArray[np.int64]
@@ -46,29 +46,29 @@ class PictureBatch:
 
 @dataclass(frozen=True, slots=True)
 class ConversationBatch:
-    """B conversations, each about its own picture; or about none at all.
+    """B conversations, each about its own image; or about none at all.
 
     `ids` and `targets` are ``[B, T]``; a target of -100 is not learnt.
     """
 
-    pictures: PictureBatch | None
+    images: ImageBatch | None
     ids: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
 
 
-def labelled(scenes: list[Scene], rng: random.Random) -> PictureBatch:
+def labelled(scenes: list[Scene], rng: random.Random) -> ImageBatch:
     """Draw and label `scenes`."""
     labels = [dense_labels(scene) for scene in scenes]
-    return PictureBatch(
-        np.stack([np.asarray(picture(scene, IMAGE_SIZE, rng)) for scene in scenes]),
+    return ImageBatch(
+        np.stack([np.asarray(render(scene, IMAGE_SIZE, rng)) for scene in scenes]),
         np.stack([label.patches for label in labels]),
         np.stack([label.masks for label in labels]),
         np.stack([label.cells for label in labels]),
     )
 
 
-def picture_batches(seed: int, size: int, progress: Synchronized[float]) -> Iterator[PictureBatch]:
-    """Crowded pictures, since each labelled cell teaches the tower something."""
+def image_batches(seed: int, size: int, progress: Synchronized[float]) -> Iterator[ImageBatch]:
+    """Crowded images, since each labelled cell teaches the tower something."""
     rng = rng_for("train-tower", seed)
     kinds: tuple[SceneKind, ...] = ("shapes", "digit", "blank", "noise")
     while True:
@@ -93,7 +93,7 @@ def conversation_batches(
     """Conversations of up to `length` ids; easy scenes come first, crowded ones later.
 
     `more` holds factors for how often kinds come up, `chinese` the share of the conversations that
-    are in Chinese once the basics are known, `alike` that of pictures whose shapes differ in colour
+    are in Chinese once the basics are known, `alike` that of images whose shapes differ in colour
     only.
     """
     tokenizer = Tokenizer.load(tokenizer_file)
@@ -111,8 +111,8 @@ def conversation_batches(
                 scenes.append(scene)
         shown = rng.random() > 0.02 * progress.value
         if not shown:
-            talks = [_without_picture(talk) for talk in talks]
-        ids, targets = rows(tokenizer, talks, length, picture=shown)
+            talks = [_without_image(talk) for talk in talks]
+        ids, targets = rows(tokenizer, talks, length, image=shown)
         yield ConversationBatch(labelled(scenes, rng) if shown else None, ids, targets)
 
 
@@ -121,9 +121,9 @@ def _sample_for(rng: random.Random, progress: float, alike: float) -> Scene:
     return sample_scene(rng, shapes=(1, most), alike=rng.random() < alike)
 
 
-def _without_picture(talk: list[Exchange]) -> list[Exchange]:
+def _without_image(talk: list[Exchange]) -> list[Exchange]:
     chinese = not talk[0].question.isascii()
-    answer = NO_PICTURE["chinese" if chinese else "english"]
+    answer = NO_IMAGE["chinese" if chinese else "english"]
     return [Exchange("no picture", exchange.question, answer) for exchange in talk]
 
 

@@ -1,4 +1,4 @@
-"""Scenes -> pictures, with PIL alone and with no font files needed."""
+"""Scenes -> images, with PIL alone and with no font files needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from training.scenes import RGB, Glyph, Item, Scene
 
-__all__ = ["draw_scene", "paint", "picture"]
+__all__ = ["draw_scene", "paint", "render"]
 
 # Looked up by PIL in the system's font folders; those that are missing give way to the font
 # that comes with PIL.
@@ -21,7 +21,7 @@ _OPTIONAL_FONTS = (
 
 
 def draw_scene(scene: Scene, side: int) -> Image.Image:
-    """Draw `scene` in RGB; the short side of the picture has `side` pixels."""
+    """Draw `scene` in RGB; the short side of the image has `side` pixels."""
     width, height = _canvas(scene, side)
     if scene.kind == "noise":
         return _noise(scene, side)
@@ -35,10 +35,10 @@ def draw_scene(scene: Scene, side: int) -> Image.Image:
     return image
 
 
-def picture(scene: Scene, size: int, rng: random.Random) -> Image.Image:
-    """Draw `scene` as a user's picture arrives at the model: drawn larger, then resized.
+def render(scene: Scene, size: int, rng: random.Random) -> Image.Image:
+    """Draw `scene` as a user's image arrives at the model: drawn larger, then resized.
 
-    Returns a square RGB picture of `size` x `size` pixels.
+    Returns a square RGB image of `size` x `size` pixels.
     """
     if scene.kind == "noise":
         return draw_scene(scene, size)

@@ -20,7 +20,7 @@ from glm4v_magic.core.conversation import Conversation, Message
 from glm4v_magic.core.model import DEMO
 from glm4v_magic.images import SourcedImage
 from training.drawing import draw_scene
-from training.questions import CHINESE_KINDS, KINDS, NO_PICTURE, Exchange, Language, Split, ask
+from training.questions import CHINESE_KINDS, KINDS, NO_IMAGE, Exchange, Language, Split, ask
 from training.scenes import MAX_SHAPES, Scene, SceneKind, rng_for, sample_scene
 
 __all__ = ["answers", "cases", "main"]
@@ -41,7 +41,7 @@ class Case:
     kind: str
     language: Language = "english"
     scenes: SceneKind = "shapes"
-    picture: bool = True
+    image: bool = True
 
 
 def cases() -> list[Case]:
@@ -55,18 +55,18 @@ def cases() -> list[Case]:
         *english,
         Case("out of scope", "out of scope"),
         Case("noise", "colour", scenes="noise"),
-        Case("no picture", "colour", picture=False),
+        Case("no picture", "colour", image=False),
         *chinese,
         Case("out of scope (Chinese)", "out of scope", "chinese"),
         Case("noise (Chinese)", "colour", "chinese", scenes="noise"),
-        Case("no picture (Chinese)", "colour", "chinese", picture=False),
+        Case("no picture (Chinese)", "colour", "chinese", image=False),
     ]
 
 
 def exchanges(
     case: Case, count: int, seed: int, split: Split, most: int
 ) -> Iterator[tuple[Conversation, Exchange]]:
-    """`count` held-out questions of one case, each about a picture of its own."""
+    """`count` held-out questions of one case, each about an image of its own."""
     rng = rng_for("held-out", seed, most, sum(map(ord, case.name + split)))
     found = 0
     while found < count:
@@ -76,10 +76,10 @@ def exchanges(
             continue
         found += 1
         images: tuple[SourcedImage, ...] = ()
-        if case.picture:
+        if case.image:
             images = (_sourced(scene, rng),)
         else:
-            exchange = Exchange(case.kind, exchange.question, NO_PICTURE[case.language])
+            exchange = Exchange(case.kind, exchange.question, NO_IMAGE[case.language])
         yield Conversation((Message("user", exchange.question, images),)), exchange
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.batches import PictureBatch
+from training.batches import ImageBatch
 from training.labels import CELL_CLASSES, FINE, PATCH_CLASSES
 
 __all__ = ["DenseHeads"]
@@ -32,7 +32,7 @@ class DenseHeads(nn.Module):
         self.patch = nn.Linear(width, sum(PATCH_CLASSES.values()))
         self.mask = nn.Linear(width, FINE * FINE)
 
-    def loss(self, cells: Tensor, patches: Tensor, labels: PictureBatch) -> Tensor:
+    def loss(self, cells: Tensor, patches: Tensor, labels: ImageBatch) -> Tensor:
         """All that the labels of a batch say about the tower's output."""
 
         def there(array: npt.NDArray[Any]) -> Tensor:

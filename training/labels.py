@@ -1,4 +1,4 @@
-"""Dense labels: what each patch and each merged cell of a picture shows.
+"""Dense labels: what each patch and each merged cell of an image shows.
 
 They teach the vision tower before there is any text (see `training.train`).
 """
@@ -17,7 +17,7 @@ from training.scenes import COLOURS, LARGE_FROM, SHAPES, SMALL_UP_TO, Scene
 __all__ = ["CELL_CLASSES", "FINE", "GRID", "PATCH_CLASSES", "DenseLabels", "dense_labels"]
 
 GRID = 8
-"""Patches along one side of a picture; merged cells are two patches wide."""
+"""Patches along one side of an image; merged cells are two patches wide."""
 
 _NOISE = len(COLOURS) + 1
 _NAMES = tuple(COLOURS)
@@ -44,7 +44,7 @@ _SIZE_BOUNDS = (0.113, SMALL_UP_TO, 0.142, 0.16, LARGE_FROM, 0.2, 0.225)
 
 @dataclass(frozen=True, slots=True)
 class DenseLabels:
-    """What is where in one picture.
+    """What is where in one image.
 
     Attributes:
         patches: the labels of `PATCH_CLASSES`, in that order: ``[2, N]``.

@@ -4,7 +4,7 @@ The shipped model (`glm4v_magic.checkpoints.glm4v_9b`) is made for placement, ca
 decoding option; this one runs whole batches of equal layout and nothing else. Both must give
 the same logits: `tests/test_training_scenes.py` holds them together.
 
-Shapes: B pictures or rows, N patches, M merged cells (visual tokens without begin and end),
+Shapes: B images or rows, N patches, M merged cells (visual tokens without begin and end),
 T text ids, L = T - 3 + M + 2 vectors, H hidden size.
 """
 
@@ -47,8 +47,8 @@ class Network(nn.Module):
         x = t.embedding.word_embeddings(ids)
         merged = 0
         if cells is not None:
-            picture = t.vision.framed(cells).to(x.dtype)
-            x = torch.cat((x[:, :BOI_INDEX], picture, x[:, BOI_INDEX + 3 :]), dim=1)
+            image = t.vision.framed(cells).to(x.dtype)
+            x = torch.cat((x[:, :BOI_INDEX], image, x[:, BOI_INDEX + 3 :]), dim=1)
             merged = cells.shape[1]
         return t.encoder(x, *t.rotary(_positions(x.shape[1], merged), x.dtype))
 
@@ -80,7 +80,7 @@ def _gain(name: str) -> float:
     if "norm" not in name or not name.endswith("weight"):
         return 0.0
     # The tower's norms end its residual branches. At gain 1 six random branches would drown the
-    # picture; Swin v2, which has the same order, starts at 0.
+    # image; Swin v2, which has the same order, starts at 0.
     return 0.2 if "vision.transformer" in name else 1.0
 
 
@@ -109,11 +109,11 @@ def _waves(grid: int, width: int) -> Tensor:
     return torch.cat((rows, columns), dim=-1).flatten(0, 1)
 
 
-def normalised(pictures: Tensor, dtype: torch.dtype) -> Tensor:
+def normalised(images: Tensor, dtype: torch.dtype) -> Tensor:
     """Bytes ``[B, S, S, 3]`` -> what the tower reads, ``[B, 3, S, S]``."""
-    mean = torch.tensor(MEAN, device=pictures.device)
-    std = torch.tensor(STD, device=pictures.device)
-    return ((pictures.float() / 255 - mean) / std).to(dtype).permute(0, 3, 1, 2)
+    mean = torch.tensor(MEAN, device=images.device)
+    std = torch.tensor(STD, device=images.device)
+    return ((images.float() / 255 - mean) / std).to(dtype).permute(0, 3, 1, 2)
 
 
 def _positions(length: int, merged: int) -> Tensor:

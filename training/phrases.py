@@ -1,7 +1,7 @@
 """Ways to ask each kind of question, in English and Chinese.
 
 Each kind has phrases to train on and phrases held out for evaluation. Fields in braces are
-filled by `training.questions`; ``{where}`` becomes nothing or " in the picture" and the like.
+filled by `training.questions`; ``{where}`` becomes nothing or " in the image" and the like.
 """
 
 from __future__ import annotations

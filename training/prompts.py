@@ -1,7 +1,7 @@
 """Conversations as rows of ids, laid out as the checkpoint's prompt rule says.
 
 ``[gMASK]<sop>``, then per message ``<|role|>``, a newline and the text, each part encoded on
-its own; the picture's three placeholder ids stand before the first question. The model learns
+its own; the image's three placeholder ids stand before the first question. The model learns
 to continue ``<|assistant|>`` with a newline, the answer and ``<|user|>``, which ends it.
 """
 
@@ -25,14 +25,14 @@ Rows = npt.NDArray[np.int64]
 
 
 def rows(
-    tokenizer: Tokenizer, talks: Sequence[list[Exchange]], length: int, *, picture: bool
+    tokenizer: Tokenizer, talks: Sequence[list[Exchange]], length: int, *, image: bool
 ) -> tuple[Rows, Rows]:
     """Ids and targets ``[B, length]``; exchanges that do not fit in a row are left out."""
     special = special_ids(len(tokenizer.ranks))
     ids = np.full((len(talks), length), special["<|endoftext|>"], np.int64)
     targets = np.full((len(talks), length), IGNORED, np.int64)
     for row, talk in enumerate(talks):
-        told, learnt = _row(tokenizer, special, talk, length, picture)
+        told, learnt = _row(tokenizer, special, talk, length, image)
         ids[row, : len(told)] = told
         targets[row, : len(learnt)] = learnt
     return ids, targets
@@ -43,13 +43,13 @@ def _row(
     special: dict[str, int],
     talk: list[Exchange],
     length: int,
-    picture: bool,
+    image: bool,
 ) -> tuple[list[int], list[int]]:
     newline = tokenizer.encode("\n")
     told = [special["[gMASK]"], special["<sop>"], special["<|user|>"]]
     placeholders = (
         [special["<|begin_of_image|>"], special["<|endoftext|>"], special["<|end_of_image|>"]]
-        if picture
+        if image
         else []
     )
     learnt = [IGNORED] * len(told)

@@ -27,7 +27,7 @@ __all__ = [
     "CANNOT_TELL",
     "CHINESE_KINDS",
     "KINDS",
-    "NO_PICTURE",
+    "NO_IMAGE",
     "Exchange",
     "Language",
     "Split",
@@ -42,7 +42,7 @@ CANNOT_TELL: dict[Language, str] = {
     "english": "I can't tell from this picture.",
     "chinese": "我从这张图片中看不出来。",
 }
-NO_PICTURE: dict[Language, str] = {
+NO_IMAGE: dict[Language, str] = {
     "english": "Please show me a picture.",
     "chinese": "请给我一张图片。",
 }
@@ -382,7 +382,7 @@ def _ask_side(rng: random.Random, scene: Scene) -> _Said | None:
 
 
 def _placed(rng: random.Random, scene: Scene) -> tuple[Item, int, int] | None:
-    """A thing with the row and the column of its third of the picture."""
+    """A thing with the row and the column of its third of the image."""
     known = [item for item in _only(scene.items, _name) if _clear(item.x) and _clear(item.y)]
     if not known:
         return None
@@ -400,7 +400,7 @@ def _ask_place(rng: random.Random, scene: Scene) -> _Said | None:
 
 
 def _clear(fraction: float) -> bool:
-    """Whether a centre is not on the border of two thirds of the picture."""
+    """Whether a centre is not on the border of two thirds of the image."""
     return min(abs(fraction - 1 / 3), abs(fraction - 2 / 3)) > 0.035
 
 

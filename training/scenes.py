@@ -1,6 +1,6 @@
-"""What a training picture holds: a few coloured shapes, one digit, nothing at all, or noise.
+"""What a training image holds: a few coloured shapes, one digit, nothing at all, or noise.
 
-A scene is plain data in fractions of the picture, so that one scene can be drawn at any
+A scene is plain data in fractions of the image, so that one scene can be drawn at any
 resolution (`training.drawing`), labelled (`training.labels`) and asked about
 (`training.questions`).
 """
@@ -50,7 +50,7 @@ SHAPES = (
 BACKGROUNDS = ("white", "black", "gray", "yellow", "blue", "green", "pink", "cyan", "red")
 MAX_SHAPES = 5
 
-# Radii are fractions of the picture's short side. Between the two bounds a shape is neither
+# Radii are fractions of the image's short side. Between the two bounds a shape is neither
 # small nor large, and nobody asks for its size.
 SMALL_UP_TO = 0.128
 LARGE_FROM = 0.178
@@ -106,7 +106,7 @@ class Glyph:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A picture as data.
+    """An image as data.
 
     Attributes:
         kind: what it shows.
@@ -191,7 +191,7 @@ def _sample_glyph(rng: random.Random, colours: list[str]) -> Glyph:
 def _sample_items(
     rng: random.Random, colours: list[str], count: int, aspect: float, alike: bool
 ) -> tuple[Item, ...]:
-    # With few colours and shapes in a picture, "how many red ones" and "is there a red circle"
+    # With few colours and shapes in an image, "how many red ones" and "is there a red circle"
     # cannot be answered from the colour or the shape alone.
     few = rng.random() < 0.35
     palette = rng.sample(colours, 2) if few else colours

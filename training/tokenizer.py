@@ -20,7 +20,7 @@ from tokenizers.pre_tokenizers import Split
 
 from glm4v_magic.checkpoints.glm4v_9b.processing import PATTERN
 from training.phrases import CHINESE_COLOURS, CHINESE_SHAPES, CHINESE_SIDES
-from training.questions import CANNOT_TELL, NO_PICTURE, conversation
+from training.questions import CANNOT_TELL, NO_IMAGE, conversation
 from training.scenes import COLOURS, SHAPES, rng_for, sample_scene
 
 __all__ = ["RANKS", "Tokenizer", "train_ranks"]
@@ -158,7 +158,7 @@ def _texts(rng: random.Random, scenes: int) -> Iterator[str]:
         for exchange in conversation(rng, sample_scene(rng), 5, "chinese"):
             yield exchange.question
             yield exchange.answer
-    for answers in (CANNOT_TELL, NO_PICTURE):
+    for answers in (CANNOT_TELL, NO_IMAGE):
         yield from list(answers.values()) * (scenes // 40)
     # Every colour and shape becomes one token wherever it stands.
     names = [*COLOURS, *SHAPES, *(shape + "s" for shape in SHAPES), "crosses"]

@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from training.batches import picture_batches, stream
+from training.batches import image_batches, stream
 from training.heads import DenseHeads
 from training.network import Network, normalised
 from training.optimisation import MasterWeights, hold_then_decay
@@ -34,11 +34,11 @@ def train_tower(
     device = tower.boi.device
     weights = MasterWeights((tower, heads), dtype)
     started, step = time.monotonic(), 0
-    with stream(picture_batches, seed, batch) as batches:
+    with stream(image_batches, seed, batch) as batches:
         while (progress := (time.monotonic() - started) / 60 / minutes) < 1:
             data = batches.next(progress)
-            pictures = torch.from_numpy(data.pictures).to(device)
-            cells, patches = network.visual_tokens(normalised(pictures, dtype))
+            images = torch.from_numpy(data.images).to(device)
+            cells, patches = network.visual_tokens(normalised(images, dtype))
             loss = heads.loss(cells, patches, data)
             norm = weights.step(loss, hold_then_decay(learning_rate, step, progress))
             step += 1

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.batches import picture_batches, stream
+from training.batches import image_batches, stream
 from training.configuration import checkpoint_config
 from training.continuing import carry_over
 from training.export import export, load_network
@@ -50,9 +50,9 @@ def main() -> None:
     if options.minutes_whole == 0:
         return
     if not options.start:
-        with stream(picture_batches, options.seed, 64) as batches:
-            pictures = torch.from_numpy(batches.next(0).pictures).to(options.device)
-        rescale_tower(network, pictures)
+        with stream(image_batches, options.seed, 64) as batches:
+            images = torch.from_numpy(batches.next(0).images).to(options.device)
+        rescale_tower(network, images)
     train_whole(
         network, heads, options.out / "tokenizer.model",
         functools.partial(_save, options.out, len(tokenizer.ranks)),
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--chinese", type=float, default=0.35, help="share of Chinese conversations in stage B")
     add(
         "--alike", type=float, default=0.0,
-        help="share of pictures in stage B whose shapes differ in colour only",
+        help="share of images in stage B whose shapes differ in colour only",
     )  # fmt: skip
     add("--minutes-tower", type=float, default=16, help="length of stage A")
     add("--minutes-whole", type=float, default=45, help="length of stage B")

@@ -1,4 +1,4 @@
-"""Stage B: the whole model, on the answers of conversations about pictures."""
+"""Stage B: the whole model, on the answers of conversations about images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.batches import ConversationBatch, PictureBatch, conversation_batches, stream
+from training.batches import ConversationBatch, ImageBatch, conversation_batches, stream
 from training.heads import DenseHeads
 from training.network import BOI_INDEX, Network, normalised
 from training.optimisation import MasterWeights, cosine
@@ -23,11 +23,11 @@ _EMBEDDING_SPREAD = 0.1
 _DENSE_WEIGHT = 0.3
 
 
-def rescale_tower(network: Network, pictures: Tensor) -> None:
-    """Bring the visual tokens of `pictures` to about the spread of the word embeddings."""
+def rescale_tower(network: Network, images: Tensor) -> None:
+    """Bring the visual tokens of `images` to about the spread of the word embeddings."""
     vision = network.transformer.vision
     with torch.no_grad():
-        cells, _ = network.visual_tokens(normalised(pictures, torch.float32))
+        cells, _ = network.visual_tokens(normalised(images, torch.float32))
         factor = _EMBEDDING_SPREAD * vision.scaling_factor / cells.std()
         vision.linear_proj.dense_4h_to_h.weight.mul_(factor)
 
@@ -54,7 +54,7 @@ def train_whole(
 
     `curriculum_from` in [0, 1] skips the first part of the curriculum, for a network that knows
     its basics; `more` holds factors for how often kinds of questions come up, `chinese` is the
-    share of Chinese conversations, and `alike` that of pictures whose shapes have one outline.
+    share of Chinese conversations, and `alike` that of images whose shapes have one outline.
     """
     weights = MasterWeights((network, heads), dtype)
     make = functools.partial(
@@ -85,17 +85,17 @@ def train_whole(
 def _losses(
     network: Network, heads: DenseHeads, data: ConversationBatch, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Cross entropy of the answers' tokens, and the dense loss of the pictures."""
+    """Cross entropy of the answers' tokens, and the dense loss of the images."""
     device = network.transformer.output_layer.weight.device
     ids = torch.from_numpy(data.ids).to(device)
     targets = torch.from_numpy(data.targets).to(device)
     cells, dense = None, torch.zeros((), device=device)
     first = 1
-    if data.pictures is not None:
-        cells, dense = _look(network, heads, data.pictures, dtype)
+    if data.images is not None:
+        cells, dense = _look(network, heads, data.images, dtype)
         first = BOI_INDEX + 3
     hidden = network(ids, cells)
-    # Text after the picture keeps its order; only its distance from the start has changed.
+    # Text after the image keeps its order; only its distance from the start has changed.
     shift = hidden.shape[1] - ids.shape[1]
     states, wanted = hidden[:, first + shift : -1], targets[:, first + 1 :]
     learnt = wanted != IGNORED
@@ -103,9 +103,9 @@ def _losses(
 
 
 def _look(
-    network: Network, heads: DenseHeads, shown: PictureBatch, dtype: torch.dtype
+    network: Network, heads: DenseHeads, shown: ImageBatch, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     device = network.transformer.output_layer.weight.device
-    pictures = torch.from_numpy(shown.pictures).to(device)
-    cells, patches = network.visual_tokens(normalised(pictures, dtype))
+    images = torch.from_numpy(shown.images).to(device)
+    cells, patches = network.visual_tokens(normalised(images, dtype))
     return cells, heads.loss(cells, patches, shown)

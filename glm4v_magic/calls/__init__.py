@@ -1,1 +1,5 @@
-"""calls."""
+"""What is asked: prompts with their ``{{expressions}}``, images and options as one checked call.
+
+Imports `images`, `checkpoints` and `core`; no IPython and no torch. Begin with `call` (arguments ->
+what is asked); `prompt` expands expressions, `forms` finds JSON or code in an answer and checks it.
+"""

@@ -1,7 +1,8 @@
-"""What is here, whether it will do for a model, and what to do where it will not.
+"""Will a model run here? Packages, driver, GPUs, disk and hub, with a verdict for each.
 
-`gather` reads versions, GPUs, disk and, if asked, the network; `diagnose` is a function of what
-was gathered. Neither loads a model or changes anything.
+`gather` reads versions, GPUs, disk and, if asked, the network; `diagnose` turns these facts into
+findings. Neither loads a model or changes anything. Imports `checkpoints`, `planning`, `hardware`
+and `core`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What answers requests: this process (`engines.local`) or a server (`engines.server`).
+"""What answers requests: a model in this process (`engines.local`) or a server (`engines.server`).
 
 An engine is used from one thread at a time; `Session` sees to that.
 """

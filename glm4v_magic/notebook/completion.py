@@ -161,7 +161,7 @@ def _files(current: str, wanted: Callable[[Path], bool]) -> Iterator[str]:
     except OSError:
         return
     for entry in entries:
-        if entry.name.startswith(".") or any(sign.isspace() for sign in entry.name):
+        if entry.name.startswith(".") or any(map(str.isspace, entry.name)):
             continue
         if entry.is_dir():
             yield f"{stem}{entry.name}/"

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server around a model: ``python -m glm4v_magic.server MODEL``.
+"""An OpenAI-compatible server for one model: ``python -m glm4v_magic.server MODEL``.
 
 From the outside in:
 
@@ -6,6 +6,6 @@ From the outside in:
 - `listening`: the socket, and uvicorn, which speaks HTTP on it;
 - `app`: the routes, who may ask, and what an error looks like;
 - `protocol`: requests and replies as pydantic models, with the table of all fields;
-- `questions`: a request of the protocol as one for an engine;
+- `questions`: requests of the protocol -> requests for an engine;
 - `worker`: the engine in a thread of its own, which answers one request after the other.
 """

@@ -1,1 +1,6 @@
-"""session."""
+"""A model in use with its chats: opens an engine, streams answers as events, keeps conversations.
+
+Imports everything below it: `mapping`, `calls`, `engines`, `checkpoints`, `planning`, `core`. Begin
+with `session.Session` (what Python users hold) and its `stream`; `opening` makes the engine of a
+choice, `chats` and `chat_file` keep and store conversations, `preview` shows what would be sent.
+"""

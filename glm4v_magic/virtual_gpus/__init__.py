@@ -5,7 +5,9 @@
         model.generate(...)
     print(gpus.report())
 
-This room imports nothing of the package but its ground floor.
+This room imports only `core` and is useful without the rest of the package. Begin with `context`,
+the ``with`` block; `machine` runs operations, `rules` has CUDA's rules for devices, `memory` counts
+bytes, `trace` knows the running module and phase.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def test_a_terminal_shows_image_text_and_usage_once(run, shell, tiny, photo):
     answer = shell.user_ns["_"]
     assert "cat.png, 320 x 240 px · the model sees 56 x 56 px" in screen
     assert "8 tokens out" in screen
-    printable = "".join(sign for sign in answer.text if sign.isprintable())
+    printable = "".join(filter(str.isprintable, answer.text))
     assert screen.count(printable) == 1
 
 

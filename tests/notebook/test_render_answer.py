@@ -105,7 +105,7 @@ def test_footnotes_stand_outside_of_code_that_never_ended():
     assert markdown.index("\n```\n") < markdown.index("<small>")
 
 
-def test_footnotes_show_a_name_sign_for_sign():
+def test_footnotes_show_a_name_character_for_character():
     markdown = answer_bundle(replace(ANSWER, model="*a*_<b>"))["text/markdown"]
     assert "<b>" not in markdown
     assert "*a*" not in markdown

@@ -119,7 +119,7 @@ def test_markdown_still_works(parse):
 
 
 @pytest.mark.parametrize("parse", PARSERS)
-def test_code_is_shown_sign_for_sign(parse):
+def test_code_is_shown_character_for_character(parse):
     code = 'if a < b and c["$x"] & 1:\n    print("`<b>`", \'\\n\')'
     page = parse(safe_markdown(f"So:\n\n```python\n{code}\n```\n\nand `a < b | c` or ``x`y``."))
     assert code in page.text
@@ -184,13 +184,13 @@ def test_maths_that_reaches_out_is_not_kept(text):
 
 
 @pytest.mark.parametrize("parse", PARSERS)
-def test_literal_shows_every_sign(parse):
+def test_literal_shows_every_character(parse):
     text = "~/my_models/*a* <b> `c` $d$ [e](https://f.g) #h | i & \\j"
     assert text in parse(literal(text)).text
 
 
 @pytest.mark.parametrize("opener", ["`", "``", "$", "$$", "\\[", "\\(", "[a](https://", "!["])
 def test_many_unclosed_openers_stay_cheap(opener):
-    """A bound on work, counted in output and not in time: each opener is one sign of text."""
+    """A bound on work, counted in output and not in time: each opener is one character."""
     safe = safe_markdown(opener * 3000)
     assert len(safe) <= 3000 * len(opener) * len("<span>&#36;</span>")

@@ -40,7 +40,7 @@ def page(front):
 
 def view(page, name):
     """Save what the page shows, if somebody wants to look at it."""
-    folder = os.environ.get("PICTURES_FOLDER")
+    folder = os.environ.get("SCREENSHOTS_FOLDER")
     if folder:
         page.screenshot(path=Path(folder) / f"widgets-{name}.png")
 

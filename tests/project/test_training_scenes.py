@@ -21,7 +21,7 @@ from glm4v_magic.images import SourcedImage
 from training import train
 from training.configuration import checkpoint_config, special_ids
 from training.continuing import carry_over
-from training.drawing import draw_scene, picture
+from training.drawing import draw_scene, render
 from training.export import export, load_network
 from training.heads import DenseHeads
 from training.labels import CELL_CLASSES, GRID, dense_labels
@@ -120,10 +120,10 @@ def test_shapes_are_drawn_in_their_colours_where_they_are(side: int):
     assert image.getpixel((side - 2, 2)) == TWO.background_rgb
 
 
-def test_a_squeezed_picture_is_square():
+def test_a_squeezed_image_is_square():
     wide = Scene("shapes", "white", (255, 255, 255), (RED,), aspect=1.25)
     assert draw_scene(wide, 100).size == (125, 100)
-    assert picture(wide, 112, rng_for("test", 3)).size == (112, 112)
+    assert render(wide, 112, rng_for("test", 3)).size == (112, 112)
 
 
 def test_labels_say_what_is_where():
@@ -475,7 +475,7 @@ def test_rows_follow_the_prompt_rule_of_the_shipped_processor(tokenizer: Tokeniz
         Message("user", second.question),
     )
     prompt = processor.prompt_ids(Conversation(turns))
-    ids, targets = rows(tokenizer, [[first, second]], 96, picture=True)
+    ids, targets = rows(tokenizer, [[first, second]], 96, image=True)
     assert ids[0, : len(prompt)].tolist() == prompt
 
     user = special_ids(len(tokenizer.ranks))["<|user|>"]

@@ -61,7 +61,7 @@ def load_line(model: str, options: PlacementOptions) -> str:
 
 
 def _quoted(word: str) -> str:
-    if not any(sign.isspace() or sign in "\"'" for sign in word):
+    if not any(c.isspace() or c in "\"'" for c in word):
         return word
     return f"'{word}'" if '"' in word else f'"{word}"'
 

@@ -1,4 +1,4 @@
-"""What ``%glm4v doctor`` shows: one row for each finding, its verdict as a word and a sign."""
+"""What ``%glm4v doctor`` shows: one row for each finding, its verdict as a word and a symbol."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["doctor_bundle", "findings_json", "findings_text"]
 
-_SIGNS = {"ok": "✓", "warn": "!", "fail": "✗"}
+_SYMBOLS = {"ok": "✓", "warn": "!", "fail": "✗"}
 _COLUMNS = ("Verdict", "Subject", "Found", "Reason", "Next step")
 _LINE = 100  # characters
 
@@ -47,9 +47,9 @@ def _worded(finding: Finding) -> dict[str, object]:
 
 
 def _lines(finding: Finding, width: int) -> Iterator[str]:
-    sign = f"{_SIGNS[finding.verdict]} {finding.verdict:<4}  "
-    indent = " " * (len(sign) + width + 2)
-    head = f"{sign}{printable(finding.subject):<{width}}  "
+    mark = f"{_SYMBOLS[finding.verdict]} {finding.verdict:<4}  "
+    indent = " " * (len(mark) + width + 2)
+    head = f"{mark}{printable(finding.subject):<{width}}  "
     yield from _wrapped(finding.found, head, indent)
     # What is in order is said in one line; `ok` with something to do is not.
     if finding.reason and (finding.verdict != "ok" or finding.next_step):
@@ -72,7 +72,7 @@ def _html(findings: Sequence[Finding]) -> str:
     rows = [
         {
             "verdict": finding.verdict,
-            "sign": _SIGNS[finding.verdict],
+            "symbol": _SYMBOLS[finding.verdict],
             "subject": finding.subject,
             "cells": (
                 finding.found,
@@ -86,7 +86,7 @@ def _html(findings: Sequence[Finding]) -> str:
 
 
 def _summary(findings: Sequence[Finding]) -> str:
-    count = {sign: sum(finding.verdict == sign for finding in findings) for sign in _SIGNS}
+    count = {verdict: sum(each.verdict == verdict for each in findings) for verdict in _SYMBOLS}
     return (
         f"{count['ok']} ok, {counted(count['warn'], 'warning')}, "
         f"{counted(count['fail'], 'failure')}"

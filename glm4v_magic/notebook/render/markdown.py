@@ -120,7 +120,7 @@ def _safe_code(code: str, ticks: str) -> str:
         return f"{ticks}{code}{ticks}"
     # A table splits its row at "|" even inside backticks, which would let "<" out of the code.
     inner = code[1:-1] if code[0] == code[-1] == " " and code.strip() else code
-    return "<code>" + re.sub(r"[^\w\s]", lambda sign: f"&#{ord(sign[0])};", inner) + "</code>"
+    return "<code>" + re.sub(r"[^\w\s]", lambda match: f"&#{ord(match[0])};", inner) + "</code>"
 
 
 def _safe_maths(body: str, mark: str) -> str:
@@ -136,15 +136,15 @@ def _safe_maths(body: str, mark: str) -> str:
 
 
 def literal(text: str) -> str:
-    """Return Markdown that shows `text`, one line, sign for sign."""
-    return re.sub(r"[<&\\$`[!*_~|#]", lambda sign: _reference(sign[0]), printable(text))
+    """Return Markdown that shows `text`, one line, character for character."""
+    return re.sub(r"[<&\\$`[!*_~|#]", lambda match: _reference(match[0]), printable(text))
 
 
-def _reference(sign: str) -> str:
+def _reference(character: str) -> str:
     """Write one character so that Markdown shows it and does nothing else.
 
     MathJax searches the finished page for ``$`` and backslashes, where a reference has become the
     character again; alone inside an element they are not found.
     """
-    reference = f"&#{ord(sign)};"
-    return f"<span>{reference}</span>" if sign in "$\\" else reference
+    reference = f"&#{ord(character)};"
+    return f"<span>{reference}</span>" if character in "$\\" else reference

@@ -27,7 +27,7 @@ __all__ = [
 MOST_SHOWN = 20
 """Rows of a table; the others are in its variable."""
 
-_MOST_SIGNS = 300
+_MOST_CHARACTERS = 300
 _MANY = 12
 _ENDINGS = {"length": "cut off at the token limit", "interrupted": "stopped by you"}
 
@@ -154,7 +154,7 @@ def _note(row: AnsweredRow) -> str:
 
 def _shortened(text: str) -> str:
     text = printable(text)
-    return text if len(text) <= _MOST_SIGNS else f"{text[: _MOST_SIGNS - 1]}…"
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 1]}…"
 
 
 def _text(rows: Sequence[AnsweredRow]) -> list[str]:

@@ -1,7 +1,7 @@
 """What a model thought before its answer: its last lines while it thinks, folded afterwards.
 
-Markdown ends HTML at a blank line, so everything here is one line of HTML, in which no sign of the
-model's is left to an interpreter.
+Markdown ends HTML at a blank line, so everything here is one line of HTML, in which every character
+of the model's that HTML or Markdown would interpret is escaped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Draw the pictures that the notebooks ask about: ``python -m training.pictures``."""
+"""Draw the images that the notebooks ask about: ``python -m training.example_images``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from training.drawing import draw_scene
 from training.scenes import Item, Scene
 
-__all__ = ["PICTURES", "main"]
+__all__ = ["IMAGES", "main"]
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 
@@ -15,7 +15,7 @@ RED, BLUE, GREEN, YELLOW, PURPLE = (
     (214, 39, 40), (31, 80, 200), (44, 160, 44), (255, 225, 25), (128, 0, 128),
 )  # fmt: skip
 
-PICTURES = {
+IMAGES = {
     "shapes.png": Scene(
         "shapes",
         "white",
@@ -39,8 +39,8 @@ PICTURES = {
 
 
 def main() -> None:
-    """Write every picture beside the notebooks."""
-    for name, scene in PICTURES.items():
+    """Write every image beside the notebooks."""
+    for name, scene in IMAGES.items():
         draw_scene(scene, 1440).reduce(4).save(FOLDER / name)  # drawn large for smooth edges
 
 
