@@ -105,17 +105,19 @@ class Sampler:
         self._thread.join()
 
 
-def read_pages_when_moved(gpus: Any) -> None:
+def read_pages_when_moved() -> None:
     """Without data, a virtual GPU would never look at what it is given."""
-    move = gpus._machine.move
+    from glm4v_magic.virtual_gpus.machine import Machine
 
-    def read_and_move(tensor: Any, *rest: Any, **options: Any) -> Any:
+    move = Machine.move
+
+    def read_and_move(machine: Machine, tensor: Any, *rest: Any, **options: Any) -> Any:
         if type(tensor).__name__ != "VirtualTensor" and tensor.device.type == "cpu":
             content = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
             bytes(memoryview(content)[:: mmap.PAGESIZE])
-        return move(tensor, *rest, **options)
+        return move(machine, tensor, *rest, **options)
 
-    gpus._machine.move = read_and_move
+    Machine.move = read_and_move  # type: ignore[assignment,method-assign]
 
 
 def load(way: str, destination: str, folder: Path) -> None:
@@ -137,7 +139,7 @@ def load(way: str, destination: str, folder: Path) -> None:
     gpus: AbstractContextManager[object] = nullcontext()
     if on_gpus:
         gpus = VirtualGPUs(GPUS, values="none")
-        read_pages_when_moved(gpus)
+        read_pages_when_moved()
     dtype = "bfloat16" if on_gpus else "float32"
     plan = make_plan(checkpoint.architecture, PlacementOptions(gpus=GPUS, context=2048))
     device_map = plan.device_map() if on_gpus else None

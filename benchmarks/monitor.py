@@ -72,9 +72,9 @@ def watching(context: Any, runs: int, tokens: int, name: str, checkpoint: str) -
     """Print the monitor's share of a core, and tokens per second with and without it."""
     session = context.session
     session.load(checkpoint)
-    session._engine.defaults.eos_token_id = None  # always the asked number of tokens
+    session.engine.defaults.eos_token_id = None  # always the asked number of tokens
 
-    timer = DecodeClock(session._engine.model)
+    timer = DecodeClock(session.engine.model)
 
     def answer() -> float:
         _, decoding = timer.time(

@@ -165,7 +165,7 @@ def main() -> None:
         for name in [arguments.checkpoint] if arguments.checkpoint else ["demo", *names]:
             session.load(names.get(name, name))
             runs = -(-arguments.runs // 6) if name == "larger" else arguments.runs
-            compare(name, shell, session._engine, arguments.tokens, runs, clock)
+            compare(name, shell, session.engine, arguments.tokens, runs, clock)
             session.unload()
 
 

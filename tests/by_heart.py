@@ -33,11 +33,11 @@ def talk(*texts: str) -> Conversation:
 def learn(engine, *lessons: tuple[str, ...]) -> None:
     """Train the model of an engine until it says the last text of each lesson after the others."""
     model, processor = engine.model, engine.processor
-    end = processor._id("<|user|>")
+    end = processor.token_id("<|user|>")
     rows = []
     for *before, answer in lessons:
         prompt = processor.expand(processor.prompt_ids(talk(*before)))
-        rows.append((prompt, [*processor._encode("\n" + answer), end]))
+        rows.append((prompt, [*processor.encode("\n" + answer), end]))
     length = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids = torch.full((len(rows), length), processor.pad_token_id)
     mask, targets = torch.zeros_like(ids), torch.full_like(ids, -100)

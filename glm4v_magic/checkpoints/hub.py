@@ -8,9 +8,9 @@ from pathlib import Path
 
 from glm4v_magic.core.errors import CheckpointError, Glm4vError, reason
 
-__all__ = ["cached", "download", "names_a_repository"]
+__all__ = ["NEEDED_FILES", "cached", "download", "names_a_repository"]
 
-_FILES = ("*.json", "*.safetensors", "tokenizer.model")
+NEEDED_FILES = ("*.json", "*.safetensors", "tokenizer.model")
 """Files that are downloaded: no remote code, no weights in other formats."""
 
 
@@ -70,7 +70,9 @@ def download(repository: str, revision: str | None, check_config: Callable[[Path
         _require_network(repository, revision)
         config = hf_hub_download(repository, "config.json", revision=revision)
         check_config(Path(config).parent)
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(_FILES)))
+        return Path(
+            snapshot_download(repository, revision=revision, allow_patterns=list(NEEDED_FILES))
+        )
     except Glm4vError:
         raise
     except errors.GatedRepoError:

@@ -27,14 +27,16 @@ if TYPE_CHECKING:
     from glm4v_magic.core.model import EngineInfo
     from glm4v_magic.session.session import Status
 
-__all__ = ["CLOCK", "Monitor", "View", "weights_by_device"]
+__all__ = ["BUCKET_SECONDS", "CLOCK", "History", "Monitor", "View", "weights_by_device"]
 
 IDLE_SECONDS = 1.0
 BUSY_SECONDS = 0.25
 CATCH_UP_SECONDS = 1.0
 CLOCK = "%Y-%m-%d %H:%M:%S"
 MINUTES = 5
-_BUCKET_SECONDS = 60 * MINUTES / BUCKETS
+BUCKET_SECONDS = 60 * MINUTES / BUCKETS
+"""Time that one bar of a history stands for."""
+
 _STEPS = 1000  # numbers are rounded to this part of a memory: less is noise
 _MIB = 2**20
 _PEAKS = 20
@@ -66,7 +68,7 @@ class Monitor:
         self._watch: _Watch | None = None
         self._watching = threading.Lock()  # held by the one thread that looks and tells
         self._told = threading.Condition()
-        self._histories: dict[str, _History] = {}
+        self._histories: dict[str, History] = {}
         self._last: Answer | None = None
         self._asked = self._answered = 0  # looks, by number
         self._was_busy = False
@@ -192,7 +194,7 @@ class Monitor:
         """What is shown of each memory, when a call began or ended since the look before."""
         now = time.monotonic()
         for reading in readings.memories:
-            history = self._histories.setdefault(reading.key, _History())
+            history = self._histories.setdefault(reading.key, History())
             if began:
                 history.call_began()
             history.add(now, reading.own_bytes)
@@ -238,7 +240,7 @@ def _join(thread: threading.Thread | None) -> None:
         thread.join(_JOIN_SECONDS)
 
 
-class _History:
+class History:
     """What this process held of one memory lately."""
 
     def __init__(self) -> None:
@@ -247,9 +249,11 @@ class _History:
         self._in_call = 0
 
     def call_began(self) -> None:
+        """Start over with the most that a call holds."""
         self._in_call = 0
 
     def add(self, now: float, size: int | None) -> None:
+        """Take note of the bytes held at a moment in seconds; ``None`` if they are not known."""
         if size is None:
             return
         self._in_call = max(self._in_call, size)
@@ -266,6 +270,7 @@ class _History:
         self._in_call = 0
 
     def buckets(self, now: float) -> tuple[int | None, ...]:
+        """Return the most bytes held in each span until `now`, ``None`` where nothing was read."""
         first = _bucket(now) - BUCKETS + 1
         sizes: list[int | None] = [None] * BUCKETS
         for bucket, size in self._most:
@@ -274,6 +279,7 @@ class _History:
         return tuple(sizes)
 
     def peaks(self, now: float) -> tuple[Peak, ...]:
+        """Return the peaks of calls in the spans until `now`."""
         first = _bucket(now) - BUCKETS + 1
         return tuple(Peak(bucket - first, size) for bucket, size in self._peaks if bucket >= first)
 
@@ -309,4 +315,4 @@ def _rounded(reading: Reading) -> Reading:
 
 
 def _bucket(now: float) -> int:
-    return int(now / _BUCKET_SECONDS)
+    return int(now / BUCKET_SECONDS)

@@ -43,6 +43,7 @@ __all__ = [
     "decide",
     "gpus_here",
     "make_plan",
+    "usable_gpus",
 ]
 
 
@@ -148,7 +149,7 @@ def decide(
         _refuse_options_of_a_plan(options)
     if options.quantize is not None:
         _require_bitsandbytes(options.quantize)
-    gpus = _usable(options.gpus)
+    gpus = usable_gpus(options.gpus)
     if given is not None:
         found = read_given(given)
         made = found if isinstance(found, Plan) else None
@@ -203,8 +204,13 @@ def _virtual_gpus() -> VirtualGPUs | None:
     return None if context is None else context.active()
 
 
-def _usable(description: str | None) -> tuple[GPU, ...]:
-    """Return the GPUs that torch can use, limited to `description` if there is one."""
+def usable_gpus(description: str | None) -> tuple[GPU, ...]:
+    """Return the GPUs that torch can use, with no more memory than is described.
+
+    Raises:
+        GPUDescriptionError: if more GPUs are described than there are.
+        PlacementError: if a GPU does not tell its memory and no description does.
+    """
     described = None if description is None else parse_gpus(description)
     if described == ():
         return ()

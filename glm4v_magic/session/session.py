@@ -492,6 +492,10 @@ class Session:
         yield Started(engine.info, images)
         return engine
 
+    def forget_answers(self) -> None:
+        """Forget the answers that `map` remembers; rows that are the same are asked again."""
+        self._store = None
+
     def unload(self) -> bool:
         """Give the model's memory back; the next question loads the same model again.
 

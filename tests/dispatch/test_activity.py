@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import golden
 import pytest
@@ -13,6 +14,7 @@ from html_tree import Tree
 from IPython.utils.capture import capture_output
 from shells import TINY
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.architecture import architecture
@@ -31,7 +33,7 @@ from glm4v_magic.dispatch.activity import (
 from glm4v_magic.dispatch.hooks import dispatch
 from glm4v_magic.engines import local
 from glm4v_magic.hardware.readings import Reading
-from glm4v_magic.notebook.commands.devices import _Drawing
+from glm4v_magic.notebook.commands.devices import Drawing
 from glm4v_magic.notebook.monitor import Monitor
 from glm4v_magic.notebook.render.activity import activity_html, activity_line
 from glm4v_magic.notebook.render.device_map import device_map_html
@@ -167,17 +169,23 @@ def test_after_a_call_nothing_works_however_it_ended():
         assert recorder.read(is_busy=True) == Activity()
 
 
-def test_an_interrupt_while_hooks_are_removed_is_made_good():
+def interrupted(_handle):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_hooks_are_removed_is_made_good(monkeypatch):
     """The session is at rest then, whatever was noted last, and the next call cleans up."""
     clock, model = Clock(), Model(Clock())
     recorder = watched(clock)
     context = recording(recorder, model)
     context.__enter__()
     model(torch.ones(1))
-    recorder._hooks, left = [], recorder._hooks  # an interrupt came before the first of them
-    context.__exit__(None, None, None)
-    recorder._hooks = left
-    recorder._notes.append((clock.now, LAYERS))
+    monkeypatch.setattr(RemovableHandle, "remove", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        context.__exit__(None, None, None)
+    monkeypatch.undo()
+    assert hooks(model)
+    model(torch.ones(1))
     clock.now += 10
     assert recorder.read(is_busy=False) == Activity()
     clock.now += 10
@@ -244,13 +252,18 @@ def test_a_model_whose_steps_are_long_keeps_its_hooks():
 def test_nobody_reads_for_long_and_memory_does_not_grow():
     clock, model = Clock(), Model(Clock())
     recorder = watched(clock)
+    tracemalloc.start()
     with recording(recorder, model):
-        for _ in range(6000):
-            model(torch.ones(1))
-        assert len(recorder._notes) == recorder._notes.maxlen
+        held = []
+        for _ in range(2):
+            for _ in range(6000):
+                model(torch.ones(1))
+            held.append(tracemalloc.get_traced_memory()[0])
+        assert held[1] - held[0] < held[0] / 10
         clock.now += 1
         recorder.read(is_busy=True)
-        assert len(recorder._notes) == 0
+        assert tracemalloc.get_traced_memory()[0] < held[1] / 10
+    tracemalloc.stop()
 
 
 # In real models.
@@ -305,10 +318,8 @@ def test_real_gpus_are_said_to_work_behind_the_host(monkeypatch):
     recorder = ticking()
     engine = local.load(resolve(golden.CHECKPOINT), recorder=recorder)
     monkeypatch.setattr(local.LocalEngine, "gpus", ["cuda:0"])
-    with engine._recording():
-        engine.model.lm_head(torch.zeros(1, engine.model.config.hidden_size))
-        recorder._notes.append((recorder._clock(), recorder._parts[0]))
-        assert recorder.read(is_busy=True).is_queued
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda gpu: None)
+    assert all(activity.is_queued for activity in answer(engine, recorder))
 
 
 def test_transformers_own_model_is_told_apart_too():
@@ -446,7 +457,7 @@ def loaded():
     session = Session().load(TINY)
     monitor = Monitor(session.status, session.recorder)
     status = session.status()
-    widget = LoadedWidget(monitor, _Drawing(architecture(str(TINY)), status), status)
+    widget = LoadedWidget(monitor, Drawing(architecture(str(TINY)), status), status)
     yield session, monitor, widget
     widget.close()
     assert not monitor.is_running

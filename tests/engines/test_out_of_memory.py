@@ -169,7 +169,7 @@ class Loaded:
 def loaded():
     with VirtualGPUs([CAPACITY] * GPUS) as gpus:
         session = Session().load(golden.CHECKPOINT, device_map=MAP)
-        session._engine.kept.budget = 0
+        session.engine.kept.budget = 0
         state = Loaded(gpus, session, session.ask(**SMALL).text, [], [])
         state.small_bytes, state.large_bytes = state.needs(SMALL), state.needs(LARGE)
         yield state

@@ -35,7 +35,6 @@ from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.server_address import API_KEY, ServerAddress, is_address, read_address
 from glm4v_magic.engines.server import connect
 from glm4v_magic.notebook.live.screen import NotebookScreen
-from glm4v_magic.notebook.render.answer import LiveAnswer
 from glm4v_magic.session.session import Session
 
 KEY = "sk-very-secret"
@@ -830,8 +829,7 @@ class TestThinkingInCells:
         pressed = SimpleNamespace(stop_pressed=True)
         for kind in ("thinking", "piece"):
             screen = NotebookScreen("m", head=pressed)
-            screen._answer = LiveAnswer(lambda bundle: None)
-            with pytest.raises(KeyboardInterrupt):
+            with capture_output(), pytest.raises(KeyboardInterrupt):
                 getattr(screen, kind)("Hm")
 
 

@@ -54,7 +54,7 @@ def session():
 @pytest.fixture
 def loaded(session):
     """The module's session, its model loaded, without memory of answers."""
-    session._store = None
+    session.forget_answers()
     return session.load(TINY)
 
 
@@ -209,8 +209,8 @@ def test_text_of_all_rows_comes_as_it_is_said_and_may_end_the_run(loaded, photos
 
 def test_a_batch_that_does_not_fit_is_halved(loaded, photos, monkeypatch):
     sizes = []
-    loaded._engine.kept.clear()  # or what is kept would make room first
-    monkeypatch.setattr(loaded._engine.kept, "budget", 0)
+    loaded.engine.kept.clear()  # or what is kept would make room first
+    monkeypatch.setattr(loaded.engine.kept, "budget", 0)
 
     def fail(_module, _args, options):
         if options["input_ids"].shape[1] > 1:

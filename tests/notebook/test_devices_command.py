@@ -71,7 +71,7 @@ def test_a_server_does_not_tell_its_gpus(shell, tiny):
     """Neither in a line nor in a view that was open when the session went over to it."""
     from dataclasses import replace
 
-    from glm4v_magic.notebook.commands.devices import _Drawing, _refuse_server
+    from glm4v_magic.notebook.commands.devices import Drawing, refuse_server
 
     status = shell.magics_manager.registry["Glm4vMagics"].context.session.status()
     address = "http://127.0.0.1:8000/v1"
@@ -81,8 +81,8 @@ def test_a_server_does_not_tell_its_gpus(shell, tiny):
         info=replace(status.info, devices=(), parameters=None, server=address),
     )
     with pytest.raises(PlacementError, match="which does not tell its GPUs"):
-        _refuse_server(away)
-    draw = _Drawing(architecture(str(tiny)), status)
+        refuse_server(away)
+    draw = Drawing(architecture(str(tiny)), status)
     assert draw(status).problem == ""
     assert draw(status) is draw(status)
     assert "which does not tell its GPUs" in draw(away).problem
@@ -110,7 +110,7 @@ def test_the_answer_of_another_model_used_none_of_the_cache(run, tiny, shell):
 def test_an_edited_plan_is_a_problem_of_the_view_alone(tiny, shell):
     from dataclasses import replace
 
-    from glm4v_magic.notebook.commands.devices import _Drawing
+    from glm4v_magic.notebook.commands.devices import Drawing
 
     status = shell.magics_manager.registry["Glm4vMagics"].context.session.status()
     model = architecture(str(tiny))
@@ -120,7 +120,7 @@ def test_an_edited_plan_is_a_problem_of_the_view_alone(tiny, shell):
         (replace(made, workload=replace(made.workload, context=10**6)), "is more than"),
     ):
         loaded = replace(status, info=replace(status.info, plan=edited))
-        assert said in _Drawing(model, status)(loaded).problem
+        assert said in Drawing(model, status)(loaded).problem
 
 
 def test_memory_in_a_terminal(run, tiny):

@@ -164,9 +164,9 @@ class SlowSet(weakref.WeakSet):
 begun, added = threading.Event(), threading.Event()
 
 
-def test_a_view_that_comes_while_others_are_told_is_told_next(session):
+def test_a_view_that_comes_while_others_are_told_is_told_next(session, monkeypatch):
+    monkeypatch.setattr(weakref, "WeakSet", SlowSet)
     monitor, views = Monitor(session.status), [Seen() for _ in range(3)]
-    monitor._views = SlowSet()
     for view in views[:2]:
         monitor.watch(view)
     until(begun.is_set)
@@ -249,8 +249,8 @@ def test_it_looks_more_often_during_a_call(monkeypatch):
 
 
 def test_the_history_keeps_the_most_of_each_span():
-    history = monitor_module._History()
-    span = monitor_module._BUCKET_SECONDS
+    history = monitor_module.History()
+    span = monitor_module.BUCKET_SECONDS
     for now, size in ((0.1, 5), (0.2, 9), (0.3, 2), (span + 0.1, 3), (2 * span + 0.1, None)):
         history.add(now, size)
     assert history.buckets(2 * span + 0.1)[-3:] == (9, 3, None)

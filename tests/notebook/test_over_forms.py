@@ -51,7 +51,7 @@ def learnt(module_shell, tmp_path_factory):
 @pytest.fixture
 def session(learnt):
     """That session, without memory of answers."""
-    learnt._store = None
+    learnt.forget_answers()
     return learnt
 
 
@@ -274,13 +274,13 @@ def test_interrupts_at_random_moments_lose_no_row(run, shell, session):
     cell = "%%glm4v --over asked --schema schema -o rows --batch-size 2 --temperature 0\n{{item}}"
     run(cell)
     expected = facts(shell.user_ns["rows"])
-    session._store = None
+    session.forget_answers()
     counted = Interrupter()
     counted.run(shell, cell)
     chosen = random.Random(3)
     tried = swallowed = 0
     while tried < 12:
-        session._store = None
+        session.forget_answers()
         interrupter = Interrupter(at=chosen.randrange(1, int(0.97 * counted.calls)))
         shell.user_ns["rows"] = []
         result, _ = interrupter.run(shell, cell)

@@ -186,19 +186,20 @@ def test_gpus_that_torch_does_not_see_are_no_gpus(monkeypatch):
 
 
 def test_a_description_takes_no_more_than_a_gpu_has(monkeypatch):
-    monkeypatch.setattr(decision, "_seen_by_torch", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     gpus = (
         FoundGPU(0, "T4", "", int(14.6 * GIB), 9 * GIB, 0, 5 * GIB),
         FoundGPU(1, "board"),
     )
     monkeypatch.setattr(decision, "find_gpus", lambda: gpus)
-    assert [gpu.usable_bytes for gpu in decision._usable("2x16GiB")] == [
+    assert [gpu.usable_bytes for gpu in decision.usable_gpus("2x16GiB")] == [
         gpus[0].gpu.usable_bytes,
         16 * GIB,
     ]
-    assert decision._usable("1x4GiB")[0].usable_bytes == 4 * GIB
+    assert decision.usable_gpus("1x4GiB")[0].usable_bytes == 4 * GIB
     with pytest.raises(PlacementError, match="how much memory"):
-        decision._usable(None)
+        decision.usable_gpus(None)
 
 
 class TestArrival:

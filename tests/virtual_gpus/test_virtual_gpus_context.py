@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from torch import nn
 
 from glm4v_magic.core.errors import GPUDescriptionError, OptionError, PlacementError
 from glm4v_magic.core.gpu_spec import GPU
-from glm4v_magic.virtual_gpus import VirtualGPUs, VirtualTensor, guard
+from glm4v_magic.virtual_gpus import VirtualGPUs, VirtualTensor
 
 GIB = 2**30
 
@@ -136,11 +137,13 @@ def test_tensors_end_with_their_block() -> None:
         tensor + 1
 
 
-def test_a_build_that_cannot_have_virtual_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_that_cannot_have_virtual_gpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     if torch.version.cuda is not None and torch.cuda.device_count() == 0:
         pytest.skip("a CUDA build without a GPU has a guard of its own")
     before = global_state()
-    monkeypatch.setattr(guard, "_LIBRARIES", ())
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))  # no libraries there
     with pytest.raises(PlacementError, match="do not work with this build of PyTorch"):
         VirtualGPUs("2x1GiB").__enter__()
     assert global_state() == before

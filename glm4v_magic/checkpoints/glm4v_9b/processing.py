@@ -161,13 +161,15 @@ class Glm4v9bProcessor:
         self.num_visual_tokens: int = config.vision_config.num_visual_tokens
         self.boi_token_id = config.boi_token_id
         self.eoi_token_id = config.eoi_token_id
-        self.pad_token_id = self._id("<|endoftext|>")
-        self.end_token_ids = tuple(map(self._id, END_TOKENS))
+        self.pad_token_id = self.token_id("<|endoftext|>")
+        self.end_token_ids = tuple(map(self.token_id, END_TOKENS))
 
-    def _id(self, token: str) -> int:
+    def token_id(self, token: str) -> int:
+        """Return the id of a token that stands for itself, such as ``<|user|>``."""
         return int(self.tokenizer.convert_tokens_to_ids(token))
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of the tokens of a text alone, nothing put before or after it."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
@@ -189,15 +191,15 @@ class Glm4v9bProcessor:
                 f"The conversation holds {images} images, but GLM-4V-9B takes {MAX_IMAGES}.",
                 "Ask about one image at a time, or put them side by side into one.",
             )
-        newline = self._encode("\n")
-        ids = [self._id("[gMASK]"), self._id("<sop>")]
+        newline = self.encode("\n")
+        ids = [self.token_id("[gMASK]"), self.token_id("<sop>")]
         for message in conversation.messages:
-            ids += [self._id(f"<|{message.role}|>"), *newline]
+            ids += [self.token_id(f"<|{message.role}|>"), *newline]
             if message.images:
                 ids += [self.boi_token_id, self.pad_token_id, self.eoi_token_id]
-            ids += self._encode(message.text)
+            ids += self.encode(message.text)
         if add_generation_prompt and conversation.unfinished is None:
-            ids.append(self._id("<|assistant|>"))
+            ids.append(self.token_id("<|assistant|>"))
         return ids
 
     def expand(self, ids: Sequence[int]) -> list[int]:

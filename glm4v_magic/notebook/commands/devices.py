@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from glm4v_magic.notebook.widgets.tool import DeviceTool
     from glm4v_magic.session.session import Status
 
-__all__ = ["devices", "draw", "draw_loaded", "make_tool"]
+__all__ = ["Drawing", "devices", "draw", "draw_loaded", "make_tool", "refuse_server"]
 
 
 @takes(
@@ -61,7 +61,7 @@ def devices(context: Context, arguments: Namespace, names: Mapping[str, Any]) ->
     typed = placement_options(arguments)
     status = context.session.status()
     if status.info is not None and arguments.model is None and not typed:
-        _refuse_server(status)
+        refuse_server(status)
         _show_loaded(context, status)
         return
     name = arguments.model or context.model
@@ -154,10 +154,11 @@ def _show_loaded(context: Context, status: Status) -> None:
         return
     from glm4v_magic.notebook.widgets.loaded import LoadedWidget
 
-    context.open(LoadedWidget(context.monitor, _Drawing(model, status), status))
+    context.open(LoadedWidget(context.monitor, Drawing(model, status), status))
 
 
-def _refuse_server(status: Status) -> None:
+def refuse_server(status: Status) -> None:
+    """Raise PlacementError if the model in use is on a server."""
     if status.info is not None and status.info.server is not None:
         raise PlacementError(
             f"{status.info.model} is on {status.info.server}, which does not tell its GPUs.",
@@ -165,7 +166,7 @@ def _refuse_server(status: Status) -> None:
         )
 
 
-class _Drawing:
+class Drawing:
     """Draws the model in use again whenever that has changed."""
 
     def __init__(self, model: Architecture, status: Status) -> None:
@@ -175,6 +176,7 @@ class _Drawing:
         self._view: Occupancy | None = None
 
     def __call__(self, status: Status) -> Occupancy:
+        """Return the model as it is now; what cannot be drawn is the view's problem."""
         if self._view is None or self._is_new(status):
             self._view = self._draw(status)
         self._seen = status
@@ -188,7 +190,7 @@ class _Drawing:
         if status.info is None and self._view is not None:
             return replace(self._view, loaded=False, problem="No model is loaded now.", gpus=())
         try:
-            _refuse_server(status)
+            refuse_server(status)
             if status.choice.name != self._name:
                 self._model = find_architecture(status.choice.name)
                 self._name = status.choice.name

@@ -76,11 +76,14 @@ class DeviceTool:
         shell: whose main thread checks and loads.
         draft: what the controls change.
         options: to begin with. Those without a control stay as they are.
+
+    Attributes:
+        draft: as given.
     """
 
     def __init__(self, shell: Any, draft: Draft, options: PlacementOptions) -> None:
         self._shell = shell
-        self._draft = draft
+        self.draft = draft
         self._options = options
         self._lock = threading.RLock()
         self._is_setting = False
@@ -153,7 +156,7 @@ class DeviceTool:
         self.live.close()
 
     def _make_controls(self, options: PlacementOptions) -> None:
-        shape, most = self._draft.shape, self._draft.max_images
+        shape, most = self.draft.shape, self.draft.max_images
         wide = {"description_width": "6em"}
         self._gpus = widgets.Combobox(
             value=options.gpus or "", options=_GPUS, placeholder=_HERE, description="GPUs",
@@ -204,7 +207,7 @@ class DeviceTool:
         return replace(
             self._options,
             gpus=self._gpus.value.strip() or None,
-            context=None if context == self._draft.shape.max_context else context,
+            context=None if context == self.draft.shape.max_context else context,
             images=self._images.value,
             objective=self._objective.value,
             dtype=None if self._dtype.value == _PUBLISHED else self._dtype.value,
@@ -224,18 +227,18 @@ class DeviceTool:
         problem = ""
         try:
             self._options = read()
-            self._view, self._json = self._draft.draw(self._options)
+            self._view, self._json = self.draft.draw(self._options)
         except Glm4vError as error:
             problem = in_cell(error)
         except Exception as error:  # no old view may stay beside the new value of a control
             problem = reason(error)
         if problem:
-            self._view = Occupancy(self._draft.model, "no plan", (), problem=problem)
+            self._view = Occupancy(self.draft.model, "no plan", (), problem=problem)
         self._show_buttons()
         self._show_gpus()
         self._draw()
         self._copy.value = (
-            fill("plan_copy", line=self._draft.line(self._options), json=self._json)
+            fill("plan_copy", line=self.draft.line(self._options), json=self._json)
             if self._json
             else ""
         )
@@ -324,13 +327,13 @@ class DeviceTool:
         on_main_thread(self._shell, run)
 
     def _run_check(self) -> MimeBundle:
-        return self._draft.check(self._options)
+        return self.draft.check(self._options)
 
     def _run_load(self) -> MimeBundle:
         def progress(bundle: Mapping[str, str]) -> None:
             self._outcome.value = bundle[_TOP]
 
-        return self._draft.load(self._options, progress)
+        return self.draft.load(self._options, progress)
 
 
 def _dropdown(name: str, choices: Any, value: Any, width: str = "6em") -> Any:
