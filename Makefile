@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo lab test nightly bench lint docs dist eval-demo clean
+.PHONY: demo lab test test-fast nightly bench lint docs dist eval-demo clean
 
 demo: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py notebooks/01_quickstart.ipynb
@@ -18,6 +18,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxpro
 
 test: $(INSTALLED)
 	$(PYTEST)
+
+# While working: no browser, kernel or server, and none of the long files (`SLOW` in tests/conftest.py).
+test-fast: $(INSTALLED)
+	$(PYTEST) -m "not slow and not nightly and not browser and not gpu"
 
 # Everything that takes too long for every change: all random device maps.
 nightly: $(INSTALLED)

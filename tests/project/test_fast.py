@@ -1,0 +1,15 @@
+"""What `make test-fast` leaves out."""
+
+from pathlib import Path
+
+import conftest
+import pytest
+
+TESTS = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("name", conftest.SLOW)
+def test_a_slow_file_exists_and_says_why(name):
+    assert (TESTS / name).is_file()
+    assert (TESTS / name).name.startswith("test_")
+    assert conftest.SLOW[name].strip()
