@@ -1,14 +1,14 @@
-"""What the images cost: a change in the planning tool, and memory watched during an answer.
+"""What the views cost: a change in the planning tool, and memory watched during an answer.
 
     python benchmarks/monitor.py [--runs N] [--answers N] [--tokens N] [--checkpoint FOLDER]
 
 Planning: for each kind of change to a plan of GLM-4V-9B, the time from a control's new value to the
-finished image, widgets included. It has to stay below 100 ms, to feel immediate. The time on the
+finished view, widgets included. It has to stay below 100 ms, to feel immediate. The time on the
 processor is given beside it, for machines that do other things meanwhile.
 
 Watching: the processor time of the monitor's thread as a part of one core, idle and during calls;
-tokens per second with an image of memory open next to none, in turn in one process; and what the
-hooks cost that tell which part of the model is at work, for as long as an image is open. Without a
+tokens per second with a view of memory open next to none, in turn in one process; and what the
+hooks cost that tell which part of the model is running, for as long as a view is open. Without a
 checkpoint given, of the embedded model, which takes about 2 ms for a token, and of a larger one
 of random weights, whose tokens take as long as a large model's on a GPU.
 """

@@ -1,6 +1,6 @@
 """What transformers' automatic placement does to GLM-4V, beside our plan.
 
-    python benchmarks/placement.py [--GPUs 2-16] [--markdown | --write docs/automatic-placement.md]
+    python benchmarks/placement.py [--gpus 2-16] [--markdown | --write docs/automatic-placement.md]
 
 Everything runs on virtual GPUs without data, so that no GPU and no weights are needed: about ten
 minutes on one CPU core. `--write` replaces what stands between the two markers of that page.

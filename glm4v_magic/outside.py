@@ -1,6 +1,6 @@
-"""What comes from outside, checked before it is used: JSON in files, replies and requests.
+"""Validation of data from outside, before it is used: JSON in files, replies and requests.
 
-A shape is a frozen dataclass of ours or a pydantic model. Whatever does not have it becomes one
+A shape is a frozen dataclass of ours or a pydantic model. Data that does not match becomes one
 line of the caller's error class, which names the place in the file as JSON paths do:
 ``The plan has -3 for 'stages[1].gpu': it should be ...``. pydantic is imported when something is
 checked, not before.
@@ -199,7 +199,7 @@ def _adapter(shape: type) -> TypeAdapter[Any]:
 
 
 def _fault(found: ErrorDetails) -> str:
-    """Say in one line what is wrong: ``lacks 'model'``."""
+    """Return in one line what is wrong: ``lacks 'model'``."""
     place = _place(found["loc"])
     kind = found["type"]
     if kind in ("missing", "missing_argument"):
@@ -222,7 +222,7 @@ def _fault(found: ErrorDetails) -> str:
 
 
 def _shown(value: object) -> str:
-    """A short form of a value, on one line, as it stands in JSON."""
+    """Return a short form of a value on one line, as in JSON."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     shown = _short.repr(value)
@@ -230,7 +230,7 @@ def _shown(value: object) -> str:
 
 
 def _place(keys: Iterable[str | int]) -> str:
-    """Where something is, as a JSON path in quotes: ``'stages[1].gpu'``."""
+    """Return a place as a JSON path in quotes: ``'stages[1].gpu'``."""
     path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
     if len(path) > _LONGEST:
         path = f"{path[:_LONGEST]}..."

@@ -1,4 +1,4 @@
-"""One question to a model: how it is asked, what comes of it, and the form it is asked in."""
+"""One question to a model: its terms, its answer, and the format of the answer."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How a question is asked; see `Session.stream`.
+    """Terms of a question; see `Session.stream`.
 
     Attributes:
-        sampling: how tokens are chosen.
-        form: the form of the answer.
-        model: loaded if no model was ever chosen.
+        sampling: sampling options.
+        form: format of the answer.
+        model: model to load if none was chosen yet.
     """
 
     sampling: Sampling
@@ -57,13 +57,13 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A question to the model, and what becomes of its answer.
+    """A question to the model, and the chat that keeps its answer.
 
     Attributes:
-        chat: name of the chat that the answer goes into.
-        conversation: what is sent.
-        terms: how.
-        keeps_partial: whether an interrupted answer goes into the chat, too.
+        chat: name of the chat that the answer is added to.
+        conversation: conversation to send.
+        terms: terms of the question.
+        keeps_partial: whether an interrupted answer is added to the chat, too.
     """
 
     chat: str
@@ -73,12 +73,12 @@ class Call:
 
     @property
     def request(self) -> Request:
-        """What the engine is asked."""
+        """Request for the engine."""
         return Request(self.conversation, self.terms.sampling)
 
 
 def sourced(images: object) -> tuple[SourcedImage, ...]:
-    """Return what `images.to_images` makes of `images`; nothing of nothing."""
+    """Return `images` as `images.to_images` reads them; an empty tuple for ``None``."""
     from glm4v_magic.images import to_images
 
     if images is None or (isinstance(images, list | tuple) and not images):
@@ -87,7 +87,7 @@ def sourced(images: object) -> tuple[SourcedImage, ...]:
 
 
 def refuse_too_many(conversation: Conversation, model: str, most: int | None) -> None:
-    """Refuse a conversation with more images than a model takes.
+    """Raise ConversationError if a conversation has more images than the model takes.
 
     Raises:
         ConversationError: if there are more than `most`.
@@ -108,7 +108,7 @@ def refuse_too_many(conversation: Conversation, model: str, most: int | None) ->
 def refuse_more_than(
     most: int | None, given: int, model: str, whose: str = "this row", hint: str = ""
 ) -> None:
-    """Refuse more images than a model takes.
+    """Raise ConversationError if there are more images than the model takes.
 
     Raises:
         ConversationError: if there are more than `most`.
@@ -121,11 +121,11 @@ def refuse_more_than(
 
 
 def refuse_thinking(request: Request, model: str, thinks: bool | None) -> None:
-    """Refuse to have a model think that cannot.
+    """Raise an error if a model is to think that cannot.
 
     Raises:
-        OptionError: if it is told to.
-        ConversationError: if it would carry on what another model was thinking.
+        OptionError: if the request asks for thinking.
+        ConversationError: if it would continue another model's thinking.
     """
     if thinks is not False:
         return
@@ -143,7 +143,7 @@ def refuse_thinking(request: Request, model: str, thinks: bool | None) -> None:
 
 
 def answer_of(call: Call, generation: Generation, info: EngineInfo) -> Answer:
-    """Return the answer that a generation is; a carried-on one with what was said before."""
+    """Return a generation as an answer; a continued one includes its earlier part."""
     conversation = call.conversation
     before = conversation.partial or Message("assistant", "")
     return Answer(
@@ -162,7 +162,7 @@ def answer_of(call: Call, generation: Generation, info: EngineInfo) -> Answer:
 
 
 def generated(engine: Engine, request: Request) -> Generator[Piece, None, Generation]:
-    """Ask an engine one thing: yields what it says, returns all of it.
+    """Send one request to an engine: yields the pieces, returns the whole generation.
 
     Raises:
         GenerationInterrupted: on an interrupt, also one that is thrown in, with what was said
@@ -194,10 +194,10 @@ def generated(engine: Engine, request: Request) -> Generator[Piece, None, Genera
 def in_form(
     answer: Answer, call: Call, engine: Engine
 ) -> Generator[Correcting | Piece, None, Answer]:
-    """Return the answer with what it holds in its form, corrected once if there is a schema.
+    """Return the answer with its parsed value, corrected once if it violates a schema.
 
     Raises:
-        FormatError: if it is not in that form; `answer` holds it.
+        FormatError: if it does not follow its format; `answer` holds it.
         GenerationInterrupted: if the correction is interrupted.
     """
     try:
@@ -218,7 +218,7 @@ def in_form(
 
 
 def correction_of(answer: Answer, call: Call, fault: FormatError) -> Request | None:
-    """Return what to ask after an answer at fault; ``None`` if asking again would not help."""
+    """Return the request for a correction; ``None`` if asking again would not help."""
     if call.terms.form.schema is None or isinstance(fault.__cause__, OptionError):
         return None
     first = call.conversation.with_answer(answer.text, complete=True)
@@ -227,7 +227,7 @@ def correction_of(answer: Answer, call: Call, fault: FormatError) -> Request | N
 
 
 def corrected(first: Answer, second: Answer | Generation, what: str) -> Answer:
-    """Return the correction of an answer in which `what` was wrong; its usage is that of both."""
+    """Return the corrected answer; its usage is that of both, `what` was wrong in the first."""
     return replace(
         first,
         text=second.text,
@@ -240,11 +240,11 @@ def corrected(first: Answer, second: Answer | Generation, what: str) -> Answer:
 
 
 def with_value(answer: Answer, form: Form) -> Answer:
-    """Return the answer with what it holds in its form.
+    """Return the answer with its parsed value.
 
     Raises:
-        FormatError: if it is not in that form; `answer` holds it. It is caused by an `OptionError`
-            if the schema refers to what is not in it.
+        FormatError: if it does not follow its format; `answer` holds it. Its cause is an
+            `OptionError` if the schema has a reference that cannot be resolved.
     """
     try:
         return replace(answer, value=form.read(answer.text))
@@ -264,7 +264,7 @@ def terms_of(options: Mapping[str, Any]) -> Terms:
     """Return the terms of a call from options of the table, checked; others are left out.
 
     Raises:
-        OptionError: if the schema is none, or not for the form.
+        OptionError: if the schema is invalid, or does not suit the format.
     """
     form = form_of(options.get("format"), options.get("schema"))
     return Terms(taken(Sampling, options), form, options.get("model"))

@@ -1,4 +1,4 @@
-"""Answers in an asked form: JSON, with a schema or without, and code."""
+"""Answers in a given format: JSON, with or without a schema, and code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _NOTHING = object()
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The form of an answer that was asked for.
+    """The format that an answer must follow.
 
     Attributes:
         format: as in `AnswerForm`.
@@ -45,10 +45,10 @@ class Form:
     schema: Mapping[str, Any] | bool | None = None
 
     def read(self, text: str) -> Any:
-        """Return what an answer holds in this form; ``None`` for prose.
+        """Return the parsed value of an answer; ``None`` for prose.
 
         Raises:
-            FormatError: if it is not in this form.
+            FormatError: if it does not follow this format.
         """
         if self.format == "code":
             return find_code(text)[0]
@@ -62,10 +62,10 @@ class Form:
 
 
 def form_of(format: str | None = None, schema: object = None) -> Form:  # noqa: A002  the option
-    """Return the form that options ask for; a schema alone asks for ``json``.
+    """Return the form for these options; a schema alone means ``json``.
 
     Raises:
-        OptionError: for an unknown format, or a schema that is none or of another format.
+        OptionError: for an unknown format, an invalid schema, or a schema with another format.
     """
     name = format or (FORMATS[0] if schema is None else "json")
     check("format", name)
@@ -101,8 +101,7 @@ def _embedded(text: str) -> Any:
         try:
             return _decoder.raw_decode(text, opening.start())[0]
         except json.JSONDecodeError as error:
-            # Never inside of what was read until here: a list in an object that was cut off is
-            # not what was asked for.
+            # Not within what was parsed so far: a list in a truncated object is no answer.
             position = max(error.pos, opening.end())
         except ValueError:
             position = opening.end()
@@ -140,7 +139,7 @@ def check_schema(schema: object) -> Mapping[str, Any] | bool:
 
 
 def violation(value: object, schema: Mapping[str, Any] | bool) -> str | None:
-    """Say where `value` first departs from `schema` and how; ``None`` if it does not."""
+    """Return the first violation of `schema` by `value`, and where; ``None`` if it is valid."""
     from jsonschema.exceptions import best_match
     from jsonschema.validators import validator_for
     from referencing import Registry
@@ -167,7 +166,7 @@ def _located(error: Any) -> str:
 
 
 def correction(what: str) -> str:
-    """What to tell a model whose answer was not as asked."""
+    """Return the message that asks a model to correct its answer."""
     return f"That is not right: {what}. Answer again, with JSON only."
 
 

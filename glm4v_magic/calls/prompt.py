@@ -1,4 +1,4 @@
-r"""``{{expression}}`` in a prompt becomes the text of its value.
+r"""Expansion of ``{{expression}}`` in a prompt to the text of its value.
 
     animals = ["cat", "owl"]
 
@@ -36,7 +36,7 @@ _STRING_OR_BRACE = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-# Control and format characters and separators: nothing that a model could answer.
+# Control and format characters and separators: no question to answer.
 _BLANK = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
 
 
@@ -44,8 +44,8 @@ def expand(text: str, namespace: Mapping[str, object]) -> str:
     r"""Return `text` with each ``{{expression}}`` replaced by its value, and ``\{{`` by ``{{``.
 
     Args:
-        text: a prompt as the user wrote it.
-        namespace: the names that expressions may use, next to Python's builtins.
+        text: prompt as the user wrote it.
+        namespace: names that expressions may use, besides Python's builtins.
 
     Raises:
         PromptError: if an expression is not closed, is empty, is not Python, uses an unknown name
@@ -71,7 +71,7 @@ def names_in(text: str) -> frozenset[str]:
 
 
 def _pieces(text: str) -> Iterator[tuple[str, int | None]]:
-    """Cut a prompt into text, and expressions with the line that each of them stands in."""
+    """Split a prompt into text, and expressions with their line numbers."""
     position = 0
     while opening := _OPENING.search(text, position):
         yield text[position : opening.start()], None
@@ -92,7 +92,7 @@ def require_text(text: str) -> str:
     """Return `text` without the whitespace around it.
 
     Raises:
-        PromptError: if nothing visible is left, or `text` is no valid Unicode.
+        PromptError: if nothing visible is left, or `text` is not valid Unicode.
     """
     try:
         text.encode()
@@ -110,7 +110,7 @@ def read_prompt(path: str) -> str:
     """Return the prompt in a text file, UTF-8, ``~`` expanded.
 
     Raises:
-        PromptError: if there is no such file, or it is no text.
+        PromptError: if there is no such file, or it is not text.
     """
     file = Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails on ~nobody
     try:
@@ -128,13 +128,13 @@ def read_prompt(path: str) -> str:
 
 
 def _end_of_expression(text: str, start: int) -> int | None:
-    """Return where the ``}}`` stands that closes an expression from `start`, if any does."""
+    """Return the index of the ``}}`` that closes an expression from `start`, if any."""
     depth = 0
     position = start
     while found := _STRING_OR_BRACE.search(text, position):
         position = found.end()
         if found["open_string"]:
-            # Not Python, whatever follows: it ends where a reader would say so.
+            # Not Python, whatever follows: it ends where a reader would expect.
             end = text.find("}}", position)
             return None if end < 0 else end
         if found["brace"] == "{":
@@ -147,7 +147,7 @@ def _end_of_expression(text: str, start: int) -> int | None:
 
 
 def _value(expression: str, line: int, names: dict[str, object]) -> str:
-    """Return the text of what `expression` evaluates to."""
+    """Evaluate `expression` and return the text of its value."""
     where = _where_is(expression, line)
     code, used = _compiled(expression, where)
     try:
@@ -166,7 +166,7 @@ def _value(expression: str, line: int, names: dict[str, object]) -> str:
 
 
 def _compiled(expression: str, where: str) -> tuple[CodeType, frozenset[str]]:
-    """Return the code of `expression` and the names in it."""
+    """Compile `expression`; returns its code and the names in it."""
     if not expression:
         raise PromptError(f"{where} is empty.", f"Write an expression in it. {_LITERAL}")
     try:

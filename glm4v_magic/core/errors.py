@@ -79,13 +79,13 @@ class Glm4vError(Exception):
         self.advise(hint, code=code, **values)
 
     def advise(self, hint: str = "", *, code: str = "", **values: object) -> None:
-        """Say anew what to do next; arguments as those of the class."""
+        """Replace the advice on what to do next; arguments as those of the class."""
         self.hint = hint
         self.code = code or type(self).code
         self.values: dict[str, object] = values
 
     def advise_like(self, other: Glm4vError | Remark) -> None:
-        """Say to do next what a remark, or another error, says."""
+        """Take over the advice of a remark or another error."""
         self.advise()
         if isinstance(other, Glm4vError):
             self.hint = other.hint
@@ -98,7 +98,7 @@ class Glm4vError(Exception):
 
     @property
     def text(self) -> tuple[str | Remark, ...]:
-        """All that it says, as data: a front end words it with `remarks.worded`."""
+        """Whole message as data; a front end words it with `remarks.worded`."""
         return (self.what, Remark(self.code, self.values), self.hint)
 
 
@@ -168,7 +168,7 @@ class DoesNotFitError(PlacementError):
 
 
 class OutOfMemoryError(Glm4vError):
-    """A GPU or the host ran out of memory. A model that was loaded before a call still is."""
+    """A GPU or the host ran out of memory. A model loaded before the call stays loaded."""
 
     code = "out_of_memory"
 
@@ -214,7 +214,7 @@ class GenerationInterrupted(KeyboardInterrupt):
 
     @property
     def generation(self) -> Any:
-        """What the first of these rows has said."""
+        """The generation of the first of these rows."""
         return self.generations[min(self.generations)]
 
 
@@ -237,7 +237,7 @@ class MapInterrupted(KeyboardInterrupt):
 
 
 def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3) -> str:
-    """Say which of `candidates` look like `name`: ``"Did you mean a.png or b.png?"``, or ``""``."""
+    """Return ``"Did you mean a.png or b.png?"`` for candidates similar to `name`, or ``""``."""
     by_lower = {candidate.lower(): candidate for candidate in candidates}
     close = difflib.get_close_matches(name.lower(), by_lower, n=limit, cutoff=0.6)
     if not close:

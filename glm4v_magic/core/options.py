@@ -52,7 +52,7 @@ __all__ = [
 
 Format = Literal["markdown", "text", "json", "code"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-"""Forms of an answer, the usual one first."""
+"""Formats of an answer, the default first."""
 
 Objective = Literal["balance", "fewest"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
@@ -61,7 +61,7 @@ Quantization = Literal["8bit", "4bit"]
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 
 DTYPES = ("bfloat16", "float16", "float32")
-"""Of weights, cache and activations."""
+"""Dtypes of weights, cache and activations."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Group = TypeVar("Group")
@@ -135,11 +135,11 @@ class Option:
         return self.default in (None, ())
 
     def check(self, value: object, label: str | None = None) -> None:
-        """Refuse what this option cannot be.
+        """Raise OptionError unless `value` has the option's type and range.
 
         Args:
-            value: what was given.
-            label: what the user calls the option, where that is not its name.
+            value: value to check.
+            label: name of the option in the message, if not its own.
 
         Raises:
             OptionError: if the value has the wrong type or is out of range.
@@ -163,7 +163,7 @@ class Option:
             )
 
     def explained(self, unless: str = "given") -> str:
-        """Return the meaning, and what counts ``unless`` the option is given."""
+        """Return the help text, with the value that counts ``unless`` the option is given."""
         return f"{self.help} {self._otherwise(unless)}".rstrip()
 
     def _otherwise(self, unless: str) -> str:
@@ -237,18 +237,18 @@ _MOST_MEGAPIXELS = 178  # Pillow refuses more by itself
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen, and whether the model thinks first.
+    """How the next token is chosen, how many there may be, and whether the model thinks first.
 
     Attributes:
-        max_tokens: longest answer, in tokens.
+        max_tokens: maximum number of generated tokens.
         temperature: 0 is greedy; ``None`` leaves it to the checkpoint's generation config, as for
             the next four.
         top_p: nucleus size in (0, 1].
-        top_k: how many of the likeliest tokens stay in.
+        top_k: number of likeliest tokens to sample from.
         min_p: least probability of a token, as a share of the likeliest one's.
-        repetition_penalty: above 1 discourages repeats.
-        seed: seed of this call; ``None`` draws one, which the answer then reports.
-        thinking: whether a model that can think does; ``None`` leaves it to the model.
+        repetition_penalty: above 1 discourages repetition.
+        seed: random seed; ``None`` draws one, and the answer reports it.
+        thinking: whether the model thinks first, if it can; ``None`` takes the model's default.
     """
 
     max_tokens: int = option(
@@ -329,7 +329,7 @@ class Sampling:
 
 
 class ChatChoice:
-    """Where a question goes."""
+    """Chat that a question belongs to."""
 
     follow_up: bool = option(
         False,
@@ -381,7 +381,7 @@ class AnswerForm:
 
 
 class ImageParts:
-    """What is seen of an image."""
+    """Part of an image that is sent."""
 
     page: int | None = option(
         None,
@@ -564,7 +564,7 @@ class PlacementFields:
 
 
 class Loading:
-    """Which model, beside where it goes."""
+    """Which model to load, and how to reach it."""
 
     device_map: object = option(
         None,
@@ -614,7 +614,7 @@ class Loading:
 
 
 class SettingsOnly:
-    """What is set for a notebook, and not given with a question."""
+    """Settings of a notebook that are not options of a question."""
 
     model: str | None = option(
         None,
@@ -705,12 +705,12 @@ def of_requests() -> tuple[Option, ...]:
 
 
 def check(name: str, value: object, label: str | None = None) -> None:
-    """Refuse what the option `name` cannot be; see `Option.check`."""
+    """Raise OptionError unless `value` suits the option `name`; see `Option.check`."""
     OPTIONS[name].check(value, label)
 
 
 def taken(group: type[Group], options: Mapping[str, Any]) -> Group:
-    """Return a group, such as `Sampling`, of those of `options` that are its own."""
+    """Return a group, such as `Sampling`, made from its own options among `options`."""
     names = {each.name for each in fields(group)}  # type: ignore[arg-type]  # a dataclass
     return group(**{name: value for name, value in options.items() if name in names})
 

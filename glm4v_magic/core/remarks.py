@@ -1,4 +1,4 @@
-"""What to tell a user, as data: a code with its values, which a front end puts into words.
+"""Messages to a user as data: a code with values, which a front end puts into words.
 
 What to do next depends on where one asks: ``%glm4v load MODEL --offload`` in a cell,
 ``offload=True`` in Python, a field of the JSON or an option of the server over HTTP. So whoever
@@ -30,7 +30,7 @@ Words = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """Something to tell a user.
+    """A message to a user.
 
     Attributes:
         code: which situation it is: a short, stable name.
@@ -47,7 +47,7 @@ def remark(code: str, **values: object) -> Remark:
 
 
 Text = str | Remark | tuple[str | Remark, ...]
-"""What is the same everywhere, what a front end words, or both, one after the other."""
+"""Fixed text, a remark that a front end words, or several of them in sequence."""
 
 
 def worded(text: Text, words: Words) -> str:
@@ -115,7 +115,7 @@ COMMON: Words = {
     "plan_instead_of_map": "let a plan take the place of the map",
     "shorter_prompt": "shorten the prompt",
 }
-"""What is true in every front end; a front end may have words of its own for it."""
+"""Words common to all front ends; a front end may replace them by its own."""
 
 PYTHON: Words = {
     "gpus_not_here": ("Leave gpus out to load; a plan and a dry run work for any description."),
@@ -190,4 +190,4 @@ PYTHON: Words = {
     ),
     "row_cut_off": "It was cut off at the token limit: allow more (max_tokens).",
 }
-"""What to do next for who calls the package from Python."""
+"""Words for callers of the package from Python."""

@@ -1,4 +1,4 @@
-"""Options as they are typed on a command line: the table in argparse's terms, and back."""
+"""Options on a command line: the table as argparse arguments, and parsed arguments as options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ON_OFF = ("on", "off")
 
 
 def flags_of(option: Option) -> tuple[str, ...]:
-    """Return how an option is typed, the short form first: ``-n``, ``--name``."""
+    """Return the flags of an option, the short one first: ``-n``, ``--name``."""
     long = option.spelled or option.name.replace("_", "-")
     return (*((f"-{option.short}",) if option.short else ()), f"--{long}")
 
@@ -26,8 +26,8 @@ def argument_of(option: Option, unless: str = "given") -> dict[str, Any]:
     The value is ``None``, or false, where the option is not given: see `typed`.
 
     Args:
-        option: of the table.
-        unless: when the default does not count, in the words of the help.
+        option: option of the table.
+        unless: wording of the help for when the default does not count.
     """
     known: dict[str, Any] = {
         "dest": option.name,

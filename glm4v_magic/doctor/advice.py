@@ -1,4 +1,4 @@
-"""What the planner says of the GPUs: whether the model fits, and where the plan can be better."""
+"""Findings of the planner: whether the model fits, and how the plan could be better."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from glm4v_magic.planning.search import Task, best_split, offloaded_split
 __all__ = ["REVIEWED_FROM", "fit", "review"]
 
 REVIEWED_FROM = 6
-"""GPUs from which on a plan is reviewed; GLM-4V-9B fits on fewer of almost any size."""
+"""Number of GPUs from which a plan is reviewed; GLM-4V-9B fits on fewer of almost any size."""
 
 _MOST_GPUS = 16  # that are proposed
 _SHORTEST_CONTEXT = 256  # tokens
@@ -31,7 +31,7 @@ _SUBJECT = "model"
 
 
 def fit(facts: Facts) -> Finding:
-    """Judge whether the model fits at its longest context, and if not, what would."""
+    """Judge whether the model fits at its longest context, and if not, what would help."""
     shape = facts.shape
     model = f"{shape.name} in {shape.dtype}"
     if not facts.gpus and facts.found_gpus:
@@ -144,7 +144,7 @@ def review(facts: Facts) -> Iterator[Finding]:
 
 
 def _parts(found: Plan) -> Finding:
-    """Which parts stay whole: layers always, the tower where it fits."""
+    """Say which parts stay whole: layers always, the vision tower if it fits."""
     tower = [stage for stage in _used(found) if stage.units[0].partition(".")[0] == "vision"]
     if not tower:
         where = "no vision tower"

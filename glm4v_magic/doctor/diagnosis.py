@@ -22,7 +22,7 @@ _NVML = "nvidia-ml-py"
 
 
 def diagnose(facts: Facts) -> tuple[Finding, ...]:
-    """Judge what was gathered: software, driver, GPUs, the model on them, disk, hub."""
+    """Judge the facts: software, driver, GPUs, the model on them, disk, hub."""
     return (
         *software(facts),
         *_driver(facts),

@@ -1,8 +1,8 @@
-"""`gather`: the facts that the doctor judges. All that touches the machine is here.
+"""`gather`: collects the facts that the doctor judges. Only this module touches the machine.
 
-Versions come from the metadata of installed packages, and what is asked of them from this
-package's own: nothing is imported for them. Torch, which takes seconds to import, is imported only
-if NVML finds a GPU, because only torch knows which CUDA it was built for and whether that starts.
+Versions come from the metadata of installed packages, required versions from this package's own
+metadata: nothing is imported for them. Torch, which takes seconds to import, is imported only if
+NVML finds a GPU, because only torch knows which CUDA it was built for and whether CUDA starts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from glm4v_magic.hardware.gpus import FoundGPU, find_gpus
 __all__ = ["MODEL", "Disk", "Facts", "Hub", "Package", "TorchCuda", "gather"]
 
 MODEL = "GLM-4V-9B"
-"""The checkpoint that is judged for unless another is named."""
+"""Checkpoint to judge for by default."""
 
 _OWN = "glm4v_magic"
 _USERS_EXTRAS = ("notebook", "quantize")  # the others are for those who change this package
@@ -40,14 +40,14 @@ _HUB_SECONDS = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A package that this one asks for.
+    """A package that this one requires.
 
     Attributes:
-        name: of the distribution.
-        required: versions that are asked for, ``>=5.17,<6``; empty for any.
-        installed: its version; empty if it is not installed.
-        imported: version of the module in this process; empty if it is not imported.
-        extra: the extra that asks for it; empty if this package cannot do without.
+        name: name of the distribution.
+        required: required versions, ``>=5.17,<6``; empty for any.
+        installed: installed version; empty if it is not installed.
+        imported: version imported in this process; empty if it is not imported.
+        extra: extra that requires it; empty if it is always required.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class TorchCuda:
-    """What torch says of CUDA.
+    """CUDA as torch sees it.
 
     Attributes:
         built_for: CUDA version of its build, ``12.6``; empty for a build without CUDA, ``None``
@@ -75,12 +75,12 @@ class TorchCuda:
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """Where the hub's downloads go.
+    """Disk of the hub's cache.
 
     Attributes:
         folder: the hub's cache.
-        free_bytes: on its disk.
-        cached_bytes: what is there of the checkpoint, complete or not.
+        free_bytes: free space on its disk.
+        cached_bytes: bytes of the checkpoint in the cache, complete or not.
     """
 
     folder: str
@@ -90,10 +90,10 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """What happened when the hub was asked.
+    """Result of a request to the hub.
 
     Attributes:
-        endpoint: its address.
+        endpoint: address of the hub.
         problem: why it could not be reached; empty if it answered.
     """
 
@@ -103,7 +103,7 @@ class Hub:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was found.
+    """Facts about this machine.
 
     Attributes:
         shape: the model to judge for.

@@ -1,4 +1,4 @@
-"""`Finding`: one row of what the doctor says."""
+"""`Finding`: one result of the doctor."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Verdict = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        subject: what was looked at.
+        subject: what was checked.
         verdict: ``ok``; ``warn`` works but deserves a look; ``fail`` will not work.
         found: what is there.
         reason: why the verdict is so; may be empty for ``ok``.

@@ -1,4 +1,4 @@
-"""Python and packages: what is asked, what is installed, what is known to go wrong. Pure."""
+"""Findings on Python and packages: required and installed versions, known problems. Pure."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _TRAPS = {
         f'Stop with the kernel\'s own button; or: pip install "ipykernel==7.3.0", {_RESTART}.',
     )
 }
-"""(package, version) -> what goes wrong, and the way round."""
+"""(package, version) -> problem and work-around."""
 
 
 def software(facts: Facts) -> Iterator[Finding]:
-    """Judge Python, the packages that matter most, and those of the rest that do not fit."""
+    """Judge Python, the most important packages, and others whose versions do not fit."""
     yield _python(facts)
     by_name = {package.name: package for package in facts.packages}
     for name in _SHOWN:
@@ -92,7 +92,7 @@ def _asked(package: Package) -> str:
 
 
 def _suits(version: str, required: str) -> bool | None:
-    """Whether `version` is asked for; ``None`` if it is no version.
+    """Tell whether `version` satisfies `required`; ``None`` if it cannot be parsed.
 
     Builds between releases count as the release they lead to: NVIDIA's containers call theirs
     ``2.6.0a0+ecf3bae40a.nv25.1``.
@@ -105,7 +105,7 @@ def _suits(version: str, required: str) -> bool | None:
 
 
 def _differ(imported: str, installed: str) -> bool:
-    """Whether two versions differ in more than their build, ``+cu124``."""
+    """Tell whether two versions differ in more than their build, ``+cu124``."""
     try:
         return bool(imported) and Version(imported).public != Version(installed).public
     except InvalidVersion:

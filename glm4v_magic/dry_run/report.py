@@ -16,15 +16,15 @@ class GPUUse:
     """What one GPU held at its fullest moment.
 
     Attributes:
-        gpu: the GPU, as in ``cuda:<gpu>``.
-        name: of the GPU.
-        capacity_bytes: what may be used of it.
-        weight_bytes: of the weights and buffers that stay on it.
-        kv_bytes: of the key/value cache on it, at the end.
-        activation_bytes: the rest of the peak: activations, and weights that visit.
+        gpu: GPU index, as in ``cuda:<gpu>``.
+        name: name of the GPU.
+        capacity_bytes: memory that may be used.
+        weight_bytes: weights and buffers that stay on it.
+        kv_bytes: KV cache on it at the end.
+        activation_bytes: rest of the peak: activations, and copied weights of offloaded modules.
         overhead_bytes: CUDA context and workspaces, which a dry run does not see; 0 if idle.
-        phase: ``load``, ``prefill`` or ``decode``: when the peak was.
-        module: whose forward reached it; empty outside of any.
+        phase: phase of the peak: ``load``, ``prefill`` or ``decode``.
+        module: module whose forward reached it; empty outside of any.
     """
 
     gpu: int
@@ -44,12 +44,12 @@ class GPUUse:
 
     @property
     def peak_bytes(self) -> int:
-        """Most bytes of tensors at once."""
+        """Peak bytes of tensors."""
         return self.weight_bytes + self.kv_bytes + self.activation_bytes
 
     @property
     def total_bytes(self) -> int:
-        """All that the GPU must hold."""
+        """All memory that the GPU needs."""
         return self.peak_bytes + self.overhead_bytes
 
     @property
@@ -59,23 +59,23 @@ class GPUUse:
 
     @property
     def short_bytes(self) -> int:
-        """What the GPU lacks; 0 if it is large enough."""
+        """Missing bytes; 0 if the GPU is large enough."""
         return max(0, self.total_bytes - self.capacity_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class MixedDevices:
-    """An operation that a real machine refuses.
+    """An operation on mixed devices, which CUDA refuses.
 
     Attributes:
-        message: what CUDA says.
+        message: message of CUDA.
         operation: name of the operator, such as ``aten.add.Tensor``.
-        module: whose forward it is in.
+        module: module whose forward it is in.
         source: ``file:line in function``, and the line itself.
         code: text of that line.
-        devices: the two that meet.
+        devices: the two devices.
         phase: ``prefill`` or ``decode``.
-        count: how often it happened there.
+        count: number of occurrences.
     """
 
     message: str
@@ -118,18 +118,18 @@ class DryRunReport:
 
     Attributes:
         model: name of the checkpoint.
-        dtype: of weights and activations.
+        dtype: dtype of weights and activations.
         placement: ``plan``, ``auto`` (transformers' own), or ``map``.
         images: images of each row.
-        batch: rows.
-        prompt_tokens: ids of a row, visual ones included.
-        decode_steps: how many followed the prefill.
-        gpus: by GPU index.
-        copies: between devices, the CPU included.
-        decode_hops: device changes of a token in one decode step: from where its id is, through
-            all layers, and back with its logits.
+        batch: number of rows.
+        prompt_tokens: length of a row's prompt in tokens, visual ones included.
+        decode_steps: number of decode steps after the prefill.
+        gpus: use of each GPU, by index.
+        copies: copies between devices, the CPU included.
+        decode_hops: hops of a token in one decode step, from its id through all layers and back
+            with its logits.
         problems: refused operations, in the order they happened.
-        offloaded: modules whose weights wait in host memory.
+        offloaded: modules whose weights stay in host memory.
     """
 
     model: str

@@ -1,8 +1,8 @@
-"""Run a model on virtual GPUs, without its weights: does it work, and what does it take?
+"""The dry run: a model on virtual GPUs without its weights. Does it work, and what does it take?
 
-Built on ``meta`` from the configuration alone, put on GPUs as a real model would be, then a real
-``generate``: one prefill, a few decode steps. What would mix devices on a real machine is found and
-named with module and line; copies are counted; so is the most that every GPU has to hold.
+The model is built on ``meta`` from its configuration, dispatched like a real one, then runs a real
+``generate``: one prefill and a few decode steps. Operations that would mix devices are reported
+with module and line; copies and the peak memory of every GPU are counted.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ __all__ = ["DEFAULT_DECODE_STEPS", "dry_run"]
 
 DEFAULT_DECODE_STEPS = 2
 
-# GPUs of a dry run never run out, so that it tells by how much the real ones would.
+# GPUs of a dry run never run out of memory, so that it tells how much the real ones lack.
 _ENDLESS = 1 << 50
 
 
 @dataclass(frozen=True, slots=True)
 class _Placement:
-    """Where everything goes.
+    """Placement of the model.
 
     Attributes:
         kind: ``plan``, ``auto`` or ``map``.
-        weights: where the weights stay.
-        execution: where they run; differs for what is offloaded.
+        weights: devices that the weights stay on.
+        execution: devices that modules run on; different for offloaded ones.
     """
 
     kind: str
@@ -58,12 +58,12 @@ class _Placement:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """What was seen on the virtual GPUs.
+    """Measurements on the virtual GPUs.
 
     Attributes:
-        report: of the virtual GPUs, since the weights were in place.
+        report: report of the virtual GPUs, from after the weights were placed.
         weights: bytes on each GPU before the run.
-        cache: bytes of keys and values by GPU, after it.
+        cache: bytes of the KV cache on each GPU after the run.
         home: device of the inputs.
     """
 
@@ -85,7 +85,7 @@ def dry_run(
     decode_steps: int = DEFAULT_DECODE_STEPS,
     dtype: str | None = None,
 ) -> DryRunReport:
-    """Run a model dry.
+    """Run a model dry and return the report.
 
     Args:
         architecture: the model without its weights; `checkpoints.architecture` finds one.
@@ -95,14 +95,14 @@ def dry_run(
             Plans and maps are put on it as `Session.load` does.
         context: context length in tokens (prompt and answer); the model's longest by default.
         images: images of each row.
-        batch: rows.
-        text_tokens: ids of the prompt beside its images, instead of filling `context`.
-        decode_steps: how many follow the prefill; at least 1.
-        dtype: of weights and activations; the published one by default.
+        batch: number of rows.
+        text_tokens: text tokens of the prompt, instead of filling `context`.
+        decode_steps: number of decode steps after the prefill; at least 1.
+        dtype: dtype of weights and activations; the published one by default.
 
     Returns:
-        What was found. Refused operations and GPUs that are too small are part of the report, not
-        errors; see `dry_run.text.raise_if_unusable`.
+        The report. Refused operations and GPUs that are too small are part of it, not errors;
+        see `dry_run.text.raise_if_unusable`.
 
     Raises:
         CheckpointError: if transformers does not accept the configuration.
@@ -170,7 +170,7 @@ def _run(
 def _wanted(
     device_map: GivenMap, shape: ModelShape, gpus: tuple[GPU, ...], work: Workload
 ) -> Plan | dict[str, Any] | None:
-    """A plan, a map that nobody has checked yet, or ``None`` for transformers' own."""
+    """Return a plan, an unchecked device map, or ``None`` for transformers' own."""
     if device_map == "plan":
         return plan(shape, gpus, work)
     if device_map == "auto":
@@ -282,7 +282,7 @@ def _copies(report: Report) -> Iterator[HopUse]:
 
 
 def _decode_hops(shape: ModelShape, placement: _Placement, home: str) -> int:
-    """Device changes of a token: from its id through embedding, layers and head, and back."""
+    """Count the hops of a token: from its id through embedding, layers and head, and back."""
     devices = [home]
     for unit in shape.units:
         if not unit.kind.startswith("vision"):
@@ -294,7 +294,7 @@ def _decode_hops(shape: ModelShape, placement: _Placement, home: str) -> int:
 
 
 def _device(module: str, execution: DeviceMap) -> str:
-    """Device of a module, or of its first part if the map names parts only."""
+    """Return the device of a module, or of its first part if the map names parts only."""
     name = module
     while name not in execution and name:
         name = name.rpartition(".")[0]
@@ -325,7 +325,7 @@ def _problems(problems: Sequence[Problem]) -> Iterator[MixedDevices]:
 
 
 def _short(file: str) -> str:
-    """The part of a path that is the same on every computer."""
+    """Return the part of a path that is the same on every computer."""
     parts = PurePath(file).parts
     for folder in ("site-packages", "glm4v_magic"):
         if folder in parts:

@@ -16,25 +16,25 @@ __all__ = ["Engine"]
 
 
 class Engine(Protocol):
-    """Turns requests into text."""
+    """Generates answers to requests."""
 
     @property
     def info(self) -> EngineInfo:
-        """What is worth knowing about the model."""
+        """Facts about the model."""
 
     @property
     def batch_size(self) -> int:
-        """How many requests are worth asking at once."""
+        """Number of requests that are best sent at once."""
 
     def require_room(self, request: Request) -> int | None:
-        """Return how many tokens may follow a prompt; ``None`` if a server does not tell.
+        """Return the number of tokens that may follow a prompt; ``None`` if a server does not tell.
 
         Raises:
             ConversationError: if there is no room for one, or the model cannot take the messages.
         """
 
     def stream(self, requests: Sequence[Request]) -> Generator[EngineEvent, None, None]:
-        """Answer `requests`, which sample alike but for seed and length, all at once.
+        """Answer `requests` in one batch; their sampling may differ in seed and length only.
 
         Yields `Text`, `Thinking` and `Reclassified` as they come, each with the number of its
         request, and `Finished` as each of them ends. The pieces of `Text` of a row, joined and
@@ -58,4 +58,4 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """Give the model's memory back. The engine cannot be used afterwards."""
+        """Release the model's memory. The engine cannot be used afterwards."""

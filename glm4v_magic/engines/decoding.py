@@ -1,10 +1,10 @@
-"""The decode loop: one forward for each step of all rows, from prefill to the last end.
+"""The decode loop: from prefill to the last stop token, one forward per step for all rows.
 
-transformers supplies forward, cache and logits processors; its `generate` says the same ids. It is
-not called because it knows one end for all rows, keeps a row that has ended, reads every prompt
-from its beginning, and cannot be left between two steps.
+transformers supplies forward, cache and logits processors; its `generate` gives the same ids. It is
+not used because it has one stop condition for all rows, keeps rows that have ended, prefills every
+prompt from its beginning, and cannot be left between two steps.
 
-Shapes: B open rows, W columns of the cache, some of which are padding in some rows.
+Shapes: B open rows, W columns of the KV cache, some of which are padding in some rows.
 """
 
 from __future__ import annotations
@@ -25,19 +25,18 @@ from glm4v_magic.images import SourcedImage
 
 __all__ = ["Prompt", "RowTerms", "decode"]
 
-_LEAST_SHARED = 16  # tokens that rows have in common: fewer are not worth a forward of their own
+_LEAST_SHARED = 16  # fewest tokens of a shared prefix that are worth their own forward
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What one row is asked.
+    """Prompt of one row.
 
     Attributes:
-        ids: as the model takes them, (1, L).
-        keys: what tells each position apart from that of another prompt.
-        span: where the image stands, as the first position and the one behind the last; ``None``
-            without one.
-        image: the image, with its digest.
+        ids: token ids with all ids of an image, (1, L).
+        keys: key of each token for comparison with other prompts; see `prefixes`.
+        span: first index of the image and one past its last; ``None`` without an image.
+        image: digest of the image, and the image.
     """
 
     ids: Tensor
@@ -52,12 +51,12 @@ Encode: TypeAlias = Callable[[Sequence[tuple[str, SourcedImage]]], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class RowTerms:
-    """How one row is decoded.
+    """Decoding parameters of one row.
 
     Attributes:
-        limit: its longest answer in tokens, at least 1.
-        ends: ids that end it.
-        sampler: chooses its tokens.
+        limit: maximum number of generated tokens, at least 1.
+        ends: stop token ids.
+        sampler: sampler of its tokens.
     """
 
     limit: int
@@ -72,20 +71,19 @@ def decode(
     kept: PrefixStore,
     encode: Encode,
 ) -> Iterator[dict[int, int]]:
-    """Yield the next id of each open row, by the number of the row, until all have ended.
+    """Yield the next id of each open row, by row number, until all rows have ended.
 
-    What a prompt has in common with one that was read before is not read again, and what all rows
-    begin with is read once. A row that has ended leaves the batch. Between two steps nothing is
-    entered and nothing set: the caller puts the contexts of torch around each ``next``, and may
-    stop at any step.
+    A prefix in the KV cache of an earlier prompt is not prefilled again, and a prefix that all rows
+    share is prefilled once. A row that has ended leaves the batch. No context is open between two
+    steps: the caller enters torch's contexts around each ``next``, and may stop at any step.
 
     Args:
         model: with ``position_ids(input_ids, attention_mask)``.
-        prompts: of each row.
-        terms: likewise.
-        kept: what was read before; what one row alone has read and said is added to it, however
-            it ends.
-        encode: encodes the images that have to be.
+        prompts: prompt of each row.
+        terms: decoding parameters of each row.
+        kept: KV caches of earlier prompts; that of a single row is added at the end, however it
+            ends.
+        encode: encodes images whose features are not kept.
     """
     batch = _Batch(model, prompts, terms, kept, encode)
     try:
@@ -104,7 +102,7 @@ def decode(
 
 
 class _Batch:
-    """The open rows: their cache and where each of them is."""
+    """The open rows, their KV cache and their progress."""
 
     def __init__(
         self,
@@ -127,7 +125,7 @@ class _Batch:
         return DynamicCache(config=self._model.config.get_text_config())
 
     def prefill(self) -> Tensor:
-        """Read all prompts, and return logits of what follows: (B, vocabulary)."""
+        """Prefill all prompts; returns logits of the next token, (B, vocabulary)."""
         start = self._shared()
         positions = [
             self._model.position_ids(prompt.ids, torch.ones_like(prompt.ids))[:, start:]
@@ -144,7 +142,7 @@ class _Batch:
         return self._forward(ids, _images(self._prompts, start))
 
     def _shared(self) -> int:
-        """Put what all rows begin with into the cache, read before or now; return its length."""
+        """Put the shared prefix of all rows into the cache; returns its length."""
         first, count = self._prompts[0], len(self._prompts)
         shared = min(len(prompt.keys) for prompt in self._prompts) - 1  # logits need one more
         for prompt in self._prompts[1:]:
@@ -159,7 +157,7 @@ class _Batch:
         if count == 1:
             return length
         if shared > length:
-            # As one row, whose cache is kept for the rows that are asked later.
+            # As one row, whose cache is kept for later rows.
             alone = replace(first, ids=first.ids[:, :shared], keys=first.keys[:shared])
             if first.span is not None and first.span[0] >= shared:
                 alone = replace(alone, span=None, image=None)
@@ -172,7 +170,7 @@ class _Batch:
         return shared
 
     def _read(self, prompt: Prompt, start: int) -> None:
-        """Read the rest of a prompt into a cache of one row."""
+        """Prefill the rest of a prompt into a cache of one row."""
         self._mask = torch.ones_like(prompt.ids)
         self._places = self._model.position_ids(prompt.ids, self._mask)[:, start:]
         self._forward(prompt.ids[:, start:], _images([prompt], start))
@@ -184,7 +182,7 @@ class _Batch:
         self._width = length
 
     def _forward(self, ids: Tensor, images: Sequence[tuple[str, SourcedImage]] = ()) -> Tensor:
-        """Run the model on new columns, once more if what was kept had to make room."""
+        """Run the model on new columns; retries once with kept caches freed if memory runs out."""
         try:
             return self._logits(ids, images)
         except (RuntimeError, MemoryError) as error:
@@ -211,7 +209,7 @@ class _Batch:
         return logits[:, -1].to(device=self._device, dtype=torch.float32)
 
     def _cut(self) -> None:
-        """Take back what a step that failed has left in some of the layers."""
+        """Crop the cache to its last complete step: a failed step may have written some layers."""
         if not self._width:
             self._cache = self._empty()
             return
@@ -220,7 +218,7 @@ class _Batch:
             layer.values = layer.values[..., : self._width, :]
 
     def choose(self, logits: Tensor) -> dict[int, int]:
-        """Choose the next id of each row."""
+        """Sample the next id of each row."""
         samplers = [self._terms[row].sampler for row in self._rows]
         ids = [self._ids(row) for row in self._rows]
         return dict(zip(self._rows, _chosen(samplers, ids, logits), strict=True))
@@ -233,7 +231,7 @@ class _Batch:
         return torch.cat((prompt, said), dim=1)
 
     def take(self, latest: Mapping[int, int]) -> bool:
-        """Take what was chosen, and say whether rows are open still; the others leave."""
+        """Append the sampled ids and drop rows that have ended; returns whether any are open."""
         kept = []
         for at, row in enumerate(self._rows):
             said, terms = self._said[row], self._terms[row]
@@ -249,7 +247,7 @@ class _Batch:
         return True
 
     def step(self) -> Tensor:
-        """Read what was said last, and return logits of what follows: (B, vocabulary)."""
+        """Run one decode step; returns logits of the next token, (B, vocabulary)."""
         ids = torch.tensor([[self._said[row][-1]] for row in self._rows], device=self._device)
         one = torch.ones((len(ids), 1), dtype=self._mask.dtype, device=self._device)
         self._mask = torch.cat((self._mask, one), dim=1)
@@ -257,11 +255,11 @@ class _Batch:
         return self._forward(ids)
 
     def give_up(self) -> None:
-        """Keep nothing: something has failed, perhaps for lack of memory."""
+        """Keep no cache: the call failed, perhaps for lack of memory."""
         self._width = 0
 
     def keep(self) -> None:
-        """Keep what a row alone has read and said; nothing if others were beside it."""
+        """Keep the KV cache of a single row; nothing for a batch."""
         if len(self._prompts) == 1 and self._kept.budget and self._width:
             keys: tuple[Hashable, ...] = (*self._prompts[0].keys, *self._said[0])
             self._kept.put(self._prefix(keys, self._width))
@@ -275,7 +273,7 @@ class _Batch:
 
 
 def _images(prompts: Sequence[Prompt], start: int) -> list[tuple[str, SourcedImage]]:
-    """Return the images that stand behind `start` in their rows."""
+    """Return the images that come after `start` in their rows."""
     return [
         prompt.image
         for prompt in prompts
@@ -284,7 +282,7 @@ def _images(prompts: Sequence[Prompt], start: int) -> list[tuple[str, SourcedIma
 
 
 def _outside_image(length: int, prompt: Prompt) -> int:
-    """Return how much of a beginning to use: an image in it is there as a whole."""
+    """Return how much of a prefix to use, so that it does not end inside an image."""
     is_cut = prompt.span is not None and prompt.span[0] < length < prompt.span[1]
     return prompt.span[0] if is_cut and prompt.span is not None else length
 
@@ -295,7 +293,7 @@ def _padded(rows: Tensor, width: int) -> Tensor:
 
 
 def _chosen(samplers: Sequence[TokenSampler], ids: Sequence[Tensor], scores: Tensor) -> list[int]:
-    """Choose the next id of each row: B times (1, L) ids and (B, vocabulary) logits."""
+    """Sample the next id of each row from B times (1, L) ids and (B, vocabulary) logits."""
     if all(sampler.is_plain for sampler in samplers):
         likeliest: list[int] = scores.argmax(dim=-1).tolist()
         return likeliest

@@ -1,7 +1,7 @@
-"""A model in this process, which answers in the calling thread.
+"""Engine for a model in this process; it generates in the calling thread.
 
-The main thread matters: an interrupt then stops the model between two tokens and comes straight
-out of the call. A worker thread would go on computing after the interrupt.
+That is the main thread in a notebook: an interrupt stops the model between two tokens and is raised
+from the call. A worker thread would go on computing after the interrupt.
 """
 
 from __future__ import annotations
@@ -63,20 +63,20 @@ def load(
     keep: int | None = None,
     arrived: Callable[[LoadProgress], None] | None = None,
 ) -> LocalEngine:
-    """Load a checkpoint for use in this process; whatever stops it, nothing stays in memory.
+    """Load a checkpoint into this process; if that fails or is stopped, nothing stays in memory.
 
     Args:
         checkpoint: from `checkpoints.resolve`.
         placement: from `planning.decision.decide`; ``None`` is the CPU in float32.
-        recorder: notes which part of the model is at work, once somebody watches.
+        recorder: records which part of the model is running, while it is watched.
         keep: most bytes to keep of what was read, so that it is not read again; 0 for nothing. By
             default half of what the plan leaves free, or 1 GiB without one.
         arrived: called with each weight that has arrived: transformers loads in a loop of its own.
 
     Raises:
         CheckpointError: if the weights cannot be read.
-        PlacementError: if a weight is not where the placement says.
-        OutOfMemoryError: if they do not fit after all.
+        PlacementError: if a weight is not on the device of the placement.
+        OutOfMemoryError: if the weights do not fit.
     """
     placement = placement or Placement()
     engine: LocalEngine | None = None
@@ -138,7 +138,7 @@ def _advice_for_load(placement: Placement) -> Remark:
 
 
 def _release_memory() -> None:
-    """Give back what only unreachable objects and torch's allocator hold."""
+    """Free memory held by unreachable objects and by torch's allocator."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -148,10 +148,10 @@ class LocalEngine:
     """A loaded model; see `engines.Engine`.
 
     Args:
-        checkpoint: what was loaded.
-        loaded: the model and its processor.
-        placement: where it went.
-        recorder: notes which part of the model is at work.
+        checkpoint: checkpoint that was loaded.
+        loaded: model and processor.
+        placement: placement of the model.
+        recorder: records which part of the model is running.
         keep: most bytes to keep of what was read, so that it is not read again.
 
     Attributes:
@@ -178,12 +178,12 @@ class LocalEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """What is worth knowing about the model."""
+        """Facts about the model."""
         return self._info
 
     @property
     def batch_size(self) -> int:
-        """Rows worth asking at once: 8, or 1 of a large model on the CPU.
+        """Number of rows that are best asked at once: 8, or 1 for a large model on the CPU.
 
         There a row takes minutes by itself, and memory that runs out ends the kernel. On GPUs a
         batch that does not fit is halved.
@@ -216,12 +216,12 @@ class LocalEngine:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            # The frames it came through hold the key/value cache.
+            # Its frames hold the KV cache.
             forget_locals(error)
             text = str(error)
         else:
             return
-        # Out here the new exceptions have no __context__, whose frames would hold on to the cache.
+        # Raised here, new exceptions have no __context__, whose frames would keep the cache.
         if interrupted:
             raise GenerationInterrupted(_interrupted(rows, len(requests)))
         _release_memory()
@@ -230,7 +230,7 @@ class LocalEngine:
         raise self._out_of_memory(text, longest, said)
 
     def _answer(self, requests: Sequence[Request], rows: list[_Row]) -> Iterator[EngineEvent]:
-        """Put a row into `rows` for each request, and answer all of them."""
+        """Add a row to `rows` for each request, and answer all of them."""
         start = time.perf_counter()
         limits = [min(each.sampling.max_tokens, self.require_room(each)) for each in requests]
         rows += [_Row(self, *each, start) for each in zip(requests, limits, strict=True)]
@@ -242,8 +242,8 @@ class LocalEngine:
             steps = self._steps(rows)
         with self._recording():
             while True:
-                # What torch is told to do is told for one step: between two of them the caller's
-                # code runs, and the user's.
+                # torch's contexts are entered for one step only: between two steps the caller's and
+                # the user's code runs.
                 with torch_state_kept(), _without_gradients():
                     latest = next(steps, None)
                 if latest is None:
@@ -252,7 +252,7 @@ class LocalEngine:
                 yield from _told(latest, rows)
 
     def _steps(self, rows: Sequence[_Row]) -> Iterator[dict[int, int]]:
-        """Write the prompts, and return what reads them in its first step and decodes."""
+        """Encode the prompts; returns the decode loop over them."""
         prompts = [self._prompt(row.request.conversation) for row in rows]
         for row, prompt in zip(rows, prompts, strict=True):
             row.prompt_tokens = prompt.ids.shape[1]
@@ -274,7 +274,7 @@ class LocalEngine:
         return Prompt(tensor, keys, span, (digest, image))
 
     def _features(self, images: Sequence[tuple[str, SourcedImage]]) -> Tensor:
-        """Encode images, but for those whose features are kept: (images, V, H)."""
+        """Return features of images, encoded or kept from earlier: (images, V, H)."""
         known: dict[str, Tensor] = {}
         missing: dict[str, SourcedImage] = {}
         for digest, image in images:
@@ -287,14 +287,14 @@ class LocalEngine:
             pixels = [self.processor.pixel_values(image.image) for image in missing.values()]
             encoded = self.model.get_image_features(torch.stack(pixels).to(self._home))
             for digest, features in zip(missing, encoded.split(1), strict=True):
-                # A part of a batch would hold on to all of it.
+                # A slice of a batch would keep all of it alive.
                 known[digest] = features.clone() if len(missing) > 1 else features
                 self.kept.put_features(digest, known[digest])
         return torch.cat([known[digest] for digest, _ in images])
 
     @property
     def _home(self) -> torch.device:
-        """Where ids and pixels go; if the first weights are offloaded, their hooks move them."""
+        """Device for ids and pixels; if the first weights are offloaded, their hooks move them."""
         device: torch.device = self.model.device
         return torch.device("cpu") if device.type == "meta" else device
 
@@ -320,19 +320,19 @@ class LocalEngine:
         return out_of_memory(text, doing, remark("answering_ran_out", ways=tuple(ways)))
 
     def close(self) -> None:
-        """Drop the model and give its memory back."""
+        """Drop the model and release its memory."""
         self.model = self.processor = None
         self.kept.clear()
         _release_memory()
 
     def _recording(self) -> contextlib.AbstractContextManager[None]:
-        """Let a watcher know which part of the model is at work within the context."""
+        """Return a context in which the recorder records the running part of the model."""
         queued = bool(self.gpus) and active() is None
         return self._recorder.recording(self.model, lambda: self._parts, is_queued=queued)
 
     @cached_property
     def _parts(self) -> tuple[ModelPart, ...]:
-        """What is told apart; nothing under a map that was given, of which no more is known."""
+        """Return the parts of the model to record; none under a given device map."""
         made, shape = self._info.plan, self._architecture.shape()
         try:
             if made is None and self._info.devices == ("cpu",):
@@ -343,21 +343,21 @@ class LocalEngine:
 
     @property
     def gpus(self) -> list[torch.device]:
-        """The GPUs that the model is on."""
+        """GPUs that the model is on."""
         return [torch.device(name) for name in self._info.devices if name != "cpu"]
 
 
 class _Row:
-    """A request while it is answered.
+    """A request that is being answered.
 
     Args:
-        engine: that answers it.
-        request: the request.
-        limit: longest answer in tokens.
-        start: when the call began, in seconds.
+        engine: engine that answers it.
+        request: request to answer.
+        limit: maximum number of generated tokens.
+        start: time at which the call began, in seconds.
 
     Attributes:
-        prompt_tokens: length of the prompt; 0 until it is known.
+        prompt_tokens: length of the prompt in tokens; 0 until it is known.
         is_open: whether its generation is still to come.
     """
 
@@ -377,12 +377,12 @@ class _Row:
         )
 
     def terms(self, device: str | torch.device) -> RowTerms:
-        """Return how it is decoded; it draws on `device`."""
+        """Return its decoding parameters, sampling on `device`."""
         sampler = TokenSampler(self._config, self._seed, device)
         return RowTerms(self._config.max_new_tokens, frozenset(self._config.eos_token_id), sampler)
 
     def generation(self) -> Generation:
-        """Return what was said until now, and what it took."""
+        """Return the text so far and its usage."""
         visual = len(self.request.conversation.images) * self._processor.num_visual_tokens
         times = self.transcript.times
         usage = Usage(
@@ -398,7 +398,7 @@ class _Row:
 
 
 def _told(latest: Mapping[int, int], rows: Sequence[_Row]) -> Iterator[EngineEvent]:
-    """Take the latest id of each row, one row after the other, and tell what comes of it."""
+    """Append the latest id of each row and yield the resulting events."""
     now = time.perf_counter()
     for number, token in latest.items():
         row = rows[number]
@@ -411,7 +411,7 @@ def _told(latest: Mapping[int, int], rows: Sequence[_Row]) -> Iterator[EngineEve
 
 
 def _interrupted(rows: Sequence[_Row], count: int) -> dict[int, Generation]:
-    """Return what the open ones of `count` rows have said; nothing where they are not yet made.
+    """Return the partial generations of the open rows; empty ones for rows not yet started.
 
     If all have ended, it is the one that did so last: whoever was told may not have taken it.
     """
@@ -424,7 +424,7 @@ def _interrupted(rows: Sequence[_Row], count: int) -> dict[int, Generation]:
 
 
 def _seed(sampling: Sampling) -> int:
-    # A seed from the operating system: drawing one from torch would move the user's own state.
+    # A seed from the operating system: drawing one from torch would change the user's random state.
     return sampling.seed if sampling.seed is not None else secrets.randbelow(2**31)
 
 

@@ -1,4 +1,4 @@
-"""One message for a GPU that ran out: which one, by how much, who else is on it, what to change.
+"""Message for a GPU that ran out of memory: which one, by how much, who else uses it, advice.
 
 torch tells GPU, request and free memory in the text of its error; NVML tells who else is there.
 """
@@ -32,19 +32,19 @@ _GIB = 2**30
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether `error` says that a GPU, or the host, has no memory left."""
+    """Tell whether `error` means that a GPU or the host ran out of memory."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
 
 
 def out_of_memory(text: str, doing: str, advice: Remark) -> OutOfMemoryError:
-    """Make the error that the user sees.
+    """Return the error that the user sees.
 
     Args:
-        text: of torch's error.
-        doing: what was going on: ``while the prompt was read``.
-        advice: what to change.
+        text: text of torch's error.
+        doing: what the model was doing: ``while the prompt was read``.
+        advice: advice on what to change.
     """
     gpu, asked, free = _GPU.search(text), _ASKED.search(text), _FREE.search(text)
     on_host = gpu is None and ("CPU" in text or "alloc_cpu" in text or not text)
@@ -61,7 +61,7 @@ def out_of_memory(text: str, doing: str, advice: Remark) -> OutOfMemoryError:
 
 
 def _others(index: int) -> str:
-    """Who else is on a GPU; empty if nobody is, or it is not known."""
+    """Return who else uses a GPU; empty if nobody does, or if unknown."""
     from glm4v_magic.hardware.gpus import find_gpus
     from glm4v_magic.hardware.processes import other_users
     from glm4v_magic.virtual_gpus import active

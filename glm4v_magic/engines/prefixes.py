@@ -1,8 +1,8 @@
-"""What was read before and need not be read again: key/value caches of prompts, and image features.
+"""Prefix cache: KV caches of prompts and image features, kept for later calls.
 
-A prompt is compared by its keys: the id of each token, and the digest of the image at each position
-that stands for one, since all images have the same ids. Entries are dropped when they are over the
-budget, the one that was used longest ago first.
+Prompts are compared by the keys of their tokens: the token's id, or for tokens of an image the
+digest of the image, since all images have the same ids. Over the budget, the least recently used
+entry is dropped first.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Keys: TypeAlias = tuple[Hashable, ...]
 
 @dataclass(frozen=True, slots=True)
 class CacheFacts:
-    """What is kept between calls.
+    """Contents of the prefix cache.
 
     Attributes:
-        used_bytes: of all that is kept.
-        budget_bytes: the most that is kept; 0 keeps nothing.
-        prefixes: how many prompts with their answers.
-        images: how many encoded images.
+        used_bytes: bytes in use.
+        budget_bytes: maximum number of bytes; 0 keeps nothing.
+        prefixes: number of kept prompts (with their answers).
+        images: number of images with kept features.
     """
 
     used_bytes: int
@@ -41,19 +41,19 @@ class CacheFacts:
 
 @dataclass(frozen=True, slots=True)
 class KeptPrefix:
-    """A key/value cache: of each layer keys and values, (1, heads, length, head size)."""
+    """A KV cache: keys and values of each layer, (1, heads, length, head size)."""
 
     keys: Keys
     layers: tuple[tuple[Tensor, Tensor], ...]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all layers."""
+        """Size of all layers in bytes."""
         return sum(tensor.nbytes for layer in self.layers for tensor in layer)
 
 
 def common_length(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:
-    """Return how many keys two prompts begin with alike."""
+    """Return the length of the common prefix of two sequences of keys."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2
@@ -65,7 +65,7 @@ def common_length(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:
 
 
 def image_digest(image: SourcedImage) -> str:
-    """Return what tells two images apart, whatever they are called."""
+    """Return a digest of an image's pixels, whatever its name."""
     pixels = image.image
     digest = hashlib.sha256(f"{pixels.mode} {pixels.size} ".encode())
     digest.update(pixels.tobytes())
@@ -75,10 +75,10 @@ def image_digest(image: SourcedImage) -> str:
 
 
 class PrefixStore:
-    """Keeps prefixes and image features within a budget.
+    """Prefix cache with a budget; least recently used entries are dropped.
 
     Args:
-        budget: in bytes; 0 keeps nothing.
+        budget: maximum size in bytes; 0 keeps nothing.
 
     Attributes:
         budget: likewise; may be changed.
@@ -90,14 +90,14 @@ class PrefixStore:
 
     @property
     def facts(self) -> CacheFacts:
-        """What is kept now."""
+        """Contents now."""
         kept = list(self._entries.values())
         prefixes = sum(isinstance(each, KeptPrefix) for each in kept)
         used = sum(each.nbytes for each in kept)
         return CacheFacts(used, self.budget, prefixes, len(kept) - prefixes)
 
     def take(self, keys: Keys) -> tuple[KeptPrefix | None, int]:
-        """Find the prefix that has most in common with a prompt.
+        """Return the kept prefix with the longest common beginning with a prompt.
 
         One that the prompt begins with as a whole leaves the store: what comes of the call takes
         its place, and it is in memory once.
@@ -117,7 +117,7 @@ class PrefixStore:
         return found, most
 
     def put(self, prefix: KeptPrefix) -> None:
-        """Keep a prefix, in the place of those that it begins with."""
+        """Keep a prefix; it replaces kept prefixes that it begins with."""
         if not prefix.keys or prefix.nbytes > self.budget:
             return
         for entry in list(self._prefixes()):
@@ -141,7 +141,7 @@ class PrefixStore:
             self._fit()
 
     def clear(self) -> bool:
-        """Drop everything; say whether there was something."""
+        """Drop everything; returns whether there was anything."""
         had, self._entries = bool(self._entries), OrderedDict()
         return had
 

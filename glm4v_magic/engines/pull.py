@@ -1,4 +1,4 @@
-"""A function that tells a callback, read as a generator.
+"""Turn a function with a callback into a generator.
 
 transformers reports each weight to a callback in the middle of `from_pretrained`. A generator
 cannot yield from there, and a thread would go on loading after an interrupt. A greenlet can do

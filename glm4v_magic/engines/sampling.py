@@ -1,4 +1,4 @@
-"""How the next token is chosen: the checkpoint's defaults, what a call asks, and each row's choice.
+"""Sampling of the next token: the checkpoint's defaults, the options of a call, a row's sampler.
 
 transformers' own processors do the arithmetic, in the order in which `generate` applies them
 (``GenerationMixin._get_logits_processor``).
@@ -53,7 +53,7 @@ _LONGEST_NOTE = 100  # characters of what a file says
 _WHOLE_NUMBERS = ("no_repeat_ngram_size", "top_k")
 
 _OF_CALLS = ("max_length", "max_new_tokens", "use_cache")
-"""Replaced by what a call asks and by the room behind its prompt, so nothing to tell."""
+"""Settings that the options of a call and the context length replace; not reported."""
 
 _ABOUT_OUTPUT = (
     "output_attentions", "output_hidden_states", "output_logits", "output_scores",
@@ -65,7 +65,7 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"
 def checkpoint_config(
     published: GenerationConfig, ends: Iterable[int]
 ) -> tuple[GenerationConfig, tuple[str, ...]]:
-    """Take from a checkpoint's generation config what decoding here understands.
+    """Read the settings of a checkpoint's generation config that decoding here supports.
 
     Args:
         published: as ``generation_config.json`` has it, any value of any type.
@@ -90,7 +90,7 @@ def checkpoint_config(
 
 
 def _take(config: GenerationConfig, name: str, value: object) -> bool:
-    """Set a value of the file if it is understood; say whether it is."""
+    """Set a value of the file if it is supported; returns whether it is."""
     makers = {each: (maker, off) for each, maker, off in (*_READERS, *_WARPERS)}
     if name not in makers:
         return name == "do_sample" and isinstance(value, bool)
@@ -115,7 +115,7 @@ def _shortened(text: str) -> str:
 
 
 def _matters(name: str, value: object) -> bool:
-    """Tell whether leaving a setting out changes what an answer says."""
+    """Tell whether ignoring a setting would change answers."""
     is_about_file = name.startswith("_") or name == "transformers_version"
     if is_about_file or name in (*_OF_CALLS, *_ABOUT_OUTPUT, *_IDS):
         return False
@@ -143,12 +143,12 @@ def _is_id(value: object) -> bool:
 
 
 def call_config(base: GenerationConfig, sampling: Sampling, room: int) -> GenerationConfig:
-    """Turn `sampling` into transformers' terms, on top of the checkpoint's own defaults.
+    """Return a generation config: `sampling` on top of the checkpoint's defaults.
 
     Args:
-        base: from `checkpoint_config`; stays as it is.
-        sampling: what was asked.
-        room: how many tokens fit behind the prompt.
+        base: config from `checkpoint_config`; not changed.
+        sampling: sampling options of the call.
+        room: number of tokens that fit after the prompt.
     """
     config = copy.deepcopy(base)
     config.max_length = None
@@ -169,15 +169,15 @@ def call_config(base: GenerationConfig, sampling: Sampling, room: int) -> Genera
 
 
 class TokenSampler:
-    """Chooses the tokens of one row as `generate` does for a row that is alone.
+    """Samples the tokens of one row as `generate` does for a single row.
 
     A row that is sampled draws from a generator of its own, and repeats are counted in its own
     ids: what it says does not depend on the rows beside it.
 
     Args:
-        config: from `call_config`.
-        seed: of the row; ``None`` for greedy decoding.
-        device: of the generator.
+        config: config from `call_config`.
+        seed: seed of the row; ``None`` for greedy decoding.
+        device: device of the random generator.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class TokenSampler:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it takes the likeliest token, whatever was said before."""
+        """Whether decoding is greedy and independent of earlier tokens."""
         return self._generator is None and not self._processors
 
     def choose(self, ids: Tensor, scores: Tensor) -> int:

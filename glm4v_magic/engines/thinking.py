@@ -1,4 +1,4 @@
-"""A model's thinking, told apart from its answer while both arrive in pieces.
+"""Separation of a model's thinking from its answer while both are streamed.
 
 Such a model writes ``<think>...</think>`` before its answer, and GLM-4.1V-Thinking puts the answer
 itself between ``<answer>`` and ``</answer>``. Some servers take the thinking out. Others leave it
@@ -23,7 +23,7 @@ Told: TypeAlias = Thinking | Text | Reclassified
 
 
 class _At(Enum):
-    """Where in its writing the model is."""
+    """State of the splitter."""
 
     START = auto()  # nothing but whitespace, or the beginning of a tag
     THINKING = auto()
@@ -35,27 +35,27 @@ class _At(Enum):
 
 
 class ThinkingSplitter:
-    """Splits what a model writes into events of row 0. None of them ends inside a tag.
+    """Splits streamed text into events of row 0; no event ends inside a tag.
 
     `Reclassified` comes at most once: where a closing tag says that the `Text` before it was
     thinking. Nothing is told twice.
 
     Args:
-        inside: the text goes on with thinking that was stopped.
-        answer: the text goes on with an answer that was stopped. Tags in it are ordinary text.
-        thought: before that answer the model thought.
+        inside: whether the text continues interrupted thinking.
+        answer: whether the text continues an interrupted answer; tags in it are ordinary text.
+        thought: whether the model thought before that answer.
     """
 
     def __init__(self, *, inside: bool = False, answer: bool = False, thought: bool = False):
         self._inside = inside
-        self._held = ""  # not told yet: whitespace, or what may be a part of a tag
-        self._text: list[str] = []  # told as an answer, which may have been thinking
+        self._held = ""  # held back: whitespace, or a possible part of a tag
+        self._text: list[str] = []  # yielded as answer, but may have been thinking
         self._at = _At.START
         if answer:
             self._at = _At.WRAPPED if thought else _At.ANSWER
 
     def add(self, piece: str) -> Iterator[Told]:
-        """Take the next piece of the text, and yield what it tells."""
+        """Take the next piece of text and yield its events."""
         self._held += piece
         before = None
         while self._held and before != (self._at, self._held):
@@ -63,7 +63,7 @@ class ThinkingSplitter:
             yield from self._step()
 
     def add_thinking(self, piece: str) -> Iterator[Told]:
-        """Take a piece that the server says is thinking: it has taken out the tags, then."""
+        """Take a piece that the server has marked as thinking, its tags removed."""
         if self._at is _At.THINKING:
             yield from self.end()
         if self._at in (_At.START, _At.THINKING):
@@ -71,7 +71,7 @@ class ThinkingSplitter:
         yield Thinking(piece)
 
     def end(self) -> Iterator[Told]:
-        """Yield what was held: no more is coming."""
+        """Yield what was held back, at the end of the text."""
         held, self._held = self._held, ""
         held = held.lstrip() if self._at is _At.THOUGHT else held
         if self._at is _At.TEXT and held == CLOSE and OPEN not in "".join(self._text):
@@ -81,7 +81,7 @@ class ThinkingSplitter:
             yield Thinking(held) if inside or self._at is _At.THINKING else Text(held)
 
     def _step(self) -> Iterator[Told]:
-        """Go on by one tag or less."""
+        """Process up to the next tag."""
         match self._at:
             case _At.START:
                 self._start()
@@ -115,7 +115,7 @@ class ThinkingSplitter:
             self._held, self._at = text, _At.ANSWER
 
     def _until(self, tag: str, then: _At) -> str:
-        """Return what comes before a tag; what may be its beginning is held."""
+        """Return the text before a tag; a possible beginning of the tag is held back."""
         at = self._held.find(tag)
         text = self._taken(at if at >= 0 else len(self._held) - _overlap(self._held, tag))
         if at >= 0:
@@ -144,7 +144,7 @@ class ThinkingSplitter:
         return OPEN in before or quotes in ("``", "''", '""')
 
     def _thought(self, rest: str) -> Iterator[Told]:
-        """The text until here was thinking, and so is the `rest`, which was not told yet."""
+        """Yield events for text that turned out to be thinking, `rest` included."""
         self._at = _At.THOUGHT
         if self._text:
             yield Reclassified()
@@ -162,6 +162,6 @@ class ThinkingSplitter:
 
 
 def _overlap(text: str, tag: str) -> int:
-    """Return how many of the last characters of `text` may be the beginning of `tag`."""
+    """Return the length of the longest end of `text` that is a beginning of `tag`."""
     longest = min(len(text), len(tag) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(tag[:n])), 0)

@@ -1,4 +1,4 @@
-"""What a row has said: its ids, when each came, and the text they stand for."""
+"""Generated ids of a row, their times, and their text."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ __all__ = ["Transcript"]
 
 
 class Transcript:
-    """Collects the ids of a row and gives back their text, never cutting a UTF-8 character.
+    """Collects the ids of a row and returns their text, never splitting a UTF-8 character.
 
     A character may be spread over several tokens; its bytes are kept back until it is whole. Bytes
     that are still kept back at the end are no text.
 
     Args:
-        tokenizer: of the model.
-        limit: longest answer in tokens.
-        ends: ids that end it.
-        carries_on: whether the text goes on with what was said before, whitespace included.
+        tokenizer: tokenizer of the model.
+        limit: maximum number of generated tokens.
+        ends: stop token ids.
+        carries_on: whether the text continues an earlier answer, leading whitespace included.
 
     Attributes:
-        ids: so far, the one that ends the answer included.
-        times: when each of them came, in seconds.
+        ids: generated ids so far, a stop token included.
+        times: time of each id in seconds.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class Transcript:
         self._pieces: list[str] = []
 
     def take(self, token: int, at: float) -> str:
-        """Take the next id, and return the text that is complete with it; often none."""
+        """Append the next id; returns the text that it completes, often none."""
         self.ids.append(token)
         self.times.append(at)
         piece = self._stream.step(self._tokenizer, token) or ""
-        # The model begins an answer with a newline, which belongs to the prompt's form.
+        # The model begins an answer with a newline, which belongs to the prompt format.
         piece = piece if self._begun else piece.lstrip()
         if piece:
             self._begun = True
@@ -54,13 +54,13 @@ class Transcript:
 
     @property
     def text(self) -> str:
-        """All pieces, without the whitespace around them."""
+        """Whole text, stripped."""
         text = "".join(self._pieces)
         return text.rstrip() if self._carries_on else text.strip()
 
     @property
     def ending(self) -> FinishReason | None:
-        """Why it has ended; ``None`` as long as it is open."""
+        """Finish reason; ``None`` while the row is open."""
         if not self.ids:
             return None
         return "stop" if self.ids[-1] in self._ends else self._at_limit()

@@ -1,10 +1,10 @@
-"""Answers that may be given again: nothing that they depend on has changed.
+"""Cache of answers, given again while nothing that they depend on has changed.
 
 An answer is remembered, in memory, by what was asked: prompt, system message, pixels of the
-images, model with revision, dtype and files, and sampling options. Which form was wanted of it is
-not among that: the same text is read in another form without asking again. A correction is an
-answer of its own, to a conversation that holds the first answer and what was wrong with it; so it
-is given again exactly where the same answer is at fault in the same way.
+images, model with revision, dtype and files, and sampling options. The format is not part of the
+key: the same text is parsed in another format without asking again. A correction is an answer of
+its own, to a conversation with the first answer and its fault, so it is reused exactly where the
+same answer has the same fault.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _MOST_REMEMBERED = 10_000
 
 
 class AnswerStore:
-    """Complete answers by what they depend on; the oldest make room for new ones."""
+    """Complete answers by key; the oldest are dropped for new ones."""
 
     def __init__(self, most: int = _MOST_REMEMBERED) -> None:
         self._answers: OrderedDict[str, Answer] = OrderedDict()
         self._most = most
 
     def find(self, key: str) -> Answer | None:
-        """Return an answer, if it is known."""
+        """Return the answer with this key, if there is one."""
         return self._answers.get(key)
 
     def keep(self, key: str, answer: Answer) -> None:
-        """Remember an answer, if it is complete."""
+        """Store an answer if it is complete."""
         if answer.finish_reason == "interrupted":
             return
         self._answers[key] = answer
@@ -48,7 +48,7 @@ class AnswerStore:
 
 
 def model_key(choice: ModelChoice) -> str:
-    """Return what tells two models apart: name, revision, options, and the state of the files."""
+    """Return a key of a model: name, revision, options, and the state of its files."""
     given = choice.options
     options = PlacementOptions(dtype=given.dtype, quantize=given.quantize, gpus=given.gpus)
     facts = repr(replace(choice, model=choice.name, options=options, device_map=None, keep=None))
@@ -60,7 +60,7 @@ def model_key(choice: ModelChoice) -> str:
 
 
 def request_key(request: Request, model: str) -> str:
-    """Return what tells two questions apart, asked of the model of this `model_key`."""
+    """Return the key of a request to the model with this `model_key`."""
     digest = hashlib.sha256(repr((model, request.sampling)).encode())
     for message in request.conversation.messages:
         digest.update(repr((message.role, message.text, len(message.images))).encode())

@@ -1,14 +1,14 @@
-"""One prompt over many items: what the items are, and the prompt of each row. Asks nothing.
+"""Items that a prompt is mapped over, and the prompt of each row. Asks nothing.
 
 Items come from a list, a folder, a pattern, a pandas Series, a DataFrame or one of its columns.
 Each of them is a row. Expressions in the prompt are evaluated for each row and may use
 
-- ``index``: the position of the row, from 0;
+- ``index``: number of the row, from 0;
 - ``item``: the item itself; of a folder or pattern the path as text;
 - ``row``: of a DataFrame all its columns, ``row.name`` or ``row["two words"]``; of a list of
   dictionaries the item's keys.
 
-Whether an item is an image or a value is told by the prompt: **it is an image, unless the prompt
+Whether an item is an image or a value depends on the prompt: **it is an image, unless the prompt
 uses** ``item`` (in a list of dictionaries also ``row``). Then the item is in the text, where the
 prompt puts it, and is not sent as an image. Files of a folder or pattern are always images, and
 rows of a whole DataFrame never.
@@ -81,15 +81,15 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """What a prompt is mapped over.
+    """Items that a prompt is mapped over.
 
     Attributes:
-        source: what the user calls it.
+        source: what the user calls them.
         values: the items.
-        names: what the user may call each of them.
-        records: the columns of each row; ``None`` where there are none.
-        kind: ``images`` or ``values`` where it does not depend on the prompt.
-        table: the DataFrame or Series that the items are from; the result is then a DataFrame.
+        names: name of each item.
+        records: columns of each row; ``None`` if there are none.
+        kind: ``images`` or ``values`` if it does not depend on the prompt.
+        table: DataFrame or Series that the items come from; the result is then a DataFrame.
     """
 
     source: str
@@ -108,12 +108,12 @@ class PlannedRow:
     """A row before it is asked.
 
     Attributes:
-        index: its position, from 0.
-        name: of its item.
-        item: as it was given.
+        index: number of the row, from 0.
+        name: name of the item.
+        item: the item, as it was given.
         is_image: whether the item is sent as an image.
-        prompt: expressions expanded; empty if that failed.
-        error: why it failed; empty if it did not.
+        prompt: prompt with expressions expanded; empty if that failed.
+        error: why the expansion failed; empty if it did not.
     """
 
     index: int
@@ -199,7 +199,7 @@ def _no_items(text: str, folder: Path) -> OptionError:
 
 
 def _natural(path: str) -> list[tuple[int, int, str]]:
-    """Sort key by which numbers count as numbers, and capitals do not matter."""
+    """Return a sort key that compares numbers as numbers and ignores case."""
     return [
         (0, int(part), "") if part.isdigit() and part.isascii() else (1, 0, part)
         for part in re.split(r"([0-9]+)", path.lower())
@@ -288,7 +288,7 @@ def plan(
 
 
 def are_images(prompt: str, items: Items, *, raw: bool = False) -> bool:
-    """Say whether the items are sent as images; otherwise they are values for the prompt.
+    """Tell whether the items are sent as images; otherwise they are values for the prompt.
 
     Raises:
         PromptError: if an expression in the prompt is not closed, is empty or is not Python.
@@ -301,7 +301,7 @@ def are_images(prompt: str, items: Items, *, raw: bool = False) -> bool:
 
 
 def is_dataframe(value: object) -> bool:
-    """Say whether `value` is a DataFrame; imports no pandas."""
+    """Tell whether `value` is a DataFrame; imports no pandas."""
     return _is(value, "DataFrame")
 
 

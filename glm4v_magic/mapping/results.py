@@ -1,4 +1,4 @@
-"""Rows that were asked: each with its answer or its error, how far they are, and their table."""
+"""Result of a map: a list of rows, or a DataFrame."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def result_of(
     """Return what `Session.map` returns.
 
     Args:
-        rows: all of them.
-        done: those that were answered or failed.
-        items: what the rows are from.
-        format: of the answers.
+        rows: all rows.
+        done: rows that were answered or failed.
+        items: items of the rows.
+        format: format of the answers.
 
     Returns:
         `Rows` in their order. Of a Series or DataFrame a DataFrame with its index and columns, and

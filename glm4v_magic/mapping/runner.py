@@ -1,4 +1,4 @@
-"""Asks the rows of `mapping.items.plan` in batches; errors stay in their rows.
+"""Run of a map: asks the rows of `mapping.items.plan` in batches; errors stay in their rows.
 
 A row that was answered in this session is not asked again while nothing that the answer depends on
 has changed; see `mapping.answer_cache`. Answers that break a schema are asked for once more,
@@ -54,16 +54,16 @@ Read: TypeAlias = "Callable[[object, str], tuple[SourcedImage, ...]]"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is the same for all rows.
+    """Terms that all rows share.
 
     Attributes:
-        terms: how each row is asked. A seed counts for each row by itself.
-        system: message before each question, or none.
-        images: that are sent with every row, before its own.
-        read: how an item becomes images.
-        model: whatever tells two models apart.
-        batch_size: rows to ask at once; ``None`` for what suits the engine.
-        fresh: ask all rows, known answers or not.
+        terms: terms of each row; a seed applies to each row by itself.
+        system: system message of each row; empty for none.
+        images: images sent with every row, before its own.
+        read: function that turns an item into images.
+        model: key of the model; see `answer_cache.model_key`.
+        batch_size: rows to ask at once; ``None`` for the engine's preferred number.
+        fresh: whether to ask all rows again, even if their answers are known.
     """
 
     terms: Terms
@@ -77,14 +77,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What is to be asked for a row: its question, or the correction of its first answer.
+    """A request of a row: its question, or the correction of its first answer.
 
     Attributes:
         row: the row.
-        call: its question.
-        request: sent to the engine.
-        key: of the answer in the store: all that it depends on.
-        number: position of the row among those that are asked the same, from 1.
+        call: call with the question.
+        request: request sent to the engine.
+        key: key of the answer in the store.
+        number: number of the row among rows with the same request, from 1.
         first: answer to correct; ``None`` for the question itself.
         fault: what is wrong with `first`.
         reused: whether the first answer is from an earlier run; ``True`` if there is none.
@@ -107,14 +107,15 @@ def run(
     store: AnswerStore,
     items: Items,
 ) -> Generator[Event, None, None]:
-    """Ask all rows: yields what happens, and `MapDone` at the end.
+    """Ask all rows; yields events, and `MapDone` at the end.
 
     Args:
-        rows: from `mapping.items.plan`.
-        job: what they share.
-        open_engine: opens the engine before the first row is asked; not called if none has to be.
-        store: of known answers; new ones are added.
-        items: what the rows are from.
+        rows: rows from `mapping.items.plan`.
+        job: terms that they share.
+        open_engine: opens the engine before the first row is asked; not called if all answers are
+            known.
+        store: known answers; new ones are added.
+        items: items of the rows.
 
     Raises:
         MapInterrupted: on an interrupt.
@@ -139,7 +140,7 @@ def run(
 
 
 class _Run:
-    """One run: what is done, what waits, and the batch size that has fitted so far."""
+    """State of a run: rows done, rows waiting, and the batch size that has fitted so far."""
 
     def __init__(
         self,
@@ -165,14 +166,14 @@ class _Run:
         self._schema_fault: OptionError | None = None
 
     def all(self) -> Generator[Event, None, None]:
-        """Ask the rows in their order, a batch at a time; images are read just before."""
+        """Ask the rows in order, one batch at a time; images are read just before."""
         for row in self._rows:
             yield from self._prepare(row)
             yield from self._ask_batches(self._size)
         yield from self._ask_batches(1)
 
     def give_up(self) -> Iterator[RowDone]:
-        """Keep first answers that are still to be corrected."""
+        """Finish rows whose answer was still to be corrected, with their first answer."""
         waiting = {each.row.index: each for each in self._corrections}
         for row in self.done:
             waiting.pop(row.index, None)
@@ -181,13 +182,13 @@ class _Run:
             yield self._finished(_row(each.row, each.first, error))
 
     def progress(self) -> Progress:
-        """Return how far it is. The rows so far, and not the list that grows: it stays true."""
+        """Return the progress, with a copy of the rows so far."""
         seconds = 0.0 if self._since is None else time.monotonic() - self._since
         done = {row.index: row for row in self.done}
         return Progress(tuple(done.values()), len(self._rows), seconds, self._size, self.result)
 
     def result(self) -> Any:
-        """Return what `run` would return if it ended now."""
+        """Return the result that `run` would have if it ended now."""
         return result_of(self._rows, self.done, self._items, self._job.terms.form.format)
 
     def _prepare(self, row: PlannedRow) -> Generator[Event, None, None]:
@@ -246,7 +247,7 @@ class _Run:
         return self._engine
 
     def _ask_batches(self, least: int) -> Generator[Event, None, None]:
-        """Ask as long as at least so many questions wait, or so many corrections."""
+        """Ask while at least `least` questions, or as many corrections, are waiting."""
         for waiting in (self._questions, self._corrections):
             while len(waiting) >= max(1, least):
                 self._refuse_schema()
@@ -258,7 +259,7 @@ class _Run:
             raise self._schema_fault
 
     def _ask(self, waiting: list[_Question]) -> Generator[Event, None, None]:
-        """Ask as many as fit at once, and take those that are answered or have failed away."""
+        """Ask one batch, and remove questions that are answered or have failed."""
         batch = waiting[: self._size]
         open_rows = dict(enumerate(batch))
         engine_failed = False
@@ -306,7 +307,7 @@ class _Run:
         raise KeyboardInterrupt
 
     def _keep(self, question: _Question, generation: Generation) -> Generator[Event, None, None]:
-        """Take what the model has said, and remember it."""
+        """Store a generation as the answer of its question."""
         stopped = generation.finish_reason == "interrupted"
         if stopped and (question.first is not None or not generation.text):
             return  # as if it had not been asked
@@ -320,7 +321,7 @@ class _Run:
             yield from self._take(replace(question, reused=False), answer)
 
     def _take(self, question: _Question, answer: Answer) -> Generator[Event, None, None]:
-        """Finish a row with its answer, if it is in its form or cannot be corrected."""
+        """Finish a row with its answer, unless the answer must be corrected."""
         if question.first is not None:
             answer = corrected(question.first, answer, question.fault)
         try:
@@ -354,7 +355,7 @@ class _Run:
 
 
 def _partial(stream: Generator[EngineEvent, None, None]) -> dict[int, Generation]:
-    """Interrupt an engine that is waiting, and return what its open rows have said."""
+    """Interrupt an engine and return the partial generations of its open rows."""
     try:
         stream.throw(KeyboardInterrupt())
     except GenerationInterrupted as stopped:

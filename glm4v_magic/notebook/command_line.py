@@ -1,4 +1,4 @@
-"""The first line of a magic: split into words, sorted into options and the rest.
+"""Parser of a magic's first line: words, options and the rest.
 
 On top of IPython's `magic_arguments`: options may stand anywhere, are never abbreviated, a
 misspelt one gets a close match, and quotes around a word are taken off here and nowhere else.
@@ -76,10 +76,10 @@ ANSWER_OPTIONS = (
     argument("--preview", action="store_true", help="Show what would be sent, and do not send it."),
     DEBUG,
 )
-"""Of a question."""
+"""Options of a question."""
 
 AGAIN_OPTIONS = (_OUT, *from_table("retry"), _QUIET, DEBUG)
-"""Of an answer to a question that was asked before."""
+"""Options of asking again: retry and continue."""
 
 
 class Quoted(str):

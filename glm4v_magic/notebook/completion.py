@@ -1,4 +1,4 @@
-"""What the Tab key offers behind ``%glm4v`` and ``%%glm4v``.
+"""Tab completion for ``%glm4v`` and ``%%glm4v``.
 
 Commands, options, models, chats, variables that may hold images, and files. Reads folders, loads
 nothing.
@@ -46,12 +46,12 @@ def complete(
     cell: Callable[..., Any],
     chats: Iterable[str] = (),
 ) -> list[str]:
-    """Return what may stand where the cursor is.
+    """Return the completions at the cursor.
 
     Args:
-        line: the line until the cursor, the magic's name included.
+        line: line up to the cursor, the magic's name included.
         names: the user's variables.
-        commands: the commands of the line magic, each with its options.
+        commands: commands of the line magic, each with its options.
         cell: the cell magic itself, with its options.
         chats: names of the chats.
     """
@@ -142,7 +142,7 @@ def _json_files(current: str, context: Surroundings) -> Iterator[str]:
 
 
 def _items(current: str, context: Surroundings) -> Iterator[str]:
-    """Variables that hold many things, columns of a DataFrame, and folders."""
+    """Yield variables that hold several items, columns of a DataFrame, and folders."""
     names = context.names
     start, dot, _ = current.partition(".")
     if dot and type(names.get(start)).__name__ == "DataFrame":
@@ -154,7 +154,7 @@ def _items(current: str, context: Surroundings) -> Iterator[str]:
 
 
 def _files(current: str, wanted: Callable[[Path], bool]) -> Iterator[str]:
-    """Entries of the folder that `current` begins to name: folders, and files that are `wanted`."""
+    """Yield folders and `wanted` files whose path begins with `current`."""
     stem = current[: current.rfind("/") + 1]
     try:
         entries = sorted(Path(stem or ".").expanduser().iterdir())[:_MOST]
@@ -176,7 +176,7 @@ _OFFERED: Mapping[str, Offer] = {
     "export": _chats_and_files,
     "import": _json_files,
 }
-"""What stands behind a command."""
+"""Completions of a command's arguments."""
 
 _VALUES: Mapping[str, Offer] = {"chat": _chats, "over": _items, "schema": _schemas}
-"""What stands behind an option, by the name of its value."""
+"""Completions of an option's value, by the name of the value."""

@@ -1,4 +1,4 @@
-"""The memory that views show, watched by one thread for as long as a view is open.
+"""Monitor of memory: one thread that updates views for as long as one is open.
 
 It reads once a second, four times a second during a call, and tells a view only what has
 changed. It neither prints nor touches the model: it reads what the driver and the session tell.
@@ -44,18 +44,18 @@ _JOIN_SECONDS = 2.0
 
 
 class View(Protocol):
-    """Something that shows what the monitor sees."""
+    """A view that the monitor updates."""
 
     def refresh(self, view: MemoryView, status: Status) -> None:
-        """Show `view`. Runs on the monitor's thread; whatever it raises closes the view."""
+        """Show `view`. Runs on the monitor's thread; an exception closes the view."""
 
 
 class Monitor:
-    """Watches for open views.
+    """Reads memory for open views.
 
     Args:
-        status: of the session; called often and from another thread.
-        recorder: of the session; it notes what the model does for as long as a view is open.
+        status: returns the session's status; called often and from another thread.
+        recorder: recorder of the session; it is watched for as long as a view is open.
     """
 
     def __init__(
@@ -66,20 +66,20 @@ class Monitor:
         self._views: weakref.WeakSet[View] = weakref.WeakSet()
         self._lock = threading.RLock()  # of views, watch and histories
         self._watch: _Watch | None = None
-        self._watching = threading.Lock()  # held by the one thread that looks and tells
+        self._watching = threading.Lock()  # held by the one thread that reads
         self._told = threading.Condition()
         self._histories: dict[str, History] = {}
         self._last: Answer | None = None
-        self._asked = self._answered = 0  # looks, by number
+        self._asked = self._answered = 0  # readings, by number
         self._was_busy = False
 
     @property
     def is_running(self) -> bool:
-        """Whether the thread is there."""
+        """Whether the thread is running."""
         return self._watch is not None
 
     def watch(self, view: View) -> None:
-        """Tell `view` from now on what is seen, until `forget`, or until it is collected."""
+        """Update `view` from now on, until `forget`, or until it is garbage collected."""
         with self._lock:
             self._views.add(view)
             if self._watch is None:
@@ -89,7 +89,7 @@ class Monitor:
                 self._watch.thread.start()
 
     def forget(self, view: View) -> None:
-        """Tell `view` nothing any more; the thread ends with the last one."""
+        """Stop updating `view`; the thread ends with the last one."""
         with self._lock:
             self._views.discard(view)
             ended = None if self._views else self._dismiss()
@@ -102,7 +102,7 @@ class Monitor:
         _join(ended)
 
     def _dismiss(self) -> threading.Thread | None:
-        """Tell the thread to end; the next view gets another."""
+        """Tell the thread to end; the next view starts another."""
         watch, self._watch = self._watch, None
         self._recorder.is_watched = False
         atexit.unregister(self.stop)
@@ -115,7 +115,7 @@ class Monitor:
         return watch.thread
 
     def catch_up(self) -> None:
-        """Wait until the views have been told of this moment, if they are told at all."""
+        """Wait until the views show a reading from now on, if the thread is running."""
         with self._told:
             watch = self._watch
             if watch is not None and watch.thread is not threading.current_thread():
@@ -127,7 +127,7 @@ class Monitor:
                 )
 
     def view(self) -> MemoryView:
-        """Read now; works without the thread, and knows no more of calls than the thread does."""
+        """Read memory now; works without the thread, with the calls that the thread has seen."""
         with gpu_reader() as read:
             status = self._status()
             readings = self._readings(read, status)
@@ -191,7 +191,7 @@ class Monitor:
     def _rows(
         self, readings: Readings, *, began: bool = False, ended: Answer | None = None
     ) -> Iterator[MemoryRow]:
-        """What is shown of each memory, when a call began or ended since the look before."""
+        """Yield the row of each memory, with calls that began or ended since the last reading."""
         now = time.monotonic()
         for reading in readings.memories:
             history = self._histories.setdefault(reading.key, History())
@@ -204,12 +204,12 @@ class Monitor:
 
 
 class _Watch:
-    """One life of the thread.
+    """One run of the thread.
 
     Attributes:
-        thread: it.
-        end: set when it shall end.
-        hurry: set when it shall look at once.
+        thread: the thread.
+        end: set to stop the thread.
+        hurry: set to make it read at once.
     """
 
     def __init__(self, run: Callable[[_Watch], None]) -> None:
@@ -241,7 +241,7 @@ def _join(thread: threading.Thread | None) -> None:
 
 
 class History:
-    """What this process held of one memory lately."""
+    """Recent history of this process's use of one memory."""
 
     def __init__(self) -> None:
         self._most: deque[tuple[int, int]] = deque(maxlen=BUCKETS)  # bucket, bytes
@@ -263,7 +263,7 @@ class History:
         self._most.append((bucket, size))
 
     def answered(self, now: float, told: int) -> None:
-        """Mark the peak of a call: what torch tells, or the most that was read meanwhile."""
+        """Mark the peak of a call: torch's peak, or the highest reading during the call."""
         peak = max(told, self._in_call)
         if peak:
             self._peaks.append((_bucket(now), peak))
@@ -285,7 +285,7 @@ class History:
 
 
 def weights_by_device(info: EngineInfo | None) -> Mapping[str, int]:
-    """Return the bytes of a loaded model's weights on each device, as far as they are known.
+    """Return the bytes of a loaded model's weights on each device, as far as known.
 
     A plan knows them, and loading has checked that they are so; without GPUs they are all on the
     CPU. Of a map that was given nothing is known.

@@ -1,4 +1,4 @@
-"""What to do next, in the words of a cell: magics, commands, their options and settings."""
+"""Next steps after an error, worded for a cell: magics, commands, options and settings."""
 
 from __future__ import annotations
 

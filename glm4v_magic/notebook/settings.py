@@ -1,4 +1,4 @@
-"""Defaults of the magics, each with a memory of where it was set.
+"""Settings: defaults of the magics' options, each with its source.
 
 From weak to strong: what is built in; IPython's configuration (``c.Glm4v.temperature = 0``); the
 section ``[tool.glm4v_magic]`` of the nearest ``pyproject.toml``, from the current folder upwards;
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["PREFIX", "Glm4v", "Setting", "read"]
 
 PREFIX = "GLM4V_"
-"""Of environment variables."""
+"""Prefix of environment variables."""
 
 BUILT_IN = "built in"
 IPYTHON = "IPython's configuration"
@@ -44,7 +44,7 @@ _SECTION = re.compile(rb"^[ \t]*\[[ \t]*tool[ \t]*\.[ \t]*[\"']?glm4v_magic[\"']
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting as a table shows it: its name, value, origin and meaning."""
+    """One setting for display: name, value, source and meaning."""
 
     name: str
     value: str
@@ -53,7 +53,7 @@ class Setting:
 
 
 class _Demanding:
-    """A trait that refuses a value in the words of all other errors."""
+    """A trait that raises OptionError on an invalid value."""
 
     name: str
 
@@ -81,15 +81,15 @@ class Text(_Demanding, Unicode):
     """Any text."""
 
     def from_string(self, text: str) -> str:
-        """Take the text as it is; `Unicode` would take quotes off and expand a ``~``."""
+        """Return the text unchanged; `Unicode` would strip quotes and expand ``~``."""
         return text
 
 
 class YesNo(_Demanding, Bool):
-    """True or false; in an environment variable also 1 or 0, on or off."""
+    """True or false; environment variables may also use 1 or 0, on or off."""
 
     def from_string(self, text: str) -> bool | None:
-        """Take the words of an option too."""
+        """Accept the words of an option, too."""
         if text.lower() in ("on", "off"):
             return text.lower() == "on"
         value: bool | None = super().from_string(text)
@@ -114,7 +114,7 @@ def _trait(option: Option) -> Any:
 class Glm4v(Configurable):
     """The settings. The class has the name that ``%config`` shows."""
 
-    # In the body of a class, `locals` is the namespace that the class is made of.
+    # In a class body, `locals` is the namespace of the class.
     locals().update({each.name: _trait(each) for each in of_settings()})
 
     if TYPE_CHECKING:
@@ -138,10 +138,10 @@ class Glm4v(Configurable):
         """Set a value.
 
         Args:
-            name: of the setting.
-            value: of its type.
-            source: where the value comes from.
-            label: the setting as it is called there, for messages.
+            name: name of the setting.
+            value: value of its type.
+            source: source of the value.
+            label: name of the setting in that source, for messages.
 
         Raises:
             OptionError: if there is no such setting, or it cannot have this value.
@@ -156,7 +156,7 @@ class Glm4v(Configurable):
         self._sources[name] = source
 
     def update_config(self, config: Config) -> None:
-        """Take what ``%config`` sets; called by IPython."""
+        """Apply a change by ``%config``; called by IPython."""
         super().update_config(config)
         given = config.get(type(self).__name__, {})
         self._sources.update(dict.fromkeys(self._sources.keys() & given.keys(), CONFIG_MAGIC))
@@ -181,7 +181,7 @@ class Glm4v(Configurable):
 
     @property
     def limits(self) -> Limits:
-        """What is refused of images."""
+        """Limits on images."""
         from glm4v_magic.images import Limits
 
         return Limits(

@@ -32,7 +32,7 @@ __all__ = ["main", "parser"]
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return what reads the command line."""
+    """Return the parser of the command line."""
     first, _, rest = (__doc__ or "").partition("\n\n")
     made = argparse.ArgumentParser(
         prog="python -m glm4v_magic.server",

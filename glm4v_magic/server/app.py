@@ -1,4 +1,4 @@
-"""The routes, who may ask, and what an error looks like: an ASGI application."""
+"""The ASGI application: routes, access control, and error replies."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ from glm4v_magic.server.worker import Turn, Worker
 __all__ = ["KEEP_ALIVE", "MOST_BYTES", "application"]
 
 MOST_BYTES = 64 * 2**20
-"""Longest request, in bytes; an image in it is a third longer than its file."""
+"""Longest request in bytes; base64 makes an image a third longer than its file."""
 
 KEEP_ALIVE = 10.0
 """Seconds between two signs of life of an answer that is being waited for."""
@@ -83,8 +83,8 @@ def application(worker: Worker, info: EngineInfo, model: str, host: str) -> Star
     """Return the application.
 
     Args:
-        worker: that answers.
-        info: of its model.
+        worker: worker that answers.
+        info: facts about its model.
         model: name of the model for clients.
         host: name or address that the server listens at.
     """
@@ -109,11 +109,11 @@ def application(worker: Worker, info: EngineInfo, model: str, host: str) -> Star
 
 
 class _Guard:
-    """Refuses those who do not know the key, and web pages that guess this address.
+    """Refuses clients without the key, and web pages that guess this address.
 
     Args:
-        app: what is guarded.
-        is_local: whether the server is for its own computer only.
+        app: application to guard.
+        is_local: whether the server accepts only clients on its own computer.
     """
 
     def __init__(self, app: ASGIApp, is_local: bool) -> None:
@@ -126,7 +126,7 @@ class _Guard:
         if scope["path"] != "/health" and not _knows_key(headers.get("Authorization", "")):
             answer = _error(HTTPStatus.UNAUTHORIZED, f"The key of {API_KEY} is needed.")
         elif self._is_local and not is_loopback(_host_name(headers.get("Host", ""))):
-            # Whoever controls a name can point it here, and a browser then takes us for his site.
+            # A web page could point its own host name here: DNS rebinding.
             answer = _error(HTTPStatus.FORBIDDEN, "This server is for its own computer only.")
         await answer(scope, receive, send)
 
@@ -153,8 +153,8 @@ class _Api:
     """Answers of one model.
 
     Args:
-        worker: that answers.
-        info: of its model.
+        worker: worker that answers.
+        info: facts about its model.
         model: name of the model for clients.
     """
 
@@ -174,11 +174,11 @@ class _Api:
         )
 
     async def models(self, _: Request) -> Response:
-        """``GET /v1/models``: tell what is served."""
+        """``GET /v1/models``: list the model."""
         return _json(Models(data=[self._entry]))
 
     async def model(self, request: Request) -> Response:
-        """``GET /v1/models/NAME``: tell it of one."""
+        """``GET /v1/models/NAME``: describe one model."""
         name = request.path_params["name"]
         if name != self._name:
             raise CheckpointError(f"There is no model {name!r} here.", f"This is {self._name}.")
@@ -208,7 +208,7 @@ class _Api:
 
 @contextlib.asynccontextmanager
 async def _leaving_noticed(request: Request, turn: Turn) -> AsyncIterator[None]:
-    """End the turn if the client leaves within the context."""
+    """End the turn if the client disconnects within the context."""
 
     async def wait() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -223,7 +223,7 @@ async def _leaving_noticed(request: Request, turn: Turn) -> AsyncIterator[None]:
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events. A client that leaves ends them.
+    """Response of server-sent events; a client that disconnects ends it.
 
     Args:
         content: the events.
@@ -242,7 +242,7 @@ class _EventStream(StreamingResponse):
 
 
 class _Reply:
-    """Puts what the engine tells into the terms of the protocol.
+    """Converts the engine's events to replies of the protocol.
 
     Args:
         model: name of the model for clients.

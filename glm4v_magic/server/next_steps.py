@@ -1,7 +1,7 @@
-"""What to do next, in the words of the server.
+"""Next steps after an error, worded for clients and operators of the server.
 
-A client can change its request; whoever started the server can start it in another way, so these
-words name fields of the request and options of the server's own command line.
+A client can change its request, and the operator can start the server differently, so the words
+name fields of the request and options of the server's command line.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Only:
 
 
 Ignored: TypeAlias = Annotated[Any, "ignored"]
-"""A field that changes nothing in an answer. It is taken, whatever its value."""
+"""A field that does not affect the answer; any value is accepted."""
 
 Nothing: TypeAlias = Annotated[Any, Only(([],))]
 Zero: TypeAlias = Annotated[Any, Only((0,))]
@@ -304,6 +304,6 @@ class ErrorContent(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of every answer that is none."""
+    """Body of every error reply."""
 
     error: ErrorContent

@@ -23,14 +23,14 @@ __all__ = ["Turn", "Worker"]
 _MOST_TURNS = 256  # each may hold a request of many MiB
 
 _News: TypeAlias = EngineEvent | Exception | None
-"""What a turn is told: an event, an error, or that nothing follows."""
+"""Item of a turn's queue: an event, an error, or ``None`` at the end."""
 
 
 class Turn:
-    """A request, from when it begins to wait until nobody is interested any more.
+    """A request from its arrival until its answer is complete or its client is gone.
 
     Args:
-        request: for the engine.
+        request: request for the engine.
     """
 
     def __init__(self, request: Request) -> None:
@@ -91,7 +91,7 @@ class Worker:
     """Answers requests one after the other, in the order in which they came.
 
     Args:
-        engine: that answers.
+        engine: engine that answers.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -102,7 +102,7 @@ class Worker:
         self._is_stopped = False
 
     def begin(self, request: Request) -> Turn:
-        """Put a request behind those that wait.
+        """Queue a request.
 
         Raises:
             BusyError: if too many wait.
@@ -118,7 +118,7 @@ class Worker:
         return turn
 
     def leave(self, turn: Turn) -> None:
-        """Forget a turn; if it is not over, it ends before its next step."""
+        """Remove a turn; if it is running, it ends before its next step."""
         self._turns.discard(turn)
         turn.end()
 

@@ -1,6 +1,6 @@
-"""The files that chats are kept in.
+"""Files of chats.
 
-JSON holds everything, images included, and can be read back. Markdown is for people.
+JSON holds everything, images included, and can be read back. Markdown is for people to read.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def from_json(
 
     Args:
         text: the JSON.
-        what: what it is called in messages.
-        limits: what is refused of its images; the usual by default.
+        what: name of the text in messages.
+        limits: limits on its images.
 
     Returns:
         The chat's name and the conversation.
@@ -111,7 +111,7 @@ def to_markdown(conversation: Conversation, name: str = UNNAMED) -> str:
 
 
 def write_chat(path: str | os.PathLike[str], conversation: Conversation, name: str) -> Path:
-    """Write a chat to a file, as its name says: ``.json`` or ``.md``.
+    """Write a chat to a file; the suffix decides the format: ``.json`` or ``.md``.
 
     A file that is there already is replaced once the new one is written.
 
@@ -131,7 +131,7 @@ def write_chat(path: str | os.PathLike[str], conversation: Conversation, name: s
         place = file.resolve()
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=".glm4v-") as folder:
             new = Path(folder, place.name)
-            # A file name that is no Unicode is kept as JSON keeps it.
+            # A file name that is not valid Unicode is written as JSON writes it.
             new.write_text(text, encoding="utf-8", errors="backslashreplace")
             new.replace(place)
     except OSError as error:
@@ -147,7 +147,7 @@ def read_chat(
     """Read a chat from a JSON file that `write_chat` wrote; see `from_json`.
 
     Raises:
-        ConversationError: if the file cannot be read, or is no such chat.
+        ConversationError: if the file cannot be read, or is not such a chat.
     """
     file = Path(os.path.expanduser(path))  # noqa: PTH111  as above
     if not os.path.exists(file):  # noqa: PTH110  Path's own fails on a name that is too long

@@ -1,4 +1,4 @@
-"""Chats: conversations that go on over several cells, by name."""
+"""Chats: named conversations that span several cells."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from glm4v_magic.core.errors import ConversationError, did_you_mean
 __all__ = ["UNNAMED", "Chats"]
 
 UNNAMED = ""
-"""Name of the chat of cells that name none; every fresh question begins it anew."""
+"""Name of the chat of cells without ``chat``; every fresh question restarts it."""
 
 
 class Chats:
-    """Conversations by name, and which one is current: the one of the latest answer."""
+    """Conversations by name, and the current one: that of the latest answer."""
 
     def __init__(self) -> None:
         self._chats: dict[str, Conversation] = {}

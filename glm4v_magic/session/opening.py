@@ -1,4 +1,4 @@
-"""From the name of a model to what answers: found, decided, loaded or connected to."""
+"""From a model choice to an engine: find the checkpoint, decide its placement, load or connect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _GIB = 2**30
 
 
 def find(choice: ModelChoice) -> Checkpoint | ServerAddress:
-    """Find a checkpoint and check its files; reads no weight. Of a server, read the address.
+    """Find a checkpoint and check its files without reading weights; parse a server's address.
 
     Raises:
         CheckpointError: if there is no such checkpoint, or a file of it is damaged.
@@ -60,12 +60,11 @@ def open_model(
     """Load a checkpoint, or connect to a server.
 
     Args:
-        choice: the model.
-        found: from `find`.
-        release: gives back the memory of the model before; called once nothing but the load itself
-            can fail.
-        old: the model before; ``None`` if none is loaded.
-        recorder: notes which part of the model is at work.
+        choice: model to open.
+        found: result of `find`.
+        release: releases the previous model; called when nothing but the load itself can fail.
+        old: previous model; ``None`` if none is loaded.
+        recorder: records which part of the model is running.
 
     Raises:
         Glm4vError: as `Session.stream_load`.

@@ -1,4 +1,4 @@
-"""What would be sent to a model, without the model: prompt, images and their tokens."""
+"""Preview of a question: the prompt, images and tokens that a model would get."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A conversation as a model would get it.
+    """A conversation in the form that a model would get.
 
     Attributes:
         model: name of the checkpoint.
         pieces: the prompt in its published form, where an image is three special tokens.
         images: the images, in order.
         image_size: width and height in pixels that each is resized to.
-        visual_tokens: vectors that each becomes.
-        text_tokens: prompt tokens that do not stand for an image, special ones included.
+        visual_tokens: visual tokens of each image.
+        text_tokens: text tokens of the prompt, special ones included.
         room: tokens that are left for the answer; below 1 the model refuses the prompt.
     """
 
@@ -52,7 +52,7 @@ class Preview:
 
     @property
     def all_visual_tokens(self) -> int:
-        """Vectors of all images."""
+        """Visual tokens of all images."""
         return self.visual_tokens * len(self.images)
 
 

@@ -1,8 +1,8 @@
-"""The model in use, and talking to it: the Python API beneath the magics.
+"""`Session`, the Python API: a model in use and the conversations with it.
 
 A `Session` holds at most one model in memory. It is loaded when it is first needed, or with
 `Session.load`, and used by one caller at a time. It also holds the conversations with it, which
-outlive the model: a chat begun with one may go on with another.
+outlive the model: a chat begun with one model may go on with another.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ _OF_A_CHOICE = ("revision", "device_map", "served_model", "timeout", "keep")
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Where a session stands.
+    """Status of a session.
 
     Attributes:
-        choice: the model in use, or the one that the next question loads.
-        info: of the loaded model; ``None`` when none is loaded.
+        choice: model in use, or the one that the next question loads.
+        info: facts about the loaded model; ``None`` if none is loaded.
         busy: whether a call is running.
-        last: the latest answer, an interrupted one included.
+        last: latest answer, an interrupted one included.
         kept: of what was read, so that it is not read again; ``None`` when none is loaded, and of
             a server.
     """
@@ -92,7 +92,7 @@ class Session:
     `ask` is a loop over them that returns the answer.
 
     Args:
-        engine: answers at once, if nothing else is loaded; for an engine of one's own.
+        engine: engine to use instead of loading a model.
     """
 
     def __init__(self, engine: Engine | None = None) -> None:
@@ -119,8 +119,8 @@ class Session:
     def stream_load(self, model: str | os.PathLike[str] | None = None, **options: Any) -> Stream:
         """Load a model; yields `Loading` as weights arrive.
 
-        Files, plan and map are checked while the old model is still there. Then the old one is
-        released, because two rarely fit, and the new one loaded. If that fails after all, the next
+        Files, plan and device map are checked while the old model is still loaded. Then the old
+        one is released, because two rarely fit, and the new one loaded. If that fails, the next
         question loads the old one again. A model that is loaded already is kept.
 
         With GPUs, a plan decides which GPU runs which layers. Without one, the model runs on the
@@ -497,7 +497,7 @@ class Session:
         self._store = None
 
     def unload(self) -> bool:
-        """Give the model's memory back; the next question loads the same model again.
+        """Release the model's memory; the next question loads the same model again.
 
         Returns:
             Whether a model was loaded.
@@ -510,7 +510,7 @@ class Session:
             return self._release()
 
     def status(self) -> Status:
-        """Return where this session stands, also while a call is running."""
+        """Return the status of this session, also while a call is running."""
         engine = self._engine
         return Status(
             choice=self._choice,
@@ -522,7 +522,7 @@ class Session:
 
     @property
     def engine(self) -> Engine | None:
-        """What answers, for a look inside; ``None`` when nothing is loaded.
+        """Engine in use, for a look inside; ``None`` if nothing is loaded.
 
         For a model in this process it has `model` and `processor`, see `engines.local.LocalEngine`.
         """
@@ -530,12 +530,12 @@ class Session:
 
     @property
     def recorder(self) -> ActivityRecorder:
-        """What notes which part of the model is at work, while a view of it is open."""
+        """Recorder of the running part of the model, used while a view of it is open."""
         return self._recorder
 
     @property
     def plan(self) -> Plan | None:
-        """The plan of the loaded model; ``None`` without one: on the CPU, or by a given map."""
+        """Plan of the loaded model; ``None`` on the CPU or with a given device map."""
         engine = self._engine
         return None if engine is None else engine.info.plan
 
@@ -550,7 +550,7 @@ class Session:
             )
 
     def _locked(self, events: Callable[[], Generator[Event, None, None]]) -> Stream:
-        """Return a stream that has the session to itself from its first event to its last."""
+        """Return a stream that locks the session from its first event to its last."""
         self._refuse_if_busy()
 
         def run() -> Generator[Event, None, None]:
@@ -564,7 +564,7 @@ class Session:
         return self._chats.current if chat is None else chat
 
     def _before(self, options: Mapping[str, Any]) -> tuple[str, Conversation]:
-        """Return the chat that a question belongs to, and what was said in it."""
+        """Return the name of a question's chat, and its conversation so far."""
         chat, system = options.get("chat"), options.get("system")
         if options.get("follow_up"):
             name, before = self._named(chat), self._chats.require(chat)
@@ -577,7 +577,7 @@ class Session:
         return name, before
 
     def _make(self, call: Call) -> Generator[Event, None, None]:
-        """Make a call, and keep what comes of it."""
+        """Make a call and add its answer to the chat."""
 
         def refuse(model: str, most: int | None, thinks: bool | None) -> None:
             refuse_thinking(call.request, model, thinks)
@@ -619,7 +619,7 @@ class Session:
         )
 
     def _chosen(self, terms: Terms) -> ModelChoice:
-        """Return the model in use, or the one to load."""
+        """Return the choice of the model in use, or of the one to load."""
         choice = self._choice
         return choice if choice.model is not None else replace(choice, model=terms.model)
 
@@ -644,7 +644,7 @@ class Session:
         return engine
 
     def _open(self, choice: ModelChoice, found: Any) -> Generator[Event, None, Engine]:
-        """Open a model in place of the one that is there."""
+        """Open a model in place of the current one."""
         old = self._choice if self._engine is not None else None
         engine = yield from open_model(choice, found, self._release, old, self._recorder)
         self._engine, self._choice = engine, choice

@@ -1,4 +1,4 @@
-"""`Stream`: the events of a question, one after the other, until it is answered or stopped."""
+"""`Stream`: the events of a call, until it is answered or stopped."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["Stream"]
 class Stream(Iterator[Event]):
     """The events of one call of a `Session`; see `core.events`.
 
-    Nothing happens before the first event is asked for, and nothing happens between two of them:
-    whoever reads may take all the time there is. The session is busy from the first event on until
-    the last, or until the stream is closed. Use it in a loop, with ``with``, or through `follow`.
+    Nothing happens before the first event is requested, nor between two events: the reader may
+    take any time. The session is busy from the first event to the last, or until the stream is
+    closed. Use it in a loop, with ``with``, or through `follow`.
 
     Args:
-        events: makes them; an interrupt may be thrown in at each of them.
+        events: returns the generator of the events; an interrupt may be thrown in at each event.
     """
 
     def __init__(self, events: Generator[Event, None, None]) -> None:
@@ -30,14 +30,14 @@ class Stream(Iterator[Event]):
         return next(self._events)
 
     def follow(self, show: Callable[[Event], object] | None = None) -> Any:
-        """Hand all events to `show`; returns the answer, or the result of a map.
+        """Pass all events to `show`; returns the answer, or the result of a map.
 
         An interrupt may come at any time: while the model works, or while `show` does. Whatever
         else `show` raises closes the stream.
 
         Raises:
-            GenerationInterrupted, MapInterrupted: on an interrupt, with what there is until then.
-            Glm4vError: as the method that made this stream.
+            GenerationInterrupted, MapInterrupted: on an interrupt, with the partial result.
+            Glm4vError: as the method that returned this stream.
         """
         result: Any = None
         try:
@@ -57,12 +57,12 @@ class Stream(Iterator[Event]):
             raise
         else:
             return result
-        # Out here the exception has no __context__, whose frames would hold on to the model.
+        # Raised here, the exception has no __context__, whose frames would keep the model alive.
         self._events.throw(KeyboardInterrupt())
         raise KeyboardInterrupt
 
     def close(self) -> None:
-        """Stop here. A partial answer stays in its chat; the session may be used again."""
+        """Stop the call. A partial answer stays in its chat; the session is free again."""
         try:
             self._events.throw(KeyboardInterrupt())
         except (KeyboardInterrupt, StopIteration):

@@ -1,4 +1,4 @@
-"""`VirtualGPUs`: within a ``with`` block, this computer has the GPUs that you describe."""
+"""`VirtualGPUs`: within its ``with`` block, this computer has the described GPUs."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class VirtualGPUs:
 
     Inside the block, ``from_pretrained(device_map=...)``, ``dispatch_model`` and ``generate`` work
     as they are, in all threads that start inside it. What they compute is what one CPU computes,
-    bit by bit; where a real machine would refuse to mix devices or run out of memory, so does
-    this one. Virtual tensors cannot leave the block: copy results with ``.cpu()``.
+    bit by bit; mixing devices and running out of memory raise the errors of a real machine.
+    Virtual tensors cannot leave the block: copy results with ``.cpu()``.
 
     Not modelled: backward passes on CUDA, CUDA streams and graphs, CUDA autocast, pickling of
     virtual tensors. ``torch.compile`` returns its function unchanged. Reading a value
@@ -60,7 +60,7 @@ class VirtualGPUs:
             each GPU in bytes, or `GPU` objects.
         values: ``"real"`` computes on the CPU; for models that fit into it. ``"none"`` drops the
             data of every large floating-point tensor, so that a model of any size takes no
-            memory, while ids, masks, positions and the model's own control flow stay real; whole
+            memory, while ids, masks, position ids and the model's control flow stay real; whole
             numbers that would depend on dropped data, such as the next token, are zero.
         on_mismatch: ``"raise"`` CUDA's error when an operation mixes devices, or ``"collect"``
             it in `problems`, move the tensors and go on.
@@ -128,7 +128,7 @@ class VirtualGPUs:
         self.close()
 
     def close(self) -> None:
-        """End the block; where an interrupt kept it from ending, this goes on with the rest."""
+        """End the block; if an interrupt stopped that, a second call completes it."""
         if self._undo is not None:
             self._undo.close()
             self._undo = None
@@ -164,7 +164,7 @@ class VirtualGPUs:
 
     @property
     def live_bytes(self) -> tuple[int, ...]:
-        """What the tensors on each GPU take now."""
+        """Bytes of the live tensors on each GPU."""
         return tuple(self._machine.ledger.live_bytes(gpu.index) for gpu in self.gpus)
 
     def report(self) -> Report:
@@ -235,7 +235,7 @@ class VirtualGPUs:
 
 
 def _compile_nothing(model: Any = None, **options: Any) -> Any:
-    """Stands for ``torch.compile``: generated code would not see the virtual devices."""
+    """Replaces ``torch.compile``: compiled code would not see the virtual devices."""
     return model if model is not None else lambda function: function
 
 
@@ -253,7 +253,7 @@ def _replaced(target: Any, replacements: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _swapped_parameters() -> Iterator[None]:
-    """Let ``Module.to`` exchange parameters: assigning to ``.data`` would drop their wrapper."""
+    """Make ``Module.to`` replace parameters: assigning to ``.data`` would drop their wrapper."""
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:

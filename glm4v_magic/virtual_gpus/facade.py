@@ -1,4 +1,4 @@
-"""What libraries ask of ``torch.cuda`` before they use a GPU, answered by virtual GPUs."""
+"""The functions of ``torch.cuda`` that libraries call before they use a GPU, for virtual GPUs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _COMPUTE_CAPABILITY = (8, 0)
 
 
 class CudaFacade:
-    """Functions to put in the place of those of ``torch.cuda``.
+    """Replacements for functions of ``torch.cuda``.
 
-    ``torch.cuda.is_available()`` is not among them and stays as it is, ``False`` where there is no
-    GPU: whoever asks it wants the real runtime next.
+    ``torch.cuda.is_available()`` is not replaced, and ``False`` without a GPU: its callers want the
+    real runtime next.
     """
 
     def __init__(self, gpus: Sequence[GPU], ledger: MemoryLedger) -> None:

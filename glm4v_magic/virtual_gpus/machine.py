@@ -1,4 +1,4 @@
-"""Runs the operations of virtual tensors and keeps the books."""
+"""Runs the operations of virtual tensors and records copies, memory and problems."""
 
 from __future__ import annotations
 
@@ -78,8 +78,6 @@ class Machine:
         """Index of the GPU that a bare ``cuda`` means in this thread."""
         return self.current()
 
-    # -- operations ------------------------------------------------------------------------------
-
     def dispatch(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run `operator`, after CUDA's check of its devices.
 
@@ -153,8 +151,6 @@ class Machine:
             )  # fmt: skip
         return self._place(output, device)
 
-    # -- operations with a rule of their own -----------------------------------------------------
-
     def _to_copy(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         device = kwargs.get("device")
         target = args[0].device if device is None else self._gpu(torch.device(device))
@@ -206,8 +202,6 @@ class Machine:
             module = self.trace.module
             self.ledger.add(workspace, device.index, self.trace.phase, module, self._where)
         return result
-
-    # -- how --------------------------------------------------------------------------------------
 
     def _check_owners(self, tensors: Sequence[torch.Tensor]) -> None:
         for tensor in tensors:

@@ -1,4 +1,4 @@
-"""Live and peak bytes on each virtual GPU, and what happens beyond its size."""
+"""Live and peak bytes of each virtual GPU, and out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Peak:
 
 
 class MemoryLedger:
-    """Counts the storages on each GPU, once each, for as long as they exist.
+    """Counts the storages on each GPU, each once, during their lifetime.
 
     Tensors are counted by their exact size. A real allocator rounds up, keeps freed blocks, and
     shares the GPU with the CUDA context and the workspaces of libraries: keep some headroom.
@@ -41,13 +41,13 @@ class MemoryLedger:
         self._lock = threading.RLock()
 
     def live_bytes(self, gpu: int) -> int:
-        """What the tensors on a GPU take now."""
+        """Bytes of the live tensors on a GPU."""
         with self._lock:
             self._subtract_ended()
             return self._live[gpu]
 
     def peak_bytes(self, gpu: int) -> int:
-        """The most that the tensors on a GPU took at once, in any phase."""
+        """Peak bytes of the tensors on a GPU, over all phases."""
         return max((p.peak_bytes for (_, k), p in self._peaks.items() if k == gpu), default=0)
 
     def add(
@@ -64,8 +64,8 @@ class MemoryLedger:
             content: a tensor whose storage holds, or would hold, the values.
             gpu: index of the GPU.
             phase: see `MemoryPeak`.
-            module: whose forward is running.
-            where: tells the place in the source, for the error message.
+            module: module whose forward is running.
+            where: returns the place in the source, for the error message.
 
         Raises:
             torch.OutOfMemoryError: with CUDA's text, if the GPU is too small.

@@ -1,4 +1,4 @@
-"""From a model built on ``meta`` to one without data that can be dispatched."""
+"""Turns a model on ``meta`` into one without data that can be dispatched."""
 
 from __future__ import annotations
 

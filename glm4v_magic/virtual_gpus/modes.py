@@ -1,4 +1,4 @@
-"""What sends PyTorch calls to the virtual GPUs: two modes, entered once per thread."""
+"""The two torch modes that route calls to the virtual GPUs, entered once per thread."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def virtual_devices(machine: _Machine) -> Iterator[None]:
 
 
 class _DispatchMode(TorchDispatchMode):
-    """Sees operators: those that make a tensor on a GPU have no virtual tensor to ask."""
+    """Intercepts operators: factories on a GPU have no virtual tensor that would dispatch them."""
 
     def __init__(self, machine: _Machine) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class _DispatchMode(TorchDispatchMode):
 
 
 class _FunctionMode(TorchFunctionMode):
-    """Sees Python calls, for what C++ would answer before an operator is dispatched.
+    """Intercepts Python calls that C++ would handle before an operator is dispatched.
 
     A bare number such as ``device=1`` means "GPU 1" only where PyTorch finds an accelerator;
     here it always does.

@@ -1,4 +1,4 @@
-"""What virtual GPUs tell: plain data."""
+"""Reports of virtual GPUs, as plain data."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Problem:
         devices: the two devices of the message, for example ``("cuda:2", "cuda:3")``.
         module: dotted name, within the model, of the innermost module whose forward ran the
             operation; empty for the model itself and outside of any forward.
-        source: where the model's or the user's code asked for it.
+        source: line of the model's or the user's code that called it.
         phase: ``load``, ``prefill``, ``decode``, or a name given by `VirtualGPUs.phase`.
     """
 
@@ -66,11 +66,11 @@ class CopyRecord:
     """Copies of tensors from one device to another, between the same two modules in one phase.
 
     Attributes:
-        phase: when; see `Problem`.
+        phase: phase of the copy; see `Problem`.
         source: device copied from, for example ``cuda:0`` or ``cpu``.
         target: device copied to.
         made_in: module that made the tensor; empty for inputs, weights and the model itself.
-        used_in: module that asked for the copy; empty outside of any forward.
+        used_in: module that needed the copy; empty outside of any forward.
         count: number of copies.
         total_bytes: their sizes, added up.
     """
@@ -89,11 +89,11 @@ class MemoryPeak:
     """The fullest moment of one GPU in one phase.
 
     Attributes:
-        phase: when; see `Problem`.
+        phase: phase of the peak; see `Problem`.
         device: index of the GPU.
-        peak_bytes: most bytes that its tensors took at once.
-        start_bytes: what they took when the phase began; for prefill, the weights.
-        module: whose forward reached the peak; empty for the model itself and outside of any.
+        peak_bytes: peak bytes of its tensors.
+        start_bytes: bytes of its tensors when the phase began; for prefill, the weights.
+        module: module whose forward reached the peak; empty for the model itself.
     """
 
     phase: str
@@ -105,12 +105,12 @@ class MemoryPeak:
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """A whole number that was asked of a tensor without data; zero was answered.
+    """A whole number that was read from a tensor without data; zero was returned.
 
     Attributes:
         operation: for example ``aten.argmax.default``: the next token.
-        module: where; see `Problem`.
-        count: how often.
+        module: module that read it; see `Problem`.
+        count: number of reads.
     """
 
     operation: str
@@ -120,15 +120,15 @@ class Guess:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that was seen on virtual GPUs.
+    """Everything recorded on virtual GPUs.
 
     Attributes:
         problems: refused operations, in the order they happened.
         copies: by phase, devices and modules.
         peaks: one for each GPU and phase.
-        live_bytes: what the tensors on each GPU take now.
-        forwards: how often the model ran in each phase; divides copies into copies per step.
-        guesses: numbers that had to be made up for want of data.
+        live_bytes: bytes of the live tensors on each GPU.
+        forwards: number of forwards of the model in each phase, for copies per step.
+        guesses: zeros returned for missing data.
     """
 
     problems: tuple[Problem, ...]

@@ -1,4 +1,4 @@
-"""Which tensors of an operation may be on another device: CUDA's rules as a table.
+"""CUDA's rules for tensors on different devices, as a table.
 
 Two families in PyTorch, told apart by the schema:
 
@@ -133,7 +133,7 @@ def check_devices(
     kwargs: Mapping[str, Any],
     tensors: Sequence[torch.Tensor],
 ) -> tuple[torch.device, Mismatch | None]:
-    """The device that `operator` runs on, and what CUDA has against its tensors, if anything.
+    """Return the device that `operator` runs on, and CUDA's objection to its tensors, if any.
 
     Args:
         operator: an operator of ``torch.ops``.
@@ -161,7 +161,7 @@ def check_devices(
 
 
 def may_stay(tensor: torch.Tensor, device: torch.device) -> bool:
-    """Whether a tensor need not be moved to repair an operation on `device`."""
+    """Tell whether a tensor need not be moved to repair an operation on `device`."""
     return tensor.device == device or (tensor.dim() == 0 and tensor.device == CPU)
 
 
@@ -184,7 +184,7 @@ def _operands(
 
 
 def _common_device(operands: Sequence[_Operand]) -> torch.device:
-    """The first device that is not the CPU, among the tensors that decide it."""
+    """Return the first device that is not the CPU, among the tensors that decide it."""
     deciding = [o for o in operands if o.place not in (Place.CPU_TOO, Place.ANYWHERE)] or operands
     devices = (operand.tensor.device for operand in deciding)
     return next((device for device in devices if device != CPU), CPU)

@@ -14,7 +14,7 @@ META = torch.device("meta")
 
 
 class Owner(Protocol):
-    """What runs the operations of virtual tensors."""
+    """Runs the operations of virtual tensors."""
 
     def dispatch(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run `operator`, which belongs to ``torch.ops``."""
@@ -31,9 +31,9 @@ class VirtualTensor(torch.Tensor):
     inside PyTorch see a CUDA tensor. A tensor without data may also be on ``cpu``.
 
     Attributes:
-        content: where the values are, or a meta tensor.
+        content: CPU tensor with the values, or a meta tensor.
         made_in: name of the module that made it; empty for inputs and weights.
-        owner: what runs its operations.
+        owner: runs its operations.
     """
 
     content: torch.Tensor
@@ -99,7 +99,7 @@ class VirtualTensor(torch.Tensor):
         return content(self.owner.move(self.detach(), CPU)).tolist()
 
     def numpy(self, *, force: bool = False) -> Any:
-        """Refused as CUDA refuses it, unless forced."""
+        """Raises TypeError as CUDA does, unless forced."""
         if force:
             return self.owner.move(self.detach(), CPU).numpy()
         raise TypeError(
@@ -123,7 +123,7 @@ class VirtualTensor(torch.Tensor):
 
 
 def content(tensor: torch.Tensor) -> torch.Tensor:
-    """What a virtual tensor holds; any other tensor itself."""
+    """Return the content of a virtual tensor; any other tensor itself."""
     return tensor.content if isinstance(tensor, VirtualTensor) else tensor
 
 

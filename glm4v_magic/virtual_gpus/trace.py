@@ -1,4 +1,4 @@
-"""Where the model is: module, phase and source line of whatever is running."""
+"""Trace of the running model: module, phase and source line."""
 
 from __future__ import annotations
 

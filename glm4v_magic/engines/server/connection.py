@@ -1,4 +1,4 @@
-"""HTTP to one server: requests, streams of events, and every failure in words."""
+"""HTTP connection to a server: requests, streams of events, and messages for all failures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from glm4v_magic.engines.server.replies import error_message
 __all__ = ["KEY_WANTED", "LONGEST_MESSAGE", "Connection", "StatusError", "content_type", "read"]
 
 LONGEST_MESSAGE = 300
-"""Characters of a server's own words in ours."""
+"""Most characters of a server's message that are quoted."""
 
 KEY_WANTED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
 _CONNECT_SECONDS = 10.0
@@ -35,7 +35,7 @@ _ADVICE = {
 
 
 class StatusError(EngineError):
-    """An HTTP status other than 200.
+    """The server replied with an HTTP status other than 200.
 
     Attributes:
         status: the status.
@@ -47,7 +47,7 @@ class StatusError(EngineError):
 
 
 class Connection:
-    """Requests to one server, and its failures in words.
+    """Sends requests to one server and turns failures into errors.
 
     Args:
         address: of the server.
@@ -65,7 +65,7 @@ class Connection:
             follow_redirects=False,
             # No proxy reaches this computer; for other hosts the environment may name one.
             trust_env=not is_loopback(httpx.URL(address.url).host),
-            # One connection per request: closing it tells the server that nobody waits.
+            # One connection per request: closing it tells the server to stop generating.
             limits=httpx.Limits(max_keepalive_connections=0),
             headers={"Accept-Encoding": "identity", "User-Agent": "glm4v_magic"},
         )
@@ -78,7 +78,7 @@ class Connection:
     def open(
         self, method: str, path: str, body: object = None, *, seconds: float | None = None
     ) -> Iterator[httpx.Response]:
-        """Send a request and give its response, status 200, to be read within the context.
+        """Send a request and yield its response, status 200, to be read within the context.
 
         Raises:
             StatusError: if the server answers with another status.
@@ -106,7 +106,7 @@ class Connection:
         """Yield the data of each server-sent event; comments and other fields are left out.
 
         Raises:
-            EngineError: if the response is no stream of events, or one of them is too long.
+            EngineError: if the response is not a stream of events, or an event is too long.
         """
         kind = content_type(response)
         if kind != _EVENTS:
@@ -143,7 +143,7 @@ class Connection:
         yield b"\n\n"
 
     def said(self, text: str) -> str:
-        """Return a server's own words, on one line, of bounded length, and without the key."""
+        """Return a server's message on one line, shortened, and without the key."""
         if key := _key():
             text = text.replace(key, "***")
         printable = (character if character.isprintable() else " " for character in text)
@@ -194,7 +194,7 @@ class Connection:
 
 
 def read(response: httpx.Response) -> bytes:
-    """Read a body that is not a stream, as far as it is of reasonable length."""
+    """Read a body that is not a stream, up to a maximum length."""
     body = bytearray()
     for chunk in response.iter_bytes():
         body += chunk
@@ -210,7 +210,7 @@ def content_type(response: httpx.Response) -> str:
 
 
 def _key() -> str:
-    """Return the key; it is read for each request and never kept."""
+    """Return the API key; it is read for each request and never stored."""
     return os.environ.get(API_KEY, "").strip()
 
 

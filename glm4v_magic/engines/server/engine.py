@@ -1,7 +1,7 @@
-"""`connect` finds out what a server serves; `ServerEngine` asks it.
+"""Engine for a model behind a server: `connect` looks up the model, `ServerEngine` asks it.
 
 An answer is streamed as server-sent events. An interrupt, an error or a stream that is closed
-closes the connection, which is how such a server learns that nobody waits any more.
+closes the connection, which makes such a server stop generating.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _DONE = "[DONE]"
 
 
 def connect(address: ServerAddress) -> ServerEngine:
-    """Find out what a server serves, and return the engine that asks it.
+    """Look up the models of a server and return an engine for one of them.
 
     Raises:
-        EngineError: if it cannot be reached, or does not answer as such servers do.
-        OptionError: if it serves several models and none was chosen.
+        EngineError: if the server cannot be reached, or does not speak the protocol.
+        OptionError: if it has several models and none was chosen.
     """
     try:
         connection = Connection(address)
@@ -60,7 +60,7 @@ def connect(address: ServerAddress) -> ServerEngine:
 
 
 def _entries(connection: Connection, address: ServerAddress) -> dict[str, ModelEntry]:
-    """Return what the server says about each of its models, by name."""
+    """Return the server's entry for each of its models, by name."""
     seconds = min(address.timeout, _LIST_SECONDS)
     try:
         with connection.open("GET", "/models", seconds=seconds) as response:
@@ -115,9 +115,9 @@ class ServerEngine:
     """A served model; see `engines.Engine`. Made by `connect`.
 
     Args:
-        connection: to the server.
-        info: of the chosen model.
-        offered: names of all its models.
+        connection: connection to the server.
+        info: facts about the chosen model.
+        offered: names of all models of the server.
     """
 
     def __init__(self, connection: Connection, info: EngineInfo, offered: tuple[str, ...]) -> None:
@@ -127,16 +127,16 @@ class ServerEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """What the server tells about the model."""
+        """Facts about the model that the server tells."""
         return self._info
 
     @property
     def batch_size(self) -> int:
-        """One: requests are sent one after the other."""
+        """1: requests are sent one after the other."""
         return 1
 
     def require_room(self, request: Request) -> None:
-        """Return ``None``: how many tokens may follow, the server alone knows."""
+        """Return ``None``: only the server knows how many tokens may follow."""
 
     def stream(self, requests: Sequence[Request]) -> Generator[EngineEvent, None, None]:
         """Answer `requests`, one after the other; see `engines.Engine.stream`."""
@@ -149,7 +149,7 @@ class ServerEngine:
                 del open_rows[row]
                 yield finished
         except KeyboardInterrupt:
-            pass  # raised anew below, without the frames of the HTTP client
+            pass  # raised again below, without the frames of the HTTP client
         else:
             return
         raise GenerationInterrupted(
@@ -171,7 +171,7 @@ class ServerEngine:
             raise
 
     def _advise(self, refused: StatusError, request: Request) -> None:
-        """Say what to do next where the request tells more than the status."""
+        """Add advice to an error where the request tells more than the status."""
         if refused.status == httpx.codes.NOT_FOUND and self._offered:
             refused.advise(f"It serves {self._connection.said(_listed(self._offered))}.")
         if refused.status in (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY):
@@ -184,7 +184,7 @@ class ServerEngine:
                 refused.advise(code="server_cannot_think_on")
 
     def close(self) -> None:
-        """Close the connection; the server goes on."""
+        """Close the connection; the server keeps running."""
         self._connection.close()
 
 

@@ -1,4 +1,4 @@
-"""A request in OpenAI's terms, and where these have none, in vLLM's."""
+"""Requests in OpenAI's protocol, with vLLM's extensions."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from glm4v_magic.engines.thinking import CLOSE, OPEN
 __all__ = ["EXTENSIONS", "body_of"]
 
 EXTENSIONS = ("top_k", "min_p", "repetition_penalty")
-"""Sampling values that OpenAI's protocol does not have; vLLM and SGLang take them."""
+"""Sampling parameters that OpenAI's protocol lacks; vLLM and SGLang accept them."""
 
 
 def body_of(model: str, request: Request) -> dict[str, Any]:
     """Return the body of ``POST /chat/completions``.
 
     Args:
-        model: name that the server knows it by.
-        request: what is asked.
+        model: name of the model on the server.
+        request: request to send.
     """
     conversation, sampling = request.conversation, request.sampling
     body: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""What servers send, as pydantic models.
+"""Replies of servers, as pydantic models.
 
-They are lenient, because servers differ: unknown keys are ignored, and where a value is of another
-kind than it should be, it counts as not told.
+They are lenient, because servers differ: unknown keys are ignored, and a value of the wrong type
+counts as missing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Flag = Annotated[Annotated[bool, Field(strict=True)] | None, _LENIENT]
 
 
 class OwnFacts(BaseModel):
-    """What our own server tells of its model and others do not; each as in `EngineInfo`."""
+    """Facts about a model that only our own server sends; fields as in `EngineInfo`."""
 
     notice: Words = ""
     max_images: Count = None
@@ -74,7 +74,7 @@ class _CompletionDetails(BaseModel):
 
 
 class TokenCounts(BaseModel):
-    """``usage``: what a server has counted."""
+    """``usage``: the server's token counts."""
 
     prompt_tokens: Count = None
     completion_tokens: Count = None
@@ -105,7 +105,7 @@ class Delta(BaseModel):
 
     @property
     def thinking(self) -> str | None:
-        """The piece of thinking, where a server takes it out of the text; under either name."""
+        """Piece of thinking, if the server separates it from the text; under either name."""
         return self.reasoning_content or self.reasoning
 
 

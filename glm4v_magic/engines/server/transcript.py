@@ -1,4 +1,4 @@
-"""What a server has said so far of one answer: events as it goes on, and all of it at the end."""
+"""Transcript of a server's answer: events while it is streamed, the generation at the end."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _NO_ANSWER = {
 
 
 class Transcript:
-    """What a server has said so far of one answer.
+    """Collects a server's answer to one request.
 
     Args:
-        request: that is answered.
-        row: which of the requests it is.
-        connection: whose server answers; for messages.
+        request: request that is answered.
+        row: index of the request.
+        connection: connection to the server, for messages.
 
     Attributes:
-        done: whether the server has said that nothing follows.
+        done: whether the server has sent the end of the stream.
     """
 
     def __init__(self, request: Request, row: int, connection: Connection) -> None:
@@ -64,12 +64,12 @@ class Transcript:
         )
 
     def take(self, data: str) -> list[Told]:
-        """Take the data of one event, and return what it tells.
+        """Take the data of one event and return the resulting events.
 
-        All of it is noted before any of it is told: whoever is told may stop there.
+        All of it is recorded before any event is yielded: the caller may stop there.
 
         Raises:
-            EngineError: if it is not a piece of an answer, or an error.
+            EngineError: if it is not a piece of an answer, or reports an error.
         """
         chunk = self._chunk(data)
         if chunk.usage is not None:
@@ -82,7 +82,7 @@ class Transcript:
         return [*self._think(choice.delta.thinking), *self._say(choice.delta.content)]
 
     def end(self) -> list[Told]:
-        """No more is coming: return what may have been the beginning of a tag, and was not."""
+        """Return events for text that was held back, at the end of the stream."""
         return self._told(self._splitter.end())
 
     def _chunk(self, data: str) -> Chunk:
@@ -118,7 +118,7 @@ class Transcript:
         return self._told(self._splitter.add(piece))
 
     def _told(self, events: Iterable[Told]) -> list[Told]:
-        """Note events; return them as those of the row, without whitespace at the beginning."""
+        """Record events and return them with the row's index, leading whitespace removed."""
         told: list[Told] = []
         for event in events:
             match event:
@@ -142,7 +142,7 @@ class Transcript:
         """Return the whole answer.
 
         Raises:
-            EngineError: if it is not complete.
+            EngineError: if the answer is not complete.
         """
         return self.generation(self._ending())
 
@@ -160,7 +160,7 @@ class Transcript:
         return "length" if self._finish == "length" else "stop"
 
     def generation(self, ending: FinishReason) -> Generation:
-        """Return what was said until now."""
+        """Return the generation so far."""
         times, sampling = self._times, self._request.sampling
         self.end()  # of an answer that was interrupted; nobody is told any more
         thinking, text = "".join(self._thinking).rstrip(), "".join(self._text).rstrip()
@@ -186,7 +186,7 @@ class Transcript:
 
 
 def _noted(text: str, pieces: list[str], goes_on: bool) -> str:
-    """Add a piece to those before, and return it; whitespace at the very beginning is left out."""
+    """Append a piece and return it, without whitespace at the very beginning."""
     text = text if pieces or goes_on else text.lstrip()
     if text:
         pieces.append(text)

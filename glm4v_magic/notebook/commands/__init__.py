@@ -1,7 +1,7 @@
-"""What the magics do: one module for each group of commands.
+"""The commands of the magics: one module for each group.
 
-Apart from `magics` so that loading the extension stays cheap: these modules bring the session and
-the display with them, and are imported with the first use.
+Kept apart from `magics` so that loading the extension stays cheap: these modules import the session
+and the rendering, and are imported on first use.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ def carry_out(
 
 
 def _offer(context: Context, answer: Answer) -> None:
-    """Put the code of an answer into the next cell, or behind the next prompt of a terminal."""
+    """Put the code of an answer into the next cell, or at the next prompt of a terminal."""
     code, language = find_code(answer.text)
     cell_magics = context.shell.magics_manager.magics["cell"]  # bash, html, javascript, ...
     if language in cell_magics and not language.startswith("py"):

@@ -1,4 +1,4 @@
-"""What every command works on: the shell, and the session of its magics."""
+"""Context of all commands: the shell, and the session of its magics."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class LiveView(Protocol):
 
 @dataclass
 class Context:
-    """The commands' surroundings.
+    """Shell, settings, session and views of the commands.
 
     Attributes:
-        shell: the shell whose variables are read and set.
-        page: the help of the magic itself.
+        shell: shell whose variables are read and set.
+        page: help of the magic itself.
         settings: defaults of options.
-        session: the model in use.
-        views: that are open as widgets.
+        session: session with the model in use.
+        views: views that are open as widgets.
     """
 
     shell: InteractiveShell
@@ -55,7 +55,7 @@ class Context:
 
     @cached_property
     def monitor(self) -> Monitor:
-        """What tells open views how full memory is."""
+        """Monitor that updates open views."""
         from glm4v_magic.notebook.monitor import Monitor
 
         return Monitor(self.session.status, self.session.recorder)
@@ -66,7 +66,7 @@ class Context:
         return getattr(self.shell, "kernel", None) is not None
 
     def open(self, view: LiveView) -> None:
-        """Show a widget, and see to its static view at the end of every cell."""
+        """Show a widget, and update its static view at the end of every cell."""
         if not self.views:
             self.shell.events.register("post_run_cell", self._cell_ended)
         self.views.append(view)
@@ -95,7 +95,7 @@ class Context:
         return status.choice.name
 
     def keep(self, value: object, name: str | None) -> None:
-        """Put `value` into the user's variable `name`, if one was asked for."""
+        """Assign `value` to the user's variable `name`, if one is given."""
         if name is not None:
             self.shell.user_ns[name] = value
 
@@ -121,7 +121,7 @@ class Command(Protocol):
 
 
 def require_variable_name(name: str | None) -> None:
-    """Refuse what cannot be the value of ``--out``."""
+    """Raise OptionError unless `name` is a valid value of ``--out``."""
     if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
         raise OptionError(
             f"--out {name!r} is not the name of a variable.",

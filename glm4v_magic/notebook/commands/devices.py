@@ -98,7 +98,7 @@ def make_tool(
 
 
 def draw(model: Architecture, options: PlacementOptions) -> tuple[Occupancy, str]:
-    """Plan, and take the plan apart.
+    """Make a plan and divide it into parts for the view.
 
     Returns:
         The view, and the plan as JSON; of a model that does not fit the over-full view, and
@@ -115,7 +115,7 @@ def draw(model: Architecture, options: PlacementOptions) -> tuple[Occupancy, str
 
 
 def draw_loaded(model: Architecture, status: Status) -> Occupancy:
-    """Take the plan of a loaded model apart.
+    """Divide the plan of a loaded model into parts for the view.
 
     Raises:
         PlacementError: if it does not follow a plan.

@@ -33,7 +33,7 @@ def over(
     prompt: str,
     names: Mapping[str, Any],
 ) -> Any:
-    """Ask `prompt` about each item of ``--over``, show how far it is, and keep the rows.
+    """Ask `prompt` about each item of ``--over``, show the progress, and keep the rows.
 
     Args:
         context: shell and session.
@@ -148,7 +148,7 @@ def _keep(context: Context, result: object, name: str | None) -> None:
 
 
 def _refuse_if_all_failed(context: Context, result: object, name: str | None, board: Board) -> None:
-    """Let the cell fail, so that "Run All" stops; the rows with their errors are kept."""
+    """Fail the cell if all rows failed, so that "Run All" stops; the rows are kept."""
     rows = board.rows
     if all(row.failure is not None for row in rows):
         _keep(context, result, name)
@@ -173,7 +173,7 @@ def named_items(word: str, names: Mapping[str, Any]) -> Items:
 
 
 def _column(word: str, names: Mapping[str, Any]) -> Items | None:
-    """Return the items of `word` if it is a column of a DataFrame, or wants to be one."""
+    """Return the items of `word` if it is, or looks like, a column of a DataFrame."""
     tree = ast.parse(word, mode="eval").body
     if not isinstance(tree, ast.Attribute | ast.Subscript):
         return None

@@ -1,4 +1,4 @@
-"""What the options of a question ask for: its form, its sampling, its system message."""
+"""Options of a question: format, sampling, system message."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["form_asked", "sampling_of", "show_preview", "system_of"]
 
 
 def form_asked(arguments: Namespace, names: Mapping[str, Any]) -> Form:
-    """Return the form that ``--format`` and ``--schema`` ask for."""
+    """Return the form for ``--format`` and ``--schema``."""
     return form_of(arguments.format, _schema(arguments.schema, names))
 
 
 def _schema(word: str | None, names: Mapping[str, Any]) -> object:
-    """Return the schema that a word names: a variable, or a JSON file."""
+    """Return the schema in a variable or a JSON file."""
     if word is None:
         return None
     if word in names and not isinstance(word, Quoted):
@@ -46,7 +46,7 @@ def _schema(word: str | None, names: Mapping[str, Any]) -> object:
 
 
 def system_of(context: Context, arguments: Namespace) -> str | None:
-    """Return the system message: that of the settings is for chats that begin."""
+    """Return the system message; the one of the settings is for new chats only."""
     if arguments.system is not None:
         return str(arguments.system)
     goes_on = arguments.follow_up or arguments.chat in context.session.chats
@@ -54,7 +54,7 @@ def system_of(context: Context, arguments: Namespace) -> str | None:
 
 
 def sampling_of(context: Context, arguments: Namespace) -> dict[str, Any]:
-    """Return the sampling options that were typed or set; the session knows the rest."""
+    """Return the sampling options that were typed or set; the session has the defaults."""
     table = of_group(Sampling)
     values = {each.name: getattr(context.settings, each.name) for each in table if each.who.setting}
     values |= typed(arguments, table)

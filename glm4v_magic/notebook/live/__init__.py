@@ -1,1 +1,1 @@
-"""What is on the screen while a cell runs: one answer, or many rows, and the Stop button."""
+"""Live output while a cell runs: one answer or many rows, and the Stop button."""

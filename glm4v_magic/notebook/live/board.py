@@ -1,6 +1,6 @@
-"""Where a run of many rows shows how far it is: a notebook's outputs, a terminal's lines, nowhere.
+"""Boards: where a map shows its progress (outputs of a notebook, lines of a terminal, nowhere).
 
-A board lives for one run, as a screen does for one answer, and keeps what the run has told last.
+A board lives for one run, as a screen does for one answer, and keeps the latest progress.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def board_for(shell: InteractiveShell, total: int, *, quiet: bool, button: bool)
 
     Args:
         shell: the running shell.
-        total: of all rows.
+        total: number of all rows.
         quiet: show nothing at all.
-        button: offer a button that stops the run, where one can work.
+        button: offer a Stop button where one can work.
     """
     if quiet:
         return Board()
@@ -54,10 +54,10 @@ def board_for(shell: InteractiveShell, total: int, *, quiet: bool, button: bool)
 
 
 class Board:
-    """What a run has told; this one shows nothing of it.
+    """Base of all boards; shows nothing.
 
     Attributes:
-        progress: the latest; ``None`` until a row is done.
+        progress: latest progress; ``None`` until a row is done.
     """
 
     def __init__(self) -> None:
@@ -65,12 +65,12 @@ class Board:
 
     @property
     def rows(self) -> list[AnsweredRow]:
-        """Rows that are answered or have failed, in their order."""
+        """Rows that are answered or have failed, in order."""
         done = () if self.progress is None else self.progress.rows
         return [row for _, row in sorted({row.index: row for row in done}.items())]
 
     def show(self, event: Event) -> None:
-        """Show an event; called with each, in their order."""
+        """Show an event; called with each event, in order."""
         match event:
             case Started():
                 self.start(event.info)
@@ -80,28 +80,28 @@ class Board:
                 self.step()
 
     def start(self, info: EngineInfo) -> None:
-        """The model begins. Not called if every answer is known."""
+        """Called when the model begins; not if every answer is known."""
 
     def step(self) -> None:
-        """The model has said a little more."""
+        """Called for each new piece of text."""
 
     def row(self, progress: Progress) -> None:
-        """One more row is done."""
+        """Called when a row is done."""
         self.progress = progress
 
     def finish(self) -> None:
-        """The run has ended, or was stopped: show the table."""
+        """Show the table: the run has ended or was stopped."""
 
     def close(self) -> None:
-        """The call is over, well or not: leave nothing half drawn."""
+        """Leave nothing half drawn; called at the end of every call."""
 
 
 class NotebookBoard(Board):
-    """The bar, which becomes the table; and if somebody is watching, a head below it.
+    """A progress bar that becomes the table; below it a head if the cell is watched.
 
     Args:
-        total: of all rows.
-        head: has the Stop button, and says how far it is now and then.
+        total: number of all rows.
+        head: has the Stop button, and announces the progress now and then.
     """
 
     def __init__(self, total: int, head: Head | None = None) -> None:
@@ -124,7 +124,7 @@ class NotebookBoard(Board):
         self._head.start(self._said)
 
     def step(self) -> None:
-        """Look at the button.
+        """Check the Stop button.
 
         Raises:
             KeyboardInterrupt: if it was pressed; the run then ends as it does when the kernel is
@@ -134,7 +134,7 @@ class NotebookBoard(Board):
             raise KeyboardInterrupt
 
     def row(self, progress: Progress) -> None:
-        """Move the bar; say so if another quarter of the rows is done."""
+        """Move the bar; announce every quarter of the rows."""
         super().row(progress)
         if self._pace.due():
             self._move(progress)
@@ -154,7 +154,7 @@ class NotebookBoard(Board):
             self._head.finish(summary(self.rows, self._total))
 
     def close(self) -> None:
-        """Replace a bar that never became a table."""
+        """Replace a bar that did not become a table."""
         if self._open:
             progress = self.progress or Progress((), self._total, 0.0, 0, list)
             self._output.show(line_bundle(f"{rows_progress_line(progress)}, not finished."))
@@ -171,14 +171,14 @@ class NotebookBoard(Board):
 
 
 class TerminalBoard(Board):
-    """A line now and then, and the table at the end."""
+    """Prints a line now and then, and the table at the end."""
 
     def __init__(self) -> None:
         super().__init__()
         self._pace = Pace(_TERMINAL_SECONDS)
 
     def row(self, progress: Progress) -> None:
-        """Print how far it is."""
+        """Print the progress."""
         super().row(progress)
         if self._pace.due():
             _say(rows_progress_line(progress))

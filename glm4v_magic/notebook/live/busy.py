@@ -1,4 +1,4 @@
-"""Widgets that are used while a cell runs."""
+"""Widgets that must react while a cell runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["hear_while_busy"]
 
 
 def hear_while_busy(*controls: Any) -> None:
-    """Let controls be heard while a cell runs; to be called again after each change of one.
+    """Make controls react while a cell runs; call it again after each change of one.
 
     ipykernel 7.4.0 (`ipykernel.comm.comm.BaseComm._reply_subshell_for`) sends what comes in on a
     comm to the loop that last sent on it: the main one, which is busy until the cell ends, once a

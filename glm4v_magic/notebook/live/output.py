@@ -1,4 +1,4 @@
-"""Outputs of the running cell: shown once, or replaced as things go on."""
+"""Outputs of the running cell: shown once, or replaced repeatedly."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Output:
 
 @contextlib.contextmanager
 def interrupt_held_back() -> Iterator[None]:
-    """Let an interrupt wait until the block is done."""
+    """Defer an interrupt until the block is done."""
     if threading.current_thread() is not threading.main_thread():
         yield  # interrupts come to the main thread only
         return
@@ -60,7 +60,7 @@ def interrupt_held_back() -> Iterator[None]:
 
 
 class Head:
-    """An output for somebody who is watching: images, a line, a Stop button.
+    """Head of a watched answer: images, a status line, a Stop button.
 
     When the call is over, images and line stay as plain HTML; the button is gone.
 
@@ -79,7 +79,7 @@ class Head:
 
     @property
     def stop_pressed(self) -> bool:
-        """Whether somebody wants the call to end."""
+        """Whether the Stop button was pressed."""
         return self._button is not None and self._button.pressed
 
     def start(self, line: str, thumbnails: Sequence[Thumbnail] = ()) -> None:
@@ -98,14 +98,14 @@ class Head:
         self._output.show(bundle)
 
     def say(self, line: str) -> None:
-        """Say how far it is, in place of the line before."""
+        """Replace the status line."""
         if self._button is not None:
             self._button.say(status_html(line, seen=True))
         else:
             self._output.show(head_bundle(self._thumbnails, line, seen=True))
 
     def finish(self, line: str) -> None:
-        """Say how it ended. Only the first call does."""
+        """Show how the call ended; only the first call has an effect."""
         if not self._open:
             return
         with interrupt_held_back():

@@ -1,4 +1,4 @@
-"""Where an answer shows itself: a notebook's outputs, a terminal's lines, or nowhere.
+"""Screens: where an answer is shown (outputs of a notebook, lines of a terminal, nowhere).
 
 A screen lives for one call and is handed the call's events. What it shows comes from `render`; it
 only knows how to put that on this kind of front end.
@@ -48,10 +48,10 @@ __all__ = ["NotebookScreen", "Screen", "TerminalScreen", "screen_for"]
 
 
 class Screen:
-    """Shows the events of a call. This one shows nothing: the answer is in its variable."""
+    """Base of all screens; shows nothing: the answer is in its variable."""
 
     def show(self, event: Event) -> None:
-        """Show an event; called with each, in their order."""
+        """Show an event; called with each event, in order."""
         match event:
             case Loading():
                 self.loading(event.progress)
@@ -70,31 +70,31 @@ class Screen:
                 self.begun(f"\n\n[{event.fault} It is asked once more.]\n\n")
 
     def loading(self, progress: LoadProgress) -> None:
-        """Weights are arriving."""
+        """Called while weights are being loaded."""
 
     def loaded(self, info: EngineInfo) -> None:
-        """The model is ready. Says so if `loading` was shown."""
+        """Called when the model is ready; shows that if `loading` was shown."""
 
     def start(self, info: EngineInfo, images: Sequence[SourcedImage]) -> None:
-        """The model begins, and this is what it looks at."""
+        """Called when the model begins, with the images of the prompt."""
 
     def begun(self, text: str, thinking: str = "") -> None:
-        """What stands before the next piece: an answer to be carried on, or what is wrong."""
+        """Called with text before the next piece: an answer to continue, or a fault."""
 
     def thinking(self, text: str) -> None:
-        """The next piece of thinking."""
+        """Called with the next piece of thinking."""
 
     def reclassified(self) -> None:
-        """What came as an answer until now was thinking."""
+        """Called when the text so far turns out to be thinking."""
 
     def piece(self, text: str) -> None:
-        """The next piece of the answer."""
+        """Called with the next piece of the answer."""
 
     def finish(self, answer: Answer) -> None:
-        """The answer is complete, or was stopped."""
+        """Called when the answer is complete or was stopped."""
 
     def close(self) -> None:
-        """The call is over, well or not: leave nothing half drawn."""
+        """Leave nothing half drawn; called at the end of every call."""
 
 
 def screen_for(
@@ -111,8 +111,8 @@ def screen_for(
         shell: the running shell.
         model: name of the model that `Screen.loading` will be about.
         quiet: show nothing at all.
-        form: of the answer.
-        button: offer a button that stops the answer, where one can work.
+        form: format of the answer.
+        button: offer a Stop button where one can work.
     """
     if quiet:
         return Screen()
@@ -125,16 +125,16 @@ def screen_for(
 
 
 _MARK = "| "
-"""Before each line of thinking in a terminal."""
+"""Prefix of each line of thinking in a terminal."""
 
 
 class NotebookScreen(Screen):
-    """Three outputs: the bar, which becomes one line; the images; the answer.
+    """Three outputs: the progress bar, which becomes one line; the images; the answer.
 
     Args:
         model: name of the model.
-        form: of the answer.
-        head: shows the images if somebody is watching.
+        form: format of the answer.
+        head: shows the images if the cell is watched.
     """
 
     def __init__(self, model: str, form: Format = "markdown", head: Head | None = None) -> None:
@@ -179,7 +179,7 @@ class NotebookScreen(Screen):
             show(strip_bundle(thumbnails))
 
     def begun(self, text: str, thinking: str = "") -> None:
-        """Show it above what comes."""
+        """Show the text above what follows."""
         self._answer.begin(text, thinking)
 
     def thinking(self, text: str) -> None:
@@ -212,7 +212,7 @@ class NotebookScreen(Screen):
             self._head.finish(finished_line(answer))
 
     def close(self) -> None:
-        """Replace a bar that never became full."""
+        """Replace a bar that did not become full."""
         if self._progress is not None:
             done, total = self._progress.done_bytes, self._progress.total_bytes
             self._bar.show(line_bundle(f"{loading_line(self._model, done, total)}, not finished."))
@@ -222,7 +222,7 @@ class NotebookScreen(Screen):
 
 
 class TerminalScreen(Screen):
-    """Plain text, printed as it comes."""
+    """Prints plain text as it comes."""
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -257,22 +257,22 @@ class TerminalScreen(Screen):
             self.piece(text)
 
     def thinking(self, text: str) -> None:
-        """Print the piece behind the ones before, each line with a mark."""
+        """Print the piece, each line with a mark."""
         if not self._is_thinking and text:
             self.close()
             self._is_thinking = self._in_line = True
             _say(_MARK, end="")
         text = self._held + printable(text)
-        self._held = text[len(text.rstrip()) :]  # so that it does not end in marks alone
+        self._held = text[len(text.rstrip()) :]  # so that it does not end in empty marked lines
         _say(text.rstrip().replace("\n", f"\n{_MARK}"), end="")
 
     def reclassified(self) -> None:
-        """Say what was printed as an answer was."""
+        """Say that the text printed so far was thinking."""
         self.close()
         _say("[That was thinking.]")
 
     def piece(self, text: str) -> None:
-        """Print the piece behind the ones before."""
+        """Print the piece."""
         if self._is_thinking:
             self.close()
         _say(printable(text), end="")

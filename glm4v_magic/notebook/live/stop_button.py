@@ -1,8 +1,7 @@
-"""A button that stops a call, in front ends that can deliver a click while a cell runs.
+"""Stop button for front ends that can deliver a click while a cell runs.
 
-It is best effort. Interrupting the kernel always works; this is for those who look for a button
-where the answer is. It exists only while answers are being written, and a saved notebook holds
-nothing of it.
+Best effort: interrupting the kernel always works; this button is where the answer is. It exists
+only while answers are generated, and is not saved with the notebook.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def is_watched(shell: InteractiveShell) -> bool:
-    """Say whether somebody sees this cell while it runs.
+    """Tell whether a front end shows this cell while it runs.
 
-    JupyterLab, Notebook 7 and VS Code send the cell's id along; nbclient and papermill, which run
-    a notebook for nobody, do not.
+    JupyterLab, Notebook 7 and VS Code send the cell's id along; nbclient and papermill do not.
     """
     kernel = getattr(shell, "kernel", None)
     if kernel is None or isinstance(shell.display_pub, CapturingDisplayPublisher):
@@ -35,7 +33,7 @@ def is_watched(shell: InteractiveShell) -> bool:
 
 
 def stop_button(shell: InteractiveShell, html: str, status: str) -> StopButton | None:
-    """Return a button with `status` beside it, below `html`; ``None`` where it would do nothing.
+    """Return a button with `status` beside it, below `html`; ``None`` where it cannot work.
 
     Without subshells a kernel takes a click only when the cell has ended.
     """
@@ -51,7 +49,7 @@ def stop_button(shell: InteractiveShell, html: str, status: str) -> StopButton |
 
 
 class StopButton:
-    """The button and what it stands beside.
+    """The button and the HTML around it.
 
     Args:
         ipywidgets: the library.
@@ -77,20 +75,20 @@ class StopButton:
 
     @property
     def pressed(self) -> bool:
-        """Whether somebody has pressed it."""
+        """Whether the button was pressed."""
         return self._pressed.is_set()
 
     @property
     def view(self) -> dict[str, Any]:
-        """The part of an output's data that shows it."""
+        """MIME data of an output that shows it."""
         return {_WIDGET: {"version_major": 2, "version_minor": 0, "model_id": self._box.model_id}}
 
     def say(self, status: str) -> None:
-        """Replace the line beside it; HTML."""
+        """Replace the status line beside it by this HTML."""
         self._line.value = status
 
     def close(self) -> None:
-        """Take it away, with every model behind it that the front end would save."""
+        """Remove it, with all its widget models that the front end would save."""
         for widget in self._widgets:
             for name in ("layout", "style"):
                 part = getattr(widget, name, None)

@@ -1,4 +1,4 @@
-"""Plain data in, something to look at out: MIME bundles of text, Markdown and HTML.
+"""Rendering: plain data -> MIME bundles of text, Markdown and HTML.
 
 Nothing here imports IPython or a model library. A function returns a `MimeBundle`; the caller
 shows it. What a model says is hostile until proven otherwise: it reaches a page only through

@@ -1,4 +1,4 @@
-"""What of the model is at work, beside the view of its device map and in the one of memory.
+"""The running parts of a model, for the views of its device map and of memory.
 
 It changes four times a second while an answer is written. So it is a line of its own, which no
 screen reader is made to read out, and a style rule that marks pieces of the bars: those stay as
@@ -25,12 +25,12 @@ _FULL_NAMES = {"vision": "vision tower", "head": "norm and head"}
 
 
 def activity_line(activity: Activity, utilization: Mapping[str, float | None] | None = None) -> str:
-    """Say what works: ``working: layers 0-19 on cuda:1, 62%``; empty if nothing does.
+    """Return ``working: layers 0-19 on cuda:1, 62%``; empty if no part runs.
 
     Args:
-        activity: what to say.
-        utilization: part of the time in which each GPU computed lately, where the driver tells;
-            it matters where the host only queues work for the GPUs.
+        activity: activity to show.
+        utilization: recent utilization of each GPU, if the driver tells; shown where the host only
+            queues work for the GPUs.
     """
     if not activity.parts:
         return ""

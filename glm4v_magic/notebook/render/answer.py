@@ -1,4 +1,4 @@
-"""An answer: while it is being written, and when it is done."""
+"""An answer, while it is generated and when it is complete."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LONGEST = 300  # characters of a question among the details
 
 
 class LiveAnswer:
-    """Collects the pieces of an answer and shows what there is, as often as `pace` allows.
+    """Collects the pieces of an answer and shows the text so far, as often as `pace` allows.
 
     The text so far is shown whole each time: an output is replaced, not appended to. What `pace`
     held back is shown by `finish`, or by `close` if there was no answer after all.
@@ -50,7 +50,7 @@ class LiveAnswer:
         self._held_back = False
 
     def begin(self, text: str, thinking: str = "") -> None:
-        """Take text that stands before what comes; it stays text whatever turns out."""
+        """Begin with text that precedes the pieces; it is never reclassified."""
         self._begun += self._text + text
         self._text = ""
         self._thinking = thinking
@@ -88,7 +88,7 @@ class LiveAnswer:
         self._show(answer_bundle(answer))
 
     def close(self) -> None:
-        """Show what was held back, if anything."""
+        """Show text that was held back, if any."""
         if self._held_back:
             self._show_draft()
 

@@ -75,15 +75,15 @@ STYLE = Html(
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A part of a bar.
+    """A segment of a bar.
 
     Attributes:
-        kind: what it is, by the names above.
-        size: its length, in the unit of the whole bar.
-        label: written into it where there is room.
-        detail: for whoever points at it or reaches it with the keyboard.
-        marked: whether it stands out by a dashed frame.
-        place: what `mark` finds it by on the page.
+        kind: kind of content, one of the names above.
+        size: length, in the unit of the whole bar.
+        label: text in the segment, if there is room.
+        detail: tooltip, for mouse and keyboard.
+        marked: whether it has a dashed frame.
+        place: name by which `mark` finds it on the page.
     """
 
     kind: str
@@ -95,7 +95,7 @@ class Segment:
 
     @property
     def letter(self) -> str:
-        """What stands for it in a bar of text."""
+        """Letter of its kind in a bar of text."""
         return _KINDS[self.kind][2]
 
 
@@ -159,7 +159,7 @@ def text_bar(segments: Iterable[Segment], total: int, width: int) -> str:
 
 
 def legend(kinds: Iterable[tuple[str, str]]) -> Html:
-    """Return what the colours and patterns mean, kind by kind with its name."""
+    """Return a legend: colour and pattern of each kind with its name."""
     entries = "".join(
         f'<span style="white-space:nowrap;margin-right:1em"><span style="display:inline-block;'
         f"width:1.2em;height:0.8em;outline:1px solid {OUTLINE};margin-right:0.3em;"
@@ -212,7 +212,7 @@ def table(
 
 
 def safe(text: str) -> str:
-    """Return `text` for a page: no markup, no control characters."""
+    """Return `text` escaped for HTML, without control characters."""
     return escape(printable(text))
 
 

@@ -1,4 +1,4 @@
-"""The view of a device map: one bar for each GPU, what is on it, and what crosses between."""
+"""View of a device map: one bar for each GPU with its parts, and the hops between them."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def device_map_bundle(view: Occupancy, at: str = "") -> MimeBundle:
     """Return the view as HTML and as text.
 
     Args:
-        view: what to show.
-        at: when it was taken, for a view that will stay when the kernel is gone.
+        view: occupancy to show.
+        at: time of the view, shown where it outlives the kernel.
     """
     bundle = {"text/plain": device_map_text(view), "text/html": device_map_html(view)}
     if at:
@@ -47,7 +47,7 @@ def device_map_bundle(view: Occupancy, at: str = "") -> MimeBundle:
 
 
 def verdict(view: Occupancy) -> str:
-    """Say in one line whether it fits, and how full the fullest GPU is."""
+    """Return one line: whether it fits, and how full the fullest GPU is."""
     if view.problem:
         return view.problem
     fullest = view.fullest
@@ -112,7 +112,7 @@ def device_map_text(view: Occupancy) -> str:
 
 
 def _largest(view: Occupancy) -> int:
-    """What the widest bar stands for: a GPU, or all that does not fit on it."""
+    """Return the bytes of the widest bar: a GPU, or more if the plan does not fit."""
     return max(
         (max(gpu.total_bytes, _drawn(gpu)) for gpu in view.gpus),
         default=1,
@@ -131,7 +131,7 @@ def _title(gpu: OccupiedGPU) -> str:
 
 
 def _percent(fullness: float) -> str:
-    """Never 100 % for what is only almost full, or only just too full."""
+    """Format a fullness; never 100 % for one slightly below or above."""
     return f"{fullness:.1%}" if 0.99 < fullness < 1.01 else f"{fullness:.0%}"
 
 

@@ -51,7 +51,7 @@ def _lines(finding: Finding, width: int) -> Iterator[str]:
     indent = " " * (len(mark) + width + 2)
     head = f"{mark}{printable(finding.subject):<{width}}  "
     yield from _wrapped(finding.found, head, indent)
-    # What is in order is said in one line; `ok` with something to do is not.
+    # Findings that are in order are summarised in one line; `ok` with a next step is not.
     if finding.reason and (finding.verdict != "ok" or finding.next_step):
         yield from _wrapped(worded(finding.reason, CELL), indent, indent)
     if finding.next_step:

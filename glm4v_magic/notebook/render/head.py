@@ -1,4 +1,4 @@
-"""The head of an answer: its images, and a line that says how far the answer is.
+"""Head of an answer: its images and a status line.
 
 The line is for screen readers above all. Nothing in a notebook tells them that an output has
 changed, and an answer that is read out anew with every token is worse than silence: so this one

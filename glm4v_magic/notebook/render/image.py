@@ -1,4 +1,4 @@
-"""The strip of thumbnails above an answer: what was sent, and what the model sees of it."""
+"""Strip of thumbnails above an answer: the images, and the size in which the model sees them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ THUMBNAIL_SIDE = 160
 
 
 class Seen(Protocol):
-    """What a model makes of any image: an `EngineInfo`, or a `Preview` without a model."""
+    """Image size and visual tokens of a model: an `EngineInfo`, or a `Preview` without a model."""
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """Width and height it is resized to; ``None`` where that depends on the image."""
+        """Width and height that images are resized to; ``None`` if it depends on the image."""
 
     @property
     def visual_tokens(self) -> int | None:
-        """Vectors it becomes; ``None`` where that depends on the image."""
+        """Visual tokens of an image; ``None`` if it depends on the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Thumbnail:
         source: where the image came from: a path, URL or variable name.
         original_size: width and height in pixels, as found.
         seen_size: width and height that the model sees; ``None`` where it depends on the image.
-        visual_tokens: vectors the image becomes; ``None`` where it depends on the image.
+        visual_tokens: visual tokens of the image; ``None`` if it depends on the image.
         data_uri: the small copy as a ``data:`` URI.
         size: its width and height in pixels.
     """
@@ -57,7 +57,7 @@ class Thumbnail:
 
     @property
     def name(self) -> str:
-        """Where it came from, and its original size."""
+        """Source and original size."""
         return f"{printable(self.source)}, {pixels(self.original_size)}"
 
     @property

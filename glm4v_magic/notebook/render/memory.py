@@ -1,4 +1,4 @@
-"""The view of memory: what is on each GPU now, and how that went over the last minutes."""
+"""View of memory: the contents of each GPU now, and over the last minutes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 BUCKETS = 100
-"""Points of a history."""
+"""Number of points of a history."""
 
 _LEGEND = (
     ("weights", "this model's weights"),
@@ -41,7 +41,7 @@ _LEVELS = "▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """The most that one answer took: `bucket` of the history in which it ended."""
+    """Peak of one answer, in the `bucket` of the history in which it ended."""
 
     bucket: int
     size_bytes: int
@@ -49,7 +49,7 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class MemoryRow:
-    """One memory now and lately.
+    """One memory, now and over the last minutes.
 
     Attributes:
         now: the latest reading.
@@ -68,13 +68,13 @@ class MemoryView:
     """Everything that the view of memory shows.
 
     Attributes:
-        model: in use; empty when none is loaded.
+        model: name of the loaded model; empty if none is loaded.
         busy: whether a call is running.
-        rows: one for each GPU, or for the host.
-        note: what a reader must know.
-        minutes: that the histories span.
-        activity: which parts of the model worked since the look before.
-        at: when it was taken; two views that differ in this alone are equal.
+        rows: one row for each GPU, or for the host.
+        note: note for the reader.
+        minutes: time span of the histories.
+        activity: parts of the model that ran since the last reading.
+        at: time of the view; ignored when views are compared.
     """
 
     model: str
@@ -99,7 +99,7 @@ def memory_html(view: MemoryView, *, dated: bool = False) -> str:
 
     Args:
         view: what to show.
-        dated: whether to say when it was taken; a live one does without.
+        dated: whether to show the time of the view; a live view has none.
     """
     largest = max((row.now.total_bytes or 0 for row in view.rows), default=0) or 1
     return fill(
@@ -185,7 +185,7 @@ def _row(row: MemoryRow, largest: int, minutes: int) -> dict[str, object]:
 
 
 def _scale(row: MemoryRow) -> int:
-    """Top of a history: a tenth more than the most there was, so that small models show too."""
+    """Return the top of a history: its maximum plus a tenth, so that small models show."""
     sizes = [size for size in row.history if size is not None]
     return max([*sizes, *(peak.size_bytes for peak in row.peaks)]) * 11 // 10 + 1
 

@@ -1,4 +1,4 @@
-"""How often an output may change while a cell runs, and how fast it gets on."""
+"""Rate of updates of an output, and speed of a running call."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ UPDATE_SECONDS = 0.1
 that jupyter_server lets through."""
 
 MOST_OF_THE_TIME = 0.01
-"""Of what runs meanwhile, updates may take this part. In a kernel, a short text takes about 0.6 ms;
-30,000 characters take ten times that, and come less often."""
+"""Fraction of the time that updates may take. In a kernel, a short text takes about 0.6 ms;
+30,000 characters take ten times that, and are updated less often."""
 
 LONGEST_SECONDS = 1.0
-"""However costly updates are, what is written stays no longer unseen."""
+"""Longest time between updates, however costly they are."""
 
 
 class Pace:
-    """Says when the next update is due: at once for the first, then at most every `seconds`.
+    """Tells when the next update is due: the first at once, then at most every `seconds`.
 
-    Whoever says when an update is `done` has costly ones come less often.
+    A caller that reports each update as `done` gets costly ones less often.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class Pace:
         return True
 
     def done(self) -> None:
-        """Take the time since the update was due as what an update costs."""
+        """Record the time since the update was due as its cost."""
         if self._last is None:
             return
         before, self._cost = self._cost, self._clock() - self._last
-        # The smaller of the latest two: one slow update tells of something else.
+        # The smaller of the latest two: a single slow update has other causes.
         wait = min(before, self._cost) / MOST_OF_THE_TIME
         self._wait = max(self._seconds, min(wait, LONGEST_SECONDS))
 
@@ -60,7 +60,7 @@ class Rate:
         self._first: tuple[float, int] | None = None
 
     def so_far(self, amount: int) -> float | None:
-        """Return the rate up to `amount`; ``None`` while there is nothing to tell from."""
+        """Return the rate up to `amount`; ``None`` if it is not known yet."""
         now = self._clock()
         if self._first is None:
             self._first = (now, amount) if amount else None

@@ -1,4 +1,4 @@
-"""What ``%glm4v plan`` shows beneath the view of the device map: its numbers and modules."""
+"""Table and modules of a plan, shown by ``%glm4v plan`` below the view of the device map."""
 
 from __future__ import annotations
 

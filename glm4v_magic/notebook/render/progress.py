@@ -1,4 +1,4 @@
-"""A model on its way into memory."""
+"""Progress of loading a model."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def progress_bundle(
 
 
 def loaded_line(info: EngineInfo, seconds: float) -> str:
-    """Return the one line that replaces the bar."""
+    """Return the line that replaces the bar when the model is loaded."""
     return (
         f"Loaded {printable(info.model)} in {readable_seconds(seconds)}:"
         f" {readable_count(info.parameters or 0)} parameters, {info.dtype}"

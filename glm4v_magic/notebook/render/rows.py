@@ -1,4 +1,4 @@
-"""Many rows: a bar while they are asked, and a table of their answers."""
+"""Rows of a map: a progress bar while they are asked, and a table of their answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 MOST_SHOWN = 20
-"""Rows of a table; the others are in its variable."""
+"""Most rows of a table; the others are in its variable."""
 
 _MOST_CHARACTERS = 300
 _MANY = 12
@@ -90,7 +90,7 @@ def summary(rows: Sequence[AnsweredRow], total: int) -> str:
 
 
 def rows_bundle(rows: Sequence[AnsweredRow], total: int | None = None) -> MimeBundle:
-    """Return a table of rows, its summary above and what it took below.
+    """Return a table of rows, with a summary above and the usage below.
 
     Args:
         rows: those that were answered or failed, in their order.
@@ -130,13 +130,13 @@ def _sum(numbers: Iterable[int | None]) -> int | None:
 
 
 def _item(row: AnsweredRow) -> str:
-    """Return what a reader knows a row by: a value itself, or the name of an image."""
+    """Return the label of a row: a value itself, or the name of an image."""
     is_value = isinstance(row.item, str | int | float)
     return _shortened(str(row.item) if is_value else row.name)
 
 
 def _said(row: AnsweredRow) -> str:
-    """Return the answer as it reads: what it holds in its form, or its text."""
+    """Return the answer as text: its parsed value, or its text."""
     if row.answer is None:
         return ""
     if row.done and row.answer.format == "json":
@@ -145,7 +145,7 @@ def _said(row: AnsweredRow) -> str:
 
 
 def _note(row: AnsweredRow) -> str:
-    """Return what is to be known about an answer."""
+    """Return a note on an answer."""
     if row.answer is None:
         return "" if row.failure is not None else "not asked"
     corrected = "corrected once" if row.answer.corrected else ""

@@ -1,4 +1,4 @@
-"""What ``%glm4v`` alone shows: the model, where it is, what it takes, the latest answer's cost."""
+"""Status shown by ``%glm4v``: the model, its devices and memory, the latest answer's usage."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def status_rows(
 
 
 def _gpus(info: EngineInfo) -> Iterator[tuple[str, str]]:
-    """What is on each GPU: by the plan, or by the map."""
+    """Yield the contents of each GPU, from the plan or the device map."""
     if info.plan is not None:
         for stage in info.plan.stages:
             if stage.units:

@@ -1,4 +1,4 @@
-"""What a model thought before its answer: its last lines while it thinks, folded afterwards.
+"""A model's thinking: its last lines while it thinks, folded above the answer afterwards.
 
 Markdown ends HTML at a blank line, so everything here is one line of HTML, in which every character
 of the model's that HTML or Markdown would interpret is escaped.
@@ -20,7 +20,7 @@ _WIDTH = 88
 
 
 def thought_line(thinking: str, usage: Usage | None = None) -> str:
-    """Return for how long a model thought, and how much."""
+    """Return how long a model thought, and how many tokens."""
     usage = usage or Usage(None, None, None)
     line = "Thought"
     if usage.thinking_seconds > 0:
@@ -38,7 +38,7 @@ def folded(thinking: str, line: str, *, is_open: bool = False) -> Html:
 
 
 def tail_html(thinking: str) -> Html:
-    """Return HTML of always the same height with the last lines of what is being thought."""
+    """Return HTML of constant height with the last lines of the thinking."""
     lines = tail_lines(thinking)
     lines += [" "] * (_LINES - len(lines))
     spaced = [_spaced(each) for each in lines]
@@ -46,7 +46,7 @@ def tail_html(thinking: str) -> Html:
 
 
 def tail_lines(thinking: str) -> list[str]:
-    """Return the last lines of what is being thought, cut where they will be cut later, too."""
+    """Return the last lines of the thinking, wrapped where they will be wrapped later, too."""
     last = printable(thinking).strip().split("\n")[-_LINES:]
     return [part for line in last for part in textwrap.wrap(line, _WIDTH) or [""]][-_LINES:]
 

@@ -1,7 +1,6 @@
-"""Views that stay live in a notebook.
+"""Live views in a notebook.
 
-Commands import ipywidgets with it when they need it: it is the one place where display meets a
-kernel.
+Imported by commands on demand, because it imports ipywidgets.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A live widget, and the static view that takes its place once the widget is gone.
+"""A live widget, and the static view that replaces it when the widget is gone.
 
 A command shows two outputs. The first is the widget. The second is the same view as plain HTML
 and text, brought up to date as things happen, and hidden by a style rule for as long as the widget
@@ -64,7 +64,7 @@ class Live:
 
     @property
     def selector(self) -> str:
-        """Finds the widget on a page, for style rules that are about this one alone."""
+        """CSS selector of this widget."""
         return f".{self._name}"
 
     def show(self) -> None:
@@ -76,7 +76,7 @@ class Live:
         self.refresh_twin()
 
     def refresh_twin(self) -> None:
-        """Bring the static view up to date, once it is shown, if it is not."""
+        """Update the static view, if it is shown and outdated."""
         if not self._is_shown:
             return
         with self._lock:
@@ -88,7 +88,7 @@ class Live:
             self._twin.show({**bundle, "text/html": html})
 
     def close(self) -> None:
-        """Take the widget from all pages and leave the twin."""
+        """Remove the widget from all pages; the twin stays."""
         if self.is_open:
             self.is_open = False
             self._on_hidden()
@@ -104,7 +104,7 @@ class Live:
 
 
 def on_main_thread(shell: Any, action: Callable[[], None]) -> None:
-    """Run `action` on the main thread: now, or from another thread when the running cell has ended.
+    """Run `action` on the main thread: now, or from another thread after the running cell.
 
     torch's virtual devices belong to a thread, and two threads must not use a model at once.
     """
@@ -116,7 +116,7 @@ def on_main_thread(shell: Any, action: Callable[[], None]) -> None:
 
 
 def _with_parts(roots: list[Any]) -> list[Any]:
-    """Widgets with all that they are made of: closing a box closes none of its children."""
+    """Return widgets with all their parts: closing a box does not close its children."""
     found: list[Any] = []
     waiting = list(roots)
     while waiting:

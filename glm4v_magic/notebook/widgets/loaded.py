@@ -1,6 +1,6 @@
-"""``%glm4v devices`` for a model that is loaded: the view follows it.
+"""``%glm4v devices`` for a loaded model: a view that follows it.
 
-While an answer is written, what works is marked in it; see `dispatch.activity`.
+While an answer is generated, the running parts are marked; see `dispatch.activity`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class LoadedWidget(WatchedView):
     """The view of the device map in force.
 
     Args:
-        monitor: tells when to look.
+        monitor: monitor that updates the view.
         draw: makes the view from a session's status.
-        status: now.
+        status: current status.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class LoadedWidget(WatchedView):
         self._mark(Activity())
 
     def refresh(self, view: MemoryView, status: Status) -> None:
-        """Draw the map of `status`, and mark in it what works; see `monitor.View`."""
+        """Draw the map of `status` and mark the running parts; see `monitor.View`."""
         drawn = self._draw(status)
         changed, self._view = drawn != self._view, drawn
         if not self.live.is_open:
@@ -59,7 +59,7 @@ class LoadedWidget(WatchedView):
         self._mark(view.activity, {row.now.device: row.now.utilization for row in view.rows})
 
     def hidden(self) -> None:
-        """Be told no more, and leave nothing marked: it would be saved with the notebook."""
+        """Stop updating, and remove marks, which would be saved with the notebook."""
         super().hidden()
         self._mark(Activity())
 

@@ -13,7 +13,7 @@ __all__ = ["MemoryWidget"]
 
 
 class MemoryWidget(WatchedView):
-    """The view of memory."""
+    """Live view of memory."""
 
     def __init__(self, monitor: Monitor) -> None:
         self._view = monitor.view()
@@ -21,7 +21,7 @@ class MemoryWidget(WatchedView):
         super().__init__(monitor, [self._html], lambda: memory_bundle(self._view))
 
     def refresh(self, view: MemoryView, status: Status) -> None:
-        """Show another view; see `monitor.View`."""
+        """Show a new reading; see `monitor.View`."""
         changed, self._view = view != self._view, view
         if changed and self.live.is_open:
             self._html.value = memory_html(view)

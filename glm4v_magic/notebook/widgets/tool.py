@@ -1,4 +1,4 @@
-"""``%glm4v devices`` before loading: choose GPUs and options, and see at once what that means."""
+"""``%glm4v devices`` before loading: choose GPUs and options, and see the plan at once."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _TOP = "text/html"
 
 
 class Draft:
-    """A plan that is being made: what the tool asks of whoever made it.
+    """A plan in the making, with the actions of the tool.
 
     Args:
-        model: its name, as it is typed.
-        shape: the model in numbers.
+        model: name of the model, as the user would type it.
+        shape: sizes of the model.
         max_images: maximum number of images in a prompt; ``None`` for any number.
         draw: makes view and JSON of the plan for options; an error becomes part of the view.
         line: writes options as a line that loads.
@@ -70,12 +70,12 @@ class Draft:
 
 
 class DeviceTool:
-    """Controls, the view they lead to, and the buttons to check and to load it.
+    """Controls, the view of their plan, and buttons to check and to load it.
 
     Args:
-        shell: whose main thread checks and loads.
-        draft: what the controls change.
-        options: to begin with. Those without a control stay as they are.
+        shell: shell whose main thread checks and loads.
+        draft: plan that the controls change.
+        options: initial options; those without a control stay as they are.
 
     Attributes:
         draft: as given.
@@ -121,12 +121,12 @@ class DeviceTool:
 
     @property
     def options(self) -> PlacementOptions:
-        """What the controls say."""
+        """Options of the controls."""
         return self._options
 
     @property
     def controls(self) -> Mapping[str, Any]:
-        """All controls by what they are for."""
+        """All controls by name."""
         return {
             "gpus": self._gpus, "context": self._context, "images": self._images,
             "objective": self._objective, "dtype": self._dtype, "quantize": self._quantize,
@@ -136,12 +136,12 @@ class DeviceTool:
 
     @property
     def view(self) -> Occupancy:
-        """What they lead to."""
+        """View of the current plan."""
         return self._view
 
     @property
     def outcome(self) -> str:
-        """What the last button led to, as HTML; empty once a control has changed since."""
+        """Result of the last button as HTML; empty after a control has changed."""
         return str(self._outcome.value)
 
     def show(self) -> None:
@@ -149,10 +149,10 @@ class DeviceTool:
         self.live.show()
 
     def cell_ended(self) -> None:
-        """Nothing: the static view is up to date after every change."""
+        """Does nothing: the static view is updated after every change."""
 
     def close(self) -> None:
-        """Leave the static view alone."""
+        """Close the widget; the static view stays."""
         self.live.close()
 
     def _make_controls(self, options: PlacementOptions) -> None:
@@ -197,7 +197,7 @@ class DeviceTool:
             hear_while_busy(*self.controls.values())
 
     def _read(self) -> PlacementOptions:
-        """The options as the controls say; those without a control as before."""
+        """Return the options of the controls; those without a control as before."""
         pins = dict(self._options.pin)
         if self._gpu.value == _ANY:
             pins.pop(self._unit.value, None)
@@ -249,11 +249,11 @@ class DeviceTool:
         self._html.value = device_map_html(self._view, table_open=self._table.value)
 
     def _show_buttons(self) -> None:
-        """Let them be used where there is a plan, and one at a time."""
+        """Enable the buttons if there is a plan and none is working."""
         self._check.disabled = self._load.disabled = self._is_working or not self._json
 
     def _show_gpus(self) -> None:
-        """Offer to pin to the GPUs there are."""
+        """Offer the current GPUs for pins."""
         devices = sorted(
             (gpu.device for gpu in self._view.gpus if gpu.usable_bytes is not None),
             key=lambda device: int(device.removeprefix("cuda:")),
@@ -271,7 +271,7 @@ class DeviceTool:
         return _ANY if index is None else f"cuda:{index}"
 
     def _quietly(self, control: Any, **traits: Any) -> None:
-        """Set traits of a control that `_changed` shall not notice."""
+        """Set traits of a control without calling `_changed`."""
         self._is_setting = True
         try:
             for name, value in traits.items():
@@ -292,9 +292,9 @@ class DeviceTool:
         """Check or load, on the main thread; the buttons wait until that is done.
 
         Args:
-            what: to say meanwhile.
-            work: on the options of the moment when it begins; returns its outcome.
-            outlives: whether the outcome is worth showing beside another plan.
+            what: text shown meanwhile.
+            work: action on the options at the moment when it begins; returns its outcome.
+            outlives: whether to show the outcome even if the plan has changed.
         """
         with self._lock:
             if self._is_working:

@@ -1,4 +1,4 @@
-"""What the views that the monitor keeps up to date have in common."""
+"""Base of the views that the monitor updates."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["WatchedView"]
 
 
 class WatchedView(ABC):
-    """A live view, told of news by the monitor for as long as a page shows it.
+    """A live view, updated by the monitor for as long as a page shows it.
 
     Args:
-        monitor: tells the news.
+        monitor: monitor that updates the view.
         children: what the widget shows, from top to bottom.
         bundle: makes the static view.
     """
@@ -34,30 +34,30 @@ class WatchedView(ABC):
         self.live = Live(children, bundle, on_hidden=self.hidden, on_shown=self.shown)
 
     def show(self) -> None:
-        """Show it as an output of the running cell, and watch from now on."""
+        """Show the view as an output of the running cell and start updating it."""
         self.live.show()
         self.shown()
 
     def shown(self) -> None:
-        """Be told of news; a front end has it on a page again."""
+        """Resume updates: a page shows the view again."""
         self._is_watched = True
         self._monitor.watch(self)
 
     def hidden(self) -> None:
-        """Be told no more: no page shows it."""
+        """Stop updates: no page shows the view."""
         self._is_watched = False
         self._monitor.forget(self)
 
     @abstractmethod
     def refresh(self, view: MemoryView, status: Status) -> None:
-        """Show what is new; see `monitor.View`."""
+        """Show a new reading; see `monitor.View`."""
 
     def cell_ended(self) -> None:
-        """Bring the static view up to date, the answer of this cell included."""
+        """Update the static view, the answer of this cell included."""
         if self._is_watched:
             self._monitor.catch_up()
         self.live.refresh_twin()
 
     def close(self) -> None:
-        """Leave the static view alone."""
+        """Close the widget; the static view stays."""
         self.live.close()
