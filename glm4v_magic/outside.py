@@ -127,11 +127,13 @@ class FileKind:
         format: the value of its key ``format``.
         version: the value of its key ``version``, and the only one that is read.
         noun: what it is called in messages: ``a plan``.
+        hint: what to do next with a file that is none.
     """
 
     format: str
     version: int
     noun: str
+    hint: str = ""
 
     def head(self) -> dict[str, Any]:
         """The keys that say what the file is."""
@@ -143,9 +145,9 @@ class FileKind:
         Raises:
             error: if `text` is not such a file, or is one of another version.
         """
-        found = json_value(text, what, error)
+        found = json_value(text, what, error, self.hint)
         if not isinstance(found, dict) or found.get("format") != self.format:
-            raise error(f"{what} is not {self.noun} of glm4v_magic.")
+            raise error(f"{what} is not {self.noun} of glm4v_magic.", self.hint)
         version = found.get("version")
         if type(version) is not int or version != self.version:
             raise error(f"{what} has version {_shown(version)}; this one reads {self.version}.")

@@ -190,11 +190,11 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
             ),
             (
                 "http://example.org:port/x.png",
-                "http://example.org:port/x.png: it cannot be fetched: Invalid",
+                "http://example.org:port/x.png: it cannot be fetched: InvalidURL: Invalid port",
             ),
             (
                 "http://[::1/x.png",
-                "http://[::1/x.png: it cannot be fetched: ValueError: Invalid IPv6 URL.",
+                "http://[::1/x.png: it cannot be fetched: InvalidURL: Invalid port: ':1'.",
             ),
             ("data:", "The data: URI has no comma."),
             ("data:,", "data: URI is empty (0 bytes)."),

@@ -2,7 +2,7 @@
 
 The shipped model (`glm4v_magic.checkpoints.glm4v_9b`) is made for placement, caches and every
 decoding option; this one runs whole batches of equal layout and nothing else. Both must give
-the same logits: `tests/test_training_scenes.py` holds them together.
+the same logits: `tests/project/test_training_scenes.py` holds them together.
 
 Shapes: B images or rows, N patches, M merged cells (visual tokens without begin and end),
 T text ids, L = T - 3 + M + 2 vectors, H hidden size.

@@ -113,6 +113,8 @@ def _body(response: httpx.Response, shown: str, deadline: float, limits: Limits)
 def _unreachable(shown: str, error: BaseException, limits: Limits) -> ImageError:
     """Return the error that says in one line why a URL could not be fetched."""
     while inner := error.__cause__ or error.__context__:  # httpx wraps what httpcore wraps
+        if isinstance(error, httpx.InvalidURL):  # which says more than what it comes of
+            break
         error = inner
     hint = "Check the address and the network, or download the image and give its path."
     match error:

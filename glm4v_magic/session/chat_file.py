@@ -26,7 +26,9 @@ from glm4v_magic.session.chats import UNNAMED
 
 __all__ = ["from_json", "read_chat", "to_json", "to_markdown", "write_chat"]
 
-_CHAT = FileKind("glm4v_magic.chat", 1, "an exported chat")
+_CHAT = FileKind(
+    "glm4v_magic.chat", 1, "an exported chat", "Only the .json of an export can be read back."
+)
 
 
 def _decoded(text: object) -> bytes:

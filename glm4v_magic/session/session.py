@@ -546,7 +546,7 @@ class Session:
         if self._lock.locked():
             raise BusyError(
                 "Another call is running in this session.",
-                "Wait for it to end, or interrupt it.",
+                "Wait for it to end, interrupt it, or close its stream.",
             )
 
     def _locked(self, events: Callable[[], Generator[Event, None, None]]) -> Stream:

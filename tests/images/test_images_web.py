@@ -223,7 +223,7 @@ class TestUrls:
             ("s3://bucket/x.png", "only http and https are fetched, not s3."),
             ("http:///x.png", "names no host."),
             ("http://host:port/x.png", "it cannot be fetched"),
-            ("http://[::1/x.png", "it cannot be fetched: ValueError"),
+            ("http://[::1/x.png", "it cannot be fetched: InvalidURL: Invalid port"),
             ("http://a..b/x.png", "it cannot be fetched"),
             ("https://me:secret@host/x.png", "https://...@host: a password in a URL is not sent."),
         ],
