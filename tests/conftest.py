@@ -119,15 +119,24 @@ def tiny(run):
     return TINY
 
 
+_SPECIAL_TOKENS = 300  # the first of them in the tiny checkpoint
+
+
 @pytest.fixture(scope="session")
 def talkative(tmp_path_factory):
     """The tiny checkpoint with room for thousands of tokens and no token that ends an answer."""
+    from safetensors.torch import load_file, save_file
+
     folder = tmp_path_factory.mktemp("talkative") / "tiny"
     shutil.copytree(TINY, folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"seq_length": 8192}), encoding="utf-8")
     generation = {"do_sample": False, "eos_token_id": None, "pad_token_id": config["pad_token_id"]}
     (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    # Tokens of roles end an answer whatever the file says; a logit of 0 is never the largest.
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.output_layer.weight"][_SPECIAL_TOKENS:] = 0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
