@@ -117,7 +117,7 @@ def test_an_edited_plan_is_a_problem_of_the_view_alone(tiny, shell):
     made = make_plan(model, PlacementOptions(gpus="1x1GiB"))
     for edited, said in (
         (replace(made, stages=(replace(made.stages[0], units=("x",)),)), "a unit 'x'"),
-        (replace(made, workload=replace(made.workload, context=10**6)), "is more than"),
+        (replace(made, workload=replace(made.workload, context=10**6)), "is longer than"),
     ):
         loaded = replace(status, info=replace(status.info, plan=edited))
         assert said in Drawing(model, status)(loaded).problem
