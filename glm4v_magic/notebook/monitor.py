@@ -140,18 +140,24 @@ class Monitor:
             with self._watching, gpu_reader() as read:
                 # An answer from before has ended at a time that nobody knows.
                 self._last, self._was_busy = self._status().last, False
+                asked = self._requests(watch)
                 while not watch.end.is_set():
-                    asked = self._asked
                     is_busy = self._look_and_tell(read, watch)
                     with self._told:
                         self._answered = asked
                         self._told.notify_all()
                     watch.hurry.wait(BUSY_SECONDS if is_busy else IDLE_SECONDS)
-                    watch.hurry.clear()
+                    asked = self._requests(watch)
         finally:
             with self._lock:
                 if self._watch is watch:
                     self._dismiss()
+
+    def _requests(self, watch: _Watch) -> int:
+        """Return how many readings were asked for; the next one answers all of them."""
+        with self._told:
+            watch.hurry.clear()
+            return self._asked
 
     def _look_and_tell(self, read: Callable[[], tuple[FoundGPU, ...]], watch: _Watch) -> bool:
         """Return whether a call is running; keeps no status, which holds an answer's views."""

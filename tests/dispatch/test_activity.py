@@ -33,6 +33,7 @@ from glm4v_magic.dispatch.activity import (
 from glm4v_magic.dispatch.hooks import dispatch
 from glm4v_magic.engines import local
 from glm4v_magic.hardware.readings import Reading
+from glm4v_magic.notebook import monitor as monitoring
 from glm4v_magic.notebook.commands.devices import Drawing
 from glm4v_magic.notebook.monitor import Monitor
 from glm4v_magic.notebook.render.activity import activity_html, activity_line
@@ -478,7 +479,10 @@ def test_the_widget_changes_only_when_something_did(loaded):
     assert sets == [line, line]  # the bars, in which the keyboard may be, are not drawn anew
 
 
-def test_while_an_answer_is_written_the_part_at_work_is_marked(loaded):
+def test_while_an_answer_is_written_the_part_at_work_is_marked(loaded, monkeypatch):
+    # Only the readings below: of two in the time between two parts, the second shows none.
+    for wait in ("IDLE_SECONDS", "BUSY_SECONDS", "CATCH_UP_SECONDS"):
+        monkeypatch.setattr(monitoring, wait, 60)
     session, monitor, widget = loaded
     line = widget.live.box.children[1]
     seen, hooked = [], []
