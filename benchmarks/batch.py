@@ -2,8 +2,9 @@
 
     python benchmarks/batch.py [--batch-size N] [--rows N] [--runs N] [--checkpoint FOLDER]
 
-Both sides ask the same question about the same images greedily, in turn in one process: reading
-the images, writing the prompts, tower, decoder and bookkeeping. The answers are compared.
+Both sides ask the same question about the same images, greedily, in turn in one process. Times
+include reading the images, writing the prompts, tower, decoder and bookkeeping. The answers are
+compared.
 """
 
 from __future__ import annotations

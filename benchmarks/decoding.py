@@ -1,4 +1,4 @@
-"""The decoding part of a call of `generate`, timed from within."""
+"""Time of the decode steps within a call of `generate`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ __all__ = ["DecodeClock"]
 
 
 class DecodeClock:
-    """Tells how long the steps after the first took, on whichever side a model is called.
+    """Measures the decode steps after the first, whoever calls the model.
 
-    A hook notes when each forward begins, which costs all sides the same. From the second to the
-    last, all that a step needs lies between two beginnings: the forward, choosing the token, and
-    what is done with it. Prefill and what stands around the call do not.
+    A hook notes when each forward begins, which costs all sides the same. The time from the second
+    beginning to the last covers all that a step needs: the forward, choosing the token, and what is
+    done with it. It does not cover the prefill and what surrounds the call.
 
     Args:
         model: a torch module that `generate` calls once a step.
-        clock: seconds from an arbitrary moment.
+        clock: returns seconds from an arbitrary start.
     """
 
     def __init__(self, model: Any, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -27,7 +27,7 @@ class DecodeClock:
         model.register_forward_pre_hook(lambda *_: self._begun.append(clock()))
 
     def time(self, call: Callable[[], object]) -> tuple[float, float]:
-        """Make a call; return the seconds it took, and those of its steps after the first."""
+        """Make a call; return the seconds of all of it, and of its steps after the first."""
         self._begun.clear()
         start = self.clock()
         call()
@@ -35,5 +35,5 @@ class DecodeClock:
 
     @property
     def steps(self) -> int:
-        """How many steps the second figure of the latest call holds."""
+        """Return the number of steps in the second figure of the latest call."""
         return len(self._begun) - 2

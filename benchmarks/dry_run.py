@@ -3,8 +3,8 @@
     python benchmarks/dry_run.py [MODEL] [--gpus 8x16GiB] [--map plan|auto|FILE] [--report]
 
 In a fresh interpreter; the libraries are imported first and do not count. Target for GLM-4V-9B on
-eight GPUs: 10 s and 600 MiB for the whole process beyond its imports. The memory is the most that
-was resident at any moment (getrusage), less what was resident after the imports.
+eight GPUs: 10 s and 600 MiB for the whole process beyond its imports. The memory is the peak of
+resident memory (getrusage), less what was resident after the imports.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ HEAVY = ("torch", "transformers", "accelerate", "glm4v_magic.dispatch.hooks")
 
 
 def peak_mib() -> float:
-    """Most MiB that this process has had in memory; Linux counts KiB, macOS bytes."""
+    """Return the peak memory of this process in MiB; Linux counts KiB, macOS bytes."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def main() -> None:
-    """Run dry and print both figures."""
+    """Make a dry run and print both figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", nargs="?", default="GLM-4V-9B")
     parser.add_argument("--gpus", default="8x16GiB")

@@ -33,7 +33,7 @@ KEEP = 2**32
 
 
 def photo(shade: int) -> SourcedImage:
-    """Return an image that no other call has shown."""
+    """Return an image that no other call returned."""
     image = Image.linear_gradient("L").resize((320, 240)).point(lambda value: value ^ shade)
     return SourcedImage(image.convert("RGB"), f"{shade}.png", image.size)
 
@@ -57,7 +57,7 @@ def answers(
 
 
 def follow_ups(engine: local.LocalEngine, runs: int, tokens: int) -> None:
-    """Print seconds to the first token of a first question and of its follow-up."""
+    """Print the time to first token (TTFT, s) of a first question and of its follow-up."""
     first_times, later_times = [], []
     for run in range(runs + 1):
         chat = asked(photo(run), "What colour is the circle?")
@@ -110,7 +110,7 @@ def main() -> None:
         if not arguments.checkpoint:
             write_larger(Path(temporary), visual_tokens=arguments.visual_tokens)
         engine = local.load(resolve(arguments.checkpoint or temporary), keep=KEEP)
-        engine.defaults.eos_token_id = []  # always the asked number of tokens
+        engine.defaults.eos_token_id = []  # always `tokens` tokens
         follow_ups(engine, arguments.runs, arguments.tokens)
         map_on_one_image(engine, arguments.rows, max(arguments.runs // 2, 1), arguments.tokens)
         engine.close()

@@ -30,8 +30,8 @@ def write_larger(folder: Path, visual_tokens: int | None = None) -> None:
     """Write a checkpoint of random weights with the embedded model's tokenizer and tower.
 
     Args:
-        folder: where to.
-        visual_tokens: of an image; as many as the embedded model's if ``None``.
+        folder: where to write it.
+        visual_tokens: visual tokens of an image; as many as the embedded model's if ``None``.
     """
     demo = resolve("demo")
     config = demo.config | LARGER

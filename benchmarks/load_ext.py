@@ -4,8 +4,8 @@
 
 Each run is a fresh interpreter that makes a shell and loads either nothing, IPython's own
 autoreload (the baseline that people know), this package, or one of the named extensions, as far as
-they are installed. Resident memory is read from
-/proc/self/statm right before and right after, so the shell itself does not count.
+they are installed. Resident memory is read from /proc/self/statm right before and right after, so
+the shell itself does not count.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EXTENSIONS = ("nothing", "autoreload", "glm4v_magic")
 
 
 def measure(extension: str) -> dict[str, float]:
-    """Load `extension` in a fresh interpreter: milliseconds and megabytes it took."""
+    """Load `extension` in a fresh interpreter; return the milliseconds and megabytes it took."""
     command = [sys.executable, "-c", PROBE, extension]
     # Byte code is kept between runs, as it is for users.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}

@@ -13,7 +13,7 @@ cpu
     real weights in host memory, widened from bfloat16 to float32 on the way; their own bytes do
     not count. (Without a change of dtype, plain `from_pretrained` would leave them in their files.)
 
-"rss" is all that was resident at the worst moment, less the imports and, on the CPU, the weights;
+"rss" is the peak of resident memory, less the imports and, on the CPU, the weights;
 "anon" is the part of it that the kernel cannot take back at once, because it is not a mapped file.
 Both are sampled every 2 ms. The goal is at most one shard.
 """
@@ -77,7 +77,7 @@ def write_checkpoint(folder: Path, layers: int, shards: int) -> None:
 
 
 class Sampler:
-    """The most that was resident while it ran, in bytes."""
+    """Samples the peak of resident memory while it runs, in bytes."""
 
     def __init__(self) -> None:
         self.rss = self.anon = 0
@@ -106,7 +106,7 @@ class Sampler:
 
 
 def read_pages_when_moved() -> None:
-    """Without data, a virtual GPU would never look at what it is given."""
+    """Read every page that is moved: without data, a virtual GPU would not read any."""
     from glm4v_magic.virtual_gpus.machine import Machine
 
     move = Machine.move
@@ -121,7 +121,7 @@ def read_pages_when_moved() -> None:
 
 
 def load(way: str, destination: str, folder: Path) -> None:
-    """Load once and print bytes of rss and anon beyond the imports, and seconds."""
+    """Load once; print the bytes of rss and anon beyond the imports, and the seconds."""
     from contextlib import AbstractContextManager, nullcontext
 
     import torch

@@ -3,10 +3,10 @@
     python benchmarks/monitor.py [--runs N] [--answers N] [--tokens N] [--checkpoint FOLDER]
 
 Planning: for each kind of change to a plan of GLM-4V-9B, the time from a control's new value to the
-finished view, widgets included. It has to stay below 100 ms, to feel immediate. The time on the
-processor is given beside it, for machines that do other things meanwhile.
+finished view, widgets included. It has to stay below 100 ms, to feel immediate. CPU time
+is given beside it, for machines that do other things meanwhile.
 
-Watching: the processor time of the monitor's thread as a part of one core, idle and during calls;
+Watching: the CPU time of the monitor's thread as a fraction of one core, idle and during calls;
 tokens per second with a view of memory open next to none, in turn in one process; and what the
 hooks cost that tell which part of the model is running, for as long as a view is open. Without a
 checkpoint given, of the embedded model, which takes about 2 ms for a token, and of a larger one
@@ -72,7 +72,7 @@ def watching(context: Any, runs: int, tokens: int, name: str, checkpoint: str) -
     """Print the monitor's share of a core, and tokens per second with and without it."""
     session = context.session
     session.load(checkpoint)
-    session.engine.defaults.eos_token_id = None  # always the asked number of tokens
+    session.engine.defaults.eos_token_id = None  # always `tokens` tokens
 
     timer = DecodeClock(session.engine.model)
 
@@ -83,7 +83,7 @@ def watching(context: Any, runs: int, tokens: int, name: str, checkpoint: str) -
         return decoding
 
     def watched(work: Callable[[], Any]) -> tuple[Any, float]:
-        """What `work` returns, and which part of a core the monitor took meanwhile."""
+        """Return the result of `work`, and the fraction of a core that the monitor took."""
         from glm4v_magic.notebook.widgets.memory import MemoryWidget
 
         with capture_output():
@@ -102,7 +102,7 @@ def watching(context: Any, runs: int, tokens: int, name: str, checkpoint: str) -
     times: dict[str, list[float]] = {"open": [], "closed": []}
     shares = []
     for run in range(runs):
-        # Each comes first as often: what drifts meanwhile weighs on both.
+        # Each comes first equally often, so that drift affects both.
         for state in ("open", "closed") if run % 2 else ("closed", "open"):
             if state == "closed":
                 times[state].append(answer())

@@ -65,7 +65,7 @@ class Measured:
         kernel_mb: peak of the kernel.
         server_mb: peak of the server.
         seconds: from the first cell to the last, beside whatever else this machine does.
-        cpu_seconds: processor time of the kernel, its start included.
+        cpu_seconds: CPU time of the kernel, its start included.
     """
 
     kernel_mb: float
@@ -126,7 +126,7 @@ def peak_mb(pid: int) -> float:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the processor time that a process has used, its own and the system's for it."""
+    """Return the CPU time that a process has used, in user and in system mode."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -149,7 +149,7 @@ def measure(path: Path) -> Measured:
         client.load_connection_file()
         client.start_channels()
         try:
-            # wait_for_ready takes a kernel that starts slowly for dead, because no heart beats yet
+            # wait_for_ready takes a kernel that starts slowly for dead: it has no heartbeat yet
             client.kernel_info(reply=True, timeout=120)
             start = time.monotonic()
             for cell in cells:

@@ -3,7 +3,7 @@
     python benchmarks/placement.py [--gpus 2-16] [--markdown | --write docs/automatic-placement.md]
 
 Everything runs on virtual GPUs without data, so that no GPU and no weights are needed: about ten
-minutes on one CPU core. `--write` replaces what stands between the two markers of that page.
+minutes on one CPU core. `--write` replaces the text between the two markers of that page.
 """
 
 from __future__ import annotations
@@ -56,18 +56,18 @@ class Lab:
         self.meta = self.model.build_meta("bfloat16")
 
     def plan(self, gpus: Sequence[GPU], *, split_vision: bool = False) -> Plan | None:
-        """Our plan, or None if nothing fits."""
+        """Return our plan; ``None`` if nothing fits."""
         try:
             return plan(self.shape, gpus, Workload(context=CONTEXT), split_vision=split_vision)
         except DoesNotFitError:
             return None
 
     def run(self, gpus: Sequence[GPU], placed: Plan) -> DryRunReport:
-        """Run a plan dry."""
+        """Make a dry run of a plan."""
         return dry_run(self.model, gpus, placed, context=CONTEXT)
 
     def run_automatic(self, gpus: Sequence[GPU]) -> tuple[DeviceMap, DryRunReport | None]:
-        """The automatic map, and its dry run unless weights would wait in host memory."""
+        """Return the automatic map, and its dry run unless weights would stay in host memory."""
         found = automatic(self.meta, gpus)
         if "cpu" in found.values():
             return found, None
@@ -79,12 +79,12 @@ class Lab:
 
 
 def tell(text: str) -> None:
-    """Say on stderr what takes time."""
+    """Report progress on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def equal_gpus(lab: Lab, counts: Sequence[int]) -> str:
-    """How both split the model over equal GPUs, each cell automatic / ours."""
+    """Return a table of how both split the model over equal GPUs; cells are automatic / ours."""
     head = ("GPUs", "idle GPUs", "fullest, GiB", "× best", "copies", "hops", "KiB", "refused")
     rows: list[Row] = [head]
     refused: dict[str, list[int]] = {}
@@ -111,7 +111,7 @@ def equal_gpus(lab: Lab, counts: Sequence[int]) -> str:
 
 
 def measured(report: DryRunReport, least: int) -> Row:
-    """One side of a row of `equal_gpus`."""
+    """Return one side of a row of `equal_gpus`."""
     between = [hop for hop in report.copies if "cpu" not in (hop.source, hop.target)]
     size = sum(hop.decode_bytes for hop in between)
     fullest = report.fullest.total_bytes
@@ -127,7 +127,7 @@ def measured(report: DryRunReport, least: int) -> Row:
 
 
 def what_fits(lab: Lab, counts: Sequence[int]) -> Iterator[Row]:
-    """Whether the model fits: both, ours only, auto only, or neither."""
+    """Yield rows of whether the model fits: both, ours only, auto only, or neither."""
     yield ("GPUs", *(f"{size} GiB" for size in SIZES))
     for count in counts:
         cells = []
@@ -141,7 +141,7 @@ def what_fits(lab: Lab, counts: Sequence[int]) -> Iterator[Row]:
 
 
 def fits_automatically(lab: Lab, gpus: Sequence[GPU]) -> bool:
-    """Whether the automatic map runs: all weights on GPUs, none overfull, nothing refused."""
+    """Tell whether the automatic map runs: all weights on GPUs, no GPU overfull, no error."""
     _, report = lab.run_automatic(gpus)
     if report is None or report.problems:
         return False
@@ -164,7 +164,7 @@ SITES = {
 
 
 def published_weights() -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the published weights, in the order of the published modules."""
+    """Yield names and shapes of the published weights, in the order of the published modules."""
     yield "transformer.embedding.word_embeddings.weight", (VOCABULARY, HIDDEN)
     for index in range(40):
         layer = f"transformer.encoder.layers.{index}"
@@ -200,13 +200,13 @@ def published_weights() -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def with_bias(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """A weight and its bias."""
+    """Yield a weight and its bias."""
     yield f"{name}.weight", shape
     yield f"{name}.bias", shape[:1]
 
 
 def published_tree() -> Any:
-    """Empty modules with the published weights, on ``meta``: all that the planner looks at."""
+    """Return empty modules with the published weights, on ``meta``: all that placement reads."""
     import torch
     from torch import nn
 
@@ -229,7 +229,7 @@ def published_tree() -> Any:
 
 
 def refused_sites(device_map: Mapping[str, Any], tree: nn.Module) -> list[str]:
-    """Which operations of the published tower a map makes impossible, in the order of `SITES`."""
+    """Return the operations of the published tower that a map breaks, in the order of `SITES`."""
     places = {name: place_of(device_map, name) for name, _ in tree.named_parameters()}
 
     def apart(*names: str) -> bool:
@@ -246,20 +246,20 @@ def refused_sites(device_map: Mapping[str, Any], tree: nn.Module) -> list[str]:
 
 
 def published_code(counts: Sequence[int]) -> Iterator[Row]:
-    """What the published code of GLM-4V-9B runs into under its automatic map."""
+    """Yield rows of where the published code of GLM-4V-9B fails under its automatic map."""
     yield ("GPUs", "first published code", "with the known patch", "idle")
     tree = published_tree()
     for count in counts:
         found = automatic(tree, parse_gpus(f"{count}x{AMPLE}GiB"))
         sites = refused_sites(found, tree)
-        # the known patch mends the residuals and the begin and end vectors
+        # the known patch fixes the residuals and the begin and end vectors
         left = [site for site in sites if site in ("GLU", "patches")]
         idle = count - len(set(found.values()))
         yield (str(count), ", ".join(sites) or "-", ", ".join(left) or "-", str(idle or "-"))
 
 
 def markdown_table(rows: Iterable[Row]) -> str:
-    """Rows, the first of them the head, as a table with aligned columns."""
+    """Return rows, the first of them the head, as a table with aligned columns."""
     content = list(rows)
     widths = [max(map(len, column)) for column in zip(*content, strict=True)]
     lines = [
@@ -271,7 +271,7 @@ def markdown_table(rows: Iterable[Row]) -> str:
 
 
 def sections(counts: Sequence[int]) -> Iterator[tuple[str, str]]:
-    """Headings and tables."""
+    """Yield headings and tables."""
     published = markdown_table(published_code(counts))
     yield "The published code of GLM-4V-9B under its automatic map", published
     for name in MODELS:
@@ -281,7 +281,7 @@ def sections(counts: Sequence[int]) -> Iterator[tuple[str, str]]:
 
 
 def write_between_markers(page: Path, text: str) -> None:
-    """Replace what stands between the markers of a page."""
+    """Replace the text between the markers of a page."""
     content = page.read_text(encoding="utf-8")
     if content.count(BEGIN) != 1 or content.count(END) != 1:
         raise SystemExit(f"{page} must hold each marker once: {BEGIN} and {END}")
@@ -292,7 +292,7 @@ def write_between_markers(page: Path, text: str) -> None:
 def main() -> None:
     """Print the tables, or write them into a page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--GPUs", default=GPUS, help="a number of GPUs, or a range")
+    parser.add_argument("--gpus", default=GPUS, help="a number of GPUs, or a range")
     parser.add_argument("--markdown", action="store_true", help="headings as in the page")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="into this page")
     options = parser.parse_args()

@@ -11,14 +11,14 @@ __all__ = ["describe", "interval"]
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Between which of `values` their true median lies, and how sure that is, 0 to 1.
+    """Return a confidence interval of the median: two of `values`, and its confidence, 0 to 1.
 
     From the binomial distribution of how many values lie below the median, so that nothing is
-    assumed about how they spread. As narrow as `confidence` allows; with too few values it is
-    all of them, and less sure.
+    assumed about their distribution. As narrow as `confidence` allows; with too few values it spans
+    all of them, at a lower confidence.
     """
     ordered, count = sorted(values), len(values)
-    # How likely it is that at most 0, 1, 2, ... values lie on one side of the median.
+    # Probability that at most 0, 1, 2, ... values lie on one side of the median.
     likely = list(itertools.accumulate(math.comb(count, k) / 2**count for k in range(count)))
     outside = sum(2 * chance <= 1 - confidence for chance in likely)
     skipped = max(outside - 1, 0)

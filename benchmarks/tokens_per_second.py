@@ -11,16 +11,16 @@ finished tensors and runs tower and decoder only.
 What a cell takes on top is some milliseconds once, whatever the model, and some microseconds for
 each token. The embedded model takes about 2 ms for a token, which nobody's large model does, so
 that the first weighs most with it. A second model, written here with random weights in the same
-layout, takes tens of milliseconds on a CPU core. The lines of each:
+layout, takes tens of milliseconds on a CPU core. Lines of each:
 
 decode
     tokens/s of the steps after the first: what the line below an answer gives
 shown
-    what part of that time goes into showing the text, timed directly
+    fraction of that time spent on showing the text, timed directly
 cell
-    tokens/s of the whole call, all that is said above included
+    tokens/s of the whole call, all of the above included
 call
-    what a call takes besides the decoding
+    time of a call besides the decoding
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def whole_cell(shell: InteractiveShell, tokens: int) -> Callable[[], None]:
 
 
 def share_shown(cell: Callable[[], None], engine: Any, clock: DecodeClock, runs: int) -> float:
-    """Return the part of a cell's decoding in which it shows what the engine's stream yields."""
+    """Return the fraction of a cell's decoding that goes into showing the engine's stream."""
     stream = engine.stream
     spent: list[float] = []
 
@@ -109,7 +109,7 @@ def compare(
     clock: Callable[[], float],
 ) -> None:
     """Print the lines of one model."""
-    engine.defaults.eos_token_id = []  # always the asked number of tokens
+    engine.defaults.eos_token_id = []  # always `tokens` tokens
     timer = DecodeClock(engine.model, clock)
     sides = {"cell": whole_cell(shell, tokens), "bare": bare_generate(engine, tokens)}
     for call in sides.values():
@@ -117,7 +117,7 @@ def compare(
     whole: dict[str, list[float]] = {side: [] for side in sides}
     decoding: dict[str, list[float]] = {side: [] for side in sides}
     for run in range(runs):
-        # Each side comes first as often: what drifts meanwhile weighs on both.
+        # Each side comes first equally often, so that drift affects both.
         for side in list(sides) if run % 2 else reversed(sides):
             seconds, steps = timer.time(sides[side])
             whole[side].append(seconds)
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument(
         "--cpu-time",
         action="store_true",
-        help="time of the processor instead of the clock's, on a computer that does other things",
+        help="CPU time instead of wall time, on a computer that does other things",
     )
     arguments = parser.parse_args()
     clock = time.process_time if arguments.cpu_time else time.perf_counter

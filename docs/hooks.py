@@ -48,7 +48,7 @@ LINES = {
     "import": "talk.json",
     "help": "plan",
 }
-"""What stands behind a command in an example; a command that is not here needs nothing."""
+"""Arguments of each command in examples; a command that is not here needs none."""
 
 SERVER = "http://localhost:8000/v1"
 OTHER_LINES = {
@@ -64,10 +64,10 @@ OTHER_LINES = {
         for option in ("--batch-size", "--fresh")
     },
 }
-"""Where an option needs something else behind the command than the others do."""
+"""Arguments in the examples of options that need others than the rest."""
 
 VALUES = {"--file": "question.txt", "--schema": "schema.json --format json"}
-"""Values in examples that the table of options does not tell; see `sample`."""
+"""Values in examples that the table of options does not have; see `sample`."""
 
 OF_A_KIND = {
     "FILE": "file.txt",
@@ -100,7 +100,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Refuse a site that would ask another host for anything; called by mkdocs."""
+    """Fail if a page of the site would load anything from another host; called by mkdocs."""
     for page in sorted(Path(config.site_dir).rglob("*.html")):
         found = REMOTE.search(page.read_text(encoding="utf-8"))
         if found:
@@ -160,7 +160,7 @@ def request_fields() -> Iterator[str]:
 
 
 def parser_of(command: Callable[..., Any]) -> Any:
-    """Return what reads the line of a command."""
+    """Return the parser of a command's line."""
     return inspect.getattr_static(command, "parser")
 
 
@@ -171,7 +171,7 @@ def summary(command: Callable[..., Any]) -> str:
 
 
 def described(text: str) -> str:
-    """Return a docstring as Markdown: what follows a ``::`` is code."""
+    """Return a docstring as Markdown: an indented block after ``::`` is code."""
     parts: list[str] = []
     code: list[str] = []
     for block in inspect.cleandoc(text).split("\n\n"):
@@ -197,7 +197,7 @@ def fenced(blocks: list[str]) -> list[str]:
 
 
 def options(command: Callable[..., Any]) -> Iterator[Action]:
-    """Yield what a command's line may hold, except its help."""
+    """Yield the arguments and options of a command, except its help."""
     for action in parser_of(command)._actions:
         if action.help is not SUPPRESS and "--help" not in action.option_strings:
             yield action
@@ -238,7 +238,7 @@ def option_example(name: str, action: Action) -> str:
         line = OTHER_LINES.get((name, option), IMAGE)
         return " ".join(part for part in ("%%glm4v", line, typed) if part) + body
     line = OTHER_LINES.get((name, option), LINES.get(name, ""))
-    if f"{option} " in line:  # it is in the example of the command itself
+    if f"{option} " in line:  # the command's own example has it
         return f"%glm4v {name} {line}"
     if option == "--file":  # is the question
         line = IMAGE
@@ -308,7 +308,7 @@ def option_row(option: Option) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return text that Markdown takes as it is, in a cell of a table."""
+    """Escape text for a cell of a Markdown table."""
     return re.sub(r"([<{|*])", r"\\\1", text)
 
 

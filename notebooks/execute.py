@@ -29,7 +29,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
         CellExecutionError: if a cell fails.
     """
     notebook = nbformat.read(path, as_version=4)
-    # Without widget state: what is saved must read well where no kernel and no widgets are.
+    # Without widget state: what is saved must read well without a kernel and widgets.
     client = NotebookClient(
         notebook,
         timeout=600,

@@ -48,7 +48,7 @@ class ImageBatch:
 class ConversationBatch:
     """B conversations, each about its own image; or about none at all.
 
-    `ids` and `targets` are ``[B, T]``; a target of -100 is not learnt.
+    `ids` and `targets` are ``[B, T]``; the loss ignores targets of -100.
     """
 
     images: ImageBatch | None
@@ -68,7 +68,7 @@ def labelled(scenes: list[Scene], rng: random.Random) -> ImageBatch:
 
 
 def image_batches(seed: int, size: int, progress: Synchronized[float]) -> Iterator[ImageBatch]:
-    """Crowded images, since each labelled cell teaches the tower something."""
+    """Yield crowded images, since each labelled cell teaches the tower something."""
     rng = rng_for("train-tower", seed)
     kinds: tuple[SceneKind, ...] = ("shapes", "digit", "blank", "noise")
     while True:
@@ -90,7 +90,7 @@ def conversation_batches(
     size: int,
     progress: Synchronized[float],
 ) -> Iterator[ConversationBatch]:
-    """Conversations of up to `length` ids; easy scenes come first, crowded ones later.
+    """Yield conversations of up to `length` tokens; easy scenes come first, crowded ones later.
 
     `more` holds factors for how often kinds come up, `chinese` the share of the conversations that
     are in Chinese once the basics are known, `alike` that of images whose shapes differ in colour
@@ -128,7 +128,7 @@ def _without_image(talk: list[Exchange]) -> list[Exchange]:
 
 
 class Stream(Generic[Batch]):
-    """The batches of one worker; `progress` in [0, 1] tells it how far the training is."""
+    """Batches of one worker; `progress` in [0, 1] tells it how far the training is."""
 
     def __init__(self, queue: multiprocessing.Queue[Batch], progress: Synchronized[float]) -> None:
         self._queue = queue
@@ -143,7 +143,7 @@ class Stream(Generic[Batch]):
 def stream(
     make: Callable[[int, int, Synchronized[float]], Iterator[Batch]], seed: int, size: int
 ) -> Iterator[Stream[Batch]]:
-    """Run ``make(seed, size, progress)`` in a process of its own and give out its batches."""
+    """Run ``make(seed, size, progress)`` in a process of its own; yield its batches as a stream."""
     context = multiprocessing.get_context("spawn")
     queue: multiprocessing.Queue[Batch] = context.Queue(8)
     progress = context.Value("d", 0.0)

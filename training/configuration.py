@@ -20,12 +20,12 @@ PATCH_SIZE = 14
 
 
 def special_ids(ranks: int) -> dict[str, int]:
-    """Token -> id for a tokenizer with `ranks` ordinary tokens."""
+    """Return the ids of the special tokens, for a tokenizer with `ranks` ordinary tokens."""
     return {token: ranks + offset for offset, token in enumerate(SPECIAL_TOKENS)}
 
 
 def checkpoint_config(ranks: int) -> dict[str, Any]:
-    """`config.json` for a tokenizer with `ranks` ordinary tokens."""
+    """Return `config.json` for a tokenizer with `ranks` ordinary tokens."""
     ids = special_ids(ranks)
     grid = IMAGE_SIZE // PATCH_SIZE
     return {
@@ -65,7 +65,7 @@ def checkpoint_config(ranks: int) -> dict[str, Any]:
         "num_attention_heads": 4,
         "num_layers": 4,
         "original_rope": True,
-        # A multiple of 32: matrix products like even sizes. The original's is one of 64.
+        # A multiple of 32, for fast matrix products. The original's is one of 64.
         "padded_vocab_size": -(-(ranks + len(SPECIAL_TOKENS)) // 32) * 32,
         "post_layer_norm": True,
         "rmsnorm": True,
@@ -82,7 +82,7 @@ def checkpoint_config(ranks: int) -> dict[str, Any]:
 
 
 def generation_config(ranks: int) -> dict[str, Any]:
-    """`generation_config.json`: greedy, since there is one right answer to each question."""
+    """Return `generation_config.json`: greedy, since each question has one right answer."""
     ids = special_ids(ranks)
     return {
         "eos_token_id": _stops(ids),
@@ -94,7 +94,7 @@ def generation_config(ranks: int) -> dict[str, Any]:
 
 
 def tokenizer_config(ranks: int) -> dict[str, Any]:
-    """`tokenizer_config.json` in the original layout."""
+    """Return `tokenizer_config.json` in the original layout."""
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
     return {
         "added_tokens_decoder": {

@@ -18,10 +18,10 @@ _BY_TOKEN = (
 
 
 def carry_over(source: Network, known: Tokenizer, target: Network, tokenizer: Tokenizer) -> None:
-    """Give `target`, which speaks `tokenizer`, all that `source` learnt in `known`.
+    """Copy the weights of `source`, with tokenizer `known`, to `target`, with `tokenizer`.
 
-    A token that both have keeps its rows; a new one starts as the mean of the tokens that used
-    to spell it.
+    A token that both have keeps its rows of embedding and head; a new one starts as the mean of
+    the tokens that used to spell it.
     """
     weights = dict(source.state_dict())
     fresh = target.state_dict()

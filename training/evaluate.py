@@ -2,7 +2,7 @@
 
 ``python -m training.evaluate [--per-kind 500] [CHECKPOINT]`` loads the checkpoint (the embedded
 one by default) as `glm4v_magic` does, asks with its processor and its greedy `generate`, and
-prints the share of exactly right answers per kind of question.
+prints the exact-match accuracy for each kind of question.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """Every kind that the model is trained for."""
+    """Return every kind that the model is trained for."""
     english = [Case(k, k, scenes="digit" if k in _DIGIT_KINDS else "shapes") for k in KINDS]
     chinese = [
         Case(f"{k} (Chinese)", k, "chinese", "digit" if k in _DIGIT_KINDS else "shapes")
@@ -66,7 +66,7 @@ def cases() -> list[Case]:
 def exchanges(
     case: Case, count: int, seed: int, split: Split, most: int
 ) -> Iterator[tuple[Conversation, Exchange]]:
-    """`count` held-out questions of one case, each about an image of its own."""
+    """Yield `count` held-out questions of one case, each about an image of its own."""
     rng = rng_for("held-out", seed, most, sum(map(ord, case.name + split)))
     found = 0
     while found < count:
@@ -84,7 +84,7 @@ def exchanges(
 
 
 def answers(loaded: Loaded, conversations: list[Conversation], batch: int = 50) -> list[str]:
-    """Greedy answers, `batch` conversations at a time."""
+    """Return greedy answers, `batch` conversations at a time."""
     texts: list[str] = []
     for start in range(0, len(conversations), batch):
         inputs: dict[str, Any] = loaded.processor(conversations[start : start + batch])
@@ -96,7 +96,7 @@ def answers(loaded: Loaded, conversations: list[Conversation], batch: int = 50) 
 
 
 def accuracy(loaded: Loaded, case: Case, column: str, options: argparse.Namespace) -> float:
-    """Share of exactly right answers; mistakes are printed with ``--mistakes``."""
+    """Return the exact-match accuracy; mistakes are printed with ``--mistakes``."""
     split, most = _COLUMNS[column]
     asked = list(exchanges(case, options.per_kind, options.seed, split, most))
     given = answers(loaded, [conversation for conversation, _ in asked])
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--mistakes", type=int, default=0, help="wrong answers to print a kind")
     options = parser.parse_args()
     loaded = resolve(options.checkpoint).load(dtype=torch.float32)
-    loaded.model.generation_config.max_length = None  # `max_new_tokens` alone says how long
+    loaded.model.generation_config.max_length = None  # `max_new_tokens` alone sets the length
     print("| kind | " + " | ".join(_COLUMNS) + " |")
     print("| --- |" + " ---: |" * len(_COLUMNS))
     for case in cases():

@@ -33,7 +33,7 @@ class DenseHeads(nn.Module):
         self.mask = nn.Linear(width, FINE * FINE)
 
     def loss(self, cells: Tensor, patches: Tensor, labels: ImageBatch) -> Tensor:
-        """All that the labels of a batch say about the tower's output."""
+        """Return the sum of all losses of the tower's output on a batch."""
 
         def there(array: npt.NDArray[Any]) -> Tensor:
             return torch.from_numpy(array).to(cells.device)
@@ -45,7 +45,7 @@ class DenseHeads(nn.Module):
         )
 
     def _cell_loss(self, cells: Tensor, labels: Tensor) -> Tensor:
-        """Weighted cross entropy of all cell labels ``[B, 9, M]``."""
+        """Return the weighted cross entropy of all cell labels ``[B, 9, M]``."""
         return sum(
             (
                 _CELL_WEIGHTS[name] * F.cross_entropy(scores.transpose(1, 2), labels[:, index])
@@ -55,13 +55,13 @@ class DenseHeads(nn.Module):
         )
 
     def _patch_loss(self, patches: Tensor, labels: Tensor) -> Tensor:
-        """Weighted cross entropy of colour and shape of patches, labels ``[B, 2, N]``."""
+        """Return the weighted cross entropy of patches' colour and shape, labels ``[B, 2, N]``."""
         parts = self.patch(patches).float().split(list(PATCH_CLASSES.values()), dim=-1)
         losses = [F.cross_entropy(s.transpose(1, 2), labels[:, i]) for i, s in enumerate(parts)]
         return _PATCH_WEIGHT * sum(losses, start=losses[0].new_zeros(()))
 
     def _mask_loss(self, patches: Tensor, masks: Tensor) -> Tensor:
-        """Cross entropy of the parts of patches that show something, ``[B, N, FINE * FINE]``.
+        """Return the cross entropy of masks of covered parts of patches, ``[B, N, FINE * FINE]``.
 
         Outlines come apart from colours here first; shapes are read from outlines.
         """
@@ -69,7 +69,7 @@ class DenseHeads(nn.Module):
         return F.binary_cross_entropy_with_logits(scores, masks.float())
 
     def accuracy(self, cells: Tensor, labels: Tensor) -> dict[str, float]:
-        """Share of right answers per label among the cells that show a shape or a digit."""
+        """Return the accuracy for each label, over the cells that show a shape or a digit."""
         shown = labels[:, list(CELL_CLASSES).index("shape")] > 0
         return {
             name: (scores.argmax(-1) == labels[:, index])[shown].float().mean().item()

@@ -85,7 +85,7 @@ def dense_labels(scene: Scene) -> DenseLabels:
 
 
 def _floor_plan(scene: Scene) -> npt.NDArray[np.uint8]:
-    """Which thing is where: 0 or its number, `FINE` pixels a patch."""
+    """Return a map of things: 0 or the number of the thing, `FINE` pixels a patch."""
     fine = GRID * FINE
     plan = Image.new("L", (fine, fine), 0)
     canvas = ImageDraw.Draw(plan)
@@ -99,7 +99,7 @@ def _floor_plan(scene: Scene) -> npt.NDArray[np.uint8]:
 def _what_is_where(
     plan: npt.NDArray[np.uint8], classes: _Labels, grid: int, least: float
 ) -> _Labels:
-    """Labels of what covers most of each field, if it covers `least` of it."""
+    """Return the labels of what covers most of each field, if it covers at least `least`."""
     side = len(plan) // grid
     fields = plan.reshape(grid, side, grid, side)
     kinds = np.arange(1, len(classes)).reshape(-1, 1, 1, 1, 1)
@@ -111,7 +111,7 @@ def _what_is_where(
 
 
 def _classes(scene: Scene) -> _Labels:
-    """Rows of (colour, shape, size, across, down): "nothing", then each thing in the scene."""
+    """Return rows (colour, shape, size, across, down): of nothing, then of each thing."""
     rows = [(_NOISE if scene.kind == "noise" else 0, 0, 0, 0, 0)]
     for item in scene.items:
         size = 1 + sum(item.radius > bound for bound in _SIZE_BOUNDS)
@@ -125,5 +125,5 @@ def _classes(scene: Scene) -> _Labels:
 
 
 def _step(fraction: float) -> int:
-    """1 to `_PLACES`."""
+    """Return the step of a place, 1 to `_PLACES`."""
     return 1 + int(fraction * _PLACES)

@@ -2,10 +2,10 @@
 
 The shipped model (`glm4v_magic.checkpoints.glm4v_9b`) is made for placement, caches and every
 decoding option; this one runs whole batches of equal layout and nothing else. Both must give
-the same logits: `tests/project/test_training_scenes.py` holds them together.
+the same logits: `tests/project/test_training_scenes.py` compares them.
 
 Shapes: B images or rows, N patches, M merged cells (visual tokens without begin and end),
-T text ids, L = T - 3 + M + 2 vectors, H hidden size.
+T text tokens, L = T - 3 + M + 2 vectors, H hidden size, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Network(nn.Module):
         return t.encoder(x, *t.rotary(_positions(x.shape[1], merged), x.dtype))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states ``[..., H]`` -> scores of the vocabulary."""
+        """Hidden states ``[..., H]`` -> logits ``[..., V]``."""
         return self.transformer.output_layer(hidden)
 
 
@@ -117,7 +117,7 @@ def normalised(images: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _positions(length: int, merged: int) -> Tensor:
-    """All patches share the position after begin-of-image; the text goes on from there."""
+    """Return position ids ``[L]``: patches share the one after begin-of-image, text goes on."""
     positions = torch.arange(length)
     if merged:
         first = BOI_INDEX + 1
@@ -224,7 +224,7 @@ class _TextAttention(nn.Module):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the first half of each head's dimensions, in interleaved pairs."""
+    """Apply rotary embedding to the first half of each head's dimensions, in pairs."""
     turned, rest = x.split((cos.shape[-1], x.shape[-1] - cos.shape[-1]), dim=-1)
     even, odd = turned[..., 0::2], turned[..., 1::2]
     swapped = torch.stack((-odd, even), dim=-1).flatten(-2)

@@ -58,7 +58,7 @@ class MasterWeights:
         return float(norm)
 
     def full_precision(self, module: nn.Module) -> dict[str, Tensor]:
-        """The float32 weights of one of the modules, by name."""
+        """Return the float32 weights of one of the modules, by name."""
         master_of = {
             id(working): master
             for master, working in zip(self._masters, self._working, strict=True)
@@ -70,12 +70,12 @@ class MasterWeights:
 
 
 def hold_then_decay(peak: float, step: int, progress: float) -> float:
-    """100 steps of warm-up, constant, then a linear fall to 10 % over the last 40 %."""
+    """Return a learning rate: 100 steps of warm-up, constant, linear to 10 % in the last 40 %."""
     warm = min(1.0, (step + 1) / 100)
     return peak * warm * (1.0 if progress < 0.6 else 1.0 - 0.9 * (progress - 0.6) / 0.4)
 
 
 def cosine(peak: float, step: int, progress: float) -> float:
-    """150 steps of warm-up, then half a cosine down to 3 %."""
+    """Return a learning rate: 150 steps of warm-up, then half a cosine down to 3 %."""
     warm = min(1.0, (step + 1) / 150)
     return peak * warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -1,4 +1,4 @@
-"""Conversations as rows of ids, laid out as the checkpoint's prompt rule says.
+"""Conversations as rows of token ids, in the layout of the checkpoint's prompt.
 
 ``[gMASK]<sop>``, then per message ``<|role|>``, a newline and the text, each part encoded on
 its own; the image's three placeholder ids stand before the first question. The model learns
@@ -27,7 +27,7 @@ Rows = npt.NDArray[np.int64]
 def rows(
     tokenizer: Tokenizer, talks: Sequence[list[Exchange]], length: int, *, image: bool
 ) -> tuple[Rows, Rows]:
-    """Ids and targets ``[B, length]``; exchanges that do not fit in a row are left out."""
+    """Return ids and targets ``[B, length]``; exchanges that do not fit in a row are dropped."""
     special = special_ids(len(tokenizer.ranks))
     ids = np.full((len(talks), length), special["<|endoftext|>"], np.int64)
     targets = np.full((len(talks), length), IGNORED, np.int64)

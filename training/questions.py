@@ -1,6 +1,6 @@
 """Questions about a scene with their answers.
 
-Every answer repeats what was asked ("The circle is red."), so that a wrong binding shows.
+Every answer repeats what was asked ("The circle is red."), so that a wrong binding is visible.
 `ask` returns nothing where a kind does not fit the scene or has more than one right answer.
 """
 
@@ -88,7 +88,7 @@ def conversation(
     others: float = 1.0,
     more: Mapping[str, float] | None = None,
 ) -> list[Exchange]:
-    """Up to `turns` different questions about `scene`, phrased as for training.
+    """Return up to `turns` different questions about `scene`, phrased as for training.
 
     `others` in [0, 1] scales how often the kinds come up that build on the basic ones; `more`
     holds a factor for single kinds.

@@ -129,7 +129,7 @@ class Scene:
 
 
 def rng_for(split: str, *key: int) -> random.Random:
-    """A generator for one `split` ("train", "held-out", ...): equal keys of two splits differ."""
+    """Return the generator of a split ("train", "held-out", ...); equal keys of two differ."""
     return random.Random("/".join([split, *map(str, key)]))
 
 
@@ -143,8 +143,8 @@ def sample_scene(
     """Draw a scene at random.
 
     Args:
-        rng: where chance comes from.
-        kind: what it shows; by default now this, now that.
+        rng: random number generator.
+        kind: what it shows; drawn at random by default.
         shapes: bounds the number of shapes, both ends included.
         alike: whether all have one outline, so that only their colours tell them apart.
     """
@@ -223,7 +223,7 @@ def _sample_items(
 
 
 def _half_extent(radius: float, aspect: float) -> tuple[float, float]:
-    """Half width and height of a circle of `radius` (of the short side) in fractions."""
+    """Return half width and height, in fractions, of a circle of `radius` of the short side."""
     return radius / max(1.0, aspect), radius * min(1.0, aspect)
 
 

@@ -74,11 +74,11 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """Ids -> text; ids that are no ranks (special tokens) are left out."""
+        """Return the text of ids; ids that are no ranks (special tokens) are left out."""
         return b"".join(self._tokens.get(i, b"") for i in ids).decode(errors="replace")
 
     def spell(self, piece: bytes) -> list[int]:
-        """Ids of one piece of text."""
+        """Return the ids of one piece of text."""
         parts = [piece[i : i + 1] for i in range(len(piece))]
         while len(parts) > 1:
             pairs = [self.ranks.get(a + b) for a, b in itertools.pairwise(parts)]
@@ -141,7 +141,7 @@ def _join(parts: list[bytes], pair: Pair) -> None:
 
 
 def corpus_words(seed: int, scenes: int = 3000) -> Counter[str]:
-    """Pieces of text that the questions and answers consist of, with their counts."""
+    """Return the pieces of text that questions and answers consist of, with their counts."""
     rng = rng_for("tokenizer", seed)
     words: Counter[str] = Counter()
     for text in _texts(rng, scenes):

@@ -24,7 +24,7 @@ _DENSE_WEIGHT = 0.3
 
 
 def rescale_tower(network: Network, images: Tensor) -> None:
-    """Bring the visual tokens of `images` to about the spread of the word embeddings."""
+    """Scale the visual tokens of `images` to about the deviation of the word embeddings."""
     vision = network.transformer.vision
     with torch.no_grad():
         cells, _ = network.visual_tokens(normalised(images, torch.float32))
@@ -85,7 +85,7 @@ def train_whole(
 def _losses(
     network: Network, heads: DenseHeads, data: ConversationBatch, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Cross entropy of the answers' tokens, and the dense loss of the images."""
+    """Return the cross entropy of the answers' tokens, and the dense loss of the images."""
     device = network.transformer.output_layer.weight.device
     ids = torch.from_numpy(data.ids).to(device)
     targets = torch.from_numpy(data.targets).to(device)

@@ -95,17 +95,16 @@ class Option:
         default: its value if it is not given.
         help: what it means, in sentences.
         demand: what a value must be, in words that follow "must be".
-        holds: whether a value of the right type is in range.
+        holds: tells whether a value of the right type is in range.
         who: where it can be given.
-        metavar: stands for the value in a line of help.
+        metavar: placeholder of the value in help texts.
         unset: what ``None`` means; empty where nothing needs to be said.
         choices: all values there are; empty for other options.
         noun: what a choice is called in messages; the option's name if empty.
-        spelled: long name on a command line, without dashes; made from `name` if empty.
-        short: its one letter there; empty for most.
-        read: makes a value of the text on a command line, where the type does not tell how.
-            Raises OptionError.
-        example: a value as it is typed, for the reference; empty where any of its type will do.
+        spelled: long option on a command line, without dashes; made from `name` if empty.
+        short: one-letter option; empty for most.
+        read: parses the text on a command line, if the type does not say how. Raises OptionError.
+        example: a value as it is typed, for the reference; empty if any of its type will do.
     """
 
     name: str
@@ -244,8 +243,8 @@ class Sampling:
         temperature: 0 is greedy; ``None`` leaves it to the checkpoint's generation config, as for
             the next four.
         top_p: nucleus size in (0, 1].
-        top_k: number of likeliest tokens to sample from.
-        min_p: least probability of a token, as a share of the likeliest one's.
+        top_k: number of most likely tokens to sample from.
+        min_p: least probability of a token, relative to that of the likeliest.
         repetition_penalty: above 1 discourages repetition.
         seed: random seed; ``None`` draws one, and the answer reports it.
         thinking: whether the model thinks first, if it can; ``None`` takes the model's default.
@@ -262,7 +261,7 @@ class Sampling:
     )
     temperature: float | None = option(
         None,
-        "0 is greedy; higher is more surprising.",
+        "0 is greedy; higher values are more random.",
         _SAMPLED,
         "a number of at least 0 (0 is greedy)",
         lambda value: value >= 0,
@@ -282,7 +281,7 @@ class Sampling:
     )
     top_k: int | None = option(
         None,
-        "Sample from so many of the likeliest tokens only.",
+        "Sample only from this many of the likeliest tokens.",
         _SAMPLED,
         "a whole number of at least 1",
         lambda value: value >= 1,
@@ -311,7 +310,7 @@ class Sampling:
     )
     seed: int | None = option(
         None,
-        "Repeats a sampled answer exactly.",
+        "Random seed; the same one repeats a sampled answer exactly.",
         replace(_SAMPLED, setting=False),
         "a whole number from 0 to 2**63 - 1",
         lambda value: 0 <= value <= _LARGEST_SEED,
@@ -407,8 +406,8 @@ class ManyRows:
 
     over: str | None = option(
         None,
-        "Ask the same of each: a list of images or values, a folder, a pattern, a pandas Series, "
-        "df.column. {{item}}, {{index}}, {{row.name}} differ from row to row.",
+        "Ask the same about each item: a list of images or values, a folder, a pattern, a pandas "
+        "Series, df.column. {{item}}, {{index}}, {{row.name}} differ from row to row.",
         Who(_ASK),
         "text",
         metavar="ITEMS",
@@ -416,14 +415,16 @@ class ManyRows:
     )
     batch_size: int | None = option(
         None,
-        "Rows to ask at once, where there are many.",
+        "Number of rows to ask at once.",
         _MAPPED,
         "a whole number of at least 1",
         lambda value: value >= 1,
         metavar="N",
         unset="8, but 1 of a large model on the CPU and always of a server,",
     )
-    fresh: bool = option(False, "Ask rows again that are answered.", _MAPPED, "True or False")
+    fresh: bool = option(
+        False, "Ask all rows again, those answered before included.", _MAPPED, "True or False"
+    )
     raw: bool = option(False, "Leave {{expression}} as it is.", _MAPPED, "True or False")
 
 
@@ -481,7 +482,7 @@ class PlacementFields:
     )
     images: int = option(
         1,
-        "Images of a prompt to plan for.",
+        "Number of images in a prompt to plan for.",
         _CHECKED,
         "a whole number of at least 0",
         lambda value: value >= 0,
@@ -490,7 +491,7 @@ class PlacementFields:
     )
     batch: int = option(
         1,
-        "Prompts at once to plan for.",
+        "Batch size to plan for: prompts answered at once.",
         _CHECKED,
         "a whole number of at least 1",
         lambda value: value >= 1,
@@ -498,7 +499,7 @@ class PlacementFields:
     )
     objective: Objective = option(
         OBJECTIVES[0],
-        "balance for the emptiest fullest GPU, fewest for as few GPUs as fit.",
+        "balance keeps the fullest GPU as empty as possible, fewest uses as few GPUs as fit.",
         _PLACED,
         choices=OBJECTIVES,
         metavar="GOAL",
@@ -506,7 +507,7 @@ class PlacementFields:
     )
     dtype: str | None = option(
         None,
-        f"Of the weights: {', '.join(DTYPES)}.",
+        f"Data type of the weights: {', '.join(DTYPES)}.",
         _CHECKED,
         choices=DTYPES,
         metavar="DTYPE",
@@ -524,7 +525,7 @@ class PlacementFields:
     )
     max_memory: float | tuple[float, ...] | None = option(
         None,
-        "Most GiB to use of a GPU: one number, or one for each GPU, such as 20,10.",
+        "GiB to use of each GPU at most: one number, or one for each GPU, such as 20,10.",
         _PLACED,
         "a number of GiB above 0, or one for each GPU",
         _is_sizes,
@@ -553,7 +554,7 @@ class PlacementFields:
     )
     pin: tuple[tuple[str, int], ...] = option(
         (),
-        "Units to a GPU: vision, embedding, layer (all of them), layer.7, head. For example "
+        "Units pinned to GPUs: vision, embedding, layer (all of them), layer.7, head. For example "
         "vision=0,layer.7=1,head=1.",
         _PLACED,
         "units and the GPU of each",
@@ -584,7 +585,7 @@ class Loading:
     )
     served_model: str | None = option(
         None,
-        "Which model of a server; needed if it has several.",
+        "Name of the model on a server; needed if the server has several.",
         Who(("load",), ("load",)),
         "a name",
         metavar="NAME",
@@ -602,8 +603,8 @@ class Loading:
     )
     keep: float | None = option(
         None,
-        "GiB for prompts and images that were read, so that a follow-up question reads only what "
-        "is new; 0 keeps nothing.",
+        "GiB for keeping the KV cache of earlier prompts and images, so that a follow-up question "
+        "reads only what is new; 0 keeps nothing.",
         Who(("load", "serve"), ("load",)),
         "a number of GiB of at least 0",
         lambda value: value >= 0,

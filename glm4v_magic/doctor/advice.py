@@ -101,7 +101,7 @@ def _fits_somehow(facts: Facts) -> bool:
 
 
 def _fits(shape: ModelShape, gpus: Sequence[GPU], workload: Workload) -> bool:
-    # `plan` would work out the ways out each time that it does not, which takes seconds.
+    # If it does not fit, `plan` works out alternatives, which takes seconds.
     split = best_split(_task(shape, gpus, workload))
     return split is not None and split.fits
 

@@ -209,14 +209,14 @@ def _package(requirement: Requirement, extra: str) -> Package:
     imported = getattr(sys.modules.get(name.replace("-", "_")), "__dict__", {}).get(
         "__version__", ""
     )
-    # torch calls its version a str, but it is a class of its own.
+    # torch's version is a subclass of str.
     return Package(name, str(requirement.specifier), installed, str(imported), extra)
 
 
 def _torch_cuda() -> TorchCuda:
     try:
         torch = importlib.import_module("torch")
-    except (ImportError, OSError) as error:  # OSError: a library of its that does not load
+    except (ImportError, OSError) as error:  # OSError: one of its libraries does not load
         return TorchCuda(None, usable=False, problem=f"{reason(error)}.")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -275,7 +275,7 @@ def _hub() -> Hub | None:
     if constants.HF_HUB_OFFLINE:
         return Hub(constants.ENDPOINT, "HF_HUB_OFFLINE is set")
     answer: queue.SimpleQueue[str] = queue.SimpleQueue()
-    # A name server that does not answer keeps to no time limit, so the thread is left behind.
+    # No timeout limits the wait for a name server, so the thread may be left behind.
     thread = threading.Thread(
         target=lambda: answer.put(_problem_with(constants.ENDPOINT)), daemon=True
     )

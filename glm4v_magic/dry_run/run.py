@@ -85,7 +85,7 @@ def dry_run(
     decode_steps: int = DEFAULT_DECODE_STEPS,
     dtype: str | None = None,
 ) -> DryRunReport:
-    """Run a model dry and return the report.
+    """Make a dry run of a model and return the report.
 
     Args:
         architecture: the model without its weights; `checkpoints.architecture` finds one.
@@ -179,7 +179,7 @@ def _wanted(
     if isinstance(made, Plan) and made.workload.quantize is not None:
         raise OptionError(
             f"The plan is for {made.workload.quantize} weights, which a dry run does not know.",
-            "Plan without quantisation to run it dry.",
+            "Plan without quantisation for a dry run.",
         )
     return made
 

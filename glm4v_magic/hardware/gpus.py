@@ -155,7 +155,7 @@ def _devices(nvml: Any, ordinal: int, gpu: Any) -> Iterator[tuple[Device, Any]]:
         return
     for place in range(_ask(nvml, "nvmlDeviceGetMaxMigDeviceCount", gpu) or 0):
         instance = _ask(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", gpu, place)
-        if instance is None:  # places without an instance answer "not found"
+        if instance is None:  # slots without an instance answer "not found"
             continue
         ids = (
             _ask(nvml, f"nvmlDeviceGet{kind}InstanceId", instance) for kind in ("Gpu", "Compute")

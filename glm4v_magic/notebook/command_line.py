@@ -1,7 +1,7 @@
 """Parser of a magic's first line: words, options and the rest.
 
 On top of IPython's `magic_arguments`: options may stand anywhere, are never abbreviated, a
-misspelt one gets a close match, and quotes around a word are taken off here and nowhere else.
+misspelt one gets a close match, and quotes around a word are removed here and nowhere else.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ AGAIN_OPTIONS = (_OUT, *from_table("retry"), _QUIET, DEBUG)
 
 
 class Quoted(str):
-    """A word that stood in quotes, without them."""
+    """A word that was quoted, without the quotes."""
 
     __slots__ = ()
 
@@ -134,7 +134,7 @@ def asks_for_help(words: list[str]) -> bool:
 
 
 def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
-    """Sort `words` by the ``@argument``s of `function`.
+    """Parse `words` with the ``@argument``s of `function`.
 
     Raises:
         OptionError: for an unknown option, or a value of the wrong kind.
@@ -168,8 +168,8 @@ def _help_of(parser: MagicArgumentParser) -> str:
 def _joined(parser: MagicArgumentParser, words: list[str]) -> list[str]:
     """Join an option and a value that argparse would take for another option.
 
-    Such are numbers as in ``--crop -1,0,5,5``, for a message about the number, and whatever stood
-    in quotes: ``--system "- brief"``.
+    These are numbers as in ``--crop -1,0,5,5``, for a message about the number, and whatever was
+    quoted: ``--system "- brief"``.
     """
     joined: list[str] = []
     for word in words:

@@ -128,7 +128,7 @@ class Glm4vMagics(Magics):
             %glm4v plan MODEL --gpus 4x16GiB which GPU would run what; loads nothing
             %glm4v devices [MODEL]           which module is on which GPU, and a tool to plan it
             %glm4v memory                    what is in the memory of each GPU, live
-            %glm4v check MODEL --gpus SPEC   run it dry: mixed devices, peaks, copies
+            %glm4v check MODEL --gpus SPEC   a dry run: mixed devices, peaks, copies
             %glm4v load FOLDER               load another model: a folder, a hub id, demo, a server
             %glm4v unload                    give its memory back
             %glm4v doctor                    packages, driver, GPUs, disk: will the model run?
@@ -162,7 +162,7 @@ class Glm4vMagics(Magics):
             if answer is not None:
                 self._show_no_more(answer)
             return answer
-        # Out here the new exception has no __context__, whose frames would hold on to the model.
+        # Out here the new exception has no __context__, whose frames would keep the model alive.
         raise failure
 
     # An answer has been streamed when its cell ends, and the cell's result is that same answer,

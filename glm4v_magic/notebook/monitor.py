@@ -1,7 +1,7 @@
 """Monitor of memory: one thread that updates views for as long as one is open.
 
 It reads once a second, four times a second during a call, and tells a view only what has
-changed. It neither prints nor touches the model: it reads what the driver and the session tell.
+changed. It neither prints nor touches the model: it reads what the driver and the session report.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ class History:
         self._in_call = 0
 
     def add(self, now: float, size: int | None) -> None:
-        """Take note of the bytes held at a moment in seconds; ``None`` if they are not known."""
+        """Record the bytes held at a time in seconds; ``None`` if unknown."""
         if size is None:
             return
         self._in_call = max(self._in_call, size)

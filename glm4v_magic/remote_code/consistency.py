@@ -39,12 +39,12 @@ class Kind:
     """A class of the tower and the place in it where two GPUs can meet.
 
     Attributes:
-        name: one word for it.
+        name: short name.
         class_name: the class's name in all of the published code.
         attributes: submodules and parameters that its forward joins.
-        what: what is aligned.
-        keep: whose device the result gets: that of the first operand, or that of the submodule
-            that ran last. The choice that copies least: what has crossed to the next GPU stays.
+        what: what moves where, for people.
+        keep: device of the result: that of the first operand, or that of the submodule that ran
+            last. Chosen so that least is copied: what has crossed to the next GPU stays there.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Report:
-    """What one call of `make_consistent` did.
+    """Result of one call of `make_consistent`.
 
     Attributes:
         sites: modules made consistent by this call.
@@ -116,7 +116,7 @@ class Report:
     _undo: tuple[Callable[[], None], ...] = field(default=(), repr=False, compare=False)
 
     def undo(self) -> None:
-        """Take back what this call did; a second time does nothing."""
+        """Undo what the call changed; a second time does nothing."""
         for take_back in self._undo:
             take_back()
 
@@ -130,11 +130,11 @@ class Report:
 def make_consistent(model: nn.Module) -> Report:
     """Let a model with a vision tower of GLM-4V's form run on any split over GPUs.
 
-    Before or after `accelerate.dispatch_model`, any number of times.
+    May be called before or after `accelerate.dispatch_model`, any number of times.
 
     Raises:
-        PlacementError: the model has no such tower, or one with parts of another form; the model
-            is as it was.
+        PlacementError: if the model has no such tower, or one with parts of another form; the
+            model is unchanged then.
     """
     if not isinstance(model, nn.Module):
         raise PlacementError(f"make_consistent takes a torch model, not a {type(model).__name__}.")
@@ -152,7 +152,7 @@ def make_consistent(model: nn.Module) -> Report:
 
 
 def _find(model: nn.Module) -> Iterator[tuple[str, nn.Module, Kind]]:
-    """The places in a model, by class and attribute names."""
+    """Yield the places in a model, found by the names of classes and attributes."""
     towers = [(path, module) for path, module in model.named_modules() if _is(module, _TOWER)]
     if not towers:
         raise PlacementError(
@@ -186,9 +186,9 @@ def _description(kind: Kind) -> str:
 
 
 def _align(module: nn.Module, kind: Kind, sites: set[nn.Module]) -> Callable[[], None]:
-    """Give a module a class that aligns its own arithmetic; returns how to take that back.
+    """Give a module a class that aligns its own arithmetic; return a function that undoes it.
 
-    Its submodules get hooks that say when they run, unless they are `sites` and say so themselves.
+    Hooks on its submodules note when these run, except on `sites`, which note it themselves.
     The class is changed, not `forward`, because accelerate replaces and restores `forward`, and
     because only a `finally` around the call survives a KeyboardInterrupt: torch runs no hooks then.
     """
@@ -216,7 +216,7 @@ def _align(module: nn.Module, kind: Kind, sites: set[nn.Module]) -> Callable[[],
 
 
 def _called_children(module: nn.Module) -> Iterator[nn.Module]:
-    """The submodules that a module's forward calls; a list of modules is never called itself."""
+    """Yield the submodules that a module's forward calls; a list of modules is never called."""
     for child in module.children():
         if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
             yield from _called_children(child)
@@ -253,7 +253,7 @@ _threads = _Threads()
 
 
 def _open_windows() -> list[_Window]:
-    """The windows of the calls under way in this thread, innermost last."""
+    """Return the windows of the calls running in this thread, innermost last."""
     return _threads.windows
 
 
@@ -271,8 +271,8 @@ def _leave_child(module: nn.Module, args: object, output: object) -> None:
             window.resume()
 
 
-# Operations that take several tensors and want them on one device, as the towers' code and its
-# parents use them; the second set writes into its first operand or looks up in it.
+# Operations that require several tensors on one device, as the towers' code and its base classes
+# use them; those of the second set write into their first operand or index it.
 _JOINS = frozenset({"add", "__add__", "__radd__", "mul", "__mul__", "__rmul__", "cat", "concat"})
 _INTO_FIRST = frozenset(
     {"__iadd__", "add_", "__imul__", "mul_", "__getitem__", "__setitem__"}
@@ -281,7 +281,7 @@ _INTO_FIRST = frozenset(
 
 
 class _Window(TorchFunctionMode):
-    """One call of one module, as far as its own code runs: not inside its submodules."""
+    """One call of a module; active while its own code runs, not inside its submodules."""
 
     def __init__(self, kind: Kind) -> None:
         super().__init__()
@@ -327,7 +327,7 @@ class _Window(TorchFunctionMode):
 
 
 def _has_place(tensor: torch.Tensor) -> bool:
-    """Whether a tensor binds an operation to its device: CUDA takes CPU scalars as numbers.
+    """Tell whether a tensor's device matters to an operation: CUDA accepts CPU scalars anywhere.
 
     A meta tensor is an offloaded weight that is not loaded; it cannot be copied.
     """
@@ -345,7 +345,7 @@ def _tensors(value: object) -> Iterator[torch.Tensor]:
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """The same arguments with every tensor on `device`."""
+    """Return the same arguments with every tensor on `device`."""
     if isinstance(value, torch.Tensor):
         return value.to(device) if _has_place(value) else value
     if isinstance(value, dict):

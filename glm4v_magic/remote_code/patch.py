@@ -1,7 +1,7 @@
 """`python -m glm4v_magic.remote_code.patch FOLDER`: make GLM-4V-9B's own code consistent.
 
-Exit status: 0 where every place is consistent now (or would be, with `--dry-run`), 1 where the
-folder cannot be patched and nothing was changed, 2 where the command line is wrong.
+Exit status: 0 if every place is consistent now (or would be, with `--dry-run`), 1 if the folder
+cannot be patched and nothing was changed, 2 if the command line is wrong.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def patched(folder: str | Path, *, dry_run: bool) -> str:
         dry_run: write nothing.
 
     Raises:
-        CheckpointError: the folder cannot be patched; nothing was changed.
+        CheckpointError: if the folder cannot be patched; nothing is changed then.
     """
     patch = plan_patch(folder)
     if not dry_run:

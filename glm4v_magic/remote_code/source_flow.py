@@ -1,7 +1,7 @@
-"""Where a value in a forward method comes from and on whose device it is: a reading of syntax.
+"""Static analysis of a forward method: where a value comes from, and on which device it is.
 
-Only straight-line reading, in the order of the text: enough for forward methods that assign
-local variables and return one, which is what the vision towers of this family do.
+Straight-line code only, in source order: enough for forward methods that assign local variables
+and return one, as those of this family's vision towers do.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Join = tuple[cst.CSTNode, cst.BaseExpression, cst.BaseExpression]
 
 @dataclass(frozen=True)
 class _Assignment:
-    """`value` is None where a name is bound by unpacking, a loop, or an augmented assignment."""
+    """Assignment to a name; no `value` if by unpacking, a loop or an augmented assignment."""
 
     end: int
     value: cst.BaseExpression | None
@@ -38,7 +38,7 @@ class _Assignment:
 
 @dataclass
 class _Reading(cst.CSTVisitor):
-    """One walk through a function: order of nodes, assignments, and the operations of interest."""
+    """Visitor of a function that records the order of nodes, assignments and operations."""
 
     start: dict[cst.CSTNode, int] = field(default_factory=dict)
     assignments: dict[str, list[_Assignment]] = field(default_factory=lambda: defaultdict(list))
@@ -81,7 +81,7 @@ class _Reading(cst.CSTVisitor):
 
 
 def _only_index(node: cst.Subscript) -> cst.BaseExpression | None:
-    """The index in `value[index]` where it is a single variable or an expression on one."""
+    """Return the index in `value[index]` if it is a variable or an expression on one."""
     if len(node.slice) == 1 and isinstance(node.slice[0].slice, cst.Index):
         index = node.slice[0].slice.value
         if isinstance(root_of(index), cst.Name) and not m.matches(index, m.Name("None")):
@@ -111,7 +111,7 @@ def _names_in(target: cst.BaseExpression) -> Iterator[str]:
 
 
 class Forward:
-    """A forward method: its joins in order, and what is known of an expression in it.
+    """A forward method: its operations that join tensors, in order, and facts on expressions.
 
     Attributes:
         calls: all calls.
@@ -130,21 +130,21 @@ class Forward:
         self.lookups = self._reading.lookups
 
     def not_understood(self, what: str) -> CheckpointError:
-        """The error to raise where a place is not found in the method."""
+        """Return the error to raise if a place is not found in the method."""
         return CheckpointError(
             f"{self._where} has no {what} in a form that is known; nothing was changed.",
             "Use the file as published with GLM-4V-9B, or load the model with this package.",
         )
 
     def free_name(self, wish: str) -> str:
-        """A name that the method does not use."""
+        """Return a name that the method does not use: `wish` if possible."""
         name = wish
         while name in self._reading.names:
             name += "_"
         return name
 
     def comes_from(self, expression: cst.BaseExpression, attribute: str) -> bool:
-        """Whether a value was made by `self.<attribute>`, by itself and not by an operation."""
+        """Tell whether a value is the output of `self.<attribute>`, not of an operation on it."""
         if mentions(expression, attribute):
             return True
         root = root_of(expression)
@@ -155,7 +155,7 @@ class Forward:
         return False
 
     def meet(self, one: cst.BaseExpression, other: cst.BaseExpression) -> bool:
-        """Whether one of two operands is moved to the other's device."""
+        """Tell whether one of two operands is moved to the other's device."""
         return self._follows(one, other) or self._follows(other, one)
 
     def _follows(self, one: cst.BaseExpression, other: cst.BaseExpression) -> bool:
@@ -167,7 +167,7 @@ class Forward:
         return anchor in self._names_of(other)
 
     def _names_of(self, expression: cst.BaseExpression) -> Iterator[str]:
-        """The variables that hold a value: itself, and those it is a plain copy of."""
+        """Yield the variables that hold a value: itself, and those it is a plain copy of."""
         if isinstance(expression, cst.NamedExpr):
             expression = expression.target
         yield code_of(expression)
@@ -177,9 +177,9 @@ class Forward:
                 yield from self._names_of(assignment.value)
 
     def moved_to(self, expression: cst.BaseExpression) -> str | None:
-        """The variable (or submodule) to whose device an expression was moved, as code.
+        """Return the variable (or submodule) to whose device an expression was moved, as code.
 
-        None where it was not moved, or where that variable was assigned again since.
+        ``None`` if it was not moved, or if that variable was assigned again since.
         """
         return self._moved_to(expression, self._reading.start[expression])
 
@@ -220,7 +220,7 @@ def _anchor_of_to(call: cst.BaseExpression) -> str | None:
 
 
 def _one_down(expression: cst.BaseExpression) -> cst.BaseExpression:
-    """The object of a method call, of an attribute, of a subscript; or `expression` itself."""
+    """Return the object of a method call, an attribute or a subscript, else `expression`."""
     if isinstance(expression, cst.Call):
         return expression.func
     if isinstance(expression, (cst.Attribute, cst.Subscript, cst.NamedExpr)):
@@ -229,14 +229,14 @@ def _one_down(expression: cst.BaseExpression) -> cst.BaseExpression:
 
 
 def root_of(expression: cst.BaseExpression) -> cst.BaseExpression:
-    """What a chain of calls, attributes and subscripts starts from: `x` for `x[i].to(d)`."""
+    """Return the start of a chain of calls, attributes and subscripts: `x` of `x[i].to(d)`."""
     while (inner := _one_down(expression)) is not expression:
         expression = inner
     return expression
 
 
 def mentions(expression: cst.CSTNode, attribute: str) -> bool:
-    """Whether `self.<attribute>` stands in an expression, outside of any nested operation."""
+    """Tell whether `self.<attribute>` occurs in an expression, outside nested operations."""
     if isinstance(expression, (cst.BinaryOperation, cst.BooleanOperation, cst.Comparison)):
         return False
     if m.matches(expression, m.Attribute(m.Name("self"), m.Name(attribute))):
@@ -245,7 +245,7 @@ def mentions(expression: cst.CSTNode, attribute: str) -> bool:
 
 
 def elements_of_cat(call: cst.Call) -> list[cst.BaseExpression]:
-    """The tensors of `torch.cat((a, b), ...)`, or nothing for any other call."""
+    """Return the tensors of `torch.cat((a, b), ...)`; none for any other call."""
     is_cat = m.matches(call.func, m.Attribute(attr=m.Name("cat") | m.Name("concat")))
     if is_cat and call.args and isinstance(call.args[0].value, (cst.Tuple, cst.List)):
         return [element.value for element in call.args[0].value.elements]
@@ -253,13 +253,13 @@ def elements_of_cat(call: cst.Call) -> list[cst.BaseExpression]:
 
 
 def code_of(expression: cst.BaseExpression) -> str:
-    """An expression as one line of code, without parentheses around it."""
+    """Return an expression as one line of code, without parentheses around it."""
     bare = expression.with_changes(lpar=[], rpar=[])
     return cst.Module(body=[]).code_for_node(bare)
 
 
 def to_device_of(expression: cst.BaseExpression, anchor: cst.Name) -> cst.Call:
-    """`expression.to(anchor.device)`."""
+    """Return `expression.to(anchor.device)`."""
     is_chain = isinstance(expression, (cst.Name, cst.Attribute, cst.Call, cst.Subscript))
     if not is_chain and not expression.lpar:
         expression = expression.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
@@ -268,10 +268,10 @@ def to_device_of(expression: cst.BaseExpression, anchor: cst.Name) -> cst.Call:
 
 
 def find_forward(module: cst.Module, class_name: str, file: str) -> Forward:
-    """The forward method of a top-level class.
+    """Return the forward method of a top-level class.
 
     Raises:
-        CheckpointError: there is no such class or method, or more than one.
+        CheckpointError: if there is no such class or method, or more than one.
     """
     classes = [c for c in module.body if m.matches(c, m.ClassDef(name=m.Name(class_name)))]
     methods = [

@@ -1,8 +1,8 @@
 """Make the model code in a GLM-4V-9B checkpoint folder consistent on any split over GPUs.
 
-For people who load a checkpoint with its own code (`trust_remote_code=True`). `plan_patch` reads
-and changes nothing; `write_patch` writes both files or neither and keeps the originals beside
-them. Needs libcst, and neither torch nor transformers.
+For people who load a checkpoint with its own code (`trust_remote_code=True`). `plan_patch` only
+reads; `write_patch` writes both files or neither, and keeps the originals beside them. Needs
+libcst, but neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _EDITORS: dict[str, Callable[[bytes, str], SourceEdit]] = {
 
 @dataclass(frozen=True)
 class FilePatch:
-    """One file: its bytes before and after, and the places found in it.
+    """Patch of one file: its bytes before and after, and the places found in it.
 
     Attributes:
         path: the file.
         before: its bytes as read.
-        after: its bytes with all places consistent; equal to `before` where nothing is to do.
+        after: its bytes with all places consistent; equal to `before` if nothing changes.
         encoding: of both, as the file declares it.
         sites: the places, in the order of the search.
-        backup: where the original was kept; None until `write_patch`, or where nothing changed.
+        backup: copy of the original; ``None`` before `write_patch`, or if nothing changed.
     """
 
     path: Path
@@ -54,10 +54,10 @@ class FilePatch:
 
     @property
     def diff(self) -> str:
-        """A unified diff, or an empty string where nothing changes."""
+        """Unified diff; empty if nothing changes."""
         old, new = (text.decode(self.encoding) for text in (self.before, self.after))
         name = self.path.name
-        # Without the ends of the lines, so that CR LF does not double them on screen.
+        # Without line endings: CR LF would double them on screen.
         lines = difflib.unified_diff(
             old.splitlines(), new.splitlines(), f"a/{name}", f"b/{name}", lineterm=""
         )
@@ -66,12 +66,12 @@ class FilePatch:
 
 @dataclass(frozen=True)
 class FolderPatch:
-    """Both files of a checkpoint folder, to be shown and written.
+    """Patches of both files of a checkpoint folder.
 
     Attributes:
         folder: the checkpoint folder.
         files: `visual.py` and `modeling_chatglm.py`.
-        written: whether this is what stands in the folder now.
+        written: whether the folder holds the patched files now.
     """
 
     folder: Path
@@ -89,7 +89,7 @@ class FolderPatch:
         return "".join(file.diff for file in self.files)
 
     def __str__(self) -> str:
-        """One line per place, and one per backup kept."""
+        """Return a line for each place and for each backup."""
         lines = []
         for file in self.files:
             for site in file.sites:
@@ -102,10 +102,10 @@ class FolderPatch:
 
 
 def plan_patch(folder: str | Path) -> FolderPatch:
-    """Read both files of a checkpoint folder and say what to change; change nothing.
+    """Read both files of a checkpoint folder and find what to change; write nothing.
 
     Raises:
-        CheckpointError: the folder or a file is missing or unreadable, or its code is not
+        CheckpointError: if the folder or a file is missing or unreadable, or its code is not
             understood.
     """
     folder = Path(folder)
@@ -133,15 +133,15 @@ def _plan_file(path: Path) -> FilePatch:
 def write_patch(patch: FolderPatch) -> FolderPatch:
     """Write what `plan_patch` found: backups first, then both files, or nothing at all.
 
-    A backup is `visual.py.orig`, or `visual.py.orig.1` and so on where an older one has other
-    content; an older one is never overwritten. A file that is a link, as in a download cache, is
-    replaced by a file of its own, so that the cache keeps the original.
+    A backup is `visual.py.orig`, or `visual.py.orig.1` and so on if an older one has other content;
+    an older one is never overwritten. A symbolic link, as in a download cache, is replaced by a
+    file, so that the cache keeps the original.
 
     Returns:
-        the patch with `backup` filled in.
+        The patch with `backup` filled in.
 
     Raises:
-        CheckpointError: something cannot be written; the folder is as it was.
+        CheckpointError: if something cannot be written; the folder is unchanged then.
     """
     changed = [file for file in patch.files if file.changed]
     created: list[Path] = []
@@ -168,8 +168,8 @@ def write_patch(patch: FolderPatch) -> FolderPatch:
 
 
 def _draft(file: FilePatch, created: list[Path]) -> Path:
-    """The new content in a file beside the old one, to be renamed onto it."""
-    # Renaming needs the folder's permission only; a read-only file is to be respected.
+    """Write the new content to a file beside the old one, to be renamed to it."""
+    # Renaming needs write permission for the folder only; a read-only file is to stay as it is.
     if not os.access(file.path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise PermissionError(errno.EACCES, f"{file.path.name} is read-only")
     handle, name = tempfile.mkstemp(prefix=f".{file.path.name}.", dir=file.path.parent)
@@ -181,7 +181,7 @@ def _draft(file: FilePatch, created: list[Path]) -> Path:
 
 
 def _keep_original(file: FilePatch, created: list[Path]) -> Path:
-    """A backup with the file's content: an older one if there is, else a new one."""
+    """Return a backup with the file's content: an older one if there is one, else a new one."""
     number = 0
     while True:
         suffix = f".orig.{number}" if number else ".orig"

@@ -1,4 +1,4 @@
-"""The places in GLM-4V-9B's own source code where tensors from two GPUs can meet, and their cure.
+"""The places in GLM-4V-9B's own source code where tensors from two GPUs can meet, and the fixes.
 
 `edit_visual` and `edit_modeling` take the bytes of `visual.py` and `modeling_chatglm.py` and
 return them with every such place made consistent. Only the expressions concerned change: white
@@ -14,7 +14,7 @@ understood. Nothing here needs torch.
 | residual after attention, and MLP  | TransformerLayer | `stream.to(branch.device) + branch`  |
 | product of the gated linear unit   | GLU              | `(gate := g(x)) * h(x).to(gate...)`  |
 | boi and eoi around the features    | EVA2CLIPModel    | `cat((boi.to(x.device), x, eoi...))` |
-| image features among the words     | ChatGLMModel     | `features[i].to(words.device)`       |
+| image features in the embeddings   | ChatGLMModel     | `features[i].to(embeds.device)`      |
 | rotary embedding at the positions  | ChatGLMModel     | `rotary[positions.to(rotary...)]`    |
 
 A residual moves the stream to its branch, not the branch back, so that what has crossed to the
@@ -47,7 +47,7 @@ Edits = dict[cst.CSTNode, cst.CSTNode]
 
 @dataclass(frozen=True)
 class SourceSite:
-    """One place, as found.
+    """A place in the source.
 
     Attributes:
         what: what meets there, for instance ``"residual add after the MLP"``.
@@ -73,7 +73,7 @@ class SourceEdit:
 
 @dataclass(frozen=True)
 class _Found:
-    """A place in the syntax tree; `edits` is empty where it is consistent already."""
+    """A place in the syntax tree; `edits` is empty if it is consistent already."""
 
     what: str
     node: cst.CSTNode
@@ -87,7 +87,7 @@ def edit_visual(source: bytes, file: str = "visual.py") -> SourceEdit:
     """Make the vision tower's five places consistent (two residuals, and so six expressions).
 
     Raises:
-        CheckpointError: the source cannot be parsed, or a place does not look like any known
+        CheckpointError: if the source cannot be parsed, or a place does not look like any known
             revision.
     """
     return _edit(
@@ -106,7 +106,7 @@ def edit_modeling(source: bytes, file: str = "modeling_chatglm.py") -> SourceEdi
     """Make the text model's two places consistent: the splice and the rotary embedding.
 
     Raises:
-        CheckpointError: the source cannot be parsed, or a place does not look like any known
+        CheckpointError: if the source cannot be parsed, or a place does not look like any known
             revision.
     """
     return _edit(source, file, {"ChatGLMModel": (_splice, _rotary_lookup)})
@@ -177,7 +177,7 @@ def _boundary_tokens(forward: Forward) -> Iterator[_Found]:
 
 
 def _cat_around(forward: Forward, what: str, moved: tuple[str, ...]) -> _Found:
-    """A cat of the parameters `moved` and one variable: move the parameters to the variable."""
+    """Find a cat of the parameters `moved` and one variable, and move these to the variable."""
     for call in forward.calls:
         elements = elements_of_cat(call)
         parameters = [e for e in elements if any(forward.comes_from(e, a) for a in moved)]
@@ -208,7 +208,7 @@ def _residual_after_mlp(forward: Forward) -> Iterator[_Found]:
 def _sum_of_branch(
     forward: Forward, what: str, branch_of: str, keep_stream: bool = False
 ) -> _Found:
-    """A sum of a variable and a branch that ends in `self.<branch_of>`."""
+    """Find a sum of a variable and a branch that ends in `self.<branch_of>`."""
     found = []
     for node, left, right in forward.sums:
         if forward.comes_from(left, branch_of) != forward.comes_from(right, branch_of):
@@ -260,10 +260,10 @@ def _splice(forward: Forward) -> Iterator[_Found]:
     for call in forward.calls:
         elements = elements_of_cat(call)
         features = [e for e in elements if forward.comes_from(e, "vision")]
-        words = {code_of(root_of(e)) for e in elements if e not in features}
-        if len(features) != 1 or len(words) != 1:
+        embeds = {code_of(root_of(e)) for e in elements if e not in features}
+        if len(features) != 1 or len(embeds) != 1:
             continue
-        anchor = cst.parse_expression(words.pop())
+        anchor = cst.parse_expression(embeds.pop())
         if not isinstance(anchor, cst.Name):
             break
         if forward.moved_to(features[0]) == code_of(anchor):

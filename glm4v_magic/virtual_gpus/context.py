@@ -140,7 +140,7 @@ class VirtualGPUs:
 
     @property
     def max_memory(self) -> dict[int, int]:
-        """Capacities in bytes, as ``max_memory`` of accelerate wants them."""
+        """Capacities in bytes, as ``max_memory`` of accelerate expects them."""
         return {gpu.index: gpu.usable_bytes for gpu in self.gpus}
 
     @property
@@ -168,7 +168,7 @@ class VirtualGPUs:
         return tuple(self._machine.ledger.live_bytes(gpu.index) for gpu in self.gpus)
 
     def report(self) -> Report:
-        """Everything seen so far, as plain data; works after the block, too."""
+        """Return everything recorded so far, as plain data; works after the block, too."""
         return Report(
             problems=self.problems,
             copies=self.copies,
@@ -179,7 +179,7 @@ class VirtualGPUs:
         )
 
     def reset(self) -> None:
-        """Forget problems, copies, peaks, forwards and guesses; tensors stay where they are."""
+        """Forget problems, copies, peaks, forwards and guesses; tensors are not touched."""
         self._machine.forget()
 
     def phase(self, name: str) -> AbstractContextManager[None]:

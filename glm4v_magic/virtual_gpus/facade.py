@@ -15,8 +15,8 @@ from glm4v_magic.virtual_gpus.memory import MemoryLedger
 __all__ = ["CudaFacade"]
 
 # transformers' caching_allocator_warmup reserves the total memory less 1.2 GiB, a negative size
-# on a smaller GPU. No real GPU is that small; virtual ones may be, so the total that it asks
-# for says at least this much, while the free memory is always exact.
+# on a smaller GPU. No real GPU is that small, but virtual ones may be: so the total reported to it
+# is at least this, while the free memory is always exact.
 _LEAST_TOTAL = int(1.25 * 2**30)
 _COMPUTE_CAPABILITY = (8, 0)
 
@@ -24,8 +24,8 @@ _COMPUTE_CAPABILITY = (8, 0)
 class CudaFacade:
     """Replacements for functions of ``torch.cuda``.
 
-    ``torch.cuda.is_available()`` is not replaced, and ``False`` without a GPU: its callers want the
-    real runtime next.
+    ``torch.cuda.is_available()`` is not replaced, and ``False`` without a GPU: its callers go on to
+    use the real runtime.
     """
 
     def __init__(self, gpus: Sequence[GPU], ledger: MemoryLedger) -> None:

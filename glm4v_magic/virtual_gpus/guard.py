@@ -36,11 +36,11 @@ def install_noop_cuda_guard() -> Callable[[], None]:
     """Let C++ code accept tensors on ``cuda:k`` without a driver.
 
     Returns:
-        What gives a real GPU its guard back; does nothing where there is none.
+        A function that gives a real GPU its guard back; does nothing without one.
 
     Raises:
-        PlacementError: where neither the registry can be reached nor PyTorch is a CUDA build
-            without a GPU, which brings such a guard itself.
+        PlacementError: if the registry cannot be reached, unless PyTorch is a CUDA build that
+            sees no GPU and brings such a guard itself.
     """
     registry = _find_registry()
     if registry is not None and registry[_META]:
@@ -75,7 +75,7 @@ def _find_registry() -> ctypes.Array[ctypes.c_void_p] | None:
 
 
 def _set_builtin_guard() -> bool:
-    """The guard that PyTorch's own fake tensors use; only a CUDA build that sees no GPU has it."""
+    """Use the guard of PyTorch's own fake tensors; only a CUDA build that sees no GPU has it."""
     if torch.version.cuda is None or torch.cuda.device_count() > 0:
         return False
     torch._C._ensureCUDADeviceGuardSet()

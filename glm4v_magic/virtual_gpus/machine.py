@@ -33,7 +33,7 @@ aten = torch.ops.aten
 # Without data, floating-point tensors up to this many elements keep their values on the GPUs
 # all the same: frequencies, scales and the like cost nothing and keep control flow real.
 _SMALL_FLOATS = 1 << 16
-# Whole numbers asked of tensors without data are answered with zeros, up to this many.
+# Integers computed from tensors without data become zeros, up to this many elements.
 _GUESSED_INTEGERS = 1 << 22
 
 _INDEXING = (
@@ -99,7 +99,7 @@ class Machine:
         dtype: torch.dtype | None = None,
         memory_format: torch.memory_format | None = None,
     ) -> torch.Tensor:
-        """A copy of `tensor` on `device`; counted if that is another device."""
+        """Return a copy of `tensor` on `device`; recorded if that is another device."""
         self._check_owners((tensor,))
         if tensor.device != device and device != META and tensor.numel():
             made_in = tensor.made_in if isinstance(tensor, VirtualTensor) else ""
@@ -130,7 +130,7 @@ class Machine:
     ) -> torch.Tensor:
         """``scaled_dot_product_attention``, as a kernel that keeps no score matrix.
 
-        C++ would take the query's device for real and choose a CUDA kernel. Shapes are those of
+        C++ would believe the query's device and choose a CUDA kernel. Shapes are those of
         PyTorch: (..., heads, length, head size).
         """
         operator = aten.scaled_dot_product_attention.default
@@ -184,7 +184,7 @@ class Machine:
         return self._run(operator, (tensor, indices, *rest), kwargs, device)
 
     def _histogram(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """CUDA counts whole numbers, the CPU kernel only floating-point ones."""
+        """CUDA's ``histc`` takes integers, the CPU kernel only floating-point numbers."""
         numbers = content(args[0])
         if numbers.is_floating_point() or numbers.device == META:
             return self._run(operator, args, kwargs, args[0].device)
@@ -247,7 +247,7 @@ class Machine:
     def _run(
         self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
     ) -> Any:
-        """Run `operator` on the contents and put what comes out on `device`."""
+        """Run `operator` on the contents and put its results on `device`."""
         if torch.Tag.inplace_view in operator.tags:
             raise NotImplementedError(
                 f"{operator} changes the shape of a tensor in place, which virtual GPUs cannot do"
@@ -287,7 +287,7 @@ class Machine:
         return replace_leaves(placed, result)
 
     def _gpu(self, device: torch.device) -> torch.device:
-        """`device` with an index, if it is a GPU that exists."""
+        """Return `device` with an index, if it is a GPU that exists."""
         if device.type != "cuda":
             return device
         index = self.current_device() if device.index is None else device.index
@@ -301,7 +301,7 @@ class Machine:
     def _content_device(
         self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
     ) -> torch.device:
-        """Where a factory makes the content of a tensor on `device`."""
+        """Return the device on which a factory makes the content of a tensor on `device`."""
         if device.type != "cuda":
             return device
         like = next(iter(leaves(args)), None)
@@ -329,7 +329,7 @@ class Machine:
         return self.values == "none" and tensor.device == CPU and is_large
 
     def _guess(self, operator: Any, like: torch.Tensor) -> torch.Tensor:
-        """Zeros in place of values that nobody computed."""
+        """Return zeros in place of values that were not computed."""
         self.guesses[str(operator), self.trace.module] += 1
         return torch.zeros(like.shape, dtype=like.dtype)
 
@@ -347,7 +347,7 @@ class Machine:
         return f"in {f'module {module}' if module else 'no submodule'}, {source_line()}"
 
     def forget(self) -> None:
-        """Empty the books; the tensors stay where they are."""
+        """Clear all records; tensors are not touched."""
         self.problems.clear()
         for book in (self.copies, self.copied_bytes, self.guesses, self.trace.forwards):
             book.clear()
@@ -355,7 +355,7 @@ class Machine:
         self.ledger.begin(self.trace.phase)
 
     def guess_records(self) -> tuple[Guess, ...]:
-        """The numbers made up so far."""
+        """Return the guesses so far."""
         return tuple(Guess(name, module, n) for (name, module), n in self.guesses.items())
 
 

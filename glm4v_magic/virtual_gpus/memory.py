@@ -35,19 +35,19 @@ class MemoryLedger:
         self._live = [0] * len(self.capacities)
         self._peaks: dict[tuple[str, int], _Peak] = {}
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        # Storages end at any moment, in any thread, even inside a method of this object: what
-        # they were is noted here (deque.append is atomic) and subtracted at the next call.
+        # Storages are freed at any moment, in any thread, even inside a method of this object: they
+        # are noted here (deque.append is atomic) and subtracted at the next call.
         self._ended: deque[tuple[int, int, int]] = deque()
         self._lock = threading.RLock()
 
     def live_bytes(self, gpu: int) -> int:
-        """Bytes of the live tensors on a GPU."""
+        """Return the bytes of the live tensors on a GPU."""
         with self._lock:
             self._subtract_ended()
             return self._live[gpu]
 
     def peak_bytes(self, gpu: int) -> int:
-        """Peak bytes of the tensors on a GPU, over all phases."""
+        """Return the peak bytes of the tensors on a GPU, over all phases."""
         return max((p.peak_bytes for (_, k), p in self._peaks.items() if k == gpu), default=0)
 
     def add(
@@ -86,7 +86,7 @@ class MemoryLedger:
                 peak.peak_bytes, peak.module = self._live[gpu], module
 
     def begin(self, phase: str) -> None:
-        """Open the books of a phase, unless they are open."""
+        """Start recording a phase, unless it is being recorded."""
         with self._lock:
             self._subtract_ended()
             for gpu, live in enumerate(self._live):
@@ -99,7 +99,7 @@ class MemoryLedger:
             self._peaks.clear()
 
     def peaks(self) -> tuple[MemoryPeak, ...]:
-        """The peak of each GPU in each phase, phases in the order they began."""
+        """Return the peak of each GPU in each phase, phases in the order they began."""
         with self._lock:
             return tuple(
                 MemoryPeak(phase, gpu, peak.peak_bytes, peak.start_bytes, peak.module)
@@ -113,7 +113,7 @@ class MemoryLedger:
             self._live[gpu] -= size
 
     def _out_of_memory(self, gpu: int, size: int) -> str:
-        """The text of c10/cuda/CUDACachingAllocator.cpp."""
+        """Return the text of c10/cuda/CUDACachingAllocator.cpp."""
         total, live = self.capacities[gpu], self._live[gpu]
         return (
             f"CUDA out of memory. Tried to allocate {_format_size(size)}. GPU {gpu} has a total "
@@ -134,7 +134,7 @@ def _note_end(
 
 
 def _format_size(size: int) -> str:
-    """As ``format_size`` in c10/cuda/CUDACachingAllocator.cpp."""
+    """Format a size as ``format_size`` in c10/cuda/CUDACachingAllocator.cpp does."""
     if size <= 1024:
         return f"{size} bytes"
     for unit, power in (("KiB", 1), ("MiB", 2)):

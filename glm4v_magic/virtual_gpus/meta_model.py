@@ -27,7 +27,7 @@ def without_data(model: nn.Module, owner: Owner) -> None:
             if parameter is not None:
                 virtual = on_cpu(parameter)
                 virtual._is_param = True
-                # isinstance(virtual, nn.Parameter) holds now: that attribute is what it looks at
+                # isinstance(virtual, nn.Parameter) holds now: it checks that attribute
                 module._parameters[name] = virtual  # type: ignore[assignment]
         for name, buffer in module._buffers.items():
             if buffer is not None:

@@ -31,8 +31,8 @@ class _Machine(Protocol):
 @contextmanager
 def virtual_devices(machine: _Machine) -> Iterator[None]:
     """Within this thread, ``cuda:k`` is a GPU of `machine`."""
-    # torch.tensor(..., device="cuda:1") would fill the tensor in C++, past both modes; this flag
-    # of the thread makes it build on the CPU and copy.
+    # torch.tensor(..., device="cuda:1") would fill the tensor in C++, bypassing both modes;
+    # this flag of the thread makes it build on the CPU and copy.
     lifts_cpu_tensors_only = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)
     try:

@@ -4,11 +4,11 @@ Two families in PyTorch, told apart by the schema:
 
 - Element-wise operations run through ``TensorIterator``, which takes one 0-dim CPU tensor as if
   it were a Python number (``TensorIteratorBase::compute_types``, aten/src/ATen/TensorIterator.cpp).
-- All others get a check from the code generator, or one of their own, that wants every tensor
+- All others get a check from the code generator, or one of their own, that requires every tensor
   on one device. Some element-wise operations are of this kind: those without ``device_check:
   NoCheck`` in aten/src/ATen/native/native_functions.yaml.
 
-What deviates is in `RULES`.
+`RULES` has the exceptions.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class DeviceRule:
     """The rule of one operation.
 
     Attributes:
-        places: of the arguments that differ from `default`, by name in the schema.
-        default: of all other arguments.
+        places: places of the arguments that differ from `default`, by name in the schema.
+        default: place of all other arguments.
         message: CUDA's text; may name ``{expected}``, the operation's device, and ``{found}``.
     """
 
@@ -60,7 +60,7 @@ class DeviceRule:
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """Two devices that an operation does not take together.
+    """Two devices that an operation does not accept together.
 
     Attributes:
         message: CUDA's text.
@@ -114,7 +114,7 @@ RULES: Mapping[str, DeviceRule] = MappingProxyType(
         "nextafter": _STRICT,
     }
 )
-"""Operations that neither take one CPU scalar nor want one device throughout, by name in
+"""Operations that neither accept a CPU scalar nor require one device throughout, by name in
 ``torch.ops.aten`` without the underscore of the in-place form."""
 
 _ELEMENT_WISE = DeviceRule(default=Place.CPU_SCALAR)
@@ -137,9 +137,9 @@ def check_devices(
 
     Args:
         operator: an operator of ``torch.ops``.
-        args: what it is called with.
-        kwargs: what it is called with.
-        tensors: those in `args` and `kwargs`.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        tensors: the tensors in `args` and `kwargs`.
 
     Returns:
         The device, and ``None`` if all tensors may be where they are. If they may not, the

@@ -1,4 +1,4 @@
-"""A tensor that says it lives on ``cuda:k``."""
+"""A tensor that reports ``cuda:k`` as its device."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class VirtualTensor(torch.Tensor):
 
     @classmethod
     def wrap(cls, content: torch.Tensor, device: torch.device, made_in: str, owner: Owner) -> Self:
-        """Let `content` live on `device`."""
+        """Return a virtual tensor on `device` with this content."""
         tensor: Self = torch.Tensor._make_wrapper_subclass(
             cls,
             content.size(),
@@ -95,11 +95,11 @@ class VirtualTensor(torch.Tensor):
         return int(self.content.untyped_storage()._cdata)
 
     def tolist(self) -> Any:
-        """The values as nested lists; the C++ method refuses every tensor subclass."""
+        """Return the values as nested lists; the C++ method refuses every tensor subclass."""
         return content(self.owner.move(self.detach(), CPU)).tolist()
 
     def numpy(self, *, force: bool = False) -> Any:
-        """Raises TypeError as CUDA does, unless forced."""
+        """Raise TypeError as CUDA does, unless forced."""
         if force:
             return self.owner.move(self.detach(), CPU).numpy()
         raise TypeError(
@@ -128,7 +128,7 @@ def content(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def leaves(*values: Any) -> list[torch.Tensor]:
-    """The tensors in nested lists, tuples and dicts."""
+    """Return the tensors in nested lists, tuples and dicts."""
     found: list[torch.Tensor] = []
     _collect(values, found)
     return found
@@ -145,7 +145,7 @@ def _collect(values: Iterable[Any], found: list[torch.Tensor]) -> None:
 
 
 def replace_leaves(change: Callable[[torch.Tensor], Any], value: Any) -> Any:
-    """The same nested lists, tuples and dicts with every tensor replaced."""
+    """Return the same nested lists, tuples and dicts with every tensor replaced."""
     if isinstance(value, torch.Tensor):
         return change(value)
     if type(value) in (list, tuple):

@@ -47,7 +47,7 @@ class Trace:
 
     @property
     def phase(self) -> str:
-        """The phase given last, else the one detected."""
+        """Phase set by `in_phase`, else the detected one."""
         return self._given[-1] if self._given else self._detected
 
     @property
@@ -58,7 +58,7 @@ class Trace:
 
     @contextmanager
     def in_phase(self, name: str) -> Iterator[None]:
-        """Everything inside belongs to the phase `name`, whatever would be detected."""
+        """Count everything inside to the phase `name`, whatever would be detected."""
         self._given.append(name)
         self._on_phase(name)
         try:
@@ -106,7 +106,7 @@ class Trace:
 
 
 def _find_root(module: nn.Module) -> nn.Module:
-    """The model that `module` belongs to, if one of its methods is being called.
+    """Return the model that `module` belongs to, if one of its methods is being called.
 
     ``generate`` may run the vision tower before, and outside of, the first forward of the model.
     """
@@ -132,7 +132,7 @@ def _detect_phase(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
 
 
 def source_line() -> SourceLine:
-    """The innermost line on the stack that is neither PyTorch's, accelerate's nor ours."""
+    """Return the innermost line on the stack that is not PyTorch's, accelerate's or ours."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and _is_plumbing(frame.f_code.co_filename):
         frame = frame.f_back

@@ -258,7 +258,7 @@ def test_the_config_magic_sets_and_documents(clean, plain_shell, capsys):
     page = capsys.readouterr().out
     for name in NAMES:
         assert f"Glm4v.{name}=<" in page
-    assert "Sample from so many of the likeliest tokens only.\n    Current: 3" in page
+    assert "Sample only from this many of the likeliest tokens.\n    Current: 3" in page
     plain_shell.run_line_magic("unload_ext", "glm4v_magic")
     assert not any(isinstance(each, Glm4v) for each in plain_shell.configurables)
 

@@ -1,4 +1,4 @@
-"""Running a model dry: ``%glm4v check``."""
+"""Dry run of a model: ``%glm4v check``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from glm4v_magic.planning.decision import gpus_here
 
 __all__ = ["check"]
 
-_PRINT = ""  # what --json is without a file
+_PRINT = ""  # value of --json without a file
 
 
 @takes(
@@ -50,7 +50,7 @@ _PRINT = ""  # what --json is without a file
     DEBUG,
 )
 def check(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
-    """Run a model dry: would this placement work, and what would it take?
+    """Dry run of a model: would this placement work, and what would it take?
 
     A real prefill and decode steps on virtual GPUs, from the configuration alone: no weights, no
     GPU. Shows operations that would mix devices, the fullest moment of each GPU, and the copies
@@ -61,7 +61,7 @@ def check(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
         %glm4v check ~/models/glm-4v-9b --gpus 2x24GiB --map map.json --json report.json
     """
     status = context.session.status()
-    if status.busy:  # torch is another one for every thread while virtual GPUs are in use
+    if status.busy:  # virtual GPUs change torch for all threads
         raise BusyError("The model is at work.", "Check when it has finished.")
     file = _json_file(arguments.json)
     gpus = _gpus(arguments.gpus)

@@ -52,8 +52,8 @@ def devices(context: Context, arguments: Namespace, names: Mapping[str, Any]) ->
     """Show which module is on which GPU, to scale.
 
     For the loaded model, as it is; while it answers, what is at work is marked. With MODEL or an
-    option, or before a model is loaded, a plan that can be changed in the notebook, run dry,
-    loaded, or copied as a line::
+    option, or before a model is loaded, a plan that can be changed in the notebook, checked in a
+    dry run, loaded, or copied as a line::
 
         %glm4v devices
         %glm4v devices GLM-4V-9B --gpus 4x16GiB --context 4096
@@ -176,7 +176,7 @@ class Drawing:
         self._view: Occupancy | None = None
 
     def __call__(self, status: Status) -> Occupancy:
-        """Return the model as it is now; what cannot be drawn is the view's problem."""
+        """Return the model as it is now; of what cannot be drawn, a view with the problem."""
         if self._view is None or self._is_new(status):
             self._view = self._draw(status)
         self._seen = status

@@ -21,7 +21,11 @@ __all__ = ["doctor"]
     "glm4v doctor",
     argument("model", nargs="?", help="Name or folder to judge for; GLM-4V-9B unless given."),
     *from_table("doctor"),
-    argument("--hub", action="store_true", help="Also ask whether the hub can be reached; 3 s."),
+    argument(
+        "--hub",
+        action="store_true",
+        help="Also check for up to 3 s whether the hub can be reached.",
+    ),
     argument("--json", action="store_true", help="Show the findings as JSON."),
     DEBUG,
 )

@@ -32,8 +32,8 @@ __all__ = ["load", "status", "unload"]
 def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Load a model, releasing the one before.
 
-    Without MODEL the model of the last load, at first that of %glm4v config model, at the very
-    first the embedded demo model. With GPUs, a plan decides which GPU runs which layers; see
+    Without MODEL: the model loaded last, else that of the setting `model` (%glm4v config model),
+    else the embedded demo model. With GPUs, a plan decides which GPU runs which layers; see
     %glm4v plan::
 
         %glm4v load ~/models/glm-4v-9b --context 4096

@@ -45,7 +45,7 @@ class Draft:
         max_images: maximum number of images in a prompt; ``None`` for any number.
         draw: makes view and JSON of the plan for options; an error becomes part of the view.
         line: writes options as a line that loads.
-        check: runs a plan dry; returns what to show.
+        check: makes a dry run of a plan; returns what to show.
         load: loads by options, telling its progress; returns what to show.
     """
 
