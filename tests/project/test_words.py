@@ -1,18 +1,19 @@
-"""The field's words: GPU, image, character and token, in code, messages, pages and notebooks."""
+"""The field's words: GPU, image, character and token, in every text, English and Chinese."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("glm4v_magic", "training", "benchmarks", "docs", "notebooks", "tests")
-SUFFIXES = (".py", ".md", ".ipynb", ".html", ".toml")
+TEST_DATA = ROOT / "tests" / "data"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,14 @@ RULES = {
         ),
         "tokens (of context)",
     ),
+    "显卡": Rule(re.compile("显卡"), "GPU"),
+    "图片": Rule(re.compile("图片|图画"), "图像"),
+    "字元": Rule(re.compile("字元"), "字符"),
+    "令牌": Rule(re.compile("令牌|记号|标记符"), "词元"),
+    "提示语": Rule(re.compile("提示语"), "提示词"),
+    "空跑": Rule(re.compile("空跑|干跑"), "试运行"),
 }
+"""The name of each word that is not used, and its rule."""
 
 EXCEPTIONS = {
     ("CHANGELOG.md", "picture"): "the name of a module that is gone",
@@ -47,27 +55,36 @@ EXCEPTIONS = {
     ("training/evaluate.py", "picture"): "names of cases, which seed their samples",
     ("training/optimisation.py", "sign"): "that of a number",
     ("training/phrases.py", "picture"): "phrases of the training",
+    ("training/phrases.py", "图片"): "phrases of the training",
     ("training/phrases.py", "sign"): "phrases of the training",
     ("training/questions.py", "picture"): "phrases of the training",
+    ("training/questions.py", "图片"): "phrases of the training",
     ("training/README.md", "sign"): "that of a number",
     ("training/tokenizer.py", "sign"): "that of a number",
+    ("training/tokenizer.py", "图片"): "a word of the training",
 }
 """(file, word) -> why it may stand there."""
 
 
 def files() -> Iterator[Path]:
-    """Every text that people read or write, this test and the test's data excepted."""
-    yield from ROOT.glob("*.md")
-    for folder in FOLDERS:
-        for path in sorted((ROOT / folder).rglob("*")):
-            is_data = "data" in path.parts or path == Path(__file__)
-            if path.suffix in SUFFIXES and not is_data:
+    """Every file that is kept in the repository, this test and the test's data excepted."""
+    ignored = [".git", *(line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split())]
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = sorted(
+            name for name in folders if not any(fnmatch(name, pattern) for pattern in ignored)
+        )
+        for name in sorted({*names} - {*ignored}):  # in a worktree .git is a file
+            path = Path(folder) / name
+            if TEST_DATA not in path.parents and path != Path(__file__):
                 yield path
 
 
 def written(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a file; of a notebook, those of its cells without their outputs."""
-    text = path.read_text(encoding="utf-8")
+    """Numbered lines of a text file, none of a binary one; of a notebook, those of its sources."""
+    data = path.read_bytes()
+    if b"\0" in data:
+        return
+    text = data.decode()
     if path.suffix == ".ipynb":
         text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
     yield from enumerate(text.splitlines(), 1)
@@ -110,6 +127,8 @@ def test_only_the_fields_words_are_used() -> None:
         ('f"{context:,} positions are too many"', {"positions"}),
         ("context: positions of prompt and answer", {"positions"}),
         ("position_ids of the tokens", set()),
+        ("四块显卡上的图片", {"显卡", "图片"}),
+        ("四块 GPU 上的图像，图中的图形", set()),
     ],
 )
 def test_the_words_that_are_found(line: str, words: set[str]) -> None:
