@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import runpy
 import shlex
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -17,7 +19,7 @@ import yaml
 import glm4v_magic
 from glm4v_magic.checkpoints import hub
 from glm4v_magic.checkpoints.glm4v_9b.layout import REPOSITORY
-from glm4v_magic.core import errors
+from glm4v_magic.core import errors, events
 from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.command_line import options_of, parse, split
 from glm4v_magic.notebook.commands import COMMANDS
@@ -200,6 +202,42 @@ def site(tmp_path_factory):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+PAGES = sorted((*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")))
+ROOMS = {each.name for each in pkgutil.iter_modules(glm4v_magic.__path__)}
+
+
+def ours(text):
+    """Names of our modules, and of what is in them, as pages write them."""
+    for quoted in re.findall(r"`([\w./]+)`", text):
+        name = quoted.removesuffix(".py").replace("/", ".").removeprefix("glm4v_magic.")
+        room, _, rest = name.partition(".")
+        if room in ROOMS and rest:
+            yield f"glm4v_magic.{name.rstrip('.')}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda each: each.stem)
+def test_what_a_page_names_exists(page):
+    text = page.read_text(encoding="utf-8")
+    now = re.sub(r"^\| [^|]* \|", "", text, flags=re.MULTILINE)  # after what was before
+    for name in ours(now if page.name == "CHANGELOG.md" else text):
+        try:
+            pkgutil.resolve_name(name)
+        except AttributeError:
+            raise AssertionError(f"{page.name} names {name}, which is not there") from None
+
+
+def test_names_of_ours_are_found():
+    assert list(ours("`core/events` `notebook.live` `calls/prompt.py` `core`, `answer.text`")) == [
+        "glm4v_magic.core.events", "glm4v_magic.notebook.live", "glm4v_magic.calls.prompt",
+    ]  # fmt: skip
+
+
+def test_the_architecture_page_names_every_event_of_a_session():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for event in get_args(events.Event):
+        assert f"`{event.__name__}`" in text, event
 
 
 def test_the_site_builds_and_asks_no_other_host(site):
