@@ -37,7 +37,7 @@ def learn(engine, *lessons: tuple[str, ...]) -> None:
     rows = []
     for *before, answer in lessons:
         prompt = processor.expand(processor.prompt_ids(talk(*before)))
-        rows.append((prompt, [*processor.encode("\n" + answer), end]))
+        rows.append((prompt, [*processor.text_ids("\n" + answer), end]))
     length = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids = torch.full((len(rows), length), processor.pad_token_id)
     mask, targets = torch.zeros_like(ids), torch.full_like(ids, -100)

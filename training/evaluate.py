@@ -86,12 +86,13 @@ def exchanges(
 def answers(loaded: Loaded, conversations: list[Conversation], batch: int = 50) -> list[str]:
     """Return greedy answers, `batch` conversations at a time."""
     texts: list[str] = []
+    processor: Any = loaded.processor  # GLM-4V-9B's own encodes whole batches
     for start in range(0, len(conversations), batch):
-        inputs: dict[str, Any] = loaded.processor(conversations[start : start + batch])
+        inputs: dict[str, Any] = processor(conversations[start : start + batch])
         with torch.inference_mode():
             ids = loaded.model.generate(**inputs, do_sample=False, max_new_tokens=48)
         new = ids[:, inputs["input_ids"].shape[1] :].tolist()
-        texts += [loaded.processor.decode(row).strip() for row in new]
+        texts += [processor.decode(row).strip() for row in new]
     return texts
 
 

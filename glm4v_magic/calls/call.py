@@ -158,6 +158,7 @@ def answer_of(call: Call, generation: Generation, info: EngineInfo) -> Answer:
         format=call.terms.form.format,
         plan=info.plan,
         thinking=before.thinking + generation.thinking,
+        seen=generation.seen,
     )
 
 

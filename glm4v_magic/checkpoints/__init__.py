@@ -21,6 +21,7 @@ from glm4v_magic.core.server_address import is_address_without_scheme, refuse_ad
 if TYPE_CHECKING:
     import torch
 
+    from glm4v_magic.checkpoints.encoding import ModelInputs, Processor
     from glm4v_magic.core.model import Architecture
     from glm4v_magic.core.options import Quantization
 
@@ -32,10 +33,11 @@ DEMO_NOTICE = "This is the demo model: it knows simple drawn shapes and nothing 
 
 @dataclass(slots=True)
 class Loaded:
-    """A model in memory and its processor."""
+    """A model in memory, its processor, and what its forward is given."""
 
     model: Any
-    processor: Any
+    processor: Processor
+    inputs: ModelInputs
 
 
 class Checkpoint(Protocol):
@@ -72,7 +74,7 @@ class Checkpoint(Protocol):
     ) -> Loaded:
         """Load the weights in one dtype to the devices of `device_map` (``None``: the CPU)."""
 
-    def processor(self) -> Any:
+    def processor(self) -> Processor:
         """Build the processor from tokenizer and configuration; reads no weights."""
 
 

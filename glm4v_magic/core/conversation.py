@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from glm4v_magic.core.options import Format, Sampling
 
 if TYPE_CHECKING:
-    from glm4v_magic.core.image import SourcedImage
+    from glm4v_magic.core.image import SeenImage, SourcedImage
     from glm4v_magic.core.plan import Plan
 
 __all__ = [
@@ -183,6 +183,7 @@ class Generation:
         seed: the seed that was used; ``None`` when decoding was greedy.
         thinking: what the model wrote before the answer, stripped in the same way; empty for most
             models.
+        seen: what the model saw of each image of the conversation; empty if a server does not tell.
     """
 
     text: str
@@ -190,6 +191,7 @@ class Generation:
     finish_reason: FinishReason
     seed: int | None = None
     thinking: str = ""
+    seen: tuple[SeenImage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,7 @@ class Answer:
         plan: plan that the model was loaded with; ``None`` on the CPU or with a given device map.
         notice: what a reader must know about the model (the demo model says that it is one).
         thinking: what the model wrote before the answer; empty for a model that does not think.
+        seen: what the model saw of each image; empty if a server does not tell.
         usage: tokens, seconds and memory.
         finish_reason: ``stop`` (the model ended), ``length`` (`Sampling.max_tokens` reached) or
             ``interrupted``.
@@ -228,6 +231,7 @@ class Answer:
     corrected: str = ""
     plan: Plan | None = None
     thinking: str = ""
+    seen: tuple[SeenImage, ...] = ()
 
     def __str__(self) -> str:
         return self.text

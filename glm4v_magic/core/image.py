@@ -10,7 +10,7 @@ from glm4v_magic.core.options import OPTIONS
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["DEFAULT_LIMITS", "Limits", "SourcedImage"]
+__all__ = ["DEFAULT_LIMITS", "Limits", "SeenImage", "SourcedImage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,19 @@ class SourcedImage:
     image: Image.Image
     source: str
     original_size: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class SeenImage:
+    """What a model sees of an image.
+
+    Attributes:
+        image_size: width and height in pixels that it is resized to; ``None`` if unknown.
+        visual_tokens: visual tokens of the image; ``None`` if unknown.
+    """
+
+    image_size: tuple[int, int] | None
+    visual_tokens: int | None
 
 
 @dataclass(frozen=True, slots=True)

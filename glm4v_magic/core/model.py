@@ -88,6 +88,8 @@ class EngineInfo:
         plan: plan that the device map comes from, if any.
         server: address of the server that runs the model; ``None`` if it runs in this process.
         thinks: whether the model can think before it answers; ``None`` if a server does not tell.
+        takes_video: whether it takes video; ``None`` if a server does not tell.
+        efforts: names of the efforts that its thinking can take; empty where there is no choice.
         notes: what was left out as the model was loaded, a sentence each: settings of its files
             that decoding here does not follow.
     """
@@ -106,6 +108,8 @@ class EngineInfo:
     plan: Plan | None = None
     server: str | None = None
     thinks: bool | None = None
+    takes_video: bool | None = None
+    efforts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 

@@ -4,28 +4,37 @@ transformers supplies forward, cache and logits processors; its `generate` gives
 not used because it has one stop condition for all rows, keeps rows that have ended, prefills every
 prompt from its beginning, and cannot be left between two steps.
 
-Shapes: B open rows, W columns of the KV cache, some of which are padding in some rows.
+Shapes: B open rows, W columns of the KV cache, some of which are padding in some rows. Positions
+are (B, W), or (axes, B, W) where a token has several; here they are cut, padded and counted on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from glm4v_magic.checkpoints.encoding import EncodedImage
 from glm4v_magic.checkpoints.reading import forget_locals
 from glm4v_magic.engines.out_of_memory import is_out_of_memory
 from glm4v_magic.engines.prefixes import KeptPrefix, Keys, PrefixStore, common_length
 from glm4v_magic.engines.sampling import TokenSampler
-from glm4v_magic.images import SourcedImage
 
-__all__ = ["Prompt", "RowTerms", "decode"]
+__all__ = ["Prompt", "PromptImage", "RowTerms", "decode"]
 
 _LEAST_SHARED = 16  # fewest tokens of a shared prefix that are worth their own forward
+
+
+@dataclass(frozen=True, slots=True)
+class PromptImage:
+    """An image of a prompt, and its digest."""
+
+    digest: str
+    encoded: EncodedImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +42,20 @@ class Prompt:
     """Prompt of one row.
 
     Attributes:
-        ids: token ids with all ids of an image, (1, L).
+        ids: token ids with all ids of its images, (1, L).
+        places: position of each token, (1, L) or (axes, 1, L).
         keys: key of each token for comparison with other prompts; see `prefixes`.
-        span: first index of the image and one past its last; ``None`` without an image.
-        image: digest of the image, and the image.
+        images: its images, in order.
     """
 
     ids: Tensor
+    places: Tensor
     keys: Keys
-    span: tuple[int, int] | None = None
-    image: tuple[str, SourcedImage] | None = None
+    images: tuple[PromptImage, ...] = ()
 
 
-Encode: TypeAlias = Callable[[Sequence[tuple[str, SourcedImage]]], Tensor]
-"""Images with their digests -> features, (images, V, H)."""
+Encode: TypeAlias = Callable[[Sequence[PromptImage]], dict[str, Any]]
+"""Images -> the arguments of the model's forward that hold their visual tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +87,7 @@ def decode(
     steps: the caller enters torch's contexts around each ``next``, and may stop at any step.
 
     Args:
-        model: with ``position_ids(input_ids, attention_mask)``.
+        model: the model.
         prompts: prompt of each row.
         terms: decoding parameters of each row.
         kept: KV caches of earlier prompts; that of a single row is added at the end, however it
@@ -127,14 +136,11 @@ class _Batch:
     def prefill(self) -> Tensor:
         """Prefill all prompts; returns logits of the next token, (B, vocabulary)."""
         start = self._shared()
-        positions = [
-            self._model.position_ids(prompt.ids, torch.ones_like(prompt.ids))[:, start:]
-            for prompt in self._prompts
-        ]
+        positions = [prompt.places[..., start:] for prompt in self._prompts]
         rests = [prompt.ids[:, start:] for prompt in self._prompts]
         longest = max(rest.shape[1] for rest in rests)
         ids, places, rest_mask = (
-            torch.cat([_padded(each, longest) for each in tensors])
+            torch.cat([_padded(each, longest) for each in tensors], dim=-2)
             for tensors in (rests, positions, [torch.ones_like(rest) for rest in rests])
         )
         before = torch.ones((len(rests), start), dtype=rest_mask.dtype, device=self._device)
@@ -158,10 +164,7 @@ class _Batch:
             return length
         if shared > length:
             # As one row, whose cache is kept for later rows.
-            alone = replace(first, ids=first.ids[:, :shared], keys=first.keys[:shared])
-            if first.span is not None and first.span[0] >= shared:
-                alone = replace(alone, span=None, image=None)
-            self._read(alone, length)
+            self._read(_beginning(first, shared), length)
         if found is None or shared > length or length == len(found.keys):
             self._kept.put(self._prefix(first.keys, shared))
         for layer in self._cache.layers:
@@ -172,7 +175,7 @@ class _Batch:
     def _read(self, prompt: Prompt, start: int) -> None:
         """Prefill the rest of a prompt into a cache of one row."""
         self._mask = torch.ones_like(prompt.ids)
-        self._places = self._model.position_ids(prompt.ids, self._mask)[:, start:]
+        self._places = prompt.places[..., start:]
         self._forward(prompt.ids[:, start:], _images([prompt], start))
 
     def _fill(self, prefix: KeptPrefix, length: int) -> None:
@@ -181,7 +184,7 @@ class _Batch:
             layer.keys, layer.values = keys[..., :length, :], values[..., :length, :]
         self._width = length
 
-    def _forward(self, ids: Tensor, images: Sequence[tuple[str, SourcedImage]] = ()) -> Tensor:
+    def _forward(self, ids: Tensor, images: Sequence[PromptImage] = ()) -> Tensor:
         """Run the model on new columns; retries once with kept caches freed if memory runs out."""
         try:
             return self._logits(ids, images)
@@ -194,8 +197,8 @@ class _Batch:
             torch.cuda.empty_cache()
         return self._logits(ids, images)
 
-    def _logits(self, ids: Tensor, images: Sequence[tuple[str, SourcedImage]]) -> Tensor:
-        features = {"image_features": self._encode(images)} if images else {}
+    def _logits(self, ids: Tensor, images: Sequence[PromptImage]) -> Tensor:
+        features = self._encode(images) if images else {}
         logits = self._model(
             input_ids=ids,
             attention_mask=self._mask,
@@ -242,7 +245,7 @@ class _Batch:
             return False
         if len(kept) < len(self._rows):
             self._rows = [self._rows[at] for at in kept]
-            self._mask, self._places = self._mask[kept], self._places[kept]
+            self._mask, self._places = self._mask[kept], self._places[..., kept, :]
             _keep(self._cache, kept)
         return True
 
@@ -251,7 +254,7 @@ class _Batch:
         ids = torch.tensor([[self._said[row][-1]] for row in self._rows], device=self._device)
         one = torch.ones((len(ids), 1), dtype=self._mask.dtype, device=self._device)
         self._mask = torch.cat((self._mask, one), dim=1)
-        self._places = self._places[:, -1:] + 1
+        self._places = self._places[..., -1:] + 1
         return self._forward(ids)
 
     def give_up(self) -> None:
@@ -272,24 +275,27 @@ class _Batch:
         return KeptPrefix(keys[:length], layers)
 
 
-def _images(prompts: Sequence[Prompt], start: int) -> list[tuple[str, SourcedImage]]:
+def _beginning(prompt: Prompt, length: int) -> Prompt:
+    """Return the beginning of a prompt; it ends outside of images."""
+    images = tuple(image for image in prompt.images if image.encoded.start < length)
+    places = prompt.places[..., :length]
+    return Prompt(prompt.ids[:, :length], places, prompt.keys[:length], images)
+
+
+def _images(prompts: Sequence[Prompt], start: int) -> list[PromptImage]:
     """Return the images that come after `start` in their rows."""
-    return [
-        prompt.image
-        for prompt in prompts
-        if prompt.image is not None and prompt.span is not None and prompt.span[0] >= start
-    ]
+    return [image for each in prompts for image in each.images if image.encoded.start >= start]
 
 
 def _outside_image(length: int, prompt: Prompt) -> int:
     """Return how much of a prefix to use, so that it does not end inside an image."""
-    is_cut = prompt.span is not None and prompt.span[0] < length < prompt.span[1]
-    return prompt.span[0] if is_cut and prompt.span is not None else length
+    spans = ((image.encoded.start, image.encoded.stop) for image in prompt.images)
+    return next((start for start, stop in spans if start < length < stop), length)
 
 
 def _padded(rows: Tensor, width: int) -> Tensor:
-    """Pad (1, L) with zeros on the left."""
-    return torch.nn.functional.pad(rows, (width - rows.shape[1], 0))
+    """Pad (..., L) with zeros on the left."""
+    return torch.nn.functional.pad(rows, (width - rows.shape[-1], 0))
 
 
 def _chosen(samplers: Sequence[TokenSampler], ids: Sequence[Tensor], scores: Tensor) -> list[int]:

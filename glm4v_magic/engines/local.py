@@ -10,7 +10,7 @@ import contextlib
 import gc
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,8 +19,9 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from glm4v_magic.checkpoints import Checkpoint, Loaded
+from glm4v_magic.checkpoints.encoding import Encoded, EncodedImage, Processor
 from glm4v_magic.checkpoints.reading import forget_locals
-from glm4v_magic.core.conversation import Conversation, Generation, Request, Usage
+from glm4v_magic.core.conversation import Generation, Request, Usage
 from glm4v_magic.core.errors import (
     ConversationError,
     GenerationInterrupted,
@@ -35,12 +36,11 @@ from glm4v_magic.core.remarks import Remark, remark
 from glm4v_magic.dispatch.activity import ActivityRecorder, ModelPart, model_parts
 from glm4v_magic.dispatch.arrival import verify_bytes, verify_places
 from glm4v_magic.dispatch.hooks import dispatch
-from glm4v_magic.engines.decoding import Prompt, RowTerms, decode
+from glm4v_magic.engines.decoding import Prompt, PromptImage, RowTerms, decode
 from glm4v_magic.engines.out_of_memory import is_out_of_memory, out_of_memory
 from glm4v_magic.engines.prefixes import CacheFacts, PrefixStore, image_digest
 from glm4v_magic.engines.sampling import TokenSampler, call_config, checkpoint_config
 from glm4v_magic.engines.transcript import Transcript
-from glm4v_magic.images import SourcedImage
 from glm4v_magic.planning.decision import Placement
 from glm4v_magic.planning.plan import plan
 from glm4v_magic.torch_state import torch_state_kept
@@ -167,7 +167,8 @@ class LocalEngine:
         keep: int | None = None,
     ) -> None:
         self.model = loaded.model
-        self.processor = loaded.processor
+        self.processor: Processor = loaded.processor
+        self._inputs = loaded.inputs
         # `generate` would fill what a call leaves open from the model's own config.
         published, self.model.generation_config = self.model.generation_config, GenerationConfig()
         self.defaults, left_out = checkpoint_config(published, self.processor.end_token_ids)
@@ -193,7 +194,13 @@ class LocalEngine:
 
     def require_room(self, request: Request) -> int:
         """Return how many tokens may follow; see `engines.Engine.require_room`."""
-        length = len(self.processor.prompt_ids(request.conversation))
+        return self._room(self._encode(request))
+
+    def _encode(self, request: Request) -> Encoded:
+        return self.processor.encode(request.conversation, thinking=request.sampling.thinking)
+
+    def _room(self, encoded: Encoded) -> int:
+        length = encoded.length
         context: int = self.model.config.get_text_config().max_position_embeddings
         room = context - length
         if room < 1:
@@ -205,7 +212,7 @@ class LocalEngine:
         return room
 
     def stream(self, requests: Sequence[Request]) -> Generator[EngineEvent, None, None]:
-        """Answer `requests`; see `engines.Engine.stream`. None of these models thinks."""
+        """Answer `requests`; see `engines.Engine.stream`."""
         rows: list[_Row] = []
         interrupted = False
         try:
@@ -232,8 +239,9 @@ class LocalEngine:
     def _answer(self, requests: Sequence[Request], rows: list[_Row]) -> Iterator[EngineEvent]:
         """Add a row to `rows` for each request, and answer all of them."""
         start = time.perf_counter()
-        limits = [min(each.sampling.max_tokens, self.require_room(each)) for each in requests]
-        rows += [_Row(self, *each, start) for each in zip(requests, limits, strict=True)]
+        prompts = [self._encode(request) for request in requests]
+        rooms = [self._room(prompt) for prompt in prompts]
+        rows += [_Row(self, *each, start) for each in zip(requests, prompts, rooms, strict=True)]
         if not rows:
             return
         for gpu in self.gpus:
@@ -252,45 +260,38 @@ class LocalEngine:
                 yield from _told(latest, rows)
 
     def _steps(self, rows: Sequence[_Row]) -> Iterator[dict[int, int]]:
-        """Encode the prompts; returns the decode loop over them."""
-        prompts = [self._prompt(row.request.conversation) for row in rows]
-        for row, prompt in zip(rows, prompts, strict=True):
-            row.prompt_tokens = prompt.ids.shape[1]
+        """Return the decode loop over the prompts of `rows`."""
+        prompts = [self._prompt(row.encoded) for row in rows]
         # Virtual GPUs draw from the CPU's state.
         device = self._home if active() is None else "cpu"
         terms = [row.terms(device) for row in rows]
         return decode(self.model, prompts, terms, self.kept, self._features)
 
-    def _prompt(self, conversation: Conversation) -> Prompt:
-        ids = self.processor.expand(self.processor.prompt_ids(conversation))
-        tensor = torch.tensor([ids], device=self._home)
-        if not conversation.images:
-            return Prompt(tensor, tuple(ids))
-        marked = self.model.model.visual_span(tensor)[0].tolist()
-        span = marked.index(True), len(marked) - marked[::-1].index(True)
-        (image,) = conversation.images
-        digest = image_digest(image)
-        keys = (*ids[: span[0]], *[digest] * (span[1] - span[0]), *ids[span[1] :])
-        return Prompt(tensor, keys, span, (digest, image))
+    def _prompt(self, encoded: Encoded) -> Prompt:
+        keys: list[Hashable] = list(encoded.ids)
+        images = tuple(PromptImage(image_digest(each.image), each) for each in encoded.images)
+        for image in images:
+            start, stop = image.encoded.start, image.encoded.stop
+            keys[start:stop] = [image.digest] * (stop - start)
+        places = self._inputs.positions(encoded).to(self._home)
+        return Prompt(torch.tensor([encoded.ids], device=self._home), places, tuple(keys), images)
 
-    def _features(self, images: Sequence[tuple[str, SourcedImage]]) -> Tensor:
-        """Return features of images, encoded or kept from earlier: (images, V, H)."""
+    def _features(self, images: Sequence[PromptImage]) -> dict[str, Any]:
+        """Return the visual tokens of images, encoded or kept from earlier."""
         known: dict[str, Tensor] = {}
-        missing: dict[str, SourcedImage] = {}
-        for digest, image in images:
-            features = self.kept.features(digest)
+        missing: dict[str, EncodedImage] = {}
+        for image in images:
+            features = self.kept.features(image.digest)
             if features is None:
-                missing[digest] = image
+                missing[image.digest] = image.encoded
             else:
-                known[digest] = features
+                known[image.digest] = features
         if missing:
-            pixels = [self.processor.pixel_values(image.image) for image in missing.values()]
-            encoded = self.model.get_image_features(torch.stack(pixels).to(self._home))
-            for digest, features in zip(missing, encoded.split(1), strict=True):
-                # A slice of a batch would keep all of it alive.
-                known[digest] = features.clone() if len(missing) > 1 else features
-                self.kept.put_features(digest, known[digest])
-        return torch.cat([known[digest] for digest, _ in images])
+            encoded = self._inputs.features(list(missing.values()))
+            for digest, features in zip(missing, encoded, strict=True):
+                known[digest] = features
+                self.kept.put_features(digest, features)
+        return self._inputs.arguments([known[image.digest] for image in images])
 
     @property
     def _home(self) -> torch.device:
@@ -304,7 +305,7 @@ class LocalEngine:
         return self.kept.facts
 
     def _out_of_memory(self, text: str, request: Request, new_tokens: int) -> OutOfMemoryError:
-        prompt = len(self.processor.prompt_ids(request.conversation))
+        prompt = self._encode(request).length
         if new_tokens:
             doing = f"after {new_tokens} tokens of the answer"
             ways = [remark("fewer_tokens")]
@@ -321,7 +322,7 @@ class LocalEngine:
 
     def close(self) -> None:
         """Drop the model and release its memory."""
-        self.model = self.processor = None
+        self.model = self.processor = self._inputs = None  # type: ignore[assignment]
         self.kept.clear()
         _release_memory()
 
@@ -353,21 +354,24 @@ class _Row:
     Args:
         engine: engine that answers it.
         request: request to answer.
-        limit: maximum number of generated tokens.
+        encoded: its prompt.
+        room: number of tokens that fit after the prompt.
         start: time at which the call began, in seconds.
 
     Attributes:
-        prompt_tokens: length of the prompt in tokens; 0 until it is known.
+        encoded: likewise.
         is_open: whether its generation is still to come.
     """
 
-    def __init__(self, engine: LocalEngine, request: Request, limit: int, start: float) -> None:
-        self.request = request
-        self.prompt_tokens = 0
+    def __init__(
+        self, engine: LocalEngine, request: Request, encoded: Encoded, room: int, start: float
+    ) -> None:
+        self.encoded = encoded
+        limit = min(request.sampling.max_tokens, room)
         self.is_open = True
         self._config = call_config(engine.defaults, request.sampling, limit)
         self._seed = _seed(request.sampling) if self._config.do_sample else None
-        self._processor, self._gpus = engine.processor, engine.gpus
+        self._gpus = engine.gpus
         self._start = start
         self.transcript = Transcript(
             engine.processor.tokenizer,
@@ -383,10 +387,10 @@ class _Row:
 
     def generation(self) -> Generation:
         """Return the text so far and its usage."""
-        visual = len(self.request.conversation.images) * self._processor.num_visual_tokens
+        visual = self.encoded.visual_tokens
         times = self.transcript.times
         usage = Usage(
-            text_tokens=max(self.prompt_tokens - visual, 0),
+            text_tokens=len(self.encoded.ids) - visual,
             visual_tokens=visual,
             new_tokens=len(self.transcript.ids),
             time_to_first_token=times[0] - self._start if times else None,
@@ -394,7 +398,8 @@ class _Row:
             peak_bytes={str(gpu): torch.cuda.max_memory_allocated(gpu) for gpu in self._gpus},
         )
         ending = self.transcript.ending or "interrupted"
-        return Generation(self.transcript.text, usage, ending, self._seed)
+        seen = tuple(image.seen for image in self.encoded.images)
+        return Generation(self.transcript.text, usage, ending, self._seed, seen=seen)
 
 
 def _told(latest: Mapping[int, int], rows: Sequence[_Row]) -> Iterator[EngineEvent]:
@@ -443,7 +448,7 @@ def _describe(
         model=checkpoint.name,
         notice=checkpoint.notice,
         max_images=processor.max_images,
-        image_size=(processor.image_size, processor.image_size),
+        image_size=processor.image_size,
         visual_tokens=processor.num_visual_tokens,
         context=model.config.get_text_config().max_position_embeddings,
         parameters=model.num_parameters(),
@@ -452,6 +457,7 @@ def _describe(
         quantize=placement.quantize,
         device_map=placement.device_map,
         plan=placement.plan,
-        thinks=False,
+        thinks=processor.thinks,
+        takes_video=processor.takes_video,
         notes=tuple(f"{_GENERATION_CONFIG} has {each}, which is left out" for each in left_out),
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints import Checkpoint
     from glm4v_magic.core.conversation import Conversation
+    from glm4v_magic.core.image import SeenImage
     from glm4v_magic.images import SourcedImage
 
 __all__ = ["Piece", "Preview", "preview"]
@@ -31,8 +32,7 @@ class Preview:
         model: name of the checkpoint.
         pieces: the prompt in its published form, where an image is three special tokens.
         images: the images, in order.
-        image_size: width and height in pixels that each is resized to.
-        visual_tokens: visual tokens of each image.
+        seen: what the model sees of each.
         text_tokens: text tokens of the prompt, special ones included.
         room: tokens that are left for the answer; below 1 the model refuses the prompt.
     """
@@ -40,8 +40,7 @@ class Preview:
     model: str
     pieces: tuple[Piece, ...]
     images: tuple[SourcedImage, ...]
-    image_size: tuple[int, int]
-    visual_tokens: int
+    seen: tuple[SeenImage, ...]
     text_tokens: int
     room: int
 
@@ -53,7 +52,7 @@ class Preview:
     @property
     def all_visual_tokens(self) -> int:
         """Visual tokens of all images."""
-        return self.visual_tokens * len(self.images)
+        return sum(each.visual_tokens or 0 for each in self.seen)
 
 
 def preview(checkpoint: Checkpoint, conversation: Conversation) -> Preview:
@@ -64,16 +63,14 @@ def preview(checkpoint: Checkpoint, conversation: Conversation) -> Preview:
         CheckpointError: if its tokenizer is damaged.
     """
     processor = checkpoint.processor()
-    ids = processor.prompt_ids(conversation)
-    visual = processor.num_visual_tokens
+    encoded = processor.encode(conversation)
     return Preview(
         model=checkpoint.name,
-        pieces=tuple(_pieces(processor.tokenizer, ids)),
+        pieces=tuple(_pieces(processor.tokenizer, encoded.published)),
         images=conversation.images,
-        image_size=(processor.image_size, processor.image_size),
-        visual_tokens=visual,
-        text_tokens=len(processor.expand(ids)) - visual * len(conversation.images),
-        room=checkpoint.architecture.shape().max_context - len(ids),
+        seen=tuple(image.seen for image in encoded.images),
+        text_tokens=len(encoded.ids) - encoded.visual_tokens,
+        room=checkpoint.architecture.shape().max_context - encoded.length,
     )
 
 

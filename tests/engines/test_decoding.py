@@ -297,10 +297,10 @@ def test_an_interrupt_at_the_last_event_of_all_loses_no_answer(engine, limits):
 
 
 def test_an_interrupt_before_anything_was_done(engine, monkeypatch):
-    def interrupt(*_args):
+    def interrupt(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine.processor, "prompt_ids", interrupt)
+    monkeypatch.setattr(engine.processor, "encode", interrupt)
     with pytest.raises(GenerationInterrupted) as caught:
         next(engine.stream([Request(UNFINISHED, GREEDY)] * 2))
     assert list(caught.value.generations) == [0, 1]

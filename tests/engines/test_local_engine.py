@@ -14,6 +14,7 @@ from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import ConversationError, GenerationInterrupted, OutOfMemoryError
 from glm4v_magic.core.events import Finished, Text
+from glm4v_magic.core.image import SeenImage
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.engines import local
 from glm4v_magic.engines.sampling import call_config
@@ -90,8 +91,10 @@ def test_half_a_character_at_the_end_is_no_text(engine):
 
 
 def test_usage_counts_text_visual_and_new_tokens(engine):
-    usage = answer(engine, request())[1].usage
+    generation = answer(engine, request())[1]
+    usage = generation.usage
     assert usage.visual_tokens == 6
+    assert generation.seen == (SeenImage((56, 56), 6),)
     assert usage.text_tokens == len(golden.CASES["image_text"]["input_ids"]) - 3
     assert usage.prompt_tokens == usage.text_tokens + 6
     assert usage.new_tokens == 16

@@ -13,6 +13,7 @@ from glm4v_magic.calls.prompt import read_prompt
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.conversation import Conversation, Message
 from glm4v_magic.core.errors import ConversationError, PromptError
+from glm4v_magic.core.image import SeenImage
 from glm4v_magic.images import SourcedImage, to_image
 from glm4v_magic.notebook.render.preview import preview_bundle, tokens_line
 from glm4v_magic.session.preview import Piece, Preview, preview
@@ -65,8 +66,7 @@ def test_a_bundle_shows_images_prompt_and_tokens(cat):
         "tiny",
         (Piece("<sop>", True), Piece("<i>A & B</i>\x1b[2J", False)),
         (cat,),
-        image_size=(56, 56),
-        visual_tokens=6,
+        (SeenImage((56, 56), 6),),
         text_tokens=1200,
         room=50,
     )
@@ -81,7 +81,7 @@ def test_a_bundle_shows_images_prompt_and_tokens(cat):
     assert '<span style="opacity:0.55">&lt;sop&gt;</span>&lt;i&gt;A &amp; B' in bundle["text/html"]
     assert 'width="56" height="56"' in bundle["text/html"]
     assert "too long for the model" in tokens_line(replace(shown, room=0))
-    assert "<img" not in preview_bundle(replace(shown, images=()))["text/html"]
+    assert "<img" not in preview_bundle(replace(shown, images=(), seen=()))["text/html"]
 
 
 @pytest.mark.parametrize(

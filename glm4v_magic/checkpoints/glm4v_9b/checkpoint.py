@@ -118,6 +118,7 @@ class Glm4v9bCheckpoint:
         """
         from glm4v_magic.checkpoints import Loaded
         from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
+        from glm4v_magic.checkpoints.glm4v_9b.inputs import Glm4v9bInputs
         from glm4v_magic.checkpoints.glm4v_9b.modeling import Glm4v9bForConditionalGeneration
         from glm4v_magic.checkpoints.progress import collect_report, report_progress
         from glm4v_magic.checkpoints.reading import stored_weights
@@ -155,7 +156,8 @@ class Glm4v9bCheckpoint:
         if faults:
             raise CheckpointError(f"{self.folder} could not be loaded completely: {faults}.")
         model.generation_config = self._generation_config(model)
-        return Loaded(model=model.eval(), processor=processor)
+        model = model.eval()
+        return Loaded(model, processor, Glm4v9bInputs(model))
 
     def processor(self) -> Glm4v9bProcessor:
         """Build the processor from tokenizer and configuration; reads no weights.

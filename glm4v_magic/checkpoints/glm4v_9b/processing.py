@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from tokenizers.models import BPE
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from glm4v_magic.checkpoints.encoding import Encoded, EncodedImage
 from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
 from glm4v_magic.checkpoints.glm4v_9b.layout import MAX_IMAGES
 from glm4v_magic.core.conversation import Conversation
@@ -157,21 +159,40 @@ class Glm4v9bProcessor:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, config: Glm4v9bConfig) -> None:
         self.tokenizer = tokenizer
         self.max_images = MAX_IMAGES
-        self.image_size: int = config.vision_config.image_size
+        side: int = config.vision_config.image_size
+        self.image_size = (side, side)
         self.num_visual_tokens: int = config.vision_config.num_visual_tokens
         self.boi_token_id = config.boi_token_id
         self.eoi_token_id = config.eoi_token_id
         self.pad_token_id = self.token_id("<|endoftext|>")
         self.end_token_ids = tuple(map(self.token_id, END_TOKENS))
+        self.told_token_ids: tuple[int, ...] = ()
+        self.thinks = self.takes_video = False
 
     def token_id(self, token: str) -> int:
         """Return the id of a token that stands for itself, such as ``<|user|>``."""
         return int(self.tokenizer.convert_tokens_to_ids(token))
 
-    def encode(self, text: str) -> list[int]:
+    def text_ids(self, text: str) -> list[int]:
         """Return the ids of the tokens of a text alone, nothing put before or after it."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
+
+    def encode(self, conversation: Conversation, *, thinking: bool | None = None) -> Encoded:
+        """Encode a conversation; see `encoding.Processor`. None of these models thinks.
+
+        Raises:
+            ConversationError: if there is more than one image.
+        """
+        published = self.prompt_ids(conversation)
+        ids = self.expand(published)
+        images = []
+        for image in conversation.images:
+            start = ids.index(self.boi_token_id)
+            stop = start + self.num_visual_tokens
+            pixels = partial(self.pixel_values, image.image)
+            images.append(EncodedImage(image, start, stop, self.image_size, pixels))
+        return Encoded(tuple(ids), tuple(published), tuple(images), length=len(published))
 
     def prompt_ids(
         self, conversation: Conversation, *, add_generation_prompt: bool = True
@@ -191,13 +212,13 @@ class Glm4v9bProcessor:
                 f"The conversation holds {images} images, but GLM-4V-9B takes {MAX_IMAGES}.",
                 "Ask about one image at a time, or put them side by side into one.",
             )
-        newline = self.encode("\n")
+        newline = self.text_ids("\n")
         ids = [self.token_id("[gMASK]"), self.token_id("<sop>")]
         for message in conversation.messages:
             ids += [self.token_id(f"<|{message.role}|>"), *newline]
             if message.images:
                 ids += [self.boi_token_id, self.pad_token_id, self.eoi_token_id]
-            ids += self.encode(message.text)
+            ids += self.text_ids(message.text)
         if add_generation_prompt and conversation.unfinished is None:
             ids.append(self.token_id("<|assistant|>"))
         return ids
@@ -212,7 +233,7 @@ class Glm4v9bProcessor:
 
     def pixel_values(self, image: Image.Image) -> Tensor:
         """Resize to a square with PIL's bicubic filter and normalise: (3, S, S) float32."""
-        square = to_rgb(image).resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+        square = to_rgb(image).resize(self.image_size, Image.Resampling.BICUBIC)
         pixels = np.asarray(square, dtype=np.float32) / 255
         pixels = (pixels - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

@@ -24,7 +24,7 @@ THUMBNAIL_SIDE = 160
 
 
 class Seen(Protocol):
-    """Image size and visual tokens of a model: an `EngineInfo`, or a `Preview` without a model."""
+    """Image size and visual tokens: of a model (`EngineInfo`), or of an image (`SeenImage`)."""
 
     @property
     def image_size(self) -> tuple[int, int] | None:

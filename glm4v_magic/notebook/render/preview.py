@@ -21,7 +21,10 @@ def preview_bundle(preview: Preview) -> MimeBundle:
     """Return images, prompt and tokens; special tokens of the prompt are set apart in HTML."""
     line = tokens_line(preview)
     plain = [printable(preview.prompt), line]
-    seen = [make_thumbnail(_resized(each, preview.image_size), preview) for each in preview.images]
+    seen = [
+        make_thumbnail(_resized(image, seen.image_size), seen)
+        for image, seen in zip(preview.images, preview.seen, strict=True)
+    ]
     if seen:
         plain.insert(0, strip_bundle(seen)["text/plain"])
     html = fill("preview", thumbnails=seen, pieces=preview.pieces, line=line)
@@ -42,5 +45,5 @@ def tokens_line(preview: Preview) -> str:
     )
 
 
-def _resized(image: SourcedImage, size: tuple[int, int]) -> SourcedImage:
-    return replace(image, image=image.image.resize(size))
+def _resized(image: SourcedImage, size: tuple[int, int] | None) -> SourcedImage:
+    return image if size is None else replace(image, image=image.image.resize(size))

@@ -1,0 +1,141 @@
+"""Prompts as a model takes them: what a family's processor returns, and what its model is given.
+
+`Processor` and `ModelInputs` are all that engines and previews know of a family's prompt. Shapes:
+L ids of a prompt with all ids of its images, V visual tokens of an image, H width of the text part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from glm4v_magic.core.image import SeenImage, SourcedImage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from glm4v_magic.core.conversation import Conversation
+
+__all__ = ["Encoded", "EncodedImage", "ModelInputs", "Processor"]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """An image of a prompt.
+
+    Attributes:
+        image: the image, as it was given.
+        start: index of the first of its ids in the prompt.
+        stop: index past the last; ``stop - start`` is V.
+        size: width and height in pixels that the model sees.
+        pixels: returns the model's input for this image; nothing is computed before.
+        grid: frames, rows and columns of its patches, where the family has them.
+    """
+
+    image: SourcedImage
+    start: int
+    stop: int
+    size: tuple[int, int]
+    pixels: Callable[[], Tensor]
+    grid: tuple[int, int, int] | None = None
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens of the image."""
+        return self.stop - self.start
+
+    @property
+    def seen(self) -> SeenImage:
+        """What the model sees of it."""
+        return SeenImage(self.size, self.visual_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A conversation as ids.
+
+    Attributes:
+        ids: ids of the prompt with all ids of its images, L of them.
+        published: ids of the prompt in its published form, where an image is a few ids.
+        images: its images, in order.
+        length: what the prompt counts for in the context length.
+        inside_thinking: whether the prompt ends within the model's thinking.
+    """
+
+    ids: tuple[int, ...]
+    published: tuple[int, ...]
+    images: tuple[EncodedImage, ...]
+    length: int
+    inside_thinking: bool = False
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens of all images."""
+        return sum(image.visual_tokens for image in self.images)
+
+
+class Processor(Protocol):
+    """Converts conversations to prompts; reads no weights."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Tokenizer of the checkpoint."""
+
+    @property
+    def max_images(self) -> int | None:
+        """Maximum number of images in a conversation; ``None`` for no limit."""
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Width and height that all images are resized to; ``None`` if it depends on the image."""
+
+    @property
+    def num_visual_tokens(self) -> int | None:
+        """Visual tokens of every image; ``None`` if it depends on the image."""
+
+    @property
+    def end_token_ids(self) -> Sequence[int]:
+        """Ids that end a turn of this kind of model."""
+
+    @property
+    def told_token_ids(self) -> Collection[int]:
+        """Ids of special tokens that are part of an answer's text, such as ``<think>``."""
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model thinks before it answers."""
+
+    @property
+    def takes_video(self) -> bool:
+        """Whether it takes video."""
+
+    def encode(self, conversation: Conversation, *, thinking: bool | None = None) -> Encoded:
+        """Encode a conversation that ends with a question, or an incomplete answer to continue.
+
+        Text is never searched for special tokens: ``<|user|>`` inside a message is ordinary text.
+
+        Args:
+            conversation: the turns.
+            thinking: whether the model is to think first; ``None`` for the model's default.
+
+        Raises:
+            ConversationError: if the model cannot take the messages.
+        """
+
+
+class ModelInputs(Protocol):
+    """Arguments of a model's forward that depend on its family."""
+
+    def positions(self, encoded: Encoded) -> Tensor:
+        """Place every token of a prompt: (1, L), or (axes, 1, L) where a token has several."""
+
+    def features(self, images: Sequence[EncodedImage]) -> list[Tensor]:
+        """Run the vision tower: visual tokens of each image, (V, H), on its own device."""
+
+    def arguments(self, features: Sequence[Tensor]) -> dict[str, Any]:
+        """Return the arguments that put visual tokens in the place of their ids.
+
+        Args:
+            features: visual tokens of each image in the ids of the call, in the order of rows.
+        """
