@@ -131,6 +131,7 @@ def load(way: str, destination: str, folder: Path) -> None:
     from glm4v_magic.checkpoints.glm4v_9b.modeling import Glm4v9bForConditionalGeneration
     from glm4v_magic.core.placement import PlacementOptions
     from glm4v_magic.engines import local
+    from glm4v_magic.hardware.usable import usable_gpus
     from glm4v_magic.planning.decision import Placement, decide, make_plan
     from glm4v_magic.virtual_gpus import VirtualGPUs
 
@@ -149,7 +150,8 @@ def load(way: str, destination: str, folder: Path) -> None:
         if way == "plan":
             placement = Placement(dtype)
             if on_gpus:
-                placement = decide(checkpoint.architecture, PlacementOptions(context=2048))
+                options = PlacementOptions(context=2048)
+                placement = decide(checkpoint.architecture, options, usable_gpus(None))
             kept: Any = local.load(checkpoint, placement)
         else:
             kept = Glm4v9bForConditionalGeneration.from_pretrained(

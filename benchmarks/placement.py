@@ -23,9 +23,10 @@ from glm4v_magic.core.model_shape import ModelShape, Workload
 from glm4v_magic.core.placement import DeviceMap
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.wording import gib
+from glm4v_magic.dispatch.automatic import automatic
 from glm4v_magic.dry_run.report import DryRunReport
 from glm4v_magic.dry_run.run import dry_run
-from glm4v_magic.planning.device_map import automatic, place_of
+from glm4v_magic.planning.device_map import place_of
 from glm4v_magic.planning.plan import plan
 
 if TYPE_CHECKING:

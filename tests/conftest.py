@@ -9,7 +9,12 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from shells import ROOT, TINY, ipython_shell
+
+# How long an example takes says more of the machine's other work than of the code.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 SLOW = {
     "calls/test_prompt.py": "asks a server",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
 from glm4v_magic.core.errors import CheckpointError, OptionError
-from glm4v_magic.core.model_shape import Activation, ModelShape, UnitShape
+from glm4v_magic.core.model_shape import Activation, ModelShape, ModuleTree, UnitShape
 from glm4v_magic.outside import checked
 from glm4v_magic.planning import costs
 
@@ -141,6 +141,12 @@ class NativeArchitecture:
         checked(kind, self._nested, where, CheckpointError, _FOREIGN)
         self._text: Mapping[str, Any] = self._nested["text_config"]
         self._vision: Mapping[str, Any] = config["vision_config"]
+
+    def module_tree(self) -> ModuleTree:
+        """Return the names of the model's modules and weights."""
+        from glm4v_magic.dispatch.module_tree import tree_of
+
+        return tree_of(self.build_meta(self.shape().dtype))
 
     def build_meta(self, dtype: str) -> PreTrainedModel:
         """Build the model on the ``meta`` device.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from glm4v_magic.core.model_shape import ModelShape
+from glm4v_magic.core.model_shape import ModelShape, ModuleTree
 from glm4v_magic.core.options import Quantization
 from glm4v_magic.core.placement import GivenMap, Place, PlacementOptions
 from glm4v_magic.core.plan import Plan
@@ -128,6 +128,9 @@ class Architecture(Protocol):
 
     def shape(self) -> ModelShape:
         """Return the model's sizes; imports no torch."""
+
+    def module_tree(self) -> ModuleTree:
+        """Return the names of the model's modules and weights; imports torch."""
 
     def build_meta(self, dtype: str) -> PreTrainedModel:
         """Build the model on the ``meta`` device: real modules, no data.

@@ -5,7 +5,8 @@ Sizes count values (scalars), not bytes; `planning.costs` turns them into bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from glm4v_magic.core.options import DTYPES, Quantization, check
@@ -15,6 +16,7 @@ __all__ = [
     "Activation",
     "Kind",
     "ModelShape",
+    "ModuleTree",
     "UnitShape",
     "Workload",
 ]
@@ -110,6 +112,21 @@ class ModelShape:
     def values(self) -> int:
         """Number of weights of all units."""
         return sum(unit.values for unit in self.units)
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleTree:
+    """Names of a model's modules and weights, which a device map is checked against.
+
+    Attributes:
+        modules: names of all modules, outer ones first; the empty name is the whole model.
+        tensors: names of all parameters, then of all buffers; a weight with two names has both.
+        ties: name of a parameter -> its first name, for each further name of a weight.
+    """
+
+    modules: tuple[str, ...]
+    tensors: tuple[str, ...]
+    ties: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

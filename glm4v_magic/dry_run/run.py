@@ -23,7 +23,7 @@ from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.wording import counted
 from glm4v_magic.dry_run.report import DryRunReport, GPUUse, HopUse, MixedDevices
 from glm4v_magic.planning.costs import GPU_OVERHEAD, cache_entries
-from glm4v_magic.planning.device_map import automatic, check, place_of
+from glm4v_magic.planning.device_map import check, place_of
 from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.plan import plan
 
@@ -187,10 +187,14 @@ def _wanted(
 def _placement(
     wanted: Plan | dict[str, Any] | None, model: PreTrainedModel, gpus: tuple[GPU, ...]
 ) -> _Placement:
+    from glm4v_magic.dispatch.automatic import automatic
+    from glm4v_magic.dispatch.module_tree import tree_of
+
+    tree = tree_of(model)
     if isinstance(wanted, Plan):
-        weights = check(wanted.device_map(), model, gpus)
+        weights = check(wanted.device_map(), tree, gpus)
         return _Placement("plan", weights, {**weights, **wanted.execution_map()})
-    weights = check(automatic(model, gpus) if wanted is None else wanted, model, gpus)
+    weights = check(automatic(model, gpus) if wanted is None else wanted, tree, gpus)
     # What is offloaded runs on the first GPU of the map, says accelerate; `dispatch` prefers the
     # GPU of the embedding.
     visited: Place = next((place for place in weights.values() if place != "cpu"), "cpu")

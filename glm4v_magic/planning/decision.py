@@ -1,4 +1,4 @@
-"""From a user's options to a checked placement: the GPUs, then a plan or a given device map.
+"""From a user's options and the GPUs to a checked placement: a plan, or a given device map.
 
 Nothing is loaded here. `decide` runs while the previous model is still in memory, so an error in
 it costs nothing.
@@ -7,17 +7,11 @@ it costs nothing.
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from glm4v_magic.core.errors import (
-    DeviceMapError,
-    GPUDescriptionError,
-    OptionError,
-    PlacementError,
-)
+from glm4v_magic.core.errors import DeviceMapError, OptionError
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.options import Quantization
 from glm4v_magic.core.placement import (
@@ -29,28 +23,21 @@ from glm4v_magic.core.placement import (
 )
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.wording import counted
-from glm4v_magic.hardware.gpus import find_gpus
 from glm4v_magic.planning.device_map import check
 from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.plan import plan
 
 if TYPE_CHECKING:
     from glm4v_magic.core.model import Architecture
-    from glm4v_magic.virtual_gpus import VirtualGPUs
 
 __all__ = [
     "Placement",
     "decide",
-    "gpus_here",
     "make_plan",
-    "usable_gpus",
 ]
 
 
 _GIB = 2**30
-# A GPU reports less than its nominal size: 16 GB of a T4 are 14.6 GiB with error correction.
-_NAMEPLATE = 1.15
-
 
 # Options that have no meaning if a device map is given.
 _OF_A_PLAN = (
@@ -85,12 +72,6 @@ class Placement:
     quantize: Quantization | None = None
 
 
-def gpus_here() -> tuple[GPU, ...]:
-    """Return the GPUs of this machine, or the virtual GPUs in use; imports no torch."""
-    virtual = _virtual_gpus()
-    return virtual.gpus if virtual else tuple(found.gpu for found in find_gpus())
-
-
 def make_plan(
     architecture: Architecture, options: PlacementOptions, gpus: Sequence[GPU] | None = None
 ) -> Plan:
@@ -99,12 +80,11 @@ def make_plan(
     Args:
         architecture: model to plan for.
         options: placement options.
-        gpus: GPUs to plan for; by default those of `options`, else those of this machine.
+        gpus: GPUs to plan for; by default those that `options` describe.
 
     Raises:
         DoesNotFitError: if no split fits.
-        OptionError: if the workload or the images do not suit the model.
-        PlacementError: if the size of a GPU is unknown.
+        OptionError: if the workload or the images do not suit the model, or nothing tells the GPUs.
     """
     most = architecture.max_images
     if most is not None and options.images > most:
@@ -112,7 +92,9 @@ def make_plan(
             f"{architecture.name} takes {counted(most, 'image')}, not {options.images}."
         )
     if gpus is None:
-        gpus = gpus_here() if options.gpus is None else parse_gpus(options.gpus)
+        if options.gpus is None:
+            raise OptionError("Nothing tells which GPUs to plan for.", 'Describe them: "2x24GiB".')
+        gpus = parse_gpus(options.gpus)
     workload = options.workload
     if not gpus and workload.dtype is None:
         workload = replace(workload, dtype=CPU_DTYPE)
@@ -129,19 +111,22 @@ def make_plan(
 
 
 def decide(
-    architecture: Architecture, options: PlacementOptions, given: GivenMap | None = None
+    architecture: Architecture,
+    options: PlacementOptions,
+    gpus: Sequence[GPU],
+    given: GivenMap | None = None,
 ) -> Placement:
-    """Decide where a model goes on this machine.
+    """Decide where a model goes.
 
     Args:
         architecture: model to place.
-        options: placement options.
+        options: placement options; their description of the GPUs is in `gpus` already.
+        gpus: GPUs to use; `hardware.usable.usable_gpus` finds those of this machine.
         given: device map or plan to follow instead of making one.
 
     Raises:
         DoesNotFitError: if no split fits.
         DeviceMapError: if a device map does not suit the model or the GPUs.
-        GPUDescriptionError: if the description does not match the GPUs that torch sees.
         OptionError: if an option has no meaning here, does not suit the model, or needs a package
             that is not installed.
     """
@@ -149,7 +134,6 @@ def decide(
         _refuse_options_of_a_plan(options)
     if options.quantize is not None:
         _require_bitsandbytes(options.quantize)
-    gpus = usable_gpus(options.gpus)
     if given is not None:
         found = read_given(given)
         made = found if isinstance(found, Plan) else None
@@ -161,7 +145,7 @@ def decide(
         make_plan(architecture, options, gpus)  # raises if the workload does not suit the model
         return Placement(options.dtype or CPU_DTYPE, quantize=options.quantize)
     published = architecture.shape().dtype
-    weights = check(wanted, architecture.build_meta(options.dtype or published), gpus)
+    weights = check(wanted, architecture.module_tree(), gpus)
     on_gpus = any(place != "cpu" for place in weights.values())
     if options.quantize is not None and on_gpus and "cpu" in weights.values():
         raise DeviceMapError(
@@ -197,68 +181,6 @@ def _require_bitsandbytes(kind: Quantization) -> None:
 
 def _execution(made: Plan | None) -> dict[str, Place]:
     return {} if made is None else made.execution_map()
-
-
-def _virtual_gpus() -> VirtualGPUs | None:
-    context = sys.modules.get("glm4v_magic.virtual_gpus.context")
-    return None if context is None else context.active()
-
-
-def usable_gpus(description: str | None) -> tuple[GPU, ...]:
-    """Return the GPUs that torch can use, with no more memory than is described.
-
-    Raises:
-        GPUDescriptionError: if more GPUs are described than there are.
-        PlacementError: if a GPU does not tell its memory and no description does.
-    """
-    described = None if description is None else parse_gpus(description)
-    if described == ():
-        return ()
-    virtual = _virtual_gpus()
-    if virtual is not None:
-        found: tuple[GPU | None, ...] = virtual.gpus
-    else:
-        gpus = find_gpus()
-        gpus = gpus[: _seen_by_torch()] if gpus else ()
-        if described is None:
-            return tuple(gpu.gpu for gpu in gpus)
-        found = tuple(_size_known(gpu) for gpu in gpus)
-    if described is None:
-        return tuple(gpu for gpu in found if gpu is not None)
-    if len(described) > len(found):
-        there = "none" if not found else f"only {len(found)}"
-        raise GPUDescriptionError(
-            f"{description!r} describes {counted(len(described), 'GPU')}, "
-            f"but torch sees {there} here.",
-            code="gpus_not_here",
-        )
-    return tuple(_both(one, gpu) for one, gpu in zip(described, found, strict=False))
-
-
-def _seen_by_torch() -> int:
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def _size_known(gpu: Any) -> GPU | None:
-    try:
-        return gpu.gpu
-    except PlacementError:
-        return None
-
-
-def _both(described: GPU, found: GPU | None) -> GPU:
-    """Return a GPU whose usable memory is at most that described and at most that found."""
-    if found is None:
-        return described
-    if described.total_bytes > found.total_bytes * _NAMEPLATE:
-        raise GPUDescriptionError(
-            f"cuda:{found.index} ({found.name}) has {found.total_bytes / _GIB:.1f} GiB, not "
-            f"{described.total_bytes / _GIB:.1f} GiB.",
-            code="gpu_is_smaller",
-        )
-    return replace(found, free_bytes=min(described.total_bytes, found.usable_bytes))
 
 
 def _capped(gpus: Sequence[GPU], sizes: tuple[float, ...]) -> tuple[GPU, ...]:

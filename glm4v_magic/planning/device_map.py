@@ -1,4 +1,4 @@
-"""Device maps: checking against a model, and the one that transformers would choose.
+"""Device maps: checking them against the names of a model's modules and weights.
 
 A device map assigns devices to modules or single parameters: ``{"model.vision": 0, "lm_head":
 "cuda:1", "model.language_model": "cpu"}``. Mistakes are found before anything is loaded and
@@ -7,32 +7,27 @@ reported in one line, with what was probably meant.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from glm4v_magic.core.errors import DeviceMapError, did_you_mean
 from glm4v_magic.core.gpu_spec import GPU
+from glm4v_magic.core.model_shape import ModuleTree
 from glm4v_magic.core.placement import DeviceMap, Place
 
-if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PreTrainedModel
-
-__all__ = ["EXAMPLE", "automatic", "check", "place_of"]
+__all__ = ["EXAMPLE", "check", "place_of"]
 
 
 EXAMPLE = 'A device map is a JSON object such as {"model.vision": 0, "lm_head": 1}.'
-_UNLIMITED = 1 << 60
 
 
-def check(device_map: Mapping[str, Any], model: nn.Module, gpus: Sequence[GPU]) -> DeviceMap:
+def check(device_map: Mapping[str, Any], tree: ModuleTree, gpus: Sequence[GPU]) -> DeviceMap:
     """Check a device map against a model and the GPUs.
 
     Args:
         device_map: name of a module or parameter -> GPU index, ``"cuda:<index>"``, a
             `torch.device`, or ``"cpu"``. The empty name is the whole model.
-        model: the model; may be on ``meta``.
+        tree: the model's modules and weights; `dispatch.module_tree.tree_of` lists them.
         gpus: available GPUs.
 
     Returns:
@@ -44,17 +39,15 @@ def check(device_map: Mapping[str, Any], model: nn.Module, gpus: Sequence[GPU]) 
     """
     if not device_map:
         raise DeviceMapError("The device map is empty.", EXAMPLE)
-    modules = [name for name, _ in model.named_modules()]
-    tensors = [name for name, _ in _tensors(model)]
-    known = {*modules, *tensors}
+    known = {*tree.modules, *tree.tensors}
     places: DeviceMap = {}
     for name, value in device_map.items():
         if not isinstance(name, str) or name not in known:
-            raise DeviceMapError(*_unknown(name, modules, tensors))
+            raise DeviceMapError(*_unknown(name, tree))
         places[name] = _place(name, value, gpus)
     _check_overlaps(places)
-    _check_coverage(places, modules, tensors)
-    _check_ties(places, model)
+    _check_coverage(places, tree.tensors)
+    _check_ties(places, tree.ties)
     return {name: place for name, place in places.items() if _outer(places, name) is None}
 
 
@@ -67,65 +60,20 @@ def place_of(device_map: Mapping[str, Place], name: str) -> Place | None:
     return device_map[name]
 
 
-def automatic(model: PreTrainedModel, gpus: Sequence[GPU]) -> DeviceMap:
-    """Return the map that ``from_pretrained(device_map="auto")`` chooses; queries no GPU.
-
-    Args:
-        model: the model; may be on ``meta``.
-        gpus: the GPUs; host memory is assumed to be unlimited.
-
-    Raises:
-        DeviceMapError: if there is no GPU.
-    """
-    if not gpus:
-        raise DeviceMapError("An automatic device map needs at least one GPU.")
-    from transformers.integrations.accelerate import get_balanced_memory, infer_auto_device_map
-
-    classes = model._no_split_modules
-    # Without limits, as for "auto", transformers leaves a tenth of a single GPU free.
-    usable = 0.9 if len(gpus) == 1 else 1
-    capacities: dict[int | str, int] = {
-        index: int(gpu.usable_bytes * usable) for index, gpu in enumerate(gpus)
-    } | {"cpu": _UNLIMITED}
-    with _seen_by_libraries(gpus):
-        memory = get_balanced_memory(model, capacities, no_split_module_classes=classes)
-        found = infer_auto_device_map(model, memory, no_split_module_classes=classes)
-    return {
-        name: gpus[place].index if isinstance(place, int) else place
-        for name, place in found.items()
-    }
-
-
-def _seen_by_libraries(gpus: Sequence[GPU]) -> AbstractContextManager[Any]:
-    """Make torch show the GPUs: accelerate warns of capacities for GPUs that it does not see."""
-    import torch
-
-    if torch.cuda.device_count() >= len(gpus):
-        return nullcontext()
-    from glm4v_magic.virtual_gpus import VirtualGPUs
-
-    return VirtualGPUs(gpus, values="none")
-
-
-def _tensors(model: nn.Module) -> Iterable[tuple[str, Any]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
-
-
-def _unknown(name: object, modules: Sequence[str], tensors: Sequence[str]) -> tuple[str, str]:
+def _unknown(name: object, tree: ModuleTree) -> tuple[str, str]:
     if not isinstance(name, str):
         return f"The device map names {name!r}, which is not the name of a module.", EXAMPLE
     # Suggest continuations of the part of the name that exists: hundreds of layers look alike.
     parent = name
-    while parent and parent not in modules:
+    while parent and parent not in tree.modules:
         parent = parent.rpartition(".")[0]
     prefix = f"{parent}." if parent else ""
     siblings = {
         prefix + other.removeprefix(prefix).partition(".")[0]
-        for other in (*modules, *tensors)
+        for other in (*tree.modules, *tree.tensors)
         if other.startswith(prefix) and other != parent
     }
-    hint = did_you_mean(name, sorted(siblings)) or did_you_mean(name, modules)
+    hint = did_you_mean(name, sorted(siblings)) or did_you_mean(name, tree.modules)
     if not hint:
         some = ", ".join(sorted(siblings)[:4])
         hint = f"{parent or 'The model'} holds {some}." if some else ""
@@ -181,9 +129,7 @@ def _check_overlaps(places: Mapping[str, Place]) -> None:
             )
 
 
-def _check_coverage(
-    places: Mapping[str, Place], modules: Sequence[str], tensors: Sequence[str]
-) -> None:
+def _check_coverage(places: Mapping[str, Place], tensors: Sequence[str]) -> None:
     missing = [name for name in tensors if place_of(places, name) is None]
     if not missing:
         return
@@ -209,11 +155,9 @@ def _largest(missing: Sequence[str], tensors: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _check_ties(places: Mapping[str, Place], model: nn.Module) -> None:
+def _check_ties(places: Mapping[str, Place], ties: Mapping[str, str]) -> None:
     """Raise DeviceMapError if a weight with two names gets two devices."""
-    first: dict[int, str] = {}
-    for name, tensor in model.named_parameters(remove_duplicate=False):
-        other = first.setdefault(id(tensor), name)
+    for name, other in ties.items():
         if place_of(places, other) != place_of(places, name):
             raise DeviceMapError(
                 f"The device map separates {other!r} and {name!r}, which are one weight."

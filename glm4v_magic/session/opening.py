@@ -77,9 +77,11 @@ def open_model(
         return connected
     # Importing torch takes seconds, so the first sign of life comes before it.
     yield Loading(LoadProgress(0, found.total_bytes, ""))
+    from glm4v_magic.hardware.usable import usable_gpus
     from glm4v_magic.planning.decision import decide
 
-    placement = decide(found.architecture, choice.options, choice.device_map)
+    gpus = usable_gpus(choice.options.gpus)
+    placement = decide(found.architecture, choice.options, gpus, choice.device_map)
     from glm4v_magic.engines import local
     from glm4v_magic.engines.pull import pulled
 

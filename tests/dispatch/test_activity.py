@@ -33,6 +33,7 @@ from glm4v_magic.dispatch.activity import (
 from glm4v_magic.dispatch.hooks import dispatch
 from glm4v_magic.engines import local
 from glm4v_magic.hardware.readings import Reading
+from glm4v_magic.hardware.usable import usable_gpus
 from glm4v_magic.notebook import monitor as monitoring
 from glm4v_magic.notebook.commands.devices import Drawing
 from glm4v_magic.notebook.monitor import Monitor
@@ -305,7 +306,9 @@ def test_an_engine_tells_tower_embedding_layers_and_head():
 def test_four_virtual_gpus_take_turns():
     checkpoint, recorder = resolve(golden.CHECKPOINT), ticking()
     with VirtualGPUs("4x1GiB"):
-        placement = decide(checkpoint.architecture, PlacementOptions(split_vision=True))
+        placement = decide(
+            checkpoint.architecture, PlacementOptions(split_vision=True), usable_gpus(None)
+        )
         engine = local.load(checkpoint, placement, recorder=recorder)
         seen = answer(engine, recorder)
         drawn = occupancy(placement.plan, checkpoint.architecture.shape())
@@ -347,7 +350,7 @@ def test_a_map_that_was_given_has_no_known_parts(tmp_path):
     checkpoint, recorder = resolve(golden.CHECKPOINT), ticking()
     with VirtualGPUs("2x1GiB"):
         given = {"model": 0, "lm_head": 1}
-        placement = decide(checkpoint.architecture, PlacementOptions(), given)
+        placement = decide(checkpoint.architecture, PlacementOptions(), usable_gpus(None), given)
         engine = local.load(checkpoint, placement, recorder=recorder)
         assert names(answer(engine, recorder)) == set()
 

@@ -1,4 +1,4 @@
-"""Device maps: every mistake is named in one line; transformers' own map needs no GPU."""
+"""Device maps: every mistake is named in one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import DeviceMapError
 from glm4v_magic.core.gpu_spec import parse_gpus
-from glm4v_magic.planning.device_map import automatic, check, place_of
+from glm4v_magic.dispatch.module_tree import tree_of
+from glm4v_magic.planning.device_map import check, place_of
 from glm4v_magic.planning.files import plan_to_json, read_given
 from glm4v_magic.planning.plan import plan
 
@@ -26,7 +27,7 @@ def model():
 
 def refusal(device_map, model, gpus=GPUS):
     with pytest.raises(DeviceMapError) as caught:
-        check(device_map, model, gpus)
+        check(device_map, tree_of(model), gpus)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -39,12 +40,12 @@ def test_every_way_to_write_a_place(model):
         "lm_head": torch.device("cpu"),
     }
     expected = {"model.vision": 1, "model.language_model": 0, "lm_head": "cpu"}
-    assert check(given, model, GPUS) == expected
-    assert check({"": "cuda"}, model, GPUS) == {"": 0}
+    assert check(given, tree_of(model), GPUS) == expected
+    assert check({"": "cuda"}, tree_of(model), GPUS) == {"": 0}
 
 
 def test_an_inner_entry_that_says_the_same_is_dropped(model):
-    assert check({**WHOLE, "model.vision.boi": 0}, model, GPUS) == WHOLE
+    assert check({**WHOLE, "model.vision.boi": 0}, tree_of(model), GPUS) == WHOLE
 
 
 @pytest.mark.parametrize(
@@ -139,18 +140,3 @@ def test_where_a_parameter_is():
     assert place_of(WHOLE, "model.vision.boi") == 0
     assert place_of(WHOLE, "model") is None
     assert place_of({"": "cpu"}, "model.vision") == "cpu"
-
-
-def test_automatic_is_what_transformers_chooses_for_these_capacities():
-    published = architecture("GLM-4V-9B").build_meta("bfloat16")
-    found = check(automatic(published, parse_gpus("8x16GiB")), published, parse_gpus("8x16GiB"))
-    # its known fault: the GPUs at the end stay empty
-    assert set(found.values()) == set(range(6))
-    small = automatic(published, parse_gpus("1x16GiB"))
-    assert "cpu" in small.values()
-    assert "disk" not in small.values()
-    # 25.90 GiB of weights, and a tenth of an only GPU is left alone
-    assert "cpu" in automatic(published, parse_gpus("1x28GiB")).values()
-    assert automatic(published, parse_gpus("1x29GiB")) == {"": 0}
-    with pytest.raises(DeviceMapError, match="at least one GPU"):
-        automatic(published, ())

@@ -138,7 +138,7 @@ item = st.builds(Item, st.integers(0, 50), st.integers(0, 80))
 budget = st.builds(Budget, st.integers(1, 120), st.integers(0, 5))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(item, min_size=1, max_size=9),
     st.lists(budget, min_size=1, max_size=4),

@@ -103,7 +103,7 @@ def test_the_fullest_gpu_is_as_empty_as_any_split_allows(description: str) -> No
     assert used(in_order) == sorted(used(in_order), key=str)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     sizes=st.lists(st.integers(4, 40), min_size=1, max_size=5),
     which=st.integers(0, 4),

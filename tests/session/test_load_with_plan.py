@@ -28,12 +28,12 @@ from glm4v_magic.core.errors import (
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.dispatch import arrival
 from glm4v_magic.engines import local
+from glm4v_magic.hardware import usable
 from glm4v_magic.hardware.gpus import FoundGPU
 from glm4v_magic.notebook.render.pace import Rate
 from glm4v_magic.notebook.render.progress import loading_line, progress_bundle
 from glm4v_magic.notebook.render.status import status_rows
 from glm4v_magic.planning import decision
-from glm4v_magic.planning.decision import Placement, decide
 from glm4v_magic.planning.files import plan_to_json
 from glm4v_magic.session.session import Session
 from glm4v_magic.virtual_gpus import VirtualGPUs
@@ -106,7 +106,7 @@ def test_options_decide_which_gpus_are_used(gpus, options, devices):
 
 
 def test_a_map_and_a_plan_from_files(gpus, tmp_path, photo, on_one_cpu):
-    plan = decision.make_plan(ARCHITECTURE, PlacementOptions(split_vision=True))
+    plan = decision.make_plan(ARCHITECTURE, PlacementOptions(split_vision=True), gpus.gpus)
     files = tmp_path / "plan.json", tmp_path / "map.json"
     files[0].write_text(plan_to_json(plan))
     files[1].write_text(json.dumps(plan.device_map()))
@@ -178,11 +178,12 @@ def test_what_cannot_be_placed_is_refused_before_a_weight_is_read(gpus, options,
 
 def test_gpus_that_torch_does_not_see_are_no_gpus(monkeypatch):
     gpu = FoundGPU(0, "T4", "GPU-a", 16 * GIB, 16 * GIB)
-    monkeypatch.setattr(decision, "find_gpus", lambda: (gpu,))
-    assert decision.gpus_here() == (gpu.gpu,)
-    assert decide(ARCHITECTURE, PlacementOptions()) == Placement()
+    monkeypatch.setattr(usable, "find_gpus", lambda: (gpu,))
+    assert usable.gpus_here() == (gpu.gpu,)
+    session = Session().load(golden.CHECKPOINT)
+    assert session.status().info.devices == ("cpu",)
     with pytest.raises(GPUDescriptionError, match="torch sees none here"):
-        decide(ARCHITECTURE, PlacementOptions(gpus="1x16GiB"))
+        session.load(golden.CHECKPOINT, gpus="1x16GiB")
 
 
 def test_a_description_takes_no_more_than_a_gpu_has(monkeypatch):
@@ -192,14 +193,14 @@ def test_a_description_takes_no_more_than_a_gpu_has(monkeypatch):
         FoundGPU(0, "T4", "", int(14.6 * GIB), 9 * GIB, 0, 5 * GIB),
         FoundGPU(1, "board"),
     )
-    monkeypatch.setattr(decision, "find_gpus", lambda: gpus)
-    assert [gpu.usable_bytes for gpu in decision.usable_gpus("2x16GiB")] == [
+    monkeypatch.setattr(usable, "find_gpus", lambda: gpus)
+    assert [gpu.usable_bytes for gpu in usable.usable_gpus("2x16GiB")] == [
         gpus[0].gpu.usable_bytes,
         16 * GIB,
     ]
-    assert decision.usable_gpus("1x4GiB")[0].usable_bytes == 4 * GIB
+    assert usable.usable_gpus("1x4GiB")[0].usable_bytes == 4 * GIB
     with pytest.raises(PlacementError, match="how much memory"):
-        decision.usable_gpus(None)
+        usable.usable_gpus(None)
 
 
 class TestArrival:

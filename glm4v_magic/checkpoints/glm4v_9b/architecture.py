@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from glm4v_magic.core.model_shape import ModelShape
+    from glm4v_magic.core.model_shape import ModelShape, ModuleTree
 
 __all__ = ["Glm4v9bArchitecture"]
 
@@ -42,6 +42,12 @@ class Glm4v9bArchitecture:
     def shape(self) -> ModelShape:
         """Return the model's sizes."""
         return model_shape(self.config, self.name)
+
+    def module_tree(self) -> ModuleTree:
+        """Return the names of the model's modules and weights."""
+        from glm4v_magic.dispatch.module_tree import tree_of
+
+        return tree_of(self.build_meta(self.shape().dtype))
 
     def build_meta(self, dtype: str) -> PreTrainedModel:
         """Build the model on the ``meta`` device."""

@@ -17,13 +17,13 @@ from glm4v_magic.core.options import of_command, taken
 from glm4v_magic.core.typed_options import typed
 from glm4v_magic.dry_run.files import report_to_json
 from glm4v_magic.dry_run.text import raise_if_unusable
+from glm4v_magic.hardware.usable import gpus_here
 from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.plan import find_architecture
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.render.dry_run import dry_run_bundle
 from glm4v_magic.notebook.render.progress import line_bundle
-from glm4v_magic.planning.decision import gpus_here
 
 __all__ = ["check"]
 

@@ -16,6 +16,7 @@ from glm4v_magic.core.events import Event, Loading
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.model import Architecture
 from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.hardware.usable import gpus_here
 from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.plan import (
@@ -31,7 +32,7 @@ from glm4v_magic.notebook.render.device_map import device_map_bundle
 from glm4v_magic.notebook.render.dry_run import dry_run_bundle
 from glm4v_magic.notebook.render.pace import Pace
 from glm4v_magic.notebook.render.progress import line_bundle, loaded_line, progress_bundle
-from glm4v_magic.planning.decision import gpus_here, make_plan
+from glm4v_magic.planning.decision import make_plan
 from glm4v_magic.planning.files import plan_to_json
 from glm4v_magic.planning.occupancy import Occupancy, occupancy
 

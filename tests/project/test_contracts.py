@@ -1,0 +1,47 @@
+"""The contracts of pyproject.toml name every library that the package imports anywhere."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+CHECKS_FILES = {"pydantic", "pydantic_core"}
+
+
+def libraries(sources):
+    found = set()
+    for source in sources:
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                found |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module.partition(".")[0])
+    return found - sys.stdlib_module_names - {"glm4v_magic"}
+
+
+def denied(room):
+    (names,) = (
+        contract["forbidden_modules"]
+        for contract in SETTINGS["tool"]["importlinter"]["contracts"]
+        if contract.get("source_modules") == [f"glm4v_magic.{room}"]
+    )
+    return {name for name in names if not name.startswith("glm4v_magic.")}
+
+
+def test_libraries_are_found_wherever_they_are_imported():
+    source = "import os, a.b\ndef f():\n    from c.d import e\nfrom . import x\nimport glm4v_magic"
+    assert libraries([source]) == {"a", "c"}
+
+
+@pytest.mark.parametrize(("room", "allowed"), [("core", set()), ("planning", CHECKS_FILES)])
+def test_light_rooms_are_denied_every_library(room, allowed):
+    files = (ROOT / "glm4v_magic").rglob("*.py")
+    used = libraries(file.read_text(encoding="utf-8") for file in files)
+    assert {"torch", "libcst", "starlette"} < used
+    assert denied(room) == used - allowed
