@@ -17,6 +17,7 @@ from glm4v_magic.core.errors import (
 )
 from glm4v_magic.core.events import Correcting, Finished, Piece
 from glm4v_magic.core.options import Sampling, taken
+from glm4v_magic.core.tokens import joined
 
 if TYPE_CHECKING:
     from glm4v_magic.core.image import SourcedImage
@@ -159,6 +160,11 @@ def answer_of(call: Call, generation: Generation, info: EngineInfo) -> Answer:
         plan=info.plan,
         thinking=before.thinking + generation.thinking,
         seen=generation.seen,
+        tokens=joined(before.tokens, generation.tokens, len(before.text)),
+        thinking_tokens=joined(
+            before.thinking_tokens, generation.thinking_tokens, len(before.thinking)
+        )
+        or (),
     )
 
 
@@ -237,6 +243,8 @@ def corrected(first: Answer, second: Answer | Generation, what: str) -> Answer:
         seed=second.seed,
         corrected=what,
         thinking=second.thinking,
+        tokens=second.tokens,
+        thinking_tokens=second.thinking_tokens,
     )
 
 

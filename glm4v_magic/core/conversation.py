@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from glm4v_magic.core.options import Format, Sampling
+from glm4v_magic.core.tokens import Token
 
 if TYPE_CHECKING:
     from glm4v_magic.core.image import SeenImage, SourcedImage
@@ -37,6 +38,8 @@ class Message:
         images: images before the text, in order.
         complete: false for an answer that was stopped or cut off and can be continued.
         thinking: what the model wrote before its answer. Later prompts leave it out.
+        tokens: as in `Answer`.
+        thinking_tokens: likewise.
     """
 
     role: Role
@@ -44,6 +47,8 @@ class Message:
     images: tuple[SourcedImage, ...] = ()
     complete: bool = True
     thinking: str = ""
+    tokens: tuple[Token, ...] | None = None
+    thinking_tokens: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +83,19 @@ class Conversation:
         asked = [message.text for message in self.messages if message.role == "user"]
         return asked[-1] if asked else ""
 
-    def with_answer(self, text: str, *, complete: bool, thinking: str = "") -> Conversation:
+    def with_answer(
+        self,
+        text: str,
+        *,
+        complete: bool,
+        thinking: str = "",
+        tokens: tuple[Token, ...] | None = None,
+        thinking_tokens: tuple[Token, ...] = (),
+    ) -> Conversation:
         """Return the conversation with this answer at its end; it replaces an incomplete one."""
         before = self if self.partial is None else self.without_last_answer()
-        return before.add(Message("assistant", text, complete=complete, thinking=thinking))
+        answer = Message("assistant", text, (), complete, thinking, tokens, thinking_tokens)
+        return before.add(answer)
 
     def with_system(self, text: str) -> Conversation:
         """Return the conversation with this system message; an empty `text` removes it."""
@@ -184,6 +198,9 @@ class Generation:
         thinking: what the model wrote before the answer, stripped in the same way; empty for most
             models.
         seen: what the model saw of each image of the conversation; empty if a server does not tell.
+        tokens: tokens of `text`; ``None`` unless `Sampling.logprobs` asks for them, and empty if a
+            server does not send them.
+        thinking_tokens: those of `thinking`.
     """
 
     text: str
@@ -192,6 +209,8 @@ class Generation:
     seed: int | None = None
     thinking: str = ""
     seen: tuple[SeenImage, ...] = ()
+    tokens: tuple[Token, ...] | None = None
+    thinking_tokens: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +235,10 @@ class Answer:
         finish_reason: ``stop`` (the model ended), ``length`` (`Sampling.max_tokens` reached) or
             ``interrupted``.
         seed: the seed that was used; ``None`` when decoding was greedy.
+        tokens: tokens of `text` with their log-probabilities; ``None`` unless `Sampling.logprobs`
+            asked for them, and empty if a server did not send them. An answer that was carried on
+            has those of all parts that asked.
+        thinking_tokens: likewise of `thinking`.
     """
 
     text: str
@@ -232,6 +255,8 @@ class Answer:
     plan: Plan | None = None
     thinking: str = ""
     seen: tuple[SeenImage, ...] = ()
+    tokens: tuple[Token, ...] | None = None
+    thinking_tokens: tuple[Token, ...] = ()
 
     def __str__(self) -> str:
         return self.text

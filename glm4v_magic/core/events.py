@@ -15,6 +15,7 @@ from glm4v_magic.core.conversation import Answer, Generation, Message
 from glm4v_magic.core.image import SourcedImage
 from glm4v_magic.core.model import EngineInfo, LoadProgress
 from glm4v_magic.core.rows import AnsweredRow, Progress
+from glm4v_magic.core.tokens import Token
 
 __all__ = [
     "Correcting",
@@ -65,10 +66,18 @@ class Thinking:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The next piece of a row's answer. Never empty, and never cut inside a character."""
+    """The next piece of a row's answer. Never empty, and never cut inside a character.
+
+    Attributes:
+        text: the piece.
+        row: row of the answer.
+        tokens: of a model in this process and if asked for, the tokens that make the piece, with
+            their places in all that was told of the answer.
+    """
 
     text: str
     row: int = 0
+    tokens: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,6 +248,8 @@ class Sampling:
         repetition_penalty: above 1 discourages repetition.
         seed: random seed; ``None`` draws one, and the answer reports it.
         thinking: whether the model thinks first, if it can; ``None`` takes the model's default.
+        logprobs: number of likeliest tokens to tell at each place of the answer, 0 for the chosen
+            one alone; ``None`` tells no probabilities.
     """
 
     max_tokens: int = option(
@@ -324,6 +326,16 @@ class Sampling:
         replace(_SAMPLED, request=False),
         "True, False or None",
         unset="the model's own choice",
+    )
+    logprobs: int | None = option(
+        None,
+        "How certain the model was of each token, and so many likeliest ones beside it: words are "
+        "shaded, and the answer has tokens.",
+        replace(_SAMPLED, setting=False, request=False),
+        "a whole number from 0 to 20 (0 is the chosen token alone)",
+        lambda value: 0 <= value <= 20,
+        metavar="K",
+        example="3",
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from glm4v_magic.engines.out_of_memory import is_out_of_memory
 from glm4v_magic.engines.prefixes import KeptPrefix, Keys, PrefixStore, common_length
 from glm4v_magic.engines.sampling import TokenSampler
 
-__all__ = ["Prompt", "PromptImage", "RowTerms", "decode"]
+__all__ = ["Chosen", "Prompt", "PromptImage", "RowTerms", "decode"]
 
 _LEAST_SHARED = 16  # fewest tokens of a shared prefix that are worth their own forward
 
@@ -66,11 +66,28 @@ class RowTerms:
         limit: maximum number of generated tokens, at least 1.
         ends: stop token ids.
         sampler: sampler of its tokens.
+        logprobs: number of likeliest tokens to tell with each; ``None`` for no probabilities.
     """
 
     limit: int
     ends: Collection[int]
     sampler: TokenSampler
+    logprobs: int | None = None
+
+
+class Chosen(NamedTuple):
+    """A chosen token.
+
+    Attributes:
+        id: token id.
+        logprob: its log-probability under the model's own distribution, whatever the sampler
+            makes of it; ``None`` if the row does not ask for it.
+        likeliest: the likeliest tokens, likeliest first, each with its log-probability.
+    """
+
+    id: int
+    logprob: float | None = None
+    likeliest: tuple[tuple[int, float], ...] = ()
 
 
 def decode(
@@ -79,8 +96,8 @@ def decode(
     terms: Sequence[RowTerms],
     kept: PrefixStore,
     encode: Encode,
-) -> Iterator[dict[int, int]]:
-    """Yield the next id of each open row, by row number, until all rows have ended.
+) -> Iterator[dict[int, Chosen]]:
+    """Yield the next token of each open row, by row number, until all rows have ended.
 
     A prefix in the KV cache of an earlier prompt is not prefilled again, and a prefix that all rows
     share is prefilled once. A row that has ended leaves the batch. No context is open between two
@@ -220,11 +237,20 @@ class _Batch:
             layer.keys = layer.keys[..., : self._width, :]
             layer.values = layer.values[..., : self._width, :]
 
-    def choose(self, logits: Tensor) -> dict[int, int]:
-        """Sample the next id of each row."""
-        samplers = [self._terms[row].sampler for row in self._rows]
+    def choose(self, logits: Tensor) -> dict[int, Chosen]:
+        """Sample the next token of each row."""
+        terms = [self._terms[row] for row in self._rows]
+        asking = [at for at, each in enumerate(terms) if each.logprobs is not None]
+        # A copy: a sampler may change the logits.
+        own = logits[asking].log_softmax(dim=-1) if asking else None
         ids = [self._ids(row) for row in self._rows]
-        return dict(zip(self._rows, _chosen(samplers, ids, logits), strict=True))
+        latest = [Chosen(each) for each in _chosen([t.sampler for t in terms], ids, logits)]
+        if own is not None:
+            counts = [terms[at].logprobs or 0 for at in asking]
+            told = _with_logprobs([latest[at].id for at in asking], own, counts)
+            for at, each in zip(asking, told, strict=True):
+                latest[at] = each
+        return dict(zip(self._rows, latest, strict=True))
 
     def _ids(self, row: int) -> Tensor:
         prompt = self._prompts[row].ids
@@ -233,12 +259,12 @@ class _Batch:
         said = torch.tensor([self._said[row]], device=self._device)
         return torch.cat((prompt, said), dim=1)
 
-    def take(self, latest: Mapping[int, int]) -> bool:
+    def take(self, latest: Mapping[int, Chosen]) -> bool:
         """Append the sampled ids and drop rows that have ended; returns whether any are open."""
         kept = []
         for at, row in enumerate(self._rows):
             said, terms = self._said[row], self._terms[row]
-            said.append(latest[row])
+            said.append(latest[row].id)
             if said[-1] not in terms.ends and len(said) < terms.limit:
                 kept.append(at)
         if not kept:
@@ -305,6 +331,23 @@ def _chosen(samplers: Sequence[TokenSampler], ids: Sequence[Tensor], scores: Ten
         return likeliest
     rows = zip(samplers, ids, scores.split(1), strict=True)
     return [sampler.choose(said, each) for sampler, said, each in rows]
+
+
+def _with_logprobs(ids: Sequence[int], own: Tensor, counts: Sequence[int]) -> list[Chosen]:
+    """Return the chosen ids of N rows with their log-probabilities and the likeliest tokens.
+
+    Args:
+        ids: chosen ids.
+        own: log-probabilities, (N, vocabulary).
+        counts: number of likeliest tokens that each row asks for.
+    """
+    of_ids = own.gather(1, torch.tensor(ids, device=own.device)[:, None])[:, 0].tolist()
+    values, likeliest = own.topk(min(max(counts), own.shape[1]), dim=-1)
+    rows = zip(ids, of_ids, likeliest.tolist(), values.tolist(), counts, strict=True)
+    return [
+        Chosen(each, logprob, tuple(zip(tokens, logprobs, strict=True))[:count])
+        for each, logprob, tokens, logprobs, count in rows
+    ]
 
 
 def _keep(cache: DynamicCache, rows: Sequence[int]) -> None:

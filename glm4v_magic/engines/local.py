@@ -11,6 +11,7 @@ import gc
 import secrets
 import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -33,14 +34,17 @@ from glm4v_magic.core.model import EngineInfo, LoadProgress
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.remarks import Remark, remark
+from glm4v_magic.core.tokens import Token, joined
 from glm4v_magic.dispatch.activity import ActivityRecorder, ModelPart, model_parts
 from glm4v_magic.dispatch.arrival import verify_bytes, verify_places
 from glm4v_magic.dispatch.hooks import dispatch
-from glm4v_magic.engines.decoding import Prompt, PromptImage, RowTerms, decode
+from glm4v_magic.engines.decoding import Chosen, Prompt, PromptImage, RowTerms, decode
 from glm4v_magic.engines.out_of_memory import is_out_of_memory, out_of_memory
 from glm4v_magic.engines.prefixes import CacheFacts, PrefixStore, image_digest
 from glm4v_magic.engines.sampling import TokenSampler, call_config, checkpoint_config
+from glm4v_magic.engines.token_places import placed, spelled
 from glm4v_magic.engines.transcript import Transcript
+from glm4v_magic.engines.vocabulary import Vocabulary
 from glm4v_magic.planning.decision import Placement
 from glm4v_magic.planning.plan import plan
 from glm4v_magic.torch_state import torch_state_kept
@@ -156,6 +160,7 @@ class LocalEngine:
 
     Attributes:
         kept: what is kept.
+        vocabulary: tokens of the model one by one.
     """
 
     def __init__(
@@ -174,6 +179,7 @@ class LocalEngine:
         self.defaults, left_out = checkpoint_config(published, self.processor.end_token_ids)
         self._info = _describe(checkpoint, loaded, placement, left_out)
         self._architecture = checkpoint.architecture
+        self.vocabulary = Vocabulary(self.processor.tokenizer)
         self._recorder = recorder
         self.kept = PrefixStore(_default_budget(placement) if keep is None else keep)
 
@@ -259,7 +265,7 @@ class LocalEngine:
                 self._recorder.step()
                 yield from _told(latest, rows)
 
-    def _steps(self, rows: Sequence[_Row]) -> Iterator[dict[int, int]]:
+    def _steps(self, rows: Sequence[_Row]) -> Iterator[dict[int, Chosen]]:
         """Return the decode loop over the prompts of `rows`."""
         prompts = [self._prompt(row.encoded) for row in rows]
         # Virtual GPUs draw from the CPU's state.
@@ -372,6 +378,10 @@ class _Row:
         self._config = call_config(engine.defaults, request.sampling, limit)
         self._seed = _seed(request.sampling) if self._config.do_sample else None
         self._gpus = engine.gpus
+        self._logprobs = request.sampling.logprobs
+        self._vocabulary = engine.vocabulary
+        self._chosen: list[Chosen] = []
+        self._told = self._length = 0  # tokens and characters of the pieces so far
         self._start = start
         self.transcript = Transcript(
             engine.processor.tokenizer,
@@ -383,7 +393,27 @@ class _Row:
     def terms(self, device: str | torch.device) -> RowTerms:
         """Return its decoding parameters, sampling on `device`."""
         sampler = TokenSampler(self._config, self._seed, device)
-        return RowTerms(self._config.max_new_tokens, frozenset(self._config.eos_token_id), sampler)
+        ends = frozenset(self._config.eos_token_id)
+        return RowTerms(self._config.max_new_tokens, ends, sampler, self._logprobs)
+
+    def take(self, token: Chosen, at: float) -> Text | None:
+        """Append the next token; returns the text that it completes, often none."""
+        self._chosen.append(token)
+        piece = self.transcript.take(token.id, at)
+        if not piece:
+            return None
+        tokens = self._tokens(self._chosen[self._told :], piece)
+        told = Text(piece, tokens=joined((), tokens, self._length) or ())
+        self._told, self._length = len(self._chosen), self._length + len(piece)
+        return told
+
+    def _tokens(self, chosen: Sequence[Chosen], text: str) -> tuple[Token, ...] | None:
+        """Return tokens with their places in `text`; ``None`` if nobody asked for them."""
+        if self._logprobs is None:
+            return None
+        tokens = self._vocabulary.tokens(chosen)
+        raw, spans = spelled(each.utf8 for each in tokens)
+        return placed(tokens, spans, raw, text)[0]
 
     def generation(self) -> Generation:
         """Return the text so far and its usage."""
@@ -397,19 +427,20 @@ class _Row:
             decode_seconds=times[-1] - times[0] if times else 0.0,
             peak_bytes={str(gpu): torch.cuda.max_memory_allocated(gpu) for gpu in self._gpus},
         )
-        ending = self.transcript.ending or "interrupted"
+        ending, text = self.transcript.ending or "interrupted", self.transcript.text
         seen = tuple(image.seen for image in self.encoded.images)
-        return Generation(self.transcript.text, usage, ending, self._seed, seen=seen)
+        tokens = self._tokens(self._chosen, text)
+        return Generation(text, usage, ending, self._seed, seen=seen, tokens=tokens)
 
 
-def _told(latest: Mapping[int, int], rows: Sequence[_Row]) -> Iterator[EngineEvent]:
-    """Append the latest id of each row and yield the resulting events."""
+def _told(latest: Mapping[int, Chosen], rows: Sequence[_Row]) -> Iterator[EngineEvent]:
+    """Append the latest token of each row and yield the resulting events."""
     now = time.perf_counter()
     for number, token in latest.items():
         row = rows[number]
-        piece = row.transcript.take(token, now)
-        if piece:
-            yield Text(piece, number)
+        piece = row.take(token, now)
+        if piece is not None:
+            yield replace(piece, row=number)
         if row.transcript.ending is not None:
             yield Finished(row.generation(), number)
             row.is_open = False

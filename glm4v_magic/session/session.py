@@ -614,9 +614,14 @@ class Session:
         text, thinking = (
             said if complete else said.rstrip("\ufffd") for said in (answer.text, answer.thinking)
         )
-        self._chats.keep(
-            call.chat, call.conversation.with_answer(text, complete=complete, thinking=thinking)
+        kept = call.conversation.with_answer(
+            text,
+            complete=complete,
+            thinking=thinking,
+            tokens=answer.tokens,
+            thinking_tokens=answer.thinking_tokens,
         )
+        self._chats.keep(call.chat, kept)
 
     def _chosen(self, terms: Terms) -> ModelChoice:
         """Return the choice of the model in use, or of the one to load."""

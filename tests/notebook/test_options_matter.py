@@ -26,6 +26,7 @@ ROWS = f"{GREEDY} --over many"
 ASKED = f'%glm4v ask "What?" {ROWS}'
 HISTORY = "%glm4v history"
 SEED = "print('seed:', _.seed)"
+TOKENS = "print('tokens:', len(_.tokens or ()))"
 SAMPLED = "--temperature 1 --seed 1 --max-tokens 4"
 
 
@@ -67,6 +68,7 @@ ANSWERS = {
     "--seed": Trial("--seed 7", "--temperature 1 --max-tokens 4", r"seed 7\b"),
     "--format": Trial("--format json", GREEDY, "holds no JSON", fails=(False, True)),
     "--schema": Trial("--schema kind", AS_JSON, "asked once more", fails=(True, True)),
+    "--logprobs": Trial("--logprobs 2", GREEDY, "tokens: [1-9]", after=TOKENS),
     "--thinking": Trial("--thinking on", GREEDY, "does not think", fails=(False, True)),
     "--quiet": Trial("--quiet", GREEDY, r"\A…?\s*\Z"),
 }  # fmt: skip

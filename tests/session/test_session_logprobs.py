@@ -1,0 +1,89 @@
+"""`answer.tokens`: of answers, of what carries them on, corrects them, asks again, and of rows."""
+
+from __future__ import annotations
+
+import math
+
+import golden
+import pytest
+
+from glm4v_magic.core.errors import OptionError
+from glm4v_magic.session.session import Session
+
+GREEDY = {"temperature": 0, "max_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def session():
+    return Session().load(golden.CHECKPOINT)
+
+
+def spelled(answer):
+    """The text, from the places of the tokens."""
+    places = {at for token in answer.tokens for at in range(token.start, token.end)}
+    return "".join(answer.text[at] for at in sorted(places))
+
+
+def test_nobody_has_them_who_does_not_ask(session):
+    answer = session.ask("What?", **GREEDY)
+    assert answer.tokens is None
+    assert answer.thinking_tokens == ()
+
+
+def test_an_answer_has_its_tokens(session):
+    answer = session.ask("What?", **GREEDY, logprobs=2)
+    assert spelled(answer) == answer.text
+    assert len(answer.tokens) == answer.usage.new_tokens
+    for token in answer.tokens:
+        assert token.probability == pytest.approx(math.exp(token.logprob))
+        assert [len(token.alternatives), token.alternatives[0].logprob >= token.logprob] == [2, 1]
+
+
+def test_an_answer_that_goes_on_has_those_of_both_parts(session):
+    first = session.ask("What?", **GREEDY, logprobs=0)
+    assert first.finish_reason == "length"
+    both = session.carry_on(**GREEDY, logprobs=0)
+    assert len(both.tokens) == len(first.tokens) + both.usage.new_tokens
+    assert spelled(both) == both.text
+    assert both.text.startswith(first.text)
+
+
+def test_parts_that_did_not_ask_have_none(session):
+    session.ask("What?", **GREEDY)
+    both = session.carry_on(**GREEDY, logprobs=0)
+    assert both.text.endswith(spelled(both))
+    assert spelled(both) != both.text
+    again = session.retry(**GREEDY, logprobs=1)
+    assert spelled(again) == again.text
+
+
+def test_a_row_has_its_tokens(session):
+    rows = session.map("What is {{item}}?", ["a", "b"], **GREEDY, logprobs=1)
+    assert [spelled(row.answer) for row in rows] == [row.text for row in rows]
+    # What was answered without them does not count.
+    silent = session.map("What is {{item}}?", ["a", "b"], **GREEDY)
+    assert [row.answer.tokens for row in silent] == [None, None]
+    assert not any(row.reused for row in silent)
+
+
+def test_a_table_has_the_columns_that_it_always_has(session):
+    pd = pytest.importorskip("pandas")
+    series = pd.Series(["a", "b"], name="letter")
+    with_them, without = (
+        session.map("What is {{item}}?", series, **GREEDY, **more) for more in ({"logprobs": 1}, {})
+    )
+    assert list(with_them.columns) == list(without.columns)
+
+
+def test_they_become_a_table(session):
+    pd = pytest.importorskip("pandas")
+    answer = session.ask("What?", **GREEDY, logprobs=1)
+    frame = pd.DataFrame(answer.tokens)
+    assert list(frame["text"]) == [token.text for token in answer.tokens]
+    assert {"logprob", "start", "end", "alternatives"} <= set(frame.columns)
+
+
+@pytest.mark.parametrize("value", [-1, 21, 1.5, True, "3"])
+def test_so_many_there_are_not(session, value):
+    with pytest.raises(OptionError, match="from 0 to 20"):
+        session.ask("What?", logprobs=value)
