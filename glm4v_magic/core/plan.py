@@ -1,6 +1,6 @@
 """`Plan`: which units of a model live on which GPU, and what they take there.
 
-Plain data: `planning.plan_file` writes it as JSON and reads it back, `plan_text` shows it.
+Plain data: `planning.files` writes it as JSON and reads it back, `plan_text` shows it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from glm4v_magic.core import plan_text
 from glm4v_magic.core.model_shape import Workload
-from glm4v_magic.core.remarks import PYTHON, Remark, worded
+from glm4v_magic.core.remarks import PYTHON, Remark
 from glm4v_magic.core.stage import Stage
 
 __all__ = ["Plan"]
@@ -69,5 +69,4 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        notes = [worded(note, PYTHON) for note in self.notes]
-        return plan_text.text(self.model, self.workload, self.stages, notes)
+        return plan_text.text(self.model, self.workload, self.stages, self.notes, PYTHON)

@@ -1,7 +1,7 @@
 """A plan as text: a table of its stages.
 
-Here and not in `planning`, and for the parts of a plan instead of a `Plan`, so that ``print(plan)``
-works everywhere without a circular import.
+``print(plan)`` shows it. It takes the parts of a plan instead of a `Plan`, which would be a circle
+of imports: `Plan.__str__` passes them on.
 """
 
 from __future__ import annotations
@@ -11,14 +11,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
 from glm4v_magic.core.model_shape import Workload
+from glm4v_magic.core.remarks import Remark, Words, worded
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.wording import counted, gib
 
 __all__ = ["gpu_rows", "span", "text"]
 
 
-def text(model: str, workload: Workload, stages: Sequence[Stage], notes: Iterable[str]) -> str:
-    """Return a plan as a table, sizes in GiB; `core.plan.Plan` describes the arguments."""
+def text(
+    model: str,
+    workload: Workload,
+    stages: Sequence[Stage],
+    notes: Iterable[Remark],
+    words: Words,
+) -> str:
+    """Return a plan as a table, sizes in GiB, with its notes in the words of a front end.
+
+    `core.plan.Plan` describes the other arguments.
+    """
     title = f"{model}, {workload.dtype}" + (f" in {workload.quantize}" if workload.quantize else "")
     title += f", {workload.context:,} tokens of context, {counted(workload.images, 'image')}"
     title += f", batch of {workload.batch}"
@@ -32,7 +42,7 @@ def text(model: str, workload: Workload, stages: Sequence[Stage], notes: Iterabl
         ).rstrip()
         for row in rows
     ]
-    return "\n".join([title, "sizes in GiB", *lines, *notes])
+    return "\n".join([title, "sizes in GiB", *lines, *(worded(note, words) for note in notes)])
 
 
 def gpu_rows(stages: Sequence[Stage]) -> list[tuple[str, ...]]:

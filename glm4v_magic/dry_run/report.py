@@ -88,9 +88,14 @@ class MixedDevices:
     count: int = 1
 
     def __str__(self) -> str:
-        where = self.module or "no submodule"
-        times = f", {self.count} times" if self.count > 1 else ""
-        return f"{self.phase}: {self.message} ({self.operation} in {where}, {self.source}{times})"
+        return _problem_line(self)
+
+
+def _problem_line(problem: MixedDevices) -> str:
+    where = problem.module or "no submodule"
+    times = f", {problem.count} times" if problem.count > 1 else ""
+    source = f"{problem.operation} in {where}, {problem.source}{times}"
+    return f"{problem.phase}: {problem.message} ({source})"
 
 
 @dataclass(frozen=True, slots=True)

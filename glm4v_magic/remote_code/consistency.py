@@ -121,10 +121,15 @@ class Report:
             take_back()
 
     def __str__(self) -> str:
-        lines = [f"{site.module or '(model)'}: {site.what}" for site in self.sites]
-        if self.already:
-            lines.append(f"{len(self.already)} modules were consistent already")
-        return "\n".join(lines)
+        return _report_text(self)
+
+
+def _report_text(report: Report) -> str:
+    """Return a line for each module."""
+    lines = [f"{site.module or '(model)'}: {site.what}" for site in report.sites]
+    if report.already:
+        lines.append(f"{len(report.already)} modules were consistent already")
+    return "\n".join(lines)
 
 
 def make_consistent(model: nn.Module) -> Report:

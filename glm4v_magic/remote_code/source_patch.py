@@ -89,16 +89,20 @@ class FolderPatch:
         return "".join(file.diff for file in self.files)
 
     def __str__(self) -> str:
-        """Return a line for each place and for each backup."""
-        lines = []
-        for file in self.files:
-            for site in file.sites:
-                state = "changed" if self.written else "to change"
-                state = "consistent already" if site.consistent else state
-                lines.append(f"{file.path.name}:{site.line}: {site.where}: {site.what}: {state}")
-            if file.backup is not None:
-                lines.append(f"{file.path.name}: original kept as {file.backup.name}")
-        return "\n".join(lines)
+        return _patch_text(self)
+
+
+def _patch_text(patch: FolderPatch) -> str:
+    """Return a line for each place and for each backup."""
+    lines = []
+    for file in patch.files:
+        for site in file.sites:
+            state = "changed" if patch.written else "to change"
+            state = "consistent already" if site.consistent else state
+            lines.append(f"{file.path.name}:{site.line}: {site.where}: {site.what}: {state}")
+        if file.backup is not None:
+            lines.append(f"{file.path.name}: original kept as {file.backup.name}")
+    return "\n".join(lines)
 
 
 def plan_patch(folder: str | Path) -> FolderPatch:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core import plan_text
-from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.wording import counted, printable
 from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.render import MimeBundle
@@ -22,8 +21,7 @@ _NUMBERS = 7  # columns of `plan_text.gpu_rows`
 
 def plan_bundle(plan: Plan) -> MimeBundle:
     """Return a plan as a table; as text, the same table with the plan's notes."""
-    notes = [worded(note, CELL) for note in plan.notes]
-    text = plan_text.text(plan.model, plan.workload, plan.stages, notes)
+    text = plan_text.text(plan.model, plan.workload, plan.stages, plan.notes, CELL)
     return {"text/plain": printable(text), "text/html": plan_html(plan)}
 
 
