@@ -6,7 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-__all__ = ["Alternative", "Token", "joined"]
+__all__ = ["LEAST_LOGPROB", "Alternative", "Token", "joined"]
+
+LEAST_LOGPROB = -9999.0
+"""Stands for no probability at all, as in OpenAI's protocol: JSON has no infinity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,8 @@ class Token:
     """A generated token, its log-probability, and its place in the text.
 
     Log-probabilities are natural logarithms, of the model's own distribution over its vocabulary:
-    before temperature, top-k and all other sampling options, and before constraints. What a server
-    sends is taken as it is.
+    before temperature, top-k and all other sampling options, and before constraints; none is below
+    `LEAST_LOGPROB`. What a server sends is taken as it is.
 
     Attributes:
         text: the token's text; bytes that are not whole characters by themselves are U+FFFD.

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from glm4v_magic.core.tokens import Alternative, Token
+from glm4v_magic.core.tokens import LEAST_LOGPROB, Alternative, Token
 from glm4v_magic.engines.decoding import Chosen
 
 __all__ = ["Vocabulary"]
@@ -56,8 +56,13 @@ class Vocabulary:
         text, utf8 = self.text_and_bytes(chosen.id)
         alternatives = tuple(self._alternative(*each) for each in chosen.likeliest)
         assert chosen.logprob is not None
-        return Token(text, chosen.logprob, 0, 0, chosen.id, alternatives, utf8)
+        return Token(text, _finite(chosen.logprob), 0, 0, chosen.id, alternatives, utf8)
 
     def _alternative(self, token: int, logprob: float) -> Alternative:
         text, utf8 = self.text_and_bytes(token)
-        return Alternative(text, logprob, token, utf8)
+        return Alternative(text, _finite(logprob), token, utf8)
+
+
+def _finite(logprob: float) -> float:
+    # In this order it takes the place of NaN, too.
+    return max(LEAST_LOGPROB, logprob)

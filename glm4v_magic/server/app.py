@@ -51,6 +51,7 @@ from glm4v_magic.server.protocol import (
     ErrorBody,
     ErrorContent,
     ImageTokens,
+    Logprobs,
     Model,
     Models,
 )
@@ -258,6 +259,7 @@ class _Reply:
         """Return an answer in one piece."""
         choice = Choice(
             message=CompletionMessage(content=generation.text),
+            logprobs=Logprobs.of(generation.tokens),
             finish_reason=generation.finish_reason,
         )
         return Completion(
@@ -272,7 +274,8 @@ class _Reply:
         """Return the next piece of an answer; ``None`` for what the protocol cannot say."""
         match event:
             case Text():
-                choice = ChunkChoice(delta=self._delta(content=event.text))
+                logprobs = Logprobs.of(event.tokens or None)
+                choice = ChunkChoice(delta=self._delta(content=event.text), logprobs=logprobs)
             case Thinking():
                 choice = ChunkChoice(delta=self._delta(reasoning_content=event.text))
             case Finished():

@@ -7,6 +7,7 @@ fields by the names that they have everywhere.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -21,6 +22,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from glm4v_magic.core.tokens import Alternative, Token
 from glm4v_magic.engines.server import OwnFacts
 
 __all__ = [
@@ -37,11 +39,14 @@ __all__ = [
     "Ignored",
     "Image",
     "ImageTokens",
+    "Logprobs",
     "Model",
     "Models",
     "Only",
     "Part",
+    "ScoredToken",
     "SentMessage",
+    "TokenLogprob",
 ]
 
 
@@ -75,7 +80,6 @@ Ignored: TypeAlias = Annotated[Any, "ignored"]
 
 Nothing: TypeAlias = Annotated[Any, Only(([],))]
 Zero: TypeAlias = Annotated[Any, Only((0,))]
-No: TypeAlias = Annotated[Any, Only((False,))]
 
 
 def _as_parts(content: Any) -> Any:
@@ -173,6 +177,8 @@ class ChatRequest(BaseModel):
     repeat_penalty: Any = None  # llama.cpp's name of repetition_penalty
     continue_final_message: bool | None = None
     chat_template_kwargs: TemplateOptions | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
 
     # what changes nothing in an answer
     add_generation_prompt: Ignored = None
@@ -195,8 +201,6 @@ class ChatRequest(BaseModel):
     modalities: Annotated[Any, Only((["text"],))] = None
     reasoning_effort: Annotated[Any, Only(("none",))] = None
     logit_bias: Annotated[Any, Only(({},))] = None
-    logprobs: No = None
-    top_logprobs: Zero = None
     frequency_penalty: Zero = None
     presence_penalty: Zero = None
 
@@ -216,6 +220,46 @@ class CompletionUsage(BaseModel):
     prompt_tokens_details: ImageTokens
 
 
+class ScoredToken(BaseModel):
+    """A token and its log-probability; ``bytes`` is ``null`` for a special token."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+    @classmethod
+    def of(cls, token: Token | Alternative) -> ScoredToken:
+        """Return a token as the protocol has it."""
+        return cls(token=token.text, logprob=token.logprob, bytes=list(token.utf8) or None)
+
+
+class TokenLogprob(ScoredToken):
+    """A token of the answer with the likeliest ones at its place."""
+
+    top_logprobs: list[ScoredToken]
+
+
+class Logprobs(BaseModel):
+    """Tokens of an answer, or of a piece of it."""
+
+    content: list[TokenLogprob]
+
+    @classmethod
+    def of(cls, tokens: Sequence[Token] | None) -> Logprobs | None:
+        """Return the tokens that are in the text; ``None`` if nobody asked for them."""
+        if tokens is None:
+            return None
+        content = [
+            TokenLogprob(
+                **dict(ScoredToken.of(token)),
+                top_logprobs=[ScoredToken.of(each) for each in token.alternatives],
+            )
+            for token in tokens
+            if token.start < token.end
+        ]
+        return cls(content=content)
+
+
 class CompletionMessage(BaseModel):
     """A whole answer."""
 
@@ -228,6 +272,7 @@ class Choice(BaseModel):
 
     index: int = 0
     message: CompletionMessage
+    logprobs: Logprobs | None = None
     finish_reason: str
 
 
@@ -263,6 +308,7 @@ class ChunkChoice(BaseModel):
 
     index: int = 0
     delta: Delta
+    logprobs: Logprobs | None = None
     finish_reason: str | None = None
 
 

@@ -80,8 +80,12 @@ def _sampling(asked: ChatRequest, given: Mapping[str, Any]) -> Sampling:
         if values[name] is None:
             values[name] = getattr(asked, other)
     told = {name: value for name, value in values.items() if value is not None}
+    if asked.logprobs:
+        told["logprobs"] = asked.top_logprobs or 0
+    elif asked.top_logprobs:
+        raise OptionError("top_logprobs is for requests with logprobs, which this one lacks.")
     for name, value in told.items():
-        check(name, value)
+        check(name, value, "top_logprobs" if name == "logprobs" else None)
     return Sampling(**told)
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt,
 
 from glm4v_magic.core.conversation import Conversation, Message, Role
 from glm4v_magic.core.errors import ConversationError, did_you_mean
+from glm4v_magic.core.tokens import Alternative, Token
 from glm4v_magic.images import DEFAULT_LIMITS, Limits, SourcedImage, to_image
 from glm4v_magic.outside import FileKind, checked, text_of
 from glm4v_magic.session.chats import UNNAMED
@@ -48,6 +49,36 @@ class _Image(BaseModel):
     png: Annotated[bytes, BeforeValidator(_decoded)]
 
 
+def _bytes_of(text: str, utf8: bytes | None) -> bytes:
+    return text.encode(errors="replace") if utf8 is None else utf8
+
+
+class _Alternative(BaseModel):
+    """A token; its ``utf8`` is left out where it is the bytes of the text."""
+
+    model_config = ConfigDict(strict=True)
+
+    text: str
+    logprob: Annotated[float, Field(allow_inf_nan=False)]
+    id: int | None = None
+    utf8: Annotated[bytes | None, BeforeValidator(_decoded)] = None
+
+    def as_alternative(self) -> Alternative:
+        return Alternative(self.text, self.logprob, self.id, _bytes_of(self.text, self.utf8))
+
+
+class _Token(_Alternative):
+    start: Annotated[int, Field(ge=0)]
+    end: Annotated[int, Field(ge=0)]
+    alternatives: list[_Alternative] = []
+
+    def as_token(self) -> Token:
+        alternatives = tuple(each.as_alternative() for each in self.alternatives)
+        utf8 = _bytes_of(self.text, self.utf8)
+        place = self.start, self.end
+        return Token(self.text, self.logprob, *place, self.id, alternatives, utf8)
+
+
 class _Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -56,11 +87,20 @@ class _Message(BaseModel):
     complete: bool
     images: list[_Image]
     thinking: str = ""
+    tokens: list[_Token] | None = None
+    thinking_tokens: list[_Token] = []
 
     @model_validator(mode="after")
     def _only_answers_think(self) -> _Message:
         if self.thinking and self.role != "assistant":
             raise ValueError("it has a thinking, but is not an answer")
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_are_in_the_text(self) -> _Message:
+        for tokens, text in ((self.tokens, self.text), (self.thinking_tokens, self.thinking)):
+            if any(not each.start <= each.end <= len(text) for each in tokens or ()):
+                raise ValueError("it has tokens that are not in its text")
         return self
 
 
@@ -178,8 +218,32 @@ def _plain(message: Message) -> dict[str, Any]:
         "text": message.text,
         **({"thinking": message.thinking} if message.thinking else {}),
         "complete": message.complete,
+        **({} if message.tokens is None else {"tokens": _plain_tokens(message.tokens)}),
+        **(
+            {"thinking_tokens": _plain_tokens(message.thinking_tokens)}
+            if message.thinking_tokens
+            else {}
+        ),
         "images": [_plain_image(image) for image in message.images],
     }
+
+
+def _plain_tokens(tokens: Sequence[Token]) -> list[dict[str, Any]]:
+    return [
+        {
+            **_plain_alternative(token),
+            "start": token.start,
+            "end": token.end,
+            "alternatives": [_plain_alternative(each) for each in token.alternatives],
+        }
+        for token in tokens
+    ]
+
+
+def _plain_alternative(token: Token | Alternative) -> dict[str, Any]:
+    is_spelled = token.utf8 == token.text.encode(errors="replace")
+    utf8 = {} if is_spelled else {"utf8": base64.b64encode(token.utf8).decode("ascii")}
+    return {"text": token.text, "logprob": token.logprob, "id": token.id, **utf8}
 
 
 def _plain_image(image: SourcedImage) -> dict[str, Any]:
@@ -194,7 +258,20 @@ def _plain_image(image: SourcedImage) -> dict[str, Any]:
 
 def _message(message: _Message, limits: Limits | None) -> Message:
     images = tuple(_image(image, limits) for image in message.images)
-    return Message(message.role, message.text, images, message.complete, message.thinking)
+    tokens = None if message.tokens is None else _tokens(message.tokens)
+    return Message(
+        message.role,
+        message.text,
+        images,
+        message.complete,
+        message.thinking,
+        tokens,
+        _tokens(message.thinking_tokens),
+    )
+
+
+def _tokens(tokens: Sequence[_Token]) -> tuple[Token, ...]:
+    return tuple(each.as_token() for each in tokens)
 
 
 def _image(image: _Image, limits: Limits | None) -> SourcedImage:

@@ -40,6 +40,7 @@ from glm4v_magic.core.model import EngineInfo, ModelChoice
 from glm4v_magic.core.options import accepts, taken
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.server_address import ServerAddress
+from glm4v_magic.core.tokens import joined
 from glm4v_magic.dispatch.activity import ActivityRecorder
 from glm4v_magic.session.chats import UNNAMED, Chats
 from glm4v_magic.session.opening import find, open_model
@@ -618,8 +619,8 @@ class Session:
             text,
             complete=complete,
             thinking=thinking,
-            tokens=answer.tokens,
-            thinking_tokens=answer.thinking_tokens,
+            tokens=joined(answer.tokens, None, len(text)),
+            thinking_tokens=joined(answer.thinking_tokens, None, len(thinking)) or (),
         )
         self._chats.keep(call.chat, kept)
 

@@ -136,3 +136,45 @@ def test_in_pieces(server):
     assert not [event for event in data_of(plain) if "usage" in event]
     usage = data_of(with_usage)[-1]
     assert (usage["choices"], usage["usage"]["completion_tokens"]) == ([], 8)
+
+
+class TestLogProbabilities:
+    def test_they_come_back_as_from_the_model_in_this_process(self, local, remote):
+        for case in golden.SINGLE_ROW:
+            sampling = Sampling(temperature=0, max_tokens=16, logprobs=3)
+            request = Request(golden.conversation(case), sampling)
+            expected, _ = generated(local.engine, request)
+            given, _ = generated(remote, request)
+            mine = [token for token in expected.tokens if token.start < token.end]
+            assert len(given.tokens) == len(mine)
+            for one, other in zip(given.tokens, mine, strict=True):
+                assert one.id is None
+                assert (one.text, one.utf8, one.start, one.end) == (
+                    other.text,
+                    other.utf8,
+                    other.start,
+                    other.end,
+                )
+                assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+                assert [each.text for each in one.alternatives] == [
+                    each.text for each in other.alternatives
+                ]
+
+    def test_in_pieces_as_in_one(self, server):
+        asked = {"logprobs": True, "top_logprobs": 2}
+        _, whole = ask(server, question(**asked))
+        _, events = ask(server, question(stream=True, **asked))
+        (choice,) = whole["choices"]
+        tokens = choice["logprobs"]["content"]
+        joined = b"".join(bytes(token["bytes"]) for token in tokens).decode(errors="replace")
+        assert joined.strip() == choice["message"]["content"]
+        assert {len(token["top_logprobs"]) for token in tokens} == {2}
+        assert tokens[0]["top_logprobs"][0].keys() == {"token", "logprob", "bytes"}
+        pieces = [data["choices"][0].get("logprobs") for data in data_of(events)]
+        streamed = [token for piece in pieces if piece for token in piece["content"]]
+        # Whitespace at the end is a piece, and stripped from the whole.
+        assert streamed[: len(tokens)] == tokens
+
+    def test_nobody_gets_them_who_does_not_ask(self, server):
+        (choice,) = ask(server, question())[1]["choices"]
+        assert choice["logprobs"] is None

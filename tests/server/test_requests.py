@@ -93,7 +93,6 @@ class TestFields:
             ("tools", [{"type": "function"}], "[]"),
             ("tool_choice", "required", '"none" or "auto"'),
             ("response_format", {"type": "json_object"}, '{"type": "text"}'),
-            ("logprobs", True, "false"),
             ("frequency_penalty", 0.5, "0"),
             ("reasoning_effort", "high", '"none"'),
         ],
@@ -101,6 +100,22 @@ class TestFields:
     def test_what_it_cannot_do(self, server, name, value, takes):
         said = f"for '{name}': this server takes only {takes}."
         assert_error(ask(server, question(**{name: value})), 400, said)
+
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            ({"logprobs": "yes please"}, "logprobs"),
+            ({"logprobs": True, "top_logprobs": 21}, "top_logprobs is 21, but must be"),
+            ({"logprobs": True, "top_logprobs": -1}, "top_logprobs is -1, but must be"),
+            ({"top_logprobs": 2}, "top_logprobs is for requests with logprobs"),
+        ],
+    )
+    def test_log_probabilities_that_are_not_possible(self, server, given, said):
+        assert_error(ask(server, question(**given)), 400, said)
+
+    def test_log_probabilities_that_nobody_wants(self, server):
+        plain = ask(server, question())[1]["choices"]
+        assert ask(server, question(logprobs=False, top_logprobs=0))[1]["choices"] == plain
 
     def test_max_tokens_by_its_newer_name(self, server):
         body = question(max_completion_tokens=3)

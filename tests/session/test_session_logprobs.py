@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import golden
 import pytest
 
-from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.errors import ConversationError, FormatError, OptionError
 from glm4v_magic.session.session import Session
 
 GREEDY = {"temperature": 0, "max_tokens": 6}
@@ -81,6 +82,39 @@ def test_they_become_a_table(session):
     frame = pd.DataFrame(answer.tokens)
     assert list(frame["text"]) == [token.text for token in answer.tokens]
     assert {"logprob", "start", "end", "alternatives"} <= set(frame.columns)
+
+
+def test_an_answer_in_no_form_has_its_own(session):
+    with pytest.raises(FormatError) as caught:
+        session.ask("What?", **GREEDY, schema={"type": "object"}, logprobs=1)
+    answer = caught.value.answer
+    assert answer.corrected
+    assert spelled(answer) == answer.text
+
+
+def test_a_chat_in_a_file_keeps_them(session, tmp_path):
+    answer = session.ask("What?", **GREEDY, logprobs=2, chat="kept")
+    file = session.export_chat(tmp_path / "chat.json", "kept")
+    session.import_chat(file, "again")
+    message = session.conversation("again").messages[-1]
+    assert message.tokens == answer.tokens
+    assert any("\ufffd" in token.text for token in message.tokens)
+    both = session.carry_on("again", **GREEDY, logprobs=0)
+    assert spelled(both) == both.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"start": -1}, {"end": 10**6}, {"start": 3, "end": 1}, {"logprob": "a"}, {"utf8": "?"}],
+)
+def test_tokens_of_a_file_that_cannot_be(session, tmp_path, change):
+    session.ask("What?", **GREEDY, logprobs=2, chat="bad")
+    file = session.export_chat(tmp_path / "chat.json", "bad")
+    chat = json.loads(file.read_text("utf-8"))
+    chat["messages"][-1]["tokens"][1] |= change
+    file.write_text(json.dumps(chat), "utf-8")
+    with pytest.raises(ConversationError, match="messages"):
+        session.import_chat(file, "never")
 
 
 @pytest.mark.parametrize("value", [-1, 21, 1.5, True, "3"])

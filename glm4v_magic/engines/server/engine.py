@@ -7,6 +7,7 @@ closes the connection, which makes such a server stop generating.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import httpx
 from pydantic import ValidationError
@@ -32,6 +33,12 @@ __all__ = ["ServerEngine", "connect"]
 
 _LIST_SECONDS = 30.0
 _DONE = "[DONE]"
+_UNWANTED = (
+    httpx.codes.BAD_REQUEST,
+    httpx.codes.FORBIDDEN,  # OpenAI's, of models whose log-probabilities are not told
+    httpx.codes.UNPROCESSABLE_ENTITY,
+)
+"""What servers reply to a field that they do not take."""
 
 
 def connect(address: ServerAddress) -> ServerEngine:
@@ -124,6 +131,7 @@ class ServerEngine:
         self._connection = connection
         self._info = info
         self._offered = offered
+        self._refuses_logprobs = False
 
     @property
     def info(self) -> EngineInfo:
@@ -157,18 +165,38 @@ class ServerEngine:
         )
 
     def _listen(self, request: Request, transcript: Transcript) -> Iterator[EngineEvent]:
-        body = body_of(self._info.model, request)
         try:
-            with self._connection.open("POST", "/chat/completions", body) as response:
-                for data in self._connection.events(response):
-                    if data.strip() == _DONE:
-                        transcript.done = True
-                        break
-                    yield from transcript.take(data)
-                yield from transcript.end()
+            yield from self._ask(request, transcript)
         except StatusError as refused:
             self._advise(refused, request)
             raise
+
+    def _ask(self, request: Request, transcript: Transcript) -> Iterator[EngineEvent]:
+        """Ask, and once more without log-probabilities if the server may have refused these."""
+        silent = replace(request, sampling=replace(request.sampling, logprobs=None))
+        if request == silent or self._refuses_logprobs:
+            yield from self._exchange(silent, transcript)
+            return
+        try:
+            yield from self._exchange(request, transcript)
+        except StatusError as refused:
+            if refused.status not in _UNWANTED:
+                raise
+        else:
+            return
+        for event in self._exchange(silent, transcript):
+            self._refuses_logprobs = True
+            yield event
+
+    def _exchange(self, request: Request, transcript: Transcript) -> Iterator[EngineEvent]:
+        body = body_of(self._info.model, request)
+        with self._connection.open("POST", "/chat/completions", body) as response:
+            for data in self._connection.events(response):
+                if data.strip() == _DONE:
+                    transcript.done = True
+                    break
+                yield from transcript.take(data)
+            yield from transcript.end()
 
     def _advise(self, refused: StatusError, request: Request) -> None:
         """Add advice to an error where the request tells more than the status."""

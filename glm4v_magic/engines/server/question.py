@@ -37,6 +37,10 @@ def body_of(model: str, request: Request) -> dict[str, Any]:
             body[name] = value
     if sampling.repetition_penalty is not None:
         body["repeat_penalty"] = sampling.repetition_penalty  # llama.cpp's name for it
+    if sampling.logprobs is not None:
+        body["logprobs"] = True
+        if sampling.logprobs:
+            body["top_logprobs"] = sampling.logprobs
     if sampling.thinking is not None:
         # A variable of the chat template, and the one that those of GLM and Qwen know; vLLM,
         # SGLang, llama.cpp and transformers serve hand it on.

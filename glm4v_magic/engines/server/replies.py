@@ -19,7 +19,17 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
-__all__ = ["Chunk", "Delta", "ModelEntry", "ModelList", "OwnFacts", "TokenCounts", "error_message"]
+__all__ = [
+    "Chunk",
+    "Delta",
+    "ModelEntry",
+    "ModelList",
+    "OwnFacts",
+    "ScoredToken",
+    "TokenCounts",
+    "TokenLogprob",
+    "error_message",
+]
 
 
 def _or_none(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
@@ -29,9 +39,18 @@ def _or_none(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
         return None
 
 
+def _or_empty(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return validate(value)
+    except ValidationError:
+        return []
+
+
 _LENIENT = WrapValidator(_or_none)
+_EMPTY = WrapValidator(_or_empty)
 
 Count = Annotated[Annotated[int, Field(strict=True, ge=0)] | None, _LENIENT]
+Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
 Size = Annotated[int, Field(strict=True, ge=1)]
 Words = Annotated[Annotated[str, StringConstraints(strict=True)] | None, _LENIENT]
 Flag = Annotated[Annotated[bool, Field(strict=True)] | None, _LENIENT]
@@ -109,9 +128,34 @@ class Delta(BaseModel):
         return self.reasoning_content or self.reasoning
 
 
+class ScoredToken(BaseModel):
+    """A token, its log-probability, and its bytes if the server tells them."""
+
+    token: Annotated[str, StringConstraints(strict=True)]
+    logprob: Annotated[float, Field(allow_inf_nan=False)]
+    bytes: Annotated[list[Byte] | None, _LENIENT] = None
+
+
+class TokenLogprob(ScoredToken):
+    """A token of the answer with the likeliest ones at its place."""
+
+    top_logprobs: Annotated[list[Annotated[ScoredToken | None, _LENIENT]], _EMPTY] = []
+
+
+class _Logprobs(BaseModel):
+    content: Annotated[list[Annotated[TokenLogprob | None, _LENIENT]], _EMPTY] = []
+
+
 class _Choice(BaseModel):
     delta: Annotated[Delta | None, _LENIENT] = None
+    logprobs: Annotated[_Logprobs | None, _LENIENT] = None
     finish_reason: Words = None
+
+    @property
+    def tokens(self) -> list[TokenLogprob]:
+        """Tokens of the piece with their log-probabilities, if the server sends them."""
+        content = [] if self.logprobs is None else self.logprobs.content
+        return [each for each in content if each is not None]
 
 
 class Chunk(BaseModel):

@@ -18,7 +18,8 @@ from glm4v_magic.core.conversation import (
 from glm4v_magic.core.errors import EngineError
 from glm4v_magic.core.events import Reclassified, Text, Thinking
 from glm4v_magic.engines.server.connection import Connection
-from glm4v_magic.engines.server.replies import Chunk, TokenCounts, error_message
+from glm4v_magic.engines.server.logprobs import TokenCollector
+from glm4v_magic.engines.server.replies import Chunk, Delta, TokenCounts, error_message
 from glm4v_magic.engines.thinking import ThinkingSplitter, Told
 
 __all__ = ["Transcript"]
@@ -52,6 +53,8 @@ class Transcript:
         self._times: list[float] = []
         self._answer_time: float | None = None
         self._counts = TokenCounts()
+        most = request.sampling.logprobs
+        self._tokens = None if most is None else TokenCollector(most)
         self._finish: str | None = None
         # What goes on with an answer may begin with the space between two words.
         partial = request.conversation.partial
@@ -77,9 +80,10 @@ class Transcript:
         choice = chunk.choice
         if choice.finish_reason is not None:
             self._finish = choice.finish_reason
-        if choice.delta is None:
-            return []
-        return [*self._think(choice.delta.thinking), *self._say(choice.delta.content)]
+        delta = choice.delta or Delta()
+        if self._tokens is not None:
+            self._tokens.add(delta.content, delta.thinking, choice.tokens)
+        return [*self._think(delta.thinking), *self._say(delta.content)]
 
     def end(self) -> list[Told]:
         """Return events for text that was held back, at the end of the stream."""
@@ -175,6 +179,9 @@ class Transcript:
                 thinking_tokens=self._counts.thinking_tokens,
                 thinking_seconds=(self._answer_time or times[-1]) - times[0],
             )
+        tokens, thinking_tokens = (
+            (None, ()) if self._tokens is None else self._tokens.placed(text, thinking)
+        )
         return Generation(
             text=text,
             usage=usage,
@@ -182,6 +189,8 @@ class Transcript:
             # Without one the server draws its own and does not tell it.
             seed=None if sampling.temperature == 0 else sampling.seed,
             thinking=thinking,
+            tokens=tokens,
+            thinking_tokens=thinking_tokens,
         )
 
 
