@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from glm4v_magic.calls.prompt import expand, names_in, require_text
 from glm4v_magic.core.errors import OptionError, PromptError, did_you_mean, reason
-from glm4v_magic.images.files import entries, matches, path_of
+from glm4v_magic.images.files import entries, matches, path_of, suffixes_in
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.messages import one_line
 
@@ -142,6 +142,8 @@ def items_of(
     if column is not None and not is_dataframe(value):
         raise OptionError(f"{shown} is no DataFrame, so it has no column {column}.")
     if isinstance(value, str | os.PathLike):
+        if value == "":
+            raise OptionError(f"{shown} is empty: there is nothing to ask about.")
         return files_of(os.fsdecode(value), base)
     if is_dataframe(value):
         items = _of_dataframe(value, source, column)
@@ -151,7 +153,12 @@ def items_of(
     else:
         items = _of_list(value, source)
     if not items.values:
-        raise OptionError(f"{shown} holds nothing to ask about.")
+        raise OptionError(
+            f"{shown} is empty: there is nothing to ask about.",
+            "An iterator gives its items only once; make a list of them."
+            if hasattr(value, "__next__")
+            else "",
+        )
     return items
 
 
@@ -163,6 +170,8 @@ def files_of(text: str, base: Path | None = None) -> Items:
     """
     folder = Path.cwd() if base is None else base
     shown = one_line(text)
+    if not text.strip():  # the path of an empty name is the folder itself
+        raise OptionError("An empty name names no folder.", "The current one is called '.'.")
     place = path_of(text, folder)
     if place.is_dir():
         found = [
@@ -171,7 +180,9 @@ def files_of(text: str, base: Path | None = None) -> Items:
             if name.lower().endswith(SUFFIXES) and not name.startswith(".")
         ]
         if not found:
-            raise OptionError(f"The folder {shown} holds no images.")
+            raise OptionError(
+                f"The folder {shown} holds no images.", "An image is a file such as *.png or *.jpg."
+            )
     elif place.is_file():
         raise OptionError(f"{shown} is one file.", _ACCEPTED)
     else:
@@ -191,9 +202,9 @@ def _listed(folder: Path, shown: str) -> list[str]:
 
 def _no_items(text: str, folder: Path) -> OptionError:
     shown = one_line(text)
-    if re.search(r"[*?]", text):
-        return OptionError(f"{shown}: no file matches in {folder}.")
     parent = path_of(text, folder).parent
+    if re.search(r"[*?]", text):
+        return OptionError(f"{shown}: no file matches in {folder}.", suffixes_in(parent))
     similar = did_you_mean(path_of(text, folder).name, entries(parent))
     return OptionError(f"{shown}: neither a variable nor a folder.", similar or _ACCEPTED)
 
@@ -221,7 +232,7 @@ def _of_dataframe(frame: Any, source: str, column: object) -> Items:
         raise OptionError(
             f"There is no column {column!r}.",
             did_you_mean(str(column), map(str, columns))
-            or f"There are {', '.join(map(str, columns))}.",
+            or (f"There are {', '.join(map(str, columns))}." if columns else "There are none."),
         )
     names = tuple(f"{column}[{label!r}]" for label in frame.index)
     return Items(source, tuple(frame[column]), names, records, table=frame)
@@ -230,6 +241,8 @@ def _of_dataframe(frame: Any, source: str, column: object) -> Items:
 def _of_list(value: Any, source: str) -> Items:
     shown = one_line(source)
     if isinstance(value, bytes | bytearray | memoryview | Mapping) or hasattr(value, "read"):
+        if isinstance(value, Mapping) and not value:
+            return Items(source, (), ())
         raise OptionError(f"{shown} is one {type(value).__name__}.", _ACCEPTED)
     dimensions = getattr(value, "ndim", None)
     if dimensions in (2, 3):

@@ -6,6 +6,7 @@ What loading the extension costs is imported here; the rest comes with `commands
 from __future__ import annotations
 
 import os
+import re
 from collections import ChainMap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Glm4vMagics", "Stopped", "register", "unregister"]
 
 _NAMES = ("%glm4v", "%%glm4v")
+_EMPTY_CELL = re.compile(r"%%glm4v(?![\w?])")
 _ANSWER = ("glm4v_magic.core.conversation", "Answer")
 _ROWS = ("glm4v_magic.core.rows", "Rows")
 
@@ -181,6 +183,7 @@ class Glm4vMagics(Magics):
         self.shell.events.register("post_run_cell", self._forget_shown)
         for name in _NAMES:
             self.shell.set_hook("complete_command", self._complete, str_key=name)
+        self.shell.input_transformers_cleanup.append(_with_a_body)
 
     def uninstall(self) -> None:
         """Take back all of `install`, and what `Magics` itself registered; release the model."""
@@ -200,6 +203,7 @@ class Glm4vMagics(Magics):
         self.shell.events.unregister("post_run_cell", self._forget_shown)
         for name in _NAMES:
             self.shell.strdispatchers["complete_command"].strs.pop(name, None)
+        self.shell.input_transformers_cleanup.remove(_with_a_body)
         if self._context is not None:
             self._context.close()
 
@@ -234,6 +238,15 @@ class Glm4vMagics(Magics):
             if before is not None:
                 formatter.for_type(kind, before)
         self._borrowed.clear()
+
+
+def _with_a_body(lines: list[str]) -> list[str]:
+    """Give a cell of one line a blank one: IPython would refuse it before the magic sees it."""
+    return [*lines, "\n"] if len(lines) == 1 and _EMPTY_CELL.match(lines[0]) else lines
+
+
+# A terminal would take the blank line for the end of a cell that is still being typed.
+_with_a_body.has_side_effects = True  # type: ignore[attr-defined]
 
 
 def register(shell: InteractiveShell) -> None:

@@ -322,7 +322,12 @@ ERRORS = [
     ("%%glm4v 'cat.png\nWhat?", "A quote is not closed"),
     ("%%glm4v it's.png\nWhat?", "it's.png"),
     ("%%glm4v load x\nWhat?", "load is a command for one line"),
-    ("%%glm4v cat.png\n", "the cell body is empty"),
+    ("%%glm4v cat.png", "The prompt is empty. Write the question below the first line of the"),
+    ("%%glm4v cat.png\n", "The prompt is empty. Write the question below the first line of the"),
+    ("%%glm4v --over [1]", "The prompt is empty. Write the question below the first line of the"),
+    ("%%glm4v -c", "The prompt is empty. To carry on an unfinished answer: %glm4v continue."),
+    ("%%glm4v load demo", "load is a command for one line"),
+    ("%%glm4v2 cat.png", "not found"),
     ("%glm4v lod", "Did you mean load or unload?"),
     ("%glm4v cat.png", '%glm4v ask cat.png "the question"'),
     ('%glm4v "Is it a cat?"', 'To ask on one line: %glm4v ask "Is it a cat?"'),
@@ -373,6 +378,19 @@ def test_bad_input_is_one_line_and_loses_nothing(run, shell, tiny, clutter):
     assert str(TINY) in run("%glm4v")
     ask(run, "-o again")
     assert shell.user_ns["again"].text == kept.text
+
+
+def test_a_cell_of_one_line_may_have_its_question_in_a_file(run, shell, tiny, photo, tmp_path):
+    (tmp_path / "question.txt").write_text("What?")
+    run("%%glm4v cat.png -f question.txt -o answer --temperature 0 --max-tokens 2")
+    assert shell.user_ns["answer"].prompt == "What?"
+    assert "%%glm4v" in run("%%glm4v --help")
+
+
+def test_a_terminal_still_waits_for_the_question(shell):
+    complete = shell.input_transformer_manager.check_complete
+    assert complete("%%glm4v cat.png\n")[0] == "incomplete"
+    assert complete("%%glm4v cat.png\nWhat?\n\n")[0] == "complete"
 
 
 def test_debug_shows_the_traceback(run, tiny):

@@ -66,8 +66,10 @@ def test_paths_with_spaces_and_apostrophes(run, shell, tiny, photo):
         photo = Path(name)
 
 
-def test_an_empty_cell_is_explained_by_ipython(run, shell):
-    assert "Did you mean the line magic %glm4v" in run("%%glm4v cat.png", fails=True)
+def test_an_empty_cell_is_explained(run, shell):
+    said = run("%%glm4v", fails=True)
+    assert "Write the question below the first line of the cell." in said
+    assert "with one percent sign: %glm4v ask" in said
 
 
 def test_the_first_line_is_not_expanded_by_ipython(run, shell, tiny, photo):

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -289,7 +290,12 @@ def test_an_interrupt_while_the_table_is_printed_loses_nothing(
         ("--over imaged", "What?", "imaged: neither a variable nor a folder"),
         ("--over df.imag", "What?", "There is no column 'imag'. Did you mean image?"),
         ("--over df['n2']", "What?", "There is no column 'n2'"),
-        ("--over images[9:]", "What?", "holds nothing to ask about"),
+        ("--over images[9:]", "What?", "images[9:] is empty"),
+        ("--over []", "What?", "[] is empty: there is nothing to ask about."),
+        ("--over {}", "What?", "{} is empty"),
+        ("--over ''", "What?", "An empty name names no folder."),
+        ("--over ['a', 'b']", "{{item}}?", "A list with spaces goes in quotes"),
+        ("--over range(3)", "{{item}}?", "Put it into a variable, and give its name."),
         ("--over images[9]", "What?", "images[9] failed: IndexError"),
         ("--over df", "What?", "Every row of df would be asked the same"),
         ("--over photos", "{{nothing}}", "uses nothing, which is not defined"),
@@ -399,6 +405,13 @@ def test_an_interrupt_before_the_first_word_changes_no_variable(
         handle.remove()
     assert "Stopped: no row is answered. Run the cell again to go on." in screen
     assert shell.user_ns["rows"] == "before"
+
+
+def test_a_list_may_be_spelled_out(run, shell, tiny, photos):
+    over(run, "'[1, 2]'", "{{item}}?")
+    assert [row.prompt for row in shell.user_ns["rows"]] == ["1?", "2?"]
+    (Path.cwd() / "[1]").mkdir()
+    assert "The folder [1] holds no images." in over(run, "[1]", fails=True)
 
 
 def test_a_bar_moves_ten_times_a_second_at_most(shell, tiny, photos):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic_arguments import argument
 
-from glm4v_magic.core.errors import OptionError, did_you_mean
+from glm4v_magic.core.errors import OptionError, PromptError, did_you_mean
 from glm4v_magic.notebook.command_line import DEBUG, asks_for_help, parse, takes
 from glm4v_magic.notebook.commands.ask import answer, ask, preview
 from glm4v_magic.notebook.commands.chat import (
@@ -50,6 +50,12 @@ def ask_cell(
         raise OptionError(
             f"{first} is a command for one line: %glm4v {first}.",
             f"A cell begins with images; write ./{first} for a file of that name.",
+        )
+    if not cell.strip() and arguments.file is None and not arguments.follow_up:
+        raise PromptError(
+            "The prompt is empty.",
+            "Write the question below the first line of the cell. On one line, with one percent "
+            'sign: %glm4v ask cat.png "What is the cat doing?"',
         )
     return answer(context, arguments, arguments.images, cell, names)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
+import warnings
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +159,7 @@ def _refuse_if_all_failed(context: Context, result: object, name: str | None, bo
 
 
 def named_items(word: str, names: Mapping[str, Any]) -> Items:
-    """Return what a word stands for: a variable, a folder, an expression, a pattern.
+    """Return what a word stands for: a variable, a folder, an expression, a list, a pattern.
 
     ``df.image`` and ``df["image"]`` are the column of a DataFrame whose other columns the prompt
     can use.
@@ -169,7 +171,34 @@ def named_items(word: str, names: Mapping[str, Any]) -> Items:
         return items_of(names[word], word)
     if not path_of(word, Path.cwd()).exists() and is_lookup(word, names):
         return _column(word, names) or items_of(looked_up(word, names), word)
-    return files_of(word)
+    written = None if path_of(word, Path.cwd()).exists() else _literal(word)
+    if written is not None:
+        return items_of(written, word)
+    try:
+        return files_of(word)
+    except OptionError as error:
+        error.hint = _begun(word) or error.hint
+        raise
+
+
+def _literal(word: str) -> Collection[object] | None:
+    """Return the list, tuple, set or dictionary that `word` spells out, if it is one."""
+    try:
+        with warnings.catch_warnings():  # a path may look like odd Python
+            warnings.simplefilter("ignore")
+            value = ast.literal_eval(word)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        return None
+    return value if isinstance(value, list | tuple | set | dict) else None
+
+
+def _begun(word: str) -> str:
+    """Return a hint if `word` looks like Python that is none of the above, or a part of it."""
+    if word.startswith(("[", "(", "{")) and not word.endswith(("]", ")", "}")):
+        return "A list with spaces goes in quotes, or into a variable."
+    if re.fullmatch(r"[\[({].*|[\w.]+\(.*\)", word):
+        return "Put it into a variable, and give its name."
+    return ""
 
 
 def _column(word: str, names: Mapping[str, Any]) -> Items | None:
