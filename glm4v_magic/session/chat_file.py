@@ -1,6 +1,10 @@
 """Files of chats.
 
-JSON holds everything, images included, and can be read back. Markdown is for people to read.
+JSON holds everything, images included, and can be read back. Markdown is for people to read, and
+for other programs: it has questions and answers as they were written, so that nothing of them is
+lost, and no page of ours shows it. Its only HTML is the fold around what a model thought, which
+the model's text cannot end: see `_folded`. (A cell shows Markdown of a model by
+`notebook.render.markdown`, which lets nothing of it act on the page.)
 """
 
 from __future__ import annotations
@@ -206,10 +210,14 @@ def _paragraphs(conversation: Conversation) -> Iterator[str]:
             width, height = image.original_size
             yield f"*{image.source}, {width} x {height} px*\n"
         if message.thinking:
-            # Only its end could get out of the fold; the rest is as the model wrote it.
-            thinking = re.sub("<(?=/details)", "&lt;", message.thinking, flags=re.IGNORECASE)
-            yield f"<details><summary>Thinking</summary>\n\n{thinking}\n\n</details>\n"
+            yield _folded(message.thinking)
         yield f"{message.text}\n"
+
+
+def _folded(thinking: str) -> str:
+    """Return a fold with what a model thought, as the model wrote it but for an end of the fold."""
+    thinking = re.sub("<(?=/details)", "&lt;", thinking, flags=re.IGNORECASE)
+    return f"<details><summary>Thinking</summary>\n\n{thinking}\n\n</details>\n"
 
 
 def _plain(message: Message) -> dict[str, Any]:

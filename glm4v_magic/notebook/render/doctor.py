@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core.remarks import worded
@@ -38,12 +38,15 @@ def findings_text(findings: Sequence[Finding]) -> str:
 
 def findings_json(findings: Sequence[Finding]) -> str:
     """Return `findings` as a JSON list of objects."""
-    return json.dumps([_worded(finding) for finding in findings], indent=2, ensure_ascii=False)
-
-
-def _worded(finding: Finding) -> dict[str, object]:
-    reason, step = worded(finding.reason, CELL), worded(finding.next_step, CELL)
-    return {**asdict(finding), "reason": reason, "next_step": step}
+    as_worded = [
+        replace(
+            finding,
+            reason=worded(finding.reason, CELL),
+            next_step=worded(finding.next_step, CELL),
+        )
+        for finding in findings
+    ]
+    return json.dumps([asdict(each) for each in as_worded], indent=2, ensure_ascii=False)
 
 
 def _lines(finding: Finding, width: int) -> Iterator[str]:
@@ -69,20 +72,31 @@ def _wrapped(text: str, first: str, rest: str) -> list[str]:
 
 
 def _html(findings: Sequence[Finding]) -> str:
-    rows = [
-        {
-            "verdict": finding.verdict,
-            "symbol": _SYMBOLS[finding.verdict],
-            "subject": finding.subject,
-            "cells": (
-                finding.found,
-                worded(finding.reason, CELL),
-                worded(finding.next_step, CELL),
-            ),
-        }
-        for finding in findings
-    ]
+    rows = [_view(finding) for finding in findings]
     return fill("doctor", summary=_summary(findings), titles=_COLUMNS, rows=rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _FindingView:
+    """A finding as ``doctor.html`` shows it, a column for each field but the symbol's."""
+
+    symbol: str
+    verdict: str
+    subject: str
+    found: str
+    reason: str
+    next_step: str
+
+
+def _view(finding: Finding) -> _FindingView:
+    return _FindingView(
+        symbol=_SYMBOLS[finding.verdict],
+        verdict=finding.verdict,
+        subject=finding.subject,
+        found=finding.found,
+        reason=worded(finding.reason, CELL),
+        next_step=worded(finding.next_step, CELL),
+    )
 
 
 def _summary(findings: Sequence[Finding]) -> str:

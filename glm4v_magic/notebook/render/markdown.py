@@ -1,10 +1,14 @@
-r"""Markdown from a model, made safe for any page.
+r"""The sanitiser: Markdown from a model, made safe for any page.
 
 JupyterLab, VS Code and nbconvert read Markdown with different parsers, and nbconvert lets raw
 HTML through. So nothing is left to their judgement: code, maths and http(s) links are recognised
 here and written in one form on which all parsers agree, and outside of them every character that
 could open code, maths, a link, an image or a tag becomes a character reference, which Markdown
 shows but never interprets. Headings, lists, tables, quotes and emphasis pass as they are.
+
+What it returns is Markdown, so no template can make it, and the few tags in it are written here:
+``<span>`` around a character reference, and ``<code>`` around a code span in which a table would
+end it; both hold character references alone. Everything else that is HTML comes from `templates`.
 
 Kept                                    Changed
 fenced code, as a fence at column 0     raw HTML shows as typed

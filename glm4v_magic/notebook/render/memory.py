@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from glm4v_magic.core.wording import printable, readable_bytes
 from glm4v_magic.dispatch.activity import Activity
-from glm4v_magic.notebook.render import MimeBundle, bars
+from glm4v_magic.notebook.render import Html, MimeBundle, bars
 from glm4v_magic.notebook.render.activity import activity_line
 from glm4v_magic.notebook.render.templates import fill
 
@@ -165,8 +165,49 @@ def _segments(now: Reading) -> list[bars.Segment]:
     ]
 
 
-def _row(row: MemoryRow, largest: int, minutes: int) -> dict[str, object]:
-    """Return what ``memory.html`` shows of a row."""
+@dataclass(frozen=True, slots=True)
+class _PeakMark:
+    """A peak in the drawing of a history: where it is in px, and its size in words."""
+
+    x: int
+    y: int
+    size: str
+
+
+@dataclass(frozen=True, slots=True)
+class _HistoryView:
+    """A history as ``memory.html`` draws it, sizes in px.
+
+    Attributes:
+        words: what it shows, in words.
+        width, height: of the drawing.
+        points: of the line, as the ``points`` of an SVG polyline.
+        peaks: of the answers.
+    """
+
+    words: str
+    width: int
+    height: int
+    points: str
+    peaks: tuple[_PeakMark, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _RowView:
+    """A row as ``memory.html`` shows it.
+
+    Attributes:
+        title: name, size and vital signs.
+        bar: what the memory holds; empty if its size is unknown.
+        history: the last minutes; ``None`` if nothing was read.
+    """
+
+    title: str
+    bar: Html
+    history: _HistoryView | None
+
+
+def _row(row: MemoryRow, largest: int, minutes: int) -> _RowView:
     now = row.now
     title = _title(now)
     segments = _segments(now)
@@ -179,9 +220,9 @@ def _row(row: MemoryRow, largest: int, minutes: int) -> dict[str, object]:
             reachable=False,
         )
         if now.total_bytes
-        else ""
+        else Html()
     )
-    return {"title": title, "bar": whole, "history": _history(row, minutes)}
+    return _RowView(title, whole, _history(row, minutes))
 
 
 def _scale(row: MemoryRow) -> int:
@@ -190,8 +231,7 @@ def _scale(row: MemoryRow) -> int:
     return max([*sizes, *(peak.size_bytes for peak in row.peaks)]) * 11 // 10 + 1
 
 
-def _history(row: MemoryRow, minutes: int) -> dict[str, object] | None:
-    """Return the line that ``memory.html`` draws, in px; ``None`` if nothing was read."""
+def _history(row: MemoryRow, minutes: int) -> _HistoryView | None:
     known = [(place, size) for place, size in enumerate(row.history) if size is not None]
     if not known:
         return None
@@ -201,16 +241,16 @@ def _history(row: MemoryRow, minutes: int) -> dict[str, object] | None:
         across = _MARGIN + place * (_WIDTH - 2 * _MARGIN) // (BUCKETS - 1)
         return across, _HEIGHT - size * (_HEIGHT - 2) // top
 
-    return {
-        "words": _words(row, minutes),
-        "width": _WIDTH,
-        "height": _HEIGHT + 6,
-        "points": " ".join("{},{}".format(*point(*each)) for each in known),
-        "peaks": [
-            (*point(peak.bucket, peak.size_bytes), readable_bytes(peak.size_bytes))
+    return _HistoryView(
+        words=_words(row, minutes),
+        width=_WIDTH,
+        height=_HEIGHT + 6,
+        points=" ".join("{},{}".format(*point(*each)) for each in known),
+        peaks=tuple(
+            _PeakMark(*point(peak.bucket, peak.size_bytes), readable_bytes(peak.size_bytes))
             for peak in row.peaks
-        ],
-    }
+        ),
+    )
 
 
 def _words(row: MemoryRow, minutes: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core.remarks import worded
@@ -29,6 +30,7 @@ MOST_SHOWN = 20
 
 _MOST_CHARACTERS = 300
 _MANY = 12
+_TYPED = ("json", "code")  # formats shown in a monospaced font
 _ENDINGS = {"length": "cut off at the token limit", "interrupted": "stopped by you"}
 
 
@@ -189,28 +191,55 @@ def _html(summary: str, rows: Sequence[AnsweredRow], below: Sequence[str]) -> st
         summary=summary,
         titles=("#", *(("image",) if with_images else ()), "item", "answer"),
         with_images=with_images,
-        rows=[_html_row(row) for row in rows],
+        rows=[_row_view(row) for row in rows],
         below=below,
     )
 
 
-def _html_row(row: AnsweredRow) -> dict[str, object]:
-    """Return what ``rows.html`` says of a row; a row that failed may have an answer, too."""
-    form = "markdown" if row.answer is None else row.answer.format
-    return {
-        "index": row.index,
-        "item": _item(row),
-        "images": [
-            {
-                "data_uri": data_uri(each.image),
-                "source": each.source,
-                "width": each.image.width,
-                "height": each.image.height,
-            }
-            for each in (() if row.answer is None else row.answer.images)
-        ],
-        "error": None if row.failure is None else _shortened(worded(row.failure, CELL)),
-        "said": _said(row) if row.answer is not None or row.error is None else None,
-        "family": "monospace" if form in ("json", "code") else "inherit",
-        "note": _note(row),
-    }
+@dataclass(frozen=True, slots=True)
+class _ImageView:
+    """An image of a row, in full, as ``rows.html`` shows it."""
+
+    data_uri: str
+    source: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class _RowView:
+    """A row as ``rows.html`` shows it; a row that failed may have an answer, too.
+
+    Attributes:
+        index: its number.
+        item: label of the row.
+        images: images that were asked about.
+        error: what went wrong; ``None`` if nothing did.
+        said: the answer; ``None`` if the row failed before there was one.
+        family: font family of the answer.
+        note: how the answer ended, if not as it should.
+    """
+
+    index: int
+    item: str
+    images: tuple[_ImageView, ...]
+    error: str | None
+    said: str | None
+    family: str
+    note: str
+
+
+def _row_view(row: AnsweredRow) -> _RowView:
+    answer = row.answer
+    return _RowView(
+        index=row.index,
+        item=_item(row),
+        images=tuple(
+            _ImageView(data_uri(each.image), each.source, each.image.width, each.image.height)
+            for each in (() if answer is None else answer.images)
+        ),
+        error=None if row.failure is None else _shortened(worded(row.failure, CELL)),
+        said=_said(row) if answer is not None or row.failure is None else None,
+        family="monospace" if answer is not None and answer.format in _TYPED else "inherit",
+        note=_note(row),
+    )

@@ -12,8 +12,9 @@ would show.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.render import Html
@@ -22,10 +23,20 @@ from glm4v_magic.notebook.render.markdown import literal
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["fill"]
+__all__ = ["Value", "View", "fill"]
 
 
-def fill(name: str, /, **values: object) -> Html:
+class View(Protocol):
+    """Any dataclass: what a template shows of one thing, its fields by name."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Value: TypeAlias = "str | int | float | View | Sequence[Value] | None"
+"""What a template takes. A dict is no value: nothing would check its keys."""
+
+
+def fill(name: str, /, **values: Value) -> Html:
     """Return the template ``name.html`` filled with `values`."""
     return Html(_environment().get_template(f"{name}.html").render(values))
 
