@@ -99,6 +99,10 @@ class Processor(Protocol):
         """Ids that end a turn of this kind of model."""
 
     @property
+    def opening_ids(self) -> Sequence[int]:
+        """Ids that the model writes before the text of every answer, such as a newline."""
+
+    @property
     def told_token_ids(self) -> Collection[int]:
         """Ids of special tokens that are part of an answer's text, such as ``<think>``."""
 
@@ -109,6 +113,9 @@ class Processor(Protocol):
     @property
     def takes_video(self) -> bool:
         """Whether it takes video."""
+
+    def text_ids(self, text: str) -> list[int]:
+        """Encode a text alone."""
 
     def encode(self, conversation: Conversation, *, thinking: bool | None = None) -> Encoded:
         """Encode a conversation that ends with a question, or an incomplete answer to continue.

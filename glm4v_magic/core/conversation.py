@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.options import Format, Sampling
 from glm4v_magic.core.tokens import Token
 
@@ -115,10 +116,16 @@ class Request:
     """One prompt for an engine, with its sampling parameters.
 
     The conversation ends with the user's question, or with an incomplete answer to continue.
+
+    Attributes:
+        conversation: the turns so far.
+        sampling: sampling options.
+        constraint: what the text of the answer must be; ``None`` for any text.
     """
 
     conversation: Conversation
     sampling: Sampling = field(default_factory=Sampling)
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +208,8 @@ class Generation:
         tokens: tokens of `text`; ``None`` unless `Sampling.logprobs` asks for them, and empty if a
             server does not send them.
         thinking_tokens: those of `thinking`.
+        choices: probability of each of the texts that the answer had to be one of; empty without
+            such, and where a server does not tell.
     """
 
     text: str
@@ -211,6 +220,7 @@ class Generation:
     seen: tuple[SeenImage, ...] = ()
     tokens: tuple[Token, ...] | None = None
     thinking_tokens: tuple[Token, ...] = ()
+    choices: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +249,8 @@ class Answer:
             asked for them, and empty if a server did not send them. An answer that was carried on
             has those of all parts that asked.
         thinking_tokens: likewise of `thinking`.
+        choices: probability of each of the choices, in their order; empty without such, and where
+            a server does not tell.
     """
 
     text: str
@@ -257,6 +269,7 @@ class Answer:
     seen: tuple[SeenImage, ...] = ()
     tokens: tuple[Token, ...] | None = None
     thinking_tokens: tuple[Token, ...] = ()
+    choices: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.text

@@ -24,7 +24,16 @@ from glm4v_magic.engines.out_of_memory import is_out_of_memory
 from glm4v_magic.engines.prefixes import KeptPrefix, Keys, PrefixStore, common_length
 from glm4v_magic.engines.sampling import TokenSampler
 
-__all__ = ["Chosen", "Prompt", "PromptImage", "RowTerms", "decode"]
+__all__ = [
+    "Chosen",
+    "Prompt",
+    "PromptImage",
+    "RowTerms",
+    "decode",
+    "images_after",
+    "outside_image",
+    "with_logprobs",
+]
 
 _LEAST_SHARED = 16  # fewest tokens of a shared prefix that are worth their own forward
 
@@ -162,7 +171,7 @@ class _Batch:
         )
         before = torch.ones((len(rests), start), dtype=rest_mask.dtype, device=self._device)
         self._mask, self._places = torch.cat((before, rest_mask), dim=1), places
-        return self._forward(ids, _images(self._prompts, start))
+        return self._forward(ids, images_after(self._prompts, start))
 
     def _shared(self) -> int:
         """Put the shared prefix of all rows into the cache; returns its length."""
@@ -170,11 +179,11 @@ class _Batch:
         shared = min(len(prompt.keys) for prompt in self._prompts) - 1  # logits need one more
         for prompt in self._prompts[1:]:
             shared = min(shared, common_length(first.keys, prompt.keys))
-        shared = _outside_image(shared, first)
+        shared = outside_image(shared, first)
         if count > 1 and shared < _LEAST_SHARED:
             return 0
         found, length = self._kept.take(first.keys[:shared])
-        length = _outside_image(length, first)
+        length = outside_image(length, first)
         if found is not None:
             self._fill(found, length)
         if count == 1:
@@ -193,7 +202,7 @@ class _Batch:
         """Prefill the rest of a prompt into a cache of one row."""
         self._mask = torch.ones_like(prompt.ids)
         self._places = prompt.places[..., start:]
-        self._forward(prompt.ids[:, start:], _images([prompt], start))
+        self._forward(prompt.ids[:, start:], images_after([prompt], start))
 
     def _fill(self, prefix: KeptPrefix, length: int) -> None:
         for layer, (keys, values) in zip(self._cache.layers, prefix.layers, strict=True):
@@ -247,7 +256,7 @@ class _Batch:
         latest = [Chosen(each) for each in _chosen([t.sampler for t in terms], ids, logits)]
         if own is not None:
             counts = [terms[at].logprobs or 0 for at in asking]
-            told = _with_logprobs([latest[at].id for at in asking], own, counts)
+            told = with_logprobs([latest[at].id for at in asking], own, counts)
             for at, each in zip(asking, told, strict=True):
                 latest[at] = each
         return dict(zip(self._rows, latest, strict=True))
@@ -308,12 +317,12 @@ def _beginning(prompt: Prompt, length: int) -> Prompt:
     return Prompt(prompt.ids[:, :length], places, prompt.keys[:length], images)
 
 
-def _images(prompts: Sequence[Prompt], start: int) -> list[PromptImage]:
+def images_after(prompts: Sequence[Prompt], start: int) -> list[PromptImage]:
     """Return the images that come after `start` in their rows."""
     return [image for each in prompts for image in each.images if image.encoded.start >= start]
 
 
-def _outside_image(length: int, prompt: Prompt) -> int:
+def outside_image(length: int, prompt: Prompt) -> int:
     """Return how much of a prefix to use, so that it does not end inside an image."""
     spans = ((image.encoded.start, image.encoded.stop) for image in prompt.images)
     return next((start for start, stop in spans if start < length < stop), length)
@@ -333,7 +342,7 @@ def _chosen(samplers: Sequence[TokenSampler], ids: Sequence[Tensor], scores: Ten
     return [sampler.choose(said, each) for sampler, said, each in rows]
 
 
-def _with_logprobs(ids: Sequence[int], own: Tensor, counts: Sequence[int]) -> list[Chosen]:
+def with_logprobs(ids: Sequence[int], own: Tensor, counts: Sequence[int]) -> list[Chosen]:
     """Return the chosen ids of N rows with their log-probabilities and the likeliest tokens.
 
     Args:

@@ -27,6 +27,7 @@ from glm4v_magic.core.errors import (
     ConversationError,
     GenerationInterrupted,
     Glm4vError,
+    OptionError,
     OutOfMemoryError,
 )
 from glm4v_magic.core.events import EngineEvent, Finished, Text
@@ -38,10 +39,12 @@ from glm4v_magic.core.tokens import Token, joined
 from glm4v_magic.dispatch.activity import ActivityRecorder, ModelPart, model_parts
 from glm4v_magic.dispatch.arrival import verify_bytes, verify_places
 from glm4v_magic.dispatch.hooks import dispatch
+from glm4v_magic.engines.choosing import Scored, Scoring, scored
 from glm4v_magic.engines.decoding import Chosen, Prompt, PromptImage, RowTerms, decode
+from glm4v_magic.engines.grammars import Grammars, Guide
 from glm4v_magic.engines.out_of_memory import is_out_of_memory, out_of_memory
 from glm4v_magic.engines.prefixes import CacheFacts, PrefixStore, image_digest
-from glm4v_magic.engines.sampling import TokenSampler, call_config, checkpoint_config
+from glm4v_magic.engines.sampling import TokenSampler, call_config, checkpoint_config, pick
 from glm4v_magic.engines.token_places import placed, spelled
 from glm4v_magic.engines.transcript import Transcript
 from glm4v_magic.engines.vocabulary import Vocabulary
@@ -160,6 +163,7 @@ class LocalEngine:
 
     Attributes:
         kept: what is kept.
+        grammars: grammars of constraints, compiled for its tokenizer.
         vocabulary: tokens of the model one by one.
     """
 
@@ -182,6 +186,8 @@ class LocalEngine:
         self.vocabulary = Vocabulary(self.processor.tokenizer)
         self._recorder = recorder
         self.kept = PrefixStore(_default_budget(placement) if keep is None else keep)
+        vocabulary: int = self.model.config.get_text_config().vocab_size
+        self.grammars = Grammars(self.processor.tokenizer, vocabulary, self.defaults.eos_token_id)
 
     @property
     def info(self) -> EngineInfo:
@@ -253,7 +259,7 @@ class LocalEngine:
         for gpu in self.gpus:
             torch.cuda.reset_peak_memory_stats(gpu)
         with torch_state_kept():
-            steps = self._steps(rows)
+            steps = self._choices(rows) if rows[0].texts else self._steps(rows)
         with self._recording():
             while True:
                 # torch's contexts are entered for one step only: between two steps the caller's and
@@ -272,6 +278,24 @@ class LocalEngine:
         device = self._home if active() is None else "cpu"
         terms = [row.terms(device) for row in rows]
         return decode(self.model, prompts, terms, self.kept, self._features)
+
+    def _choices(self, rows: Sequence[_Row]) -> Iterator[dict[int, Chosen]]:
+        """Yield the tokens of the chosen text of each row, as `decode` does."""
+        for number, row in enumerate(rows):
+            for token in row.choose(self._scored(row)):
+                yield {number: token}
+
+    def _scored(self, row: _Row) -> list[Scored]:
+        """Score the texts of a row; retries once if memory runs out."""
+        prompt = self._prompt(row.encoded)
+        try:
+            return scored(self.model, prompt, row.texts, row.scoring, self.kept, self._features)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or not self.kept.clear():
+                raise
+            forget_locals(error)
+        _release_memory()
+        return scored(self.model, prompt, row.texts, row.scoring, self.kept, self._features)
 
     def _prompt(self, encoded: Encoded) -> Prompt:
         keys: list[Hashable] = list(encoded.ids)
@@ -367,6 +391,11 @@ class _Row:
     Attributes:
         encoded: likewise.
         is_open: whether its generation is still to come.
+        texts: ids of each text that the answer may be; none if it is decoded.
+
+    Raises:
+        OptionError: if its constraint cannot be followed.
+        ConversationError: if the answer to be carried on does not begin in its form.
     """
 
     def __init__(
@@ -375,6 +404,11 @@ class _Row:
         self.encoded = encoded
         limit = min(request.sampling.max_tokens, room)
         self.is_open = True
+        self.texts = _texts(request, limit, engine.processor)
+        self._choices = () if request.constraint is None else request.constraint.choices
+        self._guide = None if self.texts else _guide(request, engine)
+        self._at_once = engine.batch_size
+        self._probabilities: dict[str, float] = {}
         self._config = call_config(engine.defaults, request.sampling, limit)
         self._seed = _seed(request.sampling) if self._config.do_sample else None
         self._gpus = engine.gpus
@@ -392,7 +426,7 @@ class _Row:
 
     def terms(self, device: str | torch.device) -> RowTerms:
         """Return its decoding parameters, sampling on `device`."""
-        sampler = TokenSampler(self._config, self._seed, device)
+        sampler = TokenSampler(self._config, self._seed, device, self._guide)
         ends = frozenset(self._config.eos_token_id)
         return RowTerms(self._config.max_new_tokens, ends, sampler, self._logprobs)
 
@@ -415,6 +449,18 @@ class _Row:
         raw, spans = spelled(each.utf8 for each in tokens)
         return placed(tokens, spans, raw, text)[0]
 
+    @property
+    def scoring(self) -> Scoring:
+        """How its texts are scored."""
+        return Scoring(self._config.eos_token_id, self._logprobs, self._at_once)
+
+    def choose(self, texts: Sequence[Scored]) -> Sequence[Chosen]:
+        """Choose one of its texts; returns the tokens of it."""
+        scores = [each.logprob for each in texts]
+        shares = torch.tensor(scores, dtype=torch.float64).softmax(dim=0).tolist()
+        self._probabilities = dict(zip(self._choices, shares, strict=True))
+        return texts[pick(self._config, self._seed, scores)].tokens
+
     def generation(self) -> Generation:
         """Return the text so far and its usage."""
         visual = self.encoded.visual_tokens
@@ -428,9 +474,45 @@ class _Row:
             peak_bytes={str(gpu): torch.cuda.max_memory_allocated(gpu) for gpu in self._gpus},
         )
         ending, text = self.transcript.ending or "interrupted", self.transcript.text
-        seen = tuple(image.seen for image in self.encoded.images)
-        tokens = self._tokens(self._chosen, text)
-        return Generation(text, usage, ending, self._seed, seen=seen, tokens=tokens)
+        return Generation(
+            text,
+            usage,
+            ending,
+            self._seed,
+            seen=tuple(image.seen for image in self.encoded.images),
+            tokens=self._tokens(self._chosen, text),
+            choices=self._probabilities,
+        )
+
+
+def _texts(request: Request, limit: int, processor: Processor) -> tuple[tuple[int, ...], ...]:
+    """Return the ids of each choice, as the model would write it; none without choices."""
+    if request.constraint is None or not request.constraint.choices:
+        return ()
+    if request.conversation.unfinished is not None:
+        raise ConversationError(
+            "An answer that was begun cannot be carried on as one of the choices.",
+            "Ask again instead.",
+        )
+    choices = request.constraint.choices
+    texts = [(*processor.opening_ids, *processor.text_ids(each)) for each in choices]
+    longest = max(range(len(texts)), key=lambda number: len(texts[number]))
+    needed = len(texts[longest]) + 1
+    if needed > limit:
+        raise OptionError(
+            f"The choice {choices[longest]!r} takes {needed} tokens with its end, but the answer "
+            f"may have {limit}."
+        )
+    return tuple(texts)
+
+
+def _guide(request: Request, engine: LocalEngine) -> Guide | None:
+    """Return the guide to the row's constraint; ``None`` if any token may follow."""
+    if request.constraint is None:
+        return None
+    begun = request.conversation.unfinished
+    opening = engine.processor.opening_ids if begun is None else ()
+    return engine.grammars.guide(request.constraint, begun or "", opening)
 
 
 def _told(latest: Mapping[int, Chosen], rows: Sequence[_Row]) -> Iterator[EngineEvent]:

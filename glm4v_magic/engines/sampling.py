@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,8 +28,9 @@ from transformers.generation import (
 
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.wording import printable
+from glm4v_magic.engines.grammars import Guide
 
-__all__ = ["TokenSampler", "call_config", "checkpoint_config"]
+__all__ = ["TokenSampler", "call_config", "checkpoint_config", "pick"]
 
 _TOP_K = 50
 """What `generate` samples from if neither the checkpoint nor the call says it
@@ -178,11 +179,17 @@ class TokenSampler:
         config: config from `call_config`.
         seed: seed of the row; ``None`` for greedy decoding.
         device: device of the random generator.
+        guide: tells which tokens are allowed; ``None`` allows all.
     """
 
     def __init__(
-        self, config: GenerationConfig, seed: int | None, device: str | torch.device
+        self,
+        config: GenerationConfig,
+        seed: int | None,
+        device: str | torch.device,
+        guide: Guide | None = None,
     ) -> None:
+        self._guide = guide
         self._processors = LogitsProcessorList(_made(config, _READERS))
         self.reads_ids = bool(self._processors)
         self._generator: torch.Generator | None = None
@@ -193,7 +200,7 @@ class TokenSampler:
     @property
     def is_plain(self) -> bool:
         """Whether decoding is greedy and independent of earlier tokens."""
-        return self._generator is None and not self._processors
+        return self._generator is None and not self._processors and self._guide is None
 
     def choose(self, ids: Tensor, scores: Tensor) -> int:
         """Return the next id.
@@ -202,11 +209,34 @@ class TokenSampler:
             ids: prompt and answer so far without padding, (1, L); read only if `reads_ids`.
             scores: logits of the next token in float32, (1, vocabulary).
         """
+        if self._guide is None:
+            return self._chosen(ids, scores)
+        allowed = torch.from_numpy(self._guide.allowed()).to(scores.device)
+        token = self._chosen(ids, scores.masked_fill(~allowed, -math.inf))
+        self._guide.take(token)
+        return token
+
+    def _chosen(self, ids: Tensor, scores: Tensor) -> int:
         scores = self._processors(ids, scores)
         if self._generator is None:
             return int(scores.argmax(dim=-1))
         probabilities = torch.softmax(scores, dim=-1).to(self._generator.device)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+
+def pick(config: GenerationConfig, seed: int | None, scores: Sequence[float]) -> int:
+    """Return which of some texts to say, sampled as if each were a token.
+
+    Args:
+        config: config from `call_config`; penalties on repeated tokens do not count.
+        seed: seed of the row; ``None`` for the likeliest.
+        scores: log-probability of each text.
+    """
+    config = copy.deepcopy(config)
+    for name, _, _ in _READERS:
+        setattr(config, name, None)
+    logits = torch.tensor([scores], dtype=torch.float32)
+    return TokenSampler(config, seed, "cpu").choose(torch.empty(0), logits)
 
 
 def _made(config: GenerationConfig, table: tuple[tuple[str, Any, float], ...]) -> list[Any]:

@@ -168,6 +168,7 @@ class Glm4v9bProcessor:
         self.end_token_ids = tuple(map(self.token_id, END_TOKENS))
         self.told_token_ids: tuple[int, ...] = ()
         self.thinks = self.takes_video = False
+        self.opening_ids = tuple(self.text_ids("\n"))  # the model writes it before its answer
 
     def token_id(self, token: str) -> int:
         """Return the id of a token that stands for itself, such as ``<|user|>``."""

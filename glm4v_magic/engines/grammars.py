@@ -1,0 +1,225 @@
+"""Constrained decoding: constraints as grammars, and the tokens that a grammar allows next.
+
+llguidance does the work. It is an optional dependency: without it, a schema is only checked when
+the answer is there, and a regular expression is refused. Choices need no grammar, see `choosing`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cache, cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glm4v_magic.core.constraint import Constraint
+from glm4v_magic.core.errors import ConversationError, OptionError
+
+__all__ = ["Grammars", "Guide", "is_available", "matches", "require"]
+
+_INSTALL = "pip install llguidance"
+_STRIPPED = r"([^\s\x1c-\x1f]((.|\n)*[^\s\x1c-\x1f])?)?"
+"""Text without what Python takes for whitespace around it, as every answer is."""
+_LAYOUT = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+"""JSON as Python writes it; with free whitespace a model can write spaces without end."""
+_MOST_COMPILED = 32
+_LONGEST_FAULT = 200
+
+
+def is_available() -> bool:
+    """Tell whether llguidance is installed."""
+    return importlib.util.find_spec("llguidance") is not None
+
+
+def require(constraint: Constraint | None) -> None:
+    """Raise OptionError unless a model in this process can follow the constraint.
+
+    Raises:
+        OptionError: if its grammar cannot be built, no text follows it, or llguidance is missing
+            for a regular expression.
+    """
+    if constraint is None or constraint.choices:
+        return
+    if is_available():
+        _grammar(constraint)
+    elif constraint.regex:
+        raise OptionError(
+            "An answer that matches a regex needs the package llguidance, which is not installed.",
+            f"Install it with: {_INSTALL}",
+        )
+
+
+def matches(regex: str, text: str) -> bool:
+    """Tell whether a regular expression matches all of a text.
+
+    Raises:
+        OptionError: if it is not a regular expression.
+    """
+    if is_available():
+        matcher = _matcher(_bytes_alone(), _grammar(Constraint(regex=regex)))
+        ids = list(text.encode())
+        return bool(matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting())
+    try:
+        return re.fullmatch(regex, text) is not None
+    except (re.error, RecursionError, OverflowError) as error:
+        raise _unusable("regex", str(error)) from None
+
+
+@cache
+def _bytes_alone() -> Any:
+    """Return a tokenizer with a token for each byte."""
+    from llguidance import LLTokenizer
+
+    return LLTokenizer("byte")
+
+
+def _matcher(tokenizer: Any, grammar: str) -> Any:
+    from llguidance import LLMatcher, LLParserLimits
+
+    return LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+
+
+@lru_cache(_MOST_COMPILED)
+def _grammar(constraint: Constraint) -> str:
+    """Return the grammar of a constraint.
+
+    Of a schema, keywords that llguidance does not know are left out: whether the answer follows
+    them shows when it is there.
+
+    Raises:
+        OptionError: if there is none, or no text follows it.
+    """
+    what = "regex" if constraint.regex else "schema"
+    fault = ""
+    for options in ({}, {"lenient": True}) if constraint.schema else ({},):
+        grammar = _written(constraint, options)
+        matcher = _matcher(_bytes_alone(), grammar)
+        if not matcher.is_error():
+            matcher.compute_bitmask()
+        if not matcher.is_stopped() or matcher.is_accepting():
+            return grammar
+        fault = matcher.get_error()
+    if not fault or fault.startswith("NoExtension"):
+        raise OptionError(f"No answer follows the {what}.")
+    raise _unusable(what, fault)
+
+
+def _written(constraint: Constraint, options: dict[str, Any]) -> str:
+    from llguidance import LLMatcher, regex_to_lark
+
+    if constraint.regex:
+        pattern = regex_to_lark(constraint.regex, "")
+        return LLMatcher.grammar_from_lark(f"start: TEXT\nTEXT: /{pattern}/ & /{_STRIPPED}/")
+    schema = json.loads(constraint.schema)
+    if isinstance(schema, bool):
+        schema = {} if schema else {"enum": []}
+    try:
+        return LLMatcher.grammar_from_json_schema(schema, overrides={**_LAYOUT, **options})
+    except ValueError as error:  # half a character in a text, for example
+        raise _unusable("schema", str(error)) from None
+
+
+def _unusable(what: str, fault: str) -> OptionError:
+    """Return the error about a schema or regex, with the line of `fault` that says why."""
+    found = re.search(r"^error: (.+)", fault, re.MULTILINE) or re.search(
+        r"\(in regex\): (.+)", fault
+    )
+    why = " ".join((found[1] if found else fault.partition("\n")[0]).split())
+    if len(why) > _LONGEST_FAULT:
+        why = f"{why[:_LONGEST_FAULT]}..."
+    return OptionError(f"The {what} cannot be followed: {why.rstrip('.')}.")
+
+
+class Grammars:
+    """Grammars that are compiled for one tokenizer; the latest are kept.
+
+    Args:
+        tokenizer: fast tokenizer of the model.
+        width: number of logits, at least that of the tokens.
+        ends: ids that end a turn.
+    """
+
+    def __init__(self, tokenizer: Any, width: int, ends: Sequence[int]) -> None:
+        self._tokenizer, self._width, self._ends = tokenizer, width, sorted(ends)
+        self._compiled: OrderedDict[Constraint, Any] = OrderedDict()
+
+    @cached_property
+    def _tokens(self) -> Any:
+        from llguidance.hf import from_tokenizer
+
+        return from_tokenizer(self._tokenizer, n_vocab=self._width, eos_token=self._ends)
+
+    def guide(
+        self, constraint: Constraint, begun: str = "", opening: Sequence[int] = ()
+    ) -> Guide | None:
+        """Return a guide for a row; ``None`` if this constraint is only checked afterwards.
+
+        Args:
+            constraint: a schema or a regular expression.
+            begun: text of the answer that stands already.
+            opening: ids that the model writes before its answer.
+
+        Raises:
+            OptionError: as `require`.
+            ConversationError: if no match of the regular expression begins with `begun`.
+        """
+        require(constraint)
+        if not is_available():
+            return None
+        matcher = self._compiled.pop(constraint, None)
+        if matcher is None:
+            matcher = _matcher(self._tokens, _grammar(constraint))
+        self._compiled[constraint] = matcher
+        if len(self._compiled) > _MOST_COMPILED:
+            self._compiled.popitem(last=False)
+        matcher = matcher.deep_copy()
+        ids = self._tokens.tokenize_str(begun)
+        if matcher.try_consume_tokens(ids) < len(ids):
+            if constraint.schema:
+                return None  # prose, in which JSON may follow
+            raise ConversationError(
+                "No match of the regex begins with the answer so far.", "Ask again instead."
+            )
+        return Guide(matcher, opening, self._ends, self._width)
+
+
+class Guide:
+    """The tokens that may come next in one row.
+
+    Args:
+        matcher: llguidance's matcher, at the beginning of the row.
+        opening: ids that come first, whatever the grammar.
+        ends: ids that end the turn: allowed where the grammar can end.
+        width: number of logits.
+    """
+
+    def __init__(
+        self, matcher: Any, opening: Sequence[int], ends: Sequence[int], width: int
+    ) -> None:
+        self._matcher, self._opening = matcher, list(opening)
+        self._ends, self._width = list(ends), width
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Return whether each id may come next, (vocabulary,)."""
+        allowed = np.zeros(self._width, dtype=np.bool_)
+        if self._opening:
+            allowed[self._opening[0]] = True
+            return allowed
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        allowed |= np.unpackbits(bits, count=self._width, bitorder="little").astype(np.bool_)
+        allowed[self._ends] = self._matcher.is_accepting()
+        if self._matcher.is_error() or not allowed.any():
+            raise _unusable("form", self._matcher.get_error() or "it leads nowhere")
+        return allowed
+
+    def take(self, token: int) -> None:
+        """Advance by the id that was chosen."""
+        if self._opening:
+            del self._opening[0]
+        elif token not in self._ends:
+            self._matcher.consume_token(token)
