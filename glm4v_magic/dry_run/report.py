@@ -1,7 +1,7 @@
 """What a dry run found: plain data.
 
 `dry_run.run` makes it, `dry_run.files` writes it as JSON and reads it back, `dry_run.text` puts it
-into words, and `notebook.render.dry_run` shows it in a notebook.
+into words, and `notebook.render.plans.dry_run` shows it in a notebook.
 """
 
 from __future__ import annotations

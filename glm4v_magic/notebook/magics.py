@@ -271,7 +271,7 @@ def unregister(shell: InteractiveShell) -> None:
 
 
 def _bundle(answer: Answer) -> MimeBundle:
-    from glm4v_magic.notebook.render.answer import answer_bundle
+    from glm4v_magic.notebook.render.answers.answer import answer_bundle
 
     return answer_bundle(answer)
 

@@ -37,9 +37,9 @@ from glm4v_magic.hardware.usable import usable_gpus
 from glm4v_magic.notebook import monitor as monitoring
 from glm4v_magic.notebook.commands.devices import Drawing
 from glm4v_magic.notebook.monitor import Monitor
-from glm4v_magic.notebook.render.activity import activity_html, activity_line
-from glm4v_magic.notebook.render.device_map import device_map_html
 from glm4v_magic.notebook.render.memory import MemoryRow, MemoryView, memory_bundle, memory_html
+from glm4v_magic.notebook.render.plans.activity import activity_html, activity_line
+from glm4v_magic.notebook.render.plans.device_map import device_map_html
 from glm4v_magic.notebook.widgets.loaded import LoadedWidget
 from glm4v_magic.planning.decision import decide
 from glm4v_magic.planning.occupancy import Occupancy, OccupiedGPU, Part, occupancy

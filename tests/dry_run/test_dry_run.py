@@ -39,7 +39,7 @@ from glm4v_magic.dry_run.text import (
     title,
     verdict,
 )
-from glm4v_magic.notebook.render.dry_run import dry_run_bundle, dry_run_html
+from glm4v_magic.notebook.render.plans.dry_run import dry_run_bundle, dry_run_html
 from glm4v_magic.planning.files import plan_to_json
 from glm4v_magic.planning.plan import plan
 

@@ -416,7 +416,7 @@ class TestAnswersAreData:
             f"answer = pickle.load(open({str(file)!r}, 'rb'))\n"
             "again = pickle.loads(pickle.dumps(answer))\n"
             "assert again == answer and again.plan.stages[0].device == 'cuda:0'\n"
-            "from glm4v_magic.notebook.render.answer import answer_bundle\n"
+            "from glm4v_magic.notebook.render.answers.answer import answer_bundle\n"
             "answer_bundle(answer)\n"
             "print(ascii([answer.text, answer.images[0].image.size, answer.value]))\n"
             "heavy = {'torch', 'transformers', 'accelerate', 'IPython'} & sys.modules.keys()\n"

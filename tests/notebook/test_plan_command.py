@@ -19,7 +19,7 @@ from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.plan_text import gpu_rows
 from glm4v_magic.core.stage import Stage
-from glm4v_magic.notebook.render.plan import plan_bundle, plan_html
+from glm4v_magic.notebook.render.plans.plan import plan_bundle, plan_html
 from glm4v_magic.planning.decision import make_plan
 from glm4v_magic.planning.files import plan_from_json
 

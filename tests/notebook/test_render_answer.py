@@ -15,7 +15,12 @@ from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.images import SourcedImage
-from glm4v_magic.notebook.render.answer import LiveAnswer, answer_bundle, draft_bundle, usage_line
+from glm4v_magic.notebook.render.answers.answer import (
+    LiveAnswer,
+    answer_bundle,
+    draft_bundle,
+    usage_line,
+)
 from glm4v_magic.notebook.render.pace import LONGEST_SECONDS, MOST_OF_THE_TIME, UPDATE_SECONDS, Pace
 
 ANSWER = Answer(

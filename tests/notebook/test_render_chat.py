@@ -6,7 +6,7 @@ from PIL import Image
 
 from glm4v_magic.core.conversation import Conversation, Message
 from glm4v_magic.images import SourcedImage
-from glm4v_magic.notebook.render.chat import chats_bundle, history_bundle
+from glm4v_magic.notebook.render.answers.chat import chats_bundle, history_bundle
 
 IMAGE = SourcedImage(Image.new("RGB", (2, 2)), "<b>.png", (20, 10))
 TALK = Conversation(

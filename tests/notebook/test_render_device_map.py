@@ -12,7 +12,7 @@ from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import DoesNotFitError
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.placement import PlacementOptions
-from glm4v_magic.notebook.render.device_map import (
+from glm4v_magic.notebook.render.plans.device_map import (
     device_map_bundle,
     device_map_html,
     device_map_text,

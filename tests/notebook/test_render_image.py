@@ -10,7 +10,7 @@ from PIL import Image
 
 from glm4v_magic.core.model import EngineInfo
 from glm4v_magic.images import SourcedImage
-from glm4v_magic.notebook.render.image import THUMBNAIL_SIDE, make_thumbnail, strip_bundle
+from glm4v_magic.notebook.render.answers.image import THUMBNAIL_SIDE, make_thumbnail, strip_bundle
 
 INFO = EngineInfo(
     model="demo",

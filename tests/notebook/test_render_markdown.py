@@ -17,9 +17,9 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
 
 from glm4v_magic.core.conversation import Answer, Usage
-from glm4v_magic.notebook.render.answer import answer_bundle
+from glm4v_magic.notebook.render.answers.answer import answer_bundle
+from glm4v_magic.notebook.render.answers.thinking import folded, tail_html
 from glm4v_magic.notebook.render.markdown import literal, safe_markdown
-from glm4v_magic.notebook.render.thinking import folded, tail_html
 
 HARMLESS = {
     *("p", "br", "hr", "em", "strong", "del", "ul", "ol", "li", "blockquote", "pre", "code"),

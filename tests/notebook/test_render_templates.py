@@ -17,8 +17,8 @@ import sys
 before = set(sys.modules)
 from glm4v_magic.core.plan import Plan, Workload
 from glm4v_magic.core.stage import Stage
-from glm4v_magic.notebook.render.device_map import device_map_html
-from glm4v_magic.notebook.render.plan import plan_html
+from glm4v_magic.notebook.render.plans.device_map import device_map_html
+from glm4v_magic.notebook.render.plans.plan import plan_html
 from glm4v_magic.planning.occupancy import Occupancy, OccupiedGPU, Part
 gpu = OccupiedGPU("cuda:0", "GPU", 10, 10, (Part("layers", "layers", 5, ("a",), "bfloat16"),))
 assert "layers" in device_map_html(Occupancy("m", "w", (gpu,)))

@@ -15,7 +15,7 @@ from glm4v_magic.core.conversation import Conversation, Message
 from glm4v_magic.core.errors import ConversationError, PromptError
 from glm4v_magic.core.image import SeenImage
 from glm4v_magic.images import SourcedImage, to_image
-from glm4v_magic.notebook.render.preview import preview_bundle, tokens_line
+from glm4v_magic.notebook.render.answers.preview import preview_bundle, tokens_line
 from glm4v_magic.session.preview import Piece, Preview, preview
 
 IMAGE = "<|begin_of_image|><|endoftext|><|end_of_image|>"

@@ -15,7 +15,7 @@ from glm4v_magic.notebook.command_line import AGAIN_OPTIONS, DEBUG, takes
 from glm4v_magic.notebook.commands.ask import carry_out
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.live.output import show
-from glm4v_magic.notebook.render.chat import chat_name, chats_bundle, history_bundle
+from glm4v_magic.notebook.render.answers.chat import chat_name, chats_bundle, history_bundle
 from glm4v_magic.notebook.render.progress import line_bundle
 
 __all__ = ["chats", "continue_", "export", "history", "import_", "reset", "retry"]

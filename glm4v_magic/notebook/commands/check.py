@@ -22,7 +22,7 @@ from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.plan import find_architecture
 from glm4v_magic.notebook.live.output import show
-from glm4v_magic.notebook.render.dry_run import dry_run_bundle
+from glm4v_magic.notebook.render.plans.dry_run import dry_run_bundle
 from glm4v_magic.notebook.render.progress import line_bundle
 
 __all__ = ["check"]

@@ -28,9 +28,9 @@ from glm4v_magic.notebook.commands.plan import (
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.next_steps import in_cell
 from glm4v_magic.notebook.render import MimeBundle
-from glm4v_magic.notebook.render.device_map import device_map_bundle
-from glm4v_magic.notebook.render.dry_run import dry_run_bundle
 from glm4v_magic.notebook.render.pace import Pace
+from glm4v_magic.notebook.render.plans.device_map import device_map_bundle
+from glm4v_magic.notebook.render.plans.dry_run import dry_run_bundle
 from glm4v_magic.notebook.render.progress import line_bundle, loaded_line, progress_bundle
 from glm4v_magic.planning.decision import make_plan
 from glm4v_magic.planning.files import plan_to_json

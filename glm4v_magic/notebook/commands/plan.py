@@ -19,8 +19,8 @@ from glm4v_magic.hardware.usable import gpus_here
 from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.live.output import show
-from glm4v_magic.notebook.render.device_map import device_map_html
-from glm4v_magic.notebook.render.plan import plan_bundle
+from glm4v_magic.notebook.render.plans.device_map import device_map_html
+from glm4v_magic.notebook.render.plans.plan import plan_bundle
 from glm4v_magic.planning.decision import make_plan
 from glm4v_magic.planning.files import plan_to_json
 from glm4v_magic.planning.occupancy import occupancy

@@ -64,7 +64,7 @@ def sampling_of(context: Context, arguments: Namespace) -> dict[str, Any]:
 def show_preview(context: Context, conversation: Conversation) -> None:
     """Show what would be sent; asks nothing."""
     from glm4v_magic.checkpoints import resolve
-    from glm4v_magic.notebook.render.preview import preview_bundle
+    from glm4v_magic.notebook.render.answers.preview import preview_bundle
     from glm4v_magic.session.preview import preview
 
     checkpoint = resolve(context.model, revision=context.session.status().choice.revision)

@@ -13,7 +13,7 @@ from glm4v_magic.core.events import Event, RowDone, Started, Text, Thinking
 from glm4v_magic.core.rows import Progress
 from glm4v_magic.notebook.live.output import Head, Output
 from glm4v_magic.notebook.live.stop_button import is_watched
-from glm4v_magic.notebook.render.head import finished_line
+from glm4v_magic.notebook.render.answers.head import finished_line
 from glm4v_magic.notebook.render.pace import Pace
 from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.notebook.render.rows import (

@@ -12,8 +12,8 @@ from IPython.display import display
 
 from glm4v_magic.notebook.live.stop_button import StopButton, stop_button
 from glm4v_magic.notebook.render import MimeBundle
-from glm4v_magic.notebook.render.head import head_bundle, status_html
-from glm4v_magic.notebook.render.image import Thumbnail, strip_bundle
+from glm4v_magic.notebook.render.answers.head import head_bundle, status_html
+from glm4v_magic.notebook.render.answers.image import Thumbnail, strip_bundle
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

@@ -26,9 +26,10 @@ from glm4v_magic.core.options import Format
 from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.live.output import Head, Output, show
 from glm4v_magic.notebook.live.stop_button import is_watched
-from glm4v_magic.notebook.render.answer import LiveAnswer, footnotes
-from glm4v_magic.notebook.render.head import answering_line, finished_line
-from glm4v_magic.notebook.render.image import make_thumbnail, strip_bundle
+from glm4v_magic.notebook.render.answers.answer import LiveAnswer, footnotes
+from glm4v_magic.notebook.render.answers.head import answering_line, finished_line
+from glm4v_magic.notebook.render.answers.image import make_thumbnail, strip_bundle
+from glm4v_magic.notebook.render.answers.thinking import thought_line
 from glm4v_magic.notebook.render.pace import Pace, Rate
 from glm4v_magic.notebook.render.progress import (
     line_bundle,
@@ -36,7 +37,6 @@ from glm4v_magic.notebook.render.progress import (
     loading_line,
     progress_bundle,
 )
-from glm4v_magic.notebook.render.thinking import thought_line
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

@@ -5,9 +5,12 @@ shows it. What a model says is hostile until proven otherwise: it reaches a page
 `templates.fill`, which escapes it, or `markdown.safe_markdown`, and a terminal only through
 `wording.printable`.
 
-HTML is made from the files in ``templates/``, with one exception: `bars`, `device_map` and `plan`
-draw a plan with the standard library alone, and escape by `bars.safe`. So a plan can be drawn
-where there is nothing else, such as in Python in a browser.
+HTML is made from the files in ``templates/``, with one exception: `bars`, `plans.device_map` and
+`plans.plan` draw a plan with the standard library alone, and escape by `bars.safe`. So a plan can
+be drawn where there is nothing else, such as in Python in a browser.
+
+By subject: `answers` (all about a question and its answer), `rows` of a map, `plans` (and what runs
+by them), `memory`, `doctor`, `status`, `settings`, and `progress` of loading with its `pace`.
 """
 
 from __future__ import annotations

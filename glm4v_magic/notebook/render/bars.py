@@ -3,8 +3,8 @@
 Every kind of content has a colour and a pattern, so that a bar reads the same in black and white.
 Colours are translucent, and text keeps the page's own colour.
 
-HTML is written by hand here, and in `device_map` and `plan`, and escaped by `safe`: a plan is drawn
-with the standard library alone.
+HTML is written by hand here, and in `plans.device_map` and `plans.plan`, and escaped by `safe`: a
+plan is drawn with the standard library alone.
 """
 
 from __future__ import annotations

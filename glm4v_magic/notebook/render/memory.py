@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from glm4v_magic.core.wording import printable, readable_bytes
 from glm4v_magic.dispatch.activity import Activity
 from glm4v_magic.notebook.render import Html, MimeBundle, bars
-from glm4v_magic.notebook.render.activity import activity_line
+from glm4v_magic.notebook.render.plans.activity import activity_line
 from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:

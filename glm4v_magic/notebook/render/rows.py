@@ -10,7 +10,7 @@ from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.wording import counted, json_text, printable, readable_seconds
 from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.render import MimeBundle
-from glm4v_magic.notebook.render.image import data_uri
+from glm4v_magic.notebook.render.answers.image import data_uri
 from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:

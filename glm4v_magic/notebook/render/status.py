@@ -9,7 +9,7 @@ from glm4v_magic.core.conversation import Answer
 from glm4v_magic.core.plan_text import span
 from glm4v_magic.core.wording import counted, gib, printable, readable_bytes, readable_count
 from glm4v_magic.notebook.render import MimeBundle
-from glm4v_magic.notebook.render.answer import usage_line
+from glm4v_magic.notebook.render.answers.answer import usage_line
 from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:

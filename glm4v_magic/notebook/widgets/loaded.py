@@ -12,9 +12,9 @@ import ipywidgets as widgets
 
 from glm4v_magic.dispatch.activity import Activity
 from glm4v_magic.notebook.monitor import CLOCK, Monitor
-from glm4v_magic.notebook.render.activity import activity_html
-from glm4v_magic.notebook.render.device_map import device_map_bundle, device_map_html
 from glm4v_magic.notebook.render.memory import MemoryView
+from glm4v_magic.notebook.render.plans.activity import activity_html
+from glm4v_magic.notebook.render.plans.device_map import device_map_bundle, device_map_html
 from glm4v_magic.notebook.widgets.watched import WatchedView
 from glm4v_magic.planning.occupancy import Occupancy
 from glm4v_magic.session.session import Status

@@ -19,7 +19,7 @@ from glm4v_magic.notebook.live.busy import hear_while_busy
 from glm4v_magic.notebook.monitor import CLOCK
 from glm4v_magic.notebook.next_steps import in_cell
 from glm4v_magic.notebook.render import MimeBundle
-from glm4v_magic.notebook.render.device_map import device_map_bundle, device_map_html
+from glm4v_magic.notebook.render.plans.device_map import device_map_bundle, device_map_html
 from glm4v_magic.notebook.render.templates import fill
 from glm4v_magic.notebook.widgets.live import Live, on_main_thread
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from glm4v_magic.notebook.render import Html
 from glm4v_magic.notebook.render.bars import mark
-from glm4v_magic.notebook.render.device_map import part_place
+from glm4v_magic.notebook.render.plans.device_map import part_place
 from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:

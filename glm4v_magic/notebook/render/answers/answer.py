@@ -16,10 +16,10 @@ from glm4v_magic.core.wording import (
     readable_seconds,
 )
 from glm4v_magic.notebook.render import MimeBundle
+from glm4v_magic.notebook.render.answers.thinking import folded, tail_html, tail_lines, thought_line
 from glm4v_magic.notebook.render.markdown import safe_markdown
 from glm4v_magic.notebook.render.pace import Pace
 from glm4v_magic.notebook.render.templates import fill
-from glm4v_magic.notebook.render.thinking import folded, tail_html, tail_lines, thought_line
 
 __all__ = ["LiveAnswer", "answer_bundle", "draft_bundle", "footnotes", "usage_line"]
 

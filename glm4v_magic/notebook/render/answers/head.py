@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from glm4v_magic.core.conversation import Answer
 from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.render import MimeBundle
-from glm4v_magic.notebook.render.image import Thumbnail, strip_bundle
+from glm4v_magic.notebook.render.answers.image import Thumbnail, strip_bundle
 from glm4v_magic.notebook.render.templates import fill
 
 __all__ = ["answering_line", "finished_line", "head_bundle", "status_html"]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from glm4v_magic.core.conversation import Conversation, Message
 from glm4v_magic.core.wording import counted, pixels, printable
 from glm4v_magic.notebook.render import MimeBundle
+from glm4v_magic.notebook.render.answers.thinking import folded, thought_line
 from glm4v_magic.notebook.render.markdown import literal, safe_markdown
 from glm4v_magic.notebook.render.templates import fill
-from glm4v_magic.notebook.render.thinking import folded, thought_line
 
 __all__ = ["chat_name", "chats_bundle", "history_bundle"]
 

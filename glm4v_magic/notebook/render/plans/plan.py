@@ -28,7 +28,7 @@ def plan_bundle(plan: Plan) -> MimeBundle:
 def plan_html(plan: Plan) -> str:
     """Return a plan as HTML: one row for each GPU, and the names of all modules.
 
-    Bars and notes are in the view, `notebook.render.device_map`.
+    Bars and notes are in the view, `notebook.render.plans.device_map`.
     """
     head, *rows = plan_text.gpu_rows(plan.stages)
     modules = "".join(_modules(stage) for stage in plan.stages if stage.modules)

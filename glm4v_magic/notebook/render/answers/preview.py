@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from glm4v_magic.core.wording import counted, printable
 from glm4v_magic.notebook.render import MimeBundle
-from glm4v_magic.notebook.render.image import make_thumbnail, strip_bundle
+from glm4v_magic.notebook.render.answers.image import make_thumbnail, strip_bundle
 from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
