@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import socketserver
+import sys
 import threading
 import time
+from pathlib import Path
 
 MODELS = ("GET", "/v1/models")
 CHAT = ("POST", "/v1/chat/completions")
+SECONDS = 60
+"""How long anything is waited for that should come at once."""
 
 
 def response(body=b"", status="200 OK", kind="application/json", **headers):
@@ -47,8 +51,43 @@ def piece(content=None, ending=None, **delta):
 END = piece(ending="stop")
 
 
+def silence(connection):
+    """Part of a script: wait until the client hangs up."""
+    connection.settimeout(SECONDS)
+    with contextlib.suppress(ConnectionError):
+        while connection.recv(1 << 16):
+            pass
+
+
+def while_the_client_waits(act, heard=None):
+    """Part of a script: `act` as soon as the main thread waits for what the server says next.
+
+    Args:
+        heard: event that is set once the client has told what was said before; without it, nothing
+            was said.
+    """
+
+    def part(_connection):
+        assert heard is None or heard.wait(SECONDS)
+        end = time.monotonic() + SECONDS
+        while not _main_thread_reads():
+            assert time.monotonic() < end, "the client does not read"
+            time.sleep(0.001)
+        act()
+
+    return part
+
+
+def _main_thread_reads():
+    code = sys._current_frames()[threading.main_thread().ident].f_code
+    return code.co_name == "read" and Path(code.co_filename).match("httpcore/_backends/sync.py")
+
+
 class ScriptedServer(socketserver.ThreadingTCPServer):
-    """`script` holds, by method and path, bytes and, as numbers, pauses in seconds."""
+    """`script` holds, by method and path, what is done to answer.
+
+    Parts are bytes to send, pauses in seconds, and functions of the connection.
+    """
 
     daemon_threads = True
     block_on_close = False
@@ -60,6 +99,12 @@ class ScriptedServer(socketserver.ThreadingTCPServer):
         self.closed_by_client = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
+    def forget(self):
+        """Forget the script, and what clients did."""
+        self.script.clear()
+        self.requests.clear()
+        self.closed_by_client = threading.Event()  # what ends late sets the one before
+
     def answer(self, about, *parts):
         self.script[about] = parts
 
@@ -70,6 +115,7 @@ class ScriptedServer(socketserver.ThreadingTCPServer):
 
 class _Handler(socketserver.StreamRequestHandler):
     def handle(self):
+        closed = self.server.closed_by_client
         method, path, _ = self.rfile.readline().decode().split(" ", 2)
         headers = {}
         while line := self.rfile.readline().decode().strip():
@@ -78,11 +124,15 @@ class _Handler(socketserver.StreamRequestHandler):
         body = self.rfile.read(int(headers.get("content-length", 0)))
         self.server.requests.append((method, path, headers, body))
         for part in self.server.script.get((method, path), (response(status="404 Not Found"),)):
-            if isinstance(part, bytes):
+            if callable(part):
+                part(self.connection)
+                if part is silence:
+                    closed.set()
+            elif isinstance(part, bytes):
                 try:
                     self.wfile.write(part)
                 except OSError:
-                    self.server.closed_by_client.set()
+                    closed.set()
                     return
             else:
                 time.sleep(part)

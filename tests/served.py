@@ -13,6 +13,8 @@ from glm4v_magic.server.listening import Server
 
 CHAT = "/v1/chat/completions"
 JSON = {"Content-Type": "application/json"}
+SECONDS = 60
+"""How long anything is waited for that should come at once."""
 
 
 @contextlib.contextmanager
@@ -35,7 +37,7 @@ def ask(server, body, **headers):
 
 
 def send(server, method, path, body=None, headers=None):
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=SECONDS)
     with contextlib.closing(connection):
         connection.request(method, path, body, headers or {})
         response = connection.getresponse()
@@ -48,7 +50,7 @@ def send(server, method, path, body=None, headers=None):
 @contextlib.contextmanager
 def begun(server, body):
     """A request whose answer is being read; gives the response, and hangs up at the end."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=SECONDS)
     connection.request("POST", CHAT, json.dumps(body).encode(), JSON)
     try:
         yield connection

@@ -5,7 +5,18 @@ from __future__ import annotations
 import threading
 
 import pytest
-from scripted_server import CHAT, END, MODELS, models, piece, scripted_server, stream
+from scripted_server import (
+    CHAT,
+    END,
+    MODELS,
+    SECONDS,
+    models,
+    piece,
+    scripted_server,
+    silence,
+    stream,
+    while_the_client_waits,
+)
 
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import EngineError, GenerationInterrupted
@@ -25,8 +36,7 @@ def running():
 @pytest.fixture
 def server(running, monkeypatch):
     monkeypatch.delenv(API_KEY, raising=False)
-    running.requests.clear()
-    running.closed_by_client.clear()
+    running.forget()
     running.answer(MODELS, models("m"))
     running.answer(CHAT, stream(piece("Hel"), piece("lo."), END))
     return running
@@ -34,16 +44,15 @@ def server(running, monkeypatch):
 
 @pytest.fixture
 def engine(server):
-    engine = connect(ServerAddress(server.url, timeout=10))
+    engine = connect(ServerAddress(server.url, timeout=SECONDS))
     server.requests.clear()
     yield engine
     engine.close()
 
 
-def endless(first, then):
-    """What begins with `first`, and says `then` again and again for ten seconds."""
-    head, event = stream(first, done=False), stream(then, done=False).split(b"\r\n\r\n")[1]
-    return (head, *([0.02, event] * 500))
+def unfinished(*pieces):
+    """A stream of `pieces` and no end."""
+    return (stream(*pieces, done=False), silence)
 
 
 def test_rows_are_answered_in_their_order(server, engine):
@@ -78,7 +87,7 @@ def test_whitespace_that_was_not_told_is_not_taken_back(server, engine):
 
 @pytest.mark.parametrize("after", [1, 2])
 def test_an_interrupt_thrown_in_keeps_what_was_said(server, engine, after):
-    server.answer(CHAT, *endless(piece("So"), piece(" on")))
+    server.answer(CHAT, *unfinished(piece("So"), piece(" on")))
     events = engine.stream([REQUEST, REQUEST])
     told = "".join(next(events).text for _ in range(after))
     with pytest.raises(GenerationInterrupted) as caught:
@@ -87,11 +96,11 @@ def test_an_interrupt_thrown_in_keeps_what_was_said(server, engine, after):
     assert caught.value.generation.finish_reason == "interrupted"
     assert list(caught.value.generations) == [0]  # the second was not asked
     assert caught.value.__context__ is None  # its frames would hold on to the connection
-    assert server.closed_by_client.wait(5)
+    assert server.closed_by_client.wait(SECONDS)
 
 
 def test_all_that_has_come_is_kept_though_only_a_part_was_told(server, engine):
-    server.answer(CHAT, *endless(piece("A", reasoning="Hm"), piece("")))
+    server.answer(CHAT, *unfinished(piece("A", reasoning="Hm")))
     events = engine.stream([REQUEST])
     assert next(events) == Thinking("Hm")
     with pytest.raises(GenerationInterrupted) as caught:
@@ -110,21 +119,20 @@ def test_an_interrupt_behind_the_last_event_of_a_row(server, engine):
 
 
 def test_an_interrupt_while_the_server_is_silent(server, engine, interrupt):
-    server.answer(CHAT, stream(piece("So"), done=False), 5.0)
-    timer = threading.Timer(0.3, interrupt)
-    timer.start()
+    heard = threading.Event()
+    interrupted = while_the_client_waits(interrupt, heard)
+    server.answer(CHAT, stream(piece("So"), done=False), interrupted, silence)
     with pytest.raises(GenerationInterrupted) as caught:
-        list(engine.stream([REQUEST]))
-    timer.join()
+        [heard.set() for _ in engine.stream([REQUEST])]
     assert caught.value.generation.text == "So"
 
 
 def test_closing_it_closes_the_connection(server, engine):
-    server.answer(CHAT, *endless(piece("So"), piece(" on")))
+    server.answer(CHAT, *unfinished(piece("So"), piece(" on")))
     events = engine.stream([REQUEST, REQUEST])
     next(events)
     events.close()
-    assert server.closed_by_client.wait(5)
+    assert server.closed_by_client.wait(SECONDS)
     assert len(server.requests) == 1
     server.answer(CHAT, stream(piece("Yes."), END))
     assert list(engine.stream([REQUEST]))[-1].generation.text == "Yes."

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import golden
 import pytest
 from following import follow
-from served import CHAT, ask, assert_error, begun, data_of, question, send, serving
+from served import CHAT, SECONDS, ask, assert_error, begun, data_of, question, send, serving
 
 import glm4v_magic
 from glm4v_magic.core.conversation import Conversation, Message, Request
@@ -31,44 +31,96 @@ def no_key(monkeypatch):
 
 
 class Served:
-    """A model of this test alone; `steps` has the time of each of its steps."""
+    """A model and its server; the model waits at one of its steps if it is told to.
+
+    Attributes:
+        steps: steps of the model since `watch`.
+        hold_at: number of the step at which the model waits until `go_on`.
+    """
 
     def __init__(self, checkpoint):
         self.session = Session().load(checkpoint)
-        self.head = self.session.engine.model.lm_head
-        self.steps = []
-        self.head.register_forward_hook(lambda *_: self.steps.append(time.monotonic()))
+        self.engine = self.session.engine
+        self.head = self.engine.model.lm_head
+        self._happened = threading.Condition()
+        self.head.register_forward_hook(lambda *_: self._step())
 
-    def wait_for(self, steps):
-        before = len(self.steps)
-        for _ in range(1000):
-            if len(self.steps) >= before + steps:
-                return
-            time.sleep(0.01)
-        raise AssertionError("the model does not begin")
+    def watch(self, monkeypatch):
+        """Count anew, and take note of the requests that begin and those that are left."""
+        self.steps, self.hold_at = 0, None
+        self.begun = self.left = 0
+        begin, leave = Worker.begin, Worker.leave
 
-    def is_idle(self):
-        time.sleep(0.1)  # for the step at which it is told to end
-        before = len(self.steps)
-        time.sleep(0.3)
-        return len(self.steps) == before
+        def begin_noted(worker, asked):
+            turn = begin(worker, asked)
+            self._note("begun")
+            return turn
+
+        def leave_noted(worker, turn):
+            leave(worker, turn)
+            self._note("left")
+
+        monkeypatch.setattr(Worker, "begin", begin_noted)
+        monkeypatch.setattr(Worker, "leave", leave_noted)
+
+    def until(self, condition):
+        with self._happened:
+            assert self._happened.wait_for(condition, SECONDS), "it does not happen"
+
+    def until_it_holds(self):
+        self.until(lambda: self.steps == self.hold_at)
+
+    def go_on(self):
+        with self._happened:
+            self.hold_at = None
+            self._happened.notify_all()
+
+    def _note(self, what):
+        with self._happened:
+            setattr(self, what, getattr(self, what) + 1)
+            self._happened.notify_all()
+
+    def _step(self):
+        self._note("steps")
+        self.until(lambda: self.hold_at is None or self.steps < self.hold_at)
+
+
+@contextlib.contextmanager
+def watched(model, monkeypatch):
+    """Serve `model`; its server ends with the context, or with the model's `end`."""
+    model.watch(monkeypatch)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(serving(model.engine))
+        stack.callback(model.go_on)
+        model.end = stack.close
+        yield server, model
+
+
+@pytest.fixture(scope="module")
+def tiny_model():
+    model = Served(golden.CHECKPOINT)
+    yield model
+    model.session.unload()
+
+
+@pytest.fixture(scope="module")
+def endless_model(talkative):
+    model = Served(talkative)
+    yield model
+    model.session.unload()
 
 
 @pytest.fixture
-def served():
-    served = Served(golden.CHECKPOINT)
-    with serving(served.session.engine) as server:
-        yield server, served
-    served.session.unload()
+def served(tiny_model, monkeypatch):
+    with watched(tiny_model, monkeypatch) as both:
+        yield both
 
 
 @pytest.fixture
-def endless(talkative):
+def endless(endless_model, monkeypatch):
     """Answers `LONG` with at least `WHOLE` tokens."""
-    served = Served(talkative)
-    with serving(served.session.engine) as server:
-        yield server, served
-    served.session.unload()
+    with watched(endless_model, monkeypatch) as both:
+        yield both
 
 
 LONG = question(max_tokens=8000)
@@ -77,7 +129,8 @@ WHOLE = 200
 
 def test_a_long_answer_is_long(endless):
     server, _ = endless
-    assert ask(server, LONG)[1]["usage"]["completion_tokens"] >= WHOLE
+    asked = {**LONG, "max_tokens": WHOLE}
+    assert ask(server, asked)[1]["usage"]["completion_tokens"] == WHOLE
 
 
 class TestOthers:
@@ -107,20 +160,18 @@ class TestOthers:
             for said in ("", "POST", head, f"{head}Content-Length: 99\r\n\r\n{{"):
                 client = socket.create_connection(("127.0.0.1", server.port))
                 silent.enter_context(client).sendall(said.encode())
-            start = time.monotonic()
+            # A server that waited for one of them would do so for as long as they are connected.
             assert ask(server, question())[0] == 200
-            assert time.monotonic() - start < 10
 
-    def test_one_that_does_not_read_keeps_nobody_waiting(self):
-        session = Session().load(golden.CHECKPOINT)
+    def test_one_that_does_not_read_keeps_nobody_waiting(self, tiny_model):
         asked = Request(
             Conversation((Message("user", "What?"),)), Sampling(temperature=0, max_tokens=99)
         )
 
         async def last_event():
-            worker = Worker(session.engine)
+            worker = Worker(tiny_model.engine)
             unread, read = worker.begin(asked), worker.begin(asked)
-            events = [event async for event in read.events(10)]
+            events = [event async for event in read.events(SECONDS)]
             worker.leave(unread)
             worker.leave(read)
             worker.close()
@@ -128,26 +179,29 @@ class TestOthers:
 
         event = asyncio.run(last_event())
         assert event.generation.usage.new_tokens == 99
-        session.unload()
 
     def test_what_is_served_is_told_while_an_answer_is_written(self, endless):
-        server, served = endless
+        server, model = endless
+        model.hold_at = 3
         with begun(server, LONG):
-            served.wait_for(3)
+            model.until_it_holds()
             assert send(server, "GET", "/v1/models")[0] == 200
             assert send(server, "GET", "/health")[0] == 200
-            assert not served.is_idle()
+            model.go_on()
+            model.until(lambda: model.steps > 5)
 
     def test_signs_of_life(self, endless, monkeypatch):
         monkeypatch.setattr(app, "KEEP_ALIVE", 0.1)
-        server, served = endless
+        server, model = endless
+        model.hold_at = 3
         with begun(server, LONG) as long:
-            served.wait_for(3)
+            model.until_it_holds()
             with begun(server, question(stream=True)) as waiting:
                 response = waiting.getresponse()
                 assert response.headers.get_content_type() == "text/event-stream"
                 assert response.readline() + response.readline() == b": keep-alive\n\n"
                 long.close()
+                model.go_on()
                 rest = response.read().decode().split("\n\n")
         assert rest[-2:] == ["data: [DONE]", ""]
         assert data_of(rest)[0]["choices"][0]["delta"]["role"] == "assistant"
@@ -156,30 +210,37 @@ class TestOthers:
 class TestClientsThatLeave:
     @pytest.mark.parametrize("stream", [False, True])
     def test_while_they_are_answered(self, endless, stream):
-        server, served = endless
+        server, model = endless
+        model.hold_at = 3
         with begun(server, {**LONG, "stream": stream}) as client:
+            model.until_it_holds()
             if stream:
                 assert client.getresponse().readline().startswith(b"data: ")
-            served.wait_for(3)
+        model.until(lambda: model.left == 1)
+        model.go_on()
+        # The next one is answered when this one has been given up.
         assert ask(server, question(max_tokens=3))[1]["usage"]["completion_tokens"] == 3
-        assert len(served.steps) < WHOLE / 2
-        assert served.is_idle()
+        assert model.steps < WHOLE / 2
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_while_they_wait(self, endless, stream, monkeypatch):
-        server, served = endless
-        engine, begun_streams = served.session.engine, []
-        answer = engine.stream
+        server, model = endless
+        begun_streams = []
+        answer = model.engine.stream
         monkeypatch.setattr(
-            engine, "stream", lambda asked: begun_streams.append(asked) or answer(asked)
+            model.engine, "stream", lambda asked: begun_streams.append(asked) or answer(asked)
         )
+        model.hold_at = 3
         with begun(server, LONG):
-            served.wait_for(3)
+            model.until_it_holds()
             with begun(server, {**LONG, "stream": stream}):
-                time.sleep(0.3)
+                model.until(lambda: model.begun == 2)
+            model.until(lambda: model.left == 1)
+        model.until(lambda: model.left == 2)
+        model.go_on()
         assert ask(server, question(max_tokens=3))[0] == 200
         assert len(begun_streams) == 2  # nothing was read of the one that waited
-        assert served.is_idle()
+        assert model.steps < WHOLE / 2
 
     def test_while_they_send(self, served, capfd):
         server, _ = served
@@ -194,9 +255,10 @@ class TestClientsThatLeave:
 class TestTheEnd:
     @pytest.mark.parametrize("stream", [False, True])
     def test_a_stopped_answer_does_not_look_complete(self, endless, stream):
-        server, served = endless
+        server, model = endless
+        model.hold_at = 3
         with begun(server, {**LONG, "stream": stream}) as client:
-            served.wait_for(3)
+            model.until_it_holds()
             server.stop()
             response = client.getresponse()
             said = response.read().decode()
@@ -205,12 +267,15 @@ class TestTheEnd:
         assert response.status == (200 if stream else 500)
 
     def test_it_takes_none_of_those_who_wait(self, endless):
-        server, served = endless
+        server, model = endless
+        model.hold_at = 3
         with begun(server, LONG), begun(server, LONG) as waiting:
-            served.wait_for(3)
+            model.until(lambda: model.begun == 2)
+            model.until_it_holds()
             server.stop()
             assert "The server was stopped" in waiting.getresponse().read().decode()
-        assert served.is_idle()
+        model.end()
+        assert model.steps < WHOLE / 2
 
 
 class TestEngineTrouble:
@@ -244,13 +309,14 @@ class TestEngineTrouble:
             if len(calls) == 6:
                 raise RuntimeError("expected scalar type Half")
 
-        model.head.register_forward_hook(fail)
+        handle = model.head.register_forward_hook(fail)
         pieces = []
         with pytest.raises(EngineError, match="stopped with an error: RuntimeError: expected sca"):
             follow(
                 glm4v_magic.load(server.url).stream("What?", temperature=0, max_tokens=20),
                 text=pieces.append,
             )
+        handle.remove()
         assert pieces
         assert ask(server, question())[0] == 200
 
@@ -260,4 +326,15 @@ def test_a_reader_of_events_finds_json_in_each(served):
     *events, done, _ = ask(server, question("猫 🐱?", stream=True))[1]
     assert done == "data: [DONE]"
     assert [json.loads(event.removeprefix("data: ")) for event in events]
-    assert threading.active_count() < 20
+
+
+def test_a_server_that_has_ended_leaves_no_engine_running(served):
+    server, model = served
+
+    def engines():
+        return [each for each in threading.enumerate() if each.name.startswith("engine")]
+
+    assert ask(server, question())[0] == 200
+    assert len(engines()) == 1
+    model.end()
+    assert engines() == []
