@@ -28,14 +28,16 @@ from glm4v_magic.core.model_shape import ModelShape
 from glm4v_magic.hardware.driver import Driver, Link, find_driver, find_links
 from glm4v_magic.hardware.gpus import FoundGPU, find_gpus
 
-__all__ = ["MODEL", "Disk", "Facts", "Hub", "Package", "TorchCuda", "gather"]
+__all__ = ["HUB_SECONDS", "MODEL", "Disk", "Facts", "Hub", "Package", "TorchCuda", "gather"]
 
 MODEL = "GLM-4V-9B"
 """Checkpoint to judge for by default."""
 
+HUB_SECONDS = 3.0
+"""How long an answer of the hub is waited for."""
+
 _OWN = "glm4v_magic"
 _USERS_EXTRAS = ("notebook", "quantize")  # the others are for those who change this package
-_HUB_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,9 +283,9 @@ def _hub() -> Hub | None:
     )
     thread.start()
     try:
-        problem = answer.get(timeout=_HUB_SECONDS)
+        problem = answer.get(timeout=HUB_SECONDS)
     except queue.Empty:
-        problem = f"no answer within {_HUB_SECONDS:g} s"
+        problem = f"no answer within {HUB_SECONDS:g} s"
     return Hub(constants.ENDPOINT, problem)
 
 
@@ -294,7 +296,7 @@ def _problem_with(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         return "its address is not http or https"
     try:
-        with httpx.stream("GET", url, follow_redirects=True, timeout=_HUB_SECONDS) as response:
+        with httpx.stream("GET", url, follow_redirects=True, timeout=HUB_SECONDS) as response:
             return f"it answers {response.status_code}" if response.is_error else ""
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:
         return reason(error)

@@ -14,11 +14,12 @@ from shells import TINY
 
 ROOT = Path(__file__).parents[2]
 WIDGET = "application/vnd.jupyter.widget-view+json"
+PATIENT = "from glm4v_magic.notebook import monitor; monitor.CATCH_UP_SECONDS = 60"
 THREADS = (
     "import threading; print(sorted(t.name for t in threading.enumerate() if 'glm4v' in t.name))"
 )
 CELLS = (
-    "%load_ext glm4v_magic",
+    f"%load_ext glm4v_magic\n{PATIENT}",
     "%glm4v memory",
     "%glm4v devices GLM-4V-9B --gpus 4x16GiB",
     f"%glm4v load {TINY}",
