@@ -27,8 +27,13 @@ def gpus_here() -> tuple[GPU, ...]:
     return virtual.gpus if virtual else tuple(found.gpu for found in find_gpus())
 
 
-def usable_gpus(description: str | None) -> tuple[GPU, ...]:
+def usable_gpus(description: str | None, *, ask_torch: bool = True) -> tuple[GPU, ...]:
     """Return the GPUs that torch can use, with no more memory than is described.
+
+    Args:
+        description: GPUs to use, see `core.gpu_spec`; ``None`` for all.
+        ask_torch: whether to leave out GPUs that the driver shows and torch cannot use, which
+            imports torch if there are any.
 
     Raises:
         GPUDescriptionError: if more GPUs are described than there are.
@@ -42,7 +47,7 @@ def usable_gpus(description: str | None) -> tuple[GPU, ...]:
         found: tuple[GPU | None, ...] = virtual.gpus
     else:
         gpus = find_gpus()
-        gpus = gpus[: _seen_by_torch()] if gpus else ()
+        gpus = gpus[: _seen_by_torch()] if gpus and ask_torch else gpus
         if described is None:
             return tuple(gpu.gpu for gpu in gpus)
         found = tuple(_size_known(gpu) for gpu in gpus)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Placement",
+    "choose",
     "decide",
     "make_plan",
 ]
@@ -110,6 +111,26 @@ def make_plan(
     )
 
 
+def choose(
+    architecture: Architecture,
+    options: PlacementOptions,
+    gpus: Sequence[GPU],
+    given: GivenMap | None = None,
+) -> Plan | DeviceMap | None:
+    """Make a plan, or read the given map or plan; ``None`` if there are no GPUs to plan for.
+
+    Raises what `decide` raises, except for a map that does not suit the model. Arguments as there.
+    """
+    if given is not None:
+        _refuse_options_of_a_plan(options)
+    if options.quantize is not None:
+        _require_bitsandbytes(options.quantize)
+    if given is not None:
+        return read_given(given)
+    made = make_plan(architecture, options, gpus)  # without GPUs it checks the workload
+    return made if gpus else None
+
+
 def decide(
     architecture: Architecture,
     options: PlacementOptions,
@@ -130,20 +151,11 @@ def decide(
         OptionError: if an option has no meaning here, does not suit the model, or needs a package
             that is not installed.
     """
-    if given is not None:
-        _refuse_options_of_a_plan(options)
-    if options.quantize is not None:
-        _require_bitsandbytes(options.quantize)
-    if given is not None:
-        found = read_given(given)
-        made = found if isinstance(found, Plan) else None
-        wanted = found.device_map() if isinstance(found, Plan) else found
-    elif gpus:
-        made = make_plan(architecture, options, gpus)
-        wanted = made.device_map()
-    else:
-        make_plan(architecture, options, gpus)  # raises if the workload does not suit the model
+    chosen = choose(architecture, options, gpus, given)
+    if chosen is None:
         return Placement(options.dtype or CPU_DTYPE, quantize=options.quantize)
+    made = chosen if isinstance(chosen, Plan) else None
+    wanted = chosen.device_map() if isinstance(chosen, Plan) else chosen
     published = architecture.shape().dtype
     weights = check(wanted, architecture.module_tree(), gpus)
     on_gpus = any(place != "cpu" for place in weights.values())

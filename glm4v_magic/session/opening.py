@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from glm4v_magic.checkpoints import Checkpoint
     from glm4v_magic.dispatch.activity import ActivityRecorder
     from glm4v_magic.engines import Engine
+    from glm4v_magic.planning.decision import Placement
 
 __all__ = ["find", "open_model"]
 
@@ -75,13 +77,15 @@ def open_model(
         connected = server.connect(found)  # costs no memory, so the old model may wait
         release()
         return connected
-    # Importing torch takes seconds, so the first sign of life comes before it.
+    # Importing torch takes seconds. Where it is needed, the first sign of life comes before it.
+    placement = None
+    if "torch" in sys.modules:
+        placement = _place(found, choice)
+    else:
+        _refuse(found, choice)
     yield Loading(LoadProgress(0, found.total_bytes, ""))
-    from glm4v_magic.hardware.usable import usable_gpus
-    from glm4v_magic.planning.decision import decide
-
-    gpus = usable_gpus(choice.options.gpus)
-    placement = decide(found.architecture, choice.options, gpus, choice.device_map)
+    if placement is None:
+        placement = _place(found, choice)
     from glm4v_magic.engines import local
     from glm4v_magic.engines.pull import pulled
 
@@ -102,3 +106,24 @@ def open_model(
             )
         raise
     return engine
+
+
+def _place(found: Checkpoint, choice: ModelChoice) -> Placement:
+    """Decide where a checkpoint goes on this machine; imports torch if there are GPUs."""
+    from glm4v_magic.hardware.usable import usable_gpus
+    from glm4v_magic.planning.decision import decide
+
+    gpus = usable_gpus(choice.options.gpus)
+    return decide(found.architecture, choice.options, gpus, choice.device_map)
+
+
+def _refuse(found: Checkpoint, choice: ModelChoice) -> None:
+    """Raise what `_place` would raise, as far as that can be told without torch."""
+    from glm4v_magic.hardware.usable import usable_gpus
+    from glm4v_magic.planning.decision import choose
+
+    options, given = choice.options, choice.device_map
+    gpus = usable_gpus(options.gpus, ask_torch=False)
+    # Which GPUs of the driver torch can use, only torch knows.
+    if given is not None or options.gpus is not None or not gpus:
+        choose(found.architecture, options, gpus, given)

@@ -70,6 +70,19 @@ def test_nothing_heavy_is_imported_by(case):
     assert run(CASES[case] + tail).splitlines()[-1].split() == ["heavy:", *expected]
 
 
+REFUSED_LOADS = """
+shell.run_line_magic('load_ext', 'glm4v_magic')
+for option in ('--gpus 100x16GiB', '--map no.json', '--context 99999', '--images 3', '--gpus x'):
+    assert not shell.run_cell('%glm4v load demo ' + option).success
+import sys
+print('torch' in sys.modules)
+"""
+
+
+def test_a_load_is_refused_before_torch_is_imported_and_progress_is_shown():
+    assert run(SHELL + REFUSED_LOADS).splitlines() == ["False"]  # errors are on stderr
+
+
 def test_this_test_would_notice():
     tail = f"\nimport numpy, sys\nprint('heavy:', *[n for n in {HEAVY!r} if n in sys.modules])"
     assert run(CASES["load_ext"] + tail).splitlines()[-1].split() == ["heavy:", "numpy"]

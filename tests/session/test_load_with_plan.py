@@ -167,12 +167,12 @@ def test_an_offloaded_tower_reads_images(gpus, photo, on_one_cpu, caplog):
         ({"revision": "main"}, OptionError, "is no repository"),
     ],
 )
-def test_what_cannot_be_placed_is_refused_before_a_weight_is_read(gpus, options, error, said):
+def test_what_cannot_be_placed_is_refused_before_progress_is_shown(gpus, options, error, said):
     seen = []
     session = Session()
     with pytest.raises(error, match=said):
         follow(session.stream_load(golden.CHECKPOINT, **options), loading=seen.append)
-    assert not any(progress.done_bytes for progress in seen)
+    assert seen == []
     assert session.status().info is None
 
 
@@ -180,6 +180,8 @@ def test_gpus_that_torch_does_not_see_are_no_gpus(monkeypatch):
     gpu = FoundGPU(0, "T4", "GPU-a", 16 * GIB, 16 * GIB)
     monkeypatch.setattr(usable, "find_gpus", lambda: (gpu,))
     assert usable.gpus_here() == (gpu.gpu,)
+    assert usable.usable_gpus(None, ask_torch=False) == (gpu.gpu,)
+    assert usable.usable_gpus(None) == ()
     session = Session().load(golden.CHECKPOINT)
     assert session.status().info.devices == ("cpu",)
     with pytest.raises(GPUDescriptionError, match="torch sees none here"):
