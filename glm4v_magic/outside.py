@@ -63,6 +63,8 @@ def text_of(path: Path, what: str, error: type[Glm4vError], hint: str = "") -> s
         raise error(f"{what} cannot be read: {failure.strerror or failure}.", hint) from None
     except UnicodeDecodeError:
         raise error(f"{what} is not a text file in UTF-8.", hint) from None
+    except ValueError as failure:  # a name with a null character
+        raise error(f"{what} cannot be read: {failure}.", hint) from None
 
 
 def json_value(
@@ -233,7 +235,8 @@ def _shown(value: object) -> str:
 
 def _place(keys: Iterable[str | int]) -> str:
     """Return a place as a JSON path in quotes: ``'stages[1].gpu'``."""
-    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
+    names = (key for key in keys if key != "[key]")  # what pydantic adds for the key itself
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in names)
     if len(path) > _LONGEST:
         path = f"{path[:_LONGEST]}..."
     return repr(path.removeprefix("."))

@@ -169,7 +169,7 @@ def _run(
 
 def _wanted(
     device_map: GivenMap, shape: ModelShape, gpus: tuple[GPU, ...], work: Workload
-) -> Plan | dict[str, Any] | None:
+) -> Plan | DeviceMap | None:
     """Return a plan, an unchecked device map, or ``None`` for transformers' own."""
     if device_map == "plan":
         return plan(shape, gpus, work)
@@ -185,7 +185,7 @@ def _wanted(
 
 
 def _placement(
-    wanted: Plan | dict[str, Any] | None, model: PreTrainedModel, gpus: tuple[GPU, ...]
+    wanted: Plan | DeviceMap | None, model: PreTrainedModel, gpus: tuple[GPU, ...]
 ) -> _Placement:
     from glm4v_magic.dispatch.automatic import automatic
     from glm4v_magic.dispatch.module_tree import tree_of

@@ -1,14 +1,13 @@
 """Device maps: checking them against the names of a model's modules and weights.
 
-A device map assigns devices to modules or single parameters: ``{"model.vision": 0, "lm_head":
-"cuda:1", "model.language_model": "cpu"}``. Mistakes are found before anything is loaded and
+A device map assigns devices to modules or single parameters: ``{"model.vision": 0, "lm_head": 1,
+"model.language_model": "cpu"}``. Mistakes are found before anything is loaded and
 reported in one line, with what was probably meant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from glm4v_magic.core.errors import DeviceMapError, did_you_mean
 from glm4v_magic.core.gpu_spec import GPU
@@ -19,36 +18,40 @@ __all__ = ["EXAMPLE", "check", "place_of"]
 
 
 EXAMPLE = 'A device map is a JSON object such as {"model.vision": 0, "lm_head": 1}.'
+_LONGEST_NAME = 200  # of a module that is worth searching for similar ones
 
 
-def check(device_map: Mapping[str, Any], tree: ModuleTree, gpus: Sequence[GPU]) -> DeviceMap:
+def check(device_map: Mapping[str, Place], tree: ModuleTree, gpus: Sequence[GPU]) -> DeviceMap:
     """Check a device map against a model and the GPUs.
 
     Args:
-        device_map: name of a module or parameter -> GPU index, ``"cuda:<index>"``, a
-            `torch.device`, or ``"cpu"``. The empty name is the whole model.
+        device_map: name of a module or parameter -> GPU index or ``cpu``. The empty name is the
+            whole model. `planning.files.read_given` takes other ways to write a device.
         tree: the model's modules and weights; `dispatch.module_tree.tree_of` lists them.
         gpus: available GPUs.
 
     Returns:
-        The map with devices as `Place`, without entries that repeat that of an outer module.
+        The map without entries that repeat that of an outer module.
 
     Raises:
-        DeviceMapError: if the map is empty, misses a weight, names an unknown module, GPU or
-            device, contradicts itself for an inner and an outer module, or separates tied weights.
+        DeviceMapError: if the map is empty, misses a weight, names an unknown module or GPU,
+            contradicts itself for an inner and an outer module, or separates tied weights.
     """
     if not device_map:
         raise DeviceMapError("The device map is empty.", EXAMPLE)
     known = {*tree.modules, *tree.tensors}
-    places: DeviceMap = {}
-    for name, value in device_map.items():
-        if not isinstance(name, str) or name not in known:
+    indices = {gpu.index for gpu in gpus}
+    for name, place in device_map.items():
+        if name not in known:
             raise DeviceMapError(*_unknown(name, tree))
-        places[name] = _place(name, value, gpus)
-    _check_overlaps(places)
-    _check_coverage(places, tree.tensors)
-    _check_ties(places, tree.ties)
-    return {name: place for name, place in places.items() if _outer(places, name) is None}
+        if place != "cpu" and place not in indices:
+            raise DeviceMapError(
+                f"The device map puts {name!r} on GPU {place}, but {_present(gpus)}."
+            )
+    _check_overlaps(device_map)
+    _check_coverage(device_map, tree.tensors)
+    _check_ties(device_map, tree.ties)
+    return {name: place for name, place in device_map.items() if _outer(device_map, name) is None}
 
 
 def place_of(device_map: Mapping[str, Place], name: str) -> Place | None:
@@ -60,9 +63,9 @@ def place_of(device_map: Mapping[str, Place], name: str) -> Place | None:
     return device_map[name]
 
 
-def _unknown(name: object, tree: ModuleTree) -> tuple[str, str]:
-    if not isinstance(name, str):
-        return f"The device map names {name!r}, which is not the name of a module.", EXAMPLE
+def _unknown(name: str, tree: ModuleTree) -> tuple[str, str]:
+    if len(name) > _LONGEST_NAME:
+        return f"The device map names {name!r:.80}..., which the model does not have.", ""
     # Suggest continuations of the part of the name that exists: hundreds of layers look alike.
     parent = name
     while parent and parent not in tree.modules:
@@ -78,29 +81,6 @@ def _unknown(name: object, tree: ModuleTree) -> tuple[str, str]:
         some = ", ".join(sorted(siblings)[:4])
         hint = f"{parent or 'The model'} holds {some}." if some else ""
     return f"The device map names {name!r}, which the model does not have.", hint
-
-
-def _place(name: str, value: object, gpus: Sequence[GPU]) -> Place:
-    if isinstance(value, int) and not isinstance(value, bool):
-        index = value
-    else:
-        kind, _, number = str(value).lower().partition(":")
-        if kind == "cpu":
-            return "cpu"
-        if kind == "disk":
-            raise DeviceMapError(
-                f"The device map puts {name!r} on disk, which is not supported.", "Use cpu."
-            )
-        number = number or "0"
-        if kind != "cuda" or not (number.isascii() and number.isdigit()):
-            raise DeviceMapError(
-                f"The device map puts {name!r} on {value!r:.60}, which is no device.",
-                'A device is a number such as 0, "cuda:0" or "cpu".',
-            )
-        index = int(number)
-    if index not in {gpu.index for gpu in gpus}:
-        raise DeviceMapError(f"The device map puts {name!r} on GPU {index}, but {_present(gpus)}.")
-    return index
 
 
 def _present(gpus: Sequence[GPU]) -> str:

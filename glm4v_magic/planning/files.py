@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from glm4v_magic.core.errors import DeviceMapError
-from glm4v_magic.core.placement import GivenMap
+from glm4v_magic.core.placement import DeviceMap, GivenMap
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.remarks import PYTHON, Remark, worded
 from glm4v_magic.outside import FileKind, checked, json_object, text_of
@@ -57,21 +57,27 @@ def _is_worded(note: Remark) -> bool:
         return False
 
 
-def read_given(given: GivenMap) -> Plan | dict[str, Any]:
+def read_given(given: GivenMap) -> Plan | DeviceMap:
     """Return the plan or the device map that is given, itself or as a JSON file.
 
-    What is in a map is checked against a model, by `planning.device_map.check`.
+    Whether a map suits a model is up to `planning.device_map.check`.
 
     Raises:
         DeviceMapError: if the file cannot be read, is not valid JSON, is not an object, names a
-            module twice, or is a plan that `plan_from_json` refuses.
+            module twice, or is a plan that `plan_from_json` refuses; or if the map is not one of
+            `planning.given_map`.
     """
     if isinstance(given, Plan):
         return given
+    # Not above: what plans without reading a file needs no pydantic.
+    from glm4v_magic.planning.given_map import device_map_of
+
     if isinstance(given, Mapping):
-        return dict(given)
-    path = Path(given).expanduser()
+        return device_map_of(given)
+    path = Path(os.path.expanduser(given))  # noqa: PTH111  Path's own fails on ~nobody
     what = f"The device map {path}"
     text = text_of(path, what, DeviceMapError, EXAMPLE)
     content = json_object(text, what, DeviceMapError, EXAMPLE, unique=True)
-    return plan_from_json(text, f"The plan {path}") if "format" in content else content
+    if "format" in content:
+        return plan_from_json(text, f"The plan {path}")
+    return device_map_of(content, what)

@@ -148,12 +148,17 @@ class TestJson:
             ("shcema", "--schema shcema is no variable and no file. Did you mean schema?"),
             ("number", "A JSON Schema is an object, not int."),
             ("bad", "The schema is not a JSON Schema: at type"),
-            ("text.json", "--schema text.json is not JSON: "),
+            ("text.json", "--schema text.json is not valid JSON: "),
+            ("deep.json", "--schema deep.json is not valid JSON: "),
+            ("bytes.json", "--schema bytes.json is not a text file in UTF-8."),
+            ("x" * 300, f"--schema {'x' * 300} is no variable and no file."),
             (".", "--schema . cannot be read: Is a directory."),
         ],
     )
     def test_a_schema_that_is_none(self, run, shell, session, tmp_path, schema, said):
         (tmp_path / "text.json").write_text("colour")
+        (tmp_path / "deep.json").write_text("[" * 100_000)
+        (tmp_path / "bytes.json").write_bytes(b"\xff")
         shell.user_ns.update(schema=SCHEMA, number=7, bad={"type": "colour"})
         screen = run(f"%%glm4v --schema {schema}\nWhich colour?", fails=True)
         assert f"UsageError: {said}" in screen

@@ -7,6 +7,9 @@ import json
 import golden
 import pytest
 import torch
+from any_json import ANY_JSON, changed_somewhere, taken_or_refused
+from hypothesis import given
+from hypothesis import strategies as st
 
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import DeviceMapError
@@ -25,9 +28,14 @@ def model():
     return architecture(golden.CHECKPOINT).build_meta("float32")
 
 
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return tmp_path_factory.mktemp("maps") / "map.json"
+
+
 def refusal(device_map, model, gpus=GPUS):
     with pytest.raises(DeviceMapError) as caught:
-        check(device_map, tree_of(model), gpus)
+        check(read_given(device_map), tree_of(model), gpus)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -40,8 +48,8 @@ def test_every_way_to_write_a_place(model):
         "lm_head": torch.device("cpu"),
     }
     expected = {"model.vision": 1, "model.language_model": 0, "lm_head": "cpu"}
-    assert check(given, tree_of(model), GPUS) == expected
-    assert check({"": "cuda"}, tree_of(model), GPUS) == {"": 0}
+    assert check(read_given(given), tree_of(model), GPUS) == expected
+    assert read_given({"": "cuda", "a": "CUDA:1", "b": "CPU"}) == {"": 0, "a": 1, "b": "cpu"}
 
 
 def test_an_inner_entry_that_says_the_same_is_dropped(model):
@@ -56,15 +64,19 @@ def test_an_inner_entry_that_says_the_same_is_dropped(model):
         ({"model.language_model.layers.7": 0}, "'model.language_model.layers.7', which the model "
          "does not have. Did you mean model.language_model.layers.3"),
         ({"zzz": 0}, "'zzz', which the model does not have. The model holds lm_head, model."),
-        ({0: "lm_head"}, "names 0, which is not the name of a module."),
+        ({0: "lm_head"}, "is wrong at '[0]': 0 is not the name of a module."),
+        ({"x" * 300: 0}, "names '" + "x" * 79 + "..., which the model does not have."),
         ({"lm_head": 2}, "puts 'lm_head' on GPU 2, but there are GPUs 0 to 1."),
         ({"lm_head": -1}, "puts 'lm_head' on GPU -1, but"),
-        ({"lm_head": "disk"}, "puts 'lm_head' on disk, which is not supported. Use cpu."),
-        ({"lm_head": "gpu1"}, "puts 'lm_head' on 'gpu1', which is no device. A device is"),
-        ({"lm_head": None}, "on None, which is no device."),
-        ({"lm_head": True}, "on True, which is no device."),
-        ({"lm_head": 1.0}, "on 1.0, which is no device."),
-        ({"lm_head": [1]}, "on [1], which is no device."),
+        ({"lm_head": "disk"}, "is wrong at 'lm_head': disk is not supported; use cpu."),
+        ({"lm_head": "gpu1"}, "is wrong at 'lm_head': 'gpu1' is no device. A device is a number"),
+        ({"lm_head": "cuda:x"}, "at 'lm_head': 'cuda:x' is no device."),
+        ({"lm_head": None}, "at 'lm_head': None is no device."),
+        ({"lm_head": True}, "at 'lm_head': True is no device."),
+        ({"lm_head": 1.0}, "at 'lm_head': 1.0 is no device."),
+        ({"lm_head": [1]}, "at 'lm_head': [1] is no device."),
+        ({"lm_head": b"cpu"}, "at 'lm_head': b'cpu' is no device."),
+        ({"lm_head": 2**70}, "at 'lm_head': 1180591620717411303424 is no device."),
         ({"model.vision.conv": 1}, "puts 'model.vision' on GPU 0, but 'model.vision.conv' inside "
          "it on GPU 1. Name the parts of the outer one instead."),
         ({"": "cpu"}, "puts 'the whole model' on the CPU, but 'model.vision' inside it on GPU 0."),
@@ -114,6 +126,7 @@ def test_no_gpu_or_one(model):
         ('{"lm_head": 0, "lm_head": 1}', "names 'lm_head' twice"),
         ('{"format": "something"}', "not a plan of glm4v_magic"),
         ("[" * 100_000, "is not valid JSON"),
+        ('{"lm_head": true}', r"map.json is wrong at 'lm_head': True is no device\."),
         (b"\xff\xfe\x00", "is not a text file in UTF-8"),
     ],
 )
@@ -125,12 +138,31 @@ def test_files_that_are_no_map(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
+@given(st.data())
+def test_any_json_is_taken_or_refused_in_one_line(model, file, data):
+    text = data.draw(ANY_JSON.map(json.dumps) | st.text())
+    file.write_text(text, encoding="utf-8", errors="surrogateescape")
+    taken_or_refused(lambda: check(read_given(file), tree_of(model), GPUS))
+
+
+@given(st.data())
+def test_a_map_with_anything_in_any_place_is_taken_or_refused_in_one_line(model, file, data):
+    content = changed_somewhere(WHOLE, data)
+    taken_or_refused(lambda: check(read_given(content), tree_of(model), GPUS))
+    file.write_text(json.dumps(content), encoding="utf-8")
+    taken_or_refused(lambda: check(read_given(file), tree_of(model), GPUS))
+
+
 def test_files_that_are_maps(tmp_path, model):
     path = tmp_path / "map.json"
     path.write_text(json.dumps(WHOLE))
     assert read_given(str(path)) == WHOLE
     with pytest.raises(DeviceMapError, match="cannot be read: No such file"):
         read_given(tmp_path / "none.json")
+    with pytest.raises(DeviceMapError, match=r"~nobody-here/map\.json cannot be read: No"):
+        read_given("~nobody-here/map.json")
+    with pytest.raises(DeviceMapError, match="cannot be read: embedded null"):
+        read_given("map\0.json")
     planned = plan(architecture("GLM-4V-9B").shape(), parse_gpus("2x24GiB"))
     path.write_text(plan_to_json(planned))
     assert read_given(path) == planned

@@ -53,9 +53,11 @@ class Glm4v9bCheckpoint:
         self.architecture: Architecture = Glm4v9bArchitecture(
             name, self.config, str(folder / "config.json")
         )
+        self._generation: dict[str, Any] | None = None
         generation = folder / _GENERATION
         if generation.is_file():
-            validate_generation_config(read_json(generation), str(generation))
+            self._generation = read_json(generation)
+            validate_generation_config(self._generation, str(generation))
         self.tensors = read_tensor_infos(folder)
         self._check_tensors()
         if not (folder / "tokenizer.model").is_file():
@@ -200,12 +202,11 @@ class Glm4v9bCheckpoint:
         """Return the published generation config, else the one that the model's config implies."""
         from transformers import GenerationConfig
 
-        file = self.folder / _GENERATION
-        if not file.is_file():
+        if self._generation is None:
             return model.generation_config
         # from_pretrained refuses files that people ship; the engine takes what it understands.
         config = GenerationConfig()
-        named = {name: value for name, value in read_json(file).items() if name[:1] != "_"}
+        named = {name: value for name, value in self._generation.items() if name[:1] != "_"}
         vars(config).update(named)
         return config
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from argparse import Namespace
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from glm4v_magic.core.typed_options import typed
 from glm4v_magic.notebook.command_line import Quoted
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.live.output import show
+from glm4v_magic.outside import json_value, text_of
 
 __all__ = ["form_asked", "sampling_of", "show_preview", "system_of"]
 
@@ -32,17 +32,13 @@ def _schema(word: str | None, names: Mapping[str, Any]) -> object:
         return None
     if word in names and not isinstance(word, Quoted):
         return names[word]
-    try:
-        return json.loads(Path(os.path.expanduser(word)).read_text("utf-8"))  # noqa: PTH111
-    except FileNotFoundError:
+    file, what = Path(os.path.expanduser(word)), f"--schema {word}"  # noqa: PTH111  not ~nobody
+    if not os.path.lexists(file):
         raise OptionError(
-            f"--schema {word} is no variable and no file.",
+            f"{what} is no variable and no file.",
             did_you_mean(word, (name for name in names if not name.startswith("_"))),
-        ) from None
-    except OSError as error:
-        raise OptionError(f"--schema {word} cannot be read: {error.strerror or error}.") from None
-    except (ValueError, RecursionError) as error:
-        raise OptionError(f"--schema {word} is not JSON: {error}.") from None
+        )
+    return json_value(text_of(file, what, OptionError), what, OptionError)
 
 
 def system_of(context: Context, arguments: Namespace) -> str | None:
