@@ -168,9 +168,14 @@ class DoesNotFitError(PlacementError):
 
 
 class OutOfMemoryError(Glm4vError):
-    """A GPU or the host ran out of memory. A model loaded before the call stays loaded."""
+    """A GPU or the host ran out of memory. A model loaded before the call stays loaded.
+
+    Attributes:
+        rows: numbers of the requests that were being answered at once.
+    """
 
     code = "out_of_memory"
+    rows: tuple[int, ...] = ()
 
 
 class EngineError(Glm4vError):

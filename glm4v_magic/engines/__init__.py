@@ -5,7 +5,7 @@ An engine is used from one thread at a time; `Session` sees to that.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable
 from typing import Protocol
 
 from glm4v_magic.core.conversation import Request
@@ -24,7 +24,7 @@ class Engine(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Number of requests that are best sent at once."""
+        """Number of requests that are best answered at once."""
 
     def require_room(self, request: Request) -> int | None:
         """Return the number of tokens that may follow a prompt; ``None`` if a server does not tell.
@@ -33,8 +33,14 @@ class Engine(Protocol):
             ConversationError: if there is no room for one, or the model cannot take the messages.
         """
 
-    def stream(self, requests: Sequence[Request]) -> Generator[EngineEvent, None, None]:
-        """Answer `requests` in one batch; their sampling may differ in seed and length only.
+    def stream(
+        self, requests: Iterable[Request], at_once: int | None = None
+    ) -> Generator[EngineEvent, None, None]:
+        """Answer `requests`, `at_once` of them at a time; by default `batch_size`.
+
+        A request takes the place of one that has ended. They are taken from `requests` when there
+        is room for them, a few ahead, and numbered in this order; not in this order do they begin
+        and end.
 
         Yields `Text`, `Thinking` and `Reclassified` as they come, each with the number of its
         request, and `Finished` as each of them ends. The pieces of `Text` of a row, joined and
@@ -50,7 +56,8 @@ class Engine(Protocol):
 
         Raises:
             GenerationInterrupted: on an interrupt, also one that is thrown in at an event; with
-                what the open rows have said until then.
+                what the open rows have said until then. Requests that were not begun are not
+                among them.
             ConversationError: if the model cannot take the messages of a request (for example two
                 images).
             OutOfMemoryError: if a GPU ran out; the engine can be used again.

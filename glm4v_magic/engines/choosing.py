@@ -15,15 +15,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from glm4v_magic.engines.decoding import (
-    Chosen,
-    Encode,
-    Prompt,
-    images_after,
-    outside_image,
-    with_logprobs,
-)
+from glm4v_magic.engines.decoding import Chosen, Vision, with_logprobs
 from glm4v_magic.engines.prefixes import KeptPrefix, PrefixStore
+from glm4v_magic.engines.prompts import Prompt
 
 __all__ = ["Scored", "Scoring", "scored"]
 
@@ -63,7 +57,7 @@ def scored(
     texts: Sequence[Sequence[int]],
     scoring: Scoring,
     kept: PrefixStore,
-    encode: Encode,
+    vision: Vision,
 ) -> list[Scored]:
     """Score each text as the whole answer to a prompt; one may be the beginning of another.
 
@@ -73,9 +67,9 @@ def scored(
         texts: ids of each text, at least one.
         scoring: how they are scored.
         kept: KV caches of earlier prompts; that of this one is added.
-        encode: encodes images whose features are not kept.
+        vision: encodes images.
     """
-    prefix, first = _prefilled(model, prompt, kept, encode)
+    prefix, first = _prefilled(model, prompt, kept, vision)
     found: list[Scored] = []
     for start in range(0, len(texts), scoring.at_once):
         batch = texts[start : start + scoring.at_once]
@@ -98,14 +92,14 @@ def _score(text: Sequence[int], steps: Tensor, scoring: Scoring) -> Scored:
 
 
 def _prefilled(
-    model: Any, prompt: Prompt, kept: PrefixStore, encode: Encode
+    model: Any, prompt: Prompt, kept: PrefixStore, vision: Vision
 ) -> tuple[KeptPrefix, Tensor]:
     """Return the KV cache of a prompt, and log-probabilities after it, (1, vocabulary)."""
     found, length = kept.take(prompt.keys[:-1])  # the logits need one more
-    length = outside_image(length, prompt)
+    length = prompt.whole_images(length)
     cache = _cache(model, found, 1, length) if found is not None else _empty(model)
-    images = images_after([prompt], length)
-    features = encode(images) if images else {}
+    images = prompt.images_in(length, len(prompt))
+    features = vision.see(images)
     logits = model(
         input_ids=prompt.ids[:, length:],
         attention_mask=torch.ones_like(prompt.ids),

@@ -1,70 +1,68 @@
-"""The decode loop: from prefill to the last stop token, one forward per step for all rows.
+"""The decode loop: from prefill to the last stop token, one forward per step for all open rows.
 
 transformers supplies forward, cache and logits processors; its `generate` gives the same ids. It is
 not used because it has one stop condition for all rows, keeps rows that have ended, prefills every
-prompt from its beginning, and cannot be left between two steps.
+prompt from its beginning, cannot take another row in, and cannot be left between two steps.
 
-Shapes: B open rows, W columns of the KV cache, some of which are padding in some rows. Positions
-are (B, W), or (axes, B, W) where a token has several; here they are cut, padded and counted on.
+Waiting rows enter as soon as there is room: they are prefilled by themselves and choose their first
+token, then join the others. Rows that have ended leave; both is one copy of the KV cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from glm4v_magic.checkpoints.encoding import EncodedImage
 from glm4v_magic.checkpoints.reading import forget_locals
+from glm4v_magic.engines.arranging import LEAST_SHARED, alike
+from glm4v_magic.engines.kv_block import KVBlock, joined, padded
 from glm4v_magic.engines.out_of_memory import is_out_of_memory
-from glm4v_magic.engines.prefixes import KeptPrefix, Keys, PrefixStore, common_length
+from glm4v_magic.engines.prefixes import KeptPrefix, Keys, PrefixStore, longest
+from glm4v_magic.engines.prompts import Prompt, PromptImage
 from glm4v_magic.engines.sampling import TokenSampler
 
 __all__ = [
     "Chosen",
-    "Prompt",
-    "PromptImage",
+    "Entrant",
     "RowTerms",
+    "Vision",
+    "Waiting",
     "decode",
-    "images_after",
-    "outside_image",
     "with_logprobs",
 ]
 
-_LEAST_SHARED = 16  # fewest tokens of a shared prefix that are worth their own forward
-
 
 @dataclass(frozen=True, slots=True)
-class PromptImage:
-    """An image of a prompt, and its digest."""
-
-    digest: str
-    encoded: EncodedImage
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """Prompt of one row.
+class Vision:
+    """How the model sees images.
 
     Attributes:
-        ids: token ids with all ids of its images, (1, L).
-        places: position of each token, (1, L) or (axes, 1, L).
-        keys: key of each token for comparison with other prompts; see `prefixes`.
-        images: its images, in order.
+        encode: images -> visual tokens of each digest, (V, H), encoded or kept from earlier.
+        arguments: visual tokens of each image in the ids of a forward, in the order of rows -> the
+            arguments of that forward which hold them.
     """
 
-    ids: Tensor
-    places: Tensor
-    keys: Keys
-    images: tuple[PromptImage, ...] = ()
+    encode: Callable[[Sequence[PromptImage]], Mapping[str, Tensor]]
+    arguments: Callable[[Sequence[Tensor]], dict[str, Any]]
 
+    def see(self, images: Sequence[PromptImage]) -> dict[str, Any]:
+        """Return the arguments for the images in the ids of a forward; encodes them."""
+        return self.given(images, self.encode(images)) if images else {}
 
-Encode: TypeAlias = Callable[[Sequence[PromptImage]], dict[str, Any]]
-"""Images -> the arguments of the model's forward that hold their visual tokens."""
+    def given(
+        self, images: Sequence[PromptImage], features: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
+        """Return the arguments for the images in the ids of a forward.
+
+        Args:
+            images: the images, in the order of rows.
+            features: what `encode` returns.
+        """
+        return self.arguments([features[image.digest] for image in images]) if images else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,36 +97,61 @@ class Chosen(NamedTuple):
     likeliest: tuple[tuple[int, float], ...] = ()
 
 
-def decode(
-    model: Any,
-    prompts: Sequence[Prompt],
-    terms: Sequence[RowTerms],
-    kept: PrefixStore,
-    encode: Encode,
-) -> Iterator[dict[int, Chosen]]:
-    """Yield the next token of each open row, by row number, until all rows have ended.
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """A row that enters the batch.
 
-    A prefix in the KV cache of an earlier prompt is not prefilled again, and a prefix that all rows
-    share is prefilled once. A row that has ended leaves the batch. No context is open between two
-    steps: the caller enters torch's contexts around each ``next``, and may stop at any step.
+    Attributes:
+        row: its number.
+        prompt: its prompt.
+        terms: its decoding parameters.
+        shared: length of the prefix that other rows, entering or waiting, begin with, too.
+    """
+
+    row: int
+    prompt: Prompt
+    terms: RowTerms
+    shared: int = 0
+
+
+class Waiting(Protocol):
+    """Rows that have not entered yet."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row is waiting now."""
+
+    def take(self, most: int) -> Sequence[Entrant]:
+        """Return the next rows, at most so many; empty if none is waiting now."""
+
+
+def decode(
+    model: Any, waiting: Waiting, at_once: int, kept: PrefixStore, vision: Vision
+) -> Iterator[dict[int, Chosen]]:
+    """Yield the next token of open rows, by row number, until all rows have ended.
+
+    A prefix in the KV cache of an earlier prompt is not prefilled again, and a prefix that several
+    rows share is prefilled once. No context is open between two steps: the caller enters torch's
+    contexts around each ``next``, and may stop at any step. It may also add waiting rows there.
 
     Args:
         model: the model.
-        prompts: prompt of each row.
-        terms: decoding parameters of each row.
-        kept: KV caches of earlier prompts; that of a single row is added at the end, however it
-            ends.
-        encode: encodes images whose features are not kept.
+        waiting: rows to decode.
+        at_once: maximum number of open rows.
+        kept: KV caches of earlier prompts; that of a row which is the only one is added at the end,
+            however it ends.
+        vision: encodes images.
     """
-    batch = _Batch(model, prompts, terms, kept, encode)
+    batch = _Batch(model, kept, vision)
     try:
-        logits = batch.prefill()
         while True:
-            latest = batch.choose(logits)
-            yield latest
-            if not batch.take(latest):
+            while entrants := waiting.take(at_once - len(batch)):
+                yield batch.enter(entrants, is_only=waiting.is_empty)
+                batch.leave()
+            if not len(batch):
                 return
-            logits = batch.step()
+            yield batch.step()
+            batch.leave()
     except Exception:
         batch.give_up()
         raise
@@ -136,201 +159,222 @@ def decode(
         batch.keep()
 
 
+@dataclass(slots=True)
+class _Row:
+    """An open row and the ids that it has generated."""
+
+    entrant: Entrant
+    said: list[int] = field(default_factory=list)
+
+    @property
+    def number(self) -> int:
+        return self.entrant.row
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.entrant.prompt
+
+    @property
+    def has_ended(self) -> bool:
+        terms = self.entrant.terms
+        return self.said[-1] in terms.ends or len(self.said) >= terms.limit
+
+    @property
+    def ids(self) -> Tensor:
+        """Prompt and generated ids, (1, L); the prompt alone if the sampler reads none."""
+        prompt = self.prompt.ids
+        if not self.entrant.terms.sampler.reads_ids or not self.said:
+            return prompt
+        return torch.cat((prompt, torch.tensor([self.said], device=prompt.device)), dim=1)
+
+
 class _Batch:
-    """The open rows, their KV cache and their progress."""
+    """The open rows and their KV cache, which is in several blocks until the next step."""
 
-    def __init__(
-        self,
-        model: Any,
-        prompts: Sequence[Prompt],
-        terms: Sequence[RowTerms],
-        kept: PrefixStore,
-        encode: Encode,
-    ) -> None:
-        self._model, self._prompts, self._terms, self._kept = model, prompts, terms, kept
-        self._encode = encode
-        self._rows = list(range(len(prompts)))
-        self._said: list[list[int]] = [[] for _ in prompts]
-        self._device = prompts[0].ids.device
-        self._cache = self._empty()
-        self._mask = self._places = torch.empty(0)
-        self._width = 0
+    def __init__(self, model: Any, kept: PrefixStore, vision: Vision) -> None:
+        self._model, self._kept, self._vision = model, kept, vision
+        self._blocks: list[tuple[KVBlock, list[_Row]]] = []
+        self._only: _Row | None = None
+        self._left: set[int] = set()
 
-    def _empty(self) -> DynamicCache:
-        return DynamicCache(config=self._model.config.get_text_config())
+    def __len__(self) -> int:
+        return sum(len(self._open(rows)) for _, rows in self._blocks)
 
-    def prefill(self) -> Tensor:
-        """Prefill all prompts; returns logits of the next token, (B, vocabulary)."""
-        start = self._shared()
-        positions = [prompt.places[..., start:] for prompt in self._prompts]
-        rests = [prompt.ids[:, start:] for prompt in self._prompts]
-        longest = max(rest.shape[1] for rest in rests)
-        ids, places, rest_mask = (
-            torch.cat([_padded(each, longest) for each in tensors], dim=-2)
-            for tensors in (rests, positions, [torch.ones_like(rest) for rest in rests])
+    def _open(self, rows: Sequence[_Row]) -> list[int]:
+        """Return which rows of a block have not left."""
+        return [at for at, row in enumerate(rows) if row.number not in self._left]
+
+    def enter(self, entrants: Sequence[Entrant], *, is_only: bool) -> dict[int, Chosen]:
+        """Prefill rows and choose the first token of each.
+
+        Args:
+            entrants: the rows.
+            is_only: whether no others are waiting.
+        """
+        rows = [_Row(each) for each in entrants]
+        self._only = rows[0] if is_only and len(rows) == 1 and not self._blocks else None
+        starts, begun = self._begun(rows)
+        features = self._features(
+            image
+            for row in rows
+            for image in row.prompt.images_in(starts[row.number], len(row.prompt))
         )
-        before = torch.ones((len(rests), start), dtype=rest_mask.dtype, device=self._device)
-        self._mask, self._places = torch.cat((before, rest_mask), dim=1), places
-        return self._forward(ids, images_after(self._prompts, start))
+        latest: dict[int, Chosen] = {}
+        for block, own in begun:
+            self._blocks.append((block, own))
+            prompts = [row.prompt for row in own]
+            logits = self._read(block, prompts, [starts[row.number] for row in own], features)
+            latest |= self._chosen(own, logits)
+        return latest
 
-    def _shared(self) -> int:
-        """Put the shared prefix of all rows into the cache; returns its length."""
-        first, count = self._prompts[0], len(self._prompts)
-        shared = min(len(prompt.keys) for prompt in self._prompts) - 1  # logits need one more
-        for prompt in self._prompts[1:]:
-            shared = min(shared, common_length(first.keys, prompt.keys))
-        shared = outside_image(shared, first)
-        if count > 1 and shared < _LEAST_SHARED:
-            return 0
-        found, length = self._kept.take(first.keys[:shared])
-        length = outside_image(length, first)
-        if found is not None:
-            self._fill(found, length)
-        if count == 1:
-            return length
-        if shared > length:
-            # As one row, whose cache is kept for later rows.
-            self._read(_beginning(first, shared), length)
-        if found is None or shared > length or length == len(found.keys):
-            self._kept.put(self._prefix(first.keys, shared))
-        for layer in self._cache.layers:
-            layer.keys = layer.keys.expand(count, -1, -1, -1)
-            layer.values = layer.values.expand(count, -1, -1, -1)
-        return shared
+    def _begun(
+        self, rows: Sequence[_Row]
+    ) -> tuple[dict[int, int], list[tuple[KVBlock, list[_Row]]]]:
+        """Put what is in memory of each row into blocks of rows that are read together.
 
-    def _read(self, prompt: Prompt, start: int) -> None:
-        """Prefill the rest of a prompt into a cache of one row."""
-        self._mask = torch.ones_like(prompt.ids)
-        self._places = prompt.places[..., start:]
-        self._forward(prompt.ids[:, start:], images_after([prompt], start))
+        Returns:
+            How many tokens of each row that is, by row number, and the blocks. They alone refer to
+            prefixes that are not kept, so that each layer is freed when it has grown.
+        """
+        prefixes = self._prefixes([row.entrant for row in rows])
+        rests = [len(row.prompt) - length for row, (_, length) in zip(rows, prefixes, strict=True)]
+        device = rows[0].prompt.ids.device
+        starts = {row.number: length for row, (_, length) in zip(rows, prefixes, strict=True)}
+        blocks = [
+            (
+                KVBlock.of_prefixes(self._model, [prefixes[at] for at in part], device),
+                [rows[at] for at in part],
+            )
+            for part in alike(rests)
+        ]
+        return starts, blocks
 
-    def _fill(self, prefix: KeptPrefix, length: int) -> None:
-        for layer, (keys, values) in zip(self._cache.layers, prefix.layers, strict=True):
-            layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = keys[..., :length, :], values[..., :length, :]
-        self._width = length
+    def _prefixes(self, entrants: Sequence[Entrant]) -> list[tuple[KeptPrefix | None, int]]:
+        """Return a prefix of each row that is in memory, and how much of it the row begins with."""
+        if self._only is not None:
+            # What comes of this call takes its place: it is in memory once.
+            prompt = entrants[0].prompt
+            found, length = self._kept.take(prompt.keys[:-1])
+            return [(found, prompt.whole_images(length))]
+        read: list[KeptPrefix] = []  # by this call, kept or not
+        prefixes: list[tuple[KeptPrefix | None, int]] = []
+        for each in entrants:
+            keys = each.prompt.keys[:-1]
+            found, length = max(
+                self._kept.find(keys), longest(read, keys), key=lambda match: match[1]
+            )
+            length = each.prompt.whole_images(length)
+            if each.shared - length >= LEAST_SHARED:
+                found, length = self._read_shared(each, found, length), each.shared
+                read.append(found)
+                self._kept.put(found)
+            prefixes.append((found, length))
+        return prefixes
 
-    def _forward(self, ids: Tensor, images: Sequence[PromptImage] = ()) -> Tensor:
-        """Run the model on new columns; retries once with kept caches freed if memory runs out."""
-        try:
-            return self._logits(ids, images)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or not self._kept.clear():
-                raise
-            forget_locals(error)
-        self._cut()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return self._logits(ids, images)
+    def _read_shared(self, entrant: Entrant, found: KeptPrefix | None, length: int) -> KeptPrefix:
+        """Prefill the shared prefix of a row, of which `length` columns are in memory."""
+        ids, end = entrant.prompt.ids, entrant.shared
+        block = KVBlock.of_prefixes(self._model, [(found, length)], ids.device)
+        features = self._features(entrant.prompt.images_in(length, end))
+        self._read(block, [entrant.prompt], [length], features, end)
+        return block.prefix(entrant.prompt.keys)
 
-    def _logits(self, ids: Tensor, images: Sequence[PromptImage]) -> Tensor:
-        features = self._encode(images) if images else {}
-        logits = self._model(
-            input_ids=ids,
-            attention_mask=self._mask,
-            position_ids=self._places,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **features,
-        ).logits
-        self._width += ids.shape[1]
-        return logits[:, -1].to(device=self._device, dtype=torch.float32)
+    def _features(self, images: Iterable[PromptImage]) -> Mapping[str, Tensor]:
+        wanted = list(images)
+        features: Mapping[str, Tensor] = {}
+        if wanted:
+            features = self._attempt(lambda: self._vision.encode(wanted))
+        return features
 
-    def _cut(self) -> None:
-        """Crop the cache to its last complete step: a failed step may have written some layers."""
-        if not self._width:
-            self._cache = self._empty()
-            return
-        for layer in self._cache.layers:
-            layer.keys = layer.keys[..., : self._width, :]
-            layer.values = layer.values[..., : self._width, :]
+    def _read(
+        self,
+        block: KVBlock,
+        prompts: Sequence[Prompt],
+        starts: Sequence[int],
+        features: Mapping[str, Tensor],
+        end: int | None = None,
+    ) -> Tensor:
+        """Prefill prompts from where their prefixes end; returns logits of the next tokens."""
+        ends = [len(prompt) if end is None else end for prompt in prompts]
+        spans = list(zip(prompts, starts, ends, strict=True))
+        rests = [prompt.ids[:, start:stop] for prompt, start, stop in spans]
+        places = [prompt.places[..., start:stop] for prompt, start, stop in spans]
+        width = max(rest.shape[1] for rest in rests)
+        ids, mask, position_ids = (
+            torch.cat([padded(each, width) for each in tensors], dim=-2)
+            for tensors in (rests, [torch.ones_like(rest) for rest in rests], places)
+        )
+        images = [image for each, start, stop in spans for image in each.images_in(start, stop)]
+        more = self._vision.given(images, features)
+        return block.forward(ids, mask, position_ids, self._attempt, **more)
 
-    def choose(self, logits: Tensor) -> dict[int, Chosen]:
-        """Sample the next token of each row."""
-        terms = [self._terms[row] for row in self._rows]
+    def step(self) -> dict[int, Chosen]:
+        """Run one decode step and choose the next token of each open row."""
+        block, rows = self._joined()
+        ids = torch.tensor([[row.said[-1]] for row in rows], device=block.mask.device)
+        logits = block.forward(ids, torch.ones_like(ids), block.latest + 1, self._attempt)
+        return self._chosen(rows, logits)
+
+    def _joined(self) -> tuple[KVBlock, list[_Row]]:
+        """Bring all open rows into one block, without those that have left."""
+        parts = [(block, rows, self._open(rows)) for block, rows in self._blocks]
+        parts = [part for part in parts if part[2]]
+        (block, rows, which), *others = parts
+        if others or len(which) < len(rows):
+            rows = [rows[at] for _, rows, which in parts for at in which]
+            chosen = [(block, which) for block, _, which in parts]
+            block = joined(self._model, chosen, self._attempt)
+        self._blocks = [(block, rows)]
+        return block, rows
+
+    def _chosen(self, rows: Sequence[_Row], logits: Tensor) -> dict[int, Chosen]:
+        """Sample the next token of each row and append it."""
+        terms = [row.entrant.terms for row in rows]
         asking = [at for at, each in enumerate(terms) if each.logprobs is not None]
         # A copy: a sampler may change the logits.
         own = logits[asking].log_softmax(dim=-1) if asking else None
-        ids = [self._ids(row) for row in self._rows]
+        ids = [row.ids for row in rows]
         latest = [Chosen(each) for each in _chosen([t.sampler for t in terms], ids, logits)]
         if own is not None:
             counts = [terms[at].logprobs or 0 for at in asking]
             told = with_logprobs([latest[at].id for at in asking], own, counts)
             for at, each in zip(asking, told, strict=True):
                 latest[at] = each
-        return dict(zip(self._rows, latest, strict=True))
+        for row, token in zip(rows, latest, strict=True):
+            row.said.append(token.id)
+        return {row.number: token for row, token in zip(rows, latest, strict=True)}
 
-    def _ids(self, row: int) -> Tensor:
-        prompt = self._prompts[row].ids
-        if not self._terms[row].sampler.reads_ids or not self._said[row]:
-            return prompt
-        said = torch.tensor([self._said[row]], device=self._device)
-        return torch.cat((prompt, said), dim=1)
+    def leave(self) -> None:
+        """Let rows that have ended leave; their columns are dropped at the next step."""
+        rows = [row for _, rows in self._blocks for row in rows]
+        self._left = {row.number for row in rows if row.has_ended}
+        if self._only is None:
+            self._blocks = [(block, rows) for block, rows in self._blocks if self._open(rows)]
 
-    def take(self, latest: Mapping[int, Chosen]) -> bool:
-        """Append the sampled ids and drop rows that have ended; returns whether any are open."""
-        kept = []
-        for at, row in enumerate(self._rows):
-            said, terms = self._said[row], self._terms[row]
-            said.append(latest[row].id)
-            if said[-1] not in terms.ends and len(said) < terms.limit:
-                kept.append(at)
-        if not kept:
-            return False
-        if len(kept) < len(self._rows):
-            self._rows = [self._rows[at] for at in kept]
-            self._mask, self._places = self._mask[kept], self._places[..., kept, :]
-            _keep(self._cache, kept)
-        return True
-
-    def step(self) -> Tensor:
-        """Run one decode step; returns logits of the next token, (B, vocabulary)."""
-        ids = torch.tensor([[self._said[row][-1]] for row in self._rows], device=self._device)
-        one = torch.ones((len(ids), 1), dtype=self._mask.dtype, device=self._device)
-        self._mask = torch.cat((self._mask, one), dim=1)
-        self._places = self._places[..., -1:] + 1
-        return self._forward(ids)
+    def _attempt(self, action: Callable[[], Any]) -> Any:
+        """Call `action`; if memory runs out, drop what is kept and call it again."""
+        try:
+            return action()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or not self._kept.clear():
+                raise
+            forget_locals(error)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return action()
 
     def give_up(self) -> None:
         """Keep no cache: the call failed, perhaps for lack of memory."""
-        self._width = 0
+        self._only = None
 
     def keep(self) -> None:
-        """Keep the KV cache of a single row; nothing for a batch."""
-        if len(self._prompts) == 1 and self._kept.budget and self._width:
-            keys: tuple[Hashable, ...] = (*self._prompts[0].keys, *self._said[0])
-            self._kept.put(self._prefix(keys, self._width))
-
-    def _prefix(self, keys: Keys, length: int) -> KeptPrefix:
-        layers = tuple(
-            (layer.keys[..., :length, :], layer.values[..., :length, :])
-            for layer in self._cache.layers
-        )
-        return KeptPrefix(keys[:length], layers)
-
-
-def _beginning(prompt: Prompt, length: int) -> Prompt:
-    """Return the beginning of a prompt; it ends outside of images."""
-    images = tuple(image for image in prompt.images if image.encoded.start < length)
-    places = prompt.places[..., :length]
-    return Prompt(prompt.ids[:, :length], places, prompt.keys[:length], images)
-
-
-def images_after(prompts: Sequence[Prompt], start: int) -> list[PromptImage]:
-    """Return the images that come after `start` in their rows."""
-    return [image for each in prompts for image in each.images if image.encoded.start >= start]
-
-
-def outside_image(length: int, prompt: Prompt) -> int:
-    """Return how much of a prefix to use, so that it does not end inside an image."""
-    spans = ((image.encoded.start, image.encoded.stop) for image in prompt.images)
-    return next((start for start, stop in spans if start < length < stop), length)
-
-
-def _padded(rows: Tensor, width: int) -> Tensor:
-    """Pad (..., L) with zeros on the left."""
-    return torch.nn.functional.pad(rows, (width - rows.shape[-1], 0))
+        """Keep the KV cache of a row that was the only one; nothing of several."""
+        if self._only is None or not self._kept.budget or not self._blocks:
+            return
+        block, _ = self._blocks[0]
+        keys: Keys = (*self._only.prompt.keys, *self._only.said)
+        if block.width:
+            self._kept.put(block.prefix(keys))
 
 
 def _chosen(samplers: Sequence[TokenSampler], ids: Sequence[Tensor], scores: Tensor) -> list[int]:
@@ -357,9 +401,3 @@ def with_logprobs(ids: Sequence[int], own: Tensor, counts: Sequence[int]) -> lis
         Chosen(each, logprob, tuple(zip(tokens, logprobs, strict=True))[:count])
         for each, logprob, tokens, logprobs, count in rows
     ]
-
-
-def _keep(cache: DynamicCache, rows: Sequence[int]) -> None:
-    """Drop the other rows of a cache, each layer on its own device."""
-    for layer in cache.layers:
-        layer.batch_select_indices(torch.tensor(rows, device=layer.keys.device))

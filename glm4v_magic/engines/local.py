@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import secrets
 import time
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -27,26 +26,24 @@ from glm4v_magic.core.errors import (
     ConversationError,
     GenerationInterrupted,
     Glm4vError,
-    OptionError,
     OutOfMemoryError,
 )
-from glm4v_magic.core.events import EngineEvent, Finished, Text
+from glm4v_magic.core.events import EngineEvent, Finished
 from glm4v_magic.core.model import EngineInfo, LoadProgress
 from glm4v_magic.core.model_shape import Workload
-from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.remarks import Remark, remark
-from glm4v_magic.core.tokens import Token, joined
 from glm4v_magic.dispatch.activity import ActivityRecorder, ModelPart, model_parts
 from glm4v_magic.dispatch.arrival import verify_bytes, verify_places
 from glm4v_magic.dispatch.hooks import dispatch
-from glm4v_magic.engines.choosing import Scored, Scoring, scored
-from glm4v_magic.engines.decoding import Chosen, Prompt, PromptImage, RowTerms, decode
-from glm4v_magic.engines.grammars import Grammars, Guide
+from glm4v_magic.engines.choosing import Scored, scored
+from glm4v_magic.engines.decoding import Chosen, Vision, decode
+from glm4v_magic.engines.grammars import Grammars
+from glm4v_magic.engines.intake import Intake
 from glm4v_magic.engines.out_of_memory import is_out_of_memory, out_of_memory
 from glm4v_magic.engines.prefixes import CacheFacts, PrefixStore, image_digest
-from glm4v_magic.engines.sampling import TokenSampler, call_config, checkpoint_config, pick
-from glm4v_magic.engines.token_places import placed, spelled
-from glm4v_magic.engines.transcript import Transcript
+from glm4v_magic.engines.prompts import Prompt, PromptImage
+from glm4v_magic.engines.row import Row, RowSettings
+from glm4v_magic.engines.sampling import checkpoint_config
 from glm4v_magic.engines.vocabulary import Vocabulary
 from glm4v_magic.planning.decision import Placement
 from glm4v_magic.planning.plan import plan
@@ -223,12 +220,16 @@ class LocalEngine:
             )
         return room
 
-    def stream(self, requests: Sequence[Request]) -> Generator[EngineEvent, None, None]:
+    def stream(
+        self, requests: Iterable[Request], at_once: int | None = None
+    ) -> Generator[EngineEvent, None, None]:
         """Answer `requests`; see `engines.Engine.stream`."""
-        rows: list[_Row] = []
+        # Virtual GPUs draw from the CPU's state.
+        device = self._home if active() is None else "cpu"
+        intake = Intake(requests, at_once or self.batch_size, self._row, device)
         interrupted = False
         try:
-            yield from self._answer(requests, rows)
+            yield from self._answer(intake, at_once or self.batch_size)
         except KeyboardInterrupt as interrupt:
             forget_locals(interrupt)
             interrupted = True
@@ -240,28 +241,41 @@ class LocalEngine:
             text = str(error)
         else:
             return
-        # Raised here, new exceptions have no __context__, whose frames would keep the cache.
+        # Raised here, new exceptions have no __context__, whose frames would keep the cache; this
+        # frame would keep the prompts.
         if interrupted:
-            raise GenerationInterrupted(_interrupted(rows, len(requests)))
+            stopped = GenerationInterrupted(_interrupted(intake))
+            del intake
+            raise stopped
+        failure = self._out_of_memory(text, intake.open_rows)
+        del intake
         _release_memory()
-        longest = max(requests, key=lambda each: len(each.conversation.messages[-1].text))
-        said = max((len(row.transcript.ids) for row in rows), default=0)
-        raise self._out_of_memory(text, longest, said)
+        raise failure
 
-    def _answer(self, requests: Sequence[Request], rows: list[_Row]) -> Iterator[EngineEvent]:
-        """Add a row to `rows` for each request, and answer all of them."""
-        start = time.perf_counter()
-        prompts = [self._encode(request) for request in requests]
-        rooms = [self._room(prompt) for prompt in prompts]
-        rows += [_Row(self, *each, start) for each in zip(requests, prompts, rooms, strict=True)]
-        if not rows:
-            return
+    def _row(self, number: int, request: Request) -> Row:
+        encoded = self._encode(request)
+        room = self._room(encoded)
+        with torch_state_kept():
+            prompt = self._prompt(encoded)
+        settings = RowSettings(
+            self.processor,
+            self.defaults,
+            self.grammars,
+            self.vocabulary,
+            self.gpus,
+            self.batch_size,
+        )
+        return Row(settings, number, request, encoded, prompt, room)
+
+    def _answer(self, intake: Intake, at_once: int) -> Iterator[EngineEvent]:
+        """Answer all rows."""
         for gpu in self.gpus:
             torch.cuda.reset_peak_memory_stats(gpu)
-        with torch_state_kept():
-            steps = self._choices(rows) if rows[0].texts else self._steps(rows)
+        intake.look_ahead()
+        steps = self._choices(intake) if intake.has_choices else self._steps(intake, at_once)
         with self._recording():
             while True:
+                intake.look_ahead()
                 # torch's contexts are entered for one step only: between two steps the caller's and
                 # the user's code runs.
                 with torch_state_kept(), _without_gradients():
@@ -269,33 +283,34 @@ class LocalEngine:
                 if latest is None:
                     return
                 self._recorder.step()
-                yield from _told(latest, rows)
+                yield from _told(latest, intake)
 
-    def _steps(self, rows: Sequence[_Row]) -> Iterator[dict[int, Chosen]]:
-        """Return the decode loop over the prompts of `rows`."""
-        prompts = [self._prompt(row.encoded) for row in rows]
-        # Virtual GPUs draw from the CPU's state.
-        device = self._home if active() is None else "cpu"
-        terms = [row.terms(device) for row in rows]
-        return decode(self.model, prompts, terms, self.kept, self._features)
+    def _steps(self, intake: Intake, at_once: int) -> Iterator[dict[int, Chosen]]:
+        return decode(self.model, intake, at_once, self.kept, self._vision)
 
-    def _choices(self, rows: Sequence[_Row]) -> Iterator[dict[int, Chosen]]:
+    @property
+    def _vision(self) -> Vision:
+        return Vision(self._features, self._inputs.arguments)
+
+    def _choices(self, intake: Intake) -> Iterator[dict[int, Chosen]]:
         """Yield the tokens of the chosen text of each row, as `decode` does."""
-        for number, row in enumerate(rows):
-            for token in row.choose(self._scored(row)):
-                yield {number: token}
+        while entrants := intake.take(1):
+            for each in entrants:
+                row = intake.rows[each.row]
+                for token in row.choose(self._scored(row)):
+                    yield {each.row: token}
 
-    def _scored(self, row: _Row) -> list[Scored]:
+    def _scored(self, row: Row) -> list[Scored]:
         """Score the texts of a row; retries once if memory runs out."""
-        prompt = self._prompt(row.encoded)
+        terms = (row.prompt, row.texts, row.scoring, self.kept, self._vision)
         try:
-            return scored(self.model, prompt, row.texts, row.scoring, self.kept, self._features)
+            return scored(self.model, *terms)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or not self.kept.clear():
                 raise
             forget_locals(error)
         _release_memory()
-        return scored(self.model, prompt, row.texts, row.scoring, self.kept, self._features)
+        return scored(self.model, *terms)
 
     def _prompt(self, encoded: Encoded) -> Prompt:
         keys: list[Hashable] = list(encoded.ids)
@@ -306,7 +321,7 @@ class LocalEngine:
         places = self._inputs.positions(encoded).to(self._home)
         return Prompt(torch.tensor([encoded.ids], device=self._home), places, tuple(keys), images)
 
-    def _features(self, images: Sequence[PromptImage]) -> dict[str, Any]:
+    def _features(self, images: Sequence[PromptImage]) -> dict[str, Tensor]:
         """Return the visual tokens of images, encoded or kept from earlier."""
         known: dict[str, Tensor] = {}
         missing: dict[str, EncodedImage] = {}
@@ -321,7 +336,7 @@ class LocalEngine:
             for digest, features in zip(missing, encoded, strict=True):
                 known[digest] = features
                 self.kept.put_features(digest, features)
-        return self._inputs.arguments([known[image.digest] for image in images])
+        return known
 
     @property
     def _home(self) -> torch.device:
@@ -334,21 +349,27 @@ class LocalEngine:
         """What is kept of the prompts until now."""
         return self.kept.facts
 
-    def _out_of_memory(self, text: str, request: Request, new_tokens: int) -> OutOfMemoryError:
-        prompt = self._encode(request).length
+    def _out_of_memory(self, text: str, rows: Sequence[Row]) -> OutOfMemoryError:
+        new_tokens = min((len(row.transcript.ids) for row in rows), default=0)
+        prompt = max((row.encoded.length for row in rows), default=0)
+        needed = max(
+            (row.encoded.length + row.request.sampling.max_tokens for row in rows), default=0
+        )
         if new_tokens:
             doing = f"after {new_tokens} tokens of the answer"
             ways = [remark("fewer_tokens")]
         else:
-            doing = f"while the prompt of {prompt} tokens was read"
+            doing = f"while the prompt of {prompt} tokens was read" if rows else "before a prompt"
             ways = [remark("shorter_prompt")]
-        plan, needed = self._info.plan, prompt + request.sampling.max_tokens
+        plan = self._info.plan
         if plan is not None and plan.workload.context is not None:
             if needed > plan.workload.context:
                 ways.append(remark("longer_context", needed=needed, context=plan.workload.context))
             else:
                 ways.append(remark("larger_reserve"))
-        return out_of_memory(text, doing, remark("answering_ran_out", ways=tuple(ways)))
+        error = out_of_memory(text, doing, remark("answering_ran_out", ways=tuple(ways)))
+        error.rows = tuple(row.number for row in rows)
+        return error
 
     def close(self) -> None:
         """Drop the model and release its memory."""
@@ -378,172 +399,29 @@ class LocalEngine:
         return [torch.device(name) for name in self._info.devices if name != "cpu"]
 
 
-class _Row:
-    """A request that is being answered.
-
-    Args:
-        engine: engine that answers it.
-        request: request to answer.
-        encoded: its prompt.
-        room: number of tokens that fit after the prompt.
-        start: time at which the call began, in seconds.
-
-    Attributes:
-        encoded: likewise.
-        is_open: whether its generation is still to come.
-        texts: ids of each text that the answer may be; none if it is decoded.
-
-    Raises:
-        OptionError: if its constraint cannot be followed.
-        ConversationError: if the answer to be carried on does not begin in its form.
-    """
-
-    def __init__(
-        self, engine: LocalEngine, request: Request, encoded: Encoded, room: int, start: float
-    ) -> None:
-        self.encoded = encoded
-        limit = min(request.sampling.max_tokens, room)
-        self.is_open = True
-        self.texts = _texts(request, limit, engine.processor)
-        self._choices = () if request.constraint is None else request.constraint.choices
-        self._guide = None if self.texts else _guide(request, engine)
-        self._at_once = engine.batch_size
-        self._probabilities: dict[str, float] = {}
-        self._config = call_config(engine.defaults, request.sampling, limit)
-        self._seed = _seed(request.sampling) if self._config.do_sample else None
-        self._gpus = engine.gpus
-        self._logprobs = request.sampling.logprobs
-        self._vocabulary = engine.vocabulary
-        self._chosen: list[Chosen] = []
-        self._told = self._length = 0  # tokens and characters of the pieces so far
-        self._start = start
-        self.transcript = Transcript(
-            engine.processor.tokenizer,
-            limit,
-            self._config.eos_token_id,
-            carries_on=bool(request.conversation.unfinished),
-        )
-
-    def terms(self, device: str | torch.device) -> RowTerms:
-        """Return its decoding parameters, sampling on `device`."""
-        sampler = TokenSampler(self._config, self._seed, device, self._guide)
-        ends = frozenset(self._config.eos_token_id)
-        return RowTerms(self._config.max_new_tokens, ends, sampler, self._logprobs)
-
-    def take(self, token: Chosen, at: float) -> Text | None:
-        """Append the next token; returns the text that it completes, often none."""
-        self._chosen.append(token)
-        piece = self.transcript.take(token.id, at)
-        if not piece:
-            return None
-        tokens = self._tokens(self._chosen[self._told :], piece)
-        told = Text(piece, tokens=joined((), tokens, self._length) or ())
-        self._told, self._length = len(self._chosen), self._length + len(piece)
-        return told
-
-    def _tokens(self, chosen: Sequence[Chosen], text: str) -> tuple[Token, ...] | None:
-        """Return tokens with their places in `text`; ``None`` if nobody asked for them."""
-        if self._logprobs is None:
-            return None
-        tokens = self._vocabulary.tokens(chosen)
-        raw, spans = spelled(each.utf8 for each in tokens)
-        return placed(tokens, spans, raw, text)[0]
-
-    @property
-    def scoring(self) -> Scoring:
-        """How its texts are scored."""
-        return Scoring(self._config.eos_token_id, self._logprobs, self._at_once)
-
-    def choose(self, texts: Sequence[Scored]) -> Sequence[Chosen]:
-        """Choose one of its texts; returns the tokens of it."""
-        scores = [each.logprob for each in texts]
-        shares = torch.tensor(scores, dtype=torch.float64).softmax(dim=0).tolist()
-        self._probabilities = dict(zip(self._choices, shares, strict=True))
-        return texts[pick(self._config, self._seed, scores)].tokens
-
-    def generation(self) -> Generation:
-        """Return the text so far and its usage."""
-        visual = self.encoded.visual_tokens
-        times = self.transcript.times
-        usage = Usage(
-            text_tokens=len(self.encoded.ids) - visual,
-            visual_tokens=visual,
-            new_tokens=len(self.transcript.ids),
-            time_to_first_token=times[0] - self._start if times else None,
-            decode_seconds=times[-1] - times[0] if times else 0.0,
-            peak_bytes={str(gpu): torch.cuda.max_memory_allocated(gpu) for gpu in self._gpus},
-        )
-        ending, text = self.transcript.ending or "interrupted", self.transcript.text
-        return Generation(
-            text,
-            usage,
-            ending,
-            self._seed,
-            seen=tuple(image.seen for image in self.encoded.images),
-            tokens=self._tokens(self._chosen, text),
-            choices=self._probabilities,
-        )
-
-
-def _texts(request: Request, limit: int, processor: Processor) -> tuple[tuple[int, ...], ...]:
-    """Return the ids of each choice, as the model would write it; none without choices."""
-    if request.constraint is None or not request.constraint.choices:
-        return ()
-    if request.conversation.unfinished is not None:
-        raise ConversationError(
-            "An answer that was begun cannot be carried on as one of the choices.",
-            "Ask again instead.",
-        )
-    choices = request.constraint.choices
-    texts = [(*processor.opening_ids, *processor.text_ids(each)) for each in choices]
-    longest = max(range(len(texts)), key=lambda number: len(texts[number]))
-    needed = len(texts[longest]) + 1
-    if needed > limit:
-        raise OptionError(
-            f"The choice {choices[longest]!r} takes {needed} tokens with its end, but the answer "
-            f"may have {limit}."
-        )
-    return tuple(texts)
-
-
-def _guide(request: Request, engine: LocalEngine) -> Guide | None:
-    """Return the guide to the row's constraint; ``None`` if any token may follow."""
-    if request.constraint is None:
-        return None
-    begun = request.conversation.unfinished
-    opening = engine.processor.opening_ids if begun is None else ()
-    return engine.grammars.guide(request.constraint, begun or "", opening)
-
-
-def _told(latest: Mapping[int, Chosen], rows: Sequence[_Row]) -> Iterator[EngineEvent]:
+def _told(latest: Mapping[int, Chosen], intake: Intake) -> Iterator[EngineEvent]:
     """Append the latest token of each row and yield the resulting events."""
     now = time.perf_counter()
     for number, token in latest.items():
-        row = rows[number]
+        row = intake.rows[number]
         piece = row.take(token, now)
         if piece is not None:
             yield replace(piece, row=number)
         if row.transcript.ending is not None:
             yield Finished(row.generation(), number)
-            row.is_open = False
+            intake.end(row)
 
 
-def _interrupted(rows: Sequence[_Row], count: int) -> dict[int, Generation]:
-    """Return the partial generations of the open rows; empty ones for rows not yet started.
+def _interrupted(intake: Intake) -> dict[int, Generation]:
+    """Return the partial generations of the open rows.
 
     If all have ended, it is the one that did so last: whoever was told may not have taken it.
+    Before any has begun, it is an empty one.
     """
-    if not rows:
-        nothing = Generation("", Usage(None, None, 0), "interrupted")
-        return dict.fromkeys(range(count), nothing)
-    numbers = [number for number, row in enumerate(rows) if row.is_open]
-    last = max(range(count), key=lambda number: rows[number].transcript.times[-1:])
-    return {number: rows[number].generation() for number in numbers or [last]}
-
-
-def _seed(sampling: Sampling) -> int:
-    # A seed from the operating system: drawing one from torch would change the user's random state.
-    return sampling.seed if sampling.seed is not None else secrets.randbelow(2**31)
+    stopped = intake.open_rows or [row for row in (intake.last,) if row is not None]
+    if not stopped:
+        return {0: Generation("", Usage(None, None, 0), "interrupted")}
+    return {row.number: row.generation() for row in stopped}
 
 
 def _without_gradients() -> contextlib.AbstractContextManager[Any]:

@@ -17,7 +17,15 @@ from torch import Tensor
 
 from glm4v_magic.images import SourcedImage
 
-__all__ = ["CacheFacts", "KeptPrefix", "Keys", "PrefixStore", "common_length", "image_digest"]
+__all__ = [
+    "CacheFacts",
+    "KeptPrefix",
+    "Keys",
+    "PrefixStore",
+    "common_length",
+    "image_digest",
+    "longest",
+]
 
 Keys: TypeAlias = tuple[Hashable, ...]
 
@@ -64,6 +72,16 @@ def common_length(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:
     return low
 
 
+def longest(prefixes: Iterable[KeptPrefix], keys: Keys) -> tuple[KeptPrefix | None, int]:
+    """Return the prefix with the longest common beginning with a prompt, and its length."""
+    found, most = None, 0
+    for each in prefixes:
+        length = common_length(each.keys, keys)
+        if length > most:
+            found, most = each, length
+    return found, most
+
+
 def image_digest(image: SourcedImage) -> str:
     """Return a digest of an image's pixels, whatever its name."""
     pixels = image.image
@@ -96,24 +114,25 @@ class PrefixStore:
         used = sum(each.nbytes for each in kept)
         return CacheFacts(used, self.budget, prefixes, len(kept) - prefixes)
 
-    def take(self, keys: Keys) -> tuple[KeptPrefix | None, int]:
+    def find(self, keys: Keys) -> tuple[KeptPrefix | None, int]:
         """Return the kept prefix with the longest common beginning with a prompt.
-
-        One that the prompt begins with as a whole leaves the store: what comes of the call takes
-        its place, and it is in memory once.
 
         Returns:
             The prefix, and how many of its keys are those of the prompt.
         """
-        found, most = None, 0
-        for entry in self._prefixes():
-            length = common_length(entry.keys, keys)
-            if length > most:
-                found, most = entry, length
+        found, most = longest(self._prefixes(), keys)
         if found is not None:
             self._entries.move_to_end(found.keys)
-            if most == len(found.keys):
-                del self._entries[found.keys]
+        return found, most
+
+    def take(self, keys: Keys) -> tuple[KeptPrefix | None, int]:
+        """Return what `find` returns; a prefix that the prompt begins with as a whole leaves.
+
+        What comes of the call takes its place, so that it is in memory once.
+        """
+        found, most = self.find(keys)
+        if found is not None and most == len(found.keys):
+            del self._entries[found.keys]
         return found, most
 
     def put(self, prefix: KeptPrefix) -> None:

@@ -7,8 +7,9 @@ together.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -140,7 +141,7 @@ def run(
 
 
 class _Run:
-    """State of a run: rows done, rows waiting, and the batch size that has fitted so far."""
+    """State of a run: rows done, questions waiting, and how many at once have fitted so far."""
 
     def __init__(
         self,
@@ -152,32 +153,34 @@ class _Run:
     ) -> None:
         self.done: list[AnsweredRow] = []
         self._rows = rows
+        self._rest = iter(rows)
         self._job = job
         self._open_engine = open_engine
         self._engine: Engine | None = None
         self._store = store
         self._items = items
         self._seen: Counter[str] = Counter()
-        self._questions: list[_Question] = []
-        self._corrections: list[_Question] = []
+        self._waiting: deque[_Question] = deque()
+        self._corrections: dict[int, _Question] = {}
+        self._news: deque[Event] = deque()
         self._size = 0
         self._since: float | None = None
         self._engine_failed = False
         self._schema_fault: OptionError | None = None
 
     def all(self) -> Generator[Event, None, None]:
-        """Ask the rows in order, one batch at a time; images are read just before."""
-        for row in self._rows:
-            yield from self._prepare(row)
-            yield from self._ask_batches(self._size)
-        yield from self._ask_batches(1)
+        """Ask all rows; images are read when the engine has room for them."""
+        while True:
+            yield from self._fetch()
+            self._refuse_schema()
+            if not self._waiting:
+                return
+            yield from self._ask()
+            yield from self._told()
 
     def give_up(self) -> Iterator[RowDone]:
         """Finish rows whose answer was still to be corrected, with their first answer."""
-        waiting = {each.row.index: each for each in self._corrections}
-        for row in self.done:
-            waiting.pop(row.index, None)
-        for each in waiting.values():
+        for each in list(self._corrections.values()):
             error = f"{each.fault} It was to be asked once more."
             yield self._finished(_row(each.row, each.first, error))
 
@@ -190,6 +193,14 @@ class _Run:
     def result(self) -> Any:
         """Return the result that `run` would have if it ended now."""
         return result_of(self._rows, self.done, self._items, self._job.terms.form.format)
+
+    def _fetch(self) -> Generator[Event, None, None]:
+        """Prepare rows until a question is waiting, no row is left, or the schema is at fault."""
+        while not self._waiting and self._schema_fault is None:
+            row = next(self._rest, None)
+            if row is None:
+                return
+            yield from self._prepare(row)
 
     def _prepare(self, row: PlannedRow) -> Generator[Event, None, None]:
         """Read a row's images, and take its answer from the store or let it wait."""
@@ -232,10 +243,9 @@ class _Run:
         except InputError as error:
             yield self._failed(question, error)
             return
-        if question.first is None:
-            self._questions.append(question)
-        else:
-            self._corrections.append(question)
+        self._waiting.append(question)
+        if question.first is not None:
+            self._corrections[question.row.index] = question
             yield Correcting(question.fault, question.row.index)
 
     def _opened(self) -> Generator[Event, None, Engine]:
@@ -246,54 +256,69 @@ class _Run:
             self._since = time.monotonic()
         return self._engine
 
-    def _ask_batches(self, least: int) -> Generator[Event, None, None]:
-        """Ask while at least `least` questions, or as many corrections, are waiting."""
-        for waiting in (self._questions, self._corrections):
-            while len(waiting) >= max(1, least):
-                self._refuse_schema()
-                yield from self._ask(waiting)
-        self._refuse_schema()
-
     def _refuse_schema(self) -> None:
         if self._schema_fault is not None:
             raise self._schema_fault
 
-    def _ask(self, waiting: list[_Question]) -> Generator[Event, None, None]:
-        """Ask one batch, and remove questions that are answered or have failed."""
-        batch = waiting[: self._size]
-        open_rows = dict(enumerate(batch))
-        engine_failed = False
+    def _ask(self) -> Generator[Event, None, None]:
+        """Ask until all rows are answered, or a row fails or does not fit."""
+        asked: dict[int, _Question] = {}
         try:
-            yield from self._answered(batch, open_rows)
-        except OutOfMemoryError as error:
-            if len(batch) == 1:
-                yield self._failed(open_rows.pop(0), error)
-            else:
-                self._size = len(batch) // 2
-        except InputError as error:  # only an engine that knows no room has not said so before
-            yield self._failed(open_rows.pop(min(open_rows)), error)
-        except EngineError as error:  # a server that refuses this row, or is gone
-            if self._engine_failed:
+            yield from self._answered(asked)
+        except Glm4vError as error:
+            if not asked:
                 raise
-            engine_failed = True
-            yield self._failed(open_rows.pop(min(open_rows)), error)
-        self._engine_failed = engine_failed
-        waiting[: len(batch)] = open_rows.values()
+            yield from self._refused(error, asked)
+        self._waiting.extendleft(reversed(asked.values()))
 
-    def _answered(
-        self, batch: list[_Question], open_rows: dict[int, _Question]
-    ) -> Generator[Event, None, None]:
-        """Ask a batch; rows that are answered are taken out of `open_rows`."""
+    def _refused(self, error: Glm4vError, asked: dict[int, _Question]) -> Iterator[RowDone]:
+        """Take the row that failed out of `asked`, or ask fewer rows at once from now on."""
+        failed = min(asked)
+        if isinstance(error, OutOfMemoryError):
+            together = error.rows or (failed,)
+            if len(together) > 1:
+                self._size = len(together) // 2
+                return
+            failed = together[0]
+        elif isinstance(error, EngineError):  # a server that refuses this row, or is gone
+            if self._engine_failed:
+                raise error
+            self._engine_failed = True
+        elif not isinstance(error, InputError):  # from an engine that has not said so before
+            raise error
+        yield self._failed(asked.pop(failed), error)
+
+    def _requests(self, asked: dict[int, _Question]) -> Iterator[Request]:
+        """Yield the requests of all questions; each question is added to `asked` by its number."""
+        for number in itertools.count():
+            # Told at the next event of the engine, which waits for the request here.
+            self._news.extend(self._fetch())
+            if not self._waiting or self._schema_fault is not None:
+                return
+            asked[number] = self._waiting.popleft()
+            yield asked[number].request
+
+    def _told(self) -> Iterator[Event]:
+        while self._news:
+            yield self._news.popleft()
+
+    def _answered(self, asked: dict[int, _Question]) -> Generator[Event, None, None]:
+        """Ask; questions that are answered are taken out of `asked`."""
         engine = yield from self._opened()
-        stream = engine.stream([each.request for each in batch])
+        stream = engine.stream(self._requests(asked), self._size)
         try:
             for event in stream:
+                yield from self._told()
                 if isinstance(event, Finished):
                     # Taken away only now: an interrupt in between must not lose the answer.
-                    yield from self._keep(open_rows[event.row], event.generation)
-                    del open_rows[event.row]
+                    yield from self._keep(asked[event.row], event.generation)
+                    del asked[event.row]
+                    self._engine_failed = False
+                    if self._schema_fault is not None:
+                        stream.close()
+                        return
                 else:
-                    yield replace(event, row=batch[event.row].row.index)
+                    yield replace(event, row=asked[event.row].row.index)
         except GenerationInterrupted as stopped:
             partial = stopped.generations
         except KeyboardInterrupt:
@@ -301,8 +326,8 @@ class _Run:
         else:
             return
         for number, generation in sorted(partial.items()):
-            if number in open_rows:
-                for _ in self._keep(open_rows.pop(number), generation):
+            if number in asked:
+                for _ in self._keep(asked.pop(number), generation):
                     pass  # whoever stopped this hears of the row through the result
         raise KeyboardInterrupt
 
@@ -350,6 +375,7 @@ class _Run:
         return self._finished(_row(question.row, question.first, (*before, *error.text)))
 
     def _finished(self, row: AnsweredRow) -> RowDone:
+        self._corrections.pop(row.index, None)
         self.done.append(row)
         return RowDone(row, self.progress())
 

@@ -287,11 +287,12 @@ class OneByOne:
     def require_room(self, request):
         return None
 
-    def stream(self, requests):
-        (request,) = requests
-        if self.fail is not None and request.conversation.messages[-1].text == "b?":
-            raise self.fail
-        yield from self._engine.stream(requests)
+    def stream(self, requests, at_once=None):
+        for row, request in enumerate(requests):
+            if self.fail is not None and request.conversation.messages[-1].text == "b?":
+                raise self.fail
+            for event in self._engine.stream([request]):
+                yield replace(event, row=row)
 
     def close(self):
         pass

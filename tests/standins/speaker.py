@@ -22,7 +22,7 @@ class Speaker:
     def require_room(self, request):
         return None
 
-    def stream(self, requests):
+    def stream(self, requests, at_once=None):
         said, stopped = {}, False
         try:
             for row, request in enumerate(requests):

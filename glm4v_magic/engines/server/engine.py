@@ -6,7 +6,7 @@ closes the connection, which makes such a server stop generating.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import httpx
@@ -146,8 +146,10 @@ class ServerEngine:
     def require_room(self, request: Request) -> None:
         """Return ``None``: only the server knows how many tokens may follow."""
 
-    def stream(self, requests: Sequence[Request]) -> Generator[EngineEvent, None, None]:
-        """Answer `requests`, one after the other; see `engines.Engine.stream`."""
+    def stream(
+        self, requests: Iterable[Request], at_once: int | None = None
+    ) -> Generator[EngineEvent, None, None]:
+        """Answer `requests`, always one after the other; see `engines.Engine.stream`."""
         open_rows: dict[int, Transcript] = {}
         try:
             for row, request in enumerate(requests):

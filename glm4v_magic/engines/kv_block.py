@@ -1,0 +1,218 @@
+"""KV cache of rows that are read or decoded together, with their mask and positions.
+
+Shapes: B rows, W columns of the KV cache, some of which are padding in some rows; position ids
+(B, W), or (axes, B, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from glm4v_magic.engines.prefixes import KeptPrefix, Keys
+
+__all__ = ["KVBlock", "joined", "padded"]
+
+Attempt: TypeAlias = Callable[[Callable[[], Any]], Any]
+"""Runs a function, perhaps twice if memory runs out, and returns its result."""
+
+
+class KVBlock:
+    """Rows whose keys and values are one tensor for each layer.
+
+    Args:
+        model: model whose cache it is.
+        mask: 1 marks the columns of each row that are in use, (B, W).
+
+    Attributes:
+        cache: keys and values, (B, heads, W, head size) for each layer.
+        mask: likewise; (B, W).
+        latest: position ids of the last column, (..., B, 1).
+    """
+
+    def __init__(self, model: Any, mask: Tensor) -> None:
+        self._model = model
+        self.cache = self._empty()
+        self.mask = mask
+        self.latest = mask[:, :0]
+
+    @classmethod
+    def of_prefixes(
+        cls, model: Any, prefixes: Sequence[tuple[KeptPrefix | None, int]], device: torch.device
+    ) -> KVBlock:
+        """Return a block of rows that begin with the first columns of kept prefixes.
+
+        Args:
+            model: model whose cache it is.
+            prefixes: prefix of each row, and how many of its columns are used.
+            device: device of the mask.
+        """
+        lengths = [length for _, length in prefixes]
+        width = max(lengths)
+        columns = torch.arange(width, device=device)
+        starts = width - torch.tensor(lengths, device=device)
+        block = cls(model, (columns >= starts[:, None]).long())
+        first, _ = prefixes[0]
+        if all(prefix is first and length == width for prefix, length in prefixes):
+            block._share(first, width)
+        else:
+            block._copy(prefixes)
+        return block
+
+    def _empty(self) -> DynamicCache:
+        return DynamicCache(config=self._model.config.get_text_config())
+
+    def _share(self, prefix: KeptPrefix | None, length: int) -> None:
+        """Let all rows begin with the same tensors."""
+        if prefix is None or not length:
+            return
+        for layer, (keys, values) in zip(self.cache.layers, prefix.layers, strict=True):
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = (
+                tensor[..., :length, :].expand(len(self.mask), -1, -1, -1)
+                for tensor in (keys, values)
+            )
+
+    def _copy(self, prefixes: Sequence[tuple[KeptPrefix | None, int]]) -> None:
+        """Copy the prefix of each row to the right end of its columns."""
+        like = next(prefix for prefix, length in prefixes if prefix is not None and length)
+        for at, layer in enumerate(self.cache.layers):
+            layer.lazy_initialization(*like.layers[at])
+            for which, name in enumerate(("keys", "values")):
+                sample = like.layers[at][which]
+                shape = (len(prefixes), sample.shape[1], self.width, sample.shape[3])
+                whole = sample.new_zeros(shape)
+                for row, (prefix, length) in enumerate(prefixes):
+                    if prefix is not None and length:
+                        part = prefix.layers[at][which][0, :, :length]
+                        whole[row, :, self.width - length :] = part
+                setattr(layer, name, whole)
+
+    @property
+    def width(self) -> int:
+        """Number of complete columns."""
+        return self.mask.shape[1]
+
+    def forward(
+        self, ids: Tensor, mask: Tensor, position_ids: Tensor, attempt: Attempt, **more: Any
+    ) -> Tensor:
+        """Run the model on n new columns; returns logits of the next token, (B, vocabulary).
+
+        Args:
+            ids: (B, n).
+            mask: (B, n); 0 marks padding, which stands on the left.
+            position_ids: (..., B, n).
+            attempt: runs the forward.
+            more: further arguments of the model.
+        """
+        whole = torch.cat((self.mask, mask), dim=1)
+
+        def run() -> Tensor:
+            self.cut()
+            logits: Tensor = self._model(
+                input_ids=ids,
+                attention_mask=whole,
+                position_ids=position_ids,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **more,
+            ).logits
+            return logits[:, -1].to(device=ids.device, dtype=torch.float32)
+
+        logits: Tensor = attempt(run)
+        self.mask, self.latest = whole, position_ids[..., -1:]
+        return logits
+
+    def cut(self) -> None:
+        """Crop the cache to its complete columns: a failed step may have written some layers."""
+        if not self.width:
+            self.cache = self._empty()
+            return
+        for layer in self.cache.layers:
+            if layer.keys.shape[-2] > self.width:
+                layer.keys = layer.keys[..., : self.width, :]
+                layer.values = layer.values[..., : self.width, :]
+
+    def prefix(self, keys: Keys) -> KeptPrefix:
+        """Return the columns of a block of one row without padding, to be kept.
+
+        Args:
+            keys: keys of all columns.
+        """
+        self.cut()
+        layers = tuple((layer.keys, layer.values) for layer in self.cache.layers)
+        return KeptPrefix(keys[: self.width], layers)
+
+
+def joined(model: Any, parts: Sequence[tuple[KVBlock, list[int]]], attempt: Attempt) -> KVBlock:
+    """Return one block of some rows of several blocks, without columns that none of them uses.
+
+    Keys and values are copied once, a layer at a time, and a layer is freed before the next is
+    copied. The blocks cannot be used afterwards.
+
+    Args:
+        model: model whose cache they are.
+        parts: blocks, and which of their rows.
+        attempt: runs the copying of a tensor.
+    """
+    used = [each.mask[list(which)].bool().any(dim=0) for each, which in parts]
+    width = max(int(columns.sum()) for columns in used)
+    masks = [
+        padded(each.mask[list(which)][:, columns], width)
+        for (each, which), columns in zip(parts, used, strict=True)
+    ]
+    whole = KVBlock(model, torch.cat(masks))
+    whole.latest = torch.cat([each.latest[..., which, :] for each, which in parts], dim=-2)
+    places = [
+        (None if len(which) == len(each.mask) else which, _indices(columns))
+        for (each, which), columns in zip(parts, used, strict=True)
+    ]
+    for at, layer in enumerate(whole.cache.layers):
+        layers = [each.cache.layers[at] for each, _ in parts]
+        layer.lazy_initialization(layers[0].keys, layers[0].values)
+        for name in ("keys", "values"):
+            tensors = [getattr(each, name) for each in layers]
+            setattr(layer, name, attempt(partial(_joined, tensors, places, width)))
+            for each in layers:
+                setattr(each, name, None)
+    return whole
+
+
+def _indices(columns: Tensor) -> list[int] | None:
+    """Return the indices of columns that are in use; ``None`` if all are."""
+    return None if bool(columns.all()) else columns.nonzero().flatten().tolist()
+
+
+def _joined(
+    tensors: Sequence[Tensor],
+    places: Sequence[tuple[list[int] | None, list[int] | None]],
+    width: int,
+) -> Tensor:
+    """Copy rows and columns of (B, heads, W, head size) tensors into one, padded on the left."""
+    chosen = []
+    for tensor, (rows, columns) in zip(tensors, places, strict=True):
+        for axis, indices in ((0, rows), (2, columns)):
+            if indices is not None:
+                tensor = tensor.index_select(axis, torch.tensor(indices, device=tensor.device))
+        chosen.append(tensor)
+    if len(chosen) == 1:
+        return chosen[0]
+    first = chosen[0]
+    count = sum(len(each) for each in chosen)
+    whole = first.new_zeros((count, first.shape[1], width, first.shape[3]))
+    at = 0
+    for each in chosen:
+        whole[at : at + len(each), :, width - each.shape[2] :] = each
+        at += len(each)
+    return whole
+
+
+def padded(rows: Tensor, width: int) -> Tensor:
+    """Pad the last axis with zeros on the left."""
+    return torch.nn.functional.pad(rows, (width - rows.shape[-1], 0))

@@ -1,0 +1,208 @@
+"""A request that a model in this process answers: its decoding parameters and what it has said."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig
+
+from glm4v_magic.checkpoints.encoding import Encoded, Processor
+from glm4v_magic.core.conversation import Generation, Request, Usage
+from glm4v_magic.core.errors import ConversationError, OptionError
+from glm4v_magic.core.events import Text
+from glm4v_magic.core.options import Sampling
+from glm4v_magic.core.tokens import Token, joined
+from glm4v_magic.engines.choosing import Scored, Scoring
+from glm4v_magic.engines.decoding import Chosen, RowTerms
+from glm4v_magic.engines.grammars import Grammars, Guide
+from glm4v_magic.engines.prompts import Prompt
+from glm4v_magic.engines.sampling import TokenSampler, call_config, pick
+from glm4v_magic.engines.token_places import placed, spelled
+from glm4v_magic.engines.transcript import Transcript
+from glm4v_magic.engines.vocabulary import Vocabulary
+
+__all__ = ["Row", "RowSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class RowSettings:
+    """What all rows of an engine have in common.
+
+    Attributes:
+        processor: processor of the model.
+        defaults: config from `sampling.checkpoint_config`.
+        grammars: grammars of constraints, compiled for the tokenizer.
+        vocabulary: tokens of the model one by one.
+        gpus: GPUs that the model is on.
+        at_once: maximum number of texts that are scored in a batch.
+    """
+
+    processor: Processor
+    defaults: GenerationConfig
+    grammars: Grammars
+    vocabulary: Vocabulary
+    gpus: Sequence[torch.device]
+    at_once: int
+
+
+class Row:
+    """A request that is being answered.
+
+    Args:
+        settings: what it has in common with all rows of its engine.
+        number: number of the request in its call, from 0.
+        request: request to answer.
+        encoded: its prompt.
+        prompt: likewise, for the decode loop.
+        room: number of tokens that fit after the prompt.
+
+    Attributes:
+        number: likewise.
+        request: likewise.
+        encoded: likewise.
+        prompt: likewise.
+        transcript: what it has generated.
+        since: time at which its turn came, in seconds; ``None`` while it waits.
+        texts: ids of each text that the answer may be; none if it is decoded.
+
+    Raises:
+        OptionError: if its constraint cannot be followed.
+        ConversationError: if the answer to be carried on does not begin in its form.
+    """
+
+    def __init__(
+        self,
+        settings: RowSettings,
+        number: int,
+        request: Request,
+        encoded: Encoded,
+        prompt: Prompt,
+        room: int,
+    ) -> None:
+        self.number, self.request = number, request
+        self.encoded, self.prompt = encoded, prompt
+        self.since: float | None = None
+        limit = min(request.sampling.max_tokens, room)
+        self.texts = _texts(request, limit, settings.processor)
+        self._choices = () if request.constraint is None else request.constraint.choices
+        self._guide = None if self.texts else _guide(request, settings)
+        self._at_once = settings.at_once
+        self._probabilities: dict[str, float] = {}
+        self._config = call_config(settings.defaults, request.sampling, limit)
+        self._seed = _seed(request.sampling) if self._config.do_sample else None
+        self._gpus = settings.gpus
+        self._logprobs = request.sampling.logprobs
+        self._vocabulary = settings.vocabulary
+        self._chosen: list[Chosen] = []
+        self._told = self._length = 0  # tokens and characters of the pieces so far
+        self.transcript = Transcript(
+            settings.processor.tokenizer,
+            limit,
+            self._config.eos_token_id,
+            carries_on=bool(request.conversation.unfinished),
+        )
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Size of its images."""
+        sizes = [each.image.image.size for each in self.encoded.images]
+        return sum(3 * width * height for width, height in sizes)
+
+    def terms(self, device: str | torch.device) -> RowTerms:
+        """Return its decoding parameters, sampling on `device`."""
+        sampler = TokenSampler(self._config, self._seed, device, self._guide)
+        ends = frozenset(self._config.eos_token_id)
+        return RowTerms(self._config.max_new_tokens, ends, sampler, self._logprobs)
+
+    def take(self, token: Chosen, at: float) -> Text | None:
+        """Append the next token; returns the text that it completes, often none."""
+        self._chosen.append(token)
+        piece = self.transcript.take(token.id, at)
+        if not piece:
+            return None
+        tokens = self._tokens(self._chosen[self._told :], piece)
+        told = Text(piece, tokens=joined((), tokens, self._length) or ())
+        self._told, self._length = len(self._chosen), self._length + len(piece)
+        return told
+
+    def _tokens(self, chosen: Sequence[Chosen], text: str) -> tuple[Token, ...] | None:
+        """Return tokens with their places in `text`; ``None`` if nobody asked for them."""
+        if self._logprobs is None:
+            return None
+        tokens = self._vocabulary.tokens(chosen)
+        raw, spans = spelled(each.utf8 for each in tokens)
+        return placed(tokens, spans, raw, text)[0]
+
+    @property
+    def scoring(self) -> Scoring:
+        """How its texts are scored."""
+        return Scoring(self._config.eos_token_id, self._logprobs, self._at_once)
+
+    def choose(self, texts: Sequence[Scored]) -> Sequence[Chosen]:
+        """Choose one of its texts; returns the tokens of it."""
+        scores = [each.logprob for each in texts]
+        shares = torch.tensor(scores, dtype=torch.float64).softmax(dim=0).tolist()
+        self._probabilities = dict(zip(self._choices, shares, strict=True))
+        return texts[pick(self._config, self._seed, scores)].tokens
+
+    def generation(self) -> Generation:
+        """Return the text so far and its usage."""
+        visual = self.encoded.visual_tokens
+        times = self.transcript.times
+        since = times[0] if self.since is None and times else self.since
+        usage = Usage(
+            text_tokens=len(self.encoded.ids) - visual,
+            visual_tokens=visual,
+            new_tokens=len(self.transcript.ids),
+            time_to_first_token=times[0] - since if times and since is not None else None,
+            decode_seconds=times[-1] - times[0] if times else 0.0,
+            peak_bytes={str(gpu): torch.cuda.max_memory_allocated(gpu) for gpu in self._gpus},
+        )
+        ending, text = self.transcript.ending or "interrupted", self.transcript.text
+        return Generation(
+            text,
+            usage,
+            ending,
+            self._seed,
+            seen=tuple(image.seen for image in self.encoded.images),
+            tokens=self._tokens(self._chosen, text),
+            choices=self._probabilities,
+        )
+
+
+def _texts(request: Request, limit: int, processor: Processor) -> tuple[tuple[int, ...], ...]:
+    """Return the ids of each choice, as the model would write it; none without choices."""
+    if request.constraint is None or not request.constraint.choices:
+        return ()
+    if request.conversation.unfinished is not None:
+        raise ConversationError(
+            "An answer that was begun cannot be carried on as one of the choices.",
+            "Ask again instead.",
+        )
+    choices = request.constraint.choices
+    texts = [(*processor.opening_ids, *processor.text_ids(each)) for each in choices]
+    longest = max(range(len(texts)), key=lambda number: len(texts[number]))
+    needed = len(texts[longest]) + 1
+    if needed > limit:
+        raise OptionError(
+            f"The choice {choices[longest]!r} takes {needed} tokens with its end, but the answer "
+            f"may have {limit}."
+        )
+    return tuple(texts)
+
+
+def _guide(request: Request, settings: RowSettings) -> Guide | None:
+    """Return the guide to the row's constraint; ``None`` if any token may follow."""
+    if request.constraint is None:
+        return None
+    begun = request.conversation.unfinished
+    opening = settings.processor.opening_ids if begun is None else ()
+    return settings.grammars.guide(request.constraint, begun or "", opening)
+
+
+def _seed(sampling: Sampling) -> int:
+    # A seed from the operating system: drawing one from torch would change the user's random state.
+    return sampling.seed if sampling.seed is not None else secrets.randbelow(2**31)
