@@ -355,6 +355,7 @@ class ChatChoice:
         "Go on with the chat of this name, or begin it.",
         _ASKED,
         "a name",
+        lambda value: bool(value.strip()),
         metavar="NAME",
         example="shapes",
     )

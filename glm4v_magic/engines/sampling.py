@@ -32,6 +32,9 @@ from glm4v_magic.engines.grammars import Guide
 
 __all__ = ["TokenSampler", "call_config", "checkpoint_config", "pick"]
 
+_GREEDY = 1e-9
+"""Temperature up to which decoding is greedy: logits over less would not fit in float32."""
+
 _TOP_K = 50
 """What `generate` samples from if neither the checkpoint nor the call says it
 (transformers.GenerationConfig, `_get_default_generation_params`)."""
@@ -155,8 +158,8 @@ def call_config(base: GenerationConfig, sampling: Sampling, room: int) -> Genera
     config.max_length = None
     config.max_new_tokens = min(sampling.max_tokens, room)
     if sampling.temperature is not None:
-        config.do_sample = sampling.temperature > 0
-        config.temperature = float(sampling.temperature) or None
+        config.do_sample = sampling.temperature > _GREEDY
+        config.temperature = float(sampling.temperature) if config.do_sample else None
     for name in ("top_p", "top_k", "min_p", "repetition_penalty"):
         value = getattr(sampling, name)
         if value is not None:

@@ -28,6 +28,12 @@ def from_uri(word: str, limits: Limits, page: int | None = None) -> SourcedImage
     """Read the image, or one page of it, from a ``data:`` URI or a URL."""
     if word[:5].lower() == "data:":
         return decode(io.BytesIO(_data_uri(word)), "data: URI", limits, page)
+    if word[:7].lower() == "file://":
+        _, slash, path = word[7:].partition("/")
+        raise ImageError(
+            f"{one_line(word)}: only http and https are fetched, not file.",
+            f"Give its path: {one_line(slash + urllib.parse.unquote(path))}",
+        )
     # Here, because it imports httpx, which files and variables do without.
     from glm4v_magic.images.web import download
 

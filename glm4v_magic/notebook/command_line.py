@@ -140,6 +140,7 @@ def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
         OptionError: for an unknown option, or a value of the wrong kind.
     """
     parser = _parser(function)
+    _refuse_dashes(parser, words)
     try:
         # The intermixed form lets images stand on both sides of an option.
         arguments: Namespace
@@ -159,8 +160,19 @@ def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
     return arguments
 
 
+_DASHES = re.compile(r"[-\u2010-\u2015\u2212]*[\u2010-\u2015\u2212]-*(?=\w)")
+"""What a text editor makes of the hyphens of an option."""
+
+
+def _refuse_dashes(parser: MagicArgumentParser, words: list[str]) -> None:
+    for word in words:
+        name = _DASHES.sub("-" if len(_DASHES.sub("", word)) == 1 else "--", word, count=1)
+        is_option = name.partition("=")[0] in parser._option_string_actions
+        if is_option and name != word and not isinstance(word, Quoted):
+            raise OptionError(f"{word} begins with a dash.", f"Options begin with hyphens: {name}.")
+
+
 def _help_of(parser: MagicArgumentParser) -> str:
-    # IPython's own `%glm4v plan?` would show the help of `%plan`.
     magic, *command = parser.prog.split()
     return f"See %{' '.join([magic, 'help', *command])}."
 

@@ -37,6 +37,7 @@ __all__ = ["Glm4vMagics", "Stopped", "register", "unregister"]
 
 _NAMES = ("%glm4v", "%%glm4v")
 _EMPTY_CELL = re.compile(r"%%glm4v(?![\w?])")
+_ASKED_ALONE = re.compile(r"%glm4v\s+(.*\?)")
 _ANSWER = ("glm4v_magic.core.conversation", "Answer")
 _ROWS = ("glm4v_magic.core.rows", "Rows")
 
@@ -183,7 +184,7 @@ class Glm4vMagics(Magics):
         self.shell.events.register("post_run_cell", self._forget_shown)
         for name in _NAMES:
             self.shell.set_hook("complete_command", self._complete, str_key=name)
-        self.shell.input_transformers_cleanup.append(_with_a_body)
+        self.shell.input_transformers_cleanup.append(_alone)
 
     def uninstall(self) -> None:
         """Take back all of `install`, and what `Magics` itself registered; release the model."""
@@ -203,7 +204,7 @@ class Glm4vMagics(Magics):
         self.shell.events.unregister("post_run_cell", self._forget_shown)
         for name in _NAMES:
             self.shell.strdispatchers["complete_command"].strs.pop(name, None)
-        self.shell.input_transformers_cleanup.remove(_with_a_body)
+        self.shell.input_transformers_cleanup.remove(_alone)
         if self._context is not None:
             self._context.close()
 
@@ -240,13 +241,21 @@ class Glm4vMagics(Magics):
         self._borrowed.clear()
 
 
-def _with_a_body(lines: list[str]) -> list[str]:
-    """Give a cell of one line a blank one: IPython would refuse it before the magic sees it."""
-    return [*lines, "\n"] if len(lines) == 1 and _EMPTY_CELL.match(lines[0]) else lines
+def _alone(lines: list[str]) -> list[str]:
+    """Let the magic see a cell of one line that IPython would refuse or answer by itself.
+
+    It refuses a cell magic without a body, and takes ``?`` at the end of a line for a request for
+    help on its last word.
+    """
+    if len(lines) == 1 and _EMPTY_CELL.match(lines[0]):
+        return [*lines, "\n"]
+    if len(lines) == 1 and (asked := _ASKED_ALONE.fullmatch(lines[0].strip())):
+        return [f"get_ipython().run_line_magic('glm4v', {asked[1]!r})\n"]
+    return lines
 
 
 # A terminal would take the blank line for the end of a cell that is still being typed.
-_with_a_body.has_side_effects = True  # type: ignore[attr-defined]
+_alone.has_side_effects = True  # type: ignore[attr-defined]
 
 
 def register(shell: InteractiveShell) -> None:

@@ -221,6 +221,7 @@ class TestUrls:
         [
             ("ftp://host/x.png", "only http and https are fetched, not ftp."),
             ("s3://bucket/x.png", "only http and https are fetched, not s3."),
+            ("file:///a/b%20c.png", "fetched, not file. Give its path: /a/b c.png"),
             ("http:///x.png", "names no host."),
             ("http://host:port/x.png", "it cannot be fetched"),
             ("http://[::1/x.png", "it cannot be fetched: InvalidURL: Invalid port"),

@@ -314,6 +314,14 @@ ERRORS = [
     ("%%glm4v cat.png --thinking on\nWhat?", "does not think before it answers. Leave"),
     ("%%glm4v cat.png --format text --schema {}\nWhat?", "--schema {} is no variable"),
     ("%%glm4v chats\nWhat?", "chats is a command for one line"),
+    ("%%glm4v cat.png --chat ' '\nWhat?", "chat is ' ', but must be a name"),
+    ("%%glm4v cat.png —seed 3\nWhat?", "—seed begins with a dash. Options begin with hyphens: --s"),
+    ("%%glm4v cat.png –-seed=3\nWhat?", "Options begin with hyphens: --seed=3."),
+    ("%%glm4v cat.png –q\nWhat?", "Options begin with hyphens: -q."),
+    ("%%glm4v '—q'\nWhat?", "—q: neither a variable nor a file"),
+    ("%glm4v ask cat.png What is it?", "needs a question in quotes behind the images."),
+    ("%glm4v ask cat.png “What is it?”", "needs a question in straight quotes behind the images."),
+    ("%glm4v nothing?", "has no command 'nothing?'"),
     ("%glm4v hitsory", "Did you mean history?"),
     ("%glm4v retry a b", "does not take 'b'"),
     ("%glm4v export", "The following arguments are required: FILE"),
@@ -385,6 +393,18 @@ def test_a_cell_of_one_line_may_have_its_question_in_a_file(run, shell, tiny, ph
     run("%%glm4v cat.png -f question.txt -o answer --temperature 0 --max-tokens 2")
     assert shell.user_ns["answer"].prompt == "What?"
     assert "%%glm4v" in run("%%glm4v --help")
+
+
+def test_a_question_mark_behind_a_command_shows_its_help(run):
+    for line in ("%glm4v plan?", "%glm4v plan ?", "%glm4v plan??"):
+        assert run(line) == run("%glm4v plan --help")
+
+
+def test_the_least_temperature_is_greedy(run, shell, tiny, photo):
+    ask(run, "-o answer --temperature 1e-300")
+    ask(run, "-o greedy --temperature 0")
+    answer, greedy = (shell.user_ns[name] for name in ("answer", "greedy"))
+    assert (answer.text, answer.seed) == (greedy.text, None)
 
 
 def test_a_terminal_still_waits_for_the_question(shell):

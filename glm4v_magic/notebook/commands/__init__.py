@@ -67,8 +67,10 @@ def run(context: Context, words: list[str], names: Mapping[str, Any]) -> Answer 
     name, rest = words[0], words[1:]
     if asks_for_help(words[:1]) or name == "?":
         name, rest = "help", []
-    elif name in COMMANDS and asks_for_help(rest):
+    elif name in COMMANDS and (asks_for_help(rest) or rest == ["?"]):
         name, rest = "help", [name]
+    elif name.rstrip("?") in COMMANDS and name.endswith("?") and not rest:
+        name, rest = "help", [name.rstrip("?")]
     command = COMMANDS.get(name)
     if name.startswith("-"):
         raise OptionError(

@@ -76,10 +76,15 @@ def _images_and_question(arguments: Namespace, command: str) -> tuple[list[str],
     *images, question = arguments.words or [""]
     if not isinstance(question, Quoted):
         raise OptionError(
-            f"%glm4v {command} needs a question in quotes behind the images.",
+            f"%glm4v {command} needs a question in {_kind_of(arguments.words)} behind the images.",
             f'For example: %glm4v {command} cat.png "What is the cat doing?"',
         )
     return images, str(question)
+
+
+def _kind_of(words: list[str]) -> str:
+    """Return the kind of quotes to use instead of those in `words`."""
+    return "straight quotes" if any(word[0] in "“”„‟«»‘’‚" for word in words if word) else "quotes"
 
 
 def answer(
