@@ -24,9 +24,11 @@ SLOW = {
     "dispatch/test_any_split.py": "many device maps of one model",
     "dispatch/test_any_split_glm4v.py": "many device maps of one model",
     "dispatch/test_dispatch.py": "many device maps",
+    "dispatch/test_native_splits.py": "many device maps of several models",
     "doctor/test_doctor.py": "starts interpreters",
     "dry_run/test_dry_run.py": "dry runs of published models",
     "engines/test_decoding.py": "one model on many devices",
+    "engines/test_native_models.py": "several models",
     "engines/test_out_of_memory.py": "fills virtual GPUs",
     "engines/test_prefixes.py": "one model on many devices",
     "engines/test_server_engine.py": "asks a server",
@@ -191,3 +193,18 @@ def front(jupyter):
         pytest.skip("there is no Chromium")
     with lab.browsing(jupyter) as front:
         yield front
+
+
+@pytest.fixture(scope="session")
+def native(tmp_path_factory):
+    """Folder of a tiny checkpoint of a model type, written once."""
+    written: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in written:
+            import tiny_native
+
+            written[kind] = tiny_native.write(kind, tmp_path_factory.mktemp(kind))
+        return written[kind]
+
+    return folder

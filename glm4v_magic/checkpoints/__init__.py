@@ -112,9 +112,9 @@ def resolve(
 
 def _repository(text: str) -> str:
     """Return the repository id of a published name; otherwise `text`."""
-    from glm4v_magic.checkpoints.glm4v_9b.layout import REPOSITORY
+    from glm4v_magic.checkpoints.architecture import REPOSITORIES
 
-    return REPOSITORY if text.lower() == REPOSITORY.partition("/")[2] else text
+    return REPOSITORIES.get(text.lower(), text)
 
 
 def _from_hub(text: str, folder: Path, revision: str | None, download: bool) -> Checkpoint:
@@ -134,35 +134,38 @@ def _from_hub(text: str, folder: Path, revision: str | None, download: bool) -> 
 
 
 def _open(name: str, folder: Path, notice: str = "") -> Checkpoint:
-    from glm4v_magic.checkpoints.glm4v_9b.checkpoint import Glm4v9bCheckpoint
+    from glm4v_magic.checkpoints.files import read_json
+    from glm4v_magic.checkpoints.glm_native import families
 
     _require_known(folder)
+    if families.matches(read_json(folder / "config.json")):
+        from glm4v_magic.checkpoints.glm_native.checkpoint import NativeCheckpoint
+
+        return NativeCheckpoint(name, folder, notice)
+    from glm4v_magic.checkpoints.glm4v_9b.checkpoint import Glm4v9bCheckpoint
+
     return Glm4v9bCheckpoint(name, folder, notice)
 
 
 def _require_known(folder: Path) -> None:
-    from glm4v_magic.checkpoints import glm_native
     from glm4v_magic.checkpoints.files import read_json
     from glm4v_magic.checkpoints.glm4v_9b import layout
+    from glm4v_magic.checkpoints.glm_native import families
 
     config = read_json(folder / "config.json")
-    if layout.matches(config):
+    if layout.matches(config) or families.matches(config):
         return
     kind = config.get("model_type", "without a model_type")
     vision = "" if "vision_config" in config else " without a vision tower"
-    what = f"{folder / 'config.json'} describes a model of type {kind!r}{vision}."
-    if glm_native.matches(config):
-        raise CheckpointError(what, code="only_planned")
-    raise CheckpointError(what, "GLM-4V-9B has model_type 'chatglm' and a vision_config.")
+    raise CheckpointError(
+        f"{folder / 'config.json'} describes a model of type {kind!r}{vision}.",
+        f"Known are {', '.join(families.KNOWN)}.",
+    )
 
 
 def _not_found(text: str, folder: Path) -> CheckpointError:
     """Say where the checkpoint was looked for, and what may have been meant."""
-    from glm4v_magic.checkpoints.architecture import PUBLISHED
-
     what = f"There is no checkpoint {text!r}: no such folder, and not in the hub cache."
-    if text.lower() in map(str.lower, PUBLISHED):
-        return CheckpointError(what, code="only_planned")
     if is_address_without_scheme(text):
         return CheckpointError(what, "The address of a server begins with http://.")
     parent = folder.parent

@@ -19,10 +19,16 @@ from glm4v_magic.core.server_address import refuse_address
 if TYPE_CHECKING:
     pass
 
-__all__ = ["PUBLISHED", "architecture"]
+__all__ = ["PUBLISHED", "REPOSITORIES", "architecture"]
 
 PUBLISHED = ("GLM-4V-9B", "GLM-4.1V-9B-Thinking", "GLM-4.5V", "GLM-4.6V")
 """Checkpoints whose configuration ships with the package, in ``published/``."""
+
+REPOSITORIES = {
+    **{name.lower(): f"zai-org/{name}" for name in PUBLISHED},
+    "glm-4v-9b": "zai-org/glm-4v-9b",
+}
+"""Repository on the hub of each of them, by its name in lower case."""
 
 _OWNERS = ("thudm", "zai-org", "zhipuai")
 _DEMO = "demo"
@@ -74,15 +80,18 @@ def _read(name: str, file: Path) -> Architecture:
 
 
 def _of_its_kind(name: str, config: dict[str, Any], where: str) -> Architecture:
-    from glm4v_magic.checkpoints import glm_native
     from glm4v_magic.checkpoints.glm4v_9b import layout
+    from glm4v_magic.checkpoints.glm_native import families
 
     if layout.matches(config):
         from glm4v_magic.checkpoints.glm4v_9b.architecture import Glm4v9bArchitecture
 
         return Glm4v9bArchitecture(name, config, where)
-    if glm_native.matches(config):
-        return glm_native.NativeArchitecture(name, config, where)
+    if families.matches(config):
+        from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
+
+        return NativeArchitecture(name, config, where)
     kind = config.get("model_type", "without a model_type")
-    kinds = ", ".join(["chatglm (with a vision_config)", *glm_native.MODEL_TYPES])
-    raise CheckpointError(f"{where} describes a model of type {kind!r}.", f"Known are {kinds}.")
+    raise CheckpointError(
+        f"{where} describes a model of type {kind!r}.", f"Known are {', '.join(families.KNOWN)}."
+    )

@@ -10,7 +10,7 @@ from glm4v_magic.core.errors import CheckpointError, Glm4vError, reason
 
 __all__ = ["NEEDED_FILES", "cached", "download", "names_a_repository"]
 
-NEEDED_FILES = ("*.json", "*.safetensors", "tokenizer.model")
+NEEDED_FILES = ("*.json", "*.safetensors", "tokenizer.model", "chat_template.jinja")
 """Files that are downloaded: no remote code, no weights in other formats."""
 
 

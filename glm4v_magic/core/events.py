@@ -71,8 +71,8 @@ class Text:
     Attributes:
         text: the piece.
         row: row of the answer.
-        tokens: of a model in this process and if asked for, the tokens that make the piece, with
-            their places in all that was told of the answer.
+        tokens: of a model in this process that does not think, and if asked for, the tokens that
+            make the piece, with their places in all that was told of the answer.
     """
 
     text: str

@@ -157,10 +157,6 @@ PYTHON: Words = {
     "image_too_large_for_server": "Ask about a smaller image, or a part of it (crop).",
     "model_does_not_think": "Leave thinking out.",
     "thinking_cannot_go_on": "To ask again: session.retry().",
-    "only_planned": (
-        "It can be planned and checked, but not loaded here; ask it on a server: "
-        'session.load("http://127.0.0.1:8000/v1").'
-    ),
     "folder_of_images": "{kinds} session.map asks about each.",
     "chat_not_begun": "chat={name!r} begins one.",
     "rows_are_alike": (

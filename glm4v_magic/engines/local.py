@@ -10,7 +10,6 @@ import contextlib
 import gc
 import time
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -404,9 +403,7 @@ def _told(latest: Mapping[int, Chosen], intake: Intake) -> Iterator[EngineEvent]
     now = time.perf_counter()
     for number, token in latest.items():
         row = intake.rows[number]
-        piece = row.take(token, now)
-        if piece is not None:
-            yield replace(piece, row=number)
+        yield from row.take(token, now)
         if row.transcript.ending is not None:
             yield Finished(row.generation(), number)
             intake.end(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import GenerationConfig
@@ -18,8 +18,10 @@ from glm4v_magic.core.tokens import Token, joined
 from glm4v_magic.engines.choosing import Scored, Scoring
 from glm4v_magic.engines.decoding import Chosen, RowTerms
 from glm4v_magic.engines.grammars import Grammars, Guide
+from glm4v_magic.engines.parts import AnswerParts
 from glm4v_magic.engines.prompts import Prompt
 from glm4v_magic.engines.sampling import TokenSampler, call_config, pick
+from glm4v_magic.engines.thinking import Told
 from glm4v_magic.engines.token_places import placed, spelled
 from glm4v_magic.engines.transcript import Transcript
 from glm4v_magic.engines.vocabulary import Vocabulary
@@ -98,11 +100,16 @@ class Row:
         self._vocabulary = settings.vocabulary
         self._chosen: list[Chosen] = []
         self._told = self._length = 0  # tokens and characters of the pieces so far
+        thinks, partial = settings.processor.thinks, request.conversation.partial
+        self._parts: AnswerParts | None = None
+        if thinks:
+            self._parts = AnswerParts(number, partial, inside=encoded.inside_thinking)
         self.transcript = Transcript(
             settings.processor.tokenizer,
             limit,
             self._config.eos_token_id,
-            carries_on=bool(request.conversation.unfinished),
+            told=settings.processor.told_token_ids,
+            carries_on=thinks or bool(request.conversation.unfinished),
         )
 
     @property
@@ -117,24 +124,39 @@ class Row:
         ends = frozenset(self._config.eos_token_id)
         return RowTerms(self._config.max_new_tokens, ends, sampler, self._logprobs)
 
-    def take(self, token: Chosen, at: float) -> Text | None:
-        """Append the next token; returns the text that it completes, often none."""
+    def take(self, token: Chosen, at: float) -> list[Told]:
+        """Append the next token; returns the events to yield."""
         self._chosen.append(token)
         piece = self.transcript.take(token.id, at)
+        if self._parts is not None:
+            return self._taken_apart(piece, self._parts)
         if not piece:
-            return None
-        tokens = self._tokens(self._chosen[self._told :], piece)
-        told = Text(piece, tokens=joined((), tokens, self._length) or ())
+            return []
+        tokens, _ = self._tokens(self._chosen[self._told :], piece)
+        told = Text(piece, self.number, joined((), tokens, self._length) or ())
         self._told, self._length = len(self._chosen), self._length + len(piece)
+        return [told]
+
+    def _taken_apart(self, piece: str, parts: AnswerParts) -> list[Told]:
+        """Return the events of a piece that may be thinking; the end of the row flushes them."""
+        told = parts.told(parts.splitter.add(piece), self._latest) if piece else []
+        if self.transcript.ending is not None:
+            told += parts.told(parts.splitter.end(), self._latest)
         return told
 
-    def _tokens(self, chosen: Sequence[Chosen], text: str) -> tuple[Token, ...] | None:
-        """Return tokens with their places in `text`; ``None`` if nobody asked for them."""
+    @property
+    def _latest(self) -> int:
+        return len(self.transcript.ids) - 1
+
+    def _tokens(
+        self, chosen: Sequence[Chosen], text: str, thinking: str = ""
+    ) -> tuple[tuple[Token, ...] | None, tuple[Token, ...]]:
+        """Return the tokens of answer and thinking with their places; ``None`` if not asked for."""
         if self._logprobs is None:
-            return None
+            return None, ()
         tokens = self._vocabulary.tokens(chosen)
         raw, spans = spelled(each.utf8 for each in tokens)
-        return placed(tokens, spans, raw, text)[0]
+        return placed(tokens, spans, raw, text, thinking)
 
     @property
     def scoring(self) -> Scoring:
@@ -161,16 +183,30 @@ class Row:
             decode_seconds=times[-1] - times[0] if times else 0.0,
             peak_bytes={str(gpu): torch.cuda.max_memory_allocated(gpu) for gpu in self._gpus},
         )
-        ending, text = self.transcript.ending or "interrupted", self.transcript.text
+        text, thinking = self.transcript.text, ""
+        if self._parts is not None:
+            # Of an answer that was interrupted; nobody is told any more.
+            self._parts.told(self._parts.splitter.end(), self._latest)
+            text, thinking = self._parts.text, self._parts.thinking
+            usage = self._with_thinking(usage, self._parts) if thinking else usage
+        tokens, thinking_tokens = self._tokens(self._chosen, text, thinking)
         return Generation(
             text,
             usage,
-            ending,
+            self.transcript.ending or "interrupted",
             self._seed,
+            thinking=thinking,
             seen=tuple(image.seen for image in self.encoded.images),
-            tokens=self._tokens(self._chosen, text),
+            tokens=tokens,
+            thinking_tokens=thinking_tokens,
             choices=self._probabilities,
         )
+
+    def _with_thinking(self, usage: Usage, parts: AnswerParts) -> Usage:
+        times = self.transcript.times
+        count = len(times) if parts.answer_from is None else int(parts.answer_from)
+        seconds = times[min(count, len(times) - 1)] - times[0]
+        return replace(usage, thinking_tokens=count, thinking_seconds=seconds)
 
 
 def _texts(request: Request, limit: int, processor: Processor) -> tuple[tuple[int, ...], ...]:

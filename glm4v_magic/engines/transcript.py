@@ -22,6 +22,7 @@ class Transcript:
         tokenizer: tokenizer of the model.
         limit: maximum number of generated tokens.
         ends: stop token ids.
+        told: special tokens that are part of the text; others are left out.
         carries_on: whether the text continues an earlier answer, leading whitespace included.
 
     Attributes:
@@ -30,13 +31,21 @@ class Transcript:
     """
 
     def __init__(
-        self, tokenizer: Any, limit: int, ends: Collection[int], *, carries_on: bool = False
+        self,
+        tokenizer: Any,
+        limit: int,
+        ends: Collection[int],
+        *,
+        told: Collection[int] = (),
+        carries_on: bool = False,
     ) -> None:
         self.ids: list[int] = []
         self.times: list[float] = []
         self._tokenizer = tokenizer._tokenizer
         self._limit, self._ends = limit, ends
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stream = DecodeStream(skip_special_tokens=False)
+        added = tokenizer.added_tokens_decoder
+        self._left_out = {each for each, token in added.items() if token.special} - {*told}
         self._carries_on = self._begun = carries_on
         self._pieces: list[str] = []
 
@@ -44,6 +53,8 @@ class Transcript:
         """Append the next id; returns the text that it completes, often none."""
         self.ids.append(token)
         self.times.append(at)
+        if token in self._left_out:
+            return ""
         piece = self._stream.step(self._tokenizer, token) or ""
         # The model begins an answer with a newline, which belongs to the prompt format.
         piece = piece if self._begun else piece.lstrip()

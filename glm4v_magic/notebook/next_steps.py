@@ -50,10 +50,6 @@ CELL: Words = {
     "image_too_large_for_server": "Ask about a smaller image, or a part of it (--crop).",
     "model_does_not_think": "Leave thinking out (of a setting: %config Glm4v.thinking = None).",
     "thinking_cannot_go_on": "To ask again: %glm4v retry.",
-    "only_planned": (
-        "It can be planned and checked, but not loaded here; ask it on a server: %glm4v load "
-        "http://127.0.0.1:8000/v1."
-    ),
     "folder_of_images": "{kinds} The option --over asks about each.",
     "chat_not_begun": "--chat {name} begins one.",
     "rows_are_alike": (

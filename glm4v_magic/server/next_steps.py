@@ -50,7 +50,6 @@ HTTP: Words = {
     "image_too_large_for_server": "Send a smaller image, or a part of it.",
     "model_does_not_think": "Leave thinking out.",
     "thinking_cannot_go_on": "Ask again without the unfinished answer.",
-    "only_planned": "It can be planned, but not served here; serve another model.",
     "folder_of_images": "{kinds} Send each in a request of its own.",
     "chat_not_begun": "Send the whole conversation in messages.",
     "rows_are_alike": "Send each row in a request of its own.",

@@ -71,10 +71,10 @@ def test_unknown_repository(tmp_path, monkeypatch):
     refused("nobody/no-such-model", "nobody/no-such-model", "not in the hub cache")
 
 
-def test_a_model_that_is_only_planned(tmp_path):
-    refused("GLM-4.1V-9B-Thinking", "can be planned and checked", "on a server")
+def test_the_name_of_a_published_model(tmp_path):
+    refused("GLM-4.1V-9B-Thinking", "no checkpoint 'zai-org/GLM-4.1V-9B-Thinking'", "hub cache")
     (tmp_path / "config.json").write_text('{"model_type": "glm4v", "vision_config": {}}')
-    refused(tmp_path, "of type 'glm4v'", "can be planned and checked", "on a server")
+    refused(tmp_path, "config.json", "text_config")
 
 
 def test_a_file_is_not_a_folder(single):

@@ -18,7 +18,6 @@ import pytest
 from huggingface_hub import constants
 
 from glm4v_magic.checkpoints import hub, resolve
-from glm4v_magic.checkpoints.glm4v_9b import layout
 from glm4v_magic.core.errors import CheckpointError, OptionError
 
 REPOSITORY = "someone/tiny-glm-4v"
@@ -144,14 +143,21 @@ def test_a_repository_is_downloaded_once(server):
     assert server.asked == []
 
 
-@pytest.mark.parametrize("name", ["GLM-4V-9B", "glm-4v-9b"])
-def test_the_published_name_means_its_repository(server, name, tmp_path, monkeypatch):
-    server.repository = layout.REPOSITORY
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [
+        ("GLM-4V-9B", "zai-org/glm-4v-9b"),
+        ("glm-4v-9b", "zai-org/glm-4v-9b"),
+        ("glm-4.1v-9b-thinking", "zai-org/GLM-4.1V-9B-Thinking"),
+    ],
+)
+def test_the_published_name_means_its_repository(server, name, repository, tmp_path, monkeypatch):
+    server.repository = repository
 
     checkpoint = resolve(name, download=True)
 
-    assert checkpoint.name == "zai-org/glm-4v-9b"
-    assert resolve(layout.REPOSITORY).folder == checkpoint.folder
+    assert checkpoint.name == repository
+    assert resolve(repository).folder == checkpoint.folder
     (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=f"{name}/config.json cannot be read"):

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.checkpoints.glm_native import NativeArchitecture
+from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
 from glm4v_magic.core.conversation import Request
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.options import Sampling

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.checkpoints.glm_native import NativeArchitecture
+from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
 from glm4v_magic.core.errors import (
     DeviceMapError,
     DoesNotFitError,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import re
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.checkpoints.files import read_json, read_tensor_infos
+from glm4v_magic.checkpoints.generation_file import read_generation_config
 from glm4v_magic.checkpoints.glm4v_9b import layout
 from glm4v_magic.checkpoints.glm4v_9b.architecture import Glm4v9bArchitecture
-from glm4v_magic.checkpoints.glm4v_9b.config_file import validate_generation_config
+from glm4v_magic.checkpoints.pretrained import LoadOptions, load_weights
 from glm4v_magic.core.errors import CheckpointError, OptionError
 
 if TYPE_CHECKING:
@@ -25,10 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Glm4v9bCheckpoint"]
 
-_CAUSE = re.compile(r"[\w.]+(Error|Exception)\b")  # the last line of a traceback
+_UNQUANTIZED = ("lm_head", "model.vision")
 _BLOCK_4BIT = 64  # bitsandbytes' default
 _IGNORED_TENSOR = "transformer.rotary_pos_emb.inv_freq"
-_GENERATION = "generation_config.json"
 
 
 class Glm4v9bCheckpoint:
@@ -53,11 +50,7 @@ class Glm4v9bCheckpoint:
         self.architecture: Architecture = Glm4v9bArchitecture(
             name, self.config, str(folder / "config.json")
         )
-        self._generation: dict[str, Any] | None = None
-        generation = folder / _GENERATION
-        if generation.is_file():
-            self._generation = read_json(generation)
-            validate_generation_config(self._generation, str(generation))
+        self._generation = read_generation_config(folder)
         self.tensors = read_tensor_infos(folder)
         self._check_tensors()
         if not (folder / "tokenizer.model").is_file():
@@ -122,43 +115,21 @@ class Glm4v9bCheckpoint:
         from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
         from glm4v_magic.checkpoints.glm4v_9b.inputs import Glm4v9bInputs
         from glm4v_magic.checkpoints.glm4v_9b.modeling import Glm4v9bForConditionalGeneration
-        from glm4v_magic.checkpoints.progress import collect_report, report_progress
-        from glm4v_magic.checkpoints.reading import stored_weights
 
         config = Glm4v9bConfig.from_pretrained(self.folder)
         processor = self.processor()
-        if quantize is not None:
-            device_map = device_map or {"": "cpu"}
-            if quantize == "4bit" and "cpu" in device_map.values():
-                self._require_whole_blocks()
-            options["quantization_config"] = _quantization(quantize, dtype)
-        with (
-            stored_weights(self.tensors) as weights,
-            report_progress(self._bytes_by_module(), arrived, _device_of(device_map)),
-            collect_report() as reports,
-            warnings.catch_warnings(),
-        ):
-            # A map may name the parameters boi and eoi; accelerate's check knows modules only.
-            warnings.filterwarnings(
-                "ignore", "The following device_map keys do not match", UserWarning
-            )
-            try:
-                model, info = Glm4v9bForConditionalGeneration.from_pretrained(
-                    None,
-                    config=config,
-                    state_dict=weights,
-                    dtype=dtype,
-                    device_map=None if device_map is None else dict(device_map),
-                    output_loading_info=True,
-                    **options,
-                )
-            except RuntimeError as error:
-                raise self._reported(reports) or error from None
-        faults = {kind: names for kind, names in info.items() if names}
-        if faults:
-            raise CheckpointError(f"{self.folder} could not be loaded completely: {faults}.")
-        model.generation_config = self._generation_config(model)
-        model = model.eval()
+        places = {"": "cpu"} if device_map is None else device_map
+        if quantize == "4bit" and "cpu" in places.values():
+            self._require_whole_blocks()
+        model = load_weights(
+            Glm4v9bForConditionalGeneration,
+            config,
+            self.folder,
+            self.tensors,
+            self._bytes_by_module(),
+            self._generation,
+            LoadOptions(dtype, device_map, quantize, _UNQUANTIZED, arrived, options),
+        )
         return Loaded(model, processor, Glm4v9bInputs(model))
 
     def processor(self) -> Glm4v9bProcessor:
@@ -173,19 +144,6 @@ class Glm4v9bCheckpoint:
         config = Glm4v9bConfig.from_pretrained(self.folder)
         return Glm4v9bProcessor(load_tokenizer(self.folder / "tokenizer.model"), config)
 
-    def _reported(self, reports: list[str]) -> Exception | None:
-        """Return the error that stopped the conversion of a weight, if any."""
-        import torch
-
-        lines = [line.strip() for report in reports for line in report.splitlines()]
-        causes = [line for line in lines if _CAUSE.match(line)]
-        if not causes:
-            return None
-        memory = [line for line in causes if "out of memory" in line]
-        if memory:
-            return torch.OutOfMemoryError(memory[0])
-        return CheckpointError(f"{self.folder} could not be loaded: {causes[0]}.")
-
     def _require_whole_blocks(self) -> None:
         """Raise OptionError unless all widths are whole blocks, as 4-bit on the CPU requires."""
         config = self.config
@@ -197,18 +155,6 @@ class Glm4v9bCheckpoint:
                     f"multiples of {_BLOCK_4BIT}.",
                     "Use 8bit, or a GPU.",
                 )
-
-    def _generation_config(self, model: Any) -> Any:
-        """Return the published generation config, else the one that the model's config implies."""
-        from transformers import GenerationConfig
-
-        if self._generation is None:
-            return model.generation_config
-        # from_pretrained refuses files that people ship; the engine takes what it understands.
-        config = GenerationConfig()
-        named = {name: value for name, value in self._generation.items() if name[:1] != "_"}
-        vars(config).update(named)
-        return config
 
     def _bytes_by_module(self) -> dict[str, int]:
         """Return bytes on disk by the name under which transformers reports a loaded weight."""
@@ -222,32 +168,3 @@ class Glm4v9bCheckpoint:
                 name, _ = transform.rename_source_key(name)
             sizes[name] = info.nbytes
         return sizes
-
-
-def _device_of(device_map: Mapping[str, int | str] | None) -> Callable[[str], str]:
-    if device_map is None:
-        return lambda weight: ""
-    from glm4v_magic.planning.device_map import place_of
-
-    def device(weight: str) -> str:
-        place = place_of(device_map, weight)
-        return f"cuda:{place}" if isinstance(place, int) else str(place or "")
-
-    return device
-
-
-def _quantization(kind: Quantization, dtype: torch.dtype) -> Any:
-    """Return the config that quantises the text part's linear layers; tower and head stay."""
-    from transformers import BitsAndBytesConfig
-
-    kept = ["lm_head", "model.vision"]
-    if kind == "8bit":
-        # LLM.int8 computes in float16, and bitsandbytes says so for every layer and token.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        llm_int8_skip_modules=kept,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=dtype,
-    )

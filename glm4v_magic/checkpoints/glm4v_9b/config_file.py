@@ -1,6 +1,6 @@
-"""The published ``config.json`` and ``generation_config.json`` of GLM-4V-9B, checked.
+"""The published ``config.json`` of GLM-4V-9B, checked.
 
-`layout` says what follows from them; it is also asked for names alone, and does without pydantic.
+`layout` says what follows from it; it is also asked for names alone, and does without pydantic.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import (
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.outside import checked
 
-__all__ = ["validate_config", "validate_generation_config"]
+__all__ = ["validate_config"]
 
 _FOREIGN = "Is this the config.json of a GLM-4V-9B checkpoint?"
 
@@ -100,14 +100,6 @@ class _Config(BaseModel):
         return self
 
 
-class _GenerationConfig(BaseModel):
-    """Where answers stop; other values that make no sense the engine leaves out, and says so."""
-
-    model_config = ConfigDict(strict=True)
-
-    eos_token_id: Ids | None = None
-
-
 def validate_config(config: Mapping[str, Any], where: str) -> None:
     """Check that every key the model is built from is there and makes sense.
 
@@ -119,12 +111,3 @@ def validate_config(config: Mapping[str, Any], where: str) -> None:
         CheckpointError: naming the first key that is missing or wrong.
     """
     checked(_Config, config, where, CheckpointError, _FOREIGN)
-
-
-def validate_generation_config(config: Mapping[str, Any], where: str) -> None:
-    """Check where answers stop as a published ``generation_config.json`` says.
-
-    Raises:
-        CheckpointError: naming the first key that is wrong.
-    """
-    checked(_GenerationConfig, config, where, CheckpointError)

@@ -8,13 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["MAX_IMAGES", "REPOSITORY", "matches", "weight_shapes"]
+__all__ = ["MAX_IMAGES", "matches", "weight_shapes"]
 
 MAX_IMAGES = 1
 """Maximum number of images in a conversation: the model was trained with a single one."""
-
-REPOSITORY = "zai-org/glm-4v-9b"
-"""Repository of the published model on the hub."""
 
 
 def matches(config: Mapping[str, Any]) -> bool:

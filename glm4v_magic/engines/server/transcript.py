@@ -16,11 +16,11 @@ from glm4v_magic.core.conversation import (
     Usage,
 )
 from glm4v_magic.core.errors import EngineError
-from glm4v_magic.core.events import Reclassified, Text, Thinking
+from glm4v_magic.engines.parts import AnswerParts
 from glm4v_magic.engines.server.connection import Connection
 from glm4v_magic.engines.server.logprobs import TokenCollector
 from glm4v_magic.engines.server.replies import Chunk, Delta, TokenCounts, error_message
-from glm4v_magic.engines.thinking import ThinkingSplitter, Told
+from glm4v_magic.engines.thinking import Told
 
 __all__ = ["Transcript"]
 
@@ -45,26 +45,15 @@ class Transcript:
 
     def __init__(self, request: Request, row: int, connection: Connection) -> None:
         self.done = False
-        self._request, self._row = request, row
+        self._request = request
         self._connection = connection
         self._start = time.perf_counter()
-        self._text: list[str] = []
-        self._thinking: list[str] = []
         self._times: list[float] = []
-        self._answer_time: float | None = None
         self._counts = TokenCounts()
         most = request.sampling.logprobs
         self._tokens = None if most is None else TokenCollector(most)
         self._finish: str | None = None
-        # What goes on with an answer may begin with the space between two words.
-        partial = request.conversation.partial
-        self._carries_on = partial is not None and bool(partial.text)
-        self._thinks_on = partial is not None and bool(partial.thinking) and not partial.text
-        self._splitter = ThinkingSplitter(
-            inside=self._thinks_on,
-            answer=self._carries_on,
-            thought=partial is not None and bool(partial.thinking),
-        )
+        self._parts = AnswerParts(row, request.conversation.partial)
 
     def take(self, data: str) -> list[Told]:
         """Take the data of one event and return the resulting events.
@@ -87,7 +76,7 @@ class Transcript:
 
     def end(self) -> list[Told]:
         """Return events for text that was held back, at the end of the stream."""
-        return self._told(self._splitter.end())
+        return self._told(self._parts.splitter.end())
 
     def _chunk(self, data: str) -> Chunk:
         try:
@@ -110,37 +99,19 @@ class Transcript:
         if not piece:
             return []
         self._times.append(time.perf_counter())
-        if self._text:
-            self._thinking.append(piece)  # kept, but too late to be shown before the answer
+        if self._parts.has_text:
+            self._parts.add_late_thinking(piece)  # too late to be shown before the answer
             return []
-        return self._told(self._splitter.add_thinking(piece))
+        return self._told(self._parts.splitter.add_thinking(piece))
 
     def _say(self, piece: str | None) -> list[Told]:
         if not piece:
             return []
         self._times.append(time.perf_counter())
-        return self._told(self._splitter.add(piece))
+        return self._told(self._parts.splitter.add(piece))
 
     def _told(self, events: Iterable[Told]) -> list[Told]:
-        """Record events and return them with the row's index, leading whitespace removed."""
-        told: list[Told] = []
-        for event in events:
-            match event:
-                case Reclassified():
-                    self._answer_time = None
-                    if self._text:  # else it was whitespace, and was not told
-                        self._thinking += self._text
-                        self._text.clear()
-                        told.append(Reclassified(self._row))
-                case Thinking():
-                    if text := _noted(event.text, self._thinking, self._thinks_on):
-                        told.append(Thinking(text, self._row))
-                case Text():
-                    if self._answer_time is None:
-                        self._answer_time = self._times[-1]
-                    if text := _noted(event.text, self._text, self._carries_on):
-                        told.append(Text(text, self._row))
-        return told
+        return self._parts.told(events, self._times[-1] if self._times else 0.0)
 
     def finished(self) -> Generation:
         """Return the whole answer.
@@ -167,7 +138,7 @@ class Transcript:
         """Return the generation so far."""
         times, sampling = self._times, self._request.sampling
         self.end()  # of an answer that was interrupted; nobody is told any more
-        thinking, text = "".join(self._thinking).rstrip(), "".join(self._text).rstrip()
+        thinking, text = self._parts.thinking, self._parts.text
         usage = replace(
             _usage(self._counts, self._request.conversation),
             time_to_first_token=times[0] - self._start if times else None,
@@ -177,7 +148,7 @@ class Transcript:
             usage = replace(
                 usage,
                 thinking_tokens=self._counts.thinking_tokens,
-                thinking_seconds=(self._answer_time or times[-1]) - times[0],
+                thinking_seconds=(self._parts.answer_from or times[-1]) - times[0],
             )
         tokens, thinking_tokens = (
             (None, ()) if self._tokens is None else self._tokens.placed(text, thinking)
@@ -192,14 +163,6 @@ class Transcript:
             tokens=tokens,
             thinking_tokens=thinking_tokens,
         )
-
-
-def _noted(text: str, pieces: list[str], goes_on: bool) -> str:
-    """Append a piece and return it, without whitespace at the very beginning."""
-    text = text if pieces or goes_on else text.lstrip()
-    if text:
-        pieces.append(text)
-    return text
 
 
 def _usage(counts: TokenCounts, conversation: Conversation) -> Usage:

@@ -1,0 +1,148 @@
+"""Newer GLM vision models through transformers' own classes, for plans and dry runs.
+
+Shapes: P patches of an image, n = P / merge^2 visual tokens, H width of the text part. An image is
+``start, n x image, end`` in the ids, each id with its own KV cache entry. These models keep the
+proportions of images; plans and dry runs use an image of 1,120 x 1,120 pixels (6,400 patches,
+1,600 visual tokens), the size that GLM-4V-9B always uses. The context length counts visual tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from glm4v_magic.checkpoints.glm_native.config_file import read_config
+from glm4v_magic.checkpoints.glm_native.text import text_units
+from glm4v_magic.checkpoints.glm_native.tower import (
+    VISION,
+    patch_values,
+    patches_per_side,
+    vision_units,
+)
+from glm4v_magic.core.errors import CheckpointError, OptionError
+from glm4v_magic.core.model_shape import ModelShape, ModuleTree
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+__all__ = ["NativeArchitecture"]
+
+_TEXT_ID = 1  # any id that does not stand for an image
+
+
+class NativeArchitecture:
+    """An `Architecture` whose modules are transformers' own.
+
+    Args:
+        name: name of the checkpoint, as the user would type it.
+        config: a published ``config.json``, with a ``text_config`` or, in older files, with the
+            text keys at the top level.
+        where: path of the file, for messages.
+
+    Attributes:
+        text: its ``text_config``.
+        ties_embeddings: whether the head shares the weights of the embedding.
+
+    Raises:
+        CheckpointError: if a key is missing or invalid.
+    """
+
+    max_images: int | None = None
+
+    def __init__(self, name: str, config: dict[str, Any], where: str) -> None:
+        self.name = name
+        self.config = config
+        self._nested = read_config(config, where)
+        self.text: Mapping[str, Any] = self._nested["text_config"]
+        self.ties_embeddings = bool(self._nested.get("tie_word_embeddings"))
+        self._vision: Mapping[str, Any] = config["vision_config"]
+
+    def module_tree(self) -> ModuleTree:
+        """Return the names of the model's modules and weights."""
+        from glm4v_magic.dispatch.module_tree import tree_of
+
+        return tree_of(self.build_meta(self.shape().dtype))
+
+    def build_meta(self, dtype: str) -> PreTrainedModel:
+        """Build the model on the ``meta`` device.
+
+        Raises:
+            CheckpointError: if transformers does not accept the configuration.
+        """
+        import torch
+        from transformers import AutoModelForImageTextToText
+
+        from glm4v_magic.torch_state import torch_state_kept
+
+        with torch_state_kept():
+            config = self.model_config()
+            try:
+                with torch.device("meta"):
+                    model = AutoModelForImageTextToText.from_config(
+                        config, attn_implementation="sdpa"
+                    )
+            except Exception as error:  # its checks raise half a dozen unrelated types
+                raise self._unusable(error) from error
+            return model.to(getattr(torch, dtype)).eval()
+
+    def model_config(self) -> PreTrainedConfig:
+        """Return the configuration as transformers' classes take it.
+
+        Raises:
+            CheckpointError: if transformers does not accept it.
+        """
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.for_model(**self._nested)
+        except Exception as error:  # its checks raise half a dozen unrelated types
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> CheckpointError:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return CheckpointError(
+            f"transformers cannot build {self.name} from its configuration ({reason})."
+        )
+
+    def prompt_inputs(self, images: int, text_tokens: int, batch: int = 1) -> dict[str, Tensor]:
+        """Make ids, types, mask, pixels and grids of a prompt; images come first in their row."""
+        import torch
+
+        if text_tokens < 1:
+            raise OptionError(f"A prompt has at least 1 token of text, not {text_tokens}.")
+        config, vision, shape = self.config, self._vision, self.shape()
+        image = [
+            config["image_start_token_id"],
+            *[config["image_token_id"]] * (shape.visual_tokens - 2),
+            config["image_end_token_id"],
+        ]
+        ids = torch.tensor([image * images + [_TEXT_ID] * text_tokens]).repeat(batch, 1)
+        mask = torch.ones_like(ids)
+        if batch > 1:
+            ids[0] = ids[0].roll(1)
+            mask[0, 0] = 0
+        types = (ids == config["image_token_id"]).int()
+        inputs = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types}
+        if images:
+            count, side = batch * images, patches_per_side(vision)
+            inputs["pixel_values"] = torch.zeros(count * shape.patches, patch_values(vision))
+            inputs["image_grid_thw"] = torch.tensor([[1, side, side]] * count)
+        return inputs
+
+    def shape(self) -> ModelShape:
+        """Return the model's sizes."""
+        text, vision = self.text, self._vision
+        patches = patches_per_side(vision) ** 2
+        visual_tokens = patches // vision["spatial_merge_size"] ** 2 + 2  # with start and end
+        dtype = text.get("dtype") or self.config.get("dtype") or self.config.get("torch_dtype")
+        return ModelShape(
+            name=self.name,
+            units=(*vision_units(vision), *text_units(text)),
+            vision_modules=(VISION,),
+            dtype=str(dtype or "bfloat16"),
+            max_context=text["max_position_embeddings"],
+            patches=patches,
+            visual_tokens=visual_tokens,
+            image_positions=visual_tokens,
+        )

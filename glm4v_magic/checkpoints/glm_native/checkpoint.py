@@ -1,0 +1,164 @@
+"""The newer GLM vision models for the rest of the package: files checked, weights loaded."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glm4v_magic.checkpoints.files import read_json, read_tensor_infos
+from glm4v_magic.checkpoints.generation_file import read_generation_config
+from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
+from glm4v_magic.checkpoints.glm_native.families import family_of
+from glm4v_magic.checkpoints.pretrained import LoadOptions, load_weights
+from glm4v_magic.core.errors import CheckpointError
+from glm4v_magic.core.wording import readable_count
+
+if TYPE_CHECKING:
+    import torch
+
+    from glm4v_magic.checkpoints import Loaded
+    from glm4v_magic.checkpoints.glm_native.processing import NativeProcessor
+    from glm4v_magic.core.model import Architecture, LoadProgress
+    from glm4v_magic.core.options import Quantization
+
+__all__ = ["NativeCheckpoint"]
+
+_UNQUANTIZED = ("lm_head", "model.visual")
+_BUFFERS = re.compile(r"\.(inv_freq|e_score_correction_bias)$")  # in files, but no weights
+_FLOATS = ("BF16", "F16", "F32")
+
+
+class NativeCheckpoint:
+    """A folder with such a model; its files are checked before any weight is read.
+
+    Args:
+        name: name of the checkpoint, as the user typed it.
+        folder: folder of its files.
+        notice: note shown with every answer.
+
+    Raises:
+        CheckpointError: if a file is missing, damaged, or belongs to another model.
+    """
+
+    max_images: int | None = None
+
+    def __init__(self, name: str, folder: Path, notice: str = "") -> None:
+        self.name = name
+        self.folder = folder
+        self.notice = notice
+        self.config = read_json(folder / "config.json")
+        self._family = family_of(self.config)
+        self._architecture = NativeArchitecture(name, self.config, str(folder / "config.json"))
+        self.architecture: Architecture = self._architecture
+        if "quantization_config" in self.config:
+            raise CheckpointError(
+                f"The weights of {folder} are quantised, which cannot be loaded here.",
+                "Load the checkpoint in bfloat16, quantised as it is loaded if need be.",
+            )
+        ignored = [re.compile(pattern) for pattern in self._family.ignored]
+        self.tensors = {
+            weight: info
+            for weight, info in read_tensor_infos(folder).items()
+            if not any(pattern.search(weight) for pattern in ignored)
+        }
+        self._check_tensors()
+        self._generation = read_generation_config(folder)
+
+    def _check_tensors(self) -> None:
+        """Raise CheckpointError unless the files hold as many values as the model has."""
+        for weight, info in self.tensors.items():
+            if info.dtype not in _FLOATS:
+                raise CheckpointError(
+                    f"{weight} in {info.file} is of dtype {info.dtype}, which cannot be loaded "
+                    f"here; known are {', '.join(_FLOATS)}.",
+                    "Load the checkpoint in bfloat16.",
+                )
+        found = sum(
+            math.prod(info.shape)
+            for weight, info in self.tensors.items()
+            if not _BUFFERS.search(weight)
+        )
+        expected = self.architecture.shape().values
+        if self._architecture.ties_embeddings and "lm_head.weight" not in self.tensors:
+            text = self._architecture.text
+            expected -= text["vocab_size"] * text["hidden_size"]
+        if found != expected:
+            raise CheckpointError(
+                f"{self.folder} holds {readable_count(found)} weights ({found:,}), but its "
+                f"config.json describes {readable_count(expected)} ({expected:,}).",
+                "Config and weights do not belong together, or a shard is not in the index.",
+            )
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all weights on disk."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    def load(
+        self,
+        *,
+        dtype: torch.dtype,
+        device_map: Mapping[str, int | str] | None = None,
+        quantize: Quantization | None = None,
+        arrived: Callable[[LoadProgress], None] | None = None,
+        **options: Any,
+    ) -> Loaded:
+        """Load each weight from its shard directly to its device.
+
+        Args:
+            dtype: dtype of text part and vision tower.
+            device_map: module -> GPU index or ``cpu``; ``None`` is the CPU.
+            quantize: of the text part's linear layers but head and experts; needs bitsandbytes.
+            arrived: called with each weight that has arrived; transformers loads in its own loop.
+            options: further options of `from_pretrained`.
+
+        Raises:
+            CheckpointError: if transformers cannot read a weight, or some are missing.
+        """
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+        from glm4v_magic.checkpoints import Loaded
+        from glm4v_magic.checkpoints.glm_native.inputs import NativeInputs
+
+        processor = self.processor()
+        config = self._architecture.model_config()
+        model = load_weights(
+            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)],
+            config,
+            self.folder,
+            self.tensors,
+            self._bytes_by_parameter(),
+            self._generation,
+            LoadOptions(dtype, device_map, quantize, _UNQUANTIZED, arrived, options),
+        )
+        return Loaded(model, processor, NativeInputs(model))
+
+    def processor(self) -> NativeProcessor:
+        """Build the processor from tokenizer and configuration; reads no weights.
+
+        Raises:
+            CheckpointError: if a file of it is missing or damaged.
+        """
+        from glm4v_magic.checkpoints.glm_native.processing import NativeProcessor
+
+        return NativeProcessor(self.name, self.folder, self.config, self._family)
+
+    def _bytes_by_parameter(self) -> dict[str, int]:
+        """Return bytes on disk by parameter; the experts of a layer are parts of one."""
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+        transforms = get_checkpoint_conversion_mapping(self.config["model_type"]) or ()
+        sizes: dict[str, int] = {}
+        for stored, info in self.tensors.items():
+            name = _renamed(stored, transforms)
+            sizes[name] = sizes.get(name, 0) + info.nbytes
+        return sizes
+
+
+def _renamed(name: str, transforms: Any) -> str:
+    for transform in transforms:
+        name, _ = transform.rename_source_key(name)
+    return name

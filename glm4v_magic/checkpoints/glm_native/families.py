@@ -1,0 +1,61 @@
+"""The model types of this family and what differs between them; a line each.
+
+All of them run through transformers' own classes. `Family` says which processor of images goes
+with a type, and what the models can do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["FAMILIES", "KNOWN", "Family", "family_of", "matches"]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A model type.
+
+    Attributes:
+        images: module and class of transformers that turns images into patches.
+        thinks: whether its models think before they answer.
+        takes_video: whether they take video.
+        ignored: patterns of weights in published files that the models do not have: layers for
+            multi-token prediction, as in transformers' ``_keys_to_ignore_on_load_unexpected``.
+    """
+
+    images: tuple[str, str]
+    thinks: bool = True
+    takes_video: bool = False
+    ignored: tuple[str, ...] = ()
+
+
+_MODELS = "transformers.models"
+_GLM4V = (f"{_MODELS}.glm4v.image_processing_pil_glm4v", "Glm4vImageProcessorPil")
+_GLM46V = (f"{_MODELS}.glm46v.image_processing_pil_glm46v", "Glm46VImageProcessorPil")
+_GLMGA = (f"{_MODELS}.glmga.image_processing_pil_glmga", "GlmgaImageProcessorPil")
+
+FAMILIES: Mapping[str, Family] = {
+    "glm4v": Family(_GLM4V),  # GLM-4.1V
+    "glm46v": Family(_GLM46V),  # GLM-4.6V-Flash
+    "glmga": Family(_GLMGA),
+    "glm4v_moe": Family(  # GLM-4.5V, GLM-4.6V
+        _GLM4V, ignored=(r"model\.layers\.92.*", r"model\.layers\.46.*")
+    ),
+}
+"""By the ``model_type`` of a ``config.json``."""
+
+KNOWN = ("chatglm (with a vision_config)", *sorted(FAMILIES))
+"""Every ``model_type`` that can be planned and loaded, for messages."""
+
+
+def matches(config: Mapping[str, Any]) -> bool:
+    """Tell whether a ``config.json`` is of this family."""
+    kind = config.get("model_type")
+    return isinstance(kind, str) and kind in FAMILIES
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """Return the family of a ``config.json`` that `matches`."""
+    return FAMILIES[config["model_type"]]

@@ -1,0 +1,113 @@
+"""Images -> patches, through transformers' own processors that work on PIL images.
+
+Shapes: P patches of an image, V = P / merge^2 visual tokens.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from glm4v_magic.checkpoints.glm_native.families import Family
+from glm4v_magic.core.errors import CheckpointError, ConversationError, reason
+from glm4v_magic.core.image import SourcedImage
+from glm4v_magic.core.wording import pixels
+from glm4v_magic.images import to_rgb
+
+__all__ = ["Patches"]
+
+_LARGEST_RATIO = 200  # of the sides of an image; transformers' `smart_resize` refuses more
+
+
+class Patches:
+    """Sizes and patches of images.
+
+    Args:
+        folder: folder of the checkpoint, with a ``preprocessor_config.json``.
+        family: family of the checkpoint.
+        vision: ``vision_config`` of the checkpoint.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, or does not suit the vision tower.
+    """
+
+    def __init__(self, folder: Path, family: Family, vision: dict[str, Any]) -> None:
+        module, name = family.images
+        self._module = importlib.import_module(module)
+        self._folder = folder
+        try:
+            self._processor = getattr(self._module, name).from_pretrained(
+                folder, local_files_only=True
+            )
+        except Exception as error:  # OSError, or whatever a value of any type leads to
+            raise CheckpointError(
+                f"The image processor of {folder} cannot be read: {reason(error)}.",
+                "Every checkpoint of this kind has a preprocessor_config.json; download it again.",
+            ) from error
+        self._check(vision)
+
+    def _check(self, vision: dict[str, Any]) -> None:
+        pairs = {
+            "patch_size": "patch_size",
+            "temporal_patch_size": "temporal_patch_size",
+            "merge_size": "spatial_merge_size",
+        }
+        for name, in_config in pairs.items():
+            found, expected = getattr(self._processor, name), vision[in_config]
+            if found != expected:
+                raise CheckpointError(
+                    f"{self._folder / 'preprocessor_config.json'} has {found!r} for {name}, but "
+                    f"config.json has {expected!r} for {in_config}.",
+                    "The files do not belong together; download them again.",
+                )
+
+    @cached_property
+    def _side(self) -> int:
+        """Pixels along a side of what becomes one visual token."""
+        return int(self._processor.patch_size * self._processor.merge_size)
+
+    def size(self, image: SourcedImage) -> tuple[int, int]:
+        """Return width and height in pixels that the model sees.
+
+        Raises:
+            ConversationError: if the image is too long and narrow.
+        """
+        width, height = image.image.size
+        if max(width, height) > _LARGEST_RATIO * min(width, height):
+            raise ConversationError(
+                f"{image.source} is {pixels(image.image.size)}: one side is more than "
+                f"{_LARGEST_RATIO} times the other, which the model does not take.",
+                "Crop it.",
+            )
+        size = self._processor.size
+        frames = self._processor.temporal_patch_size
+        rows, columns = self._module.smart_resize(
+            num_frames=frames,
+            height=height,
+            width=width,
+            temporal_factor=frames,
+            factor=self._side,
+            min_pixels=size.shortest_edge,
+            max_pixels=size.longest_edge,
+        )
+        return columns, rows
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Return frames, rows and columns of the patches of an image that is seen at `size`."""
+        patch = int(self._processor.patch_size)
+        return 1, size[1] // patch, size[0] // patch
+
+    def visual_tokens(self, grid: tuple[int, int, int]) -> int:
+        """Return how many visual tokens a grid of patches becomes."""
+        frames, rows, columns = grid
+        return frames * rows * columns // int(self._processor.merge_size) ** 2
+
+    def pixel_values(self, image: Image.Image) -> Tensor:
+        """Resize, normalise and cut into patches: (P, values of a patch) float32."""
+        patches: Tensor = self._processor([to_rgb(image)], return_tensors="pt")["pixel_values"]
+        return patches

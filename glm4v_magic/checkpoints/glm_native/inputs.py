@@ -1,0 +1,65 @@
+"""Arguments of the forward of transformers' own classes, see `encoding.ModelInputs`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from glm4v_magic.checkpoints.encoding import Encoded, EncodedImage
+
+__all__ = ["NativeInputs"]
+
+_IMAGE = 1  # in `mm_token_type_ids`
+
+
+class NativeInputs:
+    """Positions and visual tokens of a loaded model.
+
+    Positions are always given: where they are missing, the model takes them from `rope_deltas`,
+    which is that of the latest prompt, whoever's it was.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def positions(self, encoded: Encoded) -> Tensor:
+        """Place every token of a prompt in time, height and width: (3, 1, L) int64."""
+        ids = torch.tensor([encoded.ids])
+        types = torch.zeros_like(ids, dtype=torch.int)
+        for image in encoded.images:
+            types[0, image.start : image.stop] = _IMAGE
+        positions, _ = self._model.model.get_rope_index(
+            ids, mm_token_type_ids=types, image_grid_thw=_grids(encoded.images)
+        )
+        found: Tensor = positions
+        return found
+
+    def features(self, images: Sequence[EncodedImage]) -> list[Tensor]:
+        """Encode images one by one, which takes the memory of one: visual tokens, (V, H)."""
+        return [self._encoded(image) for image in images]
+
+    def _encoded(self, image: EncodedImage) -> Tensor:
+        device = self._model.device
+        if device.type == "meta":  # the hooks of an offloaded tower move its input
+            device = torch.device("cpu")
+        grids = _grids([image])
+        assert grids is not None
+        output = self._model.model.get_image_features(
+            image.pixels().to(device), grids.to(device), return_dict=True
+        )
+        (features,) = output.pooler_output
+        found: Tensor = features
+        return found
+
+    def arguments(self, features: Sequence[Tensor]) -> dict[str, Any]:
+        """Return the visual tokens of all images as the output of the vision tower."""
+        output = BaseModelOutputWithPooling(pooler_output=tuple(features))
+        return {"mm_encoder_outputs": {"image": output}}
+
+
+def _grids(images: Sequence[EncodedImage]) -> Tensor | None:
+    return torch.tensor([image.grid for image in images]) if images else None

@@ -1,0 +1,110 @@
+"""Conversations -> prompts of the newer GLM vision models."""
+
+from __future__ import annotations
+
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from glm4v_magic.checkpoints.encoding import Encoded, EncodedImage
+from glm4v_magic.checkpoints.glm_native.families import Family
+from glm4v_magic.checkpoints.glm_native.images import Patches
+from glm4v_magic.checkpoints.glm_native.template import ChatTemplate
+from glm4v_magic.core.conversation import Conversation
+from glm4v_magic.core.errors import CheckpointError, OptionError, reason
+from glm4v_magic.core.image import SourcedImage
+
+__all__ = ["NativeProcessor"]
+
+_END_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>", "<|system|>")
+"""What ends an answer: the next turn, or nothing more."""
+
+_TOLD_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
+"""Tokens that structure an answer; whether they are special depends on the checkpoint."""
+
+
+class NativeProcessor:
+    """Converts conversations to ids, and images to patches.
+
+    Args:
+        name: name of the checkpoint, for messages.
+        folder: folder of its files.
+        config: its parsed ``config.json``.
+        family: its family.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged.
+    """
+
+    max_images: int | None = None
+    image_size: tuple[int, int] | None = None
+    num_visual_tokens: int | None = None
+
+    def __init__(self, name: str, folder: Path, config: dict[str, Any], family: Family) -> None:
+        self._name, self._folder = name, folder
+        try:
+            self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # of several libraries
+            raise CheckpointError(
+                f"The tokenizer of {folder} cannot be read: {reason(error)}.",
+                "Every checkpoint of this kind has a tokenizer.json; download it again.",
+            ) from error
+        self._image_id: int = config["image_token_id"]
+        vocabulary = self.tokenizer.get_added_vocab()
+        if self._image_id not in vocabulary.values():
+            raise CheckpointError(
+                f"{folder} has the image token {self._image_id} in config.json, but not in its "
+                "tokenizer.",
+                "The files do not belong together; download them again.",
+            )
+        self._template = ChatTemplate(self.tokenizer, str(folder))
+        self._patches = Patches(folder, family, config["vision_config"])
+        self.end_token_ids = tuple(vocabulary[each] for each in _END_TOKENS if each in vocabulary)
+        self.told_token_ids = tuple(vocabulary[each] for each in _TOLD_TOKENS if each in vocabulary)
+        self.thinks, self.takes_video = family.thinks, family.takes_video
+
+    @cached_property
+    def opening_ids(self) -> tuple[int, ...]:
+        """Ids that the model writes before every answer: a newline, unless the prompt has it."""
+        return () if self._template.ends_line else tuple(self.text_ids("\n"))
+
+    def text_ids(self, text: str) -> list[int]:
+        """Encode a text alone; tokens in it are ordinary text."""
+        return self._template.text_ids(text)
+
+    def encode(self, conversation: Conversation, *, thinking: bool | None = None) -> Encoded:
+        """Encode a conversation; see `encoding.Processor`.
+
+        Raises:
+            OptionError: if a model that always thinks is not to.
+            ConversationError: if an image is too long and narrow.
+            CheckpointError: if the chat template does not write each image once.
+        """
+        if thinking is False and self.thinks and not self._template.can_skip_thinking:
+            raise OptionError(f"{self._name} always thinks before it answers.")
+        published, is_inside = self._template.ids(conversation, thinking)
+        images = conversation.images
+        if published.count(self._image_id) != len(images):
+            raise CheckpointError(
+                f"The chat template of {self._folder} writes {published.count(self._image_id)} "
+                f"images where the conversation holds {len(images)}.",
+                "Are all files of the same checkpoint?",
+            )
+        ids: list[int] = []
+        encoded: list[EncodedImage] = []
+        for token in published:
+            if token == self._image_id:
+                encoded.append(self._image(images[len(encoded)], len(ids)))
+                ids += [token] * encoded[-1].visual_tokens
+            else:
+                ids.append(token)
+        return Encoded(tuple(ids), tuple(published), tuple(encoded), len(ids), is_inside)
+
+    def _image(self, image: SourcedImage, start: int) -> EncodedImage:
+        size = self._patches.size(image)
+        grid = self._patches.grid(size)
+        stop = start + self._patches.visual_tokens(grid)
+        pixels = partial(self._patches.pixel_values, image.image)
+        return EncodedImage(image, start, stop, size, pixels, grid)

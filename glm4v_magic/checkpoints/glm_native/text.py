@@ -1,0 +1,132 @@
+"""Units of the text part with their sizes and modules, from ``config.json`` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from glm4v_magic.checkpoints.glm_native.config_file import has_experts
+from glm4v_magic.core.model_shape import Activation, UnitShape
+from glm4v_magic.planning import costs
+
+__all__ = ["text_units"]
+
+_TEXT = "model.language_model"
+_FLOAT32 = 4
+_INT64 = 8
+
+
+def text_units(text: Mapping[str, Any]) -> Iterator[UnitShape]:
+    """Yield embedding with rotary, each decoder layer, then the final norm with the head."""
+    wide, vocabulary = text["hidden_size"], text["vocab_size"]
+    yield UnitShape(
+        "embedding",
+        (f"{_TEXT}.embed_tokens", f"{_TEXT}.rotary_emb"),
+        "embedding",
+        values=vocabulary * wide,
+        activations=costs.embedding(wide),
+    )
+    in_moe = has_experts(text)
+    first_moe = text.get("first_k_dense_replace", 0) if in_moe else None
+    for index in range(text["num_hidden_layers"]):
+        is_moe = first_moe is not None and index >= first_moe
+        yield (_moe_layer if is_moe else _dense_layer)(text, index, in_moe)
+    yield UnitShape(
+        "head",
+        (f"{_TEXT}.norm", "lm_head"),
+        "head",
+        values=wide + vocabulary * wide,
+        activations=costs.head(wide, vocabulary),
+    )
+
+
+def _head_size(text: Mapping[str, Any]) -> int:
+    return int(text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"])
+
+
+def _attention_values(text: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return weights of the four matrices, biases, and keys and values per KV cache entry."""
+    wide, heads, groups = (
+        text["hidden_size"],
+        text["num_attention_heads"],
+        text["num_key_value_heads"],
+    )
+    head = _head_size(text)
+    rows = (heads + 2 * groups) * head
+    bias = rows if text.get("attention_bias", True) else 0
+    return wide * rows + heads * head * wide, bias, 2 * groups * head
+
+
+def _attention(text: Mapping[str, Any]) -> Activation:
+    """Attention of a decoder layer; its peak is at the kernel.
+
+    Alive per token: the layer's input, the residual and the normed input (3 x hidden); the query
+    before and after its rotation and the attended values (3 x heads x head size), keys and values
+    of the same layer (2 x groups x head size, twice: rotated, and as the cache keeps them).
+    """
+    wide, heads, groups = (
+        text["hidden_size"],
+        text["num_attention_heads"],
+        text["num_key_value_heads"],
+    )
+    head = _head_size(text)
+    return Activation("text", 3 * wide + (3 * heads + 4 * groups) * head, extra_bytes=8)
+
+
+def _dense_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
+    """Decoder layer with one gated MLP; it has four norms in GLM-4.1V and two in the others."""
+    wide, mlp = text["hidden_size"], text["intermediate_size"]
+    matrices, bias, cache = _attention_values(text)
+    linear = matrices + 3 * wide * mlp
+    norms = 2 if in_moe else 4
+    rotary = _head_size(text) // 2
+    return UnitShape(
+        f"layer.{index}",
+        (f"{_TEXT}.layers.{index}",),
+        "text_layer",
+        values=linear + bias + norms * wide,
+        linear_values=linear,
+        linear_rows=bias + wide + 2 * mlp + wide,
+        widest_linear=(2 * mlp, wide),
+        cache_values=cache,
+        activations=(costs.text_layer(wide, mlp, rotary), _attention(text)),
+    )
+
+
+def _moe_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
+    """Decoder layer with routed and shared experts; the routed ones are not quantised.
+
+    The router's score correction, one value per expert, is a buffer and not counted.
+    """
+    wide, mlp, chosen = (
+        text["hidden_size"],
+        text["moe_intermediate_size"],
+        text["num_experts_per_tok"],
+    )
+    experts = text["n_routed_experts"]
+    matrices, bias, cache = _attention_values(text)
+    shared = 3 * wide * mlp * text["n_shared_experts"]
+    values = matrices + bias + 2 * wide + shared + experts * (3 * wide * mlp + wide)
+    return UnitShape(
+        f"layer.{index}",
+        (f"{_TEXT}.layers.{index}",),
+        "text_layer",
+        values=values,
+        linear_values=matrices + shared,
+        linear_rows=bias + wide,
+        widest_linear=(text["num_attention_heads"] * _head_size(text), wide),
+        cache_values=cache,
+        activations=(_experts(wide, chosen), _attention(text)),
+    )
+
+
+def _experts(wide: int, chosen: int) -> Activation:
+    """Routed experts in one grouped product; the peak is where results are put back in order.
+
+    Alive per token and chosen expert (transformers' ``grouped_mm_experts_forward``): the gathered
+    input and the experts' results (2 x hidden), the weighted results in two orders in float32
+    (2 x hidden: the router's weights are float32), five int64 of sorting; per token the layer's
+    input, the residual and the normed residual (3 x hidden).
+    """
+    per_expert = 2 * _FLOAT32 * wide + 5 * _INT64
+    return Activation("text", (2 * chosen + 3) * wide, extra_bytes=chosen * per_expert)

@@ -1,0 +1,156 @@
+"""Weights into a model class of transformers, each from its shard directly to its device."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glm4v_magic.checkpoints.files import TensorInfo
+from glm4v_magic.core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+    from glm4v_magic.core.model import LoadProgress
+    from glm4v_magic.core.options import Quantization
+
+__all__ = ["LoadOptions", "load_weights"]
+
+_CAUSE = re.compile(r"[\w.]+(Error|Exception)\b")  # the last line of a traceback
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How weights are loaded.
+
+    Attributes:
+        dtype: dtype of all weights.
+        device_map: module -> GPU index or ``cpu``; ``None`` is the CPU.
+        quantize: quantisation of linear layers; needs bitsandbytes.
+        unquantized: names of modules that are never quantised.
+        arrived: called with each weight that has arrived; transformers loads in a loop of its own.
+        more: further options of `from_pretrained`.
+    """
+
+    dtype: torch.dtype
+    device_map: Mapping[str, int | str] | None
+    quantize: Quantization | None
+    unquantized: Collection[str]
+    arrived: Callable[[LoadProgress], None] | None
+    more: Mapping[str, Any]
+
+
+def load_weights(
+    model_class: Any,
+    config: Any,
+    folder: Path,
+    tensors: Mapping[str, TensorInfo],
+    sizes: Mapping[str, int],
+    generation: Mapping[str, Any] | None,
+    options: LoadOptions,
+) -> Any:
+    """Load a model; its generation config is the published one, whatever is in it.
+
+    Args:
+        model_class: class of the model.
+        config: configuration of the model.
+        folder: folder of the checkpoint.
+        tensors: file of each weight.
+        sizes: bytes of each weight, by the name of the parameter it is loaded into.
+        generation: published generation config; ``None`` for what the model's config implies.
+        options: how it is loaded.
+
+    Raises:
+        CheckpointError: if transformers cannot read a weight, or some are missing.
+    """
+    from glm4v_magic.checkpoints.progress import collect_report, report_progress
+    from glm4v_magic.checkpoints.reading import stored_weights
+
+    device_map = options.device_map
+    more = dict(options.more)
+    if options.quantize is not None:
+        device_map = device_map or {"": "cpu"}
+        more["quantization_config"] = _quantization(options)
+    with (
+        stored_weights(tensors) as weights,
+        report_progress(sizes, options.arrived, _device_of(device_map)),
+        collect_report() as reports,
+        warnings.catch_warnings(),
+    ):
+        # A map may name parameters, such as boi and eoi; accelerate's check knows modules only.
+        warnings.filterwarnings("ignore", "The following device_map keys do not match", UserWarning)
+        try:
+            model, info = model_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=weights,
+                dtype=options.dtype,
+                device_map=None if device_map is None else dict(device_map),
+                output_loading_info=True,
+                **more,
+            )
+        except RuntimeError as error:
+            raise _reported(folder, reports) or error from None
+    faults = {kind: names for kind, names in info.items() if names}
+    if faults:
+        raise CheckpointError(f"{folder} could not be loaded completely: {faults}.")
+    if generation is not None:
+        model.generation_config = _generation_config(generation)
+    return model.eval()
+
+
+def _reported(folder: Path, reports: list[str]) -> Exception | None:
+    """Return the error that stopped the conversion of a weight, if any."""
+    import torch
+
+    lines = [line.strip() for report in reports for line in report.splitlines()]
+    causes = [line for line in lines if _CAUSE.match(line)]
+    if not causes:
+        return None
+    memory = [line for line in causes if "out of memory" in line]
+    if memory:
+        return torch.OutOfMemoryError(memory[0])
+    return CheckpointError(f"{folder} could not be loaded: {causes[0]}.")
+
+
+def _generation_config(named: Mapping[str, Any]) -> Any:
+    # from_pretrained refuses files that people ship; the engine takes what it understands.
+    from transformers import GenerationConfig
+
+    config = GenerationConfig()
+    vars(config).update({name: value for name, value in named.items() if name[:1] != "_"})
+    return config
+
+
+def _device_of(device_map: Mapping[str, int | str] | None) -> Callable[[str], str]:
+    if device_map is None:
+        return lambda weight: ""
+    from glm4v_magic.planning.device_map import place_of
+
+    def device(weight: str) -> str:
+        place = place_of(device_map, weight)
+        return f"cuda:{place}" if isinstance(place, int) else str(place or "")
+
+    return device
+
+
+def _quantization(options: LoadOptions) -> Any:
+    """Return the config that quantises the text part's linear layers; tower and head stay."""
+    from transformers import BitsAndBytesConfig
+
+    kept = list(options.unquantized)
+    if options.quantize == "8bit":
+        # LLM.int8 computes in float16, and bitsandbytes says so for every layer and token.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        llm_int8_skip_modules=kept,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=options.dtype,
+    )

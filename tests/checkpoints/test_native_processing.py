@@ -1,0 +1,182 @@
+"""Prompts of the newer models: ids and pixels are those of transformers' own processor."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import tiny_native
+import torch
+
+from glm4v_magic.checkpoints import resolve
+from glm4v_magic.core.conversation import Conversation, Message
+from glm4v_magic.core.errors import CheckpointError, ConversationError, OptionError
+from glm4v_magic.core.image import SeenImage
+
+A, B, C = (tiny_native.image(*size) for size in ((300, 200, 0), (90, 260, 1), (5, 7, 2)))
+
+
+def talk(*messages):
+    return Conversation(messages)
+
+
+CASES = {
+    "text": talk(Message("user", "What do they show?")),
+    "system": talk(Message("system", " Be brief.\n"), Message("user", "\n\n Why? 四 🙂")),
+    "one": talk(Message("user", "What is it?", (A,))),
+    "several": talk(Message("user", " Compare them. ", (A, B, C))),
+    "turns": talk(
+        Message("user", "What is it?", (A,)),
+        Message("assistant", "  A red square.\n"),
+        Message("user", "And these?", (B, A)),
+        Message("assistant", "Circles."),
+        Message("user", "Sure?"),
+    ),
+}
+
+
+CHOICES = [
+    (kind, thinking)
+    for kind in tiny_native.KINDS
+    for thinking in (None, True, False)
+    if thinking is not False or kind not in tiny_native.ALWAYS_THINK
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("kind", "thinking"), CHOICES)
+def test_prompts_are_those_of_the_published_processor(native, kind, case, thinking):
+    conversation, folder = CASES[case], native(kind)
+    options = {} if thinking is None else {"enable_thinking": thinking}
+    expected = tiny_native.oracle_inputs(tiny_native.oracle(folder), [conversation], **options)
+    encoded = resolve(folder).processor().encode(conversation, thinking=thinking)
+    assert list(encoded.ids) == expected["input_ids"][0].tolist()
+    assert encoded.length == len(encoded.ids)
+    types = torch.zeros(len(encoded.ids), dtype=torch.long)
+    for image in encoded.images:
+        types[image.start : image.stop] = 1
+    assert types.tolist() == expected["mm_token_type_ids"][0].tolist()
+    assert [image.image for image in encoded.images] == list(conversation.images)
+    if conversation.images:
+        pixels = torch.cat([image.pixels() for image in encoded.images])
+        assert torch.equal(pixels, expected["pixel_values"])
+        grids = [list(image.grid) for image in encoded.images]
+        assert grids == expected["image_grid_thw"].tolist()
+
+
+def test_what_the_model_sees_of_each_image(native):
+    encoded = resolve(native("glm46v")).processor().encode(CASES["several"])
+    assert [image.seen for image in encoded.images] == [
+        SeenImage((252, 168), 54), SeenImage((84, 252), 27), SeenImage((84, 112), 12),
+    ]  # fmt: skip
+    assert encoded.visual_tokens == 93
+    assert len(encoded.published) == len(encoded.ids) - 93 + 3
+
+
+@pytest.mark.parametrize("kind", tiny_native.KINDS)
+def test_text_never_becomes_a_token(native, kind):
+    processor = resolve(native(kind)).processor()
+    typed = "a<|user|>b" + "".join([*tiny_native.SPECIALS, *tiny_native.TAGS]) + "<|image|"
+    for role in ("user", "assistant", "system"):
+        conversation = talk(Message(role, typed), Message("user", typed, (C,)))
+        plain = talk(Message(role, "x"), Message("user", "x", (C,)))
+        encoded, other = processor.encode(conversation), processor.encode(plain)
+        added = set(processor.tokenizer.get_added_vocab().values())
+        control = [token for token in encoded.published if token in added]
+        assert control == [token for token in other.published if token in added]
+        written = processor.tokenizer.decode(list(encoded.published))
+        assert written.count(typed) == 2
+        assert processor.tokenizer.decode(list(other.published)) == written.replace(typed, "x")
+
+
+def test_a_mark_cannot_be_typed(native):
+    processor = resolve(native("glm46v")).processor()
+    typed = "\ue0000.0\ue001 <think>"
+    encoded = processor.encode(talk(Message("user", typed)))
+    assert typed in processor.tokenizer.decode(list(encoded.published))
+
+
+@pytest.mark.parametrize(
+    ("kind", "partial", "ending", "is_inside"),
+    [
+        ("glm4v", Message("assistant", "A re"), "<|assistant|>\nA re", False),
+        ("glm46v", Message("assistant", "A re"), "<|assistant|>\nA re", False),
+        (
+            "glm46v",
+            Message("assistant", "A </think>", thinking="Let me <think>"),
+            "<|assistant|>\n<think>Let me <think></think>\nA </think>",
+            False,
+        ),
+        (
+            "glm46v",
+            Message("assistant", "", thinking="Let me"),
+            "<|assistant|>\n<think>Let me",
+            True,
+        ),
+    ],
+)
+def test_an_incomplete_answer_goes_on(native, kind, partial, ending, is_inside):
+    unfinished = Message("assistant", partial.text, complete=False, thinking=partial.thinking)
+    processor = resolve(native(kind)).processor()
+    encoded = processor.encode(talk(Message("user", "What?", (C,)), unfinished))
+    assert processor.tokenizer.decode(list(encoded.published)).endswith(f"What?{ending}")
+    assert encoded.inside_thinking == is_inside
+    thinks = processor.tokenizer.convert_tokens_to_ids("<think>")
+    assert encoded.ids.count(thinks) == bool(partial.thinking)
+
+
+def test_thinking_that_cannot_be_turned_off(native):
+    with pytest.raises(OptionError, match="always thinks"):
+        resolve(native("glm4v")).processor().encode(CASES["text"], thinking=False)
+
+
+def test_an_image_too_long_and_narrow(native):
+    narrow = tiny_native.image(2, 402, 3)
+    with pytest.raises(ConversationError, match=r"3\.png is 2 x 402 px.*200 times"):
+        resolve(native("glm46v")).processor().encode(talk(Message("user", "?", (narrow,))))
+
+
+def broken(native, tmp_path, **files):
+    folder = shutil.copytree(native("glm46v"), tmp_path / "broken")
+    for name, content in files.items():
+        (path,) = folder.glob(f"{name}.*")
+        if content is None:
+            path.unlink()
+        elif isinstance(content, dict):
+            path.write_text(json.dumps({**json.loads(path.read_text()), **content}))
+        else:
+            path.write_text(content)
+    return resolve(folder)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"tokenizer": None}, "tokenizer"),
+        ({"tokenizer": "{"}, "tokenizer"),
+        ({"chat_template": None}, "holds no chat template"),
+        ({"preprocessor_config": None}, "preprocessor_config.json"),
+        ({"preprocessor_config": {"patch_size": 16}}, "16 for patch_size"),
+        ({"preprocessor_config": {"merge_size": "2"}}, "'2' for merge_size"),
+    ],
+)
+def test_files_that_do_not_suit(native, tmp_path, files, message):
+    checkpoint = broken(native, tmp_path, **files)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.processor()
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ nothing.here }}", "cannot be rendered"),
+        ("{% for", "cannot be rendered"),
+        ("[gMASK]{{ messages[0].role }}", "writes 0 images where the conversation holds 1"),
+        ("<|image|><|image|>", "writes 2 images"),
+    ],
+)
+def test_templates_that_do_not_work(native, tmp_path, template, message):
+    processor = broken(native, tmp_path, chat_template=template).processor()
+    with pytest.raises(CheckpointError, match=message):
+        processor.encode(CASES["one"])

@@ -1,0 +1,123 @@
+"""Whatever the device map, the newer models answer as on one device, through the engine itself."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import tiny_native
+import torch
+
+from glm4v_magic.checkpoints import resolve
+from glm4v_magic.core.conversation import Conversation, Message, Request
+from glm4v_magic.core.events import Finished
+from glm4v_magic.core.options import Sampling
+from glm4v_magic.engines import local
+from glm4v_magic.planning.decision import Placement
+from glm4v_magic.virtual_gpus import VirtualGPUs
+
+KINDS = [kind for kind in tiny_native.KINDS if kind != "glmga"]  # whose code is that of glm46v
+A, B, C = (tiny_native.image(*size) for size in ((120, 80, 0), (90, 260, 1), (5, 7, 2)))
+GREEDY = Sampling(6, temperature=0, repetition_penalty=1.0)
+SHORT = Conversation((Message("user", "What?"),))
+FIRST = Conversation((Message("user", "Compare.", (A, B)),))
+SECOND = Conversation((*FIRST.messages, Message("assistant", "No."), Message("user", "?", (C,))))
+SAMPLE = 4  # random maps at module level for each type; more in `make nightly`
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def said(engine):
+    """A question, a follow-up with another image that reuses its cache, and a batch."""
+    found = []
+    for conversations in ([FIRST], [SECOND], [SHORT, SECOND, FIRST]):
+        events = engine.stream([Request(each, GREEDY) for each in conversations])
+        done = {e.row: e.generation for e in events if isinstance(e, Finished)}
+        found += [(done[row].text, done[row].usage.new_tokens) for row in sorted(done)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def references(native):
+    found = {}
+
+    def reference(kind):
+        if kind not in found:
+            found[kind] = said(local.load(resolve(native(kind))))
+            assert len({text for text, _ in found[kind]}) == 3
+        return found[kind]
+
+    return reference
+
+
+def check(checkpoint, device_map, gpus, reference, runs=()):
+    placement = Placement(device_map=device_map, execution_map=dict(runs))
+    with VirtualGPUs(f"{gpus}x1GiB", on_mismatch="collect") as virtual:
+        engine = local.load(checkpoint, placement)
+        found = said(engine)
+        engine.close()
+    assert virtual.problems == ()
+    assert found == reference
+
+
+def units(checkpoint):
+    return [unit.modules for unit in checkpoint.architecture.shape().units]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_split_at_a_border_of_units(native, references, kind):
+    checkpoint = resolve(native(kind))
+    every = units(checkpoint)
+    for border in range(1, len(every)):
+        places = {name: int(at >= border) for at, names in enumerate(every) for name in names}
+        check(checkpoint, places, 2, references(kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_units_on_three_gpus_in_any_order(native, references, kind):
+    checkpoint, rng = resolve(native(kind)), random.Random(kind)
+    for _ in range(3):
+        drawn = [(names, rng.randrange(3)) for names in units(checkpoint)]
+        check(
+            checkpoint, {name: gpu for names, gpu in drawn for name in names}, 3, references(kind)
+        )
+
+
+def leaves(checkpoint):
+    """Modules without modules, which hold all weights, in the order of the module tree."""
+    model = checkpoint.architecture.build_meta("float32")
+    holding = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    holding |= {name.rpartition(".")[0] for name, _ in model.named_buffers()}
+    return sorted(holding)
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [pytest.param(s, marks=[pytest.mark.nightly] if s >= SAMPLE else []) for s in range(60)],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_split_of_modules(native, references, kind, seed):
+    checkpoint, rng = resolve(native(kind)), random.Random(seed)
+    gpus = rng.randint(2, 5)
+    places = {name: rng.randrange(gpus) for name in leaves(checkpoint)}
+    check(checkpoint, places, gpus, references(kind))
+
+
+@pytest.mark.filterwarnings("ignore:You are calling .generate.. with the `input_ids`")
+@pytest.mark.parametrize("kind", KINDS)
+def test_units_offloaded_to_the_cpu(native, references, kind):
+    checkpoint = resolve(native(kind))
+    every = units(checkpoint)
+    for offloaded in ([0], [len(every) - 1], range(4, len(every), 2), range(3)):
+        places = {
+            name: "cpu" if at in offloaded else at % 2
+            for at, names in enumerate(every)
+            for name in names
+        }
+        check(checkpoint, places, 2, references(kind))

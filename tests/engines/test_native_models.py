@@ -1,0 +1,245 @@
+"""The newer models answer as transformers' own `generate` does, alone and in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import tiny_native
+import torch
+
+from glm4v_magic.checkpoints import resolve
+from glm4v_magic.core.conversation import Conversation, Message, Request
+from glm4v_magic.core.errors import GenerationInterrupted
+from glm4v_magic.core.events import Finished, Text, Thinking
+from glm4v_magic.core.image import SeenImage
+from glm4v_magic.core.options import Sampling
+from glm4v_magic.engines import local
+from glm4v_magic.planning.decision import Placement
+
+GREEDY = Sampling(12, temperature=0, repetition_penalty=1.0)
+A, B, C = (tiny_native.image(*size) for size in ((300, 200, 0), (90, 260, 1), (5, 7, 2)))
+KINDS, ALWAYS_THINK = tiny_native.KINDS, tiny_native.ALWAYS_THINK
+
+
+def talk(*messages):
+    return Conversation(messages)
+
+
+TEXT = talk(Message("user", "What do they show?"))
+ONE = talk(Message("user", "What is it?", (A,)))
+SEVERAL = talk(Message("system", "Be brief."), Message("user", "Compare them.", (B, C, A)))
+TURNS = talk(*ONE.messages, Message("assistant", "A square."), Message("user", "And?", (B,)))
+CONVERSATIONS = [TEXT, ONE, SEVERAL, TURNS]
+
+
+@pytest.fixture(scope="module")
+def engines(native):
+    """An engine of a model type that keeps nothing, loaded once."""
+    loaded = {}
+
+    def engine(kind):
+        if kind not in loaded:
+            loaded[kind] = local.load(resolve(native(kind)), keep=0)
+        return loaded[kind]
+
+    return engine
+
+
+def answers(engine, conversations, sampling=GREEDY):
+    events = engine.stream([Request(each, sampling) for each in conversations])
+    found = {event.row: event.generation for event in events if isinstance(event, Finished)}
+    return [found[row] for row in range(len(conversations))]
+
+
+def told(generations):
+    return [(each.thinking, each.text, each.usage.new_tokens) for each in generations]
+
+
+@contextmanager
+def watched(engine) -> Iterator[dict[str, list]]:
+    """Logits of every step, how many ids each read, and what the tower encoded."""
+    seen: dict[str, list] = {"logits": [], "read": [], "encoded": []}
+
+    def read(_module, _args, options, output):
+        seen["read"].append(options["input_ids"].shape[1])
+        seen["logits"].append(output.logits[:, -1].float().cpu())
+
+    def encode(_module, _args, options):
+        seen["encoded"].append(options["grid_thw"].tolist())
+
+    handles = [
+        engine.model.register_forward_hook(read, with_kwargs=True),
+        engine.model.model.visual.register_forward_pre_hook(encode, with_kwargs=True),
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def generated(engine, folder, conversation, thinking=None):
+    """Logits and ids of `generate` for one conversation, as transformers itself encodes it."""
+    options = {} if thinking is None else {"enable_thinking": thinking}
+    inputs = tiny_native.oracle_inputs(tiny_native.oracle(folder), [conversation], **options)
+    with torch.no_grad():
+        output = engine.model.generate(
+            **inputs,
+            max_new_tokens=GREEDY.max_tokens,
+            do_sample=False,
+            eos_token_id=engine.defaults.eos_token_id,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    engine.model.model.rope_deltas = torch.tensor([[1000]])  # as another prompt would leave it
+    return torch.cat(output.logits), output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("thinking", [None, True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_and_ids_are_those_of_generate(engines, native, kind, thinking):
+    if thinking is False and kind in ALWAYS_THINK:
+        thinking = None
+    engine = engines(kind)
+    sampling = replace(GREEDY, thinking=thinking)
+    for conversation in CONVERSATIONS:
+        logits, ids = generated(engine, native(kind), conversation, thinking)
+        with watched(engine) as seen:
+            (answer,) = answers(engine, [conversation], sampling)
+        found = torch.cat(seen["logits"])
+        torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)
+        assert found.argmax(dim=-1).tolist() == ids
+        assert answer.usage.new_tokens == len(ids)
+        assert [tuple(each.image_size) for each in answer.seen] == [
+            (grid[0][2] * 14, grid[0][1] * 14) for grid in seen["encoded"]
+        ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_says_what_its_rows_say_alone(engines, kind):
+    engine = engines(kind)
+    alone = [answers(engine, [each])[0] for each in CONVERSATIONS]
+    assert len({each.text for each in alone}) == len(alone)
+    for sampling in (GREEDY, Sampling(9, temperature=1.2, repetition_penalty=1.3, seed=7)):
+        alone = [answers(engine, [each], sampling)[0] for each in CONVERSATIONS]
+        assert told(answers(engine, CONVERSATIONS, sampling)) == told(alone)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_follow_up_reads_only_what_is_new(engines, native, kind):
+    plain, engine = engines(kind), local.load(resolve(native(kind)), keep=2**26)
+    answers(engine, [SEVERAL])
+    follow_up = talk(*SEVERAL.messages, Message("assistant", "Well."), Message("user", "?", (C, B)))
+    answers(engine, [ONE])  # another chat in between
+    length = len(engine.processor.encode(SEVERAL).ids)
+    with watched(engine) as seen:
+        found = answers(engine, [follow_up])
+    assert told(found) == told(answers(plain, [follow_up]))
+    assert seen["encoded"] == []  # the features of both images are kept
+    assert seen["read"][0] <= len(engine.processor.encode(follow_up).ids) - length + 2
+    assert seen["read"][0] > sum(each.visual_tokens for each in found[0].seen[3:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_begin_alike_read_their_beginning_once(engines, native, kind):
+    plain, engine = engines(kind), local.load(resolve(native(kind)), keep=2**26)
+    rows = [
+        talk(Message("user", "Compare these two.", (A, B)), Message("assistant", "Done."), last)
+        for last in (Message("user", "x", (C,)), Message("user", "Longer question", (A,)))
+    ]
+    with watched(engine) as seen:
+        found = answers(engine, rows)
+    assert told(found) == told([answers(plain, [each])[0] for each in rows])
+    assert len(seen["encoded"]) == 3
+    assert seen["read"][0] > seen["read"][1] > 1
+
+
+def test_what_was_seen_and_counted(engines):
+    (answer,) = answers(engines("glm46v"), [SEVERAL])
+    assert answer.seen == (
+        SeenImage((84, 252), 27), SeenImage((84, 112), 12), SeenImage((252, 168), 54),
+    )  # fmt: skip
+    assert answer.usage.visual_tokens == 93
+    encoded = engines("glm46v").processor.encode(SEVERAL)
+    assert answer.usage.text_tokens == len(encoded.ids) - 93
+    info = engines("glm46v").info
+    assert (info.max_images, info.image_size, info.visual_tokens) == (None, None, None)
+    assert (info.thinks, info.takes_video) == (True, False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_interrupt_keeps_what_was_said(engines, kind):
+    engine = engines(kind)
+    (whole,) = answers(engine, [ONE])
+    events = engine.stream([Request(ONE, GREEDY)])
+    first = next(events)
+    with pytest.raises(GenerationInterrupted) as caught:
+        events.throw(KeyboardInterrupt())
+    assert isinstance(first, Text)
+    assert first.text.strip()
+    assert whole.text.startswith(caught.value.generation.text)
+    assert told(answers(engine, [ONE])) == told([whole])
+
+
+class Says:
+    """Makes a model say a text, whatever it is asked."""
+
+    def __init__(self, engine, text):
+        ids = engine.processor.tokenizer.encode(text, add_special_tokens=False)
+        self.ids = [*ids, engine.processor.end_token_ids[0]]
+        self.engine, self.step = engine, 0
+
+    def __enter__(self):
+        self.handle = self.engine.model.register_forward_hook(self.say)
+
+    def __exit__(self, *_exception):
+        self.handle.remove()
+
+    def say(self, _module, _args, output):
+        output.logits[:] = 0
+        output.logits[..., self.ids[self.step]] = 1
+        self.step += 1
+        return output
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_thinking_is_told_apart(engines, kind):
+    engine = engines(kind)
+    with Says(engine, "\n<think>\nOne <|user or two?</think>\n<answer>Two.</answer>"):
+        events = list(engine.stream([Request(ONE, replace(GREEDY, max_tokens=99))]))
+    *pieces, finished = events
+    answer = finished.generation
+    assert (answer.thinking, answer.text) == ("One <|user or two?", "Two.")
+    assert "".join(e.text for e in pieces if isinstance(e, Thinking)).strip() == answer.thinking
+    assert "".join(e.text for e in pieces if isinstance(e, Text)).strip() == answer.text
+    assert 0 < answer.usage.thinking_tokens < answer.usage.new_tokens
+    with Says(engine, "\nNo tags."):
+        (answer,) = answers(engine, [ONE])
+    assert (answer.thinking, answer.text) == ("", "No tags.")
+    assert answer.usage.thinking_tokens is None
+
+
+def test_thinking_that_was_stopped_goes_on(engines):
+    engine = engines("glm46v")
+    partial = Message("assistant", "", complete=False, thinking="One or")
+    with Says(engine, " two?</think>\nTwo."):
+        (answer,) = answers(engine, [talk(*ONE.messages, partial)], replace(GREEDY, max_tokens=99))
+    assert (answer.thinking, answer.text) == (" two?", "Two.")
+    partial = Message("assistant", "It is", complete=False, thinking="One or two?")
+    with Says(engine, " two."):
+        (answer,) = answers(engine, [talk(*ONE.messages, partial)])
+    assert (answer.thinking, answer.text) == ("", " two.")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sharded_checkpoint_and_its_progress(engines, tmp_path, kind):
+    folder = tiny_native.write(kind, tmp_path, shard_size="200KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    progress = []
+    engine = local.load(resolve(folder), Placement(), arrived=progress.append)
+    assert told(answers(engine, [SEVERAL])) == told(answers(engines(kind), [SEVERAL]))
+    assert progress[-1].done_bytes == progress[-1].total_bytes == resolve(folder).total_bytes

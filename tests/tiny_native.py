@@ -1,0 +1,277 @@
+"""Tiny checkpoints of the newer GLM vision models with random weights, in their published form.
+
+`write` makes the files; `oracle` and `oracle_inputs` are transformers' own way of asking.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.glm4v.processing_glm4v import Glm4vProcessor
+from transformers.models.glm46v.processing_glm46v import Glm46VProcessor
+from transformers.utils.logging import disable_progress_bar
+
+from glm4v_magic.checkpoints.glm_native.families import FAMILIES
+from glm4v_magic.core.conversation import Conversation
+from glm4v_magic.images import SourcedImage, to_image
+
+KINDS = ("glm4v", "glm46v", "glmga")
+ALWAYS_THINK = ("glm4v",)
+"""Those whose template here cannot turn it off."""
+
+SPECIALS = (
+    "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>",
+    "<|assistant|>", "<|observation|>", "<|begin_of_image|>", "<|end_of_image|>",
+    "<|begin_of_video|>", "<|end_of_video|>", "<|image|>", "<|video|>",
+)  # fmt: skip
+TAGS = ("<think>", "</think>", "<|begin_of_box|>", "<|end_of_box|>")
+"""Tokens that are not special: the published files may or may not say so of them."""
+
+PLAIN_TEMPLATE = (
+    "[gMASK]<sop>{% for m in messages %}<|{{ m.role }}|>\n"
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
+    "{% if p.type == 'image' %}<|begin_of_image|><|image|><|end_of_image|>"
+    "{% elif p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+"""Always thinks."""
+
+THINKING_TEMPLATE = (
+    "[gMASK]<sop>\n{% for m in messages %}<|{{ m.role }}|>"
+    "{% if m.role == 'user' %}\n{% for p in m.content %}"
+    "{% if p.type == 'image' %}<|begin_of_image|><|image|><|end_of_image|>"
+    "{% elif p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}"
+    "{{ '/nothink' if enable_thinking is defined and not enable_thinking }}"
+    "{% elif m.role == 'assistant' %}\n<think></think>"
+    "{{ '\n' + m.content.split('</think>')[-1].strip() }}"
+    "{% else %}\n{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>"
+    "{{ '\n<think></think>' if enable_thinking is defined and not enable_thinking }}{% endif %}"
+)
+"""Looks into what was said: strips, splits and appends, as the published ones do."""
+
+_IMAGES = {
+    "glm4v": ("Glm4vImageProcessor", "Glm4vProcessor"),
+    "glm4v_moe": ("Glm4vImageProcessor", "Glm4vProcessor"),
+    "glm46v": ("Glm46VImageProcessor", "Glm46VProcessor"),
+    "glm_ocr": ("Glm46VImageProcessor", "Glm46VProcessor"),
+    "glmga": ("GlmgaImageProcessor", "Glm46VProcessor"),
+}
+_WORDS = "What do the images show? A red square, a blue circle and some text of ours. 1 2 3 四 five"
+
+
+def tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with the published special tokens."""
+    plain = Tokenizer(BPE())
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False)
+    plain.train_from_iterator([_WORDS] * 2, trainer)
+    plain.add_special_tokens([AddedToken(each, normalized=False) for each in SPECIALS])
+    plain.add_tokens([AddedToken(each, normalized=False) for each in TAGS])
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=plain,
+        pad_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    made.chat_template = PLAIN_TEMPLATE if kind == "glm4v" else THINKING_TEMPLATE
+    return made
+
+
+def config(kind: str, words: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """A ``config.json`` of four text layers and two vision blocks."""
+    token = words.convert_tokens_to_ids
+    text: dict[str, Any] = {
+        "vocab_size": len(words),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "pad_token_id": token("<|endoftext|>"),
+        "eos_token_id": [token(each) for each in ("<|endoftext|>", "<|user|>", "<|observation|>")],
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [2, 1, 1],
+        },
+    }
+    vision: dict[str, Any] = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "out_hidden_size": 64,
+        "num_heads": 4,
+        "patch_size": 14,
+        "image_size": 112,
+        "in_channels": 3,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+    names = {"image": "image", "video": "video"}
+    ids = {f"{name}_token_id": token(f"<|{name}|>") for name in names}
+    ids |= {f"{name}_start_token_id": token(f"<|begin_of_{name}|>") for name in names}
+    ids |= {f"{name}_end_token_id": token(f"<|end_of_{name}|>") for name in names}
+    if kind in ("glm46v", "glmga"):
+        text["model_type"], vision["model_type"] = "glm4v_text", "glm4v_vision"
+    if kind == "glm4v_moe":
+        text |= {
+            "n_routed_experts": 8,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "first_k_dense_replace": 1,
+            "head_dim": 16,
+            "n_group": 1,
+            "topk_group": 1,
+            "attention_bias": True,
+        }
+    if kind == "glm_ocr":
+        text["head_dim"] = 16
+    return {
+        "model_type": kind,
+        "dtype": "float32",
+        **ids,
+        "text_config": text,
+        "vision_config": vision,
+    }
+
+
+def build(kind: str, described: dict[str, Any]) -> Any:
+    """The model on the CPU, seeded."""
+    torch.manual_seed(0)
+    made = AutoConfig.for_model(**described)
+    model = AutoModelForImageTextToText.from_config(made, attn_implementation="sdpa").eval()
+    for matrix in (each for each in model.parameters() if each.dim() > 1):
+        torch.nn.init.normal_(matrix, std=0.2)  # as initialised, it says one word for ever
+    return model
+
+
+def write(kind: str, folder: Path, shard_size: str = "5GB") -> Path:
+    """Write a checkpoint of a model type; returns its folder."""
+    words = tokenizer(kind)
+    described = config(kind, words)
+    model = build(kind, described)
+    model.generation_config = GenerationConfig(
+        eos_token_id=described["text_config"]["eos_token_id"],
+        pad_token_id=words.pad_token_id,
+        do_sample=True,
+        temperature=0.8,
+        top_p=0.6,
+        top_k=2,
+        repetition_penalty=1.1,
+    )
+    disable_progress_bar()
+    model.save_pretrained(folder, max_shard_size=shard_size)
+    words.save_pretrained(folder)
+    images, whole = _IMAGES[kind]
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "size": {"shortest_edge": 12544, "longest_edge": 100352},
+                "patch_size": 14,
+                "temporal_patch_size": 2,
+                "merge_size": 2,
+                "image_mean": [0.48145466, 0.4578275, 0.40821073],
+                "image_std": [0.26862954, 0.26130258, 0.27577711],
+                "image_processor_type": images,
+                "processor_class": whole,
+            }
+        )
+    )
+    return folder
+
+
+def image(width: int, height: int, seed: int = 0) -> SourcedImage:
+    """An image unlike any other, with a name."""
+    return to_image(noise(width, height, seed), f"{seed}.png")
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    """An image unlike any other."""
+    values = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype="uint8")
+    return Image.fromarray(values)
+
+
+def oracle(folder: Path) -> Any:
+    """transformers' own processor, without its part for videos, which needs torchvision."""
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    module, name = FAMILIES[kind].images
+    image_processor = getattr(importlib.import_module(module), name).from_pretrained(folder)
+    base: Any = Glm4vProcessor if kind in ("glm4v", "glm4v_moe") else Glm46VProcessor
+
+    class WithoutVideo(base):  # type: ignore[misc]
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return ["image_processor", "tokenizer"]
+
+        def check_argument_for_proper_class(self, _name: str, argument: Any) -> type:
+            return type(argument)
+
+    words = PreTrainedTokenizerFast.from_pretrained(os.fspath(folder))
+    return WithoutVideo(
+        image_processor=image_processor,
+        tokenizer=words,
+        video_processor=None,
+        chat_template=words.chat_template,
+    )
+
+
+def oracle_inputs(
+    processor: Any, conversations: Sequence[Conversation], **options: Any
+) -> dict[str, torch.Tensor]:
+    """What transformers' own processor makes of conversations, padded on the left."""
+    texts, images = [], []
+    for conversation in conversations:
+        messages = [
+            {
+                "role": message.role,
+                "content": message.text
+                if message.role != "user"
+                else [
+                    *({"type": "image"} for _ in message.images),
+                    {"type": "text", "text": message.text},
+                ],
+            }
+            for message in conversation.messages
+        ]
+        texts.append(
+            processor.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **options
+            )
+        )
+        images += [each.image for each in conversation.images]
+    with warnings.catch_warnings():  # it makes arrays of tensors in a way that numpy deprecates
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        return dict(
+            processor(
+                text=texts,
+                images=images or None,
+                padding=True,
+                return_tensors="pt",
+                add_special_tokens=False,
+            )
+        )
