@@ -27,6 +27,7 @@ from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.live.output import Head, Output, show
 from glm4v_magic.notebook.live.stop_button import is_watched
 from glm4v_magic.notebook.render.answers.answer import LiveAnswer, footnotes
+from glm4v_magic.notebook.render.answers.certainty import certainty_text
 from glm4v_magic.notebook.render.answers.head import answering_line, finished_line
 from glm4v_magic.notebook.render.answers.image import make_thumbnail, strip_bundle
 from glm4v_magic.notebook.render.answers.thinking import thought_line
@@ -283,6 +284,8 @@ class TerminalScreen(Screen):
         self.close()
         if answer.thinking:
             _say(f"[{thought_line(answer.thinking, answer.usage)}]")
+        if answer.tokens:
+            _say(certainty_text(answer))
         for note in footnotes(answer):
             _say(f"[{printable(note)}]")
 

@@ -23,7 +23,7 @@ import re
 
 from glm4v_magic.core.wording import printable
 
-__all__ = ["literal", "safe_markdown"]
+__all__ = ["in_attribute", "literal", "safe_markdown"]
 
 _FENCE = re.compile(r"[ \t]*(?P<mark>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)")
 _LANGUAGE = re.compile(r"[A-Za-z0-9_+#.-]*")
@@ -142,6 +142,14 @@ def _safe_maths(body: str, mark: str) -> str:
 def literal(text: str) -> str:
     """Return Markdown that shows `text`, one line, character for character."""
     return re.sub(r"[<&\\$`[!*_~|#]", lambda match: _reference(match[0]), printable(text))
+
+
+def in_attribute(text: str) -> str:
+    """Return `text` for an attribute of HTML within Markdown: no character but letters is itself.
+
+    A page may look for formulas in Markdown before it reads the HTML in it.
+    """
+    return re.sub(r"[^\w ]|_", lambda match: f"&#{ord(match[0])};", printable(text))
 
 
 def _reference(character: str) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.render import Html
-from glm4v_magic.notebook.render.markdown import literal
+from glm4v_magic.notebook.render.markdown import in_attribute, literal
 
 if TYPE_CHECKING:
     import jinja2
@@ -60,6 +60,7 @@ def _environment() -> jinja2.Environment:
         auto_reload=False,
     )
     environment.filters["literal"] = lambda text: Html(literal(text))
+    environment.filters["attribute"] = lambda text: Html(in_attribute(text))
     return environment
 
 

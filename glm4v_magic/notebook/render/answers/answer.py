@@ -16,6 +16,7 @@ from glm4v_magic.core.wording import (
     readable_seconds,
 )
 from glm4v_magic.notebook.render import MimeBundle
+from glm4v_magic.notebook.render.answers.certainty import certainty_html, certainty_text
 from glm4v_magic.notebook.render.answers.thinking import folded, tail_html, tail_lines, thought_line
 from glm4v_magic.notebook.render.markdown import safe_markdown
 from glm4v_magic.notebook.render.pace import Pace
@@ -127,12 +128,17 @@ def answer_bundle(answer: Answer) -> MimeBundle:
     """Return an answer with its footnotes: usage, and what to know about the model.
 
     As Markdown, details are folded behind the usage, and the model's thinking above the answer. An
-    answer in plain text has no Markdown.
+    answer in plain text has no Markdown. With the tokens of an answer, its words are shaded by
+    certainty, and shown as they were written.
     """
     text = answer.text
     if answer.format == "json" and answer.value is not None:
         text = json_text(answer.value, indent=2)
     bundle = draft_bundle(text, answer.format)
+    if answer.tokens:
+        if "text/markdown" in bundle:
+            bundle["text/markdown"] = certainty_html(answer)
+        bundle["text/plain"] = f"{bundle['text/plain']}\n\n{certainty_text(answer)}\n"
     if answer.thinking:
         line = thought_line(answer.thinking, answer.usage)
         plain = f"[{line}]"
@@ -177,8 +183,13 @@ def _facts(answer: Answer) -> Iterator[tuple[str, str]]:
 
 
 def footnotes(answer: Answer) -> tuple[str, ...]:
-    """Return the lines beneath an answer: its usage, then the model's notice if it has one."""
-    return (usage_line(answer), answer.notice) if answer.notice else (usage_line(answer),)
+    """Return the lines beneath an answer: its usage, then what else there is to know about it."""
+    notes = [usage_line(answer)]
+    if answer.tokens == () and answer.text:
+        notes.append("The server sent no log-probabilities.")
+    if answer.notice:
+        notes.append(answer.notice)
+    return tuple(notes)
 
 
 def usage_line(answer: Answer) -> str:
