@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -78,6 +79,15 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.is_relative_to(folder) and item.path.relative_to(folder).as_posix() in SLOW:
             item.add_marker("slow")
+
+
+def pytest_collection_finish():
+    """Spare the garbage collector what was imported: it stays, and there is much of it.
+
+    IPython and a model that is unloaded collect garbage at once, so nearly every test does.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
