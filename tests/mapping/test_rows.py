@@ -89,7 +89,7 @@ def test_a_whole_dataframe_needs_a_prompt_that_differs():
         (pd.DataFrame(), "image", "There is no column 'image'. There are none."),
         (5, None, "is of type int, not a list"),
         (b"png", None, "is one bytes"),
-        ({"a": 1}, None, "is one dict"),
+        ({"a": 1}, None, "things is one dict. For its values write things.values()."),
         (np.zeros((3, 4, 4)), None, "is one image; put it into a list"),
         ([1], "image", "is no DataFrame, so it has no column image"),
         ("nowhere", None, "neither a variable nor a folder"),

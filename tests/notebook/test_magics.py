@@ -321,6 +321,7 @@ ERRORS = [
     ("%%glm4v '—q'\nWhat?", "—q: neither a variable nor a file"),
     ("%glm4v ask cat.png What is it?", "needs a question in quotes behind the images."),
     ("%glm4v ask cat.png “What is it?”", "needs a question in straight quotes behind the images."),
+    ("%glm4v ask cat.png 'What's this?'", "Quotes within it are of the other kind"),
     ("%glm4v nothing?", "has no command 'nothing?'"),
     ("%glm4v hitsory", "Did you mean history?"),
     ("%glm4v retry a b", "does not take 'b'"),

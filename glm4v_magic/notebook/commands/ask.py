@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -77,7 +78,9 @@ def _images_and_question(arguments: Namespace, command: str) -> tuple[list[str],
     if not isinstance(question, Quoted):
         raise OptionError(
             f"%glm4v {command} needs a question in {_kind_of(arguments.words)} behind the images.",
-            f'For example: %glm4v {command} cat.png "What is the cat doing?"',
+            'Quotes within it are of the other kind: "What\'s this?"'
+            if re.search("['\"]", "".join(arguments.words[-1:]))
+            else f'For example: %glm4v {command} cat.png "What is the cat doing?"',
         )
     return images, str(question)
 
