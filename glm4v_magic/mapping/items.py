@@ -243,8 +243,8 @@ def _of_list(value: Any, source: str) -> Items:
     if isinstance(value, bytes | bytearray | memoryview | Mapping) or hasattr(value, "read"):
         if isinstance(value, Mapping) and not value:
             return Items(source, (), ())
-        values = f"For its values write {shown}.values()." if isinstance(value, Mapping) else ""
-        raise OptionError(f"{shown} is one {type(value).__name__}.", values or _ACCEPTED)
+        hint = f"For its values write {shown}.values()." if isinstance(value, Mapping) else ""
+        raise OptionError(f"{shown} is one {type(value).__name__}.", hint or _ACCEPTED)
     dimensions = getattr(value, "ndim", None)
     if dimensions in (2, 3):
         raise OptionError(f"{shown} is one image; put it into a list.")
