@@ -179,7 +179,7 @@ class LocalEngine:
         self.defaults, left_out = checkpoint_config(published, self.processor.end_token_ids)
         self._info = _describe(checkpoint, loaded, placement, left_out)
         self._architecture = checkpoint.architecture
-        self.vocabulary = Vocabulary(self.processor.tokenizer)
+        self.vocabulary = Vocabulary(self.processor.tokenizer, self.processor.told_token_ids)
         self._recorder = recorder
         self.kept = PrefixStore(_default_budget(placement) if keep is None else keep)
         vocabulary: int = self.model.config.get_text_config().vocab_size

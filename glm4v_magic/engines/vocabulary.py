@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -19,10 +19,12 @@ class Vocabulary:
 
     Args:
         tokenizer: fast tokenizer of the model, with byte-level BPE as all GLM models have it.
+        told: special tokens that are part of an answer's text, such as ``<think>``.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, told: Collection[int] = ()) -> None:
         self._tokenizer = tokenizer._tokenizer
+        self._told = told
 
     @cached_property
     def _bytes(self) -> Mapping[str, int]:
@@ -36,11 +38,13 @@ class Vocabulary:
     def text_and_bytes(self, token: int) -> tuple[str, bytes]:
         """Return a token's text, and the bytes that it adds to an answer.
 
-        A special token adds none. Ids beyond the vocabulary, which many models have, are empty.
+        A special token adds none unless it is told. Ids beyond the vocabulary, which many models
+        have, are empty.
         """
         if token in self._added:
             name = str(self._added[token].content)
-            return name, b"" if self._added[token].special else name.encode()
+            is_left_out = self._added[token].special and token not in self._told
+            return name, b"" if is_left_out else name.encode()
         written = self._tokenizer.id_to_token(token) or ""
         if all(character in self._bytes for character in written):
             utf8 = bytes(self._bytes[character] for character in written)

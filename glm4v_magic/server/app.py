@@ -253,7 +253,7 @@ class _Reply:
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = model
-        self._is_begun = False
+        self._is_begun = self._has_logprobs = False
 
     def whole(self, generation: Generation) -> Completion:
         """Return an answer in one piece."""
@@ -275,12 +275,15 @@ class _Reply:
         match event:
             case Text():
                 logprobs = Logprobs.of(event.tokens or None)
+                self._has_logprobs = self._has_logprobs or logprobs is not None
                 choice = ChunkChoice(delta=self._delta(content=event.text), logprobs=logprobs)
             case Thinking():
                 choice = ChunkChoice(delta=self._delta(reasoning_content=event.text))
             case Finished():
                 ending = event.generation.finish_reason
-                choice = ChunkChoice(delta=self._delta(), finish_reason=ending)
+                # Of a model that thinks, all of them come at the end.
+                late = None if self._has_logprobs else Logprobs.of(event.generation.tokens)
+                choice = ChunkChoice(delta=self._delta(), logprobs=late, finish_reason=ending)
             case _:
                 return None
         return self._framed([choice])

@@ -223,6 +223,30 @@ def test_thinking_is_told_apart(engines, kind):
     assert answer.usage.thinking_tokens is None
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "said",
+    [
+        "\n<think>\nOne 猫 or two?</think>\n<answer>Two 猫.</answer>",
+        "\n<think>One 猫 or two?</think>Two 猫.",
+    ],
+)
+def test_tokens_of_the_thinking_are_kept_apart(engines, kind, said):
+    engine = engines(kind)
+    with Says(engine, said):
+        (answer,) = answers(engine, [ONE], replace(GREEDY, max_tokens=99, logprobs=1))
+    assert (answer.thinking, answer.text) == ("One 猫 or two?", "Two 猫.")
+    for tokens, text in (
+        (answer.tokens, answer.text),
+        (answer.thinking_tokens, answer.thinking),
+    ):
+        places = {at for token in tokens for at in range(token.start, token.end)}
+        assert places == set(range(len(text)))
+        for token in tokens:
+            assert text[token.start : token.end] in token.text or "\ufffd" in token.text
+    assert len(answer.tokens) + len(answer.thinking_tokens) == answer.usage.new_tokens
+
+
 def test_thinking_that_was_stopped_goes_on(engines):
     engine = engines("glm46v")
     partial = Message("assistant", "", complete=False, thinking="One or")

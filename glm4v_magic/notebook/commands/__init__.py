@@ -54,8 +54,8 @@ def ask_cell(
     if not cell.strip() and arguments.file is None and not arguments.follow_up:
         raise PromptError(
             "The prompt is empty.",
-            "Write the question below the first line of the cell. On one line, with one percent "
-            'sign: %glm4v ask cat.png "What is the cat doing?"',
+            "Write the question below the first line of the cell. On one line, with one "
+            'percent sign: %glm4v ask cat.png "What is the cat doing?"',
         )
     return answer(context, arguments, arguments.images, cell, names)
 

@@ -197,7 +197,7 @@ class _RowView:
     """A row as ``memory.html`` shows it.
 
     Attributes:
-        title: name, size and vital signs.
+        title: name, size and readings.
         bar: what the memory holds; empty if its size is unknown.
         history: the last minutes; ``None`` if nothing was read.
     """
