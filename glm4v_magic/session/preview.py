@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from glm4v_magic.calls.call import refuse_too_many
+
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints import Checkpoint
     from glm4v_magic.core.conversation import Conversation
@@ -62,6 +64,7 @@ def preview(checkpoint: Checkpoint, conversation: Conversation) -> Preview:
         ConversationError: if the checkpoint cannot take the messages.
         CheckpointError: if its tokenizer is damaged.
     """
+    refuse_too_many(conversation, checkpoint.name, checkpoint.max_images)
     processor = checkpoint.processor()
     encoded = processor.encode(conversation)
     return Preview(

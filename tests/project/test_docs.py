@@ -18,7 +18,7 @@ import yaml
 
 import glm4v_magic
 from glm4v_magic.checkpoints import hub
-from glm4v_magic.checkpoints.glm4v_9b.layout import REPOSITORY
+from glm4v_magic.checkpoints.architecture import REPOSITORIES
 from glm4v_magic.core import errors, events
 from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.command_line import options_of, parse, split
@@ -182,7 +182,7 @@ def test_the_download_that_is_recommended_brings_what_is_read():
     assert lines
     for line in lines:
         given = typer.main.get_command(app).make_context("download", shlex.split(line)).params
-        assert given["repo_id"] == REPOSITORY
+        assert given["repo_id"] == REPOSITORIES["glm-4v-9b"]
         assert sorted(given["include"]) == sorted(hub.NEEDED_FILES)
         assert not given["filenames"]
 

@@ -57,7 +57,7 @@ def test_tokens_are_those_the_model_would_get(checkpoint, cat):
 
 
 def test_what_the_checkpoint_refuses(checkpoint, cat):
-    with pytest.raises(ConversationError, match="holds 2 images"):
+    with pytest.raises(ConversationError, match="takes one image in a conversation"):
         preview(checkpoint, conversation("Two?", cat, cat))
 
 
@@ -174,7 +174,7 @@ def test_options_that_change_what_is_sent(tiny_shell, run, tmp_path):
         ('%glm4v preview cat.png "A?" --crop 300,0,50,50', "reaches to x 350, y 50 of cat.png"),
         ('%glm4v preview cat.png "A?" --page 2', "cat.png has only 1 page, and no page 2."),
         ('%glm4v preview cat.png "A?" --page two', "invalid int value: 'two'"),
-        ('%glm4v preview cat.png cat.png "A?"', "holds 2 images"),
+        ('%glm4v preview cat.png cat.png "A?"', "takes one image in a conversation"),
     ],
 )
 def test_what_cannot_be_previewed(tiny_shell, run, tmp_path, code, part):
