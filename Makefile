@@ -32,6 +32,8 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/tokens_per_second.py
 	$(BIN)/python benchmarks/batch.py
 	$(BIN)/python benchmarks/follow_up.py
+	$(BIN)/python benchmarks/follow_up.py --rows 32
+	$(BIN)/python benchmarks/refill.py
 	$(BIN)/python benchmarks/monitor.py
 	$(BIN)/python benchmarks/dry_run.py
 	$(BIN)/python benchmarks/load_memory.py
