@@ -1,8 +1,8 @@
-"""How much sooner uneven answers are there if waiting rows take the places of those that have ended.
+"""How much sooner uneven answers are there if waiting rows take the places of ended ones.
 
     python benchmarks/refill.py [--runs N] [--rows N] [--batch-size N] [--checkpoint FOLDER]
 
-Text questions whose answers take 4 to 128 tokens, in an order that is drawn once. Three sides, in
+Text questions whose answers take 4 to 128 tokens, in an order without a pattern. Three sides, in
 turn in one process, and their answers compared:
 
 - refill: all requests in one call of the engine;
@@ -11,13 +11,14 @@ turn in one process, and their answers compared:
 - static: as `batches`, but no row leaves either, as in transformers' `generate`: each row is
   computed until the longest has ended, and is cut to its length afterwards.
 
+The lengths are the limits of the requests, which the engine knows: it begins with the largest.
+
 By default with a checkpoint written here, of random weights in GLM-4V-9B's layout.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ def requests_of(rows: int) -> list[Request]:
     """Return questions whose answers have lengths evenly spread from `SHORTEST` to `LONGEST`."""
     step = (LONGEST - SHORTEST) / max(rows - 1, 1)
     lengths = [round(SHORTEST + row * step) for row in range(rows)]
-    random.Random(0).shuffle(lengths)
+    lengths.sort(key=lambda length: length * 2654435761 % 2**32)  # without a pattern
     return [
         Request(
             Conversation((Message("user", f"Tell me about number {row}."),)),
@@ -106,9 +107,8 @@ def main() -> None:
                 texts[name] = ask(engine, requests, arguments.batch_size)
                 times[name].append(time.perf_counter() - start)
         engine.close()
-    print(
-        f"{arguments.rows} answers of {SHORTEST} to {LONGEST} tokens, {arguments.batch_size} at once"
-    )
+    lengths = f"{SHORTEST} to {LONGEST} tokens"
+    print(f"{arguments.rows} answers of {lengths}, {arguments.batch_size} at once")
     for name, seconds in times.items():
         print(f"  {name:<8} {min(seconds):8.2f} s")
     for name in ("batches", "static"):

@@ -53,8 +53,20 @@ class _Group:
         return others * shared - (others - 1) * self.shared
 
 
-def arranged(prompts: Sequence[Prompt]) -> list[Arranged]:
-    """Return the order in which to read prompts: groups, then the others by length."""
+def arranged(prompts: Sequence[Prompt], limits: Sequence[int]) -> list[Arranged]:
+    """Return the order in which to read prompts: groups, then the others.
+
+    Those that may be answered at most length come first, so that no long answer begins when all
+    others have ended; among them the shortest prompts, so that neighbours need little padding.
+
+    Args:
+        prompts: the prompts.
+        limits: maximum number of generated tokens of each.
+    """
+
+    def ordered(indices: Sequence[int]) -> list[int]:
+        return sorted(indices, key=lambda index: (-limits[index], len(prompts[index])))
+
     groups: list[_Group] = []
     for index, prompt in enumerate(prompts):
         best, most, length = None, 0, 0
@@ -73,12 +85,8 @@ def arranged(prompts: Sequence[Prompt]) -> list[Arranged]:
         Arranged(index, group.shared)
         for group in groups
         if len(group.members) > 1
-        for index in _by_length(group.members, prompts)
-    ] + [Arranged(index, 0) for index in _by_length(alone, prompts)]
-
-
-def _by_length(indices: Sequence[int], prompts: Sequence[Prompt]) -> list[int]:
-    return sorted(indices, key=lambda index: len(prompts[index]))
+        for index in ordered(group.members)
+    ] + [Arranged(index, 0) for index in ordered(alone)]
 
 
 def alike(lengths: Sequence[int]) -> list[list[int]]:

@@ -87,7 +87,7 @@ class Intake:
             self._taken += 1
             taken.append(row)
             pixels += row.pixel_bytes
-        order = arranged([row.prompt for row in taken])
+        order = arranged([row.prompt for row in taken], [row.limit for row in taken])
         self._waiting.extend((taken[each.index], each.shared) for each in order)
 
     def take(self, most: int) -> list[Entrant]:

@@ -45,6 +45,7 @@ from glm4v_magic.engines.row import Row, RowSettings
 from glm4v_magic.engines.sampling import checkpoint_config
 from glm4v_magic.engines.vocabulary import Vocabulary
 from glm4v_magic.planning.decision import Placement
+from glm4v_magic.planning.kept import kept_budget
 from glm4v_magic.planning.plan import plan
 from glm4v_magic.torch_state import torch_state_kept
 from glm4v_magic.virtual_gpus import active
@@ -52,7 +53,6 @@ from glm4v_magic.virtual_gpus import active
 __all__ = ["LocalEngine", "load"]
 
 _BATCH = 8
-_KEPT_WITHOUT_PLAN = 2**30  # bytes
 _LARGE = 10**9
 _GENERATION_CONFIG = "generation_config.json"
 
@@ -124,13 +124,6 @@ def _load(
     return LocalEngine(checkpoint, loaded, placement, recorder, keep)
 
 
-def _default_budget(placement: Placement) -> int:
-    if placement.plan is None:
-        return _KEPT_WITHOUT_PLAN
-    stages = placement.plan.stages
-    return sum(max((s.capacity_bytes or s.total_bytes) - s.total_bytes, 0) for s in stages) // 2
-
-
 def _advice_for_load(placement: Placement) -> Remark:
     ways = [remark("free_memory"), remark("more_gpus")]
     if placement.quantize != "4bit":
@@ -181,7 +174,7 @@ class LocalEngine:
         self._architecture = checkpoint.architecture
         self.vocabulary = Vocabulary(self.processor.tokenizer, self.processor.told_token_ids)
         self._recorder = recorder
-        self.kept = PrefixStore(_default_budget(placement) if keep is None else keep)
+        self.kept = PrefixStore(kept_budget(None, placement.plan) if keep is None else keep)
         vocabulary: int = self.model.config.get_text_config().vocab_size
         self.grammars = Grammars(self.processor.tokenizer, vocabulary, self.defaults.eos_token_id)
 

@@ -8,8 +8,8 @@ entry is dropped first.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -39,12 +39,14 @@ class CacheFacts:
         budget_bytes: maximum number of bytes; 0 keeps nothing.
         prefixes: number of kept prompts (with their answers).
         images: number of images with kept features.
+        devices: bytes in use on each device, by torch's name of it.
     """
 
     used_bytes: int
     budget_bytes: int
     prefixes: int
     images: int
+    devices: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,12 @@ class KeptPrefix:
     @property
     def nbytes(self) -> int:
         """Size of all layers in bytes."""
-        return sum(tensor.nbytes for layer in self.layers for tensor in layer)
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def tensors(self) -> Iterator[Tensor]:
+        """Keys and values of all layers."""
+        return (tensor for layer in self.layers for tensor in layer)
 
 
 def common_length(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:
@@ -111,8 +118,13 @@ class PrefixStore:
         """Contents now."""
         kept = list(self._entries.values())
         prefixes = sum(isinstance(each, KeptPrefix) for each in kept)
-        used = sum(each.nbytes for each in kept)
-        return CacheFacts(used, self.budget, prefixes, len(kept) - prefixes)
+        used: Counter[str] = Counter()
+        for each in kept:
+            tensors = each.tensors if isinstance(each, KeptPrefix) else (each,)
+            for tensor in tensors:
+                used[str(tensor.device)] += tensor.nbytes
+        devices = tuple(sorted(used.items()))
+        return CacheFacts(used.total(), self.budget, prefixes, len(kept) - prefixes, devices)
 
     def find(self, keys: Keys) -> tuple[KeptPrefix | None, int]:
         """Return the kept prefix with the longest common beginning with a prompt.
@@ -168,7 +180,7 @@ class PrefixStore:
         return (each for each in self._entries.values() if isinstance(each, KeptPrefix))
 
     def _fit(self) -> None:
-        used = self.facts.used_bytes
+        used = sum(each.nbytes for each in self._entries.values())
         while used > self.budget:
             _, dropped = self._entries.popitem(last=False)
             used -= dropped.nbytes

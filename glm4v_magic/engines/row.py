@@ -66,6 +66,7 @@ class Row:
         request: likewise.
         encoded: likewise.
         prompt: likewise.
+        limit: maximum number of generated tokens.
         transcript: what it has generated.
         since: time at which its turn came, in seconds; ``None`` while it waits.
         texts: ids of each text that the answer may be; none if it is decoded.
@@ -87,7 +88,7 @@ class Row:
         self.number, self.request = number, request
         self.encoded, self.prompt = encoded, prompt
         self.since: float | None = None
-        limit = min(request.sampling.max_tokens, room)
+        self.limit = limit = min(request.sampling.max_tokens, room)
         self.texts = _texts(request, limit, settings.processor)
         self._choices = () if request.constraint is None else request.constraint.choices
         self._guide = None if self.texts else _guide(request, settings)

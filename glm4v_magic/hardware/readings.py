@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from glm4v_magic.hardware.gpus import FoundGPU
@@ -16,7 +16,7 @@ from glm4v_magic.hardware.gpus import FoundGPU
 if TYPE_CHECKING:
     from glm4v_magic.virtual_gpus import VirtualGPUs
 
-__all__ = ["HOST", "Reading", "Readings", "take_readings"]
+__all__ = ["HOST", "Reading", "Readings", "free_host_bytes", "take_readings"]
 
 HOST = "cpu"
 """Device name of the host's memory, as in torch."""
@@ -32,11 +32,12 @@ class Reading:
         key: stable key of the GPU, however CUDA numbers it: its UUID, if there is one.
         total_bytes: size of the memory.
         weight_bytes: weights of this model.
-        kernel_bytes: other memory of this process.
+        kernel_bytes: memory of this process that is neither weights nor kept.
         other_bytes: memory of other programs and the driver.
         free_bytes: free memory.
         utilization: recent fraction of time in which the GPU was busy, 0 to 1.
         celsius, power_watts, power_limit_watts: as the driver reports them.
+        kept_bytes: prompts and images that are kept so as not to be read again.
     """
 
     device: str
@@ -51,11 +52,14 @@ class Reading:
     celsius: int | None = None
     power_watts: float | None = None
     power_limit_watts: float | None = None
+    kept_bytes: int = 0
 
     @property
     def own_bytes(self) -> int | None:
         """All memory of this process on the device."""
-        return None if self.kernel_bytes is None else self.weight_bytes + self.kernel_bytes
+        if self.kernel_bytes is None:
+            return None
+        return self.weight_bytes + self.kept_bytes + self.kernel_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +71,40 @@ class Readings:
 
 
 def take_readings(
-    read_gpus: Callable[[], tuple[FoundGPU, ...]], weights: Mapping[str, int]
+    read_gpus: Callable[[], tuple[FoundGPU, ...]],
+    weights: Mapping[str, int],
+    kept: Mapping[str, int] | None = None,
 ) -> Readings:
     """Read the virtual GPUs if they are in use, else the GPUs, else the host's memory.
 
     Args:
         read_gpus: function that `gpus.gpu_reader` yields.
         weights: bytes of the model's weights on each device.
+        kept: bytes of kept prompts and images on each device.
     """
+    readings = _read(read_gpus, weights)
+    memories = tuple(
+        _with_kept(each, (kept or {}).get(each.device, 0)) for each in readings.memories
+    )
+    return replace(readings, memories=memories)
+
+
+def _with_kept(reading: Reading, kept: int) -> Reading:
+    """Tell what is kept apart from the other memory of this process."""
+    if reading.kernel_bytes is None:
+        return replace(reading, kept_bytes=kept)
+    known = min(kept, reading.kernel_bytes)
+    return replace(reading, kept_bytes=known, kernel_bytes=reading.kernel_bytes - known)
+
+
+def free_host_bytes() -> int:
+    """Return the host memory that programs can still have without swapping."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def _read(read_gpus: Callable[[], tuple[FoundGPU, ...]], weights: Mapping[str, int]) -> Readings:
     virtual = _virtual_gpus()
     if virtual is not None:
         gpus = tuple(_virtual(virtual, weights))

@@ -189,7 +189,11 @@ class Monitor:
 
     def _readings(self, read: Callable[[], tuple[FoundGPU, ...]], status: Status) -> Readings:
         try:
-            found = take_readings(read, weights_by_device(status.info))
+            found = take_readings(
+                read,
+                weights_by_device(status.info),
+                {} if status.kept is None else dict(status.kept.devices),
+            )
         except Exception as error:  # libraries of drivers have errors of their own
             return Readings((), f"What is in memory cannot be read now: {reason(error)}")
         return Readings(tuple(_rounded(reading) for reading in found.memories), found.note)

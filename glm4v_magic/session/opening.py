@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core.errors import Glm4vError, OptionError
@@ -13,13 +13,13 @@ from glm4v_magic.core.server_address import ServerAddress, is_address, read_addr
 
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints import Checkpoint
+    from glm4v_magic.core.gpu_spec import GPU
+    from glm4v_magic.core.plan import Plan
     from glm4v_magic.dispatch.activity import ActivityRecorder
     from glm4v_magic.engines import Engine
     from glm4v_magic.planning.decision import Placement
 
 __all__ = ["find", "open_model"]
-
-_GIB = 2**30
 
 
 def find(choice: ModelChoice) -> Checkpoint | ServerAddress:
@@ -80,12 +80,12 @@ def open_model(
     # Importing torch takes seconds. Where it is needed, the first sign of life comes before it.
     placement = None
     if "torch" in sys.modules:
-        placement = _place(found, choice)
+        placement, keep = _place(found, choice)
     else:
         _refuse(found, choice)
     yield Loading(LoadProgress(0, found.total_bytes, ""))
     if placement is None:
-        placement = _place(found, choice)
+        placement, keep = _place(found, choice)
     from glm4v_magic.engines import local
     from glm4v_magic.engines.pull import pulled
 
@@ -93,7 +93,6 @@ def open_model(
         def arrived(progress: LoadProgress) -> None:
             tell(Loading(progress))
 
-        keep = None if choice.keep is None else int(choice.keep * _GIB)
         return local.load(found, placement, recorder=recorder, keep=keep, arrived=arrived)
 
     release()
@@ -108,17 +107,24 @@ def open_model(
     return engine
 
 
-def _place(found: Checkpoint, choice: ModelChoice) -> Placement:
-    """Decide where a checkpoint goes on this machine; imports torch if there are GPUs."""
+def _place(found: Checkpoint, choice: ModelChoice) -> tuple[Placement, int]:
+    """Decide where a checkpoint goes on this machine; imports torch if there are GPUs.
+
+    Returns:
+        The placement, and the budget of the prefix cache in bytes.
+    """
     from glm4v_magic.hardware.usable import usable_gpus
     from glm4v_magic.planning.decision import decide
 
     gpus = usable_gpus(choice.options.gpus)
-    return decide(found.architecture, choice.options, gpus, choice.device_map)
+    placement = decide(found.architecture, choice.options, gpus, choice.device_map)
+    on_gpus = any(place != "cpu" for place in (placement.device_map or {}).values())
+    return placement, _budget(choice, placement.plan, gpus if on_gpus else ())
 
 
 def _refuse(found: Checkpoint, choice: ModelChoice) -> None:
     """Raise what `_place` would raise, as far as that can be told without torch."""
+    from glm4v_magic.core.plan import Plan
     from glm4v_magic.hardware.usable import usable_gpus
     from glm4v_magic.planning.decision import choose
 
@@ -126,4 +132,25 @@ def _refuse(found: Checkpoint, choice: ModelChoice) -> None:
     gpus = usable_gpus(options.gpus, ask_torch=False)
     # Which GPUs of the driver torch can use, only torch knows.
     if given is not None or options.gpus is not None or not gpus:
-        choose(found.architecture, options, gpus, given)
+        chosen = choose(found.architecture, options, gpus, given)
+        if given is None:
+            _budget(choice, chosen if isinstance(chosen, Plan) else None, gpus)
+
+
+def _budget(choice: ModelChoice, plan: Plan | None, gpus: Sequence[GPU]) -> int:
+    """Return the budget of the prefix cache in bytes.
+
+    Raises:
+        OptionError: if it is larger than what the plan leaves, or than the memory there is.
+    """
+    from glm4v_magic.hardware.readings import HOST, free_host_bytes
+    from glm4v_magic.planning.kept import Room, kept_budget
+
+    if choice.keep is None:
+        free = None
+    elif gpus:
+        largest = max(gpus, key=lambda gpu: gpu.usable_bytes)
+        free = Room(sum(gpu.usable_bytes for gpu in gpus), f"cuda:{largest.index}")
+    else:
+        free = Room(free_host_bytes(), HOST)
+    return kept_budget(choice.keep, plan, free)

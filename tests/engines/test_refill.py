@@ -246,18 +246,24 @@ def test_prompts_that_begin_alike_become_neighbours():
         prompt(*range(5)),
         prompt(*other, 2),
     ]
-    assert arranged(prompts) == [
+    assert arranged(prompts, [8] * 6) == [
         Arranged(3, 41), Arranged(0, 41), Arranged(1, 40), Arranged(5, 40), Arranged(4, 0),
         Arranged(2, 0),
     ]  # fmt: skip
-    assert arranged([]) == []
+    assert arranged([], []) == []
+
+
+def test_what_may_take_longest_begins_first():
+    prompts = [prompt(1, 2), prompt(3), prompt(4)]
+    order = arranged(prompts, [5, 5, 90])
+    assert [each.index for each in order] == [2, 1, 0]
 
 
 def test_a_common_beginning_is_not_given_up_for_one_more_prompt():
     system = tuple(range(20))
     prompts = [prompt(*system, *["image"] * 100, row) for row in range(3)]
     prompts.append(prompt(*system, "text"))
-    assert [(each.index, each.shared) for each in arranged(prompts)] == [
+    assert [(each.index, each.shared) for each in arranged(prompts, [8] * 4)] == [
         (0, 120), (1, 120), (2, 120), (3, 0),
     ]  # fmt: skip
 

@@ -22,7 +22,7 @@ from glm4v_magic.notebook.render.memory import (
 GIB = 2**30
 GPU = Reading(
     "cuda:0", "NVIDIA A100", "GPU-a", 40 * GIB, 20 * GIB, 5 * GIB, 5 * GIB, 10 * GIB,
-    0.35, 61, 212.4, 400.0,
+    0.35, 61, 212.4, 400.0, 0,
 )  # fmt: skip
 HISTORY = (None,) * (BUCKETS - 3) + (5 * GIB, 30 * GIB, 25 * GIB)
 
@@ -48,8 +48,18 @@ def test_the_table_is_always_there_and_nothing_in_a_live_view_takes_the_focus():
     assert "<details" not in html
     assert "tabindex" not in html
     cells = re.findall(r"<t[dh][^>]*>([^<]*)</t", html.partition("<tbody>")[2])
-    assert cells == ["cuda:0", "20.00 GiB", "5.00 GiB", "5.00 GiB", "10.00 GiB", "40.00 GiB",
-                     "30.00 GiB", "35% busy, 61 °C, 212 of 400 W"]  # fmt: skip
+    assert cells == ["cuda:0", "20.00 GiB", "0 B", "5.00 GiB", "5.00 GiB", "10.00 GiB",
+                     "40.00 GiB", "30.00 GiB", "35% busy, 61 °C, 212 of 400 W"]  # fmt: skip
+
+
+def test_what_is_kept_stands_beside_the_weights():
+    held = replace(GPU, kept_bytes=2 * GIB, kernel_bytes=3 * GIB)
+    assert held.own_bytes == GPU.own_bytes
+    html, text = (show(view(MemoryRow(held))) for show in (memory_html, memory_text))
+    assert "prompts and images kept: 2.00 GiB" in html
+    assert "<td style" in html
+    assert "kept: 2.00 GiB" in text
+    assert "kept: " not in memory_text(view())
 
 
 def test_the_history_is_drawn_with_the_peak_of_each_answer():

@@ -7,7 +7,9 @@ from shells import TINY
 
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.notebook.render.status import status_rows
+from glm4v_magic.planning.kept import room_for_kept
 from glm4v_magic.session.session import Session
+from glm4v_magic.virtual_gpus import VirtualGPUs
 
 GREEDY = {"temperature": 0, "max_tokens": 4}
 
@@ -44,3 +46,31 @@ def test_another_budget_loads_anew_and_says_the_same():
 def test_less_than_nothing_is_refused():
     with pytest.raises(OptionError, match="keep is -1"):
         Session().load(TINY, keep=-1)
+
+
+def test_more_than_there_is_is_refused_and_the_old_model_stays():
+    session = Session().load(TINY)
+    engine = session.engine
+    with pytest.raises(OptionError, match="keep is 1e\\+06 GiB, but there is only room for"):
+        session.load(TINY, keep=1e6)
+    assert session.engine is engine
+    with (
+        VirtualGPUs("2x1GiB"),
+        pytest.raises(OptionError, match="GiB, but the plan leaves room for"),
+    ):
+        session.load(TINY, keep=4)
+    assert session.engine is engine
+
+
+def test_by_default_half_of_what_the_plan_leaves():
+    with VirtualGPUs("2x1GiB"):
+        session = Session().load(TINY)
+        plan = session.status().info.plan
+        session.ask("What?", **GREEDY)
+        kept = session.status().kept
+        assert kept.budget_bytes == room_for_kept(plan).size_bytes // 2 > 0
+        assert dict(kept.devices).keys() == {
+            stage.device for stage in plan.stages if stage.kv_bytes
+        }
+        assert sum(dict(kept.devices).values()) == kept.used_bytes > 0
+        session.unload()

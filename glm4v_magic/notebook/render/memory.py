@@ -30,6 +30,7 @@ BUCKETS = 100
 
 _LEGEND = (
     ("weights", "this model's weights"),
+    ("cache", "prompts and images kept"),
     ("kernel", "this kernel's other memory"),
     ("others", "other programs"),
     ("free", "free"),
@@ -156,8 +157,8 @@ def _vitals(now: Reading) -> Iterator[str]:
 
 
 def _segments(now: Reading) -> list[bars.Segment]:
-    sizes = (now.weight_bytes, now.kernel_bytes, now.other_bytes, now.free_bytes)
-    short = ("weights", "kernel", "others", "free")
+    sizes = (now.weight_bytes, now.kept_bytes, now.kernel_bytes, now.other_bytes, now.free_bytes)
+    short = ("weights", "kept", "kernel", "others", "free")
     return [
         bars.Segment(kind, size, label, f"{name}: {readable_bytes(size)}")
         for (kind, name), size, label in zip(_LEGEND, sizes, short, strict=True)
@@ -283,6 +284,7 @@ def _table(view: MemoryView) -> str:
         (
             now.device,
             size(now.weight_bytes),
+            size(now.kept_bytes),
             size(now.kernel_bytes),
             size(now.other_bytes),
             size(now.free_bytes),
@@ -293,5 +295,7 @@ def _table(view: MemoryView) -> str:
         for row in view.rows
         for now in (row.now,)
     ]
-    head = ("", "weights", "kernel", "others", "free", "total", "last answer's peak", "state")
-    return bars.table(head, rows, numbers=6)
+    head = (
+        "", "weights", "kept", "kernel", "others", "free", "total", "last answer's peak", "state",
+    )  # fmt: skip
+    return bars.table(head, rows, numbers=7)
