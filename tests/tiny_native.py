@@ -32,9 +32,10 @@ from glm4v_magic.checkpoints.glm_native.families import FAMILIES
 from glm4v_magic.core.conversation import Conversation
 from glm4v_magic.images import SourcedImage, to_image
 
-KINDS = ("glm4v", "glm46v", "glmga")
-ALWAYS_THINK = ("glm4v",)
-"""Those whose template here cannot turn it off."""
+KINDS = ("glm4v", "glm46v", "glmga", "glm_ocr", "glm4v_moe")
+ALWAYS = ("glm4v", "glm_ocr")
+"""Those whose template here knows of no choice to think."""
+THINKING = ("glm4v", "glm46v", "glmga", "glm4v_moe")
 
 SPECIALS = (
     "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>",
@@ -95,7 +96,7 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
-    made.chat_template = PLAIN_TEMPLATE if kind == "glm4v" else THINKING_TEMPLATE
+    made.chat_template = PLAIN_TEMPLATE if kind in ALWAYS else THINKING_TEMPLATE
     return made
 
 

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = ["PUBLISHED", "REPOSITORIES", "architecture"]
 
-PUBLISHED = ("GLM-4V-9B", "GLM-4.1V-9B-Thinking", "GLM-4.5V", "GLM-4.6V")
+PUBLISHED = (
+    "GLM-4V-9B",
+    "GLM-4.1V-9B-Thinking",
+    "GLM-4.6V-Flash",
+    "GLM-4.5V",
+    "GLM-4.6V",
+    "GLM-OCR",
+)
 """Checkpoints whose configuration ships with the package, in ``published/``."""
 
 REPOSITORIES = {

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.checkpoints.files import TensorInfo
-from glm4v_magic.core.errors import CheckpointError
+from glm4v_magic.core.errors import CheckpointError, OptionError
 
 if TYPE_CHECKING:
     import torch
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from glm4v_magic.core.model import LoadProgress
     from glm4v_magic.core.options import Quantization
 
-__all__ = ["LoadOptions", "load_weights"]
+__all__ = ["LoadOptions", "load_weights", "require_whole_blocks"]
 
+_BLOCK_4BIT = 64  # bitsandbytes' default
 _CAUSE = re.compile(r"[\w.]+(Error|Exception)\b")  # the last line of a traceback
 
 
@@ -102,6 +103,32 @@ def load_weights(
     if generation is not None:
         model.generation_config = _generation_config(generation)
     return model.eval()
+
+
+def require_whole_blocks(
+    name: str,
+    widths: Iterable[int],
+    quantize: Quantization | None,
+    device_map: Mapping[str, int | str] | None,
+) -> None:
+    """Raise OptionError unless all widths are whole blocks, as 4-bit on the CPU requires.
+
+    Args:
+        name: name of the checkpoint.
+        widths: inputs of the layers that are quantised.
+        quantize: quantisation of the load.
+        device_map: device map of the load; ``None`` is the CPU.
+    """
+    places = {"": "cpu"} if device_map is None else device_map
+    if quantize != "4bit" or "cpu" not in places.values():
+        return
+    for width in widths:
+        if width % _BLOCK_4BIT:
+            raise OptionError(
+                f"{name} has layers with {width} inputs, and 4bit on the CPU needs multiples of "
+                f"{_BLOCK_4BIT}.",
+                "Use 8bit, or a GPU.",
+            )
 
 
 def _reported(folder: Path, reports: list[str]) -> Exception | None:

@@ -270,7 +270,7 @@ class Machine:
         elif has_no_data:
             args, kwargs = replace_leaves(_without_data, (args, kwargs))
         try:
-            result = operator(*args, **kwargs)
+            result = _called(operator, args, kwargs)
         except (NotImplementedError, RuntimeError, IndexError) as error:
             error.add_note(f"{operator}, {self._where()}")
             raise
@@ -357,6 +357,18 @@ class Machine:
     def guess_records(self) -> tuple[Guess, ...]:
         """Return the guesses so far."""
         return tuple(Guess(name, module, n) for (name, module), n in self.guesses.items())
+
+
+def _called(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call an operator; without data, grouped products of other dtypes as those of bfloat16.
+
+    On ``meta`` torch 2.13 refuses all other dtypes, which its kernels for CPU and CUDA take.
+    """
+    is_grouped = operator is torch.ops.aten._grouped_mm.default
+    if is_grouped and args[0].is_meta and args[0].dtype != torch.bfloat16:
+        factors = (each.to(torch.bfloat16) for each in args[:2])
+        return operator(*factors, *args[2:], **kwargs).to(args[0].dtype)
+    return operator(*args, **kwargs)
 
 
 def _without_data(tensor: torch.Tensor) -> torch.Tensor:

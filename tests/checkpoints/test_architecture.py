@@ -8,6 +8,7 @@ import json
 import golden
 import pytest
 import tiny_glm4v
+import tiny_native
 import torch
 from any_json import changed_somewhere, taken_or_refused
 from hypothesis import given
@@ -22,8 +23,10 @@ from glm4v_magic.planning.costs import price
 VALUES = {
     "GLM-4V-9B": 13_906_320_896,
     "GLM-4.1V-9B-Thinking": 10_292_777_472,
+    "GLM-4.6V-Flash": 10_292_777_472,
     "GLM-4.5V": 107_710_927_360,
     "GLM-4.6V": 107_710_927_360,
+    "GLM-OCR": 1_107_405_824,  # of 1,325,258,240 in the file; the rest is its layer 16
 }
 
 
@@ -39,16 +42,15 @@ def written(folder, config):
     return path
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_every_published_model_is_built_and_its_units_are_its_weights(name):
-    found = architecture(name)
+def check_units(found, values):
+    """Units hold every weight of the meta model once, and name modules that are there."""
     shape = found.shape()
     model = found.build_meta("bfloat16")
     sizes = {weight: tensor.nbytes for weight, tensor in model.named_parameters()}
     assert {tensor.device.type for tensor in model.parameters()} == {"meta"}
     assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
-    assert sum(sizes.values()) == 2 * VALUES[name] == 2 * shape.values
-    for unit in price(shape, Workload()):
+    assert sum(sizes.values()) == 2 * values == 2 * shape.values
+    for unit in price(shape, Workload(dtype="bfloat16")):
         inside = [
             weight
             for weight in sizes
@@ -61,6 +63,21 @@ def test_every_published_model_is_built_and_its_units_are_its_weights(name):
     }
     assert {module for unit in shape.units for module in unit.modules} <= modules
     assert set(shape.vision_modules) <= modules
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_model_is_built_and_its_units_are_its_weights(name):
+    check_units(architecture(name), VALUES[name])
+
+
+@pytest.mark.parametrize("kind", tiny_native.KINDS)
+def test_units_of_every_model_type_are_its_weights(kind):
+    config = tiny_native.config(kind, tiny_native.tokenizer(kind))
+    for bias in (True, False):
+        config["text_config"]["attention_bias"] = config["vision_config"]["attention_bias"] = bias
+        found = NativeArchitecture(kind, config, "config.json")
+        values = sum(tensor.numel() for tensor in found.build_meta("float32").parameters())
+        check_units(found, values)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +111,7 @@ def test_folders_files_and_the_demo(tmp_path, monkeypatch):
     ("typed", "message"),
     [
         ("GLM-4.5", "There is no configuration 'GLM-4.5': no such folder or file, and not one of "
-         "GLM-4V-9B, GLM-4.1V-9B-Thinking, GLM-4.5V, GLM-4.6V. Did you mean GLM-4.5V"),
+         "GLM-4V-9B, GLM-4.1V-9B-Thinking, GLM-4.6V-Flash, GLM-4.5V, GLM-4.6V, GLM-OCR. Did you mean GLM-4.5V"),
         ("someone/GLM-4.5V", "There is no configuration 'someone/GLM-4.5V'"),
         ("dmo", "Did you mean demo?"),
         (".", "config.json cannot be read: No such file or directory."),
@@ -125,7 +142,7 @@ NINE_B = json.loads((golden.CHECKPOINT / "config.json").read_text())
     ("config", "message"),
     [
         ({"model_type": "llama"}, "describes a model of type 'llama'. Known are chatglm (with a "
-         "vision_config), glm46v, glm4v, glm4v_moe, glmga."),
+         "vision_config), glm46v, glm4v, glm4v_moe, glm_ocr, glmga."),
         ({"model_type": "chatglm"}, "describes a model of type 'chatglm'"),
         ({}, "describes a model of type 'without a model_type'"),
         ({"model_type": "glm4v"}, "{path} lacks 'text_config'. Is this"),

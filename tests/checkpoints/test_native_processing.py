@@ -40,7 +40,7 @@ CHOICES = [
     (kind, thinking)
     for kind in tiny_native.KINDS
     for thinking in (None, True, False)
-    if thinking is not False or kind not in tiny_native.ALWAYS_THINK
+    if thinking is not False or kind not in tiny_native.ALWAYS
 ]
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import golden
 import pytest
+import tiny_native
 import torch
 from transformers import BitsAndBytesConfig
 
 from glm4v_magic.checkpoints import resolve
+from glm4v_magic.core.errors import OptionError
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -35,3 +37,17 @@ def test_eight_bit_text_part_and_an_unquantised_tower():
     similarity = torch.nn.functional.cosine_similarity(logits, reference, dim=-1)
     assert similarity.min() > 0.98
     assert not torch.equal(logits, reference)
+
+
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt. inputs will be cast")
+@pytest.mark.parametrize("kind", tiny_native.KINDS)
+def test_the_text_parts_of_newer_models(native, kind):
+    loaded = resolve(native(kind)).load(dtype=torch.float32, quantize="8bit")
+    model, eight_bit = loaded.model.model, bitsandbytes.nn.Linear8bitLt
+    in_text = [m for m in model.language_model.modules() if isinstance(m, torch.nn.Linear)]
+    assert in_text
+    assert all(isinstance(module, eight_bit) for module in in_text)
+    assert not any(isinstance(module, eight_bit) for module in model.visual.modules())
+    assert not isinstance(loaded.model.lm_head, eight_bit)
+    with pytest.raises(OptionError, match=f"{kind}0 has layers with 96 inputs, and 4bit"):
+        resolve(native(kind)).load(dtype=torch.float32, quantize="4bit")

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import golden
 import pytest
 import tiny_glm4v
+import tiny_native
 from any_json import changed_somewhere, taken_or_refused
 from hypothesis import given
 from hypothesis import strategies as st
@@ -216,6 +217,15 @@ def test_every_option_changes_what_runs(model):
     small = run(text_tokens=20, dtype="bfloat16")
     weights, halved = (sum(c.weight_bytes for c in report.gpus) for report in (one, small))
     assert (small.dtype, 2 * halved) == ("bfloat16", weights)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("kind", tiny_native.KINDS)
+def test_every_model_type_in_every_dtype(kind, dtype):
+    config = tiny_native.config(kind, tiny_native.tokenizer(kind))
+    report = dry_run(NativeArchitecture(kind, config, "config.json"), "2x2GiB", dtype=dtype)
+    raise_if_unusable(report)
+    assert report.problems == ()
 
 
 def test_several_images_of_one_row():

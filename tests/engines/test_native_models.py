@@ -21,7 +21,7 @@ from glm4v_magic.planning.decision import Placement
 
 GREEDY = Sampling(12, temperature=0, repetition_penalty=1.0)
 A, B, C = (tiny_native.image(*size) for size in ((300, 200, 0), (90, 260, 1), (5, 7, 2)))
-KINDS, ALWAYS_THINK = tiny_native.KINDS, tiny_native.ALWAYS_THINK
+KINDS, ALWAYS = tiny_native.KINDS, tiny_native.ALWAYS
 
 
 def talk(*messages):
@@ -102,7 +102,7 @@ def generated(engine, folder, conversation, thinking=None):
 @pytest.mark.parametrize("thinking", [None, True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_and_ids_are_those_of_generate(engines, native, kind, thinking):
-    if thinking is False and kind in ALWAYS_THINK:
+    if thinking is False and kind in ALWAYS:
         thinking = None
     engine = engines(kind)
     sampling = replace(GREEDY, thinking=thinking)
@@ -206,7 +206,7 @@ class Says:
         return output
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiny_native.THINKING)
 def test_thinking_is_told_apart(engines, kind):
     engine = engines(kind)
     with Says(engine, "\n<think>\nOne <|user or two?</think>\n<answer>Two.</answer>"):

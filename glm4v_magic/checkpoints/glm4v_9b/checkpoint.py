@@ -10,8 +10,8 @@ from glm4v_magic.checkpoints.files import read_json, read_tensor_infos
 from glm4v_magic.checkpoints.generation_file import read_generation_config
 from glm4v_magic.checkpoints.glm4v_9b import layout
 from glm4v_magic.checkpoints.glm4v_9b.architecture import Glm4v9bArchitecture
-from glm4v_magic.checkpoints.pretrained import LoadOptions, load_weights
-from glm4v_magic.core.errors import CheckpointError, OptionError
+from glm4v_magic.checkpoints.pretrained import LoadOptions, load_weights, require_whole_blocks
+from glm4v_magic.core.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Glm4v9bCheckpoint"]
 
 _UNQUANTIZED = ("lm_head", "model.vision")
-_BLOCK_4BIT = 64  # bitsandbytes' default
 _IGNORED_TENSOR = "transformer.rotary_pos_emb.inv_freq"
 
 
@@ -118,9 +117,10 @@ class Glm4v9bCheckpoint:
 
         config = Glm4v9bConfig.from_pretrained(self.folder)
         processor = self.processor()
-        places = {"": "cpu"} if device_map is None else device_map
-        if quantize == "4bit" and "cpu" in places.values():
-            self._require_whole_blocks()
+        sizes = self.config
+        attention = sizes["num_attention_heads"] * sizes["kv_channels"]
+        widths = (sizes["hidden_size"], sizes["ffn_hidden_size"], attention)
+        require_whole_blocks(self.name, widths, quantize, device_map)
         model = load_weights(
             Glm4v9bForConditionalGeneration,
             config,
@@ -143,18 +143,6 @@ class Glm4v9bCheckpoint:
 
         config = Glm4v9bConfig.from_pretrained(self.folder)
         return Glm4v9bProcessor(load_tokenizer(self.folder / "tokenizer.model"), config)
-
-    def _require_whole_blocks(self) -> None:
-        """Raise OptionError unless all widths are whole blocks, as 4-bit on the CPU requires."""
-        config = self.config
-        attention = config["num_attention_heads"] * config["kv_channels"]
-        for width in (config["hidden_size"], config["ffn_hidden_size"], attention):
-            if width % _BLOCK_4BIT:
-                raise OptionError(
-                    f"{self.name} has layers with {width} inputs, and 4bit on the CPU needs "
-                    f"multiples of {_BLOCK_4BIT}.",
-                    "Use 8bit, or a GPU.",
-                )
 
     def _bytes_by_module(self) -> dict[str, int]:
         """Return bytes on disk by the name under which transformers reports a loaded weight."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.checkpoints.glm_native.config_file import read_config
+from glm4v_magic.checkpoints.glm_native.config_file import has_experts, read_config
 from glm4v_magic.checkpoints.glm_native.text import text_units
 from glm4v_magic.checkpoints.glm_native.tower import (
     VISION,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NativeArchitecture"]
 
+_OCR = "glm_ocr"
 _TEXT_ID = 1  # any id that does not stand for an image
 
 
@@ -41,7 +42,7 @@ class NativeArchitecture:
         where: path of the file, for messages.
 
     Attributes:
-        text: its ``text_config``.
+        text: its ``text_config``, with the ``attention_bias`` that the model type has.
         ties_embeddings: whether the head shares the weights of the embedding.
 
     Raises:
@@ -54,7 +55,8 @@ class NativeArchitecture:
         self.name = name
         self.config = config
         self._nested = read_config(config, where)
-        self.text: Mapping[str, Any] = self._nested["text_config"]
+        text = self._nested["text_config"]
+        self.text: Mapping[str, Any] = {**text, "attention_bias": _has_bias(config, text)}
         self.ties_embeddings = bool(self._nested.get("tie_word_embeddings"))
         self._vision: Mapping[str, Any] = config["vision_config"]
 
@@ -138,7 +140,10 @@ class NativeArchitecture:
         dtype = text.get("dtype") or self.config.get("dtype") or self.config.get("torch_dtype")
         return ModelShape(
             name=self.name,
-            units=(*vision_units(vision), *text_units(text)),
+            units=(
+                *vision_units(vision, is_ocr=self.config["model_type"] == _OCR),
+                *text_units(text),
+            ),
             vision_modules=(VISION,),
             dtype=str(dtype or "bfloat16"),
             max_context=text["max_position_embeddings"],
@@ -146,3 +151,10 @@ class NativeArchitecture:
             visual_tokens=visual_tokens,
             image_positions=visual_tokens,
         )
+
+
+def _has_bias(config: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
+    """Tell whether query, key and value have biases; only the models with experts ask the file."""
+    if has_experts(text):
+        return bool(text.get("attention_bias", False))
+    return config["model_type"] != _OCR

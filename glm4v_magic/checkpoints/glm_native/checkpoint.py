@@ -12,7 +12,8 @@ from glm4v_magic.checkpoints.files import read_json, read_tensor_infos
 from glm4v_magic.checkpoints.generation_file import read_generation_config
 from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
 from glm4v_magic.checkpoints.glm_native.families import family_of
-from glm4v_magic.checkpoints.pretrained import LoadOptions, load_weights
+from glm4v_magic.checkpoints.glm_native.text import linear_inputs
+from glm4v_magic.checkpoints.pretrained import LoadOptions, load_weights, require_whole_blocks
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.wording import readable_count
 
@@ -117,12 +118,16 @@ class NativeCheckpoint:
 
         Raises:
             CheckpointError: if transformers cannot read a weight, or some are missing.
+            OptionError: if the layers cannot be quantised.
         """
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
         from glm4v_magic.checkpoints import Loaded
         from glm4v_magic.checkpoints.glm_native.inputs import NativeInputs
 
+        require_whole_blocks(
+            self.name, linear_inputs(self._architecture.text), quantize, device_map
+        )
         processor = self.processor()
         config = self._architecture.model_config()
         model = load_weights(

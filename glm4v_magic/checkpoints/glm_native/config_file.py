@@ -12,7 +12,7 @@ from glm4v_magic.outside import checked
 
 __all__ = ["read_config"]
 
-_FOREIGN = "Is this the config.json of a GLM-4.1V, GLM-4.5V or GLM-4.6V checkpoint?"
+_FOREIGN = "Is this the config.json of a GLM-4.1V, GLM-4.5V, GLM-4.6V or GLM-OCR checkpoint?"
 
 Size = Annotated[int, Field(ge=1, lt=2**31)]
 Layers = Annotated[int, Field(ge=1, le=10_000)]  # each of them is looked at
@@ -29,7 +29,7 @@ class _TextConfig(BaseModel):
     num_key_value_heads: Size
     vocab_size: Size
     head_dim: Size | None = None
-    attention_bias: bool = True
+    attention_bias: bool | None = None
     dtype: str | None = None
 
 

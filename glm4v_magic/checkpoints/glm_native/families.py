@@ -40,6 +40,9 @@ FAMILIES: Mapping[str, Family] = {
     "glm4v": Family(_GLM4V),  # GLM-4.1V
     "glm46v": Family(_GLM46V),  # GLM-4.6V-Flash
     "glmga": Family(_GLMGA),
+    "glm_ocr": Family(  # GLM-OCR
+        _GLM46V, thinks=False, ignored=(r"model\.language_model\.layers\.16.*",)
+    ),
     "glm4v_moe": Family(  # GLM-4.5V, GLM-4.6V
         _GLM4V, ignored=(r"model\.layers\.92.*", r"model\.layers\.46.*")
     ),

@@ -9,7 +9,7 @@ from glm4v_magic.checkpoints.glm_native.config_file import has_experts
 from glm4v_magic.core.model_shape import Activation, UnitShape
 from glm4v_magic.planning import costs
 
-__all__ = ["text_units"]
+__all__ = ["linear_inputs", "text_units"]
 
 _TEXT = "model.language_model"
 _FLOAT32 = 4
@@ -17,7 +17,11 @@ _INT64 = 8
 
 
 def text_units(text: Mapping[str, Any]) -> Iterator[UnitShape]:
-    """Yield embedding with rotary, each decoder layer, then the final norm with the head."""
+    """Yield embedding with rotary, each decoder layer, then the final norm with the head.
+
+    Args:
+        text: ``text_config``, with the ``attention_bias`` that the model type has.
+    """
     wide, vocabulary = text["hidden_size"], text["vocab_size"]
     yield UnitShape(
         "embedding",
@@ -40,6 +44,16 @@ def text_units(text: Mapping[str, Any]) -> Iterator[UnitShape]:
     )
 
 
+def linear_inputs(text: Mapping[str, Any]) -> set[int]:
+    """Return the inputs of the matrices that quantisation can shrink."""
+    found = {text["hidden_size"], text["num_attention_heads"] * _head_size(text)}
+    if has_experts(text):
+        found.add(text["moe_intermediate_size"] * text["n_shared_experts"])
+    if not has_experts(text) or text.get("first_k_dense_replace", 0):
+        found.add(text["intermediate_size"])
+    return found
+
+
 def _head_size(text: Mapping[str, Any]) -> int:
     return int(text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"])
 
@@ -53,7 +67,7 @@ def _attention_values(text: Mapping[str, Any]) -> tuple[int, int, int]:
     )
     head = _head_size(text)
     rows = (heads + 2 * groups) * head
-    bias = rows if text.get("attention_bias", True) else 0
+    bias = rows if text["attention_bias"] else 0
     return wide * rows + heads * head * wide, bias, 2 * groups * head
 
 

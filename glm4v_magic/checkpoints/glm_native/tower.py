@@ -18,40 +18,55 @@ VISION = "model.visual"
 _FLOAT32 = 4
 
 
-def vision_units(vision: Mapping[str, Any]) -> Iterator[UnitShape]:
-    """Yield patch embedding, each block, then the merge and its projection."""
+def vision_units(vision: Mapping[str, Any], *, is_ocr: bool = False) -> Iterator[UnitShape]:
+    """Yield patch embedding, each block, then the merge and its projection.
+
+    Args:
+        vision: ``vision_config`` of the checkpoint.
+        is_ocr: whether it is GLM-OCR's tower, which has no table of positions, norms of queries and
+            keys, and biases.
+    """
     wide, out = vision["hidden_size"], vision["out_hidden_size"]
-    merge, table = vision["spatial_merge_size"], vision["image_size"] // vision["patch_size"]
-    patch = patch_values(vision)
-    yield UnitShape(
-        "vision.patches",
-        tuple(
-            f"{VISION}.{module}"
-            for module in ("patch_embed", "embeddings", "post_conv_layernorm", "rotary_pos_emb")
-        ),
-        "vision_embedding",
-        values=(patch + 1) * wide + table * table * wide + wide,
-        activations=(
-            Activation("patch", held_bytes=_FLOAT32 * patch, held_values=patch),
-            Activation("patch", 2 * wide, extra_bytes=3 * _FLOAT32 * wide),
-        ),
-    )
-    attention = 4 * wide * wide + (3 * wide if vision.get("attention_bias") else 0)
+    merge = vision["spatial_merge_size"]
+    mlp = vision["intermediate_size"] if is_ocr else out
+    inner = out * vision["in_channels"] if is_ocr else vision["intermediate_size"]
+    yield _patch_embedding(vision, is_ocr=is_ocr)
+    values = 4 * wide * wide + 3 * wide * mlp + 2 * wide
+    if vision.get("attention_bias", is_ocr):
+        values += 4 * wide + 2 * mlp + wide if is_ocr else 3 * wide
+    if is_ocr:
+        values += 2 * (wide // vision["num_heads"])
     for index in range(vision["depth"]):
         yield UnitShape(
             f"vision.{index}",
             (f"{VISION}.blocks.{index}",),
             "vision_layer",
-            values=attention + 3 * wide * out + 2 * wide,
-            activations=(_vision_block(wide, out),),
+            values=values,
+            activations=(_vision_block(wide, mlp),),
         )
-    projection = out * out + 2 * out + 3 * out * vision["intermediate_size"]
+    projection = out * out + 2 * out + 3 * out * inner
     yield UnitShape(
         "vision.projector",
         tuple(f"{VISION}.{module}" for module in ("post_layernorm", "downsample", "merger")),
         "vision_projector",
         values=wide + (wide * merge * merge + 1) * out + projection,
-        activations=(costs.gated_projection(out, vision["intermediate_size"]),),
+        activations=(costs.gated_projection(out, inner),),
+    )
+
+
+def _patch_embedding(vision: Mapping[str, Any], *, is_ocr: bool) -> UnitShape:
+    wide, patch = vision["hidden_size"], patch_values(vision)
+    table = 0 if is_ocr else vision["image_size"] // vision["patch_size"]
+    more = () if is_ocr else ("embeddings", "post_conv_layernorm")
+    return UnitShape(
+        "vision.patches",
+        tuple(f"{VISION}.{module}" for module in ("patch_embed", *more, "rotary_pos_emb")),
+        "vision_embedding",
+        values=(patch + 1) * wide + (0 if is_ocr else table * table * wide + wide),
+        activations=(
+            Activation("patch", held_bytes=_FLOAT32 * patch, held_values=patch),
+            Activation("patch", 2 * wide, extra_bytes=3 * _FLOAT32 * wide),
+        ),
     )
 
 
