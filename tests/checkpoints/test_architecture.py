@@ -111,7 +111,8 @@ def test_folders_files_and_the_demo(tmp_path, monkeypatch):
     ("typed", "message"),
     [
         ("GLM-4.5", "There is no configuration 'GLM-4.5': no such folder or file, and not one of "
-         "GLM-4V-9B, GLM-4.1V-9B-Thinking, GLM-4.6V-Flash, GLM-4.5V, GLM-4.6V, GLM-OCR. Did you mean GLM-4.5V"),
+         "GLM-4V-9B, GLM-4.1V-9B-Thinking, GLM-4.6V-Flash, GLM-4.5V, GLM-4.6V, "
+         "GLM-OCR. Did you mean GLM-4.5V"),
         ("someone/GLM-4.5V", "There is no configuration 'someone/GLM-4.5V'"),
         ("dmo", "Did you mean demo?"),
         (".", "config.json cannot be read: No such file or directory."),
