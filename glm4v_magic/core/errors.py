@@ -20,7 +20,8 @@
     MapInterrupted                  a KeyboardInterrupt that carries the rows that are done
 
 Both derive from `KeyboardInterrupt`, not from `Glm4vError`: an interrupt
-must pass every ``except Exception`` on its way up, so that "Run All" stops.
+must pass every ``except Exception`` on its way up, so that "Run All" stops. They carry a code
+and values like the errors.
 
 An error knows no user interface. Where what to do next depends on one, it carries a code and
 values, and the front end words them; see `remarks`. What an error carries for its handlers (a
@@ -34,7 +35,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from glm4v_magic.core.remarks import PYTHON, Remark, worded
+from glm4v_magic.core.remarks import PYTHON, Remark, remark, worded
 
 __all__ = [
     "BusyError",
@@ -201,7 +202,32 @@ class BusyError(Glm4vError):
     code = "busy"
 
 
-class GenerationInterrupted(KeyboardInterrupt):
+class _Interrupted(KeyboardInterrupt):
+    """Base of the interrupts that carry a result.
+
+    Attributes:
+        text: what happened and what to do next, which a front end words.
+    """
+
+    def __init__(self, text: Remark) -> None:
+        super().__init__()
+        self.text = text
+
+    @property
+    def code(self) -> str:
+        """Which situation it is; see `Glm4vError`."""
+        return self.text.code
+
+    @property
+    def values(self) -> Mapping[str, object]:
+        """What the words for that code are filled in with."""
+        return self.text.values
+
+    def __str__(self) -> str:
+        return worded(self.text, PYTHON)
+
+
+class GenerationInterrupted(_Interrupted):
     """Answers were stopped by an interrupt.
 
     Attributes:
@@ -213,7 +239,7 @@ class GenerationInterrupted(KeyboardInterrupt):
     """
 
     def __init__(self, generations: Mapping[int, Any]) -> None:
-        super().__init__("the answer was interrupted")
+        super().__init__(remark("answer_interrupted"))
         self.generations = dict(generations)
         self.answer: Any = None
 
@@ -223,7 +249,7 @@ class GenerationInterrupted(KeyboardInterrupt):
         return self.generations[min(self.generations)]
 
 
-class MapInterrupted(KeyboardInterrupt):
+class MapInterrupted(_Interrupted):
     """A prompt mapped over many rows was stopped; `result` holds what `Session.map` would return.
 
     Rows that were not asked have neither answer nor error. Asking the same again goes on where
@@ -234,7 +260,11 @@ class MapInterrupted(KeyboardInterrupt):
     """
 
     def __init__(self, progress: Any) -> None:
-        super().__init__(f"{progress.answered} of {progress.total} rows are answered")
+        super().__init__(
+            remark("rows_interrupted", answered=progress.answered, total=progress.total)
+            if progress.answered
+            else remark("no_row_answered")
+        )
         self.progress = progress
         self.result: object = progress.result()
         self.answered: int = progress.answered

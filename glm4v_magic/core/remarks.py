@@ -2,14 +2,15 @@
 
 What to do next depends on where one asks: ``%glm4v load MODEL --offload`` in a cell,
 ``offload=True`` in Python, a field of the JSON or an option of the server over HTTP. So whoever
-finds out carries only a `Remark`, and each front end has a table of `Words`: code -> template.
+finds out carries only a `Remark`, and each front end has its `Words`: code -> template.
 A template is that of `str.format`, and its fields are the names of the values::
 
     >>> worded(remark("server_has_many_models"), PYTHON)
     'Choose one: served_model="NAME".'
 
 A value is a number or a text, another remark, or several remarks: ``{ways}`` makes of those
-"a, b or c", ``{ways:numbered}`` "(1) a; (2) b; (3) c".
+"a, b or c", ``{ways:numbered}`` "(1) a; (2) b; (3) c". Where front ends differ only in how an
+option is written, the template is in `COMMON`, and ``{option:offload}`` is each one's own spelling.
 
 The words for Python are here, and not in a room further up: every room can be used from Python
 alone, so this is what `str` of an error says wherever it was raised, and no front end has to be
@@ -19,13 +20,24 @@ imported for it. Those for a cell are in `notebook.next_steps`, those for HTTP i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 __all__ = ["COMMON", "PYTHON", "Remark", "Text", "Words", "remark", "worded"]
 
-Words = Mapping[str, str]
-"""Code -> template."""
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Words:
+    """Words of a front end.
+
+    Attributes:
+        templates: code -> template, for what it says otherwise than `COMMON`.
+        spelled: an option, by name and value, as one gives it there; an empty value is that of an
+            option that is only turned on.
+    """
+
+    templates: Mapping[str, str]
+    spelled: Callable[[str, str], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +71,9 @@ def worded(text: Text, words: Words) -> str:
         return text
     if isinstance(text, tuple):
         return " ".join(filter(None, (worded(part, words) for part in text)))
-    template = words.get(text.code) or COMMON.get(text.code, "")
-    return template.format_map({name: _said(value, words) for name, value in text.values.items()})
+    template = words.templates.get(text.code) or COMMON.get(text.code, "")
+    values = {name: _said(value, words) for name, value in text.values.items()}
+    return template.format_map({**values, "option": _Option(words)})
 
 
 def _said(value: object, words: Words) -> object:
@@ -84,7 +97,52 @@ class _Ways:
         return f"{', '.join(before)} or {last}" if before else last
 
 
-COMMON: Words = {
+class _Option:
+    """An option in a template: ``{option:offload}``, ``{option:context={needed}}``."""
+
+    def __init__(self, words: Words) -> None:
+        self._words = words
+
+    def __format__(self, spec: str) -> str:
+        name, _, value = spec.partition("=")
+        return self._words.spelled(name, value)
+
+
+def _as_keyword(name: str, value: str) -> str:
+    """Spell an option as an argument of a call in Python."""
+    if not value:
+        return f"{name}=True"
+    return f"{name}={value}" if value.isdigit() else f'{name}="{value}"'
+
+
+COMMON: Mapping[str, str] = {
+    "tower_could_be_cut": (
+        "The vision tower ({tower_gib} GiB) stays whole and makes {device} the fullest GPU: "
+        "{gib} GiB, {fullness}. Cut between its layers ({option:split_vision}), the fullest has "
+        "{cut_gib} GiB, {cut_fullness}."
+    ),
+    "shorter_context_fits": (
+        "a context of {context:,} fits ({option:context={context}}; fullest GPU {fullness})"
+    ),
+    "four_bit_fits": (
+        "4-bit weights ({gib} instead of {before_gib} GiB) fit ({option:quantize=4bit}; fullest "
+        "GPU {fullness})"
+    ),
+    "offloading_fits": (
+        "offloading {gib} GiB to host memory fits ({option:offload}), {token_gib} of it cross the "
+        "bus for every token, at least {seconds} s over PCIe 4.0 x16"
+    ),
+    "offloading_tower_fits": (
+        "offloading {gib} GiB to host memory fits ({option:offload}), crossing the bus for every "
+        "image, at least {seconds} s over PCIe 4.0 x16"
+    ),
+    "four_bit": "load the text part in 4bit ({option:quantize=4bit})",
+    "longer_context": (
+        "load it for this length ({option:context={needed}}): the plan is for {context} tokens"
+    ),
+    "fewer_tokens": "ask for fewer tokens (max_tokens)",
+    "model_does_not_think": "Leave thinking out.",
+    "row_cut_off": "It was cut off at the token limit: allow more (max_tokens).",
     "tower_is_cut": "The vision tower is cut between its layers: whole, it does not fit.",
     "layers_offloaded": (
         "{count} decoder layers ({gib} GiB) wait in host memory and cross the bus once per token: "
@@ -114,37 +172,15 @@ COMMON: Words = {
     "more_gpus": "use more GPUs",
     "plan_instead_of_map": "let a plan take the place of the map",
     "shorter_prompt": "shorten the prompt",
+    "answer_interrupted": "the answer was interrupted",
+    "rows_interrupted": "{answered} of {total} rows are answered",
+    "no_row_answered": "no row is answered",
 }
 """Words common to all front ends; a front end may replace them by its own."""
 
-PYTHON: Words = {
+_IN_PYTHON = {
     "gpus_not_here": ("Leave gpus out to load; a plan and a dry run work for any description."),
     "gpu_is_smaller": "Describe it as it is, or leave gpus out.",
-    "tower_could_be_cut": (
-        "The vision tower ({tower_gib} GiB) stays whole and makes {device} the fullest GPU: "
-        "{gib} GiB, {fullness}. Cut between its layers (split_vision=True), the fullest has "
-        "{cut_gib} GiB, {cut_fullness}."
-    ),
-    "shorter_context_fits": (
-        "a context of {context:,} fits (context={context}; fullest GPU {fullness})"
-    ),
-    "four_bit_fits": (
-        '4-bit weights ({gib} instead of {before_gib} GiB) fit (quantize="4bit"; fullest GPU '
-        "{fullness})"
-    ),
-    "offloading_fits": (
-        "offloading {gib} GiB to host memory fits (offload=True), {token_gib} of it cross the bus "
-        "for every token, at least {seconds} s over PCIe 4.0 x16"
-    ),
-    "offloading_tower_fits": (
-        "offloading {gib} GiB to host memory fits (offload=True), crossing the bus for every "
-        "image, at least {seconds} s over PCIe 4.0 x16"
-    ),
-    "four_bit": 'load the text part in 4bit (quantize="4bit")',
-    "fewer_tokens": "ask for fewer tokens (max_tokens)",
-    "longer_context": (
-        "load it for this length (context={needed}): the plan is for {context} tokens"
-    ),
     "larger_reserve": "load it with a larger reserve",
     "server_has_no_model": (
         'Start the server with one, or name one it can load: served_model="NAME".'
@@ -155,7 +191,6 @@ PYTHON: Words = {
     ),
     "server_is_silent": "If it is only slow, give it longer: timeout=SECONDS.",
     "image_too_large_for_server": "Ask about a smaller image, or a part of it (crop).",
-    "model_does_not_think": "Leave thinking out.",
     "thinking_cannot_go_on": "To ask again: session.retry().",
     "folder_of_images": "{kinds} session.map asks about each.",
     "chat_not_begun": "chat={name!r} begins one.",
@@ -184,6 +219,15 @@ PYTHON: Words = {
         "It was cut off at the token limit: allow more (max_tokens), or carry it on: "
         "session.carry_on()."
     ),
-    "row_cut_off": "It was cut off at the token limit: allow more (max_tokens).",
+    "answer_interrupted": (
+        "the answer was interrupted; what was said until then is in answer, and session.carry_on() "
+        "carries it on"
+    ),
+    "rows_interrupted": (
+        "{answered} of {total} rows are answered; they are in result, and asking the same again "
+        "goes on"
+    ),
 }
+
+PYTHON = Words(_IN_PYTHON, _as_keyword)
 """Words for callers of the package from Python."""

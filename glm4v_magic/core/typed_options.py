@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from glm4v_magic.core.errors import OptionError
-from glm4v_magic.core.options import Option
+from glm4v_magic.core.options import OPTIONS, Option
 
-__all__ = ["argument_of", "flags_of", "typed"]
+__all__ = ["argument_of", "as_typed", "flags_of", "typed"]
 
 _ON_OFF = ("on", "off")
 
@@ -20,10 +20,17 @@ def flags_of(option: Option) -> tuple[str, ...]:
     return (*((f"-{option.short}",) if option.short else ()), f"--{long}")
 
 
+def as_typed(name: str, value: str = "") -> str:
+    """Return an option as it is typed on a command line, with its value if it has one."""
+    flag = flags_of(OPTIONS[name])[-1]
+    return f"{flag} {value}" if value else flag
+
+
 def argument_of(option: Option, unless: str = "given") -> dict[str, Any]:
     """Return an option as the keyword arguments of `argparse.ArgumentParser.add_argument`.
 
-    The value is ``None``, or false, where the option is not given: see `typed`.
+    The value is ``None``, or false, where the option is not given: see `typed`. A value that
+    cannot be read makes ``parse_args`` raise OptionError.
 
     Args:
         option: option of the table.
@@ -54,7 +61,9 @@ def _reader(option: Option) -> Callable[[str], Any] | None:
         try:
             return read(text)
         except OptionError as error:
-            raise ArgumentTypeError(str(error)) from None
+            # Passes argparse, which would keep only its text; the front end words it.
+            error.what = f"argument {flags_of(option)[-1]}: {error.what}"
+            raise
 
     return reader
 

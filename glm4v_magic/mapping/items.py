@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 from glm4v_magic.calls.prompt import expand, names_in, require_text
 from glm4v_magic.core.errors import OptionError, PromptError, did_you_mean, reason
+from glm4v_magic.core.remarks import Text
 from glm4v_magic.images.files import entries, matches, path_of, suffixes_in
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.messages import one_line
@@ -113,7 +114,7 @@ class PlannedRow:
         item: the item, as it was given.
         is_image: whether the item is sent as an image.
         prompt: prompt with expressions expanded; empty if that failed.
-        error: why the expansion failed; empty if it did not.
+        failure: why the expansion failed, for a front end to word; ``None`` if it did not.
     """
 
     index: int
@@ -121,7 +122,7 @@ class PlannedRow:
     item: object
     is_image: bool
     prompt: str
-    error: str = ""
+    failure: Text | None = None
 
 
 def items_of(
@@ -295,8 +296,8 @@ def plan(
             rows.append(PlannedRow(index, name, value, is_image, text))
         except PromptError as error:
             first = first or error
-            rows.append(PlannedRow(index, name, value, is_image, "", str(error)))
-    if first is not None and all(row.error for row in rows):
+            rows.append(PlannedRow(index, name, value, is_image, "", error.text))
+    if first is not None and all(row.failure is not None for row in rows):
         raise first
     return tuple(rows)
 

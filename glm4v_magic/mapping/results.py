@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.core.options import Format
+from glm4v_magic.core.remarks import PYTHON, Words, worded
 from glm4v_magic.core.rows import AnsweredRow, Rows
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ def result_of(
     done: Sequence[AnsweredRow],
     items: Items,
     format: Format = "markdown",  # noqa: A002  as the option of the magic
+    words: Words = PYTHON,
 ) -> Any:
     """Return what `Session.map` returns.
 
@@ -27,6 +29,7 @@ def result_of(
         done: rows that were answered or failed.
         items: items of the rows.
         format: format of the answers.
+        words: front end that words the column ``error`` of a DataFrame.
 
     Returns:
         `Rows` in their order. Of a Series or DataFrame a DataFrame with its index and columns, and
@@ -41,10 +44,10 @@ def result_of(
     )
     if items.table is None:
         return result
-    return _frame(result, items.table, with_values=format in ("json", "code"))
+    return _frame(result, items.table, words, with_values=format in ("json", "code"))
 
 
-def _frame(rows: Rows, table: Any, *, with_values: bool) -> Any:
+def _frame(rows: Rows, table: Any, words: Words, *, with_values: bool) -> Any:
     import pandas as pd
 
     if isinstance(table, pd.Series):
@@ -55,7 +58,7 @@ def _frame(rows: Rows, table: Any, *, with_values: bool) -> Any:
     columns: dict[str, tuple[list[Any], str]] = {
         "answer": ([row.text for row in rows], "object"),
         **({"value": ([row.value for row in rows], "object")} if with_values else {}),
-        "error": ([row.error for row in rows], "object"),
+        "error": ([_error(row, words) for row in rows], "object"),
         "finish_reason": ([row.finish_reason for row in rows], "object"),
         "new_tokens": ([row.answer and row.answer.usage.new_tokens for row in rows], "Int64"),
         "seed": ([row.answer and row.answer.seed for row in rows], "Int64"),
@@ -68,3 +71,7 @@ def _frame(rows: Rows, table: Any, *, with_values: bool) -> Any:
     for name, (values, dtype) in columns.items():
         frame[f"{name}{suffix}"] = pd.Series(values, index=frame.index, dtype=dtype)
     return frame
+
+
+def _error(row: AnsweredRow, words: Words) -> str | None:
+    return None if row.failure is None else worded(row.failure, words)

@@ -35,7 +35,7 @@ from glm4v_magic.core.errors import (
     OutOfMemoryError,
 )
 from glm4v_magic.core.events import Correcting, EngineEvent, Event, Finished, MapDone, RowDone
-from glm4v_magic.core.remarks import Text
+from glm4v_magic.core.remarks import PYTHON, Text, Words
 from glm4v_magic.core.rows import AnsweredRow, Progress
 from glm4v_magic.mapping.answer_cache import AnswerStore, request_key
 from glm4v_magic.mapping.results import result_of
@@ -65,6 +65,7 @@ class Job:
         model: key of the model; see `answer_cache.model_key`.
         batch_size: rows to ask at once; ``None`` for the engine's preferred number.
         fresh: whether to ask all rows again, even if their answers are known.
+        words: front end that words the errors in a DataFrame.
     """
 
     terms: Terms
@@ -74,6 +75,7 @@ class Job:
     model: str
     batch_size: int | None = None
     fresh: bool = False
+    words: Words = PYTHON
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,8 @@ class _Run:
 
     def result(self) -> Any:
         """Return the result that `run` would have if it ended now."""
-        return result_of(self._rows, self.done, self._items, self._job.terms.form.format)
+        job = self._job
+        return result_of(self._rows, self.done, self._items, job.terms.form.format, job.words)
 
     def _fetch(self) -> Generator[Event, None, None]:
         """Prepare rows until a question is waiting, no row is left, or the schema is at fault."""
@@ -204,8 +207,8 @@ class _Run:
 
     def _prepare(self, row: PlannedRow) -> Generator[Event, None, None]:
         """Read a row's images, and take its answer from the store or let it wait."""
-        if row.error:
-            yield self._finished(_row(row, failure=row.error))
+        if row.failure is not None:
+            yield self._finished(_row(row, failure=row.failure))
             return
         try:
             images = self._job.images

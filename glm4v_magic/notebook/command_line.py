@@ -147,6 +147,10 @@ def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
         arguments, rest = parser.parse_known_intermixed_args(_joined(parser, words))
     except UsageError as error:
         raise OptionError(f"{_capitalised(str(error))}.", _help_of(parser)) from None
+    except OptionError as error:
+        error.what = _capitalised(error.what)
+        error.hint = f"{error.hint} {_help_of(parser)}".lstrip()
+        raise
     for word in rest:
         name = word.partition("=")[0]
         if name.startswith("-"):

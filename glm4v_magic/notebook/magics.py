@@ -22,7 +22,9 @@ from IPython.core.magic import (
 from IPython.core.magic_arguments import argument
 
 from glm4v_magic.core.errors import GenerationInterrupted, Glm4vError, MapInterrupted, OptionError
+from glm4v_magic.core.remarks import worded
 from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, asks_for_help, parse, split, takes
+from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.settings import Glm4v, read
 
 if TYPE_CHECKING:
@@ -292,10 +294,6 @@ def _rows_bundle(rows: Rows) -> MimeBundle:
 
 
 def _stopped(interrupt: KeyboardInterrupt) -> Stopped:
-    if isinstance(interrupt, GenerationInterrupted):
-        return Stopped("what was said until then is in _; %glm4v continue carries it on.")
-    if isinstance(interrupt, MapInterrupted):
-        if interrupt.answered:
-            return Stopped(f"{interrupt}; they are in _. Run the cell again to go on.")
-        return Stopped("no row is answered. Run the cell again to go on.")
+    if isinstance(interrupt, GenerationInterrupted | MapInterrupted):
+        return Stopped(worded(interrupt.text, CELL))
     return Stopped("there is no answer.")

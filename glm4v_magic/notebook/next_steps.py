@@ -4,40 +4,17 @@ from __future__ import annotations
 
 from glm4v_magic.core.errors import Glm4vError
 from glm4v_magic.core.remarks import Words, worded
+from glm4v_magic.core.typed_options import as_typed
 from glm4v_magic.core.wording import printable
 
 __all__ = ["CELL", "in_cell"]
 
-CELL: Words = {
+_IN_A_CELL = {
     "gpus_not_here": (
         "Leave --gpus out to load; %glm4v plan and %glm4v check work for any description."
     ),
     "gpu_is_smaller": "Describe it as it is, or leave --gpus out.",
-    "tower_could_be_cut": (
-        "The vision tower ({tower_gib} GiB) stays whole and makes {device} the fullest GPU: "
-        "{gib} GiB, {fullness}. Cut between its layers (--split-vision), the fullest has "
-        "{cut_gib} GiB, {cut_fullness}."
-    ),
-    "shorter_context_fits": (
-        "a context of {context:,} fits (--context {context}; fullest GPU {fullness})"
-    ),
-    "four_bit_fits": (
-        "4-bit weights ({gib} instead of {before_gib} GiB) fit (--quantize 4bit; fullest GPU "
-        "{fullness})"
-    ),
-    "offloading_fits": (
-        "offloading {gib} GiB to host memory fits (--offload), {token_gib} of it cross the bus for "
-        "every token, at least {seconds} s over PCIe 4.0 x16"
-    ),
-    "offloading_tower_fits": (
-        "offloading {gib} GiB to host memory fits (--offload), crossing the bus for every image, "
-        "at least {seconds} s over PCIe 4.0 x16"
-    ),
-    "four_bit": "load the text part in 4bit (--quantize 4bit)",
     "fewer_tokens": "ask for fewer tokens (--max-tokens)",
-    "longer_context": (
-        "load it for this length (--context {needed}): the plan is for {context} tokens"
-    ),
     "larger_reserve": "load it with a larger --reserve",
     "server_has_no_model": (
         "Start the server with one, or name one it can load: --served-model NAME."
@@ -78,8 +55,15 @@ CELL: Words = {
         "continue)."
     ),
     "row_cut_off": "It was cut off at the token limit: allow more (--max-tokens).",
+    "answer_interrupted": "what was said until then is in _; %glm4v continue carries it on.",
+    "rows_interrupted": (
+        "{answered} of {total} rows are answered; they are in _. Run the cell again to go on."
+    ),
+    "no_row_answered": "no row is answered. Run the cell again to go on.",
 }
-"""Code -> template; see `core.remarks`."""
+
+CELL = Words(_IN_A_CELL, as_typed)
+"""See `core.remarks`."""
 
 
 def in_cell(error: Glm4vError) -> str:

@@ -26,6 +26,7 @@ from traitlets.config.loader import Config, DeferredConfigString
 from glm4v_magic.core.errors import OptionError, did_you_mean
 from glm4v_magic.core.options import Option, check, of_settings
 from glm4v_magic.core.server_address import API_KEY
+from glm4v_magic.notebook.next_steps import in_cell
 
 if TYPE_CHECKING:
     from glm4v_magic.images import Limits
@@ -62,7 +63,7 @@ class _Demanding:
         try:
             check(self.name, value)
         except OptionError as error:
-            raise TraitError(str(error)) from None
+            raise TraitError(in_cell(error)) from None
         return super().validate(owner, value)  # type: ignore[misc]  # the trait's
 
 

@@ -20,7 +20,7 @@ import os
 import sys
 from pathlib import Path
 
-from glm4v_magic.core.errors import Glm4vError
+from glm4v_magic.core.errors import Glm4vError, OptionError
 from glm4v_magic.core.options import of_command
 from glm4v_magic.core.server_address import API_KEY, is_loopback, refuse_address
 from glm4v_magic.core.typed_options import argument_of, flags_of, typed
@@ -55,7 +55,11 @@ def main(words: list[str] | None = None) -> int:
     Args:
         words: of the command line, without the program's name; the process's own by default.
     """
-    arguments = parser().parse_args(words)
+    made = parser()
+    try:
+        arguments = made.parse_args(words)
+    except OptionError as error:
+        made.error(in_http(error))
     name = Path(arguments.model).expanduser()
     try:
         refuse_address(arguments.model)

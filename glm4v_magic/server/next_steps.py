@@ -8,34 +8,14 @@ from __future__ import annotations
 
 from glm4v_magic.core.errors import Glm4vError
 from glm4v_magic.core.remarks import Words, worded
+from glm4v_magic.core.typed_options import as_typed
 
 __all__ = ["HTTP", "in_http"]
 
-HTTP: Words = {
+_OVER_HTTP = {
     "gpus_not_here": "Start the server without --gpus.",
     "gpu_is_smaller": "Describe it as it is, or start the server without --gpus.",
-    "tower_could_be_cut": (
-        "The vision tower ({tower_gib} GiB) stays whole and makes {device} the fullest GPU: "
-        "{gib} GiB, {fullness}. Cut between its layers (--split-vision), the fullest has "
-        "{cut_gib} GiB, {cut_fullness}."
-    ),
-    "shorter_context_fits": (
-        "a context of {context:,} fits (--context {context}; fullest GPU {fullness})"
-    ),
-    "four_bit_fits": (
-        "4-bit weights ({gib} instead of {before_gib} GiB) fit (--quantize 4bit; fullest GPU "
-        "{fullness})"
-    ),
-    "offloading_fits": (
-        "offloading {gib} GiB to host memory fits (--offload), {token_gib} of it cross the bus for "
-        "every token, at least {seconds} s over PCIe 4.0 x16"
-    ),
-    "offloading_tower_fits": (
-        "offloading {gib} GiB to host memory fits (--offload), crossing the bus for every image, "
-        "at least {seconds} s over PCIe 4.0 x16"
-    ),
     "four_bit": "start the server with the text part in 4bit (--quantize 4bit)",
-    "fewer_tokens": "ask for fewer tokens (max_tokens)",
     "longer_context": (
         "start the server for this length (--context {needed}): the plan is for {context} tokens"
     ),
@@ -48,7 +28,6 @@ HTTP: Words = {
     ),
     "server_is_silent": "It may only be slow: ask again later.",
     "image_too_large_for_server": "Send a smaller image, or a part of it.",
-    "model_does_not_think": "Leave thinking out.",
     "thinking_cannot_go_on": "Ask again without the unfinished answer.",
     "folder_of_images": "{kinds} Send each in a request of its own.",
     "chat_not_begun": "Send the whole conversation in messages.",
@@ -73,9 +52,10 @@ HTTP: Words = {
         "It was cut off at the token limit: allow more (max_tokens), or go on with it "
         "(continue_final_message)."
     ),
-    "row_cut_off": "It was cut off at the token limit: allow more (max_tokens).",
 }
-"""Code -> template; see `core.remarks`."""
+
+HTTP = Words(_OVER_HTTP, as_typed)
+"""See `core.remarks`."""
 
 
 def in_http(error: Glm4vError) -> str:

@@ -39,6 +39,7 @@ from glm4v_magic.core.events import Done, Event, Started
 from glm4v_magic.core.model import EngineInfo, ModelChoice
 from glm4v_magic.core.options import accepts, taken
 from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.core.remarks import PYTHON
 from glm4v_magic.core.server_address import ServerAddress
 from glm4v_magic.core.tokens import joined
 from glm4v_magic.dispatch.activity import ActivityRecorder
@@ -48,6 +49,7 @@ from glm4v_magic.session.stream import Stream
 
 if TYPE_CHECKING:
     from glm4v_magic.core.plan import Plan
+    from glm4v_magic.core.remarks import Words
     from glm4v_magic.engines import Engine
     from glm4v_magic.engines.prefixes import CacheFacts
     from glm4v_magic.images import Limits
@@ -411,6 +413,7 @@ class Session:
         images: object = (),
         names: Mapping[str, object] | None = None,
         read: Read | None = None,
+        words: Words = PYTHON,
         **options: Any,
     ) -> Stream:
         """Ask the same about many images or values, each in a conversation of its own.
@@ -426,6 +429,7 @@ class Session:
             images: images that go with every row.
             names: what else expressions in the prompt may use.
             read: how an item becomes images; `images.to_images` by default.
+            words: front end that words the errors in a DataFrame.
             options: how rows are asked and how tokens are chosen. They count for each row by
                 itself: with a ``seed`` every row is answered as `ask` would with this seed, without
                 one each row draws its own and reports it; an answer that is not in its ``format``
@@ -468,6 +472,7 @@ class Session:
                 model_key(choice),
                 options.get("batch_size"),
                 options.get("fresh", False),
+                words,
             )
             self._store = self._store or AnswerStore()
             at_least = len(shared) + rows[0].is_image

@@ -8,6 +8,7 @@ import pytest
 
 from glm4v_magic.calls.prompt import names_in
 from glm4v_magic.core.errors import OptionError, PromptError
+from glm4v_magic.core.remarks import PYTHON, worded
 from glm4v_magic.mapping.items import are_images, items_of, plan
 
 
@@ -49,7 +50,7 @@ def test_rows_see_index_item_and_columns():
 def test_some_failing_prompts_stay_in_their_rows():
     rows = plan("{{1 / item}}", items_of([1, 0], "numbers"), {})
     assert rows[0].prompt == "1.0"
-    assert "division by zero" in rows[1].error
+    assert "division by zero" in worded(rows[1].failure, PYTHON)
 
 
 @pytest.mark.parametrize(

@@ -5,19 +5,35 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from argparse import ArgumentParser
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from string import Formatter
 from typing import NamedTuple
 
+import pandas as pd
 import pytest
+from traitlets import TraitError
 
 import glm4v_magic
 from glm4v_magic.core import errors
-from glm4v_magic.core.errors import Glm4vError, ImageError, OptionError
+from glm4v_magic.core.conversation import Answer, Usage
+from glm4v_magic.core.errors import (
+    GenerationInterrupted,
+    Glm4vError,
+    ImageError,
+    MapInterrupted,
+    OptionError,
+)
 from glm4v_magic.core.options import OPTIONS
 from glm4v_magic.core.remarks import COMMON, PYTHON, Remark, remark, worded
+from glm4v_magic.core.rows import AnsweredRow, Progress
+from glm4v_magic.core.typed_options import argument_of, flags_of
 from glm4v_magic.doctor import gather
+from glm4v_magic.mapping.items import items_of
+from glm4v_magic.mapping.results import result_of
+from glm4v_magic.notebook import settings
 from glm4v_magic.notebook.command_line import options_of
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics
@@ -30,13 +46,18 @@ from glm4v_magic.session.session import Session
 PACKAGE = Path(glm4v_magic.__file__).parent
 FRONT_ENDS = {"cell": CELL, "Python": PYTHON, "HTTP": HTTP}
 TEMPLATES = [
-    (front, code) for front, words in FRONT_ENDS.items() for code in sorted({**COMMON, **words})
+    (front, code)
+    for front, words in FRONT_ENDS.items()
+    for code in sorted({**COMMON, **words.templates})
 ]
 CLASSES = [
     each
     for name in errors.__all__
     if isinstance(each := getattr(errors, name), type) and issubclass(each, Glm4vError)
 ]
+
+
+ROW = AnsweredRow(0, "row 0", "item", "?", Answer("yes", "?", "tiny", Usage(1, 1, 1), "stop"))
 
 
 class Raised(NamedTuple):
@@ -66,12 +87,15 @@ VALUES = {each.code: each.values for each in TOLD}
 
 
 def template(front: str, code: str) -> str:
-    words = FRONT_ENDS[front]
-    return words[code] if code in words else COMMON[code]
+    return FRONT_ENDS[front].templates.get(code) or COMMON[code]
 
 
 def fields(text: str) -> set[str]:
-    return {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+    found = set()
+    for _, name, spec, _ in Formatter().parse(text):
+        found |= {name} if name not in (None, "option") else set()
+        found |= fields(spec) if spec else set()
+    return found
 
 
 class Sample:
@@ -97,7 +121,8 @@ def test_many_places_tell_something():
 @pytest.mark.parametrize("each", TOLD, ids=lambda each: each.where)
 def test_what_is_told_has_words_in_every_front_end(each):
     for front, words in FRONT_ENDS.items():
-        assert each.code in words or each.code in COMMON, f"{front} has no words for {each}"
+        known = {*words.templates, *COMMON}
+        assert each.code in known, f"{front} has no words for {each}"
     assert each.values == VALUES[each.code], "one code, and other values elsewhere"
 
 
@@ -109,6 +134,22 @@ def test_no_front_end_has_words_for_what_nobody_tells():
 def test_templates_are_filled_in_by_what_is_given(front, code):
     assert fields(template(front, code)) <= VALUES[code]
     assert said(front, code).strip()
+
+
+def test_no_sentence_is_written_twice():
+    tables = [COMMON, *(words.templates for words in FRONT_ENDS.values())]
+    sentences = [sentence for table in tables for sentence in table.values()]
+    assert sorted(sentences) == sorted(set(sentences))
+
+
+def test_an_option_is_spelled_as_one_gives_it():
+    fits = remark("shorter_context_fits", context=2048, fullness="90%")
+    for words, option in ((PYTHON, "context=2048"), (CELL, "--context 2048")):
+        assert worded(fits, words) == f"a context of 2,048 fits ({option}; fullest GPU 90%)"
+    for words, option in ((PYTHON, 'quantize="4bit"'), (HTTP, "--quantize 4bit")):
+        assert f"({option})" in worded(remark("four_bit"), words)
+    assert "(offload=True)" in said("Python", "offloading_fits")
+    assert "(--offload)" in said("cell", "offloading_fits")
 
 
 @pytest.mark.parametrize("code", sorted(VALUES))
@@ -158,9 +199,80 @@ def test_every_error_has_a_code_of_its_own_that_needs_no_words(kind):
     error = kind("It broke.", "Mend it.")
     assert (error.code, error.values) == (kind.code, {})
     for words in FRONT_ENDS.values():
-        assert kind.code not in words
+        assert kind.code not in words.templates
         assert worded(error.text, words) == "It broke. Mend it."
     assert kind("It broke.", code="ask_the_hub").code == "ask_the_hub"
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "code", "said"),
+    [
+        (
+            GenerationInterrupted({}),
+            "answer_interrupted",
+            "what was said until then is in _; %glm4v continue carries it on.",
+        ),
+        (
+            MapInterrupted(Progress((ROW,), 2, 1.0, 1, list)),
+            "rows_interrupted",
+            "1 of 2 rows are answered; they are in _. Run the cell again to go on.",
+        ),
+        (
+            MapInterrupted(Progress((), 2, 1.0, 1, list)),
+            "no_row_answered",
+            "no row is answered. Run the cell again to go on.",
+        ),
+    ],
+)
+def test_interrupts_carry_a_code_and_values_too(interrupt, code, said):
+    assert (interrupt.code, interrupt.text) == (code, Remark(code, interrupt.values))
+    assert worded(interrupt.text, CELL) == said
+    assert str(interrupt) == worded(interrupt.text, PYTHON)
+    assert "%" not in str(interrupt)
+
+
+def test_an_invalid_setting_is_worded_for_a_cell(monkeypatch):
+    def refuse(name, value):
+        raise OptionError("Refused.", code="ask_the_hub")
+
+    mine = settings.Glm4v()
+    monkeypatch.setattr(settings, "check", refuse)
+    with pytest.raises(TraitError, match=r"Refused\. Ask with %glm4v doctor --hub\."):
+        mine.temperature = 0.5
+
+
+@pytest.mark.parametrize(
+    ("front", "said"),
+    [
+        ("cell", "Argument --max-memory: Refused. Ask with %glm4v doctor --hub."),
+        ("HTTP", "error: argument --max-memory: Refused. The hub is asked when"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_worded_by_who_reads_it(front, said, monkeypatch, capsys):
+    def refuse(text):
+        raise OptionError("Refused.", code="ask_the_hub")
+
+    option = replace(OPTIONS["max_memory"], read=refuse)
+    if front == "HTTP":
+        monkeypatch.setattr("glm4v_magic.server.__main__.of_command", lambda name: (option,))
+        with pytest.raises(SystemExit):
+            serve(["demo", "--max-memory", "1"])
+        assert said in capsys.readouterr().err
+        return
+    parser = ArgumentParser()
+    parser.add_argument(*flags_of(option), **argument_of(option))
+    with pytest.raises(OptionError) as caught:
+        parser.parse_args(["--max-memory", "1"])
+    assert in_cell(caught.value).lower() == said.lower()
+
+
+def test_the_errors_of_a_dataframe_are_worded_by_who_shows_it():
+    table = pd.DataFrame({"a": [1]})
+    failed = replace(ROW, answer=None, failure=Remark("ask_the_hub"))
+    items = items_of(table, "df", column="a")
+    for words in FRONT_ENDS.values():
+        frame = result_of([ROW], [failed], items, "markdown", words)
+        assert list(frame.error) == [worded(Remark("ask_the_hub"), words)]
 
 
 def test_an_error_is_worded_by_who_shows_it():

@@ -66,7 +66,9 @@ def over(
     shared = cut(resolve_images(images, names, limits=limits, page=page))
     system = context.settings.system if arguments.system is None else arguments.system
     if arguments.preview:
-        row = next(row for row in plan(prompt, items, names, raw=arguments.raw) if not row.error)
+        row = next(
+            row for row in plan(prompt, items, names, raw=arguments.raw) if row.failure is None
+        )
         own = read(row.item, row.name) if row.is_image else ()
         draft = context.session.draft(row.prompt, list(shared + own), system=system)
         show_preview(context, draft)
@@ -96,6 +98,7 @@ def over(
             batch_size=arguments.batch_size,
             fresh=arguments.fresh,
             read=read,
+            words=CELL,
             **sampling_of(context, arguments),
             format=form.format,
             schema=form.schema,
