@@ -37,6 +37,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/monitor.py
 	$(BIN)/python benchmarks/dry_run.py
 	$(BIN)/python benchmarks/load_memory.py
+	$(BIN)/python benchmarks/load_time.py
 	$(BIN)/python benchmarks/placement.py
 
 lint: $(INSTALLED)

@@ -8,6 +8,7 @@ Source: the safetensors format description.
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,23 +17,53 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
 from glm4v_magic.core.errors import CheckpointError
+from glm4v_magic.core.wording import printable
 from glm4v_magic.outside import checked, json_object, text_of
 
-__all__ = ["TensorInfo", "read_json", "read_tensor_infos"]
+__all__ = ["DTYPES", "TensorInfo", "read_json", "read_tensor_infos"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+
+DTYPES = {
+    "BOOL": ("bool", 1),
+    "U8": ("uint8", 1),
+    "I8": ("int8", 1),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "U16": ("uint16", 2),
+    "I16": ("int16", 2),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "U32": ("uint32", 4),
+    "I32": ("int32", 4),
+    "F32": ("float32", 4),
+    "U64": ("uint64", 8),
+    "I64": ("int64", 8),
+    "F64": ("float64", 8),
+}
+"""torch's name of each dtype of the format that it has, and bytes of a value."""
+
 _DAMAGED = "The file is damaged; download it again."
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor of a checkpoint: its shard, dtype as safetensors writes it, shape and bytes."""
+    """One tensor of a checkpoint.
+
+    Attributes:
+        file: shard that it is in.
+        dtype: dtype as safetensors writes it, one of `DTYPES`.
+        shape: its shape.
+        start: offset of its first byte in the file.
+        nbytes: its size in bytes.
+    """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    start: int
     nbytes: int
 
 
@@ -56,9 +87,13 @@ class _Entry(BaseModel):
     data_offsets: Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]
 
     @model_validator(mode="after")
-    def _ends_after_it_begins(self) -> _Entry:
+    def _adds_up(self) -> _Entry:
         if self.nbytes < 0:
             raise ValueError("it ends before it begins")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"torch has no dtype {printable(self.dtype)!r}")
+        if self.nbytes != math.prod(self.shape) * DTYPES[self.dtype][1]:
+            raise ValueError("its bytes are not those of its shape and dtype")
         return self
 
     @property
@@ -137,7 +172,13 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
     header.pop("__metadata__", None)
     entries = checked(dict[str, _Entry], header, what, CheckpointError, damaged)
     tensors = {
-        name: TensorInfo(path, entry.dtype, tuple(entry.shape), entry.nbytes)
+        name: TensorInfo(
+            path,
+            entry.dtype,
+            tuple(entry.shape),
+            8 + length + entry.data_offsets[0],
+            entry.nbytes,
+        )
         for name, entry in entries.items()
     }
     end = max((entry.data_offsets[1] for entry in entries.values()), default=0)

@@ -1,24 +1,28 @@
-"""Weights read from their shards one at a time, on demand.
+"""Weights mapped from their shards, one at a time and on demand.
 
-`from_pretrained` maps every shard into memory and keeps all of them mapped until it ends, so that
-the pages of a whole checkpoint count as resident memory. Here each weight is read into its own
-memory, which is freed as soon as the weight is on its GPU. Reads can also be refused, which stops
-the threads of an interrupted load.
+A weight that stays on the CPU in the dtype of its file stays in the file: its pages are read when
+they are used. Any other weight is copied once, from the file to its device, and its pages are let
+go of at once. `from_pretrained` lets go of them at its end, so that the pages of a whole checkpoint
+count as resident memory. Weights can also be refused, which stops the threads of an interrupted
+load.
 """
 
 from __future__ import annotations
 
+import mmap
+import os
+import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from safetensors import safe_open
-
-from glm4v_magic.checkpoints.files import TensorInfo
+from glm4v_magic.checkpoints.files import DTYPES, TensorInfo
+from glm4v_magic.core.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,27 +30,86 @@ if TYPE_CHECKING:
 __all__ = ["StoredWeight", "forget_locals", "stored_weights"]
 
 _LONGEST_READ = 60.0  # seconds to wait for a thread that is at one weight
+_AHEAD = 2**20  # bytes; what most disks are read ahead at once
+
+
+class _Shard:
+    """A file mapped into memory; what is written to its weights does not reach the file.
+
+    Raises:
+        CheckpointError: if the file cannot be mapped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with ExitStack() as files:
+            try:
+                self._file = files.enter_context(path.open("rb"))
+                self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+            except (OSError, ValueError) as error:  # an empty file is a ValueError
+                raise CheckpointError(f"{path} cannot be read: {error}.") from error
+            files.pop_all()
+
+    def weight(self, info: TensorInfo) -> Tensor:
+        """Return a weight in its place; the pages of one that is dropped are not resident."""
+        import torch
+
+        name, size = DTYPES[info.dtype]
+        dtype: torch.dtype = getattr(torch, name)
+        if not info.nbytes:
+            return torch.empty(info.shape, dtype=dtype)
+        if info.start + info.nbytes > min(len(self._map), os.fstat(self._file.fileno()).st_size):
+            raise CheckpointError(
+                f"{self._path} was cut short while it was read.", "Download this file again."
+            )
+        tensor = torch.frombuffer(
+            self._map, dtype=dtype, count=info.nbytes // size, offset=info.start
+        ).view(info.shape)
+        if sys.platform != "win32":
+            weakref.finalize(tensor, self._let_go, info).atexit = False
+        return tensor
+
+    def _let_go(self, info: TensorInfo) -> None:
+        start = info.start - info.start % mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_DONTNEED, start, info.start + info.nbytes - start)
+
+    def read_ahead(self, info: TensorInfo) -> None:
+        """Ask the system to read a weight from disk as a whole, unless it has read it before."""
+        if sys.platform != "linux":
+            return
+        file, end = self._file.fileno(), info.start + info.nbytes
+        try:
+            os.preadv(file, [bytearray(1)], end - 1, os.RWF_NOWAIT)
+        except BlockingIOError:
+            for start in range(info.start, end, _AHEAD):
+                os.posix_fadvise(file, start, _AHEAD, os.POSIX_FADV_WILLNEED)
+        except OSError:  # a file system that cannot tell
+            pass
+
+    def close(self) -> None:
+        """Close the file; it stays mapped for the weights that stay in it."""
+        self._file.close()
 
 
 class _Reader:
-    """Open shards, and the threads that read from them."""
+    """Mapped shards, and the threads that take weights from them."""
 
     def __init__(self) -> None:
-        self._files: dict[Path, Any] = {}
+        self._shards: dict[Path, _Shard] = {}
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._open = True
 
-    def read(self, path: Path, name: str) -> Tensor:
+    def read(self, info: TensorInfo) -> Tensor:
         with self._lock:
             if not self._open:
                 raise InterruptedError("the load was given up")
             self._threads.add(threading.current_thread())
-            if path not in self._files:
-                self._files[path] = safe_open(path, framework="pt", backend="pread")
-            file = self._files[path]
-        tensor: Tensor = file.get_tensor(name)
-        return tensor
+            if info.file not in self._shards:
+                self._shards[info.file] = _Shard(info.file)
+            shard = self._shards[info.file]
+        shard.read_ahead(info)
+        return shard.weight(info)
 
     def close(self) -> None:
         """Refuse further reads and wait for the threads that are reading."""
@@ -55,33 +118,34 @@ class _Reader:
             threads = self._threads - {threading.current_thread()}
         for thread in threads:
             thread.join(_LONGEST_READ)
-        self._files.clear()
+        for shard in self._shards.values():
+            shard.close()
+        self._shards.clear()
 
 
 class StoredWeight:
     """A weight in its file; `from_pretrained` reads it with ``weight[...]``."""
 
-    def __init__(self, reader: _Reader, path: Path, name: str) -> None:
+    def __init__(self, reader: _Reader, info: TensorInfo) -> None:
         self._reader = reader
-        self._path = path
-        self._name = name
+        self._info = info
 
-    def __getitem__(self, index: EllipsisType) -> Tensor:
-        return self._reader.read(self._path, self._name)[index]
+    def __getitem__(self, _all: EllipsisType) -> Tensor:
+        return self._reader.read(self._info)
 
 
 @contextmanager
 def stored_weights(tensors: Mapping[str, TensorInfo]) -> Iterator[dict[str, StoredWeight]]:
-    """Yield a ``state_dict`` for `from_pretrained` that reads each weight on demand.
+    """Yield a ``state_dict`` for `from_pretrained` that maps each weight on demand.
 
     When the context ends, for whatever reason, no thread reads any more.
 
     Args:
-        tensors: file of each weight.
+        tensors: place of each weight.
     """
     reader = _Reader()
     try:
-        yield {name: StoredWeight(reader, info.file, name) for name, info in tensors.items()}
+        yield {name: StoredWeight(reader, info) for name, info in tensors.items()}
     except BaseException as error:
         forget_locals(error)  # or the pool of threads would stay alive, and wait for work
         raise

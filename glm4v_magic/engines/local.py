@@ -88,12 +88,12 @@ def load(
         engine = _load(checkpoint, placement, recorder or ActivityRecorder(), keep, arrived)
     except BaseException as error:
         forget_locals(error)
-        if is_out_of_memory(error):
-            short = str(error)
-        else:
+        if not is_out_of_memory(error):
             raise
+        short = str(error)
     finally:
-        _release_memory()
+        if engine is None:
+            _release_memory()
     if engine is None:
         raise out_of_memory(
             short or "", f"while {checkpoint.name} was loaded", _advice_for_load(placement)

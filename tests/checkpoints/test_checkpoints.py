@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import struct
+import sys
 import threading
 import traceback
 import weakref
+from pathlib import Path
 
 import golden
 import pytest
@@ -245,6 +250,18 @@ def test_a_header_with_anything_in_any_place(folder, data):
     taken_or_refused(lambda: read_tensor_infos(folder))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shape", "message"),
+    [("F64", [1], "its bytes are not those"), ("F32", [2], "are not those"), ("X9", [1], "'X9'")],
+)
+def test_a_tensor_whose_bytes_are_not_its_own(folder, dtype, shape, message):
+    entry = {"dtype": dtype, "shape": shape, "data_offsets": [0, 4]}
+    text = json.dumps({"a": entry}).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(CheckpointError, match=message):
+        read_tensor_infos(folder)
+
+
 def test_a_tensor_that_ends_before_it_begins(folder):
     text = json.dumps({"a": {"dtype": "F32", "shape": [], "data_offsets": [4, 0]}}).encode()
     (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
@@ -285,6 +302,47 @@ class TestReading:
             assert weights.keys() == expected.keys()
             assert all(weights[name][...].equal(tensor) for name, tensor in expected.items())
 
+    def test_a_weight_at_an_odd_offset(self, tmp_path):
+        file = weights_file(tmp_path, [0.5, -2.0], padding=3)
+        with stored_weights(read_tensor_infos(file.parent)) as weights:
+            assert weights["a"][...].tolist() == [0.5, -2.0]
+
+    def test_what_is_written_to_a_weight_does_not_reach_the_file(self, tmp_path):
+        file = weights_file(tmp_path, [0.5, -2.0])
+        before = file.read_bytes()
+        with stored_weights(read_tensor_infos(file.parent)) as weights:
+            weight = weights["a"][...]
+        weight.fill_(1.0)
+        assert weight.tolist() == [1.0, 1.0]
+        assert file.read_bytes() == before
+
+    def test_a_weight_outlives_its_reader_and_its_file(self, tmp_path):
+        file = weights_file(tmp_path, [0.5, -2.0])
+        with stored_weights(read_tensor_infos(file.parent)) as weights:
+            weight = weights["a"][...]
+        del weights
+        file.unlink()
+        assert weight.tolist() == [0.5, -2.0]
+
+    @pytest.mark.parametrize("left", [0, 40])
+    def test_a_file_that_is_cut_short_while_it_is_loaded(self, tmp_path, left):
+        file = weights_file(tmp_path, [0.5, -2.0])
+        with stored_weights(read_tensor_infos(file.parent)) as weights:
+            os.truncate(file, left)
+            with pytest.raises(CheckpointError, match=re.escape(str(file))):
+                weights["a"][...]
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="counts resident pages of /proc")
+    def test_pages_of_a_dropped_weight_are_not_resident(self, tmp_path):
+        file = weights_file(tmp_path, [1.0] * 2**20)
+        with stored_weights(read_tensor_infos(file.parent)) as weights:
+            before = resident_bytes(file)
+            weight = weights["a"][...]
+            assert weight.sum() == 2**20
+            assert resident_bytes(file) - before > 2**21
+            del weight
+            assert resident_bytes(file) - before < 2**17
+
     def test_nothing_is_read_afterwards(self):
         with stored_weights(read_tensor_infos(golden.CHECKPOINT)) as weights:
             name, weight = next(iter(weights.items()))
@@ -316,6 +374,30 @@ class TestReading:
         forget_locals(caught.value)
         assert watch() is None
         assert "fail_beside" in "".join(traceback.format_exception(caught.value))
+
+
+def weights_file(folder, values, padding=0):
+    """Write one float32 weight; its header is padded to an offset of ``8 n + padding``."""
+    shape = {"dtype": "F32", "shape": [len(values)], "data_offsets": [0, 4 * len(values)]}
+    text = json.dumps({"a": shape}).encode()
+    text += b" " * (-len(text) % 8 + padding)
+    file = folder / "model.safetensors"
+    content = struct.pack(f"<{len(values)}f", *values)
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content)
+    return file
+
+
+def resident_bytes(file):
+    """Return the bytes of a mapped file that are resident in this process."""
+    lines = Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines()
+    sizes, is_of_file = [0], False
+    for line in lines:
+        key, *values = line.split()
+        if "-" in key:
+            is_of_file = line.endswith(str(file))
+        elif key == "Rss:" and is_of_file:
+            sizes.append(int(values[0]) * 1024)
+    return sum(sizes)
 
 
 class Thing:

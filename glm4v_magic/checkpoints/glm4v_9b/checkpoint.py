@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from glm4v_magic.checkpoints import Loaded
+    from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
     from glm4v_magic.checkpoints.glm4v_9b.processing import Glm4v9bProcessor
     from glm4v_magic.core.model import Architecture, LoadProgress
     from glm4v_magic.core.options import Quantization
@@ -116,7 +117,7 @@ class Glm4v9bCheckpoint:
         from glm4v_magic.checkpoints.glm4v_9b.modeling import Glm4v9bForConditionalGeneration
 
         config = Glm4v9bConfig.from_pretrained(self.folder)
-        processor = self.processor()
+        processor = self._processor(config)
         sizes = self.config
         attention = sizes["num_attention_heads"] * sizes["kv_channels"]
         widths = (sizes["hidden_size"], sizes["ffn_hidden_size"], attention)
@@ -139,9 +140,12 @@ class Glm4v9bCheckpoint:
             CheckpointError: if the tokenizer is damaged.
         """
         from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
+
+        return self._processor(Glm4v9bConfig.from_pretrained(self.folder))
+
+    def _processor(self, config: Glm4v9bConfig) -> Glm4v9bProcessor:
         from glm4v_magic.checkpoints.glm4v_9b.processing import Glm4v9bProcessor, load_tokenizer
 
-        config = Glm4v9bConfig.from_pretrained(self.folder)
         return Glm4v9bProcessor(load_tokenizer(self.folder / "tokenizer.model"), config)
 
     def _bytes_by_module(self) -> dict[str, int]:
