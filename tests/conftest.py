@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,12 @@ def photo(tmp_path):
 def interrupt():
     """Send this process the signal of a notebook's stop button."""
     return lambda: os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture
+def without_llguidance(monkeypatch):
+    """As if llguidance were not installed: JSON is checked when it is there."""
+    monkeypatch.setitem(sys.modules, "llguidance", None)
 
 
 @pytest.fixture

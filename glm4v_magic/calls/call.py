@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.calls.forms import Form, correction, form_of
+from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Answer, Conversation, Generation, Message, Request
 from glm4v_magic.core.errors import (
     ConversationError,
@@ -16,7 +17,7 @@ from glm4v_magic.core.errors import (
     OptionError,
 )
 from glm4v_magic.core.events import Correcting, Finished, Piece
-from glm4v_magic.core.options import Sampling, taken
+from glm4v_magic.core.options import AnswerForm, Sampling, of_group, taken
 from glm4v_magic.core.tokens import joined
 
 if TYPE_CHECKING:
@@ -49,11 +50,13 @@ class Terms:
         sampling: sampling options.
         form: format of the answer.
         model: model to load if none was chosen yet.
+        constraint: what the engine is asked to follow while it writes; the form is checked anyway.
     """
 
     sampling: Sampling
     form: Form
     model: str | None
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ class Call:
     @property
     def request(self) -> Request:
         """Request for the engine."""
-        return Request(self.conversation, self.terms.sampling)
+        return Request(self.conversation, self.terms.sampling, self.terms.constraint)
 
 
 def sourced(images: object) -> tuple[SourcedImage, ...]:
@@ -165,6 +168,7 @@ def answer_of(call: Call, generation: Generation, info: EngineInfo) -> Answer:
             before.thinking_tokens, generation.thinking_tokens, len(before.thinking)
         )
         or (),
+        choices=generation.choices,
     )
 
 
@@ -226,11 +230,13 @@ def in_form(
 
 def correction_of(answer: Answer, call: Call, fault: FormatError) -> Request | None:
     """Return the request for a correction; ``None`` if asking again would not help."""
-    if call.terms.form.schema is None or isinstance(fault.__cause__, OptionError):
+    form = call.terms.form
+    is_checked = form.schema is not None or form.choices or form.regex
+    if not is_checked or isinstance(fault.__cause__, OptionError):
         return None
     first = call.conversation.with_answer(answer.text, complete=True)
-    again = first.add(Message("user", correction(fault.what.rstrip("."))))
-    return Request(again, call.terms.sampling)
+    again = first.add(Message("user", correction(fault.what.rstrip("."), form)))
+    return Request(again, call.terms.sampling, call.terms.constraint)
 
 
 def corrected(first: Answer, second: Answer | Generation, what: str) -> Answer:
@@ -245,6 +251,7 @@ def corrected(first: Answer, second: Answer | Generation, what: str) -> Answer:
         thinking=second.thinking,
         tokens=second.tokens,
         thinking_tokens=second.thinking_tokens,
+        choices=second.choices,
     )
 
 
@@ -273,7 +280,7 @@ def terms_of(options: Mapping[str, Any]) -> Terms:
     """Return the terms of a call from options of the table, checked; others are left out.
 
     Raises:
-        OptionError: if the schema is invalid, or does not suit the format.
+        OptionError: if the form is invalid; see `form_of`.
     """
-    form = form_of(options.get("format"), options.get("schema"))
-    return Terms(taken(Sampling, options), form, options.get("model"))
+    form = form_of(*(options.get(each.name) for each in of_group(AnswerForm)))
+    return Terms(taken(Sampling, options), form, options.get("model"), form.constraint)

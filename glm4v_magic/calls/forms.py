@@ -1,14 +1,15 @@
-"""Answers in a given format: JSON, with or without a schema, and code."""
+"""Answers of a given form: JSON, with or without a schema, code, choices, a regular expression."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
-from glm4v_magic.core.errors import FormatError, OptionError
+from glm4v_magic.core.constraint import Constraint
+from glm4v_magic.core.errors import FormatError, OptionError, reason
 from glm4v_magic.core.options import FORMATS, Format, check
 
 __all__ = [
@@ -30,6 +31,7 @@ _FENCED = re.compile(
 
 _OPENING = re.compile(r"[{\[]")
 _NOTHING = object()
+_ANY = {"type": ["object", "array"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +41,37 @@ class Form:
     Attributes:
         format: as in `AnswerForm`.
         schema: JSON Schema that the JSON has to follow.
+        choices: texts of which it is one; none for other answers.
+        regex: regular expression that matches all of it; empty for other answers.
     """
 
     format: Format = "markdown"
     schema: Mapping[str, Any] | bool | None = None
+    choices: tuple[str, ...] = ()
+    regex: str = ""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The form as options of `AnswerForm`."""
+        return {
+            "format": self.format,
+            "schema": self.schema,
+            "choices": self.choices or None,
+            "regex": self.regex or None,
+        }
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the text must be; ``None`` for any text.
+
+        JSON without a schema is an object or a list: a model that would rather write prose could
+        write it as a JSON string.
+        """
+        if self.choices or self.regex:
+            return Constraint(choices=self.choices, regex=self.regex)
+        if self.format != "json":
+            return None
+        return Constraint(schema=json.dumps(_ANY if self.schema is None else self.schema))
 
     def read(self, text: str) -> Any:
         """Return the parsed value of an answer; ``None`` for prose.
@@ -50,6 +79,10 @@ class Form:
         Raises:
             FormatError: if it does not follow this format.
         """
+        if self.choices and text not in self.choices:
+            raise FormatError("The answer is none of the choices.")
+        if self.regex and not matches(self.regex, text):
+            raise FormatError("The answer does not match the regex.")
         if self.format == "code":
             return find_code(text)[0]
         if self.format != "json":
@@ -61,12 +94,22 @@ class Form:
         return value
 
 
-def form_of(format: str | None = None, schema: object = None) -> Form:  # noqa: A002  the option
+def form_of(
+    format: str | None = None,  # noqa: A002  the option
+    schema: object = None,
+    choices: Sequence[str] | None = None,
+    regex: str | None = None,
+) -> Form:
     """Return the form for these options; a schema alone means ``json``.
 
     Raises:
-        OptionError: for an unknown format, an invalid schema, or a schema with another format.
+        OptionError: for an unknown format, an invalid schema, choices or regex, or options that
+            exclude each other.
     """
+    check("choices", choices)
+    check("regex", regex)
+    if choices is not None or regex is not None:
+        return _form_of_text(format, schema, choices, regex)
     name = format or (FORMATS[0] if schema is None else "json")
     check("format", name)
     known = cast("Format", name)
@@ -75,6 +118,38 @@ def form_of(format: str | None = None, schema: object = None) -> Form:  # noqa: 
     if known != "json":
         raise OptionError(f"A schema is for the format json, not {known}.")
     return Form(known, check_schema(schema))
+
+
+def _form_of_text(
+    format: str | None,  # noqa: A002
+    schema: object,
+    choices: Sequence[str] | None,
+    regex: str | None,
+) -> Form:
+    """Return the form for choices or a regular expression."""
+    what = "choices" if regex is None else "regex"
+    if choices is not None and regex is not None:
+        raise OptionError("An answer has either choices or a regex.", "Leave one of them out.")
+    if schema is not None:
+        raise OptionError(f"An answer has either {what} or a schema.", "Leave one of them out.")
+    name = format or ("markdown" if regex is None else "text")
+    check("format", name)
+    if name in ("json", "code"):
+        raise OptionError(f"With {what} the format is text, not {name}.")
+    if regex is not None:
+        matches(regex, "")  # raises OptionError if it is none
+    return Form(cast("Format", name), choices=tuple(choices or ()), regex=regex or "")
+
+
+def matches(regex: str, text: str) -> bool:
+    """Tell whether a regular expression matches all of a text.
+
+    Raises:
+        OptionError: if it is not a regular expression.
+    """
+    from glm4v_magic.engines import grammars
+
+    return grammars.matches(regex, text)
 
 
 def find_json(text: str) -> Any:
@@ -135,6 +210,10 @@ def check_schema(schema: object) -> Mapping[str, Any] | bool:
         validator_for(schema).check_schema(schema)
     except SchemaError as error:
         raise OptionError(f"The schema is not a JSON Schema: {_located(error)}.") from None
+    try:
+        json.dumps(schema)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise OptionError(f"The schema is not JSON: {reason(error)}.") from None
     return schema
 
 
@@ -150,10 +229,9 @@ def violation(value: object, schema: Mapping[str, Any] | bool) -> str | None:
     try:
         error = best_match(validator.iter_errors(value))
     except Unresolvable as unresolved:
-        raise OptionError(
-            f"The schema refers to {unresolved.ref!r}, which is not in it.",
-            "Put it under $defs.",
-        ) from None
+        from glm4v_magic.engines.grammars import not_in_schema
+
+        raise not_in_schema(unresolved.ref) from None
     return None if error is None else _located(error)
 
 
@@ -165,9 +243,15 @@ def _located(error: Any) -> str:
     return f"at {place}: {message}" if place else message
 
 
-def correction(what: str) -> str:
+def correction(what: str, form: Form = Form("json")) -> str:
     """Return the message that asks a model to correct its answer."""
-    return f"That is not right: {what}. Answer again, with JSON only."
+    if form.choices:
+        wanted = f"with one of these and nothing else: {', '.join(form.choices)}"
+    elif form.regex:
+        wanted = f"with nothing but a match of {form.regex}"
+    else:
+        wanted = "with JSON only"
+    return f"That is not right: {what}. Answer again, {wanted}."
 
 
 def find_code(text: str) -> tuple[str, str]:

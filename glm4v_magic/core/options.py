@@ -369,6 +369,26 @@ class ChatChoice:
     )
 
 
+def _is_choices(value: object) -> bool:
+    if not isinstance(value, list | tuple) or len(value) < 2:
+        return False
+    texts = [each for each in value if isinstance(each, str) and each and each == each.strip()]
+    is_whole = all(each.isascii() or _is_unicode(each) for each in texts)
+    return len(set(texts)) == len(value) and is_whole
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        return bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _read_choices(text: str) -> tuple[str, ...]:
+    """Read ``yes,no``."""
+    return tuple(part.strip() for part in text.split(","))
+
+
 class AnswerForm:
     """The form of an answer."""
 
@@ -389,6 +409,28 @@ class AnswerForm:
         _FORMED,
         metavar="SCHEMA",
         example="schema.json",
+    )
+
+    choices: list[str] | None = option(
+        None,
+        "The answer is one of these texts: the likeliest, or drawn by their probabilities. The "
+        "answer has these, too, as its choices. In a notebook a variable, or texts with commas.",
+        _FORMED,
+        "a list of at least two different texts, none of them empty or with whitespace around it",
+        _is_choices,
+        metavar="A,B",
+        read=_read_choices,
+        example="yes,no",
+    )
+    regex: str | None = option(
+        None,
+        "Regular expression that the whole answer matches. There is no look-around in it and no "
+        "backreference.",
+        _FORMED,
+        "a regular expression",
+        lambda value: value != "",
+        metavar="PATTERN",
+        example="[0-9]{4}",
     )
 
 

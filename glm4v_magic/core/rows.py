@@ -52,6 +52,12 @@ class AnsweredRow:
         return None if self.answer is None else self.answer.value
 
     @property
+    def probability(self) -> float | None:
+        """Probability of the answer among the choices; ``None`` without such."""
+        answer = self.answer
+        return None if answer is None else answer.choices.get(answer.text)
+
+    @property
     def finish_reason(self) -> str | None:
         """Finish reason of the answer; see `Answer`."""
         return None if self.answer is None else self.answer.finish_reason

@@ -20,9 +20,19 @@ from numpy.typing import NDArray
 from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.errors import ConversationError, OptionError
 
-__all__ = ["Grammars", "Guide", "is_available", "matches", "require"]
+__all__ = [
+    "INSTALL",
+    "MISSING",
+    "Grammars",
+    "Guide",
+    "is_available",
+    "matches",
+    "not_in_schema",
+    "require",
+]
 
-_INSTALL = "pip install llguidance"
+MISSING = "An answer of this form needs the package llguidance, which is not installed."
+INSTALL = "Install it with: pip install llguidance"
 _STRIPPED = r"([^\s\x1c-\x1f]((.|\n)*[^\s\x1c-\x1f])?)?"
 """Text without what Python takes for whitespace around it, as every answer is."""
 _LAYOUT = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
@@ -48,10 +58,7 @@ def require(constraint: Constraint | None) -> None:
     if is_available():
         _grammar(constraint)
     elif constraint.regex:
-        raise OptionError(
-            "An answer that matches a regex needs the package llguidance, which is not installed.",
-            f"Install it with: {_INSTALL}",
-        )
+        raise OptionError(MISSING, INSTALL)
 
 
 def matches(regex: str, text: str) -> bool:
@@ -106,6 +113,9 @@ def _grammar(constraint: Constraint) -> str:
         fault = matcher.get_error()
     if not fault or fault.startswith("NoExtension"):
         raise OptionError(f"No answer follows the {what}.")
+    elsewhere = re.match(r"(?:Resource|Pointer) '(.*)' (?:is not present|does not exist)", fault)
+    if elsewhere is not None:
+        raise not_in_schema(elsewhere[1])
     raise _unusable(what, fault)
 
 
@@ -122,6 +132,13 @@ def _written(constraint: Constraint, options: dict[str, Any]) -> str:
         return LLMatcher.grammar_from_json_schema(schema, overrides={**_LAYOUT, **options})
     except ValueError as error:  # half a character in a text, for example
         raise _unusable("schema", str(error)) from None
+
+
+def not_in_schema(reference: str) -> OptionError:
+    """Return the error about a reference of a schema that cannot be resolved."""
+    return OptionError(
+        f"The schema refers to {reference!r}, which is not in it.", "Put it under $defs."
+    )
 
 
 def _unusable(what: str, fault: str) -> OptionError:

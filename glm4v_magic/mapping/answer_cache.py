@@ -1,10 +1,10 @@
 """Cache of answers, given again while nothing that they depend on has changed.
 
 An answer is remembered, in memory, by what was asked: prompt, system message, pixels of the
-images, model with revision, dtype and files, and sampling options. The format is not part of the
-key: the same text is parsed in another format without asking again. A correction is an answer of
-its own, to a conversation with the first answer and its fault, so it is reused exactly where the
-same answer has the same fault.
+images, model with revision, dtype and files, sampling options, and what the text must be. The
+format itself is not part of the key: the same text is parsed in another without asking again. A
+correction is an answer of its own, to a conversation with the first answer and its fault, so it is
+reused exactly where the same answer has the same fault.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def model_key(choice: ModelChoice) -> str:
 
 def request_key(request: Request, model: str) -> str:
     """Return the key of a request to the model with this `model_key`."""
-    digest = hashlib.sha256(repr((model, request.sampling)).encode())
+    digest = hashlib.sha256(repr((model, request.sampling, request.constraint)).encode())
     for message in request.conversation.messages:
         digest.update(repr((message.role, message.text, len(message.images))).encode())
         for image in message.images:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.core.options import Format
+from glm4v_magic.calls.forms import Form
 from glm4v_magic.core.remarks import PYTHON, Words, worded
 from glm4v_magic.core.rows import AnsweredRow, Rows
 
@@ -19,7 +19,7 @@ def result_of(
     rows: Sequence[PlannedRow],
     done: Sequence[AnsweredRow],
     items: Items,
-    format: Format = "markdown",  # noqa: A002  as the option of the magic
+    form: Form = Form(),  # noqa: B008  frozen
     words: Words = PYTHON,
 ) -> Any:
     """Return what `Session.map` returns.
@@ -28,14 +28,14 @@ def result_of(
         rows: all rows.
         done: rows that were answered or failed.
         items: items of the rows.
-        format: format of the answers.
+        form: form of the answers.
         words: front end that words the column ``error`` of a DataFrame.
 
     Returns:
         `Rows` in their order. Of a Series or DataFrame a DataFrame with its index and columns, and
-        behind them ``answer``, for ``json`` and ``code`` ``value``, then ``error``,
-        ``finish_reason``, ``new_tokens`` and ``seed``; if one of these names is taken, all of them
-        get the same number: ``answer_2``.
+        behind them ``answer``, for ``json`` and ``code`` ``value``, for choices ``probability`` (of
+        the answer), then ``error``, ``finish_reason``, ``new_tokens`` and ``seed``; if one of these
+        names is taken, all of them get the same number: ``answer_2``.
     """
     by_index = {row.index: row for row in done}
     result = Rows(
@@ -44,10 +44,10 @@ def result_of(
     )
     if items.table is None:
         return result
-    return _frame(result, items.table, words, with_values=format in ("json", "code"))
+    return _frame(result, items.table, form, words)
 
 
-def _frame(rows: Rows, table: Any, words: Words, *, with_values: bool) -> Any:
+def _frame(rows: Rows, table: Any, form: Form, words: Words) -> Any:
     import pandas as pd
 
     if isinstance(table, pd.Series):
@@ -55,9 +55,12 @@ def _frame(rows: Rows, table: Any, words: Words, *, with_values: bool) -> Any:
         frame = table.to_frame(name)
     else:
         frame = table.copy()
+    with_values = form.format in ("json", "code")
+    shares = [row.probability for row in rows]
     columns: dict[str, tuple[list[Any], str]] = {
         "answer": ([row.text for row in rows], "object"),
         **({"value": ([row.value for row in rows], "object")} if with_values else {}),
+        **({"probability": (shares, "float64")} if form.choices else {}),
         "error": ([_error(row, words) for row in rows], "object"),
         "finish_reason": ([row.finish_reason for row in rows], "object"),
         "new_tokens": ([row.answer and row.answer.usage.new_tokens for row in rows], "Int64"),

@@ -195,7 +195,7 @@ class _Run:
     def result(self) -> Any:
         """Return the result that `run` would have if it ended now."""
         job = self._job
-        return result_of(self._rows, self.done, self._items, job.terms.form.format, job.words)
+        return result_of(self._rows, self.done, self._items, job.terms.form, job.words)
 
     def _fetch(self) -> Generator[Event, None, None]:
         """Prepare rows until a question is waiting, no row is left, or the schema is at fault."""

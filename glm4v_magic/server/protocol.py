@@ -15,6 +15,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     GetCoreSchemaHandler,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -161,6 +162,43 @@ class TemplateOptions(BaseModel):
     enable_thinking: bool | None = None
 
 
+class JsonSchema(BaseModel):
+    """A named JSON Schema.
+
+    Attributes:
+        json_schema: the schema; one that is left out is any JSON.
+        name: ignored, and so are the rest.
+    """
+
+    json_schema: Any = Field({}, alias="schema")
+    name: Ignored = None
+    description: Ignored = None
+    strict: Ignored = None
+
+
+class ResponseFormat(BaseModel):
+    """The form of an answer: any text, a JSON object, or JSON that follows a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_what_it_says(self) -> ResponseFormat:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise PydanticCustomError("unreadable", "it is of the type json_schema, but has none")
+        return self
+
+
+class StructuredOutputs(BaseModel):
+    """The form of an answer as vLLM has it; one of these."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    json_schema: Any = Field(None, alias="json")
+    choice: list[str] | None = None
+    regex: str | None = None
+
+
 class ChatRequest(BaseModel):
     """The body of ``POST /v1/chat/completions``: every field that this server takes.
 
@@ -180,6 +218,13 @@ class ChatRequest(BaseModel):
     logprobs: bool | None = None
     top_logprobs: int | None = None
 
+    # what the answer must be
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Any = None  # vLLM's older names of the same
+    guided_choice: list[str] | None = None
+    guided_regex: str | None = None
+
     # what changes nothing in an answer
     add_generation_prompt: Ignored = None
     metadata: Ignored = None
@@ -197,7 +242,6 @@ class ChatRequest(BaseModel):
     functions: Nothing = None
     tool_choice: Annotated[Any, Only(("none", "auto"))] = None
     function_call: Annotated[Any, Only(("none", "auto"))] = None
-    response_format: Annotated[Any, Only(({"type": "text"},))] = None
     modalities: Annotated[Any, Only((["text"],))] = None
     reasoning_effort: Annotated[Any, Only(("none",))] = None
     logit_bias: Annotated[Any, Only(({},))] = None

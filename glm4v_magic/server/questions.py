@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from glm4v_magic.calls.forms import form_of
 from glm4v_magic.calls.prompt import require_text
+from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Conversation, Message, Request, Role
 from glm4v_magic.core.errors import CheckpointError, ConversationError, ImageError, OptionError
 from glm4v_magic.core.options import Sampling, check, of_requests
+from glm4v_magic.engines import grammars
 from glm4v_magic.images import SourcedImage, to_image
 from glm4v_magic.outside import checked
-from glm4v_magic.server.protocol import ChatRequest, SentMessage
+from glm4v_magic.server.protocol import ChatRequest, ResponseFormat, SentMessage, StructuredOutputs
 
 __all__ = ["Question", "read_question"]
 
@@ -58,7 +61,7 @@ def read_question(content: object, model: str) -> Question:
         raise OptionError(f"{model} does not think before it answers.")
     options = asked.stream_options
     return Question(
-        Request(_conversation(asked), _sampling(asked, given)),
+        Request(_conversation(asked), _sampling(asked, given), _constraint(asked)),
         stream=bool(asked.stream),
         usage=options is not None and bool(options.include_usage),
     )
@@ -87,6 +90,40 @@ def _sampling(asked: ChatRequest, given: Mapping[str, Any]) -> Sampling:
     for name, value in told.items():
         check(name, value, "top_logprobs" if name == "logprobs" else None)
     return Sampling(**told)
+
+
+def _constraint(asked: ChatRequest) -> Constraint | None:
+    """Return what the text of the answer must be.
+
+    Raises:
+        OptionError: if it cannot be followed: nothing is corrected here.
+    """
+    vllm = asked.structured_outputs or StructuredOutputs.model_validate({})
+    given = [
+        {"schema": _schema(asked.response_format)},
+        {"schema": vllm.json_schema},
+        {"schema": asked.guided_json},
+        {"choices": vllm.choice},
+        {"choices": asked.guided_choice},
+        {"regex": vllm.regex},
+        {"regex": asked.guided_regex},
+    ]
+    told = [each for each in given if None not in each.values()]
+    if not told:
+        return None
+    if len(told) > 1:
+        raise OptionError("The request says more than once what the answer must be.")
+    constraint = form_of(**told[0]).constraint
+    if constraint is not None and not constraint.choices and not grammars.is_available():
+        raise OptionError(grammars.MISSING, grammars.INSTALL)
+    grammars.require(constraint)
+    return constraint
+
+
+def _schema(asked: ResponseFormat | None) -> object:
+    if asked is None or asked.type == "text":
+        return None
+    return {"type": "object"} if asked.json_schema is None else asked.json_schema.json_schema
 
 
 def _conversation(asked: ChatRequest) -> Conversation:

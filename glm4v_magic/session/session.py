@@ -40,7 +40,7 @@ from glm4v_magic.core.model import EngineInfo, ModelChoice
 from glm4v_magic.core.options import accepts, taken
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.remarks import PYTHON
-from glm4v_magic.core.server_address import ServerAddress
+from glm4v_magic.core.server_address import ServerAddress, is_address
 from glm4v_magic.core.tokens import joined
 from glm4v_magic.dispatch.activity import ActivityRecorder
 from glm4v_magic.session.chats import UNNAMED, Chats
@@ -465,7 +465,7 @@ class Session:
         def events() -> Generator[Event, None, None]:
             choice = self._chosen(terms)
             job = Job(
-                terms,
+                _followed(terms, choice),
                 told,
                 shared,
                 read or to_images,
@@ -649,6 +649,7 @@ class Session:
             choice = self._chosen(terms)
             found = find(choice)
             if not isinstance(found, ServerAddress):
+                _require(terms)
                 refuse(found.name, found.max_images, False)
             engine = yield from self._open(choice, found)
         refuse(engine.info.model, engine.info.max_images, engine.info.thinks)
@@ -667,6 +668,27 @@ class Session:
             return False
         engine.close()
         return True
+
+
+def _require(terms: Terms) -> None:
+    """Raise OptionError if a model in this process cannot answer in this form."""
+    if terms.constraint is not None:
+        from glm4v_magic.engines.grammars import require
+
+        require(terms.constraint)
+
+
+def _followed(terms: Terms, choice: ModelChoice) -> Terms:
+    """Return terms without a constraint that the model will not follow: its answers are the same.
+
+    A model in this process does not follow a schema if llguidance is missing.
+    """
+    from glm4v_magic.engines.grammars import is_available
+
+    is_checked = terms.constraint is not None and terms.constraint.schema
+    if is_checked and not is_address(choice.name) and not is_available():
+        return replace(terms, constraint=None)
+    return terms
 
 
 def load(model: str | os.PathLike[str] | None = None, **options: Any) -> Session:

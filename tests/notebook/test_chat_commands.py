@@ -73,6 +73,7 @@ def ask(run, shell):
     return ask_cell
 
 
+@pytest.mark.usefixtures("without_llguidance")
 class TestJson:
     def test_it_is_parsed_and_set_out(self, ask, shell):
         answer = ask("Which shape?", "--format json -o answer")

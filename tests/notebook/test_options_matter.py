@@ -66,9 +66,11 @@ ANSWERS = {
     "--min-p": Trial("--min-p 1", SAMPLED),
     "--repetition-penalty": Trial("--repetition-penalty 9", "--temperature 0 --max-tokens 24"),
     "--seed": Trial("--seed 7", "--temperature 1 --max-tokens 4", r"seed 7\b"),
-    "--format": Trial("--format json", GREEDY, "holds no JSON", fails=(False, True)),
-    "--schema": Trial("--schema kind", AS_JSON, "asked once more", fails=(True, True)),
+    "--format": Trial("--format json", GREEDY, r"\{\}"),
+    "--schema": Trial("--schema kind", AS_JSON, r"(?m)^7$"),
     "--logprobs": Trial("--logprobs 2", GREEDY, "tokens: [1-9]", after=TOKENS),
+    "--choices": Trial("--choices ja,no", GREEDY, r"(?m)^no +\d+\.\d%"),
+    "--regex": Trial("--regex [0-9]{3}", GREEDY, r"(?m)^[0-9]{3}$"),
     "--thinking": Trial("--thinking on", GREEDY, "does not think", fails=(False, True)),
     "--quiet": Trial("--quiet", GREEDY, r"\A…?\s*\Z"),
 }  # fmt: skip
@@ -95,6 +97,25 @@ QUESTIONS = ANSWERS | PROMPTS | {
 UNFINISHED = '%glm4v ask cat.png "Before?" --temperature 0 --max-tokens 2'
 AGAIN = {name: replace(trial, before=UNFINISHED) for name, trial in ANSWERS.items()} | {
     "--debug": Trial("--debug", before="%glm4v reset --all", shows="Traceback", fails=(True, True))
+}
+
+# What was begun is not in the form: it is carried on, and then is none, or that cannot be.
+CARRIED_ON = {
+    "--format": Trial("--format json", GREEDY, "holds no JSON", fails=(False, True)),
+    "--schema": Trial("--schema kind", AS_JSON, "asked once more", fails=(True, False)),
+    "--choices": Trial("--choices ja,no", GREEDY, "cannot be carried on", fails=(False, True)),
+    "--regex": Trial("--regex [0-9]{3}", GREEDY, "No match of the regex", fails=(False, True)),
+}
+CARRIED_ON = {name: replace(trial, before=UNFINISHED) for name, trial in CARRIED_ON.items()}
+RETRIED = {
+    "--format": Trial(
+        "--format json",
+        GREEDY,
+        "holds no JSON",
+        before=UNFINISHED,
+        fails=(False, True),
+    ),
+    "--schema": Trial("--schema kind", AS_JSON, "7", before=UNFINISHED, fails=(True, False)),
 }
 
 # A preview shows the prompt itself, of a follow-up the chat before it too.
@@ -168,8 +189,8 @@ TRIALS = {
     "": QUESTIONS,
     "ask": QUESTIONS,
     "preview": PREVIEWS,
-    "continue": AGAIN,
-    "retry": AGAIN,
+    "continue": AGAIN | CARRIED_ON,
+    "retry": AGAIN | RETRIED,
     "chats": failing("x"),
     "history": failing("nobody"),
     "reset": failing("nobody --all")
@@ -212,7 +233,7 @@ def folder(run, tiny, tmp_path, monkeypatch):
     (tmp_path / "question.txt").write_text("Which colour?", encoding="utf-8")
     (tmp_path / "map.json").write_text(json.dumps({"model": 1, "lm_head": 0}), encoding="utf-8")
     run("%glm4v reset --all")
-    run("kind = {'type': 'object'}")
+    run("kind = {'const': 7}")
 
 
 def typed(command, line, question):

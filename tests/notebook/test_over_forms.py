@@ -19,6 +19,8 @@ from glm4v_magic.notebook.magics import Glm4vMagics
 from glm4v_magic.notebook.render.rows import rows_bundle
 from glm4v_magic.session.session import Session
 
+pytestmark = pytest.mark.usefixtures("without_llguidance")
+
 SCHEMA = {"properties": {"colour": {"enum": ["red", "blue"]}}}
 STRICTER = {"properties": {"colour": {"enum": ["blue"]}}}
 ELSEWHERE = {"$ref": "https://example.org/s"}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from html import unescape
 from itertools import pairwise
+from typing import ClassVar
 
 import pytest
 from markdown_it import MarkdownIt
@@ -376,3 +378,31 @@ def test_pace_is_due_at_once_and_then_after_its_seconds():
     clock.now += UPDATE_SECONDS * 0.2
     assert pace.due()
     assert not pace.due()
+
+
+class TestChoices:
+    CHOICES: ClassVar = {"*yes*": 0.625, "<script>alert(1)</script>": 0.3, "no\nnever": 0.075}
+
+    def bundle(self, **changes):
+        return answer_bundle(replace(ANSWER, text="*yes*", choices=self.CHOICES, **changes))
+
+    def test_as_text(self):
+        said, *lines = self.bundle()["text/plain"].splitlines()
+        assert said == "*yes*"
+        assert lines[0] == "*yes*                      62.5% ############"
+        assert lines[1] == "<script>alert(1)</script>  30.0% ######"
+        assert lines[2] == "no never                    7.5% #"
+
+    def test_as_markdown_every_choice_is_literal_text(self):
+        html = MarkdownIt().enable("table").render(self.bundle()["text/markdown"])
+        assert "<script>" not in html
+        assert "<em>" not in html
+        shown = unescape(re.sub(r"<[^>]+>", " ", html))
+        assert "62.5%" in shown
+        assert shown.count("*yes*") == 2
+        assert "width:62%" in html
+
+    def test_in_plain_text_there_is_no_markdown(self):
+        bundle = self.bundle(format="text")
+        assert set(bundle) == {"text/plain"}
+        assert "62.5%" in bundle["text/plain"]

@@ -81,7 +81,8 @@ class TestFields:
                 body[name] = kinds[0].values[0]
             elif "ignored" in field.metadata:
                 body[name] = {"whatever": 1}
-        assert {"n", "stop", "tools", "response_format", "store", "user"} <= body.keys()
+        body["response_format"] = {"type": "text"}
+        assert {"n", "stop", "tools", "store", "user"} <= body.keys()
         assert ask(server, body)[1]["choices"] == plain
         assert ask(server, question(**dict.fromkeys(body.keys() - question().keys())))[0] == 200
 
@@ -92,7 +93,6 @@ class TestFields:
             ("stop", ["\n"], "[]"),
             ("tools", [{"type": "function"}], "[]"),
             ("tool_choice", "required", '"none" or "auto"'),
-            ("response_format", {"type": "json_object"}, '{"type": "text"}'),
             ("frequency_penalty", 0.5, "0"),
             ("reasoning_effort", "high", '"none"'),
         ],
@@ -239,3 +239,54 @@ class TestAccess:
         monkeypatch.setenv(API_KEY, "other")
         # The server runs in this process, so it has the same key; a wrong one is sent by hand.
         assert ask(server, question(), Authorization="Bearer sesame")[0] == 401
+
+
+ONE_OR_TWO = {"enum": ["one", "two"]}
+
+
+class TestAnswerForms:
+    @pytest.mark.parametrize(
+        "form",
+        [
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": ONE_OR_TWO}}},
+            {"structured_outputs": {"json": ONE_OR_TWO}},
+            {"structured_outputs": {"choice": ['"one"', '"two"']}},
+            {"structured_outputs": {"regex": '"(one|two)"'}},
+            {"guided_json": ONE_OR_TWO},
+            {"guided_choice": ['"one"', '"two"']},
+            {"guided_regex": '"(one|two)"', "response_format": {"type": "text"}},
+        ],
+    )
+    def test_the_answer_is_of_the_form(self, server, form):
+        status, answer = ask(server, question(max_tokens=40, **form))
+        assert status == 200
+        assert answer["choices"][0]["message"]["content"] in ('"one"', '"two"')
+        status, events = ask(server, question(max_tokens=40, stream=True, **form))
+        assert status == 200
+        assert "[DONE]" in "".join(events)
+
+    def test_a_json_object(self, server):
+        form = {"type": "json_object"}
+        answer = ask(server, question(max_tokens=3, response_format=form))[1]
+        assert answer["choices"][0]["message"]["content"].startswith("{")
+
+    @pytest.mark.parametrize(
+        ("form", "said"),
+        [
+            ({"response_format": {"type": "json_schema"}}, "has none"),
+            ({"response_format": {"type": "xml"}}, "response_format"),
+            ({"structured_outputs": {"grammar": "x"}}, "grammar"),
+            ({"guided_regex": "("}, "unclosed group"),
+            ({"guided_json": {"enum": []}}, "anyOf is empty"),
+            ({"guided_json": {"type": "<script>"}}, "is not a JSON Schema"),
+            ({"guided_choice": ["a", "a"]}, "at least two different texts"),
+            ({"guided_choice": ["a", "b"], "guided_regex": "a"}, "more than once"),
+        ],
+    )
+    def test_a_form_that_cannot_be_is_refused(self, server, form, said):
+        assert_error(ask(server, question(**form)), 400, said)
+
+    def test_without_the_package(self, server, without_llguidance):
+        asked = question(response_format={"type": "json_object"})
+        assert_error(ask(server, asked), 400, "pip install llguidance")
+        assert ask(server, question(guided_choice=["a", "b"]))[0] == 200

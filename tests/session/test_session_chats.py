@@ -415,6 +415,7 @@ def test_an_answer_tells_the_plan_it_was_made_by(session):
     assert session.ask("What?", **GREEDY).format == "markdown"
 
 
+@pytest.mark.usefixtures("without_llguidance")
 def test_an_answer_that_is_no_json_stays_in_the_chat(session):
     with pytest.raises(FormatError, match=r"holds no JSON\. It was cut off") as caught:
         session.ask("What?", format="json", **GREEDY)

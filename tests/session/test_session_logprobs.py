@@ -84,6 +84,7 @@ def test_they_become_a_table(session):
     assert {"logprob", "start", "end", "alternatives"} <= set(frame.columns)
 
 
+@pytest.mark.usefixtures("without_llguidance")
 def test_an_answer_in_no_form_has_its_own(session):
     with pytest.raises(FormatError) as caught:
         session.ask("What?", **GREEDY, schema={"type": "object"}, logprobs=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import combinations
 
 import httpx
 from pydantic import ValidationError
@@ -33,6 +34,9 @@ __all__ = ["ServerEngine", "connect"]
 
 _LIST_SECONDS = 30.0
 _DONE = "[DONE]"
+_EXTRAS = ("constraint", "logprobs")
+"""Parts of a request that not every server takes; the answer is checked, or lacks them."""
+
 _UNWANTED = (
     httpx.codes.BAD_REQUEST,
     httpx.codes.FORBIDDEN,  # OpenAI's, of models whose log-probabilities are not told
@@ -131,7 +135,7 @@ class ServerEngine:
         self._connection = connection
         self._info = info
         self._offered = offered
-        self._refuses_logprobs = False
+        self._refused: set[str] = set()
 
     @property
     def info(self) -> EngineInfo:
@@ -174,21 +178,22 @@ class ServerEngine:
             raise
 
     def _ask(self, request: Request, transcript: Transcript) -> Iterator[EngineEvent]:
-        """Ask, and once more without log-probabilities if the server may have refused these."""
-        silent = replace(request, sampling=replace(request.sampling, logprobs=None))
-        if request == silent or self._refuses_logprobs:
-            yield from self._exchange(silent, transcript)
-            return
-        try:
-            yield from self._exchange(request, transcript)
-        except StatusError as refused:
-            if refused.status not in _UNWANTED:
-                raise
-        else:
-            return
-        for event in self._exchange(silent, transcript):
-            self._refuses_logprobs = True
-            yield event
+        """Ask, and again with less if the server may have refused what not every server takes."""
+        request = _without(request, self._refused)
+        extras = [name for name in _EXTRAS if _without(request, [name]) != request]
+        attempts = [
+            less for count in range(len(extras) + 1) for less in combinations(extras, count)
+        ]
+        for less in attempts:
+            try:
+                for event in self._exchange(_without(request, less), transcript):
+                    self._refused |= set(less)
+                    yield event
+            except StatusError as refused:
+                if refused.status not in _UNWANTED or less == attempts[-1]:
+                    raise
+            else:
+                return
 
     def _exchange(self, request: Request, transcript: Transcript) -> Iterator[EngineEvent]:
         body = body_of(self._info.model, request)
@@ -216,6 +221,16 @@ class ServerEngine:
     def close(self) -> None:
         """Close the connection; the server keeps running."""
         self._connection.close()
+
+
+def _without(request: Request, extras: Iterable[str]) -> Request:
+    """Return a request without some of `_EXTRAS`."""
+    for name in extras:
+        if name == "constraint":
+            request = replace(request, constraint=None)
+        else:
+            request = replace(request, sampling=replace(request.sampling, logprobs=None))
+    return request
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from typing import Any
 
+from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Message, Request
 from glm4v_magic.core.image import SourcedImage
 from glm4v_magic.engines.thinking import CLOSE, OPEN
@@ -41,6 +43,7 @@ def body_of(model: str, request: Request) -> dict[str, Any]:
         body["logprobs"] = True
         if sampling.logprobs:
             body["top_logprobs"] = sampling.logprobs
+    body |= _form(request.constraint)
     if sampling.thinking is not None:
         # A variable of the chat template, and the one that those of GLM and Qwen know; vLLM,
         # SGLang, llama.cpp and transformers serve hand it on.
@@ -51,6 +54,18 @@ def body_of(model: str, request: Request) -> dict[str, Any]:
             body["messages"][-1]["content"] = written
         body |= {"add_generation_prompt": False, "continue_final_message": True}
     return body
+
+
+def _form(constraint: Constraint | None) -> dict[str, Any]:
+    """Return the fields that say what the answer must be."""
+    if constraint is None:
+        return {}
+    if constraint.choices:
+        return {"structured_outputs": {"choice": list(constraint.choices)}}  # vLLM's name
+    if constraint.regex:
+        return {"structured_outputs": {"regex": constraint.regex}}
+    named = {"name": "answer", "schema": json.loads(constraint.schema)}
+    return {"response_format": {"type": "json_schema", "json_schema": named}}
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -156,9 +156,7 @@ def carry_out(
     earlier = context.session.status().last
     given: Answer | None = None
     try:
-        stream = call(
-            **sampling, format=form.format, schema=form.schema, model=context.settings.model
-        )
+        stream = call(**sampling, **form.options, model=context.settings.model)
         answer: Answer = stream.follow(screen.show)
         given = answer
         context.keep(given, arguments.out)

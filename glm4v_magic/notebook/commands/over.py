@@ -100,8 +100,7 @@ def over(
             read=read,
             words=CELL,
             **sampling_of(context, arguments),
-            format=form.format,
-            schema=form.schema,
+            **form.options,
             system=system,
             model=context.settings.model,
         ).follow(show)

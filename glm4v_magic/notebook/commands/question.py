@@ -22,8 +22,26 @@ __all__ = ["form_asked", "sampling_of", "show_preview", "system_of"]
 
 
 def form_asked(arguments: Namespace, names: Mapping[str, Any]) -> Form:
-    """Return the form for ``--format`` and ``--schema``."""
-    return form_of(arguments.format, _schema(arguments.schema, names))
+    """Return the form for ``--format``, ``--schema``, ``--choices`` and ``--regex``."""
+    return form_of(
+        arguments.format,
+        _schema(arguments.schema, names),
+        _choices(arguments.choices, names),
+        arguments.regex,
+    )
+
+
+def _choices(words: tuple[str, ...] | None, names: Mapping[str, Any]) -> Any:
+    """Return the choices that were typed, or those in a variable."""
+    if words is None or len(words) > 1:
+        return words
+    (word,) = words
+    if word in names:
+        return names[word]
+    raise OptionError(
+        f"--choices {word} is no variable, and no list such as yes,no.",
+        did_you_mean(word, (name for name in names if not name.startswith("_"))),
+    )
 
 
 def _schema(word: str | None, names: Mapping[str, Any]) -> object:

@@ -28,6 +28,7 @@ from glm4v_magic.notebook.live.output import Head, Output, show
 from glm4v_magic.notebook.live.stop_button import is_watched
 from glm4v_magic.notebook.render.answers.answer import LiveAnswer, footnotes
 from glm4v_magic.notebook.render.answers.certainty import certainty_text
+from glm4v_magic.notebook.render.answers.choices import choices_text
 from glm4v_magic.notebook.render.answers.head import answering_line, finished_line
 from glm4v_magic.notebook.render.answers.image import make_thumbnail, strip_bundle
 from glm4v_magic.notebook.render.answers.thinking import thought_line
@@ -286,6 +287,8 @@ class TerminalScreen(Screen):
             _say(f"[{thought_line(answer.thinking, answer.usage)}]")
         if answer.tokens:
             _say(certainty_text(answer))
+        if answer.choices:
+            _say(choices_text(answer))
         for note in footnotes(answer):
             _say(f"[{printable(note)}]")
 

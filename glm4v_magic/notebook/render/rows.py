@@ -151,7 +151,8 @@ def _note(row: AnsweredRow) -> str:
     if row.answer is None:
         return "" if row.failure is not None else "not asked"
     corrected = "corrected once" if row.answer.corrected else ""
-    return _ENDINGS.get(row.answer.finish_reason) or corrected
+    share = "" if row.probability is None else f"{row.probability:.1%}"
+    return _ENDINGS.get(row.answer.finish_reason) or corrected or share
 
 
 def _shortened(text: str) -> str:

@@ -17,8 +17,9 @@ from glm4v_magic.core.wording import (
 )
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.answers.certainty import certainty_html, certainty_text
+from glm4v_magic.notebook.render.answers.choices import choices_html, choices_text
 from glm4v_magic.notebook.render.answers.thinking import folded, tail_html, tail_lines, thought_line
-from glm4v_magic.notebook.render.markdown import safe_markdown
+from glm4v_magic.notebook.render.markdown import literal, safe_markdown
 from glm4v_magic.notebook.render.pace import Pace
 from glm4v_magic.notebook.render.templates import fill
 
@@ -139,6 +140,11 @@ def answer_bundle(answer: Answer) -> MimeBundle:
         if "text/markdown" in bundle:
             bundle["text/markdown"] = certainty_html(answer)
         bundle["text/plain"] = f"{bundle['text/plain']}\n\n{certainty_text(answer)}\n"
+    if answer.choices:
+        if "text/markdown" in bundle:
+            said = bundle["text/markdown"] if answer.tokens else literal(answer.text)
+            bundle["text/markdown"] = f"{said}\n\n{choices_html(answer)}"
+        bundle["text/plain"] += f"\n{choices_text(answer)}"
     if answer.thinking:
         line = thought_line(answer.thinking, answer.usage)
         plain = f"[{line}]"

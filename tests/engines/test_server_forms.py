@@ -1,0 +1,108 @@
+"""The form of an answer is told to servers, and left out for those that refuse it."""
+
+from __future__ import annotations
+
+import pytest
+from scripted_server import CHAT, END, MODELS, models, piece, response, scripted_server, stream
+
+import glm4v_magic
+from glm4v_magic.core.errors import EngineError, FormatError
+from glm4v_magic.core.server_address import API_KEY
+
+REFUSED = response({"error": {"message": "unknown field"}}, status="400 Bad Request")
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.delenv(API_KEY, raising=False)
+    with scripted_server() as server:
+        server.answer(MODELS, models("m"))
+        yield server
+
+
+@pytest.fixture
+def session(server):
+    session = glm4v_magic.load(server.url)
+    yield session
+    session.unload()
+
+
+@pytest.fixture
+def in_turn(server, monkeypatch):
+    """Give the responses to the next requests, one after the other."""
+
+    def give(*responses):
+        waiting = list(responses)
+
+        class Script(dict):
+            def get(self, about, default=()):
+                return (waiting.pop(0),) if about == CHAT else super().get(about, default)
+
+        monkeypatch.setattr(server, "script", Script(server.script))
+
+    return give
+
+
+def said(text):
+    return stream(piece(text), END)
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "name", "value"),
+    [
+        (
+            {"schema": {"type": "array"}},
+            "[]",
+            "response_format",
+            {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "schema": {"type": "array"}},
+            },
+        ),
+        ({"choices": ["a", "b"]}, "a", "structured_outputs", {"choice": ["a", "b"]}),
+        ({"regex": "[0-9]+"}, "12", "structured_outputs", {"regex": "[0-9]+"}),
+    ],
+)
+def test_the_form_is_sent(server, session, options, text, name, value):
+    server.answer(CHAT, said(text))
+    answer = session.ask("What?", **options)
+    assert (answer.text, answer.corrected) == (text, "")
+    assert server.bodies[-1][name] == value
+    session.ask("What?")
+    assert name not in server.bodies[-1]
+
+
+def test_a_server_that_refuses_the_form_is_asked_without_it_from_then_on(server, session, in_turn):
+    in_turn(REFUSED, said("Perhaps"), said("yes"))
+    answer = session.ask("What?", choices=["yes", "no"])
+    assert (answer.text, bool(answer.corrected)) == ("yes", True)
+    with_form = ["structured_outputs" in body for body in server.bodies]
+    assert with_form[-3:] == [True, False, False]
+
+
+def test_only_what_is_refused_is_left_out(server, session, in_turn):
+    in_turn(REFUSED, REFUSED, said("yes"), said("no"))
+    session.ask("What?", choices=["yes", "no"], logprobs=1)
+    assert [("structured_outputs" in b, "logprobs" in b) for b in server.bodies[-3:]] == [
+        (True, True),
+        (False, True),
+        (True, False),
+    ]
+    session.ask("What?", choices=["yes", "no"], logprobs=1)
+    assert ("structured_outputs" in server.bodies[-1], "logprobs" in server.bodies[-1]) == (
+        True,
+        False,
+    )
+
+
+def test_a_server_that_refuses_the_question_says_why(server, session):
+    server.answer(CHAT, REFUSED)
+    with pytest.raises(EngineError, match="unknown field"):
+        session.ask("What?", choices=["yes", "no"])
+
+
+def test_an_answer_of_another_form_is_corrected_once_only(session, in_turn):
+    in_turn(said("<b>Perhaps</b>"), said("Perhaps."))
+    with pytest.raises(FormatError, match="none of the choices") as caught:
+        session.ask("What?", choices=["yes", "no"])
+    assert caught.value.answer.text == "Perhaps."
