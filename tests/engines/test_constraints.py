@@ -303,6 +303,19 @@ def test_an_interrupt_while_choices_or_grammars_are_made_ready_loses_nothing(
     assert answers(engine, [request])[0].text == before.text
 
 
+def test_log_probabilities_are_the_models_own_under_a_constraint(engine):
+    sampling = Sampling(6, temperature=0, logprobs=20)
+    (free,) = answers(engine, [Request(QUESTION, sampling)])
+    bound = ask(engine, sampling, regex="[0-9]{6}")
+    chosen, likeliest = bound.tokens[0], free.tokens[0].alternatives
+    assert chosen.id != free.tokens[0].id
+    assert [each.id for each in chosen.alternatives] == [each.id for each in likeliest]
+    assert [each.logprob for each in chosen.alternatives] == pytest.approx(
+        [each.logprob for each in likeliest], abs=1e-4
+    )
+    assert chosen.logprob <= chosen.alternatives[0].logprob
+
+
 def test_tokens_of_a_choice_have_their_log_probabilities(engine):
     sampling = Sampling(64, temperature=0, logprobs=2)
     answer = ask(engine, sampling, choices=CHOICES)

@@ -267,6 +267,19 @@ def show(some):
             thinking=text,
         ))
 """
+SHADE_ALL = """
+from dataclasses import replace
+from glm4v_magic.core.tokens import Alternative, Token
+def tokens_of(text):
+    other = (Alternative(text[:50], -1.0), Alternative(text[50::-1], -2.0))
+    return tuple(
+        Token(text[at : at + 3], -0.3 * (at % 7), at, min(at + 3, len(text)), alternatives=other)
+        for at in range(0, len(text), 3)
+    )
+def shade(some):
+    for text in some:
+        display(Answer(text, "What?", "hostile", usage, "stop", tokens=tokens_of(text)))
+"""
 AT_ONCE = 40  # JupyterLab hides all but the first 50 outputs of a cell
 LINKS = "See [the page](https://a.example/x?y=1), costs $5 and $6, and $x^2$."
 ELEMENTS = """selector => [...document.querySelectorAll(selector)].map(area =>
@@ -325,6 +338,29 @@ def test_nothing_a_model_says_acts_on_jupyterlab(hostile):
     assert happened == []
     page.locator(".jp-OutputArea-output").last.scroll_into_view_if_needed()
     screenshot(page, "hostile")
+
+
+def test_no_shaded_answer_acts_on_jupyterlab(front, tmp_path):
+    file = tmp_path / "attacks.json"
+    file.write_text(json.dumps([*ATTACKS, LINKS]))
+    firsts = range(0, len(ATTACKS) + 1, AT_ONCE)
+    shown = [f"shade(texts[{first}:{first + AT_ONCE}])" for first in firsts]
+    with front.open([SHOW_ALL + SHADE_ALL, *shown], [file]) as page:
+        happened = watched(page)
+        for number in range(len(shown) + 1):
+            lab.run(page, number)
+        lab.wait_until_idle(page)
+        page.wait_for_timeout(500)
+        areas = ".jp-Notebook .jp-OutputArea-output.jp-RenderedMarkdown"
+        check_harmless(page, areas, HARMLESS | {"mark"})
+        assert happened == []
+        last = page.locator(areas).last
+        assert last.locator("div").first.inner_text() == LINKS
+        assert last.locator("mjx-container").count() == 0
+        (title,) = {each.get_attribute("title") for each in last.locator("mark").all()[:1]}
+        assert f'likeliest: "{LINKS[:50]}" 36.8%, "{LINKS[50::-1]}" 13.5%' in title
+        screenshot(page, "shaded")
+        page.context.unroute_all()
 
 
 def test_links_money_and_maths_in_jupyterlab(hostile):

@@ -209,6 +209,20 @@ def test_a_long_answer_has_a_table_of_limited_length():
     assert len(certainty_text(long).splitlines()) == 42
 
 
+def test_a_text_without_end_is_shaded_at_its_beginning():
+    html = certainty_html(answer(*[("w ", 0.5)] * 9000))
+    assert len(titles(html)) == 4000
+    assert _Visible(html).text == "w " * 9000
+
+
+@pytest.mark.parametrize("utf8", [b"", b"\xe7" * 10**6])
+def test_a_token_without_end_is_cut(utf8):
+    text = "\ufffd" * 10**6
+    token = Token(text, -1.0, 0, 3, alternatives=(Alternative(text, -2.0),) * 20, utf8=utf8)
+    shown = answer_bundle(_of(token))
+    assert all(len(each) < 10_000 for each in shown.values())
+
+
 def test_an_answer_is_shaded_in_every_form():
     bundle = answer_bundle(answer(("sure", 0.9), (" maybe", 0.4)))
     assert "<mark" in bundle["text/markdown"]

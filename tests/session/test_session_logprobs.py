@@ -67,6 +67,17 @@ def test_a_row_has_its_tokens(session):
     assert not any(row.reused for row in silent)
 
 
+def test_rows_that_wait_for_others_have_theirs(session):
+    letters = list("abcde")
+    rows = session.map("{{item}}?", letters, **GREEDY, logprobs=1, batch_size=2, fresh=True)
+    for letter, row in zip(letters, rows, strict=True):
+        alone = session.ask(f"{letter}?", **GREEDY, logprobs=1)
+        assert [token.id for token in row.answer.tokens] == [token.id for token in alone.tokens]
+        assert [token.logprob for token in row.answer.tokens] == pytest.approx(
+            [token.logprob for token in alone.tokens], abs=1e-4
+        )
+
+
 def test_a_table_has_the_columns_that_it_always_has(session):
     pd = pytest.importorskip("pandas")
     series = pd.Series(["a", "b"], name="letter")

@@ -36,6 +36,8 @@ _LEVELS = (
 _IN_TITLE = 5  # alternatives of a word in its title
 _ROWS = 400  # tokens in the table
 _LINES = 40  # tokens as plain text
+_SHADED = 4000  # parts of a text: a page of many more is slow
+_LONGEST = 60  # characters of a token; servers may send any
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ def _parts(text: str, tokens: Sequence[Token]) -> Iterator[_Part]:
     """Yield the text in parts; tokens that share a character are one."""
     shown = re.sub(r"(?m)^ +| {2,}", lambda run: "\u00a0" * len(run[0]), text)
     at = 0
-    for group in _groups(tokens):
+    for group in _groups(tokens)[:_SHADED]:
         start, end = group[0].start, max(token.end for token in group)
         if at < start:
             yield _Part(_lines(shown[at:start]))
@@ -154,8 +156,10 @@ def _listed(token: Token, most: int | None = None) -> str:
 def _shown(token: Token | Alternative) -> str:
     """Return a token in quotes, white space and line ends visible, or as its bytes."""
     if "\ufffd" in token.text and token.utf8:
-        return f"bytes {token.utf8.hex(' ').upper()}"
-    return json.dumps(printable(token.text), ensure_ascii=False)
+        return f"bytes {token.utf8[: _LONGEST // 3].hex(' ').upper()}"
+    text = printable(token.text)
+    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _percent(logprob: float) -> str:
