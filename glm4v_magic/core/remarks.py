@@ -1,8 +1,8 @@
 """Messages to a user as data: a code with values, which a front end puts into words.
 
-What to do next depends on where one asks: ``%glm4v load MODEL --offload`` in a cell,
-``offload=True`` in Python, a field of the JSON or an option of the server over HTTP. So whoever
-finds out carries only a `Remark`, and each front end has its `Words`: code -> template.
+What to do next depends on where one asks: a command with its options in a cell, ``offload=True`` in
+Python, a field of the JSON or an option of the server over HTTP. So whoever finds out carries only
+a `Remark`, and each front end has its `Words`: code -> template.
 A template is that of `str.format`, and its fields are the names of the values::
 
     >>> worded(remark("server_has_many_models"), PYTHON)
@@ -155,6 +155,7 @@ COMMON: Mapping[str, str] = {
     "orders_not_all_tried": (
         "Too many different GPUs to try every order of them; another may balance better."
     ),
+    "port_not_usable": "Choose another port; 0 is any free one.",
     "ways_out": "Ways out: {ways:numbered}.",
     "no_shorter_context_fits": ("no shorter context fits, the weights alone are {weights_gib} GiB"),
     "four_bit_still_short": (

@@ -15,7 +15,7 @@ _ON_OFF = ("on", "off")
 
 
 def flags_of(option: Option) -> tuple[str, ...]:
-    """Return the flags of an option, the short one first: ``-n``, ``--name``."""
+    """Return the flags of an option: the one-letter flag if it has one, then the long one."""
     long = option.spelled or option.name.replace("_", "-")
     return (*((f"-{option.short}",) if option.short else ()), f"--{long}")
 

@@ -46,7 +46,7 @@ class Server:
             self._socket.close()
             raise OptionError(
                 f"Port {port} of {host} cannot be used: {reason(error)}.",
-                "Choose another with --port; 0 is any free one.",
+                code="port_not_usable",
             ) from None
         self.port: int = self._socket.getsockname()[1]
         self._worker: Worker | None = None

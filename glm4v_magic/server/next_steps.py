@@ -13,6 +13,7 @@ from glm4v_magic.core.typed_options import as_typed
 __all__ = ["HTTP", "in_http"]
 
 _OVER_HTTP = {
+    "port_not_usable": "Choose another with --port; 0 is any free one.",
     "gpus_not_here": "Start the server without --gpus.",
     "gpu_is_smaller": "Describe it as it is, or start the server without --gpus.",
     "four_bit": "start the server with the text part in 4bit (--quantize 4bit)",

@@ -271,7 +271,7 @@ def test_the_errors_of_a_dataframe_are_worded_by_who_shows_it():
     failed = replace(ROW, answer=None, failure=Remark("ask_the_hub"))
     items = items_of(table, "df", column="a")
     for words in FRONT_ENDS.values():
-        frame = result_of([ROW], [failed], items, "markdown", words)
+        frame = result_of([ROW], [failed], items, words=words)
         assert list(frame.error) == [worded(Remark("ask_the_hub"), words)]
 
 
