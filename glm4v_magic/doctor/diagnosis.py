@@ -28,11 +28,19 @@ def diagnose(facts: Facts) -> tuple[Finding, ...]:
         *_driver(facts),
         *_gpus(facts),
         *_links(facts),
+        *_files(facts),
         fit(facts),
         *review(facts),
         _disk(facts),
         _hub(facts),
     )
+
+
+def _files(facts: Facts) -> Iterator[Finding]:
+    """Judge the files of a folder; nothing if they can be loaded."""
+    if facts.fault is not None:
+        why, step = facts.fault
+        yield Finding("checkpoint", "fail", "its files cannot be loaded", why, step)
 
 
 def _driver(facts: Facts) -> Iterator[Finding]:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from glm4v_magic.core.errors import reason
+from glm4v_magic.core.errors import CheckpointError, reason
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model_shape import ModelShape
 from glm4v_magic.hardware.driver import Driver, Link, find_driver, find_links
@@ -113,6 +113,8 @@ class Facts:
         python_required: versions that this package asks for; empty if it is not installed.
         packages: those that this package and its extras ask for.
         is_here: whether the model's files are here, so that nothing is downloaded.
+        fault: why the files of its folder cannot be loaded, and what to do; ``None`` if they can
+            be, or if the model is no folder.
         found_gpus: the GPUs of this machine; none if others are described.
         described: GPUs to judge instead; ``None`` for those of this machine.
         driver: of NVIDIA's GPUs; ``None`` without one, or if GPUs are described.
@@ -129,6 +131,7 @@ class Facts:
     python_required: str
     packages: tuple[Package, ...]
     is_here: bool = False
+    fault: tuple[str, str] | None = None
     found_gpus: tuple[FoundGPU, ...] = ()
     described: tuple[GPU, ...] | None = None
     driver: Driver | None = None
@@ -172,6 +175,7 @@ def gather(gpus: Sequence[GPU] | None = None, *, hub: bool = False, model: str =
         python_required=required,
         packages=packages,
         is_here=model == "demo" or Path(model).expanduser().exists(),
+        fault=_fault(model),
         found_gpus=found_gpus,
         described=None if gpus is None else tuple(gpus),
         driver=find_driver() if gpus is None else None,
@@ -182,6 +186,19 @@ def gather(gpus: Sequence[GPU] | None = None, *, hub: bool = False, model: str =
         disk=_disk(shape.name),
         hub=_hub() if hub else None,
     )
+
+
+def _fault(model: str) -> tuple[str, str] | None:
+    """Check the files of a folder without reading weights."""
+    from glm4v_magic.checkpoints import resolve
+
+    if not Path(model).expanduser().is_dir():
+        return None
+    try:
+        resolve(model)
+    except CheckpointError as error:
+        return error.what, error.hint
+    return None
 
 
 def _requirements() -> tuple[str, tuple[Package, ...]]:

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import tiny_native
 import torch
+from safetensors.torch import load_file, save_file
 
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.conversation import Conversation, Message
@@ -153,10 +154,9 @@ def broken(native, tmp_path, **files):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"tokenizer": None}, "tokenizer"),
         ({"tokenizer": "{"}, "tokenizer"),
         ({"chat_template": None}, "holds no chat template"),
-        ({"preprocessor_config": None}, "preprocessor_config.json"),
+        ({"preprocessor_config": "{"}, "preprocessor_config.json"),
         ({"preprocessor_config": {"patch_size": 16}}, "16 for patch_size"),
         ({"preprocessor_config": {"merge_size": "2"}}, "'2' for merge_size"),
     ],
@@ -165,6 +165,41 @@ def test_files_that_do_not_suit(native, tmp_path, files, message):
     checkpoint = broken(native, tmp_path, **files)
     with pytest.raises(CheckpointError, match=message):
         checkpoint.processor()
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "preprocessor_config"])
+def test_files_that_are_missing(native, tmp_path, name):
+    with pytest.raises(CheckpointError, match=f"broken holds no {name}"):
+        broken(native, tmp_path, **{name: None})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quantization_config": {"quant_method": "fp8"}}, "weights of .* are quantised"),
+        ({"text_config": {}}, "lacks"),
+        ({"model_type": "glm5_next"}, "type 'glm5_next'"),
+        ({"image_token_id": 3}, "image token 3 in config.json"),
+    ],
+)
+def test_configs_that_cannot_be_loaded(native, tmp_path, change, message):
+    with pytest.raises(CheckpointError, match=message):
+        broken(native, tmp_path, config=change).processor()
+
+
+def test_weights_of_another_size_and_layers_that_are_left_out(native, tmp_path):
+    folder = shutil.copytree(native("glm_ocr"), tmp_path / "more")
+    weights = load_file(folder / "model.safetensors")
+    more = {"model.language_model.layers.16.eh_proj.weight": torch.zeros(64, 128)}
+    save_file({**weights, **more}, folder / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = resolve(folder)
+    assert checkpoint.total_bytes == resolve(native("glm_ocr")).total_bytes
+    loaded = checkpoint.load(dtype=torch.float32)
+    assert loaded.model.config.text_config.num_hidden_layers == 4
+    weights.pop("lm_head.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="Config and weights do not belong together"):
+        resolve(folder)
 
 
 @pytest.mark.parametrize(

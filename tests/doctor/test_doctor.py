@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -530,3 +531,18 @@ class TestCommand:
         screen = run(f"%glm4v doctor {line}", fails=True)
         assert words in screen
         assert len(screen.strip().splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_loaded_is_never_ok(native, tmp_path):
+    def verdicts(folder):
+        found = diagnose(gather(parse_gpus("1x16GiB"), model=str(folder)))
+        return {each.subject: each for each in found if each.subject == "checkpoint"}
+
+    assert verdicts(native("glm46v")) == {}
+    folder = shutil.copytree(native("glm46v"), tmp_path / "broken")
+    (folder / "tokenizer.json").unlink()
+    finding = verdicts(folder)["checkpoint"]
+    assert finding.verdict == "fail"
+    assert "broken holds no tokenizer.json" in finding.reason
+    (folder / "model.safetensors").unlink()
+    assert "holds no weights" in verdicts(folder)["checkpoint"].reason

@@ -29,6 +29,7 @@ __all__ = ["NativeCheckpoint"]
 
 _UNQUANTIZED = ("lm_head", "model.visual")
 _BUFFERS = re.compile(r"\.(inv_freq|e_score_correction_bias)$")  # in files, but no weights
+_FILES = ("tokenizer.json", "preprocessor_config.json")
 _FLOATS = ("BF16", "F16", "F32")
 
 
@@ -66,6 +67,11 @@ class NativeCheckpoint:
             if not any(pattern.search(weight) for pattern in ignored)
         }
         self._check_tensors()
+        for file in _FILES:
+            if not (folder / file).is_file():
+                raise CheckpointError(
+                    f"{folder} holds no {file}.", "It comes with the checkpoint; download it again."
+                )
         self._generation = read_generation_config(folder)
 
     def _check_tensors(self) -> None:
