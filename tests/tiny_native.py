@@ -35,7 +35,6 @@ from glm4v_magic.images import SourcedImage, to_image
 KINDS = ("glm4v", "glm46v", "glmga", "glm_ocr", "glm4v_moe")
 ALWAYS = ("glm4v", "glm_ocr")
 """Those whose template here knows of no choice to think."""
-THINKING = ("glm4v", "glm46v", "glmga", "glm4v_moe")
 
 SPECIALS = (
     "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>",

@@ -101,7 +101,9 @@ class Row:
         self._vocabulary = settings.vocabulary
         self._chosen: list[Chosen] = []
         self._told = self._length = 0  # tokens and characters of the pieces so far
-        thinks, partial = settings.processor.thinks, request.conversation.partial
+        # A model that is not said to think may write the tags all the same.
+        thinks = settings.processor.thinks or bool(settings.processor.told_token_ids)
+        partial = request.conversation.partial
         self._parts: AnswerParts | None = None
         if thinks:
             self._parts = AnswerParts(number, partial, inside=encoded.inside_thinking)

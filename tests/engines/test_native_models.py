@@ -206,7 +206,7 @@ class Says:
         return output
 
 
-@pytest.mark.parametrize("kind", tiny_native.THINKING)
+@pytest.mark.parametrize("kind", KINDS)
 def test_thinking_is_told_apart(engines, kind):
     engine = engines(kind)
     with Says(engine, "\n<think>\nOne <|user or two?</think>\n<answer>Two.</answer>"):
