@@ -291,12 +291,16 @@ def test_interrupts_at_random_moments_lose_no_row(run, shell, session):
     counted = Interrupter()
     counted.run(shell, cell)
     chosen = random.Random(3)
-    tried = swallowed = 0
+    tried = swallowed = over_before = 0
     while tried < 12:
         session.forget_answers()
         interrupter = Interrupter(at=chosen.randrange(1, int(0.97 * counted.calls)))
         shell.user_ns["rows"] = []
         result, _ = interrupter.run(shell, cell)
+        if interrupter.where is None:  # it was drawn less often than when it was counted
+            over_before += 1
+            counted = interrupter
+            continue
         if interrupter.swallowed:
             swallowed += 1
             continue
@@ -308,6 +312,7 @@ def test_interrupts_at_random_moments_lose_no_row(run, shell, session):
         run(cell)
         assert facts(shell.user_ns["rows"]) == expected, interrupter.where
     assert swallowed < 6
+    assert over_before < 12
 
 
 class TestReuse:

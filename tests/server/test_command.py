@@ -149,7 +149,7 @@ def test_an_interrupt_here_stops_the_model_there(talkative, interrupt):
         assert caught.value.answer.text
         # One request at a time: this answer comes when the other has been given up.
         assert remote.ask("What?", max_tokens=3).usage.new_tokens == 3
-        assert len(tokens) < 1000
+        assert len(tokens) < 3000  # of 4000
     session.unload()
 
 
@@ -158,7 +158,7 @@ class TestProcess:
         with begun(demo, question(stream=True, max_tokens=400)) as client:
             assert client.getresponse().readline().startswith(b"data: ")
             demo.process.send_signal(signal.SIGINT)
-            assert demo.process.wait(20) == 0
+            assert demo.process.wait(60) == 0
         assert demo.log.splitlines()[-1] == "Stopped."
         assert "Traceback" not in demo.log
 
