@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import lab
 import nbformat
@@ -13,6 +14,8 @@ from nbconvert import HTMLExporter
 from shells import ROOT
 
 pytestmark = pytest.mark.browser
+
+SECONDS = 60
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
 FILES = [lab.NOTEBOOKS / "shapes.png"]
@@ -205,6 +208,15 @@ CONTRASTS = """() => {
 }"""
 
 
+def low_contrasts(page):
+    """Texts that are hard to read on their ground."""
+    contrasts = page.evaluate(CONTRASTS)
+    texts = " ".join(text for _, text in contrasts)
+    for part in ("the model sees", "14 text + 6", "no such file", "tokens"):
+        assert part in texts
+    return [(round(ratio, 2), text) for ratio, text in contrasts if ratio < 4.5]
+
+
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
 def test_everything_can_be_read_on_light_and_dark_pages(page, kind, theme):
     lab.run(page, ANSWERED)
@@ -213,14 +225,12 @@ def test_everything_can_be_read_on_light_and_dark_pages(page, kind, theme):
     lab.command(page, "apputils:change-theme", theme=theme)
     page.wait_for_function("theme => document.body.dataset.jpThemeName === theme", arg=theme)
     lab.cell(page, REFUSED).scroll_into_view_if_needed()
+    end = time.monotonic() + SECONDS
     page.wait_for_timeout(300)  # the style sheet of the theme before it fades
+    while (low := low_contrasts(page)) and time.monotonic() < end:
+        page.wait_for_timeout(300)  # on a busy computer for longer
     screenshot(page, f"{kind}-{theme.split()[-1].lower()}")
-    contrasts = page.evaluate(CONTRASTS)
-    texts = " ".join(text for _, text in contrasts)
-    for part in ("the model sees", "14 text + 6", "no such file", "tokens"):
-        assert part in texts
-    low = [(round(ratio, 2), text) for ratio, text in contrasts if ratio < 4.5]
-    assert not low
+    assert low == []
 
 
 def test_a_saved_notebook_shows_its_answers_without_a_kernel_or_widgets(front, page, kind):
@@ -327,6 +337,8 @@ def hostile(front, tmp_path_factory):
         for number in range(len(cells)):
             lab.run(page, number)
         lab.wait_until_idle(page)
+        answers = page.locator(".jp-OutputArea-output.jp-RenderedMarkdown")
+        answers.last.locator("mjx-container").wait_for(state="attached")
         page.wait_for_timeout(500)  # for what an image or a formula would do later
         yield page, happened, front.saved(page)
         page.context.unroute_all()
