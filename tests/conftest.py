@@ -66,6 +66,7 @@ SLOW = {
     "server/test_waiting.py": "a server",
     "session/test_interrupted_anywhere.py": "interrupts at hundreds of moments",
     "session/test_load_with_plan.py": "loads many models",
+    "session/test_native_session.py": "loads many models",
     "session/test_preview.py": "answers many questions",
 }
 """Files that `make test-fast` leaves out, each with what takes long in it or what it starts."""

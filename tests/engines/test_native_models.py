@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +12,7 @@ import tiny_native
 import torch
 
 from glm4v_magic.checkpoints import resolve
+from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import GenerationInterrupted
 from glm4v_magic.core.events import Finished, Text, Thinking
@@ -127,6 +129,37 @@ def test_a_batch_says_what_its_rows_say_alone(engines, kind):
     for sampling in (GREEDY, Sampling(9, temperature=1.2, repetition_penalty=1.3, seed=7)):
         alone = [answers(engine, [each], sampling)[0] for each in CONVERSATIONS]
         assert told(answers(engine, CONVERSATIONS, sampling)) == told(alone)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_enter_a_running_batch_say_the_same(engines, kind):
+    engine = engines(kind)
+    rows = [
+        Request(each, replace(GREEDY, max_tokens=most))
+        for most, each in zip((3, 12, 5, 9), CONVERSATIONS, strict=True)
+    ]
+    alone = [event for row in rows for event in engine.stream([row]) if isinstance(event, Finished)]
+    found = {e.row: e.generation for e in engine.stream(rows, 2) if isinstance(e, Finished)}
+    assert told([found[row] for row in range(4)]) == told([each.generation for each in alone])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_of_a_form(engines, kind):
+    engine = engines(kind)
+    of_choices = Request(SEVERAL, GREEDY, Constraint(choices=("a circle", "a square")))
+    (finished,) = [e for e in engine.stream([of_choices]) if isinstance(e, Finished)]
+    answer = finished.generation
+    assert answer.text in answer.choices
+    assert sum(answer.choices.values()) == pytest.approx(1)
+    pytest.importorskip("llguidance")
+    rows = [
+        Request(each, replace(GREEDY, max_tokens=40), Constraint(regex="(red|blue) [0-9]{2}"))
+        for each in (SEVERAL, ONE)
+    ]
+    for event in engine.stream(rows):
+        if isinstance(event, Finished):
+            assert re.fullmatch("(red|blue) [0-9]{2}", event.generation.text)
+            assert event.generation.finish_reason == "stop"
 
 
 @pytest.mark.parametrize("kind", KINDS)
