@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import time
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -31,6 +32,7 @@ from glm4v_magic.core.events import EngineEvent, Finished
 from glm4v_magic.core.model import EngineInfo, LoadProgress
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.remarks import Remark, remark
+from glm4v_magic.core.wording import printable
 from glm4v_magic.dispatch.activity import ActivityRecorder, ModelPart, model_parts
 from glm4v_magic.dispatch.arrival import verify_bytes, verify_places
 from glm4v_magic.dispatch.hooks import dispatch
@@ -51,6 +53,8 @@ from glm4v_magic.torch_state import torch_state_kept
 from glm4v_magic.virtual_gpus import active
 
 __all__ = ["LocalEngine", "load"]
+
+_log = logging.getLogger(__name__)
 
 _BATCH = 8
 _LARGE = 10**9
@@ -98,6 +102,8 @@ def load(
         raise out_of_memory(
             short or "", f"while {checkpoint.name} was loaded", _advice_for_load(placement)
         )
+    if engine.info.notes:
+        _log.warning("%s: %s.", printable(checkpoint.name), "; ".join(engine.info.notes))
     return engine
 
 

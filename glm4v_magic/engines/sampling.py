@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -53,6 +53,9 @@ _WARPERS: tuple[tuple[str, Any, float], ...] = (
     ("epsilon_cutoff", EpsilonLogitsWarper, 0.0),
     ("eta_cutoff", EtaLogitsWarper, 0.0),
 )
+_LEAST_PENALTY = 1e-3
+"""Logits are divided by it; over much less, or times more than its inverse, they are not finite."""
+
 _LONGEST_NOTE = 100  # characters of what a file says
 _WHOLE_NUMBERS = ("no_repeat_ngram_size", "top_k")
 
@@ -86,11 +89,21 @@ def checkpoint_config(
             config.eos_token_id = sorted({*config.eos_token_id, *filter(_is_id, named)})
         elif name == "pad_token_id":
             config.pad_token_id = value if _is_id(value) else None
-        elif name == "temperature" and value == 0:
+        elif name == "temperature" and _is_number(value) and 0 <= value <= _GREEDY:
             config.do_sample = False
         elif not _take(config, name, value) and _matters(name, value):
             left_out.append(_shortened(printable(f"{name}={value!r}")))
     return config, tuple(sorted(left_out))
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    """Tell whether a value is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _take(config: GenerationConfig, name: str, value: object) -> bool:
@@ -98,16 +111,20 @@ def _take(config: GenerationConfig, name: str, value: object) -> bool:
     makers = {each: (maker, off) for each, maker, off in (*_READERS, *_WARPERS)}
     if name not in makers:
         return name == "do_sample" and isinstance(value, bool)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not _is_number(value):
+        return False
+    if name == "repetition_penalty" and not _LEAST_PENALTY <= value <= 1 / _LEAST_PENALTY:
         return False
     maker, off = makers[name]
     if name in _WHOLE_NUMBERS:
         if value != int(value):
             return False
         value = max(int(value), 0)  # -1 is how vLLM's configs turn top_k off
+    else:
+        value = float(value)
     try:
         if value != off:
-            maker(value if name in _WHOLE_NUMBERS else float(value))
+            maker(value)
     except (TypeError, ValueError):
         return False
     setattr(config, name, value)
