@@ -172,7 +172,11 @@ class Grammars:
         return from_tokenizer(self._tokenizer, n_vocab=self._width, eos_token=self._ends)
 
     def guide(
-        self, constraint: Constraint, begun: str = "", opening: Sequence[int] = ()
+        self,
+        constraint: Constraint,
+        begun: str = "",
+        opening: Sequence[int] = (),
+        after: int | None = None,
     ) -> Guide | None:
         """Return a guide for a row; ``None`` if this constraint is only checked afterwards.
 
@@ -180,6 +184,7 @@ class Grammars:
             constraint: a schema or a regular expression.
             begun: text of the answer that stands already.
             opening: ids that the model writes before its answer.
+            after: id that the answer comes after, such as that of ``</think>``.
 
         Raises:
             OptionError: as `require`.
@@ -202,7 +207,7 @@ class Grammars:
             raise ConversationError(
                 "No match of the regex begins with the answer so far.", "Ask again instead."
             )
-        return Guide(matcher, opening, self._ends, self._width)
+        return Guide(matcher, opening, self._ends, self._width, after)
 
 
 class Guide:
@@ -213,16 +218,24 @@ class Guide:
         opening: ids that come first, whatever the grammar.
         ends: ids that end the turn: allowed where the grammar can end.
         width: number of logits.
+        after: id until which everything is allowed; ``None`` to begin at once.
     """
 
     def __init__(
-        self, matcher: Any, opening: Sequence[int], ends: Sequence[int], width: int
+        self,
+        matcher: Any,
+        opening: Sequence[int],
+        ends: Sequence[int],
+        width: int,
+        after: int | None = None,
     ) -> None:
-        self._matcher, self._opening = matcher, list(opening)
+        self._matcher, self._opening, self._after = matcher, list(opening), after
         self._ends, self._width = list(ends), width
 
     def allowed(self) -> NDArray[np.bool_]:
         """Return whether each id may come next, (vocabulary,)."""
+        if self._after is not None:
+            return np.ones(self._width, dtype=np.bool_)
         allowed = np.zeros(self._width, dtype=np.bool_)
         if self._opening:
             allowed[self._opening[0]] = True
@@ -236,7 +249,9 @@ class Guide:
 
     def take(self, token: int) -> None:
         """Advance by the id that was chosen."""
-        if self._opening:
+        if self._after is not None:
+            self._after = None if token == self._after else self._after
+        elif self._opening:
             del self._opening[0]
         elif token not in self._ends:
             self._matcher.consume_token(token)

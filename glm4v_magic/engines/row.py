@@ -21,7 +21,7 @@ from glm4v_magic.engines.grammars import Grammars, Guide
 from glm4v_magic.engines.parts import AnswerParts
 from glm4v_magic.engines.prompts import Prompt
 from glm4v_magic.engines.sampling import TokenSampler, call_config, pick
-from glm4v_magic.engines.thinking import Told
+from glm4v_magic.engines.thinking import CLOSE, OPEN, Told
 from glm4v_magic.engines.token_places import placed, spelled
 from glm4v_magic.engines.transcript import Transcript
 from glm4v_magic.engines.vocabulary import Vocabulary
@@ -89,7 +89,7 @@ class Row:
         self.encoded, self.prompt = encoded, prompt
         self.since: float | None = None
         self.limit = limit = min(request.sampling.max_tokens, room)
-        self.texts = _texts(request, limit, settings.processor)
+        self.texts = _texts(request, encoded, limit, settings.processor)
         self._choices = () if request.constraint is None else request.constraint.choices
         self._guide = None if self.texts else _guide(request, settings)
         self._at_once = settings.at_once
@@ -212,8 +212,13 @@ class Row:
         return replace(usage, thinking_tokens=count, thinking_seconds=seconds)
 
 
-def _texts(request: Request, limit: int, processor: Processor) -> tuple[tuple[int, ...], ...]:
-    """Return the ids of each choice, as the model would write it; none without choices."""
+def _texts(
+    request: Request, encoded: Encoded, limit: int, processor: Processor
+) -> tuple[tuple[int, ...], ...]:
+    """Return the ids of each choice, as the model would write it; none without choices.
+
+    A model that thinks writes it without thinking.
+    """
     if request.constraint is None or not request.constraint.choices:
         return ()
     if request.conversation.unfinished is not None:
@@ -222,7 +227,11 @@ def _texts(request: Request, limit: int, processor: Processor) -> tuple[tuple[in
             "Ask again instead.",
         )
     choices = request.constraint.choices
-    texts = [(*processor.opening_ids, *processor.text_ids(each)) for each in choices]
+    opening = processor.opening_ids
+    if _thinks(request, processor):
+        tags: list[int] = processor.tokenizer.convert_tokens_to_ids([OPEN, CLOSE])
+        opening = tags[encoded.inside_thinking :]
+    texts = [(*opening, *processor.text_ids(each)) for each in choices]
     longest = max(range(len(texts)), key=lambda number: len(texts[number]))
     needed = len(texts[longest]) + 1
     if needed > limit:
@@ -237,9 +246,16 @@ def _guide(request: Request, settings: RowSettings) -> Guide | None:
     """Return the guide to the row's constraint; ``None`` if any token may follow."""
     if request.constraint is None:
         return None
-    begun = request.conversation.unfinished
-    opening = settings.processor.opening_ids if begun is None else ()
+    processor, begun = settings.processor, request.conversation.unfinished
+    if not begun and _thinks(request, processor):
+        after: int = processor.tokenizer.convert_tokens_to_ids(CLOSE)
+        return settings.grammars.guide(request.constraint, after=after)
+    opening = processor.opening_ids if begun is None else ()
     return settings.grammars.guide(request.constraint, begun or "", opening)
+
+
+def _thinks(request: Request, processor: Processor) -> bool:
+    return processor.thinks and request.sampling.thinking is not False
 
 
 def _seed(sampling: Sampling) -> int:
