@@ -171,12 +171,31 @@ class Grammars:
 
         return from_tokenizer(self._tokenizer, n_vocab=self._width, eos_token=self._ends)
 
+    @cached_property
+    def _pieces(self) -> frozenset[bytes]:
+        """Texts of all tokens, in UTF-8."""
+        tokens = self._tokens
+        ordinary = (each for each in range(self._width) if not tokens.is_special_token(each))
+        return frozenset(tokens.decode_bytes([each]) for each in ordinary) - {b""}
+
+    def _fewest(self, text: bytes) -> int:
+        """Return the fewest tokens that write a text."""
+        longest = max(map(len, self._pieces))
+        fewest = [0]
+        for end in range(1, len(text) + 1):
+            starts = range(max(0, end - longest), end)
+            fewest.append(
+                min((fewest[at] for at in starts if text[at:end] in self._pieces), default=0) + 1
+            )
+        return fewest[-1]
+
     def guide(
         self,
         constraint: Constraint,
         begun: str = "",
         opening: Sequence[int] = (),
         after: int | None = None,
+        limit: int | None = None,
     ) -> Guide | None:
         """Return a guide for a row; ``None`` if this constraint is only checked afterwards.
 
@@ -185,9 +204,11 @@ class Grammars:
             begun: text of the answer that stands already.
             opening: ids that the model writes before its answer.
             after: id that the answer comes after, such as that of ``</think>``.
+            limit: maximum number of tokens, the end of the turn included.
 
         Raises:
-            OptionError: as `require`.
+            OptionError: as `require`, and if every text of this form begins in the same way and
+                that alone takes more than `limit`.
             ConversationError: if no match of the regular expression begins with `begun`.
         """
         require(constraint)
@@ -206,6 +227,13 @@ class Grammars:
                 return None  # prose, in which JSON may follow
             raise ConversationError(
                 "No match of the regex begins with the answer so far.", "Ask again instead."
+            )
+        forced = matcher.compute_ff_bytes() if limit is not None else b""
+        needed = len(opening) + self._fewest(forced) + 1
+        if limit is not None and needed > limit:
+            raise OptionError(
+                f"An answer of this form takes at least {needed} tokens with its end, but the "
+                f"answer may have {limit}."
             )
         return Guide(matcher, opening, self._ends, self._width, after)
 

@@ -91,7 +91,7 @@ class Row:
         self.limit = limit = min(request.sampling.max_tokens, room)
         self.texts = _texts(request, encoded, limit, settings.processor)
         self._choices = () if request.constraint is None else request.constraint.choices
-        self._guide = None if self.texts else _guide(request, settings)
+        self._guide = None if self.texts else _guide(request, settings, limit)
         self._at_once = settings.at_once
         self._probabilities: dict[str, float] = {}
         self._config = call_config(settings.defaults, request.sampling, limit)
@@ -242,16 +242,16 @@ def _texts(
     return tuple(texts)
 
 
-def _guide(request: Request, settings: RowSettings) -> Guide | None:
+def _guide(request: Request, settings: RowSettings, limit: int) -> Guide | None:
     """Return the guide to the row's constraint; ``None`` if any token may follow."""
     if request.constraint is None:
         return None
     processor, begun = settings.processor, request.conversation.unfinished
     if not begun and _thinks(request, processor):
         after: int = processor.tokenizer.convert_tokens_to_ids(CLOSE)
-        return settings.grammars.guide(request.constraint, after=after)
+        return settings.grammars.guide(request.constraint, after=after, limit=limit)
     opening = processor.opening_ids if begun is None else ()
-    return settings.grammars.guide(request.constraint, begun or "", opening)
+    return settings.grammars.guide(request.constraint, begun or "", opening, limit=limit)
 
 
 def _thinks(request: Request, processor: Processor) -> bool:

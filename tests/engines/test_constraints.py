@@ -98,9 +98,21 @@ def test_free_answers_beside_constrained_ones_say_what_they_say_alone(engine):
 
 
 def test_an_answer_that_is_cut_off_says_so(engine):
-    answer = ask(engine, Sampling(4, temperature=0), regex="x{50}")
+    answer = ask(engine, Sampling(4, temperature=0), regex="[xy]{50}")
     assert answer.finish_reason == "length"
-    assert set(answer.text) == {"x"}
+    assert re.fullmatch("[xy]+", answer.text)
+
+
+@pytest.mark.parametrize("form", [{"regex": "abcde+"}, {"schema": '{"const": "abcdefgh"}'}])
+def test_a_form_that_does_not_fit_is_refused_before_anything_is_said(engine, form):
+    with pytest.raises(OptionError, match=r"takes at least \d+ .* may have 4"):
+        ask(engine, Sampling(4, temperature=0), **form)
+    answer = ask(engine, Sampling(24, temperature=0), **form)
+    with pytest.raises(OptionError) as caught:
+        ask(engine, Sampling(1, temperature=0), **form)
+    needed = int(re.search(r"at least (\d+)", str(caught.value))[1])
+    assert needed <= answer.usage.new_tokens
+    assert ask(engine, Sampling(needed, temperature=0), **form).usage.new_tokens <= needed
 
 
 def test_a_text_that_is_a_beginning_of_another_can_be_the_answer(engine):
