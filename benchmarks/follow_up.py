@@ -85,9 +85,7 @@ def map_on_one_image(engine: local.LocalEngine, rows: int, runs: int, tokens: in
         single_times.append(time.perf_counter() - start)
         engine.kept.budget = KEEP
         start = time.perf_counter()
-        together = []
-        for at in range(0, rows, engine.batch_size):
-            together += answers(engine, each[at : at + engine.batch_size], tokens)
+        together = answers(engine, each, tokens)
         batched_times.append(time.perf_counter() - start)
         same += sum(one == other.text for one, other in zip(alone, together, strict=True))
     print(f"{rows} questions on one image, {tokens} tokens each")

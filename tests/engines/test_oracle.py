@@ -1,0 +1,134 @@
+"""What `generate` says, whatever the options, the rows beside, the split and what was kept."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import golden
+import pytest
+import torch
+
+from glm4v_magic.checkpoints import resolve
+from glm4v_magic.core.conversation import Conversation, Message, Request
+from glm4v_magic.core.events import Finished
+from glm4v_magic.core.options import Sampling
+from glm4v_magic.core.placement import Place
+from glm4v_magic.engines import local
+from glm4v_magic.engines.sampling import call_config
+from glm4v_magic.planning.decision import Placement
+from glm4v_magic.virtual_gpus import VirtualGPUs
+
+PHOTO, OTHER = golden.photo("image0.png"), golden.photo("image1.png")
+TEXT = "model.language_model."
+SPLIT: dict[str, Place] = {
+    "model.vision": 1,
+    **{f"{TEXT}{name}": 0 for name in ("embed_tokens", "rotary_emb", "layers.0")},
+    f"{TEXT}layers.1": 1,
+    f"{TEXT}layers.2": 2,
+    f"{TEXT}layers.3": 1,
+    f"{TEXT}norm": 2,
+    "lm_head": 0,
+}
+PLACES: dict[str, dict[str, Place] | None] = {
+    "cpu": None,
+    "split": SPLIT,
+    "offload": {**SPLIT, f"{TEXT}layers.1": "cpu", "model.vision": "cpu"},
+}
+OPTIONS: dict[str, dict[str, float]] = {
+    "greedy": {"temperature": 0},
+    "penalty": {"temperature": 0, "repetition_penalty": 1.7},
+    "temperature": {"temperature": 1.5},
+    "top_k": {"temperature": 1.5, "top_k": 5},
+    "top_p": {"temperature": 1.0, "top_p": 0.7},
+    "min_p": {"temperature": 1.5, "min_p": 0.3},
+    "all": {"temperature": 1.2, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.3},
+}
+AT_ONCE = (1, 2, 3, 8)
+KEPT = (0, 2**24)
+ALL = list(itertools.product(PLACES, OPTIONS, AT_ONCE, KEPT))
+SAMPLE = random.Random(13).sample(ALL, 10)
+
+
+def chats() -> list[Conversation]:
+    """Texts, questions on two images, a system text, a second turn, an answer that goes on."""
+    system = Message("system", "Be brief and exact, and say nothing twice.")
+    first = Message("user", "What is there?", (PHOTO,))
+    return [
+        Conversation((Message("user", "What?"),)),
+        Conversation((first,)),
+        Conversation((system, Message("user", "How many shapes are there?", (PHOTO,)))),
+        Conversation((system, Message("user", "Which colour?", (PHOTO,)))),
+        Conversation((Message("user", "What is there?", (OTHER,)),)),
+        Conversation((first, Message("assistant", "Red."), Message("user", "And its size?"))),
+        Conversation((first, Message("assistant", "It is a", complete=False))),
+    ]
+
+
+def requests(option: str) -> list[Request]:
+    """Return a request for each chat: 2 to 14 tokens, each with a seed of its own."""
+    own = OPTIONS[option]
+    return [
+        Request(chat, Sampling(2 + row * 5 % 13, seed=row, **own))  # type: ignore[arg-type]
+        for row, chat in enumerate(chats())
+    ]
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    """Return what `generate` says to the requests of an option: text and number of tokens."""
+    engine = local.load(resolve(golden.CHECKPOINT), keep=0)
+    known: dict[str, list[tuple[str, int]]] = {}
+
+    def generate(request: Request) -> tuple[str, int]:
+        config = call_config(engine.defaults, request.sampling, engine.require_room(request))
+        inputs = engine.processor([request.conversation])
+        torch.manual_seed(request.sampling.seed or 0)
+        with torch.inference_mode():
+            output = engine.model.generate(**inputs, generation_config=config)
+        ids = output[0, inputs["input_ids"].shape[1] :].tolist()
+        text = engine.processor.decode(ids).rstrip("\ufffd")
+        return text.rstrip() if request.conversation.unfinished else text.strip(), len(ids)
+
+    def said(option: str) -> list[tuple[str, int]]:
+        if option not in known:
+            known[option] = [generate(each) for each in requests(option)]
+        return known[option]
+
+    return said
+
+
+def agree(oracle, place: str, option: str, at_once: int, keep: int) -> None:
+    """Ask twice, in two orders: what the first call has kept must not change the second."""
+    device_map = PLACES[place]
+    runs = {f"{TEXT}layers.1": 1, "model.vision": 1} if place == "offload" else {}
+    with VirtualGPUs("3x64MiB") as gpus:
+        engine = local.load(
+            resolve(golden.CHECKPOINT),
+            Placement() if device_map is None else Placement(device_map=device_map,
+                                                             execution_map=runs),
+            keep=keep,
+        )  # fmt: skip
+        asked, expected = requests(option), oracle(option)
+        for seed in (1, 2):
+            order = list(range(len(asked)))
+            random.Random(seed).shuffle(order)
+            found = {
+                order[event.row]: (event.generation.text, event.generation.usage.new_tokens)
+                for event in engine.stream([asked[row] for row in order], at_once)
+                if isinstance(event, Finished)
+            }
+            assert [found[row] for row in range(len(asked))] == expected
+        assert not gpus.problems
+        engine.close()
+
+
+@pytest.mark.parametrize(("place", "option", "at_once", "keep"), SAMPLE, ids=str)
+def test_a_sample_of_all_combinations(oracle, place, option, at_once, keep):
+    agree(oracle, place, option, at_once, keep)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("place", "option", "at_once", "keep"), ALL, ids=str)
+def test_all_combinations(oracle, place, option, at_once, keep):
+    agree(oracle, place, option, at_once, keep)
