@@ -50,6 +50,7 @@ class Checkpoint(Protocol):
         config: the parsed ``config.json``.
         architecture: the model without its weights, to plan with.
         max_images: maximum number of images in a conversation; ``None`` for no limit.
+        thinks: whether the model thinks before it answers.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Checkpoint(Protocol):
     config: dict[str, Any]
     architecture: Architecture
     max_images: int | None
+    thinks: bool
 
     @property
     def total_bytes(self) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from glm4v_magic.core.conversation import Answer, Generation, Message
-from glm4v_magic.core.image import SourcedImage
+from glm4v_magic.core.image import SeenImage, SourcedImage
 from glm4v_magic.core.model import EngineInfo, LoadProgress
 from glm4v_magic.core.rows import AnsweredRow, Progress
 from glm4v_magic.core.tokens import Token
@@ -49,11 +49,13 @@ class Started:
         info: facts about the model.
         images: images of the prompt; of a map, those that every row shares.
         partial: the incomplete answer to continue; ``None`` for a new one.
+        seen: what the model sees of each image; empty for a map.
     """
 
     info: EngineInfo
     images: tuple[SourcedImage, ...] = ()
     partial: Message | None = None
+    seen: tuple[SeenImage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from glm4v_magic.core.conversation import Request
 from glm4v_magic.core.events import EngineEvent
+from glm4v_magic.core.image import SeenImage
 from glm4v_magic.core.model import EngineInfo
 
 __all__ = ["Engine"]
@@ -31,6 +32,13 @@ class Engine(Protocol):
 
         Raises:
             ConversationError: if there is no room for one, or the model cannot take the messages.
+        """
+
+    def seen(self, request: Request) -> tuple[SeenImage, ...]:
+        """Return what the model sees of each image of a request.
+
+        Raises:
+            ConversationError: if the model cannot take the messages.
         """
 
     def stream(

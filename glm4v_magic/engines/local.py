@@ -29,6 +29,7 @@ from glm4v_magic.core.errors import (
     OutOfMemoryError,
 )
 from glm4v_magic.core.events import EngineEvent, Finished
+from glm4v_magic.core.image import SeenImage
 from glm4v_magic.core.model import EngineInfo, LoadProgress
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.remarks import Remark, remark
@@ -202,6 +203,10 @@ class LocalEngine:
     def require_room(self, request: Request) -> int:
         """Return how many tokens may follow; see `engines.Engine.require_room`."""
         return self._room(self._encode(request))
+
+    def seen(self, request: Request) -> tuple[SeenImage, ...]:
+        """Return what the model sees of each image; see `engines.Engine.seen`."""
+        return tuple(image.seen for image in self._encode(request).images)
 
     def _encode(self, request: Request) -> Encoded:
         return self.processor.encode(request.conversation, thinking=request.sampling.thinking)

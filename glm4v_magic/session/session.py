@@ -590,7 +590,9 @@ class Session:
             refuse_too_many(call.conversation, model, most)
 
         engine = yield from self._ready(call.terms, refuse)
-        yield Started(engine.info, call.conversation.images, call.conversation.partial)
+        conversation = call.conversation
+        seen = engine.seen(call.request) if conversation.images else ()
+        yield Started(engine.info, conversation.images, conversation.partial, seen)
         try:
             generation = yield from generated(engine, call.request)
         except GenerationInterrupted as stopped:
@@ -650,7 +652,7 @@ class Session:
             found = find(choice)
             if not isinstance(found, ServerAddress):
                 _require(terms)
-                refuse(found.name, found.max_images, False)
+                refuse(found.name, found.max_images, found.thinks)
             engine = yield from self._open(choice, found)
         refuse(engine.info.model, engine.info.max_images, engine.info.thinks)
         return engine

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 import tiny_native
+from IPython.utils.capture import capture_output
+from shells import ipython_shell
 
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.conversation import Conversation, Message
+from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.events import Started
 from glm4v_magic.core.image import SeenImage
 from glm4v_magic.session.preview import preview
 from glm4v_magic.session.session import Session
@@ -37,6 +41,16 @@ def test_planned_split_offloaded_and_plain(native, kind):
         assert answers(native(kind), dtype="float32", offload=True) == plain
 
 
+def test_a_first_question_may_ask_for_thinking(native):
+    with Session().stream(
+        "?", [A], model=str(native("glm46v")), thinking=True, **OPTIONS
+    ) as events:
+        started = next(event for event in events if isinstance(event, Started))
+    assert started.seen == SEEN[:1]
+    with pytest.raises(OptionError, match="does not think"):
+        Session().ask("?", model=str(native("glm_ocr")), thinking=True, **OPTIONS)
+
+
 @pytest.mark.parametrize("kind", tiny_native.KINDS)
 def test_a_preview_without_weights(native, kind):
     checkpoint = resolve(native(kind))
@@ -49,3 +63,15 @@ def test_a_preview_without_weights(native, kind):
     assert shown.room == 4096 - len(encoded.ids)
     special = [piece.text for piece in shown.pieces if piece.special]
     assert special.count("<|user|>") == 1
+
+
+def test_a_cell_shows_what_the_model_sees_of_each_image(native, tmp_path):
+    A.image.save(tmp_path / "a.png")
+    B.image.save(tmp_path / "b.png")
+    with ipython_shell(tmp_path) as shell, capture_output() as captured:
+        shell.run_line_magic("load_ext", "glm4v_magic")
+        shell.run_cell(f"%glm4v load {native('glm46v')}")
+        shell.run_cell(f"%%glm4v {tmp_path}/a.png {tmp_path}/b.png --max-tokens 4\nCompare")
+    shown = "\n".join(str(output.data.get("text/plain")) for output in captured.outputs)
+    assert "a.png, 300 x 200 px · the model sees 252 x 168 px · 54 visual tokens" in shown
+    assert "b.png, 90 x 260 px · the model sees 84 x 252 px · 27 visual tokens" in shown

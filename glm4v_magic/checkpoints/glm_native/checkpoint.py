@@ -53,6 +53,7 @@ class NativeCheckpoint:
         self.notice = notice
         self.config = read_json(folder / "config.json")
         self._family = family_of(self.config)
+        self.thinks = self._family.thinks
         self._architecture = NativeArchitecture(name, self.config, str(folder / "config.json"))
         self.architecture: Architecture = self._architecture
         if "quantization_config" in self.config:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from glm4v_magic.core.conversation import Request
 from glm4v_magic.core.errors import EngineError, GenerationInterrupted, OptionError, reason
 from glm4v_magic.core.events import EngineEvent, Finished
+from glm4v_magic.core.image import SeenImage
 from glm4v_magic.core.model import EngineInfo
 from glm4v_magic.core.server_address import ServerAddress
 from glm4v_magic.engines.server.connection import (
@@ -149,6 +150,12 @@ class ServerEngine:
 
     def require_room(self, request: Request) -> None:
         """Return ``None``: only the server knows how many tokens may follow."""
+
+    def seen(self, request: Request) -> tuple[SeenImage, ...]:
+        """Return what the server tells of all images; see `engines.Engine.seen`."""
+        info = self.info
+        each = SeenImage(info.image_size, info.visual_tokens)
+        return (each,) * len(request.conversation.images)
 
     def stream(
         self, requests: Iterable[Request], at_once: int | None = None

@@ -43,7 +43,7 @@ from glm4v_magic.notebook.render.progress import (
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from glm4v_magic.core.image import SourcedImage
+    from glm4v_magic.core.image import SeenImage, SourcedImage
     from glm4v_magic.core.model import EngineInfo, LoadProgress
 
 __all__ = ["NotebookScreen", "Screen", "TerminalScreen", "screen_for"]
@@ -59,7 +59,7 @@ class Screen:
                 self.loading(event.progress)
             case Started():
                 self.loaded(event.info)
-                self.start(event.info, event.images)
+                self.start(event.info, event.images, event.seen)
                 if event.partial is not None:
                     self.begun(event.partial.text, event.partial.thinking)
             case Thinking():
@@ -77,8 +77,13 @@ class Screen:
     def loaded(self, info: EngineInfo) -> None:
         """Called when the model is ready; shows that if `loading` was shown."""
 
-    def start(self, info: EngineInfo, images: Sequence[SourcedImage]) -> None:
-        """Called when the model begins, with the images of the prompt."""
+    def start(
+        self,
+        info: EngineInfo,
+        images: Sequence[SourcedImage],
+        seen: Sequence[SeenImage],
+    ) -> None:
+        """Called when the model begins, with the prompt's images and what it sees of each."""
 
     def begun(self, text: str, thinking: str = "") -> None:
         """Called with text before the next piece: an answer to continue, or a fault."""
@@ -172,9 +177,14 @@ class NotebookScreen(Screen):
             line = loaded_line(info, time.monotonic() - self._since)
             self._bar.show(line_bundle(line))
 
-    def start(self, info: EngineInfo, images: Sequence[SourcedImage]) -> None:
-        """Show the images as thumbnails."""
-        thumbnails = [make_thumbnail(image, info) for image in images]
+    def start(
+        self,
+        info: EngineInfo,
+        images: Sequence[SourcedImage],
+        seen: Sequence[SeenImage],
+    ) -> None:
+        """Show the images as thumbnails, with what the model sees of each."""
+        thumbnails = [make_thumbnail(*each) for each in zip(images, seen, strict=True)]
         if self._head is not None:
             self._head.start(answering_line(info.model), thumbnails)
         elif thumbnails:
@@ -245,10 +255,15 @@ class TerminalScreen(Screen):
             _say(loaded_line(info, time.monotonic() - self._since))
             self._since = None
 
-    def start(self, info: EngineInfo, images: Sequence[SourcedImage]) -> None:
+    def start(
+        self,
+        info: EngineInfo,
+        images: Sequence[SourcedImage],
+        seen: Sequence[SeenImage],
+    ) -> None:
         """Name the images."""
         if images:
-            thumbnails = [make_thumbnail(image, info) for image in images]
+            thumbnails = [make_thumbnail(*each) for each in zip(images, seen, strict=True)]
             _say(strip_bundle(thumbnails)["text/plain"])
 
     def begun(self, text: str, thinking: str = "") -> None:
