@@ -29,6 +29,7 @@ nightly: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/load_ext.py
+	$(BIN)/python benchmarks/first_cell.py
 	$(BIN)/python benchmarks/tokens_per_second.py
 	$(BIN)/python benchmarks/batch.py
 	$(BIN)/python benchmarks/follow_up.py
