@@ -36,6 +36,7 @@ __all__ = [
     "refuse_more_than",
     "refuse_thinking",
     "refuse_too_many",
+    "refuse_too_many_at_once",
     "sourced",
     "terms_of",
     "with_value",
@@ -98,15 +99,22 @@ def refuse_too_many(conversation: Conversation, model: str, most: int | None) ->
     """
     *before, latest = conversation.messages
     stayed = any(message.images for message in before)
-    refuse_more_than(
-        most,
-        len(conversation.images),
-        model,
-        "this one",
-        "The images before are still in it: leave the new one out, or ask a fresh question."
-        if stayed and latest.images
-        else "Ask about them one after the other, or join them into one image.",
-    )
+    given = len(conversation.images)
+    if stayed and latest.images:
+        hint = "The images before are still in it: leave the new one out, or ask a fresh question."
+        refuse_more_than(most, given, model, "this one", hint)
+    else:
+        refuse_too_many_at_once(given, model, most)
+
+
+def refuse_too_many_at_once(given: int, model: str, most: int | None) -> None:
+    """Raise ConversationError if a question has more images than the model takes.
+
+    Raises:
+        ConversationError: if there are more than `most`.
+    """
+    hint = "Ask about them one after the other, or join them into one image."
+    refuse_more_than(most, given, model, "this one", hint)
 
 
 def refuse_more_than(

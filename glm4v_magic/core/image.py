@@ -49,6 +49,9 @@ class Limits:
         megapixels: largest image in millions of pixels, checked before decoding. The default
             admits phones of 108 and cameras of 102 megapixels, costs at most 384 MB as RGB, and
             stays below the 179 megapixels that Pillow itself refuses.
+        images: most images of a question.
+        total_megapixels: most of all images of a question, which are in memory at once; the
+            default is 3 GB as RGB.
         download_bytes: largest download.
         download_seconds: longest download, redirects included, and longest pause within it.
         allow_private: whether URLs may point to this computer or its private network. Otherwise a
@@ -56,6 +59,8 @@ class Limits:
     """
 
     megapixels: float = OPTIONS["megapixels"].default
+    images: int = 100
+    total_megapixels: float = 1000.0
     download_bytes: int = 50_000_000
     download_seconds: float = OPTIONS["download_seconds"].default
     allow_private: bool = OPTIONS["allow_private"].default

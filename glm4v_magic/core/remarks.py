@@ -194,6 +194,7 @@ _IN_PYTHON = {
     "image_too_large_for_server": "Ask about a smaller image, or a part of it (crop).",
     "thinking_cannot_go_on": "To ask again: session.retry().",
     "folder_of_images": "{kinds} session.map asks about each.",
+    "too_many_images": "session.map asks the same about each.",
     "chat_not_begun": "chat={name!r} begins one.",
     "rows_are_alike": (
         'Name the column that holds the images (column="image"), or write {{{{row.name}}}} in the '

@@ -7,7 +7,8 @@ How `resolve_images` reads a word; the first rule that applies wins:
 3. The path of a file or folder that exists, ``~`` expanded.
 4. An expression that begins with a name in the namespace, such as ``photos[2]``, ``row.image`` or
    ``photos[:3]``, unless it ends like the name of an image file: ``cat.png`` is always a file.
-5. A pattern with ``*``, ``?`` or ``[...]``, ``**`` for folders below: its files, sorted by name.
+5. A pattern with ``*``, ``?`` or ``[...]``, ``**`` for folders below: its files, sorted by
+   name, numbers in it as numbers.
 6. ``clipboard``: the image copied on the computer that the kernel runs on.
 
 The types of PIL, numpy, torch, matplotlib and IPython are recognised without importing these
@@ -25,13 +26,14 @@ from glm4v_magic.core.image import DEFAULT_LIMITS, Limits, SourcedImage
 from glm4v_magic.images.crop import Crop, parse_crop
 from glm4v_magic.images.rgb import to_rgb
 from glm4v_magic.images.values import to_image, to_images
-from glm4v_magic.images.words import resolve_images
+from glm4v_magic.images.words import count_images, resolve_images
 
 __all__ = [
     "DEFAULT_LIMITS",
     "Crop",
     "Limits",
     "SourcedImage",
+    "count_images",
     "parse_crop",
     "resolve_images",
     "to_image",

@@ -16,7 +16,7 @@ from glm4v_magic.images.decode import decode
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.messages import one_line
 
-__all__ = ["entries", "exists", "from_file", "matches", "path_of", "suffixes_in"]
+__all__ = ["entries", "exists", "from_file", "matches", "natural", "path_of", "suffixes_in"]
 
 
 def path_of(word: str, base: Path) -> Path:
@@ -63,13 +63,24 @@ def from_file(path: Path, source: str, limits: Limits, page: int | None = None) 
 
 
 def matches(word: str, base: Path) -> list[str]:
-    """Return the files that match the pattern `word`, sorted; none if it is not a pattern."""
+    """Return the files that match the pattern `word`, sorted as by `natural`.
+
+    None if it is not a pattern.
+    """
     if not re.search(r"[*?[]", word):
         return []
     pattern = str(path_of(word, Path()))
     # Path.glob takes no absolute patterns.
     found = glob.glob(pattern, root_dir=base, recursive=True)  # noqa: PTH207
-    return sorted(match for match in found if not (base / match).is_dir())
+    return sorted((match for match in found if not (base / match).is_dir()), key=natural)
+
+
+def natural(path: str) -> list[tuple[int, int, str]]:
+    """Return a sort key that compares numbers as numbers and ignores case."""
+    return [
+        (0, int(part), "") if part.isdigit() and part.isascii() else (1, 0, part)
+        for part in re.split(r"([0-9]+)", path.lower())
+    ]
 
 
 def entries(folder: Path) -> list[str]:

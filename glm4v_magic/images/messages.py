@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["ACCEPTED", "one_line"]
+from collections.abc import Iterable
+
+from glm4v_magic.core.errors import ImageError
+from glm4v_magic.core.image import Limits, SourcedImage
+
+__all__ = ["ACCEPTED", "one_line", "refuse_too_many", "refuse_too_much"]
 
 ACCEPTED = "Give a path, URL, PIL image, array, bytes, open file, figure, or a list of these."
 
@@ -11,3 +16,24 @@ def one_line(text: str) -> str:
     """Return `text` printable and short enough for one line of a message."""
     printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return printable if len(printable) <= 120 else f"{printable[:80]}...{printable[-30:]}"
+
+
+def refuse_too_many(given: int, source: str, limits: Limits) -> None:
+    """Raise ImageError if there are more images than one question may have."""
+    if given > limits.images:
+        raise ImageError(
+            f"{one_line(source)}: {given:,} images are more than the {limits.images:,} that one "
+            "question may have.",
+            code="too_many_images",
+        )
+
+
+def refuse_too_much(images: Iterable[SourcedImage], source: str, limits: Limits) -> None:
+    """Raise ImageError if images have together more pixels than are held in memory."""
+    megapixels = sum(each.image.width * each.image.height for each in images) / 1e6
+    if megapixels > limits.total_megapixels:
+        raise ImageError(
+            f"{one_line(source)}: the images have more than {limits.total_megapixels:,.0f} "
+            "megapixels together.",
+            "Make them smaller first: a model sees little more than one megapixel of each.",
+        )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from glm4v_magic.core.image import Limits, SourcedImage
 from glm4v_magic.images.files import exists, from_file, matches, path_of
+from glm4v_magic.images.messages import refuse_too_many, refuse_too_much
 from glm4v_magic.images.missing import missing
 from glm4v_magic.images.uris import from_uri, is_uri
 
@@ -20,7 +21,7 @@ def from_name(
     limits: Limits,
     page: int | None = None,
 ) -> tuple[SourcedImage, ...]:
-    """Return the image at a URI or path, or the images that match a pattern, sorted by name.
+    """Return the image at a URI or path, or the images that match a pattern in natural order.
 
     Args:
         name: URI, path or pattern, as the user wrote it.
@@ -39,4 +40,9 @@ def from_name(
     files = matches(name, base)
     if not files:
         raise missing(name, base, namespace)
-    return tuple(from_file(base / file, file, limits, page) for file in files)
+    refuse_too_many(len(files), name, limits)
+    images: list[SourcedImage] = []
+    for file in files:
+        images.append(from_file(base / file, file, limits, page))
+        refuse_too_much(images, name, limits)
+    return tuple(images)

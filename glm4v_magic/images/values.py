@@ -20,7 +20,7 @@ from glm4v_magic.core.errors import ImageError, reason
 from glm4v_magic.core.image import DEFAULT_LIMITS, Limits, SourcedImage
 from glm4v_magic.images.arrays import from_numpy, from_torch
 from glm4v_magic.images.decode import decode, require_page, upright
-from glm4v_magic.images.messages import ACCEPTED, one_line
+from glm4v_magic.images.messages import ACCEPTED, one_line, refuse_too_many, refuse_too_much
 from glm4v_magic.images.names import from_name
 
 __all__ = ["to_image", "to_images"]
@@ -39,7 +39,7 @@ def to_images(
     A string with a pattern, such as ``"photos/*.png"``, gives all matching files.
 
     Raises:
-        ImageError: if `value`, or any item of it, is not an image.
+        ImageError: if `value`, or any item of it, is not an image, or there are too many.
     """
     folder = Path.cwd() if base is None else base
     if _is(value, "ipywidgets.widgets.widget_upload", "FileUpload"):
@@ -47,10 +47,13 @@ def to_images(
     if isinstance(value, list | tuple):
         if not value:
             raise ImageError(f"{one_line(source)} is an empty {type(value).__name__}.")
-        return tuple(
-            to_image(item, f"{source}[{index}]", base=folder, limits=limits, page=page)
-            for index, item in enumerate(value)
-        )
+        refuse_too_many(len(value), source, limits)
+        images: list[SourcedImage] = []
+        for index, item in enumerate(value):
+            each = f"{source}[{index}]"
+            images.append(to_image(item, each, base=folder, limits=limits, page=page))
+            refuse_too_much(images, source, limits)
+        return tuple(images)
     if isinstance(value, str | os.PathLike):
         return _named(value, source, folder, limits, page)
     return (to_image(value, source, base=folder, limits=limits, page=page),)

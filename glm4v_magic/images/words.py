@@ -12,14 +12,14 @@ from pathlib import Path
 from glm4v_magic.core.errors import ImageError, reason
 from glm4v_magic.core.image import DEFAULT_LIMITS, Limits, SourcedImage
 from glm4v_magic.images.clipboard import CLIPBOARD, grab
-from glm4v_magic.images.files import exists
+from glm4v_magic.images.files import exists, matches
 from glm4v_magic.images.formats import SUFFIXES
-from glm4v_magic.images.messages import one_line
+from glm4v_magic.images.messages import one_line, refuse_too_many, refuse_too_much
 from glm4v_magic.images.names import from_name
 from glm4v_magic.images.uris import is_uri
 from glm4v_magic.images.values import to_images
 
-__all__ = ["is_lookup", "looked_up", "resolve_images"]
+__all__ = ["count_images", "is_lookup", "looked_up", "resolve_images"]
 
 
 def resolve_images(
@@ -40,17 +40,36 @@ def resolve_images(
         page: page of each image, from 1; the first by default.
 
     Raises:
-        ImageError: for the first word that names no image.
+        ImageError: for the first word that names no image, or if there are too many.
     """
     folder = Path.cwd() if base is None else base
+    refuse_too_many(count_images(words, namespace, base=folder), " ".join(words), limits)
     images: list[SourcedImage] = []
     for index, word in enumerate(words):
         try:
             images += _resolve(word, namespace, folder, limits, page)
+            refuse_too_much(images, word, limits)
         except ImageError as error:
             error.hint = _quotes_missing(words, index, folder) or error.hint
             raise
     return tuple(images)
+
+
+def count_images(
+    words: Sequence[str], namespace: Mapping[str, object], *, base: Path | None = None
+) -> int:
+    """Count the images of `words` without reading any: files of patterns, items of variables."""
+    folder = Path.cwd() if base is None else base
+    return sum(_count(word, namespace, folder) for word in words)
+
+
+def _count(word: str, namespace: Mapping[str, object], base: Path) -> int:
+    value = namespace.get(word)
+    if isinstance(value, list | tuple):
+        return len(value)
+    if word in namespace or is_uri(word) or exists(word, base) or is_lookup(word, namespace):
+        return 1
+    return len(matches(word, base)) or 1
 
 
 def _quotes_missing(words: Sequence[str], index: int, base: Path) -> str:

@@ -27,7 +27,7 @@ from typing import Any, Literal
 from glm4v_magic.calls.prompt import expand, names_in, require_text
 from glm4v_magic.core.errors import OptionError, PromptError, did_you_mean, reason
 from glm4v_magic.core.remarks import Text
-from glm4v_magic.images.files import entries, matches, path_of, suffixes_in
+from glm4v_magic.images.files import entries, matches, natural, path_of, suffixes_in
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.messages import one_line
 
@@ -190,7 +190,7 @@ def files_of(text: str, base: Path | None = None) -> Items:
         found = matches(text, folder)
         if not found:
             raise _no_items(text, folder)
-    found.sort(key=_natural)
+    found.sort(key=natural)
     return Items(text, tuple(found), tuple(found), kind="images")
 
 
@@ -208,14 +208,6 @@ def _no_items(text: str, folder: Path) -> OptionError:
         return OptionError(f"{shown}: no file matches in {folder}.", suffixes_in(parent))
     similar = did_you_mean(path_of(text, folder).name, entries(parent))
     return OptionError(f"{shown}: neither a variable nor a folder.", similar or _ACCEPTED)
-
-
-def _natural(path: str) -> list[tuple[int, int, str]]:
-    """Return a sort key that compares numbers as numbers and ignores case."""
-    return [
-        (0, int(part), "") if part.isdigit() and part.isascii() else (1, 0, part)
-        for part in re.split(r"([0-9]+)", path.lower())
-    ]
 
 
 def _of_dataframe(frame: Any, source: str, column: object) -> Items:

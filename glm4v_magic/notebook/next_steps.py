@@ -28,6 +28,7 @@ _IN_A_CELL = {
     "model_does_not_think": "Leave thinking out (of a setting: %config Glm4v.thinking = None).",
     "thinking_cannot_go_on": "To ask again: %glm4v retry.",
     "folder_of_images": "{kinds} The option --over asks about each.",
+    "too_many_images": "The option --over asks the same about each.",
     "chat_not_begun": "--chat {name} begins one.",
     "rows_are_alike": (
         "Name the column that holds the images (--over df.image), or write {{{{row.name}}}} in the "

@@ -31,6 +31,7 @@ _OVER_HTTP = {
     "image_too_large_for_server": "Send a smaller image, or a part of it.",
     "thinking_cannot_go_on": "Ask again without the unfinished answer.",
     "folder_of_images": "{kinds} Send each in a request of its own.",
+    "too_many_images": "Send them in several requests.",
     "chat_not_begun": "Send the whole conversation in messages.",
     "rows_are_alike": "Send each row in a request of its own.",
     "describe_gpus": "Start the server for other GPUs: --gpus 2x16GiB.",

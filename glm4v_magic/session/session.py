@@ -23,6 +23,7 @@ from glm4v_magic.calls.call import (
     refuse_more_than,
     refuse_thinking,
     refuse_too_many,
+    refuse_too_many_at_once,
     sourced,
     terms_of,
 )
@@ -48,6 +49,7 @@ from glm4v_magic.session.opening import find, open_model
 from glm4v_magic.session.stream import Stream
 
 if TYPE_CHECKING:
+    from glm4v_magic.core.image import SourcedImage
     from glm4v_magic.core.plan import Plan
     from glm4v_magic.core.remarks import Words
     from glm4v_magic.engines import Engine
@@ -194,7 +196,7 @@ class Session:
             BusyError: if another call is running.
         """
         terms = terms_of(options)
-        message = Message("user", require_text(text), sourced(images))
+        message = Message("user", require_text(text), self._sourced(images))
 
         def events() -> Generator[Event, None, None]:
             name, before = self._before(options)
@@ -214,7 +216,7 @@ class Session:
         Raises:
             InputError: as `stream`.
         """
-        message = Message("user", require_text(text), sourced(images))
+        message = Message("user", require_text(text), self._sourced(images))
         return self._before(options)[1].add(message)
 
     @accepts("carry_on")
@@ -544,6 +546,21 @@ class Session:
         """Plan of the loaded model; ``None`` on the CPU or with a given device map."""
         engine = self._engine
         return None if engine is None else engine.info.plan
+
+    def require_images(self, given: int) -> None:
+        """Refuse more images of a question than the loaded model takes, before any is decoded.
+
+        Raises:
+            ConversationError: if it takes fewer than `given`.
+        """
+        info = self.status().info
+        if info is not None:
+            refuse_too_many_at_once(given, info.model, info.max_images)
+
+    def _sourced(self, images: object) -> tuple[SourcedImage, ...]:
+        if isinstance(images, list | tuple):
+            self.require_images(len(images))
+        return sourced(images)
 
     def _refuse_if_busy(self) -> None:
         # The lock itself is then taken with a plain "with", which is safe against an interrupt

@@ -19,7 +19,7 @@ from glm4v_magic.core.errors import (
     OptionError,
     PromptError,
 )
-from glm4v_magic.images import SourcedImage, parse_crop, resolve_images
+from glm4v_magic.images import SourcedImage, count_images, parse_crop, resolve_images
 from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, Quoted, takes
 from glm4v_magic.notebook.commands.context import Context, require_variable_name
 from glm4v_magic.notebook.commands.over import over
@@ -226,5 +226,6 @@ def images_of(
     for option in ("page", "crop"):
         if getattr(arguments, option) is not None and not images:
             raise OptionError(f"--{option} is about an image, and there is none on this line.")
+    context.session.require_images(count_images(images, names))
     sourced = resolve_images(images, names, limits=context.settings.limits, page=arguments.page)
     return sourced if crop is None else tuple(crop.of(each) for each in sourced)
