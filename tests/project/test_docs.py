@@ -18,14 +18,17 @@ import yaml
 
 import glm4v_magic
 from glm4v_magic.checkpoints import hub
-from glm4v_magic.checkpoints.architecture import REPOSITORIES
+from glm4v_magic.checkpoints.architecture import PUBLISHED, REPOSITORIES, architecture
 from glm4v_magic.core import errors, events
+from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.command_line import options_of, parse, split
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics
 from glm4v_magic.notebook.next_steps import in_cell
 from glm4v_magic.notebook.settings import Glm4v
+from glm4v_magic.planning.plan import plan
 from glm4v_magic.server.__main__ import parser as server_parser
 
 pytest.importorskip("mkdocs")
@@ -185,6 +188,22 @@ def test_the_download_that_is_recommended_brings_what_is_read():
         assert given["repo_id"] == REPOSITORIES["glm-4v-9b"]
         assert sorted(given["include"]) == sorted(hub.NEEDED_FILES)
         assert not given["filenames"]
+
+
+def test_what_fits_as_the_table_of_sizes_says():
+    text = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (GLM.*?) \| ([\d.]+) GiB \| (.*?) \|$", text, re.MULTILINE)
+    named = [name for names, *_ in rows for name in names.split(", ")]
+    assert sorted(named) == sorted(PUBLISHED)
+    fitting = ""
+    for names, size, given in rows:
+        fitting = fitting if given == "the same" else given.partition(";")[0]
+        specs = [re.sub(r"(\d+) × ", r"\1x", each).replace(" ", "") for each in fitting.split(", ")]
+        for name in names.split(", "):
+            shape = architecture(name).shape()
+            assert f"{2 * shape.values / 2**30:.1f}" == size
+            for spec in specs:
+                plan(shape, parse_gpus(spec), Workload(context=8192))
 
 
 def test_the_tree_of_errors_is_drawn_whole():
