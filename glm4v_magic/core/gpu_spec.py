@@ -11,7 +11,8 @@
 ==================  =====================================================
 
 Units are those of accelerate's ``max_memory``: GiB, MiB, KiB and TiB are powers of 1024; GB, MB,
-KB and TB are powers of 1000.
+KB and TB are powers of 1000. A name that `CAPABILITIES` knows tells what the GPU can compute
+with; nothing is assumed of the others.
 """
 
 from __future__ import annotations
@@ -22,10 +23,33 @@ from decimal import Decimal
 
 from glm4v_magic.core.errors import GPUDescriptionError
 
-__all__ = ["GPU", "MAX_GPUS", "parse_gpus"]
+__all__ = ["CAPABILITIES", "GPU", "MAX_GPUS", "capability_of", "parse_gpus"]
 
 MAX_GPUS = 128
 """PyTorch numbers devices with a signed byte (``c10::DeviceIndex``)."""
+
+CAPABILITIES = {
+    "p100": (6, 0),
+    "v100": (7, 0),
+    "t4": (7, 5),
+    "2080": (7, 5),
+    "a100": (8, 0),
+    "a10": (8, 6),
+    "a10g": (8, 6),
+    "a40": (8, 6),
+    "a6000": (8, 6),
+    "3090": (8, 6),
+    "l4": (8, 9),
+    "l40": (8, 9),
+    "l40s": (8, 9),
+    "4090": (8, 9),
+    "h100": (9, 0),
+    "h200": (9, 0),
+    "gh200": (9, 0),
+    "b200": (10, 0),
+    "5090": (12, 0),
+}
+"""Compute capability by a word of the GPU's name (https://developer.nvidia.com/cuda-gpus)."""
 
 _UNITS = {
     prefix + suffix: base**power
@@ -51,12 +75,14 @@ class GPU:
         name: name from the driver or the description.
         total_bytes: size of its memory.
         free_bytes: memory that other programs leave free; ``None`` if unknown.
+        capability: CUDA's compute capability; ``None`` if unknown.
     """
 
     index: int
     name: str
     total_bytes: int
     free_bytes: int | None = None
+    capability: tuple[int, int] | None = None
 
     @property
     def usable_bytes(self) -> int:
@@ -87,8 +113,15 @@ def parse_gpus(description: str) -> tuple[GPU, ...]:
             raise GPUDescriptionError(
                 f"{text!r} describes more than {MAX_GPUS} GPUs, the most that PyTorch can number."
             )
-        gpus += [GPU(len(gpus) + i, name, size) for i in range(count)]
+        capability = capability_of(name)
+        gpus += [GPU(len(gpus) + i, name, size, capability=capability) for i in range(count)]
     return tuple(gpus)
+
+
+def capability_of(name: str) -> tuple[int, int] | None:
+    """Return the compute capability of a GPU by its name; ``None`` if the name does not tell."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return next((CAPABILITIES[word] for word in words if word in CAPABILITIES), None)
 
 
 def _read_groups(text: str) -> list[tuple[int, str, int]]:

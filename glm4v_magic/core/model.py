@@ -90,7 +90,7 @@ class EngineInfo:
         thinks: whether the model can think before it answers; ``None`` if a server does not tell.
         takes_video: whether it takes video; ``None`` if a server does not tell.
         efforts: names of the efforts that its thinking can take; empty where there is no choice.
-        notes: what was left out as the model was loaded, a sentence each: settings of its files
+        notes: how the model differs from its files, a sentence each: another dtype, or settings
             that decoding here does not follow.
     """
 

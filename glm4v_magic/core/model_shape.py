@@ -69,6 +69,8 @@ class UnitShape:
         linear_rows: output rows of these matrices.
         widest_linear: rows and columns of the largest of these matrices.
         cache_values: keys and values per KV cache entry.
+        fp8_values: weights that the checkpoint may keep in FP8.
+        fp8_scales: float32 scales of these.
         activations: activation memory of its modules, which run one after another.
     """
 
@@ -80,6 +82,8 @@ class UnitShape:
     linear_rows: int = 0
     widest_linear: tuple[int, int] = (0, 0)
     cache_values: int = 0
+    fp8_values: int = 0
+    fp8_scales: int = 0
     activations: tuple[Activation, ...] = ()
 
 
@@ -97,6 +101,7 @@ class ModelShape:
         visual_tokens: tokens of an image in the text part, each with its KV cache entry.
         image_positions: what an image counts for in the context length: its distinct position ids,
             fewer than `visual_tokens` where patches share one (3 in GLM-4V-9B).
+        fp8: whether the weights were published in FP8; `dtype` is what they are computed in.
     """
 
     name: str
@@ -107,6 +112,12 @@ class ModelShape:
     patches: int
     visual_tokens: int
     image_positions: int
+    fp8: bool = False
+
+    @property
+    def keeps_fp8(self) -> bool:
+        """Whether weights can stay in FP8 on GPUs that can compute with it."""
+        return any(unit.fp8_values for unit in self.units)
 
     @property
     def values(self) -> int:
@@ -139,6 +150,7 @@ class Workload:
         batch: number of rows.
         dtype: dtype of weights, cache and activations; ``None`` for the published one.
         quantize: quantisation of the text part's linear layers, if any.
+        fp8: whether weights that were published in FP8 stay so.
 
     Raises:
         OptionError: if a value is out of range or unknown.
@@ -149,7 +161,14 @@ class Workload:
     batch: int = 1
     dtype: str | None = None
     quantize: Quantization | None = None
+    fp8: bool = False
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            check(each.name, getattr(self, each.name))
+            if each.name != "fp8":  # follows from the GPUs; no option
+                check(each.name, getattr(self, each.name))
+
+    @property
+    def form(self) -> str:
+        """``8bit``, ``4bit`` or ``FP8`` for the text part's linear layers; empty for `dtype`."""
+        return "FP8" if self.fp8 else self.quantize or ""

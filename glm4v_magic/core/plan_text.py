@@ -29,7 +29,7 @@ def text(
 
     `core.plan.Plan` describes the other arguments.
     """
-    title = f"{model}, {workload.dtype}" + (f" in {workload.quantize}" if workload.quantize else "")
+    title = f"{model}, {workload.dtype}" + (f" in {workload.form}" if workload.form else "")
     title += f", {workload.context:,} tokens of context, {counted(workload.images, 'image')}"
     title += f", batch of {workload.batch}"
     rows = gpu_rows(stages)

@@ -155,6 +155,15 @@ COMMON: Mapping[str, str] = {
     "orders_not_all_tried": (
         "Too many different GPUs to try every order of them; another may balance better."
     ),
+    "float16_instead": (
+        "In float16, because {gpus} cannot compute in bfloat16 (compute capability below 8.0); a "
+        "dtype that is asked for is taken all the same."
+    ),
+    "fp8_stays": "Weights that were published in FP8 stay so.",
+    "fp8_restored": (
+        "Published in FP8, the weights are restored to {dtype}: to stay, all have to be on GPUs of "
+        "compute capability 8.9 or more."
+    ),
     "port_not_usable": "Choose another port; 0 is any free one.",
     "ways_out": "Ways out: {ways:numbered}.",
     "no_shorter_context_fits": ("no shorter context fits, the weights alone are {weights_gib} GiB"),

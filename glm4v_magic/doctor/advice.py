@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from glm4v_magic.core.errors import DoesNotFitError
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model_shape import ModelShape, Workload
 from glm4v_magic.core.options import QUANTIZATIONS
-from glm4v_magic.core.placement import CPU_DTYPE
 from glm4v_magic.core.remarks import Remark, Text, remark
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.wording import counted, readable_bytes
@@ -16,6 +16,7 @@ from glm4v_magic.doctor.facts import Facts
 from glm4v_magic.doctor.finding import Finding
 from glm4v_magic.planning.costs import GPU_OVERHEAD, price
 from glm4v_magic.planning.plan import Plan, plan
+from glm4v_magic.planning.precision import Precision, precision
 from glm4v_magic.planning.search import Task, best_split, offloaded_split
 
 __all__ = ["REVIEWED_FROM", "fit", "review"]
@@ -33,7 +34,8 @@ _SUBJECT = "model"
 def fit(facts: Facts) -> Finding:
     """Judge whether the model fits at its longest context, and if not, what would help."""
     shape = facts.shape
-    model = f"{shape.name} in {shape.dtype}"
+    held = _held(facts)
+    model = f"{shape.name} in {held.dtype}{', weights in FP8' if held.fp8 else ''}"
     if not facts.gpus and facts.found_gpus:
         why = "No GPU tells its size, so nothing can be planned."
         step = remark("describe_gpus_with_size")
@@ -41,10 +43,20 @@ def fit(facts: Facts) -> Finding:
     if not facts.gpus:
         return _on_cpu(facts)
     try:
-        found = plan(shape, facts.gpus)
+        found = plan(shape, facts.gpus, _workload(facts))
     except DoesNotFitError as error:
         return _does_not_fit(facts, model, error)
-    return Finding(_SUBJECT, "ok", f"{model} fits: {_summary(found)}", found.notes)
+    return Finding(_SUBJECT, "ok", f"{model} fits: {_summary(found)}", (*held.notes, *found.notes))
+
+
+def _held(facts: Facts) -> Precision:
+    return precision(facts.shape, facts.gpus)
+
+
+def _workload(facts: Facts) -> Workload:
+    """What a plan without options is made for."""
+    held = _held(facts)
+    return Workload(dtype=held.dtype, fp8=held.fp8)
 
 
 def _summary(found: Plan) -> str:
@@ -58,9 +70,10 @@ def _used(found: Plan) -> list[Stage]:
 
 
 def _on_cpu(facts: Facts) -> Finding:
-    stages = plan(facts.shape, (), Workload(dtype=CPU_DTYPE)).stages
+    work = _workload(facts)
+    stages = plan(facts.shape, (), work).stages
     needed = sum(stage.total_bytes for stage in stages)
-    found = f"{facts.shape.name} in {CPU_DTYPE} takes {readable_bytes(needed)} on the CPU"
+    found = f"{facts.shape.name} in {work.dtype} takes {readable_bytes(needed)} on the CPU"
     if needed < _QUICK_ON_CPU:
         return Finding(_SUBJECT, "ok", found)
     step = remark("demo_or_describe_gpus")
@@ -75,9 +88,10 @@ def _on_cpu(facts: Facts) -> Finding:
 def _does_not_fit(facts: Facts, model: str, error: DoesNotFitError) -> Finding:
     shape, gpus = facts.shape, facts.gpus
     steps: list[str | Remark] = [error.hint, Remark(error.code, error.values)]
-    if _fits(shape, gpus, Workload(quantize="8bit")):
+    work = _workload(facts)
+    if not shape.fp8 and _fits(shape, gpus, replace(work, quantize="8bit")):
         steps.append("8-bit weights fit, too.")
-    enough = _enough_gpus(shape, gpus)
+    enough = _enough_gpus(shape, gpus, work)
     if enough:
         steps.append(f"{enough} would do without any of that.")
     step = tuple(steps)
@@ -90,10 +104,12 @@ def _fits_somehow(facts: Facts) -> bool:
     """Whether a shorter context, quantisation or offloading makes the model fit."""
     shape, gpus = facts.shape, facts.gpus
     shortest = min(shape.max_context, max(_SHORTEST_CONTEXT, shape.image_positions))
-    workloads = [Workload(context=shortest), *(Workload(quantize=kind) for kind in QUANTIZATIONS)]
+    work = _workload(facts)
+    quantized = [] if shape.fp8 else [replace(work, quantize=kind) for kind in QUANTIZATIONS]
+    workloads = [replace(work, context=shortest), *quantized]
     if any(_fits(shape, gpus, workload) for workload in workloads):
         return True
-    offloaded = offloaded_split(_task(shape, gpus, Workload()))
+    offloaded = offloaded_split(_task(shape, gpus, replace(work, fp8=False)))
     if offloaded is None:
         return False
     away = sum(u.weight_bytes for u in offloaded.units if u.name in offloaded.offloaded)
@@ -120,12 +136,12 @@ def _task(shape: ModelShape, gpus: Sequence[GPU], workload: Workload) -> Task:
     )
 
 
-def _enough_gpus(shape: ModelShape, gpus: Sequence[GPU]) -> str:
+def _enough_gpus(shape: ModelShape, gpus: Sequence[GPU], work: Workload) -> str:
     """``3 GPUs of 16.00 GiB``: how many empty ones of the largest size; empty if too many."""
     size = max(gpu.total_bytes for gpu in gpus)
-    weights = sum(unit.weight_bytes for unit in price(shape, Workload()))
+    weights = sum(unit.weight_bytes for unit in price(shape, work))
     for count in range(weights // size + 1, _MOST_GPUS + 1):
-        if _fits(shape, [GPU(index, "GPU", size) for index in range(count)], Workload()):
+        if _fits(shape, [GPU(index, "GPU", size) for index in range(count)], work):
             return f"{counted(count, 'GPU')} of {readable_bytes(size)}"
     return ""
 
@@ -133,14 +149,15 @@ def _enough_gpus(shape: ModelShape, gpus: Sequence[GPU]) -> str:
 def review(facts: Facts) -> Iterator[Finding]:
     """Judge the plan for six or more GPUs: whole parts, hops, idle GPUs, fewer GPUs."""
     shape, gpus = facts.shape, facts.gpus
-    if len(gpus) < REVIEWED_FROM or not _fits(shape, gpus, Workload()):
+    work = _workload(facts)
+    if len(gpus) < REVIEWED_FROM or not _fits(shape, gpus, work):
         return
-    found = plan(shape, gpus)
+    found = plan(shape, gpus, work)
     yield _parts(found)
-    yield _hops(found, plan(shape, gpus, objective="fewest"))
+    yield _hops(found, plan(shape, gpus, work, objective="fewest"))
     idle = [stage.device for stage in found.stages if not stage.units]
     if idle:
-        yield _idle(found, plan(shape, gpus, split_vision=True), idle)
+        yield _idle(found, plan(shape, gpus, work, split_vision=True), idle)
 
 
 def _parts(found: Plan) -> Finding:

@@ -26,6 +26,7 @@ from glm4v_magic.planning.costs import GPU_OVERHEAD, cache_entries
 from glm4v_magic.planning.device_map import check, place_of
 from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.plan import plan
+from glm4v_magic.planning.precision import precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,7 +99,8 @@ def dry_run(
         batch: number of rows.
         text_tokens: text tokens of the prompt, instead of filling `context`.
         decode_steps: number of decode steps after the prefill; at least 1.
-        dtype: dtype of weights and activations; the published one by default.
+        dtype: dtype of weights and activations; by default the published one, or float16 on GPUs
+            without bfloat16. Weights that were published in FP8 are restored to it.
 
     Returns:
         The report. Refused operations and GPUs that are too small are part of it, not errors;
@@ -123,7 +125,8 @@ def dry_run(
         context = others + text_tokens
     if context is None:
         context = shape.max_context
-    work = Workload(context=context, images=images, batch=batch, dtype=dtype or shape.dtype)
+    chosen = precision(shape, described, dtype, whole=False).dtype
+    work = Workload(context=context, images=images, batch=batch, dtype=chosen)
     cache_entries(shape, work)
     if context <= others:
         raise OptionError(
@@ -176,9 +179,9 @@ def _wanted(
     if device_map == "auto":
         return None
     made = read_given(device_map)
-    if isinstance(made, Plan) and made.workload.quantize is not None:
+    if isinstance(made, Plan) and made.workload.form:
         raise OptionError(
-            f"The plan is for {made.workload.quantize} weights, which a dry run does not know.",
+            f"The plan is for {made.workload.form} weights, which a dry run does not know.",
             "Plan without quantisation for a dry run.",
         )
     return made

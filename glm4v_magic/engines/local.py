@@ -32,7 +32,7 @@ from glm4v_magic.core.events import EngineEvent, Finished
 from glm4v_magic.core.image import SeenImage
 from glm4v_magic.core.model import EngineInfo, LoadProgress
 from glm4v_magic.core.model_shape import Workload
-from glm4v_magic.core.remarks import Remark, remark
+from glm4v_magic.core.remarks import PYTHON, Remark, remark, worded
 from glm4v_magic.core.wording import printable
 from glm4v_magic.dispatch.activity import ActivityRecorder, ModelPart, model_parts
 from glm4v_magic.dispatch.arrival import verify_bytes, verify_places
@@ -120,6 +120,7 @@ def _load(
         device_map=placement.device_map,
         quantize=placement.quantize,
         arrived=arrived,
+        **({"fp8": True} if placement.fp8 else {}),
     )
     if placement.device_map is not None:
         if set(placement.device_map.values()) != {"cpu"}:
@@ -451,5 +452,8 @@ def _describe(
         plan=placement.plan,
         thinks=processor.thinks,
         takes_video=processor.takes_video,
-        notes=tuple(f"{_GENERATION_CONFIG} has {each}, which is left out" for each in left_out),
+        notes=(
+            *(worded(note, PYTHON).rstrip(".") for note in placement.notes),
+            *(f"{_GENERATION_CONFIG} has {each}, which is left out" for each in left_out),
+        ),
     )

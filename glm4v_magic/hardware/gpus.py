@@ -38,6 +38,7 @@ class FoundGPU:
         power_watts, power_limit_watts: power draw, and the limit in force.
         utilization: recent fraction of time in which a kernel ran, 0 to 1.
         celsius: temperature.
+        capability: CUDA's compute capability.
         ecc: whether error correction is on.
         mig: whether this is a MIG instance, a part of a GPU.
         index_certain: ``False`` if the GPUs differ, because CUDA may number them by speed and NVML
@@ -58,6 +59,7 @@ class FoundGPU:
     mig: bool = False
     index_certain: bool = True
     celsius: int | None = None
+    capability: tuple[int, int] | None = None
 
     @property
     def gpu(self) -> GPU:
@@ -72,7 +74,7 @@ class FoundGPU:
                 'Describe the GPUs, for example "2x24GiB".',
             )
         free = None if self.other_bytes is None else max(self.total_bytes - self.other_bytes, 0)
-        return GPU(self.index, self.name, self.total_bytes, free)
+        return GPU(self.index, self.name, self.total_bytes, free, self.capability)
 
 
 def find_gpus(environment: Mapping[str, str] | None = None) -> tuple[FoundGPU, ...]:
@@ -188,6 +190,7 @@ def _read(nvml: Any, handle: Any, index: int, device: Device, name: str, certain
         bool(device.instance),
         certain,
         _ask(nvml, "nvmlDeviceGetTemperature", handle, _CORE),
+        _ask(nvml, "nvmlDeviceGetCudaComputeCapability", handle),
     )
 
 

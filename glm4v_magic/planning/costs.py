@@ -6,10 +6,11 @@ in bytes for a `Workload` (context, images, batch, dtype, quantisation).
 Sources of the formulas, with B rows, S cache entries per row, e bytes per value:
 
 weights
-    values x e; linear layers of the text part may be quantised. The layouts are bitsandbytes':
-    8-bit is one byte per value and a float32 scale per output row (``Int8Params.SCB``), 4-bit is
-    half a byte per value and a float32 ``absmax`` per 64 values (``Params4bit``, block size 64, no
-    double quantisation). Embedding, head, norms, biases and the vision tower stay as they are.
+    values x e; those that stay in FP8 are one byte per value and a float32 scale per block; linear
+    layers of the text part may be quantised. The layouts are bitsandbytes': 8-bit is one byte per
+    value and a float32 scale per output row (``Int8Params.SCB``), 4-bit is half a byte per value
+    and a float32 ``absmax`` per 64 values (``Params4bit``, block size 64, no double quantisation).
+    Embedding, head, norms, biases and the vision tower stay as they are.
 KV cache
     B x S x 2 x groups x head size x e per decoder layer (``DynamicCache`` keeps exactly the keys
     and values of every entry). An image takes more cache entries than it counts for in the context
@@ -176,6 +177,8 @@ def merge(units: Sequence[Unit], name: str, modules: tuple[str, ...], kind: Kind
 
 
 def _weight_bytes(unit: UnitShape, workload: Workload, size: int) -> int:
+    if workload.fp8:
+        return (unit.values - unit.fp8_values) * size + unit.fp8_values + unit.fp8_scales * _FLOAT32
     kept = (unit.values - unit.linear_values) * size
     if workload.quantize == "8bit":
         return kept + unit.linear_values + unit.linear_rows * _FLOAT32

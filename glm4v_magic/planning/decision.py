@@ -22,10 +22,12 @@ from glm4v_magic.core.placement import (
     PlacementOptions,
 )
 from glm4v_magic.core.plan import Plan
+from glm4v_magic.core.remarks import Remark
 from glm4v_magic.core.wording import counted
 from glm4v_magic.planning.device_map import check
 from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.plan import plan
+from glm4v_magic.planning.precision import Precision, of_plan, precision
 
 if TYPE_CHECKING:
     from glm4v_magic.core.model import Architecture
@@ -64,6 +66,8 @@ class Placement:
         execution_map: device that offloaded modules run on; empty leaves it to `dispatch`.
         plan: plan of the device map; ``None`` for a given map and for the CPU.
         quantize: quantisation of the text part's linear layers, if any.
+        fp8: whether weights that were published in FP8 stay so.
+        notes: what differs from the published weights.
     """
 
     dtype: str = CPU_DTYPE
@@ -71,6 +75,8 @@ class Placement:
     execution_map: DeviceMap = field(default_factory=dict)
     plan: Plan | None = None
     quantize: Quantization | None = None
+    fp8: bool = False
+    notes: tuple[Remark, ...] = ()
 
 
 def make_plan(
@@ -96,11 +102,11 @@ def make_plan(
         if options.gpus is None:
             raise OptionError("Nothing tells which GPUs to plan for.", 'Describe them: "2x24GiB".')
         gpus = parse_gpus(options.gpus)
-    workload = options.workload
-    if not gpus and workload.dtype is None:
-        workload = replace(workload, dtype=CPU_DTYPE)
-    return plan(
-        architecture.shape(),
+    shape = architecture.shape()
+    chosen = precision(shape, gpus, options.dtype, options.quantize, whole=not options.offload)
+    workload = replace(options.workload, dtype=chosen.dtype, fp8=chosen.fp8)
+    made = plan(
+        shape,
         _capped(gpus, options.memory_sizes),
         workload,
         objective=options.objective,
@@ -109,6 +115,7 @@ def make_plan(
         split_vision=options.split_vision,
         offload=options.offload,
     )
+    return replace(made, notes=(*chosen.notes, *made.notes))
 
 
 def choose(
@@ -124,6 +131,12 @@ def choose(
     if given is not None:
         _refuse_options_of_a_plan(options)
     if options.quantize is not None:
+        if architecture.shape().fp8:
+            raise OptionError(
+                f"The weights of {architecture.name} were published in FP8, and {options.quantize} "
+                "weights are made of full ones.",
+                "Leave quantize out, or quantise the checkpoint that is not in FP8.",
+            )
         _require_bitsandbytes(options.quantize)
     if given is not None:
         return read_given(given)
@@ -152,11 +165,12 @@ def decide(
             that is not installed.
     """
     chosen = choose(architecture, options, gpus, given)
+    shape = architecture.shape()
     if chosen is None:
-        return Placement(options.dtype or CPU_DTYPE, quantize=options.quantize)
+        on_cpu = precision(shape, (), options.dtype, options.quantize)
+        return Placement(on_cpu.dtype, quantize=options.quantize, notes=on_cpu.notes)
     made = chosen if isinstance(chosen, Plan) else None
     wanted = chosen.device_map() if isinstance(chosen, Plan) else chosen
-    published = architecture.shape().dtype
     weights = check(wanted, architecture.module_tree(), gpus)
     on_gpus = any(place != "cpu" for place in weights.values())
     if options.quantize is not None and on_gpus and "cpu" in weights.values():
@@ -164,12 +178,20 @@ def decide(
             "The device map keeps modules on the CPU, and quantised layers cannot be offloaded.",
             "Put every module on a GPU.",
         )
+    whole = on_gpus and "cpu" not in weights.values()
+    held = precision(shape, gpus if on_gpus else (), options.dtype, options.quantize, whole=whole)
+    if made is not None and options.dtype is None:
+        held = _as_planned(made, held)
+    if held.fp8:
+        _require_kernels()
     return Placement(
-        dtype=options.dtype or (published if on_gpus else CPU_DTYPE),
+        dtype=held.dtype,
         device_map=weights,
         execution_map=_execution(made),
         plan=made,
         quantize=options.quantize,
+        fp8=held.fp8,
+        notes=held.notes,
     )
 
 
@@ -188,6 +210,23 @@ def _require_bitsandbytes(kind: Quantization) -> None:
         raise OptionError(
             f"{kind} weights need bitsandbytes, which is not installed.",
             "Install it with: pip install 'glm4v_magic[quantize]'",
+        )
+
+
+def _as_planned(made: Plan, here: Precision) -> Precision:
+    if made.workload.fp8 and not here.fp8:
+        raise DeviceMapError(
+            "The plan keeps weights in FP8, which these GPUs cannot compute with.",
+            "Make a plan for these GPUs.",
+        )
+    return of_plan(made)
+
+
+def _require_kernels() -> None:
+    if importlib.util.find_spec("kernels") is None:
+        raise OptionError(
+            "Weights that stay in FP8 need the package kernels, which is not installed.",
+            "Install it with: pip install kernels; or restore the weights: dtype bfloat16.",
         )
 
 

@@ -169,7 +169,7 @@ def occupancy(
             [units[name] for name in stage.units],
             None if stage.gpu is None else by_index.get(stage.gpu),
             plan.workload.dtype or shape.dtype,
-            plan.workload.quantize or "",
+            plan.workload.form,
             used,
         )
         for stage in plan.stages
@@ -181,7 +181,7 @@ def occupancy(
 def _work(plan: Plan) -> str:
     work = plan.workload
     images = counted(work.images, "image")
-    quantized = f", text part in {work.quantize}" if work.quantize else ""
+    quantized = f", text part in {work.form}" if work.form else ""
     return f"{work.dtype}{quantized}: {work.context or 0:,} tokens of context, {images}" + (
         f", batch of {work.batch}" if work.batch > 1 else ""
     )

@@ -46,7 +46,7 @@ class CudaFacade:
             "current_device": self.current_device,
             "device_count": lambda: len(self._gpus),
             "empty_cache": lambda: None,
-            "get_device_capability": lambda device=None: _COMPUTE_CAPABILITY,
+            "get_device_capability": self._capability,
             "get_device_name": lambda device=None: self._gpu(device).name,
             "get_device_properties": self._properties,
             "ipc_collect": lambda: None,
@@ -72,6 +72,9 @@ class CudaFacade:
             raise AssertionError("Invalid device id")
         return self._gpus[index]
 
+    def _capability(self, device: int | str | torch.device | None = None) -> tuple[int, int]:
+        return self._gpu(device).capability or _COMPUTE_CAPABILITY
+
     def _exchange_device(self, device: int | str | torch.device) -> int:
         before, index = self.current_device(), self._index(device)
         if index >= 0:
@@ -91,7 +94,7 @@ class CudaFacade:
 
     def _properties(self, device: int | str | torch.device | None = None) -> SimpleNamespace:
         gpu = self._gpu(device)
-        major, minor = _COMPUTE_CAPABILITY
+        major, minor = self._capability(device)
         return SimpleNamespace(
             name=gpu.name,
             major=major,

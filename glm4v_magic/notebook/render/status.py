@@ -62,7 +62,7 @@ def status_rows(
         rows += _gpus(info)
         if kept is not None:
             rows.append(("kept", _kept(kept)))
-        rows += [("left out", note) for note in info.notes]
+        rows += [("note", note) for note in info.notes]
     if info is not None and info.notice:
         rows.append(("note", info.notice))
     if busy:

@@ -41,7 +41,7 @@ def plan_html(plan: Plan) -> str:
 
 def _title(plan: Plan) -> str:
     work = plan.workload
-    quantized = f" in {work.quantize}" if work.quantize else ""
+    quantized = f" in {work.form}" if work.form else ""
     return (
         f"{plan.model}, {work.dtype}{quantized}: {work.context or 0:,} tokens of context, "
         f"{counted(work.images, 'image')}, batch of {work.batch}"

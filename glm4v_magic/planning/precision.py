@@ -1,0 +1,90 @@
+"""Dtype that a model is computed in, and whether weights that were published in FP8 stay so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from glm4v_magic.core.gpu_spec import GPU
+from glm4v_magic.core.model_shape import ModelShape
+from glm4v_magic.core.options import Quantization
+from glm4v_magic.core.placement import CPU_DTYPE
+from glm4v_magic.core.plan import Plan
+from glm4v_magic.core.remarks import Remark, remark
+
+__all__ = ["BFLOAT16_FROM", "FP8_FROM", "Precision", "of_plan", "precision"]
+
+BFLOAT16_FROM = (8, 0)
+"""Compute capability from which GPUs multiply bfloat16; older ones emulate it slowly."""
+
+FP8_FROM = (8, 9)
+"""Compute capability from which GPUs multiply FP8."""
+
+_CODES = ("float16_instead", "fp8_stays", "fp8_restored")
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How weights are held and computed with.
+
+    Attributes:
+        dtype: dtype of weights, cache and activations.
+        fp8: whether weights that were published in FP8 stay so.
+        notes: what differs from the published weights.
+    """
+
+    dtype: str
+    fp8: bool = False
+    notes: tuple[Remark, ...] = ()
+
+
+def precision(
+    shape: ModelShape,
+    gpus: Sequence[GPU],
+    dtype: str | None = None,
+    quantize: Quantization | None = None,
+    *,
+    whole: bool = True,
+) -> Precision:
+    """Choose how a model is computed.
+
+    Args:
+        shape: sizes of the model.
+        gpus: GPUs that it runs on; none is the CPU.
+        dtype: what a user asks for, which is kept.
+        quantize: quantisation as the weights are loaded.
+        whole: whether all modules are on these GPUs, none in host memory.
+    """
+    older = tuple(_below(BFLOAT16_FROM, gpus))
+    if shape.keeps_fp8 and dtype is None and quantize is None and whole and _can_fp8(gpus):
+        return Precision("bfloat16", True, (remark("fp8_stays"),))
+    notes: list[Remark] = []
+    if dtype is not None:
+        chosen = dtype
+    elif not gpus:
+        chosen = "bfloat16" if shape.fp8 else CPU_DTYPE
+    elif older and shape.dtype == "bfloat16":
+        chosen = "float16"
+        notes.append(remark("float16_instead", gpus=", ".join(older)))
+    else:
+        chosen = shape.dtype
+    if shape.fp8:
+        notes.append(remark("fp8_restored", dtype=chosen))
+    return Precision(chosen, False, tuple(notes))
+
+
+def of_plan(made: Plan) -> Precision:
+    """Return what a plan was made with."""
+    assert made.workload.dtype is not None
+    notes = tuple(note for note in made.notes if note.code in _CODES)
+    return Precision(made.workload.dtype, made.workload.fp8, notes)
+
+
+def _below(capability: tuple[int, int], gpus: Iterable[GPU]) -> Iterator[str]:
+    """Yield the names of GPUs that are known to be older, each once."""
+    found = {g.name: None for g in gpus if g.capability is not None and g.capability < capability}
+    yield from found
+
+
+def _can_fp8(gpus: Sequence[GPU]) -> bool:
+    return bool(gpus) and all(g.capability is not None and g.capability >= FP8_FROM for g in gpus)

@@ -1,0 +1,64 @@
+"""Which dtype a plan and a load take: what the GPUs can compute with, unless one is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.core.remarks import PYTHON, worded
+from glm4v_magic.doctor import diagnose, gather
+from glm4v_magic.planning.decision import decide, make_plan
+from glm4v_magic.planning.files import plan_from_json, plan_to_json
+
+SHORT = {"context": 4096}
+
+
+@pytest.mark.parametrize("model", ["GLM-4V-9B", "GLM-4.1V-9B-Thinking"])
+@pytest.mark.parametrize(
+    ("gpus", "dtype"),
+    [
+        ("2xT4-16GB", "float16"),
+        ("2xTesla V100-SXM2-32GB", "float16"),
+        ("A100-40GB+T4-16GB", "float16"),
+        ("1xA100-40GB", "bfloat16"),
+        ("2x16GiB", "bfloat16"),
+    ],
+)
+def test_gpus_without_bfloat16_compute_in_float16(model, gpus, dtype):
+    known, options = architecture(model), PlacementOptions(gpus=gpus, **SHORT)
+    made = make_plan(known, options)
+    assert made.workload.dtype == dtype
+    told = [worded(note, PYTHON) for note in made.notes]
+    assert sum("cannot compute in bfloat16" in each for each in told) == (dtype == "float16")
+    assert plan_from_json(plan_to_json(made)) == made
+    placement = decide(known, options, parse_gpus(gpus))
+    assert placement.dtype == dtype
+    assert len(placement.notes) == (dtype == "float16")
+    given = decide(known, PlacementOptions(), parse_gpus(gpus), made)
+    assert (given.dtype, given.notes) == (placement.dtype, placement.notes)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_dtype_that_is_asked_for_is_kept(dtype):
+    known = architecture("GLM-4.1V-9B-Thinking")
+    options = PlacementOptions(gpus="4xT4-16GB", dtype=dtype, **SHORT)
+    assert make_plan(known, options).workload.dtype == dtype
+    assert not make_plan(known, options).notes
+    placement = decide(known, options, parse_gpus("4xT4-16GB"))
+    assert (placement.dtype, placement.notes) == (dtype, ())
+
+
+def test_a_map_on_such_gpus_takes_float16_too():
+    gpus = tuple(replace(gpu, capability=(7, 0)) for gpu in parse_gpus("2x32GiB"))
+    known = architecture("GLM-4V-9B")
+    assert decide(known, PlacementOptions(), gpus, {"": 0}).dtype == "float16"
+    assert decide(known, PlacementOptions(), gpus, {"": "cpu"}).dtype == "float32"
+
+
+def test_the_doctor_says_it():
+    found = {each.subject: each for each in diagnose(gather(parse_gpus("2xT4-16GB")))}
+    assert "float16" in found["model"].found
