@@ -55,6 +55,7 @@ SLOW = {
     "notebook/test_settings.py": "loads many models",
     "notebook/test_stop_button.py": "a browser",
     "notebook/test_terminal.py": "a terminal",
+    "notebook/test_thinking_cells.py": "loads models",
     "notebook/test_widgets.py": "loads many models",
     "notebook/test_widgets_browser.py": "a browser",
     "notebook/test_widgets_kernel.py": "a kernel",

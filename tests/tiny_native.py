@@ -275,3 +275,24 @@ def oracle_inputs(
                 add_special_tokens=False,
             )
         )
+
+
+class Says:
+    """Makes a model say a text, whatever it is asked."""
+
+    def __init__(self, engine, text):
+        ids = engine.processor.tokenizer.encode(text, add_special_tokens=False)
+        self.ids = [*ids, engine.processor.end_token_ids[0]]
+        self.engine, self.step = engine, 0
+
+    def __enter__(self):
+        self.handle = self.engine.model.register_forward_hook(self.say)
+
+    def __exit__(self, *_exception):
+        self.handle.remove()
+
+    def say(self, _module, _args, output):
+        output.logits[:] = 0
+        output.logits[..., self.ids[self.step]] = 1
+        self.step += 1
+        return output

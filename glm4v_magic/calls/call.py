@@ -136,7 +136,7 @@ def refuse_thinking(request: Request, model: str, thinks: bool | None) -> None:
     """Raise an error if a model is to think that cannot.
 
     Raises:
-        OptionError: if the request asks for thinking.
+        OptionError: if the request asks for thinking, or limits it.
         ConversationError: if it would continue another model's thinking.
     """
     if thinks is not False:
@@ -145,6 +145,11 @@ def refuse_thinking(request: Request, model: str, thinks: bool | None) -> None:
         raise OptionError(
             f"{model} does not think before it answers.",
             code="model_does_not_think",
+        )
+    if request.sampling.max_thinking is not None:
+        raise OptionError(
+            f"{model} does not think before it answers, so there is no thinking to limit.",
+            code="no_thinking_to_limit",
         )
     partial = request.conversation.partial
     if partial is not None and partial.thinking and not partial.text:
@@ -165,7 +170,7 @@ def answer_of(call: Call, generation: Generation, info: EngineInfo) -> Answer:
         usage=generation.usage,
         finish_reason=generation.finish_reason,
         seed=generation.seed,
-        notice=info.notice,
+        notice=" ".join(filter(None, (info.notice, generation.notice))),
         images=conversation.images,
         format=call.terms.form.format,
         plan=info.plan,

@@ -210,6 +210,7 @@ class Generation:
         thinking_tokens: those of `thinking`.
         choices: probability of each of the texts that the answer had to be one of; empty without
             such, and where a server does not tell.
+        notice: what of the request the engine did not follow; empty for most.
     """
 
     text: str
@@ -221,6 +222,7 @@ class Generation:
     tokens: tuple[Token, ...] | None = None
     thinking_tokens: tuple[Token, ...] = ()
     choices: Mapping[str, float] = field(default_factory=dict)
+    notice: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +240,8 @@ class Answer:
         corrected: what was wrong with a first answer, if the model was asked to correct it;
             `usage` is then the sum of both.
         plan: plan that the model was loaded with; ``None`` on the CPU or with a given device map.
-        notice: what a reader must know about the model (the demo model says that it is one).
+        notice: what a reader must know about the model (the demo model says that it is one), and
+            what of the request was not followed.
         thinking: what the model wrote before the answer; empty for a model that does not think.
         seen: what the model saw of each image; empty if a server does not tell.
         usage: tokens, seconds and memory.

@@ -248,6 +248,8 @@ class Sampling:
         repetition_penalty: above 1 discourages repetition.
         seed: random seed; ``None`` draws one, and the answer reports it.
         thinking: whether the model thinks first, if it can; ``None`` takes the model's default.
+        max_thinking: maximum number of tokens of its thinking, that of an answer which is carried
+            on included; then its end is written and the answer follows. ``None`` for no limit.
         logprobs: number of likeliest tokens to tell at each place of the answer, 0 for the chosen
             one alone; ``None`` tells no probabilities.
     """
@@ -326,6 +328,16 @@ class Sampling:
         replace(_SAMPLED, request=False),
         "True, False or None",
         unset="the model's own choice",
+    )
+    max_thinking: int | None = option(
+        None,
+        "Longest thinking, in tokens; then the model is made to answer.",
+        replace(_SAMPLED, setting=False, request=False),
+        "a whole number of at least 0",
+        lambda value: value >= 0,
+        metavar="N",
+        unset="no limit",
+        example="256",
     )
     logprobs: int | None = option(
         None,

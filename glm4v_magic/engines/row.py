@@ -20,7 +20,7 @@ from glm4v_magic.engines.decoding import Chosen, RowTerms
 from glm4v_magic.engines.grammars import Grammars, Guide
 from glm4v_magic.engines.parts import AnswerParts
 from glm4v_magic.engines.prompts import Prompt
-from glm4v_magic.engines.sampling import TokenSampler, call_config, pick
+from glm4v_magic.engines.sampling import ThinkingBudget, TokenSampler, call_config, pick
 from glm4v_magic.engines.thinking import CLOSE, OPEN, Told
 from glm4v_magic.engines.token_places import placed, spelled
 from glm4v_magic.engines.transcript import Transcript
@@ -92,6 +92,7 @@ class Row:
         self.texts = _texts(request, encoded, limit, settings.processor)
         self._choices = () if request.constraint is None else request.constraint.choices
         self._guide = None if self.texts else _guide(request, settings, limit)
+        self._budget = None if self.texts else _budget(request, encoded, settings)
         self._at_once = settings.at_once
         self._probabilities: dict[str, float] = {}
         self._config = call_config(settings.defaults, request.sampling, limit)
@@ -123,7 +124,7 @@ class Row:
 
     def terms(self, device: str | torch.device) -> RowTerms:
         """Return its decoding parameters, sampling on `device`."""
-        sampler = TokenSampler(self._config, self._seed, device, self._guide)
+        sampler = TokenSampler(self._config, self._seed, device, self._guide, self._budget)
         ends = frozenset(self._config.eos_token_id)
         return RowTerms(self._config.max_new_tokens, ends, sampler, self._logprobs)
 
@@ -252,6 +253,19 @@ def _guide(request: Request, settings: RowSettings, limit: int) -> Guide | None:
         return settings.grammars.guide(request.constraint, after=after, limit=limit)
     opening = processor.opening_ids if begun is None else ()
     return settings.grammars.guide(request.constraint, begun or "", opening, limit=limit)
+
+
+def _budget(request: Request, encoded: Encoded, settings: RowSettings) -> ThinkingBudget | None:
+    """Return the budget of the row's thinking; ``None`` if there is no limit, or no thinking."""
+    most, begun = request.sampling.max_thinking, request.conversation.partial
+    if most is None or not _thinks(request, settings.processor) or (begun and begun.text):
+        return None
+    processor = settings.processor
+    opening, closing = processor.tokenizer.convert_tokens_to_ids([OPEN, CLOSE])
+    thought = 0 if encoded.inside_thinking else None
+    if begun is not None and begun.thinking:
+        thought = len(processor.text_ids(begun.thinking))
+    return ThinkingBudget(most, opening, closing, settings.vocabulary.is_blank, thought)
 
 
 def _thinks(request: Request, processor: Processor) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -30,7 +30,7 @@ from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.wording import printable
 from glm4v_magic.engines.grammars import Guide
 
-__all__ = ["TokenSampler", "call_config", "checkpoint_config", "pick"]
+__all__ = ["ThinkingBudget", "TokenSampler", "call_config", "checkpoint_config", "pick"]
 
 _GREEDY = 1e-9
 """Temperature up to which decoding is greedy: logits over less would not fit in float32."""
@@ -189,6 +189,53 @@ def call_config(base: GenerationConfig, sampling: Sampling, room: int) -> Genera
     return config
 
 
+class ThinkingBudget:
+    """Counts the tokens that a row thinks, and tells when the end of its thinking is due.
+
+    Thinking is what follows an opening tag with which the row begins, up to the closing one; the
+    tags do not count.
+
+    Args:
+        most: maximum number of tokens.
+        opening: id of the opening tag.
+        closing: id of the closing tag.
+        is_blank: tells whether an id writes nothing but whitespace, as may come before the tag.
+        thought: number of tokens that were thought before; ``None`` if the row is yet to open its
+            thinking.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        opening: int,
+        closing: int,
+        is_blank: Callable[[int], bool],
+        thought: int | None = None,
+    ) -> None:
+        self._most, self._opening, self.closing = most, opening, closing
+        self._is_blank, self._thought = is_blank, thought
+        self.is_over = False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the closing tag has to come next."""
+        return not self.is_over and self._thought is not None and self._thought >= self._most
+
+    def take(self, token: int) -> None:
+        """Advance by the id that was chosen."""
+        if self.is_over:
+            return
+        if self._thought is None:
+            if token == self._opening:
+                self._thought = 0
+            else:
+                self.is_over = not self._is_blank(token)
+        elif token == self.closing:
+            self.is_over = True
+        elif token != self._opening:
+            self._thought += 1
+
+
 class TokenSampler:
     """Samples the tokens of one row as `generate` does for a single row.
 
@@ -200,6 +247,7 @@ class TokenSampler:
         seed: seed of the row; ``None`` for greedy decoding.
         device: device of the random generator.
         guide: tells which tokens are allowed; ``None`` allows all.
+        budget: ends the row's thinking; ``None`` for no limit.
     """
 
     def __init__(
@@ -208,8 +256,9 @@ class TokenSampler:
         seed: int | None,
         device: str | torch.device,
         guide: Guide | None = None,
+        budget: ThinkingBudget | None = None,
     ) -> None:
-        self._guide = guide
+        self._guide, self._budget = guide, budget
         self._processors = LogitsProcessorList(_made(config, _READERS))
         self.reads_ids = bool(self._processors)
         self._generator: torch.Generator | None = None
@@ -220,7 +269,9 @@ class TokenSampler:
     @property
     def is_plain(self) -> bool:
         """Whether decoding is greedy and independent of earlier tokens."""
-        return self._generator is None and not self._processors and self._guide is None
+        is_greedy = self._generator is None and not self._processors
+        has_thought = self._budget is None or self._budget.is_over
+        return is_greedy and self._guide is None and has_thought
 
     def choose(self, ids: Tensor, scores: Tensor) -> int:
         """Return the next id.
@@ -229,12 +280,21 @@ class TokenSampler:
             ids: prompt and answer so far without padding, (1, L); read only if `reads_ids`.
             scores: logits of the next token in float32, (1, vocabulary).
         """
-        if self._guide is None:
-            return self._chosen(ids, scores)
-        allowed = torch.from_numpy(self._guide.allowed()).to(scores.device)
-        token = self._chosen(ids, scores.masked_fill(~allowed, -math.inf))
-        self._guide.take(token)
+        if self._budget is not None and self._budget.is_due:
+            token = self._budget.closing
+        else:
+            token = self._chosen(ids, self._allowed(scores))
+        for each in (self._guide, self._budget):
+            if each is not None:
+                each.take(token)
         return token
+
+    def _allowed(self, scores: Tensor) -> Tensor:
+        """Return the scores, those of ids that may not come next without a chance."""
+        if self._guide is None:
+            return scores
+        allowed = torch.from_numpy(self._guide.allowed()).to(scores.device)
+        return scores.masked_fill(~allowed, -math.inf)
 
     def _chosen(self, ids: Tensor, scores: Tensor) -> int:
         scores = self._processors(ids, scores)

@@ -52,6 +52,10 @@ class Vocabulary:
             utf8 = self._tokenizer.decode([token]).encode()
         return utf8.decode(errors="replace"), utf8
 
+    def is_blank(self, token: int) -> bool:
+        """Tell whether a token adds nothing but whitespace to an answer."""
+        return not self.text_and_bytes(token)[1].strip()
+
     def tokens(self, chosen: Iterable[Chosen]) -> list[Token]:
         """Return chosen ids as tokens whose places are still to be found."""
         return [self._token(each) for each in chosen if each.logprob is not None]

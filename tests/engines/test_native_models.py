@@ -23,7 +23,7 @@ from glm4v_magic.planning.decision import Placement
 
 GREEDY = Sampling(12, temperature=0, repetition_penalty=1.0)
 A, B, C = (tiny_native.image(*size) for size in ((300, 200, 0), (90, 260, 1), (5, 7, 2)))
-KINDS, ALWAYS = tiny_native.KINDS, tiny_native.ALWAYS
+KINDS, ALWAYS, Says = tiny_native.KINDS, tiny_native.ALWAYS, tiny_native.Says
 
 
 def talk(*messages):
@@ -218,27 +218,6 @@ def test_an_interrupt_keeps_what_was_said(engines, kind):
     assert first.text.strip()
     assert whole.text.startswith(caught.value.generation.text)
     assert told(answers(engine, [ONE])) == told([whole])
-
-
-class Says:
-    """Makes a model say a text, whatever it is asked."""
-
-    def __init__(self, engine, text):
-        ids = engine.processor.tokenizer.encode(text, add_special_tokens=False)
-        self.ids = [*ids, engine.processor.end_token_ids[0]]
-        self.engine, self.step = engine, 0
-
-    def __enter__(self):
-        self.handle = self.engine.model.register_forward_hook(self.say)
-
-    def __exit__(self, *_exception):
-        self.handle.remove()
-
-    def say(self, _module, _args, output):
-        output.logits[:] = 0
-        output.logits[..., self.ids[self.step]] = 1
-        self.step += 1
-        return output
 
 
 @pytest.mark.parametrize("kind", KINDS)

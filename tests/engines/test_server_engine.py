@@ -660,6 +660,26 @@ class TestThinking:
             "extra fields. Not every server takes top_k and thinking; leave it out."
         )
 
+    def test_its_limit_is_sent_and_a_server_that_keeps_no_limit_is_told_of(self, session, server):
+        said = "does not limit thinking: it went on beyond 2 tokens."
+        server.answer(CHAT, stream(*thinking("a", "b"), piece("A."), END))
+        assert session.ask("Q?", max_thinking=2).notice == ""
+        assert server.bodies[-1]["thinking_token_budget"] == 2
+        server.answer(CHAT, stream(*thinking(*"abcdef"), piece("A."), END))
+        assert session.ask("Q?", max_thinking=2).notice.endswith(said)
+        assert session.ask("Q?").notice == ""
+        assert "thinking_token_budget" not in server.bodies[-1]
+        for tokens, has_kept in ((5, True), (6, False)):
+            details = {"completion_tokens_details": {"reasoning_tokens": tokens}}
+            usage = {"prompt_tokens": 3, "completion_tokens": 9, **details}
+            server.answer(CHAT, stream(*thinking("a"), piece("A."), {**END, "usage": usage}))
+            assert (session.ask("Q?", max_thinking=2).notice == "") == has_kept
+
+    def test_a_server_that_refuses_its_limit_is_understood(self, session, server):
+        server.answer(CHAT, response({"error": "no reasoning_config"}, "400 Bad Request"))
+        said = refused(session.ask, "Q?", max_thinking=3)
+        assert said.endswith("Not every server takes max_thinking; leave it out.")
+
     def test_a_corrected_answer_has_its_own(self, session, server):
         server.answer(CHAT, stream(*thinking("Hm"), piece("{}"), END))
         better = stream(*thinking("Oh"), piece('{"cats": 2}'), END)
@@ -952,6 +972,6 @@ def test_an_engine_of_a_server_needs_no_torch(server):
 def test_sampling_has_nothing_that_is_not_sent(session, server):
     values = {"max_tokens": 1, "temperature": 1.0, "top_p": 0.5, "top_k": 2, "min_p": 0.1}
     values |= {"repetition_penalty": 1.5, "seed": 1}
-    assert {*values, "thinking", "logprobs"} == set(Sampling.__dataclass_fields__)
+    assert {*values, "thinking", "max_thinking", "logprobs"} == set(Sampling.__dataclass_fields__)
     session.ask("Q?", **values)
     assert values.items() <= server.bodies[0].items()

@@ -58,7 +58,7 @@ def offered(tmp_path, monkeypatch):
         ("%%glm4v photos/", ["photos/dog.webp"]),
         ("%%glm4v photos/d", ["photos/dog.webp"]),
         ("%%glm4v nowhere/", []),
-        ("%%glm4v cat.png --max", ["--max-tokens"]),
+        ("%%glm4v cat.png --max", ["--max-thinking", "--max-tokens"]),
         ("%%glm4v cat.png --top-", ["--top-k", "--top-p"]),
         ("%%glm4v cat.png --out ", []),
         ("%%glm4v cat.png --chat ", ["cats"]),

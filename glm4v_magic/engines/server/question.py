@@ -48,6 +48,8 @@ def body_of(model: str, request: Request) -> dict[str, Any]:
         # A variable of the chat template, and the one that those of GLM and Qwen know; vLLM,
         # SGLang, llama.cpp and transformers serve hand it on.
         body["chat_template_kwargs"] = {"enable_thinking": sampling.thinking}
+    if sampling.max_thinking is not None:
+        body["thinking_token_budget"] = sampling.max_thinking  # vLLM's name
     if (partial := conversation.partial) is not None:
         if partial.thinking:  # as the model wrote it; the templates know these tags
             written = OPEN + partial.thinking + (CLOSE + partial.text if partial.text else "")

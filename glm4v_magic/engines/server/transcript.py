@@ -16,6 +16,7 @@ from glm4v_magic.core.conversation import (
     Usage,
 )
 from glm4v_magic.core.errors import EngineError
+from glm4v_magic.core.events import Thinking
 from glm4v_magic.engines.parts import AnswerParts
 from glm4v_magic.engines.server.connection import Connection
 from glm4v_magic.engines.server.logprobs import TokenCollector
@@ -29,6 +30,8 @@ _NO_ANSWER = {
     "content_filter": "holds the answer back",
     "error": "failed in the middle of the answer",
 }
+_TAGS = 3
+"""Tokens around the thinking that a server may count: both tags and a newline."""
 
 
 class Transcript:
@@ -54,6 +57,7 @@ class Transcript:
         self._tokens = None if most is None else TokenCollector(most)
         self._finish: str | None = None
         self._parts = AnswerParts(row, request.conversation.partial)
+        self._thought = 0  # pieces of thinking
 
     def take(self, data: str) -> list[Told]:
         """Take the data of one event and return the resulting events.
@@ -111,7 +115,9 @@ class Transcript:
         return self._told(self._parts.splitter.add(piece))
 
     def _told(self, events: Iterable[Told]) -> list[Told]:
-        return self._parts.told(events, self._times[-1] if self._times else 0.0)
+        told = self._parts.told(events, self._times[-1] if self._times else 0.0)
+        self._thought += any(isinstance(event, Thinking) for event in told)
+        return told
 
     def finished(self) -> Generation:
         """Return the whole answer.
@@ -162,7 +168,16 @@ class Transcript:
             thinking=thinking,
             tokens=tokens,
             thinking_tokens=thinking_tokens,
+            notice=self._about_budget(),
         )
+
+    def _about_budget(self) -> str:
+        """Say that the server does not limit the thinking, if it was asked to and did not."""
+        most = self._request.sampling.max_thinking
+        count = self._counts.thinking_tokens
+        if most is None or (self._thought if count is None else count) <= most + _TAGS:
+            return ""
+        return f"{self._connection.url} does not limit thinking: it went on beyond {most} tokens."
 
 
 def _usage(counts: TokenCounts, conversation: Conversation) -> Usage:
