@@ -96,8 +96,9 @@ def _of_its_kind(name: str, config: dict[str, Any], where: str) -> Architecture:
         return Glm4v9bArchitecture(name, config, where)
     if families.matches(config):
         from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
+        from glm4v_magic.checkpoints.glm_native.fp8 import as_stored
 
-        return NativeArchitecture(name, config, where)
+        return NativeArchitecture(name, as_stored(config, Path(where).parent), where)
     kind = config.get("model_type", "without a model_type")
     raise CheckpointError(
         f"{where} describes a model of type {kind!r}.", f"Known are {', '.join(families.KNOWN)}."

@@ -16,6 +16,7 @@ from glm4v_magic.core.errors import CheckpointError, OptionError
 if TYPE_CHECKING:
     import torch
 
+    from glm4v_magic.checkpoints.reading import Restored
     from glm4v_magic.core.model import LoadProgress
     from glm4v_magic.core.options import Quantization
 
@@ -36,6 +37,7 @@ class LoadOptions:
         unquantized: names of modules that are never quantised.
         arrived: called with each weight that has arrived; transformers loads in a loop of its own.
         more: further options of `from_pretrained`.
+        restored: how weights in FP8 are restored; ``None`` if there are none, or they stay.
     """
 
     dtype: torch.dtype
@@ -44,6 +46,7 @@ class LoadOptions:
     unquantized: Collection[str]
     arrived: Callable[[LoadProgress], None] | None
     more: Mapping[str, Any]
+    restored: Restored | None = None
 
 
 def load_weights(
@@ -78,7 +81,7 @@ def load_weights(
         device_map = device_map or {"": "cpu"}
         more["quantization_config"] = _quantization(options)
     with (
-        stored_weights(tensors) as weights,
+        stored_weights(tensors, options.restored) as weights,
         report_progress(sizes, options.arrived, _device_of(device_map)),
         collect_report() as reports,
         warnings.catch_warnings(),

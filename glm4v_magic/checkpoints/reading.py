@@ -17,6 +17,7 @@ import traceback
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING
@@ -25,9 +26,13 @@ from glm4v_magic.checkpoints.files import DTYPES, TensorInfo
 from glm4v_magic.core.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-__all__ = ["StoredWeight", "forget_locals", "stored_weights"]
+__all__ = ["FP8", "Restored", "StoredWeight", "forget_locals", "stored_weights"]
+
+FP8 = "F8_E4M3"
+"""Dtype of weights in FP8, as safetensors writes it."""
 
 _LONGEST_READ = 60.0  # seconds to wait for a thread that is at one weight
 _AHEAD = 2**20  # bytes; what most disks are read ahead at once
@@ -134,23 +139,74 @@ class StoredWeight:
         return self._reader.read(self._info)
 
 
+class _RestoredWeight(StoredWeight):
+    """A weight in FP8 that is read as ``weight x scale`` of its block, in float32 and then cast."""
+
+    def __init__(
+        self, reader: _Reader, info: TensorInfo, scales: TensorInfo, how: Restored
+    ) -> None:
+        super().__init__(reader, info)
+        self._scales, self._how = scales, how
+
+    def __getitem__(self, _all: EllipsisType) -> Tensor:
+        import torch
+
+        weight = self._reader.read(self._info).to(torch.float32)
+        scales = self._reader.read(self._scales).to(torch.float32)
+        for axis, size in zip((-2, -1), self._how.block, strict=True):
+            scales = scales.repeat_interleave(size, dim=axis).narrow(axis, 0, weight.shape[axis])
+        return weight.mul_(scales).to(self._how.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """How weights in FP8 are restored as they are read.
+
+    Attributes:
+        block: rows and columns that share a scale.
+        suffix: what the name of the scales adds to that of the weight.
+        dtype: dtype of the result.
+    """
+
+    block: tuple[int, int]
+    suffix: str
+    dtype: torch.dtype
+
+
 @contextmanager
-def stored_weights(tensors: Mapping[str, TensorInfo]) -> Iterator[dict[str, StoredWeight]]:
+def stored_weights(
+    tensors: Mapping[str, TensorInfo], restored: Restored | None = None
+) -> Iterator[dict[str, StoredWeight]]:
     """Yield a ``state_dict`` for `from_pretrained` that maps each weight on demand.
 
     When the context ends, for whatever reason, no thread reads any more.
 
     Args:
         tensors: place of each weight.
+        restored: how weights in FP8 are restored, which leaves out their scales; ``None`` to read
+            all as they are.
     """
     reader = _Reader()
     try:
-        yield {name: StoredWeight(reader, info) for name, info in tensors.items()}
+        yield dict(_weights(reader, tensors, restored))
     except BaseException as error:
         forget_locals(error)  # or the pool of threads would stay alive, and wait for work
         raise
     finally:
         reader.close()
+
+
+def _weights(
+    reader: _Reader, tensors: Mapping[str, TensorInfo], restored: Restored | None
+) -> Iterator[tuple[str, StoredWeight]]:
+    for name, info in tensors.items():
+        if restored is None:
+            yield name, StoredWeight(reader, info)
+        elif info.dtype == FP8:
+            scales = tensors[name + restored.suffix]
+            yield name, _RestoredWeight(reader, info, scales, restored)
+        elif not name.endswith(restored.suffix):
+            yield name, StoredWeight(reader, info)
 
 
 def forget_locals(error: BaseException) -> None:

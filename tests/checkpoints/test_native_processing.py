@@ -176,7 +176,6 @@ def test_files_that_are_missing(native, tmp_path, name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"quantization_config": {"quant_method": "fp8"}}, "weights of .* are quantised"),
         ({"text_config": {}}, "lacks"),
         ({"model_type": "glm5_next"}, "type 'glm5_next'"),
         ({"image_token_id": 3}, "image token 3 in config.json"),

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.checkpoints.glm_native.config_file import has_experts, read_config
+from glm4v_magic.checkpoints.glm_native.fp8 import Fp8, read_fp8, without_quantization
 from glm4v_magic.checkpoints.glm_native.text import text_units
 from glm4v_magic.checkpoints.glm_native.tower import (
     VISION,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["NativeArchitecture"]
 
 _OCR = "glm_ocr"
+_FULL = ("lm_head", f"{VISION}.blocks.0.attn.qkv", f"{VISION}.merger.proj")
 _TEXT_ID = 1  # any id that does not stand for an image
 
 
@@ -44,9 +46,10 @@ class NativeArchitecture:
     Attributes:
         text: its ``text_config``, with the ``attention_bias`` that the model type has.
         ties_embeddings: whether the head shares the weights of the embedding.
+        fp8: how the weights were published in FP8; ``None`` for full weights.
 
     Raises:
-        CheckpointError: if a key is missing or invalid.
+        CheckpointError: if a key is missing or invalid, or weights are quantised but not in FP8.
     """
 
     max_images: int | None = None
@@ -54,7 +57,8 @@ class NativeArchitecture:
     def __init__(self, name: str, config: dict[str, Any], where: str) -> None:
         self.name = name
         self.config = config
-        self._nested = read_config(config, where)
+        self.fp8 = read_fp8(config, where)
+        self._nested = read_config(without_quantization(config), where)
         text = self._nested["text_config"]
         self.text: Mapping[str, Any] = {**text, "attention_bias": _has_bias(config, text)}
         self.ties_embeddings = bool(self._nested.get("tie_word_embeddings"))
@@ -142,7 +146,7 @@ class NativeArchitecture:
             name=self.name,
             units=(
                 *vision_units(vision, is_ocr=self.config["model_type"] == _OCR),
-                *text_units(text),
+                *text_units(text, self._kept_fp8()),
             ),
             vision_modules=(VISION,),
             dtype=str(dtype or "bfloat16"),
@@ -150,7 +154,14 @@ class NativeArchitecture:
             patches=patches,
             visual_tokens=visual_tokens,
             image_positions=visual_tokens,
+            fp8=self.fp8 is not None,
         )
+
+    def _kept_fp8(self) -> Fp8 | None:
+        """How weights can stay in FP8: in the text part alone, or they are restored."""
+        if self.fp8 is None or any(map(self.fp8.holds, _FULL)):
+            return None
+        return self.fp8
 
 
 def _has_bias(config: Mapping[str, Any], text: Mapping[str, Any]) -> bool:

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.checkpoints.files import read_json, read_tensor_infos
+from glm4v_magic.checkpoints.files import TensorInfo, read_json, read_tensor_infos
 from glm4v_magic.checkpoints.generation_file import read_generation_config
 from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
 from glm4v_magic.checkpoints.glm_native.families import family_of
+from glm4v_magic.checkpoints.glm_native.fp8 import FULL, SCALE, Fp8, without_quantization
 from glm4v_magic.checkpoints.glm_native.text import linear_inputs
 from glm4v_magic.checkpoints.pretrained import LoadOptions, load_weights, require_whole_blocks
+from glm4v_magic.checkpoints.reading import FP8, Restored
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.wording import readable_count
 
@@ -30,7 +32,6 @@ __all__ = ["NativeCheckpoint"]
 _UNQUANTIZED = ("lm_head", "model.visual")
 _BUFFERS = re.compile(r"\.(inv_freq|e_score_correction_bias)$")  # in files, but no weights
 _FILES = ("tokenizer.json", "preprocessor_config.json")
-_FLOATS = ("BF16", "F16", "F32")
 
 
 class NativeCheckpoint:
@@ -51,22 +52,21 @@ class NativeCheckpoint:
         self.name = name
         self.folder = folder
         self.notice = notice
-        self.config = read_json(folder / "config.json")
-        self._family = family_of(self.config)
+        config = read_json(folder / "config.json")
+        self._family = family_of(config)
         self.thinks = self._family.thinks
-        self._architecture = NativeArchitecture(name, self.config, str(folder / "config.json"))
-        self.architecture: Architecture = self._architecture
-        if "quantization_config" in self.config:
-            raise CheckpointError(
-                f"The weights of {folder} are quantised, which cannot be loaded here.",
-                "Load the checkpoint in bfloat16, quantised as it is loaded if need be.",
-            )
+        where = str(folder / "config.json")
+        NativeArchitecture(name, without_quantization(config), where)  # refused unread
         ignored = [re.compile(pattern) for pattern in self._family.ignored]
         self.tensors = {
             weight: info
             for weight, info in read_tensor_infos(folder).items()
             if not any(pattern.search(weight) for pattern in ignored)
         }
+        self.config = without_quantization(config, self.tensors.values())
+        self._architecture = NativeArchitecture(name, self.config, where)
+        self.architecture: Architecture = self._architecture
+        self._fp8 = self._architecture.fp8
         self._check_tensors()
         for file in _FILES:
             if not (folder / file).is_file():
@@ -78,16 +78,18 @@ class NativeCheckpoint:
     def _check_tensors(self) -> None:
         """Raise CheckpointError unless the files hold as many values as the model has."""
         for weight, info in self.tensors.items():
-            if info.dtype not in _FLOATS:
+            if info.dtype == FP8 and self._fp8 is not None:
+                self._check_scales(weight, info, self._fp8)
+            elif info.dtype not in FULL:
                 raise CheckpointError(
                     f"{weight} in {info.file} is of dtype {info.dtype}, which cannot be loaded "
-                    f"here; known are {', '.join(_FLOATS)}.",
+                    f"here; known are {', '.join(FULL)}.",
                     "Load the checkpoint in bfloat16.",
                 )
         found = sum(
             math.prod(info.shape)
             for weight, info in self.tensors.items()
-            if not _BUFFERS.search(weight)
+            if not _BUFFERS.search(weight) and not weight.endswith(SCALE)
         )
         expected = self.architecture.shape().values
         if self._architecture.ties_embeddings and "lm_head.weight" not in self.tensors:
@@ -98,6 +100,17 @@ class NativeCheckpoint:
                 f"{self.folder} holds {readable_count(found)} weights ({found:,}), but its "
                 f"config.json describes {readable_count(expected)} ({expected:,}).",
                 "Config and weights do not belong together, or a shard is not in the index.",
+            )
+
+    def _check_scales(self, weight: str, info: TensorInfo, fp8: Fp8) -> None:
+        scales = self.tensors.get(weight + SCALE)
+        grid = tuple(-(-n // size) for n, size in zip(info.shape[-2:], fp8.block, strict=False))
+        if scales is None or (*info.shape[:-2], *grid) != scales.shape:
+            there = "none" if scales is None else f"those of shape {list(scales.shape)}"
+            raise CheckpointError(
+                f"{weight} in {info.file} needs scales of shape {list(grid)} for blocks of "
+                f"{fp8.block[0]} x {fp8.block[1]}, but there are {there}.",
+                "The file is of another kind, or damaged; download it again.",
             )
 
     @property
@@ -112,6 +125,7 @@ class NativeCheckpoint:
         device_map: Mapping[str, int | str] | None = None,
         quantize: Quantization | None = None,
         arrived: Callable[[LoadProgress], None] | None = None,
+        fp8: bool = False,
         **options: Any,
     ) -> Loaded:
         """Load each weight from its shard directly to its device.
@@ -121,6 +135,7 @@ class NativeCheckpoint:
             device_map: module -> GPU index or ``cpu``; ``None`` is the CPU.
             quantize: of the text part's linear layers but head and experts; needs bitsandbytes.
             arrived: called with each weight that has arrived; transformers loads in its own loop.
+            fp8: whether weights in FP8 stay so, computed by transformers' own code.
             options: further options of `from_pretrained`.
 
         Raises:
@@ -137,6 +152,11 @@ class NativeCheckpoint:
         )
         processor = self.processor()
         config = self._architecture.model_config()
+        restored = None
+        if self._fp8 is not None and fp8:
+            config.quantization_config = self._fp8.for_transformers()
+        elif self._fp8 is not None:
+            restored = Restored(self._fp8.block, SCALE, dtype)
         model = load_weights(
             MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)],
             config,
@@ -144,7 +164,7 @@ class NativeCheckpoint:
             self.tensors,
             self._bytes_by_parameter(),
             self._generation,
-            LoadOptions(dtype, device_map, quantize, _UNQUANTIZED, arrived, options),
+            LoadOptions(dtype, device_map, quantize, _UNQUANTIZED, arrived, options, restored),
         )
         return Loaded(model, processor, NativeInputs(model))
 
@@ -165,7 +185,7 @@ class NativeCheckpoint:
         transforms = get_checkpoint_conversion_mapping(self.config["model_type"]) or ()
         sizes: dict[str, int] = {}
         for stored, info in self.tensors.items():
-            name = _renamed(stored, transforms)
+            name = _renamed(stored.removesuffix(SCALE), transforms)
             sizes[name] = sizes.get(name, 0) + info.nbytes
         return sizes
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from glm4v_magic.checkpoints.glm_native.config_file import has_experts
+from glm4v_magic.checkpoints.glm_native.fp8 import Fp8
 from glm4v_magic.core.model_shape import Activation, UnitShape
 from glm4v_magic.planning import costs
 
@@ -16,11 +18,12 @@ _FLOAT32 = 4
 _INT64 = 8
 
 
-def text_units(text: Mapping[str, Any]) -> Iterator[UnitShape]:
+def text_units(text: Mapping[str, Any], fp8: Fp8 | None = None) -> Iterator[UnitShape]:
     """Yield embedding with rotary, each decoder layer, then the final norm with the head.
 
     Args:
         text: ``text_config``, with the ``attention_bias`` that the model type has.
+        fp8: how weights stay in FP8, if they can.
     """
     wide, vocabulary = text["hidden_size"], text["vocab_size"]
     yield UnitShape(
@@ -34,7 +37,8 @@ def text_units(text: Mapping[str, Any]) -> Iterator[UnitShape]:
     first_moe = text.get("first_k_dense_replace", 0) if in_moe else None
     for index in range(text["num_hidden_layers"]):
         is_moe = first_moe is not None and index >= first_moe
-        yield (_moe_layer if is_moe else _dense_layer)(text, index, in_moe)
+        layer = (_moe_layer if is_moe else _dense_layer)(text, index, in_moe)
+        yield layer if fp8 is None else _in_fp8(layer, text, index, fp8, is_moe=is_moe)
     yield UnitShape(
         "head",
         (f"{_TEXT}.norm", "lm_head"),
@@ -42,6 +46,44 @@ def text_units(text: Mapping[str, Any]) -> Iterator[UnitShape]:
         values=wide + vocabulary * wide,
         activations=costs.head(wide, vocabulary),
     )
+
+
+def _in_fp8(
+    layer: UnitShape, text: Mapping[str, Any], index: int, fp8: Fp8, *, is_moe: bool
+) -> UnitShape:
+    values = scales = 0
+    for name, rows, columns, count in _matrices(text, is_moe=is_moe):
+        if fp8.holds(f"{_TEXT}.layers.{index}.{name}"):
+            values += count * rows * columns
+            scales += count * fp8.scales(rows, columns)
+    return replace(layer, fp8_values=values, fp8_scales=scales)
+
+
+def _matrices(text: Mapping[str, Any], *, is_moe: bool) -> Iterator[tuple[str, int, int, int]]:
+    """Yield module, rows, columns and number of the matrices of a layer."""
+    wide, mlp = text["hidden_size"], text["intermediate_size"]
+    inner = text["num_attention_heads"] * _head_size(text)
+    groups = text["num_key_value_heads"] * _head_size(text)
+    for name, rows in (("q", inner), ("k", groups), ("v", groups)):
+        yield f"self_attn.{name}_proj", rows, wide, 1
+    yield "self_attn.o_proj", wide, inner, 1
+    if is_moe:
+        routed = text["moe_intermediate_size"]
+        yield "mlp.experts", 2 * routed, wide, text["n_routed_experts"]
+        yield "mlp.experts", wide, routed, text["n_routed_experts"]
+        shared = routed * text["n_shared_experts"]
+        yield from _gated("mlp.shared_experts", wide, shared)
+    elif has_experts(text):
+        yield from _gated("mlp", wide, mlp)
+    else:
+        yield "mlp.gate_up_proj", 2 * mlp, wide, 1
+        yield "mlp.down_proj", wide, mlp, 1
+
+
+def _gated(name: str, wide: int, mlp: int) -> Iterator[tuple[str, int, int, int]]:
+    yield f"{name}.gate_proj", mlp, wide, 1
+    yield f"{name}.up_proj", mlp, wide, 1
+    yield f"{name}.down_proj", wide, mlp, 1
 
 
 def linear_inputs(text: Mapping[str, Any]) -> set[int]:

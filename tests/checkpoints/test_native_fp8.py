@@ -1,0 +1,242 @@
+"""Checkpoints in FP8: restored weights are those by hand; plans count what stays in FP8."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import tiny_native
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import FineGrainedFP8Config
+from transformers.integrations.finegrained_fp8 import replace_with_fp8_linear
+
+from glm4v_magic.checkpoints import resolve
+from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.core.conversation import Conversation, Message, Request
+from glm4v_magic.core.errors import CheckpointError, DeviceMapError, OptionError
+from glm4v_magic.core.events import Finished
+from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.options import Sampling
+from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.doctor import diagnose, gather
+from glm4v_magic.engines import local
+from glm4v_magic.planning import decision
+from glm4v_magic.planning.decision import Placement, decide, make_plan
+from glm4v_magic.virtual_gpus import VirtualGPUs
+
+KINDS = ("glm46v", "glm_ocr", "glm4v_moe")
+BLOCK = (48, 40)  # divides no side of a matrix
+SKIPPED = ["lm_head", "model.visual", "model.language_model.layers.0.mlp"]
+FP8 = {
+    "quant_method": "fp8",
+    "activation_scheme": "dynamic",
+    "fmt": "e4m3",
+    "weight_block_size": list(BLOCK),
+    "modules_to_not_convert": SKIPPED,
+}
+LARGEST = 448.0
+
+
+def is_held(name, weight):
+    matrix = name.endswith("_proj.weight") and weight.dim() == 2
+    return matrix and not any(name.startswith(f"{skipped}.") for skipped in SKIPPED)
+
+
+def blocks(weight):
+    """Scale of every value, and of every block."""
+    rows, columns = BLOCK
+    parts = [
+        [part.abs().amax() / LARGEST for part in row.split(columns, dim=1)]
+        for row in weight.split(rows)
+    ]
+    scales = torch.stack([torch.stack(row) for row in parts])
+    return scales, torch.stack(
+        [
+            torch.stack([scales[y // rows, x // columns] for x in range(weight.shape[1])])
+            for y in range(weight.shape[0])
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoints(native, tmp_path_factory):
+    """Folders of a checkpoint in FP8, and of the same weights restored by hand."""
+    made = {}
+
+    def folders(kind):
+        if kind in made:
+            return made[kind]
+        fp8, full = (tmp_path_factory.mktemp(f"{kind}-{name}") / "c" for name in ("fp8", "full"))
+        for folder in (fp8, full):
+            shutil.copytree(native(kind), folder)
+        in_fp8, by_hand = {}, {}
+        for name, weight in load_file(native(kind) / "model.safetensors").items():
+            in_fp8[name] = by_hand[name] = weight
+            if is_held(name, weight):
+                scales, of_values = blocks(weight)
+                in_fp8[name] = (weight / of_values).to(torch.float8_e4m3fn)
+                in_fp8[f"{name}_scale_inv"] = scales
+                by_hand[name] = in_fp8[name].float() * of_values
+        assert any(name.endswith("_scale_inv") for name in in_fp8)
+        save_file(in_fp8, fp8 / "model.safetensors", metadata={"format": "pt"})
+        save_file(by_hand, full / "model.safetensors", metadata={"format": "pt"})
+        configure(fp8, quantization_config=FP8)
+        made[kind] = fp8, full
+        return made[kind]
+
+    return folders
+
+
+def configure(folder, **changes):
+    file = folder / "config.json"
+    described = json.loads(file.read_text())
+    described["dtype"] = described["text_config"]["dtype"] = "bfloat16"
+    file.write_text(json.dumps({**described, **changes}))
+    return folder
+
+
+def answer(engine):
+    image = tiny_native.image(90, 70)
+    chat = Conversation((Message("user", "What is it?", (image,)),))
+    events = engine.stream([Request(chat, Sampling(8, temperature=0, repetition_penalty=1.0))])
+    return next(each.generation.text for each in events if isinstance(each, Finished))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_restored_weights_and_answers_are_those_by_hand(checkpoints, kind, dtype):
+    progress = []
+    fp8, full = (resolve(folder) for folder in checkpoints(kind))
+    restored = local.load(fp8, Placement(dtype), arrived=progress.append)
+    by_hand = local.load(full, Placement(dtype))
+    expected = by_hand.model.state_dict()
+    found = restored.model.state_dict()
+    assert found.keys() == expected.keys()
+    for name, weight in found.items():
+        assert torch.equal(weight, expected[name]), name
+    assert answer(restored) == answer(by_hand)
+    assert progress[-1].done_bytes == progress[-1].total_bytes == fp8.total_bytes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_restored_on_several_gpus(checkpoints, kind):
+    fp8, full = (resolve(folder) for folder in checkpoints(kind))
+    with VirtualGPUs("2x1GiB", on_mismatch="collect") as gpus:
+        placement = decide(
+            fp8.architecture, PlacementOptions(images=0, context=512, max_memory=0.6), gpus.gpus
+        )
+        assert (placement.dtype, placement.fp8) == ("bfloat16", False)
+        engine = local.load(fp8, placement)
+        assert any("restored to bfloat16" in note for note in engine.info.notes)
+        found = answer(engine)
+        engine.close()
+    assert found == answer(local.load(full, Placement("bfloat16")))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plans_for_gpus_with_fp8_count_the_bytes_of_transformers_own_modules(checkpoints, kind):
+    known = architecture(checkpoints(kind)[0])
+    made = make_plan(known, PlacementOptions(gpus="1xH100-80GB", images=0, context=512))
+    assert made.workload.fp8
+    assert [note.code for note in made.notes] == ["fp8_stays"]
+    model = known.build_meta("bfloat16")
+    how = FineGrainedFP8Config(weight_block_size=BLOCK, modules_to_not_convert=SKIPPED)
+    replace_with_fp8_linear(model, SKIPPED, how, pre_quantized=True)
+    for parameter_name, parameter in model.named_parameters():
+        if parameter.dtype == torch.float32 and "scale_inv" not in parameter_name:
+            module, _, name = parameter_name.rpartition(".")  # a bias, as loads cast it
+            setattr(model.get_submodule(module), name, torch.nn.Parameter(parameter.bfloat16()))
+    assert sum(stage.weight_bytes for stage in made.stages) == sum(
+        parameter.nbytes for parameter in model.parameters()
+    )
+
+
+@pytest.mark.parametrize(
+    ("gpus", "options"),
+    [
+        ("1xA100-40GB", {}),
+        ("1x40GiB", {}),
+        ("H100-80GB+A100-80GB", {}),
+        ("1xH100-80GB", {"offload": True}),
+        ("1xH100-80GB", {"dtype": "bfloat16"}),
+        ("cpu", {}),
+    ],
+)
+def test_elsewhere_weights_are_planned_as_they_are_restored(checkpoints, gpus, options):
+    fp8, full = map(architecture, checkpoints("glm4v_moe"))
+    options = PlacementOptions(gpus=gpus, images=0, context=512, **options)
+    made = make_plan(fp8, options)
+    assert (made.workload.dtype, made.workload.fp8) == ("bfloat16", False)
+    assert [note.code for note in made.notes] == ["fp8_restored"]
+    other = make_plan(full, PlacementOptions(gpus=gpus, images=0, context=512, dtype="bfloat16"))
+    assert sum(each.weight_bytes for each in made.stages) == 2 * full.shape().values
+    assert [each.weight_bytes for each in made.stages] == [e.weight_bytes for e in other.stages]
+
+
+def test_a_tower_in_fp8_is_restored_everywhere(checkpoints, tmp_path):
+    folder = shutil.copytree(checkpoints("glm46v")[0], tmp_path / "c")
+    configure(folder, quantization_config={**FP8, "modules_to_not_convert": ["lm_head"]})
+    known = architecture(folder)
+    assert not make_plan(
+        known, PlacementOptions(gpus="1xH100-80GB", images=0, context=512)
+    ).workload.fp8
+
+
+def test_weights_that_stay_need_their_kernels(checkpoints, monkeypatch):
+    known, gpus = architecture(checkpoints("glm46v")[0]), parse_gpus("1xH100-80GB")
+    options = PlacementOptions(images=0, context=512)
+    monkeypatch.setattr(decision.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(OptionError, match="need the package kernels"):
+        decide(known, options, gpus)
+    monkeypatch.setattr(decision.importlib.util, "find_spec", lambda name: name)
+    assert decide(known, options, gpus).fp8
+    with pytest.raises(OptionError, match="published in FP8, and 4bit"):
+        decide(known, PlacementOptions(images=0, context=512, quantize="4bit"), gpus)
+    made = make_plan(known, options, gpus)
+    with pytest.raises(DeviceMapError, match="cannot compute with"):
+        decide(known, PlacementOptions(), parse_gpus("1xA100-80GB"), made)
+
+
+def test_the_doctor_says_which(checkpoints):
+    def said(gpus):
+        facts = gather(parse_gpus(gpus), model=str(checkpoints("glm46v")[0]))
+        return next(each for each in diagnose(facts) if each.subject == "model")
+
+    assert "weights in FP8 fits" in said("1xH100-80GB").found
+    assert "in bfloat16 fits" in said("1xA100-80GB").found
+
+
+@pytest.mark.parametrize(
+    ("quantization", "message"),
+    [
+        ({"quant_method": "compressed-tensors"}, "quantised by compressed-tensors"),
+        ({"quant_method": "gptq", "bits": 4}, "quantised by gptq"),
+        ({"load_in_4bit": True}, "quantised by None"),
+        ("odd", "quantised by None"),
+        ({"quant_method": "fp8"}, "weight_block_size"),
+        ({**FP8, "activation_scheme": "static"}, "activation_scheme"),
+        ({**FP8, "scale_fmt": "ue8m0"}, "scale_fmt"),
+        ({**FP8, "weight_block_size": [0, 1]}, "weight_block_size"),
+        ({**FP8, "weight_block_size": [128, 128]}, r"needs scales of shape \[1, 1\]"),
+    ],
+)
+def test_other_quantised_weights_are_refused_by_name(checkpoints, tmp_path, quantization, message):
+    folder = shutil.copytree(checkpoints("glm46v")[0], tmp_path / "c")
+    configure(folder, quantization_config=quantization)
+    with pytest.raises(CheckpointError, match=message):
+        resolve(folder)
+    if "scales" not in message:
+        with pytest.raises(CheckpointError, match=message):
+            architecture(folder)
+
+
+@pytest.mark.parametrize("quantization", [FP8, {"quant_method": "gptq"}, "odd", None])
+def test_what_is_left_over_on_full_weights_does_no_harm(checkpoints, tmp_path, quantization):
+    full = checkpoints("glm46v")[1]
+    folder = shutil.copytree(full, tmp_path / "c")
+    configure(folder, quantization_config=quantization)
+    assert not architecture(folder).shape().fp8
+    assert not resolve(folder).architecture.shape().fp8
+    assert answer(local.load(resolve(folder))) == answer(local.load(resolve(full)))
