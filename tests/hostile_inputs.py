@@ -49,7 +49,7 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
             ("short.png", "short.png is cut short or damaged: OSError: image file is tr"),
             ("header.png", "header.png is cut short or damaged: OSError: Truncated File"),
             ("drawing.svg", "drawing.svg is an SVG drawing."),
-            ("paper.pdf", "paper.pdf is a PDF document."),
+            ("paper.pdf", "paper.pdf is a PDF document that is damaged or has no pages: "),
             ("film.mp4", "film.mp4 is a video."),
             ("archive.zip", "archive.zip is a ZIP archive or an office document."),
             ("pipe.png", "pipe.png is a device or a pipe, not an image file."),

@@ -451,7 +451,7 @@ class ImageParts:
 
     page: int | None = option(
         None,
-        "Page of a TIFF, frame of a GIF; from 1.",
+        "Page of a PDF or TIFF, frame of a GIF; from 1.",
         _OF_IMAGES,
         "a whole number",  # which ones there are, the image knows
         metavar="N",
@@ -473,8 +473,9 @@ class ManyRows:
 
     over: str | None = option(
         None,
-        "Ask the same about each item: a list of images or values, a folder, a pattern, a pandas "
-        "Series, df.column. {{item}}, {{index}}, {{row.name}} differ from row to row.",
+        "Ask the same about each item: a list of images or values, a folder, a pattern, the "
+        "pages of a PDF, a pandas Series, df.column. {{item}}, {{index}}, {{row.name}} differ from "
+        "row to row.",
         Who(_ASK),
         "text",
         metavar="ITEMS",

@@ -4,7 +4,7 @@ How `resolve_images` reads a word; the first rule that applies wins:
 
 1. ``https://...``, ``http://...``, ``data:...``: an image from the network, or in the word itself.
 2. A name in the namespace: that variable. The file of the same name is written ``./cat``.
-3. The path of a file or folder that exists, ``~`` expanded.
+3. The path of a file or folder that exists, ``~`` expanded. ``paper.pdf#page=3`` is a page of one.
 4. An expression that begins with a name in the namespace, such as ``photos[2]``, ``row.image`` or
    ``photos[:3]``, unless it ends like the name of an image file: ``cat.png`` is always a file.
 5. A pattern with ``*``, ``?`` or ``[...]``, ``**`` for folders below: its files, sorted by
@@ -16,8 +16,9 @@ libraries: where such a value exists, its library is imported already. This room
 `core`.
 
 Begin with `words` and `values`. The modules, each on top of the next: `words` and `values`, both on
-`names`; `missing`; `files` and `uris`; `decode`; `rgb`; `scaling`. Only `uris` reaches the network,
-through `web`. `crop` cuts a rectangle out of an image; `clipboard` reads the clipboard.
+`names`; `missing`; `files` and `uris`; `decode`; `pdf` and `rgb`; `scaling`. Only `uris` reaches
+the network, through `web`. `crop` cuts a rectangle out of an image; `clipboard` reads the
+clipboard.
 """
 
 from __future__ import annotations

@@ -9,20 +9,36 @@ from typing import IO, TYPE_CHECKING
 from glm4v_magic.core.errors import ImageError, reason
 from glm4v_magic.core.image import Limits, SourcedImage
 from glm4v_magic.images.formats import not_an_image
-from glm4v_magic.images.messages import one_line
+from glm4v_magic.images.messages import one_line, require_page
+from glm4v_magic.images.pdf import draw, is_pdf
 from glm4v_magic.images.rgb import to_rgb
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["decode", "require_page", "too_large", "upright"]
+__all__ = ["decode", "too_large", "upright"]
 
 # Pillow runs Ghostscript on the first and the system's own renderer on the second.
 _RUNS_PROGRAMS = frozenset({"EPS", "WMF"})
+_HEAD = 512  # bytes that tell what a file is
 
 
 def decode(stream: IO[bytes], source: str, limits: Limits, page: int | None = None) -> SourcedImage:
-    """Read a page of an image file, by default the first; `stream` is at its beginning."""
+    """Read a page of an image file or of a PDF document, by default the first.
+
+    Args:
+        stream: the file, at its beginning.
+        source: name of the file in messages.
+        limits: largest image.
+        page: page to read, from 1.
+
+    Raises:
+        ImageError: if it is neither, or has no such page.
+    """
+    head = stream.read(_HEAD)
+    stream.seek(0)
+    if is_pdf(head):
+        return draw(stream, source, limits, page)
     # Pillow warns of odd metadata, which does no harm to the pixels, and of large images, which
     # our own limit covers.
     with warnings.catch_warnings():
@@ -54,13 +70,6 @@ def upright(
             image.seek(stood)
         source = f"{source}, page {page}"
     return SourcedImage(rgb, source, rgb.size)
-
-
-def require_page(page: int | None, pages: int, source: str) -> None:
-    """Raise ImageError if an image does not have this page."""
-    if page is not None and not 1 <= page <= pages:
-        has = "only 1 page" if pages == 1 else f"{pages} pages"
-        raise ImageError(f"{one_line(source)} has {has}, and no page {page}.")
 
 
 def _turn_to(image: Image.Image, page: int, source: str) -> None:
@@ -105,7 +114,7 @@ def _opened(stream: IO[bytes], source: str, limits: Limits) -> Image.Image:
         raise too_large(source, int(pixels[0]) if pixels else None, limits) from None
     except UnidentifiedImageError:
         stream.seek(0)
-        raise not_an_image(source, stream.read(512)) from None
+        raise not_an_image(source, stream.read(_HEAD)) from None
     except Exception as error:
         raise _damaged(source, error) from error
 

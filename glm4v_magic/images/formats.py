@@ -11,7 +11,7 @@ __all__ = ["SUFFIXES", "may_be_image", "not_an_image"]
 
 SUFFIXES = (
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpeg", ".jpg", ".jxl",
-    ".pbm", ".pgm", ".png", ".ppm", ".svg", ".tif", ".tiff", ".webp",
+    ".pbm", ".pdf", ".pgm", ".png", ".ppm", ".svg", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 
 _IMAGE_SIGNATURES = (
@@ -23,7 +23,6 @@ _IMAGE_SIGNATURES = (
     (re.compile(rb"BM"), "BMP"),
 )
 _OTHER_SIGNATURES = (
-    (re.compile(rb"%PDF-"), "a PDF document", "Save the page as a PNG first."),
     (re.compile(rb"%!PS"), "a PostScript document", "Save it as a PNG first."),
     (re.compile(rb"PK\x03\x04"), "a ZIP archive or an office document", "Unpack the image."),
     (
@@ -47,8 +46,8 @@ _OTHER_SIGNATURES = (
 
 
 def may_be_image(media_type: str) -> bool:
-    """Tell whether `media_type` is that of an image, or says nothing about the content."""
-    return media_type.startswith("image/") or media_type.endswith("/octet-stream")
+    """Tell whether `media_type` is that of an image or PDF, or says nothing about the content."""
+    return media_type.startswith("image/") or media_type.endswith(("/octet-stream", "/pdf"))
 
 
 def not_an_image(source: str, head: bytes) -> ImageError:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from glm4v_magic.core.errors import ImageError
 from glm4v_magic.core.image import Limits, SourcedImage
 
-__all__ = ["ACCEPTED", "one_line", "refuse_too_many", "refuse_too_much"]
+__all__ = ["ACCEPTED", "one_line", "refuse_too_many", "refuse_too_much", "require_page"]
 
 ACCEPTED = "Give a path, URL, PIL image, array, bytes, open file, figure, or a list of these."
 
@@ -37,3 +37,10 @@ def refuse_too_much(images: Iterable[SourcedImage], source: str, limits: Limits)
             "megapixels together.",
             "Make them smaller first: a model sees little more than one megapixel of each.",
         )
+
+
+def require_page(page: int | None, pages: int, source: str) -> None:
+    """Raise ImageError if an image does not have this page."""
+    if page is not None and not 1 <= page <= pages:
+        has = "only 1 page" if pages == 1 else f"{pages} pages"
+        raise ImageError(f"{one_line(source)} has {has}, and no page {page}.")

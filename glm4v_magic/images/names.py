@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from glm4v_magic.core.errors import ImageError
 from glm4v_magic.core.image import Limits, SourcedImage
 from glm4v_magic.images.files import exists, from_file, matches, path_of
-from glm4v_magic.images.messages import refuse_too_many, refuse_too_much
+from glm4v_magic.images.messages import one_line, refuse_too_many, refuse_too_much
 from glm4v_magic.images.missing import missing
+from glm4v_magic.images.pdf import name_and_page
 from glm4v_magic.images.uris import from_uri, is_uri
 
 __all__ = ["from_name"]
@@ -24,7 +26,7 @@ def from_name(
     """Return the image at a URI or path, or the images that match a pattern in natural order.
 
     Args:
-        name: URI, path or pattern, as the user wrote it.
+        name: URI, path or pattern, as the user wrote it; ``#page=3`` behind it names a page.
         base: folder that relative paths start from.
         namespace: variables that may have been meant, for the error message.
         limits: limits on size and download.
@@ -33,6 +35,8 @@ def from_name(
     Raises:
         ImageError: if it names no image.
     """
+    if not exists(name, base):
+        name, page = _with_page(name, page)
     if is_uri(name):
         return (from_uri(name, limits, page),)
     if exists(name, base):
@@ -46,3 +50,11 @@ def from_name(
         images.append(from_file(base / file, file, limits, page))
         refuse_too_much(images, name, limits)
     return tuple(images)
+
+
+def _with_page(name: str, page: int | None) -> tuple[str, int | None]:
+    """Return the name of a file and the page of it, which the name may say: ``a.pdf#page=3``."""
+    file, own = name_and_page(name)
+    if own is not None and page not in (None, own):
+        raise ImageError(f"{one_line(name)} is page {own}, and page {page} is asked for, too.")
+    return file, page if own is None else own

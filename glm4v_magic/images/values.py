@@ -19,8 +19,14 @@ from typing import Any
 from glm4v_magic.core.errors import ImageError, reason
 from glm4v_magic.core.image import DEFAULT_LIMITS, Limits, SourcedImage
 from glm4v_magic.images.arrays import from_numpy, from_torch
-from glm4v_magic.images.decode import decode, require_page, upright
-from glm4v_magic.images.messages import ACCEPTED, one_line, refuse_too_many, refuse_too_much
+from glm4v_magic.images.decode import decode, upright
+from glm4v_magic.images.messages import (
+    ACCEPTED,
+    one_line,
+    refuse_too_many,
+    refuse_too_much,
+    require_page,
+)
 from glm4v_magic.images.names import from_name
 
 __all__ = ["to_image", "to_images"]
@@ -70,9 +76,9 @@ def to_image(
     """Return `value` as an image.
 
     Args:
-        value: a PIL image; a string or `Path` with a file or URL; the bytes of an image file, or a
-            binary file object; an array or tensor; a matplotlib figure or axes; an
-            `IPython.display.Image`; a file of an ipywidgets ``FileUpload``; any object that
+        value: a PIL image; a string or `Path` with a file or URL; the bytes of an image file or
+            PDF document, or a binary file object; an array or tensor; a matplotlib figure or axes;
+            an `IPython.display.Image`; a file of an ipywidgets ``FileUpload``; any object that
             shows itself as PNG or JPEG in a notebook. Arrays are height x width, with 1, 3 or 4
             channels last or first (in doubt last for numpy, first for torch), with or without a
             batch axis of one; bool, integers of 0 to 255, uint16 of 0 to 65535, or floats of 0 to

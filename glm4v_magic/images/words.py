@@ -16,6 +16,7 @@ from glm4v_magic.images.files import exists, matches
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.messages import one_line, refuse_too_many, refuse_too_much
 from glm4v_magic.images.names import from_name
+from glm4v_magic.images.pdf import name_and_page
 from glm4v_magic.images.uris import is_uri
 from glm4v_magic.images.values import to_images
 
@@ -108,7 +109,7 @@ def _from_variable(
 
 def is_lookup(word: str, namespace: Mapping[str, object]) -> bool:
     """Tell whether `word` is Python that starts from a variable and uses only known names."""
-    if word.lower().endswith(SUFFIXES):
+    if name_and_page(word)[0].lower().endswith(SUFFIXES):
         return False
     try:
         with warnings.catch_warnings():  # a path may look like odd Python

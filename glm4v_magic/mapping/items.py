@@ -1,7 +1,7 @@
 """Items that a prompt is mapped over, and the prompt of each row. Asks nothing.
 
-Items come from a list, a folder, a pattern, a pandas Series, a DataFrame or one of its columns.
-Each of them is a row. Expressions in the prompt are evaluated for each row and may use
+Items come from a list, a folder, a pattern, a PDF document, a pandas Series, a DataFrame or one of
+its columns. Each of them is a row. Expressions in the prompt are evaluated for each row and may use
 
 - ``index``: number of the row, from 0;
 - ``item``: the item itself; of a folder or pattern the path as text;
@@ -21,15 +21,17 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from glm4v_magic.calls.prompt import expand, names_in, require_text
-from glm4v_magic.core.errors import OptionError, PromptError, did_you_mean, reason
+from glm4v_magic.core.errors import ImageError, OptionError, PromptError, did_you_mean, reason
 from glm4v_magic.core.remarks import Text
 from glm4v_magic.images.files import entries, matches, natural, path_of, suffixes_in
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.messages import one_line
+from glm4v_magic.images.pdf import SUFFIX, count_pages, named
 
 __all__ = [
     "Items",
@@ -166,8 +168,11 @@ def items_of(
 def files_of(text: str, base: Path | None = None) -> Items:
     """Return the images in a folder, or the files of a pattern: 2.png stands before 10.png.
 
+    Each page of a PDF document is an image, and one document alone may be given, too.
+
     Raises:
         OptionError: if there is no such folder, or no such file.
+        ImageError: if one document is given that cannot be read.
     """
     folder = Path.cwd() if base is None else base
     shown = one_line(text)
@@ -184,6 +189,9 @@ def files_of(text: str, base: Path | None = None) -> Items:
             raise OptionError(
                 f"The folder {shown} holds no images.", "An image is a file such as *.png or *.jpg."
             )
+    elif place.suffix.lower() == SUFFIX and place.is_file():
+        values, names = _pages_of(text, count_pages(place, text))
+        return Items(text, values, names, kind="images")
     elif place.is_file():
         raise OptionError(f"{shown} is one file.", _ACCEPTED)
     else:
@@ -191,7 +199,25 @@ def files_of(text: str, base: Path | None = None) -> Items:
         if not found:
             raise _no_items(text, folder)
     found.sort(key=natural)
-    return Items(text, tuple(found), tuple(found), kind="images")
+    parts = [_rows_of(each, folder) for each in found]
+    values, names = (tuple(chain(*lists)) for lists in zip(*parts, strict=True))
+    return Items(text, values, names, kind="images")
+
+
+def _rows_of(file: str, folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the items that a file is, and their names: itself, or the pages of a PDF document."""
+    if file.lower().endswith(SUFFIX):
+        try:
+            return _pages_of(file, count_pages(path_of(file, folder), file))
+        except ImageError:
+            pass  # its row will say what is wrong with it
+    return (file,), (file,)
+
+
+def _pages_of(file: str, count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return each page of a PDF document as an item, and its name."""
+    pages = range(1, count + 1)
+    return tuple(named(file, page) for page in pages), tuple(f"{file}, page {n}" for n in pages)
 
 
 def _listed(folder: Path, shown: str) -> list[str]:

@@ -36,7 +36,7 @@ class TestFiles:
             (b"hello\n  w\xc3\xb6rld", "not an image: it is text that starts with 'hello wörld'."),
             ("ü".encode() * 400, "it is text that starts with 'üüü"),
             (b"\x7fELF\x02\x01\x01\x00\x00", "it starts with the bytes 7f 45 4c 46 02 01 01 00."),
-            (b"%PDF-1.7\n...", "a PDF document. Save the page"),
+            (b"%PDF-1.7\n...", "a PDF document that is damaged or has no pages: "),
             (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a PostScript document."),
             (b"PK\x03\x04....", "a ZIP archive"),
             (b"\0\0\0\x18ftypheic....", "a HEIC image, which Pillow cannot read alone. Save it"),

@@ -437,3 +437,18 @@ def test_another_ones_way_to_show_frames_is_given_back(run, shell, tiny, photos)
     assert len(drawn) == 1
     assert drawn[0] is shell.user_ns["rows"]
     assert formatter.type_printers.pop(pd.DataFrame) == shows
+
+
+def test_each_page_of_a_document(run, shell, tiny, tmp_path, monkeypatch):
+    pypdfium2 = pytest.importorskip("pypdfium2")
+    monkeypatch.chdir(tmp_path)
+    document = pypdfium2.PdfDocument.new()
+    for _ in range(3):
+        document.new_page(90, 60)
+    document.save("paper.pdf")
+    run("%%glm4v --over paper.pdf --max-tokens 2 --temperature 0\nWhat?")
+    assert [row.name for row in shell.user_ns["_"]] == [f"paper.pdf, page {n}" for n in (1, 2, 3)]
+    said = run("%%glm4v paper.pdf --page 2 --max-tokens 2 --temperature 0\nWhat?")
+    assert "paper.pdf, page 2, 250 x 167 px" in said
+    said = run("%%glm4v paper.pdf --page 4\nWhat?", fails=True)
+    assert "paper.pdf has 3 pages, and no page 4." in said
