@@ -47,6 +47,7 @@ class Activation:
         extra_bytes: bytes of other dtypes (float32, int64), alive at the peak, per token.
         held_values: values in the model's dtype that stay alive until the prefill ends, per token.
         held_bytes: bytes of other dtypes that stay alive until then, per token.
+        tower_values: values in the model's dtype that stay alive until the tower has run.
     """
 
     tokens: Literal["text", "patch", "visual", "image", "row"]
@@ -54,6 +55,7 @@ class Activation:
     extra_bytes: int = 0
     held_values: int = 0
     held_bytes: int = 0
+    tower_values: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,9 @@ activations
     Counted in the forward of each module: the tensors alive together at the peak of a prefill over
     the whole context. `text_layer`, `vision_layer`, `gated_projection`, `patch_embedding`,
     `embedding` and `head` list them. Attention is assumed to be flash or memory-efficient (nothing
-    of size S x S except the mask of a padded batch). Decode needs less.
+    of size S x S except the mask of a padded batch). Decode needs less. The tower runs over the
+    images of all rows before the decoder runs: while it does, the KV cache is still empty, and
+    afterwards nothing of it is alive but the visual tokens.
 overhead
     Every process that uses a GPU pays for a CUDA context; see `GPU_OVERHEAD`.
 
@@ -81,6 +83,7 @@ class Unit:
         kv_bytes: KV cache of the whole workload.
         held_bytes: activations that stay alive until the prefill ends.
         transient_bytes: peak of the activations that are freed while or after the unit runs.
+        tower_held_bytes: activations that are alive while the vision tower runs.
     """
 
     name: str
@@ -91,11 +94,22 @@ class Unit:
     kv_bytes: int = 0
     held_bytes: int = 0
     transient_bytes: int = 0
+    tower_held_bytes: int = 0
 
     @property
     def resident_bytes(self) -> int:
         """Bytes that add up over the units of a GPU: weights, KV cache, activations that stay."""
         return self.weight_bytes + self.kv_bytes + self.held_bytes
+
+    @property
+    def tower_resident_bytes(self) -> int:
+        """The same while the vision tower runs, when the KV cache is still empty."""
+        return self.weight_bytes + self.tower_held_bytes
+
+    @property
+    def in_tower(self) -> bool:
+        """Whether the unit is the vision tower or a part of it."""
+        return self.kind.startswith("vision")
 
 
 def cache_entries(shape: ModelShape, workload: Workload) -> int:
@@ -139,10 +153,16 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
     mask = entries * entries // workload.batch if workload.batch > 1 else 0
     units = []
     for unit in shape.units:
-        held = transient = 0
+        held = in_tower = transient = 0
         for a in unit.activations:
-            held += counts[a.tokens] * (a.held_values * size + a.held_bytes)
+            stays = counts[a.tokens] * (a.held_values * size + a.held_bytes)
+            held += stays
+            in_tower += counts[a.tokens] * a.tower_values * size
+            if unit.kind.startswith("vision") or a.tokens != "visual":  # the tower makes those
+                in_tower += stays
             transient = max(transient, counts[a.tokens] * (a.values * size + a.extra_bytes))
+        if unit.kind == "embedding":  # the mask is made there, from one that all rows share
+            transient = max(transient, mask + mask // workload.batch)
         if unit.kind == "text_layer":
             transient = max(transient, _quantized_product(unit, workload, entries, size)) + mask
         kv_bytes_per_token = unit.cache_values * size
@@ -156,6 +176,7 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
                 kv_bytes_per_token * entries,
                 held,
                 transient,
+                in_tower,
             )
         )
     return tuple(units)
@@ -173,6 +194,7 @@ def merge(units: Sequence[Unit], name: str, modules: tuple[str, ...], kind: Kind
         kv_bytes=sum(unit.kv_bytes for unit in units),
         held_bytes=sum(unit.held_bytes for unit in units),
         transient_bytes=max(unit.transient_bytes for unit in units),
+        tower_held_bytes=sum(unit.tower_held_bytes for unit in units),
     )
 
 
@@ -244,15 +266,19 @@ def gated_projection(hidden: int, intermediate: int) -> Activation:
     return Activation("visual", 3 * intermediate + 2 * hidden)
 
 
-def embedding(hidden: int) -> tuple[Activation, Activation]:
+def embedding(hidden: int, visual: int = 1) -> tuple[Activation, Activation]:
     """Embedding of the ids, with visual tokens spliced in.
 
     The spliced vectors stay alive while the decoder runs, and so do the visual tokens. Splicing
     with ``masked_scatter`` also has the vectors before it and, on CUDA, per vector element an int64
     prefix sum and the mask (``aten/src/ATen/native/cuda/IndexKernel.cpp``, `masked_scatter__cuda`).
+
+    Args:
+        hidden: width of the text part.
+        visual: vectors of this width that are kept of each visual token.
     """
     splice = Activation("text", hidden, extra_bytes=9 * hidden, held_values=hidden)
-    return splice, Activation("visual", held_values=hidden)
+    return splice, Activation("visual", held_values=visual * hidden)
 
 
 def head(hidden: int, vocabulary: int) -> tuple[Activation, Activation]:

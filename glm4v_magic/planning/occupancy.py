@@ -20,7 +20,7 @@ from glm4v_magic.core.remarks import Remark
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.wording import counted
 from glm4v_magic.planning.costs import Unit, cache_entries, price
-from glm4v_magic.planning.search import in_tower, whole_tower
+from glm4v_magic.planning.search import whole_tower
 
 __all__ = ["Hop", "Occupancy", "OccupiedGPU", "Part", "PartKind", "occupancy"]
 
@@ -219,7 +219,7 @@ def _present(parts: Iterable[Part]) -> tuple[Part, ...]:
 
 def _weights(stage: Stage, units: list[Unit], dtype: str, quantize: str) -> Iterator[Part]:
     """Yield the weights of a stage as parts; consecutive layers are one part."""
-    for kind, group in groupby(units, key=lambda unit: "vision" if in_tower(unit) else unit.kind):
+    for kind, group in groupby(units, key=lambda unit: "vision" if unit.in_tower else unit.kind):
         members = list(group)
         away = [unit for unit in members if set(unit.modules) <= set(stage.offloaded)]
         size, host = (sum(unit.weight_bytes for unit in each) for each in (members, away))
@@ -252,7 +252,7 @@ def _hops(plan: Plan, shape: ModelShape, units: dict[str, Unit]) -> Iterator[Hop
         if kind == "embedding":
             per_image = hidden * shape.visual_tokens
             yield Hop(before.device, after.device, "visual tokens", 0, per_image)
-        elif in_tower(units[after.units[0]]):
+        elif units[after.units[0]].in_tower:
             yield Hop(before.device, after.device, "patches", 0, None)
         else:
             yield Hop(before.device, after.device, "hidden state", hidden)

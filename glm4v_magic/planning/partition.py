@@ -7,16 +7,18 @@ A GPU that runs the units ``i..j-1`` needs ::
 
     base + sum(resident[i:j]) + max(transient[i:j])         (nothing at all when i == j)
 
-because resident bytes add up while transients exist for one unit at a time. Its *fullness* is that
-sum over its capacity. `partition` minimises the fullness of the fullest GPU, exactly.
+because resident bytes add up while transients exist for one unit at a time. What is resident while
+the vision tower runs is another sum, with other transients; a GPU needs the larger of the two
+(`needed`). Its *fullness* is what it needs over its capacity. `partition` minimises the
+fullness of the fullest GPU, exactly.
 
 Why it is exact:
 
 1. The cost of an interval never grows when units are taken away from either end (sums of and
-   maxima over fewer non-negative numbers). So for a bound ``f`` and a fixed order of GPUs, giving
-   each GPU in turn as many units as ``f`` allows is optimal: by induction, whatever another
-   split has placed after k GPUs, this one has placed at least as much, and the units that
-   remain can be treated as the other split treats them.
+   maxima over fewer non-negative numbers, and the larger of two such). So for a bound ``f`` and a
+   fixed order of GPUs, giving each GPU in turn as many units as ``f`` allows is optimal: by
+   induction, whatever another split has placed after k GPUs, this one has placed at least as
+   much, and the units that remain can be treated as the other split treats them.
 2. For the same reason, if the order is free, only the furthest unit reached by a *set* of used
    GPUs matters, not how it was reached; a dynamic programme over sets replaces the orders.
    Equal GPUs are interchangeable, so a set is a count per kind of GPU.
@@ -37,7 +39,7 @@ from itertools import accumulate
 from math import prod
 from operator import add
 
-__all__ = ["MAX_SETS", "Budget", "Item", "Partition", "fits", "partition"]
+__all__ = ["MAX_SETS", "Budget", "Item", "Partition", "fits", "needed", "partition"]
 
 MAX_SETS = 4096
 """Number of sets of GPUs up to which every order is considered.
@@ -58,11 +60,15 @@ class Item:
         resident: bytes that stay on the GPU: weights, KV cache.
         transient: bytes needed while the unit runs, freed afterwards.
         pinned: index of the GPU that it must be on, or ``None``.
+        tower_resident: as `resident`, while the vision tower runs.
+        tower_transient: as `transient`, likewise: 0 but for units of the tower.
     """
 
     resident: int
     transient: int = 0
     pinned: int | None = None
+    tower_resident: int = 0
+    tower_transient: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +149,26 @@ def fits(items: Sequence[Item], budgets: Sequence[Budget], *, any_order: bool = 
     return any(search(_WHOLE, False, None) is not None for search, _ in searches)
 
 
+def needed(items: Sequence[Item]) -> int:
+    """Return the bytes that a GPU with all of `items`, at least one, needs beside its base."""
+    return _needed(items)[-1]
+
+
+def _needed(items: Sequence[Item]) -> list[int]:
+    """Return what the first one of `items` needs, the first two, and so on."""
+    sums = accumulate(item.resident for item in items)
+    peaks = accumulate((item.transient for item in items), max)
+    tower_sums = accumulate(item.tower_resident for item in items)
+    tower_peaks = accumulate((item.tower_transient for item in items), max)
+    return list(map(max, map(add, sums, peaks), map(add, tower_sums, tower_peaks)))
+
+
 class _Tables:
     """Costs of intervals of units, and the units where pins stop a GPU."""
 
     def __init__(self, items: Sequence[Item]) -> None:
         self.count = len(items)
-        self._residents = [item.resident for item in items]
-        self._transients = [item.transient for item in items]
+        self._items = items
         self._costs: list[list[int] | None] = [None] * self.count
         self.pins = [item.pinned for item in items]
         self.pinned_gpus = {pin for pin in self.pins if pin is not None}
@@ -159,9 +178,7 @@ class _Tables:
         """Return costs of the intervals from `first` on, indexed by their length less one."""
         costs = self._costs[first]
         if costs is None:  # computed on demand: a search starts a GPU at few of the units
-            sums = accumulate(self._residents[first:])
-            peaks = accumulate(self._transients[first:], max)
-            costs = self._costs[first] = list(map(add, sums, peaks))
+            costs = self._costs[first] = _needed(self._items[first:])
         return costs
 
     def stops(self, budget: int | None) -> list[int]:

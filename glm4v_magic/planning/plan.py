@@ -21,12 +21,13 @@ from glm4v_magic.core.remarks import Remark, remark
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.wording import gib
 from glm4v_magic.planning.costs import GPU_OVERHEAD, Unit, cache_entries, price
+from glm4v_magic.planning.partition import needed
 from glm4v_magic.planning.search import (
     DEFAULT_RESERVE,
     Split,
     Task,
     best_split,
-    in_tower,
+    item_of,
     offloaded_split,
     whole_tower,
 )
@@ -142,7 +143,8 @@ def _check_pins(task: Task) -> None:
 
 def _on_cpu(shape: ModelShape, workload: Workload, objective: Objective) -> Plan:
     units = whole_tower(shape, price(shape, workload))
-    held = sum(unit.held_bytes for unit in units)
+    weights = sum(unit.weight_bytes for unit in units)
+    cache = sum(unit.kv_bytes for unit in units)
     stage = Stage(
         None,
         "CPU",
@@ -150,9 +152,9 @@ def _on_cpu(shape: ModelShape, workload: Workload, objective: Objective) -> Plan
         tuple(unit.name for unit in units),
         tuple(module for unit in units for module in unit.modules),
         (),
-        sum(unit.weight_bytes for unit in units),
-        sum(unit.kv_bytes for unit in units),
-        held + max(unit.transient_bytes for unit in units),
+        weights,
+        cache,
+        max(0, needed([item_of(unit) for unit in units]) - weights - cache),
     )
     return Plan(shape.name, workload, objective, (stage,))
 
@@ -176,10 +178,11 @@ def _stage(task: Task, split: Split, place: int, units: tuple[Unit, ...]) -> Sta
     if not units:
         return Stage(gpu.index, gpu.name, budget.capacity)
     away = [unit for unit in units if unit.name in split.offloaded]
-    if not away and sum(map(in_tower, units)) == sum(map(in_tower, split.units)):
+    if not away and _tower(units) == _tower(split.units):
         units = whole_tower(task.shape, units)
     items = [task.item(unit, unit in away) for unit in units]
     weights = sum(unit.weight_bytes for unit in units) - sum(unit.weight_bytes for unit in away)
+    cache = sum(unit.kv_bytes for unit in units)
     return Stage(
         gpu.index,
         gpu.name,
@@ -188,10 +191,15 @@ def _stage(task: Task, split: Split, place: int, units: tuple[Unit, ...]) -> Sta
         tuple(module for unit in units for module in unit.modules),
         tuple(module for unit in away for module in unit.modules),
         weights,
-        sum(unit.kv_bytes for unit in units),
-        sum(unit.held_bytes for unit in units) + max(item.transient for item in items),
+        cache,
+        max(0, needed(items) - weights - cache),
         budget.base,
     )
+
+
+def _tower(units: Sequence[Unit]) -> int:
+    """Count the units of the vision tower."""
+    return sum(unit.in_tower for unit in units)
 
 
 def _price_of_whole_tower(task: Task, split: Split, found: Plan) -> Iterator[Remark]:
@@ -216,12 +224,12 @@ def _price_of_whole_tower(task: Task, split: Split, found: Plan) -> Iterator[Rem
 
 
 def _notes(task: Task, split: Split, units: Mapping[int, Sequence[Unit]]) -> Iterator[Remark]:
-    cut = sum(any(map(in_tower, stage)) for stage in units.values()) > 1
+    cut = sum(any(unit.in_tower for unit in stage) for stage in units.values()) > 1
     if cut and not task.split_vision:
         yield remark("tower_is_cut")
     away = [unit for unit in split.units if unit.name in split.offloaded]
-    of_tower = [unit.weight_bytes for unit in away if in_tower(unit)]
-    of_text = [unit.weight_bytes for unit in away if not in_tower(unit)]
+    of_tower = [unit.weight_bytes for unit in away if unit.in_tower]
+    of_text = [unit.weight_bytes for unit in away if not unit.in_tower]
     if of_tower:
         seconds = f"{bus_seconds(sum(of_tower)):.2f}"
         size = gib(sum(of_tower))

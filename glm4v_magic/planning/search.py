@@ -19,7 +19,7 @@ __all__ = [
     "Task",
     "best_split",
     "can_fit",
-    "in_tower",
+    "item_of",
     "offloaded_split",
     "whole_tower",
 ]
@@ -53,15 +53,26 @@ class Task:
 
     def item(self, unit: Unit, offloaded: bool = False) -> Item:
         """Return the cost of `unit`; if offloaded, its weights are transient."""
+        return item_of(unit, self._place(unit), offloaded)
+
+    def _place(self, unit: Unit) -> int | None:
+        """Return the place in `gpus` of the GPU that a unit is pinned to."""
         stem = unit.name.partition(".")[0]
         index = self.pin.get(unit.name, self.pin.get(stem))
-        pinned = None
-        if index is not None:
-            pinned = next((at for at, gpu in enumerate(self.gpus) if gpu.index == index), None)
-        if offloaded:
-            kept = unit.resident_bytes - unit.weight_bytes
-            return Item(kept, unit.transient_bytes + unit.weight_bytes, pinned)
-        return Item(unit.resident_bytes, unit.transient_bytes, pinned)
+        return next((at for at, gpu in enumerate(self.gpus) if gpu.index == index), None)
+
+
+def item_of(unit: Unit, pinned: int | None = None, offloaded: bool = False) -> Item:
+    """Return the cost of `unit`; if offloaded, its weights are transient."""
+    away = unit.weight_bytes if offloaded else 0
+    transient = unit.transient_bytes + away
+    return Item(
+        unit.resident_bytes - away,
+        0 if unit.in_tower else transient,
+        pinned,
+        unit.tower_resident_bytes - away,
+        transient if unit.in_tower else 0,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +129,11 @@ def _fits(task: Task, units: Sequence[Unit], offloaded: frozenset[str] = frozens
 
 def whole_tower(shape: ModelShape, units: Sequence[Unit]) -> tuple[Unit, ...]:
     """Return `units` with those of the vision tower merged into one."""
-    tower = [unit for unit in units if in_tower(unit)]
-    rest = [unit for unit in units if not in_tower(unit)]
+    tower = [unit for unit in units if unit.in_tower]
+    rest = [unit for unit in units if not unit.in_tower]
     if not tower:
         return tuple(rest)
     return merge(tower, "vision", shape.vision_modules, "vision"), *rest
-
-
-def in_tower(unit: Unit) -> bool:
-    """Tell whether `unit` is the vision tower or a part of it."""
-    return unit.kind.startswith("vision")
 
 
 def offloaded_split(task: Task) -> Split | None:

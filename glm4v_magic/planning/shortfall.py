@@ -9,7 +9,8 @@ from glm4v_magic.core.errors import DoesNotFitError, OptionError
 from glm4v_magic.core.remarks import Remark, remark
 from glm4v_magic.core.wording import gib
 from glm4v_magic.planning.costs import price
-from glm4v_magic.planning.search import Split, Task, best_split, can_fit, in_tower, offloaded_split
+from glm4v_magic.planning.partition import needed as bytes_needed
+from glm4v_magic.planning.search import Split, Task, best_split, can_fit, offloaded_split
 
 __all__ = ["bus_seconds", "does_not_fit"]
 
@@ -62,7 +63,7 @@ def _fullest(task: Task, split: Split) -> tuple[int, int, int]:
     for place, (first, end) in zip(result.order, result.borders, strict=True):
         if first < end:
             items = [task.item(u, u.name in split.offloaded) for u in split.units[first:end]]
-            cost = sum(item.resident for item in items) + max(item.transient for item in items)
+            cost = bytes_needed(items)
             loads.append((place, budgets[place].base + cost))
     place, needed = max(loads, key=lambda load: load[1] / budgets[load[0]].capacity)
     return task.gpus[place].index, needed, budgets[place].capacity
@@ -129,7 +130,7 @@ def _offload(task: Task, tried: bool) -> Remark:
     if split is None:
         return remark("offloading_does_not_fit")
     away = [unit for unit in split.units if unit.name in split.offloaded]
-    per_token = sum(unit.weight_bytes for unit in away if not in_tower(unit))
+    per_token = sum(unit.weight_bytes for unit in away if not unit.in_tower)
     total = sum(unit.weight_bytes for unit in away)
     if per_token:
         seconds = f"{bus_seconds(per_token):.2f}"

@@ -66,23 +66,29 @@ def used(found: Plan) -> list[int | None]:
     return [stage.gpu for stage in found.stages if stage.units]
 
 
+def peak_of(units: list[Unit]) -> int:
+    """Bytes at the worse of two moments: the tower runs, or the decoder does."""
+    tower = [unit.transient_bytes for unit in units if unit.name.startswith("vision")]
+    others = [unit.transient_bytes for unit in units if not unit.name.startswith("vision")]
+    return max(
+        sum(unit.weight_bytes + unit.tower_held_bytes for unit in units) + max(tower, default=0),
+        sum(unit.resident_bytes for unit in units) + max(others, default=0),
+    )
+
+
 def best_by_exhaustion(
     units: tuple[Unit, ...], gpus: tuple[GPU, ...], orders: list[tuple[GPU, ...]]
 ) -> float:
     """Least fullness of the fullest GPU over all contiguous splits with the tower whole."""
     tower = [unit for unit in units if unit.name.startswith("vision")]
-    bytes_of = [
-        (sum(u.resident_bytes for u in tower), max(u.transient_bytes for u in tower)),
-        *((u.resident_bytes, u.transient_bytes) for u in units if u not in tower),
-    ]
+    parts = [tower, *([unit] for unit in units if unit not in tower)]
     best = float("inf")
     for order in orders:
-        for cuts in combinations_with_replacement(range(len(bytes_of) + 1), len(gpus) - 1):
+        for cuts in combinations_with_replacement(range(len(parts) + 1), len(gpus) - 1):
             fullest = 0.0
-            for gpu, first, end in zip(order, (0, *cuts), (*cuts, len(bytes_of)), strict=True):
+            for gpu, first, end in zip(order, (0, *cuts), (*cuts, len(parts)), strict=True):
                 if first < end:
-                    load = GPU_OVERHEAD + sum(r for r, _ in bytes_of[first:end])
-                    load += max(t for _, t in bytes_of[first:end])
+                    load = GPU_OVERHEAD + peak_of([u for part in parts[first:end] for u in part])
                     fullest = max(fullest, load / (gpu.usable_bytes - int(gpu.total_bytes * 0.03)))
             best = min(best, fullest)
     return best
@@ -167,8 +173,7 @@ def test_what_stages_take_is_what_their_units_cost() -> None:
         mine = [units[name] for name in stage.units]
         assert stage.weight_bytes == sum(u.weight_bytes for u in mine)
         assert stage.kv_bytes == sum(u.kv_bytes for u in mine)
-        held = sum(u.held_bytes for u in mine)
-        assert stage.activation_bytes == held + max(u.transient_bytes for u in mine)
+        assert stage.total_bytes - stage.overhead_bytes == peak_of(mine)
         assert stage.overhead_bytes == GPU_OVERHEAD
         assert stage.modules == tuple(module for u in mine for module in u.modules)
         assert stage.total_bytes <= (stage.capacity_bytes or 0)

@@ -16,6 +16,10 @@ __all__ = ["linear_inputs", "text_units"]
 _TEXT = "model.language_model"
 _FLOAT32 = 4
 _INT64 = 8
+_OF_TOKEN = 8 * _INT64
+"""Bytes of a token beside its vectors: id, mask, type, and its positions on three axes, twice."""
+
+_KEPT_VISUAL = 3  # before and behind the merger, and those of all images in one tensor
 
 
 def text_units(text: Mapping[str, Any], fp8: Fp8 | None = None) -> Iterator[UnitShape]:
@@ -31,7 +35,7 @@ def text_units(text: Mapping[str, Any], fp8: Fp8 | None = None) -> Iterator[Unit
         (f"{_TEXT}.embed_tokens", f"{_TEXT}.rotary_emb"),
         "embedding",
         values=vocabulary * wide,
-        activations=costs.embedding(wide),
+        activations=_with_indices(*costs.embedding(wide, _KEPT_VISUAL)),
     )
     in_moe = has_experts(text)
     first_moe = text.get("first_k_dense_replace", 0) if in_moe else None
@@ -44,7 +48,7 @@ def text_units(text: Mapping[str, Any], fp8: Fp8 | None = None) -> Iterator[Unit
         (f"{_TEXT}.norm", "lm_head"),
         "head",
         values=wide + vocabulary * wide,
-        activations=costs.head(wide, vocabulary),
+        activations=_with_indices(*costs.head(wide, vocabulary)),
     )
 
 
@@ -100,6 +104,21 @@ def _head_size(text: Mapping[str, Any]) -> int:
     return int(text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"])
 
 
+def _rotary(text: Mapping[str, Any]) -> int:
+    """Return the values of a head that are rotated."""
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    share = rope.get("partial_rotary_factor", text.get("partial_rotary_factor", 1.0))
+    return int(_head_size(text) * share)
+
+
+def _with_indices(*activations: Activation) -> tuple[Activation, ...]:
+    """Return activations with what each token of the text has beside its vectors."""
+    return tuple(
+        replace(each, extra_bytes=each.extra_bytes + _OF_TOKEN) if each.tokens == "text" else each
+        for each in activations
+    )
+
+
 def _attention_values(text: Mapping[str, Any]) -> tuple[int, int, int]:
     """Return weights of the four matrices, biases, and keys and values per KV cache entry."""
     wide, heads, groups = (
@@ -135,7 +154,6 @@ def _dense_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape
     matrices, bias, cache = _attention_values(text)
     linear = matrices + 3 * wide * mlp
     norms = 2 if in_moe else 4
-    rotary = _head_size(text) // 2
     return UnitShape(
         f"layer.{index}",
         (f"{_TEXT}.layers.{index}",),
@@ -145,7 +163,7 @@ def _dense_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape
         linear_rows=bias + wide + 2 * mlp + wide,
         widest_linear=(2 * mlp, wide),
         cache_values=cache,
-        activations=(costs.text_layer(wide, mlp, rotary), _attention(text)),
+        activations=_with_indices(costs.text_layer(wide, mlp, _rotary(text)), _attention(text)),
     )
 
 
@@ -154,11 +172,7 @@ def _moe_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
 
     The router's score correction, one value per expert, is a buffer and not counted.
     """
-    wide, mlp, chosen = (
-        text["hidden_size"],
-        text["moe_intermediate_size"],
-        text["num_experts_per_tok"],
-    )
+    wide, mlp = text["hidden_size"], text["moe_intermediate_size"]
     experts = text["n_routed_experts"]
     matrices, bias, cache = _attention_values(text)
     shared = 3 * wide * mlp * text["n_shared_experts"]
@@ -172,17 +186,21 @@ def _moe_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
         linear_rows=bias + wide,
         widest_linear=(text["num_attention_heads"] * _head_size(text), wide),
         cache_values=cache,
-        activations=(_experts(wide, chosen), _attention(text)),
+        activations=_with_indices(_experts(text), _attention(text)),
     )
 
 
-def _experts(wide: int, chosen: int) -> Activation:
+def _experts(text: Mapping[str, Any]) -> Activation:
     """Routed experts in one grouped product; the peak is where results are put back in order.
 
     Alive per token and chosen expert (transformers' ``grouped_mm_experts_forward``): the gathered
     input and the experts' results (2 x hidden), the weighted results in two orders in float32
     (2 x hidden: the router's weights are float32), five int64 of sorting; per token the layer's
-    input, the residual and the normed residual (3 x hidden).
+    input, the residual and the normed residual (3 x hidden), the router's logits in float32, cos
+    and sin (2 x rotary).
     """
+    wide, chosen = text["hidden_size"], text["num_experts_per_tok"]
     per_expert = 2 * _FLOAT32 * wide + 5 * _INT64
-    return Activation("text", (2 * chosen + 3) * wide, extra_bytes=chosen * per_expert)
+    logits = _FLOAT32 * text["n_routed_experts"]
+    values = (2 * chosen + 3) * wide + 2 * _rotary(text)
+    return Activation("text", values, extra_bytes=chosen * per_expert + logits)

@@ -16,6 +16,7 @@ IMAGE_SIDE = 1120
 VISION = "model.visual"
 
 _FLOAT32 = 4
+_INT64 = 8
 
 
 def vision_units(vision: Mapping[str, Any], *, is_ocr: bool = False) -> Iterator[UnitShape]:
@@ -42,7 +43,7 @@ def vision_units(vision: Mapping[str, Any], *, is_ocr: bool = False) -> Iterator
             (f"{VISION}.blocks.{index}",),
             "vision_layer",
             values=values,
-            activations=(_vision_block(wide, mlp),),
+            activations=(_vision_block(vision, mlp, is_ocr=is_ocr),),
         )
     projection = out * out + 2 * out + 3 * out * inner
     yield UnitShape(
@@ -64,22 +65,27 @@ def _patch_embedding(vision: Mapping[str, Any], *, is_ocr: bool) -> UnitShape:
         "vision_embedding",
         values=(patch + 1) * wide + (0 if is_ocr else table * table * wide + wide),
         activations=(
-            Activation("patch", held_bytes=_FLOAT32 * patch, held_values=patch),
+            Activation("patch", held_bytes=_FLOAT32 * patch, tower_values=patch),
             Activation("patch", 2 * wide, extra_bytes=3 * _FLOAT32 * wide),
         ),
     )
 
 
-def _vision_block(wide: int, mlp: int) -> Activation:
-    """Block of the vision tower; the peak is at the rotation of its queries or its gated MLP.
+def _vision_block(vision: Mapping[str, Any], mlp: int, *, is_ocr: bool) -> Activation:
+    """Block of the vision tower; the peak is at the rotation of its keys or its gated MLP.
 
-    Alive per patch in the rotation: the tower's and the block's input and the normed one
-    (3 x hidden), query, key and value (3), and in float32 query, key, a rotated half and its
-    product (4); in the MLP: three inputs and 3 x mlp.
+    Alive per patch in the rotation (transformers' ``apply_rotary_pos_emb_vision``): the block's
+    input and the normed one (2 x hidden), query, key and value in one matrix (3), in GLM-OCR their
+    normed query and key, too (2), and in float32 query, key, the rotated query, the key's product,
+    its rotated halves and their product (6); in the MLP: three inputs and 3 x mlp. Cosines and
+    sines of a head's size are float32 and stay, and so do its row and column (four int64).
     """
-    rotation = Activation("patch", 6 * wide, extra_bytes=4 * _FLOAT32 * wide)
-    gated = 3 * wide + 3 * mlp
-    return rotation if 6 * wide + 8 * wide > gated else Activation("patch", gated)
+    wide = vision["hidden_size"]
+    angles = 2 * _FLOAT32 * (wide // vision["num_heads"]) + 4 * _INT64
+    rotated = (7 if is_ocr else 5) * wide
+    rotation = Activation("patch", rotated, extra_bytes=6 * _FLOAT32 * wide + angles)
+    gated = Activation("patch", 3 * wide + 3 * mlp, extra_bytes=angles)
+    return rotation if rotated + 12 * wide > gated.values else gated
 
 
 def patch_values(vision: Mapping[str, Any]) -> int:

@@ -1,0 +1,68 @@
+"""Plans for many images, held against their own dry runs: never short, and within 3 %."""
+
+from __future__ import annotations
+
+import pytest
+import tiny_native
+
+from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
+from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.model_shape import Workload
+from glm4v_magic.dry_run.run import dry_run
+from glm4v_magic.planning.partition import Budget, Item, needed, partition
+from glm4v_magic.planning.plan import plan
+
+TEXT = 64
+
+
+def tiny(kind):
+    config = tiny_native.config(kind, tiny_native.tokenizer(kind))
+    config["text_config"]["max_position_embeddings"] = 131_072
+    return NativeArchitecture(f"tiny {kind}", config | {"dtype": "bfloat16"}, "config.json")
+
+
+def held_against_its_dry_run(model, gpus, images, batch):
+    shape = model.shape()
+    context = images * shape.image_positions + TEXT
+    made = plan(shape, parse_gpus(gpus), Workload(context, images, batch))
+    report = dry_run(model, gpus, context=context, images=images, batch=batch, decode_steps=1)
+    by_gpu = {gpu.gpu: gpu for gpu in report.gpus}
+    for stage in made.stages:
+        measured = by_gpu[stage.gpu]
+        if stage.units:
+            assert stage.total_bytes >= measured.total_bytes, stage
+            assert stage.total_bytes <= 1.03 * measured.total_bytes, stage
+
+
+@pytest.mark.parametrize(("images", "batch"), [(1, 1), (5, 4), (40, 1)])
+@pytest.mark.parametrize("gpus", ["1x80GiB", "2x8GiB"])
+@pytest.mark.parametrize("kind", ["glm4v", "glm46v", "glm_ocr", "glm4v_moe"])
+def test_tiny_models(kind, gpus, images, batch):
+    held_against_its_dry_run(tiny(kind), gpus, images, batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus"),
+    [
+        ("GLM-4.1V-9B-Thinking", "1x80GiB"),
+        ("GLM-4.6V-Flash", "4x80GiB"),
+        ("GLM-OCR", "2x80GiB"),
+        ("GLM-4.5V", "8x80GiB"),
+    ],
+)
+@pytest.mark.parametrize(("images", "batch"), [(5, 4), (40, 1)])
+def test_published_models(name, gpus, images, batch):
+    held_against_its_dry_run(architecture(name), gpus, images, batch)
+
+
+def test_what_is_needed_is_the_larger_of_tower_and_decoder():
+    tower = Item(10, 0, None, 30, 500)
+    layers = [Item(100, 50, None, 60, 0)] * 4
+    assert needed([tower]) == 530
+    assert needed([tower, *layers[:1]]) == 30 + 60 + 500
+    assert needed([tower, *layers]) == 30 + 240 + 500
+    heavier = [Item(300, 50, None, 60, 0)] * 4
+    assert needed([tower, *heavier]) == 10 + 1200 + 50
+    found = partition([tower, *layers], [Budget(770)])
+    assert found.fullness == 1
