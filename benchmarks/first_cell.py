@@ -11,6 +11,7 @@ is imported by both, untimed.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -82,11 +83,14 @@ def main() -> None:
         return
     times: dict[str, list[float]] = {side: [] for side in SIDES}
     more = ["--cpu-time"] if options.cpu_time else []
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     for run in range(options.runs + 1):
         # Each side comes first as often: what drifts meanwhile weighs on both.
         for side in list(SIDES) if run % 2 else reversed(SIDES):
             command = [sys.executable, __file__, "--side", side, *more]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=True, env=environment
+            )
             if run:  # the first of each is not counted
                 times[side].append(float(done.stdout.splitlines()[-1]))
     mine, base = (statistics.median(times[side]) for side in ("ours", "plain"))

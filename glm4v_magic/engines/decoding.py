@@ -311,8 +311,8 @@ class _Batch:
     def step(self) -> dict[int, Chosen]:
         """Run one decode step and choose the next token of each open row."""
         block, rows = self._joined()
-        ids = torch.tensor([[row.said[-1]] for row in rows], device=block.mask.device)
-        logits = block.forward(ids, torch.ones_like(ids), block.latest + 1, self._attempt)
+        ids = torch.tensor([[row.said[-1]] for row in rows], device=block.device)
+        logits = block.step(ids, self._attempt)
         return self._chosen(rows, logits)
 
     def _joined(self) -> tuple[KVBlock, list[_Row]]:

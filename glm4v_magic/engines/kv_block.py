@@ -31,15 +31,29 @@ class KVBlock:
 
     Attributes:
         cache: keys and values, (B, heads, W, head size) for each layer.
-        mask: likewise; (B, W).
+        rows: B.
+        width: W, the number of complete columns.
+        device: device of the mask.
         latest: position ids of the last column, (..., B, 1).
     """
 
     def __init__(self, model: Any, mask: Tensor) -> None:
         self._model = model
         self.cache = self._empty()
-        self.mask = mask
+        self._take(mask)
         self.latest = mask[:, :0]
+
+    def _take(self, mask: Tensor) -> None:
+        self.rows, self.width = mask.shape
+        self.device = mask.device
+        self._padded = None if bool(mask.all()) else mask
+
+    @property
+    def mask(self) -> Tensor:
+        """1 marks the columns of each row that are in use, (B, W)."""
+        if self._padded is not None:
+            return self._padded
+        return torch.ones((self.rows, self.width), dtype=torch.long, device=self.device)
 
     @classmethod
     def of_prefixes(
@@ -74,8 +88,7 @@ class KVBlock:
         for layer, (keys, values) in zip(self.cache.layers, prefix.layers, strict=True):
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = (
-                tensor[..., :length, :].expand(len(self.mask), -1, -1, -1)
-                for tensor in (keys, values)
+                tensor[..., :length, :].expand(self.rows, -1, -1, -1) for tensor in (keys, values)
             )
 
     def _copy(self, prefixes: Sequence[tuple[KeptPrefix | None, int]]) -> None:
@@ -93,11 +106,6 @@ class KVBlock:
                         whole[row, :, self.width - length :] = part
                 setattr(layer, name, whole)
 
-    @property
-    def width(self) -> int:
-        """Number of complete columns."""
-        return self.mask.shape[1]
-
     def forward(
         self, ids: Tensor, mask: Tensor, position_ids: Tensor, attempt: Attempt, **more: Any
     ) -> Tensor:
@@ -111,12 +119,41 @@ class KVBlock:
             more: further arguments of the model.
         """
         whole = torch.cat((self.mask, mask), dim=1)
+        logits = self._logits(ids, whole, position_ids, attempt, **more)
+        self._take(whole)
+        self.latest = position_ids[..., -1:]
+        return logits
 
+    def step(self, ids: Tensor, attempt: Attempt) -> Tensor:
+        """Run the model on the next column of all rows; returns logits, (B, vocabulary).
+
+        Args:
+            ids: (B, 1).
+            attempt: runs the forward.
+        """
+        whole = None
+        if self._padded is not None:
+            whole = torch.cat((self._padded, torch.ones_like(ids)), dim=1)
+        position_ids = self.latest + 1
+        logits = self._logits(ids, whole, position_ids, attempt)
+        self.latest, self._padded = position_ids, whole
+        self.width += 1
+        return logits
+
+    def _logits(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        position_ids: Tensor,
+        attempt: Attempt,
+        **more: Any,
+    ) -> Tensor:
+        # One new column of rows without padding may look at all others, which needs no mask.
         def run() -> Tensor:
             self.cut()
             logits: Tensor = self._model(
                 input_ids=ids,
-                attention_mask=whole,
+                attention_mask=mask,
                 position_ids=position_ids,
                 past_key_values=self.cache,
                 use_cache=True,
@@ -125,9 +162,8 @@ class KVBlock:
             ).logits
             return logits[:, -1].to(device=ids.device, dtype=torch.float32)
 
-        logits: Tensor = attempt(run)
-        self.mask, self.latest = whole, position_ids[..., -1:]
-        return logits
+        result: Tensor = attempt(run)
+        return result
 
     def cut(self) -> None:
         """Crop the cache to its complete columns: a failed step may have written some layers."""
@@ -170,7 +206,7 @@ def joined(model: Any, parts: Sequence[tuple[KVBlock, list[int]]], attempt: Atte
     whole = KVBlock(model, torch.cat(masks))
     whole.latest = torch.cat([each.latest[..., which, :] for each, which in parts], dim=-2)
     places = [
-        (None if len(which) == len(each.mask) else which, _indices(columns))
+        (None if len(which) == each.rows else which, _indices(columns))
         for (each, which), columns in zip(parts, used, strict=True)
     ]
     for at, layer in enumerate(whole.cache.layers):

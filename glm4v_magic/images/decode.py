@@ -105,10 +105,14 @@ def _opened(stream: IO[bytes], source: str, limits: Limits) -> Image.Image:
     """Read the header of an image file."""
     from PIL import Image, UnidentifiedImageError
 
-    Image.init()
-    formats = [name for name in Image.ID if name not in _RUNS_PROGRAMS]
     try:
-        return Image.open(stream, formats=formats)
+        try:
+            return _identified(stream)
+        except UnidentifiedImageError:
+            # The plugins of rare formats take as long to import as a small image to read.
+            Image.init()
+            stream.seek(0)
+            return _identified(stream)
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))
         raise too_large(source, int(pixels[0]) if pixels else None, limits) from None
@@ -117,6 +121,14 @@ def _opened(stream: IO[bytes], source: str, limits: Limits) -> Image.Image:
         raise not_an_image(source, stream.read(_HEAD)) from None
     except Exception as error:
         raise _damaged(source, error) from error
+
+
+def _identified(stream: IO[bytes]) -> Image.Image:
+    """Read the header with the plugins that are imported; the common ones always are."""
+    from PIL import Image
+
+    Image.preinit()
+    return Image.open(stream, formats=[name for name in Image.ID if name not in _RUNS_PROGRAMS])
 
 
 def _damaged(source: str, error: Exception) -> ImageError:

@@ -189,17 +189,18 @@ class Glm4v9bModel(Glm4v9bPreTrainedModel):
                 raise ValueError("Images need input_ids, which tell where they stand.")
             inputs_embeds = self.splice(inputs_embeds, input_ids, image_features)
 
+        device = inputs_embeds.device
         cached = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
             position_ids = self._positions(input_ids, inputs_embeds, attention_mask, cached)
-        if attention_mask is None:
+        if attention_mask is None and not (cached and inputs_embeds.shape[1] == 1):
             # Shared positions look like packed sequences to transformers unless a mask is given.
             shape = (inputs_embeds.shape[0], int(cached) + inputs_embeds.shape[1])
-            attention_mask = torch.ones(shape, dtype=torch.long, device=inputs_embeds.device)
+            attention_mask = torch.ones(shape, dtype=torch.long, device=device)
         output: BaseModelOutputWithPast = self.language_model(
             inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask.to(inputs_embeds.device),
-            position_ids=position_ids.to(inputs_embeds.device),
+            attention_mask=None if attention_mask is None else attention_mask.to(device),
+            position_ids=position_ids.to(device),
             past_key_values=past_key_values,
             use_cache=use_cache,
             **kwargs,

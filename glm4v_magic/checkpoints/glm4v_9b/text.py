@@ -4,13 +4,15 @@ transformers assumes that a decoder layer is on one device. A device map may spl
 the classes here bring the operands of two-module operations to one device: the residual adds,
 query, key and value, the rotary tables and the mask. The computation is that of `GlmModel`.
 
-Rotary tables and mask are the same for all layers, so a device gets one copy of each per step.
+Rotary tables and mask are the same for all layers: made once, and copied once to each device per
+step.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import GlmConfig
 from transformers.cache_utils import Cache
@@ -20,8 +22,8 @@ from transformers.models.glm.modeling_glm import (
     GlmDecoderLayer,
     GlmModel,
     GlmRotaryEmbedding,
-    apply_rotary_pos_emb,
     eager_attention_forward,
+    rotate_half,
 )
 
 from glm4v_magic.dispatch.copies import shared
@@ -52,7 +54,7 @@ class TextAttention(GlmAttention):
 
         assert position_embeddings is not None  # `GlmModel` always passes them
         cos, sin = shared(position_embeddings, device)
-        query, key = apply_rotary_pos_emb(query, key, cos, sin)
+        query, key = _rotated(query, cos, sin), _rotated(key, cos, sin)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attention_mask = shared(attention_mask, device)
@@ -90,11 +92,26 @@ class TextLayer(GlmDecoderLayer):
 
 
 class TextRotaryEmbedding(GlmRotaryEmbedding):
-    """`GlmRotaryEmbedding` that may be on another device than the ids."""
+    """`GlmRotaryEmbedding` that may be on another device than the ids.
+
+    Its tables are interleaved here, once for all layers: (B, 1, L, rotary size).
+    """
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        tables: tuple[Tensor, Tensor] = super().forward(x, position_ids.to(x.device))
-        return tables
+        cos, sin = super().forward(x, position_ids.to(x.device))
+        return _interleaved(cos), _interleaved(sin)
+
+
+def _interleaved(table: Tensor) -> Tensor:
+    half = table.shape[-1] // 2
+    return table[:, None, :, :half].repeat_interleave(2, dim=-1)
+
+
+def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first components of queries or keys, (B, heads, L, head size), by position."""
+    size = cos.shape[-1]
+    rotary, rest = heads[..., :size], heads[..., size:]
+    return torch.cat((rotary * cos + rotate_half(rotary) * sin, rest), dim=-1)
 
 
 class TextModel(GlmModel):
