@@ -1,4 +1,4 @@
-"""The contracts of pyproject.toml name every library that the package imports anywhere."""
+"""The contracts of pyproject.toml name every room, and every library that is imported anywhere."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ def libraries(sources):
     return found - sys.stdlib_module_names - {"glm4v_magic"}
 
 
+CONTRACTS = SETTINGS["tool"]["importlinter"]["contracts"]
+
+
 def denied(room):
     (names,) = (
         contract["forbidden_modules"]
-        for contract in SETTINGS["tool"]["importlinter"]["contracts"]
+        for contract in CONTRACTS
         if contract.get("source_modules") == [f"glm4v_magic.{room}"]
     )
     return {name for name in names if not name.startswith("glm4v_magic.")}
@@ -45,3 +48,14 @@ def test_light_rooms_are_denied_every_library(room, allowed):
     used = libraries(file.read_text(encoding="utf-8") for file in files)
     assert {"torch", "libcst", "starlette"} < used
     assert denied(room) == used - allowed
+
+
+def test_only_the_notebook_may_know_ipython():
+    (layers,) = (contract["layers"] for contract in CONTRACTS if contract["type"] == "layers")
+    (sources,) = (
+        contract["source_modules"]
+        for contract in CONTRACTS
+        if contract["name"] == "Only the notebook knows IPython"
+    )
+    rooms = {room for layer in layers for room in layer.split(" | ")}
+    assert {*sources} == {f"glm4v_magic.{room}" for room in rooms - {"notebook"}}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from IPython.core.displaypub import DisplayPublisher
 
 from glm4v_magic.core.events import Event, RowDone, Started, Text, Thinking
-from glm4v_magic.core.rows import Progress
+from glm4v_magic.core.rows import AnsweredRow, Progress
 from glm4v_magic.notebook.live.output import Head, Output
 from glm4v_magic.notebook.live.stop_button import is_watched
 from glm4v_magic.notebook.render.answers.head import finished_line
@@ -27,9 +27,7 @@ from glm4v_magic.notebook.render.rows import (
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from glm4v_magic.core.events import Event, RowDone, Started, Text, Thinking
     from glm4v_magic.core.model import EngineInfo
-from glm4v_magic.core.rows import AnsweredRow
 
 __all__ = ["Board", "NotebookBoard", "TerminalBoard", "board_for"]
 
