@@ -177,7 +177,19 @@ def test_maths_is_kept(text, kept):
     assert safe_markdown(text) == kept
 
 
-@pytest.mark.parametrize("text", ["$\\href{https://a.b}{x}$", "$\\class{x}{y}$", "$\\require{a}$"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "$\\href{https://a.b}{x}$",
+        "$\\class{x}{y}$",
+        "$\\require{a}$",
+        "$\\href_{x}$",
+        "$\\csname href\\endcsname{https://a.b}{x}$",
+        "$\\DeclareMathOperator{\\sin}{x}$",
+        "$\\renewenvironment{matrix}{x}{y}$",
+        "$\\xdef\\x{y}$",
+    ],
+)
 def test_maths_that_reaches_out_is_not_kept(text):
     assert "$" not in safe_markdown(text)
     assert "\\" not in safe_markdown(text)

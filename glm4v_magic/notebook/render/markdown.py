@@ -8,13 +8,15 @@ shows but never interprets. Headings, lists, tables, quotes and emphasis pass as
 
 What it returns is Markdown, so no template can make it, and the few tags in it are written here:
 ``<span>`` around a character reference, and ``<code>`` around a code span in which a table would
-end it; both hold character references alone. Everything else that is HTML comes from `templates`.
+end it; both hold character references alone. Tables in HTML are written by `html_table`. Everything
+else that is HTML comes from `templates`.
 
 Kept                                    Changed
 fenced code, as a fence at column 0     raw HTML shows as typed
 code spans on one line                  images become links: no page fetches what a model names
 ``$x^2$``, ``$$...$$``, ``\(x\)``       ``$5 and $6`` stays money
 ``[text](https://...)``, bare URLs      every other link target shows as typed, addresses too
+``<table>`` on a line of its own        all attributes but ``colspan`` and ``rowspan``, other tags
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from __future__ import annotations
 import re
 
 from glm4v_magic.core.wording import printable
+from glm4v_magic.notebook.render.html_table import begins_table, safe_table
 
 __all__ = ["in_attribute", "literal", "safe_markdown"]
 
@@ -46,10 +49,13 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
+_MATHS = {"display": "$$", "display_tex": "$$", "inline": "$", "inline_tex": "$"}
+
 # TeX commands that reach out of a formula: links, styles, identifiers, new definitions, packages.
 _REACHES_OUT = re.compile(
-    r"\\(?:href|url|html\w*|class|cssId|style|require|includegraphics|input|def|let|gdef|edef"
-    r"|(?:re)?newcommand|newenvironment|begingroup|unicode|data|mmlToken|texttip|tooltip|bbox)\b"
+    r"\\(?:href|url|html\w*|class|cssId|style|require|includegraphics|input|[gex]?def|let|global"
+    r"|futurelet|csname|(?:re)?newcommand|providecommand|(?:re)?newenvironment|begingroup|unicode"
+    r"|Declare[A-Za-z]*|Newextarrow|mathtoolsset|data|mmlToken|texttip|tooltip|bbox)(?![A-Za-z])"
 )
 
 
@@ -59,26 +65,63 @@ def safe_markdown(text: str) -> str:
     Finished pieces come out the same whatever follows them, and a code block that has not ended
     yet is closed, so that the result of a half-finished answer is complete Markdown too.
     """
+    text = printable(text)
     pieces: list[str] = []
     prose: list[str] = []
-    lines = iter(printable(text).split("\n"))
-    for line in lines:
-        opening = _FENCE.fullmatch(line)
-        if opening is None:
-            prose.append(line)
-            continue
-        if prose:
+    at = 0
+    while at <= len(text):
+        end = _end_of_line(text, at)
+        opening = _FENCE.fullmatch(text, at, end)
+        is_table = opening is None and begins_table(text, at)
+        if prose and (opening or is_table):
             pieces.append(_safe_prose("\n".join(prose)))
             prose.clear()
-        code: list[str] = []
-        for line in lines:
-            if _closes(line, opening["mark"]):
-                break
-            code.append(line)
-        pieces.append(_fenced(code, opening))
+        if opening is not None:
+            code, at = _code(text, end + 1, opening["mark"])
+            pieces.append(_fenced(code, opening))
+        elif is_table:
+            table, at = safe_table(text, at, _in_cell)
+            # Blank lines around it: within a paragraph the tags would be text or Markdown.
+            pieces += ["", table, ""] if pieces else [table, ""]
+            at += text.startswith("\n", at) or at == len(text)
+        else:
+            prose.append(text[at:end])
+            at = end + 1
     if prose:
         pieces.append(_safe_prose("\n".join(prose)))
     return "\n".join(pieces)
+
+
+def _end_of_line(text: str, at: int) -> int:
+    end = text.find("\n", at)
+    return len(text) if end < 0 else end
+
+
+def _code(text: str, at: int, mark: str) -> tuple[list[str], int]:
+    """Return the lines of a code block, and where what follows it begins."""
+    code: list[str] = []
+    while at <= len(text):
+        end = _end_of_line(text, at)
+        line, at = text[at:end], end + 1
+        if _closes(line, mark):
+            break
+        code.append(line)
+    return code, at
+
+
+def _in_cell(text: str) -> str:
+    """Return HTML that shows `text`, one line: formulas are kept, all else is no Markdown."""
+    pieces: list[str] = []
+    at = 0
+    for match in _TOKEN.finditer(text):
+        if (maths := _maths_of(match)) is not None and maths:
+            pieces += [_in_html(text[at : match.start()]), maths.replace("&", "&amp;")]
+            at = match.end()
+    return "".join([*pieces, _in_html(text[at:])])
+
+
+def _in_html(text: str) -> str:
+    return re.sub(r"[^\w ]|_", lambda match: _reference(match[0]), text)
 
 
 def _closes(line: str, mark: str) -> bool:
@@ -104,19 +147,21 @@ def _safe_prose(text: str) -> str:
 def _safe_token(match: re.Match[str]) -> str:
     if match["code"] is not None:
         return _safe_code(match["code"], match["ticks"])
-    for group, mark in (
-        ("display", "$$"),
-        ("display_tex", "$$"),
-        ("inline", "$"),
-        ("inline_tex", "$"),
-    ):
-        if match[group] is not None:
-            return _safe_maths(match[group], mark) or literal(match[0])
+    if (maths := _maths_of(match)) is not None:
+        return maths or literal(match[0])
     if match["label"] is not None:
         # One "!" is dropped, and no other may stand before the link and make it an image again.
         url = match["url"].replace("$", "%24").replace("|", "%7C")
         return f"{literal(match['bangs'][1:])}[{_safe_prose(match['label'])}]({url})"
     return _reference(match["escaped"] or match["special"])
+
+
+def _maths_of(match: re.Match[str]) -> str | None:
+    """Return the formula that a token is, empty if it is not safe; ``None`` for other tokens."""
+    for group, mark in _MATHS.items():
+        if match[group] is not None:
+            return _safe_maths(match[group], mark)
+    return None
 
 
 def _safe_code(code: str, ticks: str) -> str:

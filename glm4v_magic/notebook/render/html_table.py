@@ -1,0 +1,118 @@
+"""Tables that a model writes as HTML, made safe for any page.
+
+Models that read documents answer with ``<table>``, since Markdown has no merged cells. Only the
+tags of a table are tags here, and of their attributes only ``colspan`` and ``rowspan``; all else is
+text, so what comes out holds no tag that was not written here.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+__all__ = ["begins_table", "safe_table"]
+
+_TAGS = "table|caption|colgroup|col|thead|tbody|tfoot|tr|th|td|br"
+_TAG = re.compile(rf"<(?P<end>/?)(?P<name>{_TAGS})(?P<attributes>(?:\s[^<>]*)?)/?>", re.IGNORECASE)
+_BEGINNING = re.compile(
+    rf"[ ]{{0,3}}<table(?:\s[^<>]{{0,1000}})?>\s{{0,99}}(?:<(?:{_TAGS})[\s/>]|\Z)", re.IGNORECASE
+)
+_SPAN = re.compile(r"\b(?P<name>colspan|rowspan)\s*=\s*[\"']?(?P<count>[0-9]{1,3})\b", re.I)
+_LARGEST_SPAN = 100
+
+
+def begins_table(text: str, at: int) -> bool:
+    """Tell whether a table begins at a line of `text` that begins at `at`."""
+    return _BEGINNING.match(text, at) is not None
+
+
+def safe_table(text: str, at: int, cell: Callable[[str], str]) -> tuple[str, int]:
+    """Return the table that begins at `at` on a line of its own, and where it ends in `text`.
+
+    One that has not ended yet is closed.
+
+    Args:
+        text: what the model wrote.
+        at: place at which `begins_table`.
+        cell: makes the text of a cell safe; it is without tags and references.
+    """
+    table = _Table(cell)
+    for tag in _TAG.finditer(text, at):
+        table.add_text(text[at : tag.start()])
+        at = tag.end()
+        table.add_tag(tag)
+        if not table.depth:
+            return str(table), at
+    table.add_text(text[at:])
+    return str(table), len(text)
+
+
+@dataclass
+class _Table:
+    """A table that is being read."""
+
+    cell: Callable[[str], str]
+    depth: int = 0
+    captions: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+    _name: str = ""  # of the open cell
+    _spans: str = ""
+    _lines: list[str] = field(default_factory=list)  # of its text
+
+    def add_text(self, text: str) -> None:
+        """Add text; beside cells it is one of its own."""
+        text = html.unescape(text)
+        if not self._name:
+            if not text.strip():
+                return
+            self._open("td", "")
+        self._lines[-1] += text
+
+    def add_tag(self, tag: re.Match[str]) -> None:
+        """Add a tag; those of a table within are text, as are their names."""
+        name, is_end = tag["name"].lower(), bool(tag["end"])
+        if name == "table":
+            if self.depth and not (is_end and self.depth == 1):
+                self.add_text(tag[0])
+            self.depth += -1 if is_end else 1
+        elif self.depth > 1:
+            self.add_text(tag[0])
+        elif name == "br":
+            if self._name:
+                self._lines.append("")
+        elif name in ("td", "th", "caption"):
+            self._close()
+            if not is_end:
+                self._open(name, tag["attributes"])
+        else:
+            self._close()
+            if name == "tr" and not is_end:
+                self.rows.append([])
+
+    def _open(self, name: str, attributes: str) -> None:
+        self._name, self._lines = name, [""]
+        found = {span["name"].lower(): int(span["count"]) for span in _SPAN.finditer(attributes)}
+        self._spans = "".join(
+            f' {each}="{min(max(count, 1), _LARGEST_SPAN)}"'
+            for each, count in sorted(found.items())
+        )
+
+    def _close(self) -> None:
+        if not self._name:
+            return
+        inner = "<br>".join(self.cell(" ".join(line.split())) for line in self._lines)
+        if self._name == "caption":
+            self.captions.append(inner)
+        else:
+            if not self.rows:
+                self.rows.append([])
+            self.rows[-1].append(f"<{self._name}{self._spans}>{inner}</{self._name}>")
+        self._name = ""
+
+    def __str__(self) -> str:
+        self._close()
+        caption = f"<caption>{'<br>'.join(self.captions)}</caption>" if self.captions else ""
+        rows = "".join(f"<tr>{''.join(row)}</tr>" for row in self.rows if row)
+        return f"<table>{caption}<tbody>{rows}</tbody></table>"
