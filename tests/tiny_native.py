@@ -48,6 +48,7 @@ PLAIN_TEMPLATE = (
     "[gMASK]<sop>{% for m in messages %}<|{{ m.role }}|>\n"
     "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
     "{% if p.type == 'image' %}<|begin_of_image|><|image|><|end_of_image|>"
+    "{% elif p.type == 'video' %}<|begin_of_video|><|video|><|end_of_video|>"
     "{% elif p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
@@ -57,6 +58,7 @@ THINKING_TEMPLATE = (
     "[gMASK]<sop>\n{% for m in messages %}<|{{ m.role }}|>"
     "{% if m.role == 'user' %}\n{% for p in m.content %}"
     "{% if p.type == 'image' %}<|begin_of_image|><|image|><|end_of_image|>"
+    "{% elif p.type == 'video' %}<|begin_of_video|><|video|><|end_of_video|>"
     "{% elif p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}"
     "{{ '/nothink' if enable_thinking is defined and not enable_thinking }}"
     "{% elif m.role == 'assistant' %}\n<think></think>"

@@ -31,6 +31,7 @@ class EncodedImage:
         size: width and height in pixels that the model sees.
         pixels: returns the model's input for this image; nothing is computed before.
         grid: frames, rows and columns of its patches, where the family has them.
+        second: the frame that follows, where it is a pair of frames of a video.
     """
 
     image: SourcedImage
@@ -39,6 +40,7 @@ class EncodedImage:
     size: tuple[int, int]
     pixels: Callable[[], Tensor]
     grid: tuple[int, int, int] | None = None
+    second: SourcedImage | None = None
 
     @property
     def visual_tokens(self) -> int:
@@ -58,7 +60,7 @@ class Encoded:
     Attributes:
         ids: ids of the prompt with all ids of its images, L of them.
         published: ids of the prompt in its published form, where an image is a few ids.
-        images: its images, in order.
+        images: its images and pairs of frames, in order.
         length: what the prompt counts for in the context length.
         inside_thinking: whether the prompt ends within the model's thinking.
     """
@@ -70,8 +72,13 @@ class Encoded:
     inside_thinking: bool = False
 
     @property
+    def seen(self) -> tuple[SeenImage, ...]:
+        """What the model sees of each image; frames of videos are none."""
+        return tuple(image.seen for image in self.images if image.second is None)
+
+    @property
     def visual_tokens(self) -> int:
-        """Visual tokens of all images."""
+        """Visual tokens of all images and frames."""
         return sum(image.visual_tokens for image in self.images)
 
 

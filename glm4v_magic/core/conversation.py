@@ -13,6 +13,7 @@ from glm4v_magic.core.tokens import Token
 if TYPE_CHECKING:
     from glm4v_magic.core.image import SeenImage, SourcedImage
     from glm4v_magic.core.plan import Plan
+    from glm4v_magic.core.video import SourcedVideo
 
 __all__ = [
     "Answer",
@@ -41,6 +42,7 @@ class Message:
         thinking: what the model wrote before its answer. Later prompts leave it out.
         tokens: as in `Answer`.
         thinking_tokens: likewise.
+        videos: videos between the images and the text.
     """
 
     role: Role
@@ -50,6 +52,7 @@ class Message:
     thinking: str = ""
     tokens: tuple[Token, ...] | None = None
     thinking_tokens: tuple[Token, ...] = ()
+    videos: tuple[SourcedVideo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,11 @@ class Conversation:
     def images(self) -> tuple[SourcedImage, ...]:
         """Every image of the conversation, in order."""
         return tuple(image for message in self.messages for image in message.images)
+
+    @property
+    def videos(self) -> tuple[SourcedVideo, ...]:
+        """Every video of the conversation, in order."""
+        return tuple(video for message in self.messages for video in message.videos)
 
     @property
     def partial(self) -> Message | None:

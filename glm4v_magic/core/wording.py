@@ -6,6 +6,7 @@ import json
 import re
 
 __all__ = [
+    "clock",
     "counted",
     "gib",
     "json_text",
@@ -20,6 +21,15 @@ __all__ = [
 def counted(number: int, noun: str) -> str:
     """Return ``1 token``, ``1,602 tokens``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def clock(seconds: float) -> str:
+    """Return a time in a clip: ``0:04.5``, ``1:00:00``."""
+    tenths = round(seconds * 10)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{rest // 10:02}" + (f".{rest % 10}" if rest % 10 else "")
+    return f"{hours}:{minutes:02}:{text}" if hours else f"{minutes}:{text}"
 
 
 # C0 and C1 controls without tab and newline: ESC starts the sequences that move a terminal's

@@ -207,7 +207,7 @@ class LocalEngine:
 
     def seen(self, request: Request) -> tuple[SeenImage, ...]:
         """Return what the model sees of each image; see `engines.Engine.seen`."""
-        return tuple(image.seen for image in self._encode(request).images)
+        return self._encode(request).seen
 
     def _encode(self, request: Request) -> Encoded:
         return self.processor.encode(request.conversation, thinking=request.sampling.thinking)
@@ -318,7 +318,7 @@ class LocalEngine:
 
     def _prompt(self, encoded: Encoded) -> Prompt:
         keys: list[Hashable] = list(encoded.ids)
-        images = tuple(PromptImage(image_digest(each.image), each) for each in encoded.images)
+        images = tuple(PromptImage(_digest(each), each) for each in encoded.images)
         for image in images:
             start, stop = image.encoded.start, image.encoded.stop
             keys[start:stop] = [image.digest] * (stop - start)
@@ -401,6 +401,11 @@ class LocalEngine:
     def gpus(self) -> list[torch.device]:
         """GPUs that the model is on."""
         return [torch.device(name) for name in self._info.devices if name != "cpu"]
+
+
+def _digest(image: EncodedImage) -> str:
+    second = "" if image.second is None else image_digest(image.second)
+    return image_digest(image.image) + second
 
 
 def _told(latest: Mapping[int, Chosen], intake: Intake) -> Iterator[EngineEvent]:

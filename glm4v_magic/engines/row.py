@@ -200,7 +200,7 @@ class Row:
             self.transcript.ending or "interrupted",
             self._seed,
             thinking=thinking,
-            seen=tuple(image.seen for image in self.encoded.images),
+            seen=self.encoded.seen,
             tokens=tokens,
             thinking_tokens=thinking_tokens,
             choices=self._probabilities,

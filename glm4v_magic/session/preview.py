@@ -71,7 +71,7 @@ def preview(checkpoint: Checkpoint, conversation: Conversation) -> Preview:
         model=checkpoint.name,
         pieces=tuple(_pieces(processor.tokenizer, encoded.published)),
         images=conversation.images,
-        seen=tuple(image.seen for image in encoded.images),
+        seen=encoded.seen,
         text_tokens=len(encoded.ids) - encoded.visual_tokens,
         room=checkpoint.architecture.shape().max_context - encoded.length,
     )

@@ -20,15 +20,20 @@ class Family:
     Attributes:
         images: module and class of transformers that turns images into patches.
         thinks: whether its models think before they answer.
-        takes_video: whether they take video.
+        video: rule by which frames of a video are chosen; ``None`` if they take none.
         ignored: patterns of weights in published files that the models do not have: layers for
             multi-token prediction, as in transformers' ``_keys_to_ignore_on_load_unexpected``.
     """
 
     images: tuple[str, str]
     thinks: bool = True
-    takes_video: bool = False
+    video: str | None = None
     ignored: tuple[str, ...] = ()
+
+    @property
+    def takes_video(self) -> bool:
+        """Whether its models take video."""
+        return self.video is not None
 
 
 _MODELS = "transformers.models"
@@ -37,14 +42,14 @@ _GLM46V = (f"{_MODELS}.glm46v.image_processing_pil_glm46v", "Glm46VImageProcesso
 _GLMGA = (f"{_MODELS}.glmga.image_processing_pil_glmga", "GlmgaImageProcessorPil")
 
 FAMILIES: Mapping[str, Family] = {
-    "glm4v": Family(_GLM4V),  # GLM-4.1V
-    "glm46v": Family(_GLM46V),  # GLM-4.6V-Flash
-    "glmga": Family(_GLMGA),
+    "glm4v": Family(_GLM4V, video="glm4v"),  # GLM-4.1V
+    "glm46v": Family(_GLM46V, video="glm46v"),  # GLM-4.6V-Flash
+    "glmga": Family(_GLMGA, video="glmga"),
     "glm_ocr": Family(  # GLM-OCR
         _GLM46V, thinks=False, ignored=(r"model\.language_model\.layers\.16.*",)
     ),
     "glm4v_moe": Family(  # GLM-4.5V, GLM-4.6V
-        _GLM4V, ignored=(r"model\.layers\.92.*", r"model\.layers\.46.*")
+        _GLM4V, video="glm4v", ignored=(r"model\.layers\.92.*", r"model\.layers\.46.*")
     ),
 }
 """By the ``model_type`` of a ``config.json``."""

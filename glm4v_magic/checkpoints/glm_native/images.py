@@ -6,22 +6,47 @@ Shapes: P patches of an image, V = P / merge^2 visual tokens.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
+from pydantic import BaseModel, Field
 from torch import Tensor
 
+from glm4v_magic.checkpoints.files import read_json
 from glm4v_magic.checkpoints.glm_native.families import Family
 from glm4v_magic.core.errors import CheckpointError, ConversationError, reason
 from glm4v_magic.core.image import SourcedImage
+from glm4v_magic.core.video import SourcedVideo
 from glm4v_magic.core.wording import pixels
 from glm4v_magic.images import to_rgb
+from glm4v_magic.outside import checked
 
 __all__ = ["Patches"]
 
 _LARGEST_RATIO = 200  # of the sides of an image; transformers' `smart_resize` refuses more
+
+
+class _VideoSize(BaseModel):
+    """``size`` of a ``video_preprocessor_config.json``: pixels of all frames together."""
+
+    shortest_edge: int = Field(default=112 * 112, ge=1)
+    longest_edge: int = Field(default=28 * 28 * 2 * 30_000, ge=1)
+
+
+class _VideoFile(BaseModel):
+    size: _VideoSize = _VideoSize()
+
+
+def _video_size(folder: Path, rule: str) -> _VideoSize:
+    file = folder / "video_preprocessor_config.json"
+    if file.is_file():
+        return checked(_VideoFile, read_json(file), str(file), CheckpointError).size
+    return _VideoSize(longest_edge=28 * 28 * 2 * 55_790) if rule == "glmga" else _VideoSize()
 
 
 class Patches:
@@ -50,6 +75,7 @@ class Patches:
                 "Every checkpoint of this kind has a preprocessor_config.json; download it again.",
             ) from error
         self._check(vision)
+        self._video = _VideoSize() if family.video is None else _video_size(folder, family.video)
 
     def _check(self, vision: dict[str, Any]) -> None:
         pairs = {
@@ -78,12 +104,7 @@ class Patches:
             ConversationError: if the image is too long and narrow.
         """
         width, height = image.image.size
-        if max(width, height) > _LARGEST_RATIO * min(width, height):
-            raise ConversationError(
-                f"{image.source} is {pixels(image.image.size)}: one side is more than "
-                f"{_LARGEST_RATIO} times the other, which the model does not take.",
-                "Crop it.",
-            )
+        self._check_ratio(image.source, image.image.size)
         size = self._processor.size
         frames = self._processor.temporal_patch_size
         rows, columns = self._module.smart_resize(
@@ -97,6 +118,14 @@ class Patches:
         )
         return columns, rows
 
+    def _check_ratio(self, source: str, size: tuple[int, int]) -> None:
+        if max(size) > _LARGEST_RATIO * min(size):
+            raise ConversationError(
+                f"{source} is {pixels(size)}: one side is more than {_LARGEST_RATIO} times the "
+                "other, which the model does not take.",
+                "Crop it.",
+            )
+
     def grid(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """Return frames, rows and columns of the patches of an image that is seen at `size`."""
         patch = int(self._processor.patch_size)
@@ -106,6 +135,41 @@ class Patches:
         """Return how many visual tokens a grid of patches becomes."""
         frames, rows, columns = grid
         return frames * rows * columns // int(self._processor.merge_size) ** 2
+
+    def video_size(self, video: SourcedVideo, number: int) -> tuple[int, int]:
+        """Return width and height in pixels that the model sees of `number` frames.
+
+        Raises:
+            ConversationError: if a frame is too long and narrow.
+        """
+        self._check_ratio(video.source, video.size)
+        width, height = video.size
+        rows, columns = self._module.smart_resize(
+            num_frames=number,
+            height=height,
+            width=width,
+            temporal_factor=self._processor.temporal_patch_size,
+            factor=self._side,
+            min_pixels=self._video.shortest_edge,
+            max_pixels=self._video.longest_edge,
+        )
+        return columns, rows
+
+    def frame_values(self, frames: Sequence[Image.Image]) -> Tensor:
+        """Normalise frames of one patch in time and cut them: (P, values of a patch) float32."""
+        p, m = int(self._processor.patch_size), int(self._processor.merge_size)
+        values = np.stack([np.asarray(frame, np.float32) for frame in frames])
+        values = values * np.float32(self._processor.rescale_factor)
+        mean, std = (np.array(each, np.float32) for each in self._normal)
+        values = ((values - mean) / std).transpose(0, 3, 1, 2)
+        t, _, height, width = values.shape
+        blocks = values.reshape(t, 3, height // p // m, m, p, width // p // m, m, p)
+        patches = blocks.transpose(2, 5, 3, 6, 1, 0, 4, 7).reshape(-1, 3 * t * p * p)
+        return torch.from_numpy(np.ascontiguousarray(patches))
+
+    @property
+    def _normal(self) -> tuple[Sequence[float], Sequence[float]]:
+        return self._processor.image_mean, self._processor.image_std
 
     def pixel_values(self, image: Image.Image) -> Tensor:
         """Resize, normalise and cut into patches: (P, values of a patch) float32."""

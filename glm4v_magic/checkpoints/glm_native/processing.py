@@ -11,10 +11,12 @@ from transformers import PreTrainedTokenizerFast
 from glm4v_magic.checkpoints.encoding import Encoded, EncodedImage
 from glm4v_magic.checkpoints.glm_native.families import Family
 from glm4v_magic.checkpoints.glm_native.images import Patches
+from glm4v_magic.checkpoints.glm_native.sampling import RULES, stamp
 from glm4v_magic.checkpoints.glm_native.template import ChatTemplate
 from glm4v_magic.core.conversation import Conversation
 from glm4v_magic.core.errors import CheckpointError, OptionError, reason
 from glm4v_magic.core.image import SourcedImage
+from glm4v_magic.core.video import SourcedVideo
 
 __all__ = ["NativeProcessor"]
 
@@ -51,8 +53,12 @@ class NativeProcessor:
                 f"The tokenizer of {folder} cannot be read: {reason(error)}.",
                 "Every checkpoint of this kind has a tokenizer.json; download it again.",
             ) from error
+        self._family = family
         self._image_id: int = config["image_token_id"]
+        self._image_start: int = config["image_start_token_id"]
+        self._image_end: int = config["image_end_token_id"]
         vocabulary = self.tokenizer.get_added_vocab()
+        self._video_id: int = vocabulary.get("<|video|>", -1)
         if self._image_id not in vocabulary.values():
             raise CheckpointError(
                 f"{folder} has the image token {self._image_id} in config.json, but not in its "
@@ -85,22 +91,53 @@ class NativeProcessor:
         if thinking is False and self.thinks and not self._template.can_skip_thinking:
             raise OptionError(f"{self._name} always thinks before it answers.")
         published, is_inside = self._template.ids(conversation, thinking)
-        images = conversation.images
-        if published.count(self._image_id) != len(images):
-            raise CheckpointError(
-                f"The chat template of {self._folder} writes {published.count(self._image_id)} "
-                f"images where the conversation holds {len(images)}.",
-                "Are all files of the same checkpoint?",
-            )
+        images, videos = conversation.images, conversation.videos
+        self._require(published.count(self._image_id), len(images), "images")
+        self._require(published.count(self._video_id), len(videos), "videos")
         ids: list[int] = []
         encoded: list[EncodedImage] = []
+        following_image, following_video = iter(images), iter(videos)
         for token in published:
             if token == self._image_id:
-                encoded.append(self._image(images[len(encoded)], len(ids)))
+                encoded.append(self._image(next(following_image), len(ids)))
                 ids += [token] * encoded[-1].visual_tokens
+            elif token == self._video_id:
+                self._add_video(next(following_video), ids, encoded)
             else:
                 ids.append(token)
         return Encoded(tuple(ids), tuple(published), tuple(encoded), len(ids), is_inside)
+
+    def _require(self, written: int, given: int, what: str) -> None:
+        if written != given:
+            raise CheckpointError(
+                f"The chat template of {self._folder} writes {written} {what} where the "
+                f"conversation holds {given}.",
+                "Are all files of the same checkpoint?",
+            )
+
+    def _add_video(self, video: SourcedVideo, ids: list[int], encoded: list[EncodedImage]) -> None:
+        """Add a video as pairs of frames, each an image with its time behind it.
+
+        That is how the models are trained to read one. An image of a single patch in time has the
+        same positions as that patch of a video.
+        """
+        rule = self._family.video
+        assert rule is not None  # a model that takes none is not asked
+        indices = RULES[rule](video)
+        size = self._patches.video_size(video, len(indices))
+        grid = self._patches.grid(size)
+        frames = video.frames(indices, size)
+        for first, second in zip(frames[::2], frames[1::2], strict=True):
+            ids.append(self._image_start)
+            start = len(ids)
+            ids += [self._image_id] * self._patches.visual_tokens(grid)
+            pair = (first.image.image, second.image.image)
+            values = partial(self._patches.frame_values, pair)
+            encoded.append(
+                EncodedImage(first.image, start, len(ids), size, values, grid, second.image)
+            )
+            ids.append(self._image_end)
+            ids += self.text_ids(stamp(rule, first.time))
 
     def _image(self, image: SourcedImage, start: int) -> EncodedImage:
         size = self._patches.size(image)

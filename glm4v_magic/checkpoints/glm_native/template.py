@@ -69,7 +69,7 @@ class ChatTemplate:
     def ids(
         self, conversation: Conversation, thinking: bool | None = None
     ) -> tuple[list[int], bool]:
-        """Return the ids of a conversation, one for each image, and whether thinking is open.
+        """Return the ids of a conversation, one for each image or video, and if thinking is open.
 
         Args:
             conversation: the turns; an incomplete answer at the end is continued.
@@ -167,6 +167,7 @@ def _as_dict(message: Message, marks: _Marks) -> dict[str, Any]:
     if message.role != "user":
         return {"role": message.role, "content": text}
     parts: list[dict[str, str]] = [{"type": "image"} for _ in message.images]
+    parts += [{"type": "video"} for _ in message.videos]
     return {"role": message.role, "content": [*parts, {"type": "text", "text": text}]}
 
 

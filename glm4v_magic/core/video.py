@@ -1,0 +1,96 @@
+"""`SourcedVideo`, the form that every video takes: frames that are decoded when a model asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from glm4v_magic.core.image import SourcedImage
+from glm4v_magic.core.wording import clock
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["Frame", "Read", "SourcedVideo"]
+
+Read = Callable[[Sequence[int], tuple[int, int]], "Iterator[Image.Image]"]
+"""Yields the frames at indices, which only grow, each resized to width and height in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame that a model sees.
+
+    Attributes:
+        image: the frame, in the size that the model sees.
+        time: seconds from the beginning of the clip.
+    """
+
+    image: SourcedImage
+    time: float
+
+
+@dataclass(frozen=True, eq=False)
+class SourcedVideo:
+    """A part of a clip, or frames, and where they came from.
+
+    Attributes:
+        source: what the user wrote: a path or the name of a variable.
+        size: width and height of a frame in pixels.
+        count: number of frames.
+        fps: frames per second.
+        read: decodes frames; nothing is decoded before.
+        start: seconds of the clip before the first frame.
+        wanted_fps: frames per second to look at; ``None`` for the model's own choice.
+        is_sampled: whether the frames are those to look at, chosen by whoever gave them.
+    """
+
+    source: str
+    size: tuple[int, int]
+    count: int
+    fps: float
+    read: Read = field(repr=False)
+    start: float = 0.0
+    wanted_fps: float | None = None
+    is_sampled: bool = False
+    _kept: dict[tuple[tuple[int, ...], tuple[int, int]], tuple[Frame, ...]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame to the end of the last."""
+        return self.count / self.fps
+
+    @property
+    def seen(self) -> tuple[Frame, ...]:
+        """Frames that a model was shown latest; none before."""
+        return next(iter(self._kept.values()), ())
+
+    def time(self, index: int) -> float:
+        """Return the seconds from the beginning of the clip to a frame."""
+        return self.start + index / self.fps
+
+    def frames(self, indices: Sequence[int], size: tuple[int, int]) -> tuple[Frame, ...]:
+        """Return frames, decoded one by one and kept in the size that a model sees.
+
+        Args:
+            indices: of the frames, which never decrease.
+            size: width and height in pixels.
+
+        Raises:
+            ImageError: if the clip is damaged.
+        """
+        key = (tuple(indices), size)
+        if key not in self._kept:
+            once = sorted(set(indices))
+            images = dict(zip(once, self.read(once, size), strict=True))
+            found = tuple(self._frame(index, images[index]) for index in indices)
+            self._kept.clear()
+            self._kept[key] = found
+        return self._kept[key]
+
+    def _frame(self, index: int, image: Image.Image) -> Frame:
+        time = self.time(index)
+        return Frame(SourcedImage(image, f"{self.source} at {clock(time)}", self.size), time)

@@ -1,0 +1,199 @@
+"""Clips, lists of frames and arrays -> `SourcedVideo`. Clips need PyAV."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glm4v_magic.core.errors import ImageError, OptionError, reason
+from glm4v_magic.core.image import DEFAULT_LIMITS, Limits
+from glm4v_magic.core.video import SourcedVideo
+from glm4v_magic.core.wording import clock
+from glm4v_magic.images.decode import too_large
+from glm4v_magic.images.files import exists, path_of
+from glm4v_magic.images.messages import one_line
+from glm4v_magic.images.missing import missing
+from glm4v_magic.images.values import to_image
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["SUFFIXES", "is_clip", "to_video"]
+
+SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
+"""Endings of names of clips, lower case."""
+
+MISSING = "Reading a clip needs the package av, which is not installed."
+INSTALL = "Install it with: pip install av"
+_MOST_FRAMES = 2000  # of a list or an array
+_SEEK_SECONDS = 10  # what is further ahead is not decoded on the way
+
+
+def is_clip(word: str) -> bool:
+    """Tell whether a word is the name of a clip."""
+    return word.lower().endswith(SUFFIXES)
+
+
+def to_video(
+    value: object,
+    source: str,
+    *,
+    fps: float | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    base: Path | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> SourcedVideo:
+    """Return `value` as a video; no frame of a clip is decoded.
+
+    Args:
+        value: path of a clip; frames: a list of anything that is an image, or an array or tensor
+            of frames x height x width with 1, 3 or 4 channels last.
+        source: what the user calls the value. A path is its own source.
+        fps: frames per second to look at; by default the model's own choice. Frames that are given
+            are all looked at, and were taken at this rate: 1 by default.
+        start: seconds of a clip to begin at.
+        end: seconds to end at.
+        base: folder that relative paths start from; the current one by default.
+        limits: limits on the size of a frame.
+
+    Raises:
+        ImageError: if it is no video, is damaged, has no frames, or ends before `start`.
+        OptionError: if `end` is not after `start`, or they are given for frames.
+    """
+    if isinstance(value, SourcedVideo):
+        return value
+    if start is not None and end is not None and end <= start:
+        raise OptionError(
+            f"The video is to be seen from {clock(start)} to {clock(end)}, which is no time."
+        )
+    if isinstance(value, str | os.PathLike):
+        path = os.fsdecode(value)
+        return _clip(path, Path.cwd() if base is None else base, fps, start, end, limits)
+    if start is not None or end is not None:
+        raise OptionError("Only a clip has a beginning and an end; of frames, give those you mean.")
+    return _of_frames(value, source, fps or 1.0, limits)
+
+
+def _of_frames(value: object, source: str, fps: float, limits: Limits) -> SourcedVideo:
+    frames = _as_list(value, source)
+    if len(frames) == 0:
+        raise ImageError(f"{one_line(source)} holds no frames.")
+    if len(frames) > _MOST_FRAMES:
+        raise ImageError(
+            f"{one_line(source)} has {len(frames):,} frames; at most {_MOST_FRAMES:,} are taken.",
+            "Choose some of them.",
+        )
+    first = to_image(frames[0], f"{source}[0]", limits=limits).image
+
+    def read(indices: Sequence[int], size: tuple[int, int]) -> Iterator[Image.Image]:
+        for index in indices:
+            yield _resized(to_image(frames[index], f"{source}[{index}]", limits=limits).image, size)
+
+    return SourcedVideo(source, first.size, len(frames), fps, read, 0.0, None, True)
+
+
+def _as_list(value: Any, source: str) -> Sequence[Any]:
+    if isinstance(value, list | tuple):
+        return value
+    for module, name in (("numpy", "ndarray"), ("torch", "Tensor")):
+        cls = getattr(sys.modules.get(module), name, None)
+        if cls is not None and isinstance(value, cls) and len(value.shape) == 4:
+            frames: Sequence[Any] = value
+            return frames
+    raise ImageError(
+        f"{one_line(source)} is no video.",
+        "Give the path of a clip, a list of frames, or an array of frames x height x width x "
+        "channels.",
+    )
+
+
+def _clip(
+    name: str,
+    base: Path,
+    fps: float | None,
+    start: float | None,
+    end: float | None,
+    limits: Limits,
+) -> SourcedVideo:
+    if not exists(name, base):
+        raise missing(name, base, {})
+    path, shown = path_of(name, base), one_line(name)
+    with _opened(path, shown) as (container, stream):
+        size = (stream.codec_context.width, stream.codec_context.height)
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        total = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+    if not (total and rate and all(size)):
+        raise ImageError(f"{shown} has no frames.")
+    if size[0] * size[1] > limits.megapixels * 1e6:
+        raise too_large(name, size[0] * size[1], limits)
+    first = math.ceil((start or 0.0) * rate)
+    last = total if end is None else min(total, math.ceil(end * rate))
+    if first >= total:
+        raise ImageError(
+            f"{shown} ends at {clock(total / rate)}, before {clock(start or 0.0)} where it is to "
+            "be seen from."
+        )
+
+    def read(indices: Sequence[int], size: tuple[int, int]) -> Iterator[Image.Image]:
+        return _decoded(path, shown, [first + index for index in indices], rate, size)
+
+    return SourcedVideo(name, size, max(1, last - first), rate, read, first / rate, fps)
+
+
+@contextmanager
+def _opened(path: Path, shown: str) -> Iterator[tuple[Any, Any]]:
+    """Open a clip; yields its container and its first stream of video.
+
+    Raises:
+        ImageError: if PyAV is missing, or whatever goes wrong with the clip.
+    """
+    if importlib.util.find_spec("av") is None:
+        raise ImageError(MISSING, INSTALL)
+    import av
+
+    try:
+        with av.open(os.fspath(path)) as container:
+            if not container.streams.video:
+                raise ImageError(f"{shown} holds no video.")
+            yield container, container.streams.video[0]
+    except (av.error.FFmpegError, OSError) as error:
+        raise ImageError(f"{shown} is damaged or no video: {reason(error)}") from error
+
+
+def _decoded(
+    path: Path, shown: str, indices: Sequence[int], rate: float, size: tuple[int, int]
+) -> Iterator[Image.Image]:
+    """Yield frames one by one; a clip that ends early shows its last frame."""
+    with _opened(path, shown) as (container, stream):
+        stream.thread_type = "AUTO"
+        begin = stream.start_time or 0
+        frames, frame, at = container.decode(stream), None, -1
+        for index in indices:
+            if index - at > _SEEK_SECONDS * rate:
+                container.seek(begin + int(index / rate / stream.time_base), stream=stream)
+                frames = container.decode(stream)
+            while at < index:
+                following = next(frames, None)
+                if following is None:
+                    break
+                frame = following
+                if frame.pts is None:
+                    at += 1
+                else:
+                    at = round(float((frame.pts - begin) * stream.time_base) * rate)
+            if frame is None:
+                raise ImageError(f"{shown} is damaged: no frame of it can be decoded.")
+            yield _resized(frame.to_image(), size)
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    from PIL import Image
+
+    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)

@@ -1,0 +1,143 @@
+"""Clips and frames: what is read of them, and what is refused in one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+
+import numpy as np
+import pytest
+from clips import write_clip
+from PIL import Image
+
+from glm4v_magic.core.errors import ImageError, OptionError
+from glm4v_magic.images import Limits
+from glm4v_magic.images.video import is_clip, to_video
+
+
+@pytest.fixture
+def clip(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return write_clip(tmp_path / "clip.mp4")
+
+
+def greys(video, indices):
+    return [np.asarray(f.image.image).mean() / 4 for f in video.frames(indices, (8, 8))]
+
+
+def test_facts_of_a_clip(clip):
+    video = to_video("clip.mp4", "v")
+    assert (video.source, video.size, video.count, video.fps) == ("clip.mp4", (64, 48), 30, 10)
+    assert video.duration == 3
+    assert video.seen == ()
+
+
+def test_the_frames_that_are_asked_for_are_decoded(clip):
+    indices = [0, 3, 4, 11, 29, 29]
+    video = to_video(clip, "v")
+    assert greys(video, indices) == pytest.approx(indices, abs=0.7)
+    assert [f.time for f in video.seen] == [0, 0.3, 0.4, 1.1, 2.9, 2.9]
+    assert video.seen[3].image.source.endswith("clip.mp4 at 0:01.1")
+
+
+def test_a_part_of_a_clip(clip):
+    video = to_video("clip.mp4", "v", start=1, end=2, fps=2)
+    assert (video.count, video.start, video.wanted_fps) == (10, 1.0, 2)
+    assert greys(video, [0, 9]) == pytest.approx([10, 19], abs=0.7)
+    assert [f.time for f in video.seen] == [1.0, 1.9]
+
+
+def test_frames_far_ahead_are_sought(tmp_path):
+    path = write_clip(tmp_path / "long.mp4", count=600, fps=10, size=(32, 32))
+    indices = [0, 150, 151, 433, 599]
+    found = greys(to_video(path, "v"), indices)
+    assert found == pytest.approx([each % 60 for each in indices], abs=0.8)
+
+
+def test_only_frames_in_the_size_that_is_seen_are_kept(clip):
+    frames = to_video("clip.mp4", "v").frames(range(30), (14, 28))
+    assert {f.image.image.size for f in frames} == {(14, 28)}
+    assert frames[0].image.original_size == (64, 48)
+
+
+@pytest.mark.parametrize("ending", [".avi", ".mkv", ".mov"])
+def test_other_containers(tmp_path, ending):
+    video = to_video(write_clip(tmp_path / f"c{ending}"), "v")
+    assert video.count == 30
+    assert greys(video, [7]) == pytest.approx([7], abs=0.7)
+
+
+def test_lists_and_arrays_of_frames():
+    photos = [Image.new("L", (40, 20), 4 * i) for i in range(3)]
+    assert greys(to_video(photos, "photos"), [0, 2]) == pytest.approx([0, 2])
+    array = np.stack([np.full((20, 40, 3), 4 * i, np.uint8) for i in range(4)])
+    video = to_video(array, "array", fps=2)
+    assert (video.count, video.fps, video.size) == (4, 2, (40, 20))
+    assert greys(video, [1, 3]) == pytest.approx([1, 3])
+
+
+def look(*arguments, **options):
+    video = to_video(*arguments, **options)
+    return video.frames(range(video.count), (8, 8))
+
+
+def refused(kind, *arguments, **options):
+    with pytest.raises(kind) as error:
+        look(*arguments, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_cannot_be_seen(clip, tmp_path):
+    whole = clip.read_bytes()
+    (tmp_path / "text.mp4").write_text("no clip at all")
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 3])
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    for name in ("text.mp4", "cut.mp4", "empty.mp4"):
+        said = refused(ImageError, name, "v")
+        assert re.match(rf"{name} (is damaged or no video|has no frames)", said)
+    assert "no such file" in refused(ImageError, "gone.mp4", "v")
+    assert refused(ImageError, "clip.mp4", "v", start=60).startswith(
+        "clip.mp4 ends at 0:03, before 1:00"
+    )
+    assert "which is no time" in refused(OptionError, "clip.mp4", "v", start=2, end=1)
+    assert "megapixels" in refused(ImageError, "clip.mp4", "v", limits=Limits(megapixels=0.001))
+
+
+def test_frames_that_are_none():
+    assert refused(ImageError, [], "photos") == "photos holds no frames."
+    assert refused(ImageError, np.zeros((0, 8, 8, 3)), "array") == "array holds no frames."
+    assert "photos[1] is None" in refused(ImageError, [Image.new("L", (4, 4)), None], "photos")
+    assert "is no video" in refused(ImageError, np.zeros((8, 8, 3)), "array")
+    assert "is no video" in refused(ImageError, 3, "x")
+    assert "3,000 frames" in refused(ImageError, np.zeros((3000, 1, 1, 3)), "array")
+    assert "Only a clip" in refused(OptionError, [Image.new("L", (4, 4))], "photos", start=1)
+
+
+def test_damage_in_the_middle_is_told(tmp_path):
+    whole = bytearray(write_clip(tmp_path / "clip.avi", count=60).read_bytes())
+    whole[len(whole) // 2 :] = b"\x00" * (len(whole) - len(whole) // 2)
+    (tmp_path / "clip.avi").write_bytes(whole)
+    try:
+        video = to_video(tmp_path / "clip.avi", "v")
+        assert len(video.frames(range(video.count), (8, 8))) == video.count
+    except ImageError as error:
+        assert "damaged" in str(error)  # noqa: PT017  either is a clear answer
+
+
+def test_without_pyav_the_package_is_named(clip, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "av" else found(name)
+    )
+    said = refused(ImageError, "clip.mp4", "v")
+    assert said == (
+        "Reading a clip needs the package av, which is not installed. Install it with: pip "
+        "install av"
+    )
+
+
+def test_names_of_clips():
+    assert is_clip("a/B.MP4")
+    assert not is_clip("mp4")
+    assert not is_clip("a.gif")
