@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from glm4v_magic.calls.answer import ImageAnswer
     from glm4v_magic.core.conversation import Answer, Conversation, Message, Usage
     from glm4v_magic.core.errors import GenerationInterrupted, Glm4vError, MapInterrupted
     from glm4v_magic.core.options import Sampling
@@ -36,6 +37,7 @@ __all__ = [
     "Conversation",
     "GenerationInterrupted",
     "Glm4vError",
+    "ImageAnswer",
     "MapInterrupted",
     "Message",
     "Sampling",
@@ -48,6 +50,7 @@ __all__ = [
 
 _HOMES = {
     "Answer": "core.conversation",
+    "ImageAnswer": "calls.answer",
     "Conversation": "core.conversation",
     "Message": "core.conversation",
     "Sampling": "core.options",

@@ -6,7 +6,10 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from glm4v_magic.calls.answer import ImageAnswer
+from glm4v_magic.calls.boxes import marks
 from glm4v_magic.calls.forms import Form, correction, form_of
+from glm4v_magic.calls.tags import Untagged, shown
 from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Answer, Conversation, Generation, Message, Request
 from glm4v_magic.core.errors import (
@@ -79,7 +82,8 @@ class Call:
     @property
     def request(self) -> Request:
         """Request for the engine."""
-        return Request(self.conversation, self.terms.sampling, self.terms.constraint)
+        told = self.conversation.as_written()
+        return Request(told, self.terms.sampling, self.terms.constraint)
 
 
 def sourced(images: object) -> tuple[SourcedImage, ...]:
@@ -159,12 +163,20 @@ def refuse_thinking(request: Request, model: str, thinks: bool | None) -> None:
         )
 
 
-def answer_of(call: Call, generation: Generation, info: EngineInfo) -> Answer:
+def answer_of(call: Call, generation: Generation, info: EngineInfo) -> ImageAnswer:
     """Return a generation as an answer; a continued one includes its earlier part."""
     conversation = call.conversation
     before = conversation.partial or Message("assistant", "")
-    return Answer(
-        text=before.text + generation.text,
+    begun = before.written or before.text
+    written = begun + generation.text
+    said = shown(written, complete=generation.finish_reason == "stop")
+    found = marks(
+        written,
+        [image.original_size for image in conversation.images],
+        lists=call.terms.form.format not in ("json", "code"),
+    )
+    return ImageAnswer(
+        text=said.text,
         prompt=conversation.question,
         model=info.model,
         usage=generation.usage,
@@ -176,17 +188,25 @@ def answer_of(call: Call, generation: Generation, info: EngineInfo) -> Answer:
         plan=info.plan,
         thinking=before.thinking + generation.thinking,
         seen=generation.seen,
-        tokens=joined(before.tokens, generation.tokens, len(before.text)),
+        tokens=joined(
+            before.tokens, said.moved(generation.tokens, len(begun)), said.place(len(begun))
+        ),
         thinking_tokens=joined(
             before.thinking_tokens, generation.thinking_tokens, len(before.thinking)
         )
         or (),
         choices=generation.choices,
+        boxes=found.boxes,
+        points=found.points,
+        boxes_fault=found.fault,
+        written=written if said.cuts else "",
     )
 
 
 def generated(engine: Engine, request: Request) -> Generator[Piece, None, Generation]:
     """Send one request to an engine: yields the pieces, returns the whole generation.
+
+    Tags around boxes are not in the pieces, but in the generation.
 
     Raises:
         GenerationInterrupted: on an interrupt, also one that is thrown in, with what was said
@@ -194,13 +214,15 @@ def generated(engine: Engine, request: Request) -> Generator[Piece, None, Genera
         Glm4vError: as `engines.Engine.stream`.
     """
     stream = engine.stream([request])
+    untagged = Untagged(request.conversation.unfinished or "")
     generation: Generation | None = None
     try:
         for event in stream:
             if isinstance(event, Finished):
                 generation = event.generation
+                yield from untagged.end(complete=generation.finish_reason == "stop")
             else:
-                yield event
+                yield from untagged.take(event)
     except GenerationInterrupted as stopped:
         if stopped.generations:
             raise
@@ -238,7 +260,8 @@ def in_form(
         fault.what += f" Asking again failed: {error.what}"
         fault.advise_like(error)
         raise fault from None
-    return with_value(corrected(answer, generation, fault.what), call.terms.form)
+    second = answer_of(replace(call, conversation=again.conversation), generation, engine.info)
+    return with_value(corrected(answer, second, fault.what), call.terms.form)
 
 
 def correction_of(answer: Answer, call: Call, fault: FormatError) -> Request | None:
@@ -247,12 +270,12 @@ def correction_of(answer: Answer, call: Call, fault: FormatError) -> Request | N
     is_checked = form.schema is not None or form.choices or form.regex
     if not is_checked or isinstance(fault.__cause__, OptionError):
         return None
-    first = call.conversation.with_answer(answer.text, complete=True)
+    first = call.conversation.with_answer(answer.text, complete=True, written=answer.written)
     again = first.add(Message("user", correction(fault.what.rstrip("."), form)))
-    return Request(again, call.terms.sampling, call.terms.constraint)
+    return Request(again.as_written(), call.terms.sampling, call.terms.constraint)
 
 
-def corrected(first: Answer, second: Answer | Generation, what: str) -> Answer:
+def corrected(first: Answer, second: Answer, what: str) -> Answer:
     """Return the corrected answer; its usage is that of both, `what` was wrong in the first."""
     return replace(
         first,
@@ -265,6 +288,10 @@ def corrected(first: Answer, second: Answer | Generation, what: str) -> Answer:
         tokens=second.tokens,
         thinking_tokens=second.thinking_tokens,
         choices=second.choices,
+        boxes=second.boxes,
+        points=second.points,
+        boxes_fault=second.boxes_fault,
+        written=second.written,
     )
 
 

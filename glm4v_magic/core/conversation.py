@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from glm4v_magic.core.boxes import Box, Mark, Point
 from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.options import Format, Sampling
 from glm4v_magic.core.tokens import Token
@@ -43,6 +44,7 @@ class Message:
         tokens: as in `Answer`.
         thinking_tokens: likewise.
         videos: videos between the images and the text.
+        written: as in `Answer`; what later prompts hold in place of `text`.
     """
 
     role: Role
@@ -53,6 +55,7 @@ class Message:
     tokens: tuple[Token, ...] | None = None
     thinking_tokens: tuple[Token, ...] = ()
     videos: tuple[SourcedVideo, ...] = ()
+    written: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +103,18 @@ class Conversation:
         thinking: str = "",
         tokens: tuple[Token, ...] | None = None,
         thinking_tokens: tuple[Token, ...] = (),
+        written: str = "",
     ) -> Conversation:
         """Return the conversation with this answer at its end; it replaces an incomplete one."""
         before = self if self.partial is None else self.without_last_answer()
-        answer = Message("assistant", text, (), complete, thinking, tokens, thinking_tokens)
+        answer = Message(
+            "assistant", text, (), complete, thinking, tokens, thinking_tokens, written=written
+        )
         return before.add(answer)
+
+    def as_written(self) -> Conversation:
+        """Return the conversation for a prompt: answers as the model wrote them, tags included."""
+        return replace(self, messages=tuple(map(_as_written, self.messages)))
 
     def with_system(self, text: str) -> Conversation:
         """Return the conversation with this system message; an empty `text` removes it."""
@@ -117,6 +127,12 @@ class Conversation:
         while messages and messages[-1].role == "assistant":
             messages = messages[:-1]
         return replace(self, messages=messages)
+
+
+def _as_written(message: Message) -> Message:
+    if not message.written:
+        return message
+    return replace(message, text=message.written, written="", tokens=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +220,9 @@ class Generation:
     """What an engine generated for one request.
 
     Attributes:
-        text: the answer without special tokens and without surrounding whitespace. For a continued
-            answer only the new part, with the whitespace before it.
+        text: the answer without special tokens and without surrounding whitespace, but with the
+            tags around boxes. For a continued answer only the new part, with the whitespace before
+            it.
         usage: tokens, seconds and memory.
         finish_reason: ``stop`` (the model ended), ``length`` (`Sampling.max_tokens` reached) or
             ``interrupted``.
@@ -238,7 +255,7 @@ class Answer:
     """An answer with everything needed to understand, repeat and quote it.
 
     Attributes:
-        text: the model's answer.
+        text: the model's answer, without the tags around boxes.
         prompt: the question, expressions expanded.
         images: images of the conversation, in order.
         model: name of the checkpoint.
@@ -262,6 +279,10 @@ class Answer:
         thinking_tokens: likewise of `thinking`.
         choices: probability of each of the choices, in their order; empty without such, and where
             a server does not tell.
+        boxes: boxes that the answer names, in its order; see `calls.boxes.marks`.
+        points: points likewise.
+        boxes_fault: what was wrong with the numbers of boxes and points; empty if nothing was.
+        written: the answer as the model wrote it, if it wrote tags around boxes; otherwise empty.
     """
 
     text: str
@@ -281,6 +302,15 @@ class Answer:
     tokens: tuple[Token, ...] | None = None
     thinking_tokens: tuple[Token, ...] = ()
     choices: Mapping[str, float] = field(default_factory=dict)
+    boxes: tuple[Box, ...] = ()
+    points: tuple[Point, ...] = ()
+    boxes_fault: str = ""
+    written: str = ""
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """All boxes, then all points; their numbers on the images count from 1 in this order."""
+        return (*self.boxes, *self.points)
 
     def __str__(self) -> str:
         return self.text

@@ -13,6 +13,7 @@ from enum import Enum, auto
 from typing import TypeAlias
 
 from glm4v_magic.core.events import Reclassified, Text, Thinking
+from glm4v_magic.core.tags import overlap
 
 __all__ = ["CLOSE", "OPEN", "ThinkingSplitter", "Told"]
 
@@ -117,7 +118,7 @@ class ThinkingSplitter:
     def _until(self, tag: str, then: _At) -> str:
         """Return the text before a tag; a possible beginning of the tag is held back."""
         at = self._held.find(tag)
-        text = self._taken(at if at >= 0 else len(self._held) - _overlap(self._held, tag))
+        text = self._taken(at if at >= 0 else len(self._held) - overlap(self._held, tag))
         if at >= 0:
             self._held, self._at = self._held.removeprefix(tag), then
         return text
@@ -125,7 +126,7 @@ class ThinkingSplitter:
     def _unless_thinking(self) -> Iterator[Told]:
         at = self._held.find(CLOSE)
         if at < 0:
-            text = self._taken(len(self._held) - _overlap(self._held, CLOSE))
+            text = self._taken(len(self._held) - overlap(self._held, CLOSE))
         elif len(self._held) == at + len(CLOSE):
             text = self._taken(at)  # what follows may be a quotation mark
         elif self._speaks_of_tags("".join(self._text) + self._held[:at], at):
@@ -159,9 +160,3 @@ class ThinkingSplitter:
     def _taken(self, length: int) -> str:
         taken, self._held = self._held[:length], self._held[length:]
         return taken
-
-
-def _overlap(text: str, tag: str) -> int:
-    """Return the length of the longest end of `text` that is a beginning of `tag`."""
-    longest = min(len(text), len(tag) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(tag[:n])), 0)

@@ -34,8 +34,9 @@ def result_of(
     Returns:
         `Rows` in their order. Of a Series or DataFrame a DataFrame with its index and columns, and
         behind them ``answer``, for ``json`` and ``code`` ``value``, for choices ``probability`` (of
-        the answer), then ``error``, ``finish_reason``, ``new_tokens`` and ``seed``; if one of these
-        names is taken, all of them get the same number: ``answer_2``.
+        the answer), where any row has some ``boxes`` and ``points``, then ``error``,
+        ``finish_reason``, ``new_tokens`` and ``seed``; if one of these names is taken, all of them
+        get the same number: ``answer_2``.
     """
     by_index = {row.index: row for row in done}
     result = Rows(
@@ -61,6 +62,7 @@ def _frame(rows: Rows, table: Any, form: Form, words: Words) -> Any:
         "answer": ([row.text for row in rows], "object"),
         **({"value": ([row.value for row in rows], "object")} if with_values else {}),
         **({"probability": (shares, "float64")} if form.choices else {}),
+        **_marked(rows),
         "error": ([_error(row, words) for row in rows], "object"),
         "finish_reason": ([row.finish_reason for row in rows], "object"),
         "new_tokens": ([row.answer and row.answer.usage.new_tokens for row in rows], "Int64"),
@@ -74,6 +76,16 @@ def _frame(rows: Rows, table: Any, form: Form, words: Words) -> Any:
     for name, (values, dtype) in columns.items():
         frame[f"{name}{suffix}"] = pd.Series(values, index=frame.index, dtype=dtype)
     return frame
+
+
+def _marked(rows: Rows) -> dict[str, tuple[list[Any], str]]:
+    """Return columns of boxes and of points, each if any row has some."""
+    boxes = [row.answer and row.answer.boxes for row in rows]
+    points = [row.answer and row.answer.points for row in rows]
+    return {
+        **({"boxes": (boxes, "object")} if any(boxes) else {}),
+        **({"points": (points, "object")} if any(points) else {}),
+    }
 
 
 def _error(row: AnsweredRow, words: Words) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -23,6 +23,7 @@ from glm4v_magic.calls.call import (
     refuse_more_than,
     with_value,
 )
+from glm4v_magic.calls.tags import Untagged
 from glm4v_magic.core.conversation import Answer, Conversation, Generation, Message, Request
 from glm4v_magic.core.errors import (
     EngineError,
@@ -309,10 +310,13 @@ class _Run:
         """Ask; questions that are answered are taken out of `asked`."""
         engine = yield from self._opened()
         stream = engine.stream(self._requests(asked), self._size)
+        untagged: defaultdict[int, Untagged] = defaultdict(Untagged)
         try:
             for event in stream:
                 yield from self._told()
+                index = asked[event.row].row.index
                 if isinstance(event, Finished):
+                    yield from untagged.pop(event.row, Untagged()).end(index)
                     # Taken away only now: an interrupt in between must not lose the answer.
                     yield from self._keep(asked[event.row], event.generation)
                     del asked[event.row]
@@ -321,7 +325,7 @@ class _Run:
                         stream.close()
                         return
                 else:
-                    yield replace(event, row=asked[event.row].row.index)
+                    yield from untagged[event.row].take(replace(event, row=index))
         except GenerationInterrupted as stopped:
             partial = stopped.generations
         except KeyboardInterrupt:

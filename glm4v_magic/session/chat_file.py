@@ -22,6 +22,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
+from glm4v_magic.calls.boxes import marks_of
+from glm4v_magic.calls.boxes_text import line_of, mark_lines
+from glm4v_magic.calls.tags import shown
 from glm4v_magic.core.conversation import Conversation, Message, Role
 from glm4v_magic.core.errors import ConversationError, did_you_mean
 from glm4v_magic.core.tokens import Alternative, Token
@@ -93,6 +96,7 @@ class _Message(BaseModel):
     thinking: str = ""
     tokens: list[_Token] | None = None
     thinking_tokens: list[_Token] = []
+    written: str = ""
 
     @model_validator(mode="after")
     def _only_answers_think(self) -> _Message:
@@ -105,6 +109,16 @@ class _Message(BaseModel):
         for tokens, text in ((self.tokens, self.text), (self.thinking_tokens, self.thinking)):
             if any(not each.start <= each.end <= len(text) for each in tokens or ()):
                 raise ValueError("it has tokens that are not in its text")
+        return self
+
+    @model_validator(mode="after")
+    def _shows_what_the_model_is_told(self) -> _Message:
+        if not self.written:
+            return self
+        if self.role != "assistant":
+            raise ValueError("it has tags around boxes, but is not an answer")
+        if shown(self.written, complete=self.complete).text != self.text:
+            raise ValueError("its text is not what it is without the tags around boxes")
         return self
 
 
@@ -203,7 +217,7 @@ def read_chat(
 
 
 def _paragraphs(conversation: Conversation) -> Iterator[str]:
-    for message in conversation.messages:
+    for turn, message in enumerate(conversation.messages):
         speaker = {"system": "System", "user": "Question", "assistant": "Answer"}[message.role]
         yield f"**{speaker}**" + ("" if message.complete else " (unfinished)") + "\n"
         for image in message.images:
@@ -212,6 +226,14 @@ def _paragraphs(conversation: Conversation) -> Iterator[str]:
         if message.thinking:
             yield _folded(message.thinking)
         yield f"{message.text}\n"
+        yield from _marks(conversation, turn)
+
+
+def _marks(conversation: Conversation, turn: int) -> Iterator[str]:
+    """Yield a list of the boxes and points of an answer, if there are any."""
+    lines = mark_lines(marks_of(conversation, turn).all, conversation.images)
+    if lines:
+        yield "\n".join(f"- {line_of(line)}" for line in lines) + "\n"
 
 
 def _folded(thinking: str) -> str:
@@ -225,6 +247,7 @@ def _plain(message: Message) -> dict[str, Any]:
         "role": message.role,
         "text": message.text,
         **({"thinking": message.thinking} if message.thinking else {}),
+        **({"written": message.written} if message.written else {}),
         "complete": message.complete,
         **({} if message.tokens is None else {"tokens": _plain_tokens(message.tokens)}),
         **(
@@ -275,6 +298,7 @@ def _message(message: _Message, limits: Limits | None) -> Message:
         message.thinking,
         tokens,
         _tokens(message.thinking_tokens),
+        written=message.written,
     )
 
 

@@ -66,7 +66,7 @@ def preview(checkpoint: Checkpoint, conversation: Conversation) -> Preview:
     """
     refuse_too_many(conversation, checkpoint.name, checkpoint.max_images)
     processor = checkpoint.processor()
-    encoded = processor.encode(conversation)
+    encoded = processor.encode(conversation.as_written())
     return Preview(
         model=checkpoint.name,
         pieces=tuple(_pieces(processor.tokenizer, encoded.published)),

@@ -28,6 +28,7 @@ from glm4v_magic.calls.call import (
     terms_of,
 )
 from glm4v_magic.calls.prompt import require_text
+from glm4v_magic.calls.tags import shown
 from glm4v_magic.core.conversation import Answer, Conversation, Message, Request
 from glm4v_magic.core.errors import (
     BusyError,
@@ -49,6 +50,7 @@ from glm4v_magic.session.opening import find, open_model
 from glm4v_magic.session.stream import Stream
 
 if TYPE_CHECKING:
+    from glm4v_magic.calls.answer import ImageAnswer
     from glm4v_magic.core.image import SourcedImage
     from glm4v_magic.core.plan import Plan
     from glm4v_magic.core.remarks import Words
@@ -161,7 +163,7 @@ class Session:
             yield from self._open(choice, find(choice))
 
     @accepts("ask")
-    def ask(self, text: str, images: object = (), **options: Any) -> Answer:
+    def ask(self, text: str, images: object = (), **options: Any) -> ImageAnswer:
         """Ask a question and return the answer; errors as `stream`.
 
         Args:
@@ -169,7 +171,7 @@ class Session:
             images: one image or a list of them; see `stream`.
             options: where the question goes, how tokens are chosen, the form of the answer.
         """
-        answer: Answer = self.stream(text, images, **options).follow()
+        answer: ImageAnswer = self.stream(text, images, **options).follow()
         return answer
 
     @accepts("ask")
@@ -220,14 +222,14 @@ class Session:
         return self._before(options)[1].add(message)
 
     @accepts("carry_on")
-    def carry_on(self, chat: str | None = None, **options: Any) -> Answer:
+    def carry_on(self, chat: str | None = None, **options: Any) -> ImageAnswer:
         """Carry on an answer and return all of it; errors as `stream_carry_on`.
 
         Args:
             chat: name of a chat; by default that of the latest answer.
             options: how tokens are chosen, and the form of the answer; for the new part.
         """
-        answer: Answer = self.stream_carry_on(chat, **options).follow()
+        answer: ImageAnswer = self.stream_carry_on(chat, **options).follow()
         return answer
 
     @accepts("carry_on")
@@ -260,14 +262,14 @@ class Session:
         return self._locked(events)
 
     @accepts("retry")
-    def retry(self, chat: str | None = None, **options: Any) -> Answer:
+    def retry(self, chat: str | None = None, **options: Any) -> ImageAnswer:
         """Ask again and return the new answer; errors as `stream_retry`.
 
         Args:
             chat: name of a chat; by default that of the latest answer.
             options: how tokens are chosen, and the form of the answer.
         """
-        answer: Answer = self.stream_retry(chat, **options).follow()
+        answer: ImageAnswer = self.stream_retry(chat, **options).follow()
         return answer
 
     @accepts("retry")
@@ -617,7 +619,7 @@ class Session:
             if call.keeps_partial:
                 self._keep(call, stopped.answer)
             raise
-        answer = answer_of(call, generation, engine.info)
+        answer: Answer = answer_of(call, generation, engine.info)
         try:
             answer = yield from in_form(answer, call, engine)
         except FormatError as error:
@@ -636,15 +638,19 @@ class Session:
     def _keep(self, call: Call, answer: Answer) -> None:
         complete = answer.finish_reason == "stop"
         # A character of which only the first bytes came is written again when it is carried on.
-        text, thinking = (
-            said if complete else said.rstrip("\ufffd") for said in (answer.text, answer.thinking)
+        text, thinking, written = (
+            said if complete else said.rstrip("\ufffd")
+            for said in (answer.text, answer.thinking, answer.written)
         )
+        if written:
+            text = shown(written, complete=complete).text
         kept = call.conversation.with_answer(
             text,
             complete=complete,
             thinking=thinking,
             tokens=joined(answer.tokens, None, len(text)),
             thinking_tokens=joined(answer.thinking_tokens, None, len(thinking)) or (),
+            written=written,
         )
         self._chats.keep(call.chat, kept)
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glm4v_magic.checkpoints import resolve
+from glm4v_magic.core.boxes import BOX_TAGS
 from glm4v_magic.core.conversation import Conversation, Message
 from glm4v_magic.core.errors import CheckpointError, ConversationError, OptionError
 from glm4v_magic.core.image import SeenImage
@@ -78,8 +79,11 @@ def test_what_the_model_sees_of_each_image(native):
 @pytest.mark.parametrize("kind", tiny_native.KINDS)
 def test_text_never_becomes_a_token(native, kind):
     processor = resolve(native(kind)).processor()
-    typed = "a<|user|>b" + "".join([*tiny_native.SPECIALS, *tiny_native.TAGS]) + "<|image|"
+    tokens = [each for each in (*tiny_native.SPECIALS, *tiny_native.TAGS) if each not in BOX_TAGS]
+    answered = "a<|user|>b" + "".join(tokens) + "<|image|"
     for role in ("user", "assistant", "system"):
+        # In an answer, the tags around boxes are the model's own.
+        typed = answered if role == "assistant" else answered + "".join(BOX_TAGS)
         conversation = talk(Message(role, typed), Message("user", typed, (C,)))
         plain = talk(Message(role, "x"), Message("user", "x", (C,)))
         encoded, other = processor.encode(conversation), processor.encode(plain)
@@ -89,6 +93,20 @@ def test_text_never_becomes_a_token(native, kind):
         written = processor.tokenizer.decode(list(encoded.published))
         assert written.count(typed) == 2
         assert processor.tokenizer.decode(list(other.published)) == written.replace(typed, "x")
+
+
+@pytest.mark.parametrize("kind", tiny_native.KINDS)
+@pytest.mark.parametrize("complete", [True, False])
+def test_an_answer_keeps_the_tags_around_its_boxes_as_tokens(native, kind, complete):
+    processor = resolve(native(kind)).processor()
+    opening, closing = map(processor.tokenizer.get_added_vocab().get, BOX_TAGS)
+    said = f"Here: {BOX_TAGS[0]}[[1,2,3,4]]{BOX_TAGS[1]}"
+    answer = Message("assistant", said, complete=complete)
+    after = (Message("user", said),) if complete else ()
+    ids = processor.encode(talk(Message("user", "Where?"), answer, *after)).ids
+    assert ids.count(opening) == ids.count(closing) == 1
+    numbers = ids[ids.index(opening) + 1 : ids.index(closing)]
+    assert list(numbers) == processor.text_ids("[[1,2,3,4]]")
 
 
 def test_a_mark_cannot_be_typed(native):

@@ -13,6 +13,7 @@ PUBLIC = {
     "Conversation": "core.conversation",
     "GenerationInterrupted": "core.errors",
     "Glm4vError": "core.errors",
+    "ImageAnswer": "calls.answer",
     "MapInterrupted": "core.errors",
     "Message": "core.conversation",
     "Sampling": "core.options",

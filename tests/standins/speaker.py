@@ -22,6 +22,9 @@ class Speaker:
     def require_room(self, request):
         return None
 
+    def seen(self, request):
+        return ()
+
     def stream(self, requests, at_once=None):
         said, stopped = {}, False
         try:

@@ -13,6 +13,7 @@ from glm4v_magic.checkpoints.glm_native.families import Family
 from glm4v_magic.checkpoints.glm_native.images import Patches
 from glm4v_magic.checkpoints.glm_native.sampling import RULES, stamp
 from glm4v_magic.checkpoints.glm_native.template import ChatTemplate
+from glm4v_magic.core.boxes import BOX_TAGS
 from glm4v_magic.core.conversation import Conversation
 from glm4v_magic.core.errors import CheckpointError, OptionError, reason
 from glm4v_magic.core.image import SourcedImage
@@ -23,7 +24,7 @@ __all__ = ["NativeProcessor"]
 _END_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>", "<|system|>")
 """What ends an answer: the next turn, or nothing more."""
 
-_TOLD_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
+_TOLD_TOKENS = ("<think>", "</think>", "<answer>", "</answer>", *BOX_TAGS)
 """Tokens that structure an answer; whether they are special depends on the checkpoint."""
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from glm4v_magic.core.conversation import Conversation, Message
+from glm4v_magic.core.boxes import BOX_TAGS
+from glm4v_magic.core.conversation import Conversation, Message, Role
 from glm4v_magic.core.errors import CheckpointError, reason
 
 __all__ = ["CLOSE_THINKING", "OPEN_THINKING", "ChatTemplate"]
@@ -145,10 +146,15 @@ class _Marks:
         self._key = secrets.token_hex(8)
         self.texts: list[str] = []
 
-    def put(self, text: str) -> str:
-        """Return `text` with a mark in the place of each token."""
+    def put(self, text: str, role: Role = "user") -> str:
+        """Return `text` with a mark in the place of each token.
+
+        The tags around boxes in an answer stay: the model has written them as tokens.
+        """
 
         def mark(found: re.Match[str]) -> str:
+            if role == "assistant" and found[0] in BOX_TAGS:
+                return found[0]
             self.texts.append(found[0])
             return f"\ue000{self._key}.{len(self.texts) - 1}\ue001"
 
@@ -163,7 +169,7 @@ class _Marks:
 
 def _as_dict(message: Message, marks: _Marks) -> dict[str, Any]:
     """Return a message as templates take it; only a user's has parts."""
-    text = marks.put(message.text)
+    text = marks.put(message.text, message.role)
     if message.role != "user":
         return {"role": message.role, "content": text}
     parts: list[dict[str, str]] = [{"type": "image"} for _ in message.images]
@@ -179,4 +185,4 @@ def _continued(partial: Message, marks: _Marks, before: str, is_open: bool) -> s
         if not partial.text:
             return text
         text += f"{CLOSE_THINKING}\n"
-    return text + marks.put(partial.text)
+    return text + marks.put(partial.text, partial.role)

@@ -27,6 +27,7 @@ from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.live.output import Head, Output, show
 from glm4v_magic.notebook.live.stop_button import is_watched
 from glm4v_magic.notebook.render.answers.answer import LiveAnswer, footnotes
+from glm4v_magic.notebook.render.answers.boxes import boxes_text
 from glm4v_magic.notebook.render.answers.certainty import certainty_text
 from glm4v_magic.notebook.render.answers.choices import choices_text
 from glm4v_magic.notebook.render.answers.head import answering_line, finished_line
@@ -304,6 +305,8 @@ class TerminalScreen(Screen):
             _say(certainty_text(answer))
         if answer.choices:
             _say(choices_text(answer))
+        if answer.marks:
+            _say(boxes_text(answer))
         for note in footnotes(answer):
             _say(f"[{printable(note)}]")
 

@@ -16,6 +16,7 @@ from glm4v_magic.core.wording import (
     readable_seconds,
 )
 from glm4v_magic.notebook.render import MimeBundle
+from glm4v_magic.notebook.render.answers.boxes import boxes_html, boxes_text
 from glm4v_magic.notebook.render.answers.certainty import certainty_html, certainty_text
 from glm4v_magic.notebook.render.answers.choices import choices_html, choices_text
 from glm4v_magic.notebook.render.answers.thinking import folded, tail_html, tail_lines, thought_line
@@ -145,6 +146,8 @@ def answer_bundle(answer: Answer) -> MimeBundle:
             said = bundle["text/markdown"] if answer.tokens else literal(answer.text)
             bundle["text/markdown"] = f"{said}\n\n{choices_html(answer)}"
         bundle["text/plain"] += f"\n{choices_text(answer)}"
+    if answer.marks:
+        _add_boxes(bundle, answer)
     if answer.thinking:
         line = thought_line(answer.thinking, answer.usage)
         plain = f"[{line}]"
@@ -158,6 +161,13 @@ def answer_bundle(answer: Answer) -> MimeBundle:
         bundle["text/markdown"] = f"{bundle['text/markdown']}\n\n{below}".strip()
     bundle["text/plain"] = "\n".join([bundle["text/plain"], usage, *notes]).strip()
     return bundle
+
+
+def _add_boxes(bundle: dict[str, str], answer: Answer) -> None:
+    """Add the boxes and points of an answer below its text."""
+    if "text/markdown" in bundle:
+        bundle["text/markdown"] += f"\n\n{boxes_html(answer)}"
+    bundle["text/plain"] += f"\n{boxes_text(answer)}"
 
 
 def _fenced(text: str, language: str) -> str:
@@ -193,6 +203,8 @@ def footnotes(answer: Answer) -> tuple[str, ...]:
     notes = [usage_line(answer)]
     if answer.tokens == () and answer.text:
         notes.append("The server sent no log-probabilities.")
+    if answer.boxes_fault:
+        notes.append(answer.boxes_fault)
     if answer.notice:
         notes.append(answer.notice)
     return tuple(notes)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from glm4v_magic.calls.boxes import marks_of
+from glm4v_magic.calls.boxes_text import line_of, mark_lines
 from glm4v_magic.core.conversation import Conversation, Message
 from glm4v_magic.core.wording import counted, pixels, printable
 from glm4v_magic.notebook.render import MimeBundle
@@ -15,19 +17,21 @@ __all__ = ["chat_name", "chats_bundle", "history_bundle"]
 
 _SPEAKERS = {"system": "System", "user": "You", "assistant": "Model"}
 _PREVIEW = 60  # characters of a question
+_BOXES = 40  # boxes and points of an answer
 
 
 def history_bundle(conversation: Conversation) -> MimeBundle:
     """Return all turns of a conversation; images are named with their sizes."""
     plain, markdown = [], []
-    for message in conversation.messages:
+    for turn, message in enumerate(conversation.messages):
         speaker = _SPEAKERS[message.role] + ("" if message.complete else " (unfinished)")
         images = [
             f"{printable(image.source)}, {pixels(image.original_size)}" for image in message.images
         ]
         thoughts = [thought_line(message.thinking)] if message.thinking else []
         notes = [f"[{note}]" for note in (*images, *thoughts)]
-        plain.append("\n".join([f"{speaker}:", *notes, _text(message)]))
+        boxes = _boxes(conversation, turn)
+        plain.append("\n".join([f"{speaker}:", *notes, _text(message), *boxes]))
         markdown.append(f"**{speaker}**")
         markdown += [fill("image_note", note=image) for image in images]
         markdown += [folded(message.thinking, line) for line in thoughts]
@@ -36,6 +40,7 @@ def history_bundle(conversation: Conversation) -> MimeBundle:
             if message.role == "assistant"
             else "  \n".join(literal(line) for line in _text(message).splitlines())
         )
+        markdown += [fill("image_note", note=box) for box in boxes]
     return {"text/plain": "\n\n".join(plain), "text/markdown": "\n\n".join(markdown)}
 
 
@@ -54,6 +59,13 @@ def chats_bundle(chats: Sequence[tuple[str, Conversation]], current: str) -> Mim
 def chat_name(name: str) -> str:
     """Return the name of a chat on one line; that of questions outside of any chat has none."""
     return " ".join(printable(name).split()) or "(unnamed)"
+
+
+def _boxes(conversation: Conversation, turn: int) -> list[str]:
+    """Return a line for each of the first boxes and points of an answer."""
+    lines = mark_lines(marks_of(conversation, turn).all, conversation.images)
+    more = [f"and {len(lines) - _BOXES:,} more"] if len(lines) > _BOXES else []
+    return [*map(line_of, lines[:_BOXES]), *more]
 
 
 def _text(message: Message) -> str:

@@ -1,0 +1,63 @@
+"""`ImageAnswer`, an answer whose boxes can be drawn and cut out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from glm4v_magic.calls.boxes_text import mark_lines
+from glm4v_magic.core.conversation import Answer
+from glm4v_magic.core.errors import OptionError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["ImageAnswer"]
+
+
+class ImageAnswer(Answer):
+    """An `Answer` of a session, with its images at hand."""
+
+    __slots__ = ()
+
+    def draw(self, image: int | None = None) -> Image.Image:
+        """Return a copy of an image with the boxes and points on it, each with number and label.
+
+        Args:
+            image: index of the image; by default that of the first box or point, and the last image
+                if there is neither.
+
+        Raises:
+            OptionError: if there is no such image.
+        """
+        from glm4v_magic.images.marked import marked
+
+        if image is None:
+            image = next((each.image for each in self.marks), -1)
+        if not -len(self.images) <= image < len(self.images):
+            raise OptionError(f"There is no image {image}: the answer has {len(self.images)}.")
+        number = image % len(self.images)
+        lines = mark_lines(self.marks, self.images)
+        on_it = [
+            (line.name, each)
+            for line, each in zip(lines, self.marks, strict=True)
+            if each.image == number
+        ]
+        return marked(self.images[number], on_it)
+
+    def crop(self, number: int) -> Image.Image:
+        """Return the part of an image that is in a box.
+
+        Rows of a map keep small copies of their images, and so the part is small, too.
+
+        Args:
+            number: index of the box in `boxes`.
+
+        Raises:
+            OptionError: if there is no such box.
+        """
+        from glm4v_magic.images.marked import cut_out
+
+        if not -len(self.boxes) <= number < len(self.boxes):
+            raise OptionError(f"There is no box {number}: the answer has {len(self.boxes)}.")
+        box = self.boxes[number]
+        return cut_out(self.images[box.image], box)

@@ -1,0 +1,208 @@
+"""Boxes and points found in answers, whatever stands in them."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from glm4v_magic.calls.boxes import marks, marks_of
+from glm4v_magic.core.boxes import BOX_TAGS, Box, Point
+from glm4v_magic.core.conversation import Conversation, Message
+
+OPEN, CLOSE = BOX_TAGS
+SIZE = (2000, 500)  # so that a thousandth is 2 pixels across and half a pixel down
+
+
+def tagged(text):
+    return f"It is {OPEN}{text}{CLOSE}."
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[[100,200,300,400]]", "[100, 200, 300, 400]", "100, 200, 300, 400", " 100 200\n300 400 ",
+     "[[100.0, 2e2, 300, 400]]"],
+)  # fmt: skip
+def test_four_numbers_between_the_tags_are_a_box(text):
+    assert marks(tagged(text), [SIZE]).boxes == (Box("", 200, 100, 600, 200),)
+
+
+@pytest.mark.parametrize("text", ["42", "[1, 2, 3]", "1, 2", "(100, 200)", "A", "", "[]", "1e999"])
+def test_other_answers_between_the_tags_are_no_boxes(text):
+    found = marks(tagged(text), [SIZE])
+    assert (found.boxes, found.points, found.fault) == ((), (), "")
+
+
+def test_several_boxes_and_points_keep_their_order():
+    found = marks(tagged("[[0,0,10,10],[10,0,20,10]] and [[500,500]], [1, 2]"), [SIZE])
+    assert [box.x0 for box in found.boxes] == [0, 20]
+    assert found.points == (Point("", 1000, 250), Point("", 2, 1))
+    assert found.all == (*found.boxes, *found.points)
+
+
+def test_a_box_that_was_cut_off_is_whole_or_none():
+    assert marks(f"{OPEN}[[1,2,3,4],[5,6", [SIZE]).boxes == (Box("", 2, 1, 6, 2),)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        '{"bbox_2d": [100, 200, 300, 400], "label": "a {cat}"}',
+        '```json\n[{"label": "a {cat}", "bbox_2d": [100, 200, 300, 400]}]\n```',
+        '{"found": [{"name": "a {cat}", "bbox": [[100, 200, 300, 400]], "sure": true}]}',
+        OPEN + '[{"bbox_2d": [100,200,300,400], "label": "a\\n{cat}"}]' + CLOSE,
+    ],
+)
+@pytest.mark.parametrize("lists", [True, False])
+def test_json_has_labels(given, lists):
+    assert marks(given, [SIZE], lists=lists).boxes == (Box("a {cat}", 200, 100, 600, 200),)
+
+
+def test_points_of_json():
+    said = '[{"point_2d": [500, 500], "label": 7}, {"point": [[0, 0], [1000, 1000]]}]'
+    expected = (Point("7", 1000, 250), Point("", 0, 0), Point("", 2000, 500))
+    assert marks(said, [SIZE]).points == expected
+
+
+@pytest.mark.parametrize(
+    "said",
+    ['{"bbox_2d": [1, 2, 3], "label": "x"}', '{"bbox_2d": [1, 2, true, 4]}', '{"bbox_2d": "1"}',
+     '{"bbox_2d": {}}', '{"bbox_2d": [1,2,3,4}', '{"a": [1,2,3,4]}',
+     '{"bbox_2d": ' + "[" * 1500 + "}"],
+)  # fmt: skip
+def test_json_that_is_no_box(said):
+    assert marks(said, [SIZE]).all == ()
+
+
+def test_prose_has_lists_of_lists_that_can_be_boxes():
+    boxes = (Box("", 200, 100, 600, 200), Box("", 2, 1, 6, 2))
+    assert marks("At [[100,200,300,400], [1,2,3,4]].", [SIZE]).boxes == boxes
+    assert marks("At [[100,200,300,400]].", [SIZE], lists=False).boxes == ()
+    for other in ("[100,200,300,400]", "[[1,0],[0,1]]", "[[4,3,2,1]]", "[[1,2,3,4],[1,2,3,2000]]"):
+        found = marks(f"The matrix {other}", [SIZE])
+        assert (found.boxes, found.points, found.fault) == ((), (), "")
+
+
+def test_without_an_image_there_is_nothing_to_mark():
+    assert marks(tagged("[[100,200,300,400]]"), []).all == ()
+
+
+def test_what_is_wrong_is_put_right_or_left_out_and_said():
+    numbers = "[[300,400,100,200], [-5,0,10,1200], [1100,0,1200,10], [5,5,5,9], [nan,1,2,inf]]"
+    found = marks(tagged(numbers), [SIZE])
+    assert found.boxes == (Box("", 200, 100, 600, 200), Box("", 0, 0, 20, 500))
+    assert found.fault == (
+        "Boxes and points: 1 turned round, 1 cut at the edge of the image, "
+        "3 outside of the image or empty left out."
+    )
+    assert marks(tagged("[1001, 5]"), [SIZE]).fault.endswith(
+        "1 outside of the image or empty left out."
+    )
+    huge = f'{{"bbox_2d": [1, 1, 1{"0" * 400}, 1e999]}}'
+    assert marks(huge, [SIZE]).all == ()
+    assert marks(tagged("[[1,2,3,4]]"), [SIZE]).fault == ""
+
+
+def test_of_many_boxes_the_first_are_kept():
+    found = marks(tagged(f"[{', '.join(['[1,2,3,4]'] * 1200)}]"), [SIZE])
+    assert len(found.boxes) == 1000
+    assert "200 more than 1,000 left out" in found.fault
+
+
+@pytest.mark.parametrize(
+    ("said", "image"),
+    [
+        (tagged("[[1,2,3,4]]"), 2),
+        (f"Image 1: {OPEN}[[1,2,3,4]]{CLOSE}", 0),
+        (f"In image 2, not in Image #1: {OPEN}[[1,2,3,4]]{CLOSE}", 0),
+        (f"Image 1 is empty.\nHere: {OPEN}[[1,2,3,4]]{CLOSE}", 2),
+        (f"image 4: {OPEN}[[1,2,3,4]]{CLOSE}", 2),
+        (f"image 0: {OPEN}[[1,2,3,4]]{CLOSE}", 2),
+        ('{"bbox_2d": [1,2,3,4], "image": 2}', 1),
+        ('{"bbox_2d": [1,2,3,4], "image": 9}', 2),
+        ('{"bbox_2d": [1,2,3,4], "image": true}', 2),
+        ('{"bbox_2d": [1,2,3,4], "image": "1"}', 2),
+    ],
+)
+def test_the_image_that_is_named_or_the_last(said, image):
+    (box,) = marks(said, [(1000, 1000), (1000, 1000), (1000, 1000)]).boxes
+    assert box.image == image
+
+
+def test_a_box_is_in_pixels_of_its_own_image():
+    said = f"Image 1: {OPEN}[[0,0,1000,1000]]{CLOSE}\nImage 2: {OPEN}[[0,0,1000,1000]]{CLOSE}"
+    boxes = marks(said, [(10, 20), (3000, 4000)]).boxes
+    assert boxes == (Box("", 0, 0, 10, 20, 0), Box("", 0, 0, 3000, 4000, 1))
+
+
+def test_marks_of_a_turn_are_on_the_images_before_it(shapes):
+    talk = Conversation((
+        Message("user", "Where?", (shapes,)),
+        Message("assistant", "[[1,2,3,4]]", written=tagged("[[0,0,500,500]]")),
+        Message("user", tagged("[[0,0,1,1]]"), (shapes,)),
+        Message("assistant", "[[0,0,1000,1000]]"),
+    ))  # fmt: skip
+    width, height = shapes.original_size
+    assert marks_of(talk, 1).boxes == (Box("", 0, 0, width / 2, height / 2),)
+    assert marks_of(talk, 2).all == ()
+    assert marks_of(talk, 3).boxes == (Box("", 0, 0, width, height, 1),)
+
+
+@pytest.fixture
+def shapes():
+    from PIL import Image
+
+    from glm4v_magic.images import SourcedImage
+
+    return SourcedImage(Image.new("RGB", (30, 20)), "shapes.png", (300, 200))
+
+
+NUMBERS = st.one_of(
+    st.integers(-(10**30), 10**30), st.integers(0, 1000), st.floats(), st.floats(0, 1000)
+)
+ANYTHING = st.one_of(
+    st.text(), st.sampled_from(BOX_TAGS), st.lists(NUMBERS, min_size=2, max_size=5).map(str),
+    st.lists(st.lists(NUMBERS, min_size=4, max_size=4)).map(str),
+    st.sampled_from(["{", "}", "[", "]", '"', "\\", ",", " image 2 ", '{"bbox_2d": [']),
+    st.fixed_dictionaries(
+        {"bbox_2d": st.lists(NUMBERS, min_size=4, max_size=4)},
+        optional={"label": st.text(st.characters()), "image": NUMBERS},
+    ).map(json.dumps),
+)  # fmt: skip
+
+
+@given(st.lists(ANYTHING, max_size=12).map("".join), st.booleans())
+@example(f'{OPEN}{{"bbox_2d": [1, 2, 3, 4], "label": "\\ud800\\u0000\\ufffe"}}', True)
+def test_whatever_is_said_boxes_lie_on_their_images(said, lists):
+    sizes = [(100, 7), (3, 4000)]
+    found = marks(said, sizes, lists=lists)
+    for box in found.boxes:
+        width, height = sizes[box.image]
+        assert 0 <= box.x0 < box.x1 <= width * (1 + 1e-9)
+        assert 0 <= box.y0 < box.y1 <= height * (1 + 1e-9)
+    for point in found.points:
+        width, height = sizes[point.image]
+        assert math.isfinite(point.x + point.y)
+        assert 0 <= point.x <= width
+        assert 0 <= point.y <= height
+    for each in found.all:
+        assert len(each.label) <= 203
+        assert "\n" not in each.label
+        each.label.encode()
+    assert "\n" not in found.fault
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    ["[", "{", '{"', "[[1,2,3,4],", "[1,", OPEN, '{"bbox_2d":[', "1 ", "\\", "[[", "1,\n"],
+)
+def test_long_answers_take_no_time(repeated):
+    said = OPEN + repeated * (200_000 // len(repeated))
+    begin = time.process_time()
+    marks(said, [SIZE])
+    marks(said.removeprefix(OPEN), [SIZE])
+    assert time.process_time() - begin < 20
