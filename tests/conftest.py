@@ -67,6 +67,7 @@ SLOW = {
     "server/test_command.py": "a server",
     "server/test_requests.py": "a server",
     "server/test_waiting.py": "a server",
+    "session/test_closed_anywhere.py": "answers many questions, and asks a server",
     "session/test_interrupted_anywhere.py": "interrupts at hundreds of moments",
     "session/test_load_with_plan.py": "loads many models",
     "session/test_native_session.py": "loads many models",
