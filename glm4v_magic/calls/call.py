@@ -10,6 +10,7 @@ from glm4v_magic.calls.answer import ImageAnswer
 from glm4v_magic.calls.boxes import marks
 from glm4v_magic.calls.forms import Form, correction, form_of
 from glm4v_magic.calls.tags import Untagged, shown
+from glm4v_magic.calls.tasks import EXTRACT
 from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Answer, Conversation, Generation, Message, Request
 from glm4v_magic.core.errors import (
@@ -55,12 +56,14 @@ class Terms:
         form: format of the answer.
         model: model to load if none was chosen yet.
         constraint: what the engine is asked to follow while it writes; the form is checked anyway.
+        task: task whose published prompt is the question, if any.
     """
 
     sampling: Sampling
     form: Form
     model: str | None
     constraint: Constraint | None = None
+    task: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,5 +325,9 @@ def terms_of(options: Mapping[str, Any]) -> Terms:
     Raises:
         OptionError: if the form is invalid; see `form_of`.
     """
-    form = form_of(*(options.get(each.name) for each in of_group(AnswerForm)))
-    return Terms(taken(Sampling, options), form, options.get("model"), form.constraint)
+    task = options.get("task")
+    given = {each.name: options.get(each.name) for each in of_group(AnswerForm)}
+    if task == EXTRACT and all(value is None for value in given.values()):
+        given["format"] = "json"
+    form = form_of(**given)
+    return Terms(taken(Sampling, options), form, options.get("model"), form.constraint, task)

@@ -51,6 +51,7 @@ class Checkpoint(Protocol):
         architecture: the model without its weights, to plan with.
         max_images: maximum number of images in a conversation; ``None`` for no limit.
         thinks: whether the model thinks before it answers.
+        tasks: tasks that it has published prompts for.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Checkpoint(Protocol):
     architecture: Architecture
     max_images: int | None
     thinks: bool
+    tasks: tuple[str, ...]
 
     @property
     def total_bytes(self) -> int:

@@ -90,6 +90,7 @@ class EngineInfo:
         thinks: whether the model can think before it answers; ``None`` if a server does not tell.
         takes_video: whether it takes video; ``None`` if a server does not tell.
         efforts: names of the efforts that its thinking can take; empty where there is no choice.
+        tasks: tasks that it has published prompts for; ``None`` if a server does not tell.
         notes: how the model differs from its files, a sentence each: another dtype, or settings
             that decoding here does not follow.
     """
@@ -110,6 +111,7 @@ class EngineInfo:
     thinks: bool | None = None
     takes_video: bool | None = None
     efforts: tuple[str, ...] = ()
+    tasks: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "OBJECTIVES",
     "OPTIONS",
     "QUANTIZATIONS",
+    "TASKS",
     "AnswerForm",
     "ChatChoice",
     "Format",
@@ -38,6 +39,8 @@ __all__ = [
     "Quantization",
     "Sampling",
     "SettingsOnly",
+    "Task",
+    "TaskChoice",
     "Who",
     "accepts",
     "check",
@@ -56,6 +59,10 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 
 Objective = Literal["balance", "fewest"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+
+Task = Literal["text", "table", "formula", "extract"]
+TASKS: tuple[Task, ...] = get_args(Task)
+"""Tasks with a published prompt, of a model that reads documents."""
 
 Quantization = Literal["8bit", "4bit"]
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
@@ -446,6 +453,20 @@ class AnswerForm:
     )
 
 
+class TaskChoice:
+    """Task of a model that reads documents."""
+
+    task: Task | None = option(
+        None,
+        "Ask GLM-OCR in the prompt that it was trained on: for the text, the table or the formula "
+        "of an image, in place of a question, or extract, for the JSON that the question holds or "
+        "the schema describes.",
+        Who(_ASK, ("ask", "map")),
+        choices=TASKS,
+        example="table",
+    )
+
+
 class ImageParts:
     """Part of an image that is sent."""
 
@@ -731,6 +752,7 @@ _GROUPS: tuple[type, ...] = (
     Sampling,
     ChatChoice,
     AnswerForm,
+    TaskChoice,
     ImageParts,
     ManyRows,
     PlacementFields,

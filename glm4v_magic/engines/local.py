@@ -457,6 +457,7 @@ def _describe(
         plan=placement.plan,
         thinks=processor.thinks,
         takes_video=processor.takes_video,
+        tasks=checkpoint.tasks,
         notes=(
             *(worded(note, PYTHON).rstrip(".") for note in placement.notes),
             *(f"{_GENERATION_CONFIG} has {each}, which is left out" for each in left_out),

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from glm4v_magic.calls.call import (
     Call,
@@ -29,6 +29,7 @@ from glm4v_magic.calls.call import (
 )
 from glm4v_magic.calls.prompt import require_text
 from glm4v_magic.calls.tags import shown
+from glm4v_magic.calls.tasks import asked, refuse_task
 from glm4v_magic.core.conversation import Answer, Conversation, Message, Request
 from glm4v_magic.core.errors import (
     BusyError,
@@ -61,6 +62,9 @@ if TYPE_CHECKING:
     from glm4v_magic.mapping.runner import Read
 
 __all__ = ["Session", "Status", "load"]
+
+Tasks: TypeAlias = tuple[str, ...] | None
+"""Tasks of a model; ``None`` if a server does not tell."""
 
 _OF_A_CHOICE = ("revision", "device_map", "served_model", "timeout", "keep")
 
@@ -179,7 +183,7 @@ class Session:
         """Ask a question about `images`, loading the model if none is loaded.
 
         Args:
-            text: the question.
+            text: the question; empty with a ``task``.
             images: one image or a list of them, each a path, a URL, a Pillow image, bytes, an
                 array, an open file or a figure. Those of the chat stay in it and are seen again.
             options: where the question goes, how tokens are chosen, the form of the answer.
@@ -198,7 +202,8 @@ class Session:
             BusyError: if another call is running.
         """
         terms = terms_of(options)
-        message = Message("user", require_text(text), self._sourced(images))
+        question = asked(text, terms.task, terms.form.schema)
+        message = Message("user", require_text(question), self._sourced(images))
 
         def events() -> Generator[Event, None, None]:
             name, before = self._before(options)
@@ -461,6 +466,7 @@ class Session:
         terms = terms_of(options)
         if not isinstance(items, Items):
             items = items_of(items, "items", column=column)
+        prompt = asked(prompt, terms.task, terms.form.schema)
         rows = plan(prompt, items, names or {}, raw=options.get("raw", False))
         shared = sourced(images)
         system = options.get("system")
@@ -494,7 +500,8 @@ class Session:
         """Return the engine for rows that all have so many images or more."""
         bare = Request(Conversation(), terms.sampling)
 
-        def refuse(model: str, most: int | None, thinks: bool | None) -> None:
+        def refuse(model: str, most: int | None, thinks: bool | None, tasks: Tasks) -> None:
+            refuse_task(terms.task, model, tasks)
             refuse_thinking(bare, model, thinks)
             refuse_more_than(most, at_least, model, "each row")
 
@@ -604,7 +611,8 @@ class Session:
     def _make(self, call: Call) -> Generator[Event, None, None]:
         """Make a call and add its answer to the chat."""
 
-        def refuse(model: str, most: int | None, thinks: bool | None) -> None:
+        def refuse(model: str, most: int | None, thinks: bool | None, tasks: Tasks) -> None:
+            refuse_task(call.terms.task, model, tasks)
             refuse_thinking(call.request, model, thinks)
             refuse_too_many(call.conversation, model, most)
 
@@ -660,14 +668,14 @@ class Session:
         return choice if choice.model is not None else replace(choice, model=terms.model)
 
     def _ready(
-        self, terms: Terms, refuse: Callable[[str, int | None, bool | None], None]
+        self, terms: Terms, refuse: Callable[[str, int | None, bool | None, Tasks], None]
     ) -> Generator[Event, None, Engine]:
         """Return the engine, loaded if there was none.
 
         Args:
             terms: how it is asked.
-            refuse: called with the model's name, the images that it takes and whether it thinks,
-                as soon as they are known; raises if it cannot be asked this.
+            refuse: called with the model's name, the images that it takes, whether it thinks and
+                its tasks, as soon as they are known; raises if it cannot be asked this.
         """
         engine = self._engine
         if engine is None:
@@ -675,9 +683,10 @@ class Session:
             found = find(choice)
             if not isinstance(found, ServerAddress):
                 _require(terms)
-                refuse(found.name, found.max_images, found.thinks)
+                refuse(found.name, found.max_images, found.thinks, found.tasks)
             engine = yield from self._open(choice, found)
-        refuse(engine.info.model, engine.info.max_images, engine.info.thinks)
+        info = engine.info
+        refuse(info.model, info.max_images, info.thinks, info.tasks)
         return engine
 
     def _open(self, choice: ModelChoice, found: Any) -> Generator[Event, None, Engine]:

@@ -82,6 +82,7 @@ PROMPTS = {
     "--chat": Trial("--chat pets", GREEDY, "pets", after="%glm4v chats"),
     "--system": Trial('--system "Be brief."', GREEDY, "Be brief", after=HISTORY),
     "--file": Trial("--file question.txt", GREEDY, "Which colour", instead="", after=HISTORY),
+    "--task": Trial("--task text", GREEDY, "has no task text", instead="", fails=(False, True)),
     "--page": Trial("--page 2", f"two.gif {GREEDY}", "page 2"),
     "--crop": Trial("--crop 0,0,90,60", f"cat.png {GREEDY}", "90 x 60"),
     "--over": Trial("--over many", GREEDY, r"many/0\.png"),

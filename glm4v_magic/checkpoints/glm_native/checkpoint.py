@@ -54,7 +54,7 @@ class NativeCheckpoint:
         self.notice = notice
         config = read_json(folder / "config.json")
         self._family = family_of(config)
-        self.thinks = self._family.thinks
+        self.thinks, self.tasks = self._family.thinks, self._family.tasks
         where = str(folder / "config.json")
         NativeArchitecture(name, without_quantization(config), where)  # refused unread
         ignored = [re.compile(pattern) for pattern in self._family.ignored]

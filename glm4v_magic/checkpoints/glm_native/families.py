@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["FAMILIES", "KNOWN", "Family", "family_of", "matches"]
+__all__ = ["FAMILIES", "KNOWN", "OCR_PROMPTS", "Family", "family_of", "matches"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Family:
         images: module and class of transformers that turns images into patches.
         thinks: whether its models think before they answer.
         video: rule by which frames of a video are chosen; ``None`` if they take none.
+        tasks: tasks that they have published prompts for.
         ignored: patterns of weights in published files that the models do not have: layers for
             multi-token prediction, as in transformers' ``_keys_to_ignore_on_load_unexpected``.
     """
@@ -28,6 +29,7 @@ class Family:
     images: tuple[str, str]
     thinks: bool = True
     video: str | None = None
+    tasks: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
     @property
@@ -35,6 +37,16 @@ class Family:
         """Whether its models take video."""
         return self.video is not None
 
+
+OCR_PROMPTS: Mapping[str, str] = {
+    "text": "Text Recognition:",
+    "table": "Table Recognition:",
+    "formula": "Formula Recognition:",
+    # "Output the information in the image in the following JSON format:", which is the next line.
+    "extract": "请按下列JSON格式输出图中信息:",
+}
+"""Prompts that GLM-OCR is made for, by task (https://huggingface.co/zai-org/GLM-OCR, "Prompt
+Limited")."""
 
 _MODELS = "transformers.models"
 _GLM4V = (f"{_MODELS}.glm4v.image_processing_pil_glm4v", "Glm4vImageProcessorPil")
@@ -46,7 +58,10 @@ FAMILIES: Mapping[str, Family] = {
     "glm46v": Family(_GLM46V, video="glm46v"),  # GLM-4.6V-Flash
     "glmga": Family(_GLMGA, video="glmga"),
     "glm_ocr": Family(  # GLM-OCR
-        _GLM46V, thinks=False, ignored=(r"model\.language_model\.layers\.16.*",)
+        _GLM46V,
+        thinks=False,
+        tasks=tuple(OCR_PROMPTS),
+        ignored=(r"model\.language_model\.layers\.16.*",),
     ),
     "glm4v_moe": Family(  # GLM-4.5V, GLM-4.6V
         _GLM4V, video="glm4v", ignored=(r"model\.layers\.92.*", r"model\.layers\.46.*")

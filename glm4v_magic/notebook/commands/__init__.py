@@ -51,7 +51,8 @@ def ask_cell(
             f"{first} is a command for one line: %glm4v {first}.",
             f"A cell begins with images; write ./{first} for a file of that name.",
         )
-    if not cell.strip() and arguments.file is None and not arguments.follow_up:
+    is_elsewhere = arguments.file is not None or arguments.follow_up or arguments.task
+    if not cell.strip() and not is_elsewhere:
         raise PromptError(
             "The prompt is empty.",
             "Write the question below the first line of the cell. On one line, with one "

@@ -12,6 +12,7 @@ from IPython.core.magic_arguments import argument
 
 from glm4v_magic.calls.forms import find_code
 from glm4v_magic.calls.prompt import expand, read_prompt, require_text
+from glm4v_magic.calls.tasks import asked
 from glm4v_magic.core.conversation import Answer
 from glm4v_magic.core.errors import (
     FormatError,
@@ -74,6 +75,8 @@ def preview(context: Context, arguments: Namespace, names: Mapping[str, Any]) ->
 def _images_and_question(arguments: Namespace, command: str) -> tuple[list[str], str]:
     if arguments.file is not None:
         return arguments.words, ""
+    if arguments.task is not None and not isinstance((arguments.words or [""])[-1], Quoted):
+        return arguments.words, ""
     *images, question = arguments.words or [""]
     if not isinstance(question, Quoted):
         raise OptionError(
@@ -118,13 +121,14 @@ def answer(
         "system": system_of(context, arguments),
     }
     if arguments.preview:
-        show_preview(context, context.session.draft(question, sourced, **where))
+        question = asked(question, arguments.task, form_asked(arguments, names).schema)
+        show_preview(context, context.session.draft(question, sourced, **where), arguments.task)
         return None
     return carry_out(
         context,
         arguments,
         names,
-        partial(context.session.stream, question, sourced, **where),
+        partial(context.session.stream, question, sourced, task=arguments.task, **where),
     )
 
 
@@ -199,7 +203,8 @@ def _refuse_without_over(arguments: Namespace) -> None:
 def question_of(arguments: Namespace, text: str, names: Mapping[str, Any]) -> str:
     """Return the question of a cell or of ``--file``, expressions expanded unless ``--raw``."""
     text = typed_question(arguments, text)
-    return require_text(text if arguments.raw else expand(text, names))
+    expanded = text if arguments.raw else expand(text, names)
+    return expanded if arguments.task is not None else require_text(expanded)
 
 
 def typed_question(arguments: Namespace, text: str) -> str:
@@ -211,7 +216,7 @@ def typed_question(arguments: Namespace, text: str) -> str:
                 "Empty the cell below its first line, or leave --file out.",
             )
         return read_prompt(arguments.file)
-    if arguments.follow_up and not text.strip():
+    if arguments.follow_up and not text.strip() and arguments.task is None:
         raise PromptError(
             "The prompt is empty.", "To carry on an unfinished answer: %glm4v continue."
         )

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from glm4v_magic.calls.tasks import asked
 from glm4v_magic.core.errors import Glm4vError, InputError, MapInterrupted, OptionError
 from glm4v_magic.core.events import Event, Loading, Started
 from glm4v_magic.core.remarks import worded
@@ -66,12 +67,13 @@ def over(
     shared = cut(resolve_images(images, names, limits=limits, page=page))
     system = context.settings.system if arguments.system is None else arguments.system
     if arguments.preview:
+        prompt = asked(prompt, arguments.task, form.schema)
         row = next(
             row for row in plan(prompt, items, names, raw=arguments.raw) if row.failure is None
         )
         own = read(row.item, row.name) if row.is_image else ()
         draft = context.session.draft(row.prompt, list(shared + own), system=system)
-        show_preview(context, draft)
+        show_preview(context, draft, arguments.task)
         return None
     screen = screen_for(context.shell, context.model, quiet=arguments.quiet)
     board = board_for(
@@ -102,6 +104,7 @@ def over(
             **sampling_of(context, arguments),
             **form.options,
             system=system,
+            task=arguments.task,
             model=context.settings.model,
         ).follow(show)
         context.keep(result, arguments.out)

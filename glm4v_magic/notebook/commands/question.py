@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glm4v_magic.calls.forms import Form, form_of
+from glm4v_magic.calls.tasks import EXTRACT, refuse_task
 from glm4v_magic.core.conversation import Conversation
 from glm4v_magic.core.errors import OptionError, did_you_mean
 from glm4v_magic.core.options import Sampling, of_group
@@ -23,8 +24,10 @@ __all__ = ["form_asked", "sampling_of", "show_preview", "system_of"]
 
 def form_asked(arguments: Namespace, names: Mapping[str, Any]) -> Form:
     """Return the form for ``--format``, ``--schema``, ``--choices`` and ``--regex``."""
+    extracts = getattr(arguments, "task", None) == EXTRACT  # which asking again lacks
+    is_open = extracts and not any((arguments.schema, arguments.choices, arguments.regex))
     return form_of(
-        arguments.format,
+        arguments.format or ("json" if is_open else None),
         _schema(arguments.schema, names),
         _choices(arguments.choices, names),
         arguments.regex,
@@ -75,11 +78,18 @@ def sampling_of(context: Context, arguments: Namespace) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def show_preview(context: Context, conversation: Conversation) -> None:
-    """Show what would be sent; asks nothing."""
+def show_preview(context: Context, conversation: Conversation, task: str | None = None) -> None:
+    """Show what would be sent; asks nothing.
+
+    Args:
+        context: shell and session.
+        conversation: the question, in the prompt of its task.
+        task: task of the model, if any.
+    """
     from glm4v_magic.checkpoints import resolve
     from glm4v_magic.notebook.render.answers.preview import preview_bundle
     from glm4v_magic.session.preview import preview
 
     checkpoint = resolve(context.model, revision=context.session.status().choice.revision)
+    refuse_task(task, checkpoint.name, checkpoint.tasks)
     show(preview_bundle(preview(checkpoint, conversation)))

@@ -1,0 +1,104 @@
+"""Questions in the published prompts of a model that reads documents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from glm4v_magic.checkpoints.glm_native.families import OCR_PROMPTS
+from glm4v_magic.core.errors import OptionError
+
+__all__ = ["EXTRACT", "asked", "refuse_task"]
+
+EXTRACT = "extract"
+_DEEPEST = 20
+
+
+def asked(text: str, task: str | None, schema: object = None) -> str:
+    """Return the question of a task: its published prompt.
+
+    That of ``extract`` ends with the JSON to fill in: `text`, or what `schema` describes.
+
+    Args:
+        text: the question as it was typed; returned without a task.
+        task: a task of `OCR_PROMPTS`, or ``None``.
+        schema: JSON Schema of the answer, if there is one.
+
+    Raises:
+        OptionError: if there is a question beside the task, or nothing to extract.
+    """
+    if task is None:
+        return text
+    if task == EXTRACT:
+        return f"{OCR_PROMPTS[task]}\n{_filled_in(text, schema)}"
+    if text.strip():
+        raise OptionError(
+            f"The task {task} has a prompt of its own, and there is a question, too.",
+            "Leave one of them out.",
+        )
+    return OCR_PROMPTS[task]
+
+
+def refuse_task(task: str | None, model: str, tasks: Collection[str] | None) -> None:
+    """Raise OptionError if a model was not trained on a task.
+
+    Args:
+        task: the task that is asked for, if any.
+        model: name of the model.
+        tasks: its tasks; ``None`` if a server does not tell.
+    """
+    if task is not None and tasks is not None and task not in tasks:
+        raise OptionError(
+            f"{model} has no task {task}: the tasks are those of GLM-OCR.",
+            "Ask it a question in your own words.",
+        )
+
+
+def _filled_in(text: str, schema: object) -> str:
+    """Return the JSON that the model fills in."""
+    if text.strip():
+        try:
+            template = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise OptionError(
+                f"What is to be extracted is no JSON: {error}.", 'For example: {"name": "", ...}'
+            ) from None
+        if not isinstance(template, dict | list) or not template:
+            raise OptionError(
+                "What is to be extracted is no JSON object with names.",
+                'For example: {"name": "", "items": [""]}',
+            )
+        return text.strip()
+    template = _example(schema, schema) if isinstance(schema, Mapping) else ""
+    if not template:
+        raise OptionError(
+            "There is nothing to extract.",
+            'Write the JSON to fill in as the question, {"name": ""}, or give a schema of it.',
+        )
+    return json.dumps(template, ensure_ascii=False, indent=4)
+
+
+def _example(schema: Any, whole: Mapping[str, Any], depth: int = 0) -> Any:
+    """Return JSON of a schema's form with empty values."""
+    if not isinstance(schema, Mapping) or depth > _DEEPEST:
+        return ""
+    if isinstance(found := schema.get("$ref"), str):
+        return _example(_referred(found, whole), whole, depth + 1)
+    for name in ("anyOf", "oneOf", "allOf"):
+        if isinstance(found := schema.get(name), list):
+            examples = [_example(each, whole, depth + 1) for each in found]
+            return next(filter(None, examples), "")
+    if isinstance(found := schema.get("properties"), Mapping):
+        return {name: _example(each, whole, depth + 1) for name, each in found.items()}
+    if "items" in schema:
+        return [_example(schema["items"], whole, depth + 1)]
+    return ""
+
+
+def _referred(reference: str, whole: Mapping[str, Any]) -> Any:
+    """Return what ``#/$defs/name`` refers to; ``None`` if it is not there."""
+    found: Any = whole
+    for name in reference.removeprefix("#/").split("/"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
