@@ -159,7 +159,7 @@ def _value(expression: str, line: int, names: dict[str, object]) -> str:
         raise PromptError(
             f"{where} uses {error.name}, which is not defined.",
             did_you_mean(error.name, (name for name in names if not name.startswith("_")))
-            or f"Define {error.name} in a cell above. {_LITERAL}",
+            or f"Define {error.name} first. {_LITERAL}",
         ) from None
     except Exception as error:
         raise PromptError(f"{where} failed: {reason(error)}") from error

@@ -332,14 +332,14 @@ class Sampling:
         None,
         "Whether the model thinks before it answers, if it can. What it thought is shown apart "
         "from the answer.",
-        replace(_SAMPLED, request=False),
+        replace(_SAMPLED, request=False),  # a request has it in chat_template_kwargs
         "True, False or None",
         unset="the model's own choice",
     )
     max_thinking: int | None = option(
         None,
         "Longest thinking, in tokens; then the model is made to answer.",
-        replace(_SAMPLED, setting=False, request=False),
+        replace(_SAMPLED, setting=False),
         "a whole number of at least 0",
         lambda value: value >= 0,
         metavar="N",
@@ -350,7 +350,7 @@ class Sampling:
         None,
         "How certain the model was of each token, and so many likeliest ones beside it: words are "
         "shaded, and the answer has tokens.",
-        replace(_SAMPLED, setting=False, request=False),
+        replace(_SAMPLED, setting=False, request=False),  # of a request it is top_logprobs
         "a whole number from 0 to 20 (0 is the chosen token alone)",
         lambda value: 0 <= value <= 20,
         metavar="K",

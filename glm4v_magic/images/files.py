@@ -102,5 +102,5 @@ def suffixes_in(folder: Path) -> str:
 
 def _forbidden(source: str) -> ImageError:
     return ImageError(
-        f"{one_line(source)}: permission denied.", "Its owner has to let this kernel read it."
+        f"{one_line(source)}: permission denied.", "Its owner has to let you read it."
     )

@@ -162,6 +162,7 @@ class _Api:
     def __init__(self, worker: Worker, info: EngineInfo, model: str) -> None:
         self._worker = worker
         self._name = model
+        self._thinks = info.thinks
         self._entry = Model(
             id=model,
             max_model_len=info.context,
@@ -204,7 +205,8 @@ class _Api:
         raise AssertionError  # the stack lets every exception out
 
     def _read(self, body: bytes) -> Question:
-        return read_question(json_value(body, "The request", OptionError), self._name)
+        content = json_value(body, "The request", OptionError)
+        return read_question(content, self._name, thinks=self._thinks)
 
 
 @contextlib.asynccontextmanager
@@ -258,7 +260,9 @@ class _Reply:
     def whole(self, generation: Generation) -> Completion:
         """Return an answer in one piece."""
         choice = Choice(
-            message=CompletionMessage(content=generation.text),
+            message=CompletionMessage(
+                content=generation.text, reasoning_content=generation.thinking or None
+            ),
             logprobs=Logprobs.of(generation.tokens),
             finish_reason=generation.finish_reason,
         )

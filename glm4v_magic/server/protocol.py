@@ -155,7 +155,7 @@ class StreamOptions(BaseModel):
 
 
 class TemplateOptions(BaseModel):
-    """What other servers hand to a chat template."""
+    """What other servers hand to a chat template: whether the model thinks first."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -213,6 +213,7 @@ class ChatRequest(BaseModel):
     stream_options: StreamOptions | None = None
     max_completion_tokens: Any = None  # newer name of max_tokens
     repeat_penalty: Any = None  # llama.cpp's name of repetition_penalty
+    thinking_token_budget: Any = None  # vLLM's name of max_thinking
     continue_final_message: bool | None = None
     chat_template_kwargs: TemplateOptions | None = None
     logprobs: bool | None = None
@@ -304,11 +305,20 @@ class Logprobs(BaseModel):
         return cls(content=content)
 
 
-class CompletionMessage(BaseModel):
-    """A whole answer."""
+class _Sparse(BaseModel):
+    """What is ``None`` is left out."""
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in write(self).items() if value is not None}
+
+
+class CompletionMessage(_Sparse):
+    """A whole answer, and the thinking before it."""
 
     role: Literal["assistant"] = "assistant"
     content: str
+    reasoning_content: str | None = None
 
 
 class Choice(BaseModel):
@@ -329,14 +339,6 @@ class Completion(BaseModel):
     model: str
     choices: list[Choice]
     usage: CompletionUsage
-
-
-class _Sparse(BaseModel):
-    """What is ``None`` is left out."""
-
-    @model_serializer(mode="wrap")
-    def _without_none(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in write(self).items() if value is not None}
 
 
 class Delta(_Sparse):

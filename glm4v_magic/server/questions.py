@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from glm4v_magic.calls.call import refuse_thinking
 from glm4v_magic.calls.forms import form_of
 from glm4v_magic.calls.prompt import require_text
 from glm4v_magic.core.constraint import Constraint
@@ -20,7 +21,11 @@ from glm4v_magic.server.protocol import ChatRequest, ResponseFormat, SentMessage
 __all__ = ["Question", "read_question"]
 
 _SAMPLING = {each.name for each in of_requests()}
-_OTHER_NAMES = {"max_completion_tokens": "max_tokens", "repeat_penalty": "repetition_penalty"}
+_OTHER_NAMES = {
+    "max_completion_tokens": "max_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "thinking_token_budget": "max_thinking",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class Question:
     usage: bool
 
 
-def read_question(content: object, model: str) -> Question:
+def read_question(content: object, model: str, *, thinks: bool | None = None) -> Question:
     """Read a chat completion.
 
     Images come before the text of their message, wherever they stand in it: the model was
@@ -47,6 +52,7 @@ def read_question(content: object, model: str) -> Question:
     Args:
         content: parsed JSON.
         model: the one that is served.
+        thinks: whether it thinks before it answers; ``None`` if that is not known.
 
     Raises:
         InputError: if something in it is missing, malformed, or not possible here.
@@ -57,11 +63,11 @@ def read_question(content: object, model: str) -> Question:
     asked = checked(ChatRequest, content, "The request", OptionError)
     if asked.model is not None and asked.model != model:
         raise CheckpointError(f"There is no model {asked.model!r} here.", f"This is {model}.")
-    if asked.chat_template_kwargs is not None and asked.chat_template_kwargs.enable_thinking:
-        raise OptionError(f"{model} does not think before it answers.")
     options = asked.stream_options
+    request = Request(_conversation(asked), _sampling(asked, given), _constraint(asked))
+    refuse_thinking(request, model, thinks)
     return Question(
-        Request(_conversation(asked), _sampling(asked, given), _constraint(asked)),
+        request,
         stream=bool(asked.stream),
         usage=options is not None and bool(options.include_usage),
     )
@@ -87,6 +93,8 @@ def _sampling(asked: ChatRequest, given: Mapping[str, Any]) -> Sampling:
         told["logprobs"] = asked.top_logprobs or 0
     elif asked.top_logprobs:
         raise OptionError("top_logprobs is for requests with logprobs, which this one lacks.")
+    if asked.chat_template_kwargs is not None:
+        told["thinking"] = asked.chat_template_kwargs.enable_thinking
     for name, value in told.items():
         check(name, value, "top_logprobs" if name == "logprobs" else None)
     return Sampling(**told)

@@ -114,7 +114,7 @@ def test_an_unknown_name_has_its_line_and_close_matches():
 def test_an_unknown_name_without_a_match_says_what_to_do():
     message = message_of("{{zzz}}")
     assert "zzz" in message
-    assert "Define zzz in a cell above." in message
+    assert "Define zzz first." in message
     assert r"\{{" in message
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import golden
 import pytest
+import tiny_native
 from served import ask, data_of, question, send, serving
 
 from glm4v_magic.core.conversation import Conversation, Message, Request
@@ -110,6 +111,31 @@ def test_the_model_by_its_name(server):
 def test_a_client_may_say_that_it_is_not_to_think(server, given):
     plain = ask(server, question())[1]["choices"]
     assert ask(server, question(chat_template_kwargs=given))[1]["choices"] == plain
+
+
+def test_the_thinking_of_a_model_that_thinks(native):
+    session = Session().load(native("glm46v"))
+    asked = {"temperature": 0, "repetition_penalty": 1.0, "max_tokens": 60}
+    with serving(session.engine, "m") as server:
+        for options in ({}, {"thinking": True}, {"thinking": False}, {"max_thinking": 3}):
+            with tiny_native.Says(session.engine, "\n<think>\nOne or two?</think>\nTwo."):
+                here = session.ask("What?", **asked, **options)
+            remote = Session().load(server.url)
+            with tiny_native.Says(session.engine, "\n<think>\nOne or two?</think>\nTwo."):
+                there = remote.ask("What?", **asked, **options)
+            assert (there.thinking, there.text) == (here.thinking, here.text)
+            remote.unload()
+        for given, budget in ((True, None), (None, 3)):
+            body = question(
+                **asked,
+                chat_template_kwargs={"enable_thinking": given},
+                thinking_token_budget=budget,
+            )
+            with tiny_native.Says(session.engine, "\n<think>\nOne or two?</think>\nTwo."):
+                (choice,) = ask(server, body)[1]["choices"]
+            assert choice["message"]["reasoning_content"].startswith("On")
+            assert (choice["message"]["reasoning_content"] == "One or two?") == (budget is None)
+    session.unload()
 
 
 def test_in_one_piece(local, server):

@@ -46,8 +46,10 @@ class TestFields:
             (
                 question(chat_template_kwargs={"enable_thinking": True}),
                 400,
-                "tiny does not think before it answers",
+                "tiny does not think before it answers. Leave enable_thinking out of chat_templ",
             ),
+            (question(thinking_token_budget=2), 400, "so there is no thinking to limit. Leave max"),
+            (question(max_thinking=-1), 400, "max_thinking is -1, but must be"),
             (question(temperature=-1), 400, "temperature is -1, but must be"),
             (question(max_tokens="9"), 400, "max_tokens is '9', but must be"),
             (question(max_tokens=None, max_completion_tokens=0), 400, "max_tokens is 0, but must"),
