@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.glm4v.processing_glm4v import Glm4vProcessor
+from transformers.models.glm5_next.processing_glm5_next import Glm5NextProcessor
 from transformers.models.glm46v.processing_glm46v import Glm46VProcessor
 from transformers.utils.logging import disable_progress_bar
 
@@ -32,8 +33,8 @@ from glm4v_magic.checkpoints.glm_native.families import FAMILIES
 from glm4v_magic.core.conversation import Conversation
 from glm4v_magic.images import SourcedImage, to_image
 
-KINDS = ("glm4v", "glm46v", "glmga", "glm_ocr", "glm4v_moe")
-ALWAYS = ("glm4v", "glm_ocr")
+KINDS = ("glm4v", "glm46v", "glmga", "glm_ocr", "glm4v_moe", "glm5_next")
+ALWAYS = ("glm4v", "glm_ocr", "glm5_next")
 """Those whose template here knows of no choice to think."""
 
 SPECIALS = (
@@ -75,6 +76,7 @@ _IMAGES = {
     "glm46v": ("Glm46VImageProcessor", "Glm46VProcessor"),
     "glm_ocr": ("Glm46VImageProcessor", "Glm46VProcessor"),
     "glmga": ("GlmgaImageProcessor", "Glm46VProcessor"),
+    "glm5_next": ("Glm5NextImageProcessor", "Glm5NextProcessor"),
 }
 _WORDS = "What do the images show? A red square, a blue circle and some text of ours. 1 2 3 四 five"
 
@@ -153,6 +155,27 @@ def config(kind: str, words: PreTrainedTokenizerFast) -> dict[str, Any]:
         }
     if kind == "glm_ocr":
         text["head_dim"] = 16
+    if kind == "glm5_next":
+        del text["rope_parameters"]
+        text |= {
+            "num_hidden_layers": 5,
+            "num_key_value_heads": 4,
+            "moe_intermediate_size": 64,
+            "n_routed_experts": 8,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 2,
+            "kv_lora_rank": 32,
+            "q_lora_rank": 24,
+            "v_head_dim": 16,
+            "qk_nope_head_dim": 20,
+            "index_topk": 32,
+            "index_kpool": 16,
+            "index_head_dim": 16,
+            "index_n_heads": 2,
+            "linear_head_dim": 16,
+            "linear_num_heads": 3,
+        }
+        vision["projection_intermediate_size"] = 80
     return {
         "model_type": kind,
         "dtype": "float32",
@@ -194,6 +217,7 @@ def write(kind: str, folder: Path, shard_size: str = "5GB") -> Path:
         json.dumps(
             {
                 "size": {"shortest_edge": 12544, "longest_edge": 100352},
+                **({"min_image_tokens": 8, "max_image_tokens": 64} if kind == "glm5_next" else {}),
                 "patch_size": 14,
                 "temporal_patch_size": 2,
                 "merge_size": 2,
@@ -224,6 +248,7 @@ def oracle(folder: Path) -> Any:
     module, name = FAMILIES[kind].images
     image_processor = getattr(importlib.import_module(module), name).from_pretrained(folder)
     base: Any = Glm4vProcessor if kind in ("glm4v", "glm4v_moe") else Glm46VProcessor
+    base = Glm5NextProcessor if kind == "glm5_next" else base
 
     class WithoutVideo(base):  # type: ignore[misc]
         @classmethod

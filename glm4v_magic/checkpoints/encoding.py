@@ -141,6 +141,10 @@ class Processor(Protocol):
 class ModelInputs(Protocol):
     """Arguments of a model's forward that depend on its family."""
 
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether the cache holds a state that can be neither cropped nor padded."""
+
     def positions(self, encoded: Encoded) -> Tensor:
         """Place every token of a prompt: (1, L), or (axes, 1, L) where a token has several."""
 

@@ -48,6 +48,7 @@ class Activation:
         held_values: values in the model's dtype that stay alive until the prefill ends, per token.
         held_bytes: bytes of other dtypes that stay alive until then, per token.
         tower_values: values in the model's dtype that stay alive until the tower has run.
+        pair_bytes: bytes alive at the peak per pair of tokens of a row.
     """
 
     tokens: Literal["text", "patch", "visual", "image", "row"]
@@ -56,6 +57,7 @@ class Activation:
     held_values: int = 0
     held_bytes: int = 0
     tower_values: int = 0
+    pair_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,9 @@ class UnitShape:
         linear_rows: output rows of these matrices.
         widest_linear: rows and columns of the largest of these matrices.
         cache_values: keys and values per KV cache entry.
+        float32_values: weights that stay in float32 whatever the model's dtype.
+        row_values: state of a row that does not grow with it.
+        row_bytes: bytes of such a state in other dtypes.
         fp8_values: weights that the checkpoint may keep in FP8.
         fp8_scales: float32 scales of these.
         activations: activation memory of its modules, which run one after another.
@@ -84,6 +89,9 @@ class UnitShape:
     linear_rows: int = 0
     widest_linear: tuple[int, int] = (0, 0)
     cache_values: int = 0
+    float32_values: int = 0
+    row_values: int = 0
+    row_bytes: int = 0
     fp8_values: int = 0
     fp8_scales: int = 0
     activations: tuple[Activation, ...] = ()
@@ -120,6 +128,11 @@ class ModelShape:
     def keeps_fp8(self) -> bool:
         """Whether weights can stay in FP8 on GPUs that can compute with it."""
         return any(unit.fp8_values for unit in self.units)
+
+    @property
+    def quantizable(self) -> bool:
+        """Whether linear layers can be quantised as they are loaded."""
+        return not self.fp8 and any(unit.linear_values for unit in self.units)
 
     @property
     def values(self) -> int:

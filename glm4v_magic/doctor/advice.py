@@ -89,7 +89,7 @@ def _does_not_fit(facts: Facts, model: str, error: DoesNotFitError) -> Finding:
     shape, gpus = facts.shape, facts.gpus
     steps: list[str | Remark] = [error.hint, Remark(error.code, error.values)]
     work = _workload(facts)
-    if not shape.fp8 and _fits(shape, gpus, replace(work, quantize="8bit")):
+    if shape.quantizable and _fits(shape, gpus, replace(work, quantize="8bit")):
         steps.append("8-bit weights fit, too.")
     enough = _enough_gpus(shape, gpus, work)
     if enough:
@@ -105,7 +105,7 @@ def _fits_somehow(facts: Facts) -> bool:
     shape, gpus = facts.shape, facts.gpus
     shortest = min(shape.max_context, max(_SHORTEST_CONTEXT, shape.image_positions))
     work = _workload(facts)
-    quantized = [] if shape.fp8 else [replace(work, quantize=kind) for kind in QUANTIZATIONS]
+    quantized = [replace(work, quantize=kind) for kind in QUANTIZATIONS if shape.quantizable]
     workloads = [replace(work, context=shortest), *quantized]
     if any(_fits(shape, gpus, workload) for workload in workloads):
         return True

@@ -29,6 +29,7 @@ from glm4v_magic.planning.plan import plan
 from glm4v_magic.planning.precision import precision
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from glm4v_magic.core.model import Architecture
@@ -248,9 +249,19 @@ def _measure(
         )
         cache: Counter[int | None] = Counter()  # the CPU has no index
         for layer in output.past_key_values.layers:
-            for tensor in (layer.keys, layer.values):
+            for tensor in _cached(layer):
                 cache[tensor.device.index] += tensor.nbytes
         return _Measured(virtual.report(), weights, cache, str(home))
+
+
+def _cached(layer: Any) -> Iterator[Tensor]:
+    """Yield what a layer of the cache holds: keys and values, or the state of linear attention."""
+    for name in ("keys", "values", "indexer_keys"):
+        held = getattr(layer, name, None)
+        if held is not None:
+            yield held
+    for name in ("conv_states", "recurrent_states"):
+        yield from (state for state in getattr(layer, name, {}).values() if state is not None)
 
 
 def _gpu_use(gpu: GPU, measured: _Measured) -> GPUUse:

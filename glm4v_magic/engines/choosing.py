@@ -69,6 +69,8 @@ def scored(
         kept: KV caches of earlier prompts; that of this one is added.
         vision: encodes images.
     """
+    if not kept.takes_prefixes:
+        return [_score(ids, _alone(model, prompt, ids, vision), scoring) for ids in texts]
     prefix, first = _prefilled(model, prompt, kept, vision)
     found: list[Scored] = []
     for start in range(0, len(texts), scoring.at_once):
@@ -78,6 +80,20 @@ def scored(
             # One more than there are tokens: the last is for the end of the turn.
             found.append(_score(ids, torch.cat((first, after[row, : len(ids)])), scoring))
     return found
+
+
+def _alone(model: Any, prompt: Prompt, text: Sequence[int], vision: Vision) -> Tensor:
+    """Return log-probabilities at each place of a text, read with its prompt and nothing kept."""
+    device, width = prompt.ids.device, len(text)
+    after = prompt.places[..., -1:] + torch.arange(1, width + 1, device=prompt.places.device)
+    logits = model(
+        input_ids=torch.cat((prompt.ids, torch.tensor([text], device=device)), dim=1),
+        position_ids=torch.cat((prompt.places, after), dim=-1),
+        use_cache=False,
+        logits_to_keep=width + 1,
+        **vision.see(prompt.images),
+    ).logits
+    return _normalised(logits[0], device)
 
 
 def _score(text: Sequence[int], steps: Tensor, scoring: Scoring) -> Scored:

@@ -264,7 +264,7 @@ class _Batch:
                 self._kept.find(keys), longest(read, keys), key=lambda match: match[1]
             )
             length = each.prompt.whole_images(length)
-            if each.shared - length >= LEAST_SHARED:
+            if self._kept.takes_prefixes and each.shared - length >= LEAST_SHARED:
                 found, length = self._read_shared(each, found, length), each.shared
                 read.append(found)
                 self._kept.put(found)
@@ -369,12 +369,13 @@ class _Batch:
 
     def keep(self) -> None:
         """Keep the KV cache of a row that was the only one; nothing of several."""
-        if self._only is None or not self._kept.budget or not self._blocks:
+        kept = self._kept
+        if self._only is None or not (kept.budget and kept.takes_prefixes) or not self._blocks:
             return
         block, _ = self._blocks[0]
         keys: Keys = (*self._only.prompt.keys, *self._only.said)
         if block.width:
-            self._kept.put(block.prefix(keys))
+            kept.put(block.prefix(keys))
 
 
 def _chosen(samplers: Sequence[TokenSampler], ids: Sequence[Tensor], scores: Tensor) -> list[int]:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import LinearAttentionLayer
 
 from glm4v_magic.engines.prefixes import KeptPrefix, Keys
 
@@ -162,13 +163,20 @@ class KVBlock:
             ).logits
             return logits[:, -1].to(device=ids.device, dtype=torch.float32)
 
-        result: Tensor = attempt(run)
+        # A state that a failed step has changed cannot be cropped back.
+        result: Tensor = run() if self.width and self._is_recurrent else attempt(run)
         return result
+
+    @property
+    def _is_recurrent(self) -> bool:
+        return any(isinstance(layer, LinearAttentionLayer) for layer in self.cache.layers)
 
     def cut(self) -> None:
         """Crop the cache to its complete columns: a failed step may have written some layers."""
         if not self.width:
             self.cache = self._empty()
+            return
+        if self._is_recurrent:
             return
         for layer in self.cache.layers:
             if layer.keys.shape[-2] > self.width:

@@ -182,7 +182,8 @@ class LocalEngine:
         self._architecture = checkpoint.architecture
         self.vocabulary = Vocabulary(self.processor.tokenizer, self.processor.told_token_ids)
         self._recorder = recorder
-        self.kept = PrefixStore(kept_budget(None, placement.plan) if keep is None else keep)
+        budget = kept_budget(None, placement.plan) if keep is None else keep
+        self.kept = PrefixStore(budget, takes_prefixes=not loaded.inputs.is_recurrent)
         vocabulary: int = self.model.config.get_text_config().vocab_size
         self.grammars = Grammars(self.processor.tokenizer, vocabulary, self.defaults.eos_token_id)
 
@@ -195,9 +196,13 @@ class LocalEngine:
     def batch_size(self) -> int:
         """Number of rows that are best asked at once: 8, or 1 for a large model on the CPU.
 
+        It is 1 for a model with a state, whose rows cannot be padded and joined.
+
         There a row takes minutes by itself, and memory that runs out ends the kernel. On GPUs a
         batch that does not fit is halved.
         """
+        if self._inputs.is_recurrent:
+            return 1
         large = (self.info.parameters or 0) > _LARGE
         return 1 if large and self.info.devices == ("cpu",) else _BATCH
 
@@ -230,10 +235,11 @@ class LocalEngine:
         """Answer `requests`; see `engines.Engine.stream`."""
         # Virtual GPUs draw from the CPU's state.
         device = self._home if active() is None else "cpu"
-        intake = Intake(requests, at_once or self.batch_size, self._row, device)
+        at_once = 1 if self._inputs.is_recurrent else at_once or self.batch_size
+        intake = Intake(requests, at_once, self._row, device)
         interrupted = False
         try:
-            yield from self._answer(intake, at_once or self.batch_size)
+            yield from self._answer(intake, at_once)
         except KeyboardInterrupt as interrupt:
             forget_locals(interrupt)
             interrupted = True

@@ -104,13 +104,16 @@ class PrefixStore:
 
     Args:
         budget: maximum size in bytes; 0 keeps nothing.
+        takes_prefixes: whether KV caches are kept, or features of images alone.
 
     Attributes:
         budget: likewise; may be changed.
+        takes_prefixes: likewise.
     """
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, *, takes_prefixes: bool = True) -> None:
         self.budget = budget
+        self.takes_prefixes = takes_prefixes
         self._entries: OrderedDict[Hashable, KeptPrefix | Tensor] = OrderedDict()
 
     @property

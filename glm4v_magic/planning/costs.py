@@ -149,8 +149,9 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
         "row": workload.batch,
     }
     size = DTYPE_BYTES[workload.dtype or shape.dtype]
+    pairs = entries * entries // workload.batch
     # Rows of different lengths need a boolean mask of size S x S on every GPU.
-    mask = entries * entries // workload.batch if workload.batch > 1 else 0
+    mask = pairs if workload.batch > 1 else 0
     units = []
     for unit in shape.units:
         held = in_tower = transient = 0
@@ -160,7 +161,8 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
             in_tower += counts[a.tokens] * a.tower_values * size
             if unit.kind.startswith("vision") or a.tokens != "visual":  # the tower makes those
                 in_tower += stays
-            transient = max(transient, counts[a.tokens] * (a.values * size + a.extra_bytes))
+            alive = counts[a.tokens] * (a.values * size + a.extra_bytes) + pairs * a.pair_bytes
+            transient = max(transient, alive)
         if unit.kind == "embedding":  # the mask is made there, from one that all rows share
             transient = max(transient, mask + mask // workload.batch)
         if unit.kind == "text_layer":
@@ -173,7 +175,8 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
                 unit.kind,
                 _weight_bytes(unit, workload, size),
                 kv_bytes_per_token,
-                kv_bytes_per_token * entries,
+                kv_bytes_per_token * entries
+                + workload.batch * (unit.row_values * size + unit.row_bytes),
                 held,
                 transient,
                 in_tower,
@@ -199,6 +202,10 @@ def merge(units: Sequence[Unit], name: str, modules: tuple[str, ...], kind: Kind
 
 
 def _weight_bytes(unit: UnitShape, workload: Workload, size: int) -> int:
+    return _in_dtype(unit, workload, size) + unit.float32_values * (_FLOAT32 - size)
+
+
+def _in_dtype(unit: UnitShape, workload: Workload, size: int) -> int:
     if workload.fp8:
         return (unit.values - unit.fp8_values) * size + unit.fp8_values + unit.fp8_scales * _FLOAT32
     kept = (unit.values - unit.linear_values) * size

@@ -137,6 +137,11 @@ def choose(
                 "weights are made of full ones.",
                 "Leave quantize out, or quantise the checkpoint that is not in FP8.",
             )
+        if not architecture.shape().quantizable:
+            raise OptionError(
+                f"The layers of {architecture.name} cannot be quantised as they are loaded.",
+                "Leave quantize out.",
+            )
         _require_bitsandbytes(options.quantize)
     if given is not None:
         return read_given(given)

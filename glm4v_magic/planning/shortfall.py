@@ -105,7 +105,7 @@ def _percent(split: Split) -> str:
 
 def _four_bit(task: Task) -> tuple[Remark, ...]:
     """Yield what 4-bit weights would change; nothing if they are asked for or impossible."""
-    if task.workload.quantize == "4bit" or task.shape.fp8:
+    if task.workload.quantize == "4bit" or not task.shape.quantizable:
         return ()
     workload = replace(task.workload, quantize="4bit")
     before, after = (

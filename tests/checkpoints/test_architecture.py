@@ -70,7 +70,8 @@ def test_every_published_model_is_built_and_its_units_are_its_weights(name):
     check_units(architecture(name), VALUES[name])
 
 
-@pytest.mark.parametrize("kind", tiny_native.KINDS)
+# Some weights of glm5_next stay in float32: see test_hybrid.
+@pytest.mark.parametrize("kind", [kind for kind in tiny_native.KINDS if kind != "glm5_next"])
 def test_units_of_every_model_type_are_its_weights(kind):
     config = tiny_native.config(kind, tiny_native.tokenizer(kind))
     for bias in (True, False):
@@ -143,7 +144,7 @@ NINE_B = json.loads((golden.CHECKPOINT / "config.json").read_text())
     ("config", "message"),
     [
         ({"model_type": "llama"}, "describes a model of type 'llama'. Known are chatglm (with a "
-         "vision_config), glm46v, glm4v, glm4v_moe, glm_ocr, glmga."),
+         "vision_config), glm46v, glm4v, glm4v_moe, glm5_next, glm_ocr, glmga."),
         ({"model_type": "chatglm"}, "describes a model of type 'chatglm'"),
         ({}, "describes a model of type 'without a model_type'"),
         ({"model_type": "glm4v"}, "{path} lacks 'text_config'. Is this"),

@@ -195,7 +195,7 @@ def test_files_that_are_missing(native, tmp_path, name):
     ("change", "message"),
     [
         ({"text_config": {}}, "lacks"),
-        ({"model_type": "glm5_next"}, "type 'glm5_next'"),
+        ({"model_type": "glm6_next"}, "type 'glm6_next'"),
         ({"image_token_id": 3}, "image token 3 in config.json"),
     ],
 )

@@ -19,6 +19,8 @@ __all__ = ["Glm4v9bInputs"]
 class Glm4v9bInputs:
     """Positions and visual tokens of a loaded model."""
 
+    is_recurrent = False
+
     def __init__(self, model: Glm4v9bForConditionalGeneration) -> None:
         self._model = model
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.checkpoints.glm_native.config_file import has_experts, read_config
 from glm4v_magic.checkpoints.glm_native.fp8 import Fp8, read_fp8, without_quantization
+from glm4v_magic.checkpoints.glm_native.hybrid import FLOAT32_MODULES, hybrid_units
 from glm4v_magic.checkpoints.glm_native.text import text_units
 from glm4v_magic.checkpoints.glm_native.tower import (
     VISION,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NativeArchitecture"]
 
-_OCR = "glm_ocr"
+_OCR, _HYBRID = "glm_ocr", "glm5_next"
 _FULL = ("lm_head", f"{VISION}.blocks.0.attn.qkv", f"{VISION}.merger.proj")
 _TEXT_ID = 1  # any id that does not stand for an image
 
@@ -58,6 +59,7 @@ class NativeArchitecture:
         self.name = name
         self.config = config
         self.fp8 = read_fp8(config, where)
+        self._is_hybrid = config.get("model_type") == _HYBRID
         self._nested = read_config(without_quantization(config), where)
         text = self._nested["text_config"]
         self.text: Mapping[str, Any] = {**text, "attention_bias": _has_bias(config, text)}
@@ -90,7 +92,12 @@ class NativeArchitecture:
                     )
             except Exception as error:  # its checks raise half a dozen unrelated types
                 raise self._unusable(error) from error
-            return model.to(getattr(torch, dtype)).eval()
+            model.to(getattr(torch, dtype))
+            if self._is_hybrid:
+                for name, parameter in model.named_parameters():
+                    if any(each in name for each in FLOAT32_MODULES):
+                        parameter.data = parameter.data.float()
+            return model.eval()
 
     def model_config(self) -> PreTrainedConfig:
         """Return the configuration as transformers' classes take it.
@@ -145,8 +152,8 @@ class NativeArchitecture:
         return ModelShape(
             name=self.name,
             units=(
-                *vision_units(vision, is_ocr=self.config["model_type"] == _OCR),
-                *text_units(text, self._kept_fp8()),
+                *vision_units(vision, is_plain=self.config["model_type"] in (_OCR, _HYBRID)),
+                *(hybrid_units(text) if self._is_hybrid else text_units(text, self._kept_fp8())),
             ),
             vision_modules=(VISION,),
             dtype=str(dtype or "bfloat16"),
@@ -166,6 +173,6 @@ class NativeArchitecture:
 
 def _has_bias(config: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
     """Tell whether query, key and value have biases; only the models with experts ask the file."""
-    if has_experts(text):
+    if has_experts(text):  # GLM-5.3-Flash among them
         return bool(text.get("attention_bias", False))
     return config["model_type"] != _OCR

@@ -166,7 +166,8 @@ class NativeCheckpoint:
             self._generation,
             LoadOptions(dtype, device_map, quantize, _UNQUANTIZED, arrived, options, restored),
         )
-        return Loaded(model, processor, NativeInputs(model))
+        inputs = NativeInputs(model, is_recurrent=self._family.is_recurrent)
+        return Loaded(model, processor, inputs)
 
     def processor(self) -> NativeProcessor:
         """Build the processor from tokenizer and configuration; reads no weights.

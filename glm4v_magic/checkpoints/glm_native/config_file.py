@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.outside import checked
 
 __all__ = ["read_config"]
 
-_FOREIGN = "Is this the config.json of a GLM-4.1V, GLM-4.5V, GLM-4.6V or GLM-OCR checkpoint?"
+_FOREIGN = (
+    "Is this the config.json of a GLM-4.1V, GLM-4.5V, GLM-4.6V, GLM-5.3 or GLM-OCR checkpoint?"
+)
+
+_HYBRID = "glm5_next"
+_DEFAULTS = {  # as transformers' `Glm5NextTextConfig`
+    "hc_mult": 4,
+    "index_head_dim": 128,
+    "index_kpool": 16,
+    "index_n_heads": 32,
+    "index_topk": 2048,
+    "linear_conv_kernel_dim": 4,
+    "linear_head_dim": 128,
+    "linear_num_heads": 64,
+}
 
 Size = Annotated[int, Field(ge=1, lt=2**31)]
 Layers = Annotated[int, Field(ge=1, le=10_000)]  # each of them is looked at
@@ -39,6 +53,35 @@ class _ExpertsConfig(_TextConfig):
     n_shared_experts: Size
     num_experts_per_tok: Size
     first_k_dense_replace: NonNegativeInt = 0
+
+
+class _HybridConfig(_ExpertsConfig):
+    hc_mult: Size
+    index_head_dim: Size
+    index_kpool: Size
+    index_n_heads: Size
+    index_topk: Size
+    kv_lora_rank: Size
+    layer_types: list[str] | None = None
+    linear_attn_config: None = None
+    linear_conv_kernel_dim: Size
+    linear_head_dim: Size
+    linear_num_heads: Size
+    head_dim: int | None = None  # 0: there are no rotated ones
+    indexer_types: list[str] | None = None
+    mlp_layer_types: list[str] | None = None
+    q_lora_rank: Size
+    qk_nope_head_dim: Size
+    qk_rope_head_dim: Literal[0] = 0
+    v_head_dim: Size
+
+    @model_validator(mode="after")
+    def _names_every_layer(self) -> _HybridConfig:
+        for name in ("layer_types", "indexer_types", "mlp_layer_types"):
+            kinds = getattr(self, name)
+            if kinds is not None and len(kinds) != self.num_hidden_layers:
+                raise ValueError(f"{name} does not name every layer")
+        return self
 
 
 class _VisionConfig(BaseModel):
@@ -75,6 +118,10 @@ class _ConfigWithExperts(_Config):
     text_config: _ExpertsConfig
 
 
+class _ConfigOfHybrid(_Config):
+    text_config: _HybridConfig
+
+
 # Keys of an older, flat file that are not about the text part; so are the ids of images and videos.
 _OUTER_KEYS = (
     "architectures",
@@ -98,7 +145,12 @@ def read_config(config: dict[str, Any], where: str) -> dict[str, Any]:
         CheckpointError: if a key is missing or invalid.
     """
     nested = _with_text_config(config)
-    kind = _ConfigWithExperts if has_experts(nested.get("text_config")) else _Config
+    text = nested.get("text_config")
+    kind: type[_Config] = _ConfigWithExperts if has_experts(text) else _Config
+    if config.get("model_type") == _HYBRID:
+        kind = _ConfigOfHybrid
+        if isinstance(text, dict):
+            nested = {**nested, "text_config": {**_DEFAULTS, **text}}
     checked(kind, nested, where, CheckpointError, _FOREIGN)
     return nested
 

@@ -22,6 +22,9 @@ class Family:
         thinks: whether its models think before they answer.
         video: rule by which frames of a video are chosen; ``None`` if they take none.
         tasks: tasks that they have published prompts for.
+        efforts: names of the efforts that their thinking can take.
+        is_recurrent: whether linear attention keeps a state instead of keys and values: prompts are
+            read as a whole, a row at a time.
         ignored: patterns of weights in published files that the models do not have: layers for
             multi-token prediction, as in transformers' ``_keys_to_ignore_on_load_unexpected``.
     """
@@ -30,6 +33,8 @@ class Family:
     thinks: bool = True
     video: str | None = None
     tasks: tuple[str, ...] = ()
+    efforts: tuple[str, ...] = ()
+    is_recurrent: bool = False
     ignored: tuple[str, ...] = ()
 
     @property
@@ -51,6 +56,7 @@ Limited")."""
 _MODELS = "transformers.models"
 _GLM4V = (f"{_MODELS}.glm4v.image_processing_pil_glm4v", "Glm4vImageProcessorPil")
 _GLM46V = (f"{_MODELS}.glm46v.image_processing_pil_glm46v", "Glm46VImageProcessorPil")
+_GLM5 = (f"{_MODELS}.glm5_next.image_processing_pil_glm5_next", "Glm5NextImageProcessorPil")
 _GLMGA = (f"{_MODELS}.glmga.image_processing_pil_glmga", "GlmgaImageProcessorPil")
 
 FAMILIES: Mapping[str, Family] = {
@@ -65,6 +71,12 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "glm4v_moe": Family(  # GLM-4.5V, GLM-4.6V
         _GLM4V, video="glm4v", ignored=(r"model\.layers\.92.*", r"model\.layers\.46.*")
+    ),
+    "glm5_next": Family(  # GLM-5.3-Flash
+        _GLM5,
+        efforts=("low", "high", "max"),
+        is_recurrent=True,
+        ignored=(r"layers\.45\.", r"layers\.\d+\.shared_head\."),
     ),
 }
 """By the ``model_type`` of a ``config.json``."""

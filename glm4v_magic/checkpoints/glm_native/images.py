@@ -105,16 +105,16 @@ class Patches:
         """
         width, height = image.image.size
         self._check_ratio(image.source, image.image.size)
-        size = self._processor.size
         frames = self._processor.temporal_patch_size
+        fewest, most = self._limits
         rows, columns = self._module.smart_resize(
             num_frames=frames,
             height=height,
             width=width,
             temporal_factor=frames,
             factor=self._side,
-            min_pixels=size.shortest_edge,
-            max_pixels=size.longest_edge,
+            min_pixels=fewest,
+            max_pixels=most,
         )
         return columns, rows
 
@@ -125,6 +125,14 @@ class Patches:
                 "other, which the model does not take.",
                 "Crop it.",
             )
+
+    @cached_property
+    def _limits(self) -> tuple[int, int]:
+        """Least and most of an image, in pixels or, if the processor counts these, in tokens."""
+        processor = self._processor
+        if hasattr(processor, "max_image_tokens"):
+            return processor.min_image_tokens, processor.max_image_tokens
+        return processor.size.shortest_edge, processor.size.longest_edge
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """Return frames, rows and columns of the patches of an image that is seen at `size`."""

@@ -21,13 +21,23 @@ class NativeInputs:
 
     Positions are always given: where they are missing, the model takes them from `rope_deltas`,
     which is that of the latest prompt, whoever's it was.
+
+    Args:
+        model: the model.
+        is_recurrent: see `encoding.ModelInputs`.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, is_recurrent: bool = False) -> None:
         self._model = model
+        self.is_recurrent = is_recurrent
 
     def positions(self, encoded: Encoded) -> Tensor:
-        """Place every token of a prompt in time, height and width: (3, 1, L) int64."""
+        """Place every token of a prompt in time, height and width: (3, 1, L) int64.
+
+        Models without positions in the text part count their tokens: (1, L).
+        """
+        if not hasattr(self._model.model, "get_rope_index"):
+            return torch.arange(len(encoded.ids))[None]
         ids = torch.tensor([encoded.ids])
         types = torch.zeros_like(ids, dtype=torch.int)
         for image in encoded.images:

@@ -19,23 +19,24 @@ _FLOAT32 = 4
 _INT64 = 8
 
 
-def vision_units(vision: Mapping[str, Any], *, is_ocr: bool = False) -> Iterator[UnitShape]:
+def vision_units(vision: Mapping[str, Any], *, is_plain: bool = False) -> Iterator[UnitShape]:
     """Yield patch embedding, each block, then the merge and its projection.
 
     Args:
         vision: ``vision_config`` of the checkpoint.
-        is_ocr: whether it is GLM-OCR's tower, which has no table of positions, norms of queries and
-            keys, and biases.
+        is_plain: whether it is the tower of GLM-OCR and GLM-5.3-Flash, which has no table of
+            positions, norms of queries and keys, and biases.
     """
     wide, out = vision["hidden_size"], vision["out_hidden_size"]
     merge = vision["spatial_merge_size"]
-    mlp = vision["intermediate_size"] if is_ocr else out
-    inner = out * vision["in_channels"] if is_ocr else vision["intermediate_size"]
-    yield _patch_embedding(vision, is_ocr=is_ocr)
+    mlp = vision["intermediate_size"] if is_plain else out
+    inner = out * vision["in_channels"] if is_plain else vision["intermediate_size"]
+    inner = vision.get("projection_intermediate_size", inner)
+    yield _patch_embedding(vision, is_plain=is_plain)
     values = 4 * wide * wide + 3 * wide * mlp + 2 * wide
-    if vision.get("attention_bias", is_ocr):
-        values += 4 * wide + 2 * mlp + wide if is_ocr else 3 * wide
-    if is_ocr:
+    if vision.get("attention_bias", is_plain):
+        values += 4 * wide + 2 * mlp + wide if is_plain else 3 * wide
+    if is_plain:
         values += 2 * (wide // vision["num_heads"])
     for index in range(vision["depth"]):
         yield UnitShape(
@@ -43,7 +44,7 @@ def vision_units(vision: Mapping[str, Any], *, is_ocr: bool = False) -> Iterator
             (f"{VISION}.blocks.{index}",),
             "vision_layer",
             values=values,
-            activations=(_vision_block(vision, mlp, is_ocr=is_ocr),),
+            activations=(_vision_block(vision, mlp, is_plain=is_plain),),
         )
     projection = out * out + 2 * out + 3 * out * inner
     yield UnitShape(
@@ -55,15 +56,15 @@ def vision_units(vision: Mapping[str, Any], *, is_ocr: bool = False) -> Iterator
     )
 
 
-def _patch_embedding(vision: Mapping[str, Any], *, is_ocr: bool) -> UnitShape:
+def _patch_embedding(vision: Mapping[str, Any], *, is_plain: bool) -> UnitShape:
     wide, patch = vision["hidden_size"], patch_values(vision)
-    table = 0 if is_ocr else vision["image_size"] // vision["patch_size"]
-    more = () if is_ocr else ("embeddings", "post_conv_layernorm")
+    table = 0 if is_plain else vision["image_size"] // vision["patch_size"]
+    more = () if is_plain else ("embeddings", "post_conv_layernorm")
     return UnitShape(
         "vision.patches",
         tuple(f"{VISION}.{module}" for module in ("patch_embed", *more, "rotary_pos_emb")),
         "vision_embedding",
-        values=(patch + 1) * wide + (0 if is_ocr else table * table * wide + wide),
+        values=(patch + 1) * wide + (0 if is_plain else table * table * wide + wide),
         activations=(
             Activation("patch", held_bytes=_FLOAT32 * patch, tower_values=patch),
             Activation("patch", 2 * wide, extra_bytes=3 * _FLOAT32 * wide),
@@ -71,7 +72,7 @@ def _patch_embedding(vision: Mapping[str, Any], *, is_ocr: bool) -> UnitShape:
     )
 
 
-def _vision_block(vision: Mapping[str, Any], mlp: int, *, is_ocr: bool) -> Activation:
+def _vision_block(vision: Mapping[str, Any], mlp: int, *, is_plain: bool) -> Activation:
     """Block of the vision tower; the peak is at the rotation of its keys or its gated MLP.
 
     Alive per patch in the rotation (transformers' ``apply_rotary_pos_emb_vision``): the block's
@@ -82,7 +83,7 @@ def _vision_block(vision: Mapping[str, Any], mlp: int, *, is_ocr: bool) -> Activ
     """
     wide = vision["hidden_size"]
     angles = 2 * _FLOAT32 * (wide // vision["num_heads"]) + 4 * _INT64
-    rotated = (7 if is_ocr else 5) * wide
+    rotated = (7 if is_plain else 5) * wide
     rotation = Activation("patch", rotated, extra_bytes=6 * _FLOAT32 * wide + angles)
     gated = Activation("patch", 3 * wide + 3 * mlp, extra_bytes=angles)
     return rotation if rotated + 12 * wide > gated.values else gated

@@ -1,0 +1,175 @@
+"""Units of GLM-5.3-Flash's text part: linear attention, and attention to chosen tokens.
+
+Most layers keep a state of constant size (linear attention); the others keep a compressed key and
+value of every token, and an index that chooses which tokens are attended to. All layers pass on
+several streams of hidden states (``hc_mult``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from glm4v_magic.core.model_shape import Activation, UnitShape
+from glm4v_magic.planning import costs
+
+__all__ = ["FLOAT32_MODULES", "hybrid_units"]
+
+FLOAT32_MODULES = ("conv1d", "dt_bias", "A_log", "attn_hc.base", "attn_hc.scale", "ffn_hc.base",
+                   "ffn_hc.scale")  # fmt: skip
+"""Weights that stay in float32; as transformers' ``_keep_in_fp32_modules_strict``."""
+
+_TEXT = "model.language_model"
+_FLOAT32 = 4
+_INT64 = 8
+_CHUNK = 64  # tokens; transformers' `chunk_kimi_delta_attention`
+
+
+def hybrid_units(text: Mapping[str, Any]) -> Iterator[UnitShape]:
+    """Yield the embedding, each decoder layer, then the final norm with the head."""
+    wide, vocabulary, streams = text["hidden_size"], text["vocab_size"], text["hc_mult"]
+    splice, visual = costs.embedding(wide)
+    yield UnitShape(
+        "embedding",
+        (f"{_TEXT}.embed_tokens",),
+        "embedding",
+        values=vocabulary * wide,
+        activations=(splice, visual, Activation("text", (streams + 1) * wide)),
+    )
+    for index in range(text["num_hidden_layers"]):
+        yield _layer(text, index)
+    norm, logits = costs.head(wide, vocabulary)
+    yield UnitShape(
+        "head",
+        (f"{_TEXT}.norm", f"{_TEXT}.hc_head", "lm_head"),
+        "head",
+        values=wide + vocabulary * wide,
+        activations=(norm, logits, Activation("text", (streams + 2) * wide)),
+    )
+
+
+def _layer(text: Mapping[str, Any], index: int) -> UnitShape:
+    wide, streams = text["hidden_size"], text["hc_mult"]
+    mixing = (2 + streams) * streams
+    kept = 2 * (mixing + 3)  # base and scale of both connections
+    values = 2 * wide + 2 * mixing * streams * wide + kept
+    mlp_values, mlp = _sparse(text) if _is_sparse(text, index) else _dense(text)
+    activations = (_streams(text), mlp)
+    if _is_linear(text, index):
+        heads, head = text["linear_num_heads"], text["linear_head_dim"]
+        inner, kernel = heads * head, text["linear_conv_kernel_dim"]
+        in_float32 = 3 * inner * kernel + inner + heads
+        matrices = 4 * inner * wide + 2 * (wide * head + head * inner) + heads * wide + head
+        return UnitShape(
+            f"layer.{index}",
+            (f"{_TEXT}.layers.{index}",),
+            "text_layer",
+            values=values + mlp_values + matrices + in_float32,
+            float32_values=kept + in_float32,
+            row_values=3 * inner * kernel,
+            row_bytes=_FLOAT32 * heads * head * head,
+            activations=(*activations, _linear(text)),
+        )
+    attention, cache = _attention_values(text, index)
+    return UnitShape(
+        f"layer.{index}",
+        (f"{_TEXT}.layers.{index}",),
+        "text_layer",
+        values=values + mlp_values + attention,
+        float32_values=kept,
+        cache_values=cache,
+        activations=(*activations, *_attention(text)),
+    )
+
+
+def _is_linear(text: Mapping[str, Any], index: int) -> bool:
+    kinds = text.get("layer_types")
+    return index % 4 != 3 if kinds is None else kinds[index] == "linear_attention"
+
+
+def _is_sparse(text: Mapping[str, Any], index: int) -> bool:
+    kinds = text.get("mlp_layer_types")
+    return index >= 3 if kinds is None else kinds[index] == "sparse"
+
+
+def _has_index(text: Mapping[str, Any], index: int) -> bool:
+    kinds = text.get("indexer_types")
+    return kinds is None or kinds[index] == "full"
+
+
+def _dense(text: Mapping[str, Any]) -> tuple[int, Activation]:
+    """Weights and activations of a gated MLP, clamped; beside it the streams are the residual."""
+    wide, mlp, streams = text["hidden_size"], text["intermediate_size"], text["hc_mult"]
+    alive = Activation("text", 5 * mlp + (streams + 2) * wide)
+    return 3 * wide * mlp, alive
+
+
+def _sparse(text: Mapping[str, Any]) -> tuple[int, Activation]:
+    """Weights and activations of the experts; see `text._experts`."""
+    wide, mlp, chosen = (
+        text["hidden_size"],
+        text["moe_intermediate_size"],
+        text["num_experts_per_tok"],
+    )
+    experts = text["n_routed_experts"]
+    values = 3 * wide * mlp * (text["n_shared_experts"] + experts) + experts * wide
+    sorting = chosen * (2 * _FLOAT32 * wide + 5 * _INT64)
+    alive = (2 * chosen + 3 + text["hc_mult"]) * wide
+    return values, Activation("text", alive, extra_bytes=sorting)
+
+
+def _streams(text: Mapping[str, Any]) -> Activation:
+    """Mixing of the streams: two of their size in float32 and two in the model's dtype."""
+    every = text["hc_mult"] * text["hidden_size"]
+    return Activation("text", 4 * every, extra_bytes=2 * _FLOAT32 * every)
+
+
+def _linear(text: Mapping[str, Any]) -> Activation:
+    """Linear attention in chunks; the peak is at the products within a chunk.
+
+    Alive per token, in float32: three of size chunk x heads x head (the decays between all pairs of
+    a chunk and two products with them), and twelve of heads x head (query, key, value, decay and
+    their chunked copies); in the model's dtype the streams, the input and query, key and value.
+    """
+    inner = text["linear_num_heads"] * text["linear_head_dim"]
+    wide = text["hidden_size"]
+    alive = (text["hc_mult"] + 2) * wide + 6 * inner
+    return Activation("text", alive, extra_bytes=_FLOAT32 * (3 * _CHUNK + 16) * inner)
+
+
+def _attention_values(text: Mapping[str, Any], index: int) -> tuple[int, int]:
+    """Return the weights of attention with its index, and what it caches per token."""
+    wide, heads = text["hidden_size"], text["num_attention_heads"]
+    query, compressed = text["q_lora_rank"], text["kv_lora_rank"]
+    key, value = text["qk_nope_head_dim"], text["v_head_dim"]
+    values = wide * query + query + query * heads * key
+    values += wide * compressed + compressed + compressed * heads * (key + value)
+    values += heads * value * wide
+    if text.get("attention_bias"):
+        values += query + compressed + wide
+    cache = compressed
+    if _has_index(text, index):
+        head, of_index = text["index_head_dim"], text["index_n_heads"]
+        values += query * of_index * head + wide * head + 2 * head + wide * of_index
+        values += text["index_kpool"] * head + head * wide
+        cache += 2 * head + 1
+    return values, cache
+
+
+def _attention(text: Mapping[str, Any]) -> tuple[Activation, ...]:
+    """Attention to chosen tokens; it has memory per pair of tokens, in the index and as a mask.
+
+    Per token: the streams and the input, query, keys and values of all heads (keys twice: as the
+    product of the compressed ones, and alone) and the attended values. Per pair of tokens: three
+    float32 scores for each head of the index and pool of tokens, and which tokens are visible;
+    later an int32 count, and the mask with its copy for the kernel.
+    """
+    wide, heads = text["hidden_size"], text["num_attention_heads"]
+    key, value = text["qk_nope_head_dim"], text["v_head_dim"]
+    alive = (text["hc_mult"] + 2) * wide + heads * (3 * key + 3 * value)
+    chosen = text["index_topk"] + text["index_kpool"]
+    scores = -(-3 * _FLOAT32 * text["index_n_heads"] // text["index_kpool"]) + 2
+    return (
+        Activation("text", alive, extra_bytes=3 * _INT64 * chosen, pair_bytes=scores),
+        Activation("text", alive, extra_bytes=_INT64 * chosen, pair_bytes=8),
+    )
