@@ -278,13 +278,13 @@ class _Sorting:
             self.turned += 1
             x0, y0, x1, y1 = min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
         edges = tuple(min(max(each, 0.0), _SCALE) for each in (x0, y0, x1, y1))
-        if edges[0] >= edges[2] or edges[1] >= edges[3]:
-            self.outside += 1
-            return
-        self.clipped += edges != (x0, y0, x1, y1)
         width, height = self.sizes[image]
         left, right = (edge * width / _SCALE for edge in edges[::2])
         upper, lower = (edge * height / _SCALE for edge in edges[1::2])
+        if left >= right or upper >= lower:
+            self.outside += 1
+            return
+        self.clipped += edges != (x0, y0, x1, y1)
         self.boxes.append(Box(found.label, left, upper, right, lower, image))
 
     def _take_point(self, found: _Found, image: int) -> None:

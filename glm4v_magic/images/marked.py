@@ -34,7 +34,9 @@ def marked(image: SourcedImage, marks: Sequence[tuple[str, Mark]]) -> Image.Imag
     for name, mark in marks:
         if isinstance(mark, Box):
             x0, y0 = round(mark.x0 * across), round(mark.y0 * down)
-            corners = (x0, y0, round(mark.x1 * across), round(mark.y1 * down))
+            x1, y1 = round(mark.x1 * across), round(mark.y1 * down)
+            x0, y0 = min(x0, drawn.width - 1), min(y0, drawn.height - 1)
+            corners = (x0, y0, min(x1, drawn.width - 1), min(y1, drawn.height - 1))
             draw.rectangle(corners, outline="black", width=3 * line)
             draw.rectangle(_inset(corners, line), outline="white", width=line)
             place = (x0, y0)

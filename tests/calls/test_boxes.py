@@ -177,6 +177,7 @@ ANYTHING = st.one_of(
 
 @given(st.lists(ANYTHING, max_size=12).map("".join), st.booleans())
 @example(f'{OPEN}{{"bbox_2d": [1, 2, 3, 4], "label": "\\ud800\\u0000\\ufffe"}}', True)
+@example(f"{OPEN}[0, 0, 1E-322, 1]", False)  # empty once it is in pixels
 def test_whatever_is_said_boxes_lie_on_their_images(said, lists):
     sizes = [(100, 7), (3, 4000)]
     found = marks(said, sizes, lists=lists)

@@ -33,6 +33,12 @@ def test_a_box_is_drawn_where_it_is():
     assert image.image.getpixel((100, 120)) == (128, 128, 128)  # not the image itself
 
 
+def test_the_edges_of_a_box_on_those_of_the_image_show():
+    drawn = marked(grey(), [("1", Box("", 0, 0, 300, 200))])
+    for corner in ((0, 100), (299, 100), (150, 199)):
+        assert drawn.getpixel(corner) == (0, 0, 0)
+
+
 def test_boxes_of_the_original_are_drawn_on_a_smaller_copy():
     image = grey((300, 200), (3000, 2000))
     assert changed(image, [("1", Box("", 1000, 800, 2500, 1500))])[2:] == (251, 151)

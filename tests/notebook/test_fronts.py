@@ -254,6 +254,38 @@ def test_a_saved_notebook_shows_its_answers_without_a_kernel_or_widgets(front, p
         screenshot(again, f"{kind}-reopened")
 
 
+MARKED = """
+from IPython.display import display
+from glm4v_magic.core.boxes import Box, Point
+from glm4v_magic.core.conversation import Answer, Usage
+from glm4v_magic.images import to_images
+display(Answer(
+    "There.", "Where?", "model", Usage(1, 1, 1), "stop", images=to_images("shapes.png", "images"),
+    boxes=(Box("circle <b>$x$", 28, 39, 166, 177), Box("a long label", 207, 71, 360, 182)),
+    points=(Point("top", 173, 206),),
+))
+"""
+
+
+def test_boxes_are_shown_and_a_notebook_that_is_not_trusted_keeps_them(front):
+    with front.open(["%load_ext glm4v_magic", MARKED], FILES) as page:
+        lab.run(page, 0)
+        lab.run(page, 1)
+        lab.wait_until_idle(page)
+        saved = front.saved(page)
+    # As from somebody else: what this user has not run is not trusted.
+    saved.cells[1].outputs[0].data["text/markdown"] += "\n\n<b onclick=x>*more*</b>"
+    with front.open(nbformat.from_dict(saved), FILES, width=800) as page:
+        cell = lab.cell(page, 1)
+        image = cell.get_by_role("img", name="shapes.png with 1 circle <b>$x$; 2 a long label")
+        assert image.evaluate("each => [each.naturalWidth, each.naturalHeight]") == [360, 360]
+        assert image.bounding_box()["width"] <= 560
+        cell.get_by_text("2 boxes, 1 point").click()
+        assert cell.get_by_role("cell", name="(207, 71) to (360, 182) px").is_visible()
+        assert cell.locator("b[onclick]").count() == 0
+        screenshot(page, "boxes")
+
+
 # What a model could say.
 
 HARMLESS = {

@@ -81,6 +81,17 @@ def test_a_large_image_is_shown_smaller():
     assert next(drawing.iter(f"{SVG}rect")).get("x") == "140.0"
 
 
+def test_the_edges_of_a_box_on_those_of_the_image_show():
+    (drawing,) = drawings(boxes_html(answer(Box("x", 0, 0, 200, 100))))
+    rect = next(drawing.iter(f"{SVG}rect"))
+    assert [rect.get(each) for each in ("x", "y", "width", "height")] == [
+        "2.0",
+        "2.0",
+        "196.0",
+        "96.0",
+    ]
+
+
 def test_only_images_with_boxes_are_shown_and_the_table_names_theirs():
     html = boxes_html(answer(CAT, Box("dog", 1, 1, 9, 9, 2), images=3))
     first, third = drawings(html)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import tiny_native
 from PIL import Image
+from scripted_server import CHAT, END, MODELS, models, piece, scripted_server, stream
 from standins.speaker import Speaker
 
 from glm4v_magic.checkpoints import resolve
@@ -187,6 +188,28 @@ def test_rows_have_boxes_of_the_original_and_a_column():
     assert result["answer"].tolist() == [SHOWN, "None."]
     session, _ = saying(("None.", "stop"), ("None.", "stop"))
     assert "boxes" not in session.map("Where?", frame, column="image")
+
+
+def test_a_server_that_sends_tags_in_parts():
+    """Cut anywhere, with tokens that are placed in the text without tags."""
+    parts = [SAID[at : at + 5] for at in range(0, len(SAID), 5)]
+    pieces = [piece(each) for each in parts]
+    for each in pieces:
+        content = each["choices"][0]["delta"]["content"]
+        each["choices"][0]["logprobs"] = {"content": [{"token": content, "logprob": -1.0}]}
+    with scripted_server() as server:
+        server.answer(MODELS, models("glm-4.6v"))
+        server.answer(CHAT, stream(*pieces, END))
+        session = Session().load(server.url)
+        events = list(session.stream("Where?", PHOTO, logprobs=0))
+        answer = events[-1].answer
+        assert (answer.text, answer.written, answer.boxes) == (SHOWN, SAID, (CAT,))
+        assert "".join(event.text for event in events if isinstance(event, Text)) == SHOWN
+        assert len(answer.tokens) == len(parts)
+        assert "".join(SHOWN[each.start : each.end] for each in answer.tokens) == SHOWN
+        session.ask("Sure?", follow_up=True)
+        assert server.bodies[-1]["messages"][1] == {"role": "assistant", "content": SAID}
+        session.unload()
 
 
 @pytest.mark.parametrize("kind", tiny_native.KINDS)

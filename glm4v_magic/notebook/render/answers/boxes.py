@@ -31,6 +31,7 @@ _LINES = 40  # boxes as plain text
 _LONGEST = 100  # characters of a name on an image
 _LEAST = 4  # characters of a name on an image, however small that is
 _FONT = 13
+_EDGE = 2.0  # pixels between the middle of a line and the edge of a figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +119,10 @@ def _figure(image: SourcedImage, marks: Sequence[tuple[Mark, MarkLine]]) -> _Fig
 def _shape(mark: Mark, name: str, size: tuple[int, int], scale: tuple[float, float]) -> _Shape:
     across, down = scale
     if isinstance(mark, Box):
-        x, y = mark.x0 * across, mark.y0 * down
-        width, height = (mark.x1 - mark.x0) * across, (mark.y1 - mark.y0) * down
+        # Within the figure, so that its edges show.
+        x, y = max(mark.x0 * across, _EDGE), max(mark.y0 * down, _EDGE)
+        width = max(min(mark.x1 * across, size[0] - _EDGE) - x, 0.0)
+        height = max(min(mark.y1 * down, size[1] - _EDGE) - y, 0.0)
     else:
         x, y, width, height = mark.x * across, mark.y * down, 0.0, 0.0
     name = _fitting(name, size[0] - 4)
