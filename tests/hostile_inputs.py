@@ -279,10 +279,13 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
             ("--top-k 0", "top_k is 0, but must be a whole number of at least 1."),
             ("--top-k 1.5", "Argument --top-k: invalid int value: '1.5'."),
             ("--min-p 2", "min_p is 2.0, but must be a number from 0 to 1."),
-            ("--repetition-penalty 0", "repetition_penalty is 0.0, but must be a number above 0."),
+            (
+                "--repetition-penalty 0",
+                "repetition_penalty is 0.0, but must be a number from 0.001 to 1000.",
+            ),
             (
                 "--repetition-penalty -1",
-                "repetition_penalty is -1.0, but must be a number above 0.",
+                "repetition_penalty is -1.0, but must be a number from 0.001 to 1000.",
             ),
             ("--seed -1", "seed is -1, but must be a whole number from 0 to 2**63 - 1."),
             ("--seed x", "Argument --seed: invalid int value: 'x'."),

@@ -33,11 +33,19 @@ DEMO_NOTICE = "This is the demo model: it knows simple drawn shapes and nothing 
 
 @dataclass(slots=True)
 class Loaded:
-    """A model in memory, its processor, and what its forward is given."""
+    """A model in memory, its processor, and what its forward is given.
+
+    Attributes:
+        model: the model.
+        processor: its processor.
+        inputs: what its forward is given.
+        notes: what was left out of the checkpoint's files, each for a list of such notes.
+    """
 
     model: Any
     processor: Processor
     inputs: ModelInputs
+    notes: tuple[str, ...] = ()
 
 
 class Checkpoint(Protocol):

@@ -1,42 +1,40 @@
-"""The published ``generation_config.json``, of which only the stop tokens must make sense."""
+"""The published ``generation_config.json``: whatever it holds, the checkpoint can be loaded."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, NonNegativeInt
+from typing import Any
 
 from glm4v_magic.checkpoints.files import read_json
 from glm4v_magic.core.errors import CheckpointError
-from glm4v_magic.outside import checked
 
-__all__ = ["read_generation_config"]
+__all__ = ["GENERATION_CONFIG", "GenerationFile", "read_generation_config"]
 
-_NAME = "generation_config.json"
-
-Ids = Annotated[
-    list[NonNegativeInt], BeforeValidator(lambda ids: [ids] if isinstance(ids, int) else ids)
-]
+GENERATION_CONFIG = "generation_config.json"
 
 
-class _GenerationConfig(BaseModel):
-    """Where answers stop; other values that make no sense the engine leaves out, and says so."""
+@dataclass(frozen=True, slots=True)
+class GenerationFile:
+    """What the file says.
 
-    model_config = ConfigDict(strict=True)
-
-    eos_token_id: Ids | None = None
-
-
-def read_generation_config(folder: Path) -> dict[str, Any] | None:
-    """Read the settings of a checkpoint; ``None`` if it has none.
-
-    Raises:
-        CheckpointError: if the file is damaged, or its stop tokens are no ids.
+    Attributes:
+        settings: its settings, any value of any type; ``None`` for what the model's config implies.
+        notes: why it is left out, if it is there and no JSON object.
     """
-    file = folder / _NAME
+
+    settings: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_generation_config(folder: Path) -> GenerationFile:
+    """Read the settings of a checkpoint; a damaged file is left out."""
+    file = folder / GENERATION_CONFIG
     if not file.is_file():
-        return None
-    config = read_json(file)
-    checked(_GenerationConfig, config, str(file), CheckpointError)
-    return config
+        return GenerationFile()
+    try:
+        return GenerationFile(read_json(file))
+    except CheckpointError as error:
+        fault = error.what.rstrip(".").replace(str(file), GENERATION_CONFIG)
+        return GenerationFile(notes=(f"{fault}, and is left out",))

@@ -23,6 +23,7 @@ from glm4v_magic.core.errors import OptionError, did_you_mean
 __all__ = [
     "DTYPES",
     "FORMATS",
+    "LEAST_PENALTY",
     "OBJECTIVES",
     "OPTIONS",
     "QUANTIZATIONS",
@@ -56,6 +57,9 @@ __all__ = [
 Format = Literal["markdown", "text", "json", "code"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 """Formats of an answer, the default first."""
+
+LEAST_PENALTY = 1e-3
+"""Logits are divided by it; over much less, or times more than its inverse, they are not finite."""
 
 Objective = Literal["balance", "fewest"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
@@ -313,8 +317,8 @@ class Sampling:
         None,
         "Above 1 discourages repeats.",
         replace(_SAMPLED, setting=False),
-        "a number above 0",
-        lambda value: value > 0,
+        f"a number from {LEAST_PENALTY:g} to {1 / LEAST_PENALTY:g}",
+        lambda value: LEAST_PENALTY <= value <= 1 / LEAST_PENALTY,
         metavar="P",
         unset=_OWN,
         example="1.1",

@@ -12,6 +12,7 @@ from itertools import groupby
 
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.remarks import Remark, Words, worded
+from glm4v_magic.core.room import room_note
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.wording import counted, gib
 
@@ -42,7 +43,9 @@ def text(
         ).rstrip()
         for row in rows
     ]
-    return "\n".join([title, "sizes in GiB", *lines, *(worded(note, words) for note in notes)])
+    room = room_note(stages)
+    told = [*notes, *([] if room is None else [room])]
+    return "\n".join([title, "sizes in GiB", *lines, *(worded(note, words) for note in told)])
 
 
 def gpu_rows(stages: Sequence[Stage]) -> list[tuple[str, ...]]:

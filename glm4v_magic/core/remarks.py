@@ -116,6 +116,13 @@ def _as_keyword(name: str, value: str) -> str:
 
 
 COMMON: Mapping[str, str] = {
+    "room_for_kept": (
+        "{room} are left for prompts and images that need not be read again ({device} is "
+        "the limit): half of it is used for them, nothing with {option:keep=0}."
+    ),
+    "no_room_for_kept": (
+        "No room is left on {device} for prompts and images that need not be read again."
+    ),
     "tower_could_be_cut": (
         "The vision tower ({tower_gib} GiB) stays whole and makes {device} the fullest GPU: "
         "{gib} GiB, {fullness}. Cut between its layers ({option:split_vision}), the fullest has "

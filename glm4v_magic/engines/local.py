@@ -20,6 +20,7 @@ from transformers import GenerationConfig
 
 from glm4v_magic.checkpoints import Checkpoint, Loaded
 from glm4v_magic.checkpoints.encoding import Encoded, EncodedImage, Processor
+from glm4v_magic.checkpoints.generation_file import GENERATION_CONFIG
 from glm4v_magic.checkpoints.reading import forget_locals
 from glm4v_magic.core.conversation import Generation, Request, Usage
 from glm4v_magic.core.errors import (
@@ -59,7 +60,6 @@ _log = logging.getLogger(__name__)
 
 _BATCH = 8
 _LARGE = 10**9
-_GENERATION_CONFIG = "generation_config.json"
 
 
 @torch_state_kept()
@@ -177,14 +177,16 @@ class LocalEngine:
         self._inputs = loaded.inputs
         # `generate` would fill what a call leaves open from the model's own config.
         published, self.model.generation_config = self.model.generation_config, GenerationConfig()
-        self.defaults, left_out = checkpoint_config(published, self.processor.end_token_ids)
+        vocabulary: int = self.model.config.get_text_config().vocab_size
+        self.defaults, left_out = checkpoint_config(
+            published, self.processor.end_token_ids, vocabulary
+        )
         self._info = _describe(checkpoint, loaded, placement, left_out)
         self._architecture = checkpoint.architecture
         self.vocabulary = Vocabulary(self.processor.tokenizer, self.processor.told_token_ids)
         self._recorder = recorder
         budget = kept_budget(None, placement.plan) if keep is None else keep
         self.kept = PrefixStore(budget, takes_prefixes=not loaded.inputs.is_recurrent)
-        vocabulary: int = self.model.config.get_text_config().vocab_size
         self.grammars = Grammars(self.processor.tokenizer, vocabulary, self.defaults.eos_token_id)
 
     @property
@@ -466,6 +468,7 @@ def _describe(
         tasks=checkpoint.tasks,
         notes=(
             *(worded(note, PYTHON).rstrip(".") for note in placement.notes),
-            *(f"{_GENERATION_CONFIG} has {each}, which is left out" for each in left_out),
+            *loaded.notes,
+            *(f"{GENERATION_CONFIG} has {each}, which is left out" for each in left_out),
         ),
     )

@@ -26,7 +26,7 @@ from transformers.generation import (
     TypicalLogitsWarper,
 )
 
-from glm4v_magic.core.options import Sampling
+from glm4v_magic.core.options import LEAST_PENALTY, Sampling
 from glm4v_magic.core.wording import printable
 from glm4v_magic.engines.grammars import Guide
 
@@ -53,8 +53,9 @@ _WARPERS: tuple[tuple[str, Any, float], ...] = (
     ("epsilon_cutoff", EpsilonLogitsWarper, 0.0),
     ("eta_cutoff", EtaLogitsWarper, 0.0),
 )
-_LEAST_PENALTY = 1e-3
-"""Logits are divided by it; over much less, or times more than its inverse, they are not finite."""
+_HOTTEST = 1e30
+"""Temperature above which nothing changes; logits of minus infinity over more than float32 holds
+would be no numbers."""
 
 _LONGEST_NOTE = 100  # characters of what a file says
 _WHOLE_NUMBERS = ("no_repeat_ngram_size", "top_k")
@@ -70,13 +71,14 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"
 
 
 def checkpoint_config(
-    published: GenerationConfig, ends: Iterable[int]
+    published: GenerationConfig, ends: Iterable[int], vocabulary: int
 ) -> tuple[GenerationConfig, tuple[str, ...]]:
     """Read the settings of a checkpoint's generation config that decoding here supports.
 
     Args:
         published: as ``generation_config.json`` has it, any value of any type.
         ends: ids that end a turn of this kind of model, whether the file names them or not.
+        vocabulary: number of ids.
 
     Returns:
         The config that calls start from, and the settings that are left out, as ``name=value``.
@@ -86,13 +88,16 @@ def checkpoint_config(
     for name, value in vars(published).items():
         if name == "eos_token_id":
             named = value if isinstance(value, list) else [value]
-            config.eos_token_id = sorted({*config.eos_token_id, *filter(_is_id, named)})
+            ids = [each for each in named if _is_id(each) and each < vocabulary]
+            config.eos_token_id = sorted({*config.eos_token_id, *ids})
+            if value is not None and len(ids) < len(named):
+                left_out.append(_note(name, value))
         elif name == "pad_token_id":
             config.pad_token_id = value if _is_id(value) else None
         elif name == "temperature" and _is_number(value) and 0 <= value <= _GREEDY:
             config.do_sample = False
         elif not _take(config, name, value) and _matters(name, value):
-            left_out.append(_shortened(printable(f"{name}={value!r}")))
+            left_out.append(_note(name, value))
     return config, tuple(sorted(left_out))
 
 
@@ -113,7 +118,7 @@ def _take(config: GenerationConfig, name: str, value: object) -> bool:
         return name == "do_sample" and isinstance(value, bool)
     if not _is_number(value):
         return False
-    if name == "repetition_penalty" and not _LEAST_PENALTY <= value <= 1 / _LEAST_PENALTY:
+    if name == "repetition_penalty" and not LEAST_PENALTY <= value <= 1 / LEAST_PENALTY:
         return False
     maker, off = makers[name]
     if name in _WHOLE_NUMBERS:
@@ -131,7 +136,8 @@ def _take(config: GenerationConfig, name: str, value: object) -> bool:
     return True
 
 
-def _shortened(text: str) -> str:
+def _note(name: str, value: object) -> str:
+    text = " ".join(printable(f"{name}={value!r}").split())
     return text if len(text) <= _LONGEST_NOTE else text[: _LONGEST_NOTE - 1] + "…"
 
 
@@ -184,7 +190,10 @@ def call_config(base: GenerationConfig, sampling: Sampling, room: int) -> Genera
     if not config.do_sample:  # transformers warns about sampling values that greedy ignores
         for name, _, _ in _WARPERS:
             setattr(config, name, None)
-    elif config.top_k is None:
+        return config
+    if config.temperature is not None:
+        config.temperature = min(config.temperature, _HOTTEST)
+    if config.top_k is None:
         config.top_k = _TOP_K
     return config
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import golden
 import pytest
+import torch
 from any_json import ANY_JSON, changed_somewhere, taken_or_refused
 from hypothesis import given
 from hypothesis import strategies as st
@@ -129,16 +130,14 @@ def test_wrong_config_values_are_named(single, changes, part):
 
 
 @pytest.mark.parametrize(
-    ("content", "part"),
-    [
-        ("{", "is not valid JSON"),
-        ("[]", "is [], not a JSON object"),
-        ('{"eos_token_id": ["a"]}', "has 'a' for 'eos_token_id[0]'"),
-    ],
+    ("content", "part"), [("{", "is not valid JSON"), ("[]", "is [], not a JSON object")]
 )
-def test_a_wrong_generation_config_is_named_before_anything_is_loaded(single, content, part):
+def test_a_damaged_generation_config_is_left_out_and_named(single, content, part):
     (single / "generation_config.json").write_text(content)
-    refused(single, "generation_config.json", part)
+    (note,) = resolve(single).load(dtype=torch.float32).notes
+    assert note.startswith("generation_config.json ")
+    assert part in note
+    assert note.endswith("and is left out")
 
 
 def test_one_stop_token_or_several(single):

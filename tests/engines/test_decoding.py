@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 import weakref
 from collections.abc import Callable
@@ -15,10 +16,11 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 
 from glm4v_magic.checkpoints import resolve
+from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import GenerationInterrupted
 from glm4v_magic.core.events import Finished, Text
-from glm4v_magic.core.options import Sampling
+from glm4v_magic.core.options import Sampling, check
 from glm4v_magic.core.placement import Place
 from glm4v_magic.engines import kv_block, local
 from glm4v_magic.engines.sampling import TokenSampler, call_config, checkpoint_config
@@ -391,4 +393,31 @@ class TestShippedConfigs:
 
     def test_the_embedded_models_have_nothing_to_tell(self):
         assert local.load(resolve("demo")).info.notes == ()
-        assert checkpoint_config(GenerationConfig(), (3,))[1] == ()
+        assert checkpoint_config(GenerationConfig(), (3,), 12)[1] == ()
+
+
+@pytest.mark.parametrize("form", [None, Constraint(regex="[a-z]{5}")])
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"temperature": 1e39},
+        {"temperature": 1.7e308},
+        {"temperature": 2e-9},
+        {"temperature": 2e-9, "repetition_penalty": 1e-3},
+        {"temperature": 1e308, "repetition_penalty": 1e3},
+        {"temperature": 1.0, "top_p": 5e-324},
+        {"temperature": 1.0, "min_p": 1},
+        {"temperature": 1.0, "top_k": 10**30},
+    ],
+    ids=str,
+)
+def test_the_ends_of_the_ranges_are_sampled(engine, extreme, form):
+    for name, value in extreme.items():
+        check(name, value)
+    said = [
+        [e for e in engine.stream([Request(chat, Sampling(6, seed=1, **extreme), form)])
+         if isinstance(e, Finished)][0].generation
+        for chat in (golden.conversation("image_text"), golden.conversation("text_only"))
+    ]  # fmt: skip
+    assert all(each.usage.new_tokens for each in said)
+    assert form is None or all(re.fullmatch("[a-z]{5}", each.text) for each in said)

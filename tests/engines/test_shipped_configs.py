@@ -10,13 +10,13 @@ import golden
 import pytest
 import torch
 from any_json import ANY_JSON
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from glm4v_magic.checkpoints import resolve
+from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Request
-from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.events import Finished
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.engines import local
@@ -99,15 +99,16 @@ def checkpoint_with(folder, text):
     return resolve(folder)
 
 
-def answer(engine, sampling):
-    requests = [Request(golden.conversation("image_text"), sampling)]
+def answer(engine, sampling, constraint=None):
+    requests = [Request(golden.conversation("image_text"), sampling, constraint)]
     (found,) = [event for event in engine.stream(requests) if isinstance(event, Finished)]
     return found.generation
 
 
 @given(st.one_of(ANY_SETTINGS, SAMPLED))
+@example({"\n": 0.0})
 def test_any_settings(settings):
-    config, left_out = checkpoint_config(published(settings), ENDS)
+    config, left_out = checkpoint_config(published(settings), ENDS, 12)
     assert set(ENDS) <= set(config.eos_token_id)
     assert all("\n" not in note and len(note) <= 100 for note in left_out)
     chosen = call_config(config, Sampling(8), room=20)
@@ -136,20 +137,47 @@ def test_odd_settings_answer_and_are_named_once(tmp_path, caplog, settings):
     assert settings.keys() - odd <= used
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "[1]", "null", '{"eos_token_id": "x"}', ""])
-def test_a_file_that_is_no_generation_config_is_one_clear_line(tmp_path, text):
-    with pytest.raises(CheckpointError, match=r"generation_config\.json") as caught:
-        checkpoint_with(tmp_path, text)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("text", ["{", "[]", "[1]", "null", "", "\ud800", "[" * 10**5, '{"a": NaN'])
+def test_a_file_that_is_no_generation_config_is_left_out_and_named_once(tmp_path, caplog, text):
+    shutil.copytree(golden.CHECKPOINT, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "generation_config.json"
+    file.write_text(text, encoding="utf-8", errors="surrogatepass")
+    with caplog.at_level(logging.WARNING, logger="glm4v_magic"):
+        engine = local.load(resolve(tmp_path))
+        found = answer(engine, Sampling(64, temperature=0))
+    (note,) = engine.info.notes
+    assert note.startswith("generation_config.json ")
+    assert note.endswith(", and is left out")
+    assert len(note) < 200
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert note in said
+    assert "\n" not in said
+    file.unlink()
+    without = local.load(resolve(tmp_path))
+    assert without.info.notes == ()
+    assert found.text == answer(without, Sampling(64, temperature=0)).text
+
+
+@pytest.mark.parametrize("ids", ["x", -1, 10**30, 1.5, True, {"a": 1}, [5, "x"], [5, -1], [[5]]])
+def test_stop_tokens_that_are_no_ids_are_left_out_and_named(tmp_path, ids):
+    engine = local.load(checkpoint_with(tmp_path, json.dumps({"eos_token_id": ids})))
+    assert engine.info.notes == (
+        f"generation_config.json has eos_token_id={ids!r}, which is left out",
+    )
+    named = {5} if isinstance(ids, list) and 5 in ids else set()
+    assert set(engine.defaults.eos_token_id) == {*engine.processor.end_token_ids, *named}
+    # Both read the logits of all stop tokens.
+    for form in (Constraint(choices=("yes", "no")), Constraint(regex="[a-c]{2}")):
+        assert answer(engine, Sampling(8), form).finish_reason == "stop"
 
 
 def test_false_is_no_temperature():
     settings = {"do_sample": True, "temperature": False}
-    config, left_out = checkpoint_config(published(settings), ENDS)
+    config, left_out = checkpoint_config(published(settings), ENDS, 12)
     assert config.do_sample
     assert left_out == ("temperature=False",)
 
 
 def test_a_penalty_that_no_float32_holds_is_left_out():
-    assert checkpoint_config(published({"repetition_penalty": 1e-300}), ENDS)[1]
-    assert checkpoint_config(published({"repetition_penalty": 1.2}), ENDS)[1] == ()
+    assert checkpoint_config(published({"repetition_penalty": 1e-300}), ENDS, 12)[1]
+    assert checkpoint_config(published({"repetition_penalty": 1.2}), ENDS, 12)[1] == ()

@@ -8,7 +8,9 @@ from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.stage import Stage
-from glm4v_magic.planning.kept import Room, kept_budget, room_for_kept
+from glm4v_magic.core.room import Room, room_for_kept
+from glm4v_magic.notebook.render.plans.plan import plan_bundle
+from glm4v_magic.planning.kept import kept_budget
 
 GIB = 2**30
 
@@ -18,7 +20,7 @@ def stage(gpu, capacity, kv, weights):
 
 
 def plan(*stages):
-    return Plan("model", Workload(), "balance", stages)
+    return Plan("model", Workload(context=2048), "balance", stages)
 
 
 UNEVEN = plan(stage(0, 24 * GIB, 3 * GIB, 12 * GIB), stage(1, 16 * GIB, 1 * GIB, 14 * GIB))
@@ -26,16 +28,16 @@ UNEVEN = plan(stage(0, 24 * GIB, 3 * GIB, 12 * GIB), stage(1, 16 * GIB, 1 * GIB,
 
 def test_the_stage_with_the_least_room_for_its_share_limits_the_whole():
     # cuda:0 has 9 GiB for three quarters, cuda:1 has 1 GiB for one quarter.
-    assert room_for_kept(UNEVEN) == Room(4 * GIB, "cuda:1")
+    assert room_for_kept(UNEVEN.stages) == Room(4 * GIB, "cuda:1")
 
 
 def test_stages_without_layers_and_full_ones():
     tower = stage(2, 24 * GIB, 0, 24 * GIB)
-    assert room_for_kept(plan(*UNEVEN.stages, tower)) == Room(4 * GIB, "cuda:1")
+    assert room_for_kept((*UNEVEN.stages, tower)) == Room(4 * GIB, "cuda:1")
     full = plan(stage(0, 10 * GIB, GIB, 9 * GIB))
-    assert room_for_kept(full) == Room(0, "cuda:0")
+    assert room_for_kept(full.stages) == Room(0, "cuda:0")
     assert kept_budget(None, full) == 0
-    assert room_for_kept(plan(stage(None, None, GIB, GIB))) is None
+    assert room_for_kept((stage(None, None, GIB, GIB),)) is None
 
 
 def test_the_default_is_half_of_it_and_less_may_be_asked_for():
@@ -43,6 +45,22 @@ def test_the_default_is_half_of_it_and_less_may_be_asked_for():
     assert kept_budget(4, UNEVEN) == 4 * GIB
     assert kept_budget(0, UNEVEN) == 0
     assert kept_budget(None, None) == kept_budget(1, None) == GIB
+
+
+def test_a_plan_tells_what_it_leaves():
+    full = plan(stage(0, 10 * GIB, GIB, 9 * GIB))
+    on_cpu = plan(stage(None, None, GIB, GIB))
+    assert str(UNEVEN).splitlines()[-1] == (
+        "4.00 GiB are left for prompts and images that need not be read again (cuda:1 is the "
+        "limit): half of it is used for them, nothing with keep=0."
+    )
+    html = plan_bundle(UNEVEN)["text/html"]
+    assert "4.00 GiB are left for prompts" in html
+    assert "--keep 0" in html
+    assert "--keep 0" in plan_bundle(UNEVEN)["text/plain"]
+    for each in (str(full), plan_bundle(full)["text/html"]):
+        assert "No room is left on cuda:0 for prompts and images" in each
+    assert "need not be read again" not in str(on_cpu) + plan_bundle(on_cpu)["text/html"]
 
 
 @pytest.mark.parametrize(

@@ -130,10 +130,10 @@ class Glm4v9bCheckpoint:
             self.folder,
             self.tensors,
             self._bytes_by_module(),
-            self._generation,
+            self._generation.settings,
             LoadOptions(dtype, device_map, quantize, _UNQUANTIZED, arrived, options),
         )
-        return Loaded(model, processor, Glm4v9bInputs(model))
+        return Loaded(model, processor, Glm4v9bInputs(model), self._generation.notes)
 
     def processor(self) -> Glm4v9bProcessor:
         """Build the processor from tokenizer and configuration; reads no weights.

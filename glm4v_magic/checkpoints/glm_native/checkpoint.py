@@ -163,11 +163,11 @@ class NativeCheckpoint:
             self.folder,
             self.tensors,
             self._bytes_by_parameter(),
-            self._generation,
+            self._generation.settings,
             LoadOptions(dtype, device_map, quantize, _UNQUANTIZED, arrived, options, restored),
         )
         inputs = NativeInputs(model, is_recurrent=self._family.is_recurrent)
-        return Loaded(model, processor, inputs)
+        return Loaded(model, processor, inputs, self._generation.notes)
 
     def processor(self) -> NativeProcessor:
         """Build the processor from tokenizer and configuration; reads no weights.

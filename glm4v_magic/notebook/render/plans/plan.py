@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core import plan_text
+from glm4v_magic.core.remarks import worded
+from glm4v_magic.core.room import room_note
 from glm4v_magic.core.wording import counted, printable
 from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.render import MimeBundle
@@ -28,13 +30,15 @@ def plan_bundle(plan: Plan) -> MimeBundle:
 def plan_html(plan: Plan) -> str:
     """Return a plan as HTML: one row for each GPU, and the names of all modules.
 
-    Bars and notes are in the view, `notebook.render.plans.device_map`.
+    With what is left for the prefix cache. Bars and notes are in the view, `notebook.render.plans.device_map`.
     """
     head, *rows = plan_text.gpu_rows(plan.stages)
+    room = room_note(plan.stages)
+    left = "" if room is None else f"<div>{safe(worded(room, CELL))}</div>"
     modules = "".join(_modules(stage) for stage in plan.stages if stage.modules)
     return (
         f'<div class="glm4v-plan"><div>{safe(_title(plan))}, sizes in GiB</div>'
-        f"{table(head, rows, _NUMBERS)}"
+        f"{table(head, rows, _NUMBERS)}{left}"
         f"<details><summary>modules</summary><dl>{modules}</dl></details></div>"
     )
 
