@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
+from glm4v_magic.calls.endless import endless
 from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.errors import FormatError, OptionError, reason
 from glm4v_magic.core.options import FORMATS, Format, check
+from glm4v_magic.core.wording import printable
 
 __all__ = [
     "Form",
@@ -210,10 +212,19 @@ def check_schema(schema: object) -> Mapping[str, Any] | bool:
         validator_for(schema).check_schema(schema)
     except SchemaError as error:
         raise OptionError(f"The schema is not a JSON Schema: {_located(error)}.") from None
+    except RecursionError:
+        raise OptionError("The schema is nested too deeply to be checked.") from None
     try:
         json.dumps(schema)
     except (TypeError, ValueError, RecursionError) as error:
         raise OptionError(f"The schema is not JSON: {reason(error)}.") from None
+    reference = endless(schema)
+    if reference is not None:
+        raise OptionError(
+            f"JSON that follows the schema never ends: what {printable(reference)!r} refers to "
+            "requires itself.",
+            'Let it end, for example with {"type": "null"} beside it, or minItems 0.',
+        )
     return schema
 
 

@@ -143,8 +143,8 @@ def _budget(choice: ModelChoice, plan: Plan | None, gpus: Sequence[GPU]) -> int:
     Raises:
         OptionError: if it is larger than what the plan leaves, or than the memory there is.
     """
-    from glm4v_magic.hardware.readings import HOST, free_host_bytes
     from glm4v_magic.core.room import Room
+    from glm4v_magic.hardware.readings import HOST, free_host_bytes
     from glm4v_magic.planning.kept import kept_budget
 
     if choice.keep is None:

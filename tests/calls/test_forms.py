@@ -119,3 +119,79 @@ def test_code_is_what_stands_in_fences(text: str, code: str, language: str):
 def test_no_code_is_said():
     with pytest.raises(FormatError, match="no code block"):
         find_code("x = 1")
+
+
+NEXT = {"type": "object", "properties": {"next": {"$ref": "#/$defs/m"}}, "required": ["next"]}
+NODE = {"$defs": {"n": NEXT, "m": {"type": "array", "items": {"$ref": "#/$defs/n"}, "minItems": 2}}}
+OLDER = {"$schema": "http://json-schema.org/draft-07/schema#"}
+SELF = {"$ref": "#"}
+ENDLESS = [
+    SELF,
+    {"type": "array", "items": SELF, "minItems": 1},
+    {**OLDER, "type": "array", "items": [{"type": "null"}, SELF], "minItems": 2},
+    {"type": "array", "prefixItems": [SELF], "minItems": 1},
+    {"type": "array", "prefixItems": [{}], "items": SELF, "minItems": 2},
+    {"type": "object", "properties": {"a": SELF}, "required": ["a"]},
+    {"type": "object", "additionalProperties": SELF, "required": ["a"]},
+    {**NODE, "$ref": "#/$defs/n"},
+    {**NODE, "type": "array", "minItems": 1, "items": {"$ref": "#/%24defs/n"}},
+    {"anyOf": [{"type": "array", "items": SELF, "minItems": 1}, SELF]},
+    {"allOf": [{"type": "array"}, {"type": "array", "items": SELF, "minItems": 1}]},
+    {"$defs": {"a/b": {"$ref": "#/$defs/a~1b"}}, "$ref": "#/$defs/a~1b"},
+    {"type": ["array", "object"], "items": SELF, "minItems": 1, "required": ["a"],
+     "additionalProperties": SELF},
+]  # fmt: skip
+ENDING = [
+    True,
+    {"type": "array", "items": SELF},
+    {**OLDER, "type": "array", "items": [{}, SELF], "minItems": 1},
+    {"type": "array", "prefixItems": [{}, SELF], "minItems": 1},
+    {"type": "object", "properties": {"a": SELF}},
+    {"type": "object", "properties": {"a": SELF, "b": {}}, "required": ["b"]},
+    {"type": "object", "patternProperties": {"a": {}}, "additionalProperties": SELF,
+     "required": ["a"]},
+    {"anyOf": [{"type": "null"}, {"type": "array", "items": SELF, "minItems": 1}]},
+    {"type": ["array", "null"], "items": SELF, "minItems": 1},
+    {"items": SELF, "minItems": 1},
+    {"const": [], "type": "array", "items": SELF, "minItems": 1},
+    {**NODE, "type": "string"},
+    {"properties": {"$ref": {"type": "string"}}, "required": ["$ref"], "type": "object"},
+    {"$ref": "#/nowhere"},
+    {"$ref": "http://example.org/#"},
+    {"type": "array", "items": {"$ref": "#/$defs/x"}, "minItems": 1, "$defs": {"x": {}}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", ENDLESS, ids=str)
+def test_a_schema_that_no_finite_json_follows_is_one_clear_line(schema):
+    with pytest.raises(OptionError, match="JSON that follows the schema never ends") as caught:
+        check_schema(schema)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("schema", ENDING, ids=str)
+def test_recursive_schemas_that_can_end_are_taken(schema):
+    assert check_schema(schema) == schema
+
+
+def test_many_references_are_followed_together():
+    count = 300
+    ring = {str(n): {"type": "array", "minItems": 1,
+                     "items": {"anyOf": [{"$ref": f"#/$defs/{(n + step) % count}"}
+                                         for step in (1, 7, 50)]}}
+            for n in range(count)}  # fmt: skip
+    with pytest.raises(OptionError, match="never ends"):
+        check_schema({"$defs": ring, "$ref": "#/$defs/0"})
+    ring["299"] = {"type": "null"}
+    assert check_schema({"$defs": ring, "$ref": "#/$defs/0"})
+
+
+def test_a_schema_that_is_nested_too_deeply_is_one_clear_line():
+    deep = {"type": "array"}
+    for _ in range(100):
+        deep = {"type": "array", "minItems": 1, "items": deep}
+    assert check_schema(deep)
+    for _ in range(400):
+        deep = {"type": "array", "minItems": 1, "items": deep}
+    with pytest.raises(OptionError, match="nested too deeply"):
+        check_schema(deep)

@@ -414,10 +414,11 @@ class TestShippedConfigs:
 def test_the_ends_of_the_ranges_are_sampled(engine, extreme, form):
     for name, value in extreme.items():
         check(name, value)
-    said = [
-        [e for e in engine.stream([Request(chat, Sampling(6, seed=1, **extreme), form)])
-         if isinstance(e, Finished)][0].generation
-        for chat in (golden.conversation("image_text"), golden.conversation("text_only"))
-    ]  # fmt: skip
+    requests = [
+        Request(golden.conversation(case), Sampling(6, seed=1, **extreme), form)
+        for case in ("image_text", "text_only")
+    ]
+    said = [event.generation for event in engine.stream(requests) if isinstance(event, Finished)]
+    assert len(said) == 2
     assert all(each.usage.new_tokens for each in said)
     assert form is None or all(re.fullmatch("[a-z]{5}", each.text) for each in said)

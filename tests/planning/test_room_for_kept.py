@@ -7,8 +7,8 @@ import pytest
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.plan import Plan
-from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.room import Room, room_for_kept
+from glm4v_magic.core.stage import Stage
 from glm4v_magic.notebook.render.plans.plan import plan_bundle
 from glm4v_magic.planning.kept import kept_budget
 

@@ -30,7 +30,8 @@ def plan_bundle(plan: Plan) -> MimeBundle:
 def plan_html(plan: Plan) -> str:
     """Return a plan as HTML: one row for each GPU, and the names of all modules.
 
-    With what is left for the prefix cache. Bars and notes are in the view, `notebook.render.plans.device_map`.
+    With what is left for the prefix cache. Bars and notes are in the view,
+    `notebook.render.plans.device_map`.
     """
     head, *rows = plan_text.gpu_rows(plan.stages)
     room = room_note(plan.stages)
