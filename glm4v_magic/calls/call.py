@@ -41,6 +41,7 @@ __all__ = [
     "refuse_thinking",
     "refuse_too_many",
     "refuse_too_many_at_once",
+    "refuse_video",
     "sourced",
     "terms_of",
     "with_value",
@@ -139,6 +140,14 @@ def refuse_more_than(
         )
 
 
+def refuse_video(model: str, takes_video: bool | None) -> None:
+    """Raise ConversationError if a model takes no video, or nobody knows that it does."""
+    if not takes_video:
+        raise ConversationError(
+            f"{model} takes no video.", "Ask about single frames of it, as images."
+        )
+
+
 def refuse_thinking(request: Request, model: str, thinks: bool | None) -> None:
     """Raise an error if a model is to think that cannot.
 
@@ -203,6 +212,7 @@ def answer_of(call: Call, generation: Generation, info: EngineInfo) -> ImageAnsw
         points=found.points,
         boxes_fault=found.fault,
         written=written if said.cuts else "",
+        videos=conversation.videos,
     )
 
 

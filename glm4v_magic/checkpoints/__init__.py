@@ -60,6 +60,7 @@ class Checkpoint(Protocol):
         max_images: maximum number of images in a conversation; ``None`` for no limit.
         thinks: whether the model thinks before it answers.
         tasks: tasks that it has published prompts for.
+        takes_video: whether it takes video.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Checkpoint(Protocol):
     max_images: int | None
     thinks: bool
     tasks: tuple[str, ...]
+    takes_video: bool
 
     @property
     def total_bytes(self) -> int:

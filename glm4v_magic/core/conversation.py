@@ -283,6 +283,7 @@ class Answer:
         points: points likewise.
         boxes_fault: what was wrong with the numbers of boxes and points; empty if nothing was.
         written: the answer as the model wrote it, if it wrote tags around boxes; otherwise empty.
+        videos: videos of the conversation, in order, with the frames that the model saw.
     """
 
     text: str
@@ -306,6 +307,7 @@ class Answer:
     points: tuple[Point, ...] = ()
     boxes_fault: str = ""
     written: str = ""
+    videos: tuple[SourcedVideo, ...] = ()
 
     @property
     def marks(self) -> tuple[Mark, ...]:

@@ -16,6 +16,7 @@ from glm4v_magic.core.image import SeenImage, SourcedImage
 from glm4v_magic.core.model import EngineInfo, LoadProgress
 from glm4v_magic.core.rows import AnsweredRow, Progress
 from glm4v_magic.core.tokens import Token
+from glm4v_magic.core.video import SourcedVideo
 
 __all__ = [
     "Correcting",
@@ -50,12 +51,14 @@ class Started:
         images: images of the prompt; of a map, those that every row shares.
         partial: the incomplete answer to continue; ``None`` for a new one.
         seen: what the model sees of each image; empty for a map.
+        videos: videos of the prompt, with the frames that the model sees.
     """
 
     info: EngineInfo
     images: tuple[SourcedImage, ...] = ()
     partial: Message | None = None
     seen: tuple[SeenImage, ...] = ()
+    videos: tuple[SourcedVideo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ __all__ = [
     "SettingsOnly",
     "Task",
     "TaskChoice",
+    "VideoParts",
     "Who",
     "accepts",
     "check",
@@ -493,6 +494,60 @@ class ImageParts:
     )
 
 
+def _read_time(text: str) -> float:
+    """Read seconds, ``80`` or ``1:20`` or ``1:00:00``."""
+    parts = text.split(":")
+    try:
+        numbers = [*map(int, parts[:-1]), float(parts[-1])]
+    except ValueError:
+        raise OptionError(f"{text!r} is not a time, such as 80 or 1:20") from None
+    if len(parts) > 3 or not all(0 <= number < math.inf for number in numbers):
+        raise OptionError(f"{text!r} is not a time, such as 80 or 1:20")
+    seconds = 0.0
+    for number in numbers:
+        seconds = seconds * 60 + number
+    return seconds
+
+
+class VideoParts:
+    """Part of a video that is looked at."""
+
+    fps: float | None = option(
+        None,
+        "Frames per second to look at in a video; the rate of frames that are given.",
+        _ASKED,
+        "a number above 0",
+        lambda value: value > 0,
+        metavar="N",
+        unset="the model's own choice",
+        example="2",
+    )
+    start: float | None = option(
+        None,
+        "Where to begin in a video, in seconds or as 1:20.",
+        _ASKED,
+        "a number of seconds of at least 0",
+        lambda value: value >= 0,
+        metavar="TIME",
+        spelled="from",
+        read=_read_time,
+        unset="its beginning",
+        example="1:00",
+    )
+    end: float | None = option(
+        None,
+        "Where to end in a video, in seconds or as 1:20.",
+        _ASKED,
+        "a number of seconds above 0",
+        lambda value: value > 0,
+        metavar="TIME",
+        spelled="to",
+        read=_read_time,
+        unset="its end",
+        example="1:20",
+    )
+
+
 class ManyRows:
     """One prompt for many rows."""
 
@@ -758,6 +813,7 @@ _GROUPS: tuple[type, ...] = (
     AnswerForm,
     TaskChoice,
     ImageParts,
+    VideoParts,
     ManyRows,
     PlacementFields,
     Loading,

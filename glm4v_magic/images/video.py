@@ -24,7 +24,7 @@ from glm4v_magic.images.values import to_image
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["SUFFIXES", "is_clip", "to_video"]
+__all__ = ["SUFFIXES", "has_frames", "is_clip", "to_video"]
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 """Endings of names of clips, lower case."""
@@ -38,6 +38,11 @@ _SEEK_SECONDS = 10  # what is further ahead is not decoded on the way
 def is_clip(word: str) -> bool:
     """Tell whether a word is the name of a clip."""
     return word.lower().endswith(SUFFIXES)
+
+
+def has_frames(value: Any) -> bool:
+    """Tell whether a value is an array or tensor of several frames."""
+    return _is_array(value) and len(value) > 1
 
 
 def to_video(
@@ -99,14 +104,21 @@ def _of_frames(value: object, source: str, fps: float, limits: Limits) -> Source
     return SourcedVideo(source, first.size, len(frames), fps, read, 0.0, None, True)
 
 
+def _is_array(value: Any) -> bool:
+    """Tell whether a value is an array or tensor of four axes; neither library is imported."""
+    for module, name in (("numpy", "ndarray"), ("torch", "Tensor")):
+        cls = getattr(sys.modules.get(module), name, None)
+        if cls is not None and isinstance(value, cls):
+            return len(value.shape) == 4
+    return False
+
+
 def _as_list(value: Any, source: str) -> Sequence[Any]:
     if isinstance(value, list | tuple):
         return value
-    for module, name in (("numpy", "ndarray"), ("torch", "Tensor")):
-        cls = getattr(sys.modules.get(module), name, None)
-        if cls is not None and isinstance(value, cls) and len(value.shape) == 4:
-            frames: Sequence[Any] = value
-            return frames
+    if _is_array(value):
+        frames: Sequence[Any] = value
+        return frames
     raise ImageError(
         f"{one_line(source)} is no video.",
         "Give the path of a clip, a list of frames, or an array of frames x height x width x "

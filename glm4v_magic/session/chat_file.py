@@ -180,6 +180,11 @@ def write_chat(path: str | os.PathLike[str], conversation: Conversation, name: s
     """
     file = Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails on ~nobody
     if file.suffix.lower() == ".json":
+        if conversation.videos:
+            raise ConversationError(
+                f"{conversation.videos[0].source} is a video, which a chat file does not hold.",
+                "Write the chat as .md, which names it.",
+            )
         text = to_json(conversation, name) + "\n"
     elif file.suffix.lower() in (".md", ".markdown"):
         text = to_markdown(conversation, name)

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.calls.call import refuse_too_many
+from glm4v_magic.calls.call import refuse_too_many, refuse_video
 
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints import Checkpoint
     from glm4v_magic.core.conversation import Conversation
     from glm4v_magic.core.image import SeenImage
+    from glm4v_magic.core.video import SourcedVideo
     from glm4v_magic.images import SourcedImage
 
 __all__ = ["Piece", "Preview", "preview"]
@@ -36,6 +37,8 @@ class Preview:
         images: the images, in order.
         seen: what the model sees of each.
         text_tokens: text tokens of the prompt, special ones included.
+        videos: the videos, with the frames that the model sees.
+        frame_tokens: visual tokens of all their frames.
         room: tokens that are left for the answer; below 1 the model refuses the prompt.
     """
 
@@ -45,6 +48,8 @@ class Preview:
     seen: tuple[SeenImage, ...]
     text_tokens: int
     room: int
+    videos: tuple[SourcedVideo, ...] = ()
+    frame_tokens: int = 0
 
     @property
     def prompt(self) -> str:
@@ -53,8 +58,8 @@ class Preview:
 
     @property
     def all_visual_tokens(self) -> int:
-        """Visual tokens of all images."""
-        return sum(each.visual_tokens or 0 for each in self.seen)
+        """Visual tokens of all images and frames."""
+        return sum(each.visual_tokens or 0 for each in self.seen) + self.frame_tokens
 
 
 def preview(checkpoint: Checkpoint, conversation: Conversation) -> Preview:
@@ -65,6 +70,8 @@ def preview(checkpoint: Checkpoint, conversation: Conversation) -> Preview:
         CheckpointError: if its tokenizer is damaged.
     """
     refuse_too_many(conversation, checkpoint.name, checkpoint.max_images)
+    if conversation.videos:
+        refuse_video(checkpoint.name, checkpoint.takes_video)
     processor = checkpoint.processor()
     encoded = processor.encode(conversation.as_written())
     return Preview(
@@ -74,6 +81,8 @@ def preview(checkpoint: Checkpoint, conversation: Conversation) -> Preview:
         seen=encoded.seen,
         text_tokens=len(encoded.ids) - encoded.visual_tokens,
         room=checkpoint.architecture.shape().max_context - encoded.length,
+        videos=conversation.videos,
+        frame_tokens=sum(each.visual_tokens for each in encoded.images if each.second is not None),
     )
 
 

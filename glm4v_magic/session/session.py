@@ -24,6 +24,7 @@ from glm4v_magic.calls.call import (
     refuse_thinking,
     refuse_too_many,
     refuse_too_many_at_once,
+    refuse_video,
     sourced,
     terms_of,
 )
@@ -40,7 +41,7 @@ from glm4v_magic.core.errors import (
 )
 from glm4v_magic.core.events import Done, Event, Started
 from glm4v_magic.core.model import EngineInfo, ModelChoice
-from glm4v_magic.core.options import accepts, taken
+from glm4v_magic.core.options import VideoParts, accepts, of_group, taken
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.remarks import PYTHON
 from glm4v_magic.core.server_address import ServerAddress, is_address
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from glm4v_magic.core.image import SourcedImage
     from glm4v_magic.core.plan import Plan
     from glm4v_magic.core.remarks import Words
+    from glm4v_magic.core.video import SourcedVideo
     from glm4v_magic.engines import Engine
     from glm4v_magic.engines.prefixes import CacheFacts
     from glm4v_magic.images import Limits
@@ -66,7 +68,19 @@ __all__ = ["Session", "Status", "load"]
 Tasks: TypeAlias = tuple[str, ...] | None
 """Tasks of a model; ``None`` if a server does not tell."""
 
+_OF_A_VIDEO = tuple(each.name for each in of_group(VideoParts))
 _OF_A_CHOICE = ("revision", "device_map", "served_model", "timeout", "keep")
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a model takes; ``None`` where nobody tells."""
+
+    name: str
+    max_images: int | None
+    thinks: bool | None
+    takes_video: bool | None
+    tasks: Tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,25 +181,32 @@ class Session:
             yield from self._open(choice, find(choice))
 
     @accepts("ask")
-    def ask(self, text: str, images: object = (), **options: Any) -> ImageAnswer:
+    def ask(
+        self, text: str, images: object = (), video: object = None, **options: Any
+    ) -> ImageAnswer:
         """Ask a question and return the answer; errors as `stream`.
 
         Args:
             text: the question.
             images: one image or a list of them; see `stream`.
+            video: as in `stream`.
             options: where the question goes, how tokens are chosen, the form of the answer.
         """
-        answer: ImageAnswer = self.stream(text, images, **options).follow()
+        answer: ImageAnswer = self.stream(text, images, video, **options).follow()
         return answer
 
     @accepts("ask")
-    def stream(self, text: str, images: object = (), **options: Any) -> Stream:
+    def stream(
+        self, text: str, images: object = (), video: object = None, **options: Any
+    ) -> Stream:
         """Ask a question about `images`, loading the model if none is loaded.
 
         Args:
             text: the question; empty with a ``task``.
             images: one image or a list of them, each a path, a URL, a Pillow image, bytes, an
                 array, an open file or a figure. Those of the chat stay in it and are seen again.
+            video: path of a clip; or frames, as a list of images or an array of frames x height x
+                width x channels.
             options: where the question goes, how tokens are chosen, the form of the answer.
 
         Returns:
@@ -203,7 +224,7 @@ class Session:
         """
         terms = terms_of(options)
         question = asked(text, terms.task, terms.form.schema)
-        message = Message("user", require_text(question), self._sourced(images))
+        message = self._question(question, images, video, options)
 
         def events() -> Generator[Event, None, None]:
             name, before = self._before(options)
@@ -212,18 +233,21 @@ class Session:
         return self._locked(events)
 
     @accepts("draft")
-    def draft(self, text: str, images: object = (), **options: Any) -> Conversation:
+    def draft(
+        self, text: str, images: object = (), video: object = None, **options: Any
+    ) -> Conversation:
         """Return the conversation that `ask` would send.
 
         Args:
             text: the question.
             images: as in `stream`.
+            video: likewise.
             options: where the question goes.
 
         Raises:
             InputError: as `stream`.
         """
-        message = Message("user", require_text(text), self._sourced(images))
+        message = self._question(text, images, video, options)
         return self._before(options)[1].add(message)
 
     @accepts("carry_on")
@@ -500,10 +524,10 @@ class Session:
         """Return the engine for rows that all have so many images or more."""
         bare = Request(Conversation(), terms.sampling)
 
-        def refuse(model: str, most: int | None, thinks: bool | None, tasks: Tasks) -> None:
-            refuse_task(terms.task, model, tasks)
-            refuse_thinking(bare, model, thinks)
-            refuse_more_than(most, at_least, model, "each row")
+        def refuse(model: _Asked) -> None:
+            refuse_task(terms.task, model.name, model.tasks)
+            refuse_thinking(bare, model.name, model.thinks)
+            refuse_more_than(model.max_images, at_least, model.name, "each row")
 
         engine = yield from self._ready(terms, refuse)
         yield Started(engine.info, images)
@@ -566,6 +590,34 @@ class Session:
         if info is not None:
             refuse_too_many_at_once(given, info.model, info.max_images)
 
+    def require_video(self) -> None:
+        """Refuse a video if the loaded model takes none, before anything of it is read.
+
+        Raises:
+            ConversationError: if it takes none.
+        """
+        info = self.status().info
+        if info is not None:
+            refuse_video(info.model, info.takes_video)
+
+    def _question(
+        self, text: str, images: object, video: object, options: Mapping[str, Any]
+    ) -> Message:
+        said = require_text(text)
+        videos = self._videos(video, {each: options.get(each) for each in _OF_A_VIDEO})
+        return Message("user", said, self._sourced(images), videos=videos)
+
+    def _videos(self, video: object, parts: Mapping[str, Any]) -> tuple[SourcedVideo, ...]:
+        from glm4v_magic.images.video import to_video
+
+        for name, value in parts.items():
+            if value is not None and video is None:
+                raise OptionError(f"{name} is about a video, and there is none.")
+        if video is None:
+            return ()
+        self.require_video()
+        return (to_video(video, "video", **parts),)
+
     def _sourced(self, images: object) -> tuple[SourcedImage, ...]:
         if isinstance(images, list | tuple):
             self.require_images(len(images))
@@ -611,15 +663,18 @@ class Session:
     def _make(self, call: Call) -> Generator[Event, None, None]:
         """Make a call and add its answer to the chat."""
 
-        def refuse(model: str, most: int | None, thinks: bool | None, tasks: Tasks) -> None:
-            refuse_task(call.terms.task, model, tasks)
-            refuse_thinking(call.request, model, thinks)
-            refuse_too_many(call.conversation, model, most)
+        def refuse(model: _Asked) -> None:
+            refuse_task(call.terms.task, model.name, model.tasks)
+            refuse_thinking(call.request, model.name, model.thinks)
+            refuse_too_many(call.conversation, model.name, model.max_images)
+            if call.conversation.videos:
+                refuse_video(model.name, model.takes_video)
 
         engine = yield from self._ready(call.terms, refuse)
         conversation = call.conversation
-        seen = engine.seen(call.request) if conversation.images else ()
-        yield Started(engine.info, conversation.images, conversation.partial, seen)
+        videos = conversation.videos
+        seen = engine.seen(call.request) if conversation.images or videos else ()
+        yield Started(engine.info, conversation.images, conversation.partial, seen, videos)
         try:
             generation = yield from generated(engine, call.request)
         except GenerationInterrupted as stopped:
@@ -668,14 +723,14 @@ class Session:
         return choice if choice.model is not None else replace(choice, model=terms.model)
 
     def _ready(
-        self, terms: Terms, refuse: Callable[[str, int | None, bool | None, Tasks], None]
+        self, terms: Terms, refuse: Callable[[_Asked], None]
     ) -> Generator[Event, None, Engine]:
         """Return the engine, loaded if there was none.
 
         Args:
             terms: how it is asked.
-            refuse: called with the model's name, the images that it takes, whether it thinks and
-                its tasks, as soon as they are known; raises if it cannot be asked this.
+            refuse: called with what is known of the model, as soon as it is; raises if it cannot
+                be asked this.
         """
         engine = self._engine
         if engine is None:
@@ -683,10 +738,9 @@ class Session:
             found = find(choice)
             if not isinstance(found, ServerAddress):
                 _require(terms)
-                refuse(found.name, found.max_images, found.thinks, found.tasks)
+                refuse(_asked_of(found.name, found))
             engine = yield from self._open(choice, found)
-        info = engine.info
-        refuse(info.model, info.max_images, info.thinks, info.tasks)
+        refuse(_asked_of(engine.info.model, engine.info))
         return engine
 
     def _open(self, choice: ModelChoice, found: Any) -> Generator[Event, None, Engine]:
@@ -702,6 +756,11 @@ class Session:
             return False
         engine.close()
         return True
+
+
+def _asked_of(name: str, known: Any) -> _Asked:
+    """Return what a checkpoint, or the facts about an engine, says of a model."""
+    return _Asked(name, known.max_images, known.thinks, known.takes_video, known.tasks)
 
 
 def _require(terms: Terms) -> None:

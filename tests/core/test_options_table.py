@@ -134,7 +134,7 @@ def test_settings_and_server_refuse_what_python_refuses(option, value, tmp_path)
     [
         pytest.param(line, option, id=f"{line} {option.name}")
         for option in OPTIONS.values()
-        if option.type in ("int", "float")
+        if option.type in ("int", "float") and option.read is None
         for line in option.who.commands
         if line != "serve"
     ],
@@ -147,6 +147,19 @@ def test_a_line_reads_a_number_as_what_python_takes(line, option):
         else:
             with pytest.raises(OptionError, match=f"invalid {option.type} value: '{text}'"):
                 parse(LINES[line], [flags_of(option)[-1], text])
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("80", 80), ("1:20", 80), ("1:20.5", 80.5), ("1:00:02", 3602)]
+)
+def test_a_time_is_typed_as_clocks_show_it(text, seconds):
+    assert parse(LINES["cell"], ["--from", text]).start == seconds
+
+
+@pytest.mark.parametrize("text", ["x", "1:x", "1:2:3:4", "-1:20", "1.5:20", "", "1:-3", "nan"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(OptionError, match="is not a time, such as 80 or 1:20"):
+        parse(LINES["cell"], [f"--from={text}"])
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ class Glm4v9bCheckpoint:
     max_images: int | None = layout.MAX_IMAGES
     thinks = False
     tasks: tuple[str, ...] = ()
+    takes_video = False
 
     def __init__(self, name: str, folder: Path, notice: str = "") -> None:
         self.name = name

@@ -20,7 +20,10 @@ from glm4v_magic.core.errors import (
     OptionError,
     PromptError,
 )
+from glm4v_magic.core.options import VideoParts, check, of_group
+from glm4v_magic.core.typed_options import as_typed, typed
 from glm4v_magic.images import SourcedImage, count_images, parse_crop, resolve_images
+from glm4v_magic.images.video import has_frames, is_clip, to_video
 from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, Quoted, takes
 from glm4v_magic.notebook.commands.context import Context, require_variable_name
 from glm4v_magic.notebook.commands.over import over
@@ -28,6 +31,7 @@ from glm4v_magic.notebook.commands.question import form_asked, sampling_of, show
 from glm4v_magic.notebook.live.screen import screen_for
 
 if TYPE_CHECKING:
+    from glm4v_magic.core.video import SourcedVideo
     from glm4v_magic.session.stream import Stream
 
 __all__ = [
@@ -38,6 +42,7 @@ __all__ = [
     "preview",
     "question_of",
     "typed_question",
+    "video_of",
 ]
 
 _WORDS = argument("words", nargs="*", metavar="IMAGE", help="Images, then the question in quotes.")
@@ -111,9 +116,11 @@ def answer(
     """
     require_variable_name(arguments.out)
     if arguments.over is not None:
+        _refuse_video_options(arguments, "which --over does not take")
         return over(context, arguments, images, typed_question(arguments, text), names)
     _refuse_without_over(arguments)
     question = question_of(arguments, text, names)
+    video, images = video_of(context, arguments, images, names)
     sourced = images_of(context, arguments, images, names)
     where = {
         "chat": arguments.chat,
@@ -122,13 +129,15 @@ def answer(
     }
     if arguments.preview:
         question = asked(question, arguments.task, form_asked(arguments, names).schema)
-        show_preview(context, context.session.draft(question, sourced, **where), arguments.task)
+        show_preview(
+            context, context.session.draft(question, sourced, video, **where), arguments.task
+        )
         return None
     return carry_out(
         context,
         arguments,
         names,
-        partial(context.session.stream, question, sourced, task=arguments.task, **where),
+        partial(context.session.stream, question, sourced, video, task=arguments.task, **where),
     )
 
 
@@ -221,6 +230,37 @@ def typed_question(arguments: Namespace, text: str) -> str:
             "The prompt is empty.", "To carry on an unfinished answer: %glm4v continue."
         )
     return text
+
+
+def video_of(
+    context: Context, arguments: Namespace, words: list[str], names: Mapping[str, Any]
+) -> tuple[SourcedVideo | None, list[str]]:
+    """Return the video that a word names, with ``--fps``, ``--from`` and ``--to``, and the rest.
+
+    A clip is known by the end of its name; a variable with an array of many frames is a video, too.
+    """
+    clips = [word for word in words if is_clip(word) or has_frames(names.get(word))]
+    if not clips:
+        _refuse_video_options(arguments, "and there is none on this line")
+        return None, words
+    if len(clips) > 1:
+        raise OptionError(
+            f"{clips[0]} and {clips[1]} are two videos; a question has one.",
+            "Ask about the other in a follow-up.",
+        )
+    (clip,) = clips
+    context.session.require_video()
+    parts = typed(arguments, of_group(VideoParts))
+    for name, value in parts.items():
+        check(name, value, as_typed(name))
+    video = to_video(names.get(clip, clip), clip, limits=context.settings.limits, **parts)
+    return video, [word for word in words if word != clip]
+
+
+def _refuse_video_options(arguments: Namespace, why: str) -> None:
+    for option in of_group(VideoParts):
+        if getattr(arguments, option.name) is not None:
+            raise OptionError(f"{as_typed(option.name)} is about a video, {why}.")
 
 
 def images_of(

@@ -33,6 +33,7 @@ from glm4v_magic.notebook.render.answers.choices import choices_text
 from glm4v_magic.notebook.render.answers.head import answering_line, finished_line
 from glm4v_magic.notebook.render.answers.image import make_thumbnail, strip_bundle
 from glm4v_magic.notebook.render.answers.thinking import thought_line
+from glm4v_magic.notebook.render.answers.video import video_bundle
 from glm4v_magic.notebook.render.pace import Pace, Rate
 from glm4v_magic.notebook.render.progress import (
     line_bundle,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
     from glm4v_magic.core.image import SeenImage, SourcedImage
     from glm4v_magic.core.model import EngineInfo, LoadProgress
+    from glm4v_magic.core.video import SourcedVideo
 
 __all__ = ["NotebookScreen", "Screen", "TerminalScreen", "screen_for"]
 
@@ -60,6 +62,8 @@ class Screen:
                 self.loading(event.progress)
             case Started():
                 self.loaded(event.info)
+                if event.videos:
+                    self.videos(event.videos)
                 self.start(event.info, event.images, event.seen)
                 if event.partial is not None:
                     self.begun(event.partial.text, event.partial.thinking)
@@ -85,6 +89,9 @@ class Screen:
         seen: Sequence[SeenImage],
     ) -> None:
         """Called when the model begins, with the prompt's images and what it sees of each."""
+
+    def videos(self, videos: Sequence[SourcedVideo]) -> None:
+        """Called with the videos of the prompt, before `start`."""
 
     def begun(self, text: str, thinking: str = "") -> None:
         """Called with text before the next piece: an answer to continue, or a fault."""
@@ -191,6 +198,10 @@ class NotebookScreen(Screen):
         elif thumbnails:
             show(strip_bundle(thumbnails))
 
+    def videos(self, videos: Sequence[SourcedVideo]) -> None:
+        """Show the frames that the model sees, with their times."""
+        show(video_bundle(videos))
+
     def begun(self, text: str, thinking: str = "") -> None:
         """Show the text above what follows."""
         self._answer.begin(text, thinking)
@@ -266,6 +277,10 @@ class TerminalScreen(Screen):
         if images:
             thumbnails = [make_thumbnail(*each) for each in zip(images, seen, strict=True)]
             _say(strip_bundle(thumbnails)["text/plain"])
+
+    def videos(self, videos: Sequence[SourcedVideo]) -> None:
+        """Name the frames."""
+        _say(video_bundle(videos)["text/plain"])
 
     def begun(self, text: str, thinking: str = "") -> None:
         """Print it."""

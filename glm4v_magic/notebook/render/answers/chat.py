@@ -28,6 +28,7 @@ def history_bundle(conversation: Conversation) -> MimeBundle:
         images = [
             f"{printable(image.source)}, {pixels(image.original_size)}" for image in message.images
         ]
+        images += [f"{printable(video.source)}, {pixels(video.size)}" for video in message.videos]
         thoughts = [thought_line(message.thinking)] if message.thinking else []
         notes = [f"[{note}]" for note in (*images, *thoughts)]
         boxes = _boxes(conversation, turn)

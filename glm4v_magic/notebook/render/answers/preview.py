@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from glm4v_magic.core.wording import counted, printable
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.answers.image import make_thumbnail, strip_bundle
+from glm4v_magic.notebook.render.answers.video import video_bundle
 from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
@@ -27,7 +28,11 @@ def preview_bundle(preview: Preview) -> MimeBundle:
     ]
     if seen:
         plain.insert(0, strip_bundle(seen)["text/plain"])
-    html = fill("preview", thumbnails=seen, pieces=preview.pieces, line=line)
+    html: str = fill("preview", thumbnails=seen, pieces=preview.pieces, line=line)
+    if preview.videos:
+        strip = video_bundle(preview.videos)
+        plain.insert(0, strip["text/plain"])
+        html = strip["text/html"] + html
     return {"text/plain": "\n".join(plain), "text/html": html}
 
 

@@ -1,0 +1,171 @@
+"""A clip in a cell: the frames that were seen stand above the answer, with their times."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+import tiny_native
+from clips import write_clip
+from IPython.utils.capture import capture_output
+from PIL import Image
+
+from glm4v_magic.core.errors import ConversationError, OptionError
+from glm4v_magic.core.video import SourcedVideo
+from glm4v_magic.images.video import to_video
+from glm4v_magic.notebook.render.answers.video import MOST_SHOWN, video_bundle
+from glm4v_magic.session.session import Session
+
+SMALL = "--max-tokens 2 --temperature 0"
+OPTIONS = {"temperature": 0, "max_tokens": 6, "repetition_penalty": 1.0}
+
+
+@pytest.fixture
+def clip(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return write_clip(tmp_path / "clip.mp4", count=30, fps=10)
+
+
+@pytest.fixture
+def loaded(run, native, clip):
+    run(f"%glm4v load {native('glm46v')}")
+    return run
+
+
+def test_a_cell_shows_the_frames_with_their_times(loaded, shell):
+    with capture_output() as captured:
+        shell.run_cell(f"%%glm4v clip.mp4 --fps 2 --from 0:01 --to 0:02 {SMALL}\nWhat happens?")
+    (strip,) = [each.data for each in captured.outputs if "clip.mp4" in each.data["text/plain"]]
+    assert (
+        strip["text/plain"]
+        .splitlines()[0]
+        .startswith("clip.mp4, 64 x 48 px · the model sees 2 frames of ")
+    )
+    assert strip["text/plain"].splitlines()[1] == "  at 0:01, 0:01.5"
+    assert strip["text/html"].count("<img") == 2
+    answer = shell.user_ns["_"]
+    assert [frame.time for frame in answer.videos[0].seen] == [1.0, 1.5]
+    assert "clip.mp4, 64 x 48 px" in loaded("%glm4v history")
+
+
+def test_an_array_in_a_variable_is_a_video(loaded, shell):
+    shell.user_ns["scene"] = np.zeros((3, 40, 60, 3), np.uint8)
+    said = loaded(f"%%glm4v scene --fps 2 {SMALL}\nWhat happens?")
+    assert "scene, 60 x 40 px · the model sees 3 frames of" in said
+    assert "at 0:00, 0:00.5, 0:01" in said
+
+
+def test_a_preview_counts_the_frames(loaded):
+    said = loaded("%%glm4v clip.mp4 --fps 2 --preview\nWhat happens?")
+    assert "the model sees 6 frames" in said
+    assert "<|video|>" in said
+    assert " visual" in said
+    assert "+ 0 visual" not in said
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("clip.mp4 --from 1:00", "clip.mp4 ends at 0:03, before 1:00"),
+        ("clip.mp4 --from 2 --to 1", "from 0:02 to 0:01, which is no time"),
+        ("clip.mp4 other.mp4", "clip.mp4 and other.mp4 are two videos"),
+        ("gone.mp4", "gone.mp4: no such file"),
+        ("text.mp4", "text.mp4 is damaged or no video"),
+        ("clip.mp4 --fps 0", "must be a number above 0"),
+        ("clip.mp4 --from x", "'x' is not a time"),
+        ("--to 1:00", "--to is about a video, and there is none on this line"),
+        ("--over clip.mp4 --fps 1", "--fps is about a video, which --over does not take"),
+    ],
+)
+def test_what_cannot_be_seen_is_said_in_one_line(loaded, clip, line, said):
+    clip.with_name("text.mp4").write_text("no clip")
+    message = loaded(f"%%glm4v {line}\nWhat happens?", fails=True)
+    assert said in message
+    assert "Traceback" not in message
+    assert "the model sees" in loaded(f"%%glm4v clip.mp4 {SMALL}\nAnd now?")  # nothing is lost
+
+
+@pytest.mark.parametrize("kind", ["demo", "glm_ocr"])
+def test_a_model_that_takes_none_says_so_before_anything_is_read(run, native, clip, kind):
+    run(f"%glm4v load {kind if kind == 'demo' else native(kind)}")
+    clip.write_bytes(b"no clip")
+    said = run("%%glm4v clip.mp4\nWhat happens?", fails=True)
+    assert "takes no video" in said
+    assert "single frames" in said
+    with pytest.raises(ConversationError, match="takes no video"):
+        Session().load(str(native("glm_ocr"))).ask("What?", video="gone.mp4")
+
+
+def test_a_model_that_is_not_loaded_yet_says_so_before_it_is(clip, native):
+    session = Session()
+    with pytest.raises(ConversationError, match="takes no video"):
+        session.ask("What?", video="clip.mp4", model="demo")
+    assert session.status().info is None
+
+
+def test_without_pyav_its_package_is_named(loaded, monkeypatch):
+    found = importlib.util.find_spec
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            importlib.util, "find_spec", lambda name, *a: None if name == "av" else found(name, *a)
+        )
+        said = loaded("%%glm4v clip.mp4\nWhat happens?", fails=True)
+    assert "pip install av" in said
+
+
+@pytest.mark.parametrize("kind", ["glm4v", "glm46v", "glmga", "glm4v_moe"])
+def test_a_follow_up_is_answered_as_if_nothing_was_kept(native, kind):
+    frames = [tiny_native.noise(60, 40, seed) for seed in range(4)]
+    photo = tiny_native.image(90, 60, 9)
+
+    def answers(keep):
+        session = Session().load(str(native(kind)), keep=keep)
+        first = session.ask("What?", [photo], frames, fps=2, chat="c", **OPTIONS)
+        second = session.ask("And then?", chat="c", **OPTIONS)
+        kept = session.status().kept
+        session.unload()
+        assert len(first.seen) == 1
+        return first.text, second.text, kept
+
+    first, second, kept = answers(0.5)
+    assert (first, second) == answers(0)[:2]
+    assert kept.images == 3  # two pairs of frames, and the image
+
+
+def test_options_without_a_video(native):
+    with pytest.raises(OptionError, match="fps is about a video"):
+        Session().ask("What?", fps=2)
+
+
+def test_a_chat_with_a_video_is_written_as_text_only(native, clip):
+    session = Session().load(str(native("glm4v")))
+    session.ask("What?", video="clip.mp4", end=1, chat="c", **OPTIONS)
+    with pytest.raises(ConversationError, match=r"clip.mp4 is a video, .* \.md"):
+        session.export_chat("c.json")
+    assert session.export_chat("c.md").is_file()
+
+
+def test_of_many_frames_some_are_shown_and_names_are_escaped():
+    def read(indices, size):
+        return (Image.new("RGB", size) for _ in indices)
+
+    video = SourcedVideo("<b>.mp4", (8, 8), 300, 1.0, read)
+    video.frames(range(300), (8, 8))
+    shown = video_bundle([video])
+    assert shown["text/html"].count("<img") == MOST_SHOWN
+    assert "<b>" not in shown["text/html"]
+    assert "the model sees 300 frames" in shown["text/plain"]
+    assert "from 0:00 to 4:59" in shown["text/plain"]
+
+
+def test_a_clip_of_hours_is_seen_in_few_frames(native, tmp_path):
+    from glm4v_magic.checkpoints import resolve
+    from glm4v_magic.core.conversation import Conversation, Message
+
+    long = write_clip(tmp_path / "long.mkv", count=7300, fps=1, size=(16, 16), keyframes=50)
+    video = to_video(long, "long")
+    processor = resolve(native("glm46v")).processor()
+    processor.encode(Conversation((Message("user", "What?", videos=(video,)),)))
+    assert len(video.seen) == 640
+    assert video.duration > 7200
