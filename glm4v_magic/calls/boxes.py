@@ -55,7 +55,7 @@ class Marks:
 
     Attributes:
         boxes: boxes, in the order of the answer.
-        points: points likewise.
+        points: points, in the order of the answer.
         fault: what was wrong with their numbers, in one sentence; empty if nothing was.
     """
 

@@ -17,10 +17,10 @@ class Box:
 
     Attributes:
         label: what the model calls it, on one line; empty if it does not.
-        x0: left edge in pixels of the original image (`SourcedImage.original_size`).
-        y0: likewise, upper edge.
-        x1: likewise, right edge.
-        y1: likewise, lower edge.
+        x0: left edge, in pixels of the original image (`SourcedImage.original_size`) as the rest.
+        y0: upper edge.
+        x1: right edge.
+        y1: lower edge.
         image: index of the image among those of the answer.
     """
 
@@ -39,7 +39,7 @@ class Point:
     Attributes:
         label: as in `Box`.
         x: pixels of the original image from its left edge.
-        y: likewise, from its upper edge.
+        y: pixels from its upper edge.
         image: as in `Box`.
     """
 

@@ -172,6 +172,10 @@ COMMON: Mapping[str, str] = {
         "Published in FP8, the weights are restored to {dtype}: to stay, all have to be on GPUs of "
         "compute capability 8.9 or more."
     ),
+    "kernels_missing": (
+        "Install it with: pip install kernels; or restore the weights ({option:dtype=bfloat16})."
+    ),
+    "not_of_a_server": "Only served_model and timeout go with an address.",
     "port_not_usable": "Choose another port; 0 is any free one.",
     "ways_out": "Ways out: {ways:numbered}.",
     "no_shorter_context_fits": ("no shorter context fits, the weights alone are {weights_gib} GiB"),
@@ -198,6 +202,7 @@ COMMON: Mapping[str, str] = {
 
 _IN_PYTHON = {
     "gpus_not_here": ("Leave gpus out to load; a plan and a dry run work for any description."),
+    "quantised_already": ("Leave quantize out, or quantise the checkpoint that is not in FP8."),
     "gpu_is_smaller": "Describe it as it is, or leave gpus out.",
     "larger_reserve": "load it with a larger reserve",
     "server_has_no_model": (

@@ -37,7 +37,13 @@ HUB_SECONDS = 3.0
 """How long an answer of the hub is waited for."""
 
 _OWN = "glm4v_magic"
-_USERS_EXTRAS = ("notebook", "quantize")  # the others are for those who change this package
+_USERS_EXTRAS = (
+    "forms",
+    "notebook",
+    "pdf",
+    "quantize",
+    "video",
+)  # the others are for those who change this package
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ class Intake:
 
     @property
     def has_choices(self) -> bool:
-        """Whether one of some texts is to be chosen for each row."""
+        """Whether each row chooses one of the texts that it was given."""
         return bool(self._waiting) and bool(self._waiting[0][0].texts)
 
     @property

@@ -57,15 +57,12 @@ class Row:
         settings: what it has in common with all rows of its engine.
         number: number of the request in its call, from 0.
         request: request to answer.
-        encoded: its prompt.
-        prompt: likewise, for the decode loop.
+        encoded: its prompt, as the processor returned it.
+        prompt: its prompt for the decode loop.
         room: number of tokens that fit after the prompt.
 
     Attributes:
-        number: likewise.
-        request: likewise.
-        encoded: likewise.
-        prompt: likewise.
+        number, request, encoded, prompt: as given.
         limit: maximum number of generated tokens.
         transcript: what it has generated.
         since: time at which its turn came, in seconds; ``None`` while it waits.

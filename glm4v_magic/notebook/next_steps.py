@@ -13,6 +13,8 @@ _IN_A_CELL = {
     "gpus_not_here": (
         "Leave --gpus out to load; %glm4v plan and %glm4v check work for any description."
     ),
+    "quantised_already": "Leave --quantize out, or take the checkpoint that is not in FP8.",
+    "not_of_a_server": "Only --served-model and --timeout go with an address.",
     "gpu_is_smaller": "Describe it as it is, or leave --gpus out.",
     "fewer_tokens": "ask for fewer tokens (--max-tokens)",
     "larger_reserve": "load it with a larger --reserve",

@@ -135,7 +135,7 @@ def choose(
             raise OptionError(
                 f"The weights of {architecture.name} were published in FP8, and {options.quantize} "
                 "weights are made of full ones.",
-                "Leave quantize out, or quantise the checkpoint that is not in FP8.",
+                code="quantised_already",
             )
         if not architecture.shape().quantizable:
             raise OptionError(
@@ -231,7 +231,7 @@ def _require_kernels() -> None:
     if importlib.util.find_spec("kernels") is None:
         raise OptionError(
             "Weights that stay in FP8 need the package kernels, which is not installed.",
-            "Install it with: pip install kernels; or restore the weights: dtype bfloat16.",
+            code="kernels_missing",
         )
 
 

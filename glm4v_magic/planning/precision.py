@@ -51,7 +51,7 @@ def precision(
     Args:
         shape: sizes of the model.
         gpus: GPUs that it runs on; none is the CPU.
-        dtype: what a user asks for, which is kept.
+        dtype: dtype that the user asked for, which is taken; ``None`` for a choice made here.
         quantize: quantisation as the weights are loaded.
         whole: whether all modules are on these GPUs, none in host memory.
     """

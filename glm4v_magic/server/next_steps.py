@@ -15,6 +15,9 @@ __all__ = ["HTTP", "in_http"]
 _OVER_HTTP = {
     "port_not_usable": "Choose another with --port; 0 is any free one.",
     "gpus_not_here": "Start the server without --gpus.",
+    "quantised_already": (
+        "Start the server without --quantize, or with the checkpoint that is not in FP8."
+    ),
     "gpu_is_smaller": "Describe it as it is, or start the server without --gpus.",
     "four_bit": "start the server with the text part in 4bit (--quantize 4bit)",
     "longer_context": (

@@ -45,7 +45,7 @@ def _address(choice: ModelChoice) -> ServerAddress:
     if choice != here:
         raise OptionError(
             f"{url} is a server: it has loaded its model as it was told to.",
-            "Only served_model and timeout go with an address.",
+            code="not_of_a_server",
         )
     if choice.timeout is None:
         return ServerAddress(url, choice.served_model)

@@ -159,6 +159,8 @@ NINE_B = json.loads((golden.CHECKPOINT / "config.json").read_text())
         (without(native(), "text_config", "vocab_size"), "{path} lacks 'text_config.vocab_size'."),
         (without(native(), "image_token_id"), "{path} lacks 'image_token_id'."),
         (native(head_dim="8"), "{path} has '8' for 'text_config.head_dim': it"),
+        (native(rope_parameters=1), "{path} has 1 for 'text_config.rope_parameters': it should be"),
+        (native(rope_parameters={"partial_rotary_factor": 2}), "has 2 for 'text_config.rope"),
         (native(n_routed_experts=4), "{path} lacks 'text_config.moe_intermediate_size'."),
     ],
 )  # fmt: skip

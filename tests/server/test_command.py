@@ -125,7 +125,7 @@ class TestCells:
         said = run(f"%glm4v load {address} --served-model other")
         assert said == f"Connected to {address}: other.\n"
         assert "There is no model 'other' here" in run("%%glm4v\nWhat?", fails=True)
-        assert "Only served_model and timeout" in run(
+        assert "Only --served-model and --timeout" in run(
             f"%glm4v load {address} --gpus cpu", fails=True
         )
         run("%glm4v unload")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.model_shape import ModelShape, UnitShape
 from glm4v_magic.planning import costs
 
@@ -24,23 +23,18 @@ def model_shape(config: Mapping[str, Any], name: str = "GLM-4V-9B") -> ModelShap
     """Return the sizes of the model of a published ``config.json``.
 
     Args:
-        config: parsed content of the file, as published.
+        config: parsed content of a file that passed `config_file.validate_config`.
         name: name of the checkpoint.
-
-    Raises:
-        CheckpointError: if a key is missing or is not a positive whole number.
     """
-    vision = config.get("vision_config")
-    if not isinstance(vision, Mapping):
-        raise CheckpointError("The config.json has no vision_config: not a GLM-4V-9B checkpoint.")
-    merged = (_size(vision, "image_size") // _size(vision, "patch_size") // 2) ** 2
+    vision = config["vision_config"]
+    merged = (vision["image_size"] // vision["patch_size"] // 2) ** 2
     return ModelShape(
         name=name,
         units=(*_vision_units(config, vision), *_text_units(config)),
         vision_modules=(_VISION,),
         dtype=str(config.get("torch_dtype") or config.get("dtype") or "bfloat16"),
-        max_context=_size(config, "seq_length"),
-        patches=_size(vision, "num_positions"),
+        max_context=config["seq_length"],
+        patches=vision["num_positions"],
         visual_tokens=merged + 2,
         image_positions=_IMAGE_IDS,
     )
@@ -48,19 +42,19 @@ def model_shape(config: Mapping[str, Any], name: str = "GLM-4V-9B") -> ModelShap
 
 def _vision_units(config: Mapping[str, Any], vision: Mapping[str, Any]) -> Iterator[UnitShape]:
     """Yield patch embedding, each layer, then merge and projection with begin and end vectors."""
-    wide, mlp = _size(vision, "hidden_size"), _size(vision, "intermediate_size")
-    text, ffn = _size(config, "hidden_size"), _size(config, "ffn_hidden_size")
-    channels, side = _size(vision, "in_channels"), _size(vision, "image_size")
-    patch = channels * _size(vision, "patch_size") ** 2
+    wide, mlp = vision["hidden_size"], vision["intermediate_size"]
+    text, ffn = config["hidden_size"], config["ffn_hidden_size"]
+    channels, side = vision["in_channels"], vision["image_size"]
+    patch = channels * vision["patch_size"] ** 2
     yield UnitShape(
         "vision.patches",
         (f"{_VISION}.patch_embedding",),
         "vision_embedding",
-        values=(patch + 1) * wide + wide + _size(vision, "num_positions") * wide,
+        values=(patch + 1) * wide + wide + vision["num_positions"] * wide,
         activations=costs.patch_embedding(wide, channels * side * side),
     )
     attention = (wide + 1) * 3 * wide + (wide + 1) * wide
-    for index in range(_size(vision, "num_hidden_layers")):
+    for index in range(vision["num_hidden_layers"]):
         yield UnitShape(
             f"vision.{index}",
             (f"{_VISION}.transformer.layers.{index}",),
@@ -81,11 +75,11 @@ def _vision_units(config: Mapping[str, Any], vision: Mapping[str, Any]) -> Itera
 
 def _text_units(config: Mapping[str, Any]) -> Iterator[UnitShape]:
     """Yield embedding with rotary, each decoder layer, then the final norm with the head."""
-    wide, ffn = _size(config, "hidden_size"), _size(config, "ffn_hidden_size")
-    vocabulary, head_size = _size(config, "padded_vocab_size"), _size(config, "kv_channels")
-    heads = _size(config, "num_attention_heads")
-    grouped = config.get("multi_query_attention", False)
-    groups = _size(config, "multi_query_group_num") if grouped else heads
+    wide, ffn = config["hidden_size"], config["ffn_hidden_size"]
+    vocabulary, head_size = config["padded_vocab_size"], config["kv_channels"]
+    heads = config["num_attention_heads"]
+    grouped = config.get("multi_query_attention", True)
+    groups = config["multi_query_group_num"] if grouped else heads
     yield UnitShape(
         "embedding",
         (f"{_TEXT}.embed_tokens", f"{_TEXT}.rotary_emb"),
@@ -95,8 +89,8 @@ def _text_units(config: Mapping[str, Any]) -> Iterator[UnitShape]:
     )
     qkv = (heads + 2 * groups) * head_size
     linear = wide * qkv + heads * head_size * wide + 3 * wide * ffn
-    bias = qkv if config.get("add_qkv_bias") else 0
-    for index in range(_size(config, "num_layers")):
+    bias = qkv if config.get("add_qkv_bias", True) else 0
+    for index in range(config["num_layers"]):
         yield UnitShape(
             f"layer.{index}",
             (f"{_TEXT}.layers.{index}",),
@@ -115,12 +109,3 @@ def _text_units(config: Mapping[str, Any]) -> Iterator[UnitShape]:
         values=wide + vocabulary * wide,
         activations=costs.head(wide, vocabulary),
     )
-
-
-def _size(config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(
-            f"The config.json has {value!r} for {key}, where a whole number above 0 is needed."
-        )
-    return value

@@ -172,7 +172,7 @@ class NativeArchitecture:
 
 
 def _has_bias(config: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
-    """Tell whether query, key and value have biases; only the models with experts ask the file."""
+    """Tell whether query, key and value have biases: the file says so of models with experts."""
     if has_experts(text):  # GLM-5.3-Flash among them
         return bool(text.get("attention_bias", False))
     return config["model_type"] != _OCR

@@ -134,7 +134,8 @@ class NativeCheckpoint:
         Args:
             dtype: dtype of text part and vision tower.
             device_map: module -> GPU index or ``cpu``; ``None`` is the CPU.
-            quantize: of the text part's linear layers but head and experts; needs bitsandbytes.
+            quantize: quantisation of the text part's linear layers, except head and experts; needs
+                bitsandbytes.
             arrived: called with each weight that has arrived; transformers loads in its own loop.
             fp8: whether weights in FP8 stay so, computed by transformers' own code.
             options: further options of `from_pretrained`.

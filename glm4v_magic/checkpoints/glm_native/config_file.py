@@ -1,4 +1,4 @@
-"""What is planned with of a ``config.json``, checked; transformers reads the rest."""
+"""The keys of a ``config.json`` that planning reads, checked; transformers reads the rest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,14 @@ _DEFAULTS = {  # as transformers' `Glm5NextTextConfig`
 }
 
 Size = Annotated[int, Field(ge=1, lt=2**31)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Layers = Annotated[int, Field(ge=1, le=10_000)]  # each of them is looked at
+
+
+class _Rotary(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    partial_rotary_factor: Share | None = None
 
 
 class _TextConfig(BaseModel):
@@ -45,6 +52,9 @@ class _TextConfig(BaseModel):
     head_dim: Size | None = None
     attention_bias: bool | None = None
     dtype: str | None = None
+    rope_parameters: _Rotary | None = None
+    rope_scaling: _Rotary | None = None  # its name in older files
+    partial_rotary_factor: Share | None = None
 
 
 class _ExpertsConfig(_TextConfig):
@@ -101,7 +111,7 @@ class _VisionConfig(BaseModel):
 
 
 class _Config(BaseModel):
-    """What is planned with; transformers reads the rest."""
+    """Keys that planning reads; ids of an image's tokens among them."""
 
     model_config = ConfigDict(strict=True)
 

@@ -59,7 +59,7 @@ class Fp8:
     skipped: tuple[str, ...] | None
 
     def holds(self, module: str) -> bool:
-        """Tell whether a module is in FP8; as transformers' ``should_convert_module``."""
+        """Tell whether a module is in FP8, as transformers' ``should_convert_module`` does."""
         boundary = r"(?:(?<=\.)|(?=\.|$))"
         names = ("lm_head",) if self.skipped is None else self.skipped
         return not any(

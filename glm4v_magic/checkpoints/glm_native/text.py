@@ -107,7 +107,7 @@ def _head_size(text: Mapping[str, Any]) -> int:
 def _rotary(text: Mapping[str, Any]) -> int:
     """Return the values of a head that are rotated."""
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    share = rope.get("partial_rotary_factor", text.get("partial_rotary_factor", 1.0))
+    share = rope.get("partial_rotary_factor") or text.get("partial_rotary_factor") or 1.0
     return int(_head_size(text) * share)
 
 
