@@ -178,9 +178,13 @@ class Grammars:
         ordinary = (each for each in range(self._width) if not tokens.is_special_token(each))
         return frozenset(tokens.decode_bytes([each]) for each in ordinary) - {b""}
 
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._pieces))
+
     def _fewest(self, text: bytes) -> int:
         """Return the fewest tokens that write a text."""
-        longest = max(map(len, self._pieces))
+        longest = self._longest
         fewest = [0]
         for end in range(1, len(text) + 1):
             starts = range(max(0, end - longest), end)

@@ -37,7 +37,7 @@ from glm4v_magic.core.errors import (
 from glm4v_magic.core.events import EngineEvent, Finished, Text, Thinking
 from glm4v_magic.core.model import EngineInfo
 from glm4v_magic.core.server_address import API_KEY, is_loopback
-from glm4v_magic.engines.server import OwnFacts
+from glm4v_magic.engines.server import OwnAnswer, OwnFacts
 from glm4v_magic.outside import json_value
 from glm4v_magic.server.next_steps import in_http
 from glm4v_magic.server.protocol import (
@@ -265,6 +265,7 @@ class _Reply:
             ),
             logprobs=Logprobs.of(generation.tokens),
             finish_reason=generation.finish_reason,
+            glm4v_magic=_own(generation),
         )
         return Completion(
             id=self._id,
@@ -287,7 +288,12 @@ class _Reply:
                 ending = event.generation.finish_reason
                 # Of a model that thinks, all of them come at the end.
                 late = None if self._has_logprobs else Logprobs.of(event.generation.tokens)
-                choice = ChunkChoice(delta=self._delta(), logprobs=late, finish_reason=ending)
+                choice = ChunkChoice(
+                    delta=self._delta(),
+                    logprobs=late,
+                    finish_reason=ending,
+                    glm4v_magic=_own(event.generation),
+                )
             case _:
                 return None
         return self._framed([choice])
@@ -347,6 +353,11 @@ async def _sent(
 
 def _event(content: BaseModel) -> bytes:
     return b"data: " + content.model_dump_json().encode() + b"\n\n"
+
+
+def _own(generation: Generation) -> OwnAnswer | None:
+    """Return what the protocol has no field for: the probabilities of choices."""
+    return OwnAnswer(choices=dict(generation.choices)) if generation.choices else None
 
 
 def _usage(generation: Generation) -> CompletionUsage:

@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from glm4v_magic.core.tokens import Alternative, Token
-from glm4v_magic.engines.server import OwnFacts
+from glm4v_magic.engines.server import OwnAnswer, OwnFacts
 
 __all__ = [
     "ChatRequest",
@@ -321,7 +321,20 @@ class CompletionMessage(_Sparse):
     reasoning_content: str | None = None
 
 
-class Choice(BaseModel):
+class _WithOwn(BaseModel):
+    """What the protocol has no field for is left out if there is none."""
+
+    glm4v_magic: OwnAnswer | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        if self.glm4v_magic is None:
+            del written["glm4v_magic"]
+        return written
+
+
+class Choice(_WithOwn):
     """A whole answer, and why it ended."""
 
     index: int = 0
@@ -349,7 +362,7 @@ class Delta(_Sparse):
     reasoning_content: str | None = None
 
 
-class ChunkChoice(BaseModel):
+class ChunkChoice(_WithOwn):
     """A piece of an answer; the last one says why it ended."""
 
     index: int = 0

@@ -106,3 +106,36 @@ def test_an_answer_of_another_form_is_corrected_once_only(session, in_turn):
     with pytest.raises(FormatError, match="none of the choices") as caught:
         session.ask("What?", choices=["yes", "no"])
     assert caught.value.answer.text == "Perhaps."
+
+
+def with_choices(sent):
+    last = piece("yes")
+    last["choices"][0]["glm4v_magic"] = {"choices": sent}
+    return stream(last, END)
+
+
+def test_probabilities_of_choices_are_taken_in_the_order_of_the_choices(server, session):
+    server.answer(CHAT, with_choices({"no": 0.25, "yes": 0.75}))
+    answer = session.ask("What?", choices=["yes", "no"])
+    assert list(answer.choices.items()) == [("yes", 0.75), ("no", 0.25)]
+    assert session.ask("What?").choices == {}
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"yes": 1},
+        {"yes": 0.5, "no": 0.25, "<b>": 0.25},
+        {"yes": "0.5", "no": 0.5},
+        {"yes": 2.0, "no": -1.0},
+        {"yes": True, "no": 0.0},
+        ["yes", "no"],
+        None,
+        "yes",
+    ],
+    ids=str,
+)
+def test_nonsense_for_probabilities_of_choices_is_none(server, session, sent):
+    server.answer(CHAT, with_choices(sent))
+    answer = session.ask("What?", choices=["yes", "no"])
+    assert (answer.text, answer.choices) == ("yes", {})

@@ -328,6 +328,19 @@ def test_an_engine_that_fails_twice_in_turn_ends_the_run_and_the_next_goes_on(en
     assert [row.error for row in rows] == ["Not today.", None, "Not today."]
 
 
+def test_rows_say_once_that_a_server_sends_no_log_probabilities():
+    with scripted_server() as server:
+        server.answer(MODELS, models("m"))
+        server.answer(CHAT, stream(piece("Hello."), END))
+        session = Session().load(server.url)
+        asked = session.map("{{item}}?", ["a", "b", "c"], logprobs=2)
+        silent = session.map("{{item}}?", ["a", "b", "c"])
+        session.unload()
+    for kind in ("text/plain", "text/html"):
+        assert rows_bundle(asked)[kind].count("The server sent no log-probabilities.") == 1
+        assert "log-probabilities" not in rows_bundle(silent)[kind]
+
+
 def test_a_server_that_does_not_count_is_asked_row_by_row():
     with scripted_server() as server:
         server.answer(MODELS, models("m"))

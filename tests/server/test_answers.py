@@ -7,6 +7,7 @@ import pytest
 import tiny_native
 from served import ask, data_of, question, send, serving
 
+from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.events import Finished, Text
 from glm4v_magic.core.options import Sampling
@@ -222,3 +223,32 @@ class TestLogProbabilities:
             remote.close()
         mine = [token.text for token in expected.tokens if token.start < token.end]
         assert [token.text for token in given.tokens] == mine != []
+
+
+CHOICES = ("yes", "no", "perhaps")
+
+
+class TestProbabilitiesOfChoices:
+    def test_they_come_back_as_from_the_model_in_this_process(self, local, remote):
+        for case in golden.SINGLE_ROW:
+            form = Constraint(choices=CHOICES)
+            request = Request(golden.conversation(case), GREEDY, form)
+            expected, _ = generated(local.engine, request)
+            given, _ = generated(remote, request)
+            assert given.text == expected.text
+            assert tuple(given.choices) == CHOICES
+            assert given.choices == pytest.approx(expected.choices, rel=1e-3)
+
+    def test_in_pieces_as_in_one(self, server):
+        asked = {"structured_outputs": {"choice": list(CHOICES)}, "max_tokens": 16}
+        (whole,) = ask(server, question(**asked))[1]["choices"]
+        *before, last = data_of(ask(server, question(stream=True, **asked))[1])
+        told = last["choices"][0]["glm4v_magic"]["choices"]
+        assert told == pytest.approx(whole["glm4v_magic"]["choices"], rel=1e-6)
+        assert sum(told.values()) == pytest.approx(1)
+        assert not any("glm4v_magic" in piece["choices"][0] for piece in before)
+
+    def test_nobody_gets_them_who_gives_no_choices(self, server):
+        assert "glm4v_magic" not in ask(server, question())[1]["choices"][0]
+        pieces = data_of(ask(server, question(stream=True))[1])
+        assert not any("glm4v_magic" in piece["choices"][0] for piece in pieces)

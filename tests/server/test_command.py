@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import time
 import golden
 import pytest
 from following import follow
-from served import begun, question, serving
+from served import ask, begun, question, serving
 
 import glm4v_magic
 from glm4v_magic.core.errors import GenerationInterrupted, OptionError
@@ -64,8 +65,8 @@ class TestCommandLine:
 class Process:
     """The demo model in a process of its own. `log` is what it wrote to its standard error."""
 
-    def __init__(self, log, *options):
-        words = ["-W", "error", *options, "-m", "glm4v_magic.server", "demo", "--port", "0"]
+    def __init__(self, log, *options, model="demo"):
+        words = ["-W", "error", *options, "-m", "glm4v_magic.server", str(model), "--port", "0"]
         environment = {name: value for name, value in os.environ.items() if name != API_KEY}
         self._log = log
         with log.open("w", encoding="utf-8") as file:
@@ -74,7 +75,8 @@ class Process:
                 stdout=subprocess.PIPE, stderr=file, text=True, env=environment,
             )  # fmt: skip
         line = self.process.stdout.readline()
-        found = re.fullmatch(r"demo is served at (http://127\.0\.0\.1:(\d+)/v1)\..*\n", line)
+        name = model if model == "demo" else model.name
+        found = re.fullmatch(name + r" is served at (http://127\.0\.0\.1:(\d+)/v1)\..*\n", line)
         assert found, self.log
         self.address, self.port = found[1], int(found[2])
 
@@ -161,6 +163,17 @@ class TestProcess:
             assert demo.process.wait(60) == 0
         assert demo.log.splitlines()[-1] == "Stopped."
         assert "Traceback" not in demo.log
+
+    def test_what_is_left_out_of_a_generation_config_is_in_its_log(self, tmp_path):
+        folder = tmp_path / "model"
+        shutil.copytree(golden.CHECKPOINT, folder)
+        (folder / "generation_config.json").write_text('{"num_beams": 4, "eos_token_id": "x"}')
+        with Process(tmp_path / "log", model=folder) as process:
+            status, _ = ask(process, question())
+            assert status == 200
+            log = process.log
+        assert len(re.findall("num_beams=4, which is left out", log)) == 1
+        assert len(re.findall("eos_token_id='x', which is left out", log)) == 1
 
     def test_it_does_not_load_what_a_notebook_needs(self, tmp_path):
         with Process(tmp_path / "log", "-X", "importtime") as process:

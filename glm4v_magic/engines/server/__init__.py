@@ -10,6 +10,6 @@ Nothing here imports torch. From the outside in:
 """
 
 from glm4v_magic.engines.server.engine import ServerEngine, connect
-from glm4v_magic.engines.server.replies import OwnFacts
+from glm4v_magic.engines.server.replies import OwnAnswer, OwnFacts
 
-__all__ = ["OwnFacts", "ServerEngine", "connect"]
+__all__ = ["OwnAnswer", "OwnFacts", "ServerEngine", "connect"]

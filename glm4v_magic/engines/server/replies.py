@@ -24,6 +24,7 @@ __all__ = [
     "Delta",
     "ModelEntry",
     "ModelList",
+    "OwnAnswer",
     "OwnFacts",
     "ScoredToken",
     "TokenCounts",
@@ -46,13 +47,22 @@ def _or_empty(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
         return []
 
 
+def _or_no_entries(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return validate(value)
+    except ValidationError:
+        return {}
+
+
 _LENIENT = WrapValidator(_or_none)
 _EMPTY = WrapValidator(_or_empty)
+_NONE = WrapValidator(_or_no_entries)
 
 Count = Annotated[Annotated[int, Field(strict=True, ge=0)] | None, _LENIENT]
 Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
 Size = Annotated[int, Field(strict=True, ge=1)]
 Words = Annotated[Annotated[str, StringConstraints(strict=True)] | None, _LENIENT]
+Probability = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Flag = Annotated[Annotated[bool, Field(strict=True)] | None, _LENIENT]
 
 
@@ -64,6 +74,12 @@ class OwnFacts(BaseModel):
     image_size: Annotated[tuple[Size, Size] | None, _LENIENT] = None
     visual_tokens: Count = None
     thinks: Flag = None
+
+
+class OwnAnswer(BaseModel):
+    """What only our own server sends beside an answer; fields as in `Generation`."""
+
+    choices: Annotated[dict[str, Probability], _NONE] = {}
 
 
 class ModelEntry(BaseModel):
@@ -150,6 +166,7 @@ class _Choice(BaseModel):
     delta: Annotated[Delta | None, _LENIENT] = None
     logprobs: Annotated[_Logprobs | None, _LENIENT] = None
     finish_reason: Words = None
+    glm4v_magic: Annotated[OwnAnswer | None, _LENIENT] = None
 
     @property
     def tokens(self) -> list[TokenLogprob]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from pydantic import ValidationError
@@ -58,6 +58,7 @@ class Transcript:
         self._finish: str | None = None
         self._parts = AnswerParts(row, request.conversation.partial)
         self._thought = 0  # pieces of thinking
+        self._choices: dict[str, float] = {}
 
     def take(self, data: str) -> list[Told]:
         """Take the data of one event and return the resulting events.
@@ -73,10 +74,19 @@ class Transcript:
         choice = chunk.choice
         if choice.finish_reason is not None:
             self._finish = choice.finish_reason
+        if choice.glm4v_magic is not None:
+            self._take_choices(choice.glm4v_magic.choices)
         delta = choice.delta or Delta()
         if self._tokens is not None:
             self._tokens.add(delta.content, delta.thinking, choice.tokens)
         return [*self._think(delta.thinking), *self._say(delta.content)]
+
+    def _take_choices(self, sent: Mapping[str, float]) -> None:
+        """Take the probabilities of the choices, unless they are of others than were asked for."""
+        constraint = self._request.constraint
+        asked = () if constraint is None else constraint.choices
+        if sent.keys() == set(asked):
+            self._choices = {each: sent[each] for each in asked}
 
     def end(self) -> list[Told]:
         """Return events for text that was held back, at the end of the stream."""
@@ -168,6 +178,7 @@ class Transcript:
             thinking=thinking,
             tokens=tokens,
             thinking_tokens=thinking_tokens,
+            choices=self._choices,
             notice=self._about_budget(),
         )
 

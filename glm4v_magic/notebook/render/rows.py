@@ -10,6 +10,7 @@ from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.wording import counted, json_text, printable, readable_seconds
 from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.render import MimeBundle
+from glm4v_magic.notebook.render.answers.answer import NO_LOGPROBS
 from glm4v_magic.notebook.render.answers.image import data_uri
 from glm4v_magic.notebook.render.templates import fill
 
@@ -121,8 +122,9 @@ def _footnotes(rows: Sequence[AnsweredRow]) -> list[str]:
         facts += f" · {counted(prompt, 'token')} in"
     if new is not None:
         facts += f" · {counted(new, 'token')} out"
-    notice = answers[-1].notice
-    return [printable(each) for each in (facts, notice) if each]
+    untold = any(answer.tokens == () and answer.text for answer in answers)
+    notes = (facts, NO_LOGPROBS if untold else "", answers[-1].notice)
+    return [printable(each) for each in notes if each]
 
 
 def _sum(numbers: Iterable[int | None]) -> int | None:

@@ -24,8 +24,17 @@ from glm4v_magic.notebook.render.markdown import literal, safe_markdown
 from glm4v_magic.notebook.render.pace import Pace
 from glm4v_magic.notebook.render.templates import fill
 
-__all__ = ["LiveAnswer", "answer_bundle", "draft_bundle", "footnotes", "usage_line"]
+__all__ = [
+    "NO_LOGPROBS",
+    "LiveAnswer",
+    "answer_bundle",
+    "draft_bundle",
+    "footnotes",
+    "usage_line",
+]
 
+
+NO_LOGPROBS = "The server sent no log-probabilities."
 
 _LONGEST = 300  # characters of a question among the details
 
@@ -202,7 +211,7 @@ def footnotes(answer: Answer) -> tuple[str, ...]:
     """Return the lines beneath an answer: its usage, then what else there is to know about it."""
     notes = [usage_line(answer)]
     if answer.tokens == () and answer.text:
-        notes.append("The server sent no log-probabilities.")
+        notes.append(NO_LOGPROBS)
     if answer.boxes_fault:
         notes.append(answer.boxes_fault)
     if answer.notice:
