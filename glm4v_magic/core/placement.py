@@ -27,7 +27,7 @@ GivenMap: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Plan
 """A device map, a plan, or the path of a JSON file with either."""
 
 
-CPU_DTYPE = "float32"  # bfloat16 is slower on most CPUs
+CPU_DTYPE = "float32"  # CPUs without instructions for bfloat16 emulate it; see cpu_dtype.py
 
 
 @dataclass(frozen=True, slots=True)
