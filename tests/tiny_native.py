@@ -55,6 +55,12 @@ PLAIN_TEMPLATE = (
 )
 """Always thinks."""
 
+EFFORT_TEMPLATE = (
+    "{% if reasoning_effort is defined %}<|system|>\nEffort: {{ reasoning_effort }}.{% endif %}"
+    + PLAIN_TEMPLATE
+)
+"""Always thinks, as much as it is told."""
+
 THINKING_TEMPLATE = (
     "[gMASK]<sop>\n{% for m in messages %}<|{{ m.role }}|>"
     "{% if m.role == 'user' %}\n{% for p in m.content %}"
@@ -100,6 +106,8 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
         model_input_names=["input_ids", "attention_mask"],
     )
     made.chat_template = PLAIN_TEMPLATE if kind in ALWAYS else THINKING_TEMPLATE
+    if kind == "glm5_next":
+        made.chat_template = EFFORT_TEMPLATE
     return made
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -148,13 +148,27 @@ def refuse_video(model: str, takes_video: bool | None) -> None:
         )
 
 
-def refuse_thinking(request: Request, model: str, thinks: bool | None) -> None:
-    """Raise an error if a model is to think that cannot.
+def refuse_thinking(
+    request: Request, model: str, thinks: bool | None, efforts: Sequence[str] = ()
+) -> None:
+    """Raise an error if a model is to think that cannot, or as much as it has no choice to.
+
+    Args:
+        request: the request.
+        model: name of the model.
+        thinks: whether the model thinks; ``None`` if a server does not tell.
+        efforts: efforts that its thinking can take.
 
     Raises:
         OptionError: if the request asks for thinking, or limits it.
         ConversationError: if it would continue another model's thinking.
     """
+    effort = request.sampling.effort
+    if effort is not None and effort not in efforts and thinks is not None:
+        there = f"it takes {', '.join(efforts)}" if efforts else "it has no choice of it"
+        raise OptionError(
+            f"{model} does not think with effort {effort}: {there}.", code="no_such_effort"
+        )
     if thinks is not False:
         return
     if request.sampling.thinking:

@@ -61,6 +61,7 @@ class Checkpoint(Protocol):
         thinks: whether the model thinks before it answers.
         tasks: tasks that it has published prompts for.
         takes_video: whether it takes video.
+        efforts: efforts that its thinking can take.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Checkpoint(Protocol):
     thinks: bool
     tasks: tuple[str, ...]
     takes_video: bool
+    efforts: tuple[str, ...]
 
     @property
     def total_bytes(self) -> int:

@@ -124,7 +124,17 @@ class Processor(Protocol):
     def text_ids(self, text: str) -> list[int]:
         """Encode a text alone."""
 
-    def encode(self, conversation: Conversation, *, thinking: bool | None = None) -> Encoded:
+    @property
+    def efforts(self) -> tuple[str, ...]:
+        """Efforts that its thinking can take; empty where there is no choice."""
+
+    def encode(
+        self,
+        conversation: Conversation,
+        *,
+        thinking: bool | None = None,
+        effort: str | None = None,
+    ) -> Encoded:
         """Encode a conversation that ends with a question, or an incomplete answer to continue.
 
         Text is never searched for special tokens: ``<|user|>`` inside a message is ordinary text.
@@ -132,6 +142,7 @@ class Processor(Protocol):
         Args:
             conversation: the turns.
             thinking: whether the model is to think first; ``None`` for the model's default.
+            effort: how much it is to think, one of `efforts`; ``None`` for the model's default.
 
         Raises:
             ConversationError: if the model cannot take the messages.

@@ -22,6 +22,7 @@ from glm4v_magic.core.errors import OptionError, did_you_mean
 
 __all__ = [
     "DTYPES",
+    "EFFORTS",
     "FORMATS",
     "LEAST_PENALTY",
     "OBJECTIVES",
@@ -30,6 +31,7 @@ __all__ = [
     "TASKS",
     "AnswerForm",
     "ChatChoice",
+    "Effort",
     "Format",
     "ImageParts",
     "Loading",
@@ -71,6 +73,10 @@ TASKS: tuple[Task, ...] = get_args(Task)
 
 Quantization = Literal["8bit", "4bit"]
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+
+Effort = Literal["low", "high", "max"]
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
+"""How much a model may think, where it has the choice."""
 
 DTYPES = ("bfloat16", "float16", "float32")
 """Dtypes of weights, cache and activations."""
@@ -260,6 +266,7 @@ class Sampling:
         repetition_penalty: above 1 discourages repetition.
         seed: random seed; ``None`` draws one, and the answer reports it.
         thinking: whether the model thinks first, if it can; ``None`` takes the model's default.
+        effort: how much the model thinks, where it has the choice; ``None`` for its own.
         max_thinking: maximum number of tokens of its thinking, that of an answer which is carried
             on included; then its end is written and the answer follows. ``None`` for no limit.
         logprobs: number of likeliest tokens to tell at each place of the answer, 0 for the chosen
@@ -340,6 +347,14 @@ class Sampling:
         replace(_SAMPLED, request=False),  # a request has it in chat_template_kwargs
         "True, False or None",
         unset="the model's own choice",
+    )
+    effort: Effort | None = option(
+        None,
+        "How much the model thinks, if it has the choice, as GLM-5.3 does.",
+        replace(_SAMPLED, setting=False, request=False),
+        choices=EFFORTS,
+        unset="the model's own choice",
+        example="low",
     )
     max_thinking: int | None = option(
         None,

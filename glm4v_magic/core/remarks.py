@@ -150,6 +150,7 @@ COMMON: Mapping[str, str] = {
     "fewer_tokens": "ask for fewer tokens (max_tokens)",
     "model_does_not_think": "Leave thinking out.",
     "no_thinking_to_limit": "Leave max_thinking out.",
+    "no_such_effort": "Leave effort out.",
     "row_cut_off": "It was cut off at the token limit: allow more (max_tokens).",
     "tower_is_cut": "The vision tower is cut between its layers: whole, it does not fit.",
     "layers_offloaded": (

@@ -217,7 +217,10 @@ class LocalEngine:
         return self._encode(request).seen
 
     def _encode(self, request: Request) -> Encoded:
-        return self.processor.encode(request.conversation, thinking=request.sampling.thinking)
+        sampling = request.sampling
+        return self.processor.encode(
+            request.conversation, thinking=sampling.thinking, effort=sampling.effort
+        )
 
     def _room(self, encoded: Encoded) -> int:
         length = encoded.length
@@ -465,6 +468,7 @@ def _describe(
         plan=placement.plan,
         thinks=processor.thinks,
         takes_video=processor.takes_video,
+        efforts=processor.efforts,
         tasks=checkpoint.tasks,
         notes=(
             *(worded(note, PYTHON).rstrip(".") for note in placement.notes),

@@ -29,6 +29,7 @@ _IN_A_CELL = {
     "image_too_large_for_server": "Ask about a smaller image, or a part of it (--crop).",
     "model_does_not_think": "Leave thinking out (of a setting: %config Glm4v.thinking = None).",
     "no_thinking_to_limit": "Leave --max-thinking out.",
+    "no_such_effort": "Leave --effort out.",
     "thinking_cannot_go_on": "To ask again: %glm4v retry.",
     "folder_of_images": "{kinds} The option --over asks about each.",
     "too_many_images": "The option --over asks the same about each.",

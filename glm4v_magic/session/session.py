@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.calls.call import (
     Call,
@@ -65,8 +65,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "Status", "load"]
 
-Tasks: TypeAlias = tuple[str, ...] | None
-"""Tasks of a model; ``None`` if a server does not tell."""
 
 _OF_A_VIDEO = tuple(each.name for each in of_group(VideoParts))
 _OF_A_CHOICE = ("revision", "device_map", "served_model", "timeout", "keep")
@@ -80,7 +78,8 @@ class _Asked:
     max_images: int | None
     thinks: bool | None
     takes_video: bool | None
-    tasks: Tasks
+    tasks: tuple[str, ...] | None
+    efforts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -526,7 +525,7 @@ class Session:
 
         def refuse(model: _Asked) -> None:
             refuse_task(terms.task, model.name, model.tasks)
-            refuse_thinking(bare, model.name, model.thinks)
+            refuse_thinking(bare, model.name, model.thinks, model.efforts)
             refuse_more_than(model.max_images, at_least, model.name, "each row")
 
         engine = yield from self._ready(terms, refuse)
@@ -665,7 +664,7 @@ class Session:
 
         def refuse(model: _Asked) -> None:
             refuse_task(call.terms.task, model.name, model.tasks)
-            refuse_thinking(call.request, model.name, model.thinks)
+            refuse_thinking(call.request, model.name, model.thinks, model.efforts)
             refuse_too_many(call.conversation, model.name, model.max_images)
             if call.conversation.videos:
                 refuse_video(model.name, model.takes_video)
@@ -760,7 +759,9 @@ class Session:
 
 def _asked_of(name: str, known: Any) -> _Asked:
     """Return what a checkpoint, or the facts about an engine, says of a model."""
-    return _Asked(name, known.max_images, known.thinks, known.takes_video, known.tasks)
+    return _Asked(
+        name, known.max_images, known.thinks, known.takes_video, known.tasks, known.efforts
+    )
 
 
 def _require(terms: Terms) -> None:

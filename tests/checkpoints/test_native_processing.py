@@ -67,6 +67,17 @@ def test_prompts_are_those_of_the_published_processor(native, kind, case, thinki
         assert grids == expected["image_grid_thw"].tolist()
 
 
+@pytest.mark.parametrize("effort", ["low", "high", "max"])
+def test_efforts_are_told_to_the_template(native, effort):
+    folder = native("glm5_next")
+    expected = tiny_native.oracle_inputs(
+        tiny_native.oracle(folder), [CASES["one"]], reasoning_effort=effort
+    )
+    encoded = resolve(folder).processor().encode(CASES["one"], effort=effort)
+    assert list(encoded.ids) == expected["input_ids"][0].tolist()
+    assert encoded.ids != resolve(folder).processor().encode(CASES["one"]).ids
+
+
 def test_what_the_model_sees_of_each_image(native):
     encoded = resolve(native("glm46v")).processor().encode(CASES["several"])
     assert [image.seen for image in encoded.images] == [

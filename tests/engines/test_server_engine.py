@@ -972,6 +972,10 @@ def test_an_engine_of_a_server_needs_no_torch(server):
 def test_sampling_has_nothing_that_is_not_sent(session, server):
     values = {"max_tokens": 1, "temperature": 1.0, "top_p": 0.5, "top_k": 2, "min_p": 0.1}
     values |= {"repetition_penalty": 1.5, "seed": 1}
-    assert {*values, "thinking", "max_thinking", "logprobs"} == set(Sampling.__dataclass_fields__)
+    assert {*values, "thinking", "effort", "max_thinking", "logprobs"} == set(
+        Sampling.__dataclass_fields__
+    )
     session.ask("Q?", **values)
     assert values.items() <= server.bodies[0].items()
+    session.ask("Q?", effort="high")
+    assert server.bodies[1]["reasoning_effort"] == "high"

@@ -72,6 +72,7 @@ ANSWERS = {
     "--choices": Trial("--choices ja,no", GREEDY, r"(?m)^no +\d+\.\d%"),
     "--regex": Trial("--regex [0-9]{3}", GREEDY, r"(?m)^[0-9]{3}$"),
     "--thinking": Trial("--thinking on", GREEDY, "does not think", fails=(False, True)),
+    "--effort": Trial("--effort low", GREEDY, "effort low", fails=(False, True)),
     "--max-thinking": Trial("--max-thinking 9", GREEDY, "thinking to limit", fails=(False, True)),
     "--quiet": Trial("--quiet", GREEDY, r"\A…?\s*\Z"),
 }  # fmt: skip

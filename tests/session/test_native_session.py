@@ -46,6 +46,18 @@ def test_planned_split_offloaded_and_plain(native, kind):
         assert answers(native(kind), seen_by(kind), dtype="float32", offload=True) == plain
 
 
+def test_efforts(native):
+    session = Session().load(str(native("glm5_next")))
+    assert session.status().info.efforts == ("low", "high", "max")
+    said = {session.ask("?", images=[A], effort=each, **OPTIONS).text for each in ("low", "max")}
+    assert len(said) == 2
+    for kind in ("glm46v", "glm_ocr"):
+        with pytest.raises(OptionError, match="effort low: it has no choice of it"):
+            Session().ask("?", model=str(native(kind)), effort="low", **OPTIONS)
+    with pytest.raises(OptionError, match="there are low, high, max"):
+        session.ask("?", effort="medium", **OPTIONS)
+
+
 def test_a_first_question_may_ask_for_thinking(native):
     with Session().stream(
         "?", [A], model=str(native("glm46v")), thinking=True, **OPTIONS

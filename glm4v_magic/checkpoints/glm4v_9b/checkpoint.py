@@ -44,6 +44,7 @@ class Glm4v9bCheckpoint:
     thinks = False
     tasks: tuple[str, ...] = ()
     takes_video = False
+    efforts: tuple[str, ...] = ()
 
     def __init__(self, name: str, folder: Path, notice: str = "") -> None:
         self.name = name

@@ -168,6 +168,7 @@ class Glm4v9bProcessor:
         self.end_token_ids = tuple(map(self.token_id, END_TOKENS))
         self.told_token_ids: tuple[int, ...] = ()
         self.thinks = self.takes_video = False
+        self.efforts: tuple[str, ...] = ()
         self.opening_ids = tuple(self.text_ids("\n"))  # the model writes it before its answer
 
     def token_id(self, token: str) -> int:
@@ -179,7 +180,13 @@ class Glm4v9bProcessor:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
-    def encode(self, conversation: Conversation, *, thinking: bool | None = None) -> Encoded:
+    def encode(
+        self,
+        conversation: Conversation,
+        *,
+        thinking: bool | None = None,
+        effort: str | None = None,
+    ) -> Encoded:
         """Encode a conversation; see `encoding.Processor`. None of these models thinks.
 
         Raises:

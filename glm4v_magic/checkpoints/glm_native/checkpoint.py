@@ -56,6 +56,7 @@ class NativeCheckpoint:
         self._family = family_of(config)
         self.thinks, self.tasks = self._family.thinks, self._family.tasks
         self.takes_video = self._family.takes_video
+        self.efforts = self._family.efforts
         where = str(folder / "config.json")
         NativeArchitecture(name, without_quantization(config), where)  # refused unread
         ignored = [re.compile(pattern) for pattern in self._family.ignored]

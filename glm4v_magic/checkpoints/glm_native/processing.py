@@ -71,6 +71,7 @@ class NativeProcessor:
         self.end_token_ids = tuple(vocabulary[each] for each in _END_TOKENS if each in vocabulary)
         self.told_token_ids = tuple(vocabulary[each] for each in _TOLD_TOKENS if each in vocabulary)
         self.thinks, self.takes_video = family.thinks, family.takes_video
+        self.efforts = family.efforts
 
     @cached_property
     def opening_ids(self) -> tuple[int, ...]:
@@ -81,7 +82,13 @@ class NativeProcessor:
         """Encode a text alone; tokens in it are ordinary text."""
         return self._template.text_ids(text)
 
-    def encode(self, conversation: Conversation, *, thinking: bool | None = None) -> Encoded:
+    def encode(
+        self,
+        conversation: Conversation,
+        *,
+        thinking: bool | None = None,
+        effort: str | None = None,
+    ) -> Encoded:
         """Encode a conversation; see `encoding.Processor`.
 
         Raises:
@@ -91,7 +98,7 @@ class NativeProcessor:
         """
         if thinking is False and self.thinks and not self._template.can_skip_thinking:
             raise OptionError(f"{self._name} always thinks before it answers.")
-        published, is_inside = self._template.ids(conversation, thinking)
+        published, is_inside = self._template.ids(conversation, thinking, effort)
         images, videos = conversation.images, conversation.videos
         self._require(published.count(self._image_id), len(images), "images")
         self._require(published.count(self._video_id), len(videos), "videos")

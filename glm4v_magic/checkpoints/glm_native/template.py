@@ -68,13 +68,17 @@ class ChatTemplate:
         return found
 
     def ids(
-        self, conversation: Conversation, thinking: bool | None = None
+        self,
+        conversation: Conversation,
+        thinking: bool | None = None,
+        effort: str | None = None,
     ) -> tuple[list[int], bool]:
         """Return the ids of a conversation, one for each image or video, and if thinking is open.
 
         Args:
             conversation: the turns; an incomplete answer at the end is continued.
             thinking: whether the model is to think; ``None`` for the template's default.
+            effort: how much it is to think; ``None`` for the template's default.
 
         Raises:
             CheckpointError: if the template cannot be rendered.
@@ -82,7 +86,8 @@ class ChatTemplate:
         marks = _Marks(self._pattern)
         partial = conversation.partial
         before = [each for each in conversation.messages if each is not partial]
-        options = {} if thinking is None else {"enable_thinking": thinking}
+        wanted = {"enable_thinking": thinking, "reasoning_effort": effort}
+        options = {name: value for name, value in wanted.items() if value is not None}
         text = self._rendered(before, marks, options)
         is_open = text.rstrip().endswith(OPEN_THINKING)
         if partial is not None:
@@ -91,7 +96,7 @@ class ChatTemplate:
         return self._spelled(text, marks), is_open
 
     def _rendered(
-        self, messages: Sequence[Message], marks: _Marks, options: Mapping[str, bool]
+        self, messages: Sequence[Message], marks: _Marks, options: Mapping[str, object]
     ) -> str:
         try:
             text: str = self._tokenizer.apply_chat_template(

@@ -217,7 +217,7 @@ class ServerEngine:
         if refused.status == httpx.codes.NOT_FOUND and self._offered:
             refused.advise(f"It serves {self._connection.said(_listed(self._offered))}.")
         if refused.status in (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY):
-            names = (*EXTENSIONS, "thinking", "max_thinking")
+            names = (*EXTENSIONS, "thinking", "effort", "max_thinking")
             sent = [name for name in names if getattr(request.sampling, name) is not None]
             partial = request.conversation.partial
             if sent:

@@ -18,6 +18,13 @@ EXTENSIONS = ("top_k", "min_p", "repetition_penalty")
 """Sampling parameters that OpenAI's protocol lacks; vLLM and SGLang accept them."""
 
 
+_RENAMED = {
+    "repetition_penalty": "repeat_penalty",  # llama.cpp's name for it
+    "effort": "reasoning_effort",
+    "max_thinking": "thinking_token_budget",  # vLLM's
+}
+
+
 def body_of(model: str, request: Request) -> dict[str, Any]:
     """Return the body of ``POST /chat/completions``.
 
@@ -37,8 +44,10 @@ def body_of(model: str, request: Request) -> dict[str, Any]:
         value = getattr(sampling, name)
         if value is not None:
             body[name] = value
-    if sampling.repetition_penalty is not None:
-        body["repeat_penalty"] = sampling.repetition_penalty  # llama.cpp's name for it
+    for name, theirs in _RENAMED.items():
+        value = getattr(sampling, name)
+        if value is not None:
+            body[theirs] = value
     if sampling.logprobs is not None:
         body["logprobs"] = True
         if sampling.logprobs:
@@ -48,8 +57,6 @@ def body_of(model: str, request: Request) -> dict[str, Any]:
         # A variable of the chat template, and the one that those of GLM and Qwen know; vLLM,
         # SGLang, llama.cpp and transformers serve hand it on.
         body["chat_template_kwargs"] = {"enable_thinking": sampling.thinking}
-    if sampling.max_thinking is not None:
-        body["thinking_token_budget"] = sampling.max_thinking  # vLLM's name
     if (partial := conversation.partial) is not None:
         if partial.thinking:  # as the model wrote it; the templates know these tags
             written = OPEN + partial.thinking + (CLOSE + partial.text if partial.text else "")
