@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from glm4v_magic.core.errors import ImageError
 from glm4v_magic.core.image import SourcedImage
 from glm4v_magic.core.wording import clock
 
@@ -16,6 +17,10 @@ __all__ = ["Frame", "Read", "SourcedVideo"]
 
 Read = Callable[[Sequence[int], tuple[int, int]], "Iterator[Image.Image]"]
 """Yields the frames at indices, which only grow, each resized to width and height in pixels."""
+
+
+def _left_behind(_indices: Sequence[int], _size: tuple[int, int]) -> Iterator[Image.Image]:
+    raise ImageError("Other frames of a video that was pickled are not with it.", "Read it again.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +36,11 @@ class Frame:
     time: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class SourcedVideo:
     """A part of a clip, or frames, and where they came from.
+
+    A pickled one has the frames that a model was shown latest, and no others.
 
     Attributes:
         source: what the user wrote: a path or the name of a variable.
@@ -50,13 +57,22 @@ class SourcedVideo:
     size: tuple[int, int]
     count: int
     fps: float
-    read: Read = field(repr=False)
+    read: Read = field(repr=False, compare=False)
     start: float = 0.0
     wanted_fps: float | None = None
     is_sampled: bool = False
     _kept: dict[tuple[tuple[int, ...], tuple[int, int]], tuple[Frame, ...]] = field(
-        default_factory=dict, init=False, repr=False
+        default_factory=dict, init=False, repr=False, compare=False
     )
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "read": _left_behind}
+
+    def __copy__(self) -> SourcedVideo:
+        return self
+
+    def __deepcopy__(self, _: object) -> SourcedVideo:
+        return self
 
     @property
     def duration(self) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import copy
 import importlib.util
 import math
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +22,7 @@ from transformers.video_utils import VideoMetadata
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.glm_native.sampling import RULES, stamp
 from glm4v_magic.core.conversation import Conversation, Message
+from glm4v_magic.core.errors import ImageError
 from glm4v_magic.core.video import SourcedVideo
 from glm4v_magic.images.video import to_video
 
@@ -179,3 +182,14 @@ def test_frames_are_shrunk_as_they_are_decoded():
     assert [frame.time for frame in seen] == [0, 0.5, 1, 1]
     assert video.seen is video.frames([0, 1, 2, 2], (28, 56))
     assert math.isclose(video.duration, 1.5)
+
+
+def test_a_video_is_copied_and_pickled_with_the_frames_that_were_seen():
+    video = to_video(frames(3), "frames", fps=2)
+    seen = video.frames([0, 2], (28, 28))
+    again = pickle.loads(pickle.dumps(video))
+    assert again == video == copy.deepcopy(video)
+    assert [frame.time for frame in again.seen] == [0, 1]
+    assert again.frames([0, 2], (28, 28))[1].image.image.tobytes() == seen[1].image.image.tobytes()
+    with pytest.raises(ImageError, match="Read it again"):
+        again.frames([1], (28, 28))
