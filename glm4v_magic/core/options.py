@@ -351,7 +351,7 @@ class Sampling:
     effort: Effort | None = option(
         None,
         "How much the model thinks, if it has the choice, as GLM-5.3 does.",
-        replace(_SAMPLED, setting=False, request=False),
+        replace(_SAMPLED, setting=False, request=False),  # of a request it is reasoning_effort
         choices=EFFORTS,
         unset="the model's own choice",
         example="low",

@@ -162,7 +162,7 @@ class _Api:
     def __init__(self, worker: Worker, info: EngineInfo, model: str) -> None:
         self._worker = worker
         self._name = model
-        self._thinks = info.thinks
+        self._thinks, self._efforts = info.thinks, info.efforts
         self._entry = Model(
             id=model,
             max_model_len=info.context,
@@ -172,6 +172,7 @@ class _Api:
                 image_size=info.image_size,
                 visual_tokens=info.visual_tokens,
                 thinks=info.thinks,
+                efforts=list(info.efforts),
             ),
         )
 
@@ -206,7 +207,7 @@ class _Api:
 
     def _read(self, body: bytes) -> Question:
         content = json_value(body, "The request", OptionError)
-        return read_question(content, self._name, thinks=self._thinks)
+        return read_question(content, self._name, thinks=self._thinks, efforts=self._efforts)
 
 
 @contextlib.asynccontextmanager

@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from glm4v_magic.core.options import EFFORTS
 from glm4v_magic.core.tokens import Alternative, Token
 from glm4v_magic.engines.server import OwnAnswer, OwnFacts
 
@@ -244,7 +245,7 @@ class ChatRequest(BaseModel):
     tool_choice: Annotated[Any, Only(("none", "auto"))] = None
     function_call: Annotated[Any, Only(("none", "auto"))] = None
     modalities: Annotated[Any, Only((["text"],))] = None
-    reasoning_effort: Annotated[Any, Only(("none",))] = None
+    reasoning_effort: Annotated[Any, Only(("none", *EFFORTS))] = None
     logit_bias: Annotated[Any, Only(({},))] = None
     frequency_penalty: Zero = None
     presence_penalty: Zero = None

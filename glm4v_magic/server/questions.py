@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,9 @@ class Question:
     usage: bool
 
 
-def read_question(content: object, model: str, *, thinks: bool | None = None) -> Question:
+def read_question(
+    content: object, model: str, *, thinks: bool | None = None, efforts: Sequence[str] = ()
+) -> Question:
     """Read a chat completion.
 
     Images come before the text of their message, wherever they stand in it: the model was
@@ -53,6 +55,7 @@ def read_question(content: object, model: str, *, thinks: bool | None = None) ->
         content: parsed JSON.
         model: the one that is served.
         thinks: whether it thinks before it answers; ``None`` if that is not known.
+        efforts: efforts that its thinking can take.
 
     Raises:
         InputError: if something in it is missing, malformed, or not possible here.
@@ -65,7 +68,7 @@ def read_question(content: object, model: str, *, thinks: bool | None = None) ->
         raise CheckpointError(f"There is no model {asked.model!r} here.", f"This is {model}.")
     options = asked.stream_options
     request = Request(_conversation(asked), _sampling(asked, given), _constraint(asked))
-    refuse_thinking(request, model, thinks)
+    refuse_thinking(request, model, thinks, efforts)
     return Question(
         request,
         stream=bool(asked.stream),
@@ -93,8 +96,13 @@ def _sampling(asked: ChatRequest, given: Mapping[str, Any]) -> Sampling:
         told["logprobs"] = asked.top_logprobs or 0
     elif asked.top_logprobs:
         raise OptionError("top_logprobs is for requests with logprobs, which this one lacks.")
-    if asked.chat_template_kwargs is not None:
-        told["thinking"] = asked.chat_template_kwargs.enable_thinking
+    if asked.reasoning_effort == "none":
+        told["thinking"] = False
+    elif asked.reasoning_effort is not None:
+        told["effort"] = asked.reasoning_effort
+    template = asked.chat_template_kwargs
+    if template is not None and template.enable_thinking is not None:
+        told["thinking"] = template.enable_thinking
     for name, value in told.items():
         check(name, value, "top_logprobs" if name == "logprobs" else None)
     return Sampling(**told)

@@ -96,7 +96,15 @@ def test_sampled_answers_with_a_seed(local, remote):
 def test_the_facts_of_the_model(local, remote):
     here, there = local.engine.info, remote.info
     assert there.model == "tiny"
-    for name in ("notice", "max_images", "image_size", "visual_tokens", "context", "thinks"):
+    for name in (
+        "notice",
+        "max_images",
+        "image_size",
+        "visual_tokens",
+        "context",
+        "thinks",
+        "efforts",
+    ):
         assert getattr(there, name) == getattr(here, name)
 
 
@@ -136,6 +144,21 @@ def test_the_thinking_of_a_model_that_thinks(native):
                 (choice,) = ask(server, body)[1]["choices"]
             assert choice["message"]["reasoning_content"].startswith("On")
             assert (choice["message"]["reasoning_content"] == "One or two?") == (budget is None)
+    session.unload()
+
+
+def test_the_effort_of_a_model_that_has_the_choice(native):
+    session = Session().load(native("glm5_next"))
+    asked = {"temperature": 0, "repetition_penalty": 1.0, "max_tokens": 8}
+    with serving(session.engine, "m") as server:
+        remote = Session().load(server.url)
+        for effort in (None, "low", "max"):
+            here = session.ask("What?", **asked, effort=effort)
+            there = remote.ask("What?", **asked, effort=effort)
+            assert (there.thinking, there.text) == (here.thinking, here.text)
+        status, content = ask(server, question(**asked, reasoning_effort="none"))
+        assert (status, "always thinks" in content["error"]["message"]) == (400, True)
+        remote.unload()
     session.unload()
 
 

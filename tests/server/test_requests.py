@@ -49,6 +49,7 @@ class TestFields:
                 "tiny does not think before it answers. Leave enable_thinking out of chat_templ",
             ),
             (question(thinking_token_budget=2), 400, "so there is no thinking to limit. Leave max"),
+            (question(reasoning_effort="low"), 400, "no choice of it. Leave reasoning_effort out."),
             (question(max_thinking=-1), 400, "max_thinking is -1, but must be"),
             (question(temperature=-1), 400, "temperature is -1, but must be"),
             (question(max_tokens="9"), 400, "max_tokens is '9', but must be"),
@@ -96,7 +97,7 @@ class TestFields:
             ("tools", [{"type": "function"}], "[]"),
             ("tool_choice", "required", '"none" or "auto"'),
             ("frequency_penalty", 0.5, "0"),
-            ("reasoning_effort", "high", '"none"'),
+            ("reasoning_effort", "medium", '"none" or "low" or "high" or "max"'),
         ],
     )
     def test_what_it_cannot_do(self, server, name, value, takes):

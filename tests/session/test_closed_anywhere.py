@@ -28,6 +28,7 @@ GREEDY = {"temperature": 0, "max_tokens": 8, "repetition_penalty": 1.0}
 OPTIONS = {
     "several images": {"images": [A, B]},
     "a page": {"images": "paper.pdf#page=2"},
+    "frames": {"video": [A.image] * 4},
     "log-probabilities": {"images": A, "logprobs": 2},
     "choices": {"images": A, "choices": ["yes", "no"]},
     "a regex": {"images": A, "regex": "[0-9]{3}", "thinking": False},

@@ -120,6 +120,7 @@ def _described(address: ServerAddress, entry: ModelEntry) -> EngineInfo:
         parameters=None,
         server=address.url,
         thinks=own.thinks,
+        efforts=tuple(filter(None, own.efforts)),
     )
 
 

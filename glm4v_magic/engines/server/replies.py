@@ -74,6 +74,7 @@ class OwnFacts(BaseModel):
     image_size: Annotated[tuple[Size, Size] | None, _LENIENT] = None
     visual_tokens: Count = None
     thinks: Flag = None
+    efforts: Annotated[list[Words], _EMPTY] = []
 
 
 class OwnAnswer(BaseModel):
