@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from glm4v_magic.engines.decoding import Chosen, Vision, with_logprobs
-from glm4v_magic.engines.prefixes import KeptPrefix, PrefixStore
+from glm4v_magic.engines.prefixes import KeptPrefix, PrefixStore, common_length
 from glm4v_magic.engines.prompts import Prompt
 
 __all__ = ["Scored", "Scoring", "scored"]
@@ -58,7 +58,8 @@ def scored(
     scoring: Scoring,
     kept: PrefixStore,
     vision: Vision,
-) -> list[Scored]:
+    latest: KeptPrefix | None = None,
+) -> tuple[list[Scored], KeptPrefix | None]:
     """Score each text as the whole answer to a prompt; one may be the beginning of another.
 
     Args:
@@ -68,10 +69,14 @@ def scored(
         scoring: how they are scored.
         kept: KV caches of earlier prompts; that of this one is added.
         vision: encodes images.
+        latest: KV cache of a prompt that may begin alike, whether it is kept or not.
+
+    Returns:
+        The scores, and the KV cache of the prompt; ``None`` for a model with a state.
     """
     if not kept.takes_prefixes:
-        return [_score(ids, _alone(model, prompt, ids, vision), scoring) for ids in texts]
-    prefix, first = _prefilled(model, prompt, kept, vision)
+        return [_score(ids, _alone(model, prompt, ids, vision), scoring) for ids in texts], None
+    prefix, first = _prefilled(model, prompt, kept, vision, latest)
     found: list[Scored] = []
     for start in range(0, len(texts), scoring.at_once):
         batch = texts[start : start + scoring.at_once]
@@ -79,7 +84,7 @@ def scored(
         for row, ids in enumerate(batch):
             # One more than there are tokens: the last is for the end of the turn.
             found.append(_score(ids, torch.cat((first, after[row, : len(ids)])), scoring))
-    return found
+    return found, prefix
 
 
 def _alone(model: Any, prompt: Prompt, text: Sequence[int], vision: Vision) -> Tensor:
@@ -108,10 +113,13 @@ def _score(text: Sequence[int], steps: Tensor, scoring: Scoring) -> Scored:
 
 
 def _prefilled(
-    model: Any, prompt: Prompt, kept: PrefixStore, vision: Vision
+    model: Any, prompt: Prompt, kept: PrefixStore, vision: Vision, latest: KeptPrefix | None
 ) -> tuple[KeptPrefix, Tensor]:
     """Return the KV cache of a prompt, and log-probabilities after it, (1, vocabulary)."""
-    found, length = kept.take(prompt.keys[:-1])  # the logits need one more
+    keys = prompt.keys[:-1]  # the logits need one more
+    found, length = kept.take(keys)
+    if latest is not None and common_length(latest.keys, keys) > length:
+        found, length = latest, common_length(latest.keys, keys)
     length = prompt.whole_images(length)
     cache = _cache(model, found, 1, length) if found is not None else _empty(model)
     images = prompt.images_in(length, len(prompt))

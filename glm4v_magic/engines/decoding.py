@@ -10,7 +10,7 @@ token, then join the others. Rows that have ended leave; both is one copy of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -127,7 +127,7 @@ class Waiting(Protocol):
 
 def decode(
     model: Any, waiting: Waiting, at_once: int, kept: PrefixStore, vision: Vision
-) -> Iterator[dict[int, Chosen]]:
+) -> Generator[dict[int, Chosen], None, None]:
     """Yield the next token of open rows, by row number, until all rows have ended.
 
     A prefix in the KV cache of an earlier prompt is not prefilled again, and a prefix that several

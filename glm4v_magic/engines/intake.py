@@ -52,17 +52,13 @@ class Intake:
         self._requests: Iterator[Request] | None = iter(requests)
         self._at_once, self._begin, self._device = at_once, begin, device
         self._waiting: deque[tuple[Row, int]] = deque()
+        self._to_choose: deque[Row] = deque()
         self._since: float | None = time.perf_counter()
 
     @property
     def is_empty(self) -> bool:
         """Whether no row is waiting, nor will be."""
-        return not self._waiting and self._requests is None
-
-    @property
-    def has_choices(self) -> bool:
-        """Whether each row chooses one of the texts that it was given."""
-        return bool(self._waiting) and bool(self._waiting[0][0].texts)
+        return not self._waiting and not self._to_choose and self._requests is None
 
     @property
     def open_rows(self) -> list[Row]:
@@ -71,7 +67,7 @@ class Intake:
 
     def look_ahead(self) -> None:
         """Take requests from the caller if a row could enter and none is waiting."""
-        if self._waiting or len(self.open_rows) >= self._at_once:
+        if self._waiting or self._to_choose or len(self.open_rows) >= self._at_once:
             return
         taken: list[Row] = []
         pixels = 0
@@ -88,18 +84,35 @@ class Intake:
             taken.append(row)
             pixels += row.pixel_bytes
         order = arranged([row.prompt for row in taken], [row.limit for row in taken])
-        self._waiting.extend((taken[each.index], each.shared) for each in order)
+        for each in order:
+            row = taken[each.index]
+            if row.texts:
+                self._to_choose.append(row)
+            else:
+                self._waiting.append((row, each.shared))
 
     def take(self, most: int) -> list[Entrant]:
-        """Return the next rows, at most so many."""
+        """Return the next rows that are decoded, at most so many."""
         entrants: list[Entrant] = []
-        # The first rows have waited since the call began.
-        now, self._since = self._since or time.perf_counter(), None
+        now = self._now() if self._waiting and most > 0 else 0.0
         while self._waiting and len(entrants) < most:
             row, shared = self._waiting.popleft()
             row.since = now
             entrants.append(Entrant(row.number, row.prompt, row.terms(self._device), shared))
         return entrants
+
+    def take_choice(self) -> Row | None:
+        """Return the next row whose answer is one of some texts; ``None`` if there is none now."""
+        if not self._to_choose:
+            return None
+        row = self._to_choose.popleft()
+        row.since = self._now()
+        return row
+
+    def _now(self) -> float:
+        # The first rows have waited since the call began.
+        now, self._since = self._since or time.perf_counter(), None
+        return now
 
     def end(self, row: Row) -> None:
         """Let go of a row that has ended."""

@@ -43,7 +43,7 @@ from glm4v_magic.engines.decoding import Chosen, Vision, decode
 from glm4v_magic.engines.grammars import Grammars
 from glm4v_magic.engines.intake import Intake
 from glm4v_magic.engines.out_of_memory import is_out_of_memory, out_of_memory
-from glm4v_magic.engines.prefixes import CacheFacts, PrefixStore, image_digest
+from glm4v_magic.engines.prefixes import CacheFacts, KeptPrefix, PrefixStore, image_digest
 from glm4v_magic.engines.prompts import Prompt, PromptImage
 from glm4v_magic.engines.row import Row, RowSettings
 from glm4v_magic.engines.sampling import checkpoint_config
@@ -287,7 +287,7 @@ class LocalEngine:
         for gpu in self.gpus:
             torch.cuda.reset_peak_memory_stats(gpu)
         intake.look_ahead()
-        steps = self._choices(intake) if intake.has_choices else self._steps(intake, at_once)
+        steps = self._steps(intake, at_once)
         with self._recording():
             while True:
                 intake.look_ahead()
@@ -301,29 +301,47 @@ class LocalEngine:
                 yield from _told(latest, intake)
 
     def _steps(self, intake: Intake, at_once: int) -> Iterator[dict[int, Chosen]]:
-        return decode(self.model, intake, at_once, self.kept, self._vision)
+        """Decode rows; those whose answer is one of some texts are scored between two steps."""
+        decoding = decode(self.model, intake, at_once, self.kept, self._vision)
+        with contextlib.closing(decoding):
+            yield from self._choices(intake)
+            for latest in decoding:
+                yield latest
+                yield from self._choices(intake)
 
     @property
     def _vision(self) -> Vision:
         return Vision(self._features, self._inputs.arguments)
 
     def _choices(self, intake: Intake) -> Iterator[dict[int, Chosen]]:
-        """Yield the tokens of the chosen text of each row, as `decode` does."""
-        while entrants := intake.take(1):
-            for each in entrants:
-                row = intake.rows[each.row]
-                for token in row.choose(self._scored(row)):
-                    yield {each.row: token}
+        """Yield the tokens of the chosen text of each row that waits for it, as `decode` does."""
+        # Neighbours begin alike: what they share is read once, even if nothing is kept for later.
+        latest: KeptPrefix | None = None
+        while (row := intake.take_choice()) is not None:
+            texts, latest = self._scored(row, latest)
+            for token in row.choose(texts):
+                yield {row.number: token}
 
-    def _scored(self, row: Row) -> list[Scored]:
-        """Score the texts of a row; retries once if memory runs out."""
+    def _scored(
+        self, row: Row, latest: KeptPrefix | None
+    ) -> tuple[list[Scored], KeptPrefix | None]:
+        """Score the texts of a row; retries once if memory runs out.
+
+        Args:
+            row: the row.
+            latest: prompt of the row before it.
+
+        Returns:
+            The scores, and the prompt of the row.
+        """
         terms = (row.prompt, row.texts, row.scoring, self.kept, self._vision)
         try:
-            return scored(self.model, *terms)
+            return scored(self.model, *terms, latest)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or not self.kept.clear():
+            if not is_out_of_memory(error) or not (self.kept.clear() or latest is not None):
                 raise
             forget_locals(error)
+        latest = None
         _release_memory()
         return scored(self.model, *terms)
 

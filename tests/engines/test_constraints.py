@@ -260,6 +260,86 @@ def test_the_probability_of_each_choice_is_that_of_a_forward_for_it(keep, case):
         assert list(row.choices.values()) == pytest.approx(expected, rel=1e-3)
 
 
+def forwards(engine, requests):
+    """Shape of the ids of each forward, and the answers."""
+    seen = []
+    handle = engine.model.register_forward_pre_hook(
+        lambda _module, _args, options: seen.append(tuple(options["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    said = answers(engine, requests)
+    handle.remove()
+    return seen, said
+
+
+@pytest.mark.parametrize("keep", [0, 2**30])
+def test_rows_with_choices_read_what_they_share_once(keep):
+    engine = local.load(resolve(golden.CHECKPOINT), keep=keep)
+    photo = golden.photo("image0.png")
+    requests = [
+        Request(
+            Conversation(
+                (Message("user", f"Look at all of it, then say: {ask} is there?", (photo,)),)
+            ),
+            Sampling(64, temperature=0),
+            Constraint(choices=CHOICES[:3]),
+        )
+        for ask in ("What", "Who", "Where", "How much")
+    ]
+    encoded = []
+    handle = engine.model.model.vision.register_forward_pre_hook(
+        lambda _module, args: encoded.append(len(args[0]))
+    )
+    seen, said = forwards(engine, requests)
+    handle.remove()
+    assert sum(encoded) == 1
+    image, *others = [width for rows, width in seen if rows == 1]
+    assert len(others) == 3
+    assert max(others) < image / 2
+    for request, answer in zip(requests, said, strict=True):
+        expected = naive(engine, request.conversation, CHOICES[:3])
+        assert list(answer.choices.values()) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 8])
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_rows_with_choices_beside_others_say_what_they_say_alone(engine, at_once, first):
+    kinds = [None, Constraint(choices=CHOICES), Constraint(regex="[a-c]{3}")]
+    requests = [
+        Request(golden.conversation(case), Sampling(12, temperature=0), kinds[(n + first) % 3])
+        for n, case in enumerate(["image_text", "text_only", "image_second_turn"] * 3)
+    ]
+    alone = [answers(engine, [each])[0] for each in requests]
+    stream = engine.stream(iter(requests), at_once)
+    found = {e.row: e.generation for e in stream if isinstance(e, Finished)}
+    assert [found[row].text for row in range(9)] == [each.text for each in alone]
+    assert [found[row].choices.keys() for row in range(9)] == [
+        each.choices.keys() for each in alone
+    ]
+    for row, each in enumerate(alone):
+        assert found[row].choices == pytest.approx(each.choices, rel=1e-3)
+
+
+def test_memory_that_runs_out_while_choices_are_scored_drops_the_prompt_before(monkeypatch):
+    engine = local.load(resolve(golden.CHECKPOINT), keep=0)
+    requests = [
+        Request(golden.conversation(case), Sampling(64, temperature=0), Constraint(choices=CHOICES))
+        for case in ("image_text", "text_only")
+    ]
+    expected = answers(engine, requests)
+    real, calls = local.scored, []
+
+    def fail_once(*terms):
+        calls.append(len(terms) > 6 and terms[6] is not None)
+        if calls[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+        return real(*terms)
+
+    monkeypatch.setattr(local, "scored", fail_once)
+    assert [each.text for each in answers(engine, requests)] == [each.text for each in expected]
+    assert calls == [False, True, False]
+
+
 def test_choices_have_the_same_probabilities_on_a_split():
     alone = ask(local.load(resolve(golden.CHECKPOINT)), choices=CHOICES)
     with VirtualGPUs("3x2GiB"):
