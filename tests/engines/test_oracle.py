@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
+import shutil
 
 import golden
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from glm4v_magic.checkpoints import resolve
+from glm4v_magic.checkpoints.glm4v_9b.layout import weight_shapes
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.events import Finished
 from glm4v_magic.core.options import Sampling
@@ -48,6 +52,7 @@ AT_ONCE = (1, 2, 3, 8)
 KEPT = (0, 2**24)
 ALL = list(itertools.product(PLACES, OPTIONS, AT_ONCE, KEPT))
 SAMPLE = random.Random(13).sample(ALL, 10)
+IN_4BIT = list(itertools.product(OPTIONS, AT_ONCE, KEPT))
 
 
 def chats() -> list[Conversation]:
@@ -74,13 +79,20 @@ def requests(option: str) -> list[Request]:
     ]
 
 
-@pytest.fixture(scope="module")
-def oracle():
-    """Return what `generate` says to the requests of an option: text and number of tokens."""
-    engine = local.load(resolve(golden.CHECKPOINT), keep=0)
-    known: dict[str, list[tuple[str, int]]] = {}
+class Oracle:
+    """What `generate` says to the requests of an option: text and number of tokens."""
 
-    def generate(request: Request) -> tuple[str, int]:
+    def __init__(self, engine):
+        self.engine = engine
+        self._known: dict[str, list[tuple[str, int]]] = {}
+
+    def __call__(self, option: str) -> list[tuple[str, int]]:
+        if option not in self._known:
+            self._known[option] = [self._said(each) for each in requests(option)]
+        return self._known[option]
+
+    def _said(self, request: Request) -> tuple[str, int]:
+        engine = self.engine
         config = call_config(engine.defaults, request.sampling, engine.require_room(request))
         inputs = engine.processor([request.conversation])
         torch.manual_seed(request.sampling.seed or 0)
@@ -90,12 +102,27 @@ def oracle():
         text = engine.processor.decode(ids).rstrip("\ufffd")
         return text.rstrip() if request.conversation.unfinished else text.strip(), len(ids)
 
-    def said(option: str) -> list[tuple[str, int]]:
-        if option not in known:
-            known[option] = [generate(each) for each in requests(option)]
-        return known[option]
 
-    return said
+@pytest.fixture(scope="module")
+def oracle():
+    return Oracle(local.load(resolve(golden.CHECKPOINT), keep=0))
+
+
+@pytest.fixture(scope="module")
+def in_4bit(tmp_path_factory):
+    """An oracle on the CPU in 4 bit, whose layers are whole blocks of 64 inputs."""
+    pytest.importorskip("bitsandbytes")
+    folder = tmp_path_factory.mktemp("4bit") / "model"
+    shutil.copytree(golden.CHECKPOINT, folder)
+    config = json.loads((folder / "config.json").read_text()) | {"ffn_hidden_size": 192}
+    (folder / "config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: torch.ones(shape) if "norm" in name else torch.randn(shape, generator=generator) / 8
+        for name, shape in weight_shapes(config).items()
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return Oracle(local.load(resolve(folder), Placement(quantize="4bit"), keep=0))
 
 
 def agree(oracle, place: str, option: str, at_once: int, keep: int) -> None:
@@ -109,23 +136,86 @@ def agree(oracle, place: str, option: str, at_once: int, keep: int) -> None:
                                                              execution_map=runs),
             keep=keep,
         )  # fmt: skip
-        asked, expected = requests(option), oracle(option)
-        for seed in (1, 2):
-            order = list(range(len(asked)))
-            random.Random(seed).shuffle(order)
-            found = {
-                order[event.row]: (event.generation.text, event.generation.usage.new_tokens)
-                for event in engine.stream([asked[row] for row in order], at_once)
-                if isinstance(event, Finished)
-            }
-            assert [found[row] for row in range(len(asked))] == expected
+        same_twice(engine, oracle, option, at_once)
         assert not gpus.problems
         engine.close()
+
+
+def same_twice(engine, oracle, option: str, at_once: int) -> None:
+    asked, expected = requests(option), oracle(option)
+    for seed in (1, 2):
+        order = list(range(len(asked)))
+        random.Random(seed).shuffle(order)
+        found = {
+            order[event.row]: (event.generation.text, event.generation.usage.new_tokens)
+            for event in engine.stream([asked[row] for row in order], at_once)
+            if isinstance(event, Finished)
+        }
+        assert [found[row] for row in range(len(asked))] == expected
+
+
+def agree_in_4bit(oracle, option: str, at_once: int, keep: int) -> None:
+    engine = oracle.engine
+    assert any("4bit" in type(module).__name__ for module in engine.model.modules())
+    engine.kept.clear()
+    engine.kept.budget = keep
+    same_twice(engine, oracle, option, at_once)
+    engine.kept.budget = 0
+    engine.kept.clear()
 
 
 @pytest.mark.parametrize(("place", "option", "at_once", "keep"), SAMPLE, ids=str)
 def test_a_sample_of_all_combinations(oracle, place, option, at_once, keep):
     agree(oracle, place, option, at_once, keep)
+
+
+@pytest.mark.parametrize(
+    ("option", "at_once", "keep"), random.Random(13).sample(IN_4BIT, 4), ids=str
+)
+def test_a_sample_in_4bit(in_4bit, option, at_once, keep):
+    agree_in_4bit(in_4bit, option, at_once, keep)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("option", "at_once", "keep"), IN_4BIT, ids=str)
+def test_all_in_4bit(in_4bit, option, at_once, keep):
+    agree_in_4bit(in_4bit, option, at_once, keep)
+
+
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt. inputs will be cast")
+@pytest.mark.parametrize("at_once", [1, 8])
+@pytest.mark.parametrize("keep", KEPT)
+def test_in_8bit_each_token_is_as_likely_as_in_one_forward(at_once, keep):
+    """Activations are rounded to 8 bit: a change of 1e-7 becomes one of a step, in `generate`, too.
+
+    So there are no same ids; but no token is read at a wrong place, or with a wrong cache.
+    """
+    pytest.importorskip("bitsandbytes")
+    engine = local.load(resolve(golden.CHECKPOINT), Placement(quantize="8bit"), keep=keep)
+    asked = [
+        Request(chat, Sampling(6 + row, temperature=0, logprobs=0))
+        for row, chat in enumerate(chats())
+    ]
+    for _ in range(2):  # the second time, what was read is kept
+        found = {
+            event.row: event.generation
+            for event in engine.stream(asked, at_once)
+            if isinstance(event, Finished)
+        }
+        for row, request in enumerate(asked):
+            tokens = found[row].tokens
+            inputs = engine.processor([request.conversation])
+            prompt = inputs.pop("input_ids")
+            inputs.pop("attention_mask")
+            ids = torch.cat((prompt, torch.tensor([[token.id for token in tokens]])), dim=1)
+            with torch.inference_mode():
+                logits = engine.model(
+                    input_ids=ids, attention_mask=torch.ones_like(ids), **inputs
+                ).logits[0, prompt.shape[1] - 1 : -1]
+            own = logits.float().log_softmax(-1).gather(1, ids[0, prompt.shape[1] :, None])[:, 0]
+            told = torch.tensor([token.logprob for token in tokens])
+            assert (told - own).abs().median() < 0.1
+            assert (told - own).abs().max() < 1
 
 
 @pytest.mark.nightly

@@ -111,7 +111,9 @@ def test_columns_that_no_row_uses_are_dropped(plain):
     ]
     widths = []
     handle = plain.model.register_forward_pre_hook(
-        lambda _module, _args, options: widths.append(options["attention_mask"].shape[1]),
+        lambda _module, _args, options: widths.append(
+            options["past_key_values"].get_seq_length() + options["input_ids"].shape[1]
+        ),
         with_kwargs=True,
     )
     try:
