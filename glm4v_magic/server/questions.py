@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from glm4v_magic.calls.call import refuse_thinking
@@ -14,6 +14,7 @@ from glm4v_magic.core.conversation import Conversation, Message, Request, Role
 from glm4v_magic.core.errors import CheckpointError, ConversationError, ImageError, OptionError
 from glm4v_magic.core.options import Sampling, check, of_requests
 from glm4v_magic.engines import grammars
+from glm4v_magic.engines.thinking import CLOSE, OPEN
 from glm4v_magic.images import SourcedImage, to_image
 from glm4v_magic.outside import checked
 from glm4v_magic.server.protocol import ChatRequest, ResponseFormat, SentMessage, StructuredOutputs
@@ -67,7 +68,9 @@ def read_question(
     if asked.model is not None and asked.model != model:
         raise CheckpointError(f"There is no model {asked.model!r} here.", f"This is {model}.")
     options = asked.stream_options
-    request = Request(_conversation(asked), _sampling(asked, given), _constraint(asked))
+    request = Request(
+        _conversation(asked, thinks=bool(thinks)), _sampling(asked, given), _constraint(asked)
+    )
     refuse_thinking(request, model, thinks, efforts)
     return Question(
         request,
@@ -142,7 +145,7 @@ def _schema(asked: ResponseFormat | None) -> object:
     return {"type": "object"} if asked.json_schema is None else asked.json_schema.json_schema
 
 
-def _conversation(asked: ChatRequest) -> Conversation:
+def _conversation(asked: ChatRequest, *, thinks: bool) -> Conversation:
     if not asked.messages:
         raise ConversationError("The request has no messages.")
     goes_on = bool(asked.continue_final_message)
@@ -150,6 +153,8 @@ def _conversation(asked: ChatRequest) -> Conversation:
         _message(message, number, goes_on and number == len(asked.messages))
         for number, message in enumerate(asked.messages, start=1)
     ]
+    if goes_on and thinks:
+        messages[-1] = _thinking_apart(messages[-1])
     if messages[-1].role != ("assistant" if goes_on else "user"):
         raise ConversationError(
             f"The last message is of the role {messages[-1].role!r}.",
@@ -166,6 +171,14 @@ def _message(given: SentMessage, number: int, unfinished: bool) -> Message:
     if role != "assistant":
         text = text.strip() if images else require_text(text)
     return Message(role, text, images, complete=not unfinished)
+
+
+def _thinking_apart(begun: Message) -> Message:
+    """Return the beginning of an answer with its thinking, which is in its text, kept apart."""
+    if not begun.text.startswith(OPEN):
+        return begun
+    thinking, _, text = begun.text.removeprefix(OPEN).partition(CLOSE)
+    return replace(begun, thinking=thinking, text=text)
 
 
 def _image(url: str | None, source: str) -> SourcedImage:

@@ -147,6 +147,26 @@ def test_the_thinking_of_a_model_that_thinks(native):
     session.unload()
 
 
+@pytest.mark.parametrize("first", [4, 24])
+def test_thinking_that_goes_on(native, first):
+    """The answer is stopped in its thinking, or behind it."""
+    said = "\n<think>\nOne or two?</think>\nTwo, or three, or four of them."
+    session = Session().load(native("glm46v"))
+    asked = {"temperature": 0, "repetition_penalty": 1.0}
+    with serving(session.engine, "m") as server:
+        remote = Session().load(server.url)
+        answers = []
+        for each in (session, remote):
+            with tiny_native.Says(session.engine, said):
+                begun = each.ask("What?", **asked, max_tokens=first)
+            assert bool(begun.text) == (first == 24)
+            answers.append(each.carry_on(**asked, max_tokens=8))
+        remote.unload()
+    session.unload()
+    here, there = answers
+    assert (there.thinking, there.text) == (here.thinking, here.text)
+
+
 def test_the_effort_of_a_model_that_has_the_choice(native):
     session = Session().load(native("glm5_next"))
     asked = {"temperature": 0, "repetition_penalty": 1.0, "max_tokens": 8}
