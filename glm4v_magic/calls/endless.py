@@ -7,7 +7,6 @@ on are followed; of any other, and of references to elsewhere, it is assumed tha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import Any
 from urllib.parse import unquote
 
@@ -99,9 +98,8 @@ def _items(schema: Mapping[str, Any]) -> Iterator[Any]:
     items, least = schema.get("items", True), schema.get("minItems", 0)
     first = items if isinstance(items, list) else _listed(schema, "prefixItems")
     rest = schema.get("additionalItems", True) if isinstance(items, list) else items
-    count = int(least) if isinstance(least, int | float) else 0
-    yield from islice(first, count)
-    if count > len(first):
+    yield from (each for number, each in enumerate(first) if number < least)
+    if least > len(first):
         yield rest
 
 

@@ -467,7 +467,7 @@ class AnswerForm:
         "backreference.",
         _FORMED,
         "a regular expression",
-        lambda value: value != "",
+        lambda value: value != "" and _is_unicode(value),
         metavar="PATTERN",
         example="[0-9]{4}",
     )

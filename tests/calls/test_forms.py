@@ -6,7 +6,14 @@ import re
 
 import pytest
 
-from glm4v_magic.calls.forms import check_schema, correction, find_code, find_json, violation
+from glm4v_magic.calls.forms import (
+    check_schema,
+    correction,
+    find_code,
+    find_json,
+    form_of,
+    violation,
+)
 from glm4v_magic.core.errors import FormatError, OptionError
 
 COLOUR = {
@@ -157,6 +164,8 @@ ENDING = [
     {**NODE, "type": "string"},
     {"properties": {"$ref": {"type": "string"}}, "required": ["$ref"], "type": "object"},
     {"$ref": "#/nowhere"},
+    {"type": "array", "minItems": 1e300},
+    {"type": "array", "minItems": 10**9, "items": {"type": "null"}},
     {"$ref": "http://example.org/#"},
     {"type": "array", "items": {"$ref": "#/$defs/x"}, "minItems": 1, "$defs": {"x": {}}},
 ]  # fmt: skip
@@ -172,6 +181,11 @@ def test_a_schema_that_no_finite_json_follows_is_one_clear_line(schema):
 @pytest.mark.parametrize("schema", ENDING, ids=str)
 def test_recursive_schemas_that_can_end_are_taken(schema):
     assert check_schema(schema) == schema
+
+
+def test_a_regex_that_is_no_text_is_one_clear_line():
+    with pytest.raises(OptionError, match="must be a regular expression"):
+        form_of(regex="\ud800")
 
 
 def test_many_references_are_followed_together():
