@@ -129,11 +129,11 @@ def _form_of_text(
     regex: str | None,
 ) -> Form:
     """Return the form for choices or a regular expression."""
-    what = "choices" if regex is None else "regex"
+    what, either = ("choices", "choices") if regex is None else ("regex", "a regex")
     if choices is not None and regex is not None:
         raise OptionError("An answer has either choices or a regex.", "Leave one of them out.")
     if schema is not None:
-        raise OptionError(f"An answer has either {what} or a schema.", "Leave one of them out.")
+        raise OptionError(f"An answer has either {either} or a schema.", "Leave one of them out.")
     name = format or ("markdown" if regex is None else "text")
     check("format", name)
     if name in ("json", "code"):

@@ -40,18 +40,23 @@ def asked(text: str, task: str | None, schema: object = None) -> str:
     return OCR_PROMPTS[task]
 
 
-def refuse_task(task: str | None, model: str, tasks: Collection[str] | None) -> None:
-    """Raise OptionError if a model was not trained on a task.
+def refuse_task(task: str | None, model: str, tasks: Collection[str] | None, images: int) -> None:
+    """Raise OptionError if a model was not trained on a task, or there is no image for it.
 
     Args:
         task: the task that is asked for, if any.
         model: name of the model.
         tasks: its tasks; ``None`` if a server does not tell.
+        images: number of images of the conversation.
     """
     if task is not None and tasks is not None and task not in tasks:
         raise OptionError(
             f"{model} has no task {task}: the tasks are those of GLM-OCR.",
             "Ask it a question in your own words.",
+        )
+    if task is not None and not images:
+        raise OptionError(
+            f"The task {task} reads an image, and there is none.", "Name one, before the task."
         )
 
 

@@ -59,7 +59,10 @@ def resolve_images(
 def count_images(
     words: Sequence[str], namespace: Mapping[str, object], *, base: Path | None = None
 ) -> int:
-    """Count the images of `words` without reading any: files of patterns, items of variables."""
+    """Count the images of `words` without reading any: files of patterns, items of variables.
+
+    A word that names nothing counts as none: what is wrong with it is said when it is read.
+    """
     folder = Path.cwd() if base is None else base
     return sum(_count(word, namespace, folder) for word in words)
 
@@ -68,9 +71,11 @@ def _count(word: str, namespace: Mapping[str, object], base: Path) -> int:
     value = namespace.get(word)
     if isinstance(value, list | tuple):
         return len(value)
-    if word in namespace or is_uri(word) or exists(word, base) or is_lookup(word, namespace):
+    if word in namespace or is_uri(word) or word == CLIPBOARD or is_lookup(word, namespace):
         return 1
-    return len(matches(word, base)) or 1
+    if exists(word, base) or exists(name_and_page(word)[0], base):
+        return 1
+    return len(matches(word, base))
 
 
 def _quotes_missing(words: Sequence[str], index: int, base: Path) -> str:

@@ -31,7 +31,7 @@ from glm4v_magic.core.remarks import Text
 from glm4v_magic.images.files import entries, matches, natural, path_of, suffixes_in
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.messages import one_line
-from glm4v_magic.images.pdf import SUFFIX, count_pages, named
+from glm4v_magic.images.pdf import SUFFIX, count_pages, name_and_page, named
 
 __all__ = [
     "Items",
@@ -165,10 +165,16 @@ def items_of(
     return items
 
 
-def files_of(text: str, base: Path | None = None) -> Items:
+def files_of(text: str, base: Path | None = None, page: int | None = None) -> Items:
     """Return the images in a folder, or the files of a pattern: 2.png stands before 10.png.
 
-    Each page of a PDF document is an image, and one document alone may be given, too.
+    Each page of a PDF document is an image, and one document or page alone may be given, too.
+
+    Args:
+        text: a folder, a pattern, ``paper.pdf`` or ``paper.pdf#page=3``.
+        base: the folder of relative paths; the current one by default.
+        page: the only page of each document, which whoever reads the items then names; each page
+            is an item by default.
 
     Raises:
         OptionError: if there is no such folder, or no such file.
@@ -190,8 +196,10 @@ def files_of(text: str, base: Path | None = None) -> Items:
                 f"The folder {shown} holds no images.", "An image is a file such as *.png or *.jpg."
             )
     elif place.suffix.lower() == SUFFIX and place.is_file():
-        values, names = _pages_of(text, count_pages(place, text))
+        values, names = _pages_of(text, count_pages(place, text), page)
         return Items(text, values, names, kind="images")
+    elif _is_page(text, folder):
+        return Items(text, (text,), (_name_of_page(*name_and_page(text)),), kind="images")
     elif place.is_file():
         raise OptionError(f"{shown} is one file.", _ACCEPTED)
     else:
@@ -199,25 +207,37 @@ def files_of(text: str, base: Path | None = None) -> Items:
         if not found:
             raise _no_items(text, folder)
     found.sort(key=natural)
-    parts = [_rows_of(each, folder) for each in found]
+    parts = [_rows_of(each, folder, page) for each in found]
     values, names = (tuple(chain(*lists)) for lists in zip(*parts, strict=True))
     return Items(text, values, names, kind="images")
 
 
-def _rows_of(file: str, folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _rows_of(file: str, folder: Path, page: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the items that a file is, and their names: itself, or the pages of a PDF document."""
     if file.lower().endswith(SUFFIX):
         try:
-            return _pages_of(file, count_pages(path_of(file, folder), file))
+            return _pages_of(file, count_pages(path_of(file, folder), file), page)
         except ImageError:
             pass  # its row will say what is wrong with it
     return (file,), (file,)
 
 
-def _pages_of(file: str, count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return each page of a PDF document as an item, and its name."""
+def _pages_of(file: str, count: int, page: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return each page of a PDF document as an item, and its name; or the document, for one."""
+    if page is not None:
+        return (file,), (_name_of_page(file, page),)
     pages = range(1, count + 1)
-    return tuple(named(file, page) for page in pages), tuple(f"{file}, page {n}" for n in pages)
+    return tuple(named(file, n) for n in pages), tuple(_name_of_page(file, n) for n in pages)
+
+
+def _name_of_page(file: str, page: int | None) -> str:
+    return f"{file}, page {page}"
+
+
+def _is_page(text: str, folder: Path) -> bool:
+    """Tell whether a text is a page of a document that is there: ``paper.pdf#page=3``."""
+    file, page = name_and_page(text)
+    return page is not None and file.lower().endswith(SUFFIX) and path_of(file, folder).is_file()
 
 
 def _listed(folder: Path, shown: str) -> list[str]:

@@ -148,7 +148,7 @@ def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
     except UsageError as error:
         raise OptionError(f"{_capitalised(str(error))}.", _help_of(parser)) from None
     except OptionError as error:
-        error.what = _capitalised(error.what)
+        error.what = f"{_capitalised(error.what).rstrip('.')}."
         error.hint = f"{error.hint} {_help_of(parser)}".lstrip()
         raise
     for word in rest:

@@ -165,7 +165,7 @@ def from_json(
 
 
 def to_markdown(conversation: Conversation, name: str = UNNAMED) -> str:
-    """Write a chat for reading; images are named, not shown."""
+    """Write a chat for reading; images and videos are named, not shown."""
     title = f"# {name}\n\n" if name else ""
     return title + "\n".join(_paragraphs(conversation)).rstrip() + "\n"
 
@@ -228,6 +228,9 @@ def _paragraphs(conversation: Conversation) -> Iterator[str]:
         for image in message.images:
             width, height = image.original_size
             yield f"*{image.source}, {width} x {height} px*\n"
+        for video in message.videos:
+            width, height = video.size
+            yield f"*{video.source}, {width} x {height} px, video*\n"
         if message.thinking:
             yield _folded(message.thinking)
         yield f"{message.text}\n"

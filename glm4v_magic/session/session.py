@@ -524,7 +524,7 @@ class Session:
         bare = Request(Conversation(), terms.sampling)
 
         def refuse(model: _Asked) -> None:
-            refuse_task(terms.task, model.name, model.tasks)
+            refuse_task(terms.task, model.name, model.tasks, at_least)
             refuse_thinking(bare, model.name, model.thinks, model.efforts)
             refuse_more_than(model.max_images, at_least, model.name, "each row")
 
@@ -663,7 +663,8 @@ class Session:
         """Make a call and add its answer to the chat."""
 
         def refuse(model: _Asked) -> None:
-            refuse_task(call.terms.task, model.name, model.tasks)
+            given = len(call.conversation.images)
+            refuse_task(call.terms.task, model.name, model.tasks, given)
             refuse_thinking(call.request, model.name, model.thinks, model.efforts)
             refuse_too_many(call.conversation, model.name, model.max_images)
             if call.conversation.videos:

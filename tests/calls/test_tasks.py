@@ -78,8 +78,8 @@ def test_what_cannot_be_asked_is_refused(text, task, schema, said):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_other_models_refuse_by_name(task):
-    refuse_task(task, "a server's", None)
-    refuse_task(task, "GLM-OCR", TASKS)
-    refuse_task(None, "demo", ())
+    refuse_task(task, "a server's", None, 1)
+    refuse_task(task, "GLM-OCR", TASKS, 1)
+    refuse_task(None, "demo", (), 0)
     with pytest.raises(OptionError, match=f"demo has no task {task}: the tasks are those of GLM"):
-        refuse_task(task, "demo", ())
+        refuse_task(task, "demo", (), 1)

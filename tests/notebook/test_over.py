@@ -448,6 +448,19 @@ def test_each_page_of_a_document(run, shell, tiny, tmp_path, monkeypatch):
     document.save("paper.pdf")
     run("%%glm4v --over paper.pdf --max-tokens 2 --temperature 0\nWhat?")
     assert [row.name for row in shell.user_ns["_"]] == [f"paper.pdf, page {n}" for n in (1, 2, 3)]
+    for one in (
+        "paper.pdf --page 3",
+        "paper.pdf#page=3",
+        "paper.pdf#page=3 --page 3",
+        ". --page 3",
+    ):
+        said = run(f"%%glm4v --over {one} --max-tokens 2 --temperature 0\nWhat?")
+        assert "1 of 1 row answered" in said
+        (row,) = shell.user_ns["_"]
+        assert row.name.removeprefix("./") == "paper.pdf, page 3"
+    said = run("%%glm4v --over paper.pdf --page 4\nWhat?", fails=True)
+    assert "paper.pdf has 3 pages, and no page 4." in said
+    assert "neither a variable nor a folder" in run("%%glm4v --over b.pdf#page=3\nIt?", fails=True)
     said = run("%%glm4v paper.pdf --page 2 --max-tokens 2 --temperature 0\nWhat?")
     assert "paper.pdf, page 2, 250 x 167 px" in said
     said = run("%%glm4v paper.pdf --page 4\nWhat?", fails=True)

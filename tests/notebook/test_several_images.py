@@ -51,7 +51,14 @@ def test_a_list_of_500_is_refused():
 def test_what_is_counted_is_not_read(photos):
     names = {"one": object(), "three": [1, 2, 3], "f": lambda: 1 / 0}
     words = ["one", "three", "photos/*.png", "a.png", "f()", "https://x.invalid/a.png", "gone.*"]
-    assert count_images(words, names) == 1 + 3 + 3 + 1 + 1 + 1 + 1
+    assert count_images(words, names) == 1 + 3 + 3 + 1 + 1 + 1 + 0
+
+
+def test_a_name_that_is_missing_is_said_before_the_number_of_images(run, shell, photos):
+    run("%glm4v load demo")
+    (photos / "a.png").rename(photos / "my photo.png")
+    said = run("%%glm4v my photo.png\nWhat is it?", fails=True)
+    assert 'A name with spaces goes in quotes: "my photo.png".' in said
 
 
 def test_more_than_the_model_takes_are_refused_before_any_is_decoded(run, shell, photos):

@@ -72,6 +72,13 @@ def test_a_question_beside_the_task_is_refused(shell):
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("line", ["", "--preview"])
+def test_a_task_without_an_image_is_refused(shell, line):
+    said = run(shell, f"%%glm4v {line} --task text")
+    assert "The task text reads an image, and there is none." in said
+    assert "Traceback" not in said
+
+
 def test_another_model_refuses_by_name_before_it_is_loaded(tmp_path):
     with ipython_shell(tmp_path) as shell:
         shell.run_line_magic("load_ext", "glm4v_magic")

@@ -49,6 +49,13 @@ def test_a_cell_shows_the_frames_with_their_times(loaded, shell):
     assert "clip.mp4, 64 x 48 px" in loaded("%glm4v history")
 
 
+def test_a_chat_file_for_reading_names_the_video(loaded, clip):
+    loaded(f"%%glm4v clip.mp4 --fps 2 {SMALL}\nWhat happens?")
+    assert "Write the chat as .md, which names it." in loaded("%glm4v export a.json", fails=True)
+    loaded("%glm4v export a.md")
+    assert "*clip.mp4, 64 x 48 px, video*" in clip.with_name("a.md").read_text()
+
+
 def test_an_array_in_a_variable_is_a_video(loaded, shell):
     shell.user_ns["scene"] = np.zeros((3, 40, 60, 3), np.uint8)
     said = loaded(f"%%glm4v scene --fps 2 {SMALL}\nWhat happens?")
@@ -73,7 +80,7 @@ def test_a_preview_counts_the_frames(loaded):
         ("gone.mp4", "gone.mp4: no such file"),
         ("text.mp4", "text.mp4 is damaged or no video"),
         ("clip.mp4 --fps 0", "must be a number above 0"),
-        ("clip.mp4 --from x", "'x' is not a time"),
+        ("clip.mp4 --from x", "'x' is not a time, such as 80 or 1:20. See %glm4v help."),
         ("--to 1:00", "--to is about a video, and there is none on this line"),
         ("--over clip.mp4 --fps 1", "--fps is about a video, which --over does not take"),
     ],

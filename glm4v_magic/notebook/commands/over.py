@@ -50,7 +50,7 @@ def over(
     """
     _refuse_options_of_a_chat(arguments)
     form = form_asked(arguments, names)
-    items = named_items(arguments.over, names)
+    items = named_items(arguments.over, names, arguments.page)
     with_images = bool(images) or are_images(prompt, items, raw=arguments.raw)
     for option in ("page", "crop"):
         if getattr(arguments, option) is not None and not with_images:
@@ -163,11 +163,11 @@ def _refuse_if_all_failed(context: Context, result: object, name: str | None, bo
         raise InputError(f"{few} failed; the first: {worded(rows[0].failure or '', CELL)}")
 
 
-def named_items(word: str, names: Mapping[str, Any]) -> Items:
+def named_items(word: str, names: Mapping[str, Any], page: int | None = None) -> Items:
     """Return what a word stands for: a variable, a folder, an expression, a list, a pattern.
 
     ``df.image`` and ``df["image"]`` are the column of a DataFrame whose other columns the prompt
-    can use.
+    can use. Of documents among the files, `page` is the only one.
 
     Raises:
         InputError: if it stands for no items.
@@ -180,7 +180,7 @@ def named_items(word: str, names: Mapping[str, Any]) -> Items:
     if written is not None:
         return items_of(written, word)
     try:
-        return files_of(word)
+        return files_of(word, page=page)
     except OptionError as error:
         error.hint = _begun(word) or error.hint
         raise

@@ -91,5 +91,5 @@ def show_preview(context: Context, conversation: Conversation, task: str | None 
     from glm4v_magic.session.preview import preview
 
     checkpoint = resolve(context.model, revision=context.session.status().choice.revision)
-    refuse_task(task, checkpoint.name, checkpoint.tasks)
+    refuse_task(task, checkpoint.name, checkpoint.tasks, len(conversation.images))
     show(preview_bundle(preview(checkpoint, conversation)))
