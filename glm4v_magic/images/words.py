@@ -70,7 +70,8 @@ def count_images(
 def _count(word: str, namespace: Mapping[str, object], base: Path) -> int:
     value = namespace.get(word)
     if isinstance(value, list | tuple):
-        return len(value)
+        # A number is no image, which is said when it is read.
+        return sum(not isinstance(each, int | float) for each in value)
     if word in namespace or is_uri(word) or word == CLIPBOARD or is_lookup(word, namespace):
         return 1
     if exists(word, base) or exists(name_and_page(word)[0], base):
