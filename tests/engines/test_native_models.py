@@ -217,7 +217,7 @@ def test_what_was_seen_and_counted(engines):
     assert answer.usage.text_tokens == len(encoded.ids) - 93
     info = engines("glm46v").info
     assert (info.max_images, info.image_size, info.visual_tokens) == (None, None, None)
-    assert (info.thinks, info.takes_video) == (True, False)
+    assert (info.thinks, info.takes_video) == (True, True)
 
 
 @pytest.mark.parametrize("kind", KINDS)

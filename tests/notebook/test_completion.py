@@ -68,7 +68,7 @@ def offered(tmp_path, monkeypatch):
         ("%%glm4v --cont", ["--continue"]),
         ("%%glm4v --over ", ["cats", "df", "photos/"]),
         ("%%glm4v --over df.im", ["df.image"]),
-        ("%%glm4v --fr", ["--fresh"]),
+        ("%%glm4v --fr", ["--fresh", "--from"]),
         ("%glm4v continue --thinking o", ["on", "off"]),
         ("%glm4v history ", ["cats"]),
         ("%glm4v reset c", ["cats"]),
