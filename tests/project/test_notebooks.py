@@ -241,9 +241,11 @@ def test_a_server_answers_as_the_model_in_this_process():
 
 
 def test_machine_paths_are_recognised():
-    for text in ("in /home/me/x.py", "'/tmp/x'", r"at C:\Users", '"/root/.cache"'):
-        assert OF_A_MACHINE.search(text)
-    for text in ("https://host/home/x", "../tmp/x", "model/work/x", "1/2"):
+    for folder in ("home", "mnt", "private", "root", "tmp", "Users"):
+        for text in (f"in /{folder}/x.py", f"'/{folder}/x'", f'"/{folder}/.cache"'):
+            assert OF_A_MACHINE.search(text)
+    assert OF_A_MACHINE.search(r"at C:\Users")
+    for text in ("https://host/home/x", "../tmp/x", "model/tmp/x", "1/2"):
         assert not OF_A_MACHINE.search(text)
 
 
