@@ -1,4 +1,4 @@
-"""Ask images questions in a notebook cell, on GLM-4V-9B.
+"""Ask GLM vision models about images in a notebook cell.
 
 In a notebook::
 

@@ -82,7 +82,7 @@ def json_value(
         what: what it is called in messages.
         error: what is raised.
         hint: what to do next.
-        unique: whether a key that an object has twice is refused; the last one counts otherwise.
+        unique: whether an object with a repeated key is refused; otherwise its last value counts.
 
     Raises:
         error: if `text` is not JSON, nested deeper than the parser goes, or repeats a key.
@@ -113,7 +113,7 @@ def json_object(
     """Parse a JSON object; see `json_value`.
 
     Raises:
-        error: as there, or if `text` is JSON of another kind.
+        error: as `json_value`, or if the JSON is not an object.
     """
     content = json_value(text, what, error, hint, unique=unique)
     if not isinstance(content, dict):
@@ -123,13 +123,13 @@ def json_object(
 
 @dataclass(frozen=True, slots=True)
 class FileKind:
-    """A kind of JSON file that this package writes, whose object tells what it is.
+    """A kind of JSON file that this package writes, marked by two keys of its object.
 
     Attributes:
-        format: the value of its key ``format``.
-        version: the value of its key ``version``, and the only one that is read.
-        noun: what it is called in messages: ``a plan``.
-        hint: what to do next with a file that is none.
+        format: value of the key ``format``.
+        version: value of the key ``version``; files of other versions are refused.
+        noun: what such a file is called in messages: ``a plan``.
+        hint: what to do next if a file is of another kind.
     """
 
     format: str
@@ -138,14 +138,14 @@ class FileKind:
     hint: str = ""
 
     def head(self) -> dict[str, Any]:
-        """The keys that say what the file is."""
+        """The two keys that mark a file of this kind."""
         return {"format": self.format, "version": self.version}
 
     def content(self, text: str | bytes, what: str, error: type[Glm4vError]) -> dict[str, Any]:
-        """Parse such a file, and return its object without `head`.
+        """Parse a file of this kind, and return its object without `head`.
 
         Raises:
-            error: if `text` is not such a file, or is one of another version.
+            error: if `text` is of another kind or version.
         """
         found = json_value(text, what, error, self.hint)
         if not isinstance(found, dict) or found.get("format") != self.format:
@@ -159,11 +159,11 @@ class FileKind:
 def checked(
     shape: type[T], content: object, what: str, error: type[Glm4vError], hint: str = ""
 ) -> T:
-    """Check what was parsed from JSON, and return it in its shape.
+    """Check parsed JSON, and return it as an instance of `shape`.
 
     Args:
-        shape: a frozen dataclass, all of whose fields are taken strictly and which takes no
-            others; or a pydantic model, which says itself what it takes.
+        shape: a frozen dataclass, whose fields are checked strictly and whose unknown keys are
+            refused; or a pydantic model, which has rules of its own.
         content: parsed JSON.
         what: what it is called in messages.
         error: what is raised.
@@ -203,7 +203,7 @@ def _adapter(shape: type) -> TypeAdapter[Any]:
 
 
 def _fault(found: ErrorDetails) -> str:
-    """Return in one line what is wrong: ``lacks 'model'``."""
+    """Return what is wrong, in one line: ``lacks 'model'``."""
     place = _place(found["loc"])
     kind = found["type"]
     if kind in ("missing", "missing_argument"):

@@ -25,7 +25,7 @@ __all__ = ["torch_state_kept"]
 
 @contextlib.contextmanager
 def torch_state_kept() -> Iterator[None]:
-    """Restore torch's state if an error or interrupt ends the context; also a decorator.
+    """Restore torch's state if an error or interrupt ends the context. Also usable as a decorator.
 
     The state: default dtype and device, whether gradients are recorded, active modes, and the
     CPU's random state.
@@ -75,7 +75,7 @@ def _restore(
 
 
 def _comes_of_interrupt(error: BaseException, outer: BaseException | None) -> bool:
-    """Tell whether an interrupt caused `error`; the earlier one, `outer`, does not count."""
+    """Tell whether an interrupt caused `error`, one before the earlier `outer` not counted."""
     each: BaseException | None = error
     while each is not None and each is not outer:
         if isinstance(each, KeyboardInterrupt):

@@ -47,7 +47,7 @@ class ImageAnswer(Answer):
     def crop(self, number: int) -> Image.Image:
         """Return the part of an image that is in a box.
 
-        Rows of a map keep small copies of their images, and so the part is small, too.
+        Rows of a map keep small copies of their images, so there the part is small, too.
 
         Args:
             number: index of the box in `boxes`.

@@ -1,6 +1,6 @@
 """Boxes and points in an answer: numbers from 0 to 1000 -> pixels of the original image.
 
-What is found, as GLM-4.1V, GLM-4.5V and GLM-4.6V write it:
+These forms are found, as GLM-4.1V, GLM-4.5V and GLM-4.6V write them:
 
 1. JSON objects with ``bbox_2d`` (or ``bbox``) or ``point_2d`` (or ``point``), anywhere, with a
    ``label`` (or ``name``) and, if the model says so, the number of the image as ``image``.
@@ -42,7 +42,7 @@ _NESTED = re.compile(
 _BARE = re.compile(rf"\s*{_NUMBER}(?:[\s,]{{1,20}}{_NUMBER}){{3}}\s*", re.IGNORECASE)
 _NUMBERS = re.compile(_NUMBER, re.IGNORECASE)
 
-# An object without another in it. Strings may hold braces; what is longer is no box.
+# A JSON object without another in it; its strings may hold braces. Longer ones are not boxes.
 _OBJECT = re.compile(r'\{(?:[^{}"]|"(?:[^"\\\n]|\\.){0,1000}+"){1,2000}+\}')
 _BOX_KEYS, _POINT_KEYS = ("bbox_2d", "bbox"), ("point_2d", "point")
 _LABEL_KEYS = ("label", "name")
@@ -71,7 +71,7 @@ class Marks:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Numbers in an answer that are a box or a point.
+    """Numbers in an answer that may be a box or a point.
 
     Attributes:
         at: index of its first character.
@@ -89,13 +89,13 @@ class _Found:
 def marks(written: str, sizes: Sequence[tuple[int, int]], *, lists: bool = True) -> Marks:
     """Find the boxes and points in an answer.
 
-    Edges that are in the wrong order are put right, and boxes cut at the edges of their image. What
-    is outside of it, empty or not finite is left out. `Marks.fault` says how much of this happened.
+    Edges in the wrong order are swapped, and boxes are clipped to their image. Boxes and points
+    that are outside of it, empty or not finite are left out. `Marks.fault` counts all of these.
 
     Args:
         written: the answer as the model wrote it, with its tags.
-        sizes: width and height in pixels of each image of the conversation; there are no boxes
-            without.
+        sizes: width and height in pixels of each image of the conversation; without images there
+            are no boxes.
         lists: whether lists of lists outside of the tags are boxes.
     """
     if not sizes or not ("[" in written or TAG.search(written)):
@@ -121,7 +121,7 @@ def marks_of(conversation: Conversation, turn: int) -> Marks:
 
 
 def _found(written: str, lists: bool) -> Iterator[_Found]:
-    """Yield what may be a box or a point, by kind."""
+    """Yield candidates for boxes and points, one form after the other."""
     rest = list(written)
     for found in _OBJECT.finditer(written):
         told = list(_in_object(found[0], found.start()))
@@ -137,7 +137,7 @@ def _found(written: str, lists: bool) -> Iterator[_Found]:
 
 
 def _parts(text: str) -> Iterator[tuple[int, int, bool]]:
-    """Yield where the text between tags begins and ends, and whether it is that of a box."""
+    """Yield start and end of each text around and between tags, and whether it is between them."""
     at, is_tagged = 0, False
     for tag in TAG.finditer(text):
         yield at, tag.start(), is_tagged
@@ -179,7 +179,7 @@ def _float(value: float) -> float:
 
 
 def _label(value: object) -> str:
-    """Return a label on one line; what is no Unicode is U+FFFD."""
+    """Return a label on one line, with lone surrogates as U+FFFD."""
     text = value if isinstance(value, str) else json.dumps(value)
     whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     line = " ".join(printable(whole).split())
@@ -199,7 +199,7 @@ def _in_tags(text: str, at: int) -> Iterator[_Found]:
 def _in_prose(text: str, at: int) -> Iterator[_Found]:
     for nested in _NESTED.finditer(text):
         rows = [(each.start(), _numbers(each[0])) for each in _LIST.finditer(nested[0])]
-        # Other lists of lists are no boxes: a matrix, a table.
+        # Other lists of lists, such as a matrix or a table, are not boxes.
         if all(_could_be_box(numbers) for _, numbers in rows):
             for start, numbers in rows:
                 yield _Found(at + nested.start() + start, numbers)
@@ -233,7 +233,7 @@ class _Sorting:
     beyond: int = 0
 
     def take(self, found: _Found) -> None:
-        """Take the next one."""
+        """Add the next candidate, or count what is wrong with it."""
         if len(self.boxes) + len(self.points) == _MOST:
             self.beyond += 1
             return
@@ -247,7 +247,7 @@ class _Sorting:
             self._take_point(found, image)
 
     def marks(self) -> Marks:
-        """Return what was taken."""
+        """Return the boxes and points, with a sentence about what was wrong."""
         faults = [
             f"{number:,} {what}"
             for number, what in (

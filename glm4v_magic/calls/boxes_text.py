@@ -20,7 +20,7 @@ class MarkLine:
         name: its name on the images: its number from 1, and the label.
         place: its corners in pixels of the original image.
         image: where the image came from; empty if there is only one.
-        expression: where it is in the answer, in Python.
+        expression: Python expression for it, given the answer.
     """
 
     name: str

@@ -56,7 +56,7 @@ class Terms:
         sampling: sampling options.
         form: format of the answer.
         model: model to load if none was chosen yet.
-        constraint: what the engine is asked to follow while it writes; the form is checked anyway.
+        constraint: constraint that the engine is asked to follow; the form is checked in any case.
         task: task whose published prompt is the question, if any.
     """
 
@@ -141,7 +141,7 @@ def refuse_more_than(
 
 
 def refuse_video(model: str, takes_video: bool | None) -> None:
-    """Raise ConversationError if a model takes no video, or nobody knows that it does."""
+    """Raise ConversationError unless a model is known to take video."""
     if not takes_video:
         raise ConversationError(
             f"{model} takes no video.", "Ask about single frames of it, as images."
@@ -151,13 +151,13 @@ def refuse_video(model: str, takes_video: bool | None) -> None:
 def refuse_thinking(
     request: Request, model: str, thinks: bool | None, efforts: Sequence[str] = ()
 ) -> None:
-    """Raise an error if a model is to think that cannot, or as much as it has no choice to.
+    """Raise an error if a request asks for thinking, or an effort, that the model does not have.
 
     Args:
         request: the request.
         model: name of the model.
         thinks: whether the model thinks; ``None`` if a server does not tell.
-        efforts: efforts that its thinking can take.
+        efforts: names of the efforts that its thinking can take.
 
     Raises:
         OptionError: if the request asks for thinking, or limits it.
@@ -233,7 +233,7 @@ def answer_of(call: Call, generation: Generation, info: EngineInfo) -> ImageAnsw
 def generated(engine: Engine, request: Request) -> Generator[Piece, None, Generation]:
     """Send one request to an engine: yields the pieces, returns the whole generation.
 
-    Tags around boxes are not in the pieces, but in the generation.
+    The pieces come without the tags around boxes; the generation keeps them.
 
     Raises:
         GenerationInterrupted: on an interrupt, also one that is thrown in, with what was said
@@ -303,7 +303,7 @@ def correction_of(answer: Answer, call: Call, fault: FormatError) -> Request | N
 
 
 def corrected(first: Answer, second: Answer, what: str) -> Answer:
-    """Return the corrected answer; its usage is that of both, `what` was wrong in the first."""
+    """Return the second answer with the usage of both; `what` was wrong with the first."""
     return replace(
         first,
         text=second.text,

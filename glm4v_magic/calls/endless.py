@@ -1,7 +1,7 @@
-"""Schemas that no finite JSON follows, such as a list whose items must be such lists, at least one.
+"""Schemas that no finite JSON follows, such as a list that must hold at least one such list.
 
-A model that is held to such a schema writes until its token limit. The keywords that make JSON go
-on are followed; of any other, and of references to elsewhere, it is assumed that they let it end.
+A model that is held to such a schema writes until its token limit. Only keywords that demand more
+JSON are followed. All others, and references to other documents, are assumed to let it end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _TYPES = ("array", "object", "null")  # the last stands for all that hold nothin
 
 
 def endless(schema: Mapping[str, Any] | bool) -> str | None:
-    """Return a reference of a schema that goes on without end; ``None`` if JSON can follow it.
+    """Return a reference that never ends; ``None`` if finite JSON can follow the schema.
 
     Args:
         schema: a JSON Schema.
@@ -28,10 +28,10 @@ def endless(schema: Mapping[str, Any] | bool) -> str | None:
 
 
 class _Schema:
-    """A schema, and the targets of its references that finite JSON is known to follow.
+    """A schema, and those targets of its references that finite JSON is known to follow.
 
-    JSON that follows a target of references in the fewest levels does not hold another that follows
-    the same target. So targets that end are found level by level, until none is added.
+    The shallowest JSON that follows a target holds no other that follows the same target. So the
+    targets that end are found level by level, until none is added.
     """
 
     def __init__(self, root: Mapping[str, Any] | bool) -> None:
@@ -40,7 +40,7 @@ class _Schema:
         self._ending: set[str] = set()
 
     def endless(self) -> str | None:
-        """Return a reference that goes on without end; ``None`` if JSON can follow the root."""
+        """Return a reference that never ends; ``None`` if finite JSON can follow the root."""
         added = True
         while added:
             found = {name for name, target in self._targets.items() if self._ends(target)}
@@ -50,7 +50,7 @@ class _Schema:
             return None
         never = sorted(self._targets.keys() - self._ending)
         self._ending = set(self._targets)
-        # What ends only if references do; a schema that nothing follows is no endless one.
+        # If the root fails even where all references end, no JSON follows it at all: not endless.
         return next(iter(never), None) if self._ends(self._root) else None
 
     def _at(self, reference: str) -> Any:

@@ -1,4 +1,4 @@
-"""Answers of a given form: JSON, with or without a schema, code, choices, a regular expression."""
+"""Forms of an answer: JSON, with or without a schema, code, choices, a regular expression."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Form:
     Attributes:
         format: as in `AnswerForm`.
         schema: JSON Schema that the JSON has to follow.
-        choices: texts of which it is one; none for other answers.
+        choices: texts, one of which it must be; empty for other answers.
         regex: regular expression that matches all of it; empty for other answers.
     """
 
@@ -64,10 +64,10 @@ class Form:
 
     @property
     def constraint(self) -> Constraint | None:
-        """What the text must be; ``None`` for any text.
+        """Constraint on the text; ``None`` for any text.
 
-        JSON without a schema is an object or a list: a model that would rather write prose could
-        write it as a JSON string.
+        Without a schema, JSON must be an object or a list: a model that would rather write prose
+        could otherwise write it as a JSON string.
         """
         if self.choices or self.regex:
             return Constraint(choices=self.choices, regex=self.regex)
@@ -178,7 +178,7 @@ def _embedded(text: str) -> Any:
         try:
             return _decoder.raw_decode(text, opening.start())[0]
         except json.JSONDecodeError as error:
-            # Not within what was parsed so far: a list in a truncated object is no answer.
+            # Not within what was parsed so far: a list in a truncated object is not the answer.
             position = max(error.pos, opening.end())
         except ValueError:
             position = opening.end()

@@ -36,7 +36,7 @@ _STRING_OR_BRACE = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-# Control and format characters and separators: no question to answer.
+# Control and format characters and separators; alone they are not a question.
 _BLANK = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
 
 
@@ -134,7 +134,7 @@ def _end_of_expression(text: str, start: int) -> int | None:
     while found := _STRING_OR_BRACE.search(text, position):
         position = found.end()
         if found["open_string"]:
-            # Not Python, whatever follows: it ends where a reader would expect.
+            # Not Python, however long it is: it ends where a reader would expect.
             end = text.find("}}", position)
             return None if end < 0 else end
         if found["brace"] == "{":

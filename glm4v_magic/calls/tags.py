@@ -1,6 +1,6 @@
-"""Tags around boxes, taken out of an answer: of all of it, and while it is streamed.
+"""Tags around boxes, taken out of a whole answer or while it is streamed.
 
-What a model has written is kept beside what is shown, because later prompts hold it as it was.
+The original is kept beside the text that is shown, because later prompts must hold it unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TAG = re.compile("|".join(map(re.escape, BOX_TAGS)))
 """A tag around a box."""
 
 _LEAST_CUT = 2
-"""Characters of a cut tag that are left out: more than ``<``, which is text of its own."""
+"""Fewest characters of an unfinished tag that are left out: a single ``<`` may be text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,8 @@ class Shown:
 
     Attributes:
         text: the text.
-        cuts: what was left out of the original: index of the first character and one past the last.
+        cuts: parts of the original that were left out: index of the first character, and one past
+            the last.
     """
 
     text: str
@@ -43,8 +44,10 @@ class Shown:
         """Return tokens with their places in `text`.
 
         Args:
-            tokens: tokens of the original from its character `begin` on, placed from there.
-            begin: likewise; they are placed from that character of `text` on, too.
+            tokens: tokens of a part of the original, their places counted from where the part
+                begins.
+            begin: index in the original where the part begins; the places that are returned count
+                from the same character of `text`.
         """
         if tokens is None or not self.cuts:
             return None if tokens is None else tuple(tokens)
@@ -60,11 +63,12 @@ class Shown:
 
 
 def shown(written: str, *, complete: bool = True) -> Shown:
-    """Return what an answer shows.
+    """Return an answer without its tags.
 
     Args:
         written: the answer as the model wrote it.
-        complete: whether it has ended; otherwise a tag that has only begun is left out, too.
+        complete: whether the answer has ended; if not, the beginning of a tag at its end is left
+            out, too.
     """
     cuts = [found.span() for found in TAG.finditer(written)]
     begun = 0 if complete else _begun(written)
@@ -82,7 +86,7 @@ def shown(written: str, *, complete: bool = True) -> Shown:
 def _spaces(
     written: str, cuts: Sequence[tuple[int, int]], lead: int, tail: int
 ) -> Iterator[tuple[int, int]]:
-    """Yield the characters outside of `cuts` before the first `lead` ones and from `tail` on."""
+    """Yield the first `lead` characters that are not in `cuts`, and all from the `tail`-th on."""
     left_out = {at for start, end in cuts for at in range(start, end)}
     kept = [at for at in range(len(written)) if at not in left_out]
     yield from ((at, at + 1) for number, at in enumerate(kept) if not lead <= number < tail)
@@ -101,7 +105,7 @@ def _begun(text: str) -> int:
 
 
 class Untagged:
-    """Takes the tags out of streamed pieces; none of them ends inside a tag.
+    """Takes the tags out of streamed pieces, holding back what may be the beginning of a tag.
 
     Args:
         begun: what the model had written before the first piece.
@@ -119,7 +123,7 @@ class Untagged:
         self._told = 0  # likewise, without
 
     def take(self, piece: Piece) -> Iterator[Piece]:
-        """Take the next piece and yield what is to be told."""
+        """Take the next piece, and yield what can be shown so far."""
         match piece:
             case Text():
                 self._held += piece.text
@@ -133,12 +137,12 @@ class Untagged:
                 yield piece
 
     def end(self, row: int = 0, *, complete: bool = True) -> Iterator[Text]:
-        """Yield what was held back, at the end of the answer."""
+        """Yield what was held back when the answer has ended."""
         if complete or _begun(self._held) < _LEAST_CUT:
             yield from self._tell(len(self._held), row)
 
     def _tell(self, length: int, row: int) -> Iterator[Text]:
-        """Yield the first `length` characters that are held, without tags."""
+        """Yield the first `length` of the held characters, without tags."""
         said, self._held = self._held[:length], self._held[length:]
         cuts = [found.span() for found in TAG.finditer(said)]
         text = _without(said, cuts)

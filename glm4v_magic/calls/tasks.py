@@ -1,4 +1,4 @@
-"""Questions in the published prompts of a model that reads documents."""
+"""Tasks of a model that reads documents, asked in the prompts published for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DEEPEST = 20
 def asked(text: str, task: str | None, schema: object = None) -> str:
     """Return the question of a task: its published prompt.
 
-    That of ``extract`` ends with the JSON to fill in: `text`, or what `schema` describes.
+    The prompt of ``extract`` ends with the JSON to fill in: `text`, or an empty form of `schema`.
 
     Args:
         text: the question as it was typed; returned without a task.

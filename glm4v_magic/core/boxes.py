@@ -8,7 +8,7 @@ from typing import TypeAlias
 __all__ = ["BOX_TAGS", "Box", "Mark", "Point"]
 
 BOX_TAGS = ("<|begin_of_box|>", "<|end_of_box|>")
-"""Between these GLM models write a box, a point, or the final answer to a question."""
+"""Tags between which GLM models write a box, a point, or the final answer to a question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,8 @@ class Box:
 
     Attributes:
         label: what the model calls it, on one line; empty if it does not.
-        x0: left edge, in pixels of the original image (`SourcedImage.original_size`) as the rest.
+        x0: left edge, in pixels of the original image (`SourcedImage.original_size`); so are the
+            others.
         y0: upper edge.
         x1: right edge.
         y1: lower edge.

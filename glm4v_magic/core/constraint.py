@@ -1,4 +1,4 @@
-"""Constraint on the text of an answer: plain data; see `engines.grammars`."""
+"""Constraint on the text of an answer, as plain data; `engines.grammars` enforces it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Constraint:
 
     Attributes:
         schema: JSON Schema that it follows, as JSON.
-        choices: texts of which it is one.
+        choices: texts, one of which it must be.
         regex: regular expression that matches all of it.
     """
 

@@ -42,7 +42,7 @@ class Message:
         complete: false for an answer that was stopped or cut off and can be continued.
         thinking: what the model wrote before its answer. Later prompts leave it out.
         tokens: as in `Answer`.
-        thinking_tokens: likewise.
+        thinking_tokens: as in `Answer`.
         videos: videos between the images and the text.
         written: as in `Answer`; what later prompts hold in place of `text`.
     """
@@ -70,12 +70,12 @@ class Conversation:
 
     @property
     def images(self) -> tuple[SourcedImage, ...]:
-        """Every image of the conversation, in order."""
+        """All images of the conversation, in order."""
         return tuple(image for message in self.messages for image in message.images)
 
     @property
     def videos(self) -> tuple[SourcedVideo, ...]:
-        """Every video of the conversation, in order."""
+        """All videos of the conversation, in order."""
         return tuple(video for message in self.messages for video in message.videos)
 
     @property
@@ -232,10 +232,10 @@ class Generation:
         seen: what the model saw of each image of the conversation; empty if a server does not tell.
         tokens: tokens of `text`; ``None`` unless `Sampling.logprobs` asks for them, and empty if a
             server does not send them.
-        thinking_tokens: those of `thinking`.
-        choices: probability of each of the texts that the answer had to be one of; empty without
-            such, and where a server does not tell.
-        notice: what of the request the engine did not follow; empty for most.
+        thinking_tokens: tokens of `thinking`.
+        choices: probability of each choice, in their order; empty without choices, and if a server
+            does not tell.
+        notice: parts of the request that the engine did not follow; usually empty.
     """
 
     text: str
@@ -252,7 +252,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer with everything needed to understand, repeat and quote it.
+    """An answer with everything that is needed to understand, repeat and quote it.
 
     Attributes:
         text: the model's answer, without the tags around boxes.
@@ -266,7 +266,7 @@ class Answer:
             `usage` is then the sum of both.
         plan: plan that the model was loaded with; ``None`` on the CPU or with a given device map.
         notice: what a reader must know about the model (the demo model says that it is one), and
-            what of the request was not followed.
+            which parts of the request were not followed.
         thinking: what the model wrote before the answer; empty for a model that does not think.
         seen: what the model saw of each image; empty if a server does not tell.
         usage: tokens, seconds and memory.
@@ -275,12 +275,11 @@ class Answer:
         seed: the seed that was used; ``None`` when decoding was greedy.
         tokens: tokens of `text` with their log-probabilities; ``None`` unless `Sampling.logprobs`
             asked for them, and empty if a server did not send them. An answer that was carried on
-            has those of all parts that asked.
+            has the tokens of those parts that asked for them.
         thinking_tokens: likewise of `thinking`.
-        choices: probability of each of the choices, in their order; empty without such, and where
-            a server does not tell.
+        choices: as in `Generation`.
         boxes: boxes that the answer names, in its order; see `calls.boxes.marks`.
-        points: points likewise.
+        points: points, likewise.
         boxes_fault: what was wrong with the numbers of boxes and points; empty if nothing was.
         written: the answer as the model wrote it, if it wrote tags around boxes; otherwise empty.
         videos: videos of the conversation, in order, with the frames that the model saw.
@@ -311,7 +310,7 @@ class Answer:
 
     @property
     def marks(self) -> tuple[Mark, ...]:
-        """All boxes, then all points; their numbers on the images count from 1 in this order."""
+        """All boxes, then all points; they are numbered in this order on the images, from 1."""
         return (*self.boxes, *self.points)
 
     def __str__(self) -> str:

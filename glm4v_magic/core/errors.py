@@ -66,13 +66,13 @@ class Glm4vError(Exception):
     Args:
         what: what happened, and where: one sentence that names the file, option or module.
         hint: what to do next, where that is the same in every front end; may be empty.
-        code: which situation it is, where the next step is one of the front end; by default that
-            of the class, which has no words of its own.
-        values: what the front end's words for that code are filled in with; see `remarks`.
+        code: name of the situation, where the next step depends on the front end; by default the
+            code of the class, for which no front end has words.
+        values: values for the fields in the front end's words for that code; see `remarks`.
     """
 
     code = "error"
-    """A short, stable name; a class's own until a case has one."""
+    """Short, stable name of the situation; that of the class where the case has none of its own."""
 
     def __init__(self, what: str, hint: str = "", *, code: str = "", **values: object) -> None:
         super().__init__(what, hint)
@@ -140,7 +140,7 @@ class CheckpointError(Glm4vError):
 
 
 class PlacementError(Glm4vError):
-    """Something about GPUs, device maps and plans that none of its branches says better."""
+    """A problem with GPUs, device maps or plans that has no class of its own."""
 
     code = "placement"
 

@@ -76,8 +76,8 @@ class Text:
     Attributes:
         text: the piece.
         row: row of the answer.
-        tokens: of a model in this process that does not think, and if asked for, the tokens that
-            make the piece, with their places in all that was told of the answer.
+        tokens: tokens of the piece, with their places in the whole text so far. Empty unless
+            log-probabilities were asked of a model in this process that does not think.
     """
 
     text: str

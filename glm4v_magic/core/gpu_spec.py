@@ -10,9 +10,9 @@
 ``cpu``             no GPU
 ==================  =====================================================
 
-Units are those of accelerate's ``max_memory``: GiB, MiB, KiB and TiB are powers of 1024; GB, MB,
-KB and TB are powers of 1000. A name that `CAPABILITIES` knows tells what the GPU can compute
-with; nothing is assumed of the others.
+Units are those of accelerate's ``max_memory``: GiB, MiB, KiB and TiB are powers of 1024; GB, MB, KB
+and TB are powers of 1000. A name in `CAPABILITIES` tells which number formats the GPU can compute
+with; nothing is assumed about other GPUs.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def capability_of(name: str) -> tuple[int, int] | None:
 
 
 def _read_groups(text: str) -> list[tuple[int, str, int]]:
-    """(count, name, bytes) of each group, in the order they are written."""
+    """Return (count, name, bytes) of each group, in the order in which they are written."""
     groups: list[tuple[int, str, int]] = []
     unit = ""
     for part in reversed(text.split("+")):

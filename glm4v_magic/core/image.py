@@ -43,19 +43,19 @@ class SeenImage:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits on images, so that a wrong one costs an error message and not the kernel.
+    """Limits on images, so that a wrong one costs an error message and not the whole process.
 
     Attributes:
         megapixels: largest image in millions of pixels, checked before decoding. The default
             admits phones of 108 and cameras of 102 megapixels, costs at most 384 MB as RGB, and
             stays below the 179 megapixels that Pillow itself refuses.
-        images: most images of a question.
-        total_megapixels: most of all images of a question, which are in memory at once; the
-            default is 3 GB as RGB.
-        download_bytes: largest download.
+        images: maximum number of images in a question.
+        total_megapixels: limit for all images of a question together, which are in memory at once;
+            the default is 3 GB as RGB.
+        download_bytes: size of the largest download.
         download_seconds: longest download, redirects included, and longest pause within it.
-        allow_private: whether URLs may point to this computer or its private network. Otherwise a
-            foreign notebook could read what only this computer can reach.
+        allow_private: whether URLs may point to this computer or its private network. If they
+            could, someone else's notebook could read what only this computer can reach.
     """
 
     megapixels: float = OPTIONS["megapixels"].default

@@ -30,7 +30,8 @@ class ModelChoice:
         device_map: device map or plan to follow; ``None`` makes a plan, or uses the CPU.
         served_model: name of a server's model; ``None`` for its only one.
         timeout: longest silence of a server in seconds; ``None`` for five minutes.
-        keep: GiB for prompts and images that were read; ``None`` for what suits the plan.
+        keep: GiB for the prefix cache (prompts and images already read); ``None`` for what the plan
+            allows.
     """
 
     model: str | None = None

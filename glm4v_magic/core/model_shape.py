@@ -1,4 +1,4 @@
-"""Sizes of a model and the workload to plan for: what a checkpoint tells the planner.
+"""Sizes of a model, which its checkpoint tells the planner, and the workload to plan for.
 
 Sizes count values (scalars), not bytes; `planning.costs` turns them into bytes.
 """
@@ -62,7 +62,7 @@ class Activation:
 
 @dataclass(frozen=True, slots=True)
 class UnitShape:
-    """A unit: a part of a model that is never split over devices. Sizes in values.
+    """A unit: a part of a model that is never split over devices. Sizes count values.
 
     Attributes:
         name: name for people and for pins: ``embedding``, ``layer.7``.
@@ -74,10 +74,10 @@ class UnitShape:
         widest_linear: rows and columns of the largest of these matrices.
         cache_values: keys and values per KV cache entry.
         float32_values: weights that stay in float32 whatever the model's dtype.
-        row_values: state of a row that does not grow with it.
-        row_bytes: bytes of such a state in other dtypes.
+        row_values: values of a row's state that does not grow with its length.
+        row_bytes: bytes of such state in other dtypes.
         fp8_values: weights that the checkpoint may keep in FP8.
-        fp8_scales: float32 scales of these.
+        fp8_scales: number of their float32 scales.
         activations: activation memory of its modules, which run one after another.
     """
 

@@ -62,7 +62,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 """Formats of an answer, the default first."""
 
 LEAST_PENALTY = 1e-3
-"""Logits are divided by it; over much less, or times more than its inverse, they are not finite."""
+"""Least repetition penalty, and inverse of the highest; far beyond them logits are not finite."""
 
 Objective = Literal["balance", "fewest"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)

@@ -31,9 +31,9 @@ class Words:
     """Words of a front end.
 
     Attributes:
-        templates: code -> template, for what it says otherwise than `COMMON`.
-        spelled: an option, by name and value, as one gives it there; an empty value is that of an
-            option that is only turned on.
+        templates: code -> template; `COMMON` has those that it does not have.
+        spelled: writes an option, by name and value, as it is given there; the value is empty for
+            an option that is only turned on.
     """
 
     templates: Mapping[str, str]
@@ -45,8 +45,8 @@ class Remark:
     """A message to a user.
 
     Attributes:
-        code: which situation it is: a short, stable name.
-        values: numbers, texts or other remarks, by the name that templates have for them.
+        code: short, stable name of the situation.
+        values: numbers, texts or other remarks, by their names in templates.
     """
 
     code: str
@@ -63,9 +63,9 @@ Text = str | Remark | tuple[str | Remark, ...]
 
 
 def worded(text: Text, words: Words) -> str:
-    """Return a text in the words of a front end, or those common to all.
+    """Return a text in the words of a front end, or in those common to all.
 
-    A code that neither has is that of a class of errors, which says all in its own text: ``""``.
+    A code without words is that of a class of errors, whose text says everything: it gives ``""``.
     """
     if isinstance(text, str):
         return text
@@ -85,7 +85,7 @@ def _said(value: object, words: Words) -> object:
 
 
 class _Ways:
-    """Several texts, joined as the template says."""
+    """Several texts, joined as the format in the template says."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = texts

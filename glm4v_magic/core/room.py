@@ -1,7 +1,7 @@
-"""What a plan leaves for the prefix cache: prompts and images that need not be read again.
+"""Memory that a plan leaves for the prefix cache: prompts and images that need not be read again.
 
-Kept prompts are spread over the GPUs as the KV cache is: each stage keeps that of its own layers,
-so the stage with the least room for its share limits the whole.
+The cache is spread over the GPUs as the KV cache of a running answer is: each stage keeps the part
+of its own layers, so the stage with the least room for its share limits the whole.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["Room", "room_for_kept", "room_note"]
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """The most that can be kept.
+    """Largest size of the prefix cache.
 
     Attributes:
-        size_bytes: the most, over all devices.
-        device: device that limits it.
+        size_bytes: bytes, over all devices.
+        device: name of the device that limits it.
     """
 
     size_bytes: int
@@ -43,7 +43,7 @@ def room_for_kept(stages: Sequence[Stage]) -> Room | None:
 
 
 def room_note(stages: Sequence[Stage]) -> Remark | None:
-    """Return the note on this room, for those who read a plan; ``None`` without one."""
+    """Return the note of a plan on this room; ``None`` where `room_for_kept` is."""
     room = room_for_kept(stages)
     if room is None:
         return None

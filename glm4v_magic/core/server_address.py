@@ -1,4 +1,4 @@
-"""Addresses of servers, accepted wherever the name of a model is."""
+"""Addresses of servers, which are accepted wherever the name of a model is."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ServerAddress:
 
     Attributes:
         url: URL of its API, without a slash at the end: ``http://127.0.0.1:8000/v1``.
-        served_model: name of the model to ask; ``None`` for its only one.
+        served_model: name of the model to ask; ``None`` for the server's only one.
         timeout: longest silence in seconds.
     """
 

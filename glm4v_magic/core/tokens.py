@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 __all__ = ["LEAST_LOGPROB", "Alternative", "Token", "joined"]
 
 LEAST_LOGPROB = -9999.0
-"""Stands for no probability at all, as in OpenAI's protocol: JSON has no infinity."""
+"""Log-probability of the impossible, as in OpenAI's protocol: JSON has no infinity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Alternative:
     """One of the likeliest tokens at a place of an answer.
 
     Attributes:
-        text: as in `Token`, and so are the rest.
+        text: as in `Token`; so are the others.
         logprob: log-probability.
         id: token id.
         utf8: bytes.
@@ -80,5 +80,5 @@ def joined(
     if first is None and second is None:
         return None
     moved = (replace(e, start=e.start + length, end=e.end + length) for e in second or ())
-    # A character that was cut off at the end of the first part is written again.
+    # A character cut off at the end of the first part was generated again in the second.
     return (*(each for each in first or () if each.end <= length), *moved)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Frame", "Read", "SourcedVideo"]
 
 Read = Callable[[Sequence[int], tuple[int, int]], "Iterator[Image.Image]"]
-"""Yields the frames at indices, which only grow, each resized to width and height in pixels."""
+"""Yields the frames at ascending indices, each resized to a width and height in pixels."""
 
 
 def _left_behind(_indices: Sequence[int], _size: tuple[int, int]) -> Iterator[Image.Image]:
@@ -40,14 +40,14 @@ class Frame:
 class SourcedVideo:
     """A part of a clip, or frames, and where they came from.
 
-    A pickled one has the frames that a model was shown latest, and no others.
+    Pickling keeps only the frames that a model was shown last.
 
     Attributes:
         source: what the user wrote: a path or the name of a variable.
         size: width and height of a frame in pixels.
         count: number of frames.
         fps: frames per second.
-        read: decodes frames; nothing is decoded before.
+        read: decodes frames; nothing is decoded until it is called.
         start: seconds of the clip before the first frame.
         wanted_fps: frames per second to look at; ``None`` for the model's own choice.
         is_sampled: whether the frames are those to look at, chosen by whoever gave them.
@@ -81,7 +81,7 @@ class SourcedVideo:
 
     @property
     def seen(self) -> tuple[Frame, ...]:
-        """Frames that a model was shown latest; none before."""
+        """Frames that a model was shown last; empty before."""
         return next(iter(self._kept.values()), ())
 
     def time(self, index: int) -> float:
@@ -92,7 +92,7 @@ class SourcedVideo:
         """Return frames, decoded one by one and kept in the size that a model sees.
 
         Args:
-            indices: of the frames, which never decrease.
+            indices: indices of the frames, in ascending order; one may repeat.
             size: width and height in pixels.
 
         Raises:

@@ -1,4 +1,4 @@
-"""One prompt over many items: what each row is asked, batches, results, answers given again.
+"""One prompt over many items: the prompt of each row, batches, results, and answers from a cache.
 
 Imports `calls`, `engines` and `core`. Begin with `items` (a list, folder, Series or DataFrame ->
 rows) and `runner` (asks them in batches and yields events); `results` makes the list or table that

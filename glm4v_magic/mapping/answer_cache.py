@@ -1,9 +1,9 @@
-"""Cache of answers, given again while nothing that they depend on has changed.
+"""Cache of answers, which are reused while nothing that they depend on has changed.
 
-An answer is remembered, in memory, by what was asked: prompt, system message, pixels of the
-images, model with revision, dtype and files, sampling options, and what the text must be. The
-format itself is not part of the key: the same text is parsed in another without asking again. A
-correction is an answer of its own, to a conversation with the first answer and its fault, so it is
+An answer is remembered, in memory, by what was asked: prompt, system message, pixels of the images,
+model with revision, dtype and files, sampling options, and the constraint on the text. The format
+is not part of the key: the same text is parsed in another format without asking again. A correction
+is an answer of its own, to a conversation that ends with the first answer and its fault, so it is
 reused exactly where the same answer has the same fault.
 """
 
@@ -27,7 +27,7 @@ _MOST_REMEMBERED = 10_000
 
 
 class AnswerStore:
-    """Complete answers by key; the oldest are dropped for new ones."""
+    """Complete answers by key; new ones push out the oldest."""
 
     def __init__(self, most: int = _MOST_REMEMBERED) -> None:
         self._answers: OrderedDict[str, Answer] = OrderedDict()

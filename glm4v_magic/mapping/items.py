@@ -1,4 +1,4 @@
-"""Items that a prompt is mapped over, and the prompt of each row. Asks nothing.
+"""Items that a prompt is mapped over, and the prompt of each row. No model is needed here.
 
 Items come from a list, a folder, a pattern, a PDF document, a pandas Series, a DataFrame or one of
 its columns. Each of them is a row. Expressions in the prompt are evaluated for each row and may use
@@ -87,11 +87,11 @@ class Items:
     """Items that a prompt is mapped over.
 
     Attributes:
-        source: what the user calls them.
+        source: expression or path that the user gave.
         values: the items.
         names: name of each item.
         records: columns of each row; ``None`` if there are none.
-        kind: ``images`` or ``values`` if it does not depend on the prompt.
+        kind: ``images`` or ``values``; ``None`` if that depends on the prompt.
         table: DataFrame or Series that the items come from; the result is then a DataFrame.
     """
 
@@ -134,7 +134,7 @@ def items_of(
 
     Args:
         value: a list or another iterable, a folder or pattern, a Series, or a DataFrame.
-        source: what the user calls it.
+        source: expression or path that the user gave.
         column: of a DataFrame, the one that holds the items; without it the whole row is the item.
         base: the folder of relative paths; the current one by default.
 
@@ -166,15 +166,15 @@ def items_of(
 
 
 def files_of(text: str, base: Path | None = None, page: int | None = None) -> Items:
-    """Return the images in a folder, or the files of a pattern: 2.png stands before 10.png.
+    """Return the images in a folder or the files of a pattern, sorted so that 10.png follows 2.png.
 
     Each page of a PDF document is an image, and one document or page alone may be given, too.
 
     Args:
         text: a folder, a pattern, ``paper.pdf`` or ``paper.pdf#page=3``.
         base: the folder of relative paths; the current one by default.
-        page: the only page of each document, which whoever reads the items then names; each page
-            is an item by default.
+        page: page of each document that is an item; its reader then asks for that page. By default
+            each page is an item.
 
     Raises:
         OptionError: if there is no such folder, or no such file.
@@ -213,7 +213,7 @@ def files_of(text: str, base: Path | None = None, page: int | None = None) -> It
 
 
 def _rows_of(file: str, folder: Path, page: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the items that a file is, and their names: itself, or the pages of a PDF document."""
+    """Return the items of a file and their names: itself, or the pages of a PDF document."""
     if file.lower().endswith(SUFFIX):
         try:
             return _pages_of(file, count_pages(path_of(file, folder), file), page)
@@ -223,7 +223,7 @@ def _rows_of(file: str, folder: Path, page: int | None) -> tuple[tuple[str, ...]
 
 
 def _pages_of(file: str, count: int, page: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return each page of a PDF document as an item, and its name; or the document, for one."""
+    """Return the pages of a document and their names; given a `page`, the document itself."""
     if page is not None:
         return (file,), (_name_of_page(file, page),)
     pages = range(1, count + 1)
@@ -235,7 +235,7 @@ def _name_of_page(file: str, page: int | None) -> str:
 
 
 def _is_page(text: str, folder: Path) -> bool:
-    """Tell whether a text is a page of a document that is there: ``paper.pdf#page=3``."""
+    """Tell whether a text names a page of an existing document: ``paper.pdf#page=3``."""
     file, page = name_and_page(text)
     return page is not None and file.lower().endswith(SUFFIX) and path_of(file, folder).is_file()
 
@@ -310,11 +310,11 @@ def plan(
     Args:
         prompt: as the user wrote it.
         items: from `items_of`.
-        names: what expressions may use next to `index`, `item` and `row`, which hide them.
+        names: other names for expressions; `index`, `item` and `row` hide those of the same name.
         raw: leave expressions as they are.
 
     Raises:
-        PromptError: if the prompt fails for every row, or is the same for all while no image is.
+        PromptError: if the prompt fails for every row, or no row differs from the others.
     """
     used = frozenset() if raw else names_in(prompt)
     is_image = are_images(prompt, items, raw=raw)

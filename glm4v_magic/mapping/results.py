@@ -32,11 +32,11 @@ def result_of(
         words: front end that words the column ``error`` of a DataFrame.
 
     Returns:
-        `Rows` in their order. Of a Series or DataFrame a DataFrame with its index and columns, and
-        behind them ``answer``, for ``json`` and ``code`` ``value``, for choices ``probability`` (of
-        the answer), where any row has some ``boxes`` and ``points``, then ``error``,
-        ``finish_reason``, ``new_tokens`` and ``seed``; if one of these names is taken, all of them
-        get the same number: ``answer_2``.
+        `Rows` in their order; for a Series or DataFrame, a DataFrame with its index and columns,
+        followed by ``answer``, ``value`` (for ``json`` and ``code``), ``probability`` of the answer
+        (for choices), ``boxes`` and ``points`` (if any row has some), ``error``, ``finish_reason``,
+        ``new_tokens`` and ``seed``. If one of these names is taken, all of them get the same
+        number: ``answer_2``.
     """
     by_index = {row.index: row for row in done}
     result = Rows(
@@ -79,7 +79,7 @@ def _frame(rows: Rows, table: Any, form: Form, words: Words) -> Any:
 
 
 def _marked(rows: Rows) -> dict[str, tuple[list[Any], str]]:
-    """Return columns of boxes and of points, each if any row has some."""
+    """Return the columns of boxes and points, each only if any row has some."""
     boxes = [row.answer and row.answer.boxes for row in rows]
     points = [row.answer and row.answer.points for row in rows]
     return {

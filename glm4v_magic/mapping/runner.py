@@ -1,7 +1,7 @@
 """Run of a map: asks the rows of `mapping.items.plan` in batches; errors stay in their rows.
 
 A row that was answered in this session is not asked again while nothing that the answer depends on
-has changed; see `mapping.answer_cache`. Answers that break a schema are asked for once more,
+has changed; see `mapping.answer_cache`. Rows whose answers break a schema are asked once more,
 together.
 """
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["Job", "run"]
 
 THUMBNAIL_SIDE = 64
-"""Longest side in pixels of the copies that answers keep of their images."""
+"""Longest side, in pixels, of the image copies that answers keep."""
 
 Read: TypeAlias = "Callable[[object, str], tuple[SourcedImage, ...]]"
 
@@ -231,7 +231,7 @@ class _Run:
         """Answer a question from the store, or let it wait if the model can take it."""
         known = None if self._job.fresh else self._store.find(question.key)
         if known is not None:
-            # The same pixels may have another name now, and the text be wanted in another form.
+            # The same pixels may have another name now, and another form may be wanted of the text.
             form, conversation = question.call.terms.form, question.call.conversation
             images = tuple(map(_small, conversation.images))
             yield from self._take(question, replace(known, images=images, format=form.format))
@@ -295,7 +295,7 @@ class _Run:
     def _requests(self, asked: dict[int, _Question]) -> Iterator[Request]:
         """Yield the requests of all questions; each question is added to `asked` by its number."""
         for number in itertools.count():
-            # Told at the next event of the engine, which waits for the request here.
+            # Yielded with the engine's next event: here the engine waits for a request.
             self._news.extend(self._fetch())
             if not self._waiting or self._schema_fault is not None:
                 return

@@ -7,10 +7,10 @@ not), so that a notebook on a laptop can ask the machine with the GPUs::
 
     glm4v_magic.load("http://127.0.0.1:8000/v1")
 
-It answers one request after the other; Ctrl-C stops it between two tokens. It listens on this
-computer only unless told otherwise, and fetches nothing: images come as ``data:`` URIs. If
-GLM4V_API_KEY is set, it answers only those who send that key. For many users at once, vLLM and
-SGLang are the right choice.
+It answers one request at a time; Ctrl-C stops it between two tokens. It listens on this computer
+only unless told otherwise, and fetches nothing: images come as ``data:`` URIs. If GLM4V_API_KEY is
+set, it answers only clients that send this key. For many users at once, vLLM and SGLang are the
+right choice.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main(words: list[str] | None = None) -> int:
     """Serve as the command line says; return the exit status.
 
     Args:
-        words: of the command line, without the program's name; the process's own by default.
+        words: arguments, without the program's name; those of the process by default.
     """
     made = parser()
     try:

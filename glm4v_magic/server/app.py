@@ -61,10 +61,10 @@ from glm4v_magic.server.worker import Turn, Worker
 __all__ = ["KEEP_ALIVE", "MOST_BYTES", "application"]
 
 MOST_BYTES = 64 * 2**20
-"""Longest request in bytes; base64 makes an image a third longer than its file."""
+"""Longest request in bytes. In base64 an image is a third longer than its file."""
 
 KEEP_ALIVE = 10.0
-"""Seconds between two signs of life of an answer that is being waited for."""
+"""Seconds between two signs of life while a client waits."""
 
 _SILENCE = 30.0  # longest silence of a client that is sending, in seconds
 
@@ -87,7 +87,7 @@ def application(worker: Worker, info: EngineInfo, model: str, host: str) -> Star
         worker: worker that answers.
         info: facts about its model.
         model: name of the model for clients.
-        host: name or address that the server listens at.
+        host: name or address that the server listens on.
     """
     api = _Api(worker, info, model)
     app = Starlette(
@@ -110,7 +110,7 @@ def application(worker: Worker, info: EngineInfo, model: str, host: str) -> Star
 
 
 class _Guard:
-    """Refuses clients without the key, and web pages that guess this address.
+    """Refuses clients without the key, and web pages that try to reach a local server.
 
     Args:
         app: application to guard.
@@ -199,7 +199,8 @@ class _Api:
             async with _leaving_noticed(request, turn):
                 if not question.stream:
                     return _json(reply.whole(await _generation(events)))
-                # What is wrong with a question shows before the first event, and so has a status.
+                # Errors in a question come before the first event, so that they can have an HTTP
+                # status.
                 first = await anext(events)
             sent = _sent(reply, first, events, with_usage=question.usage)
             return _EventStream(sent, ending.pop_all())
@@ -212,7 +213,7 @@ class _Api:
 
 @contextlib.asynccontextmanager
 async def _leaving_noticed(request: Request, turn: Turn) -> AsyncIterator[None]:
-    """End the turn if the client disconnects within the context."""
+    """End the turn if the client disconnects while in the context."""
 
     async def wait() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -277,7 +278,7 @@ class _Reply:
         )
 
     def chunk(self, event: EngineEvent) -> Chunk | None:
-        """Return the next piece of an answer; ``None`` for what the protocol cannot say."""
+        """Return an event as a piece of the answer; ``None`` if the protocol has none for it."""
         match event:
             case Text():
                 logprobs = Logprobs.of(event.tokens or None)
@@ -287,7 +288,7 @@ class _Reply:
                 choice = ChunkChoice(delta=self._delta(reasoning_content=event.text))
             case Finished():
                 ending = event.generation.finish_reason
-                # Of a model that thinks, all of them come at the end.
+                # A model that thinks yields all its tokens at the end.
                 late = None if self._has_logprobs else Logprobs.of(event.generation.tokens)
                 choice = ChunkChoice(
                     delta=self._delta(),
@@ -300,7 +301,7 @@ class _Reply:
         return self._framed([choice])
 
     def usage(self, generation: Generation) -> Chunk:
-        """Return the piece that tells what the answer took."""
+        """Return the piece that holds the usage."""
         return self._framed([], _usage(generation))
 
     def _delta(self, content: str | None = None, reasoning_content: str | None = None) -> Delta:
@@ -357,7 +358,7 @@ def _event(content: BaseModel) -> bytes:
 
 
 def _own(generation: Generation) -> OwnAnswer | None:
-    """Return what the protocol has no field for: the probabilities of choices."""
+    """Return a field of our own for what the protocol has none: probabilities of choices."""
     return OwnAnswer(choices=dict(generation.choices)) if generation.choices else None
 
 
@@ -376,7 +377,7 @@ async def _body(request: Request) -> bytes:
     """Read the body of a request.
 
     Raises:
-        HTTPException: if it is not JSON, too long, or does not come.
+        HTTPException: if it is not JSON, is too long, or does not arrive in time.
         ClientDisconnect: if the client leaves.
     """
     kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()

@@ -27,7 +27,7 @@ class Server:
     """One engine at one address. Use it in a ``with`` statement.
 
     Args:
-        host: name or address to listen at.
+        host: name or address to listen on.
         port: 0 for any free one.
 
     Raises:
@@ -59,10 +59,10 @@ class Server:
         return f"http://{host}:{self.port}/v1"
 
     def open(self, engine: Engine, model: str) -> None:
-        """Begin to listen, and say so; `serve` then answers.
+        """Begin to listen, and print the address; `serve` then answers.
 
         Args:
-            engine: what answers.
+            engine: engine that answers.
             model: its name for clients.
         """
         self._worker = Worker(engine)
@@ -81,7 +81,7 @@ class Server:
         )
         self._uvicorn = _Uvicorn(config, self._worker)
         self._socket.listen(_BACKLOG)
-        # print, and not a log: this is the line to wait for
+        # print, and not a log: scripts wait for this line
         print(f"{model} is served at {self.url}. Ctrl-C ends it.", flush=True)  # noqa: T201
 
     def serve(self) -> None:

@@ -1,7 +1,7 @@
 """OpenAI's protocol as pydantic models: what a client sends, and what it gets.
 
-`ChatRequest` is the table of all fields of a request. Its sampling options are not in it: these are
-fields by the names that they have everywhere.
+`ChatRequest` is the table of all fields of a request. Sampling options are not in it: they come
+from `core.options` and have the same names.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)  # equal ones would be one type: 0 == False
 class Only:
-    """A field that this server takes if it asks for nothing: left out, null, or of these values.
+    """A field that is accepted only if it asks for nothing: left out, null, or of these values.
 
     Many clients send such a field at its default.
     """
@@ -64,7 +64,7 @@ class Only:
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        """Return the schema that pydantic checks the field by."""
+        """Return the schema with which pydantic checks the field."""
         return core_schema.no_info_plain_validator_function(self._check)
 
     def _check(self, value: Any) -> Any:
@@ -85,7 +85,7 @@ Zero: TypeAlias = Annotated[Any, Only((0,))]
 
 
 def _as_parts(content: Any) -> Any:
-    """Text alone is a part like others, and nothing at all is no part."""
+    """Return content as a list of parts: text alone is one part, and ``None`` is none."""
     if content is None:
         return []
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
@@ -100,7 +100,7 @@ class Image(BaseModel):
 
     Attributes:
         url: the image itself, as a ``data:`` URI.
-        detail: how well it is looked at; this model always looks in the same way.
+        detail: resolution to look at it with; accepted and ignored.
     """
 
     url: str | None = None
@@ -127,10 +127,10 @@ class SentMessage(BaseModel):
     Other keys, such as ``name``, or those that a client copies from an answer, are ignored.
 
     Attributes:
-        role: who speaks; ``developer`` is another name of ``system``.
+        role: speaker; ``developer`` is another name for ``system``.
         content: text, or parts, or nothing.
         image: an image in the form that zai-org has published for GLM-4V.
-        tool_calls: which no model here makes.
+        tool_calls: accepted only if empty; no model here calls tools.
     """
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -143,20 +143,20 @@ class SentMessage(BaseModel):
         return [part.text or "" for part in self.content if part.type == "text"]
 
     def urls(self) -> list[str | None]:
-        """Return where its images are, in order; ``None`` for one that does not say."""
+        """Return the URLs of its images, in order; ``None`` for an image without one."""
         images = [part.image_url for part in self.content if part.type == "image_url"]
         urls = [None if image is None else image.url for image in images]
         return urls if self.image is None else [*urls, self.image]
 
 
 class StreamOptions(BaseModel):
-    """What a stream tells beside the answer."""
+    """What a stream sends beside the answer."""
 
     include_usage: bool | None = None
 
 
 class TemplateOptions(BaseModel):
-    """What other servers hand to a chat template: whether the model thinks first."""
+    """Options that other servers hand to the chat template: whether and how much to think."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -167,8 +167,8 @@ class JsonSchema(BaseModel):
     """A named JSON Schema.
 
     Attributes:
-        json_schema: the schema; one that is left out is any JSON.
-        name: ignored, and so are the rest.
+        json_schema: the schema; without one, any JSON.
+        name: ignored, like the other fields.
     """
 
     json_schema: Any = Field({}, alias="schema")
@@ -191,7 +191,7 @@ class ResponseFormat(BaseModel):
 
 
 class StructuredOutputs(BaseModel):
-    """The form of an answer as vLLM has it; one of these."""
+    """The form of an answer as vLLM has it; exactly one field is given."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -258,7 +258,7 @@ class ImageTokens(BaseModel):
 
 
 class CompletionUsage(BaseModel):
-    """What an answer took, in tokens."""
+    """Tokens of the prompt and the answer."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -307,7 +307,7 @@ class Logprobs(BaseModel):
 
 
 class _Sparse(BaseModel):
-    """What is ``None`` is left out."""
+    """A model whose fields are left out of the JSON where they are ``None``."""
 
     @model_serializer(mode="wrap")
     def _without_none(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -323,7 +323,7 @@ class CompletionMessage(_Sparse):
 
 
 class _WithOwn(BaseModel):
-    """What the protocol has no field for is left out if there is none."""
+    """Adds a field of our own to the protocol's; it is left out if it is ``None``."""
 
     glm4v_magic: OwnAnswer | None = None
 
@@ -356,7 +356,7 @@ class Completion(BaseModel):
 
 
 class Delta(_Sparse):
-    """What is new of an answer; the first of them has the role."""
+    """The new part of an answer; the first one has the role."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
@@ -373,7 +373,7 @@ class ChunkChoice(_WithOwn):
 
 
 class Chunk(_Sparse):
-    """An event of an answer in pieces. The one with the usage has no choice."""
+    """An event of a streamed answer; the one with the usage has no choice."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -395,7 +395,7 @@ class Model(BaseModel):
 
 
 class Models(BaseModel):
-    """The list of all models: of the one."""
+    """The list of models: just one."""
 
     object: Literal["list"] = "list"
     data: list[Model]

@@ -1,4 +1,4 @@
-"""A request of the protocol as a request for an engine."""
+"""Turns a request of the protocol into a request for an engine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Question:
     """What a client asks for.
 
     Attributes:
-        request: for the engine.
+        request: request for the engine.
         stream: whether the answer is sent in pieces.
         usage: whether the pieces end with the usage; a whole answer always has it.
     """
@@ -54,9 +54,9 @@ def read_question(
 
     Args:
         content: parsed JSON.
-        model: the one that is served.
-        thinks: whether it thinks before it answers; ``None`` if that is not known.
-        efforts: efforts that its thinking can take.
+        model: name of the model that is served.
+        thinks: whether the model can think before it answers; ``None`` if unknown.
+        efforts: names of the efforts that its thinking can take.
 
     Raises:
         InputError: if something in it is missing, malformed, or not possible here.
@@ -112,10 +112,10 @@ def _sampling(asked: ChatRequest, given: Mapping[str, Any]) -> Sampling:
 
 
 def _constraint(asked: ChatRequest) -> Constraint | None:
-    """Return what the text of the answer must be.
+    """Return the constraint on the text of the answer; ``None`` for any text.
 
     Raises:
-        OptionError: if it cannot be followed: nothing is corrected here.
+        OptionError: if it cannot be followed; the server does not ask for corrections.
     """
     vllm = asked.structured_outputs or StructuredOutputs.model_validate({})
     given = [
@@ -174,7 +174,7 @@ def _message(given: SentMessage, number: int, unfinished: bool) -> Message:
 
 
 def _thinking_apart(begun: Message) -> Message:
-    """Return the beginning of an answer with its thinking, which is in its text, kept apart."""
+    """Return the beginning of an answer with the thinking taken out of its text."""
     if not begun.text.startswith(OPEN):
         return begun
     thinking, _, text = begun.text.removeprefix(OPEN).partition(CLOSE)

@@ -1,7 +1,7 @@
-"""The engine in a thread of its own, which answers one request after the other.
+"""The engine in a thread of its own, which answers one request at a time.
 
-The thread goes from step to step of the engine's stream, and puts what it is told into a queue of
-the request. It waits for no client: one that reads slowly delays nobody else.
+The thread takes step after step of the engine's stream, and puts the events into the queue of the
+request. It waits for no client, so a slow reader delays nobody else.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Turn:
         """Yield the engine's events, and ``None`` after every `silence` seconds without one.
 
         Raises:
-            Exception: what the engine raises, or what `end` was told.
+            Exception: the error that the engine raised, or that was given to `end`.
         """
         while True:
             try:
@@ -58,7 +58,7 @@ class Turn:
             yield news
 
     def end(self, error: Exception | None = None) -> None:
-        """End the generation before its next step, and raise `error` for the one who waits.
+        """End the generation before its next step, and raise `error` where `events` is read.
 
         May be called from any thread, and more than once.
         """
@@ -105,7 +105,7 @@ class Worker:
         """Queue a request.
 
         Raises:
-            BusyError: if too many wait.
+            BusyError: if too many requests are waiting.
             EngineError: if the server is being stopped.
         """
         if self._is_stopped:
@@ -123,7 +123,7 @@ class Worker:
         turn.end()
 
     def stop(self) -> None:
-        """End all turns before their next step, with an error for each one who waits."""
+        """End all turns before their next step, each with an error for its client."""
         self._is_stopped = True
         for turn in list(self._turns):
             turn.end(_stopped())

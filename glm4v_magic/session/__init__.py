@@ -1,6 +1,7 @@
-"""A model in use with its chats: opens an engine, streams answers as events, keeps conversations.
+"""A model in use and its chats: opens an engine, streams answers as events, keeps conversations.
 
 Imports everything below it: `mapping`, `calls`, `engines`, `checkpoints`, `planning`, `core`. Begin
-with `session.Session` (what Python users hold) and its `stream`; `opening` makes the engine of a
-choice, `chats` and `chat_file` keep and store conversations, `preview` shows what would be sent.
+with `session.Session` (what Python users hold) and its `stream`; `opening` opens the engine of a
+chosen model, `chats` and `chat_file` keep and store conversations, `preview` shows what would be
+sent.
 """

@@ -1,10 +1,10 @@
 """Files of chats.
 
-JSON holds everything, images included, and can be read back. Markdown is for people to read, and
-for other programs: it has questions and answers as they were written, so that nothing of them is
-lost, and no page of ours shows it. Its only HTML is the fold around what a model thought, which
-the model's text cannot end: see `_folded`. (A cell shows Markdown of a model by
-`notebook.render.markdown`, which lets nothing of it act on the page.)
+JSON holds everything, images included, and can be read back. Markdown is for people and other
+programs: it has questions and answers as they were written, so nothing of them is lost; this
+package never shows it. Its only HTML is the fold around a model's thinking, which the thinking
+cannot end: see `_folded`. (A cell shows a model's Markdown with `notebook.render.markdown`, which
+lets no part of it act on the page.)
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _bytes_of(text: str, utf8: bytes | None) -> bytes:
 
 
 class _Alternative(BaseModel):
-    """A token; its ``utf8`` is left out where it is the bytes of the text."""
+    """A token; ``utf8`` is left out where it is just the text's bytes."""
 
     model_config = ConfigDict(strict=True)
 
@@ -130,7 +130,7 @@ class _Chat(BaseModel):
 
 
 def to_json(conversation: Conversation, name: str = UNNAMED) -> str:
-    """Write a chat as JSON that `from_json` reads; images are in it, without loss."""
+    """Write a chat, images included, as JSON that `from_json` reads without loss."""
     return json.dumps(
         {
             **_CHAT.head(),
@@ -156,7 +156,7 @@ def from_json(
         The chat's name and the conversation.
 
     Raises:
-        ConversationError: if `text` is not such a chat.
+        ConversationError: if `text` is not a chat that `to_json` wrote.
         ImageError: if an image in it cannot be read.
     """
     content = _CHAT.content(text, what, ConversationError)
@@ -173,10 +173,10 @@ def to_markdown(conversation: Conversation, name: str = UNNAMED) -> str:
 def write_chat(path: str | os.PathLike[str], conversation: Conversation, name: str) -> Path:
     """Write a chat to a file; the suffix decides the format: ``.json`` or ``.md``.
 
-    A file that is there already is replaced once the new one is written.
+    An existing file is replaced once the new one is complete.
 
     Raises:
-        ConversationError: if the name ends in something else, or the file cannot be written.
+        ConversationError: if the suffix is another, or the file cannot be written.
     """
     file = Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails on ~nobody
     if file.suffix.lower() == ".json":
@@ -212,7 +212,7 @@ def read_chat(
     """Read a chat from a JSON file that `write_chat` wrote; see `from_json`.
 
     Raises:
-        ConversationError: if the file cannot be read, or is not such a chat.
+        ConversationError: if the file cannot be read, or is not a chat that `write_chat` wrote.
     """
     file = Path(os.path.expanduser(path))  # noqa: PTH111  as above
     if not os.path.exists(file):  # noqa: PTH110  Path's own fails on a name that is too long
@@ -245,7 +245,7 @@ def _marks(conversation: Conversation, turn: int) -> Iterator[str]:
 
 
 def _folded(thinking: str) -> str:
-    """Return a fold with what a model thought, as the model wrote it but for an end of the fold."""
+    """Return a model's thinking in a fold, unchanged except for what would end the fold."""
     thinking = re.sub("<(?=/details)", "&lt;", thinking, flags=re.IGNORECASE)
     return f"<details><summary>Thinking</summary>\n\n{thinking}\n\n</details>\n"
 

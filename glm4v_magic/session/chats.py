@@ -43,7 +43,7 @@ class Chats:
         self.current = name
 
     def add(self, name: str, conversation: Conversation) -> None:
-        """Keep a conversation that comes from elsewhere; it becomes the current one.
+        """Keep a conversation from elsewhere, such as a file; it becomes the current one.
 
         Raises:
             ConversationError: if another one has this name.

@@ -1,4 +1,4 @@
-"""From a model choice to an engine: find the checkpoint, decide its placement, load or connect."""
+"""Opens the engine of a chosen model: finds the checkpoint, places and loads it, or connects."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def open_model(
     Args:
         choice: model to open.
         found: result of `find`.
-        release: releases the previous model; called when nothing but the load itself can fail.
+        release: releases the previous model; called when only the load itself can still fail.
         old: previous model; ``None`` if none is loaded.
         recorder: records which part of the model is running.
 
@@ -77,7 +77,7 @@ def open_model(
         connected = server.connect(found)  # costs no memory, so the old model may wait
         release()
         return connected
-    # Importing torch takes seconds. Where it is needed, the first sign of life comes before it.
+    # Importing torch takes seconds, so the first sign of life comes before it is needed.
     placement = None
     if "torch" in sys.modules:
         placement, keep = _place(found, choice)
@@ -123,14 +123,14 @@ def _place(found: Checkpoint, choice: ModelChoice) -> tuple[Placement, int]:
 
 
 def _refuse(found: Checkpoint, choice: ModelChoice) -> None:
-    """Raise what `_place` would raise, as far as that can be told without torch."""
+    """Raise what `_place` would raise, as far as it can be known without torch."""
     from glm4v_magic.core.plan import Plan
     from glm4v_magic.hardware.usable import usable_gpus
     from glm4v_magic.planning.decision import choose
 
     options, given = choice.options, choice.device_map
     gpus = usable_gpus(options.gpus, ask_torch=False)
-    # Which GPUs of the driver torch can use, only torch knows.
+    # Only torch knows which of the driver's GPUs it can use.
     if given is not None or options.gpus is not None or not gpus:
         chosen = choose(found.architecture, options, gpus, given)
         if given is None:

@@ -72,7 +72,7 @@ _OF_A_CHOICE = ("revision", "device_map", "served_model", "timeout", "keep")
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What a model takes; ``None`` where nobody tells."""
+    """What a model takes; ``None`` where a server does not tell."""
 
     name: str
     max_images: int | None
@@ -91,8 +91,7 @@ class Status:
         info: facts about the loaded model; ``None`` if none is loaded.
         busy: whether a call is running.
         last: latest answer, an interrupted one included.
-        kept: of what was read, so that it is not read again; ``None`` when none is loaded, and of
-            a server.
+        kept: size and budget of the prefix cache; ``None`` if no model is loaded, and for a server.
     """
 
     choice: ModelChoice
@@ -388,14 +387,14 @@ class Session:
 
         Args:
             path: the file.
-            chat: what to call the chat; its own name by default.
-            limits: what is refused of its images; see `images.Limits`.
+            chat: name of the chat here; by default its own.
+            limits: limits on its images.
 
         Returns:
             The name of the chat.
 
         Raises:
-            ConversationError: if the file is no chat, or another chat has this name.
+            ConversationError: if the file is not a chat, or another chat has this name.
             ImageError: if an image in it cannot be read.
             BusyError: if another call is running.
         """
@@ -520,7 +519,7 @@ class Session:
     def _engine_for_rows(
         self, terms: Terms, images: tuple[Any, ...], at_least: int
     ) -> Generator[Event, None, Engine]:
-        """Return the engine for rows that all have so many images or more."""
+        """Return the engine for rows that have at least this many images each."""
         bare = Request(Conversation(), terms.sampling)
 
         def refuse(model: _Asked) -> None:
@@ -533,7 +532,7 @@ class Session:
         return engine
 
     def forget_answers(self) -> None:
-        """Forget the answers that `map` remembers; rows that are the same are asked again."""
+        """Forget the answers that `map` remembers, so that equal rows are asked again."""
         self._store = None
 
     def unload(self) -> bool:
@@ -562,7 +561,7 @@ class Session:
 
     @property
     def engine(self) -> Engine | None:
-        """Engine in use, for a look inside; ``None`` if nothing is loaded.
+        """Engine in use; ``None`` if no model is loaded.
 
         For a model in this process it has `model` and `processor`, see `engines.local.LocalEngine`.
         """
@@ -580,7 +579,7 @@ class Session:
         return None if engine is None else engine.info.plan
 
     def require_images(self, given: int) -> None:
-        """Refuse more images of a question than the loaded model takes, before any is decoded.
+        """Raise if a question has more images than the loaded model takes, before any is decoded.
 
         Raises:
             ConversationError: if it takes fewer than `given`.
@@ -590,7 +589,7 @@ class Session:
             refuse_too_many_at_once(given, info.model, info.max_images)
 
     def require_video(self) -> None:
-        """Refuse a video if the loaded model takes none, before anything of it is read.
+        """Raise if the loaded model takes no video, before the video is read.
 
         Raises:
             ConversationError: if it takes none.
@@ -689,7 +688,7 @@ class Session:
             answer = error.answer or answer
             raise
         except KeyboardInterrupt:
-            # While it was corrected: the first answer is whole, if not in its form.
+            # Interrupted during a correction: the first answer is complete, though not in its form.
             interrupt = GenerationInterrupted({0: generation})
             interrupt.answer = answer
             raise interrupt from None
@@ -700,7 +699,7 @@ class Session:
 
     def _keep(self, call: Call, answer: Answer) -> None:
         complete = answer.finish_reason == "stop"
-        # A character of which only the first bytes came is written again when it is carried on.
+        # A character of which only the first bytes came is generated again when it is carried on.
         text, thinking, written = (
             said if complete else said.rstrip("\ufffd")
             for said in (answer.text, answer.thinking, answer.written)
@@ -729,7 +728,7 @@ class Session:
 
         Args:
             terms: how it is asked.
-            refuse: called with what is known of the model, as soon as it is; raises if it cannot
+            refuse: called with what the model takes, as soon as that is known; raises if it cannot
                 be asked this.
         """
         engine = self._engine
@@ -759,7 +758,7 @@ class Session:
 
 
 def _asked_of(name: str, known: Any) -> _Asked:
-    """Return what a checkpoint, or the facts about an engine, says of a model."""
+    """Return what a checkpoint or an `EngineInfo` tells about a model."""
     return _Asked(
         name, known.max_images, known.thinks, known.takes_video, known.tasks, known.efforts
     )
@@ -774,7 +773,7 @@ def _require(terms: Terms) -> None:
 
 
 def _followed(terms: Terms, choice: ModelChoice) -> Terms:
-    """Return terms without a constraint that the model will not follow: its answers are the same.
+    """Return terms without a constraint that the model will not follow: it would change nothing.
 
     A model in this process does not follow a schema if llguidance is missing.
     """
