@@ -83,7 +83,7 @@ def model_parts(plan: Plan, shape: ModelShape) -> tuple[ModelPart, ...]:
     )
 
 
-# When no part runs: sampling, text and masks; steps without hooks; outside of calls.
+# No part runs: while sampling, handling text or masks; in steps without hooks; outside of calls.
 _BETWEEN, _UNSEEN, _REST = (ModelPart("", name) for name in ("between parts", "unseen", "rest"))
 
 
@@ -179,7 +179,7 @@ class ActivityRecorder:
             spent[self._now] += now - self._since
             self._since = now
             self._is_read = True
-            # Whoever asks may have looked just before the call began that is noted here.
+            # The caller may have looked just before the call began whose parts are noted here.
             if not is_busy and self._modules is None:
                 self._now = _REST
             if not is_busy or self._now is _REST:

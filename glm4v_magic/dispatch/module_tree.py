@@ -1,4 +1,4 @@
-"""A model's names for a check of a device map: what planning sees of modules, without torch."""
+"""Names of a model's modules and weights: with them `planning` checks device maps without torch."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from glm4v_magic.planning.search import Task, best_split, offloaded_split
 __all__ = ["REVIEWED_FROM", "fit", "review"]
 
 REVIEWED_FROM = 6
-"""Number of GPUs from which a plan is reviewed; GLM-4V-9B fits on fewer of almost any size."""
+"""Fewest GPUs for which a plan is reviewed; GLM-4V-9B fits on fewer of almost any size."""
 
 _MOST_GPUS = 16  # that are proposed
 _SHORTEST_CONTEXT = 256  # tokens
@@ -54,7 +54,7 @@ def _held(facts: Facts) -> Precision:
 
 
 def _workload(facts: Facts) -> Workload:
-    """What a plan without options is made for."""
+    """Return the workload of a plan without options."""
     held = _held(facts)
     return Workload(dtype=held.dtype, fp8=held.fp8)
 
@@ -101,7 +101,7 @@ def _does_not_fit(facts: Facts, model: str, error: DoesNotFitError) -> Finding:
 
 
 def _fits_somehow(facts: Facts) -> bool:
-    """Whether a shorter context, quantisation or offloading makes the model fit."""
+    """Tell whether a shorter context, quantisation or offloading makes the model fit."""
     shape, gpus = facts.shape, facts.gpus
     shortest = min(shape.max_context, max(_SHORTEST_CONTEXT, shape.image_positions))
     work = _workload(facts)
@@ -137,7 +137,7 @@ def _task(shape: ModelShape, gpus: Sequence[GPU], workload: Workload) -> Task:
 
 
 def _enough_gpus(shape: ModelShape, gpus: Sequence[GPU], work: Workload) -> str:
-    """``3 GPUs of 16.00 GiB``: how many empty ones of the largest size; empty if too many."""
+    """Return ``3 GPUs of 16.00 GiB``, as many of the largest as would do; empty if too many."""
     size = max(gpu.total_bytes for gpu in gpus)
     weights = sum(unit.weight_bytes for unit in price(shape, work))
     for count in range(weights // size + 1, _MOST_GPUS + 1):
@@ -189,7 +189,7 @@ def _hops(found: Plan, fewest: Plan) -> Finding:
 
 
 def _idle(found: Plan, cut: Plan, idle: list[str]) -> Finding:
-    """Why GPUs are idle, and what cutting the tower would change."""
+    """Say why GPUs are idle, and what cutting the tower would change."""
     why = f"{found.fullest.device} is the fullest with or without them."
     step: Text = "Leave them to other programs."
     if len(_used(cut)) > len(_used(found)):

@@ -1,4 +1,4 @@
-"""`diagnose`: from facts to findings. Pure."""
+"""`diagnose`: from facts to findings, without touching the machine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def diagnose(facts: Facts) -> tuple[Finding, ...]:
 
 
 def _files(facts: Facts) -> Iterator[Finding]:
-    """Judge the files of a folder; nothing if they can be loaded."""
+    """Judge the files of a folder; yields nothing if they can be loaded."""
     if facts.fault is not None:
         why, step = facts.fault
         yield Finding("checkpoint", "fail", "its files cannot be loaded", why, step)
@@ -67,7 +67,7 @@ def _cuda(facts: Facts) -> Finding:
         step = f"Install a build of torch for {fitting}, then restart the kernel."
         return Finding("CUDA", "fail", found, torch.problem or "The GPUs are of no use.", step)
     found = f"torch is built for {torch.built_for}, and CUDA does not start"
-    # Within a major version any driver of it will do (CUDA compatibility guide, "minor version
+    # Within a major version of CUDA any driver will do (CUDA compatibility guide, "minor version
     # compatibility").
     if newest is not None and int(torch.built_for.partition(".")[0]) > newest[0]:
         why = "The driver runs up to CUDA {}.{}.".format(*newest)

@@ -31,10 +31,10 @@ from glm4v_magic.hardware.gpus import FoundGPU, find_gpus
 __all__ = ["HUB_SECONDS", "MODEL", "Disk", "Facts", "Hub", "Package", "TorchCuda", "gather"]
 
 MODEL = "GLM-4V-9B"
-"""Checkpoint to judge for by default."""
+"""Checkpoint that is judged by default."""
 
 HUB_SECONDS = 3.0
-"""How long an answer of the hub is waited for."""
+"""Seconds to wait for an answer of the hub."""
 
 _OWN = "glm4v_magic"
 _USERS_EXTRAS = (
@@ -114,22 +114,23 @@ class Facts:
     """Facts about this machine.
 
     Attributes:
-        shape: the model to judge for.
-        python: its version.
-        python_required: versions that this package asks for; empty if it is not installed.
-        packages: those that this package and its extras ask for.
-        is_here: whether the model's files are here, so that nothing is downloaded.
+        shape: sizes of the model that is judged.
+        python: version of Python.
+        python_required: versions of Python that this package requires; empty if it is not
+            installed.
+        packages: packages that this package and its extras require.
+        is_here: whether the model's files are on this machine, so that nothing is downloaded.
         fault: why the files of its folder cannot be loaded, and what to do; ``None`` if they can
-            be, or if the model is no folder.
-        found_gpus: the GPUs of this machine; none if others are described.
+            be, or if the model is not a folder.
+        found_gpus: the GPUs of this machine; empty if others are described.
         described: GPUs to judge instead; ``None`` for those of this machine.
-        driver: of NVIDIA's GPUs; ``None`` without one, or if GPUs are described.
+        driver: NVIDIA's driver; ``None`` without one, or if GPUs are described.
         visible: value of ``CUDA_VISIBLE_DEVICES``; ``None`` if it is not set.
-        torch_cuda: ``None`` if torch was not asked.
-        links: between the GPUs.
+        torch_cuda: CUDA as torch sees it; ``None`` if torch was not asked.
+        links: links between the GPUs.
         host_bytes: memory of the host that this process may use; ``None`` if not known.
         disk: where downloads go; ``None`` if not known.
-        hub: ``None`` if it was not to be asked.
+        hub: result of a request to the hub; ``None`` if it was not asked.
     """
 
     shape: ModelShape
@@ -162,7 +163,7 @@ def gather(gpus: Sequence[GPU] | None = None, *, hub: bool = False, model: str =
     Args:
         gpus: judge these instead of the GPUs of this machine; see `core.gpu_spec.parse_gpus`.
         hub: also ask whether the hub can be reached; takes at most 3 s.
-        model: the checkpoint to judge for, as `checkpoints.architecture` takes it.
+        model: the checkpoint to judge, as `checkpoints.architecture` takes it.
 
     Raises:
         CheckpointError: if there is no such model.
@@ -195,7 +196,7 @@ def gather(gpus: Sequence[GPU] | None = None, *, hub: bool = False, model: str =
 
 
 def _fault(model: str) -> tuple[str, str] | None:
-    """Check the files of a folder without reading weights."""
+    """Return why the files of a folder cannot be loaded, and what to do; reads no weights."""
     from glm4v_magic.checkpoints import resolve
 
     if not Path(model).expanduser().is_dir():
@@ -208,7 +209,7 @@ def _fault(model: str) -> tuple[str, str] | None:
 
 
 def _requirements() -> tuple[str, tuple[Package, ...]]:
-    """Python versions and packages that this package asks for; nothing if it is not installed."""
+    """Return the versions of Python and the packages required; empty if not installed."""
     try:
         own = metadata.metadata(_OWN)
         lines = metadata.requires(_OWN) or []
@@ -246,13 +247,13 @@ def _torch_cuda() -> TorchCuda:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         usable = torch.cuda.is_available()
-    # A driver that is too old is a warning, with its version in the first line.
+    # torch warns of a driver that is too old, and names its version in the first line.
     problem = str(said[0].message).strip().partition("\n")[0] if said and not usable else ""
     return TorchCuda(torch.version.cuda or "", usable, problem)
 
 
 def _host_bytes() -> int | None:
-    """Memory of the host, or what the control group leaves of it (Linux, version 2)."""
+    """Return the host's memory, or the limit of the control group (Linux, version 2)."""
     try:
         sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     except (AttributeError, OSError, ValueError):  # Windows has no sysconf
@@ -279,7 +280,7 @@ def _disk(model: str) -> Disk | None:
 
 
 def _downloads(cache: Path, model: str) -> Iterator[int]:
-    """Bytes of each repository of the cache that is named like the model, whoever owns it."""
+    """Yield the bytes of each cached repository that is named like the model, whoever owns it."""
     for repository in cache.glob("models--*--*"):
         if repository.name.rpartition("--")[2].lower() != model.lower():
             continue
@@ -300,7 +301,7 @@ def _hub() -> Hub | None:
     if constants.HF_HUB_OFFLINE:
         return Hub(constants.ENDPOINT, "HF_HUB_OFFLINE is set")
     answer: queue.SimpleQueue[str] = queue.SimpleQueue()
-    # No timeout limits the wait for a name server, so the thread may be left behind.
+    # No timeout limits a name lookup, so it runs in a thread that may be left behind.
     thread = threading.Thread(
         target=lambda: answer.put(_problem_with(constants.ENDPOINT)), daemon=True
     )
@@ -313,7 +314,7 @@ def _hub() -> Hub | None:
 
 
 def _problem_with(url: str) -> str:
-    """Why `url` does not answer; empty if it does."""
+    """Return why `url` does not answer; empty if it does."""
     import httpx
 
     if not url.startswith(("http://", "https://")):

@@ -1,4 +1,4 @@
-"""Findings on Python and packages: required and installed versions, known problems. Pure."""
+"""Findings on Python and packages: required and installed versions, known problems."""
 
 from __future__ import annotations
 

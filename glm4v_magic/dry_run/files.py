@@ -17,7 +17,7 @@ _DERIVED = ("works", "findings")  # from the rest, for those who read the file w
 
 
 def report_to_json(report: DryRunReport) -> str:
-    """Write a report as JSON that `report_from_json` reads, with what follows from it."""
+    """Write a report, its verdict and findings included, as JSON that `report_from_json` reads."""
     derived = dict(zip(_DERIVED, (report.works, findings(report)), strict=True))
     return json.dumps({**_REPORT.head(), **asdict(report), **derived}, indent=2)
 
@@ -30,7 +30,7 @@ def report_from_json(text: str, what: str = "The report") -> DryRunReport:
         what: what it is called in messages.
 
     Raises:
-        DeviceMapError: if `text` is not such a report.
+        DeviceMapError: if `text` is not a report that `report_to_json` wrote.
     """
     content = _REPORT.content(text, what, DeviceMapError)
     told = {key: value for key, value in content.items() if key not in _DERIVED}

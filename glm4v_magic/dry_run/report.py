@@ -1,4 +1,4 @@
-"""What a dry run found: plain data.
+"""Results of a dry run, as plain data.
 
 `dry_run.run` makes it, `dry_run.files` writes it as JSON and reads it back, `dry_run.text` puts it
 into words, and `notebook.render.plans.dry_run` shows it in a notebook.
@@ -13,7 +13,7 @@ __all__ = ["DryRunReport", "GPUUse", "HopUse", "MixedDevices"]
 
 @dataclass(frozen=True, slots=True)
 class GPUUse:
-    """What one GPU held at its fullest moment.
+    """Memory of one GPU at its fullest moment.
 
     Attributes:
         gpu: GPU index, as in ``cuda:<gpu>``.
@@ -70,7 +70,7 @@ class MixedDevices:
     Attributes:
         message: message of CUDA.
         operation: name of the operator, such as ``aten.add.Tensor``.
-        module: module whose forward it is in.
+        module: module in whose forward it happened.
         source: ``file:line in function``, and the line itself.
         code: text of that line.
         devices: the two devices.

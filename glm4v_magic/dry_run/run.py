@@ -1,4 +1,4 @@
-"""The dry run: a model on virtual GPUs without its weights. Does it work, and what does it take?
+"""The dry run: a model runs on virtual GPUs without its weights, and what it needs is measured.
 
 The model is built on ``meta`` from its configuration, dispatched like a real one, then runs a real
 ``generate``: one prefill and a few decode steps. Operations that would mix devices are reported
@@ -39,7 +39,7 @@ __all__ = ["DEFAULT_DECODE_STEPS", "dry_run"]
 
 DEFAULT_DECODE_STEPS = 2
 
-# GPUs of a dry run never run out of memory, so that it tells how much the real ones lack.
+# GPUs of a dry run never run out of memory, so that it can tell how much the real ones lack.
 _ENDLESS = 1 << 50
 
 
@@ -147,7 +147,7 @@ def _run(
     text_tokens: int,
     decode_steps: int,
 ) -> DryRunReport:
-    # all that may be refused comes before anything is built
+    # everything that may be refused is checked before anything is built
     inputs = architecture.prompt_inputs(work.images, text_tokens, work.batch)
     wanted = _wanted(device_map, shape, gpus, work)
     model = architecture.build_meta(work.dtype or shape.dtype)
@@ -199,8 +199,8 @@ def _placement(
         weights = check(wanted.device_map(), tree, gpus)
         return _Placement("plan", weights, {**weights, **wanted.execution_map()})
     weights = check(automatic(model, gpus) if wanted is None else wanted, tree, gpus)
-    # What is offloaded runs on the first GPU of the map, says accelerate; `dispatch` prefers the
-    # GPU of the embedding.
+    # accelerate runs offloaded modules on the first GPU of the map; `dispatch` prefers the GPU of
+    # the embedding.
     visited: Place = next((place for place in weights.values() if place != "cpu"), "cpu")
     if wanted is not None:
         home = place_of(weights, _embedding(model))
@@ -255,7 +255,7 @@ def _measure(
 
 
 def _cached(layer: Any) -> Iterator[Tensor]:
-    """Yield what a layer of the cache holds: keys and values, or the state of linear attention."""
+    """Yield the tensors of a cache layer: keys and values, or the state of linear attention."""
     for name in ("keys", "values", "indexer_keys"):
         held = getattr(layer, name, None)
         if held is not None:

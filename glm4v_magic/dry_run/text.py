@@ -28,7 +28,7 @@ _SHOWN = 12  # findings; JSON has them all
 
 
 def findings(report: DryRunReport) -> tuple[str, ...]:
-    """What stands in the way, one line each; none if it works."""
+    """Return the problems that would keep it from working, one line each; empty if it works."""
     lines = [str(problem) for problem in report.problems]
     for gpu in report.overfull:
         where = f"{gpu.phase}, {gpu.module}" if gpu.module else gpu.phase
@@ -40,14 +40,14 @@ def findings(report: DryRunReport) -> tuple[str, ...]:
 
 
 def main_findings(report: DryRunReport) -> tuple[str, ...]:
-    """The first of `findings`, and how many more there are."""
+    """Return the first of `findings`, and how many more there are."""
     lines = findings(report)
     rest = len(lines) - _SHOWN
     return (*lines[:_SHOWN], f"and {rest} more") if rest > 0 else lines
 
 
 def raise_if_unusable(report: DryRunReport) -> None:
-    """Raise what a real machine would run into first, as one line.
+    """Raise the first error that a real machine would run into.
 
     Raises:
         PlacementError: if an operation is refused.
@@ -65,7 +65,7 @@ def raise_if_unusable(report: DryRunReport) -> None:
 
 
 def title(report: DryRunReport) -> str:
-    """What was run, as one line."""
+    """Return what was run, in one line."""
     placed = {"plan": "as planned", "auto": 'device_map="auto"'}.get(report.placement, "by map")
     rows = f", batch of {report.batch}" if report.batch > 1 else ""
     return (
@@ -76,13 +76,13 @@ def title(report: DryRunReport) -> str:
 
 
 def waiting(report: DryRunReport) -> str:
-    """Say how many modules are offloaded."""
+    """Return how many modules are offloaded, in one line."""
     count = len(report.offloaded)
     return f"{counted(count, 'module')} wait{'s' if count == 1 else ''} in host memory"
 
 
 def verdict(report: DryRunReport) -> str:
-    """How it went, as one line."""
+    """Return how it went, in one line."""
     if report.works:
         gpu = report.fullest
         return (
@@ -95,7 +95,7 @@ def verdict(report: DryRunReport) -> str:
 
 
 def gpu_rows(report: DryRunReport) -> list[tuple[str, ...]]:
-    """The GPUs as a table, its head first; sizes in GiB."""
+    """Return the rows of a table of the GPUs, its header first; sizes in GiB."""
     head = (
         "",
         "weights",
@@ -112,13 +112,13 @@ def gpu_rows(report: DryRunReport) -> list[tuple[str, ...]]:
 
 
 def copy_rows(report: DryRunReport) -> list[tuple[str, ...]]:
-    """The copies as a table, its head first."""
+    """Return the rows of a table of the copies, its header first."""
     head = ("", "prefill", "size", "per decode step", "size")
     return [head, *(_copy_row(hop) for hop in report.copies)]
 
 
 def report_text(report: DryRunReport) -> str:
-    """The report as tables, at most 100 columns wide."""
+    """Return the report as tables, at most 100 columns wide."""
     lines = [*_wrapped(title(report)), *_wrapped(verdict(report))]
     for finding in main_findings(report):
         lines += _wrapped(finding, bullet="- ")
@@ -152,7 +152,7 @@ def _copy_row(hop: HopUse) -> tuple[str, ...]:
 
 
 def _sized(size: int) -> str:
-    """Bytes in the largest unit that they fill: a hop moves anything from an id to weights."""
+    """Return bytes in a unit that suits them: a hop moves anything from one id to weights."""
     for unit, power in (("GiB", 3), ("MiB", 2), ("KiB", 1)):
         if size >= 1024**power:
             return f"{size / 1024**power:.2f} {unit}"
@@ -170,9 +170,10 @@ def _wrapped(text: str, bullet: str = "") -> list[str]:
 
 
 def _aligned(rows: Sequence[Sequence[str]], names: int = 0) -> Iterator[str]:
-    """Lines of a table: numbers to the right, the first column and the last `names` to the left.
+    """Yield the lines of a table: numbers to the right; the first and last `names` columns left.
 
-    The last column, if it is of names, gets what room the others leave; the first one helps out.
+    A last column of names gets the width that the others leave; if that is too little, the first
+    one is shortened, too.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if names:
@@ -189,7 +190,7 @@ def _aligned(rows: Sequence[Sequence[str]], names: int = 0) -> Iterator[str]:
 
 
 def _shortened(name: str, width: int) -> str:
-    """The end of a module's name, which says more than its beginning."""
+    """Return the end of a module's name, which says more than its beginning."""
     whole = name
     while len(name) > width and "." in whole:
         whole = whole.partition(".")[2]

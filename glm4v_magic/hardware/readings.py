@@ -31,13 +31,13 @@ class Reading:
         name: product name.
         key: stable key of the GPU, however CUDA numbers it: its UUID, if there is one.
         total_bytes: size of the memory.
-        weight_bytes: weights of this model.
-        kernel_bytes: memory of this process that is neither weights nor kept.
+        weight_bytes: weights of the loaded model.
+        kernel_bytes: memory of this process except for weights and the prefix cache.
         other_bytes: memory of other programs and the driver.
         free_bytes: free memory.
         utilization: recent fraction of time in which the GPU was busy, 0 to 1.
         celsius, power_watts, power_limit_watts: as the driver reports them.
-        kept_bytes: prompts and images that are kept so as not to be read again.
+        kept_bytes: prefix cache: prompts and images that need not be read again.
     """
 
     device: str
@@ -80,7 +80,7 @@ def take_readings(
     Args:
         read_gpus: function that `gpus.gpu_reader` yields.
         weights: bytes of the model's weights on each device.
-        kept: bytes of kept prompts and images on each device.
+        kept: bytes of the prefix cache on each device.
     """
     readings = _read(read_gpus, weights)
     memories = tuple(
@@ -90,7 +90,7 @@ def take_readings(
 
 
 def _with_kept(reading: Reading, kept: int) -> Reading:
-    """Tell what is kept apart from the other memory of this process."""
+    """Return a reading that counts the prefix cache apart from the other memory of this process."""
     if reading.kernel_bytes is None:
         return replace(reading, kept_bytes=kept)
     known = min(kept, reading.kernel_bytes)

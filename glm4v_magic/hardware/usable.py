@@ -32,12 +32,12 @@ def usable_gpus(description: str | None, *, ask_torch: bool = True) -> tuple[GPU
 
     Args:
         description: GPUs to use, see `core.gpu_spec`; ``None`` for all.
-        ask_torch: whether to leave out GPUs that the driver shows and torch cannot use, which
-            imports torch if there are any.
+        ask_torch: whether to leave out GPUs that the driver lists but torch cannot use; this
+            imports torch if the driver lists any.
 
     Raises:
         GPUDescriptionError: if more GPUs are described than there are.
-        PlacementError: if a GPU does not tell its memory and no description does.
+        PlacementError: if the memory of a GPU is neither reported nor described.
     """
     described = None if description is None else parse_gpus(description)
     if described == ():

@@ -1,4 +1,4 @@
-"""The image on the clipboard of the computer that the kernel runs on."""
+"""The image on the clipboard of the computer that Python runs on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from glm4v_magic.core.errors import ImageError, reason
 __all__ = ["CLIPBOARD", "grab"]
 
 CLIPBOARD = "clipboard"
-"""Word that stands for the clipboard where images are named."""
+"""Name of the clipboard where an image is expected."""
 
 
 def grab() -> object:

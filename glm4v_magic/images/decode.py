@@ -39,8 +39,8 @@ def decode(stream: IO[bytes], source: str, limits: Limits, page: int | None = No
     stream.seek(0)
     if is_pdf(head):
         return draw(stream, source, limits, page)
-    # Pillow warns of odd metadata, which does no harm to the pixels, and of large images, which
-    # our own limit covers.
+    # Pillow warns of odd metadata, which does not harm the pixels, and of large images, which our
+    # own limit covers.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return upright(_opened(stream, source, limits), source, limits, page)

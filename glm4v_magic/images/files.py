@@ -31,7 +31,7 @@ def exists(word: str, base: Path) -> bool:
     """Tell whether `word` is the path of a file or folder.
 
     Raises:
-        ImageError: if permissions forbid to look.
+        ImageError: if permissions do not allow to look.
     """
     try:
         path_of(word, base).stat()
@@ -65,7 +65,7 @@ def from_file(path: Path, source: str, limits: Limits, page: int | None = None) 
 def matches(word: str, base: Path) -> list[str]:
     """Return the files that match the pattern `word`, sorted as by `natural`.
 
-    None if it is not a pattern.
+    Empty if `word` is not a pattern.
     """
     if not re.search(r"[*?[]", word):
         return []

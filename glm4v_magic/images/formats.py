@@ -46,7 +46,7 @@ _OTHER_SIGNATURES = (
 
 
 def may_be_image(media_type: str) -> bool:
-    """Tell whether `media_type` is that of an image or PDF, or says nothing about the content."""
+    """Tell whether `media_type` is that of an image or a PDF, or says nothing about the content."""
     return media_type.startswith("image/") or media_type.endswith(("/octet-stream", "/pdf"))
 
 

@@ -19,7 +19,7 @@ def one_line(text: str) -> str:
 
 
 def refuse_too_many(given: int, source: str, limits: Limits) -> None:
-    """Raise ImageError if there are more images than one question may have."""
+    """Raise ImageError if there are more images than a question may have."""
     if given > limits.images:
         raise ImageError(
             f"{one_line(source)}: {given:,} images are more than the {limits.images:,} that one "
@@ -29,7 +29,7 @@ def refuse_too_many(given: int, source: str, limits: Limits) -> None:
 
 
 def refuse_too_much(images: Iterable[SourcedImage], source: str, limits: Limits) -> None:
-    """Raise ImageError if images have together more pixels than are held in memory."""
+    """Raise ImageError if images together have more pixels than the limit."""
     megapixels = sum(each.image.width * each.image.height for each in images) / 1e6
     if megapixels > limits.total_megapixels:
         raise ImageError(

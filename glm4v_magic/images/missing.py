@@ -1,4 +1,4 @@
-"""Error for a word that names nothing: says what exists instead, and similar names."""
+"""The error for a word that names nothing: it says what exists, and suggests similar names."""
 
 from __future__ import annotations
 

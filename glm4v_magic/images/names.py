@@ -53,7 +53,7 @@ def from_name(
 
 
 def _with_page(name: str, page: int | None) -> tuple[str, int | None]:
-    """Return the name of a file and the page of it, which the name may say: ``a.pdf#page=3``."""
+    """Split off the page that a name may say: ``a.pdf#page=3``; by default `page`."""
     file, own = name_and_page(name)
     if own is not None and page not in (None, own):
         raise ImageError(f"{one_line(name)} is page {own}, and page {page} is asked for, too.")

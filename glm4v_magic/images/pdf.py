@@ -23,7 +23,7 @@ SUFFIX = ".pdf"
 INSTALL = "Install it with: pip install pypdfium2"
 
 _DPI = 200
-"""What documents are scanned at for text recognition: A4 is 1,654 x 2,339 pixels."""
+"""Dots per inch at which documents are scanned for text recognition; A4 is 1,654 x 2,339 pixels."""
 
 _LONGEST = 4096
 """Longest side of a drawn page in pixels, however large its paper is."""
@@ -46,7 +46,7 @@ def name_and_page(name: str) -> tuple[str, int | None]:
 
 
 def named(name: str, page: int) -> str:
-    """Return a page's name as it is typed, `name_and_page` backwards."""
+    """Return the name of a page as it is typed: the inverse of `name_and_page`."""
     return f"{name}#page={page}"
 
 
@@ -98,7 +98,7 @@ def draw(stream: IO[bytes], source: str, limits: Limits, page: int | None = None
 
 
 def _scale(width: float, height: float, source: str, limits: Limits) -> float:
-    """Return the pixels to each point of a page."""
+    """Return the pixels per point of a page."""
     longest, area = max(width, height), width * height
     if not (math.isfinite(area) and area > 0):
         raise ImageError(f"{one_line(source)} has no size.")
@@ -109,7 +109,7 @@ def _scale(width: float, height: float, source: str, limits: Limits) -> float:
 
 @contextmanager
 def _opened(stream: IO[bytes], source: str) -> Iterator[Any]:
-    """Open a document that is read as it is needed, forms in it filled in."""
+    """Open a document with its forms filled in; its parts are read when they are needed."""
     shown = one_line(source)
     try:
         import pypdfium2

@@ -17,17 +17,17 @@ __all__ = ["is_public", "transport"]
 
 
 def transport(url: httpx.URL, allow_private: bool) -> httpx.BaseTransport:
-    """Return what sends a request for `url`: through the proxy of the environment, if there is one.
+    """Return a transport for `url`, which uses the environment's proxy if there is one.
 
     Args:
-        url: what is asked for.
+        url: URL that is requested.
         allow_private: whether it may be on this computer or in a private network.
 
     Raises:
-        ImageError: if a proxy is asked for a private address. It looks names up itself, so that
-            only addresses and ``localhost`` written in the URL are refused.
+        ImageError: if a proxy would be asked for a private address. A proxy looks names up itself,
+            so only addresses and ``localhost`` in the URL are refused.
     """
-    # As the rest of the system: httpx's own choice would leave out what the machine trusts.
+    # The system's certificates: httpx's own would leave out those that the machine trusts.
     trusted = ssl.create_default_context()
     proxy = _proxy(url)
     if proxy is not None:
@@ -39,7 +39,7 @@ def transport(url: httpx.URL, allow_private: bool) -> httpx.BaseTransport:
 
 
 class _PublicTransport(httpx.BaseTransport):
-    """Looks a host up and connects to what was found, if all of it is public.
+    """Looks a host up and connects to the addresses that were found, if all of them are public.
 
     The address that is checked is the one that is connected to: a name cannot change its meaning
     in between. The server is still asked, and its certificate checked, for its name.

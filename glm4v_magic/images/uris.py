@@ -34,7 +34,7 @@ def from_uri(word: str, limits: Limits, page: int | None = None) -> SourcedImage
             f"{one_line(word)}: only http and https are fetched, not file.",
             f"Give its path: {one_line(slash + urllib.parse.unquote(path))}",
         )
-    # Here, because it imports httpx, which files and variables do without.
+    # Imported here because it needs httpx, which files and variables do without.
     from glm4v_magic.images.web import download
 
     return decode(io.BytesIO(download(word, limits)), word, limits, page)

@@ -239,7 +239,7 @@ _READERS = (
 
 
 def _is(value: object, module: str, name: str) -> bool:
-    """Tell whether `value` is of a class, which only exists if its library is imported."""
+    """Tell whether `value` is an instance of a class of a library that may not be imported."""
     cls = getattr(sys.modules.get(module), name, None)
     return cls is not None and isinstance(value, cls)
 

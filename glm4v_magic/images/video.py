@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["SUFFIXES", "has_frames", "is_clip", "to_video"]
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
-"""Endings of names of clips, lower case."""
+"""Suffixes of clips, in lower case."""
 
 MISSING = "Reading a clip needs the package av, which is not installed."
 INSTALL = "Install it with: pip install av"
@@ -69,8 +69,8 @@ def to_video(
         limits: limits on the size of a frame.
 
     Raises:
-        ImageError: if it is no video, is damaged, has no frames, or ends before `start`.
-        OptionError: if `end` is not after `start`, or they are given for frames.
+        ImageError: if it is not a video, is damaged, has no frames, or ends before `start`.
+        OptionError: if `end` is not after `start`, or either is given for frames.
     """
     if isinstance(value, SourcedVideo):
         return value
@@ -164,7 +164,7 @@ def _opened(path: Path, shown: str) -> Iterator[tuple[Any, Any]]:
     """Open a clip; yields its container and its first stream of video.
 
     Raises:
-        ImageError: if PyAV is missing, or whatever goes wrong with the clip.
+        ImageError: if PyAV is missing, or the clip cannot be read.
     """
     if importlib.util.find_spec("av") is None:
         raise ImageError(MISSING, INSTALL)

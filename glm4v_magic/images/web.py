@@ -66,7 +66,7 @@ def _checked_url(url: str) -> httpx.URL:
 
 @contextlib.contextmanager
 def _answer(url: httpx.URL, deadline: float, limits: Limits) -> Iterator[httpx.Response]:
-    """Ask for `url`; where to is checked for every redirect anew."""
+    """Request `url`; the target of every redirect is checked anew."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -94,7 +94,7 @@ def _body(response: httpx.Response, shown: str, deadline: float, limits: Limits)
         f"{shown} is larger than {limits.download_bytes / 1e6:g} MB.",
         "Download the image and give its path.",
     )
-    # A length that is no number was refused before, as no HTTP.
+    # httpx has already refused a length that is not a number.
     if int(response.headers.get("Content-Length", 0)) > limits.download_bytes:
         raise too_much
     content = bytearray()

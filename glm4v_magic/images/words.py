@@ -61,7 +61,7 @@ def count_images(
 ) -> int:
     """Count the images of `words` without reading any: files of patterns, items of variables.
 
-    A word that names nothing counts as none: what is wrong with it is said when it is read.
+    A word that names nothing counts as none; the error comes when it is read.
     """
     folder = Path.cwd() if base is None else base
     return sum(_count(word, namespace, folder) for word in words)
@@ -70,7 +70,7 @@ def count_images(
 def _count(word: str, namespace: Mapping[str, object], base: Path) -> int:
     value = namespace.get(word)
     if isinstance(value, list | tuple):
-        # A number is no image, which is said when it is read.
+        # A number is not an image; the error comes when it is read.
         return sum(not isinstance(each, int | float) for each in value)
     if word in namespace or is_uri(word) or word == CLIPBOARD or is_lookup(word, namespace):
         return 1
@@ -142,7 +142,7 @@ def looked_up(word: str, namespace: Mapping[str, object]) -> object:
         ImageError: if the expression raises.
     """
     try:
-        # The user's own expression, in the user's own kernel, as in any cell. The copy keeps the
+        # The user's own expression in the user's own process, as in any cell. The copy keeps the
         # __builtins__ that eval adds out of the user's namespace.
         return eval(word, dict(namespace))  # noqa: S307
     except Exception as error:

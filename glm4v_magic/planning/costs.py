@@ -103,7 +103,7 @@ class Unit:
 
     @property
     def tower_resident_bytes(self) -> int:
-        """The same while the vision tower runs, when the KV cache is still empty."""
+        """`resident_bytes` while the vision tower runs, when the KV cache is still empty."""
         return self.weight_bytes + self.tower_held_bytes
 
     @property

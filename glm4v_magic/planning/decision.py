@@ -1,4 +1,4 @@
-"""From a user's options and the GPUs to a checked placement: a plan, or a given device map.
+"""Turns a user's options and GPUs into a checked placement: a plan, or a given device map.
 
 Nothing is loaded here. `decide` runs while the previous model is still in memory, so an error in
 it costs nothing.
@@ -42,7 +42,7 @@ __all__ = [
 
 _GIB = 2**30
 
-# Options that have no meaning if a device map is given.
+# Options that have no meaning beside a given device map.
 _OF_A_PLAN = (
     "context",
     "images",
@@ -58,7 +58,7 @@ _OF_A_PLAN = (
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A checked decision where a model goes, before it is loaded.
+    """A checked decision on where a model goes, made before it is loaded.
 
     Attributes:
         dtype: dtype of the weights that are not quantised.
@@ -67,7 +67,7 @@ class Placement:
         plan: plan of the device map; ``None`` for a given map and for the CPU.
         quantize: quantisation of the text part's linear layers, if any.
         fp8: whether weights that were published in FP8 stay so.
-        notes: what differs from the published weights.
+        notes: differences from the published weights.
     """
 
     dtype: str = CPU_DTYPE
@@ -91,7 +91,8 @@ def make_plan(
 
     Raises:
         DoesNotFitError: if no split fits.
-        OptionError: if the workload or the images do not suit the model, or nothing tells the GPUs.
+        OptionError: if the workload or the images do not suit the model, or no GPUs are given or
+            described.
     """
     most = architecture.max_images
     if most is not None and options.images > most:
@@ -126,7 +127,7 @@ def choose(
 ) -> Plan | DeviceMap | None:
     """Make a plan, or read the given map or plan; ``None`` if there are no GPUs to plan for.
 
-    Raises what `decide` raises, except for a map that does not suit the model. Arguments as there.
+    Arguments and errors are those of `decide`, but whether a map suits the model is not checked.
     """
     if given is not None:
         _refuse_options_of_a_plan(options)
@@ -159,7 +160,7 @@ def decide(
 
     Args:
         architecture: model to place.
-        options: placement options; their description of the GPUs is in `gpus` already.
+        options: placement options; `gpus` already follows their description of the GPUs.
         gpus: GPUs to use; `hardware.usable.usable_gpus` finds those of this machine.
         given: device map or plan to follow instead of making one.
 

@@ -1,8 +1,8 @@
 """Device maps: checking them against the names of a model's modules and weights.
 
 A device map assigns devices to modules or single parameters: ``{"model.vision": 0, "lm_head": 1,
-"model.language_model": "cpu"}``. Mistakes are found before anything is loaded and
-reported in one line, with what was probably meant.
+"model.language_model": "cpu"}``. Mistakes are found before anything is loaded, and reported in one
+line with a guess at what was meant.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def plan_from_json(text: str, what: str = "The plan") -> Plan:
         what: what it is called in messages.
 
     Raises:
-        DeviceMapError: if `text` is not such a plan.
+        DeviceMapError: if `text` is not a plan that `plan_to_json` wrote.
     """
     content = _PLAN.content(text, what, DeviceMapError)
     plan = checked(Plan, content, what, DeviceMapError)
@@ -48,7 +48,7 @@ def plan_from_json(text: str, what: str = "The plan") -> Plan:
 
 
 def _is_worded(note: Remark) -> bool:
-    """Whether there are words for a note, and its values are what they want."""
+    """Tell whether there are words for a note, and its values fit them."""
     if not all(isinstance(value, str | int) for value in note.values.values()):
         return False
     try:
@@ -69,7 +69,7 @@ def read_given(given: GivenMap) -> Plan | DeviceMap:
     """
     if isinstance(given, Plan):
         return given
-    # Not above: what plans without reading a file needs no pydantic.
+    # Not above: planning without files does not need pydantic.
     from glm4v_magic.planning.given_map import device_map_of
 
     if isinstance(given, Mapping):

@@ -1,4 +1,4 @@
-"""The form of a device map that somebody gives, in Python or in a file.
+"""The form of a device map that is given in Python or in a file.
 
 Whether it suits a model and the GPUs is up to `planning.device_map.check`.
 """
@@ -32,7 +32,7 @@ def _name(name: object) -> str:
 def _device(value: object) -> Place:
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MOST_GPUS:
         return value
-    # A device of torch is written the same, and this room does without torch.
+    # `str` of a torch.device is the same, and this room does without torch.
     text = str(value)
     if text.lower() == "cpu":
         return "cpu"
@@ -49,7 +49,7 @@ class _DeviceMap(
         dict[Annotated[str, BeforeValidator(_name)], Annotated[Place, BeforeValidator(_device)]]
     ]
 ):
-    """A device for each name, as `device_map_of` takes it."""
+    """A device map as `device_map_of` takes it."""
 
 
 def device_map_of(content: Mapping[Any, Any], what: str = "The device map") -> DeviceMap:
@@ -61,6 +61,6 @@ def device_map_of(content: Mapping[Any, Any], what: str = "The device map") -> D
         what: what it is called in messages.
 
     Raises:
-        DeviceMapError: if a name is no text, or a device is none of these.
+        DeviceMapError: if a name is not a string, or a device is none of these.
     """
     return checked(_DeviceMap, dict(content), what, DeviceMapError, EXAMPLE).root

@@ -23,7 +23,7 @@ def kept_budget(keep: float | None, plan: Plan | None, free: Room | None = None)
         free: room without a plan, if it is known.
 
     Raises:
-        OptionError: if more was asked for than there is room.
+        OptionError: if more is asked for than there is room for.
     """
     room = None if plan is None else room_for_kept(plan.stages)
     planned = room is not None

@@ -1,4 +1,4 @@
-"""A plan as parts: what fills each GPU, and what crosses between GPUs. Plain data for a view.
+"""A plan divided into parts for a view: what fills each GPU, and what crosses between GPUs.
 
 A plan has sums for each GPU. Here they are divided into the units that the weights belong to, the
 KV cache in use, and the memory of other programs.
@@ -39,7 +39,7 @@ class Part:
     Attributes:
         kind: kind of the part.
         name: name for people: ``vision``, ``layers 0-11``, ``cache``.
-        size_bytes: its bytes on the GPU.
+        size_bytes: bytes of the part on the GPU.
         modules: for weights, names in the model's module tree.
         dtype: dtype of the weights.
         host_bytes: offloaded weights, which stay in host memory.
@@ -60,7 +60,7 @@ class OccupiedGPU:
     Attributes:
         device: torch's name of the device.
         name: product name.
-        total_bytes: size of the GPU; on the CPU, which is not checked, what the plan takes.
+        total_bytes: size of the GPU's memory; for the CPU, which is not checked, `planned_bytes`.
         usable_bytes: memory that the plan may use; ``None`` on the CPU.
         parts: parts from left to right; together `total_bytes`, or more if it does not fit.
     """
@@ -109,7 +109,7 @@ class Occupancy:
 
     Attributes:
         model: name of the checkpoint.
-        work: workload of the plan, in words.
+        work: workload of the plan, in words, for the title.
         gpus: GPUs in the order in which a token visits them, idle ones last.
         hops: hops between them, and back.
         notes: notes of the plan.
@@ -205,7 +205,7 @@ def _gpu(
     total = usable if gpu is None else gpu.total_bytes
     others = 0 if gpu is None else gpu.total_bytes - gpu.usable_bytes
     parts += [
-        # Other programs may have taken more since the plan was made.
+        # Other programs may have taken more memory since the plan was made.
         Part("free", "free", max(min(usable, total - others) - taken, 0)),
         Part("reserve", "reserve", max(total - others - max(usable, 0), 0)),
         Part("others", "other programs", others),

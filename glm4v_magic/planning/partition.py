@@ -1,7 +1,7 @@
 """Split a sequence of units into contiguous stages so that the fullest GPU is least full.
 
-Only numbers here: a unit is its resident and its transient bytes, a GPU its capacity in bytes.
-`planning.plan` knows what they stand for.
+Here is only arithmetic: a unit is its resident and its transient bytes, a GPU its capacity in
+bytes. `planning.plan` knows what they stand for.
 
 A GPU that runs the units ``i..j-1`` needs ::
 
@@ -61,7 +61,8 @@ class Item:
         transient: bytes needed while the unit runs, freed afterwards.
         pinned: index of the GPU that it must be on, or ``None``.
         tower_resident: as `resident`, while the vision tower runs.
-        tower_transient: as `transient`, likewise: 0 but for units of the tower.
+        tower_transient: as `transient`, while the vision tower runs; 0 except for units of the
+            tower.
     """
 
     resident: int
@@ -85,7 +86,8 @@ class Partition:
 
     Attributes:
         order: indices of all usable GPUs, in execution order.
-        borders: for each GPU of `order` its units as ``(first, one past the last)``; equal if none.
+        borders: units of each GPU in `order`, as ``(first, one past the last)``; the two are equal
+            for an idle GPU.
         fullness: fullness of the fullest GPU; above 1 the split does not fit.
         exact: whether every allowed order was considered.
     """
@@ -155,7 +157,7 @@ def needed(items: Sequence[Item]) -> int:
 
 
 def _needed(items: Sequence[Item]) -> list[int]:
-    """Return what the first one of `items` needs, the first two, and so on."""
+    """Return the bytes needed by the first of `items`, by the first two, and so on."""
     sums = accumulate(item.resident for item in items)
     peaks = accumulate((item.transient for item in items), max)
     tower_sums = accumulate(item.tower_resident for item in items)
@@ -205,7 +207,7 @@ _Search = Callable[[Fraction, bool, int | None], _Stages | None]  # bound, stric
 def _searches(
     tables: _Tables, budgets: Sequence[Budget], usable: Sequence[int], any_order: bool
 ) -> tuple[list[tuple[_Search, tuple[int, ...]]], bool]:
-    """Return searches, each with its GPU order (empty if free), and if they cover all orders."""
+    """Return searches with their GPU orders (empty if free), and whether they cover all orders."""
     orders = [tuple(usable)]
     kinds = _kinds(tables, budgets, usable) if any_order else []
     exact = prod(len(kind) + 1 for kind in kinds) <= MAX_SETS
@@ -219,7 +221,7 @@ def _searches(
 
 
 def _limit(budget: Budget, bound: Fraction, strictly: bool) -> int:
-    """Return the most bytes of units for a fullness of at most (or strictly below) `bound`."""
+    """Return the most bytes of units that keep the fullness at (or strictly below) `bound`."""
     product = bound.numerator * budget.capacity
     return (product - strictly) // bound.denominator - budget.base
 

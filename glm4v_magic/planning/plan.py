@@ -1,4 +1,4 @@
-"""`plan`: decide which GPU runs which units of a model.
+"""`plan`: decides which GPU runs which units of a model.
 
 A model is a sequence of units (`planning.costs`); a plan gives each GPU consecutive ones so that
 the fullest GPU, relative to its capacity, is as empty as possible (`planning.partition` proves it).

@@ -1,4 +1,4 @@
-"""Dtype that a model is computed in, and whether weights that were published in FP8 stay so."""
+"""The dtype that a model is computed in, and whether weights that were published in FP8 stay so."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from glm4v_magic.core.remarks import Remark, remark
 __all__ = ["BFLOAT16_FROM", "FP8_FROM", "Precision", "of_plan", "precision"]
 
 BFLOAT16_FROM = (8, 0)
-"""Compute capability from which GPUs multiply bfloat16; older ones emulate it slowly."""
+"""First compute capability with bfloat16 arithmetic; older GPUs emulate it slowly."""
 
 FP8_FROM = (8, 9)
-"""Compute capability from which GPUs multiply FP8."""
+"""First compute capability with FP8 arithmetic."""
 
 _CODES = ("float16_instead", "fp8_stays", "fp8_restored")
 
@@ -50,8 +50,8 @@ def precision(
 
     Args:
         shape: sizes of the model.
-        gpus: GPUs that it runs on; none is the CPU.
-        dtype: dtype that the user asked for, which is taken; ``None`` for a choice made here.
+        gpus: GPUs that it runs on; empty for the CPU.
+        dtype: dtype that the user asked for, which is used as it is; ``None`` to choose one.
         quantize: quantisation as the weights are loaded.
         whole: whether all modules are on these GPUs, none in host memory.
     """
@@ -74,7 +74,7 @@ def precision(
 
 
 def of_plan(made: Plan) -> Precision:
-    """Return what a plan was made with."""
+    """Return the precision that a plan was made with."""
     assert made.workload.dtype is not None
     notes = tuple(note for note in made.notes if note.code in _CODES)
     return Precision(made.workload.dtype, made.workload.fp8, notes)

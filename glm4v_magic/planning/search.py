@@ -26,12 +26,12 @@ __all__ = [
 
 
 DEFAULT_RESERVE = Fraction(3, 100)
-"""Fraction of a GPU that is kept free: tests hold costs within 3 % of what modules take."""
+"""Fraction of a GPU that is kept free: in tests modules take at most 3 % more than priced."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Checked arguments of `plan`; attributes as there."""
+    """Checked arguments of `plan`, by the same names."""
 
     shape: ModelShape
     gpus: tuple[GPU, ...]
@@ -56,7 +56,7 @@ class Task:
         return item_of(unit, self._place(unit), offloaded)
 
     def _place(self, unit: Unit) -> int | None:
-        """Return the place in `gpus` of the GPU that a unit is pinned to."""
+        """Return the place in `gpus` of the GPU that a unit is pinned to, if any."""
         stem = unit.name.partition(".")[0]
         index = self.pin.get(unit.name, self.pin.get(stem))
         return next((at for at, gpu in enumerate(self.gpus) if gpu.index == index), None)

@@ -1,4 +1,4 @@
-"""The error for a model that does not fit: what is short by how much, and the ways out."""
+"""The error for a model that does not fit: which GPU is short by how much, and the ways out."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _fullest(task: Task, split: Split) -> tuple[int, int, int]:
 
 
 def _shorter_context(task: Task) -> Remark:
-    """Say the longest context that fits, in steps of 256 tokens, or that none does."""
+    """Return the longest context that fits, in steps of 256 tokens, or that none does."""
     asked = task.workload.context or task.shape.max_context
 
     def shortened(steps: int) -> Task:
@@ -104,7 +104,7 @@ def _percent(split: Split) -> str:
 
 
 def _four_bit(task: Task) -> tuple[Remark, ...]:
-    """Yield what 4-bit weights would change; nothing if they are asked for or impossible."""
+    """Return what 4-bit weights would change; empty if they are in use already or impossible."""
     if task.workload.quantize == "4bit" or not task.shape.quantizable:
         return ()
     workload = replace(task.workload, quantize="4bit")
@@ -125,7 +125,7 @@ def _four_bit(task: Task) -> tuple[Remark, ...]:
 
 
 def _offload(task: Task, tried: bool) -> Remark:
-    """Say what offloading would cost, or that it does not help."""
+    """Return what offloading would cost, or that it does not help."""
     split = None if tried else offloaded_split(task)
     if split is None:
         return remark("offloading_does_not_fit")
