@@ -1,6 +1,9 @@
-"""What answers requests: a model in this process (`engines.local`) or a server (`engines.server`).
+"""Engines, which answer requests: a model in this process (`local`) or one on a server (`server`).
 
-An engine is used from one thread at a time; `Session` sees to that.
+Imports `checkpoints`, `planning`, `dispatch`, `images` and `core`, and torch in the modules of a
+local model. An engine is used from one thread at a time, which `Session` makes sure of. Begin with
+`Engine`; `decoding` is the decode loop, `prefixes` the prefix cache, `row` a request on its way
+through them.
 """
 
 from __future__ import annotations
@@ -46,28 +49,26 @@ class Engine(Protocol):
     ) -> Generator[EngineEvent, None, None]:
         """Answer `requests`, `at_once` of them at a time; by default `batch_size`.
 
-        A request takes the place of one that has ended. They are taken from `requests` when there
-        is room for them, a few ahead, and numbered in this order; not in this order do they begin
-        and end.
+        As soon as one request has ended, the next takes its place. Requests are taken from
+        `requests` when there is room, a few ahead, and numbered in that order; they may begin and
+        end in another.
 
         Yields `Text`, `Thinking` and `Reclassified` as they come, each with the number of its
         request, and `Finished` as each of them ends. The pieces of `Text` of a row, joined and
         stripped, are the text of its generation. Nothing happens before the first event is asked
         for.
 
-        A row says what it would say alone, but for rounding; a sampled row, what it would say
-        alone with its seed.
+        A row gets the same answer as it would alone (with its seed, if it is sampled), apart from
+        rounding.
 
-        Closing the stream at any event releases everything that the call holds, such as the
-        connection to a server, but for what an engine keeps within its budget so as not to read
-        it again. So does every error.
+        Closing the stream at any event, like any error, releases everything that the call holds,
+        such as the connection to a server; only the prefix cache stays, within its budget.
 
         Raises:
-            GenerationInterrupted: on an interrupt, also one that is thrown in at an event; with
-                what the open rows have said until then. Requests that were not begun are not
-                among them.
-            ConversationError: if the model cannot take the messages of a request (for example two
-                images).
+            GenerationInterrupted: on an interrupt, also one that is thrown in at an event; it has
+                what the open rows said until then, and nothing for requests that were not begun.
+            ConversationError: if the model cannot take the messages of a request (too many images,
+                say).
             OutOfMemoryError: if a GPU ran out; the engine can be used again.
             EngineError: if a server does not answer as it should; it can be asked again.
         """

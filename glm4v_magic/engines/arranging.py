@@ -1,7 +1,8 @@
-"""Order in which waiting prompts are read: those that begin alike are neighbours.
+"""The order in which waiting prompts are prefilled: those that begin alike are neighbours.
 
-A group of prompts reads its common prefix once. A prompt joins the group in which that saves most
-tokens: rows about one image share the image, not the few tokens that all prompts begin with.
+The common prefix of a group of prompts is prefilled once. A prompt joins the group in which that
+saves the most tokens: rows about one image share the image, not just the few tokens that all
+prompts begin with.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from glm4v_magic.engines.prompts import Prompt
 __all__ = ["LEAST_SHARED", "Arranged", "alike", "arranged"]
 
 LEAST_SHARED = 16
-"""Fewest tokens of a shared prefix that are worth their own forward."""
+"""Fewest tokens of a shared prefix that are worth a forward of their own."""
 
 _MOST_PADDING = 128
 """Padding tokens that cost less than another forward."""
@@ -54,10 +55,10 @@ class _Group:
 
 
 def arranged(prompts: Sequence[Prompt], limits: Sequence[int]) -> list[Arranged]:
-    """Return the order in which to read prompts: groups, then the others.
+    """Return the order in which to prefill prompts: groups, then the others.
 
-    Those that may be answered at most length come first, so that no long answer begins when all
-    others have ended; among them the shortest prompts, so that neighbours need little padding.
+    Prompts with the longest possible answers come first, so that no long answer begins when all
+    others have ended; among equals the shortest prompts, so that neighbours need little padding.
 
     Args:
         prompts: the prompts.
@@ -90,10 +91,10 @@ def arranged(prompts: Sequence[Prompt], limits: Sequence[int]) -> list[Arranged]
 
 
 def alike(lengths: Sequence[int]) -> list[list[int]]:
-    """Return the indices of rows that are read in one forward, so that little of it is padding.
+    """Return groups of rows (indices) to prefill in one forward each, so that little is padding.
 
     Args:
-        lengths: number of tokens that each row reads.
+        lengths: number of tokens to prefill in each row.
     """
     parts: list[list[int]] = []
     padding = 0

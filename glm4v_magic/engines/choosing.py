@@ -1,4 +1,4 @@
-"""Scores of given answers: how probable the model finds each of some texts as its whole answer.
+"""Scores of given texts: how probable the model finds each of them as its whole answer.
 
 The prompt is prefilled once, or taken from the prefix cache; the texts then follow it as a batch.
 
@@ -28,7 +28,7 @@ class Scoring:
 
     Attributes:
         ends: stop token ids.
-        logprobs: number of likeliest tokens to tell with each; ``None`` for no probabilities.
+        logprobs: number of likeliest tokens to report with each; ``None`` for no probabilities.
         at_once: maximum number of texts in a batch.
     """
 
@@ -69,10 +69,11 @@ def scored(
         scoring: how they are scored.
         kept: KV caches of earlier prompts; that of this one is added.
         vision: encodes images.
-        latest: KV cache of a prompt that may begin alike, whether it is kept or not.
+        latest: KV cache of the prompt before, which may begin alike, whether it is in `kept` or
+            not.
 
     Returns:
-        The scores, and the KV cache of the prompt; ``None`` for a model with a state.
+        The scores, and the KV cache of the prompt; ``None`` for a model with recurrent state.
     """
     if not kept.takes_prefixes:
         return [_score(ids, _alone(model, prompt, ids, vision), scoring) for ids in texts], None
@@ -82,13 +83,13 @@ def scored(
         batch = texts[start : start + scoring.at_once]
         after = _continued(model, prompt, prefix, batch)
         for row, ids in enumerate(batch):
-            # One more than there are tokens: the last is for the end of the turn.
+            # One more place than there are tokens: the last is for the end of the turn.
             found.append(_score(ids, torch.cat((first, after[row, : len(ids)])), scoring))
     return found, prefix
 
 
 def _alone(model: Any, prompt: Prompt, text: Sequence[int], vision: Vision) -> Tensor:
-    """Return log-probabilities at each place of a text, read with its prompt and nothing kept."""
+    """Return log-probabilities at each place of a text, from one forward with its prompt."""
     device, width = prompt.ids.device, len(text)
     after = prompt.places[..., -1:] + torch.arange(1, width + 1, device=prompt.places.device)
     logits = model(

@@ -2,10 +2,10 @@
 
 transformers supplies forward, cache and logits processors; its `generate` gives the same ids. It is
 not used because it has one stop condition for all rows, keeps rows that have ended, prefills every
-prompt from its beginning, cannot take another row in, and cannot be left between two steps.
+prompt from its beginning, cannot add a row while it runs, and cannot be left between two steps.
 
-Waiting rows enter as soon as there is room: they are prefilled by themselves and choose their first
-token, then join the others. Rows that have ended leave; both is one copy of the KV cache.
+Waiting rows enter as soon as there is room: they are prefilled by themselves and get their first
+token, then join the others. Rows that have ended leave. Either costs one copy of the KV cache.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ class Vision:
     Attributes:
         encode: images -> visual tokens of each digest, (V, H), encoded or kept from earlier.
         arguments: visual tokens of each image in the ids of a forward, in the order of rows -> the
-            arguments of that forward which hold them.
+            keyword arguments of that forward.
     """
 
     encode: Callable[[Sequence[PromptImage]], Mapping[str, Tensor]]
     arguments: Callable[[Sequence[Tensor]], dict[str, Any]]
 
     def see(self, images: Sequence[PromptImage]) -> dict[str, Any]:
-        """Return the arguments for the images in the ids of a forward; encodes them."""
+        """Encode the images in the ids of a forward, and return its keyword arguments for them."""
         return self.given(images, self.encode(images)) if images else {}
 
     def given(
         self, images: Sequence[PromptImage], features: Mapping[str, Tensor]
     ) -> dict[str, Any]:
-        """Return the arguments for the images in the ids of a forward.
+        """Return the keyword arguments of a forward for the images in its ids.
 
         Args:
             images: the images, in the order of rows.
@@ -73,7 +73,7 @@ class RowTerms:
         limit: maximum number of generated tokens, at least 1.
         ends: stop token ids.
         sampler: sampler of its tokens.
-        logprobs: number of likeliest tokens to tell with each; ``None`` for no probabilities.
+        logprobs: number of likeliest tokens to report with each; ``None`` for no probabilities.
     """
 
     limit: int
@@ -87,8 +87,8 @@ class Chosen(NamedTuple):
 
     Attributes:
         id: token id.
-        logprob: its log-probability under the model's own distribution, whatever the sampler
-            makes of it; ``None`` if the row does not ask for it.
+        logprob: its log-probability under the model's own distribution, before any sampling option;
+            ``None`` if the row does not ask for it.
         likeliest: the likeliest tokens, likeliest first, each with its log-probability.
     """
 
@@ -99,13 +99,13 @@ class Chosen(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Entrant:
-    """A row that enters the batch.
+    """A row that is about to enter the batch.
 
     Attributes:
-        row: its number.
+        row: number of the row.
         prompt: its prompt.
         terms: its decoding parameters.
-        shared: length of the prefix that other rows, entering or waiting, begin with, too.
+        shared: length of the prefix that it has in common with other rows, entering or waiting.
     """
 
     row: int
@@ -119,10 +119,10 @@ class Waiting(Protocol):
 
     @property
     def is_empty(self) -> bool:
-        """Whether no row is waiting now."""
+        """Whether no row is waiting."""
 
     def take(self, most: int) -> Sequence[Entrant]:
-        """Return the next rows, at most so many; empty if none is waiting now."""
+        """Return at most `most` of the next rows; empty if none is waiting."""
 
 
 def decode(
@@ -132,13 +132,13 @@ def decode(
 
     A prefix in the KV cache of an earlier prompt is not prefilled again, and a prefix that several
     rows share is prefilled once. No context is open between two steps: the caller enters torch's
-    contexts around each ``next``, and may stop at any step. It may also add waiting rows there.
+    contexts around each ``next``, may stop at any step, and may add waiting rows between steps.
 
     Args:
         model: the model.
         waiting: rows to decode.
         at_once: maximum number of open rows.
-        kept: KV caches of earlier prompts; that of a row which is the only one is added at the end,
+        kept: KV caches of earlier prompts; that of a row which is alone is added at the end,
             however it ends.
         vision: encodes images.
     """
@@ -181,7 +181,7 @@ class _Row:
 
     @property
     def ids(self) -> Tensor:
-        """Prompt and generated ids, (1, L); the prompt alone if the sampler reads none."""
+        """Prompt and generated ids, (1, L); only the prompt if the sampler does not read ids."""
         prompt = self.prompt.ids
         if not self.entrant.terms.sampler.reads_ids or not self.said:
             return prompt
@@ -201,7 +201,7 @@ class _Batch:
         return sum(len(self._open(rows)) for _, rows in self._blocks)
 
     def _open(self, rows: Sequence[_Row]) -> list[int]:
-        """Return which rows of a block have not left."""
+        """Return the indices of the rows of a block that have not left."""
         return [at for at, row in enumerate(rows) if row.number not in self._left]
 
     def enter(self, entrants: Sequence[Entrant], *, is_only: bool) -> dict[int, Chosen]:
@@ -230,11 +230,12 @@ class _Batch:
     def _begun(
         self, rows: Sequence[_Row]
     ) -> tuple[dict[int, int], list[tuple[KVBlock, list[_Row]]]]:
-        """Put what is in memory of each row into blocks of rows that are read together.
+        """Put the cached prefixes of rows into blocks of rows that are prefilled together.
 
         Returns:
-            How many tokens of each row that is, by row number, and the blocks. They alone refer to
-            prefixes that are not kept, so that each layer is freed when it has grown.
+            The length of each row's prefix by row number, and the blocks. Prefixes that are not
+            kept are referred to by nothing else, so that each layer is freed as soon as it has
+            grown.
         """
         prefixes = self._prefixes([row.entrant for row in rows])
         rests = [len(row.prompt) - length for row, (_, length) in zip(rows, prefixes, strict=True)]
@@ -250,9 +251,9 @@ class _Batch:
         return starts, blocks
 
     def _prefixes(self, entrants: Sequence[Entrant]) -> list[tuple[KeptPrefix | None, int]]:
-        """Return a prefix of each row that is in memory, and how much of it the row begins with."""
+        """Return a cached prefix for each row, and how much of it the row begins with."""
         if self._only is not None:
-            # What comes of this call takes its place: it is in memory once.
+            # The result of this call replaces it, so that it is in memory only once.
             prompt = entrants[0].prompt
             found, length = self._kept.take(prompt.keys[:-1])
             return [(found, prompt.whole_images(length))]
@@ -345,14 +346,14 @@ class _Batch:
         return {row.number: token for row, token in zip(rows, latest, strict=True)}
 
     def leave(self) -> None:
-        """Let rows that have ended leave; their columns are dropped at the next step."""
+        """Let rows that have ended leave; their memory is dropped at the next step."""
         rows = [row for _, rows in self._blocks for row in rows]
         self._left = {row.number for row in rows if row.has_ended}
         if self._only is None:
             self._blocks = [(block, rows) for block, rows in self._blocks if self._open(rows)]
 
     def _attempt(self, action: Callable[[], Any]) -> Any:
-        """Call `action`; if memory runs out, drop what is kept and call it again."""
+        """Call `action`; if memory runs out, empty the prefix cache and call it again."""
         try:
             return action()
         except (RuntimeError, MemoryError) as error:
@@ -364,11 +365,11 @@ class _Batch:
         return action()
 
     def give_up(self) -> None:
-        """Keep no cache: the call failed, perhaps for lack of memory."""
+        """Drop the KV cache: the call failed, perhaps for lack of memory."""
         self._only = None
 
     def keep(self) -> None:
-        """Keep the KV cache of a row that was the only one; nothing of several."""
+        """Keep the KV cache of a row that was alone; nothing of several rows."""
         kept = self._kept
         if self._only is None or not (kept.budget and kept.takes_prefixes) or not self._blocks:
             return
@@ -379,7 +380,7 @@ class _Batch:
 
 
 def _chosen(samplers: Sequence[TokenSampler], ids: Sequence[Tensor], scores: Tensor) -> list[int]:
-    """Sample the next id of each row from B times (1, L) ids and (B, vocabulary) logits."""
+    """Sample the next id of each of B rows from their ids, (1, L), and logits, (B, vocabulary)."""
     if all(sampler.is_plain for sampler in samplers):
         likeliest: list[int] = scores.argmax(dim=-1).tolist()
         return likeliest

@@ -1,7 +1,8 @@
 """Constrained decoding: constraints as grammars, and the tokens that a grammar allows next.
 
 llguidance does the work. It is an optional dependency: without it, a schema is only checked when
-the answer is there, and a regular expression is refused. Choices need no grammar, see `choosing`.
+the answer is complete, and a regular expression is refused. Choices need no grammar; see
+`choosing`.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ __all__ = [
 MISSING = "An answer of this form needs the package llguidance, which is not installed."
 INSTALL = "Install it with: pip install llguidance"
 _STRIPPED = r"([^\s\x1c-\x1f]((.|\n)*[^\s\x1c-\x1f])?)?"
-"""Text without what Python takes for whitespace around it, as every answer is."""
+"""Text without surrounding whitespace as Python defines it, like every answer."""
 _LAYOUT = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
-"""JSON as Python writes it; with free whitespace a model can write spaces without end."""
+"""JSON spaced as Python writes it: with free whitespace a model could write spaces forever."""
 _MOST_COMPILED = 32
 _LONGEST_FAULT = 200
 
@@ -95,11 +96,11 @@ def _matcher(tokenizer: Any, grammar: str) -> Any:
 def _grammar(constraint: Constraint) -> str:
     """Return the grammar of a constraint.
 
-    Of a schema, keywords that llguidance does not know are left out: whether the answer follows
-    them shows when it is there.
+    Keywords of a schema that llguidance does not know are left out; the complete answer is checked
+    against them.
 
     Raises:
-        OptionError: if there is none, or no text follows it.
+        OptionError: if it cannot be built, or no text follows it.
     """
     what = "regex" if constraint.regex else "schema"
     fault = ""
@@ -153,11 +154,11 @@ def _unusable(what: str, fault: str) -> OptionError:
 
 
 class Grammars:
-    """Grammars that are compiled for one tokenizer; the latest are kept.
+    """Compiled grammars for one tokenizer; the latest are kept.
 
     Args:
         tokenizer: fast tokenizer of the model.
-        width: number of logits, at least that of the tokens.
+        width: number of logits, at least the number of tokens.
         ends: ids that end a turn.
     """
 
@@ -173,7 +174,7 @@ class Grammars:
 
     @cached_property
     def _pieces(self) -> frozenset[bytes]:
-        """Texts of all tokens, in UTF-8."""
+        """The tokens' texts in UTF-8."""
         tokens = self._tokens
         ordinary = (each for each in range(self._width) if not tokens.is_special_token(each))
         return frozenset(tokens.decode_bytes([each]) for each in ordinary) - {b""}
@@ -205,9 +206,9 @@ class Grammars:
 
         Args:
             constraint: a schema or a regular expression.
-            begun: text of the answer that stands already.
+            begun: text of the answer that exists already.
             opening: ids that the model writes before its answer.
-            after: id that the answer comes after, such as that of ``</think>``.
+            after: id after which the answer begins, such as that of ``</think>``.
             limit: maximum number of tokens, the end of the turn included.
 
         Raises:
@@ -250,7 +251,7 @@ class Guide:
         opening: ids that come first, whatever the grammar.
         ends: ids that end the turn: allowed where the grammar can end.
         width: number of logits.
-        after: id until which everything is allowed; ``None`` to begin at once.
+        after: id up to which everything is allowed; ``None`` to begin at once.
     """
 
     def __init__(

@@ -19,10 +19,10 @@ from glm4v_magic.engines.row import Row
 __all__ = ["Intake"]
 
 _TIMES_AHEAD = 4
-"""Rows that are taken ahead, as a multiple of the rows that are open at once."""
+"""Number of rows that are taken ahead, as a multiple of the rows that are open at once."""
 
 _PIXEL_BYTES_AHEAD = 2**28
-"""Size of the images of these rows, beyond which no more rows are taken than may be open."""
+"""Bytes of these rows' images beyond which only rows that may be open at once are taken."""
 
 
 class Intake:
@@ -36,7 +36,7 @@ class Intake:
 
     Attributes:
         rows: rows that have been taken and have not ended, by number.
-        last: the row that ended last.
+        last: the row that ended last; ``None`` before the first.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Intake:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no row is waiting, nor will be."""
+        """Whether no row is waiting, and none will come."""
         return not self._waiting and not self._to_choose and self._requests is None
 
     @property
@@ -92,7 +92,7 @@ class Intake:
                 self._waiting.append((row, each.shared))
 
     def take(self, most: int) -> list[Entrant]:
-        """Return the next rows that are decoded, at most so many."""
+        """Return at most `most` of the next rows that are to be decoded."""
         entrants: list[Entrant] = []
         now = self._now() if self._waiting and most > 0 else 0.0
         while self._waiting and len(entrants) < most:
@@ -102,7 +102,7 @@ class Intake:
         return entrants
 
     def take_choice(self) -> Row | None:
-        """Return the next row whose answer is one of some texts; ``None`` if there is none now."""
+        """Return the next row that is limited to choices; ``None`` if none is waiting."""
         if not self._to_choose:
             return None
         row = self._to_choose.popleft()
@@ -110,10 +110,10 @@ class Intake:
         return row
 
     def _now(self) -> float:
-        # The first rows have waited since the call began.
+        # The first rows wait from the beginning of the call.
         now, self._since = self._since or time.perf_counter(), None
         return now
 
     def end(self, row: Row) -> None:
-        """Let go of a row that has ended."""
+        """Forget a row that has ended."""
         self.last = self.rows.pop(row.number)

@@ -1,4 +1,4 @@
-"""KV cache of rows that are read or decoded together, with their mask and positions.
+"""KV cache of rows that are prefilled or decoded together, with their mask and positions.
 
 Shapes: B rows, W columns of the KV cache, some of which are padding in some rows; position ids
 (B, W), or (axes, B, W).
@@ -20,7 +20,7 @@ from glm4v_magic.engines.prefixes import KeptPrefix, Keys
 __all__ = ["KVBlock", "joined", "padded"]
 
 Attempt: TypeAlias = Callable[[Callable[[], Any]], Any]
-"""Runs a function, perhaps twice if memory runs out, and returns its result."""
+"""Calls a function, and once more if memory runs out; returns its result."""
 
 
 class KVBlock:
@@ -149,7 +149,7 @@ class KVBlock:
         attempt: Attempt,
         **more: Any,
     ) -> Tensor:
-        # One new column of rows without padding may look at all others, which needs no mask.
+        # A single new column attends to all others if no row has padding, which needs no mask.
         def run() -> Tensor:
             self.cut()
             logits: Tensor = self._model(
@@ -163,7 +163,7 @@ class KVBlock:
             ).logits
             return logits[:, -1].to(device=ids.device, dtype=torch.float32)
 
-        # A state that a failed step has changed cannot be cropped back.
+        # A recurrent state that a failed step has changed cannot be cropped.
         result: Tensor = run() if self.width and self._is_recurrent else attempt(run)
         return result
 

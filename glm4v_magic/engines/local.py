@@ -77,9 +77,10 @@ def load(
         checkpoint: from `checkpoints.resolve`.
         placement: from `planning.decision.decide`; ``None`` is the CPU in float32.
         recorder: records which part of the model is running, while it is watched.
-        keep: most bytes to keep of what was read, so that it is not read again; 0 for nothing. By
-            default half of what the plan leaves free, or 1 GiB without one.
-        arrived: called with each weight that has arrived: transformers loads in a loop of its own.
+        keep: budget of the prefix cache in bytes; 0 keeps nothing. By default half of what the plan
+            leaves free, or 1 GiB without a plan.
+        arrived: called after each weight that has arrived; a callback, because transformers loads
+            in a loop of its own.
 
     Raises:
         CheckpointError: if the weights cannot be read.
@@ -156,11 +157,11 @@ class LocalEngine:
         loaded: model and processor.
         placement: placement of the model.
         recorder: records which part of the model is running.
-        keep: most bytes to keep of what was read, so that it is not read again.
+        keep: budget of the prefix cache in bytes.
 
     Attributes:
-        kept: what is kept.
-        grammars: grammars of constraints, compiled for its tokenizer.
+        kept: prefix cache.
+        grammars: grammars of constraints, compiled for the tokenizer.
         vocabulary: tokens of the model one by one.
     """
 
@@ -198,10 +199,10 @@ class LocalEngine:
     def batch_size(self) -> int:
         """Number of rows that are best asked at once: 8, or 1 for a large model on the CPU.
 
-        It is 1 for a model with a state, whose rows cannot be padded and joined.
+        It is also 1 for a model with recurrent state, whose rows cannot be padded and joined.
 
-        There a row takes minutes by itself, and memory that runs out ends the kernel. On GPUs a
-        batch that does not fit is halved.
+        On the CPU a row of a large model takes minutes by itself, and running out of memory ends
+        the process. On GPUs a batch that does not fit is halved.
         """
         if self._inputs.is_recurrent:
             return 1
@@ -209,7 +210,7 @@ class LocalEngine:
         return 1 if large and self.info.devices == ("cpu",) else _BATCH
 
     def require_room(self, request: Request) -> int:
-        """Return how many tokens may follow; see `engines.Engine.require_room`."""
+        """Return the number of tokens that may follow; see `engines.Engine.require_room`."""
         return self._room(self._encode(request))
 
     def seen(self, request: Request) -> tuple[SeenImage, ...]:
@@ -238,7 +239,7 @@ class LocalEngine:
         self, requests: Iterable[Request], at_once: int | None = None
     ) -> Generator[EngineEvent, None, None]:
         """Answer `requests`; see `engines.Engine.stream`."""
-        # Virtual GPUs draw from the CPU's state.
+        # Virtual GPUs draw from the CPU's random state.
         device = self._home if active() is None else "cpu"
         at_once = 1 if self._inputs.is_recurrent else at_once or self.batch_size
         intake = Intake(requests, at_once, self._row, device)
@@ -251,7 +252,7 @@ class LocalEngine:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            # Its frames hold the KV cache.
+            # The frames of the error hold the KV cache.
             forget_locals(error)
             text = str(error)
         else:
@@ -301,7 +302,7 @@ class LocalEngine:
                 yield from _told(latest, intake)
 
     def _steps(self, intake: Intake, at_once: int) -> Iterator[dict[int, Chosen]]:
-        """Decode rows; those whose answer is one of some texts are scored between two steps."""
+        """Decode rows; those that are limited to choices are scored between two steps."""
         decoding = decode(self.model, intake, at_once, self.kept, self._vision)
         with contextlib.closing(decoding):
             yield from self._choices(intake)
@@ -329,10 +330,10 @@ class LocalEngine:
 
         Args:
             row: the row.
-            latest: prompt of the row before it.
+            latest: KV cache of the prompt of the row before it.
 
         Returns:
-            The scores, and the prompt of the row.
+            The scores, and the KV cache of the row's prompt.
         """
         terms = (row.prompt, row.texts, row.scoring, self.kept, self._vision)
         try:
@@ -379,7 +380,7 @@ class LocalEngine:
 
     @property
     def cache(self) -> CacheFacts:
-        """What is kept of the prompts until now."""
+        """Contents of the prefix cache."""
         return self.kept.facts
 
     def _out_of_memory(self, text: str, rows: Sequence[Row]) -> OutOfMemoryError:
@@ -451,8 +452,8 @@ def _told(latest: Mapping[int, Chosen], intake: Intake) -> Iterator[EngineEvent]
 def _interrupted(intake: Intake) -> dict[int, Generation]:
     """Return the partial generations of the open rows.
 
-    If all have ended, it is the one that did so last: whoever was told may not have taken it.
-    Before any has begun, it is an empty one.
+    If all have ended, it is that of the last one, whose end the caller may not have taken yet. If
+    none has begun, it is an empty one.
     """
     stopped = intake.open_rows or [row for row in (intake.last,) if row is not None]
     if not stopped:

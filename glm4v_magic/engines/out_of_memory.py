@@ -1,6 +1,7 @@
-"""Message for a GPU that ran out of memory: which one, by how much, who else uses it, advice.
+"""The error for a GPU that ran out of memory: which one, by how much, who else uses it, advice.
 
-torch tells GPU, request and free memory in the text of its error; NVML tells who else is there.
+The text of torch's error has the GPU, the request and the free memory; NVML knows who else is
+there.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ __all__ = ["AnswerParts"]
 
 
 class AnswerParts:
-    """Records what a model says; leading whitespace of a new part is left out.
+    """Records thinking and answer of a row; whitespace at the beginning of a new part is left out.
 
     Args:
         row: index of the request.
@@ -20,12 +20,12 @@ class AnswerParts:
         inside: whether the prompt ends within the model's thinking.
 
     Attributes:
-        answer_from: what `told` was given with the first text of the answer; ``None`` before.
+        answer_from: `at` of the first text of the answer, as given to `told`; ``None`` before.
     """
 
     def __init__(self, row: int, partial: Message | None, *, inside: bool = False) -> None:
         self._row = row
-        # What goes on with an answer may begin with the space between two words.
+        # The continuation of an answer may begin with the space between two words.
         self._carries_on = partial is not None and bool(partial.text)
         self._thinks_on = partial is not None and bool(partial.thinking) and not partial.text
         self._thinking: list[str] = []
@@ -53,7 +53,7 @@ class AnswerParts:
         return "".join(self._thinking).rstrip()
 
     def add_late_thinking(self, piece: str) -> None:
-        """Keep thinking that comes after the answer has begun; it is not told."""
+        """Keep thinking that comes after the answer has begun; it is not streamed."""
         self._thinking.append(piece)
 
     def told(self, events: Iterable[Told], at: float) -> list[Told]:

@@ -80,7 +80,7 @@ def common_length(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:
 
 
 def longest(prefixes: Iterable[KeptPrefix], keys: Keys) -> tuple[KeptPrefix | None, int]:
-    """Return the prefix with the longest common beginning with a prompt, and its length."""
+    """Return the prefix that shares the longest beginning with a prompt, and the shared length."""
     found, most = None, 0
     for each in prefixes:
         length = common_length(each.keys, keys)
@@ -107,8 +107,8 @@ class PrefixStore:
         takes_prefixes: whether KV caches are kept, or features of images alone.
 
     Attributes:
-        budget: likewise; may be changed.
-        takes_prefixes: likewise.
+        budget: as given; may be changed.
+        takes_prefixes: as given.
     """
 
     def __init__(self, budget: int, *, takes_prefixes: bool = True) -> None:
@@ -130,7 +130,7 @@ class PrefixStore:
         return CacheFacts(used.total(), self.budget, prefixes, len(kept) - prefixes, devices)
 
     def find(self, keys: Keys) -> tuple[KeptPrefix | None, int]:
-        """Return the kept prefix with the longest common beginning with a prompt.
+        """Return the kept prefix that shares the longest beginning with a prompt.
 
         Returns:
             The prefix, and how many of its keys are those of the prompt.
@@ -141,9 +141,9 @@ class PrefixStore:
         return found, most
 
     def take(self, keys: Keys) -> tuple[KeptPrefix | None, int]:
-        """Return what `find` returns; a prefix that the prompt begins with as a whole leaves.
+        """Return what `find` returns; a prefix with which the whole prompt begins is taken out.
 
-        What comes of the call takes its place, so that it is in memory once.
+        The longer prefix that the call leaves will replace it, so that it is in memory only once.
         """
         found, most = self.find(keys)
         if found is not None and most == len(found.keys):

@@ -1,4 +1,4 @@
-"""Prompt of a row as the decode loop reads it."""
+"""The prompt of a row as the decode loop reads it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Prompt:
         return len(self.keys)
 
     def whole_images(self, length: int) -> int:
-        """Return how much of a prefix to use, so that it does not end inside an image."""
+        """Return the length of a prefix shortened so that it does not end inside an image."""
         spans = ((image.encoded.start, image.encoded.stop) for image in self.images)
         return next((start for start, stop in spans if start < length < stop), length)
 

@@ -1,4 +1,4 @@
-"""A request that a model in this process answers: its decoding parameters and what it has said."""
+"""A request that a model in this process answers: its decoding parameters and its text so far."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Row:
     """A request that is being answered.
 
     Args:
-        settings: what it has in common with all rows of its engine.
+        settings: settings that all rows of the engine have in common.
         number: number of the request in its call, from 0.
         request: request to answer.
         encoded: its prompt, as the processor returned it.
@@ -65,12 +65,12 @@ class Row:
         number, request, encoded, prompt: as given.
         limit: maximum number of generated tokens.
         transcript: what it has generated.
-        since: time at which its turn came, in seconds; ``None`` while it waits.
-        texts: ids of each text that the answer may be; none if it is decoded.
+        since: time in seconds at which it was begun; ``None`` while it waits.
+        texts: ids of each choice; empty if the answer is decoded.
 
     Raises:
         OptionError: if its constraint cannot be followed.
-        ConversationError: if the answer to be carried on does not begin in its form.
+        ConversationError: if the answer to carry on violates the constraint already.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Row:
         self._vocabulary = settings.vocabulary
         self._chosen: list[Chosen] = []
         self._told = self._length = 0  # tokens and characters of the pieces so far
-        # A model that is not said to think may write the tags all the same.
+        # A model that is not known to think may write the tags all the same.
         thinks = settings.processor.thinks or bool(settings.processor.told_token_ids)
         partial = request.conversation.partial
         self._parts: AnswerParts | None = None
@@ -161,11 +161,11 @@ class Row:
 
     @property
     def scoring(self) -> Scoring:
-        """How its texts are scored."""
+        """How its choices are scored."""
         return Scoring(self._config.eos_token_id, self._logprobs, self._at_once)
 
     def choose(self, texts: Sequence[Scored]) -> Sequence[Chosen]:
-        """Choose one of its texts; returns the tokens of it."""
+        """Choose one of the choices; returns its tokens."""
         scores = [each.logprob for each in texts]
         shares = torch.tensor(scores, dtype=torch.float64).softmax(dim=0).tolist()
         self._probabilities = dict(zip(self._choices, shares, strict=True))
@@ -186,7 +186,7 @@ class Row:
         )
         text, thinking = self.transcript.text, ""
         if self._parts is not None:
-            # Of an answer that was interrupted; nobody is told any more.
+            # The answer was interrupted; these events are not streamed any more.
             self._parts.told(self._parts.splitter.end(), self._latest)
             text, thinking = self._parts.text, self._parts.thinking
             usage = self._with_thinking(usage, self._parts) if thinking else usage
@@ -213,7 +213,7 @@ class Row:
 def _texts(
     request: Request, encoded: Encoded, limit: int, processor: Processor
 ) -> tuple[tuple[int, ...], ...]:
-    """Return the ids of each choice, as the model would write it; none without choices.
+    """Return the ids of each choice as the model would write it; empty without choices.
 
     A model that thinks writes it without thinking.
     """

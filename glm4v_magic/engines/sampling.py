@@ -1,4 +1,4 @@
-"""Sampling of the next token: the checkpoint's defaults, the options of a call, a row's sampler.
+"""Sampling of the next token: the checkpoint's defaults, a call's options, a row's sampler.
 
 transformers' own processors do the arithmetic, in the order in which `generate` applies them
 (``GenerationMixin._get_logits_processor``).
@@ -33,13 +33,13 @@ from glm4v_magic.engines.grammars import Guide
 __all__ = ["ThinkingBudget", "TokenSampler", "call_config", "checkpoint_config", "pick"]
 
 _GREEDY = 1e-9
-"""Temperature up to which decoding is greedy: logits over less would not fit in float32."""
+"""Temperature up to which decoding is greedy: logits divided by less would overflow float32."""
 
 _TOP_K = 50
-"""What `generate` samples from if neither the checkpoint nor the call says it
+"""Number of likeliest tokens that `generate` samples from if neither checkpoint nor call says it
 (transformers.GenerationConfig, `_get_default_generation_params`)."""
 
-# Name, processor, the value that changes nothing. The first two read the ids so far.
+# Name, processor, and the value that changes nothing. The first two read the ids so far.
 _READERS: tuple[tuple[str, Any, float], ...] = (
     ("repetition_penalty", RepetitionPenaltyLogitsProcessor, 1.0),
     ("no_repeat_ngram_size", NoRepeatNGramLogitsProcessor, 0),
@@ -54,14 +54,15 @@ _WARPERS: tuple[tuple[str, Any, float], ...] = (
     ("eta_cutoff", EtaLogitsWarper, 0.0),
 )
 _HOTTEST = 1e30
-"""Temperature above which nothing changes; logits of minus infinity over more than float32 holds
-would be no numbers."""
+"""Highest temperature that is applied: beyond float32, logits of minus infinity would become NaN,
+and far below it all tokens are equally likely."""
 
 _LONGEST_NOTE = 100  # characters of what a file says
 _WHOLE_NUMBERS = ("no_repeat_ngram_size", "top_k")
 
 _OF_CALLS = ("max_length", "max_new_tokens", "use_cache")
-"""Settings that the options of a call and the context length replace; not reported."""
+"""Settings that are not reported, because the options of a call or the context length replace
+them."""
 
 _ABOUT_OUTPUT = (
     "output_attentions", "output_hidden_states", "output_logits", "output_scores",
@@ -76,7 +77,7 @@ def checkpoint_config(
     """Read the settings of a checkpoint's generation config that decoding here supports.
 
     Args:
-        published: as ``generation_config.json`` has it, any value of any type.
+        published: config as in ``generation_config.json``, with any value of any type.
         ends: ids that end a turn of this kind of model, whether the file names them or not.
         vocabulary: number of ids.
 
@@ -102,7 +103,7 @@ def checkpoint_config(
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    """Tell whether a value is a number that a float can hold."""
+    """Tell whether a value is a number within the range of a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
@@ -199,18 +200,18 @@ def call_config(base: GenerationConfig, sampling: Sampling, room: int) -> Genera
 
 
 class ThinkingBudget:
-    """Counts the tokens that a row thinks, and tells when the end of its thinking is due.
+    """Counts the tokens of a row's thinking, and tells when it must end.
 
     Thinking is what follows an opening tag with which the row begins, up to the closing one; the
     tags do not count.
 
     Args:
-        most: maximum number of tokens.
+        most: maximum number of thinking tokens.
         opening: id of the opening tag.
         closing: id of the closing tag.
         is_blank: tells whether an id writes nothing but whitespace, as may come before the tag.
-        thought: number of tokens that were thought before; ``None`` if the row is yet to open its
-            thinking.
+        thought: number of thinking tokens in the prompt, which ends within the thinking; ``None``
+            if the row has yet to begin it.
     """
 
     def __init__(
@@ -248,8 +249,8 @@ class ThinkingBudget:
 class TokenSampler:
     """Samples the tokens of one row as `generate` does for a single row.
 
-    A row that is sampled draws from a generator of its own, and repeats are counted in its own
-    ids: what it says does not depend on the rows beside it.
+    A row that is sampled draws from a generator of its own, and repeats are counted in its own ids:
+    its answer does not depend on the rows beside it.
 
     Args:
         config: config from `call_config`.
@@ -299,7 +300,7 @@ class TokenSampler:
         return token
 
     def _allowed(self, scores: Tensor) -> Tensor:
-        """Return the scores, those of ids that may not come next without a chance."""
+        """Return the scores with minus infinity for ids that may not come next."""
         if self._guide is None:
             return scores
         allowed = torch.from_numpy(self._guide.allowed()).to(scores.device)
@@ -314,7 +315,7 @@ class TokenSampler:
 
 
 def pick(config: GenerationConfig, seed: int | None, scores: Sequence[float]) -> int:
-    """Return which of some texts to say, sampled as if each were a token.
+    """Return the index of the text to choose, sampled as if each text were a token.
 
     Args:
         config: config from `call_config`; penalties on repeated tokens do not count.

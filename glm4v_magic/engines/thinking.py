@@ -1,9 +1,9 @@
-"""Separation of a model's thinking from its answer while both are streamed.
+"""Separates a model's thinking from its answer while both are streamed.
 
-Such a model writes ``<think>...</think>`` before its answer, and GLM-4.1V-Thinking puts the answer
-itself between ``<answer>`` and ``</answer>``. Some servers take the thinking out. Others leave it
-in the text with both tags, or with the closing one alone, where the chat template has written the
-opening one into the prompt already.
+A model that thinks writes ``<think>...</think>`` before its answer, and GLM-4.1V-Thinking puts the
+answer itself between ``<answer>`` and ``</answer>``. Some servers take the thinking out. Others
+leave it in the text with both tags, or with the closing one alone, where the chat template has
+written the opening one into the prompt already.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ThinkingSplitter:
     """Splits streamed text into events of row 0; no event ends inside a tag.
 
     `Reclassified` comes at most once: where a closing tag says that the `Text` before it was
-    thinking. Nothing is told twice.
+    thinking. No text is yielded twice.
 
     Args:
         inside: whether the text continues interrupted thinking.

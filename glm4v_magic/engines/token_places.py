@@ -1,4 +1,4 @@
-"""Places of generated tokens in the text that was made of them."""
+"""Places of generated tokens in the text that they make."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _ANSWER_CLOSE = "</answer>"
 
 
 def spelled(pieces: Iterable[bytes]) -> tuple[str, list[Span]]:
-    """Return the text that bytes of tokens spell, and the characters that each has a part of.
+    """Return the text that the bytes of tokens spell, and the characters that each contributes to.
 
-    Invalid UTF-8 is U+FFFD, as in the text of every tokenizer.
+    Invalid UTF-8 becomes U+FFFD, as in every tokenizer.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text, spans = "", []
@@ -41,7 +41,7 @@ def placed(
     Args:
         tokens: all tokens, in order.
         spans: place of each in `raw`.
-        raw: everything that was said, with tags and surrounding whitespace.
+        raw: the whole text, with tags and surrounding whitespace.
         text: the answer in it.
         thinking: the thinking in it; empty for none.
     """

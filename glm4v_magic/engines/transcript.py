@@ -16,13 +16,13 @@ class Transcript:
     """Collects the ids of a row and returns their text, never splitting a UTF-8 character.
 
     A character may be spread over several tokens; its bytes are kept back until it is whole. Bytes
-    that are still kept back at the end are no text.
+    that are still incomplete at the end are left out.
 
     Args:
         tokenizer: tokenizer of the model.
         limit: maximum number of generated tokens.
         ends: stop token ids.
-        told: special tokens that are part of the text; others are left out.
+        told: special tokens that are kept in the text; others are left out.
         carries_on: whether the text continues an earlier answer, leading whitespace included.
 
     Attributes:
@@ -50,7 +50,7 @@ class Transcript:
         self._pieces: list[str] = []
 
     def take(self, token: int, at: float) -> str:
-        """Append the next id; returns the text that it completes, often none."""
+        """Append the next id; returns the text that it completes, which may be empty."""
         self.ids.append(token)
         self.times.append(at)
         if token in self._left_out:

@@ -19,7 +19,7 @@ class Vocabulary:
 
     Args:
         tokenizer: fast tokenizer of the model, with byte-level BPE as all GLM models have it.
-        told: special tokens that are part of an answer's text, such as ``<think>``.
+        told: special tokens that are kept in an answer's text, such as ``<think>``.
     """
 
     def __init__(self, tokenizer: Any, told: Collection[int] = ()) -> None:
@@ -38,8 +38,8 @@ class Vocabulary:
     def text_and_bytes(self, token: int) -> tuple[str, bytes]:
         """Return a token's text, and the bytes that it adds to an answer.
 
-        A special token adds none unless it is told. Ids beyond the vocabulary, which many models
-        have, are empty.
+        A special token adds none unless it is in `told`. Ids beyond the vocabulary, which many
+        models have, are empty.
         """
         if token in self._added:
             name = str(self._added[token].content)
@@ -72,5 +72,5 @@ class Vocabulary:
 
 
 def _finite(logprob: float) -> float:
-    # In this order it takes the place of NaN, too.
+    # In this order of arguments, max also replaces NaN.
     return max(LEAST_LOGPROB, logprob)

@@ -1,4 +1,4 @@
-"""A model behind a server that speaks OpenAI's protocol: vLLM, SGLang, llama.cpp or our own.
+"""A model on a server that speaks OpenAI's protocol: vLLM, SGLang, llama.cpp or our own.
 
 Nothing here imports torch. From the outside in:
 

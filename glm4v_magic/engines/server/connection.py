@@ -17,7 +17,7 @@ from glm4v_magic.engines.server.replies import error_message
 __all__ = ["KEY_WANTED", "LONGEST_MESSAGE", "Connection", "StatusError", "content_type", "read"]
 
 LONGEST_MESSAGE = 300
-"""Most characters of a server's message that are quoted."""
+"""Maximum number of characters that are quoted of a server's message."""
 
 KEY_WANTED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
 _CONNECT_SECONDS = 10.0
@@ -50,10 +50,10 @@ class Connection:
     """Sends requests to one server and turns failures into errors.
 
     Args:
-        address: of the server.
+        address: address of the server.
 
     Attributes:
-        url: of its API, for messages.
+        url: URL of the API, for messages.
         seconds: longest silence.
     """
 
@@ -82,7 +82,7 @@ class Connection:
 
         Raises:
             StatusError: if the server answers with another status.
-            EngineError: whatever else goes wrong, also while the response is read.
+            EngineError: if anything else goes wrong, also while the response is read.
         """
         seconds = self.seconds if seconds is None else seconds
         timeout = httpx.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS))

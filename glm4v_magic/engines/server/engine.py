@@ -1,4 +1,4 @@
-"""Engine for a model behind a server: `connect` looks up the model, `ServerEngine` asks it.
+"""Engine for a model on a server: `connect` looks up the model, `ServerEngine` asks it.
 
 An answer is streamed as server-sent events. An interrupt, an error or a stream that is closed
 closes the connection, which makes such a server stop generating.
@@ -36,14 +36,15 @@ __all__ = ["ServerEngine", "connect"]
 _LIST_SECONDS = 30.0
 _DONE = "[DONE]"
 _EXTRAS = ("constraint", "logprobs")
-"""Parts of a request that not every server takes; the answer is checked, or lacks them."""
+"""Parts of a request that not every server takes; without them the answer is checked here, or lacks
+something."""
 
 _UNWANTED = (
     httpx.codes.BAD_REQUEST,
     httpx.codes.FORBIDDEN,  # OpenAI's, of models whose log-probabilities are not told
     httpx.codes.UNPROCESSABLE_ENTITY,
 )
-"""What servers reply to a field that they do not take."""
+"""Statuses with which servers refuse an unknown field."""
 
 
 def connect(address: ServerAddress) -> ServerEngine:
@@ -63,7 +64,7 @@ def connect(address: ServerAddress) -> ServerEngine:
     try:
         entries = _entries(connection, address)
         name = address.served_model or _only(connection, entries)
-        # A name that is not in the list is left to the server: some load what they are asked for.
+        # A name that is not in the list is left to the server: some load models on request.
         info = _described(address, entries.get(name) or ModelEntry(id=name))
         return ServerEngine(connection, info, tuple(entries))
     except BaseException:
@@ -141,7 +142,7 @@ class ServerEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """Facts about the model that the server tells."""
+        """Facts about the model, as far as the server tells them."""
         return self._info
 
     @property
@@ -153,7 +154,7 @@ class ServerEngine:
         """Return ``None``: only the server knows how many tokens may follow."""
 
     def seen(self, request: Request) -> tuple[SeenImage, ...]:
-        """Return what the server tells of all images; see `engines.Engine.seen`."""
+        """Return what the server tells about all images; see `engines.Engine.seen`."""
         info = self.info
         each = SeenImage(info.image_size, info.visual_tokens)
         return (each,) * len(request.conversation.images)
@@ -186,7 +187,7 @@ class ServerEngine:
             raise
 
     def _ask(self, request: Request, transcript: Transcript) -> Iterator[EngineEvent]:
-        """Ask, and again with less if the server may have refused what not every server takes."""
+        """Ask; if the server refuses, ask again without the parts that not every server takes."""
         request = _without(request, self._refused)
         extras = [name for name in _EXTRAS if _without(request, [name]) != request]
         attempts = [
@@ -214,7 +215,7 @@ class ServerEngine:
             yield from transcript.end()
 
     def _advise(self, refused: StatusError, request: Request) -> None:
-        """Add advice to an error where the request tells more than the status."""
+        """Add advice to an error where the request explains the status."""
         if refused.status == httpx.codes.NOT_FOUND and self._offered:
             refused.advise(f"It serves {self._connection.said(_listed(self._offered))}.")
         if refused.status in (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY):

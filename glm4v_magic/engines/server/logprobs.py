@@ -15,7 +15,8 @@ class TokenCollector:
     """Collects the tokens of an answer, and finds their places when it is complete.
 
     Args:
-        most: most alternatives to keep of each token; a server may send more than it was asked for.
+        most: number of alternatives to keep of each token; a server may send more than it was asked
+            for.
     """
 
     def __init__(self, most: int) -> None:
@@ -26,7 +27,7 @@ class TokenCollector:
     def add(
         self, content: str | None, thinking: str | None, tokens: Sequence[TokenLogprob]
     ) -> None:
-        """Take the tokens of one piece of the answer.
+        """Add the tokens of one piece of the answer.
 
         Tokens without text, such as the first bytes of a character, belong to the next piece.
         """
@@ -62,7 +63,7 @@ class _Said:
     Attributes:
         raw: the text.
         tokens: its tokens, without places.
-        pieces: place of the piece that came with each.
+        pieces: place of the piece that each token came with.
     """
 
     def __init__(self) -> None:
@@ -73,8 +74,8 @@ class _Said:
     def spans(self) -> list[Span]:
         """Return the place of each token in the text.
 
-        Where the tokens do not spell the text, because a server sends them as its vocabulary
-        writes them, each spans the piece that it came with.
+        A server may send tokens as its vocabulary writes them. Where they do not spell the text,
+        each spans the piece that it came with.
         """
         written, spans = spelled(each.utf8 or _utf8(each.text) for each in self.tokens)
         at = 0 if written.startswith(self.raw) else written.rfind(self.raw)

@@ -1,4 +1,4 @@
-"""Requests in OpenAI's protocol, with vLLM's extensions."""
+"""Turns requests into bodies of OpenAI's protocol, with vLLM's extensions."""
 
 from __future__ import annotations
 
@@ -91,6 +91,6 @@ def _message(message: Message) -> dict[str, Any]:
 
 def _data_uri(image: SourcedImage) -> str:
     buffer = io.BytesIO()
-    # Without loss, so that the model sees what it would see here; quick rather than small.
+    # Lossless, so that the model sees what it would see here; fast rather than small.
     image.image.save(buffer, format="png", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -78,7 +78,7 @@ class OwnFacts(BaseModel):
 
 
 class OwnAnswer(BaseModel):
-    """What only our own server sends beside an answer; fields as in `Generation`."""
+    """Part of a reply that only our own server sends; fields as in `Generation`."""
 
     choices: Annotated[dict[str, Probability], _NONE] = {}
 
@@ -120,7 +120,7 @@ class TokenCounts(BaseModel):
 
     @property
     def image_tokens(self) -> int | None:
-        """Tokens of the prompt that are images."""
+        """Tokens of the prompt that stand for images."""
         details = self.prompt_tokens_details
         return None if details is None else details.image_tokens
 
@@ -141,7 +141,7 @@ class Delta(BaseModel):
 
     @property
     def thinking(self) -> str | None:
-        """Piece of thinking, if the server separates it from the text; under either name."""
+        """Piece of thinking, under either name, if the server separates it from the text."""
         return self.reasoning_content or self.reasoning
 
 
@@ -185,7 +185,7 @@ class Chunk(BaseModel):
 
     @property
     def choice(self) -> _Choice:
-        """The only choice; an empty one where there is none, as beside the usage."""
+        """The only choice; an empty one in a chunk without choices, such as that with the usage."""
         first = self.choices[0] if self.choices else None
         return first or _Choice()
 
@@ -194,10 +194,10 @@ _PLACES = ("error", "message", "detail", "msg")
 
 
 def error_message(body: bytes | str) -> str:
-    """Find the words in the JSON of an error; each server has its own place for them.
+    """Find the message in the JSON of an error; each kind of server has its own place for it.
 
     ``{"error": {"message": "..."}}`` is OpenAI's, ``{"detail": [{"msg": "..."}]}`` FastAPI's.
-    Returns an empty string if there are none.
+    Returns an empty string if there is none.
     """
     try:
         content = from_json(body)

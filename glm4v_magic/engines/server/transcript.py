@@ -31,7 +31,7 @@ _NO_ANSWER = {
     "error": "failed in the middle of the answer",
 }
 _TAGS = 3
-"""Tokens around the thinking that a server may count: both tags and a newline."""
+"""Number of tokens around the thinking that a server may count: both tags and a newline."""
 
 
 class Transcript:
@@ -61,9 +61,9 @@ class Transcript:
         self._choices: dict[str, float] = {}
 
     def take(self, data: str) -> list[Told]:
-        """Take the data of one event and return the resulting events.
+        """Read the data of one event and return the resulting events.
 
-        All of it is recorded before any event is yielded: the caller may stop there.
+        Everything is recorded before any event is yielded, where the caller may stop.
 
         Raises:
             EngineError: if it is not a piece of an answer, or reports an error.
@@ -82,7 +82,7 @@ class Transcript:
         return [*self._think(delta.thinking), *self._say(delta.content)]
 
     def _take_choices(self, sent: Mapping[str, float]) -> None:
-        """Take the probabilities of the choices, unless they are of others than were asked for."""
+        """Keep the probabilities of the choices, if these are the ones that were asked for."""
         constraint = self._request.constraint
         asked = () if constraint is None else constraint.choices
         if sent.keys() == set(asked):
@@ -173,7 +173,7 @@ class Transcript:
             text=text,
             usage=usage,
             finish_reason=ending,
-            # Without one the server draws its own and does not tell it.
+            # Without a seed the server draws its own and does not tell it.
             seed=None if sampling.temperature == 0 else sampling.seed,
             thinking=thinking,
             tokens=tokens,
