@@ -1,4 +1,4 @@
-"""Checkpoints: from a name or folder to a model and its processor.
+"""Checkpoints: from a name or a folder to a model and its processor.
 
 Each family has a module or folder here that holds everything particular to it: layout, units,
 prompt, processor, loading. The rest of the package relies on `Checkpoint` alone. Begin with
@@ -38,8 +38,8 @@ class Loaded:
     Attributes:
         model: the model.
         processor: its processor.
-        inputs: what its forward is given.
-        notes: what was left out of the checkpoint's files, each for a list of such notes.
+        inputs: makes the arguments of its forward.
+        notes: settings of the checkpoint's files that were left out.
     """
 
     model: Any
@@ -58,10 +58,10 @@ class Checkpoint(Protocol):
         config: the parsed ``config.json``.
         architecture: the model without its weights, to plan with.
         max_images: maximum number of images in a conversation; ``None`` for no limit.
-        thinks: whether the model thinks before it answers.
+        thinks: whether the model can think before it answers.
         tasks: tasks that it has published prompts for.
         takes_video: whether it takes video.
-        efforts: efforts that its thinking can take.
+        efforts: names of the efforts that its thinking can take.
     """
 
     name: str
@@ -127,7 +127,7 @@ def resolve(
 
 
 def _repository(text: str) -> str:
-    """Return the repository id of a published name; otherwise `text`."""
+    """Return the repository id of a published checkpoint's name; any other text as it is."""
     from glm4v_magic.checkpoints.architecture import REPOSITORIES
 
     return REPOSITORIES.get(text.lower(), text)
@@ -180,7 +180,7 @@ def _require_known(folder: Path) -> None:
 
 
 def _not_found(text: str, folder: Path) -> CheckpointError:
-    """Say where the checkpoint was looked for, and what may have been meant."""
+    """Return the error that says where the checkpoint was looked for, and what may be meant."""
     what = f"There is no checkpoint {text!r}: no such folder, and not in the hub cache."
     if is_address_without_scheme(text):
         return CheckpointError(what, "The address of a server begins with http://.")

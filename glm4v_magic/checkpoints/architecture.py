@@ -35,7 +35,7 @@ REPOSITORIES = {
     **{name.lower(): f"zai-org/{name}" for name in PUBLISHED},
     "glm-4v-9b": "zai-org/glm-4v-9b",
 }
-"""Repository on the hub of each of them, by its name in lower case."""
+"""Name of each in lower case -> its repository on the hub."""
 
 _OWNERS = ("thudm", "zai-org", "zhipuai")
 _DEMO = "demo"

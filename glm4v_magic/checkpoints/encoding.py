@@ -1,7 +1,8 @@
-"""Prompts as a model takes them: what a family's processor returns, and what its model is given.
+"""Prompts as a model takes them: output of a family's processor, and input of its model.
 
-`Processor` and `ModelInputs` are all that engines and previews know of a family's prompt. Shapes:
-L ids of a prompt with all ids of its images, V visual tokens of an image, H width of the text part.
+`Processor` and `ModelInputs` are all that engines and previews know about a family's prompt.
+Shapes: L ids of a prompt with all ids of its images, V visual tokens of an image, H width of the
+text part.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ class EncodedImage:
         start: index of the first of its ids in the prompt.
         stop: index past the last; ``stop - start`` is V.
         size: width and height in pixels that the model sees.
-        pixels: returns the model's input for this image; nothing is computed before.
-        grid: frames, rows and columns of its patches, where the family has them.
-        second: the frame that follows, where it is a pair of frames of a video.
+        pixels: returns the model's input for this image; nothing is computed until it is called.
+        grid: frames, rows and columns of its patches; ``None`` in families without a grid.
+        second: the following frame, if this is a pair of frames of a video.
     """
 
     image: SourcedImage
@@ -61,7 +62,7 @@ class Encoded:
         ids: ids of the prompt with all ids of its images, L of them.
         published: ids of the prompt in its published form, where an image is a few ids.
         images: its images and pairs of frames, in order.
-        length: what the prompt counts for in the context length.
+        length: tokens of the context length that the prompt takes up.
         inside_thinking: whether the prompt ends within the model's thinking.
     """
 
@@ -73,7 +74,7 @@ class Encoded:
 
     @property
     def seen(self) -> tuple[SeenImage, ...]:
-        """What the model sees of each image; frames of videos are none."""
+        """What the model sees of each image, frames of videos not included."""
         return tuple(image.seen for image in self.images if image.second is None)
 
     @property
@@ -111,22 +112,22 @@ class Processor(Protocol):
 
     @property
     def told_token_ids(self) -> Collection[int]:
-        """Ids of special tokens that are part of an answer's text, such as ``<think>``."""
+        """Ids of special tokens that are kept in an answer's text, such as ``<think>``."""
 
     @property
     def thinks(self) -> bool:
-        """Whether the model thinks before it answers."""
+        """Whether the model can think before it answers."""
 
     @property
     def takes_video(self) -> bool:
         """Whether it takes video."""
 
     def text_ids(self, text: str) -> list[int]:
-        """Encode a text alone."""
+        """Encode a text by itself; special tokens in it are ordinary text."""
 
     @property
     def efforts(self) -> tuple[str, ...]:
-        """Efforts that its thinking can take; empty where there is no choice."""
+        """Names of the efforts that its thinking can take; empty if there is no choice."""
 
     def encode(
         self,
@@ -150,20 +151,20 @@ class Processor(Protocol):
 
 
 class ModelInputs(Protocol):
-    """Arguments of a model's forward that depend on its family."""
+    """Makes the arguments of a model's forward that depend on its family."""
 
     @property
     def is_recurrent(self) -> bool:
-        """Whether the cache holds a state that can be neither cropped nor padded."""
+        """Whether the cache holds a recurrent state, which can be neither cropped nor padded."""
 
     def positions(self, encoded: Encoded) -> Tensor:
-        """Place every token of a prompt: (1, L), or (axes, 1, L) where a token has several."""
+        """Return the position of every token: (1, L), or (axes, 1, L) where a token has several."""
 
     def features(self, images: Sequence[EncodedImage]) -> list[Tensor]:
         """Run the vision tower: visual tokens of each image, (V, H), on its own device."""
 
     def arguments(self, features: Sequence[Tensor]) -> dict[str, Any]:
-        """Return the arguments that put visual tokens in the place of their ids.
+        """Return the arguments that put visual tokens in place of their ids.
 
         Args:
             features: visual tokens of each image in the ids of the call, in the order of rows.

@@ -1,4 +1,4 @@
-"""The published ``generation_config.json``: whatever it holds, the checkpoint can be loaded."""
+"""The published ``generation_config.json``; whatever it holds, the checkpoint can be loaded."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ GENERATION_CONFIG = "generation_config.json"
 
 @dataclass(frozen=True, slots=True)
 class GenerationFile:
-    """What the file says.
+    """Contents of the file.
 
     Attributes:
-        settings: its settings, any value of any type; ``None`` for what the model's config implies.
-        notes: why it is left out, if it is there and no JSON object.
+        settings: its settings, with any value of any type; ``None`` for those that the model's
+            config implies.
+        notes: why the file is ignored, if it exists and is not a JSON object.
     """
 
     settings: Mapping[str, Any] | None = None
@@ -29,7 +30,7 @@ class GenerationFile:
 
 
 def read_generation_config(folder: Path) -> GenerationFile:
-    """Read the settings of a checkpoint; a damaged file is left out."""
+    """Read the settings of a checkpoint; a damaged file is ignored."""
     file = folder / GENERATION_CONFIG
     if not file.is_file():
         return GenerationFile()

@@ -11,7 +11,7 @@ from glm4v_magic.core.errors import CheckpointError, Glm4vError, reason
 __all__ = ["NEEDED_FILES", "cached", "download", "names_a_repository"]
 
 NEEDED_FILES = ("*.json", "*.safetensors", "tokenizer.model", "chat_template.jinja")
-"""Files that are downloaded: no remote code, no weights in other formats."""
+"""Patterns of files to download: no remote code, no weights in other formats."""
 
 
 def _is_repository_id(text: str) -> bool:
@@ -29,7 +29,7 @@ def _is_repository_id(text: str) -> bool:
 
 
 def names_a_repository(text: str) -> bool:
-    """Tell whether to ask the hub for `text`: not if a local folder has the owner's name."""
+    """Tell whether `text` may be on the hub: not if a local folder has the owner's name."""
     return _is_repository_id(text) and not Path(text).parent.is_dir()
 
 

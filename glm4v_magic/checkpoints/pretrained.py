@@ -1,4 +1,4 @@
-"""Weights into a model class of transformers, each from its shard directly to its device."""
+"""Loads weights into a model class of transformers, each from its shard directly to its device."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class LoadOptions:
         device_map: module -> GPU index or ``cpu``; ``None`` is the CPU.
         quantize: quantisation of linear layers; needs bitsandbytes.
         unquantized: names of modules that are never quantised.
-        arrived: called with each weight that has arrived; transformers loads in a loop of its own.
+        arrived: called after each weight that has arrived; transformers loads in a loop of its own.
         more: further options of `from_pretrained`.
-        restored: how weights in FP8 are restored; ``None`` if there are none, or they stay.
+        restored: how weights in FP8 are restored; ``None`` if there are none, or they stay in FP8.
     """
 
     dtype: torch.dtype
@@ -58,16 +58,16 @@ def load_weights(
     generation: Mapping[str, Any] | None,
     options: LoadOptions,
 ) -> Any:
-    """Load a model; its generation config is the published one, whatever is in it.
+    """Load a model, with the published generation config whatever is in it.
 
     Args:
         model_class: class of the model.
         config: configuration of the model.
         folder: folder of the checkpoint.
-        tensors: file of each weight.
+        tensors: weights of the checkpoint, with their shards.
         sizes: bytes of each weight, by the name of the parameter it is loaded into.
         generation: published generation config; ``None`` for what the model's config implies.
-        options: how it is loaded.
+        options: how the weights are loaded.
 
     Raises:
         CheckpointError: if transformers cannot read a weight, or some are missing.
@@ -149,7 +149,8 @@ def _reported(folder: Path, reports: list[str]) -> Exception | None:
 
 
 def _generation_config(named: Mapping[str, Any]) -> Any:
-    # from_pretrained refuses files that people ship; the engine takes what it understands.
+    # from_pretrained refuses generation configs that people publish; the engine takes what it
+    # understands.
     from transformers import GenerationConfig
 
     config = GenerationConfig()
@@ -175,7 +176,7 @@ def _quantization(options: LoadOptions) -> Any:
 
     kept = list(options.unquantized)
     if options.quantize == "8bit":
-        # LLM.int8 computes in float16, and bitsandbytes says so for every layer and token.
+        # LLM.int8 computes in float16, and bitsandbytes warns of that for every layer and token.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     return BitsAndBytesConfig(

@@ -1,10 +1,10 @@
 """Weights mapped from their shards, one at a time and on demand.
 
 A weight that stays on the CPU in the dtype of its file stays in the file: its pages are read when
-they are used. Any other weight is copied once, from the file to its device, and its pages are let
-go of at once. `from_pretrained` lets go of them at its end, so that the pages of a whole checkpoint
-count as resident memory. Weights can also be refused, which stops the threads of an interrupted
-load.
+they are used. Any other weight is copied once, from the file to its device, and its pages are
+released at once. `from_pretrained` alone would release them only at its end, and until then the
+pages of a whole checkpoint would count as resident memory. Weights can also be refused, which stops
+the threads of an interrupted load.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _AHEAD = 2**20  # bytes; what most disks are read ahead at once
 
 
 class _Shard:
-    """A file mapped into memory; what is written to its weights does not reach the file.
+    """A file mapped into memory; changes to its weights do not reach the file.
 
     Raises:
         CheckpointError: if the file cannot be mapped.
@@ -56,7 +56,7 @@ class _Shard:
             files.pop_all()
 
     def weight(self, info: TensorInfo) -> Tensor:
-        """Return a weight in its place; the pages of one that is dropped are not resident."""
+        """Return a weight as a view of the file; its pages are released when it is dropped."""
         import torch
 
         name, size = DTYPES[info.dtype]
@@ -164,7 +164,7 @@ class Restored:
 
     Attributes:
         block: rows and columns that share a scale.
-        suffix: what the name of the scales adds to that of the weight.
+        suffix: suffix of the scales' name, after the name of the weight.
         dtype: dtype of the result.
     """
 
@@ -183,8 +183,8 @@ def stored_weights(
 
     Args:
         tensors: place of each weight.
-        restored: how weights in FP8 are restored, which leaves out their scales; ``None`` to read
-            all as they are.
+        restored: how weights in FP8 are restored, in which case their scales are left out; ``None``
+            to read everything as it is.
     """
     reader = _Reader()
     try:

@@ -2,6 +2,6 @@
 
 The only room that imports IPython and ipywidgets, and the only one that may say ``%glm4v`` or
 ``--option``. Begin with `magics` (a cell arrives here) and `commands`, one module for each group;
-`live` is what happens on the screen during an answer, `render` turns plain data into HTML and text,
-`widgets` are live views, `next_steps` words what to do after an error.
+`live` shows an answer while it comes, `render` turns plain data into HTML and text, `widgets` are
+live views, `next_steps` words what to do after an error.
 """

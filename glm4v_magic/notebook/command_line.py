@@ -46,7 +46,7 @@ def from_table(command: str, **changes: Mapping[str, Any]) -> tuple[ArgDecorator
 
     Args:
         command: as in `core.options.Who`.
-        changes: by option, what differs for this command, as arguments of `argument`.
+        changes: option -> arguments of `argument` that differ for this command.
     """
     return tuple(_argument(each, changes.get(each.name, {})) for each in of_command(command))
 
@@ -96,7 +96,7 @@ def takes(
     Args:
         name: what the user types, without the percent sign.
         arguments: made with `IPython.core.magic_arguments.argument`.
-        usage: the first line of the help behind its percent sign; ``None`` lists all arguments.
+        usage: first line of the help, after the percent sign; ``None`` lists all arguments.
     """
 
     def decorate(function: Function) -> Function:
@@ -113,7 +113,7 @@ def takes(
 
 
 def split(line: str) -> list[str]:
-    """Split at whitespace outside of quotes; backslashes stay, because Windows paths have them.
+    """Split at whitespace outside of quotes. Backslashes stay, because Windows paths have them.
 
     Raises:
         OptionError: if a quote is not closed.
@@ -165,7 +165,7 @@ def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
 
 
 _DASHES = re.compile(r"[-\u2010-\u2015\u2212]*[\u2010-\u2015\u2212]-*(?=\w)")
-"""What a text editor makes of the hyphens of an option."""
+"""Dashes that text editors put in place of an option's hyphens."""
 
 
 def _refuse_dashes(parser: MagicArgumentParser, words: list[str]) -> None:
@@ -182,10 +182,10 @@ def _help_of(parser: MagicArgumentParser) -> str:
 
 
 def _joined(parser: MagicArgumentParser, words: list[str]) -> list[str]:
-    """Join an option and a value that argparse would take for another option.
+    """Join an option with a value that argparse would take for another option.
 
-    These are numbers as in ``--crop -1,0,5,5``, for a message about the number, and whatever was
-    quoted: ``--system "- brief"``.
+    Such values are numbers, as in ``--crop -1,0,5,5``, so that the message is about the number, and
+    everything in quotes: ``--system "- brief"``.
     """
     joined: list[str] = []
     for word in words:

@@ -176,7 +176,7 @@ _OFFERED: Mapping[str, Offer] = {
     "export": _chats_and_files,
     "import": _json_files,
 }
-"""Completions of a command's arguments."""
+"""Command -> completions of its arguments."""
 
 _VALUES: Mapping[str, Offer] = {"chat": _chats, "over": _items, "schema": _schemas}
-"""Completions of an option's value, by the name of the value."""
+"""Option -> completions of its value."""

@@ -1,6 +1,6 @@
 """``%glm4v`` and ``%%glm4v``: parse a line, call the session, show the result.
 
-What loading the extension costs is imported here; the rest comes with `commands`.
+Only what loading the extension needs is imported here; the rest comes with `commands`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Stopped(KeyboardInterrupt):
 
 @magics_class
 class Glm4vMagics(Magics):
-    """The magics of one shell, and their defaults."""
+    """The magics of one shell, with their settings."""
 
     def __init__(self, shell: InteractiveShell, settings: Glm4v) -> None:
         super().__init__(shell)
@@ -189,7 +189,7 @@ class Glm4vMagics(Magics):
         self.shell.input_transformers_cleanup.append(_alone)
 
     def uninstall(self) -> None:
-        """Take back all of `install`, and what `Magics` itself registered; release the model."""
+        """Undo `install` and what `Magics` itself registered; release the model."""
         formatter = self.shell.display_formatter
         manager = self.shell.magics_manager
         for kind in ("line", "cell"):
@@ -218,7 +218,7 @@ class Glm4vMagics(Magics):
         return complete(event.text_until_cursor, self.shell.user_ns, COMMANDS, self.glm4v, chats)
 
     def _show_no_more(self, result: object) -> None:
-        """Keep what a cell has shown from being shown again as its result."""
+        """Keep an answer that its cell has shown from being shown again as its result."""
         self._shown.append(result)
         kind = type(result)
         if (kind.__module__, kind.__name__) not in (_ANSWER, _ROWS):  # a DataFrame
@@ -244,7 +244,7 @@ class Glm4vMagics(Magics):
 
 
 def _alone(lines: list[str]) -> list[str]:
-    """Let the magic see a cell of one line that IPython would refuse or answer by itself.
+    """Pass on a cell of one line that IPython would refuse or answer by itself.
 
     It refuses a cell magic without a body, and takes ``?`` at the end of a line for a request for
     help on its last word.

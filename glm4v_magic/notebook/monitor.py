@@ -35,7 +35,7 @@ CATCH_UP_SECONDS = 1.0
 CLOCK = "%Y-%m-%d %H:%M:%S"
 MINUTES = 5
 BUCKET_SECONDS = 60 * MINUTES / BUCKETS
-"""Time that one bar of a history stands for."""
+"""Seconds that each point of a history stands for."""
 
 _STEPS = 1000  # numbers are rounded to this part of a memory: less is noise
 _MIB = 2**20
@@ -138,7 +138,7 @@ class Monitor:
     def _run(self, watch: _Watch) -> None:
         try:
             with self._watching, gpu_reader() as read:
-                # An answer from before has ended at a time that nobody knows.
+                # Nobody knows when an answer ended that was there before the first reading.
                 self._last, self._was_busy = self._status().last, False
                 asked = self._requests(watch)
                 while not watch.end.is_set():
@@ -154,13 +154,13 @@ class Monitor:
                     self._dismiss()
 
     def _requests(self, watch: _Watch) -> int:
-        """Return how many readings were asked for; the next one answers all of them."""
+        """Return how many readings were requested; the next reading serves all of them."""
         with self._told:
             watch.hurry.clear()
             return self._asked
 
     def _look_and_tell(self, read: Callable[[], tuple[FoundGPU, ...]], watch: _Watch) -> bool:
-        """Return whether a call is running; keeps no status, which holds an answer's views."""
+        """Return whether a call is running. Keeps no status, which holds an answer."""
         status = self._status()
         readings = self._readings(read, status)
         activity = self._recorder.read(is_busy=status.busy)
@@ -245,7 +245,7 @@ def _view(
 
 
 def _join(thread: threading.Thread | None) -> None:
-    # A view may close itself on the thread that tells it.
+    # A view may close itself on the monitor's own thread.
     if thread is not None and thread is not threading.current_thread():
         thread.join(_JOIN_SECONDS)
 
@@ -259,7 +259,7 @@ class History:
         self._in_call = 0
 
     def call_began(self) -> None:
-        """Start over with the most that a call holds."""
+        """Forget the highest reading of the call before."""
         self._in_call = 0
 
     def add(self, now: float, size: int | None) -> None:
@@ -298,7 +298,7 @@ def weights_by_device(info: EngineInfo | None) -> Mapping[str, int]:
     """Return the bytes of a loaded model's weights on each device, as far as known.
 
     A plan knows them, and loading has checked that they are so; without GPUs they are all on the
-    CPU. Of a map that was given nothing is known.
+    CPU. For a given device map nothing is known.
     """
     if info is None:
         return {}

@@ -1,10 +1,10 @@
 """Settings: defaults of the magics' options, each with its source.
 
-From weak to strong: what is built in; IPython's configuration (``c.Glm4v.temperature = 0``); the
-section ``[tool.glm4v_magic]`` of the nearest ``pyproject.toml``, from the current folder upwards;
-environment variables such as ``GLM4V_TEMPERATURE``; ``%config Glm4v.temperature = 0``. An option
-of a cell is stronger than all of them. ``GLM4V_API_KEY``, the key of a server, is no setting: it is
-nowhere shown and only read when a request is sent.
+From weak to strong: the built-in defaults; IPython's configuration (``c.Glm4v.temperature = 0``);
+the section ``[tool.glm4v_magic]`` of the nearest ``pyproject.toml``, from the current folder
+upwards; environment variables such as ``GLM4V_TEMPERATURE``; ``%config Glm4v.temperature = 0``. An
+option of a cell is stronger than all of them. ``GLM4V_API_KEY``, the key of a server, is not a
+setting: it is never shown, and read only when a request is sent.
 
 `read` is called when the extension is loaded, so nothing here imports more than IPython has
 already; ``tomllib`` comes with the first file that has the section.
@@ -54,7 +54,7 @@ class Setting:
 
 
 class _Demanding:
-    """A trait that raises OptionError on an invalid value."""
+    """A trait that raises OptionError for an invalid value."""
 
     name: str
 
@@ -71,11 +71,11 @@ class _Demanding:
 
 
 class Number(_Demanding, Float):
-    """A number in the range of its name."""
+    """A number within the range of its option."""
 
 
 class WholeNumber(_Demanding, Int):
-    """A whole number in the range of its name."""
+    """A whole number within the range of its option."""
 
 
 class Text(_Demanding, Unicode):
@@ -90,7 +90,7 @@ class YesNo(_Demanding, Bool):
     """True or false; environment variables may also use 1 or 0, on or off."""
 
     def from_string(self, text: str) -> bool | None:
-        """Accept the words of an option, too."""
+        """Accept ``on`` and ``off``, too."""
         if text.lower() in ("on", "off"):
             return text.lower() == "on"
         value: bool | None = super().from_string(text)
@@ -145,7 +145,7 @@ class Glm4v(Configurable):
             label: name of the setting in that source, for messages.
 
         Raises:
-            OptionError: if there is no such setting, or it cannot have this value.
+            OptionError: if there is no such setting, or the value is invalid.
         """
         if name not in self._sources:
             raise OptionError(
@@ -209,7 +209,7 @@ def read(
         folder: where the search for a ``pyproject.toml`` begins; the current one by default.
 
     Raises:
-        OptionError: for a name that is no setting, or a value that it cannot have; says where.
+        OptionError: for an unknown setting or an invalid value; it says where.
     """
     settings = Glm4v()
     for name, value in configuration.items():
@@ -227,7 +227,7 @@ def read(
 
 
 def _parsed(settings: Glm4v, name: str, value: object) -> object:
-    """Read text from a command line or an environment as what the setting takes, if it is that."""
+    """Convert text from a command line or the environment to the setting's type, if possible."""
     trait = settings.traits().get(name)
     if trait is None or not isinstance(value, DeferredConfigString):
         return value

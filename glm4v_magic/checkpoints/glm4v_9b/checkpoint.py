@@ -107,8 +107,10 @@ class Glm4v9bCheckpoint:
         Args:
             dtype: dtype of text part and vision tower.
             device_map: module -> GPU index or ``cpu``; ``None`` is the CPU.
-            quantize: of the text part's linear layers but the head; needs bitsandbytes.
-            arrived: called with each weight that has arrived; transformers loads in its own loop
+            quantize: quantisation of the text part's linear layers, except the head; needs
+                bitsandbytes.
+            arrived: called after each weight that has arrived; transformers loads in a loop of its
+                own.
             options: further options of `from_pretrained`.
 
         Raises:

@@ -1,6 +1,6 @@
 """The published ``config.json`` of GLM-4V-9B, checked.
 
-`layout` says what follows from it; it is also asked for names alone, and does without pydantic.
+It is apart from `layout`, which derives names and shapes and does without pydantic.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _VisionConfig(BaseModel):
 
 
 class _Config(BaseModel):
-    """What the model is built from; the file has more keys, which change nothing here."""
+    """The keys that the model is built from; others in the file change nothing here."""
 
     model_config = ConfigDict(strict=True)
 
@@ -85,7 +85,7 @@ class _Config(BaseModel):
     rope_ratio: PositiveFloat = 1.0
     eos_token_id: Ids | None = None
     pad_token_id: NonNegativeInt | None = None
-    # What the modules here compute; the published family has other values in other members.
+    # The values that the modules here implement; other members of the family have others.
     rmsnorm: Literal[True] = True
     post_layer_norm: Literal[True] = True
     add_bias_linear: Literal[False] = False

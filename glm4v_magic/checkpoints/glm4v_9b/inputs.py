@@ -25,7 +25,7 @@ class Glm4v9bInputs:
         self._model = model
 
     def positions(self, encoded: Encoded) -> Tensor:
-        """Place every token of a prompt: (1, L) int64; all patches of an image share a position."""
+        """Return the position of every token, (1, L) int64; all patches of an image share one."""
         ids = torch.tensor([encoded.ids])
         return self._model.position_ids(ids, torch.ones_like(ids))
 

@@ -254,7 +254,7 @@ class Glm4v9bForConditionalGeneration(Glm4v9bPreTrainedModel, GenerationMixin):
         return self.model.get_image_features(pixel_values)
 
     def position_ids(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Place every token of prompts: (B, L) ids and mask -> (B, L) int64; see `positions`."""
+        """Return `positions` of all tokens: (B, L) ids and mask -> (B, L) int64."""
         return positions(self.model.visual_span(input_ids), attention_mask)
 
     @can_return_tuple

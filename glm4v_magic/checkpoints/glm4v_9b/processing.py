@@ -50,16 +50,16 @@ SPECIAL_TOKENS = (
     "<|begin_of_video|>",
     "<|end_of_video|>",
 )
-"""In the order of their ids, which follow the last rank of ``tokenizer.model``."""
+"""Special tokens in the order of their ids, which follow the last rank of ``tokenizer.model``."""
 
 END_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>")
-"""What ends an answer: the next turn, or nothing more. The published generation config says it."""
+"""Tokens that end an answer: a next turn, or the end of the text; as in the generation config."""
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How the published tokenizer splits text before it merges bytes."""
+"""Pattern by which the published tokenizer splits text before it merges bytes."""
 
 # CLIP's statistics, per RGB channel of values in [0, 1].
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -172,11 +172,11 @@ class Glm4v9bProcessor:
         self.opening_ids = tuple(self.text_ids("\n"))  # the model writes it before its answer
 
     def token_id(self, token: str) -> int:
-        """Return the id of a token that stands for itself, such as ``<|user|>``."""
+        """Return the id of a special token, such as ``<|user|>``."""
         return int(self.tokenizer.convert_tokens_to_ids(token))
 
     def text_ids(self, text: str) -> list[int]:
-        """Return the ids of the tokens of a text alone, nothing put before or after it."""
+        """Encode a text by itself, with nothing before or after it."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
@@ -232,7 +232,7 @@ class Glm4v9bProcessor:
         return ids
 
     def expand(self, ids: Sequence[int]) -> list[int]:
-        """Repeat the middle id of an image once per patch: the form that the model takes."""
+        """Repeat the middle id of an image once per patch, as the model takes it."""
         expanded: list[int] = []
         for index, token in enumerate(ids):
             in_image = index > 0 and ids[index - 1] == self.boi_token_id

@@ -31,7 +31,7 @@ from glm4v_magic.dispatch.copies import shared
 __all__ = ["SHARED_ARGUMENTS", "TextAttention", "TextLayer", "TextModel"]
 
 SHARED_ARGUMENTS = ("position_embeddings", "position_ids", "attention_mask")
-"""Arguments that all layers share; hooks that move a layer's input must not move these."""
+"""Arguments that all layers share; the hooks that move a layer's input must leave them alone."""
 
 
 class TextAttention(GlmAttention):

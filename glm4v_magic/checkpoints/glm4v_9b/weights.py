@@ -63,7 +63,7 @@ class SplitQueryKeyValue(ConversionOps):
 
     @property
     def reverse_op(self) -> ConversionOps:
-        """Query, key and value rows after each other."""
+        """Return the inverse: the rows of query, key and value, one after the other."""
         return Concatenate(dim=0)
 
 

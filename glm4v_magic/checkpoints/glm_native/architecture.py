@@ -165,14 +165,14 @@ class NativeArchitecture:
         )
 
     def _kept_fp8(self) -> Fp8 | None:
-        """How weights can stay in FP8: in the text part alone, or they are restored."""
+        """FP8 scheme of weights that can stay in FP8: only if just the text part is in FP8."""
         if self.fp8 is None or any(map(self.fp8.holds, _FULL)):
             return None
         return self.fp8
 
 
 def _has_bias(config: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
-    """Tell whether query, key and value have biases: the file says so of models with experts."""
+    """Tell whether query, key and value have biases; only files of models with experts say it."""
     if has_experts(text):  # GLM-5.3-Flash among them
         return bool(text.get("attention_bias", False))
     return config["model_type"] != _OCR

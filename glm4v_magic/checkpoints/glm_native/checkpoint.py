@@ -35,7 +35,7 @@ _FILES = ("tokenizer.json", "preprocessor_config.json")
 
 
 class NativeCheckpoint:
-    """A folder with such a model; its files are checked before any weight is read.
+    """A folder with one of these models; its files are checked before any weight is read.
 
     Args:
         name: name of the checkpoint, as the user typed it.
@@ -78,7 +78,7 @@ class NativeCheckpoint:
         self._generation = read_generation_config(folder)
 
     def _check_tensors(self) -> None:
-        """Raise CheckpointError unless the files hold as many values as the model has."""
+        """Raise CheckpointError unless the files hold as many values as the model."""
         for weight, info in self.tensors.items():
             if info.dtype == FP8 and self._fp8 is not None:
                 self._check_scales(weight, info, self._fp8)

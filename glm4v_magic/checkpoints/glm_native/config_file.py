@@ -111,7 +111,7 @@ class _VisionConfig(BaseModel):
 
 
 class _Config(BaseModel):
-    """Keys that planning reads; ids of an image's tokens among them."""
+    """Keys that planning reads, including the ids of an image's tokens."""
 
     model_config = ConfigDict(strict=True)
 
@@ -132,7 +132,8 @@ class _ConfigOfHybrid(_Config):
     text_config: _HybridConfig
 
 
-# Keys of an older, flat file that are not about the text part; so are the ids of images and videos.
+# Keys of an older, flat file that do not belong to the text part, like the ids of images and
+# videos.
 _OUTER_KEYS = (
     "architectures",
     "dtype",

@@ -1,7 +1,7 @@
 """The model types of this family and what differs between them; a line each.
 
-All of them run through transformers' own classes. `Family` says which processor of images goes
-with a type, and what the models can do.
+All of them run through transformers' own classes. `Family` says which image processor goes with a
+type, and what its models can do.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Family:
     """A model type.
 
     Attributes:
-        images: module and class of transformers that turns images into patches.
+        images: module and name of transformers' class that turns images into patches.
         thinks: whether its models think before they answer.
-        video: rule by which frames of a video are chosen; ``None`` if they take none.
+        video: rule by which the frames of a video are chosen; ``None`` if its models take no video.
         tasks: tasks that they have published prompts for.
         efforts: names of the efforts that their thinking can take.
         is_recurrent: whether linear attention keeps a state instead of keys and values: prompts are
@@ -50,7 +50,7 @@ OCR_PROMPTS: Mapping[str, str] = {
     # "Output the information in the image in the following JSON format:", which is the next line.
     "extract": "请按下列JSON格式输出图中信息:",
 }
-"""Prompts that GLM-OCR is made for, by task (https://huggingface.co/zai-org/GLM-OCR, "Prompt
+"""Prompts that GLM-OCR was trained on, by task (https://huggingface.co/zai-org/GLM-OCR, "Prompt
 Limited")."""
 
 _MODELS = "transformers.models"
@@ -79,7 +79,7 @@ FAMILIES: Mapping[str, Family] = {
         ignored=(r"layers\.45\.", r"layers\.\d+\.shared_head\."),
     ),
 }
-"""By the ``model_type`` of a ``config.json``."""
+"""All families, by the ``model_type`` of a ``config.json``."""
 
 KNOWN = ("chatglm (with a vision_config)", *sorted(FAMILIES))
 """Every ``model_type`` that can be planned and loaded, for messages."""

@@ -1,4 +1,4 @@
-"""Weights that were published in FP8, each matrix with a scale for every block of it.
+"""Weights that were published in FP8, with a scale for each block of a matrix.
 
 A weight ``X.weight`` of dtype F8_E4M3 has its scales beside it as ``X.weight_scale_inv``, one for
 each block of rows and columns; blocks at the end may be cut short.
@@ -25,7 +25,7 @@ FULL = ("BF16", "F16", "F32")
 """Dtypes of weights that are not quantised, as safetensors writes them."""
 
 SCALE = "_scale_inv"
-"""What the name of the scales adds to that of the weight."""
+"""Suffix of the scales' name, after the name of the weight."""
 
 _KEY = "quantization_config"
 _OTHER = "Load the checkpoint in bfloat16, quantised as it is loaded if need be."
@@ -47,7 +47,7 @@ class _Config(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Fp8:
-    """How a checkpoint keeps weights in FP8.
+    """The FP8 scheme of a checkpoint.
 
     Attributes:
         block: rows and columns that share a scale.
@@ -67,7 +67,7 @@ class Fp8:
         )
 
     def scales(self, rows: int, columns: int) -> int:
-        """Return the scales of a matrix."""
+        """Return the number of scales of a matrix."""
         return -(-rows // self.block[0]) * -(-columns // self.block[1])
 
     def for_transformers(self) -> dict[str, Any]:
@@ -89,14 +89,14 @@ def _matches(pattern: str, module: str) -> bool:
 
 
 def read_fp8(config: Mapping[str, Any], where: str) -> Fp8 | None:
-    """Return how a ``config.json`` says that weights are in FP8; ``None`` for full weights.
+    """Return the FP8 scheme of a ``config.json``; ``None`` for weights that are not quantised.
 
     Args:
         config: parsed content of the file.
         where: path of the file, for messages.
 
     Raises:
-        CheckpointError: if the weights are quantised in another way.
+        CheckpointError: if the weights are quantised in another scheme.
     """
     found = _quantization(config)
     if found is None:
@@ -120,11 +120,12 @@ def read_fp8(config: Mapping[str, Any], where: str) -> Fp8 | None:
 def without_quantization(
     config: dict[str, Any], tensors: Iterable[TensorInfo] | None = None
 ) -> dict[str, Any]:
-    """Return a configuration that says nothing about quantisation.
+    """Return a configuration without its ``quantization_config``.
 
     Args:
         config: parsed ``config.json``.
-        tensors: weights of the checkpoint; if any of them is quantised, nothing is left out.
+        tensors: weights of the checkpoint; if any of them is quantised, `config` is returned as it
+            is.
     """
     if tensors is not None and any(info.dtype not in FULL for info in tensors):
         return config

@@ -1,4 +1,4 @@
-"""Images -> patches, through transformers' own processors that work on PIL images.
+"""Images -> patches, through those of transformers' own processors that work on PIL images.
 
 Shapes: P patches of an image, V = P / merge^2 visual tokens.
 """
@@ -94,11 +94,11 @@ class Patches:
 
     @cached_property
     def _side(self) -> int:
-        """Pixels along a side of what becomes one visual token."""
+        """Side in pixels of the square that becomes one visual token."""
         return int(self._processor.patch_size * self._processor.merge_size)
 
     def size(self, image: SourcedImage) -> tuple[int, int]:
-        """Return width and height in pixels that the model sees.
+        """Return the width and height in pixels in which the model sees an image.
 
         Raises:
             ConversationError: if the image is too long and narrow.
@@ -128,7 +128,7 @@ class Patches:
 
     @cached_property
     def _limits(self) -> tuple[int, int]:
-        """Least and most of an image, in pixels or, if the processor counts these, in tokens."""
+        """Smallest and largest size of an image, in the processor's unit: pixels or tokens."""
         processor = self._processor
         if hasattr(processor, "max_image_tokens"):
             return processor.min_image_tokens, processor.max_image_tokens
@@ -140,12 +140,12 @@ class Patches:
         return 1, size[1] // patch, size[0] // patch
 
     def visual_tokens(self, grid: tuple[int, int, int]) -> int:
-        """Return how many visual tokens a grid of patches becomes."""
+        """Return the number of visual tokens of a grid of patches."""
         frames, rows, columns = grid
         return frames * rows * columns // int(self._processor.merge_size) ** 2
 
     def video_size(self, video: SourcedVideo, number: int) -> tuple[int, int]:
-        """Return width and height in pixels that the model sees of `number` frames.
+        """Return the width and height in pixels in which the model sees each of `number` frames.
 
         Raises:
             ConversationError: if a frame is too long and narrow.
@@ -164,7 +164,7 @@ class Patches:
         return columns, rows
 
     def frame_values(self, frames: Sequence[Image.Image]) -> Tensor:
-        """Normalise frames of one patch in time and cut them: (P, values of a patch) float32."""
+        """Normalise and cut the frames of one patch in time: (P, values of a patch) float32."""
         p, m = int(self._processor.patch_size), int(self._processor.merge_size)
         values = np.stack([np.asarray(frame, np.float32) for frame in frames])
         values = values * np.float32(self._processor.rescale_factor)

@@ -19,8 +19,8 @@ _IMAGE = 1  # in `mm_token_type_ids`
 class NativeInputs:
     """Positions and visual tokens of a loaded model.
 
-    Positions are always given: where they are missing, the model takes them from `rope_deltas`,
-    which is that of the latest prompt, whoever's it was.
+    Positions are always given: without them the model uses its `rope_deltas`, which belong to the
+    latest prompt, whichever that was.
 
     Args:
         model: the model.
@@ -32,7 +32,7 @@ class NativeInputs:
         self.is_recurrent = is_recurrent
 
     def positions(self, encoded: Encoded) -> Tensor:
-        """Place every token of a prompt in time, height and width: (3, 1, L) int64.
+        """Return the position of every token in time, height and width: (3, 1, L) int64.
 
         Models without positions in the text part count their tokens: (1, L).
         """
@@ -49,7 +49,7 @@ class NativeInputs:
         return found
 
     def features(self, images: Sequence[EncodedImage]) -> list[Tensor]:
-        """Encode images one by one, which takes the memory of one: visual tokens, (V, H)."""
+        """Return visual tokens of each image, (V, H); one at a time, to need the memory of one."""
         return [self._encoded(image) for image in images]
 
     def _encoded(self, image: EncodedImage) -> Tensor:

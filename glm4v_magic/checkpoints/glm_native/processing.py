@@ -22,7 +22,7 @@ from glm4v_magic.core.video import SourcedVideo
 __all__ = ["NativeProcessor"]
 
 _END_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>", "<|system|>")
-"""What ends an answer: the next turn, or nothing more."""
+"""Tokens that end an answer: a next turn, or the end of the text."""
 
 _TOLD_TOKENS = ("<think>", "</think>", "<answer>", "</answer>", *BOX_TAGS)
 """Tokens that structure an answer; whether they are special depends on the checkpoint."""
@@ -79,7 +79,7 @@ class NativeProcessor:
         return () if self._template.ends_line else tuple(self.text_ids("\n"))
 
     def text_ids(self, text: str) -> list[int]:
-        """Encode a text alone; tokens in it are ordinary text."""
+        """Encode a text by itself; special tokens in it are ordinary text."""
         return self._template.text_ids(text)
 
     def encode(
@@ -92,7 +92,7 @@ class NativeProcessor:
         """Encode a conversation; see `encoding.Processor`.
 
         Raises:
-            OptionError: if a model that always thinks is not to.
+            OptionError: if a model that always thinks is asked not to.
             ConversationError: if an image is too long and narrow.
             CheckpointError: if the chat template does not write each image once.
         """
@@ -124,7 +124,7 @@ class NativeProcessor:
             )
 
     def _add_video(self, video: SourcedVideo, ids: list[int], encoded: list[EncodedImage]) -> None:
-        """Add a video as pairs of frames, each an image with its time behind it.
+        """Add a video as pairs of frames, each pair an image followed by its time.
 
         That is how the models are trained to read one. An image of a single patch in time has the
         same positions as that patch of a video.

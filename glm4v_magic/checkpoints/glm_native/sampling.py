@@ -1,7 +1,7 @@
-"""Which frames of a video a model sees: the published rules, which import torchvision there.
+"""Which frames of a video a model sees: transformers' rules without its need for torchvision.
 
-Each is `sample_frames` of transformers' video processor of the type. A number of frames per second
-that the user asks for takes the place of the rule's own.
+Each rule is `sample_frames` of transformers' video processor of a model type. Frames per second
+that the user asks for replace the rule's own.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _spaced(first: int, last: int, number: int) -> list[int]:
 
 
 def _paired(indices: Sequence[int]) -> list[int]:
-    """Return each index once, the last one twice if they would be odd in number."""
+    """Return each index once, and the last one twice if their number would be odd."""
     once = list(dict.fromkeys(indices)) or [0]
     return once + once[-1:] if len(once) % _FRAMES else once
 
@@ -94,5 +94,5 @@ RULES: dict[str, Rule] = {"glm4v": _of(_glm4v), "glm46v": _of(_glm46v), "glmga":
 
 
 def stamp(rule: str, seconds: float) -> str:
-    """Return the text behind a frame in the prompt."""
+    """Return the text that follows a frame in the prompt."""
     return str(int(seconds)) if rule == "glm4v" else f"{seconds:.1f} seconds"

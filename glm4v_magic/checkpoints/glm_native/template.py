@@ -1,9 +1,9 @@
 """The chat template of a checkpoint, rendered so that no text becomes a control token.
 
-A template writes text and control tokens into one string, in which ``<|user|>`` that a user has
+A template writes text and control tokens into one string, in which a ``<|user|>`` that a user has
 typed looks like the real one. So each token in a text is replaced by a mark before the template
-sees it, and the mark by ordinary ids afterwards. All other text goes through the template as it
-is: what it strips, looks for or adds is what it would be in transformers' processor.
+sees it, and the mark by ordinary ids afterwards. All other text goes through the template
+unchanged, so it strips, looks for and adds the same as in transformers' processor.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ChatTemplate:
 
     @property
     def can_skip_thinking(self) -> bool:
-        """Whether the template knows of ``enable_thinking``."""
+        """Whether the template knows ``enable_thinking``."""
         return "enable_thinking" in self._tokenizer.chat_template
 
     @property
@@ -63,7 +63,7 @@ class ChatTemplate:
         return self._rendered(question.messages, _Marks(self._pattern), {}).endswith("\n")
 
     def text_ids(self, text: str) -> list[int]:
-        """Return the ids of a text alone, tokens in it as ordinary text."""
+        """Return the ids of a text by itself, special tokens in it as ordinary text."""
         found: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return found
 
@@ -73,7 +73,7 @@ class ChatTemplate:
         thinking: bool | None = None,
         effort: str | None = None,
     ) -> tuple[list[int], bool]:
-        """Return the ids of a conversation, one for each image or video, and if thinking is open.
+        """Return a conversation's ids, one for each image or video, and whether thinking is open.
 
         Args:
             conversation: the turns; an incomplete answer at the end is continued.
@@ -120,7 +120,7 @@ class ChatTemplate:
         return [token for part in self._parts(text) for token in self._part_ids(part, marks)]
 
     def _parts(self, text: str) -> Iterator[str]:
-        """Split a rendered text into tokens and what is between them."""
+        """Split a rendered text into tokens and the text between them."""
         at = 0
         for found in self._pattern.finditer(text):
             if found[0] not in self._tokens:
@@ -137,7 +137,7 @@ class ChatTemplate:
 
     @cached_property
     def _plain(self) -> Tokenizer:
-        """The tokenizer without its tokens: it reads all text as ordinary text."""
+        """The tokenizer without its special tokens, which reads all text as ordinary text."""
         described = json.loads(self._tokenizer._tokenizer.to_str())
         described.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
         return Tokenizer.from_str(json.dumps(described))
@@ -152,9 +152,9 @@ class _Marks:
         self.texts: list[str] = []
 
     def put(self, text: str, role: Role = "user") -> str:
-        """Return `text` with a mark in the place of each token.
+        """Return `text` with a mark in place of each token.
 
-        The tags around boxes in an answer stay: the model has written them as tokens.
+        The tags around boxes in an answer stay, because the model wrote them as tokens.
         """
 
         def mark(found: re.Match[str]) -> str:
@@ -166,7 +166,7 @@ class _Marks:
         return self._pattern.sub(mark, text)
 
     def removed(self, text: str) -> str:
-        """Return `text` with the tokens that were typed."""
+        """Return `text` with its marks replaced by the tokens that were typed."""
         return re.sub(
             f"\ue000{self._key}\\.(\\d+)\ue001", lambda found: self.texts[int(found[1])], text
         )
@@ -183,7 +183,7 @@ def _as_dict(message: Message, marks: _Marks) -> dict[str, Any]:
 
 
 def _continued(partial: Message, marks: _Marks, before: str, is_open: bool) -> str:
-    """Return what follows the generation prompt where an incomplete answer goes on."""
+    """Return the text to put after the generation prompt to continue an incomplete answer."""
     text = "" if before.endswith("\n") or is_open else "\n"
     if partial.thinking:
         text += ("" if is_open else OPEN_THINKING) + marks.put(partial.thinking)

@@ -17,7 +17,7 @@ _TEXT = "model.language_model"
 _FLOAT32 = 4
 _INT64 = 8
 _OF_TOKEN = 8 * _INT64
-"""Bytes of a token beside its vectors: id, mask, type, and its positions on three axes, twice."""
+"""Bytes per token besides its vectors: id, mask, type, and twice its positions on three axes."""
 
 _KEPT_VISUAL = 3  # before and behind the merger, and those of all images in one tensor
 
@@ -27,7 +27,7 @@ def text_units(text: Mapping[str, Any], fp8: Fp8 | None = None) -> Iterator[Unit
 
     Args:
         text: ``text_config``, with the ``attention_bias`` that the model type has.
-        fp8: how weights stay in FP8, if they can.
+        fp8: FP8 scheme of weights that stay in FP8; ``None`` if none do.
     """
     wide, vocabulary = text["hidden_size"], text["vocab_size"]
     yield UnitShape(
@@ -112,7 +112,7 @@ def _rotary(text: Mapping[str, Any]) -> int:
 
 
 def _with_indices(*activations: Activation) -> tuple[Activation, ...]:
-    """Return activations with what each token of the text has beside its vectors."""
+    """Return activations, counting the bytes that each text token has besides its vectors."""
     return tuple(
         replace(each, extra_bytes=each.extra_bytes + _OF_TOKEN) if each.tokens == "text" else each
         for each in activations

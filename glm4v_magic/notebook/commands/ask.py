@@ -217,7 +217,7 @@ def question_of(arguments: Namespace, text: str, names: Mapping[str, Any]) -> st
 
 
 def typed_question(arguments: Namespace, text: str) -> str:
-    """Return the question as it was written, in the cell or in a file."""
+    """Return the question as it was written in the cell or in a file."""
     if arguments.file is not None:
         if text.strip():
             raise OptionError(
@@ -237,7 +237,7 @@ def video_of(
 ) -> tuple[SourcedVideo | None, list[str]]:
     """Return the video that a word names, with ``--fps``, ``--from`` and ``--to``, and the rest.
 
-    A clip is known by the end of its name; a variable with an array of many frames is a video, too.
+    A clip is recognised by its suffix; a variable with an array of several frames is a video, too.
     """
     clips = [word for word in words if is_clip(word) or has_frames(names.get(word))]
     if not clips:

@@ -32,7 +32,7 @@ class LiveView(Protocol):
         """Bring the static view up to date."""
 
     def close(self) -> None:
-        """Leave the static view alone."""
+        """Close the widget, leaving only the static view."""
 
 
 @dataclass
@@ -116,7 +116,7 @@ class Command(Protocol):
             names: the user's variables.
 
         Returns:
-            What the line is worth, as in ``x = %glm4v ask ...``.
+            The value of the line, as in ``x = %glm4v ask ...``.
         """
 
 

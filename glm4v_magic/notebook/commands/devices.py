@@ -80,9 +80,9 @@ def make_tool(
 
     Args:
         context: shell and session.
-        name: of the model, as it is typed.
+        name: name of the model, as the user would type it.
         model: its architecture.
-        options: to begin with.
+        options: initial options.
     """
     from glm4v_magic.notebook.widgets.tool import DeviceTool, Draft
 
@@ -102,8 +102,7 @@ def draw(model: Architecture, options: PlacementOptions) -> tuple[Occupancy, str
     """Make a plan and divide it into parts for the view.
 
     Returns:
-        The view, and the plan as JSON; of a model that does not fit the over-full view, and
-        nothing.
+        The view, and the plan as JSON, which is empty if the model does not fit.
     """
     gpus = _gpus(options)
     try:
@@ -168,7 +167,7 @@ def refuse_server(status: Status) -> None:
 
 
 class Drawing:
-    """Draws the model in use again whenever that has changed."""
+    """Draws the model in use, anew whenever it has changed."""
 
     def __init__(self, model: Architecture, status: Status) -> None:
         self._model = model
@@ -177,7 +176,7 @@ class Drawing:
         self._view: Occupancy | None = None
 
     def __call__(self, status: Status) -> Occupancy:
-        """Return the model as it is now; of what cannot be drawn, a view with the problem."""
+        """Return a view of the model as it is now, or of the problem if it cannot be drawn."""
         if self._view is None or self._is_new(status):
             self._view = self._draw(status)
         self._seen = status

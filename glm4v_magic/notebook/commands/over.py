@@ -164,13 +164,13 @@ def _refuse_if_all_failed(context: Context, result: object, name: str | None, bo
 
 
 def named_items(word: str, names: Mapping[str, Any], page: int | None = None) -> Items:
-    """Return what a word stands for: a variable, a folder, an expression, a list, a pattern.
+    """Return the items that a word names: a variable, folder, expression, list or pattern.
 
     ``df.image`` and ``df["image"]`` are the column of a DataFrame whose other columns the prompt
-    can use. Of documents among the files, `page` is the only one.
+    can use. Documents among the files stand for all their pages, or only for `page`.
 
     Raises:
-        InputError: if it stands for no items.
+        InputError: if it names no items.
     """
     if word in names:
         return items_of(names[word], word)
@@ -187,7 +187,7 @@ def named_items(word: str, names: Mapping[str, Any], page: int | None = None) ->
 
 
 def _literal(word: str) -> Collection[object] | None:
-    """Return the list, tuple, set or dictionary that `word` spells out, if it is one."""
+    """Return the list, tuple, set or dictionary that `word` is a literal of, if any."""
     try:
         with warnings.catch_warnings():  # a path may look like odd Python
             warnings.simplefilter("ignore")
@@ -198,7 +198,7 @@ def _literal(word: str) -> Collection[object] | None:
 
 
 def _begun(word: str) -> str:
-    """Return a hint if `word` looks like Python that is none of the above, or a part of it."""
+    """Return a hint if `word` looks like other Python, or like the beginning of some."""
     if word.startswith(("[", "(", "{")) and not word.endswith(("]", ")", "}")):
         return "A list with spaces goes in quotes, or into a variable."
     if re.fullmatch(r"[\[({].*|[\w.]+\(.*\)", word):

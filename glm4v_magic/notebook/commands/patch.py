@@ -31,7 +31,7 @@ def patch(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
 
         %glm4v patch ~/models/glm-4v-9b --dry-run
     """
-    # libcst, which reads the code, is as heavy as the rest of the commands together
+    # libcst, which parses the code, is as heavy as all other commands together
     from glm4v_magic.remote_code.patch import patched
 
     told = patched(Path(arguments.folder).expanduser(), dry_run=arguments.dry_run)

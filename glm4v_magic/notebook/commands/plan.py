@@ -40,7 +40,7 @@ def placement_options(arguments: Namespace) -> dict[str, Any]:
 
 
 def as_options(given: Mapping[str, Any]) -> PlacementOptions:
-    """Return what `placement_options` found as plain data."""
+    """Return the result of `placement_options` as a dataclass."""
     return PlacementOptions(**{**given, "pin": tuple(given.get("pin", {}).items())})
 
 
@@ -95,7 +95,7 @@ def plan(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
 
 
 def find_architecture(name: str) -> Architecture:
-    """The model behind a name that `load` takes, or behind a published one."""
+    """Return the model of a name that `load` takes, or of a published checkpoint."""
     from glm4v_magic.checkpoints import hub
 
     try:

@@ -79,12 +79,12 @@ def sampling_of(context: Context, arguments: Namespace) -> dict[str, Any]:
 
 
 def show_preview(context: Context, conversation: Conversation, task: str | None = None) -> None:
-    """Show what would be sent; asks nothing.
+    """Show what would be sent, without asking.
 
     Args:
         context: shell and session.
         conversation: the question, in the prompt of its task.
-        task: task of the model, if any.
+        task: task of the question, if any.
     """
     from glm4v_magic.checkpoints import resolve
     from glm4v_magic.notebook.render.answers.preview import preview_bundle

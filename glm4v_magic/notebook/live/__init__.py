@@ -1,1 +1,1 @@
-"""Live output while a cell runs: one answer or many rows, and the Stop button."""
+"""Live output while a cell runs: one answer or many rows, with the Stop button."""

@@ -8,7 +8,7 @@ __all__ = ["hear_while_busy"]
 
 
 def hear_while_busy(*controls: Any) -> None:
-    """Make controls react while a cell runs; call it again after each change of one.
+    """Make controls react while a cell runs; call it again whenever one has changed.
 
     ipykernel 7.4.0 (`ipykernel.comm.comm.BaseComm._reply_subshell_for`) sends what comes in on a
     comm to the loop that last sent on it: the main one, which is busy until the cell ends, once a

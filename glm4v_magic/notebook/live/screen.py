@@ -203,7 +203,7 @@ class NotebookScreen(Screen):
         show(video_bundle(videos))
 
     def begun(self, text: str, thinking: str = "") -> None:
-        """Show the text above what follows."""
+        """Show the text before the next pieces."""
         self._answer.begin(text, thinking)
 
     def thinking(self, text: str) -> None:

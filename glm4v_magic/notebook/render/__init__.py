@@ -9,8 +9,9 @@ HTML is made from the files in ``templates/``, with one exception: `bars`, `plan
 `plans.plan` draw a plan with the standard library alone, and escape by `bars.safe`. So a plan can
 be drawn where there is nothing else, such as in Python in a browser.
 
-By subject: `answers` (all about a question and its answer), `rows` of a map, `plans` (and what runs
-by them), `memory`, `doctor`, `status`, `settings`, and `progress` of loading with its `pace`.
+By subject: `answers` (all about a question and its answer), `rows` of a map, `plans` (and dry runs
+and running parts), `memory`, `doctor`, `status`, `settings`, and `progress` of loading with its
+`pace`.
 """
 
 from __future__ import annotations

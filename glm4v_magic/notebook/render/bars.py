@@ -114,7 +114,7 @@ def bar(
         segments: from left to right; those beyond `total` stick out.
         total: the capacity, in the unit of the segments.
         share: length of `total` as a part of the width there is.
-        label: what a screen reader says of the whole.
+        label: what a screen reader says about the whole bar.
         reachable: whether the keyboard stops at each segment. Not in a view that is drawn
             anew every second: the focus would be lost each time.
         short: whether the end of the bar is marked, because segments stick out.
@@ -138,7 +138,7 @@ def mark(scope: str, place: str) -> str:
 
     Args:
         scope: selector of what holds the bar.
-        place: of the segment.
+        place: place of the segment.
     """
     piece = f'{scope} .glm4v-segment[data-place="{place}"]'
     return (
@@ -218,7 +218,7 @@ def safe(text: str) -> str:
 
 def _piece(segment: Segment, total: int, reachable: bool) -> str:
     percent = 100 * segment.size / total
-    # What is written must fit: about 1 % of the width a letter, on an output of usual width.
+    # A label must fit: a letter takes about 1 % of an output of usual width.
     written = segment.label if percent > 1.1 * len(segment.label) + 1 else ""
     frame = "border:1px dashed currentColor;" if segment.marked else ""
     detail = safe(segment.detail)

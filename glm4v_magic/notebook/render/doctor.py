@@ -78,7 +78,7 @@ def _html(findings: Sequence[Finding]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _FindingView:
-    """A finding as ``doctor.html`` shows it, a column for each field but the symbol's."""
+    """A finding as ``doctor.html`` shows it; each field except the symbol is a column."""
 
     symbol: str
     verdict: str

@@ -1,8 +1,8 @@
 """Tables that a model writes as HTML, made safe for any page.
 
 Models that read documents answer with ``<table>``, since Markdown has no merged cells. Only the
-tags of a table are tags here, and of their attributes only ``colspan`` and ``rowspan``; all else is
-text, so what comes out holds no tag that was not written here.
+tags of a table are read as tags, and only their attributes ``colspan`` and ``rowspan``. Everything
+else is text, so the result holds no tag that was not written here.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def begins_table(text: str, at: int) -> bool:
 
 
 def safe_table(text: str, at: int, cell: Callable[[str], str]) -> tuple[str, int]:
-    """Return the table that begins at `at` on a line of its own, and where it ends in `text`.
+    """Return the table that begins at `at` as one line, and where it ends in `text`.
 
     One that has not ended yet is closed.
 
     Args:
         text: what the model wrote.
         at: place at which `begins_table`.
-        cell: makes the text of a cell safe; it is without tags and references.
+        cell: makes the text of a cell safe, which is passed to it without tags and references.
     """
     table = _Table(cell)
     for tag in _TAG.finditer(text, at):
@@ -62,7 +62,7 @@ class _Table:
     _lines: list[str] = field(default_factory=list)  # of its text
 
     def add_text(self, text: str) -> None:
-        """Add text; beside cells it is one of its own."""
+        """Add text; outside of cells it becomes a cell of its own."""
         text = html.unescape(text)
         if not self._name:
             if not text.strip():
@@ -71,7 +71,7 @@ class _Table:
         self._lines[-1] += text
 
     def add_tag(self, tag: re.Match[str]) -> None:
-        """Add a tag; those of a table within are text, as are their names."""
+        """Add a tag; the tags of a nested table are text."""
         name, is_end = tag["name"].lower(), bool(tag["end"])
         if name == "table":
             if self.depth and not (is_end and self.depth == 1):

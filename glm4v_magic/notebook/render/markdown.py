@@ -6,7 +6,7 @@ here and written in one form on which all parsers agree, and outside of them eve
 could open code, maths, a link, an image or a tag becomes a character reference, which Markdown
 shows but never interprets. Headings, lists, tables, quotes and emphasis pass as they are.
 
-What it returns is Markdown, so no template can make it, and the few tags in it are written here:
+The result is Markdown, which no template can make, so the few tags in it are written here:
 ``<span>`` around a character reference, and ``<code>`` around a code span in which a table would
 end it; both hold character references alone. Tables in HTML are written by `html_table`. Everything
 else that is HTML comes from `templates`.
@@ -110,7 +110,7 @@ def _code(text: str, at: int, mark: str) -> tuple[list[str], int]:
 
 
 def _in_cell(text: str) -> str:
-    """Return HTML that shows `text`, one line: formulas are kept, all else is no Markdown."""
+    """Return HTML that shows one line of text; formulas are kept, everything else is literal."""
     pieces: list[str] = []
     at = 0
     for match in _TOKEN.finditer(text):
@@ -157,7 +157,7 @@ def _safe_token(match: re.Match[str]) -> str:
 
 
 def _maths_of(match: re.Match[str]) -> str | None:
-    """Return the formula that a token is, empty if it is not safe; ``None`` for other tokens."""
+    """Return the formula in a token, empty if it is not safe; ``None`` for other tokens."""
     for group, mark in _MATHS.items():
         if match[group] is not None:
             return _safe_maths(match[group], mark)
@@ -173,7 +173,7 @@ def _safe_code(code: str, ticks: str) -> str:
 
 
 def _safe_maths(body: str, mark: str) -> str:
-    """Return the formula between `mark`s, or nothing if it is not one or reaches out of itself."""
+    """Return the formula between `mark`s; empty if it is not one, or could affect the page."""
     body = body.strip()
     if not body or re.search(r"[`$]", body) or _REACHES_OUT.search(body):
         return ""
@@ -190,7 +190,7 @@ def literal(text: str) -> str:
 
 
 def in_attribute(text: str) -> str:
-    """Return `text` for an attribute of HTML within Markdown: no character but letters is itself.
+    """Return `text` for an attribute of HTML within Markdown, all but letters as references.
 
     A page may look for formulas in Markdown before it reads the HTML in it.
     """

@@ -54,9 +54,9 @@ class MemoryRow:
 
     Attributes:
         now: the latest reading.
-        history: what this kernel held in each of `BUCKETS` spans of time, the latest last;
+        history: bytes that this kernel held in each of `BUCKETS` spans of time, the latest last;
             ``None`` where nothing was read.
-        peaks: of the answers within that time, the latest last.
+        peaks: peaks of the answers within that time, the latest last.
     """
 
     now: Reading
@@ -88,7 +88,7 @@ class MemoryView:
 
 
 def memory_bundle(view: MemoryView) -> MimeBundle:
-    """Return the view as HTML and as text, with its time: both stay when the kernel is gone."""
+    """Return the view as HTML and as text, with its time, since both outlive the kernel."""
     return {
         "text/plain": memory_text(view, dated=True),
         "text/html": memory_html(view, dated=True),
@@ -135,7 +135,7 @@ def memory_text(view: MemoryView, *, dated: bool = False) -> str:
 def _headline(view: MemoryView, dated: bool) -> str:
     model = f"{view.model} is loaded" if view.model else "No model is loaded"
     state = f"{model}; a call is running" if view.busy else model
-    # What stays when the kernel is gone tells nothing that was over in a moment.
+    # A view that outlives the kernel leaves out what was over in a moment.
     if view.activity.parts and not dated:
         state += f", {activity_line(view.activity)}"
     return f"{state}, as of {view.at}." if dated and view.at else f"{state}."
@@ -180,10 +180,9 @@ class _HistoryView:
     """A history as ``memory.html`` draws it, sizes in px.
 
     Attributes:
-        words: what it shows, in words.
-        width, height: of the drawing.
-        points: of the line, as the ``points`` of an SVG polyline.
-        peaks: of the answers.
+        words: what it shows, in words. width, height: size of the drawing.
+        points: the line, as the ``points`` of an SVG polyline.
+        peaks: peaks of the answers.
     """
 
     words: str

@@ -25,11 +25,11 @@ def loading_line(
     """Return ``Loading demo: 1.2 MiB of 5.2 MiB (23 %), 1.1 MiB/s, 3.6 s left, on cuda:1``.
 
     Args:
-        model: its name.
-        done_bytes: weights that have arrived.
-        total_bytes: all of them.
-        device: where the latest one went, if that is decided by a map.
-        bytes_per_second: so far, if it is known.
+        model: name of the model.
+        done_bytes: bytes of the weights that have arrived.
+        total_bytes: bytes of all weights.
+        device: device of the latest weight, if a device map decides it.
+        bytes_per_second: rate so far; ``None`` if unknown.
     """
     total = max(total_bytes, 1)
     done = min(done_bytes, total)

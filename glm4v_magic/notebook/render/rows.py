@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 MOST_SHOWN = 20
-"""Most rows of a table; the others are in its variable."""
+"""Maximum number of rows in a table; all of them are in the variable."""
 
 _MOST_CHARACTERS = 300
 _MANY = 12
@@ -39,9 +39,9 @@ def rows_answering_line(model: str, done: int, total: int) -> str:
     """Return ``demo is answering 40 rows, half done…``: read out, so it changes rarely.
 
     Args:
-        model: its name.
+        model: name of the model.
         done: rows that are answered or have failed.
-        total: of all rows. Of few rows, none is told.
+        total: number of all rows; with few rows, the progress is left out.
     """
     quarter = 4 * done // total if total >= _MANY else 0
     part = ("", ", a quarter done", ", half done", ", three quarters done")[min(quarter, 3)]
@@ -76,8 +76,8 @@ def summary(rows: Sequence[AnsweredRow], total: int) -> str:
     """Return a sentence such as ``37 of 40 rows answered, 12 of them from before, 3 failed``.
 
     Args:
-        rows: those that were answered or failed.
-        total: of all rows.
+        rows: rows that were answered or failed.
+        total: number of all rows.
     """
     answered = sum(row.done for row in rows)
     failed = sum(row.failure is not None for row in rows)
@@ -96,8 +96,8 @@ def rows_bundle(rows: Sequence[AnsweredRow], total: int | None = None) -> MimeBu
     """Return a table of rows, with a summary above and the usage below.
 
     Args:
-        rows: those that were answered or failed, in their order.
-        total: of all rows; as many as `rows` by default.
+        rows: rows that were answered or failed, in their order.
+        total: number of all rows; by default that of `rows`.
     """
     total = len(rows) if total is None else total
     shown = rows[:MOST_SHOWN]
@@ -214,7 +214,7 @@ class _RowView:
     """A row as ``rows.html`` shows it; a row that failed may have an answer, too.
 
     Attributes:
-        index: its number.
+        index: number of the row.
         item: label of the row.
         images: images that were asked about.
         error: what went wrong; ``None`` if nothing did.

@@ -34,10 +34,10 @@ def status_rows(
 
     Args:
         model: the model in use, or the one that the next question loads.
-        info: of the loaded model; ``None`` when none is loaded.
+        info: facts about the loaded model; ``None`` if none is loaded.
         last: the latest answer, if any.
         busy: whether a call is running.
-        kept: of what was read, so that it is not read again.
+        kept: contents of the prefix cache, if there is one.
     """
     if info is None:
         rows = [("model", f"{model}, not loaded: the next question loads it")]

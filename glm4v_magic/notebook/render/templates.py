@@ -1,12 +1,11 @@
 """The one place where data becomes HTML: Jinja2 templates that escape every value.
 
-A value that a template prints loses its control characters and is escaped, whoever it came from;
-only `Html`, which is HTML already, passes as it is. A name that
-a template misspells is an error.
+A value that a template prints loses its control characters and is escaped, wherever it came from;
+only `Html`, which is HTML already, passes unchanged. A name that a template misspells is an error.
 
 The templates are in the folder beside this module. Their line breaks and indentation are for
-whoever reads them and reach no page: Markdown ends HTML at a blank line, and in <pre> each of them
-would show.
+readers of the source and reach no page: Markdown ends HTML at a blank line, and in <pre> all of
+them would show.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ __all__ = ["Value", "View", "fill"]
 
 
 class View(Protocol):
-    """Any dataclass: what a template shows of one thing, its fields by name."""
+    """Any dataclass; a template uses its fields by name."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 Value: TypeAlias = "str | int | float | View | Sequence[Value] | None"
-"""What a template takes. A dict is no value: nothing would check its keys."""
+"""A value for a template. A dict is not one, because nothing would check its keys."""
 
 
 def fill(name: str, /, **values: Value) -> Html:

@@ -31,7 +31,7 @@ class Live:
     """A widget with its static twin.
 
     Args:
-        children: what the widget shows, from top to bottom.
+        children: widgets that it shows, from top to bottom.
         bundle: makes the twin.
         on_hidden: called when no page shows the widget any more, or it is closed.
         on_shown: called when a page shows it again.

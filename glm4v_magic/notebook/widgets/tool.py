@@ -43,10 +43,10 @@ class Draft:
         model: name of the model, as the user would type it.
         shape: sizes of the model.
         max_images: maximum number of images in a prompt; ``None`` for any number.
-        draw: makes view and JSON of the plan for options; an error becomes part of the view.
+        draw: makes the view and JSON of the plan for options; an error becomes part of the view.
         line: writes options as a line that loads.
         check: makes a dry run of a plan; returns what to show.
-        load: loads by options, telling its progress; returns what to show.
+        load: loads a model by options, reporting its progress; returns what to show.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ class WatchedView(ABC):
 
     Args:
         monitor: monitor that updates the view.
-        children: what the widget shows, from top to bottom.
+        children: widgets that it shows, from top to bottom.
         bundle: makes the static view.
     """
 

@@ -1,8 +1,8 @@
 """Boxes and points of an answer: drawn on their images, with a table behind.
 
-Pages of notebooks that are not trusted drop SVG in HTML. So each image is one ``<img>``, an SVG
-with the image, the boxes and their names in it, in which nothing can run. Lines are white between
-black ones and every box has a number, so that none is told by colour.
+Pages drop SVG in the HTML of notebooks that are not trusted. So each figure is one ``<img>`` of an
+SVG that holds the image, the boxes and their names, and in which nothing can run. Lines are white
+between black ones and every box has a number, so that nothing depends on colour.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class _Shape:
 
 
 def boxes_html(answer: Answer) -> Html:
-    """Return images with boxes and points, and a fold with their table; it stands in Markdown."""
+    """Return images with boxes and points and a folded table of them, as HTML within Markdown."""
     lines = mark_lines(answer.marks, answer.images)
     return fill(
         "boxes",
@@ -119,7 +119,7 @@ def _figure(image: SourcedImage, marks: Sequence[tuple[Mark, MarkLine]]) -> _Fig
 def _shape(mark: Mark, name: str, size: tuple[int, int], scale: tuple[float, float]) -> _Shape:
     across, down = scale
     if isinstance(mark, Box):
-        # Within the figure, so that its edges show.
+        # Kept within the figure, so that its edges show.
         x, y = max(mark.x0 * across, _EDGE), max(mark.y0 * down, _EDGE)
         width = max(min(mark.x1 * across, size[0] - _EDGE) - x, 0.0)
         height = max(min(mark.y1 * down, size[1] - _EDGE) - y, 0.0)
@@ -142,12 +142,12 @@ def _shape(mark: Mark, name: str, size: tuple[int, int], scale: tuple[float, flo
 
 
 def _name(line: MarkLine) -> str:
-    """Return number and label, in the characters that XML has."""
+    """Return number and label, without characters that XML does not allow."""
     return re.sub("[\ud800-\udfff\ufffe\uffff]", "\ufffd", line.name)
 
 
 def _fitting(name: str, width: float) -> str:
-    """Return a name that is no longer than `width` pixels, but has its first characters."""
+    """Return a name shortened to `width` pixels, but to no less than its first characters."""
     if len(name) <= _LONGEST and _length(name) <= width:
         return name
     name = name[:_LONGEST]
@@ -156,12 +156,12 @@ def _fitting(name: str, width: float) -> str:
 
 
 def _length(name: str) -> float:
-    """Return about how long a name is in pixels; pages have fonts of their own."""
+    """Return the approximate length of a name in pixels; the font is the page's."""
     wide = sum(east_asian_width(each) in "WF" for each in name)
     return _FONT * (wide + 0.65 * (len(name) - wide))
 
 
 def _svg_uri(svg: str) -> str:
-    """Return an SVG as a URI of letters, digits and characters that Markdown leaves alone."""
+    """Return an SVG as a URI in which Markdown interprets no character."""
     quoted = quote(svg, safe="+/=,:;").replace("_", "%5F").replace("~", "%7E")
     return f"data:image/svg+xml,{quoted}"

@@ -1,9 +1,9 @@
 """An answer whose words are shaded by certainty, and the probabilities of its tokens.
 
-Nothing is told by shading alone: words below one half are underlined too, for print without
-backgrounds, and are <mark>, for pages that drop styles, as GitHub does; a table tells everything to
-screen readers. All of it stands in Markdown, as one line of HTML in which whatever comes from a
-model is escaped.
+Nothing depends on shading alone: words below one half are also underlined, for print without
+backgrounds, and are <mark>, for pages that drop styles, as GitHub does; a table has everything for
+screen readers. The result is one line of HTML within Markdown, in which everything from a model is
+escaped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LEVELS = (
     (0.25, f"{_AMBER.format(0.38)};color:inherit;text-decoration:underline dotted"),
     (0.0, f"{_AMBER.format(0.5)};color:inherit;text-decoration:underline"),
 )
-"""Least probability of a level, and the style of its words."""
+"""Least probability of each level, and the style of its words."""
 
 _IN_TITLE = 5  # alternatives of a word in its title
 _ROWS = 400  # tokens in the table
@@ -106,7 +106,7 @@ def _parts(text: str, tokens: Sequence[Token]) -> Iterator[_Part]:
 
 
 def _groups(tokens: Sequence[Token]) -> list[list[Token]]:
-    """Return the tokens that are in the text, those that overlap together."""
+    """Return the tokens that are in the text, in groups that overlap."""
     groups: list[list[Token]] = []
     end = 0
     for token in sorted(tokens, key=lambda each: each.start):
@@ -137,7 +137,7 @@ def _title(group: Sequence[Token], logprob: float) -> str:
 
 
 def _line(tokens: Sequence[Token]) -> str:
-    """Return how certain the whole was: the mean, and the least likely token."""
+    """Return how certain the whole answer was: the mean, and the least likely token."""
     if not tokens:
         return counted(0, "token")
     mean = sum(token.logprob for token in tokens) / len(tokens)

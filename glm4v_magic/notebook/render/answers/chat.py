@@ -58,7 +58,7 @@ def chats_bundle(chats: Sequence[tuple[str, Conversation]], current: str) -> Mim
 
 
 def chat_name(name: str) -> str:
-    """Return the name of a chat on one line; that of questions outside of any chat has none."""
+    """Return the name of a chat on one line, or words for the chat without a name."""
     return " ".join(printable(name).split()) or "(unnamed)"
 
 

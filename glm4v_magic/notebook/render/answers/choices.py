@@ -22,7 +22,7 @@ class _Choice:
 
 
 def choices_html(answer: Answer) -> Html:
-    """Return a table that stands in Markdown; a choice is literal text."""
+    """Return a table as HTML within Markdown; choices are escaped."""
     return fill("choices", choices=_choices(answer))
 
 

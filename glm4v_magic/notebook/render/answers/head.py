@@ -2,7 +2,7 @@
 
 The line is for screen readers above all. Nothing in a notebook tells them that an output has
 changed, and an answer that is read out anew with every token is worse than silence: so this one
-line is a polite live region, and the answer is none.
+line is a polite live region, and the answer is not.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def head_bundle(thumbnails: Sequence[Thumbnail], line: str, *, seen: bool) -> Mi
     """Return the strip of images, if there are any, with the line below it.
 
     Args:
-        thumbnails: of the images, in order.
+        thumbnails: thumbnails of the images, in order.
         line: how far the answer is.
         seen: whether the line shows; otherwise it is only read out.
     """

@@ -20,7 +20,7 @@ _WIDTH = 88
 
 
 def thought_line(thinking: str, usage: Usage | None = None) -> str:
-    """Return how long a model thought, and how many tokens."""
+    """Return how long a model thought, in seconds and tokens."""
     usage = usage or Usage(None, None, None)
     line = "Thought"
     if usage.thinking_seconds > 0:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["MOST_SHOWN", "video_bundle"]
 
 MOST_SHOWN = 32
-"""Frames of a strip; of more, as many are shown, evenly spaced."""
+"""Maximum number of frames in a strip; of more, this many are shown, evenly spaced."""
 
 _SIDE = 96  # longest side of a small frame in pixels
 

@@ -1,4 +1,4 @@
-"""Plans and dry runs: which GPU holds what, drawn as bars and told in tables; the part that runs.
+"""Plans and dry runs: which GPU holds what, as bars and tables; the part that is running.
 
 `device_map` and `plan` draw with the standard library alone, by `render.bars`.
 """

@@ -1,8 +1,8 @@
 """The running parts of a model, for the views of its device map and of memory.
 
-It changes four times a second while an answer is written. So it is a line of its own, which no
-screen reader is made to read out, and a style rule that marks pieces of the bars: those stay as
-they are, and so does the keyboard's focus in them.
+It changes four times a second while an answer is written. So it is a line of its own, which screen
+readers do not read out, and a style rule that marks pieces of the bars, which stay as they are and
+keep the keyboard's focus.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def activity_html(
     """Return the line as HTML, with the rule that marks its parts in the bars of `view`.
 
     Args:
-        view: that is on the page.
-        activity: what works.
+        view: view that is on the page.
+        activity: parts that are running.
         scope: selector of what holds the view's HTML; other views stay as they are.
         utilization: as for `activity_line`.
     """

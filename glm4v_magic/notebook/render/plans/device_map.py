@@ -87,7 +87,7 @@ def device_map_html(view: Occupancy, *, table_open: bool = False) -> str:
 
 
 def part_place(row: int, column: int) -> str:
-    """Return the place on the page, see `bars.Segment`, of a part of a GPU by their numbers."""
+    """Return the `bars.Segment.place` of a GPU's part, by the numbers of both."""
     return f"{row}.{column}"
 
 

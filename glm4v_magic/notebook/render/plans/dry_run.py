@@ -33,7 +33,7 @@ def dry_run_bundle(report: DryRunReport) -> MimeBundle:
 
 
 def dry_run_html(report: DryRunReport) -> str:
-    """Return a report as HTML: the verdict, what stands in the way, GPUs, and copies."""
+    """Return a report as HTML: verdict, findings, GPUs and copies."""
     head, *gpus = text.gpu_rows(report)
     copies = text.copy_rows(report) if report.copies else []
     return fill(
@@ -54,7 +54,7 @@ def dry_run_html(report: DryRunReport) -> str:
 
 
 def _bars(gpus: Sequence[GPUUse], rows: Sequence[Sequence[str]]) -> Iterator[tuple[str, Html]]:
-    """Yield a label and a bar for each GPU, all to one scale; what is too much sticks out."""
+    """Yield a label and a bar for each GPU, all to one scale; bytes over the capacity stick out."""
     # A GPU that other programs have filled is drawn long enough to be seen.
     drawn = [max(gpu.capacity_bytes, gpu.total_bytes // 4, 1) for gpu in gpus]
     widest = max(max(drawn), *(gpu.total_bytes for gpu in gpus))

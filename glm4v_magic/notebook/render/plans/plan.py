@@ -30,7 +30,7 @@ def plan_bundle(plan: Plan) -> MimeBundle:
 def plan_html(plan: Plan) -> str:
     """Return a plan as HTML: one row for each GPU, and the names of all modules.
 
-    With what is left for the prefix cache. Bars and notes are in the view,
+    A column has the memory that is left for the prefix cache. Bars and notes are in the view of
     `notebook.render.plans.device_map`.
     """
     head, *rows = plan_text.gpu_rows(plan.stages)
