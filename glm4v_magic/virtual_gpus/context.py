@@ -15,11 +15,14 @@ from torch import nn
 from glm4v_magic.core.errors import GPUDescriptionError, OptionError, PlacementError
 from glm4v_magic.core.gpu_spec import GPU, MAX_GPUS, parse_gpus
 from glm4v_magic.virtual_gpus.facade import CudaFacade
+from glm4v_magic.virtual_gpus.generators import VirtualGenerator
 from glm4v_magic.virtual_gpus.guard import install_noop_cuda_guard
 from glm4v_magic.virtual_gpus.machine import Machine, OnMismatch, Values
 from glm4v_magic.virtual_gpus.meta_model import without_data
 from glm4v_magic.virtual_gpus.modes import virtual_devices
 from glm4v_magic.virtual_gpus.report import CopyRecord, MemoryPeak, Problem, Report
+from glm4v_magic.virtual_gpus.saving import gpu_storages
+from glm4v_magic.virtual_gpus.streams import VirtualEvent, VirtualStream
 
 __all__ = ["VirtualGPUs", "active"]
 
@@ -51,9 +54,10 @@ class VirtualGPUs:
     bit by bit; mixing devices and running out of memory raise the errors of a real machine.
     Virtual tensors cannot leave the block: copy results with ``.cpu()``.
 
-    Not modelled: backward passes on CUDA, CUDA streams and graphs, CUDA autocast, pickling of
-    virtual tensors. ``torch.compile`` returns its function unchanged. Reading a value
-    (``item()``, ``bool()``) is not counted as a copy; ``cpu()`` and ``tolist()`` are.
+    Not modelled: backward passes on CUDA and CUDA graphs. Work of all streams is done in the order
+    it is called. Random numbers on a GPU are those of the CPU. ``torch.compile`` returns its
+    function unchanged. Reading a value (``item()``, ``bool()``) is not counted as a copy; ``cpu()``
+    and ``tolist()`` are.
 
     Args:
         gpus: a description such as ``"4x16GiB"`` (see `core.gpu_spec`), or the capacity of
@@ -64,6 +68,8 @@ class VirtualGPUs:
             numbers that would depend on dropped data, such as the next token, are zero.
         on_mismatch: ``"raise"`` CUDA's error when an operation mixes devices, or ``"collect"``
             it in `problems`, move the tensors and go on.
+        available: let ``torch.cuda.is_available()`` be true, so that a program written for GPUs
+            runs as it is. It is not by default, as some libraries then use the CUDA runtime.
 
     Raises:
         GPUDescriptionError: if `gpus` describes no GPU or cannot be read.
@@ -76,12 +82,13 @@ class VirtualGPUs:
         *,
         values: Values = "real",
         on_mismatch: OnMismatch = "raise",
+        available: bool = False,
     ) -> None:
         _check_choice("values", values, get_args(Values))
         _check_choice("on_mismatch", on_mismatch, get_args(OnMismatch))
         self.gpus = _read_gpus(gpus)
         self._machine = Machine([gpu.usable_bytes for gpu in self.gpus], values, on_mismatch)
-        self._facade = CudaFacade(self.gpus, self._machine.ledger)
+        self._facade = CudaFacade(self.gpus, self._machine.ledger, available)
         self._machine.current = self._facade.current_device
         self._undo: ExitStack | None = None
         self._was_entered = False
@@ -107,7 +114,11 @@ class VirtualGPUs:
             undo.callback(_in_use.release)
             undo.callback(install_noop_cuda_guard())
             undo.enter_context(_replaced(torch.cuda, self._facade.functions()))
-            undo.enter_context(_replaced(torch, {"compile": _compile_nothing}))
+            undo.enter_context(_replaced(torch.accelerator, self._facade.accelerator_functions()))
+            undo.enter_context(_replaced(torch.cuda.amp.common, {_NO_AMP: lambda: False}))
+            undo.enter_context(_replaced(torch, _IN_TORCH))
+            machine = self._machine
+            undo.enter_context(gpu_storages(machine, machine.ledger, machine.gpu))
             undo.enter_context(_replaced(nn.Module, {"__call__": self._traced_call()}))
             undo.enter_context(_replaced(threading.Thread, {"start": self._traced_start()}))
             undo.enter_context(_swapped_parameters())
@@ -197,8 +208,13 @@ class VirtualGPUs:
         ``dispatch_model`` or ``.to("cuda:0")`` put them on GPUs. Only within the block.
 
         Raises:
-            PlacementError: outside of the block.
+            PlacementError: outside of the block, or with ``values="real"``.
         """
+        if self._machine.values == "real":
+            raise PlacementError(
+                "A model without data has no real values.",
+                'Use VirtualGPUs(..., values="none") for it.',
+            )
         if not self._machine.is_open:
             raise PlacementError(
                 "without_data works inside the `with VirtualGPUs(...)` block only."
@@ -234,9 +250,20 @@ class VirtualGPUs:
         return start_with_virtual_devices
 
 
+_NO_AMP = "amp_definitely_not_available"
+
+
 def _compile_nothing(model: Any = None, **options: Any) -> Any:
     """Replaces ``torch.compile``: compiled code would not see the virtual devices."""
     return model if model is not None else lambda function: function
+
+
+_IN_TORCH = {
+    "compile": _compile_nothing,
+    "Event": VirtualEvent,
+    "Generator": VirtualGenerator,
+    "Stream": VirtualStream,
+}
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.virtual_gpus.memory import MemoryLedger
+from glm4v_magic.virtual_gpus.streams import VirtualEvent, VirtualStream
 
 __all__ = ["CudaFacade"]
+
 
 # transformers' caching_allocator_warmup reserves the total memory less 1.2 GiB, a negative size
 # on a smaller GPU. No real GPU is that small, but virtual ones may be: so the total reported to it
@@ -24,13 +27,17 @@ _COMPUTE_CAPABILITY = (8, 0)
 class CudaFacade:
     """Replacements for functions of ``torch.cuda``.
 
-    ``torch.cuda.is_available()`` is not replaced, and ``False`` without a GPU: its callers go on to
-    use the real runtime.
+    Args:
+        gpus: the GPUs.
+        ledger: counts their memory.
+        is_available: let ``torch.cuda.is_available()`` and ``torch.accelerator`` say that there
+            are GPUs. Otherwise they say what they say outside of the block.
     """
 
-    def __init__(self, gpus: Sequence[GPU], ledger: MemoryLedger) -> None:
+    def __init__(self, gpus: Sequence[GPU], ledger: MemoryLedger, is_available: bool) -> None:
         self._gpus = gpus
         self._ledger = ledger
+        self._is_available = is_available
         self._thread = threading.local()
 
     def current_device(self) -> int:
@@ -39,17 +46,30 @@ class CudaFacade:
 
     def functions(self) -> dict[str, Callable[..., Any]]:
         """The replacements, by name in ``torch.cuda``."""
+        available = {"is_available": lambda: True} if self._is_available else {}
         return {
+            **available,
+            "Event": VirtualEvent,
+            "Stream": VirtualStream,
             "_lazy_init": lambda: None,
             "_exchange_device": self._exchange_device,
             "_maybe_exchange_device": self._exchange_device,
             "current_device": self.current_device,
+            "current_stream": VirtualStream,
+            "default_stream": VirtualStream,
             "device_count": lambda: len(self._gpus),
             "empty_cache": lambda: None,
             "get_device_capability": self._capability,
             "get_device_name": lambda device=None: self._gpu(device).name,
             "get_device_properties": self._properties,
+            "get_rng_state": lambda device=None: torch.get_rng_state(),
+            "get_rng_state_all": lambda: [torch.get_rng_state() for _ in self._gpus],
+            "initial_seed": torch.initial_seed,
             "ipc_collect": lambda: None,
+            "is_bf16_supported": lambda including_emulation=True: True,
+            "is_initialized": lambda: True,
+            "manual_seed": _seed,
+            "manual_seed_all": _seed,
             "max_memory_allocated": self._peak,
             "max_memory_reserved": self._peak,
             "mem_get_info": self._mem_get_info,
@@ -57,6 +77,32 @@ class CudaFacade:
             "memory_reserved": self._allocated,
             "reset_peak_memory_stats": lambda device=None: None,
             "set_device": self._exchange_device,
+            "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
+            "set_rng_state_all": lambda states: torch.set_rng_state(states[0]),
+            "set_stream": lambda stream: None,
+            "stream": lambda stream: nullcontext(stream),
+            "synchronize": lambda device=None: None,
+        }
+
+    def accelerator_functions(self) -> dict[str, Callable[..., Any]]:
+        """The replacements, by name in ``torch.accelerator``."""
+        if not self._is_available:
+            return {}
+        return {
+            "current_accelerator": lambda check_available=False: torch.device("cuda"),
+            "current_device_index": self.current_device,
+            "current_device_idx": self.current_device,
+            "current_stream": VirtualStream,
+            "device_count": lambda: len(self._gpus),
+            "empty_cache": lambda: None,
+            "is_available": lambda: True,
+            "memory_allocated": self._allocated,
+            "max_memory_allocated": self._peak,
+            "memory_reserved": self._allocated,
+            "max_memory_reserved": self._peak,
+            "set_device_idx": self._exchange_device,
+            "set_device_index": self._exchange_device,
+            "set_stream": lambda stream: None,
             "synchronize": lambda device=None: None,
         }
 
@@ -102,3 +148,8 @@ class CudaFacade:
             total_memory=self._ledger.capacities[gpu.index],
             is_integrated=False,
         )
+
+
+def _seed(seed: int) -> None:
+    """Seed the generator of the CPU, whose numbers those of a GPU are."""
+    torch.default_generator.manual_seed(seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from glm4v_magic.core.errors import PlacementError
 from glm4v_magic.virtual_gpus.memory import MemoryLedger
-from glm4v_magic.virtual_gpus.report import Guess, MixedDeviceError, Problem
-from glm4v_magic.virtual_gpus.rules import Mismatch, check_devices, may_stay
+from glm4v_magic.virtual_gpus.report import Guess, MetaTensorError, MixedDeviceError, Problem
+from glm4v_magic.virtual_gpus.rules import NO_DATA, Mismatch, check_devices, may_stay
 from glm4v_magic.virtual_gpus.tensor import (
     CPU,
     META,
@@ -45,6 +45,7 @@ _INDEXING = (
 )
 # Bytes per element (aten/src/ATen/native/cuda/IndexKernel.cpp, masked_scatter__cuda).
 _SCATTER_WORKSPACE = 9
+_SOFTMAX = (aten._softmax.default, aten._log_softmax.default)
 _COUNTING_FACTORIES = ("arange", "scalar_tensor")
 
 CopyKey = tuple[str, str, str, str, str]
@@ -101,6 +102,8 @@ class Machine:
     ) -> torch.Tensor:
         """Return a copy of `tensor` on `device`; recorded if that is another device."""
         self._check_owners((tensor,))
+        if tensor.device == META != device:
+            self._note(aten._to_copy.default, Mismatch(NO_DATA, device, META))
         if tensor.device != device and device != META and tensor.numel():
             made_in = tensor.made_in if isinstance(tensor, VirtualTensor) else ""
             key = (
@@ -109,6 +112,8 @@ class Machine:
             self.copies[key] += 1
             self.copied_bytes[key] += tensor.numel() * tensor.element_size()
         source = content(tensor)
+        if device == META:
+            source = source.to(META)
         if device.type == "cuda" and self._drops(source):
             source = source.to(META)
         options = {} if memory_format is None else {"memory_format": memory_format}
@@ -116,6 +121,18 @@ class Machine:
         if device == CPU and copy.device == META and not copy.is_floating_point():
             copy = self._guess(aten._to_copy.default, copy)
         return self._place(copy, device)
+
+    def saved(self, tensor: VirtualTensor) -> torch.Tensor:
+        """Return the content of `tensor` for a file.
+
+        Raises:
+            MetaTensorError: of a tensor whose data was dropped.
+            PlacementError: if the context of the tensor has been left.
+        """
+        self._check_owners((tensor,))
+        if tensor.content.is_meta:
+            self._note(aten._to_copy.default, Mismatch(NO_DATA, tensor.device, META))
+        return tensor.content
 
     def attention(
         self,
@@ -153,11 +170,13 @@ class Machine:
 
     def _to_copy(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         device = kwargs.get("device")
-        target = args[0].device if device is None else self._gpu(torch.device(device))
+        target = args[0].device if device is None else self.gpu(torch.device(device))
         return self.move(args[0], target, kwargs.get("dtype"), kwargs.get("memory_format"))
 
     def _copy_into(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         target, source = args[0], args[1]
+        if target.device == META:
+            return target
         if source.device != target.device:
             source = self.move(source, target.device)
         into, values = content(target), content(source)
@@ -196,11 +215,8 @@ class Machine:
         args, kwargs, device = self._same_device(operator, args, kwargs)
         result = self._run(operator, args, kwargs, device)
         if device.type == "cuda":
-            assert device.index is not None
             size = _SCATTER_WORKSPACE * args[0].numel()
-            workspace = torch.empty(size, dtype=torch.uint8, device=META)
-            module = self.trace.module
-            self.ledger.add(workspace, device.index, self.trace.phase, module, self._where)
+            self._count(torch.empty(size, dtype=torch.uint8, device=META), device)
         return result
 
     def _check_owners(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -241,6 +257,8 @@ class Machine:
             phase=self.trace.phase,
         )
         self.problems.append(problem)
+        if META in (mismatch.expected, mismatch.found):
+            raise MetaTensorError(problem)  # nothing could be moved
         if self.on_mismatch == "raise":
             raise MixedDeviceError(problem)
 
@@ -248,10 +266,6 @@ class Machine:
         self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
     ) -> Any:
         """Run `operator` on the contents and put its results on `device`."""
-        if torch.Tag.inplace_view in operator.tags:
-            raise NotImplementedError(
-                f"{operator} changes the shape of a tensor in place, which virtual GPUs cannot do"
-            )
         in_place = args[0] if args else None
         wrapped: dict[int, torch.Tensor] = {}
         has_no_data = False
@@ -265,7 +279,7 @@ class Machine:
 
         args, kwargs = replace_leaves(unwrap, (args, kwargs))
         if kwargs.get("device") is not None:
-            device = self._gpu(torch.device(kwargs["device"]))
+            device = self.gpu(torch.device(kwargs["device"]))
             kwargs["device"] = self._content_device(operator, args, kwargs, device)
         elif has_no_data:
             args, kwargs = replace_leaves(_without_data, (args, kwargs))
@@ -275,6 +289,8 @@ class Machine:
             error.add_note(f"{operator}, {self._where()}")
             raise
 
+        if operator._schema.is_mutable:
+            self._follow_contents(wrapped.values())
         if operator._schema.name.endswith("_") and isinstance(result, torch.Tensor):
             return in_place
 
@@ -286,7 +302,15 @@ class Machine:
 
         return replace_leaves(placed, result)
 
-    def _gpu(self, device: torch.device) -> torch.device:
+    def _follow_contents(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Let tensors take over sizes that an operator gave to their contents."""
+        for tensor in tensors:
+            if isinstance(tensor, VirtualTensor):
+                tensor.follow_content()
+                if tensor.is_cuda:
+                    self._count(tensor.content, tensor.device)
+
+    def gpu(self, device: torch.device) -> torch.device:
         """Return `device` with an index, if it is a GPU that exists."""
         if device.type != "cuda":
             return device
@@ -336,11 +360,14 @@ class Machine:
     def _place(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         if tensor.device == device:
             return tensor
-        module = self.trace.module
         if device.type == "cuda":
-            assert device.index is not None
-            self.ledger.add(tensor, device.index, self.trace.phase, module, self._where)
-        return VirtualTensor.wrap(tensor, device, module, self)
+            self._count(tensor, device)
+        return VirtualTensor.wrap(tensor, device, self.trace.module, self)
+
+    def _count(self, content: torch.Tensor, gpu: torch.device) -> None:
+        assert gpu.index is not None
+        trace = self.trace
+        self.ledger.add(content, gpu.index, trace.phase, trace.module, self._where)
 
     def _where(self) -> str:
         module = self.trace.module
@@ -360,10 +387,14 @@ class Machine:
 
 
 def _called(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call an operator; without data, grouped products of other dtypes as those of bfloat16.
+    """Call an operator; two of them in the way that the content's device knows.
 
-    On ``meta`` torch 2.13 refuses all other dtypes, which its kernels for CPU and CUDA take.
+    Without data, grouped products of other dtypes are called as those of bfloat16: on ``meta``
+    torch 2.13 refuses all others, which its kernels for CPU and CUDA take. A softmax that converts
+    from float16, which autocast asks for, is CUDA's alone.
     """
+    if operator in _SOFTMAX and args[2] and not args[0].is_meta:
+        return operator(args[0].float(), args[1], False)
     is_grouped = operator is torch.ops.aten._grouped_mm.default
     if is_grouped and args[0].is_meta and args[0].dtype != torch.bfloat16:
         factors = (each.to(torch.bfloat16) for each in args[:2])

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -35,9 +36,10 @@ class MemoryLedger:
         self._live = [0] * len(self.capacities)
         self._peaks: dict[tuple[str, int], _Peak] = {}
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._sizes: dict[int, tuple[int, int]] = {}  # GPU and bytes
         # Storages are freed at any moment, in any thread, even inside a method of this object: they
         # are noted here (deque.append is atomic) and subtracted at the next call.
-        self._ended: deque[tuple[int, int, int]] = deque()
+        self._ended: deque[int] = deque()
         self._lock = threading.RLock()
 
     def live_bytes(self, gpu: int) -> int:
@@ -58,7 +60,7 @@ class MemoryLedger:
         module: str,
         where: Callable[[], str],
     ) -> None:
-        """Count the storage of `content`, unless it is counted already.
+        """Count the storage of `content`; of one counted already, what it has grown by.
 
         Args:
             content: a tensor whose storage holds, or would hold, the values.
@@ -74,16 +76,26 @@ class MemoryLedger:
         key, size = storage._cdata, storage.nbytes()
         with self._lock:
             self._subtract_ended()
-            if key in self._known:
+            _, before = self._sizes.get(key, (gpu, 0))
+            if key in self._known and size <= before:
                 return
+            size -= before
             if self._live[gpu] + size > self.capacities[gpu]:
                 raise torch.OutOfMemoryError(self._out_of_memory(gpu, size) + f" ({where()})")
-            ended = partial(_note_end, self._ended, key, gpu, size)
-            self._known[key] = weakref.ref(storage, ended)
+            if key not in self._known:
+                self._known[key] = weakref.ref(storage, partial(_note_end, self._ended, key))
+            self._sizes[key] = gpu, before + size
             peak = self._peaks.setdefault((phase, gpu), _Peak(self._live[gpu], self._live[gpu], ""))
             self._live[gpu] += size
             if self._live[gpu] > peak.peak_bytes:
                 peak.peak_bytes, peak.module = self._live[gpu], module
+
+    def gpu_of(self, storage: Any) -> int | None:
+        """Return the index of the GPU that a storage is counted on, or None."""
+        with self._lock:
+            self._subtract_ended()
+            gpu, _ = self._sizes.get(storage._cdata, (None, 0))
+            return gpu
 
     def begin(self, phase: str) -> None:
         """Start recording a phase, unless it is being recorded."""
@@ -108,8 +120,9 @@ class MemoryLedger:
 
     def _subtract_ended(self) -> None:
         while self._ended:
-            key, gpu, size = self._ended.popleft()
+            key = self._ended.popleft()
             self._known.pop(key, None)
+            gpu, size = self._sizes.pop(key)
             self._live[gpu] -= size
 
     def _out_of_memory(self, gpu: int, size: int) -> str:
@@ -123,14 +136,8 @@ class MemoryLedger:
         )
 
 
-def _note_end(
-    ended: deque[tuple[int, int, int]],
-    key: int,
-    gpu: int,
-    size: int,
-    reference: weakref.ref[torch.UntypedStorage],
-) -> None:
-    ended.append((key, gpu, size))
+def _note_end(ended: deque[int], key: int, reference: weakref.ref[torch.UntypedStorage]) -> None:
+    ended.append(key)
 
 
 def _format_size(size: int) -> str:

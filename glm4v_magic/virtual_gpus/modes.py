@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from glm4v_magic.virtual_gpus.generators import check_generator
 from glm4v_magic.virtual_gpus.tensor import VirtualTensor, leaves, replace_leaves
 
 __all__ = ["virtual_devices"]
 
+_PLACE_OF_DEVICE = {"to": 1, "_parse_to": 0}
 _PYTHON_NUMBERS_TO_TENSOR = (torch.tensor, torch.as_tensor)
 
 
@@ -25,7 +28,7 @@ class _Machine(Protocol):
 
     def attention(self, *args: Any, **kwargs: Any) -> Any: ...
 
-    def current_device(self) -> int: ...
+    def gpu(self, device: torch.device) -> torch.device: ...
 
 
 @contextmanager
@@ -81,6 +84,7 @@ class _FunctionMode(TorchFunctionMode):
     def __init__(self, machine: _Machine) -> None:
         super().__init__()
         self._machine = machine
+        self._pinned: WeakKeyDictionary[torch.UntypedStorage, None] = WeakKeyDictionary()
 
     def __torch_function__(
         self,
@@ -92,29 +96,63 @@ class _FunctionMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self._machine.is_open:
             return func(*args, **kwargs)
-        if isinstance(kwargs.get("device"), (int, str)):
+        if isinstance(kwargs.get("device"), (int, str, torch.device)):
             kwargs = {**kwargs, "device": self._device(kwargs["device"])}
+        check_generator(args, kwargs)
         replacement = self._REPLACEMENTS.get(func)
         if replacement is not None:
             return replacement(self, func, args, kwargs)
-        name = getattr(func, "__name__", "")
-        if name == "to" and len(args) > 1 and _is_index(args[1]):
-            args = (args[0], self._device(args[1]), *args[2:])
-        elif name == "_parse_to" and args and _is_index(args[0]):
-            args = (self._device(args[0]), *args[1:])
+        place = _PLACE_OF_DEVICE.get(getattr(func, "__name__", ""), len(args))
+        if place < len(args) and _is_device(args[place]):
+            args = (*args[:place], self._device(args[place]), *args[place + 1 :])
+        if kwargs.get("pin_memory"):
+            return self._pinned_factory(func, args, kwargs)
         return func(*args, **kwargs)
 
-    def _device(self, device: int | str) -> torch.device:
-        if isinstance(device, int) or device == "cuda":
-            index = device if isinstance(device, int) else self._machine.current_device()
-            return torch.device("cuda", index)
-        return torch.device(device)
+    def _device(self, device: int | str | torch.device) -> torch.device:
+        """Return a device with the index of the current GPU, if it is a GPU without one.
+
+        Where C++ asks the device guard for that index, the guard of virtual GPUs has none to give.
+        """
+        if isinstance(device, int):
+            return torch.device("cuda", device)
+        device = torch.device(device)
+        without_index = device.type == "cuda" and device.index is None
+        return self._machine.gpu(device) if without_index else device
 
     def _cuda(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         device = args[1] if len(args) > 1 else kwargs.get("device")
-        if not isinstance(device, torch.device):
-            device = self._device("cuda" if device is None else device)
-        return args[0].to(device)
+        return args[0].to(self._device("cuda" if device is None else device))
+
+    def _set_data(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``tensor.data = value`` may move a tensor to another device, in place."""
+        tensor, value = args
+        if isinstance(tensor, VirtualTensor) and isinstance(value, VirtualTensor):
+            tensor.become(value)
+        elif isinstance(tensor, VirtualTensor) or isinstance(value, VirtualTensor):
+            moved = value.detach()
+            if isinstance(tensor, torch.nn.Parameter):
+                moved = torch.nn.Parameter(moved, requires_grad=tensor.requires_grad)
+            torch.utils.swap_tensors(tensor, moved)
+        else:
+            func(*args, **kwargs)
+
+    def _pin(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensor = args[0]
+        if tensor.device.type != "cpu":
+            raise RuntimeError(f"cannot pin '{tensor.type()}' only dense CPU tensors can be pinned")
+        if self._is_pinned(func, args, kwargs):
+            return tensor
+        copy = tensor.clone()
+        self._pinned[copy.untyped_storage()] = None
+        return copy
+
+    def _pinned_factory(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensor = func(*args, **{**kwargs, "pin_memory": False})
+        return self._pin(func, (tensor,), {})
+
+    def _is_pinned(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args[0].untyped_storage() in self._pinned
 
     def _make_device(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if len(args) == 1 and not kwargs and _is_index(args[0]):
@@ -132,11 +170,16 @@ class _FunctionMode(TorchFunctionMode):
 
     def _attention(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if any(isinstance(tensor, VirtualTensor) for tensor in leaves(args, kwargs)):
+            if torch.is_autocast_enabled("cuda"):
+                args, kwargs = replace_leaves(_autocast, (args, kwargs))
             return self._machine.attention(*args, **kwargs)
         return func(*args, **kwargs)
 
     _REPLACEMENTS: ClassVar[dict[Any, Callable[..., Any]]] = {
         torch.Tensor.cuda: _cuda,
+        torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
+        torch.Tensor.is_pinned: _is_pinned,
+        torch.Tensor.pin_memory: _pin,
         torch.device: _make_device,
         torch.nn.functional.scaled_dot_product_attention: _attention,
         **dict.fromkeys(_PYTHON_NUMBERS_TO_TENSOR, _from_numbers),
@@ -145,3 +188,13 @@ class _FunctionMode(TorchFunctionMode):
 
 def _is_index(value: Any) -> bool:
     return type(value) is int
+
+
+def _autocast(tensor: torch.Tensor) -> torch.Tensor:
+    """Cast an operand as autocast does for operations of lower precision."""
+    casts = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(torch.get_autocast_dtype("cuda")) if casts else tensor
+
+
+def _is_device(value: Any) -> bool:
+    return _is_index(value) or isinstance(value, (str, torch.device))

@@ -9,6 +9,7 @@ __all__ = [
     "CopyRecord",
     "Guess",
     "MemoryPeak",
+    "MetaTensorError",
     "MixedDeviceError",
     "Problem",
     "Report",
@@ -149,6 +150,10 @@ class MixedDeviceError(RuntimeError):
     def __init__(self, problem: Problem) -> None:
         super().__init__(str(problem))
         self.problem = problem
+
+
+class MetaTensorError(MixedDeviceError, NotImplementedError):
+    """Refusal of an operation that needs the values of a tensor on ``meta``, which has none."""
 
 
 def _named(module: str) -> str:

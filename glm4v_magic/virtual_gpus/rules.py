@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from glm4v_magic.virtual_gpus.tensor import CPU, leaves
+from glm4v_magic.virtual_gpus.tensor import CPU, META, leaves
 
 __all__ = ["RULES", "DeviceRule", "Mismatch", "Place", "check_devices", "may_stay"]
 
@@ -30,6 +30,7 @@ DIFFERENT_DEVICES = (
     "Expected all tensors to be on the same device, but found at least two devices, "
     "{expected} and {found}!"
 )
+NO_DATA = "Cannot copy out of meta tensor; no data!"
 _TOO_MANY_SCALARS = "Trying to pass too many CPU scalars to non-CPU kernel!"
 
 
@@ -196,8 +197,14 @@ def _find_mismatch(
     cpu_scalars = 0
     for operand in operands:
         tensor = operand.tensor
-        if tensor.device == device or operand.place is Place.ANYWHERE:
+        if tensor.device == device:
             continue
+        if tensor.device == META:
+            return Mismatch(NO_DATA, device, META)
+        if operand.place is Place.ANYWHERE:
+            continue
+        if device == META and tensor.device != CPU:
+            return Mismatch(NO_DATA, META, tensor.device)
         is_scalar = tensor.dim() == 0 and not operand.is_written
         if operand.place is Place.CPU_SCALAR and is_scalar and tensor.device == CPU:
             cpu_scalars += 1

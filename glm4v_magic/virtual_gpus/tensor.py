@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, Self
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = ["CPU", "META", "Owner", "VirtualTensor", "content", "leaves", "replace_leaves"]
 
@@ -21,6 +23,9 @@ class Owner(Protocol):
 
     def move(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         """Copy `tensor` to `device`."""
+
+    def saved(self, tensor: VirtualTensor) -> torch.Tensor:
+        """Return the content of `tensor` for a file."""
 
 
 class VirtualTensor(torch.Tensor):
@@ -107,6 +112,20 @@ class VirtualTensor(torch.Tensor):
             "Use Tensor.cpu() to copy the tensor to host memory first."
         )
 
+    def untyped_storage(self) -> Any:
+        """Return the storage of the content, by which libraries tell shared tensors apart."""
+        return self.content.untyped_storage()
+
+    def record_stream(self, stream: Any) -> None:
+        """All work on the tensor is done when its memory is freed."""
+
+    def is_pinned(self, device: Any = None) -> bool:
+        """Return False: only tensors of the CPU are pinned."""
+        return False
+
+    def __format__(self, spec: str) -> str:
+        return self.item().__format__(spec) if self.dim() == 0 else repr(self).__format__(spec)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
         if id(self) not in memo:
             copy = self.detach().clone().requires_grad_(self.requires_grad)
@@ -117,9 +136,30 @@ class VirtualTensor(torch.Tensor):
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError(
-            f"a tensor on virtual {self.device} cannot be saved or pickled; use Tensor.cpu() first"
-        )
+        if isinstance(self, torch.nn.Parameter):
+            arguments = (self.detach(), self.requires_grad, OrderedDict[str, Any]())
+            return torch._utils._rebuild_parameter, arguments
+        return self.owner.saved(self).__reduce_ex__(protocol)
+
+    def become(self, other: VirtualTensor) -> None:
+        """Become a view of `other`, as ``tensor.data = other`` makes an ordinary tensor one."""
+        _set_metadata(self, other)
+        self.content, self.made_in = other.content, other.made_in
+
+    def follow_content(self) -> None:
+        """Take over the size and strides of the content, after they changed in place."""
+        inner = self.content
+        if inner.size() != self.size() or inner.stride() != self.stride():
+            _set_metadata(self, self.wrap(inner, self.device, self.made_in, self.owner))
+
+
+def _set_metadata(tensor: torch.Tensor, other: torch.Tensor) -> None:
+    with (
+        torch._C.DisableTorchFunction(),
+        _disable_current_modes(),
+        torch._C._DisableTorchDispatch(),
+    ):
+        tensor.data = other
 
 
 def content(tensor: torch.Tensor) -> torch.Tensor:

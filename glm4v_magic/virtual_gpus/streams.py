@@ -1,0 +1,102 @@
+"""Streams and events of virtual GPUs: all work is done at once, so that its order is kept."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Self
+
+import torch
+
+__all__ = ["VirtualEvent", "VirtualStream"]
+
+
+class VirtualStream:
+    """Takes the place of ``torch.cuda.Stream`` and ``torch.Stream``.
+
+    Operations run when they are called, whatever the stream: waiting is never needed.
+
+    Args:
+        device: the GPU; the current one by default.
+        priority: kept, and of no effect.
+    """
+
+    def __init__(
+        self, device: int | str | torch.device | None = None, priority: int = 0, **_: Any
+    ) -> None:
+        index = torch.cuda.current_device()
+        if isinstance(device, int):
+            index = device
+        elif device is not None and torch.device(device).index is not None:
+            index = torch.device(device).index
+        self.device = torch.device("cuda", index)
+        self.device_index = index
+        self.priority = priority
+        self.cuda_stream = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The work is done."""
+
+    def query(self) -> bool:
+        """Return True: all work is done."""
+        return True
+
+    def synchronize(self) -> None:
+        """Nothing is left to wait for."""
+
+    def wait_event(self, event: VirtualEvent) -> None:
+        """Nothing is left to wait for."""
+
+    def wait_stream(self, stream: VirtualStream) -> None:
+        """Nothing is left to wait for."""
+
+    def record_event(self, event: VirtualEvent | None = None) -> VirtualEvent:
+        """Record `event`, or a new one, and return it."""
+        event = event or VirtualEvent()
+        event.record(self)
+        return event
+
+
+class VirtualEvent:
+    """Takes the place of ``torch.cuda.Event`` and ``torch.Event``.
+
+    Args:
+        enable_timing: allow `elapsed_time`; the time is that of this computer.
+    """
+
+    def __init__(
+        self, *_: Any, enable_timing: bool = False, blocking: bool = False, **__: Any
+    ) -> None:
+        self._timing = enable_timing
+        self._recorded: float | None = None
+
+    def record(self, stream: VirtualStream | None = None) -> None:
+        """Note the time."""
+        self._recorded = time.perf_counter()
+
+    def wait(self, stream: VirtualStream | None = None) -> None:
+        """Nothing is left to wait for."""
+
+    def query(self) -> bool:
+        """Return True: all work is done."""
+        return True
+
+    def synchronize(self) -> None:
+        """Nothing is left to wait for."""
+
+    def elapsed_time(self, end_event: VirtualEvent) -> float:
+        """Return the milliseconds until `end_event` was recorded.
+
+        Raises:
+            ValueError: as CUDA does, unless both events were recorded, with ``enable_timing``.
+        """
+        if not (self._timing and end_event._timing):
+            raise ValueError(
+                "Both events must be created with argument 'enable_timing=True' before "
+                "calculating elapsed time."
+            )
+        if self._recorded is None or end_event._recorded is None:
+            raise ValueError("Both events must be recorded before calculating elapsed time.")
+        return (end_event._recorded - self._recorded) * 1000

@@ -1,0 +1,403 @@
+"""What PyTorch refuses on a GPU is refused, and what it allows works, with the data still there."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import GlmForCausalLM
+
+from glm4v_magic.core.errors import PlacementError
+from glm4v_magic.virtual_gpus import MetaTensorError, VirtualGPUs
+
+GPU = torch.device("cuda:0")
+
+
+def numbers(*shape: int, device: str = "cuda:0") -> torch.Tensor:
+    return torch.arange(1.0, 1 + torch.Size(shape).numel()).reshape(shape).to(device)
+
+
+Mixture = Callable[[torch.Tensor, torch.Tensor], object]
+# x has values, m is on meta
+MIXTURES: dict[str, Mixture] = {
+    "to a GPU": lambda x, m: m.to("cuda:0"),
+    "to the current GPU": lambda x, m: m.cuda(),
+    "there and back": lambda x, m: x.to("meta").to("cuda:0"),
+    "copy": lambda x, m: x.copy_(m),
+    "copy to a slice": lambda x, m: x.__setitem__(0, m[0]),
+    "data": lambda x, m: nn.Linear(2, 2, device="meta").to("cuda:0"),
+    "add": lambda x, m: x + m,
+    "add to meta": lambda x, m: m + x,
+    "add in place": lambda x, m: x.add_(m),
+    "add a scalar in place": lambda x, m: x.add_(m[0, 0]),
+    "multiply": lambda x, m: x * m[0, 0],
+    "matrix product": lambda x, m: x @ m,
+    "linear": lambda x, m: F.linear(x, m, m[0]),
+    "bias": lambda x, m: F.linear(x, x, m[0]),
+    "layer norm": lambda x, m: F.layer_norm(x, (2,), m[0], m[0]),
+    "index": lambda x, m: x[m[0].long()],
+    "index of meta": lambda x, m: m[x[0].long()],
+    "mask": lambda x, m: x[m > 0],
+    "index_put": lambda x, m: x.index_put_((x[0].long() - 1,), m[0, 0]),
+    "index_put index": lambda x, m: x.index_put_((m[0].long(),), x),
+    "index_add": lambda x, m: x.index_add_(0, m[0].long(), x),
+    "gather": lambda x, m: x.gather(0, m.long()),
+    "embedding": lambda x, m: F.embedding(m.long(), x),
+    "fill": lambda x, m: x.fill_(m[0, 0]),
+    "masked_fill": lambda x, m: x.masked_fill(x > 0, m[0, 0]),
+    "masked_scatter": lambda x, m: x.masked_scatter(m > 0, x),
+    "where": lambda x, m: torch.where(x > 0, x, m[0, 0]),
+    "where mask": lambda x, m: torch.where(m > 0, x, x),
+    "cat": lambda x, m: torch.cat([x, m]),
+    "stack": lambda x, m: torch.stack([m, x]),
+    "out": lambda x, m: torch.add(m, m, out=x),
+    "attention": lambda x, m: F.scaled_dot_product_attention(x[None], m[None], m[None]),
+}
+
+
+@pytest.mark.parametrize("on_mismatch", ["raise", "collect"])
+@pytest.mark.parametrize("values", ["real", "none"])
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_meta_tensors_never_meet_values(mixture: str, values: Any, on_mismatch: Any) -> None:
+    with VirtualGPUs("2x1GiB", values=values, on_mismatch=on_mismatch) as gpus:
+        x, m = numbers(2, 2), torch.ones(2, 2, device="meta")
+        with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor; no data!"):
+            MIXTURES[mixture](x, m)
+        assert x.tolist() == [[1, 2], [3, 4]]
+        assert len(gpus.problems) == 1
+
+
+def test_what_meta_tensors_are_for() -> None:
+    with VirtualGPUs("2x1GiB"):
+        x, m = numbers(2, 2), torch.ones(2, 2, device="meta")
+        assert x.to("meta").device == m.copy_(x).device == torch.device("meta")
+        assert (m + torch.tensor(1.0)).device == m[torch.tensor([0])].device == m.device
+        assert torch.ones_like(m, device="cuda:1").tolist() == [[1, 1], [1, 1]]
+        layer = nn.Linear(2, 2, device="meta").to_empty(device="cuda:1")
+        assert layer.weight.device == torch.device("cuda:1")
+        layer.load_state_dict({"weight": torch.ones(2, 2), "bias": torch.ones(2)})
+        assert layer(torch.ones(1, 2, device="cuda:1")).tolist() == [[3, 3]]
+
+
+def test_only_models_without_values_lose_their_data() -> None:
+    with VirtualGPUs("2x1GiB") as gpus, pytest.raises(PlacementError, match="no real values"):
+        gpus.without_data(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("current", [0, 1])
+def test_a_device_without_index_is_the_current_one(current: int) -> None:
+    bare = torch.device("cuda")
+    ways: list[Callable[[torch.Tensor], torch.Tensor]] = [
+        lambda x: x.to("cuda"), lambda x: x.to(bare), lambda x: x.to(device=bare),
+        lambda x: x.to("cuda", torch.float32), lambda x: x.cuda(), lambda x: x.cuda(bare),
+        lambda x: torch.tensor([1.0, 2.0], device=bare), lambda x: x.clone().to("cuda"),
+        lambda x: torch.as_tensor([1.0, 2.0], device=bare),
+        lambda x: torch.as_tensor(x, device="cuda"), lambda x: x.new_tensor([1, 2], device=bare),
+        lambda x: nn.ParameterList([nn.Parameter(x)]).to("cuda")[0],
+        lambda x: nn.ParameterList([nn.Parameter(x)]).to(bare)[0],
+        lambda x: nn.ParameterList([nn.Parameter(x)]).cuda()[0],
+    ]  # fmt: skip
+    with VirtualGPUs("2x1GiB"):
+        torch.cuda.set_device(current)
+        for number, way in enumerate(ways):
+            tensor = way(torch.tensor([1.0, 2.0]))
+            assert tensor.device == torch.device("cuda", current), number
+            assert tensor.tolist() == [1, 2], number
+        assert numbers(2, device=f"cuda:{1 - current}").to("cuda").device.index == current
+
+
+InPlace = Callable[[torch.Tensor], Any]
+IN_PLACE: dict[str, InPlace] = {
+    "unsqueeze_": lambda x: x.unsqueeze_(1),
+    "squeeze_": lambda x: x.unsqueeze_(0).squeeze_(),
+    "squeeze_ dim": lambda x: x.unsqueeze_(0).squeeze_(0),
+    "t_": lambda x: x.t_(),
+    "transpose_": lambda x: x.transpose_(0, 1),
+    "swapaxes_": lambda x: x.swapaxes_(0, 1),
+    "resize_ smaller": lambda x: x.resize_(2, 2),
+    "resize_ larger": lambda x: x.resize_(4, 4).fill_(1),
+    "as_strided_": lambda x: x.as_strided_((2, 2), (1, 2)),
+    "set_": lambda x: x.set_(torch.ones(7, device=x.device)),
+    "out": lambda x: torch.add(x, 1, out=x),
+    "out of nothing": lambda x: torch.add(x, 1, out=torch.empty(0, device=x.device)),
+    "vector times matrix": lambda x: x[0] @ x.T,
+    "quantile": lambda x: x.quantile(0.3),
+    "stft": lambda x: torch.stft(
+        x.flatten(), 4, window=torch.ones(4, device=x.device), return_complex=True
+    ),
+    "data": lambda x: setattr(x, "data", x.data * 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", IN_PLACE)
+def test_shapes_changed_in_place(change: str) -> None:
+    expected = numbers(2, 3, device="cpu")
+    wanted = IN_PLACE[change](expected)
+    with VirtualGPUs("1x1GiB"):
+        x = numbers(2, 3)
+        found = IN_PLACE[change](x)
+        for one, other in ((x, expected), (found, wanted)):
+            if isinstance(one, torch.Tensor):
+                assert (one.device, one.shape, one.stride()) == (GPU, other.shape, other.stride())
+                assert one.tolist() == other.tolist()
+                assert (one * 2).tolist() == (other * 2).tolist()
+
+
+def test_a_view_keeps_its_base_through_a_change_of_shape() -> None:
+    with VirtualGPUs("1x1GiB"):
+        x = numbers(2, 3)
+        row = x[0]
+        row.unsqueeze_(0).fill_(7)
+        assert x.tolist() == [[7, 7, 7], [4, 5, 6]]
+
+
+def test_a_tensor_that_grows_in_place_takes_memory() -> None:
+    with VirtualGPUs([4000]) as gpus:
+        x = torch.zeros(10, device="cuda")
+        x.resize_(500)
+        assert gpus.live_bytes == (2000,)
+        with pytest.raises(torch.OutOfMemoryError):
+            x.resize_(2000)
+        del x
+        assert gpus.live_bytes == (0,)
+
+
+def test_data_moves_a_tensor() -> None:
+    with VirtualGPUs("2x1GiB") as gpus:
+        layer = nn.Linear(2, 2)
+        weight, expected = layer.weight, layer.weight.tolist()
+        for device in ("cuda:1", "cuda:0", "cpu"):
+            layer.weight.data = layer.weight.data.to(device)
+            assert layer.weight is weight
+            assert isinstance(weight, nn.Parameter)
+            assert weight.requires_grad
+            assert (str(weight.device), weight.tolist()) == (device, expected)
+        assert gpus.live_bytes == (0, 0)
+
+
+def test_generators_belong_to_a_kind_of_device() -> None:
+    with VirtualGPUs("2x1GiB"):
+        generator = torch.Generator("cuda")
+        assert isinstance(generator, torch.Generator)
+        assert isinstance(torch.default_generator, torch.Generator)
+        assert generator.device == GPU
+        assert torch.Generator(device="cuda:1").device.index == 1
+        assert torch.Generator().device == torch.device("cpu")
+        ones, of_cpu = torch.ones(2, device="cuda:0"), torch.Generator()
+        refused: list[Callable[[], object]] = [
+            lambda: torch.rand(2, device="cuda:0", generator=of_cpu),
+            lambda: ones.normal_(generator=of_cpu),
+            lambda: torch.multinomial(ones, 1, generator=of_cpu),
+            lambda: torch.bernoulli(ones, generator=of_cpu),
+        ]  # fmt: skip
+        for use in refused:
+            with pytest.raises(RuntimeError, match="Expected a 'cuda' device type for generator"):
+                use()
+        for use in (
+            lambda: torch.rand(2, generator=generator),
+            lambda: torch.randperm(3, generator=generator),
+            lambda: torch.zeros(2).uniform_(generator=generator),
+        ):
+            with pytest.raises(RuntimeError, match="Expected a 'cpu' device type for generator"):
+                use()
+        generator.manual_seed(5)
+        state = generator.get_state()
+        first = torch.randn(3, device="cuda:1", generator=generator)
+        generator.set_state(state)
+        assert torch.randn(3, device="cuda:0", generator=generator).tolist() == first.tolist()
+        same = generator.clone_state()
+        assert (same.device, same.initial_seed()) == (GPU, 5)
+    assert type(torch.Generator()).__name__ == "Generator"
+
+
+def test_seeds_and_random_states() -> None:
+    with VirtualGPUs("2x1GiB"):
+        torch.cuda.manual_seed_all(3)
+        state = torch.cuda.get_rng_state()
+        first = torch.rand(3, device="cuda:1").tolist()
+        torch.cuda.set_rng_state(state)
+        assert torch.rand(3, device="cuda:0").tolist() == first
+        torch.cuda.manual_seed(3)
+        assert torch.rand(3, device="cuda:0").tolist() == first
+        with torch.random.fork_rng(devices=[0]):
+            torch.rand(1, device="cuda:0")
+
+
+def test_streams_and_events_keep_the_order() -> None:
+    with VirtualGPUs("2x1GiB"):
+        stream = torch.cuda.Stream(device=1, priority=-1)
+        assert stream.device == torch.device("cuda:1")
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        x = numbers(2)
+        start.record()
+        with torch.cuda.stream(stream):
+            stream.wait_stream(torch.cuda.current_stream())
+            y = x.to("cuda:1", non_blocking=True)
+            y.add_(1)
+            y.record_stream(stream)
+        time.sleep(0.002)
+        end.record(stream)
+        torch.cuda.current_stream().wait_event(end)
+        end.synchronize()
+        assert end.query()
+        assert stream.query()
+        assert y.tolist() == [2, 3]
+        assert start.elapsed_time(end) >= 2
+        with pytest.raises(ValueError, match="enable_timing=True"):
+            torch.cuda.Event().elapsed_time(end)
+        with pytest.raises(ValueError, match="must be recorded"):
+            start.elapsed_time(torch.cuda.Event(enable_timing=True))
+        with torch.Stream("cuda:1") as generic:
+            assert generic.record_event().query()
+        torch.cuda.default_stream().synchronize()
+
+
+def test_pinned_memory() -> None:
+    with VirtualGPUs("1x1GiB"):
+        x = torch.ones(2)
+        assert not x.is_pinned()
+        for pinned in (x.pin_memory(), torch.ones(2, pin_memory=True)):
+            assert pinned.is_pinned()
+            assert pinned[:1].is_pinned()
+            assert pinned.pin_memory() is pinned
+            assert pinned.to("cuda", non_blocking=True).tolist() == [1, 1]
+        assert not x.cuda().is_pinned()
+        with pytest.raises(RuntimeError, match="only dense CPU tensors can be pinned"):
+            x.cuda().pin_memory()
+
+
+def saved(value: object) -> io.BytesIO:
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return file
+
+
+@pytest.mark.parametrize("weights_only", [True, False])
+def test_files_are_loaded_to_any_gpu(weights_only: bool) -> None:
+    x = torch.arange(4.0)
+    file = saved({"a": x, "half": x[2:], "nested": [nn.Parameter(x.bfloat16())]})
+    for place, device in (
+        ("cuda:1", "cuda:1"), (torch.device("cuda"), "cuda:0"), ({"cpu": "cuda:1"}, "cuda:1"),
+        (lambda storage, location: storage, "cpu"), ("cpu", "cpu"), (None, "cpu"),
+    ):  # fmt: skip
+        file.seek(0)
+        with VirtualGPUs("2x1GiB") as gpus:
+            found = torch.load(file, map_location=place, weights_only=weights_only)
+            parameter = found["nested"][0]
+            assert isinstance(parameter, nn.Parameter)
+            assert {str(t.device) for t in (found["a"], found["half"], parameter)} == {device}
+            assert (found["half"].tolist(), parameter.tolist()) == ([2, 3], [0, 1, 2, 3])
+            found["half"].zero_()
+            assert found["a"].tolist() == [0, 1, 0, 0]
+            assert sum(gpus.live_bytes) == (24 if device != "cpu" else 0)
+    file.seek(0)
+    with VirtualGPUs("2x1GiB"), pytest.raises(PlacementError, match="no virtual GPU 5"):
+        torch.load(file, map_location="cuda:5")
+
+
+def test_files_say_on_which_gpu_their_tensors_were() -> None:
+    with VirtualGPUs("2x1GiB"):
+        x = numbers(4, device="cuda:1")
+        file = saved([x, x[1:], nn.Linear(2, 2).to("cuda:0").state_dict()])
+        again = torch.load(file)
+        assert [str(t.device) for t in (*again[:2], *again[2].values())] == [
+            "cuda:1", "cuda:1", "cuda:0", "cuda:0",
+        ]  # fmt: skip
+        assert again[1].tolist() == [2, 3, 4]
+        file.seek(0)
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="deserialize object on a CUDA device"):
+            torch.load(file)
+    file.seek(0)
+    assert torch.load(file, map_location="cpu")[0].tolist() == [1, 2, 3, 4]
+
+
+def test_what_a_file_cannot_hold() -> None:
+    with VirtualGPUs("2x1GiB", values="none"):
+        x = torch.ones(1 << 17, device="cuda:0")
+        with pytest.raises(MetaTensorError, match="no data"):
+            saved(x)
+    old = io.BytesIO()
+    torch.save(torch.ones(2), old, _use_new_zipfile_serialization=False)
+    old.seek(0)
+    with VirtualGPUs("2x1GiB"), pytest.raises(NotImplementedError, match=r"before PyTorch 1\.6"):
+        torch.load(old, map_location="cuda:0")
+
+
+def test_a_model_is_saved_from_its_gpus(
+    glm: GlmForCausalLM, glm_folder: Path, tmp_path: Path
+) -> None:
+    layers = {f"model.layers.{i}": i % 2 for i in range(4)}
+    ends = dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"), 0)
+    with VirtualGPUs("2x64MiB"):
+        model = GlmForCausalLM.from_pretrained(glm_folder, device_map={**layers, **ends})
+        model.save_pretrained(tmp_path)
+    again = GlmForCausalLM.from_pretrained(tmp_path)
+    expected = glm.state_dict()
+    found = again.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_for_inference(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer, norm, x = nn.Linear(8, 8), nn.LayerNorm(8), torch.randn(1, 4, 8)
+    product = F.linear(x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
+    attended = F.scaled_dot_product_attention(product, product, product)
+    with VirtualGPUs("1x1GiB"), torch.no_grad():
+        layer, norm, x = layer.cuda(), norm.cuda(), x.cuda()
+        with torch.autocast("cuda", dtype=dtype):
+            assert layer(x).tolist() == product.tolist()
+            assert norm(x).dtype == torch.softmax(product.cuda(), -1).dtype == torch.float32
+            q = layer(x).float()
+            found = F.scaled_dot_product_attention(q, q, q)
+            assert found.dtype == dtype
+            assert found.tolist() == attended.tolist()
+            with torch.autocast("cuda", enabled=False):
+                assert layer(x).dtype == torch.float32
+        assert layer(x).dtype == torch.float32
+
+
+def test_programs_for_gpus_can_be_tried_unchanged() -> None:
+    def program() -> list[Any]:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.cuda.empty_cache()
+        torch.cuda.synchronize()
+        x = torch.ones(2, device=device)
+        return [
+            torch.cuda.device_count(), torch.cuda.current_device(), torch.cuda.get_device_name(),
+            torch.cuda.mem_get_info(1), torch.cuda.is_bf16_supported(),
+            torch.accelerator.is_available(), str(torch.accelerator.current_accelerator()),
+            torch.accelerator.device_count(), str(x.device), x.tolist(),
+        ]  # fmt: skip
+
+    before = torch.cuda.is_available(), torch.accelerator.is_available()
+    with VirtualGPUs("A100-2GiB+1GiB", available=True):
+        free = 1 << 30
+        assert program() == [
+            2, 0, "A100", (free, int(1.25 * free)), True, True, "cuda", 2, "cuda:0", [1, 1],
+        ]  # fmt: skip
+    assert (torch.cuda.is_available(), torch.accelerator.is_available()) == before
+    with VirtualGPUs("2x1GiB"):
+        assert (torch.cuda.is_available(), torch.accelerator.is_available()) == before
+
+
+def test_transformers_where_gpus_are_available(glm: GlmForCausalLM, glm_folder: Path) -> None:
+    options = {"max_new_tokens": 5, "do_sample": False}
+    ids = torch.tensor([[5, 6, 7]])
+    expected = glm.generate(ids, **options)
+    for extra in ({}, {"cache_implementation": "static"}, {"cache_implementation": "offloaded"}):
+        with VirtualGPUs("2x64MiB", available=True):
+            model = GlmForCausalLM.from_pretrained(glm_folder, device_map="auto")
+            model.generation_config = glm.generation_config
+            found = model.generate(ids.to(model.device), **options, **extra)
+            assert found.tolist() == expected.tolist()
