@@ -12,28 +12,32 @@ __all__ = ["DecodeClock"]
 class DecodeClock:
     """Measures the decode steps after the first, whoever calls the model.
 
-    A hook notes when each forward begins, which costs all sides the same. The time from the second
-    beginning to the last covers all that a step needs: the forward, choosing the token, and what is
-    done with it. It does not cover the prefill and what surrounds the call.
+    A hook notes when each step looks up the embedding of its token, which costs all sides the same.
+    The time from the first of them to the last covers all that a step needs: the forward, choosing
+    the token, and what is done with it. It does not cover the prefill and what surrounds the call.
 
     Args:
-        model: a torch module that `generate` calls once a step.
+        model: model whose embedding is called once a step.
         clock: returns seconds from an arbitrary start.
     """
 
     def __init__(self, model: Any, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
         self._begun: list[float] = []
-        model.register_forward_pre_hook(lambda *_: self._begun.append(clock()))
+        model.get_input_embeddings().register_forward_pre_hook(self._note)
+
+    def _note(self, _: Any, arguments: tuple[Any, ...]) -> None:
+        if arguments[0].shape[-1] == 1:  # the prompt has more
+            self._begun.append(self.clock())
 
     def time(self, call: Callable[[], object]) -> tuple[float, float]:
         """Make a call; return the seconds of all of it, and of its steps after the first."""
         self._begun.clear()
         start = self.clock()
         call()
-        return self.clock() - start, self._begun[-1] - self._begun[1]
+        return self.clock() - start, self._begun[-1] - self._begun[0]
 
     @property
     def steps(self) -> int:
         """Return the number of steps in the second figure of the latest call."""
-        return len(self._begun) - 2
+        return len(self._begun) - 1

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from glm4v_magic.core.conversation import Conversation
 
-__all__ = ["Encoded", "EncodedImage", "ModelInputs", "Processor"]
+__all__ = ["DecodeStep", "Encoded", "EncodedImage", "ModelInputs", "Processor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +150,23 @@ class Processor(Protocol):
         """
 
 
+class DecodeStep(Protocol):
+    """One decode step of B rows, with the logits of the model's forward."""
+
+    def __call__(
+        self, ids: Tensor, mask: Tensor | None, position_ids: Tensor, cache: Any
+    ) -> Tensor:
+        """Return the logits of the next token, (B, vocabulary), and add a column to the cache.
+
+        Args:
+            ids: (B, 1).
+            mask: 1 marks the columns of each row that are in use, the new one included, (B, W + 1);
+                ``None`` if all are.
+            position_ids: (..., B, 1).
+            cache: KV cache of W columns, at least one.
+        """
+
+
 class ModelInputs(Protocol):
     """Makes the arguments of a model's forward that depend on its family."""
 
@@ -169,3 +186,6 @@ class ModelInputs(Protocol):
         Args:
             features: visual tokens of each image in the ids of the call, in the order of rows.
         """
+
+    def decode_step(self) -> DecodeStep | None:
+        """Return a faster decode step of the model as it is now; ``None`` if there is none."""

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from glm4v_magic.checkpoints.encoding import DecodeStep
 from glm4v_magic.checkpoints.reading import forget_locals
 from glm4v_magic.engines.arranging import LEAST_SHARED, alike
 from glm4v_magic.engines.kv_block import KVBlock, joined, padded
@@ -126,7 +128,12 @@ class Waiting(Protocol):
 
 
 def decode(
-    model: Any, waiting: Waiting, at_once: int, kept: PrefixStore, vision: Vision
+    model: Any,
+    waiting: Waiting,
+    at_once: int,
+    kept: PrefixStore,
+    vision: Vision,
+    quick: Callable[[], DecodeStep | None] = lambda: None,
 ) -> Generator[dict[int, Chosen], None, None]:
     """Yield the next token of open rows, by row number, until all rows have ended.
 
@@ -141,8 +148,9 @@ def decode(
         kept: KV caches of earlier prompts; that of a row which is alone is added at the end,
             however it ends.
         vision: encodes images.
+        quick: returns a faster step than the model's forward, if there is one; called once.
     """
-    batch = _Batch(model, kept, vision)
+    batch = _Batch(model, kept, vision, quick)
     try:
         while True:
             while entrants := waiting.take(at_once - len(batch)):
@@ -191,8 +199,15 @@ class _Row:
 class _Batch:
     """The open rows and their KV cache, which is in several blocks until the next step."""
 
-    def __init__(self, model: Any, kept: PrefixStore, vision: Vision) -> None:
+    def __init__(
+        self,
+        model: Any,
+        kept: PrefixStore,
+        vision: Vision,
+        quick: Callable[[], DecodeStep | None],
+    ) -> None:
         self._model, self._kept, self._vision = model, kept, vision
+        self._quick = quick
         self._blocks: list[tuple[KVBlock, list[_Row]]] = []
         self._only: _Row | None = None
         self._left: set[int] = set()
@@ -313,8 +328,12 @@ class _Batch:
         """Run one decode step and choose the next token of each open row."""
         block, rows = self._joined()
         ids = torch.tensor([[row.said[-1]] for row in rows], device=block.device)
-        logits = block.step(ids, self._attempt)
+        logits = block.step(ids, self._attempt, self._decode_step)
         return self._chosen(rows, logits)
+
+    @cached_property
+    def _decode_step(self) -> DecodeStep | None:
+        return self._quick()
 
     def _joined(self) -> tuple[KVBlock, list[_Row]]:
         """Bring all open rows into one block, without those that have left."""

@@ -303,7 +303,8 @@ class LocalEngine:
 
     def _steps(self, intake: Intake, at_once: int) -> Iterator[dict[int, Chosen]]:
         """Decode rows; those that are limited to choices are scored between two steps."""
-        decoding = decode(self.model, intake, at_once, self.kept, self._vision)
+        quick = self._inputs.decode_step
+        decoding = decode(self.model, intake, at_once, self.kept, self._vision, quick)
         with contextlib.closing(decoding):
             yield from self._choices(intake)
             for latest in decoding:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from glm4v_magic.checkpoints.encoding import Encoded, EncodedImage
+from glm4v_magic.checkpoints.encoding import DecodeStep, Encoded, EncodedImage
+from glm4v_magic.checkpoints.glm4v_9b.text_step import text_step
 
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints.glm4v_9b.modeling import Glm4v9bForConditionalGeneration
@@ -42,3 +43,7 @@ class Glm4v9bInputs:
     def arguments(self, features: Sequence[Tensor]) -> dict[str, Any]:
         """Return the visual tokens of all images, (images, V, H)."""
         return {"image_features": torch.stack(list(features))}
+
+    def decode_step(self) -> DecodeStep | None:
+        """Return the step of `text_step`; ``None`` for a model that is split or changed."""
+        return text_step(self._model)

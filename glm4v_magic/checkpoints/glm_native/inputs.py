@@ -70,6 +70,9 @@ class NativeInputs:
         output = BaseModelOutputWithPooling(pooler_output=tuple(features))
         return {"mm_encoder_outputs": {"image": output}}
 
+    def decode_step(self) -> None:
+        """Return none: transformers' own forward computes each step."""
+
 
 def _grids(images: Sequence[EncodedImage]) -> Tensor | None:
     return torch.tensor([image.grid for image in images]) if images else None
