@@ -7,6 +7,7 @@ equals the answer of the plain CPU, bit by bit.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from glm4v_magic.core.model_shape import ModuleTree
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
 Map = dict[str, int | str]
@@ -76,3 +78,59 @@ def random_map(leaves: Sequence[str], seed: int) -> tuple[Map, int]:
     rng = random.Random(seed)
     places = rng.randint(2, 8)
     return {leaf: rng.randrange(places) for leaf in leaves}, places
+
+
+MIXED_SAMPLE = 2  # of the maps that name single weights, for each type of model
+
+
+def mixed_map(tree: ModuleTree, seed: int) -> tuple[Map, int]:
+    """Modules and single weights, each on a GPU of its own choice: every weight is covered.
+
+    Half of the leaves are named weight by weight, and some of everything is on the CPU of every
+    third map.
+    """
+    rng = random.Random(seed)
+    places = rng.randint(2, 5)
+    choices: list[int | str] = [*range(places), *(["cpu"] if seed % 3 == 0 else [])]
+    inside: dict[str, dict[str, None]] = {}
+    for tensor in tree.tensors:
+        names = ["", *itertools.accumulate(tensor.split("."), "{}.{}".format)]
+        for outer, inner in itertools.pairwise(names):
+            inside.setdefault(outer, {})[inner] = None
+    chosen: Map = {}
+
+    def choose(name: str) -> None:
+        is_leaf = not any(inner in inside for inner in inside.get(name, ()))
+        is_named = rng.random() < (0.5 if is_leaf else 0.03 * name.count(".") ** 2)
+        if name not in inside or (name in tree.modules and is_named):
+            chosen[name] = rng.choice(choices)
+            return
+        for inner in inside[name]:
+            choose(inner)
+
+    choose("")
+    for name, first in tree.ties.items():
+        if name in chosen and first in chosen:
+            chosen[name] = chosen[first]
+    return chosen, places
+
+
+def spoilt(device_map: Map, seed: int) -> Map:
+    """A map with something wrong in it, of one kind or another."""
+    rng = random.Random(seed)
+    name = rng.choice(list(device_map))
+    changed = dict(device_map)
+    kind = seed % 6
+    if kind == 0:
+        del changed[name]
+    elif kind == 1:
+        changed[name] = 99
+    elif kind == 2:
+        changed[f"{name}.nothing"] = 0
+    elif kind == 3:
+        changed[name] = "disk"
+    elif kind == 4:
+        changed[name] = "gpu"
+    else:
+        changed["model"] = 1 - int(changed[name] == 1)
+    return changed

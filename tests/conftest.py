@@ -23,6 +23,7 @@ SLOW = {
     "checkpoints/test_glm4v_9b_model.py": "compiles a model",
     "core/test_options_table.py": "tries every value of every option",
     "dispatch/test_activity.py": "many models and maps",
+    "dispatch/test_any_map.py": "many device maps of several models",
     "dispatch/test_any_split.py": "many device maps of one model",
     "dispatch/test_any_split_glm4v.py": "many device maps of one model",
     "dispatch/test_dispatch.py": "many device maps",

@@ -8,7 +8,9 @@ themselves, those of transformers get a light hook of ours.
 
 A map may also split a layer. GLM-4V-9B's own code brings the operands of its arithmetic together;
 transformers' does not. There the layer gets one device for its own arithmetic, and its parts on
-other devices return their results to it.
+other devices return their results to it. Where even the weights of one module are apart, such as
+the weight and the bias of a linear layer, it computes where most of them are, and the rest visit it
+while it does.
 
 Modules on the ``cpu`` of a map that also names GPUs are offloaded: their weights stay in host
 memory and are copied to a GPU whenever they run.
@@ -20,7 +22,7 @@ import inspect
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -75,6 +77,7 @@ class _Part:
         weights_on: device that its weights stay on.
         runs_on: device that it computes on; differs from `weights_on` if it is offloaded.
         is_cut: whether the device is only that of its own arithmetic, not of all its weights.
+        visiting: weights that a cut module reads and that are elsewhere, and the device of each.
         returns: whether its result goes back to the device of its input.
     """
 
@@ -84,6 +87,7 @@ class _Part:
     runs_on: torch.device
     is_cut: bool = False
     returns: bool = False
+    visiting: Mapping[str, torch.device] = field(default_factory=dict)
 
     @property
     def is_offloaded(self) -> bool:
@@ -117,6 +121,9 @@ def dispatch(
             hook = AlignDevicesHook(part.runs_on, io_same_device=part.returns, skip_keys=keys)
             add_hook_to_module(part.module, hook, append=True)
             inbound.append(part.name)
+        if part.visiting:
+            hook = _VisitHook(part.visiting, part.runs_on)
+            add_hook_to_module(part.module, hook, append=True)
         previous = part
     target.place_own_weights()
     if target.has_several_devices:
@@ -183,12 +190,29 @@ class _Target:
             ((weights_on, runs_on),) = sizes
             yield _Part(name, module, weights_on, runs_on, returns=returns)
             return
-        if is_called and sizes and not self.aligns_itself and not self._has_layers(module):
-            (_, largest), *_ = max(sizes.items(), key=lambda item: item[1])
-            yield _Part(name, module, largest, largest, is_cut=True, returns=returns)
-            returns = True
-        for child_name, child in module.named_children():
+        children = list(module.named_children())
+        if is_called and sizes and self._is_cut(module):
+            ((_, largest), _), *_ = sizes.most_common(1)
+            visiting = dict(self._apart(name, module, largest))
+            yield _Part(name, module, largest, largest, True, returns, visiting)
+            returns, children = True, [each for each in children if not _is_only_read(each[1])]
+        for child_name, child in children:
             yield from self._parts(f"{name}.{child_name}".lstrip("."), child, returns)
+
+    def _is_cut(self, module: nn.Module) -> bool:
+        """Tell whether a module on several devices needs one for its own arithmetic."""
+        if self.aligns_itself and next(module.children(), None) is not None:
+            return False
+        return not self._has_layers(module)
+
+    def _apart(
+        self, name: str, module: nn.Module, device: torch.device
+    ) -> Iterator[tuple[str, torch.device]]:
+        """Yield the weights that the module's code reads and `device` lacks, and their devices."""
+        for inner in _read_by(module):
+            weights_on, _ = self._place(f"{name}.{inner}".lstrip("."))
+            if weights_on != device:
+                yield inner, weights_on
 
     def _sizes(self, name: str, module: nn.Module) -> Counter[tuple[torch.device, torch.device]]:
         """Return the bytes of a module's weights by (device of weights, device of execution)."""
@@ -238,8 +262,8 @@ class _Target:
     def place_own_weights(self) -> None:
         """Move weights that belong directly to a module whose parts are on several devices.
 
-        The module's code must move them where they are used; if it does not, they stay on the
-        device that it computes on.
+        Where the module's code does not move them to their use, they visit it, and that hook has
+        placed them.
         """
         for name, module in self.model.named_modules():
             own = [inner for inner, _ in _tensors(module, recurse=False)]
@@ -248,6 +272,46 @@ class _Target:
                 for inner in own:
                     path = f"{name}.{inner}".lstrip(".")
                     _move_weight(self.model, path, self._place(path)[0])
+
+
+class _VisitHook(ModelHook):
+    """Brings the weights that a module reads from other devices while it runs.
+
+    Args:
+        visiting: names of the weights that are elsewhere, and where each of them stays.
+        device: device that the module computes on.
+    """
+
+    def __init__(self, visiting: Mapping[str, torch.device], device: torch.device) -> None:
+        self._visiting = visiting
+        self._device = device
+        self._at_home: dict[str, torch.Tensor] = {}
+
+    def init_hook(self, module: nn.Module) -> nn.Module:
+        # Whenever a hook is added, accelerate's own moves all weights of the module to itself.
+        for name, device in self._visiting.items():
+            _move_weight(module, name, device)
+        self._at_home = {name: _tensor(module, name) for name in self._visiting}
+        return module
+
+    def pre_forward(
+        self, module: nn.Module, *args: Any, **kwargs: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        for name, tensor in self._at_home.items():
+            _set_tensor(module, name, tensor.detach().to(self._device))
+        return args, kwargs
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        self._leave(module)
+        return output
+
+    def detach_hook(self, module: nn.Module) -> nn.Module:
+        self._leave(module)  # after a forward that failed
+        return module
+
+    def _leave(self, module: nn.Module) -> None:
+        for name, tensor in self._at_home.items():
+            _set_tensor(module, name, tensor)
 
 
 class _ShareHook(ModelHook):
@@ -276,7 +340,7 @@ def _home(model: nn.Module, runs: Mapping[str, Place]) -> torch.device:
     get_embedding: Any = getattr(model, "get_input_embeddings", None)
     embedding = get_embedding() if get_embedding else None
     name = next((name for name, module in model.named_modules() if module is embedding), "")
-    place = place_of(runs, name)
+    place = place_of(runs, f"{name}.weight")
     if place is None or place == "cpu":
         place = next((place for place in runs.values() if place != "cpu"), "cpu")
     return _device(place)
@@ -289,6 +353,8 @@ def _device(place: Place) -> torch.device:
 def _place_weights(part: _Part, keys: list[str]) -> bool:
     """Move a part's weights; returns whether the part itself got a hook that loads them."""
     if part.is_cut:
+        for name in _read_by(part.module):
+            _move_weight(part.module, name, part.visiting.get(name, part.weights_on))
         return False
     if not part.is_offloaded:
         if any(tensor.device != part.weights_on for _, tensor in _tensors(part.module)):
@@ -333,13 +399,46 @@ def _tensors(module: nn.Module, recurse: bool = True) -> Iterator[tuple[str, tor
     yield from module.named_buffers(recurse=recurse)
 
 
-def _move_weight(model: nn.Module, name: str, device: torch.device) -> None:
+def _is_only_read(module: nn.Module) -> bool:
+    """Tell whether the module around it reads its weights without a call.
+
+    The convolution of transformers' linear attention.
+    """
+    return isinstance(module, nn.Conv1d)
+
+
+def _read_by(module: nn.Module) -> Iterator[str]:
+    """Yield the names of the weights that a module's own code reads."""
+    yield from (name for name, _ in _tensors(module, recurse=False))
+    for child_name, child in module.named_children():
+        if _is_only_read(child):
+            yield from (f"{child_name}.{name}" for name, _ in _tensors(child))
+
+
+def _tensor(module: nn.Module, name: str) -> torch.Tensor:
     owner_name, _, attribute = name.rpartition(".")
-    owner = model.get_submodule(owner_name)
+    owner = module.get_submodule(owner_name)
+    return (
+        owner.get_buffer(attribute)
+        if attribute in owner._buffers
+        else owner.get_parameter(attribute)
+    )
+
+
+def _move_weight(model: nn.Module, name: str, device: torch.device) -> None:
+    tensor = _tensor(model, name)
+    if tensor.device != device:
+        _set_tensor(model, name, tensor.detach().to(device))
+
+
+def _set_tensor(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Replace a parameter or buffer; the former stays a parameter."""
+    owner_name, _, attribute = name.rpartition(".")
+    owner = module.get_submodule(owner_name)
     if attribute in owner._buffers:
-        setattr(owner, attribute, owner.get_buffer(attribute).to(device))
-        return
-    parameter = owner.get_parameter(attribute)
-    if parameter.device != device:
-        moved = nn.Parameter(parameter.detach().to(device), parameter.requires_grad)
-        setattr(owner, attribute, moved)
+        owner._buffers[attribute] = tensor
+    elif isinstance(tensor, nn.Parameter):
+        owner._parameters[attribute] = tensor
+    else:
+        trained = owner.get_parameter(attribute).requires_grad
+        owner._parameters[attribute] = nn.Parameter(tensor, trained)

@@ -203,7 +203,7 @@ def _placement(
     # the embedding.
     visited: Place = next((place for place in weights.values() if place != "cpu"), "cpu")
     if wanted is not None:
-        home = place_of(weights, _embedding(model))
+        home = place_of(weights, f"{_embedding(model)}.weight")
         visited = visited if home is None or home == "cpu" else home
     execution = {name: visited if place == "cpu" else place for name, place in weights.items()}
     return _Placement("auto" if wanted is None else "map", weights, execution)

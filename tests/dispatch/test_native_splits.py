@@ -101,7 +101,7 @@ def leaves(checkpoint):
     "seed",
     [pytest.param(s, marks=[pytest.mark.nightly] if s >= SAMPLE else []) for s in range(60)],
 )
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "glm5_next"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_any_split_of_modules(native, references, kind, seed):
     checkpoint, rng = resolve(native(kind)), random.Random(seed)
     gpus = rng.randint(2, 5)
