@@ -10,7 +10,8 @@ A template is that of `str.format`, and its fields are the names of the values::
 
 A value is a number or a text, another remark, or several remarks: ``{ways}`` makes of those
 "a, b or c", ``{ways:numbered}`` "(1) a; (2) b; (3) c". Where front ends differ only in how an
-option is written, the template is in `COMMON`, and ``{option:offload}`` is each one's own spelling.
+option is written or what is restarted, the template is in `COMMON`: ``{option:offload}`` is each
+one's own spelling, and ``{process}`` is "the kernel", "Python" or "the server".
 
 The words for Python are here, and not in a room further up: every room can be used from Python
 alone, so this is what `str` of an error says wherever it was raised, and no front end has to be
@@ -34,10 +35,12 @@ class Words:
         templates: code -> template; `COMMON` has those that it does not have.
         spelled: writes an option, by name and value, as it is given there; the value is empty for
             an option that is only turned on.
+        process: name of the process that a user of this front end restarts.
     """
 
     templates: Mapping[str, str]
     spelled: Callable[[str, str], str]
+    process: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ def worded(text: Text, words: Words) -> str:
         return " ".join(filter(None, (worded(part, words) for part in text)))
     template = words.templates.get(text.code) or COMMON.get(text.code, "")
     values = {name: _said(value, words) for name, value in text.values.items()}
-    return template.format_map({**values, "option": _Option(words)})
+    return template.format_map({**values, "option": _Option(words), "process": words.process})
 
 
 def _said(value: object, words: Words) -> object:
@@ -176,6 +179,17 @@ COMMON: Mapping[str, str] = {
     "kernels_missing": (
         "Install it with: pip install kernels; or restore the weights ({option:dtype=bfloat16})."
     ),
+    "install": "Run {command}, then restart {process}.",
+    "install_if_older": "If it is older: {command}, then restart {process}.",
+    "install_torch_again": "Install torch again, then restart {process}.",
+    "install_other_torch": "Install a build of torch for {fitting}, then restart {process}.",
+    "replaced_meanwhile": "It was replaced while {process} was running.",
+    "restart": "Restart {process}.",
+    "restart_and_look": "Restart {process}; then run nvidia-smi.",
+    "stop_in_another_way": "Interrupt from the toolbar; or: {command}, then restart {process}.",
+    "unset_visible": "Unset it and restart {process}.",
+    "set_and_restart": "Set {setting} and restart {process}.",
+    "free_disk": ("Free space, or set HF_HOME to a folder on another disk and restart {process}."),
     "not_of_a_server": "Only served_model and timeout go with an address.",
     "port_not_usable": "Choose another port; 0 is any free one.",
     "ways_out": "Ways out: {ways:numbered}.",
@@ -254,5 +268,5 @@ _IN_PYTHON = {
     ),
 }
 
-PYTHON = Words(_IN_PYTHON, _as_keyword)
+PYTHON = Words(_IN_PYTHON, _as_keyword, "Python")
 """Words for callers of the package from Python."""

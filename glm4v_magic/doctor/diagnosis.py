@@ -58,23 +58,24 @@ def _cuda(facts: Facts) -> Finding:
     if torch.usable:
         return Finding("CUDA", "ok", f"torch is built for {torch.built_for or 'another platform'}")
     if torch.built_for is None:
-        step = "Install torch again, then restart the kernel."
+        step = remark("install_torch_again")
         return Finding("CUDA", "fail", "torch cannot be imported", torch.problem, step)
     newest = None if driver is None else driver.cuda
     fitting = "your driver" if newest is None else "CUDA {}.{} or older".format(*newest)
     if not torch.built_for:
         found = "torch is built without CUDA"
-        step = f"Install a build of torch for {fitting}, then restart the kernel."
-        return Finding("CUDA", "fail", found, torch.problem or "The GPUs are of no use.", step)
+        why = torch.problem or "The GPUs are of no use."
+        step = remark("install_other_torch", fitting=fitting)
+        return Finding("CUDA", "fail", found, why, step)
     found = f"torch is built for {torch.built_for}, and CUDA does not start"
     # Within a major version of CUDA any driver will do (CUDA compatibility guide, "minor version
     # compatibility").
     if newest is not None and int(torch.built_for.partition(".")[0]) > newest[0]:
         why = "The driver runs up to CUDA {}.{}.".format(*newest)
-        step = f"Update the driver, or install a build of torch for {fitting}."
-        return Finding("CUDA", "fail", found, why, step)
+        update = f"Update the driver, or install a build of torch for {fitting}."
+        return Finding("CUDA", "fail", found, why, update)
     why = torch.problem or "Torch does not say why."
-    return Finding("CUDA", "fail", found, why, "Restart the kernel; then run nvidia-smi.")
+    return Finding("CUDA", "fail", found, why, remark("restart_and_look"))
 
 
 def _gpus(facts: Facts) -> Iterator[Finding]:
@@ -97,7 +98,7 @@ def _gpus(facts: Facts) -> Iterator[Finding]:
             "warn",
             "not certain",
             "The GPUs differ: CUDA numbers them by speed, the driver by bus.",
-            "Set CUDA_DEVICE_ORDER=PCI_BUS_ID and restart the kernel.",
+            remark("set_and_restart", setting="CUDA_DEVICE_ORDER=PCI_BUS_ID"),
         )
 
 
@@ -125,7 +126,7 @@ def _no_gpu(facts: Facts) -> Finding:
             "warn",
             "none",
             f"CUDA_VISIBLE_DEVICES is {facts.visible!r}, which shows no GPU.",
-            "Unset it and restart the kernel.",
+            remark("unset_visible"),
         )
     why = "The driver finds no GPU that this process may use."
     return Finding("GPUs", "warn", "none", why, "Run nvidia-smi.")
@@ -145,7 +146,7 @@ def _gpu(gpu: FoundGPU) -> Finding:
         taken = f", {readable_bytes(others)} in use by others" if others else ""
         return Finding(subject, "ok", found + taken)
     why = f"Other programs and the driver hold {readable_bytes(others)} of it."
-    step = "Look for other kernels and servers with nvidia-smi and stop those you do not need."
+    step = "Look for other processes with nvidia-smi and stop those you do not need."
     return Finding(subject, "warn", found, why, step)
 
 
@@ -202,7 +203,7 @@ def _disk(facts: Facts) -> Finding:
         "fail",
         found,
         f"{needed}{here}: {readable_bytes(short)} are short.",
-        "Free space, or set HF_HOME to a folder on another disk and restart the kernel.",
+        remark("free_disk"),
     )
 
 

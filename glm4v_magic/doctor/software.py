@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
+from glm4v_magic.core.remarks import remark
 from glm4v_magic.core.wording import counted
 from glm4v_magic.doctor.facts import Facts, Package
 from glm4v_magic.doctor.finding import Finding
@@ -17,13 +18,11 @@ _SHOWN = ("torch", "transformers", "accelerate", "ipywidgets", "ipykernel", "bit
 
 _BACKGROUND = {"torch": "the first multi-GPU fix for GLM-4V asked for >=2.3.1"}
 
-_RESTART = "then restart the kernel"
-
 _TRAPS = {
     ("ipykernel", "7.4.0"): (
         "This version hands a widget's clicks to the loop that is busy: a Stop button of a widget "
         "does nothing until the cell ends.",
-        f'Stop with the kernel\'s own button; or: pip install "ipykernel==7.3.0", {_RESTART}.',
+        remark("stop_in_another_way", command='pip install "ipykernel==7.3.0"'),
     )
 }
 """(package, version) -> problem and work-around."""
@@ -69,17 +68,17 @@ def _package(package: Package) -> Finding:
         if package.extra:
             why = f"Only the extra {package.extra!r} needs it."
             return Finding(name, "ok", "not installed", why, f"If you do: {command}.")
-        return Finding(name, "fail", "not installed", asked, f"Run {command}, {_RESTART}.")
+        return Finding(name, "fail", "not installed", asked, remark("install", command=command))
     suits = _suits(installed, package.required)
     if suits is None:
         why = f"{asked} This version cannot be compared with that."
-        return Finding(name, "warn", installed, why, f"If it is older: {command}, {_RESTART}.")
+        step = remark("install_if_older", command=command)
+        return Finding(name, "warn", installed, why, step)
     if not suits:
-        return Finding(name, "fail", installed, asked, f"Run {command}, {_RESTART}.")
+        return Finding(name, "fail", installed, asked, remark("install", command=command))
     if _differ(package.imported, installed):
         found = f"{installed} installed, {package.imported} imported"
-        why = "It was replaced while this kernel was running."
-        return Finding(name, "warn", found, why, "Restart the kernel.")
+        return Finding(name, "warn", found, remark("replaced_meanwhile"), remark("restart"))
     if (name, installed) in _TRAPS:
         return Finding(name, "warn", installed, *_TRAPS[name, installed])
     return Finding(name, "ok", installed, asked)

@@ -22,7 +22,7 @@ def grab() -> object:
         copied = ImageGrab.grabclipboard()
     except Exception as error:  # no display, no program that reads it, text that claims to be PNG
         raise ImageError(
-            f"The clipboard of the kernel's computer cannot be read: {reason(error)}.",
+            f"The clipboard of the computer that runs Python cannot be read: {reason(error)}.",
             "Upload the image, or give its path or URL.",
         ) from None
     if copied is None:

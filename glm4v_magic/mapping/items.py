@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -165,7 +165,9 @@ def items_of(
     return items
 
 
-def files_of(text: str, base: Path | None = None, page: int | None = None) -> Items:
+def files_of(
+    text: str, base: Path | None = None, page: int | None = None, names: Collection[str] = ()
+) -> Items:
     """Return the images in a folder or the files of a pattern, sorted so that 10.png follows 2.png.
 
     Each page of a PDF document is an image, and one document or page alone may be given, too.
@@ -175,6 +177,7 @@ def files_of(text: str, base: Path | None = None, page: int | None = None) -> It
         base: the folder of relative paths; the current one by default.
         page: page of each document that is an item; its reader then asks for that page. By default
             each page is an item.
+        names: variables that may have been meant instead.
 
     Raises:
         OptionError: if there is no such folder, or no such file.
@@ -196,8 +199,7 @@ def files_of(text: str, base: Path | None = None, page: int | None = None) -> It
                 f"The folder {shown} holds no images.", "An image is a file such as *.png or *.jpg."
             )
     elif place.suffix.lower() == SUFFIX and place.is_file():
-        values, names = _pages_of(text, count_pages(place, text), page)
-        return Items(text, values, names, kind="images")
+        return Items(text, *_pages_of(text, count_pages(place, text), page), kind="images")
     elif _is_page(text, folder):
         return Items(text, (text,), (_name_of_page(*name_and_page(text)),), kind="images")
     elif place.is_file():
@@ -205,11 +207,11 @@ def files_of(text: str, base: Path | None = None, page: int | None = None) -> It
     else:
         found = matches(text, folder)
         if not found:
-            raise _no_items(text, folder)
+            raise _no_items(text, folder, names)
     found.sort(key=natural)
     parts = [_rows_of(each, folder, page) for each in found]
-    values, names = (tuple(chain(*lists)) for lists in zip(*parts, strict=True))
-    return Items(text, values, names, kind="images")
+    values, labels = (tuple(chain(*lists)) for lists in zip(*parts, strict=True))
+    return Items(text, values, labels, kind="images")
 
 
 def _rows_of(file: str, folder: Path, page: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -247,13 +249,15 @@ def _listed(folder: Path, shown: str) -> list[str]:
         raise OptionError(f"The folder {shown} cannot be read: {reason(error)}.") from None
 
 
-def _no_items(text: str, folder: Path) -> OptionError:
+def _no_items(text: str, folder: Path, names: Collection[str]) -> OptionError:
     shown = one_line(text)
     parent = path_of(text, folder).parent
     if re.search(r"[*?]", text):
         return OptionError(f"{shown}: no file matches in {folder}.", suffixes_in(parent))
-    similar = did_you_mean(path_of(text, folder).name, entries(parent))
-    return OptionError(f"{shown}: neither a variable nor a folder.", similar or _ACCEPTED)
+    variables = [name for name in names if not name.startswith("_")]
+    similar = did_you_mean(path_of(text, folder).name, [*entries(parent), *variables])
+    nothing = "neither a variable nor a folder" if names else "no such folder"
+    return OptionError(f"{shown}: {nothing}.", similar or _ACCEPTED)
 
 
 def _of_dataframe(frame: Any, source: str, column: object) -> Items:

@@ -67,7 +67,7 @@ _IN_A_CELL = {
     "no_row_answered": "no row is answered. Run the cell again to go on.",
 }
 
-CELL = Words(_IN_A_CELL, as_typed)
+CELL = Words(_IN_A_CELL, as_typed, "the kernel")
 """See `core.remarks`."""
 
 

@@ -61,7 +61,7 @@ _OVER_HTTP = {
     ),
 }
 
-HTTP = Words(_OVER_HTTP, as_typed)
+HTTP = Words(_OVER_HTTP, as_typed, "the server")
 """See `core.remarks`."""
 
 

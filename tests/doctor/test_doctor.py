@@ -25,7 +25,7 @@ from driver_standin import Driver as Nvml
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.gpu_spec import parse_gpus
-from glm4v_magic.core.remarks import worded
+from glm4v_magic.core.remarks import PYTHON, Words, worded
 from glm4v_magic.doctor import Facts, Finding, diagnose, gather
 from glm4v_magic.doctor import facts as doctor_facts
 from glm4v_magic.doctor.facts import Disk, Hub, Package, TorchCuda
@@ -34,6 +34,7 @@ from glm4v_magic.hardware.gpus import FoundGPU
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.render.doctor import doctor_bundle, findings_json, findings_text
+from glm4v_magic.server.next_steps import HTTP
 
 GIB = 2**30
 ROOT = Path(__file__).parents[2]
@@ -298,6 +299,16 @@ def test_every_warning_says_why_and_what_next(scene: str) -> None:
         if finding.verdict != "ok":
             assert why(finding).endswith("."), finding
             assert next_step(finding).endswith("."), finding
+
+
+@pytest.mark.parametrize("words", [PYTHON, HTTP], ids=["Python", "HTTP"])
+@pytest.mark.parametrize("scene", SCENES)
+def test_only_a_cell_is_told_of_its_kernel(scene: str, words: Words) -> None:
+    for each in diagnose(SCENES[scene][0]):
+        if each.subject == "ipykernel":  # that is about kernels
+            continue
+        said = f"{each.found} {worded(each.reason, words)} {worded(each.next_step, words)}"
+        assert not re.search(r"\b(kernel|cell|notebook)s?\b", said), said
 
 
 @pytest.mark.parametrize("scene", SCENES)

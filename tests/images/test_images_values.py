@@ -378,8 +378,8 @@ class TestClipboard:
             ("echo 'Error: target image/png not available' >&2; exit 1",
              "The clipboard holds no image. Copy one first."),
             ("echo \"Error: Can't open display: :0\" >&2; exit 1",
-             "The clipboard of the kernel's computer cannot be read: ChildProcessError: xclip"),
-            ("echo text", "computer cannot be read: UnidentifiedImageError"),
+             "clipboard of the computer that runs Python cannot be read: ChildProcessError: xclip"),
+            ("echo text", "runs Python cannot be read: UnidentifiedImageError"),
         ],
     )  # fmt: skip
     def test_no_image(self, copied, script, said):

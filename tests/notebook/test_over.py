@@ -287,7 +287,7 @@ def test_an_interrupt_while_the_table_is_printed_loses_nothing(
     ("line", "text", "said"),
     [
         ("--over nothing", "What?", "neither a variable nor a folder"),
-        ("--over imaged", "What?", "imaged: neither a variable nor a folder"),
+        ("--over imaged", "What?", "imaged: neither a variable nor a folder. Did you mean images"),
         ("--over df.imag", "What?", "There is no column 'imag'. Did you mean image?"),
         ("--over df['n2']", "What?", "There is no column 'n2'"),
         ("--over images[9:]", "What?", "images[9:] is empty"),

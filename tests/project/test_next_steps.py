@@ -93,7 +93,7 @@ def template(front: str, code: str) -> str:
 def fields(text: str) -> set[str]:
     found = set()
     for _, name, spec, _ in Formatter().parse(text):
-        found |= {name} if name not in (None, "option") else set()
+        found |= {name} if name not in (None, "option", "process") else set()
         found |= fields(spec) if spec else set()
     return found
 
@@ -155,6 +155,22 @@ def test_an_option_is_spelled_as_one_gives_it():
 @pytest.mark.parametrize("code", sorted(VALUES))
 def test_every_value_is_told_somewhere(code):
     assert VALUES[code] == set().union(*(fields(template(front, code)) for front in FRONT_ENDS))
+
+
+@pytest.mark.parametrize("code", sorted(VALUES))
+def test_only_a_cell_has_a_kernel(code):
+    """Nobody else has cells, a notebook, or a kernel to restart."""
+    for front in FRONT_ENDS.keys() - {"cell"}:
+        assert not re.search(r"\b(kernel|cell|notebook)\b", said(front, code)), front
+
+
+def test_what_is_restarted_is_named_by_who_says_it():
+    again = Remark("install", {"command": "pip install torch"})
+    assert [worded(again, words) for words in FRONT_ENDS.values()] == [
+        "Run pip install torch, then restart the kernel.",
+        "Run pip install torch, then restart Python.",
+        "Run pip install torch, then restart the server.",
+    ]
 
 
 @pytest.mark.parametrize("code", sorted(VALUES))

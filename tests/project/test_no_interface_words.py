@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import tokenize
@@ -29,6 +30,15 @@ FRONT_PAGES = {
 }
 """Files that may name both."""
 
+SENTENCES = {
+    "core/options.py": "help of options that work otherwise in a notebook, and say so",
+    "doctor/software.py": "a known problem of the kernel's own package",
+}
+"""Files whose messages may speak of notebooks."""
+
+NOTEBOOK = re.compile(r"\b(?:kernel|cell|notebook)(?:s|'s)?\b", re.IGNORECASE)
+NO_NOTEBOOK = re.compile(r"pip install kernels|the package kernels|non-CPU kernel")
+"""Packages of that name, and a message of CUDA."""
 MAGIC = re.compile(r"%glm4v|%config|%load_ext")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 # Before Python 3.12 an f-string is a string like any other.
@@ -56,6 +66,28 @@ def interface_words(source: str, *, options: bool = True) -> list[str]:
 def test_no_magic_and_no_option_is_named(file):
     source = (PACKAGE / file).read_text(encoding="utf-8")
     assert interface_words(source, options=file not in COMMAND_LINES) == []
+
+
+def sentences(source: str) -> Iterator[str]:
+    """Strings of several words that are not documentation."""
+    tree = ast.parse(source)
+    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if is_text and id(node) not in documentation and " " in node.value.strip():
+            yield node.value
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file not in SENTENCES])
+def test_no_message_takes_a_notebook_for_granted(file):
+    source = (PACKAGE / file).read_text(encoding="utf-8")
+    found = [each for each in sentences(source) if NOTEBOOK.search(NO_NOTEBOOK.sub("", each))]
+    assert found == []
+
+
+@pytest.mark.parametrize("file", SENTENCES)
+def test_files_that_speak_of_notebooks_do(file):
+    assert any(map(NOTEBOOK.search, sentences((PACKAGE / file).read_text(encoding="utf-8"))))
 
 
 @pytest.mark.parametrize("file", [*COMMAND_LINES, *FRONT_PAGES])

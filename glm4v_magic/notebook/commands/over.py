@@ -180,7 +180,7 @@ def named_items(word: str, names: Mapping[str, Any], page: int | None = None) ->
     if written is not None:
         return items_of(written, word)
     try:
-        return files_of(word, page=page)
+        return files_of(word, page=page, names=names)
     except OptionError as error:
         error.hint = _begun(word) or error.hint
         raise
