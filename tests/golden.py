@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from glm4v_magic.core.conversation import Conversation, Message
+from glm4v_magic.core.placement import Place
 from glm4v_magic.images import SourcedImage
 
 FOLDER = Path(__file__).parent / "data" / "golden"
@@ -24,6 +25,20 @@ SINGLE_ROW = [
     "image_no_text",
     "unicode_text",
 ]
+
+_TEXT = "model.language_model."
+SPLIT: dict[str, Place] = {
+    "model.vision": 1,
+    f"{_TEXT}embed_tokens": 0,
+    f"{_TEXT}rotary_emb": 0,
+    f"{_TEXT}layers.0": 0,
+    f"{_TEXT}layers.1": 1,
+    f"{_TEXT}layers.2": 2,
+    f"{_TEXT}layers.3": 1,
+    f"{_TEXT}norm": 2,
+    "lm_head": 0,
+}
+"""Device map of `CHECKPOINT` whose hidden state goes through three GPUs and back."""
 
 
 def tensors(case: str) -> dict[str, Any]:

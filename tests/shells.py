@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +37,26 @@ def ipython_shell(folder):
             each._instance = before
     sys.modules["__main__"] = main
     sys.displayhook, sys.excepthook = hooks
+
+
+def fresh_shell(*lines):
+    """Run line magics in a Python of their own; returns its output and its imported modules."""
+    code = f"""
+import sys
+from traitlets.config import Config
+from IPython.core.interactiveshell import InteractiveShell
+config = Config()
+config.HistoryManager.enabled = False
+shell = InteractiveShell.instance(config=config)
+shell.run_line_magic("load_ext", "glm4v_magic")
+for line in {lines!r}:
+    shell.run_line_magic("glm4v", line)
+print("", *sys.modules, sep="\\n\\0")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shown, *modules = done.stdout.split("\n\0")
+    return shown, {name.strip() for name in modules}
 
 
 class InterruptingStream:

@@ -1,30 +1,31 @@
 """Contents of a checkpoint folder, from file headers alone: no weights are read.
 
-A safetensors file begins with eight bytes (the length of the header, little endian) and the
-header, JSON with each tensor's name, dtype, shape and offsets in the file. That is enough to
-find a missing, truncated or foreign shard before any memory is allocated.
-Source: the safetensors format description.
+The header of a safetensors file has the name, dtype and shape of each tensor, and the library
+checks that they account for the whole file. That is enough to find a missing, truncated or foreign
+shard before any memory is allocated.
 """
 
 from __future__ import annotations
 
+import json
 import math
-import struct
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
 
 from glm4v_magic.core.errors import CheckpointError
-from glm4v_magic.core.wording import printable
+from glm4v_magic.images.messages import one_line
 from glm4v_magic.outside import checked, json_object, text_of
 
 __all__ = ["DTYPES", "TensorInfo", "read_json", "read_tensor_infos"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 DTYPES = {
     "BOOL": ("bool", 1),
@@ -77,30 +78,6 @@ class _Index(BaseModel):
         dict[str, Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=200)]],
         Field(min_length=1),
     ]
-
-
-class _Entry(BaseModel):
-    """What a safetensors header says of one tensor."""
-
-    model_config = ConfigDict(strict=True)
-
-    dtype: str
-    shape: list[NonNegativeInt]
-    data_offsets: Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]
-
-    @model_validator(mode="after")
-    def _adds_up(self) -> _Entry:
-        if self.nbytes < 0:
-            raise ValueError("it ends before it begins")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"torch has no dtype {printable(self.dtype)!r}")
-        if self.nbytes != math.prod(self.shape) * DTYPES[self.dtype][1]:
-            raise ValueError("its bytes are not those of its shape and dtype")
-        return self
-
-    @property
-    def nbytes(self) -> int:
-        return self.data_offsets[1] - self.data_offsets[0]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -159,34 +136,43 @@ def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
 
 def _read_header(path: Path) -> dict[str, TensorInfo]:
     size = path.stat().st_size
-    damaged = "The download was cut short or damaged; download this file again."
     try:
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            if not 0 < length <= min(size, _MAX_HEADER_BYTES):
-                raise CheckpointError(f"{path} is not a safetensors file.", damaged)
-            text = file.read(length)
+        # Its tensors are never read, so the framework does not matter; torch would be imported.
+        with safe_open(path, framework="np") as file:
+            found = [(name, file.get_slice(name)) for name in file.offset_keys()]
+            tensors = {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in found}
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
-    what = f"The header of {path}"
-    header = json_object(text, what, CheckpointError, damaged)
-    header.pop("__metadata__", None)
-    entries = checked(dict[str, _Entry], header, what, CheckpointError, damaged)
-    tensors = {
-        name: TensorInfo(
-            path,
-            entry.dtype,
-            tuple(entry.shape),
-            8 + length + entry.data_offsets[0],
-            entry.nbytes,
-        )
-        for name, entry in entries.items()
-    }
-    end = max((entry.data_offsets[1] for entry in entries.values()), default=0)
-    expected = 8 + length + end
-    if size < expected:
-        raise CheckpointError(
-            f"{path} is truncated: {size:,} of {expected:,} bytes are there.", damaged
-        )
-    return tensors
+    except SafetensorError as error:
+        raise _damaged(path, size, str(error).partition("header: ")[2]) from error
+    infos = {}
+    # The tensors fill the file from the end of its header, in this order.
+    sizes = {name: _nbytes(path, name, *each) for name, each in tensors.items()}
+    start = size - sum(sizes.values())
+    for name, (dtype, shape) in tensors.items():
+        infos[name] = TensorInfo(path, dtype, shape, start, sizes[name])
+        start += sizes[name]
+    return infos
+
+
+def _nbytes(path: Path, name: str, dtype: str, shape: Sequence[int]) -> int:
+    if dtype not in DTYPES:
+        raise CheckpointError(f"{one_line(name)} in {path} is of dtype {dtype}, which is not read.")
+    return math.prod(shape) * DTYPES[dtype][1]
+
+
+def _damaged(path: Path, size: int, fault: str) -> CheckpointError:
+    """Return the error for a file that safetensors refuses; it does not say how much is there."""
+    hint = "The download was cut short or damaged; download this file again."
+    if "not fully covered" in fault:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            entries = json.loads(file.read(length))
+        entries.pop("__metadata__", None)
+        ends = [entry["data_offsets"][1] for entry in entries.values()]
+        whole = 8 + length + max(ends, default=0)
+        what = "is truncated" if size < whole else "is too long"
+        return CheckpointError(f"{path} {what}: {size:,} of {whole:,} bytes are there.", hint)
+    if re.search("JSON|tensor", fault):
+        return CheckpointError(f"The header of {path} is damaged: {one_line(fault)}.", hint)
+    return CheckpointError(f"{path} is not a safetensors file.", hint)

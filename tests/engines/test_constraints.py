@@ -17,23 +17,10 @@ from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import ConversationError, GenerationInterrupted, OptionError
 from glm4v_magic.core.events import Finished, Text
 from glm4v_magic.core.options import Sampling
-from glm4v_magic.core.placement import Place
 from glm4v_magic.engines import grammars, local
 from glm4v_magic.planning.decision import Placement
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
-TEXT = "model.language_model."
-SPLIT: dict[str, Place] = {
-    "model.vision": 1,
-    f"{TEXT}embed_tokens": 0,
-    f"{TEXT}rotary_emb": 0,
-    f"{TEXT}layers.0": 0,
-    f"{TEXT}layers.1": 1,
-    f"{TEXT}layers.2": 2,
-    f"{TEXT}layers.3": 1,
-    f"{TEXT}norm": 2,
-    "lm_head": 0,
-}
 QUESTION = golden.conversation("image_text")
 BATCH = 8
 
@@ -343,7 +330,7 @@ def test_memory_that_runs_out_while_choices_are_scored_drops_the_prompt_before(m
 def test_choices_have_the_same_probabilities_on_a_split():
     alone = ask(local.load(resolve(golden.CHECKPOINT)), choices=CHOICES)
     with VirtualGPUs("3x2GiB"):
-        engine = local.load(resolve(golden.CHECKPOINT), Placement(device_map=SPLIT))
+        engine = local.load(resolve(golden.CHECKPOINT), Placement(device_map=golden.SPLIT))
         split = ask(engine, choices=CHOICES)
         assert re.fullmatch("[a-c]{3}", ask(engine, regex="[a-c]{3}").text)
     assert split.choices == pytest.approx(alone.choices, rel=1e-3)

@@ -52,19 +52,8 @@ CONVERSATIONS = {
     "an answer that goes on": UNFINISHED,
     "a system text": golden.conversation("image_text").with_system("Be brief."),
 }
-TEXT = "model.language_model."
-SPLIT: dict[str, Place] = {
-    "model.vision": 1,
-    f"{TEXT}embed_tokens": 0,
-    f"{TEXT}rotary_emb": 0,
-    f"{TEXT}layers.0": 0,
-    f"{TEXT}layers.1": 1,
-    f"{TEXT}layers.2": 2,
-    f"{TEXT}layers.3": 1,
-    f"{TEXT}norm": 2,
-    "lm_head": 0,
-}
-OFFLOAD: dict[str, Place] = {**SPLIT, f"{TEXT}layers.1": "cpu", "model.vision": "cpu"}
+LAYER = "model.language_model.layers.1"
+OFFLOAD: dict[str, Place] = {**golden.SPLIT, LAYER: "cpu", "model.vision": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -178,13 +167,13 @@ def test_a_row_that_has_ended_leaves_the_batch(engine):
     assert sizes == [2, 2, 1, 1, 1]
 
 
-@pytest.mark.parametrize("device_map", [SPLIT, OFFLOAD], ids=["split", "offload"])
+@pytest.mark.parametrize("device_map", [golden.SPLIT, OFFLOAD], ids=["split", "offload"])
 def test_the_same_on_several_gpus(engine, device_map):
     sampled = SAMPLINGS["everything"]
     requests = [Request(each, sampled) for each in CONVERSATIONS.values()]
     greedy = [Request(each, GREEDY) for each in CONVERSATIONS.values()]
     expected = [told(row) for batch in (requests, greedy) for row in answers(engine, batch)]
-    runs = {} if device_map is SPLIT else {f"{TEXT}layers.1": 1, "model.vision": 1}
+    runs = {} if device_map is golden.SPLIT else {LAYER: 1, "model.vision": 1}
     with VirtualGPUs("3x64MiB") as gpus:
         split = local.load(
             resolve(golden.CHECKPOINT), Placement(device_map=device_map, execution_map=runs)

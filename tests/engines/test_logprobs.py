@@ -14,24 +14,11 @@ from glm4v_magic.core.conversation import Request
 from glm4v_magic.core.errors import GenerationInterrupted
 from glm4v_magic.core.events import Finished
 from glm4v_magic.core.options import Sampling
-from glm4v_magic.core.placement import Place
 from glm4v_magic.engines import local
 from glm4v_magic.engines.sampling import call_config
 from glm4v_magic.planning.decision import Placement
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
-TEXT = "model.language_model."
-SPLIT: dict[str, Place] = {
-    "model.vision": 1,
-    f"{TEXT}embed_tokens": 0,
-    f"{TEXT}rotary_emb": 0,
-    f"{TEXT}layers.0": 0,
-    f"{TEXT}layers.1": 1,
-    f"{TEXT}layers.2": 2,
-    f"{TEXT}layers.3": 1,
-    f"{TEXT}norm": 2,
-    "lm_head": 0,
-}
 SAMPLINGS = {
     "greedy": Sampling(12, temperature=0, logprobs=4),
     "sampled": Sampling(12, temperature=1.5, top_k=5, seed=3, logprobs=4),
@@ -115,7 +102,7 @@ def test_the_same_on_several_gpus(engine):
     request = Request(golden.conversation("image_text"), SAMPLINGS["sampled"])
     (expected,) = answers(engine, [request])
     with VirtualGPUs("3x64MiB") as gpus:
-        split = local.load(resolve(golden.CHECKPOINT), Placement(device_map=SPLIT))
+        split = local.load(resolve(golden.CHECKPOINT), Placement(device_map=golden.SPLIT))
         (found,) = answers(split, [request])
         assert not gpus.problems
         split.close()

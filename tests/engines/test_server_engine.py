@@ -73,13 +73,6 @@ def server(running):
     return running
 
 
-@pytest.fixture
-def session(server):
-    session = glm4v_magic.load(server.url)
-    yield session
-    session.unload()
-
-
 def generation_of(engine, request):
     *_, finished = engine.stream([request])
     return finished.generation

@@ -3,28 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from scripted_server import CHAT, END, MODELS, models, piece, response, scripted_server, stream
+from scripted_server import CHAT, END, piece, response, stream
 
-import glm4v_magic
 from glm4v_magic.core.errors import EngineError, FormatError
-from glm4v_magic.core.server_address import API_KEY
 
 REFUSED = response({"error": {"message": "unknown field"}}, status="400 Bad Request")
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.delenv(API_KEY, raising=False)
-    with scripted_server() as server:
-        server.answer(MODELS, models("m"))
-        yield server
-
-
-@pytest.fixture
-def session(server):
-    session = glm4v_magic.load(server.url)
-    yield session
-    session.unload()
 
 
 @pytest.fixture

@@ -5,26 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from scripted_server import CHAT, END, MODELS, models, piece, response, scripted_server, stream
+from scripted_server import CHAT, END, piece, response, stream
 
-import glm4v_magic
 from glm4v_magic.core.errors import EngineError
-from glm4v_magic.core.server_address import API_KEY
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.delenv(API_KEY, raising=False)
-    with scripted_server() as server:
-        server.answer(MODELS, models("m"))
-        yield server
-
-
-@pytest.fixture
-def session(server):
-    session = glm4v_magic.load(server.url)
-    yield session
-    session.unload()
 
 
 def scored(*tokens, content=None, **delta):

@@ -7,6 +7,7 @@ import re
 
 import golden
 import pytest
+from shells import fresh_shell
 
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import PlacementError
@@ -144,24 +145,8 @@ def test_inside_virtual_gpus_memory_shows_them(run):
 
 
 def test_nothing_heavy_is_needed_to_draw():
-    import subprocess
-    import sys
-
-    code = (
-        "import sys\n"
-        "from traitlets.config import Config\n"
-        "from IPython.core.interactiveshell import InteractiveShell\n"
-        "config = Config()\n"
-        "config.HistoryManager.enabled = False\n"
-        "shell = InteractiveShell.instance(config=config)\n"
-        "shell.run_line_magic('load_ext', 'glm4v_magic')\n"
-        "shell.run_line_magic('glm4v', 'devices GLM-4V-9B --gpus 4x16GiB')\n"
-        "shell.run_line_magic('glm4v', 'memory')\n"
-        "heavy = {'torch', 'transformers', 'ipywidgets', 'numpy'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    _, modules = fresh_shell("devices GLM-4V-9B --gpus 4x16GiB", "memory")
+    assert not modules & {"torch", "transformers", "ipywidgets", "numpy"}
 
 
 @pytest.mark.parametrize(

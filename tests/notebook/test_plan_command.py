@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 
 import golden
 import pytest
 from IPython.utils.capture import capture_output
+from shells import fresh_shell
 
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import DoesNotFitError
@@ -140,23 +139,10 @@ def test_load_takes_the_same_options_and_a_map(run, tmp_path):
 
 
 def test_planning_imports_no_torch():
-    code = (
-        "import sys\n"
-        "from traitlets.config import Config\n"
-        "from IPython.core.interactiveshell import InteractiveShell\n"
-        "config = Config()\n"
-        "config.HistoryManager.enabled = False\n"
-        "shell = InteractiveShell.instance(config=config)\n"
-        "shell.run_line_magic('load_ext', 'glm4v_magic')\n"
-        "for model in ('GLM-4V-9B', 'GLM-4.5V', 'demo'):\n"
-        "    shell.run_line_magic('glm4v', f'plan {model} --gpus 8x80GiB')\n"
-        "shell.run_line_magic('glm4v', 'plan')\n"
-        "heavy = {'torch', 'transformers', 'accelerate'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "GLM-4.5V" in done.stdout
+    plans = [f"plan {model} --gpus 8x80GiB" for model in ("GLM-4V-9B", "GLM-4.5V", "demo")]
+    shown, modules = fresh_shell(*plans, "plan")
+    assert not modules & {"torch", "transformers", "accelerate"}
+    assert "GLM-4.5V" in shown
 
 
 class Page(HTMLParser):

@@ -31,30 +31,7 @@ from glm4v_magic.planning.plan import plan
 
 MIB = 2**20
 
-PUBLISHED: dict[str, Any] = {
-    "model_type": "chatglm",
-    "num_layers": 40,
-    "hidden_size": 4096,
-    "ffn_hidden_size": 13696,
-    "num_attention_heads": 32,
-    "kv_channels": 128,
-    "multi_query_attention": True,
-    "multi_query_group_num": 2,
-    "padded_vocab_size": 151552,
-    "seq_length": 8192,
-    "add_qkv_bias": True,
-    "torch_dtype": "bfloat16",
-    "vision_config": {
-        "hidden_size": 1792,
-        "num_hidden_layers": 63,
-        "num_heads": 16,
-        "intermediate_size": 15360,
-        "patch_size": 14,
-        "image_size": 1120,
-        "num_positions": 6401,
-        "in_channels": 3,
-    },
-}
+PUBLISHED = architecture("GLM-4V-9B").config
 
 
 @pytest.fixture(scope="module")

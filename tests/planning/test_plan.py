@@ -15,6 +15,7 @@ from any_json import ANY_JSON, changed_somewhere, taken_or_refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
 from glm4v_magic.checkpoints.glm4v_9b.modeling import Glm4v9bForConditionalGeneration
 from glm4v_magic.checkpoints.glm4v_9b.units import model_shape
@@ -31,30 +32,8 @@ from glm4v_magic.planning.plan import plan
 from glm4v_magic.planning.search import Task, best_split, can_fit
 
 GIB = 2**30
-VISION = {
-    "hidden_size": 1792,
-    "num_hidden_layers": 63,
-    "num_heads": 16,
-    "intermediate_size": 15360,
-    "patch_size": 14,
-    "image_size": 1120,
-    "num_positions": 6401,
-    "in_channels": 3,
-}
-CONFIG: dict[str, Any] = {
-    "num_layers": 40,
-    "hidden_size": 4096,
-    "ffn_hidden_size": 13696,
-    "num_attention_heads": 32,
-    "kv_channels": 128,
-    "multi_query_attention": True,
-    "multi_query_group_num": 2,
-    "padded_vocab_size": 151552,
-    "seq_length": 8192,
-    "add_qkv_bias": True,
-    "torch_dtype": "bfloat16",
-    "vision_config": VISION,
-}
+CONFIG = architecture("GLM-4V-9B").config
+VISION = CONFIG["vision_config"]
 SHAPE = model_shape(CONFIG)
 
 

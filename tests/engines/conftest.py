@@ -1,0 +1,25 @@
+"""A scripted server, and a session with its model."""
+
+from __future__ import annotations
+
+import pytest
+from scripted_server import MODELS, models, scripted_server
+
+import glm4v_magic
+from glm4v_magic.core.server_address import API_KEY
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server of the model ``m`` that answers nothing yet."""
+    monkeypatch.delenv(API_KEY, raising=False)
+    with scripted_server() as server:
+        server.answer(MODELS, models("m"))
+        yield server
+
+
+@pytest.fixture
+def session(server):
+    session = glm4v_magic.load(server.url)
+    yield session
+    session.unload()
