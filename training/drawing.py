@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from training.scenes import RGB, Glyph, Item, Scene
 
-__all__ = ["draw_scene", "paint", "render"]
+__all__ = ["bounds", "draw_scene", "paint", "render"]
 
 # Looked up by PIL in the system's font folders; those that are missing give way to the font
 # that comes with PIL.
@@ -70,12 +70,25 @@ def paint(
         else:
             canvas.ellipse(box, fill=fill, outline=border, width=line)
         return
+    canvas.polygon(_polygon(item, width, height), fill=fill, outline=border, width=line)
+
+
+def bounds(item: Item, width: int, height: int) -> tuple[float, float, float, float]:
+    """Return the left, upper, right and lower edge in pixels of a shape that `paint` paints."""
+    if item.shape in ("circle", "ring"):
+        x, y, radius = item.x * width, item.y * height, item.radius * min(width, height)
+        return x - radius, y - radius, x + radius, y + radius
+    across, down = zip(*_polygon(item, width, height), strict=True)
+    return min(across), min(down), max(across), max(down)
+
+
+def _polygon(item: Item, width: int, height: int) -> list[tuple[float, float]]:
+    x, y, radius = item.x * width, item.y * height, item.radius * min(width, height)
     cos, sin = math.cos(item.tilt), math.sin(item.tilt)
-    corners = [
+    return [
         (x + radius * (u * cos - v * sin), y + radius * (u * sin + v * cos))
         for u, v in _corners(item.shape, item.upright)
     ]
-    canvas.polygon(corners, fill=fill, outline=border, width=line)
 
 
 def write_digit(

@@ -14,7 +14,16 @@ from PIL import Image, ImageDraw
 from training.drawing import paint, write_digit
 from training.scenes import COLOURS, LARGE_FROM, SHAPES, SMALL_UP_TO, Scene
 
-__all__ = ["CELL_CLASSES", "FINE", "GRID", "PATCH_CLASSES", "DenseLabels", "dense_labels"]
+__all__ = [
+    "CELL_CLASSES",
+    "FINE",
+    "GRID",
+    "PATCH_CLASSES",
+    "DenseLabels",
+    "dense_labels",
+    "floor_plan",
+    "what_is_where",
+]
 
 GRID = 8
 """Patches along one side of an image; merged cells are two patches wide."""
@@ -59,10 +68,10 @@ class DenseLabels:
 
 def dense_labels(scene: Scene) -> DenseLabels:
     """Label every patch and every merged cell of `scene`."""
-    plan = _floor_plan(scene)
+    plan = floor_plan(scene, GRID, GRID)
     classes = _classes(scene)
     grid, cells = GRID, GRID // 2
-    things = _what_is_where(plan, classes, cells, 0.08)
+    things = what_is_where(plan, classes, cells, 0.08)
     centres = np.zeros((cells, cells), np.int64)
     for item in scene.items:
         centres[int(item.y * cells), int(item.x * cells)] += 1
@@ -70,7 +79,7 @@ def dense_labels(scene: Scene) -> DenseLabels:
     rows, columns = np.divmod(np.arange(cells * cells), cells)
     parts = plan.reshape(grid, FINE, grid, FINE).transpose(0, 2, 1, 3) > 0
     return DenseLabels(
-        patches=_what_is_where(plan, classes, grid, 0.12)[:2],
+        patches=what_is_where(plan, classes, grid, 0.12)[:2],
         masks=parts.reshape(grid * grid, FINE * FINE),
         cells=np.concatenate(
             [
@@ -84,27 +93,38 @@ def dense_labels(scene: Scene) -> DenseLabels:
     )
 
 
-def _floor_plan(scene: Scene) -> npt.NDArray[np.uint8]:
+def floor_plan(scene: Scene, rows: int, columns: int) -> npt.NDArray[np.uint8]:
     """Return a map of things: 0 or the number of the thing, `FINE` pixels a patch."""
-    fine = GRID * FINE
-    plan = Image.new("L", (fine, fine), 0)
+    width, height = columns * FINE, rows * FINE
+    plan = Image.new("L", (width, height), 0)
     canvas = ImageDraw.Draw(plan)
     for index, item in enumerate(scene.items, start=1):
-        paint(canvas, item, fine, fine, index)
+        paint(canvas, item, width, height, index)
     if scene.glyph is not None:
-        write_digit(canvas, scene.glyph, fine, fine, 1)
+        write_digit(canvas, scene.glyph, width, height, 1)
     return np.asarray(plan)
 
 
-def _what_is_where(
-    plan: npt.NDArray[np.uint8], classes: _Labels, grid: int, least: float
+def what_is_where(
+    plan: npt.NDArray[np.uint8], classes: _Labels, rows: int, least: float
 ) -> _Labels:
-    """Return the labels of what covers most of each field, if it covers at least `least`."""
-    side = len(plan) // grid
-    fields = plan.reshape(grid, side, grid, side)
+    """Return the labels of what covers most of each square, if it covers at least `least`.
+
+    Args:
+        plan: see `floor_plan`.
+        classes: labels ``[1 + things, L]`` of nothing, then of each thing.
+        rows: number of squares from top to bottom.
+        least: share of a square.
+
+    Returns:
+        Labels ``[L, squares]``, row by row.
+    """
+    side = len(plan) // rows
+    columns = plan.shape[1] // side
+    fields = plan.reshape(rows, side, columns, side)
     kinds = np.arange(1, len(classes)).reshape(-1, 1, 1, 1, 1)
     if kinds.size == 0:
-        return np.repeat(classes[:1].T, grid * grid, axis=1)
+        return np.repeat(classes[:1].T, rows * columns, axis=1)
     cover = (fields == kinds).mean(axis=(2, 4)).reshape(len(kinds), -1)
     best = np.where(cover.max(axis=0) >= least, cover.argmax(axis=0) + 1, 0)
     return classes[best].T

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 import torch
@@ -13,6 +14,7 @@ __all__ = ["MasterWeights", "cosine", "hold_then_decay"]
 # All 588 pixels of a plain patch have one sign, so that Adam's steps of equal size add up: at
 # the full rate one step moves a white patch further than the features it is made of.
 _PIXEL_RATE = 0.1
+_PIXELS = re.compile(r"patch_embed(ding)?\.proj")
 
 
 class MasterWeights:
@@ -35,7 +37,7 @@ class MasterWeights:
             {
                 "params": [master],
                 "weight_decay": weight_decay if master.ndim > 1 else 0.0,
-                "scale": _PIXEL_RATE if "patch_embedding.proj" in name else 1.0,
+                "scale": _PIXEL_RATE if _PIXELS.search(name) else 1.0,
             }
             for (name, _), master in zip(named, self._masters, strict=True)
         ]

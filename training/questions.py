@@ -32,7 +32,16 @@ __all__ = [
     "Language",
     "Split",
     "ask",
+    "chinese_name",
     "conversation",
+    "in_reading_order",
+    "missing",
+    "name_of",
+    "only",
+    "plural",
+    "present",
+    "typed",
+    "with_article",
 ]
 
 Language = Literal["english", "chinese"]
@@ -120,7 +129,7 @@ def ask(
     if kind == "out of scope":
         template = rng.choice(getattr(OUT_OF_SCOPE[language], split))
         question = template.format(**_out_of_scope_fields(rng, language))
-        return Exchange(kind, _typed(rng, question), CANNOT_TELL[language])
+        return Exchange(kind, typed(rng, question), CANNOT_TELL[language])
     kinds = KINDS if language == "english" else CHINESE_KINDS
     said = _about_noise(rng, language) if scene.kind == "noise" else kinds[kind](rng, scene)
     if said is None:
@@ -128,7 +137,7 @@ def ask(
     phrases = (ENGLISH if language == "english" else CHINESE)[said.phrases]
     template = rng.choice(getattr(phrases, split))
     question = template.format(where=rng.choice(_WHERE), **said.fields)
-    return Exchange(kind, _typed(rng, question), said.answer)
+    return Exchange(kind, typed(rng, question), said.answer)
 
 
 def _out_of_scope_fields(rng: random.Random, language: Language) -> dict[str, str]:
@@ -136,13 +145,13 @@ def _out_of_scope_fields(rng: random.Random, language: Language) -> dict[str, st
     # Small sums are kept for evaluation.
     fields |= {"a": str(rng.randrange(6, 100)), "b": str(rng.randrange(2, 100))}
     if language == "english":
-        fields["a_noun"] = _a(fields["noun"])
-        fields["b_noun"] = _a(rng.choice(OUT_OF_SCOPE_FIELDS[language]["noun"]))
+        fields["a_noun"] = with_article(fields["noun"])
+        fields["b_noun"] = with_article(rng.choice(OUT_OF_SCOPE_FIELDS[language]["noun"]))
         fields["thing"] = f"{rng.choice(list(COLOURS))} {rng.choice(SHAPES)}"
     return fields
 
 
-def _typed(rng: random.Random, question: str) -> str:
+def typed(rng: random.Random, question: str) -> str:
     """Vary what people vary: spelling, capitals, the closing mark."""
     if rng.random() < 0.6:
         question = question.replace("colour", "color").replace("Colour", "Color")
@@ -169,27 +178,29 @@ def _about_noise(rng: random.Random, language: Language) -> _Said:
         return _Said(phrases, fields, CANNOT_TELL[language])
     thing = f"{colour} {shape}"
     fields = {
-        "colour": colour, "shape": shape, "thing": thing, "a_thing": _a(thing),
-        "things": _plural(thing), "side": rng.choice(("above", "to the left of")),
+        "colour": colour, "shape": shape, "thing": thing, "a_thing": with_article(thing),
+        "things": plural(thing), "side": rng.choice(("above", "to the left of")),
         "choice": rng.choice(("above or below", "to the left or to the right of")),
         "other": f"{rng.choice(list(COLOURS))} {rng.choice(SHAPES)}",
     }  # fmt: skip
     return _Said(phrases, fields, CANNOT_TELL[language])
 
 
-def _a(thing: str) -> str:
+def with_article(thing: str) -> str:
+    """``orange star`` -> ``an orange star``."""
     return ("an " if thing[0] in "aeiou" else "a ") + thing
 
 
-def _plural(thing: str) -> str:
+def plural(thing: str) -> str:
+    """``red cross`` -> ``red crosses``."""
     return thing + ("es" if thing.endswith("s") else "s")
 
 
 def _amount(number: int, thing: str) -> str:
-    return f"There is 1 {thing}." if number == 1 else f"There are {number} {_plural(thing)}."
+    return f"There is 1 {thing}." if number == 1 else f"There are {number} {plural(thing)}."
 
 
-def _only(items: tuple[Item, ...], attribute: Callable[[Item], str]) -> list[Item]:
+def only(items: tuple[Item, ...], attribute: Callable[[Item], str]) -> list[Item]:
     """Items whose `attribute` no other item shares."""
     counts = Counter(attribute(item) for item in items)
     return [item for item in items if counts[attribute(item)] == 1]
@@ -203,7 +214,8 @@ def _colour(item: Item) -> str:
     return item.colour
 
 
-def _name(item: Item) -> str:
+def name_of(item: Item) -> str:
+    """Return colour and shape."""
     return item.name
 
 
@@ -215,7 +227,7 @@ def _ask_colour(rng: random.Random, scene: Scene) -> _Said | None:
     if len(scene.items) == 1 and rng.random() < 0.2:
         item = scene.items[0]
         return _Said("the colour", {}, f"The {item.shape} is {item.colour}.")
-    known = _only(scene.items, _shape)
+    known = only(scene.items, _shape)
     if not known:
         return None
     item = rng.choice(known)
@@ -225,34 +237,35 @@ def _ask_colour(rng: random.Random, scene: Scene) -> _Said | None:
 def _ask_shape(rng: random.Random, scene: Scene) -> _Said | None:
     if len(scene.items) == 1 and rng.random() < 0.2:
         item = scene.items[0]
-        return _Said("the shape", {}, f"The {item.colour} shape is {_a(item.shape)}.")
-    known = _only(scene.items, _colour)
+        return _Said("the shape", {}, f"The {item.colour} shape is {with_article(item.shape)}.")
+    known = only(scene.items, _colour)
     if not known:
         return None
     item = rng.choice(known)
-    answer = f"The {item.colour} shape is {_a(item.shape)}."
+    answer = f"The {item.colour} shape is {with_article(item.shape)}."
     return _Said("shape", {"colour": item.colour}, answer)
 
 
 def _ask_existence(rng: random.Random, scene: Scene) -> _Said | None:
     there = bool(scene.items) and rng.random() < 0.5
-    thing = _present(rng, scene) if there else _missing(rng, scene)
+    thing = present(rng, scene) if there else missing(rng, scene)
     if thing is None:
         return None
-    answer = f"Yes, there is {_a(thing)}." if there else f"No, there is no {thing}."
-    fields = {"thing": thing, "a_thing": _a(thing), "things": _plural(thing)}
+    answer = f"Yes, there is {with_article(thing)}." if there else f"No, there is no {thing}."
+    fields = {"thing": thing, "a_thing": with_article(thing), "things": plural(thing)}
     return _Said("existence", fields, answer)
 
 
-def _present(rng: random.Random, scene: Scene) -> str:
+def present(rng: random.Random, scene: Scene) -> str:
+    """Return the name of a thing that is there, or a part of it."""
     item = rng.choice(scene.items)
     return rng.choice((item.name, item.name, item.shape, f"{item.colour} shape"))
 
 
-def _missing(rng: random.Random, scene: Scene) -> str | None:
+def missing(rng: random.Random, scene: Scene) -> str | None:
     """A thing that is not there; half of the time its colour or its shape is."""
     for _ in range(20):
-        colour, shape = rng.choice(list(COLOURS)), rng.choice(SHAPES)
+        colour, shape = rng.choice(scene.palette.colours), rng.choice(scene.palette.shapes)
         if scene.items and rng.random() < 0.6:
             near = rng.choice(scene.items)
             far = rng.choice(scene.items)
@@ -279,23 +292,23 @@ def _ask_count(rng: random.Random, scene: Scene) -> _Said | None:
 def _ask_count_of(rng: random.Random, scene: Scene) -> _Said | None:
     if scene.kind == "digit":
         return None
-    colour, shape = rng.choice(list(COLOURS)), rng.choice(SHAPES)
+    colour, shape = rng.choice(scene.palette.colours), rng.choice(scene.palette.shapes)
     if scene.items and rng.random() < 0.75:
         item = rng.choice(scene.items)
         colour, shape = item.colour, item.shape
     thing = rng.choice((shape, f"{colour} shape"))
     number = sum(_fits(item, thing) for item in scene.items)
-    return _Said("count of", {"things": _plural(thing)}, _amount(number, thing))
+    return _Said("count of", {"things": plural(thing)}, _amount(number, thing))
 
 
 def _ask_absent(rng: random.Random, scene: Scene) -> _Said | None:
     """The colour or shape of something that is not there."""
     if rng.random() < 0.5:
-        shape = rng.choice(SHAPES)
+        shape = rng.choice(scene.palette.shapes)
         if any(item.shape == shape for item in scene.items):
             return None
         return _Said("colour", {"shape": shape}, f"There is no {shape}.")
-    colour = rng.choice(list(COLOURS))
+    colour = rng.choice(scene.palette.colours)
     if any(item.colour == colour for item in scene.items):
         return None
     return _Said("shape", {"colour": colour}, f"There is no {colour} shape.")
@@ -304,7 +317,7 @@ def _ask_absent(rng: random.Random, scene: Scene) -> _Said | None:
 def _sized(rng: random.Random, scene: Scene) -> tuple[Item, bool] | None:
     """A thing that is clearly small or large, and whether it is large."""
     known = [
-        item for item in _only(scene.items, _name)
+        item for item in only(scene.items, name_of)
         if item.radius < SMALL_UP_TO or item.radius > LARGE_FROM
     ]  # fmt: skip
     if not known:
@@ -336,7 +349,7 @@ def _ask_extreme(rng: random.Random, scene: Scene) -> _Said | None:
 
 def _two_sides(rng: random.Random, scene: Scene) -> tuple[Item, Item, str] | None:
     """Two things and on which side of the second the first is: left, right, above or below."""
-    known = _only(scene.items, _name)
+    known = only(scene.items, name_of)
     if len(known) < 2:
         return None
     one, other = rng.sample(known, 2)
@@ -383,7 +396,7 @@ def _ask_side(rng: random.Random, scene: Scene) -> _Said | None:
 
 def _placed(rng: random.Random, scene: Scene) -> tuple[Item, int, int] | None:
     """A thing with the row and the column of its third of the image."""
-    known = [item for item in _only(scene.items, _name) if _clear(item.x) and _clear(item.y)]
+    known = [item for item in only(scene.items, name_of) if _clear(item.x) and _clear(item.y)]
     if not known:
         return None
     item = rng.choice(known)
@@ -419,24 +432,25 @@ def _ask_digit_colour(rng: random.Random, scene: Scene) -> _Said | None:
 def _ask_description(rng: random.Random, scene: Scene) -> _Said | None:
     if len(scene.items) > 3:
         return None
-    ground = f"on {_a(scene.background)} background."
+    ground = f"on {with_article(scene.background)} background."
     if scene.glyph is not None:
         text = f"The digit {scene.glyph.digit} in {scene.glyph.colour} {ground}"
     elif not scene.items:
         text = f"An empty {scene.background} picture."
     else:
-        things = [_a(item.name) for item in _in_reading_order(scene)]
+        things = [with_article(item.name) for item in in_reading_order(scene)]
         listed = " and ".join(part for part in (", ".join(things[:-1]), things[-1]) if part)
         text = f"{listed[0].upper()}{listed[1:]} {ground}"
     return _Said("description", {}, text)
 
 
-def _in_reading_order(scene: Scene) -> list[Item]:
+def in_reading_order(scene: Scene) -> list[Item]:
+    """Return the items by thirds of the height, each from left to right."""
     return sorted(scene.items, key=lambda item: (int(item.y * 3), item.x))
 
 
 def _chinese_colour(rng: random.Random, scene: Scene) -> _Said | None:
-    known = _only(scene.items, _shape)
+    known = only(scene.items, _shape)
     if not known:
         return None
     item = rng.choice(known)
@@ -444,7 +458,8 @@ def _chinese_colour(rng: random.Random, scene: Scene) -> _Said | None:
     return _Said("colour", {"shape": shape}, f"{shape}是{CHINESE_COLOURS[item.colour]}的。")
 
 
-def _chinese_name(item: Item) -> str:
+def chinese_name(item: Item) -> str:
+    """``red circle`` -> ``红色的圆形``."""
     return f"{CHINESE_COLOURS[item.colour]}的{CHINESE_SHAPES[item.shape]}"
 
 
@@ -453,7 +468,7 @@ def _chinese_shape(rng: random.Random, scene: Scene) -> _Said | None:
         item = scene.items[0]
         colour = CHINESE_COLOURS[item.colour]
         return _Said("the shape", {}, f"{colour}的图形是{CHINESE_SHAPES[item.shape]}。")
-    known = _only(scene.items, _colour)
+    known = only(scene.items, _colour)
     if not known:
         return None
     item = rng.choice(known)
@@ -463,7 +478,7 @@ def _chinese_shape(rng: random.Random, scene: Scene) -> _Said | None:
 
 def _chinese_existence(rng: random.Random, scene: Scene) -> _Said | None:
     there = bool(scene.items) and rng.random() < 0.5
-    thing = _present(rng, scene) if there else _missing(rng, scene)
+    thing = present(rng, scene) if there else missing(rng, scene)
     if thing is None:
         return None
     words = thing.split()
@@ -486,12 +501,12 @@ def _chinese_count(rng: random.Random, scene: Scene) -> _Said | None:
 
 def _chinese_absent(rng: random.Random, scene: Scene) -> _Said | None:
     if rng.random() < 0.5:
-        shape = rng.choice(SHAPES)
+        shape = rng.choice(scene.palette.shapes)
         if any(item.shape == shape for item in scene.items):
             return None
         named = CHINESE_SHAPES[shape]
         return _Said("colour", {"shape": named}, f"图中没有{named}。")
-    colour = rng.choice(list(COLOURS))
+    colour = rng.choice(scene.palette.colours)
     if any(item.colour == colour for item in scene.items):
         return None
     named = CHINESE_COLOURS[colour]
@@ -503,7 +518,7 @@ def _chinese_size(rng: random.Random, scene: Scene) -> _Said | None:
     if found is None:
         return None
     item, large = found
-    thing = _chinese_name(item)
+    thing = chinese_name(item)
     return _Said("size", {"thing": thing}, f"{thing}是{'大' if large else '小'}的。")
 
 
@@ -514,7 +529,7 @@ def _chinese_relation(rng: random.Random, scene: Scene) -> _Said | None:
     one, other, true = found
     asked = true if rng.random() < 0.5 else _OPPOSITE[true]
     fields = {
-        "thing": _chinese_name(one), "side": CHINESE_SIDES[asked], "other": _chinese_name(other),
+        "thing": chinese_name(one), "side": CHINESE_SIDES[asked], "other": chinese_name(other),
     }  # fmt: skip
     answer = f"{'是的' if asked == true else '不是'}，它在{CHINESE_SIDES[true]}。"
     return _Said("relation", fields, answer)
@@ -527,7 +542,7 @@ def _chinese_side(rng: random.Random, scene: Scene) -> _Said | None:
     one, other, true = found
     pair = [CHINESE_SIDES[side] for side in rng.sample((true, _OPPOSITE[true]), 2)]
     fields = {
-        "thing": _chinese_name(one), "choice": "还是".join(pair), "other": _chinese_name(other),
+        "thing": chinese_name(one), "choice": "还是".join(pair), "other": chinese_name(other),
     }  # fmt: skip
     return _Said("side", fields, f"它在{CHINESE_SIDES[true]}。")
 
@@ -537,7 +552,7 @@ def _chinese_place(rng: random.Random, scene: Scene) -> _Said | None:
     if found is None:
         return None
     item, row, column = found
-    thing = _chinese_name(item)
+    thing = chinese_name(item)
     return _Said("place", {"thing": thing}, f"{thing}在{_CHINESE_ZONES[row][column]}。")
 
 
@@ -550,7 +565,7 @@ def _chinese_digit(rng: random.Random, scene: Scene) -> _Said | None:
 def _chinese_description(rng: random.Random, scene: Scene) -> _Said | None:
     if not 0 < len(scene.items) <= 3:
         return None
-    things = [_chinese_name(item) for item in _in_reading_order(scene)]
+    things = [chinese_name(item) for item in in_reading_order(scene)]
     ground = CHINESE_COLOURS[scene.background]
     return _Said("description", {}, f"{ground}背景上有{'、'.join(things)}。")
 

@@ -14,16 +14,20 @@ from typing import Literal
 __all__ = [
     "BACKGROUNDS",
     "COLOURS",
+    "EVERYTHING",
     "LARGE_FROM",
     "MAX_SHAPES",
     "SHAPES",
     "SMALL_UP_TO",
     "Glyph",
     "Item",
+    "Palette",
     "Scene",
     "SceneKind",
     "rng_for",
     "sample_scene",
+    "stands_out",
+    "tint",
 ]
 
 RGB = tuple[int, int, int]
@@ -65,6 +69,18 @@ _TOO_CLOSE = frozenset(
         ("black", "gray"), ("white", "gray"), ("white", "yellow"),
     )
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Palette:
+    """What a scene is made of: names of colours, of shapes and of the colours of backgrounds."""
+
+    colours: tuple[str, ...]
+    shapes: tuple[str, ...]
+    backgrounds: tuple[str, ...]
+
+
+EVERYTHING = Palette(tuple(COLOURS), SHAPES, BACKGROUNDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +132,7 @@ class Scene:
         glyph: the digit of a ``digit`` scene.
         aspect: width over height of the canvas before it is squeezed into a square.
         noise_seed, noise_grain: of a ``noise`` scene; the grain is its resolution in cells.
+        palette: what it might have held: who asks for what is missing asks for something of it.
     """
 
     kind: SceneKind
@@ -126,6 +143,7 @@ class Scene:
     aspect: float = 1.0
     noise_seed: int = 0
     noise_grain: int = 0
+    palette: Palette = EVERYTHING
 
 
 def rng_for(split: str, *key: int) -> random.Random:
@@ -139,6 +157,8 @@ def sample_scene(
     shapes: tuple[int, int] = (1, MAX_SHAPES),
     *,
     alike: bool = False,
+    palette: Palette = EVERYTHING,
+    aspect: float | None = None,
 ) -> Scene:
     """Draw a scene at random.
 
@@ -147,6 +167,8 @@ def sample_scene(
         kind: what it shows; drawn at random by default.
         shapes: bounds the number of shapes, both ends included.
         alike: whether all have one outline, so that only their colours tell them apart.
+        palette: what it is made of.
+        aspect: width over height; drawn at random by default.
     """
     if kind is None:
         kinds: tuple[SceneKind, ...] = ("shapes", "digit", "blank", "noise")
@@ -154,23 +176,26 @@ def sample_scene(
     if kind == "noise":
         grain = rng.choice((3, 4, 7, 14, 28, 56, 112))
         return Scene(kind, "", noise_seed=rng.randrange(1 << 30), noise_grain=grain)
-    background = "white" if rng.random() < 0.45 else rng.choice(BACKGROUNDS)
-    aspect = 1.0 if rng.random() < 0.85 else rng.uniform(0.8, 1.25)
-    rgb = _tint(rng, background, 6)
+    background = "white" if rng.random() < 0.45 else rng.choice(palette.backgrounds)
+    if aspect is None:
+        aspect = 1.0 if rng.random() < 0.85 else rng.uniform(0.8, 1.25)
+    rgb = tint(rng, background, 6)
     if kind == "blank":
         return Scene(kind, background, rgb, aspect=aspect)
-    colours = [colour for colour in COLOURS if _stands_out(colour, background)]
+    colours = [colour for colour in palette.colours if stands_out(colour, background)]
     if kind == "digit":
         return Scene(kind, background, rgb, glyph=_sample_glyph(rng, colours), aspect=aspect)
-    items = _sample_items(rng, colours, rng.randint(*shapes), aspect, alike)
-    return Scene(kind, background, rgb, items=items, aspect=aspect)
+    items = _sample_items(rng, colours, palette.shapes, rng.randint(*shapes), aspect, alike)
+    return Scene(kind, background, rgb, items=items, aspect=aspect, palette=palette)
 
 
-def _stands_out(colour: str, background: str) -> bool:
+def stands_out(colour: str, background: str) -> bool:
+    """Whether a colour can be told from that of the background."""
     return colour != background and frozenset((colour, background)) not in _TOO_CLOSE
 
 
-def _tint(rng: random.Random, name: str, jitter: int) -> RGB:
+def tint(rng: random.Random, name: str, jitter: int) -> RGB:
+    """Return one of a colour's tints, each part up to `jitter` away."""
     red, green, blue = (
         max(0, min(255, value + rng.randint(-jitter, jitter)))
         for value in rng.choice(COLOURS[name])
@@ -185,19 +210,24 @@ def _sample_glyph(rng: random.Random, colours: list[str]) -> Glyph:
     y = rng.uniform(0.5 * height, 1 - 0.5 * height)
     weight = rng.randint(0, 2)
     digit = rng.randrange(10)
-    return Glyph(digit, colour, _tint(rng, colour, 10), x, y, height, rng.randrange(8), weight)
+    return Glyph(digit, colour, tint(rng, colour, 10), x, y, height, rng.randrange(8), weight)
 
 
 def _sample_items(
-    rng: random.Random, colours: list[str], count: int, aspect: float, alike: bool
+    rng: random.Random,
+    colours: list[str],
+    shapes: tuple[str, ...],
+    count: int,
+    aspect: float,
+    alike: bool,
 ) -> tuple[Item, ...]:
     # With few colours and shapes in an image, "how many red ones" and "is there a red circle"
     # cannot be answered from the colour or the shape alone.
     few = rng.random() < 0.35
-    palette = rng.sample(colours, 2) if few else colours
-    outlines = rng.sample(SHAPES, 2) if few and rng.random() < 0.7 else SHAPES
+    tints = rng.sample(colours, 2) if few else colours
+    outlines = rng.sample(shapes, 2) if few and rng.random() < 0.7 else shapes
     if alike:
-        outlines = [rng.choice(SHAPES)]
+        outlines = [rng.choice(shapes)]
     items: list[Item] = []
     for _ in range(40 * count):
         if len(items) == count:
@@ -210,10 +240,10 @@ def _sample_items(
         y = rng.uniform(half_height, 1 - half_height)
         if any(_too_near(x, y, radius, other, aspect) for other in items):
             continue
-        colour = rng.choice(palette)
+        colour = rng.choice(tints)
         items.append(
             Item(
-                rng.choice(outlines), colour, _tint(rng, colour, 10), x, y, radius,
+                rng.choice(outlines), colour, tint(rng, colour, 10), x, y, radius,
                 upright=rng.random() < 0.5,
                 tilt=rng.uniform(-0.2, 0.2) if rng.random() < 0.3 else 0.0,
                 outlined=colour != "black" and rng.random() < 0.1,
