@@ -313,7 +313,7 @@ def oracle_inputs(
 
 
 class Says:
-    """Makes a model say a text, whatever it is asked."""
+    """Makes a model say a text, whatever it is asked, and end its turn as often as it may."""
 
     def __init__(self, engine, text):
         ids = engine.processor.tokenizer.encode(text, add_special_tokens=False)
@@ -328,6 +328,6 @@ class Says:
 
     def say(self, _module, _args, output):
         output.logits[:] = 0
-        output.logits[..., self.ids[self.step]] = 1
+        output.logits[..., self.ids[min(self.step, len(self.ids) - 1)]] = 1
         self.step += 1
         return output

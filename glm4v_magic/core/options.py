@@ -19,6 +19,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from glm4v_magic.core.errors import OptionError, did_you_mean
+from glm4v_magic.core.wording import brief
 
 __all__ = [
     "DTYPES",
@@ -166,7 +167,7 @@ class Option:
         if self.choices:
             self._check_choice(value)
         elif not (_has_type(value, self.type) and self.holds(value)):
-            raise OptionError(f"{label or self.name} is {value!r}, but must be {self.demand}.")
+            raise OptionError(f"{label or self.name} is {brief(value)}, but must be {self.demand}.")
 
     def _check_choice(self, value: object) -> None:
         if not (isinstance(value, str) and value in self.choices):
@@ -174,7 +175,7 @@ class Option:
             between = " and " if two else ", "
             hint = did_you_mean(str(value), self.choices)
             raise OptionError(
-                f"Unknown {self.noun or self.name} {value!r}; "
+                f"Unknown {self.noun or self.name} {brief(value)}; "
                 f"there are {between.join(self.choices)}.",
                 "" if two and all(each in hint for each in self.choices) else hint,
             )
@@ -268,7 +269,8 @@ class Sampling:
         thinking: whether the model thinks first, if it can; ``None`` takes the model's default.
         effort: how much the model thinks, where it has the choice; ``None`` for its own.
         max_thinking: maximum number of tokens of its thinking, that of an answer which is carried
-            on included; then its end is written and the answer follows. ``None`` for no limit.
+            on included; then its end is written and the answer follows. ``None`` for no limit, or
+            half of `max_tokens` before an answer of a form.
         logprobs: number of likeliest tokens to tell at each place of the answer, 0 for the chosen
             one alone; ``None`` tells no probabilities.
     """
@@ -363,7 +365,7 @@ class Sampling:
         "a whole number of at least 0",
         lambda value: value >= 0,
         metavar="N",
-        unset="no limit",
+        unset="no limit, but half of the answer's tokens before an answer of a form,",
         example="256",
     )
     logprobs: int | None = option(
@@ -453,7 +455,8 @@ class AnswerForm:
     choices: list[str] | None = option(
         None,
         "The answer is one of these texts: the likeliest, or drawn by their probabilities. The "
-        "answer has these, too, as its choices. In a notebook a variable, or texts with commas.",
+        "answer has these, too, as its choices. A model thinks before it only if it is asked to. "
+        "In a notebook a variable, or texts with commas.",
         _FORMED,
         "a list of at least two different texts, none of them empty or with whitespace around it",
         _is_choices,

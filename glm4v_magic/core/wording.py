@@ -6,6 +6,7 @@ import json
 import re
 
 __all__ = [
+    "brief",
     "clock",
     "counted",
     "gib",
@@ -40,6 +41,15 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def printable(text: str) -> str:
     """Return `text` without control characters and with every line ending as a newline."""
     return _CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+_LONGEST_VALUE = 80  # characters
+
+
+def brief(value: object) -> str:
+    """Return a value as Python writes it, shortened if it is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
 def json_text(value: object, indent: int | None = None) -> str:

@@ -76,12 +76,14 @@ class RowTerms:
         ends: stop token ids.
         sampler: sampler of its tokens.
         logprobs: number of likeliest tokens to report with each; ``None`` for no probabilities.
+        is_kept: whether its KV cache is kept when it ends, since the caller goes on with it.
     """
 
     limit: int
     ends: Collection[int]
     sampler: TokenSampler
     logprobs: int | None = None
+    is_kept: bool = False
 
 
 class Chosen(NamedTuple):
@@ -154,12 +156,14 @@ def decode(
     try:
         while True:
             while entrants := waiting.take(at_once - len(batch)):
-                yield batch.enter(entrants, is_only=waiting.is_empty)
+                latest = batch.enter(entrants, is_only=waiting.is_empty)
                 batch.leave()
+                yield latest
             if not len(batch):
                 return
-            yield batch.step()
+            latest = batch.step()
             batch.leave()
+            yield latest
     except Exception:
         batch.give_up()
         raise
@@ -366,6 +370,10 @@ class _Batch:
 
     def leave(self) -> None:
         """Let rows that have ended leave; their memory is dropped at the next step."""
+        for block, rows in self._blocks:
+            for at in self._open(rows):
+                if rows[at].has_ended and rows[at].entrant.terms.is_kept:
+                    self._keep(block, at, rows[at])
         rows = [row for _, rows in self._blocks for row in rows]
         self._left = {row.number for row in rows if row.has_ended}
         if self._only is None:
@@ -389,13 +397,16 @@ class _Batch:
 
     def keep(self) -> None:
         """Keep the KV cache of a row that was alone; nothing of several rows."""
-        kept = self._kept
-        if self._only is None or not (kept.budget and kept.takes_prefixes) or not self._blocks:
-            return
-        block, _ = self._blocks[0]
-        keys: Keys = (*self._only.prompt.keys, *self._only.said)
-        if block.width:
-            kept.put(block.prefix(keys))
+        if self._only is not None and self._blocks and self._blocks[0][0].width:
+            self._keep(self._blocks[0][0], 0, self._only)
+
+    def _keep(self, block: KVBlock, at: int, row: _Row) -> None:
+        """Keep the KV cache of a row of a block, which is not yet that of its latest token."""
+        if self._kept.budget and self._kept.takes_prefixes:
+            keys: Keys = (*row.prompt.keys, *row.said)
+            self._kept.put(self._attempt(lambda: block.prefix(keys, at)))
+        if self._only is row:
+            self._only = None
 
 
 def _chosen(samplers: Sequence[TokenSampler], ids: Sequence[Tensor], scores: Tensor) -> list[int]:

@@ -12,6 +12,7 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "MISSING",
     "Grammars",
     "Guide",
+    "Tags",
     "is_available",
     "matches",
     "not_in_schema",
@@ -199,7 +201,7 @@ class Grammars:
         constraint: Constraint,
         begun: str = "",
         opening: Sequence[int] = (),
-        after: int | None = None,
+        thinking: Tags | None = None,
         limit: int | None = None,
     ) -> Guide | None:
         """Return a guide for a row; ``None`` if this constraint is only checked afterwards.
@@ -208,7 +210,7 @@ class Grammars:
             constraint: a schema or a regular expression.
             begun: text of the answer that exists already.
             opening: ids that the model writes before its answer.
-            after: id after which the answer begins, such as that of ``</think>``.
+            thinking: tags of thinking that may come before the answer.
             limit: maximum number of tokens, the end of the turn included.
 
         Raises:
@@ -234,24 +236,54 @@ class Grammars:
                 "No match of the regex begins with the answer so far.", "Ask again instead."
             )
         forced = matcher.compute_ff_bytes() if limit is not None else b""
-        needed = len(opening) + self._fewest(forced) + 1
+        least = self._fewest(forced) + 1
+        needed = least + (len(opening) if thinking is None else thinking.is_open)
         if limit is not None and needed > limit:
             raise OptionError(
                 f"An answer of this form takes at least {needed} tokens with its end, but the "
                 f"answer may have {limit}."
             )
-        return Guide(matcher, opening, self._ends, self._width, after)
+        return Guide(matcher, opening, self._ends, self._width, least, thinking)
+
+
+@dataclass(frozen=True, slots=True)
+class Tags:
+    """Tags around the thinking of a row.
+
+    Attributes:
+        opening: id of the opening tag.
+        closing: id of the closing tag.
+        is_open: whether the prompt ends within the thinking.
+        before: ids that the model may write before the opening tag, such as a newline.
+    """
+
+    opening: int
+    closing: int
+    is_open: bool
+    before: Sequence[int] = ()
+
+    @property
+    def unwritten(self) -> tuple[int, ...]:
+        """Tags that the prompt does not have."""
+        return (self.closing,) if self.is_open else (self.opening, self.closing)
 
 
 class Guide:
     """The tokens that may come next in one row.
+
+    A row that may think either begins its answer at once or opens its thinking, and begins the
+    answer when that is closed. Within the thinking everything is allowed.
 
     Args:
         matcher: llguidance's matcher, at the beginning of the row.
         opening: ids that come first, whatever the grammar.
         ends: ids that end the turn: allowed where the grammar can end.
         width: number of logits.
-        after: id up to which everything is allowed; ``None`` to begin at once.
+        least: fewest tokens of the answer, its end included.
+        thinking: tags of thinking that may come first; ``None`` for none.
+
+    Attributes:
+        least: as given.
     """
 
     def __init__(
@@ -260,14 +292,18 @@ class Guide:
         opening: Sequence[int],
         ends: Sequence[int],
         width: int,
-        after: int | None = None,
+        least: int = 1,
+        thinking: Tags | None = None,
     ) -> None:
-        self._matcher, self._opening, self._after = matcher, list(opening), after
-        self._ends, self._width = list(ends), width
+        self._matcher, self._opening = matcher, list(opening)
+        self._ends, self._width, self.least = list(ends), width, least
+        self._thinking = thinking
+        self._is_inside = thinking is not None and thinking.is_open
+        self._before = list(thinking.before) if thinking is not None else []
 
     def allowed(self) -> NDArray[np.bool_]:
         """Return whether each id may come next, (vocabulary,)."""
-        if self._after is not None:
+        if self._is_inside:
             return np.ones(self._width, dtype=np.bool_)
         allowed = np.zeros(self._width, dtype=np.bool_)
         if self._opening:
@@ -276,15 +312,24 @@ class Guide:
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         allowed |= np.unpackbits(bits, count=self._width, bitorder="little").astype(np.bool_)
         allowed[self._ends] = self._matcher.is_accepting()
+        if self._thinking is not None:
+            allowed[[self._thinking.opening, *self._before[:1]]] = True
         if self._matcher.is_error() or not allowed.any():
             raise _unusable("form", self._matcher.get_error() or "it leads nowhere")
         return allowed
 
     def take(self, token: int) -> None:
         """Advance by the id that was chosen."""
-        if self._after is not None:
-            self._after = None if token == self._after else self._after
+        thinking = self._thinking
+        if self._is_inside and thinking is not None:
+            if token == thinking.closing:
+                self._is_inside, self._thinking = False, None
+        elif thinking is not None and token == thinking.opening:
+            self._is_inside = True
+        elif thinking is not None and self._before[:1] == [token]:
+            del self._before[0]
         elif self._opening:
             del self._opening[0]
         elif token not in self._ends:
+            self._thinking = None
             self._matcher.consume_token(token)

@@ -106,8 +106,13 @@ class Intake:
         if not self._to_choose:
             return None
         row = self._to_choose.popleft()
-        row.since = self._now()
+        if row.since is None:
+            row.since = self._now()
         return row
+
+    def choose(self, row: Row) -> None:
+        """Let a row that has thought wait for one of its choices."""
+        self._to_choose.append(row)
 
     def _now(self) -> float:
         # The first rows wait from the beginning of the call.

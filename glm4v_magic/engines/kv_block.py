@@ -186,15 +186,23 @@ class KVBlock:
                 layer.keys = layer.keys[..., : self.width, :]
                 layer.values = layer.values[..., : self.width, :]
 
-    def prefix(self, keys: Keys) -> KeptPrefix:
-        """Return the columns of a block of one row without padding, to be kept.
+    def prefix(self, keys: Keys, row: int = 0) -> KeptPrefix:
+        """Return the columns of a row without its padding, to be kept.
+
+        Keys and values are copied unless the row is alone and has no padding.
 
         Args:
-            keys: keys of all columns.
+            keys: keys of its columns; there may be more of them.
+            row: which row of the block.
         """
         self.cut()
-        layers = tuple((layer.keys, layer.values) for layer in self.cache.layers)
-        return KeptPrefix(keys[: self.width], layers)
+        columns = _indices(self.mask[row].bool())
+        place = (None if self.rows == 1 else [row], columns)
+        layers = tuple(
+            (_joined([layer.keys], [place], 0), _joined([layer.values], [place], 0))
+            for layer in self.cache.layers
+        )
+        return KeptPrefix(keys[: self.width if columns is None else len(columns)], layers)
 
 
 def joined(model: Any, parts: Sequence[tuple[KVBlock, list[int]]], attempt: Attempt) -> KVBlock:

@@ -336,7 +336,7 @@ class LocalEngine:
         Returns:
             The scores, and the KV cache of the row's prompt.
         """
-        terms = (row.prompt, row.texts, row.scoring, self.kept, self._vision)
+        terms = (row.read, row.texts, row.scoring, self.kept, self._vision)
         try:
             return scored(self.model, *terms, latest)
         except (RuntimeError, MemoryError) as error:
@@ -448,6 +448,8 @@ def _told(latest: Mapping[int, Chosen], intake: Intake) -> Iterator[EngineEvent]
         if row.transcript.ending is not None:
             yield Finished(row.generation(), number)
             intake.end(row)
+        elif row.texts:
+            intake.choose(row)
 
 
 def _interrupted(intake: Intake) -> dict[int, Generation]:

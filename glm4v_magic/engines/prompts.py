@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from glm4v_magic.checkpoints.encoding import EncodedImage
@@ -38,6 +40,19 @@ class Prompt:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def extended(self, ids: Sequence[int]) -> Prompt:
+        """Return the prompt with tokens after it."""
+        if not ids:
+            return self
+        after = torch.tensor([ids], device=self.ids.device)
+        steps = torch.arange(1, len(ids) + 1, device=self.places.device)
+        return Prompt(
+            torch.cat((self.ids, after), dim=1),
+            torch.cat((self.places, self.places[..., -1:] + steps), dim=-1),
+            (*self.keys, *ids),
+            self.images,
+        )
 
     def whole_images(self, length: int) -> int:
         """Return the length of a prefix shortened so that it does not end inside an image."""

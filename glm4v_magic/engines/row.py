@@ -11,17 +11,17 @@ from transformers import GenerationConfig
 
 from glm4v_magic.checkpoints.encoding import Encoded, Processor
 from glm4v_magic.core.conversation import Generation, Request, Usage
-from glm4v_magic.core.errors import ConversationError, OptionError
 from glm4v_magic.core.events import Text
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.tokens import Token, joined
 from glm4v_magic.engines.choosing import Scored, Scoring
 from glm4v_magic.engines.decoding import Chosen, RowTerms
-from glm4v_magic.engines.grammars import Grammars, Guide
+from glm4v_magic.engines.grammars import Grammars
 from glm4v_magic.engines.parts import AnswerParts
 from glm4v_magic.engines.prompts import Prompt
-from glm4v_magic.engines.sampling import ThinkingBudget, TokenSampler, call_config, pick
-from glm4v_magic.engines.thinking import CLOSE, OPEN, Told
+from glm4v_magic.engines.row_form import row_form
+from glm4v_magic.engines.sampling import TokenSampler, call_config, pick
+from glm4v_magic.engines.thinking import Told
 from glm4v_magic.engines.token_places import placed, spelled
 from glm4v_magic.engines.transcript import Transcript
 from glm4v_magic.engines.vocabulary import Vocabulary
@@ -66,7 +66,6 @@ class Row:
         limit: maximum number of generated tokens.
         transcript: what it has generated.
         since: time in seconds at which it was begun; ``None`` while it waits.
-        texts: ids of each choice; empty if the answer is decoded.
 
     Raises:
         OptionError: if its constraint cannot be followed.
@@ -86,13 +85,19 @@ class Row:
         self.encoded, self.prompt = encoded, prompt
         self.since: float | None = None
         self.limit = limit = min(request.sampling.max_tokens, room)
-        self.texts = _texts(request, encoded, limit, settings.processor)
+        self._config = call_config(settings.defaults, request.sampling, limit)
+        self._form = row_form(
+            request,
+            encoded,
+            settings.processor,
+            settings.grammars,
+            settings.vocabulary,
+            self._config.eos_token_id,
+            limit,
+        )
         self._choices = () if request.constraint is None else request.constraint.choices
-        self._guide = None if self.texts else _guide(request, settings, limit)
-        self._budget = None if self.texts else _budget(request, encoded, settings)
         self._at_once = settings.at_once
         self._probabilities: dict[str, float] = {}
-        self._config = call_config(settings.defaults, request.sampling, limit)
         self._seed = _seed(request.sampling) if self._config.do_sample else None
         self._gpus = settings.gpus
         self._logprobs = request.sampling.logprobs
@@ -121,9 +126,23 @@ class Row:
 
     def terms(self, device: str | torch.device) -> RowTerms:
         """Return its decoding parameters, sampling on `device`."""
-        sampler = TokenSampler(self._config, self._seed, device, self._guide, self._budget)
-        ends = frozenset(self._config.eos_token_id)
-        return RowTerms(self._config.max_new_tokens, ends, sampler, self._logprobs)
+        form = self._form
+        sampler = TokenSampler(self._config, self._seed, device, form.guide, form.budget)
+        ends = frozenset(form.thinking_ends or self._config.eos_token_id)
+        limit, is_kept = self._config.max_new_tokens, bool(form.thinking_ends)
+        return RowTerms(limit, ends, sampler, self._logprobs, is_kept)
+
+    @property
+    def texts(self) -> tuple[tuple[int, ...], ...]:
+        """Ids of each choice if they are to be scored now; empty if the next token is decoded."""
+        ends, latest = self._form.thinking_ends, self.transcript.ids[-1:]
+        is_due = not ends or (bool(latest) and latest[0] in ends)
+        return self._form.texts if is_due and not self._probabilities else ()
+
+    @property
+    def read(self) -> Prompt:
+        """Its prompt and what it has generated."""
+        return self.prompt.extended(self.transcript.ids)
 
     def take(self, token: Chosen, at: float) -> list[Told]:
         """Append the next token; returns the events to yield."""
@@ -208,65 +227,6 @@ class Row:
         count = len(times) if parts.answer_from is None else int(parts.answer_from)
         seconds = times[min(count, len(times) - 1)] - times[0]
         return replace(usage, thinking_tokens=count, thinking_seconds=seconds)
-
-
-def _texts(
-    request: Request, encoded: Encoded, limit: int, processor: Processor
-) -> tuple[tuple[int, ...], ...]:
-    """Return the ids of each choice as the model would write it; empty without choices.
-
-    A model that thinks writes it without thinking.
-    """
-    if request.constraint is None or not request.constraint.choices:
-        return ()
-    if request.conversation.unfinished is not None:
-        raise ConversationError(
-            "An answer that was begun cannot be carried on as one of the choices.",
-            "Ask again instead.",
-        )
-    choices = request.constraint.choices
-    opening = processor.opening_ids
-    if _thinks(request, processor):
-        tags: list[int] = processor.tokenizer.convert_tokens_to_ids([OPEN, CLOSE])
-        opening = tags[encoded.inside_thinking :]
-    texts = [(*opening, *processor.text_ids(each)) for each in choices]
-    longest = max(range(len(texts)), key=lambda number: len(texts[number]))
-    needed = len(texts[longest]) + 1
-    if needed > limit:
-        raise OptionError(
-            f"The choice {choices[longest]!r} takes {needed} tokens with its end, but the answer "
-            f"may have {limit}."
-        )
-    return tuple(texts)
-
-
-def _guide(request: Request, settings: RowSettings, limit: int) -> Guide | None:
-    """Return the guide to the row's constraint; ``None`` if any token may follow."""
-    if request.constraint is None:
-        return None
-    processor, begun = settings.processor, request.conversation.unfinished
-    if not begun and _thinks(request, processor):
-        after: int = processor.tokenizer.convert_tokens_to_ids(CLOSE)
-        return settings.grammars.guide(request.constraint, after=after, limit=limit)
-    opening = processor.opening_ids if begun is None else ()
-    return settings.grammars.guide(request.constraint, begun or "", opening, limit=limit)
-
-
-def _budget(request: Request, encoded: Encoded, settings: RowSettings) -> ThinkingBudget | None:
-    """Return the budget of the row's thinking; ``None`` if there is no limit, or no thinking."""
-    most, begun = request.sampling.max_thinking, request.conversation.partial
-    if most is None or not _thinks(request, settings.processor) or (begun and begun.text):
-        return None
-    processor = settings.processor
-    opening, closing = processor.tokenizer.convert_tokens_to_ids([OPEN, CLOSE])
-    thought = 0 if encoded.inside_thinking else None
-    if begun is not None and begun.thinking:
-        thought = len(processor.text_ids(begun.thinking))
-    return ThinkingBudget(most, opening, closing, settings.vocabulary.is_blank, thought)
-
-
-def _thinks(request: Request, processor: Processor) -> bool:
-    return processor.thinks and request.sampling.thinking is not False
 
 
 def _seed(sampling: Sampling) -> int:

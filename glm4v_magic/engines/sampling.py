@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -200,7 +200,7 @@ def call_config(base: GenerationConfig, sampling: Sampling, room: int) -> Genera
 
 
 class ThinkingBudget:
-    """Counts the tokens of a row's thinking, and tells when it must end.
+    """Counts the tokens of a row's thinking, and tells when one of its tags must follow.
 
     Thinking is what follows an opening tag with which the row begins, up to the closing one; the
     tags do not count.
@@ -212,6 +212,8 @@ class ThinkingBudget:
         is_blank: tells whether an id writes nothing but whitespace, as may come before the tag.
         thought: number of thinking tokens in the prompt, which ends within the thinking; ``None``
             if the row has yet to begin it.
+        ends: ids that end a turn; within the thinking, the closing tag replaces them.
+        opens: whether a row that has yet to begin its thinking must do so at once.
     """
 
     def __init__(
@@ -221,15 +223,28 @@ class ThinkingBudget:
         closing: int,
         is_blank: Callable[[int], bool],
         thought: int | None = None,
+        ends: Collection[int] = (),
+        *,
+        opens: bool = False,
     ) -> None:
-        self._most, self._opening, self.closing = most, opening, closing
+        self._most, self._opening, self._closing = most, opening, closing
         self._is_blank, self._thought = is_blank, thought
+        self._ends, self._opens = ends, opens
         self.is_over = False
 
     @property
-    def is_due(self) -> bool:
-        """Whether the closing tag has to come next."""
-        return not self.is_over and self._thought is not None and self._thought >= self._most
+    def due(self) -> int | None:
+        """Id of the tag that must come next; ``None`` if any token may."""
+        if self.is_over:
+            return None
+        if self._thought is None:
+            return self._opening if self._opens else None
+        return self._closing if self._thought >= self._most else None
+
+    def replaced(self, token: int) -> int:
+        """Return the id to write for the one that was chosen."""
+        is_thinking = self._thought is not None and not self.is_over
+        return self._closing if is_thinking and token in self._ends else token
 
     def take(self, token: int) -> None:
         """Advance by the id that was chosen."""
@@ -240,7 +255,7 @@ class ThinkingBudget:
                 self._thought = 0
             else:
                 self.is_over = not self._is_blank(token)
-        elif token == self.closing:
+        elif token == self._closing:
             self.is_over = True
         elif token != self._opening:
             self._thought += 1
@@ -290,10 +305,10 @@ class TokenSampler:
             ids: prompt and answer so far without padding, (1, L); read only if `reads_ids`.
             scores: logits of the next token in float32, (1, vocabulary).
         """
-        if self._budget is not None and self._budget.is_due:
-            token = self._budget.closing
-        else:
+        token = None if self._budget is None else self._budget.due
+        if token is None:
             token = self._chosen(ids, self._allowed(scores))
+            token = token if self._budget is None else self._budget.replaced(token)
         for each in (self._guide, self._budget):
             if each is not None:
                 each.take(token)

@@ -385,6 +385,15 @@ def test_the_signature_and_the_docstring_show_every_option():
     assert max(map(len, (Asked.ask.__doc__ or "").splitlines())) <= 100
 
 
+@pytest.mark.parametrize(
+    "given", [{"choices": ["yes " * 400] * 2}, {"format": "x" * 999}, {"fps": ["x"] * 999}]
+)
+def test_a_long_value_that_is_refused_is_shown_in_short(given):
+    with pytest.raises(OptionError, match=r"\.\.\.") as caught:
+        Asked().ask("What?", **given)
+    assert len(str(caught.value)) < 250
+
+
 def test_a_group_takes_its_own_of_what_was_given():
     assert taken(Sampling, {"top_k": 3, "chat": "cats"}) == Sampling(top_k=3)
 

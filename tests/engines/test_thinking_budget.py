@@ -149,9 +149,9 @@ def test_an_answer_that_was_begun_goes_on_as_before(engine):
 def test_a_tag_that_the_model_repeats_is_no_thought():
     budget = ThinkingBudget(1, opening=10, closing=11, is_blank=lambda token: False, thought=0)
     budget.take(10)
-    assert not budget.is_due
+    assert budget.due is None
     budget.take(5)
-    assert budget.is_due
+    assert budget.due == 11
     budget.take(11)
     assert budget.is_over
-    assert not budget.is_due
+    assert budget.due is None
