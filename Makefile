@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo lab test test-fast nightly bench lint docs dist eval-demo clean
+.PHONY: demo lab test test-fast nightly bench lint tables docs dist eval-demo clean
 
 demo: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py notebooks/01_quickstart.ipynb
@@ -46,6 +46,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# The tables of what a plan chooses, in the page about plans.
+tables: $(INSTALLED)
+	$(BIN)/python benchmarks/chosen_gpus.py --write docs/planning.md
 
 # Into build/site. Every warning, such as a dead link, is an error; not so with --quiet.
 docs: $(INSTALLED)

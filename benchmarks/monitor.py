@@ -41,7 +41,7 @@ CHANGES: tuple[tuple[str, str, Any, Any], ...] = (
     ("objective", "objective", "fewest", "balance"),
     ("dtype", "dtype", "float16", "bfloat16"),
     ("quantise", "quantize", "4bit", "no"),
-    ("split the tower", "split_vision", True, False),
+    ("split the tower", "split_vision", "cut", "whole if it fits"),
     ("pin the tower", "to", "cuda:1", "any GPU"),
     ("does not fit, and why", "gpus", "2x9GiB", "4x8GiB"),
     ("offload what does not fit", "offload", True, False),

@@ -56,10 +56,10 @@ class Lab:
         self.shape = self.model.shape()
         self.meta = self.model.build_meta("bfloat16")
 
-    def plan(self, gpus: Sequence[GPU], *, split_vision: bool = False) -> Plan | None:
-        """Return our plan; ``None`` if nothing fits."""
+    def plan(self, gpus: Sequence[GPU]) -> Plan | None:
+        """Return our most balanced plan; ``None`` if nothing fits."""
         try:
-            return plan(self.shape, gpus, Workload(context=CONTEXT), split_vision=split_vision)
+            return plan(self.shape, gpus, Workload(context=CONTEXT), objective="balance")
         except DoesNotFitError:
             return None
 
@@ -92,13 +92,12 @@ def equal_gpus(lab: Lab, counts: Sequence[int]) -> str:
     for count in counts:
         gpus = parse_gpus(f"{count}x{AMPLE}GiB")
         _, found = lab.run_automatic(gpus)
-        ours, cut = lab.plan(gpus), lab.plan(gpus, split_vision=True)
-        if found is None or ours is None or cut is None:
+        ours = lab.plan(gpus)
+        if found is None or ours is None:
             raise AssertionError(f"{count} GPUs of {AMPLE} GiB are too small")
-        tell(f"{lab.model.name}: dry runs of the plans for {count} GPUs")
+        tell(f"{lab.model.name}: dry run of the plan for {count} GPUs")
         planned = lab.run(gpus, ours)
-        best = planned if cut.device_map() == ours.device_map() else lab.run(gpus, cut)
-        least = min(report.fullest.total_bytes for report in (best, planned))
+        least = planned.fullest.total_bytes
         sides = zip(measured(found, least), measured(planned, least), strict=True)
         rows.append((str(count), *(" / ".join(pair) for pair in sides)))
         for problem in found.problems:
@@ -281,13 +280,13 @@ def sections(counts: Sequence[int]) -> Iterator[tuple[str, str]]:
         yield f"Where {name} fits", markdown_table(what_fits(lab, counts))
 
 
-def write_between_markers(page: Path, text: str) -> None:
+def write_between_markers(page: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Replace the text between the markers of a page."""
     content = page.read_text(encoding="utf-8")
-    if content.count(BEGIN) != 1 or content.count(END) != 1:
-        raise SystemExit(f"{page} must hold each marker once: {BEGIN} and {END}")
-    head, _, rest = content.partition(BEGIN)
-    page.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    if content.count(begin) != 1 or content.count(end) != 1:
+        raise SystemExit(f"{page} must hold each marker once: {begin} and {end}")
+    head, _, rest = content.partition(begin)
+    page.write_text(f"{head}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 LEAST_PENALTY = 1e-3
 """Least repetition penalty, and inverse of the highest; far beyond them logits are not finite."""
 
-Objective = Literal["balance", "fewest"]
+Objective = Literal["headroom", "balance", "fewest"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 Task = Literal["text", "table", "formula", "extract"]
@@ -665,7 +665,8 @@ class PlacementFields:
     )
     objective: Objective = option(
         OBJECTIVES[0],
-        "balance keeps the fullest GPU as empty as possible, fewest uses as few GPUs as fit.",
+        "headroom uses as few GPUs as leave a fifth of each free, balance keeps the fullest GPU as "
+        "empty as possible, fewest uses as few GPUs as fit.",
         _PLACED,
         choices=OBJECTIVES,
         metavar="GOAL",
@@ -709,11 +710,14 @@ class PlacementFields:
         unset="3 % of its size",
         example="1.5",
     )
-    split_vision: bool = option(
-        False,
-        "Let the vision tower be cut wherever that balances better.",
+    split_vision: bool | None = option(
+        None,
+        "Whether the vision tower is cut between its layers wherever that balances better, or "
+        "stays whole if it fits.",
         _PLACED,
-        "True or False",
+        "True, False or None",
+        unset="cut where that makes the fullest GPU noticeably emptier",
+        example="off",
     )
     offload: bool = option(
         False, "If no split fits, keep layers in host memory.", _PLACED, "True or False"

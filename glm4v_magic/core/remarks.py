@@ -113,8 +113,9 @@ class _Option:
 
 def _as_keyword(name: str, value: str) -> str:
     """Spell an option as an argument of a call in Python."""
-    if not value:
-        return f"{name}=True"
+    switched = {"": True, "on": True, "off": False}
+    if value in switched:
+        return f"{name}={switched[value]}"
     return f"{name}={value}" if value.isdigit() else f'{name}="{value}"'
 
 
@@ -128,8 +129,13 @@ COMMON: Mapping[str, str] = {
     ),
     "tower_could_be_cut": (
         "The vision tower ({tower_gib} GiB) stays whole and makes {device} the fullest GPU: "
-        "{gib} GiB, {fullness}. Cut between its layers ({option:split_vision}), the fullest has "
+        "{gib} GiB, {fullness}. Cut between its layers ({option:split_vision=on}), the fullest has "
         "{cut_gib} GiB, {cut_fullness}."
+    ),
+    "gpus_chosen": "{gpus}, the fullest {fullness} full: {why}.",
+    "gpus_chosen_of_two": (
+        "{gpus}, the fullest {fullness} full: {why}; {option:objective={other}} would use "
+        "{other_gpus}, the fullest {other_fullness} full."
     ),
     "shorter_context_fits": (
         "a context of {context:,} fits ({option:context={context}}; fullest GPU {fullness})"
@@ -156,6 +162,10 @@ COMMON: Mapping[str, str] = {
     "no_such_effort": "Leave effort out.",
     "row_cut_off": "It was cut off at the token limit: allow more (max_tokens).",
     "tower_is_cut": "The vision tower is cut between its layers: whole, it does not fit.",
+    "tower_is_cut_for_balance": (
+        "The vision tower is cut between its layers: whole ({option:split_vision=off}), it takes "
+        "{gpus}, the fullest {fullness} full."
+    ),
     "layers_offloaded": (
         "{count} decoder layers ({gib} GiB) wait in host memory and cross the bus once per token: "
         "at least {seconds} s over PCIe 4.0 x16."
@@ -246,14 +256,6 @@ _IN_PYTHON = {
     ),
     "ask_the_hub": "Ask with gather(hub=True).",
     "fewer_hops": 'Results are the same. Fewer GPUs have fewer hops: objective="fewest".',
-    "plan_with_fewest": (
-        'plan(..., objective="fewest"): {summary}, {hops}. The balanced plan keeps more memory '
-        "free."
-    ),
-    "idle_gpus_or_cut": (
-        "Leave them to other programs; or plan(..., split_vision=True): {count} GPUs, the fullest "
-        "at {cut_fullness} instead of {fullness}."
-    ),
     "answer_cut_off": (
         "It was cut off at the token limit: allow more (max_tokens), or carry it on: "
         "session.carry_on()."

@@ -8,8 +8,8 @@ from dataclasses import replace
 from glm4v_magic.core.errors import DoesNotFitError
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model_shape import ModelShape, Workload
-from glm4v_magic.core.options import QUANTIZATIONS
-from glm4v_magic.core.remarks import Remark, Text, remark
+from glm4v_magic.core.options import OBJECTIVES, QUANTIZATIONS
+from glm4v_magic.core.remarks import Remark, remark
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.wording import counted, readable_bytes
 from glm4v_magic.doctor.facts import Facts
@@ -29,6 +29,10 @@ _SHORTEST_CONTEXT = 256  # tokens
 _QUICK_ON_CPU = 2**30  # bytes; the demo model takes far less, a published one far more
 
 _SUBJECT = "model"
+_NO_FASTER = (
+    "Layers run one after another, so more GPUs are no faster: each hop adds a copy and a wait to "
+    "every token."
+)
 
 
 def fit(facts: Facts) -> Finding:
@@ -127,12 +131,12 @@ def _task(shape: ModelShape, gpus: Sequence[GPU], workload: Workload) -> Task:
         shape,
         tuple(gpus),
         workload,
-        "balance",
+        OBJECTIVES[0],
         reserve=None,
         overhead=GPU_OVERHEAD,
         pin={},
         any_order=True,
-        split_vision=False,
+        split_vision=None,
     )
 
 
@@ -147,7 +151,7 @@ def _enough_gpus(shape: ModelShape, gpus: Sequence[GPU], work: Workload) -> str:
 
 
 def review(facts: Facts) -> Iterator[Finding]:
-    """Judge the plan for six or more GPUs: whole parts, hops, idle GPUs, fewer GPUs."""
+    """Judge the plan for six or more GPUs: whole parts, hops, idle GPUs."""
     shape, gpus = facts.shape, facts.gpus
     work = _workload(facts)
     if len(gpus) < REVIEWED_FROM or not _fits(shape, gpus, work):
@@ -157,7 +161,7 @@ def review(facts: Facts) -> Iterator[Finding]:
     yield _hops(found, plan(shape, gpus, work, objective="fewest"))
     idle = [stage.device for stage in found.stages if not stage.units]
     if idle:
-        yield _idle(found, plan(shape, gpus, work, split_vision=True), idle)
+        yield Finding("idle GPUs", "ok", ", ".join(idle), _NO_FASTER, "Leave them to others.")
 
 
 def _parts(found: Plan) -> Finding:
@@ -178,25 +182,4 @@ def _hops(found: Plan, fewest: Plan) -> Finding:
     hops = f"{counted(found.hops, 'hop')} per token"
     if fewest.hops >= found.hops:
         return Finding("hops", "ok", hops, "It does not fit on fewer GPUs.")
-    return Finding(
-        "hops",
-        "warn",
-        hops,
-        "Layers run one after another, so more GPUs are no faster: each hop adds a copy and a "
-        "wait to every token.",
-        remark("plan_with_fewest", summary=_summary(fewest), hops=counted(fewest.hops, "hop")),
-    )
-
-
-def _idle(found: Plan, cut: Plan, idle: list[str]) -> Finding:
-    """Say why GPUs are idle, and what cutting the tower would change."""
-    why = f"{found.fullest.device} is the fullest with or without them."
-    step: Text = "Leave them to other programs."
-    if len(_used(cut)) > len(_used(found)):
-        step = remark(
-            "idle_gpus_or_cut",
-            count=len(_used(cut)),
-            cut_fullness=f"{cut.fullness:.0%}",
-            fullness=f"{found.fullness:.0%}",
-        )
-    return Finding("idle GPUs", "warn", ", ".join(idle), why, step)
+    return Finding("hops", "ok", hops, "Fewer GPUs would leave less than a fifth of each free.")

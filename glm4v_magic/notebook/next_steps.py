@@ -47,14 +47,6 @@ _IN_A_CELL = {
     "fewer_hops": (
         "Results are the same. Fewer GPUs have fewer hops: %glm4v plan --objective fewest."
     ),
-    "plan_with_fewest": (
-        "%glm4v plan --objective fewest: {summary}, {hops}. The balanced plan keeps more memory "
-        "free."
-    ),
-    "idle_gpus_or_cut": (
-        "Leave them to other programs; or %glm4v plan --split-vision: {count} GPUs, the fullest at "
-        "{cut_fullness} instead of {fullness}."
-    ),
     "answer_cut_off": (
         "It was cut off at the token limit: allow more (--max-tokens), or carry it on (%glm4v "
         "continue)."

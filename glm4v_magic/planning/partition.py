@@ -39,7 +39,7 @@ from itertools import accumulate
 from math import prod
 from operator import add
 
-__all__ = ["MAX_SETS", "Budget", "Item", "Partition", "fits", "needed", "partition"]
+__all__ = ["MAX_SETS", "Budget", "Item", "Partition", "fewest", "fits", "needed", "partition"]
 
 MAX_SETS = 4096
 """Number of sets of GPUs up to which every order is considered.
@@ -104,7 +104,6 @@ def partition(
     *,
     any_order: bool = True,
     max_gpus: int | None = None,
-    fewest: bool = False,
 ) -> Partition | None:
     """Return the best split of `items` over `budgets`; it may be over-full (see `fullness`).
 
@@ -116,7 +115,6 @@ def partition(
         budgets: GPUs; those with a capacity of 0 or less are never used.
         any_order: whether GPUs may be used in another order than given.
         max_gpus: maximum number of GPUs to use.
-        fewest: use as few GPUs as fit; has no effect if nothing fits.
 
     Returns:
         The split; ``None`` if the pins contradict each other or the order, or no GPU is usable.
@@ -126,8 +124,6 @@ def partition(
         return None
     tables = _Tables(items)
     searches, exact = _searches(tables, budgets, usable, any_order)
-    if fewest:
-        max_gpus = _fewest([search for search, _ in searches], len(usable))
 
     best: Partition | None = None
     for search, order in searches:
@@ -140,6 +136,26 @@ def partition(
         through = used if max_gpus is not None else order or used + idle
         best = Partition(through, (), full, exact)
     return None if best is None else replace(best, borders=_spread(best, tables, budgets))
+
+
+def fewest(
+    items: Sequence[Item],
+    budgets: Sequence[Budget],
+    bound: Fraction = _WHOLE,
+    *,
+    any_order: bool = True,
+) -> int | None:
+    """Return the least number of GPUs with which some split is no fuller than `bound`.
+
+    Returns:
+        The number; ``None`` if all of them are too few.
+    """
+    usable = [index for index, budget in enumerate(budgets) if budget.capacity > 0]
+    if not items or not usable:
+        return None
+    searches, _ = _searches(_Tables(items), budgets, usable, any_order)
+    counts = range(1, len(usable) + 1)
+    return next((n for n in counts if any(search(bound, False, n) for search, _ in searches)), None)
 
 
 def fits(items: Sequence[Item], budgets: Sequence[Budget], *, any_order: bool = True) -> bool:
@@ -306,12 +322,6 @@ def _trace(
         number = before
     budgets = [iter(group) for group in groups]
     return [(next(budgets[place]), first, end) for place, first, end in reversed(backwards)]
-
-
-def _fewest(searches: Sequence[_Search], budgets: int) -> int | None:
-    """Return the smallest number of GPUs that fit; ``None`` if all of them are too few."""
-    counts = range(1, budgets + 1)
-    return next((n for n in counts if any(search(_WHOLE, False, n) for search in searches)), None)
 
 
 def _least(

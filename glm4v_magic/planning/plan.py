@@ -2,24 +2,24 @@
 
 A model is a sequence of units (`planning.costs`); a plan gives each GPU consecutive ones so that
 the fullest GPU, relative to its capacity, is as empty as possible (`planning.partition` proves it).
-The vision tower is one unit unless it only fits split.
+`planning.search` says how many GPUs it takes for which objective, and when the tower is cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from typing import Literal
 
 from glm4v_magic.core.errors import DeviceMapError, OptionError, did_you_mean
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model_shape import ModelShape, Workload
-from glm4v_magic.core.options import Objective, check
+from glm4v_magic.core.options import OBJECTIVES, Objective, check
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.remarks import Remark, remark
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.wording import gib
+from glm4v_magic.planning.choice import choice_note, tower_note
 from glm4v_magic.planning.costs import GPU_OVERHEAD, Unit, cache_entries, price
 from glm4v_magic.planning.partition import needed
 from glm4v_magic.planning.search import (
@@ -35,20 +35,18 @@ from glm4v_magic.planning.shortfall import bus_seconds, does_not_fit
 
 __all__ = ["DEFAULT_RESERVE", "Plan", "Stage", "plan"]
 
-_WORTH_SAYING = Fraction(19, 20)  # of the fullest GPU: a better split below this is mentioned
-
 
 def plan(
     shape: ModelShape,
     gpus: Sequence[GPU],
     workload: Workload | None = None,
     *,
-    objective: Objective = "balance",
+    objective: Objective = OBJECTIVES[0],
     reserve: int | None = None,
     overhead: int = GPU_OVERHEAD,
     pin: Mapping[str, int] | None = None,
     order: Literal["auto", "given"] | Sequence[int] = "auto",
-    split_vision: bool = False,
+    split_vision: bool | None = None,
     offload: bool = False,
 ) -> Plan:
     """Decide which GPU each unit of a model lives on.
@@ -57,16 +55,18 @@ def plan(
         shape: sizes of the model.
         gpus: the GPUs; without any the plan is for the CPU, whose memory is not checked.
         workload: context, images, batch, dtype and quantisation to plan for.
-        objective: ``balance`` for the emptiest fullest GPU, ``fewest`` for as few GPUs as fit
-            (and so the fewest hops), balanced among themselves.
+        objective: ``headroom`` for as few GPUs as leave a fifth of each free, ``fewest`` for as
+            few as fit (and so the fewest hops), ``balance`` for all that make the fullest emptier.
+            Those that are used are balanced among themselves.
         reserve: bytes of each GPU to leave free; `DEFAULT_RESERVE` of its size by default.
         overhead: bytes that a GPU in use takes on top of the model.
         pin: unit -> GPU index; ``vision`` and ``layer`` mean all units of that name.
         order: order in which the model runs through the GPUs: the best one, the given one, or GPU
             indices (other GPUs stay idle). Beyond `partition.MAX_SETS` sets of different GPUs only
             three orders are tried, and a note says so.
-        split_vision: split the vision tower between its layers whenever that balances better, not
-            only if it does not fit whole.
+        split_vision: whether the vision tower is cut between its layers whenever that balances
+            better; ``False`` keeps it whole if it fits. By default ``headroom`` cuts it where that
+            makes the fullest GPU noticeably emptier, and the others wherever it does.
         offload: if no split fits, keep some layers in host memory; their weights are copied to the
             GPU whenever they run. Vision layers go first (once per image), then decoder layers
             (once per token). Quantised layers cannot be offloaded.
@@ -98,7 +98,7 @@ def plan(
         overhead,
         pins,
         order == "auto",
-        split_vision or any(name.startswith("vision.") for name in pins),
+        True if any(name.startswith("vision.") for name in pins) else split_vision,
     )
     _check_pins(task)
     split = best_split(task)
@@ -160,17 +160,11 @@ def _on_cpu(shape: ModelShape, workload: Workload, objective: Objective) -> Plan
 
 
 def _described(task: Task, split: Split) -> Plan:
-    result = split.partition
-    units: dict[int, tuple[Unit, ...]] = {
-        place: split.units[first:end]
-        for place, (first, end) in zip(result.order, result.borders, strict=True)
-        if first < end
-    }
+    units = split.stages
     idle = [place for place in range(len(task.gpus)) if place not in units]
     stages = [_stage(task, split, place, units.get(place, ())) for place in [*units, *idle]]
-    notes = tuple(_notes(task, split, units))
-    found = Plan(task.shape.name, task.workload, task.objective, tuple(stages), notes)
-    return replace(found, notes=(*notes, *_price_of_whole_tower(task, split, found)))
+    notes = tuple(_notes(task, split))
+    return Plan(task.shape.name, task.workload, task.objective, tuple(stages), notes)
 
 
 def _stage(task: Task, split: Split, place: int, units: tuple[Unit, ...]) -> Stage:
@@ -202,31 +196,10 @@ def _tower(units: Sequence[Unit]) -> int:
     return sum(unit.in_tower for unit in units)
 
 
-def _price_of_whole_tower(task: Task, split: Split, found: Plan) -> Iterator[Remark]:
-    """Yield a note on the cost of a whole vision tower if splitting it would balance better."""
-    tower = next((unit for unit in split.units if unit.name == "vision"), None)
-    if tower is None or task.objective != "balance":
-        return
-    finer = replace(task, split_vision=True)
-    cut = best_split(finer)
-    if cut is None or cut.partition.fullness > split.partition.fullness * _WORTH_SAYING:
-        return
-    fullest, instead = found.fullest, _described(finer, cut).fullest
-    yield remark(
-        "tower_could_be_cut",
-        tower_gib=gib(tower.weight_bytes),
-        device=fullest.device,
-        gib=gib(fullest.total_bytes),
-        fullness=f"{fullest.fullness:.0%}",
-        cut_gib=gib(instead.total_bytes),
-        cut_fullness=f"{instead.fullness:.0%}",
-    )
-
-
-def _notes(task: Task, split: Split, units: Mapping[int, Sequence[Unit]]) -> Iterator[Remark]:
-    cut = sum(any(unit.in_tower for unit in stage) for stage in units.values()) > 1
-    if cut and not task.split_vision:
-        yield remark("tower_is_cut")
+def _notes(task: Task, split: Split) -> Iterator[Remark]:
+    if split.fits:
+        yield from choice_note(task, split)
+        yield from tower_note(task, split)
     away = [unit for unit in split.units if unit.name in split.offloaded]
     of_tower = [unit.weight_bytes for unit in away if unit.in_tower]
     of_text = [unit.weight_bytes for unit in away if not unit.in_tower]

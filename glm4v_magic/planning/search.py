@@ -11,14 +11,25 @@ from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model_shape import ModelShape, Workload
 from glm4v_magic.core.options import Objective
 from glm4v_magic.planning.costs import Unit, merge, price
-from glm4v_magic.planning.partition import Budget, Item, Partition, fits, partition
+from glm4v_magic.planning.partition import (
+    Budget,
+    Item,
+    Partition,
+    fewest,
+    fits,
+    needed,
+    partition,
+)
 
 __all__ = [
     "DEFAULT_RESERVE",
+    "HEADROOM",
+    "NOTICEABLE",
     "Split",
     "Task",
     "best_split",
     "can_fit",
+    "fullest",
     "item_of",
     "offloaded_split",
     "whole_tower",
@@ -27,6 +38,16 @@ __all__ = [
 
 DEFAULT_RESERVE = Fraction(3, 100)
 """Fraction of a GPU that is kept free: in tests modules take at most 3 % more than priced."""
+
+
+HEADROOM = Fraction(4, 5)
+"""Fullness up to which a GPU counts as having room to spare, for the objective ``headroom``.
+
+What a plan does not count (a longer prompt than planned, kept prompts, fragmentation) goes there.
+"""
+
+NOTICEABLE = Fraction(19, 20)
+"""A split is noticeably emptier if its fullest GPU is below this fraction of the other's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +62,7 @@ class Task:
     overhead: int
     pin: Mapping[str, int]
     any_order: bool
-    split_vision: bool
+    split_vision: bool | None
 
     @property
     def budgets(self) -> list[Budget]:
@@ -88,29 +109,99 @@ class Split:
         """Whether every GPU can hold its units."""
         return self.partition.fullness <= 1
 
+    @property
+    def stages(self) -> dict[int, tuple[Unit, ...]]:
+        """Units of each GPU in use, by its place among the task's, in execution order."""
+        borders = zip(self.partition.order, self.partition.borders, strict=True)
+        return {place: self.units[first:end] for place, (first, end) in borders if first < end}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no two GPUs share the vision tower."""
+        return sum(any(unit.in_tower for unit in units) for units in self.stages.values()) <= 1
+
+    @property
+    def percent(self) -> str:
+        """Fullness of the fullest GPU: ``71%``."""
+        return f"{float(self.partition.fullness):.0%}"
+
+
+def fullest(task: Task, split: Split) -> tuple[GPU, int, int]:
+    """Return the fullest GPU of a split, and the bytes that it needs and may use."""
+    loads = []
+    for place, units in split.stages.items():
+        budget = task.budgets[place]
+        items = [task.item(unit, unit.name in split.offloaded) for unit in units]
+        loads.append((task.gpus[place], budget.base + needed(items), budget.capacity))
+    return max(loads, key=lambda load: Fraction(load[1], load[2]))
+
 
 def best_split(task: Task, offloaded: frozenset[str] = frozenset()) -> Split | None:
-    """Return the best split, the vision tower whole if that fits; ``None`` if no GPU is usable.
+    """Return the best split for the task's objective; ``None`` if no GPU is usable.
+
+    How many GPUs it uses follows from the units with a cut tower, of which a whole tower is one
+    case; then the tower is whole if that is as good (`_is_good_whole`). Unless that is forbidden
+    or asked for: `Task.split_vision`.
 
     Raises:
         DeviceMapError: if the pins contradict each other.
     """
     if not any(budget.capacity > 0 for budget in task.budgets):
         return None
-    units = price(task.shape, task.workload)
-    if not (task.split_vision or offloaded):
-        whole = whole_tower(task.shape, units)
-        if _fits(task, whole):
-            units = whole
-    result = partition(
-        [task.item(unit, unit.name in offloaded) for unit in units],
-        task.budgets,
-        any_order=task.any_order,
-        fewest=task.objective == "fewest",
-    )
-    if result is None:
+    fine = price(task.shape, task.workload)
+    whole = whole_tower(task.shape, fine)
+    if task.split_vision is False and not offloaded and _fits(task, whole):
+        return Split(whole, offloaded, _required(_partition(task, whole, _most_gpus(task, whole))))
+    most = _most_gpus(task, fine, offloaded)
+    cut = _required(_partition(task, fine, most, offloaded))
+    if task.split_vision is not True and not offloaded:
+        kept = _partition(task, whole, most)
+        if kept is not None and _is_good_whole(task, kept.fullness, cut.fullness):
+            return Split(whole, offloaded, kept)
+    return Split(fine, offloaded, cut)
+
+
+def _required(found: Partition | None) -> Partition:
+    if found is None:
         raise DeviceMapError("The pins contradict each other: no contiguous split follows them.")
-    return Split(units, offloaded, result)
+    return found
+
+
+def _partition(
+    task: Task,
+    units: Sequence[Unit],
+    most: int | None,
+    offloaded: frozenset[str] = frozenset(),
+) -> Partition | None:
+    items = [task.item(unit, unit.name in offloaded) for unit in units]
+    return partition(items, task.budgets, any_order=task.any_order, max_gpus=most)
+
+
+def _most_gpus(
+    task: Task, units: Sequence[Unit], offloaded: frozenset[str] = frozenset()
+) -> int | None:
+    """Return the number of GPUs that the objective allows; ``None`` for all of them."""
+    if task.objective == "balance":
+        return None
+    items = [task.item(unit, unit.name in offloaded) for unit in units]
+
+    def within(bound: Fraction) -> int | None:
+        return fewest(items, task.budgets, bound, any_order=task.any_order)
+
+    if task.objective == "fewest":
+        return within(Fraction(1))
+    enough = within(HEADROOM)
+    if enough is None:  # then as few as do not make the fullest GPU fuller than it has to be
+        least = _partition(task, units, None, offloaded)
+        enough = None if least is None else within(least.fullness)
+    return enough
+
+
+def _is_good_whole(task: Task, whole: Fraction, cut: Fraction) -> bool:
+    """Tell whether a whole tower is as good as a cut one, by the fullness of the fullest GPU."""
+    if whole <= cut:
+        return True
+    return task.objective == "headroom" and whole <= HEADROOM and cut > whole * NOTICEABLE
 
 
 def can_fit(task: Task, offloaded: frozenset[str] = frozenset()) -> bool:

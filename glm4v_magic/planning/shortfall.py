@@ -9,8 +9,14 @@ from glm4v_magic.core.errors import DoesNotFitError, OptionError
 from glm4v_magic.core.remarks import Remark, remark
 from glm4v_magic.core.wording import gib
 from glm4v_magic.planning.costs import price
-from glm4v_magic.planning.partition import needed as bytes_needed
-from glm4v_magic.planning.search import Split, Task, best_split, can_fit, offloaded_split
+from glm4v_magic.planning.search import (
+    Split,
+    Task,
+    best_split,
+    can_fit,
+    fullest,
+    offloaded_split,
+)
 
 __all__ = ["bus_seconds", "does_not_fit"]
 
@@ -38,10 +44,10 @@ def does_not_fit(task: Task, split: Split | None, offload: bool) -> DoesNotFitEr
             f"{what}no GPU has memory left once the reserve is taken.",
             "Free memory on the GPUs or lower the reserve.",
         )
-    index, needed, capacity = _fullest(task, split)
+    gpu, needed, capacity = fullest(task, split)
     what += (
-        f"in the best split cuda:{index} needs {gib(needed)} GiB and may use {gib(capacity)} GiB, "
-        f"so {gib(needed - capacity)} GiB are short."
+        f"in the best split cuda:{gpu.index} needs {gib(needed)} GiB and may use "
+        f"{gib(capacity)} GiB, so {gib(needed - capacity)} GiB are short."
     )
     ways = (_shorter_context(task), *_four_bit(task), _offload(task, offload))
     return DoesNotFitError(what, code="ways_out", ways=ways)
@@ -54,19 +60,6 @@ def _gpus(task: Task) -> str:
     return (
         " + ".join(f"{count} x {size}" if count > 1 else size for size, count in counted) + " GiB"
     )
-
-
-def _fullest(task: Task, split: Split) -> tuple[int, int, int]:
-    """Return index, needed bytes and usable bytes of the fullest GPU."""
-    result, budgets = split.partition, task.budgets
-    loads = []
-    for place, (first, end) in zip(result.order, result.borders, strict=True):
-        if first < end:
-            items = [task.item(u, u.name in split.offloaded) for u in split.units[first:end]]
-            cost = bytes_needed(items)
-            loads.append((place, budgets[place].base + cost))
-    place, needed = max(loads, key=lambda load: load[1] / budgets[load[0]].capacity)
-    return task.gpus[place].index, needed, budgets[place].capacity
 
 
 def _shorter_context(task: Task) -> Remark:
@@ -94,13 +87,9 @@ def _shorter_context(task: Task) -> Remark:
     except OptionError:
         split = None
     if split is not None and split.fits:
-        return remark("shorter_context_fits", context=low * _CONTEXT_STEP, fullness=_percent(split))
+        return remark("shorter_context_fits", context=low * _CONTEXT_STEP, fullness=split.percent)
     weights = sum(unit.weight_bytes for unit in price(task.shape, task.workload))
     return remark("no_shorter_context_fits", weights_gib=gib(weights))
-
-
-def _percent(split: Split) -> str:
-    return f"{float(split.partition.fullness):.0%}"
 
 
 def _four_bit(task: Task) -> tuple[Remark, ...]:
@@ -117,9 +106,9 @@ def _four_bit(task: Task) -> tuple[Remark, ...]:
     if split is None:
         return (remark("four_bit_does_not_fit", gib=after, before_gib=before),)
     if split.fits:
-        full = _percent(split)
+        full = split.percent
         return (remark("four_bit_fits", gib=after, before_gib=before, fullness=full),)
-    _, needed, capacity = _fullest(quantised, split)
+    _, needed, capacity = fullest(quantised, split)
     short = gib(needed - capacity)
     return (remark("four_bit_still_short", gib=after, before_gib=before, short_gib=short),)
 

@@ -47,14 +47,6 @@ _OVER_HTTP = {
         "Results are the same. Fewer GPUs have fewer hops: start the server with --objective "
         "fewest."
     ),
-    "plan_with_fewest": (
-        "Start the server with --objective fewest: {summary}, {hops}. The balanced plan keeps more "
-        "memory free."
-    ),
-    "idle_gpus_or_cut": (
-        "Leave them to other programs; or start the server with --split-vision: {count} GPUs, the "
-        "fullest at {cut_fullness} instead of {fullness}."
-    ),
     "answer_cut_off": (
         "It was cut off at the token limit: allow more (max_tokens), or go on with it "
         "(continue_final_message)."

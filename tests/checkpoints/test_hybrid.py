@@ -59,7 +59,7 @@ def test_every_unit_has_the_bytes_of_its_modules(text, dtype):
 def test_a_plan_holds_what_a_dry_run_takes(text, images, batch):
     known = described(**text)
     work = {"context": 2048, "images": images, "batch": batch}
-    made = make_plan(known, PlacementOptions(gpus="2x80GiB", **work))
+    made = make_plan(known, PlacementOptions(gpus="2x80GiB", objective="balance", **work))
     report = dry_run(known, "2x80GiB", made, **work)
     assert report.problems == ()
     buffers = 4 * 8 * 2  # of both routers; not counted

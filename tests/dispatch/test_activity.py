@@ -309,7 +309,7 @@ def test_four_virtual_gpus_take_turns():
     checkpoint, recorder = resolve(golden.CHECKPOINT), ticking()
     with VirtualGPUs("4x1GiB"):
         placement = decide(
-            checkpoint.architecture, PlacementOptions(split_vision=True), usable_gpus(None)
+            checkpoint.architecture, PlacementOptions(objective="balance"), usable_gpus(None)
         )
         engine = local.load(checkpoint, placement, recorder=recorder)
         seen = answer(engine, recorder)
@@ -331,7 +331,7 @@ def test_real_gpus_are_said_to_work_behind_the_host(monkeypatch):
 
 def test_transformers_own_model_is_told_apart_too():
     native = NativeArchitecture("tiny", tiny_glm4v.CONFIG, "config.json")
-    made = plan(native.shape(), parse_gpus("4x1GiB"))
+    made = plan(native.shape(), parse_gpus("4x1GiB"), objective="balance")
     recorder, seen = ticking(), []
     with VirtualGPUs("4x1GiB"):
         model = tiny_glm4v.build()
@@ -412,7 +412,8 @@ def test_the_line(activity, utilization, said):
 def drawn():
     model = architecture("GLM-4V-9B")
     gpus = parse_gpus("4x16GiB")
-    return occupancy(plan(model.shape(), gpus), model.shape(), gpus)
+    balanced = plan(model.shape(), gpus, objective="balance")
+    return occupancy(balanced, model.shape(), gpus)
 
 
 def test_the_pieces_that_work_are_marked_in_this_view_alone(drawn):

@@ -160,7 +160,7 @@ def test_a_plan_from_a_file(run, tmp_path):
     from glm4v_magic.checkpoints.architecture import architecture
     from glm4v_magic.core.gpu_spec import parse_gpus
 
-    made = plan(architecture(TINY).shape(), parse_gpus("2x1GiB"))
+    made = plan(architecture(TINY).shape(), parse_gpus("2x1GiB"), objective="balance")
     (tmp_path / "plan.json").write_text(plan_to_json(made))
     assert report(run, "--map plan.json") == report(run)
 

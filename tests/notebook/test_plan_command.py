@@ -31,14 +31,14 @@ def planned(**options):
 
 
 def _in_a_cell(made):
-    text = str(made).replace("split_vision=True", "--split-vision")
+    text = str(made).replace('objective="balance"', "--objective balance")
     return text.replace("keep=0", "--keep 0")
 
 
 def test_the_plan_of_a_published_model_is_shown(run):
     shown = run("%glm4v plan GLM-4V-9B --gpus 4x16GiB")
     assert shown.strip() == _in_a_cell(planned())
-    assert "cuda:3" in shown
+    assert "3 of 4 GPUs, the fullest 68% full: as few as leave a fifth of each free;" in shown
     assert "8,192 tokens of context" in shown
 
 
@@ -48,7 +48,8 @@ def test_a_page_has_the_image_the_numbers_and_each_note_once(shell):
     (output,) = captured.outputs
     html = output.data["text/html"]
     assert html.index("glm4v-devices") < html.index("glm4v-plan")
-    assert html.count("stays whole") == output.data["text/plain"].count("stays whole") == 1
+    for said in (html, output.data["text/plain"]):
+        assert said.count("as few as leave a fifth of each free; --objective balance would") == 1
 
 
 @pytest.mark.parametrize("model", ["GLM-4.1V-9B-Thinking", "zai-org/GLM-4.5V", "demo"])
@@ -89,7 +90,7 @@ def test_json_is_what_load_reads(run):
         ("--max-memory 14", {"max_memory": 14.0}),
         ("--max-memory 15,14,13,12", {"max_memory": (15.0, 14.0, 13.0, 12.0)}),
         ("--reserve 2.5", {"reserve": 2.5}),
-        ("--split-vision", {"split_vision": True}),
+        ("--gpus 5x10GiB --split-vision off", {"gpus": "5x10GiB", "split_vision": False}),
         ("--gpus 2x9GiB --offload --context 1024", {"gpus": "2x9GiB", "offload": True}),
     ],
 )

@@ -62,7 +62,7 @@ def html(tool):
         ("objective", "fewest", "objective", "fewest"),
         ("dtype", "float16", "dtype", "float16"),
         ("quantize", "4bit", "quantize", "4bit"),
-        ("split_vision", True, "split_vision", True),
+        ("split_vision", "whole if it fits", "split_vision", False),
         ("to", "cuda:3", "pin", (("vision", 3),)),
     ],
 )

@@ -51,7 +51,7 @@ def test_the_parts_of_a_gpu_are_what_the_plan_says(options):
 
 
 def test_layers_that_follow_each_other_are_one_part():
-    _, view = taken_apart()
+    _, view = taken_apart(objective="balance", split_vision=False)
     names = [[part.name for part in gpu.parts if part.modules] for gpu in view.gpus]
     assert names == [["vision"], ["embedding", "layers 0-11"], ["layers 12-26"],
                      ["layers 27-39", "head"]]  # fmt: skip
@@ -92,7 +92,7 @@ def test_what_other_programs_hold_and_what_is_kept_free():
 
 
 def test_hops_and_the_way_back_of_logits():
-    _, view = taken_apart(split_vision=True, gpus="24+16+12GiB")
+    _, view = taken_apart(objective="balance", gpus="24+16+12GiB")
     crossings = [(hop.source, hop.target, hop.what) for hop in view.hops]
     assert crossings == [
         ("cuda:2", "cuda:0", "patches"),
@@ -101,7 +101,7 @@ def test_hops_and_the_way_back_of_logits():
     ]
     assert [hop.token_bytes for hop in view.hops] == [0, 2 * 4096, 2 * 151_552]
     assert view.hops[0].image_bytes is None
-    _, view = taken_apart()
+    _, view = taken_apart(objective="balance", split_vision=False)
     assert (view.hops[0].what, view.hops[0].image_bytes) == (
         "visual tokens",
         1602 * 4096 * 2,
@@ -113,7 +113,7 @@ def test_hops_and_the_way_back_of_logits():
 def test_a_dry_run_sees_these_bytes_cross():
     """With what else crosses once per step: rotary tables and ids, which are small."""
     gpus = parse_gpus("3x600MiB")
-    plan = make_plan(DEMO, PlacementOptions(context=256), gpus)
+    plan = make_plan(DEMO, PlacementOptions(context=256, objective="balance"), gpus)
     hops = occupancy(plan, DEMO.shape(), gpus).hops
     report = dry_run(DEMO, gpus, plan, context=256, decode_steps=2)
     seen = {(hop.source, hop.target): hop.decode_bytes for hop in report.copies}

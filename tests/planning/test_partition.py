@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glm4v_magic.planning.partition import MAX_SETS, Budget, Item, Partition, fits, partition
+from glm4v_magic.planning.partition import (
+    MAX_SETS,
+    Budget,
+    Item,
+    Partition,
+    fewest,
+    fits,
+    partition,
+)
 
 
 def fullness(items: list[Item], budgets: list[Budget], split: Partition) -> Fraction:
@@ -118,7 +126,8 @@ def test_fewest_uses_the_least_number_that_fits(any_order: bool) -> None:
         counts = range(1, len(budgets) + 1)
         optima = {n: exhaustive(items, budgets, any_order=any_order, max_gpus=n) for n in counts}
         needed = min(n for n, full in optima.items() if full is not None and full <= 1)
-        split = partition(items, budgets, any_order=any_order, fewest=True)
+        assert fewest(items, budgets, any_order=any_order) == needed, seed
+        split = partition(items, budgets, any_order=any_order, max_gpus=needed)
         assert split is not None
         assert_covers(items, budgets, split)
         assert sum(first < end for first, end in split.borders) == needed, seed
@@ -126,12 +135,13 @@ def test_fewest_uses_the_least_number_that_fits(any_order: bool) -> None:
     assert fitting > 20
 
 
-def test_fewest_without_a_fit_is_the_best_split() -> None:
-    items, budgets = [Item(10)] * 4, [Budget(5), Budget(6)]
-    fewest, balanced = partition(items, budgets, fewest=True), partition(items, budgets)
-    assert fewest is not None
-    assert balanced is not None
-    assert fewest.fullness == balanced.fullness > 1
+def test_fewest_within_a_bound_that_no_split_keeps() -> None:
+    items, budgets = [Item(10)] * 4, [Budget(25), Budget(25)]
+    assert fewest(items, budgets) == 2
+    assert fewest(items, budgets, Fraction(4, 5)) == 2
+    assert fewest(items, budgets, Fraction(3, 4)) is None
+    assert fewest([], budgets) is None
+    assert fewest(items, [Budget(0)]) is None
 
 
 item = st.builds(Item, st.integers(0, 50), st.integers(0, 80))

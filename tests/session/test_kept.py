@@ -64,7 +64,7 @@ def test_more_than_there_is_is_refused_and_the_old_model_stays():
 
 def test_by_default_half_of_what_the_plan_leaves():
     with VirtualGPUs("2x1GiB"):
-        session = Session().load(TINY)
+        session = Session().load(TINY, objective="balance")
         plan = session.status().info.plan
         session.ask("What?", **GREEDY)
         kept = session.status().kept

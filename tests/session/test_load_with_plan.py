@@ -65,7 +65,8 @@ def gpus():
 def test_a_plan_is_made_followed_and_told(gpus, photo, on_one_cpu):
     seen = []
     session = Session()
-    follow(session.stream_load(golden.CHECKPOINT), loading=seen.append)
+    loading = session.stream_load(golden.CHECKPOINT, objective="balance")
+    follow(loading, loading=seen.append)
     plan = session.plan
     assert [len(stage.units) > 0 for stage in plan.stages] == [True] * 3
     assert gpus.live_bytes == tuple(stage.weight_bytes + extra(stage) for stage in plan.stages)
@@ -92,7 +93,9 @@ def extra(stage):
     [
         ({"gpus": "1x1GiB"}, ("cuda:0",)),
         ({"gpus": "cpu"}, ("cpu",)),
+        ({}, ("cuda:0",)),
         ({"objective": "fewest"}, ("cuda:0",)),
+        ({"objective": "balance"}, ("cuda:0", "cuda:1", "cuda:2")),
         ({"max_memory": (0.51, 0.6, 0.1)}, ("cuda:1",)),
         ({"device_map": {"": "cuda:2"}}, ("cuda:2",)),
         ({"device_map": {"model": 1, "lm_head": 0}}, ("cuda:0", "cuda:1")),
@@ -106,7 +109,7 @@ def test_options_decide_which_gpus_are_used(gpus, options, devices):
 
 
 def test_a_map_and_a_plan_from_files(gpus, tmp_path, photo, on_one_cpu):
-    plan = decision.make_plan(ARCHITECTURE, PlacementOptions(split_vision=True), gpus.gpus)
+    plan = decision.make_plan(ARCHITECTURE, PlacementOptions(objective="balance"), gpus.gpus)
     files = tmp_path / "plan.json", tmp_path / "map.json"
     files[0].write_text(plan_to_json(plan))
     files[1].write_text(json.dumps(plan.device_map()))
@@ -149,7 +152,7 @@ def test_an_offloaded_tower_reads_images(gpus, photo, on_one_cpu, caplog):
         ({"context": 257}, OptionError, "257 tokens is longer"),
         ({"images": 2}, OptionError, "takes 1 image, not 2"),
         ({"batch": 0}, OptionError, "batch is 0"),
-        ({"objective": "fewer"}, OptionError, "there are balance and fewest. Did you mean fewest"),
+        ({"objective": "fewer"}, OptionError, "headroom, balance, fewest. Did you mean fewest"),
         ({"quantize": "2bit"}, OptionError, "8bit and 4bit"),
         ({"quantize": "8bit", "offload": True}, OptionError, "cannot be offloaded"),
         ({"max_memory": 0}, OptionError, "max_memory"),
@@ -213,7 +216,7 @@ class TestArrival:
         arrival.verify_places(model, {"": "cpu"})
 
     def test_other_bytes_than_planned_are_told(self, gpus):
-        session = Session().load(golden.CHECKPOINT)
+        session = Session().load(golden.CHECKPOINT, objective="balance")
         stages = session.plan.stages
         changed = replace(stages[1], weight_bytes=stages[1].weight_bytes + 1)
         plan = replace(session.plan, stages=(stages[0], changed, *stages[2:]))
@@ -244,7 +247,7 @@ def test_a_load_that_ends_early_leaves_nothing(gpus, weight, how, interrupt):
             interrupt()
 
     with pytest.raises((KeyboardInterrupt, ZeroDivisionError)) as caught:
-        follow(session.stream_load(golden.CHECKPOINT), loading=stop)
+        follow(session.stream_load(golden.CHECKPOINT, objective="balance"), loading=stop)
     assert len(models) == (len(seen) > 1)
     assert caught.value.__traceback__ is not None  # and yet holds nothing:
     assert [model() for model in models] == [None] * len(models)
@@ -258,7 +261,7 @@ def test_a_load_that_ends_early_leaves_nothing(gpus, weight, how, interrupt):
 
 
 def test_advice_names_the_length_that_the_plan_was_for(gpus):
-    session = Session().load(golden.CHECKPOINT, context=32)
+    session = Session().load(golden.CHECKPOINT, context=32, objective="balance")
     assert session.plan.workload.context == 32
     before = session.ask(**QUESTION).text
     others = torch.empty(GIB - gpus.live_bytes[1] - 60_000, dtype=torch.uint8, device="cuda:1")

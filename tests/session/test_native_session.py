@@ -41,7 +41,8 @@ def answers(folder, seen, **options):
 def test_planned_split_offloaded_and_plain(native, kind):
     plain = answers(native(kind), seen_by(kind))
     with VirtualGPUs("3x4GiB"):
-        assert answers(native(kind), seen_by(kind), dtype="float32") == plain
+        spread = {"dtype": "float32", "objective": "balance"}
+        assert answers(native(kind), seen_by(kind), **spread) == plain
     with VirtualGPUs("1x1GiB"):
         assert answers(native(kind), seen_by(kind), dtype="float32", offload=True) == plain
 

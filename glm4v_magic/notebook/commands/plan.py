@@ -54,6 +54,8 @@ def load_line(model: str, options: PlacementOptions) -> str:
         words.append(flags_of(option)[-1])
         if option.name == "pin":
             words.append(",".join(f"{unit}={index}" for unit, index in value))
+        elif isinstance(value, bool) and option.allows_none:
+            words.append("on" if value else "off")
         elif isinstance(value, tuple):
             words.append(",".join(f"{size:g}" for size in value))
         elif value is not True:

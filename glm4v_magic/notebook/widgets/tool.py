@@ -31,6 +31,7 @@ __all__ = ["DeviceTool", "Draft"]
 
 _GPUS = ("4x16GiB", "2x24GiB", "3x11GiB", "8x8GiB", "1x80GiB", "cpu")
 _HERE, _PUBLISHED, _NO, _ANY = "those here", "as published", "no", "any GPU"
+_TOWER = {"cut if it pays": None, "cut": True, "whole if it fits": False}
 _STEP = 256
 _MOST_IMAGES = 64
 _TOP = "text/html"
@@ -175,7 +176,8 @@ class DeviceTool:
         dtypes = (_PUBLISHED, *DTYPE_BYTES)
         self._dtype = _dropdown("dtype", dtypes, options.dtype or _PUBLISHED)
         self._quantize = _dropdown("quantise", (_NO, *QUANTIZATIONS), options.quantize or _NO)
-        self._split = _checkbox("split the vision tower", options.split_vision)
+        how = next(how for how, value in _TOWER.items() if value is options.split_vision)
+        self._split = _dropdown("tower", _TOWER, how)
         self._offload = _checkbox("offload if need be", options.offload)
         units = ["vision", *(u.name for u in shape.units if not u.kind.startswith("vision"))]
         self._unit = _dropdown("pin", units, units[0])
@@ -212,7 +214,7 @@ class DeviceTool:
             objective=self._objective.value,
             dtype=None if self._dtype.value == _PUBLISHED else self._dtype.value,
             quantize=None if self._quantize.value == _NO else self._quantize.value,
-            split_vision=self._split.value,
+            split_vision=_TOWER[self._split.value],
             offload=self._offload.value,
             pin=tuple(pins.items()),
         )
