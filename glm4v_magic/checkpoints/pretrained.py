@@ -123,7 +123,7 @@ def require_whole_blocks(
         device_map: device map of the load; ``None`` is the CPU.
     """
     places = {"": "cpu"} if device_map is None else device_map
-    if quantize != "4bit" or "cpu" not in places.values():
+    if quantize != "4bit" or set(places.values()) != {"cpu"}:
         return
     for width in widths:
         if width % _BLOCK_4BIT:
@@ -175,13 +175,18 @@ def _quantization(options: LoadOptions) -> Any:
     from transformers import BitsAndBytesConfig
 
     kept = list(options.unquantized)
+    # transformers refuses a map with GPUs and host memory unless it is told so; `kept` names the
+    # modules that may be in host memory.
+    places = set((options.device_map or {}).values())
+    away = {"llm_int8_enable_fp32_cpu_offload": "cpu" in places and len(places) > 1}
     if options.quantize == "8bit":
         # LLM.int8 computes in float16, and bitsandbytes warns of that for every layer and token.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept, **away)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         llm_int8_skip_modules=kept,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=options.dtype,
+        **away,
     )

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
-from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.options import PlacementFields, check
@@ -44,8 +43,6 @@ class PlacementOptions(PlacementFields):
             check(each.name, getattr(self, each.name))
         if self.gpus is not None:
             parse_gpus(self.gpus)
-        if self.quantize is not None and self.offload:
-            raise OptionError("Quantised layers cannot be offloaded.", "Leave one of them out.")
 
     @property
     def memory_sizes(self) -> tuple[float, ...]:

@@ -174,6 +174,10 @@ COMMON: Mapping[str, str] = {
         "{count} layers of the vision tower ({gib} GiB) wait in host memory and cross the bus once "
         "per image: at least {seconds} s over PCIe 4.0 x16."
     ),
+    "embedding_offloaded": (
+        "The embedding ({gib} GiB) waits in host memory and crosses the bus once per token: at "
+        "least {seconds} s over PCIe 4.0 x16."
+    ),
     "orders_not_all_tried": (
         "Too many different GPUs to try every order of them; another may balance better."
     ),
@@ -206,6 +210,10 @@ COMMON: Mapping[str, str] = {
     "no_shorter_context_fits": ("no shorter context fits, the weights alone are {weights_gib} GiB"),
     "four_bit_still_short": (
         "4-bit weights ({gib} instead of {before_gib} GiB) are still short by {short_gib} GiB"
+    ),
+    "four_bit_and_offloading_fit": (
+        "4-bit weights ({gib} instead of {before_gib} GiB), {away_gib} GiB of them offloaded to "
+        "host memory, fit ({option:quantize=4bit}, {option:offload}; fullest GPU {fullness})"
     ),
     "four_bit_does_not_fit": (
         "4-bit weights ({gib} instead of {before_gib} GiB) do not fit either"

@@ -113,11 +113,14 @@ def _fits_somehow(facts: Facts) -> bool:
     workloads = [replace(work, context=shortest), *quantized]
     if any(_fits(shape, gpus, workload) for workload in workloads):
         return True
-    offloaded = offloaded_split(_task(shape, gpus, replace(work, fp8=False)))
-    if offloaded is None:
-        return False
-    away = sum(u.weight_bytes for u in offloaded.units if u.name in offloaded.offloaded)
-    return facts.host_bytes is None or away < facts.host_bytes
+    full = replace(work, fp8=False)
+    for workload in (full, *(replace(full, quantize=each.quantize) for each in quantized)):
+        offloaded = offloaded_split(_task(shape, gpus, workload))
+        if offloaded is not None:
+            away = sum(unit.weight_bytes for unit in offloaded.away)
+            if facts.host_bytes is None or away < facts.host_bytes:
+                return True
+    return False
 
 
 def _fits(shape: ModelShape, gpus: Sequence[GPU], workload: Workload) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from glm4v_magic.core.errors import DeviceMapError, OptionError
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
+from glm4v_magic.core.model_shape import ModelShape
 from glm4v_magic.core.options import Quantization
 from glm4v_magic.core.placement import (
     CPU_DTYPE,
@@ -179,11 +180,8 @@ def decide(
     wanted = chosen.device_map() if isinstance(chosen, Plan) else chosen
     weights = check(wanted, architecture.module_tree(), gpus)
     on_gpus = any(place != "cpu" for place in weights.values())
-    if options.quantize is not None and on_gpus and "cpu" in weights.values():
-        raise DeviceMapError(
-            "The device map keeps modules on the CPU, and quantised layers cannot be offloaded.",
-            "Put every module on a GPU.",
-        )
+    if options.quantize is not None and on_gpus:
+        _require_quantised_on_gpus(shape, weights)
     whole = on_gpus and "cpu" not in weights.values()
     held = precision(shape, gpus if on_gpus else (), options.dtype, options.quantize, whole=whole)
     if made is not None and options.dtype is None:
@@ -217,6 +215,22 @@ def _require_bitsandbytes(kind: Quantization) -> None:
             f"{kind} weights need bitsandbytes, which is not installed.",
             "Install it with: pip install 'glm4v_magic[quantize]'",
         )
+
+
+def _require_quantised_on_gpus(shape: ModelShape, weights: DeviceMap) -> None:
+    """Raise DeviceMapError if a map keeps a part of a quantised layer on the CPU."""
+    quantised = [module for unit in shape.units if unit.linear_values for module in unit.modules]
+    for name, place in weights.items():
+        if place != "cpu":
+            continue
+        inside = (f"{name}.".startswith(f"{module}.") for module in quantised)
+        around = (f"{module}.".startswith(f"{name}.") for module in quantised)
+        if any(inside) or any(around):
+            raise DeviceMapError(
+                f"The device map keeps {name} on the CPU, and quantised layers cannot be "
+                "offloaded.",
+                "Put the layers of the text part on GPUs; the rest may be on the CPU.",
+            )
 
 
 def _as_planned(made: Plan, here: Precision) -> Precision:

@@ -67,9 +67,9 @@ def plan(
         split_vision: whether the vision tower is cut between its layers whenever that balances
             better; ``False`` keeps it whole if it fits. By default ``headroom`` cuts it where that
             makes the fullest GPU noticeably emptier, and the others wherever it does.
-        offload: if no split fits, keep some layers in host memory; their weights are copied to the
+        offload: if no split fits, keep some units in host memory; their weights are copied to the
             GPU whenever they run. Vision layers go first (once per image), then decoder layers
-            (once per token). Quantised layers cannot be offloaded.
+            (once per token) unless they are quantised, then the embedding.
 
     Raises:
         DoesNotFitError: if no split fits.
@@ -200,9 +200,10 @@ def _notes(task: Task, split: Split) -> Iterator[Remark]:
     if split.fits:
         yield from choice_note(task, split)
         yield from tower_note(task, split)
-    away = [unit for unit in split.units if unit.name in split.offloaded]
+    away = split.away
     of_tower = [unit.weight_bytes for unit in away if unit.in_tower]
-    of_text = [unit.weight_bytes for unit in away if not unit.in_tower]
+    of_text = [unit.weight_bytes for unit in away if unit.kind == "text_layer"]
+    embedding = sum(unit.weight_bytes for unit in away if unit.kind == "embedding")
     if of_tower:
         seconds = f"{bus_seconds(sum(of_tower)):.2f}"
         size = gib(sum(of_tower))
@@ -210,5 +211,8 @@ def _notes(task: Task, split: Split) -> Iterator[Remark]:
     if of_text:
         seconds = f"{bus_seconds(sum(of_text)):.2f}"
         yield remark("layers_offloaded", count=len(of_text), gib=gib(sum(of_text)), seconds=seconds)
+    if embedding:
+        seconds = f"{bus_seconds(embedding):.2f}"
+        yield remark("embedding_offloaded", gib=gib(embedding), seconds=seconds)
     if not split.partition.exact:
         yield remark("orders_not_all_tried")

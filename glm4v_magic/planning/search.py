@@ -31,6 +31,7 @@ __all__ = [
     "can_fit",
     "fullest",
     "item_of",
+    "offloadable",
     "offloaded_split",
     "whole_tower",
 ]
@@ -119,6 +120,11 @@ class Split:
     def is_whole(self) -> bool:
         """Whether no two GPUs share the vision tower."""
         return sum(any(unit.in_tower for unit in units) for units in self.stages.values()) <= 1
+
+    @property
+    def away(self) -> tuple[Unit, ...]:
+        """Units that are offloaded."""
+        return tuple(unit for unit in self.units if unit.name in self.offloaded)
 
     @property
     def percent(self) -> str:
@@ -227,15 +233,27 @@ def whole_tower(shape: ModelShape, units: Sequence[Unit]) -> tuple[Unit, ...]:
     return merge(tower, "vision", shape.vision_modules, "vision"), *rest
 
 
+def offloadable(task: Task) -> list[str]:
+    """Return the units that may be offloaded, in the order in which they are.
+
+    What crosses the bus once per image goes first, and the embedding, larger than a decoder layer
+    and needed for as many tokens, last. Quantised layers stay on their GPUs: their weights are not
+    made of one tensor that a hook could bring.
+    """
+    kinds = ["vision_layer", "text_layer", "embedding"]
+    if task.workload.quantize:
+        kinds.remove("text_layer")
+    units = price(task.shape, task.workload)
+    return [unit.name for kind in kinds for unit in units if unit.kind == kind]
+
+
 def offloaded_split(task: Task) -> Split | None:
     """Return the split that fits with the fewest offloaded layers; ``None`` if none fits.
 
     Offloading one more unit never makes a GPU fuller (resident weights become a transient that is
     at most as much larger), so the number is found by bisection.
     """
-    units = price(task.shape, task.workload)
-    kinds = ["vision_layer"] + ([] if task.workload.quantize else ["text_layer"])
-    names = [unit.name for kind in kinds for unit in units if unit.kind == kind]
+    names = offloadable(task)
 
     def enough(count: int) -> bool:
         return can_fit(task, frozenset(names[:count]))

@@ -15,6 +15,7 @@ from glm4v_magic.planning.search import (
     best_split,
     can_fit,
     fullest,
+    offloadable,
     offloaded_split,
 )
 
@@ -49,7 +50,7 @@ def does_not_fit(task: Task, split: Split | None, offload: bool) -> DoesNotFitEr
         f"in the best split cuda:{gpu.index} needs {gib(needed)} GiB and may use "
         f"{gib(capacity)} GiB, so {gib(needed - capacity)} GiB are short."
     )
-    ways = (_shorter_context(task), *_four_bit(task), _offload(task, offload))
+    ways = (_shorter_context(task, offload), *_four_bit(task), _offload(task, offload))
     return DoesNotFitError(what, code="ways_out", ways=ways)
 
 
@@ -62,32 +63,45 @@ def _gpus(task: Task) -> str:
     )
 
 
-def _shorter_context(task: Task) -> Remark:
-    """Return the longest context that fits, in steps of 256 tokens, or that none does."""
+def _shorter_context(task: Task, offload: bool) -> Remark:
+    """Return the longest context that fits, or that none does; from 256 tokens on in steps of 256.
+
+    Args:
+        task: the task.
+        offload: whether offloading is allowed.
+    """
     asked = task.workload.context or task.shape.max_context
 
-    def shortened(steps: int) -> Task:
-        return replace(task, workload=replace(task.workload, context=steps * _CONTEXT_STEP))
+    def shortened(context: int) -> Task:
+        return replace(task, workload=replace(task.workload, context=context))
 
-    def is_possible(steps: int) -> bool:
+    def fitting(context: int) -> Split | None:
+        shorter = shortened(context)
+        split = best_split(shorter) if can_fit(shorter) else None
+        return offloaded_split(shorter) if split is None and offload else split
+
+    def is_possible(context: int) -> bool:
         try:
-            return can_fit(shortened(steps))
+            shorter = shortened(context)
+            away = frozenset(offloadable(shorter)) if offload else frozenset()
+            return can_fit(shorter, away)
         except OptionError:  # too short for the images, whatever the GPUs
             return True
 
-    low, high = 0, (asked - 1) // _CONTEXT_STEP + 1  # low fits or is too short; high does not fit
+    low, high = 0, asked  # low fits or is too short; high does not fit
     while low + 1 < high:
         middle = (low + high) // 2
         if is_possible(middle):
             low = middle
         else:
             high = middle
+    longest = low // _CONTEXT_STEP * _CONTEXT_STEP or low
     try:
-        split = best_split(shortened(low)) if low else None
+        split = fitting(longest) if longest else None
     except OptionError:
         split = None
-    if split is not None and split.fits:
-        return remark("shorter_context_fits", context=low * _CONTEXT_STEP, fullness=split.percent)
+    if split is not None:
+        return remark("shorter_context_fits", context=longest, fullness=split.percent)
     weights = sum(unit.weight_bytes for unit in price(task.shape, task.workload))
     return remark("no_shorter_context_fits", weights_gib=gib(weights))
 
@@ -105,23 +119,32 @@ def _four_bit(task: Task) -> tuple[Remark, ...]:
     split = best_split(quantised)
     if split is None:
         return (remark("four_bit_does_not_fit", gib=after, before_gib=before),)
+    told = {"gib": after, "before_gib": before}
     if split.fits:
-        full = split.percent
-        return (remark("four_bit_fits", gib=after, before_gib=before, fullness=full),)
+        return (remark("four_bit_fits", **told, fullness=split.percent),)
+    offloaded = offloaded_split(quantised)
+    if offloaded is not None:
+        away = gib(sum(unit.weight_bytes for unit in offloaded.away))
+        full = offloaded.percent
+        return (remark("four_bit_and_offloading_fit", **told, away_gib=away, fullness=full),)
     _, needed, capacity = fullest(quantised, split)
     short = gib(needed - capacity)
-    return (remark("four_bit_still_short", gib=after, before_gib=before, short_gib=short),)
+    return (remark("four_bit_still_short", **told, short_gib=short),)
 
 
 def _offload(task: Task, tried: bool) -> Remark:
     """Return what offloading would cost, or that it does not help."""
-    split = None if tried else offloaded_split(task)
+    # Weights that are offloaded do not stay in FP8.
+    split = None if tried else offloaded_split(_restored(task))
     if split is None:
         return remark("offloading_does_not_fit")
-    away = [unit for unit in split.units if unit.name in split.offloaded]
-    per_token = sum(unit.weight_bytes for unit in away if not unit.in_tower)
-    total = sum(unit.weight_bytes for unit in away)
+    per_token = sum(unit.weight_bytes for unit in split.away if not unit.in_tower)
+    total = sum(unit.weight_bytes for unit in split.away)
     if per_token:
         seconds = f"{bus_seconds(per_token):.2f}"
         return remark("offloading_fits", gib=gib(total), token_gib=gib(per_token), seconds=seconds)
     return remark("offloading_tower_fits", gib=gib(total), seconds=f"{bus_seconds(total):.2f}")
+
+
+def _restored(task: Task) -> Task:
+    return replace(task, workload=replace(task.workload, fp8=False))

@@ -412,7 +412,7 @@ def test_the_line(activity, utilization, said):
 def drawn():
     model = architecture("GLM-4V-9B")
     gpus = parse_gpus("4x16GiB")
-    balanced = plan(model.shape(), gpus, objective="balance")
+    balanced = plan(model.shape(), gpus, objective="balance", split_vision=False)
     return occupancy(balanced, model.shape(), gpus)
 
 

@@ -201,7 +201,7 @@ SCENES: dict[str, tuple[Facts, dict[str, str], list[str]]] = {
         ["does not fit as it is", "offloading", "5 GPUs of 8.00 GiB would do"],
     ),
     "2 x 8 GiB, nowhere to offload to": (
-        on("2x8GiB", host_bytes=4 * GIB),
+        on("2x8GiB", host_bytes=1 * GIB),
         {"model": "fail"},
         ["does not fit"],
     ),

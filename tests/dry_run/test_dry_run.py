@@ -61,7 +61,11 @@ class Naive(NativeArchitecture):
 
 @cache
 def published(device_map):
-    return dry_run(architecture("GLM-4V-9B"), "8x16GiB", device_map, decode_steps=1)
+    model = architecture("GLM-4V-9B")
+    if device_map == "spread":
+        gpus = parse_gpus("8x16GiB")
+        device_map = plan(model.shape(), gpus, objective="balance", split_vision=False)
+    return dry_run(model, "8x16GiB", device_map, decode_steps=1)
 
 
 @cache
@@ -79,7 +83,7 @@ def hops(report):
 
 
 def test_a_plan_for_the_published_model_runs_on_eight_gpus():
-    report = published("plan")
+    report = published("spread")
     raise_if_unusable(report)
     assert report.works
     assert report.problems == ()
@@ -360,8 +364,8 @@ def test_the_page_shows_all_of_it():
     assert page.tags.count("table") == 2
     assert page.tags.count("tr") == 2 + len(report.gpus) + len(report.copies)
     assert "the GPU ends here" in dry_run_html(overfull())
-    assert "the GPU ends here" not in dry_run_html(published("plan"))
-    assert "rgba(234, 67, 53" not in dry_run_html(published("plan"))
+    assert "the GPU ends here" not in dry_run_html(published("spread"))
+    assert "rgba(234, 67, 53" not in dry_run_html(published("spread"))
     offloaded = replace(report, offloaded=("model.visual",))
     assert "<li>model.visual</li>" in dry_run_html(offloaded)
 

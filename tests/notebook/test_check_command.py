@@ -34,13 +34,16 @@ def refusal(run, line):
     return message
 
 
-def test_the_report_is_shown(run, shell):
-    shown = run(CHECK)
+def test_the_report_is_shown(run, shell, tmp_path):
+    text = run(f"%glm4v plan {CHECK.partition('check ')[2]} --objective balance --json")
+    (tmp_path / "spread.json").write_text(text)
+    line = f"{CHECK} --map spread.json"
+    shown = run(line)
     assert shown.startswith(str(TINY))
     assert "It would run; the fullest GPU is cuda:" in shown.replace("\n", " ")
     assert "cuda:0 -> cuda:1" in shown
     with capture_output() as captured:
-        shell.run_cell(CHECK).raise_error()
+        shell.run_cell(line).raise_error()
     (output,) = captured.outputs
     assert output.data["text/plain"] in shown
     assert output.data["text/html"].startswith('<div class="glm4v-dry-run">')
@@ -160,7 +163,7 @@ def test_a_plan_from_a_file(run, tmp_path):
     from glm4v_magic.checkpoints.architecture import architecture
     from glm4v_magic.core.gpu_spec import parse_gpus
 
-    made = plan(architecture(TINY).shape(), parse_gpus("2x1GiB"), objective="balance")
+    made = plan(architecture(TINY).shape(), parse_gpus("2x1GiB"))
     (tmp_path / "plan.json").write_text(plan_to_json(made))
     assert report(run, "--map plan.json") == report(run)
 

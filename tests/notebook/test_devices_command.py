@@ -46,7 +46,7 @@ def test_the_loaded_model_is_drawn_as_it_is(run, tiny):
     run("%%glm4v --max-tokens 4\nWhat?")
     assert "C cache in use" in run("%glm4v devices")
     # An option asks for a plan, not for what is loaded.
-    assert "Fits: the fullest GPU is cuda:1" in run("%glm4v devices --gpus 2x1GiB")
+    assert "Fits: the fullest GPU is cuda:0" in run("%glm4v devices --gpus 2x1GiB")
 
 
 def test_a_map_that_puts_all_on_the_cpu_is_no_riddle(run, tmp_path):

@@ -160,7 +160,7 @@ CHECKS = {
 }
 
 LOADS = {
-    "--gpus": Trial("--gpus 1x1GiB", shows="devices +cuda:0\n"),
+    "--gpus": Trial("--gpus 1x1GiB", "--objective balance", "devices +cuda:0\n"),
     "--context": Trial("--context 64"),
     "--images": Trial("--images 2", fails=(False, True), shows="takes 1 image"),
     "--batch": Trial("--batch 2"),

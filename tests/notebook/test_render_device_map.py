@@ -31,7 +31,7 @@ def view(gpus="4x16GiB", **options):
 
 @pytest.fixture(scope="module")
 def shown():
-    return view()
+    return view(objective="balance", split_vision=False)
 
 
 def test_each_part_tells_its_modules_bytes_and_dtype_to_mouse_keyboard_and_reader(shown):

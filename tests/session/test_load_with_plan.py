@@ -39,6 +39,7 @@ from glm4v_magic.session.session import Session
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
 GIB = 2**30
+SPLIT = {"model.vision": 0, "model.language_model": 1, "lm_head": 2}
 QUESTION = {"text": "What?", "temperature": 0, "max_tokens": 4}
 ARCHITECTURE = resolve(golden.CHECKPOINT).architecture
 
@@ -154,7 +155,6 @@ def test_an_offloaded_tower_reads_images(gpus, photo, on_one_cpu, caplog):
         ({"batch": 0}, OptionError, "batch is 0"),
         ({"objective": "fewer"}, OptionError, "headroom, balance, fewest. Did you mean fewest"),
         ({"quantize": "2bit"}, OptionError, "8bit and 4bit"),
-        ({"quantize": "8bit", "offload": True}, OptionError, "cannot be offloaded"),
         ({"max_memory": 0}, OptionError, "max_memory"),
         ({"max_memory": [1, 1]}, OptionError, "2 sizes for 3 GPUs"),
         ({"reserve": -1}, OptionError, "reserve"),
@@ -163,9 +163,9 @@ def test_an_offloaded_tower_reads_images(gpus, photo, on_one_cpu, caplog):
         ({"device_map": "no.json"}, DeviceMapError, "no.json cannot be read"),
         ({"device_map": {"": 0}, "context": 9}, OptionError, "context is for making a plan"),
         (
-            {"device_map": {"model": 0, "lm_head": "cpu"}, "quantize": "8bit"},
+            {"device_map": {**SPLIT, "model.language_model": "cpu"}, "quantize": "8bit"},
             DeviceMapError,
-            "quantised layers cannot be offloaded",
+            "keeps model.language_model on the CPU, and quantised layers cannot be offloaded",
         ),
         ({"revision": "main"}, OptionError, "is no repository"),
     ],
