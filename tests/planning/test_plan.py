@@ -354,7 +354,7 @@ def test_what_does_not_fit_is_short_by_a_figure_and_has_ways_out() -> None:
     assert numbers_after(message, "so") == pytest.approx(needs - may, abs=0.011)
     assert "(1) no shorter context fits, the weights alone are 25.90 GiB;" in message
     four_bit = "4-bit weights (14.98 instead of 25.90 GiB)"
-    assert f"(2) {four_bit}, 1.35 GiB of them offloaded to host memory, fit (quantize=" in message
+    assert f"(2) {four_bit}, 3.04 GiB of them offloaded to host memory, fit (quantize=" in message
     assert "(3) offloading 15.19 GiB to host memory fits (offload=True)," in message
     # The third way out is what planning with it gives.
     offloaded = plan(SHAPE, gpus, offload=True)
