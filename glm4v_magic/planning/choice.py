@@ -37,20 +37,21 @@ def choice_note(task: Task, split: Split) -> Iterator[Remark]:
     if task.objective == "headroom" and split.partition.fullness > HEADROOM:
         why = "no split leaves a fifth of each free, and none keeps the fullest emptier"
     gpus = f"{_all(count).capitalize()} GPUs" if used == count else f"{used} of {count} GPUs"
-    told = {"gpus": gpus, "fullness": split.percent, "why": why}
     for objective in _OTHERS[task.objective]:
         other = best_split(replace(task, objective=objective), split.offloaded)
         if other is not None and len(other.stages) != used:
             of_other = len(other.stages)
             yield remark(
                 "gpus_chosen_of_two",
-                **told,
+                gpus=gpus,
+                fullness=split.percent,
+                why=why,
                 other=objective,
                 other_gpus=_all(count) if of_other == count else str(of_other),
                 other_fullness=other.percent,
             )
             return
-    yield remark("gpus_chosen", **told)
+    yield remark("gpus_chosen", gpus=gpus, fullness=split.percent, why=why)
 
 
 def _all(count: int) -> str:

@@ -119,17 +119,24 @@ def _four_bit(task: Task) -> tuple[Remark, ...]:
     split = best_split(quantised)
     if split is None:
         return (remark("four_bit_does_not_fit", gib=after, before_gib=before),)
-    told = {"gib": after, "before_gib": before}
     if split.fits:
-        return (remark("four_bit_fits", **told, fullness=split.percent),)
+        full = split.percent
+        return (remark("four_bit_fits", gib=after, before_gib=before, fullness=full),)
     offloaded = offloaded_split(quantised)
     if offloaded is not None:
         away = gib(sum(unit.weight_bytes for unit in offloaded.away))
-        full = offloaded.percent
-        return (remark("four_bit_and_offloading_fit", **told, away_gib=away, fullness=full),)
+        return (
+            remark(
+                "four_bit_and_offloading_fit",
+                gib=after,
+                before_gib=before,
+                away_gib=away,
+                fullness=offloaded.percent,
+            ),
+        )
     _, needed, capacity = fullest(quantised, split)
     short = gib(needed - capacity)
-    return (remark("four_bit_still_short", **told, short_gib=short),)
+    return (remark("four_bit_still_short", gib=after, before_gib=before, short_gib=short),)
 
 
 def _offload(task: Task, tried: bool) -> Remark:
