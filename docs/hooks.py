@@ -22,7 +22,8 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 from glm4v_magic.core import errors
-from glm4v_magic.core.options import OPTIONS, Option, of_requests
+from glm4v_magic.core.option import Option
+from glm4v_magic.core.options import OPTIONS, of_requests
 from glm4v_magic.core.typed_options import flags_of
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics

@@ -1,7 +1,8 @@
 """Calls to a model: prompt with ``{{expressions}}``, images and options, checked and put together.
 
-Imports `images`, `checkpoints` and `core`; no IPython and no torch. Begin with `call` (arguments ->
-request, generation -> answer); `prompt` expands expressions, `forms` finds JSON or code in an
-answer and checks it. `boxes` finds boxes and points, `tags` takes the tags around them out of the
+Imports `engines`, `images`, `checkpoints` and `core`; no IPython, and torch only through an engine.
+Begin with `call` (arguments -> request, generation -> answer); `refusals` has what a model does not
+take, `prompt` expands expressions, `forms` finds JSON or code in an answer and checks it, `tasks`
+has published prompts. `boxes` finds boxes and points, `tags` takes the tags around them out of the
 text, `answer` draws them.
 """

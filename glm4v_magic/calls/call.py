@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,6 @@ from glm4v_magic.calls.tasks import EXTRACT
 from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Answer, Conversation, Generation, Message, Request
 from glm4v_magic.core.errors import (
-    ConversationError,
     FormatError,
     GenerationInterrupted,
     Glm4vError,
@@ -37,11 +36,6 @@ __all__ = [
     "correction_of",
     "generated",
     "in_form",
-    "refuse_more_than",
-    "refuse_thinking",
-    "refuse_too_many",
-    "refuse_too_many_at_once",
-    "refuse_video",
     "sourced",
     "terms_of",
     "with_value",
@@ -97,96 +91,6 @@ def sourced(images: object) -> tuple[SourcedImage, ...]:
     if images is None or (isinstance(images, list | tuple) and not images):
         return ()
     return to_images(images, "images")
-
-
-def refuse_too_many(conversation: Conversation, model: str, most: int | None) -> None:
-    """Raise ConversationError if a conversation has more images than the model takes.
-
-    Raises:
-        ConversationError: if there are more than `most`.
-    """
-    *before, latest = conversation.messages
-    stayed = any(message.images for message in before)
-    given = len(conversation.images)
-    if stayed and latest.images:
-        hint = "The images before are still in it: leave the new one out, or ask a fresh question."
-        refuse_more_than(most, given, model, "this one", hint)
-    else:
-        refuse_too_many_at_once(given, model, most)
-
-
-def refuse_too_many_at_once(given: int, model: str, most: int | None) -> None:
-    """Raise ConversationError if a question has more images than the model takes.
-
-    Raises:
-        ConversationError: if there are more than `most`.
-    """
-    hint = "Ask about them one after the other, or join them into one image."
-    refuse_more_than(most, given, model, "this one", hint)
-
-
-def refuse_more_than(
-    most: int | None, given: int, model: str, whose: str = "this row", hint: str = ""
-) -> None:
-    """Raise ConversationError if there are more images than the model takes.
-
-    Raises:
-        ConversationError: if there are more than `most`.
-    """
-    if most is not None and given > most:
-        few = "one image" if most == 1 else f"{most} images"
-        raise ConversationError(
-            f"{model} takes {few} in a conversation, and {whose} has {given}.", hint
-        )
-
-
-def refuse_video(model: str, takes_video: bool | None) -> None:
-    """Raise ConversationError unless a model is known to take video."""
-    if not takes_video:
-        raise ConversationError(
-            f"{model} takes no video.", "Ask about single frames of it, as images."
-        )
-
-
-def refuse_thinking(
-    request: Request, model: str, thinks: bool | None, efforts: Sequence[str] = ()
-) -> None:
-    """Raise an error if a request asks for thinking, or an effort, that the model does not have.
-
-    Args:
-        request: the request.
-        model: name of the model.
-        thinks: whether the model thinks; ``None`` if a server does not tell.
-        efforts: names of the efforts that its thinking can take.
-
-    Raises:
-        OptionError: if the request asks for thinking, or limits it.
-        ConversationError: if it would continue another model's thinking.
-    """
-    effort = request.sampling.effort
-    if effort is not None and effort not in efforts and thinks is not None:
-        there = f"it takes {', '.join(efforts)}" if efforts else "it has no choice of it"
-        raise OptionError(
-            f"{model} does not think with effort {effort}: {there}.", code="no_such_effort"
-        )
-    if thinks is not False:
-        return
-    if request.sampling.thinking:
-        raise OptionError(
-            f"{model} does not think before it answers.",
-            code="model_does_not_think",
-        )
-    if request.sampling.max_thinking is not None:
-        raise OptionError(
-            f"{model} does not think before it answers, so there is no thinking to limit.",
-            code="no_thinking_to_limit",
-        )
-    partial = request.conversation.partial
-    if partial is not None and partial.thinking and not partial.text:
-        raise ConversationError(
-            f"The answer was stopped while its model was thinking, and {model} does not think.",
-            code="thinking_cannot_go_on",
-        )
 
 
 def answer_of(call: Call, generation: Generation, info: EngineInfo) -> ImageAnswer:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from glm4v_magic.checkpoints.glm_native.families import OCR_PROMPTS
 from glm4v_magic.core.errors import OptionError
 
-__all__ = ["EXTRACT", "asked", "refuse_task"]
+__all__ = ["EXTRACT", "asked"]
 
 EXTRACT = "extract"
 _DEEPEST = 20
@@ -38,26 +38,6 @@ def asked(text: str, task: str | None, schema: object = None) -> str:
             "Leave one of them out.",
         )
     return OCR_PROMPTS[task]
-
-
-def refuse_task(task: str | None, model: str, tasks: Collection[str] | None, images: int) -> None:
-    """Raise OptionError if a model was not trained on a task, or there is no image for it.
-
-    Args:
-        task: the task that is asked for, if any.
-        model: name of the model.
-        tasks: its tasks; ``None`` if a server does not tell.
-        images: number of images of the conversation.
-    """
-    if task is not None and tasks is not None and task not in tasks:
-        raise OptionError(
-            f"{model} has no task {task}: the tasks are those of GLM-OCR.",
-            "Ask it a question in your own words.",
-        )
-    if task is not None and not images:
-        raise OptionError(
-            f"The task {task} reads an image, and there is none.", "Name one, before the task."
-        )
 
 
 def _filled_in(text: str, schema: object) -> str:

@@ -1,25 +1,20 @@
 """Every option once: its name, type, range, default, meaning, and who has it.
 
 The groups below are the table. A field of a group is an option, and `option` describes it: what
-its value must be, what it means not to give it, and where it can be given. The magics' parser, the
-settings, the checks of Python arguments, the fields of the server, the help and the reference page
-are made from it; `accepts` gives a method of Python its options. A new option is one field here,
-and its use.
+its value must be, what it means if it is not given, and where it can be given. The magics' parser,
+the settings, the checks of Python arguments, the fields of the server, the help and the reference
+page are made from it. A new option is one field here, and its use.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
-import re
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
-from glm4v_magic.core.errors import OptionError, did_you_mean
-from glm4v_magic.core.wording import brief
+from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.option import Option, Who, has_type, option
 
 __all__ = [
     "DTYPES",
@@ -38,7 +33,6 @@ __all__ = [
     "Loading",
     "ManyRows",
     "Objective",
-    "Option",
     "PlacementFields",
     "Quantization",
     "Sampling",
@@ -46,15 +40,12 @@ __all__ = [
     "Task",
     "TaskChoice",
     "VideoParts",
-    "Who",
-    "accepts",
     "check",
     "of_command",
     "of_group",
     "of_python",
     "of_requests",
     "of_settings",
-    "option",
     "taken",
 ]
 
@@ -82,157 +73,7 @@ EFFORTS: tuple[Effort, ...] = get_args(Effort)
 DTYPES = ("bfloat16", "float16", "float32")
 """Dtypes of weights, cache and activations."""
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 Group = TypeVar("Group")
-
-
-@dataclass(frozen=True)
-class Who:
-    """Where an option can be given.
-
-    Attributes:
-        commands: commands of the notebook that take it; ``cell`` is the cell magic, ``serve`` the
-            server's program.
-        python: methods of `Session` that take it.
-        setting: whether it is a setting, too.
-        request: whether it is a field of a request to the server.
-    """
-
-    commands: tuple[str, ...] = ()
-    python: tuple[str, ...] = ()
-    setting: bool = False
-    request: bool = False
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option.
-
-    Attributes:
-        name: in Python.
-        annotation: its type, as Python spells it.
-        default: its value if it is not given.
-        help: what it means, in sentences.
-        demand: what a value must be, in words that follow "must be".
-        holds: tells whether a value of the right type is in range.
-        who: where it can be given.
-        metavar: placeholder of the value in help texts.
-        unset: what ``None`` means; empty where nothing needs to be said.
-        choices: all values there are; empty for other options.
-        noun: what a choice is called in messages; the option's name if empty.
-        spelled: long option on a command line, without dashes; made from `name` if empty.
-        short: one-letter option; empty for most.
-        read: parses the text on a command line, if the type does not say how. Raises OptionError.
-        example: a value as it is typed, for the reference; empty if any of its type will do.
-    """
-
-    name: str
-    annotation: str
-    default: Any
-    help: str
-    demand: str
-    holds: Callable[[Any], bool]
-    who: Who
-    metavar: str = ""
-    unset: str = ""
-    choices: tuple[str, ...] = ()
-    noun: str = ""
-    spelled: str = ""
-    short: str = ""
-    read: Callable[[str], Any] | None = None
-    example: str = ""
-
-    @property
-    def type(self) -> str:
-        """``int``, ``float``, ``bool``, ``str``, or another annotation without ``None``."""
-        return self.annotation.removesuffix(" | None")
-
-    @property
-    def allows_none(self) -> bool:
-        """Whether ``None`` says that the option is not given."""
-        return self.default in (None, ())
-
-    def check(self, value: object, label: str | None = None) -> None:
-        """Raise OptionError unless `value` has the option's type and range.
-
-        Args:
-            value: value to check.
-            label: name of the option in the message, if not its own.
-
-        Raises:
-            OptionError: if the value has the wrong type or is out of range.
-        """
-        if value is None and self.allows_none:
-            return
-        if self.choices:
-            self._check_choice(value)
-        elif not (_has_type(value, self.type) and self.holds(value)):
-            raise OptionError(f"{label or self.name} is {brief(value)}, but must be {self.demand}.")
-
-    def _check_choice(self, value: object) -> None:
-        if not (isinstance(value, str) and value in self.choices):
-            two = len(self.choices) == 2
-            between = " and " if two else ", "
-            hint = did_you_mean(str(value), self.choices)
-            raise OptionError(
-                f"Unknown {self.noun or self.name} {brief(value)}; "
-                f"there are {between.join(self.choices)}.",
-                "" if two and all(each in hint for each in self.choices) else hint,
-            )
-
-    def explained(self, unless: str = "given") -> str:
-        """Return the help text, with the value that counts ``unless`` the option is given."""
-        return f"{self.help} {self._otherwise(unless)}".rstrip()
-
-    def _otherwise(self, unless: str) -> str:
-        usual = self.unset if self.allows_none else str(self.default)
-        if self.default is False or not usual:
-            return ""
-        if usual not in self.choices:
-            usual = usual[:1].upper() + usual[1:]
-        return f"{usual} unless {unless}."
-
-
-_TYPES: Mapping[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "str": (str,),
-}
-
-
-def _has_type(value: object, wanted: str) -> bool:
-    kinds = _TYPES.get(wanted)
-    if kinds is None:  # `Option.holds` knows
-        return True
-    if not isinstance(value, kinds) or (isinstance(value, bool) and wanted != "bool"):
-        return False
-    try:
-        return wanted != "float" or math.isfinite(value)  # type: ignore[arg-type]  # a number
-    except OverflowError:  # a whole number beyond every float
-        return False
-
-
-def option(
-    default: Any,
-    help: str,  # noqa: A002  as argparse and traitlets call it
-    who: Who,
-    demand: str = "",
-    holds: Callable[[Any], bool] = lambda _: True,
-    **rest: Any,
-) -> Any:
-    """Describe the option that a field of a group is.
-
-    Args:
-        default: its value if it is not given.
-        help: as in `Option`, and so are the rest.
-        who: where it can be given.
-        demand: what a value must be.
-        holds: whether a value is in range.
-        rest: more attributes of `Option`.
-    """
-    described = {"help": help, "who": who, "demand": demand, "holds": holds, **rest}
-    return field(default=default, metadata=described)
 
 
 _ASK = ("cell", "ask", "preview")
@@ -248,6 +89,15 @@ _PLACED = Who(_PLAN, ("load",))
 _CHECKED = Who((*_PLAN, "check"), ("load",))
 _SETTING = Who(setting=True)
 
+_AT_LEAST_ONE: Mapping[str, Any] = {
+    "demand": "a whole number of at least 1",
+    "holds": lambda value: value >= 1,
+}
+_AT_LEAST_ZERO: Mapping[str, Any] = {
+    "demand": "a whole number of at least 0",
+    "holds": lambda value: value >= 0,
+}
+_ABOVE_ZERO: Mapping[str, Any] = {"demand": "a number above 0", "holds": lambda value: value > 0}
 _OWN = "the checkpoint's own"
 _LARGEST_SEED = 2**63 - 1
 _MOST_MEGAPIXELS = 178  # Pillow refuses more by itself
@@ -279,8 +129,7 @@ class Sampling:
         512,
         "Longest answer, in tokens.",
         _SAMPLED,
-        "a whole number of at least 1",
-        lambda value: value >= 1,
+        **_AT_LEAST_ONE,
         metavar="N",
         example="64",
     )
@@ -308,8 +157,7 @@ class Sampling:
         None,
         "Sample only from this many of the likeliest tokens.",
         _SAMPLED,
-        "a whole number of at least 1",
-        lambda value: value >= 1,
+        **_AT_LEAST_ONE,
         metavar="K",
         unset=_OWN,
     )
@@ -362,8 +210,7 @@ class Sampling:
         None,
         "Longest thinking, in tokens; then the model is made to answer.",
         replace(_SAMPLED, setting=False),
-        "a whole number of at least 0",
-        lambda value: value >= 0,
+        **_AT_LEAST_ZERO,
         metavar="N",
         unset="no limit, but half of the answer's tokens before an answer of a form,",
         example="256",
@@ -451,7 +298,6 @@ class AnswerForm:
         metavar="SCHEMA",
         example="schema.json",
     )
-
     choices: list[str] | None = option(
         None,
         "The answer is one of these texts: the likeliest, or drawn by their probabilities. The "
@@ -534,8 +380,7 @@ class VideoParts:
         None,
         "Frames per second to look at in a video; the rate of frames that are given.",
         _ASKED,
-        "a number above 0",
-        lambda value: value > 0,
+        **_ABOVE_ZERO,
         metavar="N",
         unset="the model's own choice",
         example="2",
@@ -583,8 +428,7 @@ class ManyRows:
         None,
         "Number of rows to ask at once.",
         _MAPPED,
-        "a whole number of at least 1",
-        lambda value: value >= 1,
+        **_AT_LEAST_ONE,
         metavar="N",
         unset="8, but 1 of a large model on the CPU and always of a server,",
     )
@@ -596,7 +440,7 @@ class ManyRows:
 
 def _is_sizes(value: object) -> bool:
     sizes: Sequence[Any] = value if isinstance(value, list | tuple) else (value,)
-    return all(_has_type(size, "float") and size > 0 for size in sizes)
+    return all(has_type(size, "float") and size > 0 for size in sizes)
 
 
 def _is_pins(value: object) -> bool:
@@ -640,8 +484,7 @@ class PlacementFields:
         None,
         "Context length in tokens (prompt and answer, images included) to plan for.",
         _CHECKED,
-        "a whole number of at least 1",
-        lambda value: value >= 1,
+        **_AT_LEAST_ONE,
         metavar="N",
         unset="the model's longest",
         example="8192",
@@ -650,8 +493,7 @@ class PlacementFields:
         1,
         "Number of images in a prompt to plan for.",
         _CHECKED,
-        "a whole number of at least 0",
-        lambda value: value >= 0,
+        **_AT_LEAST_ZERO,
         metavar="N",
         example="1",
     )
@@ -659,8 +501,7 @@ class PlacementFields:
         1,
         "Batch size to plan for: prompts answered at once.",
         _CHECKED,
-        "a whole number of at least 1",
-        lambda value: value >= 1,
+        **_AT_LEAST_ONE,
         metavar="N",
     )
     objective: Objective = option(
@@ -818,8 +659,7 @@ class SettingsOnly:
         30.0,
         "Longest download of an image, in seconds.",
         _SETTING,
-        "a number above 0",
-        lambda value: value > 0,
+        **_ABOVE_ZERO,
     )
     allow_private: bool = option(
         False,
@@ -886,73 +726,3 @@ def taken(group: type[Group], options: Mapping[str, Any]) -> Group:
     """Return a group, such as `Sampling`, made from its own options among `options`."""
     names = {each.name for each in fields(group)}  # type: ignore[arg-type]  # a dataclass
     return group(**{name: value for name, value in options.items() if name in names})
-
-
-def accepts(method: str) -> Callable[[Function], Function]:
-    """Give a method of Python its options from the table.
-
-    The method takes them as ``**options``; it sees only those that were given, checked. Its
-    signature and its docstring show all of them: the latter in place of a line ``options:`` under
-    ``Args:``.
-
-    Args:
-        method: name in `Who.python`.
-    """
-    mine = of_python(method)
-    known = {each.name: each for each in mine}
-
-    def decorate(function: Function) -> Function:
-        written = inspect.signature(function)
-        *rest, last = written.parameters.values()
-        assert last.kind is inspect.Parameter.VAR_KEYWORD
-        own = {each.name for each in rest}
-
-        @functools.wraps(function)
-        def checked(*arguments: Any, **named: Any) -> Any:
-            for name, value in named.items():
-                if name in known:
-                    known[name].check(value)
-                elif name not in own:
-                    raise OptionError(
-                        f"{function.__name__} has no option {name!r}.",
-                        did_you_mean(name, (*known, *own)) or f"There are {', '.join(known)}.",
-                    )
-            return function(*arguments, **named)
-
-        shown = [
-            inspect.Parameter(
-                each.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=each.default,
-                annotation=each.annotation,
-            )
-            for each in mine
-        ]
-        checked.__signature__ = written.replace(parameters=[*rest, *shown])  # type: ignore[attr-defined]
-        checked.__doc__ = _with_options(function.__doc__ or "", mine)
-        return checked  # type: ignore[return-value]  # as before, to a caller
-
-    return decorate
-
-
-_OPTIONS_LINE = re.compile(r"^( *)options:.*\n(?:\1 +.*\n)*", re.MULTILINE)
-
-
-def _with_options(docstring: str, options: Sequence[Option]) -> str:
-    """Put a line for each option in place of that of ``options``."""
-
-    def lines(found: re.Match[str]) -> str:
-        indent = found[1]
-        return "".join(
-            textwrap.fill(
-                f"{each.name}: {each.explained()}",
-                width=100,
-                initial_indent=indent,
-                subsequent_indent=f"{indent}    ",
-                break_on_hyphens=False,
-            )
-            + "\n"
-            for each in options
-        )
-
-    return _OPTIONS_LINE.sub(lines, docstring)

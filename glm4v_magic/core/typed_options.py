@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from glm4v_magic.core.errors import OptionError
-from glm4v_magic.core.options import OPTIONS, Option
+from glm4v_magic.core.option import Option
+from glm4v_magic.core.options import OPTIONS
 
 __all__ = ["argument_of", "as_typed", "flags_of", "typed"]
 

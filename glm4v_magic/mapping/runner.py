@@ -14,15 +14,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from glm4v_magic.calls.call import (
-    Call,
-    Terms,
-    answer_of,
-    corrected,
-    correction_of,
-    refuse_more_than,
-    with_value,
-)
+from glm4v_magic.calls.call import Call, Terms, answer_of, corrected, correction_of, with_value
+from glm4v_magic.calls.refusals import refuse_more_than
 from glm4v_magic.calls.tags import Untagged
 from glm4v_magic.core.conversation import Answer, Conversation, Generation, Message, Request
 from glm4v_magic.core.errors import (

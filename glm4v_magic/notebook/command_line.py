@@ -22,7 +22,8 @@ from IPython.core.magic_arguments import (
 from IPython.utils.process import arg_split
 
 from glm4v_magic.core.errors import OptionError, did_you_mean
-from glm4v_magic.core.options import Option, of_command
+from glm4v_magic.core.option import Option
+from glm4v_magic.core.options import of_command
 from glm4v_magic.core.typed_options import argument_of, flags_of
 
 __all__ = [
@@ -45,7 +46,7 @@ def from_table(command: str, **changes: Mapping[str, Any]) -> tuple[ArgDecorator
     """Return the options that the table gives to a command.
 
     Args:
-        command: as in `core.options.Who`.
+        command: as in `core.option.Who`.
         changes: option -> arguments of `argument` that differ for this command.
     """
     return tuple(_argument(each, changes.get(each.name, {})) for each in of_command(command))

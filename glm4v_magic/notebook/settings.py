@@ -24,7 +24,8 @@ from traitlets.config import Configurable
 from traitlets.config.loader import Config, DeferredConfigString
 
 from glm4v_magic.core.errors import OptionError, did_you_mean
-from glm4v_magic.core.options import Option, check, of_settings
+from glm4v_magic.core.option import Option
+from glm4v_magic.core.options import check, of_settings
 from glm4v_magic.core.server_address import API_KEY
 from glm4v_magic.notebook.next_steps import in_cell
 

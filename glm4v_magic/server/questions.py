@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from glm4v_magic.calls.call import refuse_thinking
 from glm4v_magic.calls.forms import form_of
 from glm4v_magic.calls.prompt import require_text
+from glm4v_magic.calls.refusals import refuse_thinking
 from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Conversation, Message, Request, Role
 from glm4v_magic.core.errors import CheckpointError, ConversationError, ImageError, OptionError

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.calls.call import refuse_too_many, refuse_video
+from glm4v_magic.calls.refusals import refuse_too_many, refuse_video
 
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints import Checkpoint

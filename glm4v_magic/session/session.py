@@ -11,26 +11,24 @@ import os
 import threading
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.calls.call import (
-    Call,
-    Terms,
-    answer_of,
-    generated,
-    in_form,
+from glm4v_magic.calls.call import Call, Terms, answer_of, generated, in_form, sourced, terms_of
+from glm4v_magic.calls.prompt import require_text
+from glm4v_magic.calls.refusals import (
+    Takes,
+    refuse_call,
     refuse_more_than,
+    refuse_task,
     refuse_thinking,
-    refuse_too_many,
     refuse_too_many_at_once,
     refuse_video,
-    sourced,
-    terms_of,
+    takes_of,
 )
-from glm4v_magic.calls.prompt import require_text
 from glm4v_magic.calls.tags import shown
-from glm4v_magic.calls.tasks import asked, refuse_task
+from glm4v_magic.calls.tasks import asked
 from glm4v_magic.core.conversation import Answer, Conversation, Message, Request
 from glm4v_magic.core.errors import (
     BusyError,
@@ -41,8 +39,9 @@ from glm4v_magic.core.errors import (
 )
 from glm4v_magic.core.events import Done, Event, Started
 from glm4v_magic.core.model import EngineInfo, ModelChoice
-from glm4v_magic.core.options import VideoParts, accepts, of_group, taken
+from glm4v_magic.core.options import VideoParts, of_group, taken
 from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.core.python_options import accepts
 from glm4v_magic.core.remarks import PYTHON
 from glm4v_magic.core.server_address import ServerAddress, is_address
 from glm4v_magic.core.tokens import joined
@@ -68,18 +67,6 @@ __all__ = ["Session", "Status", "load"]
 
 _OF_A_VIDEO = tuple(each.name for each in of_group(VideoParts))
 _OF_A_CHOICE = ("revision", "device_map", "served_model", "timeout", "keep")
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What a model takes; ``None`` where a server does not tell."""
-
-    name: str
-    max_images: int | None
-    thinks: bool | None
-    takes_video: bool | None
-    tasks: tuple[str, ...] | None
-    efforts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -522,7 +509,7 @@ class Session:
         """Return the engine for rows that have at least this many images each."""
         bare = Request(Conversation(), terms.sampling)
 
-        def refuse(model: _Asked) -> None:
+        def refuse(model: Takes) -> None:
             refuse_task(terms.task, model.name, model.tasks, at_least)
             refuse_thinking(bare, model.name, model.thinks, model.efforts)
             refuse_more_than(model.max_images, at_least, model.name, "each row")
@@ -660,16 +647,7 @@ class Session:
 
     def _make(self, call: Call) -> Generator[Event, None, None]:
         """Make a call and add its answer to the chat."""
-
-        def refuse(model: _Asked) -> None:
-            given = len(call.conversation.images)
-            refuse_task(call.terms.task, model.name, model.tasks, given)
-            refuse_thinking(call.request, model.name, model.thinks, model.efforts)
-            refuse_too_many(call.conversation, model.name, model.max_images)
-            if call.conversation.videos:
-                refuse_video(model.name, model.takes_video)
-
-        engine = yield from self._ready(call.terms, refuse)
+        engine = yield from self._ready(call.terms, partial(refuse_call, call))
         conversation = call.conversation
         videos = conversation.videos
         seen = engine.seen(call.request) if conversation.images or videos else ()
@@ -722,7 +700,7 @@ class Session:
         return choice if choice.model is not None else replace(choice, model=terms.model)
 
     def _ready(
-        self, terms: Terms, refuse: Callable[[_Asked], None]
+        self, terms: Terms, refuse: Callable[[Takes], None]
     ) -> Generator[Event, None, Engine]:
         """Return the engine, loaded if there was none.
 
@@ -737,9 +715,9 @@ class Session:
             found = find(choice)
             if not isinstance(found, ServerAddress):
                 _require(terms)
-                refuse(_asked_of(found.name, found))
+                refuse(takes_of(found.name, found))
             engine = yield from self._open(choice, found)
-        refuse(_asked_of(engine.info.model, engine.info))
+        refuse(takes_of(engine.info.model, engine.info))
         return engine
 
     def _open(self, choice: ModelChoice, found: Any) -> Generator[Event, None, Engine]:
@@ -755,13 +733,6 @@ class Session:
             return False
         engine.close()
         return True
-
-
-def _asked_of(name: str, known: Any) -> _Asked:
-    """Return what a checkpoint or an `EngineInfo` tells about a model."""
-    return _Asked(
-        name, known.max_images, known.thinks, known.takes_video, known.tasks, known.efforts
-    )
 
 
 def _require(terms: Terms) -> None:

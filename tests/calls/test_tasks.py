@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from glm4v_magic.calls.tasks import asked, refuse_task
+from glm4v_magic.calls.refusals import refuse_task
+from glm4v_magic.calls.tasks import asked
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.options import TASKS
 

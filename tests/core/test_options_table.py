@@ -20,8 +20,9 @@ from glm4v_magic.calls.forms import form_of
 from glm4v_magic.core import options
 from glm4v_magic.core.errors import Glm4vError, OptionError
 from glm4v_magic.core.model import DEMO
-from glm4v_magic.core.options import OPTIONS, Sampling, accepts, check, of_command, of_python, taken
+from glm4v_magic.core.options import OPTIONS, Sampling, check, of_command, of_python, taken
 from glm4v_magic.core.placement import CPU_DTYPE, PlacementOptions
+from glm4v_magic.core.python_options import accepts
 from glm4v_magic.core.server_address import ServerAddress
 from glm4v_magic.core.typed_options import argument_of, flags_of, typed
 from glm4v_magic.images import DEFAULT_LIMITS
@@ -276,6 +277,7 @@ assert source.count({NEXT!r}) == 1
 exec(compile(source.replace({NEXT!r}, {ENTRY + NEXT!r}), spec.origin, "exec"), vars(module))
 
 from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.python_options import accepts
 from glm4v_magic.notebook.command_line import parse
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.completion import complete
@@ -295,7 +297,7 @@ assert read_question(body, "m").request.sampling.typical_p == 0.25
 
 
 class Asked:
-    @module.accepts("ask")
+    @accepts("ask")
     def ask(self, text, **options):
         return module.taken(module.Sampling, options)
 

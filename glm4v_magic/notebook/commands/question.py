@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from glm4v_magic.calls.forms import Form, form_of
-from glm4v_magic.calls.tasks import EXTRACT, refuse_task
+from glm4v_magic.calls.refusals import refuse_task
+from glm4v_magic.calls.tasks import EXTRACT
 from glm4v_magic.core.conversation import Conversation
 from glm4v_magic.core.errors import OptionError, did_you_mean
 from glm4v_magic.core.options import Sampling, of_group
