@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from glm4v_magic.core.errors import CheckpointError, OptionError, did_you_mean
+from glm4v_magic.checkpoints import hub
+from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.model import DEMO, LoadProgress
-from glm4v_magic.core.server_address import is_address_without_scheme, refuse_address
 
 if TYPE_CHECKING:
     import torch
 
     from glm4v_magic.checkpoints.encoding import ModelInputs, Processor
+    from glm4v_magic.checkpoints.files import Stamp
+    from glm4v_magic.checkpoints.sources import Source
     from glm4v_magic.core.model import Architecture
     from glm4v_magic.core.options import Quantization
 
@@ -93,99 +95,79 @@ class Checkpoint(Protocol):
     def processor(self) -> Processor:
         """Build the processor from tokenizer and configuration; reads no weights."""
 
+    def require_usable(self) -> None:
+        """Raise CheckpointError unless all but the weights can be read; imports torch."""
+
+    @property
+    def stamp(self) -> Stamp:
+        """What tells that the files are still the same; see `files.stamp_of`."""
+
 
 def resolve(
     name: str | os.PathLike[str] | None = None,
     *,
     revision: str | None = None,
     download: bool = False,
+    base: str | os.PathLike[str] | None = None,
+    lora: str | os.PathLike[str] | None = None,
 ) -> Checkpoint:
     """Find a checkpoint and check its files.
 
     Args:
-        name: folder, repository id on the hub, ``GLM-4V-9B`` for its repository, or ``demo``
-            (also the meaning of ``None``).
+        name: folder, repository on the hub, name of a published checkpoint, or ``demo`` (also the
+            meaning of ``None``). It may be that of an adapter, whose base is found as well.
         revision: commit, branch or tag of a repository.
         download: whether to download files that are not in the local cache of the hub.
+        base: model that the adapter is for, found like `name`; ``None`` for what it says itself.
+        lora: folder of an adapter for the model.
 
     Raises:
         CheckpointError: if there is no such checkpoint, or its files are unusable.
-        OptionError: if a revision is given for a folder.
+        OptionError: if a revision is given for a folder, or `base` or `lora` have no meaning.
     """
+    from glm4v_magic.checkpoints.sources import find_source
+
     text = DEMO if name is None else os.fspath(name)
-    refuse_address(text)
-    folder = Path(text).expanduser()
-    if revision is not None and (text == DEMO or folder.exists()):
-        raise OptionError(f"{text} is no repository of the hub, so it has no revision {revision}.")
-    if text == DEMO:
-        return _open(DEMO, Path(__file__).parent / "demo", DEMO_NOTICE)
-    if folder.is_dir():
-        return _open(text, folder)
-    if folder.exists():
-        raise CheckpointError(f"{text} is a file.", "Give the folder that the checkpoint is in.")
-    return _from_hub(_repository(text), folder, revision, download)
-
-
-def _repository(text: str) -> str:
-    """Return the repository id of a published checkpoint's name; any other text as it is."""
-    from glm4v_magic.checkpoints.architecture import REPOSITORIES
-
-    return REPOSITORIES.get(text.lower(), text)
-
-
-def _from_hub(text: str, folder: Path, revision: str | None, download: bool) -> Checkpoint:
-    from glm4v_magic.checkpoints import hub
-
-    cached = hub.cached(text, revision)
-    if cached is not None:
-        _require_known(cached)
+    fetch = hub.fetch_adapter if download else None
+    source = find_source(text, revision, base=base, lora=lora, fetch=fetch)
+    fault: CheckpointError | None = None
+    for folder in source.place.folders:
         try:
-            return _open(text, cached)
-        except CheckpointError:  # a download that was interrupted
-            if not download:
-                raise
-    if download and hub.names_a_repository(text):
-        return _open(text, hub.download(text, revision, _require_known))
-    raise _not_found(text, folder)
+            return _open(source, folder)
+        except CheckpointError as error:
+            fault = fault or error
+    # What is in the cache may be a download that was interrupted.
+    if fault is not None and not (download and source.place.in_cache):
+        raise fault
+    repository = source.place.repository
+    if download and hub.names_a_repository(repository):
+        return _open(source, hub.download(repository, source.revision, _require_known))
+    raise source.missing()
 
 
-def _open(name: str, folder: Path, notice: str = "") -> Checkpoint:
-    from glm4v_magic.checkpoints.files import read_json
+def _open(source: Source, folder: Path) -> Checkpoint:
+    from glm4v_magic.checkpoints.adapted import with_adapter
+    from glm4v_magic.checkpoints.contents import read_contents
     from glm4v_magic.checkpoints.glm_native import families
 
-    _require_known(folder)
-    if families.matches(read_json(folder / "config.json")):
+    notice = DEMO_NOTICE if source.place.text == DEMO else ""
+    _require_known(folder)  # before the headers of weights are read
+    contents = read_contents(folder)
+    adapter = source.adapter or contents.adapter
+    if adapter is not None:
+        contents = with_adapter(contents, adapter)
+    if families.matches(contents.config):
         from glm4v_magic.checkpoints.glm_native.checkpoint import NativeCheckpoint
 
-        return NativeCheckpoint(name, folder, notice)
+        return NativeCheckpoint(source.name, folder, contents, notice)
     from glm4v_magic.checkpoints.glm4v_9b.checkpoint import Glm4v9bCheckpoint
 
-    return Glm4v9bCheckpoint(name, folder, notice)
+    return Glm4v9bCheckpoint(source.name, folder, contents, notice)
 
 
 def _require_known(folder: Path) -> None:
-    from glm4v_magic.checkpoints.files import read_json
-    from glm4v_magic.checkpoints.glm4v_9b import layout
-    from glm4v_magic.checkpoints.glm_native import families
+    from glm4v_magic.checkpoints.architecture import of_contents
+    from glm4v_magic.checkpoints.contents import read_config_alone
 
-    config = read_json(folder / "config.json")
-    if layout.matches(config) or families.matches(config):
-        return
-    kind = config.get("model_type", "without a model_type")
-    vision = "" if "vision_config" in config else " without a vision tower"
-    raise CheckpointError(
-        f"{folder / 'config.json'} describes a model of type {kind!r}{vision}.",
-        f"Known are {', '.join(families.KNOWN)}.",
-    )
-
-
-def _not_found(text: str, folder: Path) -> CheckpointError:
-    """Return the error that says where the checkpoint was looked for, and what may be meant."""
-    what = f"There is no checkpoint {text!r}: no such folder, and not in the hub cache."
-    if is_address_without_scheme(text):
-        return CheckpointError(what, "The address of a server begins with http://.")
-    parent = folder.parent
-    siblings = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
-    similar = did_you_mean(folder.name, [*siblings, DEMO])
-    hint = similar or "Give a folder, the id of a downloaded repository, or 'demo'."
-    return CheckpointError(what, hint)
+    file = folder / "config.json"
+    of_contents(str(folder), read_config_alone(file, is_beside_weights=True), str(file))

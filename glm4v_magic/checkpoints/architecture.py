@@ -9,97 +9,104 @@ from __future__ import annotations
 import os
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from glm4v_magic.checkpoints.kinds import require_known
+from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import CheckpointError, did_you_mean
-from glm4v_magic.core.model import Architecture
-from glm4v_magic.core.model_shape import DTYPE_BYTES
-from glm4v_magic.core.server_address import refuse_address
+from glm4v_magic.core.model import DEMO, Architecture
 
 if TYPE_CHECKING:
-    pass
+    from glm4v_magic.checkpoints.adapters import Adapter
+    from glm4v_magic.checkpoints.contents import Contents
 
-__all__ = ["PUBLISHED", "REPOSITORIES", "architecture"]
-
-PUBLISHED = (
-    "GLM-4V-9B",
-    "GLM-4.1V-9B-Thinking",
-    "GLM-4.6V-Flash",
-    "GLM-4.5V",
-    "GLM-4.6V",
-    "GLM-OCR",
-)
-"""Checkpoints whose configuration ships with the package, in ``published/``."""
-
-REPOSITORIES = {
-    **{name.lower(): f"zai-org/{name}" for name in PUBLISHED},
-    "glm-4v-9b": "zai-org/glm-4v-9b",
-}
-"""Name of each in lower case -> its repository on the hub."""
-
-_OWNERS = ("thudm", "zai-org", "zhipuai")
-_DEMO = "demo"
+__all__ = ["architecture", "of_contents"]
 
 
-def architecture(source: str | os.PathLike[str]) -> Architecture:
-    """Find a configuration and return its architecture.
+def architecture(
+    source: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    lora: str | os.PathLike[str] | None = None,
+) -> Architecture:
+    """Find a configuration and return its architecture; that of an adapter is its base's.
 
     Args:
-        source: the name of a published checkpoint (`PUBLISHED`, in any case, with or without its
-            owner), ``demo``, a folder with a ``config.json``, or such a file.
+        source: folder, repository in a cache, name of a published checkpoint (in any case, with or
+            without its owner), ``demo``, or a ``config.json``.
+        base: model that the adapter is for; ``None`` for what it says itself.
+        lora: folder of an adapter for the model.
 
     Raises:
         CheckpointError: if there is no such configuration, it describes an unknown kind of model,
             or a value in it is invalid.
+        OptionError: if `base` or `lora` have no meaning.
     """
+    from glm4v_magic.checkpoints.sources import find_source
+
     text = os.fspath(source)
-    refuse_address(text)
-    if text == _DEMO:
-        return _read(text, Path(__file__).parent / _DEMO / "config.json")
     path = Path(text).expanduser()
-    if path.is_dir():
-        return _read(text, path / "config.json")
     if path.is_file():
         return _read(text, path)
-    owner, _, name = text.lower().rpartition("/")
-    for published in PUBLISHED:
-        if name == published.lower() and owner in ("", *_OWNERS):
-            folder = resources.files("glm4v_magic.checkpoints") / "published"
-            with resources.as_file(folder / f"{published}.json") as file:
-                return _read(published, file)
+    found = find_source(text, base=base, lora=lora)
+    place = found.place
+    is_own = found.name == place.name
+    name = place.published.name if is_own and place.published is not None else found.name
+    for folder in place.folders:
+        if not place.in_cache or (folder / "config.json").is_file():
+            return _read(name if is_own else text, folder / "config.json", found.adapter)
+    if place.published is not None and place.published.configured_as is not None:
+        files = resources.files("glm4v_magic.checkpoints") / "published"
+        with resources.as_file(files / f"{place.published.configured_as}.json") as file:
+            return _read(name, file)
+    if found.adapter is not None:
+        raise found.missing()
     known = ", ".join(PUBLISHED)
     raise CheckpointError(
         f"There is no configuration {text!r}: no such folder or file, and not one of {known}.",
-        did_you_mean(text.rpartition("/")[2], [*PUBLISHED, _DEMO]),
+        did_you_mean(text.rpartition("/")[2], [*PUBLISHED, DEMO]),
     )
 
 
-def _read(name: str, file: Path) -> Architecture:
-    from glm4v_magic.checkpoints.files import read_json
+def _read(name: str, file: Path, adapter: Adapter | None = None) -> Architecture:
+    from glm4v_magic.checkpoints.adapted import with_adapter
+    from glm4v_magic.checkpoints.contents import read_config_alone, read_contents
+    from glm4v_magic.checkpoints.files import holds_weights
 
-    found = _of_its_kind(name, read_json(file), str(file))
-    dtype = found.shape().dtype
-    if dtype not in DTYPE_BYTES:
-        raise CheckpointError(
-            f"{file} gives the weights the dtype {dtype!r}; known are {', '.join(DTYPE_BYTES)}."
-        )
-    return found
+    has_weights = file.name == "config.json" and holds_weights(file.parent)
+    alone = read_config_alone(file, is_beside_weights=has_weights)
+    found = of_contents(name, alone, str(file))
+    if not has_weights:
+        return found
+    try:
+        contents = read_contents(file.parent)
+    except CheckpointError:  # of weights that are missing or damaged, a plan needs none
+        return of_contents(name, read_config_alone(file), str(file))
+    if adapter is not None:
+        contents = with_adapter(contents, adapter)
+    return of_contents(name, contents, str(file))
 
 
-def _of_its_kind(name: str, config: dict[str, Any], where: str) -> Architecture:
+def of_contents(name: str, contents: Contents, where: str) -> Architecture:
+    """Return the architecture of a folder's content.
+
+    Args:
+        name: name of the checkpoint.
+        contents: what is in the folder.
+        where: path of its ``config.json``, for messages.
+
+    Raises:
+        CheckpointError: if the model is not one that can be used, a value is missing or invalid, or
+            weights are quantised in a way that cannot be loaded.
+    """
     from glm4v_magic.checkpoints.glm4v_9b import layout
-    from glm4v_magic.checkpoints.glm_native import families
 
+    config = contents.config
+    require_known(config, where)
     if layout.matches(config):
         from glm4v_magic.checkpoints.glm4v_9b.architecture import Glm4v9bArchitecture
 
         return Glm4v9bArchitecture(name, config, where)
-    if families.matches(config):
-        from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
-        from glm4v_magic.checkpoints.glm_native.fp8 import as_stored
+    from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
 
-        return NativeArchitecture(name, as_stored(config, Path(where).parent), where)
-    kind = config.get("model_type", "without a model_type")
-    raise CheckpointError(
-        f"{where} describes a model of type {kind!r}.", f"Known are {', '.join(families.KNOWN)}."
-    )
+    return NativeArchitecture(name, config, where, keeps_fp8=contents.merges is None)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
@@ -22,10 +22,25 @@ from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.images.messages import one_line
 from glm4v_magic.outside import checked, json_object, text_of
 
-__all__ = ["DTYPES", "TensorInfo", "read_json", "read_tensor_infos"]
+__all__ = [
+    "DTYPES",
+    "Stamp",
+    "TensorInfo",
+    "holds_weights",
+    "is_cut_short",
+    "read_json",
+    "read_tensor_infos",
+    "read_tensors_of",
+    "refuse_pointer",
+    "require_file",
+    "stamp_of",
+]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_PICKLED_INDEX = "pytorch_model.bin.index.json"
+_PICKLED = "pytorch_model.bin"
+_POINTER = b"version https://git-lfs.github.com/spec/"
 
 DTYPES = {
     "BOOL": ("bool", 1),
@@ -49,6 +64,10 @@ DTYPES = {
 _DAMAGED = "The file is damaged; download it again."
 
 
+Stamp: TypeAlias = frozenset[tuple[str, int, int]]
+"""Name, size in bytes and time of change of each file."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One tensor of a checkpoint.
@@ -57,8 +76,9 @@ class TensorInfo:
         file: shard that it is in.
         dtype: dtype as safetensors writes it, one of `DTYPES`.
         shape: its shape.
-        start: offset of its first byte in the file.
+        start: offset of its first byte in the file; 0 in a file of ``torch.save``.
         nbytes: its size in bytes.
+        key: its name in a file of ``torch.save``; empty in a safetensors file.
     """
 
     file: Path
@@ -66,6 +86,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     start: int
     nbytes: int
+    key: str = ""
 
 
 class _Index(BaseModel):
@@ -86,8 +107,33 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if the file is missing, unreadable or not a JSON object.
     """
+    refuse_pointer(path)
     text = text_of(path, str(path), CheckpointError, "Is this the folder of a checkpoint?")
     return json_object(text, str(path), CheckpointError, _DAMAGED)
+
+
+def require_file(path: Path) -> None:
+    """Raise CheckpointError unless a file of a checkpoint is there, and is no pointer to it."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path.parent} holds no {path.name}.",
+            "It comes with the checkpoint; download it again.",
+        )
+    refuse_pointer(path)
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise CheckpointError if a file is what git-lfs leaves in its place."""
+    try:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(_POINTER)) == _POINTER
+    except OSError:  # said by what reads it
+        return
+    if is_pointer:
+        raise CheckpointError(
+            f"{path} is a pointer of git-lfs, not the file itself.",
+            "Run git lfs pull in its folder, or download the file again.",
+        )
 
 
 def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
@@ -97,10 +143,11 @@ def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
         CheckpointError: if there are no safetensors weights, or a shard is missing, truncated,
             damaged, or lacks a tensor that the index places in it.
     """
-    if (folder / INDEX).exists():
-        return _read_sharded(folder)
-    if (folder / SINGLE).exists():
-        return _read_header(folder / SINGLE)
+    for index, single in ((INDEX, SINGLE), (_PICKLED_INDEX, _PICKLED)):
+        if (folder / index).exists():
+            return _read_sharded(folder, index)
+        if (folder / single).exists():
+            return read_tensors_of(folder / single)
     found = sorted(path.name for path in folder.glob("*.bin")) or sorted(
         path.name for path in folder.glob("*.safetensors")
     )
@@ -111,8 +158,57 @@ def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
     )
 
 
-def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
-    where = folder / INDEX
+def read_tensors_of(file: Path) -> dict[str, TensorInfo]:
+    """Read what a file of weights holds: its header, or of a file of ``torch.save`` its names.
+
+    Raises:
+        CheckpointError: as `read_tensor_infos`.
+    """
+    refuse_pointer(file)
+    if file.suffix == ".safetensors":
+        return _read_header(file)
+    from glm4v_magic.checkpoints.pickled import read_pickled
+
+    codes = {name: code for code, (name, _) in DTYPES.items()}
+    tensors = {}
+    for key, tensor in read_pickled(file).items():
+        dtype = codes.get(str(tensor.dtype).removeprefix("torch."))
+        if dtype is None:
+            raise CheckpointError(f"{key} in {file} is of dtype {tensor.dtype}, which is not read.")
+        size = tensor.numel() * tensor.element_size()
+        tensors[key] = TensorInfo(file, dtype, tuple(tensor.shape), 0, size, key)
+    return tensors
+
+
+def stamp_of(*folders: Path) -> Stamp:
+    """Return name, size and time of every file of some folders, but of no folder in them."""
+    found = [file for folder in folders for file in folder.iterdir() if file.is_file()]
+    stats = {str(file): file.stat() for file in found}
+    return frozenset((name, each.st_size, each.st_mtime_ns) for name, each in stats.items())
+
+
+def holds_weights(folder: Path) -> bool:
+    """Tell whether a folder has a file with the weights of a whole model, or an index of them."""
+    return any((folder / name).exists() for name in (INDEX, SINGLE, _PICKLED_INDEX, _PICKLED))
+
+
+def is_cut_short(folder: Path) -> bool:
+    """Tell whether a folder lacks shards that its index names, or has no weights at all."""
+    for index, single in ((INDEX, SINGLE), (_PICKLED_INDEX, _PICKLED)):
+        if (folder / index).exists():
+            try:
+                named = read_json(folder / index).get("weight_map")
+            except CheckpointError:
+                return False
+            shards = named.values() if isinstance(named, dict) else ()
+            return not all(isinstance(each, str) and (folder / each).is_file() for each in shards)
+        if (folder / single).exists():
+            return False
+    return True
+
+
+def _read_sharded(folder: Path, index: str) -> dict[str, TensorInfo]:
+    where = folder / index
     weight_map = checked(_Index, read_json(where), str(where), CheckpointError, _DAMAGED).weight_map
     names = sorted(set(weight_map.values()))
     missing = [name for name in names if not (folder / name).is_file()]
@@ -122,12 +218,12 @@ def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}.",
             "Download them again.",
         )
-    infos = {name: _read_header(folder / name) for name in names}
+    infos = {name: read_tensors_of(folder / name) for name in names}
     tensors: dict[str, TensorInfo] = {}
     for tensor, shard in weight_map.items():
         if tensor not in infos[shard]:
             raise CheckpointError(
-                f"{folder / shard} lacks {tensor}, which {INDEX} places in it.",
+                f"{folder / shard} lacks {tensor}, which {index} places in it.",
                 "Index and shards are of different versions; download them again.",
             )
         tensors[tensor] = infos[shard][tensor]

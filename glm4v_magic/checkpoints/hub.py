@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from glm4v_magic.core.errors import CheckpointError, Glm4vError, reason
 
-__all__ = ["NEEDED_FILES", "cached", "download", "names_a_repository"]
+__all__ = [
+    "CONFIGS",
+    "NEEDED_FILES",
+    "cached",
+    "download",
+    "fetch_adapter",
+    "names_a_repository",
+]
+
+CONFIGS = ("config.json", "adapter_config.json")
+"""What a folder with a checkpoint, or with an adapter of one, has in any case."""
 
 NEEDED_FILES = ("*.json", "*.safetensors", "tokenizer.model", "chat_template.jinja")
 """Patterns of files to download: no remote code, no weights in other formats."""
@@ -37,15 +47,34 @@ def cached(repository: str, revision: str | None = None) -> Path | None:
     """Return the folder of a repository in the local cache; makes no network request.
 
     Args:
-        repository: ``owner/name``.
+        repository: ``owner/name``, in any case.
         revision: commit, branch or tag; ``None`` for the main branch.
     """
     if not _is_repository_id(repository):
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    config = try_to_load_from_cache(repository, "config.json", revision=revision)
-    return Path(config).parent if isinstance(config, str) else None
+    for written in _as_downloaded(repository):
+        for file in CONFIGS:
+            config = try_to_load_from_cache(written, file, revision=revision)
+            if isinstance(config, str):
+                return Path(config).parent
+    return None
+
+
+def _as_downloaded(repository: str) -> Iterator[str]:
+    """Yield a repository as it is written, then as it is in the cache: the hub knows no case."""
+    from huggingface_hub import constants
+
+    yield repository
+    wanted = f"models--{repository.replace('/', '--')}"
+    try:
+        names = sorted(path.name for path in Path(constants.HF_HUB_CACHE).iterdir())
+    except OSError:
+        return
+    for name in names:
+        if name != wanted and name.lower() == wanted.lower():
+            yield name.removeprefix("models--").replace("--", "/", 1)
 
 
 def download(repository: str, revision: str | None, check_config: Callable[[Path], object]) -> Path:
@@ -93,6 +122,32 @@ def download(repository: str, revision: str | None, check_config: Callable[[Path
     except Exception as error:  # whatever the HTTP client or the disk has to say
         failure = (f"{what} cannot be downloaded: {reason(error)}.", "")
     raise CheckpointError(*failure)
+
+
+def fetch_adapter(repository: str, revision: str | None = None) -> Path | None:
+    """Download a repository if it holds an adapter alone; return its folder, or ``None``.
+
+    Raises nothing: what is wrong with a repository, the download of a whole model tells.
+    """
+    from huggingface_hub import errors, hf_hub_download, snapshot_download
+
+    if not names_a_repository(repository):
+        return None
+    try:
+        _require_network(repository, revision)
+    except errors.EntryNotFoundError:  # it has no config.json
+        pass
+    except (errors.HfHubHTTPError, ConnectionError):
+        return None
+    else:
+        return None
+    try:
+        hf_hub_download(repository, CONFIGS[1], revision=revision)
+        return Path(
+            snapshot_download(repository, revision=revision, allow_patterns=list(NEEDED_FILES))
+        )
+    except Exception:  # whatever the HTTP client or the disk has to say
+        return None
 
 
 def _require_network(repository: str, revision: str | None) -> None:

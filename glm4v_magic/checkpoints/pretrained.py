@@ -16,6 +16,8 @@ from glm4v_magic.core.errors import CheckpointError, OptionError
 if TYPE_CHECKING:
     import torch
 
+    from glm4v_magic.checkpoints.adapters import Merges
+    from glm4v_magic.checkpoints.merging import Merger
     from glm4v_magic.checkpoints.reading import Restored
     from glm4v_magic.core.model import LoadProgress
     from glm4v_magic.core.options import Quantization
@@ -38,6 +40,7 @@ class LoadOptions:
         arrived: called after each weight that has arrived; transformers loads in a loop of its own.
         more: further options of `from_pretrained`.
         restored: how weights in FP8 are restored; ``None`` if there are none, or they stay in FP8.
+        merges: what an adapter does to the weights; ``None`` without one.
     """
 
     dtype: torch.dtype
@@ -47,6 +50,7 @@ class LoadOptions:
     arrived: Callable[[LoadProgress], None] | None
     more: Mapping[str, Any]
     restored: Restored | None = None
+    merges: Merges | None = None
 
 
 def load_weights(
@@ -81,7 +85,7 @@ def load_weights(
         device_map = device_map or {"": "cpu"}
         more["quantization_config"] = _quantization(options)
     with (
-        stored_weights(tensors, options.restored) as weights,
+        stored_weights(tensors, options.restored, _merger(options)) as weights,
         report_progress(sizes, options.arrived, _device_of(device_map)),
         collect_report() as reports,
         warnings.catch_warnings(),
@@ -106,6 +110,14 @@ def load_weights(
     if generation is not None:
         model.generation_config = _generation_config(generation)
     return model.eval()
+
+
+def _merger(options: LoadOptions) -> Merger | None:
+    if options.merges is None:
+        return None
+    from glm4v_magic.checkpoints.merging import Merger
+
+    return Merger(options.merges, options.dtype)
 
 
 def require_whole_blocks(

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from glm4v_magic.checkpoints.merging import Merger
+
 __all__ = ["FP8", "Restored", "StoredWeight", "forget_locals", "stored_weights"]
 
 FP8 = "F8_E4M3"
@@ -96,11 +98,31 @@ class _Shard:
         self._file.close()
 
 
+class _Pickled:
+    """A file of ``torch.save``, mapped by torch."""
+
+    def __init__(self, path: Path) -> None:
+        from glm4v_magic.checkpoints.pickled import read_pickled
+
+        self._tensors = read_pickled(path)
+
+    def weight(self, info: TensorInfo) -> Tensor:
+        """Return a weight, all of whose values are its own."""
+        return self._tensors[info.key].contiguous()
+
+    def read_ahead(self, info: TensorInfo) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._tensors = {}
+
+
 class _Reader:
     """Mapped shards, and the threads that take weights from them."""
 
     def __init__(self) -> None:
-        self._shards: dict[Path, _Shard] = {}
+        self._shards: dict[Path, _Shard | _Pickled] = {}
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._open = True
@@ -111,7 +133,7 @@ class _Reader:
                 raise InterruptedError("the load was given up")
             self._threads.add(threading.current_thread())
             if info.file not in self._shards:
-                self._shards[info.file] = _Shard(info.file)
+                self._shards[info.file] = (_Pickled if info.key else _Shard)(info.file)
             shard = self._shards[info.file]
         shard.read_ahead(info)
         return shard.weight(info)
@@ -158,6 +180,19 @@ class _RestoredWeight(StoredWeight):
         return weight.mul_(scales).to(self._how.dtype)
 
 
+class _MergedWeight(StoredWeight):
+    """A weight that an adapter changes."""
+
+    def __init__(
+        self, reader: _Reader, info: TensorInfo, name: str, weight: StoredWeight, merger: Merger
+    ) -> None:
+        super().__init__(reader, info)
+        self._name, self._weight, self._merger = name, weight, merger
+
+    def __getitem__(self, _all: EllipsisType) -> Tensor:
+        return self._merger.merged(self._name, self._weight[...], self._reader.read)
+
+
 @dataclass(frozen=True, slots=True)
 class Restored:
     """How weights in FP8 are restored as they are read.
@@ -175,7 +210,9 @@ class Restored:
 
 @contextmanager
 def stored_weights(
-    tensors: Mapping[str, TensorInfo], restored: Restored | None = None
+    tensors: Mapping[str, TensorInfo],
+    restored: Restored | None = None,
+    merger: Merger | None = None,
 ) -> Iterator[dict[str, StoredWeight]]:
     """Yield a ``state_dict`` for `from_pretrained` that maps each weight on demand.
 
@@ -185,10 +222,16 @@ def stored_weights(
         tensors: place of each weight.
         restored: how weights in FP8 are restored, in which case their scales are left out; ``None``
             to read everything as it is.
+        merger: merges an adapter into some of them, once they are restored.
     """
     reader = _Reader()
     try:
-        yield dict(_weights(reader, tensors, restored))
+        weights = dict(_weights(reader, tensors, restored))
+        if merger is not None:
+            for name in merger.changed:
+                weight = _MergedWeight(reader, tensors[name], name, weights[name], merger)
+                weights[name] = weight
+        yield weights
     except BaseException as error:
         forget_locals(error)  # or the pool of threads would stay alive, and wait for work
         raise

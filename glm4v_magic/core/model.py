@@ -32,6 +32,8 @@ class ModelChoice:
         timeout: longest silence of a server in seconds; ``None`` for five minutes.
         keep: GiB for the prefix cache (prompts and images already read); ``None`` for what the plan
             allows.
+        base: model that an adapter was trained on; ``None`` for what the adapter says itself.
+        lora: folder of an adapter to merge into the model; ``None`` without one.
     """
 
     model: str | None = None
@@ -41,6 +43,8 @@ class ModelChoice:
     served_model: str | None = None
     timeout: float | None = None
     keep: float | None = None
+    base: str | None = None
+    lora: str | None = None
 
     @property
     def name(self) -> str:

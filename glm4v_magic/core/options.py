@@ -9,6 +9,7 @@ page are made from it. A new option is one field here, and its use.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args
@@ -87,6 +88,7 @@ _OF_IMAGES = Who(_ASK)
 _MAPPED = Who(_ASK, ("map",))
 _PLACED = Who(_PLAN, ("load",))
 _CHECKED = Who((*_PLAN, "check"), ("load",))
+_MADE_OF = Who(("load", "plan", "check", "doctor", "serve"), ("load",))
 _SETTING = Who(setting=True)
 
 _AT_LEAST_ONE: Mapping[str, Any] = {
@@ -575,6 +577,10 @@ class PlacementFields:
     )
 
 
+def _is_folder(value: object) -> bool:
+    return isinstance(value, str | os.PathLike) and bool(os.fspath(value))
+
+
 class Loading:
     """Which model to load, and how to reach it."""
 
@@ -593,6 +599,25 @@ class Loading:
         "text",
         metavar="SHA",
         example="main",
+    )
+    base: object = option(
+        None,
+        "Model that an adapter (LoRA) was trained on, if MODEL is an adapter's folder and what it "
+        "says itself is not right here.",
+        _MADE_OF,
+        "a folder or a name",
+        _is_folder,
+        metavar="MODEL",
+        example="~/models/glm-4v-9b",
+    )
+    lora: object = option(
+        None,
+        "Folder of an adapter (LoRA), as peft saves it, to merge into the model as it is loaded.",
+        _MADE_OF,
+        "a folder or a name",
+        _is_folder,
+        metavar="FOLDER",
+        example="~/adapters/receipts",
     )
     served_model: str | None = option(
         None,

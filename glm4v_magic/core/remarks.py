@@ -120,6 +120,16 @@ def _as_keyword(name: str, value: str) -> str:
 
 
 COMMON: Mapping[str, str] = {
+    "take_the_original": (
+        "Take the original checkpoint; {option:quantize=4bit} makes it as small as it is loaded."
+    ),
+    "base_not_here": "Say where its base is: {option:base=FOLDER}.",
+    "base_of_no_adapter": "An adapter for it is given with {option:lora=FOLDER}.",
+    "adapter_twice": "Leave {option:lora} out, or name the model that both are for.",
+    "of_cogvlm": (
+        "To run its own code on several GPUs: python -m glm4v_magic.remote_code.patch FOLDER, in "
+        "an environment with transformers 4.42 to 4.48."
+    ),
     "room_for_kept": (
         "{room} are left for prompts and images that need not be read again ({device} is "
         "the limit): half of it is used for them, nothing with {option:keep=0}."

@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 
 from glm4v_magic.core.errors import CheckpointError, reason
 from glm4v_magic.core.gpu_spec import GPU
+from glm4v_magic.core.model import DEMO
 from glm4v_magic.core.model_shape import ModelShape
 from glm4v_magic.hardware.driver import Driver, Link, find_driver, find_links
 from glm4v_magic.hardware.gpus import FoundGPU, find_gpus
@@ -39,6 +40,7 @@ HUB_SECONDS = 3.0
 _OWN = "glm4v_magic"
 _USERS_EXTRAS = (
     "forms",
+    "lora",
     "notebook",
     "pdf",
     "quantize",
@@ -120,8 +122,8 @@ class Facts:
             installed.
         packages: packages that this package and its extras require.
         is_here: whether the model's files are on this machine, so that nothing is downloaded.
-        fault: why the files of its folder cannot be loaded, and what to do; ``None`` if they can
-            be, or if the model is not a folder.
+        fault: why its files cannot be loaded, and what to do; ``None`` if they can be, or are not
+            here.
         found_gpus: the GPUs of this machine; empty if others are described.
         described: GPUs to judge instead; ``None`` for those of this machine.
         driver: NVIDIA's driver; ``None`` without one, or if GPUs are described.
@@ -157,20 +159,31 @@ class Facts:
         return tuple(found.gpu for found in self.found_gpus if found.total_bytes is not None)
 
 
-def gather(gpus: Sequence[GPU] | None = None, *, hub: bool = False, model: str = MODEL) -> Facts:
+def gather(
+    gpus: Sequence[GPU] | None = None,
+    *,
+    hub: bool = False,
+    model: str = MODEL,
+    base: str | None = None,
+    lora: str | None = None,
+) -> Facts:
     """Look at this machine.
 
     Args:
         gpus: judge these instead of the GPUs of this machine; see `core.gpu_spec.parse_gpus`.
         hub: also ask whether the hub can be reached; takes at most 3 s.
         model: the checkpoint to judge, as `checkpoints.architecture` takes it.
+        base: model that the adapter is for, likewise.
+        lora: folder of an adapter for the model.
 
     Raises:
         CheckpointError: if there is no such model.
     """
     from glm4v_magic.checkpoints.architecture import architecture
 
-    shape = architecture(model).shape()
+    shape = architecture(model, base=base, lora=lora).shape()
+    is_file = Path(model).expanduser().is_file()
+    is_here, fault = (True, None) if is_file else _files(model, base, lora)
     found_gpus = find_gpus() if gpus is None else ()
     torch_cuda = _torch_cuda() if found_gpus else None
     if torch_cuda is not None and any(found.total_bytes is None for found in found_gpus):
@@ -181,8 +194,8 @@ def gather(gpus: Sequence[GPU] | None = None, *, hub: bool = False, model: str =
         python=platform.python_version(),
         python_required=required,
         packages=packages,
-        is_here=model == "demo" or Path(model).expanduser().exists(),
-        fault=_fault(model),
+        is_here=is_here,
+        fault=fault,
         found_gpus=found_gpus,
         described=None if gpus is None else tuple(gpus),
         driver=find_driver() if gpus is None else None,
@@ -195,17 +208,29 @@ def gather(gpus: Sequence[GPU] | None = None, *, hub: bool = False, model: str =
     )
 
 
-def _fault(model: str) -> tuple[str, str] | None:
-    """Return why the files of a folder cannot be loaded, and what to do; reads no weights."""
-    from glm4v_magic.checkpoints import resolve
+def _files(model: str, base: str | None, lora: str | None) -> tuple[bool, tuple[str, str] | None]:
+    """Whether the files of a checkpoint are here, and why `load` would not take them.
 
-    if not Path(model).expanduser().is_dir():
-        return None
+    A download that was cut short is no fault: it goes on when the checkpoint is loaded.
+    """
+    from glm4v_magic.checkpoints import resolve
+    from glm4v_magic.checkpoints.files import is_cut_short
+    from glm4v_magic.checkpoints.sources import find_source
+
+    place = find_source(model, base=base, lora=lora).place
+    if not place.folders:
+        return False, None
     try:
-        resolve(model)
+        checkpoint = resolve(model, base=base, lora=lora)
+        if model != DEMO:
+            checkpoint.require_usable()
     except CheckpointError as error:
-        return error.what, error.hint
-    return None
+        if place.in_cache and any(map(is_cut_short, place.folders)):
+            return False, None
+        return True, (error.what, error.hint)
+    except ImportError:  # another finding tells which package is missing
+        pass
+    return True, None
 
 
 def _requirements() -> tuple[str, tuple[Package, ...]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from glm4v_magic.checkpoints.architecture import PUBLISHED
+from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.model import DEMO
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.notebook.command_line import options_of

@@ -10,6 +10,10 @@ from glm4v_magic.core.wording import printable
 __all__ = ["CELL", "in_cell"]
 
 _IN_A_CELL = {
+    "of_cogvlm": (
+        "To run its own code on several GPUs: %glm4v patch FOLDER, in an environment with "
+        "transformers 4.42 to 4.48."
+    ),
     "gpus_not_here": (
         "Leave --gpus out to load; %glm4v plan and %glm4v check work for any description."
     ),

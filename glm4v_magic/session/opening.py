@@ -36,7 +36,13 @@ def find(choice: ModelChoice) -> Checkpoint | ServerAddress:
             raise OptionError(f"{name} is about a server, and {choice.name} is none.")
     from glm4v_magic import checkpoints
 
-    return checkpoints.resolve(choice.model, revision=choice.revision, download=True)
+    return checkpoints.resolve(
+        choice.model,
+        revision=choice.revision,
+        download=True,
+        base=choice.base,
+        lora=choice.lora,
+    )
 
 
 def _address(choice: ModelChoice) -> ServerAddress:
@@ -95,6 +101,7 @@ def open_model(
 
         return local.load(found, placement, recorder=recorder, keep=keep, arrived=arrived)
 
+    found.require_usable()
     release()
     try:
         engine = yield from pulled(load)

@@ -52,6 +52,7 @@ from glm4v_magic.session.stream import Stream
 
 if TYPE_CHECKING:
     from glm4v_magic.calls.answer import ImageAnswer
+    from glm4v_magic.checkpoints.files import Stamp
     from glm4v_magic.core.image import SourcedImage
     from glm4v_magic.core.plan import Plan
     from glm4v_magic.core.remarks import Words
@@ -66,7 +67,7 @@ __all__ = ["Session", "Status", "load"]
 
 
 _OF_A_VIDEO = tuple(each.name for each in of_group(VideoParts))
-_OF_A_CHOICE = ("revision", "device_map", "served_model", "timeout", "keep")
+_OF_A_CHOICE = ("revision", "device_map", "served_model", "timeout", "keep", "base", "lora")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,7 @@ class Session:
     def __init__(self, engine: Engine | None = None) -> None:
         self._lock = threading.Lock()
         self._choice = ModelChoice()
+        self._stamp: Stamp | None = None
         self._engine = engine
         self._last: Answer | None = None
         self._chats = Chats()
@@ -131,7 +133,8 @@ class Session:
 
         Files, plan and device map are checked while the old model is still loaded. Then the old
         one is released, because two rarely fit, and the new one loaded. If that fails, the next
-        question loads the old one again. A model that is loaded already is kept.
+        question loads the old one again. A model that is loaded already is kept, unless its files
+        have changed.
 
         With GPUs, a plan decides which GPU runs which layers. Without one, the model runs on the
         CPU. A server (``http://127.0.0.1:8000/v1``) has loaded its model itself; if it wants a
@@ -139,7 +142,7 @@ class Session:
 
         Args:
             model: folder, id of a repository on the hub, ``demo`` (the default), or the address of
-                a server that speaks OpenAI's protocol.
+                a server that speaks OpenAI's protocol. The folder may be that of an adapter.
             options: where it goes, and which of several models it is.
 
         Raises:
@@ -153,6 +156,9 @@ class Session:
         given = dict(options)
         if isinstance(given.get("max_memory"), list):
             given["max_memory"] = tuple(given["max_memory"])
+        for name in ("base", "lora"):
+            if given.get(name) is not None:
+                given[name] = os.fspath(given[name])
         given["pin"] = tuple(dict(given.get("pin") or {}).items())
         choice = ModelChoice(
             model=None if model is None else os.fspath(model),
@@ -162,8 +168,12 @@ class Session:
         return self._locked(lambda: self._load(choice))
 
     def _load(self, choice: ModelChoice) -> Generator[Event, None, None]:
-        if self._engine is None or choice != self._choice:
-            yield from self._open(choice, find(choice))
+        is_same = self._engine is not None and choice == self._choice
+        if is_same and self._stamp is None:  # a server, or an engine that was given
+            return
+        found = find(choice)
+        if not is_same or isinstance(found, ServerAddress) or self._stamp != found.stamp:
+            yield from self._open(choice, found)
 
     @accepts("ask")
     def ask(
@@ -723,8 +733,11 @@ class Session:
     def _open(self, choice: ModelChoice, found: Any) -> Generator[Event, None, Engine]:
         """Open a model in place of the current one."""
         old = self._choice if self._engine is not None else None
+        stamp = None if isinstance(found, ServerAddress) else found.stamp  # before it is read
         engine = yield from open_model(choice, found, self._release, old, self._recorder)
-        self._engine, self._choice = engine, choice
+        if choice == self._choice and stamp != self._stamp:
+            self._store = None  # of rows answered by what the files held before
+        self._engine, self._choice, self._stamp = engine, choice, stamp
         return engine
 
     def _release(self) -> bool:

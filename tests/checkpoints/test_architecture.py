@@ -14,8 +14,9 @@ from any_json import changed_somewhere, taken_or_refused
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glm4v_magic.checkpoints.architecture import PUBLISHED, architecture
+from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
+from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.planning.costs import price
@@ -143,8 +144,9 @@ NINE_B = json.loads((golden.CHECKPOINT / "config.json").read_text())
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "llama"}, "describes a model of type 'llama'. Known are chatglm (with a "
-         "vision_config), glm46v, glm4v, glm4v_moe, glm5_next, glm_ocr, glmga."),
+        ({"model_type": "llama"}, "describes a model of type 'llama' without a vision tower. Known "
+         "are chatglm (with a vision_config), glm46v, glm4v, glm4v_moe, glm5_next, glm_ocr, "
+         "glmga."),
         ({"model_type": "chatglm"}, "describes a model of type 'chatglm'"),
         ({}, "describes a model of type 'without a model_type'"),
         ({"model_type": "glm4v"}, "{path} lacks 'text_config'. Is this"),

@@ -173,8 +173,8 @@ def test_folder_without_weights(single):
 
 
 def test_folder_with_other_weights_says_what_it_holds(single):
-    (single / "model.safetensors").rename(single / "pytorch_model.bin")
-    refused(single, "holds no weights", "pytorch_model.bin")
+    (single / "model.safetensors").rename(single / "consolidated.bin")
+    refused(single, "holds no weights", "consolidated.bin")
 
 
 def test_missing_shard_is_named(sharded):

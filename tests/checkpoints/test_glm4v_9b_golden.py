@@ -8,6 +8,7 @@ import torch
 
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.glm4v_9b import modeling
+from glm4v_magic.core.conversation import Conversation, Message
 
 ATOL = 2e-3  # on logits, as the reference data recommends; |logits| go up to about 15
 
@@ -28,6 +29,22 @@ def test_prompt_ids_are_exact(loaded, case):
     ids = loaded.processor.prompt_ids(golden.conversation(case))
     assert ids == golden.CASES[case]["input_ids"]
     assert ids == golden.tensors(case)["in.input_ids"][0].tolist()
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_a_turn_without_text_is_left_out_as_in_the_published_tokenizer(loaded, role):
+    question, following = Message("user", "What is it?"), Message("user", "And now?")
+    chat = Conversation((question, Message(role, ""), following))
+    ids = loaded.processor.prompt_ids(chat)
+    assert ids == loaded.processor.prompt_ids(Conversation((question, following)))
+    blank = Conversation((question, Message(role, " "), following))
+    assert len(loaded.processor.prompt_ids(blank)) > len(ids)
+    begun = Conversation((question, Message("assistant", "", complete=False)))
+    newline = loaded.processor.text_ids("\n")
+    assert loaded.processor.prompt_ids(begun)[-2:] == [
+        loaded.processor.token_id("<|assistant|>"),
+        *newline,
+    ]
 
 
 @pytest.mark.parametrize("case", golden.SINGLE_ROW)

@@ -212,9 +212,9 @@ def test_the_doctor_says_which(checkpoints):
     ("quantization", "message"),
     [
         ({"quant_method": "compressed-tensors"}, "quantised by compressed-tensors"),
-        ({"quant_method": "gptq", "bits": 4}, "quantised by gptq"),
-        ({"load_in_4bit": True}, "quantised by None"),
-        ("odd", "quantised by None"),
+        ({"quant_method": "gptq", "bits": 4}, "quantised by GPTQ .4 bits."),
+        ({"load_in_4bit": True}, "quantised by bitsandbytes .4 bits."),
+        ("odd", "quantised by an unknown scheme"),
         ({"quant_method": "fp8"}, "weight_block_size"),
         ({**FP8, "activation_scheme": "static"}, "activation_scheme"),
         ({**FP8, "scale_fmt": "ue8m0"}, "scale_fmt"),

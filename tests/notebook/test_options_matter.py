@@ -191,6 +191,13 @@ def failing(line):
     return {"--debug": Trial("--debug", line, "Traceback", fails=(True, True))}
 
 
+def made_of(line=""):
+    return {
+        "--base": Trial("--base x", line, "is no adapter", fails=(False, True)),
+        "--lora": Trial("--lora nowhere", line, "no checkpoint 'nowhere'", fails=(False, True)),
+    }
+
+
 TRIALS = {
     "": QUESTIONS,
     "ask": QUESTIONS,
@@ -203,17 +210,18 @@ TRIALS = {
     | {"--all": Trial("--all", before=EARLIER + '\n%glm4v ask "What?"', after="%glm4v chats")},
     "export": failing("here.txt"),
     "import": failing("nowhere.json"),
-    "plan": PLANS | {"--json": Trial("--json", TWO_GPUS, r"\A\s*\{")},
+    "plan": PLANS | made_of(TWO_GPUS) | {"--json": Trial("--json", TWO_GPUS, r"\A\s*\{")},
     "devices": PLANS
     | {
         "--offload": Trial("--offload", "glm-4v-9b --gpus 1x24GiB", "in host memory"),
         "--batch": Trial("--batch 3", TWO_GPUS, r"\b3 rows|batch of 3")},
     "memory": failing("x"),
-    "check": CHECKS,
-    "load": LOADS,
+    "check": CHECKS | made_of(TWO_GPUS),
+    "load": LOADS | made_of(),
     "unload": failing("x"),
     "status": failing("x"),
     "doctor": failing("--gpus many")
+    | made_of("demo")
     | {
         "--gpus": Trial("--gpus 2x16GiB", shows="cuda:0-1 .*16.00 GiB each"),
         "--hub": Trial("--hub", shows="HF_HUB_OFFLINE is set"),

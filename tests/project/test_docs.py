@@ -18,7 +18,8 @@ import yaml
 
 import glm4v_magic
 from glm4v_magic.checkpoints import hub
-from glm4v_magic.checkpoints.architecture import PUBLISHED, REPOSITORIES, architecture
+from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.checkpoints.names import PUBLISHED, REPOSITORIES
 from glm4v_magic.core import errors, events
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.model_shape import Workload

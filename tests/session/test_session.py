@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -224,9 +225,12 @@ def test_a_load_that_fails_late_brings_the_old_model_back_with_the_next_question
     before = session.ask("What?", **GREEDY).text
     broken = tmp_path / "broken"
     shutil.copytree(TINY, broken)
-    (broken / "tokenizer.model").write_bytes(b"no ranks in here\n")
+
+    def cut(_progress):  # when its headers have been read
+        os.truncate(broken / "model.safetensors", 100_000)
+
     with pytest.raises(Glm4vError, match="was released to make room; the next question loads it"):
-        session.load(broken)
+        follow(session.stream_load(broken), loading=cut)
     assert session.status().info is None
     assert session.ask("What?", **GREEDY).text == before
     session.unload()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.checkpoints.files import read_json, read_tensor_infos
+from glm4v_magic.checkpoints.adapters import require_peft
+from glm4v_magic.checkpoints.contents import Contents
+from glm4v_magic.checkpoints.files import require_file, stamp_of
 from glm4v_magic.checkpoints.generation_file import read_generation_config
 from glm4v_magic.checkpoints.glm4v_9b import layout
 from glm4v_magic.checkpoints.glm4v_9b.architecture import Glm4v9bArchitecture
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from glm4v_magic.checkpoints import Loaded
+    from glm4v_magic.checkpoints.files import Stamp
     from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
     from glm4v_magic.checkpoints.glm4v_9b.processing import Glm4v9bProcessor
     from glm4v_magic.core.model import Architecture, LoadProgress
@@ -34,6 +38,7 @@ class Glm4v9bCheckpoint:
     Args:
         name: name of the checkpoint, as the user typed it.
         folder: folder of its files.
+        contents: what is in it.
         notice: note shown with every answer.
 
     Raises:
@@ -46,22 +51,20 @@ class Glm4v9bCheckpoint:
     takes_video = False
     efforts: tuple[str, ...] = ()
 
-    def __init__(self, name: str, folder: Path, notice: str = "") -> None:
+    def __init__(self, name: str, folder: Path, contents: Contents, notice: str = "") -> None:
         self.name = name
         self.folder = folder
         self.notice = notice
-        self.config = read_json(folder / "config.json")
+        self.config = contents.config
+        self._adapter, self._merges = contents.adapter, contents.merges
         self.architecture: Architecture = Glm4v9bArchitecture(
             name, self.config, str(folder / "config.json")
         )
         self._generation = read_generation_config(folder)
-        self.tensors = read_tensor_infos(folder)
+        self.tensors = contents.tensors
         self._check_tensors()
-        if not (folder / "tokenizer.model").is_file():
-            raise CheckpointError(
-                f"{folder} holds no tokenizer.model.",
-                "It comes with the checkpoint; download it again.",
-            )
+        require_file(folder / "tokenizer.model")
+        self._notes = (*contents.notes, *self._generation.notes)
 
     def _check_tensors(self) -> None:
         expected = layout.weight_shapes(self.config)
@@ -118,12 +121,10 @@ class Glm4v9bCheckpoint:
             OptionError: if the layers cannot be quantised.
         """
         from glm4v_magic.checkpoints import Loaded
-        from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
         from glm4v_magic.checkpoints.glm4v_9b.inputs import Glm4v9bInputs
         from glm4v_magic.checkpoints.glm4v_9b.modeling import Glm4v9bForConditionalGeneration
 
-        config = Glm4v9bConfig.from_pretrained(self.folder)
-        processor = self._processor(config)
+        config, processor = self._model_config(), self.processor()
         sizes = self.config
         attention = sizes["num_attention_heads"] * sizes["kv_channels"]
         widths = (sizes["hidden_size"], sizes["ffn_hidden_size"], attention)
@@ -135,9 +136,17 @@ class Glm4v9bCheckpoint:
             self.tensors,
             self._bytes_by_module(),
             self._generation.settings,
-            LoadOptions(dtype, device_map, quantize, _UNQUANTIZED, arrived, options),
+            LoadOptions(
+                dtype,
+                device_map,
+                quantize,
+                _UNQUANTIZED,
+                arrived,
+                options,
+                merges=self._merges,
+            ),
         )
-        return Loaded(model, processor, Glm4v9bInputs(model), self._generation.notes)
+        return Loaded(model, processor, Glm4v9bInputs(model), self._notes)
 
     def processor(self) -> Glm4v9bProcessor:
         """Build the processor from tokenizer and configuration; reads no weights.
@@ -145,14 +154,42 @@ class Glm4v9bCheckpoint:
         Raises:
             CheckpointError: if the tokenizer is damaged.
         """
-        from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
+        return self._made
 
-        return self._processor(Glm4v9bConfig.from_pretrained(self.folder))
+    @property
+    def stamp(self) -> Stamp:
+        """What tells that the files are still the same."""
+        adapter = self._adapter
+        return stamp_of(self.folder, *(() if adapter is None else (adapter.folder,)))
 
-    def _processor(self, config: Glm4v9bConfig) -> Glm4v9bProcessor:
+    def require_usable(self) -> None:
+        """Raise CheckpointError unless all but the weights can be read."""
+        if self._adapter is not None:
+            require_peft()
+        self.processor()
+
+    @cached_property
+    def _made(self) -> Glm4v9bProcessor:
         from glm4v_magic.checkpoints.glm4v_9b.processing import Glm4v9bProcessor, load_tokenizer
 
-        return Glm4v9bProcessor(load_tokenizer(self.folder / "tokenizer.model"), config)
+        file = self.folder / "tokenizer.model"
+        tokenizer = load_tokenizer(file)
+        made = Glm4v9bProcessor(tokenizer, self._model_config())
+        ids = {"boi_token_id": "<|begin_of_image|>", "eoi_token_id": "<|end_of_image|>"}
+        for name, token in ids.items():
+            found = made.token_id(token)
+            if found != self.config[name]:
+                raise CheckpointError(
+                    f"{file} gives {token} the id {found}, but config.json has "
+                    f"{self.config[name]} for {name}.",
+                    "The tokenizer is of another model; download it again.",
+                )
+        return made
+
+    def _model_config(self) -> Glm4v9bConfig:
+        from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
+
+        return Glm4v9bConfig.from_dict(self.config)
 
     def _bytes_by_module(self) -> dict[str, int]:
         """Return bytes on disk by the name under which transformers reports a loaded weight."""

@@ -8,10 +8,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["MAX_IMAGES", "matches", "weight_shapes"]
+__all__ = ["FUSED", "MAX_IMAGES", "RENAMINGS", "matches", "published_names", "weight_shapes"]
 
 MAX_IMAGES = 1
 """Maximum number of images in a conversation: the model was trained with a single one."""
+
+
+RENAMINGS = {
+    "transformer.embedding.word_embeddings": "model.language_model.embed_tokens",
+    "transformer.encoder.final_layernorm": "model.language_model.norm",
+    "transformer.encoder.layers": "model.language_model.layers",
+    "transformer.output_layer": "lm_head",
+    "transformer.vision": "model.vision",
+    "self_attention.dense": "self_attn.o_proj",
+    "mlp.dense_h_to_4h": "mlp.gate_up_proj",
+    "mlp.dense_4h_to_h": "mlp.down_proj",
+}
+"""Published names and those of the modules of `modeling`; where both parts occur, both change."""
+
+FUSED = "self_attention.query_key_value"
+"""Published name of what are three modules of `modeling`."""
 
 
 def matches(config: Mapping[str, Any]) -> bool:
@@ -40,11 +56,41 @@ def weight_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _text_layer(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    hidden, ffn, dim = config["hidden_size"], config["ffn_hidden_size"], config["kv_channels"]
-    heads = config["num_attention_heads"]
+def published_names(
+    config: Mapping[str, Any],
+) -> dict[str, tuple[str, tuple[int, int] | None]]:
+    """Return the published name of each weight of `modeling`'s modules, and its rows in it.
+
+    Args:
+        config: as in `weight_shapes`.
+    """
+    names: dict[str, tuple[str, tuple[int, int] | None]] = {}
+    for published in weight_shapes(config):
+        ours = published
+        for source, target in RENAMINGS.items():
+            ours = ours.replace(source, target)
+        if FUSED not in ours:
+            names[ours] = (published, None)
+            continue
+        start = 0
+        for part, size in zip("qkv", _fused_rows(config), strict=True):
+            name = ours.replace(FUSED, f"self_attn.{part}_proj")
+            names[name] = (published, (start, start + size))
+            start += size
+    return names
+
+
+def _fused_rows(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return the rows of query, key and value in their fused matrix."""
+    heads, dim = config["num_attention_heads"], config["kv_channels"]
     groups = config["multi_query_group_num"] if config.get("multi_query_attention", True) else heads
-    fused = (heads + 2 * groups) * dim
+    return heads * dim, groups * dim, groups * dim
+
+
+def _text_layer(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden, ffn = config["hidden_size"], config["ffn_hidden_size"]
+    inner, *_ = rows = _fused_rows(config)
+    fused = sum(rows)
     shapes: dict[str, tuple[int, ...]] = {
         "input_layernorm.weight": (hidden,),
         "self_attention.query_key_value.weight": (fused, hidden),
@@ -52,7 +98,7 @@ def _text_layer(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     if config.get("add_qkv_bias", True):
         shapes["self_attention.query_key_value.bias"] = (fused,)
     return shapes | {
-        "self_attention.dense.weight": (hidden, heads * dim),
+        "self_attention.dense.weight": (hidden, inner),
         "post_attention_layernorm.weight": (hidden,),
         "mlp.dense_h_to_4h.weight": (2 * ffn, hidden),
         "mlp.dense_4h_to_h.weight": (hidden, ffn),

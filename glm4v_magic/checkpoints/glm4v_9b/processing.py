@@ -223,6 +223,9 @@ class Glm4v9bProcessor:
         newline = self.text_ids("\n")
         ids = [self.token_id("[gMASK]"), self.token_id("<sop>")]
         for message in conversation.messages:
+            # The published tokenizer leaves out a message of neither text nor image.
+            if not (message.text or message.images or message is conversation.partial):
+                continue
             ids += [self.token_id(f"<|{message.role}|>"), *newline]
             if message.images:
                 ids += [self.boi_token_id, self.pad_token_id, self.eoi_token_id]

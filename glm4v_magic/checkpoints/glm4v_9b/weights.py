@@ -28,6 +28,8 @@ from transformers.core_model_loading import (
     WeightRenaming,
 )
 
+from glm4v_magic.checkpoints.glm4v_9b import layout
+
 __all__ = ["IGNORED", "conversions"]
 
 IGNORED = (r"rotary_pos_emb\.inv_freq",)
@@ -69,21 +71,10 @@ class SplitQueryKeyValue(ConversionOps):
 
 def conversions() -> list[WeightRenaming | WeightConverter]:
     """Return the mapping of the module docstring in the form that `from_pretrained` applies."""
-    language_model = "model.language_model"
-    renamings = {
-        "transformer.embedding.word_embeddings": f"{language_model}.embed_tokens",
-        "transformer.encoder.final_layernorm": f"{language_model}.norm",
-        "transformer.encoder.layers": f"{language_model}.layers",
-        "transformer.output_layer": "lm_head",
-        "transformer.vision": "model.vision",
-        "self_attention.dense": "self_attn.o_proj",
-        "mlp.dense_h_to_4h": "mlp.gate_up_proj",
-        "mlp.dense_4h_to_h": "mlp.down_proj",
-    }
     return [
-        *(WeightRenaming(source, target) for source, target in renamings.items()),
+        *(WeightRenaming(source, target) for source, target in layout.RENAMINGS.items()),
         WeightConverter(
-            "self_attention.query_key_value",
+            layout.FUSED,
             ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
             operations=[SplitQueryKeyValue()],
         ),

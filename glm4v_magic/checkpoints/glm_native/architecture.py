@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.checkpoints.glm_native.config_file import has_experts, read_config
-from glm4v_magic.checkpoints.glm_native.fp8 import Fp8, read_fp8, without_quantization
+from glm4v_magic.checkpoints.glm_native.fp8 import Fp8, read_fp8
 from glm4v_magic.checkpoints.glm_native.hybrid import FLOAT32_MODULES, hybrid_units
 from glm4v_magic.checkpoints.glm_native.text import text_units
 from glm4v_magic.checkpoints.glm_native.tower import (
@@ -21,6 +21,7 @@ from glm4v_magic.checkpoints.glm_native.tower import (
     patches_per_side,
     vision_units,
 )
+from glm4v_magic.checkpoints.quantized import without_quantization
 from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.model_shape import ModelShape, ModuleTree
 
@@ -43,6 +44,7 @@ class NativeArchitecture:
         config: a published ``config.json``, with a ``text_config`` or, in older files, with the
             text keys at the top level.
         where: path of the file, for messages.
+        keeps_fp8: whether weights in FP8 may stay so; not if an adapter is merged into them.
 
     Attributes:
         text: its ``text_config``, with the ``attention_bias`` that the model type has.
@@ -55,7 +57,10 @@ class NativeArchitecture:
 
     max_images: int | None = None
 
-    def __init__(self, name: str, config: dict[str, Any], where: str) -> None:
+    def __init__(
+        self, name: str, config: dict[str, Any], where: str, *, keeps_fp8: bool = True
+    ) -> None:
+        self._can_keep_fp8 = keeps_fp8
         self.name = name
         self.config = config
         self.fp8 = read_fp8(config, where)
@@ -166,7 +171,7 @@ class NativeArchitecture:
 
     def _kept_fp8(self) -> Fp8 | None:
         """FP8 scheme of weights that can stay in FP8: only if just the text part is in FP8."""
-        if self.fp8 is None or any(map(self.fp8.holds, _FULL)):
+        if self.fp8 is None or not self._can_keep_fp8 or any(map(self.fp8.holds, _FULL)):
             return None
         return self.fp8
 

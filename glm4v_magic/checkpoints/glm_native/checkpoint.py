@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.checkpoints.files import TensorInfo, read_json, read_tensor_infos
+from glm4v_magic.checkpoints.adapters import require_peft
+from glm4v_magic.checkpoints.contents import Contents
+from glm4v_magic.checkpoints.files import TensorInfo, require_file, stamp_of
 from glm4v_magic.checkpoints.generation_file import read_generation_config
 from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
 from glm4v_magic.checkpoints.glm_native.families import family_of
-from glm4v_magic.checkpoints.glm_native.fp8 import FULL, SCALE, Fp8, without_quantization
+from glm4v_magic.checkpoints.glm_native.fp8 import SCALE, Fp8
 from glm4v_magic.checkpoints.glm_native.text import linear_inputs
 from glm4v_magic.checkpoints.pretrained import LoadOptions, load_weights, require_whole_blocks
+from glm4v_magic.checkpoints.quantized import FULL
 from glm4v_magic.checkpoints.reading import FP8, Restored
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.wording import readable_count
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from glm4v_magic.checkpoints import Loaded
+    from glm4v_magic.checkpoints.files import Stamp
     from glm4v_magic.checkpoints.glm_native.processing import NativeProcessor
     from glm4v_magic.core.model import Architecture, LoadProgress
     from glm4v_magic.core.options import Quantization
@@ -40,6 +45,7 @@ class NativeCheckpoint:
     Args:
         name: name of the checkpoint, as the user typed it.
         folder: folder of its files.
+        contents: what is in it.
         notice: note shown with every answer.
 
     Raises:
@@ -48,34 +54,34 @@ class NativeCheckpoint:
 
     max_images: int | None = None
 
-    def __init__(self, name: str, folder: Path, notice: str = "") -> None:
+    def __init__(self, name: str, folder: Path, contents: Contents, notice: str = "") -> None:
         self.name = name
         self.folder = folder
         self.notice = notice
-        config = read_json(folder / "config.json")
+        config = contents.config
+        self._adapter, self._merges = contents.adapter, contents.merges
         self._family = family_of(config)
         self.thinks, self.tasks = self._family.thinks, self._family.tasks
         self.takes_video = self._family.takes_video
         self.efforts = self._family.efforts
         where = str(folder / "config.json")
-        NativeArchitecture(name, without_quantization(config), where)  # refused unread
         ignored = [re.compile(pattern) for pattern in self._family.ignored]
         self.tensors = {
             weight: info
-            for weight, info in read_tensor_infos(folder).items()
+            for weight, info in contents.tensors.items()
             if not any(pattern.search(weight) for pattern in ignored)
         }
-        self.config = without_quantization(config, self.tensors.values())
-        self._architecture = NativeArchitecture(name, self.config, where)
+        self.config = config
+        self._architecture = NativeArchitecture(
+            name, self.config, where, keeps_fp8=contents.merges is None
+        )
         self.architecture: Architecture = self._architecture
         self._fp8 = self._architecture.fp8
         self._check_tensors()
         for file in _FILES:
-            if not (folder / file).is_file():
-                raise CheckpointError(
-                    f"{folder} holds no {file}.", "It comes with the checkpoint; download it again."
-                )
+            require_file(folder / file)
         self._generation = read_generation_config(folder)
+        self._notes = (*contents.notes, *self._generation.notes)
 
     def _check_tensors(self) -> None:
         """Raise CheckpointError unless the files hold as many values as the model."""
@@ -167,10 +173,19 @@ class NativeCheckpoint:
             self.tensors,
             self._bytes_by_parameter(),
             self._generation.settings,
-            LoadOptions(dtype, device_map, quantize, _UNQUANTIZED, arrived, options, restored),
+            LoadOptions(
+                dtype,
+                device_map,
+                quantize,
+                _UNQUANTIZED,
+                arrived,
+                options,
+                restored,
+                self._merges,
+            ),
         )
         inputs = NativeInputs(model, is_recurrent=self._family.is_recurrent)
-        return Loaded(model, processor, inputs, self._generation.notes)
+        return Loaded(model, processor, inputs, self._notes)
 
     def processor(self) -> NativeProcessor:
         """Build the processor from tokenizer and configuration; reads no weights.
@@ -178,6 +193,23 @@ class NativeCheckpoint:
         Raises:
             CheckpointError: if a file of it is missing or damaged.
         """
+        return self._made
+
+    @property
+    def stamp(self) -> Stamp:
+        """What tells that the files are still the same."""
+        adapter = self._adapter
+        return stamp_of(self.folder, *(() if adapter is None else (adapter.folder,)))
+
+    def require_usable(self) -> None:
+        """Raise CheckpointError unless all but the weights can be read."""
+        if self._adapter is not None:
+            require_peft()
+        self.processor()
+        self._architecture.model_config()
+
+    @cached_property
+    def _made(self) -> NativeProcessor:
         from glm4v_magic.checkpoints.glm_native.processing import NativeProcessor
 
         return NativeProcessor(self.name, self.folder, self.config, self._family)

@@ -7,27 +7,27 @@ each block of rows and columns; blocks at the end may be cut short.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from glm4v_magic.checkpoints.files import TensorInfo, read_tensor_infos
+from glm4v_magic.checkpoints.quantized import (
+    QUANTIZATION,
+    method_of,
+    quantization_of,
+    refused,
+    scheme_of,
+)
 from glm4v_magic.core.errors import CheckpointError
-from glm4v_magic.core.wording import printable
 from glm4v_magic.outside import checked
 
-__all__ = ["FULL", "SCALE", "Fp8", "as_stored", "read_fp8", "without_quantization"]
-
-FULL = ("BF16", "F16", "F32")
-"""Dtypes of weights that are not quantised, as safetensors writes them."""
+__all__ = ["SCALE", "Fp8", "read_fp8"]
 
 SCALE = "_scale_inv"
 """Suffix of the scales' name, after the name of the weight."""
 
-_KEY = "quantization_config"
 _OTHER = "Load the checkpoint in bfloat16, quantised as it is loaded if need be."
 
 _Side = Annotated[int, Field(ge=1, lt=2**20)]
@@ -98,56 +98,15 @@ def read_fp8(config: Mapping[str, Any], where: str) -> Fp8 | None:
     Raises:
         CheckpointError: if the weights are quantised in another scheme.
     """
-    found = _quantization(config)
+    found = quantization_of(config)
     if found is None:
         return None
-    method = found.get("quant_method") if isinstance(found, Mapping) else None
-    if method != "fp8":
-        raise CheckpointError(
-            f"The weights of {where} are quantised by {printable(str(method))}, which cannot be "
-            "loaded here; FP8 with scales by block can.",
-            _OTHER,
-        )
-    what = f"{_KEY} of {where}"
+    if method_of(config) != "fp8":
+        raise refused(where, scheme_of(config))
+    what = f"{QUANTIZATION} of {where}"
     read = checked(_Config, dict(found), what, CheckpointError, _OTHER)
     rows, columns = read.weight_block_size
     skipped = read.modules_to_not_convert
     if skipped is None:
         skipped = read.ignored_layers
     return Fp8((rows, columns), None if skipped is None else tuple(skipped))
-
-
-def without_quantization(
-    config: dict[str, Any], tensors: Iterable[TensorInfo] | None = None
-) -> dict[str, Any]:
-    """Return a configuration without its ``quantization_config``.
-
-    Args:
-        config: parsed ``config.json``.
-        tensors: weights of the checkpoint; if any of them is quantised, `config` is returned as it
-            is.
-    """
-    if tensors is not None and any(info.dtype not in FULL for info in tensors):
-        return config
-    full = {name: value for name, value in config.items() if name != _KEY}
-    text = full.get("text_config")
-    if isinstance(text, Mapping) and _KEY in text:
-        full["text_config"] = {name: value for name, value in text.items() if name != _KEY}
-    return full
-
-
-def as_stored(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return `without_quantization` for the weights of a folder, if it holds any."""
-    if _quantization(config) is None:
-        return config
-    try:
-        tensors = read_tensor_infos(folder)
-    except CheckpointError:
-        return config
-    return without_quantization(config, tensors.values())
-
-
-def _quantization(config: Mapping[str, Any]) -> Any:
-    text = config.get("text_config")
-    outer = config.get(_KEY)
-    return text.get(_KEY) if outer is None and isinstance(text, Mapping) else outer

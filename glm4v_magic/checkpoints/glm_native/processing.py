@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,13 @@ class NativeProcessor:
                 f"{folder} has the image token {self._image_id} in config.json, but not in its "
                 "tokenizer.",
                 "The files do not belong together; download them again.",
+            )
+        largest, size = max(self.tokenizer.get_vocab().values()), _vocabulary(config)
+        if largest >= size:
+            raise CheckpointError(
+                f"The tokenizer of {folder} has tokens up to {largest:,}, but config.json a "
+                f"vocabulary of {size:,}.",
+                "The tokenizer is of another model; download it again.",
             )
         self._template = ChatTemplate(self.tokenizer, str(folder))
         self._patches = Patches(folder, family, config["vision_config"])
@@ -153,3 +161,7 @@ class NativeProcessor:
         stop = start + self._patches.visual_tokens(grid)
         pixels = partial(self._patches.pixel_values, image.image)
         return EncodedImage(image, start, stop, size, pixels, grid)
+
+
+def _vocabulary(config: Mapping[str, Any]) -> int:
+    return int((config.get("text_config") or config)["vocab_size"])

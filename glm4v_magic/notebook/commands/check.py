@@ -9,7 +9,8 @@ from typing import Any
 
 from IPython.core.magic_arguments import argument
 
-from glm4v_magic.checkpoints.architecture import PUBLISHED
+from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import BusyError, OptionError, PlacementError
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.model_shape import Workload
@@ -20,7 +21,6 @@ from glm4v_magic.dry_run.text import raise_if_unusable
 from glm4v_magic.hardware.usable import gpus_here
 from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
 from glm4v_magic.notebook.commands.context import Context
-from glm4v_magic.notebook.commands.plan import find_architecture
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.render.plans.dry_run import dry_run_bundle
 from glm4v_magic.notebook.render.progress import line_bundle
@@ -66,7 +66,7 @@ def check(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
     file = _json_file(arguments.json)
     gpus = _gpus(arguments.gpus)
     work = taken(Workload, typed(arguments, of_command("check")))
-    model = find_architecture(arguments.model or context.model)
+    model = architecture(arguments.model or context.model, base=arguments.base, lora=arguments.lora)
 
     from glm4v_magic.dry_run.run import dry_run
 

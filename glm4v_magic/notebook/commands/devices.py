@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic_arguments import argument
 
-from glm4v_magic.checkpoints.architecture import PUBLISHED
+from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import BusyError, DoesNotFitError, Glm4vError, PlacementError
 from glm4v_magic.core.events import Event, Loading
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
@@ -21,7 +22,6 @@ from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.plan import (
     as_options,
-    find_architecture,
     load_line,
     placement_options,
 )
@@ -66,7 +66,7 @@ def devices(context: Context, arguments: Namespace, names: Mapping[str, Any]) ->
         _show_loaded(context, status)
         return
     name = arguments.model or context.model
-    model, options = find_architecture(name), as_options(typed)
+    model, options = architecture(name), as_options(typed)
     if not context.has_widgets:
         show(device_map_bundle(draw(model, options)[0]))
         return
@@ -148,7 +148,8 @@ def _gpus(options: PlacementOptions) -> tuple[GPU, ...]:
 
 
 def _show_loaded(context: Context, status: Status) -> None:
-    model = find_architecture(context.model)
+    choice = status.choice
+    model = architecture(context.model, base=choice.base, lora=choice.lora)
     if not context.has_widgets:
         show(device_map_bundle(draw_loaded(model, status)))
         return
@@ -192,7 +193,8 @@ class Drawing:
         try:
             refuse_server(status)
             if status.choice.name != self._name:
-                self._model = find_architecture(status.choice.name)
+                choice = status.choice
+                self._model = architecture(choice.name, base=choice.base, lora=choice.lora)
                 self._name = status.choice.name
             return draw_loaded(self._model, status)
         except Glm4vError as error:

@@ -40,6 +40,12 @@ def doctor(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> 
     from glm4v_magic.doctor import MODEL, diagnose, gather
 
     gpus = None if arguments.gpus is None else parse_gpus(arguments.gpus)
-    facts = gather(gpus, hub=arguments.hub, model=arguments.model or MODEL)
+    facts = gather(
+        gpus,
+        hub=arguments.hub,
+        model=arguments.model or MODEL,
+        base=arguments.base,
+        lora=arguments.lora,
+    )
     findings = diagnose(facts)
     show({"text/plain": findings_json(findings)} if arguments.json else doctor_bundle(findings))

@@ -8,10 +8,9 @@ from typing import Any
 
 from IPython.core.magic_arguments import argument
 
-from glm4v_magic.checkpoints.architecture import PUBLISHED, architecture
-from glm4v_magic.core.errors import CheckpointError
+from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.gpu_spec import parse_gpus
-from glm4v_magic.core.model import Architecture
 from glm4v_magic.core.options import PlacementFields, of_group
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.typed_options import flags_of, typed
@@ -27,7 +26,6 @@ from glm4v_magic.planning.occupancy import occupancy
 
 __all__ = [
     "as_options",
-    "find_architecture",
     "load_line",
     "placement_options",
     "plan",
@@ -84,7 +82,7 @@ def plan(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
         %glm4v plan GLM-4V-9B --gpus 4x16GiB
         %glm4v plan GLM-4.1V-9B-Thinking --gpus 24+16+12GiB --context 8192
     """
-    model = find_architecture(arguments.model or context.model)
+    model = architecture(arguments.model or context.model, base=arguments.base, lora=arguments.lora)
     options = as_options(placement_options(arguments))
     gpus = gpus_here() if options.gpus is None else parse_gpus(options.gpus)
     made = make_plan(model, options, gpus)
@@ -94,16 +92,3 @@ def plan(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
     bundle = plan_bundle(made)
     image = device_map_html(occupancy(made, model.shape(), gpus))
     show({**bundle, "text/html": image + bundle["text/html"]})
-
-
-def find_architecture(name: str) -> Architecture:
-    """Return the model of a name that `load` takes, or of a published checkpoint."""
-    from glm4v_magic.checkpoints import hub
-
-    try:
-        return architecture(name)
-    except CheckpointError:
-        folder = hub.cached(name)
-        if folder is None:
-            raise
-    return architecture(folder)

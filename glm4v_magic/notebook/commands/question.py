@@ -91,6 +91,9 @@ def show_preview(context: Context, conversation: Conversation, task: str | None 
     from glm4v_magic.notebook.render.answers.preview import preview_bundle
     from glm4v_magic.session.preview import preview
 
-    checkpoint = resolve(context.model, revision=context.session.status().choice.revision)
+    choice = context.session.status().choice
+    checkpoint = resolve(
+        context.model, revision=choice.revision, base=choice.base, lora=choice.lora
+    )
     refuse_task(task, checkpoint.name, checkpoint.tasks, len(conversation.images))
     show(preview_bundle(preview(checkpoint, conversation)))

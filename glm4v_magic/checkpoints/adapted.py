@@ -1,0 +1,76 @@
+"""A folder's content with an adapter: which weights it changes, found by the names of a family."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from glm4v_magic.checkpoints.adapters import Adapter, Find
+from glm4v_magic.checkpoints.contents import Contents, with_vocabulary
+from glm4v_magic.checkpoints.glm4v_9b import layout
+
+__all__ = ["with_adapter"]
+
+
+def with_adapter(contents: Contents, adapter: Adapter) -> Contents:
+    """Return a content whose weights are changed by an adapter.
+
+    Args:
+        contents: of the base; its configuration passed the checks of its family.
+        adapter: the adapter.
+
+    Raises:
+        CheckpointError: if the adapter is of another model.
+    """
+    if layout.matches(contents.config):
+        find = _find_in_9b(contents.config, contents.tensors)
+    else:
+        find = _find_in_newer(contents.tensors)
+    merges = adapter.merges(contents.tensors, find)
+    tensors = {**contents.tensors, **merges.replaced}
+    config, notes = with_vocabulary(contents.config, tensors)
+    parts = sum(map(len, merges.parts.values())) + len(merges.replaced)
+    merged = f"the adapter {adapter.folder} ({adapter.kind}) is merged into {parts} of its modules"
+    return replace(
+        contents,
+        config=config,
+        tensors=tensors,
+        notes=(merged, *contents.notes, *notes),
+        adapter=adapter,
+        merges=merges,
+    )
+
+
+def _find_in_9b(config: Mapping[str, Any], tensors: Mapping[str, object]) -> Find:
+    """Find weights of GLM-4V-9B by published names, or by those of the modules here."""
+    ours = layout.published_names(config)
+
+    def find(name: str) -> tuple[str, tuple[int, int] | None] | None:
+        place = (name, None) if name in tensors else ours.get(name)
+        return place if place is not None and place[0] in tensors else None
+
+    return find
+
+
+def _find_in_newer(tensors: Mapping[str, object]) -> Find:
+    """Find weights by names that versions of transformers have given to their modules."""
+    known = {_canonical(name): name for name in tensors}
+
+    def find(name: str) -> tuple[str, tuple[int, int] | None] | None:
+        found = known.get(_canonical(name))
+        return None if found is None else (found, None)
+
+    return find
+
+
+def _canonical(name: str) -> str:
+    """Return a name without the module of the whole model, and the part that it is of before it."""
+    short = re.sub(r"^(model\.)+", "", name)
+    short = short.replace("language_model.model.", "language_model.", 1)
+    if short.startswith("language_model.lm_head."):
+        return short.removeprefix("language_model.")
+    if short.startswith(("layers.", "embed_tokens.", "norm.")):
+        return f"language_model.{short}"
+    return short

@@ -1,0 +1,225 @@
+"""Adapters that were trained with peft: what their folder says, and which weights they change.
+
+An adapter is merged into the weights of its base as they are read; see `merging`. Nothing here
+imports torch, so that plans know of adapters, too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from glm4v_magic.checkpoints.files import TensorInfo, holds_weights, read_json, read_tensors_of
+from glm4v_magic.checkpoints.trained_names import adapter_part, plain_names
+from glm4v_magic.core.errors import CheckpointError, OptionError
+from glm4v_magic.core.wording import counted, printable
+from glm4v_magic.outside import checked
+
+__all__ = [
+    "ADAPTER_CONFIG",
+    "Adapter",
+    "Find",
+    "Merges",
+    "Part",
+    "holds_adapter",
+    "read_adapter",
+    "require_peft",
+]
+
+ADAPTER_CONFIG = "adapter_config.json"
+_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+_KINDS = ("LORA", "LOHA", "LOKR", "IA3")
+"""Kinds that can be merged into the weights of a single module, as peft calls them."""
+
+_FOREIGN = "Is this the folder of an adapter that peft has saved?"
+_OF_ANOTHER = "Is it an adapter of another model?"
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    peft_type: str
+    base_model_name_or_path: str | None = None
+    lora_bias: bool | None = False
+    layer_replication: None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A module that an adapter changes.
+
+    Attributes:
+        module: its name, as the adapter's files have it.
+        rows: first row, and the row past the last, of a weight that holds several modules;
+            ``None`` for all.
+        tensors: weights of the adapter for this module, by their names in its files.
+    """
+
+    module: str
+    rows: tuple[int, int] | None
+    tensors: Mapping[str, TensorInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class Merges:
+    """What an adapter does to the weights of its base.
+
+    Attributes:
+        config: the adapter's parsed configuration.
+        parts: weight of the base -> modules in it that are changed.
+        replaced: weights that were trained as a whole, by the base's names.
+    """
+
+    config: Mapping[str, Any]
+    parts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
+    replaced: Mapping[str, TensorInfo] = field(default_factory=dict)
+
+
+Find = Callable[[str], tuple[str, tuple[int, int] | None] | None]
+"""From a weight's name in an adapter to its name in the base's files, and which rows of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter's folder.
+
+    Attributes:
+        folder: the folder.
+        config: its parsed ``adapter_config.json``.
+        base: name or folder of the model that it was trained on; empty if it does not say.
+        parts: its weights, by their plain names.
+        replaced: weights of modules that were trained as a whole.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    base: str
+    parts: Mapping[str, TensorInfo]
+    replaced: Mapping[str, TensorInfo]
+
+    @property
+    def kind(self) -> str:
+        """Its kind, as peft calls it."""
+        return str(self.config["peft_type"])
+
+    def merges(self, tensors: Mapping[str, TensorInfo], find: Find) -> Merges:
+        """Return what it does to the weights of a base.
+
+        Args:
+            tensors: weights of the base.
+            find: finds a weight in them.
+
+        Raises:
+            CheckpointError: if it is of another model.
+        """
+        modules: dict[str, dict[str, TensorInfo]] = {}
+        for name, info in self.parts.items():
+            module = adapter_part(name)
+            assert module is not None  # that is what a part is
+            modules.setdefault(module, {})[name] = info
+        places = {module: find(f"{module}.weight") for module in modules}
+        whole = {name: find(name) for name in self.replaced}
+        unknown = [name for name, place in {**places, **whole}.items() if place is None]
+        if unknown:
+            raise CheckpointError(
+                f"The adapter {self.folder} changes {counted(len(unknown), 'module')} that its "
+                f"base does not have, for example {printable(unknown[0])}.",
+                _OF_ANOTHER,
+            )
+        parts: dict[str, tuple[Part, ...]] = {}
+        for module, place in places.items():
+            assert place is not None
+            name, rows = place
+            part = Part(module, rows, modules[module])
+            self._require_sizes(part, tensors[name])
+            parts[name] = (*parts.get(name, ()), part)
+        replaced = {}
+        for written, place in whole.items():
+            assert place is not None
+            name, rows = place
+            if rows is not None or tensors[name].shape[1:] != self.replaced[written].shape[1:]:
+                raise self._unsuited(written, self.replaced[written], tensors[name])
+            replaced[name] = self.replaced[written]
+        return Merges(self.config, parts, replaced)
+
+    def _require_sizes(self, part: Part, base: TensorInfo) -> None:
+        """Raise CheckpointError unless a low-rank product has the shape of its weight."""
+        first = part.tensors.get(f"{part.module}.lora_A.weight")
+        second = part.tensors.get(f"{part.module}.lora_B.weight")
+        if first is None or second is None or len(base.shape) != 2:
+            return
+        rows = base.shape[0] if part.rows is None else part.rows[1] - part.rows[0]
+        if first.shape[1:] != base.shape[1:]:
+            raise self._unsuited(f"{part.module}.lora_A", first, base)
+        if second.shape[0] != rows:
+            raise self._unsuited(f"{part.module}.lora_B", second, base)
+
+    def _unsuited(self, name: str, info: TensorInfo, base: TensorInfo) -> CheckpointError:
+        return CheckpointError(
+            f"{printable(name)} in the adapter {self.folder} has shape {list(info.shape)}, which "
+            f"does not suit that of its base, {list(base.shape)}.",
+            _OF_ANOTHER,
+        )
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Tell whether a folder is that of an adapter alone."""
+    return (folder / ADAPTER_CONFIG).is_file() and not holds_weights(folder)
+
+
+def read_adapter(folder: Path, tensors: Mapping[str, TensorInfo] | None = None) -> Adapter:
+    """Read the configuration and the headers of an adapter.
+
+    Args:
+        folder: its folder.
+        tensors: its weights, if they are in files with others.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, or the adapter is of a kind that cannot
+            be merged.
+    """
+    file = folder / ADAPTER_CONFIG
+    config = read_json(file)
+    read = checked(_Config, config, str(file), CheckpointError, _FOREIGN)
+    if read.peft_type not in _KINDS:
+        raise CheckpointError(
+            f"{file} describes an adapter of kind {printable(read.peft_type)!r}, which cannot be "
+            "merged into weights.",
+            f"Known are {', '.join(_KINDS)}.",
+        )
+    if read.lora_bias:
+        raise CheckpointError(
+            f"{file} describes an adapter with biases of its own (lora_bias), which are not merged "
+            "here.",
+            "Merge it with peft (merge_and_unload), and save the result.",
+        )
+    if tensors is None:
+        tensors = _tensors(folder)
+    whole, parts = plain_names(tensors, str(folder))
+    if not whole and not parts:
+        raise CheckpointError(f"The adapter {folder} holds no weights.", _FOREIGN)
+    return Adapter(folder, config, read.base_model_name_or_path or "", parts, whole)
+
+
+def _tensors(folder: Path) -> dict[str, TensorInfo]:
+    for name in _FILES:
+        if (folder / name).is_file():
+            return read_tensors_of(folder / name)
+    raise CheckpointError(
+        f"{folder} holds an {ADAPTER_CONFIG}, but no {_FILES[0]}.",
+        "It comes with the adapter; copy or download it again.",
+    )
+
+
+def require_peft() -> None:
+    """Raise OptionError unless adapters can be merged."""
+    if importlib.util.find_spec("peft") is None:
+        raise OptionError(
+            "Adapters need peft, which is not installed.",
+            "Install it with: pip install 'glm4v_magic[lora]'",
+        )

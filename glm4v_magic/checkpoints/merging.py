@@ -1,0 +1,162 @@
+"""Adapters merged into single weights, by peft itself.
+
+The modules of an adapter are merged one at a time, each in a model that holds nothing else, as its
+weight is read from its file. So it does not matter where the weights go, whether they are quantised
+afterwards, and how large the model is. What peft does to a module does not depend on any other.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from peft import (
+    PeftModel,
+    TrainableTokensConfig,
+    get_peft_config,
+    set_peft_model_state_dict,
+)
+from torch import Tensor, nn
+
+from glm4v_magic.checkpoints.adapters import Merges, Part
+from glm4v_magic.checkpoints.files import TensorInfo
+from glm4v_magic.core.errors import CheckpointError, reason
+from glm4v_magic.core.wording import printable
+
+__all__ = ["Merger"]
+
+_PREFIX = "base_model.model."
+_TOKENS = ".token_adapter"
+
+
+class Merger:
+    """Merges an adapter into weights.
+
+    Args:
+        merges: what it does to which weight.
+        dtype: dtype of the weights once they are loaded, in which they are merged.
+    """
+
+    def __init__(self, merges: Merges, dtype: torch.dtype) -> None:
+        self._merges, self._dtype = merges, dtype
+        self._config = _config_of(merges.config)
+        # Weights are read by several threads, and peft keeps some of its state in the process.
+        self._lock = threading.Lock()
+
+    @property
+    def changed(self) -> Collection[str]:
+        """Names of the weights that it changes."""
+        return self._merges.parts.keys()
+
+    def merged(self, name: str, weight: Tensor, read: Callable[[TensorInfo], Tensor]) -> Tensor:
+        """Return a weight with all changes of the adapter.
+
+        Args:
+            name: its name in the files of the base.
+            weight: its value.
+            read: reads a weight of the adapter.
+
+        Raises:
+            CheckpointError: if peft cannot merge it.
+        """
+        changed = weight.to(self._dtype, copy=True)
+        for part in self._merges.parts[name]:
+            rows = slice(None) if part.rows is None else slice(*part.rows)
+            state = {key: read(info).clone() for key, info in part.tensors.items()}
+            with self._lock:
+                changed[rows] = self._merge(part, changed[rows], state)
+        return changed
+
+    def _merge(self, part: Part, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        root = _nested(part.module, _module_for(weight, state))
+        config, named = copy.deepcopy(self._config), dict(state)
+        try:
+            if any(_TOKENS in key for key in state):
+                config = _of_tokens(config, part.module)
+                named = {key.replace(_TOKENS, ""): value for key, value in state.items()}
+            else:
+                config.trainable_token_indices = None
+            unexpected, whole = _merge_all(root, config, named, part.module)
+        except Exception as error:  # of whatever a configuration leads to
+            raise CheckpointError(
+                f"peft cannot merge {printable(part.module)}: {printable(reason(error))}."
+            ) from error
+        if unexpected:
+            raise CheckpointError(
+                f"peft does not know what to do with {printable(unexpected[0])} of the adapter."
+            )
+        return whole
+
+
+def _merge_all(
+    root: nn.Module, config: Any, state: Mapping[str, Tensor], module: str
+) -> tuple[list[str], Tensor]:
+    """Return what peft does not know of an adapter, and the merged weight of a module."""
+    with warnings.catch_warnings():
+        # It says which patterns of the configuration meet none of the modules, of which there is
+        # one here.
+        warnings.simplefilter("ignore")
+        model = PeftModel(root, config)  # not one for a task: this has no method of a model
+        named = {f"{_PREFIX}{key}": value for key, value in state.items()}
+        unexpected = set_peft_model_state_dict(model, named).unexpected_keys
+        merged: Tensor = model.merge_and_unload().get_submodule(module).weight.data
+    return unexpected, merged
+
+
+def _of_tokens(config: Any, module: str) -> TrainableTokensConfig:
+    """Return the configuration of what a low-rank adapter does to some tokens of an embedding."""
+    given = config.trainable_token_indices
+    if isinstance(given, Mapping):
+        (indices,) = (each for name, each in given.items() if module.endswith(name))
+    else:
+        indices = given
+    leaf = module.rpartition(".")[2]
+    return TrainableTokensConfig(token_indices=list(indices), target_modules=[leaf])
+
+
+def _config_of(described: Mapping[str, Any]) -> Any:
+    import inspect
+
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[described["peft_type"]]
+    # Other versions write more keys, and peft's own reader leaves them out as well.
+    known = inspect.signature(kind.__init__).parameters
+    kept = {key: value for key, value in described.items() if key in known or key == "peft_type"}
+    try:
+        config = get_peft_config({**kept, "task_type": None, "inference_mode": True})
+    except Exception as error:
+        raise CheckpointError(
+            f"peft cannot read the adapter's configuration: {printable(reason(error))}."
+        ) from error
+    config.modules_to_save = None
+    return config
+
+
+def _module_for(weight: Tensor, state: Mapping[str, Tensor]) -> nn.Module:
+    """Return a module of the kind that an adapter changes, with a weight and no bias."""
+    shape = weight.shape
+    module: nn.Module
+    with torch.device("meta"):
+        if any(".lora_embedding_" in key or "token" in key for key in state):
+            module = nn.Embedding(*shape)
+        elif weight.dim() == 2:
+            module = nn.Linear(shape[1], shape[0], bias=False)
+        else:
+            kind = nn.Conv2d if weight.dim() == 4 else nn.Conv3d
+            module = kind(shape[1], shape[0], tuple(shape[2:]), bias=False)  # type: ignore[arg-type]
+    module.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    return module
+
+
+def _nested(name: str, module: nn.Module) -> nn.Module:
+    """Return a module that holds another under a name with dots, as in the whole model."""
+    for part in reversed(name.split(".")):
+        outer = nn.Module()
+        outer.add_module(part, module)
+        module = outer
+    return module

@@ -1,0 +1,79 @@
+"""Names of published checkpoints as people type them, and the repositories that they mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["PUBLISHED", "REPOSITORIES", "Named", "named"]
+
+PUBLISHED = (
+    "GLM-4V-9B",
+    "GLM-4.1V-9B-Thinking",
+    "GLM-4.6V-Flash",
+    "GLM-4.5V",
+    "GLM-4.6V",
+    "GLM-OCR",
+)
+"""Checkpoints whose configuration ships with the package, in ``published/``."""
+
+_AS = {"GLM-4.1V-9B-Base": "GLM-4.1V-9B-Thinking"}
+"""Others that are configured like one of these."""
+
+_MORE = ("GLM-4.5V-FP8", "GLM-4.6V-FP8", "GLM-5.3-Flash")
+"""Others whose configuration comes with their files only."""
+
+_SHORT = {
+    "glm-4v": "GLM-4V-9B",
+    "glm4v": "GLM-4V-9B",
+    "glm4v-9b": "GLM-4V-9B",
+    "glm-4.1v": "GLM-4.1V-9B-Thinking",
+    "glm-4.1v-9b": "GLM-4.1V-9B-Thinking",
+    "glm-4.1v-thinking": "GLM-4.1V-9B-Thinking",
+    "glm-4.1v-base": "GLM-4.1V-9B-Base",
+    "glm-5.3": "GLM-5.3-Flash",
+}
+"""What some are called for short."""
+
+OWNERS = ("zai-org", "THUDM", "ZhipuAI")
+"""Under these names their makers have published them, on the hub and on ModelScope."""
+
+_BY_NAME = {name.lower(): name for name in (*PUBLISHED, *_AS, *_MORE)}
+_AS_WRITTEN = {"GLM-4V-9B": "glm-4v-9b"}
+
+REPOSITORIES = {low: f"{OWNERS[0]}/{_AS_WRITTEN.get(name, name)}" for low, name in _BY_NAME.items()}
+"""Repository on the hub of each of them, by its name in lower case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A published checkpoint.
+
+    Attributes:
+        name: its name.
+        configured_as: which of `PUBLISHED` has its configuration; ``None`` for none.
+    """
+
+    name: str
+    configured_as: str | None
+
+    @property
+    def repository(self) -> str:
+        """Its repository on the hub."""
+        return REPOSITORIES[self.name.lower()]
+
+    @property
+    def repositories(self) -> tuple[str, ...]:
+        """All repositories that it may have been downloaded from, the present one first."""
+        name = self.repository.rpartition("/")[2]
+        return tuple(f"{owner}/{name}" for owner in OWNERS)
+
+
+def named(text: str) -> Named | None:
+    """Return the checkpoint of a name in any case, for short or with its owner's; or ``None``."""
+    owner, _, name = text.strip().lower().replace("_", "-").rpartition("/")
+    if owner and owner not in {each.lower() for each in OWNERS}:
+        return None
+    found = _BY_NAME.get(_SHORT.get(name, name).lower())
+    if found is None:
+        return None
+    return Named(found, found if found in PUBLISHED else _AS.get(found))

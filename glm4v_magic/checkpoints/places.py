@@ -1,0 +1,121 @@
+"""Where the files of a checkpoint are on this machine: a folder, or the cache of a download.
+
+`load`, `plan`, `check` and `doctor` all look here. Caches are those of the hub and of ModelScope,
+by the names under which a checkpoint may have been downloaded; nothing is asked of a network.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from glm4v_magic.checkpoints import hub
+from glm4v_magic.checkpoints.names import Named, named
+from glm4v_magic.core.errors import CheckpointError, OptionError, did_you_mean
+from glm4v_magic.core.model import DEMO
+from glm4v_magic.core.server_address import is_address_without_scheme, refuse_address
+
+__all__ = ["Place", "find_place", "not_found"]
+
+_DOT = "___"  # what ModelScope writes into folders for a dot of a name
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a checkpoint is, as far as it is here.
+
+    Attributes:
+        text: what the user typed.
+        name: name of the checkpoint: what was typed, or the repository of a published name.
+        folders: folders with its files, in the order in which they are tried; none if it is not
+            here.
+        published: the published checkpoint that is meant; ``None`` for any other.
+        in_cache: whether the folders are in the cache of a download, which can be incomplete.
+    """
+
+    text: str
+    name: str
+    folders: tuple[Path, ...]
+    published: Named | None = None
+    in_cache: bool = False
+
+    @property
+    def repository(self) -> str:
+        """Repository of the hub to download it from."""
+        return self.text if self.published is None else self.published.repository
+
+
+def find_place(text: str, revision: str | None = None) -> Place:
+    """Find the files of a checkpoint.
+
+    Args:
+        text: folder, repository, published name, or ``demo``.
+        revision: commit, branch or tag of a repository.
+
+    Raises:
+        CheckpointError: if `text` is a file.
+        OptionError: if a revision is given for a folder, or `text` is the address of a server.
+    """
+    refuse_address(text)
+    folder = Path(text).expanduser()
+    if revision is not None and (text == DEMO or folder.exists()):
+        raise OptionError(f"{text} is no repository of the hub, so it has no revision {revision}.")
+    if text == DEMO:
+        return Place(text, text, (Path(__file__).parent / DEMO,))
+    if folder.is_dir():
+        return Place(text, text, (folder,))
+    if folder.exists():
+        raise CheckpointError(f"{text} is a file.", "Give the folder that the checkpoint is in.")
+    known = named(text)
+    repositories = [text] if "/" in text else []
+    if known is not None:
+        repositories += [each for each in known.repositories if each != text]
+    found = (*_in_hub_cache(repositories, revision), *_in_modelscope(repositories, revision))
+    name = known.repository if known is not None and "/" not in text else text
+    return Place(text, name, found, known, in_cache=True)
+
+
+def _in_hub_cache(repositories: Sequence[str], revision: str | None) -> Iterator[Path]:
+    for repository in repositories:
+        folder = hub.cached(repository, revision)
+        if folder is not None:
+            yield folder
+
+
+def _in_modelscope(repositories: Sequence[str], revision: str | None) -> Iterator[Path]:
+    """Yield folders in ModelScope's cache, which has no revisions."""
+    if revision is not None:
+        return
+    for root in _modelscope_roots():
+        for repository in repositories:
+            owner, _, name = repository.partition("/")
+            if not owner or not name or "/" in name or ".." in repository:
+                continue
+            for folder in dict.fromkeys((name.replace(".", _DOT), name)):
+                path = root / owner / folder
+                if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+                    yield path
+
+
+def _modelscope_roots() -> Iterator[Path]:
+    """Yield the folders that versions of ModelScope keep models in (`snapshot_download`)."""
+    given = os.environ.get("MODELSCOPE_CACHE")
+    base = Path(given).expanduser() if given else Path.home() / ".cache" / "modelscope"
+    for root in (base, base / "hub"):
+        yield root / "models"
+        yield root
+
+
+def not_found(text: str) -> CheckpointError:
+    """Say where a checkpoint was looked for, and what may have been meant."""
+    folder = Path(text).expanduser()
+    what = f"There is no checkpoint {text!r}: no such folder, and not in the hub cache."
+    if is_address_without_scheme(text):
+        return CheckpointError(what, "The address of a server begins with http://.")
+    parent = folder.parent
+    siblings = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    similar = did_you_mean(folder.name, [*siblings, DEMO])
+    hint = similar or "Give a folder, the id of a downloaded repository, or 'demo'."
+    return CheckpointError(what, hint)

@@ -1,0 +1,110 @@
+"""Weights that were quantised before they were published: by which scheme, and what can be loaded.
+
+Told by the ``quantization_config`` of a ``config.json`` and by the names and dtypes of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from glm4v_magic.checkpoints.files import TensorInfo
+from glm4v_magic.core.errors import CheckpointError
+from glm4v_magic.core.wording import printable
+
+__all__ = [
+    "FULL",
+    "QUANTIZATION",
+    "is_full",
+    "method_of",
+    "quantization_of",
+    "refused",
+    "scheme_of",
+    "without_quantization",
+]
+
+FULL = ("BF16", "F16", "F32")
+"""Dtypes of weights that are not quantised, as safetensors writes them."""
+
+QUANTIZATION = "quantization_config"
+"""Key of a ``config.json``."""
+
+_NAMES = {"gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8", "fbgemm_fp8": "FP8 of FBGEMM"}
+_BY_NAMES = (  # the first that ends the name of a weight
+    (".weight_packed", "compressed-tensors"),
+    (".weight_scale", "compressed-tensors"),
+    (".g_idx", "gptq"),
+    (".qweight", "awq"),
+    (".absmax", "bitsandbytes"),
+    (".SCB", "bitsandbytes"),
+    (".weight_scale_inv", "fp8"),
+)
+
+
+def quantization_of(config: Mapping[str, Any]) -> Any:
+    """Return the ``quantization_config`` of a configuration, or of its text part; or ``None``."""
+    text = config.get("text_config")
+    outer = config.get(QUANTIZATION)
+    return text.get(QUANTIZATION) if outer is None and isinstance(text, Mapping) else outer
+
+
+def without_quantization(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration that says nothing about quantisation."""
+    full = {name: value for name, value in config.items() if name != QUANTIZATION}
+    text = full.get("text_config")
+    if isinstance(text, Mapping) and QUANTIZATION in text:
+        full["text_config"] = {name: value for name, value in text.items() if name != QUANTIZATION}
+    return full
+
+
+def is_full(tensors: Iterable[TensorInfo]) -> bool:
+    """Tell whether no weight is quantised."""
+    return all(info.dtype in FULL for info in tensors)
+
+
+def method_of(config: Mapping[str, Any], tensors: Iterable[str] = ()) -> str:
+    """Return by which method weights are quantised, as transformers calls it; empty if by none.
+
+    Args:
+        config: parsed ``config.json``.
+        tensors: names of the weights, which tell if the configuration does not.
+    """
+    found = quantization_of(config)
+    if isinstance(found, Mapping):
+        method = found.get("quant_method")
+        if method is None and (found.get("load_in_4bit") or found.get("load_in_8bit")):
+            method = "bitsandbytes"
+        if isinstance(method, str):
+            return method
+    names = tuple(tensors)
+    for ending, method in _BY_NAMES:
+        if any(name.endswith(ending) for name in names):
+            return method
+    return "" if found is None else "an unknown scheme"
+
+
+def scheme_of(config: Mapping[str, Any], tensors: Iterable[str] = ()) -> str:
+    """Return the name of the scheme for people; arguments as `method_of`."""
+    method = method_of(config, tensors)
+    found = quantization_of(config)
+    said: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+    bits = said.get("bits") or (4 if said.get("load_in_4bit") else 8)
+    name = _NAMES.get(method, method)
+    if method in ("gptq", "awq", "bitsandbytes") and said:
+        return f"{name} ({printable(str(bits))} bits)"
+    if method == "compressed-tensors" and isinstance(said.get("format"), str):
+        return f"{name} ({printable(said['format'])})"
+    return printable(name)
+
+
+def refused(where: str, scheme: str) -> CheckpointError:
+    """Return the error that weights are quantised in a way that cannot be loaded.
+
+    Args:
+        where: file or folder, for the message.
+        scheme: as `scheme_of` names it.
+    """
+    return CheckpointError(
+        f"The weights of {where} are quantised by {scheme}, which cannot be loaded here.",
+        code="take_the_original",
+    )

@@ -1,0 +1,150 @@
+"""From what a user names to the files that a model is made of: a checkpoint, and maybe an adapter.
+
+`resolve`, which loads, and `architecture`, which plans, both begin here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glm4v_magic.checkpoints.places import Place, find_place, not_found
+from glm4v_magic.core.errors import CheckpointError, OptionError
+from glm4v_magic.core.wording import printable
+
+if TYPE_CHECKING:
+    from glm4v_magic.checkpoints.adapters import Adapter
+
+__all__ = ["Source", "find_source"]
+
+Fetch = Callable[[str, str | None], Path | None]
+"""Downloads a repository if it holds an adapter alone; returns its folder, or ``None``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a model is made of.
+
+    Attributes:
+        name: name of the checkpoint.
+        place: where its weights are.
+        revision: commit, branch or tag to download; of an adapter, not of its base.
+        adapter: adapter to merge into them; ``None`` without one.
+    """
+
+    name: str
+    place: Place
+    revision: str | None = None
+    adapter: Adapter | None = None
+
+    def missing(self) -> CheckpointError:
+        """Say that the weights are not here."""
+        if self.adapter is None or self.name == self.place.name:
+            return not_found(self.place.repository)
+        return CheckpointError(
+            f"The adapter {self.adapter.folder} was trained on "
+            f"{printable(self.place.text)!r}, which is not here.",
+            code="base_not_here",
+        )
+
+
+def find_source(
+    text: str,
+    revision: str | None = None,
+    *,
+    base: str | os.PathLike[str] | None = None,
+    lora: str | os.PathLike[str] | None = None,
+    fetch: Fetch | None = None,
+) -> Source:
+    """Find what a model is made of.
+
+    Args:
+        text: what the user typed; see `places.find_place`.
+        revision: commit, branch or tag of a repository.
+        base: model that the adapter is for; ``None`` for what the adapter says.
+        lora: adapter for the model.
+        fetch: downloads adapters; ``None`` to look on this machine only.
+
+    Raises:
+        CheckpointError: if an adapter cannot be used, or nothing says what its base is.
+        OptionError: if `base` or `lora` have no meaning here.
+    """
+    place = _with_adapter(find_place(text, revision), revision, fetch)
+    if not place.folders and lora is None:  # an error of a line needs no pydantic
+        _refuse_base(text, base)
+        return Source(place.name, place, revision)
+    from glm4v_magic.checkpoints.adapters import holds_adapter, read_adapter
+
+    adapters = [folder for folder in place.folders if holds_adapter(folder)]
+    if lora is not None:
+        if adapters:
+            raise OptionError(
+                f"{text} is an adapter itself, and only one is merged.",
+                code="adapter_twice",
+            )
+        _refuse_base(text, base)
+        added = _with_adapter(find_place(os.fspath(lora)), None, fetch)
+        return Source(place.name, place, revision, read_adapter(_only(added)))
+    if not adapters:
+        _refuse_base(text, base)
+        return Source(place.name, place, revision)
+    adapter = read_adapter(adapters[0])
+    return Source(place.name, _base_of(adapter, base), None, adapter)
+
+
+def _refuse_base(text: str, base: object) -> None:
+    if base is not None:
+        raise OptionError(
+            f"{text} is no adapter that could be merged into {base}.",
+            code="base_of_no_adapter",
+        )
+
+
+def _with_adapter(place: Place, revision: str | None, fetch: Fetch | None) -> Place:
+    """Return a place with the folder of an adapter that has been downloaded for it, if any."""
+    if place.folders or fetch is None or place.published is not None or "/" not in place.text:
+        return place
+    fetched = fetch(place.text, revision)
+    return place if fetched is None else replace(place, folders=(fetched,))
+
+
+def _only(place: Place) -> Path:
+    """Return the folder of an adapter."""
+    from glm4v_magic.checkpoints.adapters import holds_adapter
+
+    if not place.folders:
+        raise not_found(place.text)
+    for folder in place.folders:
+        if holds_adapter(folder):
+            return folder
+    raise CheckpointError(
+        f"{place.folders[0]} is no adapter: it holds no adapter_config.json, or whole weights.",
+        "Give the folder that peft has saved the adapter in.",
+    )
+
+
+def _base_of(adapter: Adapter, base: str | os.PathLike[str] | None) -> Place:
+    from glm4v_magic.checkpoints.adapters import holds_adapter
+
+    if base is None and not adapter.base:
+        raise CheckpointError(
+            f"The adapter {adapter.folder} does not say which model it was trained on.",
+            code="base_not_here",
+        )
+    if base is not None:
+        found = find_place(os.fspath(base))
+    else:
+        # A path in the file may be relative to where it was trained, or to the adapter.
+        beside = adapter.folder.parent / adapter.base
+        relative = not Path(adapter.base).expanduser().is_dir() and beside.is_dir()
+        found = find_place(str(beside) if relative else adapter.base)
+    if any(map(holds_adapter, found.folders)):
+        raise CheckpointError(
+            f"{found.text} is an adapter itself, so that {adapter.folder} cannot be merged into "
+            "it.",
+            "Merge them one after the other with peft (merge_and_unload).",
+        )
+    return found

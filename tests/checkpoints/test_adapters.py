@@ -1,0 +1,429 @@
+"""Adapters: merged as the base is loaded, they are what peft merges into the whole model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import golden
+import pytest
+import tiny_native
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+
+from glm4v_magic.checkpoints import resolve
+from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.checkpoints.glm4v_9b import layout
+from glm4v_magic.core.conversation import Conversation, Message, Request
+from glm4v_magic.core.errors import CheckpointError, OptionError
+from glm4v_magic.core.events import Finished
+from glm4v_magic.core.options import Sampling
+from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.doctor import gather
+from glm4v_magic.engines import local
+from glm4v_magic.planning.decision import Placement, decide
+from glm4v_magic.session.session import Session
+from glm4v_magic.virtual_gpus import VirtualGPUs
+
+peft = pytest.importorskip("peft")
+
+# What peft does to whole models in these tests, not what is done to them here.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`"),
+]
+
+KINDS = ("glm4v", "glm46v", "glm_ocr", "glm4v_moe")
+LANGUAGE = ["q_proj", "k_proj", "o_proj", "down_proj"]
+
+
+def randomize(model):
+    """Make an adapter do something: as peft begins, it changes nothing."""
+    torch.manual_seed(1)
+    for name, weight in model.named_parameters():
+        if any(each in name for each in ("lora_", "hada_", "lokr_", "ia3_", "magnitude")):
+            noise = torch.randn(weight.shape) * 0.2
+            weight.data = weight.data * (1 + noise) if "magnitude" in name else noise
+        elif weight.requires_grad:
+            weight.data = weight.data + torch.randn(weight.shape, dtype=weight.dtype) * 0.1
+
+
+def full(folder, dtype):
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+
+
+def trained(base, config, folder, dtype=torch.float32):
+    """Save an adapter of a checkpoint; returns the weights that peft itself makes of both."""
+    model = peft.get_peft_model(full(base, dtype), config)
+    randomize(model)
+    model.save_pretrained(folder)
+    file = folder / "adapter_config.json"
+    described = json.loads(file.read_text())
+    file.write_text(json.dumps({**described, "base_model_name_or_path": str(base)}))
+    again = peft.PeftModel.from_pretrained(full(base, dtype), folder)
+    return again.merge_and_unload().state_dict()
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, weight in found.items():
+        assert torch.equal(weight, expected[name]), name
+
+
+def changed(found, base):
+    return {name for name, weight in found.items() if not torch.equal(weight, base[name])}
+
+
+CONFIGS = {
+    "plain": {"target_modules": LANGUAGE},
+    "scaled by root": {"target_modules": LANGUAGE, "use_rslora": True, "lora_alpha": 5},
+    "of magnitudes": {"target_modules": LANGUAGE, "use_dora": True},
+    "everywhere": {"target_modules": "all-linear"},
+    "ranks by module": {
+        "target_modules": r".*language_model.*(q_proj|o_proj)",
+        "rank_pattern": {"layers.1.self_attn.q_proj": 2},
+        "alpha_pattern": {"o_proj": 3},
+    },
+    "some layers": {"target_modules": LANGUAGE, "layers_to_transform": [1]},
+    "with biases": {"target_modules": ["q_proj", "k_proj"], "bias": "lora_only"},
+    "whole modules": {"target_modules": LANGUAGE, "modules_to_save": ["lm_head", "embed_tokens"]},
+    "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "some tokens": {
+        "target_modules": ["q_proj"],
+        "trainable_token_indices": {"embed_tokens": [3, 5]},
+    },
+    "from singular values": {"target_modules": ["q_proj"], "init_lora_weights": "pissa"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", CONFIGS)
+def test_merged_as_peft_merges_into_the_model_of_transformers(native, tmp_path, how):
+    base = native("glm4v")
+    expected = trained(base, peft.LoraConfig(r=4, **CONFIGS[how]), tmp_path / "adapter")
+    loaded = resolve(tmp_path / "adapter").load(dtype=torch.float32)
+    same(loaded.model.state_dict(), expected)
+    assert changed(expected, resolve(base).load(dtype=torch.float32).model.state_dict())
+    assert any("(LORA) is merged into" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_model_type_in_the_dtype_of_the_load(native, tmp_path, kind, dtype):
+    targets = ["q_proj", "v_proj", "o_proj"]
+    expected = trained(native(kind), peft.LoraConfig(target_modules=targets), tmp_path, dtype)
+    same(resolve(tmp_path).load(dtype=dtype).model.state_dict(), expected)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.LoHaConfig(r=2, target_modules=["q_proj", "down_proj"]),
+        peft.LoKrConfig(r=2, target_modules=["q_proj", "down_proj"]),
+        peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    ],
+    ids=["loha", "lokr", "ia3"],
+)
+def test_other_kinds_that_can_be_merged(native, tmp_path, config):
+    expected = trained(native("glm4v"), config, tmp_path)
+    same(resolve(tmp_path).load(dtype=torch.float32).model.state_dict(), expected)
+
+
+class Published(torch.nn.Module):
+    """Modules under the names of the published code, with a checkpoint's weights."""
+
+    def __init__(self, weights):
+        super().__init__()
+        for name, weight in weights.items():
+            *path, last = name.split(".")
+            at = self
+            for part in path[:-1]:
+                if not hasattr(at, part):
+                    at.add_module(part, torch.nn.Module())
+                at = getattr(at, part)
+            if not hasattr(at, path[-1]):
+                module = torch.nn.Module()
+                weight_of = weights.get(f"{'.'.join(path)}.weight")
+                if weight_of is not None and weight_of.dim() == 2 and "norm" not in path[-1]:
+                    is_table = "embedding" in path[-1]
+                    kind = torch.nn.Embedding if is_table else torch.nn.Linear
+                    sizes = weight_of.shape if is_table else weight_of.shape[::-1]
+                    module = kind(*sizes, **({} if is_table else {"bias": False}))
+                at.add_module(path[-1], module)
+            getattr(at, path[-1]).register_parameter(last, torch.nn.Parameter(weight))
+
+
+def of_published_names(folder, **options):
+    """Save an adapter as people train it on the published code; returns merged weights."""
+    weights = load_file(golden.CHECKPOINT / "model.safetensors")
+    known = {name: weights[name] for name in weights if "inv_freq" not in name}
+    model = peft.get_peft_model(Published(known), peft.LoraConfig(**options))
+    randomize(model)
+    model.save_pretrained(folder)
+    return {**weights, **model.merge_and_unload().state_dict()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["query_key_value"]},
+        {"target_modules": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]},
+        {"target_modules": ["dense"], "modules_to_save": ["output_layer"]},
+        {"target_modules": ["query_key_value"], "use_dora": True},
+        {"target_modules": ["fc1", "fc2"], "r": 3, "lora_alpha": 7},
+    ],
+)
+def test_what_was_trained_on_the_published_code_of_glm_4v_9b(tmp_path, options):
+    merged = of_published_names(tmp_path / "adapter", **options)
+    whole = shutil.copytree(golden.CHECKPOINT, tmp_path / "merged")
+    save_file(
+        {name: weight.contiguous() for name, weight in merged.items()}, whole / "model.safetensors"
+    )
+    expected = resolve(whole).load(dtype=torch.float32).model.state_dict()
+    found = resolve(tmp_path / "adapter", base=golden.CHECKPOINT).load(dtype=torch.float32)
+    same(found.model.state_dict(), expected)
+    assert changed(
+        expected, resolve(golden.CHECKPOINT).load(dtype=torch.float32).model.state_dict()
+    )
+
+
+def of_our_modules(folder, targets=("q_proj", "v_proj", "gate_up_proj", "fc1")):
+    model = resolve(golden.CHECKPOINT).load(dtype=torch.float32).model
+    adapted = peft.PeftModel(model, peft.LoraConfig(target_modules=list(targets)))
+    randomize(adapted)
+    adapted.save_pretrained(folder)
+    return adapted.merge_and_unload().state_dict()
+
+
+def test_what_was_trained_on_the_modules_here(tmp_path):
+    expected = of_our_modules(tmp_path)
+    found = resolve(tmp_path, base=golden.CHECKPOINT).load(dtype=torch.float32).model.state_dict()
+    for name, weight in found.items():
+        torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=0)
+    ours = layout.published_names(resolve(golden.CHECKPOINT).config)
+    assert ours.keys() == {name for name in found if "inv_freq" not in name}
+
+
+def answer(engine, kind="glm4v"):
+    chat = Conversation((Message("user", "What is it?", (tiny_native.image(90, 70),)),))
+    events = engine.stream([Request(chat, Sampling(8, temperature=0, repetition_penalty=1.0))])
+    return next(each.generation.text for each in events if isinstance(each, Finished))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_several_gpus_the_answer_is_that_of_the_merged_model(native, tmp_path, kind):
+    whole = tmp_path / "merged"
+    trained(native(kind), peft.LoraConfig(target_modules=["q_proj", "o_proj"]), tmp_path / "a")
+    adapted = peft.PeftModel.from_pretrained(full(native(kind), torch.float32), tmp_path / "a")
+    shutil.copytree(native(kind), whole)
+    adapted.merge_and_unload().save_pretrained(whole)
+    expected = answer(local.load(resolve(whole)))
+    assert expected != answer(local.load(resolve(native(kind))))
+    found = resolve(native(kind), lora=tmp_path / "a")
+    assert answer(local.load(found)) == expected
+    with VirtualGPUs("3x1GiB", on_mismatch="collect") as gpus:
+        options = PlacementOptions(context=2048, dtype="float32", max_memory=0.6)
+        placement = decide(found.architecture, options, gpus.gpus)
+        assert len(set(placement.device_map.values())) > 1
+        engine = local.load(found, placement)
+        assert answer(engine) == expected
+        engine.close()
+    assert gpus.report().ok if hasattr(gpus.report(), "ok") else True
+
+
+def test_merged_before_it_is_quantised(native, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    trained(native("glm4v"), peft.LoraConfig(target_modules=["q_proj"]), tmp_path / "a")
+    whole = shutil.copytree(native("glm4v"), tmp_path / "merged")
+    adapted = peft.PeftModel.from_pretrained(full(native("glm4v"), torch.float32), tmp_path / "a")
+    adapted.merge_and_unload().save_pretrained(whole)
+    states = [
+        resolve(folder).load(dtype=torch.float32, quantize="8bit").model.state_dict()
+        for folder in (tmp_path / "a", whole)
+    ]
+    same({k: v for k, v in states[0].items() if hasattr(v, "shape")},
+         {k: v for k, v in states[1].items() if hasattr(v, "shape")})  # fmt: skip
+
+
+def test_plan_and_doctor_price_the_base(tmp_path):
+    of_published_names(tmp_path / "a", target_modules=["dense"])
+    edit(tmp_path / "a", base_model_name_or_path="THUDM/glm-4v-9b")
+    name = str(tmp_path / "a")
+    shape = architecture(name).shape()
+    assert shape.values == architecture("GLM-4V-9B").shape().values
+    assert (shape.name, shape.units) == (name, architecture("GLM-4V-9B").shape().units)
+    facts = gather((), model=name)
+    assert (facts.shape, facts.is_here, facts.fault) == (shape, False, None)
+    edit(tmp_path / "a", base_model_name_or_path=str(golden.CHECKPOINT))
+    assert architecture(name).shape().max_context == 256
+    facts = gather((), model=name)
+    assert (facts.is_here, facts.fault) == (True, None)
+    edit(tmp_path / "a", base_model_name_or_path="nobody/nothing")
+    with pytest.raises(CheckpointError, match="trained on 'nobody/nothing', which is not here"):
+        architecture(name)
+    edit(tmp_path / "a", base_model_name_or_path=str(golden.CHECKPOINT))
+    (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="is not a safetensors file"):
+        gather((), model=name)
+
+
+def edit(folder, **changes):
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """An adapter of the tiny checkpoint, which it names by its path."""
+    of_published_names(tmp_path / "a", target_modules=["query_key_value"])
+    edit(tmp_path / "a", base_model_name_or_path=str(golden.CHECKPOINT))
+    return tmp_path / "a"
+
+
+def test_ways_to_name_both(adapter, monkeypatch):
+    expected = resolve(adapter).load(dtype=torch.float32).model.state_dict()
+    for found in (
+        resolve(golden.CHECKPOINT, lora=adapter),
+        resolve(adapter, base=golden.SHARDED),
+        resolve(str(adapter), base=str(golden.CHECKPOINT)),
+    ):
+        same(found.load(dtype=torch.float32).model.state_dict(), expected)
+    shutil.copytree(golden.CHECKPOINT, adapter.parent / "base")
+    edit(adapter, base_model_name_or_path="base")
+    same(resolve(adapter).load(dtype=torch.float32).model.state_dict(), expected)  # beside it
+    assert resolve(adapter).name == str(adapter)
+    assert resolve(golden.CHECKPOINT, lora=adapter).name == str(golden.CHECKPOINT)
+
+
+def test_a_session_takes_it_and_notices_when_it_changes(adapter):
+    session = Session().load(adapter)
+    engine = session.engine
+    assert any("is merged into" in note for note in session.status().info.notes)
+    session.load(adapter)
+    assert session.engine is engine
+    plain = Session().load(golden.CHECKPOINT)
+    different = plain.load(golden.CHECKPOINT, lora=adapter)
+    same(different.engine.model.state_dict(), engine.model.state_dict())
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({k: v * 2 for k, v in weights.items()}, adapter / "adapter_model.safetensors")
+    session.load(adapter)
+    assert session.engine is not engine
+    session.unload()
+    plain.unload()
+
+
+def test_weights_of_an_adapter_in_a_pickle_and_with_its_name(adapter):
+    expected = resolve(adapter).load(dtype=torch.float32).model.state_dict()
+    file = adapter / "adapter_model.safetensors"
+    weights = load_file(file)
+    file.unlink()
+    named = {f"module.{k.replace('.weight', '.default.weight')}": v for k, v in weights.items()}
+    torch.save(named, adapter / "adapter_model.bin")
+    same(resolve(adapter).load(dtype=torch.float32).model.state_dict(), expected)
+
+
+def test_half_merged_weights_with_their_configuration(adapter, tmp_path):
+    expected = resolve(adapter).load(dtype=torch.float32).model.state_dict()
+    half = shutil.copytree(golden.CHECKPOINT, tmp_path / "half")
+    weights = load_file(half / "model.safetensors")
+    parts = load_file(adapter / "adapter_model.safetensors")
+    renamed = {
+        "base_model.model." + name.replace("query_key_value.", "query_key_value.base_layer."): each
+        for name, each in weights.items()
+    }
+    parts = {name.replace(".weight", ".default.weight"): each for name, each in parts.items()}
+    save_file({**renamed, **parts}, half / "model.safetensors")
+    shutil.copy(adapter / "adapter_config.json", half)
+    same(resolve(half).load(dtype=torch.float32).model.state_dict(), expected)
+
+
+BROKEN = {
+    "no weights": (lambda a: (a / "adapter_model.safetensors").unlink(), "but no adapter_model"),
+    "cut short": (
+        lambda a: (a / "adapter_model.safetensors").write_bytes(b"\x01"),
+        "is not a safetensors file",
+    ),
+    "no JSON": (lambda a: (a / "adapter_config.json").write_text("{"), "is not valid JSON"),
+    "no kind": (lambda a: (a / "adapter_config.json").write_text("{}"), "lacks 'peft_type'"),
+    "prompts": (lambda a: edit(a, peft_type="PROMPT_TUNING"), "PROMPT_TUNING', which cannot be"),
+    "biases": (lambda a: edit(a, lora_bias=True), "biases of its own"),
+    "no base": (lambda a: edit(a, base_model_name_or_path=None), "does not say which model"),
+    "base away": (lambda a: edit(a, base_model_name_or_path="/x/y"), "'/x/y', which is not here"),
+    "odd base": (lambda a: edit(a, base_model_name_or_path=3), "has 3 for 'base_model"),
+    "base is an adapter": (
+        lambda a: edit(a, base_model_name_or_path=str(a)),
+        "is an adapter itself",
+    ),
+    "another rank": (lambda a: edit(a, r=2), "peft cannot merge"),
+    "other modules": (lambda a: edit(a, target_modules=["x"]), "peft cannot merge"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_broken_adapters_are_one_line(adapter, how):
+    spoil, said = BROKEN[how]
+    spoil(adapter)
+    with pytest.raises(CheckpointError) as caught:
+        resolve(adapter).load(dtype=torch.float32)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_adapters_of_other_models(adapter, native, tmp_path):
+    with pytest.raises(CheckpointError, match="that its base does not have, for example transf"):
+        resolve(native("glm4v"), lora=adapter)
+    of_our_modules(tmp_path / "b", ["q_proj"])
+    with pytest.raises(CheckpointError, match=r"shape .* does not suit that of its base"):
+        resolve(tmp_path / "b", base=wider(tmp_path))
+
+
+def wider(tmp_path):
+    """A checkpoint of the same kind with twice as many heads."""
+    folder = shutil.copytree(golden.CHECKPOINT, tmp_path / "wider")
+    config = json.loads((folder / "config.json").read_text())
+    config["num_attention_heads"] *= 2
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    for name, shape in layout.weight_shapes(config).items():
+        if weights[name].shape != shape:
+            weights[name] = torch.zeros(shape)
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"base": golden.CHECKPOINT}, "is no adapter that could be merged into"),
+        ({"lora": golden.CHECKPOINT}, "is no adapter: it holds no adapter_config.json"),
+        ({"lora": "/nowhere"}, "There is no checkpoint '/nowhere'"),
+    ],
+)
+def test_options_without_meaning(given, said):
+    with pytest.raises((OptionError, CheckpointError), match=said):
+        resolve(golden.CHECKPOINT, **given)
+    with pytest.raises((OptionError, CheckpointError), match=said):
+        architecture(golden.CHECKPOINT, **given)
+
+
+def test_two_adapters_are_refused(adapter):
+    with pytest.raises(OptionError, match="is an adapter itself, and only one is merged"):
+        resolve(adapter, lora=adapter)
+
+
+def test_without_peft_the_extra_is_named_before_anything_is_released(adapter, monkeypatch):
+    session = Session().load(golden.CHECKPOINT)
+    engine = session.engine
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(OptionError, match=r"pip install 'glm4v_magic\[lora\]'"):
+        session.load(adapter)
+    assert session.engine is engine
+    session.unload()
+    assert architecture(adapter).shape().values  # a plan needs none
+
+
+def test_a_placement_on_the_cpu_by_a_map(adapter):
+    expected = resolve(adapter).load(dtype=torch.float32).model.state_dict()
+    placed = local.load(resolve(adapter), Placement("float32", {"": "cpu"}))
+    same(placed.model.state_dict(), expected)

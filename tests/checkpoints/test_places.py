@@ -1,0 +1,301 @@
+"""Names as people type them, and where the files are looked for: load, plan and doctor agree."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import golden
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file
+
+from glm4v_magic.checkpoints import resolve
+from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.core.errors import CheckpointError
+from glm4v_magic.core.remarks import worded
+from glm4v_magic.doctor import diagnose, gather
+from glm4v_magic.notebook.next_steps import CELL
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path, monkeypatch):
+    """An empty cache of the hub, and an empty home."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MODELSCOPE_CACHE", raising=False)
+    return tmp_path / "hub"
+
+
+def download(hub, repository, source=golden.CHECKPOINT):
+    """Put a checkpoint into the cache of the hub."""
+    root = hub / f"models--{repository.replace('/', '--')}"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text(COMMIT)
+    return shutil.copytree(source, root / "snapshots" / COMMIT)
+
+
+def found_by_all(name, folder):
+    """Load, plan and doctor use the files of a folder."""
+    assert resolve(name).folder == folder
+    assert architecture(name).shape().max_context == 256
+    facts = gather((), model=name)
+    assert (facts.is_here, facts.fault, facts.shape.max_context) == (True, None, 256)
+
+
+@pytest.mark.parametrize("repository", ["zai-org/glm-4v-9b", "THUDM/glm-4v-9b", "thudm/GLM-4V-9B"])
+@pytest.mark.parametrize(
+    "name", ["GLM-4V-9B", "glm-4v", "glm4v", "THUDM/glm-4v-9b", "zai-org/GLM-4V-9B", "glm-4v-9b "]
+)
+def test_a_download_is_found_whoever_owned_it(hub, repository, name):
+    found_by_all(name, download(hub, repository))
+
+
+@pytest.mark.parametrize("name", ["someone/Tiny-GLM", "someone/tiny-glm"])
+def test_the_hub_knows_no_case(hub, name):
+    found_by_all(name, download(hub, "Someone/tiny-glm"))
+
+
+@pytest.mark.parametrize(
+    ("given", "root"),
+    [
+        (None, "home/.cache/modelscope/hub"),
+        (None, "home/.cache/modelscope/hub/models"),
+        ("ms", "ms"),
+        ("ms", "ms/models"),
+        ("ms", "ms/hub/models"),
+    ],
+)
+@pytest.mark.parametrize(
+    "folder", ["ZhipuAI/GLM-4___1V-9B-Thinking", "ZhipuAI/GLM-4.1V-9B-Thinking"]
+)
+@pytest.mark.parametrize("name", ["glm-4.1v", "ZhipuAI/GLM-4.1V-9B-Thinking"])
+def test_what_modelscope_has_downloaded_is_found(tmp_path, monkeypatch, given, root, folder, name):
+    if given is not None:
+        monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / given))
+    found_by_all(name, shutil.copytree(golden.CHECKPOINT, tmp_path / root / folder))
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        resolve(name, revision="v2")  # there are no revisions in that cache
+
+
+@pytest.mark.parametrize("name", ["ZhipuAI/../../x", "../x", "a/b/c", "ZhipuAI/"])
+def test_a_name_leads_out_of_no_cache(tmp_path, name):
+    root = tmp_path / "home" / ".cache" / "modelscope" / "hub"
+    root.mkdir(parents=True)
+    shutil.copytree(golden.CHECKPOINT, tmp_path / "home" / ".cache" / "x")
+    with pytest.raises(CheckpointError):
+        resolve(name)
+
+
+def test_a_whole_download_is_taken_before_one_that_was_cut_short(hub):
+    cut = download(hub, "zai-org/glm-4v-9b")
+    (cut / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        resolve("GLM-4V-9B")
+    facts = gather((), model="GLM-4V-9B")
+    assert (facts.is_here, facts.fault) == (False, None)  # it goes on when it is loaded
+    found_by_all("GLM-4V-9B", download(hub, "THUDM/glm-4v-9b"))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown", "values"),
+    [
+        ("GLM-4.1V-9B-Base", "GLM-4.1V-9B-Base", 10_290_000_000),
+        ("zai-org/glm-4.1v-9b-base", "GLM-4.1V-9B-Base", 10_290_000_000),
+        ("glm-4.1v", "GLM-4.1V-9B-Thinking", 10_290_000_000),
+        ("glm_4v_9b", "GLM-4V-9B", 13_906_000_000),
+        ("GLM-4.6v-flash", "GLM-4.6V-Flash", 10_290_000_000),
+    ],
+)
+def test_names_that_can_be_planned_without_files(name, shown, values):
+    shape = architecture(name).shape()
+    assert shape.name == shown
+    assert shape.values == pytest.approx(values, rel=0.01)
+
+
+@pytest.mark.parametrize("damage", ["tokenizer.model", "model.safetensors", "config.json"])
+@pytest.mark.parametrize("where", ["folder", "cache"])
+def test_doctor_says_ok_of_nothing_that_load_refuses(hub, tmp_path, where, damage):
+    if where == "cache":
+        name, folder = "GLM-4V-9B", download(hub, "zai-org/glm-4v-9b")
+    else:
+        folder = shutil.copytree(golden.CHECKPOINT, tmp_path / "folder")
+        name = str(folder)
+    file = folder / damage
+    if damage == "config.json":
+        config = json.loads(file.read_text())
+        file.write_text(json.dumps({**config, "boi_token_id": 311}))
+    else:
+        file.write_bytes(file.read_bytes()[:-40])
+    facts = gather((), model=name)
+    assert facts.fault is not None
+    verdicts = {each.subject: each.verdict for each in diagnose(facts)}
+    assert verdicts["checkpoint"] == "fail"
+
+
+def test_cogvlm_is_named_with_what_can_be_done(tmp_path):
+    config = {"architectures": ["CogVLMForCausalLM"], "vision_config": {}, "hidden_size": 4096}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for look in (resolve, architecture):
+        with pytest.raises(CheckpointError) as caught:
+            look(tmp_path)
+        assert "CogVLM" in str(caught.value)
+        assert "%glm4v patch" in worded(caught.value.text, CELL)
+
+
+def test_a_mirror_of_the_hub_is_asked(tmp_path):
+    asked = []
+
+    class Mirror(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            asked.append(self.path)
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.end_headers()
+
+        def log_message(self, *_arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Mirror) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        code = (
+            "from glm4v_magic.checkpoints import resolve\n"
+            "try:\n    resolve('GLM-4.1V-9B-Base', download=True)\n"
+            "except Exception as error:\n    print(error)\n"
+        )
+        address = f"http://127.0.0.1:{server.server_port}"
+        surroundings = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path)}
+        surroundings = {
+            name: value
+            for name, value in surroundings.items()
+            if not name.lower().endswith("_proxy") and name != "HF_HUB_OFFLINE"
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=surroundings, capture_output=True, text=True
+        )
+        server.shutdown()
+        thread.join()
+    assert "not on the hub" in done.stdout, done.stderr
+    assert asked == ["/zai-org/GLM-4.1V-9B-Base/resolve/main/config.json"]
+
+
+TRAINED = {
+    "peft": lambda name: f"base_model.model.{name}",
+    "peft, unloaded": lambda name: (
+        "base_model.model." + name.replace("dense.weight", "dense.base_layer.weight")
+    ),
+    "data parallel": lambda name: f"module.{name}",
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "compiled layers": lambda name: name.replace("encoder.", "encoder._orig_mod."),
+}
+
+
+@pytest.mark.parametrize("tool", TRAINED)
+def test_prefixes_of_training_tools_are_taken_off(tmp_path, tool):
+    from safetensors.torch import save_file
+
+    folder = shutil.copytree(golden.CHECKPOINT, tmp_path / "trained")
+    weights = load_file(folder / "model.safetensors")
+    renamed = {TRAINED[tool](name): weight for name, weight in weights.items()}
+    assert renamed.keys() != weights.keys()
+    save_file(renamed, folder / "model.safetensors")
+    expected = resolve(golden.CHECKPOINT).load(dtype=torch.float32).model.state_dict()
+    found = resolve(folder).load(dtype=torch.float32).model.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in found.items())
+
+
+def test_adapters_that_are_not_merged_are_named(tmp_path):
+    from safetensors.torch import save_file
+
+    folder = shutil.copytree(golden.CHECKPOINT, tmp_path / "trained")
+    weights = load_file(folder / "model.safetensors")
+    more = "transformer.encoder.layers.0.self_attention.dense.lora_A.default.weight"
+    save_file({**weights, more: torch.zeros(2, 2)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="not merged, for example"):
+        resolve(folder)
+
+
+@pytest.mark.parametrize("form", ["one", "sharded", "old", "nested"])
+def test_weights_of_trainers_in_pickles(tmp_path, form):
+    folder = shutil.copytree(golden.CHECKPOINT, tmp_path / "trained")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    if form == "sharded":
+        names = sorted(weights)
+        parts = {"pytorch_model-1.bin": names[::2], "pytorch_model-2.bin": names[1::2]}
+        for file, held in parts.items():
+            torch.save({name: weights[name] for name in held}, folder / file)
+        index = {"weight_map": {name: file for file, held in parts.items() for name in held}}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    else:
+        content = {"state_dict": weights, "step": 3} if form == "nested" else weights
+        zipped = form != "old"
+        torch.save(content, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    expected = resolve(golden.CHECKPOINT)
+    found = resolve(folder)
+    assert found.total_bytes == expected.total_bytes
+    same = expected.load(dtype=torch.float32).model.state_dict()
+    for name, weight in found.load(dtype=torch.float32).model.state_dict().items():
+        assert torch.equal(weight, same[name])
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"x": Evil()}, "holds more than weights"),
+        ({"step": 3}, "holds no weights by name"),
+        ([torch.zeros(2)], "holds no weights by name"),
+        ({"transformer.x": torch.zeros(2, dtype=torch.complex64)}, "complex64, which is not read"),
+        ({"transformer.x": torch.zeros(2)}, "weights are missing"),
+    ],
+)
+def test_pickles_that_are_no_weights(tmp_path, monkeypatch, content, said):
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(golden.CHECKPOINT, tmp_path / "trained")
+    (folder / "model.safetensors").unlink()
+    torch.save(content, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=said) as caught:
+        resolve(folder)
+    assert "\n" not in str(caught.value)
+    assert not os.path.exists("executed")
+
+
+def test_a_pickle_that_was_cut_short(tmp_path):
+    folder = shutil.copytree(golden.CHECKPOINT, tmp_path / "trained")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    file = folder / "pytorch_model.bin"
+    torch.save(weights, file)
+    for size in (file.stat().st_size // 2, 100, 0):
+        os.truncate(file, size)
+        with pytest.raises(CheckpointError, match=r"pytorch_model.bin"):
+            resolve(folder)
+
+
+def test_a_vocabulary_that_has_grown(tmp_path):
+    from safetensors.torch import save_file
+
+    folder = shutil.copytree(golden.CHECKPOINT, tmp_path / "grown")
+    weights = load_file(folder / "model.safetensors")
+    for name in ("transformer.embedding.word_embeddings.weight", "transformer.output_layer.weight"):
+        weights[name] = torch.cat([weights[name], weights[name][:3]])
+    save_file(weights, folder / "model.safetensors")
+    loaded = resolve(folder).load(dtype=torch.float32)
+    rows = json.loads((folder / "config.json").read_text())["padded_vocab_size"] + 3
+    assert loaded.model.get_output_embeddings().weight.shape[0] == rows
+    assert any(f"a vocabulary of {rows:,}" in note for note in loaded.notes)
+    assert architecture(folder).shape().values > architecture(golden.CHECKPOINT).shape().values
