@@ -169,7 +169,7 @@ def test_elsewhere_weights_are_planned_as_they_are_restored(checkpoints, gpus, o
     options = PlacementOptions(gpus=gpus, images=0, context=512, **options)
     made = make_plan(fp8, options)
     assert (made.workload.dtype, made.workload.fp8) == ("bfloat16", False)
-    assert [note.code for note in made.notes] == ["fp8_restored"]
+    assert "fp8_restored" in [note.code for note in made.notes]
     other = make_plan(full, PlacementOptions(gpus=gpus, images=0, context=512, dtype="bfloat16"))
     assert sum(each.weight_bytes for each in made.stages) == 2 * full.shape().values
     assert [each.weight_bytes for each in made.stages] == [e.weight_bytes for e in other.stages]
