@@ -81,8 +81,9 @@ def load_weights(
 
     device_map = options.device_map
     more = dict(options.more)
-    if options.quantize is not None:
+    if options.quantize is not None or getattr(config, "quantization_config", None) is not None:
         device_map = device_map or {"": "cpu"}
+    if options.quantize is not None:
         more["quantization_config"] = _quantization(options)
     with (
         stored_weights(tensors, options.restored, _merger(options)) as weights,

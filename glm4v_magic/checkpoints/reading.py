@@ -160,6 +160,10 @@ class StoredWeight:
     def __getitem__(self, _all: EllipsisType) -> Tensor:
         return self._reader.read(self._info)
 
+    def get_dtype(self) -> str:
+        """Return the dtype in the file; transformers asks for it if weights are quantised."""
+        return self._info.dtype
+
 
 class _RestoredWeight(StoredWeight):
     """A weight in FP8 that is read as ``weight x scale`` of its block, in float32 and then cast."""

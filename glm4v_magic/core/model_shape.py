@@ -78,6 +78,8 @@ class UnitShape:
         row_bytes: bytes of such state in other dtypes.
         fp8_values: weights that the checkpoint may keep in FP8.
         fp8_scales: number of their float32 scales.
+        packed_values: weights that the checkpoint has quantised, and that stay so.
+        packed_bytes: bytes of these, with their scales.
         activations: activation memory of its modules, which run one after another.
     """
 
@@ -94,6 +96,8 @@ class UnitShape:
     row_bytes: int = 0
     fp8_values: int = 0
     fp8_scales: int = 0
+    packed_values: int = 0
+    packed_bytes: int = 0
     activations: tuple[Activation, ...] = ()
 
 
@@ -112,6 +116,9 @@ class ModelShape:
         image_positions: what an image counts for in the context length: its distinct position ids,
             fewer than `visual_tokens` where patches share one (3 in GLM-4V-9B).
         fp8: whether the weights were published in FP8; `dtype` is what they are computed in.
+        scheme: another scheme by which the weights were quantised before they were published;
+            empty for none.
+        packed: how many bits they have, if they stay as they are; ``None`` if they are restored.
     """
 
     name: str
@@ -123,6 +130,8 @@ class ModelShape:
     visual_tokens: int
     image_positions: int
     fp8: bool = False
+    scheme: str = ""
+    packed: Quantization | None = None
 
     @property
     def keeps_fp8(self) -> bool:
@@ -132,7 +141,8 @@ class ModelShape:
     @property
     def quantizable(self) -> bool:
         """Whether linear layers can be quantised as they are loaded."""
-        return not self.fp8 and any(unit.linear_values for unit in self.units)
+        stored = self.fp8 or self.scheme
+        return not stored and any(unit.linear_values for unit in self.units)
 
     @property
     def values(self) -> int:

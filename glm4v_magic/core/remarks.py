@@ -200,6 +200,12 @@ COMMON: Mapping[str, str] = {
         "Published in FP8, the weights are restored to {dtype}: to stay, all have to be on GPUs of "
         "compute capability 8.9 or more."
     ),
+    "scheme_stays": "The weights stay as they were published: quantised by {scheme}.",
+    "scheme_restored": "Published quantised by {scheme}, the weights are restored to {dtype}.",
+    "base_is_quantised": (
+        "Give the original checkpoint: {option:base=FOLDER}; {option:quantize=4bit} makes it as "
+        "small as it is loaded."
+    ),
     "kernels_missing": (
         "Install it with: pip install kernels; or restore the weights ({option:dtype=bfloat16})."
     ),

@@ -39,7 +39,7 @@ def verify_places(model: nn.Module, device_map: Mapping[str, Place]) -> None:
             raise PlacementError(f"{name} was to be on {wanted}, but arrived on {found}.", _REPORT)
 
 
-def verify_bytes(model: nn.Module, plan: Plan) -> None:
+def verify_bytes(model: nn.Module, plan: Plan, *, is_quantised: bool = False) -> None:
     """Compare the bytes of the weights on each GPU with the plan.
 
     bitsandbytes keeps its scales outside the parameters, so quantised weights may take less.
@@ -52,7 +52,7 @@ def verify_bytes(model: nn.Module, plan: Plan) -> None:
         found[str(parameter.device)] += parameter.nbytes
     for stage in plan.stages:
         planned, there = stage.weight_bytes, found[stage.device]
-        is_less = plan.workload.quantize is not None and there < planned
+        is_less = (is_quantised or plan.workload.quantize is not None) and there < planned
         if stage.gpu is not None and there != planned and not is_less:
             raise PlacementError(
                 f"{gib(there)} GiB of weights ({there:,} bytes) are on {stage.device}, where the "

@@ -39,6 +39,7 @@ HUB_SECONDS = 3.0
 
 _OWN = "glm4v_magic"
 _USERS_EXTRAS = (
+    "compressed",
     "forms",
     "lora",
     "notebook",

@@ -121,6 +121,12 @@ def dry_run(
     if decode_steps < 1:
         raise OptionError(f"decode_steps is {decode_steps}, but must be at least 1.")
     shape = architecture.shape()
+    if shape.packed is not None:
+        raise OptionError(
+            f"A dry run computes with full weights, and those of {shape.name} are quantised by "
+            f"{shape.scheme}.",
+            "Make a plan, which counts them as they are.",
+        )
     others = images * shape.image_positions + decode_steps
     if text_tokens is not None:
         context = others + text_tokens

@@ -129,7 +129,8 @@ def _load(
             dispatch(loaded.model, placement.device_map, placement.execution_map)
         verify_places(loaded.model, placement.device_map)
     if placement.plan is not None:
-        verify_bytes(loaded.model, placement.plan)
+        packed = checkpoint.architecture.shape().packed is not None
+        verify_bytes(loaded.model, placement.plan, is_quantised=packed)
     return LocalEngine(checkpoint, loaded, placement, recorder, keep)
 
 

@@ -6,11 +6,12 @@ in bytes for a `Workload` (context, images, batch, dtype, quantisation).
 Sources of the formulas, with B rows, S cache entries per row, e bytes per value:
 
 weights
-    values x e; those that stay in FP8 are one byte per value and a float32 scale per block; linear
-    layers of the text part may be quantised. The layouts are bitsandbytes': 8-bit is one byte per
-    value and a float32 scale per output row (``Int8Params.SCB``), 4-bit is half a byte per value
-    and a float32 ``absmax`` per 64 values (``Params4bit``, block size 64, no double quantisation).
-    Embedding, head, norms, biases and the vision tower stay as they are.
+    values x e; those that the checkpoint has quantised are the bytes in its files; those that stay
+    in FP8 are one byte per value and a float32 scale per block; linear layers of the text part may
+    be quantised. The layouts are bitsandbytes': 8-bit is one byte per value and a float32 scale per
+    output row (``Int8Params.SCB``), 4-bit is half a byte per value and a float32 ``absmax`` per 64
+    values (``Params4bit``, block size 64, no double quantisation). Embedding, head, norms, biases
+    and the vision tower stay as they are.
 KV cache
     B x S x 2 x groups x head size x e per decoder layer (``DynamicCache`` keeps exactly the keys
     and values of every entry). An image takes more cache entries than it counts for in the context
@@ -42,6 +43,7 @@ from glm4v_magic.core.model_shape import (
     UnitShape,
     Workload,
 )
+from glm4v_magic.core.options import Quantization
 from glm4v_magic.core.wording import counted
 
 __all__ = [
@@ -166,7 +168,8 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
         if unit.kind == "embedding":  # the mask is made there, from one that all rows share
             transient = max(transient, mask + mask // workload.batch)
         if unit.kind == "text_layer":
-            transient = max(transient, _quantized_product(unit, workload, entries, size)) + mask
+            quantize = shape.packed or workload.quantize
+            transient = max(transient, _quantized_product(unit, quantize, entries, size)) + mask
         kv_bytes_per_token = unit.cache_values * size
         units.append(
             Unit(
@@ -206,6 +209,8 @@ def _weight_bytes(unit: UnitShape, workload: Workload, size: int) -> int:
 
 
 def _in_dtype(unit: UnitShape, workload: Workload, size: int) -> int:
+    if unit.packed_values:
+        return (unit.values - unit.packed_values) * size + unit.packed_bytes
     if workload.fp8:
         return (unit.values - unit.fp8_values) * size + unit.fp8_values + unit.fp8_scales * _FLOAT32
     kept = (unit.values - unit.linear_values) * size
@@ -216,7 +221,9 @@ def _in_dtype(unit: UnitShape, workload: Workload, size: int) -> int:
     return unit.values * size
 
 
-def _quantized_product(unit: UnitShape, workload: Workload, entries: int, size: int) -> int:
+def _quantized_product(
+    unit: UnitShape, quantize: Quantization | None, entries: int, size: int
+) -> int:
     """Return the bytes alive in the largest quantised matrix product of a decoder layer.
 
     Input, residuals and result as without quantisation, and (bitsandbytes,
@@ -225,9 +232,9 @@ def _quantized_product(unit: UnitShape, workload: Workload, entries: int, size: 
     """
     rows, columns = unit.widest_linear
     product = entries * (rows + 3 * columns) * size
-    if workload.quantize == "4bit":
+    if quantize == "4bit":
         return product + rows * columns * size
-    if workload.quantize == "8bit":
+    if quantize == "8bit":
         return product + entries * rows * _INT32
     return 0
 

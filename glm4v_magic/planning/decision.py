@@ -133,13 +133,15 @@ def choose(
     if given is not None:
         _refuse_options_of_a_plan(options)
     if options.quantize is not None:
-        if architecture.shape().fp8:
+        shape = architecture.shape()
+        if shape.fp8 or shape.scheme:
+            scheme = "in FP8" if shape.fp8 else f"quantised by {shape.scheme}"
             raise OptionError(
-                f"The weights of {architecture.name} were published in FP8, and {options.quantize} "
-                "weights are made of full ones.",
+                f"The weights of {architecture.name} were published {scheme}, and "
+                f"{options.quantize} weights are made of full ones.",
                 code="quantised_already",
             )
-        if not architecture.shape().quantizable:
+        if not shape.quantizable:
             raise OptionError(
                 f"The layers of {architecture.name} cannot be quantised as they are loaded.",
                 "Leave quantize out.",
@@ -180,7 +182,7 @@ def decide(
     wanted = chosen.device_map() if isinstance(chosen, Plan) else chosen
     weights = check(wanted, architecture.module_tree(), gpus)
     on_gpus = any(place != "cpu" for place in weights.values())
-    if options.quantize is not None and on_gpus:
+    if (options.quantize is not None or shape.packed is not None) and on_gpus:
         _require_quantised_on_gpus(shape, weights)
     whole = on_gpus and "cpu" not in weights.values()
     held = precision(shape, gpus if on_gpus else (), options.dtype, options.quantize, whole=whole)
@@ -219,7 +221,13 @@ def _require_bitsandbytes(kind: Quantization) -> None:
 
 def _require_quantised_on_gpus(shape: ModelShape, weights: DeviceMap) -> None:
     """Raise DeviceMapError if a map keeps a part of a quantised layer on the CPU."""
-    quantised = [module for unit in shape.units if unit.linear_values for module in unit.modules]
+    is_packed = shape.packed is not None
+    quantised = [
+        module
+        for unit in shape.units
+        if (unit.packed_values if is_packed else unit.linear_values)
+        for module in unit.modules
+    ]
     for name, place in weights.items():
         if place != "cpu":
             continue
@@ -229,7 +237,7 @@ def _require_quantised_on_gpus(shape: ModelShape, weights: DeviceMap) -> None:
             raise DeviceMapError(
                 f"The device map keeps {name} on the CPU, and quantised layers cannot be "
                 "offloaded.",
-                "Put the layers of the text part on GPUs; the rest may be on the CPU.",
+                "Put the quantised layers on GPUs; the rest may be on the CPU.",
             )
 
 

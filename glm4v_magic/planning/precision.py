@@ -20,7 +20,7 @@ BFLOAT16_FROM = (8, 0)
 FP8_FROM = (8, 9)
 """First compute capability with FP8 arithmetic."""
 
-_CODES = ("float16_instead", "fp8_stays", "fp8_restored")
+_CODES = ("float16_instead", "fp8_stays", "fp8_restored", "scheme_stays", "scheme_restored")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,8 @@ def precision(
     if dtype is not None:
         chosen = dtype
     elif not gpus:
-        chosen = "bfloat16" if shape.fp8 else CPU_DTYPE
+        is_restored = shape.fp8 or (shape.scheme and shape.packed is None)
+        chosen = "bfloat16" if is_restored else CPU_DTYPE
     elif older and shape.dtype == "bfloat16":
         chosen = "float16"
         notes.append(remark("float16_instead", gpus=", ".join(older)))
@@ -70,6 +71,10 @@ def precision(
         chosen = shape.dtype
     if shape.fp8:
         notes.append(remark("fp8_restored", dtype=chosen))
+    if shape.scheme and shape.packed is None:
+        notes.append(remark("scheme_restored", scheme=shape.scheme, dtype=chosen))
+    elif shape.scheme:
+        notes.append(remark("scheme_stays", scheme=shape.scheme))
     return Precision(chosen, False, tuple(notes))
 
 

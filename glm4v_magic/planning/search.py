@@ -243,7 +243,7 @@ def offloadable(task: Task) -> list[str]:
     kinds = ["vision_layer", "text_layer", "embedding"]
     if task.workload.quantize:
         kinds.remove("text_layer")
-    units = price(task.shape, task.workload)
+    units = [unit for unit in task.shape.units if not unit.packed_values]
     return [unit.name for kind in kinds for unit in units if unit.kind == kind]
 
 

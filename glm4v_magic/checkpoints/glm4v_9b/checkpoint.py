@@ -14,6 +14,7 @@ from glm4v_magic.checkpoints.generation_file import read_generation_config
 from glm4v_magic.checkpoints.glm4v_9b import layout
 from glm4v_magic.checkpoints.glm4v_9b.architecture import Glm4v9bArchitecture
 from glm4v_magic.checkpoints.pretrained import LoadOptions, load_weights, require_whole_blocks
+from glm4v_magic.checkpoints.quantized import require_full
 from glm4v_magic.core.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Glm4v9bCheckpoint:
         )
         self._generation = read_generation_config(folder)
         self.tensors = contents.tensors
+        require_full(self.config, self.tensors, str(folder / "config.json"))
         self._check_tensors()
         require_file(folder / "tokenizer.model")
         self._notes = (*contents.notes, *self._generation.notes)

@@ -9,11 +9,14 @@ proportions of images; plans and dry runs use an image of 1,120 x 1,120 pixels (
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from glm4v_magic.checkpoints.contents import Contents
 from glm4v_magic.checkpoints.glm_native.config_file import has_experts, read_config
 from glm4v_magic.checkpoints.glm_native.fp8 import Fp8, read_fp8
 from glm4v_magic.checkpoints.glm_native.hybrid import FLOAT32_MODULES, hybrid_units
+from glm4v_magic.checkpoints.glm_native.stored import Stored, read_stored
 from glm4v_magic.checkpoints.glm_native.text import text_units
 from glm4v_magic.checkpoints.glm_native.tower import (
     VISION,
@@ -45,6 +48,7 @@ class NativeArchitecture:
             text keys at the top level.
         where: path of the file, for messages.
         keeps_fp8: whether weights in FP8 may stay so; not if an adapter is merged into them.
+        stored: how weights were quantised before they were published, if not in FP8 by block.
 
     Attributes:
         text: its ``text_config``, with the ``attention_bias`` that the model type has.
@@ -58,18 +62,45 @@ class NativeArchitecture:
     max_images: int | None = None
 
     def __init__(
-        self, name: str, config: dict[str, Any], where: str, *, keeps_fp8: bool = True
+        self,
+        name: str,
+        config: dict[str, Any],
+        where: str,
+        *,
+        keeps_fp8: bool = True,
+        stored: Stored | None = None,
     ) -> None:
-        self._can_keep_fp8 = keeps_fp8
+        self._can_keep_fp8, self.stored = keeps_fp8, stored
         self.name = name
         self.config = config
-        self.fp8 = read_fp8(config, where)
+        self.fp8 = read_fp8(config, where) if stored is None else None
         self._is_hybrid = config.get("model_type") == _HYBRID
         self._nested = read_config(without_quantization(config), where)
         text = self._nested["text_config"]
         self.text: Mapping[str, Any] = {**text, "attention_bias": _has_bias(config, text)}
         self.ties_embeddings = bool(self._nested.get("tie_word_embeddings"))
         self._vision: Mapping[str, Any] = config["vision_config"]
+
+    @classmethod
+    def of(cls, name: str, contents: Contents, where: str) -> NativeArchitecture:
+        """Return the architecture of a folder's content.
+
+        Args:
+            name: name of the checkpoint.
+            contents: what is in the folder.
+            where: path of its ``config.json``, for messages.
+
+        Raises:
+            CheckpointError: as the class, or if weights are quantised in a way that cannot be
+                loaded.
+        """
+        return cls(
+            name,
+            contents.config,
+            where,
+            keeps_fp8=contents.merges is None,
+            stored=read_stored(contents, where),
+        )
 
     def module_tree(self) -> ModuleTree:
         """Return the names of the model's modules and weights."""
@@ -154,7 +185,7 @@ class NativeArchitecture:
         patches = patches_per_side(vision) ** 2
         visual_tokens = patches // vision["spatial_merge_size"] ** 2 + 2  # with start and end
         dtype = text.get("dtype") or self.config.get("dtype") or self.config.get("torch_dtype")
-        return ModelShape(
+        shape = ModelShape(
             name=self.name,
             units=(
                 *vision_units(vision, is_plain=self.config["model_type"] in (_OCR, _HYBRID)),
@@ -168,6 +199,14 @@ class NativeArchitecture:
             image_positions=visual_tokens,
             fp8=self.fp8 is not None,
         )
+        stored = self.stored
+        if stored is None:
+            return shape
+        units = []
+        for unit in shape.units:
+            values, nbytes = stored.held_by(unit)
+            units.append(replace(unit, packed_values=values, packed_bytes=nbytes))
+        return replace(shape, units=tuple(units), scheme=stored.scheme, packed=stored.kind)
 
     def _kept_fp8(self) -> Fp8 | None:
         """FP8 scheme of weights that can stay in FP8: only if just the text part is in FP8."""

@@ -72,9 +72,8 @@ class NativeCheckpoint:
             if not any(pattern.search(weight) for pattern in ignored)
         }
         self.config = config
-        self._architecture = NativeArchitecture(
-            name, self.config, where, keeps_fp8=contents.merges is None
-        )
+        self._architecture = NativeArchitecture.of(name, contents, where)
+        self._stored = self._architecture.stored
         self.architecture: Architecture = self._architecture
         self._fp8 = self._architecture.fp8
         self._check_tensors()
@@ -86,6 +85,8 @@ class NativeCheckpoint:
     def _check_tensors(self) -> None:
         """Raise CheckpointError unless the files hold as many values as the model."""
         for weight, info in self.tensors.items():
+            if self._stored is not None:
+                continue
             if info.dtype == FP8 and self._fp8 is not None:
                 self._check_scales(weight, info, self._fp8)
             elif info.dtype not in FULL:
@@ -94,16 +95,20 @@ class NativeCheckpoint:
                     f"here; known are {', '.join(FULL)}.",
                     "Load the checkpoint in bfloat16.",
                 )
-        found = sum(
-            math.prod(info.shape)
+        counted = {
+            weight: info
             for weight, info in self.tensors.items()
             if not _BUFFERS.search(weight) and not weight.endswith(SCALE)
-        )
+        }
+        if self._stored is None:
+            found: int | None = sum(math.prod(info.shape) for info in counted.values())
+        else:
+            found = self._stored.count(counted)
         expected = self.architecture.shape().values
         if self._architecture.ties_embeddings and "lm_head.weight" not in self.tensors:
             text = self._architecture.text
             expected -= text["vocab_size"] * text["hidden_size"]
-        if found != expected:
+        if found is not None and found != expected:
             raise CheckpointError(
                 f"{self.folder} holds {readable_count(found)} weights ({found:,}), but its "
                 f"config.json describes {readable_count(expected)} ({expected:,}).",
@@ -164,6 +169,8 @@ class NativeCheckpoint:
         restored = None
         if self._fp8 is not None and fp8:
             config.quantization_config = self._fp8.for_transformers()
+        elif self._stored is not None:
+            config.quantization_config = dict(self._stored.config)
         elif self._fp8 is not None:
             restored = Restored(self._fp8.block, SCALE, dtype)
         model = load_weights(
@@ -207,6 +214,8 @@ class NativeCheckpoint:
             require_peft()
         self.processor()
         self._architecture.model_config()
+        if self._stored is not None:
+            self._stored.require()
 
     @cached_property
     def _made(self) -> NativeProcessor:

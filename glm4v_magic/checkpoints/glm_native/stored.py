@@ -1,0 +1,188 @@
+"""Weights that were quantised before they were published, and that transformers loads.
+
+Those of bitsandbytes stay as they are; those of compressed-tensors are restored as they are loaded.
+Weights in FP8 with scales by block are the subject of `fp8`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from glm4v_magic.checkpoints.contents import Contents
+from glm4v_magic.checkpoints.files import TensorInfo
+from glm4v_magic.checkpoints.quantized import (
+    is_full,
+    method_of,
+    quantization_of,
+    refused,
+    scheme_of,
+)
+from glm4v_magic.core.errors import CheckpointError, OptionError
+from glm4v_magic.core.model_shape import UnitShape
+from glm4v_magic.core.options import Quantization
+
+__all__ = ["Stored", "read_stored"]
+
+_STATE = re.compile(
+    r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)$"
+)
+_ABSMAX, _ROW_SCALES, _FORMAT = ".absmax", ".SCB", ".weight_format"
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A matrix that is stored quantised.
+
+    Attributes:
+        module: its module.
+        values: number of its values.
+        nbytes: bytes with everything that belongs to it.
+    """
+
+    module: str
+    values: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How weights are stored.
+
+    Attributes:
+        scheme: name of the scheme, for people.
+        kind: how many bits their values have, if they stay as they are; ``None`` if they are
+            restored.
+        needs: package that loads them, and the extra that has it.
+        config: their ``quantization_config``, as transformers takes it.
+        packed: matrices that stay quantised.
+    """
+
+    scheme: str
+    kind: Quantization | None
+    needs: tuple[str, str]
+    config: Mapping[str, Any]
+    packed: tuple[Packed, ...] = ()
+
+    def require(self) -> None:
+        """Raise OptionError unless what loads them is installed."""
+        package, extra = self.needs
+        if importlib.util.find_spec(package) is None:
+            raise OptionError(
+                f"Weights that are quantised by {self.scheme} need {package.replace('_', '-')}, "
+                "which is not installed.",
+                f"Install it with: pip install 'glm4v_magic[{extra}]'",
+            )
+
+    def held_by(self, unit: UnitShape) -> tuple[int, int]:
+        """Return the values of a unit that stay quantised, and their bytes."""
+        inside = [
+            each
+            for each in self.packed
+            if any(f"{each.module}.".startswith(f"{module}.") for module in unit.modules)
+        ]
+        return sum(each.values for each in inside), sum(each.nbytes for each in inside)
+
+    def count(self, tensors: Mapping[str, TensorInfo]) -> int | None:
+        """Return the number of values in files, quantised or not; ``None`` if headers do not tell.
+
+        Args:
+            tensors: weights that count.
+        """
+        if self.kind is None:
+            return None
+        packed = {each.module: each.values for each in self.packed}
+        found = sum(packed.values())
+        for name, info in tensors.items():
+            is_packed = name.removesuffix(".weight") in packed
+            if not (is_packed or _STATE.search(name) or name.endswith((_ROW_SCALES, _FORMAT))):
+                found += math.prod(info.shape)
+        return found
+
+
+def read_stored(contents: Contents, where: str) -> Stored | None:
+    """Return how weights are stored; ``None`` for full weights, and for those in FP8 by block.
+
+    Args:
+        contents: what is in the folder.
+        where: path of its ``config.json``, for messages.
+
+    Raises:
+        CheckpointError: if weights are quantised in a way that cannot be loaded, or that an
+            adapter cannot be merged into.
+    """
+    config, tensors = contents.config, contents.tensors
+    if quantization_of(config) is None and is_full(tensors.values()):
+        return None
+    method, scheme = method_of(config, tensors), scheme_of(config, tensors)
+    if method in ("", "fp8"):
+        return None
+    if not tensors or method not in ("bitsandbytes", "compressed-tensors"):
+        raise refused(where, scheme)
+    if contents.merges is not None:
+        raise CheckpointError(
+            f"The weights of {where} are quantised by {scheme}, and an adapter is merged into full "
+            "ones.",
+            code="base_is_quantised",
+        )
+    given = quantization_of(config)
+    if method == "compressed-tensors":
+        if not isinstance(given, Mapping) or not isinstance(given.get("config_groups"), Mapping):
+            raise refused(where, scheme)
+        restored = {**given, "dequantize": True}
+        return Stored(scheme, None, ("compressed_tensors", "compressed"), restored)
+    return _of_bitsandbytes(given, tensors, where, scheme)
+
+
+def _of_bitsandbytes(
+    given: Any, tensors: Mapping[str, TensorInfo], where: str, scheme: str
+) -> Stored:
+    is_four = any(name.endswith(_ABSMAX) for name in tensors)
+    if not is_four and not any(name.endswith(_ROW_SCALES) for name in tensors):
+        raise refused(where, scheme)
+    packed = tuple(_packed_4bit(tensors) if is_four else _packed_8bit(tensors))
+    held = {each.module for each in packed}
+    config = dict(given) if isinstance(given, Mapping) else {}
+    config.setdefault("quant_method", "bitsandbytes")
+    config["load_in_4bit"], config["load_in_8bit"] = is_four, not is_four
+    if is_four and "bnb_4bit_quant_type" not in config:
+        config["bnb_4bit_quant_type"] = "nf4" if _is_nf4(tensors) else "fp4"
+    full = {
+        name.removesuffix(".weight")
+        for name, info in tensors.items()
+        if name.endswith(".weight") and len(info.shape) == 2
+    }
+    config["llm_int8_skip_modules"] = sorted(full - held)
+    kind: Quantization = "4bit" if is_four else "8bit"
+    return Stored(scheme, kind, ("bitsandbytes", "quantize"), config, packed)
+
+
+def _is_nf4(tensors: Mapping[str, TensorInfo]) -> bool:
+    return any(name.endswith("bitsandbytes__nf4") for name in tensors)
+
+
+def _packed_4bit(tensors: Mapping[str, TensorInfo]) -> list[Packed]:
+    extra: dict[str, int] = {}
+    for name, info in tensors.items():
+        if _STATE.search(name):
+            weight = _STATE.sub("", name)
+            extra[weight] = extra.get(weight, 0) + info.nbytes
+    return [
+        Packed(weight.removesuffix(".weight"), 2 * tensors[weight].nbytes, more + stored.nbytes)
+        for weight, more in extra.items()
+        if (stored := tensors.get(weight)) is not None
+    ]
+
+
+def _packed_8bit(tensors: Mapping[str, TensorInfo]) -> list[Packed]:
+    return [
+        Packed(module, weight.nbytes, weight.nbytes + info.nbytes)
+        for name, info in tensors.items()
+        if name.endswith(_ROW_SCALES)
+        and (weight := tensors.get(f"{(module := name.removesuffix(_ROW_SCALES))}.weight"))
+        is not None
+    ]

@@ -1,0 +1,327 @@
+"""Checkpoints that were quantised before they were published: loaded, priced, or named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import golden
+import pytest
+import tiny_native
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+
+from glm4v_magic.checkpoints import resolve
+from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.core.conversation import Conversation, Message, Request
+from glm4v_magic.core.errors import (
+    CheckpointError,
+    DeviceMapError,
+    DoesNotFitError,
+    OptionError,
+)
+from glm4v_magic.core.events import Finished
+from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.options import Sampling
+from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.core.remarks import PYTHON, worded
+from glm4v_magic.doctor import diagnose, gather
+from glm4v_magic.dry_run.run import dry_run
+from glm4v_magic.engines import local
+from glm4v_magic.planning.decision import decide, make_plan
+from glm4v_magic.session.session import Session
+
+pytest.importorskip("bitsandbytes")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:MatMul8bitLt. inputs will be cast"),
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),
+]
+
+FOUR = {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float32}
+FORMS = {
+    "4bit": FOUR | {"bnb_4bit_quant_type": "nf4"},
+    "4bit, twice": FOUR | {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "4bit, fp4": FOUR | {"bnb_4bit_quant_type": "fp4"},
+    "4bit, as bfloat16": FOUR | {"bnb_4bit_quant_storage": torch.bfloat16},
+    "8bit": {"load_in_8bit": True},
+    "8bit, text alone": {"load_in_8bit": True, "llm_int8_skip_modules": ["lm_head", "visual"]},
+}
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A checkpoint whose layers have multiples of 64 inputs, as 4 bits on the CPU need."""
+    folder = tmp_path_factory.mktemp("wide") / "full"
+    plain = tiny_native.config
+
+    def config(kind, words):
+        described = plain(kind, words)
+        described["text_config"]["intermediate_size"] = 128
+        described["vision_config"] |= {"hidden_size": 64, "intermediate_size": 128}
+        return described
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_native, "config", config)
+        return tiny_native.write("glm4v", folder)
+
+
+@pytest.fixture(scope="module")
+def saved(wide, tmp_path_factory):
+    """Folder of a checkpoint that transformers has quantised and saved."""
+    made = {}
+
+    def folder(form):
+        if form not in made:
+            made[form] = tmp_path_factory.mktemp("saved") / "c"
+            whole(wide, form).save_pretrained(made[form])
+            for name in (*TOKENIZER, "preprocessor_config.json"):
+                if (wide / name).exists():
+                    shutil.copy(wide / name, made[form])
+        return made[form]
+
+    return folder
+
+
+def whole(folder, form=None):
+    how = {} if form is None else {"quantization_config": BitsAndBytesConfig(**FORMS[form])}
+    return AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, device_map={"": "cpu"}, **how
+    )
+
+
+def answer(engine):
+    chat = Conversation((Message("user", "What is it?", (tiny_native.image(90, 70),)),))
+    events = engine.stream([Request(chat, Sampling(8, temperature=0, repetition_penalty=1.0))])
+    return next(each.generation.text for each in events if isinstance(each, Finished))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_loaded_as_transformers_loads_it(saved, form):
+    checkpoint = resolve(saved(form))
+    placement = decide(checkpoint.architecture, PlacementOptions(), ())
+    expected, found = whole(saved(form)), local.load(checkpoint, placement)
+    weights = dict(expected.named_parameters())
+    for name, weight in found.model.named_parameters():
+        assert type(weight) is type(weights[name]), name
+        assert torch.equal(weight.view(torch.uint8), weights[name].view(torch.uint8)), name
+    ids = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        assert torch.equal(found.model(ids).logits, expected(ids).logits)
+    assert answer(found)
+    assert any("quantised by bitsandbytes" in note for note in found.info.notes)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_priced_by_the_bytes_in_its_files(saved, wide, form):
+    shape, full = architecture(saved(form)).shape(), architecture(wide).shape()
+    options = PlacementOptions(gpus="2x1GiB", images=0, context=512)
+    made = make_plan(architecture(saved(form)), options)
+    planned = sum(stage.weight_bytes for stage in made.stages)
+    assert shape.values == full.values
+    stored = sum(each.nbytes for each in resolve(saved(form)).tensors.values())
+    small = 64 * len(load_file(saved(form) / "model.safetensors"))  # descriptions of formats
+    assert stored - small <= planned <= stored
+    assert planned < 4 * full.values
+    assert "scheme_stays" in [note.code for note in made.notes]
+    facts = gather(parse_gpus("1x1GiB"), model=str(saved(form)))
+    said = {each.subject: each for each in diagnose(facts)}
+    assert said["model"].verdict == "ok"
+    assert (facts.fault, facts.shape) == (None, shape)
+
+
+def test_cut_where_the_plan_says(saved):
+    """Where bitsandbytes computes, there is no virtual GPU; the decision is all there is to see."""
+    known = resolve(saved("8bit")).architecture
+    options = PlacementOptions(context=2048, objective="balance")
+    placement = decide(known, options, parse_gpus("2x1GiB"))
+    assert set(placement.device_map.values()) == {0, 1}
+    made = placement.plan
+    assert [s.weight_bytes for s in made.stages] == [
+        s.weight_bytes for s in make_plan(known, options, parse_gpus("2x1GiB")).stages
+    ]
+
+
+def test_not_quantised_again_and_not_offloaded(saved):
+    known = architecture(saved("8bit"))
+    with pytest.raises(OptionError, match="published quantised by bitsandbytes"):
+        decide(known, PlacementOptions(quantize="4bit"), parse_gpus("1x1GiB"))
+    text = "model.language_model"
+    places = {f"{text}.{name}": 0 for name in ("embed_tokens", "norm", "rotary_emb")}
+    places |= {f"{text}.layers.{index}": "cpu" if index == 1 else 0 for index in range(4)}
+    places |= {"model.visual": 0, "lm_head": 0}
+    with pytest.raises(DeviceMapError, match="quantised layers cannot be offloaded"):
+        decide(known, PlacementOptions(), parse_gpus("1x1GiB"), places)
+    options = PlacementOptions(max_memory=0.5002, images=0, context=256)
+    with pytest.raises(DoesNotFitError) as caught:
+        make_plan(known, options, parse_gpus("1x1GiB"))
+    assert "4-bit weights" not in str(caught.value)
+    with pytest.raises(OptionError, match="dry run computes with full weights"):
+        dry_run(known, parse_gpus("1x1GiB"))
+
+
+def test_without_its_backend_before_anything_is_released(saved, monkeypatch):
+    session = Session().load(golden.CHECKPOINT)
+    engine = session.engine
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(OptionError, match=r"pip install 'glm4v_magic\[quantize\]'"):
+        session.load(saved("8bit"))
+    assert session.engine is engine
+    session.unload()
+
+
+def test_by_the_names_of_the_weights_where_the_config_says_nothing(saved, tmp_path):
+    folder = shutil.copytree(saved("4bit"), tmp_path / "c")
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert answer(local.load(resolve(folder))) == answer(local.load(resolve(saved("4bit"))))
+
+
+def test_weights_that_are_missing_are_said_before(saved, tmp_path):
+    folder = shutil.copytree(saved("8bit"), tmp_path / "c")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.language_model.layers.0.mlp.down_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"holds .* weights .*, but its config.json"):
+        resolve(folder)
+
+
+GROUPS = {
+    "float-quantized": {"num_bits": 8, "type": "float", "strategy": "channel"},
+    "pack-quantized": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32},
+}
+
+
+def compressed(source, folder, form):
+    """Write a checkpoint of compressed-tensors; returns the weights that it means."""
+    from compressed_tensors.compressors.pack_quantized.base import pack_to_int32
+
+    shutil.copytree(source, folder)
+    written, meant = {}, {}
+    for name, weight in load_file(source / "model.safetensors").items():
+        written[name] = meant[name] = weight
+        if "language_model.layers" not in name or not name.endswith("_proj.weight"):
+            continue
+        if form == "float-quantized":
+            scale = weight.abs().amax(1, keepdim=True) / 448
+            written[name] = (weight / scale).to(torch.float8_e4m3fn)
+            meant[name] = written[name].float() * scale
+        else:
+            groups = weight.view(weight.shape[0], -1, 32)
+            scale = groups.abs().amax(2) / 7
+            levels = (groups / scale[..., None]).round().clamp(-8, 7)
+            meant[name] = (levels * scale[..., None]).view(weight.shape)
+            del written[name]
+            packed = pack_to_int32(levels.view(weight.shape).to(torch.int8), 4)
+            written[name.replace(".weight", ".weight_packed")] = packed
+            written[f"{name}_shape"] = torch.tensor(weight.shape)
+        written[f"{name}_scale"] = scale
+    save_file(written, folder / "model.safetensors", metadata={"format": "pt"})
+    weights = {**GROUPS[form], "symmetric": True, "dynamic": False}
+    configure(
+        folder,
+        quantization_config={
+            "quant_method": "compressed-tensors",
+            "format": form,
+            "quantization_status": "compressed",
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+            "ignore": ["lm_head", "re:.*visual.*"],
+        },
+    )
+    return meant
+
+
+def configure(folder, **changes):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("form", GROUPS)
+def test_compressed_tensors_are_restored_and_planned_so(wide, tmp_path, monkeypatch, form):
+    pytest.importorskip("compressed_tensors")
+    folder = tmp_path / "c"
+    meant = compressed(wide, folder, form)
+    loaded = resolve(folder).load(dtype=torch.float32, device_map={"": "cpu"})
+    for name, weight in loaded.model.state_dict().items():
+        if name in meant:
+            torch.testing.assert_close(weight, meant[name], atol=1e-6, rtol=0)
+    assert answer(local.load(resolve(folder)))
+    made = make_plan(architecture(folder), PlacementOptions(gpus="1x1GiB", images=0, context=512))
+    codes = [note.code for note in made.notes]
+    assert "scheme_restored" in codes
+    assert f"compressed-tensors ({form})" in worded(made.notes[0], PYTHON)
+    size = {"float32": 4, "bfloat16": 2}[made.workload.dtype]
+    assert sum(s.weight_bytes for s in made.stages) == size * architecture(wide).shape().values
+    monkeypatch.setitem(sys.modules, "compressed_tensors", None)
+    with pytest.raises(OptionError, match=r"pip install 'glm4v_magic\[compressed\]'"):
+        resolve(folder).require_usable()
+
+
+SCHEMES = [
+    ({"quant_method": "gptq", "bits": 4}, "qweight", "GPTQ (4 bits)"),
+    ({"quant_method": "awq", "bits": 4}, "qweight", "awq"),
+    ({"quant_method": "hqq"}, "W_q", "hqq"),
+    (None, "qweight", "AWQ"),
+    (None, "g_idx", "GPTQ"),
+]
+
+
+@pytest.mark.parametrize(("config", "ending", "scheme"), SCHEMES)
+@pytest.mark.parametrize("family", ["glm4v", "GLM-4V-9B"])
+def test_others_are_named_with_the_way_out(native, tmp_path, family, config, ending, scheme):
+    source = golden.CHECKPOINT if family == "GLM-4V-9B" else native(family)
+    folder = shutil.copytree(source, tmp_path / "c")
+    weights = load_file(folder / "model.safetensors")
+    name = next(each for each in weights if (".layers.0." in each and "dense" in each)
+                or "layers.0.mlp.down_proj.weight" in each)  # fmt: skip
+    weights[name.replace("weight", ending)] = torch.zeros(4, 4, dtype=torch.int32)
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    configure(folder, quantization_config=config)
+    said = f"quantised by {scheme}"
+    for look in (resolve, architecture, lambda path: gather((), model=str(path))):
+        with pytest.raises(CheckpointError) as caught:
+            look(folder)
+        assert said.lower() in str(caught.value).lower()
+        assert 'Take the original checkpoint; quantize="4bit"' in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_those_of_bitsandbytes_for_glm_4v_9b_are_named(tmp_path):
+    folder = shutil.copytree(golden.CHECKPOINT, tmp_path / "c")
+    weights = load_file(folder / "model.safetensors")
+    name = "transformer.encoder.layers.0.self_attention.dense.weight"
+    weights[name] = weights[name].to(torch.int8)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    configure(folder, quantization_config={"load_in_8bit": True, "quant_method": "bitsandbytes"})
+    with pytest.raises(CheckpointError, match="quantised by bitsandbytes"):
+        resolve(folder)
+
+
+@pytest.mark.parametrize("given", [{"quant_method": "gptq", "bits": 4}, {"load_in_4bit": True}])
+@pytest.mark.parametrize("family", ["glm4v", "GLM-4V-9B"])
+def test_what_is_left_over_on_full_weights_is_said_once(native, tmp_path, family, given):
+    source = golden.CHECKPOINT if family == "GLM-4V-9B" else native(family)
+    folder = shutil.copytree(source, tmp_path / "c")
+    configure(folder, quantization_config=given)
+    assert not architecture(folder).shape().scheme
+    notes = local.load(resolve(folder)).info.notes
+    assert sum("says that the weights are quantised" in note for note in notes) == 1
+
+
+def test_adapters_of_quantised_bases_are_refused_with_the_way_out(saved, wide, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = peft.PeftModel(whole(wide), peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.MonkeyPatch.context():
+        model.save_pretrained(tmp_path / "a")
+    file = tmp_path / "a" / "adapter_config.json"
+    described = json.loads(file.read_text())
+    file.write_text(json.dumps({**described, "base_model_name_or_path": str(saved("8bit"))}))
+    for look in (resolve, architecture):
+        with pytest.raises(CheckpointError, match="an adapter is merged into full ones") as caught:
+            look(tmp_path / "a")
+        assert 'base="FOLDER"' in str(caught.value)
+    assert resolve(tmp_path / "a", base=wide).load(dtype=torch.float32, quantize="4bit").model
