@@ -248,6 +248,7 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
         OptionError,
         (
             ("--tokens 5", "There is no option --tokens."),
+            ("--timeout 5", "%%glm4v has no option --timeout. It is one of %glm4v load."),
             (
                 "--over words --chat c",
                 "--chat does not go with --over. Each row is a fresh question",

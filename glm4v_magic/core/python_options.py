@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from glm4v_magic.core.errors import OptionError, did_you_mean
 from glm4v_magic.core.option import Option
-from glm4v_magic.core.options import of_python
+from glm4v_magic.core.options import OPTIONS, of_python
 
 __all__ = ["accepts"]
 
@@ -45,7 +45,9 @@ def accepts(method: str) -> Callable[[Function], Function]:
                 elif name not in own:
                     raise OptionError(
                         f"{function.__name__} has no option {name!r}.",
-                        did_you_mean(name, (*known, *own)) or f"There are {', '.join(known)}.",
+                        _elsewhere(name)
+                        or did_you_mean(name, (*known, *own))
+                        or f"There are {', '.join(known)}.",
                     )
             return function(*arguments, **named)
 
@@ -63,6 +65,12 @@ def accepts(method: str) -> Callable[[Function], Function]:
         return checked  # type: ignore[return-value]  # as before, to a caller
 
     return decorate
+
+
+def _elsewhere(name: str) -> str:
+    """Name the methods that have an option; empty if there are none."""
+    methods = OPTIONS[name].who.python if name in OPTIONS else ()
+    return f"It is one of {', '.join(methods)}." if methods else ""
 
 
 _OPTIONS_LINE = re.compile(r"^( *)options:.*\n(?:\1 +.*\n)*", re.MULTILINE)

@@ -23,7 +23,7 @@ from IPython.utils.process import arg_split
 
 from glm4v_magic.core.errors import OptionError, did_you_mean
 from glm4v_magic.core.option import Option
-from glm4v_magic.core.options import of_command
+from glm4v_magic.core.options import OPTIONS, of_command
 from glm4v_magic.core.typed_options import argument_of, flags_of
 
 __all__ = [
@@ -155,14 +155,38 @@ def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
     for word in rest:
         name = word.partition("=")[0]
         if name.startswith("-"):
-            known = [option for option in parser._option_string_actions if option[:2] == "--"]
-            raise OptionError(
-                f"There is no option {name}.",
-                did_you_mean(name, known) or f"There are {', '.join(sorted(known))}.",
-            )
+            raise _unknown(parser, name)
     if rest:
         raise OptionError(f"%{parser.prog} does not take {' '.join(rest)!r}.", _help_of(parser))
     return arguments
+
+
+def _unknown(parser: Any, name: str) -> OptionError:
+    """Return the error about an option that a command does not have."""
+    others = [each for each in OPTIONS.values() if name in flags_of(each) and _magics(each)]
+    if others:
+        magics = _magics(others[0])
+        hint = f"It is one of {magics}."
+        if parser.prog.endswith(_AGAIN):
+            hint = f"Question and images stay as they were; to change them, ask with {magics}."
+        magic = f"%{parser.prog}" if " " in parser.prog else f"%%{parser.prog}"
+        return OptionError(f"{magic} has no option {name}.", hint)
+    known = [option for option in parser._option_string_actions if option[:2] == "--"]
+    return OptionError(
+        f"There is no option {name}.",
+        did_you_mean(name, known) or f"There are {', '.join(sorted(known))}.",
+    )
+
+
+_AGAIN = (" retry", " continue")
+
+
+def _magics(option: Option) -> str:
+    """Name the commands that have an option; the cell magic alone if it has."""
+    commands = option.who.commands
+    if "cell" in commands:
+        return "%%glm4v"
+    return ", ".join(f"%glm4v {each}" for each in commands if each not in ("every", "serve"))
 
 
 _DASHES = re.compile(r"[-\u2010-\u2015\u2212]*[\u2010-\u2015\u2212]-*(?=\w)")

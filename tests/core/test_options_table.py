@@ -359,7 +359,7 @@ def test_a_method_sees_only_what_was_given():
     [
         ({"topk": 3}, r"^ask has no option 'topk'\. Did you mean top_k"),
         ({"on_sid": 3}, r"^ask has no option 'on_sid'\. Did you mean on_side\?$"),
-        ({"gpus": "cpu"}, r"^ask has no option 'gpus'\."),
+        ({"gpus": "cpu"}, r"^ask has no option 'gpus'\. It is one of load\.$"),
         ({"zzz": 1}, r"^ask has no option 'zzz'\. There are max_tokens, temperature, "),
         ({"top_k": 0}, r"^top_k is 0, but must be a whole number of at least 1\.$"),
         ({"max_tokens": None}, r"^max_tokens is None, but must be a whole number"),

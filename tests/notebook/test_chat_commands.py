@@ -347,6 +347,16 @@ class TestCommands:
         run("%glm4v retry --format json")
         assert shell.user_ns["_"].value == {"shape": "circle"}
 
+    @pytest.mark.parametrize("command", ["retry", "continue"])
+    @pytest.mark.parametrize("option", ["--fps 2", "--from 1:00", "--crop 0,0,9,9", "--page 2"])
+    def test_what_a_question_is_about_is_not_changed_by_asking_again(
+        self, ask, run, command, option
+    ):
+        ask("One?")
+        said = run(f"%glm4v {command} {option}", fails=True)
+        assert f"%glm4v {command} has no option {option.split()[0]}." in said
+        assert "to change them, ask with %%glm4v." in said
+
     def test_continue_after_the_token_limit(self, ask, run, shell, session):
         part = ask("Which shape?", "--max-tokens 8")
         assert part.text.startswith('{"s')

@@ -147,6 +147,7 @@ def test_maps_that_are_wrong(run, tmp_path, content, message):
         ),
         ("GLM-4V-9B --gpus 4x16GiB --dtype int4", "Unknown dtype 'int4'"),
         ("GLM-4V-9 --gpus 4x16GiB", "Did you mean GLM-4V-9B"),
+        ("GLM-4V-9B --fps 2", "%glm4v check has no option --fps. It is one of %%glm4v."),
         ("GLM-4V-9B --gpu 4x16GiB", "There is no option --gpu. Did you mean --gpus"),
         ("--gpus 4x16GiB --json GLM-4V-9B", "the name of the file must end in .json."),
         (
