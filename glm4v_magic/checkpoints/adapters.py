@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from glm4v_magic.checkpoints.files import TensorInfo, holds_weights, read_json, read_tensors_of
-from glm4v_magic.checkpoints.trained_names import adapter_part, plain_names
+from glm4v_magic.checkpoints.trained_names import OF_VOCABULARY, adapter_part, plain_names
 from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.wording import counted, printable
 from glm4v_magic.outside import checked
@@ -142,7 +142,11 @@ class Adapter:
         for written, place in whole.items():
             assert place is not None
             name, rows = place
-            if rows is not None or tensors[name].shape[1:] != self.replaced[written].shape[1:]:
+            skip = 1 if name in OF_VOCABULARY else 0
+            if (
+                rows is not None
+                or tensors[name].shape[skip:] != self.replaced[written].shape[skip:]
+            ):
                 raise self._unsuited(written, self.replaced[written], tensors[name])
             replaced[name] = self.replaced[written]
         return Merges(self.config, parts, replaced)

@@ -21,7 +21,7 @@ from glm4v_magic.checkpoints.quantized import (
     scheme_of,
     without_quantization,
 )
-from glm4v_magic.checkpoints.trained_names import plain_names
+from glm4v_magic.checkpoints.trained_names import OF_VOCABULARY, plain_names
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.model_shape import DTYPE_BYTES
 from glm4v_magic.core.wording import printable
@@ -30,11 +30,6 @@ __all__ = ["Contents", "read_config_alone", "read_contents", "with_vocabulary"]
 
 _AUTO = "auto"
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-_EMBEDDINGS = (
-    "transformer.embedding.word_embeddings.weight",
-    "model.language_model.embed_tokens.weight",
-)
-_HEADS = ("transformer.output_layer.weight", "lm_head.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +134,7 @@ def with_vocabulary(
     """Return a configuration with the vocabulary of the weights: tokens may have been added."""
     rows = {
         tensors[name].shape[0]
-        for name in (*_EMBEDDINGS, *_HEADS)
+        for name in OF_VOCABULARY
         if name in tensors and len(tensors[name].shape) == 2
     }
     text = config.get("text_config")

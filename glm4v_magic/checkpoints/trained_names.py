@@ -9,9 +9,17 @@ from typing import TypeVar
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.wording import printable
 
-__all__ = ["adapter_part", "plain_name", "plain_names"]
+__all__ = ["OF_VOCABULARY", "adapter_part", "plain_name", "plain_names"]
 
 T = TypeVar("T")
+
+OF_VOCABULARY = (
+    "transformer.embedding.word_embeddings.weight",
+    "transformer.output_layer.weight",
+    "model.language_model.embed_tokens.weight",
+    "lm_head.weight",
+)
+"""Published names of the weights that have a row for each token: a fine-tune may add some."""
 
 _PREFIXES = ("base_model.model.", "module.", "_orig_mod.")
 _INFIXES = ((r"\._orig_mod\.", "."), (r"\.base_layer\.", "."), (r"\.modules_to_save\.\w+\.", "."))

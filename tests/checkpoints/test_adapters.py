@@ -378,6 +378,14 @@ def test_adapters_of_other_models(adapter, native, tmp_path):
         resolve(tmp_path / "b", base=wider(tmp_path))
 
 
+def test_a_whole_module_of_another_size(adapter):
+    weights = load_file(adapter / "adapter_model.safetensors")
+    name = "base_model.model.transformer.encoder.layers.0.self_attention.dense.weight"
+    save_file({**weights, name: torch.zeros(3, 64)}, adapter / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"shape \[3, 64\], which does not suit"):
+        resolve(adapter)
+
+
 def wider(tmp_path):
     """A checkpoint of the same kind with twice as many heads."""
     folder = shutil.copytree(golden.CHECKPOINT, tmp_path / "wider")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.checkpoints.adapters import require_peft
+from glm4v_magic.checkpoints.added_tokens import read_added
 from glm4v_magic.checkpoints.contents import Contents
 from glm4v_magic.checkpoints.files import require_file, stamp_of
 from glm4v_magic.checkpoints.generation_file import read_generation_config
@@ -174,8 +175,9 @@ class Glm4v9bCheckpoint:
     def _made(self) -> Glm4v9bProcessor:
         from glm4v_magic.checkpoints.glm4v_9b.processing import Glm4v9bProcessor, load_tokenizer
 
-        file = self.folder / "tokenizer.model"
-        tokenizer = load_tokenizer(file)
+        file = self._file_of_tokenizer("tokenizer.model")
+        added = read_added(self._file_of_tokenizer("tokenizer_config.json").parent)
+        tokenizer = load_tokenizer(file, added, self.config["padded_vocab_size"])
         made = Glm4v9bProcessor(tokenizer, self._model_config())
         ids = {"boi_token_id": "<|begin_of_image|>", "eoi_token_id": "<|end_of_image|>"}
         for name, token in ids.items():
@@ -187,6 +189,11 @@ class Glm4v9bCheckpoint:
                     "The tokenizer is of another model; download it again.",
                 )
         return made
+
+    def _file_of_tokenizer(self, name: str) -> Path:
+        """Return a file of the adapter's, if it has one, or the checkpoint's tokenizer."""
+        own = None if self._adapter is None else self._adapter.folder / name
+        return own if own is not None and own.is_file() else self.folder / name
 
     def _model_config(self) -> Glm4v9bConfig:
         from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from tokenizers.models import BPE
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from glm4v_magic.checkpoints.added_tokens import is_control, since_published
 from glm4v_magic.checkpoints.encoding import Encoded, EncodedImage
 from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
 from glm4v_magic.checkpoints.glm4v_9b.layout import MAX_IMAGES
@@ -109,13 +110,29 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
     return ranks
 
 
-def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    path: Path, added: Mapping[int, str] | None = None, size: int | None = None
+) -> PreTrainedTokenizerFast:
     """Build a fast tokenizer from a ``tokenizer.model`` of tiktoken ranks.
 
+    Args:
+        path: the file.
+        added: tokens that a fine-tune has added, by id; published ones among them are left out.
+        size: number of ids of the model; ``None`` if it is not known.
+
     Raises:
-        CheckpointError: if the file is missing or damaged.
+        CheckpointError: if the file is missing or damaged, or has more tokens than the model.
     """
     ranks = _read_ranks(path)
+    first = len(ranks) + len(SPECIAL_TOKENS)
+    more = {number: token for number, token in (added or {}).items() if number >= first}
+    largest = max(more, default=first - 1)
+    if size is not None and largest >= size:
+        raise CheckpointError(
+            f"The tokenizer of {path.parent} has tokens up to {largest:,}, but config.json a "
+            f"vocabulary of {size:,}.",
+            "The tokenizer is of another model; download it again.",
+        )
     characters = _byte_characters()
     written = {token: "".join(characters[byte] for byte in token) for token in ranks}
     # tiktoken merges any two neighbours whose union is a token, lowest rank first; as a list of
@@ -138,6 +155,11 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens(
         [AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS]
     )
+    for number in range(first, largest + 1):
+        token = more.get(number, f"<|unused_{number}|>")
+        control = is_control(token)
+        one = [AddedToken(token, normalized=False, special=control)]
+        (tokenizer.add_special_tokens if control else tokenizer.add_tokens)(one)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|endoftext|>",  # noqa: S106  a token, not a password
@@ -166,7 +188,8 @@ class Glm4v9bProcessor:
         self.eoi_token_id = config.eoi_token_id
         self.pad_token_id = self.token_id("<|endoftext|>")
         self.end_token_ids = tuple(map(self.token_id, END_TOKENS))
-        self.told_token_ids: tuple[int, ...] = ()
+        vocabulary = tokenizer.get_added_vocab()
+        self.told_token_ids = tuple(since_published(vocabulary).values())
         self.thinks = self.takes_video = False
         self.efforts: tuple[str, ...] = ()
         self.opening_ids = tuple(self.text_ids("\n"))  # the model writes it before its answer

@@ -221,6 +221,9 @@ class NativeCheckpoint:
     def _made(self) -> NativeProcessor:
         from glm4v_magic.checkpoints.glm_native.processing import NativeProcessor
 
+        own = None if self._adapter is None else self._adapter.folder
+        if own is not None and (own / _FILES[0]).is_file():
+            return NativeProcessor(self.name, self.folder, self.config, self._family, own)
         return NativeProcessor(self.name, self.folder, self.config, self._family)
 
     def _bytes_by_parameter(self) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from glm4v_magic.checkpoints.added_tokens import since_published
 from glm4v_magic.checkpoints.encoding import Encoded, EncodedImage
 from glm4v_magic.checkpoints.glm_native.families import Family
 from glm4v_magic.checkpoints.glm_native.images import Patches
@@ -37,6 +38,7 @@ class NativeProcessor:
         folder: folder of its files.
         config: its parsed ``config.json``.
         family: its family.
+        tokenizer: folder of its tokenizer, if that of an adapter.
 
     Raises:
         CheckpointError: if a file is missing or damaged.
@@ -46,15 +48,18 @@ class NativeProcessor:
     image_size: tuple[int, int] | None = None
     num_visual_tokens: int | None = None
 
-    def __init__(self, name: str, folder: Path, config: dict[str, Any], family: Family) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        config: dict[str, Any],
+        family: Family,
+        tokenizer: Path | None = None,
+    ) -> None:
         self._name, self._folder = name, folder
-        try:
-            self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # of several libraries
-            raise CheckpointError(
-                f"The tokenizer of {folder} cannot be read: {reason(error)}.",
-                "Every checkpoint of this kind has a tokenizer.json; download it again.",
-            ) from error
+        self.tokenizer = _tokenizer(tokenizer or folder)
+        if tokenizer is not None and self.tokenizer.chat_template is None:
+            self.tokenizer.chat_template = _tokenizer(folder).chat_template
         self._family = family
         self._image_id: int = config["image_token_id"]
         self._image_start: int = config["image_start_token_id"]
@@ -77,7 +82,8 @@ class NativeProcessor:
         self._template = ChatTemplate(self.tokenizer, str(folder))
         self._patches = Patches(folder, family, config["vision_config"])
         self.end_token_ids = tuple(vocabulary[each] for each in _END_TOKENS if each in vocabulary)
-        self.told_token_ids = tuple(vocabulary[each] for each in _TOLD_TOKENS if each in vocabulary)
+        told = {each: vocabulary[each] for each in _TOLD_TOKENS if each in vocabulary}
+        self.told_token_ids = (*told.values(), *since_published(vocabulary).values())
         self.thinks, self.takes_video = family.thinks, family.takes_video
         self.efforts = family.efforts
 
@@ -161,6 +167,16 @@ class NativeProcessor:
         stop = start + self._patches.visual_tokens(grid)
         pixels = partial(self._patches.pixel_values, image.image)
         return EncodedImage(image, start, stop, size, pixels, grid)
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # of several libraries
+        raise CheckpointError(
+            f"The tokenizer of {folder} cannot be read: {reason(error)}.",
+            "Every checkpoint of this kind has a tokenizer.json; download it again.",
+        ) from error
 
 
 def _vocabulary(config: Mapping[str, Any]) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from glm4v_magic.checkpoints.added_tokens import is_control, since_published
 from glm4v_magic.core.boxes import BOX_TAGS
 from glm4v_magic.core.conversation import Conversation, Message, Role
 from glm4v_magic.core.errors import CheckpointError, reason
@@ -45,7 +46,10 @@ class ChatTemplate:
             )
         self._tokenizer = tokenizer
         self._where = where
-        self._tokens: Mapping[str, int] = tokenizer.get_added_vocab()
+        added: Mapping[str, int] = tokenizer.get_added_vocab()
+        # Words that a fine-tune has added are read out of texts.
+        self._words = {each for each in since_published(added) if not is_control(each)}
+        self._tokens = {each: added[each] for each in added if each not in self._words}
         # Templates look for these two, whether or not they are tokens.
         names = {*self._tokens, OPEN_THINKING, CLOSE_THINKING}
         longest_first = sorted(names, key=len, reverse=True)
@@ -139,8 +143,12 @@ class ChatTemplate:
     def _plain(self) -> Tokenizer:
         """The tokenizer without its special tokens, which reads all text as ordinary text."""
         described = json.loads(self._tokenizer._tokenizer.to_str())
-        described.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
-        return Tokenizer.from_str(json.dumps(described))
+        described.update(post_processor=None, truncation=None, padding=None)
+        for token in described["added_tokens"]:
+            token["special"] = token["content"] not in self._words
+        plain = Tokenizer.from_str(json.dumps(described))
+        plain.encode_special_tokens = True  # as ordinary text
+        return plain
 
 
 class _Marks:
