@@ -241,6 +241,7 @@ COMMON: Mapping[str, str] = {
     "answering_ran_out": "The model is still loaded and can be asked again: {ways}.",
     "free_memory": "free memory there",
     "more_gpus": "use more GPUs",
+    "idle_gpus_too": "use the idle GPUs too ({option:objective=balance})",
     "plan_instead_of_map": "let a plan take the place of the map",
     "shorter_prompt": "shorten the prompt",
     "answer_interrupted": "the answer was interrupted",

@@ -102,7 +102,7 @@ def load(
             _release_memory()
     if engine is None:
         raise out_of_memory(
-            short or "", f"while {checkpoint.name} was loaded", _advice_for_load(placement)
+            short or "", f"while {checkpoint.name} was loaded", _advice_for_load(checkpoint, placement)
         )
     if engine.info.notes:
         _log.warning("%s: %s.", printable(checkpoint.name), "; ".join(engine.info.notes))
@@ -134,9 +134,11 @@ def _load(
     return LocalEngine(checkpoint, loaded, placement, recorder, keep)
 
 
-def _advice_for_load(placement: Placement) -> Remark:
-    ways = [remark("free_memory"), remark("more_gpus")]
-    if placement.quantize != "4bit":
+def _advice_for_load(checkpoint: Checkpoint, placement: Placement) -> Remark:
+    plan = placement.plan
+    is_idle = plan is not None and not all(stage.units for stage in plan.stages)
+    ways = [remark("free_memory"), remark("idle_gpus_too") if is_idle else remark("more_gpus")]
+    if placement.quantize != "4bit" and checkpoint.architecture.shape().quantizable:
         ways.append(remark("four_bit"))
     if placement.plan is None and placement.device_map is not None:
         ways.append(remark("plan_instead_of_map"))
