@@ -61,6 +61,7 @@ SLOW = {
     "notebook/test_widgets_browser.py": "a browser",
     "notebook/test_widgets_kernel.py": "a kernel",
     "planning/test_costs.py": "dry runs of published models",
+    "project/test_advice.py": "plans for many machines, and loads",
     "project/test_docs.py": "builds the pages and runs their examples",
     "project/test_notebooks.py": "kernels",
     "project/test_training_scenes.py": "draws thousands of images",

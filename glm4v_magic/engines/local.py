@@ -102,7 +102,9 @@ def load(
             _release_memory()
     if engine is None:
         raise out_of_memory(
-            short or "", f"while {checkpoint.name} was loaded", _advice_for_load(checkpoint, placement)
+            short or "",
+            f"while {checkpoint.name} was loaded",
+            _advice_for_load(checkpoint, placement),
         )
     if engine.info.notes:
         _log.warning("%s: %s.", printable(checkpoint.name), "; ".join(engine.info.notes))

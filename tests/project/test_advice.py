@@ -1,0 +1,666 @@
+"""Advice that can be taken: each next step that a message names is taken here, and works.
+
+By code, for what front ends word themselves, and by sentence, for what is the same everywhere in
+the rooms that decide where a model goes. A new one without a test here is red.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import golden
+import pytest
+import torch
+from PIL import Image
+
+import glm4v_magic
+from glm4v_magic.checkpoints import resolve
+from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.core import errors
+from glm4v_magic.core.errors import (
+    DeviceMapError,
+    DoesNotFitError,
+    FormatError,
+    Glm4vError,
+    GPUDescriptionError,
+    OptionError,
+    OutOfMemoryError,
+    PlacementError,
+)
+from glm4v_magic.core.gpu_spec import GPU, parse_gpus
+from glm4v_magic.core.model_shape import Workload
+from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.core.remarks import COMMON, PYTHON, Remark, worded
+from glm4v_magic.core.wording import gib
+from glm4v_magic.doctor import diagnose, gather
+from glm4v_magic.dry_run.run import dry_run
+from glm4v_magic.dry_run.text import raise_if_unusable
+from glm4v_magic.engines import local
+from glm4v_magic.hardware import usable
+from glm4v_magic.hardware.gpus import FoundGPU
+from glm4v_magic.notebook.command_line import parse
+from glm4v_magic.notebook.commands import COMMANDS
+from glm4v_magic.notebook.commands.plan import placement_options
+from glm4v_magic.notebook.next_steps import CELL
+from glm4v_magic.planning import decision
+from glm4v_magic.planning.costs import price
+from glm4v_magic.planning.decision import decide, make_plan
+from glm4v_magic.planning.device_map import EXAMPLE
+from glm4v_magic.planning.plan import plan
+from glm4v_magic.server.next_steps import HTTP
+from glm4v_magic.session.session import Session
+from glm4v_magic.virtual_gpus import VirtualGPUs
+
+PACKAGE = Path(glm4v_magic.__file__).parent
+GIB = 2**30
+TINY = str(golden.CHECKPOINT)
+NINE_B = architecture("GLM-4V-9B")
+TAKEN: set[str] = set()
+"""Codes and sentences whose advice a test of this module takes."""
+
+
+def takes(*advice: str) -> Callable[[Any], Any]:
+    """Mark a test as one that takes this advice."""
+
+    def mark(test: Any) -> Any:
+        assert test.__name__.startswith("test_")
+        TAKEN.update(advice)
+        return test
+
+    return mark
+
+
+ELSEWHERE = {
+    "adapter_twice": "checkpoints/test_adapters.py",
+    "answer_interrupted": "session/test_session_chats.py",
+    "base_is_quantised": "checkpoints/test_adapters.py",
+    "base_not_here": "checkpoints/test_adapters.py",
+    "base_of_no_adapter": "checkpoints/test_adapters.py",
+    "chat_not_begun": "session/test_chats.py",
+    "image_too_large_for_server": "engines/test_server_engine.py",
+    "no_row_answered": "mapping/test_batch.py",
+    "of_cogvlm": "remote_code/test_patch.py",
+    "port_not_usable": "server/test_command.py",
+    "row_cut_off": "notebook/test_over_forms.py",
+    "rows_are_alike": "mapping/test_batch.py",
+    "rows_interrupted": "mapping/test_batch.py",
+    "server_cannot_think_on": "engines/test_server_engine.py",
+    "server_has_many_models": "engines/test_server_engine.py",
+    "server_has_no_model": "engines/test_server_engine.py",
+    "server_is_silent": "engines/test_server_engine.py",
+    "take_the_original": "checkpoints/test_quantised_before.py",
+    "thinking_cannot_go_on": "engines/test_server_engine.py",
+    "too_many_images": "notebook/test_over.py",
+    "folder_of_images": "notebook/test_over.py",
+}
+"""Codes that are no matter of placement, and the tests that do what they say."""
+
+FACTS = {
+    "embedding_offloaded", "four_bit_does_not_fit", "four_bit_still_short", "fp8_restored",
+    "fp8_stays", "gpus_chosen", "layers_offloaded", "no_room_for_kept", "no_shorter_context_fits",
+    "offloading_does_not_fit", "orders_not_all_tried", "replaced_meanwhile", "scheme_restored",
+    "scheme_stays", "tower_is_cut", "tower_offloaded",
+}  # fmt: skip
+"""Codes that say how it is, and advise nothing."""
+
+FRAMES = {"answering_ran_out", "loading_ran_out", "ways_out"}
+"""Codes whose advice is that of others."""
+
+OUTSIDE = {
+    "free_disk", "install", "install_if_older", "install_other_torch", "install_torch_again",
+    "restart", "restart_and_look", "set_and_restart", "stop_in_another_way", "unset_visible",
+}  # fmt: skip
+"""Codes whose step is taken outside of this program: by pip, a shell or the driver."""
+
+ROOMS = (
+    "core/gpu_spec.py", "core/placement.py", "planning", "dispatch", "dry_run", "hardware",
+    "doctor/advice.py", "checkpoints/pretrained.py", "engines/local.py",
+    "engines/out_of_memory.py",
+)  # fmt: skip
+"""Where sentences of advice are searched: whatever decides where a model goes, or runs it there."""
+
+SENTENCES_OF_OTHERS = {
+    "Shorten it, or start a new conversation.": "engines/test_decoding.py",
+    "Ask again instead.": "engines/test_constraints.py",
+    "This is a bug of the loader, not of the map; the model was not kept.": "",
+    "Leave them to others.": "",
+    "A plan of ours keeps together what must be.": "dry_run/test_dry_run.py",
+    "Make a plan, which counts them as they are.": "checkpoints/test_quantised_before.py",
+}
+"""Sentences that are no matter of placement, or ask for nothing that can be done here."""
+
+
+# The planner: whatever its refusals and notes name, as it is typed and as it is written in Python.
+
+
+def typed_ways(text: str) -> Iterator[list[str]]:
+    """Yield the options of each way out of a message worded for a cell."""
+    for found in re.findall(r"\((--[^;)]+)[;)]", text):
+        yield shlex.split(found.replace(",", ""))
+
+
+def written_ways(text: str) -> Iterator[dict[str, Any]]:
+    """Yield the arguments of each way out of a message worded for Python."""
+    for found in re.findall(r"\((\w+=[^;)]+)[;)]", text):
+        yield eval(f"dict({found})", {"__builtins__": {}}, {"dict": dict})
+
+
+def options_of(words: list[str]) -> dict[str, Any]:
+    return placement_options(parse(COMMANDS["plan"], words))
+
+
+def ways_work(model: Any, given: dict[str, Any]) -> set[str]:
+    """Take every way out of the refusal of a plan; return their codes, none if there is a plan."""
+    try:
+        make_plan(model, PlacementOptions(**given))
+    except DoesNotFitError as error:
+        refusal = error
+    else:
+        return set()
+    typed = [options_of(words) for words in typed_ways(worded(refusal.text, CELL))]
+    written = list(written_ways(worded(refusal.text, PYTHON)))
+    assert typed == written
+    for way in written:
+        taken = make_plan(model, PlacementOptions(**{**given, **way}))
+        assert taken.fullness <= 1, (given, way)
+    ways = refusal.values.get("ways", ())
+    named = {each.code for each in ways} - FACTS
+    assert len(named) == len(written), "a way out that names no option"
+    for way in ways:
+        if way.code in FACTS:
+            assert_hopeless(model, given, way.code)
+    return named
+
+
+def assert_hopeless(model: Any, given: dict[str, Any], code: str) -> None:
+    """What a refusal calls hopeless is: nothing that could be done is held back."""
+    other = {
+        "no_shorter_context_fits": {"context": max(given["images"] * 1700, 1)},
+        "offloading_does_not_fit": {"offload": True},
+        "four_bit_still_short": {"quantize": "4bit"},
+        "four_bit_does_not_fit": {"quantize": "4bit"},
+    }[code]
+    with pytest.raises((DoesNotFitError, OptionError)):
+        make_plan(model, PlacementOptions(**{**given, **other}))
+
+
+PLANNER = {
+    "shorter_context_fits", "four_bit_fits", "four_bit_and_offloading_fit", "offloading_fits",
+    "offloading_tower_fits",
+}  # fmt: skip
+
+
+@takes(*PLANNER)
+def test_ways_out_of_a_plan_that_does_not_fit():
+    scenes = [
+        {"gpus": "2x15GiB"},
+        {"gpus": "1x12GiB"},
+        {"gpus": "1x24GiB"},
+        {"gpus": "2x8GiB"},
+        {"gpus": "1x11GiB", "offload": True},
+        {"gpus": "1x9GiB", "quantize": "4bit"},
+    ]
+    seen = set().union(*(ways_work(NINE_B, {"images": 1, **scene}) for scene in scenes))
+    assert seen == PLANNER
+
+
+@pytest.mark.parametrize("name", ["GLM-4V-9B", "GLM-4.1V-9B-Thinking", "GLM-4.5V"])
+def test_ways_out_on_random_machines(name):
+    model, draw = architecture(name), random.Random(name)
+    share = model.shape().values * 2 / GIB
+    taken = 0
+    for _ in range(12):
+        count = draw.randint(1, 4)
+        sizes = [draw.uniform(0.3, 1.2) * share / count + 0.55 for _ in range(count)]
+        given = {
+            "gpus": "+".join(f"{size:.2f}GiB" for size in sizes),
+            "images": draw.choice([0, 1]),
+            "context": draw.choice([None, model.shape().max_context // 2]),
+            "offload": draw.random() < 0.2,
+            "quantize": draw.choice([None, None, "8bit"]) if model.shape().quantizable else None,
+        }
+        taken += bool(ways_work(model, given))
+    assert taken > 2
+
+
+def test_weights_in_fp8_that_are_to_be_offloaded_are_priced_as_what_they_become():
+    shape = NINE_B.shape()
+    units = tuple(
+        replace(unit, fp8_values=unit.linear_values, fp8_scales=1) if unit.linear_values else unit
+        for unit in shape.units
+    )
+    half = replace(shape, units=units, fp8=True)
+    kept = Workload(context=4096, dtype="bfloat16", fp8=True)
+    restored = replace(kept, fp8=False)
+    whole = sum(unit.weight_bytes for unit in price(half, restored))
+    for size in (6, 10, 14):
+        gpus = parse_gpus(f"1xH100-{size}GiB")
+        with pytest.raises(DoesNotFitError) as caught:
+            plan(half, gpus, kept)
+        (offered,) = re.findall(r"offloading ([0-9.]+) GiB", str(caught.value))
+        taken = plan(half, gpus, restored, offload=True)
+        assert offered == gib(whole - sum(stage.weight_bytes for stage in taken.stages))
+    with pytest.raises(DoesNotFitError, match="offloading every layer that may be offloaded"):
+        plan(half, parse_gpus("1xH100-2.5GiB"), kept)
+
+
+@takes("gpus_chosen_of_two", "tower_is_cut_for_balance", "tower_could_be_cut")
+@pytest.mark.parametrize(
+    ("code", "given"),
+    [
+        ("gpus_chosen_of_two", {"gpus": "8x24GiB"}),
+        ("tower_is_cut_for_balance", {"gpus": "5x10GiB"}),
+        ("tower_could_be_cut", {"gpus": "5x10GiB", "split_vision": False}),
+    ],
+)
+def test_notes_promise_what_their_option_gives(code, given):
+    made = make_plan(NINE_B, PlacementOptions(**given))
+    (note,) = (note for note in made.notes if note.code == code)
+    (words,) = re.findall(r"--[a-z-]+ [a-z]+", worded(note, CELL))
+    (written,) = re.findall(r'[a-z_]+=(?:"\w+"|True|False)', worded(note, PYTHON))
+    option = options_of(shlex.split(words))
+    assert option == eval(f"dict({written})", {"__builtins__": {}}, {"dict": dict})
+    other = make_plan(NINE_B, PlacementOptions(**{**given, **option}))
+    promised = {
+        "gpus_chosen_of_two": "other_fullness",
+        "tower_is_cut_for_balance": "fullness",
+        "tower_could_be_cut": "cut_fullness",
+    }[code]
+    assert note.values[promised] == f"{other.fullness:.0%}"
+
+
+# Loading and answering, on virtual GPUs.
+
+
+@takes("room_for_kept", "Ask for less; 0 keeps nothing.")
+def test_less_is_kept():
+    with VirtualGPUs("1x1GiB"):
+        session = Session().load(TINY)
+        assert session.status().kept.budget_bytes > 0
+        with pytest.raises(OptionError, match=r"Ask for less; 0 keeps nothing\."):
+            session.load(TINY, keep=1e6)
+        assert session.load(TINY, keep=0.01).status().kept.budget_bytes == int(0.01 * GIB)
+        assert session.load(TINY, keep=0).status().kept.budget_bytes == 0
+        session.unload()
+
+
+def occupy(gpu: int, gpus: VirtualGPUs, free: int) -> torch.Tensor:
+    """Take what is left of a GPU but `free` bytes."""
+    left = gpus.gpus[gpu].total_bytes - gpus.live_bytes[gpu] - free
+    return torch.empty(left, dtype=torch.uint8, device=f"cuda:{gpu}")
+
+
+@takes("free_memory", "idle_gpus_too")
+def test_memory_is_freed_or_idle_gpus_are_used():
+    with VirtualGPUs("2x1GiB") as gpus:
+        others = [occupy(gpu, gpus, 1_100_000) for gpu in (0, 1)]
+        session = Session()
+        with pytest.raises(OutOfMemoryError) as caught:
+            session.load(TINY)
+        assert "free memory there, use the idle GPUs too (objective=" in str(caught.value)
+        session.load(TINY, objective="balance")
+        assert session.status().info.devices == ("cuda:0", "cuda:1")
+        session.unload()
+        others.clear()
+        assert session.load(TINY).status().info.devices == ("cuda:0",)
+        session.unload()
+
+
+@takes("more_gpus", "plan_instead_of_map")
+def test_more_gpus_or_a_plan_instead_of_a_map():
+    with VirtualGPUs([GIB // 1024, GIB]):
+        session = Session()
+        with pytest.raises(OutOfMemoryError, match=r"use more GPUs.* let a plan take the place of"):
+            session.load(TINY, device_map={"": 0})
+        assert session.load(TINY).status().info.devices == ("cuda:1",)
+        halves = {"model": 1, "lm_head": 0}
+        assert session.load(TINY, device_map=halves).status().info.devices == ("cuda:0", "cuda:1")
+        session.unload()
+
+
+@takes("four_bit")
+def test_four_bit_is_offered_where_it_can_be_loaded(monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    session = Session()
+
+    def run_out(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. GPU 0 has a total capacity of 8 GiB")
+
+    for model, offered in (("demo", True), (str(quantised_already()), False)):
+        checkpoint = resolve(model) if offered else SimpleNamespace(**quantised_facts())
+        with monkeypatch.context() as patched:
+            patched.setattr(local, "_load", run_out)
+            with pytest.raises(OutOfMemoryError) as caught:
+                local.load(checkpoint)
+        assert ('load the text part in 4bit (quantize="4bit")' in str(caught.value)) == offered
+    assert session.load("demo", quantize="4bit").ask("What?", max_tokens=2).text is not None
+
+
+def quantised_already() -> str:
+    return "one in FP8"
+
+
+def quantised_facts() -> dict[str, Any]:
+    fp8 = replace(NINE_B.shape(), fp8=True)
+    return {"name": "one in FP8", "architecture": SimpleNamespace(shape=lambda: fp8)}
+
+
+@takes("shorter_prompt", "longer_context", "fewer_tokens", "larger_reserve")
+@pytest.mark.parametrize("context", [32, None])
+def test_a_prompt_that_has_no_room(context):
+    short = {"text": "What?", "temperature": 0, "max_tokens": 4}
+    long = {"text": "word " * 40, "temperature": 0, "max_tokens": 4}
+    options = {"objective": "balance", "keep": 0, **({"context": context} if context else {})}
+    with VirtualGPUs("2x1GiB") as gpus:
+        session = Session().load(TINY, **options)
+        before = session.ask(**short).text
+        others = [occupy(1, gpus, 60_000)]
+        with pytest.raises(OutOfMemoryError) as caught:
+            session.ask(**long)
+        said = str(caught.value)
+        assert session.ask(**short).text == before  # shortened
+        others.clear()
+        if context is None:
+            assert "load it with a larger reserve" in said
+            session.load(TINY, **options, reserve=0.4)
+            # Others may take what was left alone.
+            others.append(occupy(1, gpus, int(0.4 * GIB)))
+        else:
+            (needed,) = re.findall(r"\(context=(\d+)\)", said)
+            session.load(TINY, **{**options, "context": int(needed)})
+            assert session.plan.workload.context == int(needed)
+        assert session.ask(**long).usage.new_tokens >= 1
+        session.unload()
+
+
+# What loading refuses.
+
+
+@takes("gpus_not_here", "gpu_is_smaller")
+def test_gpus_that_are_not_here(monkeypatch):
+    with VirtualGPUs("1x1GiB"):
+        for description, said in (("4x1GiB", "sees only 1"), ("1x9GiB", "has 1.0 GiB, not")):
+            with pytest.raises(GPUDescriptionError, match=said):
+                Session().load(TINY, gpus=description)
+            assert make_plan(NINE_B, PlacementOptions(gpus="4x16GiB")).fullness <= 1
+        for options in ({}, {"gpus": "1x1GiB"}):  # left out, or described as it is
+            session = Session().load(TINY, **options)
+            assert session.status().info.devices == ("cuda:0",)
+            session.unload()
+
+
+@takes('Describe the GPUs, for example "2x24GiB".')
+def test_a_gpu_that_does_not_tell_its_size_is_described(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(usable, "find_gpus", lambda: (FoundGPU(0, "GB10"),))
+    with pytest.raises(PlacementError, match='for example "2x24GiB"'):
+        usable.usable_gpus(None)
+    assert usable.usable_gpus("1x24GiB")[0].total_bytes == 24 * GIB
+
+
+@takes("quantised_already", "Leave quantize out.", "float16_instead")
+def test_what_cannot_be_quantised_is_placed_without(monkeypatch):
+    gpus = parse_gpus("2xV100-32GiB")
+    shape = NINE_B.shape()
+    bare = tuple(replace(unit, linear_values=0) for unit in shape.units)
+    for changed in (replace(shape, fp8=True), replace(shape, units=bare)):
+        monkeypatch.setattr(type(NINE_B), "shape", lambda _, shape=changed: shape)
+        with pytest.raises(OptionError, match=r"[Ll]eave quantize out"):
+            decide(NINE_B, PlacementOptions(quantize="4bit"), gpus)
+        assert decide(NINE_B, PlacementOptions(), gpus).device_map
+        monkeypatch.undo()
+    chosen = decide(NINE_B, PlacementOptions(context=2048), gpus)
+    assert (chosen.dtype, [note.code for note in chosen.notes]) == ("float16", ["float16_instead"])
+    asked = decide(NINE_B, PlacementOptions(context=2048, dtype="bfloat16"), gpus)
+    assert (asked.dtype, asked.notes) == ("bfloat16", ())
+
+
+@takes("kernels_missing", "Make a plan for these GPUs.")
+def test_weights_in_fp8_are_restored_where_they_cannot_stay(monkeypatch):
+    shape = NINE_B.shape()
+    units = tuple(replace(unit, fp8_values=unit.linear_values) for unit in shape.units)
+    monkeypatch.setattr(
+        type(NINE_B), "shape", lambda _: replace(shape, units=units, fp8=True, dtype="bfloat16")
+    )
+    monkeypatch.setitem(sys.modules, "kernels", None)
+    monkeypatch.setattr(decision.importlib.util, "find_spec", lambda name: None)
+    new, old = parse_gpus("2xH100-80GB"), parse_gpus("2xA100-80GB")
+    with pytest.raises(OptionError, match=r'pip install kernels; .* \(dtype="bfloat16"\)'):
+        decide(NINE_B, PlacementOptions(), new)
+    assert not decide(NINE_B, PlacementOptions(dtype="bfloat16"), new).fp8
+    kept = make_plan(NINE_B, PlacementOptions(), new)
+    assert kept.workload.fp8
+    with pytest.raises(DeviceMapError, match="Make a plan for these GPUs"):
+        decide(NINE_B, PlacementOptions(), old, kept)
+    assert not decide(NINE_B, PlacementOptions(), old).fp8
+
+
+@takes("Use 8bit, or a GPU.")
+def test_eight_bit_where_four_bit_cannot_be():
+    pytest.importorskip("bitsandbytes")
+    with pytest.raises(OptionError, match=r"Use 8bit, or a GPU\."):
+        Session().load(TINY, quantize="4bit")
+    assert Session().load(TINY, quantize="8bit").status().info.quantize == "8bit"
+
+
+@takes("not_of_a_server")
+def test_what_goes_with_an_address(monkeypatch):
+    address = "http://127.0.0.1:9/v1"
+    with pytest.raises(OptionError, match="Only served_model and timeout go with an address"):
+        Session().load(address, context=100)
+    with pytest.raises(Glm4vError) as caught:  # nobody is there, which is another matter
+        Session().load(address, served_model="m", timeout=1)
+    assert not isinstance(caught.value, OptionError)
+
+
+@takes(
+    EXAMPLE,
+    "Every weight needs one.",
+    "Name the parts of the outer one instead.",
+    "Put the quantised layers on GPUs; the rest may be on the CPU.",
+    "Leave one of them out.",
+    "Give one number, or one for each GPU.",
+    'Describe them: "2x24GiB".',
+)
+def test_maps_and_options_that_are_put_right(tmp_path):
+    demo, gpus = architecture("demo"), parse_gpus("2x8GiB")
+    text = "model.language_model"
+    split = {"model.vision": 0, text: 1, "lm_head": 1}
+
+    def refused(said: str, given: Any, **options: Any) -> None:
+        with pytest.raises((DeviceMapError, OptionError), match=re.escape(said)):
+            decide(demo, PlacementOptions(**options), gpus, given)
+
+    refused(EXAMPLE, {})
+    refused("Every weight needs one.", {"model.vision": 0})
+    refused("Name the parts of the outer one instead.", {"model": 0, text: 1, "lm_head": 1})
+    assert decide(demo, PlacementOptions(), gpus, split).device_map == split
+    refused("Put the quantised layers on GPUs", {**split, text: "cpu"}, quantize="4bit")
+    away = {**split, "model.vision": "cpu"}
+    assert decide(demo, PlacementOptions(quantize="4bit"), gpus, away).device_map == away
+    refused("Leave one of them out.", split, context=64)
+    assert decide(demo, PlacementOptions(context=64), gpus).plan is not None
+    with pytest.raises(OptionError, match="Give one number, or one for each GPU"):
+        make_plan(demo, PlacementOptions(max_memory=(1.0, 1.0, 1.0)), gpus)
+    for sizes in (1.0, (1.0, 2.0)):
+        assert make_plan(demo, PlacementOptions(max_memory=sizes), gpus).fullness <= 1
+    with pytest.raises(OptionError, match='Describe them: "2x24GiB"'):
+        make_plan(demo, PlacementOptions())
+    assert make_plan(demo, PlacementOptions(gpus="2x24GiB")).fullness <= 1
+
+
+@takes(
+    "Free memory on the GPUs or lower the reserve.",
+    "Install it with: pip install 'glm4v_magic[quantize]'",
+)
+def test_room_is_made(monkeypatch):
+    full = [GPU(0, "GPU", 40 * GIB, GIB)]
+    with pytest.raises(DoesNotFitError, match="Free memory on the GPUs or lower the reserve"):
+        plan(NINE_B.shape(), full, reserve=2 * GIB)
+    assert plan(NINE_B.shape(), [GPU(0, "GPU", 40 * GIB, 39 * GIB)], reserve=2 * GIB).fullness <= 1
+    demo = architecture("demo").shape()
+    assert plan(demo, full, reserve=0, workload=Workload(dtype="float32")).fullness <= 1
+    monkeypatch.setattr(decision.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(OptionError, match="pip install 'glm4v_magic"):
+        decide(architecture("demo"), PlacementOptions(quantize="8bit"), ())
+    text = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.search(r'^quantize = \["bitsandbytes', text, re.MULTILINE)
+
+
+@takes(
+    'Write for example "4x16GiB", "24+16+12GiB", "2xA100-40GB" or "cpu".',
+    'Describe them, as in "4x16GiB".',
+)
+def test_examples_of_gpus_are_read():
+    with pytest.raises(GPUDescriptionError) as caught:
+        parse_gpus("4x")
+    examples = re.findall('"(.+?)"', str(caught.value))
+    assert [len(parse_gpus(example)) for example in examples] == [4, 3, 2, 0]
+    with pytest.raises(OptionError, match='as in "4x16GiB"'):
+        dry_run(architecture("demo"), ())
+    assert dry_run(architecture("demo"), "1x16GiB", text_tokens=4).works
+
+
+@takes(
+    "Use {}more or larger GPUs, or a shorter context.",
+    "Plan without quantisation for a dry run.",
+)
+def test_what_a_dry_run_refuses():
+    tiny = architecture(TINY)
+    small = parse_gpus("1x513MiB")
+    report = dry_run(tiny, small, {"": 0})
+    with pytest.raises(DoesNotFitError, match="Use a plan of ours, more or larger GPUs, or a"):
+        raise_if_unusable(report)
+    more = plan(tiny.shape(), parse_gpus("4x514MiB"), objective="balance", reserve=0)
+    for gpus, options in (("1x1GiB", {}), ("4x514MiB", {"device_map": more})):
+        raise_if_unusable(dry_run(tiny, gpus, **options))
+    quantised = plan(tiny.shape(), parse_gpus("1x1GiB"), Workload(quantize="8bit"))
+    with pytest.raises(OptionError, match="Plan without quantisation"):
+        dry_run(tiny, "1x1GiB", quantised)
+    raise_if_unusable(dry_run(tiny, "1x1GiB", plan(tiny.shape(), parse_gpus("1x1GiB"))))
+
+
+# The doctor.
+
+
+@takes("describe_gpus", "describe_gpus_with_size", "demo_or_describe_gpus", "ask_the_hub")
+@pytest.mark.parametrize(
+    "code", ["describe_gpus", "describe_gpus_with_size", "demo_or_describe_gpus", "ask_the_hub"]
+)
+def test_the_doctor_is_asked_again(code, plain_shell):
+    plain_shell.run_line_magic("load_ext", "glm4v_magic")
+    text = worded(Remark(code), CELL)
+    (line,) = re.findall(r"%(glm4v doctor [^,.]*[\w])", text)
+    done = plain_shell.run_cell(f"%{line}")
+    assert done.success
+    (call,) = re.findall(r"gather\(.*?\)(?:\))?", worded(Remark(code), PYTHON))
+    facts = eval(call, {"gather": gather, "parse_gpus": parse_gpus})
+    assert diagnose(facts)
+
+
+@takes("fewer_hops")
+def test_fewer_gpus_have_fewer_hops():
+    (words,) = re.findall(r"--objective \w+", worded(Remark("fewer_hops"), CELL))
+    few = make_plan(NINE_B, PlacementOptions(gpus="8x16GiB", **options_of(shlex.split(words))))
+    assert few.hops < make_plan(NINE_B, PlacementOptions(gpus="8x16GiB")).hops
+
+
+# Questions, as far as a loaded model's options are named.
+
+
+@takes("model_does_not_think", "no_thinking_to_limit", "no_such_effort", "answer_cut_off")
+def test_options_that_the_model_does_not_have_are_left_out():
+    session = Session().load("demo")
+    for options, said in (
+        ({"thinking": True}, "Leave thinking out"),
+        ({"max_thinking": 3}, "Leave max_thinking out"),
+        ({"effort": "low"}, "Leave effort out"),
+    ):
+        with pytest.raises(Glm4vError, match=said):
+            session.ask("What?", **options)
+    assert session.ask("What?", max_tokens=2).usage.new_tokens <= 2
+    image = Image.new("RGB", (56, 56))
+    with pytest.raises(FormatError, match=r"allow more \(max_tokens\)"):
+        session.ask("Colours?", images=[image], format="json", max_tokens=2)
+    assert session.ask("What?", images=[image], max_tokens=64).text
+
+
+# The guards.
+
+
+def codes() -> set[str]:
+    return {*COMMON, *PYTHON.templates, *CELL.templates, *HTTP.templates}
+
+
+def test_every_code_is_taken_or_has_its_place():
+    placed = TAKEN | ELSEWHERE.keys() | FACTS | FRAMES | OUTSIDE
+    assert codes() - placed == set(), "advice without a test that takes it"
+    assert (ELSEWHERE.keys() | FACTS | FRAMES | OUTSIDE) <= codes()
+    assert not TAKEN & (ELSEWHERE.keys() | FACTS | FRAMES | OUTSIDE)
+
+
+@pytest.mark.parametrize("code", sorted(FACTS))
+def test_what_is_no_advice_names_nothing_that_could_be_typed(code):
+    for words in (CELL, PYTHON, HTTP):
+        template = words.templates.get(code) or COMMON[code]
+        assert not re.search(r"option:|%glm4v|--\w|session\.|\w+=\w", template)
+
+
+def test_the_tests_elsewhere_are_there():
+    folder = Path(__file__).parents[1]
+    named = {*ELSEWHERE.values(), *SENTENCES_OF_OTHERS.values()} - {""}
+    assert [name for name in named if not (folder / name).is_file()] == []
+
+
+def sentences() -> Iterator[tuple[str, str]]:
+    """Yield place and sentence of every piece of fixed advice in `ROOMS`."""
+    names = {name for name in errors.__all__ if name.endswith("Error")}
+    for room in ROOMS:
+        path = PACKAGE / room
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            fixed = {
+                target.id: node.value.value
+                for node in tree.body
+                if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+                for target in node.targets
+                if isinstance(target, ast.Name)
+            }
+            for node in ast.walk(tree):
+                name = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
+                place = 4 if name == "Finding" else 1
+                if (name in names or name == "Finding") and len(node.args) > place:
+                    text = sentence(node.args[place], fixed)
+                    if text:
+                        yield f"{file.relative_to(PACKAGE)}:{node.lineno}", text
+
+
+def sentence(node: ast.expr, fixed: dict[str, str]) -> str:
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(p.value if isinstance(p, ast.Constant) else "{}" for p in node.values)
+    return (
+        fixed.get(node.id, EXAMPLE if node.id == "EXAMPLE" else "")
+        if isinstance(node, ast.Name)
+        else ""
+    )
+
+
+def test_every_sentence_is_taken_or_has_its_place():
+    found = dict(reversed(pair) for pair in sentences())
+    missing = {text: where for text, where in found.items() if text not in TAKEN}
+    assert {t: w for t, w in missing.items() if t not in SENTENCES_OF_OTHERS} == {}
+    assert len(found) > 15
+    said = {text for text in TAKEN if " " in text}
+    assert said <= found.keys(), "nobody says it any more"
