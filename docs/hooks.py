@@ -70,6 +70,7 @@ OTHER_LINES = {
 VALUES = {"--file": "question.txt", "--schema": "schema.json --format json"}
 """Values in examples that the table of options does not have; see `sample`."""
 
+_NUMBERS = {"int": "2", "float": "0.5"}
 OF_A_KIND = {
     "FILE": "file.txt",
     "FILE.json": "report.json",
@@ -257,8 +258,9 @@ def sample(action: Action) -> str:
         return OPTIONS[action.dest].example
     if action.choices:
         return str(next(iter(action.choices)))
-    if action.type in (int, float):
-        return {int: "2", float: "0.5"}[action.type]  # type: ignore[index]  # one of these
+    kind = OPTIONS[action.dest].type if action.dest in OPTIONS else ""
+    if kind in _NUMBERS:
+        return _NUMBERS[kind]
     return OF_A_KIND.get(str(action.metavar), "value")
 
 

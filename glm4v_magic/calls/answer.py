@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from glm4v_magic.calls.boxes_text import mark_lines
+from glm4v_magic.calls.boxes_text import mark_lines, marks_counted
 from glm4v_magic.core.conversation import Answer
 from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.wording import counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,7 +35,9 @@ class ImageAnswer(Answer):
         if image is None:
             image = next((each.image for each in self.marks), -1)
         if not -len(self.images) <= image < len(self.images):
-            raise OptionError(f"There is no image {image}: the answer has {len(self.images)}.")
+            raise OptionError(
+                f"There is no image {image}: the answer has {counted(len(self.images), 'image')}."
+            )
         number = image % len(self.images)
         lines = mark_lines(self.marks, self.images)
         on_it = [
@@ -58,6 +61,7 @@ class ImageAnswer(Answer):
         from glm4v_magic.images.marked import cut_out
 
         if not -len(self.boxes) <= number < len(self.boxes):
-            raise OptionError(f"There is no box {number}: the answer has {len(self.boxes)}.")
+            there = marks_counted(self.boxes) or "no boxes"
+            raise OptionError(f"There is no box {number}: the answer has {there}.")
         box = self.boxes[number]
         return cut_out(self.images[box.image], box)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import SafetensorError, safe_open
 
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.images.messages import one_line
@@ -108,8 +107,10 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: if the file is missing, unreadable or not a JSON object.
     """
     refuse_pointer(path)
-    text = text_of(path, str(path), CheckpointError, "Is this the folder of a checkpoint?")
-    return json_object(text, str(path), CheckpointError, _DAMAGED)
+    # "config.json" alone, of the current folder, would not tell where it was looked for.
+    what = str(path if path.parent.name else path.absolute())
+    text = text_of(path, what, CheckpointError, "Is this the folder of a checkpoint?")
+    return json_object(text, what, CheckpointError, _DAMAGED)
 
 
 def require_file(path: Path) -> None:
@@ -231,6 +232,9 @@ def _read_sharded(folder: Path, index: str) -> dict[str, TensorInfo]:
 
 
 def _read_header(path: Path) -> dict[str, TensorInfo]:
+    # Not above: a configuration is planned without it, too.
+    from safetensors import SafetensorError, safe_open
+
     size = path.stat().st_size
     try:
         # Its tensors are never read, so the framework does not matter; torch would be imported.

@@ -50,10 +50,12 @@ def cached(repository: str, revision: str | None = None) -> Path | None:
         repository: ``owner/name``, in any case.
         revision: commit, branch or tag; ``None`` for the main branch.
     """
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ModuleNotFoundError:  # a plan needs no more than sizes, as in a browser
+        return None
     if not _is_repository_id(repository):
         return None
-    from huggingface_hub import try_to_load_from_cache
-
     for written in _as_downloaded(repository):
         for file in CONFIGS:
             config = try_to_load_from_cache(written, file, revision=revision)

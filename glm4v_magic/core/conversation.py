@@ -165,7 +165,8 @@ class Usage:
             included.
         new_tokens: generated tokens, the stop token included.
         time_to_first_token: seconds from the call to the first token; ``None`` if none came.
-        decode_seconds: seconds from the first token to the last.
+        decode_seconds: seconds from the first token to the last; 0 for choices, which are scored at
+            once.
         peak_bytes: peak of allocated bytes on each GPU during the call; empty without GPUs.
         thinking_tokens: tokens of `new_tokens` that were thinking; ``None`` if unknown.
         thinking_seconds: seconds from the first token to the first token of the answer itself.

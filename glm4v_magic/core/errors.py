@@ -110,9 +110,32 @@ class InputError(Glm4vError):
 
 
 class OptionError(InputError):
-    """An unknown or malformed option, command or setting."""
+    """An unknown or malformed option, command or setting.
+
+    Args:
+        what: as in `Glm4vError`.
+        hint: likewise.
+        code: likewise.
+        option: name of the option with which `what` begins, for a front end to spell as it is given
+            there; empty if `what` begins in another way.
+        values: as in `Glm4vError`.
+    """
 
     code = "option"
+
+    def __init__(
+        self, what: str, hint: str = "", *, code: str = "", option: str = "", **values: object
+    ) -> None:
+        super().__init__(what, hint, code=code, **values)
+        self.option = option
+
+    @property
+    def text(self) -> tuple[str | Remark, ...]:
+        """Whole message as data; a front end words it with `remarks.worded`."""
+        what, *advice = super().text
+        if self.option and self.what.startswith(self.option):
+            what = remark("of_option", name=self.option, rest=self.what[len(self.option) :])
+        return (what, *advice)
 
 
 class PromptError(InputError):

@@ -98,7 +98,8 @@ class Option:
         if self.choices:
             self._check_choice(value)
         elif not (has_type(value, self.type) and self.holds(value)):
-            raise OptionError(f"{label or self.name} is {brief(value)}, but must be {self.demand}.")
+            what = f"{label or self.name} is {brief(value)}, but must be {self.demand}."
+            raise OptionError(what, option="" if label else self.name)
 
     def _check_choice(self, value: object) -> None:
         if not (isinstance(value, str) and value in self.choices):

@@ -11,7 +11,8 @@ A template is that of `str.format`, and its fields are the names of the values::
 A value is a number or a text, another remark, or several remarks: ``{ways}`` makes of those
 "a, b or c", ``{ways:numbered}`` "(1) a; (2) b; (3) c". Where front ends differ only in how an
 option is written or what is restarted, the template is in `COMMON`: ``{option:offload}`` is each
-one's own spelling, and ``{process}`` is "the kernel", "Python" or "the server".
+one's own spelling, ``{named:offload}`` that of the name alone, and ``{process}`` is "the kernel",
+"Python" or "the server".
 
 The words for Python are here, and not in a room further up: every room can be used from Python
 alone, so this is what `str` of an error says wherever it was raised, and no front end has to be
@@ -36,11 +37,13 @@ class Words:
         spelled: writes an option, by name and value, as it is given there; the value is empty for
             an option that is only turned on.
         process: name of the process that a user of this front end restarts.
+        named: spells the name of an option alone.
     """
 
     templates: Mapping[str, str]
     spelled: Callable[[str, str], str]
     process: str
+    named: Callable[[str], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,8 @@ def worded(text: Text, words: Words) -> str:
         return " ".join(filter(None, (worded(part, words) for part in text)))
     template = words.templates.get(text.code) or COMMON.get(text.code, "")
     values = {name: _said(value, words) for name, value in text.values.items()}
-    return template.format_map({**values, "option": _Option(words), "process": words.process})
+    own = {"option": _Option(words), "named": _Named(words), "process": words.process}
+    return template.format_map({**values, **own})
 
 
 def _said(value: object, words: Words) -> object:
@@ -111,6 +115,16 @@ class _Option:
         return self._words.spelled(name, value)
 
 
+class _Named:
+    """The name of an option in a template: ``{named:{name}}``."""
+
+    def __init__(self, words: Words) -> None:
+        self._words = words
+
+    def __format__(self, spec: str) -> str:
+        return self._words.named(spec)
+
+
 def _as_keyword(name: str, value: str) -> str:
     """Spell an option as an argument of a call in Python."""
     switched = {"": True, "on": True, "off": False}
@@ -138,9 +152,9 @@ COMMON: Mapping[str, str] = {
         "No room is left on {device} for prompts and images that need not be read again."
     ),
     "tower_could_be_cut": (
-        "The vision tower ({tower_gib} GiB) stays whole and makes {device} the fullest GPU: "
-        "{gib} GiB, {fullness}. Cut between its layers ({option:split_vision=on}), the fullest has "
-        "{cut_gib} GiB, {cut_fullness}."
+        "The vision tower ({tower}) stays whole and makes {device} the fullest GPU: "
+        "{size}, {fullness}. Cut between its layers ({option:split_vision=on}), the fullest has "
+        "{cut}, {cut_fullness}."
     ),
     "gpus_chosen": "{gpus}, the fullest {fullness} full: {why}.",
     "gpus_chosen_of_two": (
@@ -151,15 +165,15 @@ COMMON: Mapping[str, str] = {
         "a context of {context:,} fits ({option:context={context}}; fullest GPU {fullness})"
     ),
     "four_bit_fits": (
-        "4-bit weights ({gib} instead of {before_gib} GiB) fit ({option:quantize=4bit}; fullest "
+        "4-bit weights ({size} instead of {before}) fit ({option:quantize=4bit}; fullest "
         "GPU {fullness})"
     ),
     "offloading_fits": (
-        "offloading {gib} GiB to host memory fits ({option:offload}), {token_gib} of it cross the "
+        "offloading {size} to host memory fits ({option:offload}), {per_token} of it cross the "
         "bus for every token, at least {seconds} s over PCIe 4.0 x16"
     ),
     "offloading_tower_fits": (
-        "offloading {gib} GiB to host memory fits ({option:offload}), crossing the bus for every "
+        "offloading {size} to host memory fits ({option:offload}), crossing the bus for every "
         "image, at least {seconds} s over PCIe 4.0 x16"
     ),
     "four_bit": "load the text part in 4bit ({option:quantize=4bit})",
@@ -177,15 +191,15 @@ COMMON: Mapping[str, str] = {
         "{gpus}, the fullest {fullness} full."
     ),
     "layers_offloaded": (
-        "{count} decoder layers ({gib} GiB) wait in host memory and cross the bus once per token: "
+        "{count} decoder layers ({size}) wait in host memory and cross the bus once per token: "
         "at least {seconds} s over PCIe 4.0 x16."
     ),
     "tower_offloaded": (
-        "{count} layers of the vision tower ({gib} GiB) wait in host memory and cross the bus once "
+        "{count} layers of the vision tower ({size}) wait in host memory and cross the bus once "
         "per image: at least {seconds} s over PCIe 4.0 x16."
     ),
     "embedding_offloaded": (
-        "The embedding ({gib} GiB) waits in host memory and crosses the bus once per token: at "
+        "The embedding ({size}) waits in host memory and crosses the bus once per token: at "
         "least {seconds} s over PCIe 4.0 x16."
     ),
     "orders_not_all_tried": (
@@ -209,6 +223,7 @@ COMMON: Mapping[str, str] = {
     "kernels_missing": (
         "Install it with: pip install kernels; or restore the weights ({option:dtype=bfloat16})."
     ),
+    "of_option": "{named:{name}}{rest}",
     "install": "Run {command}, then restart {process}.",
     "install_if_older": "If it is older: {command}, then restart {process}.",
     "install_torch_again": "Install torch again, then restart {process}.",
@@ -223,17 +238,15 @@ COMMON: Mapping[str, str] = {
     "not_of_a_server": "Only served_model and timeout go with an address.",
     "port_not_usable": "Choose another port; 0 is any free one.",
     "ways_out": "Ways out: {ways:numbered}.",
-    "no_shorter_context_fits": ("no shorter context fits, the weights alone are {weights_gib} GiB"),
+    "no_shorter_context_fits": ("no shorter context fits, the weights alone are {weights}"),
     "four_bit_still_short": (
-        "4-bit weights ({gib} instead of {before_gib} GiB) are still short by {short_gib} GiB"
+        "4-bit weights ({size} instead of {before}) are still short by {short}"
     ),
     "four_bit_and_offloading_fit": (
-        "4-bit weights ({gib} instead of {before_gib} GiB), {away_gib} GiB of them offloaded to "
+        "4-bit weights ({size} instead of {before}), {away} of them offloaded to "
         "host memory, fit ({option:quantize=4bit}, {option:offload}; fullest GPU {fullness})"
     ),
-    "four_bit_does_not_fit": (
-        "4-bit weights ({gib} instead of {before_gib} GiB) do not fit either"
-    ),
+    "four_bit_does_not_fit": ("4-bit weights ({size} instead of {before}) do not fit either"),
     "offloading_does_not_fit": (
         "offloading every layer that may be offloaded does not make it fit"
     ),
@@ -295,5 +308,5 @@ _IN_PYTHON = {
     ),
 }
 
-PYTHON = Words(_IN_PYTHON, _as_keyword, "Python")
+PYTHON = Words(_IN_PYTHON, _as_keyword, "Python", str)
 """Words for callers of the package from Python."""

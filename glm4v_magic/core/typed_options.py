@@ -10,7 +10,7 @@ from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.option import Option
 from glm4v_magic.core.options import OPTIONS
 
-__all__ = ["argument_of", "as_typed", "flags_of", "typed"]
+__all__ = ["argument_of", "as_typed", "flag_of", "flags_of", "typed"]
 
 _ON_OFF = ("on", "off")
 
@@ -23,8 +23,13 @@ def flags_of(option: Option) -> tuple[str, ...]:
 
 def as_typed(name: str, value: str = "") -> str:
     """Return an option as it is typed on a command line, with its value if it has one."""
-    flag = flags_of(OPTIONS[name])[-1]
-    return f"{flag} {value}" if value else flag
+    return f"{flag_of(name)} {value}" if value else flag_of(name)
+
+
+def flag_of(name: str) -> str:
+    """Return the long flag of an option; any name that is not in the table as it is."""
+    option = OPTIONS.get(name)
+    return name if option is None else flags_of(option)[-1]
 
 
 def argument_of(option: Option, unless: str = "given") -> dict[str, Any]:
@@ -54,16 +59,20 @@ def argument_of(option: Option, unless: str = "given") -> dict[str, Any]:
 
 
 def _reader(option: Option) -> Callable[[str], Any] | None:
-    read = option.read
+    read = option.read or {"int": int, "float": float}.get(option.type)
     if read is None:
-        return {"int": int, "float": float}.get(option.type)
+        return None
 
+    # An OptionError passes argparse, which would keep only its text, and the front end words it.
     def reader(text: str) -> Any:
         try:
             return read(text)
+        except ValueError:
+            what = f"{option.name} is {text!r}, but must be {option.demand}."
+            raise OptionError(what, option=option.name) from None
         except OptionError as error:
-            # Passes argparse, which would keep only its text; the front end words it.
-            error.what = f"argument {flags_of(option)[-1]}: {error.what}"
+            error.what = f"{option.name}: {error.what}"
+            error.option = option.name
             raise
 
     return reader

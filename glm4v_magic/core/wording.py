@@ -11,11 +11,13 @@ __all__ = [
     "counted",
     "gib",
     "json_text",
+    "one_unit",
     "pixels",
     "printable",
     "readable_bytes",
     "readable_count",
     "readable_seconds",
+    "sized",
 ]
 
 
@@ -61,6 +63,24 @@ def json_text(value: object, indent: int | None = None) -> str:
 def gib(size: int) -> str:
     """Bytes as GiB with two decimals."""
     return f"{size / 2**30:.2f}"
+
+
+def sized(size: int) -> str:
+    """Return bytes in GiB with two decimals, or in a smaller unit where these would be almost 0."""
+    return " ".join(_in_unit_of(size, size))
+
+
+def one_unit(*sizes: int) -> list[str]:
+    """Return sizes in the unit of the largest, which only the last one names."""
+    *before, last = (_in_unit_of(size, max(sizes)) for size in sizes)
+    return [*(number for number, _ in before), " ".join(last)]
+
+
+def _in_unit_of(size: int, largest: int) -> tuple[str, str]:
+    if largest == 0 or largest >= 2**30 / 20:
+        return gib(size), "GiB"
+    power, unit = (2**20, "MiB") if largest >= 2**20 / 20 else (2**10, "KiB")
+    return f"{size / power:.2f}", unit
 
 
 def readable_bytes(number: int) -> str:

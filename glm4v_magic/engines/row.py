@@ -200,7 +200,8 @@ class Row:
             visual_tokens=visual,
             new_tokens=len(self.transcript.ids),
             time_to_first_token=times[0] - since if times and since is not None else None,
-            decode_seconds=times[-1] - times[0] if times else 0.0,
+            # Choices are scored at once: their tokens have no rate.
+            decode_seconds=times[-1] - times[0] if times and not self._probabilities else 0.0,
             peak_bytes={str(gpu): torch.cuda.max_memory_allocated(gpu) for gpu in self._gpus},
         )
         text, thinking = self.transcript.text, ""

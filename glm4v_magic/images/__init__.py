@@ -3,12 +3,13 @@
 How `resolve_images` reads a word; the first rule that applies wins:
 
 1. ``https://...``, ``http://...``, ``data:...``: an image from the network, or in the word itself.
-2. A name in the namespace: that variable. The file of the same name is written ``./cat``. 3. The
-path of a file or folder that exists, ``~`` expanded. ``paper.pdf#page=3`` is a page of one. 4. An
-expression that begins with a name in the namespace, such as ``photos[2]``, ``row.image`` or
-``photos[:3]``, unless it ends like the name of an image file: ``cat.png`` is always a file. 5. A
-pattern with ``*``, ``?`` or ``[...]``, ``**`` for folders below: its files, sorted by name, numbers
-in it as numbers. 6. ``clipboard``: the image copied on the computer that Python runs on.
+2. A name in the namespace: that variable. The file of the same name is written ``./cat``.
+3. The path of a file or folder that exists, ``~`` expanded. ``paper.pdf#page=3`` is a page of one.
+4. An expression that begins with a name in the namespace, such as ``photos[2]``, ``row.image`` or
+   ``photos[:3]``, unless it ends like the name of an image file: ``cat.png`` is always a file.
+5. A pattern with ``*``, ``?`` or ``[...]``, ``**`` for folders below: its files, sorted by
+   name, numbers in it as numbers.
+6. ``clipboard``: the image copied on the computer that Python runs on.
 
 The types of PIL, numpy, torch, matplotlib and IPython are recognised without importing these
 libraries: where such a value exists, its library is imported already. This room imports only

@@ -3,8 +3,9 @@
 Left, top, width and height in the upright image. The unit follows from how the numbers are
 written, never from their size:
 
-- whole numbers: pixels; - a decimal point in one of them: all four are fractions of width and
-height, 0 to 1; - ``%`` after each number: percent of width and height. Only a 0 may do without.
+- whole numbers: pixels;
+- a decimal point in one of them: all four are fractions of width and height, 0 to 1;
+- ``%`` after each number: percent of width and height. Only a 0 may do without.
 """
 
 from __future__ import annotations

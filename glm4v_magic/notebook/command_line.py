@@ -147,9 +147,9 @@ def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
         arguments: Namespace
         arguments, rest = parser.parse_known_intermixed_args(_joined(parser, words))
     except UsageError as error:
-        raise OptionError(f"{_capitalised(str(error))}.", _help_of(parser)) from None
+        raise OptionError(_in_our_words(parser, str(error)), _help_of(parser)) from None
     except OptionError as error:
-        error.what = f"{_capitalised(error.what).rstrip('.')}."
+        error.what = f"{error.what.rstrip('.')}."
         error.hint = f"{error.hint} {_help_of(parser)}".lstrip()
         raise
     for word in rest:
@@ -201,6 +201,43 @@ def _refuse_dashes(parser: MagicArgumentParser, words: list[str]) -> None:
             raise OptionError(f"{word} begins with a dash.", f"Options begin with hyphens: {name}.")
 
 
+_OF_AN_OPTION = re.compile(r"argument (?P<flags>\S+): (?P<fault>.*)", re.DOTALL)
+_INVALID = re.compile(
+    r"invalid \w+(?: value)?: (?P<value>'.*?'|\".*?\")(?: \(choose .*)?", re.DOTALL
+)
+
+
+def _in_our_words(parser: MagicArgumentParser, said: str) -> str:
+    """Return what is wrong with a line, given what argparse says."""
+    required = said.partition("arguments are required: ")[2]
+    if required:
+        return f"%{parser.prog} needs {required}."
+    found = _OF_AN_OPTION.fullmatch(said)
+    if found is None:
+        return f"{said[:1].upper()}{said[1:]}."
+    flag = found["flags"].split("/")[-1]
+    action = parser._option_string_actions.get(flag)
+    if action is None:
+        return f"{flag}: {found['fault']}."
+    if found["fault"].startswith("expected"):
+        return f"{flag} needs a value: {flag} {_value_of(action)}."
+    if found["fault"].startswith("ignored"):
+        return f"{flag} takes no value."
+    invalid = _INVALID.fullmatch(found["fault"])
+    if invalid is None:
+        return f"{flag}: {found['fault']}."
+    if action.choices:
+        *others, last = map(str, action.choices)
+        return f"{flag} is {invalid['value']}, but must be {', '.join(others)} or {last}."
+    return f"{flag} is {invalid['value']}, but must be a number."
+
+
+def _value_of(action: Action) -> str:
+    if isinstance(action.metavar, str):
+        return action.metavar
+    return "|".join(map(str, action.choices)) if action.choices else action.dest.upper()
+
+
 def _help_of(parser: MagicArgumentParser) -> str:
     magic, *command = parser.prog.split()
     return f"See %{' '.join([magic, 'help', *command])}."
@@ -238,7 +275,3 @@ def _unquoted(word: str) -> str:
     if len(word) >= 2 and word[0] == word[-1] and word[0] in "\"'":
         return Quoted(word[1:-1])
     return word
-
-
-def _capitalised(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -25,6 +25,7 @@ from glm4v_magic.core.errors import GenerationInterrupted, Glm4vError, MapInterr
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, asks_for_help, parse, split, takes
 from glm4v_magic.notebook.next_steps import CELL
+from glm4v_magic.notebook.one_line import show_as_one_line, show_as_usual
 from glm4v_magic.notebook.settings import Glm4v, read
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Glm4vMagics", "Stopped", "register", "unregister"]
 
 _NAMES = ("%glm4v", "%%glm4v")
+_ANSWERING = ("", "ask", "retry", "continue")  # a cell has no command
 _EMPTY_CELL = re.compile(r"%%glm4v(?![\w?])")
 _ASKED_ALONE = re.compile(r"%glm4v\s+(.*\?)")
 _ANSWER = ("glm4v_magic.core.conversation", "Answer")
@@ -162,7 +164,7 @@ class Glm4vMagics(Magics):
         except KeyboardInterrupt as interrupt:
             if debug:
                 raise
-            failure = _stopped(interrupt)
+            failure = _stopped(interrupt, "" if cell is not None else line)
         else:
             if answer is not None:
                 self._show_no_more(answer)
@@ -187,6 +189,7 @@ class Glm4vMagics(Magics):
         for name in _NAMES:
             self.shell.set_hook("complete_command", self._complete, str_key=name)
         self.shell.input_transformers_cleanup.append(_alone)
+        show_as_one_line(self.shell, lambda: self._settings.debug)
 
     def uninstall(self) -> None:
         """Undo `install` and what `Magics` itself registered; release the model."""
@@ -207,6 +210,7 @@ class Glm4vMagics(Magics):
         for name in _NAMES:
             self.shell.strdispatchers["complete_command"].strs.pop(name, None)
         self.shell.input_transformers_cleanup.remove(_alone)
+        show_as_usual()
         if self._context is not None:
             self._context.close()
 
@@ -293,7 +297,10 @@ def _rows_bundle(rows: Rows) -> MimeBundle:
     return rows_bundle(rows)
 
 
-def _stopped(interrupt: KeyboardInterrupt) -> Stopped:
+def _stopped(interrupt: KeyboardInterrupt, line: str) -> Stopped:
     if isinstance(interrupt, GenerationInterrupted | MapInterrupted):
         return Stopped(worded(interrupt.text, CELL))
-    return Stopped("there is no answer.")
+    command = line.partition(" ")[0]
+    if command in _ANSWERING:
+        return Stopped("there is no answer.")
+    return Stopped(f"%glm4v {command} did not finish.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from glm4v_magic.core.errors import Glm4vError
 from glm4v_magic.core.remarks import Words, worded
-from glm4v_magic.core.typed_options import as_typed
+from glm4v_magic.core.typed_options import as_typed, flag_of
 from glm4v_magic.core.wording import printable
 
 __all__ = ["CELL", "in_cell"]
@@ -63,7 +63,7 @@ _IN_A_CELL = {
     "no_row_answered": "no row is answered. Run the cell again to go on.",
 }
 
-CELL = Words(_IN_A_CELL, as_typed, "the kernel")
+CELL = Words(_IN_A_CELL, as_typed, "the kernel", flag_of)
 """See `core.remarks`."""
 
 

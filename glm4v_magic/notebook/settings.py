@@ -62,7 +62,7 @@ class _Demanding:
     def validate(self, owner: object, value: object) -> Any:
         """Return the value as it is kept; called by traitlets."""
         try:
-            check(self.name, value)
+            check(self.name, value, self.name)  # a setting, which has no dashes
         except OptionError as error:
             raise TraitError(in_cell(error)) from None
         return super().validate(owner, value)  # type: ignore[misc]  # the trait's

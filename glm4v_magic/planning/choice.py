@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from glm4v_magic.core.options import Objective
 from glm4v_magic.core.remarks import Remark, remark
-from glm4v_magic.core.wording import counted, gib
+from glm4v_magic.core.wording import counted, sized
 from glm4v_magic.planning.search import HEADROOM, NOTICEABLE, Split, Task, best_split, fullest
 
 __all__ = ["choice_note", "tower_note"]
@@ -73,10 +73,10 @@ def tower_note(task: Task, split: Split) -> Iterator[Remark]:
             gpu, size, _ = fullest(task, split)
             yield remark(
                 "tower_could_be_cut",
-                tower_gib=gib(sum(unit.weight_bytes for unit in split.units if unit.in_tower)),
+                tower=sized(sum(unit.weight_bytes for unit in split.units if unit.in_tower)),
                 device=f"cuda:{gpu.index}",
-                gib=gib(size),
+                size=sized(size),
                 fullness=split.percent,
-                cut_gib=gib(fullest(task, cut)[1]),
+                cut=sized(fullest(task, cut)[1]),
                 cut_fullness=cut.percent,
             )

@@ -208,6 +208,7 @@ def _refuse_options_of_a_plan(options: PlacementOptions) -> None:
             raise OptionError(
                 f"{name} is for making a plan, but a device map is given.",
                 "Leave one of them out.",
+                option=name,
             )
 
 
@@ -271,6 +272,7 @@ def _capped(gpus: Sequence[GPU], sizes: tuple[float, ...]) -> tuple[GPU, ...]:
         raise OptionError(
             f"max_memory has {counted(len(sizes), 'size')} for {counted(len(gpus), 'GPU')}.",
             "Give one number, or one for each GPU.",
+            option="max_memory",
         )
     return tuple(
         replace(gpu, free_bytes=min(gpu.usable_bytes, int(size * _GIB)))

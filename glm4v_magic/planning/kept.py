@@ -37,5 +37,6 @@ def kept_budget(keep: float | None, plan: Plan | None, free: Room | None = None)
             f"keep is {keep:g} GiB, but {where} room for {room.size_bytes / _GIB:.2f} GiB, for "
             f"lack of memory on {room.device}.",
             "Ask for less; 0 keeps nothing.",
+            option="keep",
         )
     return asked

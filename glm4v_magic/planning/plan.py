@@ -18,7 +18,7 @@ from glm4v_magic.core.options import OBJECTIVES, Objective, check
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.remarks import Remark, remark
 from glm4v_magic.core.stage import Stage
-from glm4v_magic.core.wording import gib
+from glm4v_magic.core.wording import sized
 from glm4v_magic.planning.choice import choice_note, tower_note
 from glm4v_magic.planning.costs import GPU_OVERHEAD, Unit, cache_entries, price
 from glm4v_magic.planning.partition import needed
@@ -206,13 +206,15 @@ def _notes(task: Task, split: Split) -> Iterator[Remark]:
     embedding = sum(unit.weight_bytes for unit in away if unit.kind == "embedding")
     if of_tower:
         seconds = f"{bus_seconds(sum(of_tower)):.2f}"
-        size = gib(sum(of_tower))
-        yield remark("tower_offloaded", count=len(of_tower), gib=size, seconds=seconds)
+        size = sized(sum(of_tower))
+        yield remark("tower_offloaded", count=len(of_tower), size=size, seconds=seconds)
     if of_text:
         seconds = f"{bus_seconds(sum(of_text)):.2f}"
-        yield remark("layers_offloaded", count=len(of_text), gib=gib(sum(of_text)), seconds=seconds)
+        yield remark(
+            "layers_offloaded", count=len(of_text), size=sized(sum(of_text)), seconds=seconds
+        )
     if embedding:
         seconds = f"{bus_seconds(embedding):.2f}"
-        yield remark("embedding_offloaded", gib=gib(embedding), seconds=seconds)
+        yield remark("embedding_offloaded", size=sized(embedding), seconds=seconds)
     if not split.partition.exact:
         yield remark("orders_not_all_tried")

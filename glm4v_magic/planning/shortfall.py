@@ -7,7 +7,7 @@ from itertools import groupby
 
 from glm4v_magic.core.errors import DoesNotFitError, OptionError
 from glm4v_magic.core.remarks import Remark, remark
-from glm4v_magic.core.wording import gib
+from glm4v_magic.core.wording import one_unit, sized
 from glm4v_magic.planning.costs import price
 from glm4v_magic.planning.search import (
     Split,
@@ -47,8 +47,8 @@ def does_not_fit(task: Task, split: Split | None, offload: bool) -> DoesNotFitEr
         )
     gpu, needed, capacity = fullest(task, split)
     what += (
-        f"in the best split cuda:{gpu.index} needs {gib(needed)} GiB and may use "
-        f"{gib(capacity)} GiB, so {gib(needed - capacity)} GiB are short."
+        f"in the best split cuda:{gpu.index} needs {sized(needed)} and may use "
+        f"{sized(capacity)}, so {sized(needed - capacity)} are short."
     )
     ways = (_shorter_context(task, offload), *_four_bit(task), _offload(task, offload))
     return DoesNotFitError(what, code="ways_out", ways=ways)
@@ -56,11 +56,11 @@ def does_not_fit(task: Task, split: Split | None, offload: bool) -> DoesNotFitEr
 
 def _gpus(task: Task) -> str:
     """Return the GPUs with their usable memory: ``2 x 7.76 GiB``."""
-    sizes = groupby(gib(max(budget.capacity, 0)) for budget in task.budgets)
-    counted = [(size, len(list(group))) for size, group in sizes]
-    return (
-        " + ".join(f"{count} x {size}" if count > 1 else size for size, count in counted) + " GiB"
-    )
+    sizes = one_unit(*(max(budget.capacity, 0) for budget in task.budgets))
+    unit = sizes[-1].partition(" ")[2]
+    groups = [(size, len(list(group))) for size, group in groupby(x.split()[0] for x in sizes)]
+    parts = [f"{count} x {size}" if count > 1 else size for size, count in groups]
+    return f"{' + '.join(parts)} {unit}"
 
 
 def _shorter_context(task: Task, offload: bool) -> Remark:
@@ -103,7 +103,7 @@ def _shorter_context(task: Task, offload: bool) -> Remark:
     if split is not None:
         return remark("shorter_context_fits", context=longest, fullness=split.percent)
     weights = sum(unit.weight_bytes for unit in price(task.shape, task.workload))
-    return remark("no_shorter_context_fits", weights_gib=gib(weights))
+    return remark("no_shorter_context_fits", weights=sized(weights))
 
 
 def _four_bit(task: Task) -> tuple[Remark, ...]:
@@ -111,32 +111,34 @@ def _four_bit(task: Task) -> tuple[Remark, ...]:
     if task.workload.quantize == "4bit" or not task.shape.quantizable:
         return ()
     workload = replace(task.workload, quantize="4bit")
-    before, after = (
-        gib(sum(unit.weight_bytes for unit in price(task.shape, w)))
-        for w in (task.workload, workload)
+    after, before = one_unit(
+        *(
+            sum(unit.weight_bytes for unit in price(task.shape, each))
+            for each in (workload, task.workload)
+        )
     )
     quantised = replace(task, workload=workload)
     split = best_split(quantised)
     if split is None:
-        return (remark("four_bit_does_not_fit", gib=after, before_gib=before),)
+        return (remark("four_bit_does_not_fit", size=after, before=before),)
     if split.fits:
         full = split.percent
-        return (remark("four_bit_fits", gib=after, before_gib=before, fullness=full),)
+        return (remark("four_bit_fits", size=after, before=before, fullness=full),)
     offloaded = offloaded_split(quantised)
     if offloaded is not None:
-        away = gib(sum(unit.weight_bytes for unit in offloaded.away))
+        away = sized(sum(unit.weight_bytes for unit in offloaded.away))
         return (
             remark(
                 "four_bit_and_offloading_fit",
-                gib=after,
-                before_gib=before,
-                away_gib=away,
+                size=after,
+                before=before,
+                away=away,
                 fullness=offloaded.percent,
             ),
         )
     _, needed, capacity = fullest(quantised, split)
-    short = gib(needed - capacity)
-    return (remark("four_bit_still_short", gib=after, before_gib=before, short_gib=short),)
+    short = sized(needed - capacity)
+    return (remark("four_bit_still_short", size=after, before=before, short=short),)
 
 
 def _offload(task: Task, tried: bool) -> Remark:
@@ -149,8 +151,9 @@ def _offload(task: Task, tried: bool) -> Remark:
     total = sum(unit.weight_bytes for unit in split.away)
     if per_token:
         seconds = f"{bus_seconds(per_token):.2f}"
-        return remark("offloading_fits", gib=gib(total), token_gib=gib(per_token), seconds=seconds)
-    return remark("offloading_tower_fits", gib=gib(total), seconds=f"{bus_seconds(total):.2f}")
+        crossing, size = one_unit(per_token, total)
+        return remark("offloading_fits", size=size, per_token=crossing, seconds=seconds)
+    return remark("offloading_tower_fits", size=sized(total), seconds=f"{bus_seconds(total):.2f}")
 
 
 def _restored(task: Task) -> Task:

@@ -7,8 +7,9 @@ name fields of the request and options of the server's command line.
 from __future__ import annotations
 
 from glm4v_magic.core.errors import Glm4vError
+from glm4v_magic.core.options import OPTIONS
 from glm4v_magic.core.remarks import Words, worded
-from glm4v_magic.core.typed_options import as_typed
+from glm4v_magic.core.typed_options import as_typed, flag_of
 
 __all__ = ["HTTP", "in_http"]
 
@@ -53,7 +54,14 @@ _OVER_HTTP = {
     ),
 }
 
-HTTP = Words(_OVER_HTTP, as_typed, "the server")
+
+def _named(name: str) -> str:
+    """Return an option of the server's command line as it is typed; others are fields."""
+    option = OPTIONS.get(name)
+    return flag_of(name) if option is not None and "serve" in option.who.commands else name
+
+
+HTTP = Words(_OVER_HTTP, as_typed, "the server", _named)
 """See `core.remarks`."""
 
 

@@ -33,7 +33,8 @@ def find(choice: ModelChoice) -> Checkpoint | ServerAddress:
         return _address(choice)
     for name in ("served_model", "timeout"):
         if getattr(choice, name) is not None:
-            raise OptionError(f"{name} is about a server, and {choice.name} is none.")
+            what = f"{name} is about a server, and {choice.name} is none."
+            raise OptionError(what, option=name)
     from glm4v_magic import checkpoints
 
     return checkpoints.resolve(

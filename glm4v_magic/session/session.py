@@ -607,7 +607,7 @@ class Session:
 
         for name, value in parts.items():
             if value is not None and video is None:
-                raise OptionError(f"{name} is about a video, and there is none.")
+                raise OptionError(f"{name} is about a video, and there is none.", option=name)
         if video is None:
             return ()
         self.require_video()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import re
 import subprocess
 import sys
 import textwrap
@@ -146,7 +147,9 @@ def test_a_line_reads_a_number_as_what_python_takes(line, option):
             given = parse(LINES[line], [flags_of(option)[-1], text])
             assert typed(given, [option]) == {option.name: float(text)}
         else:
-            with pytest.raises(OptionError, match=f"invalid {option.type} value: '{text}'"):
+            with pytest.raises(
+                OptionError, match=f"is {text!r}, but must be {re.escape(option.demand)}"
+            ):
                 parse(LINES[line], [flags_of(option)[-1], text])
 
 

@@ -239,6 +239,7 @@ def test_the_probability_of_each_choice_is_that_of_a_forward_for_it(keep, case):
     for _ in range(2):  # the second time, the prompt is kept
         answer = ask(engine, conversation=conversation, choices=CHOICES)
         assert tuple(answer.choices) == CHOICES
+        assert answer.usage.tokens_per_second is None  # they are scored at once
         assert list(answer.choices.values()) == pytest.approx(expected, rel=1e-3)
         assert answer.text == CHOICES[expected.index(max(expected))]
         assert answer.finish_reason == "stop"

@@ -12,6 +12,7 @@ from PIL import Image
 from shells import TINY, InterruptingStream
 
 from glm4v_magic.core.conversation import Answer
+from glm4v_magic.core.errors import Glm4vError
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics
@@ -100,7 +101,7 @@ def test_a_bar_that_never_became_full_says_so(shell, tiny, tmp_path):
     last = captured.outputs[-1].data
     assert "<progress" not in last["text/html"]
     assert last["text/plain"].endswith("not finished.")
-    assert "the next question loads it again" in str(result.error_in_exec)
+    assert "is not a base64 token" in str(result.error_in_exec)
 
 
 def test_without_an_image(run, shell, tiny):
@@ -300,21 +301,21 @@ ERRORS = [
     ),
     ("%%glm4v cat.png --temp 1\nWhat?", "There is no option --temp."),
     ("%%glm4v cat.png --xyzzy\nWhat?", "There is no option --xyzzy."),
-    ("%%glm4v cat.png --temperature hot\nWhat?", "invalid float value: 'hot'"),
-    ("%%glm4v cat.png --temperature -1\nWhat?", "temperature is -1.0, but must be"),
-    ("%%glm4v cat.png --temperature nan\nWhat?", "temperature is nan, but must be"),
-    ("%%glm4v cat.png --max-tokens 0\nWhat?", "max_tokens is 0, but must be"),
-    ("%%glm4v cat.png --top-p 1.5\nWhat?", "top_p is 1.5, but must be"),
-    ("%%glm4v cat.png --top-k 0\nWhat?", "top_k is 0, but must be"),
-    ("%%glm4v cat.png --repetition-penalty 0\nWhat?", "repetition_penalty is 0.0, but must be"),
-    ("%%glm4v cat.png --seed -1\nWhat?", "seed is -1, but must be"),
-    ("%%glm4v cat.png --seed\nWhat?", "expected one argument"),
-    ("%%glm4v cat.png --format jsn\nWhat?", "invalid choice: 'jsn'"),
-    ("%%glm4v cat.png --thinking yes\nWhat?", "invalid choice: 'yes'"),
+    ("%%glm4v cat.png --temperature hot\nWhat?", "--temperature is 'hot', but must be a number"),
+    ("%%glm4v cat.png --temperature -1\nWhat?", "--temperature is -1.0, but must be"),
+    ("%%glm4v cat.png --temperature nan\nWhat?", "--temperature is nan, but must be"),
+    ("%%glm4v cat.png --max-tokens 0\nWhat?", "--max-tokens is 0, but must be"),
+    ("%%glm4v cat.png --top-p 1.5\nWhat?", "--top-p is 1.5, but must be"),
+    ("%%glm4v cat.png --top-k 0\nWhat?", "--top-k is 0, but must be"),
+    ("%%glm4v cat.png --repetition-penalty 0\nWhat?", "--repetition-penalty is 0.0, but must be"),
+    ("%%glm4v cat.png --seed -1\nWhat?", "--seed is -1, but must be"),
+    ("%%glm4v cat.png --seed\nWhat?", "--seed needs a value: --seed N."),
+    ("%%glm4v cat.png --format jsn\nWhat?", "--format is 'jsn', but must be markdown"),
+    ("%%glm4v cat.png --thinking yes\nWhat?", "--thinking is 'yes', but must be on or off"),
     ("%%glm4v cat.png --thinking on\nWhat?", "does not think before it answers. Leave"),
     ("%%glm4v cat.png --format text --schema {}\nWhat?", "--schema {} is no variable"),
     ("%%glm4v chats\nWhat?", "chats is a command for one line"),
-    ("%%glm4v cat.png --chat ' '\nWhat?", "chat is ' ', but must be a name"),
+    ("%%glm4v cat.png --chat ' '\nWhat?", "--chat is ' ', but must be a name"),
     ("%%glm4v cat.png —seed 3\nWhat?", "—seed begins with a dash. Options begin with hyphens: --s"),
     ("%%glm4v cat.png –-seed=3\nWhat?", "Options begin with hyphens: --seed=3."),
     ("%%glm4v cat.png –q\nWhat?", "Options begin with hyphens: -q."),
@@ -325,7 +326,7 @@ ERRORS = [
     ("%glm4v nothing?", "has no command 'nothing?'"),
     ("%glm4v hitsory", "Did you mean history?"),
     ("%glm4v retry a b", "does not take 'b'"),
-    ("%glm4v export", "The following arguments are required: FILE"),
+    ("%glm4v export", "%glm4v export needs FILE"),
     ("%%glm4v cat.png -o 1a\nWhat?", "--out '1a' is not the name of a variable"),
     ("%%glm4v cat.png -o class\nWhat?", "--out 'class' is not the name of a variable"),
     ("%%glm4v 'cat.png\nWhat?", "A quote is not closed"),
@@ -462,6 +463,53 @@ def test_an_interrupt_while_loading_leaves_nothing_behind(
     monkeypatch.setattr(sys, "stdout", InterruptingStream(sys.stdout, "Loading", interrupt))
     result = shell.run_cell(f"%glm4v load {TINY} --dtype bfloat16")
     assert isinstance(result.error_in_exec, KeyboardInterrupt)
-    assert "Stopped: there is no answer." in "".join(capsys.readouterr())
+    assert "Stopped: %glm4v load did not finish." in "".join(capsys.readouterr())
     assert "not loaded" in run("%glm4v")
     ask(run, "")
+
+
+def traceback_of(shell, capsys, code):
+    capsys.readouterr()
+    result = shell.run_cell(code)
+    assert isinstance(result.error_in_exec, Glm4vError)
+    return re.sub(r"\x1b\[[\d;]*m", "", "".join(capsys.readouterr()))
+
+
+def test_an_error_of_ours_in_a_cell_of_python_is_one_line(run, shell, tiny, capsys, tmp_path):
+    ask(run, "-o answer")
+    shown = traceback_of(shell, capsys, "x = 1\nanswer.crop(0)")
+    assert re.fullmatch(
+        r"OptionError: There is no box 0: the answer has no boxes\. \(Cell .*, line 2\)\s*", shown
+    )
+    assert "%glm4v retry" in traceback_of(
+        shell, capsys,
+        "from glm4v_magic.core.errors import ConversationError\n"
+        "raise ConversationError('Stopped.', code='thinking_cannot_go_on')",
+    )  # fmt: skip
+    run("%config Glm4v.debug = True")
+    assert "Traceback" in traceback_of(shell, capsys, "answer.crop(0)")
+    run("%config Glm4v.debug = False")
+    (tmp_path / "own.py").write_text("def cut(answer):\n    return answer.crop(0)\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nimport own\nown.cut(answer)"
+    assert "own.py" in traceback_of(shell, capsys, code)
+    shell.run_line_magic("unload_ext", "glm4v_magic")
+    assert "Traceback" in traceback_of(shell, capsys, "answer.crop(0)")
+    shell.run_line_magic("load_ext", "glm4v_magic")
+
+
+@pytest.mark.parametrize("line", ["plan GLM-4V-9B --gpus 2x16GiB", "check demo --gpus 1x16GiB"])
+def test_what_was_stopped_is_named(shell, monkeypatch, capsys, line):
+    command = line.split()[0]
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, command, interrupted)
+    monkeypatch.setattr("glm4v_magic.notebook.commands.parse", lambda *given: None)
+    shell.run_cell(f"%glm4v {line}")
+    assert f"Stopped: %glm4v {command} did not finish." in "".join(capsys.readouterr())
+
+
+def test_a_folder_is_named_that_holds_no_checkpoint(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert f"{tmp_path}/config.json cannot be read" in run("%glm4v load ./", fails=True)

@@ -299,8 +299,8 @@ def test_an_interrupt_while_the_table_is_printed_loses_nothing(
         ("--over images[9]", "What?", "images[9] failed: IndexError"),
         ("--over df", "What?", "Every row of df would be asked the same"),
         ("--over photos", "{{nothing}}", "uses nothing, which is not defined"),
-        ("--over photos --batch-size 0", "What?", "batch_size is 0"),
-        ("--over photos --temperature -1", "What?", "temperature is -1"),
+        ("--over photos --batch-size 0", "What?", "--batch-size is 0"),
+        ("--over photos --temperature -1", "What?", "--temperature is -1"),
         ("--over photos --crop x", "What?", "crop"),
         ("--over df.n --crop 0,0,1,1", "{{item}}", "--crop is about an image"),
         ("--over photos photos/1.png", "What?", "takes one image in a conversation"),
@@ -447,7 +447,12 @@ def test_each_page_of_a_document(run, shell, tiny, tmp_path, monkeypatch):
         document.new_page(90, 60)
     document.save("paper.pdf")
     run("%%glm4v --over paper.pdf --max-tokens 2 --temperature 0\nWhat?")
-    assert [row.name for row in shell.user_ns["_"]] == [f"paper.pdf, page {n}" for n in (1, 2, 3)]
+    pages = [f"paper.pdf, page {n}" for n in (1, 2, 3)]
+    assert [row.name for row in shell.user_ns["_"]] == pages
+    table = rows_bundle(shell.user_ns["_"])
+    for drawn in (table["text/plain"], table["text/html"]):
+        assert all(page in drawn for page in pages)
+        assert "#page=" not in drawn
     for one in (
         "paper.pdf --page 3",
         "paper.pdf#page=3",

@@ -49,7 +49,7 @@ def test_the_home_folder_may_be_a_tilde(run, folder, monkeypatch):
     [
         ("%glm4v patch nowhere", "The checkpoint folder nowhere does not exist."),
         ("%glm4v patch .", "has no visual.py and no modeling_chatglm.py."),
-        ("%glm4v patch", "the following arguments are required: FOLDER"),
+        ("%glm4v patch", "%glm4v patch needs FOLDER"),
         ("%glm4v patch . --dry", "There is no option --dry. Did you mean --dry-run"),
     ],
 )

@@ -93,7 +93,7 @@ def template(front: str, code: str) -> str:
 def fields(text: str) -> set[str]:
     found = set()
     for _, name, spec, _ in Formatter().parse(text):
-        found |= {name} if name not in (None, "option", "process") else set()
+        found |= {name} if name not in (None, "option", "named", "process") else set()
         found |= fields(spec) if spec else set()
     return found
 
@@ -173,6 +173,24 @@ def test_what_is_restarted_is_named_by_who_says_it():
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "spelled"),
+    [
+        ("max_tokens", ["--max-tokens", "max_tokens", "max_tokens"]),
+        ("device_map", ["--map", "device_map", "device_map"]),
+        ("max_memory", ["--max-memory", "max_memory", "--max-memory"]),
+    ],
+)
+def test_an_option_is_named_as_it_is_given(name, spelled):
+    """The server's own options are those of its command line, the others fields of a request."""
+    error = OptionError(f"{name} is 0, but must be more.", "Ask.", option=name)
+    said = [worded(error.text, words) for words in FRONT_ENDS.values()]
+    assert said == [f"{each} is 0, but must be more. Ask." for each in spelled]
+    assert str(error) == error.what + " Ask."
+    error.what = "The plan says 0."
+    assert in_cell(error) == "The plan says 0. Ask."
+
+
 @pytest.mark.parametrize("code", sorted(VALUES))
 def test_python_names_what_python_has(code):
     text = said("Python", code)
@@ -248,7 +266,7 @@ def test_interrupts_carry_a_code_and_values_too(interrupt, code, said):
 
 
 def test_an_invalid_setting_is_worded_for_a_cell(monkeypatch):
-    def refuse(name, value):
+    def refuse(name, value, label):
         raise OptionError("Refused.", code="ask_the_hub")
 
     mine = settings.Glm4v()
@@ -260,8 +278,8 @@ def test_an_invalid_setting_is_worded_for_a_cell(monkeypatch):
 @pytest.mark.parametrize(
     ("front", "said"),
     [
-        ("cell", "Argument --max-memory: Refused. Ask with %glm4v doctor --hub."),
-        ("HTTP", "error: argument --max-memory: Refused. The hub is asked when"),
+        ("cell", "--max-memory: Refused. Ask with %glm4v doctor --hub."),
+        ("HTTP", "error: --max-memory: Refused. The hub is asked when"),
     ],
 )
 def test_a_value_that_cannot_be_read_is_worded_by_who_reads_it(front, said, monkeypatch, capsys):

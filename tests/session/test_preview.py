@@ -173,7 +173,7 @@ def test_options_that_change_what_is_sent(tiny_shell, run, tmp_path):
         ('%glm4v preview cat.png "A?" --crop 0,0,1', "is not four numbers"),
         ('%glm4v preview cat.png "A?" --crop 300,0,50,50', "reaches to x 350, y 50 of cat.png"),
         ('%glm4v preview cat.png "A?" --page 2', "cat.png has only 1 page, and no page 2."),
-        ('%glm4v preview cat.png "A?" --page two', "invalid int value: 'two'"),
+        ('%glm4v preview cat.png "A?" --page two', "--page is 'two', but must be a whole number"),
         ('%glm4v preview cat.png cat.png "A?"', "takes one image in a conversation"),
     ],
 )

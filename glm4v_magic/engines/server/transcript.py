@@ -158,7 +158,7 @@ class Transcript:
         usage = replace(
             _usage(self._counts, self._request.conversation),
             time_to_first_token=times[0] - self._start if times else None,
-            decode_seconds=times[-1] - times[0] if times else 0.0,
+            decode_seconds=times[-1] - times[0] if times and not self._choices else 0.0,
         )
         if thinking:
             usage = replace(

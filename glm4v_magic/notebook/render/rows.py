@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.wording import counted, json_text, printable, readable_seconds
+from glm4v_magic.images.pdf import name_and_page
 from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.answers.answer import NO_LOGPROBS
@@ -134,8 +135,9 @@ def _sum(numbers: Iterable[int | None]) -> int | None:
 
 
 def _item(row: AnsweredRow) -> str:
-    """Return the label of a row: a value itself, or the name of an image."""
-    is_value = isinstance(row.item, str | int | float)
+    """Return the label of a row: a value itself, or the name of an image or a page."""
+    is_page = isinstance(row.item, str) and name_and_page(row.item)[1] is not None
+    is_value = isinstance(row.item, str | int | float) and not (is_page and ", page " in row.name)
     return _shortened(str(row.item) if is_value else row.name)
 
 

@@ -1,0 +1,61 @@
+"""Errors of this package that a cell of Python runs into: one line, in the words of a cell.
+
+A cell that calls us directly, as in ``answer.crop(9)``, needs no traceback through our modules.
+Where other code is in between, the ordinary traceback tells where it is.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glm4v_magic.core.errors import Glm4vError
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+__all__ = ["show_as_one_line", "show_as_usual"]
+
+_OURS = str(Path(__file__).parents[1])
+_HOOK = "_render_traceback_"  # IPython asks an exception for it
+
+
+def show_as_one_line(shell: InteractiveShell, is_debug: Callable[[], bool]) -> None:
+    """Let a shell show our errors as one line.
+
+    Args:
+        shell: the shell.
+        is_debug: tells whether to show the ordinary traceback all the same.
+    """
+
+    def render(error: Glm4vError) -> list[str]:
+        place = None if is_debug() else _place(shell, error)
+        if place is None:
+            tb = shell.InteractiveTB
+            lines: list[str] = tb.structured_traceback(type(error), error, error.__traceback__)
+            return lines
+        from glm4v_magic.notebook.next_steps import in_cell
+
+        return [f"{type(error).__name__}: {in_cell(error)} ({place})"]
+
+    setattr(Glm4vError, _HOOK, render)
+
+
+def show_as_usual() -> None:
+    """Undo `show_as_one_line`."""
+    if _HOOK in vars(Glm4vError):
+        delattr(Glm4vError, _HOOK)
+
+
+def _place(shell: InteractiveShell, error: Glm4vError) -> str | None:
+    """Return the line of a cell that called us; ``None`` if other code is in between."""
+    place = None
+    for frame in traceback.extract_tb(error.__traceback__):
+        named = shell.compile.format_code_name(frame.filename)
+        if named is not None:
+            place = f"{' '.join(named)}, line {frame.lineno}"
+        elif place is not None and not frame.filename.startswith(_OURS):
+            return None
+    return place
