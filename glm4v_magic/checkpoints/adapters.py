@@ -10,9 +10,9 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from glm4v_magic.checkpoints.files import TensorInfo, holds_weights, read_json, read_tensors_of
 from glm4v_magic.checkpoints.trained_names import OF_VOCABULARY, adapter_part, plain_names
@@ -40,12 +40,18 @@ _FOREIGN = "Is this the folder of an adapter that peft has saved?"
 _OF_ANOTHER = "Is it an adapter of another model?"
 
 
+Rank = Annotated[int, Field(ge=1, le=2**14)]  # peft makes matrices of it before it reads them
+
+
 class _Config(BaseModel):
     model_config = ConfigDict(strict=True)
 
     peft_type: str
+    r: Rank = 8
+    rank_pattern: dict[str, Rank] | None = None
     base_model_name_or_path: str | None = None
     lora_bias: bool | None = False
+    target_parameters: list[str] | None = None
     layer_replication: None = None
 
 
@@ -196,10 +202,11 @@ def read_adapter(folder: Path, tensors: Mapping[str, TensorInfo] | None = None) 
             "merged into weights.",
             f"Known are {', '.join(_KINDS)}.",
         )
-    if read.lora_bias:
+    unmerged = {"biases of its own (lora_bias)": read.lora_bias}
+    unmerged["matrices of experts (target_parameters)"] = bool(read.target_parameters)
+    for what in (name for name, is_there in unmerged.items() if is_there):
         raise CheckpointError(
-            f"{file} describes an adapter with biases of its own (lora_bias), which are not merged "
-            "here.",
+            f"{file} describes an adapter with {what}, which are not merged here.",
             "Merge it with peft (merge_and_unload), and save the result.",
         )
     if tensors is None:

@@ -39,6 +39,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _PICKLED_INDEX = "pytorch_model.bin.index.json"
 _PICKLED = "pytorch_model.bin"
+_SHARD = re.compile(r"([\w.-]{1,100})-(\d{5})-of-(\d{5})\.safetensors")
+_MOST_SHARDS = 10_000
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 DTYPES = {
@@ -149,6 +151,9 @@ def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
             return _read_sharded(folder, index)
         if (folder / single).exists():
             return read_tensors_of(folder / single)
+    shards = _without_index(folder)
+    if shards:
+        return {name: info for shard in shards for name, info in read_tensors_of(shard).items()}
     found = sorted(path.name for path in folder.glob("*.bin")) or sorted(
         path.name for path in folder.glob("*.safetensors")
     )
@@ -157,6 +162,31 @@ def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
         f"{folder} holds no weights: neither {INDEX} nor {SINGLE} is there.",
         f"{hint}Download the safetensors files of the checkpoint.",
     )
+
+
+def _without_index(folder: Path) -> list[Path]:
+    """Return shards that tell by their names that they are whole without an index; empty if none.
+
+    Raises:
+        CheckpointError: if one of them is missing.
+    """
+    named = {path.name: _SHARD.fullmatch(path.name) for path in folder.glob("*.safetensors")}
+    counts = {(found[1], found[3]) for found in named.values() if found is not None}
+    if len(counts) != 1:
+        return []
+    ((stem, count),) = counts
+    wanted = [
+        f"{stem}-{number:0{len(count)}}-of-{count}.safetensors"
+        for number in range(1, min(int(count), _MOST_SHARDS) + 1)
+    ]
+    missing = [name for name in wanted if name not in named]
+    if missing:
+        raise CheckpointError(
+            f"{len(missing)} of {len(wanted)} shards are missing in {folder}: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}.",
+            "Download them again.",
+        )
+    return [folder / name for name in wanted]
 
 
 def read_tensors_of(file: Path) -> dict[str, TensorInfo]:
@@ -190,7 +220,9 @@ def stamp_of(*folders: Path) -> Stamp:
 
 def holds_weights(folder: Path) -> bool:
     """Tell whether a folder has a file with the weights of a whole model, or an index of them."""
-    return any((folder / name).exists() for name in (INDEX, SINGLE, _PICKLED_INDEX, _PICKLED))
+    files = (INDEX, SINGLE, _PICKLED_INDEX, _PICKLED)
+    shards = map(_SHARD.fullmatch, (path.name for path in folder.glob("*.safetensors")))
+    return any((folder / name).exists() for name in files) or any(shards)
 
 
 def is_cut_short(folder: Path) -> bool:
@@ -205,7 +237,10 @@ def is_cut_short(folder: Path) -> bool:
             return not all(isinstance(each, str) and (folder / each).is_file() for each in shards)
         if (folder / single).exists():
             return False
-    return True
+    try:
+        return not _without_index(folder)
+    except CheckpointError:
+        return True
 
 
 def _read_sharded(folder: Path, index: str) -> dict[str, TensorInfo]:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glm4v_magic.checkpoints.hub import CONFIGS
 from glm4v_magic.checkpoints.places import Place, find_place, not_found
 from glm4v_magic.core.errors import CheckpointError, OptionError
-from glm4v_magic.core.wording import printable
+from glm4v_magic.core.wording import counted, printable
 
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints.adapters import Adapter
@@ -73,6 +74,8 @@ def find_source(
         OptionError: if `base` or `lora` have no meaning here.
     """
     place = _with_adapter(find_place(text, revision), revision, fetch)
+    for folder in place.folders:
+        _require_config(folder)
     if not place.folders and lora is None:  # an error of a line needs no pydantic
         _refuse_base(text, base)
         return Source(place.name, place, revision)
@@ -93,6 +96,26 @@ def find_source(
         return Source(place.name, place, revision)
     adapter = read_adapter(adapters[0])
     return Source(place.name, _base_of(adapter, base), None, adapter)
+
+
+def _require_config(folder: Path) -> None:
+    """Raise CheckpointError if not a folder itself, but some in it are those of checkpoints.
+
+    Trainers leave one for each of their steps.
+    """
+    if any((folder / name).exists() for name in CONFIGS):
+        return
+    inner = sorted(
+        each.name
+        for each in folder.iterdir()
+        if each.is_dir() and any((each / name).is_file() for name in CONFIGS)
+    )
+    if inner:
+        raise CheckpointError(
+            f"{folder} holds no {CONFIGS[0]}, but {counted(len(inner), 'folder')} with one: "
+            f"{printable(', '.join(inner[:3]))}{', ...' if len(inner) > 3 else ''}.",
+            "Give one of them.",
+        )
 
 
 def _refuse_base(text: str, base: object) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from glm4v_magic.core.errors import CheckpointError, reason
+from glm4v_magic.core.errors import CheckpointError, OptionError, reason
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model import DEMO
 from glm4v_magic.core.model_shape import ModelShape
@@ -225,7 +225,7 @@ def _files(model: str, base: str | None, lora: str | None) -> tuple[bool, tuple[
         checkpoint = resolve(model, base=base, lora=lora)
         if model != DEMO:
             checkpoint.require_usable()
-    except CheckpointError as error:
+    except (CheckpointError, OptionError) as error:  # or a package that it needs is missing
         if place.in_cache and any(map(is_cut_short, place.folders)):
             return False, None
         return True, (error.what, error.hint)

@@ -130,6 +130,29 @@ def test_other_kinds_that_can_be_merged(native, tmp_path, config):
     same(resolve(tmp_path).load(dtype=torch.float32).model.state_dict(), expected)
 
 
+OLDER = {
+    "model.language_model.": "language_model.model.",
+    "model.language_model.layers": "model.layers",
+    "model.visual.": "visual.",
+    "model.": "model.model.",
+}
+
+
+@pytest.mark.parametrize("present", OLDER)
+def test_names_of_other_versions_of_transformers(native, tmp_path, present):
+    targets = ["q_proj", "o_proj", "qkv"]
+    expected = trained(native("glm4v"), peft.LoraConfig(target_modules=targets), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    start = "base_model.model."
+    renamed = {
+        name.replace(f"{start}{present}", f"{start}{OLDER[present]}"): weight
+        for name, weight in load_file(file).items()
+    }
+    assert renamed.keys() != load_file(file).keys()
+    save_file(renamed, file)
+    same(resolve(tmp_path).load(dtype=torch.float32).model.state_dict(), expected)
+
+
 class Published(torch.nn.Module):
     """Modules under the names of the published code, with a checkpoint's weights."""
 
@@ -348,6 +371,7 @@ BROKEN = {
     "no kind": (lambda a: (a / "adapter_config.json").write_text("{}"), "lacks 'peft_type'"),
     "prompts": (lambda a: edit(a, peft_type="PROMPT_TUNING"), "PROMPT_TUNING', which cannot be"),
     "biases": (lambda a: edit(a, lora_bias=True), "biases of its own"),
+    "experts": (lambda a: edit(a, target_parameters=["mlp.experts.w"]), "matrices of experts"),
     "no base": (lambda a: edit(a, base_model_name_or_path=None), "does not say which model"),
     "base away": (lambda a: edit(a, base_model_name_or_path="/x/y"), "'/x/y', which is not here"),
     "odd base": (lambda a: edit(a, base_model_name_or_path=3), "has 3 for 'base_model"),
@@ -355,6 +379,8 @@ BROKEN = {
         lambda a: edit(a, base_model_name_or_path=str(a)),
         "is an adapter itself",
     ),
+    "a huge rank": (lambda a: edit(a, r=10**9), "has 1000000000 for 'r'"),
+    "huge ranks": (lambda a: edit(a, rank_pattern={"x": 10**9}), "'rank_pattern.x'"),
     "another rank": (lambda a: edit(a, r=2), "peft cannot merge"),
     "other modules": (lambda a: edit(a, target_modules=["x"]), "peft cannot merge"),
 }

@@ -15,6 +15,7 @@ from typing import Any
 
 import golden
 import pytest
+import torch
 from huggingface_hub import constants
 
 from glm4v_magic.checkpoints import hub, resolve
@@ -229,3 +230,37 @@ def test_a_folder_has_no_revision():
     for name in ("demo", str(golden.CHECKPOINT)):
         with pytest.raises(OptionError, match="no repository of the hub"):
             resolve(name, revision="main")
+
+
+def test_an_adapter_is_downloaded_once_and_merged_into_its_base(server, tmp_path):
+    from safetensors.torch import save_file
+
+    server.folder = tmp_path / "adapter"
+    server.folder.mkdir()
+    described = {
+        "peft_type": "LORA",
+        "r": 2,
+        "target_modules": ["dense"],
+        "base_model_name_or_path": str(golden.CHECKPOINT),
+    }
+    (server.folder / "adapter_config.json").write_text(json.dumps(described))
+    module = "base_model.model.transformer.encoder.layers.0.self_attention.dense"
+    parts = {"lora_A": torch.ones(2, 64), "lora_B": torch.ones(64, 2)}
+    weights = {f"{module}.{name}.weight": part for name, part in parts.items()}
+    save_file(weights, server.folder / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="not in the hub cache"):
+        resolve(REPOSITORY)
+    found = resolve(REPOSITORY, download=True)
+    assert (found.name, found.folder) == (REPOSITORY, golden.CHECKPOINT)
+    server.asked.clear()
+    again = resolve(golden.CHECKPOINT, lora=REPOSITORY, download=True)
+    assert server.asked == []
+    assert again.stamp == found.stamp != resolve(golden.CHECKPOINT).stamp
+
+
+def test_what_is_neither_a_model_nor_an_adapter_is_said_as_before(server):
+    (server.folder / "config.json").unlink()
+    with pytest.raises(CheckpointError) as caught:
+        resolve(REPOSITORY, download=True)
+    assert "\n" not in str(caught.value)
+    assert REPOSITORY in str(caught.value)

@@ -299,3 +299,22 @@ def test_a_vocabulary_that_has_grown(tmp_path):
     assert loaded.model.get_output_embeddings().weight.shape[0] == rows
     assert any(f"a vocabulary of {rows:,}" in note for note in loaded.notes)
     assert architecture(folder).shape().values > architecture(golden.CHECKPOINT).shape().values
+
+
+def test_shards_without_their_index(tmp_path):
+    folder = shutil.copytree(golden.SHARDED, tmp_path / "shards")
+    (folder / "model.safetensors.index.json").unlink()
+    expected = resolve(golden.SHARDED).load(dtype=torch.float32).model.state_dict()
+    found = resolve(folder).load(dtype=torch.float32).model.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in found.items())
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"1 of 3 shards are missing .* model-00002-of"):
+        resolve(folder)
+
+
+def test_the_folder_of_a_trainer_names_those_of_its_steps(tmp_path):
+    for step in (500, 1000):
+        shutil.copytree(golden.CHECKPOINT, tmp_path / f"checkpoint-{step}")
+    for look in (resolve, architecture):
+        with pytest.raises(CheckpointError, match="2 folders with one: checkpoint-1000, checkp"):
+            look(tmp_path)

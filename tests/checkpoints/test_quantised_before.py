@@ -170,6 +170,9 @@ def test_without_its_backend_before_anything_is_released(saved, monkeypatch):
         session.load(saved("8bit"))
     assert session.engine is engine
     session.unload()
+    facts = gather((), model=str(saved("8bit")))
+    assert facts.fault is not None
+    assert "need bitsandbytes" in facts.fault[0]
 
 
 def test_by_the_names_of_the_weights_where_the_config_says_nothing(saved, tmp_path):
