@@ -19,7 +19,7 @@ from glm4v_magic.virtual_gpus.generators import VirtualGenerator
 from glm4v_magic.virtual_gpus.guard import install_noop_cuda_guard
 from glm4v_magic.virtual_gpus.machine import Machine, OnMismatch, Values
 from glm4v_magic.virtual_gpus.meta_model import without_data
-from glm4v_magic.virtual_gpus.modes import virtual_devices
+from glm4v_magic.virtual_gpus.modes import operators_watched, virtual_devices
 from glm4v_magic.virtual_gpus.report import CopyRecord, MemoryPeak, Problem, Report
 from glm4v_magic.virtual_gpus.saving import gpu_storages
 from glm4v_magic.virtual_gpus.streams import VirtualEvent, VirtualStream
@@ -90,6 +90,7 @@ class VirtualGPUs:
         self._machine = Machine([gpu.usable_bytes for gpu in self.gpus], values, on_mismatch)
         self._facade = CudaFacade(self.gpus, self._machine.ledger, available)
         self._machine.current = self._facade.current_device
+        self._machine.watched = partial(operators_watched, self._machine)
         self._undo: ExitStack | None = None
         self._was_entered = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,14 @@ from torch.utils._python_dispatch import _disable_current_modes
 from glm4v_magic.core.errors import PlacementError
 from glm4v_magic.virtual_gpus.memory import MemoryLedger
 from glm4v_magic.virtual_gpus.report import Guess, MetaTensorError, MixedDeviceError, Problem
-from glm4v_magic.virtual_gpus.rules import NO_DATA, Mismatch, check_devices, may_stay
+from glm4v_magic.virtual_gpus.rules import (
+    NO_DATA,
+    Mismatch,
+    check_devices,
+    composite_kernel,
+    is_cpu_only,
+    may_stay,
+)
 from glm4v_magic.virtual_gpus.tensor import (
     CPU,
     META,
@@ -74,6 +82,7 @@ class Machine:
         self.copied_bytes: Counter[CopyKey] = Counter()
         self.guesses: Counter[tuple[str, str]] = Counter()
         self.current: Callable[[], int] = lambda: 0
+        self.watched: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def current_device(self) -> int:
         """Index of the GPU that a bare ``cuda`` means in this thread."""
@@ -90,7 +99,18 @@ class Machine:
         special = _SPECIAL.get(operator)
         if special is not None:
             return special(self, operator, args, kwargs)
-        args, kwargs, device = self._same_device(operator, args, kwargs)
+        if is_cpu_only(operator):
+            raise NotImplementedError(
+                f"Could not run '{operator.name()}' with arguments from the 'CUDA' backend: it "
+                f"exists for the CPU alone ({self._where()})"
+            )
+        device, mismatch = check_devices(operator, args, kwargs, leaves(args, kwargs))
+        if mismatch is not None:
+            kernel = composite_kernel(operator)
+            if kernel is not None and mismatch.message != NO_DATA:
+                with self.watched():
+                    return operator._op_dk(kernel, *args, **kwargs)
+            args, kwargs = self._repaired(operator, args, kwargs, device, mismatch)
         return self._run(operator, args, kwargs, device)
 
     def move(
@@ -202,6 +222,9 @@ class Machine:
             ]
         return self._run(operator, (tensor, indices, *rest), kwargs, device)
 
+    def _no_cudnn(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        return False
+
     def _histogram(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """CUDA's ``histc`` takes integers, the CPU kernel only floating-point numbers."""
         numbers = content(args[0])
@@ -239,13 +262,25 @@ class Machine:
     ) -> tuple[tuple[Any, ...], dict[str, Any], torch.device]:
         device, mismatch = check_devices(operator, args, kwargs, leaves(args, kwargs))
         if mismatch is not None:
-            self._note(operator, mismatch)
-
-            def repaired(tensor: torch.Tensor) -> torch.Tensor:
-                return tensor if may_stay(tensor, device) else self.move(tensor, device)
-
-            args, kwargs = replace_leaves(repaired, (args, kwargs))
+            args, kwargs = self._repaired(operator, args, kwargs, device, mismatch)
         return args, kwargs, device
+
+    def _repaired(
+        self,
+        operator: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        device: torch.device,
+        mismatch: Mismatch,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Note a mismatch and return the arguments on one device."""
+        self._note(operator, mismatch)
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor if may_stay(tensor, device) else self.move(tensor, device)
+
+        repaired: tuple[tuple[Any, ...], dict[str, Any]] = replace_leaves(moved, (args, kwargs))
+        return repaired
 
     def _note(self, operator: Any, mismatch: Mismatch) -> None:
         problem = Problem(
@@ -360,6 +395,8 @@ class Machine:
     def _place(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         if tensor.device == device:
             return tensor
+        if tensor.layout != torch.strided:
+            raise NotImplementedError(f"Virtual GPUs have no {tensor.layout} ({self._where()})")
         if device.type == "cuda":
             self._count(tensor, device)
         return VirtualTensor.wrap(tensor, device, self.trace.module, self)
@@ -419,5 +456,7 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     aten.histc.default: Machine._histogram,
     aten.masked_scatter.default: Machine._masked_scatter,
     aten.masked_scatter_.default: Machine._masked_scatter,
+    aten._use_cudnn_ctc_loss.default: Machine._no_cudnn,
+    aten._use_cudnn_ctc_loss.Tensor: Machine._no_cudnn,
     **dict.fromkeys(_INDEXING, Machine._index),
 }

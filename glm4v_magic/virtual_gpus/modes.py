@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from glm4v_magic.virtual_gpus.generators import check_generator
 from glm4v_magic.virtual_gpus.tensor import VirtualTensor, leaves, replace_leaves
 
-__all__ = ["virtual_devices"]
+__all__ = ["operators_watched", "virtual_devices"]
 
 _PLACE_OF_DEVICE = {"to": 1, "_parse_to": 0}
 _PYTHON_NUMBERS_TO_TENSOR = (torch.tensor, torch.as_tensor)
@@ -43,6 +43,11 @@ def virtual_devices(machine: _Machine) -> Iterator[None]:
             yield
     finally:
         torch._C._set_only_lift_cpu_tensors(lifts_cpu_tensors_only)
+
+
+def operators_watched(machine: _Machine) -> AbstractContextManager[Any]:
+    """Within the returned block `machine` sees operators even while it runs another one."""
+    return _DispatchMode(machine)
 
 
 class _DispatchMode(TorchDispatchMode):

@@ -2,13 +2,16 @@
 
 Two families in PyTorch, told apart by the schema:
 
-- Element-wise operations run through ``TensorIterator``, which takes one 0-dim CPU tensor as if
-  it were a Python number (``TensorIteratorBase::compute_types``, aten/src/ATen/TensorIterator.cpp).
+- Some element-wise operations of several tensors run through a ``TensorIterator`` that takes one
+  0-dim CPU tensor as if it were a Python number (``allow_cpu_scalars`` in
+  aten/src/ATen/TensorIterator.cpp): `TAKES_CPU_SCALAR`.
 - All others get a check from the code generator, or one of their own, that requires every tensor
-  on one device. Some element-wise operations are of this kind: those without ``device_check:
-  NoCheck`` in aten/src/ATen/native/native_functions.yaml.
+  on one device: those without ``device_check: NoCheck`` in
+  aten/src/ATen/native/native_functions.yaml, and those whose ``TensorIterator`` takes no scalars.
 
-`RULES` has the exceptions.
+`RULES` has the exceptions. Operations that have no kernel for CUDA but one made of other operations
+have no rule: on several devices, that kernel runs and its operations are checked; see
+`composite_kernel`.
 """
 
 from __future__ import annotations
@@ -21,10 +24,23 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch._C import DispatchKey
 
 from glm4v_magic.virtual_gpus.tensor import CPU, META, leaves
 
-__all__ = ["RULES", "DeviceRule", "Mismatch", "Place", "check_devices", "may_stay"]
+__all__ = [
+    "CPU_ONLY",
+    "NO_DATA",
+    "RULES",
+    "TAKES_CPU_SCALAR",
+    "DeviceRule",
+    "Mismatch",
+    "Place",
+    "check_devices",
+    "composite_kernel",
+    "is_cpu_only",
+    "may_stay",
+]
 
 DIFFERENT_DEVICES = (
     "Expected all tensors to be on the same device, but found at least two devices, "
@@ -102,23 +118,54 @@ RULES: Mapping[str, DeviceRule] = MappingProxyType(
         "equal": DeviceRule(
             message="Cannot compare two tensors on different devices. Got: {expected} and {found}"
         ),
-        # element-wise, but without device_check: NoCheck
-        "clamp": _STRICT,
-        "clamp_min": _STRICT,
-        "clamp_max": _STRICT,
-        "gcd": _STRICT,
-        "lcm": _STRICT,
-        "logaddexp": _STRICT,
-        "logaddexp2": _STRICT,
-        "igamma": _STRICT,
-        "igammac": _STRICT,
-        "nextafter": _STRICT,
+        # aten/src/ATen/native/BinaryOps.cpp: the result is made on the device of `self`
+        "logical_and": DeviceRule({"other": Place.CPU_SCALAR}),
+        "logical_or": DeviceRule({"other": Place.CPU_SCALAR}),
+        "logical_xor": DeviceRule({"other": Place.CPU_SCALAR}),
+        # aten/src/ATen/native/cuda/Loss.cu: loss.mul_(weight)
+        "binary_cross_entropy": DeviceRule({"weight": Place.CPU_SCALAR}),
+        # bernoulli_kernel in aten/src/ATen/native/cuda/CUDATemplates.h: p.to(kCUDA)
+        "bernoulli": DeviceRule({"p": Place.ANYWHERE}),
+        # made of other operations that say the same in words of their own
+        "convolution": _STRICT,
+        "embedding": _STRICT,
+        "masked_scatter": _STRICT,
+        "mv": _STRICT,
+        "stack": _STRICT,
     }
 )
-"""Operations that neither accept a CPU scalar nor require one device throughout, by name in
-``torch.ops.aten`` without the underscore of the in-place form."""
+"""Operations with a rule of their own, by name in ``torch.ops.aten`` without the underscore of the
+in-place form."""
+
+TAKES_CPU_SCALAR = frozenset({
+    "add", "addcmul", "atan2", "bitwise_and", "bitwise_left_shift", "bitwise_or",
+    "bitwise_right_shift", "bitwise_xor", "copysign", "div", "eq", "floor_divide", "fmax", "fmin",
+    "fmod", "ge", "gt", "heaviside", "hypot", "le", "lerp", "lt", "maximum", "minimum", "mse_loss",
+    "mul", "ne", "pow", "remainder", "rsub", "smooth_l1_loss", "special_chebyshev_polynomial_t",
+    "special_chebyshev_polynomial_u", "special_chebyshev_polynomial_v",
+    "special_chebyshev_polynomial_w", "special_hermite_polynomial_h",
+    "special_hermite_polynomial_he", "special_laguerre_polynomial_l",
+    "special_legendre_polynomial_p", "special_shifted_chebyshev_polynomial_t",
+    "special_shifted_chebyshev_polynomial_u", "special_shifted_chebyshev_polynomial_v",
+    "special_shifted_chebyshev_polynomial_w", "special_xlog1py", "special_zeta", "sub", "xlogy",
+    "__ilshift_", "__irshift_", "__lshift_", "__rshift_",
+})  # fmt: skip
+"""Operations that take one 0-dim tensor of the CPU, named as in `RULES`."""
+
+CPU_ONLY = frozenset({
+    "_add_relu", "_histogramdd_bin_edges", "_histogramdd_from_bin_cts",
+    "_histogramdd_from_bin_tensors", "_spdiags", "_upsample_lanczos2d_aa", "histogram", "to_mkldnn",
+})  # fmt: skip
+"""Operations that have a kernel for the CPU and none for CUDA, named as in `RULES`."""
 
 _ELEMENT_WISE = DeviceRule(default=Place.CPU_SCALAR)
+_COMPOSITE = DispatchKey.CompositeExplicitAutograd
+_COMPOSITE_NEW = DispatchKey.CompositeExplicitAutogradNonFunctional
+# PyTorch generates a kernel for _COMPOSITE_NEW for most operations; these have no other.
+_COMPOSITE_NEW_ALONE = (
+    "_trilinear", "as_strided_scatter", "diagonal_scatter", "linalg_pinv", "select_scatter",
+    "slice_scatter",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +214,34 @@ def may_stay(tensor: torch.Tensor, device: torch.device) -> bool:
 
 
 @cache
+def composite_kernel(operator: Any) -> DispatchKey | None:
+    """Return the key of the kernel that is made of other operations, if CUDA uses that one."""
+    name = _name(operator)
+    if name in RULES or name in TAKES_CPU_SCALAR:
+        return None
+    if name in _COMPOSITE_NEW_ALONE:
+        return _COMPOSITE_NEW
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    # what has a kernel for the CPU has one for CUDA, or is in CPU_ONLY
+    is_composite = has(operator.name(), _COMPOSITE.name) and not has(operator.name(), "CPU")
+    return _COMPOSITE if is_composite else None
+
+
+@cache
+def is_cpu_only(operator: Any) -> bool:
+    """Tell whether CUDA has no kernel for an operation of the CPU."""
+    return _name(operator) in CPU_ONLY
+
+
+@cache
 def _rule(operator: Any) -> DeviceRule:
-    name = operator._schema.name.partition("::")[2].removesuffix("_")
-    element_wise = torch.Tag.pointwise in getattr(operator, "tags", ())
-    return RULES.get(name) or (_ELEMENT_WISE if element_wise else _STRICT)
+    name = _name(operator)
+    return RULES.get(name) or (_ELEMENT_WISE if name in TAKES_CPU_SCALAR else _STRICT)
+
+
+def _name(operator: Any) -> str:
+    name: str = operator._schema.name.partition("::")[2]
+    return name.removesuffix("_")
 
 
 def _operands(

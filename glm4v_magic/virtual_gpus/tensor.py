@@ -71,6 +71,9 @@ class VirtualTensor(torch.Tensor):
             layout=content.layout,
             device=device,
         )
+        # else an operator would run on the content as if it were not a lazily conjugated view
+        torch._C._set_conj(tensor, content.is_conj())
+        torch._C._set_neg(tensor, content.is_neg())
         tensor.content, tensor.made_in, tensor.owner = content, made_in, owner
         return tensor
 

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import GlmForCausalLM
 
 from glm4v_magic.core.errors import PlacementError
-from glm4v_magic.virtual_gpus import MetaTensorError, VirtualGPUs
+from glm4v_magic.virtual_gpus import MetaTensorError, MixedDeviceError, VirtualGPUs
 
 GPU = torch.device("cuda:0")
 
@@ -156,6 +156,39 @@ def test_a_view_keeps_its_base_through_a_change_of_shape() -> None:
         row = x[0]
         row.unsqueeze_(0).fill_(7)
         assert x.tolist() == [[7, 7, 7], [4, 5, 6]]
+
+
+def test_views_that_are_conjugated_or_negated_later() -> None:
+    x = torch.tensor([1 + 2j, 3 - 4j])
+    with VirtualGPUs("1x1GiB"):
+        for view in (
+            lambda t: t.conj(),
+            lambda t: t.conj().imag,
+            lambda t: t.conj().conj().flip(0),
+        ):
+            expected, found = view(x), view(x.cuda())
+            assert (found.is_conj(), found.is_neg()) == (expected.is_conj(), expected.is_neg())
+            assert found.tolist() == expected.tolist()
+            assert (
+                torch.view_as_real(found + 1j).tolist()
+                == torch.view_as_real(expected + 1j).tolist()
+            )
+            assert torch.fft.hfft(found.cuda()).tolist() == torch.fft.hfft(expected).tolist()
+
+
+def test_operators_made_of_others_are_checked_as_those() -> None:
+    with VirtualGPUs("2x1GiB") as gpus:
+        x, y, cpu = numbers(2, 3), numbers(2, 3, device="cuda:1"), numbers(2, 3, device="cpu")
+        assert x.slice_scatter(y).tolist() == cpu.tolist()
+        assert torch.ldexp(x, torch.tensor(2.0)).tolist() == (cpu * 4).tolist()
+        assert [each.tolist() for each in torch._foreach_add([x, y], [x, y])] == [
+            (cpu * 2).tolist()
+        ] * 2
+        assert not gpus.problems
+        with pytest.raises(MixedDeviceError, match=r"aten\.sub"):
+            torch.dist(x, y)
+        with pytest.raises(MixedDeviceError, match=r"aten\.addcdiv"):
+            torch.addcdiv(x, x, torch.tensor(2.0))
 
 
 def test_a_tensor_that_grows_in_place_takes_memory() -> None:

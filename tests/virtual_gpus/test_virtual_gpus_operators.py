@@ -1,0 +1,178 @@
+"""Every operator of PyTorch's own database on one virtual GPU, and with tensors on two devices.
+
+By day a few samples of some operators are taken; ``make nightly`` takes all.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from glm4v_magic.virtual_gpus import MixedDeviceError, VirtualGPUs
+from tests.virtual_gpus.mixed_devices import CPU, CPU_SCALAR, GPU, GPU_SCALAR, NOT_EQUAL, TAKEN
+
+BY_DAY = 40
+SAMPLES_BY_DAY = 6
+SEED = 16
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # PyTorch warns of its own deprecated operators
+
+
+@cache
+def operators() -> tuple[Any, ...]:
+    """Operators of floating-point numbers on the CPU; to import them takes ten seconds."""
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    return tuple(op for op in op_db if op.supports_dtype(torch.float32, "cpu"))
+
+
+def samples(operator: Any, limit: int | None) -> Iterator[Any]:
+    torch.manual_seed(1)
+    yield from islice(operator.sample_inputs("cpu", torch.float32, requires_grad=False), limit)
+
+
+def on(device: str, value: Any) -> Any:
+    """The same arguments, tensors and devices among them on `device`."""
+
+    def moved(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            return leaf.clone().to(device)
+        is_cpu = leaf == "cpu" or (isinstance(leaf, torch.device) and leaf.type == "cpu")
+        return torch.device(device) if is_cpu else leaf
+
+    return tree_map(moved, value)
+
+
+def call(operator: Any, arguments: Any) -> Any:
+    first, args, kwargs = arguments
+    torch.manual_seed(3)
+    return operator(first, *args, **kwargs)
+
+
+def difference(expected: Any, found: Any) -> str | None:
+    """What differs, bit by bit; a tensor that no argument put on the GPU may be on the CPU."""
+    pairs = list(zip(tree_leaves(expected), tree_leaves(found), strict=True))
+    for one, other in pairs:
+        if not isinstance(one, torch.Tensor):
+            if one != other and one == one:  # not NaN
+                return f"{one} {other}"
+            continue
+        if (one.dtype, one.shape, one.stride()) != (other.dtype, other.shape, other.stride()):
+            return f"{one.dtype} {one.shape} {one.stride()}: {other.shape} {other.stride()}"
+        content = other.cpu().resolve_conj().resolve_neg()
+        if not torch.equal(bits(one.resolve_conj().resolve_neg()), bits(content)):
+            return f"values, by up to {(one - content).abs().max()}"
+    return None
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    is_number = tensor.is_floating_point() or tensor.is_complex()
+    return torch.nan_to_num(tensor, nan=77.0) if is_number else tensor
+
+
+def compared(chosen: Sequence[Any], limit: int | None = None) -> tuple[int, dict[str, list[str]]]:
+    """Number of samples, and what differs by operator."""
+    count, different = 0, defaultdict(list)
+    for operator in chosen:
+        for sample in samples(operator, limit):
+            arguments = (sample.input, sample.args, dict(sample.kwargs))
+            try:
+                expected = call(operator, on("cpu", arguments))
+            except Exception:  # what does not run on the CPU
+                continue
+            count += 1
+            try:
+                with VirtualGPUs("1x8GiB"):
+                    text = difference(expected, call(operator, on("cuda:0", arguments)))
+            except Exception as error:
+                text = f"{type(error).__name__}: {error}"
+            if text is not None:
+                different[operator.name].append(text)
+    return count, different
+
+
+def places_taken(
+    chosen: Sequence[Any], limit: int | None = None
+) -> tuple[Counter[str], dict[str, set[str]]]:
+    """Number of samples by outcome, and by operator where one tensor of several may be."""
+    outcomes: Counter[str] = Counter()
+    taken: dict[str, set[str]] = defaultdict(set)
+    for operator in chosen:
+        for sample in samples(operator, limit):
+            leaves, spec = tree_flatten((sample.input, sample.args, dict(sample.kwargs)))
+            tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+            for odd in tensors if len(tensors) > 1 else ():
+                for device, names in (("cpu", (CPU, CPU_SCALAR)), ("cuda:1", (GPU, GPU_SCALAR))):
+                    outcome = outcome_of(operator, leaves, spec, odd, device)
+                    outcomes[outcome] += 1
+                    if outcome == "taken":
+                        taken[operator.name].add(names[leaves[odd].dim() == 0])
+    return outcomes, taken
+
+
+def outcome_of(operator: Any, leaves: list[Any], spec: Any, odd: int, device: str) -> str:
+    """What happens with the tensor number `odd` on `device` and all others on ``cuda:0``."""
+    try:
+        with VirtualGPUs("2x1GiB"):
+            mixed = [on(device if i == odd else "cuda:0", leaf) for i, leaf in enumerate(leaves)]
+            call(operator, tree_unflatten(mixed, spec))
+    except MixedDeviceError:
+        return "refused"
+    except Exception:  # checks of the operator itself, in its own words
+        return "refused otherwise"
+    return "taken"
+
+
+def some() -> list[Any]:
+    return random.Random(SEED).sample(operators(), BY_DAY)
+
+
+def test_some_operators_give_the_same_result() -> None:
+    count, different = compared(some(), SAMPLES_BY_DAY)
+    assert count > 150
+    assert different.keys() <= NOT_EQUAL.keys(), dict(different)
+
+
+def test_some_operators_on_two_devices() -> None:
+    outcomes, taken = places_taken(some(), SAMPLES_BY_DAY)
+    check_places(taken)
+    assert outcomes["refused"] > outcomes["taken"] > 0
+
+
+def check_places(taken: dict[str, set[str]]) -> None:
+    allowed = {name: group.places for group in TAKEN for name in group.names}
+    wrong = {name: places - allowed.get(name, set()) for name, places in taken.items()}
+    assert not {name: places for name, places in wrong.items() if places}
+
+
+@pytest.mark.nightly
+def test_all_operators_give_the_same_result() -> None:
+    count, different = compared(operators())
+    unequal = sum(map(len, different.values()))
+    sys.stdout.write(f"{count - unequal} of {count} samples are equal ({1 - unequal / count:.2%})")
+    assert different.keys() == NOT_EQUAL.keys(), dict(different)
+    assert unequal < 0.01 * count
+
+
+@pytest.mark.nightly
+def test_all_operators_on_two_devices() -> None:
+    outcomes, taken = places_taken(operators())
+    sys.stdout.write(f"{outcomes.total()} mixtures of devices: {dict(outcomes)}")
+    check_places(taken)
+    assert taken.keys() == {name for group in TAKEN for name in group.names}
+
+
+def test_each_operator_is_in_one_group() -> None:
+    names = [name for group in TAKEN for name in group.names]
+    assert len(names) == len(set(names))
+    assert set(names) <= {operator.name for operator in operators()}
+    assert NOT_EQUAL.keys() <= {operator.name for operator in operators()}
