@@ -23,7 +23,7 @@ from decimal import Decimal
 
 from glm4v_magic.core.errors import GPUDescriptionError
 
-__all__ = ["CAPABILITIES", "GPU", "MAX_GPUS", "capability_of", "parse_gpus"]
+__all__ = ["CAPABILITIES", "GPU", "MAX_GPUS", "bytes_of", "capability_of", "parse_gpus"]
 
 MAX_GPUS = 128
 """PyTorch numbers devices with a signed byte (``c10::DeviceIndex``)."""
@@ -62,6 +62,7 @@ _GROUP = re.compile(
     r"(?P<size>-?[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[kmgt]i?b)?",
     re.IGNORECASE | re.ASCII,
 )
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?b)", re.IGNORECASE | re.ASCII)
 _EXAMPLE = 'Write for example "4x16GiB", "24+16+12GiB", "2xA100-40GB" or "cpu".'
 _LONGEST = 200
 
@@ -116,6 +117,12 @@ def parse_gpus(description: str) -> tuple[GPU, ...]:
         capability = capability_of(name)
         gpus += [GPU(len(gpus) + i, name, size, capability=capability) for i in range(count)]
     return tuple(gpus)
+
+
+def bytes_of(size: str) -> int | None:
+    """Return the bytes of a size such as ``10GiB``; ``None`` if it is none."""
+    match = _SIZE.fullmatch(size.strip()) if len(size) <= _LONGEST else None
+    return None if match is None else int(Decimal(match[1]) * _UNITS[match[2].lower()])
 
 
 def capability_of(name: str) -> tuple[int, int] | None:

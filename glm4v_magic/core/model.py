@@ -139,6 +139,19 @@ class Architecture(Protocol):
     def module_tree(self) -> ModuleTree:
         """Return the names of the model's modules and weights; imports torch."""
 
+    def own_names(self, name: str, tree: ModuleTree) -> tuple[str, ...] | None:
+        """Return the modules or weights of the model that a published name stands for.
+
+        Args:
+            name: name of a weight in the published files, or the beginning of some, as in
+                ``transformer.vision``.
+            tree: result of `module_tree`.
+
+        Returns:
+            Names in `tree`; none for a weight that the model does without; ``None`` if `name` is no
+            published one.
+        """
+
     def build_meta(self, dtype: str) -> PreTrainedModel:
         """Build the model on the ``meta`` device: real modules, no data.
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from glm4v_magic.core.options import DTYPES, Quantization, check
+from glm4v_magic.core.options import DTYPES, OPTIONS, Quantization, check
 
 __all__ = [
     "DTYPE_BYTES",
@@ -158,11 +158,13 @@ class ModuleTree:
         modules: names of all modules, outer ones first; the empty name is the whole model.
         tensors: names of all parameters, then of all buffers; a weight with two names has both.
         ties: name of a parameter -> its first name, for each further name of a weight.
+        computed: names of the buffers that no checkpoint holds, such as rotary frequencies.
     """
 
     modules: tuple[str, ...]
     tensors: tuple[str, ...]
     ties: Mapping[str, str] = field(default_factory=dict)
+    computed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +193,9 @@ class Workload:
     def __post_init__(self) -> None:
         for each in fields(self):
             if each.name != "fp8":  # follows from the GPUs; no option
-                check(each.name, getattr(self, each.name))
+                value = OPTIONS[each.name].normal(getattr(self, each.name))
+                object.__setattr__(self, each.name, value)
+                check(each.name, value)
 
     @property
     def form(self) -> str:

@@ -55,6 +55,8 @@ class Option:
         short: one-letter option; empty for most.
         read: parses the text on a command line, if the type does not say how. Raises OptionError.
         example: a value as it is typed, for the reference; empty if any of its type will do.
+        normal: brings a value of another form, such as a torch.dtype, into that of `annotation`,
+            and returns what it does not know as it is.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Option:
     short: str = ""
     read: Callable[[str], Any] | None = None
     example: str = ""
+    normal: Callable[[Any], Any] = lambda value: value
 
     @property
     def type(self) -> str:

@@ -15,7 +15,9 @@ from dataclasses import Field, dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.gpu_spec import bytes_of
 from glm4v_magic.core.option import Option, Who, has_type, option
+from glm4v_magic.core.option_forms import dtype_of, pins_of, sizes_of
 
 __all__ = [
     "DTYPES",
@@ -33,6 +35,7 @@ __all__ = [
     "ImageParts",
     "Loading",
     "ManyRows",
+    "MemorySizes",
     "Objective",
     "PlacementFields",
     "Quantization",
@@ -74,6 +77,9 @@ EFFORTS: tuple[Effort, ...] = get_args(Effort)
 DTYPES = ("bfloat16", "float16", "float32")
 """Dtypes of weights, cache and activations."""
 
+MemorySizes = float | tuple[float, ...] | tuple[tuple[int | str, float], ...]
+"""GiB of every GPU, of each, or by GPU index and ``cpu``."""
+
 Group = TypeVar("Group")
 
 
@@ -86,8 +92,7 @@ _FORMED = Who((*_ASK, *_AGAIN), ("ask", "retry", "carry_on", "map"))
 _ASKED = Who(_ASK, ("ask", "draft"))
 _OF_IMAGES = Who(_ASK)
 _MAPPED = Who(_ASK, ("map",))
-_PLACED = Who(_PLAN, ("load",))
-_CHECKED = Who((*_PLAN, "check"), ("load",))
+_PLACED = Who((*_PLAN, "check"), ("load", "dry_run"))
 _MADE_OF = Who(("load", "plan", "check", "doctor", "serve"), ("load",))
 _SETTING = Who(setting=True)
 
@@ -442,32 +447,43 @@ class ManyRows:
 
 def _is_sizes(value: object) -> bool:
     sizes: Sequence[Any] = value if isinstance(value, list | tuple) else (value,)
-    return all(has_type(size, "float") and size > 0 for size in sizes)
+    if sizes and all(isinstance(each, tuple) and len(each) == 2 for each in sizes):
+        return all(has_type(size, "float") and size >= 0 for _, size in sizes)
+    return bool(sizes) and all(has_type(size, "float") and size > 0 for size in sizes)
 
 
 def _is_pins(value: object) -> bool:
-    return isinstance(value, Mapping | tuple)
+    return isinstance(value, tuple) and all(
+        isinstance(unit, str) and unit.strip() and has_type(gpu, "int") and gpu >= 0
+        for unit, gpu in value
+    )
 
 
-def _read_sizes(text: str) -> float | tuple[float, ...]:
-    """Read ``20`` or ``20,20,10``."""
+def _read_sizes(text: str) -> object:
+    """Read ``20``, ``20,20,10``, ``10GiB`` or ``0=10GiB,cpu=30GiB``."""
+    parts = [part.strip() for part in text.split(",")]
+    if all("=" in part for part in parts):
+        named = [part.partition("=") for part in parts]
+        if len({device for device, _, _ in named}) < len(named):
+            raise OptionError(f"{text!r} names a device twice")
+        return sizes_of({device.strip(): size.strip() for device, _, size in named})
     try:
-        sizes = tuple(float(part) for part in text.split(","))
+        sizes = [float(part) if bytes_of(part) is None else sizes_of(part) for part in parts]
     except ValueError:
         raise OptionError(f"{text!r} is not a size in GiB, or sizes such as 20,20,10") from None
-    return sizes[0] if len(sizes) == 1 else sizes
+    return sizes[0] if len(sizes) == 1 else tuple(sizes)
 
 
-def _read_pins(text: str) -> dict[str, int]:
+def _read_pins(text: str) -> object:
     """Read ``vision=0,layer.7=1``."""
-    pins = {}
+    pins = []
     for part in text.split(","):
         unit, _, index = part.partition("=")
         index = index.strip().removeprefix("cuda:")
         if not unit.strip() or not (index.isascii() and index.isdigit()):
             raise OptionError(f"{part!r} is not a unit and its GPU, such as vision=0")
-        pins[unit.strip()] = int(index)
-    return pins
+        pins.append((unit.strip(), int(index)))
+    return pins_of(pins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -485,7 +501,7 @@ class PlacementFields:
     context: int | None = option(
         None,
         "Context length in tokens (prompt and answer, images included) to plan for.",
-        _CHECKED,
+        _PLACED,
         **_AT_LEAST_ONE,
         metavar="N",
         unset="the model's longest",
@@ -494,7 +510,7 @@ class PlacementFields:
     images: int = option(
         1,
         "Number of images in a prompt to plan for.",
-        _CHECKED,
+        _PLACED,
         **_AT_LEAST_ZERO,
         metavar="N",
         example="1",
@@ -502,7 +518,7 @@ class PlacementFields:
     batch: int = option(
         1,
         "Batch size to plan for: prompts answered at once.",
-        _CHECKED,
+        _PLACED,
         **_AT_LEAST_ONE,
         metavar="N",
     )
@@ -518,9 +534,10 @@ class PlacementFields:
     dtype: str | None = option(
         None,
         f"Data type of the weights: {', '.join(DTYPES)}.",
-        _CHECKED,
+        _PLACED,
         choices=DTYPES,
         metavar="DTYPE",
+        normal=dtype_of,
         unset="as published on GPUs and float32 on the CPU",
         example="float16",
     )
@@ -533,14 +550,17 @@ class PlacementFields:
         metavar="KIND",
         example="4bit",
     )
-    max_memory: float | tuple[float, ...] | None = option(
+    max_memory: MemorySizes | None = option(
         None,
-        "GiB to use of each GPU at most: one number, or one for each GPU, such as 20,10.",
+        "GiB to use of each GPU at most: one number, one for each GPU, such as 20,10, or by "
+        "device, such as 0=10GiB,cpu=30GiB: other GPUs stay empty, and cpu is host memory for "
+        "layers that do not fit.",
         _PLACED,
-        "a number of GiB above 0, or one for each GPU",
+        "a number of GiB above 0, one for each GPU, or a size by device",
         _is_sizes,
         metavar="GIB",
         read=_read_sizes,
+        normal=sizes_of,
         example="14,14,14,10",
     )
     reserve: float | None = option(
@@ -574,6 +594,7 @@ class PlacementFields:
         _is_pins,
         metavar="UNIT=GPU",
         read=_read_pins,
+        normal=pins_of,
     )
 
 

@@ -1,18 +1,41 @@
 """`Plan`: which units of a model live on which GPU, and what they take there.
 
-Plain data: `planning.files` writes it as JSON and reads it back, `plan_text` shows it.
+Plain data: `Plan.save` writes it as JSON, `planning.files` reads it back, `plan_text` shows it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 from glm4v_magic.core import plan_text
+from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.model_shape import Workload
+from glm4v_magic.core.options import MemorySizes, check
 from glm4v_magic.core.remarks import PYTHON, Remark
 from glm4v_magic.core.stage import Stage
 
-__all__ = ["Plan"]
+__all__ = ["PLAN_FORMAT", "PLAN_VERSION", "Limits", "Plan"]
+
+PLAN_FORMAT, PLAN_VERSION = "glm4v_magic.plan", 1
+"""What the JSON of a plan says of itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Options that a plan was made with, beside workload and objective; see `core.options`."""
+
+    max_memory: MemorySizes | None = None
+    reserve: float | None = None
+    split_vision: bool | None = None
+    offload: bool = False
+    pin: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            check(each.name, getattr(self, each.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +49,7 @@ class Plan:
         stages: in the order in which they run; idle GPUs come last.
         notes: what a reader should know: a cut tower, offloaded layers and their price;
             `core.remarks.worded` puts a note into words.
+        limits: further options that it was made with.
     """
 
     model: str
@@ -33,6 +57,7 @@ class Plan:
     objective: str
     stages: tuple[Stage, ...]
     notes: tuple[Remark, ...] = ()
+    limits: Limits = Limits()
 
     @property
     def fullest(self) -> Stage:
@@ -67,6 +92,28 @@ class Plan:
             for stage in self.stages
             for module in stage.modules
         }
+
+    def to_json(self) -> str:
+        """Return the plan as JSON, which `Session.load` takes as a device map."""
+        head = {"format": PLAN_FORMAT, "version": PLAN_VERSION}
+        return json.dumps({**head, **asdict(self)}, indent=2)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the plan to a JSON file, and return its path.
+
+        Raises:
+            OptionError: if the file cannot be written.
+        """
+        file = Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails on ~nobody
+        try:
+            file.write_text(self.to_json() + "\n", encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OptionError(f"The plan cannot be written to {file}: {reason}.") from None
+        return file
+
+    def __repr__(self) -> str:
+        return plan_text.brief(self.model, self.stages)
 
     def __str__(self) -> str:
         return plan_text.text(self.model, self.workload, self.stages, self.notes, PYTHON)

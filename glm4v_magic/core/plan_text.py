@@ -16,7 +16,7 @@ from glm4v_magic.core.room import room_note
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.wording import counted, gib
 
-__all__ = ["gpu_rows", "span", "text"]
+__all__ = ["brief", "gpu_rows", "span", "text"]
 
 
 def text(
@@ -90,3 +90,11 @@ def span(units: Iterable[str]) -> str:
                 yield f"{stem}.{numbers[0]}-{numbers[-1]}"
 
     return ", ".join(runs())
+
+
+def brief(model: str, stages: Sequence[Stage]) -> str:
+    """Return a plan in a few words: ``<Plan of GLM-4V-9B on cuda:0, cuda:1>``."""
+    used = [stage for stage in stages if stage.units]
+    fullest = max((stage.fullness for stage in used), default=0)
+    full = f", the fullest {fullest:.0%} full" if fullest else ""
+    return f"<Plan of {model} on {', '.join(stage.device for stage in used)}{full}>"

@@ -41,7 +41,8 @@ def accepts(method: str) -> Callable[[Function], Function]:
         def checked(*arguments: Any, **named: Any) -> Any:
             for name, value in named.items():
                 if name in known:
-                    known[name].check(value)
+                    named[name] = known[name].normal(value)
+                    known[name].check(named[name])
                 elif name not in own:
                     raise OptionError(
                         f"{function.__name__} has no option {name!r}.",

@@ -209,6 +209,15 @@ COMMON: Mapping[str, str] = {
         "In float16, because {gpus} cannot compute in bfloat16 (compute capability below 8.0); a "
         "dtype that is asked for is taken all the same."
     ),
+    "without_gpus": "Without GPUs these have no effect: {options}.",
+    "names_translated": (
+        "The device map has names of the published files ({count}); they are put into those here: "
+        "{name} is {own}."
+    ),
+    "experts_together": (
+        "The device map divides {count} weights that are one here, such as the experts of a layer; "
+        "each is where most of it was to be."
+    ),
     "fp8_stays": "Weights that were published in FP8 stay so.",
     "fp8_restored": (
         "Published in FP8, the weights are restored to {dtype}: to stay, all have to be on GPUs of "

@@ -22,9 +22,10 @@ def tree_of(model: nn.Module) -> ModuleTree:
         for name, tensor in parameters.items()
         if first.setdefault(id(tensor), name) != name
     }
-    buffers = model.named_buffers(remove_duplicate=False)
+    buffers = dict(model.named_buffers(remove_duplicate=False))
     return ModuleTree(
         modules=tuple(name for name, _ in model.named_modules()),
-        tensors=tuple(name for name, _ in chain(parameters.items(), buffers)),
+        tensors=tuple(name for name, _ in chain(parameters.items(), buffers.items())),
         ties=ties,
+        computed=frozenset(buffers.keys() - model.state_dict().keys()),
     )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from glm4v_magic.core.remarks import Remark
+
 __all__ = ["DryRunReport", "GPUUse", "HopUse", "MixedDevices"]
 
 
@@ -135,6 +137,7 @@ class DryRunReport:
             with its logits.
         problems: refused operations, in the order they happened.
         offloaded: modules whose weights stay in host memory.
+        notes: what was done to the device map, and what differs from the published weights.
     """
 
     model: str
@@ -149,6 +152,7 @@ class DryRunReport:
     decode_hops: int
     problems: tuple[MixedDevices, ...] = ()
     offloaded: tuple[str, ...] = ()
+    notes: tuple[Remark, ...] = ()
 
     @property
     def overfull(self) -> tuple[GPUUse, ...]:

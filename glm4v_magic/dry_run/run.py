@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING, Any
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.model_shape import ModelShape, Workload
-from glm4v_magic.core.placement import DeviceMap, GivenMap, Place
+from glm4v_magic.core.placement import DeviceMap, GivenMap, Place, PlacementOptions
 from glm4v_magic.core.plan import Plan
+from glm4v_magic.core.python_options import accepts
+from glm4v_magic.core.remarks import Remark
 from glm4v_magic.core.wording import counted
 from glm4v_magic.dry_run.report import DryRunReport, GPUUse, HopUse, MixedDevices
 from glm4v_magic.planning.costs import GPU_OVERHEAD, cache_entries
-from glm4v_magic.planning.device_map import check, place_of
+from glm4v_magic.planning.decision import decide, refuse_options_of_a_plan, refuse_plan_of_another
+from glm4v_magic.planning.device_map import place_of, settle
 from glm4v_magic.planning.files import read_given
-from glm4v_magic.planning.plan import plan
 from glm4v_magic.planning.precision import precision
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ __all__ = ["DEFAULT_DECODE_STEPS", "dry_run"]
 
 DEFAULT_DECODE_STEPS = 2
 
+_BY_TRANSFORMERS = ("auto", "balanced")
+
 # GPUs of a dry run never run out of memory, so that it can tell how much the real ones lack.
 _ENDLESS = 1 << 50
 
@@ -49,13 +53,17 @@ class _Placement:
 
     Attributes:
         kind: ``plan``, ``auto`` or ``map``.
+        dtype: dtype of weights and activations.
         weights: devices that the weights stay on.
         execution: devices that modules run on; different for offloaded ones.
+        notes: what was done to the map.
     """
 
     kind: str
+    dtype: str
     weights: DeviceMap
     execution: DeviceMap
+    notes: tuple[Remark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,33 +83,30 @@ class _Measured:
     home: str
 
 
+@accepts("dry_run")
 def dry_run(
     architecture: Architecture,
     gpus: str | Sequence[GPU],
     device_map: GivenMap = "plan",
     *,
-    context: int | None = None,
-    images: int = 1,
-    batch: int = 1,
     text_tokens: int | None = None,
     decode_steps: int = DEFAULT_DECODE_STEPS,
-    dtype: str | None = None,
+    **options: Any,
 ) -> DryRunReport:
     """Make a dry run of a model and return the report.
+
+    Weights that were published in FP8 are restored to the dtype.
 
     Args:
         architecture: the model without its weights; `checkpoints.architecture` finds one.
         gpus: the GPUs, or their description, such as ``"8x16GiB"``.
         device_map: ``"plan"`` for the plan we would make; ``"auto"`` for transformers' own, put on
-            the model as ``from_pretrained`` does; a plan; a map; a JSON file of either.
-            Plans and maps are put on it as `Session.load` does.
-        context: context length in tokens (prompt and answer); the model's longest by default.
-        images: images of each row.
-        batch: number of rows.
-        text_tokens: text tokens of the prompt, instead of filling `context`.
+            the model as ``from_pretrained`` does; a plan; a map; a JSON file of either; a device.
+            Plans and maps are put on it as `Session.load` does. With a plan, context, images and
+            batch are those of the plan unless given.
+        text_tokens: text tokens of the prompt, instead of filling the context.
         decode_steps: number of decode steps after the prefill; at least 1.
-        dtype: dtype of weights and activations; by default the published one, or float16 on GPUs
-            without bfloat16. Weights that were published in FP8 are restored to it.
+        options: as for the load.
 
     Returns:
         The report. Refused operations and GPUs that are too small are part of it, not errors;
@@ -112,56 +117,128 @@ def dry_run(
         GPUDescriptionError: if `gpus` cannot be read.
         DeviceMapError: if the map does not suit the model or the GPUs.
         DoesNotFitError: if a plan is asked for and none fits.
-        OptionError: if the workload does not suit the model, there is no GPU, or a plan is for
-            quantised weights.
+        OptionError: if the workload does not suit the model, there is no GPU, or weights are to be
+            quantised.
     """
     described = parse_gpus(gpus) if isinstance(gpus, str) else tuple(gpus)
     if not described:
         raise OptionError("A dry run needs at least one GPU.", 'Describe them, as in "4x16GiB".')
     if decode_steps < 1:
         raise OptionError(f"decode_steps is {decode_steps}, but must be at least 1.")
+    asked = PlacementOptions(**options)
+    given = read_given(device_map)
     shape = architecture.shape()
+    if isinstance(given, Plan):
+        refuse_plan_of_another(given, shape)
+    work = _workload(asked, given)
+    if work.form:
+        raise OptionError(
+            f"The plan is for {work.form} weights, which a dry run does not know.",
+            "Plan without quantisation for a dry run.",
+        )
     if shape.packed is not None:
         raise OptionError(
             f"A dry run computes with full weights, and those of {shape.name} are quantised by "
             f"{shape.scheme}.",
             "Make a plan, which counts them as they are.",
         )
-    others = images * shape.image_positions + decode_steps
+    others = work.images * shape.image_positions + decode_steps
+    context = shape.max_context if work.context is None else work.context
     if text_tokens is not None:
         context = others + text_tokens
-    if context is None:
-        context = shape.max_context
-    chosen = precision(shape, described, dtype, whole=False).dtype
-    work = Workload(context=context, images=images, batch=batch, dtype=chosen)
+    work = replace(work, context=context)
     cache_entries(shape, work)
     if context <= others:
         raise OptionError(
             f"A context of {context:,} tokens has no room for text beside "
-            f"{counted(images, 'image')} and {counted(decode_steps, 'decode step')}, "
+            f"{counted(work.images, 'image')} and {counted(decode_steps, 'decode step')}, "
             f"which take {others:,} tokens."
         )
-    return _run(architecture, shape, described, device_map, work, context - others, decode_steps)
+    # all that may be refused comes before anything is built
+    inputs = architecture.prompt_inputs(work.images, context - others, work.batch)
+    if isinstance(device_map, str) and device_map in _BY_TRANSFORMERS:
+        placement = _by_transformers(architecture, asked, described)
+    else:
+        placement = _placed(architecture, asked, described, given, context)
+    return _run(architecture, described, placement, inputs, work, decode_steps)
+
+
+def _workload(asked: PlacementOptions, given: object) -> Workload:
+    """Return the workload to try: that of a given plan, where none is asked for."""
+    work = asked.workload
+    if not isinstance(given, Plan):
+        return work
+    usual, planned = Workload(), given.workload
+    return replace(
+        planned,
+        context=planned.context if work.context is None else work.context,
+        images=planned.images if work.images == usual.images else work.images,
+        batch=planned.batch if work.batch == usual.batch else work.batch,
+    )
+
+
+def _placed(
+    architecture: Architecture,
+    asked: PlacementOptions,
+    gpus: tuple[GPU, ...],
+    given: Plan | DeviceMap | None,
+    context: int,
+) -> _Placement:
+    if given is None:
+        asked = replace(asked, context=context)
+    decided = decide(architecture, asked, gpus, given, loads=False)
+    weights = decided.device_map or {}
+    if decided.plan is not None:
+        execution = {**weights, **decided.execution_map}
+        return _Placement("plan", decided.dtype, weights, execution, decided.notes)
+    # `dispatch` runs what is offloaded on the GPU of the embedding.
+    visited = place_of(weights, _embedding(architecture.shape()))
+    if visited is None or visited == "cpu":
+        visited = _first_gpu(weights)
+    return _Placement("map", decided.dtype, weights, _visiting(weights, visited), decided.notes)
+
+
+def _by_transformers(
+    architecture: Architecture, asked: PlacementOptions, gpus: tuple[GPU, ...]
+) -> _Placement:
+    from glm4v_magic.dispatch.automatic import automatic
+
+    refuse_options_of_a_plan(asked)
+    shape = architecture.shape()
+    dtype = precision(shape, gpus, asked.dtype, whole=False).dtype
+    chosen = automatic(architecture.build_meta(dtype), gpus)
+    weights, _ = settle(chosen, architecture.module_tree(), gpus, architecture.own_names)
+    # What is offloaded runs on the first GPU of the map, says accelerate.
+    return _Placement("auto", dtype, weights, _visiting(weights, _first_gpu(weights)))
+
+
+def _embedding(shape: ModelShape) -> str:
+    """Return the name of the weight of the word embeddings."""
+    unit = next(unit for unit in shape.units if unit.kind == "embedding")
+    return f"{unit.modules[0]}.weight"
+
+
+def _first_gpu(weights: DeviceMap) -> Place:
+    return next((place for place in weights.values() if place != "cpu"), "cpu")
+
+
+def _visiting(weights: DeviceMap, visited: Place) -> DeviceMap:
+    return {name: visited if place == "cpu" else place for name, place in weights.items()}
 
 
 def _run(
     architecture: Architecture,
-    shape: ModelShape,
     gpus: tuple[GPU, ...],
-    device_map: GivenMap,
+    placement: _Placement,
+    inputs: Mapping[str, Any],
     work: Workload,
-    text_tokens: int,
     decode_steps: int,
 ) -> DryRunReport:
-    # everything that may be refused is checked before anything is built
-    inputs = architecture.prompt_inputs(work.images, text_tokens, work.batch)
-    wanted = _wanted(device_map, shape, gpus, work)
-    model = architecture.build_meta(work.dtype or shape.dtype)
-    placement = _placement(wanted, model, gpus)
+    model = architecture.build_meta(placement.dtype)
     measured = _measure(model, placement, inputs, gpus, decode_steps)
     return DryRunReport(
         model=architecture.name,
-        dtype=work.dtype or shape.dtype,
+        dtype=placement.dtype,
         placement=placement.kind,
         images=work.images,
         batch=work.batch,
@@ -169,55 +246,13 @@ def _run(
         decode_steps=decode_steps,
         gpus=tuple(_gpu_use(gpu, measured) for gpu in gpus),
         copies=tuple(_copies(measured.report)),
-        decode_hops=_decode_hops(shape, placement, measured.home),
+        decode_hops=_decode_hops(architecture.shape(), placement, measured.home),
         problems=tuple(_problems(measured.report.problems)),
         offloaded=tuple(
             name for name, place in placement.weights.items() if place != placement.execution[name]
         ),
+        notes=placement.notes,
     )
-
-
-def _wanted(
-    device_map: GivenMap, shape: ModelShape, gpus: tuple[GPU, ...], work: Workload
-) -> Plan | DeviceMap | None:
-    """Return a plan, an unchecked device map, or ``None`` for transformers' own."""
-    if device_map == "plan":
-        return plan(shape, gpus, work)
-    if device_map == "auto":
-        return None
-    made = read_given(device_map)
-    if isinstance(made, Plan) and made.workload.form:
-        raise OptionError(
-            f"The plan is for {made.workload.form} weights, which a dry run does not know.",
-            "Plan without quantisation for a dry run.",
-        )
-    return made
-
-
-def _placement(
-    wanted: Plan | DeviceMap | None, model: PreTrainedModel, gpus: tuple[GPU, ...]
-) -> _Placement:
-    from glm4v_magic.dispatch.automatic import automatic
-    from glm4v_magic.dispatch.module_tree import tree_of
-
-    tree = tree_of(model)
-    if isinstance(wanted, Plan):
-        weights = check(wanted.device_map(), tree, gpus)
-        return _Placement("plan", weights, {**weights, **wanted.execution_map()})
-    weights = check(automatic(model, gpus) if wanted is None else wanted, tree, gpus)
-    # accelerate runs offloaded modules on the first GPU of the map; `dispatch` prefers the GPU of
-    # the embedding.
-    visited: Place = next((place for place in weights.values() if place != "cpu"), "cpu")
-    if wanted is not None:
-        home = place_of(weights, f"{_embedding(model)}.weight")
-        visited = visited if home is None or home == "cpu" else home
-    execution = {name: visited if place == "cpu" else place for name, place in weights.items()}
-    return _Placement("auto" if wanted is None else "map", weights, execution)
-
-
-def _embedding(model: PreTrainedModel) -> str:
-    embedding = model.get_input_embeddings()
-    return next(name for name, module in model.named_modules() if module is embedding)
 
 
 def _measure(

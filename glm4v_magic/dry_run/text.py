@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from glm4v_magic.core.errors import DoesNotFitError, PlacementError
+from glm4v_magic.core.remarks import PYTHON, worded
 from glm4v_magic.core.wording import counted, gib
 from glm4v_magic.dry_run.report import DryRunReport, GPUUse, HopUse
 
@@ -14,6 +15,7 @@ __all__ = [
     "findings",
     "gpu_rows",
     "main_findings",
+    "notes",
     "raise_if_unusable",
     "report_text",
     "title",
@@ -94,6 +96,11 @@ def verdict(report: DryRunReport) -> str:
     return "It would not run: " + " and ".join(part for part in (mixed, short) if part) + "."
 
 
+def notes(report: DryRunReport) -> tuple[str, ...]:
+    """Return the report's notes, a line each."""
+    return tuple(worded(note, PYTHON) for note in report.notes)
+
+
 def gpu_rows(report: DryRunReport) -> list[tuple[str, ...]]:
     """Return the rows of a table of the GPUs, its header first; sizes in GiB."""
     head = (
@@ -122,6 +129,8 @@ def report_text(report: DryRunReport) -> str:
     lines = [*_wrapped(title(report)), *_wrapped(verdict(report))]
     for finding in main_findings(report):
         lines += _wrapped(finding, bullet="- ")
+    for note in notes(report):
+        lines += _wrapped(note)
     lines += ["", "sizes in GiB", *_aligned(gpu_rows(report), names=2)]
     if report.copies:
         lines += ["", "copies", *_aligned(copy_rows(report))]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from glm4v_magic.core.conversation import Answer
+    from glm4v_magic.core.plan import Plan
     from glm4v_magic.core.rows import Rows
     from glm4v_magic.notebook.commands import Context
     from glm4v_magic.notebook.render import MimeBundle
@@ -44,6 +45,7 @@ _EMPTY_CELL = re.compile(r"%%glm4v(?![\w?])")
 _ASKED_ALONE = re.compile(r"%glm4v\s+(.*\?)")
 _ANSWER = ("glm4v_magic.core.conversation", "Answer")
 _ROWS = ("glm4v_magic.core.rows", "Rows")
+_PLAN = ("glm4v_magic.core.plan", "Plan")
 
 
 class Stopped(KeyboardInterrupt):
@@ -151,7 +153,7 @@ class Glm4vMagics(Magics):
         try:
             words = split(line)
             if cell is None:
-                answer = commands.run(self.context, words, names)
+                answer: object = commands.run(self.context, words, names)
             elif asks_for_help(words):
                 answer = commands.run(self.context, ["help"], names)
             else:
@@ -182,7 +184,7 @@ class Glm4vMagics(Magics):
         formatter = self.shell.display_formatter
         self.shell.configurables.append(self._settings)
         self.shell.register_magics(self)
-        for kind, bundle in ((_ANSWER, _bundle), (_ROWS, _rows_bundle)):
+        for kind, bundle in ((_ANSWER, _bundle), (_ROWS, _rows_bundle), (_PLAN, _plan_bundle)):
             formatter.ipython_display_formatter.for_type_by_name(*kind, self._swallow_if_shown)
             formatter.mimebundle_formatter.for_type_by_name(*kind, bundle)
         self.shell.events.register("post_run_cell", self._forget_shown)
@@ -202,7 +204,7 @@ class Glm4vMagics(Magics):
         self.shell.configurables[:] = [
             each for each in self.shell.configurables if each not in (self, self._settings)
         ]
-        for name in (".".join(_ANSWER), ".".join(_ROWS)):
+        for name in map(".".join, (_ANSWER, _ROWS, _PLAN)):
             formatter.ipython_display_formatter.pop(name, None)
             formatter.mimebundle_formatter.pop(name, None)
         self._forget_shown(None)
@@ -225,7 +227,7 @@ class Glm4vMagics(Magics):
         """Keep an answer that its cell has shown from being shown again as its result."""
         self._shown.append(result)
         kind = type(result)
-        if (kind.__module__, kind.__name__) not in (_ANSWER, _ROWS):  # a DataFrame
+        if (kind.__module__, kind.__name__) not in (_ANSWER, _ROWS, _PLAN):  # a DataFrame
             formatter = self.shell.display_formatter.ipython_display_formatter
             self._borrowed.setdefault(kind, formatter.type_printers.get(kind))
             formatter.for_type(kind, self._swallow_if_shown)
@@ -289,6 +291,12 @@ def _bundle(answer: Answer) -> MimeBundle:
     from glm4v_magic.notebook.render.answers.answer import answer_bundle
 
     return answer_bundle(answer)
+
+
+def _plan_bundle(plan: Plan) -> MimeBundle:
+    from glm4v_magic.notebook.render.plans.plan import plan_bundle
+
+    return plan_bundle(plan)
 
 
 def _rows_bundle(rows: Rows) -> MimeBundle:

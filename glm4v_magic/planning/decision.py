@@ -7,14 +7,14 @@ it costs nothing.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from glm4v_magic.core.errors import DeviceMapError, OptionError
+from glm4v_magic.core.errors import DeviceMapError, DoesNotFitError, OptionError
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.model_shape import ModelShape
-from glm4v_magic.core.options import Quantization
+from glm4v_magic.core.options import OPTIONS, Quantization
 from glm4v_magic.core.placement import (
     CPU_DTYPE,
     DeviceMap,
@@ -22,13 +22,15 @@ from glm4v_magic.core.placement import (
     Place,
     PlacementOptions,
 )
-from glm4v_magic.core.plan import Plan
-from glm4v_magic.core.remarks import Remark
-from glm4v_magic.core.wording import counted
-from glm4v_magic.planning.device_map import check
+from glm4v_magic.core.plan import Limits, Plan
+from glm4v_magic.core.remarks import Remark, remark
+from glm4v_magic.core.wording import counted, gib
+from glm4v_magic.planning.costs import price
+from glm4v_magic.planning.device_map import settle
 from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.plan import plan
 from glm4v_magic.planning.precision import Precision, of_plan, precision
+from glm4v_magic.planning.search import whole_tower
 
 if TYPE_CHECKING:
     from glm4v_magic.core.model import Architecture
@@ -38,23 +40,19 @@ __all__ = [
     "choose",
     "decide",
     "make_plan",
+    "refuse_options_of_a_plan",
+    "refuse_plan_of_another",
 ]
 
 
 _GIB = 2**30
+_ENDLESS = 2**40  # GiB
 
-# Options that have no meaning beside a given device map.
-_OF_A_PLAN = (
-    "context",
-    "images",
-    "batch",
-    "objective",
-    "max_memory",
-    "reserve",
-    "split_vision",
-    "offload",
-    "pin",
-)
+_WORKLOAD = ("context", "images", "batch")
+_LIMITS = ("max_memory", "reserve", "split_vision", "offload", "pin")
+
+_OF_A_PLAN = (*_WORKLOAD, "objective", *_LIMITS)
+"""Options that have no meaning beside a device map, and must be those of a given plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,11 @@ class Placement:
 
 
 def make_plan(
-    architecture: Architecture, options: PlacementOptions, gpus: Sequence[GPU] | None = None
+    architecture: Architecture,
+    options: PlacementOptions,
+    gpus: Sequence[GPU] | None = None,
+    *,
+    keeps_fp8: bool = True,
 ) -> Plan:
     """Plan a model; imports no torch.
 
@@ -89,6 +91,7 @@ def make_plan(
         architecture: model to plan for.
         options: placement options.
         gpus: GPUs to plan for; by default those that `options` describe.
+        keeps_fp8: whether weights in FP8 may stay so.
 
     Raises:
         DoesNotFitError: if no split fits.
@@ -105,19 +108,23 @@ def make_plan(
             raise OptionError("Nothing tells which GPUs to plan for.", 'Describe them: "2x24GiB".')
         gpus = parse_gpus(options.gpus)
     shape = architecture.shape()
-    chosen = precision(shape, gpus, options.dtype, options.quantize, whole=not options.offload)
+    whole = keeps_fp8 and not options.may_offload
+    chosen = precision(shape, gpus, options.dtype, options.quantize, whole=whole)
     workload = replace(options.workload, dtype=chosen.dtype, fp8=chosen.fp8)
     made = plan(
         shape,
-        _capped(gpus, options.memory_sizes),
+        _capped(gpus, options),
         workload,
         objective=options.objective,
-        reserve=None if options.reserve is None else int(options.reserve * _GIB),
+        reserve=None if options.reserve is None else _bytes(options.reserve),
         pin=dict(options.pin),
         split_vision=options.split_vision,
-        offload=options.offload,
+        offload=options.may_offload,
     )
-    return replace(made, notes=(*chosen.notes, *made.notes))
+    _refuse_more_host_memory(made, shape, options)
+    notes = (*chosen.notes, *made.notes, *(() if gpus else _without_effect(options)))
+    limits = Limits(**{name: getattr(options, name) for name in _LIMITS})
+    return replace(made, notes=notes, limits=limits)
 
 
 def choose(
@@ -125,20 +132,30 @@ def choose(
     options: PlacementOptions,
     gpus: Sequence[GPU],
     given: GivenMap | None = None,
+    *,
+    loads: bool = True,
 ) -> Plan | DeviceMap | None:
     """Make a plan, or read the given map or plan; ``None`` if there are no GPUs to plan for.
 
-    Arguments and errors are those of `decide`, but whether a map suits the model is not checked.
+    Raises what `decide` raises, except for a map that does not suit the model. Arguments as there.
     """
-    if given is not None:
-        _refuse_options_of_a_plan(options)
-    if options.quantize is not None:
+    chosen = None if given is None else read_given(given)
+    # A dry run may try another workload than the plan's.
+    tried = () if loads else _WORKLOAD
+    if isinstance(chosen, Plan):
+        names = [name for name in (*_OF_A_PLAN, "dtype", "quantize") if name not in tried]
+        _refuse_contradictions(chosen, options, names)
+        refuse_plan_of_another(chosen, architecture.shape())
+    elif chosen is not None:
+        refuse_options_of_a_plan(options, tried)
+    quantize = chosen.workload.quantize if isinstance(chosen, Plan) else options.quantize
+    if quantize is not None:
         shape = architecture.shape()
         if shape.fp8 or shape.scheme:
             scheme = "in FP8" if shape.fp8 else f"quantised by {shape.scheme}"
             raise OptionError(
-                f"The weights of {architecture.name} were published {scheme}, and "
-                f"{options.quantize} weights are made of full ones.",
+                f"The weights of {architecture.name} were published {scheme}, and {quantize} "
+                "weights are made of full ones.",
                 code="quantised_already",
             )
         if not shape.quantizable:
@@ -146,10 +163,13 @@ def choose(
                 f"The layers of {architecture.name} cannot be quantised as they are loaded.",
                 "Leave quantize out.",
             )
-        _require_bitsandbytes(options.quantize)
-    if given is not None:
-        return read_given(given)
-    made = make_plan(architecture, options, gpus)  # without GPUs it checks the workload
+        if loads:
+            _require_bitsandbytes(quantize)
+    if chosen is not None:
+        return chosen
+    made = make_plan(
+        architecture, options, gpus, keeps_fp8=loads
+    )  # without GPUs it checks the options
     return made if gpus else None
 
 
@@ -158,58 +178,115 @@ def decide(
     options: PlacementOptions,
     gpus: Sequence[GPU],
     given: GivenMap | None = None,
+    *,
+    loads: bool = True,
 ) -> Placement:
     """Decide where a model goes.
 
     Args:
         architecture: model to place.
-        options: placement options; `gpus` already follows their description of the GPUs.
+        options: placement options; their description of the GPUs is in `gpus` already.
         gpus: GPUs to use; `hardware.usable.usable_gpus` finds those of this machine.
-        given: device map or plan to follow instead of making one.
+        given: device map or plan to follow instead of making one; see `files.read_given`.
+        loads: whether it is to be loaded here, so that packages have to be installed; a dry run
+            does without, and may try another workload than that of a given plan.
 
     Raises:
         DoesNotFitError: if no split fits.
         DeviceMapError: if a device map does not suit the model or the GPUs.
-        OptionError: if an option has no meaning here, does not suit the model, or needs a package
-            that is not installed.
+        OptionError: if an option has no meaning here, contradicts a given plan, does not suit the
+            model, or needs a package that is not installed.
     """
-    chosen = choose(architecture, options, gpus, given)
+    chosen = choose(architecture, options, gpus, given, loads=loads)
     shape = architecture.shape()
     if chosen is None:
         on_cpu = precision(shape, (), options.dtype, options.quantize)
-        return Placement(on_cpu.dtype, quantize=options.quantize, notes=on_cpu.notes)
+        notes = (*on_cpu.notes, *_without_effect(options))
+        return Placement(on_cpu.dtype, quantize=options.quantize, notes=notes)
     made = chosen if isinstance(chosen, Plan) else None
     wanted = chosen.device_map() if isinstance(chosen, Plan) else chosen
-    weights = check(wanted, architecture.module_tree(), gpus)
+    weights, told = settle(wanted, architecture.module_tree(), gpus, architecture.own_names)
     on_gpus = any(place != "cpu" for place in weights.values())
-    if (options.quantize is not None or shape.packed is not None) and on_gpus:
+    quantize = options.quantize if made is None else made.workload.quantize
+    if (quantize is not None or shape.packed is not None) and on_gpus:
         _require_quantised_on_gpus(shape, weights)
-    whole = on_gpus and "cpu" not in weights.values()
-    held = precision(shape, gpus if on_gpus else (), options.dtype, options.quantize, whole=whole)
-    if made is not None and options.dtype is None:
+    whole = loads and on_gpus and "cpu" not in weights.values()
+    held = precision(shape, gpus if on_gpus else (), options.dtype, quantize, whole=whole)
+    if made is not None:
         held = _as_planned(made, held)
-    if held.fp8:
+    if held.fp8 and loads:
         _require_kernels()
     return Placement(
         dtype=held.dtype,
         device_map=weights,
         execution_map=_execution(made),
         plan=made,
-        quantize=options.quantize,
+        quantize=quantize,
         fp8=held.fp8,
-        notes=held.notes,
+        notes=(*held.notes, *told),
     )
 
 
-def _refuse_options_of_a_plan(options: PlacementOptions) -> None:
-    defaults = {option.name: option.default for option in fields(options)}
+def refuse_options_of_a_plan(
+    options: PlacementOptions, but: Sequence[str] = ("context", "images", "batch")
+) -> None:
+    """Raise OptionError if an option is given that says how to make a plan, except ``but``."""
     for name in _OF_A_PLAN:
-        if getattr(options, name) != defaults[name]:
+        if name not in but and getattr(options, name) != OPTIONS[name].default:
             raise OptionError(
                 f"{name} is for making a plan, but a device map is given.",
                 "Leave one of them out.",
                 option=name,
             )
+
+
+def _refuse_contradictions(made: Plan, options: PlacementOptions, names: Sequence[str]) -> None:
+    """Raise OptionError if an option that is given differs from that of a plan."""
+    for name in names:
+        asked, planned = getattr(options, name), _of_plan(made, name)
+        if asked not in (OPTIONS[name].default, planned):
+            was = "without" if planned == OPTIONS[name].default else f"with {_shown(planned)}"
+            raise OptionError(
+                f"{name} is {_shown(asked)}, but the plan was made {was}.",
+                "Leave it out, or make a new plan.",
+                option=name,
+            )
+
+
+def _of_plan(made: Plan, name: str) -> object:
+    for part in (made.workload, made.limits, made):
+        if hasattr(part, name):
+            return getattr(part, name)
+    raise AttributeError(name)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        pairs = all(isinstance(each, tuple) for each in value)
+        return ",".join(f"{each[0]}={each[1]}" if pairs else f"{each:g}" for each in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def refuse_plan_of_another(made: Plan, shape: ModelShape) -> None:
+    """Raise DeviceMapError unless a plan has the units and the weights of the model."""
+    other = DeviceMapError(
+        f"The plan is of another model than {shape.name}: it says {made.model}.",
+        "Make a plan for this one.",
+    )
+    try:
+        priced = price(shape, made.workload)
+    except OptionError:  # it may have a longer context
+        raise other from None
+    weights = {unit.name: unit for unit in (*priced, *whole_tower(shape, priced))}
+    for stage in made.stages:
+        units = [weights.get(name) for name in stage.units]
+        kept = 0
+        for unit in units:
+            if unit is None:
+                raise other
+            kept += 0 if {*unit.modules} & {*stage.offloaded} else unit.weight_bytes
+        if kept != stage.weight_bytes:
+            raise other
 
 
 def _require_bitsandbytes(kind: Quantization) -> None:
@@ -263,18 +340,40 @@ def _execution(made: Plan | None) -> dict[str, Place]:
     return {} if made is None else made.execution_map()
 
 
-def _capped(gpus: Sequence[GPU], sizes: tuple[float, ...]) -> tuple[GPU, ...]:
-    if not sizes or not gpus:
+def _capped(gpus: Sequence[GPU], options: PlacementOptions) -> tuple[GPU, ...]:
+    sizes = options.memory_of([gpu.index for gpu in gpus]) if gpus else ()
+    if not sizes:
         return tuple(gpus)
-    if len(sizes) == 1:
-        sizes *= len(gpus)
-    if len(sizes) != len(gpus):
-        raise OptionError(
-            f"max_memory has {counted(len(sizes), 'size')} for {counted(len(gpus), 'GPU')}.",
-            "Give one number, or one for each GPU.",
-            option="max_memory",
-        )
     return tuple(
-        replace(gpu, free_bytes=min(gpu.usable_bytes, int(size * _GIB)))
+        replace(gpu, free_bytes=min(gpu.usable_bytes, _bytes(size)))
         for gpu, size in zip(gpus, sizes, strict=True)
     )
+
+
+def _bytes(gibibytes: float) -> int:
+    """Return GiB in bytes; sizes beyond every machine are one that is."""
+    return int(min(gibibytes, _ENDLESS) * _GIB)
+
+
+def _without_effect(options: PlacementOptions) -> Iterator[Remark]:
+    """Yield a note on the options that say nothing where there is no GPU."""
+    idle = [
+        name for name in ("objective", *_LIMITS) if getattr(options, name) != OPTIONS[name].default
+    ]
+    if idle:
+        yield remark("without_gpus", options=", ".join(idle))
+
+
+def _refuse_more_host_memory(made: Plan, shape: ModelShape, options: PlacementOptions) -> None:
+    limit = options.host_memory
+    if limit is None:
+        return
+    away = {module for stage in made.stages for module in stage.offloaded}
+    units = price(shape, made.workload)
+    size = sum(unit.weight_bytes for unit in units if {*unit.modules} & away)
+    if size > limit * _GIB:
+        raise DoesNotFitError(
+            f"{made.model} would keep {gib(size)} GiB in host memory, but max_memory allows "
+            f"{limit:g} GiB.",
+            "Allow more, or use more GPUs.",
+        )

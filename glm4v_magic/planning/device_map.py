@@ -7,18 +7,132 @@ line with a guess at what was meant.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from glm4v_magic.core.errors import DeviceMapError, did_you_mean
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model_shape import ModuleTree
 from glm4v_magic.core.placement import DeviceMap, Place
+from glm4v_magic.core.remarks import Remark, remark
 
-__all__ = ["EXAMPLE", "check", "place_of"]
+__all__ = ["EXAMPLE", "OwnNames", "check", "place_of", "settle"]
 
 
 EXAMPLE = 'A device map is a JSON object such as {"model.vision": 0, "lm_head": 1}.'
 _LONGEST_NAME = 200  # of a module that is worth searching for similar ones
+
+OwnNames = Callable[[str, ModuleTree], "tuple[str, ...] | None"]
+"""What `Architecture.own_names` does."""
+
+
+def settle(
+    device_map: Mapping[str, Place], tree: ModuleTree, gpus: Sequence[GPU], own_names: OwnNames
+) -> tuple[DeviceMap, tuple[Remark, ...]]:
+    """Check a device map, its names in the model's own or the published vocabulary.
+
+    What no published file holds needs no entry: buffers that are computed go where the weights
+    around them are, and a weight with two names needs one.
+
+    Args:
+        device_map: as for `check`.
+        tree: likewise.
+        gpus: likewise.
+        own_names: finds the names here that a published one stands for.
+
+    Returns:
+        The map as `check` returns it, and notes on what was translated.
+
+    Raises:
+        DeviceMapError: as `check`.
+    """
+    if not device_map:
+        raise DeviceMapError("The device map is empty.", EXAMPLE)
+    _check_overlaps(device_map)
+    known = {*tree.modules, *tree.tensors}
+    translated: dict[str, tuple[str, ...]] = {}
+    for name in device_map:
+        if name not in known:
+            found = own_names(name, tree)
+            if found is None:
+                raise DeviceMapError(*_unknown(name, tree))
+            translated[name] = found
+    own: DeviceMap = {name: place for name, place in device_map.items() if name in known}
+    votes: dict[str, Counter[Place]] = {}
+    for name, names in translated.items():
+        _check_there(name, device_map[name], gpus)
+        for each in names:
+            votes.setdefault(each, Counter())[device_map[name]] += 1
+    own |= {name: places.most_common(1)[0][0] for name, places in votes.items()}
+    if not own:
+        raise DeviceMapError("The device map names nothing of the model.", EXAMPLE)
+    own |= _tied(own, tree)
+    _check_coverage(own, [name for name in tree.tensors if name not in tree.computed])
+    own |= _computed(own, tree)
+    divided = sum(len(places) > 1 for places in votes.values())
+    checked = check(own, tree, gpus)
+    if translated:
+        checked = _compressed(checked, tree)
+    return checked, tuple(_translations(translated, divided))
+
+
+def _translations(translated: Mapping[str, tuple[str, ...]], divided: int) -> Iterator[Remark]:
+    renamed = {name: own for name, own in translated.items() if own}
+    if renamed:
+        name, own = next(iter(renamed.items()))
+        yield remark("names_translated", count=len(renamed), name=name, own=own[0])
+    if divided:
+        yield remark("experts_together", count=divided)
+
+
+def _tied(places: DeviceMap, tree: ModuleTree) -> DeviceMap:
+    """Return devices for weights that the map has under another name."""
+    implied: DeviceMap = {}
+    for name, first in tree.ties.items():
+        of_name, of_first = place_of(places, name), place_of(places, first)
+        if of_name is None and of_first is not None:
+            implied[name] = of_first
+        elif of_first is None and of_name is not None:
+            implied[first] = of_name
+    return implied
+
+
+def _computed(places: DeviceMap, tree: ModuleTree) -> DeviceMap:
+    """Return devices for the buffers that the map leaves out."""
+    found = {
+        name: _around(places, name, tree.tensors)
+        for name in tree.tensors
+        if name in tree.computed and place_of(places, name) is None
+    }
+    return {name: place for name, place in found.items() if place is not None}
+
+
+def _around(places: DeviceMap, name: str, tensors: Sequence[str]) -> Place | None:
+    """Return the device of the first weight in the smallest module around `name` that has one."""
+    while name:
+        name = name.rpartition(".")[0]
+        inside = (place_of(places, each) for each in tensors if each.startswith(f"{name}."))
+        place = next((each for each in inside if each is not None), None)
+        if place is not None:
+            return place
+    return None
+
+
+def _compressed(places: DeviceMap, tree: ModuleTree) -> DeviceMap:
+    """Return the same map with as few entries as name no tensor twice."""
+    of_module: dict[str, set[Place]] = {}
+    for tensor in tree.tensors:
+        place, name = place_of(places, tensor), tensor
+        assert place is not None  # `check` raises for a map with gaps
+        of_module.setdefault(tensor, set()).add(place)
+        while name:
+            name = name.rpartition(".")[0]
+            of_module.setdefault(name, set()).add(place)
+    named: DeviceMap = {}
+    for name in (*tree.modules, *tree.tensors):
+        if len(of_module.get(name, ())) == 1 and name not in named and _outer(named, name) is None:
+            (named[name],) = of_module[name]
+    return named
 
 
 def check(device_map: Mapping[str, Place], tree: ModuleTree, gpus: Sequence[GPU]) -> DeviceMap:
@@ -40,18 +154,22 @@ def check(device_map: Mapping[str, Place], tree: ModuleTree, gpus: Sequence[GPU]
     if not device_map:
         raise DeviceMapError("The device map is empty.", EXAMPLE)
     known = {*tree.modules, *tree.tensors}
-    indices = {gpu.index for gpu in gpus}
     for name, place in device_map.items():
         if name not in known:
             raise DeviceMapError(*_unknown(name, tree))
-        if place != "cpu" and place not in indices:
-            raise DeviceMapError(
-                f"The device map puts {name!r} on GPU {place}, but {_present(gpus)}."
-            )
+        _check_there(name, place, gpus)
     _check_overlaps(device_map)
     _check_coverage(device_map, tree.tensors)
     _check_ties(device_map, tree.ties)
     return {name: place for name, place in device_map.items() if _outer(device_map, name) is None}
+
+
+def _check_there(name: str, place: Place, gpus: Sequence[GPU]) -> None:
+    if place != "cpu" and place not in {gpu.index for gpu in gpus}:
+        raise DeviceMapError(
+            f"The device map puts {name or 'the whole model'!r} on GPU {place}, but "
+            f"{_present(gpus)}."
+        )
 
 
 def place_of(device_map: Mapping[str, Place], name: str) -> Place | None:

@@ -1,39 +1,40 @@
-"""Plans and device maps in JSON files. A plan is written and read back; a map is only read."""
+"""Plans and device maps read from JSON files; `Plan.save` writes a plan."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from glm4v_magic.core.errors import DeviceMapError
 from glm4v_magic.core.placement import DeviceMap, GivenMap
-from glm4v_magic.core.plan import Plan
+from glm4v_magic.core.plan import PLAN_FORMAT, PLAN_VERSION, Plan
 from glm4v_magic.core.remarks import PYTHON, Remark, worded
 from glm4v_magic.outside import FileKind, checked, json_object, text_of
 from glm4v_magic.planning.device_map import EXAMPLE
 
-__all__ = ["plan_from_json", "plan_to_json", "read_given"]
+__all__ = ["PLANNED", "plan_from_json", "read_given"]
 
-_PLAN = FileKind("glm4v_magic.plan", 1, "a plan")
+PLANNED = ("plan", "auto", "balanced")
+"""Device maps that leave it to a plan; ``auto`` and ``balanced`` are transformers' words for it."""
 
-
-def plan_to_json(plan: Plan) -> str:
-    """Write a plan as JSON that `plan_from_json` reads."""
-    return json.dumps({**_PLAN.head(), **asdict(plan)}, indent=2)
+_NOT_HERE = {
+    "sequential": "Ask for the objective fewest.",
+    "balanced_low_0": "Give GPU 0 less in max_memory.",
+}
+_PLAN = FileKind(PLAN_FORMAT, PLAN_VERSION, "a plan")
 
 
 def plan_from_json(text: str, what: str = "The plan") -> Plan:
-    """Read a plan that `plan_to_json` wrote.
+    """Read a plan that `Plan.to_json` wrote.
 
     Args:
         text: the JSON.
         what: what it is called in messages.
 
     Raises:
-        DeviceMapError: if `text` is not a plan that `plan_to_json` wrote.
+        DeviceMapError: if `text` is not a plan that `Plan.to_json` wrote.
     """
     content = _PLAN.content(text, what, DeviceMapError)
     plan = checked(Plan, content, what, DeviceMapError)
@@ -57,8 +58,10 @@ def _is_worded(note: Remark) -> bool:
         return False
 
 
-def read_given(given: GivenMap) -> Plan | DeviceMap:
+def read_given(given: GivenMap) -> Plan | DeviceMap | None:
     """Return the plan or the device map that is given, itself or as a JSON file.
+
+    ``None`` for one of `PLANNED`.
 
     Whether a map suits a model is up to `planning.device_map.check`.
 
@@ -67,13 +70,26 @@ def read_given(given: GivenMap) -> Plan | DeviceMap:
             module twice, or is a plan that `plan_from_json` refuses; or if the map is not one of
             `planning.given_map`.
     """
+    if isinstance(given, str) and given in _NOT_HERE:
+        raise DeviceMapError(
+            f"{given!r} is a way of transformers to fill GPUs, which is not followed here.",
+            _NOT_HERE[given],
+        )
+    if isinstance(given, str) and given in PLANNED:
+        return None
     if isinstance(given, Plan):
         return given
     # Not above: planning without files does not need pydantic.
-    from glm4v_magic.planning.given_map import device_map_of
+    from glm4v_magic.planning.given_map import device_map_of, whole
 
     if isinstance(given, Mapping):
+        if "format" in given:
+            return _plan_of(given)
         return device_map_of(given)
+    everything = whole(given)
+    if everything is not None:
+        return everything
+    assert isinstance(given, str | os.PathLike)  # or `whole` would have taken or refused it
     path = Path(os.path.expanduser(given))  # noqa: PTH111  Path's own fails on ~nobody
     what = f"The device map {path}"
     text = text_of(path, what, DeviceMapError, EXAMPLE)
@@ -81,3 +97,12 @@ def read_given(given: GivenMap) -> Plan | DeviceMap:
     if "format" in content:
         return plan_from_json(text, f"The plan {path}")
     return device_map_of(content, what)
+
+
+def _plan_of(content: Mapping[str, object]) -> Plan:
+    """Read a plan whose JSON somebody has parsed."""
+    try:
+        text = json.dumps(dict(content))
+    except (TypeError, ValueError, RecursionError):
+        raise DeviceMapError("The plan is not what a JSON file of a plan holds.") from None
+    return plan_from_json(text)

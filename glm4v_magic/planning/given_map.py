@@ -5,6 +5,8 @@ Whether it suits a model and the GPUs is up to `planning.device_map.check`.
 
 from __future__ import annotations
 
+import operator
+import os
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -16,7 +18,7 @@ from glm4v_magic.core.placement import DeviceMap, Place
 from glm4v_magic.outside import checked
 from glm4v_magic.planning.device_map import EXAMPLE
 
-__all__ = ["device_map_of"]
+__all__ = ["device_map_of", "whole"]
 
 _MOST_GPUS = 2**16
 _CUDA = re.compile("cuda(?::([0-9]{1,5}))?", re.IGNORECASE)
@@ -30,10 +32,11 @@ def _name(name: object) -> str:
 
 
 def _device(value: object) -> Place:
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MOST_GPUS:
-        return value
+    index = _index(value)
+    if index is not None and abs(index) < _MOST_GPUS:
+        return index
     # `str` of a torch.device is the same, and this room does without torch.
-    text = str(value)
+    text = str(value).strip()
     if text.lower() == "cpu":
         return "cpu"
     if text.lower().partition(":")[0] == "disk":
@@ -42,6 +45,37 @@ def _device(value: object) -> Place:
     if match is None or isinstance(value, bytes):
         raise ValueError(f"{value!r:.60} is no device. {_DEVICE}")
     return int(match[1] or 0)
+
+
+def _index(value: object) -> int | None:
+    """Return a whole number of any kind, numpy's included, or one in digits."""
+    if isinstance(value, str):
+        return int(value) if value.isascii() and value.isdigit() and len(value) < 6 else None
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:  # an array of several numbers
+        return None
+
+
+def whole(given: object) -> DeviceMap | None:
+    """Return the map that puts the whole model on a device, if `given` is one.
+
+    Args:
+        given: a GPU index, ``"cuda:<index>"``, ``"cpu"``, or a `torch.device`; a string that is
+            none of these is the name of a file.
+
+    Raises:
+        DeviceMapError: if it is neither a device nor the name of a file.
+    """
+    is_file = isinstance(given, str | os.PathLike) and str(given).strip().lower() != "disk"
+    try:
+        return {"": _device(given)}
+    except ValueError as error:
+        if is_file:
+            return None
+        raise DeviceMapError(f"The device map is wrong: {error}.", EXAMPLE) from None
 
 
 class _DeviceMap(
@@ -63,4 +97,9 @@ def device_map_of(content: Mapping[Any, Any], what: str = "The device map") -> D
     Raises:
         DeviceMapError: if a name is not a string, or a device is none of these.
     """
+    if "weight_map" in content:
+        raise DeviceMapError(
+            f"{what} is the index of a checkpoint, which tells the file of each weight.",
+            "Give its weights devices instead of files.",
+        )
     return checked(_DeviceMap, dict(content), what, DeviceMapError, EXAMPLE).root

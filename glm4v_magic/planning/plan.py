@@ -7,7 +7,7 @@ the fullest GPU, relative to its capacity, is as empty as possible (`planning.pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -86,9 +86,10 @@ def plan(
     check("objective", objective)
     if reserve is not None and reserve < 0:
         raise OptionError(f"The reserve is {reserve} bytes, but cannot be negative.")
+    pins = dict(pin or {})
+    _check_units(shape, pins)
     if not gpus:
         return _on_cpu(shape, asked, objective)
-    pins = dict(pin or {})
     task = Task(
         shape,
         _ordered(gpus, order),
@@ -128,15 +129,19 @@ def _ordered(gpus: Sequence[GPU], order: str | Sequence[int]) -> tuple[GPU, ...]
     return named
 
 
-def _check_pins(task: Task) -> None:
-    names = ["vision", *(unit.name for unit in task.shape.units)]
+def _check_units(shape: ModelShape, pins: Iterable[str]) -> None:
+    names = ["vision", *(unit.name for unit in shape.units)]
     known = dict.fromkeys([*names, *(name.partition(".")[0] for name in names)])
-    present = {gpu.index for gpu in task.gpus}
-    for name, index in task.pin.items():
+    for name in pins:
         if name not in known:
             numbered = "." in name
             hint = did_you_mean(name, (unit for unit in known if ("." in unit) == numbered))
-            raise DeviceMapError(f"{task.shape.name} has no unit {name!r} to pin.", hint)
+            raise DeviceMapError(f"{shape.name} has no unit {name!r:.60} to pin.", hint)
+
+
+def _check_pins(task: Task) -> None:
+    present = {gpu.index for gpu in task.gpus}
+    for name, index in task.pin.items():
         if index not in present:
             raise DeviceMapError(f"{name!r} is pinned to cuda:{index}, which is not there.")
 

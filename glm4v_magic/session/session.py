@@ -154,12 +154,14 @@ class Session:
             BusyError: if another call is running.
         """
         given = dict(options)
-        if isinstance(given.get("max_memory"), list):
-            given["max_memory"] = tuple(given["max_memory"])
         for name in ("base", "lora"):
             if given.get(name) is not None:
                 given[name] = os.fspath(given[name])
-        given["pin"] = tuple(dict(given.get("pin") or {}).items())
+        if given.get("device_map") is not None:
+            from glm4v_magic.planning.files import read_given
+
+            # Read here, because a file may have changed since a model was loaded by it.
+            given["device_map"] = read_given(given["device_map"])
         choice = ModelChoice(
             model=None if model is None else os.fspath(model),
             options=taken(PlacementOptions, given),

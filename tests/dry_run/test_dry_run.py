@@ -41,7 +41,6 @@ from glm4v_magic.dry_run.text import (
     verdict,
 )
 from glm4v_magic.notebook.render.plans.dry_run import dry_run_bundle, dry_run_html
-from glm4v_magic.planning.files import plan_to_json
 from glm4v_magic.planning.plan import plan
 
 TINY = architecture(golden.CHECKPOINT)
@@ -187,7 +186,7 @@ def test_a_plan_with_offloading_is_the_same_from_a_file(tmp_path):
     assert set(report.offloaded) == set(made.stages[0].offloaded)
     assert any(name.startswith("model.vision.") for name in report.offloaded)
     path = tmp_path / "plan.json"
-    path.write_text(plan_to_json(made))
+    path.write_text(made.to_json())
     assert dry_run(TINY, "1x1GiB", path) == dry_run(TINY, "1x1GiB", str(path)) == report
 
 

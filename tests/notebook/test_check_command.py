@@ -12,7 +12,6 @@ from IPython.utils.capture import capture_output
 from shells import TINY
 
 from glm4v_magic.dry_run.files import report_from_json
-from glm4v_magic.planning.files import plan_to_json
 from glm4v_magic.planning.plan import plan
 
 CHECK = f"%glm4v check {TINY} --gpus 2x1GiB"
@@ -35,7 +34,7 @@ def refusal(run, line):
 
 
 def test_the_report_is_shown(run, shell, tmp_path):
-    text = run(f"%glm4v plan {CHECK.partition('check ')[2]} --objective balance --json")
+    text = run(f"made = %glm4v plan {CHECK.partition('check ')[2]} --objective balance --json")
     (tmp_path / "spread.json").write_text(text)
     line = f"{CHECK} --map spread.json"
     shown = run(line)
@@ -165,7 +164,7 @@ def test_a_plan_from_a_file(run, tmp_path):
     from glm4v_magic.core.gpu_spec import parse_gpus
 
     made = plan(architecture(TINY).shape(), parse_gpus("2x1GiB"))
-    (tmp_path / "plan.json").write_text(plan_to_json(made))
+    (tmp_path / "plan.json").write_text(made.to_json())
     assert report(run, "--map plan.json") == report(run)
 
 

@@ -169,7 +169,7 @@ def test_what_is_wrong_is_one_line(run, typed, said):
 
 
 def test_pins_reach_the_plan(run):
-    text = run("%glm4v plan GLM-4V-9B --gpus 4x16GiB --pin vision=2,layer.0=cuda:2 --json")
+    text = run("made = %glm4v plan GLM-4V-9B --gpus 4x16GiB --pin vision=2,layer.0=cuda:2 --json")
     plan = plan_from_json(text)
     (stage,) = [stage for stage in plan.stages if stage.gpu == 2]
     assert {"vision", "embedding", "layer.0"} <= set(stage.units)

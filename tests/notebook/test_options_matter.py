@@ -155,6 +155,17 @@ CHECKS = {
     "--images": Trial("--images 0", CHECKED),
     "--batch": Trial("--batch 2", CHECKED),
     "--dtype": Trial("--dtype bfloat16", CHECKED, "bfloat16"),
+    "--objective": Trial("--objective balance", CHECKED),
+    "--quantize": Trial("--quantize 8bit", CHECKED, "does not know", fails=(False, True)),
+    "--max-memory": Trial("--max-memory 0.51,0.6", CHECKED),
+    "--reserve": Trial("--reserve 0.9", CHECKED, "does not fit", fails=(False, True)),
+    "--split-vision": Trial(
+        "--split-vision off", f"{TINY} --gpus 3x1GiB --objective balance --context 8"
+    ),
+    "--offload": Trial(
+        "--offload", f"{TINY} --gpus 1x1GiB --max-memory 0.5322", fails=(True, False)
+    ),
+    "--pin": Trial("--pin head=1", CHECKED),
     "--json": Trial("--json", CHECKED, r"\A\s*\{"),
     "--debug": Trial("--debug", f"{TINY} --gpus 2xmany", "Traceback", fails=(True, True)),
 }
@@ -210,7 +221,10 @@ TRIALS = {
     | {"--all": Trial("--all", before=EARLIER + '\n%glm4v ask "What?"', after="%glm4v chats")},
     "export": failing("here.txt"),
     "import": failing("nowhere.json"),
-    "plan": PLANS | made_of(TWO_GPUS) | {"--json": Trial("--json", TWO_GPUS, r"\A\s*\{")},
+    "plan": PLANS | made_of(TWO_GPUS) | {
+        "--json": Trial("--json", TWO_GPUS, r"\A\s*\{"),
+        "--save": Trial("--save plan.json", TWO_GPUS, "The plan is in plan.json"),
+    },
     "devices": PLANS
     | {
         "--offload": Trial("--offload", "glm-4v-9b --gpus 1x24GiB", "in host memory"),

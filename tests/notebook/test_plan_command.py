@@ -15,12 +15,13 @@ from shells import fresh_shell
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import DoesNotFitError
 from glm4v_magic.core.placement import PlacementOptions
-from glm4v_magic.core.plan import Plan
+from glm4v_magic.core.plan import Limits, Plan
 from glm4v_magic.core.plan_text import gpu_rows
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.notebook.render.plans.plan import plan_bundle, plan_html
 from glm4v_magic.planning.decision import make_plan
 from glm4v_magic.planning.files import plan_from_json
+from glm4v_magic.virtual_gpus import VirtualGPUs
 
 GIB = 2**30
 NINE_B = architecture("GLM-4V-9B")
@@ -36,7 +37,7 @@ def _in_a_cell(made):
 
 
 def test_the_plan_of_a_published_model_is_shown(run):
-    shown = run("%glm4v plan GLM-4V-9B --gpus 4x16GiB")
+    shown = run("made = %glm4v plan GLM-4V-9B --gpus 4x16GiB")
     assert shown.strip() == _in_a_cell(planned())
     assert "3 of 4 GPUs, the fullest 68% full: as few as leave a fifth of each free;" in shown
     assert "8,192 tokens of context" in shown
@@ -54,7 +55,7 @@ def test_a_page_has_the_image_the_numbers_and_each_note_once(shell):
 
 @pytest.mark.parametrize("model", ["GLM-4.1V-9B-Thinking", "zai-org/GLM-4.5V", "demo"])
 def test_other_models_are_planned_too(run, model):
-    shown = run(f"%glm4v plan {model} --gpus 8x80GiB --context 256 --images 0")
+    shown = run(f"made = %glm4v plan {model} --gpus 8x80GiB --context 256 --images 0")
     assert shown.startswith(model.partition("/")[2] or model)
     assert "256 tokens of context, 0 images" in shown
 
@@ -63,18 +64,18 @@ def test_a_folder_and_the_model_in_use(run, tiny, tmp_path):
     folder = tmp_path / "only"
     folder.mkdir()
     shutil.copy(golden.CHECKPOINT / "config.json", folder)
-    assert run(f"%glm4v plan {folder} --gpus 1x1GiB").startswith(str(folder))
-    assert run("%glm4v plan --gpus 1x1GiB").startswith(str(tiny))
+    assert run(f"made = %glm4v plan {folder} --gpus 1x1GiB").startswith(str(folder))
+    assert run("made = %glm4v plan --gpus 1x1GiB").startswith(str(tiny))
 
 
 def test_without_gpus_the_cpu_is_planned_in_float32(run):
-    shown = run("%glm4v plan GLM-4V-9B --gpus cpu")
+    shown = run("made = %glm4v plan GLM-4V-9B --gpus cpu")
     assert "float32" in shown
     assert "cpu CPU" in shown
 
 
 def test_json_is_what_load_reads(run):
-    text = run("%glm4v plan GLM-4V-9B --gpus 4x16GiB --json")
+    text = run("made = %glm4v plan GLM-4V-9B --gpus 4x16GiB --json")
     assert plan_from_json(text) == planned()
 
 
@@ -96,7 +97,7 @@ def test_json_is_what_load_reads(run):
 )
 def test_every_option_reaches_the_plan_and_changes_it(run, typed, options):
     base = "" if "--gpus" in typed else "--gpus 4x16GiB "
-    made = plan_from_json(run(f"%glm4v plan GLM-4V-9B {base}{typed} --json"))
+    made = plan_from_json(run(f"made = %glm4v plan GLM-4V-9B {base}{typed} --json"))
     context = {"context": 1024} if "offload" in options else {}
     assert made == planned(**options, **context)
     if "offload" in options:
@@ -123,6 +124,86 @@ def test_what_is_wrong_is_one_line(run, typed, said):
     shown = run(f"%glm4v plan {typed}", fails=True)
     assert re.search(said, shown)
     assert shown.strip().count("\n") == 0
+
+
+def test_a_plan_is_a_value_that_is_shown_once(run, shell):
+    run("made = %glm4v plan GLM-4V-9B --gpus 4x16GiB --quantize 4bit")
+    assert shell.user_ns["made"] == planned(quantize="4bit")
+    shown = run("%glm4v plan GLM-4V-9B --gpus 4x16GiB")
+    assert shown.count("8,192 tokens of context") == 1
+    assert run("_").count("8,192 tokens of context") == 1
+    assert run("print(repr(_))").startswith("<Plan of GLM-4V-9B on cuda:0, cuda:1")
+
+
+def test_a_plan_is_saved_checked_and_loaded_as_one_thing(run, shell, tmp_path):
+    options = "--gpus 2x1GiB --dtype float16 --context 128 --batch 2 --pin head=1 --reserve 0.1"
+    shown = run(f"%glm4v plan {golden.CHECKPOINT} {options} --save plan.json")
+    assert "The plan is in plan.json." in shown
+    made = plan_from_json((tmp_path / "plan.json").read_text())
+    assert made.limits == Limits(pin=(("head", 1),), reserve=0.1)
+    run(f"%glm4v plan {golden.CHECKPOINT} {options} --json again.json")
+    assert (tmp_path / "again.json").read_text() == (tmp_path / "plan.json").read_text()
+    shown = run("%glm4v check --map plan.json")
+    assert shown.startswith(str(golden.CHECKPOINT))
+    assert "float16, as planned" in shown
+    assert "batch of 2" in shown
+    with VirtualGPUs("2x1GiB"):
+        assert "Loaded" in run(f"%glm4v load {golden.CHECKPOINT} --map plan.json")
+        assert "float16" in run("%glm4v status")
+        said = run(f"%glm4v load {golden.CHECKPOINT} --map plan.json --dtype bfloat16", fails=True)
+        assert "--dtype is bfloat16, but the plan was made with float16" in said
+        assert "is loaded already" in run(f"%glm4v load {golden.CHECKPOINT} --map plan.json")
+        run("%glm4v unload")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("--pin vision=0,vision=1", "'vision' is pinned twice"),
+        ("--pin foo=1", "has no unit 'foo' to pin"),
+        ("--gpus cpu --pin foo=1", "has no unit 'foo' to pin"),
+        ("--max-memory nan", "--max-memory is nan"),
+        ("--max-memory inf,1", r"--max-memory is \(inf, 1.0\)"),
+        ("--max-memory 1e400", "--max-memory is inf"),
+        ("--max-memory 0=10GiB,0=1GiB", "names a device twice"),
+        ("--max-memory 0=much", "'much' for '0', which is no size"),
+        ("--max-memory 7=10GiB", "names GPU 7, which is not there"),
+        ("--reserve nan", "--reserve is nan"),
+        ("--reserve 1e400", "--reserve is inf"),
+        ("--reserve -1", "--reserve is -1.0"),
+        ("--save plan.txt", "must end in .json"),
+        ("--save no/plan.json", "cannot be written to no/plan.json"),
+    ],
+)
+def test_sizes_pins_and_files_that_are_none(run, typed, said):
+    shown = run(f"%glm4v plan GLM-4V-9B --gpus 2x24GiB {typed}", fails=True)
+    assert re.search(said, shown.splitlines()[-1])
+    assert shown.splitlines()[-1].startswith("UsageError: ")
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"lm_head": 0,', "is not valid JSON"),
+        ("[1, 2]", "not a JSON object"),
+        ('{"weight_map": {}}', "is the index of a checkpoint"),
+        ('{"format": "glm4v_magic.chat", "version": 1}', "is not a plan of glm4v_magic"),
+        ('{"": 3}', "puts 'the whole model' on GPU 3, but"),
+        (None, "is of another model than"),
+    ],
+)
+@pytest.mark.parametrize("command", ["load", "check --gpus 2x1GiB"])
+def test_a_file_that_is_no_map_of_the_model_is_one_line(
+    run, tiny, tmp_path, command, content, said
+):
+    other = planned().to_json()
+    (tmp_path / "map.json").write_text(other if content is None else content)
+    command, _, gpus = command.partition(" ")
+    shown = run(f"%glm4v {command} {tiny} {gpus} --map map.json", fails=True)
+    assert said in shown
+    assert shown.strip().count("\n") == 0
+    assert str(tiny) in run("%glm4v status")
 
 
 def test_load_takes_the_same_options_and_a_map(run, tmp_path):

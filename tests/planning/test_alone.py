@@ -33,12 +33,12 @@ FROM_THE_CONFIGURATION = """
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.planning.decision import make_plan
-from glm4v_magic.planning.files import plan_from_json, plan_to_json
+from glm4v_magic.planning.files import plan_from_json
 from glm4v_magic.planning.occupancy import occupancy
 
 model = architecture("GLM-4V-9B")
 made = make_plan(model, PlacementOptions(gpus="12+12+24GiB", context=2048))
-assert plan_from_json(plan_to_json(made)) == made
+assert plan_from_json(made.to_json()) == made
 print(made, len(occupancy(made, model.shape()).gpus), sep="\\n")
 """
 
@@ -51,7 +51,6 @@ from glm4v_magic.checkpoints.glm4v_9b.units import model_shape
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.planning.device_map import check
-from glm4v_magic.planning.files import plan_to_json
 from glm4v_magic.planning.plan import plan
 
 for room in (core, planning):
@@ -61,7 +60,7 @@ for room in (core, planning):
 file = resources.files("glm4v_magic.checkpoints") / "published" / "GLM-4V-9B.json"
 shape = model_shape(json.loads(file.read_text(encoding="utf-8")), "GLM-4V-9B")
 made = plan(shape, parse_gpus("12+12+24GiB"), Workload(context=2048))
-json.loads(plan_to_json(made))
+json.loads(made.to_json())
 print(made, len(made.stages), sep="\\n")
 """
 

@@ -16,7 +16,7 @@ from glm4v_magic.core.errors import DeviceMapError
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.dispatch.module_tree import tree_of
 from glm4v_magic.planning.device_map import check, place_of
-from glm4v_magic.planning.files import plan_to_json, read_given
+from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.plan import plan
 
 GPUS = parse_gpus("2x16GiB")
@@ -164,7 +164,7 @@ def test_files_that_are_maps(tmp_path, model):
     with pytest.raises(DeviceMapError, match="cannot be read: embedded null"):
         read_given("map\0.json")
     planned = plan(architecture("GLM-4V-9B").shape(), parse_gpus("2x24GiB"))
-    path.write_text(plan_to_json(planned))
+    path.write_text(planned.to_json())
     assert read_given(path) == planned
 
 

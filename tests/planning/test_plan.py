@@ -26,7 +26,7 @@ from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.plan_text import span
 from glm4v_magic.core.remarks import PYTHON, worded
 from glm4v_magic.planning.costs import GPU_OVERHEAD, Unit, price
-from glm4v_magic.planning.files import plan_from_json, plan_to_json
+from glm4v_magic.planning.files import plan_from_json
 from glm4v_magic.planning.partition import MAX_SETS
 from glm4v_magic.planning.plan import plan
 from glm4v_magic.planning.search import Task, best_split, can_fit
@@ -416,11 +416,11 @@ def test_bad_input_is_one_clear_line(
 )
 def test_json_round_trip(description: str, options: dict[str, Any]) -> None:
     found = plan(SHAPE, parse_gpus(description), Workload(context=4096), **options)
-    assert plan_from_json(plan_to_json(found)) == found
+    assert plan_from_json(found.to_json()) == found
 
 
 def broken(change: Any) -> str:
-    data = json.loads(plan_to_json(plan(SHAPE, parse_gpus("2x24GiB"))))
+    data = json.loads(plan(SHAPE, parse_gpus("2x24GiB")).to_json())
     change(data)
     return json.dumps(data)
 
@@ -475,7 +475,7 @@ def test_any_json_is_a_plan_or_one_clear_line(content: object) -> None:
 
 @given(st.data())
 def test_a_plan_with_anything_in_any_place(data: st.DataObject) -> None:
-    content = json.loads(plan_to_json(plan(SHAPE, parse_gpus("2x24GiB"))))
+    content = json.loads(plan(SHAPE, parse_gpus("2x24GiB")).to_json())
     plan_or_line(changed_somewhere(content, data))
 
 
@@ -495,13 +495,12 @@ def test_a_plan_is_made_and_shown_with_the_standard_library_alone() -> None:
         "sys.meta_path.insert(0, Blocked())\n"
         "from glm4v_magic.core.gpu_spec import parse_gpus\n"
         "from glm4v_magic.core.model_shape import ModelShape, UnitShape\n"
-        "from glm4v_magic.planning.files import plan_to_json\n"
         "from glm4v_magic.planning.plan import plan\n"
         "names = ('layer.0', 'layer.1', 'layer.2', 'layer.3')\n"
         "layers = tuple(UnitShape(name, (name,), 'text_layer', 10**9) for name in names)\n"
         "shape = ModelShape('m', layers, (), 'bfloat16', 4096, 1, 1, 1)\n"
         "made = plan(shape, parse_gpus('2x16GiB'))\n"
-        "print(plan_to_json(made) and made)\n"
+        "print(made.to_json() and made)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

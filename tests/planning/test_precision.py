@@ -12,7 +12,7 @@ from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.remarks import PYTHON, worded
 from glm4v_magic.doctor import diagnose, gather
 from glm4v_magic.planning.decision import decide, make_plan
-from glm4v_magic.planning.files import plan_from_json, plan_to_json
+from glm4v_magic.planning.files import plan_from_json
 
 SHORT = {"context": 4096}
 
@@ -34,7 +34,7 @@ def test_gpus_without_bfloat16_compute_in_float16(model, gpus, dtype):
     assert made.workload.dtype == dtype
     told = [worded(note, PYTHON) for note in made.notes]
     assert sum("cannot compute in bfloat16" in each for each in told) == (dtype == "float16")
-    assert plan_from_json(plan_to_json(made)) == made
+    assert plan_from_json(made.to_json()) == made
     placement = decide(known, options, parse_gpus(gpus))
     assert placement.dtype == dtype
     assert len(placement.notes) == (dtype == "float16")

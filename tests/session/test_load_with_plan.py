@@ -34,7 +34,6 @@ from glm4v_magic.notebook.render.pace import Rate
 from glm4v_magic.notebook.render.progress import loading_line, progress_bundle
 from glm4v_magic.notebook.render.status import status_rows
 from glm4v_magic.planning import decision
-from glm4v_magic.planning.files import plan_to_json
 from glm4v_magic.session.session import Session
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
@@ -112,7 +111,7 @@ def test_options_decide_which_gpus_are_used(gpus, options, devices):
 def test_a_map_and_a_plan_from_files(gpus, tmp_path, photo, on_one_cpu):
     plan = decision.make_plan(ARCHITECTURE, PlacementOptions(objective="balance"), gpus.gpus)
     files = tmp_path / "plan.json", tmp_path / "map.json"
-    files[0].write_text(plan_to_json(plan))
+    files[0].write_text(plan.to_json())
     files[1].write_text(json.dumps(plan.device_map()))
     for file in files:
         session = Session().load(golden.CHECKPOINT, device_map=file)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from glm4v_magic.checkpoints.glm4v_9b.layout import weight_shapes
 from glm4v_magic.checkpoints.glm4v_9b.units import model_shape
+from glm4v_magic.checkpoints.trained_names import plain_name
 from glm4v_magic.core.errors import OptionError
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Glm4v9bArchitecture"]
 
+_ROTARY = "transformer.rotary_pos_emb"
 _TEXT_ID = 1  # any id that does not stand for an image
 
 
@@ -48,6 +51,23 @@ class Glm4v9bArchitecture:
         from glm4v_magic.dispatch.module_tree import tree_of
 
         return tree_of(self.build_meta(self.shape().dtype))
+
+    def own_names(self, name: str, tree: ModuleTree) -> tuple[str, ...] | None:
+        """Return the modules or weights that a published name stands for; see `Architecture`."""
+        from glm4v_magic.checkpoints.glm4v_9b.weights import own_names
+
+        name = plain_name(name)
+        if name in tree.modules or name in tree.tensors:
+            return (name,)
+        found = [
+            own
+            for published in weight_shapes(self.config)
+            if published == name or published.startswith(f"{name}.")
+            for own in own_names(published)
+        ]
+        if name == f"{_ROTARY}.inv_freq" or f"{_ROTARY}.".startswith(f"{name}."):
+            found += ["model.language_model.rotary_emb"]
+        return tuple(found) or None
 
     def build_meta(self, dtype: str) -> PreTrainedModel:
         """Build the model on the ``meta`` device."""

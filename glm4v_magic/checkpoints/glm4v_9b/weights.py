@@ -30,7 +30,7 @@ from transformers.core_model_loading import (
 
 from glm4v_magic.checkpoints.glm4v_9b import layout
 
-__all__ = ["IGNORED", "conversions"]
+__all__ = ["IGNORED", "conversions", "own_names"]
 
 IGNORED = (r"rotary_pos_emb\.inv_freq",)
 """Patterns of published names that are not loaded."""
@@ -79,3 +79,15 @@ def conversions() -> list[WeightRenaming | WeightConverter]:
             operations=[SplitQueryKeyValue()],
         ),
     ]
+
+
+def own_names(published: str) -> tuple[str, ...]:
+    """Return the names here of a published weight; several if it is cut into parts."""
+    name = published
+    for transform in conversions():
+        renamed, found = transform.rename_source_key(name)
+        if found is not None and len(transform.target_patterns) > 1:
+            before, _, after = name.partition(found)
+            return tuple(f"{before}{each}{after}" for each in transform.target_patterns)
+        name = renamed
+    return (name,)

@@ -8,13 +8,15 @@ proportions of images; plans and dry runs use an image of 1,120 x 1,120 pixels (
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.checkpoints.contents import Contents
 from glm4v_magic.checkpoints.glm_native.config_file import has_experts, read_config
-from glm4v_magic.checkpoints.glm_native.fp8 import Fp8, read_fp8
+from glm4v_magic.checkpoints.glm_native.families import family_of
+from glm4v_magic.checkpoints.glm_native.fp8 import SCALE, Fp8, read_fp8
 from glm4v_magic.checkpoints.glm_native.hybrid import FLOAT32_MODULES, hybrid_units
 from glm4v_magic.checkpoints.glm_native.stored import Stored, read_stored
 from glm4v_magic.checkpoints.glm_native.text import text_units
@@ -25,6 +27,7 @@ from glm4v_magic.checkpoints.glm_native.tower import (
     vision_units,
 )
 from glm4v_magic.checkpoints.quantized import without_quantization
+from glm4v_magic.checkpoints.trained_names import plain_name
 from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.model_shape import ModelShape, ModuleTree
 
@@ -36,6 +39,16 @@ __all__ = ["NativeArchitecture"]
 
 _OCR, _HYBRID = "glm_ocr", "glm5_next"
 _FULL = ("lm_head", f"{VISION}.blocks.0.attn.qkv", f"{VISION}.merger.proj")
+_EXPERT = re.compile(r"(\.experts)\.[0-9]+$")
+_OLDER = {
+    "": "",
+    "visual": "model.visual",
+    "language_model.model": "model.language_model",
+    "language_model.lm_head": "lm_head",
+    "language_model": "model.language_model",
+    "model": "model.language_model",
+}
+"""Beginning of a published name -> that of the name here."""
 _TEXT_ID = 1  # any id that does not stand for an image
 
 
@@ -107,6 +120,32 @@ class NativeArchitecture:
         from glm4v_magic.dispatch.module_tree import tree_of
 
         return tree_of(self.build_meta(self.shape().dtype))
+
+    def own_names(self, name: str, tree: ModuleTree) -> tuple[str, ...] | None:
+        """Return the modules or weights that a published name stands for; see `Architecture`.
+
+        Older files lack ``model.`` before the tower and ``language_model.`` before the layers;
+        experts are published one by one, and are one weight here.
+        """
+        name = plain_name(name).removesuffix(SCALE)
+        ignored = family_of(self.config).ignored
+        if any(re.search(pattern, f"{name}.") for pattern in ignored):
+            return ()
+        known = {*tree.modules, *tree.tensors}
+        for beginning, inside in _OLDER.items():
+            if not name.startswith(beginning):
+                continue
+            found = self._renamed(inside + name.removeprefix(beginning))
+            if found in known:
+                return (found,)
+        return None
+
+    def _renamed(self, name: str) -> str:
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+        for transform in get_checkpoint_conversion_mapping(self.config["model_type"]) or ():
+            name, _ = transform.rename_source_key(name)
+        return _EXPERT.sub(r"\1", name)
 
     def build_meta(self, dtype: str) -> PreTrainedModel:
         """Build the model on the ``meta`` device.

@@ -37,6 +37,7 @@ from glm4v_magic.notebook.live.output import show
 
 if TYPE_CHECKING:
     from glm4v_magic.core.conversation import Answer
+    from glm4v_magic.core.plan import Plan
 
 __all__ = ["COMMANDS", "Context", "ask_cell", "run"]
 
@@ -61,7 +62,7 @@ def ask_cell(
     return answer(context, arguments, arguments.images, cell, names)
 
 
-def run(context: Context, words: list[str], names: Mapping[str, Any]) -> Answer | None:
+def run(context: Context, words: list[str], names: Mapping[str, Any]) -> Answer | Plan | None:
     """Run a line: a command, its arguments and options; no words are ``status``."""
     if not words:
         words = ["status"]

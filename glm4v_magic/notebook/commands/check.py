@@ -13,21 +13,18 @@ from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import BusyError, OptionError, PlacementError
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
-from glm4v_magic.core.model_shape import Workload
-from glm4v_magic.core.options import of_command, taken
-from glm4v_magic.core.typed_options import typed
+from glm4v_magic.core.plan import Plan
 from glm4v_magic.dry_run.files import report_to_json
 from glm4v_magic.dry_run.text import raise_if_unusable
 from glm4v_magic.hardware.usable import gpus_here
 from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
 from glm4v_magic.notebook.commands.context import Context
+from glm4v_magic.notebook.commands.plan import PRINT, given_map, json_file, placement_options
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.render.plans.dry_run import dry_run_bundle
 from glm4v_magic.notebook.render.progress import line_bundle
 
 __all__ = ["check"]
-
-_PRINT = ""  # value of --json without a file
 
 
 @takes(
@@ -37,13 +34,14 @@ _PRINT = ""  # value of --json without a file
         "check",
         device_map={
             "default": "plan",
-            "help": "Device map or plan (JSON), auto for transformers' own, or plan (the default).",
+            "help": "Device map or plan (JSON), auto for transformers' own, one device such as 0, "
+            "or plan (the default).",
         },
     ),
     argument(
         "--json",
         nargs="?",
-        const=_PRINT,
+        const=PRINT,
         metavar="FILE.json",
         help="Show the report as JSON, or write it to a file.",
     ),
@@ -59,27 +57,28 @@ def check(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
         %glm4v check GLM-4V-9B --gpus 8x16GiB
         %glm4v check GLM-4.1V-9B-Thinking --gpus 4x16GiB --context 8192 --map auto
         %glm4v check ~/models/glm-4v-9b --gpus 2x24GiB --map map.json --json report.json
+        %glm4v check --map plan.json
+
+    A saved plan is checked as it was made: its model, its options, and on a machine without GPUs
+    its GPUs, too. Another context, number of images or batch may be tried with it.
     """
     status = context.session.status()
     if status.busy:  # virtual GPUs change torch for all threads
         raise BusyError("The model is at work.", "Check when it has finished.")
-    file = _json_file(arguments.json)
-    gpus = _gpus(arguments.gpus)
-    work = taken(Workload, typed(arguments, of_command("check")))
-    model = architecture(arguments.model or context.model, base=arguments.base, lora=arguments.lora)
+    file = json_file(arguments.json, "--json")
+    given = given_map(arguments.device_map) or "plan"
+    planned = given if isinstance(given, Plan) else None
+    gpus = _gpus(arguments.gpus, planned)
+    options = placement_options(arguments)
+    options.pop("gpus", None)
+    of_plan = None if planned is None else planned.model
+    name = arguments.model or of_plan or context.model
+    model = architecture(name, base=arguments.base, lora=arguments.lora)
 
     from glm4v_magic.dry_run.run import dry_run
 
-    report = dry_run(
-        model,
-        gpus,
-        arguments.device_map,
-        context=work.context,
-        images=work.images,
-        batch=work.batch,
-        dtype=work.dtype,
-    )
-    if arguments.json == _PRINT:
+    report = dry_run(model, gpus, given, **options)
+    if arguments.json == PRINT:
         show({"text/plain": report_to_json(report)})
     else:
         show(dry_run_bundle(report))
@@ -89,23 +88,19 @@ def check(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
     raise_if_unusable(report)
 
 
-def _gpus(description: str | None) -> tuple[GPU, ...]:
+def _gpus(description: str | None, plan: Plan | None) -> tuple[GPU, ...]:
+    """Return the GPUs that are described, those of this machine, or else those of the plan."""
     gpus = gpus_here() if description is None else parse_gpus(description)
+    if description is None and plan is not None and not gpus:
+        gpus = tuple(
+            GPU(stage.gpu, stage.name, stage.capacity_bytes or 0)
+            for stage in sorted(plan.stages, key=lambda stage: stage.gpu or 0)
+            if stage.gpu is not None
+        )
     if not gpus:
         found = "No GPU was found here" if description is None else f"{description} is no GPU"
         raise PlacementError(f"{found}.", "Describe the GPUs to check for: --gpus 4x16GiB.")
     return gpus
-
-
-def _json_file(name: str | None) -> Path | None:
-    if name is None or name == _PRINT:
-        return None
-    if not name.endswith(".json"):
-        raise OptionError(
-            f"--json {name}: the name of the file must end in .json.",
-            f"To see {name} as JSON, write it first: %glm4v check {name} --json.",
-        )
-    return Path(name).expanduser()
 
 
 def _write(file: Path, text: str) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from glm4v_magic.core.conversation import Answer
+    from glm4v_magic.core.plan import Plan
     from glm4v_magic.notebook.monitor import Monitor
     from glm4v_magic.notebook.settings import Glm4v
 
@@ -107,7 +108,7 @@ class Command(Protocol):
 
     def __call__(
         self, context: Context, arguments: Namespace, names: Mapping[str, Any], /
-    ) -> Answer | None:
+    ) -> Answer | Plan | None:
         """Run it.
 
         Args:

@@ -33,7 +33,6 @@ from glm4v_magic.notebook.render.plans.device_map import device_map_bundle
 from glm4v_magic.notebook.render.plans.dry_run import dry_run_bundle
 from glm4v_magic.notebook.render.progress import line_bundle, loaded_line, progress_bundle
 from glm4v_magic.planning.decision import make_plan
-from glm4v_magic.planning.files import plan_to_json
 from glm4v_magic.planning.occupancy import Occupancy, occupancy
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def draw(model: Architecture, options: PlacementOptions) -> tuple[Occupancy, str
         if error.plan is None:
             raise
         return occupancy(error.plan, model.shape(), gpus, problem=in_cell(error)), ""
-    return occupancy(plan, model.shape(), gpus), plan_to_json(plan)
+    return occupancy(plan, model.shape(), gpus), plan.to_json()
 
 
 def draw_loaded(model: Architecture, status: Status) -> Occupancy:
@@ -208,11 +207,7 @@ def _check(context: Context, model: Architecture, options: PlacementOptions) -> 
 
     gpus = _gpus(options)
     plan = make_plan(model, options, gpus)
-    report = dry_run(
-        model, gpus, plan, context=options.context, images=options.images, batch=options.batch,
-        dtype=options.dtype,
-    )  # fmt: skip
-    return dry_run_bundle(report)
+    return dry_run_bundle(dry_run(model, gpus, plan))
 
 
 def _load(
@@ -234,6 +229,6 @@ def _load(
 
     since = time.monotonic()
     chosen = {field: getattr(options, field) for field in PlacementOptions.__dataclass_fields__}
-    context.session.stream_load(name, **{**chosen, "pin": dict(options.pin)}).follow(arrived)
+    context.session.stream_load(name, **chosen).follow(arrived)
     info = context.session.status().info
     return line_bundle("" if info is None else loaded_line(info, time.monotonic() - since))

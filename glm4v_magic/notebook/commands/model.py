@@ -15,6 +15,7 @@ from glm4v_magic.core.typed_options import typed
 from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
 from glm4v_magic.notebook.commands.context import Context
+from glm4v_magic.notebook.commands.plan import given_map
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.live.screen import screen_for
 from glm4v_magic.notebook.render.progress import line_bundle
@@ -38,6 +39,7 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
 
         %glm4v load ~/models/glm-4v-9b --context 4096
         %glm4v load ~/models/glm-4v-9b --gpus 2x16GiB --quantize 4bit
+        %glm4v load ~/models/glm-4v-9b --map plan.json
 
     Any server that speaks OpenAI's protocol, such as vLLM or SGLang, can answer instead; then
     nothing is loaded here. If it wants a key, put that into the environment variable
@@ -48,13 +50,15 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
     """
     before = context.session.status()
     given = None if arguments.model is None else expand(arguments.model, names)
-    model = given or before.choice.model or context.settings.model
+    options = typed(arguments, of_command("load"))
+    of_plan = None
+    if "device_map" in options:
+        options["device_map"] = given_map(options["device_map"])
+        of_plan = getattr(options["device_map"], "model", None)
+    model = given or before.choice.model or context.settings.model or of_plan
     screen = screen_for(context.shell, ModelChoice(model).name)
     try:
-        context.session.stream_load(
-            model,
-            **typed(arguments, of_command("load")),
-        ).follow(screen.show)
+        context.session.stream_load(model, **options).follow(screen.show)
         info = context.session.status().info
         if info is not None:
             screen.loaded(info)

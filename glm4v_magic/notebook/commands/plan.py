@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from IPython.core.magic_arguments import argument
 
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.names import PUBLISHED
+from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.options import PlacementFields, of_group
-from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.core.placement import GivenMap, PlacementOptions
+from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.typed_options import flags_of, typed
 from glm4v_magic.hardware.usable import gpus_here
 from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
@@ -20,16 +23,24 @@ from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.render.plans.device_map import device_map_html
 from glm4v_magic.notebook.render.plans.plan import plan_bundle
+from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.planning.decision import make_plan
-from glm4v_magic.planning.files import plan_to_json
+from glm4v_magic.planning.files import PLANNED, read_given
 from glm4v_magic.planning.occupancy import occupancy
 
 __all__ = [
+    "PRINT",
     "as_options",
+    "given_map",
+    "json_file",
     "load_line",
     "placement_options",
     "plan",
 ]
+
+
+PRINT = ""
+"""Value of ``--json`` without a file."""
 
 
 def placement_options(arguments: Namespace) -> dict[str, Any]:
@@ -39,7 +50,7 @@ def placement_options(arguments: Namespace) -> dict[str, Any]:
 
 def as_options(given: Mapping[str, Any]) -> PlacementOptions:
     """Return the result of `placement_options` as a dataclass."""
-    return PlacementOptions(**{**given, "pin": tuple(given.get("pin", {}).items())})
+    return PlacementOptions(**given)
 
 
 def load_line(model: str, options: PlacementOptions) -> str:
@@ -71,24 +82,66 @@ def _quoted(word: str) -> str:
     "glm4v plan",
     argument("model", nargs="?", help=f"Folder, repository, demo, {', '.join(PUBLISHED)}."),
     *from_table("plan"),
-    argument("--json", action="store_true", help="As JSON, which load --map reads."),
+    argument("--save", metavar="FILE.json", help="Write the plan to a file, for --map."),
+    argument(
+        "--json",
+        nargs="?",
+        const=PRINT,
+        metavar="FILE.json",
+        help="Print the plan as JSON, or write it to a file.",
+    ),
     DEBUG,
 )
-def plan(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
+def plan(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> Plan:
     """Show which GPU would run which part of a model; loads nothing.
 
     Without MODEL the model in use. A published model need not be here, nor the GPUs::
 
         %glm4v plan GLM-4V-9B --gpus 4x16GiB
         %glm4v plan GLM-4.1V-9B-Thinking --gpus 24+16+12GiB --context 8192
+
+    A plan can be kept, checked and loaded as it is, with the options that it was made with. As a
+    Python object, it is what load(device_map=...) takes::
+
+        %glm4v plan GLM-4V-9B --gpus 4x16GiB --quantize 4bit --save plan.json
+        %glm4v check GLM-4V-9B --gpus 4x16GiB --map plan.json
+        %glm4v load ~/models/glm-4v-9b --map plan.json
+        made = %glm4v plan GLM-4V-9B --gpus 4x16GiB
     """
+    files = [json_file(arguments.save, "--save"), json_file(arguments.json, "--json")]
     model = architecture(arguments.model or context.model, base=arguments.base, lora=arguments.lora)
     options = as_options(placement_options(arguments))
     gpus = gpus_here() if options.gpus is None else parse_gpus(options.gpus)
     made = make_plan(model, options, gpus)
-    if arguments.json:
-        show({"text/plain": plan_to_json(made)})
-        return
-    bundle = plan_bundle(made)
-    image = device_map_html(occupancy(made, model.shape(), gpus))
-    show({**bundle, "text/html": image + bundle["text/html"]})
+    if arguments.json == PRINT:
+        print(made.to_json())  # noqa: T201  as a display it would be quoted, or cut off
+    else:
+        bundle = plan_bundle(made)
+        image = device_map_html(occupancy(made, model.shape(), gpus))
+        show({**bundle, "text/html": image + bundle["text/html"]})
+    for file in filter(None, files):
+        show(line_bundle(f"The plan is in {made.save(file)}."))
+    return made
+
+
+def given_map(typed: str | None) -> GivenMap | None:
+    """Return what ``--map`` names: a word for a way to place a model, or a plan or map."""
+    if typed is None or typed in PLANNED:
+        return typed
+    return read_given(typed)
+
+
+def json_file(name: str | None, option: str) -> Path | None:
+    """Return the file that an option names, if it names one.
+
+    Raises:
+        OptionError: if its name does not end in ``.json``, as a model's would not.
+    """
+    if name is None or name == PRINT:
+        return None
+    if not name.endswith(".json"):
+        raise OptionError(
+            f"{option} {name}: the name of the file must end in .json.",
+            f"To name a model, put it before the option: {name} {option}.",
+        )
+    return Path(name).expanduser()

@@ -44,6 +44,7 @@ def dry_run_html(report: DryRunReport) -> str:
         title=text.title(report),
         verdict=text.verdict(report),
         findings=text.main_findings(report),
+        notes=text.notes(report),
         bars=list(_bars(report.gpus, gpus)),
         legend=legend((kind, name) for kind, name, _ in _PARTS),
         gpus=table(head, gpus, _GPU_NUMBERS),

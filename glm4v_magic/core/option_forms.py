@@ -1,0 +1,130 @@
+"""Options in the forms that people know from torch and accelerate, and their form here.
+
+A form that is unknown is returned as it is: the option's own check says what it must be.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.gpu_spec import bytes_of
+
+__all__ = ["dtype_of", "pins_of", "sizes_of"]
+
+_GIB = 2**30
+_LEAST = 2**20  # bytes of a GPU that anybody means
+_MOST = 2**60
+_DTYPES = {
+    "half": "float16",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "float": "float32",
+    "fp32": "float32",
+}
+_DEVICE = re.compile(r"(?:cuda:)?([0-9]{1,5})", re.ASCII)
+
+
+def dtype_of(value: object) -> object:
+    """Return the name of a dtype: of ``torch.float16``, ``"torch.float16"``, ``"fp16"``.
+
+    ``"auto"`` is the published dtype, as ``None`` is.
+    """
+    if not isinstance(value, str) and type(value).__module__ != "torch":
+        return value
+    name = str(value).removeprefix("torch.")
+    return None if name == "auto" else _DTYPES.get(name, name)
+
+
+def sizes_of(value: object) -> object:
+    """Return sizes in GiB: a number, a tuple for all GPUs, or a tuple of (GPU or ``cpu``, size).
+
+    Args:
+        value: a number of GiB, ``"10GiB"``, a list of these, or accelerate's dict, whose whole
+            numbers are bytes.
+
+    Raises:
+        OptionError: if a key of a dict is neither a GPU nor ``cpu``, or its value is no size.
+    """
+    if isinstance(value, Mapping):
+        return tuple((_device(key), _of_dict(key, size)) for key, size in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(_size(each) for each in value)
+    return _size(value)
+
+
+def pins_of(value: object) -> object:
+    """Return pins as a tuple of (unit, GPU index), from a dict or such pairs.
+
+    Raises:
+        OptionError: if a unit is pinned twice.
+    """
+    if value is None:
+        return ()
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, list | tuple) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
+    ):
+        return value
+    units = [unit for unit, _ in pairs]
+    for unit in units:
+        if units.count(unit) > 1:
+            raise OptionError(f"{unit!r:.60} is pinned twice.", "Pin each unit to one GPU.")
+    return tuple((unit, _whole(gpu)) for unit, gpu in pairs)
+
+
+def _device(key: object) -> int | str:
+    found = _whole(key)
+    if isinstance(found, int) and found >= 0:
+        return found
+    if str(key) == "disk":
+        raise OptionError(
+            "max_memory names disk, which is not supported.", "Use cpu.", option="max_memory"
+        )
+    if str(key) != "cpu":
+        raise OptionError(
+            f"max_memory names {key!r:.60}, which is no device.",
+            'Name GPUs by number, and "cpu": {0: "10GiB", "cpu": "30GiB"}.',
+            option="max_memory",
+        )
+    return "cpu"
+
+
+def _of_dict(key: object, size: object) -> object:
+    count = bytes_of(size) if isinstance(size, str) else _whole(size)
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise OptionError(
+            f"max_memory has {size!r:.60} for {key!r:.60}, which is no size.",
+            'A size is a text such as "10GiB", or a whole number of bytes.',
+            option="max_memory",
+        )
+    if 0 < count < _LEAST:
+        raise OptionError(
+            f"max_memory has {size!r:.60} for {key!r:.60}: bytes, as in accelerate.",
+            f'Write "{count}GiB" for as many GiB.',
+            option="max_memory",
+        )
+    return min(count, _MOST) / _GIB
+
+
+def _size(value: Any) -> Any:
+    if isinstance(value, str):
+        size = bytes_of(value)
+        return value if size is None else size / _GIB
+    return _whole(value)
+
+
+def _whole(value: Any) -> Any:
+    """Return a whole number, numpy's included, or that of ``"cuda:1"``; others as they are."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) or type(value).__module__ == "torch":
+        match = _DEVICE.fullmatch(str(value))
+        return value if match is None else int(match[1])
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
