@@ -1,4 +1,4 @@
-"""A folder's content with an adapter: which weights it changes, found by the names of a family."""
+"""Contents of a folder with an adapter: finds the weights that it changes, by a family's names."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["with_adapter"]
 
 
 def with_adapter(contents: Contents, adapter: Adapter) -> Contents:
-    """Return a content whose weights are changed by an adapter.
+    """Return contents whose weights are changed by an adapter.
 
     Args:
-        contents: of the base; its configuration passed the checks of its family.
+        contents: contents of the base, whose configuration passed the checks of its family.
         adapter: the adapter.
 
     Raises:
-        CheckpointError: if the adapter is of another model.
+        CheckpointError: if the adapter belongs to another model.
     """
     if layout.matches(contents.config):
         find = _find_in_9b(contents.config, contents.tensors)

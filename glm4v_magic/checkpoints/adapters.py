@@ -1,7 +1,7 @@
-"""Adapters that were trained with peft: what their folder says, and which weights they change.
+"""Adapters that were trained with peft: their configuration, and which weights they change.
 
 An adapter is merged into the weights of its base as they are read; see `merging`. Nothing here
-imports torch, so that plans know of adapters, too.
+imports torch, so that plans know about adapters, too.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Part:
     """A module that an adapter changes.
 
     Attributes:
-        module: its name, as the adapter's files have it.
+        module: name of the module, as the adapter's files have it.
         rows: first row, and the row past the last, of a weight that holds several modules;
             ``None`` for all.
         tensors: weights of the adapter for this module, by their names in its files.
@@ -73,7 +73,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Merges:
-    """What an adapter does to the weights of its base.
+    """The changes of an adapter to the weights of its base.
 
     Attributes:
         config: the adapter's parsed configuration.
@@ -110,18 +110,18 @@ class Adapter:
 
     @property
     def kind(self) -> str:
-        """Its kind, as peft calls it."""
+        """Kind of the adapter, as peft calls it."""
         return str(self.config["peft_type"])
 
     def merges(self, tensors: Mapping[str, TensorInfo], find: Find) -> Merges:
-        """Return what it does to the weights of a base.
+        """Return its changes to the weights of a base.
 
         Args:
             tensors: weights of the base.
             find: finds a weight in them.
 
         Raises:
-            CheckpointError: if it is of another model.
+            CheckpointError: if it belongs to another model.
         """
         modules: dict[str, dict[str, TensorInfo]] = {}
         for name, info in self.parts.items():
@@ -158,7 +158,7 @@ class Adapter:
         return Merges(self.config, parts, replaced)
 
     def _require_sizes(self, part: Part, base: TensorInfo) -> None:
-        """Raise CheckpointError unless a low-rank product has the shape of its weight."""
+        """Raise CheckpointError unless the low-rank product has the shape of its weight."""
         first = part.tensors.get(f"{part.module}.lora_A.weight")
         second = part.tensors.get(f"{part.module}.lora_B.weight")
         if first is None or second is None or len(base.shape) != 2:
@@ -178,7 +178,7 @@ class Adapter:
 
 
 def holds_adapter(folder: Path) -> bool:
-    """Tell whether a folder is that of an adapter alone."""
+    """Tell whether a folder holds an adapter and no model."""
     return (folder / ADAPTER_CONFIG).is_file() and not holds_weights(folder)
 
 

@@ -1,4 +1,4 @@
-"""What a folder of a checkpoint says, made to be as published: its config and its weights by name.
+"""Contents of a checkpoint's folder, as if published: its config and its weights by name.
 
 Trainers and people leave folders that differ from published ones: prefixes in the names of weights,
 a dtype that is to be found out, a vocabulary that has grown. `read_contents` is the one place that
@@ -34,14 +34,14 @@ _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Content of a folder.
+    """Contents of a folder.
 
     Attributes:
-        config: its ``config.json``, with what its weights say for what it leaves open.
+        config: its ``config.json``, completed by what the weights tell.
         tensors: its weights, by their published names; empty if it has none.
-        notes: what differs from the files, each for a list of such notes.
+        notes: differences from the files.
         adapter: an adapter that is to be merged into the weights.
-        merges: what it does to which of them; set by `adapted.with_adapter`.
+        merges: its changes to the weights; set by `adapted.with_adapter`.
     """
 
     config: dict[str, Any]
@@ -56,7 +56,7 @@ def read_config_alone(file: Path, *, is_beside_weights: bool = False) -> Content
 
     Args:
         file: the file.
-        is_beside_weights: whether the weights are there, which tell how they are quantised.
+        is_beside_weights: whether the weights are beside it, which tell how they are quantised.
 
     Raises:
         CheckpointError: if it cannot be read.

@@ -37,7 +37,7 @@ class Merger:
     """Merges an adapter into weights.
 
     Args:
-        merges: what it does to which weight.
+        merges: the changes of the adapter.
         dtype: dtype of the weights once they are loaded, in which they are merged.
     """
 

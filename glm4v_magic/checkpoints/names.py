@@ -17,7 +17,7 @@ PUBLISHED = (
 """Checkpoints whose configuration ships with the package, in ``published/``."""
 
 _AS = {"GLM-4.1V-9B-Base": "GLM-4.1V-9B-Thinking"}
-"""Others that are configured like one of these."""
+"""Checkpoint -> the one of `PUBLISHED` that has the same configuration."""
 
 _MORE = ("GLM-4.5V-FP8", "GLM-4.6V-FP8", "GLM-5.3-Flash")
 """Others whose configuration comes with their files only."""
@@ -32,7 +32,7 @@ _SHORT = {
     "glm-4.1v-base": "GLM-4.1V-9B-Base",
     "glm-5.3": "GLM-5.3-Flash",
 }
-"""What some are called for short."""
+"""Short name -> checkpoint."""
 
 OWNERS = ("zai-org", "THUDM", "ZhipuAI")
 """Under these names their makers have published them, on the hub and on ModelScope."""

@@ -1,7 +1,7 @@
 """Where the files of a checkpoint are on this machine: a folder, or the cache of a download.
 
 `load`, `plan`, `check` and `doctor` all look here. Caches are those of the hub and of ModelScope,
-by the names under which a checkpoint may have been downloaded; nothing is asked of a network.
+by the names under which a checkpoint may have been downloaded; no network request is made.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DOT = "___"  # what ModelScope writes into folders for a dot of a name
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a checkpoint is, as far as it is here.
+    """Where the files of a checkpoint are on this machine, if they are.
 
     Attributes:
         text: what the user typed.
@@ -109,7 +109,7 @@ def _modelscope_roots() -> Iterator[Path]:
 
 
 def not_found(text: str) -> CheckpointError:
-    """Say where a checkpoint was looked for, and what may have been meant."""
+    """Return the error that says where a checkpoint was looked for, and what may be meant."""
     folder = Path(text).expanduser()
     what = f"There is no checkpoint {text!r}: no such folder, and not in the hub cache."
     if is_address_without_scheme(text):

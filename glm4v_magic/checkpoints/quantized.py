@@ -28,7 +28,7 @@ FULL = ("BF16", "F16", "F32")
 """Dtypes of weights that are not quantised, as safetensors writes them."""
 
 QUANTIZATION = "quantization_config"
-"""Key of a ``config.json``."""
+"""Key of a ``config.json`` that describes quantised weights."""
 
 _NAMES = {"gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8", "fbgemm_fp8": "FP8 of FBGEMM"}
 _BY_NAMES = (  # the first that ends the name of a weight
@@ -64,7 +64,7 @@ def is_full(tensors: Iterable[TensorInfo]) -> bool:
 
 
 def method_of(config: Mapping[str, Any], tensors: Iterable[str] = ()) -> str:
-    """Return by which method weights are quantised, as transformers calls it; empty if by none.
+    """Return the method by which weights are quantised, as transformers calls it; empty if none.
 
     Args:
         config: parsed ``config.json``.
@@ -105,7 +105,7 @@ def require_full(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], w
 
 
 def refused(where: str, scheme: str) -> CheckpointError:
-    """Return the error that weights are quantised in a way that cannot be loaded.
+    """Return the error for weights that are quantised in a way that cannot be loaded.
 
     Args:
         where: file or folder, for the message.

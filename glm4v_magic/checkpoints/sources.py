@@ -42,7 +42,7 @@ class Source:
     adapter: Adapter | None = None
 
     def missing(self) -> CheckpointError:
-        """Say that the weights are not here."""
+        """Return the error that the weights are not on this machine."""
         if self.adapter is None or self.name == self.place.name:
             return not_found(self.place.repository)
         return CheckpointError(
@@ -99,7 +99,7 @@ def find_source(
 
 
 def _require_config(folder: Path) -> None:
-    """Raise CheckpointError if not a folder itself, but some in it are those of checkpoints.
+    """Raise CheckpointError if checkpoints are not in a folder, but in folders within it.
 
     Trainers leave one for each of their steps.
     """

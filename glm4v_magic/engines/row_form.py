@@ -1,4 +1,4 @@
-"""Form of a row's answer: how its constraint is followed, and what that leaves for thinking.
+"""The form of a row's answer: how its constraint is followed, and what that leaves for thinking.
 
 A model that thinks does so freely, and the form counts from the end of its thinking. That end comes
 in time: before an answer of a form, thinking takes at most half of the tokens, or as many as the
@@ -121,14 +121,14 @@ class _Budgets:
     limit: int
 
     def free(self) -> ThinkingBudget | None:
-        """Return that of a row without a form; ``None`` if there is no limit, or no thinking."""
+        """Return the budget of a row without a form; ``None`` without a limit or thinking."""
         most = self.request.sampling.max_thinking
         return None if most is None or self.thinking is None else self._of(self.thinking, most)
 
     def before_a_form(
         self, needed: int, ends: Collection[int], *, opens: bool = False
     ) -> ThinkingBudget | None:
-        """Return that of a row with a form.
+        """Return the budget of a row with a form.
 
         Args:
             needed: fewest tokens of the answer, its end included.
