@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +67,7 @@ class Glm4v9bCheckpoint:
         self._check_tensors()
         require_file(folder / "tokenizer.model")
         self._notes = (*contents.notes, *self._generation.notes)
+        self._processor: Glm4v9bProcessor | None = None
 
     def _check_tensors(self) -> None:
         expected = layout.weight_shapes(self.config)
@@ -127,7 +127,8 @@ class Glm4v9bCheckpoint:
         from glm4v_magic.checkpoints.glm4v_9b.inputs import Glm4v9bInputs
         from glm4v_magic.checkpoints.glm4v_9b.modeling import Glm4v9bForConditionalGeneration
 
-        config, processor = self._model_config(), self.processor()
+        config = self._model_config()
+        processor = self._processor or self._made(config)
         sizes = self.config
         attention = sizes["num_attention_heads"] * sizes["kv_channels"]
         widths = (sizes["hidden_size"], sizes["ffn_hidden_size"], attention)
@@ -157,7 +158,7 @@ class Glm4v9bCheckpoint:
         Raises:
             CheckpointError: if the tokenizer is damaged.
         """
-        return self._made
+        return self._processor or self._made(self._model_config())
 
     @property
     def stamp(self) -> Stamp:
@@ -171,14 +172,13 @@ class Glm4v9bCheckpoint:
             require_peft()
         self.processor()
 
-    @cached_property
-    def _made(self) -> Glm4v9bProcessor:
+    def _made(self, config: Glm4v9bConfig) -> Glm4v9bProcessor:
         from glm4v_magic.checkpoints.glm4v_9b.processing import Glm4v9bProcessor, load_tokenizer
 
         file = self._file_of_tokenizer("tokenizer.model")
         added = read_added(self._file_of_tokenizer("tokenizer_config.json").parent)
         tokenizer = load_tokenizer(file, added, self.config["padded_vocab_size"])
-        made = Glm4v9bProcessor(tokenizer, self._model_config())
+        made = Glm4v9bProcessor(tokenizer, config)
         ids = {"boi_token_id": "<|begin_of_image|>", "eoi_token_id": "<|end_of_image|>"}
         for name, token in ids.items():
             found = made.token_id(token)
@@ -188,6 +188,7 @@ class Glm4v9bCheckpoint:
                     f"{self.config[name]} for {name}.",
                     "The tokenizer is of another model; download it again.",
                 )
+        self._processor = made
         return made
 
     def _file_of_tokenizer(self, name: str) -> Path:

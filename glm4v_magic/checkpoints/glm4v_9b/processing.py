@@ -134,7 +134,8 @@ def load_tokenizer(
             "The tokenizer is of another model; download it again.",
         )
     characters = _byte_characters()
-    written = {token: "".join(characters[byte] for byte in token) for token in ranks}
+    # Latin-1 makes each byte the character of its number.
+    written = {token: token.decode("latin-1").translate(characters) for token in ranks}
     # tiktoken merges any two neighbours whose union is a token, lowest rank first; as a list of
     # merges that is every way to cut a token in two, in the order of the token's rank.
     merges = [
@@ -161,13 +162,26 @@ def load_tokenizer(
         one = [AddedToken(token, normalized=False, special=control)]
         (tokenizer.add_special_tokens if control else tokenizer.add_tokens)(one)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=_Given(tokenizer),
         pad_token="<|endoftext|>",  # noqa: S106  a token, not a password
         eos_token="<|endoftext|>",  # noqa: S106
         padding_side="left",
         split_special_tokens=True,
         clean_up_tokenization_spaces=False,
     )
+
+
+class _Given:
+    """A tokenizer that transformers takes as it is.
+
+    It deep-copies the one that it is given, which writes and parses the whole vocabulary.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __deepcopy__(self, memo: object) -> Tokenizer:
+        return self._tokenizer
 
 
 class Glm4v9bProcessor:
