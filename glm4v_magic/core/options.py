@@ -433,7 +433,7 @@ class ManyRows:
     )
     batch_size: int | None = option(
         None,
-        "Number of rows to ask at once.",
+        "Number of rows to ask at once; in 8 bit what a row says may depend on the others.",
         _MAPPED,
         **_AT_LEAST_ONE,
         metavar="N",
