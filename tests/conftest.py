@@ -74,7 +74,9 @@ SLOW = {
     "session/test_load_with_plan.py": "loads many models",
     "session/test_native_session.py": "loads many models",
     "session/test_preview.py": "answers many questions",
+    "virtual_gpus/test_virtual_gpus_families.py": "many models",
     "virtual_gpus/test_virtual_gpus_operators.py": "imports PyTorch's database of operators",
+    "virtual_gpus/test_virtual_gpus_plugin.py": "starts interpreters",
 }
 """Files that `make test-fast` leaves out, each with what takes long in it or what it starts."""
 

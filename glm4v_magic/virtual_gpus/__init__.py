@@ -5,25 +5,30 @@
         model.generate(...)
     print(gpus.report())
 
-This room imports only `core` and is useful without the rest of the package. Begin with `context`,
+This room needs `core`'s errors and descriptions of GPUs and nothing else of the package; PyTorch is
+imported when a name is first used, so that the pytest fixture costs nothing. Begin with `context`,
 the ``with`` block; `machine` runs operations, `rules` has CUDA's rules for devices, `memory` counts
 bytes, `trace` knows the running module and phase.
 """
 
 from __future__ import annotations
 
-from glm4v_magic.virtual_gpus.context import VirtualGPUs, active
-from glm4v_magic.virtual_gpus.report import (
-    CopyRecord,
-    Guess,
-    MemoryPeak,
-    MetaTensorError,
-    MixedDeviceError,
-    Problem,
-    Report,
-    SourceLine,
-)
-from glm4v_magic.virtual_gpus.tensor import VirtualTensor
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from glm4v_magic.virtual_gpus.context import VirtualGPUs, active
+    from glm4v_magic.virtual_gpus.report import (
+        CopyRecord,
+        Guess,
+        MemoryPeak,
+        MetaTensorError,
+        MixedDeviceError,
+        Problem,
+        Report,
+        SourceLine,
+    )
+    from glm4v_magic.virtual_gpus.tensor import VirtualTensor
 
 __all__ = [
     "CopyRecord",
@@ -38,3 +43,11 @@ __all__ = [
     "VirtualTensor",
     "active",
 ]
+
+_HOMES = {"VirtualGPUs": "context", "VirtualTensor": "tensor", "active": "context"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'report')}"), name)

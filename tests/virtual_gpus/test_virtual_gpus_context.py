@@ -275,7 +275,7 @@ def test_integer_histogram_as_cuda_counts_it() -> None:
 
 def test_this_room_imports_only_the_ground_floor() -> None:
     code = (
-        "import sys, glm4v_magic.virtual_gpus\n"
+        "import sys\nfrom glm4v_magic.virtual_gpus import VirtualGPUs\n"
         "rooms = {n for n in sys.modules if n.startswith('glm4v_magic.')}\n"
         "print(*sorted(n for n in rooms if not n.startswith('glm4v_magic.virtual_gpus')))\n"
         "print(*sorted({'transformers', 'accelerate', 'IPython'} & set(sys.modules)))"

@@ -1,0 +1,96 @@
+"""The fixture that pytest finds, and what it costs where no test asks for it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+
+A_TEST_OF_SOMEBODY = """
+import pytest
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def test_a_map_that_fails(virtual_gpus):
+    gpus = virtual_gpus("2x1GiB")
+    net = Net()
+    net.first.to("cuda:0")
+    net.second.to("cuda:1")
+    with pytest.raises(RuntimeError, match="cuda:0 and cuda:1|cuda:1 and cuda:0"):
+        net(torch.ones(1, 4, device="cuda:0"))
+    assert gpus.problems[0].module == "second"
+
+
+def test_the_one_before_is_over(virtual_gpus):
+    virtual_gpus([1 << 20], available=True)
+    assert torch.cuda.device_count() == 1
+    assert torch.cuda.is_available()
+
+
+def test_without(request):
+    assert torch.compile(abs) is not abs
+"""
+
+
+def run(*arguments: str, folder: Path | None = None) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=folder, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def plugin() -> str:
+    points = tomllib.loads(PYPROJECT.read_text("utf-8"))["project"]["entry-points"]["pytest11"]
+    (module,) = points.values()
+    assert importlib.metadata.EntryPoint("virtual_gpus", module, "pytest11").load()
+    return str(module)
+
+
+def test_a_test_of_somebody_uses_the_fixture(tmp_path: Path) -> None:
+    (tmp_path / "test_net.py").write_text(A_TEST_OF_SOMEBODY, "utf-8")
+    # where the package is installed anew, pytest finds the plugin by itself
+    options = ("-q", "-p", "no:cacheprovider", "-p", plugin())
+    assert "3 passed" in run("-m", "pytest", *options, "test_net.py", folder=tmp_path)
+    assert "virtual_gpus" in run("-m", "pytest", *options, "--fixtures", folder=tmp_path)
+
+
+def test_the_page_for_your_own_model_is_true(tmp_path: Path) -> None:
+    page = (PYPROJECT.parent / "docs/your-own-model.md").read_text("utf-8")
+    small, large, test = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "page.py").write_text(small + large, "utf-8")
+    said = run("page.py", folder=tmp_path)
+    assert re.search(r"cuda:0 -> cuda:1 model\.layers\.2 \d+", said)
+    assert "found at least two devices, cuda:0 and cuda:1!" in said
+    assert re.search(r"prefill cuda:1 \d+\.\d GiB", said)
+    (tmp_path / "test_page.py").write_text(small + test, "utf-8")
+    options = ("-q", "-p", "no:cacheprovider", "-p", plugin())
+    assert "1 passed" in run("-m", "pytest", *options, "test_page.py", folder=tmp_path)
+
+
+def test_the_plugin_imports_nothing_of_weight() -> None:
+    code = (
+        f"import sys, {plugin()}\n"
+        "print(*sorted(n for n in sys.modules if n.startswith('glm4v_magic.')))\n"
+        "print(*{'torch', 'numpy', 'transformers'} & set(sys.modules))"
+    )
+    ours, heavy = run("-c", code).splitlines()
+    assert ours.split() == [
+        "glm4v_magic.virtual_gpus", "glm4v_magic.virtual_gpus.pytest_plugin",
+    ]  # fmt: skip
+    assert not heavy
