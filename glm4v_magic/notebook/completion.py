@@ -126,6 +126,10 @@ def _models(current: str, context: Surroundings) -> Iterator[str]:
     yield from _files(current, lambda path: False)
 
 
+def _folders(current: str, context: Surroundings) -> Iterator[str]:
+    return _files(current, lambda path: False)
+
+
 def _images(current: str, context: Surroundings) -> Iterator[str]:
     for name in sorted(context.names):
         if not name.startswith("_") and type(context.names[name]).__name__ in _IMAGE_TYPES:
@@ -178,5 +182,11 @@ _OFFERED: Mapping[str, Offer] = {
 }
 """Command -> completions of its arguments."""
 
-_VALUES: Mapping[str, Offer] = {"chat": _chats, "over": _items, "schema": _schemas}
+_VALUES: Mapping[str, Offer] = {
+    "base": _models,
+    "chat": _chats,
+    "lora": _folders,
+    "over": _items,
+    "schema": _schemas,
+}
 """Option -> completions of its value."""

@@ -245,14 +245,31 @@ def test_on_several_gpus_the_answer_is_that_of_the_merged_model(native, tmp_path
     assert expected != answer(local.load(resolve(native(kind))))
     found = resolve(native(kind), lora=tmp_path / "a")
     assert answer(local.load(found)) == expected
-    with VirtualGPUs("3x1GiB", on_mismatch="collect") as gpus:
+    with VirtualGPUs("3x1GiB") as gpus:
         options = PlacementOptions(context=2048, dtype="float32", max_memory=0.6)
         placement = decide(found.architecture, options, gpus.gpus)
         assert len(set(placement.device_map.values())) > 1
         engine = local.load(found, placement)
         assert answer(engine) == expected
         engine.close()
-    assert gpus.report().ok if hasattr(gpus.report(), "ok") else True
+
+
+def test_on_several_gpus_glm_4v_9b_answers_as_on_the_cpu(adapter):
+    def ask(engine):
+        chat = Conversation((Message("user", "What is it?", (golden.photo("image0.png"),)),))
+        events = engine.stream([Request(chat, Sampling(8, temperature=0))])
+        return next(each.generation.text for each in events if isinstance(each, Finished))
+
+    found = resolve(adapter)
+    expected = ask(local.load(found))
+    assert expected != ask(local.load(resolve(golden.CHECKPOINT)))
+    with VirtualGPUs("4x1GiB") as gpus:
+        options = PlacementOptions(dtype="float32", objective="balance", split_vision=True)
+        placement = decide(found.architecture, options, gpus.gpus)
+        assert len(set(placement.device_map.values())) == 4
+        engine = local.load(found, placement)
+        assert ask(engine) == expected
+        engine.close()
 
 
 def test_merged_before_it_is_quantised(native, tmp_path):

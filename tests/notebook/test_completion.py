@@ -47,6 +47,8 @@ def offered(tmp_path, monkeypatch):
         ("%glm4v load GLM-4V", ["GLM-4V-9B"]),
         ("%glm4v load ph", ["photos/"]),
         ("%glm4v load --dt", ["--dtype"]),
+        ("%glm4v load --lora ", ["photos/"]),
+        ("%glm4v load photos --base GLM-4V", ["GLM-4V-9B"]),
         ("%glm4v unload ", []),
         ("%glm4v config top", ["top_p", "top_k"]),
         ("%glm4v preview ca", ["camera", "cats", "cat.png"]),
