@@ -10,6 +10,7 @@ from typing import Any
 from glm4v_magic.checkpoints.adapters import Adapter, Find
 from glm4v_magic.checkpoints.contents import Contents, with_vocabulary
 from glm4v_magic.checkpoints.glm4v_9b import layout
+from glm4v_magic.core.wording import counted
 
 __all__ = ["with_adapter"]
 
@@ -32,7 +33,8 @@ def with_adapter(contents: Contents, adapter: Adapter) -> Contents:
     tensors = {**contents.tensors, **merges.replaced}
     config, notes = with_vocabulary(contents.config, tensors)
     parts = sum(map(len, merges.parts.values())) + len(merges.replaced)
-    merged = f"the adapter {adapter.folder} ({adapter.kind}) is merged into {parts} of its modules"
+    into = counted(parts, "module")
+    merged = f"the adapter {adapter.folder} ({adapter.kind}) is merged into {into}"
     return replace(
         contents,
         config=config,

@@ -79,6 +79,8 @@ def load_weights(
     from glm4v_magic.checkpoints.progress import collect_report, report_progress
     from glm4v_magic.checkpoints.reading import stored_weights
 
+    # As it is imported, by peft too, bitsandbytes tells of a kernel that may be missing.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     device_map = options.device_map
     more = dict(options.more)
     if options.quantize is not None or getattr(config, "quantization_config", None) is not None:

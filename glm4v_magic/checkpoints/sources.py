@@ -43,7 +43,7 @@ class Source:
 
     def missing(self) -> CheckpointError:
         """Return the error that the weights are not on this machine."""
-        if self.adapter is None or self.name == self.place.name:
+        if self.adapter is None or self.place.text != self.adapter.base:
             return not_found(self.place.repository)
         return CheckpointError(
             f"The adapter {self.adapter.folder} was trained on "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 
 import golden
@@ -456,6 +457,20 @@ def test_options_without_meaning(given, said):
         resolve(golden.CHECKPOINT, **given)
     with pytest.raises((OptionError, CheckpointError), match=said):
         architecture(golden.CHECKPOINT, **given)
+
+
+def test_a_base_that_is_not_there_is_said_of_the_base(adapter):
+    for look in (resolve, architecture):
+        with pytest.raises(CheckpointError, match="There is no checkpoint 'nowhere'"):
+            look(adapter, base="nowhere")
+
+
+def test_nothing_else_is_said(adapter):
+    code = f"import glm4v_magic; glm4v_magic.load({str(adapter)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert done.stderr.strip().endswith("(LORA) is merged into 8 modules.")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_two_adapters_are_refused(adapter):
