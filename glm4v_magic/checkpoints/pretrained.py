@@ -78,6 +78,7 @@ def load_weights(
     """
     from glm4v_magic.checkpoints.progress import collect_report, report_progress
     from glm4v_magic.checkpoints.reading import stored_weights
+    from glm4v_magic.dispatch.devices import for_torch
 
     # As it is imported, by peft too, bitsandbytes tells of a kernel that may be missing.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -101,7 +102,7 @@ def load_weights(
                 config=config,
                 state_dict=weights,
                 dtype=options.dtype,
-                device_map=None if device_map is None else dict(device_map),
+                device_map=None if device_map is None else for_torch(dict(device_map)),
                 output_loading_info=True,
                 **more,
             )
@@ -176,11 +177,12 @@ def _generation_config(named: Mapping[str, Any]) -> Any:
 def _device_of(device_map: Mapping[str, int | str] | None) -> Callable[[str], str]:
     if device_map is None:
         return lambda weight: ""
+    from glm4v_magic.dispatch.devices import name_of
     from glm4v_magic.planning.device_map import place_of
 
     def device(weight: str) -> str:
         place = place_of(device_map, weight)
-        return f"cuda:{place}" if isinstance(place, int) else str(place or "")
+        return "" if place is None else name_of(place)
 
     return device
 

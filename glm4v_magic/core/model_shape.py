@@ -115,6 +115,7 @@ class ModelShape:
         visual_tokens: tokens of an image in the text part, each with its KV cache entry.
         image_positions: what an image counts for in the context length: its distinct position ids,
             fewer than `visual_tokens` where patches share one (3 in GLM-4V-9B).
+        float16_overflows: whether it is known to overflow when computed in float16.
         fp8: whether the weights were published in FP8; `dtype` is what they are computed in.
         scheme: another scheme by which the weights were quantised before they were published;
             empty for none.
@@ -130,6 +131,7 @@ class ModelShape:
     visual_tokens: int
     image_positions: int
     fp8: bool = False
+    float16_overflows: bool = False
     scheme: str = ""
     packed: Quantization | None = None
 

@@ -218,6 +218,10 @@ COMMON: Mapping[str, str] = {
         "The device map divides {count} weights that are one here, such as the experts of a layer; "
         "each is where most of it was to be."
     ),
+    "float16_overflows": (
+        "In float16 the vision tower of this model has been seen to overflow, into answers of no "
+        "sense; where that happens, {option:dtype=float32} takes twice the memory and does not."
+    ),
     "fp8_stays": "Weights that were published in FP8 stay so.",
     "fp8_restored": (
         "Published in FP8, the weights are restored to {dtype}: to stay, all have to be on GPUs of "

@@ -10,6 +10,7 @@ from glm4v_magic.core.errors import PlacementError
 from glm4v_magic.core.placement import Place
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.wording import gib
+from glm4v_magic.dispatch.devices import name_of
 from glm4v_magic.planning.device_map import place_of
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def verify_places(model: nn.Module, device_map: Mapping[str, Place]) -> None:
     buffers = {name for name, _ in model.named_buffers()}
     for name, tensor in _tensors(model):
         place = place_of(device_map, name)
-        wanted = f"cuda:{place}" if isinstance(place, int) else str(place)
+        wanted = "None" if place is None else name_of(place)
         found = str(tensor.device)
         offloaded = wanted == "cpu" and on_gpus
         if found != wanted and not (offloaded and (found == "meta" or name in buffers)):
@@ -51,11 +52,12 @@ def verify_bytes(model: nn.Module, plan: Plan, *, is_quantised: bool = False) ->
     for parameter in model.parameters():
         found[str(parameter.device)] += parameter.nbytes
     for stage in plan.stages:
-        planned, there = stage.weight_bytes, found[stage.device]
+        device = "cpu" if stage.gpu is None else name_of(stage.gpu)
+        planned, there = stage.weight_bytes, found[device]
         is_less = (is_quantised or plan.workload.quantize is not None) and there < planned
         if stage.gpu is not None and there != planned and not is_less:
             raise PlacementError(
-                f"{gib(there)} GiB of weights ({there:,} bytes) are on {stage.device}, where the "
+                f"{gib(there)} GiB of weights ({there:,} bytes) are on {device}, where the "
                 f"plan has {gib(planned)} GiB ({planned:,} bytes).",
                 _REPORT,
             )

@@ -37,6 +37,7 @@ from torch import nn
 
 from glm4v_magic.core.placement import Place
 from glm4v_magic.dispatch.copies import shared
+from glm4v_magic.dispatch.devices import device_of
 from glm4v_magic.planning.device_map import place_of
 
 __all__ = ["Dispatched", "dispatch", "dispatch_like_accelerate"]
@@ -146,7 +147,7 @@ def dispatch_like_accelerate(model: nn.Module, device_map: Mapping[str, Place]) 
     modules = {name for name, _ in model.named_modules()}
     for name, place in device_map.items():
         if name not in modules:
-            _move_weight(model, name, _device(place))
+            _move_weight(model, name, device_of(place))
     skipped = getattr(model, "_skip_keys_device_placement", None)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The following device_map keys do not match", UserWarning)
@@ -224,8 +225,8 @@ class _Target:
     def _place(self, name: str) -> tuple[torch.device, torch.device]:
         weights, runs = place_of(self._weights, name), place_of(self._runs, name)
         assert weights is not None  # `device_map.check` raises for a map with gaps
-        runs_on = self.home if runs is None or runs == "cpu" else _device(runs)
-        return _device(weights), runs_on
+        runs_on = self.home if runs is None or runs == "cpu" else device_of(runs)
+        return device_of(weights), runs_on
 
     def _has_layers(self, module: nn.Module) -> bool:
         """Tell whether a module contains decoder or vision layers."""
@@ -343,11 +344,7 @@ def _home(model: nn.Module, runs: Mapping[str, Place]) -> torch.device:
     place = place_of(runs, f"{name}.weight")
     if place is None or place == "cpu":
         place = next((place for place in runs.values() if place != "cpu"), "cpu")
-    return _device(place)
-
-
-def _device(place: Place) -> torch.device:
-    return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+    return device_of(place)
 
 
 def _place_weights(part: _Part, keys: list[str]) -> bool:

@@ -27,7 +27,7 @@ from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model import DEMO
 from glm4v_magic.core.model_shape import ModelShape
 from glm4v_magic.hardware.driver import Driver, Link, find_driver, find_links
-from glm4v_magic.hardware.gpus import FoundGPU, find_gpus
+from glm4v_magic.hardware.gpus import FoundGPU, find_gpus, import_torch_if_needed, is_apple
 
 __all__ = ["HUB_SECONDS", "MODEL", "Disk", "Facts", "Hub", "Package", "TorchCuda", "gather"]
 
@@ -185,6 +185,8 @@ def gather(
     shape = architecture(model, base=base, lora=lora).shape()
     is_file = Path(model).expanduser().is_file()
     is_here, fault = (True, None) if is_file else _files(model, base, lora)
+    if gpus is None:
+        import_torch_if_needed()
     found_gpus = find_gpus() if gpus is None else ()
     torch_cuda = _torch_cuda() if found_gpus else None
     if torch_cuda is not None and any(found.total_bytes is None for found in found_gpus):
@@ -272,7 +274,7 @@ def _torch_cuda() -> TorchCuda:
         return TorchCuda(None, usable=False, problem=f"{reason(error)}.")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        usable = torch.cuda.is_available()
+        usable = torch.cuda.is_available() or is_apple()
     # torch warns of a driver that is too old, and names its version in the first line.
     problem = str(said[0].message).strip().partition("\n")[0] if said and not usable else ""
     return TorchCuda(torch.version.cuda or "", usable, problem)

@@ -37,6 +37,7 @@ from glm4v_magic.core.remarks import PYTHON, Remark, remark, worded
 from glm4v_magic.core.wording import printable
 from glm4v_magic.dispatch.activity import ActivityRecorder, ModelPart, model_parts
 from glm4v_magic.dispatch.arrival import verify_bytes, verify_places
+from glm4v_magic.dispatch.devices import name_of
 from glm4v_magic.dispatch.hooks import dispatch
 from glm4v_magic.engines.choosing import Scored, scored
 from glm4v_magic.engines.decoding import Chosen, Vision, decode
@@ -435,8 +436,8 @@ class LocalEngine:
 
     @property
     def gpus(self) -> list[torch.device]:
-        """GPUs that the model is on."""
-        return [torch.device(name) for name in self._info.devices if name != "cpu"]
+        """GPUs of CUDA that the model is on."""
+        return [torch.device(name) for name in self._info.devices if name.startswith("cuda")]
 
 
 def _digest(image: EncodedImage) -> str:
@@ -489,7 +490,7 @@ def _describe(
         context=model.config.get_text_config().max_position_embeddings,
         parameters=model.num_parameters(),
         dtype=placement.dtype,
-        devices=(*(f"cuda:{gpu}" for gpu in gpus), *(["cpu"] if "cpu" in places else [])),
+        devices=(*(name_of(gpu) for gpu in gpus), *(["cpu"] if "cpu" in places else [])),
         quantize=placement.quantize,
         device_map=placement.device_map,
         plan=placement.plan,

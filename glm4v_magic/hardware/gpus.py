@@ -8,10 +8,13 @@ not report memory, torch is asked if the program has imported it already.
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import os
+import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +22,7 @@ from glm4v_magic.core.errors import PlacementError
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.hardware.visible import Device, visible
 
-__all__ = ["FoundGPU", "find_gpus", "gpu_reader"]
+__all__ = ["FoundGPU", "find_gpus", "gpu_reader", "import_torch_if_needed", "is_apple"]
 
 _CORE = 0  # NVML_TEMPERATURE_GPU
 
@@ -88,6 +91,29 @@ def find_gpus(environment: Mapping[str, str] | None = None) -> tuple[FoundGPU, .
         return read()
 
 
+def import_torch_if_needed() -> None:
+    """Import torch where it alone knows the GPUs: AMD's, with a build for ROCm, and Apple's.
+
+    `find_gpus` then finds them. Elsewhere torch is not needed for that, and nothing happens.
+    """
+    try:
+        build = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    if "rocm" in build or (sys.platform == "darwin" and platform.machine() == "arm64"):
+        with suppress(ImportError, OSError):  # a broken torch is the doctor's to report
+            importlib.import_module("torch")
+
+
+def is_apple() -> bool:
+    """Tell whether torch, if it is imported, runs on Apple's GPU."""
+    torch = _torch()
+    if torch is None or torch.cuda.is_available():
+        return False
+    backend = getattr(torch.backends, "mps", None)
+    return backend is not None and bool(backend.is_available())
+
+
 @contextmanager
 def gpu_reader(
     environment: Mapping[str, str] | None = None,
@@ -98,7 +124,7 @@ def gpu_reader(
 
         def read() -> tuple[FoundGPU, ...]:
             found = () if nvml is None else tuple(_seen_by_nvml(nvml, environment))
-            return found or tuple(_seen_by_torch())
+            return found or tuple(_seen_by_torch()) or tuple(_of_apple())
 
         yield read
 
@@ -213,13 +239,17 @@ def _own_bytes(nvml: Any, handle: Any, index: int) -> int | None:
     return sum(mine) if mine else _reserved_by_torch(index) or 0
 
 
-def _torch_cuda() -> Any:
-    """Return ``torch.cuda`` if torch is imported and has a GPU, else ``None``."""
+def _torch() -> Any:
+    """Return torch if it is imported, else ``None``."""
     torch = sys.modules.get("torch")
     # Another thread may be in the middle of importing it.
-    if torch is None or getattr(torch.__spec__, "_initializing", False):
-        return None
-    return torch.cuda if torch.cuda.is_available() else None
+    return None if torch is None or getattr(torch.__spec__, "_initializing", False) else torch
+
+
+def _torch_cuda() -> Any:
+    """Return ``torch.cuda`` if torch is imported and has a GPU, else ``None``."""
+    torch = _torch()
+    return torch.cuda if torch is not None and torch.cuda.is_available() else None
 
 
 def _with_torch(read: Callable[[Any], Any]) -> Any:
@@ -260,7 +290,10 @@ def _in_order_of_torch(handles: Mapping[Device, Any]) -> tuple[Device, ...]:
 
 
 def _seen_by_torch() -> Iterator[FoundGPU]:
-    """Yield GPUs that only torch sees, on boards without NVML."""
+    """Yield GPUs that only torch sees: on boards without NVML, and AMD's, which ROCm runs.
+
+    Their compute capability stays unknown: ROCm's numbers are others than CUDA's.
+    """
     names: list[str] = (
         _with_torch(lambda cuda: [cuda.get_device_name(i) for i in range(cuda.device_count())])
         or []
@@ -270,3 +303,16 @@ def _seen_by_torch() -> Iterator[FoundGPU]:
         own = _reserved_by_torch(index)
         other = None if total is None or free is None else max(total - free - (own or 0), 0)
         yield FoundGPU(index, name, "", total, free, own, other)
+
+
+def _of_apple() -> Iterator[FoundGPU]:
+    """Yield Apple's GPU. Its memory is that of the host, of which it may have a part."""
+    if not is_apple():
+        return
+    import psutil
+
+    torch = _torch()
+    total = int(torch.mps.recommended_max_memory())
+    own = int(torch.mps.driver_allocated_memory())
+    free = min(max(total - own, 0), int(psutil.virtual_memory().available))
+    yield FoundGPU(0, "Apple GPU (mps)", "", total, free, own, max(total - free - own, 0))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from glm4v_magic.core.errors import GPUDescriptionError, PlacementError
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.wording import counted
-from glm4v_magic.hardware.gpus import FoundGPU, find_gpus
+from glm4v_magic.hardware.gpus import FoundGPU, find_gpus, import_torch_if_needed, is_apple
 
 if TYPE_CHECKING:
     from glm4v_magic.virtual_gpus import VirtualGPUs
@@ -22,9 +22,15 @@ _NAMEPLATE = 1.15
 
 
 def gpus_here() -> tuple[GPU, ...]:
-    """Return the GPUs of this machine, or the virtual GPUs in use; imports no torch."""
+    """Return the GPUs of this machine, or the virtual GPUs in use.
+
+    Imports torch only where nothing else tells the GPUs; see `gpus.import_torch_if_needed`.
+    """
     virtual = _virtual_gpus()
-    return virtual.gpus if virtual else tuple(found.gpu for found in find_gpus())
+    if virtual:
+        return virtual.gpus
+    import_torch_if_needed()
+    return tuple(found.gpu for found in find_gpus())
 
 
 def usable_gpus(description: str | None, *, ask_torch: bool = True) -> tuple[GPU, ...]:
@@ -46,6 +52,8 @@ def usable_gpus(description: str | None, *, ask_torch: bool = True) -> tuple[GPU
     if virtual is not None:
         found: tuple[GPU | None, ...] = virtual.gpus
     else:
+        if ask_torch:
+            import_torch_if_needed()
         gpus = find_gpus()
         gpus = gpus[: _seen_by_torch()] if gpus and ask_torch else gpus
         if described is None:
@@ -71,7 +79,7 @@ def _virtual_gpus() -> VirtualGPUs | None:
 def _seen_by_torch() -> int:
     import torch
 
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return torch.cuda.device_count() if torch.cuda.is_available() else int(is_apple())
 
 
 def _size_known(gpu: FoundGPU) -> GPU | None:

@@ -20,7 +20,14 @@ BFLOAT16_FROM = (8, 0)
 FP8_FROM = (8, 9)
 """First compute capability with FP8 arithmetic."""
 
-_CODES = ("float16_instead", "fp8_stays", "fp8_restored", "scheme_stays", "scheme_restored")
+_CODES = (
+    "float16_instead",
+    "float16_overflows",
+    "fp8_stays",
+    "fp8_restored",
+    "scheme_stays",
+    "scheme_restored",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,8 @@ def precision(
         notes.append(remark("float16_instead", gpus=", ".join(older)))
     else:
         chosen = shape.dtype
+    if chosen == "float16" and shape.float16_overflows:
+        notes.append(remark("float16_overflows"))
     if shape.fp8:
         notes.append(remark("fp8_restored", dtype=chosen))
     if shape.scheme and shape.packed is None:

@@ -408,9 +408,9 @@ def test_a_gpu_that_does_not_tell_its_size_is_described(monkeypatch):
     assert usable.usable_gpus("1x24GiB")[0].total_bytes == 24 * GIB
 
 
-@takes("quantised_already", "Leave quantize out.", "float16_instead")
+@takes("quantised_already", "Leave quantize out.", "float16_instead", "float16_overflows")
 def test_what_cannot_be_quantised_is_placed_without(monkeypatch):
-    gpus = parse_gpus("2xV100-32GiB")
+    gpus = parse_gpus("4xV100-32GiB")
     shape = NINE_B.shape()
     bare = tuple(replace(unit, linear_values=0) for unit in shape.units)
     for changed in (replace(shape, fp8=True), replace(shape, units=bare)):
@@ -420,9 +420,11 @@ def test_what_cannot_be_quantised_is_placed_without(monkeypatch):
         assert decide(NINE_B, PlacementOptions(), gpus).device_map
         monkeypatch.undo()
     chosen = decide(NINE_B, PlacementOptions(context=2048), gpus)
-    assert (chosen.dtype, [note.code for note in chosen.notes]) == ("float16", ["float16_instead"])
-    asked = decide(NINE_B, PlacementOptions(context=2048, dtype="bfloat16"), gpus)
-    assert (asked.dtype, asked.notes) == ("bfloat16", ())
+    told = ["float16_instead", "float16_overflows"]
+    assert (chosen.dtype, [note.code for note in chosen.notes]) == ("float16", told)
+    for dtype in ("bfloat16", "float32"):
+        asked = decide(NINE_B, PlacementOptions(context=2048, dtype=dtype), gpus)
+        assert (asked.dtype, asked.notes) == (dtype, ())
 
 
 @takes("kernels_missing", "Make a plan for these GPUs.")

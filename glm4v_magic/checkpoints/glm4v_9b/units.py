@@ -37,6 +37,8 @@ def model_shape(config: Mapping[str, Any], name: str = "GLM-4V-9B") -> ModelShap
         patches=vision["num_positions"],
         visual_tokens=merged + 2,
         image_positions=_IMAGE_IDS,
+        # In attention of the tower: https://github.com/intel/ipex-llm/pull/12904
+        float16_overflows=True,
     )
 
 
