@@ -23,7 +23,6 @@ import torch
 from PIL import Image
 
 import glm4v_magic
-from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core import errors
 from glm4v_magic.core.errors import (
@@ -328,30 +327,20 @@ def test_more_gpus_or_a_plan_instead_of_a_map():
 
 
 @takes("four_bit")
-def test_four_bit_is_offered_where_it_can_be_loaded(monkeypatch):
+@pytest.mark.parametrize(("fp8", "offered"), [(False, True), (True, False)])
+def test_four_bit_is_offered_where_it_can_be_loaded(fp8, offered):
     pytest.importorskip("bitsandbytes")
-    session = Session()
 
-    def run_out(*_, **__):
+    def run_out(**_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. GPU 0 has a total capacity of 8 GiB")
 
-    for model, offered in (("demo", True), (str(quantised_already()), False)):
-        checkpoint = resolve(model) if offered else SimpleNamespace(**quantised_facts())
-        with monkeypatch.context() as patched:
-            patched.setattr(local, "_load", run_out)
-            with pytest.raises(OutOfMemoryError) as caught:
-                local.load(checkpoint)
-        assert ('load the text part in 4bit (quantize="4bit")' in str(caught.value)) == offered
-    assert session.load("demo", quantize="4bit").ask("What?", max_tokens=2).text is not None
-
-
-def quantised_already() -> str:
-    return "one in FP8"
-
-
-def quantised_facts() -> dict[str, Any]:
-    fp8 = replace(NINE_B.shape(), fp8=True)
-    return {"name": "one in FP8", "architecture": SimpleNamespace(shape=lambda: fp8)}
+    shape = replace(NINE_B.shape(), fp8=fp8)
+    known = SimpleNamespace(shape=lambda: shape)
+    checkpoint: Any = SimpleNamespace(name="large", architecture=known, load=run_out)
+    with pytest.raises(OutOfMemoryError) as caught:
+        local.load(checkpoint)
+    assert ('load the text part in 4bit (quantize="4bit")' in str(caught.value)) == offered
+    assert Session().load("demo", quantize="4bit").status().info.quantize == "4bit"
 
 
 @takes("shorter_prompt", "longer_context", "fewer_tokens", "larger_reserve")
