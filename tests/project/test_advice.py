@@ -104,14 +104,16 @@ ELSEWHERE = {
 """Codes that are no matter of placement, and the tests that do what they say."""
 
 FACTS = {
-    "embedding_offloaded", "four_bit_does_not_fit", "four_bit_still_short", "fp8_restored",
-    "fp8_stays", "gpus_chosen", "layers_offloaded", "no_room_for_kept", "no_shorter_context_fits",
+    "embedding_offloaded", "experts_together", "four_bit_does_not_fit", "four_bit_still_short",
+    "fp8_restored",
+    "fp8_stays", "gpus_chosen", "layers_offloaded", "names_translated",
+    "no_room_for_kept", "no_shorter_context_fits",
     "offloading_does_not_fit", "orders_not_all_tried", "replaced_meanwhile", "scheme_restored",
-    "scheme_stays", "tower_is_cut", "tower_offloaded",
+    "scheme_stays", "tower_is_cut", "tower_offloaded", "without_gpus",
 }  # fmt: skip
 """Codes that say how it is, and advise nothing."""
 
-FRAMES = {"answering_ran_out", "loading_ran_out", "ways_out"}
+FRAMES = {"answering_ran_out", "loading_ran_out", "of_option", "ways_out"}
 """Codes whose advice is that of others."""
 
 OUTSIDE = {
@@ -129,7 +131,6 @@ ROOMS = (
 
 SENTENCES_OF_OTHERS = {
     "Shorten it, or start a new conversation.": "engines/test_decoding.py",
-    "Ask again instead.": "engines/test_constraints.py",
     "This is a bug of the loader, not of the map; the model was not kept.": "",
     "Leave them to others.": "",
     "A plan of ours keeps together what must be.": "dry_run/test_dry_run.py",
@@ -488,6 +489,41 @@ def test_maps_and_options_that_are_put_right(tmp_path):
     with pytest.raises(OptionError, match='Describe them: "2x24GiB"'):
         make_plan(demo, PlacementOptions())
     assert make_plan(demo, PlacementOptions(gpus="2x24GiB")).fullness <= 1
+
+
+@takes(
+    "Leave it out, or make a new plan.",
+    "Make a plan for this one.",
+    "Give its weights devices instead of files.",
+)
+def test_plans_and_indexes_that_are_put_right():
+    demo, gpus = architecture("demo"), parse_gpus("2x8GiB")
+    made = make_plan(demo, PlacementOptions(context=64), gpus)
+    longer = PlacementOptions(context=128)
+    with pytest.raises(OptionError, match=r"Leave it out, or make a new plan\."):
+        decide(demo, longer, gpus, made)
+    for options, given in ((PlacementOptions(), made), (longer, None)):
+        assert decide(demo, options, gpus, given).plan is not None
+    tiny = architecture(TINY)
+    with pytest.raises(DeviceMapError, match=r"Make a plan for this one\."):
+        decide(tiny, PlacementOptions(), gpus, made)
+    assert decide(tiny, PlacementOptions(), gpus).plan is not None
+    with pytest.raises(DeviceMapError, match=r"Give its weights devices instead of files\."):
+        decide(demo, PlacementOptions(), gpus, {"weight_map": {"lm_head.weight": "a.safetensors"}})
+    devices = dict.fromkeys(demo.module_tree().tensors, 0)
+    assert set(decide(demo, PlacementOptions(), gpus, devices).device_map.values()) == {0}
+
+
+@takes("Allow more, or use more GPUs.")
+def test_more_host_memory_is_allowed():
+    little = {0: "16GiB", "cpu": "1GiB"}
+    with pytest.raises(DoesNotFitError, match=r"Allow more, or use more GPUs\."):
+        make_plan(NINE_B, PlacementOptions(gpus="1x16GiB", offload=True, max_memory=little))
+    for way in (
+        {"gpus": "1x16GiB", "max_memory": {0: "16GiB", "cpu": "64GiB"}},
+        {"gpus": "2x16GiB", "max_memory": {0: "16GiB", 1: "16GiB", "cpu": "1GiB"}},
+    ):
+        assert make_plan(NINE_B, PlacementOptions(offload=True, **way)).fullness <= 1
 
 
 @takes(
