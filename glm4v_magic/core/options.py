@@ -607,8 +607,9 @@ class Loading:
 
     device_map: object = option(
         None,
-        "Follow this device map or plan, or a JSON file of either, instead of making a plan.",
-        Who(("load", "check"), ("load",)),
+        "Follow this device map or plan, or a JSON file of either, instead of making a plan; a "
+        "device, such as 0, takes the whole model.",
+        Who(("load", "check", "serve"), ("load",)),
         metavar="FILE",
         spelled="map",
         example="map.json",

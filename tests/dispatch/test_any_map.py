@@ -12,6 +12,7 @@ import golden
 import pytest
 import tiny_native
 import torch
+from accelerate import infer_auto_device_map
 
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.conversation import Conversation, Message, Request
@@ -83,6 +84,24 @@ def test_modules_and_single_weights(models, kind, seed):
     checkpoint, tree, on_one_device = models(kind)
     device_map, gpus = any_split.mixed_map(tree, seed)
     assert answers(checkpoint, device_map, gpus) == on_one_device
+
+
+@pytest.mark.parametrize(
+    "count",
+    [pytest.param(n, marks=[] if n in (2, 5) else [pytest.mark.nightly]) for n in range(2, 17)],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_accelerate_infers_for_equal_gpus(models, kind, count):
+    checkpoint, _, on_one_device = models(kind)
+    model = checkpoint.architecture.build_meta("float32")
+    sizes = [parameter.nbytes for parameter in model.parameters()]
+    # It leaves room for the largest layer on the first GPU, and gives up where there is none.
+    each = max(sum(sizes) * 5 // (count * 4), 3 * max(sizes))
+    with VirtualGPUs(f"{count}x1GiB"):  # it warns of sizes for GPUs that it does not see
+        memory = dict.fromkeys(range(count), each) | {"cpu": 2**40}
+        inferred = infer_auto_device_map(model, memory, no_split_module_classes=())
+    assert len(set(inferred.values())) > 1
+    assert answers(checkpoint, inferred, count) == on_one_device
 
 
 @pytest.mark.parametrize("seed", SEEDS)
