@@ -42,7 +42,7 @@ LINES = {"cell": Glm4vMagics.glm4v, **COMMANDS}
 # Of one command alone, where they are declared.
 COMMANDS_OWN = {
     "--all", "--dry-run", "--file", "--help", "--host", "--hub", "--json", "--out", "--port",
-    "--preview", "--quiet",
+    "--preview", "--quiet", "--save",
 }  # fmt: skip
 VALUES = (
     -1, 0, 1, 2, 178, 179, 2**63 - 1, 2**63, 10**400, -0.5, 0.0, 0.5, 1.0, 1.5, 178.5,
