@@ -72,7 +72,7 @@ def watching(context: Any, runs: int, tokens: int, name: str, checkpoint: str) -
     """Print the monitor's share of a core, and tokens per second with and without it."""
     session = context.session
     session.load(checkpoint)
-    session.engine.defaults.eos_token_id = None  # always `tokens` tokens
+    session.engine.defaults.eos_token_id = []  # always `tokens` tokens
 
     timer = DecodeClock(session.engine.model)
 
