@@ -51,6 +51,12 @@ _INDEXING = (
     aten.index_put_.default,
     aten._index_put_impl_.default,
 )
+_OF_LIBRARIES = tuple(
+    getattr(getattr(aten, name), overload)
+    for name in ("_use_cudnn_ctc_loss", "_use_miopen_ctc_loss")
+    if hasattr(aten, name)
+    for overload in getattr(aten, name).overloads()
+)
 # Bytes per element (aten/src/ATen/native/cuda/IndexKernel.cpp, masked_scatter__cuda).
 _SCATTER_WORKSPACE = 9
 _SOFTMAX = (aten._softmax.default, aten._log_softmax.default)
@@ -222,7 +228,10 @@ class Machine:
             ]
         return self._run(operator, (tensor, indices, *rest), kwargs, device)
 
-    def _no_cudnn(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _without_libraries(
+        self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        """Say that a library of the GPU's maker has no kernel: PyTorch's own is for the CPU too."""
         return False
 
     def _histogram(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -456,7 +465,6 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     aten.histc.default: Machine._histogram,
     aten.masked_scatter.default: Machine._masked_scatter,
     aten.masked_scatter_.default: Machine._masked_scatter,
-    aten._use_cudnn_ctc_loss.default: Machine._no_cudnn,
-    aten._use_cudnn_ctc_loss.Tensor: Machine._no_cudnn,
+    **dict.fromkeys(_OF_LIBRARIES, Machine._without_libraries),
     **dict.fromkeys(_INDEXING, Machine._index),
 }

@@ -173,6 +173,11 @@ class _FunctionMode(TorchFunctionMode):
             args = (values, *args[1:])
         return func(*args, **kwargs)
 
+    def _ctc_loss(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Lengths are read on the CPU, wherever they are; PyTorch leaves out tensor subclasses."""
+        lengths = replace_leaves(lambda tensor: tuple(tensor.tolist()), args[2:4])
+        return func(*args[:2], *lengths, *args[4:], **kwargs)
+
     def _attention(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if any(isinstance(tensor, VirtualTensor) for tensor in leaves(args, kwargs)):
             if torch.is_autocast_enabled("cuda"):
@@ -186,6 +191,8 @@ class _FunctionMode(TorchFunctionMode):
         torch.Tensor.is_pinned: _is_pinned,
         torch.Tensor.pin_memory: _pin,
         torch.device: _make_device,
+        torch.ctc_loss: _ctc_loss,
+        torch.nn.functional.ctc_loss: _ctc_loss,
         torch.nn.functional.scaled_dot_product_attention: _attention,
         **dict.fromkeys(_PYTHON_NUMBERS_TO_TENSOR, _from_numbers),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["NOT_EQUAL", "TAKEN", "Taken"]
+__all__ = ["FOR_THE_CPU_ALONE", "NOT_EQUAL", "TAKEN", "Taken"]
 
 CPU, CPU_SCALAR, GPU, GPU_SCALAR = "cpu", "0-dim on the cpu", "another gpu", "0-dim on another gpu"
 EVERYWHERE = frozenset({CPU, CPU_SCALAR, GPU, GPU_SCALAR})
@@ -83,8 +83,13 @@ TAKEN = (
         frozenset({CPU, CPU_SCALAR}),
         """
         __getitem__ _unsafe_masked_index _unsafe_masked_index_put_accumulate index_put
-        nn.functional.ctc_loss tensor_split
+        tensor_split
         """,
+    ),
+    Taken(
+        "targets and lengths are moved to where the kernel wants them",
+        frozenset({CPU, GPU}),
+        "nn.functional.ctc_loss",
     ),
     Taken(
         "samples without elements, or with n=0, use no other operand",
@@ -101,8 +106,6 @@ NOT_EQUAL = {
     "empty_like": "no values",
     "empty_permuted": "no values",
     "empty_strided": "no values",
-    "histogram": "no kernel for CUDA",
-    "histogramdd": "no kernel for CUDA",
     "linalg.cond": "PyTorch computes singular vectors too for tensor subclasses: other last bits",
     "linalg.eigvalsh": "PyTorch computes eigenvectors too for tensor subclasses: other last bits",
     "linalg.lstsq": "the driver gelsy, which CUDA lacks, differs in last bits from call to call",
@@ -118,3 +121,6 @@ NOT_EQUAL = {
     "to_sparse": "virtual GPUs have no sparse tensors",
 }
 """Operators of which a sample gives another result, or none, on a virtual GPU."""
+
+FOR_THE_CPU_ALONE = frozenset({"histogram", "histogramdd"})
+"""Operators that CUDA has no kernel for, and virtual GPUs refuse."""

@@ -176,6 +176,16 @@ def test_views_that_are_conjugated_or_negated_later() -> None:
             assert torch.fft.hfft(found.cuda()).tolist() == torch.fft.hfft(expected).tolist()
 
 
+@pytest.mark.parametrize("lengths", [(3, 3), torch.tensor([3, 3])])
+def test_kernels_of_libraries_are_not_asked_for(lengths: Any) -> None:
+    scores = torch.randn(8, 2, 5, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    targets = torch.tensor([[1, 2, 3], [4, 3, 2]])
+    expected = F.ctc_loss(scores, targets, lengths, lengths)
+    with VirtualGPUs("1x1GiB"):
+        found = F.ctc_loss(scores.cuda(), targets.cuda(), lengths, lengths)
+        assert found.item() == expected.item()
+
+
 def test_operators_made_of_others_are_checked_as_those() -> None:
     with VirtualGPUs("2x1GiB") as gpus:
         x, y, cpu = numbers(2, 3), numbers(2, 3, device="cuda:1"), numbers(2, 3, device="cpu")

@@ -18,7 +18,15 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from glm4v_magic.virtual_gpus import MixedDeviceError, VirtualGPUs
-from tests.virtual_gpus.mixed_devices import CPU, CPU_SCALAR, GPU, GPU_SCALAR, NOT_EQUAL, TAKEN
+from tests.virtual_gpus.mixed_devices import (
+    CPU,
+    CPU_SCALAR,
+    FOR_THE_CPU_ALONE,
+    GPU,
+    GPU_SCALAR,
+    NOT_EQUAL,
+    TAKEN,
+)
 
 BY_DAY = 40
 SAMPLES_BY_DAY = 6
@@ -80,9 +88,11 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def compared(chosen: Sequence[Any], limit: int | None = None) -> tuple[int, dict[str, list[str]]]:
-    """Number of samples, and what differs by operator."""
+    """Number of samples, and what differs by operator; of those that CUDA has kernels for."""
     count, different = 0, defaultdict(list)
     for operator in chosen:
+        if operator.name in FOR_THE_CPU_ALONE:
+            continue
         for sample in samples(operator, limit):
             arguments = (sample.input, sample.args, dict(sample.kwargs))
             try:
@@ -152,6 +162,17 @@ def check_places(taken: dict[str, set[str]]) -> None:
     allowed = {name: group.places for group in TAKEN for name in group.names}
     wrong = {name: places - allowed.get(name, set()) for name, places in taken.items()}
     assert not {name: places for name, places in wrong.items() if places}
+
+
+def test_operators_for_the_cpu_alone_are_refused() -> None:
+    refused = set()
+    for operator in operators():
+        for sample in samples(operator, 2) if operator.name in FOR_THE_CPU_ALONE else ():
+            arguments = (sample.input, sample.args, dict(sample.kwargs))
+            with VirtualGPUs("1x1GiB"), pytest.raises(NotImplementedError, match="Could not run"):
+                call(operator, on("cuda:0", arguments))
+            refused.add(operator.name)
+    assert refused == FOR_THE_CPU_ALONE
 
 
 @pytest.mark.nightly
