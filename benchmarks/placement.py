@@ -37,6 +37,7 @@ GPUS = "2-16"
 SIZES = (8, 11, 12, 16, 24, 48, 80)  # GiB
 AMPLE = 80  # GiB: the shape of a split shows where no GPU is too small
 CONTEXT = 8192
+IMAGE_SIZE = 1120  # of the models that have a choice, as GLM-4V-9B has none
 BEGIN = "<!-- printed by benchmarks/placement.py -->"
 END = "<!-- end of what benchmarks/placement.py printed -->"
 
@@ -59,13 +60,22 @@ class Lab:
     def plan(self, gpus: Sequence[GPU]) -> Plan | None:
         """Return our most balanced plan; ``None`` if nothing fits."""
         try:
-            return plan(self.shape, gpus, Workload(context=CONTEXT), objective="balance")
+            return plan(self.shape, gpus, self._workload, objective="balance")
         except DoesNotFitError:
             return None
 
     def run(self, gpus: Sequence[GPU], placed: Plan) -> DryRunReport:
         """Make a dry run of a plan."""
-        return dry_run(self.model, gpus, placed, context=CONTEXT)
+        return self._dry_run(gpus, placed)
+
+    @property
+    def _workload(self) -> Workload:
+        size = None if self.shape.token_side is None else IMAGE_SIZE
+        return Workload(context=CONTEXT, image_size=size)
+
+    def _dry_run(self, gpus: Sequence[GPU], placed: Plan | str) -> DryRunReport:
+        size = self._workload.image_size
+        return dry_run(self.model, gpus, placed, context=CONTEXT, image_size=size)
 
     def run_automatic(self, gpus: Sequence[GPU]) -> tuple[DeviceMap, DryRunReport | None]:
         """Return the automatic map, and its dry run unless weights would stay in host memory."""
@@ -75,7 +85,7 @@ class Lab:
         key = tuple(sorted((name, str(place)) for name, place in found.items()))
         if key not in self._automatic:
             tell(f"{self.model.name}: dry run of the automatic map for {len(gpus)} GPUs")
-            self._automatic[key] = dry_run(self.model, gpus, "auto", context=CONTEXT)
+            self._automatic[key] = self._dry_run(gpus, "auto")
         return found, self._automatic[key]
 
 

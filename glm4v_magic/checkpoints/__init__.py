@@ -92,8 +92,13 @@ class Checkpoint(Protocol):
     ) -> Loaded:
         """Load the weights in one dtype to the devices of `device_map` (``None``: the CPU)."""
 
-    def processor(self) -> Processor:
-        """Build the processor from tokenizer and configuration; reads no weights."""
+    def processor(self, image_size: int | None = None) -> Processor:
+        """Build the processor from tokenizer and configuration; reads no weights.
+
+        Args:
+            image_size: side in pixels of the largest square image that is seen, where images are
+                seen in sizes of their own; ``None`` for the checkpoint's limit.
+        """
 
     def require_usable(self) -> None:
         """Raise CheckpointError unless all but the weights can be read; imports torch."""

@@ -86,6 +86,8 @@ class EngineInfo:
         visual_tokens: tokens of one image; ``None`` if it depends on the image.
         context: context length in tokens (prompt and answer); ``None`` if a server does not tell.
         parameters: number of weights; ``None`` for a server.
+        largest_image: side in pixels of the largest square image that is seen, where images keep
+            their sizes; ``None`` if they do not, or a server does not tell.
         dtype: dtype of the weights, such as ``bfloat16``; empty for a server.
         devices: devices of the weights, such as ``("cuda:0", "cuda:1")``; empty for a server.
         quantize: quantisation of the text part's linear layers, if any.
@@ -107,6 +109,7 @@ class EngineInfo:
     visual_tokens: int | None
     context: int | None
     parameters: int | None
+    largest_image: int | None = None
     dtype: str = ""
     devices: tuple[str, ...] = ()
     quantize: Quantization | None = None
@@ -159,7 +162,9 @@ class Architecture(Protocol):
             dtype: dtype of weights and activations, such as ``bfloat16``.
         """
 
-    def prompt_inputs(self, images: int, text_tokens: int, batch: int = 1) -> dict[str, Tensor]:
+    def prompt_inputs(
+        self, images: int, text_tokens: int, batch: int = 1, patches: int | None = None
+    ) -> dict[str, Tensor]:
         """Make model inputs on the CPU, shaped as the checkpoint's processor would make them.
 
         The token ids are arbitrary and the images black. In a batch the first row is one token
@@ -169,6 +174,7 @@ class Architecture(Protocol):
             images: number of images in each row.
             text_tokens: text tokens of each row, at least 1.
             batch: number of rows.
+            patches: patches of each image, where images differ; ``None`` for the largest.
 
         Raises:
             OptionError: if the model does not take that many images, or there is no text.

@@ -111,8 +111,8 @@ class ModelShape:
         vision_modules: names of the modules of the whole vision tower.
         dtype: dtype of the published weights.
         max_context: longest context length in tokens.
-        patches: tokens of an image inside the vision tower.
-        visual_tokens: tokens of an image in the text part, each with its KV cache entry.
+        patches: tokens of the largest image inside the vision tower.
+        visual_tokens: tokens of it in the text part, each with its KV cache entry.
         image_positions: what an image counts for in the context length: its distinct position ids,
             fewer than `visual_tokens` where patches share one (3 in GLM-4V-9B).
         float16_overflows: whether it is known to overflow when computed in float16.
@@ -120,6 +120,10 @@ class ModelShape:
         scheme: another scheme by which the weights were quantised before they were published;
             empty for none.
         packed: how many bits they have, if they stay as they are; ``None`` if they are restored.
+        token_side: pixels along the side of the square that becomes one visual token, where larger
+            images take more of them; ``None`` where all images are resized to one size.
+        patches_per_token: patches of such a square.
+        least_image_tokens: visual tokens of the smallest image, without those around it.
     """
 
     name: str
@@ -134,6 +138,14 @@ class ModelShape:
     float16_overflows: bool = False
     scheme: str = ""
     packed: Quantization | None = None
+    token_side: int | None = None
+    patches_per_token: int = 1
+    least_image_tokens: int = 1
+
+    @property
+    def image_tokens(self) -> int:
+        """Visual tokens of the largest image, without those around it."""
+        return self.patches // self.patches_per_token
 
     @property
     def keeps_fp8(self) -> bool:
@@ -180,6 +192,8 @@ class Workload:
         dtype: dtype of weights, cache and activations; ``None`` for the published one.
         quantize: quantisation of the text part's linear layers, if any.
         fp8: whether weights that were published in FP8 stay so.
+        image_size: side in pixels of the largest square image that is seen; ``None`` for the
+            model's own limit, or what the context has room for.
 
     Raises:
         OptionError: if a value is out of range or unknown.
@@ -191,6 +205,7 @@ class Workload:
     dtype: str | None = None
     quantize: Quantization | None = None
     fp8: bool = False
+    image_size: int | None = None
 
     def __post_init__(self) -> None:
         for each in fields(self):

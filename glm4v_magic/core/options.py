@@ -515,6 +515,17 @@ class PlacementFields:
         metavar="N",
         example="1",
     )
+    image_size: int | None = option(
+        None,
+        "Largest image that the model sees, as the side of a square in pixels: larger ones are "
+        "scaled down to as many pixels, in their own proportions, and frames of videos, too.",
+        _PLACED,
+        "a whole number of at least 28",
+        lambda value: 28 <= value <= 2**16,
+        metavar="N",
+        unset="the model's own limit, or what the planned context has room for,",
+        example="1120",
+    )
     batch: int = option(
         1,
         "Batch size to plan for: prompts answered at once.",

@@ -98,4 +98,11 @@ class PlacementOptions(PlacementFields):
     @property
     def workload(self) -> Workload:
         """The workload part of the options."""
-        return Workload(self.context, self.images, self.batch, self.dtype, self.quantize)
+        return Workload(
+            self.context,
+            self.images,
+            self.batch,
+            self.dtype,
+            self.quantize,
+            image_size=self.image_size,
+        )

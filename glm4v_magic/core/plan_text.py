@@ -14,9 +14,9 @@ from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.remarks import Remark, Words, worded
 from glm4v_magic.core.room import room_note
 from glm4v_magic.core.stage import Stage
-from glm4v_magic.core.wording import counted, gib
+from glm4v_magic.core.wording import counted, gib, pixels
 
-__all__ = ["brief", "gpu_rows", "span", "text"]
+__all__ = ["brief", "gpu_rows", "images", "span", "text"]
 
 
 def text(
@@ -31,7 +31,7 @@ def text(
     `core.plan.Plan` describes the other arguments.
     """
     title = f"{model}, {workload.dtype}" + (f" in {workload.form}" if workload.form else "")
-    title += f", {workload.context:,} tokens of context, {counted(workload.images, 'image')}"
+    title += f", {workload.context:,} tokens of context, {images(workload)}"
     title += f", batch of {workload.batch}"
     rows = gpu_rows(stages)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
@@ -46,6 +46,13 @@ def text(
     room = room_note(stages)
     told = [*notes, *([] if room is None else [room])]
     return "\n".join([title, "sizes in GiB", *lines, *(worded(note, words) for note in told)])
+
+
+def images(workload: Workload) -> str:
+    """Return the number of images, and their size where it is planned: ``2 images of ...``."""
+    size = workload.image_size
+    of = "" if size is None or not workload.images else f" of up to {pixels((size, size))}"
+    return counted(workload.images, "image") + of
 
 
 def gpu_rows(stages: Sequence[Stage]) -> list[tuple[str, ...]]:

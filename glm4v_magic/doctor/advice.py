@@ -18,6 +18,7 @@ from glm4v_magic.planning.costs import GPU_OVERHEAD, price
 from glm4v_magic.planning.plan import Plan, plan
 from glm4v_magic.planning.precision import Precision, precision
 from glm4v_magic.planning.search import Task, best_split, offloaded_split
+from glm4v_magic.planning.seen import planned_image
 
 __all__ = ["REVIEWED_FROM", "fit", "review"]
 
@@ -107,8 +108,9 @@ def _does_not_fit(facts: Facts, model: str, error: DoesNotFitError) -> Finding:
 def _fits_somehow(facts: Facts) -> bool:
     """Tell whether a shorter context, quantisation or offloading makes the model fit."""
     shape, gpus = facts.shape, facts.gpus
-    shortest = min(shape.max_context, max(_SHORTEST_CONTEXT, shape.image_positions))
     work = _workload(facts)
+    positions = planned_image(shape, replace(work, context=_SHORTEST_CONTEXT)).positions
+    shortest = min(shape.max_context, max(_SHORTEST_CONTEXT, positions))
     quantized = [replace(work, quantize=kind) for kind in QUANTIZATIONS if shape.quantizable]
     workloads = [replace(work, context=shortest), *quantized]
     if any(_fits(shape, gpus, workload) for workload in workloads):

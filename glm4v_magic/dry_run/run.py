@@ -29,6 +29,7 @@ from glm4v_magic.planning.decision import decide, refuse_options_of_a_plan, refu
 from glm4v_magic.planning.device_map import place_of, settle
 from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.precision import precision
+from glm4v_magic.planning.seen import image_size_of, planned_image
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,7 +143,10 @@ def dry_run(
             f"{shape.scheme}.",
             "Make a plan, which counts them as they are.",
         )
-    others = work.images * shape.image_positions + decode_steps
+    fits = work if text_tokens is None else replace(work, context=None)
+    work = replace(work, image_size=image_size_of(shape, fits))
+    image = planned_image(shape, work)
+    others = work.images * image.positions + decode_steps
     context = shape.max_context if work.context is None else work.context
     if text_tokens is not None:
         context = others + text_tokens
@@ -155,11 +159,11 @@ def dry_run(
             f"which take {others:,} tokens."
         )
     # all that may be refused comes before anything is built
-    inputs = architecture.prompt_inputs(work.images, context - others, work.batch)
+    inputs = architecture.prompt_inputs(work.images, context - others, work.batch, image.patches)
     if isinstance(device_map, str) and device_map in _BY_TRANSFORMERS:
         placement = _by_transformers(architecture, asked, described)
     else:
-        placement = _placed(architecture, asked, described, given, context)
+        placement = _placed(architecture, asked, described, given, work)
     return _run(architecture, described, placement, inputs, work, decode_steps)
 
 
@@ -174,6 +178,7 @@ def _workload(asked: PlacementOptions, given: object) -> Workload:
         context=planned.context if work.context is None else work.context,
         images=planned.images if work.images == usual.images else work.images,
         batch=planned.batch if work.batch == usual.batch else work.batch,
+        image_size=work.image_size or planned.image_size,
     )
 
 
@@ -182,10 +187,10 @@ def _placed(
     asked: PlacementOptions,
     gpus: tuple[GPU, ...],
     given: Plan | DeviceMap | None,
-    context: int,
+    work: Workload,
 ) -> _Placement:
     if given is None:
-        asked = replace(asked, context=context)
+        asked = replace(asked, context=work.context, image_size=work.image_size)
     decided = decide(architecture, asked, gpus, given, loads=False)
     weights = decided.device_map or {}
     if decided.plan is not None:

@@ -125,6 +125,7 @@ def _load(
         quantize=placement.quantize,
         arrived=arrived,
         **({"fp8": True} if placement.fp8 else {}),
+        **({} if placement.image_size is None else {"image_size": placement.image_size}),
     )
     if placement.device_map is not None:
         if set(placement.device_map.values()) != {"cpu"}:
@@ -489,6 +490,7 @@ def _describe(
         visual_tokens=processor.num_visual_tokens,
         context=model.config.get_text_config().max_position_embeddings,
         parameters=model.num_parameters(),
+        largest_image=placement.image_size,
         dtype=placement.dtype,
         devices=(*(name_of(gpu) for gpu in gpus), *(["cpu"] if "cpu" in places else [])),
         quantize=placement.quantize,

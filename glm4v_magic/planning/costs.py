@@ -45,6 +45,7 @@ from glm4v_magic.core.model_shape import (
 )
 from glm4v_magic.core.options import Quantization
 from glm4v_magic.core.wording import counted
+from glm4v_magic.planning.seen import planned_image
 
 __all__ = [
     "GPU_OVERHEAD",
@@ -118,7 +119,8 @@ def cache_entries(shape: ModelShape, workload: Workload) -> int:
     """Return the KV cache entries of one row: context length, plus what images take beyond it.
 
     Raises:
-        OptionError: if the context is longer than the model allows, or too short for the images.
+        OptionError: if the context is longer than the model allows, or too short for the images, or
+            the image size does not suit the model.
     """
     context = shape.max_context if workload.context is None else workload.context
     if context > shape.max_context:
@@ -126,13 +128,14 @@ def cache_entries(shape: ModelShape, workload: Workload) -> int:
             f"A context of {context:,} tokens is longer than {shape.name} allows "
             f"({shape.max_context:,})."
         )
-    if context < workload.images * shape.image_positions:
+    image = planned_image(shape, workload)
+    if context < workload.images * image.positions:
         raise OptionError(
             f"A context of {context:,} tokens is too short for "
             f"{counted(workload.images, 'image')}, "
-            f"which take {shape.image_positions:,} tokens of context each."
+            f"which take {image.positions:,} tokens of context each."
         )
-    return context + workload.images * (shape.visual_tokens - shape.image_positions)
+    return context + workload.images * (image.visual_tokens - image.positions)
 
 
 def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
@@ -143,10 +146,11 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
     """
     entries = workload.batch * cache_entries(shape, workload)
     images = workload.batch * workload.images
+    image = planned_image(shape, workload)
     counts = {
         "text": entries,
-        "patch": images * shape.patches,
-        "visual": images * shape.visual_tokens,
+        "patch": images * image.patches,
+        "visual": images * image.visual_tokens,
         "image": images,
         "row": workload.batch,
     }

@@ -31,6 +31,7 @@ from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.plan import plan
 from glm4v_magic.planning.precision import Precision, of_plan, precision
 from glm4v_magic.planning.search import whole_tower
+from glm4v_magic.planning.seen import image_size_of
 
 if TYPE_CHECKING:
     from glm4v_magic.core.model import Architecture
@@ -67,6 +68,8 @@ class Placement:
         quantize: quantisation of the text part's linear layers, if any.
         fp8: whether weights that were published in FP8 stay so.
         notes: differences from the published weights.
+        image_size: side in pixels of the largest square image that is seen; ``None`` for the
+            checkpoint's own limit.
     """
 
     dtype: str = CPU_DTYPE
@@ -76,6 +79,7 @@ class Placement:
     quantize: Quantization | None = None
     fp8: bool = False
     notes: tuple[Remark, ...] = ()
+    image_size: int | None = None
 
 
 def make_plan(
@@ -141,9 +145,10 @@ def choose(
     """
     chosen = None if given is None else read_given(given)
     # A dry run may try another workload than the plan's.
-    tried = () if loads else _WORKLOAD
+    tried = () if loads else (*_WORKLOAD, "image_size")
     if isinstance(chosen, Plan):
-        names = [name for name in (*_OF_A_PLAN, "dtype", "quantize") if name not in tried]
+        told = (*_OF_A_PLAN, "image_size", "dtype", "quantize")
+        names = [name for name in told if name not in tried]
         _refuse_contradictions(chosen, options, names)
         refuse_plan_of_another(chosen, architecture.shape())
     elif chosen is not None:
@@ -201,8 +206,12 @@ def decide(
     shape = architecture.shape()
     if chosen is None:
         on_cpu = precision(shape, (), options.dtype, options.quantize)
-        notes = (*on_cpu.notes, *_without_effect(options))
-        return Placement(on_cpu.dtype, quantize=options.quantize, notes=notes)
+        return Placement(
+            on_cpu.dtype,
+            quantize=options.quantize,
+            notes=(*on_cpu.notes, *_without_effect(options)),
+            image_size=image_size_of(shape, options.workload),
+        )
     made = chosen if isinstance(chosen, Plan) else None
     wanted = chosen.device_map() if isinstance(chosen, Plan) else chosen
     weights, told = settle(wanted, architecture.module_tree(), gpus, architecture.own_names)
@@ -224,6 +233,7 @@ def decide(
         quantize=quantize,
         fp8=held.fp8,
         notes=(*held.notes, *told),
+        image_size=image_size_of(shape, options.workload if made is None else made.workload),
     )
 
 

@@ -15,12 +15,12 @@ from glm4v_magic.core.errors import DeviceMapError
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model_shape import DTYPE_BYTES, ModelShape
 from glm4v_magic.core.plan import Plan
-from glm4v_magic.core.plan_text import span
+from glm4v_magic.core.plan_text import images, span
 from glm4v_magic.core.remarks import Remark
 from glm4v_magic.core.stage import Stage
-from glm4v_magic.core.wording import counted
 from glm4v_magic.planning.costs import Unit, cache_entries, price
 from glm4v_magic.planning.search import whole_tower
+from glm4v_magic.planning.seen import planned_image
 
 __all__ = ["Hop", "Occupancy", "OccupiedGPU", "Part", "PartKind", "occupancy"]
 
@@ -180,9 +180,8 @@ def occupancy(
 
 def _work(plan: Plan) -> str:
     work = plan.workload
-    images = counted(work.images, "image")
     quantized = f", text part in {work.form}" if work.form else ""
-    return f"{work.dtype}{quantized}: {work.context or 0:,} tokens of context, {images}" + (
+    return f"{work.dtype}{quantized}: {work.context or 0:,} tokens of context, {images(work)}" + (
         f", batch of {work.batch}" if work.batch > 1 else ""
     )
 
@@ -250,7 +249,7 @@ def _hops(plan: Plan, shape: ModelShape, units: dict[str, Unit]) -> Iterator[Hop
     for before, after in pairwise(stages):
         kind = units[after.units[0]].kind
         if kind == "embedding":
-            per_image = hidden * shape.visual_tokens
+            per_image = hidden * planned_image(shape, plan.workload).visual_tokens
             yield Hop(before.device, after.device, "visual tokens", 0, per_image)
         elif units[after.units[0]].in_tower:
             yield Hop(before.device, after.device, "patches", 0, None)

@@ -31,6 +31,7 @@ from glm4v_magic.planning.search import (
     offloaded_split,
     whole_tower,
 )
+from glm4v_magic.planning.seen import image_size_of
 from glm4v_magic.planning.shortfall import bus_seconds, does_not_fit
 
 __all__ = ["DEFAULT_RESERVE", "Plan", "Stage", "plan"]
@@ -82,6 +83,7 @@ def plan(
         asked,
         context=shape.max_context if asked.context is None else asked.context,
         dtype=asked.dtype or shape.dtype,
+        image_size=image_size_of(shape, asked),
     )
     check("objective", objective)
     if reserve is not None and reserve < 0:

@@ -62,8 +62,15 @@ class Preview:
         return sum(each.visual_tokens or 0 for each in self.seen) + self.frame_tokens
 
 
-def preview(checkpoint: Checkpoint, conversation: Conversation) -> Preview:
+def preview(
+    checkpoint: Checkpoint, conversation: Conversation, image_size: int | None = None
+) -> Preview:
     """Render a conversation; reads tokenizer and configuration, and no weight.
+
+    Args:
+        checkpoint: checkpoint that would be asked.
+        conversation: the question.
+        image_size: as in `Checkpoint.processor`.
 
     Raises:
         ConversationError: if the checkpoint cannot take the messages.
@@ -72,7 +79,7 @@ def preview(checkpoint: Checkpoint, conversation: Conversation) -> Preview:
     refuse_too_many(conversation, checkpoint.name, checkpoint.max_images)
     if conversation.videos:
         refuse_video(checkpoint.name, checkpoint.takes_video)
-    processor = checkpoint.processor()
+    processor = checkpoint.processor(image_size)
     encoded = processor.encode(conversation.as_written())
     return Preview(
         model=checkpoint.name,

@@ -247,8 +247,10 @@ def test_prompts_are_what_the_processor_would_make(name):
 
 def test_as_many_images_as_a_model_takes():
     many = architecture("GLM-4.5V").prompt_inputs(3, 5)
-    assert many["image_grid_thw"].tolist() == [[1, 80, 80]] * 3
-    assert len(many["pixel_values"]) == 3 * 6400
-    assert int(many["mm_token_type_ids"].sum()) == 3 * 1600
+    assert many["image_grid_thw"].tolist() == [[1, 128, 192]] * 3
+    small = architecture("GLM-4.5V").prompt_inputs(2, 5, patches=6400)
+    assert small["image_grid_thw"].tolist() == [[1, 80, 80]] * 2
+    assert len(many["pixel_values"]) == 3 * 24_576
+    assert int(many["mm_token_type_ids"].sum()) == 3 * 6144
     with pytest.raises(OptionError, match="takes 1 image per conversation, not 2"):
         architecture("GLM-4V-9B").prompt_inputs(2, 5)

@@ -186,14 +186,14 @@ def broken(native, tmp_path, **files):
         ({"tokenizer": "{"}, "tokenizer"),
         ({"chat_template": None}, "holds no chat template"),
         ({"preprocessor_config": "{"}, "preprocessor_config.json"),
+        ({"preprocessor_config": {"size": {"longest_edge": 0}}}, "longest_edge"),
         ({"preprocessor_config": {"patch_size": 16}}, "16 for patch_size"),
         ({"preprocessor_config": {"merge_size": "2"}}, "'2' for merge_size"),
     ],
 )
 def test_files_that_do_not_suit(native, tmp_path, files, message):
-    checkpoint = broken(native, tmp_path, **files)
     with pytest.raises(CheckpointError, match=message):
-        checkpoint.processor()
+        broken(native, tmp_path, **files).processor()
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "preprocessor_config"])

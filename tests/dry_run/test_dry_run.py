@@ -200,12 +200,12 @@ def test_a_map_that_uses_no_gpu():
 
 @pytest.mark.parametrize("model", [TINY, NATIVE], ids=["GLM-4V-9B", "GLM-4.1V"])
 def test_every_option_changes_what_runs(model):
-    run = partial(dry_run, model, "2x1GiB", decode_steps=1)
+    run = partial(dry_run, model, "2x4GiB", decode_steps=1)
     one = run(text_tokens=20)
     assert one.works
     assert title(one).endswith("with 1 image, then 1 decode step")
 
-    more = dry_run(model, "2x1GiB", text_tokens=20, decode_steps=2)
+    more = dry_run(model, "2x4GiB", text_tokens=20, decode_steps=2)
     assert more.prompt_tokens == one.prompt_tokens
     assert sum(c.kv_bytes for c in more.gpus) > sum(c.kv_bytes for c in one.gpus)
 
@@ -232,10 +232,12 @@ def test_every_model_type_in_every_dtype(kind, dtype):
 
 
 def test_several_images_of_one_row():
-    one, two = (dry_run(NATIVE, "1x1GiB", context=2048, images=n) for n in (1, 2))
+    one, two = (dry_run(NATIVE, "1x1GiB", context=2048, images=n, image_size=560) for n in (1, 2))
     assert one.prompt_tokens == two.prompt_tokens == 2046
     assert two.images == 2
     assert two.gpus[0].peak_bytes > one.gpus[0].peak_bytes
+    larger = dry_run(NATIVE, "1x1GiB", context=2048, images=1, image_size=840)
+    assert larger.gpus[0].peak_bytes > one.gpus[0].peak_bytes
 
 
 @pytest.mark.parametrize(

@@ -260,7 +260,7 @@ def test_quantised_weights(shape: ModelShape) -> None:
     ("model", "gpus", "workload"),
     [
         ("GLM-4V-9B", "8x16GiB", Workload(context=8192)),
-        ("GLM-4.1V-9B-Thinking", "6x16GiB", Workload(context=16384, images=2)),
+        ("GLM-4.1V-9B-Thinking", "6x16GiB", Workload(context=16384, images=2, image_size=1120)),
         ("GLM-4.5V", "8x80GiB", Workload(context=2048)),
         ("GLM-4.6V", "6x80GiB", Workload(context=2048, batch=2)),
     ],
@@ -275,6 +275,7 @@ def test_predictions_are_the_peaks_of_a_dry_run(model: str, gpus: str, workload:
         images=workload.images,
         batch=workload.batch,
         decode_steps=1,
+        image_size=workload.image_size,
     )
     assert report.works
     by_gpu = {stage.gpu: stage for stage in stages}

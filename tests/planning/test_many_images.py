@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import tiny_native
 
@@ -12,6 +14,7 @@ from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.planning.partition import Budget, Item, needed, partition
 from glm4v_magic.planning.plan import plan
+from glm4v_magic.planning.seen import planned_image
 
 TEXT = 64
 
@@ -22,11 +25,21 @@ def tiny(kind):
     return NativeArchitecture(f"tiny {kind}", config | {"dtype": "bfloat16"}, "config.json")
 
 
-def held_against_its_dry_run(model, gpus, images, batch):
+def held_against_its_dry_run(model, gpus, images, batch, context=None, image_size=1120):
     shape = model.shape()
-    context = images * shape.image_positions + TEXT
-    made = plan(shape, parse_gpus(gpus), Workload(context, images, batch))
-    report = dry_run(model, gpus, context=context, images=images, batch=batch, decode_steps=1)
+    work = Workload(context, images, batch, image_size=image_size)
+    if context is None:
+        work = replace(work, context=images * planned_image(shape, work).positions + TEXT)
+    made = plan(shape, parse_gpus(gpus), work)
+    report = dry_run(
+        model,
+        gpus,
+        context=work.context,
+        images=images,
+        batch=batch,
+        decode_steps=1,
+        image_size=image_size,
+    )
     by_gpu = {gpu.gpu: gpu for gpu in report.gpus}
     for stage in made.stages:
         measured = by_gpu[stage.gpu]
@@ -54,6 +67,12 @@ def test_tiny_models(kind, gpus, images, batch):
 @pytest.mark.parametrize(("images", "batch"), [(5, 4), (40, 1)])
 def test_published_models(name, gpus, images, batch):
     held_against_its_dry_run(architecture(name), gpus, images, batch)
+
+
+@pytest.mark.parametrize(("images", "context"), [(1, 65_536), (5, 8192), (1, 4096)])
+def test_images_as_large_as_the_model_or_the_context_takes(images, context):
+    model = architecture("GLM-4.1V-9B-Thinking")
+    held_against_its_dry_run(model, "1x140GiB", images, 4, context, image_size=None)
 
 
 def test_what_is_needed_is_the_larger_of_tower_and_decoder():

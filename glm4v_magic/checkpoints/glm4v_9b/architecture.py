@@ -84,7 +84,9 @@ class Glm4v9bArchitecture:
                 model = Glm4v9bForConditionalGeneration(config)
             return model.to(getattr(torch, dtype)).eval()
 
-    def prompt_inputs(self, images: int, text_tokens: int, batch: int = 1) -> dict[str, Tensor]:
+    def prompt_inputs(
+        self, images: int, text_tokens: int, batch: int = 1, patches: int | None = None
+    ) -> dict[str, Tensor]:
         """Make ids, mask and pixels of a prompt; the image comes first in its row."""
         import torch
 

@@ -152,8 +152,11 @@ class Glm4v9bCheckpoint:
         )
         return Loaded(model, processor, Glm4v9bInputs(model), self._notes)
 
-    def processor(self) -> Glm4v9bProcessor:
+    def processor(self, image_size: int | None = None) -> Glm4v9bProcessor:
         """Build the processor from tokenizer and configuration; reads no weights.
+
+        Args:
+            image_size: ignored; all images are resized to one size, and `planning` refuses another.
 
         Raises:
             CheckpointError: if the tokenizer is damaged.

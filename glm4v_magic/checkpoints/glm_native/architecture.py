@@ -2,8 +2,8 @@
 
 Shapes: P patches of an image, n = P / merge^2 visual tokens, H width of the text part. An image is
 ``start, n x image, end`` in the ids, each id with its own KV cache entry. These models keep the
-proportions of images; plans and dry runs use an image of 1,120 x 1,120 pixels (6,400 patches,
-1,600 visual tokens), the size that GLM-4V-9B always uses. The context length counts visual tokens.
+proportions of images; plans and dry runs use the largest image that the model will see, see
+`planning.seen`. The context length counts visual tokens.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.checkpoints.contents import Contents
@@ -18,12 +19,13 @@ from glm4v_magic.checkpoints.glm_native.config_file import has_experts, read_con
 from glm4v_magic.checkpoints.glm_native.families import family_of
 from glm4v_magic.checkpoints.glm_native.fp8 import SCALE, Fp8, read_fp8
 from glm4v_magic.checkpoints.glm_native.hybrid import FLOAT32_MODULES, hybrid_units
+from glm4v_magic.checkpoints.glm_native.image_limits import image_limits
 from glm4v_magic.checkpoints.glm_native.stored import Stored, read_stored
 from glm4v_magic.checkpoints.glm_native.text import text_units
 from glm4v_magic.checkpoints.glm_native.tower import (
     VISION,
+    grid_of,
     patch_values,
-    patches_per_side,
     vision_units,
 )
 from glm4v_magic.checkpoints.quantized import without_quantization
@@ -59,7 +61,7 @@ class NativeArchitecture:
         name: name of the checkpoint, as the user would type it.
         config: a published ``config.json``, with a ``text_config`` or, in older files, with the
             text keys at the top level.
-        where: path of the file, for messages.
+        where: path of the file, for messages; a ``preprocessor_config.json`` beside it is read.
         keeps_fp8: whether weights in FP8 may stay so; not if an adapter is merged into them.
         stored: how weights were quantised before they were published, if not in FP8 by block.
 
@@ -93,6 +95,7 @@ class NativeArchitecture:
         self.text: Mapping[str, Any] = {**text, "attention_bias": _has_bias(config, text)}
         self.ties_embeddings = bool(self._nested.get("tie_word_embeddings"))
         self._vision: Mapping[str, Any] = config["vision_config"]
+        self._limits = image_limits(Path(where).parent, family_of(config), self._vision)
 
     @classmethod
     def of(cls, name: str, contents: Contents, where: str) -> NativeArchitecture:
@@ -193,16 +196,22 @@ class NativeArchitecture:
             f"transformers cannot build {self.name} from its configuration ({reason})."
         )
 
-    def prompt_inputs(self, images: int, text_tokens: int, batch: int = 1) -> dict[str, Tensor]:
+    def prompt_inputs(
+        self, images: int, text_tokens: int, batch: int = 1, patches: int | None = None
+    ) -> dict[str, Tensor]:
         """Make ids, types, mask, pixels and grids of a prompt; images come first in their row."""
         import torch
 
         if text_tokens < 1:
             raise OptionError(f"A prompt has at least 1 token of text, not {text_tokens}.")
         config, vision, shape = self.config, self._vision, self.shape()
+        merge = vision["spatial_merge_size"]
+        tokens = (patches or shape.patches) // merge**2
+        rows, columns = grid_of(tokens)
+        text_tokens += images * (tokens - rows * columns)  # the prompt is as long as planned
         image = [
             config["image_start_token_id"],
-            *[config["image_token_id"]] * (shape.visual_tokens - 2),
+            *[config["image_token_id"]] * (rows * columns),
             config["image_end_token_id"],
         ]
         ids = torch.tensor([image * images + [_TEXT_ID] * text_tokens]).repeat(batch, 1)
@@ -213,16 +222,16 @@ class NativeArchitecture:
         types = (ids == config["image_token_id"]).int()
         inputs = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types}
         if images:
-            count, side = batch * images, patches_per_side(vision)
-            inputs["pixel_values"] = torch.zeros(count * shape.patches, patch_values(vision))
-            inputs["image_grid_thw"] = torch.tensor([[1, side, side]] * count)
+            count, grid = batch * images, [1, rows * merge, columns * merge]
+            inputs["pixel_values"] = torch.zeros(count * grid[1] * grid[2], patch_values(vision))
+            inputs["image_grid_thw"] = torch.tensor([grid] * count)
         return inputs
 
     def shape(self) -> ModelShape:
         """Return the model's sizes."""
         text, vision = self.text, self._vision
-        patches = patches_per_side(vision) ** 2
-        visual_tokens = patches // vision["spatial_merge_size"] ** 2 + 2  # with start and end
+        merge = vision["spatial_merge_size"]
+        visual_tokens = self._limits.most + 2  # with start and end
         dtype = text.get("dtype") or self.config.get("dtype") or self.config.get("torch_dtype")
         shape = ModelShape(
             name=self.name,
@@ -233,10 +242,13 @@ class NativeArchitecture:
             vision_modules=(VISION,),
             dtype=str(dtype or "bfloat16"),
             max_context=text["max_position_embeddings"],
-            patches=patches,
+            patches=self._limits.most * merge**2,
             visual_tokens=visual_tokens,
             image_positions=visual_tokens,
             fp8=self.fp8 is not None,
+            token_side=vision["patch_size"] * merge,
+            patches_per_token=merge**2,
+            least_image_tokens=self._limits.least,
         )
         stored = self.stored
         if stored is None:

@@ -13,6 +13,7 @@ from glm4v_magic.checkpoints.adapters import require_peft
 from glm4v_magic.checkpoints.contents import Contents
 from glm4v_magic.checkpoints.files import TensorInfo, require_file, stamp_of
 from glm4v_magic.checkpoints.generation_file import read_generation_config
+from glm4v_magic.checkpoints.glm_native import image_limits
 from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
 from glm4v_magic.checkpoints.glm_native.families import family_of
 from glm4v_magic.checkpoints.glm_native.fp8 import SCALE, Fp8
@@ -36,7 +37,7 @@ __all__ = ["NativeCheckpoint"]
 
 _UNQUANTIZED = ("lm_head", "model.visual")
 _BUFFERS = re.compile(r"\.(inv_freq|e_score_correction_bias)$")  # in files, but no weights
-_FILES = ("tokenizer.json", "preprocessor_config.json")
+_FILES = ("tokenizer.json", image_limits.FILE)
 
 
 class NativeCheckpoint:
@@ -139,6 +140,7 @@ class NativeCheckpoint:
         quantize: Quantization | None = None,
         arrived: Callable[[LoadProgress], None] | None = None,
         fp8: bool = False,
+        image_size: int | None = None,
         **options: Any,
     ) -> Loaded:
         """Load each weight from its shard directly to its device.
@@ -150,6 +152,7 @@ class NativeCheckpoint:
                 bitsandbytes.
             arrived: called with each weight that has arrived; transformers loads in its own loop.
             fp8: whether weights in FP8 stay so, computed by transformers' own code.
+            image_size: as in `processor`.
             options: further options of `from_pretrained`.
 
         Raises:
@@ -164,7 +167,7 @@ class NativeCheckpoint:
         require_whole_blocks(
             self.name, linear_inputs(self._architecture.text), quantize, device_map
         )
-        processor = self.processor()
+        processor = self.processor(image_size)
         config = self._architecture.model_config()
         restored = None
         if self._fp8 is not None and fp8:
@@ -194,13 +197,15 @@ class NativeCheckpoint:
         inputs = NativeInputs(model, is_recurrent=self._family.is_recurrent)
         return Loaded(model, processor, inputs, self._notes)
 
-    def processor(self) -> NativeProcessor:
-        """Build the processor from tokenizer and configuration; reads no weights.
+    def processor(self, image_size: int | None = None) -> NativeProcessor:
+        """Build the processor from tokenizer and configuration; see `Checkpoint.processor`.
 
         Raises:
             CheckpointError: if a file of it is missing or damaged.
         """
-        return self._made
+        if image_size not in self._made:
+            self._made[image_size] = self._make(image_size)
+        return self._made[image_size]
 
     @property
     def stamp(self) -> Stamp:
@@ -218,13 +223,16 @@ class NativeCheckpoint:
             self._stored.require()
 
     @cached_property
-    def _made(self) -> NativeProcessor:
+    def _made(self) -> dict[int | None, NativeProcessor]:
+        return {}
+
+    def _make(self, image_size: int | None) -> NativeProcessor:
         from glm4v_magic.checkpoints.glm_native.processing import NativeProcessor
 
         own = None if self._adapter is None else self._adapter.folder
-        if own is not None and (own / _FILES[0]).is_file():
-            return NativeProcessor(self.name, self.folder, self.config, self._family, own)
-        return NativeProcessor(self.name, self.folder, self.config, self._family)
+        if own is not None and not (own / _FILES[0]).is_file():
+            own = None
+        return NativeProcessor(self.name, self.folder, self.config, self._family, own, image_size)
 
     def _bytes_by_parameter(self) -> dict[str, int]:
         """Return bytes on disk by parameter; the experts of a layer are parts of one."""

@@ -25,6 +25,8 @@ class Family:
         efforts: names of the efforts that their thinking can take.
         is_recurrent: whether linear attention keeps a state instead of keys and values: prompts are
             read as a whole, a row at a time.
+        counts_tokens: whether that file limits images in visual tokens instead of pixels.
+        image_tokens: most visual tokens of an image, by the published ``preprocessor_config.json``.
         ignored: patterns of weights in published files that the models do not have: layers for
             multi-token prediction, as in transformers' ``_keys_to_ignore_on_load_unexpected``.
     """
@@ -35,6 +37,8 @@ class Family:
     tasks: tuple[str, ...] = ()
     efforts: tuple[str, ...] = ()
     is_recurrent: bool = False
+    counts_tokens: bool = False
+    image_tokens: int = 6144
     ignored: tuple[str, ...] = ()
 
     @property
@@ -76,6 +80,8 @@ FAMILIES: Mapping[str, Family] = {
         _GLM5,
         efforts=("low", "high", "max"),
         is_recurrent=True,
+        counts_tokens=True,
+        image_tokens=8000,
         ignored=(r"layers\.45\.", r"layers\.\d+\.shared_head\."),
     ),
 }

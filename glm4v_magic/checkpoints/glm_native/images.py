@@ -6,6 +6,7 @@ Shapes: P patches of an image, V = P / merge^2 visual tokens.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -56,12 +57,20 @@ class Patches:
         folder: folder of the checkpoint, with a ``preprocessor_config.json``.
         family: family of the checkpoint.
         vision: ``vision_config`` of the checkpoint.
+        image_size: side in pixels of the largest square image that is seen; ``None`` for the
+            checkpoint's limit. Frames of a video are no larger.
 
     Raises:
         CheckpointError: if the file is missing, damaged, or does not suit the vision tower.
     """
 
-    def __init__(self, folder: Path, family: Family, vision: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        family: Family,
+        vision: dict[str, Any],
+        image_size: int | None = None,
+    ) -> None:
         module, name = family.images
         self._module = importlib.import_module(module)
         self._folder = folder
@@ -75,7 +84,21 @@ class Patches:
                 "Every checkpoint of this kind has a preprocessor_config.json; download it again.",
             ) from error
         self._check(vision)
+        self._most = None if image_size is None else image_size**2
+        self._lower_limit()
         self._video = _VideoSize() if family.video is None else _video_size(folder, family.video)
+
+    def _lower_limit(self) -> None:
+        """Make the limit of transformers' processor, which resizes, no higher than ours."""
+        if self._most is None:
+            return
+        processor = self._processor
+        if hasattr(processor, "max_image_tokens"):
+            most = max(1, self._most // self._side**2)
+            processor.max_image_tokens = min(processor.max_image_tokens, most)
+        else:
+            most = self._most * processor.temporal_patch_size
+            processor.size.longest_edge = min(processor.size.longest_edge, most)
 
     def _check(self, vision: dict[str, Any]) -> None:
         pairs = {
@@ -116,7 +139,18 @@ class Patches:
             min_pixels=fewest,
             max_pixels=most,
         )
+        self._check_cap(image.source, image.image.size, (columns, rows))
         return columns, rows
+
+    def _check_cap(self, source: str, size: tuple[int, int], seen: tuple[int, int]) -> None:
+        # A side is at least that of a visual token, whatever the limit.
+        if self._most is not None and seen[0] * seen[1] > max(self._most, self._side**2):
+            side = math.isqrt(self._most)
+            raise ConversationError(
+                f"{source} is {pixels(size)}, too long and narrow for the model to see in as many "
+                f"pixels as {side} x {side}.",
+                "Crop it, or load the model with a larger image_size.",
+            )
 
     def _check_ratio(self, source: str, size: tuple[int, int]) -> None:
         if max(size) > _LARGEST_RATIO * min(size):
@@ -152,6 +186,9 @@ class Patches:
         """
         self._check_ratio(video.source, video.size)
         width, height = video.size
+        most = self._video.longest_edge
+        if self._most is not None:
+            most = min(most, self._most * number)
         rows, columns = self._module.smart_resize(
             num_frames=number,
             height=height,
@@ -159,8 +196,9 @@ class Patches:
             temporal_factor=self._processor.temporal_patch_size,
             factor=self._side,
             min_pixels=self._video.shortest_edge,
-            max_pixels=self._video.longest_edge,
+            max_pixels=most,
         )
+        self._check_cap(video.source, video.size, (columns, rows))
         return columns, rows
 
     def frame_values(self, frames: Sequence[Image.Image]) -> Tensor:

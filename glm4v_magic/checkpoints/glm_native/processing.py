@@ -39,6 +39,7 @@ class NativeProcessor:
         config: its parsed ``config.json``.
         family: its family.
         tokenizer: folder of its tokenizer, if that of an adapter.
+        image_size: as in `Checkpoint.processor`.
 
     Raises:
         CheckpointError: if a file is missing or damaged.
@@ -55,6 +56,7 @@ class NativeProcessor:
         config: dict[str, Any],
         family: Family,
         tokenizer: Path | None = None,
+        image_size: int | None = None,
     ) -> None:
         self._name, self._folder = name, folder
         self.tokenizer = _tokenizer(tokenizer or folder)
@@ -80,7 +82,7 @@ class NativeProcessor:
                 "The tokenizer is of another model; download it again.",
             )
         self._template = ChatTemplate(self.tokenizer, str(folder))
-        self._patches = Patches(folder, family, config["vision_config"])
+        self._patches = Patches(folder, family, config["vision_config"], image_size)
         self.end_token_ids = tuple(vocabulary[each] for each in _END_TOKENS if each in vocabulary)
         told = {each: vocabulary[each] for each in _TOLD_TOKENS if each in vocabulary}
         self.told_token_ids = (*told.values(), *since_published(vocabulary).values())

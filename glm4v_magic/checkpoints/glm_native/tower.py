@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from glm4v_magic.core.model_shape import Activation, UnitShape
 from glm4v_magic.planning import costs
 
-__all__ = ["IMAGE_SIDE", "VISION", "patch_values", "patches_per_side", "vision_units"]
-
-IMAGE_SIDE = 1120
-"""Side in pixels of the square image that plans and dry runs use."""
+__all__ = ["VISION", "grid_of", "patch_values", "vision_units"]
 
 VISION = "model.visual"
 
@@ -94,7 +92,8 @@ def patch_values(vision: Mapping[str, Any]) -> int:
     return int(vision["in_channels"] * vision["temporal_patch_size"] * vision["patch_size"] ** 2)
 
 
-def patches_per_side(vision: Mapping[str, Any]) -> int:
-    """Return the patches along a side of the standard image, a multiple of the merge."""
-    merge = vision["spatial_merge_size"]
-    return max(1, IMAGE_SIDE // (vision["patch_size"] * merge)) * merge
+def grid_of(tokens: int) -> tuple[int, int]:
+    """Return rows and columns of visual tokens: of at most `tokens` the most, nearly a square."""
+    root = math.isqrt(tokens)
+    rows = max(range(1 + root // 5, root + 1), key=lambda each: (each * (tokens // each), each))
+    return rows, tokens // rows

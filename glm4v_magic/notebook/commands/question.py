@@ -91,9 +91,12 @@ def show_preview(context: Context, conversation: Conversation, task: str | None 
     from glm4v_magic.notebook.render.answers.preview import preview_bundle
     from glm4v_magic.session.preview import preview
 
-    choice = context.session.status().choice
+    status = context.session.status()
+    choice = status.choice
     checkpoint = resolve(
         context.model, revision=choice.revision, base=choice.base, lora=choice.lora
     )
     refuse_task(task, checkpoint.name, checkpoint.tasks, len(conversation.images))
-    show(preview_bundle(preview(checkpoint, conversation)))
+    info, options = status.info, choice.options
+    image_size = options.image_size if info is None else info.largest_image
+    show(preview_bundle(preview(checkpoint, conversation, image_size)))

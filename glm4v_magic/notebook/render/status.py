@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from glm4v_magic.core.conversation import Answer
 from glm4v_magic.core.plan_text import span
-from glm4v_magic.core.wording import counted, gib, printable, readable_bytes, readable_count
+from glm4v_magic.core.wording import (
+    counted,
+    gib,
+    pixels,
+    printable,
+    readable_bytes,
+    readable_count,
+)
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.answers.answer import usage_line
 from glm4v_magic.notebook.render.templates import fill
@@ -109,11 +116,11 @@ def _images(info: EngineInfo) -> str:
         count = "any number" if info.server is None else _UNTOLD
     else:
         count = f"at most {info.max_images}"
-    size = (
-        ""
-        if info.image_size is None
-        else f", seen at {info.image_size[0]} x {info.image_size[1]} px"
-    )
+    size = ""
+    if info.image_size is not None:
+        size = f", seen at {pixels(info.image_size)}"
+    elif info.largest_image is not None:
+        size = f", each seen at as many pixels as {pixels((info.largest_image,) * 2)} at most"
     tokens = (
         ""
         if info.visual_tokens is None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from glm4v_magic.core import plan_text
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.room import room_note
-from glm4v_magic.core.wording import counted, printable
+from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.bars import safe, table
@@ -49,7 +49,7 @@ def _title(plan: Plan) -> str:
     quantized = f" in {work.form}" if work.form else ""
     return (
         f"{plan.model}, {work.dtype}{quantized}: {work.context or 0:,} tokens of context, "
-        f"{counted(work.images, 'image')}, batch of {work.batch}"
+        f"{plan_text.images(work)}, batch of {work.batch}"
     )
 
 
