@@ -86,7 +86,13 @@ class _Found:
     image: object = None
 
 
-def marks(written: str, sizes: Sequence[tuple[int, int]], *, lists: bool = True) -> Marks:
+def marks(
+    written: str,
+    sizes: Sequence[tuple[int, int]],
+    *,
+    lists: bool = True,
+    with_video: bool = False,
+) -> Marks:
     """Find the boxes and points in an answer.
 
     Edges in the wrong order are swapped, and boxes are clipped to their image. Boxes and points
@@ -96,11 +102,13 @@ def marks(written: str, sizes: Sequence[tuple[int, int]], *, lists: bool = True)
         written: the answer as the model wrote it, with its tags.
         sizes: width and height in pixels of each image of the conversation; without images there
             are no boxes.
+        with_video: whether the conversation has a video. Answers do not say which frame of it a box
+            is on, so only boxes that name an image are taken.
         lists: whether lists of lists outside of the tags are boxes.
     """
-    if not sizes or not ("[" in written or TAG.search(written)):
+    if not (sizes or with_video) or not ("[" in written or TAG.search(written)):
         return Marks()
-    sorting = _Sorting(written, sizes)
+    sorting = _Sorting(written, sizes, with_video)
     for found in sorted(_found(written, lists), key=lambda each: each.at):
         sorting.take(found)
     return sorting.marks()
@@ -116,8 +124,12 @@ def marks_of(conversation: Conversation, turn: int) -> Marks:
     message = conversation.messages[turn]
     if message.role != "assistant":
         return Marks()
-    images = Conversation(conversation.messages[:turn]).images
-    return marks(message.written or message.text, [each.original_size for each in images])
+    before = Conversation(conversation.messages[:turn])
+    return marks(
+        message.written or message.text,
+        [each.original_size for each in before.images],
+        with_video=bool(before.videos),
+    )
 
 
 def _found(written: str, lists: bool) -> Iterator[_Found]:
@@ -221,16 +233,19 @@ class _Sorting:
     Attributes:
         written: the answer.
         sizes: width and height of each image.
+        with_video: as in `marks`.
     """
 
     written: str
     sizes: Sequence[tuple[int, int]]
+    with_video: bool = False
     boxes: list[Box] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
     turned: int = 0
     clipped: int = 0
     outside: int = 0
     beyond: int = 0
+    of_video: int = 0
 
     def take(self, found: _Found) -> None:
         """Add the next candidate, or count what is wrong with it."""
@@ -241,6 +256,9 @@ class _Sorting:
             self.outside += 1
             return
         image = self._image(found)
+        if image is None:
+            self.of_video += 1
+            return
         if len(found.numbers) == 4:
             self._take_box(found, image)
         else:
@@ -258,19 +276,24 @@ class _Sorting:
         ]
         if self.outside:
             faults.append(f"{self.outside:,} outside of the image or empty left out")
+        if self.of_video:
+            faults.append(f"{self.of_video:,} in a video, of a frame that is not told, left out")
         if self.beyond:
             faults.append(f"{self.beyond:,} more than {_MOST:,} left out")
         fault = f"Boxes and points: {', '.join(faults)}." if faults else ""
         return Marks(tuple(self.boxes), tuple(self.points), fault)
 
-    def _image(self, found: _Found) -> int:
+    def _image(self, found: _Found) -> int | None:
+        """Return the index of the image; ``None`` if it is a frame of a video, of whichever."""
         last = len(self.sizes) - 1
         line = self.written[self.written.rfind("\n", 0, found.at) + 1 : found.at]
         named = [int(number) for number in _NAMED.findall(line[-_LONGEST:])]
         given = found.image
         if isinstance(given, int) and not isinstance(given, bool):
             named.append(given)
-        return named[-1] - 1 if named and 1 <= named[-1] <= last + 1 else last
+        if named and 1 <= named[-1] <= last + 1:
+            return named[-1] - 1
+        return None if self.with_video else last
 
     def _take_box(self, found: _Found, image: int) -> None:
         x0, y0, x1, y1 = found.numbers

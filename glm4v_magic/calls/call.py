@@ -104,6 +104,7 @@ def answer_of(call: Call, generation: Generation, info: EngineInfo) -> ImageAnsw
         written,
         [image.original_size for image in conversation.images],
         lists=call.terms.form.format not in ("json", "code"),
+        with_video=bool(conversation.videos),
     )
     return ImageAnswer(
         text=said.text,

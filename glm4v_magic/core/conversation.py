@@ -33,7 +33,7 @@ FinishReason = Literal["stop", "length", "interrupted"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: who speaks, the text, and the images that come before the text.
+    """One turn: who speaks, the text, and the images and videos that come before the text.
 
     Attributes:
         role: speaker of the turn.
@@ -43,8 +43,9 @@ class Message:
         thinking: what the model wrote before its answer. Later prompts leave it out.
         tokens: as in `Answer`.
         thinking_tokens: as in `Answer`.
-        videos: videos between the images and the text.
+        videos: videos before the text.
         written: as in `Answer`; what later prompts hold in place of `text`.
+        before_videos: number of images that stand before the videos; ``None`` for all of them.
     """
 
     role: Role
@@ -56,6 +57,14 @@ class Message:
     thinking_tokens: tuple[Token, ...] = ()
     videos: tuple[SourcedVideo, ...] = ()
     written: str = ""
+    before_videos: int | None = None
+
+    @property
+    def media(self) -> tuple[SourcedImage | SourcedVideo, ...]:
+        """Images and videos in the order in which they stand before the text."""
+        images = self.images
+        before = len(images) if self.before_videos is None else self.before_videos
+        return (*images[:before], *self.videos, *images[before:])
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,7 @@ _PLAN = ("plan", "devices", "load", "serve")
 _SAMPLED = Who((*_ASK, *_AGAIN), ("ask", "retry", "carry_on", "map"), setting=True, request=True)
 _FORMED = Who((*_ASK, *_AGAIN), ("ask", "retry", "carry_on", "map"))
 _ASKED = Who(_ASK, ("ask", "draft"))
+_OF_VIDEO = Who(_ASK, ("ask", "draft", "map"))
 _OF_IMAGES = Who(_ASK)
 _MAPPED = Who(_ASK, ("map",))
 _PLACED = Who((*_PLAN, "check"), ("load", "dry_run"))
@@ -374,6 +375,8 @@ def _read_time(text: str) -> float:
         raise OptionError(f"{text!r} is not a time, such as 80 or 1:20") from None
     if len(parts) > 3 or not all(0 <= number < math.inf for number in numbers):
         raise OptionError(f"{text!r} is not a time, such as 80 or 1:20")
+    if any(number >= 60 for number in numbers[1:]):
+        raise OptionError(f"{text!r} is not a time: behind a colon, minutes and seconds end at 59")
     seconds = 0.0
     for number in numbers:
         seconds = seconds * 60 + number
@@ -386,7 +389,7 @@ class VideoParts:
     fps: float | None = option(
         None,
         "Frames per second to look at in a video; the rate of frames that are given.",
-        _ASKED,
+        _OF_VIDEO,
         **_ABOVE_ZERO,
         metavar="N",
         unset="the model's own choice",
@@ -395,7 +398,7 @@ class VideoParts:
     start: float | None = option(
         None,
         "Where to begin in a video, in seconds or as 1:20.",
-        _ASKED,
+        _OF_VIDEO,
         "a number of seconds of at least 0",
         lambda value: value >= 0,
         metavar="TIME",
@@ -407,7 +410,7 @@ class VideoParts:
     end: float | None = option(
         None,
         "Where to end in a video, in seconds or as 1:20.",
-        _ASKED,
+        _OF_VIDEO,
         "a number of seconds above 0",
         lambda value: value > 0,
         metavar="TIME",
@@ -423,7 +426,7 @@ class ManyRows:
 
     over: str | None = option(
         None,
-        "Ask the same about each item: a list of images or values, a folder, a pattern, the "
+        "Ask the same about each item: a list of images, clips or values, a folder, a pattern, the "
         "pages of a PDF, a pandas Series, df.column. {{item}}, {{index}}, {{row.name}} differ from "
         "row to row.",
         Who(_ASK),

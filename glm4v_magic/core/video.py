@@ -51,6 +51,8 @@ class SourcedVideo:
         start: seconds of the clip before the first frame.
         wanted_fps: frames per second to look at; ``None`` for the model's own choice.
         is_sampled: whether the frames are those to look at, chosen by whoever gave them.
+        times: seconds from the beginning of the clip to each frame; ``None`` if `fps` tells.
+        state: what tells a clip from another of its name: size and time of its file.
     """
 
     source: str
@@ -61,9 +63,34 @@ class SourcedVideo:
     start: float = 0.0
     wanted_fps: float | None = None
     is_sampled: bool = False
+    times: tuple[float, ...] | None = None
+    state: str = ""
     _kept: dict[tuple[tuple[int, ...], tuple[int, int]], tuple[Frame, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+
+    @classmethod
+    def of_seen(
+        cls, source: str, size: tuple[int, int], fps: float, frames: Sequence[Frame]
+    ) -> SourcedVideo:
+        """Return a video of which only the frames are left that a model saw.
+
+        Args:
+            source: as in the class.
+            size: as in the class, of the clip.
+            fps: as in the class.
+            frames: at least one, none twice.
+        """
+
+        def read(indices: Sequence[int], seen_size: tuple[int, int]) -> Iterator[Image.Image]:
+            for index in indices:
+                image = frames[index].image.image
+                yield image if image.size == seen_size else image.resize(seen_size)
+
+        times = tuple(frame.time for frame in frames)
+        video = cls(source, size, len(frames), fps, read, times[0], None, True, times)
+        video._kept[tuple(range(len(frames))), frames[0].image.image.size] = tuple(frames)
+        return video
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "read": _left_behind}
@@ -86,7 +113,7 @@ class SourcedVideo:
 
     def time(self, index: int) -> float:
         """Return the seconds from the beginning of the clip to a frame."""
-        return self.start + index / self.fps
+        return self.start + index / self.fps if self.times is None else self.times[index]
 
     def frames(self, indices: Sequence[int], size: tuple[int, int]) -> tuple[Frame, ...]:
         """Return frames, decoded one by one and kept in the size that a model sees.

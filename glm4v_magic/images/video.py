@@ -24,7 +24,7 @@ from glm4v_magic.images.values import to_image
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["SUFFIXES", "has_frames", "is_clip", "to_video"]
+__all__ = ["SUFFIXES", "has_frames", "is_clip", "is_video", "to_video"]
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 """Suffixes of clips, in lower case."""
@@ -38,6 +38,13 @@ _SEEK_SECONDS = 10  # what is further ahead is not decoded on the way
 def is_clip(word: str) -> bool:
     """Tell whether a word is the name of a clip."""
     return word.lower().endswith(SUFFIXES)
+
+
+def is_video(value: object) -> bool:
+    """Tell whether a value is the path of a clip, an array of several frames, or a video."""
+    if isinstance(value, str | os.PathLike):
+        return is_clip(os.fsdecode(value))
+    return isinstance(value, SourcedVideo) or has_frames(value)
 
 
 def has_frames(value: Any) -> bool:
@@ -55,7 +62,7 @@ def to_video(
     base: Path | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> SourcedVideo:
-    """Return `value` as a video; no frame of a clip is decoded.
+    """Return `value` as a video; of a clip one frame is decoded, which tells how it is rotated.
 
     Args:
         value: path of a clip; frames: a list of anything that is an image, or an array or tensor
@@ -141,6 +148,10 @@ def _clip(
         size = (stream.codec_context.width, stream.codec_context.height)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         total = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+        if not stream.frames:  # counting went through all of it
+            container.seek(0)
+        if total and rate and all(size):
+            size = _upright(size, _rotation(next(container.decode(stream), None)))
     if not (total and rate and all(size)):
         raise ImageError(f"{shown} has no frames.")
     if size[0] * size[1] > limits.megapixels * 1e6:
@@ -156,7 +167,14 @@ def _clip(
     def read(indices: Sequence[int], size: tuple[int, int]) -> Iterator[Image.Image]:
         return _decoded(path, shown, [first + index for index in indices], rate, size)
 
-    return SourcedVideo(name, size, max(1, last - first), rate, read, first / rate, fps)
+    return SourcedVideo(
+        name, size, max(1, last - first), rate, read, first / rate, fps, state=_state(path)
+    )
+
+
+def _state(path: Path) -> str:
+    found = path.stat()
+    return f"{path.resolve()} {found.st_size} {found.st_mtime_ns}"
 
 
 @contextmanager
@@ -202,7 +220,24 @@ def _decoded(
                     at = round(float((frame.pts - begin) * stream.time_base) * rate)
             if frame is None:
                 raise ImageError(f"{shown} is damaged: no frame of it can be decoded.")
-            yield _resized(frame.to_image(), size)
+            yield _resized(_turned(frame.to_image(), _rotation(frame)), size)
+
+
+def _rotation(frame: Any) -> int:
+    """Return by how many quarters a frame is to be turned counterclockwise, from 0 to 3."""
+    return 0 if frame is None else round(frame.rotation / 90) % 4
+
+
+def _upright(size: tuple[int, int], quarters: int) -> tuple[int, int]:
+    return (size[1], size[0]) if quarters % 2 else size
+
+
+def _turned(image: Image.Image, quarters: int) -> Image.Image:
+    from PIL import Image
+
+    turn = Image.Transpose
+    turns = {1: turn.ROTATE_90, 2: turn.ROTATE_180, 3: turn.ROTATE_270}
+    return image.transpose(turns[quarters]) if quarters else image
 
 
 def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -1,10 +1,10 @@
 """Cache of answers, which are reused while nothing that they depend on has changed.
 
 An answer is remembered, in memory, by what was asked: prompt, system message, pixels of the images,
-model with revision, dtype and files, sampling options, and the constraint on the text. The format
-is not part of the key: the same text is parsed in another format without asking again. A correction
-is an answer of its own, to a conversation that ends with the first answer and its fault, so it is
-reused exactly where the same answer has the same fault.
+files of clips, model with revision, dtype and files, sampling options, and the constraint on the
+text. The format is not part of the key: the same text is parsed in another format without asking
+again. A correction is an answer of its own, to a conversation that ends with the first answer and
+its fault, so it is reused exactly where the same answer has the same fault.
 """
 
 from __future__ import annotations
@@ -50,7 +50,14 @@ class AnswerStore:
 def model_key(choice: ModelChoice) -> str:
     """Return a key of a model: name, revision, options, and the state of its files."""
     given = choice.options
-    options = PlacementOptions(dtype=given.dtype, quantize=given.quantize, gpus=given.gpus)
+    options = PlacementOptions(
+        dtype=given.dtype,
+        quantize=given.quantize,
+        gpus=given.gpus,
+        image_size=given.image_size,
+        context=given.context,  # how large images are seen may depend on these two
+        images=given.images,
+    )
     facts = repr(replace(choice, model=choice.name, options=options, device_map=None, keep=None))
     folder = Path(choice.name).expanduser()
     if not folder.is_dir():
@@ -67,4 +74,10 @@ def request_key(request: Request, model: str) -> str:
         for image in message.images:
             digest.update(repr(image.image.size).encode())
             digest.update(image.image.tobytes())
+        for video in message.videos:
+            facts = (video, video.is_sampled, message.before_videos)
+            digest.update(repr(facts).encode(errors="backslashreplace"))
+            if video.is_sampled:
+                for frame in video.read(range(video.count), video.size):
+                    digest.update(frame.tobytes())
     return digest.hexdigest()

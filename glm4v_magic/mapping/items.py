@@ -8,10 +8,10 @@ its columns. Each of them is a row. Expressions in the prompt are evaluated for 
 - ``row``: of a DataFrame all its columns, ``row.name`` or ``row["two words"]``; of a list of
   dictionaries the item's keys.
 
-Whether an item is an image or a value depends on the prompt: **it is an image, unless the prompt
-uses** ``item`` (in a list of dictionaries also ``row``). Then the item is in the text, where the
-prompt puts it, and is not sent as an image. Files of a folder or pattern are always images, and
-rows of a whole DataFrame never.
+Whether an item is an image or a value depends on the prompt: **it is an image, or a clip, unless
+the prompt uses** ``item`` (in a list of dictionaries also ``row``). Then the item is in the text,
+where the prompt puts it, and is not sent as an image. Files of a folder or pattern are always
+images or clips, and rows of a whole DataFrame never.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -32,6 +32,8 @@ from glm4v_magic.images.files import entries, matches, natural, path_of, suffixe
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.messages import one_line
 from glm4v_magic.images.pdf import SUFFIX, count_pages, name_and_page, named
+from glm4v_magic.images.video import SUFFIXES as CLIPS
+from glm4v_magic.images.video import is_clip, is_video
 
 __all__ = [
     "Items",
@@ -114,7 +116,7 @@ class PlannedRow:
         index: number of the row, from 0.
         name: name of the item.
         item: the item, as it was given.
-        is_image: whether the item is sent as an image.
+        is_image: whether the item is sent as an image, or is a video.
         prompt: prompt with expressions expanded; empty if that failed.
         failure: why the expansion failed, for a front end to word; ``None`` if it did not.
     """
@@ -125,6 +127,11 @@ class PlannedRow:
     is_image: bool
     prompt: str
     failure: Text | None = None
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the item is sent as a video."""
+        return self.is_image and is_video(self.item)
 
 
 def items_of(
@@ -170,7 +177,8 @@ def files_of(
 ) -> Items:
     """Return the images in a folder or the files of a pattern, sorted so that 10.png follows 2.png.
 
-    Each page of a PDF document is an image, and one document or page alone may be given, too.
+    A folder without images is one of clips. Each page of a PDF document is an image, and one
+    document or page alone may be given, too, or one clip.
 
     Args:
         text: a folder, a pattern, ``paper.pdf`` or ``paper.pdf#page=3``.
@@ -189,21 +197,21 @@ def files_of(
         raise OptionError("An empty name names no folder.", "The current one is called '.'.")
     place = path_of(text, folder)
     if place.is_dir():
-        found = [
-            os.path.join(text, name)  # noqa: PTH118  "./photos" keeps its dot
-            for name in _listed(place, shown)
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        ]
+        inside = _listed(place, shown)
+        found = _of_kind(text, inside, SUFFIXES) or _of_kind(text, inside, CLIPS)
         if not found:
             raise OptionError(
-                f"The folder {shown} holds no images.", "An image is a file such as *.png or *.jpg."
+                f"The folder {shown} holds no images and no clips.",
+                "An image is a file such as *.png or *.jpg, a clip one such as *.mp4.",
             )
     elif place.suffix.lower() == SUFFIX and place.is_file():
         return Items(text, *_pages_of(text, count_pages(place, text), page), kind="images")
     elif _is_page(text, folder):
         return Items(text, (text,), (_name_of_page(*name_and_page(text)),), kind="images")
     elif place.is_file():
-        raise OptionError(f"{shown} is one file.", _ACCEPTED)
+        if not is_clip(text):
+            raise OptionError(f"{shown} is one file.", _ACCEPTED)
+        found = [text]
     else:
         found = matches(text, folder)
         if not found:
@@ -212,6 +220,14 @@ def files_of(
     parts = [_rows_of(each, folder, page) for each in found]
     values, labels = (tuple(chain(*lists)) for lists in zip(*parts, strict=True))
     return Items(text, values, labels, kind="images")
+
+
+def _of_kind(folder: str, names: Sequence[str], suffixes: tuple[str, ...]) -> list[str]:
+    return [
+        os.path.join(folder, name)  # noqa: PTH118  "./photos" keeps its dot
+        for name in names
+        if name.lower().endswith(suffixes) and not name.startswith(".")
+    ]
 
 
 def _rows_of(file: str, folder: Path, page: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:

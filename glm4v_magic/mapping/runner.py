@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from glm4v_magic.calls.call import Call, Terms, answer_of, corrected, correction_of, with_value
-from glm4v_magic.calls.refusals import refuse_more_than
+from glm4v_magic.calls.refusals import refuse_more_than, refuse_video
 from glm4v_magic.calls.tags import Untagged
 from glm4v_magic.core.conversation import Answer, Conversation, Generation, Message, Request
 from glm4v_magic.core.errors import (
@@ -31,6 +31,7 @@ from glm4v_magic.core.errors import (
 from glm4v_magic.core.events import Correcting, EngineEvent, Event, Finished, MapDone, RowDone
 from glm4v_magic.core.remarks import PYTHON, Text, Words
 from glm4v_magic.core.rows import AnsweredRow, Progress
+from glm4v_magic.core.video import Frame, SourcedVideo
 from glm4v_magic.mapping.answer_cache import AnswerStore, request_key
 from glm4v_magic.mapping.results import result_of
 
@@ -45,6 +46,7 @@ THUMBNAIL_SIDE = 64
 """Longest side, in pixels, of the image copies that answers keep."""
 
 Read: TypeAlias = "Callable[[object, str], tuple[SourcedImage, ...]]"
+ReadVideo: TypeAlias = "Callable[[object, str], SourcedVideo]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Job:
         system: system message of each row; empty for none.
         images: images sent with every row, before its own.
         read: function that turns an item into images.
+        read_video: function that turns one into a video.
         model: key of the model; see `answer_cache.model_key`.
         batch_size: rows to ask at once; ``None`` for the engine's preferred number.
         fresh: whether to ask all rows again, even if their answers are known.
@@ -66,6 +69,7 @@ class Job:
     system: str | None
     images: tuple[SourcedImage, ...]
     read: Read
+    read_video: ReadVideo
     model: str
     batch_size: int | None = None
     fresh: bool = False
@@ -204,15 +208,18 @@ class _Run:
         if row.failure is not None:
             yield self._finished(_row(row, failure=row.failure))
             return
+        images = self._job.images
+        videos: tuple[SourcedVideo, ...] = ()
         try:
-            images = self._job.images
-            if row.is_image:
+            if row.is_video:
+                videos = (self._job.read_video(row.item, row.name),)
+            elif row.is_image:
                 images += self._job.read(row.item, row.name)
         except InputError as error:
             yield self._finished(_row(row, failure=error.text))
             return
         before = (Message("system", self._job.system),) if self._job.system else ()
-        conversation = Conversation((*before, Message("user", row.prompt, images)))
+        conversation = Conversation((*before, Message("user", row.prompt, images, videos=videos)))
         call = Call("", conversation, self._job.terms)
         # Rows that are asked the same may be answered differently, if tokens are drawn.
         key = request_key(call.request, self._job.model)
@@ -236,6 +243,8 @@ class _Run:
                 len(question.request.conversation.images),
                 engine.info.model,
             )
+            if question.request.conversation.videos:
+                refuse_video(engine.info.model, engine.info.takes_video)
             engine.require_room(question.request)
         except InputError as error:
             yield self._failed(question, error)
@@ -338,7 +347,11 @@ class _Run:
             return  # as if it had not been asked
         assert self._engine is not None  # it has answered
         answer = answer_of(question.call, generation, self._engine.info)
-        answer = replace(answer, images=tuple(map(_small, answer.images)))
+        answer = replace(
+            answer,
+            images=tuple(map(_small, answer.images)),
+            videos=tuple(map(_small_video, answer.videos)),
+        )
         self._store.keep(question.key, answer)
         if stopped:
             yield self._finished(_row(question.row, answer))
@@ -395,6 +408,11 @@ def _small(image: SourcedImage) -> SourcedImage:
     small = image.image.copy()
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     return replace(image, image=small)
+
+
+def _small_video(video: SourcedVideo) -> SourcedVideo:
+    frames = tuple(Frame(_small(each.image), each.time) for each in video.seen)
+    return SourcedVideo.of_seen(video.source, video.size, video.fps, frames) if frames else video
 
 
 def _row(

@@ -20,7 +20,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
 
 from glm4v_magic.calls.boxes import marks_of
 from glm4v_magic.calls.boxes_text import line_of, mark_lines
@@ -28,6 +36,8 @@ from glm4v_magic.calls.tags import shown
 from glm4v_magic.core.conversation import Conversation, Message, Role
 from glm4v_magic.core.errors import ConversationError, did_you_mean
 from glm4v_magic.core.tokens import Alternative, Token
+from glm4v_magic.core.video import Frame, SourcedVideo
+from glm4v_magic.core.wording import clock, pixels
 from glm4v_magic.images import DEFAULT_LIMITS, Limits, SourcedImage, to_image
 from glm4v_magic.outside import FileKind, checked, text_of
 from glm4v_magic.session.chats import UNNAMED
@@ -86,6 +96,24 @@ class _Token(_Alternative):
         return Token(self.text, self.logprob, *place, self.id, alternatives, utf8)
 
 
+class _Frame(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    time: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    png: Annotated[bytes, BeforeValidator(_decoded)]
+
+
+class _Video(BaseModel):
+    """A video as the frames that the model saw; the clip itself is not kept."""
+
+    model_config = ConfigDict(strict=True)
+
+    source: str
+    size: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+    fps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    frames: Annotated[list[_Frame], Field(min_length=1)]
+
+
 class _Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -93,10 +121,18 @@ class _Message(BaseModel):
     text: str
     complete: bool
     images: list[_Image]
+    videos: list[_Video] = []
+    before_videos: NonNegativeInt | None = None
     thinking: str = ""
     tokens: list[_Token] | None = None
     thinking_tokens: list[_Token] = []
     written: str = ""
+
+    @model_validator(mode="after")
+    def _videos_are_among_the_images(self) -> _Message:
+        if (self.before_videos or 0) > len(self.images):
+            raise ValueError("more images are before its videos than it has")
+        return self
 
     @model_validator(mode="after")
     def _only_answers_think(self) -> _Message:
@@ -130,7 +166,10 @@ class _Chat(BaseModel):
 
 
 def to_json(conversation: Conversation, name: str = UNNAMED) -> str:
-    """Write a chat, images included, as JSON that `from_json` reads without loss."""
+    """Write a chat, images included, as JSON that `from_json` reads without loss.
+
+    Of videos it holds the frames that the model saw.
+    """
     return json.dumps(
         {
             **_CHAT.head(),
@@ -180,11 +219,6 @@ def write_chat(path: str | os.PathLike[str], conversation: Conversation, name: s
     """
     file = Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails on ~nobody
     if file.suffix.lower() == ".json":
-        if conversation.videos:
-            raise ConversationError(
-                f"{conversation.videos[0].source} is a video, which a chat file does not hold.",
-                "Write the chat as .md, which names it.",
-            )
         text = to_json(conversation, name) + "\n"
     elif file.suffix.lower() in (".md", ".markdown"):
         text = to_markdown(conversation, name)
@@ -225,12 +259,11 @@ def _paragraphs(conversation: Conversation) -> Iterator[str]:
     for turn, message in enumerate(conversation.messages):
         speaker = {"system": "System", "user": "Question", "assistant": "Answer"}[message.role]
         yield f"**{speaker}**" + ("" if message.complete else " (unfinished)") + "\n"
-        for image in message.images:
-            width, height = image.original_size
-            yield f"*{image.source}, {width} x {height} px*\n"
-        for video in message.videos:
-            width, height = video.size
-            yield f"*{video.source}, {width} x {height} px, video*\n"
+        for each in message.media:
+            if isinstance(each, SourcedVideo):
+                yield f"*{each.source}, {pixels(each.size)}, video*\n"
+            else:
+                yield f"*{each.source}, {pixels(each.original_size)}*\n"
         if message.thinking:
             yield _folded(message.thinking)
         yield f"{message.text}\n"
@@ -264,6 +297,8 @@ def _plain(message: Message) -> dict[str, Any]:
             else {}
         ),
         "images": [_plain_image(image) for image in message.images],
+        **({"videos": [_plain_video(each) for each in message.videos]} if message.videos else {}),
+        **({} if message.before_videos is None else {"before_videos": message.before_videos}),
     }
 
 
@@ -286,13 +321,29 @@ def _plain_alternative(token: Token | Alternative) -> dict[str, Any]:
 
 
 def _plain_image(image: SourcedImage) -> dict[str, Any]:
+    size = list(image.original_size)
+    return {"source": image.source, "original_size": size, "png": _png(image)}
+
+
+def _plain_video(video: SourcedVideo) -> dict[str, Any]:
+    frames = {frame.time: frame for frame in video.seen}  # the last one may be there twice
+    if not frames:
+        raise ConversationError(
+            f"No model has seen {video.source} yet: there are no frames of it to write.",
+            "Ask about it first.",
+        )
+    return {
+        "source": video.source,
+        "size": list(video.size),
+        "fps": video.fps,
+        "frames": [{"time": time, "png": _png(frame.image)} for time, frame in frames.items()],
+    }
+
+
+def _png(image: SourcedImage) -> str:
     buffer = io.BytesIO()
     image.image.save(buffer, format="png")
-    return {
-        "source": image.source,
-        "original_size": list(image.original_size),
-        "png": base64.b64encode(buffer.getvalue()).decode("ascii"),
-    }
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _message(message: _Message, limits: Limits | None) -> Message:
@@ -306,8 +357,20 @@ def _message(message: _Message, limits: Limits | None) -> Message:
         message.thinking,
         tokens,
         _tokens(message.thinking_tokens),
-        written=message.written,
+        tuple(_video(video, limits) for video in message.videos),
+        message.written,
+        message.before_videos,
     )
+
+
+def _video(video: _Video, limits: Limits | None) -> SourcedVideo:
+    width, height = video.size
+    frames = []
+    for each in video.frames:
+        name = f"{video.source} at {clock(each.time)}"
+        image = to_image(each.png, name, limits=limits or DEFAULT_LIMITS)
+        frames.append(Frame(replace(image, original_size=(width, height)), each.time))
+    return SourcedVideo.of_seen(video.source, (width, height), video.fps, frames)
 
 
 def _tokens(tokens: Sequence[_Token]) -> tuple[Token, ...]:

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from glm4v_magic.engines.prefixes import CacheFacts
     from glm4v_magic.images import Limits
     from glm4v_magic.mapping.answer_cache import AnswerStore
-    from glm4v_magic.mapping.runner import Read
+    from glm4v_magic.mapping.runner import Read, ReadVideo
 
 __all__ = ["Session", "Status", "load"]
 
@@ -179,7 +179,12 @@ class Session:
 
     @accepts("ask")
     def ask(
-        self, text: str, images: object = (), video: object = None, **options: Any
+        self,
+        text: str,
+        images: object = (),
+        video: object = None,
+        before_video: int | None = None,
+        **options: Any,
     ) -> ImageAnswer:
         """Ask a question and return the answer; errors as `stream`.
 
@@ -187,14 +192,20 @@ class Session:
             text: the question.
             images: one image or a list of them; see `stream`.
             video: as in `stream`.
+            before_video: likewise.
             options: where the question goes, how tokens are chosen, the form of the answer.
         """
-        answer: ImageAnswer = self.stream(text, images, video, **options).follow()
+        answer: ImageAnswer = self.stream(text, images, video, before_video, **options).follow()
         return answer
 
     @accepts("ask")
     def stream(
-        self, text: str, images: object = (), video: object = None, **options: Any
+        self,
+        text: str,
+        images: object = (),
+        video: object = None,
+        before_video: int | None = None,
+        **options: Any,
     ) -> Stream:
         """Ask a question about `images`, loading the model if none is loaded.
 
@@ -204,6 +215,8 @@ class Session:
                 array, an open file or a figure. Those of the chat stay in it and are seen again.
             video: path of a clip; or frames, as a list of images or an array of frames x height x
                 width x channels.
+            before_video: number of images that stand before the video in the prompt; all of them by
+                default.
             options: where the question goes, how tokens are chosen, the form of the answer.
 
         Returns:
@@ -221,7 +234,7 @@ class Session:
         """
         terms = terms_of(options)
         question = asked(text, terms.task, terms.form.schema)
-        message = self._question(question, images, video, options)
+        message = self._question(question, images, video, before_video, options)
 
         def events() -> Generator[Event, None, None]:
             name, before = self._before(options)
@@ -231,7 +244,12 @@ class Session:
 
     @accepts("draft")
     def draft(
-        self, text: str, images: object = (), video: object = None, **options: Any
+        self,
+        text: str,
+        images: object = (),
+        video: object = None,
+        before_video: int | None = None,
+        **options: Any,
     ) -> Conversation:
         """Return the conversation that `ask` would send.
 
@@ -239,12 +257,13 @@ class Session:
             text: the question.
             images: as in `stream`.
             video: likewise.
+            before_video: likewise.
             options: where the question goes.
 
         Raises:
             InputError: as `stream`.
         """
-        message = self._question(text, images, video, options)
+        message = self._question(text, images, video, before_video, options)
         return self._before(options)[1].add(message)
 
     @accepts("carry_on")
@@ -416,6 +435,7 @@ class Session:
         images: object = (),
         names: Mapping[str, object] | None = None,
         read: Read | None = None,
+        read_video: ReadVideo | None = None,
         **options: Any,
     ) -> Any:
         """Ask the same of many and return the rows; errors as `stream_map`.
@@ -427,10 +447,18 @@ class Session:
             images: images that go with every row.
             names: what else expressions in the prompt may use.
             read: how an item becomes images; `images.to_images` by default.
+            read_video: how an item becomes a video; `images.video.to_video` by default.
             options: how rows are asked and how tokens are chosen.
         """
         return self.stream_map(
-            prompt, items, column=column, images=images, names=names, read=read, **options
+            prompt,
+            items,
+            column=column,
+            images=images,
+            names=names,
+            read=read,
+            read_video=read_video,
+            **options,
         ).follow()
 
     @accepts("map")
@@ -443,6 +471,7 @@ class Session:
         images: object = (),
         names: Mapping[str, object] | None = None,
         read: Read | None = None,
+        read_video: ReadVideo | None = None,
         words: Words = PYTHON,
         **options: Any,
     ) -> Stream:
@@ -459,6 +488,7 @@ class Session:
             images: images that go with every row.
             names: what else expressions in the prompt may use.
             read: how an item becomes images; `images.to_images` by default.
+            read_video: how an item becomes a video; `images.video.to_video` by default.
             words: front end that words the errors in a DataFrame.
             options: how rows are asked and how tokens are chosen. They count for each row by
                 itself: with a ``seed`` every row is answered as `ask` would with this seed, without
@@ -480,6 +510,7 @@ class Session:
             BusyError: if another call is running.
         """
         from glm4v_magic.images import to_images
+        from glm4v_magic.images.video import to_video
         from glm4v_magic.mapping.answer_cache import AnswerStore, model_key
         from glm4v_magic.mapping.items import Items, items_of, plan
         from glm4v_magic.mapping.runner import Job, run
@@ -490,6 +521,9 @@ class Session:
         prompt = asked(prompt, terms.task, terms.form.schema)
         rows = plan(prompt, items, names or {}, raw=options.get("raw", False))
         shared = sourced(images)
+        parts: dict[str, Any] = {each: options.get(each) for each in _OF_A_VIDEO}
+        with_video = any(row.is_video for row in rows)
+        _refuse_parts_of_no_video(parts, with_video)
         system = options.get("system")
         told = require_text(system) if system else None
 
@@ -500,31 +534,35 @@ class Session:
                 told,
                 shared,
                 read or to_images,
+                read_video or partial(to_video, **parts),
                 model_key(choice),
                 options.get("batch_size"),
                 options.get("fresh", False),
                 words,
             )
             self._store = self._store or AnswerStore()
-            at_least = len(shared) + rows[0].is_image
+            at_least = len(shared) + (rows[0].is_image and not rows[0].is_video)
+            only_videos = all(row.is_video for row in rows)
 
             def engine() -> Generator[Event, None, Engine]:
-                return self._engine_for_rows(terms, shared, at_least)
+                return self._engine_for_rows(terms, shared, at_least, only_videos)
 
             yield from run(rows, job, engine, self._store, items)
 
         return self._locked(events)
 
     def _engine_for_rows(
-        self, terms: Terms, images: tuple[Any, ...], at_least: int
+        self, terms: Terms, images: tuple[Any, ...], at_least: int, only_videos: bool
     ) -> Generator[Event, None, Engine]:
-        """Return the engine for rows that have at least this many images each."""
+        """Return the engine for rows that have at least this many images each, or all a video."""
         bare = Request(Conversation(), terms.sampling)
 
         def refuse(model: Takes) -> None:
             refuse_task(terms.task, model.name, model.tasks, at_least)
             refuse_thinking(bare, model.name, model.thinks, model.efforts)
             refuse_more_than(model.max_images, at_least, model.name, "each row")
+            if only_videos:
+                refuse_video(model.name, model.takes_video)
 
         engine = yield from self._ready(terms, refuse)
         yield Started(engine.info, images)
@@ -598,18 +636,27 @@ class Session:
             refuse_video(info.model, info.takes_video)
 
     def _question(
-        self, text: str, images: object, video: object, options: Mapping[str, Any]
+        self,
+        text: str,
+        images: object,
+        video: object,
+        before_video: int | None,
+        options: Mapping[str, Any],
     ) -> Message:
         said = require_text(text)
         videos = self._videos(video, {each: options.get(each) for each in _OF_A_VIDEO})
-        return Message("user", said, self._sourced(images), videos=videos)
+        found = self._sourced(images)
+        if before_video is not None and not (videos and 0 <= before_video <= len(found)):
+            raise OptionError(
+                f"before_video is {before_video}, but there "
+                + (f"are {len(found)} images to choose from." if videos else "is no video.")
+            )
+        return Message("user", said, found, videos=videos, before_videos=before_video)
 
     def _videos(self, video: object, parts: Mapping[str, Any]) -> tuple[SourcedVideo, ...]:
         from glm4v_magic.images.video import to_video
 
-        for name, value in parts.items():
-            if value is not None and video is None:
-                raise OptionError(f"{name} is about a video, and there is none.", option=name)
+        _refuse_parts_of_no_video(parts, video is not None)
         if video is None:
             return ()
         self.require_video()
@@ -748,6 +795,12 @@ class Session:
             return False
         engine.close()
         return True
+
+
+def _refuse_parts_of_no_video(parts: Mapping[str, Any], with_video: bool) -> None:
+    for name, value in parts.items():
+        if value is not None and not with_video:
+            raise OptionError(f"{name} is about a video, and there is none.", option=name)
 
 
 def _require(terms: Terms) -> None:

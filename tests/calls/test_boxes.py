@@ -91,6 +91,18 @@ def test_without_an_image_there_is_nothing_to_mark():
     assert marks(tagged("[[100,200,300,400]]"), []).all == ()
 
 
+@pytest.mark.parametrize("sizes", [[], [SIZE]])
+def test_boxes_in_a_video_are_of_no_known_frame(sizes):
+    found = marks(tagged("[[1,2,3,4]]") + " [[500,500]]", sizes, with_video=True)
+    assert found.all == ()
+    assert found.fault == "Boxes and points: 1 in a video, of a frame that is not told, left out."
+
+
+def test_beside_a_video_an_image_is_named():
+    said = "Image 1: " + tagged("[[100,200,300,400]]")
+    assert marks(said, [SIZE], with_video=True).boxes == marks(said, [SIZE]).boxes != ()
+
+
 def test_what_is_wrong_is_put_right_or_left_out_and_said():
     numbers = "[[300,400,100,200], [-5,0,10,1200], [1100,0,1200,10], [5,5,5,9], [nan,1,2,inf]]"
     found = marks(tagged(numbers), [SIZE])

@@ -32,6 +32,28 @@ def test_facts_of_a_clip(clip):
     assert video.seen == ()
 
 
+@pytest.mark.parametrize(
+    ("rotation", "size", "white"),
+    [
+        (90, (48, 64), (0, 1)),
+        (180, (64, 48), (1, 1)),
+        (270, (48, 64), (1, 0)),
+        (-90, (48, 64), (1, 0)),
+    ],
+)
+def test_a_clip_of_a_phone_is_seen_upright(tmp_path, rotation, size, white):
+    video = to_video(write_clip(tmp_path / "turned.mp4", rotation=rotation), "v")
+    assert video.size == size
+    (frame, *_) = video.frames([2, 3], size)
+    seen = np.asarray(frame.image.image.convert("L"))
+    corners = {
+        (x, y): seen[-4 * y - 5 + 9 * (1 - y), -4 * x - 5 + 9 * (1 - x)]
+        for x in (0, 1)
+        for y in (0, 1)
+    }
+    assert [corner for corner, grey in corners.items() if grey > 128] == [white]
+
+
 def test_the_frames_that_are_asked_for_are_decoded(clip):
     indices = [0, 3, 4, 11, 29, 29]
     video = to_video(clip, "v")

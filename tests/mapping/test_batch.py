@@ -124,7 +124,9 @@ def test_a_model_whose_files_have_changed_is_another(tmp_path):
         (tmp_path / name).touch()
     choice = ModelChoice(str(tmp_path))
     before = model_key(choice)
-    assert model_key(replace(choice, options=PlacementOptions(context=64))) == before
+    assert model_key(replace(choice, options=PlacementOptions(batch=4))) == before
+    for seen in (PlacementOptions(context=64), PlacementOptions(image_size=560)):
+        assert model_key(replace(choice, options=seen)) != before  # images may look different
     assert model_key(replace(choice, options=PlacementOptions(dtype="float16"))) != before
     os.utime(tmp_path / "config.json", (1, 1))
     assert model_key(choice) != before

@@ -98,7 +98,7 @@ def test_a_whole_dataframe_needs_a_prompt_that_differs():
         ("*.nothing", None, "It holds *.png (1)."),
         ("empty/*.nothing", None, "no file matches"),
         ("file.png", None, "is one file"),
-        ("empty", None, "holds no images. An image is a file such as *.png"),
+        ("empty", None, "holds no images and no clips. An image is a file such as *.png"),
         (pd.DataFrame({"image": [1]}), "imge", "no column 'imge'. Did you mean image?"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), "a", "two columns of the same name"),
     ],

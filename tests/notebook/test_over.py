@@ -411,7 +411,7 @@ def test_a_list_may_be_spelled_out(run, shell, tiny, photos):
     over(run, "'[1, 2]'", "{{item}}?")
     assert [row.prompt for row in shell.user_ns["rows"]] == ["1?", "2?"]
     (Path.cwd() / "[1]").mkdir()
-    assert "The folder [1] holds no images." in over(run, "[1]", fails=True)
+    assert "The folder [1] holds no images and no clips." in over(run, "[1]", fails=True)
 
 
 def test_a_bar_moves_ten_times_a_second_at_most(shell, tiny, photos):

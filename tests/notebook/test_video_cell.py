@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from clips import write_clip
 from IPython.utils.capture import capture_output
 from PIL import Image
 
-from glm4v_magic.core.errors import ConversationError, OptionError
+from glm4v_magic.core.errors import ConversationError, InputError, OptionError
 from glm4v_magic.core.video import SourcedVideo
 from glm4v_magic.images.video import to_video
 from glm4v_magic.notebook.render.answers.video import MOST_SHOWN, video_bundle
@@ -51,7 +53,6 @@ def test_a_cell_shows_the_frames_with_their_times(loaded, shell):
 
 def test_a_chat_file_for_reading_names_the_video(loaded, clip):
     loaded(f"%%glm4v clip.mp4 --fps 2 {SMALL}\nWhat happens?")
-    assert "Write the chat as .md, which names it." in loaded("%glm4v export a.json", fails=True)
     loaded("%glm4v export a.md")
     assert "*clip.mp4, 64 x 48 px, video*" in clip.with_name("a.md").read_text()
 
@@ -82,11 +83,17 @@ def test_a_preview_counts_the_frames(loaded):
         ("clip.mp4 --fps 0", "must be a number above 0"),
         ("clip.mp4 --from x", "'x' is not a time, such as 80 or 1:20. See %glm4v help."),
         ("--to 1:00", "--to is about a video, and there is none on this line"),
-        ("--over clip.mp4 --fps 1", "--fps is about a video, which --over does not take"),
+        ("--over many --fps 1", "--fps is about a video, and the rows have none"),
+        (
+            "clip.mp4 --from 1:99",
+            "'1:99' is not a time: behind a colon, minutes and seconds end at",
+        ),
+        ("clip.mp4 --from 1:60:00", "is not a time"),
     ],
 )
-def test_what_cannot_be_seen_is_said_in_one_line(loaded, clip, line, said):
+def test_what_cannot_be_seen_is_said_in_one_line(loaded, shell, clip, line, said):
     clip.with_name("text.mp4").write_text("no clip")
+    shell.user_ns["many"] = [np.zeros((40, 60, 3), np.uint8)]
     message = loaded(f"%%glm4v {line}\nWhat happens?", fails=True)
     assert said in message
     assert "Traceback" not in message
@@ -145,12 +152,129 @@ def test_options_without_a_video(native):
         Session().ask("What?", fps=2)
 
 
-def test_a_chat_with_a_video_is_written_as_text_only(native, clip):
+@pytest.mark.parametrize("kind", ["glm4v", "glm46v"])
+def test_a_chat_with_a_video_goes_on_from_its_file(native, clip, kind):
+    photo = tiny_native.image(90, 60, 9)
+    session = Session().load(str(native(kind)))
+    first = session.ask("What?", [photo], "clip.mp4", 0, end=2.5, chat="c", **OPTIONS)
+    session.export_chat("c.json")
+    clip.unlink()  # the frames that were seen are in the file
+    again = Session().load(str(native(kind)))
+    again.import_chat("c.json")
+    again.export_chat("d.json", "c")  # before anything has seen it
+    assert clip.with_name("d.json").read_text() == clip.with_name("c.json").read_text()
+    answers = [each.ask("And then?", chat="c", **OPTIONS) for each in (session, again)]
+    assert answers[0].text == answers[1].text
+    assert answers[0].usage.prompt_tokens == answers[1].usage.prompt_tokens
+    (video,) = answers[1].videos
+    assert [f.time for f in video.seen] == [f.time for f in first.videos[0].seen]
+    assert (video.source, video.size) == ("clip.mp4", (64, 48))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"frames": []}, "frames"),
+        ({"fps": 0}, "fps"),
+        ({"frames": [{"time": -1, "png": ""}]}, "time"),
+        ({"frames": [{"time": 0.0, "png": "eA=="}]}, "clip.mp4 at 0:00"),
+    ],
+)
+def test_a_chat_file_with_a_damaged_video_is_refused(native, clip, change, said):
     session = Session().load(str(native("glm4v")))
     session.ask("What?", video="clip.mp4", end=1, chat="c", **OPTIONS)
-    with pytest.raises(ConversationError, match=r"clip.mp4 is a video, .* \.md"):
-        session.export_chat("c.json")
-    assert session.export_chat("c.md").is_file()
+    file = session.export_chat("c.json")
+    chat = json.loads(file.read_text())
+    chat["messages"][0]["videos"][0].update(change)
+    file.write_text(json.dumps(chat))
+    with pytest.raises(InputError, match=said):
+        session.import_chat("c.json")
+
+
+def test_the_prompt_has_image_and_video_in_the_order_of_the_line(loaded, clip):
+    Image.new("RGB", (60, 40), "red").save(clip.with_name("red.png"))
+
+    def order(words):
+        said = loaded(f"%%glm4v {words} --preview\nWhat happens?")
+        return [said.index(f"<|{kind}|>") for kind in ("image", "video")]
+
+    first, second = order("clip.mp4 red.png"), order("red.png clip.mp4")
+    assert first[1] < first[0]
+    assert second[0] < second[1]
+    said = loaded(f"%%glm4v red.png clip.mp4 red.png {SMALL}\nWhat happens?")
+    assert "Traceback" not in said
+    shown = loaded("%glm4v history")
+    assert shown.index("red.png") < shown.index("clip.mp4") < shown.rindex("red.png")
+
+
+def test_the_place_of_a_video_in_python(native, clip):
+    photo = tiny_native.image(90, 60, 9)
+    session = Session()
+    draft = session.draft("What?", [photo], "clip.mp4", 0)
+    assert draft.messages[-1].media == (draft.videos[0], photo)
+    assert session.draft("What?", [photo], "clip.mp4").messages[-1].media[0] == photo
+    with pytest.raises(OptionError, match="before_video is 2, but there are 1 images"):
+        session.draft("What?", [photo], "clip.mp4", 2)
+    with pytest.raises(OptionError, match="before_video is 0, but there is no video"):
+        session.draft("What?", [photo], before_video=0)
+
+
+class TestOver:
+    @pytest.fixture
+    def clips(self, clip):
+        folder = clip.with_name("clips")
+        folder.mkdir()
+        for number in (1, 2, 10):
+            write_clip(folder / f"{number}.mp4", count=10 + number, fps=10)
+        return folder
+
+    def test_each_clip_of_a_folder_is_a_row(self, loaded, shell, clips):
+        said = loaded(f"%%glm4v --over clips/ --fps 2 {SMALL}\nWhat happens?")
+        assert "3 of 3 rows answered" in said
+        rows = shell.user_ns["_"]
+        assert [row.name for row in rows] == [f"clips/{n}.mp4" for n in (1, 2, 10)]
+        assert [len(row.answer.videos[0].seen) for row in rows] == [2, 2, 4]
+        assert rows[0].answer.videos[0].seen[0].image.image.width <= 64
+        assert "3 of 3 rows answered" in loaded(f"%%glm4v --over clips/*.mp4 {SMALL}\nWhat?")
+
+    def test_a_row_is_answered_as_if_it_were_asked_alone(self, native, clips):
+        session = Session().load(str(native("glm46v")))
+        rows = session.map("What?", str(clips), fps=2, **OPTIONS)
+        for row in rows:
+            alone = session.ask("What?", video=row.item, fps=2, **OPTIONS)
+            assert row.answer.text == alone.text
+
+    def test_answers_are_reused_while_the_clip_is_the_same(self, native, clips):
+        session = Session().load(str(native("glm46v")))
+        mapped = partial(session.map, "What?", str(clips), **OPTIONS)
+        assert not any(row.reused for row in mapped())
+        assert all(row.reused for row in mapped())
+        assert not any(row.reused for row in mapped(fps=5))
+        write_clip(clips / "2.mp4", count=29, fps=10)
+        assert [row.reused for row in mapped()] == [True, False, True]
+
+    def test_a_damaged_clip_keeps_its_error_in_its_row(self, loaded, shell, clips):
+        (clips / "2.mp4").write_bytes(b"no clip")
+        said = loaded(f"%%glm4v --over clips {SMALL}\nWhat happens?")
+        assert "2 of 3 rows answered" in said
+        assert "damaged or no video" in str(shell.user_ns["_"][1].error)
+
+    def test_a_model_that_takes_none_is_not_loaded_for_it(self, clips):
+        session = Session()
+        with pytest.raises(ConversationError, match="demo takes no video"):
+            session.map("What happens?", str(clips), model="demo")
+        assert session.status().info is None
+
+    def test_images_of_a_folder_come_without_its_clips(self, loaded, clips):
+        Image.new("RGB", (60, 40), "red").save(clips / "red.png")
+        said = loaded(f"%%glm4v --over clips/ --fps 2 {SMALL}\nWhat happens?", fails=True)
+        assert "--fps is about a video, and the rows have none" in said
+        assert "1 of 1 row answered" in loaded(f"%%glm4v --over clips/ {SMALL}\nWhat?")
+
+    def test_a_preview_of_the_first(self, loaded, clips):
+        said = loaded("%%glm4v --over clips/ --fps 2 --preview\nWhat happens?")
+        assert "1.mp4" in said
+        assert "the model sees 2 frames" in said
 
 
 def test_of_many_frames_some_are_shown_and_names_are_escaped():

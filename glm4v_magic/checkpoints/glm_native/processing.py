@@ -17,7 +17,7 @@ from glm4v_magic.checkpoints.glm_native.sampling import RULES, stamp
 from glm4v_magic.checkpoints.glm_native.template import ChatTemplate
 from glm4v_magic.core.boxes import BOX_TAGS
 from glm4v_magic.core.conversation import Conversation
-from glm4v_magic.core.errors import CheckpointError, OptionError, reason
+from glm4v_magic.core.errors import CheckpointError, ConversationError, OptionError, reason
 from glm4v_magic.core.image import SourcedImage
 from glm4v_magic.core.video import SourcedVideo
 
@@ -66,6 +66,7 @@ class NativeProcessor:
         self._image_id: int = config["image_token_id"]
         self._image_start: int = config["image_start_token_id"]
         self._image_end: int = config["image_end_token_id"]
+        self._context: int = config.get("text_config", config)["max_position_embeddings"]
         vocabulary = self.tokenizer.get_added_vocab()
         self._video_id: int = vocabulary.get("<|video|>", -1)
         if self._image_id not in vocabulary.values():
@@ -109,7 +110,7 @@ class NativeProcessor:
 
         Raises:
             OptionError: if a model that always thinks is asked not to.
-            ConversationError: if an image is too long and narrow.
+            ConversationError: if an image is too long and narrow, or a video too long.
             CheckpointError: if the chat template does not write each image once.
         """
         if thinking is False and self.thinks and not self._template.can_skip_thinking:
@@ -150,6 +151,8 @@ class NativeProcessor:
         indices = RULES[rule](video)
         size = self._patches.video_size(video, len(indices))
         grid = self._patches.grid(size)
+        number = len(indices)
+        self._require_room(video, number, number // 2 * self._patches.visual_tokens(grid))
         frames = video.frames(indices, size)
         for first, second in zip(frames[::2], frames[1::2], strict=True):
             ids.append(self._image_start)
@@ -162,6 +165,15 @@ class NativeProcessor:
             )
             ids.append(self._image_end)
             ids += self.text_ids(stamp(rule, first.time))
+
+    def _require_room(self, video: SourcedVideo, frames: int, tokens: int) -> None:
+        # Before the frames are decoded, which may take minutes and more memory than there is.
+        if tokens > self._context:
+            raise ConversationError(
+                f"{video.source} would be {frames:,} frames, {tokens:,} visual tokens, and "
+                f"{self._name} holds {self._context:,} tokens with the answer.",
+                "Ask about a part of it, or about fewer frames per second.",
+            )
 
     def _image(self, image: SourcedImage, start: int) -> EncodedImage:
         size = self._patches.size(image)

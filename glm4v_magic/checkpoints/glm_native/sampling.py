@@ -24,6 +24,8 @@ _MOST_SECONDS = 2400.0
 
 def _glm4v(video: SourcedVideo) -> list[int]:
     fps, last, duration = video.wanted_fps or 2.0, video.count - 1, video.duration
+    if fps > video.fps:
+        return list(range(video.count))
     if duration <= _LONGEST:
         number = max(math.floor(duration * fps), 1)
         return [min(last, math.ceil(i * video.fps / fps)) for i in range(number)]

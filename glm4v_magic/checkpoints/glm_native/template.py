@@ -21,6 +21,7 @@ from glm4v_magic.checkpoints.added_tokens import is_control, since_published
 from glm4v_magic.core.boxes import BOX_TAGS
 from glm4v_magic.core.conversation import Conversation, Message, Role
 from glm4v_magic.core.errors import CheckpointError, reason
+from glm4v_magic.core.video import SourcedVideo
 
 __all__ = ["CLOSE_THINKING", "OPEN_THINKING", "ChatTemplate"]
 
@@ -185,8 +186,9 @@ def _as_dict(message: Message, marks: _Marks) -> dict[str, Any]:
     text = marks.put(message.text, message.role)
     if message.role != "user":
         return {"role": message.role, "content": text}
-    parts: list[dict[str, str]] = [{"type": "image"} for _ in message.images]
-    parts += [{"type": "video"} for _ in message.videos]
+    parts: list[dict[str, str]] = [
+        {"type": "video" if isinstance(each, SourcedVideo) else "image"} for each in message.media
+    ]
     return {"role": message.role, "content": [*parts, {"type": "text", "text": text}]}
 
 

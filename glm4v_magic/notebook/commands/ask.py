@@ -20,14 +20,18 @@ from glm4v_magic.core.errors import (
     OptionError,
     PromptError,
 )
-from glm4v_magic.core.options import VideoParts, check, of_group
-from glm4v_magic.core.typed_options import as_typed, typed
 from glm4v_magic.images import SourcedImage, count_images, parse_crop, resolve_images
 from glm4v_magic.images.video import has_frames, is_clip, to_video
 from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, Quoted, takes
 from glm4v_magic.notebook.commands.context import Context, require_variable_name
 from glm4v_magic.notebook.commands.over import over
-from glm4v_magic.notebook.commands.question import form_asked, sampling_of, show_preview, system_of
+from glm4v_magic.notebook.commands.question import (
+    form_asked,
+    sampling_of,
+    show_preview,
+    system_of,
+    video_parts,
+)
 from glm4v_magic.notebook.live.screen import screen_for
 
 if TYPE_CHECKING:
@@ -116,13 +120,13 @@ def answer(
     """
     require_variable_name(arguments.out)
     if arguments.over is not None:
-        _refuse_video_options(arguments, "which --over does not take")
         return over(context, arguments, images, typed_question(arguments, text), names)
     _refuse_without_over(arguments)
     question = question_of(arguments, text, names)
-    video, images = video_of(context, arguments, images, names)
-    sourced = images_of(context, arguments, images, names)
+    video, before, after = video_of(context, arguments, images, names)
+    sourced = images_of(context, arguments, [*before, *after], names)
     where = {
+        "before_video": None if video is None else count_images(before, names),
         "chat": arguments.chat,
         "follow_up": arguments.follow_up,
         "system": system_of(context, arguments),
@@ -234,15 +238,17 @@ def typed_question(arguments: Namespace, text: str) -> str:
 
 def video_of(
     context: Context, arguments: Namespace, words: list[str], names: Mapping[str, Any]
-) -> tuple[SourcedVideo | None, list[str]]:
-    """Return the video that a word names, with ``--fps``, ``--from`` and ``--to``, and the rest.
+) -> tuple[SourcedVideo | None, list[str], list[str]]:
+    """Return the video that a word names, with ``--fps``, ``--from`` and ``--to``, and other words.
+
+    Those before it and those behind it are apart; without a video all are before it.
 
     A clip is recognised by its suffix; a variable with an array of several frames is a video, too.
     """
     clips = [word for word in words if is_clip(word) or has_frames(names.get(word))]
     if not clips:
-        _refuse_video_options(arguments, "and there is none on this line")
-        return None, words
+        video_parts(arguments, "and there is none on this line")
+        return None, words, []
     if len(clips) > 1:
         raise OptionError(
             f"{clips[0]} and {clips[1]} are two videos; a question has one.",
@@ -250,17 +256,10 @@ def video_of(
         )
     (clip,) = clips
     context.session.require_video()
-    parts = typed(arguments, of_group(VideoParts))
-    for name, value in parts.items():
-        check(name, value, as_typed(name))
+    parts = video_parts(arguments)
     video = to_video(names.get(clip, clip), clip, limits=context.settings.limits, **parts)
-    return video, [word for word in words if word != clip]
-
-
-def _refuse_video_options(arguments: Namespace, why: str) -> None:
-    for option in of_group(VideoParts):
-        if getattr(arguments, option.name) is not None:
-            raise OptionError(f"{as_typed(option.name)} is about a video, {why}.")
+    place = words.index(clip)
+    return video, words[:place], words[place + 1 :]
 
 
 def images_of(

@@ -14,12 +14,19 @@ from glm4v_magic.calls.tasks import asked
 from glm4v_magic.core.errors import Glm4vError, InputError, MapInterrupted, OptionError
 from glm4v_magic.core.events import Event, Loading, Started
 from glm4v_magic.core.remarks import worded
+from glm4v_magic.core.video import SourcedVideo
 from glm4v_magic.images import SourcedImage, parse_crop, resolve_images, to_images
 from glm4v_magic.images.files import path_of
+from glm4v_magic.images.video import is_video, to_video
 from glm4v_magic.images.words import is_lookup, looked_up
 from glm4v_magic.mapping.items import Items, are_images, files_of, is_dataframe, items_of, plan
 from glm4v_magic.notebook.commands.context import Context
-from glm4v_magic.notebook.commands.question import form_asked, sampling_of, show_preview
+from glm4v_magic.notebook.commands.question import (
+    form_asked,
+    sampling_of,
+    show_preview,
+    video_parts,
+)
 from glm4v_magic.notebook.live.board import Board, board_for
 from glm4v_magic.notebook.live.screen import screen_for
 from glm4v_magic.notebook.next_steps import CELL
@@ -51,15 +58,19 @@ def over(
     _refuse_options_of_a_chat(arguments)
     form = form_asked(arguments, names)
     items = named_items(arguments.over, names, arguments.page)
-    with_images = bool(images) or are_images(prompt, items, raw=arguments.raw)
-    for option in ("page", "crop"):
-        if getattr(arguments, option) is not None and not with_images:
-            raise OptionError(f"--{option} is about an image, and the rows have none.")
+    as_images = are_images(prompt, items, raw=arguments.raw)
+    clips = [as_images and is_video(each) for each in items.values]
+    with_images = bool(images) or (as_images and not all(clips))
+    parts = video_parts(arguments, "and the rows have none" if not any(clips) else None)
+    _refuse_parts_of_no_image(arguments, with_images)
     crop = None if arguments.crop is None else parse_crop(arguments.crop)
     limits, page = context.settings.limits, arguments.page
 
     def read(value: object, name: str) -> tuple[SourcedImage, ...]:
         return cut(to_images(value, name, limits=limits, page=page))
+
+    def read_video(value: object, name: str) -> SourcedVideo:
+        return to_video(value, name, limits=limits, **parts)
 
     def cut(found: tuple[SourcedImage, ...]) -> tuple[SourcedImage, ...]:
         return found if crop is None else tuple(crop.of(image) for image in found)
@@ -68,11 +79,11 @@ def over(
     system = context.settings.system if arguments.system is None else arguments.system
     if arguments.preview:
         prompt = asked(prompt, arguments.task, form.schema)
-        row = next(
-            row for row in plan(prompt, items, names, raw=arguments.raw) if row.failure is None
-        )
-        own = read(row.item, row.name) if row.is_image else ()
-        draft = context.session.draft(row.prompt, list(shared + own), system=system)
+        rows = plan(prompt, items, names, raw=arguments.raw)
+        row = next(row for row in rows if row.failure is None)
+        video = read_video(row.item, row.name) if row.is_video else None
+        own = read(row.item, row.name) if row.is_image and video is None else ()
+        draft = context.session.draft(row.prompt, list(shared + own), video, system=system)
         show_preview(context, draft, arguments.task)
         return None
     screen = screen_for(context.shell, context.model, quiet=arguments.quiet)
@@ -100,6 +111,7 @@ def over(
             batch_size=arguments.batch_size,
             fresh=arguments.fresh,
             read=read,
+            read_video=read_video,
             words=CELL,
             **sampling_of(context, arguments),
             **form.options,
@@ -117,6 +129,12 @@ def over(
         board.close()
     _refuse_if_all_failed(context, result, arguments.out, board)
     return result
+
+
+def _refuse_parts_of_no_image(arguments: Namespace, with_images: bool) -> None:
+    for option in ("page", "crop"):
+        if getattr(arguments, option) is not None and not with_images:
+            raise OptionError(f"--{option} is about an image, and the rows have none.")
 
 
 def _refuse_options_of_a_chat(arguments: Namespace) -> None:

@@ -13,14 +13,14 @@ from glm4v_magic.calls.refusals import refuse_task
 from glm4v_magic.calls.tasks import EXTRACT
 from glm4v_magic.core.conversation import Conversation
 from glm4v_magic.core.errors import OptionError, did_you_mean
-from glm4v_magic.core.options import Sampling, of_group
-from glm4v_magic.core.typed_options import typed
+from glm4v_magic.core.options import Sampling, VideoParts, check, of_group
+from glm4v_magic.core.typed_options import as_typed, typed
 from glm4v_magic.notebook.command_line import Quoted
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.outside import json_value, text_of
 
-__all__ = ["form_asked", "sampling_of", "show_preview", "system_of"]
+__all__ = ["form_asked", "sampling_of", "show_preview", "system_of", "video_parts"]
 
 
 def form_asked(arguments: Namespace, names: Mapping[str, Any]) -> Form:
@@ -77,6 +77,24 @@ def sampling_of(context: Context, arguments: Namespace) -> dict[str, Any]:
     values = {each.name: getattr(context.settings, each.name) for each in table if each.who.setting}
     values |= typed(arguments, table)
     return {name: value for name, value in values.items() if value is not None}
+
+
+def video_parts(arguments: Namespace, refused: str | None = None) -> dict[str, Any]:
+    """Return ``--fps``, ``--from`` and ``--to``, by the names of Python, as far as they are given.
+
+    Args:
+        arguments: as `ANSWER_OPTIONS` declares them.
+        refused: why there is no video that they are about; ``None`` if there is one.
+
+    Raises:
+        OptionError: if one is given without a video, or out of range.
+    """
+    parts = typed(arguments, of_group(VideoParts))
+    for name, value in parts.items():
+        if refused is not None:
+            raise OptionError(f"{as_typed(name)} is about a video, {refused}.")
+        check(name, value, as_typed(name))
+    return parts
 
 
 def show_preview(context: Context, conversation: Conversation, task: str | None = None) -> None:

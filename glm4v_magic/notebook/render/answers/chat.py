@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from glm4v_magic.calls.boxes import marks_of
 from glm4v_magic.calls.boxes_text import line_of, mark_lines
 from glm4v_magic.core.conversation import Conversation, Message
+from glm4v_magic.core.image import SourcedImage
+from glm4v_magic.core.video import SourcedVideo
 from glm4v_magic.core.wording import counted, pixels, printable
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.answers.thinking import folded, thought_line
@@ -25,10 +27,7 @@ def history_bundle(conversation: Conversation) -> MimeBundle:
     plain, markdown = [], []
     for turn, message in enumerate(conversation.messages):
         speaker = _SPEAKERS[message.role] + ("" if message.complete else " (unfinished)")
-        images = [
-            f"{printable(image.source)}, {pixels(image.original_size)}" for image in message.images
-        ]
-        images += [f"{printable(video.source)}, {pixels(video.size)}" for video in message.videos]
+        images = [f"{printable(each.source)}, {pixels(_size(each))}" for each in message.media]
         thoughts = [thought_line(message.thinking)] if message.thinking else []
         notes = [f"[{note}]" for note in (*images, *thoughts)]
         boxes = _boxes(conversation, turn)
@@ -43,6 +42,10 @@ def history_bundle(conversation: Conversation) -> MimeBundle:
         )
         markdown += [fill("image_note", note=box) for box in boxes]
     return {"text/plain": "\n\n".join(plain), "text/markdown": "\n\n".join(markdown)}
+
+
+def _size(shown: SourcedImage | SourcedVideo) -> tuple[int, int]:
+    return shown.size if isinstance(shown, SourcedVideo) else shown.original_size
 
 
 def chats_bundle(chats: Sequence[tuple[str, Conversation]], current: str) -> MimeBundle:
