@@ -13,7 +13,7 @@ from glm4v_magic.core.errors import ConversationError, OptionError
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.planning.decision import make_plan
-from glm4v_magic.planning.files import plan_from_json, plan_to_json
+from glm4v_magic.planning.files import plan_from_json
 from glm4v_magic.planning.plan import plan
 from glm4v_magic.planning.seen import image_size_of, planned_image
 
@@ -51,7 +51,7 @@ def test_the_size_of_a_plan_means_the_same_in_any_context(workload):
 def test_a_plan_says_how_large_and_its_file_keeps_it():
     made = plan(PUBLISHED, (), Workload(context=8192, images=5))
     assert "5 images of up to 980 x 980 px" in str(made)
-    assert plan_from_json(plan_to_json(made)).workload.image_size == 980
+    assert plan_from_json(made.to_json()).workload.image_size == 980
 
 
 def test_larger_images_take_more_of_a_gpu():
