@@ -483,7 +483,7 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
             ),
             (
                 "load tiny --max-memory -3",
-                "--max-memory is -3.0, but must be a number of GiB above 0, or one for e",
+                "--max-memory is -3.0, but must be a number of GiB above 0, one for each",
             ),
             (
                 "load tiny --max-memory 1,,2",
@@ -577,11 +577,11 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
             ),
             (
                 "load tiny --map unknown_gpu.json",
-                "The device map puts '' on GPU 99, but there is none.",
+                "The device map puts 'the whole model' on GPU 99, but there is none.",
             ),
             (
                 "load tiny --map missing_module.json",
-                "The device map names 'transformer.embedding', which the mode",
+                "The device map gives 'model.vision' and 3 more no device.",
             ),
             ("load tiny --map folder", "The device map folder cannot be read: Is a directory."),
         ),

@@ -48,7 +48,6 @@ def settle(
     """
     if not device_map:
         raise DeviceMapError("The device map is empty.", EXAMPLE)
-    _check_overlaps(device_map)
     known = {*tree.modules, *tree.tensors}
     translated: dict[str, tuple[str, ...]] = {}
     for name in device_map:
@@ -57,6 +56,7 @@ def settle(
             if found is None:
                 raise DeviceMapError(*_unknown(name, tree))
             translated[name] = found
+    _check_overlaps(device_map)
     own: DeviceMap = {name: place for name, place in device_map.items() if name in known}
     votes: dict[str, Counter[Place]] = {}
     for name, names in translated.items():
