@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo lab test test-fast nightly bench lint tables docs dist eval-demo clean
+.PHONY: demo lab test test-fast nightly bench lint tables docs dist eval-demo eval-native-demo clean
 
 demo: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py notebooks/01_quickstart.ipynb
@@ -67,6 +67,9 @@ dist: $(INSTALLED)
 
 eval-demo: $(INSTALLED)
 	$(BIN)/python -m training.evaluate
+
+eval-native-demo: $(INSTALLED)
+	$(BIN)/python -m training.native.evaluate
 
 # Installed once, and again whenever what is to be installed has changed.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from glm4v_magic.checkpoints import hub
 from glm4v_magic.core.errors import CheckpointError
-from glm4v_magic.core.model import DEMO, LoadProgress
+from glm4v_magic.core.model import DEMO, DEMOS, LoadProgress
 
 if TYPE_CHECKING:
     import torch
@@ -119,8 +119,9 @@ def resolve(
     """Find a checkpoint and check its files.
 
     Args:
-        name: folder, repository on the hub, name of a published checkpoint, or ``demo`` (also the
-            meaning of ``None``). It may be that of an adapter, whose base is found as well.
+        name: folder, repository on the hub, name of a published checkpoint, or one of `DEMOS`
+            (``demo`` is also the meaning of ``None``). It may be that of an adapter, whose base is
+            found as well.
         revision: commit, branch or tag of a repository.
         download: whether to download files that are not in the local cache of the hub.
         base: model that the adapter is for, found like `name`; ``None`` for what it says itself.
@@ -155,7 +156,7 @@ def _open(source: Source, folder: Path) -> Checkpoint:
     from glm4v_magic.checkpoints.contents import read_contents
     from glm4v_magic.checkpoints.glm_native import families
 
-    notice = DEMO_NOTICE if source.place.text == DEMO else ""
+    notice = DEMO_NOTICE if source.place.text in DEMOS else ""
     _require_known(folder)  # before the headers of weights are read
     contents = read_contents(folder)
     adapter = source.adapter or contents.adapter

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from glm4v_magic.checkpoints.kinds import require_known
 from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import CheckpointError, did_you_mean
-from glm4v_magic.core.model import DEMO, Architecture
+from glm4v_magic.core.model import DEMOS, Architecture
 
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints.adapters import Adapter
@@ -33,7 +33,7 @@ def architecture(
 
     Args:
         source: folder, repository in a cache, name of a published checkpoint (in any case, with or
-            without its owner), ``demo``, or a ``config.json``.
+            without its owner), one of `DEMOS`, or a ``config.json``.
         base: model that the adapter is for; ``None`` for what it says itself.
         lora: folder of an adapter for the model.
 
@@ -64,7 +64,7 @@ def architecture(
     known = ", ".join(PUBLISHED)
     raise CheckpointError(
         f"There is no configuration {text!r}: no such folder or file, and not one of {known}.",
-        did_you_mean(text.rpartition("/")[2], [*PUBLISHED, DEMO]),
+        did_you_mean(text.rpartition("/")[2], [*PUBLISHED, *DEMOS]),
     )
 
 

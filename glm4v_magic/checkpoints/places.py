@@ -14,7 +14,7 @@ from pathlib import Path
 from glm4v_magic.checkpoints import hub
 from glm4v_magic.checkpoints.names import Named, named
 from glm4v_magic.core.errors import CheckpointError, OptionError, did_you_mean
-from glm4v_magic.core.model import DEMO
+from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.server_address import is_address_without_scheme, refuse_address
 
 __all__ = ["Place", "find_place", "not_found"]
@@ -60,10 +60,10 @@ def find_place(text: str, revision: str | None = None) -> Place:
     """
     refuse_address(text)
     folder = Path(text).expanduser()
-    if revision is not None and (text == DEMO or folder.exists()):
+    if revision is not None and (text in DEMOS or folder.exists()):
         raise OptionError(f"{text} is no repository of the hub, so it has no revision {revision}.")
-    if text == DEMO:
-        return Place(text, text, (Path(__file__).parent / DEMO,))
+    if text in DEMOS:
+        return Place(text, text, (Path(__file__).parent / text,))
     if folder.is_dir():
         return Place(text, text, (folder,))
     if folder.exists():
@@ -116,6 +116,6 @@ def not_found(text: str) -> CheckpointError:
         return CheckpointError(what, "The address of a server begins with http://.")
     parent = folder.parent
     siblings = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
-    similar = did_you_mean(folder.name, [*siblings, DEMO])
+    similar = did_you_mean(folder.name, [*siblings, *DEMOS])
     hint = similar or "Give a folder, the id of a downloaded repository, or 'demo'."
     return CheckpointError(what, hint)

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-__all__ = ["DEMO", "Architecture", "EngineInfo", "LoadProgress", "ModelChoice"]
+__all__ = [
+    "DEMO",
+    "DEMOS",
+    "NATIVE_DEMO",
+    "Architecture",
+    "EngineInfo",
+    "LoadProgress",
+    "ModelChoice",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +61,13 @@ class ModelChoice:
 
 
 DEMO = "demo"
-"""Name of the embedded checkpoint."""
+"""Name of the embedded checkpoint in the layout of GLM-4V-9B."""
+
+NATIVE_DEMO = "demo-4.6v"
+"""Name of the one in the layout of GLM-4.6V: several images, boxes, video, thinking."""
+
+DEMOS = (DEMO, NATIVE_DEMO)
+"""Embedded checkpoints; each is in a folder of its name."""
 
 
 @dataclass(frozen=True, slots=True)

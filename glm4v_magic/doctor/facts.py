@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 
 from glm4v_magic.core.errors import CheckpointError, OptionError, reason
 from glm4v_magic.core.gpu_spec import GPU
-from glm4v_magic.core.model import DEMO
+from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.model_shape import ModelShape
 from glm4v_magic.hardware.driver import Driver, Link, find_driver, find_links
 from glm4v_magic.hardware.gpus import FoundGPU, find_gpus, import_torch_if_needed, is_apple
@@ -225,7 +225,7 @@ def _files(model: str, base: str | None, lora: str | None) -> tuple[bool, tuple[
         return False, None
     try:
         checkpoint = resolve(model, base=base, lora=lora)
-        if model != DEMO:
+        if model not in DEMOS:
             checkpoint.require_usable()
     except (CheckpointError, OptionError) as error:  # or a package that it needs is missing
         if place.in_cache and any(map(is_cut_short, place.folders)):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from glm4v_magic.checkpoints.names import PUBLISHED
-from glm4v_magic.core.model import DEMO
+from glm4v_magic.core.model import DEMOS
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.notebook.command_line import options_of
 from glm4v_magic.notebook.settings import Glm4v
@@ -121,7 +121,7 @@ def _schemas(current: str, context: Surroundings) -> Iterator[str]:
 
 
 def _models(current: str, context: Surroundings) -> Iterator[str]:
-    yield DEMO
+    yield from DEMOS
     yield from PUBLISHED
     yield from _files(current, lambda path: False)
 

@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 
 from glm4v_magic.core.errors import Glm4vError, OptionError
+from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.options import of_command
 from glm4v_magic.core.server_address import API_KEY, is_loopback, refuse_address
 from glm4v_magic.core.typed_options import argument_of, flags_of, typed
@@ -41,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("model", metavar="MODEL", help="folder, id on the hub, or demo")
+    made.add_argument(
+        "model", metavar="MODEL", help=f"folder, id on the hub, or {' or '.join(DEMOS)}"
+    )
     made.add_argument("--host", default="127.0.0.1", help="where to listen; this computer only")
     made.add_argument("--port", type=int, default=8000, metavar="N", help="8000; 0: any free one")
     for option in of_command("serve"):

@@ -41,7 +41,7 @@ def offered(tmp_path, monkeypatch):
         ("%glm4v lo", ["load"]),
         ("%glm4v help unl", ["unload"]),
         ("%glm4v nothing ", []),
-        ("%glm4v load de", ["demo"]),
+        ("%glm4v load de", ["demo", "demo-4.6v"]),
         ("%glm4v devices GLM-4V", ["GLM-4V-9B"]),
         ("%glm4v mem", ["memory"]),
         ("%glm4v load GLM-4V", ["GLM-4V-9B"]),

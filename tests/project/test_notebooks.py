@@ -17,6 +17,7 @@ CHINESE = re.compile("[\u4e00-\u9fff]")
 BUG = ROOT / "notebooks" / "02_the_bug_and_its_cure.ipynb"
 INSIDE = ROOT / "notebooks" / "04_look_inside.ipynb"
 SERVER = ROOT / "notebooks" / "05_bigger_than_one_machine.ipynb"
+SEVERAL = ROOT / "notebooks" / "06_several_images_boxes_video.ipynb"
 SCRIPT = runpy.run_path(str(ROOT / "notebooks" / "execute.py"))
 
 RAISES = "raises-exception"  # nbclient's tag for a cell that is meant to fail
@@ -238,6 +239,25 @@ def test_a_server_answers_as_the_model_in_this_process():
         assert "answers 404 Not Found: There is no model 'glm-4v-9b' here" in said
         assert "No server answers at" in said
         assert said.count("answers 401 Unauthorized") == 2
+
+
+def test_several_images_boxes_and_a_clip_are_answered_as_anyone_would():
+    said = dict(SCRIPT["questions_and_answers"](committed(SEVERAL)))
+    for question, right in (
+        (
+            "monday tuesday --thinking off\nWhich image shows a triangle?",
+            "Image 2 shows a triangle.",
+        ),
+        ("monday tuesday --thinking off\nHow many shapes are in image 2?", "There are 3 shapes in"),
+        ("monday tuesday -o answer\nHow many shapes are in image 1?", "There are 2 shapes in"),
+        ("tuesday --thinking off -o all_of_them\nFind all shapes.", "3 green triangle: ("),
+    ):
+        assert right in said[f"%%glm4v {question}"]
+    text = printed(committed(SEVERAL))
+    assert "thought: Image 1: a red circle, a blue square. Image 2: " in text
+    (measured,) = re.findall(r"^IoU (\d\.\d\d)$", text, re.MULTILINE)
+    assert float(measured) > 0.6
+    assert "\n[1]\n" in text  # the box is on the second image
 
 
 def test_machine_paths_are_recognised():

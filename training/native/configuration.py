@@ -159,9 +159,9 @@ def preprocessor_config() -> dict[str, Any]:
 
 
 def video_preprocessor_config() -> dict[str, Any]:
-    """Return `video_preprocessor_config.json`: up to six pairs of frames of an image's size."""
+    """Return `video_preprocessor_config.json`: four to six frames are as large as an image."""
     return {
-        "size": {"shortest_edge": 18000, "longest_edge": 6 * 25600},
+        "size": {"shortest_edge": 18000, "longest_edge": 6 * 112 * 112},
         "patch_size": PATCH,
         "temporal_patch_size": 2,
         "merge_size": 2,

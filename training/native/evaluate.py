@@ -1,9 +1,9 @@
 """Measure the second demo on scenes it never saw, through the code that users run.
 
-``python -m training.native.evaluate [--per-kind 300] CHECKPOINT`` loads the checkpoint as
-`glm4v_magic` does, asks with its processor and decodes greedily, with thinking and without, and
-prints for each kind of question how many answers are exactly right. Of boxes it prints the mean
-intersection over union, which is 0 where a box is missing or too many.
+``python -m training.native.evaluate [--per-kind 300] [CHECKPOINT]`` loads the checkpoint (the
+embedded one by default) as `glm4v_magic` does, asks with its processor and decodes greedily, with
+thinking and without, and prints for each kind of question how many answers are exactly right. Of
+boxes it prints the mean intersection over union, which is 0 where a box is missing or too many.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from glm4v_magic.calls.boxes import marks
 from glm4v_magic.core.boxes import Box
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.events import Finished
+from glm4v_magic.core.model import NATIVE_DEMO
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.engines import Engine
 from glm4v_magic.images import SourcedImage
@@ -110,7 +111,8 @@ def _of_clip(kind: str, rng: random.Random, split: Split) -> Question | None:
     exchange = ask_about_clip(rng, clip, kind, split)
     if exchange is None:
         return None
-    return Question(exchange, frames=tuple(draw_scene(each, 112) for each in clip.frames))
+    side = rng.choice((112, 224, 336))
+    return Question(exchange, frames=tuple(draw_scene(each, side) for each in clip.frames))
 
 
 def _of_nothing(rng: random.Random, split: Split) -> Question | None:
@@ -180,7 +182,7 @@ def _conversation(question: Question) -> Conversation:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", help="folder or name")
+    parser.add_argument("checkpoint", nargs="?", default=NATIVE_DEMO, help="folder or name")
     parser.add_argument("--per-kind", type=int, default=300, help="questions a kind and column")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="*", help="only these kinds")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ from training.phrases import CHINESE_COLOURS, CHINESE_SHAPES
 from training.questions import CANNOT_TELL, NO_IMAGE, Language
 from training.scenes import rng_for
 
-__all__ = ["EDGES", "load", "trained"]
+__all__ = ["EDGES", "load", "save", "trained"]
 
 EDGES = tuple(str(STEP * step + STEP // 2) for step in range(BINS))
 """What an edge of a box may be, each one token."""
@@ -81,6 +82,15 @@ def load(folder: Path) -> PreTrainedTokenizerFast:
     """Read the tokenizer of a checkpoint folder."""
     tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
     return tokenizer
+
+
+def save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write the tokenizer's files, without what `load` has noted of where they came from."""
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    described = json.loads(file.read_text(encoding="utf-8"))
+    kept = {name: value for name, value in described.items() if "local" not in name}
+    file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _texts(seed: int, scenes: int) -> Iterator[str]:

@@ -18,7 +18,7 @@ from training.native.export import export, load_network
 from training.native.heads import DenseHeads
 from training.native.network import Network, initialise
 from training.native.questions import CLIP_KINDS, IMAGE_KINDS, PAIR_KINDS
-from training.native.tokenizer import load, trained
+from training.native.tokenizer import load, save, trained
 from training.native.tower import rescale_tower, train_tower
 from training.native.whole import train_whole
 
@@ -100,10 +100,10 @@ def _begun(options: argparse.Namespace) -> tuple[Network, DenseHeads]:
     if options.start:
         tokenizer = load(options.start)
         tokenizer.chat_template = CHAT_TEMPLATE
-        tokenizer.save_pretrained(options.out)
+        save(tokenizer, options.out)
         network = load_network(options.start)
     else:
-        trained(options.seed, options.vocabulary).save_pretrained(options.out)
+        save(trained(options.seed, options.vocabulary), options.out)
         network = Network(checkpoint_config(load(options.out).get_vocab()))
         initialise(network, torch.Generator().manual_seed(options.seed))
     heads = DenseHeads(*network.widths)

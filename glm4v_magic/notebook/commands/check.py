@@ -13,6 +13,7 @@ from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import BusyError, OptionError, PlacementError
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
+from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.dry_run.files import report_to_json
 from glm4v_magic.dry_run.text import raise_if_unusable
@@ -29,7 +30,7 @@ __all__ = ["check"]
 
 @takes(
     "glm4v check",
-    argument("model", nargs="?", help=f"Folder, repository, demo, {', '.join(PUBLISHED)}."),
+    argument("model", nargs="?", help=f"Folder, repository, {', '.join((*DEMOS, *PUBLISHED))}."),
     *from_table(
         "check",
         device_map={

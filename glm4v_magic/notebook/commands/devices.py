@@ -15,7 +15,7 @@ from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import BusyError, DoesNotFitError, Glm4vError, PlacementError
 from glm4v_magic.core.events import Event, Loading
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
-from glm4v_magic.core.model import Architecture
+from glm4v_magic.core.model import DEMOS, Architecture
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.hardware.usable import gpus_here
 from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
@@ -44,7 +44,7 @@ __all__ = ["Drawing", "devices", "draw", "draw_loaded", "make_tool", "refuse_ser
 
 @takes(
     "glm4v devices",
-    argument("model", nargs="?", help=f"Folder, repository, demo, {', '.join(PUBLISHED)}."),
+    argument("model", nargs="?", help=f"Folder, repository, {', '.join((*DEMOS, *PUBLISHED))}."),
     *from_table("devices"),
     DEBUG,
 )

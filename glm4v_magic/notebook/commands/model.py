@@ -9,7 +9,7 @@ from typing import Any
 from IPython.core.magic_arguments import argument
 
 from glm4v_magic.calls.prompt import expand
-from glm4v_magic.core.model import ModelChoice
+from glm4v_magic.core.model import DEMOS, ModelChoice
 from glm4v_magic.core.options import of_command
 from glm4v_magic.core.typed_options import typed
 from glm4v_magic.core.wording import printable
@@ -26,7 +26,11 @@ __all__ = ["load", "status", "unload"]
 
 @takes(
     "glm4v load",
-    argument("model", nargs="?", help="Folder, id on the hub, demo, or a server's address."),
+    argument(
+        "model",
+        nargs="?",
+        help=f"Folder, id on the hub, {', '.join(DEMOS)}, or a server's address.",
+    ),
     *from_table("load"),
     DEBUG,
 )

@@ -13,6 +13,7 @@ from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.options import PlacementFields, of_group
 from glm4v_magic.core.placement import GivenMap, PlacementOptions
 from glm4v_magic.core.plan import Plan
@@ -80,7 +81,7 @@ def _quoted(word: str) -> str:
 
 @takes(
     "glm4v plan",
-    argument("model", nargs="?", help=f"Folder, repository, demo, {', '.join(PUBLISHED)}."),
+    argument("model", nargs="?", help=f"Folder, repository, {', '.join((*DEMOS, *PUBLISHED))}."),
     *from_table("plan"),
     argument("--save", metavar="FILE.json", help="Write the plan to a file, for --map."),
     argument(
