@@ -1,4 +1,4 @@
-"""Smoke test of an installed wheel: the extension loads, and the demo model answers.
+"""Smoke test of an installed wheel: the extension loads, and the demo models answer.
 
     python -I tests/wheel.py notebooks/shapes.png
 
@@ -35,6 +35,10 @@ def main(photo: Path) -> None:
         cell = f'%%glm4v "{photo}" -o answer --temperature 0\nWhat colour is the circle?'
         shell.run_cell(cell).raise_error()
         assert shell.user_ns["answer"].text == "The circle is red."
+        second = glm4v_magic.load("demo-4.6v", gpus="cpu")
+        assert (
+            second.ask("What shape is blue?", images=[photo]).text == "The blue shape is a square."
+        )
     size = sum(file.stat().st_size for file in package.rglob("*") if file.suffix != ".pyc")
     sys.stdout.write(f"glm4v_magic {version('glm4v_magic')}: {size / 1e6:.1f} MB of files\n")
 
