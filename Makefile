@@ -19,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxpro
 test: $(INSTALLED)
 	$(PYTEST)
 
-# While working: no browser, kernel or server, and none of the long files (`SLOW` in tests/conftest.py).
+# While working: no browser, kernel or server, and none of the long files (tests/slow_files.py).
 test-fast: $(INSTALLED)
 	$(PYTEST) -m "not slow and not nightly and not browser and not gpu"
 

@@ -13,72 +13,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from shells import ROOT, TINY, ipython_shell
+from slow_files import SLOW
 
 # How long an example takes says more of the machine's other work than of the code.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
-
-SLOW = {
-    "calls/test_prompt.py": "asks a server",
-    "checkpoints/test_glm4v_9b_model.py": "compiles a model",
-    "core/test_options_table.py": "tries every value of every option",
-    "dispatch/test_activity.py": "many models and maps",
-    "dispatch/test_any_map.py": "many device maps of several models",
-    "dispatch/test_any_split.py": "many device maps of one model",
-    "dispatch/test_any_split_glm4v.py": "many device maps of one model",
-    "dispatch/test_dispatch.py": "many device maps",
-    "dispatch/test_native_splits.py": "many device maps of several models",
-    "doctor/test_doctor.py": "starts interpreters",
-    "dry_run/test_dry_run.py": "dry runs of published models",
-    "engines/test_decoding.py": "one model on many devices",
-    "engines/test_native_models.py": "several models",
-    "engines/test_oracle.py": "one model on many devices",
-    "engines/test_out_of_memory.py": "fills virtual GPUs",
-    "engines/test_prefixes.py": "one model on many devices",
-    "engines/test_refill.py": "answers hundreds of questions",
-    "engines/test_server_engine.py": "asks a server",
-    "engines/test_server_stream.py": "asks a server",
-    "hardware/test_gpus.py": "starts interpreters",
-    "images/test_images_web.py": "fetches from a server",
-    "mapping/test_batch.py": "answers hundreds of questions",
-    "notebook/test_chat_commands.py": "answers many questions, and asks a server",
-    "notebook/test_chat_demo.py": "a kernel",
-    "notebook/test_check_command.py": "dry runs",
-    "notebook/test_devices_command.py": "loads many models",
-    "notebook/test_fronts.py": "a browser",
-    "notebook/test_hostile_inputs.py": "thousands of inputs",
-    "notebook/test_magics.py": "answers many questions",
-    "notebook/test_notebook_traps.py": "answers many questions",
-    "notebook/test_options_matter.py": "every option, with and without",
-    "notebook/test_over.py": "answers hundreds of questions",
-    "notebook/test_over_forms.py": "trains a model",
-    "notebook/test_plan_command.py": "loads and dry runs",
-    "notebook/test_settings.py": "loads many models",
-    "notebook/test_stop_button.py": "a browser",
-    "notebook/test_terminal.py": "a terminal",
-    "notebook/test_thinking_cells.py": "loads models",
-    "notebook/test_widgets.py": "loads many models",
-    "notebook/test_widgets_browser.py": "a browser",
-    "notebook/test_widgets_kernel.py": "a kernel",
-    "planning/test_costs.py": "dry runs of published models",
-    "project/test_advice.py": "plans for many machines, and loads",
-    "project/test_docs.py": "builds the pages and runs their examples",
-    "project/test_notebooks.py": "kernels",
-    "project/test_training_scenes.py": "draws thousands of images",
-    "server/test_answers.py": "a server",
-    "server/test_command.py": "a server",
-    "server/test_requests.py": "a server",
-    "server/test_waiting.py": "a server",
-    "session/test_closed_anywhere.py": "answers many questions, and asks a server",
-    "session/test_interrupted_anywhere.py": "interrupts at hundreds of moments",
-    "session/test_load_with_plan.py": "loads many models",
-    "session/test_native_session.py": "loads many models",
-    "session/test_preview.py": "answers many questions",
-    "virtual_gpus/test_virtual_gpus_families.py": "many models",
-    "virtual_gpus/test_virtual_gpus_operators.py": "imports PyTorch's database of operators",
-    "virtual_gpus/test_virtual_gpus_plugin.py": "starts interpreters",
-}
-"""Files that `make test-fast` leaves out, each with what takes long in it or what it starts."""
 
 # A shell lets its background jobs ignore interrupts, and so do the kernels they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -35,9 +35,8 @@ class ImageAnswer(Answer):
         if image is None:
             image = next((each.image for each in self.marks), -1)
         if not -len(self.images) <= image < len(self.images):
-            raise OptionError(
-                f"There is no image {image}: the answer has {counted(len(self.images), 'image')}."
-            )
+            there = counted(len(self.images), "image") if self.images else "no images"
+            raise OptionError(f"There is no image {image}: the answer has {there}.")
         number = image % len(self.images)
         lines = mark_lines(self.marks, self.images)
         on_it = [

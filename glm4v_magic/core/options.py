@@ -456,10 +456,14 @@ def _is_sizes(value: object) -> bool:
 
 
 def _is_pins(value: object) -> bool:
-    return isinstance(value, tuple) and all(
-        isinstance(unit, str) and unit.strip() and has_type(gpu, "int") and gpu >= 0
-        for unit, gpu in value
-    )
+    return isinstance(value, tuple) and all(map(_is_pin, value))
+
+
+def _is_pin(pair: object) -> bool:
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        return False
+    unit, gpu = pair
+    return isinstance(unit, str) and bool(unit.strip()) and has_type(gpu, "int") and gpu >= 0
 
 
 def _read_sizes(text: str) -> object:

@@ -172,9 +172,8 @@ def choose(
             _require_bitsandbytes(quantize)
     if chosen is not None:
         return chosen
-    made = make_plan(
-        architecture, options, gpus, keeps_fp8=loads
-    )  # without GPUs it checks the options
+    # Without GPUs this checks the options.
+    made = make_plan(architecture, options, gpus, keeps_fp8=loads)
     return made if gpus else None
 
 

@@ -514,6 +514,18 @@ def test_plans_and_indexes_that_are_put_right():
     assert set(decide(demo, PlacementOptions(), gpus, devices).device_map.values()) == {0}
 
 
+@takes("Leave it out.", "Give a larger one.")
+def test_images_get_a_size_that_suits_the_model():
+    gpus = parse_gpus("4x24GiB")
+    with pytest.raises(OptionError, match=r"no image_size to choose\. Leave it out\."):
+        make_plan(NINE_B, PlacementOptions(image_size=448), gpus)
+    assert make_plan(NINE_B, PlacementOptions(), gpus).fullness <= 1
+    newer = architecture("GLM-4.1V-9B-Thinking")
+    with pytest.raises(OptionError, match=r"no image smaller than .* Give a larger one\."):
+        make_plan(newer, PlacementOptions(image_size=28), gpus)
+    assert make_plan(newer, PlacementOptions(image_size=448), gpus).fullness <= 1
+
+
 @takes("Allow more, or use more GPUs.")
 def test_more_host_memory_is_allowed():
     little = {0: "16GiB", "cpu": "1GiB"}

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-import conftest
 import pytest
+from slow_files import SLOW
 
 TESTS = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("name", conftest.SLOW)
+@pytest.mark.parametrize("name", SLOW)
 def test_a_slow_file_exists_and_says_why(name):
     assert (TESTS / name).is_file()
     assert (TESTS / name).name.startswith("test_")
-    assert conftest.SLOW[name].strip()
+    assert SLOW[name].strip()

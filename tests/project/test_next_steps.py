@@ -177,7 +177,7 @@ def test_what_is_restarted_is_named_by_who_says_it():
     ("name", "spelled"),
     [
         ("max_tokens", ["--max-tokens", "max_tokens", "max_tokens"]),
-        ("device_map", ["--map", "device_map", "device_map"]),
+        ("device_map", ["--map", "device_map", "--map"]),
         ("max_memory", ["--max-memory", "max_memory", "--max-memory"]),
     ],
 )

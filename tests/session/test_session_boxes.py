@@ -156,14 +156,14 @@ def test_drawing_and_cutting_out():
     assert drawn.getpixel((20, 60)) == (0, 0, 0)
     assert answer.draw(0).tobytes() == drawn.tobytes()
     assert answer.crop(0).size == answer.crop(-1).size == (100, 60)
-    with pytest.raises(OptionError, match=r"There is no box 1: the answer has 1\."):
+    with pytest.raises(OptionError, match=r"There is no box 1: the answer has 1 box\."):
         answer.crop(1)
-    with pytest.raises(OptionError, match=r"There is no image 1: the answer has 1\."):
+    with pytest.raises(OptionError, match=r"There is no image 1: the answer has 1 image\."):
         answer.draw(1)
     none = session.ask("Which?")
-    with pytest.raises(OptionError, match=r"There is no box 0: the answer has 0\."):
+    with pytest.raises(OptionError, match=r"There is no box 0: the answer has no boxes\."):
         none.crop(0)
-    with pytest.raises(OptionError, match=r"There is no image -1: the answer has 0\."):
+    with pytest.raises(OptionError, match=r"There is no image -1: the answer has no images\."):
         none.draw()
 
 

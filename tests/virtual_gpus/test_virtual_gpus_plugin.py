@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -48,8 +49,14 @@ def test_without(request):
 
 
 def run(*arguments: str, folder: Path | None = None) -> str:
+    """Run Python, with no plugins of pytest but those that are named: not all are installed."""
     done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, cwd=folder, check=False
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -64,7 +71,6 @@ def plugin() -> str:
 
 def test_a_test_of_somebody_uses_the_fixture(tmp_path: Path) -> None:
     (tmp_path / "test_net.py").write_text(A_TEST_OF_SOMEBODY, "utf-8")
-    # where the package is installed anew, pytest finds the plugin by itself
     options = ("-q", "-p", "no:cacheprovider", "-p", plugin())
     assert "3 passed" in run("-m", "pytest", *options, "test_net.py", folder=tmp_path)
     assert "virtual_gpus" in run("-m", "pytest", *options, "--fixtures", folder=tmp_path)
