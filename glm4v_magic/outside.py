@@ -8,6 +8,7 @@ checked, not before.
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import reprlib
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
     from pydantic_core import ErrorDetails
 
-__all__ = ["FileKind", "checked", "json_object", "json_value", "text_of"]
+__all__ = ["FileKind", "checked", "is_there", "json_object", "json_value", "text_of"]
 
 T = TypeVar("T")
 
@@ -43,6 +44,16 @@ _KINDS = {
     "model_type": "an object",
     "tuple_type": "a list",
 }
+
+
+def is_there(path: Path) -> bool:
+    """Tell whether a path exists; one that is longer than any name of a file does not."""
+    try:
+        return path.exists()
+    except OSError as failure:
+        if failure.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 def text_of(path: Path, what: str, error: type[Glm4vError], hint: str = "") -> str:

@@ -32,7 +32,12 @@ def require_known(config: Mapping[str, Any], where: str) -> None:
             "code only; that is not done here.",
             code="of_cogvlm",
         )
-    kind = config.get("model_type", "without a model_type")
+    if "model_type" not in config:
+        raise CheckpointError(
+            f"{where} has no 'model_type', so it does not describe a model.",
+            f"Known are {', '.join(families.KNOWN)}.",
+        )
+    kind = config["model_type"]
     vision = "" if "vision_config" in config else " without a vision tower"
     raise CheckpointError(
         f"{where} describes a model of type {printable(str(kind))!r}{vision}.",

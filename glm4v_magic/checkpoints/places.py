@@ -16,6 +16,7 @@ from glm4v_magic.checkpoints.names import Named, named
 from glm4v_magic.core.errors import CheckpointError, OptionError, did_you_mean
 from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.server_address import is_address_without_scheme, refuse_address
+from glm4v_magic.outside import is_there
 
 __all__ = ["Place", "find_place", "not_found"]
 
@@ -60,13 +61,14 @@ def find_place(text: str, revision: str | None = None) -> Place:
     """
     refuse_address(text)
     folder = Path(text).expanduser()
-    if revision is not None and (text in DEMOS or folder.exists()):
+    there = is_there(folder)
+    if revision is not None and (text in DEMOS or there):
         raise OptionError(f"{text} is no repository of the hub, so it has no revision {revision}.")
     if text in DEMOS:
         return Place(text, text, (Path(__file__).parent / text,))
-    if folder.is_dir():
+    if there and folder.is_dir():
         return Place(text, text, (folder,))
-    if folder.exists():
+    if there:
         raise CheckpointError(f"{text} is a file.", "Give the folder that the checkpoint is in.")
     known = named(text)
     repositories = [text] if "/" in text else []
@@ -95,7 +97,8 @@ def _in_modelscope(repositories: Sequence[str], revision: str | None) -> Iterato
                 continue
             for folder in dict.fromkeys((name.replace(".", _DOT), name)):
                 path = root / owner / folder
-                if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+                files = (path / "config.json", path / "adapter_config.json")
+                if any(is_there(each) for each in files):
                     yield path
 
 
@@ -115,7 +118,8 @@ def not_found(text: str) -> CheckpointError:
     if is_address_without_scheme(text):
         return CheckpointError(what, "The address of a server begins with http://.")
     parent = folder.parent
-    siblings = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    near = parent.iterdir() if is_there(parent) and parent.is_dir() else ()
+    siblings = [path.name for path in near if path.is_dir()]
     similar = did_you_mean(folder.name, [*siblings, *DEMOS])
     hint = similar or "Give a folder, the id of a downloaded repository, or 'demo'."
     return CheckpointError(what, hint)

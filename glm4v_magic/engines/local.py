@@ -25,6 +25,7 @@ from glm4v_magic.checkpoints.reading import forget_locals
 from glm4v_magic.core.conversation import Generation, Request, Usage
 from glm4v_magic.core.errors import (
     ConversationError,
+    EngineError,
     GenerationInterrupted,
     Glm4vError,
     OutOfMemoryError,
@@ -193,6 +194,7 @@ class LocalEngine:
         self._architecture = checkpoint.architecture
         self.vocabulary = Vocabulary(self.processor.tokenizer, self.processor.told_token_ids)
         self._recorder = recorder
+        self._virtual = active() if self.gpus else None
         budget = kept_budget(None, placement.plan) if keep is None else keep
         self.kept = PrefixStore(budget, takes_prefixes=not loaded.inputs.is_recurrent)
         self.grammars = Grammars(self.processor.tokenizer, vocabulary, self.defaults.eos_token_id)
@@ -246,6 +248,11 @@ class LocalEngine:
         self, requests: Iterable[Request], at_once: int | None = None
     ) -> Generator[EngineEvent, None, None]:
         """Answer `requests`; see `engines.Engine.stream`."""
+        if self._virtual is not None and active() is not self._virtual:
+            raise EngineError(
+                f"{self._info.model} is on virtual GPUs whose `with VirtualGPUs(...)` block has "
+                "ended. Unload it, then load it again.",
+            )
         # Virtual GPUs draw from the CPU's random state.
         device = self._home if active() is None else "cpu"
         at_once = 1 if self._inputs.is_recurrent else at_once or self.batch_size

@@ -34,6 +34,7 @@ from glm4v_magic.images.messages import one_line
 from glm4v_magic.images.pdf import SUFFIX, count_pages, name_and_page, named
 from glm4v_magic.images.video import SUFFIXES as CLIPS
 from glm4v_magic.images.video import is_clip, is_video
+from glm4v_magic.outside import is_there
 
 __all__ = [
     "Items",
@@ -196,7 +197,8 @@ def files_of(
     if not text.strip():  # the path of an empty name is the folder itself
         raise OptionError("An empty name names no folder.", "The current one is called '.'.")
     place = path_of(text, folder)
-    if place.is_dir():
+    there = is_there(place)
+    if there and place.is_dir():
         inside = _listed(place, shown)
         found = _of_kind(text, inside, SUFFIXES) or _of_kind(text, inside, CLIPS)
         if not found:
@@ -204,11 +206,11 @@ def files_of(
                 f"The folder {shown} holds no images and no clips.",
                 "An image is a file such as *.png or *.jpg, a clip one such as *.mp4.",
             )
-    elif place.suffix.lower() == SUFFIX and place.is_file():
+    elif there and place.suffix.lower() == SUFFIX and place.is_file():
         return Items(text, *_pages_of(text, count_pages(place, text), page), kind="images")
     elif _is_page(text, folder):
         return Items(text, (text,), (_name_of_page(*name_and_page(text)),), kind="images")
-    elif place.is_file():
+    elif there and place.is_file():
         if not is_clip(text):
             raise OptionError(f"{shown} is one file.", _ACCEPTED)
         found = [text]
@@ -255,7 +257,10 @@ def _name_of_page(file: str, page: int | None) -> str:
 def _is_page(text: str, folder: Path) -> bool:
     """Tell whether a text names a page of an existing document: ``paper.pdf#page=3``."""
     file, page = name_and_page(text)
-    return page is not None and file.lower().endswith(SUFFIX) and path_of(file, folder).is_file()
+    if page is None or not file.lower().endswith(SUFFIX):
+        return False
+    place = path_of(file, folder)
+    return is_there(place) and place.is_file()
 
 
 def _listed(folder: Path, shown: str) -> list[str]:

@@ -167,7 +167,7 @@ def _unknown(parser: Any, name: str) -> OptionError:
     if others:
         magics = _magics(others[0])
         hint = f"It is one of {magics}."
-        if parser.prog.endswith(_AGAIN):
+        if parser.prog.endswith(_AGAIN) and "cell" in others[0].who.commands:
             hint = f"Question and images stay as they were; to change them, ask with {magics}."
         magic = f"%{parser.prog}" if " " in parser.prog else f"%%{parser.prog}"
         return OptionError(f"{magic} has no option {name}.", hint)

@@ -68,7 +68,10 @@ class Task:
     @property
     def budgets(self) -> list[Budget]:
         """Budgets in the order of `gpus`."""
-        return [Budget(gpu.usable_bytes - self._reserved(gpu), self.overhead) for gpu in self.gpus]
+        return [
+            Budget(max(gpu.usable_bytes - self._reserved(gpu), 0), self.overhead)
+            for gpu in self.gpus
+        ]
 
     def _reserved(self, gpu: GPU) -> int:
         return int(gpu.total_bytes * DEFAULT_RESERVE) if self.reserve is None else self.reserve

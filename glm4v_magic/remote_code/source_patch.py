@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from glm4v_magic.core.errors import CheckpointError
+from glm4v_magic.outside import is_there
 from glm4v_magic.remote_code.source_sites import SourceEdit, SourceSite, edit_modeling, edit_visual
 
 __all__ = ["FilePatch", "FolderPatch", "plan_patch", "write_patch"]
@@ -113,8 +114,9 @@ def plan_patch(folder: str | Path) -> FolderPatch:
             understood.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
+    there = is_there(folder)
+    if not there or not folder.is_dir():
+        what = "is not a folder" if there else "does not exist"
         raise CheckpointError(f"The checkpoint folder {folder} {what}.")
     missing = [name for name in _EDITORS if not (folder / name).is_file()]
     if missing:

@@ -148,7 +148,7 @@ NINE_B = json.loads((golden.CHECKPOINT / "config.json").read_text())
          "are chatglm (with a vision_config), glm46v, glm4v, glm4v_moe, glm5_next, glm_ocr, "
          "glmga."),
         ({"model_type": "chatglm"}, "describes a model of type 'chatglm'"),
-        ({}, "describes a model of type 'without a model_type'"),
+        ({}, "{path} has no 'model_type', so it does not describe a model. Known are "),
         ({"model_type": "glm4v"}, "{path} lacks 'text_config'. Is this"),
         ([], "{path} is [], not a JSON object"),
         ("{", "is not valid JSON"),

@@ -141,6 +141,14 @@ def test_doctor_says_ok_of_nothing_that_load_refuses(hub, tmp_path, where, damag
     assert verdicts["checkpoint"] == "fail"
 
 
+@pytest.mark.parametrize("name", ["a" * 300, f"zai-org/{'a' * 300}"])
+def test_a_name_longer_than_any_file_has_is_not_found(name):
+    with pytest.raises(CheckpointError, match=r"There is no checkpoint '"):
+        resolve(name)
+    with pytest.raises(CheckpointError, match=r"There is no configuration '"):
+        architecture(name)
+
+
 def test_cogvlm_is_named_with_what_can_be_done(tmp_path):
     config = {"architectures": ["CogVLMForCausalLM"], "vision_config": {}, "hidden_size": 4096}
     (tmp_path / "config.json").write_text(json.dumps(config))

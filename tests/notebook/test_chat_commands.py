@@ -357,6 +357,11 @@ class TestCommands:
         assert f"%glm4v {command} has no option {option.split()[0]}." in said
         assert "to change them, ask with %%glm4v." in said
 
+    def test_an_option_of_no_question_is_not_said_to_change_one(self, ask, run):
+        ask("One?")
+        said = run("%glm4v retry --objective balance", fails=True)
+        assert "%glm4v retry has no option --objective. It is one of %glm4v plan, " in said
+
     def test_continue_after_the_token_limit(self, ask, run, shell, session):
         part = ask("Which shape?", "--max-tokens 8")
         assert part.text.startswith('{"s')

@@ -100,6 +100,13 @@ def test_what_would_not_run_is_shown_and_then_raised(run, tmp_path):
     assert error.startswith("UsageError: ")
 
 
+def test_gpus_that_a_plan_leaves_out_are_not_too_small(run, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    shown = run(f"%glm4v plan {TINY} --gpus 3x1GiB --max-memory 1=1GiB --save plan.json")
+    assert "1 of 3 GPUs" in shown
+    assert "It would run" in run(f"%glm4v check {TINY} --map plan.json")
+
+
 def test_without_gpus_some_must_be_described(run, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert refusal(run, f"%glm4v check {TINY}") == (
@@ -118,9 +125,11 @@ def test_without_gpus_some_must_be_described(run, monkeypatch):
         ({**SPLIT, "model.vision.conv": 1}, "puts 'model.vision' on GPU 0, but "
          "'model.vision.conv' inside it on GPU 1."),
         ('{"lm_head": 0,', "map.json is not valid JSON"),
+        ("{}", "The device map is empty."),
         (None, "map.json cannot be read: No such file or directory."),
     ],
-    ids=["misses a module", "unknown module", "absent GPU", "overlap", "malformed", "no file"],
+    ids=["misses a module", "unknown module", "absent GPU", "overlap", "malformed", "empty",
+         "no file"],
 )  # fmt: skip
 def test_maps_that_are_wrong(run, tmp_path, content, message):
     if content is not None:
@@ -147,6 +156,7 @@ def test_maps_that_are_wrong(run, tmp_path, content, message):
         ("GLM-4V-9B --gpus 4x16GiB --dtype int4", "Unknown dtype 'int4'"),
         ("GLM-4V-9 --gpus 4x16GiB", "Did you mean GLM-4V-9B"),
         ("GLM-4V-9B --fps 2", "%glm4v check has no option --fps. It is one of %%glm4v."),
+        (f"{'a' * 300} --gpus 4x16GiB", "There is no configuration 'aaa"),
         ("GLM-4V-9B --gpu 4x16GiB", "There is no option --gpu. Did you mean --gpus"),
         ("--gpus 4x16GiB --json GLM-4V-9B", "the name of the file must end in .json."),
         (

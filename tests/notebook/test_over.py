@@ -47,6 +47,11 @@ def over(run, word, text="What?", options=GREEDY, **kwargs):
     return run(f"%%glm4v --over {word} -o rows {options}\n{text}", **kwargs)
 
 
+def test_a_list_on_the_line_may_be_longer_than_the_name_of_a_file(photos, run, shell):
+    over(run, str([*range(100)]).replace(" ", ""), "What is {{item}}?")
+    assert len(shell.user_ns["rows"]) == 100
+
+
 class TestTable:
     HOSTILE = "<script>alert(1)</script>\x1b[2J $x$ & more"
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.core.errors import DeviceMapError, Glm4vError, OptionError
+from glm4v_magic.core.errors import DeviceMapError, EngineError, Glm4vError, OptionError
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.planning.decision import decide, make_plan
@@ -51,6 +51,17 @@ def on_one_cpu(photo):
 def gpus():
     with VirtualGPUs("3x1GiB") as gpus:
         yield gpus
+
+
+def test_a_model_whose_virtual_gpus_are_gone_says_so_and_can_be_loaded_again(photo, on_one_cpu):
+    session = Session()
+    with VirtualGPUs("3x1GiB", available=True):
+        session.load(golden.CHECKPOINT)
+        session.ask(images=photo, **QUESTION)
+    with pytest.raises(EngineError, match=r"block has ended. Unload it, then load it again\.$"):
+        session.ask(images=photo, **QUESTION)
+    session.unload()
+    assert session.load(golden.CHECKPOINT).ask(images=photo, **QUESTION).text == on_one_cpu
 
 
 @pytest.mark.parametrize(
@@ -203,6 +214,12 @@ def test_dtypes_as_torch_has_them(gpus, options, expected):
 def test_sizes_as_accelerate_has_them(gpus, max_memory, devices):
     session = Session().load(golden.CHECKPOINT, max_memory=max_memory)
     assert session.status().info.devices == devices
+
+
+def test_gpus_that_accelerates_dict_leaves_out_have_no_room():
+    options = PlacementOptions(gpus="3x40GiB", max_memory={1: "40GiB"})
+    made = make_plan(architecture("GLM-4V-9B"), options)
+    assert [stage.capacity_bytes for stage in made.stages if not stage.units] == [0, 0]
 
 
 def test_host_memory_of_accelerates_dict_is_a_limit():

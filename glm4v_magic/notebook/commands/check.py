@@ -67,7 +67,9 @@ def check(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
     if status.busy:  # virtual GPUs change torch for all threads
         raise BusyError("The model is at work.", "Check when it has finished.")
     file = json_file(arguments.json, "--json")
-    given = given_map(arguments.device_map) or "plan"
+    given = given_map(arguments.device_map)
+    if given is None:
+        given = "plan"
     planned = given if isinstance(given, Plan) else None
     gpus = _gpus(arguments.gpus, planned)
     options = placement_options(arguments)

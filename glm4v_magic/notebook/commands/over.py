@@ -30,6 +30,7 @@ from glm4v_magic.notebook.commands.question import (
 from glm4v_magic.notebook.live.board import Board, board_for
 from glm4v_magic.notebook.live.screen import screen_for
 from glm4v_magic.notebook.next_steps import CELL
+from glm4v_magic.outside import is_there
 
 __all__ = ["named_items", "over"]
 
@@ -192,9 +193,10 @@ def named_items(word: str, names: Mapping[str, Any], page: int | None = None) ->
     """
     if word in names:
         return items_of(names[word], word)
-    if not path_of(word, Path.cwd()).exists() and is_lookup(word, names):
+    is_path = is_there(path_of(word, Path.cwd()))
+    if not is_path and is_lookup(word, names):
         return _column(word, names) or items_of(looked_up(word, names), word)
-    written = None if path_of(word, Path.cwd()).exists() else _literal(word)
+    written = None if is_path else _literal(word)
     if written is not None:
         return items_of(written, word)
     try:
