@@ -527,7 +527,7 @@ class PlacementFields:
         "Largest image that the model sees, as the side of a square in pixels: larger ones are "
         "scaled down to as many pixels, in their own proportions, and frames of videos, too.",
         _PLACED,
-        "a whole number of at least 28",
+        "a whole number from 28 to 65,536",
         lambda value: 28 <= value <= 2**16,
         metavar="N",
         unset="the model's own limit, or what the planned context has room for,",

@@ -273,6 +273,8 @@ def _shown(value: object) -> str:
     if isinstance(value, tuple):
         pairs = all(isinstance(each, tuple) for each in value)
         return ",".join(f"{each[0]}={each[1]}" if pairs else f"{each:g}" for each in value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -314,7 +314,8 @@ class TestPlans:
             ({"context": 64}, "context is 64, but the plan was made with 128"),
             ({"reserve": 0.2}, "reserve is 0.2, but the plan was made with 0.1"),
             ({"pin": {"vision": 0}}, "pin is vision=0, but the plan was made with vision=1"),
-            ({"offload": True}, "offload is True, but the plan was made without"),
+            ({"offload": True}, "offload is on, but the plan was made without"),
+            ({"split_vision": True}, "split_vision is on, but the plan was made without"),
         ],
     )
     def test_what_contradicts_a_plan_is_said(self, gpus, options, said):
