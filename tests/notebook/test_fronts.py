@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from attacks import ATTACKS
 from nbconvert import HTMLExporter
+from playwright.sync_api import expect
 from shells import ROOT
 
 pytestmark = pytest.mark.browser
@@ -61,6 +62,11 @@ def answer_of(cell):
     return cell.locator(".jp-OutputArea-output.jp-RenderedMarkdown")
 
 
+def expect_answer(cell, text):
+    """Wait until an answer holds a text: its place is on the page before its Markdown is."""
+    expect(answer_of(cell)).to_contain_text(text, use_inner_text=True, timeout=1000 * SECONDS)
+
+
 def stop_button(cell):
     return cell.get_by_role("button", name="Stop")
 
@@ -83,7 +89,7 @@ def wait_for_growth(page, number):
 
 
 def check_stopped(cell):
-    assert "stopped by you" in answer_of(cell).inner_text()
+    expect_answer(cell, "stopped by you")
     assert len(answer_of(cell).inner_text()) > 100
     assert (
         "Stopped: what was said until then is in _; %glm4v continue carries it on."
@@ -248,8 +254,9 @@ def test_a_saved_notebook_shows_its_answers_without_a_kernel_or_widgets(front, p
     with front.open(nbformat.from_dict(saved), FILES, kind=view) as again:
         cell = lab.cell(again, ANSWERED)
         cell.scroll_into_view_if_needed()
-        assert cell.get_by_role("img", name="shapes.png, 360 x 360 px").is_visible()
-        assert "12 tokens out" in answer_of(cell).inner_text()
+        image = cell.get_by_role("img", name="shapes.png, 360 x 360 px")
+        expect(image).to_be_visible(timeout=1000 * SECONDS)
+        expect_answer(cell, "12 tokens out")
         assert "Error displaying widget" not in again.content()
         screenshot(again, f"{kind}-reopened")
 
@@ -278,7 +285,8 @@ def test_boxes_are_shown_and_a_notebook_that_is_not_trusted_keeps_them(front):
     with front.open(nbformat.from_dict(saved), FILES, width=800) as page:
         cell = lab.cell(page, 1)
         image = cell.get_by_role("img", name="shapes.png with 1 circle <b>$x$; 2 a long label")
-        assert image.evaluate("each => [each.naturalWidth, each.naturalHeight]") == [360, 360]
+        for side in ("naturalWidth", "naturalHeight"):  # both are 0 until the image is decoded
+            expect(image).to_have_js_property(side, 360, timeout=1000 * SECONDS)
         assert image.bounding_box()["width"] <= 560
         cell.get_by_text("2 boxes, 1 point").click()
         assert cell.get_by_role("cell", name="(207, 71) to (360, 182) px").is_visible()
