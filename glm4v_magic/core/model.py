@@ -100,8 +100,6 @@ class EngineInfo:
         visual_tokens: tokens of one image; ``None`` if it depends on the image.
         context: context length in tokens (prompt and answer); ``None`` if a server does not tell.
         parameters: number of weights; ``None`` for a server.
-        largest_image: side in pixels of the largest square image that is seen, where images keep
-            their sizes; ``None`` if they do not, or a server does not tell.
         dtype: dtype of the weights, such as ``bfloat16``; empty for a server.
         devices: devices of the weights, such as ``("cuda:0", "cuda:1")``; empty for a server.
         quantize: quantisation of the text part's linear layers, if any.
@@ -112,6 +110,8 @@ class EngineInfo:
         takes_video: whether it takes video; ``None`` if a server does not tell.
         efforts: names of the efforts that its thinking can take; empty where there is no choice.
         tasks: tasks that it has published prompts for; ``None`` if a server does not tell.
+        largest_image: side in pixels of the largest square image that is seen, where images keep
+            their sizes; ``None`` if they do not, or a server does not tell.
         notes: how the model differs from its files, a sentence each: another dtype, or settings
             that decoding here does not follow.
     """
@@ -123,7 +123,6 @@ class EngineInfo:
     visual_tokens: int | None
     context: int | None
     parameters: int | None
-    largest_image: int | None = None
     dtype: str = ""
     devices: tuple[str, ...] = ()
     quantize: Quantization | None = None
@@ -134,6 +133,7 @@ class EngineInfo:
     takes_video: bool | None = None
     efforts: tuple[str, ...] = ()
     tasks: tuple[str, ...] | None = None
+    largest_image: int | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -44,7 +44,6 @@ from glm4v_magic.notebook.widgets.loaded import LoadedWidget
 from glm4v_magic.planning.decision import decide
 from glm4v_magic.planning.occupancy import Occupancy, OccupiedGPU, Part, occupancy
 from glm4v_magic.planning.plan import plan
-from glm4v_magic.session import session as session_room
 from glm4v_magic.session import session as sessions
 from glm4v_magic.session.session import Session
 from glm4v_magic.virtual_gpus import VirtualGPUs
@@ -462,9 +461,6 @@ def test_the_view_of_memory_says_it_while_it_is_true():
 
 @pytest.fixture
 def loaded(monkeypatch):
-    # Shares are of looks at the clock: of the time itself, a busy computer gives a part any.
-    clock = itertools.count().__next__
-    monkeypatch.setattr(session_room, "ActivityRecorder", lambda: ActivityRecorder(clock))
     # By this clock parts take as long as what is between them, on a busy computer, too.
     monkeypatch.setattr(
         sessions, "ActivityRecorder", lambda: ActivityRecorder(itertools.count().__next__)
@@ -509,6 +505,7 @@ def test_while_an_answer_is_written_the_part_at_work_is_marked(loaded, monkeypat
     with capture_output() as captured:
         widget.show()
         assert session.recorder.is_watched
+        monitor.catch_up()  # the reading that the thread begins with is over
         follow(session.stream("What?", max_tokens=4, temperature=0), text=look)
         widget.cell_ended()
     assert all(hooked)
