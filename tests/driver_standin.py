@@ -28,6 +28,8 @@ class Described:
     limit: Any = 400_000
     utilization: Any = 35
     ecc: Any = True
+    bus: Any = 5120  # bits
+    clock: Any = 1215  # MHz
     instances: list[Described] | None = None
     ids: tuple[int, int] = (0, 0)
     handle: object = field(default_factory=object)
@@ -59,6 +61,10 @@ class Driver:
                 gpu=self.told(gpu.utilization)
             ),
             "nvmlDeviceGetEccMode": lambda gpu: [self.told(gpu.ecc), self.told(gpu.ecc)],
+            "nvmlDeviceGetMemoryBusWidth": lambda gpu: self.told(gpu.bus),
+            "nvmlDeviceGetMaxClockInfo": lambda gpu, kind: {
+                pynvml.NVML_CLOCK_MEM: self.told(gpu.clock)
+            }[kind],
             "nvmlDeviceGetMigMode": lambda gpu: [gpu.instances is not None] * 2,
             "nvmlDeviceGetMaxMigDeviceCount": lambda gpu: 7,
             "nvmlDeviceGetMigDeviceHandleByIndex": self.instance,

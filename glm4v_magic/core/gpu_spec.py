@@ -1,18 +1,20 @@
 """Descriptions of GPUs: ``"4x16GiB"`` -> four `GPU`.
 
     description = "cpu" | group, or several groups joined by "+"
-    group       = [count "x"] [name "-"] size [unit]
+    group       = [count "x"] ([name "-"] size [unit] | model) ["@" bandwidth]
 
 ==================  =====================================================
 ``4x16GiB``         four equal GPUs
 ``24+16+12GiB``     three different GPUs; a unit also counts for the sizes before it
 ``2xA100-40GB``     two GPUs with a name
+``2xT4``            two GPUs of a model in `gpu_models`, with the memory that torch reports of it
+``24GiB@936GB/s``   a GPU and the bandwidth of its memory, in powers of 1000
 ``cpu``             no GPU
 ==================  =====================================================
 
 Units are those of accelerate's ``max_memory``: GiB, MiB, KiB and TiB are powers of 1024; GB, MB, KB
-and TB are powers of 1000. A name in `CAPABILITIES` tells which number formats the GPU can compute
-with; nothing is assumed about other GPUs.
+and TB are powers of 1000. A name in `gpu_models` tells which number formats the GPU can compute
+with and how fast it is; nothing is assumed about other GPUs.
 """
 
 from __future__ import annotations
@@ -21,35 +23,13 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
-from glm4v_magic.core.errors import GPUDescriptionError
+from glm4v_magic.core.errors import GPUDescriptionError, did_you_mean
+from glm4v_magic.core.gpu_models import GPU_MODELS, capability_of, gpu_model
 
-__all__ = ["CAPABILITIES", "GPU", "MAX_GPUS", "bytes_of", "capability_of", "parse_gpus"]
+__all__ = ["GPU", "MAX_GPUS", "bytes_of", "parse_gpus"]
 
 MAX_GPUS = 128
 """PyTorch numbers devices with a signed byte (``c10::DeviceIndex``)."""
-
-CAPABILITIES = {
-    "p100": (6, 0),
-    "v100": (7, 0),
-    "t4": (7, 5),
-    "2080": (7, 5),
-    "a100": (8, 0),
-    "a10": (8, 6),
-    "a10g": (8, 6),
-    "a40": (8, 6),
-    "a6000": (8, 6),
-    "3090": (8, 6),
-    "l4": (8, 9),
-    "l40": (8, 9),
-    "l40s": (8, 9),
-    "4090": (8, 9),
-    "h100": (9, 0),
-    "h200": (9, 0),
-    "gh200": (9, 0),
-    "b200": (10, 0),
-    "5090": (12, 0),
-}
-"""Compute capability by a word of the GPU's name (https://developer.nvidia.com/cuda-gpus)."""
 
 _UNITS = {
     prefix + suffix: base**power
@@ -62,8 +42,13 @@ _GROUP = re.compile(
     r"(?P<size>-?[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[kmgt]i?b)?",
     re.IGNORECASE | re.ASCII,
 )
+_NAMED = re.compile(
+    r"(?:(?P<count>[0-9]+)\s*[x×]\s*)?(?P<name>[a-z0-9][a-z0-9 _.-]*)", re.IGNORECASE | re.ASCII
+)
+_NUMBER = re.compile(r"(?<![a-z0-9])[0-9]+(?![a-z0-9])", re.IGNORECASE | re.ASCII)
+_SPEED = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?b)/s", re.IGNORECASE | re.ASCII)
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?b)", re.IGNORECASE | re.ASCII)
-_EXAMPLE = 'Write for example "4x16GiB", "24+16+12GiB", "2xA100-40GB" or "cpu".'
+_EXAMPLE = 'Write for example "4x16GiB", "24+16+12GiB", "2xT4", "24GiB@936GB/s" or "cpu".'
 _LONGEST = 200
 
 
@@ -77,6 +62,8 @@ class GPU:
         total_bytes: size of its memory.
         free_bytes: memory that other programs leave free; ``None`` if unknown.
         capability: CUDA's compute capability; ``None`` if unknown.
+        bandwidth: bytes per second that it reads from its memory at most; ``None`` if unknown.
+        flops: operations per second in products of matrices in half precision; ``None`` if unknown.
     """
 
     index: int
@@ -84,6 +71,8 @@ class GPU:
     total_bytes: int
     free_bytes: int | None = None
     capability: tuple[int, int] | None = None
+    bandwidth: int | None = None
+    flops: float | None = None
 
     @property
     def usable_bytes(self) -> int:
@@ -109,13 +98,12 @@ def parse_gpus(description: str) -> tuple[GPU, ...]:
     if len(text) > _LONGEST:
         raise GPUDescriptionError("The description of the GPUs is too long.", _EXAMPLE)
     gpus: list[GPU] = []
-    for count, name, size in _read_groups(text):
-        if len(gpus) + count > MAX_GPUS:
+    for group in _read_groups(text):
+        if len(gpus) + group.count > MAX_GPUS:
             raise GPUDescriptionError(
                 f"{text!r} describes more than {MAX_GPUS} GPUs, the most that PyTorch can number."
             )
-        capability = capability_of(name)
-        gpus += [GPU(len(gpus) + i, name, size, capability=capability) for i in range(count)]
+        gpus += [group.gpu(len(gpus) + i) for i in range(group.count)]
     return tuple(gpus)
 
 
@@ -125,27 +113,96 @@ def bytes_of(size: str) -> int | None:
     return None if match is None else int(Decimal(match[1]) * _UNITS[match[2].lower()])
 
 
-def capability_of(name: str) -> tuple[int, int] | None:
-    """Return the compute capability of a GPU by its name; ``None`` if the name does not tell."""
-    words = re.split(r"[^a-z0-9]+", name.lower())
-    return next((CAPABILITIES[word] for word in words if word in CAPABILITIES), None)
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Equal GPUs; the bandwidth is the one that is written, if any."""
+
+    count: int
+    name: str
+    size: int
+    bandwidth: int | None
+
+    def gpu(self, index: int) -> GPU:
+        """Return one of them, with what its model is known for."""
+        model = gpu_model(self.name, self.size)
+        known = (None, None) if model is None else (model.bandwidth, model.flops)
+        return GPU(
+            index,
+            self.name,
+            self.size,
+            None,
+            capability_of(self.name),
+            known[0] if self.bandwidth is None else self.bandwidth,
+            known[1],
+        )
 
 
-def _read_groups(text: str) -> list[tuple[int, str, int]]:
-    """Return (count, name, bytes) of each group, in the order in which they are written."""
-    groups: list[tuple[int, str, int]] = []
+def _read_groups(text: str) -> list[_Group]:
+    """Return the groups in the order in which they are written."""
+    groups: list[_Group] = []
     unit = ""
     for part in reversed(text.split("+")):
-        match = _GROUP.fullmatch(part.strip())
-        if match is None:
-            raise GPUDescriptionError(f"Cannot read {part.strip()!r} in {text!r}.", _EXAMPLE)
-        unit = (match["unit"] or unit).lower()
-        if not unit:
-            raise GPUDescriptionError(f"{text!r} gives a size without a unit.", _EXAMPLE)
-        count = int(match["count"] or 1)
-        size = int(Decimal(match["size"]) * _UNITS[unit])
+        written, at, speed = part.strip().partition("@")
+        bandwidth = _bandwidth(speed, text) if at else None
+        count, name, size, unit = _read_group(written.strip(), unit, text)
         if count < 1 or size < 1:
             what = "a count" if count < 1 else "a size"
             raise GPUDescriptionError(f"{part.strip()!r} has {what} below one.", _EXAMPLE)
-        groups.append((count, match["name"] or "GPU", size))
+        groups.append(_Group(count, name, size, bandwidth))
     return groups[::-1]
+
+
+def _read_group(part: str, unit: str, text: str) -> tuple[int, str, int, str]:
+    """Return count, name, bytes, and the unit for sizes before it.
+
+    Args:
+        part: the group, without its bandwidth.
+        unit: unit of the sizes after it.
+        text: the whole description, for messages.
+    """
+    match = _GROUP.fullmatch(part)
+    if match is None or not match["unit"]:
+        named = _of_model(part)
+        if named is not None:
+            return *named, unit
+    if match is None:
+        raise GPUDescriptionError(f"Cannot read {part!r} in {text!r}.", _meant(part))
+    unit = (match["unit"] or unit).lower()
+    if not unit:
+        raise GPUDescriptionError(f"{text!r} gives a size without a unit.", _meant(part))
+    size = int(Decimal(match["size"]) * _UNITS[unit])
+    return int(match["count"] or 1), match["name"] or "GPU", size, unit
+
+
+def _of_model(part: str) -> tuple[int, str, int] | None:
+    """Return count, name and bytes of a group that names a model without its memory."""
+    match = _NAMED.fullmatch(part)
+    if match is None:
+        return None
+    model = gpu_model(match["name"])
+    if model is None or {*_NUMBER.findall(match["name"])} - {*model.marks}:  # "A100-40"
+        return None
+    return int(match["count"] or 1), match["name"], model.memory_bytes
+
+
+def _meant(part: str) -> str:
+    """Return what to write instead of a group that cannot be read."""
+    match = _NAMED.fullmatch(part)
+    name = "" if match is None else match["name"].replace("-", " ")
+    if not (any(map(str.isalpha, name)) and any(map(str.isdigit, name))):
+        return _EXAMPLE
+    if capability_of(name):  # of a laptop, or a part of a GPU
+        return f'Add its memory, as in "{name}-16GiB".'
+    return f"{did_you_mean(name, (model.name for model in GPU_MODELS))} {_EXAMPLE}".strip()
+
+
+def _bandwidth(written: str, text: str) -> int:
+    """Return bytes per second of ``936GB/s``."""
+    match = _SPEED.fullmatch(written.strip())
+    speed = 0 if match is None else int(Decimal(match[1]) * _UNITS[match[2].lower()])
+    if speed < 1:
+        raise GPUDescriptionError(
+            f"Cannot read the bandwidth {written.strip()!r} in {text!r}.",
+            'Write for example "24GiB@936GB/s".',
+        )
+    return speed

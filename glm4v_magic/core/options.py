@@ -499,7 +499,7 @@ class PlacementFields:
 
     gpus: str | None = option(
         None,
-        "GPUs to use, such as 2x16GiB; cpu for none.",
+        "GPUs to use, such as 2x16GiB, 2xT4 or 24GiB@936GB/s; cpu for none.",
         Who((*_PLAN, "check", "doctor"), ("load",)),
         "a description such as 2x16GiB",
         metavar="SPEC",

@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from glm4v_magic.core.errors import PlacementError
+from glm4v_magic.core.gpu_models import gpu_model
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.hardware.visible import Device, visible
 
 __all__ = ["FoundGPU", "find_gpus", "gpu_reader", "import_torch_if_needed", "is_apple"]
 
 _CORE = 0  # NVML_TEMPERATURE_GPU
+_MEMORY = 2  # NVML_CLOCK_MEM
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class FoundGPU:
         utilization: recent fraction of time in which a kernel ran, 0 to 1.
         celsius: temperature.
         capability: CUDA's compute capability.
+        bandwidth: bytes per second that it reads from its memory at most: from the driver's bus
+            width and clock, else of its model, as in `core.gpu_models`.
         ecc: whether error correction is on.
         mig: whether this is a MIG instance, a part of a GPU.
         index_certain: ``False`` if the GPUs differ, because CUDA may number them by speed and NVML
@@ -63,6 +67,7 @@ class FoundGPU:
     index_certain: bool = True
     celsius: int | None = None
     capability: tuple[int, int] | None = None
+    bandwidth: int | None = None
 
     @property
     def gpu(self) -> GPU:
@@ -77,7 +82,16 @@ class FoundGPU:
                 'Describe the GPUs, for example "2x24GiB".',
             )
         free = None if self.other_bytes is None else max(self.total_bytes - self.other_bytes, 0)
-        return GPU(self.index, self.name, self.total_bytes, free, self.capability)
+        model = gpu_model(self.name, self.total_bytes)
+        return GPU(
+            self.index,
+            self.name,
+            self.total_bytes,
+            free,
+            self.capability,
+            self.bandwidth,
+            None if model is None or self.mig else model.flops,
+        )
 
 
 def find_gpus(environment: Mapping[str, str] | None = None) -> tuple[FoundGPU, ...]:
@@ -217,7 +231,23 @@ def _read(nvml: Any, handle: Any, index: int, device: Device, name: str, certain
         certain,
         _ask(nvml, "nvmlDeviceGetTemperature", handle, _CORE),
         _ask(nvml, "nvmlDeviceGetCudaComputeCapability", handle),
+        # An instance has a part of the bandwidth, and nothing tells which.
+        None if device.instance else _bandwidth(nvml, handle, name, total),
     )
+
+
+def _bandwidth(nvml: Any, handle: Any, name: str, total: int | None) -> int | None:
+    """Return bytes per second of a GPU's memory, which moves data twice per cycle."""
+    bits = _ask(nvml, "nvmlDeviceGetMemoryBusWidth", handle)
+    megahertz = _ask(nvml, "nvmlDeviceGetMaxClockInfo", handle, _MEMORY)
+    if bits and megahertz:
+        return int(2 * bits // 8 * megahertz * 10**6)
+    return _of_model(name, total)
+
+
+def _of_model(name: str, total: int | None) -> int | None:
+    model = gpu_model(name, total)
+    return None if model is None else model.bandwidth
 
 
 def _scaled(value: float | None, unit: int) -> float | None:
@@ -302,7 +332,8 @@ def _seen_by_torch() -> Iterator[FoundGPU]:
         total, free = _memory_by_torch(index)
         own = _reserved_by_torch(index)
         other = None if total is None or free is None else max(total - free - (own or 0), 0)
-        yield FoundGPU(index, name, "", total, free, own, other)
+        bandwidth = _of_model(name, total)
+        yield FoundGPU(index, name, "", total, free, own, other, bandwidth=bandwidth)
 
 
 def _of_apple() -> Iterator[FoundGPU]:

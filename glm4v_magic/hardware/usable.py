@@ -99,4 +99,8 @@ def _both(described: GPU, found: GPU | None) -> GPU:
             f"{described.total_bytes / _GIB:.1f} GiB.",
             code="gpu_is_smaller",
         )
-    return replace(found, free_bytes=min(described.total_bytes, found.usable_bytes))
+    return replace(
+        found,
+        free_bytes=min(described.total_bytes, found.usable_bytes),
+        bandwidth=described.bandwidth or found.bandwidth,
+    )

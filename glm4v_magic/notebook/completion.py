@@ -6,6 +6,7 @@ nothing.
 
 from __future__ import annotations
 
+import re
 from argparse import Action
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from glm4v_magic.checkpoints.names import PUBLISHED
+from glm4v_magic.core.gpu_models import GPU_MODELS
 from glm4v_magic.core.model import DEMOS
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.notebook.command_line import options_of
@@ -126,6 +128,14 @@ def _models(current: str, context: Surroundings) -> Iterator[str]:
     yield from _files(current, lambda path: False)
 
 
+def _gpus(current: str, context: Surroundings) -> Iterator[str]:
+    """Yield models of GPUs, behind the number and the groups that are typed already."""
+    before = re.match(r"(?:.*\+)?(?:[0-9]*x)?", current)
+    assert before is not None  # it may be empty
+    for model in GPU_MODELS:
+        yield before[0] + model.name.replace(" ", "-")
+
+
 def _folders(current: str, context: Surroundings) -> Iterator[str]:
     return _files(current, lambda path: False)
 
@@ -185,6 +195,7 @@ _OFFERED: Mapping[str, Offer] = {
 _VALUES: Mapping[str, Offer] = {
     "base": _models,
     "chat": _chats,
+    "gpus": _gpus,
     "lora": _folders,
     "over": _items,
     "schema": _schemas,

@@ -44,6 +44,52 @@ def test_names(description: str, names: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("description", "known"),
+    [
+        ("2xT4", [("T4", 14.56, 320)] * 2),
+        ("2xRTX-3090", [("RTX-3090", 23.67, 936)] * 2),
+        (
+            "rtx3090 + 2x4090",
+            [("rtx3090", 23.67, 936), ("4090", 23.52, 1008), ("4090", 23.52, 1008)],
+        ),
+        ("NVIDIA A100 80GB PCIe", [("NVIDIA A100 80GB PCIe", 79.15, 1935)]),
+        ("A100-80GiB", [("A100", 80, 2039)]),
+        ("A100-40+80GiB", [("A100", 40, 1555), ("GPU", 80, None)]),
+        ("24GiB@936GB/s", [("GPU", 24, 936)]),
+        ("2x16GiB @ 0.5TB/s + T4@300GB/s", [("GPU", 16, 500)] * 2 + [("T4", 14.56, 300)]),
+        ("RTX 4090 Laptop-16GiB", [("RTX 4090 Laptop", 16, None)]),
+    ],
+)
+def test_models_and_bandwidths(
+    description: str, known: list[tuple[str, float, int | None]]
+) -> None:
+    found = [
+        (gpu.name, gpu.total_bytes, gpu.bandwidth and gpu.bandwidth // 10**9)
+        for gpu in parse_gpus(description)
+    ]
+    assert found == [(name, int(size * GIB), speed) for name, size, speed in known]
+
+
+@pytest.mark.parametrize(
+    ("description", "said"),
+    [
+        ("RTX-3900", "'RTX-3900' gives a size without a unit. Did you mean RTX 3090"),
+        ("2xRTX 4090 Laptop", 'Add its memory, as in "RTX 4090 Laptop-16GiB".'),
+        ("24GiB@936", "Cannot read the bandwidth '936' in '24GiB@936'."),
+        ("24GiB@", "Cannot read the bandwidth '' in"),
+        ("T4@0GB/s", "Cannot read the bandwidth '0GB/s'"),
+        ("0xT4", "'0xT4' has a count below one."),
+        ("A100-40", "gives a size without a unit"),
+    ],
+)
+def test_models_and_bandwidths_that_cannot_be_read(description: str, said: str) -> None:
+    with pytest.raises(GPUDescriptionError) as caught:
+        parse_gpus(description)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "description",
     [
         "", "  ", "4x", "x16GiB", "0x16", "0x16GiB", "3x-1GiB", "-2x16GiB", "4x0GiB", "16",

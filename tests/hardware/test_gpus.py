@@ -50,15 +50,20 @@ def test_everything_the_driver_tells(find: Find) -> None:
         ecc=True,
         mig=False,
         index_certain=True,
+        bandwidth=1_555_200_000_000,
     )
     # What this process holds itself can be planned with.
-    assert found.gpu == GPU(0, "NVIDIA A100", 40 * GIB, 34 * GIB)
+    assert found.gpu == GPU(
+        0, "NVIDIA A100", 40 * GIB, 34 * GIB, bandwidth=1_555_200_000_000, flops=312e12
+    )
 
 
 @pytest.mark.parametrize(
     ("silent", "unknown"),
     [
         ("name", {"name": "unknown GPU"}),
+        ("bus", {"bandwidth": 1_555_000_000_000}),  # of the model, by its name
+        ("clock", {"bandwidth": 1_555_000_000_000}),
         ("uuid", {"uuid": ""}),
         ("memory", {"total_bytes": None, "free_bytes": None, "other_bytes": None}),
         ("processes", {"own_bytes": None}),
@@ -162,6 +167,8 @@ def test_mig_instances(find: Find, value: str | None, expected: list[str]) -> No
         assert gpu.mig == gpu.uuid.startswith("MIG-")
         assert gpu.total_bytes == (5 * GIB if gpu.mig else 40 * GIB)
         assert (gpu.power_watts is None) == gpu.mig
+        assert (gpu.bandwidth is None) == gpu.mig
+        assert gpu.gpu.flops is None
 
 
 def test_a_gpu_in_mig_mode_without_instances_cannot_be_used(find: Find) -> None:

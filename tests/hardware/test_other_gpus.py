@@ -64,9 +64,10 @@ def apple(monkeypatch):
 
 
 def test_amd_gpus_are_planned_by_the_numbers_of_torch(rocm):
-    expected = (
-        GPU(0, "AMD Instinct MI210", 64 * GIB, 61 * GIB),  # what this process holds can be used
-        GPU(1, "AMD Instinct MI210", 64 * GIB, 64 * GIB),
+    speed = {"bandwidth": 1_638_000_000_000, "flops": 181e12}
+    expected = (  # what this process holds can be used
+        GPU(0, "AMD Instinct MI210", 64 * GIB, 61 * GIB, **speed),
+        GPU(1, "AMD Instinct MI210", 64 * GIB, 64 * GIB, **speed),
     )
     assert gpus_here() == usable_gpus(None) == expected
     placement = decide(architecture("GLM-4V-9B"), PlacementOptions(), expected)

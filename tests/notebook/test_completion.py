@@ -49,6 +49,8 @@ def offered(tmp_path, monkeypatch):
         ("%glm4v load --dt", ["--dtype"]),
         ("%glm4v load --lora ", ["photos/"]),
         ("%glm4v load photos --base GLM-4V", ["GLM-4V-9B"]),
+        ("%glm4v plan GLM-4V-9B --gpus 2xRTX-309", ["2xRTX-3090", "2xRTX-3090-Ti"]),
+        ("%glm4v load --gpus 24GiB+T", ["24GiB+TITAN-V", "24GiB+T4", "24GiB+TITAN-RTX"]),
         ("%glm4v unload ", []),
         ("%glm4v config top", ["top_p", "top_k"]),
         ("%glm4v preview ca", ["camera", "cats", "cat.png"]),

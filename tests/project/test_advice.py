@@ -557,14 +557,14 @@ def test_room_is_made(monkeypatch):
 
 
 @takes(
-    'Write for example "4x16GiB", "24+16+12GiB", "2xA100-40GB" or "cpu".',
+    'Write for example "4x16GiB", "24+16+12GiB", "2xT4", "24GiB@936GB/s" or "cpu".',
     'Describe them, as in "4x16GiB".',
 )
 def test_examples_of_gpus_are_read():
     with pytest.raises(GPUDescriptionError) as caught:
         parse_gpus("4x")
     examples = re.findall('"(.+?)"', str(caught.value))
-    assert [len(parse_gpus(example)) for example in examples] == [4, 3, 2, 0]
+    assert [len(parse_gpus(example)) for example in examples] == [4, 3, 2, 1, 0]
     with pytest.raises(OptionError, match='as in "4x16GiB"'):
         dry_run(architecture("demo"), ())
     assert dry_run(architecture("demo"), "1x16GiB", text_tokens=4).works

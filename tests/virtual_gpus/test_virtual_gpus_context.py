@@ -282,7 +282,7 @@ def test_this_room_imports_only_the_ground_floor() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.splitlines() == [
-        "glm4v_magic.core glm4v_magic.core.errors glm4v_magic.core.gpu_spec "
-        "glm4v_magic.core.remarks",
+        "glm4v_magic.core glm4v_magic.core.errors glm4v_magic.core.gpu_models "
+        "glm4v_magic.core.gpu_spec glm4v_magic.core.remarks",
         "",
     ]
