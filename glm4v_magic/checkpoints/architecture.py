@@ -62,6 +62,13 @@ def architecture(
             return _read(name, file)
     if found.adapter is not None:
         raise found.missing()
+    if place.published is not None:
+        raise CheckpointError(
+            f"The configuration of {place.published.name} comes with its files only, and they are "
+            "not here.",
+            f"Download it and give its folder; {place.published.same_sizes} has the same sizes in "
+            "bfloat16, which is what it takes where FP8 is restored.",
+        )
     known = ", ".join(PUBLISHED)
     raise CheckpointError(
         f"There is no configuration {text!r}: no such folder or file, and not one of {known}.",

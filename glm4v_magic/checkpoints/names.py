@@ -13,14 +13,16 @@ PUBLISHED = (
     "GLM-4.5V",
     "GLM-4.6V",
     "GLM-OCR",
+    "GLM-5.3-Flash",
 )
 """Checkpoints whose configuration ships with the package, in ``published/``."""
 
 _AS = {"GLM-4.1V-9B-Base": "GLM-4.1V-9B-Thinking"}
 """Checkpoint -> the one of `PUBLISHED` that has the same configuration."""
 
-_MORE = ("GLM-4.5V-FP8", "GLM-4.6V-FP8", "GLM-5.3-Flash")
-"""Others whose configuration comes with their files only."""
+_SAME_SIZES = {"GLM-4.5V-FP8": "GLM-4.5V", "GLM-4.6V-FP8": "GLM-4.6V"}
+"""Checkpoint whose configuration comes with its files only -> the one of `PUBLISHED` that it is in
+bfloat16."""
 
 _SHORT = {
     "glm-4v": "GLM-4V-9B",
@@ -30,14 +32,16 @@ _SHORT = {
     "glm-4.1v-9b": "GLM-4.1V-9B-Thinking",
     "glm-4.1v-thinking": "GLM-4.1V-9B-Thinking",
     "glm-4.1v-base": "GLM-4.1V-9B-Base",
+    "glm-4.6v-9b": "GLM-4.6V-Flash",
     "glm-5.3": "GLM-5.3-Flash",
+    "glm-5.3v": "GLM-5.3-Flash",
 }
 """Short name -> checkpoint."""
 
 OWNERS = ("zai-org", "THUDM", "ZhipuAI")
 """Under these names their makers have published them, on the hub and on ModelScope."""
 
-_BY_NAME = {name.lower(): name for name in (*PUBLISHED, *_AS, *_MORE)}
+_BY_NAME = {name.lower(): name for name in (*PUBLISHED, *_AS, *_SAME_SIZES)}
 _AS_WRITTEN = {"GLM-4V-9B": "glm-4v-9b"}
 
 REPOSITORIES = {low: f"{OWNERS[0]}/{_AS_WRITTEN.get(name, name)}" for low, name in _BY_NAME.items()}
@@ -55,6 +59,11 @@ class Named:
 
     name: str
     configured_as: str | None
+
+    @property
+    def same_sizes(self) -> str | None:
+        """Which of `PUBLISHED` has its sizes in bfloat16, if its configuration is not here."""
+        return _SAME_SIZES.get(self.name)
 
     @property
     def repository(self) -> str:

@@ -223,10 +223,7 @@ COMMON: Mapping[str, str] = {
         "sense; where that happens, {option:dtype=float32} takes twice the memory and does not."
     ),
     "fp8_stays": "Weights that were published in FP8 stay so.",
-    "fp8_restored": (
-        "Published in FP8, the weights are restored to {dtype}: to stay, all have to be on GPUs of "
-        "compute capability 8.9 or more."
-    ),
+    "fp8_restored": "Published in FP8, the weights are restored to {dtype}: {why}.",
     "scheme_stays": "The weights stay as they were published: quantised by {scheme}.",
     "scheme_restored": "Published quantised by {scheme}, the weights are restored to {dtype}.",
     "base_is_quantised": (

@@ -79,7 +79,9 @@ def precision(
     if chosen == "float16" and shape.float16_overflows:
         notes.append(remark("float16_overflows"))
     if shape.fp8:
-        notes.append(remark("fp8_restored", dtype=chosen))
+        is_asked = dtype is not None or quantize is not None
+        why = _why_restored(shape, gpus, is_asked=is_asked)
+        notes.append(remark("fp8_restored", dtype=chosen, why=why))
     if shape.scheme and shape.packed is None:
         notes.append(remark("scheme_restored", scheme=shape.scheme, dtype=chosen))
     elif shape.scheme:
@@ -92,6 +94,14 @@ def of_plan(made: Plan) -> Precision:
     assert made.workload.dtype is not None
     notes = tuple(note for note in made.notes if note.code in _CODES)
     return Precision(made.workload.dtype, made.workload.fp8, notes)
+
+
+def _why_restored(shape: ModelShape, gpus: Sequence[GPU], *, is_asked: bool) -> str:
+    if not shape.keeps_fp8:
+        return "models of this type do not stay in FP8 here"
+    if is_asked and _can_fp8(gpus):
+        return "they stay in FP8 if no dtype and no quantisation is asked for"
+    return "to stay, all have to be on GPUs of compute capability 8.9 or more"
 
 
 def _below(capability: tuple[int, int], gpus: Iterable[GPU]) -> Iterator[str]:

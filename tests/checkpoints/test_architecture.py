@@ -28,6 +28,7 @@ VALUES = {
     "GLM-4.5V": 107_710_927_360,
     "GLM-4.6V": 107_710_927_360,
     "GLM-OCR": 1_107_405_824,  # of 1,325,258,240 in the file; the rest is its layer 16
+    "GLM-5.3-Flash": 313_890_443_774,  # of 321 billion; the rest is layer 45
 }
 
 
@@ -66,12 +67,20 @@ def check_units(found, values):
     assert set(shape.vision_modules) <= modules
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+# Some weights of glm5_next stay in float32: see test_hybrid.
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "GLM-5.3-Flash"])
 def test_every_published_model_is_built_and_its_units_are_its_weights(name):
     check_units(architecture(name), VALUES[name])
 
 
-# Some weights of glm5_next stay in float32: see test_hybrid.
+def test_values_of_the_published_hybrid():
+    found = architecture("GLM-5.3-Flash")
+    model = found.build_meta("bfloat16")
+    assert found.shape().values == model.num_parameters() == VALUES["GLM-5.3-Flash"]
+    model_config = model.config
+    assert model_config.vision_config.out_hidden_size == model_config.text_config.hidden_size
+
+
 @pytest.mark.parametrize("kind", [kind for kind in tiny_native.KINDS if kind != "glm5_next"])
 def test_units_of_every_model_type_are_its_weights(kind):
     config = tiny_native.config(kind, tiny_native.tokenizer(kind))
@@ -89,6 +98,8 @@ def test_units_of_every_model_type_are_its_weights(kind):
         ("THUDM/glm-4v-9b", "GLM-4V-9B"),
         ("zai-org/GLM-4.5V", "GLM-4.5V"),
         ("ZhipuAI/glm-4.1v-9b-thinking", "GLM-4.1V-9B-Thinking"),
+        ("zai-org/glm-5.3-flash", "GLM-5.3-Flash"),
+        ("glm-5.3", "GLM-5.3-Flash"),
     ],
 )
 def test_published_names_in_any_case_with_or_without_their_owner(typed, name):
@@ -114,7 +125,10 @@ def test_folders_files_and_the_demo(tmp_path, monkeypatch):
     [
         ("GLM-4.5", "There is no configuration 'GLM-4.5': no such folder or file, and not one of "
          "GLM-4V-9B, GLM-4.1V-9B-Thinking, GLM-4.6V-Flash, GLM-4.5V, GLM-4.6V, "
-         "GLM-OCR. Did you mean GLM-4.5V"),
+         "GLM-OCR, GLM-5.3-Flash. Did you mean GLM-4.5V"),
+        ("zai-org/glm-4.6v-fp8", "The configuration of GLM-4.6V-FP8 comes with its files only, and "
+         "they are not here. Download it and give its folder; GLM-4.6V has the same sizes in "
+         "bfloat16"),
         ("someone/GLM-4.5V", "There is no configuration 'someone/GLM-4.5V'"),
         ("dmo", "Did you mean demo?"),
         (".", "config.json cannot be read: No such file or directory."),

@@ -154,22 +154,23 @@ def test_plans_for_gpus_with_fp8_count_the_bytes_of_transformers_own_modules(che
 
 
 @pytest.mark.parametrize(
-    ("gpus", "options"),
+    ("gpus", "options", "why"),
     [
-        ("1xA100-40GB", {}),
-        ("1x40GiB", {}),
-        ("H100-80GB+A100-80GB", {}),
-        ("1xH100-80GB", {"offload": True}),
-        ("1xH100-80GB", {"dtype": "bfloat16"}),
-        ("cpu", {}),
+        ("1xA100-40GB", {}, "compute capability 8.9"),
+        ("1x40GiB", {}, "compute capability 8.9"),
+        ("H100-80GB+A100-80GB", {}, "all have to be on GPUs"),
+        ("1xH100-80GB", {"offload": True}, "all have to be on GPUs"),
+        ("1xH100-80GB", {"dtype": "bfloat16"}, "if no dtype and no quantisation is asked for"),
+        ("cpu", {}, "all have to be on GPUs"),
     ],
 )
-def test_elsewhere_weights_are_planned_as_they_are_restored(checkpoints, gpus, options):
+def test_elsewhere_weights_are_planned_as_they_are_restored(checkpoints, gpus, options, why):
     fp8, full = map(architecture, checkpoints("glm4v_moe"))
     options = PlacementOptions(gpus=gpus, images=0, context=512, **options)
     made = make_plan(fp8, options)
     assert (made.workload.dtype, made.workload.fp8) == ("bfloat16", False)
-    assert "fp8_restored" in [note.code for note in made.notes]
+    (note,) = [note for note in made.notes if note.code == "fp8_restored"]
+    assert why in note.values["why"]
     other = make_plan(full, PlacementOptions(gpus=gpus, images=0, context=512, dtype="bfloat16"))
     assert sum(each.weight_bytes for each in made.stages) == 2 * full.shape().values
     assert [each.weight_bytes for each in made.stages] == [e.weight_bytes for e in other.stages]
