@@ -108,15 +108,13 @@ def of_contents(name: str, contents: Contents, where: str) -> Architecture:
             weights are quantised in a way that cannot be loaded.
     """
     from glm4v_magic.checkpoints.glm4v_9b import layout
-    from glm4v_magic.checkpoints.quantized import require_full
 
     config = contents.config
     require_known(config, where)
     if layout.matches(config):
         from glm4v_magic.checkpoints.glm4v_9b.architecture import Glm4v9bArchitecture
 
-        require_full(config, contents.tensors, where)
-        return Glm4v9bArchitecture(name, config, where)
+        return Glm4v9bArchitecture.of(name, contents, where)
     from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
 
     return NativeArchitecture.of(name, contents, where)

@@ -16,6 +16,7 @@ from typing import Any
 from glm4v_magic.checkpoints.adapters import ADAPTER_CONFIG, Adapter, Merges, read_adapter
 from glm4v_magic.checkpoints.files import TensorInfo, read_json, read_tensor_infos
 from glm4v_magic.checkpoints.quantized import (
+    FULL,
     is_full,
     quantization_of,
     scheme_of,
@@ -135,7 +136,7 @@ def with_vocabulary(
     rows = {
         tensors[name].shape[0]
         for name in OF_VOCABULARY
-        if name in tensors and len(tensors[name].shape) == 2
+        if name in tensors and len(tensors[name].shape) == 2 and tensors[name].dtype in FULL
     }
     text = config.get("text_config")
     inner = text if isinstance(text, dict) else config

@@ -77,7 +77,7 @@ class TensorInfo:
         file: shard that it is in.
         dtype: dtype as safetensors writes it, one of `DTYPES`.
         shape: its shape.
-        start: offset of its first byte in the file; 0 in a file of ``torch.save``.
+        start: offset of its first byte in the file, or within its key of a file of ``torch.save``.
         nbytes: its size in bytes.
         key: its name in a file of ``torch.save``; empty in a safetensors file.
     """

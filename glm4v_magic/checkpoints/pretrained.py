@@ -88,6 +88,10 @@ def load_weights(
         device_map = device_map or {"": "cpu"}
     if options.quantize is not None:
         more["quantization_config"] = _quantization(options)
+    stored = getattr(config, "quantization_config", None) or {}
+    if options.quantize == "8bit" or stored.get("load_in_8bit"):
+        # LLM.int8 computes in float16, and bitsandbytes warns of that for every layer and token.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     with (
         stored_weights(tensors, options.restored, _merger(options)) as weights,
         report_progress(sizes, options.arrived, _device_of(device_map)),
@@ -197,8 +201,6 @@ def _quantization(options: LoadOptions) -> Any:
     places = set((options.device_map or {}).values())
     away = {"llm_int8_enable_fp32_cpu_offload": "cpu" in places and len(places) > 1}
     if options.quantize == "8bit":
-        # LLM.int8 computes in float16, and bitsandbytes warns of that for every layer and token.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept, **away)
     return BitsAndBytesConfig(
         load_in_4bit=True,

@@ -19,7 +19,6 @@ __all__ = [
     "method_of",
     "quantization_of",
     "refused",
-    "require_full",
     "scheme_of",
     "without_quantization",
 ]
@@ -96,12 +95,6 @@ def scheme_of(config: Mapping[str, Any], tensors: Iterable[str] = ()) -> str:
     if method == "compressed-tensors" and isinstance(said.get("format"), str):
         return f"{name} ({printable(said['format'])})"
     return printable(name)
-
-
-def require_full(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], where: str) -> None:
-    """Raise CheckpointError if weights are quantised, or are said to be where there are none."""
-    if quantization_of(config) is not None or not is_full(tensors.values()):
-        raise refused(where, scheme_of(config, tensors))
 
 
 def refused(where: str, scheme: str) -> CheckpointError:

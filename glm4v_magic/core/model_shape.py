@@ -17,6 +17,7 @@ __all__ = [
     "Kind",
     "ModelShape",
     "ModuleTree",
+    "PackedMatrix",
     "UnitShape",
     "Workload",
 ]
@@ -61,6 +62,23 @@ class Activation:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """A matrix that the checkpoint has quantised, and that stays so.
+
+    Attributes:
+        module: module of the model that it is the weight of.
+        values: number of its values.
+        nbytes: bytes with everything that belongs to it.
+        rows: output rows; 0 where the files do not tell.
+    """
+
+    module: str
+    values: int
+    nbytes: int
+    rows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class UnitShape:
     """A unit: a part of a model that is never split over devices. Sizes count values.
 
@@ -72,14 +90,14 @@ class UnitShape:
         linear_values: weights in matrices that quantisation can shrink.
         linear_rows: output rows of these matrices.
         widest_linear: rows and columns of the largest of these matrices.
+        rotary_values: values of the rotary tables of a token, which all layers share.
         cache_values: keys and values per KV cache entry.
         float32_values: weights that stay in float32 whatever the model's dtype.
         row_values: values of a row's state that does not grow with its length.
         row_bytes: bytes of such state in other dtypes.
         fp8_values: weights that the checkpoint may keep in FP8.
         fp8_scales: number of their float32 scales.
-        packed_values: weights that the checkpoint has quantised, and that stay so.
-        packed_bytes: bytes of these, with their scales.
+        packed: matrices that the checkpoint has quantised, and that stay so.
         activations: activation memory of its modules, which run one after another.
     """
 
@@ -90,15 +108,25 @@ class UnitShape:
     linear_values: int = 0
     linear_rows: int = 0
     widest_linear: tuple[int, int] = (0, 0)
+    rotary_values: int = 0
     cache_values: int = 0
     float32_values: int = 0
     row_values: int = 0
     row_bytes: int = 0
     fp8_values: int = 0
     fp8_scales: int = 0
-    packed_values: int = 0
-    packed_bytes: int = 0
+    packed: tuple[PackedMatrix, ...] = ()
     activations: tuple[Activation, ...] = ()
+
+    @property
+    def packed_values(self) -> int:
+        """Number of weights in `packed`."""
+        return sum(each.values for each in self.packed)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of these, with their scales."""
+        return sum(each.nbytes for each in self.packed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from glm4v_magic.core.options import Quantization
 from glm4v_magic.core.remarks import Remark
 
 __all__ = ["DryRunReport", "GPUUse", "HopUse", "MixedDevices"]
@@ -131,13 +132,14 @@ class DryRunReport:
         batch: number of rows.
         prompt_tokens: length of a row's prompt in tokens, visual ones included.
         decode_steps: number of decode steps after the prefill.
-        gpus: use of each GPU, by index.
+        gpus: use of each GPU, by index; none if everything is on the CPU and no GPU was given.
         copies: copies between devices, the CPU included.
         decode_hops: hops of a token in one decode step, from its id through all layers and back
             with its logits.
         problems: refused operations, in the order they happened.
         offloaded: modules whose weights stay in host memory.
         notes: what was done to the device map, and what differs from the published weights.
+        quantize: quantisation of the text part's linear layers as they are loaded, if any.
     """
 
     model: str
@@ -153,6 +155,12 @@ class DryRunReport:
     problems: tuple[MixedDevices, ...] = ()
     offloaded: tuple[str, ...] = ()
     notes: tuple[Remark, ...] = ()
+    quantize: Quantization | None = None
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether nothing is on a GPU."""
+        return not any(gpu.peak_bytes for gpu in self.gpus)
 
     @property
     def overfull(self) -> tuple[GPUUse, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.model_shape import ModelShape, Workload
+from glm4v_magic.core.options import Quantization
 from glm4v_magic.core.placement import DeviceMap, GivenMap, Place, PlacementOptions
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.python_options import accepts
@@ -25,7 +26,12 @@ from glm4v_magic.core.remarks import Remark
 from glm4v_magic.core.wording import counted
 from glm4v_magic.dry_run.report import DryRunReport, GPUUse, HopUse, MixedDevices
 from glm4v_magic.planning.costs import GPU_OVERHEAD, cache_entries
-from glm4v_magic.planning.decision import decide, refuse_options_of_a_plan, refuse_plan_of_another
+from glm4v_magic.planning.decision import (
+    decide,
+    refuse_options_of_a_plan,
+    refuse_plan_of_another,
+    require_quantizable,
+)
 from glm4v_magic.planning.device_map import place_of, settle
 from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.precision import precision
@@ -38,7 +44,7 @@ if TYPE_CHECKING:
     from glm4v_magic.core.model import Architecture
     from glm4v_magic.virtual_gpus import Problem, Report
 
-__all__ = ["DEFAULT_DECODE_STEPS", "dry_run"]
+__all__ = ["DEFAULT_DECODE_STEPS", "dry_run", "is_on_cpu"]
 
 DEFAULT_DECODE_STEPS = 2
 
@@ -55,6 +61,8 @@ class _Placement:
     Attributes:
         kind: ``plan``, ``auto`` or ``map``.
         dtype: dtype of weights and activations.
+        quantize: quantisation as the weights are loaded.
+        capacities: bytes that a plan may use of each GPU.
         weights: devices that the weights stay on.
         execution: devices that modules run on; different for offloaded ones.
         notes: what was done to the map.
@@ -65,6 +73,8 @@ class _Placement:
     weights: DeviceMap
     execution: DeviceMap
     notes: tuple[Remark, ...] = ()
+    quantize: Quantization | None = None
+    capacities: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,30 +128,24 @@ def dry_run(
         GPUDescriptionError: if `gpus` cannot be read.
         DeviceMapError: if the map does not suit the model or the GPUs.
         DoesNotFitError: if a plan is asked for and none fits.
-        OptionError: if the workload does not suit the model, there is no GPU, or weights are to be
-            quantised.
+        OptionError: if the workload does not suit the model, there is no GPU for it, or a plan
+            keeps weights in FP8.
     """
     described = parse_gpus(gpus) if isinstance(gpus, str) else tuple(gpus)
-    if not described:
-        raise OptionError("A dry run needs at least one GPU.", 'Describe them, as in "4x16GiB".')
     if decode_steps < 1:
         raise OptionError(f"decode_steps is {decode_steps}, but must be at least 1.")
     asked = PlacementOptions(**options)
     given = read_given(device_map)
+    if not described and not is_on_cpu(given):
+        raise OptionError("A dry run needs at least one GPU.", 'Describe them, as in "4x16GiB".')
     shape = architecture.shape()
     if isinstance(given, Plan):
         refuse_plan_of_another(given, shape)
     work = _workload(asked, given)
-    if work.form:
+    if work.fp8:
         raise OptionError(
-            f"The plan is for {work.form} weights, which a dry run does not know.",
-            "Plan without quantisation for a dry run.",
-        )
-    if shape.packed is not None:
-        raise OptionError(
-            f"A dry run computes with full weights, and those of {shape.name} are quantised by "
-            f"{shape.scheme}.",
-            "Make a plan, which counts them as they are.",
+            "The plan keeps weights in FP8, which a dry run does not know.",
+            "Plan for a dtype, which restores them.",
         )
     fits = work if text_tokens is None else replace(work, context=None)
     work = replace(work, image_size=image_size_of(shape, fits))
@@ -165,6 +169,15 @@ def dry_run(
     else:
         placement = _placed(architecture, asked, described, given, work)
     return _run(architecture, described, placement, inputs, work, decode_steps)
+
+
+def is_on_cpu(given: Plan | DeviceMap | None) -> bool:
+    """Tell whether a plan or a map puts everything on the CPU, so that no GPU is needed."""
+    if given is None:
+        return False
+    return set(given.device_map().values() if isinstance(given, Plan) else given.values()) == {
+        "cpu"
+    }
 
 
 def _workload(asked: PlacementOptions, given: object) -> Workload:
@@ -195,26 +208,53 @@ def _placed(
     weights = decided.device_map or {}
     if decided.plan is not None:
         execution = {**weights, **decided.execution_map}
-        return _Placement("plan", decided.dtype, weights, execution, decided.notes)
+        capacities = {
+            stage.gpu: stage.capacity_bytes
+            for stage in decided.plan.stages
+            if stage.gpu is not None and stage.capacity_bytes is not None
+        }
+        return _Placement(
+            "plan",
+            decided.dtype,
+            weights,
+            execution,
+            decided.notes,
+            decided.quantize,
+            capacities,
+        )
     # `dispatch` runs what is offloaded on the GPU of the embedding.
     visited = place_of(weights, _embedding(architecture.shape()))
     if visited is None or visited == "cpu":
         visited = _first_gpu(weights)
-    return _Placement("map", decided.dtype, weights, _visiting(weights, visited), decided.notes)
+    return _Placement(
+        "map",
+        decided.dtype,
+        weights,
+        _visiting(weights, visited),
+        decided.notes,
+        decided.quantize,
+    )
 
 
 def _by_transformers(
     architecture: Architecture, asked: PlacementOptions, gpus: tuple[GPU, ...]
 ) -> _Placement:
     from glm4v_magic.dispatch.automatic import automatic
+    from glm4v_magic.dry_run.quantised import put_stand_ins
 
     refuse_options_of_a_plan(asked)
     shape = architecture.shape()
-    dtype = precision(shape, gpus, asked.dtype, whole=False).dtype
-    chosen = automatic(architecture.build_meta(dtype), gpus)
+    quantize = asked.quantize
+    if quantize is not None:
+        require_quantizable(shape, quantize)
+    dtype = precision(shape, gpus, asked.dtype, quantize, whole=False).dtype
+    model = architecture.build_meta(dtype)
+    put_stand_ins(model, shape, quantize)
+    chosen = automatic(model, gpus)
     weights, _ = settle(chosen, architecture.module_tree(), gpus, architecture.own_names)
     # What is offloaded runs on the first GPU of the map, says accelerate.
-    return _Placement("auto", dtype, weights, _visiting(weights, _first_gpu(weights)))
+    visiting = _visiting(weights, _first_gpu(weights))
+    return _Placement("auto", dtype, weights, visiting, quantize=quantize)
 
 
 def _embedding(shape: ModelShape) -> str:
@@ -239,19 +279,25 @@ def _run(
     work: Workload,
     decode_steps: int,
 ) -> DryRunReport:
+    from glm4v_magic.dry_run.quantised import put_stand_ins
+
+    shape = architecture.shape()
     model = architecture.build_meta(placement.dtype)
-    measured = _measure(model, placement, inputs, gpus, decode_steps)
+    put_stand_ins(model, shape, placement.quantize)
+    machine = gpus or (GPU(0, "", 0),)  # unused
+    measured = _measure(model, placement, inputs, machine, decode_steps)
     return DryRunReport(
         model=architecture.name,
         dtype=placement.dtype,
+        quantize=placement.quantize,
         placement=placement.kind,
         images=work.images,
         batch=work.batch,
         prompt_tokens=inputs["input_ids"].shape[1],
         decode_steps=decode_steps,
-        gpus=tuple(_gpu_use(gpu, measured) for gpu in gpus),
+        gpus=tuple(_gpu_use(gpu, measured, placement.capacities) for gpu in gpus),
         copies=tuple(_copies(measured.report)),
-        decode_hops=_decode_hops(architecture.shape(), placement, measured.home),
+        decode_hops=_decode_hops(shape, placement, measured.home),
         problems=tuple(_problems(measured.report.problems)),
         offloaded=tuple(
             name for name, place in placement.weights.items() if place != placement.execution[name]
@@ -310,7 +356,7 @@ def _cached(layer: Any) -> Iterator[Tensor]:
         yield from (state for state in getattr(layer, name, {}).values() if state is not None)
 
 
-def _gpu_use(gpu: GPU, measured: _Measured) -> GPUUse:
+def _gpu_use(gpu: GPU, measured: _Measured, planned: Mapping[int, int]) -> GPUUse:
     peaks = [peak for peak in measured.report.peaks if peak.device == gpu.index]
     peak = max(peaks, key=lambda peak: peak.peak_bytes)
     weights, cache = measured.weights[gpu.index], measured.cache.get(gpu.index, 0)
@@ -318,7 +364,7 @@ def _gpu_use(gpu: GPU, measured: _Measured) -> GPUUse:
     return GPUUse(
         gpu=gpu.index,
         name=gpu.name,
-        capacity_bytes=gpu.usable_bytes,
+        capacity_bytes=min(gpu.usable_bytes, planned.get(gpu.index, gpu.usable_bytes)),
         weight_bytes=weights,
         kv_bytes=cache,
         activation_bytes=max(0, peak.peak_bytes - weights - cache),

@@ -69,9 +69,10 @@ def raise_if_unusable(report: DryRunReport) -> None:
 def title(report: DryRunReport) -> str:
     """Return what was run, in one line."""
     placed = {"plan": "as planned", "auto": 'device_map="auto"'}.get(report.placement, "by map")
+    form = report.dtype if report.quantize is None else f"{report.dtype}, {report.quantize}"
     rows = f", batch of {report.batch}" if report.batch > 1 else ""
     return (
-        f"{report.model}, {report.dtype}, {placed}: a prompt of "
+        f"{report.model}, {form}, {placed}: a prompt of "
         f"{report.prompt_tokens:,} tokens with {counted(report.images, 'image')}{rows}, "
         f"then {counted(report.decode_steps, 'decode step')}"
     )
@@ -85,6 +86,8 @@ def waiting(report: DryRunReport) -> str:
 
 def verdict(report: DryRunReport) -> str:
     """Return how it went, in one line."""
+    if report.is_on_cpu:
+        return "It would run on the CPU; nothing is on a GPU."
     if report.works:
         gpu = report.fullest
         return (
@@ -131,7 +134,8 @@ def report_text(report: DryRunReport) -> str:
         lines += _wrapped(finding, bullet="- ")
     for note in notes(report):
         lines += _wrapped(note)
-    lines += ["", "sizes in GiB", *_aligned(gpu_rows(report), names=2)]
+    if report.gpus:
+        lines += ["", "sizes in GiB", *_aligned(gpu_rows(report), names=2)]
     if report.copies:
         lines += ["", "copies", *_aligned(copy_rows(report))]
     if report.offloaded:

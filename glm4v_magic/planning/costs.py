@@ -57,6 +57,7 @@ __all__ = [
     "merge",
     "patch_embedding",
     "price",
+    "quantized_bytes",
     "text_layer",
     "vision_layer",
 ]
@@ -73,6 +74,17 @@ cuBLAS and cuBLASLt take up to 32 MiB each (https://github.com/pytorch/pytorch/p
 _BLOCK_4BIT = 64  # values per absmax, bitsandbytes' default
 _FLOAT32 = 4
 _INT32 = 4
+_POSITIONS = 3 * 8  # int64, of time, height and width
+_FLOAT16 = 2
+_TOKENS = {
+    "vision": "patch",
+    "vision_embedding": "patch",
+    "vision_layer": "patch",
+    "vision_projector": "visual",
+    "embedding": "text",
+    "head": "row",
+}
+"""Kind of unit -> what each row of its products stands for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +186,8 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
         if unit.kind == "text_layer":
             quantize = shape.packed or workload.quantize
             transient = max(transient, _quantized_product(unit, quantize, entries, size)) + mask
+        elif unit.packed:
+            transient += _of_packed(unit, shape.packed, counts[_TOKENS[unit.kind]], size)
         kv_bytes_per_token = unit.cache_values * size
         units.append(
             Unit(
@@ -217,12 +231,23 @@ def _in_dtype(unit: UnitShape, workload: Workload, size: int) -> int:
         return (unit.values - unit.packed_values) * size + unit.packed_bytes
     if workload.fp8:
         return (unit.values - unit.fp8_values) * size + unit.fp8_values + unit.fp8_scales * _FLOAT32
+    if workload.quantize is None:
+        return unit.values * size
     kept = (unit.values - unit.linear_values) * size
-    if workload.quantize == "8bit":
-        return kept + unit.linear_values + unit.linear_rows * _FLOAT32
-    if workload.quantize == "4bit":
-        return kept + unit.linear_values // 2 + unit.linear_values // _BLOCK_4BIT * _FLOAT32
-    return unit.values * size
+    return kept + quantized_bytes(workload.quantize, unit.linear_values, unit.linear_rows)
+
+
+def quantized_bytes(kind: Quantization, values: int, rows: int) -> int:
+    """Return the bytes of matrices that are quantised as they are loaded, with their scales.
+
+    Args:
+        kind: how many bits a value has.
+        values: number of their values.
+        rows: number of their output rows.
+    """
+    if kind == "8bit":
+        return values + rows * _FLOAT32
+    return values // 2 + values // _BLOCK_4BIT * _FLOAT32
 
 
 def _quantized_product(
@@ -230,17 +255,24 @@ def _quantized_product(
 ) -> int:
     """Return the bytes alive in the largest quantised matrix product of a decoder layer.
 
-    Input, residuals and result as without quantisation, and (bitsandbytes,
-    ``autograd/_functions.py``) the matrix restored to the compute dtype for 4-bit, or an int32
-    product before the scaled one for 8-bit.
+    Input, residuals, result and rotary tables as without quantisation, and (bitsandbytes,
+    ``autograd/_functions.py``) the matrix restored to the compute dtype for 4-bit, or the input in
+    int8 and an int32 product before the scaled one for 8-bit.
     """
     rows, columns = unit.widest_linear
-    product = entries * (rows + 3 * columns) * size
+    product = entries * ((rows + 3 * columns + unit.rotary_values) * size + _POSITIONS)
     if quantize == "4bit":
         return product + rows * columns * size
     if quantize == "8bit":
-        return product + entries * rows * _INT32
+        return product + entries * (rows * _INT32 + columns)
     return 0
+
+
+def _of_packed(unit: UnitShape, kind: Quantization | None, tokens: int, size: int) -> int:
+    """Return the bytes that a product of a quantised matrix adds, where published ones have any."""
+    if kind == "4bit":
+        return max(each.values for each in unit.packed) * size
+    return tokens * max(each.rows for each in unit.packed) * (_INT32 + _FLOAT16)
 
 
 def text_layer(hidden: int, intermediate: int, rotary: int) -> Activation:

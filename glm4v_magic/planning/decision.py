@@ -43,6 +43,7 @@ __all__ = [
     "make_plan",
     "refuse_options_of_a_plan",
     "refuse_plan_of_another",
+    "require_quantizable",
 ]
 
 
@@ -155,19 +156,7 @@ def choose(
         refuse_options_of_a_plan(options, tried)
     quantize = chosen.workload.quantize if isinstance(chosen, Plan) else options.quantize
     if quantize is not None:
-        shape = architecture.shape()
-        if shape.fp8 or shape.scheme:
-            scheme = "in FP8" if shape.fp8 else f"quantised by {shape.scheme}"
-            raise OptionError(
-                f"The weights of {architecture.name} were published {scheme}, and {quantize} "
-                "weights are made of full ones.",
-                code="quantised_already",
-            )
-        if not shape.quantizable:
-            raise OptionError(
-                f"The layers of {architecture.name} cannot be quantised as they are loaded.",
-                "Leave quantize out.",
-            )
+        require_quantizable(architecture.shape(), quantize)
         if loads:
             _require_bitsandbytes(quantize)
     if chosen is not None:
@@ -175,6 +164,22 @@ def choose(
     # Without GPUs this checks the options.
     made = make_plan(architecture, options, gpus, keeps_fp8=loads)
     return made if gpus else None
+
+
+def require_quantizable(shape: ModelShape, quantize: Quantization) -> None:
+    """Raise OptionError unless layers of a model can be quantised as they are loaded."""
+    if shape.fp8 or shape.scheme:
+        scheme = "in FP8" if shape.fp8 else f"quantised by {shape.scheme}"
+        raise OptionError(
+            f"The weights of {shape.name} were published {scheme}, and {quantize} weights are "
+            "made of full ones.",
+            code="quantised_already",
+        )
+    if not shape.quantizable:
+        raise OptionError(
+            f"The layers of {shape.name} cannot be quantised as they are loaded.",
+            "Leave quantize out.",
+        )
 
 
 def decide(

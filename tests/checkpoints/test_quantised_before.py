@@ -158,8 +158,18 @@ def test_not_quantised_again_and_not_offloaded(saved):
     with pytest.raises(DoesNotFitError) as caught:
         make_plan(known, options, parse_gpus("1x1GiB"))
     assert "4-bit weights" not in str(caught.value)
-    with pytest.raises(OptionError, match="dry run computes with full weights"):
-        dry_run(known, parse_gpus("1x1GiB"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tried_with_the_bytes_in_its_files(saved, form):
+    known = architecture(saved(form))
+    made = make_plan(known, PlacementOptions(gpus="2x1GiB", context=512, objective="balance"))
+    report = dry_run(known, "2x1GiB", made)
+    assert report.works
+    for gpu, stage in zip(report.gpus, sorted(made.stages, key=lambda s: s.gpu), strict=True):
+        assert 0 <= gpu.weight_bytes - stage.weight_bytes < 2000  # rotary frequencies
+        assert gpu.total_bytes <= stage.total_bytes + 2000
+    assert "scheme_stays" in [note.code for note in report.notes]
 
 
 def test_without_its_backend_before_anything_is_released(saved, monkeypatch):

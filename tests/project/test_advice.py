@@ -134,7 +134,6 @@ SENTENCES_OF_OTHERS = {
     "This is a bug of the loader, not of the map; the model was not kept.": "",
     "Leave them to others.": "",
     "A plan of ours keeps together what must be.": "dry_run/test_dry_run.py",
-    "Make a plan, which counts them as they are.": "checkpoints/test_quantised_before.py",
 }
 """Sentences that are no matter of placement, or ask for nothing that can be done here."""
 
@@ -417,7 +416,7 @@ def test_what_cannot_be_quantised_is_placed_without(monkeypatch):
         assert (asked.dtype, asked.notes) == (dtype, ())
 
 
-@takes("kernels_missing", "Make a plan for these GPUs.")
+@takes("kernels_missing", "Make a plan for these GPUs.", "Plan for a dtype, which restores them.")
 def test_weights_in_fp8_are_restored_where_they_cannot_stay(monkeypatch):
     shape = NINE_B.shape()
     units = tuple(replace(unit, fp8_values=unit.linear_values) for unit in shape.units)
@@ -434,6 +433,9 @@ def test_weights_in_fp8_are_restored_where_they_cannot_stay(monkeypatch):
     assert kept.workload.fp8
     with pytest.raises(DeviceMapError, match="Make a plan for these GPUs"):
         decide(NINE_B, PlacementOptions(), old, kept)
+    with pytest.raises(OptionError, match="Plan for a dtype, which restores them"):
+        dry_run(NINE_B, new, kept)
+    assert not make_plan(NINE_B, PlacementOptions(dtype="bfloat16"), new).workload.fp8
     assert not decide(NINE_B, PlacementOptions(), old).fp8
 
 
@@ -572,7 +574,6 @@ def test_examples_of_gpus_are_read():
 
 @takes(
     "Use {}more or larger GPUs, or a shorter context.",
-    "Plan without quantisation for a dry run.",
 )
 def test_what_a_dry_run_refuses():
     tiny = architecture(TINY)
@@ -583,10 +584,6 @@ def test_what_a_dry_run_refuses():
     more = plan(tiny.shape(), parse_gpus("4x514MiB"), objective="balance", reserve=0)
     for gpus, options in (("1x1GiB", {}), ("4x514MiB", {"device_map": more})):
         raise_if_unusable(dry_run(tiny, gpus, **options))
-    quantised = plan(tiny.shape(), parse_gpus("1x1GiB"), Workload(quantize="8bit"))
-    with pytest.raises(OptionError, match="Plan without quantisation"):
-        dry_run(tiny, "1x1GiB", quantised)
-    raise_if_unusable(dry_run(tiny, "1x1GiB", plan(tiny.shape(), parse_gpus("1x1GiB"))))
 
 
 # The doctor.

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from glm4v_magic.checkpoints.contents import Contents
+    from glm4v_magic.checkpoints.glm4v_9b.packed import OwnWeights
     from glm4v_magic.core.model_shape import ModelShape, ModuleTree
 
 __all__ = ["Glm4v9bArchitecture"]
@@ -28,6 +30,7 @@ class Glm4v9bArchitecture:
         name: name of the checkpoint, as the user would type it.
         config: parsed content of the file.
         where: path of the file, for messages.
+        packed: weights that were quantised before they were published.
 
     Raises:
         CheckpointError: if a key is missing or invalid.
@@ -35,16 +38,39 @@ class Glm4v9bArchitecture:
 
     max_images: int | None = 1
 
-    def __init__(self, name: str, config: dict[str, Any], where: str) -> None:
+    def __init__(
+        self, name: str, config: dict[str, Any], where: str, packed: OwnWeights | None = None
+    ) -> None:
         from glm4v_magic.checkpoints.glm4v_9b.config_file import validate_config
 
         validate_config(config, where)
         self.name = name
         self.config = config
+        self.packed = packed
+
+    @classmethod
+    def of(cls, name: str, contents: Contents, where: str) -> Glm4v9bArchitecture:
+        """Return the architecture of a folder's content.
+
+        Args:
+            name: name of the checkpoint.
+            contents: what is in the folder.
+            where: path of its ``config.json``, for messages.
+
+        Raises:
+            CheckpointError: as the class, or if weights are quantised in a way that cannot be
+                loaded.
+        """
+        from glm4v_magic.checkpoints.glm4v_9b.config_file import validate_config
+        from glm4v_magic.checkpoints.glm4v_9b.packed import own_weights
+
+        validate_config(contents.config, where)
+        return cls(name, contents.config, where, own_weights(contents, where))
 
     def shape(self) -> ModelShape:
         """Return the model's sizes."""
-        return model_shape(self.config, self.name)
+        full = model_shape(self.config, self.name)
+        return full if self.packed is None else self.packed.stored.shape(full)
 
     def module_tree(self) -> ModuleTree:
         """Return the names of the model's modules and weights."""

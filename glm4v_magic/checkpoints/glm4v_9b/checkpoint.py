@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ from glm4v_magic.checkpoints.files import require_file, stamp_of
 from glm4v_magic.checkpoints.generation_file import read_generation_config
 from glm4v_magic.checkpoints.glm4v_9b import layout
 from glm4v_magic.checkpoints.glm4v_9b.architecture import Glm4v9bArchitecture
+from glm4v_magic.checkpoints.glm4v_9b.packed import with_own_shapes
 from glm4v_magic.checkpoints.pretrained import LoadOptions, load_weights, require_whole_blocks
-from glm4v_magic.checkpoints.quantized import require_full
+from glm4v_magic.checkpoints.stored import is_told_by
 from glm4v_magic.core.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -58,12 +60,11 @@ class Glm4v9bCheckpoint:
         self.notice = notice
         self.config = contents.config
         self._adapter, self._merges = contents.adapter, contents.merges
-        self.architecture: Architecture = Glm4v9bArchitecture(
-            name, self.config, str(folder / "config.json")
-        )
+        known = Glm4v9bArchitecture.of(name, contents, str(folder / "config.json"))
+        self.architecture: Architecture = known
+        self._packed = known.packed
         self._generation = read_generation_config(folder)
         self.tensors = contents.tensors
-        require_full(self.config, self.tensors, str(folder / "config.json"))
         self._check_tensors()
         require_file(folder / "tokenizer.model")
         self._notes = (*contents.notes, *self._generation.notes)
@@ -71,6 +72,7 @@ class Glm4v9bCheckpoint:
 
     def _check_tensors(self) -> None:
         expected = layout.weight_shapes(self.config)
+        packed = {} if self._packed is None else self._packed.published
         for name, shape in expected.items():
             found = self.tensors.get(name)
             if found is None:
@@ -80,13 +82,19 @@ class Glm4v9bCheckpoint:
                     f"the first is {name}.",
                     "Config and weights do not belong together, or a shard is not in the index.",
                 )
-            if found.shape != shape:
+            matrix = packed.get(name)
+            if matrix is not None:
+                is_right = matrix.values == math.prod(shape)
+            else:
+                is_right = found.shape == shape
+            if not is_right:
                 raise CheckpointError(
                     f"{name} in {found.file} has shape {list(found.shape)}; config.json asks for "
                     f"{list(shape)}.",
                     "Config and weights do not belong together; download them again.",
                 )
-        foreign = self.tensors.keys() - expected.keys() - {_IGNORED_TENSOR}
+        told = {name for name in self.tensors if is_told_by(name, packed)}
+        foreign = self.tensors.keys() - expected.keys() - {_IGNORED_TENSOR} - told
         if foreign:
             raise CheckpointError(
                 f"{self.folder} holds {len(foreign)} weights that GLM-4V-9B does not have, "
@@ -133,11 +141,15 @@ class Glm4v9bCheckpoint:
         attention = sizes["num_attention_heads"] * sizes["kv_channels"]
         widths = (sizes["hidden_size"], sizes["ffn_hidden_size"], attention)
         require_whole_blocks(self.name, widths, quantize, device_map)
+        tensors, packed = self.tensors, self._packed
+        if packed is not None:
+            tensors = packed.tensors
+            config.quantization_config = dict(packed.stored.config)
         model = load_weights(
             Glm4v9bForConditionalGeneration,
             config,
             self.folder,
-            self.tensors,
+            tensors,
             self._bytes_by_module(),
             self._generation.settings,
             LoadOptions(
@@ -150,6 +162,8 @@ class Glm4v9bCheckpoint:
                 merges=self._merges,
             ),
         )
+        if packed is not None:
+            with_own_shapes(model)
         return Loaded(model, processor, Glm4v9bInputs(model), self._notes)
 
     def processor(self, image_size: int | None = None) -> Glm4v9bProcessor:
@@ -174,6 +188,8 @@ class Glm4v9bCheckpoint:
         if self._adapter is not None:
             require_peft()
         self.processor()
+        if self._packed is not None:
+            self._packed.stored.require()
 
     def _made(self, config: Glm4v9bConfig) -> Glm4v9bProcessor:
         from glm4v_magic.checkpoints.glm4v_9b.processing import Glm4v9bProcessor, load_tokenizer
@@ -208,6 +224,8 @@ class Glm4v9bCheckpoint:
         """Return bytes on disk by the name under which transformers reports a loaded weight."""
         from glm4v_magic.checkpoints.glm4v_9b import weights
 
+        if self._packed is not None:
+            return {name: info.nbytes for name, info in self._packed.tensors.items()}
         transforms = weights.conversions()
         sizes: dict[str, int] = {}
         for published, info in self.tensors.items():

@@ -101,6 +101,7 @@ def _text_units(config: Mapping[str, Any]) -> Iterator[UnitShape]:
             linear_values=linear,
             linear_rows=qkv + wide + 2 * ffn + wide,
             widest_linear=(2 * ffn, wide),
+            rotary_values=head_size,
             cache_values=2 * groups * head_size,
             activations=(costs.text_layer(wide, ffn, head_size // 2),),
         )

@@ -9,8 +9,7 @@ proportions of images; plans and dry runs use the largest image that the model w
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,6 @@ from glm4v_magic.checkpoints.glm_native.families import family_of
 from glm4v_magic.checkpoints.glm_native.fp8 import SCALE, Fp8, read_fp8
 from glm4v_magic.checkpoints.glm_native.hybrid import FLOAT32_MODULES, hybrid_units
 from glm4v_magic.checkpoints.glm_native.image_limits import image_limits
-from glm4v_magic.checkpoints.glm_native.stored import Stored, read_stored
 from glm4v_magic.checkpoints.glm_native.text import text_units
 from glm4v_magic.checkpoints.glm_native.tower import (
     VISION,
@@ -28,7 +26,8 @@ from glm4v_magic.checkpoints.glm_native.tower import (
     patch_values,
     vision_units,
 )
-from glm4v_magic.checkpoints.quantized import without_quantization
+from glm4v_magic.checkpoints.quantized import refused, without_quantization
+from glm4v_magic.checkpoints.stored import Stored, read_stored
 from glm4v_magic.checkpoints.trained_names import plain_name
 from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.model_shape import ModelShape, ModuleTree
@@ -110,13 +109,12 @@ class NativeArchitecture:
             CheckpointError: as the class, or if weights are quantised in a way that cannot be
                 loaded.
         """
-        return cls(
-            name,
-            contents.config,
-            where,
-            keeps_fp8=contents.merges is None,
-            stored=read_stored(contents, where),
-        )
+        stored = read_stored(contents, where)
+        # transformers computes with all experts of a layer as one weight, never quantised.
+        if stored is not None and any(".experts." in each.module for each in stored.packed):
+            raise refused(where, stored.scheme)
+        keeps = contents.merges is None
+        return cls(name, contents.config, where, keeps_fp8=keeps, stored=stored)
 
     def module_tree(self) -> ModuleTree:
         """Return the names of the model's modules and weights."""
@@ -135,13 +133,8 @@ class NativeArchitecture:
         if any(re.search(pattern, f"{name}.") for pattern in ignored):
             return ()
         known = {*tree.modules, *tree.tensors}
-        for beginning, inside in _OLDER.items():
-            if not name.startswith(beginning):
-                continue
-            found = self._renamed(inside + name.removeprefix(beginning))
-            if found in known:
-                return (found,)
-        return None
+        found = (self._renamed(each) for each in _own_modules(name))
+        return next(((each,) for each in found if each in known), None)
 
     def _renamed(self, name: str) -> str:
         from transformers.conversion_mapping import get_checkpoint_conversion_mapping
@@ -250,20 +243,20 @@ class NativeArchitecture:
             patches_per_token=merge**2,
             least_image_tokens=self._limits.least,
         )
-        stored = self.stored
-        if stored is None:
-            return shape
-        units = []
-        for unit in shape.units:
-            values, nbytes = stored.held_by(unit)
-            units.append(replace(unit, packed_values=values, packed_bytes=nbytes))
-        return replace(shape, units=tuple(units), scheme=stored.scheme, packed=stored.kind)
+        return shape if self.stored is None else self.stored.shape(shape, _own_modules)
 
     def _kept_fp8(self) -> Fp8 | None:
         """FP8 scheme of weights that can stay in FP8: only if just the text part is in FP8."""
         if self.fp8 is None or not self._can_keep_fp8 or any(map(self.fp8.holds, _FULL)):
             return None
         return self.fp8
+
+
+def _own_modules(name: str) -> Iterator[str]:
+    """Yield what a published name may be here."""
+    for beginning, inside in _OLDER.items():
+        if name.startswith(beginning):
+            yield inside + name.removeprefix(beginning)
 
 
 def _has_bias(config: Mapping[str, Any], text: Mapping[str, Any]) -> bool:

@@ -162,6 +162,7 @@ def _dense_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape
         linear_values=linear,
         linear_rows=bias + wide + 2 * mlp + wide,
         widest_linear=(2 * mlp, wide),
+        rotary_values=2 * _rotary(text),
         cache_values=cache,
         activations=_with_indices(costs.text_layer(wide, mlp, _rotary(text)), _attention(text)),
     )
@@ -185,6 +186,7 @@ def _moe_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
         linear_values=matrices + shared,
         linear_rows=bias + wide,
         widest_linear=(text["num_attention_heads"] * _head_size(text), wide),
+        rotary_values=2 * _rotary(text),
         cache_values=cache,
         activations=_with_indices(_experts(text), _attention(text)),
     )

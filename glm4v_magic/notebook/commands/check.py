@@ -24,6 +24,7 @@ from glm4v_magic.notebook.commands.plan import PRINT, given_map, json_file, plac
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.render.plans.dry_run import dry_run_bundle
 from glm4v_magic.notebook.render.progress import line_bundle
+from glm4v_magic.planning.files import read_given
 
 __all__ = ["check"]
 
@@ -71,14 +72,16 @@ def check(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
     if given is None:
         given = "plan"
     planned = given if isinstance(given, Plan) else None
-    gpus = _gpus(arguments.gpus, planned)
+    from glm4v_magic.dry_run.run import dry_run, is_on_cpu
+
+    is_placed = given is not None and not isinstance(given, str)
+    on_cpu = is_placed and is_on_cpu(read_given(given))
+    gpus = _gpus(arguments.gpus, planned, is_needed=not on_cpu)
     options = placement_options(arguments)
     options.pop("gpus", None)
     of_plan = None if planned is None else planned.model
     name = arguments.model or of_plan or context.model
     model = architecture(name, base=arguments.base, lora=arguments.lora)
-
-    from glm4v_magic.dry_run.run import dry_run
 
     report = dry_run(model, gpus, given, **options)
     if arguments.json == PRINT:
@@ -91,8 +94,12 @@ def check(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
     raise_if_unusable(report)
 
 
-def _gpus(description: str | None, plan: Plan | None) -> tuple[GPU, ...]:
-    """Return the GPUs that are described, those of this machine, or else those of the plan."""
+def _gpus(description: str | None, plan: Plan | None, *, is_needed: bool) -> tuple[GPU, ...]:
+    """Return the GPUs that are described, those of this machine, or else those of the plan.
+
+    Raises:
+        PlacementError: if there is none, but one is needed.
+    """
     gpus = gpus_here() if description is None else parse_gpus(description)
     if description is None and plan is not None and not gpus:
         gpus = tuple(
@@ -100,7 +107,7 @@ def _gpus(description: str | None, plan: Plan | None) -> tuple[GPU, ...]:
             for stage in sorted(plan.stages, key=lambda stage: stage.gpu or 0)
             if stage.gpu is not None
         )
-    if not gpus:
+    if not gpus and is_needed:
         found = "No GPU was found here" if description is None else f"{description} is no GPU"
         raise PlacementError(f"{found}.", "Describe the GPUs to check for: --gpus 4x16GiB.")
     return gpus

@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from glm4v_magic.checkpoints.contents import Contents
@@ -23,30 +23,15 @@ from glm4v_magic.checkpoints.quantized import (
     scheme_of,
 )
 from glm4v_magic.core.errors import CheckpointError, OptionError
-from glm4v_magic.core.model_shape import UnitShape
+from glm4v_magic.core.model_shape import ModelShape, PackedMatrix
 from glm4v_magic.core.options import Quantization
 
-__all__ = ["Stored", "read_stored"]
+__all__ = ["Stored", "is_told_by", "read_stored"]
 
 _STATE = re.compile(
     r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)$"
 )
 _ABSMAX, _ROW_SCALES, _FORMAT = ".absmax", ".SCB", ".weight_format"
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """A matrix that is stored quantised.
-
-    Attributes:
-        module: its module.
-        values: number of its values.
-        nbytes: bytes with everything that belongs to it.
-    """
-
-    module: str
-    values: int
-    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +44,14 @@ class Stored:
             restored.
         needs: package that loads them, and the extra that has it.
         config: their ``quantization_config``, as transformers takes it.
-        packed: matrices that stay quantised.
+        packed: matrices that stay quantised, by their names in the files.
     """
 
     scheme: str
     kind: Quantization | None
     needs: tuple[str, str]
     config: Mapping[str, Any]
-    packed: tuple[Packed, ...] = ()
+    packed: tuple[PackedMatrix, ...] = ()
 
     def require(self) -> None:
         """Raise OptionError unless what loads them is installed."""
@@ -78,14 +63,25 @@ class Stored:
                 f"Install it with: pip install 'glm4v_magic[{extra}]'",
             )
 
-    def held_by(self, unit: UnitShape) -> tuple[int, int]:
-        """Return the values of a unit that stay quantised, and their bytes."""
-        inside = [
-            each
-            for each in self.packed
-            if any(f"{each.module}.".startswith(f"{module}.") for module in unit.modules)
-        ]
-        return sum(each.values for each in inside), sum(each.nbytes for each in inside)
+    def shape(
+        self, full: ModelShape, names: Callable[[str], Iterable[str]] = lambda name: (name,)
+    ) -> ModelShape:
+        """Return the sizes of a model whose full weights have the sizes `full`.
+
+        Args:
+            full: sizes of the model.
+            names: yields what a module of the files may be called in the model.
+        """
+        own = [(name, each) for each in self.packed for name in names(each.module)]
+        units = []
+        for unit in full.units:
+            inside = {
+                name: replace(each, module=name)
+                for name, each in own
+                if any(f"{name}.".startswith(f"{module}.") for module in unit.modules)
+            }
+            units.append(replace(unit, packed=tuple(inside.values())))
+        return replace(full, units=tuple(units), scheme=self.scheme, packed=self.kind)
 
     def count(self, tensors: Mapping[str, TensorInfo]) -> int | None:
         """Return the number of values in files, quantised or not; ``None`` if headers do not tell.
@@ -138,6 +134,19 @@ def read_stored(contents: Contents, where: str) -> Stored | None:
     return _of_bitsandbytes(given, tensors, where, scheme)
 
 
+def is_told_by(name: str, packed: Collection[str]) -> bool:
+    """Tell whether a tensor describes a quantised weight.
+
+    Args:
+        name: its name.
+        packed: names of quantised weights.
+    """
+    weight, found = _STATE.subn("", name)
+    if not found:
+        weight = f"{name.removesuffix(_ROW_SCALES).removesuffix(_FORMAT)}.weight"
+    return weight in packed
+
+
 def _of_bitsandbytes(
     given: Any, tensors: Mapping[str, TensorInfo], where: str, scheme: str
 ) -> Stored:
@@ -165,22 +174,22 @@ def _is_nf4(tensors: Mapping[str, TensorInfo]) -> bool:
     return any(name.endswith("bitsandbytes__nf4") for name in tensors)
 
 
-def _packed_4bit(tensors: Mapping[str, TensorInfo]) -> list[Packed]:
+def _packed_4bit(tensors: Mapping[str, TensorInfo]) -> list[PackedMatrix]:
     extra: dict[str, int] = {}
     for name, info in tensors.items():
         if _STATE.search(name):
             weight = _STATE.sub("", name)
             extra[weight] = extra.get(weight, 0) + info.nbytes
     return [
-        Packed(weight.removesuffix(".weight"), 2 * tensors[weight].nbytes, more + stored.nbytes)
+        PackedMatrix(weight.removesuffix(".weight"), 2 * stored.nbytes, more + stored.nbytes)
         for weight, more in extra.items()
         if (stored := tensors.get(weight)) is not None
     ]
 
 
-def _packed_8bit(tensors: Mapping[str, TensorInfo]) -> list[Packed]:
+def _packed_8bit(tensors: Mapping[str, TensorInfo]) -> list[PackedMatrix]:
     return [
-        Packed(module, weight.nbytes, weight.nbytes + info.nbytes)
+        PackedMatrix(module, weight.nbytes, weight.nbytes + info.nbytes, weight.shape[0])
         for name, info in tensors.items()
         if name.endswith(_ROW_SCALES)
         and (weight := tensors.get(f"{(module := name.removesuffix(_ROW_SCALES))}.weight"))
