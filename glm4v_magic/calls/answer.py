@@ -27,6 +27,9 @@ class ImageAnswer(Answer):
             image: index of the image; by default that of the first box or point, and the last image
                 if there is neither.
 
+        Labels are drawn in a font of the system where Pillow's own lacks their characters; those
+        that no font has are written as code points, with a warning.
+
         Raises:
             OptionError: if there is no such image.
         """

@@ -14,7 +14,7 @@ from glm4v_magic.core.tokens import Token
 if TYPE_CHECKING:
     from glm4v_magic.core.image import SeenImage, SourcedImage
     from glm4v_magic.core.plan import Plan
-    from glm4v_magic.core.video import SourcedVideo
+    from glm4v_magic.core.video import Media, SourcedVideo
 
 __all__ = [
     "Answer",
@@ -60,7 +60,7 @@ class Message:
     before_videos: int | None = None
 
     @property
-    def media(self) -> tuple[SourcedImage | SourcedVideo, ...]:
+    def media(self) -> tuple[Media, ...]:
         """Images and videos in the order in which they stand before the text."""
         images = self.images
         before = len(images) if self.before_videos is None else self.before_videos
@@ -81,6 +81,11 @@ class Conversation:
     def images(self) -> tuple[SourcedImage, ...]:
         """All images of the conversation, in order."""
         return tuple(image for message in self.messages for image in message.images)
+
+    @property
+    def media(self) -> tuple[Media, ...]:
+        """All images and videos of the conversation, in order."""
+        return tuple(each for message in self.messages for each in message.media)
 
     @property
     def videos(self) -> tuple[SourcedVideo, ...]:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from glm4v_magic.core.conversation import Answer, Generation, Message
-from glm4v_magic.core.image import SeenImage, SourcedImage
+from glm4v_magic.core.image import SeenImage
 from glm4v_magic.core.model import EngineInfo, LoadProgress
 from glm4v_magic.core.rows import AnsweredRow, Progress
 from glm4v_magic.core.tokens import Token
-from glm4v_magic.core.video import SourcedVideo
+from glm4v_magic.core.video import Media
 
 __all__ = [
     "Correcting",
@@ -48,17 +48,15 @@ class Started:
 
     Attributes:
         info: facts about the model.
-        images: images of the prompt; of a map, those that every row shares.
+        media: images and videos of the prompt, in order; of a map, those that every row shares.
         partial: the incomplete answer to continue; ``None`` for a new one.
         seen: what the model sees of each image; empty for a map.
-        videos: videos of the prompt, with the frames that the model sees.
     """
 
     info: EngineInfo
-    images: tuple[SourcedImage, ...] = ()
+    media: tuple[Media, ...] = ()
     partial: Message | None = None
     seen: tuple[SeenImage, ...] = ()
-    videos: tuple[SourcedVideo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from glm4v_magic.core.errors import ImageError
 from glm4v_magic.core.image import SourcedImage
@@ -13,7 +13,7 @@ from glm4v_magic.core.wording import clock
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Frame", "Read", "SourcedVideo"]
+__all__ = ["Frame", "Media", "Read", "SourcedVideo"]
 
 Read = Callable[[Sequence[int], tuple[int, int]], "Iterator[Image.Image]"]
 """Yields the frames at ascending indices, each resized to a width and height in pixels."""
@@ -137,3 +137,7 @@ class SourcedVideo:
     def _frame(self, index: int, image: Image.Image) -> Frame:
         time = self.time(index)
         return Frame(SourcedImage(image, f"{self.source} at {clock(time)}", self.size), time)
+
+
+Media: TypeAlias = SourcedImage | SourcedVideo
+"""What a prompt shows."""

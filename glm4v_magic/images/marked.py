@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from glm4v_magic.core.boxes import Box, Mark
 from glm4v_magic.core.image import SourcedImage
+from glm4v_magic.images.fonts import Font, lettered
 
 __all__ = ["cut_out", "marked"]
 
@@ -20,7 +21,7 @@ _LONGEST = 40  # characters of a label on an image
 
 
 def marked(image: SourcedImage, marks: Sequence[tuple[str, Mark]]) -> Image.Image:
-    """Return a copy of an image with boxes and points drawn on it.
+    """Return a copy of an image with boxes and points drawn on it; warns as `fonts.lettered`.
 
     Args:
         image: the image; a smaller copy of the original will do.
@@ -30,8 +31,8 @@ def marked(image: SourcedImage, marks: Sequence[tuple[str, Mark]]) -> Image.Imag
     draw = ImageDraw.Draw(drawn)
     across, down = _scale(image)
     line = max(1, round(max(drawn.size) / 400))
-    font = ImageFont.load_default(max(10, round(max(drawn.size) / 45)))
-    for name, mark in marks:
+    names = lettered(map(_shortened, (name for name, _ in marks)), max(10, max(drawn.size) // 45))
+    for (name, font), (_, mark) in zip(names, marks, strict=True):
         if isinstance(mark, Box):
             x0, y0 = round(mark.x0 * across), round(mark.y0 * down)
             x1, y1 = round(mark.x1 * across), round(mark.y1 * down)
@@ -73,18 +74,18 @@ def _inset(corners: tuple[int, int, int, int], line: int) -> tuple[int, int, int
     return x0 + inset, y0 + inset, x1 - inset, y1 - inset
 
 
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."
+
+
 def _write(
     draw: ImageDraw.ImageDraw,
     at: tuple[int, int],
     name: str,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    font: Font,
     size: tuple[int, int],
 ) -> None:
     """Write a name above a place, or below where there is no room, on black."""
-    if isinstance(font, ImageFont.ImageFont):  # Pillow's own font, which has Latin-1 alone
-        name = name.encode("latin-1", "replace").decode("latin-1")
-    if len(name) > _LONGEST:
-        name = f"{name[:_LONGEST]}..."
     left, upper, right, lower = draw.textbbox((0, 0), name, font=font)
     wide, high = right - left + 6, lower - upper + 6
     x = max(0, min(at[0], size[0] - wide))

@@ -194,7 +194,10 @@ def _opened(path: Path, shown: str) -> Iterator[tuple[Any, Any]]:
                 raise ImageError(f"{shown} holds no video.")
             yield container, container.streams.video[0]
     except (av.error.FFmpegError, OSError) as error:
-        raise ImageError(f"{shown} is damaged or no video: {reason(error)}") from error
+        why = getattr(error, "strerror", None) or reason(error)  # without its number and the path
+        raise ImageError(
+            f"{shown} is damaged or no video: {one_line(why)}.", "Download or write it again."
+        ) from error
 
 
 def _decoded(

@@ -369,13 +369,20 @@ def are_images(prompt: str, items: Items, *, raw: bool = False) -> bool:
     """Tell whether the items are sent as images; otherwise they are values for the prompt.
 
     Raises:
-        PromptError: if an expression in the prompt is not closed, is empty or is not Python.
+        PromptError: if an expression in the prompt is not closed, is empty or is not Python, or if
+            all items are numbers, which are no images, and the prompt does not use them.
     """
     used = frozenset() if raw else names_in(prompt)
     if items.kind is not None:
         return items.kind == "images"
     of_dictionaries = items.table is None and items.records is not None
-    return "item" not in used and not (of_dictionaries and "row" in used)
+    as_images = "item" not in used and not (of_dictionaries and "row" in used)
+    if as_images and items.values and all(isinstance(each, int | float) for each in items.values):
+        raise PromptError(
+            f"The items of {one_line(items.source)} are numbers, and the prompt does not use them.",
+            "Write {{item}} where each of them goes.",
+        )
+    return as_images
 
 
 def is_dataframe(value: object) -> bool:

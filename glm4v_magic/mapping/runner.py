@@ -57,6 +57,8 @@ class Job:
         terms: terms of each row; a seed applies to each row by itself.
         system: system message of each row; empty for none.
         images: images sent with every row, before its own.
+        videos: a video sent with every row, if any.
+        before_videos: as in `Message`.
         read: function that turns an item into images.
         read_video: function that turns one into a video.
         model: key of the model; see `answer_cache.model_key`.
@@ -68,6 +70,8 @@ class Job:
     terms: Terms
     system: str | None
     images: tuple[SourcedImage, ...]
+    videos: tuple[SourcedVideo, ...]
+    before_videos: int | None
     read: Read
     read_video: ReadVideo
     model: str
@@ -209,7 +213,7 @@ class _Run:
             yield self._finished(_row(row, failure=row.failure))
             return
         images = self._job.images
-        videos: tuple[SourcedVideo, ...] = ()
+        videos = self._job.videos
         try:
             if row.is_video:
                 videos = (self._job.read_video(row.item, row.name),)
@@ -219,7 +223,14 @@ class _Run:
             yield self._finished(_row(row, failure=error.text))
             return
         before = (Message("system", self._job.system),) if self._job.system else ()
-        conversation = Conversation((*before, Message("user", row.prompt, images, videos=videos)))
+        asked = Message(
+            "user",
+            row.prompt,
+            images,
+            videos=videos,
+            before_videos=self._job.before_videos if self._job.videos else None,
+        )
+        conversation = Conversation((*before, asked))
         call = Call("", conversation, self._job.terms)
         # Rows that are asked the same may be answered differently, if tokens are drawn.
         key = request_key(call.request, self._job.model)

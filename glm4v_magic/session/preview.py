@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from glm4v_magic.checkpoints import Checkpoint
     from glm4v_magic.core.conversation import Conversation
     from glm4v_magic.core.image import SeenImage
-    from glm4v_magic.core.video import SourcedVideo
-    from glm4v_magic.images import SourcedImage
+    from glm4v_magic.core.video import Media
 
 __all__ = ["Piece", "Preview", "preview"]
 
@@ -34,21 +33,19 @@ class Preview:
     Attributes:
         model: name of the checkpoint.
         pieces: the prompt in its published form, where an image is three special tokens.
-        images: the images, in order.
-        seen: what the model sees of each.
+        media: images and videos, in order; videos with the frames that the model sees.
+        seen: what the model sees of each image.
         text_tokens: text tokens of the prompt, special ones included.
-        videos: the videos, with the frames that the model sees.
-        frame_tokens: visual tokens of all their frames.
+        frame_tokens: visual tokens of the frames of all videos.
         room: tokens that are left for the answer; below 1 the model refuses the prompt.
     """
 
     model: str
     pieces: tuple[Piece, ...]
-    images: tuple[SourcedImage, ...]
+    media: tuple[Media, ...]
     seen: tuple[SeenImage, ...]
     text_tokens: int
     room: int
-    videos: tuple[SourcedVideo, ...] = ()
     frame_tokens: int = 0
 
     @property
@@ -84,11 +81,10 @@ def preview(
     return Preview(
         model=checkpoint.name,
         pieces=tuple(_pieces(processor.tokenizer, encoded.published)),
-        images=conversation.images,
+        media=conversation.media,
         seen=encoded.seen,
         text_tokens=len(encoded.ids) - encoded.visual_tokens,
         room=checkpoint.architecture.shape().max_context - encoded.length,
-        videos=conversation.videos,
         frame_tokens=sum(each.visual_tokens for each in encoded.images if each.second is not None),
     )
 

@@ -433,6 +433,8 @@ class Session:
         *,
         column: object = None,
         images: object = (),
+        video: object = None,
+        before_video: int | None = None,
         names: Mapping[str, object] | None = None,
         read: Read | None = None,
         read_video: ReadVideo | None = None,
@@ -445,6 +447,8 @@ class Session:
             items: a list of images or values, a folder, a pattern, a pandas Series, a DataFrame.
             column: of a DataFrame, the one that holds the images or values.
             images: images that go with every row.
+            video: a video that goes with every row; see `stream`.
+            before_video: number of these images that stand before it; all of them by default.
             names: what else expressions in the prompt may use.
             read: how an item becomes images; `images.to_images` by default.
             read_video: how an item becomes a video; `images.video.to_video` by default.
@@ -455,6 +459,8 @@ class Session:
             items,
             column=column,
             images=images,
+            video=video,
+            before_video=before_video,
             names=names,
             read=read,
             read_video=read_video,
@@ -469,6 +475,8 @@ class Session:
         *,
         column: object = None,
         images: object = (),
+        video: object = None,
+        before_video: int | None = None,
         names: Mapping[str, object] | None = None,
         read: Read | None = None,
         read_video: ReadVideo | None = None,
@@ -486,6 +494,8 @@ class Session:
             items: a list of images or values, a folder, a pattern, a pandas Series, a DataFrame.
             column: of a DataFrame, the one that holds the images or values.
             images: images that go with every row.
+            video: a video that goes with every row; see `stream`.
+            before_video: number of these images that stand before it; all of them by default.
             names: what else expressions in the prompt may use.
             read: how an item becomes images; `images.to_images` by default.
             read_video: how an item becomes a video; `images.video.to_video` by default.
@@ -522,8 +532,12 @@ class Session:
         rows = plan(prompt, items, names or {}, raw=options.get("raw", False))
         shared = sourced(images)
         parts: dict[str, Any] = {each: options.get(each) for each in _OF_A_VIDEO}
-        with_video = any(row.is_video for row in rows)
-        _refuse_parts_of_no_video(parts, with_video)
+        own_video = any(row.is_video for row in rows)
+        _refuse_parts_of_no_video(parts, own_video or video is not None)
+        if own_video and video is not None:
+            raise OptionError("Rows are videos, and every row has another; a question has one.")
+        _refuse_place(before_video, len(shared), with_video=video is not None)
+        videos = () if video is None else self._videos(video, parts)
         system = options.get("system")
         told = require_text(system) if system else None
 
@@ -533,6 +547,8 @@ class Session:
                 _followed(terms, choice),
                 told,
                 shared,
+                videos,
+                before_video,
                 read or to_images,
                 read_video or partial(to_video, **parts),
                 model_key(choice),
@@ -542,26 +558,26 @@ class Session:
             )
             self._store = self._store or AnswerStore()
             at_least = len(shared) + (rows[0].is_image and not rows[0].is_video)
-            only_videos = all(row.is_video for row in rows)
+            has_video = bool(videos) or all(row.is_video for row in rows)
 
             def engine() -> Generator[Event, None, Engine]:
-                return self._engine_for_rows(terms, shared, at_least, only_videos)
+                return self._engine_for_rows(terms, shared, at_least, has_video)
 
             yield from run(rows, job, engine, self._store, items)
 
         return self._locked(events)
 
     def _engine_for_rows(
-        self, terms: Terms, images: tuple[Any, ...], at_least: int, only_videos: bool
+        self, terms: Terms, images: tuple[Any, ...], at_least: int, has_video: bool
     ) -> Generator[Event, None, Engine]:
-        """Return the engine for rows that have at least this many images each, or all a video."""
+        """Return the engine for rows of at least this many images each, and maybe a video."""
         bare = Request(Conversation(), terms.sampling)
 
         def refuse(model: Takes) -> None:
             refuse_task(terms.task, model.name, model.tasks, at_least)
             refuse_thinking(bare, model.name, model.thinks, model.efforts)
             refuse_more_than(model.max_images, at_least, model.name, "each row")
-            if only_videos:
+            if has_video:
                 refuse_video(model.name, model.takes_video)
 
         engine = yield from self._ready(terms, refuse)
@@ -646,11 +662,7 @@ class Session:
         said = require_text(text)
         videos = self._videos(video, {each: options.get(each) for each in _OF_A_VIDEO})
         found = self._sourced(images)
-        if before_video is not None and not (videos and 0 <= before_video <= len(found)):
-            raise OptionError(
-                f"before_video is {before_video}, but there "
-                + (f"are {len(found)} images to choose from." if videos else "is no video.")
-            )
+        _refuse_place(before_video, len(found), with_video=bool(videos))
         return Message("user", said, found, videos=videos, before_videos=before_video)
 
     def _videos(self, video: object, parts: Mapping[str, Any]) -> tuple[SourcedVideo, ...]:
@@ -708,9 +720,9 @@ class Session:
         """Make a call and add its answer to the chat."""
         engine = yield from self._ready(call.terms, partial(refuse_call, call))
         conversation = call.conversation
-        videos = conversation.videos
-        seen = engine.seen(call.request) if conversation.images or videos else ()
-        yield Started(engine.info, conversation.images, conversation.partial, seen, videos)
+        media = conversation.media
+        seen = engine.seen(call.request) if media else ()
+        yield Started(engine.info, media, conversation.partial, seen)
         try:
             generation = yield from generated(engine, call.request)
         except GenerationInterrupted as stopped:
@@ -795,6 +807,12 @@ class Session:
             return False
         engine.close()
         return True
+
+
+def _refuse_place(before_video: int | None, images: int, *, with_video: bool) -> None:
+    if before_video is not None and not (with_video and 0 <= before_video <= images):
+        there = f"are {images} images to choose from" if with_video else "is no video"
+        raise OptionError(f"before_video is {before_video}, but there {there}.")
 
 
 def _refuse_parts_of_no_video(parts: Mapping[str, Any], with_video: bool) -> None:

@@ -79,7 +79,10 @@ def test_a_preview_counts_the_frames(loaded):
         ("clip.mp4 --from 2 --to 1", "from 0:02 to 0:01, which is no time"),
         ("clip.mp4 other.mp4", "clip.mp4 and other.mp4 are two videos"),
         ("gone.mp4", "gone.mp4: no such file"),
-        ("text.mp4", "text.mp4 is damaged or no video"),
+        (
+            "text.mp4",
+            "text.mp4 is damaged or no video: Invalid data found when processing input. Download",
+        ),
         ("clip.mp4 --fps 0", "must be a number above 0"),
         ("clip.mp4 --from x", "'x' is not a time, such as 80 or 1:20. See %glm4v help."),
         ("--to 1:00", "--to is about a video, and there is none on this line"),
@@ -202,6 +205,7 @@ def test_the_prompt_has_image_and_video_in_the_order_of_the_line(loaded, clip):
     assert first[1] < first[0]
     assert second[0] < second[1]
     said = loaded(f"%%glm4v red.png clip.mp4 red.png {SMALL}\nWhat happens?")
+    assert said.index("red.png") < said.index("clip.mp4") < said.rindex("red.png")
     assert "Traceback" not in said
     shown = loaded("%glm4v history")
     assert shown.index("red.png") < shown.index("clip.mp4") < shown.rindex("red.png")
@@ -270,6 +274,40 @@ class TestOver:
         said = loaded(f"%%glm4v --over clips/ --fps 2 {SMALL}\nWhat happens?", fails=True)
         assert "--fps is about a video, and the rows have none" in said
         assert "1 of 1 row answered" in loaded(f"%%glm4v --over clips/ {SMALL}\nWhat?")
+
+    def test_one_clip_goes_with_every_row(self, loaded, native, shell, clips):
+        Image.new("RGB", (60, 40), "red").save(clips / "red.png")
+        line = "clips/red.png clips/1.mp4 clips/red.png --over [1,2] --fps 2"
+        said = loaded(f"%%glm4v {line} {SMALL} --raw\nIs it it?", fails=True)
+        assert "The items of [1,2] are numbers" in said
+        assert "Write {{item}}" in said
+        loaded(f"%%glm4v {line} --temperature 0 --max-tokens 4\nIs it {{{{item}}}}?")
+        rows = shell.user_ns["_"]
+        session = Session().load(str(native("glm46v")))
+        red = [str(clips / "red.png")] * 2
+        for row in rows:
+            assert [len(each.seen) for each in row.answer.videos] == [2]
+            options = {"temperature": 0, "max_tokens": 4, "fps": 2}
+            alone = session.ask(row.prompt, red, str(clips / "1.mp4"), 1, **options)
+            assert row.answer.text == alone.text
+        mapped = session.map(
+            "Is it {{item}}?", [1, 2], images=red, video=str(clips / "1.mp4"), before_video=1,
+            **options,
+        )  # fmt: skip
+        assert [row.answer.text for row in mapped] == [row.answer.text for row in rows]
+        with pytest.raises(OptionError, match="before_video is 3, but there are 2 images"):
+            session.map("{{item}}?", [1], images=red, video="gone.mp4", before_video=3)
+
+    def test_one_clip_and_a_row_that_is_another_are_too_many(self, loaded, clips):
+        said = loaded("%%glm4v clips/1.mp4 --over clips/2*.mp4\nWhat?", fails=True)
+        assert "clips/1.mp4 is a video, and so are rows of --over; a question has one" in said
+        with pytest.raises(OptionError, match="a question has one"):
+            Session().map("What?", [str(clips / "2.mp4")], video=str(clips / "1.mp4"))
+
+    def test_a_model_without_video_says_so_before_the_clip_is_read(self, loaded, clips):
+        loaded("%glm4v load demo")
+        said = loaded("%%glm4v gone.mp4 --over [1,2]\nIs it {{item}}?", fails=True)
+        assert "demo takes no video" in said
 
     def test_a_preview_of_the_first(self, loaded, clips):
         said = loaded("%%glm4v --over clips/ --fps 2 --preview\nWhat happens?")

@@ -42,7 +42,7 @@ def test_a_prompt_as_it_is_sent(checkpoint, cat):
         f"[gMASK]<sop><|system|>\nBe brief.<|user|>\n{IMAGE}A cat? <|user|><|assistant|>"
     )
     assert [piece.text for piece in shown.pieces if piece.special].count("<|user|>") == 1
-    assert shown.images == (cat,)
+    assert shown.media == (cat,)
 
 
 def test_tokens_are_those_the_model_would_get(checkpoint, cat):
@@ -81,7 +81,7 @@ def test_a_bundle_shows_images_prompt_and_tokens(cat):
     assert '<span style="opacity:0.55">&lt;sop&gt;</span>&lt;i&gt;A &amp; B' in bundle["text/html"]
     assert 'width="56" height="56"' in bundle["text/html"]
     assert "too long for the model" in tokens_line(replace(shown, room=0))
-    assert "<img" not in preview_bundle(replace(shown, images=(), seen=()))["text/html"]
+    assert "<img" not in preview_bundle(replace(shown, media=(), seen=()))["text/html"]
 
 
 @pytest.mark.parametrize(

@@ -21,21 +21,21 @@ from glm4v_magic.core.errors import (
     PromptError,
 )
 from glm4v_magic.images import SourcedImage, count_images, parse_crop, resolve_images
-from glm4v_magic.images.video import has_frames, is_clip, to_video
 from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, Quoted, takes
 from glm4v_magic.notebook.commands.context import Context, require_variable_name
 from glm4v_magic.notebook.commands.over import over
 from glm4v_magic.notebook.commands.question import (
+    clips_of,
     form_asked,
     sampling_of,
     show_preview,
     system_of,
+    video_of,
     video_parts,
 )
 from glm4v_magic.notebook.live.screen import screen_for
 
 if TYPE_CHECKING:
-    from glm4v_magic.core.video import SourcedVideo
     from glm4v_magic.session.stream import Stream
 
 __all__ = [
@@ -46,7 +46,6 @@ __all__ = [
     "preview",
     "question_of",
     "typed_question",
-    "video_of",
 ]
 
 _WORDS = argument("words", nargs="*", metavar="IMAGE", help="Images, then the question in quotes.")
@@ -123,6 +122,8 @@ def answer(
         return over(context, arguments, images, typed_question(arguments, text), names)
     _refuse_without_over(arguments)
     question = question_of(arguments, text, names)
+    if not clips_of(images, names):
+        video_parts(arguments, "and there is none on this line")
     video, before, after = video_of(context, arguments, images, names)
     sourced = images_of(context, arguments, [*before, *after], names)
     where = {
@@ -234,32 +235,6 @@ def typed_question(arguments: Namespace, text: str) -> str:
             "The prompt is empty.", "To carry on an unfinished answer: %glm4v continue."
         )
     return text
-
-
-def video_of(
-    context: Context, arguments: Namespace, words: list[str], names: Mapping[str, Any]
-) -> tuple[SourcedVideo | None, list[str], list[str]]:
-    """Return the video that a word names, with ``--fps``, ``--from`` and ``--to``, and other words.
-
-    Those before it and those behind it are apart; without a video all are before it.
-
-    A clip is recognised by its suffix; a variable with an array of several frames is a video, too.
-    """
-    clips = [word for word in words if is_clip(word) or has_frames(names.get(word))]
-    if not clips:
-        video_parts(arguments, "and there is none on this line")
-        return None, words, []
-    if len(clips) > 1:
-        raise OptionError(
-            f"{clips[0]} and {clips[1]} are two videos; a question has one.",
-            "Ask about the other in a follow-up.",
-        )
-    (clip,) = clips
-    context.session.require_video()
-    parts = video_parts(arguments)
-    video = to_video(names.get(clip, clip), clip, limits=context.settings.limits, **parts)
-    place = words.index(clip)
-    return video, words[:place], words[place + 1 :]
 
 
 def images_of(

@@ -15,16 +15,18 @@ from glm4v_magic.core.errors import Glm4vError, InputError, MapInterrupted, Opti
 from glm4v_magic.core.events import Event, Loading, Started
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.video import SourcedVideo
-from glm4v_magic.images import SourcedImage, parse_crop, resolve_images, to_images
+from glm4v_magic.images import SourcedImage, count_images, parse_crop, resolve_images, to_images
 from glm4v_magic.images.files import path_of
 from glm4v_magic.images.video import is_video, to_video
 from glm4v_magic.images.words import is_lookup, looked_up
 from glm4v_magic.mapping.items import Items, are_images, files_of, is_dataframe, items_of, plan
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.question import (
+    clips_of,
     form_asked,
     sampling_of,
     show_preview,
+    video_of,
     video_parts,
 )
 from glm4v_magic.notebook.live.board import Board, board_for
@@ -61,8 +63,12 @@ def over(
     items = named_items(arguments.over, names, arguments.page)
     as_images = are_images(prompt, items, raw=arguments.raw)
     clips = [as_images and is_video(each) for each in items.values]
-    with_images = bool(images) or (as_images and not all(clips))
-    parts = video_parts(arguments, "and the rows have none" if not any(clips) else None)
+    shared_clips = clips_of(images, names)
+    with_images = len(images) > len(shared_clips) or (as_images and not all(clips))
+    has_video = bool(shared_clips) or any(clips)
+    parts = video_parts(arguments, None if has_video else "and the rows have none")
+    _refuse_two_videos(shared_clips, any(clips))
+    video, before, after = video_of(context, arguments, images, names)
     _refuse_parts_of_no_image(arguments, with_images)
     crop = None if arguments.crop is None else parse_crop(arguments.crop)
     limits, page = context.settings.limits, arguments.page
@@ -76,15 +82,21 @@ def over(
     def cut(found: tuple[SourcedImage, ...]) -> tuple[SourcedImage, ...]:
         return found if crop is None else tuple(crop.of(image) for image in found)
 
-    shared = cut(resolve_images(images, names, limits=limits, page=page))
+    shared = cut(resolve_images([*before, *after], names, limits=limits, page=page))
+    before_video = None if video is None else count_images(before, names)
     system = context.settings.system if arguments.system is None else arguments.system
     if arguments.preview:
         prompt = asked(prompt, arguments.task, form.schema)
         rows = plan(prompt, items, names, raw=arguments.raw)
         row = next(row for row in rows if row.failure is None)
-        video = read_video(row.item, row.name) if row.is_video else None
-        own = read(row.item, row.name) if row.is_image and video is None else ()
-        draft = context.session.draft(row.prompt, list(shared + own), video, system=system)
+        own = read(row.item, row.name) if row.is_image and not row.is_video else ()
+        draft = context.session.draft(
+            row.prompt,
+            list(shared + own),
+            read_video(row.item, row.name) if row.is_video else video,
+            system=system,
+            before_video=before_video,
+        )
         show_preview(context, draft, arguments.task)
         return None
     screen = screen_for(context.shell, context.model, quiet=arguments.quiet)
@@ -107,6 +119,8 @@ def over(
             prompt,
             items,
             images=list(shared),
+            video=video,
+            before_video=before_video,
             names=names,
             raw=arguments.raw,
             batch_size=arguments.batch_size,
@@ -130,6 +144,14 @@ def over(
         board.close()
     _refuse_if_all_failed(context, result, arguments.out, board)
     return result
+
+
+def _refuse_two_videos(shared: Sequence[str], is_row: bool) -> None:
+    if shared and is_row:
+        raise OptionError(
+            f"{shared[0]} is a video, and so are rows of --over; a question has one.",
+            "Leave it out, or ask about values of which none is a video.",
+        )
 
 
 def _refuse_parts_of_no_image(arguments: Namespace, with_images: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,22 @@ from glm4v_magic.core.conversation import Conversation
 from glm4v_magic.core.errors import OptionError, did_you_mean
 from glm4v_magic.core.options import Sampling, VideoParts, check, of_group
 from glm4v_magic.core.typed_options import as_typed, typed
+from glm4v_magic.core.video import SourcedVideo
+from glm4v_magic.images.video import has_frames, is_clip, to_video
 from glm4v_magic.notebook.command_line import Quoted
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.outside import json_value, text_of
 
-__all__ = ["form_asked", "sampling_of", "show_preview", "system_of", "video_parts"]
+__all__ = [
+    "clips_of",
+    "form_asked",
+    "sampling_of",
+    "show_preview",
+    "system_of",
+    "video_of",
+    "video_parts",
+]
 
 
 def form_asked(arguments: Namespace, names: Mapping[str, Any]) -> Form:
@@ -118,3 +128,34 @@ def show_preview(context: Context, conversation: Conversation, task: str | None 
     info, options = status.info, choice.options
     image_size = options.image_size if info is None else info.largest_image
     show(preview_bundle(preview(checkpoint, conversation, image_size)))
+
+
+def clips_of(words: Sequence[str], names: Mapping[str, Any]) -> list[str]:
+    """Return the words that name videos.
+
+    A clip is recognised by its suffix; a variable with an array of several frames is a video, too.
+    """
+    return [word for word in words if is_clip(word) or has_frames(names.get(word))]
+
+
+def video_of(
+    context: Context, arguments: Namespace, words: Sequence[str], names: Mapping[str, Any]
+) -> tuple[SourcedVideo | None, Sequence[str], Sequence[str]]:
+    """Return the video that a word names, with ``--fps``, ``--from`` and ``--to``, and other words.
+
+    Those before it and those behind it are apart; without a video all are before it.
+    """
+    clips = clips_of(words, names)
+    if not clips:
+        return None, words, []
+    if len(clips) > 1:
+        raise OptionError(
+            f"{clips[0]} and {clips[1]} are two videos; a question has one.",
+            "Ask about the other in a follow-up.",
+        )
+    (clip,) = clips
+    context.session.require_video()
+    parts = video_parts(arguments)
+    video = to_video(names.get(clip, clip), clip, limits=context.settings.limits, **parts)
+    place = words.index(clip)
+    return video, words[:place], words[place + 1 :]

@@ -31,9 +31,9 @@ from glm4v_magic.notebook.render.answers.boxes import boxes_text
 from glm4v_magic.notebook.render.answers.certainty import certainty_text
 from glm4v_magic.notebook.render.answers.choices import choices_text
 from glm4v_magic.notebook.render.answers.head import answering_line, finished_line
-from glm4v_magic.notebook.render.answers.image import make_thumbnail, strip_bundle
+from glm4v_magic.notebook.render.answers.image import strip_bundle
+from glm4v_magic.notebook.render.answers.media import media_bundles
 from glm4v_magic.notebook.render.answers.thinking import thought_line
-from glm4v_magic.notebook.render.answers.video import video_bundle
 from glm4v_magic.notebook.render.pace import Pace, Rate
 from glm4v_magic.notebook.render.progress import (
     line_bundle,
@@ -45,9 +45,9 @@ from glm4v_magic.notebook.render.progress import (
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from glm4v_magic.core.image import SeenImage, SourcedImage
+    from glm4v_magic.core.image import SeenImage
     from glm4v_magic.core.model import EngineInfo, LoadProgress
-    from glm4v_magic.core.video import SourcedVideo
+    from glm4v_magic.core.video import Media
 
 __all__ = ["NotebookScreen", "Screen", "TerminalScreen", "screen_for"]
 
@@ -62,9 +62,7 @@ class Screen:
                 self.loading(event.progress)
             case Started():
                 self.loaded(event.info)
-                if event.videos:
-                    self.videos(event.videos)
-                self.start(event.info, event.images, event.seen)
+                self.start(event.info, event.media, event.seen)
                 if event.partial is not None:
                     self.begun(event.partial.text, event.partial.thinking)
             case Thinking():
@@ -85,13 +83,10 @@ class Screen:
     def start(
         self,
         info: EngineInfo,
-        images: Sequence[SourcedImage],
+        media: Sequence[Media],
         seen: Sequence[SeenImage],
     ) -> None:
-        """Called when the model begins, with the prompt's images and what it sees of each."""
-
-    def videos(self, videos: Sequence[SourcedVideo]) -> None:
-        """Called with the videos of the prompt, before `start`."""
+        """Called when the model begins, with what it sees, in order; `seen` is of each image."""
 
     def begun(self, text: str, thinking: str = "") -> None:
         """Called with text before the next piece: an answer to continue, or a fault."""
@@ -188,19 +183,17 @@ class NotebookScreen(Screen):
     def start(
         self,
         info: EngineInfo,
-        images: Sequence[SourcedImage],
+        media: Sequence[Media],
         seen: Sequence[SeenImage],
     ) -> None:
-        """Show the images as thumbnails, with what the model sees of each."""
-        thumbnails = [make_thumbnail(*each) for each in zip(images, seen, strict=True)]
+        """Show images as thumbnails, and the frames of videos with their times."""
+        bundles, thumbnails = media_bundles(media, seen)
+        for bundle in bundles:
+            show(bundle)
         if self._head is not None:
             self._head.start(answering_line(info.model), thumbnails)
         elif thumbnails:
             show(strip_bundle(thumbnails))
-
-    def videos(self, videos: Sequence[SourcedVideo]) -> None:
-        """Show the frames that the model sees, with their times."""
-        show(video_bundle(videos))
 
     def begun(self, text: str, thinking: str = "") -> None:
         """Show the text before the next pieces."""
@@ -270,17 +263,13 @@ class TerminalScreen(Screen):
     def start(
         self,
         info: EngineInfo,
-        images: Sequence[SourcedImage],
+        media: Sequence[Media],
         seen: Sequence[SeenImage],
     ) -> None:
-        """Name the images."""
-        if images:
-            thumbnails = [make_thumbnail(*each) for each in zip(images, seen, strict=True)]
-            _say(strip_bundle(thumbnails)["text/plain"])
-
-    def videos(self, videos: Sequence[SourcedVideo]) -> None:
-        """Name the frames."""
-        _say(video_bundle(videos)["text/plain"])
+        """Name images and frames."""
+        bundles, thumbnails = media_bundles(media, seen)
+        for bundle in [*bundles, *([strip_bundle(thumbnails)] if thumbnails else [])]:
+            _say(bundle["text/plain"])
 
     def begun(self, text: str, thinking: str = "") -> None:
         """Print it."""

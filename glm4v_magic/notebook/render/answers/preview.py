@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from glm4v_magic.core.image import SourcedImage
 from glm4v_magic.core.wording import counted, printable
 from glm4v_magic.notebook.render import MimeBundle
-from glm4v_magic.notebook.render.answers.image import make_thumbnail, strip_bundle
-from glm4v_magic.notebook.render.answers.video import video_bundle
+from glm4v_magic.notebook.render.answers.image import strip_bundle
+from glm4v_magic.notebook.render.answers.media import media_bundles
 from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
-    from glm4v_magic.images import SourcedImage
     from glm4v_magic.session.preview import Preview
 
 __all__ = ["preview_bundle", "tokens_line"]
@@ -21,19 +21,17 @@ __all__ = ["preview_bundle", "tokens_line"]
 def preview_bundle(preview: Preview) -> MimeBundle:
     """Return images, prompt and tokens; special tokens of the prompt are set apart in HTML."""
     line = tokens_line(preview)
-    plain = [printable(preview.prompt), line]
-    seen = [
-        make_thumbnail(_resized(image, seen.image_size), seen)
-        for image, seen in zip(preview.images, preview.seen, strict=True)
+    sizes = iter(preview.seen)
+    media = [
+        _resized(each, next(sizes).image_size) if isinstance(each, SourcedImage) else each
+        for each in preview.media
     ]
-    if seen:
-        plain.insert(0, strip_bundle(seen)["text/plain"])
-    html: str = fill("preview", thumbnails=seen, pieces=preview.pieces, line=line)
-    if preview.videos:
-        strip = video_bundle(preview.videos)
-        plain.insert(0, strip["text/plain"])
-        html = strip["text/html"] + html
-    return {"text/plain": "\n".join(plain), "text/html": html}
+    bundles, thumbnails = media_bundles(media, preview.seen)
+    last = [strip_bundle(thumbnails)["text/plain"]] if thumbnails else []
+    plain = [each["text/plain"] for each in bundles] + [*last, printable(preview.prompt), line]
+    html = fill("preview", thumbnails=thumbnails, pieces=preview.pieces, line=line)
+    before = "".join(each["text/html"] for each in bundles)
+    return {"text/plain": "\n".join(plain), "text/html": before + html}
 
 
 def tokens_line(preview: Preview) -> str:
