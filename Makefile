@@ -13,8 +13,11 @@ demo: $(INSTALLED)
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab notebooks/01_quickstart.ipynb
 
-# A process for each core, and one thread in each: small tensors gain nothing from more.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# A process for each core, and one thread in each: small tensors gain nothing from more. Files go
+# to the processes in the order of collection (tests/conftest.py: those that take longest first), not
+# in that of their number of tests. Byte code is kept: compiling the tests takes longer than most.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+	--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED)
 	$(PYTEST)

@@ -24,20 +24,39 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests of slow files."""
+    """Mark the tests of slow files, and put these first, those that take longest before others.
+
+    Then no process is left alone with a long file at the end.
+    """
     folder = Path(__file__).parent
+    places = {folder / name: place for place, name in enumerate(SLOW)}
     for item in items:
-        if item.path.is_relative_to(folder) and item.path.relative_to(folder).as_posix() in SLOW:
+        if item.path in places:
             item.add_marker("slow")
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
-def pytest_collection_finish():
-    """Spare the garbage collector what was imported: it stays, and there is much of it.
+class Sparing:
+    """Spares the garbage collector what was imported: it stays, and there is much of it.
 
     IPython and a model that is unloaded collect garbage at once, so nearly every test does.
     """
-    gc.collect()
-    gc.freeze()
+
+    FEW = 30  # modules that may be looked through again and again
+
+    def __init__(self) -> None:
+        self.spared = 0
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self):
+        if len(sys.modules) > self.spared + self.FEW:
+            gc.collect()
+            gc.freeze()
+            self.spared = len(sys.modules)
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Sparing())
 
 
 @pytest.fixture

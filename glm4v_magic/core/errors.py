@@ -31,7 +31,6 @@ errors, so this one knows none of them.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -296,6 +295,8 @@ class MapInterrupted(_Interrupted):
 
 def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3) -> str:
     """Return ``"Did you mean a.png or b.png?"`` for candidates similar to `name`, or ``""``."""
+    import difflib  # here: loading the extension is to be fast
+
     by_lower = {candidate.lower(): candidate for candidate in candidates}
     close = difflib.get_close_matches(name.lower(), by_lower, n=limit, cutoff=0.6)
     if not close:

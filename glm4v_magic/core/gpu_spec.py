@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from decimal import Decimal
 
 from glm4v_magic.core.errors import GPUDescriptionError, did_you_mean
 from glm4v_magic.core.gpu_models import GPU_MODELS, capability_of, gpu_model
@@ -110,7 +109,13 @@ def parse_gpus(description: str) -> tuple[GPU, ...]:
 def bytes_of(size: str) -> int | None:
     """Return the bytes of a size such as ``10GiB``; ``None`` if it is none."""
     match = _SIZE.fullmatch(size.strip()) if len(size) <= _LONGEST else None
-    return None if match is None else int(Decimal(match[1]) * _UNITS[match[2].lower()])
+    return None if match is None else _bytes(match[1], match[2])
+
+
+def _bytes(number: str, unit: str) -> int:
+    from decimal import Decimal  # here: loading the extension is to be fast
+
+    return int(Decimal(number) * _UNITS[unit.lower()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +175,7 @@ def _read_group(part: str, unit: str, text: str) -> tuple[int, str, int, str]:
     unit = (match["unit"] or unit).lower()
     if not unit:
         raise GPUDescriptionError(f"{text!r} gives a size without a unit.", _meant(part))
-    size = int(Decimal(match["size"]) * _UNITS[unit])
+    size = _bytes(match["size"], unit)
     return int(match["count"] or 1), match["name"] or "GPU", size, unit
 
 
@@ -199,7 +204,7 @@ def _meant(part: str) -> str:
 def _bandwidth(written: str, text: str) -> int:
     """Return bytes per second of ``936GB/s``."""
     match = _SPEED.fullmatch(written.strip())
-    speed = 0 if match is None else int(Decimal(match[1]) * _UNITS[match[2].lower()])
+    speed = 0 if match is None else _bytes(match[1], match[2])
     if speed < 1:
         raise GPUDescriptionError(
             f"Cannot read the bandwidth {written.strip()!r} in {text!r}.",

@@ -11,7 +11,6 @@ import any_split
 import golden
 import pytest
 import tiny_native
-import torch
 from accelerate import infer_auto_device_map
 
 from glm4v_magic.checkpoints import resolve
@@ -40,14 +39,6 @@ BATCH = [
 
 # transformers warns where the first weight of a model is offloaded, but leaves the ids in place.
 pytestmark = pytest.mark.filterwarnings("ignore:You are calling .generate.. with the `input_ids`")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def said(engine):

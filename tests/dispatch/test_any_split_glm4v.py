@@ -10,23 +10,13 @@ from __future__ import annotations
 import any_split
 import pytest
 import tiny_glm4v
-import torch
 
 from glm4v_magic.dispatch.hooks import dispatch, dispatch_like_accelerate
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices of this size gain nothing from a second thread, which would wait for the first."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def reference(one_thread):
+def reference():
     logits, tokens = tiny_glm4v.answer(tiny_glm4v.build(), tiny_glm4v.prompt())
     assert len({token for row in tokens for token in row}) > 6
     return logits, tokens

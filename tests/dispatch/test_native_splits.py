@@ -6,7 +6,6 @@ import random
 
 import pytest
 import tiny_native
-import torch
 
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.conversation import Conversation, Message, Request
@@ -23,14 +22,6 @@ SHORT = Conversation((Message("user", "What?"),))
 FIRST = Conversation((Message("user", "Compare.", (A, B)),))
 SECOND = Conversation((*FIRST.messages, Message("assistant", "No."), Message("user", "?", (C,))))
 SAMPLE = 4  # random maps at module level for each type; more in `make nightly`
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def said(engine):

@@ -25,19 +25,10 @@ from glm4v_magic.virtual_gpus import VirtualGPUs
 
 PHOTO, OTHER = golden.photo("image0.png"), golden.photo("image1.png")
 TEXT = "model.language_model."
-SPLIT: dict[str, Place] = {
-    "model.vision": 1,
-    **{f"{TEXT}{name}": 0 for name in ("embed_tokens", "rotary_emb", "layers.0")},
-    f"{TEXT}layers.1": 1,
-    f"{TEXT}layers.2": 2,
-    f"{TEXT}layers.3": 1,
-    f"{TEXT}norm": 2,
-    "lm_head": 0,
-}
 PLACES: dict[str, dict[str, Place] | None] = {
     "cpu": None,
-    "split": SPLIT,
-    "offload": {**SPLIT, f"{TEXT}layers.1": "cpu", "model.vision": "cpu"},
+    "split": golden.SPLIT,
+    "offload": {**golden.SPLIT, f"{TEXT}layers.1": "cpu", "model.vision": "cpu"},
 }
 OPTIONS: dict[str, dict[str, float]] = {
     "greedy": {"temperature": 0},
