@@ -1,8 +1,9 @@
 """Scores of given texts: how probable the model finds each of them as its whole answer.
 
-The prompt is prefilled once, or taken from the prefix cache; the texts then follow it as a batch.
+Prompts are prefilled together, or taken from the prefix cache; the texts then follow them in
+batches, those of one prompt and of several alike.
 
-Shapes: K texts, W tokens of the longest, L tokens of the prompt.
+Shapes: K texts, W tokens of the longest, L tokens of a prompt.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from glm4v_magic.engines.decoding import Chosen, Vision, with_logprobs
-from glm4v_magic.engines.prefixes import KeptPrefix, PrefixStore, common_length
+from glm4v_magic.engines.decoding import Chosen, with_logprobs
+from glm4v_magic.engines.kv_block import KVBlock
+from glm4v_magic.engines.prefill import Prefill, Vision
+from glm4v_magic.engines.prefixes import PrefixStore
 from glm4v_magic.engines.prompts import Prompt
 
-__all__ = ["Scored", "Scoring", "scored"]
+__all__ = ["Asked", "ChoiceScorer", "Scored", "Scoring"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +31,10 @@ class Scoring:
     Attributes:
         ends: stop token ids.
         logprobs: number of likeliest tokens to report with each; ``None`` for no probabilities.
-        at_once: maximum number of texts in a batch.
     """
 
     ends: Collection[int]
     logprobs: int | None
-    at_once: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,41 +51,92 @@ class Scored:
     tokens: tuple[Chosen, ...]
 
 
-def scored(
-    model: Any,
-    prompt: Prompt,
-    texts: Sequence[Sequence[int]],
-    scoring: Scoring,
-    kept: PrefixStore,
-    vision: Vision,
-    latest: KeptPrefix | None = None,
-) -> tuple[list[Scored], KeptPrefix | None]:
-    """Score each text as the whole answer to a prompt; one may be the beginning of another.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt and the texts that may answer it.
+
+    Attributes:
+        prompt: the prompt.
+        texts: ids of each text, at least one; one may be the beginning of another.
+        scoring: how they are scored.
+        shared: length of the prefix that the prompt has in common with others, here or waiting.
+    """
+
+    prompt: Prompt
+    texts: Sequence[Sequence[int]]
+    scoring: Scoring
+    shared: int = 0
+
+
+class ChoiceScorer:
+    """Scores texts in a call of the engine.
 
     Args:
         model: the model.
-        prompt: prompt of the row.
-        texts: ids of each text, at least one.
-        scoring: how they are scored.
-        kept: KV caches of earlier prompts; that of this one is added.
+        kept: KV caches of earlier prompts; that of a prompt which is alone is added.
         vision: encodes images.
-        latest: KV cache of the prompt before, which may begin alike, whether it is in `kept` or
-            not.
-
-    Returns:
-        The scores, and the KV cache of the prompt; ``None`` for a model with recurrent state.
+        at_once: maximum number of texts in a batch.
     """
-    if not kept.takes_prefixes:
-        return [_score(ids, _alone(model, prompt, ids, vision), scoring) for ids in texts], None
-    prefix, first = _prefilled(model, prompt, kept, vision, latest)
-    found: list[Scored] = []
-    for start in range(0, len(texts), scoring.at_once):
-        batch = texts[start : start + scoring.at_once]
-        after = _continued(model, prompt, prefix, batch)
-        for row, ids in enumerate(batch):
-            # One more place than there are tokens: the last is for the end of the turn.
-            found.append(_score(ids, torch.cat((first, after[row, : len(ids)])), scoring))
-    return found, prefix
+
+    def __init__(self, model: Any, kept: PrefixStore, vision: Vision, at_once: int) -> None:
+        self._model, self._kept, self._vision, self._at_once = model, kept, vision, at_once
+        self._prefill = Prefill(model, kept, vision)
+
+    def score(self, asked: Sequence[Asked], *, is_only: bool) -> list[list[Scored]]:
+        """Score each text as the whole answer to its prompt.
+
+        Args:
+            asked: the prompts with their texts.
+            is_only: whether it is a single one, with nothing beside it and nothing waiting.
+        """
+        if not self._kept.takes_prefixes:
+            return [
+                [
+                    _score(ids, _alone(self._model, each.prompt, ids, self._vision), each.scoring)
+                    for ids in each.texts
+                ]
+                for each in asked
+            ]
+        starts, begun = self._prefill.begun(
+            [(each.prompt, each.shared) for each in asked], is_only=is_only
+        )
+        features = self._prefill.features(
+            image
+            for each, start in zip(asked, starts, strict=True)
+            for image in each.prompt.images_in(start, len(each.prompt))
+        )
+        found: list[list[Scored]] = [[] for _ in asked]
+        for block, which in begun:
+            prompts = [asked[at].prompt for at in which]
+            logits = self._prefill.read(block, prompts, [starts[at] for at in which], features)
+            own = self._followed(block, logits, [asked[at] for at in which])
+            for at, each in zip(which, own, strict=True):
+                found[at] = each
+        if is_only:
+            ((block, _),) = begun
+            self._kept.put(block.prefix(asked[0].prompt.keys))
+        return found
+
+    def _followed(
+        self, block: KVBlock, logits: Tensor, asked: Sequence[Asked]
+    ) -> list[list[Scored]]:
+        """Score the texts of the rows of a block, given the logits after its prompts."""
+        first = logits.log_softmax(dim=-1)
+        texts = [(row, ids) for row, each in enumerate(asked) for ids in each.texts]
+        found: list[list[Scored]] = [[] for _ in asked]
+        for start in range(0, len(texts), self._at_once):
+            batch = texts[start : start + self._at_once]
+            width = max(len(ids) for _, ids in batch)
+            # Padding comes last and changes nothing before it.
+            padded = torch.tensor([[*ids, *[0] * (width - len(ids))] for _, ids in batch])
+            rows = [row for row, _ in batch]
+            after = block.followed(padded.to(block.device), rows, self._prefill.attempt)
+            after = after.log_softmax(dim=-1)
+            for at, (row, ids) in enumerate(batch):
+                # One more place than there are tokens: the last is for the end of the turn.
+                steps = torch.cat((first[row : row + 1], after[at, : len(ids)]))
+                found[row].append(_score(ids, steps, asked[row].scoring))
+        return found
 
 
 def _alone(model: Any, prompt: Prompt, text: Sequence[int], vision: Vision) -> Tensor:
@@ -99,7 +150,7 @@ def _alone(model: Any, prompt: Prompt, text: Sequence[int], vision: Vision) -> T
         logits_to_keep=width + 1,
         **vision.see(prompt.images),
     ).logits
-    return _normalised(logits[0], device)
+    return logits[0].to(device=device, dtype=torch.float32).log_softmax(dim=-1)
 
 
 def _score(text: Sequence[int], steps: Tensor, scoring: Scoring) -> Scored:
@@ -111,69 +162,3 @@ def _score(text: Sequence[int], steps: Tensor, scoring: Scoring) -> Scored:
     if scoring.logprobs is None:
         return Scored(logprob, tuple(map(Chosen, ids)))
     return Scored(logprob, tuple(with_logprobs(ids, steps, [scoring.logprobs] * len(ids))))
-
-
-def _prefilled(
-    model: Any, prompt: Prompt, kept: PrefixStore, vision: Vision, latest: KeptPrefix | None
-) -> tuple[KeptPrefix, Tensor]:
-    """Return the KV cache of a prompt, and log-probabilities after it, (1, vocabulary)."""
-    keys = prompt.keys[:-1]  # the logits need one more
-    found, length = kept.take(keys)
-    if latest is not None and common_length(latest.keys, keys) > length:
-        found, length = latest, common_length(latest.keys, keys)
-    length = prompt.whole_images(length)
-    cache = _cache(model, found, 1, length) if found is not None else _empty(model)
-    images = prompt.images_in(length, len(prompt))
-    features = vision.see(images)
-    logits = model(
-        input_ids=prompt.ids[:, length:],
-        attention_mask=torch.ones_like(prompt.ids),
-        position_ids=prompt.places[..., length:],
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-        **features,
-    ).logits
-    layers = tuple((layer.keys, layer.values) for layer in cache.layers)
-    prefix = KeptPrefix(prompt.keys, layers)
-    kept.put(prefix)
-    return prefix, _normalised(logits[0], prompt.ids.device)
-
-
-def _continued(
-    model: Any, prompt: Prompt, prefix: KeptPrefix, texts: Sequence[Sequence[int]]
-) -> Tensor:
-    """Return log-probabilities after each token of each text, (K, W, vocabulary)."""
-    width = max(map(len, texts))
-    # Padding comes last and changes nothing before it.
-    padded = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in texts])
-    ids = padded.to(prompt.ids.device)
-    length = prompt.ids.shape[1]
-    places = prompt.places[..., -1:] + torch.arange(1, width + 1, device=prompt.places.device)
-    logits = model(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids[:, :1]).expand(-1, length + width),
-        position_ids=places.expand(*places.shape[:-2], len(texts), -1),
-        past_key_values=_cache(model, prefix, len(texts), length),
-        use_cache=True,
-        logits_to_keep=width,
-    ).logits
-    return _normalised(logits, prompt.ids.device)
-
-
-def _normalised(logits: Tensor, device: torch.device) -> Tensor:
-    return logits.to(device=device, dtype=torch.float32).log_softmax(dim=-1)
-
-
-def _empty(model: Any) -> DynamicCache:
-    return DynamicCache(config=model.config.get_text_config())
-
-
-def _cache(model: Any, prefix: KeptPrefix, rows: int, length: int) -> DynamicCache:
-    """Return a cache that begins with a prefix, the same in all rows."""
-    cache = _empty(model)
-    for layer, (keys, values) in zip(cache.layers, prefix.layers, strict=True):
-        layer.lazy_initialization(keys, values)
-        layer.keys = keys[..., :length, :].expand(rows, -1, -1, -1)
-        layer.values = values[..., :length, :].expand(rows, -1, -1, -1)
-    return cache

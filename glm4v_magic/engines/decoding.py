@@ -10,7 +10,7 @@ token, then join the others. Rows that have ended leave. Either costs one copy o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -19,52 +19,20 @@ import torch
 from torch import Tensor
 
 from glm4v_magic.checkpoints.encoding import DecodeStep
-from glm4v_magic.checkpoints.reading import forget_locals
-from glm4v_magic.engines.arranging import LEAST_SHARED, alike
-from glm4v_magic.engines.kv_block import KVBlock, joined, padded
-from glm4v_magic.engines.out_of_memory import is_out_of_memory
-from glm4v_magic.engines.prefixes import KeptPrefix, Keys, PrefixStore, longest
-from glm4v_magic.engines.prompts import Prompt, PromptImage
+from glm4v_magic.engines.kv_block import KVBlock, joined
+from glm4v_magic.engines.prefill import Prefill, Vision
+from glm4v_magic.engines.prefixes import Keys, PrefixStore
+from glm4v_magic.engines.prompts import Prompt
 from glm4v_magic.engines.sampling import TokenSampler
 
 __all__ = [
     "Chosen",
     "Entrant",
     "RowTerms",
-    "Vision",
     "Waiting",
     "decode",
     "with_logprobs",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Vision:
-    """How the model sees images.
-
-    Attributes:
-        encode: images -> visual tokens of each digest, (V, H), encoded or kept from earlier.
-        arguments: visual tokens of each image in the ids of a forward, in the order of rows -> the
-            keyword arguments of that forward.
-    """
-
-    encode: Callable[[Sequence[PromptImage]], Mapping[str, Tensor]]
-    arguments: Callable[[Sequence[Tensor]], dict[str, Any]]
-
-    def see(self, images: Sequence[PromptImage]) -> dict[str, Any]:
-        """Encode the images in the ids of a forward, and return its keyword arguments for them."""
-        return self.given(images, self.encode(images)) if images else {}
-
-    def given(
-        self, images: Sequence[PromptImage], features: Mapping[str, Tensor]
-    ) -> dict[str, Any]:
-        """Return the keyword arguments of a forward for the images in its ids.
-
-        Args:
-            images: the images, in the order of rows.
-            features: what `encode` returns.
-        """
-        return self.arguments([features[image.digest] for image in images]) if images else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +107,8 @@ def decode(
 ) -> Generator[dict[int, Chosen], None, None]:
     """Yield the next token of open rows, by row number, until all rows have ended.
 
-    A prefix in the KV cache of an earlier prompt is not prefilled again, and a prefix that several
-    rows share is prefilled once. No context is open between two steps: the caller enters torch's
-    contexts around each ``next``, may stop at any step, and may add waiting rows between steps.
+    No context is open between two steps: the caller enters torch's contexts around each ``next``,
+    may stop at any step, and may add waiting rows between steps.
 
     Args:
         model: the model.
@@ -210,8 +177,8 @@ class _Batch:
         vision: Vision,
         quick: Callable[[], DecodeStep | None],
     ) -> None:
-        self._model, self._kept, self._vision = model, kept, vision
-        self._quick = quick
+        self._model, self._kept, self._quick = model, kept, quick
+        self._prefill = Prefill(model, kept, vision)
         self._blocks: list[tuple[KVBlock, list[_Row]]] = []
         self._only: _Row | None = None
         self._left: set[int] = set()
@@ -232,107 +199,28 @@ class _Batch:
         """
         rows = [_Row(each) for each in entrants]
         self._only = rows[0] if is_only and len(rows) == 1 and not self._blocks else None
-        starts, begun = self._begun(rows)
-        features = self._features(
+        starts, begun = self._prefill.begun(
+            [(each.prompt, each.shared) for each in entrants], is_only=self._only is not None
+        )
+        features = self._prefill.features(
             image
-            for row in rows
-            for image in row.prompt.images_in(starts[row.number], len(row.prompt))
+            for row, start in zip(rows, starts, strict=True)
+            for image in row.prompt.images_in(start, len(row.prompt))
         )
         latest: dict[int, Chosen] = {}
-        for block, own in begun:
+        for block, which in begun:
+            own = [rows[at] for at in which]
             self._blocks.append((block, own))
             prompts = [row.prompt for row in own]
-            logits = self._read(block, prompts, [starts[row.number] for row in own], features)
+            logits = self._prefill.read(block, prompts, [starts[at] for at in which], features)
             latest |= self._chosen(own, logits)
         return latest
-
-    def _begun(
-        self, rows: Sequence[_Row]
-    ) -> tuple[dict[int, int], list[tuple[KVBlock, list[_Row]]]]:
-        """Put the cached prefixes of rows into blocks of rows that are prefilled together.
-
-        Returns:
-            The length of each row's prefix by row number, and the blocks. Prefixes that are not
-            kept are referred to by nothing else, so that each layer is freed as soon as it has
-            grown.
-        """
-        prefixes = self._prefixes([row.entrant for row in rows])
-        rests = [len(row.prompt) - length for row, (_, length) in zip(rows, prefixes, strict=True)]
-        device = rows[0].prompt.ids.device
-        starts = {row.number: length for row, (_, length) in zip(rows, prefixes, strict=True)}
-        blocks = [
-            (
-                KVBlock.of_prefixes(self._model, [prefixes[at] for at in part], device),
-                [rows[at] for at in part],
-            )
-            for part in alike(rests)
-        ]
-        return starts, blocks
-
-    def _prefixes(self, entrants: Sequence[Entrant]) -> list[tuple[KeptPrefix | None, int]]:
-        """Return a cached prefix for each row, and how much of it the row begins with."""
-        if self._only is not None:
-            # The result of this call replaces it, so that it is in memory only once.
-            prompt = entrants[0].prompt
-            found, length = self._kept.take(prompt.keys[:-1])
-            return [(found, prompt.whole_images(length))]
-        read: list[KeptPrefix] = []  # by this call, kept or not
-        prefixes: list[tuple[KeptPrefix | None, int]] = []
-        for each in entrants:
-            keys = each.prompt.keys[:-1]
-            found, length = max(
-                self._kept.find(keys), longest(read, keys), key=lambda match: match[1]
-            )
-            length = each.prompt.whole_images(length)
-            if self._kept.takes_prefixes and each.shared - length >= LEAST_SHARED:
-                found, length = self._read_shared(each, found, length), each.shared
-                read.append(found)
-                self._kept.put(found)
-            prefixes.append((found, length))
-        return prefixes
-
-    def _read_shared(self, entrant: Entrant, found: KeptPrefix | None, length: int) -> KeptPrefix:
-        """Prefill the shared prefix of a row, of which `length` columns are in memory."""
-        ids, end = entrant.prompt.ids, entrant.shared
-        block = KVBlock.of_prefixes(self._model, [(found, length)], ids.device)
-        features = self._features(entrant.prompt.images_in(length, end))
-        self._read(block, [entrant.prompt], [length], features, end)
-        return block.prefix(entrant.prompt.keys)
-
-    def _features(self, images: Iterable[PromptImage]) -> Mapping[str, Tensor]:
-        wanted = list(images)
-        features: Mapping[str, Tensor] = {}
-        if wanted:
-            features = self._attempt(lambda: self._vision.encode(wanted))
-        return features
-
-    def _read(
-        self,
-        block: KVBlock,
-        prompts: Sequence[Prompt],
-        starts: Sequence[int],
-        features: Mapping[str, Tensor],
-        end: int | None = None,
-    ) -> Tensor:
-        """Prefill prompts from where their prefixes end; returns logits of the next tokens."""
-        ends = [len(prompt) if end is None else end for prompt in prompts]
-        spans = list(zip(prompts, starts, ends, strict=True))
-        rests = [prompt.ids[:, start:stop] for prompt, start, stop in spans]
-        places = [prompt.places[..., start:stop] for prompt, start, stop in spans]
-        width = max(rest.shape[1] for rest in rests)
-        ids, mask, position_ids = (
-            torch.cat([padded(each, width) for each in tensors], dim=-2)
-            for tensors in (rests, [torch.ones_like(rest) for rest in rests], places)
-        )
-        images = [image for each, start, stop in spans for image in each.images_in(start, stop)]
-        more = self._vision.given(images, features)
-        return block.forward(ids, mask, position_ids, self._attempt, **more)
 
     def step(self) -> dict[int, Chosen]:
         """Run one decode step and choose the next token of each open row."""
         block, rows = self._joined()
         ids = torch.tensor([[row.said[-1]] for row in rows], device=block.device)
-        logits = block.step(ids, self._attempt, self._decode_step)
+        logits = block.step(ids, self._prefill.attempt, self._decode_step)
         return self._chosen(rows, logits)
 
     @cached_property
@@ -347,7 +235,7 @@ class _Batch:
         if others or len(which) < len(rows):
             rows = [rows[at] for _, rows, which in parts for at in which]
             chosen = [(block, which) for block, _, which in parts]
-            block = joined(self._model, chosen, self._attempt)
+            block = joined(self._model, chosen, self._prefill.attempt)
         self._blocks = [(block, rows)]
         return block, rows
 
@@ -379,18 +267,6 @@ class _Batch:
         if self._only is None:
             self._blocks = [(block, rows) for block, rows in self._blocks if self._open(rows)]
 
-    def _attempt(self, action: Callable[[], Any]) -> Any:
-        """Call `action`; if memory runs out, empty the prefix cache and call it again."""
-        try:
-            return action()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or not self._kept.clear():
-                raise
-            forget_locals(error)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return action()
-
     def give_up(self) -> None:
         """Drop the KV cache: the call failed, perhaps for lack of memory."""
         self._only = None
@@ -404,7 +280,7 @@ class _Batch:
         """Keep the KV cache of a row of a block, which is not yet that of its latest token."""
         if self._kept.budget and self._kept.takes_prefixes:
             keys: Keys = (*row.prompt.keys, *row.said)
-            self._kept.put(self._attempt(lambda: block.prefix(keys, at)))
+            self._kept.put(self._prefill.attempt(lambda: block.prefix(keys, at)))
         if self._only is row:
             self._only = None
 

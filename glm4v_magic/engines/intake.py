@@ -52,7 +52,7 @@ class Intake:
         self._requests: Iterator[Request] | None = iter(requests)
         self._at_once, self._begin, self._device = at_once, begin, device
         self._waiting: deque[tuple[Row, int]] = deque()
-        self._to_choose: deque[Row] = deque()
+        self._to_choose: deque[tuple[Row, int]] = deque()
         self._since: float | None = time.perf_counter()
 
     @property
@@ -86,10 +86,8 @@ class Intake:
         order = arranged([row.prompt for row in taken], [row.limit for row in taken])
         for each in order:
             row = taken[each.index]
-            if row.texts:
-                self._to_choose.append(row)
-            else:
-                self._waiting.append((row, each.shared))
+            queue = self._to_choose if row.texts else self._waiting
+            queue.append((row, each.shared))
 
     def take(self, most: int) -> list[Entrant]:
         """Return at most `most` of the next rows that are to be decoded."""
@@ -101,18 +99,20 @@ class Intake:
             entrants.append(Entrant(row.number, row.prompt, row.terms(self._device), shared))
         return entrants
 
-    def take_choice(self) -> Row | None:
-        """Return the next row that is limited to choices; ``None`` if none is waiting."""
-        if not self._to_choose:
-            return None
-        row = self._to_choose.popleft()
-        if row.since is None:
-            row.since = self._now()
-        return row
+    def take_choices(self) -> list[tuple[Row, int]]:
+        """Return the next rows that are limited to choices, at most as many as may be open.
+
+        Each with the length of the prefix that it has in common with others.
+        """
+        taken = [self._to_choose.popleft() for _ in range(min(self._at_once, len(self._to_choose)))]
+        for row, _ in taken:
+            if row.since is None:
+                row.since = self._now()
+        return taken
 
     def choose(self, row: Row) -> None:
         """Let a row that has thought wait for one of its choices."""
-        self._to_choose.append(row)
+        self._to_choose.append((row, 0))
 
     def _now(self) -> float:
         # The first rows wait from the beginning of the call.

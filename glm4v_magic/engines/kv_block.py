@@ -147,17 +147,65 @@ class KVBlock:
         self.width += 1
         return logits
 
+    def followed(self, ids: Tensor, rows: Sequence[int], attempt: Attempt) -> Tensor:
+        """Run the model on n columns that follow some of the rows, which stay as they are.
+
+        Args:
+            ids: (K, n).
+            rows: row that each of them follows; one may be followed several times.
+            attempt: runs the forward.
+
+        Returns:
+            The logits after each of the columns, (K, n, vocabulary).
+        """
+        which, count = list(rows), ids.shape[1]
+        mask = torch.cat((self.mask[which], torch.ones_like(ids)), dim=1)
+        position_ids = self.latest[..., which, :] + torch.arange(1, count + 1, device=self.device)
+
+        def run() -> Tensor:
+            cache = self._copied(which)
+            logits = self._logits(ids, mask, position_ids, cache, logits_to_keep=count)
+            return logits.to(device=self.device, dtype=torch.float32)
+
+        result: Tensor = attempt(run)
+        return result
+
+    def _copied(self, rows: list[int]) -> DynamicCache:
+        """Return a cache that begins with the complete columns of some rows."""
+        self.cut()
+        cache = self._empty()
+        for own, layer in zip(self.cache.layers, cache.layers, strict=True):
+            layer.lazy_initialization(own.keys, own.values)
+            for name in ("keys", "values"):
+                tensor = getattr(own, name)
+                if len(set(rows)) == 1:  # the forward copies it
+                    chosen = tensor[rows[:1]].expand(len(rows), -1, -1, -1)
+                else:
+                    chosen = tensor.index_select(0, torch.tensor(rows, device=tensor.device))
+                setattr(layer, name, chosen)
+        return cache
+
     def _read(self, ids: Tensor, mask: Tensor | None, position_ids: Tensor, **more: Any) -> Tensor:
+        logits = self._logits(ids, mask, position_ids, self.cache, logits_to_keep=1, **more)
+        return logits[:, -1]
+
+    def _logits(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        position_ids: Tensor,
+        cache: DynamicCache,
+        **more: Any,
+    ) -> Tensor:
         logits: Tensor = self._model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=position_ids,
-            past_key_values=self.cache,
+            past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
             **more,
         ).logits
-        return logits[:, -1]
+        return logits
 
     def _computed(self, compute: Callable[[], Tensor], attempt: Attempt) -> Tensor:
         """Return logits in float32 on the device of the mask."""

@@ -40,12 +40,13 @@ from glm4v_magic.dispatch.activity import ActivityRecorder, ModelPart, model_par
 from glm4v_magic.dispatch.arrival import verify_bytes, verify_places
 from glm4v_magic.dispatch.devices import name_of
 from glm4v_magic.dispatch.hooks import dispatch
-from glm4v_magic.engines.choosing import Scored, scored
-from glm4v_magic.engines.decoding import Chosen, Vision, decode
+from glm4v_magic.engines.choosing import Asked, ChoiceScorer
+from glm4v_magic.engines.decoding import Chosen, decode
 from glm4v_magic.engines.grammars import Grammars
 from glm4v_magic.engines.intake import Intake
 from glm4v_magic.engines.out_of_memory import is_out_of_memory, out_of_memory
-from glm4v_magic.engines.prefixes import CacheFacts, KeptPrefix, PrefixStore, image_digest
+from glm4v_magic.engines.prefill import Vision
+from glm4v_magic.engines.prefixes import CacheFacts, PrefixStore, image_digest
 from glm4v_magic.engines.prompts import Prompt, PromptImage
 from glm4v_magic.engines.row import Row, RowSettings
 from glm4v_magic.engines.sampling import checkpoint_config
@@ -293,7 +294,6 @@ class LocalEngine:
             self.grammars,
             self.vocabulary,
             self.gpus,
-            self.batch_size,
         )
         return Row(settings, number, request, encoded, prompt, room)
 
@@ -318,48 +318,17 @@ class LocalEngine:
     def _steps(self, intake: Intake, at_once: int) -> Iterator[dict[int, Chosen]]:
         """Decode rows; those that are limited to choices are scored between two steps."""
         quick = self._inputs.decode_step
+        scorer = ChoiceScorer(self.model, self.kept, self._vision, at_once)
         decoding = decode(self.model, intake, at_once, self.kept, self._vision, quick)
         with contextlib.closing(decoding):
-            yield from self._choices(intake)
+            yield from _choices(intake, scorer)
             for latest in decoding:
                 yield latest
-                yield from self._choices(intake)
+                yield from _choices(intake, scorer)
 
     @property
     def _vision(self) -> Vision:
         return Vision(self._features, self._inputs.arguments)
-
-    def _choices(self, intake: Intake) -> Iterator[dict[int, Chosen]]:
-        """Yield the tokens of the chosen text of each row that waits for it, as `decode` does."""
-        # Neighbours begin alike: what they share is read once, even if nothing is kept for later.
-        latest: KeptPrefix | None = None
-        while (row := intake.take_choice()) is not None:
-            texts, latest = self._scored(row, latest)
-            for token in row.choose(texts):
-                yield {row.number: token}
-
-    def _scored(
-        self, row: Row, latest: KeptPrefix | None
-    ) -> tuple[list[Scored], KeptPrefix | None]:
-        """Score the texts of a row; retries once if memory runs out.
-
-        Args:
-            row: the row.
-            latest: KV cache of the prompt of the row before it.
-
-        Returns:
-            The scores, and the KV cache of the row's prompt.
-        """
-        terms = (row.read, row.texts, row.scoring, self.kept, self._vision)
-        try:
-            return scored(self.model, *terms, latest)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or not (self.kept.clear() or latest is not None):
-                raise
-            forget_locals(error)
-        latest = None
-        _release_memory()
-        return scored(self.model, *terms)
 
     def _prompt(self, encoded: Encoded) -> Prompt:
         keys: list[Hashable] = list(encoded.ids)
@@ -451,6 +420,17 @@ class LocalEngine:
 def _digest(image: EncodedImage) -> str:
     second = "" if image.second is None else image_digest(image.second)
     return image_digest(image.image) + second
+
+
+def _choices(intake: Intake, scorer: ChoiceScorer) -> Iterator[dict[int, Chosen]]:
+    """Yield the tokens of the chosen text of each row that waits for it, as `decode` does."""
+    while taken := intake.take_choices():
+        is_only = intake.is_empty and len(taken) == len(intake.open_rows) == 1
+        asked = [Asked(row.read, row.texts, row.scoring, shared) for row, shared in taken]
+        scores = scorer.score(asked, is_only=is_only)
+        for (row, _), texts in zip(taken, scores, strict=True):
+            for token in row.choose(texts):
+                yield {row.number: token}
 
 
 def _told(latest: Mapping[int, Chosen], intake: Intake) -> Iterator[EngineEvent]:

@@ -39,7 +39,6 @@ class RowSettings:
         grammars: grammars of constraints, compiled for the tokenizer.
         vocabulary: tokens of the model one by one.
         gpus: GPUs that the model is on.
-        at_once: maximum number of texts that are scored in a batch.
     """
 
     processor: Processor
@@ -47,7 +46,6 @@ class RowSettings:
     grammars: Grammars
     vocabulary: Vocabulary
     gpus: Sequence[torch.device]
-    at_once: int
 
 
 class Row:
@@ -96,7 +94,6 @@ class Row:
             limit,
         )
         self._choices = () if request.constraint is None else request.constraint.choices
-        self._at_once = settings.at_once
         self._probabilities: dict[str, float] = {}
         self._seed = _seed(request.sampling) if self._config.do_sample else None
         self._gpus = settings.gpus
@@ -181,7 +178,7 @@ class Row:
     @property
     def scoring(self) -> Scoring:
         """How its choices are scored."""
-        return Scoring(self._config.eos_token_id, self._logprobs, self._at_once)
+        return Scoring(self._config.eos_token_id, self._logprobs)
 
     def choose(self, texts: Sequence[Scored]) -> Sequence[Chosen]:
         """Choose one of the choices; returns its tokens."""

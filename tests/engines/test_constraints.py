@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import any_form
 import golden
@@ -14,7 +15,12 @@ import torch
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Conversation, Message, Request
-from glm4v_magic.core.errors import ConversationError, GenerationInterrupted, OptionError
+from glm4v_magic.core.errors import (
+    ConversationError,
+    GenerationInterrupted,
+    OptionError,
+    OutOfMemoryError,
+)
 from glm4v_magic.core.events import Finished, Text
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.engines import grammars, local
@@ -281,9 +287,10 @@ def test_rows_with_choices_read_what_they_share_once(keep):
     seen, said = forwards(engine, requests)
     handle.remove()
     assert sum(encoded) == 1
-    image, *others = [width for rows, width in seen if rows == 1]
-    assert len(others) == 3
-    assert max(others) < image / 2
+    (_, image), (rows, others), *texts = seen
+    assert rows == 4  # the rest of all prompts in one forward
+    assert others < image / 2
+    assert [rows for rows, _ in texts] == [8, 4]  # their texts, as many at once as may be
     for request, answer in zip(requests, said, strict=True):
         expected = naive(engine, request.conversation, CHOICES[:3])
         assert list(answer.choices.values()) == pytest.approx(expected, rel=1e-3)
@@ -308,24 +315,43 @@ def test_rows_with_choices_beside_others_say_what_they_say_alone(engine, at_once
         assert found[row].choices == pytest.approx(each.choices, rel=1e-3)
 
 
-def test_memory_that_runs_out_while_choices_are_scored_drops_the_prompt_before(monkeypatch):
-    engine = local.load(resolve(golden.CHECKPOINT), keep=0)
+@pytest.mark.parametrize("case", ["image_text", "text_only"])
+@pytest.mark.parametrize("keep", [0, 2**30])
+def test_memory_that_runs_out_while_choices_are_scored_drops_what_is_kept(case, keep):
+    engine = local.load(resolve(golden.CHECKPOINT), keep=keep)
+    text = "One of those that begin alike, which is read before the others: number"
+    begun = golden.conversation(case).messages[0]
     requests = [
-        Request(golden.conversation(case), Sampling(64, temperature=0), Constraint(choices=CHOICES))
-        for case in ("image_text", "text_only")
+        Request(
+            Conversation((replace(begun, text=f"{text} {row}?"),)),
+            Sampling(64, temperature=0),
+            Constraint(choices=CHOICES),
+        )
+        for row in range(5)
     ]
     expected = answers(engine, requests)
-    real, calls = local.scored, []
+    for at in range(len(forwards(engine, requests)[0])):
+        count, dropped = 0, []
 
-    def fail_once(*terms):
-        calls.append(len(terms) > 6 and terms[6] is not None)
-        if calls[-1]:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
-        return real(*terms)
+        def fail_once(*_, at=at, dropped=dropped):
+            nonlocal count
+            count += 1
+            if count == at + 1:
+                dropped.append(engine.cache.used_bytes)
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
 
-    monkeypatch.setattr(local, "scored", fail_once)
-    assert [each.text for each in answers(engine, requests)] == [each.text for each in expected]
-    assert calls == [False, True, False]
+        handle = engine.model.register_forward_pre_hook(fail_once)
+        try:
+            said = answers(engine, requests)
+        except OutOfMemoryError:
+            assert dropped == [0]  # there was nothing to drop
+            assert at == 0
+            continue
+        finally:
+            handle.remove()
+        assert [each.text for each in said] == [each.text for each in expected]
+        for one, other in zip(said, expected, strict=True):
+            assert one.choices == pytest.approx(other.choices, rel=1e-3)
 
 
 def test_choices_have_the_same_probabilities_on_a_split():
@@ -375,7 +401,7 @@ def test_an_interrupt_while_choices_or_grammars_are_made_ready_loses_nothing(
     request = Request(QUESTION, Sampling(64, temperature=0), constraint)
     (before,) = answers(engine, [request])
     with monkeypatch.context() as patched:
-        patched.setattr(local, "scored", interrupt)
+        patched.setattr(local.ChoiceScorer, "score", interrupt)
         patched.setattr(grammars.Grammars, "guide", interrupt)
         with pytest.raises(GenerationInterrupted) as stopped:
             answers(engine, [request])
