@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
     from glm4v_magic.calls.answer import ImageAnswer
     from glm4v_magic.core.conversation import Answer, Conversation, Message, Usage
-    from glm4v_magic.core.errors import GenerationInterrupted, Glm4vError, MapInterrupted
+    from glm4v_magic.core.errors import (
+        GenerationInterrupted,
+        Glm4vError,
+        LoadInterrupted,
+        MapInterrupted,
+    )
     from glm4v_magic.core.options import Sampling
     from glm4v_magic.session.session import Session, load
 
@@ -38,6 +43,7 @@ __all__ = [
     "GenerationInterrupted",
     "Glm4vError",
     "ImageAnswer",
+    "LoadInterrupted",
     "MapInterrupted",
     "Message",
     "Sampling",
@@ -56,6 +62,7 @@ _HOMES = {
     "Sampling": "core.options",
     "Usage": "core.conversation",
     "GenerationInterrupted": "core.errors",
+    "LoadInterrupted": "core.errors",
     "Glm4vError": "core.errors",
     "MapInterrupted": "core.errors",
     "Session": "session.session",

@@ -18,6 +18,7 @@
 
     GenerationInterrupted           a KeyboardInterrupt that carries the partial answer
     MapInterrupted                  a KeyboardInterrupt that carries the rows that are done
+    LoadInterrupted                 a KeyboardInterrupt after the model before was released
 
 Both derive from `KeyboardInterrupt`, not from `Glm4vError`: an interrupt
 must pass every ``except Exception`` on its way up, so that "Run All" stops. They carry a code
@@ -49,6 +50,7 @@ __all__ = [
     "Glm4vError",
     "ImageError",
     "InputError",
+    "LoadInterrupted",
     "MapInterrupted",
     "OptionError",
     "OutOfMemoryError",
@@ -225,7 +227,7 @@ class BusyError(Glm4vError):
 
 
 class _Interrupted(KeyboardInterrupt):
-    """Base of the interrupts that carry a result.
+    """Base of the interrupts that have something to say.
 
     Attributes:
         text: what happened and what to do next, which a front end words.
@@ -291,6 +293,21 @@ class MapInterrupted(_Interrupted):
         self.result: object = progress.result()
         self.answered: int = progress.answered
         self.total: int = progress.total
+
+
+class LoadInterrupted(_Interrupted):
+    """A load was stopped when the model before had been released to make room.
+
+    The session loads that one again with its next question. Where there is room for both, the
+    model before stays loaded, and a plain `KeyboardInterrupt` is raised.
+
+    Attributes:
+        released: name of the model before.
+    """
+
+    def __init__(self, released: str) -> None:
+        super().__init__(remark("load_interrupted", released=released))
+        self.released = released
 
 
 def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3) -> str:

@@ -79,12 +79,14 @@ class LoadProgress:
         total_bytes: bytes of all weights.
         weight: name of the latest weight; empty before the first.
         device: device of that weight, such as ``cuda:1``; empty if no device map decides it.
+        released: model that was released to make room; empty if none was.
     """
 
     done_bytes: int
     total_bytes: int
     weight: str
     device: str = ""
+    released: str = ""
 
 
 @dataclass(frozen=True, slots=True)

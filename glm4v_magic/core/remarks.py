@@ -270,6 +270,10 @@ COMMON: Mapping[str, str] = {
     "answer_interrupted": "the answer was interrupted",
     "rows_interrupted": "{answered} of {total} rows are answered",
     "no_row_answered": "no row is answered",
+    "load_interrupted": (
+        "the load did not finish; {released} was released to make room, and the next question "
+        "loads it again"
+    ),
 }
 """Words common to all front ends; a front end may replace them by its own."""
 

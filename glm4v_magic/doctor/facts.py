@@ -28,6 +28,7 @@ from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.model_shape import ModelShape
 from glm4v_magic.hardware.driver import Driver, Link, find_driver, find_links
 from glm4v_magic.hardware.gpus import FoundGPU, find_gpus, import_torch_if_needed, is_apple
+from glm4v_magic.hardware.host import host_bytes
 
 __all__ = ["HUB_SECONDS", "MODEL", "Disk", "Facts", "Hub", "Package", "TorchCuda", "gather"]
 
@@ -205,7 +206,7 @@ def gather(
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
         torch_cuda=torch_cuda,
         links=find_links(found_gpus),
-        host_bytes=_host_bytes(),
+        host_bytes=host_bytes(),
         disk=_disk(shape.name),
         hub=_hub() if hub else None,
     )
@@ -278,19 +279,6 @@ def _torch_cuda() -> TorchCuda:
     # torch warns of a driver that is too old, and names its version in the first line.
     problem = str(said[0].message).strip().partition("\n")[0] if said and not usable else ""
     return TorchCuda(torch.version.cuda or "", usable, problem)
-
-
-def _host_bytes() -> int | None:
-    """Return the host's memory, or the limit of the control group (Linux, version 2)."""
-    try:
-        sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
-        return None
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        limit = "max"
-    return min([*sizes, int(limit)] if limit.isdigit() else sizes)
 
 
 def _disk(model: str) -> Disk | None:

@@ -16,7 +16,7 @@ from glm4v_magic.hardware.gpus import FoundGPU
 if TYPE_CHECKING:
     from glm4v_magic.virtual_gpus import VirtualGPUs
 
-__all__ = ["HOST", "Reading", "Readings", "free_host_bytes", "take_readings"]
+__all__ = ["HOST", "Reading", "Readings", "take_readings"]
 
 HOST = "cpu"
 """Device name of the host's memory, as in torch."""
@@ -95,13 +95,6 @@ def _with_kept(reading: Reading, kept: int) -> Reading:
         return replace(reading, kept_bytes=kept)
     known = min(kept, reading.kernel_bytes)
     return replace(reading, kept_bytes=known, kernel_bytes=reading.kernel_bytes - known)
-
-
-def free_host_bytes() -> int:
-    """Return the host memory that programs can still have without swapping."""
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 def _read(read_gpus: Callable[[], tuple[FoundGPU, ...]], weights: Mapping[str, int]) -> Readings:

@@ -21,7 +21,13 @@ from IPython.core.magic import (
 )
 from IPython.core.magic_arguments import argument
 
-from glm4v_magic.core.errors import GenerationInterrupted, Glm4vError, MapInterrupted, OptionError
+from glm4v_magic.core.errors import (
+    GenerationInterrupted,
+    Glm4vError,
+    LoadInterrupted,
+    MapInterrupted,
+    OptionError,
+)
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, asks_for_help, parse, split, takes
 from glm4v_magic.notebook.next_steps import CELL
@@ -306,7 +312,7 @@ def _rows_bundle(rows: Rows) -> MimeBundle:
 
 
 def _stopped(interrupt: KeyboardInterrupt, line: str) -> Stopped:
-    if isinstance(interrupt, GenerationInterrupted | MapInterrupted):
+    if isinstance(interrupt, GenerationInterrupted | MapInterrupted | LoadInterrupted):
         return Stopped(worded(interrupt.text, CELL))
     command = line.partition(" ")[0]
     if command in _ANSWERING:

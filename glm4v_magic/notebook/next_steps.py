@@ -60,6 +60,10 @@ _IN_A_CELL = {
     "rows_interrupted": (
         "{answered} of {total} rows are answered; they are in _. Run the cell again to go on."
     ),
+    "load_interrupted": (
+        "the load did not finish. {released} was released to make room; the next question loads it "
+        "again."
+    ),
     "no_row_answered": "no row is answered. Run the cell again to go on.",
 }
 

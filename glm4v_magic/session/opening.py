@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from glm4v_magic.core.errors import Glm4vError, OptionError
+from glm4v_magic.core.errors import Glm4vError, LoadInterrupted, OptionError, OutOfMemoryError
 from glm4v_magic.core.events import Loading
 from glm4v_magic.core.model import LoadProgress, ModelChoice
 from glm4v_magic.core.server_address import ServerAddress, is_address, read_address
@@ -62,7 +63,7 @@ def _address(choice: ModelChoice) -> ServerAddress:
 def open_model(
     choice: ModelChoice,
     found: Checkpoint | ServerAddress,
-    release: Callable[[], bool],
+    release: Callable[[], object],
     old: ModelChoice | None,
     recorder: ActivityRecorder,
 ) -> Generator[Loading, None, Engine]:
@@ -71,19 +72,22 @@ def open_model(
     Args:
         choice: model to open.
         found: result of `find`.
-        release: releases the previous model; called when only the load itself can still fail.
+        release: releases the previous model; called if there is no room for two, and only when the
+            load itself is all that can still fail.
         old: previous model; ``None`` if none is loaded.
         recorder: records which part of the model is running.
 
+    Returns:
+        The engine. Unless it was released, the previous model is still loaded.
+
     Raises:
+        LoadInterrupted: on an interrupt after the previous model was released.
         Glm4vError: as `Session.stream_load`.
     """
     if isinstance(found, ServerAddress):
         from glm4v_magic.engines import server
 
-        connected = server.connect(found)  # costs no memory, so the old model may wait
-        release()
-        return connected
+        return server.connect(found)
     # Importing torch takes seconds, so the first sign of life comes before it is needed.
     placement = None
     if "torch" in sys.modules:
@@ -93,26 +97,49 @@ def open_model(
     yield Loading(LoadProgress(0, found.total_bytes, ""))
     if placement is None:
         placement, keep = _place(found, choice)
+    from glm4v_magic.checkpoints.reading import forget_locals
     from glm4v_magic.engines import local
     from glm4v_magic.engines.pull import pulled
+    from glm4v_magic.session.room import fits_beside
 
-    def load(tell: Callable[[Loading], None]) -> Engine:
-        def arrived(progress: LoadProgress) -> None:
-            tell(Loading(progress))
+    def load(released: str) -> Generator[Loading, None, Engine]:
+        def work(tell: Callable[[Loading], None]) -> Engine:
+            def arrived(progress: LoadProgress) -> None:
+                tell(Loading(replace(progress, released=released)))
 
-        return local.load(found, placement, recorder=recorder, keep=keep, arrived=arrived)
+            return local.load(found, placement, recorder=recorder, keep=keep, arrived=arrived)
+
+        return pulled(work)
 
     found.require_usable()
-    release()
+    if old is None:
+        return (yield from load(""))
+    if fits_beside(found, placement):
+        try:
+            return (yield from load(""))
+        except OutOfMemoryError as error:  # other programs have taken it meanwhile
+            forget_locals(error)
+    return (yield from _in_place_of(old, release, load))
+
+
+def _in_place_of(
+    old: ModelChoice,
+    release: Callable[[], object],
+    load: Callable[[str], Generator[Loading, None, Engine]],
+) -> Generator[Loading, None, Engine]:
+    """Release the previous model, and load one; says so if that fails or is interrupted."""
+    from glm4v_magic.checkpoints.reading import forget_locals
+
     try:
-        engine = yield from pulled(load)
+        release()
+        return (yield from load(old.name))
     except Glm4vError as error:
-        if old is not None:
-            error.hint += (
-                f" {old.name} was released to make room; the next question loads it again."
-            )
+        error.hint += f" {old.name} was released to make room; the next question loads it again."
         raise
-    return engine
+    except KeyboardInterrupt as interrupt:
+        forget_locals(interrupt)
+    # Raised here, it has no __context__, whose frames would keep weights in memory.
+    raise LoadInterrupted(old.name)
 
 
 def _place(found: Checkpoint, choice: ModelChoice) -> tuple[Placement, int]:
@@ -152,7 +179,8 @@ def _budget(choice: ModelChoice, plan: Plan | None, gpus: Sequence[GPU]) -> int:
         OptionError: if it is larger than what the plan leaves, or than the memory there is.
     """
     from glm4v_magic.core.room import Room
-    from glm4v_magic.hardware.readings import HOST, free_host_bytes
+    from glm4v_magic.hardware.host import free_host_bytes
+    from glm4v_magic.hardware.readings import HOST
     from glm4v_magic.planning.kept import kept_budget
 
     if choice.keep is None:

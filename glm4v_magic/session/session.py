@@ -131,10 +131,11 @@ class Session:
     def stream_load(self, model: str | os.PathLike[str] | None = None, **options: Any) -> Stream:
         """Load a model; yields `Loading` as weights arrive.
 
-        Files, plan and device map are checked while the old model is still loaded. Then the old
-        one is released, because two rarely fit, and the new one loaded. If that fails, the next
-        question loads the old one again. A model that is loaded already is kept, unless its files
-        have changed.
+        Files, plan and device map are checked while the old model is still loaded. Where there is
+        room for both, it stays loaded until the new one is there, and so survives every error and
+        interrupt. Otherwise it is released first, which `Loading` tells; if the load then fails
+        or is interrupted, the next question loads the old one again. A model that is loaded
+        already is kept, unless its files have changed.
 
         With GPUs, a plan decides which GPU runs which layers. Without one, the model runs on the
         CPU. A server (``http://127.0.0.1:8000/v1``) has loaded its model itself; if it wants a
@@ -150,6 +151,7 @@ class Session:
             EngineError: if the server cannot be used.
             PlacementError: if it cannot be placed on the devices.
             OutOfMemoryError: if a GPU has no room for its weights after all.
+            LoadInterrupted: on an interrupt when the old model had been released.
             OptionError: if an option makes no sense.
             BusyError: if another call is running.
         """
@@ -798,7 +800,10 @@ class Session:
         engine = yield from open_model(choice, found, self._release, old, self._recorder)
         if choice == self._choice and stamp != self._stamp:
             self._store = None  # of rows answered by what the files held before
+        before = self._engine
         self._engine, self._choice, self._stamp = engine, choice, stamp
+        if before is not None:
+            before.close()
         return engine
 
     def _release(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 from typing import Any
 
-from glm4v_magic.core.errors import GenerationInterrupted, MapInterrupted
+from glm4v_magic.core.errors import GenerationInterrupted, LoadInterrupted, MapInterrupted
 from glm4v_magic.core.events import Done, Event, MapDone
 
 __all__ = ["Stream"]
@@ -37,6 +37,7 @@ class Stream(Iterator[Event]):
 
         Raises:
             GenerationInterrupted, MapInterrupted: on an interrupt, with the partial result.
+            LoadInterrupted: on an interrupt after another model was released.
             Glm4vError: as the method that returned this stream.
         """
         result: Any = None
@@ -48,7 +49,7 @@ class Stream(Iterator[Event]):
                     result = event.answer
                 elif isinstance(event, MapDone):
                     result = event.result
-        except (GenerationInterrupted, MapInterrupted):
+        except (GenerationInterrupted, MapInterrupted, LoadInterrupted):
             raise
         except KeyboardInterrupt:
             pass

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from glm4v_magic.core.conversation import Answer, Usage
-from glm4v_magic.core.model import EngineInfo
+from glm4v_magic.core.model import EngineInfo, LoadProgress
 from glm4v_magic.core.wording import (
     counted,
     printable,
@@ -79,7 +79,7 @@ def test_status_bundle_is_a_table_and_lines():
 
 
 def test_loading_bar():
-    bundle = progress_bundle("<b>", 256 * 2**20, 1024 * 2**20)
+    bundle = progress_bundle("<b>", LoadProgress(256 * 2**20, 1024 * 2**20, ""))
     assert bundle["text/plain"] == "Loading <b>: 256.0 MiB of 1.00 GiB (25 %)"
     assert 'value="268435456" max="1073741824"' in bundle["text/html"]
     assert "<b>" not in bundle["text/html"]

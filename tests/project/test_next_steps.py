@@ -23,6 +23,7 @@ from glm4v_magic.core.errors import (
     GenerationInterrupted,
     Glm4vError,
     ImageError,
+    LoadInterrupted,
     MapInterrupted,
     OptionError,
 )
@@ -255,6 +256,12 @@ def test_every_error_has_a_code_of_its_own_that_needs_no_words(kind):
             MapInterrupted(Progress((), 2, 1.0, 1, list)),
             "no_row_answered",
             "no row is answered. Run the cell again to go on.",
+        ),
+        (
+            LoadInterrupted("demo"),
+            "load_interrupted",
+            "the load did not finish. demo was released to make room; the next question loads it "
+            "again.",
         ),
     ],
 )

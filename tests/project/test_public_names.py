@@ -14,6 +14,7 @@ PUBLIC = {
     "GenerationInterrupted": "core.errors",
     "Glm4vError": "core.errors",
     "ImageAnswer": "calls.answer",
+    "LoadInterrupted": "core.errors",
     "MapInterrupted": "core.errors",
     "Message": "core.conversation",
     "Sampling": "core.options",

@@ -25,6 +25,7 @@ from glm4v_magic.core.errors import (
     OutOfMemoryError,
     PlacementError,
 )
+from glm4v_magic.core.model import LoadProgress
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.dispatch import arrival
 from glm4v_magic.engines import local
@@ -345,12 +346,16 @@ def test_the_engine_loads_on_the_cpu_without_a_placement():
 def test_the_bar_tells_rate_time_left_and_gpu():
     line = loading_line("m", GIB, 3 * GIB, device="cuda:1", bytes_per_second=GIB / 2)
     assert line == "Loading m: 1.00 GiB of 3.00 GiB (33 %), 512.0 MiB/s, 4.0 s left, on cuda:1"
-    assert (
-        line
-        in progress_bundle("m", GIB, 3 * GIB, device="cuda:1", bytes_per_second=GIB / 2)[
-            "text/html"
-        ]
-    )
+    progress = LoadProgress(GIB, 3 * GIB, "head", "cuda:1")
+    assert line in progress_bundle("m", progress, bytes_per_second=GIB / 2)["text/html"]
+
+
+def test_the_bar_tells_which_model_was_released():
+    progress = LoadProgress(0, 10, "", released="<other>\x1b")
+    line = "Loading m: 0 B of 10 B (0 %), <other> was released to make room"
+    bundle = progress_bundle("m", progress)
+    assert bundle["text/plain"].replace("\ufffd", "") == line
+    assert "<other>" not in bundle["text/html"]
 
 
 def test_the_rate_begins_with_the_first_weight():

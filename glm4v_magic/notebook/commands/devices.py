@@ -220,12 +220,7 @@ def _load(
 
     def arrived(event: Event) -> None:
         if isinstance(event, Loading) and pace.due():
-            progress = event.progress
-            display(
-                progress_bundle(
-                    name, progress.done_bytes, progress.total_bytes, device=progress.device
-                )
-            )
+            display(progress_bundle(name, event.progress))
 
     since = time.monotonic()
     chosen = {field: getattr(options, field) for field in PlacementOptions.__dataclass_fields__}

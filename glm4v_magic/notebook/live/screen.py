@@ -166,9 +166,7 @@ class NotebookScreen(Screen):
             self._bar.show(
                 progress_bundle(
                     self._model,
-                    progress.done_bytes,
-                    progress.total_bytes,
-                    device=progress.device,
+                    progress,
                     bytes_per_second=self._rate.so_far(progress.done_bytes),
                 )
             )
@@ -244,6 +242,7 @@ class TerminalScreen(Screen):
     def __init__(self, model: str) -> None:
         self._model = model
         self._since: float | None = None
+        self._said_released = False
         self._in_line = False
         self._is_thinking = False
         self._held = ""  # white space of the thinking
@@ -253,6 +252,9 @@ class TerminalScreen(Screen):
         if self._since is None:
             self._since = time.monotonic()
             _say(loading_line(self._model, progress.done_bytes, progress.total_bytes))
+        if progress.released and not self._said_released:
+            self._said_released = True
+            _say(f"{printable(progress.released)} was released to make room.")
 
     def loaded(self, info: EngineInfo) -> None:
         """Say what was loaded."""

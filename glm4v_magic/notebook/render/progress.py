@@ -9,7 +9,7 @@ from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
-    from glm4v_magic.core.model import EngineInfo
+    from glm4v_magic.core.model import EngineInfo, LoadProgress
 
 __all__ = ["line_bundle", "loaded_line", "loading_line", "progress_bundle"]
 
@@ -21,6 +21,7 @@ def loading_line(
     *,
     device: str = "",
     bytes_per_second: float | None = None,
+    released: str = "",
 ) -> str:
     """Return ``Loading demo: 1.2 MiB of 5.2 MiB (23 %), 1.1 MiB/s, 3.6 s left, on cuda:1``.
 
@@ -30,6 +31,7 @@ def loading_line(
         total_bytes: bytes of all weights.
         device: device of the latest weight, if a device map decides it.
         bytes_per_second: rate so far; ``None`` if unknown.
+        released: model that was released to make room, if any.
     """
     total = max(total_bytes, 1)
     done = min(done_bytes, total)
@@ -39,23 +41,25 @@ def loading_line(
         parts.append(f"{readable_seconds((total - done) / bytes_per_second)} left")
     if device:
         parts.append(f"on {device}")
+    if released:
+        parts.append(f"{printable(released)} was released to make room")
     return f"Loading {printable(model)}: {', '.join(parts)}"
 
 
 def progress_bundle(
-    model: str,
-    done_bytes: int,
-    total_bytes: int,
-    *,
-    device: str = "",
-    bytes_per_second: float | None = None,
+    model: str, progress: LoadProgress, *, bytes_per_second: float | None = None
 ) -> MimeBundle:
     """Return a progress bar beside `loading_line`; as text, the line alone."""
+    done, total = progress.done_bytes, max(progress.total_bytes, 1)
     line = loading_line(
-        model, done_bytes, total_bytes, device=device, bytes_per_second=bytes_per_second
+        model,
+        done,
+        total,
+        device=progress.device,
+        bytes_per_second=bytes_per_second,
+        released=progress.released,
     )
-    total = max(total_bytes, 1)
-    html = fill("progress", line=line, done=min(done_bytes, total), total=total, label="Loading")
+    html = fill("progress", line=line, done=min(done, total), total=total, label="Loading")
     return {"text/plain": line, "text/html": html}
 
 

@@ -1,0 +1,184 @@
+"""Another model is loaded: the one before survives, or it is said that it had to go."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import weakref
+
+import pytest
+import torch
+from following import follow
+from shells import TINY
+
+from glm4v_magic.core.errors import CheckpointError, LoadInterrupted, OutOfMemoryError
+from glm4v_magic.engines import local
+from glm4v_magic.hardware import host
+from glm4v_magic.session.session import Session
+from glm4v_magic.virtual_gpus import VirtualGPUs
+
+GREEDY = {"temperature": 0, "max_tokens": 8}
+OTHER = "demo"
+
+
+@pytest.fixture(scope="module")
+def session():
+    session = Session().load(TINY)
+    yield session
+    session.unload()
+
+
+@pytest.fixture(scope="module")
+def said(session):
+    return session.ask("What?", **GREEDY).text
+
+
+@pytest.fixture
+def filled():
+    """A session on a GPU that has room for one model, and what its model says."""
+    with VirtualGPUs("1x1GiB"):
+        session = Session().load(TINY)
+        room = torch.empty(600 * 2**20, dtype=torch.uint8, device="cuda:0")
+        yield session, session.ask("What?", **GREEDY).text
+        session.unload()
+        del room
+
+
+def loads(session):
+    """Ask; returns what is said, and how many weights were loaded for it."""
+    events = []
+    said = follow(session.stream("What?", **GREEDY), loading=events.append).text
+    return said, len(events)
+
+
+def stop_at(event, at, seen):
+    """Raise an interrupt at an event of a load."""
+    seen.append(event)
+    if len(seen) == at + 1:
+        raise KeyboardInterrupt
+
+
+def test_the_model_before_survives_an_interrupt_at_each_weight(session, said):
+    events = []
+    follow(Session().stream_load(OTHER), loading=events.append)
+    before = session.status().info
+    for at in (0, 1, 2, len(events) // 2, len(events) - 1):
+        seen = []
+        with pytest.raises(KeyboardInterrupt) as caught:
+            follow(
+                session.stream_load(OTHER),
+                loading=lambda event, at=at, seen=seen: stop_at(event, at, seen),
+            )
+        assert not isinstance(caught.value, LoadInterrupted)
+        assert len(seen) == at + 1
+        assert not any(each.released for each in seen)
+        assert session.status().info is before
+        assert loads(session) == (said, 0)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_the_model_before_survives_an_interrupt_around_the_weights(
+    session, said, monkeypatch, moment
+):
+    real = local.load
+
+    def interrupted(*terms, **options):
+        if moment == "after":  # the new one stands, and is not in use yet
+            real(*terms, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(local, "load", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.load(OTHER)
+    assert loads(session) == (said, 0)
+
+
+def test_the_model_before_survives_an_error_while_weights_are_read(session, said, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(TINY, broken)
+
+    def cut(_progress):  # when its headers have been read
+        os.truncate(broken / "model.safetensors", 1000)
+
+    with pytest.raises(CheckpointError, match="broken") as caught:
+        follow(session.stream_load(broken), loading=cut)
+    assert "released" not in str(caught.value)
+    assert loads(session) == (said, 0)
+
+
+def test_the_model_before_is_gone_when_the_other_is_loaded():
+    session = Session().load(TINY)
+    before = weakref.ref(session.engine.model)
+    there = []
+    follow(session.stream_load(OTHER), loading=lambda _: there.append(before() is not None))
+    gc.collect()
+    assert all(there)
+    assert before() is None
+    assert session.status().info.model == OTHER
+    session.unload()
+
+
+def test_with_little_host_memory_the_model_before_is_released_first(session, said, monkeypatch):
+    monkeypatch.setattr(host, "free_host_bytes", lambda: 2**20)
+    there, seen = [], []
+
+    def look(event):
+        seen.append(event)
+        there.append(session.status().info is not None)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(LoadInterrupted, match="was released to make room") as caught:
+        follow(session.stream_load(OTHER), loading=look)
+    assert caught.value.released == str(TINY)
+    assert there == [True, False, False]
+    assert [bool(each.released) for each in seen] == [False, True, True]
+    assert session.status().choice.model == str(TINY)
+    text, loaded = loads(session)
+    assert text == said
+    assert loaded
+
+
+def test_on_a_full_gpu_the_model_before_is_released_first_and_comes_back(filled):
+    session, said = filled
+    seen = []
+    with pytest.raises(LoadInterrupted):
+        follow(session.stream_load(OTHER), loading=lambda event: stop_at(event, 2, seen))
+    assert seen[-1].released == str(TINY)
+    assert session.status().info is None
+    assert loads(session)[0] == said
+    session.load(OTHER)
+    assert session.status().info.model == OTHER
+
+
+def test_on_a_full_gpu_an_error_says_that_the_model_before_was_released(filled, tmp_path):
+    session, said = filled
+    broken = tmp_path / "broken"
+    shutil.copytree(TINY, broken)
+
+    def cut(_progress):
+        os.truncate(broken / "model.safetensors", 1000)
+
+    with pytest.raises(CheckpointError, match="released to make room; the next question loads it"):
+        follow(session.stream_load(broken), loading=cut)
+    assert session.status().info is None
+    assert loads(session)[0] == said
+
+
+def test_memory_that_is_taken_meanwhile_releases_the_model_before(filled, monkeypatch):
+    session, _ = filled
+    real, tried = local.load, []
+
+    def short(*terms, **options):
+        tried.append(session.status().info is not None)
+        if tried[-1]:
+            raise OutOfMemoryError("cuda:0 is full.")
+        return real(*terms, **options)
+
+    monkeypatch.setattr("glm4v_magic.session.room.fits_beside", lambda *_: True)
+    monkeypatch.setattr(local, "load", short)
+    session.load(OTHER)
+    assert tried == [True, False]
+    assert session.status().info.model == OTHER
