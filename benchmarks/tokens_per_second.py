@@ -53,11 +53,30 @@ IMAGE = Path(__file__).parent.parent / "notebooks" / "shapes.png"
 QUESTION = "What colour is the circle?"
 
 
+def inputs_of(engine: Any) -> dict[str, Any]:
+    """Return the inputs of `generate` for the question, as the model's family takes them."""
+    images = resolve_images([str(IMAGE)], {})
+    conversation = Conversation((Message("user", QUESTION, images),))
+    if callable(engine.processor):
+        inputs: dict[str, Any] = engine.processor([conversation])
+        return inputs
+    encoded = engine.processor.encode(conversation)
+    ids = torch.tensor([encoded.ids])
+    types = torch.zeros_like(ids)
+    for image in encoded.images:
+        types[0, image.start : image.stop] = 1
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": types,
+        "pixel_values": torch.cat([image.pixels() for image in encoded.images]),
+        "image_grid_thw": torch.tensor([image.grid for image in encoded.images]),
+    }
+
+
 def bare_generate(engine: Any, tokens: int) -> Callable[[], None]:
     """Return a call of `generate` alone, its inputs already made."""
-    images = resolve_images([str(IMAGE)], {})
-    inputs = engine.processor([Conversation((Message("user", QUESTION, images),))])
-
+    inputs = inputs_of(engine)
     config = call_config(engine.defaults, Sampling(max_tokens=tokens, temperature=0), room=tokens)
     config.eos_token_id = None
 

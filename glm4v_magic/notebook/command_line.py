@@ -89,6 +89,10 @@ class Quoted(str):
     __slots__ = ()
 
 
+_PARSERS: list[MagicArgumentParser] = []
+"""Parsers of all magics, in the order of their definition."""
+
+
 def takes(
     name: str, *arguments: ArgDecorator, usage: str | None = None
 ) -> Callable[[Function], Function]:
@@ -108,6 +112,7 @@ def takes(
         function = magic_arguments(name)(function)
         # An abbreviation such as --temp would change its meaning with the next option added.
         _parser(function).allow_abbrev = False
+        _PARSERS.append(_parser(function))
         return function
 
     return decorate
@@ -164,13 +169,12 @@ def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
 def _unknown(parser: Any, name: str) -> OptionError:
     """Return the error about an option that a command does not have."""
     others = [each for each in OPTIONS.values() if name in flags_of(each) and _magics(each)]
-    if others:
-        magics = _magics(others[0])
+    magics = _magics(others[0]) if others else _magics_apart(name)
+    if magics:
         hint = f"It is one of {magics}."
-        if parser.prog.endswith(_AGAIN) and "cell" in others[0].who.commands:
+        if parser.prog.endswith(_AGAIN) and others and "cell" in others[0].who.commands:
             hint = f"Question and images stay as they were; to change them, ask with {magics}."
-        magic = f"%{parser.prog}" if " " in parser.prog else f"%%{parser.prog}"
-        return OptionError(f"{magic} has no option {name}.", hint)
+        return OptionError(f"{_typed(parser.prog)} has no option {name}.", hint)
     known = [option for option in parser._option_string_actions if option[:2] == "--"]
     return OptionError(
         f"There is no option {name}.",
@@ -187,6 +191,18 @@ def _magics(option: Option) -> str:
     if "cell" in commands:
         return "%%glm4v"
     return ", ".join(f"%glm4v {each}" for each in commands if each not in ("every", "serve"))
+
+
+def _magics_apart(flag: str) -> str:
+    """Name the commands that have an option which is not in the table, as `_magics` does."""
+    having = [each.prog for each in _PARSERS if flag in each._option_string_actions]
+    of_cell = [prog for prog in having if " " not in prog]
+    return ", ".join(dict.fromkeys(map(_typed, of_cell or having)))
+
+
+def _typed(prog: str) -> str:
+    """Return a magic as it is typed: that of a line, or of a cell."""
+    return f"%{prog}" if " " in prog else f"%%{prog}"
 
 
 _DASHES = re.compile(r"[-\u2010-\u2015\u2212]*[\u2010-\u2015\u2212]-*(?=\w)")

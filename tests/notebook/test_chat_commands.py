@@ -362,6 +362,20 @@ class TestCommands:
         said = run("%glm4v retry --objective balance", fails=True)
         assert "%glm4v retry has no option --objective. It is one of %glm4v plan, " in said
 
+    @pytest.mark.parametrize(
+        ("line", "said"),
+        [
+            ("retry --preview", "%glm4v retry has no option --preview. It is one of %%glm4v."),
+            ("status -o x", "%glm4v status has no option -o. It is one of %%glm4v."),
+            ("devices --json", "%glm4v devices has no option --json. It is one of %glm4v plan, %glm4v "),
+            ("chats --all", "%glm4v chats has no option --all. It is one of %glm4v reset."),
+            ("ask --dry-run x", "%glm4v ask has no option --dry-run. It is one of %glm4v patch."),
+            ("retry --no-such", "There is no option --no-such. There are "),
+        ],
+    )
+    def test_an_option_of_another_command_is_said_to_be_one(self, run, line, said):
+        assert said in run(f"%glm4v {line}", fails=True)
+
     def test_continue_after_the_token_limit(self, ask, run, shell, session):
         part = ask("Which shape?", "--max-tokens 8")
         assert part.text.startswith('{"s')

@@ -86,6 +86,7 @@ ELSEWHERE = {
     "base_of_no_adapter": "checkpoints/test_adapters.py",
     "chat_not_begun": "session/test_chats.py",
     "image_too_large_for_server": "engines/test_server_engine.py",
+    "load_interrupted": "session/test_load_beside.py",
     "no_row_answered": "mapping/test_batch.py",
     "of_cogvlm": "remote_code/test_patch.py",
     "port_not_usable": "server/test_command.py",
