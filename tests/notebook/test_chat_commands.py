@@ -367,7 +367,10 @@ class TestCommands:
         [
             ("retry --preview", "%glm4v retry has no option --preview. It is one of %%glm4v."),
             ("status -o x", "%glm4v status has no option -o. It is one of %%glm4v."),
-            ("devices --json", "%glm4v devices has no option --json. It is one of %glm4v plan, %glm4v "),
+            (
+                "devices --json",
+                "%glm4v devices has no option --json. It is one of %glm4v plan, %glm4v ",
+            ),
             ("chats --all", "%glm4v chats has no option --all. It is one of %glm4v reset."),
             ("ask --dry-run x", "%glm4v ask has no option --dry-run. It is one of %glm4v patch."),
             ("retry --no-such", "There is no option --no-such. There are "),

@@ -14,13 +14,12 @@ Shapes: B rows, H width of the text part, D size of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from accelerate.hooks import AlignDevicesHook
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import SiLUActivation
@@ -28,6 +27,7 @@ from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.glm.modeling_glm import GlmMLP, GlmRMSNorm
 
+from glm4v_magic.checkpoints.bypassed import hooks_of, is_changed, is_whole
 from glm4v_magic.checkpoints.glm4v_9b.text import TextAttention, TextLayer
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class TextStep:
         text: Any = model.model.language_model
         self._embed, self._norm, self._head = text.embed_tokens, text.norm, model.lm_head
         self._layers = [_taken_apart(layer) for layer in text.layers]
-        self._hooks = list(_hooks(model))
+        self._hooks = hooks_of(list(_bypassed(model)))
         config = text.config
         self._heads, self._size = config.num_attention_heads, text.layers[0].self_attn.head_dim
         self._scaling = text.rotary_emb.attention_scaling
@@ -147,11 +147,7 @@ def text_step(model: Glm4v9bForConditionalGeneration) -> TextStep | None:
     text: Any = model.model.language_model
     if not all(map(_is_own, text.layers)) or text.config._attn_implementation != "sdpa":
         return None
-    devices = {each.device for each in (*text.parameters(), model.lm_head.weight)}
-    if len(devices) > 1 or torch.device("meta") in devices or model.training:
-        return None
-    whole, *parts = _bypassed(model)
-    if any(map(_is_changed, parts)) or (_is_changed(whole) and not _is_only_moved(whole)):
+    if not is_whole(model, text, model.lm_head) or is_changed(list(_bypassed(model))):
         return None
     return TextStep(model)
 
@@ -165,19 +161,6 @@ def _is_own(layer: Any) -> bool:
     return kinds == (TextAttention, GlmMLP, {GlmRMSNorm})
 
 
-def _is_changed(module: nn.Module) -> bool:
-    return "forward" in vars(module) or module._compiled_call_impl is not None
-
-
-def _is_only_moved(model: nn.Module) -> bool:
-    """Tell whether a model has accelerate's hook that brings its input to its device.
-
-    The caller of a step has done that.
-    """
-    is_moved = isinstance(getattr(model, "_hf_hook", None), AlignDevicesHook)
-    return is_moved and isinstance(vars(model).get("forward"), partial)
-
-
 def _bypassed(model: Glm4v9bForConditionalGeneration) -> Iterator[nn.Module]:
     """Yield the modules that a step does not call."""
     text: Any = model.model.language_model
@@ -188,15 +171,6 @@ def _bypassed(model: Glm4v9bForConditionalGeneration) -> Iterator[nn.Module]:
         projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
         rest = (*projections, mlp.gate_up_proj, mlp.down_proj, mlp.activation_fn)
         yield from (each for each in rest if type(each) in _REPLACED)
-
-
-def _hooks(model: Glm4v9bForConditionalGeneration) -> Iterator[Mapping[int, Any]]:
-    """Yield all hooks on modules that a step does not call, as torch keeps them."""
-    for module in _bypassed(model):
-        yield module._forward_pre_hooks
-        yield module._forward_hooks
-    yield torch.nn.modules.module._global_forward_pre_hooks
-    yield torch.nn.modules.module._global_forward_hooks
 
 
 def _taken_apart(layer: Any) -> _Layer:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from glm4v_magic.checkpoints.encoding import Encoded, EncodedImage
+from glm4v_magic.checkpoints.encoding import DecodeStep, Encoded, EncodedImage
+from glm4v_magic.checkpoints.glm_native.text_step import text_step
 
 __all__ = ["NativeInputs"]
 
@@ -70,8 +71,9 @@ class NativeInputs:
         output = BaseModelOutputWithPooling(pooler_output=tuple(features))
         return {"mm_encoder_outputs": {"image": output}}
 
-    def decode_step(self) -> None:
-        """Return none: transformers' own forward computes each step."""
+    def decode_step(self) -> DecodeStep | None:
+        """Return the step of `text_step`; ``None`` for a model that is split, changed or others."""
+        return text_step(self._model)
 
 
 def _grids(images: Sequence[EncodedImage]) -> Tensor | None:

@@ -1,0 +1,59 @@
+"""Modules whose work a decode step does without calling them: whether that goes unnoticed.
+
+Calling a module runs the hooks on it, and a forward that somebody has put in place of its own. A
+step that does without the call must not be used where either is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.hooks import AlignDevicesHook
+from torch import nn
+
+__all__ = ["hooks_of", "is_changed", "is_whole"]
+
+
+def is_whole(model: nn.Module, *parts: nn.Module) -> bool:
+    """Tell whether a model evaluates, and all weights of some parts are on one device.
+
+    Args:
+        model: the model.
+        parts: the parts that a step uses.
+    """
+    devices = {weight.device for part in parts for weight in part.parameters()}
+    return len(devices) == 1 and torch.device("meta") not in devices and not model.training
+
+
+def is_changed(modules: Sequence[nn.Module]) -> bool:
+    """Tell whether one of the modules that a step does not call has another forward than its own.
+
+    Args:
+        modules: the modules. accelerate may move the input of the first, which is the whole model,
+            to its device: the caller of a step has done that.
+    """
+    whole, *parts = modules
+    return any(map(_has_other_forward, parts)) or (
+        _has_other_forward(whole) and not _is_only_moved(whole)
+    )
+
+
+def _has_other_forward(module: nn.Module) -> bool:
+    return "forward" in vars(module) or module._compiled_call_impl is not None
+
+
+def _is_only_moved(model: nn.Module) -> bool:
+    is_moved = isinstance(getattr(model, "_hf_hook", None), AlignDevicesHook)
+    return is_moved and isinstance(vars(model).get("forward"), partial)
+
+
+def hooks_of(modules: Sequence[nn.Module]) -> list[Mapping[int, Any]]:
+    """Return all hooks on modules, as torch keeps them: empty mappings as long as there is none."""
+    found: list[Mapping[int, Any]] = []
+    for module in modules:
+        found += (module._forward_pre_hooks, module._forward_hooks)
+    everywhere = torch.nn.modules.module
+    return [*found, everywhere._global_forward_pre_hooks, everywhere._global_forward_hooks]
