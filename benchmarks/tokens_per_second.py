@@ -181,7 +181,9 @@ def main() -> None:
         names = {"larger": temporary}
         if not arguments.checkpoint:
             write_larger(Path(temporary))
-        for name in [arguments.checkpoint] if arguments.checkpoint else ["demo", *names]:
+        for name in (
+            [arguments.checkpoint] if arguments.checkpoint else ["demo", "demo-4.6v", *names]
+        ):
             session.load(names.get(name, name))
             runs = -(-arguments.runs // 6) if name == "larger" else arguments.runs
             compare(name, shell, session.engine, arguments.tokens, runs, clock)

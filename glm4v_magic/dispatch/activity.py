@@ -36,7 +36,7 @@ __all__ = ["ActivePart", "Activity", "ActivityRecorder", "ModelPart", "model_par
 
 _LEAST = 0.05  # share of the time below which a part is not shown
 _MOST_NOTES = 20_000  # without a reader the oldest are dropped
-_NOTED_STEPS = 4  # steps with hooks after each reading
+_NOTED_STEPS = 2  # steps with hooks after each reading: the first may be cut short by it
 
 
 @dataclass(frozen=True, slots=True, eq=False)

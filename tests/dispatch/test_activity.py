@@ -233,7 +233,7 @@ def test_hooks_are_on_for_a_few_steps_after_each_reading():
         for _ in range(6):
             step(shares=False)
         seen.append(recorder.read(is_busy=True))
-    assert noted == [True] * 4 + [False] * 3 + [True] * 5 + [False]
+    assert noted == [True] * 2 + [False] * 5 + [True] * 3 + [False] * 3
     assert seen[0] == seen[1] == seen[2]
     assert [part.share for part in seen[0].parts] == [0.6, 0.3]
     assert [part.share for part in seen[3].parts] == [0.75]  # the head, and a second of no part
