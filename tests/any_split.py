@@ -23,6 +23,7 @@ Answer = tuple[torch.Tensor, list[list[int]]]  # logits and greedy tokens
 
 RANDOM_MAPS = 500
 SAMPLE = 6  # of the random maps; all of them run in `make nightly`
+BORDERS = 5  # one of so many is tried; a layer has six modules, so each is met in some layer
 
 
 def check(
@@ -49,7 +50,10 @@ def cuts(leaves: Sequence[str]) -> list[Any]:
     """A border before every module, every module by itself, and random maps: map and places."""
     borders = [
         pytest.param(
-            {leaf: int(i >= border) for i, leaf in enumerate(leaves)}, 2, id=leaves[border]
+            {leaf: int(i >= border) for i, leaf in enumerate(leaves)},
+            2,
+            marks=[] if border % BORDERS == 1 else pytest.mark.nightly,
+            id=leaves[border],
         )
         for border in range(1, len(leaves))
     ]

@@ -21,7 +21,23 @@ GREEDY = Sampling(6, temperature=0, repetition_penalty=1.0)
 SHORT = Conversation((Message("user", "What?"),))
 FIRST = Conversation((Message("user", "Compare.", (A, B)),))
 SECOND = Conversation((*FIRST.messages, Message("assistant", "No."), Message("user", "?", (C,))))
-SAMPLE = 4  # random maps at module level for each type; more in `make nightly`
+SAMPLE = 1  # random maps at module level for each type; more in `make nightly`
+
+NIGHTLY = pytest.mark.nightly
+
+
+def few_or_all(*, glm5):
+    """A few maps for each type in the suite, all of them in `make nightly`.
+
+    Args:
+        glm5: whether GLM-5, which takes ten times as long, is in the suite.
+    """
+    few = [
+        pytest.param(kind, False, id=kind, marks=() if glm5 or kind != "glm5_next" else NIGHTLY)
+        for kind in KINDS
+    ]
+    every = [pytest.param(kind, True, id=f"{kind}-all", marks=NIGHTLY) for kind in KINDS]
+    return pytest.mark.parametrize(("kind", "every"), [*few, *every])
 
 
 def said(engine):
@@ -61,19 +77,19 @@ def units(checkpoint):
     return [unit.modules for unit in checkpoint.architecture.shape().units]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_split_at_a_border_of_units(native, references, kind):
+@few_or_all(glm5=False)
+def test_a_split_at_a_border_of_units(native, references, kind, every):
     checkpoint = resolve(native(kind))
-    every = units(checkpoint)
-    for border in range(1, len(every)):
-        places = {name: int(at >= border) for at, names in enumerate(every) for name in names}
+    parts = units(checkpoint)
+    for border in range(1, len(parts)) if every else (1, len(parts) // 2, len(parts) - 1):
+        places = {name: int(at >= border) for at, names in enumerate(parts) for name in names}
         check(checkpoint, places, 2, references(kind))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_units_on_three_gpus_in_any_order(native, references, kind):
+@few_or_all(glm5=False)
+def test_units_on_three_gpus_in_any_order(native, references, kind, every):
     checkpoint, rng = resolve(native(kind)), random.Random(kind)
-    for _ in range(3):
+    for _ in range(8 if every else 1):
         drawn = [(names, rng.randrange(3)) for names in units(checkpoint)]
         check(
             checkpoint, {name: gpu for names, gpu in drawn for name in names}, 3, references(kind)
@@ -101,14 +117,15 @@ def test_any_split_of_modules(native, references, kind, seed):
 
 
 @pytest.mark.filterwarnings("ignore:You are calling .generate.. with the `input_ids`")
-@pytest.mark.parametrize("kind", KINDS)
-def test_units_offloaded_to_the_cpu(native, references, kind):
+@few_or_all(glm5=True)
+def test_units_offloaded_to_the_cpu(native, references, kind, every):
     checkpoint = resolve(native(kind))
-    every = units(checkpoint)
-    for offloaded in ([0], [len(every) - 1], range(4, len(every), 2), range(3)):
+    parts = units(checkpoint)
+    last, mixed = [len(parts) - 1], range(4, len(parts), 2)
+    for offloaded in ([0], last, mixed, range(3)) if every else (mixed,):
         places = {
             name: "cpu" if at in offloaded else at % 2
-            for at, names in enumerate(every)
+            for at, names in enumerate(parts)
             for name in names
         }
         check(checkpoint, places, 2, references(kind))

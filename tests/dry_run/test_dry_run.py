@@ -226,8 +226,19 @@ def test_every_option_changes_what_runs(model):
     assert (small.dtype, 2 * halved) == ("bfloat16", weights)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("kind", tiny_native.KINDS)
+# A step of GLM-5 takes ten times as many operations as one of the others.
+TYPES_IN_DTYPES = [
+    pytest.param(
+        kind,
+        dtype,
+        marks=pytest.mark.nightly if (kind, dtype[0]) == ("glm5_next", "f") else (),
+    )
+    for kind in tiny_native.KINDS
+    for dtype in ("bfloat16", "float16", "float32")
+]
+
+
+@pytest.mark.parametrize(("kind", "dtype"), TYPES_IN_DTYPES)
 def test_every_model_type_in_every_dtype(kind, dtype):
     config = tiny_native.config(kind, tiny_native.tokenizer(kind))
     report = dry_run(NativeArchitecture(kind, config, "config.json"), "2x2GiB", dtype=dtype)

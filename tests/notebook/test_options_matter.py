@@ -158,7 +158,7 @@ CHECKS = {
     "--batch": Trial("--batch 2", CHECKED),
     "--dtype": Trial("--dtype bfloat16", CHECKED, "bfloat16"),
     "--objective": Trial("--objective balance", CHECKED),
-    "--quantize": Trial("--quantize 8bit", CHECKED, "does not know", fails=(False, True)),
+    "--quantize": Trial("--quantize 8bit", CHECKED, "8bit, as planned"),
     "--max-memory": Trial("--max-memory 0.51,0.6", CHECKED),
     "--reserve": Trial("--reserve 0.9", CHECKED, "does not fit", fails=(False, True)),
     "--split-vision": Trial(
@@ -291,7 +291,29 @@ def seen(run, command, trial, *, with_option):
         shown = run(typed(command, line, question), fails=trial.fails[with_option])
     if trial.after:
         shown += run(trial.after)
-    return VOLATILE.sub("…", shown).replace(trial.option, "")
+    return VOLATILE.sub("…", shown)
+
+
+@pytest.fixture(scope="module")
+def seen_without():
+    """What was seen without an option, by command and trial: many options are tried on one line."""
+    return {}
+
+
+def plain(run, seen_without, command, trial):
+    """Return what is seen without the option.
+
+    It is run twice for the first option whose trial takes any difference.
+    """
+    anything = trial.shows is None
+    key = (command, replace(trial, option="", shows=None, instead=None, fails=trial.fails[:1]))
+    times = 2 if anything else 1
+    shown = seen_without.setdefault(key, [])
+    while len(shown) < times:
+        shown.append(seen(run, command, trial, with_option=False))
+        run("%glm4v reset --all")
+    assert shown == shown[:1] * len(shown), "it differs by itself"
+    return shown[0]
 
 
 def seen_of_a_load(run, line, *, fails):
@@ -312,16 +334,14 @@ def seen_of_a_load(run, line, *, fails):
     ("command", "name"),
     [(command, name) for command, trials in TRIALS.items() for name in trials],
 )
-def test_an_option_changes_what_its_command_does(run, command, name):
+def test_an_option_changes_what_its_command_does(run, seen_without, command, name):
     trial = TRIALS[command][name]
-    without = seen(run, command, trial, with_option=False)
-    run("%glm4v reset --all")
+    without = plain(run, seen_without, command, trial)
     with_it = seen(run, command, trial, with_option=True)
+    # That the command repeats the option is no difference.
+    without, with_it = (shown.replace(trial.option, "") for shown in (without, with_it))
     assert with_it != without
-    if trial.shows is None:
-        run("%glm4v reset --all")
-        assert seen(run, command, trial, with_option=False) == without, "it differs by itself"
-    else:
+    if trial.shows is not None:
         assert re.search(trial.shows, with_it), with_it
         assert not re.search(trial.shows, without), without
 
