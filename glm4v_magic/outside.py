@@ -57,7 +57,7 @@ def is_there(path: Path) -> bool:
 
 
 def text_of(path: Path, what: str, error: type[Glm4vError], hint: str = "") -> str:
-    """Read a text file in UTF-8.
+    """Read a text file in UTF-8, without the mark that some editors begin it with.
 
     Args:
         path: the file; ``~`` is expanded by the caller.
@@ -69,7 +69,7 @@ def text_of(path: Path, what: str, error: type[Glm4vError], hint: str = "") -> s
         error: if the file cannot be read, or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as failure:
         raise error(f"{what} cannot be read: {failure.strerror or failure}.", hint) from None
     except UnicodeDecodeError:

@@ -47,6 +47,7 @@ SLOW = {
     "hardware/test_gpus.py": "starts interpreters",
     "images/test_images_web.py": "fetches from a server",
     "mapping/test_batch.py": "answers hundreds of questions",
+    "notebook/test_as_people_type.py": "dry runs",
     "notebook/test_chat_demo.py": "a kernel",
     "notebook/test_settings.py": "loads many models",
     "notebook/test_terminal.py": "a terminal",

@@ -114,7 +114,7 @@ def read_prompt(path: str) -> str:
     """
     file = Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails on ~nobody
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise PromptError(f"The prompt file {path} is not text in UTF-8.") from None
     except FileNotFoundError:

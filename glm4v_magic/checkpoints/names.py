@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-__all__ = ["PUBLISHED", "REPOSITORIES", "Named", "named"]
+from glm4v_magic.core.model import DEMOS
+
+__all__ = ["PUBLISHED", "REPOSITORIES", "Named", "demo_named", "named"]
 
 PUBLISHED = (
     "GLM-4V-9B",
@@ -32,6 +35,7 @@ _SHORT = {
     "glm-4.1v-9b": "GLM-4.1V-9B-Thinking",
     "glm-4.1v-thinking": "GLM-4.1V-9B-Thinking",
     "glm-4.1v-base": "GLM-4.1V-9B-Base",
+    "glmocr": "GLM-OCR",
     "glm-4.6v-9b": "GLM-4.6V-Flash",
     "glm-5.3": "GLM-5.3-Flash",
     "glm-5.3v": "GLM-5.3-Flash",
@@ -77,9 +81,21 @@ class Named:
         return tuple(f"{owner}/{name}" for owner in OWNERS)
 
 
+def _as_published(text: str) -> str:
+    """Return a name in lower case, with hyphens where people write others or none: GLM4.5V."""
+    low = re.sub(r"[\s_]+", "-", text.strip().rstrip("/").lower())
+    return re.sub(r"(^|/)(glm|demo)(?=[0-9])", r"\1\2-", low)
+
+
+def demo_named(text: str) -> str | None:
+    """Return the embedded checkpoint of a name in any case, or ``None``."""
+    name = _as_published(text)
+    return name if name in DEMOS else None
+
+
 def named(text: str) -> Named | None:
     """Return the checkpoint of a name in any case, for short or with its owner's; or ``None``."""
-    owner, _, name = text.strip().lower().replace("_", "-").rpartition("/")
+    owner, _, name = _as_published(text).rpartition("/")
     if owner and owner not in {each.lower() for each in OWNERS}:
         return None
     found = _BY_NAME.get(_SHORT.get(name, name).lower())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glm4v_magic.checkpoints import hub
-from glm4v_magic.checkpoints.names import Named, named
+from glm4v_magic.checkpoints.names import Named, demo_named, named
 from glm4v_magic.core.errors import CheckpointError, OptionError, did_you_mean
 from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.server_address import is_address_without_scheme, refuse_address
@@ -62,10 +62,12 @@ def find_place(text: str, revision: str | None = None) -> Place:
     refuse_address(text)
     folder = Path(text).expanduser()
     there = is_there(folder)
-    if revision is not None and (text in DEMOS or there):
+    # A folder of the user's may be called Demo, too.
+    demo = text if text in DEMOS else None if there else demo_named(text)
+    if revision is not None and (demo is not None or there):
         raise OptionError(f"{text} is no repository of the hub, so it has no revision {revision}.")
-    if text in DEMOS:
-        return Place(text, text, (Path(__file__).parent / text,))
+    if demo is not None:
+        return Place(demo, demo, (Path(__file__).parent / demo,))
     if there and folder.is_dir():
         return Place(text, text, (folder,))
     if there:

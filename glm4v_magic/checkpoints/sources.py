@@ -77,6 +77,8 @@ def find_source(
     for folder in place.folders:
         _require_config(folder)
     if not place.folders and lora is None:  # an error of a line needs no pydantic
+        if base is not None and place.published is None:
+            raise not_found(text)
         _refuse_base(text, base)
         return Source(place.name, place, revision)
     from glm4v_magic.checkpoints.adapters import holds_adapter, read_adapter

@@ -310,12 +310,12 @@ class LoadInterrupted(_Interrupted):
         self.released = released
 
 
-def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3) -> str:
+def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3, cutoff: float = 0.6) -> str:
     """Return ``"Did you mean a.png or b.png?"`` for candidates similar to `name`, or ``""``."""
     import difflib  # here: loading the extension is to be fast
 
     by_lower = {candidate.lower(): candidate for candidate in candidates}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=limit, cutoff=0.6)
+    close = difflib.get_close_matches(name.lower(), by_lower, n=limit, cutoff=cutoff)
     if not close:
         return ""
     return "Did you mean " + " or ".join(by_lower[match] for match in close) + "?"

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from glm4v_magic.core.errors import GPUDescriptionError, did_you_mean
 from glm4v_magic.core.gpu_models import GPU_MODELS, capability_of, gpu_model
 
-__all__ = ["GPU", "MAX_GPUS", "bytes_of", "parse_gpus"]
+__all__ = ["APPLE", "GPU", "MAX_GPUS", "bytes_of", "device_name", "parse_gpus"]
 
 MAX_GPUS = 128
 """PyTorch numbers devices with a signed byte (``c10::DeviceIndex``)."""
@@ -51,6 +51,15 @@ _EXAMPLE = 'Write for example "4x16GiB", "24+16+12GiB", "2xT4", "24GiB@936GB/s" 
 _LONGEST = 200
 
 
+APPLE = "Apple GPU (mps)"
+"""Name of Apple's GPU, which torch calls ``mps``."""
+
+
+def device_name(index: int, name: str = "") -> str:
+    """Return torch's name of a GPU, given its index and what it is called."""
+    return f"{'mps' if name == APPLE else 'cuda'}:{index}"
+
+
 @dataclass(frozen=True, slots=True)
 class GPU:
     """One GPU, found or described.
@@ -72,6 +81,11 @@ class GPU:
     capability: tuple[int, int] | None = None
     bandwidth: int | None = None
     flops: float | None = None
+
+    @property
+    def device(self) -> str:
+        """The device's name in torch."""
+        return device_name(self.index, self.name)
 
     @property
     def usable_bytes(self) -> int:

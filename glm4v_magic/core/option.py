@@ -108,7 +108,7 @@ class Option:
         if not (isinstance(value, str) and value in self.choices):
             two = len(self.choices) == 2
             between = " and " if two else ", "
-            hint = did_you_mean(str(value), self.choices)
+            hint = did_you_mean(str(value), self.choices, cutoff=0.7)
             raise OptionError(
                 f"Unknown {self.noun or self.name} {brief(value)}; "
                 f"there are {between.join(self.choices)}.",

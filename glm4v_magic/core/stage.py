@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from glm4v_magic.core.gpu_spec import device_name
+
 __all__ = ["Stage"]
 
 
@@ -47,7 +49,7 @@ class Stage:
     @property
     def device(self) -> str:
         """The device's name in torch."""
-        return "cpu" if self.gpu is None else f"cuda:{self.gpu}"
+        return "cpu" if self.gpu is None else device_name(self.gpu, self.name)
 
     @property
     def total_bytes(self) -> int:

@@ -71,8 +71,9 @@ def _reader(option: Option) -> Callable[[str], Any] | None:
             what = f"{option.name} is {text!r}, but must be {option.demand}."
             raise OptionError(what, option=option.name) from None
         except OptionError as error:
-            error.what = f"{option.name}: {error.what}"
-            error.option = option.name
+            if error.option != option.name:  # or it is named already
+                error.what = f"{option.name}: {error.what}"
+                error.option = option.name
             raise
 
     return reader

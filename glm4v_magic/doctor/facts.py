@@ -226,7 +226,7 @@ def _files(model: str, base: str | None, lora: str | None) -> tuple[bool, tuple[
         return False, None
     try:
         checkpoint = resolve(model, base=base, lora=lora)
-        if model not in DEMOS:
+        if place.text not in DEMOS:
             checkpoint.require_usable()
     except (CheckpointError, OptionError) as error:  # or a package that it needs is missing
         if place.in_cache and any(map(is_cut_short, place.folders)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from glm4v_magic.core.gpu_spec import device_name
 from glm4v_magic.core.options import Quantization
 from glm4v_magic.core.remarks import Remark
 
@@ -43,7 +44,7 @@ class GPUUse:
     @property
     def device(self) -> str:
         """The device's name in torch."""
-        return f"cuda:{self.gpu}"
+        return device_name(self.gpu, self.name)
 
     @property
     def peak_bytes(self) -> int:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from glm4v_magic.core.errors import DoesNotFitError, PlacementError
-from glm4v_magic.core.remarks import PYTHON, worded
+from glm4v_magic.core.remarks import PYTHON, Words, worded
 from glm4v_magic.core.wording import counted, gib
 from glm4v_magic.dry_run.report import DryRunReport, GPUUse, HopUse
 
@@ -99,9 +99,9 @@ def verdict(report: DryRunReport) -> str:
     return "It would not run: " + " and ".join(part for part in (mixed, short) if part) + "."
 
 
-def notes(report: DryRunReport) -> tuple[str, ...]:
-    """Return the report's notes, a line each."""
-    return tuple(worded(note, PYTHON) for note in report.notes)
+def notes(report: DryRunReport, words: Words = PYTHON) -> tuple[str, ...]:
+    """Return the report's notes in the words of a front end, a line each."""
+    return tuple(worded(note, words) for note in report.notes)
 
 
 def gpu_rows(report: DryRunReport) -> list[tuple[str, ...]]:
@@ -127,12 +127,12 @@ def copy_rows(report: DryRunReport) -> list[tuple[str, ...]]:
     return [head, *(_copy_row(hop) for hop in report.copies)]
 
 
-def report_text(report: DryRunReport) -> str:
+def report_text(report: DryRunReport, words: Words = PYTHON) -> str:
     """Return the report as tables, at most 100 columns wide."""
     lines = [*_wrapped(title(report)), *_wrapped(verdict(report))]
     for finding in main_findings(report):
         lines += _wrapped(finding, bullet="- ")
-    for note in notes(report):
+    for note in notes(report, words):
         lines += _wrapped(note)
     if report.gpus:
         lines += ["", "sizes in GiB", *_aligned(gpu_rows(report), names=2)]

@@ -245,14 +245,20 @@ class LocalEngine:
             )
         return room
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the virtual GPUs that the model is on are no more."""
+        return self._virtual is not None and active() is not self._virtual
+
     def stream(
         self, requests: Iterable[Request], at_once: int | None = None
     ) -> Generator[EngineEvent, None, None]:
         """Answer `requests`; see `engines.Engine.stream`."""
-        if self._virtual is not None and active() is not self._virtual:
+        if self.is_gone:
             raise EngineError(
                 f"{self._info.model} is on virtual GPUs whose `with VirtualGPUs(...)` block has "
-                "ended. Unload it, then load it again.",
+                "ended.",
+                "Load it again.",
             )
         # Virtual GPUs draw from the CPU's random state.
         device = self._home if active() is None else "cpu"

@@ -20,7 +20,7 @@ from typing import Any
 
 from glm4v_magic.core.errors import PlacementError
 from glm4v_magic.core.gpu_models import gpu_model
-from glm4v_magic.core.gpu_spec import GPU
+from glm4v_magic.core.gpu_spec import APPLE, GPU
 from glm4v_magic.hardware.visible import Device, visible
 
 __all__ = ["FoundGPU", "find_gpus", "gpu_reader", "import_torch_if_needed", "is_apple"]
@@ -346,4 +346,4 @@ def _of_apple() -> Iterator[FoundGPU]:
     total = int(torch.mps.recommended_max_memory())
     own = int(torch.mps.driver_allocated_memory())
     free = min(max(total - own, 0), int(psutil.virtual_memory().available))
-    yield FoundGPU(0, "Apple GPU (mps)", "", total, free, own, max(total - free - own, 0))
+    yield FoundGPU(0, APPLE, "", total, free, own, max(total - free - own, 0))

@@ -161,6 +161,11 @@ def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
         name = word.partition("=")[0]
         if name.startswith("-"):
             raise _unknown(parser, name)
+    if rest and any(word.startswith("{") for word in words):
+        raise OptionError(
+            f"%{parser.prog} does not take {' '.join(rest)!r}.",
+            "A device map on a line goes in quotes: --map '{\"\": 0}'",
+        )
     if rest:
         raise OptionError(f"%{parser.prog} does not take {' '.join(rest)!r}.", _help_of(parser))
     return arguments

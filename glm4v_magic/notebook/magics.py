@@ -30,6 +30,7 @@ from glm4v_magic.core.errors import (
 )
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, asks_for_help, parse, split, takes
+from glm4v_magic.notebook.late_prompt import write_early, write_late
 from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.one_line import show_as_one_line, show_as_usual
 from glm4v_magic.notebook.settings import Glm4v, read
@@ -198,6 +199,7 @@ class Glm4vMagics(Magics):
             self.shell.set_hook("complete_command", self._complete, str_key=name)
         self.shell.input_transformers_cleanup.append(_alone)
         show_as_one_line(self.shell, lambda: self._settings.debug)
+        write_late(self.shell.displayhook)
 
     def uninstall(self) -> None:
         """Undo `install` and what `Magics` itself registered; release the model."""
@@ -219,6 +221,7 @@ class Glm4vMagics(Magics):
             self.shell.strdispatchers["complete_command"].strs.pop(name, None)
         self.shell.input_transformers_cleanup.remove(_alone)
         show_as_usual()
+        write_early(self.shell.displayhook)
         if self._context is not None:
             self._context.close()
 

@@ -74,7 +74,7 @@ def tower_note(task: Task, split: Split) -> Iterator[Remark]:
             yield remark(
                 "tower_could_be_cut",
                 tower=sized(sum(unit.weight_bytes for unit in split.units if unit.in_tower)),
-                device=f"cuda:{gpu.index}",
+                device=gpu.device,
                 size=sized(size),
                 fullness=split.percent,
                 cut=sized(fullest(task, cut)[1]),

@@ -167,8 +167,7 @@ def check(device_map: Mapping[str, Place], tree: ModuleTree, gpus: Sequence[GPU]
 def _check_there(name: str, place: Place, gpus: Sequence[GPU]) -> None:
     if place != "cpu" and place not in {gpu.index for gpu in gpus}:
         raise DeviceMapError(
-            f"The device map puts {name or 'the whole model'!r} on GPU {place}, but "
-            f"{_present(gpus)}."
+            f"The device map puts {_called(name)} on GPU {place}, but {_present(gpus)}."
         )
 
 
@@ -221,7 +220,7 @@ def _check_overlaps(places: Mapping[str, Place]) -> None:
         outer = _outer(places, name)
         if outer is not None and places[outer] != place:
             raise DeviceMapError(
-                f"The device map puts {outer or 'the whole model'!r} on {_named(places[outer])}, "
+                f"The device map puts {_called(outer)} on {_named(places[outer])}, "
                 f"but {name!r} inside it on {_named(place)}.",
                 "Name the parts of the outer one instead.",
             )
@@ -260,6 +259,10 @@ def _check_ties(places: Mapping[str, Place], ties: Mapping[str, str]) -> None:
             raise DeviceMapError(
                 f"The device map separates {other!r} and {name!r}, which are one weight."
             )
+
+
+def _called(name: str) -> str:
+    return repr(name) if name else "the whole model"
 
 
 def _named(place: Place) -> str:

@@ -59,7 +59,7 @@ def _is_worded(note: Remark) -> bool:
 
 
 def read_given(given: GivenMap) -> Plan | DeviceMap | None:
-    """Return the plan or the device map that is given, itself or as a JSON file.
+    """Return the plan or the device map that is given, itself, as JSON or as a file of it.
 
     ``None`` for one of `PLANNED`.
 
@@ -86,6 +86,9 @@ def read_given(given: GivenMap) -> Plan | DeviceMap | None:
         if "format" in given:
             return _plan_of(given)
         return device_map_of(given)
+    if isinstance(given, str) and given.lstrip().startswith("{"):
+        content = json_object(given, "The device map", DeviceMapError, EXAMPLE, unique=True)
+        return _plan_of(content) if "format" in content else device_map_of(content)
     everything = whole(given)
     if everything is not None:
         return everything

@@ -33,7 +33,7 @@ def _name(name: object) -> str:
 
 def _device(value: object) -> Place:
     index = _index(value)
-    if index is not None and abs(index) < _MOST_GPUS:
+    if index is not None and 0 <= index < _MOST_GPUS:
         return index
     # `str` of a torch.device is the same, and this room does without torch.
     text = str(value).strip()

@@ -47,7 +47,7 @@ def does_not_fit(task: Task, split: Split | None, offload: bool) -> DoesNotFitEr
         )
     gpu, needed, capacity = fullest(task, split)
     what += (
-        f"in the best split cuda:{gpu.index} needs {sized(needed)} and may use "
+        f"in the best split {gpu.device} needs {sized(needed)} and may use "
         f"{sized(capacity)}, so {sized(needed - capacity)} are short."
     )
     ways = (_shorter_context(task, offload), *_four_bit(task), _offload(task, offload))

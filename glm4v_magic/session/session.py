@@ -172,7 +172,9 @@ class Session:
         return self._locked(lambda: self._load(choice))
 
     def _load(self, choice: ModelChoice) -> Generator[Event, None, None]:
-        is_same = self._engine is not None and choice == self._choice
+        # Only an engine of this process can lose its devices: virtual GPUs end with their block.
+        is_gone = getattr(self._engine, "is_gone", False)
+        is_same = self._engine is not None and choice == self._choice and not is_gone
         if is_same and self._stamp is None:  # a server, or an engine that was given
             return
         found = find(choice)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import golden
 import pytest
@@ -18,6 +19,8 @@ from safetensors.torch import load_file
 
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.checkpoints.names import named
+from glm4v_magic.checkpoints.places import find_place
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.doctor import diagnose, gather
@@ -326,3 +329,46 @@ def test_the_folder_of_a_trainer_names_those_of_its_steps(tmp_path):
     for look in (resolve, architecture):
         with pytest.raises(CheckpointError, match="2 folders with one: checkpoint-1000, checkp"):
             look(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("glm4.1v", "GLM-4.1V-9B-Thinking"),
+        ("GLM4.5V", "GLM-4.5V"),
+        ("glm_4.6v_flash", "GLM-4.6V-Flash"),
+        ("GLM 4.6V", "GLM-4.6V"),
+        ("THUDM/glm4v-9b", "GLM-4V-9B"),
+        ("zai-org/GLM-4.5V/", "GLM-4.5V"),
+        ("GLM OCR", "GLM-OCR"),
+        ("glmocr", "GLM-OCR"),
+    ],
+)
+def test_names_of_published_checkpoints_as_people_type_them(typed, meant):
+    assert named(typed).name == meant
+    assert architecture(typed).name == meant
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("Demo", "demo"),
+        ("demo/", "demo"),
+        ("demo4.6v", "demo-4.6v"),
+        ("DEMO-4.6V", "demo-4.6v"),
+        ("demo_4.6v", "demo-4.6v"),
+    ],
+)
+def test_names_of_the_embedded_models_as_people_type_them(typed, meant, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for look in (find_place, resolve, architecture):
+        assert look(typed).name == meant
+    assert resolve(typed).notice
+    facts = gather((), model=typed)
+    assert (facts.fault, facts.shape) == (None, architecture(meant).shape())
+    (tmp_path / typed).mkdir()  # one's own folder of this name
+    if typed != "demo/":
+        assert find_place(typed).folders == (Path(typed),)
+    for other in ("demos", "a/demo", "glm4", "4.5v"):
+        assert named(other) is None
+        assert find_place(other).name == other

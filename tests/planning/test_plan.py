@@ -20,12 +20,14 @@ from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
 from glm4v_magic.checkpoints.glm4v_9b.modeling import Glm4v9bForConditionalGeneration
 from glm4v_magic.checkpoints.glm4v_9b.units import model_shape
 from glm4v_magic.core.errors import DeviceMapError, DoesNotFitError, Glm4vError, OptionError
-from glm4v_magic.core.gpu_spec import GPU, parse_gpus
+from glm4v_magic.core.gpu_spec import APPLE, GPU, parse_gpus
 from glm4v_magic.core.model_shape import ModelShape, Workload
+from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.plan_text import span
 from glm4v_magic.core.remarks import PYTHON, worded
 from glm4v_magic.planning.costs import GPU_OVERHEAD, Unit, price
+from glm4v_magic.planning.decision import make_plan
 from glm4v_magic.planning.files import plan_from_json
 from glm4v_magic.planning.partition import MAX_SETS
 from glm4v_magic.planning.plan import plan
@@ -522,3 +524,12 @@ def test_spans_of_units() -> None:
     names = ["vision.patches", "vision.0", "vision.1", "vision.2", "embedding", "layer.7"]
     assert span(names) == "vision.patches, vision.0-2, embedding, layer.7"
     assert span([]) == ""
+
+
+def test_apples_gpu_is_named_as_torch_names_it():
+    apple = GPU(0, APPLE, 16 * 2**30)
+    made = make_plan(architecture("demo"), PlacementOptions(), [apple])
+    assert "mps:0 Apple GPU" in str(made)
+    assert "cuda" not in str(made)
+    with pytest.raises(DoesNotFitError, match=r"in the best split mps:0 needs"):
+        make_plan(architecture("GLM-4V-9B"), PlacementOptions(), [apple])

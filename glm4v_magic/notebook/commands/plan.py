@@ -136,13 +136,20 @@ def json_file(name: str | None, option: str) -> Path | None:
     """Return the file that an option names, if it names one.
 
     Raises:
-        OptionError: if its name does not end in ``.json``, as a model's would not.
+        OptionError: if its name does not end in ``.json``, as a model's would not, or it cannot be
+            written where it is.
     """
     if name is None or name == PRINT:
         return None
     if not name.endswith(".json"):
-        raise OptionError(
-            f"{option} {name}: the name of the file must end in .json.",
-            f"To name a model, put it before the option: {name} {option}.",
-        )
-    return Path(name).expanduser()
+        way = f"To name a model, put it before the option: {name} {option}."
+        if option == "--save":  # which needs a file, so that no model can be meant
+            way = f"For example: {option} {Path(name).stem or 'plan'}.json"
+        raise OptionError(f"{option} {name}: the name of the file must end in .json.", way)
+    file = Path(name).expanduser()
+    # Said before there is anything that would be lost.
+    if not file.parent.is_dir():
+        raise OptionError(f"{option} {name}: there is no folder {file.parent}.")
+    if file.is_dir():
+        raise OptionError(f"{option} {name} is a folder.")
+    return file

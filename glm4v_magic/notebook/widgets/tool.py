@@ -204,7 +204,7 @@ class DeviceTool:
         if self._gpu.value == _ANY:
             pins.pop(self._unit.value, None)
         else:
-            pins[self._unit.value] = int(self._gpu.value.removeprefix("cuda:"))
+            pins[self._unit.value] = _index_of(self._gpu.value)
         context = self._context.value
         return replace(
             self._options,
@@ -258,9 +258,9 @@ class DeviceTool:
         """Offer the current GPUs for pins."""
         devices = sorted(
             (gpu.device for gpu in self._view.gpus if gpu.usable_bytes is not None),
-            key=lambda device: int(device.removeprefix("cuda:")),
+            key=_index_of,
         )
-        pinned = {f"cuda:{index}" for _, index in self._options.pin}
+        pinned = {self._device(index) for _, index in self._options.pin}
         offered = (_ANY, *dict.fromkeys([*devices, *sorted(pinned)]))
         if self._gpu.options != offered:
             self._quietly(self._gpu, options=offered, value=self._pin())
@@ -270,7 +270,14 @@ class DeviceTool:
 
     def _pin(self) -> str:
         index = dict(self._options.pin).get(self._unit.value)
-        return _ANY if index is None else f"cuda:{index}"
+        return _ANY if index is None else self._device(index)
+
+    def _device(self, index: int) -> str:
+        """Return the name of a GPU, which may not be there any more."""
+        known = {
+            _index_of(gpu.device): gpu.device for gpu in self._view.gpus if gpu.device != "cpu"
+        }
+        return known.get(index, f"cuda:{index}")
 
     def _quietly(self, control: Any, **traits: Any) -> None:
         """Set traits of a control without calling `_changed`."""
@@ -352,3 +359,7 @@ def _failure(text: str) -> MimeBundle:
         "text/plain": printable(text),
         _TOP: fill("failure", text=text),
     }
+
+
+def _index_of(device: str) -> int:
+    return int(device.rpartition(":")[2])

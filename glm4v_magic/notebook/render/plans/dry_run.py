@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from glm4v_magic.core.wording import gib, printable
 from glm4v_magic.dry_run import text
+from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.render import Html, MimeBundle
 from glm4v_magic.notebook.render.bars import MUTED, SHORT, STYLE, Segment, bar, legend, table
 from glm4v_magic.notebook.render.templates import fill
@@ -29,7 +30,10 @@ _GPU_NUMBERS, _COPY_NUMBERS = 7, 4  # columns of `gpu_rows` and `copy_rows`
 
 def dry_run_bundle(report: DryRunReport) -> MimeBundle:
     """Return a report as tables; as text, the same tables."""
-    return {"text/plain": printable(text.report_text(report)), "text/html": dry_run_html(report)}
+    return {
+        "text/plain": printable(text.report_text(report, CELL)),
+        "text/html": dry_run_html(report),
+    }
 
 
 def dry_run_html(report: DryRunReport) -> str:
@@ -44,7 +48,7 @@ def dry_run_html(report: DryRunReport) -> str:
         title=text.title(report),
         verdict=text.verdict(report),
         findings=text.main_findings(report),
-        notes=text.notes(report),
+        notes=text.notes(report, CELL),
         bars=list(_bars(report.gpus, gpus)) if gpus else [],
         legend=legend((kind, name) for kind, name, _ in _PARTS) if gpus else "",
         gpus=table(head, gpus, _GPU_NUMBERS) if gpus else "",
