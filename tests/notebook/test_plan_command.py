@@ -172,7 +172,7 @@ def test_a_plan_is_saved_checked_and_loaded_as_one_thing(run, shell, tmp_path):
         ("--reserve 1e400", "--reserve is inf"),
         ("--reserve -1", "--reserve is -1.0"),
         ("--save plan.txt", "must end in .json"),
-        ("--save no/plan.json", "cannot be written to no/plan.json"),
+        ("--save no/plan.json", "--save no/plan.json cannot be written: there is no folder no"),
     ],
 )
 def test_sizes_pins_and_files_that_are_none(run, typed, said):
@@ -189,7 +189,7 @@ def test_sizes_pins_and_files_that_are_none(run, typed, said):
         ("[1, 2]", "not a JSON object"),
         ('{"weight_map": {}}', "is the index of a checkpoint"),
         ('{"format": "glm4v_magic.chat", "version": 1}', "is not a plan of glm4v_magic"),
-        ('{"": 3}', "puts 'the whole model' on GPU 3, but"),
+        ('{"": 3}', "puts the whole model on GPU 3, but"),
         (None, "is of another model than"),
     ],
 )

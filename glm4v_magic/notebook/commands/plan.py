@@ -149,7 +149,7 @@ def json_file(name: str | None, option: str) -> Path | None:
     file = Path(name).expanduser()
     # Said before there is anything that would be lost.
     if not file.parent.is_dir():
-        raise OptionError(f"{option} {name}: there is no folder {file.parent}.")
+        raise OptionError(f"{option} {name} cannot be written: there is no folder {file.parent}.")
     if file.is_dir():
-        raise OptionError(f"{option} {name} is a folder.")
+        raise OptionError(f"{option} {name} cannot be written: it is a folder.")
     return file
