@@ -12,8 +12,7 @@ decode
     time of the tokens after that
 
 A ratio above 1 says that bfloat16 is faster. It depends on whether the CPU multiplies bfloat16
-(avx512_bf16, amx_bf16 in /proc/cpuinfo). `core.placement.CPU_DTYPE` is float32, which no CPU
-emulates, and in which answers do not depend on the kernels that a CPU has.
+(avx512_bf16, amx_bf16 in /proc/cpuinfo): by these, `planning.precision` chooses the dtype.
 """
 
 from __future__ import annotations

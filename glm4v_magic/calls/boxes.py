@@ -9,7 +9,8 @@ These forms are found, as GLM-4.1V, GLM-4.5V and GLM-4.6V write them:
 3. Outside of the tags, in prose: lists of such lists, ``[[x0, y0, x1, y1], ...]``.
 
 Where there are several images, a box is on the one that its JSON names, or that is named before it
-on the same line ("Image 2: ..."), counted from 1 as in the conversation; otherwise on the last.
+on the same line ("Image 2: ...", "the second image", "图2", "第二张"), counted from 1 as in the
+conversation; otherwise on the last.
 """
 
 from __future__ import annotations
@@ -46,7 +47,15 @@ _NUMBERS = re.compile(_NUMBER, re.IGNORECASE)
 _OBJECT = re.compile(r'\{(?:[^{}"]|"(?:[^"\\\n]|\\.){0,1000}+"){1,2000}+\}')
 _BOX_KEYS, _POINT_KEYS = ("bbox_2d", "bbox"), ("point_2d", "point")
 _LABEL_KEYS = ("label", "name")
-_NAMED = re.compile(r"\bimage\s{0,5}(?:no\.?\s?|#\s?)?(\d{1,4})\b", re.IGNORECASE)
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
+_DIGITS = "一二三四五六七八九"
+_NAMED = re.compile(
+    r"\bimage\s{0,5}(?:no\.?\s?|#\s?)?(\d{1,4})\b"
+    rf"|\b({'|'.join(_ORDINALS)})\s(?:image|photo|picture)\b"
+    rf"|(?:图像?|图片|照片)\s?([{_DIGITS}]|\d{{1,4}})"
+    rf"|第\s?([{_DIGITS}]|\d{{1,4}})\s?[张幅]",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +226,13 @@ def _in_prose(text: str, at: int) -> Iterator[_Found]:
                 yield _Found(at + nested.start() + start, numbers)
 
 
+def _number(word: str) -> int:
+    """Return the number of an image from how it was written."""
+    if word.lower() in _ORDINALS:
+        return _ORDINALS.index(word.lower()) + 1
+    return _DIGITS.index(word) + 1 if word in _DIGITS else int(word)
+
+
 def _could_be_box(numbers: tuple[float, ...]) -> bool:
     x0, y0, x1, y1 = numbers
     return 0 <= x0 < x1 <= _SCALE and 0 <= y0 < y1 <= _SCALE
@@ -287,7 +303,7 @@ class _Sorting:
         """Return the index of the image; ``None`` if it is a frame of a video, of whichever."""
         last = len(self.sizes) - 1
         line = self.written[self.written.rfind("\n", 0, found.at) + 1 : found.at]
-        named = [int(number) for number in _NAMED.findall(line[-_LONGEST:])]
+        named = [_number(next(filter(None, each))) for each in _NAMED.findall(line[-_LONGEST:])]
         given = found.image
         if isinstance(given, int) and not isinstance(given, bool):
             named.append(given)

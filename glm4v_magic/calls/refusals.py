@@ -106,7 +106,17 @@ def refuse_more_than(
 
 
 def refuse_video(model: str, takes_video: bool | None) -> None:
-    """Raise ConversationError unless a model is known to take video."""
+    """Raise ConversationError unless a model takes video.
+
+    Args:
+        model: name of the model.
+        takes_video: whether it does; ``None`` for that of a server.
+    """
+    if takes_video is None:
+        raise ConversationError(
+            f"{model} is on a server, and videos are not sent to servers.",
+            "Ask about single frames of it, as images.",
+        )
     if not takes_video:
         raise ConversationError(
             f"{model} takes no video.", "Ask about single frames of it, as images."

@@ -25,7 +25,16 @@ from dataclasses import dataclass
 from glm4v_magic.core.errors import GPUDescriptionError, did_you_mean
 from glm4v_magic.core.gpu_models import GPU_MODELS, capability_of, gpu_model
 
-__all__ = ["APPLE", "GPU", "MAX_GPUS", "bytes_of", "device_name", "parse_gpus"]
+__all__ = [
+    "ANY_CPU",
+    "APPLE",
+    "CPU",
+    "GPU",
+    "MAX_GPUS",
+    "bytes_of",
+    "device_name",
+    "parse_gpus",
+]
 
 MAX_GPUS = 128
 """PyTorch numbers devices with a signed byte (``c10::DeviceIndex``)."""
@@ -58,6 +67,22 @@ APPLE = "Apple GPU (mps)"
 def device_name(index: int, name: str = "") -> str:
     """Return torch's name of a GPU, given its index and what it is called."""
     return f"{'mps' if name == APPLE else 'cuda'}:{index}"
+
+
+@dataclass(frozen=True, slots=True)
+class CPU:
+    """A CPU.
+
+    Attributes:
+        bfloat16: its instructions for products in bfloat16 that are faster than those in float32;
+            empty if it is not known to have any.
+    """
+
+    bfloat16: str = ""
+
+
+ANY_CPU = CPU()
+"""A CPU of which nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)

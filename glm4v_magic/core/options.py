@@ -556,7 +556,7 @@ class PlacementFields:
         choices=DTYPES,
         metavar="DTYPE",
         normal=dtype_of,
-        unset="as published on GPUs and float32 on the CPU",
+        unset="as published on GPUs; on the CPU bfloat16 where that is faster, or float32",
         example="float16",
     )
     quantize: Quantization | None = option(

@@ -31,7 +31,8 @@ A `torch.device` is taken as well.
 """
 
 
-CPU_DTYPE = "float32"  # CPUs without instructions for bfloat16 emulate it; see cpu_dtype.py
+CPU_DTYPE = "float32"
+"""Data type on CPUs without instructions for bfloat16, which they emulate; see cpu_dtype.py."""
 
 
 @dataclass(frozen=True, slots=True)

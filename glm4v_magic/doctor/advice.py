@@ -55,7 +55,7 @@ def fit(facts: Facts) -> Finding:
 
 
 def _held(facts: Facts) -> Precision:
-    return precision(facts.shape, facts.gpus)
+    return precision(facts.shape, facts.gpus, cpu=facts.cpu)
 
 
 def _workload(facts: Facts) -> Workload:

@@ -23,9 +23,10 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from glm4v_magic.core.errors import CheckpointError, OptionError, reason
-from glm4v_magic.core.gpu_spec import GPU
+from glm4v_magic.core.gpu_spec import ANY_CPU, CPU, GPU
 from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.model_shape import ModelShape
+from glm4v_magic.hardware.cpu import cpu_here
 from glm4v_magic.hardware.driver import Driver, Link, find_driver, find_links
 from glm4v_magic.hardware.gpus import FoundGPU, find_gpus, import_torch_if_needed, is_apple
 from glm4v_magic.hardware.host import host_bytes
@@ -135,6 +136,7 @@ class Facts:
         host_bytes: memory of the host that this process may use; ``None`` if not known.
         disk: where downloads go; ``None`` if not known.
         hub: result of a request to the hub; ``None`` if it was not asked.
+        cpu: the CPU of the machine.
     """
 
     shape: ModelShape
@@ -152,6 +154,7 @@ class Facts:
     host_bytes: int | None = None
     disk: Disk | None = None
     hub: Hub | None = None
+    cpu: CPU = ANY_CPU
 
     @property
     def gpus(self) -> tuple[GPU, ...]:
@@ -209,6 +212,7 @@ def gather(
         host_bytes=host_bytes(),
         disk=_disk(shape.name),
         hub=_hub() if hub else None,
+        cpu=cpu_here(),
     )
 
 

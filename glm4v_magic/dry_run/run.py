@@ -25,6 +25,7 @@ from glm4v_magic.core.python_options import accepts
 from glm4v_magic.core.remarks import Remark
 from glm4v_magic.core.wording import counted
 from glm4v_magic.dry_run.report import DryRunReport, GPUUse, HopUse, MixedDevices
+from glm4v_magic.hardware.cpu import cpu_here
 from glm4v_magic.planning.costs import GPU_OVERHEAD, cache_entries
 from glm4v_magic.planning.decision import (
     decide,
@@ -204,7 +205,7 @@ def _placed(
 ) -> _Placement:
     if given is None:
         asked = replace(asked, context=work.context, image_size=work.image_size)
-    decided = decide(architecture, asked, gpus, given, loads=False)
+    decided = decide(architecture, asked, gpus, given, loads=False, cpu=cpu_here())
     weights = decided.device_map or {}
     if decided.plan is not None:
         execution = {**weights, **decided.execution_map}
@@ -247,7 +248,7 @@ def _by_transformers(
     quantize = asked.quantize
     if quantize is not None:
         require_quantizable(shape, quantize)
-    dtype = precision(shape, gpus, asked.dtype, quantize, whole=False).dtype
+    dtype = precision(shape, gpus, asked.dtype, quantize, whole=False, cpu=cpu_here()).dtype
     model = architecture.build_meta(dtype)
     put_stand_ins(model, shape, quantize)
     chosen = automatic(model, gpus)

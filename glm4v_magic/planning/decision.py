@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core.errors import DeviceMapError, DoesNotFitError, OptionError
-from glm4v_magic.core.gpu_spec import GPU, parse_gpus
+from glm4v_magic.core.gpu_spec import ANY_CPU, CPU, GPU, parse_gpus
 from glm4v_magic.core.model_shape import ModelShape
 from glm4v_magic.core.options import OPTIONS, Quantization
 from glm4v_magic.core.placement import (
@@ -89,6 +89,7 @@ def make_plan(
     gpus: Sequence[GPU] | None = None,
     *,
     keeps_fp8: bool = True,
+    cpu: CPU = ANY_CPU,
 ) -> Plan:
     """Plan a model; imports no torch.
 
@@ -97,6 +98,7 @@ def make_plan(
         options: placement options.
         gpus: GPUs to plan for; by default those that `options` describe.
         keeps_fp8: whether weights in FP8 may stay so.
+        cpu: the CPU of the machine, if no GPU is used.
 
     Raises:
         DoesNotFitError: if no split fits.
@@ -114,7 +116,7 @@ def make_plan(
         gpus = parse_gpus(options.gpus)
     shape = architecture.shape()
     whole = keeps_fp8 and not options.may_offload
-    chosen = precision(shape, gpus, options.dtype, options.quantize, whole=whole)
+    chosen = precision(shape, gpus, options.dtype, options.quantize, whole=whole, cpu=cpu)
     workload = replace(options.workload, dtype=chosen.dtype, fp8=chosen.fp8)
     made = plan(
         shape,
@@ -139,6 +141,7 @@ def choose(
     given: GivenMap | None = None,
     *,
     loads: bool = True,
+    cpu: CPU = ANY_CPU,
 ) -> Plan | DeviceMap | None:
     """Make a plan, or read the given map or plan; ``None`` if there are no GPUs to plan for.
 
@@ -162,7 +165,7 @@ def choose(
     if chosen is not None:
         return chosen
     # Without GPUs this checks the options.
-    made = make_plan(architecture, options, gpus, keeps_fp8=loads)
+    made = make_plan(architecture, options, gpus, keeps_fp8=loads, cpu=cpu)
     return made if gpus else None
 
 
@@ -189,6 +192,7 @@ def decide(
     given: GivenMap | None = None,
     *,
     loads: bool = True,
+    cpu: CPU = ANY_CPU,
 ) -> Placement:
     """Decide where a model goes.
 
@@ -199,6 +203,7 @@ def decide(
         given: device map or plan to follow instead of making one; see `files.read_given`.
         loads: whether it is to be loaded here, so that packages have to be installed; a dry run
             does without, and may try another workload than that of a given plan.
+        cpu: the CPU of the machine.
 
     Raises:
         DoesNotFitError: if no split fits.
@@ -206,10 +211,10 @@ def decide(
         OptionError: if an option has no meaning here, contradicts a given plan, does not suit the
             model, or needs a package that is not installed.
     """
-    chosen = choose(architecture, options, gpus, given, loads=loads)
+    chosen = choose(architecture, options, gpus, given, loads=loads, cpu=cpu)
     shape = architecture.shape()
     if chosen is None:
-        on_cpu = precision(shape, (), options.dtype, options.quantize)
+        on_cpu = precision(shape, (), options.dtype, options.quantize, cpu=cpu)
         return Placement(
             on_cpu.dtype,
             quantize=options.quantize,
@@ -224,7 +229,8 @@ def decide(
     if (quantize is not None or shape.packed is not None) and on_gpus:
         _require_quantised_on_gpus(shape, weights)
     whole = loads and on_gpus and "cpu" not in weights.values()
-    held = precision(shape, gpus if on_gpus else (), options.dtype, quantize, whole=whole)
+    places = gpus if on_gpus else ()
+    held = precision(shape, places, options.dtype, quantize, whole=whole, cpu=cpu)
     if made is not None:
         held = _as_planned(made, held)
     if held.fp8 and loads:

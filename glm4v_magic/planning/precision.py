@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from glm4v_magic.core.gpu_spec import GPU
+from glm4v_magic.core.gpu_spec import ANY_CPU, CPU, GPU
 from glm4v_magic.core.model_shape import ModelShape
 from glm4v_magic.core.options import Quantization
 from glm4v_magic.core.placement import CPU_DTYPE
@@ -21,6 +21,7 @@ FP8_FROM = (8, 9)
 """First compute capability with FP8 arithmetic."""
 
 _CODES = (
+    "bfloat16_on_cpu",
     "float16_instead",
     "float16_overflows",
     "fp8_stays",
@@ -52,6 +53,7 @@ def precision(
     quantize: Quantization | None = None,
     *,
     whole: bool = True,
+    cpu: CPU = ANY_CPU,
 ) -> Precision:
     """Choose how a model is computed.
 
@@ -61,6 +63,8 @@ def precision(
         dtype: dtype that the user asked for, which is used as it is; ``None`` to choose one.
         quantize: quantisation as the weights are loaded.
         whole: whether all modules are on these GPUs, none in host memory.
+        cpu: the CPU of the machine; weights that were published in bfloat16 stay so if it is
+            faster with them.
     """
     older = tuple(_below(BFLOAT16_FROM, gpus))
     if shape.keeps_fp8 and dtype is None and quantize is None and whole and _can_fp8(gpus):
@@ -70,7 +74,11 @@ def precision(
         chosen = dtype
     elif not gpus:
         is_restored = shape.fp8 or (shape.scheme and shape.packed is None)
-        chosen = "bfloat16" if is_restored else CPU_DTYPE
+        is_full = not (shape.scheme or quantize)
+        is_faster = bool(cpu.bfloat16) and is_full and shape.dtype == "bfloat16"
+        if is_faster:
+            notes.append(remark("bfloat16_on_cpu", instructions=cpu.bfloat16))
+        chosen = "bfloat16" if is_restored or is_faster else CPU_DTYPE
     elif older and shape.dtype == "bfloat16":
         chosen = "float16"
         notes.append(remark("float16_instead", gpus=", ".join(older)))

@@ -107,10 +107,20 @@ class Image(BaseModel):
     detail: Ignored = None
 
 
+def _refuse_other_media(kind: Any) -> Any:
+    if kind in ("video", "video_url", "audio_url", "input_audio", "file"):
+        raise PydanticCustomError(
+            "unsupported",
+            "this server takes text and images, and no {kind}; send frames of a video as images",
+            {"kind": kind},
+        )
+    return kind
+
+
 class Part(BaseModel):
     """A part of a message."""
 
-    type: Literal["text", "image_url"]
+    type: Annotated[Literal["text", "image_url"], BeforeValidator(_refuse_other_media)]
     text: str | None = None
     image_url: Annotated[Image | None, BeforeValidator(_as_image)] = None
 

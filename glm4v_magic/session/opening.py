@@ -148,11 +148,12 @@ def _place(found: Checkpoint, choice: ModelChoice) -> tuple[Placement, int]:
     Returns:
         The placement, and the budget of the prefix cache in bytes.
     """
+    from glm4v_magic.hardware.cpu import cpu_here
     from glm4v_magic.hardware.usable import usable_gpus
     from glm4v_magic.planning.decision import decide
 
     gpus = usable_gpus(choice.options.gpus)
-    placement = decide(found.architecture, choice.options, gpus, choice.device_map)
+    placement = decide(found.architecture, choice.options, gpus, choice.device_map, cpu=cpu_here())
     on_gpus = any(place != "cpu" for place in (placement.device_map or {}).values())
     return placement, _budget(choice, placement.plan, gpus if on_gpus else ())
 
@@ -160,6 +161,7 @@ def _place(found: Checkpoint, choice: ModelChoice) -> tuple[Placement, int]:
 def _refuse(found: Checkpoint, choice: ModelChoice) -> None:
     """Raise what `_place` would raise, as far as it can be known without torch."""
     from glm4v_magic.core.plan import Plan
+    from glm4v_magic.hardware.cpu import cpu_here
     from glm4v_magic.hardware.usable import usable_gpus
     from glm4v_magic.planning.decision import choose
 
@@ -167,7 +169,7 @@ def _refuse(found: Checkpoint, choice: ModelChoice) -> None:
     gpus = usable_gpus(options.gpus, ask_torch=False)
     # Only torch knows which of the driver's GPUs it can use.
     if given is not None or options.gpus is not None or not gpus:
-        chosen = choose(found.architecture, options, gpus, given)
+        chosen = choose(found.architecture, options, gpus, given, cpu=cpu_here())
         if given is None:
             _budget(choice, chosen if isinstance(chosen, Plan) else None, gpus)
 

@@ -138,6 +138,14 @@ def test_of_many_boxes_the_first_are_kept():
         ('{"bbox_2d": [1,2,3,4], "image": 9}', 2),
         ('{"bbox_2d": [1,2,3,4], "image": true}', 2),
         ('{"bbox_2d": [1,2,3,4], "image": "1"}', 2),
+        ("In the first image: [[1,2,3,4]]", 0),
+        ("First photo: a cat. The second picture: [[1,2,3,4]]", 1),
+        ("the fourth image [[1,2,3,4]]", 2),
+        ("图1: [[1,2,3,4]]", 0),
+        ("图片 2：[[1,2,3,4]]", 1),
+        ("第二张图中的猫 [[1,2,3,4]]", 1),
+        ("第1张图片: [[1,2,3,4]]", 0),
+        ("第一次 [[1,2,3,4]]", 2),
     ],
 )
 def test_the_image_that_is_named_or_the_last(said, image):

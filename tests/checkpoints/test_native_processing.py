@@ -189,6 +189,8 @@ def broken(native, tmp_path, **files):
         ({"preprocessor_config": {"size": {"longest_edge": 0}}}, "longest_edge"),
         ({"preprocessor_config": {"patch_size": 16}}, "16 for patch_size"),
         ({"preprocessor_config": {"merge_size": "2"}}, "'2' for merge_size"),
+        ({"preprocessor_config": {"image_mean": None}}, "None for image_mean"),
+        ({"preprocessor_config": {"image_std": [1, 0, 1]}}, "three numbers above 0"),
     ],
 )
 def test_files_that_do_not_suit(native, tmp_path, files, message):
@@ -240,6 +242,6 @@ def test_weights_of_another_size_and_layers_that_are_left_out(native, tmp_path):
     ],
 )
 def test_templates_that_do_not_work(native, tmp_path, template, message):
-    processor = broken(native, tmp_path, chat_template=template).processor()
+    checkpoint = broken(native, tmp_path, chat_template=template)
     with pytest.raises(CheckpointError, match=message):
-        processor.encode(CASES["one"])
+        checkpoint.processor().encode(CASES["one"])

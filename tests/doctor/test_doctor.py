@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from driver_standin import MISSING, Described
 from driver_standin import Driver as Nvml
+from shells import TINY
 
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import CheckpointError
@@ -35,6 +36,7 @@ from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.render.doctor import doctor_bundle, findings_json, findings_text
 from glm4v_magic.server.next_steps import HTTP
+from glm4v_magic.session.session import Session
 
 GIB = 2**30
 ROOT = Path(__file__).parents[2]
@@ -551,3 +553,42 @@ def test_a_folder_that_cannot_be_loaded_is_never_ok(native, tmp_path):
     assert "broken holds no tokenizer.json" in finding.reason
     (folder / "model.safetensors").unlink()
     assert "holds no weights" in verdicts(folder)["checkpoint"].reason
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "said"),
+    [
+        ("text_config", {"hidden_act": "nonsense"}, "cannot build"),
+        ("rope_parameters", {"mrope_section": [8, 12, 12]}, "shares 32 angles, but a head has 4"),
+        ("rope_parameters", {"mrope_section": None}, "shares 32 angles, but a head has 4"),
+        ("rope_parameters", {"rope_theta": -1.0}, "rope_theta"),
+        ("rope_parameters", {"rope_type": "x"}, "cannot build"),
+        ("vision_config", {"num_heads": 5}, "hidden_size 32 has no 5 equal heads"),
+        ("text_config", {"num_key_value_heads": 3}, "4 attention heads have no 3 equal groups"),
+        ("chat_template.jinja", "{% for", "cannot be rendered: TemplateSyntaxError"),
+        ("chat_template.jinja", "{{ 1 / 0 }}", "cannot be rendered: ZeroDivisionError"),
+        ("tokenizer.json", "{}", "tokenizer of"),
+        ("preprocessor_config.json", "{", "not valid JSON"),
+        ("config.json", "{", "not valid JSON"),
+    ],
+)
+def test_what_is_damaged_fails_here_and_as_it_is_loaded(native, tmp_path, file, changes, said):
+    folder = shutil.copytree(native("glm46v"), tmp_path / "damaged")
+    if isinstance(changes, str):
+        (folder / file).write_text(changes)
+    else:
+        whole = json.loads((folder / "config.json").read_text())
+        text = whole["text_config"]
+        {**whole, "rope_parameters": text["rope_parameters"]}[file].update(changes)
+        (folder / "config.json").write_text(json.dumps(whole))
+    try:
+        found = diagnose(gather(parse_gpus("1x16GiB"), model=str(folder)))
+        reasons = [each.reason for each in found if each.verdict == "fail"]
+    except CheckpointError as error:
+        reasons = [str(error)]
+    assert len(reasons) == 1
+    assert said in str(reasons[0])
+    session = Session().load(TINY)
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        session.load(str(folder))
+    assert session.status().info is not None  # the model before is still there

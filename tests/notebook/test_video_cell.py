@@ -13,6 +13,7 @@ from clips import write_clip
 from IPython.utils.capture import capture_output
 from PIL import Image
 
+from glm4v_magic.calls.refusals import refuse_video
 from glm4v_magic.core.errors import ConversationError, InputError, OptionError
 from glm4v_magic.core.video import SourcedVideo
 from glm4v_magic.images.video import to_video
@@ -112,6 +113,11 @@ def test_a_model_that_takes_none_says_so_before_anything_is_read(run, native, cl
     assert "single frames" in said
     with pytest.raises(ConversationError, match="takes no video"):
         Session().load(str(native("glm_ocr"))).ask("What?", video="gone.mp4")
+
+
+def test_servers_are_sent_none():
+    with pytest.raises(ConversationError, match="m is on a server, and videos are not sent to"):
+        refuse_video("m", None)
 
 
 def test_a_model_that_is_not_loaded_yet_says_so_before_it_is(clip, native):

@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.gpu_spec import CPU, parse_gpus
+from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.remarks import PYTHON, worded
 from glm4v_magic.doctor import diagnose, gather
+from glm4v_magic.planning.costs import price
 from glm4v_magic.planning.decision import decide, make_plan
 from glm4v_magic.planning.files import plan_from_json
 
@@ -59,6 +61,38 @@ def test_a_map_on_such_gpus_takes_float16_too():
     known = architecture("GLM-4V-9B")
     assert decide(known, PlacementOptions(), gpus, {"": 0}).dtype == "float16"
     assert decide(known, PlacementOptions(), gpus, {"": "cpu"}).dtype == "float32"
+
+
+FAST = CPU("avx512_bf16")
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "dtype"),
+    [
+        ("GLM-OCR", {}, "bfloat16"),
+        ("GLM-4V-9B", {}, "bfloat16"),
+        ("GLM-OCR", {"dtype": "float32"}, "float32"),
+        ("GLM-OCR", {"quantize": "8bit"}, "float32"),
+        ("demo", {}, "float32"),
+        ("demo-4.6v", {}, "float32"),
+    ],
+)
+def test_a_cpu_takes_the_dtype_that_it_is_faster_in(model, options, dtype):
+    known = architecture(model)
+    given = PlacementOptions(gpus="cpu", context=256, images=0, **options)
+    made = make_plan(known, given, cpu=FAST)
+    assert made.workload.dtype == dtype
+    (stage,) = made.stages
+    whole = price(known.shape(), Workload(256, images=0, dtype=dtype, quantize=given.quantize))
+    assert stage.weight_bytes == sum(unit.weight_bytes for unit in whole)
+    codes = ["bfloat16_on_cpu"] if dtype == "bfloat16" else []
+    placed = decide(known, given, (), cpu=FAST, loads=False)
+    assert placed.dtype == dtype
+    assert [note.code for note in placed.notes] == [note.code for note in made.notes] == codes
+    by_map = decide(known, replace(given, context=None), (), {"": "cpu"}, cpu=FAST, loads=False)
+    assert by_map.dtype == dtype
+    slower = decide(known, given, (), loads=False)
+    assert slower.dtype == options.get("dtype", "float32")
 
 
 def test_the_doctor_says_it():

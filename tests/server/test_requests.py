@@ -64,6 +64,11 @@ class TestFields:
             (question(" "), 400, "The prompt is empty"),
             (question("\ud800"), 400, "half a character"),
             (question([{"type": "audio"}]), 400, "'messages[0].content[0].type': it should be"),
+            (
+                question([{"type": "video_url"}]),
+                400,
+                "takes text and images, and no video_url; send",
+            ),
             (question([{"type": "text", "text": 1}]), 400, "it should be a valid string"),
             (question([{"type": "text"}]), 400, "of the type text, but has no text"),
             (question(messages=[{"role": "assistant", "content": "x"}]), 400, "last message is of"),

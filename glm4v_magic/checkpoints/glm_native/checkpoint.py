@@ -218,7 +218,7 @@ class NativeCheckpoint:
         if self._adapter is not None:
             require_peft()
         self.processor()
-        self._architecture.model_config()
+        self._architecture.build_meta(self._architecture.shape().dtype)
         if self._stored is not None:
             self._stored.require()
 

@@ -28,6 +28,8 @@ _DEFAULTS = {  # as transformers' `Glm5NextTextConfig`
     "linear_num_heads": 64,
 }
 
+_SECTION = (8, 12, 12)  # of files that do not say it, in transformers' `Glm4vTextRotaryEmbedding`
+
 Size = Annotated[int, Field(ge=1, lt=2**31)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Layers = Annotated[int, Field(ge=1, le=10_000)]  # each of them is looked at
@@ -37,6 +39,8 @@ class _Rotary(BaseModel):
     model_config = ConfigDict(strict=True)
 
     partial_rotary_factor: Share | None = None
+    mrope_section: Annotated[list[Size], Field(min_length=3, max_length=3)] | None = None
+    rope_theta: Annotated[float, Field(gt=0)] | None = None
 
 
 class _TextConfig(BaseModel):
@@ -55,6 +59,24 @@ class _TextConfig(BaseModel):
     rope_parameters: _Rotary | None = None
     rope_scaling: _Rotary | None = None  # its name in older files
     partial_rotary_factor: Share | None = None
+
+    @model_validator(mode="after")
+    def _groups_are_equal(self) -> _TextConfig:
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        if heads % groups:
+            raise ValueError(f"{heads} attention heads have no {groups} equal groups")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_all_angles(self) -> _TextConfig:
+        rope = self.rope_parameters or self.rope_scaling
+        if rope is not None:
+            head = self.head_dim or self.hidden_size // self.num_attention_heads
+            share = rope.partial_rotary_factor or self.partial_rotary_factor or 1.0
+            angles, shared = int(head * share) // 2, sum(rope.mrope_section or _SECTION)
+            if angles != shared:
+                raise ValueError(f"mrope_section shares {shared} angles, but a head has {angles}")
+        return self
 
 
 class _ExpertsConfig(_TextConfig):
@@ -108,6 +130,13 @@ class _VisionConfig(BaseModel):
     spatial_merge_size: Size
     temporal_patch_size: Size
     attention_bias: bool = False
+    rope_parameters: _Rotary | None = None
+
+    @model_validator(mode="after")
+    def _heads_are_equal(self) -> _VisionConfig:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} has no {self.num_heads} equal heads")
+        return self
 
 
 class _Config(BaseModel):

@@ -43,6 +43,15 @@ class _VideoFile(BaseModel):
     size: _VideoSize = _VideoSize()
 
 
+def _are_channels(values: object, above: float | None) -> bool:
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == 3
+        and all(isinstance(each, int | float) for each in values)
+        and (above is None or min(values) > above)
+    )
+
+
 def _video_size(folder: Path, rule: str) -> _VideoSize:
     file = folder / "video_preprocessor_config.json"
     if file.is_file():
@@ -113,6 +122,13 @@ class Patches:
                     f"{self._folder / 'preprocessor_config.json'} has {found!r} for {name}, but "
                     f"config.json has {expected!r} for {in_config}.",
                     "The files do not belong together; download them again.",
+                )
+        for name, values in zip(("image_mean", "image_std"), self._normal, strict=True):
+            if not _are_channels(values, above=0 if name == "image_std" else None):
+                raise CheckpointError(
+                    f"{self._folder / 'preprocessor_config.json'} has {values!r} for {name}, which "
+                    "are not three numbers" + (" above 0." if name == "image_std" else "."),
+                    "Download it again.",
                 )
 
     @cached_property

@@ -35,8 +35,11 @@ class ChatTemplate:
         tokenizer: fast tokenizer of transformers, with a chat template.
         where: folder of the checkpoint, for messages.
 
+    Attributes:
+        ends_line: whether a prompt ends with a newline, so that the model does not begin with one.
+
     Raises:
-        CheckpointError: if there is no chat template.
+        CheckpointError: if there is no chat template, or it cannot be rendered.
     """
 
     def __init__(self, tokenizer: Any, where: str) -> None:
@@ -55,17 +58,14 @@ class ChatTemplate:
         names = {*self._tokens, OPEN_THINKING, CLOSE_THINKING}
         longest_first = sorted(names, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)))
+        question = Conversation((Message("user", "?"),))
+        # Here, so that a damaged template is told before any weight is read.
+        self.ends_line = self._rendered(question.messages, _Marks(self._pattern), {}).endswith("\n")
 
     @property
     def can_skip_thinking(self) -> bool:
         """Whether the template knows ``enable_thinking``."""
         return "enable_thinking" in self._tokenizer.chat_template
-
-    @property
-    def ends_line(self) -> bool:
-        """Whether a prompt ends with a newline, so that the model does not begin with one."""
-        question = Conversation((Message("user", "?"),))
-        return self._rendered(question.messages, _Marks(self._pattern), {}).endswith("\n")
 
     def text_ids(self, text: str) -> list[int]:
         """Return the ids of a text by itself, special tokens in it as ordinary text."""

@@ -17,6 +17,7 @@ from glm4v_magic.core.events import Event, Loading
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.model import DEMOS, Architecture
 from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.hardware.cpu import cpu_here
 from glm4v_magic.hardware.usable import gpus_here
 from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
 from glm4v_magic.notebook.commands.context import Context
@@ -105,7 +106,7 @@ def draw(model: Architecture, options: PlacementOptions) -> tuple[Occupancy, str
     """
     gpus = _gpus(options)
     try:
-        plan = make_plan(model, options, gpus)
+        plan = make_plan(model, options, gpus, cpu=cpu_here())
     except DoesNotFitError as error:
         if error.plan is None:
             raise
@@ -206,7 +207,7 @@ def _check(context: Context, model: Architecture, options: PlacementOptions) -> 
     from glm4v_magic.dry_run.run import dry_run
 
     gpus = _gpus(options)
-    plan = make_plan(model, options, gpus)
+    plan = make_plan(model, options, gpus, cpu=cpu_here())
     return dry_run_bundle(dry_run(model, gpus, plan))
 
 

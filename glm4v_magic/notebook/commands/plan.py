@@ -18,6 +18,7 @@ from glm4v_magic.core.options import PlacementFields, of_group
 from glm4v_magic.core.placement import GivenMap, PlacementOptions
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.typed_options import flags_of, typed
+from glm4v_magic.hardware.cpu import cpu_here
 from glm4v_magic.hardware.usable import gpus_here
 from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
 from glm4v_magic.notebook.commands.context import Context
@@ -113,7 +114,7 @@ def plan(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> Pl
     model = architecture(arguments.model or context.model, base=arguments.base, lora=arguments.lora)
     options = as_options(placement_options(arguments))
     gpus = gpus_here() if options.gpus is None else parse_gpus(options.gpus)
-    made = make_plan(model, options, gpus)
+    made = make_plan(model, options, gpus, cpu=cpu_here())
     if arguments.json == PRINT:
         print(made.to_json())  # noqa: T201  as a display it would be quoted, or cut off
     else:
