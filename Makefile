@@ -38,6 +38,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/follow_up.py
 	$(BIN)/python benchmarks/follow_up.py --rows 32
 	$(BIN)/python benchmarks/refill.py
+	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/monitor.py
 	$(BIN)/python benchmarks/dry_run.py
 	$(BIN)/python benchmarks/load_memory.py

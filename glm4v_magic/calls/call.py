@@ -19,7 +19,7 @@ from glm4v_magic.core.errors import (
     Glm4vError,
     OptionError,
 )
-from glm4v_magic.core.events import Correcting, Finished, Piece
+from glm4v_magic.core.events import Correcting, Failed, Finished, Piece
 from glm4v_magic.core.options import AnswerForm, Sampling, of_group, taken
 from glm4v_magic.core.tokens import joined
 
@@ -150,6 +150,9 @@ def generated(engine: Engine, request: Request) -> Generator[Piece, None, Genera
     generation: Generation | None = None
     try:
         for event in stream:
+            if isinstance(event, Failed):
+                stream.close()
+                raise event.error
             if isinstance(event, Finished):
                 generation = event.generation
                 yield from untagged.end(complete=generation.finish_reason == "stop")

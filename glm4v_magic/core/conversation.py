@@ -159,11 +159,13 @@ class Request:
         conversation: the turns so far.
         sampling: sampling options.
         constraint: what the text of the answer must be; ``None`` for any text.
+        stop: texts at which the answer ends; they are not part of it.
     """
 
     conversation: Conversation
     sampling: Sampling = field(default_factory=Sampling)
     constraint: Constraint | None = None
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

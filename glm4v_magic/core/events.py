@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from glm4v_magic.core.conversation import Answer, Generation, Message
+from glm4v_magic.core.errors import Glm4vError
 from glm4v_magic.core.image import SeenImage
 from glm4v_magic.core.model import EngineInfo, LoadProgress
 from glm4v_magic.core.rows import AnsweredRow, Progress
@@ -23,6 +24,7 @@ __all__ = [
     "Done",
     "EngineEvent",
     "Event",
+    "Failed",
     "Finished",
     "Loading",
     "MapDone",
@@ -107,6 +109,19 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """An engine cannot answer a request; the others are not affected.
+
+    Attributes:
+        error: what is wrong with it.
+        row: index of the request.
+    """
+
+    error: Glm4vError
+    row: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Correcting:
     """The answer does not follow its format; the model is asked to correct it.
 
@@ -149,7 +164,7 @@ class MapDone:
 Piece: TypeAlias = Thinking | Text | Reclassified
 """What a model says."""
 
-EngineEvent: TypeAlias = Piece | Finished
+EngineEvent: TypeAlias = Piece | Finished | Failed
 """What `engines.Engine.stream` yields."""
 
 Event: TypeAlias = Loading | Started | Piece | Correcting | Done | RowDone | MapDone

@@ -8,7 +8,7 @@ through them.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Container, Generator, Iterable
 from typing import Protocol
 
 from glm4v_magic.core.conversation import Request
@@ -45,18 +45,25 @@ class Engine(Protocol):
         """
 
     def stream(
-        self, requests: Iterable[Request], at_once: int | None = None
+        self,
+        requests: Iterable[Request | None],
+        at_once: int | None = None,
+        withdrawn: Container[int] = (),
     ) -> Generator[EngineEvent, None, None]:
         """Answer `requests`, `at_once` of them at a time; by default `batch_size`.
 
         As soon as one request has ended, the next takes its place. Requests are taken from
         `requests` when there is room, a few ahead, and numbered in that order; they may begin and
-        end in another.
+        end in another. ``None`` among them means that none has arrived yet; more are asked for
+        before the next step.
+
+        A request whose number is in `withdrawn` is given up before the next step, without an event;
+        the caller may add to it at any time, also from another thread.
 
         Yields `Text`, `Thinking` and `Reclassified` as they come, each with the number of its
         request, and `Finished` as each of them ends. The pieces of `Text` of a row, joined and
-        stripped, are the text of its generation. Nothing happens before the first event is asked
-        for.
+        stripped, are the text of its generation. `Failed` ends a request that cannot be answered
+        (too many images, say). Nothing happens before the first event is asked for.
 
         A row gets the same answer as it would alone (with its seed, if it is sampled), apart from
         rounding.
@@ -67,10 +74,8 @@ class Engine(Protocol):
         Raises:
             GenerationInterrupted: on an interrupt, also one that is thrown in at an event; it has
                 what the open rows said until then, and nothing for requests that were not begun.
-            ConversationError: if the model cannot take the messages of a request (too many images,
-                say).
             OutOfMemoryError: if a GPU ran out; the engine can be used again.
-            EngineError: if a server does not answer as it should; it can be asked again.
+            EngineError: if no request can be answered.
         """
 
     def close(self) -> None:

@@ -91,7 +91,11 @@ class Waiting(Protocol):
 
     @property
     def is_empty(self) -> bool:
-        """Whether no row is waiting."""
+        """Whether no row is waiting, and none will come."""
+
+    @property
+    def left(self) -> Collection[int]:
+        """Numbers of rows that are not decoded any further; more may be added between steps."""
 
     def take(self, most: int) -> Sequence[Entrant]:
         """Return at most `most` of the next rows; empty if none is waiting."""
@@ -126,11 +130,13 @@ def decode(
                 latest = batch.enter(entrants, is_only=waiting.is_empty)
                 batch.leave()
                 yield latest
+                batch.leave(waiting.left)
             if not len(batch):
                 return
             latest = batch.step()
             batch.leave()
             yield latest
+            batch.leave(waiting.left)
     except Exception:
         batch.give_up()
         raise
@@ -256,14 +262,19 @@ class _Batch:
             row.said.append(token.id)
         return {row.number: token for row, token in zip(rows, latest, strict=True)}
 
-    def leave(self) -> None:
-        """Let rows that have ended leave; their memory is dropped at the next step."""
+    def leave(self, others: Collection[int] = ()) -> None:
+        """Let rows that have ended leave; their memory is dropped at the next step.
+
+        Args:
+            others: numbers of rows that leave before their end.
+        """
         for block, rows in self._blocks:
             for at in self._open(rows):
                 if rows[at].has_ended and rows[at].entrant.terms.is_kept:
                     self._keep(block, at, rows[at])
         rows = [row for _, rows in self._blocks for row in rows]
-        self._left = {row.number for row in rows if row.has_ended}
+        gone = self._left.union(others)
+        self._left = {row.number for row in rows if row.has_ended or row.number in gone}
         if self._only is None:
             self._blocks = [(block, rows) for block, rows in self._blocks if self._open(rows)]
 

@@ -10,7 +10,16 @@ import contextlib
 import gc
 import logging
 import time
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Container,
+    Generator,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from functools import cached_property
 from typing import Any
 
@@ -30,7 +39,7 @@ from glm4v_magic.core.errors import (
     Glm4vError,
     OutOfMemoryError,
 )
-from glm4v_magic.core.events import EngineEvent, Finished
+from glm4v_magic.core.events import EngineEvent, Failed, Finished
 from glm4v_magic.core.image import SeenImage
 from glm4v_magic.core.model import EngineInfo, LoadProgress
 from glm4v_magic.core.model_shape import Workload
@@ -251,7 +260,10 @@ class LocalEngine:
         return self._virtual is not None and active() is not self._virtual
 
     def stream(
-        self, requests: Iterable[Request], at_once: int | None = None
+        self,
+        requests: Iterable[Request | None],
+        at_once: int | None = None,
+        withdrawn: Container[int] = (),
     ) -> Generator[EngineEvent, None, None]:
         """Answer `requests`; see `engines.Engine.stream`."""
         if self.is_gone:
@@ -263,7 +275,7 @@ class LocalEngine:
         # Virtual GPUs draw from the CPU's random state.
         device = self._home if active() is None else "cpu"
         at_once = 1 if self._inputs.is_recurrent else at_once or self.batch_size
-        intake = Intake(requests, at_once, self._row, device)
+        intake = Intake(requests, at_once, self._row, device, withdrawn)
         interrupted = False
         try:
             yield from self._answer(intake, at_once)
@@ -307,11 +319,11 @@ class LocalEngine:
         """Answer all rows."""
         for gpu in self.gpus:
             torch.cuda.reset_peak_memory_stats(gpu)
-        intake.look_ahead()
+        yield from _looked_ahead(intake)
         steps = self._steps(intake, at_once)
         with self._recording():
             while True:
-                intake.look_ahead()
+                yield from _looked_ahead(intake)
                 # torch's contexts are entered for one step only: between two steps the caller's and
                 # the user's code runs.
                 with torch_state_kept(), _without_gradients():
@@ -439,13 +451,22 @@ def _choices(intake: Intake, scorer: ChoiceScorer) -> Iterator[dict[int, Chosen]
                 yield {row.number: token}
 
 
+def _looked_ahead(intake: Intake) -> Iterator[Failed]:
+    """Take requests, and yield those that cannot be answered."""
+    intake.look_ahead()
+    while intake.failed:
+        yield intake.failed.pop(0)
+
+
 def _told(latest: Mapping[int, Chosen], intake: Intake) -> Iterator[EngineEvent]:
     """Append the latest token of each row and yield the resulting events."""
     now = time.perf_counter()
     for number, token in latest.items():
-        row = intake.rows[number]
+        row = intake.rows.get(number)
+        if row is None:  # it was withdrawn, or has ended at a stop text
+            continue
         yield from row.take(token, now)
-        if row.transcript.ending is not None:
+        if row.ending is not None:
             yield Finished(row.generation(), number)
             intake.end(row)
         elif row.texts:

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from glm4v_magic.checkpoints.encoding import Encoded, Processor
-from glm4v_magic.core.conversation import Generation, Request, Usage
+from glm4v_magic.core.conversation import FinishReason, Generation, Request, Usage
 from glm4v_magic.core.events import Text
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.tokens import Token, joined
@@ -21,6 +21,7 @@ from glm4v_magic.engines.parts import AnswerParts
 from glm4v_magic.engines.prompts import Prompt
 from glm4v_magic.engines.row_form import row_form
 from glm4v_magic.engines.sampling import TokenSampler, call_config, pick
+from glm4v_magic.engines.stopping import StopTexts
 from glm4v_magic.engines.thinking import Told
 from glm4v_magic.engines.token_places import placed, spelled
 from glm4v_magic.engines.transcript import Transcript
@@ -101,6 +102,7 @@ class Row:
         self._vocabulary = settings.vocabulary
         self._chosen: list[Chosen] = []
         self._told = self._length = 0  # tokens and characters of the pieces so far
+        self._stops = StopTexts(request.stop)
         # A model that is not known to think may write the tags all the same.
         thinks = settings.processor.thinks or bool(settings.processor.told_token_ids)
         partial = request.conversation.partial
@@ -141,8 +143,17 @@ class Row:
         """Its prompt and what it has generated."""
         return self.prompt.extended(self.transcript.ids)
 
+    @property
+    def ending(self) -> FinishReason | None:
+        """Finish reason; ``None`` while the row is open."""
+        return "stop" if self._stops.is_hit else self.transcript.ending
+
     def take(self, token: Chosen, at: float) -> list[Told]:
         """Append the next token; returns the events to yield."""
+        told = self._stops.take(self._said(token, at))
+        return told if self.transcript.ending is None else told + self._stops.end()
+
+    def _said(self, token: Chosen, at: float) -> list[Told]:
         self._chosen.append(token)
         piece = self.transcript.take(token.id, at)
         if self._parts is not None:
@@ -201,17 +212,17 @@ class Row:
             decode_seconds=times[-1] - times[0] if times and not self._probabilities else 0.0,
             peak_bytes={str(gpu): torch.cuda.max_memory_allocated(gpu) for gpu in self._gpus},
         )
-        text, thinking = self.transcript.text, ""
+        text, thinking = self._stops.cut(self.transcript.text), ""
         if self._parts is not None:
             # The answer was interrupted; these events are not streamed any more.
             self._parts.told(self._parts.splitter.end(), self._latest)
-            text, thinking = self._parts.text, self._parts.thinking
+            text, thinking = self._stops.cut(self._parts.text), self._parts.thinking
             usage = self._with_thinking(usage, self._parts) if thinking else usage
         tokens, thinking_tokens = self._tokens(self._chosen, text, thinking)
         return Generation(
             text,
             usage,
-            self.transcript.ending or "interrupted",
+            self.ending or "interrupted",
             self._seed,
             thinking=thinking,
             seen=self.encoded.seen,

@@ -28,7 +28,15 @@ from glm4v_magic.core.errors import (
     OptionError,
     OutOfMemoryError,
 )
-from glm4v_magic.core.events import Correcting, EngineEvent, Event, Finished, MapDone, RowDone
+from glm4v_magic.core.events import (
+    Correcting,
+    EngineEvent,
+    Event,
+    Failed,
+    Finished,
+    MapDone,
+    RowDone,
+)
 from glm4v_magic.core.remarks import PYTHON, Text, Words
 from glm4v_magic.core.rows import AnsweredRow, Progress
 from glm4v_magic.core.video import Frame, SourcedVideo
@@ -301,7 +309,7 @@ class _Run:
             if self._engine_failed:
                 raise error
             self._engine_failed = True
-        elif not isinstance(error, InputError):  # from an engine that has not said so before
+        else:
             raise error
         yield self._failed(asked.pop(failed), error)
 
@@ -327,18 +335,10 @@ class _Run:
         try:
             for event in stream:
                 yield from self._told()
-                index = asked[event.row].row.index
-                if isinstance(event, Finished):
-                    yield from untagged.pop(event.row, Untagged()).end(index)
-                    # Taken away only now: an interrupt in between must not lose the answer.
-                    yield from self._keep(asked[event.row], event.generation)
-                    del asked[event.row]
-                    self._engine_failed = False
-                    if self._schema_fault is not None:
-                        stream.close()
-                        return
-                else:
-                    yield from untagged[event.row].take(replace(event, row=index))
+                yield from self._heard(event, asked, untagged)
+                if self._schema_fault is not None:
+                    stream.close()
+                    return
         except GenerationInterrupted as stopped:
             partial = stopped.generations
         except KeyboardInterrupt:
@@ -350,6 +350,37 @@ class _Run:
                 for _ in self._keep(asked.pop(number), generation):
                     pass  # whoever stopped this hears of the row through the result
         raise KeyboardInterrupt
+
+    def _heard(
+        self,
+        event: EngineEvent,
+        asked: dict[int, _Question],
+        untagged: defaultdict[int, Untagged],
+    ) -> Generator[Event, None, None]:
+        """Tell an event of the engine, and take its question out of `asked` if that has ended."""
+        number = event.row
+        index = asked[number].row.index
+        if isinstance(event, Failed):
+            yield from self._take_failure(event, asked)
+        elif isinstance(event, Finished):
+            yield from untagged.pop(number, Untagged()).end(index)
+            # Taken away only now: an interrupt in between must not lose the answer.
+            yield from self._keep(asked[number], event.generation)
+            del asked[number]
+            self._engine_failed = False
+        else:
+            yield from untagged[number].take(replace(event, row=index))
+
+    def _take_failure(
+        self, failed: Failed, asked: dict[int, _Question]
+    ) -> Generator[Event, None, None]:
+        """Finish the row of a request that cannot be answered."""
+        if isinstance(failed.error, EngineError):  # a server that refuses this row, or is gone
+            if self._engine_failed:
+                raise failed.error
+            self._engine_failed = True
+        yield self._failed(asked[failed.row], failed.error)
+        del asked[failed.row]
 
     def _keep(self, question: _Question, generation: Generation) -> Generator[Event, None, None]:
         """Store a generation as the answer of its question."""

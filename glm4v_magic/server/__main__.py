@@ -7,9 +7,10 @@ not), so that a notebook on a laptop can ask the machine with the GPUs::
 
     glm4v_magic.load("http://127.0.0.1:8000/v1")
 
-It answers one request at a time; Ctrl-C stops it between two tokens. It listens on this computer
+It answers many requests together: each enters the running batch when it comes, and leaves it when
+its client does. Ctrl-C stops it between two tokens. It listens on this computer
 only unless told otherwise, and fetches nothing: images come as ``data:`` URIs. If GLM4V_API_KEY is
-set, it answers only clients that send this key. For many users at once, vLLM and SGLang are the
+set, it answers only clients that send this key. For hundreds of users, vLLM and SGLang are the
 right choice.
 """
 
@@ -47,6 +48,12 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--host", default="127.0.0.1", help="where to listen; this computer only")
     made.add_argument("--port", type=int, default=8000, metavar="N", help="8000; 0: any free one")
+    made.add_argument(
+        "--batch-size",
+        type=_at_least_one,
+        metavar="N",
+        help="number of requests to answer at once; 16, but 1 of a large model on the CPU",
+    )
     for option in of_command("serve"):
         made.add_argument(*flags_of(option), **argument_of(option))
     return made
@@ -71,7 +78,8 @@ def main(words: list[str] | None = None) -> int:
                 _say(f"Whoever reaches this port may ask; set {API_KEY} to a key to prevent that.")
             session = load(arguments.model, **typed(arguments, of_command("serve")))
             assert session.engine is not None  # it is loaded
-            server.open(session.engine, name.name if name.is_dir() else arguments.model)
+            served = name.name if name.is_dir() else arguments.model
+            server.open(session.engine, served, arguments.batch_size)
             server.serve()
     except Glm4vError as error:
         _say(in_http(error))
@@ -79,6 +87,12 @@ def main(words: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("Stopped.")
     return 0
+
+
+def _at_least_one(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number of at least 1")
+    return int(word)
 
 
 def _say(line: str) -> None:

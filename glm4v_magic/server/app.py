@@ -9,7 +9,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from http import HTTPStatus
 from typing import Literal
 
@@ -24,7 +24,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from glm4v_magic.core.conversation import Generation
+from glm4v_magic.core.conversation import Generation, Usage
 from glm4v_magic.core.errors import (
     BusyError,
     CheckpointError,
@@ -76,6 +76,8 @@ _STATUS: tuple[tuple[type[Glm4vError], HTTPStatus], ...] = (
     (OutOfMemoryError, HTTPStatus.SERVICE_UNAVAILABLE),
     (Glm4vError, HTTPStatus.INTERNAL_SERVER_ERROR),
 )
+
+_END = Finished(Generation("", Usage(None, None, 0), "stop"))  # after the last event of a turn
 
 _log = logging.getLogger(__name__)
 
@@ -193,12 +195,12 @@ class _Api:
         question = await run_in_threadpool(self._read, body)
         reply = _Reply(self._name)
         with contextlib.ExitStack() as ending:
-            turn = self._worker.begin(question.request)
+            turn = self._worker.begin(question.requests, pieces=question.stream)
             ending.callback(self._worker.leave, turn)
             events = turn.events(KEEP_ALIVE)
             async with _leaving_noticed(request, turn):
                 if not question.stream:
-                    return _json(reply.whole(await _generation(events)))
+                    return _json(reply.whole(await _generations(events)))
                 # Errors in a question come before the first event, so that they can have an HTTP
                 # status.
                 first = await anext(events)
@@ -257,42 +259,52 @@ class _Reply:
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = model
-        self._is_begun = self._has_logprobs = False
+        self._begun: set[int] = set()  # choices whose first piece was sent
+        self._scored: set[int] = set()  # choices of which log-probabilities were sent
 
-    def whole(self, generation: Generation) -> Completion:
-        """Return an answer in one piece."""
-        choice = Choice(
-            message=CompletionMessage(
-                content=generation.text, reasoning_content=generation.thinking or None
-            ),
-            logprobs=Logprobs.of(generation.tokens),
-            finish_reason=generation.finish_reason,
-            glm4v_magic=_own(generation),
-        )
+    def whole(self, generations: Sequence[Generation]) -> Completion:
+        """Return answers in one piece."""
+        choices = [
+            Choice(
+                index=index,
+                message=CompletionMessage(
+                    content=each.text, reasoning_content=each.thinking or None
+                ),
+                logprobs=Logprobs.of(each.tokens),
+                finish_reason=each.finish_reason,
+                glm4v_magic=_own(each),
+            )
+            for index, each in enumerate(generations)
+        ]
         return Completion(
             id=self._id,
             created=self._created,
             model=self._model,
-            choices=[choice],
-            usage=_usage(generation),
+            choices=choices,
+            usage=_usage(generations),
         )
 
     def chunk(self, event: EngineEvent) -> Chunk | None:
         """Return an event as a piece of the answer; ``None`` if the protocol has none for it."""
+        index = event.row
         match event:
             case Text():
                 logprobs = Logprobs.of(event.tokens or None)
-                self._has_logprobs = self._has_logprobs or logprobs is not None
-                choice = ChunkChoice(delta=self._delta(content=event.text), logprobs=logprobs)
+                if logprobs is not None:
+                    self._scored.add(index)
+                delta = self._delta(index, content=event.text)
+                choice = ChunkChoice(index=index, delta=delta, logprobs=logprobs)
             case Thinking():
-                choice = ChunkChoice(delta=self._delta(reasoning_content=event.text))
+                delta = self._delta(index, reasoning_content=event.text)
+                choice = ChunkChoice(index=index, delta=delta)
             case Finished():
                 ending = event.generation.finish_reason
                 # A model that thinks yields all its tokens at the end.
-                late = None if self._has_logprobs else Logprobs.of(event.generation.tokens)
+                is_late = index not in self._scored
                 choice = ChunkChoice(
-                    delta=self._delta(),
-                    logprobs=late,
+                    index=index,
+                    delta=self._delta(index),
+                    logprobs=Logprobs.of(event.generation.tokens) if is_late else None,
                     finish_reason=ending,
                     glm4v_magic=_own(event.generation),
                 )
@@ -300,13 +312,15 @@ class _Reply:
                 return None
         return self._framed([choice])
 
-    def usage(self, generation: Generation) -> Chunk:
+    def usage(self, generations: Sequence[Generation]) -> Chunk:
         """Return the piece that holds the usage."""
-        return self._framed([], _usage(generation))
+        return self._framed([], _usage(generations))
 
-    def _delta(self, content: str | None = None, reasoning_content: str | None = None) -> Delta:
-        role: Literal["assistant"] | None = None if self._is_begun else "assistant"
-        self._is_begun = True
+    def _delta(
+        self, index: int, content: str | None = None, reasoning_content: str | None = None
+    ) -> Delta:
+        role: Literal["assistant"] | None = None if index in self._begun else "assistant"
+        self._begun.add(index)
         return Delta(role=role, content=content, reasoning_content=reasoning_content)
 
     def _framed(self, choices: list[ChunkChoice], usage: CompletionUsage | None = None) -> Chunk:
@@ -315,11 +329,10 @@ class _Reply:
         )
 
 
-async def _generation(events: AsyncIterator[EngineEvent | None]) -> Generation:
-    async for event in events:
-        if isinstance(event, Finished):
-            return event.generation
-    raise ClientDisconnect  # nobody waits any more
+async def _generations(events: AsyncIterator[EngineEvent | None]) -> list[Generation]:
+    """Return all answers of a turn, in the order of its requests."""
+    ended = {event.row: event async for event in events if isinstance(event, Finished)}
+    return [ended[index].generation for index in sorted(ended)]
 
 
 async def _sent(
@@ -330,12 +343,15 @@ async def _sent(
     with_usage: bool,
 ) -> AsyncIterator[bytes]:
     """Yield an answer as server-sent events; an error is the last of them."""
+    generations: list[Generation] = []
     try:
         event: EngineEvent | None = first
-        while not isinstance(event, Finished):
+        while event is not _END:
             chunk = None if event is None else reply.chunk(event)
             yield b": keep-alive\n\n" if chunk is None else _event(chunk)
-            event = await anext(events)
+            if isinstance(event, Finished):
+                generations.append(event.generation)
+            event = await anext(events, _END)
     except ClientDisconnect:
         return
     except Glm4vError as error:
@@ -345,11 +361,8 @@ async def _sent(
         _log.exception("An answer failed.")
         yield _event(_error_body(HTTPStatus.INTERNAL_SERVER_ERROR, reason(error)))
         return
-    last = reply.chunk(event)
-    assert last is not None  # it says why the answer ended
-    yield _event(last)
     if with_usage:
-        yield _event(reply.usage(event.generation))
+        yield _event(reply.usage(generations))
     yield b"data: [DONE]\n\n"
 
 
@@ -362,9 +375,10 @@ def _own(generation: Generation) -> OwnAnswer | None:
     return OwnAnswer(choices=dict(generation.choices)) if generation.choices else None
 
 
-def _usage(generation: Generation) -> CompletionUsage:
-    usage = generation.usage
-    prompt, new = usage.prompt_tokens or 0, usage.new_tokens or 0
+def _usage(generations: Sequence[Generation]) -> CompletionUsage:
+    """Return the usage of all answers to a prompt, which counts once."""
+    usage = generations[0].usage
+    prompt, new = usage.prompt_tokens or 0, sum(each.usage.new_tokens or 0 for each in generations)
     return CompletionUsage(
         prompt_tokens=prompt,
         completion_tokens=new,

@@ -58,14 +58,15 @@ class Server:
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self.port}/v1"
 
-    def open(self, engine: Engine, model: str) -> None:
+    def open(self, engine: Engine, model: str, at_once: int | None = None) -> None:
         """Begin to listen, and print the address; `serve` then answers.
 
         Args:
             engine: engine that answers.
             model: its name for clients.
+            at_once: maximum number of requests that are answered together; see `Worker`.
         """
-        self._worker = Worker(engine)
+        self._worker = Worker(engine, at_once)
         config = uvicorn.Config(
             application(self._worker, engine.info, model, self._host),
             http="h11",

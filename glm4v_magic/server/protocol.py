@@ -52,6 +52,10 @@ __all__ = [
 ]
 
 
+MOST_CHOICES = 16
+"""Most answers to one request."""
+
+
 @dataclass(frozen=True, eq=False)  # equal ones would be one type: 0 == False
 class Only:
     """A field that is accepted only if it asks for nothing: left out, null, or of these values.
@@ -89,6 +93,12 @@ def _as_parts(content: Any) -> Any:
     if content is None:
         return []
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _as_list(given: Any) -> Any:
+    if given is None:
+        return []
+    return [given] if isinstance(given, str) else given
 
 
 def _as_image(given: Any) -> Any:
@@ -230,6 +240,11 @@ class ChatRequest(BaseModel):
     logprobs: bool | None = None
     top_logprobs: int | None = None
 
+    n: Annotated[int | None, Field(ge=1, le=MOST_CHOICES)] = None
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list), Field(max_length=16)
+    ] = []
+
     # what the answer must be
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -248,8 +263,6 @@ class ChatRequest(BaseModel):
     user: Ignored = None
 
     # what this server cannot do
-    n: Annotated[Any, Only((1,))] = None
-    stop: Nothing = None
     tools: Nothing = None
     functions: Nothing = None
     tool_choice: Annotated[Any, Only(("none", "auto"))] = None

@@ -34,12 +34,12 @@ class Question:
     """What a client asks for.
 
     Attributes:
-        request: request for the engine.
+        requests: requests for the engine, one for each answer that is wanted.
         stream: whether the answer is sent in pieces.
         usage: whether the pieces end with the usage; a whole answer always has it.
     """
 
-    request: Request
+    requests: tuple[Request, ...]
     stream: bool
     usage: bool
 
@@ -69,14 +69,26 @@ def read_question(
         raise CheckpointError(f"There is no model {asked.model!r} here.", f"This is {model}.")
     options = asked.stream_options
     request = Request(
-        _conversation(asked, thinks=bool(thinks)), _sampling(asked, given), _constraint(asked)
+        _conversation(asked, thinks=bool(thinks)),
+        _sampling(asked, given),
+        _constraint(asked),
+        tuple(asked.stop),
     )
     refuse_thinking(request, model, thinks, efforts)
     return Question(
-        request,
+        _each(request, asked.n or 1),
         stream=bool(asked.stream),
         usage=options is not None and bool(options.include_usage),
     )
+
+
+def _each(request: Request, count: int) -> tuple[Request, ...]:
+    """Return a request for each of `count` answers; with a seed, each has its own."""
+    sampling = request.sampling
+    if sampling.seed is None:
+        return (request,) * count
+    seeds = [(sampling.seed + number) % 2**63 for number in range(count)]
+    return tuple(replace(request, sampling=replace(sampling, seed=seed)) for seed in seeds)
 
 
 def _refuse_unknown(given: Mapping[str, object]) -> None:

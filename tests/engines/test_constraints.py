@@ -21,7 +21,7 @@ from glm4v_magic.core.errors import (
     OptionError,
     OutOfMemoryError,
 )
-from glm4v_magic.core.events import Finished, Text
+from glm4v_magic.core.events import Failed, Finished, Text
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.engines import grammars, local
 from glm4v_magic.planning.decision import Placement
@@ -37,7 +37,12 @@ def engine():
 
 
 def answers(engine, requests):
-    found = {e.row: e.generation for e in engine.stream(requests) if isinstance(e, Finished)}
+    found = {}
+    for event in engine.stream(requests):
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Finished):
+            found[event.row] = event.generation
     return [found[row] for row in range(len(requests))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 
 import golden
@@ -13,7 +14,7 @@ from transformers import GenerationConfig
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import ConversationError, GenerationInterrupted, OutOfMemoryError
-from glm4v_magic.core.events import Finished, Text
+from glm4v_magic.core.events import Failed, Finished, Text
 from glm4v_magic.core.image import SeenImage
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.engines import local
@@ -200,15 +201,65 @@ def test_the_answer_is_cut_at_the_context(engine):
 
 def test_a_prompt_longer_than_the_context_is_refused(engine):
     conversation = Conversation((Message("user", "word " * 300),))
-    with pytest.raises(ConversationError, match=r"tokens long, but .* holds 256"):
-        next(engine.stream([Request(conversation, GREEDY)]))
+    (failed,) = engine.stream([Request(conversation, GREEDY)])
+    assert isinstance(failed.error, ConversationError)
+    assert re.search(r"tokens long, but .* holds 256", str(failed.error))
 
 
 def test_two_images_are_refused(engine):
     photos = (golden.photo("image0.png"), golden.photo("image1.png"))
     conversation = Conversation((Message("user", "compare", photos),))
-    with pytest.raises(ConversationError, match="2 images, but GLM-4V-9B takes 1"):
-        next(engine.stream([Request(conversation, GREEDY)]))
+    failed, *_ = engine.stream([Request(conversation, GREEDY), request()])
+    assert "2 images, but GLM-4V-9B takes 1" in str(failed.error)
+
+
+def test_a_request_that_cannot_be_answered_leaves_the_others_alone(engine):
+    too_long = Request(Conversation((Message("user", "word " * 300),)), GREEDY)
+    events = [*engine.stream([request(), too_long, request()])]
+    ended = [(event.row, type(event)) for event in events if isinstance(event, Failed | Finished)]
+    assert sorted(ended, key=str) == [(0, Finished), (1, Failed), (2, Finished)]
+
+
+def test_requests_enter_and_leave_while_others_are_answered(engine):
+    """The second comes at the third step of the first, and is withdrawn at its own second piece."""
+    long = Request(Conversation((Message("user", "What?"),)), Sampling(64, temperature=0))
+    steps, withdrawn = [], set()
+    handle = engine.model.lm_head.register_forward_hook(lambda *_: steps.append(_[1][0].shape[0]))
+
+    def arriving():
+        yield long
+        while len(steps) < 3:
+            yield None
+        yield replace(long, conversation=Conversation((Message("user", "And?"),)))
+        while len(steps) < 20:
+            yield None
+
+    events = []
+    for event in engine.stream(arriving(), 2, withdrawn):
+        events.append(event)
+        if len([each for each in events if each.row == 1]) == 2 and not withdrawn:
+            withdrawn.add(1)
+            until = len(steps)
+    handle.remove()
+    assert max(steps[:3]) == 1 < max(steps)
+    assert max(steps[until:]) == 1  # not a step with both after that
+    assert [each.row for each in events if isinstance(each, Finished)] == [0]
+    finished = next(each for each in events if isinstance(each, Finished))
+    (alone,) = [each for each in engine.stream([long]) if isinstance(each, Finished)]
+    assert finished.generation.text == alone.generation.text
+
+
+@pytest.mark.parametrize("at", range(1, 5))
+def test_a_stop_text_ends_the_answer_before_it(engine, at):
+    asked = Request(Conversation((Message("user", "What?"),)), Sampling(24, temperature=0))
+    whole = next(e for e in engine.stream([asked]) if isinstance(e, Finished)).generation
+    stop = whole.text[len(whole.text) // 2 :][:at]
+    *said, finished = engine.stream([replace(asked, stop=("never said", stop))])
+    text = whole.text[: whole.text.index(stop)]
+    assert finished.generation.text == text.rstrip()
+    assert "".join(each.text for each in said) == text
+    assert finished.generation.finish_reason == "stop"
+    assert finished.generation.usage.new_tokens < whole.usage.new_tokens
 
 
 def test_running_out_of_memory_keeps_the_model(engine):

@@ -12,7 +12,7 @@ import torch
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.conversation import Request
 from glm4v_magic.core.errors import GenerationInterrupted
-from glm4v_magic.core.events import Finished
+from glm4v_magic.core.events import Failed, Finished
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.engines import local
 from glm4v_magic.engines.sampling import call_config
@@ -32,7 +32,12 @@ def engine():
 
 
 def answers(engine, requests):
-    found = {e.row: e.generation for e in engine.stream(requests) if isinstance(e, Finished)}
+    found = {}
+    for event in engine.stream(requests):
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Finished):
+            found[event.row] = event.generation
     return [found[row] for row in range(len(requests))]
 
 

@@ -21,12 +21,13 @@ from glm4v_magic.core.errors import (
     ConversationError,
     EngineError,
     GenerationInterrupted,
+    InputError,
     MapInterrupted,
     OptionError,
     OutOfMemoryError,
     PromptError,
 )
-from glm4v_magic.core.events import Text
+from glm4v_magic.core.events import Failed, Text
 from glm4v_magic.core.model import ModelChoice
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.placement import PlacementOptions
@@ -292,6 +293,9 @@ class OneByOne:
     def stream(self, requests, at_once=None):
         for row, request in enumerate(requests):
             if self.fail is not None and request.conversation.messages[-1].text == "b?":
+                if isinstance(self.fail, InputError):
+                    yield Failed(self.fail, row)
+                    continue
                 raise self.fail
             for event in self._engine.stream([request]):
                 yield replace(event, row=row)

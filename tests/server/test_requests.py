@@ -10,7 +10,7 @@ import socket
 import golden
 import pytest
 from PIL import Image
-from served import CHAT, JSON, ask, assert_error, question, send, serving, uri
+from served import CHAT, JSON, ask, assert_error, data_of, question, send, serving, uri
 
 import glm4v_magic
 from glm4v_magic.core.server_address import API_KEY
@@ -90,15 +90,14 @@ class TestFields:
             elif "ignored" in field.metadata:
                 body[name] = {"whatever": 1}
         body["response_format"] = {"type": "text"}
-        assert {"n", "stop", "tools", "store", "user"} <= body.keys()
+        assert {"tools", "store", "user"} <= body.keys()
+        body |= {"n": 1, "stop": []}
         assert ask(server, body)[1]["choices"] == plain
         assert ask(server, question(**dict.fromkeys(body.keys() - question().keys())))[0] == 200
 
     @pytest.mark.parametrize(
         ("name", "value", "takes"),
         [
-            ("n", 2, "1"),
-            ("stop", ["\n"], "[]"),
             ("tools", [{"type": "function"}], "[]"),
             ("tool_choice", "required", '"none" or "auto"'),
             ("frequency_penalty", 0.5, "0"),
@@ -124,6 +123,42 @@ class TestFields:
     def test_log_probabilities_that_nobody_wants(self, server):
         plain = ask(server, question())[1]["choices"]
         assert ask(server, question(logprobs=False, top_logprobs=0))[1]["choices"] == plain
+
+    @pytest.mark.parametrize(
+        ("name", "value"), [("n", 0), ("n", 17), ("n", "x"), ("stop", 1), ("stop", ["a", ""])]
+    )
+    def test_answers_and_stop_texts_that_are_not_possible(self, server, name, value):
+        assert_error(ask(server, question(**{name: value})), 400, f"'{name}")
+
+    def test_several_answers(self, server):
+        sampled = {"n": 3, "temperature": 1, "seed": 5}
+        whole = ask(server, question(**sampled))[1]
+        texts = [each["message"]["content"] for each in whole["choices"]]
+        assert [each["index"] for each in whole["choices"]] == [0, 1, 2]
+        assert len({*texts}) > 1
+        assert whole["usage"]["completion_tokens"] > 8  # those of all
+        alone = ask(server, question(temperature=1, seed=6))[1]
+        assert alone["choices"][0]["message"]["content"] == texts[1]
+        assert alone["usage"]["prompt_tokens"] == whole["usage"]["prompt_tokens"]
+        events = data_of(ask(server, question(**sampled, stream=True))[1])
+        said = ["", "", ""]
+        for each in (choice for event in events for choice in event["choices"]):
+            said[each["index"]] += each["delta"].get("content", "")
+        assert [each.strip() for each in said] == texts
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_stop_texts(self, server, stream):
+        whole = ask(server, question())[1]["choices"][0]["message"]["content"]
+        asked = question(stop=whole[2], stream=stream)
+        if stream:
+            choices = [e["choices"][0] for e in data_of(ask(server, asked)[1])]
+            said = "".join(each["delta"].get("content", "") for each in choices)
+            assert choices[-1]["finish_reason"] == "stop"
+        else:
+            (choice,) = ask(server, asked)[1]["choices"]
+            said = choice["message"]["content"]
+            assert choice["finish_reason"] == "stop"
+        assert said.strip() == whole[: whole.index(whole[2])].strip()
 
     def test_max_tokens_by_its_newer_name(self, server):
         body = question(max_completion_tokens=3)

@@ -30,6 +30,13 @@ def no_key(monkeypatch):
     monkeypatch.delenv(API_KEY, raising=False)
 
 
+def of_rows(model):
+    """Number of rows of each step of a model, from now on."""
+    rows = []
+    model.head.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[0]))
+    return rows
+
+
 class Served:
     """A model and its server; the model waits at one of its steps if it is told to.
 
@@ -51,8 +58,8 @@ class Served:
         self.begun = self.left = 0
         begin, leave = Worker.begin, Worker.leave
 
-        def begin_noted(worker, asked):
-            turn = begin(worker, asked)
+        def begin_noted(worker, asked, **how):
+            turn = begin(worker, asked, **how)
             self._note("begun")
             return turn
 
@@ -83,6 +90,11 @@ class Served:
     def _step(self):
         self._note("steps")
         self.until(lambda: self.hold_at is None or self.steps < self.hold_at)
+
+
+def _no_room_for_two(_, inputs, __):
+    if inputs[0].shape[0] > 1:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 @contextlib.contextmanager
@@ -153,6 +165,43 @@ class TestOthers:
             else:
                 assert content["choices"] == alone[number]
 
+    def test_they_are_answered_together(self, endless):
+        server, model = endless
+        rows = of_rows(model)
+        model.hold_at = 3
+        asked = {**LONG, "max_tokens": WHOLE}
+        with ThreadPoolExecutor(3) as clients:
+            first = clients.submit(ask, server, asked)
+            model.until_it_holds()
+            others = [clients.submit(ask, server, {**asked, "max_tokens": n}) for n in (9, 20)]
+            model.until(lambda: model.begun == 3)
+            model.go_on()
+            counts = [each.result()[1]["usage"]["completion_tokens"] for each in others]
+            counts.append(first.result()[1]["usage"]["completion_tokens"])
+        assert counts == [9, 20, WHOLE]
+        assert max(rows) == 3
+        assert len(rows) < WHOLE + 9
+
+    def test_two_hundred_at_once(self, served):
+        server, _ = served
+        with ThreadPoolExecutor(200) as clients:
+            asked = [clients.submit(ask, server, question(max_tokens=1)) for _ in range(200)]
+        assert {each.result()[0] for each in asked} == {200}
+
+    def test_memory_that_is_short_for_all_is_enough_for_some(self, endless, monkeypatch):
+        server, model = endless
+        rows = of_rows(model)
+        short = model.head.register_forward_hook(_no_room_for_two)
+        model.hold_at = 3
+        asked = {**LONG, "max_tokens": 40}
+        with ThreadPoolExecutor(2) as clients:
+            both = [clients.submit(ask, server, asked) for _ in range(2)]
+            model.until(lambda: model.begun == 2)
+            model.go_on()
+            assert [each.result()[0] for each in both] == [200, 200]
+        short.remove()
+        assert max(rows) == 2
+
     def test_one_that_says_nothing_keeps_nobody_waiting(self, served):
         server, _ = served
         head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -170,7 +219,7 @@ class TestOthers:
 
         async def last_event():
             worker = Worker(tiny_model.engine)
-            unread, read = worker.begin(asked), worker.begin(asked)
+            unread, read = worker.begin([asked]), worker.begin([asked])
             events = [event async for event in read.events(SECONDS)]
             worker.leave(unread)
             worker.leave(read)
@@ -225,11 +274,13 @@ class TestClientsThatLeave:
     @pytest.mark.parametrize("stream", [False, True])
     def test_while_they_wait(self, endless, stream, monkeypatch):
         server, model = endless
-        begun_streams = []
+        taken = []
         answer = model.engine.stream
-        monkeypatch.setattr(
-            model.engine, "stream", lambda asked: begun_streams.append(asked) or answer(asked)
-        )
+
+        def noted(requests, *rest):
+            return answer((taken.append(each) or each for each in requests), *rest)
+
+        monkeypatch.setattr(model.engine, "stream", noted)
         model.hold_at = 3
         with begun(server, LONG):
             model.until_it_holds()
@@ -239,7 +290,7 @@ class TestClientsThatLeave:
         model.until(lambda: model.left == 2)
         model.go_on()
         assert ask(server, question(max_tokens=3))[0] == 200
-        assert len(begun_streams) == 2  # nothing was read of the one that waited
+        assert len([*filter(None, taken)]) == 2  # nothing was read of the one that waited
         assert model.steps < WHOLE / 2
 
     def test_while_they_send(self, served, capfd):

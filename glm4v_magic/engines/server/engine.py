@@ -6,7 +6,7 @@ closes the connection, which makes such a server stop generating.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Container, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations
 
@@ -160,12 +160,15 @@ class ServerEngine:
         return (each,) * len(request.conversation.images)
 
     def stream(
-        self, requests: Iterable[Request], at_once: int | None = None
+        self,
+        requests: Iterable[Request | None],
+        at_once: int | None = None,
+        withdrawn: Container[int] = (),
     ) -> Generator[EngineEvent, None, None]:
         """Answer `requests`, always one after the other; see `engines.Engine.stream`."""
         open_rows: dict[int, Transcript] = {}
         try:
-            for row, request in enumerate(requests):
+            for row, request in enumerate(filter(None, requests)):
                 open_rows[row] = Transcript(request, row, self._connection)
                 yield from self._listen(request, open_rows[row])
                 finished = Finished(open_rows[row].finished(), row)
