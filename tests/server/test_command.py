@@ -59,8 +59,10 @@ class TestCommandLine:
         monkeypatch.setattr(Server, "open", lambda self, *given: served.append(given))
         monkeypatch.setattr(Server, "serve", lambda self: None)
         words = [str(golden.CHECKPOINT), "--port", "0", "--dtype", "bfloat16", "--host", "0.0.0.0"]
+        words += ["--batch-size", "3"]
         assert command.main(words) == 0
-        ((engine, name),) = served
+        ((engine, name, at_once),) = served
+        assert at_once == 3
         assert engine.info.dtype == "bfloat16"
         assert name == "checkpoint"
         assert "Whoever reaches this port may ask; set GLM4V_API_KEY" in capsys.readouterr().err
