@@ -73,7 +73,11 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    from glm4v_magic.imports import import_whole
+
+    home = f"{__name__}.{_HOMES[name]}"
+    import_whole(home)
+    return getattr(importlib.import_module(home), name)
 
 
 def __dir__() -> list[str]:

@@ -16,6 +16,7 @@ SLOW = {
     "dispatch/test_any_split.py": "many device maps of one model",
     "notebook/test_widgets_browser.py": "a browser",
     "notebook/test_stop_button.py": "a browser",
+    "notebook/test_stop_while_starting.py": "a kernel",
     "notebook/test_fronts.py": "a browser",
     "notebook/test_notebook_traps.py": "answers many questions",
     "notebook/test_check_command.py": "dry runs",

@@ -107,6 +107,10 @@ class Checkpoint(Protocol):
     def stamp(self) -> Stamp:
         """What tells that the files are still the same; see `files.stamp_of`."""
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the modules that `load` imports, for `imports.import_whole`."""
+
 
 def resolve(
     name: str | os.PathLike[str] | None = None,

@@ -15,11 +15,15 @@ from glm4v_magic.checkpoints.hub import CONFIGS
 from glm4v_magic.checkpoints.places import Place, find_place, not_found
 from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.wording import counted, printable
+from glm4v_magic.imports import import_whole
 
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints.adapters import Adapter
 
 __all__ = ["Source", "find_source"]
+
+# What reading the files of a checkpoint needs.
+_READERS = ("numpy", "pydantic.type_adapter", "safetensors")
 
 Fetch = Callable[[str, str | None], Path | None]
 """Downloads a repository if it holds an adapter alone; returns its folder, or ``None``."""
@@ -81,6 +85,7 @@ def find_source(
             raise not_found(text)
         _refuse_base(text, base)
         return Source(place.name, place, revision)
+    import_whole(*_READERS)
     from glm4v_magic.checkpoints.adapters import holds_adapter, read_adapter
 
     adapters = [folder for folder in place.folders if holds_adapter(folder)]

@@ -1,9 +1,9 @@
 """Events of an answer: the one stream that everything above the engines consumes.
 
-The order for a question: ``Loading``*, ``Started``, (``Thinking`` | ``Text`` | ``Reclassified``)*,
-then, if the answer must be corrected, ``Correcting`` and more of these three, and ``Done``. A
-prompt mapped over many items yields the same events, each with its row, a ``RowDone`` after each
-row, and ``MapDone`` at the end.
+The order for a question: ``Starting``*, ``Loading``*, ``Started``, (``Thinking`` | ``Text`` |
+``Reclassified``)*, then, if the answer must be corrected, ``Correcting`` and more of these three,
+and ``Done``. A prompt mapped over many items yields the same events, each with its row, a
+``RowDone`` after each row, and ``MapDone`` at the end.
 """
 
 from __future__ import annotations
@@ -32,9 +32,21 @@ __all__ = [
     "Reclassified",
     "RowDone",
     "Started",
+    "Starting",
     "Text",
     "Thinking",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """A library is being imported, which takes seconds; comes repeatedly until it is.
+
+    Attributes:
+        library: its name, such as ``PyTorch``.
+    """
+
+    library: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,5 +179,5 @@ Piece: TypeAlias = Thinking | Text | Reclassified
 EngineEvent: TypeAlias = Piece | Finished | Failed
 """What `engines.Engine.stream` yields."""
 
-Event: TypeAlias = Loading | Started | Piece | Correcting | Done | RowDone | MapDone
+Event: TypeAlias = Starting | Loading | Started | Piece | Correcting | Done | RowDone | MapDone
 """What `Session.stream` and `Session.stream_map` yield."""

@@ -30,8 +30,9 @@ from glm4v_magic.core.errors import (
 )
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, asks_for_help, parse, split, takes
+from glm4v_magic.notebook.interrupts import imports_finish_first
 from glm4v_magic.notebook.late_prompt import write_early, write_late
-from glm4v_magic.notebook.next_steps import CELL
+from glm4v_magic.notebook.next_steps import CELL, in_cell
 from glm4v_magic.notebook.one_line import show_as_one_line, show_as_usual
 from glm4v_magic.notebook.settings import Glm4v, read
 
@@ -152,20 +153,11 @@ class Glm4vMagics(Magics):
             %glm4v config [NAME]             the defaults, and where each of them comes from
             %glm4v help [COMMAND]            this page, or that of a command; --help does the same
         """
-        from glm4v_magic.notebook import commands
-        from glm4v_magic.notebook.next_steps import in_cell
-
         names: ChainMap[str, Any] = ChainMap(dict(local_ns or {}), self.shell.user_ns)
         debug = self._settings.debug or "--debug" in line.split()
         try:
-            words = split(line)
-            if cell is None:
-                answer: object = commands.run(self.context, words, names)
-            elif asks_for_help(words):
-                answer = commands.run(self.context, ["help"], names)
-            else:
-                arguments = parse(self.glm4v, words)
-                answer = commands.ask_cell(self.context, arguments, cell, names)
+            with imports_finish_first():
+                answer = self._run(line, cell, names)
         except Glm4vError as error:
             if debug:
                 raise
@@ -180,6 +172,16 @@ class Glm4vMagics(Magics):
             return answer
         # Out here the new exception has no __context__, whose frames would keep the model alive.
         raise failure
+
+    def _run(self, line: str, cell: str | None, names: Mapping[str, Any]) -> Any:
+        from glm4v_magic.notebook import commands
+
+        words = split(line)
+        if cell is None:
+            return commands.run(self.context, words, names)
+        if asks_for_help(words):
+            return commands.run(self.context, ["help"], names)
+        return commands.ask_cell(self.context, parse(self.glm4v, words), cell, names)
 
     # An answer has been streamed when its cell ends, and the cell's result is that same answer,
     # so that _ and Out[n] hold it. IPython shows results through formatters. They are registered
@@ -280,8 +282,6 @@ def register(shell: InteractiveShell) -> None:
     try:
         settings = read(shell.config.get(Glm4v.__name__, {}), os.environ)
     except OptionError as error:
-        from glm4v_magic.notebook.next_steps import in_cell
-
         problem = in_cell(error)
     else:
         Glm4vMagics(shell, settings).install()

@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core.errors import Glm4vError, LoadInterrupted, OptionError, OutOfMemoryError
-from glm4v_magic.core.events import Loading
+from glm4v_magic.core.events import Loading, Starting
 from glm4v_magic.core.model import LoadProgress, ModelChoice
 from glm4v_magic.core.server_address import ServerAddress, is_address, read_address
+from glm4v_magic.imports import import_slowly
 
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints import Checkpoint
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from glm4v_magic.planning.decision import Placement
 
 __all__ = ["find", "open_model"]
+
+_MODULES = ("glm4v_magic.engines.local", "glm4v_magic.engines.pull")
 
 
 def find(choice: ModelChoice) -> Checkpoint | ServerAddress:
@@ -66,7 +69,7 @@ def open_model(
     release: Callable[[], object],
     old: ModelChoice | None,
     recorder: ActivityRecorder,
-) -> Generator[Loading, None, Engine]:
+) -> Generator[Starting | Loading, None, Engine]:
     """Load a checkpoint, or connect to a server.
 
     Args:
@@ -88,15 +91,13 @@ def open_model(
         from glm4v_magic.engines import server
 
         return server.connect(found)
-    # Importing torch takes seconds, so the first sign of life comes before it is needed.
-    placement = None
-    if "torch" in sys.modules:
-        placement, keep = _place(found, choice)
-    else:
+    # What can be refused without torch is refused before the seconds that its import takes.
+    if "torch" not in sys.modules:
         _refuse(found, choice)
+    for _ in import_slowly(*_MODULES, *found.modules):
+        yield Starting("PyTorch")
+    placement, keep = _place(found, choice)
     yield Loading(LoadProgress(0, found.total_bytes, ""))
-    if placement is None:
-        placement, keep = _place(found, choice)
     from glm4v_magic.checkpoints.reading import forget_locals
     from glm4v_magic.engines import local
     from glm4v_magic.engines.pull import pulled

@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 __all__ = ["Glm4v9bCheckpoint"]
 
 _UNQUANTIZED = ("lm_head", "model.vision")
+_HERE = "glm4v_magic.checkpoints.glm4v_9b"
+_MODULES = (
+    f"{_HERE}.configuration",
+    f"{_HERE}.processing",
+    f"{_HERE}.inputs",
+    f"{_HERE}.modeling",
+    "glm4v_magic.checkpoints.progress",
+)
 _IGNORED_TENSOR = "transformer.rotary_pos_emb.inv_freq"
 
 
@@ -182,6 +190,11 @@ class Glm4v9bCheckpoint:
         """What tells that the files are still the same."""
         adapter = self._adapter
         return stamp_of(self.folder, *(() if adapter is None else (adapter.folder,)))
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the modules that `load` imports."""
+        return _MODULES
 
     def require_usable(self) -> None:
         """Raise CheckpointError unless all but the weights can be read."""

@@ -37,6 +37,14 @@ __all__ = ["NativeCheckpoint"]
 
 _UNQUANTIZED = ("lm_head", "model.visual")
 _BUFFERS = re.compile(r"\.(inv_freq|e_score_correction_bias)$")  # in files, but no weights
+_HERE = "glm4v_magic.checkpoints.glm_native"
+_MODULES = (
+    f"{_HERE}.processing",
+    f"{_HERE}.inputs",
+    "transformers.conversion_mapping",
+    "transformers.models.auto.modeling_auto",
+    "glm4v_magic.checkpoints.progress",
+)
 _FILES = ("tokenizer.json", image_limits.FILE)
 
 
@@ -212,6 +220,12 @@ class NativeCheckpoint:
         """What tells that the files are still the same."""
         adapter = self._adapter
         return stamp_of(self.folder, *(() if adapter is None else (adapter.folder,)))
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the modules that `load` imports."""
+        kind = self.config["model_type"]
+        return (*_MODULES, self._family.images[0], f"transformers.models.{kind}.modeling_{kind}")
 
     def require_usable(self) -> None:
         """Raise CheckpointError unless all but the weights can be read."""

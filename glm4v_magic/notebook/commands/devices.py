@@ -13,7 +13,7 @@ from IPython.core.magic_arguments import argument
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import BusyError, DoesNotFitError, Glm4vError, PlacementError
-from glm4v_magic.core.events import Event, Loading
+from glm4v_magic.core.events import Event, Loading, Starting
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.model import DEMOS, Architecture
 from glm4v_magic.core.placement import PlacementOptions
@@ -32,7 +32,12 @@ from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.pace import Pace
 from glm4v_magic.notebook.render.plans.device_map import device_map_bundle
 from glm4v_magic.notebook.render.plans.dry_run import dry_run_bundle
-from glm4v_magic.notebook.render.progress import line_bundle, loaded_line, progress_bundle
+from glm4v_magic.notebook.render.progress import (
+    line_bundle,
+    loaded_line,
+    progress_bundle,
+    starting_line,
+)
 from glm4v_magic.planning.decision import make_plan
 from glm4v_magic.planning.occupancy import Occupancy, occupancy
 
@@ -220,7 +225,9 @@ def _load(
     pace = Pace()
 
     def arrived(event: Event) -> None:
-        if isinstance(event, Loading) and pace.due():
+        if isinstance(event, Starting):
+            display(line_bundle(starting_line(event.library)))
+        elif isinstance(event, Loading) and pace.due():
             display(progress_bundle(name, event.progress))
 
     since = time.monotonic()

@@ -12,7 +12,7 @@ from typing import Any
 
 from glm4v_magic.calls.tasks import asked
 from glm4v_magic.core.errors import Glm4vError, InputError, MapInterrupted, OptionError
-from glm4v_magic.core.events import Event, Loading, Started
+from glm4v_magic.core.events import Event, Loading, Started, Starting
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.video import SourcedVideo
 from glm4v_magic.images import SourcedImage, count_images, parse_crop, resolve_images, to_images
@@ -108,7 +108,7 @@ def over(
     )
 
     def show(event: Event) -> None:
-        if isinstance(event, Loading):
+        if isinstance(event, (Starting, Loading)):
             screen.show(event)
         elif isinstance(event, Started):
             screen.loaded(event.info)

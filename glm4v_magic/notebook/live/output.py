@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from IPython.display import display
 
+from glm4v_magic.notebook.interrupts import interrupt_held_back
 from glm4v_magic.notebook.live.stop_button import StopButton, stop_button
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.answers.head import head_bundle, status_html
@@ -18,7 +16,7 @@ from glm4v_magic.notebook.render.answers.image import Thumbnail, strip_bundle
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["Head", "Output", "show"]
+__all__ = ["Head", "Output", "Stoppable", "show"]
 
 
 def show(bundle: MimeBundle) -> None:
@@ -43,20 +41,47 @@ class Output:
                 self._handle.update(bundle, raw=True)
 
 
-@contextlib.contextmanager
-def interrupt_held_back() -> Iterator[None]:
-    """Defer an interrupt until the block is done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # interrupts come to the main thread only
-        return
-    held: list[Any] = []
-    usual = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
-        if held and callable(usual):
-            usual(*held[-1])
+class Stoppable:
+    """One output with a Stop button below it, until it is finished.
+
+    Args:
+        shell: the running shell.
+        button: whether there may be a button.
+    """
+
+    def __init__(self, shell: InteractiveShell, *, button: bool) -> None:
+        self._shell = shell
+        self._may_have_button = button
+        self._output = Output()
+        self._button: StopButton | None = None
+        self._open = False
+
+    @property
+    def stop_pressed(self) -> bool:
+        """Whether the Stop button was pressed."""
+        return self._button is not None and self._button.pressed
+
+    def show(self, bundle: MimeBundle) -> None:
+        """Show `bundle` here, with the button if there can be one."""
+        with interrupt_held_back():
+            if self._button is not None:
+                self._button.show_above(bundle["text/html"])
+                return
+            shown: dict[str, Any] = {**bundle}
+            if self._may_have_button and not self._open:
+                self._button = stop_button(self._shell, bundle["text/html"], "")
+                if self._button is not None:
+                    shown |= self._button.view
+            self._open = True
+            self._output.show(shown)
+
+    def finish(self, bundle: MimeBundle) -> None:
+        """Show `bundle` here without a button."""
+        with interrupt_held_back():
+            self._output.show(bundle)
+            if self._button is not None:
+                self._button.close()
+                self._button = None
 
 
 class Head:

@@ -19,12 +19,13 @@ from glm4v_magic.core.events import (
     Loading,
     Reclassified,
     Started,
+    Starting,
     Text,
     Thinking,
 )
 from glm4v_magic.core.options import Format
 from glm4v_magic.core.wording import printable
-from glm4v_magic.notebook.live.output import Head, Output, show
+from glm4v_magic.notebook.live.output import Head, Output, Stoppable, show
 from glm4v_magic.notebook.live.stop_button import is_watched
 from glm4v_magic.notebook.render.answers.answer import LiveAnswer, footnotes
 from glm4v_magic.notebook.render.answers.boxes import boxes_text
@@ -40,6 +41,7 @@ from glm4v_magic.notebook.render.progress import (
     loaded_line,
     loading_line,
     progress_bundle,
+    starting_line,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +60,8 @@ class Screen:
     def show(self, event: Event) -> None:
         """Show an event; called with each event, in order."""
         match event:
+            case Starting():
+                self.starting(event.library)
             case Loading():
                 self.loading(event.progress)
             case Started():
@@ -73,6 +77,9 @@ class Screen:
                 self.reclassified()
             case Correcting():
                 self.begun(f"\n\n[{event.fault} It is asked once more.]\n\n")
+
+    def starting(self, library: str) -> None:
+        """Called repeatedly while a library is imported."""
 
     def loading(self, progress: LoadProgress) -> None:
         """Called while weights are being loaded."""
@@ -130,8 +137,9 @@ def screen_for(
     # capture_output can.
     if type(shell.display_pub) is DisplayPublisher:
         return TerminalScreen(model)
-    head = Head(shell, button=button) if is_watched(shell) else None
-    return NotebookScreen(model, form, head)
+    if not is_watched(shell):
+        return NotebookScreen(model, form)
+    return NotebookScreen(model, form, Head(shell, button=button), Stoppable(shell, button=button))
 
 
 _MARK = "| "
@@ -145,22 +153,39 @@ class NotebookScreen(Screen):
         model: name of the model.
         form: format of the answer.
         head: shows the images if the cell is watched.
+        bar: shows the progress of loading if the cell is watched.
     """
 
-    def __init__(self, model: str, form: Format = "markdown", head: Head | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        form: Format = "markdown",
+        head: Head | None = None,
+        bar: Stoppable | None = None,
+    ) -> None:
         self._model = model
         self._head = head
-        self._bar = Output()
+        self._button = bar
+        self._bar = Output() if bar is None else bar
         self._pace = Pace()
+        self._library = ""  # that is being imported
         self._progress: LoadProgress | None = None
-        self._since = 0.0
+        self._since: float | None = None
         self._rate = Rate()
         self._answer = LiveAnswer(Output().show, form=form)
 
+    def starting(self, library: str) -> None:
+        """Name the library in place of the bar."""
+        if not self._library:
+            self._library, self._since = library, time.monotonic()
+            self._bar.show(line_bundle(starting_line(library)))
+        self._stop_if_pressed()
+
     def loading(self, progress: LoadProgress) -> None:
         """Move the bar."""
-        if self._progress is None:
+        if self._since is None:
             self._since = time.monotonic()
+        self._library = ""
         self._progress = progress
         if self._pace.due():
             self._bar.show(
@@ -170,13 +195,20 @@ class NotebookScreen(Screen):
                     bytes_per_second=self._rate.so_far(progress.done_bytes),
                 )
             )
+        self._stop_if_pressed()
 
     def loaded(self, info: EngineInfo) -> None:
         """Replace the bar by one line."""
-        if self._progress is not None:
-            self._progress = None
+        if self._since is not None:
             line = loaded_line(info, time.monotonic() - self._since)
+            self._end_bar(line)
+
+    def _end_bar(self, line: str) -> None:
+        self._progress, self._since, self._library = None, None, ""
+        if self._button is None:
             self._bar.show(line_bundle(line))
+        else:
+            self._button.finish(line_bundle(line))
 
     def start(
         self,
@@ -217,7 +249,7 @@ class NotebookScreen(Screen):
         self._stop_if_pressed()
 
     def _stop_if_pressed(self) -> None:
-        if self._head is not None and self._head.stop_pressed:
+        if any(each is not None and each.stop_pressed for each in (self._head, self._button)):
             raise KeyboardInterrupt
 
     def finish(self, answer: Answer) -> None:
@@ -230,7 +262,9 @@ class NotebookScreen(Screen):
         """Replace a bar that did not become full."""
         if self._progress is not None:
             done, total = self._progress.done_bytes, self._progress.total_bytes
-            self._bar.show(line_bundle(f"{loading_line(self._model, done, total)}, not finished."))
+            self._end_bar(f"{loading_line(self._model, done, total)}, not finished.")
+        elif self._library:
+            self._end_bar(starting_line(self._library, is_stopped=True))
         self._answer.close()
         if self._head is not None:
             self._head.finish(finished_line(None))
@@ -241,11 +275,18 @@ class TerminalScreen(Screen):
 
     def __init__(self, model: str) -> None:
         self._model = model
+        self._library = ""
         self._since: float | None = None
         self._said_released = False
         self._in_line = False
         self._is_thinking = False
         self._held = ""  # white space of the thinking
+
+    def starting(self, library: str) -> None:
+        """Say once that this takes a while."""
+        if not self._library:
+            self._library = library
+            _say(starting_line(library))
 
     def loading(self, progress: LoadProgress) -> None:
         """Say once that this takes a while."""

@@ -68,9 +68,9 @@ class StopButton:
         self._button.on_click(self._press)
         self._line = ipywidgets.HTML(status)
         row = ipywidgets.HBox([self._button, self._line], layout={"align_items": "center"})
-        above = ipywidgets.HTML(html)
-        self._box = ipywidgets.VBox([above, row])
-        self._widgets = [self._box, above, row, self._line, self._button]
+        self._above = ipywidgets.HTML(html)
+        self._box = ipywidgets.VBox([self._above, row])
+        self._widgets = [self._box, self._above, row, self._line, self._button]
         hear_while_busy(self._button)
 
     @property
@@ -86,6 +86,10 @@ class StopButton:
     def say(self, status: str) -> None:
         """Replace the status line beside it by this HTML."""
         self._line.value = status
+
+    def show_above(self, html: str) -> None:
+        """Replace what is shown above the button by this HTML."""
+        self._above.value = html
 
     def close(self) -> None:
         """Remove it, with all its widget models that the front end would save."""

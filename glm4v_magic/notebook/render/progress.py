@@ -11,7 +11,7 @@ from glm4v_magic.notebook.render.templates import fill
 if TYPE_CHECKING:
     from glm4v_magic.core.model import EngineInfo, LoadProgress
 
-__all__ = ["line_bundle", "loaded_line", "loading_line", "progress_bundle"]
+__all__ = ["line_bundle", "loaded_line", "loading_line", "progress_bundle", "starting_line"]
 
 
 def loading_line(
@@ -61,6 +61,13 @@ def progress_bundle(
     )
     html = fill("progress", line=line, done=min(done, total), total=total, label="Loading")
     return {"text/plain": line, "text/html": html}
+
+
+def starting_line(library: str, *, is_stopped: bool = False) -> str:
+    """Return the line shown while a library is imported, or left when that was stopped."""
+    if is_stopped:
+        return f"{library} is still starting, in the background; the next question waits for it."
+    return f"Starting {library} ..."
 
 
 def loaded_line(info: EngineInfo, seconds: float) -> str:
