@@ -119,6 +119,16 @@ def mixed_map(tree: ModuleTree, seed: int) -> tuple[Map, int]:
     return chosen, places
 
 
+def placed(device_map: Map, tree: ModuleTree) -> dict[str, int | str]:
+    """The device of every weight: that of the longest entry around it."""
+    found = {}
+    for tensor in tree.tensors:
+        around = [name for name in device_map if not name or f"{tensor}.".startswith(f"{name}.")]
+        if around:
+            found[tensor] = device_map[max(around, key=len)]
+    return found
+
+
 def spoilt(device_map: Map, seed: int) -> Map:
     """A map with something wrong in it, of one kind or another."""
     rng = random.Random(seed)
@@ -136,5 +146,5 @@ def spoilt(device_map: Map, seed: int) -> Map:
     elif kind == 4:
         changed[name] = "gpu"
     else:
-        changed["model"] = 1 - int(changed[name] == 1)
+        changed[name] = -1
     return changed

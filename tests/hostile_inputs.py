@@ -577,7 +577,7 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
             ),
             (
                 "load tiny --map unknown_gpu.json",
-                "The device map puts 'the whole model' on GPU 99, but there is none.",
+                "The device map puts the whole model on GPU 99, but there is none.",
             ),
             (
                 "load tiny --map missing_module.json",

@@ -1,7 +1,8 @@
 """Device maps: checking them against the names of a model's modules and weights.
 
 A device map assigns devices to modules or single parameters: ``{"model.vision": 0, "lm_head": 1,
-"model.language_model": "cpu"}``. Mistakes are found before anything is loaded, and reported in one
+"model.language_model": "cpu"}``. Of entries for a module and for something inside it, the inner one
+counts, as in accelerate. Mistakes are found before anything is loaded, and reported in one
 line with a guess at what was meant.
 """
 
@@ -56,13 +57,11 @@ def settle(
             if found is None:
                 raise DeviceMapError(*_unknown(name, tree))
             translated[name] = found
-    _check_overlaps(device_map)
     own: DeviceMap = {name: place for name, place in device_map.items() if name in known}
-    votes: dict[str, Counter[Place]] = {}
-    for name, names in translated.items():
+    for name in translated:
         _check_there(name, device_map[name], gpus)
-        for each in names:
-            votes.setdefault(each, Counter())[device_map[name]] += 1
+    votes = _votes(device_map, translated)
+    _check_twice(device_map, own, translated, tree)
     own |= {name: places.most_common(1)[0][0] for name, places in votes.items()}
     if not own:
         raise DeviceMapError("The device map names nothing of the model.", EXAMPLE)
@@ -71,9 +70,47 @@ def settle(
     own |= _computed(own, tree)
     divided = sum(len(places) > 1 for places in votes.values())
     checked = check(own, tree, gpus)
-    if translated:
+    if translated or any(_outer(checked, name) is not None for name in checked):
         checked = _compressed(checked, tree)
     return checked, tuple(_translations(translated, divided))
+
+
+def _votes(
+    device_map: Mapping[str, Place], translated: Mapping[str, tuple[str, ...]]
+) -> dict[str, Counter[Place]]:
+    """Return the devices of each name here, by how many published names give it one."""
+    named: dict[str, list[str]] = {}
+    for published, names in translated.items():
+        for name in names:
+            named.setdefault(name, []).append(published)
+    votes = {}
+    for name, all_of_it in named.items():
+        outer = {_outer(dict.fromkeys(all_of_it, 0), each) for each in all_of_it}
+        votes[name] = Counter(device_map[each] for each in all_of_it if each not in outer)
+    return votes
+
+
+def _check_twice(
+    device_map: Mapping[str, Place],
+    own: Mapping[str, Place],
+    translated: Mapping[str, tuple[str, ...]],
+    tree: ModuleTree,
+) -> None:
+    """Raise DeviceMapError if a name here and a published one put the same weights elsewhere."""
+    for published, names in translated.items() if own else ():
+        inside = set(_inside(names, tree))
+        for name, place in own.items():
+            if place != device_map[published] and inside == set(_inside((name,), tree)):
+                raise DeviceMapError(
+                    f"The device map has {name!r} under two names, and on several devices.",
+                    "Leave one of them out.",
+                )
+
+
+def _inside(names: Sequence[str], tree: ModuleTree) -> Iterator[str]:
+    for tensor in tree.tensors:
+        if any(not name or f"{tensor}.".startswith(f"{name}.") for name in names):
+            yield tensor
 
 
 def _translations(translated: Mapping[str, tuple[str, ...]], divided: int) -> Iterator[Remark]:
@@ -145,11 +182,11 @@ def check(device_map: Mapping[str, Place], tree: ModuleTree, gpus: Sequence[GPU]
         gpus: available GPUs.
 
     Returns:
-        The map without entries that repeat that of an outer module.
+        The map without entries that repeat that of the module around.
 
     Raises:
         DeviceMapError: if the map is empty, misses a weight, names an unknown module or GPU,
-            contradicts itself for an inner and an outer module, or separates tied weights.
+            or separates tied weights.
     """
     if not device_map:
         raise DeviceMapError("The device map is empty.", EXAMPLE)
@@ -158,10 +195,13 @@ def check(device_map: Mapping[str, Place], tree: ModuleTree, gpus: Sequence[GPU]
         if name not in known:
             raise DeviceMapError(*_unknown(name, tree))
         _check_there(name, place, gpus)
-    _check_overlaps(device_map)
     _check_coverage(device_map, tree.tensors)
     _check_ties(device_map, tree.ties)
-    return {name: place for name, place in device_map.items() if _outer(device_map, name) is None}
+    return {
+        name: place
+        for name, place in device_map.items()
+        if (outer := _outer(device_map, name)) is None or device_map[outer] != place
+    }
 
 
 def _check_there(name: str, place: Place, gpus: Sequence[GPU]) -> None:
@@ -215,17 +255,6 @@ def _outer(places: Mapping[str, Place], name: str) -> str | None:
     return None
 
 
-def _check_overlaps(places: Mapping[str, Place]) -> None:
-    for name, place in places.items():
-        outer = _outer(places, name)
-        if outer is not None and places[outer] != place:
-            raise DeviceMapError(
-                f"The device map puts {_called(outer)} on {_named(places[outer])}, "
-                f"but {name!r} inside it on {_named(place)}.",
-                "Name the parts of the outer one instead.",
-            )
-
-
 def _check_coverage(places: Mapping[str, Place], tensors: Sequence[str]) -> None:
     missing = [name for name in tensors if place_of(places, name) is None]
     if not missing:
@@ -263,7 +292,3 @@ def _check_ties(places: Mapping[str, Place], ties: Mapping[str, str]) -> None:
 
 def _called(name: str) -> str:
     return repr(name) if name else "the whole model"
-
-
-def _named(place: Place) -> str:
-    return "the CPU" if place == "cpu" else f"GPU {place}"

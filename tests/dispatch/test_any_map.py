@@ -17,6 +17,7 @@ from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import DeviceMapError
 from glm4v_magic.core.events import Finished
+from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.dry_run.run import dry_run
@@ -75,6 +76,39 @@ def test_modules_and_single_weights(models, kind, seed):
     checkpoint, tree, on_one_device = models(kind)
     device_map, gpus = any_split.mixed_map(tree, seed)
     assert answers(checkpoint, device_map, gpus) == on_one_device
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_inner_entries_win_over_those_around_them(models, kind, seed):
+    checkpoint, tree, on_one_device = models(kind)
+    inner, gpus = any_split.mixed_map(tree, seed)
+    outer = ["", "model", *sorted({name.rpartition(".")[0] for name in inner})]
+    around = {
+        name: (seed + number) % gpus for number, name in enumerate(outer) if name not in inner
+    }
+    named = any_split.placed(inner, tree)
+    found = any_split.placed(
+        decide(
+            checkpoint.architecture, PlacementOptions(), parse_gpus(f"{gpus}x1GiB"), around | inner
+        ).device_map,
+        tree,
+    )
+    assert found == named
+    if seed < any_split.MIXED_SAMPLE // 2:
+        assert answers(checkpoint, around | inner, gpus) == on_one_device
+
+
+def test_as_accelerate_places_them(models):
+    """``{"": 0, "lm_head": 1}`` is the whole model on 0 but the head."""
+    checkpoint, _, on_one_device = models(OURS)
+    for given in ({"": 0, "lm_head": 1}, {"": 0, "transformer.output_layer": 1}):
+        with VirtualGPUs("2x1GiB") as virtual:
+            placed = decide(checkpoint.architecture, PlacementOptions(), virtual.gpus, given)
+            engine = local.load(checkpoint, placed)
+            devices = {n: str(p.device) for n, p in engine.model.named_parameters()}
+            assert said(engine) == on_one_device
+        assert [name for name in devices if devices[name] == "cuda:1"] == ["lm_head.weight"]
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,7 @@ ROOMS = (
 """Where sentences of advice are searched: whatever decides where a model goes, or runs it there."""
 
 SENTENCES_OF_OTHERS = {
+    "Load it again.": "session/test_load_forms.py",
     "Shorten it, or start a new conversation.": "engines/test_decoding.py",
     "This is a bug of the loader, not of the map; the model was not kept.": "",
     "Leave them to others.": "",
@@ -462,7 +463,6 @@ def test_what_goes_with_an_address(monkeypatch):
 @takes(
     EXAMPLE,
     "Every weight needs one.",
-    "Name the parts of the outer one instead.",
     "Put the quantised layers on GPUs; the rest may be on the CPU.",
     "Leave one of them out.",
     "Give one number, or one for each GPU.",
@@ -479,7 +479,8 @@ def test_maps_and_options_that_are_put_right(tmp_path):
 
     refused(EXAMPLE, {})
     refused("Every weight needs one.", {"model.vision": 0})
-    refused("Name the parts of the outer one instead.", {"model": 0, text: 1, "lm_head": 1})
+    refused("Leave one of them out.", {"": 1, "lm_head": 0, "transformer.output_layer": 1})
+    assert decide(demo, PlacementOptions(), gpus, {"": 1, "lm_head": 0}).device_map["lm_head"] == 0
     assert decide(demo, PlacementOptions(), gpus, split).device_map == split
     refused("Put the quantised layers on GPUs", {**split, text: "cpu"}, quantize="4bit")
     away = {**split, "model.vision": "cpu"}
@@ -563,12 +564,16 @@ def test_room_is_made(monkeypatch):
 @takes(
     'Write for example "4x16GiB", "24+16+12GiB", "2xT4", "24GiB@936GB/s" or "cpu".',
     'Describe them, as in "4x16GiB".',
+    'Write for example "24GiB@936GB/s".',
 )
 def test_examples_of_gpus_are_read():
     with pytest.raises(GPUDescriptionError) as caught:
         parse_gpus("4x")
     examples = re.findall('"(.+?)"', str(caught.value))
     assert [len(parse_gpus(example)) for example in examples] == [4, 3, 2, 1, 0]
+    with pytest.raises(GPUDescriptionError, match='Write for example "24GiB@936GB/s"'):
+        parse_gpus("24GiB@0GB/s")
+    assert len(parse_gpus("24GiB@936GB/s")) == 1
     with pytest.raises(OptionError, match='as in "4x16GiB"'):
         dry_run(architecture("demo"), ())
     assert dry_run(architecture("demo"), "1x16GiB", text_tokens=4).works

@@ -145,8 +145,8 @@ def test_a_translated_map_has_few_names_and_one_line_tells(gpus):
         ({"transformer.vision": 0}, r"gives 'model.language_model' and 1 more no device"),
         ({**PUBLISHED, "transformer.visionn": 0}, "'transformer.visionn', which the model does"),
         (
-            {**PUBLISHED, "transformer.vision.conv": 0},
-            "'transformer.vision' on GPU 1, but 'transformer.vision.conv' inside it on GPU 0",
+            {**PUBLISHED, "lm_head": 2},
+            "has 'lm_head' under two names, and on several devices",
         ),
         ({**PUBLISHED, "transformer.vision": 5}, "'transformer.vision' on GPU 5, but there are"),
         ({"metadata": {}, "weight_map": {}}, "is the index of a checkpoint"),
