@@ -320,6 +320,9 @@ def test_tables_cross_as_one_and_together():
         assert shared((cos, sin), target)[1] is first[1]
         # the same cos with another sin is another pair
         assert [t.tolist() for t in shared((cos, other), target)] == [[0, 0], [2, 2]]
+        # and cos alone is none
+        assert shared(cos, target).tolist() == [0, 0]
+        assert [t.tolist() for t in shared((cos, sin), target)] == [[0, 0], [1, 1]]
 
 
 def test_shared_leaves_alone_what_is_no_tensor():
