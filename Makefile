@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo lab test test-fast nightly bench lint tables docs dist eval-demo eval-native-demo clean
+.PHONY: demo lab test test-fast nightly bench bench-full lint tables docs dist eval-demo eval-native-demo clean
 
 demo: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py notebooks/01_quickstart.ipynb
@@ -30,7 +30,23 @@ test-fast: $(INSTALLED)
 nightly: $(INSTALLED)
 	$(PYTEST) -m nightly
 
+# Every benchmark in a short form, some ten minutes on two idle cores; `bench-full` for figures to
+# quote, which takes an hour or two.
 bench: $(INSTALLED)
+	$(BIN)/python benchmarks/load_ext.py --runs 3
+	$(BIN)/python benchmarks/first_cell.py --runs 2
+	$(BIN)/python benchmarks/tokens_per_second.py --runs 7 --tokens 60
+	$(BIN)/python benchmarks/batch.py --runs 2
+	$(BIN)/python benchmarks/follow_up.py --runs 1 --tokens 4
+	$(BIN)/python benchmarks/follow_up.py --runs 1 --tokens 4 --rows 32 --visual-tokens 402
+	$(BIN)/python benchmarks/refill.py --runs 1 --rows 16
+	$(BIN)/python benchmarks/monitor.py --runs 3 --answers 5 --tokens 100
+	$(BIN)/python benchmarks/dry_run.py
+	$(BIN)/python benchmarks/load_memory.py --layers 1
+	$(BIN)/python benchmarks/load_time.py --runs 5 --quick
+	$(BIN)/python benchmarks/placement.py --gpus 2-3
+
+bench-full: $(INSTALLED)
 	$(BIN)/python benchmarks/load_ext.py
 	$(BIN)/python benchmarks/first_cell.py
 	$(BIN)/python benchmarks/tokens_per_second.py

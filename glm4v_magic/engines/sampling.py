@@ -68,6 +68,7 @@ _ABOUT_OUTPUT = (
     "output_attentions", "output_hidden_states", "output_logits", "output_scores",
     "return_dict_in_generate",
 )  # fmt: skip
+_MAKERS = {each: (maker, off) for each, maker, off in (*_READERS, *_WARPERS)}
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
@@ -114,14 +115,13 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 
 def _take(config: GenerationConfig, name: str, value: object) -> bool:
     """Set a value of the file if it is supported; returns whether it is."""
-    makers = {each: (maker, off) for each, maker, off in (*_READERS, *_WARPERS)}
-    if name not in makers:
+    if name not in _MAKERS:
         return name == "do_sample" and isinstance(value, bool)
     if not _is_number(value):
         return False
     if name == "repetition_penalty" and not LEAST_PENALTY <= value <= 1 / LEAST_PENALTY:
         return False
-    maker, off = makers[name]
+    maker, off = _MAKERS[name]
     if name in _WHOLE_NUMBERS:
         if value != int(value):
             return False

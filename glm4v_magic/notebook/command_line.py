@@ -177,7 +177,9 @@ def _unknown(parser: Any, name: str) -> OptionError:
     magics = _magics(others[0]) if others else _magics_apart(name)
     if magics:
         hint = f"It is one of {magics}."
-        if parser.prog.endswith(_AGAIN) and others and "cell" in others[0].who.commands:
+        if parser.prog.endswith(_AGAIN) and name == "--chat":
+            hint = f"The chat is named without an option: %{parser.prog} NAME."
+        elif parser.prog.endswith(_AGAIN) and others and "cell" in others[0].who.commands:
             hint = f"Question and images stay as they were; to change them, ask with {magics}."
         return OptionError(f"{_typed(parser.prog)} has no option {name}.", hint)
     known = [option for option in parser._option_string_actions if option[:2] == "--"]

@@ -373,6 +373,7 @@ class TestCommands:
             ),
             ("chats --all", "%glm4v chats has no option --all. It is one of %glm4v reset."),
             ("ask --dry-run x", "%glm4v ask has no option --dry-run. It is one of %glm4v patch."),
+            ("retry --chat c", "The chat is named without an option: %glm4v retry NAME."),
             ("retry --no-such", "There is no option --no-such. There are "),
         ],
     )

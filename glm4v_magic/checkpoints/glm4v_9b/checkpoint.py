@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,7 @@ _MODULES = (
     "glm4v_magic.checkpoints.progress",
 )
 _IGNORED_TENSOR = "transformer.rotary_pos_emb.inv_freq"
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer
 
 
 class Glm4v9bCheckpoint:
@@ -240,10 +243,18 @@ class Glm4v9bCheckpoint:
         if self._packed is not None:
             return {name: info.nbytes for name, info in self._packed.tensors.items()}
         transforms = weights.conversions()
-        sizes: dict[str, int] = {}
-        for published, info in self.tensors.items():
-            name = published
+
+        @cache
+        def renamed(name: str) -> str:
             for transform in transforms:
                 name, _ = transform.rename_source_key(name)
+            return name
+
+        sizes: dict[str, int] = {}
+        for published, info in self.tensors.items():
+            # Layers are renamed alike, and renaming is slow.
+            number = _NUMBER.search(published)
+            name = renamed(_NUMBER.sub("0", published, count=1))
+            name = name if number is None else _NUMBER.sub(number[0], name, count=1)
             sizes[name] = info.nbytes
         return sizes
