@@ -179,7 +179,7 @@ def config(kind: str, words: PreTrainedTokenizerFast) -> dict[str, Any]:
             "index_topk": 32,
             "index_kpool": 16,
             "index_head_dim": 16,
-            "index_n_heads": 2,
+            "index_n_heads": 16,  # with few, many scores are 0, and padding decides among them
             "linear_head_dim": 16,
             "linear_num_heads": 3,
         }

@@ -172,7 +172,7 @@ class ModelInputs(Protocol):
 
     @property
     def is_recurrent(self) -> bool:
-        """Whether the cache holds a recurrent state, which can be neither cropped nor padded."""
+        """Whether the cache holds a recurrent state, which cannot be cropped."""
 
     def positions(self, encoded: Encoded) -> Tensor:
         """Return the position of every token: (1, L), or (axes, 1, L) where a token has several."""

@@ -278,13 +278,52 @@ def joined(model: Any, parts: Sequence[tuple[KVBlock, list[int]]], attempt: Atte
     ]
     for at, layer in enumerate(whole.cache.layers):
         layers = [each.cache.layers[at] for each, _ in parts]
+        if isinstance(layer, LinearAttentionLayer):
+            _join_states(layer, layers, [rows for rows, _ in places], attempt)
+            continue
         layer.lazy_initialization(layers[0].keys, layers[0].values)
         for name in ("keys", "values"):
             tensors = [getattr(each, name) for each in layers]
             setattr(layer, name, attempt(partial(_joined, tensors, places, width)))
             for each in layers:
                 setattr(each, name, None)
+        if getattr(layers[0], "indexer_keys", None) is not None:
+            _join_index(layer, layers, places, width, attempt)
     return whole
+
+
+def _join_states(
+    whole: Any, layers: Sequence[Any], rows: Sequence[list[int] | None], attempt: Attempt
+) -> None:
+    """Join the states of linear attention, (B, ...), which have no columns."""
+    for name in ("conv_states", "recurrent_states"):
+        given = [getattr(each, name)[0] for each in layers]
+        state = attempt(partial(_rows_of, given, rows))
+        whole.lazy_initialization(**{name: state})
+        getattr(whole, name)[0] = state
+    whole.has_previous_state[0] = True
+
+
+def _rows_of(states: Sequence[Tensor], rows: Sequence[list[int] | None]) -> Tensor:
+    return torch.cat(
+        [
+            state if which is None else state[torch.tensor(which, device=state.device)]
+            for state, which in zip(states, rows, strict=True)
+        ]
+    )
+
+
+def _join_index(
+    whole: Any,
+    layers: Sequence[Any],
+    places: Sequence[tuple[list[int] | None, list[int] | None]],
+    width: int,
+    attempt: Attempt,
+) -> None:
+    """Join what tokens are chosen by, (B, W, size); its padding of zeros marks itself as such."""
+    given = [each.indexer_keys[:, None] for each in layers]
+    whole.lazy_initialization_indexer(given[0])
+    whole.indexer_keys = attempt(partial(_joined, given, places, width))[:, 0]
 
 
 def _indices(columns: Tensor) -> list[int] | None:

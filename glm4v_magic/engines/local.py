@@ -218,13 +218,9 @@ class LocalEngine:
     def batch_size(self) -> int:
         """Number of rows that are best asked at once: 8, or 1 for a large model on the CPU.
 
-        It is also 1 for a model with recurrent state, whose rows cannot be padded and joined.
-
         On the CPU a row of a large model takes minutes by itself, and running out of memory ends
         the process. On GPUs a batch that does not fit is halved.
         """
-        if self._inputs.is_recurrent:
-            return 1
         large = (self.info.parameters or 0) > _LARGE
         return 1 if large and self.info.devices == ("cpu",) else _BATCH
 
@@ -274,7 +270,7 @@ class LocalEngine:
             )
         # Virtual GPUs draw from the CPU's random state.
         device = self._home if active() is None else "cpu"
-        at_once = 1 if self._inputs.is_recurrent else at_once or self.batch_size
+        at_once = at_once or self.batch_size
         intake = Intake(requests, at_once, self._row, device, withdrawn)
         interrupted = False
         try:
