@@ -18,7 +18,7 @@ def follow(
     """Hand what each event holds to the function for its kind; return the answer or the rows."""
     given = {
         Loading: (loading, lambda event: (event.progress,)),
-        Started: (started, lambda event: (event.info, event.images)),
+        Started: (started, lambda event: (event.info, event.media)),
         Text: (text, lambda event: (event.text,)),
         Thinking: (thinking, lambda event: (event.text,)),
         Correcting: (correcting, lambda event: (event.fault,)),
