@@ -26,8 +26,10 @@ def fits_beside(checkpoint: Checkpoint, placement: Placement) -> bool:
         return False
     if _TIMES_FREE * needed.pop(HOST, 0) > free_host_bytes():
         return False
+    if not needed:
+        return True
     with gpu_reader() as read:
-        memories = take_readings(read, {}).memories if needed else ()
+        memories = take_readings(read, {}).memories
     free = {memory.device: memory.free_bytes or 0 for memory in memories}
     return all(free.get(device, 0) >= size for device, size in needed.items())
 
