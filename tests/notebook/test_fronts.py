@@ -99,6 +99,24 @@ def check_stopped(cell):
     assert cell.locator(".jupyter-widgets").count() == 0
 
 
+@pytest.mark.parametrize(
+    "view",
+    [lab.LAB, pytest.param(lab.NOTEBOOK, marks=pytest.mark.nightly)],
+    ids=["lab", "notebook"],
+)
+def test_stopped_by_the_button_while_pytorch_starts_it_answers_the_next_question(front, view):
+    question = "%%glm4v shapes.png\nWhat colour is the circle?"
+    with front.open(["%load_ext glm4v_magic", *[question] * 2], FILES, kind=view) as page:
+        lab.run(page, 0)
+        stopped = lab.start(page, 1)
+        expect(stopped).to_contain_text("Starting PyTorch", timeout=1000 * SECONDS)
+        stop_button(stopped).click()
+        lab.wait_for_prompt(page, 1)
+        expect(stopped).to_contain_text("PyTorch is still starting, in the background")
+        assert stop_button(stopped).count() == 0
+        expect_answer(lab.run(page, 2), "The circle is red.")
+
+
 def test_an_answer_grows_and_the_interrupt_button_keeps_it(page, kind):
     cell = lab.start(page, INTERRUPTED)
     wait_for_growth(page, INTERRUPTED)
