@@ -68,6 +68,7 @@ SLOW = {
     "session/test_closed_anywhere.py": "answers many questions, and asks a server",
     "checkpoints/test_native_text_step.py": "several models",
     "session/test_load_beside.py": "loads many models",
+    "session/test_load_forms.py": "plans and loads many models",
     "session/test_load_with_plan.py": "loads many models",
     "session/test_preview.py": "answers many questions",
     "virtual_gpus/test_virtual_gpus_families.py": "many models",
