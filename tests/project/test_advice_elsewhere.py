@@ -1,0 +1,275 @@
+"""Advice outside of the rooms that place a model: taken here, or listed with the reason why not.
+
+Each scene runs into a message, finds its advice in it, and does what it says. `test_advice` is
+about placement, and about advice that front ends word themselves.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import test_advice
+import torch
+from PIL import Image
+
+import glm4v_magic
+from glm4v_magic.checkpoints import resolve
+from glm4v_magic.core.errors import Glm4vError
+from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.core.server_address import read_address
+from glm4v_magic.images import to_image
+from glm4v_magic.images.crop import parse_crop
+from glm4v_magic.virtual_gpus import VirtualGPUs
+
+PACKAGE = Path(glm4v_magic.__file__).parent
+IN_FOLDERS = "Give one of them."
+SQUARE = np.zeros((4, 4, 3), np.uint8)
+SCENES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {}
+CELLS: dict[str, tuple[str, str]] = {}
+
+
+def image(value: object) -> object:
+    return to_image(value, "x")
+
+
+def limits(**given: Any) -> PlacementOptions:
+    return PlacementOptions(**given)
+
+
+def gone() -> torch.Tensor:
+    with VirtualGPUs("1x1GiB"):
+        return torch.ones(2, device="cuda:0")
+
+
+def kept() -> torch.Tensor:
+    with VirtualGPUs("1x1GiB"):
+        return torch.ones(2, device="cuda:0").cpu() + 1
+
+
+def nested() -> None:
+    with VirtualGPUs("1x1GiB"), VirtualGPUs("1x1GiB"):
+        pass
+
+
+def one_after_the_other() -> None:
+    for _ in range(2):
+        with VirtualGPUs("1x1GiB"):
+            pass
+
+
+def twice(make: Callable[[], VirtualGPUs]) -> None:
+    for _ in range(2):
+        with make():
+            pass
+
+
+ONE = VirtualGPUs("1x1GiB")
+
+SCENES |= {
+    'Write "{}GiB" for as many GiB.': (
+        lambda: limits(max_memory={0: 10}), lambda: limits(max_memory={0: "10GiB"})),
+    "Pin each unit to one GPU.": (
+        lambda: limits(pin=[("vision", 0), ("vision", 1)]), lambda: limits(pin={"vision": 0})),
+    "Use cpu.": (
+        lambda: limits(max_memory={"disk": "1GiB"}), lambda: limits(max_memory={"cpu": "1GiB"})),
+    'Name GPUs by number, and "cpu": {0: "10GiB", "cpu": "30GiB"}.': (
+        lambda: limits(max_memory={"gpu": "1GiB"}),
+        lambda: limits(max_memory={0: "10GiB", "cpu": "30GiB"})),
+    'A size is a text such as "10GiB", or a whole number of bytes.': (
+        lambda: limits(max_memory={0: "much"}),
+        lambda: (limits(max_memory={0: "10GiB"}), limits(max_memory={0: 10 * 2**30}))),
+    "Write it as http://127.0.0.1:8000/v1.": (
+        lambda: read_address("http://"), lambda: read_address("http://127.0.0.1:8000/v1")),
+    "Leave it out, and put a key into the environment variable {}.": (
+        lambda: read_address("http://me:secret@127.0.0.1:8000/v1"),
+        lambda: read_address("http://127.0.0.1:8000/v1")),
+    "The address of a server begins with http://.": (
+        lambda: resolve("127.0.0.1:8000"), lambda: read_address("http://127.0.0.1:8000")),
+    "Give the folder that the checkpoint is in.": (
+        lambda: resolve(PACKAGE / "checkpoints/demo/config.json"),
+        lambda: resolve(PACKAGE / "checkpoints/demo")),
+    "Choose one: {}[0].": (
+        lambda: image(np.stack([SQUARE] * 2)), lambda: image(np.stack([SQUARE] * 2)[0])),
+    "Images are height x width, or that with 1, 3 or 4 channels last or first.": (
+        lambda: image(np.zeros((5, 6, 7), np.uint8)),
+        lambda: [image(np.zeros(shape, np.uint8)) for shape in (
+            (5, 6), (5, 6, 1), (5, 6, 3), (5, 6, 4), (1, 5, 6), (3, 5, 6), (4, 5, 6))]),
+    "Images are uint8 of 0 to 255 or floats of 0 to 1.": (
+        lambda: image(SQUARE.astype(np.complex64)),
+        lambda: (image(SQUARE), image(SQUARE.astype(np.float32)))),
+    "Integers must be from 0 to 255, or uint16.": (
+        lambda: image(SQUARE.astype(np.int32) - 1),
+        lambda: (image(SQUARE.astype(np.int32)), image(SQUARE.astype(np.uint16)))),
+    "Replace them: np.nan_to_num.": (
+        lambda: image(np.full((4, 4), np.nan)),
+        lambda: image(np.nan_to_num(np.full((4, 4), np.nan)))),
+    "Write x,y,width,height: 10,10,50,50 (pixels), 0.5,0,0.5,1.0 or 50%,0,50%,100%.": (
+        lambda: parse_crop("10,10"),
+        lambda: [parse_crop(each) for each in ("10,10,50,50", "0.5,0,0.5,1.0", "50%,0,50%,100%")]),
+    'Open the file in binary mode: open(path, "rb").': (
+        lambda: image(io.StringIO("text")), lambda: image(io.BytesIO(png()))),
+    "Copy what you need with .cpu() inside the block.": (lambda: gone() + 1, kept),
+    "End the `with VirtualGPUs(...)` block around this one first.": (nested, one_after_the_other),
+    "Make new ones for each `with` block.": (
+        lambda: twice(lambda: ONE), lambda: twice(lambda: VirtualGPUs("1x1GiB"))),
+    'Write for example VirtualGPUs("4x16GiB").': (
+        lambda: VirtualGPUs("cpu"), lambda: VirtualGPUs("4x16GiB")),
+}  # fmt: skip
+
+CELLS |= {
+    "Empty the cell below its first line, or leave --file out.": (
+        "%%glm4v -f q.txt --preview\nWhat?", "%%glm4v -f q.txt --preview\n"),
+    "Use letters, digits and underscores, for example -o answer.": (
+        "%%glm4v -o 1x --preview\nWhat?", "%%glm4v -o answer --preview\nWhat?"),
+    "Describe the GPUs to check for: --gpus 4x16GiB.": (
+        "%glm4v check demo", "%glm4v check demo --gpus 4x16GiB"),
+    "A device map on a line goes in quotes: --map '{\"\": 0}'": (
+        '%glm4v check demo --gpus 1x1GiB --map {"": 0}',
+        "%glm4v check demo --gpus 1x1GiB --map '{\"\": 0}'"),
+    'A name that holds an apostrophe goes in double quotes: "it\'s.png".': (
+        "%glm4v preview \"it's.png What?", '%glm4v preview "it\'s.png" "What?"'),
+    "Options begin with hyphens: {}.": (
+        "%%glm4v \u2013\u2013preview\nWhat?", "%%glm4v --preview\nWhat?"),
+    "The variable is written {}.": (
+        "%%glm4v $cat --preview\nWhat?", "%%glm4v cat --preview\nWhat?"),
+    "Ask a question first.": (
+        "%%glm4v --continue\nAnd?", '%glm4v ask "Hello?"\n%glm4v retry'),
+    "Write an expression in it. {}": (
+        "%%glm4v --preview\nWhat {{ }}?", "%%glm4v --preview\nWhat {{ 1 + 1 }}?"),
+    "For literal braces write \\{{.": (
+        "%%glm4v --preview\nWhat {{ x?", "%%glm4v --preview\nWhat \\{{ x?"),
+}  # fmt: skip
+
+
+OUTSIDE = re.compile(
+    "[Dd]ownload|pip install|Install it|git lfs|nvidia-smi|log may tell|peft|Make an environment|"
+    "owner has to|Save a copy|[Uu]pload|PyTorch for|port|proxy|browser|without quotes around"
+)
+"""Steps outside of this program: pip, a download, a shell, a server of others."""
+
+NOT_TAKEN = {
+    "Say in the question which JSON you want.",
+    'For example: {"type": "object", "required": ["colour"]}.',
+    'Let it end, for example with {"type": "null"} beside it, or minItems 0.',
+    "Ask for code in a fenced block.",
+    "Such halves come from decoding text in pieces, or with surrogateescape.",
+    "Write what you want to know about the image.",
+    "Ask about single frames of it, as images.",
+    "Ask it a question in your own words.",
+    "Name one, before the task.",
+    'For example: {"name": "", ...}',
+    'For example: {"name": "", "items": [""]}',
+    'Write the JSON to fill in as the question, {"name": ""}, or give a schema of it.',
+    "Known are {}.",
+    "Config and weights do not belong together.",
+    "Config and weights do not belong together, or a shard is not in the index.",
+    "Ask about one image at a time, or put them side by side into one.",
+    "Load the checkpoint in bfloat16.",
+    "Crop it, or load the model with a larger image_size.",
+    "Crop it.",
+    "Ask about a part of it, or about fewer frames per second.",
+    "Nothing else is read from such a file: save the model as safetensors.",
+    "It can be loaded and asked; for anything else name a checkpoint.",
+    "Read it again.",
+    "Load a local folder, or what is in the hub's cache: neither needs a network.",
+    "If you do: {}.",
+    "Put it under $defs.",
+    "Ask again instead.",
+    "The address of an OpenAI-compatible API usually ends in /v1.",
+    "Copy one first.",
+    "Make it smaller first: a model sees little more than one megapixel.",
+    "It holds no images.",
+    "Make them smaller first: a model sees little more than one megapixel of each.",
+    "Folders are separated by / here: {}",
+    "Such URLs are not fetched; save the image and give its path.",
+    "Give its path: {}",
+    "Write data:image/png;base64,...",
+    "Choose a file first.",
+    "Choose some of them.",
+    "Give the path of a clip, a list of frames, or an array of frames x height x width x channels.",
+    "Give the address of the image itself, not of a page that shows it.",
+    "The current one is called '.'.",
+    "An image is a file such as *.png or *.jpg, a clip one such as *.mp4.",
+    "Give a list of images or values, a folder, a pattern such as photos/*.png, a "
+    "pandas Series, or a column such as df.image.",
+    "Write {{item}} where each of them goes.",
+    "A cell begins with images; write ./{} for a file of that name.",
+    "Write the question below the first line of the cell. On one line, with one "
+    'percent sign: %glm4v ask cat.png "What is the cat doing?"',
+    "There are {}.",
+    "To carry on an unfinished answer: %glm4v continue.",
+    "Check when it has finished.",
+    "%glm4v status shows the map, %glm4v memory what is on the GPUs.",
+    "Name a model to plan it here: %glm4v devices GLM-4V-9B.",
+    "Leave it out, or ask about values of which none is a video.",
+    "Each row is a fresh question of its own.",
+    "Ask about the other in a follow-up.",
+    "Use the file as published with GLM-4V-9B, or load the model with this package.",
+    "Copy the folder to a place of your own and patch the copy.",
+    "This is {}.",
+    "It must be the user's question, or with continue_final_message an answer to go on with.",
+    "This server fetches nothing; send the image itself.",
+    "It takes {}.",
+    "Ask again later.",
+    "Ask about it first.",
+    "Give a name to the one that comes, or forget the one that is there.",
+    "Ask the next question.",
+    "Wait for it to end, interrupt it, or close its stream.",
+    'Use VirtualGPUs(..., values="none") for it.',
+    "Move it to the CPU before the `with VirtualGPUs(...)` block.",
+}
+"""Sentences that the tests of their rooms provoke, and that no test follows yet: about questions,
+clips, forms and servers. One that is new belongs into a scene."""
+
+
+def png() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("advice", SCENES)
+def test_what_is_said_to_callers_can_be_done(advice):
+    bad, good = SCENES[advice]
+    with pytest.raises(Glm4vError) as caught:
+        bad()
+    said = str(caught.value)
+    assert all(part in said for part in advice.split("{}"))
+    good()
+
+
+@pytest.mark.parametrize("advice", CELLS)
+def test_what_is_said_in_a_cell_can_be_typed(run, shell, tmp_path, advice):
+    (tmp_path / "q.txt").write_text("What is it?")
+    for name in ("it's.png", "cat.png"):
+        (tmp_path / name).write_bytes(png())
+    shell.user_ns["cat"] = Image.new("RGB", (4, 4))
+    bad, good = CELLS[advice]
+    said = run(bad, fails=True)
+    assert all(part in said for part in advice.split("{}")), said
+    run(good)
+
+
+def test_every_sentence_of_the_package_is_taken_or_listed(monkeypatch):
+    monkeypatch.setattr(test_advice, "ROOMS", ("",))
+    found = {text for _, text in test_advice.sentences()}
+    taken = {*test_advice.TAKEN, *test_advice.SENTENCES_OF_OTHERS, *SCENES, *CELLS, IN_FOLDERS}
+    asked = {text for text in found if text.endswith("?")}
+    outside = {text for text in found if OUTSIDE.search(text)}
+    assert found - taken - asked - outside - NOT_TAKEN == set(), "advice that no test takes"
+    assert (SCENES.keys() | CELLS.keys() | NOT_TAKEN) <= found, "nobody says it any more"
+    assert taken & NOT_TAKEN == set()
+
+
+def test_a_trainers_folder_of_folders(tmp_path):
+    shutil.copytree(PACKAGE / "checkpoints/demo", tmp_path / "checkpoint-500")
+    with pytest.raises(Glm4vError, match=re.escape(IN_FOLDERS)):
+        resolve(tmp_path)
+    assert resolve(tmp_path / "checkpoint-500").tensors
