@@ -60,6 +60,7 @@ SLOW = {
     "notebook/test_widgets.py": "loads many models",
     "notebook/test_widgets_kernel.py": "a kernel",
     "planning/test_objectives.py": "plans for many machines",
+    "planning/test_prices_hold.py": "dry runs of published models",
     "project/test_advice.py": "plans for many machines, and loads",
     "project/test_training_scenes.py": "draws thousands of images",
     "server/test_answers.py": "a server",

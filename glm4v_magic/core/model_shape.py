@@ -41,24 +41,28 @@ class Activation:
     """Activation memory of a module, while it runs and after.
 
     Attributes:
-        tokens: unit of the counts below: ``text`` (cache entries of all rows), ``patch`` (tokens
-            inside the vision tower, of all images), ``visual`` (tokens of an image in the text),
-            ``image``, or ``row`` (of the batch).
+        tokens: unit of the counts below: ``text`` (cache entries of all rows), ``spliced`` (the
+            same, none without images), ``patch`` (tokens inside the vision tower, of all images),
+            ``visual`` (tokens of an image in the text), ``image``, or ``row`` (of the batch).
         values: values in the model's dtype, alive at the peak, per token.
         extra_bytes: bytes of other dtypes (float32, int64), alive at the peak, per token.
+        cast_bytes: bytes of float32 copies, which a model in float32 does without.
         held_values: values in the model's dtype that stay alive until the prefill ends, per token.
         held_bytes: bytes of other dtypes that stay alive until then, per token.
         tower_values: values in the model's dtype that stay alive until the tower has run.
         pair_bytes: bytes alive at the peak per pair of tokens of a row.
+        chunk: number of tokens that a row is padded to a multiple of.
     """
 
-    tokens: Literal["text", "patch", "visual", "image", "row"]
+    tokens: Literal["text", "spliced", "patch", "visual", "image", "row"]
     values: int = 0
     extra_bytes: int = 0
+    cast_bytes: int = 0
     held_values: int = 0
     held_bytes: int = 0
     tower_values: int = 0
-    pair_bytes: int = 0
+    pair_bytes: float = 0
+    chunk: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,9 @@ class UnitShape:
         fp8_values: weights that the checkpoint may keep in FP8.
         fp8_scales: number of their float32 scales.
         packed: matrices that the checkpoint has quantised, and that stay so.
+        idle_values: weights that a token does not use: those of experts that it does not choose.
+        row_length: weights that are looked up for a token, of a table of embeddings.
+        pair_products: products per pair of tokens of a row or image, in the attention.
         activations: activation memory of its modules, which run one after another.
     """
 
@@ -116,6 +123,9 @@ class UnitShape:
     fp8_values: int = 0
     fp8_scales: int = 0
     packed: tuple[PackedMatrix, ...] = ()
+    idle_values: int = 0
+    row_length: int = 0
+    pair_products: int = 0
     activations: tuple[Activation, ...] = ()
 
     @property
@@ -152,6 +162,8 @@ class ModelShape:
             images take more of them; ``None`` where all images are resized to one size.
         patches_per_token: patches of such a square.
         least_image_tokens: visual tokens of the smallest image, without those around it.
+        tower_first: whether the vision tower runs before the ids are embedded.
+        masks_pairs: whether a batch of rows of different lengths has a mask of all pairs of tokens.
     """
 
     name: str
@@ -169,6 +181,8 @@ class ModelShape:
     token_side: int | None = None
     patches_per_token: int = 1
     least_image_tokens: int = 1
+    tower_first: bool = False
+    masks_pairs: bool = True
 
     @property
     def image_tokens(self) -> int:

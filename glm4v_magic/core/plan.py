@@ -15,6 +15,7 @@ from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.options import MemorySizes, check
 from glm4v_magic.core.remarks import PYTHON, Remark
+from glm4v_magic.core.speed import SpeedLimit
 from glm4v_magic.core.stage import Stage
 
 __all__ = ["PLAN_FORMAT", "PLAN_VERSION", "Limits", "Plan"]
@@ -45,11 +46,12 @@ class Plan:
     Attributes:
         model: name of the checkpoint.
         workload: workload that the plan is made for, context and dtype filled in.
-        objective: ``balance`` or ``fewest``.
+        objective: as in `core.options.OBJECTIVES`.
         stages: in the order in which they run; idle GPUs come last.
         notes: what a reader should know: a cut tower, offloaded layers and their price;
             `core.remarks.worded` puts a note into words.
         limits: further options that it was made with.
+        speed: the least times that its GPUs allow; ``None`` on the CPU.
     """
 
     model: str
@@ -58,6 +60,7 @@ class Plan:
     stages: tuple[Stage, ...]
     notes: tuple[Remark, ...] = ()
     limits: Limits = Limits()
+    speed: SpeedLimit | None = None
 
     @property
     def fullest(self) -> Stage:
@@ -116,4 +119,6 @@ class Plan:
         return plan_text.brief(self.model, self.stages)
 
     def __str__(self) -> str:
-        return plan_text.text(self.model, self.workload, self.stages, self.notes, PYTHON)
+        return plan_text.text(
+            self.model, self.workload, self.stages, self.notes, PYTHON, self.speed
+        )

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
 from glm4v_magic.core.model_shape import Workload
-from glm4v_magic.core.remarks import Remark, Words, worded
+from glm4v_magic.core.remarks import Remark, Words, remark, worded
 from glm4v_magic.core.room import room_note
+from glm4v_magic.core.speed import SpeedLimit
 from glm4v_magic.core.stage import Stage
-from glm4v_magic.core.wording import counted, gib, pixels
+from glm4v_magic.core.wording import counted, gib, pixels, readable_seconds
 
-__all__ = ["brief", "gpu_rows", "images", "span", "text"]
+__all__ = ["brief", "gpu_rows", "images", "rate", "span", "speed_notes", "text"]
 
 
 def text(
@@ -25,6 +26,7 @@ def text(
     stages: Sequence[Stage],
     notes: Iterable[Remark],
     words: Words,
+    speed: SpeedLimit | None = None,
 ) -> str:
     """Return a plan as a table, sizes in GiB, with its notes in the words of a front end.
 
@@ -44,8 +46,32 @@ def text(
         for row in rows
     ]
     room = room_note(stages)
-    told = [*notes, *([] if room is None else [room])]
+    told = [*notes, *speed_notes(speed, workload), *([] if room is None else [room])]
     return "\n".join([title, "sizes in GiB", *lines, *(worded(note, words) for note in told)])
+
+
+def speed_notes(speed: SpeedLimit | None, workload: Workload) -> Iterator[Remark]:
+    """Yield what a plan's GPUs allow, as the limit that it is, or that it is unknown."""
+    if speed is None:
+        return
+    if speed.unknown:
+        yield remark("speed_unknown", gpus=", ".join(speed.unknown))
+    if speed.tokens_per_second is None or speed.full_tokens_per_second is None:
+        return
+    code = "speed_limit" if speed.prefill_seconds is None else "speed_limit_with_prefill"
+    yield remark(
+        code,
+        most=rate(speed.tokens_per_second),
+        full=rate(speed.full_tokens_per_second),
+        context=f"{workload.context or 0:,}",
+        prefill=readable_seconds(speed.prefill_seconds or 0.0),
+    )
+
+
+def rate(tokens_per_second: float) -> str:
+    """Return ``53``, ``5.3``, ``0.53``: two digits at least, none that pretends to more."""
+    digits = 0 if tokens_per_second >= 10 else 1 if tokens_per_second >= 1 else 2
+    return f"{tokens_per_second:,.{digits}f}"
 
 
 def images(workload: Workload) -> str:

@@ -156,6 +156,17 @@ COMMON: Mapping[str, str] = {
         "{size}, {fullness}. Cut between its layers ({option:split_vision=on}), the fullest has "
         "{cut}, {cut_fullness}."
     ),
+    "speed_unknown": (
+        "Speed: unknown, for nothing tells the memory bandwidth of {gpus}; 24GiB@936GB/s would."
+    ),
+    "speed_limit": (
+        "At most {most} tokens/s ({full} with {context} tokens of context), by the GPUs' memory "
+        "bandwidth; expect about half."
+    ),
+    "speed_limit_with_prefill": (
+        "At most {most} tokens/s ({full} with {context} tokens of context), by the GPUs' memory "
+        "bandwidth, and at least {prefill} for a prompt of that length; expect about half as fast."
+    ),
     "gpus_chosen": "{gpus}, the fullest {fullness} full: {why}.",
     "gpus_chosen_of_two": (
         "{gpus}, the fullest {fullness} full: {why}; {option:objective={other}} would use "

@@ -161,6 +161,7 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
     image = planned_image(shape, workload)
     counts = {
         "text": entries,
+        "spliced": entries if images else 0,
         "patch": images * image.patches,
         "visual": images * image.visual_tokens,
         "image": images,
@@ -169,7 +170,9 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
     size = DTYPE_BYTES[workload.dtype or shape.dtype]
     pairs = entries * entries // workload.batch
     # Rows of different lengths need a boolean mask of size S x S on every GPU.
-    mask = pairs if workload.batch > 1 else 0
+    mask = pairs if workload.batch > 1 and shape.masks_pairs else 0
+    # The last token of an answer is not read.
+    row = entries // workload.batch - 1
     units = []
     for unit in shape.units:
         held = in_tower = transient = 0
@@ -177,9 +180,12 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
             stays = counts[a.tokens] * (a.held_values * size + a.held_bytes)
             held += stays
             in_tower += counts[a.tokens] * a.tower_values * size
-            if unit.kind.startswith("vision") or a.tokens != "visual":  # the tower makes those
+            if not (_made_by_tower(unit, a) or (shape.tower_first and unit.kind == "embedding")):
                 in_tower += stays
-            alive = counts[a.tokens] * (a.values * size + a.extra_bytes) + pairs * a.pair_bytes
+            padded = workload.batch * (-(-row // a.chunk) * a.chunk) if a.chunk > 1 else 0
+            count = max(counts[a.tokens], padded)
+            casts = 0 if size == _FLOAT32 else a.cast_bytes
+            alive = count * (a.values * size + a.extra_bytes + casts) + int(pairs * a.pair_bytes)
             transient = max(transient, alive)
         if unit.kind == "embedding":  # the mask is made there, from one that all rows share
             transient = max(transient, mask + mask // workload.batch)
@@ -204,6 +210,10 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
             )
         )
     return tuple(units)
+
+
+def _made_by_tower(unit: UnitShape, activation: Activation) -> bool:
+    return activation.tokens == "visual" and not unit.kind.startswith("vision")
 
 
 def merge(units: Sequence[Unit], name: str, modules: tuple[str, ...], kind: Kind) -> Unit:
@@ -301,10 +311,10 @@ def vision_layer(hidden: int, intermediate: int) -> Activation:
 def patch_embedding(hidden: int, pixels: int) -> tuple[Activation, Activation]:
     """Patch embedding: the images, and three tensors of the patches' size.
 
-    The float32 pixels stay until the call ends; they are cast to the model's dtype for the tower.
+    The float32 pixels stay until the call ends, those in the model's dtype until the tower has run.
     Alive per patch at the addition: the patches with the class token, the table and the sum.
     """
-    images = Activation("image", held_bytes=_FLOAT32 * pixels, held_values=pixels)
+    images = Activation("image", held_bytes=_FLOAT32 * pixels, tower_values=pixels)
     return images, Activation("patch", 3 * hidden)
 
 
@@ -316,7 +326,7 @@ def gated_projection(hidden: int, intermediate: int) -> Activation:
     return Activation("visual", 3 * intermediate + 2 * hidden)
 
 
-def embedding(hidden: int, visual: int = 1) -> tuple[Activation, Activation]:
+def embedding(hidden: int, visual: int = 1) -> tuple[Activation, ...]:
     """Embedding of the ids, with visual tokens spliced in.
 
     The spliced vectors stay alive while the decoder runs, and so do the visual tokens. Splicing
@@ -327,8 +337,11 @@ def embedding(hidden: int, visual: int = 1) -> tuple[Activation, Activation]:
         hidden: width of the text part.
         visual: vectors of this width that are kept of each visual token.
     """
-    splice = Activation("text", hidden, extra_bytes=9 * hidden, held_values=hidden)
-    return splice, Activation("visual", held_values=visual * hidden)
+    return (
+        Activation("text", held_values=hidden),
+        Activation("spliced", hidden, extra_bytes=9 * hidden),
+        Activation("visual", held_values=visual * hidden),
+    )
 
 
 def head(hidden: int, vocabulary: int) -> tuple[Activation, Activation]:

@@ -32,7 +32,8 @@ from glm4v_magic.planning.search import (
     whole_tower,
 )
 from glm4v_magic.planning.seen import image_size_of
-from glm4v_magic.planning.shortfall import bus_seconds, does_not_fit
+from glm4v_magic.planning.shortfall import does_not_fit
+from glm4v_magic.planning.speed import bus_seconds, speed_limit
 
 __all__ = ["DEFAULT_RESERVE", "Plan", "Stage", "plan"]
 
@@ -171,7 +172,8 @@ def _described(task: Task, split: Split) -> Plan:
     idle = [place for place in range(len(task.gpus)) if place not in units]
     stages = [_stage(task, split, place, units.get(place, ())) for place in [*units, *idle]]
     notes = tuple(_notes(task, split))
-    return Plan(task.shape.name, task.workload, task.objective, tuple(stages), notes)
+    speed = speed_limit(task.shape, stages, task.gpus, task.workload)
+    return Plan(task.shape.name, task.workload, task.objective, tuple(stages), notes, speed=speed)
 
 
 def _stage(task: Task, split: Split, place: int, units: tuple[Unit, ...]) -> Stage:

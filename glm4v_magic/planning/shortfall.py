@@ -18,17 +18,11 @@ from glm4v_magic.planning.search import (
     offloadable,
     offloaded_split,
 )
+from glm4v_magic.planning.speed import bus_seconds
 
-__all__ = ["bus_seconds", "does_not_fit"]
+__all__ = ["does_not_fit"]
 
 _CONTEXT_STEP = 256
-_PCIE_BYTES_PER_SECOND = 16e9 * 16 / 8 * 128 / 130
-"""PCIe 4.0 x16: 16 GT/s per lane, 16 lanes, 128 of 130 bits are data. An upper bound."""
-
-
-def bus_seconds(size: int) -> float:
-    """Return the least time in seconds that copying `size` bytes to a GPU takes."""
-    return size / _PCIE_BYTES_PER_SECOND
 
 
 def does_not_fit(task: Task, split: Split | None, offload: bool) -> DoesNotFitError:

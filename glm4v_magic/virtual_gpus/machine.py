@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -43,6 +44,9 @@ aten = torch.ops.aten
 _SMALL_FLOATS = 1 << 16
 # Integers computed from tensors without data become zeros, up to this many elements.
 _GUESSED_INTEGERS = 1 << 22
+# Without data, larger results of several tensors, such as the mask of every pair of tokens, are not
+# computed whatever their dtype: they would take as much memory here as on the GPU.
+_COMPUTED = 1 << 27
 
 _INDEXING = (
     aten.index.Tensor,
@@ -144,7 +148,10 @@ class Machine:
             source = source.to(META)
         options = {} if memory_format is None else {"memory_format": memory_format}
         copy = aten._to_copy.default(source, dtype=dtype, **options)
-        if device == CPU and copy.device == META and not copy.is_floating_point():
+        is_guessed = device == CPU or (
+            copy.dtype == torch.bool and copy.numel() <= _GUESSED_INTEGERS
+        )
+        if is_guessed and copy.device == META and device != META and not copy.is_floating_point():
             copy = self._guess(aten._to_copy.default, copy)
         return self._place(copy, device)
 
@@ -325,7 +332,7 @@ class Machine:
         if kwargs.get("device") is not None:
             device = self.gpu(torch.device(kwargs["device"]))
             kwargs["device"] = self._content_device(operator, args, kwargs, device)
-        elif has_no_data:
+        elif has_no_data or (self.values == "none" and _is_larger(args, device)):
             args, kwargs = replace_leaves(_without_data, (args, kwargs))
         try:
             result = _called(operator, args, kwargs)
@@ -397,9 +404,13 @@ class Machine:
         return self.values == "none" and tensor.device == CPU and is_large
 
     def _guess(self, operator: Any, like: torch.Tensor) -> torch.Tensor:
-        """Return zeros in place of values that were not computed."""
+        """Return values in place of those that were not computed.
+
+        They are zeros, as of a comparison that finds nothing; but numbers as truth values are true.
+        """
         self.guesses[str(operator), self.trace.module] += 1
-        return torch.zeros(like.shape, dtype=like.dtype)
+        is_conversion = operator is aten._to_copy.default and like.dtype == torch.bool
+        return (torch.ones if is_conversion else torch.zeros)(like.shape, dtype=like.dtype)
 
     def _place(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         if tensor.device == device:
@@ -446,6 +457,19 @@ def _called(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         factors = (each.to(torch.bfloat16) for each in args[:2])
         return operator(*factors, *args[2:], **kwargs).to(args[0].dtype)
     return operator(*args, **kwargs)
+
+
+def _is_larger(args: tuple[Any, ...], device: torch.device) -> bool:
+    """Tell whether tensors on a GPU that are combined by element make more than `_COMPUTED`."""
+    shapes = [arg.shape for arg in args if isinstance(arg, torch.Tensor)]
+    if len(shapes) < 2 or device.type != "cuda":
+        return False
+    rank = max(map(len, shapes))
+    sides = ([1] * (rank - len(shape)) + [*shape] for shape in shapes)
+    columns = [{*sizes} - {1} for sizes in zip(*sides, strict=True)]
+    if any(len(sizes) > 1 for sizes in columns):
+        return False
+    return math.prod(sizes.pop() for sizes in columns if sizes) > _COMPUTED
 
 
 def _without_data(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from live_bytes import LiveBytes
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
 from glm4v_magic.checkpoints.architecture import architecture
@@ -97,40 +95,6 @@ class FlashAttention(TorchFunctionMode):
             shape = (batch, length, heads, value.shape[-1])
             return torch.empty(shape, dtype=query.dtype, device="meta").transpose(1, 2)
         return func(*args, **(kwargs or {}))
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts bytes of meta tensors that are alive, and the most there were at once."""
-
-    def __init__(self, weights: torch.nn.Module) -> None:
-        super().__init__()
-        tensors = [*weights.parameters(), *weights.buffers()]
-        self.known = {tensor.untyped_storage()._cdata for tensor in tensors}
-        self.live = self.peak = 0
-
-    def add(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.known:
-            return
-        self.known.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-
-        def free() -> None:
-            self.known.discard(key)
-            self.live -= size
-
-        weakref.finalize(storage, free).atexit = False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and leaf.device.type == "meta":
-                self.add(leaf)
-        return result
 
 
 def peak_bytes(
@@ -283,7 +247,7 @@ def test_predictions_are_the_peaks_of_a_dry_run(model: str, gpus: str, workload:
         stage = by_gpu[gpu.gpu]
         assert stage.weight_bytes == pytest.approx(gpu.weight_bytes, rel=1e-6)
         assert stage.kv_bytes == gpu.kv_bytes
-        assert stage.activation_bytes == pytest.approx(gpu.activation_bytes, rel=0.03)
+        assert stage.activation_bytes == pytest.approx(gpu.activation_bytes, rel=0.01)
         assert stage.total_bytes == pytest.approx(gpu.total_bytes, rel=0.01)
 
 

@@ -1,4 +1,4 @@
-"""Plans for many images, held against their own dry runs: never short, and within 3 %."""
+"""Plans for many images, held against their own dry runs: never short, and within 1 %."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def held_against_its_dry_run(model, gpus, images, batch, context=None, image_siz
         measured = by_gpu[stage.gpu]
         if stage.units:
             assert stage.total_bytes >= measured.total_bytes, stage
-            assert stage.total_bytes <= 1.03 * measured.total_bytes, stage
+            assert stage.total_bytes <= 1.01 * measured.total_bytes, stage
 
 
 # Each model type and each way to be short of room, once; all others in `make nightly`.
@@ -67,7 +67,9 @@ def cases(models, loads):
     ]
 
 
-TINY = itertools.product(("glm4v", "glm46v", "glm_ocr", "glm4v_moe"), ("1x80GiB", "2x8GiB"))
+TINY = itertools.product(
+    ("glm4v", "glm46v", "glmga", "glm_ocr", "glm4v_moe"), ("1x80GiB", "2x8GiB")
+)
 PUBLISHED = (
     ("GLM-4.1V-9B-Thinking", "1x80GiB"),
     ("GLM-4.6V-Flash", "4x80GiB"),

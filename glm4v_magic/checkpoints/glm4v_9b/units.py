@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from glm4v_magic.core.model_shape import ModelShape, UnitShape
+from glm4v_magic.core.model_shape import Activation, ModelShape, UnitShape
 from glm4v_magic.planning import costs
 
 __all__ = ["model_shape"]
@@ -17,6 +17,7 @@ __all__ = ["model_shape"]
 _TEXT = "model.language_model"
 _VISION = "model.vision"
 _IMAGE_IDS = 3  # begin, placeholder, end: an image takes three positions
+_OF_TOKEN = 4 * 8  # bytes per token besides its vectors: id, mask, and its position twice, int64
 
 
 def model_shape(config: Mapping[str, Any], name: str = "GLM-4V-9B") -> ModelShape:
@@ -62,6 +63,7 @@ def _vision_units(config: Mapping[str, Any], vision: Mapping[str, Any]) -> Itera
             (f"{_VISION}.transformer.layers.{index}",),
             "vision_layer",
             values=attention + (wide + 1) * mlp + (mlp + 1) * wide + 2 * 2 * wide,
+            pair_products=2 * wide,
             activations=(costs.vision_layer(wide, mlp),),
         )
     merging = (wide * 2 * 2 + 1) * text
@@ -87,7 +89,8 @@ def _text_units(config: Mapping[str, Any]) -> Iterator[UnitShape]:
         (f"{_TEXT}.embed_tokens", f"{_TEXT}.rotary_emb"),
         "embedding",
         values=vocabulary * wide,
-        activations=costs.embedding(wide),
+        row_length=wide,
+        activations=(*costs.embedding(wide), Activation("text", held_bytes=_OF_TOKEN)),
     )
     qkv = (heads + 2 * groups) * head_size
     linear = wide * qkv + heads * head_size * wide + 3 * wide * ffn
@@ -103,6 +106,7 @@ def _text_units(config: Mapping[str, Any]) -> Iterator[UnitShape]:
             widest_linear=(2 * ffn, wide),
             rotary_values=head_size,
             cache_values=2 * groups * head_size,
+            pair_products=2 * heads * head_size,
             activations=(costs.text_layer(wide, ffn, head_size // 2),),
         )
     yield UnitShape(

@@ -242,6 +242,8 @@ class NativeArchitecture:
             token_side=vision["patch_size"] * merge,
             patches_per_token=merge**2,
             least_image_tokens=self._limits.least,
+            tower_first=True,  # `generate` encodes images before its first forward
+            masks_pairs=not self._is_hybrid,
         )
         return shape if self.stored is None else self.stored.shape(shape, _own_modules)
 

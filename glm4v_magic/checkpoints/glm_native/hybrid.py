@@ -28,13 +28,13 @@ _CHUNK = 64  # tokens; transformers' `chunk_kimi_delta_attention`
 def hybrid_units(text: Mapping[str, Any]) -> Iterator[UnitShape]:
     """Yield the embedding, each decoder layer, then the final norm with the head."""
     wide, vocabulary, streams = text["hidden_size"], text["vocab_size"], text["hc_mult"]
-    splice, visual = costs.embedding(wide)
     yield UnitShape(
         "embedding",
         (f"{_TEXT}.embed_tokens",),
         "embedding",
         values=vocabulary * wide,
-        activations=(splice, visual, Activation("text", (streams + 1) * wide)),
+        row_length=wide,
+        activations=(*costs.embedding(wide), Activation("text", (streams + 1) * wide)),
     )
     for index in range(text["num_hidden_layers"]):
         yield _layer(text, index)
@@ -53,7 +53,9 @@ def _layer(text: Mapping[str, Any], index: int) -> UnitShape:
     mixing = (2 + streams) * streams
     kept = 2 * (mixing + 3)  # base and scale of both connections
     values = 2 * wide + 2 * mixing * streams * wide + kept
-    mlp_values, mlp = _sparse(text) if _is_sparse(text, index) else _dense(text)
+    is_sparse = _is_sparse(text, index)
+    mlp_values, mlp = _sparse(text) if is_sparse else _dense(text)
+    idle = _idle(text) if is_sparse else 0
     activations = (_streams(text), mlp)
     if _is_linear(text, index):
         heads, head = text["linear_num_heads"], text["linear_head_dim"]
@@ -66,6 +68,7 @@ def _layer(text: Mapping[str, Any], index: int) -> UnitShape:
             "text_layer",
             values=values + mlp_values + matrices + in_float32,
             float32_values=kept + in_float32,
+            idle_values=idle,
             row_values=3 * inner * kernel,
             row_bytes=_FLOAT32 * heads * head * head,
             activations=(*activations, _linear(text)),
@@ -77,6 +80,7 @@ def _layer(text: Mapping[str, Any], index: int) -> UnitShape:
         "text_layer",
         values=values + mlp_values + attention,
         float32_values=kept,
+        idle_values=idle,
         cache_values=cache,
         activations=(*activations, *_attention(text)),
     )
@@ -118,6 +122,12 @@ def _sparse(text: Mapping[str, Any]) -> tuple[int, Activation]:
     return values, Activation("text", alive, extra_bytes=sorting)
 
 
+def _idle(text: Mapping[str, Any]) -> int:
+    """Weights of the experts that a token does not choose."""
+    others = text["n_routed_experts"] - text["num_experts_per_tok"]
+    return int(others * 3 * text["hidden_size"] * text["moe_intermediate_size"])
+
+
 def _streams(text: Mapping[str, Any]) -> Activation:
     """Mixing of the streams: two of their size in float32 and two in the model's dtype."""
     every = text["hc_mult"] * text["hidden_size"]
@@ -127,14 +137,15 @@ def _streams(text: Mapping[str, Any]) -> Activation:
 def _linear(text: Mapping[str, Any]) -> Activation:
     """Linear attention in chunks; the peak is at the products within a chunk.
 
-    Alive per token, in float32: three of size chunk x heads x head (the decays between all pairs of
-    a chunk and two products with them), and twelve of heads x head (query, key, value, decay and
-    their chunked copies); in the model's dtype the streams, the input and query, key and value.
+    Alive per token of whole chunks, in float32: three of size chunk x heads x head (the decays
+    between all pairs of a chunk and two products with them), and seven of heads x head (query,
+    key, value and decay in chunks, and what is made of them); in the model's dtype the streams, the
+    input, and six of heads x head.
     """
     inner = text["linear_num_heads"] * text["linear_head_dim"]
     wide = text["hidden_size"]
     alive = (text["hc_mult"] + 2) * wide + 6 * inner
-    return Activation("text", alive, extra_bytes=_FLOAT32 * (3 * _CHUNK + 16) * inner)
+    return Activation("text", alive, _FLOAT32 * (3 * _CHUNK + 7) * inner, chunk=_CHUNK)
 
 
 def _attention_values(text: Mapping[str, Any], index: int) -> tuple[int, int]:
@@ -159,17 +170,23 @@ def _attention_values(text: Mapping[str, Any], index: int) -> tuple[int, int]:
 def _attention(text: Mapping[str, Any]) -> tuple[Activation, ...]:
     """Attention to chosen tokens; it has memory per pair of tokens, in the index and as a mask.
 
-    Per token: the streams and the input, query, keys and values of all heads (keys twice: as the
-    product of the compressed ones, and alone) and the attended values. Per pair of tokens: three
-    float32 scores for each head of the index and pool of tokens, and which tokens are visible;
-    later an int32 count, and the mask with its copy for the kernel.
+    Per token: the streams and the input, query, keys and values of all heads and the attended
+    values; in the index also its own query and three of the input's size. Per pair of tokens,
+    while the index scores pools of tokens: which tokens are visible, and three float32 scores for
+    each head and pool; while it finds the pool that is not full yet: visible tokens, also as int64,
+    scores, their sum over heads and two truth values of each pool; then an int32 count and the
+    mask.
     """
     wide, heads = text["hidden_size"], text["num_attention_heads"]
     key, value = text["qk_nope_head_dim"], text["v_head_dim"]
-    alive = (text["hc_mult"] + 2) * wide + heads * (3 * key + 3 * value)
+    alive = (text["hc_mult"] + 2) * wide + heads * (2 * key + 2 * value)
     chosen = text["index_topk"] + text["index_kpool"]
-    scores = -(-3 * _FLOAT32 * text["index_n_heads"] // text["index_kpool"]) + 2
+    of_index, pool = text["index_n_heads"], text["index_kpool"]
+    scores = 3 * _FLOAT32 * of_index / pool
+    summed = (_FLOAT32 * (of_index + 1) + 2) / pool
+    indexed = alive + of_index * text["index_head_dim"] + 3 * wide
     return (
-        Activation("text", alive, extra_bytes=3 * _INT64 * chosen, pair_bytes=scores),
-        Activation("text", alive, extra_bytes=_INT64 * chosen, pair_bytes=8),
+        Activation("text", indexed, pair_bytes=scores + 1),
+        Activation("text", indexed, extra_bytes=_INT64 * chosen, pair_bytes=summed + _INT64 + 1),
+        Activation("text", alive, extra_bytes=_INT64 * chosen, pair_bytes=_FLOAT32 + 1),
     )

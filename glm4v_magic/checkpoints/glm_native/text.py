@@ -35,6 +35,7 @@ def text_units(text: Mapping[str, Any], fp8: Fp8 | None = None) -> Iterator[Unit
         (f"{_TEXT}.embed_tokens", f"{_TEXT}.rotary_emb"),
         "embedding",
         values=vocabulary * wide,
+        row_length=wide,
         activations=_with_indices(*costs.embedding(wide, _KEPT_VISUAL)),
     )
     in_moe = has_experts(text)
@@ -164,6 +165,7 @@ def _dense_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape
         widest_linear=(2 * mlp, wide),
         rotary_values=2 * _rotary(text),
         cache_values=cache,
+        pair_products=2 * text["num_attention_heads"] * _head_size(text),
         activations=_with_indices(costs.text_layer(wide, mlp, _rotary(text)), _attention(text)),
     )
 
@@ -187,7 +189,9 @@ def _moe_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
         linear_rows=bias + wide,
         widest_linear=(text["num_attention_heads"] * _head_size(text), wide),
         rotary_values=2 * _rotary(text),
+        idle_values=(experts - text["num_experts_per_tok"]) * 3 * wide * mlp,
         cache_values=cache,
+        pair_products=2 * text["num_attention_heads"] * _head_size(text),
         activations=_with_indices(_experts(text), _attention(text)),
     )
 

@@ -42,7 +42,8 @@ def vision_units(vision: Mapping[str, Any], *, is_plain: bool = False) -> Iterat
             (f"{VISION}.blocks.{index}",),
             "vision_layer",
             values=values,
-            activations=(_vision_block(vision, mlp, is_plain=is_plain),),
+            pair_products=2 * wide,
+            activations=_vision_block(vision, mlp, is_plain=is_plain),
         )
     projection = out * out + 2 * out + 3 * out * inner
     yield UnitShape(
@@ -50,7 +51,10 @@ def vision_units(vision: Mapping[str, Any], *, is_plain: bool = False) -> Iterat
         tuple(f"{VISION}.{module}" for module in ("post_layernorm", "downsample", "merger")),
         "vision_projector",
         values=wide + (wide * merge * merge + 1) * out + projection,
-        activations=(costs.gated_projection(out, inner),),
+        activations=(
+            costs.gated_projection(out, inner),
+            Activation("patch", wide, extra_bytes=2 * _FLOAT32 * wide),  # the norm before it
+        ),
     )
 
 
@@ -70,7 +74,9 @@ def _patch_embedding(vision: Mapping[str, Any], *, is_plain: bool) -> UnitShape:
     )
 
 
-def _vision_block(vision: Mapping[str, Any], mlp: int, *, is_plain: bool) -> Activation:
+def _vision_block(
+    vision: Mapping[str, Any], mlp: int, *, is_plain: bool
+) -> tuple[Activation, Activation]:
     """Block of the vision tower; the peak is at the rotation of its keys or its gated MLP.
 
     Alive per patch in the rotation (transformers' ``apply_rotary_pos_emb_vision``): the block's
@@ -82,9 +88,13 @@ def _vision_block(vision: Mapping[str, Any], mlp: int, *, is_plain: bool) -> Act
     wide = vision["hidden_size"]
     angles = 2 * _FLOAT32 * (wide // vision["num_heads"]) + 4 * _INT64
     rotated = (7 if is_plain else 5) * wide
-    rotation = Activation("patch", rotated, extra_bytes=6 * _FLOAT32 * wide + angles)
-    gated = Activation("patch", 3 * wide + 3 * mlp, extra_bytes=angles)
-    return rotation if rotated + 12 * wide > gated.values else gated
+    rotation = Activation(
+        "patch",
+        rotated,
+        extra_bytes=4 * _FLOAT32 * wide + angles,
+        cast_bytes=2 * _FLOAT32 * wide,
+    )
+    return rotation, Activation("patch", 3 * wide + 3 * mlp, extra_bytes=angles)
 
 
 def patch_values(vision: Mapping[str, Any]) -> int:

@@ -23,7 +23,7 @@ _NUMBERS = 7  # columns of `plan_text.gpu_rows`
 
 def plan_bundle(plan: Plan) -> MimeBundle:
     """Return a plan as a table; as text, the same table with the plan's notes."""
-    text = plan_text.text(plan.model, plan.workload, plan.stages, plan.notes, CELL)
+    text = plan_text.text(plan.model, plan.workload, plan.stages, plan.notes, CELL, plan.speed)
     return {"text/plain": printable(text), "text/html": plan_html(plan)}
 
 
@@ -36,10 +36,14 @@ def plan_html(plan: Plan) -> str:
     head, *rows = plan_text.gpu_rows(plan.stages)
     room = room_note(plan.stages)
     left = "" if room is None else f"<div>{safe(worded(room, CELL))}</div>"
+    speed = "".join(
+        f"<div>{safe(worded(note, CELL))}</div>"
+        for note in plan_text.speed_notes(plan.speed, plan.workload)
+    )
     modules = "".join(_modules(stage) for stage in plan.stages if stage.modules)
     return (
         f'<div class="glm4v-plan"><div>{safe(_title(plan))}, sizes in GiB</div>'
-        f"{table(head, rows, _NUMBERS)}{left}"
+        f"{table(head, rows, _NUMBERS)}{speed}{left}"
         f"<details><summary>modules</summary><dl>{modules}</dl></details></div>"
     )
 

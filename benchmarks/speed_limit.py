@@ -1,0 +1,66 @@
+"""Tokens per second of a model on the CPU, as a share of the limit that its memory sets.
+
+    python benchmarks/speed_limit.py [--tokens 48]
+
+The limit is that of a plan for a GPU with the bandwidth that summing a large tensor reaches here,
+with as many threads, in the same run. The ratio should be between 0.3 and 1.0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from larger import write_larger
+
+import glm4v_magic
+from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.core.gpu_spec import GPU
+from glm4v_magic.core.model_shape import Workload
+from glm4v_magic.planning.plan import plan
+
+SIZE = 2**28  # values, 1 GiB of float32: far more than any cache
+PROMPT = "What is in the image? " * 8
+
+
+def bandwidth() -> float:
+    """Return bytes per second of reading memory, the best of several sums."""
+    values = torch.ones(SIZE)
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        values.sum()
+        seconds.append(time.perf_counter() - began)
+    return values.nbytes / min(seconds)
+
+
+def main() -> None:
+    """Print bandwidth, limit, measurement and their ratio."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--tokens", type=int, default=48, help="tokens to generate")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        write_larger(Path(folder))
+        shape = architecture(folder).shape()
+        session = glm4v_magic.load(folder, gpus="cpu", dtype="float32")
+        best = 0.0
+        speeds = [bandwidth()]
+        for _ in range(3):
+            answer = session.ask(PROMPT, max_tokens=options.tokens, temperature=0, min_p=None)
+            best = max(best, answer.usage.tokens_per_second or 0.0)
+            speeds.append(bandwidth())
+    fastest = int(max(speeds))
+    work = Workload(context=1024, images=0, dtype="float32")
+    speed = plan(shape, [GPU(0, "CPU", 2**40, bandwidth=fastest)], work).speed
+    assert speed is not None
+    limit = speed.tokens_per_second
+    assert limit is not None
+    print(f"{torch.get_num_threads()} threads, {fastest / 1e9:.1f} GB/s")
+    print(f"at most {limit:.1f} tokens/s, measured {best:.1f}: ratio {best / limit:.2f}")
+
+
+if __name__ == "__main__":
+    main()
