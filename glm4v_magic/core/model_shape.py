@@ -49,7 +49,8 @@ class Activation:
         cast_bytes: bytes of float32 copies, which a model in float32 does without.
         held_values: values in the model's dtype that stay alive until the prefill ends, per token.
         held_bytes: bytes of other dtypes that stay alive until then, per token.
-        tower_values: values in the model's dtype that stay alive until the tower has run.
+        tower_values: values cast from float32 to the model's dtype that stay alive until the tower
+            has run.
         pair_bytes: bytes alive at the peak per pair of tokens of a row.
         chunk: number of tokens that a row is padded to a multiple of.
     """
@@ -104,6 +105,7 @@ class UnitShape:
         packed: matrices that the checkpoint has quantised, and that stay so.
         idle_values: weights that a token does not use: those of experts that it does not choose.
         row_length: weights that are looked up for a token, of a table of embeddings.
+        rotary_bytes: bytes per token at the peak of making the rotary tables, beside the mask.
         pair_products: products per pair of tokens of a row or image, in the attention.
         activations: activation memory of its modules, which run one after another.
     """
@@ -125,6 +127,7 @@ class UnitShape:
     packed: tuple[PackedMatrix, ...] = ()
     idle_values: int = 0
     row_length: int = 0
+    rotary_bytes: int = 0
     pair_products: int = 0
     activations: tuple[Activation, ...] = ()
 

@@ -179,7 +179,7 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
         for a in unit.activations:
             stays = counts[a.tokens] * (a.held_values * size + a.held_bytes)
             held += stays
-            in_tower += counts[a.tokens] * a.tower_values * size
+            in_tower += 0 if size == _FLOAT32 else counts[a.tokens] * a.tower_values * size
             if not (_made_by_tower(unit, a) or (shape.tower_first and unit.kind == "embedding")):
                 in_tower += stays
             padded = workload.batch * (-(-row // a.chunk) * a.chunk) if a.chunk > 1 else 0
@@ -188,7 +188,8 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
             alive = count * (a.values * size + a.extra_bytes + casts) + int(pairs * a.pair_bytes)
             transient = max(transient, alive)
         if unit.kind == "embedding":  # the mask is made there, from one that all rows share
-            transient = max(transient, mask + mask // workload.batch)
+            beside = max(mask // workload.batch, entries * unit.rotary_bytes)
+            transient = max(transient, mask + beside)
         if unit.kind == "text_layer":
             quantize = shape.packed or workload.quantize
             transient = max(transient, _quantized_product(unit, quantize, entries, size)) + mask

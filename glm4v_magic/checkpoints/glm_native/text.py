@@ -19,6 +19,10 @@ _INT64 = 8
 _OF_TOKEN = 8 * _INT64
 """Bytes per token besides its vectors: id, mask, type, and twice its positions on three axes."""
 
+_ROTARY = 25
+"""Bytes per token and rotated value while cosines and sines are made: on three axes in float32, the
+angles of half the values, and what is joined of them."""
+
 _KEPT_VISUAL = 3  # before and behind the merger, and those of all images in one tensor
 
 
@@ -36,6 +40,7 @@ def text_units(text: Mapping[str, Any], fp8: Fp8 | None = None) -> Iterator[Unit
         "embedding",
         values=vocabulary * wide,
         row_length=wide,
+        rotary_bytes=_ROTARY * _rotary(text),
         activations=_with_indices(*costs.embedding(wide, _KEPT_VISUAL)),
     )
     in_moe = has_experts(text)

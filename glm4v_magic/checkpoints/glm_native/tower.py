@@ -69,7 +69,9 @@ def _patch_embedding(vision: Mapping[str, Any], *, is_plain: bool) -> UnitShape:
         values=(patch + 1) * wide + (0 if is_plain else table * table * wide + wide),
         activations=(
             Activation("patch", held_bytes=_FLOAT32 * patch, tower_values=patch),
-            Activation("patch", 2 * wide, extra_bytes=3 * _FLOAT32 * wide),
+            Activation("patch", wide, extra_bytes=2 * _angles(vision))
+            if is_plain
+            else Activation("patch", 2 * wide, extra_bytes=3 * _FLOAT32 * wide),
         ),
     )
 
@@ -86,7 +88,7 @@ def _vision_block(
     sines of a head's size are float32 and stay, and so do its row and column (four int64).
     """
     wide = vision["hidden_size"]
-    angles = 2 * _FLOAT32 * (wide // vision["num_heads"]) + 4 * _INT64
+    angles = _angles(vision)
     rotated = (7 if is_plain else 5) * wide
     rotation = Activation(
         "patch",
@@ -95,6 +97,11 @@ def _vision_block(
         cast_bytes=2 * _FLOAT32 * wide,
     )
     return rotation, Activation("patch", 3 * wide + 3 * mlp, extra_bytes=angles)
+
+
+def _angles(vision: Mapping[str, Any]) -> int:
+    """Return the bytes per patch of cosine and sine of a head's size, and of its position."""
+    return int(2 * _FLOAT32 * (vision["hidden_size"] // vision["num_heads"]) + 4 * _INT64)
 
 
 def patch_values(vision: Mapping[str, Any]) -> int:
