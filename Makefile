@@ -42,6 +42,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/refill.py --runs 1 --rows 16
 	$(BIN)/python benchmarks/monitor.py --runs 3 --answers 5 --tokens 100
 	$(BIN)/python benchmarks/dry_run.py
+	$(BIN)/python benchmarks/speed_limit.py
 	$(BIN)/python benchmarks/load_memory.py --layers 1
 	$(BIN)/python benchmarks/load_time.py --runs 5 --quick
 	$(BIN)/python benchmarks/placement.py --gpus 2-3
@@ -57,6 +58,7 @@ bench-full: $(INSTALLED)
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/monitor.py
 	$(BIN)/python benchmarks/dry_run.py
+	$(BIN)/python benchmarks/speed_limit.py
 	$(BIN)/python benchmarks/load_memory.py
 	$(BIN)/python benchmarks/load_time.py
 	$(BIN)/python benchmarks/placement.py
