@@ -16,6 +16,7 @@ __all__ = [
     "Takes",
     "refuse_call",
     "refuse_more_than",
+    "refuse_more_than_fit",
     "refuse_task",
     "refuse_thinking",
     "refuse_too_many",
@@ -88,6 +89,23 @@ def refuse_too_many_at_once(given: int, model: str, most: int | None) -> None:
     """
     hint = "Ask about them one after the other, or join them into one image."
     refuse_more_than(most, given, model, "this one", hint)
+
+
+def refuse_more_than_fit(given: int, model: str, least: int, context: int | None) -> None:
+    """Raise ConversationError if images cannot fit into the context, however small they are.
+
+    Args:
+        given: number of images.
+        model: name of the model.
+        least: fewest tokens of an image.
+        context: context length in tokens; ``None`` if it is not known.
+    """
+    if context is not None and given * least > context:
+        raise ConversationError(
+            f"{given:,} images take at least {given * least:,} tokens, and {model} holds "
+            f"{context:,} with the answer.",
+            "Ask about them one after the other, or join them into one image.",
+        )
 
 
 def refuse_more_than(

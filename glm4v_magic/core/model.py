@@ -114,6 +114,7 @@ class EngineInfo:
         tasks: tasks that it has published prompts for; ``None`` if a server does not tell.
         largest_image: side in pixels of the largest square image that is seen, where images keep
             their sizes; ``None`` if they do not, or a server does not tell.
+        least_image: fewest tokens of an image; 1 if it is not known.
         notes: how the model differs from its files, a sentence each: another dtype, or settings
             that decoding here does not follow.
     """
@@ -136,6 +137,7 @@ class EngineInfo:
     efforts: tuple[str, ...] = ()
     tasks: tuple[str, ...] | None = None
     largest_image: int | None = None
+    least_image: int = 1
     notes: tuple[str, ...] = ()
 
 

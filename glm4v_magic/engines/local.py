@@ -501,6 +501,7 @@ def _describe(
         context=model.config.get_text_config().max_position_embeddings,
         parameters=model.num_parameters(),
         largest_image=placement.image_size,
+        least_image=checkpoint.architecture.shape().least_image_tokens,
         dtype=placement.dtype,
         devices=(*(name_of(gpu) for gpu in gpus), *(["cpu"] if "cpu" in places else [])),
         quantize=placement.quantize,

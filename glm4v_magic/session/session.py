@@ -21,6 +21,7 @@ from glm4v_magic.calls.refusals import (
     Takes,
     refuse_call,
     refuse_more_than,
+    refuse_more_than_fit,
     refuse_task,
     refuse_thinking,
     refuse_too_many_at_once,
@@ -639,11 +640,12 @@ class Session:
         """Raise if a question has more images than the loaded model takes, before any is decoded.
 
         Raises:
-            ConversationError: if it takes fewer than `given`.
+            ConversationError: if it takes fewer than `given`, or its context cannot hold them.
         """
         info = self.status().info
         if info is not None:
             refuse_too_many_at_once(given, info.model, info.max_images)
+            refuse_more_than_fit(given, info.model, info.least_image, info.context)
 
     def require_video(self) -> None:
         """Raise if the loaded model takes no video, before the video is read.

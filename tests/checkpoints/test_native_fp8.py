@@ -137,6 +137,8 @@ def test_restored_on_several_gpus(checkpoints, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_plans_for_gpus_with_fp8_count_the_bytes_of_transformers_own_modules(checkpoints, kind):
+    first = PlacementOptions(gpus="1xL4-24GB", images=0, context=512)  # of capability 8.9
+    assert make_plan(architecture(checkpoints(kind)[0]), first).workload.fp8
     known = architecture(checkpoints(kind)[0])
     made = make_plan(known, PlacementOptions(gpus="1xH100-80GB", images=0, context=512))
     assert made.workload.fp8

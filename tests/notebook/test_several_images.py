@@ -81,6 +81,11 @@ def test_each_is_named_with_what_the_model_saw(run, shell, photos, native):
     assert [line.split(",")[0] for line in lines[1:4]] == [
         f"photos/p{number}.png" for number in (1, 9, 10)
     ]
+    seen = shell.user_ns["_"].seen
+    for line, each in zip(lines, seen, strict=True):
+        width, height = each.image_size
+        assert f"sees {width} x {height} px · {each.visual_tokens} visual tokens" in line
+    assert len({each.image_size for each in seen}) > 1
     assert strip["text/html"].count("<figure") == 4
     assert "flex-wrap:wrap" in strip["text/html"]
     said = run(f"%%glm4v photos/p1.png {SMALL} --continue\nAnd this?")
@@ -115,3 +120,13 @@ def test_images_that_take_too_much_memory_together_are_refused(photos, monkeypat
     names = {"many": [Image.new("RGB", (90, 90)), Image.new("RGB", (90, 90)), "missing.png"]}
     with pytest.raises(ImageError, match="megapixels together"):
         resolve_images(words, names, limits=limits)
+
+
+def test_more_than_the_context_can_hold_are_refused_before_any_is_read(run, native, shell):
+    run(f"%glm4v load {native('glm46v')}")  # 4,096 tokens, of which an image has at least 8
+    shell.user_ns["many"] = ["gone.png"] * 513
+    said = run("%%glm4v many\nWhat?", fails=True)
+    assert "513 images take at least 4,104 tokens" in said
+    assert "holds 4,096 with the answer" in said
+    shell.user_ns["many"].pop()
+    assert "512 images are more than the 100" in run("%%glm4v many\nWhat?", fails=True)
