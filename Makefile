@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo lab test test-fast nightly bench bench-full lint tables docs dist eval-demo eval-native-demo clean
+.PHONY: demo lab test test-fast nightly nightly-patch bench bench-full lint tables docs dist eval-demo eval-native-demo clean
 
 demo: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py notebooks/01_quickstart.ipynb
@@ -29,6 +29,16 @@ test-fast: $(INSTALLED)
 # Everything that takes too long for every change: all random device maps.
 nightly: $(INSTALLED)
 	$(PYTEST) -m nightly
+
+# The patch of published code with the transformers that runs it, in an environment of its own.
+nightly-patch:
+	$(PYTHON) -m venv build/transformers-4
+	grep -v -E '^(huggingface_hub|tokenizers|transformers)==' constraints.txt > build/transformers-4/constraints.txt
+	build/transformers-4/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint build/transformers-4/constraints.txt torch accelerate transformers==4.48.3
+	build/transformers-4/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --no-deps . libcst
+	build/transformers-4/bin/python tests/remote_code/with_transformers_4.py
 
 # Every benchmark in a short form, some ten minutes on two idle cores; `bench-full` for figures to
 # quote, which takes an hour or two.

@@ -1,6 +1,7 @@
 """Make a vision tower with its own (remote) code consistent on any split over GPUs.
 
-GLM-4V-9B, CogVLM2 and CogAgent share one vision tower. Its classes add, multiply and concatenate
+GLM-4V-9B, CogVLM2 and CogAgent share one vision tower. Its classes, and the layers of GLM-4V-9B's
+text model, add, multiply and concatenate
 the outputs of their submodules and their own parameters as if all of these lived on one GPU;
 where they do not, torch says "Expected all tensors to be on the same device". `make_consistent`
 finds those classes in a loaded model and lets each call align the operands of its own arithmetic.
@@ -45,6 +46,8 @@ class Kind:
         what: what moves where, for people.
         keep: device of the result: that of the first operand, or that of the submodule that ran
             last. Chosen so that least is copied: what has crossed to the next GPU stays there.
+        inputs_to: submodule to whose device the inputs are moved; empty if they stay. For a class
+            that joins its inputs by TorchScript, which no mode sees.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Kind:
     attributes: tuple[str, ...]
     what: str
     keep: Literal["first", "newest"]
+    inputs_to: str = ""
 
 
 _TOWER = Kind(
@@ -88,8 +92,34 @@ _SPLICE = Kind(
     "splice",
     "",
     (),
-    "image features go to the word embeddings, position ids to the rotary embedding",
+    "image features and the padding mask go to the word embeddings, position ids to the rotary "
+    "embedding",
     "first",
+)
+# What a model may have beside the tower.
+_OTHERS = (
+    Kind(
+        "text_residual",
+        "GLMBlock",
+        ("self_attention", "mlp", "input_layernorm", "post_attention_layernorm"),
+        "the residual stream goes to the end of its branch",
+        "newest",
+    ),
+    Kind(
+        "text_attention",
+        "SelfAttention",
+        ("query_key_value", "core_attention", "dense"),
+        "the rotary embedding, the mask and the cache go to the query",
+        "first",
+        inputs_to="query_key_value",
+    ),
+    Kind(
+        "second_tower",
+        "CrossVisionModel",
+        ("vit", "pos_embed"),
+        "the position embedding goes to the features",
+        "newest",
+    ),
 )
 
 
@@ -178,6 +208,8 @@ def _find(model: nn.Module) -> Iterator[tuple[str, nn.Module, Kind]]:
                 )
             for name, part in parts:
                 yield f"{path}.{name}" if path else name, part, kind
+    for kind in _OTHERS:
+        yield from ((path, part, kind) for path, part in model.named_modules() if _is(part, kind))
 
 
 def _is(module: nn.Module, kind: Kind) -> bool:
@@ -240,6 +272,8 @@ class _Aligned(nn.Module):
         windows.append(window := _Window(self._kind))
         output = None
         try:
+            if self._kind.inputs_to:
+                args, kwargs = _at_home(getattr(self, self._kind.inputs_to), args, kwargs)
             window.resume()
             output = super().__call__(*args, **kwargs)
         finally:
@@ -278,9 +312,18 @@ def _leave_child(module: nn.Module, args: object, output: object) -> None:
 
 # Operations that require several tensors on one device, as the towers' code and its base classes
 # use them; those of the second set write into their first operand or index it.
-_JOINS = frozenset({"add", "__add__", "__radd__", "mul", "__mul__", "__rmul__", "cat", "concat"})
+_JOINS = frozenset(
+    {"cat", "concat", "stack", "where", "masked_fill"}
+    | {
+        form
+        for name in ("add", "sub", "mul", "div")
+        for form in (name, f"__{name}__", f"__r{name}__")
+    }
+    | {"__truediv__", "__rtruediv__", "__rdiv__", "__and__", "__or__"}
+)
 _INTO_FIRST = frozenset(
-    {"__iadd__", "add_", "__imul__", "mul_", "__getitem__", "__setitem__"}
+    {form for name in ("add", "sub", "mul", "div") for form in (f"__i{name}__", f"{name}_")}
+    | {"__itruediv__", "__iand__", "__ior__", "masked_fill_", "__getitem__", "__setitem__"}
     | {"index_put", "index_put_", "masked_scatter", "masked_scatter_"}
 )
 
@@ -329,6 +372,21 @@ class _Window(TorchFunctionMode):
         if self.keep == "newest" and name in _JOINS and self.newest in devices:
             target = self.newest
         return _moved(args, target), _moved(kwargs, target)
+
+
+def _at_home(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return arguments on the device where a module runs: its hook's, else that of its weights."""
+    hook = getattr(module, "_hf_hook", None)
+    places = [getattr(each, "execution_device", None) for each in getattr(hook, "hooks", (hook,))]
+    place = next((each for each in places if each is not None), None)
+    if place is None:
+        place = next((weight.device for weight in module.parameters()), None)
+    if place is None:
+        return args, kwargs
+    device = torch.device(f"cuda:{place}" if isinstance(place, int) else place)
+    return _moved(args, device), _moved(kwargs, device)
 
 
 def _has_place(tensor: torch.Tensor) -> bool:

@@ -1,29 +1,41 @@
-"""`python -m glm4v_magic.remote_code.patch FOLDER`: make GLM-4V-9B's own code consistent.
+"""`python -m glm4v_magic.remote_code.patch FOLDER`: make a checkpoint's own code consistent.
 
-Exit status: 0 if every place is consistent now (or would be, with `--dry-run`), 1 if the folder
-cannot be patched and nothing was changed, 2 if the command line is wrong.
+Needs libcst and nothing else, so that it runs where that code runs, in an environment with
+transformers 4.42 to 4.48: ``pip install --no-deps glm4v_magic libcst``.
+
+Exit status: 0 if every place is consistent now (or would be, with `--dry-run`), 1 if the folder or
+one of transformers' copies of it cannot be patched, 2 if the command line is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from glm4v_magic.core.errors import CheckpointError
-from glm4v_magic.remote_code.source_patch import plan_patch, write_patch
+from glm4v_magic.remote_code.copies import CodeFolders, code_folders
+from glm4v_magic.remote_code.source_patch import FolderPatch, plan_patch, write_patch
 
 __all__ = ["main", "patched"]
 
 _DESCRIPTION = """\
-Edit visual.py and modeling_chatglm.py in a GLM-4V-9B checkpoint folder so that no split of the
-model over GPUs ends in "Expected all tensors to be on the same device". The diff is shown, the
+Edit the code in a checkpoint folder of GLM-4V-9B (visual.py and modeling_chatglm.py), CogVLM2 or
+CogAgent (visual.py) so that no split of the model over GPUs ends in "Expected all tensors to be on
+the same device", and transformers' copies of it, which are what runs. The diff is shown, the
 originals are kept as *.orig, and running it again changes nothing."""
 
 _EPILOG = """\
-exit status: 0 done, or nothing to do; 1 the folder cannot be patched, nothing was changed;
-2 wrong command line"""
+That code runs with transformers 4.42 to 4.48. There, this program needs nothing but libcst:
+pip install --no-deps glm4v_magic libcst
+
+exit status: 0 done, or nothing to do; 1 the folder or a copy cannot be patched; 2 wrong command
+line"""
+
+_FIRST, _AFTER = (4, 42), (4, 49)
+"""Versions of transformers that run the published code: from the first, before the second."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="FOLDER", help="the checkpoint folder")
+    parser.add_argument(
+        "folder",
+        metavar="FOLDER",
+        help="the checkpoint folder, or an id of the hub that was downloaded: THUDM/glm-4v-9b",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show the diff, write nothing")
     options = parser.parse_args(arguments)
     try:
@@ -47,25 +63,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def patched(folder: str | Path, *, dry_run: bool) -> str:
-    """Patch a checkpoint folder; returns the diff and one line for each place.
+    """Patch a checkpoint's code and the copies of it; returns the diff, and a line for each place.
 
     Args:
-        folder: the checkpoint folder.
-        dry_run: write nothing.
+        folder: the checkpoint folder, or the id of a repository in a cache.
+        dry_run: whether to write nothing.
 
     Raises:
-        CheckpointError: if the folder cannot be patched; nothing is changed then.
+        CheckpointError: if a folder cannot be patched. Nothing is changed then, unless it is a copy
+            that cannot be written.
     """
-    patch = plan_patch(folder)
+    found = code_folders(folder)
+    plans, left = _plans(found)
     if not dry_run:
-        patch = write_patch(patch)
-    parts = [patch.diff] if patch.changed else []
-    parts.append(f"{patch}\n")
-    if not patch.changed:
+        plans = [write_patch(plan) for plan in plans]
+    changed = any(plan.changed for plan in plans)
+    parts = [text for plan in plans for text in _told(plan, named=len(plans) > 1)]
+    parts += [f"{line}\n" for line in left]
+    if not changed:
         parts.append("Nothing to do: every place is consistent already.\n")
     elif dry_run:
         parts.append("Dry run: nothing was written.\n")
+    else:
+        parts.append("Restart every Python process that has loaded this model: it keeps ")
+        parts.append("the code that it has imported.\n")
+    parts.append(f"{_about_transformers()}\n")
     return "".join(parts)
+
+
+def _plans(found: CodeFolders) -> tuple[list[FolderPatch], list[str]]:
+    """Plan all folders; a copy of other code of the same name is left alone, with a line."""
+    plans = [plan_patch(path) for path in found.folders]
+    left = []
+    for copy in found.copies:
+        try:
+            plans.append(plan_patch(copy))
+        except CheckpointError as error:
+            left.append(f"{copy} is left as it is: {error.what}")
+    if not plans:
+        raise CheckpointError("; ".join(left))
+    return plans, left
+
+
+def _told(plan: FolderPatch, *, named: bool) -> Iterator[str]:
+    if named:
+        yield f"{plan.folder}\n"
+    yield plan.diff
+    yield f"{plan}\n"
+
+
+def _about_transformers() -> str:
+    """Return the sentence about versions of transformers, with the one of this environment."""
+    runs = "This code runs with transformers 4.42 to 4.48"
+    try:
+        installed = version("transformers")
+        numbers = tuple(int(part) for part in installed.split(".")[:2])
+    except (PackageNotFoundError, ValueError):
+        return f"{runs}."
+    if _FIRST <= numbers < _AFTER:
+        return f"{runs}; {installed} is installed here."
+    return f"{runs}, not with {installed}, which is installed here."
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Static analysis of a forward method: where a value comes from, and on which device it is.
 
-Straight-line code only, in source order: enough for forward methods that assign local variables
-and return one, as those of this family's vision towers do.
+Code in source order: enough for forward methods that assign local variables and return one, as
+those of this family do. What is assigned in an ``if`` or a loop may hold after it or not: a value
+may come from there, but a move to a device counts only where it is made in any case.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ __all__ = [
     "code_of",
     "elements_of_cat",
     "find_forward",
+    "find_method",
+    "has_class",
     "mentions",
     "root_of",
     "to_device_of",
@@ -30,10 +33,23 @@ Join = tuple[cst.CSTNode, cst.BaseExpression, cst.BaseExpression]
 
 @dataclass(frozen=True)
 class _Assignment:
-    """Assignment to a name; no `value` if by unpacking, a loop or an augmented assignment."""
+    """Assignment to a name.
+
+    Attributes:
+        end: when it is done, on the clock of `_Reading`.
+        value: what is assigned; ``None`` if by a loop or an augmented assignment.
+        branches: the blocks around it that may be skipped, outermost first.
+        whole: whether the name gets the value, not a part of it by unpacking.
+    """
 
     end: int
     value: cst.BaseExpression | None
+    branches: tuple[cst.CSTNode, ...] = ()
+    whole: bool = True
+
+    def surely_before(self, branches: tuple[cst.CSTNode, ...]) -> bool:
+        """Tell whether it was made wherever a use in `branches` is reached."""
+        return branches[: len(self.branches)] == self.branches
 
 
 @dataclass
@@ -47,7 +63,10 @@ class _Reading(cst.CSTVisitor):
     sums: list[Join] = field(default_factory=list)
     products: list[Join] = field(default_factory=list)
     lookups: list[Join] = field(default_factory=list)
+    differences: list[Join] = field(default_factory=list)
+    branches: dict[cst.CSTNode, tuple[cst.CSTNode, ...]] = field(default_factory=dict)
     _clock: int = 0
+    _open: tuple[cst.CSTNode, ...] = ()
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -58,16 +77,17 @@ class _Reading(cst.CSTVisitor):
 
     def on_visit(self, node: cst.CSTNode) -> bool:
         self.start[node] = self._tick()
+        if isinstance(node, cst.BaseSuite):
+            self._open = (*self._open, node)
+        self.branches[node] = self._open
         if isinstance(node, cst.Name):
             self.names.add(node.value)
         elif isinstance(node, cst.Call):
             self.calls.append(node)
         elif isinstance(node, cst.BinaryOperation):
-            joins = {cst.Add: self.sums, cst.Multiply: self.products}.get(type(node.operator))
-            if joins is not None:
-                joins.append((node, node.left, node.right))
-        elif isinstance(node, cst.AugAssign) and isinstance(node.operator, cst.AddAssign):
-            self.sums.append((node, node.target, node.value))
+            self._joins(node.operator).append((node, node.left, node.right))
+        elif isinstance(node, cst.AugAssign):
+            self._joins(node.operator).append((node, node.target, node.value))
         elif isinstance(node, cst.Subscript):
             index = _only_index(node)
             if index is not None:
@@ -76,8 +96,20 @@ class _Reading(cst.CSTVisitor):
 
     def on_leave(self, original_node: cst.CSTNode) -> None:
         end = self._tick()
-        for target, value in _bindings(original_node):
-            self.assignments[target].append(_Assignment(end, value))
+        for target, value, whole in _bindings(original_node):
+            self.assignments[target].append(_Assignment(end, value, self._open, whole))
+        if isinstance(original_node, cst.BaseSuite):
+            self._open = self._open[:-1]
+
+    def _joins(self, operator: cst.BaseBinaryOp | cst.BaseAugOp) -> list[Join]:
+        """Return the list of the operations that an operator belongs to; a new one for others."""
+        if isinstance(operator, (cst.Add, cst.AddAssign)):
+            return self.sums
+        if isinstance(operator, (cst.Multiply, cst.MultiplyAssign)):
+            return self.products
+        if isinstance(operator, (cst.Subtract, cst.SubtractAssign)):
+            return self.differences
+        return []
 
 
 def _only_index(node: cst.Subscript) -> cst.BaseExpression | None:
@@ -89,17 +121,29 @@ def _only_index(node: cst.Subscript) -> cst.BaseExpression | None:
     return None
 
 
-def _bindings(node: cst.CSTNode) -> Iterator[tuple[str, cst.BaseExpression | None]]:
+_Binding = tuple[str, cst.BaseExpression | None, bool]
+
+
+def _bindings(node: cst.CSTNode) -> Iterator[_Binding]:
+    """Yield the names that a statement assigns, the value of each, and whether it is all of it."""
     if isinstance(node, cst.Assign):
         for target in node.targets:
-            if isinstance(target.target, cst.Name):
-                yield target.target.value, node.value
-            else:
-                yield from ((name, None) for name in _names_in(target.target))
+            yield from _bound(target.target, node.value)
     elif isinstance(node, (cst.AnnAssign, cst.NamedExpr)) and isinstance(node.target, cst.Name):
-        yield node.target.value, node.value
+        yield node.target.value, node.value, True
     elif isinstance(node, (cst.AugAssign, cst.For)):
-        yield from ((name, None) for name in _names_in(node.target))
+        yield from ((name, None, False) for name in _names_in(node.target))
+
+
+def _bound(target: cst.BaseExpression, value: cst.BaseExpression) -> Iterator[_Binding]:
+    if isinstance(target, cst.Name):
+        yield target.value, value, True
+    elif isinstance(target, (cst.Tuple, cst.List)):
+        if isinstance(value, (cst.Tuple, cst.List)) and len(value.elements) == len(target.elements):
+            for one, other in zip(target.elements, value.elements, strict=True):
+                yield from _bound(one.value, other.value)
+        else:
+            yield from ((name, value, False) for name in _names_in(target))
 
 
 def _names_in(target: cst.BaseExpression) -> Iterator[str]:
@@ -114,19 +158,23 @@ class Forward:
     """A forward method: its operations that join tensors, in order, and facts on expressions.
 
     Attributes:
+        name: of the class and the method.
         calls: all calls.
         sums: `left + right` and `left += right`, as (node, left, right).
-        products: `left * right`, as (node, left, right).
+        products: `left * right` and `left *= right`, likewise.
+        differences: `left - right` and `left -= right`, likewise.
         lookups: `value[index]` with a variable as the index, as (node, value, index).
     """
 
     def __init__(self, function: cst.FunctionDef, class_name: str, file: str) -> None:
         self._reading = _Reading()
         function.body.visit(self._reading)
-        self._where = f"{file}: {class_name}.forward"
+        self.name = f"{class_name}.{function.name.value}"
+        self._where = f"{file}: {self.name}"
         self.calls = self._reading.calls
         self.sums = self._reading.sums
         self.products = self._reading.products
+        self.differences = self._reading.differences
         self.lookups = self._reading.lookups
 
     def not_understood(self, what: str) -> CheckpointError:
@@ -147,12 +195,26 @@ class Forward:
         """Tell whether a value is the output of `self.<attribute>`, not of an operation on it."""
         if mentions(expression, attribute):
             return True
+        root = root_of(_without_dropout(expression))
+        if not isinstance(root, cst.Name):
+            return mentions(root, attribute)
+        values = [assignment.value for assignment in self._assignments_of(root)]
+        return any(self.comes_from(value, attribute) for value in values if value is not None)
+
+    def argument_of(self, expression: cst.BaseExpression) -> str | None:
+        """Return the argument of the method that a value is, or is a part of; ``None`` if of none.
+
+        An operation on an argument is none, but its methods are, as those that change its form.
+        """
         root = root_of(expression)
-        if isinstance(root, cst.Name):
-            assignment = self._last_assignment(root)
-            if assignment is not None and assignment.value is not None:
-                return self.comes_from(assignment.value, attribute)
-        return False
+        if not isinstance(root, cst.Name):
+            return None
+        assignments = self._assignments_of(root)
+        if not assignments:
+            return root.value
+        values = [each.value for each in assignments]
+        found = {None if value is None else self.argument_of(value) for value in values}
+        return found.pop() if len(found) == 1 else None
 
     def meet(self, one: cst.BaseExpression, other: cst.BaseExpression) -> bool:
         """Tell whether one of two operands is moved to the other's device."""
@@ -172,9 +234,9 @@ class Forward:
             expression = expression.target
         yield code_of(expression)
         if isinstance(expression, cst.Name):
-            assignment = self._last_assignment(expression)
-            if assignment is not None and isinstance(assignment.value, cst.Name):
-                yield from self._names_of(assignment.value)
+            assignments = self._assignments_of(expression)
+            if len(assignments) == 1 and isinstance(assignments[0].value, cst.Name):
+                yield from self._names_of(assignments[0].value)
 
     def moved_to(self, expression: cst.BaseExpression) -> str | None:
         """Return the variable (or submodule) to whose device an expression was moved, as code.
@@ -191,16 +253,24 @@ class Forward:
                 moved_at = self._reading.start[inner]
                 return None if self._assigned_between(anchor, moved_at, used_at) else anchor
             inner = _one_down(inner)
-        if isinstance(inner, cst.Name):
-            assignment = self._last_assignment(inner)
-            if assignment is not None and assignment.value is not None:
-                return self._moved_to(assignment.value, used_at)
-        return None
+        if not isinstance(inner, cst.Name):
+            return None
+        values = [assignment.value for assignment in self._assignments_of(inner)]
+        anchors = {None if value is None else self._moved_to(value, used_at) for value in values}
+        return anchors.pop() if len(anchors) == 1 else None
 
-    def _last_assignment(self, name: cst.Name) -> _Assignment | None:
-        before = self._reading.start[name]
-        found = [a for a in self._reading.assignments.get(name.value, []) if a.end < before]
-        return found[-1] if found else None
+    def _assignments_of(self, name: cst.Name) -> list[_Assignment]:
+        """Return the assignments that may have given a name its value where it is used.
+
+        That is the last one made in any case, and those after it that may have been skipped.
+        """
+        before, branches = self._reading.start[name], self._reading.branches[name]
+        found: list[_Assignment] = []
+        for assignment in self._reading.assignments.get(name.value, []):
+            if assignment.end < before:
+                found = [] if assignment.surely_before(branches) else found
+                found.append(assignment)
+        return found
 
     def _assigned_between(self, name: str, start: int, end: int) -> bool:
         return any(start < a.end < end for a in self._reading.assignments.get(name, []))
@@ -225,6 +295,15 @@ def _one_down(expression: cst.BaseExpression) -> cst.BaseExpression:
         return expression.func
     if isinstance(expression, (cst.Attribute, cst.Subscript, cst.NamedExpr)):
         return expression.value
+    return expression
+
+
+def _without_dropout(expression: cst.BaseExpression) -> cst.BaseExpression:
+    """Return `x` of a call `dropout(x, ...)`, by whatever path the function is named."""
+    name = m.Name("dropout")
+    if m.matches(expression, m.Call(func=name | m.Attribute(attr=name), args=[m.AtLeastN(n=1)])):
+        assert isinstance(expression, cst.Call)
+        return expression.args[0].value
     return expression
 
 
@@ -258,7 +337,7 @@ def code_of(expression: cst.BaseExpression) -> str:
     return cst.Module(body=[]).code_for_node(bare)
 
 
-def to_device_of(expression: cst.BaseExpression, anchor: cst.Name) -> cst.Call:
+def to_device_of(expression: cst.BaseExpression, anchor: cst.Name) -> cst.BaseExpression:
     """Return `expression.to(anchor.device)`."""
     is_chain = isinstance(expression, (cst.Name, cst.Attribute, cst.Call, cst.Subscript))
     if not is_chain and not expression.lpar:
@@ -273,14 +352,8 @@ def find_forward(module: cst.Module, class_name: str, file: str) -> Forward:
     Raises:
         CheckpointError: if there is no such class or method, or more than one.
     """
-    classes = [c for c in module.body if m.matches(c, m.ClassDef(name=m.Name(class_name)))]
-    methods = [
-        statement
-        for found in classes
-        if isinstance(found, cst.ClassDef)
-        for statement in found.body.body
-        if isinstance(statement, cst.FunctionDef) and statement.name.value == "forward"
-    ]
+    classes = [found for found in _classes(module) if found.name.value == class_name]
+    methods = [method for found in classes for method in _methods(found, "forward")]
     if len(classes) == 1 and len(methods) == 1:
         return Forward(methods[0], class_name, file)
     problem = "no class" if not classes else "more than one class"
@@ -290,3 +363,33 @@ def find_forward(module: cst.Module, class_name: str, file: str) -> Forward:
         f"{file} has {problem} {class_name}; nothing was changed.",
         "Is this the code of GLM-4V-9B?",
     )
+
+
+def find_method(module: cst.Module, name: str, file: str) -> Forward:
+    """Return the method of a name that only one top-level class has.
+
+    Raises:
+        CheckpointError: if no class has it, or more than one.
+    """
+    found = [(each, method) for each in _classes(module) for method in _methods(each, name)]
+    if len(found) == 1:
+        return Forward(found[0][1], found[0][0].name.value, file)
+    raise CheckpointError(
+        f"{file} has {'no' if not found else 'more than one'} method {name}; nothing was changed.",
+        "Is this the code of GLM-4V-9B?",
+    )
+
+
+def has_class(module: cst.Module, name: str) -> bool:
+    """Tell whether a module has a top-level class of a name."""
+    return any(found.name.value == name for found in _classes(module))
+
+
+def _classes(module: cst.Module) -> Iterator[cst.ClassDef]:
+    yield from (each for each in module.body if isinstance(each, cst.ClassDef))
+
+
+def _methods(found: cst.ClassDef, name: str) -> Iterator[cst.FunctionDef]:
+    for each in found.body.body:
+        if isinstance(each, cst.FunctionDef) and each.name.value == name:
+            yield each

@@ -1,4 +1,6 @@
-"""Make the model code in a GLM-4V-9B checkpoint folder consistent on any split over GPUs.
+"""Make the model code in a checkpoint folder consistent on any split over GPUs.
+
+The folder is one of GLM-4V-9B, or of a model with the same vision tower: CogVLM, CogVLM2, CogAgent.
 
 For people who load a checkpoint with its own code (`trust_remote_code=True`). `plan_patch` only
 reads; `write_patch` writes both files or neither, and keeps the originals beside them. Needs
@@ -17,15 +19,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from glm4v_magic.core.errors import CheckpointError
-from glm4v_magic.outside import is_there
-from glm4v_magic.remote_code.source_sites import SourceEdit, SourceSite, edit_modeling, edit_visual
+from glm4v_magic.remote_code.source_sites import (
+    SourceEdit,
+    SourceSite,
+    edit_cross_visual,
+    edit_modeling,
+    edit_visual,
+)
 
 __all__ = ["FilePatch", "FolderPatch", "plan_patch", "write_patch"]
 
 _EDITORS: dict[str, Callable[[bytes, str], SourceEdit]] = {
     "visual.py": edit_visual,
     "modeling_chatglm.py": edit_modeling,
+    "cross_visual.py": edit_cross_visual,
 }
+_OF_COG = ("modeling_cogvlm.py", "modeling_cogagent.py")
+"""Text models around the same tower, which move the image features to the words themselves."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,8 @@ class FolderPatch:
 
     Attributes:
         folder: the checkpoint folder.
-        files: `visual.py` and `modeling_chatglm.py`.
+        files: `visual.py` and `modeling_chatglm.py`; of CogVLM2 `visual.py` alone, of CogAgent
+            `cross_visual.py`, too.
         written: whether the folder holds the patched files now.
     """
 
@@ -114,17 +125,23 @@ def plan_patch(folder: str | Path) -> FolderPatch:
             understood.
     """
     folder = Path(folder)
-    there = is_there(folder)
-    if not there or not folder.is_dir():
+    try:
+        there, is_folder = folder.exists(), folder.is_dir()
+    except OSError:  # longer than any name of a file
+        there = is_folder = False
+    if not is_folder:
         what = "is not a folder" if there else "does not exist"
         raise CheckpointError(f"The checkpoint folder {folder} {what}.")
-    missing = [name for name in _EDITORS if not (folder / name).is_file()]
+    needed = ["visual.py", "modeling_chatglm.py"]
+    if any((folder / name).is_file() for name in _OF_COG):
+        needed = ["visual.py", *(["cross_visual.py"] * (folder / "cross_visual.py").is_file())]
+    missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
             f"The folder {folder} has no {' and no '.join(missing)}.",
             "Name the folder that GLM-4V-9B was downloaded to, with its own code.",
         )
-    return FolderPatch(folder, tuple(_plan_file(folder / name) for name in _EDITORS))
+    return FolderPatch(folder, tuple(_plan_file(folder / name) for name in needed))
 
 
 def _plan_file(path: Path) -> FilePatch:

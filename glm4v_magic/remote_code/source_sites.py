@@ -1,7 +1,9 @@
 """The places in GLM-4V-9B's own source code where tensors from two GPUs can meet, and the fixes.
 
-`edit_visual` and `edit_modeling` take the bytes of `visual.py` and `modeling_chatglm.py` and
-return them with every such place made consistent. Only the expressions concerned change: white
+`edit_visual` and `edit_modeling` take the bytes of `visual.py` and `modeling_chatglm.py`, and
+`edit_cross_visual` those of CogAgent's `cross_visual.py`, and return them with every such place
+made consistent. CogVLM, CogVLM2 and CogAgent have the same tower; their text models move the image
+features themselves. Only the expressions concerned change: white
 space, comments, line endings and encoding stay as they are. A place is recognised by what it
 does (which of the class's submodules and parameters meet in which operation), not by its line
 or by the names of local variables, so that the revisions of June to October 2024 are all
@@ -16,6 +18,11 @@ understood. Nothing here needs torch.
 | boi and eoi around the features    | EVA2CLIPModel    | `cat((boi.to(x.device), x, eoi...))` |
 | image features in the embeddings   | ChatGLMModel     | `features[i].to(embeds.device)`      |
 | rotary embedding at the positions  | ChatGLMModel     | `rotary[positions.to(rotary...)]`    |
+| padding mask in the full mask      | (`get_masks`)    | `full * padding.to(full.device)`     |
+| residual after attention, and MLP  | GLMBlock         | `stream.to(branch.device) + branch`  |
+| rotary embedding, cache and mask   | SelfAttention    | each `.to` the query or the key      |
+| position embedding of CogAgent     | EVA2CLIPModel    | `x + pos_embed.to(x.device)`         |
+| the same, of its second tower      | CrossVisionModel | likewise                             |
 
 A residual moves the stream to its branch, not the branch back, so that what has crossed to the
 next GPU stays there. The published correction of `visual.py` (`mlp_output` back to `mlp_input`)
@@ -28,6 +35,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import libcst as cst
+import libcst.matchers as m
 from libcst.metadata import MetadataWrapper, PositionProvider
 
 from glm4v_magic.core.errors import CheckpointError
@@ -36,11 +44,13 @@ from glm4v_magic.remote_code.source_flow import (
     code_of,
     elements_of_cat,
     find_forward,
+    find_method,
+    has_class,
     root_of,
     to_device_of,
 )
 
-__all__ = ["SourceEdit", "SourceSite", "edit_modeling", "edit_visual"]
+__all__ = ["SourceEdit", "SourceSite", "edit_cross_visual", "edit_modeling", "edit_visual"]
 
 Edits = dict[cst.CSTNode, cst.CSTNode]
 
@@ -90,42 +100,72 @@ def edit_visual(source: bytes, file: str = "visual.py") -> SourceEdit:
         CheckpointError: if the source cannot be parsed, or a place does not look like any known
             revision.
     """
-    return _edit(
-        source,
-        file,
-        {
-            "PatchEmbedding": (_class_token, _position_add),
-            "TransformerLayer": (_residual_after_attention, _residual_after_mlp),
-            "GLU": (_gated_product,),
-            "EVA2CLIPModel": (_boundary_tokens,),
-        },
-    )
+
+    def methods(module: cst.Module) -> _Methods:
+        yield find_forward(module, "PatchEmbedding", file), (_class_token, _position_add)
+        yield (
+            find_forward(module, "TransformerLayer", file),
+            (_residual_after_attention, _residual_after_mlp),
+        )
+        yield find_forward(module, "GLU", file), (_gated_product,)
+        yield find_forward(module, "EVA2CLIPModel", file), (_outer_position_add, _boundary_tokens)
+
+    return _edit(source, file, methods)
+
+
+def edit_cross_visual(source: bytes, file: str = "cross_visual.py") -> SourceEdit:
+    """Make the position embedding of CogAgent's second tower consistent.
+
+    Raises:
+        CheckpointError: as `edit_visual`.
+    """
+
+    def methods(module: cst.Module) -> _Methods:
+        yield find_forward(module, "CrossVisionModel", file), (_cross_position_add,)
+
+    return _edit(source, file, methods)
 
 
 def edit_modeling(source: bytes, file: str = "modeling_chatglm.py") -> SourceEdit:
-    """Make the text model's two places consistent: the splice and the rotary embedding.
+    """Make the text model's places consistent, those within its layers included.
 
     Raises:
         CheckpointError: if the source cannot be parsed, or a place does not look like any known
             revision.
     """
-    return _edit(source, file, {"ChatGLMModel": (_splice, _rotary_lookup)})
+
+    def methods(module: cst.Module) -> _Methods:
+        yield find_forward(module, "ChatGLMModel", file), (_splice, _rotary_lookup)
+        yield find_method(module, "get_masks", file), (_padding_mask,)
+        if has_class(module, "GLMBlock"):
+            yield (
+                find_forward(module, "GLMBlock", file),
+                (_text_residual_after_attention, _text_residual_after_mlp),
+            )
+        if has_class(module, "SelfAttention"):
+            yield (
+                find_forward(module, "SelfAttention", file),
+                (_rotary_of_query, _cache_before_key, _mask_of_attention),
+            )
+
+    return _edit(source, file, methods)
 
 
-def _edit(source: bytes, file: str, finders: dict[str, Sequence[_Finder]]) -> SourceEdit:
+_Methods = Iterator[tuple[Forward, Sequence[_Finder]]]
+
+
+def _edit(source: bytes, file: str, methods: Callable[[cst.Module], _Methods]) -> SourceEdit:
     module = _parse(source, file)
     wrapper = MetadataWrapper(module, unsafe_skip_copy=True)
     positions = wrapper.resolve(PositionProvider)
     edits: Edits = {}
     sites = []
-    for class_name, finders_of_class in finders.items():
-        forward = find_forward(module, class_name, file)
-        for finder in finders_of_class:
+    for forward, finders in methods(module):
+        for finder in finders:
             for found in finder(forward):
                 edits.update(found.edits)
                 line = positions[next(iter(found.edits), found.node)].start.line
-                where = f"{class_name}.forward"
-                sites.append(SourceSite(found.what, where, line, not found.edits))
+                sites.append(SourceSite(found.what, forward.name, line, not found.edits))
     if not edits:
         return SourceEdit(source, module.encoding, tuple(sites))
     edited = module.visit(_Replace(edits))
@@ -195,6 +235,25 @@ def _cat_around(forward: Forward, what: str, moved: tuple[str, ...]) -> _Found:
 def _position_add(forward: Forward) -> Iterator[_Found]:
     what = "position embedding added to the patches"
     yield _sum_of_branch(forward, what, "position_embedding", keep_stream=True)
+
+
+def _outer_position_add(forward: Forward) -> Iterator[_Found]:
+    """Find the position embedding that CogAgent's tower adds to the patches; others have none."""
+    if any(forward.comes_from(part, "pos_embed") for _, *parts in forward.sums for part in parts):
+        yield from _cross_position_add(forward)
+
+
+def _cross_position_add(forward: Forward) -> Iterator[_Found]:
+    what = "position embedding added to the features"
+    yield _sum_of_branch(forward, what, "pos_embed", keep_stream=True)
+
+
+def _text_residual_after_attention(forward: Forward) -> Iterator[_Found]:
+    yield _sum_of_branch(forward, "residual add after the attention", "self_attention")
+
+
+def _text_residual_after_mlp(forward: Forward) -> Iterator[_Found]:
+    yield _sum_of_branch(forward, "residual add after the MLP", "mlp")
 
 
 def _residual_after_attention(forward: Forward) -> Iterator[_Found]:
@@ -289,3 +348,89 @@ def _rotary_lookup(forward: Forward) -> Iterator[_Found]:
             raise forward.not_understood(what)
     if not found:
         raise forward.not_understood(what)
+
+
+def _padding_mask(forward: Forward) -> Iterator[_Found]:
+    what = "padding mask in the full mask"
+    found = False
+    for node, left, right in (*forward.products, *forward.differences):
+        if not _is_padding(forward, right) or _is_padding(forward, left):
+            continue
+        found = True
+        if not isinstance(left, cst.Name):
+            raise forward.not_understood(what)
+        moved = forward.moved_to(right) == code_of(left)
+        yield _Found(what, node, {} if moved else {right: to_device_of(right, left)})
+    if not found:
+        raise forward.not_understood(what)
+
+
+def _is_padding(forward: Forward, expression: cst.BaseExpression) -> bool:
+    """Tell whether an expression is the padding mask, or a sum or difference with a number."""
+    root = root_of(expression)
+    if isinstance(root, cst.BinaryOperation):
+        return isinstance(root.right, cst.BaseNumber) and _is_padding(forward, root.left)
+    return forward.argument_of(expression) == "padding_mask"
+
+
+def _rotary_of_query(forward: Forward) -> Iterator[_Found]:
+    what = "rotary embedding applied to query and key"
+    found = False
+    for call in forward.calls:
+        if len(call.args) != 2 or forward.argument_of(call.args[1].value) != "rotary_pos_emb":
+            continue
+        found = True
+        vectors, rotary = (argument.value for argument in call.args)
+        if not isinstance(vectors, cst.Name):
+            raise forward.not_understood(what)
+        moved = forward.moved_to(rotary) == code_of(vectors)
+        yield _Found(what, call, {} if moved else {rotary: to_device_of(rotary, vectors)})
+    if not found:
+        raise forward.not_understood(what)
+
+
+def _cache_before_key(forward: Forward) -> Iterator[_Found]:
+    what = "cache before the new keys and values"
+    found = False
+    for call in forward.calls:
+        elements = elements_of_cat(call)
+        if len(elements) != 2 or forward.argument_of(elements[0]) != "kv_cache":
+            continue
+        found = True
+        earlier, new = elements
+        if not isinstance(new, cst.Name):
+            raise forward.not_understood(what)
+        moved = forward.moved_to(earlier) == code_of(new)
+        yield _Found(what, call, {} if moved else {earlier: to_device_of(earlier, new)})
+    if not found:
+        raise forward.not_understood(what)
+
+
+def _mask_of_attention(forward: Forward) -> Iterator[_Found]:
+    what = "mask of the attention"
+    for call in forward.calls:
+        values = [argument.value for argument in call.args]
+        if not m.matches(call.func, m.Attribute(m.Name("self"), m.Name("core_attention"))):
+            continue
+        masks = [each for each in values if "attention_mask" in _names_within(each)]
+        if len(masks) != 1 or not isinstance(values[0], cst.Name):
+            break
+        (mask,) = masks
+        if isinstance(mask, cst.IfExp) and forward.moved_to(mask.orelse) == code_of(values[0]):
+            yield _Found(what, call, {})
+        elif isinstance(mask, cst.Name):
+            # There is no mask in a batch without padding.
+            none_or_moved = cst.IfExp(
+                test=cst.Comparison(mask, [cst.ComparisonTarget(cst.Is(), cst.Name("None"))]),
+                body=mask,
+                orelse=to_device_of(mask, values[0]),
+            )
+            yield _Found(what, call, {mask: none_or_moved})
+        else:
+            break
+        return
+    raise forward.not_understood(what)
+
+
+def _names_within(expression: cst.BaseExpression) -> set[str]:
+    return {found.value for found in m.findall(expression, m.Name()) if isinstance(found, cst.Name)}

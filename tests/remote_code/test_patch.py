@@ -36,6 +36,18 @@ CHANGES = {
 MODELING_CHANGES = {
     "pictures[row],": "pictures[row].to(words.device),",
     "rotary[position_ids]": "rotary[position_ids.to(rotary.device)]",
+    "padding_mask.unsqueeze(1)": "padding_mask.unsqueeze(1).to(full_mask.device)",
+    "padding_mask.unsqueeze(-1) - 1": "(padding_mask.unsqueeze(-1) - 1).to(full_mask.device)",
+    "carried + middle": "carried.to(middle.device) + middle",
+    "carried + output": "carried.to(output.device) + output",
+    "emb(query, rotary_pos_emb)": "emb(query, rotary_pos_emb.to(query.device))",
+    "emb(key, rotary_pos_emb)": "emb(key, rotary_pos_emb.to(key.device))",
+    "(past_key, key)": "(past_key.to(key.device), key)",
+    "(past_value, value)": "(past_value.to(value.device), value)",
+    "query, key, value, attention_mask)\n        return self.dense": (
+        "query, key, value, attention_mask if attention_mask is None else "
+        "attention_mask.to(query.device))\n        return self.dense"
+    ),
 }
 
 
@@ -79,9 +91,16 @@ def test_every_site_is_named_with_its_line():
         ("EVA2CLIPModel", False),
     ]
     assert "tokens + seen" in visual[sites[2].line - 1]
-    assert [site.what for site in edit_modeling(MODELING).sites] == [
-        "image features between the word embeddings",
-        "rotary embedding looked up at the positions",
+    sites = edit_modeling(MODELING).sites
+    assert [(site.where, site.what) for site in sites] == [
+        ("ChatGLMModel.forward", "image features between the word embeddings"),
+        ("ChatGLMModel.forward", "rotary embedding looked up at the positions"),
+        *[("ChatGLMPreTrainedModel.get_masks", "padding mask in the full mask")] * 2,
+        ("GLMBlock.forward", "residual add after the attention"),
+        ("GLMBlock.forward", "residual add after the MLP"),
+        *[("SelfAttention.forward", "rotary embedding applied to query and key")] * 2,
+        *[("SelfAttention.forward", "cache before the new keys and values")] * 2,
+        ("SelfAttention.forward", "mask of the attention"),
     ]
 
 
@@ -296,6 +315,20 @@ def test_a_move_to_a_variable_that_is_assigned_again_does_not_count():
     assert b"(start.to(features.device), features" in edit_visual(revised).source
 
 
+@pytest.mark.parametrize(
+    "before",
+    ["if self.training:\n            ", "for _ in ():\n            ", "while False:\n            "],
+)
+def test_a_move_that_may_be_skipped_does_not_count(before):
+    moved = f"        {before}thought = thought.to(middle.device)\n"
+    revised = replaced(
+        VISUAL, {"        return middle + thought": f"{moved}        return middle + thought"}
+    )
+    assert b"return middle.to(thought.device) + thought" in edit_visual(revised).source
+    always = revised.replace(before.encode(), b"")
+    assert b"return middle + thought" in edit_visual(always).source
+
+
 def test_a_move_of_the_type_only_does_not_count():
     revised = replaced(VISUAL, {"tokens + seen": "tokens + seen.to(tokens.dtype)"})
     result = edit_visual(revised)
@@ -506,7 +539,7 @@ def test_the_command_patches_and_shows_the_diff(folder, capsys):
     shown = capsys.readouterr().out
     assert "@@" not in shown
     assert "residual add after the MLP: consistent already\n" in shown
-    assert shown.endswith("Nothing to do: every place is consistent already.\n")
+    assert "Nothing to do: every place is consistent already.\n" in shown
 
 
 def test_a_dry_run_shows_the_diff_and_writes_nothing(folder, capsys):
@@ -515,7 +548,7 @@ def test_a_dry_run_shows_the_diff_and_writes_nothing(folder, capsys):
     shown = capsys.readouterr().out
     assert "+        middle = tokens.to(seen.device) + seen\n" in shown
     assert "residual add after the MLP: to change\n" in shown
-    assert shown.endswith("Dry run: nothing was written.\n")
+    assert "Dry run: nothing was written.\n" in shown
     assert contents(folder) == before
 
 
@@ -565,7 +598,7 @@ def test_the_help_explains_the_exit_status(capsys):
     with pytest.raises(SystemExit) as caught:
         command.main(["--help"])
     assert caught.value.code == 0
-    assert "1 the folder cannot be patched, nothing was changed" in capsys.readouterr().out
+    assert "1 the folder or a copy cannot be patched" in capsys.readouterr().out
 
 
 def test_it_runs_as_a_module_without_torch_and_transformers(folder):
@@ -576,7 +609,7 @@ def test_it_runs_as_a_module_without_torch_and_transformers(folder):
         "    runpy.run_module('glm4v_magic.remote_code.patch', run_name='__main__')\n"
         "except SystemExit as end:\n"
         "    assert end.code == 0, end.code\n"
-        "heavy = {'torch', 'transformers', 'accelerate', 'numpy', 'PIL', 'IPython'}\n"
+        "heavy = {'torch', 'transformers', 'accelerate', 'numpy', 'PIL', 'IPython', 'pydantic'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     done = subprocess.run(
@@ -589,7 +622,12 @@ def test_it_runs_as_a_module_without_torch_and_transformers(folder):
 
 @pytest.fixture(scope="module")
 def expected():
-    return splits.build(splits.load())(**splits.example())
+    return splits.answers(splits.build(splits.load()), "cpu")
+
+
+def assert_equal(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.fixture(scope="module")
@@ -600,7 +638,7 @@ def patched_code(tmp_path_factory):
 
 
 def test_the_patched_code_is_bit_identical_on_one_device(patched_code, expected):
-    assert torch.equal(splits.build(patched_code)(**splits.example()), expected)
+    assert_equal(splits.answers(splits.build(patched_code), "cpu"), expected)
 
 
 @pytest.mark.parametrize("home", [0, 1])
@@ -609,7 +647,7 @@ def test_each_site_passes_patched(patched_code, expected, site, home):
     model = splits.build(patched_code)
     with VirtualGPUs("2x1GiB"):
         splits.place(model, splits.map_apart(model, site.apart, home=home, away=1 - home))
-        assert torch.equal(splits.run(model), expected)
+        assert_equal(splits.answers(model), expected)
 
 
 def code_without(folder: Path, code: str):
@@ -628,7 +666,7 @@ def test_each_site_fails_alone_where_all_others_are_patched(folder, site):
     with VirtualGPUs("2x1GiB"):
         splits.place(model, splits.map_apart(model, site.apart))
         with pytest.raises(MixedDeviceError, match=site.message) as caught:
-            splits.run(model)
+            splits.run(model, padded=site.padded)
     assert caught.value.problem.module == site.module
     assert site.code in caught.value.problem.source.code
 
@@ -637,7 +675,130 @@ def test_each_site_fails_alone_where_all_others_are_patched(folder, site):
 def test_any_map_of_leaves_gives_the_same_logits(patched_code, expected, seed):
     chance = random.Random(seed)
     model = splits.build(patched_code)
-    device_map = {name: chance.randrange(5) for name in splits.units(model)}
+    inside_blocks = seed % 2 == 0
+    device_map = {name: chance.randrange(5) for name in splits.units(model, inside_blocks)}
     with VirtualGPUs("5x1GiB"):
         splits.place(model, device_map)
-        assert torch.equal(splits.run(model), expected)
+        assert_equal(splits.answers(model), expected)
+
+
+def written(folder: Path, visual: bytes = VISUAL) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "visual.py").write_bytes(visual)
+    (folder / "modeling_chatglm.py").write_bytes(MODELING)
+    return folder
+
+
+COMMIT = "01328faefe122fe605c1c127b62e6031d3ffebf7"
+COPIES_OF_THE_HUB = {
+    "4.x": f"THUDM/glm-4v-9b/{COMMIT}",
+    "5.x": f"THUDM/glm_hyphen_4v_hyphen_9b/{COMMIT}",
+}
+COPIES_OF_A_FOLDER = {"4.x": "glm-4v-9b", "5.x": "glm_hyphen_4v_hyphen_9b/a1b2"}
+
+
+@pytest.fixture
+def caches(tmp_path, monkeypatch):
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_MODULES_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "modelscope"))
+    return tmp_path / "hf"
+
+
+@pytest.mark.parametrize("copy", COPIES_OF_THE_HUB.values(), ids=COPIES_OF_THE_HUB)
+@pytest.mark.parametrize("name", ["THUDM/glm-4v-9b", "thudm/GLM-4V-9B", "the folder"])
+def test_an_id_of_the_hub_is_patched_in_its_cache_and_in_the_copy_that_runs(
+    caches, capsys, name, copy
+):
+    snapshot = written(caches / f"hub/models--THUDM--glm-4v-9b/snapshots/{COMMIT}")
+    runs = written(caches / "modules/transformers_modules" / copy)
+    other = written(caches / "modules/transformers_modules/THUDM/glm-4-9b" / COMMIT)
+    assert command.main([str(snapshot) if name == "the folder" else name]) == 0
+    for folder in (snapshot, runs):
+        assert (folder / "visual.py").read_bytes() == replaced(VISUAL, CHANGES)
+        assert (folder / "modeling_chatglm.py").read_bytes() == replaced(MODELING, MODELING_CHANGES)
+    assert (other / "visual.py").read_bytes() == VISUAL
+    shown = capsys.readouterr().out
+    assert f"{snapshot}\n" in shown
+    assert f"{runs}\n" in shown
+    assert "Restart every Python process that has loaded this model" in shown
+
+
+@pytest.mark.parametrize("copy", COPIES_OF_A_FOLDER.values(), ids=COPIES_OF_A_FOLDER)
+def test_the_copy_of_a_folder_is_patched_too(caches, tmp_path, copy):
+    folder = written(tmp_path / "models/glm-4v-9b")
+    runs = written(caches / "modules/transformers_modules" / copy)
+    patched_again = command.patched(folder, dry_run=False)
+    assert (runs / "visual.py").read_bytes() == replaced(VISUAL, CHANGES)
+    assert "Restart" in patched_again
+    assert "Restart" not in command.patched(folder, dry_run=False)
+
+
+def test_a_copy_of_other_code_is_left_alone(caches, tmp_path, capsys):
+    folder = written(tmp_path / "models/glm-4v-9b")
+    other = written(caches / "modules/transformers_modules/glm-4v-9b", b"# another model\n")
+    assert command.main([str(folder)]) == 0
+    assert f"{other} is left as it is: " in capsys.readouterr().out
+    assert (other / "visual.py").read_bytes() == b"# another model\n"
+    assert (folder / "visual.py").read_bytes() == replaced(VISUAL, CHANGES)
+
+
+def test_an_id_in_the_cache_of_modelscope(caches, tmp_path):
+    folder = written(tmp_path / "modelscope/hub/ZhipuAI/glm-4v-9b")
+    command.patched("ZhipuAI/glm-4v-9b", dry_run=False)
+    assert (folder / "visual.py").read_bytes() == replaced(VISUAL, CHANGES)
+
+
+def test_an_id_that_was_not_downloaded(caches, capsys):
+    assert command.main(["THUDM/glm-4v-9b"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("There is no folder THUDM/glm-4v-9b, and no code of a repository of")
+    assert told.count("\n") == 1
+
+
+POSITION = {
+    "features = self.linear_proj(features.flatten(start_dim=2).mT)": (
+        "features = features.flatten(start_dim=2).mT\n"
+        "        features = self.linear_proj(features + self.pos_embed.unsqueeze(0))"
+    )
+}
+
+
+@pytest.mark.parametrize("model", ["cogvlm", "cogagent"])
+def test_the_towers_of_cogvlm2_and_cogagent(tmp_path, model):
+    visual = VISUAL if model == "cogvlm" else replaced(VISUAL, POSITION)
+    (tmp_path / "visual.py").write_bytes(visual)
+    (tmp_path / f"modeling_{model}.py").write_bytes(b"# moves the features itself\n")
+    changes = CHANGES
+    if model == "cogagent":
+        changes = {**changes, "self.pos_embed.unsqueeze(0)": (
+            "self.pos_embed.unsqueeze(0).to(features.device)"
+        )}  # fmt: skip
+        (tmp_path / "cross_visual.py").write_bytes(
+            b"class CrossVisionModel(nn.Module):\n"
+            b"    def forward(self, pixels):\n"
+            b"        seen = self.vit(pixels)\n"
+            b"        return seen + self.pos_embed.unsqueeze(0)\n"
+        )
+    patched(tmp_path)
+    assert (tmp_path / "visual.py").read_bytes() == replaced(visual, changes)
+    if model == "cogagent":
+        assert (
+            b"seen + self.pos_embed.unsqueeze(0).to(seen.device)"
+            in (tmp_path / "cross_visual.py").read_bytes()
+        )
+    assert not plan_patch(tmp_path).changed
+
+
+@pytest.mark.parametrize(
+    ("installed", "told"),
+    [
+        ("4.48.3", "4.42 to 4.48; 4.48.3 is installed here."),
+        ("4.49.0", "4.42 to 4.48, not with 4.49.0, which is installed here."),
+        ("5.23.0", "4.42 to 4.48, not with 5.23.0, which is installed here."),
+    ],
+)
+def test_it_says_which_transformers_run_the_code(folder, monkeypatch, installed, told):
+    monkeypatch.setattr(command, "version", lambda name: installed)
+    assert told in command.patched(folder, dry_run=True)

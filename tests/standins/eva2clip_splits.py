@@ -24,6 +24,7 @@ FOLDER = Path(__file__).parent / "eva2clip"
 
 _VISION = "transformer.vision"
 _LAYER = f"{_VISION}.transformer.layers.1"
+_BLOCK = "transformer.encoder.layers.1"
 _fresh = count()
 
 
@@ -34,6 +35,7 @@ class OneSite:
     apart: tuple[str, ...]
     module: str
     code: str
+    padded: bool = False
     message: str = "Expected all tensors to be on the same device, but found at least two devices"
 
 
@@ -64,8 +66,18 @@ SITES = {
         ("transformer.rotary_pos_emb",),
         "transformer",
         "rotary[position_ids]",
-        "indices should be either on cpu or on the same device as the indexed tensor",
+        message="indices should be either on cpu or on the same device as the indexed tensor",
     ),
+    "padding mask": OneSite(
+        ("transformer.embedding", _VISION, "transformer.rotary_pos_emb"),
+        "transformer",
+        "full_mask * padding_mask",
+        padded=True,
+    ),
+    "residual after attention, text": OneSite(
+        (f"{_BLOCK}.self_attention.dense",), _BLOCK, "carried + middle"
+    ),
+    "residual after MLP, text": OneSite((f"{_BLOCK}.mlp",), _BLOCK, "carried + output"),
 }
 
 
@@ -77,7 +89,9 @@ def load(folder: Path = FOLDER) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     module.__path__ = [str(folder)]
     sys.modules[package] = module
-    return importlib.import_module(f"{package}.modeling_chatglm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript, as in the published code
+        return importlib.import_module(f"{package}.modeling_chatglm")
 
 
 def build(modeling: ModuleType) -> nn.Module:
@@ -90,22 +104,27 @@ def build(modeling: ModuleType) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def example(device: str = "cpu") -> dict[str, torch.Tensor]:
-    """Two rows of text with an image each."""
+def example(device: str = "cpu", padded: bool = False) -> dict[str, torch.Tensor]:
+    """Two rows of text with an image each; the first padded on the left, if asked for."""
     generator = torch.Generator().manual_seed(1)
-    return {
-        "input_ids": torch.tensor([[3, 1, 5, 6], [7, 1, 9, 2]]).to(device),
+    inputs = {
+        "input_ids": torch.tensor([[0, 1, 5, 6], [7, 1, 9, 2]]).to(device),
         "images": torch.randn(2, 3, 8, 8, generator=generator).to(device),
     }
+    if padded:
+        mask = torch.ones(2, 9, dtype=torch.long)  # three words and six image features
+        mask[0, 0] = 0
+        inputs["attention_mask"] = mask.to(device)
+    return inputs
 
 
-def units(model: nn.Module) -> list[str]:
-    """Names that a device map may put anywhere: leaves and parameters, but whole text layers."""
+def units(model: nn.Module, inside_blocks: bool = False) -> list[str]:
+    """Names that a device map may put anywhere: leaves and parameters, of text layers if asked."""
     names: list[str] = []
     for name, module in model.named_modules():
-        if type(module).__name__ == "GLMBlock":
+        if type(module).__name__ == "GLMBlock" and not inside_blocks:
             names.append(name)
-        elif ".encoder.layers." not in name:
+        elif inside_blocks or ".encoder.layers." not in name:
             own = [parameter for parameter, _ in module.named_parameters(recurse=False)]
             if list(module.children()):
                 names += [f"{name}.{parameter}".lstrip(".") for parameter in own]
@@ -116,9 +135,10 @@ def units(model: nn.Module) -> list[str]:
 
 def map_apart(model: nn.Module, apart: tuple[str, ...], home: int = 0, away: int = 1) -> dict:
     """A device map with the modules and parameters `apart` on one GPU and the rest on another."""
+    inside = any(part.startswith(f"{_BLOCK}.") for part in apart)
     return {
         name: away if any(f"{name}.".startswith(f"{part}.") for part in apart) else home
-        for name in units(model)
+        for name in units(model, inside)
     }
 
 
@@ -141,7 +161,28 @@ def place(model: nn.Module, device_map: Mapping[str, int | str]) -> None:
         dispatch_model(model, dict(device_map), main_device="cuda:0")
 
 
-def run(model: nn.Module) -> torch.Tensor:
-    """Logits of the example on the CPU, from a model placed on GPUs."""
-    logits: torch.Tensor = model(**example("cuda:0"))
+def run(model: nn.Module, device: str = "cuda:0", padded: bool = False) -> torch.Tensor:
+    """Logits of the example on the CPU."""
+    logits: torch.Tensor = model(**example(device, padded))
     return logits.cpu()
+
+
+def answers(model: nn.Module, device: str = "cuda:0") -> list[torch.Tensor]:
+    """Logits of the example, padded and not, each with a step of decoding after it; on the CPU."""
+    seen = []
+    for padded in (False, True):
+        inputs = example(device, padded)
+        logits, cache = model(**inputs, use_cache=True)
+        mask = inputs.get("attention_mask")
+        if padded:
+            mask = torch.cat((mask, mask.new_ones(2, 1)), dim=1)
+        positions = torch.full((2, 1), logits.shape[1], device=device)
+        step, _ = model(
+            torch.tensor([[4], [8]], device=device),
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        seen += [logits.cpu(), step.cpu()]
+    return seen

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from IPython.core.magic_arguments import argument
@@ -19,20 +18,26 @@ __all__ = ["patch"]
 
 @takes(
     "glm4v patch",
-    argument("folder", metavar="FOLDER", help="Of a GLM-4V-9B checkpoint with its own code."),
+    argument(
+        "folder",
+        metavar="FOLDER",
+        help="Of GLM-4V-9B, CogVLM2 or CogAgent, or the id of a download.",
+    ),
     argument("--dry-run", action="store_true", help="Show the diff, write nothing."),
     DEBUG,
 )
 def patch(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Edit a checkpoint's own code so that any split over GPUs works.
 
-    For models that are loaded with ``trust_remote_code=True``, without this extension. Shows the
-    diff of visual.py and modeling_chatglm.py and keeps the originals as *.orig::
+    For models that are loaded with ``trust_remote_code=True``, without this extension, in an
+    environment with transformers 4.42 to 4.48. Shows the diff of visual.py and
+    modeling_chatglm.py, also of transformers' copies of them, and keeps the originals as *.orig::
 
         %glm4v patch ~/models/glm-4v-9b --dry-run
+        %glm4v patch THUDM/glm-4v-9b
     """
     # libcst, which parses the code, is as heavy as all other commands together
     from glm4v_magic.remote_code.patch import patched
 
-    told = patched(Path(arguments.folder).expanduser(), dry_run=arguments.dry_run)
+    told = patched(arguments.folder, dry_run=arguments.dry_run)
     show({"text/plain": printable(told).rstrip()})
