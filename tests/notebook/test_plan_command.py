@@ -60,6 +60,20 @@ def test_other_models_are_planned_too(run, model):
     assert "256 tokens of context, 0 images" in shown
 
 
+def test_a_model_on_common_machines(run, shell, tmp_path):
+    shown = run("fits = %glm4v plan GLM-4V-9B --machines --context 2048")
+    assert re.search(r"^2xT4 +float16 +2,048 +18 +Kaggle, free$", shown, re.MULTILINE)
+    assert "expect about half" in shown
+    fits = shell.user_ns["fits"]
+    assert len(fits) > 50
+    file = tmp_path / "table.json"
+    again = run(f"again = %glm4v plan GLM-4V-9B --machines --context 2048 --json {file}")
+    assert f"The table is in {file}." in again
+    printed = run("third = %glm4v plan GLM-4V-9B --machines --context 2048 --json")
+    written = json.loads(file.read_text(encoding="utf-8"))
+    assert json.loads(printed) == written == [fit.as_json() for fit in fits]
+
+
 def test_a_folder_and_the_model_in_use(run, tiny, tmp_path):
     folder = tmp_path / "only"
     folder.mkdir()
@@ -117,6 +131,9 @@ def test_every_option_reaches_the_plan_and_changes_it(run, typed, options):
         ("GLM-4V-9B --gpus 1x8GiB", "does not fit on 1 x 7.76 GiB|does not fit on 7.76 GiB"),
         ("GLM-4V-9B --gpus 1x80GiB --images 2", "takes 1 image"),
         ("GLM-4V-9B --max-memory much", "is not a size in GiB"),
+        ("GLM-4V-9B --machines --gpus 1x80GiB", "--machines takes a model and"),
+        ("GLM-4V-9B --machines --images 2", "takes 1 image"),
+        ("GLM-4V-9B --machines --json /nowhere/t.json", "there is no folder /nowhere"),
         ("GLM-4V-9B --objectiv fewest", "Did you mean --objective?"),
     ],
 )

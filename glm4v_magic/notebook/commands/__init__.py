@@ -38,6 +38,7 @@ from glm4v_magic.notebook.live.output import show
 if TYPE_CHECKING:
     from glm4v_magic.core.conversation import Answer
     from glm4v_magic.core.plan import Plan
+    from glm4v_magic.planning.machines import MachineFit
 
 __all__ = ["COMMANDS", "Context", "ask_cell", "run"]
 
@@ -62,7 +63,9 @@ def ask_cell(
     return answer(context, arguments, arguments.images, cell, names)
 
 
-def run(context: Context, words: list[str], names: Mapping[str, Any]) -> Answer | Plan | None:
+def run(
+    context: Context, words: list[str], names: Mapping[str, Any]
+) -> Answer | Plan | tuple[MachineFit, ...] | None:
     """Run a line: a command, its arguments and options; no words are ``status``."""
     if not words:
         words = ["status"]

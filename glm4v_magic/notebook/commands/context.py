@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from glm4v_magic.core.plan import Plan
     from glm4v_magic.notebook.monitor import Monitor
     from glm4v_magic.notebook.settings import Glm4v
+    from glm4v_magic.planning.machines import MachineFit
 
 __all__ = ["Command", "Context", "LiveView"]
 
@@ -108,7 +109,7 @@ class Command(Protocol):
 
     def __call__(
         self, context: Context, arguments: Namespace, names: Mapping[str, Any], /
-    ) -> Answer | Plan | None:
+    ) -> Answer | Plan | tuple[MachineFit, ...] | None:
         """Run it.
 
         Args:

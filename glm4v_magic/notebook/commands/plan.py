@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,24 @@ from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.gpu_spec import parse_gpus
-from glm4v_magic.core.model import DEMOS
+from glm4v_magic.core.model import DEMOS, Architecture
 from glm4v_magic.core.options import PlacementFields, of_group
 from glm4v_magic.core.placement import GivenMap, PlacementOptions
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.typed_options import flags_of, typed
+from glm4v_magic.core.wording import counted
 from glm4v_magic.hardware.cpu import cpu_here
 from glm4v_magic.hardware.usable import gpus_here
 from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.render.plans.device_map import device_map_html
+from glm4v_magic.notebook.render.plans.machines import machines_bundle
 from glm4v_magic.notebook.render.plans.plan import plan_bundle
 from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.planning.decision import make_plan
 from glm4v_magic.planning.files import PLANNED, read_given
+from glm4v_magic.planning.machines import MachineFit, machines
 from glm4v_magic.planning.occupancy import occupancy
 
 __all__ = [
@@ -43,6 +48,10 @@ __all__ = [
 
 PRINT = ""
 """Value of ``--json`` without a file."""
+
+
+_OF_MACHINES = ("context", "images", "image_size", "batch", "dtype", "quantize")
+"""Options that say what a model is used for."""
 
 
 def placement_options(arguments: Namespace) -> dict[str, Any]:
@@ -84,6 +93,11 @@ def _quoted(word: str) -> str:
     "glm4v plan",
     argument("model", nargs="?", help=f"Folder, repository, {', '.join((*DEMOS, *PUBLISHED))}."),
     *from_table("plan"),
+    argument(
+        "--machines",
+        action="store_true",
+        help="On which common machines the model fits, in which form, and how fast at most.",
+    ),
     argument("--save", metavar="FILE.json", help="Write the plan to a file, for --map."),
     argument(
         "--json",
@@ -94,7 +108,9 @@ def _quoted(word: str) -> str:
     ),
     DEBUG,
 )
-def plan(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> Plan:
+def plan(
+    context: Context, arguments: Namespace, names: Mapping[str, Any]
+) -> Plan | tuple[MachineFit, ...]:
     """Show which GPU would run which part of a model; loads nothing.
 
     Without MODEL the model in use. A published model need not be here, nor the GPUs::
@@ -109,10 +125,16 @@ def plan(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> Pl
         %glm4v check GLM-4V-9B --gpus 4x16GiB --map plan.json
         %glm4v load ~/models/glm-4v-9b --map plan.json
         made = %glm4v plan GLM-4V-9B --gpus 4x16GiB
+
+    Which machine to rent or buy, for the context, images and batch that are given::
+
+        %glm4v plan GLM-4.1V-9B-Thinking --machines --context 8192
     """
     files = [json_file(arguments.save, "--save"), json_file(arguments.json, "--json")]
     model = architecture(arguments.model or context.model, base=arguments.base, lora=arguments.lora)
     options = as_options(placement_options(arguments))
+    if arguments.machines:
+        return _on_machines(model, options, arguments)
     gpus = gpus_here() if options.gpus is None else parse_gpus(options.gpus)
     made = make_plan(model, options, gpus, cpu=cpu_here())
     if arguments.json == PRINT:
@@ -124,6 +146,44 @@ def plan(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> Pl
     for file in filter(None, files):
         show(line_bundle(f"The plan is in {made.save(file)}."))
     return made
+
+
+def _on_machines(
+    model: Architecture, options: PlacementOptions, arguments: Namespace
+) -> tuple[MachineFit, ...]:
+    """Show a model on common machines.
+
+    Raises:
+        OptionError: if an option is given that says how to make one plan.
+    """
+    placing = replace(
+        PlacementOptions(),
+        **{name: getattr(options, name) for name in _OF_MACHINES},
+    )
+    if options != placing or arguments.save:
+        raise OptionError(
+            "--machines takes a model and what it is to be used for: "
+            f"{', '.join('--' + name.replace('_', '-') for name in _OF_MACHINES)}.",
+            "Leave the rest out.",
+        )
+    most = model.max_images
+    if most is not None and options.images > most:
+        raise OptionError(f"{model.name} takes {counted(most, 'image')}, not {options.images}.")
+    found = machines(model.shape(), options.workload)
+    text = json.dumps([fit.as_json() for fit in found], indent=2)
+    if arguments.json == PRINT:
+        print(text)  # noqa: T201  as a display it would be quoted, or cut off
+    else:
+        show(machines_bundle(model.name, found))
+    file = json_file(arguments.json, "--json")
+    if file is not None:
+        try:
+            file.write_text(text + "\n", encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OptionError(f"The table cannot be written to {file}: {reason}.") from None
+        show(line_bundle(f"The table is in {file}."))
+    return found
 
 
 def given_map(typed: str | None) -> GivenMap | None:

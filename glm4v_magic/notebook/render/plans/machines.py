@@ -1,0 +1,36 @@
+"""Table of a model on common machines, shown by ``%glm4v plan --machines``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from glm4v_magic.core.wording import printable
+from glm4v_magic.notebook.render import MimeBundle
+from glm4v_magic.notebook.render.bars import safe, table
+from glm4v_magic.planning.machines import machine_rows
+
+if TYPE_CHECKING:
+    from glm4v_magic.planning.machines import MachineFit
+
+__all__ = ["machines_bundle"]
+
+_LIMIT = "tokens/s: by memory bandwidth, with an empty KV cache; expect about half"
+
+
+def machines_bundle(model: str, found: Sequence[MachineFit]) -> MimeBundle:
+    """Return the table as text and as HTML; more GPUs that change nothing are left out."""
+    rows = list(machine_rows(found))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    head, *rest = rows
+    return {
+        "text/plain": printable("\n".join([model, _LIMIT, *lines])),
+        "text/html": (
+            f'<div class="glm4v-plan"><div>{safe(model)}; {safe(_LIMIT)}</div>'
+            f"{table(head, rest, 0)}</div>"
+        ),
+    }
