@@ -82,6 +82,7 @@ lint: $(INSTALLED)
 # The tables of what a plan chooses, in the page about plans.
 tables: $(INSTALLED)
 	$(BIN)/python benchmarks/chosen_gpus.py --write docs/planning.md
+	$(BIN)/python benchmarks/machines.py --write docs/planning.md
 
 # Into build/site. Every warning, such as a dead link, is an error; not so with --quiet.
 docs: $(INSTALLED)
