@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import DeviceMapError
 from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.model_shape import ModuleTree
 from glm4v_magic.dispatch.module_tree import tree_of
-from glm4v_magic.planning.device_map import check, place_of
+from glm4v_magic.planning.device_map import check, place_of, settle
 from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.plan import plan
 
@@ -170,3 +171,14 @@ def test_where_a_parameter_is():
     assert place_of(WHOLE, "model.vision.boi") == 0
     assert place_of(WHOLE, "model") is None
     assert place_of({"": "cpu"}, "model.vision") == "cpu"
+
+
+@pytest.mark.parametrize("given", ["first", "second", "first.weight", "second.weight"])
+def test_a_weight_with_two_names_needs_one(given):
+    tree = ModuleTree(
+        ("", "first", "second"),
+        ("first.weight", "second.weight"),
+        {"second.weight": "first.weight"},
+    )
+    found, _ = settle({given: 1}, tree, parse_gpus("2x1GiB"), lambda name, tree: None)
+    assert [place_of(found, name) for name in tree.tensors] == [1, 1]
