@@ -416,7 +416,10 @@ class Machine:
         if tensor.device == device:
             return tensor
         if tensor.layout != torch.strided:
-            raise NotImplementedError(f"Virtual GPUs have no {tensor.layout} ({self._where()})")
+            raise NotImplementedError(
+                f"Virtual GPUs have no tensors of layout {tensor.layout}: make it dense first, "
+                f"with .to_dense() ({self._where()})."
+            )
         if device.type == "cuda":
             self._count(tensor, device)
         return VirtualTensor.wrap(tensor, device, self.trace.module, self)

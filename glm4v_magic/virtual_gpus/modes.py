@@ -185,7 +185,22 @@ class _FunctionMode(TorchFunctionMode):
             return self._machine.attention(*args, **kwargs)
         return func(*args, **kwargs)
 
+    def _backward(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Refuse gradients through virtual tensors: autograd computes them in a thread of the GPU.
+
+        Raises:
+            NotImplementedError: if any tensor is on a virtual GPU.
+        """
+        if any(isinstance(leaf, VirtualTensor) for leaf in leaves((args, kwargs))):
+            raise NotImplementedError(
+                "Virtual GPUs compute no gradients: run backward() on the CPU, and what needs no "
+                "gradients under torch.no_grad() here."
+            )
+        return func(*args, **kwargs)
+
     _REPLACEMENTS: ClassVar[dict[Any, Callable[..., Any]]] = {
+        torch.Tensor.backward: _backward,
+        torch.autograd.grad: _backward,
         torch.Tensor.cuda: _cuda,
         torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
         torch.Tensor.is_pinned: _is_pinned,

@@ -444,3 +444,35 @@ def test_transformers_where_gpus_are_available(glm: GlmForCausalLM, glm_folder: 
             model.generation_config = glm.generation_config
             found = model.generate(ids.to(model.device), **options, **extra)
             assert found.tolist() == expected.tolist()
+
+
+def backward_of_a_tensor() -> None:
+    (torch.ones(2, device="cuda", requires_grad=True) * 2).sum().backward()
+
+
+def backward_of_a_module() -> None:
+    nn.Linear(2, 1).to("cuda")(torch.ones(1, 2, device="cuda")).sum().backward()
+
+
+def grad() -> None:
+    weights = torch.ones(2, device="cuda", requires_grad=True)
+    torch.autograd.grad((weights * 2).sum(), [weights])
+
+
+@pytest.mark.parametrize("compute", [backward_of_a_tensor, backward_of_a_module, grad])
+def test_gradients_are_refused_in_one_line(compute):
+    with VirtualGPUs("1x1GiB"):
+        with pytest.raises(NotImplementedError, match=r"no gradients: run backward\(\)") as caught:
+            compute()
+        assert "\n" not in str(caught.value)
+        on_cpu = torch.ones(2, requires_grad=True)
+        (on_cpu * 2).sum().backward()
+        assert on_cpu.grad.tolist() == [2.0, 2.0]
+
+
+def test_sparse_layouts_are_refused_in_one_line():
+    with VirtualGPUs("1x1GiB"):
+        for make in (lambda: torch.eye(2).to_sparse().to("cuda"), torch.eye(2).cuda().to_sparse):
+            with pytest.raises(NotImplementedError, match=r"sparse_coo: make it dense") as caught:
+                make()
+            assert "\n" not in str(caught.value)
