@@ -111,7 +111,7 @@ FACTS = {
     "fp8_stays", "gpus_chosen", "layers_offloaded", "names_translated",
     "no_room_for_kept", "no_shorter_context_fits",
     "offloading_does_not_fit", "orders_not_all_tried", "replaced_meanwhile", "scheme_restored",
-    "scheme_stays", "tower_is_cut", "tower_offloaded", "without_gpus",
+    "scheme_stays", "speed_limit", "speed_limit_with_prefill", "tower_is_cut", "tower_offloaded", "without_gpus",
 }  # fmt: skip
 """Codes that say how it is, and advise nothing."""
 
@@ -253,6 +253,15 @@ def test_weights_in_fp8_that_are_to_be_offloaded_are_priced_as_what_they_become(
         assert offered == gib(whole - sum(stage.weight_bytes for stage in taken.stages))
     with pytest.raises(DoesNotFitError, match="offloading every layer that may be offloaded"):
         plan(half, parse_gpus("1xH100-2.5GiB"), kept)
+
+
+@takes("speed_unknown")
+def test_a_bandwidth_in_the_description_tells_the_speed():
+    unknown = str(make_plan(NINE_B, PlacementOptions(gpus="80GiB")))
+    (advised,) = re.findall(r"; (\S+) would\.", unknown)
+    assert "tokens/s" not in unknown
+    known = make_plan(NINE_B, PlacementOptions(gpus=advised.replace("24GiB", "80GiB")))
+    assert "tokens/s" in str(known)
 
 
 @takes("gpus_chosen_of_two", "tower_is_cut_for_balance", "tower_could_be_cut")
