@@ -286,3 +286,16 @@ def test_this_room_imports_only_the_ground_floor() -> None:
         "glm4v_magic.core.gpu_spec glm4v_magic.core.remarks",
         "",
     ]
+
+
+def test_nothing_else_of_the_package_is_imported():
+    script = (
+        "import sys; from glm4v_magic.virtual_gpus import VirtualGPUs; "
+        "print(*sorted(name for name in sys.modules if name.startswith('glm4v_magic.')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    rooms = {name for name in done.stdout.split() if ".virtual_gpus" not in name}
+    plain = ("errors", "gpu_models", "gpu_spec", "remarks")
+    assert rooms == {"glm4v_magic.core", *(f"glm4v_magic.core.{name}" for name in plain)}
