@@ -155,6 +155,8 @@ OUTSIDE = re.compile(
 """Steps outside of this program: pip, a download, a shell, a server of others."""
 
 NOT_TAKEN = {
+    "Ask about them one after the other, or join them into one image.",
+    "Leave the rest out.",
     "Say in the question which JSON you want.",
     'For example: {"type": "object", "required": ["colour"]}.',
     'Let it end, for example with {"type": "null"} beside it, or minItems 0.',
