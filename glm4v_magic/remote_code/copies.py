@@ -17,6 +17,7 @@ it stays as it was first downloaded. The standard library alone, so that it runs
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -52,7 +53,9 @@ def code_folders(text: str | Path) -> CodeFolders:
     Raises:
         CheckpointError: if the folder does not exist, or the id is in no cache.
     """
-    folder = Path(text).expanduser()
+    folder = Path(text)
+    with contextlib.suppress(RuntimeError):  # there is no such user
+        folder = folder.expanduser()
     if _exists(folder) or not _ID.fullmatch(str(text)):
         of_folder = tuple(path for path in _copies_of_folder(folder) if path != folder)
         return CodeFolders((folder,), of_folder)

@@ -561,6 +561,7 @@ def broken(folder: Path, source: bytes) -> Path:
     ("prepare", "message"),
     [
         (lambda folder: folder / "absent", "does not exist"),
+        (lambda folder: "~nobody-of-this-name/x", "does not exist"),
         (lambda folder: folder / "visual.py", "is not a folder"),
         (lambda folder: folder.parent, "has no visual.py and no modeling_chatglm.py"),
         (lambda folder: broken(folder, b"x = (\n"), "is not valid Python: line "),
@@ -570,7 +571,7 @@ def broken(folder: Path, source: bytes) -> Path:
         (lambda folder: broken(folder, b"x = 1\0\n"), "visual.py"),
         (lambda folder: broken(folder, b""), "has no class PatchEmbedding"),
     ],
-    ids=["absent", "file", "empty", "syntax", "indent", "bytes", "codec", "null", "nothing"],
+    ids=["absent", "no user", "file", "empty", "syntax", "indent", "bytes", "codec", "null", "nothing"],
 )
 def test_what_cannot_be_patched_is_one_line_and_status_1(folder, capsys, prepare, message):
     assert command.main([str(prepare(folder))]) == 1
