@@ -571,7 +571,18 @@ def broken(folder: Path, source: bytes) -> Path:
         (lambda folder: broken(folder, b"x = 1\0\n"), "visual.py"),
         (lambda folder: broken(folder, b""), "has no class PatchEmbedding"),
     ],
-    ids=["absent", "no user", "file", "empty", "syntax", "indent", "bytes", "codec", "null", "nothing"],
+    ids=[
+        "absent",
+        "no user",
+        "file",
+        "empty",
+        "syntax",
+        "indent",
+        "bytes",
+        "codec",
+        "null",
+        "nothing",
+    ],
 )
 def test_what_cannot_be_patched_is_one_line_and_status_1(folder, capsys, prepare, message):
     assert command.main([str(prepare(folder))]) == 1
