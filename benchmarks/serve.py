@@ -37,7 +37,7 @@ def main() -> None:
         if options.checkpoint is None:
             write_larger(checkpoint)
         command = [sys.executable, "-m", "glm4v_magic.server", str(checkpoint), "--port", "0"]
-        command += ["--batch-size", str(options.clients)]
+        command += ["--parallel", str(options.clients)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with subprocess.Popen(
             command,

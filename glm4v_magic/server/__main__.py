@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--host", default="127.0.0.1", help="where to listen; this computer only")
     made.add_argument("--port", type=int, default=8000, metavar="N", help="8000; 0: any free one")
     made.add_argument(
-        "--batch-size",
+        "--parallel",
         type=_at_least_one,
         metavar="N",
         help="number of requests to answer at once; 16, but 1 of a large model on the CPU",
@@ -79,7 +79,7 @@ def main(words: list[str] | None = None) -> int:
             session = load(arguments.model, **typed(arguments, of_command("serve")))
             assert session.engine is not None  # it is loaded
             served = name.name if name.is_dir() else arguments.model
-            server.open(session.engine, served, arguments.batch_size)
+            server.open(session.engine, served, arguments.parallel)
             server.serve()
     except Glm4vError as error:
         _say(in_http(error))

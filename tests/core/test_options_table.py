@@ -41,8 +41,8 @@ PACKAGE = Path(glm4v_magic.__file__).parent
 LINES = {"cell": Glm4vMagics.glm4v, **COMMANDS}
 # Of one command alone, where they are declared.
 COMMANDS_OWN = {
-    "--all", "--dry-run", "--file", "--help", "--host", "--hub", "--json", "--out", "--port",
-    "--preview", "--quiet", "--save",
+    "--all", "--dry-run", "--file", "--help", "--host", "--hub", "--json", "--machines", "--out",
+    "--parallel", "--port", "--preview", "--quiet", "--save",
 }  # fmt: skip
 VALUES = (
     -1, 0, 1, 2, 178, 179, 2**63 - 1, 2**63, 10**400, -0.5, 0.0, 0.5, 1.0, 1.5, 178.5,
@@ -126,7 +126,7 @@ def test_settings_and_server_refuse_what_python_refuses(option, value, tmp_path)
         asked = complaint(read_question, body, "m")
         assert asked == (None if value is None else said)
         if asked is None:
-            sampling = read_question(body, "m").request.sampling
+            sampling = read_question(body, "m").requests[0].sampling
             expected = option.default if value is None else value
             assert getattr(sampling, option.name) == expected
     if option.name in PlacementOptions.__dataclass_fields__ and said is not None:
@@ -201,7 +201,9 @@ def test_the_default_is_the_same_wherever_it_is_not_given(option, tmp_path):
         assert getattr(read({}, {}, tmp_path), option.name) == option.default
     if option.who.request:
         body = {"messages": [{"role": "user", "content": "What?"}]}
-        assert getattr(read_question(body, "m").request.sampling, option.name) == (option.default)
+        assert getattr(read_question(body, "m").requests[0].sampling, option.name) == (
+            option.default
+        )
     for method in option.who.python:
         function = dry_run if method == "dry_run" else getattr(Session, method)
         parameters = inspect.signature(function).parameters
@@ -299,7 +301,7 @@ assert complete("%%glm4v cat.png --ty", {{}}, COMMANDS, cell) == ["--typical-p"]
 assert read({{}}, {{"GLM4V_TYPICAL_P": "0.25"}}).typical_p == 0.25
 assert [row.name for row in Glm4v().table("typical_p")] == ["typical_p"]
 body = {{"messages": [{{"role": "user", "content": "What?"}}], "typical_p": 0.25}}
-assert read_question(body, "m").request.sampling.typical_p == 0.25
+assert read_question(body, "m").requests[0].sampling.typical_p == 0.25
 
 
 class Asked:

@@ -59,7 +59,7 @@ class TestCommandLine:
         monkeypatch.setattr(Server, "open", lambda self, *given: served.append(given))
         monkeypatch.setattr(Server, "serve", lambda self: None)
         words = [str(golden.CHECKPOINT), "--port", "0", "--dtype", "bfloat16", "--host", "0.0.0.0"]
-        words += ["--batch-size", "3"]
+        words += ["--parallel", "3"]
         assert command.main(words) == 0
         ((engine, name, at_once),) = served
         assert at_once == 3
