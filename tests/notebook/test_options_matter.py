@@ -162,7 +162,7 @@ CHECKS = {
     "--max-memory": Trial("--max-memory 0.51,0.6", CHECKED),
     "--reserve": Trial("--reserve 0.9", CHECKED, "does not fit", fails=(False, True)),
     "--split-vision": Trial(
-        "--split-vision off", f"{TINY} --gpus 3x1GiB --objective balance --context 8"
+        "--split-vision off", f"{TINY} --gpus 4x1GiB --objective balance --context 8"
     ),
     "--offload": Trial(
         "--offload", f"{TINY} --gpus 1x1GiB --max-memory 0.5322", fails=(True, False)
@@ -181,7 +181,7 @@ LOADS = {
     "--objective": Trial("--objective balance"),
     "--dtype": Trial("--dtype bfloat16", shows="bfloat16"),
     "--quantize": Trial("--quantize 2bit", fails=(False, True), shows="8bit and 4bit"),
-    "--max-memory": Trial("--max-memory 0.6,0.51,0.1"),
+    "--max-memory": Trial("--max-memory 0.6,0.51,0.1,0.1"),
     "--reserve": Trial("--reserve 0.1"),
     "--split-vision": Trial("--split-vision off", "--objective balance --context 8"),
     "--offload": Trial("--offload", "--gpus 1x1GiB --max-memory 0.5322", fails=(True, False)),
@@ -227,6 +227,7 @@ TRIALS = {
     "plan": PLANS | made_of(TWO_GPUS) | {
         "--json": Trial("--json", TWO_GPUS, r"\A\s*\{"),
         "--save": Trial("--save plan.json", TWO_GPUS, "The plan is in plan.json"),
+        "--machines": Trial("--machines", "glm-4v-9b", "2xT4"),
     },
     "devices": PLANS
     | {
@@ -320,7 +321,7 @@ def seen_of_a_load(run, line, *, fails):
     """Return what loading onto three virtual GPUs shows, and where everything went."""
     run("%glm4v unload")
     run("from glm4v_magic.virtual_gpus import VirtualGPUs")
-    run("_gpus = VirtualGPUs('3x1GiB')\n_gpus.__enter__();")
+    run("_gpus = VirtualGPUs('4x1GiB')\n_gpus.__enter__();")
     try:
         shown = run(f"%glm4v load {TINY} {line}", fails=fails)
         plan = "get_ipython().find_line_magic('glm4v').__self__.context.session.plan"
