@@ -7,14 +7,16 @@ nothing. A tower that already says what is where makes the rest quick.
 
 from __future__ import annotations
 
-import time
+import functools
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-from training.batches import image_batches, stream
+from training.batches import ImageBatch, image_batches
 from training.heads import DenseHeads
 from training.network import Network, normalised
-from training.optimisation import MasterWeights, hold_then_decay
+from training.stages import run_tower
 
 __all__ = ["train_tower"]
 
@@ -32,25 +34,15 @@ def train_tower(
     """Train the tower of `network` and `heads` in place; both come back in float32."""
     tower = network.transformer.vision
     device = tower.boi.device
-    weights = MasterWeights((tower, heads), dtype)
-    started, step = time.monotonic(), 0
-    with stream(image_batches, seed, batch) as batches:
-        while (progress := (time.monotonic() - started) / 60 / minutes) < 1:
-            data = batches.next(progress)
-            images = torch.from_numpy(data.images).to(device)
-            cells, patches = network.visual_tokens(normalised(images, dtype))
-            loss = heads.loss(cells, patches, data)
-            norm = weights.step(loss, hold_then_decay(learning_rate, step, progress))
-            step += 1
-            if step % 200 == 0:
-                right = heads.accuracy(cells.detach(), torch.from_numpy(data.cells).to(device))
-                shown = " ".join(f"{name} {value:.3f}" for name, value in right.items())
-                print(
-                    f"tower step {step} minute {progress * minutes:.1f} "
-                    f"loss {loss.item():.3f} gradient {norm:.2f} {shown}",
-                    flush=True,
-                )
-    precise = {module: weights.full_precision(module) for module in (tower, heads)}
-    for module, state in precise.items():
-        module.float()
-        module.load_state_dict(state)
+
+    def loss_of(data: ImageBatch) -> tuple[Tensor, Callable[[], dict[str, float]]]:
+        images = torch.from_numpy(data.images).to(device)
+        cells, patches = network.visual_tokens(normalised(images, dtype))
+        right = torch.from_numpy(data.cells).to(device)
+        loss = heads.loss(cells, patches, data)
+        return loss, functools.partial(heads.accuracy, cells.detach(), right)
+
+    run_tower(
+        tower, heads, image_batches, loss_of, minutes=minutes, seed=seed, batch=batch,
+        learning_rate=learning_rate, dtype=dtype,
+    )  # fmt: skip

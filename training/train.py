@@ -21,6 +21,7 @@ from training.continuing import carry_over
 from training.export import export, load_network
 from training.heads import DenseHeads
 from training.network import Network, initialise
+from training.options import parser as shared_parser
 from training.questions import KINDS
 from training.tokenizer import RANKS, Tokenizer, corpus_words, train_ranks
 from training.tower import train_tower
@@ -65,44 +66,17 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = shared_parser(__doc__, KINDS, minutes_whole=45, chinese=0.35)
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder of the checkpoint")
-    add("--tower", type=Path, help="skip stage A: tower and heads from this file")
-    add("--from", dest="start", type=Path, help="begin with the weights of this folder")
-    add(
-        "--more", type=_factor, nargs="+", default=[], metavar="KIND=FACTOR",
-        help="ask these kinds that much more often in stage B",
-    )  # fmt: skip
-    add("--chinese", type=float, default=0.35, help="share of Chinese conversations in stage B")
     add(
         "--alike", type=float, default=0.0,
         help="share of images in stage B whose shapes differ in colour only",
     )  # fmt: skip
-    add("--minutes-tower", type=float, default=16, help="length of stage A")
-    add("--minutes-whole", type=float, default=45, help="length of stage B")
-    add("--seed", type=int, default=0)
     add("--ranks", type=int, default=RANKS, help="size of the tokenizer without special tokens")
-    add("--batch-tower", type=int, default=64)
-    add("--batch-whole", type=int, default=32)
     add("--length", type=int, default=96, help="ids in a row of conversation")
-    add("--rate-tower", type=float, default=2e-3, help="peak learning rate of stage A")
-    add("--rate-whole", type=float, default=1.5e-3, help="peak learning rate of stage B")
-    add("--dtype", choices=("bfloat16", "float32"), default="float32", help="of the arithmetic")
     add("--compile", action="store_true", help="fuse operations first (needs a C++ compiler)")
     add("--device", default="cpu")
-    add("--threads", type=int, default=2)
     return parser
-
-
-def _factor(text: str) -> tuple[str, float]:
-    """``place=3`` -> ("place", 3.0)."""
-    kind, _, factor = text.partition("=")
-    if kind not in KINDS:
-        raise argparse.ArgumentTypeError(f"no kind {kind!r}; there are {', '.join(KINDS)}")
-    return kind, float(factor)
 
 
 def _tokenizer(options: argparse.Namespace) -> Tokenizer:

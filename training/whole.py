@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.batches import ConversationBatch, ImageBatch, conversation_batches, stream
+from training.batches import ConversationBatch, ImageBatch, conversation_batches
 from training.heads import DenseHeads
 from training.network import BOI_INDEX, Network, normalised
-from training.optimisation import MasterWeights, cosine
 from training.prompts import IGNORED
+from training.stages import Save, run_whole
 
 __all__ = ["rescale_tower", "train_whole"]
 
 _EMBEDDING_SPREAD = 0.1
-_DENSE_WEIGHT = 0.3
 
 
 def rescale_tower(network: Network, images: Tensor) -> None:
@@ -36,7 +34,7 @@ def train_whole(
     network: Network,
     heads: DenseHeads,
     tokenizer_file: Path,
-    save: Callable[[dict[str, Tensor], dict[str, Tensor]], None],
+    save: Save,
     *,
     minutes: float,
     seed: int,
@@ -56,30 +54,18 @@ def train_whole(
     its basics; `more` holds factors for how often kinds of questions come up, `chinese` is the
     share of Chinese conversations, and `alike` that of images whose shapes have one outline.
     """
-    weights = MasterWeights((network, heads), dtype)
     make = functools.partial(
         conversation_batches, tokenizer_file, length, more or {}, chinese, alike
     )
-    started = saved = time.monotonic()
-    step, smooth = 0, 0.0
-    with stream(make, seed, batch) as batches:
-        while (progress := (time.monotonic() - started) / 60 / minutes) < 1:
-            data = batches.next(curriculum_from + (1 - curriculum_from) * progress)
-            answers, dense = _losses(network, heads, data, dtype)
-            rate = cosine(learning_rate, step, progress)
-            norm = weights.step(answers + _DENSE_WEIGHT * dense, rate)
-            step += 1
-            smooth += (answers.item() - smooth) * max(0.02, 1 / step)
-            if step % 200 == 0:
-                print(
-                    f"whole step {step} minute {progress * minutes:.1f} loss {smooth:.4f} "
-                    f"dense {dense.item():.3f} gradient {norm:.2f} rate {rate:.1e}",
-                    flush=True,
-                )
-            if time.monotonic() - saved > save_every * 60:
-                save(weights.full_precision(network), weights.full_precision(heads))
-                saved = time.monotonic()
-    save(weights.full_precision(network), weights.full_precision(heads))
+
+    def losses(data: ConversationBatch) -> tuple[Tensor, Tensor, int]:
+        return *_losses(network, heads, data, dtype), int(data.images is not None)
+
+    run_whole(
+        network, heads, make, losses, save, minutes=minutes, seed=seed, batch=batch,
+        learning_rate=learning_rate, dtype=dtype, curriculum_from=curriculum_from,
+        save_every=save_every,
+    )  # fmt: skip
 
 
 def _losses(

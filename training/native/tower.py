@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from training.batches import stream
-from training.native.drawn import image_batches
+from training.native.drawn import ImageBatch, image_batches
 from training.native.heads import DenseHeads
 from training.native.network import Network
-from training.optimisation import MasterWeights, hold_then_decay
+from training.stages import run_tower
 
 __all__ = ["rescale_tower", "train_tower"]
 
@@ -30,30 +31,19 @@ def train_tower(
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Train the tower of `network` and `heads` in place; both come back in float32."""
-    tower = network.model.visual
-    weights = MasterWeights((tower, heads), dtype)
     network.lm_head.to(dtype)  # tells the dtype of all
-    started, step = time.monotonic(), 0
-    with stream(image_batches, seed, batch) as batches:
-        while (progress := (time.monotonic() - started) / 60 / minutes) < 1:
-            frames, labels = batches.next(progress).tensors()
-            cells, patches = network.visual_tokens(frames)
-            loss = heads.loss(cells, patches, labels)
-            norm = weights.step(loss, hold_then_decay(learning_rate, step, progress))
-            step += 1
-            if step % 100 == 0:
-                right = heads.accuracy(cells.detach(), labels)
-                shown = " ".join(f"{name} {value:.3f}" for name, value in right.items())
-                print(
-                    f"tower step {step} minute {progress * minutes:.1f} "
-                    f"loss {loss.item():.3f} gradient {norm:.2f} {shown}",
-                    flush=True,
-                )
-    precise = {module: weights.full_precision(module) for module in (tower, heads)}
-    network.float()
-    for module, state in precise.items():
-        module.float()
-        module.load_state_dict(state)
+
+    def loss_of(data: ImageBatch) -> tuple[Tensor, Callable[[], dict[str, float]]]:
+        frames, labels = data.tensors()
+        cells, patches = network.visual_tokens(frames)
+        loss = heads.loss(cells, patches, labels)
+        return loss, functools.partial(heads.accuracy, cells.detach(), labels)
+
+    run_tower(
+        network.model.visual, heads, image_batches, loss_of, minutes=minutes, seed=seed,
+        batch=batch, learning_rate=learning_rate, dtype=dtype,
+    )  # fmt: skip
+    network.lm_head.float()
     save()
 
 

@@ -21,6 +21,7 @@ from training.native.questions import CLIP_KINDS, IMAGE_KINDS, PAIR_KINDS
 from training.native.tokenizer import load, save, trained
 from training.native.tower import rescale_tower, train_tower
 from training.native.whole import train_whole
+from training.options import parser as shared_parser
 
 __all__ = ["main"]
 
@@ -61,38 +62,11 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = shared_parser(__doc__, sorted(_KINDS), minutes_whole=70, chinese=0.15)
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder of the checkpoint")
-    add("--tower", type=Path, help="skip stage A: tower and heads from this file")
-    add("--from", dest="start", type=Path, help="begin with the weights of this folder")
-    add(
-        "--more", type=_factor, nargs="+", default=[], metavar="KIND=FACTOR",
-        help="ask these kinds that much more often in stage B",
-    )  # fmt: skip
-    add("--chinese", type=float, default=0.15, help="share of Chinese conversations in stage B")
-    add("--minutes-tower", type=float, default=16, help="length of stage A")
-    add("--minutes-whole", type=float, default=70, help="length of stage B")
-    add("--seed", type=int, default=0)
     add("--vocabulary", type=int, default=704, help="size of the tokenizer")
-    add("--batch-tower", type=int, default=64)
-    add("--batch-whole", type=int, default=32)
     add("--length", type=int, default=112, help="tokens of a conversation besides its images")
-    add("--rate-tower", type=float, default=2e-3, help="peak learning rate of stage A")
-    add("--rate-whole", type=float, default=1.5e-3, help="peak learning rate of stage B")
-    add("--dtype", choices=("bfloat16", "float32"), default="float32", help="of the arithmetic")
-    add("--threads", type=int, default=2)
     return parser
-
-
-def _factor(text: str) -> tuple[str, float]:
-    """``box=3`` -> ("box", 3.0)."""
-    kind, _, factor = text.partition("=")
-    if kind not in _KINDS:
-        raise argparse.ArgumentTypeError(f"no kind {kind!r}; there are {', '.join(sorted(_KINDS))}")
-    return kind, float(factor)
 
 
 def _begun(options: argparse.Namespace) -> tuple[Network, DenseHeads]:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.batches import stream
 from training.native.batches import ConversationBatch, conversation_batches
 from training.native.heads import DenseHeads, around
 from training.native.network import Network
 from training.native.prompts import IGNORED
 from training.native.tokenizer import EDGES, load
-from training.optimisation import MasterWeights, cosine
+from training.stages import Save, run_whole
 
 __all__ = ["EdgeLoss", "train_whole"]
-
-_DENSE_WEIGHT = 0.3
 
 
 class EdgeLoss:
@@ -54,7 +50,7 @@ def train_whole(
     network: Network,
     heads: DenseHeads,
     folder: Path,
-    save: Callable[[dict[str, Tensor], dict[str, Tensor]], None],
+    save: Save,
     *,
     minutes: float,
     seed: int,
@@ -73,33 +69,17 @@ def train_whole(
     its basics; `more` holds factors for how often kinds of questions come up, `chinese` is the
     share of Chinese conversations.
     """
-    weights = MasterWeights((network, heads), dtype)
     loss_of = EdgeLoss(folder, network.lm_head.out_features)
     make = functools.partial(conversation_batches, folder, length, more or {}, chinese)
-    started = saved = time.monotonic()
-    step = 0
-    smooth: dict[int, float] = {}
-    with stream(make, seed, batch) as batches:
-        while (progress := (time.monotonic() - started) / 60 / minutes) < 1:
-            data = batches.next(curriculum_from + (1 - curriculum_from) * progress)
-            answers, dense = _losses(network, heads, data, loss_of)
-            rate = cosine(learning_rate, step, progress)
-            norm = weights.step(answers + _DENSE_WEIGHT * dense, rate)
-            step += 1
-            images = len(data.layout.starts)
-            before = smooth.get(images, answers.item())
-            smooth[images] = before + 0.05 * (answers.item() - before)
-            if step % 100 == 0:
-                shown = " ".join(f"{count}: {smooth[count]:.4f}" for count in sorted(smooth))
-                print(
-                    f"whole step {step} minute {progress * minutes:.1f} loss by images {shown} "
-                    f"dense {dense.item():.3f} gradient {norm:.2f} rate {rate:.1e}",
-                    flush=True,
-                )
-            if time.monotonic() - saved > save_every * 60:
-                save(weights.full_precision(network), weights.full_precision(heads))
-                saved = time.monotonic()
-    save(weights.full_precision(network), weights.full_precision(heads))
+
+    def losses(data: ConversationBatch) -> tuple[Tensor, Tensor, int]:
+        return *_losses(network, heads, data, loss_of), len(data.layout.starts)
+
+    run_whole(
+        network, heads, make, losses, save, minutes=minutes, seed=seed, batch=batch,
+        learning_rate=learning_rate, dtype=dtype, curriculum_from=curriculum_from,
+        save_every=save_every,
+    )  # fmt: skip
 
 
 def _losses(
