@@ -98,6 +98,15 @@ def test_rows_are_the_prompts_of_the_shipped_processor(folder: Path, mode: Mode)
         assert text == f"\n{thought}It is here.<|user|>"
 
 
+def test_only_what_the_model_writes_is_learnt(folder: Path) -> None:
+    writer = Writer(words.load(folder))
+    talk = [Exchange("count", "How many?", "I see it.", f"There are {n}.") for n in (2, 3)]
+    _, targets = writer.rows(rng_for("test", 3), [talk], writer.images(1, 16), 112)
+    learnt = [token for token in targets[0].tolist() if token != IGNORED]
+    said = words.load(folder).decode(learnt).replace("<think>I see it.</think>\n", "")
+    assert said == "\nThere are 2.<|user|>\nThere are 3.<|user|>"
+
+
 def test_rows_of_a_clip_are_the_prompts_of_the_shipped_processor(folder: Path) -> None:
     writer = Writer(words.load(folder))
     frames = [tiny_native.noise(112, 112, seed) for seed in range(4)]
