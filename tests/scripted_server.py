@@ -80,7 +80,7 @@ def while_the_client_waits(act, heard=None):
 
 def _main_thread_reads():
     code = sys._current_frames()[threading.main_thread().ident].f_code
-    return code.co_name == "read" and Path(code.co_filename).match("httpcore/_backends/sync.py")
+    return code.co_name == "wait" and Path(code.co_filename).name == "threading.py"
 
 
 class ScriptedServer(socketserver.ThreadingTCPServer):
@@ -90,12 +90,14 @@ class ScriptedServer(socketserver.ThreadingTCPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128
     block_on_close = False
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.script = {}
         self.requests = []
+        self.asked = threading.local()  # in a part of a script, the body that it answers
         self.closed_by_client = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
@@ -123,6 +125,7 @@ class _Handler(socketserver.StreamRequestHandler):
             headers[name.lower()] = value
         body = self.rfile.read(int(headers.get("content-length", 0)))
         self.server.requests.append((method, path, headers, body))
+        self.server.asked.body = body
         for part in self.server.script.get((method, path), (response(status="404 Not Found"),)):
             if callable(part):
                 part(self.connection)

@@ -440,7 +440,7 @@ class ManyRows:
         _MAPPED,
         **_AT_LEAST_ONE,
         metavar="N",
-        unset="8, but 1 of a large model on the CPU and always of a server,",
+        unset="8, but 1 of a large model on the CPU and 16 of a server,",
     )
     fresh: bool = option(
         False, "Ask all rows again, those answered before included.", _MAPPED, "True or False"

@@ -276,8 +276,7 @@ class _Run:
     def _opened(self) -> Generator[Event, None, Engine]:
         if self._engine is None:
             self._engine = yield from self._open_engine()
-            is_server = self._engine.info.server is not None  # which is asked row by row
-            self._size = (not is_server and self._job.batch_size) or self._engine.batch_size
+            self._size = self._job.batch_size or self._engine.batch_size
             self._since = time.monotonic()
         return self._engine
 

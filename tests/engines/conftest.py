@@ -7,6 +7,7 @@ from scripted_server import MODELS, models, scripted_server
 
 import glm4v_magic
 from glm4v_magic.core.server_address import API_KEY
+from glm4v_magic.engines.server import patience
 
 
 @pytest.fixture
@@ -23,3 +24,9 @@ def session(server):
     session = glm4v_magic.load(server.url)
     yield session
     session.unload()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """A busy server is waited for only in tests that are about that."""
+    monkeypatch.setattr(patience, "PATIENCE", 0)

@@ -19,8 +19,8 @@ from scripted_server import (
 )
 
 from glm4v_magic.core.conversation import Conversation, Message, Request
-from glm4v_magic.core.errors import EngineError, GenerationInterrupted
-from glm4v_magic.core.events import Finished, Reclassified, Text, Thinking
+from glm4v_magic.core.errors import GenerationInterrupted
+from glm4v_magic.core.events import Failed, Finished, Reclassified, Text, Thinking
 from glm4v_magic.core.server_address import API_KEY, ServerAddress
 from glm4v_magic.engines.server import connect
 
@@ -56,9 +56,9 @@ def unfinished(*pieces):
 
 
 def test_rows_are_answered_in_their_order(server, engine):
-    assert engine.batch_size == 1
+    assert engine.batch_size == 16
     assert engine.require_room(REQUEST) is None
-    events = list(engine.stream([REQUEST, REQUEST]))
+    events = list(engine.stream([REQUEST, REQUEST], 1))
     assert [type(event) for event in events] == [Text, Text, Finished] * 2
     assert [event.row for event in events] == [0, 0, 0, 1, 1, 1]
     assert {event.generation.text for event in events[2::3]} == {"Hello."}
@@ -66,7 +66,7 @@ def test_rows_are_answered_in_their_order(server, engine):
 
 
 def test_nothing_is_asked_before_the_first_event(server, engine):
-    events = engine.stream([REQUEST, REQUEST])
+    events = engine.stream([REQUEST, REQUEST], 1)
     assert server.requests == []
     assert next(events) == Text("Hel")
     assert len(server.requests) == 1
@@ -88,7 +88,7 @@ def test_whitespace_that_was_not_told_is_not_taken_back(server, engine):
 @pytest.mark.parametrize("after", [1, 2])
 def test_an_interrupt_thrown_in_keeps_what_was_said(server, engine, after):
     server.answer(CHAT, *unfinished(piece("So"), piece(" on")))
-    events = engine.stream([REQUEST, REQUEST])
+    events = engine.stream([REQUEST, REQUEST], 1)
     told = "".join(next(events).text for _ in range(after))
     with pytest.raises(GenerationInterrupted) as caught:
         events.throw(KeyboardInterrupt())
@@ -129,7 +129,7 @@ def test_an_interrupt_while_the_server_is_silent(server, engine, interrupt):
 
 def test_closing_it_closes_the_connection(server, engine):
     server.answer(CHAT, *unfinished(piece("So"), piece(" on")))
-    events = engine.stream([REQUEST, REQUEST])
+    events = engine.stream([REQUEST, REQUEST], 1)
     next(events)
     events.close()
     assert server.closed_by_client.wait(SECONDS)
@@ -139,13 +139,15 @@ def test_closing_it_closes_the_connection(server, engine):
 
 
 def test_a_row_that_fails_comes_behind_those_that_are_done(server, engine):
-    events = engine.stream([REQUEST, REQUEST])
+    events = engine.stream([REQUEST, REQUEST], 1)
     for _ in range(3):
         last = next(events)
     assert last.generation.text == "Hello."
     server.answer(CHAT, stream({"error": "no memory"}))
-    with pytest.raises(EngineError, match="stopped with an error: no memory"):
-        next(events)
+    (failed,) = events
+    assert isinstance(failed, Failed)
+    assert failed.row == 1
+    assert "stopped with an error: no memory" in str(failed.error)
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])

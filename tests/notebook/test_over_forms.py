@@ -393,7 +393,7 @@ def test_a_server_corrects_row_by_row():
         session = Session().load(server.url)
         right = stream(piece('{"colour": "red"}'), END)
         rows = follow(
-            session.stream_map("{{item}}?", ["a", "b"], schema=SCHEMA),
+            session.stream_map("{{item}}?", ["a", "b"], schema=SCHEMA, batch_size=1),
             correcting=lambda _: server.answer(CHAT, right),
         )
         asked = [body["messages"][-1]["content"] for body in server.bodies]

@@ -5,16 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 
 import httpx
 from httpx_sse import EventSource
 
 from glm4v_magic.core.errors import EngineError, reason
 from glm4v_magic.core.server_address import API_KEY, ServerAddress, is_loopback
+from glm4v_magic.engines.server.patience import retry_after
 from glm4v_magic.engines.server.replies import error_message
 
-__all__ = ["KEY_WANTED", "LONGEST_MESSAGE", "Connection", "StatusError", "content_type", "read"]
+__all__ = [
+    "KEY_WANTED",
+    "LONGEST_MESSAGE",
+    "BrokenError",
+    "Connection",
+    "StatusError",
+    "content_type",
+    "read",
+]
 
 LONGEST_MESSAGE = 300
 """Maximum number of characters that are quoted of a server's message."""
@@ -39,11 +48,17 @@ class StatusError(EngineError):
 
     Attributes:
         status: the status.
+        wait: seconds after which it may be asked again, if it tells; ``None`` otherwise.
     """
 
     def __init__(self, status: int, what: str, hint: str = "", *, code: str = "") -> None:
         super().__init__(what, hint, code=code)
         self.status = status
+        self.wait: float | None = None
+
+
+class BrokenError(EngineError):
+    """The connection broke."""
 
 
 class Connection:
@@ -60,7 +75,7 @@ class Connection:
     def __init__(self, address: ServerAddress) -> None:
         self.url = address.url
         self.seconds = address.timeout
-        self._client = httpx.Client(
+        self._client = httpx.AsyncClient(
             # A redirect could take the key to another host, so none is followed.
             follow_redirects=False,
             # No proxy reaches this computer; for other hosts the environment may name one.
@@ -70,14 +85,10 @@ class Connection:
             headers={"Accept-Encoding": "identity", "User-Agent": "glm4v_magic"},
         )
 
-    def close(self) -> None:
-        """Close all connections."""
-        self._client.close()
-
-    @contextlib.contextmanager
-    def open(
+    @contextlib.asynccontextmanager
+    async def open(
         self, method: str, path: str, body: object = None, *, seconds: float | None = None
-    ) -> Iterator[httpx.Response]:
+    ) -> AsyncIterator[httpx.Response]:
         """Send a request and yield its response, status 200, to be read within the context.
 
         Raises:
@@ -88,11 +99,11 @@ class Connection:
         timeout = httpx.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS))
         headers = _headers()
         try:
-            with self._client.stream(
+            async with self._client.stream(
                 method, self.url + path, json=body, headers=headers, timeout=timeout
             ) as response:
                 if response.status_code != httpx.codes.OK:
-                    raise self._refusal(response, path)
+                    raise self._refusal(response, path, await read(response))
                 yield response
         except httpx.HTTPError as error:
             failure = self._failure(error, seconds)
@@ -102,7 +113,7 @@ class Connection:
             return
         raise failure  # out here, without the frames of the HTTP client
 
-    def events(self, response: httpx.Response) -> Iterator[str]:
+    async def events(self, response: httpx.Response) -> AsyncGenerator[str, None]:
         """Yield the data of each server-sent event; comments and other fields are left out.
 
         Raises:
@@ -122,15 +133,15 @@ class Connection:
         bounded = httpx.Response(
             response.status_code,
             headers={"Content-Type": _EVENTS},
-            content=self._bounded(response.iter_bytes()),
+            content=self._bounded(response.aiter_bytes()),
         )
-        for event in EventSource(bounded).iter_sse():
+        async for event in EventSource(bounded).aiter_sse():
             if event.data:
                 yield event.data
 
-    def _bounded(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    async def _bounded(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
         size, before = 0, b""
-        for chunk in chunks:
+        async for chunk in chunks:
             # An empty line may begin in the chunk before.
             ends = [found.end() for found in _EMPTY_LINE.finditer(before + chunk)]
             size = len(before) + len(chunk) - ends[-1] if ends else size + len(chunk)
@@ -155,7 +166,7 @@ class Connection:
             return self._unreachable(error)
         if isinstance(error, httpx.TimeoutException):
             return EngineError(f"{self.url} was silent for {seconds:g} s.", code="server_is_silent")
-        return EngineError(
+        return BrokenError(
             f"The connection to {self.url} broke: {self.said(reason(error))}.",
             "Is the server still running? Its log may tell more.",
         )
@@ -166,8 +177,12 @@ class Connection:
             "Start it, or check host and port.",
         )
 
-    def _refusal(self, response: httpx.Response, path: str) -> StatusError:
-        body = read(response)
+    def _refusal(self, response: httpx.Response, path: str, body: bytes) -> StatusError:
+        error = self._worded(response, path, body)
+        error.wait = retry_after(response.headers.get("Retry-After", ""))
+        return error
+
+    def _worded(self, response: httpx.Response, path: str, body: bytes) -> StatusError:
         message = error_message(body)
         if not message and content_type(response) == "text/plain":
             message = body.decode("utf-8", "replace")
@@ -193,10 +208,10 @@ class Connection:
         return _ADVICE.get(status, "Its log may tell more." if status >= 500 else "")
 
 
-def read(response: httpx.Response) -> bytes:
+async def read(response: httpx.Response) -> bytes:
     """Read a body that is not a stream, up to a maximum length."""
     body = bytearray()
-    for chunk in response.iter_bytes():
+    async for chunk in response.aiter_bytes():
         body += chunk
         if len(body) > _LONGEST_BODY:
             break

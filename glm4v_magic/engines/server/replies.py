@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import (
+    AliasChoices,
     BaseModel,
+    BeforeValidator,
     Field,
     StringConstraints,
     ValidationError,
@@ -30,6 +32,7 @@ __all__ = [
     "TokenCounts",
     "TokenLogprob",
     "error_message",
+    "is_answer",
 ]
 
 
@@ -132,10 +135,32 @@ class TokenCounts(BaseModel):
         return self.reasoning_tokens if told is None else told
 
 
-class Delta(BaseModel):
-    """The next piece of an answer."""
+class _Part(BaseModel):
+    text: Words = None
 
-    content: Words = None
+
+def _as_text(content: Any) -> Any:
+    """Return the text of content that is a list of parts."""
+    if not isinstance(content, list):
+        return content
+    parts = [_Part.model_validate(each) for each in content if isinstance(each, dict)]
+    return "".join(each.text or "" for each in parts)
+
+
+class _Function(BaseModel):
+    name: Words = None
+
+
+class _ToolCall(BaseModel):
+    function: Annotated[_Function | None, _LENIENT] = None
+
+
+class Delta(BaseModel):
+    """The next piece of an answer, or a whole one."""
+
+    content: Annotated[Words, BeforeValidator(_as_text)] = None
+    refusal: Words = None
+    tool_calls: Annotated[list[_ToolCall], _EMPTY] = []
     reasoning_content: Words = None
     reasoning: Words = None
 
@@ -164,7 +189,10 @@ class _Logprobs(BaseModel):
 
 
 class _Choice(BaseModel):
-    delta: Annotated[Delta | None, _LENIENT] = None
+    index: Count = None
+    delta: Annotated[
+        Delta | None, _LENIENT, Field(validation_alias=AliasChoices("delta", "message"))
+    ] = None
     logprobs: Annotated[_Logprobs | None, _LENIENT] = None
     finish_reason: Words = None
     glm4v_magic: Annotated[OwnAnswer | None, _LENIENT] = None
@@ -186,8 +214,16 @@ class Chunk(BaseModel):
     @property
     def choice(self) -> _Choice:
         """The only choice; an empty one in a chunk without choices, such as that with the usage."""
-        first = self.choices[0] if self.choices else None
-        return first or _Choice()
+        own = [each for each in self.choices or () if each is not None and not each.index]
+        return own[0] if own else _Choice()
+
+
+def is_answer(body: bytes) -> bool:
+    """Tell whether the JSON of a body is an answer, or a piece of one."""
+    try:
+        return bool(Chunk.model_validate_json(body).choices)
+    except ValidationError:
+        return False
 
 
 _PLACES = ("error", "message", "detail", "msg")

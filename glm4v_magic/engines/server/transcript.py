@@ -59,6 +59,8 @@ class Transcript:
         self._parts = AnswerParts(row, request.conversation.partial)
         self._thought = 0  # pieces of thinking
         self._choices: dict[str, float] = {}
+        self._refusal = ""
+        self._tools: list[str] = []
 
     def take(self, data: str) -> list[Told]:
         """Read the data of one event and return the resulting events.
@@ -77,6 +79,8 @@ class Transcript:
         if choice.glm4v_magic is not None:
             self._take_choices(choice.glm4v_magic.choices)
         delta = choice.delta or Delta()
+        self._refusal += delta.refusal or ""
+        self._tools += [each.function.name or "" for each in delta.tool_calls if each.function]
         if self._tokens is not None:
             self._tokens.add(delta.content, delta.thinking, choice.tokens)
         return [*self._think(delta.thinking), *self._say(delta.content)]
@@ -148,7 +152,21 @@ class Transcript:
             raise EngineError(
                 f"{self._connection.url} {_NO_ANSWER[self._finish]} ({self._finish})."
             )
+        if not self._parts.has_text:
+            self._refuse_silence()
         return "length" if self._finish == "length" else "stop"
+
+    def _refuse_silence(self) -> None:
+        """Raise EngineError if there is something else in place of a text."""
+        said = self._connection.said
+        if self._refusal:
+            raise EngineError(f"{self._connection.url} refuses to answer: {said(self._refusal)}")
+        if self._tools or self._finish in ("tool_calls", "function_call"):
+            names = f" ({said(', '.join(filter(None, self._tools)))})" if any(self._tools) else ""
+            raise EngineError(
+                f"{self._connection.url} calls a tool{names} in place of an answer.",
+                "None was offered: start the server without tools.",
+            )
 
     def generation(self, ending: FinishReason) -> Generation:
         """Return the generation so far."""
@@ -179,7 +197,7 @@ class Transcript:
             tokens=tokens,
             thinking_tokens=thinking_tokens,
             choices=self._choices,
-            notice=self._about_budget(),
+            notice=" ".join(filter(None, (self._about_budget(), self._about_images()))),
         )
 
     def _about_budget(self) -> str:
@@ -189,6 +207,14 @@ class Transcript:
         if most is None or (self._thought if count is None else count) <= most + _TAGS:
             return ""
         return f"{self._connection.url} does not limit thinking: it went on beyond {most} tokens."
+
+    def _about_images(self) -> str:
+        """Say that the server has read none of the images, if it tells so."""
+        count = len(self._request.conversation.images)
+        if not count or self._counts.image_tokens != 0:
+            return ""
+        what = "the image" if count == 1 else "any of the images"
+        return f"{self._connection.url} has not read {what}: is its model for text alone?"
 
 
 def _usage(counts: TokenCounts, conversation: Conversation) -> Usage:

@@ -1,0 +1,215 @@
+"""One request to a server, without what it does not take; while it is busy, it is waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any
+
+import httpx
+
+from glm4v_magic.core.conversation import Request
+from glm4v_magic.engines.server.connection import (
+    BrokenError,
+    Connection,
+    StatusError,
+    content_type,
+    read,
+)
+from glm4v_magic.engines.server.patience import Allowance, Patience
+from glm4v_magic.engines.server.question import EXTENSIONS, body_of
+from glm4v_magic.engines.server.replies import is_answer
+
+__all__ = ["BUSY", "DONE", "Dialogue", "Manners", "listed"]
+
+_log = logging.getLogger(__name__)
+
+DONE = "[DONE]"
+"""Data of the last event of a stream."""
+
+_EXTRAS = ("constraint", "logprobs")
+"""Parts of a request that not every server takes; without them the answer is checked here, or lacks
+something."""
+
+_UNWANTED = (
+    httpx.codes.BAD_REQUEST,
+    httpx.codes.FORBIDDEN,  # OpenAI's, of models whose log-probabilities are not told
+    httpx.codes.UNPROCESSABLE_ENTITY,
+)
+"""Statuses with which servers refuse an unknown field."""
+
+BUSY = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
+"""Statuses of a server that may answer later."""
+
+_MOST_BREAKS = 3
+"""How often a request is sent again whose connection broke before anything was said."""
+
+_FIELDS = ("stream_options", "max_completion_tokens", "stream")
+"""Fields that a server may not take, or want in place of another, if its message names them."""
+
+
+@dataclass(slots=True)
+class Manners:
+    """What a server has shown of itself.
+
+    Attributes:
+        refused: parts of a request that it does not take.
+        fields: fields of `_FIELDS` that are sent in another way.
+    """
+
+    refused: set[str] = field(default_factory=set)
+    fields: set[str] = field(default_factory=set)
+
+    def of(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return a body as this server wants it."""
+        body = dict(body)
+        if "max_completion_tokens" in self.fields:
+            body["max_completion_tokens"] = body.pop("max_tokens")
+        if self.fields & {"stream_options", "stream"}:
+            del body["stream_options"]
+        if "stream" in self.fields:
+            body["stream"] = False
+        return body
+
+    def learn(self, refused: StatusError) -> bool:
+        """Tell whether the message of a refusal names a field that can be sent in another way."""
+        new = [name for name in _FIELDS if name in refused.what and name not in self.fields]
+        self.fields |= set(new[:1])
+        return bool(new)
+
+
+class Dialogue:
+    """Asks one server.
+
+    Args:
+        connection: connection to it.
+        model: name of the model there.
+        offered: names of all its models.
+        manners: what it has shown so far; added to.
+    """
+
+    def __init__(
+        self, connection: Connection, model: str, offered: tuple[str, ...], manners: Manners
+    ) -> None:
+        self.connection = connection
+        self._model, self._offered, self._manners = model, offered, manners
+        self._is_told = False
+
+    async def ask(self, request: Request, allowance: Allowance) -> AsyncGenerator[str, None]:
+        """Yield the data of each event of the answer.
+
+        Args:
+            request: request to send.
+            allowance: told of each refusal.
+
+        Raises:
+            EngineError: if there is none.
+        """
+        patience, is_begun = Patience(), False
+        while True:
+            sent = time.monotonic()
+            try:
+                async with aclosing(self._attempts(request)) as events:
+                    async for data in events:
+                        is_begun = True
+                        yield data
+            except (StatusError, BrokenError) as error:
+                seconds = None if is_begun else self._wait(error, patience)
+                if seconds is None:
+                    if isinstance(error, StatusError):
+                        self._advise(error, request)
+                    raise
+                allowance.refused(sent)
+            else:
+                return
+            await asyncio.sleep(seconds)
+
+    def _wait(self, error: StatusError | BrokenError, patience: Patience) -> float | None:
+        """Return the seconds after which to ask again; ``None`` if that would not help."""
+        told = None
+        if isinstance(error, StatusError):
+            if error.status not in BUSY:
+                return None
+            told = error.wait
+        elif patience.count >= _MOST_BREAKS:
+            return None
+        seconds = patience.wait(told)
+        if seconds is not None and seconds >= 1 and not self._is_told:
+            self._is_told = True
+            _log.warning("%s It is asked again in %.0f s.", error.what, seconds)
+        return seconds
+
+    async def _attempts(self, request: Request) -> AsyncGenerator[str, None]:
+        """Ask; if the server refuses, ask again without the parts that not every server takes."""
+        request = without(request, self._manners.refused)
+        extras = [name for name in _EXTRAS if without(request, [name]) != request]
+        attempts = [
+            less for count in range(len(extras) + 1) for less in combinations(extras, count)
+        ]
+        while attempts:
+            less = attempts[0]
+            try:
+                async with aclosing(self._exchange(without(request, less))) as events:
+                    async for data in events:
+                        self._manners.refused |= set(less)
+                        yield data
+            except StatusError as refused:
+                if refused.status not in _UNWANTED:
+                    raise
+                if self._manners.learn(refused):
+                    continue
+                if len(attempts) == 1:
+                    raise
+                attempts.pop(0)
+            else:
+                return
+
+    async def _exchange(self, request: Request) -> AsyncGenerator[str, None]:
+        body = self._manners.of(body_of(self._model, request))
+        async with self.connection.open("POST", "/chat/completions", body) as response:
+            if content_type(response) == "application/json":
+                whole = await read(response)
+                if is_answer(whole):  # of a server that does not stream
+                    yield whole.decode("utf-8", "replace")
+                    yield DONE
+                    return
+            async with aclosing(self.connection.events(response)) as events:
+                async for data in events:
+                    yield data
+                    if data.strip() == DONE:
+                        return
+
+    def _advise(self, refused: StatusError, request: Request) -> None:
+        """Add advice to an error where the request explains the status."""
+        if refused.status == httpx.codes.NOT_FOUND and self._offered:
+            refused.advise(f"It serves {self.connection.said(listed(self._offered))}.")
+        if refused.status in (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY):
+            names = (*EXTENSIONS, "thinking", "effort", "max_thinking")
+            sent = [name for name in names if getattr(request.sampling, name) is not None]
+            partial = request.conversation.partial
+            if sent:
+                refused.advise(f"Not every server takes {' and '.join(sent)}; leave it out.")
+            elif partial is not None and partial.thinking:
+                refused.advise(code="server_cannot_think_on")
+
+
+def without(request: Request, extras: Iterable[str]) -> Request:
+    """Return a request without some of `_EXTRAS`."""
+    for name in extras:
+        if name == "constraint":
+            request = replace(request, constraint=None)
+        else:
+            request = replace(request, sampling=replace(request.sampling, logprobs=None))
+    return request
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the first of some names in words."""
+    few = list(names)
+    more = f" and {len(few) - 10} more" if len(few) > 10 else ""
+    return ", ".join(few[:10]) + more

@@ -1,0 +1,229 @@
+"""Many requests to one server: at the same time, again while it is busy, and in other words."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+
+import pytest
+from scripted_server import CHAT, END, MODELS, SECONDS, models, piece, response, stream
+
+from glm4v_magic.core.conversation import Conversation, Message, Request
+from glm4v_magic.core.errors import EngineError
+from glm4v_magic.core.events import Failed, Finished
+from glm4v_magic.core.options import Sampling
+from glm4v_magic.core.server_address import ServerAddress
+from glm4v_magic.engines.server import connect, patience
+
+
+def asking(*texts, **sampling):
+    return [Request(Conversation((Message("user", text),)), Sampling(**sampling)) for text in texts]
+
+
+class Hall:
+    """What a server does with the requests it gets: counts them, and lets them wait for others.
+
+    Attributes:
+        most: most requests that were there at the same time.
+        asked: number of requests with each text.
+    """
+
+    def __init__(self, server, together=1, reply=None):
+        self._server, self._reply = server, reply or (lambda text, count: None)
+        self._together = together
+        self._happened = threading.Condition()
+        self.here = self.most = 0
+        self.asked = Counter()
+        server.answer(CHAT, self._answer)
+
+    def _answer(self, connection):
+        with self._happened:
+            text = json.loads(self._server.asked.body)["messages"][-1]["content"]
+            self.asked[text] += 1
+            refusal = self._reply(text, self.asked[text])
+            self.here += 1
+            self.most = max(self.most, self.here)
+            self._happened.notify_all()
+            if refusal is None:
+                assert self._happened.wait_for(lambda: self.most >= self._together, SECONDS)
+            self.here -= 1
+        connection.sendall(stream(piece(f"A {text}"), END) if refusal is None else refusal)
+
+
+@pytest.fixture
+def engine(server):
+    return connect(ServerAddress(server.url, timeout=SECONDS))
+
+
+def answers(engine, requests, at_once=None):
+    found = {}
+    for event in engine.stream(requests, at_once):
+        if isinstance(event, Failed):
+            found[event.row] = event.error
+        elif isinstance(event, Finished):
+            found[event.row] = event.generation.text
+    return [found[row] for row in range(len(found))]
+
+
+TEXTS = [f"Q{number}" for number in range(32)]
+ANSWERS = [f"A {text}" for text in TEXTS]
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    monkeypatch.setattr(patience, "PATIENCE", SECONDS)
+
+
+@pytest.mark.parametrize("at_once", [None, 3, 1])
+def test_as_many_as_wanted_are_in_flight(server, engine, at_once):
+    hall = Hall(server, together=at_once or 16)
+    assert answers(engine, asking(*TEXTS), at_once) == ANSWERS
+    assert hall.most == (at_once or 16)
+
+
+SLOW_DOWN = response(status="429 Too Many Requests")
+REFUSALS = [SLOW_DOWN, response(status="503 Service Unavailable", Retry_After="0"), b""]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_server_that_refuses_every_second_request_loses_none(server, engine, patient, refusal):
+    def reply(text, count):
+        return refusal if count == 1 and int(text[1:]) % 2 else None
+
+    hall = Hall(server, reply=reply)
+    assert answers(engine, asking(*TEXTS)) == ANSWERS
+    assert sum(hall.asked.values()) == 48
+
+
+def test_a_server_that_stays_busy_is_given_up(server, engine):
+    Hall(server, reply=lambda *_: SLOW_DOWN)
+    (error,) = answers(engine, asking("Q"))
+    assert isinstance(error, EngineError)
+    assert "429 Too Many Requests" in str(error)
+    assert len(server.bodies) == 1
+
+
+def test_a_connection_that_always_breaks_is_given_up_soon(server, engine, patient):
+    hall = Hall(server, reply=lambda *_: b"")
+    (error,) = answers(engine, asking("Q"))
+    assert "broke" in str(error)
+    assert hall.asked["Q"] == 4
+
+
+def test_less_is_in_flight_after_a_refusal_and_more_after_answers():
+    allowance = patience.Allowance(16)
+    allowance.refused(1e9)
+    assert allowance.count == 12
+    allowance.refused(0)  # sent before that
+    assert allowance.count == 12
+    for _ in range(9):
+        allowance.answered()
+    assert allowance.count == 16
+    for _ in range(99):
+        allowance.refused(1e9)
+    assert allowance.count == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("7", 7), ("", None), ("soon", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)],
+)
+def test_what_a_server_says_about_when_to_ask_again(header, seconds):
+    assert patience.retry_after(header) == seconds
+
+
+def test_one_that_says_longer_than_anybody_waits_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(patience, "PATIENCE", 60)
+    assert patience.Patience().wait(3600) is None
+    assert patience.Patience().wait(5) == 5
+
+
+def test_a_request_that_is_withdrawn_leaves_the_others_alone(server, engine):
+    withdrawn = set()
+    Hall(server, together=2)
+    events = engine.stream(asking("Q0", "Q1"), 2, withdrawn)
+    first = next(events)
+    withdrawn.add(1 - first.row)
+    assert [each.row for each in events if isinstance(each, Finished)] == [first.row]
+
+
+def test_requests_that_have_not_arrived_are_waited_for(server, engine):
+    Hall(server)
+    (asked,) = asking("Q")
+    assert answers(engine, [None, asked, None, None, asked]) == ["A Q", "A Q"]
+
+
+class TestDialects:
+    """Servers that do not take what others do."""
+
+    @pytest.mark.parametrize(
+        ("said", "sent"),
+        [
+            ("Unknown parameter: stream_options", {"max_tokens", "stream"}),
+            (
+                "Unsupported parameter: use 'max_completion_tokens' instead",
+                {"max_completion_tokens", "stream", "stream_options"},
+            ),
+        ],
+    )
+    def test_fields_in_another_way(self, server, engine, said, sent):
+        def reply(_text, _count):
+            wrong = said.split()[2] in server.bodies[-1] or "max_tokens" in server.bodies[-1]
+            wrong = "stream_options" in server.bodies[-1] if "stream_" in said else wrong
+            return response({"error": {"message": said}}, "400 Bad Request") if wrong else None
+
+        Hall(server, reply=reply)
+        assert answers(engine, asking("Q", max_tokens=9)) == ["A Q"]
+        assert answers(engine, asking("R", max_tokens=9)) == ["A R"]
+        assert len(server.bodies) == 3  # it is known by then
+        last = server.bodies[-1].keys()
+        assert last & {"max_tokens", "max_completion_tokens", "stream", "stream_options"} == sent
+
+    def test_an_answer_in_one_piece(self, server, engine):
+        message = {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm."}
+        whole = {"choices": [{"index": 0, "message": message, "finish_reason": "length"}]}
+        server.answer(CHAT, response(whole | {"usage": {"completion_tokens": 4}}))
+        *_, finished = engine.stream(asking("Q"))
+        generation = finished.generation
+        assert (generation.thinking, generation.text) == ("Hm.", "Yes.")
+        assert (generation.finish_reason, generation.usage.new_tokens) == ("length", 4)
+
+
+class TestWhatIsSaid:
+    """What is no plain answer is handled, or said."""
+
+    @pytest.mark.parametrize(
+        ("deltas", "said"),
+        [
+            ([{"refusal": "I cannot "}, {"refusal": "do that."}], "refuses to answer: I cannot do"),
+            ([{"tool_calls": [{"function": {"name": "look"}}]}], "calls a tool (look) in place of"),
+        ],
+    )
+    def test_in_place_of_an_answer(self, server, engine, deltas, said):
+        server.answer(CHAT, stream(*[piece(**each) for each in deltas], END))
+        (error,) = answers(engine, asking("Q"))
+        assert said in str(error)
+
+    def test_content_as_a_list_of_parts(self, server, engine):
+        parts = [{"type": "text", "text": "Two "}, {"type": "text", "text": "parts."}]
+        server.answer(CHAT, stream(piece(parts), END))
+        assert answers(engine, asking("Q")) == ["Two parts."]
+
+    def test_choices_that_nobody_asked_for_are_left_out(self, server, engine):
+        other = json.loads(json.dumps(piece("Other.")))
+        other["choices"][0]["index"] = 1
+        server.answer(CHAT, stream(piece("This"), other, piece("."), END))
+        assert answers(engine, asking("Q")) == ["This."]
+
+
+def test_a_server_that_is_still_starting_is_waited_for(server, patient):
+    starting = threading.Event()
+
+    def answer(connection):
+        is_first = not starting.is_set()
+        starting.set()
+        connection.sendall(response(status="503 Starting") if is_first else models("m"))
+
+    server.answer(MODELS, answer)
+    assert connect(ServerAddress(server.url)).info.model == "m"
