@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import os
 import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, is_dataclass
@@ -24,7 +25,17 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
     from pydantic_core import ErrorDetails
 
-__all__ = ["FileKind", "checked", "is_there", "json_object", "json_value", "text_of"]
+__all__ = [
+    "FileKind",
+    "checked",
+    "expanded",
+    "is_file",
+    "is_folder",
+    "is_there",
+    "json_object",
+    "json_value",
+    "text_of",
+]
 
 T = TypeVar("T")
 
@@ -54,6 +65,21 @@ def is_there(path: Path) -> bool:
         if failure.errno != errno.ENAMETOOLONG:
             raise
         return False
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return the path with ``~`` expanded; ``~name`` of nobody stays as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails
+
+
+def is_folder(path: str | Path) -> bool:
+    """Tell whether a text names a folder, ``~`` expanded; no text makes this fail."""
+    return os.path.isdir(expanded(path))  # noqa: PTH112  Path's own fails
+
+
+def is_file(path: str | Path) -> bool:
+    """Tell whether a text names a file, ``~`` expanded; no text makes this fail."""
+    return os.path.isfile(expanded(path))  # noqa: PTH113  as above
 
 
 def text_of(path: Path, what: str, error: type[Glm4vError], hint: str = "") -> str:

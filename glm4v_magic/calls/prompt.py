@@ -21,6 +21,7 @@ from pathlib import Path
 from types import CodeType
 
 from glm4v_magic.core.errors import PromptError, did_you_mean, reason
+from glm4v_magic.outside import is_folder
 
 __all__ = ["expand", "names_in", "read_prompt", "require_text"]
 
@@ -113,16 +114,14 @@ def read_prompt(path: str) -> str:
         PromptError: if there is no such file, or it is not text.
     """
     file = Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails on ~nobody
+    if not os.path.lexists(file):
+        folder = file.parent
+        names = [each.name for each in folder.iterdir()] if is_folder(folder) else []
+        raise PromptError(f"There is no prompt file {path}.", did_you_mean(file.name, names))
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise PromptError(f"The prompt file {path} is not text in UTF-8.") from None
-    except FileNotFoundError:
-        folder = file.parent
-        names = [each.name for each in folder.iterdir()] if folder.is_dir() else []
-        raise PromptError(
-            f"There is no prompt file {path}.", did_you_mean(file.name, names)
-        ) from None
     except (OSError, ValueError) as error:  # a folder, a permission, a null character
         raise PromptError(f"The prompt file {path} cannot be read: {reason(error)}.") from None
 

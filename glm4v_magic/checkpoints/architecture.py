@@ -15,7 +15,7 @@ from glm4v_magic.checkpoints.kinds import require_known
 from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import CheckpointError, did_you_mean
 from glm4v_magic.core.model import DEMOS, Architecture
-from glm4v_magic.outside import is_there
+from glm4v_magic.outside import expanded, is_there
 
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints.adapters import Adapter
@@ -46,7 +46,7 @@ def architecture(
     from glm4v_magic.checkpoints.sources import find_source
 
     text = os.fspath(source)
-    path = Path(text).expanduser()
+    path = expanded(text)
     if is_there(path) and path.is_file():
         return _read(text, path)
     found = find_source(text, base=base, lora=lora)

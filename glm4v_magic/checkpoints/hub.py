@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from glm4v_magic.core.errors import CheckpointError, Glm4vError, reason
+from glm4v_magic.outside import is_folder
 
 __all__ = [
     "CONFIGS",
@@ -40,7 +41,7 @@ def _is_repository_id(text: str) -> bool:
 
 def names_a_repository(text: str) -> bool:
     """Tell whether `text` may be on the hub: not if a local folder has the owner's name."""
-    return _is_repository_id(text) and not Path(text).parent.is_dir()
+    return _is_repository_id(text) and not is_folder(Path(text).parent)
 
 
 def cached(repository: str, revision: str | None = None) -> Path | None:

@@ -16,7 +16,7 @@ from glm4v_magic.checkpoints.names import Named, demo_named, named
 from glm4v_magic.core.errors import CheckpointError, OptionError, did_you_mean
 from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.server_address import is_address_without_scheme, refuse_address
-from glm4v_magic.outside import is_there
+from glm4v_magic.outside import expanded, is_there
 
 __all__ = ["Place", "find_place", "not_found"]
 
@@ -60,7 +60,7 @@ def find_place(text: str, revision: str | None = None) -> Place:
         OptionError: if a revision is given for a folder, or `text` is the address of a server.
     """
     refuse_address(text)
-    folder = Path(text).expanduser()
+    folder = expanded(text)
     there = is_there(folder)
     # A folder of the user's may be called Demo, too.
     demo = text if text in DEMOS else None if there else demo_named(text)
@@ -115,7 +115,7 @@ def _modelscope_roots() -> Iterator[Path]:
 
 def not_found(text: str) -> CheckpointError:
     """Return the error that says where a checkpoint was looked for, and what may be meant."""
-    folder = Path(text).expanduser()
+    folder = expanded(text)
     what = f"There is no checkpoint {text!r}: no such folder, and not in the hub cache."
     if is_address_without_scheme(text):
         return CheckpointError(what, "The address of a server begins with http://.")

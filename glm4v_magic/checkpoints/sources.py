@@ -16,6 +16,7 @@ from glm4v_magic.checkpoints.places import Place, find_place, not_found
 from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.wording import counted, printable
 from glm4v_magic.imports import import_whole
+from glm4v_magic.outside import is_folder
 
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints.adapters import Adapter
@@ -169,7 +170,7 @@ def _base_of(adapter: Adapter, base: str | os.PathLike[str] | None) -> Place:
     else:
         # A path in the file may be relative to where it was trained, or to the adapter.
         beside = adapter.folder.parent / adapter.base
-        relative = not Path(adapter.base).expanduser().is_dir() and beside.is_dir()
+        relative = not is_folder(adapter.base) and is_folder(beside)
         found = find_place(str(beside) if relative else adapter.base)
     if any(map(holds_adapter, found.folders)):
         raise CheckpointError(

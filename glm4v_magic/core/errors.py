@@ -32,6 +32,7 @@ errors, so this one knows none of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -101,7 +102,12 @@ class Glm4vError(Exception):
     @property
     def text(self) -> tuple[str | Remark, ...]:
         """Whole message as data; a front end words it with `remarks.worded`."""
-        return (self.what, Remark(self.code, self.values), self.hint)
+        what, hint = _shortened(self.what, self.hint)
+        values = {
+            name: _LONG_WORD.sub(_ends, value) if isinstance(value, str) else value
+            for name, value in self.values.items()
+        }
+        return (what, Remark(self.code, values), hint)
 
 
 class InputError(Glm4vError):
@@ -134,8 +140,8 @@ class OptionError(InputError):
     def text(self) -> tuple[str | Remark, ...]:
         """Whole message as data; a front end words it with `remarks.worded`."""
         what, *advice = super().text
-        if self.option and self.what.startswith(self.option):
-            what = remark("of_option", name=self.option, rest=self.what[len(self.option) :])
+        if self.option and isinstance(what, str) and what.startswith(self.option):
+            what = remark("of_option", name=self.option, rest=what[len(self.option) :])
         return (what, *advice)
 
 
@@ -314,11 +320,39 @@ def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3, cutoff: f
     """Return ``"Did you mean a.png or b.png?"`` for candidates similar to `name`, or ``""``."""
     import difflib  # here: loading the extension is to be fast
 
+    if len(name) > _LONGEST_WORD:  # pasted, not misspelt; comparing would take long
+        return ""
     by_lower = {candidate.lower(): candidate for candidate in candidates}
     close = difflib.get_close_matches(name.lower(), by_lower, n=limit, cutoff=cutoff)
     if not close:
         return ""
     return "Did you mean " + " or ".join(by_lower[match] for match in close) + "?"
+
+
+_LONGEST_WORD = 260  # characters: a path is shown in full where a file system takes it
+_LONGEST_TEXT = 480
+
+
+def _shortened(what: str, hint: str) -> tuple[str, str]:
+    """Shorten what a user pasted, so that a message stays one that is read."""
+    what, hint = (_LONG_WORD.sub(_ends, text) for text in (what, hint))
+    what = _cut(what, max(_LONGEST_TEXT - len(hint), _LONGEST_TEXT // 2))
+    return what, _cut(hint, _LONGEST_TEXT - len(what))
+
+
+_LONG_WORD = re.compile(rf"\S{{{_LONGEST_WORD},}}")
+
+
+def _ends(word: re.Match[str]) -> str:
+    return _cut(word[0], 113)  # as long as a name in a message about an image
+
+
+def _cut(text: str, most: int) -> str:
+    """Return a text of at most `most` characters: its beginning, ``...`` and its end."""
+    if len(text) <= most:
+        return text
+    end = most // 4
+    return f"{text[: most - end - 3]}...{text[len(text) - end :]}"
 
 
 def reason(error: BaseException) -> str:

@@ -9,7 +9,10 @@ from typing import Any
 from glm4v_magic.core.conversation import Answer
 from glm4v_magic.core.remarks import PYTHON, Text, worded
 
-__all__ = ["AnsweredRow", "Progress", "Rows"]
+__all__ = ["HALF", "AnsweredRow", "Progress", "Rows"]
+
+HALF = "The answer was interrupted: it is only the beginning."
+"""What is said of a row whose answer an interrupt cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,15 @@ class AnsweredRow:
 
     @property
     def error(self) -> str | None:
-        """The `failure` in words for Python."""
-        return None if self.failure is None else worded(self.failure, PYTHON)
+        """The `fault` in words for Python."""
+        return None if self.fault is None else worded(self.fault, PYTHON)
+
+    @property
+    def fault(self) -> Text | None:
+        """Why the answer cannot be used as it is: the `failure`, or that it is only a part."""
+        if self.failure is None and self.finish_reason == "interrupted":
+            return HALF
+        return self.failure
 
     @property
     def text(self) -> str | None:

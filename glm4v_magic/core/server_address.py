@@ -86,6 +86,7 @@ def read_address(text: str) -> str:
     try:
         parts = urlsplit(text)
         host, _ = parts.hostname, parts.port
+        (host or "").encode("idna")  # or the resolver fails on it
     except ValueError as error:
         raise OptionError(
             f"The address of the server cannot be read: {error}.",

@@ -30,6 +30,7 @@ from glm4v_magic.hardware.cpu import cpu_here
 from glm4v_magic.hardware.driver import Driver, Link, find_driver, find_links
 from glm4v_magic.hardware.gpus import FoundGPU, find_gpus, import_torch_if_needed, is_apple
 from glm4v_magic.hardware.host import host_bytes
+from glm4v_magic.outside import is_file
 
 __all__ = ["HUB_SECONDS", "MODEL", "Disk", "Facts", "Hub", "Package", "TorchCuda", "gather"]
 
@@ -187,8 +188,8 @@ def gather(
     from glm4v_magic.checkpoints.architecture import architecture
 
     shape = architecture(model, base=base, lora=lora).shape()
-    is_file = Path(model).expanduser().is_file()
-    is_here, fault = (True, None) if is_file else _files(model, base, lora)
+    alone = is_file(model)
+    is_here, fault = (True, None) if alone else _files(model, base, lora)
     if gpus is None:
         import_torch_if_needed()
     found_gpus = find_gpus() if gpus is None else ()

@@ -14,7 +14,8 @@ ACCEPTED = "Give a path, URL, PIL image, array, bytes, open file, figure, or a l
 
 def one_line(text: str) -> str:
     """Return `text` printable and short enough for one line of a message."""
-    printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    ends = text if len(text) <= 240 else text[:120] + text[-120:]  # enough of a megabyte
+    printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in ends)
     return printable if len(printable) <= 120 else f"{printable[:80]}...{printable[-30:]}"
 
 

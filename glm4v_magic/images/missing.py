@@ -12,8 +12,12 @@ from glm4v_magic.core.errors import ImageError, did_you_mean
 from glm4v_magic.images.files import entries, path_of, suffixes_in
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.messages import ACCEPTED, one_line
+from glm4v_magic.outside import is_folder
 
 __all__ = ["missing"]
+
+_LONGEST_NAME = 255  # bytes of a file's name, on all usual file systems
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+=*\s*")
 
 
 def missing(word: str, base: Path, namespace: Mapping[str, object]) -> ImageError:
@@ -25,6 +29,8 @@ def missing(word: str, base: Path, namespace: Mapping[str, object]) -> ImageErro
         namespace: variables that may have been meant.
     """
     shown = one_line(word)
+    if len(word) > _LONGEST_NAME and _BASE64.fullmatch(word):
+        return ImageError(f"{shown}: no such file.", "Text in base64: base64.b64decode(text).")
     if not word.strip():
         return ImageError("An empty name stands for no image.", ACCEPTED)
     if os.sep == "/" and "\\" in word:
@@ -34,11 +40,11 @@ def missing(word: str, base: Path, namespace: Mapping[str, object]) -> ImageErro
         folder = path_of(re.split(r"[*?[]", word)[0] + "_", base).parent
         return ImageError(f"{shown}: no file in {folder} matches.", suffixes_in(folder))
     folder, name = path_of(word, base).parent, path_of(word, base).name
-    if not folder.is_dir():
+    if not is_folder(folder):
         host = word.partition("/")[0].lower()
         is_host = re.fullmatch(r"([\w-]+\.)+[a-z]{2,}", host) and not host.endswith(SUFFIXES)
         hint = "A web address begins with https://." if is_host else ""
-        return ImageError(f"{shown}: there is no folder {folder}.", hint)
+        return ImageError(f"{shown}: there is no folder {one_line(str(folder))}.", hint)
     variables = [each for each, value in namespace.items() if _may_be_meant(each, value)]
     bare = word.strip("${} ")
     if bare != word and bare in variables:

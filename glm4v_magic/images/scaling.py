@@ -55,10 +55,12 @@ def eight_bits_of_floats(array: np.ndarray, source: str, *, top: int) -> np.ndar
     low, high = float(array.min()), float(array.max())
     slack = top / 510
     if low < -slack or high > top + slack:
-        hint = "Scale it to 0 to 1."
-        if low >= 0 and high <= 255:
+        hint = f"Scale it to 0 to {top}."
+        if top == 1 and low >= 0 and 127 < high <= 255:
             hint = "Divide by 255."
-        elif low >= -10 and high <= 10:
+        elif top == 1 and low >= 0 and high > low:  # a depth map, a heat map, labels
+            hint = f"Scale its range to 0 to 1: (values - {low:.4g}) / {high - low:.4g}."
+        elif -10 <= low < 0 and high <= 10:
             hint = "If it was normalised, undo that: values * std + mean."
         raise ImageError(
             f"{shown} holds floats from {low:.4g} to {high:.4g}, not from 0 to {top}.", hint

@@ -12,11 +12,11 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core.conversation import Answer, Request
 from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.outside import expanded, is_folder
 
 if TYPE_CHECKING:
     from glm4v_magic.core.model import ModelChoice
@@ -59,9 +59,9 @@ def model_key(choice: ModelChoice) -> str:
         images=given.images,
     )
     facts = repr(replace(choice, model=choice.name, options=options, device_map=None, keep=None))
-    folder = Path(choice.name).expanduser()
-    if not folder.is_dir():
+    if not is_folder(choice.name):
         return facts
+    folder = expanded(choice.name)
     states = sorted((each.name, each.stat().st_mtime_ns) for each in folder.iterdir())
     return f"{facts} {states}"
 

@@ -89,4 +89,4 @@ def _marked(rows: Rows) -> dict[str, tuple[list[Any], str]]:
 
 
 def _error(row: AnsweredRow, words: Words) -> str | None:
-    return None if row.failure is None else worded(row.failure, words)
+    return None if row.fault is None else worded(row.fault, words)

@@ -6,6 +6,7 @@ misspelt one gets a close match, and quotes around a word are removed here and n
 
 from __future__ import annotations
 
+import os
 import re
 from argparse import Action, Namespace
 from collections.abc import Callable, Mapping
@@ -19,9 +20,8 @@ from IPython.core.magic_arguments import (
     kwds,
     magic_arguments,
 )
-from IPython.utils.process import arg_split
 
-from glm4v_magic.core.errors import OptionError, did_you_mean
+from glm4v_magic.core.errors import OptionError, PromptError, did_you_mean
 from glm4v_magic.core.option import Option
 from glm4v_magic.core.options import OPTIONS, of_command
 from glm4v_magic.core.typed_options import argument_of, flags_of
@@ -32,6 +32,7 @@ __all__ = [
     "DEBUG",
     "Quoted",
     "asks_for_help",
+    "filled",
     "from_table",
     "options_of",
     "parse",
@@ -119,19 +120,43 @@ def takes(
 
 
 def split(line: str) -> list[str]:
-    """Split at whitespace outside of quotes. Backslashes stay, because Windows paths have them.
+    """Split at whitespace outside of quotes, and leave out a ``# comment`` at the end.
+
+    Quotes in brackets, as in ``df["two words"]``, and ``{{expressions}}`` belong to their word.
+    Backslashes stay, because Windows paths have them.
 
     Raises:
         OptionError: if a quote is not closed.
     """
-    try:
-        words = arg_split(line, posix=False)
-    except ValueError:
-        raise OptionError(
-            f"A quote is not closed in: {line.strip()}",
-            'A name that holds an apostrophe goes in double quotes: "it\'s.png".',
-        ) from None
-    return [_unquoted(word) for word in words]
+    words: list[str] = []
+    for found in _WORD.finditer(line):
+        if found["comment"] is not None:
+            break
+        if found["open"] is not None:
+            raise OptionError(
+                f"A quote is not closed in: {line.strip()}",
+                'A name that holds an apostrophe goes in double quotes: "it\'s.png".',
+            )
+        quoted = found["quoted"]
+        words.append(found["plain"] if quoted is None else Quoted(quoted[1:-1]))
+    return words
+
+
+# Atomic, so that a data: URI of megabytes takes no time. A word such as #1.png is no comment.
+_WORD = re.compile(
+    r"""
+      (?P<comment> \#+ (?!\S) )
+    | (?P<quoted> "[^"]*" | '[^']*' )
+    | (?P<open> ["'] )
+    | (?P<plain> (?:
+          [^\s{"']++
+        | \{\{ .*? \}\}+
+        | (?<= [\[(,] ) (?: "[^"]*" | '[^']*' )
+        | \S
+      )++ )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
 
 
 def asks_for_help(words: list[str]) -> bool:
@@ -274,14 +299,56 @@ def _joined(parser: MagicArgumentParser, words: list[str]) -> list[str]:
     """
     joined: list[str] = []
     for word in words:
-        action = parser._option_string_actions.get(joined[-1]) if joined else None
         is_value = re.match(r"-[\d.]", word) is not None or isinstance(word, Quoted)
-        takes_one = action is not None and action.nargs is None
+        takes_one = bool(joined) and _takes_a_value(parser, joined[-1])
         if takes_one and is_value and word.startswith("-") and not isinstance(joined[-1], Quoted):
             joined[-1] = f"{joined[-1]}={word}" if joined[-1][:2] == "--" else joined[-1] + word
         else:
             joined.append(word)
     return joined
+
+
+def _takes_a_value(parser: MagicArgumentParser, word: str) -> bool:
+    action = parser._option_string_actions.get(word)
+    return action is not None and action.nargs is None and not isinstance(word, Quoted)
+
+
+def filled(
+    function: Callable[..., Any], words: list[str], names: Mapping[str, object]
+) -> list[str]:
+    """Return words with each ``{{expression}}`` in them replaced, unless ``--raw`` is among them.
+
+    A word that is nothing but an expression becomes its value if that is a text, path or number,
+    and else the expression itself, such as the name of a variable that holds an image. In quotes
+    only values of options are replaced: other words in quotes are questions, whose expressions
+    come later.
+
+    Raises:
+        PromptError: as `calls.prompt.expand`.
+    """
+    if not any("{{" in word for word in words) or "--raw" in words:
+        return words
+    parser, done = _parser(function), list(words)
+    for place, word in enumerate(words):
+        of_option = place > 0 and _takes_a_value(parser, words[place - 1])
+        if "{{" in word and (of_option or not isinstance(word, Quoted)):
+            done[place] = type(word)(_filled(word, names))
+    return done
+
+
+def _filled(word: str, names: Mapping[str, object]) -> str:
+    from glm4v_magic.calls.prompt import expand
+    from glm4v_magic.images.words import is_lookup, looked_up
+
+    inner = word[2:-2].strip()
+    if word.startswith("{{") and word.endswith("}}") and is_lookup(inner, names):
+        value = looked_up(inner, names)
+        return str(value) if isinstance(value, str | int | float | os.PathLike) else inner
+    try:
+        return expand(word, names)
+    except PromptError as error:
+        error.what = error.what.replace("in line 1 of the prompt", "on the first line")
+        raise
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, Action]:
@@ -292,9 +359,3 @@ def options_of(function: Callable[..., Any]) -> dict[str, Action]:
 def _parser(function: Callable[..., Any]) -> MagicArgumentParser:
     parser: MagicArgumentParser = getattr(function, "parser")  # noqa: B009  set by magic_arguments
     return parser
-
-
-def _unquoted(word: str) -> str:
-    if len(word) >= 2 and word[0] == word[-1] and word[0] in "\"'":
-        return Quoted(word[1:-1])
-    return word

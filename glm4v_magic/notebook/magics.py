@@ -29,7 +29,14 @@ from glm4v_magic.core.errors import (
     OptionError,
 )
 from glm4v_magic.core.remarks import worded
-from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, asks_for_help, parse, split, takes
+from glm4v_magic.notebook.command_line import (
+    ANSWER_OPTIONS,
+    asks_for_help,
+    filled,
+    parse,
+    split,
+    takes,
+)
 from glm4v_magic.notebook.interrupts import imports_finish_first
 from glm4v_magic.notebook.late_prompt import write_early, write_late
 from glm4v_magic.notebook.next_steps import CELL, in_cell
@@ -50,7 +57,9 @@ __all__ = ["Glm4vMagics", "Stopped", "register", "unregister"]
 _NAMES = ("%glm4v", "%%glm4v")
 _ANSWERING = ("", "ask", "retry", "continue")  # a cell has no command
 _EMPTY_CELL = re.compile(r"%%glm4v(?![\w?])")
-_ASKED_ALONE = re.compile(r"%glm4v\s+(.*\?)")
+_ASKED_ALONE = re.compile(r"()%glm4v\s+(.*\?)")
+_LINE_ALONE = re.compile(r"((?:\w+\s*=\s*)?)%glm4v\s+(.*)")
+_LONG_LINE = 10_000  # characters; a data: URI, which IPython would take half a second to tokenise
 _ANSWER = ("glm4v_magic.core.conversation", "Answer")
 _ROWS = ("glm4v_magic.core.rows", "Rows")
 _PLAN = ("glm4v_magic.core.plan", "Plan")
@@ -181,7 +190,9 @@ class Glm4vMagics(Magics):
             return commands.run(self.context, words, names)
         if asks_for_help(words):
             return commands.run(self.context, ["help"], names)
-        return commands.ask_cell(self.context, parse(self.glm4v, words), cell, names)
+        return commands.ask_cell(
+            self.context, parse(self.glm4v, filled(self.glm4v, words, names)), cell, names
+        )
 
     # An answer has been streamed when its cell ends, and the cell's result is that same answer,
     # so that _ and Out[n] hold it. IPython shows results through formatters. They are registered
@@ -261,15 +272,16 @@ class Glm4vMagics(Magics):
 
 
 def _alone(lines: list[str]) -> list[str]:
-    """Pass on a cell of one line that IPython would refuse or answer by itself.
+    """Pass on a cell of one line that IPython would refuse, answer by itself, or read slowly.
 
     It refuses a cell magic without a body, and takes ``?`` at the end of a line for a request for
     help on its last word.
     """
     if len(lines) == 1 and _EMPTY_CELL.match(lines[0]):
         return [*lines, "\n"]
-    if len(lines) == 1 and (asked := _ASKED_ALONE.fullmatch(lines[0].strip())):
-        return [f"get_ipython().run_line_magic('glm4v', {asked[1]!r})\n"]
+    alone = _LINE_ALONE if len("".join(lines[:1])) > _LONG_LINE else _ASKED_ALONE
+    if len(lines) == 1 and (asked := alone.fullmatch(lines[0].strip())):
+        return [f"{asked[1]}get_ipython().run_line_magic('glm4v', {asked[2]!r})\n"]
     return lines
 
 

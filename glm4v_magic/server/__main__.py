@@ -19,13 +19,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from glm4v_magic.core.errors import Glm4vError, OptionError
 from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.options import of_command
 from glm4v_magic.core.server_address import API_KEY, is_loopback, refuse_address
 from glm4v_magic.core.typed_options import argument_of, flags_of, typed
+from glm4v_magic.outside import expanded, is_folder
 from glm4v_magic.server.listening import Server
 from glm4v_magic.server.next_steps import in_http
 from glm4v_magic.session.session import load
@@ -70,7 +70,7 @@ def main(words: list[str] | None = None) -> int:
         arguments = made.parse_args(words)
     except OptionError as error:
         made.error(in_http(error))
-    name = Path(arguments.model).expanduser()
+    name = expanded(arguments.model)
     try:
         refuse_address(arguments.model)
         with Server(arguments.host, arguments.port) as server:
@@ -78,7 +78,7 @@ def main(words: list[str] | None = None) -> int:
                 _say(f"Whoever reaches this port may ask; set {API_KEY} to a key to prevent that.")
             session = load(arguments.model, **typed(arguments, of_command("serve")))
             assert session.engine is not None  # it is loaded
-            served = name.name if name.is_dir() else arguments.model
+            served = name.name if is_folder(name) else arguments.model
             server.open(session.engine, served, arguments.parallel)
             server.serve()
     except Glm4vError as error:

@@ -233,9 +233,9 @@ def write_chat(path: str | os.PathLike[str], conversation: Conversation, name: s
             # A file name that is not valid Unicode is written as JSON writes it.
             new.write_text(text, encoding="utf-8", errors="backslashreplace")
             new.replace(place)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a null character
         raise ConversationError(
-            f"The chat cannot be written to {file}: {error.strerror or error}."
+            f"The chat cannot be written to {file}: {getattr(error, 'strerror', error)}."
         ) from None
     return file
 

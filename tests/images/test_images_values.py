@@ -201,6 +201,10 @@ class TestArrays:
             (np.zeros((2, 2), complex), "x holds values of type complex128."),
             (np.array([["a"]]), "x holds values of type <U1."),
             (np.array([[0.0, 255.0]]), "floats from 0 to 255, not from 0 to 1. Divide by 255."),
+            (
+                np.array([[0.3, 9.7]]),
+                "0 to 1. Scale its range to 0 to 1: (values - 0.3) / 9.4",
+            ),
             (np.array([[-2.1, 2.6]]), "floats from -2.1 to 2.6, not from 0 to 1. If it was norm"),
             (np.array([[-1e30, 1e300]]), "not from 0 to 1. Scale it to 0 to 1."),
             (np.array([[0.0, np.nan]]), "x holds NaN or infinite values."),

@@ -31,7 +31,7 @@ from glm4v_magic.core.events import Failed, Text
 from glm4v_magic.core.model import ModelChoice
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.placement import PlacementOptions
-from glm4v_magic.core.rows import Rows
+from glm4v_magic.core.rows import HALF, Rows
 from glm4v_magic.engines import local
 from glm4v_magic.mapping.answer_cache import AnswerStore, model_key
 from glm4v_magic.notebook.render.rows import rows_bundle
@@ -206,8 +206,24 @@ def test_text_of_all_rows_comes_as_it_is_said_and_may_end_the_run(loaded, photos
         loaded.stream_map("What?", photos[:2], temperature=0, max_tokens=90).follow(stop)
     rows = caught.value.result
     assert [row.finish_reason for row in rows] == ["interrupted"] * 2
+    assert [row.error for row in rows] == [HALF] * 2
+    assert not any(row.done or row.failure for row in rows)
     assert all(row.text.startswith(said[row.index].strip()) for row in rows)
     assert {row.answer.usage.new_tokens for row in rows} < set(range(2, 80))
+
+
+def test_a_half_answer_is_marked_in_a_table(loaded, photos):
+    def stop(event):
+        if isinstance(event, Text):
+            raise KeyboardInterrupt
+
+    table = pd.Series(photos[:2], index=["x", "y"])
+    with pytest.raises(MapInterrupted) as caught:
+        loaded.stream_map("What?", table, temperature=0, max_tokens=90).follow(stop)
+    frame = caught.value.result
+    halves = frame[frame["finish_reason"] == "interrupted"]
+    assert len(halves) >= 1
+    assert set(halves["error"]) == {HALF}
 
 
 def test_a_batch_that_does_not_fit_is_halved(loaded, photos, monkeypatch):

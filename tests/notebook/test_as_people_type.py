@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
+import time
 
+import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 from glm4v_magic.core.errors import DeviceMapError
 from glm4v_magic.core.plan import Plan
@@ -110,3 +116,114 @@ def test_a_model_on_gpus_that_are_gone_is_loaded_again(run):
     assert "is loaded already" not in run("%glm4v load demo")
     assert run('answer = %glm4v ask "Hello?"')
     assert "is loaded already" in run("%glm4v load demo")
+
+
+GREEDY = "--temperature 0 --max-tokens 2 --quiet"
+
+
+def source_of(shell):
+    return shell.user_ns["_"].images[0].source
+
+
+def test_a_comment_at_the_end_of_a_line_is_left_out(run, shell, tiny, photo):
+    photo.rename("#1.png")
+    run(f"%%glm4v #1.png {GREEDY} # it's a \"comment\nWhat?")
+    assert source_of(shell) == "#1.png"
+    run(f'%glm4v ask #1.png "Is it # 1?" {GREEDY}  ## twice')
+    assert shell.user_ns["_"].prompt == "Is it # 1?"
+    run("%glm4v devices # the same")
+    assert "no command '#'" not in run("%glm4v # only a comment")
+
+
+BRACES = {
+    "%%glm4v {{name}} OPTIONS\nWhat?": ("cat.png", "What?"),
+    "%%glm4v {{folder}}/{{stem + '.png'}} OPTIONS\nWhat?": ("./cat.png", "What?"),
+    "%%glm4v {{ image }} OPTIONS\nWhat?": ("image", "What?"),
+    "%glm4v ask {{name}} 'Is it {{braces}}?' OPTIONS": ("cat.png", "Is it {{name}}?"),
+    '%%glm4v cat.png --format {{kind + "t"}} OPTIONS\nWhat?': (
+        "cat.png",
+        "What?",
+    ),
+    "%%glm4v {{name}}.png --raw OPTIONS\nWhat?": ("{{name}}.png", "What?"),
+}
+
+
+@pytest.mark.parametrize("cell", BRACES)
+def test_braces_are_filled_in_on_the_first_line_too(run, shell, tiny, photo, cell):
+    Image.new("RGB", (8, 8)).save("cat.png")
+    Image.new("RGB", (8, 8)).save("{{name}}.png")
+    names = {"name": "cat.png", "stem": "cat", "folder": ".", "braces": "{{name}}", "kind": "tex"}
+    shell.user_ns.update(names, image=Image.new("RGB", (8, 8)))
+    run(cell.replace("OPTIONS", GREEDY))
+    answer = shell.user_ns["_"]
+    assert (answer.images[0].source, answer.prompt) == BRACES[cell]
+    if "--format" in cell:
+        assert answer.format == "text"
+        assert "In cat.png" in run("%glm4v preview 'What?' --system 'In {{name}}'")
+
+
+def test_braces_that_fail_are_said_to_be_on_the_first_line(run, tiny):
+    said = run(f"%%glm4v {{{{nosuch + 1}}}} {GREEDY}\nWhat?", fails=True)
+    assert "{{nosuch + 1}} on the first line uses nosuch, which is not defined" in said
+
+
+@pytest.mark.parametrize("word", ['df["two words"]', "df.loc[:,'two words']"])
+def test_a_column_of_two_words_needs_no_quotes_around_it(run, shell, tiny, word):
+    shell.user_ns["df"] = pd.DataFrame({"two words": ["a b", "c"]})
+    run(f"%%glm4v --over {word} -o rows {GREEDY}\nWhat is {{{{item}}}}?")
+    assert list(shell.user_ns["rows"].index) == [0, 1]
+    shell.user_ns["images"] = {"a cat": Image.new("RGB", (8, 8))}
+    run(f"%%glm4v images['a cat'] {GREEDY}\nWhat?")
+    assert source_of(shell) == "images['a cat']"
+
+
+@pytest.fixture(scope="module")
+def text():
+    """A PNG of 960 kB as base64 text."""
+    pixels = np.random.default_rng(0).integers(0, 256, (490, 490, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.mark.parametrize("line", ["%%glm4v {} {}\nWhat?", "x = %glm4v ask {} 'What?' {}"])
+def test_a_long_data_uri_on_the_line_takes_no_time(run, shell, tiny, text, line):
+    cell = line.format(f"data:image/png;base64,{text}", GREEDY)
+    before = time.process_time()
+    run(cell)
+    assert shell.user_ns["_" if line[0] == "%" else "x"].images[0].original_size == (490, 490)
+    assert time.process_time() - before < 2  # 0.1 s; word by word it was 16 s
+
+
+LONG = "a" * 3000
+LONG_LINES = [
+    "%%glm4v WORD\nx", "%%glm4v WORD/WORD/x.png\nx", "%%glm4v ~WORD/x.png\nx", "%%glm4v WORD*\nx",
+    "%%glm4v text\nx", "%%glm4v --over WORD\nx", "%%glm4v --over text\nx",
+    "%%glm4v --over [text]\nx", "%%glm4v -f WORD/WORD\n", "%%glm4v --schema WORD\nx",
+    "%%glm4v --choices WORD\nx", "%%glm4v --WORD\nx", "%%glm4v --seed WORD\nx",
+    "%%glm4v --format WORD\nx", "%%glm4v --crop WORD a\nx", "%%glm4v 'WORD\nx",
+    "%%glm4v\n{{WORD}}", "%glm4v WORD", "%glm4v ask WORD", "%glm4v help WORD",
+    "%glm4v config WORD", "%glm4v history WORD", "%glm4v retry WORD", "%glm4v chats WORD",
+    "%glm4v import WORD", "%glm4v export WORD/WORD.md", "%glm4v load WORD", "%glm4v load ~WORD",
+    "%glm4v load http://WORD", "%glm4v load demo --lora WORD", "%glm4v load WORD --base WORD",
+    "%glm4v load demo --revision WORD", "%glm4v load demo --pin WORD", "%glm4v patch WORD",
+    "%glm4v plan WORD --gpus cpu", "%glm4v plan demo --gpus WORD",
+    "%glm4v plan demo --save WORD/WORD.json", "%glm4v plan demo --save ~nobody/x.json",
+    "%glm4v check demo --gpus 1x1GiB --map WORD", "%glm4v doctor WORD", "%glm4v doctor WORD/WORD",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", LONG_LINES)
+def test_what_is_pasted_in_place_of_a_name_gets_one_short_line(run, shell, tiny, text, line):
+    shell.user_ns["text"] = text
+    said = run(line.replace("WORD", LONG), fails=True).strip()
+    error = said[said.index("UsageError: ") :]
+    assert "\n" not in error
+    assert len(error) <= 500
+    assert "OSError" not in error
+
+
+def test_a_null_character_in_a_name_is_refused_in_one_line(run, tiny, photo):
+    run(f"%%glm4v {photo.name} {GREEDY}\nWhat?")
+    for line in ("export a\0.md", "import \0.json", "load \0", "patch \0"):
+        assert run(f"%glm4v {line}", fails=True).strip().startswith("UsageError: ")

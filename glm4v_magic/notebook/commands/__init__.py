@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic_arguments import argument
 
 from glm4v_magic.core.errors import OptionError, PromptError, did_you_mean
-from glm4v_magic.notebook.command_line import DEBUG, asks_for_help, parse, takes
+from glm4v_magic.notebook.command_line import DEBUG, asks_for_help, filled, parse, takes
 from glm4v_magic.notebook.commands.ask import answer, ask, preview
 from glm4v_magic.notebook.commands.chat import (
     chats,
@@ -86,7 +86,7 @@ def run(
             f"%glm4v has no command {name!r}.",
             did_you_mean(name, COMMANDS) or _how_to_ask(name),
         )
-    return command(context, parse(command, rest), names)
+    return command(context, parse(command, filled(command, rest, names)), names)
 
 
 def _how_to_ask(word: str) -> str:

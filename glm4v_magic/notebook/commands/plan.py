@@ -30,6 +30,7 @@ from glm4v_magic.notebook.render.plans.device_map import device_map_html
 from glm4v_magic.notebook.render.plans.machines import machines_bundle
 from glm4v_magic.notebook.render.plans.plan import plan_bundle
 from glm4v_magic.notebook.render.progress import line_bundle
+from glm4v_magic.outside import expanded, is_folder
 from glm4v_magic.planning.decision import make_plan
 from glm4v_magic.planning.files import PLANNED, read_given
 from glm4v_magic.planning.machines import MachineFit, machines
@@ -207,10 +208,10 @@ def json_file(name: str | None, option: str) -> Path | None:
         if option == "--save":  # which needs a file, so that no model can be meant
             way = f"For example: {option} {Path(name).stem or 'plan'}.json"
         raise OptionError(f"{option} {name}: the name of the file must end in .json.", way)
-    file = Path(name).expanduser()
+    file = expanded(name)
     # Said before there is anything that would be lost.
-    if not file.parent.is_dir():
+    if not is_folder(file.parent):
         raise OptionError(f"{option} {name} cannot be written: there is no folder {file.parent}.")
-    if file.is_dir():
+    if is_folder(file):
         raise OptionError(f"{option} {name} cannot be written: it is a folder.")
     return file
