@@ -58,14 +58,15 @@ def speed_notes(speed: SpeedLimit | None, workload: Workload) -> Iterator[Remark
         yield remark("speed_unknown", gpus=", ".join(speed.unknown))
     if speed.tokens_per_second is None or speed.full_tokens_per_second is None:
         return
-    code = "speed_limit" if speed.prefill_seconds is None else "speed_limit_with_prefill"
-    yield remark(
-        code,
-        most=rate(speed.tokens_per_second),
-        full=rate(speed.full_tokens_per_second),
-        context=f"{workload.context or 0:,}",
-        prefill=readable_seconds(speed.prefill_seconds or 0.0),
-    )
+    most, full = rate(speed.tokens_per_second), rate(speed.full_tokens_per_second)
+    context = f"{workload.context or 0:,}"
+    if speed.prefill_seconds is None:
+        yield remark("speed_limit", most=most, full=full, context=context)
+    else:
+        prefill = readable_seconds(speed.prefill_seconds)
+        yield remark(
+            "speed_limit_with_prefill", most=most, full=full, context=context, prefill=prefill
+        )
 
 
 def rate(tokens_per_second: float) -> str:

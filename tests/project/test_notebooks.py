@@ -192,8 +192,9 @@ def test_the_bug_is_shown_and_cured(path):
         assert "10 of 10 maps give the same logits" in said
         assert said.count("same logits as on one device: True") >= 5
         assert "False" not in said
-        # the residual, the two vectors, the projection; then twice in the solutions
-        assert said.count(MIXED) == 5
+        # the residual, the two vectors, the projection; a Llama's norm; twice in the solutions
+        assert said.count(MIXED) == 6
+        assert "same logits as on the CPU: True" in said
         modules = re.findall(r"in module: (\S+)", said)
         assert modules[:3] == [
             "model.vision.transformer.layers.2",
