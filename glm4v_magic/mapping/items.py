@@ -51,6 +51,8 @@ _ACCEPTED = (
     "Give a list of images or values, a folder, a pattern such as photos/*.png, a pandas Series, "
     "or a column such as df.image."
 )
+_MOST = 1_000_000
+"""Most items of an iterable: with more it is endless, or would be asked for weeks."""
 
 
 class Record:
@@ -312,12 +314,7 @@ def _of_list(value: Any, source: str) -> Items:
     dimensions = getattr(value, "ndim", None)
     if dimensions in (2, 3):
         raise OptionError(f"{shown} is one image; put it into a list.")
-    try:
-        values = tuple(value)
-    except TypeError:
-        raise OptionError(
-            f"{shown} is of type {type(value).__name__}, not a list.", _ACCEPTED
-        ) from None
+    values = _taken(value, shown)
     records = None
     if values and all(isinstance(each, Mapping) for each in values):
         records = tuple(map(Record, values))
@@ -325,6 +322,25 @@ def _of_list(value: Any, source: str) -> Items:
         each if isinstance(each, str) else f"{source}[{index}]" for index, each in enumerate(values)
     )
     return Items(source, values, names, records)
+
+
+def _taken(value: Any, shown: str) -> tuple[Any, ...]:
+    """Return the items of an iterable, which may be endless."""
+    values: list[Any] = []
+    try:
+        # Not tuple(value): no interrupt reaches Python within it.
+        for each in value:
+            if len(values) == _MOST:
+                raise OptionError(
+                    f"{shown} has more than {_MOST:,} items.",
+                    f"Take the first of them: list(itertools.islice({shown}, 100)).",
+                )
+            values.append(each)
+    except TypeError:
+        raise OptionError(
+            f"{shown} is of type {type(value).__name__}, not a list.", _ACCEPTED
+        ) from None
+    return tuple(values)
 
 
 def plan(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
+import signal
+from itertools import chain, count, repeat
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,6 +74,14 @@ def test_prompts_that_fail_for_every_row_are_refused(prompt, said):
     assert said in str(caught.value)
 
 
+def test_an_interrupt_ends_the_reading_of_an_iterator():
+    rest = iter(range(1_000))
+    interrupt = map(_thread.interrupt_main, [signal.SIGINT])
+    with pytest.raises(KeyboardInterrupt):
+        items_of(chain(interrupt, rest), "things")
+    assert list(rest)
+
+
 def test_a_whole_dataframe_needs_a_prompt_that_differs():
     items = items_of(pd.DataFrame({"name": ["a", "b"]}), "df")
     assert [row.prompt for row in plan("A {{row.name}}?", items, {})] == ["A a?", "A b?"]
@@ -89,6 +101,8 @@ def test_a_whole_dataframe_needs_a_prompt_that_differs():
         (pd.Series([], dtype=object), None, "things is empty"),
         (pd.DataFrame(), "image", "There is no column 'image'. There are none."),
         (5, None, "is of type int, not a list"),
+        (count(), None, "has more than 1,000,000 items. Take the first of them: list(itertools.is"),
+        (repeat("file.png"), None, "has more than 1,000,000 items"),
         (b"png", None, "is one bytes"),
         ({"a": 1}, None, "things is one dict. For its values write things.values()."),
         (np.zeros((3, 4, 4)), None, "is one image; put it into a list"),

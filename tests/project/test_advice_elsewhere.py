@@ -10,6 +10,7 @@ import io
 import re
 import shutil
 from collections.abc import Callable
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.server_address import read_address
 from glm4v_magic.images import to_image
 from glm4v_magic.images.crop import parse_crop
+from glm4v_magic.mapping.items import items_of
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
 PACKAGE = Path(glm4v_magic.__file__).parent
@@ -115,6 +117,8 @@ SCENES |= {
         lambda: [parse_crop(each) for each in ("10,10,50,50", "0.5,0,0.5,1.0", "50%,0,50%,100%")]),
     'Open the file in binary mode: open(path, "rb").': (
         lambda: image(io.StringIO("text")), lambda: image(io.BytesIO(png()))),
+    "Take the first of them: list(itertools.islice({}, 100)).": (
+        lambda: items_of(count(), "x"), lambda: items_of(list(islice(count(), 100)), "x")),
     "Copy what you need with .cpu() inside the block.": (lambda: gone() + 1, kept),
     "End the `with VirtualGPUs(...)` block around this one first.": (nested, one_after_the_other),
     "Make new ones for each `with` block.": (
