@@ -6,6 +6,7 @@ about placement, and about advice that front ends word themselves.
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import shutil
@@ -119,6 +120,9 @@ SCENES |= {
         lambda: image(io.StringIO("text")), lambda: image(io.BytesIO(png()))),
     "Take the first of them: list(itertools.islice({}, 100)).": (
         lambda: items_of(count(), "x"), lambda: items_of(list(islice(count(), 100)), "x")),
+    "Text in base64: base64.b64decode(text).": (
+        lambda: image(base64.b64encode(png(64)).decode()),
+        lambda: image(base64.b64decode(base64.b64encode(png(64)).decode()))),
     "Copy what you need with .cpu() inside the block.": (lambda: gone() + 1, kept),
     "End the `with VirtualGPUs(...)` block around this one first.": (nested, one_after_the_other),
     "Make new ones for each `with` block.": (
@@ -159,6 +163,7 @@ OUTSIDE = re.compile(
 """Steps outside of this program: pip, a download, a shell, a server of others."""
 
 NOT_TAKEN = {
+    "None was offered: start the server without tools.",
     "Ask about them one after the other, or join them into one image.",
     "Leave the rest out.",
     "Say in the question which JSON you want.",
@@ -235,9 +240,9 @@ NOT_TAKEN = {
 clips, forms and servers. One that is new belongs into a scene."""
 
 
-def png() -> bytes:
+def png(side: int = 4) -> bytes:
     stream = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(stream, "PNG")
+    Image.effect_noise((side, side), 9).save(stream, "PNG")
     return stream.getvalue()
 
 
