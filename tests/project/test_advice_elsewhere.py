@@ -136,6 +136,8 @@ CELLS |= {
         "%%glm4v -f q.txt --preview\nWhat?", "%%glm4v -f q.txt --preview\n"),
     "Use letters, digits and underscores, for example -o answer.": (
         "%%glm4v -o 1x --preview\nWhat?", "%%glm4v -o answer --preview\nWhat?"),
+    "Use another one, for example -o answer.": (
+        "%%glm4v -o In --preview\nWhat?", "%%glm4v -o answer --preview\nWhat?"),
     "Describe the GPUs to check for: --gpus 4x16GiB.": (
         "%glm4v check demo", "%glm4v check demo --gpus 4x16GiB"),
     "A device map on a line goes in quotes: --map '{\"\": 0}'": (

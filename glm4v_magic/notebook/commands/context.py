@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import re
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from glm4v_magic.planning.machines import MachineFit
 
 __all__ = ["Command", "Context", "LiveView"]
+
+_OF_IPYTHON = {"In", "Out", "_dh", "_ih", "_oh", "exit", "get_ipython", "quit"}
+"""Names that IPython puts among the user's variables and relies on."""
 
 
 class LiveView(Protocol):
@@ -128,4 +132,9 @@ def require_variable_name(name: str | None) -> None:
         raise OptionError(
             f"--out {name!r} is not the name of a variable.",
             "Use letters, digits and underscores, for example -o answer.",
+        )
+    if name is not None and (name in _OF_IPYTHON or re.fullmatch("__.+__", name)):
+        raise OptionError(
+            f"--out {name} would replace a name that the notebook itself needs.",
+            "Use another one, for example -o answer.",
         )
