@@ -8,11 +8,9 @@ GPU, no weights, a few seconds.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
-from placement import markdown_table, write_between_markers
+from placement import markdown_table, print_or_write
 
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import DoesNotFitError
@@ -55,16 +53,5 @@ def tables() -> str:
     return "\n" + "\n".join(parts)
 
 
-def main() -> None:
-    """Print the tables, or write them into a page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="into this page")
-    options = parser.parse_args()
-    if options.write:
-        write_between_markers(options.write, tables(), BEGIN, END)
-    else:
-        print(tables())
-
-
 if __name__ == "__main__":
-    main()
+    print_or_write(__doc__ or "", tables, BEGIN, END)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -297,6 +297,17 @@ def write_between_markers(page: Path, text: str, begin: str = BEGIN, end: str = 
         raise SystemExit(f"{page} must hold each marker once: {begin} and {end}")
     head, _, rest = content.partition(begin)
     page.write_text(f"{head}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
+def print_or_write(purpose: str, tables: Callable[[], str], begin: str, end: str) -> None:
+    """Print tables, or with ``--write PAGE`` write them between two markers of a page."""
+    parser = argparse.ArgumentParser(description=purpose.partition("\n")[0])
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="into this page")
+    options = parser.parse_args()
+    if options.write:
+        write_between_markers(options.write, tables(), begin, end)
+    else:
+        print(tables())
 
 
 def main() -> None:

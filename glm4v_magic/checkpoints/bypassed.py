@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from accelerate.hooks import AlignDevicesHook
-from torch import nn
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
-__all__ = ["hooks_of", "is_changed", "is_whole"]
+__all__ = ["hooks_of", "is_changed", "is_whole", "whole_step"]
 
 
 def is_whole(model: nn.Module, *parts: nn.Module) -> bool:
@@ -57,3 +58,26 @@ def hooks_of(modules: Sequence[nn.Module]) -> list[Mapping[int, Any]]:
         found += (module._forward_pre_hooks, module._forward_hooks)
     everywhere = torch.nn.modules.module
     return [*found, everywhere._global_forward_pre_hooks, everywhere._global_forward_hooks]
+
+
+def whole_step(
+    model: Any, ids: Tensor, mask: Tensor | None, position_ids: Tensor, cache: Cache
+) -> Tensor:
+    """Return the logits of the next token, (B, vocabulary), by the model's own forward.
+
+    Args:
+        model: the whole model.
+        ids: (B, 1).
+        mask: 1 marks the columns of each row that are in use; ``None`` if all are.
+        position_ids: (B, 1) or (3, B, 1), as the model takes them.
+        cache: KV cache of at least one column; gets another.
+    """
+    logits: Tensor = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=position_ids,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits
+    return logits[:, -1]

@@ -27,7 +27,7 @@ from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.glm.modeling_glm import GlmMLP, GlmRMSNorm
 
-from glm4v_magic.checkpoints.bypassed import hooks_of, is_changed, is_whole
+from glm4v_magic.checkpoints.bypassed import hooks_of, is_changed, is_whole, whole_step
 from glm4v_magic.checkpoints.glm4v_9b.text import TextAttention, TextLayer
 
 if TYPE_CHECKING:
@@ -92,15 +92,7 @@ class TextStep:
             cache: KV cache of at least one column.
         """
         if any(self._hooks):
-            logits: Tensor = self._model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=position_ids,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits
-            return logits[:, -1]
+            return whole_step(self._model, ids, mask, position_ids, cache)
         hidden = self._embed(ids)
         cos, sin = self._tables(position_ids, hidden.dtype)
         seen = None if mask is None else mask.bool()[:, None, None]

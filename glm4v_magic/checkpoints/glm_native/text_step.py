@@ -18,7 +18,7 @@ from transformers.models.glm4v.modeling_glm4v import Glm4vTextModel
 from transformers.models.glm4v_moe.modeling_glm4v_moe import Glm4vMoeTextModel
 from transformers.models.glm_ocr.modeling_glm_ocr import GlmOcrTextModel
 
-from glm4v_magic.checkpoints.bypassed import hooks_of, is_changed, is_whole
+from glm4v_magic.checkpoints.bypassed import hooks_of, is_changed, is_whole, whole_step
 
 __all__ = ["TextStep", "text_step"]
 
@@ -54,15 +54,7 @@ class TextStep:
             cache: KV cache of at least one column.
         """
         if any(self._hooks):
-            logits: Tensor = self._model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=position_ids,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits
-            return logits[:, -1]
+            return whole_step(self._model, ids, mask, position_ids, cache)
         hidden = self._embed(ids)
         seen = None
         if mask is not None:
