@@ -251,15 +251,20 @@ def with_value(answer: Answer, form: Form) -> Answer:
     raise fault
 
 
-def terms_of(options: Mapping[str, Any]) -> Terms:
+def terms_of(options: Mapping[str, Any], kept: Mapping[str, Any] | None = None) -> Terms:
     """Return the terms of a call from options of the table, checked; others are left out.
+
+    Args:
+        options: the options.
+        kept: form of the answer that is carried on, as `Message.form`; it counts unless `options`
+            name another.
 
     Raises:
         OptionError: if the form is invalid; see `form_of`.
     """
     task = options.get("task")
     given = {each.name: options.get(each.name) for each in of_group(AnswerForm)}
-    if task == EXTRACT and all(value is None for value in given.values()):
-        given["format"] = "json"
+    if all(value is None for value in given.values()):
+        given |= {"format": "json"} if task == EXTRACT else kept or {}
     form = form_of(**given)
     return Terms(taken(Sampling, options), form, options.get("model"), form.constraint, task)

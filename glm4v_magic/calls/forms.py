@@ -63,6 +63,15 @@ class Form:
         }
 
     @property
+    def kept(self) -> dict[str, Any]:
+        """The form as `Message.form`: what carrying on an answer needs to know of it."""
+        if self == Form():
+            return {}
+        options = {name: value for name, value in self.options.items() if value is not None}
+        kept: dict[str, Any] = json.loads(json.dumps(options))
+        return kept
+
+    @property
     def constraint(self) -> Constraint | None:
         """Constraint on the text; ``None`` for any text.
 

@@ -46,6 +46,8 @@ class Message:
         videos: videos before the text.
         written: as in `Answer`; what later prompts hold in place of `text`.
         before_videos: number of images that stand before the videos; ``None`` for all of them.
+        form: form of an incomplete answer, as options of `AnswerForm` and as JSON has them; empty
+            for Markdown.
     """
 
     role: Role
@@ -58,6 +60,7 @@ class Message:
     videos: tuple[SourcedVideo, ...] = ()
     written: str = ""
     before_videos: int | None = None
+    form: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def media(self) -> tuple[Media, ...]:
@@ -118,11 +121,20 @@ class Conversation:
         tokens: tuple[Token, ...] | None = None,
         thinking_tokens: tuple[Token, ...] = (),
         written: str = "",
+        form: Mapping[str, Any] | None = None,
     ) -> Conversation:
         """Return the conversation with this answer at its end; it replaces an incomplete one."""
         before = self if self.partial is None else self.without_last_answer()
         answer = Message(
-            "assistant", text, (), complete, thinking, tokens, thinking_tokens, written=written
+            "assistant",
+            text,
+            (),
+            complete,
+            thinking,
+            tokens,
+            thinking_tokens,
+            written=written,
+            form=form or {},
         )
         return before.add(answer)
 

@@ -32,9 +32,11 @@ from pydantic import (
 
 from glm4v_magic.calls.boxes import marks_of
 from glm4v_magic.calls.boxes_text import line_of, mark_lines
+from glm4v_magic.calls.forms import form_of
 from glm4v_magic.calls.tags import shown
 from glm4v_magic.core.conversation import Conversation, Message, Role
-from glm4v_magic.core.errors import ConversationError, did_you_mean
+from glm4v_magic.core.errors import ConversationError, OptionError, did_you_mean
+from glm4v_magic.core.options import AnswerForm, of_group
 from glm4v_magic.core.tokens import Alternative, Token
 from glm4v_magic.core.video import Frame, SourcedVideo
 from glm4v_magic.core.wording import clock, pixels
@@ -123,6 +125,7 @@ class _Message(BaseModel):
     images: list[_Image]
     videos: list[_Video] = []
     before_videos: NonNegativeInt | None = None
+    form: dict[str, Any] = {}
     thinking: str = ""
     tokens: list[_Token] | None = None
     thinking_tokens: list[_Token] = []
@@ -132,6 +135,16 @@ class _Message(BaseModel):
     def _videos_are_among_the_images(self) -> _Message:
         if (self.before_videos or 0) > len(self.images):
             raise ValueError("more images are before its videos than it has")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_form(self) -> _Message:
+        if self.form.keys() - {each.name for each in of_group(AnswerForm)}:
+            raise ValueError("it has a form with unknown options")
+        try:
+            form_of(**self.form)
+        except OptionError as error:
+            raise ValueError(f"it has no form of an answer: {error.what}") from None
         return self
 
     @model_validator(mode="after")
@@ -299,6 +312,7 @@ def _plain(message: Message) -> dict[str, Any]:
         "images": [_plain_image(image) for image in message.images],
         **({"videos": [_plain_video(each) for each in message.videos]} if message.videos else {}),
         **({} if message.before_videos is None else {"before_videos": message.before_videos}),
+        **({"form": message.form} if message.form else {}),
     }
 
 
@@ -360,6 +374,7 @@ def _message(message: _Message, limits: Limits | None) -> Message:
         tuple(_video(video, limits) for video in message.videos),
         message.written,
         message.before_videos,
+        message.form,
     )
 
 

@@ -277,7 +277,8 @@ class Session:
 
         Args:
             chat: name of a chat; by default that of the latest answer.
-            options: how tokens are chosen, and the form of the answer; for the new part.
+            options: how tokens are chosen, for the new part; and the form of the whole answer, by
+                default the one that was asked for.
         """
         answer: ImageAnswer = self.stream_carry_on(chat, **options).follow()
         return answer
@@ -288,7 +289,8 @@ class Session:
 
         Args:
             chat: name of a chat; by default that of the latest answer.
-            options: how tokens are chosen, and the form of the answer; for the new part.
+            options: how tokens are chosen, for the new part; and the form of the whole answer, by
+                default the one that was asked for.
 
         Returns:
             Its events, as `stream`. `Text` is the new part alone, and `Started` holds what stands
@@ -298,15 +300,19 @@ class Session:
             ConversationError: if there is no such chat, or its answer is finished.
             Glm4vError: any other as `stream`.
         """
-        terms = terms_of(options)
+        terms_of(options)  # refused before the session is locked
 
         def events() -> Generator[Event, None, None]:
             conversation = self._chats.require(chat)
-            if conversation.partial is None:
+            partial = conversation.partial
+            if partial is None:
                 raise ConversationError(
                     "The latest answer is finished, so there is nothing to carry on.",
                     "Ask the next question.",
                 )
+            if not (partial.text or partial.thinking):  # its first token is still to come
+                conversation = conversation.without_last_answer()
+            terms = terms_of(options, partial.form)
             yield from self._make(Call(self._named(chat), conversation, terms))
 
         return self._locked(events)
@@ -768,6 +774,7 @@ class Session:
             tokens=joined(answer.tokens, None, len(text)),
             thinking_tokens=joined(answer.thinking_tokens, None, len(thinking)) or (),
             written=written,
+            form={} if complete else call.terms.form.kept,
         )
         self._chats.keep(call.chat, kept)
 

@@ -393,6 +393,12 @@ class TestCommands:
         assert len(session.conversation().messages) == 2
         assert "nothing to carry on" in run("%glm4v continue", fails=True)
 
+    def test_continue_keeps_the_form(self, run, shell):
+        cut = "%glm4v ask 'Which shape?' --format json --max-tokens 8"
+        assert "carry it on (%glm4v continue)" in run(cut, fails=True)
+        run("whole = %glm4v continue")
+        assert shell.user_ns["whole"].value == {"shape": "circle"}
+
     def test_wherever_it_was_cut_off_no_space_is_lost(self, session):
         whole = session.ask("Words?", temperature=0)
         assert whole.text == WORDS

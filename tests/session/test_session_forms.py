@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 
@@ -152,3 +153,44 @@ def test_json_alone_is_an_object_or_a_list(session):
     engine = Speaker(("[1]", "stop"))
     assert Session(engine).ask("What?", format="json").value == [1]
     assert json.loads(engine.requests[0].constraint.schema) == {"type": ["object", "array"]}
+
+
+NAMED = {"type": "object", "required": ["a"], "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("form", "begun", "rest", "format", "value"),
+    [
+        ({"schema": NAMED}, '{"a":', " 1}", "json", {"a": 1}),
+        ({"format": "json"}, '{"a":', " 1}", "json", {"a": 1}),
+        ({"regex": "[0-9]+ [a-z]+"}, "12", " ab", "text", None),
+        ({"choices": ["yes", "no"]}, "", "no", "markdown", None),
+        ({"format": "code"}, "```py\nx =", " 1\n```", "code", "x = 1"),
+        ({}, "A", " cat.", "markdown", None),
+    ],
+)
+def test_an_answer_is_carried_on_in_its_form(form, begun, rest, format, value, tmp_path):  # noqa: A002
+    is_corrected = form.keys() & {"schema", "regex", "choices"}
+    speaker = Speaker(*[(begun, "length")] * (2 if is_corrected else 1), (rest, "stop"))
+    session = Session(speaker)
+    with contextlib.suppress(FormatError):
+        session.ask("What?", chat="cats", **form)
+    session.export_chat(tmp_path / "cats.json")
+    assert session.import_chat(tmp_path / "cats.json") == "cats"
+    session.reset()
+    session.import_chat(tmp_path / "cats.json")
+    whole = session.carry_on()
+    assert speaker.requests[-1].constraint == speaker.requests[0].constraint
+    assert (whole.text, whole.format, whole.value) == (begun + rest, format, value)
+    assert session.conversation().partial is None
+    assert not session.conversation().messages[-1].form
+
+
+def test_another_form_counts_when_an_answer_is_carried_on():
+    speaker = Speaker(('{"a":', "length"), (" 1} is it.", "stop"))
+    session = Session(speaker)
+    with pytest.raises(FormatError, match="carry it on"):
+        session.ask("What?", format="json")
+    whole = session.carry_on(format="text")
+    assert (whole.format, whole.value) == ("text", None)
+    assert speaker.requests[-1].constraint is None

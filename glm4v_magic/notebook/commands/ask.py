@@ -151,6 +151,7 @@ def carry_out(
     arguments: Namespace,
     names: Mapping[str, Any],
     call: Callable[..., Stream],
+    kept: Mapping[str, Any] | None = None,
 ) -> Answer:
     """Make a call of the model, show it while it happens, and keep the answer.
 
@@ -160,9 +161,10 @@ def carry_out(
         names: the user's variables.
         call: `Session.stream`, `stream_retry` or `stream_carry_on`, for the rest of their
             arguments.
+        kept: form of the answer to carry on; see `question.form_asked`.
     """
     require_variable_name(arguments.out)
-    form = form_asked(arguments, names)
+    form = form_asked(arguments, names, kept)
     sampling = sampling_of(context, arguments)
     screen = screen_for(
         context.shell,

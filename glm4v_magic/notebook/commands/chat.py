@@ -9,7 +9,7 @@ from typing import Any
 
 from IPython.core.magic_arguments import argument
 
-from glm4v_magic.core.conversation import Answer
+from glm4v_magic.core.conversation import Answer, Conversation
 from glm4v_magic.core.errors import OptionError, did_you_mean
 from glm4v_magic.notebook.command_line import AGAIN_OPTIONS, DEBUG, takes
 from glm4v_magic.notebook.commands.ask import carry_out
@@ -42,14 +42,17 @@ def retry(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> A
 def continue_(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> Answer:
     """Carry on an answer that was interrupted, or cut off at the token limit.
 
-    The whole answer is shown and kept; its usage is that of the new part. To ask the next question
-    instead, give its cell the option --continue::
+    The whole answer is shown and kept, in the form that was asked for; its usage is that of the new
+    part. To ask the next question instead, give its cell the option --continue::
 
         %glm4v continue
         %glm4v continue --max-tokens 2000
     """
-    call = partial(context.session.stream_carry_on, arguments.chat)
-    return carry_out(context, arguments, names, call)
+    session = context.session
+    name = session.current_chat if arguments.chat is None else arguments.chat
+    begun = session.chats.get(name, Conversation()).partial
+    call = partial(session.stream_carry_on, arguments.chat)
+    return carry_out(context, arguments, names, call, begun.form if begun else {})
 
 
 @takes("glm4v history", _CHAT, DEBUG)

@@ -13,7 +13,7 @@ from glm4v_magic.calls.refusals import refuse_task
 from glm4v_magic.calls.tasks import EXTRACT
 from glm4v_magic.core.conversation import Conversation
 from glm4v_magic.core.errors import OptionError, did_you_mean
-from glm4v_magic.core.options import Sampling, VideoParts, check, of_group
+from glm4v_magic.core.options import AnswerForm, Sampling, VideoParts, check, of_group
 from glm4v_magic.core.typed_options import as_typed, typed
 from glm4v_magic.core.video import SourcedVideo
 from glm4v_magic.images.video import has_frames, is_clip, to_video
@@ -33,8 +33,15 @@ __all__ = [
 ]
 
 
-def form_asked(arguments: Namespace, names: Mapping[str, Any]) -> Form:
-    """Return the form for ``--format``, ``--schema``, ``--choices`` and ``--regex``."""
+def form_asked(
+    arguments: Namespace, names: Mapping[str, Any], kept: Mapping[str, Any] | None = None
+) -> Form:
+    """Return the form for ``--format``, ``--schema``, ``--choices`` and ``--regex``.
+
+    Without any of them it is `kept`, the `Message.form` of an answer to carry on.
+    """
+    if kept and not typed(arguments, of_group(AnswerForm)):
+        return form_of(**kept)
     extracts = getattr(arguments, "task", None) == EXTRACT  # which asking again lacks
     is_open = extracts and not any((arguments.schema, arguments.choices, arguments.regex))
     return form_of(
