@@ -31,11 +31,10 @@ from glm4v_magic.planning.decision import (
     decide,
     refuse_options_of_a_plan,
     refuse_plan_of_another,
-    require_quantizable,
 )
 from glm4v_magic.planning.device_map import place_of, settle
 from glm4v_magic.planning.files import read_given
-from glm4v_magic.planning.precision import precision
+from glm4v_magic.planning.precision import precision, require_quantizable
 from glm4v_magic.planning.seen import image_size_of, planned_image
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from glm4v_magic.planning.costs import price
 from glm4v_magic.planning.device_map import settle
 from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.plan import plan
-from glm4v_magic.planning.precision import Precision, of_plan, precision
+from glm4v_magic.planning.precision import Precision, of_plan, precision, require_quantizable
 from glm4v_magic.planning.search import whole_tower
 from glm4v_magic.planning.seen import image_size_of
 
@@ -43,7 +43,6 @@ __all__ = [
     "make_plan",
     "refuse_options_of_a_plan",
     "refuse_plan_of_another",
-    "require_quantizable",
 ]
 
 
@@ -167,22 +166,6 @@ def choose(
     # Without GPUs this checks the options.
     made = make_plan(architecture, options, gpus, keeps_fp8=loads, cpu=cpu)
     return made if gpus else None
-
-
-def require_quantizable(shape: ModelShape, quantize: Quantization) -> None:
-    """Raise OptionError unless layers of a model can be quantised as they are loaded."""
-    if shape.fp8 or shape.scheme:
-        scheme = "in FP8" if shape.fp8 else f"quantised by {shape.scheme}"
-        raise OptionError(
-            f"The weights of {shape.name} were published {scheme}, and {quantize} weights are "
-            "made of full ones.",
-            code="quantised_already",
-        )
-    if not shape.quantizable:
-        raise OptionError(
-            f"The layers of {shape.name} cannot be quantised as they are loaded.",
-            "Leave quantize out.",
-        )
 
 
 def decide(

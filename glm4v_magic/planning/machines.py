@@ -11,7 +11,7 @@ from glm4v_magic.core.model_shape import ModelShape, Workload
 from glm4v_magic.core.options import OBJECTIVES, Quantization
 from glm4v_magic.core.plan_text import rate
 from glm4v_magic.planning.costs import GPU_OVERHEAD
-from glm4v_magic.planning.plan import plan
+from glm4v_magic.planning.plan import plan, require_workload
 from glm4v_magic.planning.precision import precision
 from glm4v_magic.planning.search import Task, can_fit
 
@@ -85,6 +85,7 @@ def machines(
     """
     work = workload or Workload()
     most = shape.max_context if work.context is None else work.context
+    require_workload(shape, replace(work, context=most))
     found = []
     for where, spec in among:
         gpus = parse_gpus(spec)

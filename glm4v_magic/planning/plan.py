@@ -22,6 +22,7 @@ from glm4v_magic.core.wording import sized
 from glm4v_magic.planning.choice import choice_note, tower_note
 from glm4v_magic.planning.costs import GPU_OVERHEAD, Unit, cache_entries, price
 from glm4v_magic.planning.partition import needed
+from glm4v_magic.planning.precision import require_quantizable
 from glm4v_magic.planning.search import (
     DEFAULT_RESERVE,
     Split,
@@ -35,7 +36,7 @@ from glm4v_magic.planning.seen import image_size_of
 from glm4v_magic.planning.shortfall import does_not_fit
 from glm4v_magic.planning.speed import bus_seconds, speed_limit
 
-__all__ = ["DEFAULT_RESERVE", "Plan", "Stage", "plan"]
+__all__ = ["DEFAULT_RESERVE", "Plan", "Stage", "plan", "require_workload"]
 
 
 def plan(
@@ -79,7 +80,7 @@ def plan(
         OptionError: if the workload does not suit the model.
     """
     asked = workload or Workload()
-    cache_entries(shape, asked)
+    require_workload(shape, asked)
     asked = replace(
         asked,
         context=shape.max_context if asked.context is None else asked.context,
@@ -113,6 +114,13 @@ def plan(
         error.plan = None if split is None else _described(task, split)
         raise error
     return _described(task, split)
+
+
+def require_workload(shape: ModelShape, workload: Workload) -> None:
+    """Raise OptionError unless a model can do this on GPUs that are large enough."""
+    cache_entries(shape, workload)
+    if workload.quantize is not None:
+        require_quantizable(shape, workload.quantize)
 
 
 def _ordered(gpus: Sequence[GPU], order: str | Sequence[int]) -> tuple[GPU, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.gpu_spec import ANY_CPU, CPU, GPU
 from glm4v_magic.core.model_shape import ModelShape
 from glm4v_magic.core.options import Quantization
@@ -12,7 +13,14 @@ from glm4v_magic.core.placement import CPU_DTYPE
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.remarks import Remark, remark
 
-__all__ = ["BFLOAT16_FROM", "FP8_FROM", "Precision", "of_plan", "precision"]
+__all__ = [
+    "BFLOAT16_FROM",
+    "FP8_FROM",
+    "Precision",
+    "of_plan",
+    "precision",
+    "require_quantizable",
+]
 
 BFLOAT16_FROM = (8, 0)
 """First compute capability with bfloat16 arithmetic; older GPUs emulate it slowly."""
@@ -95,6 +103,22 @@ def precision(
     elif shape.scheme:
         notes.append(remark("scheme_stays", scheme=shape.scheme))
     return Precision(chosen, False, tuple(notes))
+
+
+def require_quantizable(shape: ModelShape, quantize: Quantization) -> None:
+    """Raise OptionError unless layers of a model can be quantised as they are loaded."""
+    if shape.fp8 or shape.scheme:
+        scheme = "in FP8" if shape.fp8 else f"quantised by {shape.scheme}"
+        raise OptionError(
+            f"The weights of {shape.name} were published {scheme}, and {quantize} weights are "
+            "made of full ones.",
+            code="quantised_already",
+        )
+    if not shape.quantizable:
+        raise OptionError(
+            f"The layers of {shape.name} cannot be quantised as they are loaded.",
+            "Leave quantize out.",
+        )
 
 
 def of_plan(made: Plan) -> Precision:

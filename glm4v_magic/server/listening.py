@@ -44,10 +44,7 @@ class Server:
             self._socket.bind((host, port))
         except (OSError, OverflowError) as error:
             self._socket.close()
-            raise OptionError(
-                f"Port {port} of {host} cannot be used: {reason(error)}.",
-                code="port_not_usable",
-            ) from None
+            raise _unusable(host, port, error) from None
         self.port: int = self._socket.getsockname()[1]
         self._worker: Worker | None = None
         self._uvicorn: _Uvicorn | None = None
@@ -65,6 +62,9 @@ class Server:
             engine: engine that answers.
             model: its name for clients.
             at_once: maximum number of requests that are answered together; see `Worker`.
+
+        Raises:
+            OptionError: if another program has come to listen on the port.
         """
         self._worker = Worker(engine, at_once)
         config = uvicorn.Config(
@@ -81,7 +81,10 @@ class Server:
             log_config=_logging(),
         )
         self._uvicorn = _Uvicorn(config, self._worker)
-        self._socket.listen(_BACKLOG)
+        try:
+            self._socket.listen(_BACKLOG)
+        except OSError as error:  # another that was bound to the port, too, listened first
+            raise _unusable(self._host, self.port, error) from None
         # print, and not a log: scripts wait for this line
         print(f"{model} is served at {self.url}. Ctrl-C ends it.", flush=True)  # noqa: T201
 
@@ -124,6 +127,12 @@ class _Uvicorn(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._worker.stop()
         await super().shutdown(sockets)
+
+
+def _unusable(host: str, port: int, error: Exception) -> OptionError:
+    return OptionError(
+        f"Port {port} of {host} cannot be used: {reason(error)}.", code="port_not_usable"
+    )
 
 
 def _logging() -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.core.errors import DoesNotFitError
+from glm4v_magic.core.errors import DoesNotFitError, OptionError
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.planning.machines import MACHINES, machine_rows, machines
@@ -66,3 +66,21 @@ def test_rows_are_json():
     fit = machines(SHAPE, None, SOME[:1])[0]
     assert json.loads(json.dumps(fit.as_json())) == fit.as_json()
     assert fit.as_json()["fits"] is True
+
+
+@pytest.mark.parametrize(
+    ("model", "work", "said"),
+    [
+        ("GLM-4V-9B", Workload(999_999), r"A context of 999,999 tokens is longer than GLM-4V-9B"),
+        ("GLM-4.6V", Workload(1, images=1), "A context of 1 tokens is too short for 1 image"),
+        ("GLM-5.3-Flash", Workload(quantize="4bit"), "published in FP8, and 4bit weights are made"),
+    ],
+)
+def test_what_no_machine_could_hold_is_refused_as_a_plan_is(model, work, said):
+    shape = architecture(model).shape()
+    with pytest.raises(OptionError, match=said) as by_plan:
+        plan(shape, parse_gpus("8xH200"), work)
+    for among in (SOME, ()):
+        with pytest.raises(OptionError) as by_machines:
+            machines(shape, work, among)
+        assert by_machines.value.text == by_plan.value.text

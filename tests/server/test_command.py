@@ -37,6 +37,24 @@ class TestCommandLine:
             with pytest.raises(OptionError, match=said):
                 Server("127.0.0.1", port)
 
+    def test_a_port_that_another_opens_while_the_model_loads(self, monkeypatch, capsys):
+        loaded = command.load
+        with Server("127.0.0.1", 0) as other:
+
+            def load(*given, **options):
+                other.open(session.engine, "demo")
+                return session
+
+            session = loaded("demo")
+            monkeypatch.setattr(command, "load", load)
+            assert command.main(["demo", "--port", str(other.port)]) == 1
+        said = capsys.readouterr().err
+        assert re.fullmatch(
+            rf"Port {other.port} of 127.0.0.1 cannot be used: OSError: .*in use\. "
+            r"Choose another with --port; 0 is any free one\.\n",
+            said,
+        )
+
     @pytest.mark.parametrize(
         ("words", "said"),
         [
