@@ -92,7 +92,10 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
-    """Remove the magics and release the model: what ``%unload_ext glm4v_magic`` calls."""
+    """Remove the magics and release the model: what ``%unload_ext glm4v_magic`` calls.
+
+    ``%reload_ext`` calls it, too; then model and chats are kept.
+    """
     from glm4v_magic.notebook import magics
 
     magics.unregister(shell)

@@ -5,13 +5,16 @@ Only what loading the extension needs is imported here; the rest comes with `com
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections import ChainMap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from IPython.core.error import UsageError
+from IPython.core.extensions import ExtensionManager
 from IPython.core.magic import (
     Magics,
     line_cell_magic,
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from glm4v_magic.core.rows import Rows
     from glm4v_magic.notebook.commands import Context
     from glm4v_magic.notebook.render import MimeBundle
+    from glm4v_magic.session.session import Session
 
 __all__ = ["Glm4vMagics", "Stopped", "register", "unregister"]
 
@@ -79,10 +83,12 @@ class Stopped(KeyboardInterrupt):
 class Glm4vMagics(Magics):
     """The magics of one shell, with their settings."""
 
-    def __init__(self, shell: InteractiveShell, settings: Glm4v) -> None:
+    def __init__(
+        self, shell: InteractiveShell, settings: Glm4v, session: Session | None = None
+    ) -> None:
         super().__init__(shell)
         self._settings = settings
-        self._context: Context | None = None
+        self._context = None if session is None else self._around(session)
         self._shown: list[object] = []
         self._borrowed: dict[type, Any] = {}
 
@@ -90,10 +96,15 @@ class Glm4vMagics(Magics):
     def context(self) -> Context:
         """The shell, and the session behind the commands; made when first needed."""
         if self._context is None:
-            from glm4v_magic.notebook.commands import Context
+            from glm4v_magic.session.session import Session
 
-            self._context = Context(self.shell, self.glm4v.__doc__ or "", self._settings)
+            self._context = self._around(Session())
         return self._context
+
+    def _around(self, session: Session) -> Context:
+        from glm4v_magic.notebook.commands import Context
+
+        return Context(self.shell, self.glm4v.__doc__ or "", self._settings, session)
 
     @line_cell_magic
     @no_var_expand
@@ -214,8 +225,12 @@ class Glm4vMagics(Magics):
         show_as_one_line(self.shell, lambda: self._settings.debug)
         write_late(self.shell.displayhook)
 
-    def uninstall(self) -> None:
-        """Undo `install` and what `Magics` itself registered; release the model."""
+    def uninstall(self) -> Session | None:
+        """Undo `install` and what `Magics` itself registered.
+
+        Returns:
+            The session, with its model; ``None`` if none was begun.
+        """
         formatter = self.shell.display_formatter
         manager = self.shell.magics_manager
         for kind in ("line", "cell"):
@@ -235,8 +250,10 @@ class Glm4vMagics(Magics):
         self.shell.input_transformers_cleanup.remove(_alone)
         show_as_usual()
         write_early(self.shell.displayhook)
-        if self._context is not None:
-            self._context.close()
+        if self._context is None:
+            return None
+        self._context.close()
+        return self._context.session
 
     def _complete(self, _: object, event: Any) -> list[str]:
         from glm4v_magic.notebook.commands import COMMANDS
@@ -296,16 +313,35 @@ def register(shell: InteractiveShell) -> None:
     except OptionError as error:
         problem = in_cell(error)
     else:
-        Glm4vMagics(shell, settings).install()
+        Glm4vMagics(shell, settings, _kept.pop(shell, None)).install()
         return
     raise UsageError(problem)
 
 
 def unregister(shell: InteractiveShell) -> None:
-    """Remove from `shell` all that `register` put there."""
+    """Remove from `shell` all that `register` put there; a reload keeps the session."""
     magics = shell.magics_manager.registry.get(Glm4vMagics.__name__)
-    if magics is not None:
-        magics.uninstall()
+    session = None if magics is None else magics.uninstall()
+    if session is None:
+        return
+    if _is_reload():
+        _kept[shell] = session
+    else:
+        from glm4v_magic.notebook.commands.model import release
+
+        release(session)
+
+
+_kept: WeakKeyDictionary[InteractiveShell, Session] = WeakKeyDictionary()
+"""Sessions of shells that are reloading the extension."""
+
+
+def _is_reload() -> bool:
+    """Tell whether ``%reload_ext`` is running. IPython calls the same functions for it."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not ExtensionManager.reload_extension.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _bundle(answer: Answer) -> MimeBundle:

@@ -180,7 +180,7 @@ def test_settings_are_the_defaults_of_options(run, shell, tiny):
     assert (shell.user_ns["_"].usage.new_tokens, shell.user_ns["_"].seed) == (3, None)
     ask(run, "", options="--max-tokens 2 --temperature 1 --seed 7")
     assert (shell.user_ns["_"].usage.new_tokens, shell.user_ns["_"].seed) == (2, 7)
-    run("%reload_ext glm4v_magic")
+    run("%unload_ext glm4v_magic\n%load_ext glm4v_magic")
     run(f"%config Glm4v.model = {str(TINY)!r}")
     ask(run, "")
     assert shell.user_ns["_"].model == str(TINY)
@@ -221,7 +221,7 @@ def test_ask_needs_a_question_in_quotes(run, line):
 
 
 def test_status_before_and_after(run, tiny):
-    run("%reload_ext glm4v_magic")
+    run("%unload_ext glm4v_magic\n%load_ext glm4v_magic")
     assert "demo, not loaded: the next question loads it" in run("%glm4v")
     run(f"%glm4v load {TINY}")
     loaded = run("%glm4v")

@@ -144,15 +144,23 @@ def test_unloading_leaves_nothing_and_reloading_adds_nothing(plain_shell):
     assert footprint(plain_shell) == before
 
 
-def test_unloading_releases_the_model(tmp_path):
+def test_reloading_keeps_model_and_chats_and_unloading_releases_them(tmp_path):
     with ipython_shell(tmp_path) as shell:
         shell.run_line_magic("load_ext", "glm4v_magic")
         session = shell.magics_manager.registry["Glm4vMagics"].context.session
         with capture_output():
             shell.run_line_magic("glm4v", f"load {TINY}")
-        assert session.status().info is not None
-        shell.run_line_magic("unload_ext", "glm4v_magic")
+            shell.run_line_magic("glm4v", f"ask 'What?' --chat cats {GREEDY}")
+        with capture_output() as reloading:
+            shell.run_line_magic("reload_ext", "glm4v_magic")
+        assert (str(reloading), reloading.outputs) == ("", [])
+        kept = shell.magics_manager.registry["Glm4vMagics"].context.session
+        assert (kept.status().info is not None, list(kept.chats)) == (True, ["cats"])
+        with capture_output() as unloading:
+            shell.run_line_magic("unload_ext", "glm4v_magic")
         assert session.status().info is None
+        (said,) = unloading.outputs
+        assert said.data["text/plain"] == f"{TINY} was unloaded. Forgotten: cats."
 
 
 # Real kernels. A notebook is executed in each, so that what is tested is what is saved.

@@ -310,7 +310,7 @@ def test_limits_reach_the_images_of_a_cell(clean, shell, run, photo):
 
 
 def test_model_of_the_first_question_and_of_load(clean, shell, run):
-    run("%reload_ext glm4v_magic")
+    run("%unload_ext glm4v_magic\n%load_ext glm4v_magic")
     run("%config Glm4v.model = 'no/such/folder'")
     assert "no/such/folder, not loaded: the next question loads it" in run("%glm4v")
     for line in ("%%glm4v\nWhat?", "%glm4v load", "%%glm4v --preview\nWhat?"):

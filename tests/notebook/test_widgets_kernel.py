@@ -65,7 +65,7 @@ def test_the_memory_that_stays_is_of_the_last_cell_while_it_was_open(executed):
     _, twin = outputs(executed, 1)
     assert f"{TINY} is loaded, as of 20" in twin["text/plain"]
     assert "peak of the last answer" in twin["text/plain"]
-    assert "No model is loaded" in outputs(executed, 9)[1]["text/plain"]
+    assert f"{TINY} is loaded" in outputs(executed, 9)[1]["text/plain"]
 
 
 def test_the_map_that_stays_knows_the_last_answer(executed):

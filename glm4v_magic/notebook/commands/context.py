@@ -56,7 +56,7 @@ class Context:
     shell: InteractiveShell
     page: str
     settings: Glm4v
-    session: Session = field(default_factory=Session)
+    session: Session
     views: list[LiveView] = field(default_factory=list)
 
     @cached_property
@@ -79,14 +79,13 @@ class Context:
         view.show()
 
     def close(self) -> None:
-        """Close all views, end the monitor, release the model."""
+        """Close all views, end the monitor."""
         if self.views:
             self.shell.events.unregister("post_run_cell", self._cell_ended)
         while self.views:
             self.views.pop().close()
         if "monitor" in vars(self):
             self.monitor.stop()
-        self.session.unload()
 
     def _cell_ended(self, _: object) -> None:
         for view in self.views:

@@ -18,10 +18,12 @@ from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.plan import given_map
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.live.screen import screen_for
+from glm4v_magic.notebook.render.answers.chat import chat_name
 from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.notebook.render.status import status_bundle, status_rows
+from glm4v_magic.session.session import Session
 
-__all__ = ["load", "status", "unload"]
+__all__ = ["load", "release", "status", "unload"]
 
 
 @takes(
@@ -80,14 +82,27 @@ def unload(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> 
 
     From a server it only disconnects.
     """
-    before = context.session.status()
-    if not context.session.unload():
-        line = f"{before.choice.name} was not loaded."
-    elif before.info is not None and before.info.server is not None:
-        line = f"Disconnected from {before.info.server}, which goes on."
-    else:
-        line = f"{before.choice.name} was unloaded."
-    show(line_bundle(line))
+    name = context.session.status().choice.name
+    show(line_bundle(_unloaded(context.session) or f"{name} was not loaded."))
+
+
+def release(session: Session) -> None:
+    """Release a session's model, and say what goes with the session."""
+    lines = [_unloaded(session)]
+    if chats := session.chats:
+        lines.append(f"Forgotten: {', '.join(map(chat_name, chats))}.")
+    if any(lines):
+        show(line_bundle(" ".join(filter(None, lines))))
+
+
+def _unloaded(session: Session) -> str:
+    """Release a session's model, and say so; empty if there was none."""
+    before = session.status()
+    if not session.unload():
+        return ""
+    if before.info is not None and before.info.server is not None:
+        return f"Disconnected from {before.info.server}, which goes on."
+    return f"{before.choice.name} was unloaded."
 
 
 @takes("glm4v status", DEBUG)
