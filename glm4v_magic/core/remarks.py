@@ -283,6 +283,8 @@ COMMON: Mapping[str, str] = {
     "plan_instead_of_map": "let a plan take the place of the map",
     "shorter_prompt": "shorten the prompt",
     "answer_interrupted": "the answer was interrupted",
+    "retry_interrupted": "the new answer was interrupted, and the chat keeps the old one",
+    "interrupted_after_the_answer": "the answer had ended already",
     "rows_interrupted": "{answered} of {total} rows are answered",
     "no_row_answered": "no row is answered",
     "load_interrupted": (
@@ -330,6 +332,13 @@ _IN_PYTHON = {
     "answer_interrupted": (
         "the answer was interrupted; what was said until then is in answer, and session.carry_on() "
         "carries it on"
+    ),
+    "retry_interrupted": (
+        "the new answer was interrupted; what was said until then is in answer, and the chat keeps "
+        "the old one"
+    ),
+    "interrupted_after_the_answer": (
+        "the answer had ended already; it is in answer, and in its chat"
     ),
     "rows_interrupted": (
         "{answered} of {total} rows are answered; they are in result, and asking the same again "

@@ -43,7 +43,7 @@ from glm4v_magic.core.model import EngineInfo, ModelChoice
 from glm4v_magic.core.options import VideoParts, of_group, taken
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.python_options import accepts
-from glm4v_magic.core.remarks import PYTHON
+from glm4v_magic.core.remarks import PYTHON, Remark, remark
 from glm4v_magic.core.server_address import ServerAddress, is_address
 from glm4v_magic.core.tokens import joined
 from glm4v_magic.dispatch.activity import ActivityRecorder
@@ -346,10 +346,12 @@ class Session:
         terms = terms_of(options)
 
         def events() -> Generator[Event, None, None]:
-            conversation = self._chats.require(chat).without_last_answer()
+            before = self._chats.require(chat)
+            conversation = before.without_last_answer()
             if not conversation.messages or conversation.messages[-1].role != "user":
                 raise ConversationError("There is no question in this chat to ask again.")
-            yield from self._make(Call(self._named(chat), conversation, terms, keeps_partial=False))
+            is_first = conversation == before  # a chat from a file may end with a question
+            yield from self._make(Call(self._named(chat), conversation, terms, is_first))
 
         return self._locked(events)
 
@@ -741,6 +743,7 @@ class Session:
             stopped.answer = self._last = answer_of(call, stopped.generation, engine.info)
             if call.keeps_partial:
                 self._keep(call, stopped.answer)
+            stopped.text = _left(stopped.answer, in_chat=call.keeps_partial)
             raise
         answer: Answer = answer_of(call, generation, engine.info)
         try:
@@ -751,7 +754,7 @@ class Session:
         except KeyboardInterrupt:
             # Interrupted during a correction: the first answer is complete, though not in its form.
             interrupt = GenerationInterrupted({0: generation})
-            interrupt.answer = answer
+            interrupt.answer, interrupt.text = answer, _left(answer, in_chat=True)
             raise interrupt from None
         finally:
             self._last = answer
@@ -823,6 +826,15 @@ class Session:
             return False
         engine.close()
         return True
+
+
+def _left(answer: Answer, *, in_chat: bool) -> Remark:
+    """Return where an interrupt leaves an answer, and how to go on with it."""
+    if not in_chat:
+        return remark("retry_interrupted")
+    if answer.finish_reason == "stop":
+        return remark("interrupted_after_the_answer")
+    return remark("answer_interrupted")
 
 
 def _refuse_place(before_video: int | None, images: int, *, with_video: bool) -> None:

@@ -10,6 +10,7 @@ import pytest
 from following import follow
 from PIL import Image
 from shells import TINY
+from standins.speaker import Speaker
 
 from glm4v_magic.core.errors import (
     BusyError,
@@ -19,7 +20,9 @@ from glm4v_magic.core.errors import (
     OptionError,
     PromptError,
 )
+from glm4v_magic.core.events import Correcting, Text
 from glm4v_magic.images import SourcedImage
+from glm4v_magic.session.chat_file import write_chat
 from glm4v_magic.session.chats import UNNAMED
 from glm4v_magic.session.session import Session
 
@@ -240,6 +243,42 @@ def test_an_interrupted_retry_leaves_the_old_answer(session, interrupt):
     assert caught.value.answer.text
     assert session.status().last is caught.value.answer
     assert session.chats == before
+    assert caught.value.code == "retry_interrupted"
+    assert "carry_on" not in str(caught.value)
+
+
+def test_where_an_interrupt_leaves_an_answer_is_said(tmp_path):
+    """Carrying on is advised where it works, and only there."""
+
+    def stopped(session, stream, kind):
+        def stop(event):
+            if isinstance(event, kind):
+                raise KeyboardInterrupt
+
+        with pytest.raises(GenerationInterrupted) as caught:
+            stream.follow(stop)
+        if caught.value.code == "answer_interrupted":
+            assert session.carry_on().text.startswith("A ")
+        else:
+            assert session.conversation().partial is None
+        return caught.value.code
+
+    def asked(*answers):
+        session = Session(Speaker(*answers))
+        return session, session.stream("What?", regex="A cat|A dog")
+
+    cat, dog, none = ("A cat", "stop"), ("A dog", "stop"), ("B", "stop")
+    assert stopped(*asked(cat, (" dog", "stop")), Text) == "answer_interrupted"
+    # The correction is stopped, and the first answer stays, though not in its form.
+    assert stopped(*asked(none, cat), Correcting) == "interrupted_after_the_answer"
+    session = Session(Speaker(cat, dog, dog))
+    session.ask("What?")
+    assert stopped(session, session.stream_retry(), Text) == "retry_interrupted"
+    assert session.conversation().messages[-1].text == "A cat"
+    # Without an old answer, the new one is kept.
+    session = Session(Speaker(cat, (" dog", "stop")))
+    session.import_chat(write_chat(tmp_path / "asked.json", session.draft("What?"), "asked"))
+    assert stopped(session, session.stream_retry(), Text) == "answer_interrupted"
 
 
 def test_retry_needs_a_question(session, tmp_path):
