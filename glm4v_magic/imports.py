@@ -12,13 +12,11 @@ import importlib
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 __all__ = ["import_slowly", "import_whole"]
 
-# One thread: two that import each other's modules could meet a half-made one.
-_executor = ThreadPoolExecutor(1, "glm4v_magic imports")
 _PAUSE = 0.2
+_turn = threading.Lock()  # two threads that import each other's modules could meet a half-made one
 
 
 def import_whole(*names: str) -> None:
@@ -31,26 +29,53 @@ def import_whole(*names: str) -> None:
         ImportError: as the import itself.
         KeyboardInterrupt: at once. The import goes on, and the next call waits for its end.
     """
-    for future in _begin(names):
-        future.result()
+    for under_way in _begun(names):
+        under_way.done.wait()
+        under_way.require_success()
 
 
 def import_slowly(*names: str) -> Iterator[None]:
     """Import modules as `import_whole`; yields some times a second until that is done."""
-    for future in _begin(names):
-        while not future.done():
+    for under_way in _begun(names):
+        while not under_way.done.is_set():
             yield
-            wait([future], timeout=_PAUSE)
-        future.result()
+            under_way.done.wait(_PAUSE)
+        under_way.require_success()
 
 
-def _begin(names: tuple[str, ...]) -> Iterator[Future[None]]:
-    if all(_is_whole(name) for name in names):
+def _begun(names: tuple[str, ...]) -> Iterator[_Import]:
+    if all(map(_is_whole, names)):
         return
-    if threading.current_thread() is threading.main_thread():
-        yield _executor.submit(_import, names)
-    else:  # no interrupt comes here
-        _import(names)
+    if threading.current_thread() is not threading.main_thread():
+        _import(names)  # no interrupt comes here
+        return
+    thread = _Import(names)
+    thread.start()
+    yield thread
+
+
+class _Import(threading.Thread):
+    """Imports modules, after those that another thread of this kind is importing."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__(name=f"import of {names[0]}")
+        self.done = threading.Event()
+        self._names = names
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            with _turn:
+                _import(self._names)
+        except BaseException as error:
+            self._error = error
+        finally:
+            self.done.set()
+
+    def require_success(self) -> None:
+        """Raise what the import raised."""
+        if self._error is not None:
+            raise self._error
 
 
 def _import(names: tuple[str, ...]) -> None:

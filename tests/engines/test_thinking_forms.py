@@ -13,7 +13,7 @@ from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import ConversationError, GenerationInterrupted, OptionError
-from glm4v_magic.core.events import Finished, Text, Thinking
+from glm4v_magic.core.events import Failed, Finished, Text, Thinking
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.engines import local
 
@@ -32,7 +32,12 @@ def engine(request, native):
 
 
 def answers(engine, *requests):
-    found = {e.row: e.generation for e in engine.stream(requests) if isinstance(e, Finished)}
+    found = {}
+    for event in engine.stream(requests):
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Finished):
+            found[event.row] = event.generation
     return [found[row] for row in range(len(requests))]
 
 

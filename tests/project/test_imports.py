@@ -50,6 +50,7 @@ def _interrupt_when(event):
 
 
 def test_an_interrupt_ends_the_wait_and_not_the_import(library):
+    assert threading.current_thread() is threading.main_thread()
     thread = _interrupt_when(library.begun)
     with pytest.raises(KeyboardInterrupt):
         import_whole("slow_library")

@@ -224,8 +224,7 @@ class NativeCheckpoint:
     @property
     def modules(self) -> tuple[str, ...]:
         """Names of the modules that `load` imports."""
-        kind = self.config["model_type"]
-        return (*_MODULES, self._family.images[0], f"transformers.models.{kind}.modeling_{kind}")
+        return (*_MODULES, self._family.images[0])
 
     def require_usable(self) -> None:
         """Raise CheckpointError unless all but the weights can be read."""
