@@ -41,7 +41,10 @@ BUILT_IN = "built in"
 IPYTHON = "IPython's configuration"
 CONFIG_MAGIC = "%config"
 
-_SECTION = re.compile(rb"^[ \t]*\[[ \t]*tool[ \t]*\.[ \t]*[\"']?glm4v_magic[\"']?[ \t]*\]", re.M)
+_SECTION = re.compile(
+    rb"^[ \t]*\[{0,2}[ \t]*(?:tool[ \t]*\.[ \t]*)?([\"']?)glm4v_magic\1[ \t]*(?:[].=#]|\r?$)", re.M
+)
+"""Beginning of a line that may be meant as our section, as TOML or nearly so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,5 +265,8 @@ def _project(folder: Path | None) -> tuple[Path, Mapping[str, Any]]:
         document = tomllib.loads(content.decode("utf-8"))
     except ValueError as error:  # not TOML, or not UTF-8
         raise OptionError(f"{file} cannot be read: {error}.") from None
-    section: Mapping[str, Any] = document.get("tool", {}).get("glm4v_magic", {})
+    tools = document.get("tool", {})
+    section = tools.get("glm4v_magic", {}) if isinstance(tools, dict) else {}
+    if not isinstance(section, dict):
+        raise OptionError(f"{file} cannot be read: tool.glm4v_magic is not a table.")
     return file, section

@@ -165,6 +165,13 @@ def test_errors_name_the_file_or_the_variable(project):
     assert error_of({}, {}, folder).startswith(f"{file} cannot be read: Invalid value")
     file.write_bytes(b"[tool.glm4v_magic]\nsystem = '\xff'")
     assert error_of({}, {}, folder).startswith(f"{file} cannot be read: 'utf-8'")
+    file.write_bytes(b"[tool.glm4v_magic\r\ntop_k = 3\r\n")
+    assert error_of({}, {}, folder).startswith(f"{file} cannot be read: Expected ']'")
+    for text in ("[tool]\nglm4v_magic = 3", "tool.glm4v_magic = 3", "[[tool.glm4v_magic]]"):
+        file.write_text(text)
+        assert (
+            error_of({}, {}, folder) == f"{file} cannot be read: tool.glm4v_magic is not a table."
+        )
     file.unlink()
     assert error_of({}, {"GLM4V_TEMPERATURE": "hot"}, folder) == (
         f"The environment variable GLM4V_TEMPERATURE is 'hot', {demand}"
@@ -178,6 +185,20 @@ def test_errors_name_the_file_or_the_variable(project):
 @pytest.mark.parametrize("header", ['[tool."glm4v_magic"]', "  [ tool . glm4v_magic ] # ours"])
 def test_the_section_in_other_spellings(project, header):
     assert read({}, {}, project("top_k = 7", header)).top_k == 7
+
+
+@pytest.mark.parametrize(
+    "text", ["[tool]\nglm4v_magic.top_k = 7", "[tool]\nglm4v_magic = { top_k = 7 }"]
+)
+def test_the_section_as_keys(tmp_path, text):
+    (tmp_path / "pyproject.toml").write_text(text)
+    assert read({}, {}, tmp_path).top_k == 7
+
+
+@pytest.mark.parametrize("text", ["tool = 3\nglm4v_magic = 3", "[a]\nglm4v_magic = 3", "[tool"])
+def test_a_file_without_the_section(tmp_path, text):
+    (tmp_path / "pyproject.toml").write_text(text)
+    assert read({}, {}, tmp_path).top_k is None
 
 
 @pytest.mark.parametrize("header", ["[tool.other]", "#[tool.glm4v_magic]", "[tool.glm4v_magic_x]"])
