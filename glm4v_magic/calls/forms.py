@@ -242,7 +242,7 @@ def violation(value: object, schema: Mapping[str, Any] | bool) -> str | None:
     from jsonschema.exceptions import best_match
     from jsonschema.validators import validator_for
     from referencing import Registry
-    from referencing.exceptions import Unresolvable
+    from referencing.exceptions import PointerToNowhere, Unresolvable
 
     # With a registry of its own, a reference to elsewhere is refused instead of fetched.
     validator = validator_for(schema)(schema, registry=Registry())
@@ -251,7 +251,9 @@ def violation(value: object, schema: Mapping[str, Any] | bool) -> str | None:
     except Unresolvable as unresolved:
         from glm4v_magic.engines.grammars import not_in_schema
 
-        raise not_in_schema(unresolved.ref) from None
+        # jsonschema wraps what referencing raised.
+        is_pointer = isinstance(unresolved.__cause__, PointerToNowhere)
+        raise not_in_schema(unresolved.ref, is_pointer=is_pointer) from None
     return None if error is None else _located(error)
 
 

@@ -116,9 +116,9 @@ def _grammar(constraint: Constraint) -> str:
         fault = matcher.get_error()
     if not fault or fault.startswith("NoExtension"):
         raise OptionError(f"No answer follows the {what}.")
-    elsewhere = re.match(r"(?:Resource|Pointer) '(.*)' (?:is not present|does not exist)", fault)
+    elsewhere = re.match(r"(Resource|Pointer) '(.*)' (?:is not present|does not exist)", fault)
     if elsewhere is not None:
-        raise not_in_schema(elsewhere[1])
+        raise not_in_schema(elsewhere[2], is_pointer=elsewhere[1] == "Pointer")
     raise _unusable(what, fault)
 
 
@@ -137,10 +137,16 @@ def _written(constraint: Constraint, options: dict[str, Any]) -> str:
         raise _unusable("schema", str(error)) from None
 
 
-def not_in_schema(reference: str) -> OptionError:
-    """Return the error about a reference of a schema that cannot be resolved."""
+def not_in_schema(reference: str, *, is_pointer: bool) -> OptionError:
+    """Return the error about a reference of a schema that cannot be resolved.
+
+    Args:
+        reference: the reference; of one within the schema, what stands behind its ``#``.
+        is_pointer: whether it is one within the schema.
+    """
+    written = f"#{reference}" if is_pointer else reference
     return OptionError(
-        f"The schema refers to {reference!r}, which is not in it.", "Put it under $defs."
+        f"The schema refers to {written!r}, which is not in it.", "Put it under $defs."
     )
 
 

@@ -233,14 +233,16 @@ def _view(
     rows: tuple[MemoryRow, ...],
     activity: Activity | None = None,
 ) -> MemoryView:
+    info = status.info
     return MemoryView(
-        "" if status.info is None else status.info.model,
+        "" if info is None else info.model,
         status.busy,
         rows,
         readings.note,
         MINUTES,
         activity or Activity(),
         time.strftime(CLOCK),
+        (info and info.server) or "",
     )
 
 

@@ -164,6 +164,7 @@ class _Api:
     def __init__(self, worker: Worker, info: EngineInfo, model: str) -> None:
         self._worker = worker
         self._name = model
+        self._max_images = info.max_images
         self._thinks, self._efforts = info.thinks, info.efforts
         self._entry = Model(
             id=model,
@@ -210,7 +211,13 @@ class _Api:
 
     def _read(self, body: bytes) -> Question:
         content = json_value(body, "The request", OptionError)
-        return read_question(content, self._name, thinks=self._thinks, efforts=self._efforts)
+        return read_question(
+            content,
+            self._name,
+            max_images=self._max_images,
+            thinks=self._thinks,
+            efforts=self._efforts,
+        )
 
 
 @contextlib.asynccontextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 from glm4v_magic.calls.forms import form_of
 from glm4v_magic.calls.prompt import require_text
-from glm4v_magic.calls.refusals import refuse_thinking
+from glm4v_magic.calls.refusals import refuse_thinking, refuse_too_many
 from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Conversation, Message, Request, Role
 from glm4v_magic.core.errors import CheckpointError, ConversationError, ImageError, OptionError
@@ -27,6 +27,7 @@ _OTHER_NAMES = {
     "repeat_penalty": "repetition_penalty",
     "thinking_token_budget": "max_thinking",
 }
+_NEWER = ("max_completion_tokens",)  # names that win over the deprecated ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,12 @@ class Question:
 
 
 def read_question(
-    content: object, model: str, *, thinks: bool | None = None, efforts: Sequence[str] = ()
+    content: object,
+    model: str,
+    *,
+    max_images: int | None = None,
+    thinks: bool | None = None,
+    efforts: Sequence[str] = (),
 ) -> Question:
     """Read a chat completion.
 
@@ -55,6 +61,7 @@ def read_question(
     Args:
         content: parsed JSON.
         model: name of the model that is served.
+        max_images: maximum number of images in a conversation; ``None`` for no limit.
         thinks: whether the model can think before it answers; ``None`` if unknown.
         efforts: names of the efforts that its thinking can take.
 
@@ -75,6 +82,7 @@ def read_question(
         tuple(asked.stop),
     )
     refuse_thinking(request, model, thinks, efforts)
+    refuse_too_many(request.conversation, model, max_images)
     return Question(
         _each(request, asked.n or 1),
         stream=bool(asked.stream),
@@ -104,7 +112,7 @@ def _refuse_unknown(given: Mapping[str, object]) -> None:
 def _sampling(asked: ChatRequest, given: Mapping[str, Any]) -> Sampling:
     values = {name: given.get(name) for name in _SAMPLING}
     for other, name in _OTHER_NAMES.items():
-        if values[name] is None:
+        if values[name] is None or (other in _NEWER and getattr(asked, other) is not None):
             values[name] = getattr(asked, other)
     told = {name: value for name, value in values.items() if value is not None}
     if asked.logprobs:

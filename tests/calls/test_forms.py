@@ -101,6 +101,11 @@ def test_a_schema_never_reaches_the_network():
         violation({}, check_schema({"$ref": "https://example.org/s.json"}))
 
 
+def test_a_reference_that_leads_nowhere_is_quoted_as_written():
+    with pytest.raises(OptionError, match="refers to '#/x', which is not"):
+        violation({}, {"$ref": "#/x"})
+
+
 def test_long_values_do_not_fill_the_page():
     assert len(violation({"colour": "x" * 10_000}, COLOUR) or "") < 250
 

@@ -182,7 +182,7 @@ BAD_SCHEMAS = {
     '{"enum": []}': "anyOf is empty",
     '{"$ref": "#"}': "No answer",
     '{"$ref": "http://example.org/x"}': "refers to 'http://example.org/x'",
-    '{"$ref": "#/a"}': "refers to '/a'",
+    '{"$ref": "#/a"}': "refers to '#/a'",
     '{"type": "integer", "minimum": 2, "maximum": 1}': "greater than maximum",
     '{"type": "string", "pattern": "(?=a)b"}': "look-around",
     '{"$ref": "#/<script>alert(1)"}': "unexpected character",

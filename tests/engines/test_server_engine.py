@@ -139,6 +139,12 @@ class TestConnecting:
         session = glm4v_magic.load(server.url, served_model="lora")
         assert session.ask("Q?").model == "lora"
 
+    def test_our_own_server_serves_what_it_lists_and_no_other(self, session, server):
+        server.answer(MODELS, models("m", glm4v_magic={"max_images": 1}))
+        said = refused(session.load, server.url, served_model="lora", kind=OptionError)
+        assert said == f'{server.url} serves m, not lora. Choose one: served_model="NAME".'
+        assert session.ask("Q?").model == "m"
+
     @pytest.mark.parametrize("status", ["404 Not Found", "500 Internal Server Error"])
     def test_a_server_without_a_list_can_be_asked_by_name(self, server, status):
         server.answer(MODELS, response(status=status))

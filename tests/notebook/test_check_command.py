@@ -48,6 +48,15 @@ def test_the_report_is_shown(run, shell, tmp_path):
     assert output.data["text/html"].startswith('<div class="glm4v-dry-run">')
 
 
+def test_a_plan_or_a_map_in_a_variable(run, shell):
+    run(f"made = %glm4v plan {CHECK.partition('check ')[2]} --objective balance")
+    shell.user_ns["split"] = SPLIT
+    assert report(run, "--map made").placement == "plan"
+    assert report(run, "--map split").placement == "map"
+    shell.user_ns["split"] = 5
+    assert "split cannot be read" in refusal(run, f"{CHECK} --map split")
+
+
 def test_without_a_model_the_one_in_use_which_stays_as_it_is(run, shell, tiny, photo):
     ask = "%%glm4v cat.png --temperature 0 --max-tokens 8\nWhat is this?"
     run(ask)

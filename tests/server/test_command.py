@@ -131,6 +131,8 @@ class TestCells:
         assert "cat.png, 320 x 240 px · the model sees 112 x 112 px · 18 visual tokens" in there
         assert "18 visual tokens in" in there
         assert "This is the demo model" in there
+        held = run("%glm4v memory")
+        assert held.startswith(f"demo answers at {address}; no model is loaded here, as of ")
         status = run("%glm4v")
         assert re.search(rf"server +{address}", status)
         assert re.search(r"context +1,024 tokens", status)
@@ -148,9 +150,11 @@ class TestCells:
 
     def test_options_of_load(self, demo, run):
         address = demo.address
-        said = run(f"%glm4v load {address} --served-model other")
-        assert said == f"Connected to {address}: other.\n"
-        assert "There is no model 'other' here" in run("%%glm4v\nWhat?", fails=True)
+        said = run(f"%glm4v load {address} --served-model demo")
+        assert said == f"Connected to {address}: demo.\n"
+        said = run(f"%glm4v load {address} --served-model other", fails=True)
+        assert f"{address} serves demo, not other. Choose one: --served-model NAME." in said
+        run("%%glm4v --max-tokens 1\nWhat?")  # the connection stays
         assert "Only --served-model and --timeout" in run(
             f"%glm4v load {address} --gpus cpu", fails=True
         )

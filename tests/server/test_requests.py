@@ -165,6 +165,16 @@ class TestFields:
         del body["max_tokens"]
         assert ask(server, body)[1]["usage"]["completion_tokens"] == 3
 
+    def test_the_newer_name_wins_over_the_deprecated_one(self, server):
+        body = question(max_tokens=5, max_completion_tokens=3)
+        assert ask(server, body)[1]["usage"]["completion_tokens"] == 3
+
+    def test_too_many_images_by_the_name_that_is_served(self, server):
+        image = {"type": "image_url", "image_url": {"url": uri(Image.new("RGB", (4, 4)))}}
+        status, reply = ask(server, question([image, image, {"type": "text", "text": "Which?"}]))
+        assert status == 400
+        assert reply["error"]["message"].startswith("tiny takes one image in a conversation, and ")
+
     def test_developer_is_another_name_of_system(self, server):
         def answer(role):
             messages = [{"role": role, "content": "Be brief."}, *question()["messages"]]

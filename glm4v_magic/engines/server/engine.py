@@ -43,7 +43,8 @@ def connect(address: ServerAddress) -> ServerEngine:
 
     Raises:
         EngineError: if the server cannot be reached, or does not speak the protocol.
-        OptionError: if it has several models and none was chosen.
+        OptionError: if it has several models and none was chosen, or is our own server, which
+            has just those of its list, and another was chosen.
     """
     try:
         connection = Connection(address)
@@ -55,7 +56,13 @@ def connect(address: ServerAddress) -> ServerEngine:
     with Background() as background:
         entries = background.result(_entries(connection, address))
     name = address.served_model or _only(connection, entries)
-    # A name that is not in the list is left to the server: some load models on request.
+    if name not in entries and any(entry.glm4v_magic for entry in entries.values()):
+        raise OptionError(
+            f"{connection.url} serves {connection.said(listed(entries))}, not "
+            f"{connection.said(name)}.",
+            code="server_has_many_models",
+        )
+    # Elsewhere a name that is not in the list is left to the server: some load models on request.
     info = _described(address, entries.get(name) or ModelEntry(id=name))
     return ServerEngine(connection, info, tuple(entries))
 

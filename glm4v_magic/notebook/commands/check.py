@@ -60,15 +60,18 @@ def check(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
         %glm4v check GLM-4.1V-9B-Thinking --gpus 4x16GiB --context 8192 --map auto
         %glm4v check ~/models/glm-4v-9b --gpus 2x24GiB --map map.json --json report.json
         %glm4v check --map plan.json
+        made = %glm4v plan GLM-4V-9B --gpus 4x16GiB
+        %glm4v check --map made
 
-    A saved plan is checked as it was made: its model, its options, and on a machine without GPUs
-    its GPUs, too. Another context, number of images or batch may be tried with it.
+    A plan, in a file or a variable, is checked as it was made: its model, its options, and
+    on a machine without GPUs its GPUs, too. Another context, number of images or batch may be
+    tried with it.
     """
     status = context.session.status()
     if status.busy:  # virtual GPUs change torch for all threads
         raise BusyError("The model is at work.", "Check when it has finished.")
     file = json_file(arguments.json, "--json")
-    given = given_map(arguments.device_map)
+    given = given_map(arguments.device_map, names)
     if given is None:
         given = "plan"
     planned = given if isinstance(given, Plan) else None

@@ -59,7 +59,7 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
     options = typed(arguments, of_command("load"))
     of_plan = None
     if "device_map" in options:
-        options["device_map"] = given_map(options["device_map"])
+        options["device_map"] = given_map(options["device_map"], names)
         of_plan = getattr(options["device_map"], "model", None)
     model = given or before.choice.model or context.settings.model or of_plan
     screen = screen_for(context.shell, ModelChoice(model).name)

@@ -187,10 +187,18 @@ def _on_machines(
     return found
 
 
-def given_map(typed: str | None) -> GivenMap | None:
-    """Return what ``--map`` names: a word for a way to place a model, or a plan or map."""
+def given_map(typed: str | None, names: Mapping[str, Any]) -> GivenMap | None:
+    """Return what ``--map`` names: a word for a way to place a model, or a plan or map.
+
+    Args:
+        typed: the word, or the name of a file or of a variable with a plan or a map.
+        names: variables of the notebook.
+    """
     if typed is None or typed in PLANNED:
         return typed
+    held = names.get(typed)
+    if isinstance(held, Plan | Mapping):
+        return read_given(held)
     return read_given(typed)
 
 

@@ -69,13 +69,14 @@ class MemoryView:
     """Everything that the view of memory shows.
 
     Attributes:
-        model: name of the loaded model; empty if none is loaded.
+        model: name of the model in use; empty if there is none.
         busy: whether a call is running.
         rows: one row for each GPU, or for the host.
         note: note for the reader.
         minutes: time span of the histories.
         activity: parts of the model that ran since the last reading.
         at: time of the view; ignored when views are compared.
+        server: URL of the server that answers; empty if the model is loaded here.
     """
 
     model: str
@@ -85,6 +86,7 @@ class MemoryView:
     minutes: int = 5
     activity: Activity = field(default_factory=Activity)
     at: str = field(default="", compare=False)
+    server: str = ""
 
 
 def memory_bundle(view: MemoryView) -> MimeBundle:
@@ -134,6 +136,8 @@ def memory_text(view: MemoryView, *, dated: bool = False) -> str:
 
 def _headline(view: MemoryView, dated: bool) -> str:
     model = f"{view.model} is loaded" if view.model else "No model is loaded"
+    if view.server:
+        model = f"{view.model} answers at {view.server}; no model is loaded here"
     state = f"{model}; a call is running" if view.busy else model
     # A view that outlives the kernel leaves out what was over in a moment.
     if view.activity.parts and not dated:
