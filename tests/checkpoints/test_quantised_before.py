@@ -30,6 +30,7 @@ from glm4v_magic.core.remarks import PYTHON, worded
 from glm4v_magic.doctor import diagnose, gather
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.engines import local
+from glm4v_magic.planning.costs import GPU_OVERHEAD
 from glm4v_magic.planning.decision import decide, make_plan
 from glm4v_magic.session.session import Session
 
@@ -168,7 +169,8 @@ def test_tried_with_the_bytes_in_its_files(saved, form):
     assert report.works
     for gpu, stage in zip(report.gpus, sorted(made.stages, key=lambda s: s.gpu), strict=True):
         assert 0 <= gpu.weight_bytes - stage.weight_bytes < 2000  # rotary frequencies
-        assert gpu.total_bytes <= stage.total_bytes + 2000
+        own = gpu.total_bytes - GPU_OVERHEAD  # at these sizes, little is not priced and shows
+        assert own <= 1.03 * (stage.total_bytes - GPU_OVERHEAD)
     assert "scheme_stays" in [note.code for note in report.notes]
 
 
