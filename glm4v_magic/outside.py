@@ -34,6 +34,7 @@ __all__ = [
     "is_there",
     "json_object",
     "json_value",
+    "path_text",
     "text_of",
 ]
 
@@ -70,6 +71,24 @@ def is_there(path: Path) -> bool:
 def expanded(path: str | os.PathLike[str]) -> Path:
     """Return the path with ``~`` expanded; ``~name`` of nobody stays as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails
+
+
+def path_text(path: object, what: str, error: type[Glm4vError]) -> str:
+    """Return a path, or the name of something, as text.
+
+    Args:
+        path: what the user gave.
+        what: what it is called in messages, such as ``The model``.
+        error: what is raised.
+
+    Raises:
+        error: unless it is a string or a path.
+    """
+    try:
+        return os.fsdecode(path)  # type: ignore[arg-type]  # that is what is checked
+    except TypeError:
+        kind = type(path).__name__
+        raise error(f"{what} is named by a string or a path, not by type {kind}.") from None
 
 
 def is_folder(path: str | Path) -> bool:

@@ -23,7 +23,7 @@ from types import CodeType
 from glm4v_magic.core.errors import PromptError, did_you_mean, reason
 from glm4v_magic.outside import is_folder
 
-__all__ = ["expand", "names_in", "read_prompt", "require_text"]
+__all__ = ["expand", "names_in", "read_prompt", "require_string", "require_text"]
 
 _OPENING = re.compile(r"\\?\{\{")
 _LITERAL = r"For literal braces write \{{."
@@ -89,12 +89,24 @@ def _pieces(text: str) -> Iterator[tuple[str, int | None]]:
     yield text[position:], None
 
 
-def require_text(text: str) -> str:
+def require_string(text: object) -> str:
+    """Return `text`.
+
+    Raises:
+        PromptError: unless it is a string.
+    """
+    if not isinstance(text, str):
+        raise PromptError(f"The prompt is text, not of type {type(text).__name__}.")
+    return text
+
+
+def require_text(text: object) -> str:
     """Return `text` without the whitespace around it.
 
     Raises:
-        PromptError: if nothing visible is left, or `text` is not valid Unicode.
+        PromptError: if it is not a string, nothing visible is left, or it is not valid Unicode.
     """
+    text = require_string(text)
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from glm4v_magic.calls.prompt import require_string
 from glm4v_magic.checkpoints.glm_native.families import OCR_PROMPTS
 from glm4v_magic.core.errors import OptionError
 
@@ -26,8 +27,10 @@ def asked(text: str, task: str | None, schema: object = None) -> str:
         schema: JSON Schema of the answer, if there is one.
 
     Raises:
+        PromptError: if `text` is not a string.
         OptionError: if there is a question beside the task, or nothing to extract.
     """
+    text = require_string(text)
     if task is None:
         return text
     if task == EXTRACT:

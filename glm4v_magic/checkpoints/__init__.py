@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from glm4v_magic.checkpoints import hub
-from glm4v_magic.core.errors import CheckpointError
+from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.model import DEMO, DEMOS, LoadProgress
+from glm4v_magic.outside import path_text
 
 if TYPE_CHECKING:
     import torch
@@ -137,7 +138,7 @@ def resolve(
     """
     from glm4v_magic.checkpoints.sources import find_source
 
-    text = DEMO if name is None else os.fspath(name)
+    text = DEMO if name is None else path_text(name, "The model", OptionError)
     fetch = hub.fetch_adapter if download else None
     source = find_source(text, revision, base=base, lora=lora, fetch=fetch)
     fault: CheckpointError | None = None

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from glm4v_magic.checkpoints.kinds import require_known
 from glm4v_magic.checkpoints.names import PUBLISHED
-from glm4v_magic.core.errors import CheckpointError, did_you_mean
+from glm4v_magic.core.errors import CheckpointError, OptionError, did_you_mean
 from glm4v_magic.core.model import DEMOS, Architecture
-from glm4v_magic.outside import expanded, is_there
+from glm4v_magic.outside import expanded, is_there, path_text
 
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints.adapters import Adapter
@@ -41,11 +41,11 @@ def architecture(
     Raises:
         CheckpointError: if there is no such configuration, it describes an unknown kind of model,
             or a value in it is invalid.
-        OptionError: if `base` or `lora` have no meaning.
+        OptionError: if `source` is no name, or `base` or `lora` have no meaning.
     """
     from glm4v_magic.checkpoints.sources import find_source
 
-    text = os.fspath(source)
+    text = path_text(source, "The model", OptionError)
     path = expanded(text)
     if is_there(path) and path.is_file():
         return _read(text, path)

@@ -16,7 +16,7 @@ from glm4v_magic.checkpoints.places import Place, find_place, not_found
 from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.wording import counted, printable
 from glm4v_magic.imports import import_whole
-from glm4v_magic.outside import is_folder
+from glm4v_magic.outside import is_folder, path_text
 
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints.adapters import Adapter
@@ -97,7 +97,7 @@ def find_source(
                 code="adapter_twice",
             )
         _refuse_base(text, base)
-        added = _with_adapter(find_place(os.fspath(lora)), None, fetch)
+        added = _with_adapter(find_place(path_text(lora, "The adapter", OptionError)), None, fetch)
         return Source(place.name, place, revision, read_adapter(_only(added)))
     if not adapters:
         _refuse_base(text, base)

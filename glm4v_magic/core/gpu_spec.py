@@ -20,6 +20,7 @@ with and how fast it is; nothing is assumed about other GPUs.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from glm4v_magic.core.errors import GPUDescriptionError, did_you_mean
@@ -33,6 +34,7 @@ __all__ = [
     "MAX_GPUS",
     "bytes_of",
     "device_name",
+    "gpus_of",
     "parse_gpus",
 ]
 
@@ -116,6 +118,24 @@ class GPU:
     def usable_bytes(self) -> int:
         """Memory that a plan may use: the free memory if known, else all of it."""
         return self.total_bytes if self.free_bytes is None else self.free_bytes
+
+
+def gpus_of(gpus: str | Iterable[GPU]) -> tuple[GPU, ...]:
+    """Return GPUs, or those of a description such as ``"4x16GiB"``.
+
+    Raises:
+        GPUDescriptionError: if they are neither, or the description cannot be read.
+    """
+    if isinstance(gpus, str):
+        return parse_gpus(gpus)
+    found = tuple(gpus) if isinstance(gpus, Iterable) else (gpus,)
+    wrong = [each for each in found if not isinstance(each, GPU)]
+    if wrong:
+        raise GPUDescriptionError(
+            f"GPUs are a description or a sequence of GPU, not of type {type(wrong[0]).__name__}.",
+            _EXAMPLE,
+        )
+    return found
 
 
 def parse_gpus(description: str) -> tuple[GPU, ...]:

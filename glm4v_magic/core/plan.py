@@ -107,10 +107,11 @@ class Plan:
         Raises:
             OptionError: if the file cannot be written.
         """
-        file = Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails on ~nobody
+        file: object = path
         try:
+            file = Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails on ~nobody
             file.write_text(self.to_json() + "\n", encoding="utf-8")
-        except (OSError, ValueError) as error:
+        except (OSError, TypeError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise OptionError(f"The plan cannot be written to {file}: {reason}.") from None
         return file

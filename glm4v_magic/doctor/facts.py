@@ -23,7 +23,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from glm4v_magic.core.errors import CheckpointError, OptionError, reason
-from glm4v_magic.core.gpu_spec import ANY_CPU, CPU, GPU
+from glm4v_magic.core.gpu_spec import ANY_CPU, CPU, GPU, gpus_of
 from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.model_shape import ModelShape
 from glm4v_magic.hardware.cpu import cpu_here
@@ -166,7 +166,7 @@ class Facts:
 
 
 def gather(
-    gpus: Sequence[GPU] | None = None,
+    gpus: str | Sequence[GPU] | None = None,
     *,
     hub: bool = False,
     model: str = MODEL,
@@ -176,7 +176,7 @@ def gather(
     """Look at this machine.
 
     Args:
-        gpus: judge these instead of the GPUs of this machine; see `core.gpu_spec.parse_gpus`.
+        gpus: judge these instead of the GPUs of this machine, or their description.
         hub: also ask whether the hub can be reached; takes at most 3 s.
         model: the checkpoint to judge, as `checkpoints.architecture` takes it.
         base: model that the adapter is for, likewise.
@@ -205,7 +205,7 @@ def gather(
         is_here=is_here,
         fault=fault,
         found_gpus=found_gpus,
-        described=None if gpus is None else tuple(gpus),
+        described=None if gpus is None else gpus_of(gpus),
         driver=find_driver() if gpus is None else None,
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
         torch_cuda=torch_cuda,

@@ -16,7 +16,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.core.errors import OptionError
-from glm4v_magic.core.gpu_spec import GPU, parse_gpus
+from glm4v_magic.core.gpu_spec import GPU, gpus_of
 from glm4v_magic.core.model_shape import ModelShape, Workload
 from glm4v_magic.core.options import Quantization
 from glm4v_magic.core.placement import DeviceMap, GivenMap, Place, PlacementOptions
@@ -131,7 +131,7 @@ def dry_run(
         OptionError: if the workload does not suit the model, there is no GPU for it, or a plan
             keeps weights in FP8.
     """
-    described = parse_gpus(gpus) if isinstance(gpus, str) else tuple(gpus)
+    described = gpus_of(gpus)
     if decode_steps < 1:
         raise OptionError(f"decode_steps is {decode_steps}, but must be at least 1.")
     asked = PlacementOptions(**options)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Literal
 
 from glm4v_magic.core.errors import DeviceMapError, OptionError, did_you_mean
-from glm4v_magic.core.gpu_spec import GPU
+from glm4v_magic.core.gpu_spec import GPU, gpus_of
 from glm4v_magic.core.model_shape import ModelShape, Workload
 from glm4v_magic.core.options import OBJECTIVES, Objective, check
 from glm4v_magic.core.plan import Plan
@@ -41,7 +41,7 @@ __all__ = ["DEFAULT_RESERVE", "Plan", "Stage", "plan", "require_workload"]
 
 def plan(
     shape: ModelShape,
-    gpus: Sequence[GPU],
+    gpus: str | Sequence[GPU],
     workload: Workload | None = None,
     *,
     objective: Objective = OBJECTIVES[0],
@@ -56,7 +56,8 @@ def plan(
 
     Args:
         shape: sizes of the model.
-        gpus: the GPUs; without any the plan is for the CPU, whose memory is not checked.
+        gpus: the GPUs, or their description, such as ``"8x16GiB"``; without any the plan is for the
+            CPU, whose memory is not checked.
         workload: context, images, batch, dtype and quantisation to plan for.
         objective: ``headroom`` for as few GPUs as leave a fifth of each free, ``fewest`` for as
             few as fit (and so the fewest hops), ``balance`` for all that make the fullest emptier.
@@ -76,9 +77,11 @@ def plan(
 
     Raises:
         DoesNotFitError: if no split fits.
+        GPUDescriptionError: if `gpus` cannot be read.
         DeviceMapError: if `pin` or `order` name an unknown unit or GPU, or contradict each other.
         OptionError: if the workload does not suit the model.
     """
+    gpus = gpus_of(gpus)
     asked = workload or Workload()
     require_workload(shape, asked)
     asked = replace(

@@ -41,7 +41,7 @@ from glm4v_magic.core.tokens import Alternative, Token
 from glm4v_magic.core.video import Frame, SourcedVideo
 from glm4v_magic.core.wording import clock, pixels
 from glm4v_magic.images import DEFAULT_LIMITS, Limits, SourcedImage, to_image
-from glm4v_magic.outside import FileKind, checked, text_of
+from glm4v_magic.outside import FileKind, checked, expanded, path_text, text_of
 from glm4v_magic.session.chats import UNNAMED
 
 __all__ = ["from_json", "read_chat", "to_json", "to_markdown", "write_chat"]
@@ -230,7 +230,7 @@ def write_chat(path: str | os.PathLike[str], conversation: Conversation, name: s
     Raises:
         ConversationError: if the suffix is another, or the file cannot be written.
     """
-    file = Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails on ~nobody
+    file = expanded(path_text(path, "The file of a chat", ConversationError))
     if file.suffix.lower() == ".json":
         text = to_json(conversation, name) + "\n"
     elif file.suffix.lower() in (".md", ".markdown"):
@@ -261,7 +261,7 @@ def read_chat(
     Raises:
         ConversationError: if the file cannot be read, or is not a chat that `write_chat` wrote.
     """
-    file = Path(os.path.expanduser(path))  # noqa: PTH111  as above
+    file = expanded(path_text(path, "The file of a chat", ConversationError))
     if not os.path.exists(file):  # noqa: PTH110  Path's own fails on a name that is too long
         found = [each.name for each in file.parent.glob("*.json")]
         raise ConversationError(f"There is no file {file}.", did_you_mean(file.name, found))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from glm4v_magic.core.conversation import Conversation
 from glm4v_magic.core.errors import ConversationError, did_you_mean
+from glm4v_magic.core.options import check
 
 __all__ = ["UNNAMED", "Chats"]
 
@@ -24,7 +25,7 @@ class Chats:
 
     def get(self, name: str | None = None) -> Conversation | None:
         """Return a chat, or the current one; ``None`` if it has not begun."""
-        return self._chats.get(self.current if name is None else name)
+        return self._chats.get(self._named(name))
 
     def require(self, name: str | None = None) -> Conversation:
         """Return a chat, or the current one.
@@ -48,7 +49,7 @@ class Chats:
         Raises:
             ConversationError: if another one has this name.
         """
-        if self._chats.get(name, conversation) != conversation:
+        if (self.get(name) or conversation) != conversation:
             which = f"a chat {name!r}" if name else "an unnamed conversation"
             raise ConversationError(
                 f"There is {which} already, and it is another one.",
@@ -58,12 +59,19 @@ class Chats:
 
     def reset(self, name: str | None = None) -> tuple[str, ...]:
         """Forget a chat, or the current one, and return the names that are gone."""
-        name = self.current if name is None else name
+        name = self._named(name)
         return (name,) if self._forget(name) else ()
 
     def clear(self) -> tuple[str, ...]:
         """Forget all chats and return their names."""
         return tuple(name for name in self.all() if self._forget(name))
+
+    def _named(self, name: str | None) -> str:
+        """Return the name of a chat, or of the current one; raises OptionError if it is none."""
+        if name is None or name == UNNAMED:
+            return self.current if name is None else name
+        check("chat", name)
+        return name
 
     def _forget(self, name: str) -> bool:
         if name == self.current:

@@ -47,6 +47,7 @@ from glm4v_magic.core.remarks import PYTHON, Remark, remark
 from glm4v_magic.core.server_address import ServerAddress, is_address
 from glm4v_magic.core.tokens import joined
 from glm4v_magic.dispatch.activity import ActivityRecorder
+from glm4v_magic.outside import path_text
 from glm4v_magic.session.chats import UNNAMED, Chats
 from glm4v_magic.session.opening import find, open_model
 from glm4v_magic.session.stream import Stream
@@ -166,7 +167,7 @@ class Session:
             # Read here, because a file may have changed since a model was loaded by it.
             given["device_map"] = read_given(given["device_map"])
         choice = ModelChoice(
-            model=None if model is None else os.fspath(model),
+            model=None if model is None else path_text(model, "The model", OptionError),
             options=taken(PlacementOptions, given),
             **{name: given[name] for name in _OF_A_CHOICE if name in given},
         )
@@ -541,6 +542,8 @@ class Session:
         terms = terms_of(options)
         if not isinstance(items, Items):
             items = items_of(items, "items", column=column)
+        if not isinstance(names, Mapping | None):
+            raise OptionError(f"names is of type {type(names).__name__}, but must be a mapping.")
         prompt = asked(prompt, terms.task, terms.form.schema)
         rows = plan(prompt, items, names or {}, raw=options.get("raw", False))
         shared = sourced(images)
