@@ -42,6 +42,13 @@ _LAYOUT = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible":
 """JSON spaced as Python writes it: with free whitespace a model could write spaces forever."""
 _MOST_COMPILED = 32
 _LONGEST_FAULT = 200
+_UNSATISFIABLE = "Unsatisfiable schema: "
+_IN_OUR_WORDS = (
+    (r"fuel exhausted|too (?:big|complex|large)", "it is too large"),
+    (r"anyOf is empty|schema is false", "it allows no value"),
+    (r"look-?around", r"it uses look-around, \b, or a ^ or $ within it"),
+)
+"""Faults that llguidance words for its developers, and what they mean."""
 
 
 def is_available() -> bool:
@@ -116,6 +123,9 @@ def _grammar(constraint: Constraint) -> str:
         fault = matcher.get_error()
     if not fault or fault.startswith("NoExtension"):
         raise OptionError(f"No answer follows the {what}.")
+    if fault.startswith(_UNSATISFIABLE):
+        why = _why(fault.removeprefix(_UNSATISFIABLE))
+        raise OptionError(f"No answer follows the {what}: {why}.")
     elsewhere = re.match(r"(Resource|Pointer) '(.*)' (?:is not present|does not exist)", fault)
     if elsewhere is not None:
         raise not_in_schema(elsewhere[2], is_pointer=elsewhere[1] == "Pointer")
@@ -151,14 +161,22 @@ def not_in_schema(reference: str, *, is_pointer: bool) -> OptionError:
 
 
 def _unusable(what: str, fault: str) -> OptionError:
-    """Return the error about a schema or regex, with the line of `fault` that says why."""
+    """Return the error about a schema or regex that cannot be followed."""
+    return OptionError(f"The {what} cannot be followed: {_why(fault)}.")
+
+
+def _why(fault: str) -> str:
+    """Return why a schema or regex cannot be followed: our words, or the line of `fault`."""
+    for pattern, words in _IN_OUR_WORDS:
+        if re.search(pattern, fault):
+            return words
     found = re.search(r"^error: (.+)", fault, re.MULTILINE) or re.search(
         r"\(in regex\): (.+)", fault
     )
     why = " ".join((found[1] if found else fault.partition("\n")[0]).split())
     if len(why) > _LONGEST_FAULT:
         why = f"{why[:_LONGEST_FAULT]}..."
-    return OptionError(f"The {what} cannot be followed: {why.rstrip('.')}.")
+    return why.rstrip(".")
 
 
 class Grammars:

@@ -15,6 +15,7 @@ from glm4v_magic.calls.forms import (
     violation,
 )
 from glm4v_magic.core.errors import FormatError, OptionError
+from glm4v_magic.engines import grammars
 
 COLOUR = {
     "type": "object",
@@ -214,3 +215,22 @@ def test_a_schema_that_is_nested_too_deeply_is_one_clear_line():
         deep = {"type": "array", "minItems": 1, "items": deep}
     with pytest.raises(OptionError, match="nested too deeply"):
         check_schema(deep)
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ({"regex": "a{100000}"}, "The regex cannot be followed: it is too large."),
+        ({"regex": "a$b"}, "The regex cannot be followed: it uses look-around, "),
+        ({"regex": r"\bword"}, "The regex cannot be followed: it uses look-around, "),
+        ({"schema": {"pattern": "(?=a)b"}}, "The schema cannot be followed: it uses look-around, "),
+        ({"schema": False}, "No answer follows the schema: it allows no value."),
+        ({"schema": {"enum": []}}, "No answer follows the schema: it allows no value."),
+        ({"schema": {"type": "string", "minLength": 5, "maxLength": 2}}, "No answer follows the "),
+    ],
+)  # fmt: skip
+def test_a_form_that_cannot_be_followed_is_refused_in_our_words(form, said):
+    pytest.importorskip("llguidance")
+    with pytest.raises(OptionError) as caught:
+        grammars.require(form_of(**form).constraint)
+    assert str(caught.value).startswith(said)

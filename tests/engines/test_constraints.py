@@ -162,9 +162,9 @@ BAD = {
     "(": "unclosed group",
     "(?=a)b": "look-around",
     r"(a)\1": "backreferences",
-    r"a\bb": "lookarounds",
+    r"a\bb": "look-around",
     r"[^\s\S]": "No answer",
-    "((a{1000}){1000}){1000}": "fuel",
+    "((a{1000}){1000}){1000}": "too large",
 }
 
 
@@ -178,8 +178,8 @@ def test_a_regex_that_cannot_be_followed_is_one_line(engine, regex):
 
 
 BAD_SCHEMAS = {
-    "false": "No answer|anyOf is empty",
-    '{"enum": []}': "anyOf is empty",
+    "false": "No answer follows the schema",
+    '{"enum": []}': "it allows no value",
     '{"$ref": "#"}': "No answer",
     '{"$ref": "http://example.org/x"}': "refers to 'http://example.org/x'",
     '{"$ref": "#/a"}': "refers to '#/a'",

@@ -325,7 +325,7 @@ class TestAnswerForms:
             ({"response_format": {"type": "xml"}}, "response_format"),
             ({"structured_outputs": {"grammar": "x"}}, "grammar"),
             ({"guided_regex": "("}, "unclosed group"),
-            ({"guided_json": {"enum": []}}, "anyOf is empty"),
+            ({"guided_json": {"enum": []}}, "it allows no value"),
             ({"guided_json": {"type": "<script>"}}, "is not a JSON Schema"),
             ({"guided_choice": ["a", "a"]}, "at least two different texts"),
             ({"guided_choice": ["a", "b"], "guided_regex": "a"}, "more than once"),
