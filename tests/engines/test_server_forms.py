@@ -122,3 +122,16 @@ def test_nonsense_for_probabilities_of_choices_is_none(server, session, sent):
     server.answer(CHAT, with_choices(sent))
     answer = session.ask("What?", choices=["yes", "no"])
     assert (answer.text, answer.choices) == ("yes", {})
+
+
+def test_an_answer_is_carried_on_without_the_form_and_checked(server, session):
+    """A server would apply it to the new part alone, which then begins the JSON anew."""
+    server.answer(CHAT, stream(piece('{"a":'), piece(ending="length")))
+    with pytest.raises(FormatError, match="carry it on"):
+        session.ask("What?", format="json")
+    assert "response_format" in server.bodies[-1]
+    server.answer(CHAT, said(" 1}"))
+    answer = session.carry_on()
+    assert (answer.text, answer.value) == ('{"a": 1}', {"a": 1})
+    assert server.bodies[-1]["continue_final_message"] is True
+    assert "response_format" not in server.bodies[-1]

@@ -7,7 +7,6 @@ import io
 import json
 from typing import Any
 
-from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Message, Request
 from glm4v_magic.core.image import SourcedImage
 from glm4v_magic.engines.thinking import CLOSE, OPEN
@@ -52,7 +51,7 @@ def body_of(model: str, request: Request) -> dict[str, Any]:
         body["logprobs"] = True
         if sampling.logprobs:
             body["top_logprobs"] = sampling.logprobs
-    body |= _form(request.constraint)
+    body |= _form(request)
     if sampling.thinking is not None:
         # A variable of the chat template, and the one that those of GLM and Qwen know; vLLM,
         # SGLang, llama.cpp and transformers serve hand it on.
@@ -65,9 +64,11 @@ def body_of(model: str, request: Request) -> dict[str, Any]:
     return body
 
 
-def _form(constraint: Constraint | None) -> dict[str, Any]:
+def _form(request: Request) -> dict[str, Any]:
     """Return the fields that say what the answer must be."""
-    if constraint is None:
+    constraint = request.constraint
+    # Servers apply a form to the new part of an answer alone, and so would begin it anew.
+    if constraint is None or request.conversation.unfinished:
         return {}
     if constraint.choices:
         return {"structured_outputs": {"choice": list(constraint.choices)}}  # vLLM's name
