@@ -28,7 +28,7 @@ from glm4v_magic.core.typed_options import flags_of
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics
 from glm4v_magic.notebook.settings import PREFIX, Glm4v
-from glm4v_magic.server.__main__ import parser as server_parser
+from glm4v_magic.server.command import parser as server_parser
 from glm4v_magic.server.protocol import ChatRequest, Only
 
 ROOT = Path(__file__).parent.parent

@@ -2,7 +2,8 @@
 
 From the outside in:
 
-- ``__main__``: the command line;
+- ``__main__``: the start, which an interrupt may stop;
+- `command`: the command line;
 - `listening`: the socket, and uvicorn, which speaks HTTP on it;
 - `app`: the routes, who may ask, and what an error looks like;
 - `protocol`: requests and replies as pydantic models, with the table of all fields;

@@ -33,7 +33,7 @@ from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics
 from glm4v_magic.notebook.settings import PREFIX, Glm4v, read
 from glm4v_magic.planning.plan import DEFAULT_RESERVE
-from glm4v_magic.server.__main__ import parser as server_parser
+from glm4v_magic.server.command import parser as server_parser
 from glm4v_magic.server.questions import read_question
 from glm4v_magic.session.session import Session
 

@@ -30,7 +30,7 @@ from glm4v_magic.notebook.magics import Glm4vMagics
 from glm4v_magic.notebook.next_steps import in_cell
 from glm4v_magic.notebook.settings import Glm4v
 from glm4v_magic.planning.plan import plan
-from glm4v_magic.server.__main__ import parser as server_parser
+from glm4v_magic.server.command import parser as server_parser
 
 pytest.importorskip("mkdocs")
 

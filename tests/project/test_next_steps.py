@@ -40,7 +40,7 @@ from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics
 from glm4v_magic.notebook.next_steps import CELL, in_cell
 from glm4v_magic.planning.plan import plan
-from glm4v_magic.server.__main__ import main as serve
+from glm4v_magic.server.command import main as serve
 from glm4v_magic.server.next_steps import HTTP, in_http
 from glm4v_magic.session.session import Session
 
@@ -295,7 +295,7 @@ def test_a_value_that_cannot_be_read_is_worded_by_who_reads_it(front, said, monk
 
     option = replace(OPTIONS["max_memory"], read=refuse)
     if front == "HTTP":
-        monkeypatch.setattr("glm4v_magic.server.__main__.of_command", lambda name: (option,))
+        monkeypatch.setattr("glm4v_magic.server.command.of_command", lambda name: (option,))
         with pytest.raises(SystemExit):
             serve(["demo", "--max-memory", "1"])
         assert said in capsys.readouterr().err

@@ -20,7 +20,7 @@ FILES = sorted(
     if path.relative_to(PACKAGE).parts[0] != "notebook"
 )
 COMMAND_LINES = {
-    "server/__main__.py": "a program: python -m glm4v_magic.server",
+    "server/command.py": "a program: python -m glm4v_magic.server",
     "server/next_steps.py": "the words of that program; those of others are told apart elsewhere",
     "remote_code/patch.py": "a program: python -m glm4v_magic.remote_code.patch",
 }

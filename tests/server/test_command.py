@@ -19,7 +19,7 @@ from served import ask, begun, question, serving
 import glm4v_magic
 from glm4v_magic.core.errors import GenerationInterrupted, OptionError
 from glm4v_magic.core.server_address import API_KEY
-from glm4v_magic.server import __main__ as command
+from glm4v_magic.server import command
 from glm4v_magic.server.listening import Server
 from glm4v_magic.session.session import Session
 
@@ -84,6 +84,24 @@ class TestCommandLine:
         assert engine.info.dtype == "bfloat16"
         assert name == "checkpoint"
         assert "Whoever reaches this port may ask; set GLM4V_API_KEY" in capsys.readouterr().err
+
+
+def test_an_interrupt_while_the_server_is_imported():
+    # The signal comes in the middle of the imports, however fast they are.
+    script = """
+import os, runpy, signal, sys
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "uvicorn":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["server", "demo", "--port", "0"]
+runpy.run_module("glm4v_magic.server", run_name="__main__", alter_sys=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "Stopped.\n")
 
 
 class Process:

@@ -1,0 +1,99 @@
+"""Serve a model to other programs: ``python -m glm4v_magic.server MODEL``.
+
+A small server that speaks OpenAI's protocol (``/v1/models``, ``/v1/chat/completions``, streamed or
+not), so that a notebook on a laptop can ask the machine with the GPUs::
+
+    python -m glm4v_magic.server ~/models/glm-4v-9b --gpus 2x24GiB
+
+    glm4v_magic.load("http://127.0.0.1:8000/v1")
+
+It answers many requests together: each enters the running batch when it comes, and leaves it when
+its client does. Ctrl-C stops it between two tokens. It listens on this computer
+only unless told otherwise, and fetches nothing: images come as ``data:`` URIs. If GLM4V_API_KEY is
+set, it answers only clients that send this key. For hundreds of users, vLLM and SGLang are the
+right choice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from glm4v_magic.core.errors import Glm4vError, OptionError
+from glm4v_magic.core.model import DEMOS
+from glm4v_magic.core.options import of_command
+from glm4v_magic.core.server_address import API_KEY, is_loopback, refuse_address
+from glm4v_magic.core.typed_options import argument_of, flags_of, typed
+from glm4v_magic.outside import expanded, is_folder
+from glm4v_magic.server.listening import Server
+from glm4v_magic.server.next_steps import in_http
+from glm4v_magic.session.session import load
+
+__all__ = ["main", "parser"]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    first, _, rest = (__doc__ or "").partition("\n\n")
+    made = argparse.ArgumentParser(
+        prog="python -m glm4v_magic.server",
+        description=first,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument(
+        "model", metavar="MODEL", help=f"folder, id on the hub, or {' or '.join(DEMOS)}"
+    )
+    made.add_argument("--host", default="127.0.0.1", help="where to listen; this computer only")
+    made.add_argument("--port", type=int, default=8000, metavar="N", help="8000; 0: any free one")
+    made.add_argument(
+        "--parallel",
+        type=_at_least_one,
+        metavar="N",
+        help="number of requests to answer at once; 16, but 1 of a large model on the CPU",
+    )
+    for option in of_command("serve"):
+        made.add_argument(*flags_of(option), **argument_of(option))
+    return made
+
+
+def main(words: list[str] | None = None) -> int:
+    """Serve as the command line says; return the exit status.
+
+    Args:
+        words: arguments, without the program's name; those of the process by default.
+    """
+    made = parser()
+    try:
+        arguments = made.parse_args(words)
+    except OptionError as error:
+        made.error(in_http(error))
+    name = expanded(arguments.model)
+    try:
+        refuse_address(arguments.model)
+        with Server(arguments.host, arguments.port) as server:
+            if not (is_loopback(arguments.host) or os.environ.get(API_KEY)):
+                _say(f"Whoever reaches this port may ask; set {API_KEY} to a key to prevent that.")
+            session = load(arguments.model, **typed(arguments, of_command("serve")))
+            assert session.engine is not None  # it is loaded
+            served = name.name if is_folder(name) else arguments.model
+            server.open(session.engine, served, arguments.parallel)
+            server.serve()
+    except Glm4vError as error:
+        _say(in_http(error))
+        return 1
+    except KeyboardInterrupt:
+        _say("Stopped.")
+    return 0
+
+
+def _at_least_one(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number of at least 1")
+    return int(word)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201  what a command is for
