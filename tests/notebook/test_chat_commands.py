@@ -152,7 +152,7 @@ class TestJson:
             ("text.json", "--schema text.json is not valid JSON: "),
             ("deep.json", "--schema deep.json is not valid JSON: "),
             ("bytes.json", "--schema bytes.json is not a text file in UTF-8."),
-            ("x" * 300, f"--schema {'x' * 300} is no variable and no file."),
+            ("x" * 300, f"--schema {'x' * 80}"),
             (".", "--schema . cannot be read: Is a directory."),
         ],
     )

@@ -91,7 +91,7 @@ def test_a_bundle_shows_images_prompt_and_tokens(cat):
         ("no/where.txt", "There is no prompt file no/where.txt."),
         (".", "The prompt file . cannot be read: IsADirectoryError"),
         ("latin.txt", "The prompt file latin.txt is not text in UTF-8."),
-        ("a\0b", "cannot be read: ValueError"),
+        ("a\0b", "There is no prompt file a\0b."),
     ],
 )
 def test_a_prompt_file_that_cannot_be_read(tmp_path, monkeypatch, name, part):
