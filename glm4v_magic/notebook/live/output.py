@@ -41,8 +41,8 @@ class Output:
                 self._handle.update(bundle, raw=True)
 
 
-class Stoppable:
-    """One output with a Stop button below it, until it is finished.
+class _WithButton:
+    """An output that may have a Stop button until the call is over.
 
     Args:
         shell: the running shell.
@@ -60,67 +60,59 @@ class Stoppable:
     def stop_pressed(self) -> bool:
         """Whether the Stop button was pressed."""
         return self._button is not None and self._button.pressed
+
+    def _open_with(self, bundle: MimeBundle, above: str, status: str) -> None:
+        """Show `bundle`; where a button can work, the button with this HTML above and beside it."""
+        self._open = True
+        shown: dict[str, Any] = {**bundle}
+        if self._may_have_button:
+            self._button = stop_button(self._shell, above, status)
+        if self._button is not None:
+            shown |= self._button.view
+        self._output.show(shown)
+
+    def _close_with(self, bundle: MimeBundle) -> None:
+        """Show `bundle` alone."""
+        self._open = False
+        self._output.show(bundle)
+        if self._button is not None:
+            self._button.close()
+
+
+class Stoppable(_WithButton):
+    """One output with a Stop button below it, until it is finished."""
 
     def show(self, bundle: MimeBundle) -> None:
         """Show `bundle` here, with the button if there can be one."""
         with interrupt_held_back():
-            if self._button is not None:
+            if not self._open:
+                self._open_with(bundle, bundle["text/html"], "")
+            elif self._button is not None:
                 self._button.show_above(bundle["text/html"])
-                return
-            shown: dict[str, Any] = {**bundle}
-            if self._may_have_button and not self._open:
-                self._button = stop_button(self._shell, bundle["text/html"], "")
-                if self._button is not None:
-                    shown |= self._button.view
-            self._open = True
-            self._output.show(shown)
+            else:
+                self._output.show(bundle)
 
     def finish(self, bundle: MimeBundle) -> None:
         """Show `bundle` here without a button."""
         with interrupt_held_back():
-            self._output.show(bundle)
-            if self._button is not None:
-                self._button.close()
-                self._button = None
+            self._close_with(bundle)
 
 
-class Head:
+class Head(_WithButton):
     """Head of a watched answer: images, a status line, a Stop button.
 
     When the call is over, images and line stay as plain HTML; the button is gone.
-
-    Args:
-        shell: the running shell.
-        button: whether there may be a button.
     """
 
-    def __init__(self, shell: InteractiveShell, *, button: bool) -> None:
-        self._shell = shell
-        self._may_have_button = button
-        self._output = Output()
-        self._thumbnails: Sequence[Thumbnail] = ()
-        self._button: StopButton | None = None
-        self._open = False
-
-    @property
-    def stop_pressed(self) -> bool:
-        """Whether the Stop button was pressed."""
-        return self._button is not None and self._button.pressed
+    _thumbnails: Sequence[Thumbnail] = ()
 
     def start(self, line: str, thumbnails: Sequence[Thumbnail] = ()) -> None:
         """Show it, with the button if there can be one."""
         with interrupt_held_back():
-            self._start(line, thumbnails)
-
-    def _start(self, line: str, thumbnails: Sequence[Thumbnail]) -> None:
-        self._open, self._thumbnails = True, thumbnails
-        bundle: dict[str, Any] = {**head_bundle(thumbnails, line, seen=True)}
-        if self._may_have_button:
+            self._thumbnails = thumbnails
             above = strip_bundle(thumbnails)["text/html"] if thumbnails else ""
-            self._button = stop_button(self._shell, above, status_html(line, seen=True))
-        if self._button is not None:
-            bundle |= self._button.view
-        self._output.show(bundle)
+            head = head_bundle(thumbnails, line, seen=True)
+            self._open_with(head, above, status_html(line, seen=True))
 
     def say(self, line: str) -> None:
         """Replace the status line."""
@@ -134,7 +126,4 @@ class Head:
         if not self._open:
             return
         with interrupt_held_back():
-            self._open = False
-            self._output.show(head_bundle(self._thumbnails, line, seen=False))
-            if self._button is not None:
-                self._button.close()
+            self._close_with(head_bundle(self._thumbnails, line, seen=False))
