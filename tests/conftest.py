@@ -116,7 +116,9 @@ def talkative(tmp_path_factory):
     folder = tmp_path_factory.mktemp("talkative") / "tiny"
     shutil.copytree(TINY, folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(json.dumps(config | {"seq_length": 8192}), encoding="utf-8")
+    (folder / "config.json").write_text(
+        json.dumps(config | {"seq_length": 32768}), encoding="utf-8"
+    )
     generation = {"do_sample": False, "eos_token_id": None, "pad_token_id": config["pad_token_id"]}
     (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
     # Tokens of roles end an answer whatever the file says; a logit of 0 is never the largest.

@@ -21,7 +21,7 @@ SECONDS = 60
 SCREENSHOTS = ROOT / "build" / "screenshots"
 FILES = [lab.NOTEBOOKS / "shapes.png"]
 WIDGET = "application/vnd.jupyter.widget-view+json"
-LONG = "%%glm4v shapes.png -o answer --temperature 0 --max-tokens 8000\nWhat is this?"
+LONG = "%%glm4v shapes.png -o answer --temperature 0 --max-tokens 30000\nWhat is this?"
 SHORT = "%%glm4v shapes.png -o answer --temperature 0 --max-tokens 12\nWhat is this?"
 ROWS = (
     "%%glm4v --over words -o rows --temperature 0 --batch-size 1 --max-tokens 2000\n"

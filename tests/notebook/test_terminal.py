@@ -48,14 +48,14 @@ def test_an_answer_is_plain_text_and_ctrl_c_keeps_what_was_said(terminal):
     assert "\x1b" not in said
     assert "role=" not in said  # that is for pages
     terminal.expect(r"In \[\d+\]: ")
-    terminal.sendline("%glm4v ask cat.png 'What?' -o part --temperature 0 --max-tokens 8000")
+    terminal.sendline("%glm4v ask cat.png 'What?' -o part --temperature 0 --max-tokens 30000")
     terminal.expect("6 visual tokens")
     terminal.expect(r"\w{3}")
     terminal.sendintr()
     terminal.expect(r"stopped by you\]")
     terminal.expect(r"Stopped: what was said until then is in _")
     assert "interrupted True True" in ask(
-        terminal, "print(part.finish_reason, _ is part, 0 < part.usage.new_tokens < 8000)"
+        terminal, "print(part.finish_reason, _ is part, 0 < part.usage.new_tokens < 30000)"
     )
     again = ask(terminal, "y = %glm4v ask cat.png 'What?' --temperature 0 --max-tokens 9 -q")
     assert "tokens" not in again.replace("--max-tokens", "")
