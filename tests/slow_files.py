@@ -65,6 +65,7 @@ SLOW = {
     "project/test_training_scenes.py": "draws thousands of images",
     "server/test_answers.py": "a server",
     "server/test_command.py": "a server",
+    "server/test_deadlines.py": "a server",
     "server/test_requests.py": "a server",
     "server/test_waiting.py": "a server",
     "session/test_closed_anywhere.py": "answers many questions, and asks a server",

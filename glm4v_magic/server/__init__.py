@@ -5,8 +5,9 @@ From the outside in:
 - ``__main__``: the start, which an interrupt may stop;
 - `command`: the command line;
 - `listening`: the socket, and uvicorn, which speaks HTTP on it;
+- `deadlines`: connections of clients that are too slow are cut;
 - `app`: the routes, who may ask, and what an error looks like;
 - `protocol`: requests and replies as pydantic models, with the table of all fields;
 - `questions`: requests of the protocol -> requests for an engine;
-- `worker`: the engine in a thread of its own, which answers one request after the other.
+- `worker`: the engine in a thread of its own, which answers all requests in one running batch.
 """

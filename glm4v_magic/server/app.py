@@ -58,7 +58,7 @@ from glm4v_magic.server.protocol import (
 from glm4v_magic.server.questions import Question, read_question
 from glm4v_magic.server.worker import Turn, Worker
 
-__all__ = ["KEEP_ALIVE", "MOST_BYTES", "application"]
+__all__ = ["BODY_SECONDS", "KEEP_ALIVE", "MOST_BYTES", "application"]
 
 MOST_BYTES = 64 * 2**20
 """Longest request in bytes. In base64 an image is a third longer than its file."""
@@ -66,7 +66,12 @@ MOST_BYTES = 64 * 2**20
 KEEP_ALIVE = 10.0
 """Seconds between two signs of life while a client waits."""
 
-_SILENCE = 30.0  # longest silence of a client that is sending, in seconds
+BODY_SECONDS = 30.0
+"""Time in seconds that a client has for a body, and longest silence in it.
+
+With every `_SLOWEST` bytes it gets a second more."""
+
+_SLOWEST = 2**16  # bytes of a body per second
 
 _CLIENT_CLOSED = 499  # nginx's status for a client that has left; nobody sees it
 _STATUS: tuple[tuple[type[Glm4vError], HTTPStatus], ...] = (
@@ -409,19 +414,29 @@ async def _body(request: Request) -> bytes:
     length = request.headers.get("Content-Length", "")
     if length.isdigit() and int(length) > MOST_BYTES:
         raise _too_long()
-    body = bytearray()
-    chunks = request.stream()
     try:
-        while chunk := await asyncio.wait_for(anext(chunks, b""), _SILENCE):
-            body += chunk
-            if len(body) > MOST_BYTES:
-                raise _too_long()
+        body = await _sent_in_time(request)
     except TimeoutError:
         raise HTTPException(
-            HTTPStatus.REQUEST_TIMEOUT, f"Nothing of the request came for {_SILENCE:g} s."
+            HTTPStatus.REQUEST_TIMEOUT,
+            f"The request came too slowly: send it within {BODY_SECONDS:g} s, or "
+            f"{_SLOWEST // 2**10} KiB per second.",
+            {"Connection": "close"},
         ) from None
     if not body:
         raise HTTPException(HTTPStatus.LENGTH_REQUIRED, "Send a body, and its Content-Length.")
+    return body
+
+
+async def _sent_in_time(request: Request) -> bytes:
+    body, start = bytearray(), asyncio.get_running_loop().time()
+    async with asyncio.timeout(BODY_SECONDS) as deadline:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MOST_BYTES:
+                raise _too_long()
+            spent = asyncio.get_running_loop().time() - start
+            deadline.reschedule(start + BODY_SECONDS + min(spent, len(body) / _SLOWEST))
     return bytes(body)
 
 

@@ -15,6 +15,7 @@ from uvicorn.config import LOGGING_CONFIG
 from glm4v_magic.core.errors import OptionError, reason
 from glm4v_magic.engines import Engine
 from glm4v_magic.server.app import application
+from glm4v_magic.server.deadlines import IDLE_SECONDS, Impatient
 from glm4v_magic.server.worker import Worker
 
 __all__ = ["Server"]
@@ -69,11 +70,12 @@ class Server:
         self._worker = Worker(engine, at_once)
         config = uvicorn.Config(
             application(self._worker, engine.info, model, self._host),
-            http="h11",
+            http=Impatient,
             ws="none",
             lifespan="off",
             loop="asyncio",
             backlog=_BACKLOG,
+            timeout_keep_alive=IDLE_SECONDS,
             proxy_headers=False,
             server_header=False,
             headers=[("Server", f"glm4v_magic/{version('glm4v_magic')}")],
