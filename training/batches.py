@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 Batch = TypeVar("Batch")
+
+_SEEDS = 1 << 20  # from the seed of a worker to that of the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,33 +131,48 @@ def _without_image(talk: list[Exchange]) -> list[Exchange]:
 
 
 class Stream(Generic[Batch]):
-    """Batches of one worker; `progress` in [0, 1] tells it how far the training is."""
+    """Batches of workers in turn; `progress` in [0, 1] tells them how far the training is."""
 
-    def __init__(self, queue: multiprocessing.Queue[Batch], progress: Synchronized[float]) -> None:
-        self._queue = queue
+    def __init__(
+        self, queues: Sequence[multiprocessing.Queue[Batch]], progress: Synchronized[float]
+    ) -> None:
+        self._turns = itertools.cycle(queues)
         self._progress = progress
 
     def next(self, progress: float) -> Batch:
         self._progress.value = progress
-        return self._queue.get()
+        return next(self._turns).get()
 
 
 @contextmanager
 def stream(
-    make: Callable[[int, int, Synchronized[float]], Iterator[Batch]], seed: int, size: int
+    make: Callable[[int, int, Synchronized[float]], Iterator[Batch]],
+    seed: int,
+    size: int,
+    workers: int = 1,
 ) -> Iterator[Stream[Batch]]:
-    """Run ``make(seed, size, progress)`` in a process of its own; yield its batches as a stream."""
+    """Run ``make(seed, size, progress)`` in processes of their own; yield batches as a stream.
+
+    Each worker has a seed of its own, the first one `seed`; their batches come in turn.
+    """
     context = multiprocessing.get_context("spawn")
-    queue: multiprocessing.Queue[Batch] = context.Queue(8)
     progress = context.Value("d", 0.0)
-    worker = context.Process(target=_work, args=(make, seed, size, queue, progress), daemon=True)
-    worker.start()
+    queues: list[multiprocessing.Queue[Batch]] = [context.Queue(8) for _ in range(workers)]
+    started = [
+        context.Process(
+            target=_work, args=(make, seed + index * _SEEDS, size, queue, progress), daemon=True
+        )
+        for index, queue in enumerate(queues)
+    ]
+    for worker in started:
+        worker.start()
     try:
-        yield Stream(queue, progress)
+        yield Stream(queues, progress)
     finally:
-        # Nobody reads the queue after this: a killed writer leaves it unusable.
-        worker.kill()
-        worker.join()
+        # Nobody reads the queues after this: a killed writer leaves its own unusable.
+        for worker in started:
+            worker.kill()
+            worker.join()
 
 
 def _work(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
@@ -29,22 +30,27 @@ class MasterWeights:
     ) -> None:
         modules = list(modules)
         named = [pair for module in modules for pair in module.named_parameters()]
-        self._masters = [nn.Parameter(p.detach().float().clone()) for _, p in named]
+        self._masters: list[Tensor] = [nn.Parameter(p.detach().float().clone()) for _, p in named]
         for module in modules:
             module.to(dtype)
-        self._working = [parameter for module in modules for parameter in module.parameters()]
+        self._working: list[Tensor] = [
+            parameter for module in modules for parameter in module.parameters()
+        ]
+        alike: defaultdict[tuple[float, float], list[Tensor]] = defaultdict(list)
+        for (name, _), master in zip(named, self._masters, strict=True):
+            decay = weight_decay if master.ndim > 1 else 0.0
+            alike[decay, _PIXEL_RATE if _PIXELS.search(name) else 1.0].append(master)
         groups = [
-            {
-                "params": [master],
-                "weight_decay": weight_decay if master.ndim > 1 else 0.0,
-                "scale": _PIXEL_RATE if _PIXELS.search(name) else 1.0,
-            }
-            for (name, _), master in zip(named, self._masters, strict=True)
+            {"params": masters, "weight_decay": decay, "scale": scale}
+            for (decay, scale), masters in alike.items()
         ]
         self._optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
 
-    def step(self, loss: Tensor, learning_rate: float, clip: float = 1.0) -> float:
-        """Backward, clip, update; returns the norm of the gradient before clipping."""
+    def step(self, loss: Tensor, learning_rate: float, clip: float = 1.0) -> Tensor:
+        """Backward, clip, update; returns the norm of the gradient before clipping.
+
+        Nothing here waits for a GPU.
+        """
         for parameter in self._working:
             parameter.grad = None
         loss.backward()
@@ -55,9 +61,8 @@ class MasterWeights:
             group["lr"] = learning_rate * group["scale"]
         self._optimiser.step()
         with torch.no_grad():
-            for master, working in zip(self._masters, self._working, strict=True):
-                working.copy_(master)
-        return float(norm)
+            torch._foreach_copy_(self._working, self._masters)
+        return norm
 
     def full_precision(self, module: nn.Module) -> dict[str, Tensor]:
         """Return the float32 weights of one of the modules, by name."""

@@ -42,6 +42,8 @@ def parser(
     add("--rate-whole", type=float, default=1.5e-3, help="peak learning rate of stage B")
     add("--dtype", choices=("bfloat16", "float32"), default="float32", help="of the arithmetic")
     add("--threads", type=int, default=2)
+    add("--device", default="cpu", help="where the network is: cpu, cuda or cuda:1")
+    add("--workers", type=int, default=1, help="processes that make batches")
     return made
 
 

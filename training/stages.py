@@ -36,6 +36,7 @@ def run_tower(
     batch: int,
     learning_rate: float,
     dtype: torch.dtype,
+    workers: int = 1,
 ) -> None:
     """Train tower and heads in place; both come back in float32.
 
@@ -43,7 +44,7 @@ def run_tower(
     """
     weights = MasterWeights((tower, heads), dtype)
     started, step = time.monotonic(), 0
-    with stream(make, seed, batch) as batches:
+    with stream(make, seed, batch, workers) as batches:
         while (progress := (time.monotonic() - started) / 60 / minutes) < 1:
             loss, measure = loss_of(batches.next(progress))
             norm = weights.step(loss, hold_then_decay(learning_rate, step, progress))
@@ -52,7 +53,7 @@ def run_tower(
                 shown = " ".join(f"{name} {value:.3f}" for name, value in measure().items())
                 print(
                     f"tower step {step} minute {progress * minutes:.1f} "
-                    f"loss {loss.item():.3f} gradient {norm:.2f} {shown}",
+                    f"loss {loss.item():.3f} gradient {norm.item():.2f} {shown}",
                     flush=True,
                 )
     precise = {module: weights.full_precision(module) for module in (tower, heads)}
@@ -75,31 +76,36 @@ def run_whole(
     dtype: torch.dtype,
     curriculum_from: float,
     save_every: float,
+    workers: int = 1,
 ) -> None:
     """Train network and heads in place, giving all weights to `save` every `save_every` minutes.
 
     `losses` returns the loss of the answers, that of the heads, and the images of a conversation:
-    the loss that is shown is smoothed for each number of them. `curriculum_from` in [0, 1] skips
+    the loss that is shown is smoothed for each number of them, and beside it the share of the time
+    that went to waiting for batches. `curriculum_from` in [0, 1] skips
     the first part of the curriculum.
     """
     weights = MasterWeights((network, heads), dtype)
     started = saved = time.monotonic()
-    step = 0
-    smooth: dict[int, float] = {}
-    with stream(make, seed, batch) as batches:
+    step, waited = 0, 0.0
+    smooth: dict[int, Tensor] = {}
+    with stream(make, seed, batch, workers) as batches:
         while (progress := (time.monotonic() - started) / 60 / minutes) < 1:
+            begun = time.monotonic()
             data = batches.next(curriculum_from + (1 - curriculum_from) * progress)
+            waited += time.monotonic() - begun
             answers, dense, images = losses(data)
             rate = cosine(learning_rate, step, progress)
             norm = weights.step(answers + _DENSE_WEIGHT * dense, rate)
             step += 1
-            before = smooth.get(images, answers.item())
-            smooth[images] = before + 0.05 * (answers.item() - before)
+            now = answers.detach()
+            smooth[images] = torch.lerp(smooth.get(images, now), now, 0.05)
             if step % _SHOWN_EVERY == 0:
-                shown = " ".join(f"{count}: {smooth[count]:.4f}" for count in sorted(smooth))
+                shown = " ".join(f"{count}: {smooth[count].item():.4f}" for count in sorted(smooth))
                 print(
                     f"whole step {step} minute {progress * minutes:.1f} loss by images {shown} "
-                    f"dense {dense.item():.3f} gradient {norm:.2f} rate {rate:.1e}",
+                    f"dense {dense.item():.3f} gradient {norm.item():.2f} rate {rate:.1e} "
+                    f"waited {waited / (time.monotonic() - started):.0%}",
                     flush=True,
                 )
             if time.monotonic() - saved > save_every * 60:

@@ -30,6 +30,7 @@ def train_tower(
     batch: int = 64,
     learning_rate: float = 2e-3,
     dtype: torch.dtype = torch.float32,
+    workers: int = 1,
 ) -> None:
     """Train the tower of `network` and `heads` in place; both come back in float32."""
     tower = network.transformer.vision
@@ -44,5 +45,5 @@ def train_tower(
 
     run_tower(
         tower, heads, image_batches, loss_of, minutes=minutes, seed=seed, batch=batch,
-        learning_rate=learning_rate, dtype=dtype,
+        learning_rate=learning_rate, dtype=dtype, workers=workers,
     )  # fmt: skip

@@ -46,6 +46,7 @@ def main() -> None:
         train_tower(
             network, heads, minutes=options.minutes_tower, seed=options.seed,
             batch=options.batch_tower, learning_rate=options.rate_tower, dtype=dtype,
+            workers=options.workers,
         )  # fmt: skip
         _save_tower(options.out / "tower.pt", network, heads)
     if options.minutes_whole == 0:
@@ -60,7 +61,7 @@ def main() -> None:
         minutes=options.minutes_whole, seed=options.seed, batch=options.batch_whole,
         length=options.length, learning_rate=options.rate_whole, dtype=dtype,
         curriculum_from=0.5 if options.start else 0.0, more=dict(options.more),
-        chinese=options.chinese, alike=options.alike,
+        chinese=options.chinese, alike=options.alike, workers=options.workers,
     )  # fmt: skip
     print(f"wrote {options.out}")
 
@@ -75,7 +76,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--ranks", type=int, default=RANKS, help="size of the tokenizer without special tokens")
     add("--length", type=int, default=96, help="ids in a row of conversation")
     add("--compile", action="store_true", help="fuse operations first (needs a C++ compiler)")
-    add("--device", default="cpu")
     return parser
 
 

@@ -47,6 +47,7 @@ def train_whole(
     chinese: float = 0.35,
     alike: float = 0.0,
     save_every: float = 4.0,
+    workers: int = 1,
 ) -> None:
     """Train `network` in place, giving all weights to `save` every `save_every` minutes.
 
@@ -64,7 +65,7 @@ def train_whole(
     run_whole(
         network, heads, make, losses, save, minutes=minutes, seed=seed, batch=batch,
         learning_rate=learning_rate, dtype=dtype, curriculum_from=curriculum_from,
-        save_every=save_every,
+        save_every=save_every, workers=workers,
     )  # fmt: skip
 
 

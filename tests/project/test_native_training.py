@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from glm4v_magic.core.boxes import Box
 from glm4v_magic.core.conversation import Conversation, Message
 from glm4v_magic.images import SourcedImage
 from glm4v_magic.images.video import to_video
+from training.batches import stream
 from training.drawing import draw_scene
 from training.native import tokenizer as words
 from training.native import train
@@ -309,6 +311,35 @@ def test_a_run_goes_on_from_a_checkpoint_and_leaves_another(
     loaded = resolve(tmp_path).load(dtype=torch.float32)
     assert loaded.processor.takes_video
     assert loaded.processor.thinks
+
+
+def test_new_layers_change_nothing_before_they_are_trained(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = torch.randint(0, 500, (1, 12), generator=torch.Generator().manual_seed(0))
+    known, grown = load_network(folder), load_network(folder, 6)
+    with torch.inference_mode():
+        expected, found = (net.logits(net(ids, None, Layout((), 4, 4))) for net in (known, grown))
+    assert len(grown.model.language_model.layers) == 6
+    torch.testing.assert_close(found, expected)
+    run = ["train", "--from", str(folder), "--out", str(tmp_path), "--batch-whole", "2"]
+    brief = ["--threads", "1", "--minutes-tower", "0", "--minutes-whole", "1e-4", "--layers", "6"]
+    monkeypatch.setattr("sys.argv", run + brief)
+    train.main()
+    assert len(load_network(tmp_path).model.language_model.layers) == 6
+
+
+def numbers(seed: int, size: int, progress: object) -> Iterator[int]:
+    return itertools.count(seed, size)
+
+
+def test_workers_take_turns_each_with_a_seed_of_its_own() -> None:
+    with stream(numbers, 5, 2, workers=2) as batches:
+        found = [batches.next(0.0) for _ in range(6)]
+    assert found[::2] == [5, 7, 9]
+    first = found[1]
+    assert found[1::2] == [first, first + 2, first + 4]
+    assert first not in range(5, 1000)
 
 
 def test_more_of_an_unknown_kind_is_refused(

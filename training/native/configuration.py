@@ -11,6 +11,7 @@ __all__ = [
     "BINS",
     "CHAT_TEMPLATE",
     "GRIDS",
+    "LAYERS",
     "PALETTE",
     "PATCH",
     "SPECIAL_TOKENS",
@@ -74,11 +75,16 @@ _NORMAL = {
 }
 
 
-def checkpoint_config(ids: Mapping[str, int]) -> dict[str, Any]:
+LAYERS = 4
+"""Layers of the text part."""
+
+
+def checkpoint_config(ids: Mapping[str, int], layers: int = LAYERS) -> dict[str, Any]:
     """Return `config.json`.
 
     Args:
         ids: id of every token.
+        layers: of the text part.
     """
     hidden, heads = 128, 4
     return {
@@ -98,7 +104,7 @@ def checkpoint_config(ids: Mapping[str, int]) -> dict[str, Any]:
             "vocab_size": -(-(max(ids.values()) + 1) // 32) * 32,
             "hidden_size": hidden,
             "intermediate_size": 384,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "num_key_value_heads": 2,
             "hidden_act": "silu",

@@ -18,7 +18,15 @@ from training.native.configuration import GRIDS, PALETTE, PATCH
 from training.native.labels import Labels, labels_of
 from training.scenes import Scene, rng_for, sample_scene
 
-__all__ = ["ImageBatch", "drawn", "image_batch", "image_batches", "sampled", "sampled_grid"]
+__all__ = [
+    "ImageBatch",
+    "drawn",
+    "image_batch",
+    "image_batches",
+    "moved",
+    "sampled",
+    "sampled_grid",
+]
 
 Grid = tuple[int, int]
 
@@ -30,11 +38,16 @@ class ImageBatch:
     frames: npt.NDArray[np.uint8]
     labels: dict[str, npt.NDArray[Any]]
 
-    def tensors(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the same as tensors."""
-        return torch.from_numpy(self.frames), {
-            name: torch.from_numpy(values) for name, values in self.labels.items()
-        }
+    def tensors(self, device: torch.device) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the same as tensors on a device."""
+        labels = {name: moved(values, device) for name, values in self.labels.items()}
+        return moved(self.frames, device), labels
+
+
+def moved(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """Return a tensor on a device; a GPU takes it when it gets there, and nobody waits."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def sampled_grid(rng: random.Random) -> Grid:

@@ -59,10 +59,11 @@ class DenseHeads(nn.Module):
     def _edge_loss(self, normal: Tensor, edges: Tensor) -> Tensor:
         edges = edges.transpose(1, 2)
         shown = edges[..., 0] != NOTHING
-        scores = self.edge(normal[shown]).float().view(-1, 4, BINS)
-        wanted = around(edges[shown])
+        scores = self.edge(normal).float().unflatten(-1, (4, BINS))
+        wanted = around(edges.clamp_min(0))
         surprise = (wanted * (wanted.clamp_min(1e-9).log() - scores.log_softmax(dim=-1))).sum(-1)
-        return surprise.sum() / max(1, len(scores))
+        # Sums with zeros: to choose what is shown by its index waits for a GPU.
+        return (surprise.sum(-1) * shown).sum() / shown.sum().clamp_min(1)
 
     def accuracy(self, cells: Tensor, labels: DenseLabels) -> dict[str, float]:
         """Return shares of right colours and shapes, and how many steps edges are off."""

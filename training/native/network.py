@@ -10,6 +10,7 @@ row, H hidden size, V vocabulary size, W width of the tower.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,25 +46,30 @@ class Layout:
         """Visual tokens of an image."""
         return self.rows * self.columns
 
-    def positions(self, length: int) -> Tensor:
+    def positions(self, length: int, device: torch.device | None = None) -> Tensor:
         """Place every token of a row in time, height and width: ``[3, length]``.
 
         Text counts on from the largest place before it, as `get_rope_index` does.
         """
-        places = torch.zeros(3, length, dtype=torch.long)
-        at = place = 0
-        down, across = torch.meshgrid(
-            torch.arange(self.rows), torch.arange(self.columns), indexing="ij"
-        )
-        inside = torch.stack((torch.zeros_like(down), down, across)).flatten(1)
-        for start in self.starts:
-            places[:, at:start] = place + torch.arange(start - at)
-            place += start - at
-            places[:, start : start + self.tokens] = place + inside
-            place += max(self.rows, self.columns)
-            at = start + self.tokens
-        places[:, at:] = place + torch.arange(length - at)
-        return places
+        return _positions(self, length, device)
+
+
+@functools.lru_cache(maxsize=4096)
+def _positions(layout: Layout, length: int, device: torch.device | None) -> Tensor:
+    places = torch.zeros(3, length, dtype=torch.long)
+    at = place = 0
+    down, across = torch.meshgrid(
+        torch.arange(layout.rows), torch.arange(layout.columns), indexing="ij"
+    )
+    inside = torch.stack((torch.zeros_like(down), down, across)).flatten(1)
+    for start in layout.starts:
+        places[:, at:start] = place + torch.arange(start - at)
+        place += start - at
+        places[:, start : start + layout.tokens] = place + inside
+        place += max(layout.rows, layout.columns)
+        at = start + layout.tokens
+    places[:, at:] = place + torch.arange(length - at)
+    return places.to(device)
 
 
 def patches_of(frames: Tensor) -> Tensor:
@@ -71,13 +77,17 @@ def patches_of(frames: Tensor) -> Tensor:
 
     F is 1 or 2; patches that become one visual token stand together.
     """
-    mean = torch.tensor(_MEAN, device=frames.device)
-    std = torch.tensor(_STD, device=frames.device)
-    x = (frames.float() / 255 - mean) / std
+    mean, deviation = _normal(frames.device)
+    x = (frames.float() / 255 - mean) / deviation
     images, number, height, width, _ = x.shape
     rows, columns = height // _PATCH, width // _PATCH
     x = x.view(images, number, rows // _MERGE, _MERGE, _PATCH, columns // _MERGE, _MERGE, _PATCH, 3)
     return x.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(images, rows * columns, -1)
+
+
+@functools.cache
+def _normal(device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.tensor(_MEAN, device=device), torch.tensor(_STD, device=device)
 
 
 class Network(nn.Module):
@@ -94,6 +104,11 @@ class Network(nn.Module):
         """Return W and H."""
         kernel = self.model.visual.downsample.weight
         return kernel.shape[1], kernel.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.lm_head.weight.device
 
     def visual_tokens(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Bytes ``[B * K, F, height, width, 3]`` -> visual tokens ``[B * K, M, H]`` and patches."""
@@ -113,7 +128,7 @@ class Network(nn.Module):
                 parts += [x[:, at:start], images[:, index]]
                 at = start + layout.tokens
             x = torch.cat([*parts, x[:, at:]], dim=1)
-        return language(x, layout.positions(ids.shape[1]))
+        return language(x, layout.positions(ids.shape[1], ids.device))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states ``[..., H]`` -> logits ``[..., V]``."""
@@ -197,7 +212,7 @@ class _Tower(nn.Module):
         if patches.shape[-1] != kernel[0].numel():
             kernel = kernel.sum(2)  # both frames are the same image
         x = F.linear(patches, kernel.flatten(1), self.patch_embed.proj.bias)
-        places = _block_places(rows, columns).to(x.device)
+        places = _block_places(rows, columns, x.device)
         x = self.post_conv_layernorm(x) + self._position_embeddings(places, rows, columns)
         cos, sin = self._rotary(places, x.dtype)
         for block in self.blocks:
@@ -240,12 +255,13 @@ class _PatchEmbedding(nn.Module):
         self.proj = nn.Conv3d(3, width, kernel_size=side, stride=side)
 
 
-def _block_places(rows: int, columns: int) -> Tensor:
+@functools.cache
+def _block_places(rows: int, columns: int, device: torch.device) -> Tensor:
     """Return row and column of every patch ``[2, N]``, patches of one visual token together."""
     down, across = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     grid = torch.stack((down, across))
     grid = grid.view(2, rows // _MERGE, _MERGE, columns // _MERGE, _MERGE)
-    return grid.permute(0, 1, 3, 2, 4).flatten(1)
+    return grid.permute(0, 1, 3, 2, 4).flatten(1).to(device)
 
 
 class _Block(nn.Module):
@@ -273,15 +289,8 @@ class _TowerAttention(nn.Module):
         images, length, width = x.shape
         fused = self.qkv(x).view(images, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         turned = fused[:2] * cos + _halves_swapped(fused[:2]) * sin
-        mixed = _attention(turned[0], turned[1], fused[2])
+        mixed = F.scaled_dot_product_attention(turned[0], turned[1], fused[2])
         return self.proj(mixed.transpose(1, 2).reshape(images, length, width))
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if mask is not None:
-        scores = scores + mask
-    return scores.softmax(dim=-1) @ value
 
 
 def _halves_swapped(x: Tensor) -> Tensor:
@@ -321,13 +330,9 @@ class _Text(nn.Module):
         self.rope: Mapping[str, Any] = text["rope_parameters"]
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        length = x.shape[1]
-        hidden_keys = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
-        mask = torch.zeros(length, length, dtype=x.dtype, device=x.device)
-        mask = mask.masked_fill(hidden_keys, -1e4)
-        cos, sin = self._rotary(positions.to(x.device), x.dtype)
+        cos, sin = self._rotary(positions, x.dtype)
         for layer in self.layers:
-            x = layer(x, cos, sin, mask)
+            x = layer(x, cos, sin)
         return self.norm(x)
 
     def _rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -352,8 +357,8 @@ class _TextLayer(nn.Module):
         self.post_self_attn_layernorm = _RMSNorm(hidden, eps)
         self.post_mlp_layernorm = _RMSNorm(hidden, eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
-        attended = self.self_attn(self.input_layernorm(x), cos, sin, mask)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(x), cos, sin)
         x = x + self.post_self_attn_layernorm(attended)
         return x + self.post_mlp_layernorm(self.mlp(self.post_attention_layernorm(x)))
 
@@ -380,7 +385,7 @@ class _TextAttention(nn.Module):
         self.v_proj = nn.Linear(hidden, self.groups * self.size)
         self.o_proj = nn.Linear(hidden, hidden, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         rows, length, hidden = x.shape
         query, key, value = (
             projection(x).view(rows, length, -1, self.size).transpose(1, 2)
@@ -389,7 +394,7 @@ class _TextAttention(nn.Module):
         query, key = _rotated(query, cos, sin), _rotated(key, cos, sin)
         repeats = self.heads // self.groups
         key, value = (each.repeat_interleave(repeats, dim=1) for each in (key, value))
-        mixed = _attention(query, key, value, mask)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.o_proj(mixed.transpose(1, 2).reshape(rows, length, hidden))
 
 

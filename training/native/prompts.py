@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 from typing import Literal
@@ -33,7 +34,7 @@ class Writer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
-        self._cache: dict[str, list[int]] = {}
+        self._encode = functools.lru_cache(maxsize=20_000)(self._encoded)
         self._tokens: dict[str, int] = tokenizer.get_added_vocab()
         self._begin, self._image, self._end = (
             self._tokens[each] for each in ("<|begin_of_image|>", "<|image|>", "<|end_of_image|>")
@@ -41,9 +42,13 @@ class Writer:
 
     def ids(self, text: str) -> list[int]:
         """Return the ids of a text, control tokens included."""
-        if text not in self._cache:
-            self._cache[text] = self._tokenizer.encode(text, add_special_tokens=False)
-        return self._cache[text]
+        return self._encode(text)
+
+    def _encoded(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.backend_tokenizer.encode(
+            text, add_special_tokens=False
+        ).ids
+        return ids
 
     def images(self, count: int, tokens: int) -> list[int]:
         """Return the ids of `count` images of so many visual tokens each."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.native.configuration import CHAT_TEMPLATE, checkpoint_config
+from training.native.configuration import CHAT_TEMPLATE, LAYERS, checkpoint_config
 from training.native.export import export, load_network
 from training.native.heads import DenseHeads
 from training.native.network import Network, initialise
@@ -35,10 +35,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     dtype = getattr(torch, options.dtype)
+    if options.device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")  # on the matrix units, which are fast
     options.out.mkdir(parents=True, exist_ok=True)
     network, heads = _begun(options)
     if options.tower:
-        saved = torch.load(options.tower, weights_only=True)
+        saved = torch.load(options.tower, weights_only=True, map_location="cpu")
         network.model.visual.load_state_dict(saved["tower"])
         heads.load_state_dict(saved["heads"])
     elif options.minutes_tower:
@@ -46,6 +48,7 @@ def main() -> None:
             network, heads, functools.partial(_save_tower, options.out, network, heads),
             minutes=options.minutes_tower, seed=options.seed,
             batch=options.batch_tower, learning_rate=options.rate_tower, dtype=dtype,
+            workers=options.workers,
         )  # fmt: skip
     if options.minutes_whole == 0:
         return
@@ -56,7 +59,7 @@ def main() -> None:
         minutes=options.minutes_whole, seed=options.seed, batch=options.batch_whole,
         length=options.length, learning_rate=options.rate_whole, dtype=dtype,
         curriculum_from=0.5 if options.start else 0.0, more=dict(options.more),
-        chinese=options.chinese,
+        chinese=options.chinese, workers=options.workers,
     )  # fmt: skip
     print(f"wrote {options.out}")
 
@@ -65,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = shared_parser(__doc__, sorted(_KINDS), minutes_whole=70, chinese=0.15)
     add = parser.add_argument
     add("--vocabulary", type=int, default=704, help="size of the tokenizer")
+    add("--layers", type=int, default=LAYERS, help="of the text part; with --from, some may be new")
     add("--length", type=int, default=112, help="tokens of a conversation besides its images")
     return parser
 
@@ -75,15 +79,16 @@ def _begun(options: argparse.Namespace) -> tuple[Network, DenseHeads]:
         tokenizer = load(options.start)
         tokenizer.chat_template = CHAT_TEMPLATE
         save(tokenizer, options.out)
-        network = load_network(options.start)
+        network = load_network(options.start, options.layers)
     else:
         save(trained(options.seed, options.vocabulary), options.out)
-        network = Network(checkpoint_config(load(options.out).get_vocab()))
+        network = Network(checkpoint_config(load(options.out).get_vocab(), options.layers))
         initialise(network, torch.Generator().manual_seed(options.seed))
     heads = DenseHeads(*network.widths)
     if options.start and (options.start / _HEADS).exists():
-        heads.load_state_dict(torch.load(options.start / _HEADS, weights_only=True))
-    return network, heads
+        saved = torch.load(options.start / _HEADS, weights_only=True, map_location="cpu")
+        heads.load_state_dict(saved)
+    return network.to(options.device), heads.to(options.device)
 
 
 def _save(folder: Path, weights: dict[str, Tensor], head_weights: dict[str, Tensor]) -> None:

@@ -6,11 +6,13 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from training.native.batches import ConversationBatch, conversation_batches
+from training.native.drawn import moved
 from training.native.heads import DenseHeads, around
 from training.native.network import Network
 from training.native.prompts import IGNORED
@@ -26,24 +28,24 @@ class EdgeLoss:
     Args:
         folder: of the tokenizer.
         vocabulary: number of tokens that the model has.
+        device: of what it is given.
     """
 
-    def __init__(self, folder: Path, vocabulary: int) -> None:
+    def __init__(self, folder: Path, vocabulary: int, device: torch.device | None = None) -> None:
         tokenizer = load(folder)
         ids = [tokenizer.encode(edge, add_special_tokens=False) for edge in EDGES]
-        self._edges = torch.tensor([token for (token,) in ids])
-        self._step_of = torch.full((vocabulary,), -1)
-        self._step_of[self._edges] = torch.arange(len(ids))
+        self._edges = torch.tensor([token for (token,) in ids], device=device)
+        self._step_of = torch.full((vocabulary,), -1, device=device)
+        self._step_of[self._edges] = torch.arange(len(ids), device=device)
 
     def __call__(self, logits: Tensor, wanted: Tensor) -> Tensor:
         """Return the loss of logits ``[n, V]`` for tokens ``[n]``."""
         scores = logits.float().log_softmax(dim=-1)
         steps = self._step_of[wanted]
-        is_edge = steps >= 0
-        hard = F.nll_loss(scores[~is_edge], wanted[~is_edge], reduction="sum")
-        spread = around(steps[is_edge])
-        soft = (spread * (spread.clamp_min(1e-9).log() - scores[is_edge][:, self._edges])).sum()
-        return (hard + soft) / len(wanted)
+        hard = F.nll_loss(scores, wanted, reduction="none")
+        spread = around(steps.clamp_min(0))
+        soft = (spread * (spread.clamp_min(1e-9).log() - scores[:, self._edges])).sum(-1)
+        return torch.where(steps >= 0, soft, hard).mean()
 
 
 def train_whole(
@@ -62,6 +64,7 @@ def train_whole(
     more: Mapping[str, float] | None = None,
     chinese: float = 0.15,
     save_every: float = 4.0,
+    workers: int = 1,
 ) -> None:
     """Train `network` in place, giving all weights to `save` every `save_every` minutes.
 
@@ -69,7 +72,7 @@ def train_whole(
     its basics; `more` holds factors for how often kinds of questions come up, `chinese` is the
     share of Chinese conversations.
     """
-    loss_of = EdgeLoss(folder, network.lm_head.out_features)
+    loss_of = EdgeLoss(folder, network.lm_head.out_features, network.device)
     make = functools.partial(conversation_batches, folder, length, more or {}, chinese)
 
     def losses(data: ConversationBatch) -> tuple[Tensor, Tensor, int]:
@@ -78,7 +81,7 @@ def train_whole(
     run_whole(
         network, heads, make, losses, save, minutes=minutes, seed=seed, batch=batch,
         learning_rate=learning_rate, dtype=dtype, curriculum_from=curriculum_from,
-        save_every=save_every,
+        save_every=save_every, workers=workers,
     )  # fmt: skip
 
 
@@ -86,13 +89,15 @@ def _losses(
     network: Network, heads: DenseHeads, data: ConversationBatch, loss_of: EdgeLoss
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of what the model writes, and the dense loss of the images."""
-    ids, targets = torch.from_numpy(data.ids), torch.from_numpy(data.targets)
-    visual, dense = None, torch.zeros(())
+    device = network.device
+    # What is learnt is chosen here and not on a GPU, which would have to be waited for.
+    learnt = np.flatnonzero(data.targets[:, 1:] != IGNORED)
+    wanted = moved(data.targets[:, 1:].reshape(-1)[learnt], device)
+    visual, dense = None, torch.zeros((), device=device)
     if data.images is not None:
-        frames, labels = data.images.tensors()
+        frames, labels = data.images.tensors(device)
         visual, patches = network.visual_tokens(frames)
         dense = heads.loss(visual, patches, labels)
-    hidden = network(ids, visual, data.layout)
-    states, wanted = hidden[:, :-1], targets[:, 1:]
-    learnt = wanted != IGNORED
-    return loss_of(network.logits(states[learnt]), wanted[learnt]), dense
+    hidden = network(moved(data.ids, device), visual, data.layout)
+    states = hidden[:, :-1].flatten(0, 1)[moved(learnt, device)]
+    return loss_of(network.logits(states), wanted), dense
