@@ -193,21 +193,53 @@ def config(kind: str, words: PreTrainedTokenizerFast) -> dict[str, Any]:
     }
 
 
-def build(kind: str, described: dict[str, Any]) -> Any:
-    """The model on the CPU, seeded."""
+def widened(described: dict[str, Any]) -> dict[str, Any]:
+    """The same with some hundred million values, so that a prompt takes far more than a block."""
+    text, vision = dict(described["text_config"]), dict(described["vision_config"])
+    text |= {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 16,
+        "max_position_embeddings": 32_768,
+    }
+    if "rope_parameters" in text:
+        section = {"mrope_section": [8, 4, 4]}
+        text |= {"num_key_value_heads": 4, "head_dim": 64}
+        text["rope_parameters"] = text["rope_parameters"] | section
+    else:
+        text["num_key_value_heads"] = 16
+        text |= {"kv_lora_rank": 256, "q_lora_rank": 256, "v_head_dim": 64, "linear_head_dim": 64}
+        text |= {"qk_nope_head_dim": 64, "linear_num_heads": 16}
+    if "moe_intermediate_size" in text:
+        text["moe_intermediate_size"] = 512
+    vision |= {"depth": 6, "hidden_size": 512, "intermediate_size": 2048, "num_heads": 8}
+    vision["out_hidden_size"] = 1024
+    if "projection_intermediate_size" in vision:
+        vision["projection_intermediate_size"] = 2048
+    return described | {"text_config": text, "vision_config": vision}
+
+
+def build(kind: str, described: dict[str, Any], device: str = "cpu") -> Any:
+    """The model, seeded."""
     torch.manual_seed(0)
     made = AutoConfig.for_model(**described)
-    model = AutoModelForImageTextToText.from_config(made, attn_implementation="sdpa").eval()
+    with torch.device(device):
+        model = AutoModelForImageTextToText.from_config(made, attn_implementation="sdpa").eval()
     for matrix in (each for each in model.parameters() if each.dim() > 1):
         torch.nn.init.normal_(matrix, std=0.2)  # as initialised, it says one word for ever
     return model
 
 
-def write(kind: str, folder: Path, shard_size: str = "5GB") -> Path:
-    """Write a checkpoint of a model type; returns its folder."""
+def write(
+    kind: str, folder: Path, shard_size: str = "5GB", wide: bool = False, device: str = "cpu"
+) -> Path:
+    """Write a checkpoint of a model type, made on a device; returns its folder."""
     words = tokenizer(kind)
     described = config(kind, words)
-    model = build(kind, described)
+    if wide:
+        described = widened(described)
+    model = build(kind, described, device)
     model.generation_config = GenerationConfig(
         eos_token_id=described["text_config"]["eos_token_id"],
         pad_token_id=words.pad_token_id,
@@ -221,11 +253,12 @@ def write(kind: str, folder: Path, shard_size: str = "5GB") -> Path:
     model.save_pretrained(folder, max_shard_size=shard_size)
     words.save_pretrained(folder)
     images, whole = _IMAGES[kind]
+    fewest_and_most = {"min_image_tokens": 8, "max_image_tokens": 1600 if wide else 64}
     (folder / "preprocessor_config.json").write_text(
         json.dumps(
             {
-                "size": {"shortest_edge": 12544, "longest_edge": 100352},
-                **({"min_image_tokens": 8, "max_image_tokens": 64} if kind == "glm5_next" else {}),
+                "size": {"shortest_edge": 12544, "longest_edge": 2 * 1120**2 if wide else 100352},
+                **(fewest_and_most if kind == "glm5_next" else {}),
                 "patch_size": 14,
                 "temporal_patch_size": 2,
                 "merge_size": 2,

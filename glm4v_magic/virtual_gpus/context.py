@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, get_args
@@ -302,9 +303,7 @@ def _read_gpus(gpus: str | Sequence[int] | Sequence[GPU]) -> tuple[GPU, ...]:
         machine = parse_gpus(gpus)
     elif isinstance(gpus, Sequence):
         machine = tuple(
-            GPU(index, gpu.name, gpu.total_bytes, gpu.free_bytes)
-            if isinstance(gpu, GPU)
-            else GPU(index, "GPU", _positive(gpu))
+            replace(gpu, index=index) if isinstance(gpu, GPU) else GPU(index, "GPU", _positive(gpu))
             for index, gpu in enumerate(gpus)
         )
     else:

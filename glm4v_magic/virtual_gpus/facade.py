@@ -75,7 +75,7 @@ class CudaFacade:
             "mem_get_info": self._mem_get_info,
             "memory_allocated": self._allocated,
             "memory_reserved": self._allocated,
-            "reset_peak_memory_stats": lambda device=None: None,
+            "reset_peak_memory_stats": self._forget_peak,
             "set_device": self._exchange_device,
             "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
             "set_rng_state_all": lambda states: torch.set_rng_state(states[0]),
@@ -100,6 +100,7 @@ class CudaFacade:
             "max_memory_allocated": self._peak,
             "memory_reserved": self._allocated,
             "max_memory_reserved": self._peak,
+            "reset_peak_memory_stats": self._forget_peak,
             "set_device_idx": self._exchange_device,
             "set_device_index": self._exchange_device,
             "set_stream": lambda stream: None,
@@ -132,6 +133,9 @@ class CudaFacade:
 
     def _peak(self, device: int | str | torch.device | None = None) -> int:
         return self._ledger.peak_bytes(self._gpu(device).index)
+
+    def _forget_peak(self, device: int | str | torch.device | None = None) -> None:
+        self._ledger.forget_peak(self._gpu(device).index)
 
     def _mem_get_info(self, device: int | str | torch.device | None = None) -> tuple[int, int]:
         gpu = self._gpu(device)

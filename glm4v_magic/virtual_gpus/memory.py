@@ -34,6 +34,7 @@ class MemoryLedger:
     def __init__(self, capacities: Sequence[int]) -> None:
         self.capacities = tuple(capacities)
         self._live = [0] * len(self.capacities)
+        self._highest = [0] * len(self.capacities)
         self._peaks: dict[tuple[str, int], _Peak] = {}
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._sizes: dict[int, tuple[int, int]] = {}  # GPU and bytes
@@ -49,8 +50,12 @@ class MemoryLedger:
             return self._live[gpu]
 
     def peak_bytes(self, gpu: int) -> int:
-        """Return the peak bytes of the tensors on a GPU, over all phases."""
-        return max((p.peak_bytes for (_, k), p in self._peaks.items() if k == gpu), default=0)
+        """Return the peak bytes of the tensors on a GPU since `forget_peak`, over all phases."""
+        return self._highest[gpu]
+
+    def forget_peak(self, gpu: int) -> None:
+        """Let `peak_bytes` begin anew with what is live; the recorded phases are kept."""
+        self._highest[gpu] = self.live_bytes(gpu)
 
     def add(
         self,
@@ -87,6 +92,7 @@ class MemoryLedger:
             self._sizes[key] = gpu, before + size
             peak = self._peaks.setdefault((phase, gpu), _Peak(self._live[gpu], self._live[gpu], ""))
             self._live[gpu] += size
+            self._highest[gpu] = max(self._highest[gpu], self._live[gpu])
             if self._live[gpu] > peak.peak_bytes:
                 peak.peak_bytes, peak.module = self._live[gpu], module
 
@@ -109,6 +115,8 @@ class MemoryLedger:
         """Forget all peaks."""
         with self._lock:
             self._peaks.clear()
+            for gpu in range(len(self.capacities)):
+                self.forget_peak(gpu)
 
     def peaks(self) -> tuple[MemoryPeak, ...]:
         """Return the peak of each GPU in each phase, phases in the order they began."""

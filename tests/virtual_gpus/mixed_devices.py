@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["FOR_THE_CPU_ALONE", "NOT_EQUAL", "TAKEN", "Taken"]
+__all__ = ["FOR_THE_CPU_ALONE", "NOT_EQUAL", "OTHERWISE_ON_CUDA", "TAKEN", "Taken"]
 
 CPU, CPU_SCALAR, GPU, GPU_SCALAR = "cpu", "0-dim on the cpu", "another gpu", "0-dim on another gpu"
 EVERYWHERE = frozenset({CPU, CPU_SCALAR, GPU, GPU_SCALAR})
@@ -124,3 +124,6 @@ NOT_EQUAL = {
 
 FOR_THE_CPU_ALONE = frozenset({"histogram", "histogramdd"})
 """Operators that CUDA has no kernel for, and virtual GPUs refuse."""
+
+OTHERWISE_ON_CUDA: dict[str, str] = {}
+"""Operators of which CUDA takes a sample that virtual GPUs refuse, or the other way round."""

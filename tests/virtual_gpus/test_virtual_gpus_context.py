@@ -299,3 +299,15 @@ def test_nothing_else_of_the_package_is_imported():
     rooms = {name for name in done.stdout.split() if ".virtual_gpus" not in name}
     plain = ("errors", "gpu_models", "gpu_spec", "remarks")
     assert rooms == {"glm4v_magic.core", *(f"glm4v_magic.core.{name}" for name in plain)}
+
+
+def test_the_peak_begins_anew_when_a_program_says_so() -> None:
+    with VirtualGPUs("2x1GiB") as gpus:
+        kept = torch.ones(256, device="cuda:1")
+        torch.ones(1024, device="cuda:1")
+        assert torch.cuda.max_memory_allocated(1) == kept.nbytes + 4096
+        torch.cuda.reset_peak_memory_stats(1)
+        assert torch.cuda.max_memory_allocated(1) == kept.nbytes
+        torch.ones(512, device="cuda:1")
+        assert torch.cuda.max_memory_allocated(1) == kept.nbytes + 2048
+        assert max(peak.peak_bytes for peak in gpus.peaks) == kept.nbytes + 4096

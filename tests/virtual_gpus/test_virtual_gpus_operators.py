@@ -8,14 +8,12 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from functools import cache
-from itertools import islice
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from glm4v_magic.virtual_gpus import MixedDeviceError, VirtualGPUs
 from tests.virtual_gpus.mixed_devices import (
@@ -27,43 +25,13 @@ from tests.virtual_gpus.mixed_devices import (
     NOT_EQUAL,
     TAKEN,
 )
+from tests.virtual_gpus.operator_database import call, on, operators, samples
 
 BY_DAY = 40
 SAMPLES_BY_DAY = 6
 SEED = 16
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PyTorch warns of its own deprecated operators
-
-
-@cache
-def operators() -> tuple[Any, ...]:
-    """Operators of floating-point numbers on the CPU; to import them takes ten seconds."""
-    from torch.testing._internal.common_methods_invocations import op_db
-
-    return tuple(op for op in op_db if op.supports_dtype(torch.float32, "cpu"))
-
-
-def samples(operator: Any, limit: int | None) -> Iterator[Any]:
-    torch.manual_seed(1)
-    yield from islice(operator.sample_inputs("cpu", torch.float32, requires_grad=False), limit)
-
-
-def on(device: str, value: Any) -> Any:
-    """The same arguments, tensors and devices among them on `device`."""
-
-    def moved(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor):
-            return leaf.clone().to(device)
-        is_cpu = leaf == "cpu" or (isinstance(leaf, torch.device) and leaf.type == "cpu")
-        return torch.device(device) if is_cpu else leaf
-
-    return tree_map(moved, value)
-
-
-def call(operator: Any, arguments: Any) -> Any:
-    first, args, kwargs = arguments
-    torch.manual_seed(3)
-    return operator(first, *args, **kwargs)
 
 
 def difference(expected: Any, found: Any) -> str | None:
