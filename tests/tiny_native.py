@@ -9,7 +9,7 @@ import importlib
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -232,13 +232,24 @@ def build(kind: str, described: dict[str, Any], device: str = "cpu") -> Any:
 
 
 def write(
-    kind: str, folder: Path, shard_size: str = "5GB", wide: bool = False, device: str = "cpu"
+    kind: str,
+    folder: Path,
+    shard_size: str = "5GB",
+    wide: bool = False,
+    device: str = "cpu",
+    text: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a checkpoint of a model type, made on a device; returns its folder."""
+    """Write a checkpoint of a model type, made on a device; returns its folder.
+
+    `text` is what the text part has instead of what it usually has.
+    """
     words = tokenizer(kind)
     described = config(kind, words)
     if wide:
         described = widened(described)
+    if text:
+        described["text_config"] |= text
+        described["vision_config"]["out_hidden_size"] = described["text_config"]["hidden_size"]
     model = build(kind, described, device)
     model.generation_config = GenerationConfig(
         eos_token_id=described["text_config"]["eos_token_id"],

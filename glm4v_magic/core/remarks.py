@@ -246,7 +246,8 @@ COMMON: Mapping[str, str] = {
         "small as it is loaded."
     ),
     "kernels_missing": (
-        "Install it with: pip install kernels; or restore the weights ({option:dtype=bfloat16})."
+        'Install it with: pip install "transformers[kernels]"; or restore the weights '
+        "({option:dtype=bfloat16})."
     ),
     "of_option": "{named:{name}}{rest}",
     "install": "Run {command}, then restart {process}.",

@@ -334,9 +334,13 @@ def _as_planned(made: Plan, here: Precision) -> Precision:
 
 
 def _require_kernels() -> None:
-    if importlib.util.find_spec("kernels") is None:
+    from transformers.utils import import_utils
+
+    # Another version than the one that transformers asks for is none to it.
+    if not import_utils.is_kernels_available():
         raise OptionError(
-            "Weights that stay in FP8 need the package kernels, which is not installed.",
+            "Weights that stay in FP8 need the package kernels, in a version that transformers "
+            "takes; it is not installed.",
             code="kernels_missing",
         )
 

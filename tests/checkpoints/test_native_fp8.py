@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 
@@ -11,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import FineGrainedFP8Config
 from transformers.integrations.finegrained_fp8 import replace_with_fp8_linear
+from transformers.utils import import_utils
 
+import glm4v_magic
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.conversation import Conversation, Message, Request
@@ -22,7 +25,6 @@ from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.doctor import diagnose, gather
 from glm4v_magic.engines import local
-from glm4v_magic.planning import decision
 from glm4v_magic.planning.decision import Placement, decide, make_plan
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
@@ -39,25 +41,37 @@ FP8 = {
 LARGEST = 448.0
 
 
-def is_held(name, weight):
+def is_held(name, weight, skipped):
     matrix = name.endswith("_proj.weight") and weight.dim() == 2
-    return matrix and not any(name.startswith(f"{skipped}.") for skipped in SKIPPED)
+    return matrix and not any(name.startswith(f"{each}.") for each in skipped)
 
 
-def blocks(weight):
-    """Scale of every value, and of every block."""
-    rows, columns = BLOCK
+def blocks(weight, block):
+    """Scale of every block, and of every value."""
+    rows, columns = block
     parts = [
         [part.abs().amax() / LARGEST for part in row.split(columns, dim=1)]
         for row in weight.split(rows)
     ]
     scales = torch.stack([torch.stack(row) for row in parts])
-    return scales, torch.stack(
-        [
-            torch.stack([scales[y // rows, x // columns] for x in range(weight.shape[1])])
-            for y in range(weight.shape[0])
-        ]
-    )
+    of_values = scales.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+    return scales, of_values[: weight.shape[0], : weight.shape[1]]
+
+
+def restored_by_hand(folder, into, quantization):
+    """Write the weights of a folder in FP8, and return what they are when they are restored."""
+    in_fp8, by_hand = {}, {}
+    for name, weight in load_file(folder / "model.safetensors").items():
+        in_fp8[name] = by_hand[name] = weight
+        if is_held(name, weight, quantization["modules_to_not_convert"]):
+            scales, of_values = blocks(weight, quantization["weight_block_size"])
+            in_fp8[name] = (weight / of_values).to(torch.float8_e4m3fn)
+            in_fp8[f"{name}_scale_inv"] = scales
+            by_hand[name] = in_fp8[name].float() * of_values
+    assert any(name.endswith("_scale_inv") for name in in_fp8)
+    save_file(in_fp8, into / "model.safetensors", metadata={"format": "pt"})
+    configure(into, quantization_config=quantization)
+    return by_hand
 
 
 @pytest.fixture(scope="module")
@@ -71,18 +85,8 @@ def checkpoints(native, tmp_path_factory):
         fp8, full = (tmp_path_factory.mktemp(f"{kind}-{name}") / "c" for name in ("fp8", "full"))
         for folder in (fp8, full):
             shutil.copytree(native(kind), folder)
-        in_fp8, by_hand = {}, {}
-        for name, weight in load_file(native(kind) / "model.safetensors").items():
-            in_fp8[name] = by_hand[name] = weight
-            if is_held(name, weight):
-                scales, of_values = blocks(weight)
-                in_fp8[name] = (weight / of_values).to(torch.float8_e4m3fn)
-                in_fp8[f"{name}_scale_inv"] = scales
-                by_hand[name] = in_fp8[name].float() * of_values
-        assert any(name.endswith("_scale_inv") for name in in_fp8)
-        save_file(in_fp8, fp8 / "model.safetensors", metadata={"format": "pt"})
+        by_hand = restored_by_hand(native(kind), fp8, FP8)
         save_file(by_hand, full / "model.safetensors", metadata={"format": "pt"})
-        configure(fp8, quantization_config=FP8)
         made[kind] = fp8, full
         return made[kind]
 
@@ -190,10 +194,11 @@ def test_a_tower_in_fp8_is_restored_everywhere(checkpoints, tmp_path):
 def test_weights_that_stay_need_their_kernels(checkpoints, monkeypatch):
     known, gpus = architecture(checkpoints("glm46v")[0]), parse_gpus("1xH100-80GB")
     options = PlacementOptions(images=0, context=512)
-    monkeypatch.setattr(decision.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(OptionError, match="need the package kernels"):
+    monkeypatch.setattr(import_utils, "is_kernels_available", lambda: False)
+    with pytest.raises(OptionError, match="need the package kernels") as refused:
         decide(known, options, gpus)
-    monkeypatch.setattr(decision.importlib.util, "find_spec", lambda name: name)
+    assert "transformers[kernels]" in str(refused.value)
+    monkeypatch.setattr(import_utils, "is_kernels_available", lambda: True)
     assert decide(known, options, gpus).fp8
     with pytest.raises(OptionError, match="published in FP8, and 4bit"):
         decide(known, PlacementOptions(images=0, context=512, quantize="4bit"), gpus)
@@ -243,3 +248,75 @@ def test_what_is_left_over_on_full_weights_does_no_harm(checkpoints, tmp_path, q
     assert not architecture(folder).shape().fp8
     assert not resolve(folder).architecture.shape().fp8
     assert answer(local.load(resolve(folder))) == answer(local.load(resolve(full)))
+
+
+def is_computed() -> bool:
+    """Whether there is a GPU that computes with FP8, and transformers finds its code for it."""
+    capable = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
+    return capable and import_utils.is_kernels_available()
+
+
+# Sides that blocks of 128 x 128 divide, as those of published checkpoints do.
+WIDE = {
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "moe_intermediate_size": 256,
+    "head_dim": 128,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [16, 8, 8],
+    },
+}
+WHOLE_BLOCKS = {
+    **FP8,
+    "weight_block_size": [128, 128],
+    "modules_to_not_convert": ["lm_head", "model.visual"],
+}
+
+
+def wide(kind, folder):
+    """A checkpoint in FP8 that kernels can compute with."""
+    text = WIDE if kind == "glm4v_moe" else {k: v for k, v in WIDE.items() if "moe" not in k}
+    full = tiny_native.write(kind, folder / "full", text=text)
+    made = shutil.copytree(full, folder / "fp8")
+    restored_by_hand(full, made, WHOLE_BLOCKS)
+    return made
+
+
+def last_logits(model):
+    torch.manual_seed(0)
+    ids = torch.randint(0, 300, (1, 40)).to(model.device)
+    with torch.inference_mode():
+        return model(input_ids=ids).logits[0].float().cpu()
+
+
+def loaded(folder, **options):
+    """An engine, and the bytes that its weights took on the GPU."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    engine = glm4v_magic.load(folder, gpus=[0], **options).engine
+    return engine, torch.cuda.memory_allocated() - before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not is_computed(), reason="no GPU computes with FP8 here, or no kernels")
+@pytest.mark.parametrize("kind", ["glm46v", "glm4v_moe"])
+def test_weights_that_stay_in_fp8_answer_like_restored_ones(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRANSFORMERS_DISABLE_DEEPGEMM_LINEAR", "1")  # would be downloaded
+    folder = wide(kind, tmp_path)
+    restored, _ = loaded(folder, dtype="bfloat16")
+    expected = last_logits(restored.model)
+    restored.close()
+    del restored
+    engine, taken = loaded(folder)
+    assert any(each.dtype == torch.float8_e4m3fn for each in engine.model.parameters())
+    planned = sum(stage.weight_bytes for stage in engine.info.plan.stages)
+    assert planned <= taken <= 1.03 * planned + 2**16
+    found = last_logits(engine.model)
+    assert (found - expected).abs().mean() < 0.3 * expected.std()  # 1.1 for unrelated ones
+    assert (found.argmax(-1) == expected.argmax(-1)).float().mean() > 0.5
+    assert answer(engine)
+    engine.close()

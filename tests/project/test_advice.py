@@ -10,7 +10,6 @@ import ast
 import random
 import re
 import shlex
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import golden
 import pytest
 import torch
 from PIL import Image
+from transformers.utils import import_utils
 
 import glm4v_magic
 from glm4v_magic.checkpoints.architecture import architecture
@@ -438,10 +438,11 @@ def test_weights_in_fp8_are_restored_where_they_cannot_stay(monkeypatch):
     monkeypatch.setattr(
         type(NINE_B), "shape", lambda _: replace(shape, units=units, fp8=True, dtype="bfloat16")
     )
-    monkeypatch.setitem(sys.modules, "kernels", None)
-    monkeypatch.setattr(decision.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(import_utils, "is_kernels_available", lambda: False)
     new, old = parse_gpus("2xH100-80GB"), parse_gpus("2xA100-80GB")
-    with pytest.raises(OptionError, match=r'pip install kernels; .* \(dtype="bfloat16"\)'):
+    with pytest.raises(
+        OptionError, match=r'pip install "transformers\[kernels\]"; .* \(dtype="bfloat16"\)'
+    ):
         decide(NINE_B, PlacementOptions(), new)
     assert not decide(NINE_B, PlacementOptions(dtype="bfloat16"), new).fp8
     kept = make_plan(NINE_B, PlacementOptions(), new)

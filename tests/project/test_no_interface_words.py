@@ -37,7 +37,7 @@ SENTENCES = {
 """Files whose messages may speak of notebooks."""
 
 NOTEBOOK = re.compile(r"\b(?:kernel|cell|notebook)(?:s|'s)?\b", re.IGNORECASE)
-NO_NOTEBOOK = re.compile(r"pip install kernels|the package kernels|non-CPU kernel")
+NO_NOTEBOOK = re.compile(r"transformers\[kernels\]|the package kernels|non-CPU kernel")
 """Packages of that name, and a message of CUDA."""
 MAGIC = re.compile(r"%glm4v|%config|%load_ext")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
