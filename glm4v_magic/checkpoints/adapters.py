@@ -41,6 +41,7 @@ _OF_ANOTHER = "Is it an adapter of another model?"
 
 
 Rank = Annotated[int, Field(ge=1, le=2**14)]  # peft makes matrices of it before it reads them
+Index = Annotated[int, Field(ge=0)]
 
 
 class _Config(BaseModel):
@@ -53,6 +54,7 @@ class _Config(BaseModel):
     lora_bias: bool | None = False
     target_parameters: list[str] | None = None
     layer_replication: None = None
+    trainable_token_indices: list[Index] | dict[str, list[Index]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 from glm4v_magic.checkpoints.adapters import ADAPTER_CONFIG, Adapter, Merges, read_adapter
 from glm4v_magic.checkpoints.files import TensorInfo, read_json, read_tensor_infos
+from glm4v_magic.checkpoints.outline import outline_of
 from glm4v_magic.checkpoints.quantized import (
     FULL,
     is_full,
@@ -103,9 +104,8 @@ def _with_dtype(
     Raises:
         CheckpointError: if it is one that models are not computed in.
     """
-    parts = [config]
-    if isinstance(config.get("text_config"), Mapping):
-        parts.append(config["text_config"])
+    text = outline_of(config).text_config
+    parts = [config] if text is None else [config, text]
     given = [part[key] for part in parts for key in ("dtype", "torch_dtype") if part.get(key)]
     for dtype in given:
         if isinstance(dtype, str) and dtype not in (*DTYPE_BYTES, _AUTO):
@@ -138,8 +138,8 @@ def with_vocabulary(
         for name in OF_VOCABULARY
         if name in tensors and len(tensors[name].shape) == 2 and tensors[name].dtype in FULL
     }
-    text = config.get("text_config")
-    inner = text if isinstance(text, dict) else config
+    text = outline_of(config).text_config
+    inner = config if text is None else text
     key = "padded_vocab_size" if config.get("model_type") == "chatglm" else "vocab_size"
     said = inner.get(key)
     if len(rows) != 1 or said in rows or not isinstance(said, int):

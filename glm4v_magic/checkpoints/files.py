@@ -230,11 +230,10 @@ def is_cut_short(folder: Path) -> bool:
     for index, single in ((INDEX, SINGLE), (_PICKLED_INDEX, _PICKLED)):
         if (folder / index).exists():
             try:
-                named = read_json(folder / index).get("weight_map")
+                named = _placed(folder / index)
             except CheckpointError:
                 return False
-            shards = named.values() if isinstance(named, dict) else ()
-            return not all(isinstance(each, str) and (folder / each).is_file() for each in shards)
+            return not all((folder / each).is_file() for each in named.values())
         if (folder / single).exists():
             return False
     try:
@@ -243,9 +242,13 @@ def is_cut_short(folder: Path) -> bool:
         return True
 
 
+def _placed(index: Path) -> dict[str, str]:
+    """Return the shard of each tensor."""
+    return checked(_Index, read_json(index), str(index), CheckpointError, _DAMAGED).weight_map
+
+
 def _read_sharded(folder: Path, index: str) -> dict[str, TensorInfo]:
-    where = folder / index
-    weight_map = checked(_Index, read_json(where), str(where), CheckpointError, _DAMAGED).weight_map
+    weight_map = _placed(folder / index)
     names = sorted(set(weight_map.values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
@@ -300,6 +303,7 @@ def _damaged(path: Path, size: int, fault: str) -> CheckpointError:
     """Return the error for a file that safetensors refuses; it does not say how much is there."""
     hint = "The download was cut short or damaged; download this file again."
     if "not fully covered" in fault:
+        # What is read here has passed safetensors' own checks but for the size of the file.
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             entries = json.loads(file.read(length))

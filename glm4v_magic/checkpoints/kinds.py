@@ -24,21 +24,24 @@ def require_known(config: Mapping[str, Any], where: str) -> None:
     """
     if layout.matches(config) or families.matches(config):
         return
-    classes = config.get("architectures")
-    first = str(classes[0]) if isinstance(classes, list) and classes else ""
+    # Not above: pydantic would be imported with the magics.
+    from glm4v_magic.checkpoints.outline import outline_of
+
+    outline = outline_of(config)
+    first = next(iter(outline.architectures), None) or ""
     if _COGVLM.lower() in first.lower():
         raise CheckpointError(
             f"{where} describes a model of CogVLM ({printable(first)}), which runs with its own "
             "code only; that is not done here.",
             code="of_cogvlm",
         )
-    if "model_type" not in config:
+    if outline.model_type is None:
         raise CheckpointError(
             f"{where} has no 'model_type', so it does not describe a model.",
             f"Known are {', '.join(families.KNOWN)}.",
         )
-    kind = config["model_type"]
-    vision = "" if "vision_config" in config else " without a vision tower"
+    kind = outline.model_type
+    vision = " without a vision tower" if outline.vision_config is None else ""
     raise CheckpointError(
         f"{where} describes a model of type {printable(str(kind))!r}{vision}.",
         f"Known are {', '.join(families.KNOWN)}.",

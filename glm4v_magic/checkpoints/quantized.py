@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from glm4v_magic.checkpoints.files import TensorInfo
+from glm4v_magic.checkpoints.outline import outline_of
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.wording import printable
 
@@ -43,16 +44,14 @@ _BY_NAMES = (  # the first that ends the name of a weight
 
 def quantization_of(config: Mapping[str, Any]) -> Any:
     """Return the ``quantization_config`` of a configuration, or of its text part; or ``None``."""
-    text = config.get("text_config")
-    outer = config.get(QUANTIZATION)
-    return text.get(QUANTIZATION) if outer is None and isinstance(text, Mapping) else outer
+    return outline_of(config).quantization
 
 
 def without_quantization(config: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration that says nothing about quantisation."""
     full = {name: value for name, value in config.items() if name != QUANTIZATION}
-    text = full.get("text_config")
-    if isinstance(text, Mapping) and QUANTIZATION in text:
+    text = outline_of(config).text_config
+    if text is not None and QUANTIZATION in text:
         full["text_config"] = {name: value for name, value in text.items() if name != QUANTIZATION}
     return full
 
@@ -69,31 +68,27 @@ def method_of(config: Mapping[str, Any], tensors: Iterable[str] = ()) -> str:
         config: parsed ``config.json``.
         tensors: names of the weights, which tell if the configuration does not.
     """
-    found = quantization_of(config)
-    if isinstance(found, Mapping):
-        method = found.get("quant_method")
-        if method is None and (found.get("load_in_4bit") or found.get("load_in_8bit")):
-            method = "bitsandbytes"
-        if isinstance(method, str):
-            return method
+    outline = outline_of(config)
+    said = outline.scheme.method
+    if said is not None:
+        return said
     names = tuple(tensors)
     for ending, method in _BY_NAMES:
         if any(name.endswith(ending) for name in names):
             return method
-    return "" if found is None else "an unknown scheme"
+    return "" if outline.quantization is None else "an unknown scheme"
 
 
 def scheme_of(config: Mapping[str, Any], tensors: Iterable[str] = ()) -> str:
     """Return the name of the scheme for people; arguments as `method_of`."""
     method = method_of(config, tensors)
-    found = quantization_of(config)
-    said: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
-    bits = said.get("bits") or (4 if said.get("load_in_4bit") else 8)
+    said = outline_of(config).scheme
+    bits = said.bits or (4 if said.load_in_4bit else 8)
     name = _NAMES.get(method, method)
-    if method in ("gptq", "awq", "bitsandbytes") and said:
-        return f"{name} ({printable(str(bits))} bits)"
-    if method == "compressed-tensors" and isinstance(said.get("format"), str):
-        return f"{name} ({printable(said['format'])})"
+    if method in ("gptq", "awq", "bitsandbytes") and said.model_fields_set:
+        return f"{name} ({bits} bits)"
+    if method == "compressed-tensors" and said.format is not None:
+        return f"{name} ({printable(said.format)})"
     return printable(name)
 
 

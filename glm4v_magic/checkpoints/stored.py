@@ -15,6 +15,7 @@ from typing import Any
 
 from glm4v_magic.checkpoints.contents import Contents
 from glm4v_magic.checkpoints.files import TensorInfo
+from glm4v_magic.checkpoints.outline import outline_of
 from glm4v_magic.checkpoints.quantized import (
     is_full,
     method_of,
@@ -125,9 +126,10 @@ def read_stored(contents: Contents, where: str) -> Stored | None:
             "ones.",
             code="base_is_quantised",
         )
-    given = quantization_of(config)
+    outline = outline_of(config)
+    given = outline.quantization_entries
     if method == "compressed-tensors":
-        if not isinstance(given, Mapping) or not isinstance(given.get("config_groups"), Mapping):
+        if outline.scheme.config_groups is None:
             raise refused(where, scheme)
         restored = {**given, "dequantize": True}
         return Stored(scheme, None, ("compressed_tensors", "compressed"), restored)
@@ -148,14 +150,14 @@ def is_told_by(name: str, packed: Collection[str]) -> bool:
 
 
 def _of_bitsandbytes(
-    given: Any, tensors: Mapping[str, TensorInfo], where: str, scheme: str
+    given: Mapping[str, Any], tensors: Mapping[str, TensorInfo], where: str, scheme: str
 ) -> Stored:
     is_four = any(name.endswith(_ABSMAX) for name in tensors)
     if not is_four and not any(name.endswith(_ROW_SCALES) for name in tensors):
         raise refused(where, scheme)
     packed = tuple(_packed_4bit(tensors) if is_four else _packed_8bit(tensors))
     held = {each.module for each in packed}
-    config = dict(given) if isinstance(given, Mapping) else {}
+    config = dict(given)
     config.setdefault("quant_method", "bitsandbytes")
     config["load_in_4bit"], config["load_in_8bit"] = is_four, not is_four
     if is_four and "bnb_4bit_quant_type" not in config:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, create_model
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import (
@@ -29,6 +31,7 @@ from transformers.generation import (
 from glm4v_magic.core.options import LEAST_PENALTY, Sampling
 from glm4v_magic.core.wording import printable
 from glm4v_magic.engines.grammars import Guide
+from glm4v_magic.outside.lenient import OR_NONE, Count, Flag, Number
 
 __all__ = ["ThinkingBudget", "TokenSampler", "call_config", "checkpoint_config", "pick"]
 
@@ -39,26 +42,71 @@ _TOP_K = 50
 """Number of likeliest tokens that `generate` samples from if neither checkpoint nor call says it
 (transformers.GenerationConfig, `_get_default_generation_params`)."""
 
-# Name, processor, and the value that changes nothing. The first two read the ids so far.
-_READERS: tuple[tuple[str, Any, float], ...] = (
-    ("repetition_penalty", RepetitionPenaltyLogitsProcessor, 1.0),
-    ("no_repeat_ngram_size", NoRepeatNGramLogitsProcessor, 0),
-)
-_WARPERS: tuple[tuple[str, Any, float], ...] = (
-    ("temperature", TemperatureLogitsWarper, 1.0),
-    ("top_k", TopKLogitsWarper, 0),
-    ("top_p", TopPLogitsWarper, 1.0),
-    ("min_p", MinPLogitsWarper, 0.0),
-    ("typical_p", TypicalLogitsWarper, 1.0),
-    ("epsilon_cutoff", EpsilonLogitsWarper, 0.0),
-    ("eta_cutoff", EtaLogitsWarper, 0.0),
-)
 _HOTTEST = 1e30
 """Highest temperature that is applied: beyond float32, logits of minus infinity would become NaN,
 and far below it all tokens are equally likely."""
 
+
+def _off_below_zero(value: float) -> int:
+    if not value.is_integer():
+        raise ValueError("it should be a whole number")
+    return max(int(value), 0)  # -1 is how vLLM's configs turn top_k off
+
+
+_Whole = Annotated[Number, AfterValidator(_off_below_zero)]
+_Penalty = Annotated[Number, Field(ge=LEAST_PENALTY, le=1 / LEAST_PENALTY)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step from logits to the scores that a token is chosen by.
+
+    Attributes:
+        maker: transformers' processor, made with the setting's value; it refuses what is out of
+            its range.
+        off: value that changes nothing.
+        type: type of the setting in a generation config.
+    """
+
+    maker: Any
+    off: float
+    type: Any = Number
+
+    @property
+    def setting(self) -> Any:
+        """Type of the setting, where a value that the processor refuses counts as missing."""
+
+        def suits(value: float) -> float:
+            self.made(value)
+            return value
+
+        return Annotated[Annotated[self.type, AfterValidator(suits)] | None, OR_NONE]
+
+    def made(self, value: float | None) -> list[Any]:
+        """Return the processor, in a list that is empty if it would change nothing."""
+        return [] if value is None or value == self.off else [self.maker(value)]
+
+
+# By their names in a generation config, in the order in which `generate` applies them; an option of
+# `Sampling` of the same name replaces the checkpoint's value. The first two read the ids so far.
+_READERS: Mapping[str, _Step] = {
+    "repetition_penalty": _Step(RepetitionPenaltyLogitsProcessor, 1.0, _Penalty),
+    "no_repeat_ngram_size": _Step(NoRepeatNGramLogitsProcessor, 0, _Whole),
+}
+_WARPERS: Mapping[str, _Step] = {
+    "temperature": _Step(TemperatureLogitsWarper, 1.0),
+    "top_k": _Step(TopKLogitsWarper, 0, _Whole),
+    "top_p": _Step(TopPLogitsWarper, 1.0),
+    "min_p": _Step(MinPLogitsWarper, 0.0),
+    "typical_p": _Step(TypicalLogitsWarper, 1.0),
+    "epsilon_cutoff": _Step(EpsilonLogitsWarper, 0.0),
+    "eta_cutoff": _Step(EtaLogitsWarper, 0.0),
+}
+_STEPS = {**_READERS, **_WARPERS}
+_GIVEN = tuple(each.name for each in fields(Sampling) if each.name in _STEPS)
+"""Steps that are options of a call."""
+
 _LONGEST_NOTE = 100  # characters of what a file says
-_WHOLE_NUMBERS = ("no_repeat_ngram_size", "top_k")
 
 _OF_CALLS = ("max_length", "max_new_tokens", "use_cache")
 """Settings that are not reported, because the options of a call or the context length replace
@@ -68,8 +116,27 @@ _ABOUT_OUTPUT = (
     "output_attentions", "output_hidden_states", "output_logits", "output_scores",
     "return_dict_in_generate",
 )  # fmt: skip
-_MAKERS = {each: (maker, off) for each, maker, off in (*_READERS, *_WARPERS)}
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+class _Known(BaseModel):
+    do_sample: Flag = None
+    greedy: Annotated[
+        Annotated[Number, Field(ge=0, le=_GREEDY)] | None,
+        OR_NONE,
+        Field(validation_alias="temperature"),
+    ] = None
+    eos_token_id: Annotated[list[Count], BeforeValidator(_listed)] = []
+    pad_token_id: Count = None
+
+
+_SETTINGS: Any = {name: (step.setting, None) for name, step in _STEPS.items()}
+_Published: Any = create_model("_Published", __base__=_Known, **_SETTINGS)
+"""Settings of a generation config that count here; what cannot be used counts as missing."""
 
 
 def checkpoint_config(
@@ -85,56 +152,23 @@ def checkpoint_config(
     Returns:
         The config that calls start from, and the settings that are left out, as ``name=value``.
     """
-    config = GenerationConfig(do_sample=published.do_sample is True, eos_token_id=sorted(ends))
-    left_out = []
-    for name, value in vars(published).items():
-        if name == "eos_token_id":
-            named = value if isinstance(value, list) else [value]
-            ids = [each for each in named if _is_id(each) and each < vocabulary]
-            config.eos_token_id = sorted({*config.eos_token_id, *ids})
-            if value is not None and len(ids) < len(named):
-                left_out.append(_note(name, value))
-        elif name == "pad_token_id":
-            config.pad_token_id = value if _is_id(value) else None
-        elif name == "temperature" and _is_number(value) and 0 <= value <= _GREEDY:
-            config.do_sample = False
-        elif not _take(config, name, value) and _matters(name, value):
-            left_out.append(_note(name, value))
-    return config, tuple(sorted(left_out))
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    """Tell whether a value is a number within the range of a float."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def _take(config: GenerationConfig, name: str, value: object) -> bool:
-    """Set a value of the file if it is supported; returns whether it is."""
-    if name not in _MAKERS:
-        return name == "do_sample" and isinstance(value, bool)
-    if not _is_number(value):
-        return False
-    if name == "repetition_penalty" and not LEAST_PENALTY <= value <= 1 / LEAST_PENALTY:
-        return False
-    maker, off = _MAKERS[name]
-    if name in _WHOLE_NUMBERS:
-        if value != int(value):
-            return False
-        value = max(int(value), 0)  # -1 is how vLLM's configs turn top_k off
-    else:
-        value = float(value)
-    try:
-        if value != off:
-            maker(value)
-    except (TypeError, ValueError):
-        return False
-    setattr(config, name, value)
-    return True
+    named = vars(published)
+    read = _Published.model_validate(named)
+    ids = {each for each in read.eos_token_id if each is not None and each < vocabulary}
+    config = GenerationConfig(
+        do_sample=bool(read.do_sample) and read.greedy is None,
+        eos_token_id=sorted({*ends, *ids}),
+        pad_token_id=read.pad_token_id,
+    )
+    for name in _STEPS:
+        setattr(config, name, getattr(read, name))
+    left_out = {name for name, value in named.items() if _matters(name, value)}
+    left_out -= {name for name in (*_STEPS, "do_sample") if getattr(read, name) is not None}
+    if read.greedy is not None:
+        left_out.discard("temperature")
+    if len(ids) < len(set(read.eos_token_id)):
+        left_out.add("eos_token_id")
+    return config, tuple(sorted(_note(name, named[name]) for name in left_out))
 
 
 def _note(name: str, value: object) -> str:
@@ -166,10 +200,6 @@ _NEUTRAL: dict[str, object] = {
 }
 
 
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
 def call_config(base: GenerationConfig, sampling: Sampling, room: int) -> GenerationConfig:
     """Return a generation config: `sampling` on top of the checkpoint's defaults.
 
@@ -181,19 +211,18 @@ def call_config(base: GenerationConfig, sampling: Sampling, room: int) -> Genera
     config = copy.deepcopy(base)
     config.max_length = None
     config.max_new_tokens = min(sampling.max_tokens, room)
-    if sampling.temperature is not None:
-        config.do_sample = sampling.temperature > _GREEDY
-        config.temperature = float(sampling.temperature) if config.do_sample else None
-    for name in ("top_p", "top_k", "min_p", "repetition_penalty"):
+    for name in _GIVEN:
         value = getattr(sampling, name)
         if value is not None:
             setattr(config, name, value)
+    if sampling.temperature is not None:
+        config.do_sample = sampling.temperature > _GREEDY
     if not config.do_sample:  # transformers warns about sampling values that greedy ignores
-        for name, _, _ in _WARPERS:
+        for name in _WARPERS:
             setattr(config, name, None)
         return config
     if config.temperature is not None:
-        config.temperature = min(config.temperature, _HOTTEST)
+        config.temperature = min(float(config.temperature), _HOTTEST)
     if config.top_k is None:
         config.top_k = _TOP_K
     return config
@@ -338,12 +367,11 @@ def pick(config: GenerationConfig, seed: int | None, scores: Sequence[float]) ->
         scores: log-probability of each text.
     """
     config = copy.deepcopy(config)
-    for name, _, _ in _READERS:
+    for name in _READERS:
         setattr(config, name, None)
     logits = torch.tensor([scores], dtype=torch.float32)
     return TokenSampler(config, seed, "cpu").choose(torch.empty(0), logits)
 
 
-def _made(config: GenerationConfig, table: tuple[tuple[str, Any, float], ...]) -> list[Any]:
-    found = ((maker, getattr(config, name), off) for name, maker, off in table)
-    return [maker(value) for maker, value, off in found if value is not None and value != off]
+def _made(config: GenerationConfig, steps: Mapping[str, _Step]) -> list[Any]:
+    return [each for name, step in steps.items() for each in step.made(getattr(config, name))]

@@ -398,6 +398,10 @@ BROKEN = {
         "is an adapter itself",
     ),
     "a huge rank": (lambda a: edit(a, r=10**9), "has 1000000000 for 'r'"),
+    "odd tokens": (
+        lambda a: edit(a, trainable_token_indices={"embed_tokens": ["x"]}),
+        "trainable_token_indices",
+    ),
     "huge ranks": (lambda a: edit(a, rank_pattern={"x": 10**9}), "'rank_pattern.x'"),
     "another rank": (lambda a: edit(a, r=2), "peft cannot merge"),
     "other modules": (lambda a: edit(a, target_modules=["x"]), "peft cannot merge"),

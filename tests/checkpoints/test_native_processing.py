@@ -188,9 +188,12 @@ def broken(native, tmp_path, **files):
         ({"preprocessor_config": "{"}, "preprocessor_config.json"),
         ({"preprocessor_config": {"size": {"longest_edge": 0}}}, "longest_edge"),
         ({"preprocessor_config": {"patch_size": 16}}, "16 for patch_size"),
-        ({"preprocessor_config": {"merge_size": "2"}}, "'2' for merge_size"),
-        ({"preprocessor_config": {"image_mean": None}}, "None for image_mean"),
-        ({"preprocessor_config": {"image_std": [1, 0, 1]}}, "three numbers above 0"),
+        ({"preprocessor_config": {"merge_size": "2"}}, "'2' for 'merge_size'"),
+        ({"preprocessor_config": {"image_mean": None}}, "null for 'image_mean'"),
+        (
+            {"preprocessor_config": {"image_std": [1, 0, 1]}},
+            "0 for .image_std.1..: it .* than 0",
+        ),
     ],
 )
 def test_files_that_do_not_suit(native, tmp_path, files, message):

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.checkpoints.files import is_cut_short
 from glm4v_magic.checkpoints.names import named
 from glm4v_magic.checkpoints.places import find_place
 from glm4v_magic.core.errors import CheckpointError
@@ -372,3 +373,39 @@ def test_names_of_the_embedded_models_as_people_type_them(typed, meant, tmp_path
     for other in ("demos", "a/demo", "glm4", "4.5v"):
         assert named(other) is None
         assert find_place(other).name == other
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"architectures": 3}, "has no 'model_type'"),
+        ({"architectures": [], "model_type": None}, "has no 'model_type'"),
+        (
+            {"architectures": [3, "CogVLM"], "model_type": ["glm4v"]},
+            r"of type \"\['glm4v'\]\" with",
+        ),
+        ({"model_type": "glm4v", "text_config": 3}, "for 'text_config': it should be an object"),
+        ({"model_type": "chatglm", "text_config": []}, "of type 'chatglm' without a vision tower"),
+    ],
+)
+def test_keys_of_the_wrong_type_are_named_in_one_line(tmp_path, config, message):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        architecture(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("index", "is_short"),
+    [
+        ({"weight_map": {"a": "one.safetensors"}}, False),
+        ({"weight_map": {"a": "two.safetensors"}}, True),
+        ({"weight_map": {"a": 3}}, False),  # damaged, as is said where it is read
+        ({"weight_map": []}, False),
+        ([], False),
+    ],
+)
+def test_an_index_tells_whether_a_download_was_cut_short(tmp_path, index, is_short):
+    (tmp_path / "one.safetensors").touch()
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert is_cut_short(tmp_path) is is_short

@@ -284,8 +284,13 @@ source = open(spec.origin, encoding="utf-8").read()
 assert source.count({NEXT!r}) == 1
 exec(compile(source.replace({NEXT!r}, {ENTRY + NEXT!r}), spec.origin, "exec"), vars(module))
 
+from transformers import GenerationConfig
+
+from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.python_options import accepts
+from glm4v_magic.engines.sampling import call_config
+from glm4v_magic.engines.server.question import body_of
 from glm4v_magic.notebook.command_line import parse
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.completion import complete
@@ -310,7 +315,11 @@ class Asked:
         return module.taken(module.Sampling, options)
 
 
-assert Asked().ask("What?", typical_p=0.25).typical_p == 0.25
+sampling = Asked().ask("What?", typical_p=0.25)
+assert sampling.typical_p == 0.25
+assert call_config(GenerationConfig(do_sample=True), sampling, 9).typical_p == 0.25
+request = Request(Conversation((Message("user", "What?"),)), sampling)
+assert body_of("m", request)["typical_p"] == 0.25
 for refuse in (
     lambda: Asked().ask("What?", typical_p=2),
     lambda: read_question({{**body, "typical_p": 2}}, "m"),

@@ -20,7 +20,7 @@ from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import GenerationInterrupted
 from glm4v_magic.core.events import Finished, Text
-from glm4v_magic.core.options import Sampling, check
+from glm4v_magic.core.options import Sampling, check, of_group
 from glm4v_magic.core.placement import Place
 from glm4v_magic.engines import kv_block, local
 from glm4v_magic.engines.sampling import TokenSampler, call_config, checkpoint_config
@@ -411,3 +411,24 @@ def test_the_ends_of_the_ranges_are_sampled(engine, extreme, form):
     assert len(said) == 2
     assert all(each.usage.new_tokens for each in said)
     assert form is None or all(re.fullmatch("[a-z]{5}", each.text) for each in said)
+
+
+OF_GENERATE = [each for each in of_group(Sampling) if hasattr(GenerationConfig(), each.name)]
+
+
+@pytest.mark.parametrize("option", OF_GENERATE, ids=lambda each: each.name)
+def test_each_option_of_the_table_that_generate_knows_changes_what_is_drawn(option):
+    value = {"int": int, "float": float}[option.type](option.example or 1)
+    ids = torch.tensor([[0, 0, 1]])
+    scores = torch.tensor([[0.6, 0.25, 0.1, 0.05]]).log()
+
+    def drawn(**options):
+        config = call_config(GenerationConfig(do_sample=True), Sampling(8, **options), 20)
+        samplers = [TokenSampler(config, seed, "cpu") for seed in range(100)]
+        return [sampler.choose(ids, scores.clone()) for sampler in samplers]
+
+    assert drawn(**{option.name: value}) != drawn()
+
+
+def test_options_that_generate_knows_are_found():
+    assert {"temperature", "top_k", "repetition_penalty"} <= {each.name for each in OF_GENERATE}

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
+from glm4v_magic.checkpoints.outline import outline_of
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.outside import checked
 
@@ -185,19 +186,19 @@ def read_config(config: dict[str, Any], where: str) -> dict[str, Any]:
         CheckpointError: if a key is missing or invalid.
     """
     nested = _with_text_config(config)
-    text = nested.get("text_config")
-    kind: type[_Config] = _ConfigWithExperts if has_experts(text) else _Config
+    text = outline_of(nested).text_config
+    kind: type[_Config] = _ConfigWithExperts if has_experts(text or {}) else _Config
     if config.get("model_type") == _HYBRID:
         kind = _ConfigOfHybrid
-        if isinstance(text, dict):
+        if text is not None:
             nested = {**nested, "text_config": {**_DEFAULTS, **text}}
     checked(kind, nested, where, CheckpointError, _FOREIGN)
     return nested
 
 
-def has_experts(text: object) -> bool:
+def has_experts(text: Mapping[str, Any]) -> bool:
     """Tell whether the text part of a configuration has routed experts."""
-    return isinstance(text, Mapping) and "n_routed_experts" in text
+    return "n_routed_experts" in text
 
 
 def _with_text_config(config: dict[str, Any]) -> dict[str, Any]:

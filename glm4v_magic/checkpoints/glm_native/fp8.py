@@ -104,7 +104,7 @@ def read_fp8(config: Mapping[str, Any], where: str) -> Fp8 | None:
     if method_of(config) != "fp8":
         raise refused(where, scheme_of(config))
     what = f"{QUANTIZATION} of {where}"
-    read = checked(_Config, dict(found), what, CheckpointError, _OTHER)
+    read = checked(_Config, found, what, CheckpointError, _OTHER)
     rows, columns = read.weight_block_size
     skipped = read.modules_to_not_convert
     if skipped is None:

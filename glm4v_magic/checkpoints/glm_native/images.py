@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,12 +20,14 @@ from torch import Tensor
 
 from glm4v_magic.checkpoints.files import read_json
 from glm4v_magic.checkpoints.glm_native.families import Family
+from glm4v_magic.checkpoints.glm_native.image_limits import FILE
 from glm4v_magic.core.errors import CheckpointError, ConversationError, reason
 from glm4v_magic.core.image import SourcedImage
 from glm4v_magic.core.video import SourcedVideo
 from glm4v_magic.core.wording import pixels
 from glm4v_magic.images import to_rgb
 from glm4v_magic.outside import checked
+from glm4v_magic.outside.lenient import Number
 
 __all__ = ["Patches"]
 
@@ -43,13 +45,18 @@ class _VideoFile(BaseModel):
     size: _VideoSize = _VideoSize()
 
 
-def _are_channels(values: object, above: float | None) -> bool:
-    return (
-        isinstance(values, list | tuple)
-        and len(values) == 3
-        and all(isinstance(each, int | float) for each in values)
-        and (above is None or min(values) > above)
-    )
+_Side = Annotated[int, Field(strict=True, ge=1)]
+_THREE = Field(min_length=3, max_length=3)
+
+
+class _ImageFile(BaseModel):
+    """Keys of a ``preprocessor_config.json``, with transformers' values of those that it lacks."""
+
+    image_mean: Annotated[list[Number], _THREE]
+    image_std: Annotated[list[Annotated[Number, Field(gt=0)]], _THREE]
+    merge_size: _Side
+    patch_size: _Side
+    temporal_patch_size: _Side
 
 
 def _video_size(folder: Path, rule: str) -> _VideoSize:
@@ -115,20 +122,16 @@ class Patches:
             "temporal_patch_size": "temporal_patch_size",
             "merge_size": "spatial_merge_size",
         }
+        file = self._folder / FILE
+        named = {name: getattr(self._processor, name) for name in _ImageFile.model_fields}
+        checked(_ImageFile, named, str(file), CheckpointError, "Download it again.")
         for name, in_config in pairs.items():
-            found, expected = getattr(self._processor, name), vision[in_config]
+            found, expected = named[name], vision[in_config]
             if found != expected:
                 raise CheckpointError(
-                    f"{self._folder / 'preprocessor_config.json'} has {found!r} for {name}, but "
+                    f"{file} has {found!r} for {name}, but "
                     f"config.json has {expected!r} for {in_config}.",
                     "The files do not belong together; download them again.",
-                )
-        for name, values in zip(("image_mean", "image_std"), self._normal, strict=True):
-            if not _are_channels(values, above=0 if name == "image_std" else None):
-                raise CheckpointError(
-                    f"{self._folder / 'preprocessor_config.json'} has {values!r} for {name}, which "
-                    "are not three numbers" + (" above 0." if name == "image_std" else "."),
-                    "Download it again.",
                 )
 
     @cached_property

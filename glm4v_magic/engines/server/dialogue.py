@@ -189,7 +189,7 @@ class Dialogue:
         if refused.status == httpx.codes.NOT_FOUND and self._offered:
             refused.advise(f"It serves {self.connection.said(listed(self._offered))}.")
         if refused.status in (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY):
-            names = (*EXTENSIONS, "thinking", "effort", "max_thinking")
+            names = (*EXTENSIONS, "thinking", "effort")
             sent = [name for name in names if getattr(request.sampling, name) is not None]
             partial = request.conversation.partial
             if sent:

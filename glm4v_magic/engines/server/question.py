@@ -9,19 +9,25 @@ from typing import Any
 
 from glm4v_magic.core.conversation import Message, Request
 from glm4v_magic.core.image import SourcedImage
+from glm4v_magic.core.options import Sampling, of_group
 from glm4v_magic.engines.thinking import CLOSE, OPEN
 
 __all__ = ["EXTENSIONS", "body_of"]
 
-EXTENSIONS = ("top_k", "min_p", "repetition_penalty")
-"""Sampling parameters that OpenAI's protocol lacks; vLLM and SGLang accept them."""
+_OPENAI = ("max_tokens", "temperature", "top_p", "seed")
+"""Sampling parameters of OpenAI's protocol."""
 
+EXTENSIONS = tuple(
+    each.name for each in of_group(Sampling) if each.who.request and each.name not in _OPENAI
+)
+"""Sampling parameters that OpenAI's protocol lacks; vLLM and SGLang accept most of them."""
 
-_RENAMED = {
-    "repetition_penalty": "repeat_penalty",  # llama.cpp's name for it
-    "effort": "reasoning_effort",
-    "max_thinking": "thinking_token_budget",  # vLLM's
+_THEIRS = {
+    "repetition_penalty": ("repetition_penalty", "repeat_penalty"),  # the latter of llama.cpp
+    "effort": ("reasoning_effort",),
+    "max_thinking": ("thinking_token_budget",),  # of vLLM
 }
+"""Names of those parameters that are not called as here."""
 
 
 def body_of(model: str, request: Request) -> dict[str, Any]:
@@ -37,16 +43,11 @@ def body_of(model: str, request: Request) -> dict[str, Any]:
         "messages": [_message(message) for message in conversation.messages],
         "stream": True,
         "stream_options": {"include_usage": True},
-        "max_tokens": sampling.max_tokens,
     }
-    for name in ("temperature", "top_p", "seed", *EXTENSIONS):
+    for name in (*_OPENAI, *EXTENSIONS, "effort"):
         value = getattr(sampling, name)
         if value is not None:
-            body[name] = value
-    for name, theirs in _RENAMED.items():
-        value = getattr(sampling, name)
-        if value is not None:
-            body[theirs] = value
+            body |= dict.fromkeys(_THEIRS.get(name, (name,)), value)
     if sampling.logprobs is not None:
         body["logprobs"] = True
         if sampling.logprobs:

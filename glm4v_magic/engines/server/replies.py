@@ -16,10 +16,10 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
 )
 from pydantic_core import from_json
+
+from glm4v_magic.outside.lenient import OR_EMPTY, OR_NO_ENTRIES, OR_NONE, Count, Flag, Words
 
 __all__ = [
     "Chunk",
@@ -36,37 +36,9 @@ __all__ = [
 ]
 
 
-def _or_none(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-    try:
-        return validate(value)
-    except ValidationError:
-        return None
-
-
-def _or_empty(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-    try:
-        return validate(value)
-    except ValidationError:
-        return []
-
-
-def _or_no_entries(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-    try:
-        return validate(value)
-    except ValidationError:
-        return {}
-
-
-_LENIENT = WrapValidator(_or_none)
-_EMPTY = WrapValidator(_or_empty)
-_NONE = WrapValidator(_or_no_entries)
-
-Count = Annotated[Annotated[int, Field(strict=True, ge=0)] | None, _LENIENT]
 Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
 Size = Annotated[int, Field(strict=True, ge=1)]
-Words = Annotated[Annotated[str, StringConstraints(strict=True)] | None, _LENIENT]
 Probability = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
-Flag = Annotated[Annotated[bool, Field(strict=True)] | None, _LENIENT]
 
 
 class OwnFacts(BaseModel):
@@ -74,16 +46,16 @@ class OwnFacts(BaseModel):
 
     notice: Words = ""
     max_images: Count = None
-    image_size: Annotated[tuple[Size, Size] | None, _LENIENT] = None
+    image_size: Annotated[tuple[Size, Size] | None, OR_NONE] = None
     visual_tokens: Count = None
     thinks: Flag = None
-    efforts: Annotated[list[Words], _EMPTY] = []
+    efforts: Annotated[list[Words], OR_EMPTY] = []
 
 
 class OwnAnswer(BaseModel):
     """Part of a reply that only our own server sends; fields as in `Generation`."""
 
-    choices: Annotated[dict[str, Probability], _NONE] = {}
+    choices: Annotated[dict[str, Probability], OR_NO_ENTRIES] = {}
 
 
 class ModelEntry(BaseModel):
@@ -91,13 +63,13 @@ class ModelEntry(BaseModel):
 
     id: str
     max_model_len: Count = None
-    glm4v_magic: Annotated[OwnFacts | None, _LENIENT] = None
+    glm4v_magic: Annotated[OwnFacts | None, OR_NONE] = None
 
 
 class ModelList(BaseModel):
     """``GET /models``. Entries without a name are left out."""
 
-    data: list[Annotated[ModelEntry | None, _LENIENT]]
+    data: list[Annotated[ModelEntry | None, OR_NONE]]
 
     def by_name(self) -> dict[str, ModelEntry]:
         """Return the entries by the names of their models."""
@@ -117,8 +89,8 @@ class TokenCounts(BaseModel):
 
     prompt_tokens: Count = None
     completion_tokens: Count = None
-    prompt_tokens_details: Annotated[_PromptDetails | None, _LENIENT] = None
-    completion_tokens_details: Annotated[_CompletionDetails | None, _LENIENT] = None
+    prompt_tokens_details: Annotated[_PromptDetails | None, OR_NONE] = None
+    completion_tokens_details: Annotated[_CompletionDetails | None, OR_NONE] = None
     reasoning_tokens: Count = None
 
     @property
@@ -152,7 +124,7 @@ class _Function(BaseModel):
 
 
 class _ToolCall(BaseModel):
-    function: Annotated[_Function | None, _LENIENT] = None
+    function: Annotated[_Function | None, OR_NONE] = None
 
 
 class Delta(BaseModel):
@@ -160,7 +132,7 @@ class Delta(BaseModel):
 
     content: Annotated[Words, BeforeValidator(_as_text)] = None
     refusal: Words = None
-    tool_calls: Annotated[list[_ToolCall], _EMPTY] = []
+    tool_calls: Annotated[list[_ToolCall], OR_EMPTY] = []
     reasoning_content: Words = None
     reasoning: Words = None
 
@@ -175,27 +147,27 @@ class ScoredToken(BaseModel):
 
     token: Annotated[str, StringConstraints(strict=True)]
     logprob: Annotated[float, Field(allow_inf_nan=False)]
-    bytes: Annotated[list[Byte] | None, _LENIENT] = None
+    bytes: Annotated[list[Byte] | None, OR_NONE] = None
 
 
 class TokenLogprob(ScoredToken):
     """A token of the answer with the likeliest ones at its place."""
 
-    top_logprobs: Annotated[list[Annotated[ScoredToken | None, _LENIENT]], _EMPTY] = []
+    top_logprobs: Annotated[list[Annotated[ScoredToken | None, OR_NONE]], OR_EMPTY] = []
 
 
 class _Logprobs(BaseModel):
-    content: Annotated[list[Annotated[TokenLogprob | None, _LENIENT]], _EMPTY] = []
+    content: Annotated[list[Annotated[TokenLogprob | None, OR_NONE]], OR_EMPTY] = []
 
 
 class _Choice(BaseModel):
     index: Count = None
     delta: Annotated[
-        Delta | None, _LENIENT, Field(validation_alias=AliasChoices("delta", "message"))
+        Delta | None, OR_NONE, Field(validation_alias=AliasChoices("delta", "message"))
     ] = None
-    logprobs: Annotated[_Logprobs | None, _LENIENT] = None
+    logprobs: Annotated[_Logprobs | None, OR_NONE] = None
     finish_reason: Words = None
-    glm4v_magic: Annotated[OwnAnswer | None, _LENIENT] = None
+    glm4v_magic: Annotated[OwnAnswer | None, OR_NONE] = None
 
     @property
     def tokens(self) -> list[TokenLogprob]:
@@ -207,8 +179,8 @@ class _Choice(BaseModel):
 class Chunk(BaseModel):
     """One event of a streamed answer."""
 
-    choices: Annotated[list[Annotated[_Choice | None, _LENIENT]] | None, _LENIENT] = None
-    usage: Annotated[TokenCounts | None, _LENIENT] = None
+    choices: Annotated[list[Annotated[_Choice | None, OR_NONE]] | None, OR_NONE] = None
+    usage: Annotated[TokenCounts | None, OR_NONE] = None
     error: Any = None
 
     @property

@@ -1,0 +1,84 @@
+"""What a ``config.json`` says before its family is known: kind, parts, and how weights are stored.
+
+What follows depends on the family, which checks its keys: `glm4v_9b.config_file` and
+`glm_native.config_file`. Here a value of the wrong type counts as missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel
+
+from glm4v_magic.outside.lenient import OR_EMPTY, OR_NO_ENTRIES, OR_NONE, Count, Words
+
+__all__ = ["Outline", "Scheme", "outline_of"]
+
+_Switch = Annotated[bool | None, OR_NONE]
+
+
+class Scheme(BaseModel):
+    """What a ``quantization_config`` says, in the keys of any method."""
+
+    quant_method: Words = None
+    bits: Count = None
+    load_in_4bit: _Switch = None
+    load_in_8bit: _Switch = None
+    format: Words = None
+    config_groups: Annotated[dict[str, Any] | None, OR_NONE] = None
+
+    @property
+    def method(self) -> str | None:
+        """Method as transformers calls it; ``None`` if it does not say."""
+        if self.quant_method is None and (self.load_in_4bit or self.load_in_8bit):
+            return "bitsandbytes"
+        return self.quant_method
+
+
+class _Text(BaseModel):
+    quantization_config: Any = None
+
+
+class _Described(BaseModel):
+    entries: Annotated[dict[str, Any], OR_NO_ENTRIES] = {}
+
+
+class Outline(BaseModel):
+    """Keys of any family.
+
+    Attributes:
+        architectures: names of classes.
+        model_type: kind of the model; of any type, for messages.
+        text_config: part of the language model.
+        vision_config: part of the vision tower.
+        quantization_config: how weights are quantised; of any type, as some files have it.
+    """
+
+    architectures: Annotated[list[Words], OR_EMPTY] = []
+    model_type: Any = None
+    text_config: Annotated[dict[str, Any] | None, OR_NONE] = None
+    vision_config: Any = None
+    quantization_config: Any = None
+
+    @property
+    def quantization(self) -> Any:
+        """The ``quantization_config``, of the text part if need be; ``None`` if there is none."""
+        inner = _Text.model_validate(self.text_config or {})
+        outer = self.quantization_config
+        return inner.quantization_config if outer is None else outer
+
+    @property
+    def quantization_entries(self) -> dict[str, Any]:
+        """All keys of the ``quantization_config``; none if it is no object."""
+        return _Described.model_validate({"entries": self.quantization}).entries
+
+    @property
+    def scheme(self) -> Scheme:
+        """What the ``quantization_config`` says of the weights."""
+        return Scheme.model_validate(self.quantization_entries)
+
+
+def outline_of(config: Mapping[str, Any]) -> Outline:
+    """Return what a parsed ``config.json`` says."""
+    return Outline.model_validate(dict(config))

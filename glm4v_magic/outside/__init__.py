@@ -1,0 +1,28 @@
+"""What comes from outside, before it is used: paths, and JSON in files, replies and requests.
+
+`paths` reads what people write, `checking` holds JSON against a shape, and `lenient` has the types
+of data that is written by many. Imports `core`; pydantic is imported when something is checked.
+"""
+
+from glm4v_magic.outside.checking import FileKind, checked, json_object, json_value
+from glm4v_magic.outside.paths import (
+    expanded,
+    is_file,
+    is_folder,
+    is_there,
+    path_text,
+    text_of,
+)
+
+__all__ = [
+    "FileKind",
+    "checked",
+    "expanded",
+    "is_file",
+    "is_folder",
+    "is_there",
+    "json_object",
+    "json_value",
+    "path_text",
+    "text_of",
+]

@@ -1,0 +1,42 @@
+"""Types of data that many programs write, each a little differently, for pydantic models.
+
+A value of the wrong type counts as missing, so that one odd entry does not hide the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import (
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+
+__all__ = ["OR_EMPTY", "OR_NONE", "OR_NO_ENTRIES", "Count", "Flag", "Number", "Words"]
+
+
+def _or(missing: Callable[[], Any]) -> WrapValidator:
+    def read(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            return missing()
+
+    return WrapValidator(read)
+
+
+OR_NONE = _or(lambda: None)
+"""What does not suit is ``None``."""
+OR_EMPTY = _or(list)
+"""What does not suit is an empty list."""
+OR_NO_ENTRIES = _or(dict)
+"""What does not suit is an empty dictionary."""
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Count = Annotated[Annotated[int, Field(strict=True, ge=0)] | None, OR_NONE]
+Words = Annotated[Annotated[str, StringConstraints(strict=True)] | None, OR_NONE]
+Flag = Annotated[Annotated[bool, Field(strict=True)] | None, OR_NONE]

@@ -1,0 +1,76 @@
+"""Paths and names that people write: told apart and read without a failure of Python's own."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from glm4v_magic.core.errors import Glm4vError
+
+__all__ = ["expanded", "is_file", "is_folder", "is_there", "path_text", "text_of"]
+
+
+def is_there(path: Path) -> bool:
+    """Tell whether a path exists; one that is longer than any name of a file does not."""
+    try:
+        return path.exists()
+    except OSError as failure:
+        if failure.errno != errno.ENAMETOOLONG:
+            raise
+        return False
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return the path with ``~`` expanded; ``~name`` of nobody stays as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails
+
+
+def path_text(path: object, what: str, error: type[Glm4vError]) -> str:
+    """Return a path, or the name of something, as text.
+
+    Args:
+        path: what the user gave.
+        what: what it is called in messages, such as ``The model``.
+        error: what is raised.
+
+    Raises:
+        error: unless it is a string or a path.
+    """
+    try:
+        return os.fsdecode(path)  # type: ignore[arg-type]  # that is what is checked
+    except TypeError:
+        kind = type(path).__name__
+        raise error(f"{what} is named by a string or a path, not by type {kind}.") from None
+
+
+def is_folder(path: str | Path) -> bool:
+    """Tell whether a text names a folder, ``~`` expanded; no text makes this fail."""
+    return os.path.isdir(expanded(path))  # noqa: PTH112  Path's own fails
+
+
+def is_file(path: str | Path) -> bool:
+    """Tell whether a text names a file, ``~`` expanded; no text makes this fail."""
+    return os.path.isfile(expanded(path))  # noqa: PTH113  as above
+
+
+def text_of(path: Path, what: str, error: type[Glm4vError], hint: str = "") -> str:
+    """Read a text file in UTF-8, without the mark that some editors begin it with.
+
+    Args:
+        path: the file; ``~`` is expanded by the caller.
+        what: what it is called in messages, such as ``The device map maps/a.json``.
+        error: what is raised.
+        hint: what to do next.
+
+    Raises:
+        error: if the file cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as failure:
+        raise error(f"{what} cannot be read: {failure.strerror or failure}.", hint) from None
+    except UnicodeDecodeError:
+        raise error(f"{what} is not a text file in UTF-8.", hint) from None
+    except ValueError as failure:  # a name with a null character
+        raise error(f"{what} cannot be read: {failure}.", hint) from None
