@@ -18,9 +18,9 @@ SECONDS = 60
 
 
 @contextlib.contextmanager
-def serving(engine, model="tiny"):
+def serving(engine, model="tiny", at_once=None):
     with Server("127.0.0.1", 0) as server:
-        server.open(engine, model)
+        server.open(engine, model, at_once)
         thread = threading.Thread(target=server.serve)
         thread.start()
         try:

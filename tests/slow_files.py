@@ -66,6 +66,7 @@ SLOW = {
     "server/test_answers.py": "a server",
     "server/test_command.py": "a server",
     "server/test_deadlines.py": "a server",
+    "server/test_metrics.py": "a server",
     "server/test_requests.py": "a server",
     "server/test_waiting.py": "a server",
     "session/test_closed_anywhere.py": "answers many questions, and asks a server",

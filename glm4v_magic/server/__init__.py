@@ -8,6 +8,8 @@ From the outside in:
 - `deadlines`: connections of clients that are too slow are cut;
 - `app`: the routes, who may ask, and what an error looks like;
 - `protocol`: requests and replies as pydantic models, with the table of all fields;
+- `openapi`: the OpenAPI document of all that;
+- `metrics`: counts and times for Prometheus;
 - `questions`: requests of the protocol -> requests for an engine;
 - `worker`: the engine in a thread of its own, which answers all requests in one running batch.
 """

@@ -20,7 +20,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -39,7 +39,9 @@ from glm4v_magic.core.model import EngineInfo
 from glm4v_magic.core.server_address import API_KEY, is_loopback
 from glm4v_magic.engines.server import OwnAnswer, OwnFacts
 from glm4v_magic.outside import json_value
+from glm4v_magic.server.metrics import CONTENT_TYPE_LATEST, Metrics, Watch
 from glm4v_magic.server.next_steps import in_http
+from glm4v_magic.server.openapi import document
 from glm4v_magic.server.protocol import (
     Choice,
     Chunk,
@@ -54,6 +56,7 @@ from glm4v_magic.server.protocol import (
     Logprobs,
     Model,
     Models,
+    ReasoningTokens,
 )
 from glm4v_magic.server.questions import Question, read_question
 from glm4v_magic.server.worker import Turn, Worker
@@ -100,6 +103,8 @@ def application(worker: Worker, info: EngineInfo, model: str, host: str) -> Star
     app = Starlette(
         routes=[
             Route("/health", _health),
+            Route("/metrics", api.metrics),
+            Route("/openapi.json", _openapi),
             Route("/v1/models", api.models),
             Route("/v1/models/{name:path}", api.model),
             Route("/v1/chat/completions", api.chat, methods=["POST"]),
@@ -157,6 +162,10 @@ async def _health(_: Request) -> Response:
     return Response()
 
 
+async def _openapi(_: Request) -> Response:
+    return JSONResponse(document())
+
+
 class _Api:
     """Answers of one model.
 
@@ -168,6 +177,7 @@ class _Api:
 
     def __init__(self, worker: Worker, info: EngineInfo, model: str) -> None:
         self._worker = worker
+        self._metrics = Metrics(worker)
         self._name = model
         self._max_images = info.max_images
         self._thinks, self._efforts = info.thinks, info.efforts
@@ -195,22 +205,29 @@ class _Api:
             raise CheckpointError(f"There is no model {name!r} here.", f"This is {self._name}.")
         return _json(self._entry)
 
+    async def metrics(self, _: Request) -> Response:
+        """``GET /metrics``: counts and times for Prometheus."""
+        return Response(self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
     async def chat(self, request: Request) -> Response:
         """``POST /v1/chat/completions``: answer a question."""
-        body = await _body(request)
-        question = await run_in_threadpool(self._read, body)
-        reply = _Reply(self._name)
         with contextlib.ExitStack() as ending:
+            watch = ending.enter_context(self._metrics.request())
+            body = await _body(request)
+            question = await run_in_threadpool(self._read, body)
+            reply = _Reply(self._name)
             turn = self._worker.begin(question.requests, pieces=question.stream)
             ending.callback(self._worker.leave, turn)
             events = turn.events(KEEP_ALIVE)
             async with _leaving_noticed(request, turn):
                 if not question.stream:
-                    return _json(reply.whole(await _generations(events)))
+                    generations = await _generations(events)
+                    watch.answered(generations)
+                    return _json(reply.whole(generations))
                 # Errors in a question come before the first event, so that they can have an HTTP
                 # status.
                 first = await anext(events)
-            sent = _sent(reply, first, events, with_usage=question.usage)
+            sent = _sent(reply, first, events, watch, with_usage=question.usage)
             return _EventStream(sent, ending.pop_all())
         raise AssertionError  # the stack lets every exception out
 
@@ -351,6 +368,7 @@ async def _sent(
     reply: _Reply,
     first: EngineEvent | None,
     events: AsyncIterator[EngineEvent | None],
+    watch: Watch,
     *,
     with_usage: bool,
 ) -> AsyncIterator[bytes]:
@@ -360,6 +378,8 @@ async def _sent(
         event: EngineEvent | None = first
         while event is not _END:
             chunk = None if event is None else reply.chunk(event)
+            if chunk is not None:
+                watch.began()
             yield b": keep-alive\n\n" if chunk is None else _event(chunk)
             if isinstance(event, Finished):
                 generations.append(event.generation)
@@ -367,12 +387,15 @@ async def _sent(
     except ClientDisconnect:
         return
     except Glm4vError as error:
+        watch.ended(error)
         yield _event(_error_body(_status_of(error), in_http(error)))
         return
     except Exception as error:
+        watch.ended(error)
         _log.exception("An answer failed.")
         yield _event(_error_body(HTTPStatus.INTERNAL_SERVER_ERROR, reason(error)))
         return
+    watch.answered(generations)
     if with_usage:
         yield _event(reply.usage(generations))
     yield b"data: [DONE]\n\n"
@@ -396,6 +419,9 @@ def _usage(generations: Sequence[Generation]) -> CompletionUsage:
         completion_tokens=new,
         total_tokens=prompt + new,
         prompt_tokens_details=ImageTokens(image_tokens=usage.visual_tokens),
+        completion_tokens_details=ReasoningTokens(
+            reasoning_tokens=sum(each.usage.thinking_tokens or 0 for each in generations)
+        ),
     )
 
 
@@ -468,7 +494,10 @@ def _status_of(error: Glm4vError) -> HTTPStatus:
 
 async def _own_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, Glm4vError)
-    return _error(_status_of(error), in_http(error))
+    response = _error(_status_of(error), in_http(error))
+    if isinstance(error, BusyError):
+        response.headers["Retry-After"] = "1"
+    return response
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

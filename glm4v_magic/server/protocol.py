@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
     model_serializer,
     model_validator,
@@ -46,6 +47,7 @@ __all__ = [
     "Models",
     "Only",
     "Part",
+    "ReasoningTokens",
     "ScoredToken",
     "SentMessage",
     "TokenLogprob",
@@ -71,6 +73,12 @@ class Only:
         """Return the schema with which pydantic checks the field."""
         return core_schema.no_info_plain_validator_function(self._check)
 
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Return the JSON Schema of the field."""
+        return {"enum": [*self.values, None]}
+
     def _check(self, value: Any) -> Any:
         if value is not None and value not in self.values:
             raise PydanticCustomError(
@@ -84,6 +92,7 @@ class Only:
 Ignored: TypeAlias = Annotated[Any, "ignored"]
 """A field that does not affect the answer; any value is accepted."""
 
+StopText: TypeAlias = Annotated[str, Field(min_length=1)]
 Nothing: TypeAlias = Annotated[Any, Only(([],))]
 Zero: TypeAlias = Annotated[Any, Only((0,))]
 
@@ -132,7 +141,9 @@ class Part(BaseModel):
 
     type: Annotated[Literal["text", "image_url"], BeforeValidator(_refuse_other_media)]
     text: str | None = None
-    image_url: Annotated[Image | None, BeforeValidator(_as_image)] = None
+    image_url: Annotated[
+        Image | None, BeforeValidator(_as_image, json_schema_input_type=Image | str | None)
+    ] = None
 
     @model_validator(mode="after")
     def _has_what_it_says(self) -> Part:
@@ -154,7 +165,9 @@ class SentMessage(BaseModel):
     """
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[Part], BeforeValidator(_as_parts)] = []
+    content: Annotated[
+        list[Part], BeforeValidator(_as_parts, json_schema_input_type=list[Part] | str | None)
+    ] = []
     image: str | None = None
     tool_calls: Nothing = None
 
@@ -242,7 +255,9 @@ class ChatRequest(BaseModel):
 
     n: Annotated[int | None, Field(ge=1, le=MOST_CHOICES)] = None
     stop: Annotated[
-        list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list), Field(max_length=16)
+        list[StopText],
+        BeforeValidator(_as_list, json_schema_input_type=list[StopText] | StopText | None),
+        Field(max_length=16),
     ] = []
 
     # what the answer must be
@@ -280,6 +295,12 @@ class ImageTokens(BaseModel):
     image_tokens: int | None
 
 
+class ReasoningTokens(BaseModel):
+    """Which tokens of the answer are thinking."""
+
+    reasoning_tokens: int
+
+
 class CompletionUsage(BaseModel):
     """Tokens of the prompt and the answer."""
 
@@ -287,6 +308,7 @@ class CompletionUsage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: ImageTokens
+    completion_tokens_details: ReasoningTokens
 
 
 class ScoredToken(BaseModel):

@@ -20,9 +20,11 @@ from glm4v_magic.core.errors import BusyError, EngineError, OutOfMemoryError
 from glm4v_magic.core.events import EngineEvent, Failed, Finished
 from glm4v_magic.engines import Engine
 
-__all__ = ["Turn", "Worker"]
+__all__ = ["MOST_REQUESTS", "Turn", "Worker"]
 
-_MOST_REQUESTS = 512  # each may hold many MiB
+MOST_REQUESTS = 512
+"""Most requests that are open or wait; each may hold many MiB."""
+
 _AT_ONCE = 16
 
 _News: TypeAlias = EngineEvent | Exception
@@ -172,7 +174,7 @@ class Worker:
         if self._is_stopped:
             raise _stopped()
         asked = sum(len(turn.requests) for turn in self._turns)
-        if asked + len(requests) > _MOST_REQUESTS:
+        if asked + len(requests) > MOST_REQUESTS:
             raise BusyError(f"{asked} requests wait already.", "Ask again later.")
         turn = Turn(requests, pieces=pieces)
         self._turns.add(turn)

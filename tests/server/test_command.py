@@ -86,6 +86,24 @@ class TestCommandLine:
         assert "Whoever reaches this port may ask; set GLM4V_API_KEY" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("package", ["prometheus_client", "starlette", "uvicorn"])
+def test_a_package_that_is_not_installed(package):
+    script = f"""
+import runpy, sys
+sys.modules["{package}"] = None
+sys.argv = ["server", "demo", "--port", "0"]
+runpy.run_module("glm4v_magic.server", run_name="__main__", alter_sys=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"Serving needs the package {package}, which is not installed. "
+        "Install it with: pip install 'glm4v_magic[server]'\n"
+    )
+
+
 def test_an_interrupt_while_the_server_is_imported():
     # The signal comes in the middle of the imports, however fast they are.
     script = """
