@@ -64,6 +64,7 @@ SLOW = {
     "project/test_advice.py": "plans for many machines, and loads",
     "project/test_training_scenes.py": "draws thousands of images",
     "server/test_answers.py": "a server",
+    "server/test_clients.py": "a server",
     "server/test_command.py": "a server",
     "server/test_deadlines.py": "a server",
     "server/test_metrics.py": "a server",
