@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo lab test test-fast nightly nightly-patch bench bench-full lint tables docs dist eval-demo eval-native-demo clean
+.PHONY: demo lab test test-fast nightly nightly-patch bench bench-full bench-gpu lint tables docs dist eval-demo eval-native-demo clean
 
 demo: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py notebooks/01_quickstart.ipynb
@@ -72,6 +72,17 @@ bench-full: $(INSTALLED)
 	$(BIN)/python benchmarks/load_memory.py
 	$(BIN)/python benchmarks/load_time.py
 	$(BIN)/python benchmarks/placement.py
+
+# On a GPU with 40 GiB or more: a model as large as GLM-4V-9B, of random weights (26 GiB of disk).
+bench-gpu: $(INSTALLED)
+	$(BIN)/python benchmarks/full_size.py build/full-size
+	$(BIN)/python benchmarks/load_time.py --runs 3 --checkpoint build/full-size
+	$(BIN)/python benchmarks/tokens_per_second.py --runs 5 --tokens 100 --checkpoint build/full-size
+	$(BIN)/python benchmarks/follow_up.py --runs 3 --checkpoint build/full-size
+	$(BIN)/python benchmarks/follow_up.py --runs 3 --rows 32 --checkpoint build/full-size
+	$(BIN)/python benchmarks/refill.py --checkpoint build/full-size
+	$(BIN)/python benchmarks/tokens_per_second.py --runs 9 --tokens 100
+	$(BIN)/python benchmarks/batch.py --runs 3
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Rows per second of a prompt mapped over images, several rows at once against one by one.
 
     python benchmarks/batch.py [--batch-size N] [--rows N] [--runs N] [--checkpoint FOLDER]
+        [--gpus GPUS]
 
 Both sides ask the same question about the same images, greedily, in turn in one process. Times
 include reading the images, writing the prompts, tower, decoder and bookkeeping. The answers are
@@ -14,6 +15,7 @@ import colorsys
 import statistics
 import time
 
+from loading import add_gpus
 from PIL import Image, ImageDraw
 from ratios import describe
 
@@ -42,9 +44,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--checkpoint", default="demo")
+    add_gpus(parser)
     arguments = parser.parse_args()
 
-    session = Session().load(arguments.checkpoint)
+    session = Session().load(arguments.checkpoint, gpus=arguments.gpus)
     asked = images(arguments.rows)
 
     def side(batch_size: int) -> tuple[float, list[str]]:

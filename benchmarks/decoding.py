@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from loading import synchronise
+
 __all__ = ["DecodeClock"]
 
 
@@ -33,8 +35,10 @@ class DecodeClock:
     def time(self, call: Callable[[], object]) -> tuple[float, float]:
         """Make a call; return the seconds of all of it, and of its steps after the first."""
         self._begun.clear()
+        synchronise()
         start = self.clock()
         call()
+        synchronise()
         return self.clock() - start, self._begun[-1] - self._begun[0]
 
     @property

@@ -1,6 +1,7 @@
 """How much sooner a follow-up begins than the first question, and what a map on one image gains.
 
     python benchmarks/follow_up.py [--runs N] [--rows N] [--visual-tokens N] [--checkpoint FOLDER]
+        [--gpus GPUS]
 
 The first question about an image encodes it and reads the whole prompt. A follow-up in the same
 chat reads its own words. Questions that are mapped over one image read it once, where one by one,
@@ -19,10 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from larger import write_larger
+from loading import add_gpus, load_engine
 from PIL import Image
 from ratios import describe
 
-from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.conversation import Conversation, Generation, Message, Request
 from glm4v_magic.core.events import Finished
 from glm4v_magic.core.options import Sampling
@@ -103,11 +104,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--visual-tokens", type=int, default=1602)
     parser.add_argument("--checkpoint", help="a folder, instead of the one that is written here")
+    add_gpus(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         if not arguments.checkpoint:
             write_larger(Path(temporary), visual_tokens=arguments.visual_tokens)
-        engine = local.load(resolve(arguments.checkpoint or temporary), keep=KEEP)
+        engine = load_engine(arguments.checkpoint or temporary, arguments.gpus, KEEP)
         engine.defaults.eos_token_id = []  # always `tokens` tokens
         follow_ups(engine, arguments.runs, arguments.tokens)
         map_on_one_image(engine, arguments.rows, max(arguments.runs // 2, 1), arguments.tokens)

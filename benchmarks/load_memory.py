@@ -24,7 +24,6 @@ import argparse
 import ctypes
 import json
 import mmap
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,38 +41,14 @@ DESTINATIONS = ("GPUs", "cpu")
 def write_checkpoint(folder: Path, layers: int, shards: int) -> None:
     """Write a checkpoint of `layers` decoder layers, spread over `shards` files."""
     import torch
-    from safetensors.torch import save_file
+    from full_size import write_published
 
-    from glm4v_magic.checkpoints import resolve
-    from glm4v_magic.checkpoints.architecture import architecture
-    from glm4v_magic.checkpoints.glm4v_9b.layout import weight_shapes
+    def zeros(_: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.zeros(shape, dtype=torch.bfloat16)
 
-    demo = resolve("demo")
-    config = architecture("GLM-4V-9B").config
-    small = {"num_layers": layers, "padded_vocab_size": 16384, "torch_dtype": "bfloat16"}
-    ids = ("boi_token_id", "eoi_token_id", "pad_token_id", "eos_token_id")
-    config |= small | {name: demo.config[name] for name in ids}
-    config["vision_config"] = config["vision_config"] | {"num_hidden_layers": 2}
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    for name in ("tokenizer.model", "tokenizer_config.json"):
-        shutil.copy(demo.folder / name, folder)
-
-    shapes = weight_shapes(config)
-    total = sum(torch.Size(shape).numel() for shape in shapes.values())
-    places: dict[str, str] = {}
-    parts: list[dict[str, Any]] = [{}]
-    filled = 0
-    for name, shape in shapes.items():
-        if filled * shards >= total * len(parts):
-            parts.append({})
-        parts[-1][name] = torch.zeros(shape, dtype=torch.bfloat16)
-        filled += parts[-1][name].numel()
-    for number, part in enumerate(parts, start=1):
-        file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        save_file(part, folder / file, metadata={"format": "pt"})
-        places |= dict.fromkeys(part, file)
-    index = {"metadata": {}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    tower = {"num_hidden_layers": 2}
+    small = {"num_layers": layers, "padded_vocab_size": 16384, "vision_config": tower}
+    write_published(folder, small, shards, zeros)
 
 
 class Sampler:

@@ -1,7 +1,7 @@
 """What the views cost: a change in the planning tool, and memory watched during an answer.
 
     python benchmarks/monitor.py [--runs N] [--answers N] [--tokens N] [--checkpoint FOLDER]
-        [--cpu-time]
+        [--cpu-time] [--gpus GPUS]
 
 Planning: for each kind of change to a plan of GLM-4V-9B, the time from a control's new value to the
 finished view, widgets included. It has to stay below 100 ms, to feel immediate. CPU time
@@ -29,6 +29,7 @@ from decoding import DecodeClock
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from larger import write_larger
+from loading import add_gpus
 from ratios import describe
 
 from glm4v_magic.checkpoints.architecture import architecture
@@ -75,11 +76,12 @@ def watching(
     tokens: int,
     name: str,
     checkpoint: str,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float],
+    gpus: str | None,
 ) -> None:
     """Print the monitor's share of a core, and tokens per second with and without it."""
     session = context.session
-    session.load(checkpoint)
+    session.load(checkpoint, gpus=gpus)
     session.engine.defaults.eos_token_id = []  # always `tokens` tokens
 
     timer = DecodeClock(session.engine.model, clock)
@@ -163,6 +165,7 @@ def main() -> None:
         action="store_true",
         help="CPU time of the process instead of wall time, on a computer that does other things",
     )
+    add_gpus(parser)
     arguments = parser.parse_args()
     clock = time.process_time if arguments.cpu_time else time.perf_counter
 
@@ -177,7 +180,15 @@ def main() -> None:
         else:
             write_larger(Path(temporary))
         for name, checkpoint in checkpoints.items():
-            watching(context, arguments.answers, arguments.tokens, name, checkpoint, clock)
+            watching(
+                context,
+                arguments.answers,
+                arguments.tokens,
+                name,
+                checkpoint,
+                clock,
+                arguments.gpus,
+            )
     hooks()
 
 

@@ -1,7 +1,7 @@
 """How much sooner uneven answers are there if waiting rows take the places of ended ones.
 
     python benchmarks/refill.py [--runs N] [--rows N] [--batch-size N] [--checkpoint FOLDER]
-        [--cpu-time]
+        [--cpu-time] [--gpus GPUS]
 
 Text questions whose answers take 4 to 128 tokens, in an order without a pattern. Three sides, in
 turn in one process, and their answers compared:
@@ -27,9 +27,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from larger import write_larger
+from loading import add_gpus, load_engine
 from ratios import describe
 
-from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.events import Finished
 from glm4v_magic.core.options import Sampling
@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--checkpoint", help="a folder, instead of the one that is written here")
+    add_gpus(parser)
     parser.add_argument(
         "--cpu-time",
         action="store_true",
@@ -102,7 +103,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         if not arguments.checkpoint:
             write_larger(Path(temporary))
-        engine = local.load(resolve(arguments.checkpoint or temporary), keep=0)
+        engine = load_engine(arguments.checkpoint or temporary, arguments.gpus, keep=0)
         engine.defaults.eos_token_id = []  # always the asked number of tokens
         requests = requests_of(arguments.rows)
         answers(engine, requests[:1], 1)  # the first call is not counted

@@ -1,7 +1,7 @@
 """Speed of ``%%glm4v`` next to a bare `generate` of the same model, in turn in one process.
 
     python benchmarks/tokens_per_second.py [--runs N] [--tokens N] [--checkpoint FOLDER]
-        [--cpu-time]
+        [--cpu-time] [--gpus GPUS]
 
 Both sides answer the same question about the same image greedily with the same number of
 tokens. The magic's side is a whole cell in a real shell: parsing, reading the image, writing the
@@ -41,6 +41,7 @@ from decoding import DecodeClock
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from larger import write_larger
+from loading import add_gpus
 from ratios import describe
 
 from glm4v_magic.core.conversation import Conversation, Message, Request
@@ -59,19 +60,25 @@ def inputs_of(engine: Any) -> dict[str, Any]:
     conversation = Conversation((Message("user", QUESTION, images),))
     if callable(engine.processor):
         inputs: dict[str, Any] = engine.processor([conversation])
-        return inputs
+        return placed(inputs, engine.model.device)
     encoded = engine.processor.encode(conversation)
     ids = torch.tensor([encoded.ids])
     types = torch.zeros_like(ids)
     for image in encoded.images:
         types[0, image.start : image.stop] = 1
-    return {
+    made = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "mm_token_type_ids": types,
         "pixel_values": torch.cat([image.pixels() for image in encoded.images]),
         "image_grid_thw": torch.tensor([image.grid for image in encoded.images]),
     }
+    return placed(made, engine.model.device)
+
+
+def placed(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return the inputs on a device."""
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
 def bare_generate(engine: Any, tokens: int) -> Callable[[], None]:
@@ -149,7 +156,8 @@ def compare(
         )
 
     size = engine.model.num_parameters() / 1e6
-    print(f"{name}, {size:.1f} million parameters, {tokens} tokens, {runs} runs each")
+    print(f"{name}, {size:.1f} million parameters on {', '.join(engine.info.devices)}")
+    print(f"  {tokens} tokens, {runs} runs each")
     print(f"  decode  {line(decoding, timer.steps)}")
     print(f"  shown   {share_shown(sides['cell'], engine, timer, min(runs, 9)):8.2%}")
     print(f"  cell    {line(whole, tokens)}")
@@ -171,6 +179,7 @@ def main() -> None:
         action="store_true",
         help="CPU time instead of wall time, on a computer that does other things",
     )
+    add_gpus(parser)
     arguments = parser.parse_args()
     clock = time.process_time if arguments.cpu_time else time.perf_counter
 
@@ -184,7 +193,7 @@ def main() -> None:
         for name in (
             [arguments.checkpoint] if arguments.checkpoint else ["demo", "demo-4.6v", *names]
         ):
-            session.load(names.get(name, name))
+            session.load(names.get(name, name), gpus=arguments.gpus)
             runs = -(-arguments.runs // 6) if name == "larger" else arguments.runs
             compare(name, shell, session.engine, arguments.tokens, runs, clock)
             session.unload()
