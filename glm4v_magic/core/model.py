@@ -157,8 +157,13 @@ class Architecture(Protocol):
     def shape(self) -> ModelShape:
         """Return the model's sizes; imports no torch."""
 
-    def module_tree(self) -> ModuleTree:
-        """Return the names of the model's modules and weights; imports torch."""
+    def module_tree(self, *, fp8: bool = False) -> ModuleTree:
+        """Return the names of the model's modules and weights; imports torch.
+
+        Args:
+            fp8: whether weights that were published in FP8 stay so. Their scales need no entry in a
+                device map, as what is computed needs none.
+        """
 
     def own_names(self, name: str, tree: ModuleTree) -> tuple[str, ...] | None:
         """Return the modules or weights of the model that a published name stands for.
@@ -173,11 +178,12 @@ class Architecture(Protocol):
             published one.
         """
 
-    def build_meta(self, dtype: str) -> PreTrainedModel:
+    def build_meta(self, dtype: str, *, fp8: bool = False) -> PreTrainedModel:
         """Build the model on the ``meta`` device: real modules, no data.
 
         Args:
             dtype: dtype of weights and activations, such as ``bfloat16``.
+            fp8: whether weights that were published in FP8 stay so.
         """
 
     def prompt_inputs(

@@ -141,6 +141,7 @@ class DryRunReport:
         offloaded: modules whose weights stay in host memory.
         notes: what was done to the device map, and what differs from the published weights.
         quantize: quantisation of the text part's linear layers as they are loaded, if any.
+        fp8: whether weights that were published in FP8 stay so.
     """
 
     model: str
@@ -157,6 +158,13 @@ class DryRunReport:
     offloaded: tuple[str, ...] = ()
     notes: tuple[Remark, ...] = ()
     quantize: Quantization | None = None
+    fp8: bool = False
+
+    @property
+    def form(self) -> str:
+        """The dtype, and how the text part's linear layers are kept if otherwise."""
+        kept = "FP8" if self.fp8 else self.quantize
+        return self.dtype if kept is None else f"{self.dtype}, {kept}"
 
     @property
     def is_on_cpu(self) -> bool:

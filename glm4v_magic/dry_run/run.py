@@ -7,9 +7,10 @@ with module and line; copies and the peak memory of every GPU are counted.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import PurePath
@@ -62,6 +63,7 @@ class _Placement:
         kind: ``plan``, ``auto`` or ``map``.
         dtype: dtype of weights and activations.
         quantize: quantisation as the weights are loaded.
+        fp8: whether weights that were published in FP8 stay so.
         capacities: bytes that a plan may use of each GPU.
         weights: devices that the weights stay on.
         execution: devices that modules run on; different for offloaded ones.
@@ -74,6 +76,7 @@ class _Placement:
     execution: DeviceMap
     notes: tuple[Remark, ...] = ()
     quantize: Quantization | None = None
+    fp8: bool = False
     capacities: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -106,8 +109,6 @@ def dry_run(
 ) -> DryRunReport:
     """Make a dry run of a model and return the report.
 
-    Weights that were published in FP8 are restored to the dtype.
-
     Args:
         architecture: the model without its weights; `checkpoints.architecture` finds one.
         gpus: the GPUs, or their description, such as ``"8x16GiB"``.
@@ -128,8 +129,7 @@ def dry_run(
         GPUDescriptionError: if `gpus` cannot be read.
         DeviceMapError: if the map does not suit the model or the GPUs.
         DoesNotFitError: if a plan is asked for and none fits.
-        OptionError: if the workload does not suit the model, there is no GPU for it, or a plan
-            keeps weights in FP8.
+        OptionError: if the workload does not suit the model, or there is no GPU for it.
     """
     described = gpus_of(gpus)
     if decode_steps < 1:
@@ -142,11 +142,6 @@ def dry_run(
     if isinstance(given, Plan):
         refuse_plan_of_another(given, shape)
     work = _workload(asked, given)
-    if work.fp8:
-        raise OptionError(
-            "The plan keeps weights in FP8, which a dry run does not know.",
-            "Plan for a dtype, which restores them.",
-        )
     fits = work if text_tokens is None else replace(work, context=None)
     work = replace(work, image_size=image_size_of(shape, fits))
     image = planned_image(shape, work)
@@ -220,6 +215,7 @@ def _placed(
             execution,
             decided.notes,
             decided.quantize,
+            decided.fp8,
             capacities,
         )
     # `dispatch` runs what is offloaded on the GPU of the embedding.
@@ -233,6 +229,7 @@ def _placed(
         _visiting(weights, visited),
         decided.notes,
         decided.quantize,
+        decided.fp8,
     )
 
 
@@ -247,14 +244,16 @@ def _by_transformers(
     quantize = asked.quantize
     if quantize is not None:
         require_quantizable(shape, quantize)
-    dtype = precision(shape, gpus, asked.dtype, quantize, whole=False, cpu=cpu_here()).dtype
-    model = architecture.build_meta(dtype)
+    held = precision(shape, gpus, asked.dtype, quantize, cpu=cpu_here())
+    model = architecture.build_meta(held.dtype, fp8=held.fp8)
     put_stand_ins(model, shape, quantize)
     chosen = automatic(model, gpus)
     weights, _ = settle(chosen, architecture.module_tree(), gpus, architecture.own_names)
     # What is offloaded runs on the first GPU of the map, says accelerate.
     visiting = _visiting(weights, _first_gpu(weights))
-    return _Placement("auto", dtype, weights, visiting, quantize=quantize)
+    return _Placement(
+        "auto", held.dtype, weights, visiting, held.notes, quantize=quantize, fp8=held.fp8
+    )
 
 
 def _embedding(shape: ModelShape) -> str:
@@ -282,7 +281,7 @@ def _run(
     from glm4v_magic.dry_run.quantised import put_stand_ins
 
     shape = architecture.shape()
-    model = architecture.build_meta(placement.dtype)
+    model = architecture.build_meta(placement.dtype, fp8=placement.fp8)
     put_stand_ins(model, shape, placement.quantize)
     machine = gpus or (GPU(0, "", 0),)  # unused
     measured = _measure(model, placement, inputs, machine, decode_steps)
@@ -290,6 +289,7 @@ def _run(
         model=architecture.name,
         dtype=placement.dtype,
         quantize=placement.quantize,
+        fp8=placement.fp8,
         placement=placement.kind,
         images=work.images,
         batch=work.batch,
@@ -317,13 +317,15 @@ def _measure(
     from transformers import GenerationConfig
 
     from glm4v_magic.dispatch.hooks import dispatch, dispatch_like_accelerate
+    from glm4v_magic.dry_run.fp8 import fp8_kernels
     from glm4v_magic.torch_state import torch_state_kept
     from glm4v_magic.virtual_gpus import VirtualGPUs
 
     model.generation_config = GenerationConfig(do_sample=False, eos_token_id=None, pad_token_id=0)
     endless = [_ENDLESS] * (max(gpu.index for gpu in gpus) + 1)
     virtual = VirtualGPUs(endless, values="none", on_mismatch="collect")
-    with torch_state_kept(), closing(virtual), virtual as virtual, torch.no_grad():
+    kernels = fp8_kernels() if placement.fp8 else nullcontext()
+    with torch_state_kept(), kernels, closing(virtual), virtual as virtual, torch.no_grad():
         virtual.without_data(model)
         if placement.kind == "auto":
             dispatch_like_accelerate(model, placement.weights)
@@ -336,9 +338,12 @@ def _measure(
             home = next((d for d in virtual.devices if weights[d.index or 0]), first)
         on_home = {name: tensor.to(home) for name, tensor in inputs.items()}
         virtual.reset()
-        output = model.generate(
-            **on_home, max_new_tokens=decode_steps + 1, return_dict_in_generate=True
-        )
+        with warnings.catch_warnings():
+            # where the first weight is offloaded, the model says that it is on another device
+            warnings.filterwarnings("ignore", "You are calling .generate", UserWarning)
+            output = model.generate(
+                **on_home, max_new_tokens=decode_steps + 1, return_dict_in_generate=True
+            )
         cache: Counter[int | None] = Counter()  # the CPU has no index
         for layer in output.past_key_values.layers:
             for tensor in _cached(layer):

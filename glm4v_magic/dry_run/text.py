@@ -69,10 +69,9 @@ def raise_if_unusable(report: DryRunReport) -> None:
 def title(report: DryRunReport) -> str:
     """Return what was run, in one line."""
     placed = {"plan": "as planned", "auto": 'device_map="auto"'}.get(report.placement, "by map")
-    form = report.dtype if report.quantize is None else f"{report.dtype}, {report.quantize}"
     rows = f", batch of {report.batch}" if report.batch > 1 else ""
     return (
-        f"{report.model}, {form}, {placed}: a prompt of "
+        f"{report.model}, {report.form}, {placed}: a prompt of "
         f"{report.prompt_tokens:,} tokens with {counted(report.images, 'image')}{rows}, "
         f"then {counted(report.decode_steps, 'decode step')}"
     )

@@ -87,7 +87,6 @@ def make_plan(
     options: PlacementOptions,
     gpus: Sequence[GPU] | None = None,
     *,
-    keeps_fp8: bool = True,
     cpu: CPU = ANY_CPU,
 ) -> Plan:
     """Plan a model; imports no torch.
@@ -96,7 +95,6 @@ def make_plan(
         architecture: model to plan for.
         options: placement options.
         gpus: GPUs to plan for; by default those that `options` describe.
-        keeps_fp8: whether weights in FP8 may stay so.
         cpu: the CPU of the machine, if no GPU is used.
 
     Raises:
@@ -114,7 +112,7 @@ def make_plan(
             raise OptionError("Nothing tells which GPUs to plan for.", 'Describe them: "2x24GiB".')
         gpus = parse_gpus(options.gpus)
     shape = architecture.shape()
-    whole = keeps_fp8 and not options.may_offload
+    whole = not options.may_offload
     chosen = precision(shape, gpus, options.dtype, options.quantize, whole=whole, cpu=cpu)
     workload = replace(options.workload, dtype=chosen.dtype, fp8=chosen.fp8)
     made = plan(
@@ -164,7 +162,7 @@ def choose(
     if chosen is not None:
         return chosen
     # Without GPUs this checks the options.
-    made = make_plan(architecture, options, gpus, keeps_fp8=loads, cpu=cpu)
+    made = make_plan(architecture, options, gpus, cpu=cpu)
     return made if gpus else None
 
 
@@ -206,18 +204,23 @@ def decide(
         )
     made = chosen if isinstance(chosen, Plan) else None
     wanted = chosen.device_map() if isinstance(chosen, Plan) else chosen
-    weights, told = settle(wanted, architecture.module_tree(), gpus, architecture.own_names)
+    tree = architecture.module_tree()
+    weights, told = settle(wanted, tree, gpus, architecture.own_names)
     on_gpus = any(place != "cpu" for place in weights.values())
     quantize = options.quantize if made is None else made.workload.quantize
     if (quantize is not None or shape.packed is not None) and on_gpus:
         _require_quantised_on_gpus(shape, weights)
-    whole = loads and on_gpus and "cpu" not in weights.values()
+    whole = on_gpus and "cpu" not in weights.values()
     places = gpus if on_gpus else ()
     held = precision(shape, places, options.dtype, quantize, whole=whole, cpu=cpu)
     if made is not None:
         held = _as_planned(made, held)
     if held.fp8 and loads:
         _require_kernels()
+    if held.fp8 and not set(weights) <= set(tree.modules):
+        weights, _ = settle(
+            weights, architecture.module_tree(fp8=True), gpus, architecture.own_names
+        )
     return Placement(
         dtype=held.dtype,
         device_map=weights,

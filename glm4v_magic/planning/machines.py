@@ -45,6 +45,7 @@ class MachineFit:
         gpus: its GPUs.
         dtype: dtype that the model is computed in; ``None`` if it does not fit.
         quantize: quantisation that it takes to fit; ``None`` for none.
+        fp8: whether weights that were published in FP8 stay so.
         context: longest context that fits, in tokens; 0 if it does not fit.
         tokens_per_second: limit by memory bandwidth, with an empty KV cache.
     """
@@ -55,6 +56,7 @@ class MachineFit:
     quantize: Quantization | None = None
     context: int = 0
     tokens_per_second: float | None = None
+    fp8: bool = False
 
     @property
     def fits(self) -> bool:
@@ -73,7 +75,8 @@ def machines(
 ) -> tuple[MachineFit, ...]:
     """Return how a model fits on each machine.
 
-    In the published dtype if it fits, else in 4 bit; of a GPU without bfloat16 in float16.
+    In the published dtype if it fits, else in 4 bit; of a GPU without bfloat16 in float16. Weights
+    that were published in FP8 stay so where the GPUs compute with it.
 
     Args:
         shape: sizes of the model.
@@ -130,7 +133,7 @@ def _fit(shape: ModelShape, gpus: Sequence[GPU], work: Workload, most: int) -> M
         return None
     speed = plan(shape, gpus, replace(work, context=context)).speed
     limit = None if speed is None else speed.tokens_per_second
-    return MachineFit("", "", held.dtype, work.quantize, context, limit)
+    return MachineFit("", "", held.dtype, work.quantize, context, limit, held.fp8)
 
 
 def machine_rows(found: Sequence[MachineFit]) -> Iterator[tuple[str, ...]]:
@@ -144,7 +147,8 @@ def machine_rows(found: Sequence[MachineFit]) -> Iterator[tuple[str, ...]]:
         if not fit.fits:
             yield fit.gpus, "no", "", "", fit.where
             continue
-        form = f"{fit.dtype}, {fit.quantize}" if fit.quantize else str(fit.dtype)
+        kept = "FP8" if fit.fp8 else fit.quantize
+        form = f"{fit.dtype}, {kept}" if kept else str(fit.dtype)
         limit = "?" if fit.tokens_per_second is None else rate(fit.tokens_per_second)
         yield fit.gpus, form, f"{fit.context:,}", limit, fit.where
 
@@ -155,5 +159,6 @@ def _same_model(one: MachineFit, other: MachineFit) -> bool:
 
 def _adds_nothing(fewer: MachineFit, more: MachineFit) -> bool:
     """Tell whether more GPUs change neither the form nor the context."""
-    told = (fewer.fits, fewer.dtype, fewer.quantize, fewer.context)
-    return told == (more.fits, more.dtype, more.quantize, more.context) and fewer.fits
+    told = (fewer.fits, fewer.dtype, fewer.quantize, fewer.fp8, fewer.context)
+    more_told = (more.fits, more.dtype, more.quantize, more.fp8, more.context)
+    return told == more_told and fewer.fits

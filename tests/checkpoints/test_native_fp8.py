@@ -6,11 +6,14 @@ import gc
 import json
 import shutil
 
+import any_split
 import pytest
 import tiny_native
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
 from transformers import FineGrainedFP8Config
+from transformers.integrations import finegrained_fp8
 from transformers.integrations.finegrained_fp8 import replace_with_fp8_linear
 from transformers.utils import import_utils
 
@@ -21,15 +24,21 @@ from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import CheckpointError, DeviceMapError, OptionError
 from glm4v_magic.core.events import Finished
 from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.doctor import diagnose, gather
+from glm4v_magic.dry_run.files import report_from_json, report_to_json
+from glm4v_magic.dry_run.fp8 import fp8_kernels
+from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.engines import local
 from glm4v_magic.planning.decision import Placement, decide, make_plan
+from glm4v_magic.planning.machines import machine_rows, machines
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
 KINDS = ("glm46v", "glm_ocr", "glm4v_moe")
 BLOCK = (48, 40)  # divides no side of a matrix
+OF_EXPERTS = (32, 40)  # its rows divide the two halves that are joined
 SKIPPED = ["lm_head", "model.visual", "model.language_model.layers.0.mlp"]
 FP8 = {
     "quant_method": "fp8",
@@ -39,6 +48,14 @@ FP8 = {
     "modules_to_not_convert": SKIPPED,
 }
 LARGEST = 448.0
+
+
+def scheme(kind):
+    return {**FP8, "weight_block_size": list(block_of(kind))}
+
+
+def block_of(kind):
+    return OF_EXPERTS if kind == "glm4v_moe" else BLOCK
 
 
 def is_held(name, weight, skipped):
@@ -85,7 +102,7 @@ def checkpoints(native, tmp_path_factory):
         fp8, full = (tmp_path_factory.mktemp(f"{kind}-{name}") / "c" for name in ("fp8", "full"))
         for folder in (fp8, full):
             shutil.copytree(native(kind), folder)
-        by_hand = restored_by_hand(native(kind), fp8, FP8)
+        by_hand = restored_by_hand(native(kind), fp8, scheme(kind))
         save_file(by_hand, full / "model.safetensors", metadata={"format": "pt"})
         made[kind] = fp8, full
         return made[kind]
@@ -148,7 +165,7 @@ def test_plans_for_gpus_with_fp8_count_the_bytes_of_transformers_own_modules(che
     assert made.workload.fp8
     assert [note.code for note in made.notes] == ["fp8_stays"]
     model = known.build_meta("bfloat16")
-    how = FineGrainedFP8Config(weight_block_size=BLOCK, modules_to_not_convert=SKIPPED)
+    how = FineGrainedFP8Config(weight_block_size=block_of(kind), modules_to_not_convert=SKIPPED)
     replace_with_fp8_linear(model, SKIPPED, how, pre_quantized=True)
     for parameter_name, parameter in model.named_parameters():
         if parameter.dtype == torch.float32 and "scale_inv" not in parameter_name:
@@ -182,13 +199,119 @@ def test_elsewhere_weights_are_planned_as_they_are_restored(checkpoints, gpus, o
     assert [each.weight_bytes for each in made.stages] == [e.weight_bytes for e in other.stages]
 
 
-def test_a_tower_in_fp8_is_restored_everywhere(checkpoints, tmp_path):
-    folder = shutil.copytree(checkpoints("glm46v")[0], tmp_path / "c")
-    configure(folder, quantization_config={**FP8, "modules_to_not_convert": ["lm_head"]})
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("glm46v", {"modules_to_not_convert": ["lm_head"]}),  # the tower is in FP8, too
+        ("glm4v_moe", {"weight_block_size": list(BLOCK)}),  # a block has rows of both halves
+    ],
+)
+def test_what_transformers_does_not_keep_in_fp8_is_restored(checkpoints, tmp_path, kind, changed):
+    folder = shutil.copytree(checkpoints(kind)[0], tmp_path / "c")
+    configure(folder, quantization_config={**FP8, **changed})
     known = architecture(folder)
-    assert not make_plan(
-        known, PlacementOptions(gpus="1xH100-80GB", images=0, context=512)
-    ).workload.fp8
+    options = PlacementOptions(gpus="1xH100-80GB", images=0, context=512)
+    assert not make_plan(known, options).workload.fp8
+    assert make_plan(architecture(checkpoints(kind)[0]), options).workload.fp8
+
+
+def restored(weight, scales, block, dtype):
+    of_rows = scales.repeat_interleave(block[0], 0)[: weight.shape[0]]
+    return (weight.float() * of_rows.repeat_interleave(block[1], 1)[:, : weight.shape[1]]).to(dtype)
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Kernels that restore the weights and multiply: the edge, for they need such a GPU."""
+
+    def linear(values, weight, scales, block, bias=None, *_):
+        return functional.linear(values, restored(weight, scales, block, values.dtype), bias)
+
+    def grouped(values, weights, scales, *, offsets, block_size, **_):
+        pairs = zip(weights, scales, strict=True)
+        full = torch.stack([restored(*pair, block_size, values.dtype) for pair in pairs])
+        return torch._grouped_mm(values, full.transpose(-1, -2), offs=offsets)
+
+    found = finegrained_fp8.FineGrainedFP8(linear, None, grouped)
+    monkeypatch.setattr(finegrained_fp8, "fp8_linear", linear)
+    monkeypatch.setattr(finegrained_fp8, "load_finegrained_fp8_kernel", lambda: found)
+
+
+SEEDS = [
+    pytest.param(seed, marks=[] if seed == 1 else [pytest.mark.nightly]) for seed in range(100)
+]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_stay_in_fp8_wherever_maps_and_plans_put_them(checkpoints, kernels, kind, seed):
+    """A scale goes with the weights around it; maps name weights singly, or there is a plan."""
+    fp8 = resolve(checkpoints(kind)[0])
+    known, expected = fp8.architecture, answer(local.load(fp8, Placement("bfloat16")))
+    given, count = any_split.mixed_map(known.module_tree(), seed)
+    options = PlacementOptions(images=0, context=512, **({} if seed else {"objective": "balance"}))
+    machine = f"{count}xH100-1GiB"
+    with VirtualGPUs(machine, on_mismatch="collect", available=True) as gpus:
+        made = decide(known, options, gpus.gpus, None if seed == 0 else given, loads=False)
+        engine = local.load(fp8, made)
+        dtypes = {parameter.dtype for parameter in engine.model.parameters()}
+        found = answer(engine)
+        engine.close()
+    assert gpus.problems == ()
+    is_kept = "cpu" not in made.device_map.values()
+    assert made.fp8 == (torch.float8_e4m3fn in dtypes) == is_kept
+    assert found == expected
+    report = dry_run(known, machine, made.plan or given, text_tokens=9, images=0)
+    assert (report.works, report.fp8) == (True, is_kept)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dry_run_keeps_what_the_plan_keeps(checkpoints, kind):
+    known, machine = architecture(checkpoints(kind)[0]), "2xH100-80GB"
+    options = {"objective": "balance", "images": 1}
+    made = make_plan(known, PlacementOptions(gpus=machine, **options))
+    assert made.workload.fp8
+    report = dry_run(known, machine, made)
+    assert report == dry_run(known, machine, **options)
+    assert report == report_from_json(report_to_json(report))
+    assert (report.works, report.fp8, report.form) == (True, True, "bfloat16, FP8")
+    assert [note.code for note in report.notes] == ["fp8_stays"]
+    for stage in made.stages:
+        used = report.gpus[stage.gpu]
+        assert 0 <= used.weight_bytes - stage.weight_bytes < 200  # rotary frequencies
+        assert used.total_bytes < 1.01 * stage.total_bytes
+    automatic = dry_run(known, machine, "auto")
+    assert (automatic.works, automatic.fp8) == (True, True)
+    with pytest.raises(DeviceMapError, match="which these GPUs cannot compute with"):
+        dry_run(known, "2xA100-80GB", made)
+    for other in ({"gpus": "2xA100-80GB"}, {"gpus": machine, "dtype": "bfloat16"}):
+        full = dry_run(known, **other, **options)
+        assert (full.works, full.fp8, full.form) == (True, False, "bfloat16")
+        assert sum(g.weight_bytes for g in full.gpus) > sum(g.weight_bytes for g in report.gpus)
+
+
+def test_products_in_fp8_refuse_mixed_devices(checkpoints):
+    known = architecture(checkpoints("glm4v_moe")[0])
+    with fp8_kernels(), VirtualGPUs("2x1GiB", values="none", on_mismatch="collect") as gpus:
+        model = known.build_meta("bfloat16", fp8=True)
+        gpus.without_data(model)
+        linear = model.get_submodule("model.language_model.layers.1.self_attn.q_proj").to("cuda:1")
+        values = torch.zeros(1, 2, linear.in_features, dtype=torch.bfloat16, device="cuda:1")
+        linear(values)
+        assert gpus.problems == ()
+        linear(values.to("cuda:0"))
+        assert len(gpus.problems) > 0
+        before = len(gpus.problems)
+        linear.weight_scale_inv = torch.nn.Parameter(linear.weight_scale_inv.to("cuda:0"))
+        linear(values)
+        assert len(gpus.problems) > before
+
+
+def test_common_machines_keep_fp8_where_they_compute_with_it(checkpoints):
+    shape = architecture(checkpoints("glm46v")[0]).shape()
+    found = machines(shape, Workload(context=512), (("", "A100-80GB"), ("", "H100")))
+    assert [fit.fp8 for fit in found] == [False, True]
+    assert [row[1] for row in machine_rows(found)] == ["fits in", "bfloat16", "bfloat16, FP8"]
 
 
 def test_weights_that_stay_need_their_kernels(checkpoints, monkeypatch):

@@ -56,8 +56,8 @@ MIB = 2**20
 class Naive(NativeArchitecture):
     """A model that does not say which of its layers must stay whole."""
 
-    def build_meta(self, dtype):
-        model = super().build_meta(dtype)
+    def build_meta(self, dtype, **options):
+        model = super().build_meta(dtype, **options)
         model._no_split_modules = []
         return model
 

@@ -72,7 +72,7 @@ class Glm4v9bArchitecture:
         full = model_shape(self.config, self.name)
         return full if self.packed is None else self.packed.stored.shape(full)
 
-    def module_tree(self) -> ModuleTree:
+    def module_tree(self, *, fp8: bool = False) -> ModuleTree:
         """Return the names of the model's modules and weights."""
         from glm4v_magic.dispatch.module_tree import tree_of
 
@@ -95,8 +95,8 @@ class Glm4v9bArchitecture:
             found += ["model.language_model.rotary_emb"]
         return tuple(found) or None
 
-    def build_meta(self, dtype: str) -> PreTrainedModel:
-        """Build the model on the ``meta`` device."""
+    def build_meta(self, dtype: str, *, fp8: bool = False) -> PreTrainedModel:
+        """Build the model on the ``meta`` device; no checkpoint of it is in FP8."""
         import torch
 
         from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,11 +117,13 @@ class NativeArchitecture:
         keeps = contents.merges is None
         return cls(name, contents.config, where, keeps_fp8=keeps, stored=stored)
 
-    def module_tree(self) -> ModuleTree:
-        """Return the names of the model's modules and weights."""
+    def module_tree(self, *, fp8: bool = False) -> ModuleTree:
+        """Return the names of the model's modules and weights; see `Architecture.module_tree`."""
         from glm4v_magic.dispatch.module_tree import tree_of
 
-        return tree_of(self.build_meta(self.shape().dtype))
+        tree = tree_of(self.build_meta(self.shape().dtype, fp8=fp8))
+        scales = {name for name in tree.tensors if name.endswith(SCALE)}
+        return replace(tree, computed=tree.computed | scales)
 
     def own_names(self, name: str, tree: ModuleTree) -> tuple[str, ...] | None:
         """Return the modules or weights that a published name stands for; see `Architecture`.
@@ -143,8 +146,8 @@ class NativeArchitecture:
             name, _ = transform.rename_source_key(name)
         return _EXPERT.sub(r"\1", name)
 
-    def build_meta(self, dtype: str) -> PreTrainedModel:
-        """Build the model on the ``meta`` device.
+    def build_meta(self, dtype: str, *, fp8: bool = False) -> PreTrainedModel:
+        """Build the model on the ``meta`` device; see `Architecture.build_meta`.
 
         Raises:
             CheckpointError: if transformers does not accept the configuration.
@@ -168,6 +171,8 @@ class NativeArchitecture:
                 for name, parameter in model.named_parameters():
                     if any(each in name for each in FLOAT32_MODULES):
                         parameter.data = parameter.data.float()
+            if fp8 and self.fp8 is not None:
+                self.fp8.put_on(model, getattr(torch, dtype))
             return model.eval()
 
     def model_config(self) -> PreTrainedConfig:
@@ -248,8 +253,14 @@ class NativeArchitecture:
         return shape if self.stored is None else self.stored.shape(shape, _own_modules)
 
     def _kept_fp8(self) -> Fp8 | None:
-        """FP8 scheme of weights that can stay in FP8: only if just the text part is in FP8."""
+        """FP8 scheme of weights that can stay in FP8.
+
+        Only if just the text part is in FP8, and the matrices that experts have joined from two
+        are joined between blocks.
+        """
         if self.fp8 is None or not self._can_keep_fp8 or any(map(self.fp8.holds, _FULL)):
+            return None
+        if has_experts(self.text) and self.text["moe_intermediate_size"] % self.fp8.block[0]:
             return None
         return self.fp8
 

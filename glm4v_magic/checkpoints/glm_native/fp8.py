@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +22,10 @@ from glm4v_magic.checkpoints.quantized import (
 )
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.outside import checked
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 __all__ = ["SCALE", "Fp8", "read_fp8"]
 
@@ -79,6 +83,23 @@ class Fp8:
             "weight_block_size": list(self.block),
             "modules_to_not_convert": skipped,
         }
+
+    def put_on(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
+        """Replace modules on ``meta`` by those that transformers loads weights in FP8 into.
+
+        Args:
+            model: the model.
+            dtype: dtype of all that is not in FP8.
+        """
+        import torch
+        from transformers.integrations.finegrained_fp8 import FP8Linear
+        from transformers.quantizers.auto import AutoHfQuantizer
+
+        quantizer = AutoHfQuantizer.from_config(self.for_transformers(), pre_quantized=True)
+        quantizer.preprocess_model(model=model)
+        for module in model.modules():
+            if isinstance(module, FP8Linear) and module.bias is not None:
+                module.bias = torch.nn.Parameter(module.bias.to(dtype))
 
 
 def _matches(pattern: str, module: str) -> bool:

@@ -12,6 +12,7 @@ from IPython.core.magic_arguments import argument
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import BusyError, OptionError, PlacementError
+from glm4v_magic.core.gpu_models import capability_of
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.plan import Plan
@@ -25,6 +26,7 @@ from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.render.plans.dry_run import dry_run_bundle
 from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.planning.files import read_given
+from glm4v_magic.planning.precision import FP8_FROM
 
 __all__ = ["check"]
 
@@ -106,7 +108,12 @@ def _gpus(description: str | None, plan: Plan | None, *, is_needed: bool) -> tup
     gpus = gpus_here() if description is None else parse_gpus(description)
     if description is None and plan is not None and not gpus:
         gpus = tuple(
-            GPU(stage.gpu, stage.name, stage.capacity_bytes or 0)
+            GPU(
+                stage.gpu,
+                stage.name,
+                stage.capacity_bytes or 0,
+                capability=FP8_FROM if plan.workload.fp8 else capability_of(stage.name),
+            )
             for stage in sorted(plan.stages, key=lambda stage: stage.gpu or 0)
             if stage.gpu is not None
         )
