@@ -5,9 +5,10 @@ shows it. What a model says is hostile until proven otherwise: it reaches a page
 `templates.fill`, which escapes it, or `markdown.safe_markdown`, and a terminal only through
 `wording.printable`.
 
-HTML is made from the files in ``templates/``, with one exception: `bars`, `plans.device_map` and
-`plans.plan` draw a plan with the standard library alone, and escape by `bars.safe`. So a plan can
-be drawn where there is nothing else, such as in Python in a browser.
+A tag stands in a file of ``templates/``, or in the constant text of an `Html`, whose `Html.fill`
+escapes as a template does: `bars` and `plans` draw a plan with the standard library alone, so that
+it can be drawn where there is nothing else, such as in Python in a browser; and the sanitisers make
+Markdown, which no template can. Nothing else writes a tag, and a test reads the sources for it.
 
 By subject: `answers` (all about a question and its answer), `rows` of a map, `plans` (and dry runs
 and running parts), `memory`, `doctor`, `status`, `settings`, and `progress` of loading with its
@@ -16,19 +17,41 @@ and running parts), `memory`, `doctor`, `status`, `settings`, and `progress` of 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from html import escape
 from typing import TypeAlias
 
-__all__ = ["Html", "MimeBundle"]
+from glm4v_magic.core.wording import printable
+
+__all__ = ["Html", "MimeBundle", "joined"]
 
 MimeBundle: TypeAlias = dict[str, str]
 """One output, by MIME type. ``text/plain`` is always there: terminals show nothing else."""
 
 
 class Html(str):
-    """Text that is HTML already; a template prints it as it is."""
+    """Text that is HTML already; a template prints it as it is.
+
+    It is made from constant text, by a template, or by a function that escapes all it is given.
+    """
 
     __slots__ = ()
 
     def __html__(self) -> str:
         """Return itself; libraries that escape HTML ask for this."""
         return str(self)
+
+    def fill(self, *values: str | float) -> Html:
+        """Return it with values in place of each ``{}``, escaped and without control characters."""
+        return Html(self.format(*map(_escaped, values)))
+
+
+def joined(pieces: Iterable[str], between: Html = Html()) -> Html:  # noqa: B008  no one changes it
+    """Return pieces in a row; those that are no HTML are escaped."""
+    return Html(between.join(map(str, map(_escaped, pieces))))
+
+
+def _escaped(value: str | float) -> str | float:
+    if isinstance(value, str) and not isinstance(value, Html):
+        return escape(printable(value))
+    return value

@@ -3,18 +3,16 @@
 Every kind of content has a colour and a pattern, so that a bar reads the same in black and white.
 Colours are translucent, and text keeps the page's own colour.
 
-HTML is written by hand here, and in `plans.device_map` and `plans.plan`, and escaped by `safe`: a
-plan is drawn with the standard library alone.
+A plan is drawn with the standard library alone, so its HTML comes from no template but from
+`Html.fill`, which escapes as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from html import escape
 
-from glm4v_magic.core.wording import printable
-from glm4v_magic.notebook.render import Html
+from glm4v_magic.notebook.render import Html, joined
 
 __all__ = [
     "MUTED",
@@ -25,7 +23,6 @@ __all__ = [
     "bar",
     "legend",
     "mark",
-    "safe",
     "table",
     "text_bar",
 ]
@@ -99,6 +96,38 @@ class Segment:
         return _KINDS[self.kind][2]
 
 
+_BAR = Html(
+    '<div role="group" aria-label="{}" style="display:flex;height:1.7em;width:{:.2f}%;'
+    "min-width:2em;outline:1px solid {};font-size:0.85em;position:relative;"
+    'line-height:1.7em">{}{}</div>'
+)
+_END = Html(
+    '<span title="the GPU ends here" style="position:absolute;left:100%;top:-3px;bottom:-3px;'
+    'width:4px;background:{}"></span>'
+)
+_PIECE = Html(
+    '<span class="glm4v-segment"{}{} role="img" title="{}" aria-label="{}" style="flex:0 0 {:.3f}%;'
+    "box-sizing:border-box;border-right:1px solid {};{}{}overflow:visible;white-space:nowrap;"
+    'text-align:center">{}</span>'
+)
+_LEGEND = Html('<div aria-hidden="true" style="font-size:0.85em;color:{}">{}</div>')
+_ENTRY = Html(
+    '<span style="white-space:nowrap;margin-right:1em"><span style="display:inline-block;'
+    "width:1.2em;height:0.8em;outline:1px solid {};margin-right:0.3em;"
+    '{}"></span>{}</span>'
+)
+_TABLE = Html("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>")
+_TITLE = Html('<th scope="col" style="{}">{}</th>')
+_ROW = Html('<tr><th scope="row" style="{}">{}</th>{}</tr>')
+_CELL = Html('<td style="{}">{}</td>')
+_FOLD = Html("<details{}><summary>{}</summary>{}</details>")
+_PLACE = Html('{} .glm4v-segment[data-place="{}"]')
+_MARK = Html(
+    '{}{{font-weight:bold}}{}::before{{content:"";position:absolute;left:0;right:0;top:0;'
+    "min-width:6px;border-top:4px solid currentColor;z-index:1}}"
+)
+
+
 def bar(
     segments: Iterable[Segment],
     total: int,
@@ -119,33 +148,19 @@ def bar(
             anew every second: the focus would be lost each time.
         short: whether the end of the bar is marked, because segments stick out.
     """
-    pieces = "".join(_piece(segment, total, reachable) for segment in segments if segment.size > 0)
-    end = (
-        '<span title="the GPU ends here" style="position:absolute;left:100%;top:-3px;bottom:-3px;'
-        f'width:4px;background:{SHORT}"></span>'
-        if short
-        else ""
-    )
-    return Html(
-        f'<div role="group" aria-label="{safe(label)}" style="display:flex;height:1.7em;'
-        f"width:{100 * share:.2f}%;min-width:2em;outline:1px solid {OUTLINE};"
-        f'font-size:0.85em;position:relative;line-height:1.7em">{pieces}{end}</div>'
-    )
+    pieces = joined(_piece(segment, total, reachable) for segment in segments if segment.size > 0)
+    return _BAR.fill(label, 100 * share, OUTLINE, pieces, _END.fill(SHORT) if short else "")
 
 
-def mark(scope: str, place: str) -> str:
+def mark(scope: str, place: str) -> Html:
     """Return a style rule that marks a segment: a thick line along its top, and bold letters.
 
     Args:
         scope: selector of what holds the bar.
         place: place of the segment.
     """
-    piece = f'{scope} .glm4v-segment[data-place="{place}"]'
-    return (
-        f"{piece}{{font-weight:bold}}"
-        f'{piece}::before{{content:"";position:absolute;left:0;right:0;top:0;min-width:6px;'
-        "border-top:4px solid currentColor;z-index:1}"
-    )
+    piece = _PLACE.fill(scope, place)
+    return _MARK.fill(piece, piece)
 
 
 def text_bar(segments: Iterable[Segment], total: int, width: int) -> str:
@@ -160,13 +175,8 @@ def text_bar(segments: Iterable[Segment], total: int, width: int) -> str:
 
 def legend(kinds: Iterable[tuple[str, str]]) -> Html:
     """Return a legend: colour and pattern of each kind with its name."""
-    entries = "".join(
-        f'<span style="white-space:nowrap;margin-right:1em"><span style="display:inline-block;'
-        f"width:1.2em;height:0.8em;outline:1px solid {OUTLINE};margin-right:0.3em;"
-        f'{_fill(kind)}"></span>{safe(name)}</span>'
-        for kind, name in kinds
-    )
-    return Html(f'<div aria-hidden="true" style="font-size:0.85em;color:{MUTED}">{entries}</div>')
+    entries = joined(_ENTRY.fill(OUTLINE, _fill(kind), name) for kind, name in kinds)
+    return _LEGEND.fill(MUTED, entries)
 
 
 def table(
@@ -192,44 +202,26 @@ def table(
         align = "right" if 0 < index <= numbers else "left"
         # Only the last column may be long; "layers 12-26" is not to be broken at its hyphen.
         wrap = "white-space:nowrap;" if index < len(titles) - 1 else ""
-        return f'style="text-align:{align};{wrap}padding:0.1em 0.6em;vertical-align:top"'
+        return f"text-align:{align};{wrap}padding:0.1em 0.6em;vertical-align:top"
 
-    top = "".join(
-        f'<th scope="col" {side(index)}>{safe(name)}</th>' for index, name in enumerate(titles)
-    )
-    body = ""
-    for row in rows:
-        first, *cells = row
-        data = "".join(
-            f"<td {side(index)}>{safe(cell)}</td>" for index, cell in enumerate(cells, start=1)
-        )
-        body += f'<tr><th scope="row" {side(0)}>{safe(first)}</th>{data}</tr>'
-    whole = f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-    if not summary:
-        return Html(whole)
-    unfolded = " open" if is_open else ""
-    return Html(f"<details{unfolded}><summary>{safe(summary)}</summary>{whole}</details>")
+    def line(first: str, *cells: str) -> Html:
+        data = joined(_CELL.fill(side(index), cell) for index, cell in enumerate(cells, start=1))
+        return _ROW.fill(side(0), first, data)
+
+    top = joined(_TITLE.fill(side(index), name) for index, name in enumerate(titles))
+    whole = _TABLE.fill(top, joined(line(*row) for row in rows))
+    return _FOLD.fill(" open" if is_open else "", summary, whole) if summary else whole
 
 
-def safe(text: str) -> str:
-    """Return `text` escaped for HTML, without control characters."""
-    return escape(printable(text))
-
-
-def _piece(segment: Segment, total: int, reachable: bool) -> str:
+def _piece(segment: Segment, total: int, reachable: bool) -> Html:
     percent = 100 * segment.size / total
     # A label must fit: a letter takes about 1 % of an output of usual width.
     written = segment.label if percent > 1.1 * len(segment.label) + 1 else ""
     frame = "border:1px dashed currentColor;" if segment.marked else ""
-    detail = safe(segment.detail)
-    stop = ' tabindex="0"' if reachable else ""
-    name = f' data-place="{safe(segment.place)}"' if segment.place else ""
-    return (
-        f'<span class="glm4v-segment"{stop}{name} role="img" title="{detail}" '
-        f'aria-label="{detail}" style="flex:0 0 {percent:.3f}%;box-sizing:border-box;'
-        f"border-right:1px solid {OUTLINE};{frame}{_fill(segment.kind)}"
-        f'overflow:visible;white-space:nowrap;text-align:center">{safe(written)}</span>'
-    )
+    stop = Html(' tabindex="0"') if reachable else ""
+    name = Html(' data-place="{}"').fill(segment.place) if segment.place else ""
+    fill, detail = _fill(segment.kind), segment.detail
+    return _PIECE.fill(stop, name, detail, detail, percent, OUTLINE, frame, fill, written)
 
 
 def _fill(kind: str) -> str:

@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from glm4v_magic.notebook.render import Html, joined
+
 __all__ = ["begins_table", "safe_table"]
 
 _TAGS = "table|caption|colgroup|col|thead|tbody|tfoot|tr|th|td|br"
@@ -22,13 +24,19 @@ _BEGINNING = re.compile(
 _SPAN = re.compile(r"\b(?P<name>colspan|rowspan)\s*=\s*[\"']?(?P<count>[0-9]{1,3})\b", re.I)
 _LARGEST_SPAN = 100
 
+_TABLE = Html("<table>{}<tbody>{}</tbody></table>")
+_CAPTION, _ROW = Html("<caption>{}</caption>"), Html("<tr>{}</tr>")
+_CELLS = {"td": Html("<td{}>{}</td>"), "th": Html("<th{}>{}</th>")}
+_SPANS = {"colspan": Html(' colspan="{}"'), "rowspan": Html(' rowspan="{}"')}
+_BREAK = Html("<br>")
+
 
 def begins_table(text: str, at: int) -> bool:
     """Tell whether a table begins at a line of `text` that begins at `at`."""
     return _BEGINNING.match(text, at) is not None
 
 
-def safe_table(text: str, at: int, cell: Callable[[str], str]) -> tuple[str, int]:
+def safe_table(text: str, at: int, cell: Callable[[str], Html]) -> tuple[Html, int]:
     """Return the table that begins at `at` as one line, and where it ends in `text`.
 
     One that has not ended yet is closed.
@@ -36,7 +44,7 @@ def safe_table(text: str, at: int, cell: Callable[[str], str]) -> tuple[str, int
     Args:
         text: what the model wrote.
         at: place at which `begins_table`.
-        cell: makes the text of a cell safe, which is passed to it without tags and references.
+        cell: makes HTML of the text of a cell, which is passed to it without tags and references.
     """
     table = _Table(cell)
     for tag in _TAG.finditer(text, at):
@@ -44,21 +52,21 @@ def safe_table(text: str, at: int, cell: Callable[[str], str]) -> tuple[str, int
         at = tag.end()
         table.add_tag(tag)
         if not table.depth:
-            return str(table), at
+            return table.html(), at
     table.add_text(text[at:])
-    return str(table), len(text)
+    return table.html(), len(text)
 
 
 @dataclass
 class _Table:
     """A table that is being read."""
 
-    cell: Callable[[str], str]
+    cell: Callable[[str], Html]
     depth: int = 0
-    captions: list[str] = field(default_factory=list)
-    rows: list[list[str]] = field(default_factory=list)
+    captions: list[Html] = field(default_factory=list)
+    rows: list[list[Html]] = field(default_factory=list)
     _name: str = ""  # of the open cell
-    _spans: str = ""
+    _spans: Html = Html()  # noqa: RUF009  no one changes it
     _lines: list[str] = field(default_factory=list)  # of its text
 
     def add_text(self, text: str) -> None:
@@ -94,25 +102,25 @@ class _Table:
     def _open(self, name: str, attributes: str) -> None:
         self._name, self._lines = name, [""]
         found = {span["name"].lower(): int(span["count"]) for span in _SPAN.finditer(attributes)}
-        self._spans = "".join(
-            f' {each}="{min(max(count, 1), _LARGEST_SPAN)}"'
+        self._spans = joined(
+            _SPANS[each].fill(min(max(count, 1), _LARGEST_SPAN))
             for each, count in sorted(found.items())
         )
 
     def _close(self) -> None:
         if not self._name:
             return
-        inner = "<br>".join(self.cell(" ".join(line.split())) for line in self._lines)
+        inner = joined((self.cell(" ".join(line.split())) for line in self._lines), _BREAK)
         if self._name == "caption":
             self.captions.append(inner)
         else:
             if not self.rows:
                 self.rows.append([])
-            self.rows[-1].append(f"<{self._name}{self._spans}>{inner}</{self._name}>")
+            self.rows[-1].append(_CELLS[self._name].fill(self._spans, inner))
         self._name = ""
 
-    def __str__(self) -> str:
+    def html(self) -> Html:
+        """Return what was read, as a whole table."""
         self._close()
-        caption = f"<caption>{'<br>'.join(self.captions)}</caption>" if self.captions else ""
-        rows = "".join(f"<tr>{''.join(row)}</tr>" for row in self.rows if row)
-        return f"<table>{caption}<tbody>{rows}</tbody></table>"
+        caption = _CAPTION.fill(joined(self.captions, _BREAK)) if self.captions else ""
+        return _TABLE.fill(caption, joined(_ROW.fill(joined(row)) for row in self.rows if row))

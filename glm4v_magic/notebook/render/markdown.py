@@ -8,8 +8,7 @@ shows but never interprets. Headings, lists, tables, quotes and emphasis pass as
 
 The result is Markdown, which no template can make, so the few tags in it are written here:
 ``<span>`` around a character reference, and ``<code>`` around a code span in which a table would
-end it; both hold character references alone. Tables in HTML are written by `html_table`. Everything
-else that is HTML comes from `templates`.
+end it; both hold character references alone. Tables in HTML are written by `html_table`.
 
 Kept                                    Changed
 fenced code, as a fence at column 0     raw HTML shows as typed
@@ -24,6 +23,7 @@ from __future__ import annotations
 import re
 
 from glm4v_magic.core.wording import printable
+from glm4v_magic.notebook.render import Html, joined
 from glm4v_magic.notebook.render.html_table import begins_table, safe_table
 
 __all__ = ["in_attribute", "literal", "safe_markdown"]
@@ -48,6 +48,8 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+
+_CODE, _ALONE = Html("<code>{}</code>"), Html("<span>{}</span>")
 
 _MATHS = {"display": "$$", "display_tex": "$$", "inline": "$", "inline_tex": "$"}
 
@@ -109,19 +111,19 @@ def _code(text: str, at: int, mark: str) -> tuple[list[str], int]:
     return code, at
 
 
-def _in_cell(text: str) -> str:
+def _in_cell(text: str) -> Html:
     """Return HTML that shows one line of text; formulas are kept, everything else is literal."""
-    pieces: list[str] = []
+    pieces: list[Html] = []
     at = 0
     for match in _TOKEN.finditer(text):
         if (maths := _maths_of(match)) is not None and maths:
-            pieces += [_in_html(text[at : match.start()]), maths.replace("&", "&amp;")]
+            pieces += [_in_html(text[at : match.start()]), Html(maths.replace("&", "&amp;"))]
             at = match.end()
-    return "".join([*pieces, _in_html(text[at:])])
+    return joined([*pieces, _in_html(text[at:])])
 
 
-def _in_html(text: str) -> str:
-    return re.sub(r"[^\w ]|_", lambda match: _reference(match[0]), text)
+def _in_html(text: str) -> Html:
+    return Html(re.sub(r"[^\w ]|_", lambda match: _reference(match[0]), text))
 
 
 def _closes(line: str, mark: str) -> bool:
@@ -169,7 +171,7 @@ def _safe_code(code: str, ticks: str) -> str:
         return f"{ticks}{code}{ticks}"
     # A table splits its row at "|" even inside backticks, which would let "<" out of the code.
     inner = code[1:-1] if code[0] == code[-1] == " " and code.strip() else code
-    return "<code>" + re.sub(r"[^\w\s]", lambda match: f"&#{ord(match[0])};", inner) + "</code>"
+    return _CODE.fill(Html(re.sub(r"[^\w\s]", lambda match: f"&#{ord(match[0])};", inner)))
 
 
 def _safe_maths(body: str, mark: str) -> str:
@@ -204,4 +206,4 @@ def _reference(character: str) -> str:
     character again; alone inside an element they are not found.
     """
     reference = f"&#{ord(character)};"
-    return f"<span>{reference}</span>" if character in "$\\" else reference
+    return _ALONE.fill(Html(reference)) if character in "$\\" else reference

@@ -71,7 +71,7 @@ class Live:
         """Show widget and twin as outputs of the running cell."""
         view = self.box._repr_mimebundle_()[_WIDGET]
         # The twin has the text. An empty element is what front ends without widgets show here.
-        display({"text/plain": "", "text/html": "<span></span>", _WIDGET: view}, raw=True)
+        display({"text/plain": "", "text/html": Html("<span></span>"), _WIDGET: view}, raw=True)
         self._is_shown = True
         self.refresh_twin()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from glm4v_magic.notebook.render import Html
+from glm4v_magic.notebook.render import joined
 from glm4v_magic.notebook.render.bars import mark
 from glm4v_magic.notebook.render.plans.device_map import part_place
 from glm4v_magic.notebook.render.templates import fill
@@ -63,10 +63,10 @@ def activity_html(
         utilization: as for `activity_line`.
     """
     active = {(part.device, part.name) for part in activity.parts}
-    rules = "".join(
+    rules = joined(
         mark(scope, part_place(row, column))
         for row, gpu in enumerate(view.gpus)
         for column, part in enumerate(gpu.parts)
         if (gpu.device, part.name) in active
     )
-    return fill("activity", rules=Html(rules), line=activity_line(activity, utilization))
+    return fill("activity", rules=rules, line=activity_line(activity, utilization))

@@ -9,7 +9,7 @@ from glm4v_magic.core.plan_text import span
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.wording import printable, readable_bytes
 from glm4v_magic.notebook.next_steps import CELL
-from glm4v_magic.notebook.render import MimeBundle, bars
+from glm4v_magic.notebook.render import Html, MimeBundle, bars, joined
 
 if TYPE_CHECKING:
     from glm4v_magic.planning.occupancy import Hop, Occupancy, OccupiedGPU, Part
@@ -31,6 +31,20 @@ _LEGEND = {
 }
 _TEXT_WIDTH = 60
 
+_VIEW = Html(
+    '<div class="glm4v-devices" style="line-height:1.4">{}<div>{}, {}</div>'
+    '<div role="status" style="{}"><strong>{}</strong></div>'
+    '<div style="margin:0.4em 0">{}</div>{}{}{}</div>'
+)
+_GPU = Html('<div style="margin-top:0.3em"><div>{}{}</div>{}</div>')
+_AWAY = Html(" <span>⇅ {} visit from host memory</span>")
+_HOP = Html(
+    '<div style="margin-left:1.5em;font-size:0.85em;color:{}">'
+    '<span aria-hidden="true">↳ </span>to {}</div>'
+)
+_AT = Html('<div style="color:{}">as of {}</div>')
+_NOTES, _NOTE = Html("<ul>{}</ul>"), Html("<li>{}</li>")
+
 
 def device_map_bundle(view: Occupancy, at: str = "") -> MimeBundle:
     """Return the view as HTML and as text.
@@ -39,11 +53,10 @@ def device_map_bundle(view: Occupancy, at: str = "") -> MimeBundle:
         view: occupancy to show.
         at: time of the view, shown where it outlives the kernel.
     """
-    bundle = {"text/plain": device_map_text(view), "text/html": device_map_html(view)}
+    text, html = device_map_text(view), device_map_html(view)
     if at:
-        bundle["text/plain"] += f"\nas of {at}"
-        bundle["text/html"] += f'<div style="color:{bars.MUTED}">as of {bars.safe(at)}</div>'
-    return bundle
+        text, html = f"{text}\nas of {at}", joined((html, _AT.fill(bars.MUTED, at)))
+    return {"text/plain": text, "text/html": html}
 
 
 def verdict(view: Occupancy) -> str:
@@ -60,7 +73,7 @@ def verdict(view: Occupancy) -> str:
     )
 
 
-def device_map_html(view: Occupancy, *, table_open: bool = False) -> str:
+def device_map_html(view: Occupancy, *, table_open: bool = False) -> Html:
     """Return the view as HTML: verdict, bars with hops between them, a legend and a table.
 
     Args:
@@ -74,15 +87,17 @@ def device_map_html(view: Occupancy, *, table_open: bool = False) -> str:
         rows.append(_gpu(gpu, largest, row))
         rows.extend(_hop(hop) for hop in view.hops if hop.source == gpu.device)
     present = {part.kind for gpu in view.gpus for part in gpu.parts}
-    notes = "".join(f"<li>{bars.safe(worded(note, CELL))}</li>" for note in view.notes)
-    return (
-        f'<div class="glm4v-devices" style="line-height:1.4">{bars.STYLE}'
-        f"<div>{bars.safe(f'{view.model}, {view.work}')}</div>"
-        f'<div role="status" style="{colour}"><strong>{bars.safe(verdict(view))}</strong></div>'
-        f'<div style="margin:0.4em 0">{"".join(rows)}</div>'
-        f"{bars.legend((kind, name) for kind, name in _LEGEND.items() if kind in present)}"
-        + (f"<ul>{notes}</ul>" if notes else "")
-        + f"{_table(view, table_open) if view.gpus else ''}</div>"
+    notes = joined(_NOTE.fill(worded(note, CELL)) for note in view.notes)
+    return _VIEW.fill(
+        bars.STYLE,
+        view.model,
+        view.work,
+        colour,
+        verdict(view),
+        joined(rows),
+        bars.legend((kind, name) for kind, name in _LEGEND.items() if kind in present),
+        _NOTES.fill(notes) if notes else "",
+        _table(view, table_open) if view.gpus else "",
     )
 
 
@@ -159,27 +174,19 @@ def _segment(part: Part, place: str = "") -> bars.Segment:
     )
 
 
-def _gpu(gpu: OccupiedGPU, largest: int, row: int) -> str:
+def _gpu(gpu: OccupiedGPU, largest: int, row: int) -> Html:
     segments = [_segment(part, part_place(row, column)) for column, part in enumerate(gpu.parts)]
     away = sum(part.host_bytes for part in gpu.parts)
-    marks = ""
-    if away:
-        marks += f" <span>⇅ {readable_bytes(away)} visit from host memory</span>"
+    marks = _AWAY.fill(readable_bytes(away)) if away else ""
     title = _title(gpu)
     short = _drawn(gpu) > gpu.total_bytes
     share = gpu.total_bytes / largest
-    return (
-        f'<div style="margin-top:0.3em"><div>{bars.safe(title)}{marks}</div>'
-        f"{bars.bar(segments, gpu.total_bytes, share, title, short=short)}</div>"
-    )
+    bar = bars.bar(segments, gpu.total_bytes, share, title, short=short)
+    return _GPU.fill(title, marks, bar)
 
 
-def _hop(hop: Hop) -> str:
-    text = f"{hop.target}: {_crossing(hop)}"
-    return (
-        f'<div style="margin-left:1.5em;font-size:0.85em;color:{bars.MUTED}">'
-        f'<span aria-hidden="true">↳ </span>to {bars.safe(text)}</div>'
-    )
+def _hop(hop: Hop) -> Html:
+    return _HOP.fill(bars.MUTED, f"{hop.target}: {_crossing(hop)}")
 
 
 def _crossing(hop: Hop) -> str:
@@ -190,7 +197,7 @@ def _crossing(hop: Hop) -> str:
     return f"{hop.what}, {token}{image}"
 
 
-def _table(view: Occupancy, is_open: bool) -> str:
+def _table(view: Occupancy, is_open: bool) -> Html:
     def rows() -> Iterator[tuple[str, ...]]:
         for gpu in view.gpus:
             for part in gpu.parts:

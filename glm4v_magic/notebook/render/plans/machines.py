@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core.wording import printable
-from glm4v_magic.notebook.render import MimeBundle
-from glm4v_magic.notebook.render.bars import safe, table
+from glm4v_magic.notebook.render import Html, MimeBundle
+from glm4v_magic.notebook.render.bars import table
 from glm4v_magic.planning.machines import machine_rows
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["machines_bundle"]
 
 _LIMIT = "tokens/s: by memory bandwidth, with an empty KV cache; expect about half"
+
+_VIEW = Html('<div class="glm4v-plan"><div>{}; {}</div>{}</div>')
 
 
 def machines_bundle(model: str, found: Sequence[MachineFit]) -> MimeBundle:
@@ -29,8 +31,5 @@ def machines_bundle(model: str, found: Sequence[MachineFit]) -> MimeBundle:
     head, *rest = rows
     return {
         "text/plain": printable("\n".join([model, _LIMIT, *lines])),
-        "text/html": (
-            f'<div class="glm4v-plan"><div>{safe(model)}; {safe(_LIMIT)}</div>'
-            f"{table(head, rest, 0)}</div>"
-        ),
+        "text/html": _VIEW.fill(model, _LIMIT, table(head, rest, 0)),
     }

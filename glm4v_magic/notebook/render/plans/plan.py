@@ -9,8 +9,8 @@ from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.room import room_note
 from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.next_steps import CELL
-from glm4v_magic.notebook.render import MimeBundle
-from glm4v_magic.notebook.render.bars import safe, table
+from glm4v_magic.notebook.render import Html, MimeBundle, joined
+from glm4v_magic.notebook.render.bars import table
 
 if TYPE_CHECKING:
     from glm4v_magic.core.plan import Plan
@@ -20,6 +20,14 @@ __all__ = ["plan_bundle", "plan_html"]
 
 _NUMBERS = 7  # columns of `plan_text.gpu_rows`
 
+_VIEW = Html(
+    '<div class="glm4v-plan"><div>{}, sizes in GiB</div>{}{}{}'
+    "<details><summary>modules</summary><dl>{}</dl></details></div>"
+)
+_LINE = Html("<div>{}</div>")
+_STAGE = Html("<dt>{}</dt>{}")
+_MODULE = Html("<dd><code>{}</code>{}</dd>")
+
 
 def plan_bundle(plan: Plan) -> MimeBundle:
     """Return a plan as a table; as text, the same table with the plan's notes."""
@@ -27,7 +35,7 @@ def plan_bundle(plan: Plan) -> MimeBundle:
     return {"text/plain": printable(text), "text/html": plan_html(plan)}
 
 
-def plan_html(plan: Plan) -> str:
+def plan_html(plan: Plan) -> Html:
     """Return a plan as HTML: one row for each GPU, and the names of all modules.
 
     A column has the memory that is left for the prefix cache. Bars and notes are in the view of
@@ -35,17 +43,12 @@ def plan_html(plan: Plan) -> str:
     """
     head, *rows = plan_text.gpu_rows(plan.stages)
     room = room_note(plan.stages)
-    left = "" if room is None else f"<div>{safe(worded(room, CELL))}</div>"
-    speed = "".join(
-        f"<div>{safe(worded(note, CELL))}</div>"
-        for note in plan_text.speed_notes(plan.speed, plan.workload)
+    left = "" if room is None else _LINE.fill(worded(room, CELL))
+    speed = joined(
+        _LINE.fill(worded(note, CELL)) for note in plan_text.speed_notes(plan.speed, plan.workload)
     )
-    modules = "".join(_modules(stage) for stage in plan.stages if stage.modules)
-    return (
-        f'<div class="glm4v-plan"><div>{safe(_title(plan))}, sizes in GiB</div>'
-        f"{table(head, rows, _NUMBERS)}{speed}{left}"
-        f"<details><summary>modules</summary><dl>{modules}</dl></details></div>"
-    )
+    modules = joined(_modules(stage) for stage in plan.stages if stage.modules)
+    return _VIEW.fill(_title(plan), table(head, rows, _NUMBERS), speed, left, modules)
 
 
 def _title(plan: Plan) -> str:
@@ -57,10 +60,9 @@ def _title(plan: Plan) -> str:
     )
 
 
-def _modules(stage: Stage) -> str:
-    names = "".join(
-        f"<dd><code>{safe(name)}</code>"
-        f"{' (in host memory)' if name in stage.offloaded else ''}</dd>"
-        for name in stage.modules
+def _modules(stage: Stage) -> Html:
+    away = " (in host memory)"
+    names = joined(
+        _MODULE.fill(name, away if name in stage.offloaded else "") for name in stage.modules
     )
-    return f"<dt>{safe(stage.device)}</dt>{names}"
+    return _STAGE.fill(stage.device, names)
