@@ -186,6 +186,9 @@ class Architecture(Protocol):
             fp8: whether weights that were published in FP8 stay so.
         """
 
+    def require_kernels(self) -> None:
+        """Raise OptionError unless what computes with weights in FP8 is installed."""
+
     def prompt_inputs(
         self, images: int, text_tokens: int, batch: int = 1, patches: int | None = None
     ) -> dict[str, Tensor]:

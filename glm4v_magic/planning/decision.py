@@ -216,7 +216,7 @@ def decide(
     if made is not None:
         held = _as_planned(made, held)
     if held.fp8 and loads:
-        _require_kernels()
+        architecture.require_kernels()
     if held.fp8 and not set(weights) <= set(tree.modules):
         weights, _ = settle(
             weights, architecture.module_tree(fp8=True), gpus, architecture.own_names
@@ -334,18 +334,6 @@ def _as_planned(made: Plan, here: Precision) -> Precision:
             "Make a plan for these GPUs.",
         )
     return of_plan(made)
-
-
-def _require_kernels() -> None:
-    from transformers.utils import import_utils
-
-    # Another version than the one that transformers asks for is none to it.
-    if not import_utils.is_kernels_available():
-        raise OptionError(
-            "Weights that stay in FP8 need the package kernels, in a version that transformers "
-            "takes; it is not installed.",
-            code="kernels_missing",
-        )
 
 
 def _execution(made: Plan | None) -> dict[str, Place]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.checkpoints.glm4v_9b.layout import weight_shapes
 from glm4v_magic.checkpoints.glm4v_9b.units import model_shape
+from glm4v_magic.checkpoints.packages import require_kernels
 from glm4v_magic.checkpoints.trained_names import plain_name
 from glm4v_magic.core.errors import OptionError
 
@@ -109,6 +110,10 @@ class Glm4v9bArchitecture:
             with torch.device("meta"):
                 model = Glm4v9bForConditionalGeneration(config)
             return model.to(getattr(torch, dtype)).eval()
+
+    def require_kernels(self) -> None:
+        """Raise OptionError unless what computes with weights in FP8 is installed."""
+        require_kernels()
 
     def prompt_inputs(
         self, images: int, text_tokens: int, batch: int = 1, patches: int | None = None

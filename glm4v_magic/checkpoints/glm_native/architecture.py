@@ -27,6 +27,7 @@ from glm4v_magic.checkpoints.glm_native.tower import (
     patch_values,
     vision_units,
 )
+from glm4v_magic.checkpoints.packages import require_kernels
 from glm4v_magic.checkpoints.quantized import refused, without_quantization
 from glm4v_magic.checkpoints.stored import Stored, read_stored
 from glm4v_magic.checkpoints.trained_names import plain_name
@@ -193,6 +194,10 @@ class NativeArchitecture:
         return CheckpointError(
             f"transformers cannot build {self.name} from its configuration ({reason})."
         )
+
+    def require_kernels(self) -> None:
+        """Raise OptionError unless what computes with weights in FP8 is installed."""
+        require_kernels()
 
     def prompt_inputs(
         self, images: int, text_tokens: int, batch: int = 1, patches: int | None = None

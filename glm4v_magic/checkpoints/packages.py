@@ -1,0 +1,20 @@
+"""Packages that some weights need, in the version that transformers takes."""
+
+from __future__ import annotations
+
+from glm4v_magic.core.errors import OptionError
+
+__all__ = ["require_kernels"]
+
+
+def require_kernels() -> None:
+    """Raise OptionError unless the package that computes with weights in FP8 is installed."""
+    from transformers.utils import import_utils
+
+    # Another version than the one that transformers asks for is none to it.
+    if not import_utils.is_kernels_available():
+        raise OptionError(
+            "Weights that stay in FP8 need the package kernels, in a version that transformers "
+            "takes; it is not installed.",
+            code="kernels_missing",
+        )
