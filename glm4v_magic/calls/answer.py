@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from glm4v_magic.calls.boxes_text import mark_lines, marks_counted
+from glm4v_magic.calls.drawing import cropped, drawn
 from glm4v_magic.core.conversation import Answer
-from glm4v_magic.core.errors import OptionError
-from glm4v_magic.core.wording import counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,21 +31,7 @@ class ImageAnswer(Answer):
         Raises:
             OptionError: if there is no such image.
         """
-        from glm4v_magic.images.marked import marked
-
-        if image is None:
-            image = next((each.image for each in self.marks), -1)
-        if not -len(self.images) <= image < len(self.images):
-            there = counted(len(self.images), "image") if self.images else "no images"
-            raise OptionError(f"There is no image {image}: the answer has {there}.")
-        number = image % len(self.images)
-        lines = mark_lines(self.marks, self.images)
-        on_it = [
-            (line.name, each)
-            for line, each in zip(lines, self.marks, strict=True)
-            if each.image == number
-        ]
-        return marked(self.images[number], on_it)
+        return drawn(self, image)
 
     def crop(self, number: int) -> Image.Image:
         """Return the part of an image that is in a box.
@@ -60,10 +44,4 @@ class ImageAnswer(Answer):
         Raises:
             OptionError: if there is no such box.
         """
-        from glm4v_magic.images.marked import cut_out
-
-        if not -len(self.boxes) <= number < len(self.boxes):
-            there = marks_counted(self.boxes) or "no boxes"
-            raise OptionError(f"There is no box {number}: the answer has {there}.")
-        box = self.boxes[number]
-        return cut_out(self.images[box.image], box)
+        return cropped(self, number)

@@ -10,12 +10,37 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "glm4v_magic"
 RENDERING = re.compile(r"_repr_|_ipython_|__html__|html|bundle|render|draw|markdown|svg|table")
+TEXTS = ("__str__", "__repr__", "__format__")
+PIXELS = ("draw",)
+"""Methods that users call for an image; one `return` with what a room below makes of the data."""
 
 
-def rendering(source):
+def classes(sources):
+    """All classes, by name; several can have one name."""
+    trees = map(ast.parse, sources)
+    return [each for tree in trees for each in ast.walk(tree) if isinstance(each, ast.ClassDef)]
+
+
+def data(known):
+    """Names of the data classes among classes, and of those that descend from one."""
+    found = {each.name for each in known if any(map(is_dataclass, each.decorator_list))}
+    while True:
+        more = {each.name for each in known if {base_of(base) for base in each.bases} & found}
+        if more <= found:
+            return found
+        found |= more
+
+
+def base_of(base):
+    return ast.unparse(base).partition("[")[0].rpartition(".")[2]
+
+
+def rendering(source, known=()):
     """Names of the methods of data classes that render."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ClassDef) and any(map(is_dataclass, node.decorator_list)):
+    own = classes([source])
+    names = data([*own, *known])
+    for node in own:
+        if node.name in names:
             for method in node.body:
                 if isinstance(method, ast.FunctionDef) and renders(method):
                     yield f"{node.name}.{method.name}"
@@ -26,8 +51,10 @@ def is_dataclass(decorator):
 
 
 def renders(method):
-    if method.name in ("__str__", "__repr__", "__format__"):
-        return len(method.body) > 1 or not isinstance(method.body[0], ast.Return)
+    is_documented = isinstance(method.body[0], ast.Expr)
+    if method.name in (*TEXTS, *PIXELS):
+        body = method.body[is_documented:]
+        return len(body) > 1 or not isinstance(body[0], ast.Return)
     return bool(RENDERING.search(method.name))
 
 
@@ -39,17 +66,25 @@ def renders(method):
         ("def _repr_html_(self): return html(self)", ["A._repr_html_"]),
         ("def as_table(self): return html(self)", ["A.as_table"]),
         ("def total(self): return 1", []),
+        ("def draw(self):\n        'Draw.'\n        return drawn(self)", []),
+        ("def draw(self):\n        x = 1\n        return drawn(self)", ["A.draw"]),
     ],
 )
 def test_rendering_is_found(method, found):
     assert list(rendering(f"@dataclass(frozen=True)\nclass A:\n    {method}")) == found
 
 
+def test_classes_that_descend_from_data_are_found():
+    known = classes(["@dataclass\nclass A: ...", "class B(core.A[int]): ..."])
+    assert data(known) == {"A", "B"}
+    source = "class C(B):\n    def as_html(self): return 1\nclass D(X):\n    def html(self): ..."
+    assert list(rendering(source, known)) == ["C.as_html"]
+
+
 def test_no_data_class_renders():
     files = [file for file in PACKAGE.rglob("*.py") if "notebook" not in file.parts]
-    found = {
-        f"{file.relative_to(PACKAGE)}: {name}"
-        for file in files
-        for name in rendering(file.read_text(encoding="utf-8"))
-    }
+    sources = {file.relative_to(PACKAGE): file.read_text(encoding="utf-8") for file in files}
+    known = classes(sources.values())
+    assert {"Answer", "ImageAnswer", "Plan"} <= data(known)
+    found = {f"{name}: {each}" for name, text in sources.items() for each in rendering(text, known)}
     assert found == set()

@@ -1,0 +1,54 @@
+"""Boxes and points of an answer on its images: pixels, by `images.marked`, and no page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from glm4v_magic.calls.boxes_text import mark_lines, marks_counted
+from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.wording import counted
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from glm4v_magic.core.conversation import Answer
+
+__all__ = ["cropped", "drawn"]
+
+
+def drawn(answer: Answer, image: int | None = None) -> Image.Image:
+    """Return a copy of an image with the boxes and points on it; see `ImageAnswer.draw`.
+
+    Raises:
+        OptionError: if there is no such image.
+    """
+    from glm4v_magic.images.marked import marked
+
+    if image is None:
+        image = next((each.image for each in answer.marks), -1)
+    if not -len(answer.images) <= image < len(answer.images):
+        there = counted(len(answer.images), "image") if answer.images else "no images"
+        raise OptionError(f"There is no image {image}: the answer has {there}.")
+    number = image % len(answer.images)
+    lines = mark_lines(answer.marks, answer.images)
+    on_it = [
+        (line.name, each)
+        for line, each in zip(lines, answer.marks, strict=True)
+        if each.image == number
+    ]
+    return marked(answer.images[number], on_it)
+
+
+def cropped(answer: Answer, number: int) -> Image.Image:
+    """Return the part of an image that is in a box; see `ImageAnswer.crop`.
+
+    Raises:
+        OptionError: if there is no such box.
+    """
+    from glm4v_magic.images.marked import cut_out
+
+    if not -len(answer.boxes) <= number < len(answer.boxes):
+        there = marks_counted(answer.boxes) or "no boxes"
+        raise OptionError(f"There is no box {number}: the answer has {there}.")
+    box = answer.boxes[number]
+    return cut_out(answer.images[box.image], box)
