@@ -54,13 +54,13 @@ __all__ = [
 ]
 
 
-MOST_CHOICES = 16
+MOST_CHOICES = 128
 """Most answers to one request."""
 
 
 @dataclass(frozen=True, eq=False)  # equal ones would be one type: 0 == False
 class Only:
-    """A field that is accepted only if it asks for nothing: left out, null, or of these values.
+    """A field that is accepted only if it asks for nothing: left out, null, or one of `values`.
 
     Many clients send such a field at its default.
     """
@@ -80,6 +80,8 @@ class Only:
         return {"enum": [*self.values, None]}
 
     def _check(self, value: Any) -> Any:
+        if value is not None and not self.values:
+            raise PydanticCustomError("unsupported", "this server cannot do that; leave it out")
         if value is not None and value not in self.values:
             raise PydanticCustomError(
                 "unsupported",
@@ -94,6 +96,7 @@ Ignored: TypeAlias = Annotated[Any, "ignored"]
 
 StopText: TypeAlias = Annotated[str, Field(min_length=1)]
 Nothing: TypeAlias = Annotated[Any, Only(([],))]
+Never: TypeAlias = Annotated[Any, Only(())]
 Zero: TypeAlias = Annotated[Any, Only((0,))]
 
 
@@ -271,7 +274,10 @@ class ChatRequest(BaseModel):
     add_generation_prompt: Ignored = None
     metadata: Ignored = None
     parallel_tool_calls: Ignored = None
+    prediction: Ignored = None
     prompt_cache_key: Ignored = None
+    prompt_cache_options: Ignored = None
+    prompt_cache_retention: Ignored = None
     safety_identifier: Ignored = None
     service_tier: Ignored = None
     store: Ignored = None
@@ -283,6 +289,10 @@ class ChatRequest(BaseModel):
     tool_choice: Annotated[Any, Only(("none", "auto"))] = None
     function_call: Annotated[Any, Only(("none", "auto"))] = None
     modalities: Annotated[Any, Only((["text"],))] = None
+    audio: Never = None
+    moderation: Never = None
+    web_search_options: Never = None
+    verbosity: Annotated[Any, Only(("medium",))] = None
     reasoning_effort: Annotated[Any, Only(("none", *EFFORTS))] = None
     logit_bias: Annotated[Any, Only(({},))] = None
     frequency_penalty: Zero = None

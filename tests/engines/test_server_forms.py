@@ -55,6 +55,14 @@ def test_the_form_is_sent(server, session, options, text, name, value):
     assert name not in server.bodies[-1]
 
 
+def test_a_choice_is_given_the_tokens_that_it_needs(server, session):
+    server.answer(CHAT, said("猫猫"))
+    session.ask("What?", choices=["猫猫", "no"], max_tokens=2)
+    assert server.bodies[-1]["max_tokens"] == 7
+    session.ask("What?", choices=["猫猫", "no"], max_tokens=20)
+    assert server.bodies[-1]["max_tokens"] == 20
+
+
 def test_a_server_that_refuses_the_form_is_asked_without_it_from_then_on(server, session, in_turn):
     in_turn(REFUSED, said("Perhaps"), said("yes"))
     answer = session.ask("What?", choices=["yes", "no"])

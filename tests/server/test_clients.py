@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 from served import SECONDS, serving, uri
 
+from glm4v_magic.core.options import of_requests
 from glm4v_magic.core.server_address import API_KEY
 from glm4v_magic.server import worker
+from glm4v_magic.server.protocol import ChatRequest
 from glm4v_magic.session.session import Session
 
 GREEDY = {"temperature": 0, "max_tokens": 8}
@@ -88,6 +90,19 @@ def photo():
 
 
 class TestOpenAI:
+    def test_every_field_of_the_client_is_known(self, openai):
+        fields = openai.types.chat.completion_create_params
+        named = {
+            name
+            for kind in (
+                fields.CompletionCreateParamsNonStreaming,
+                fields.CompletionCreateParamsStreaming,
+            )
+            for name in kind.__annotations__
+        }
+        assert {"messages", "stop", "n", "seed", "stream"} <= named
+        assert named <= {*ChatRequest.model_fields, *(each.name for each in of_requests())}
+
     def test_an_answer(self, client, answer):
         whole = client.chat.completions.create(model="tiny", messages=ASKED, **GREEDY)
         assert whole.object == "chat.completion"

@@ -204,7 +204,7 @@ class TestOpenAPI:
 
     @pytest.mark.parametrize(
         "wrong",
-        [{"zeal": 1}, {"messages": "x"}, {"n": 17}, {"top_k": "x"}, {"tools": [{}]}, {"stop": 1}],
+        [{"zeal": 1}, {"messages": "x"}, {"n": 129}, {"top_k": "x"}, {"tools": [{}]}, {"stop": 1}],
     )
     def test_what_is_refused_is_not_of_its_schema(self, server, document, wrong):
         asked = question(**wrong)

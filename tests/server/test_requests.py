@@ -86,7 +86,7 @@ class TestFields:
         for name, field in ChatRequest.model_fields.items():
             kinds = [kind for kind in field.metadata if isinstance(kind, Only)]
             if kinds:
-                body[name] = kinds[0].values[0]
+                body[name] = (*kinds[0].values, None)[0]
             elif "ignored" in field.metadata:
                 body[name] = {"whatever": 1}
         body["response_format"] = {"type": "text"}
@@ -101,12 +101,18 @@ class TestFields:
             ("tools", [{"type": "function"}], "[]"),
             ("tool_choice", "required", '"none" or "auto"'),
             ("frequency_penalty", 0.5, "0"),
+            ("verbosity", "low", '"medium"'),
             ("reasoning_effort", "medium", '"none" or "low" or "high" or "max"'),
         ],
     )
     def test_what_it_cannot_do(self, server, name, value, takes):
         said = f"for '{name}': this server takes only {takes}."
         assert_error(ask(server, question(**{name: value})), 400, said)
+
+    @pytest.mark.parametrize("name", ["audio", "moderation", "web_search_options"])
+    def test_what_it_never_does(self, server, name):
+        said = f"for '{name}': this server cannot do that; leave it out."
+        assert_error(ask(server, question(**{name: {}})), 400, said)
 
     @pytest.mark.parametrize(
         ("given", "said"),
@@ -125,7 +131,7 @@ class TestFields:
         assert ask(server, question(logprobs=False, top_logprobs=0))[1]["choices"] == plain
 
     @pytest.mark.parametrize(
-        ("name", "value"), [("n", 0), ("n", 17), ("n", "x"), ("stop", 1), ("stop", ["a", ""])]
+        ("name", "value"), [("n", 0), ("n", 129), ("n", "x"), ("stop", 1), ("stop", ["a", ""])]
     )
     def test_answers_and_stop_texts_that_are_not_possible(self, server, name, value):
         assert_error(ask(server, question(**{name: value})), 400, f"'{name}")

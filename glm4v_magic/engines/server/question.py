@@ -48,6 +48,7 @@ def body_of(model: str, request: Request) -> dict[str, Any]:
         value = getattr(sampling, name)
         if value is not None:
             body |= dict.fromkeys(_THEIRS.get(name, (name,)), value)
+    body["max_tokens"] = max(body["max_tokens"], _least_tokens(request))
     if sampling.logprobs is not None:
         body["logprobs"] = True
         if sampling.logprobs:
@@ -63,6 +64,15 @@ def body_of(model: str, request: Request) -> dict[str, Any]:
             body["messages"][-1]["content"] = written
         body |= {"add_generation_prompt": False, "continue_final_message": True}
     return body
+
+
+def _least_tokens(request: Request) -> int:
+    """Return the number of tokens that a choice may need: that of its bytes, and its end.
+
+    A choice is never cut off, as in this process, where all are scored at once.
+    """
+    choices = () if request.constraint is None else request.constraint.choices
+    return max((len(each.encode()) + 1 for each in choices), default=0)
 
 
 def _form(request: Request) -> dict[str, Any]:
