@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from glm4v_magic.core.options import OPTIONS
+from glm4v_magic.core.options import MOST_IMAGES, OPTIONS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -59,7 +59,7 @@ class Limits:
     """
 
     megapixels: float = OPTIONS["megapixels"].default
-    images: int = 100
+    images: int = MOST_IMAGES
     total_megapixels: float = 1000.0
     download_bytes: int = 50_000_000
     download_seconds: float = OPTIONS["download_seconds"].default

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.options import DTYPES, OPTIONS, Quantization, check
+from glm4v_magic.core.wording import brief
 
 __all__ = [
     "DTYPE_BYTES",
@@ -20,6 +22,8 @@ __all__ = [
     "PackedMatrix",
     "UnitShape",
     "Workload",
+    "require_architecture",
+    "require_shape",
 ]
 
 DTYPE_BYTES = dict(zip(DTYPES, (2, 2, 4), strict=True))
@@ -263,3 +267,23 @@ class Workload:
     def form(self) -> str:
         """``8bit``, ``4bit`` or ``FP8`` for the text part's linear layers; empty for `dtype`."""
         return "FP8" if self.fp8 else self.quantize or ""
+
+
+def require_shape(given: object) -> None:
+    """Raise OptionError unless `given` is the sizes of a model: a name alone does not tell them."""
+    if not isinstance(given, ModelShape):
+        raise OptionError(
+            f"A plan is made from the sizes of a model, a ModelShape, not from {brief(given)}.",
+            "The sizes of a checkpoint are architecture(NAME).shape(), from "
+            "glm4v_magic.checkpoints.architecture.",
+        )
+
+
+def require_architecture(given: object) -> None:
+    """Raise OptionError unless `given` is a model without its weights."""
+    if not callable(getattr(given, "shape", None)):
+        raise OptionError(
+            f"What is planned or tried is an architecture, not {brief(given)}.",
+            "That of a checkpoint is architecture(NAME), from "
+            "glm4v_magic.checkpoints.architecture.",
+        )

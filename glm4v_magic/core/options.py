@@ -24,6 +24,7 @@ __all__ = [
     "EFFORTS",
     "FORMATS",
     "LEAST_PENALTY",
+    "MOST_IMAGES",
     "OBJECTIVES",
     "OPTIONS",
     "QUANTIZATIONS",
@@ -108,6 +109,8 @@ _AT_LEAST_ZERO: Mapping[str, Any] = {
 _ABOVE_ZERO: Mapping[str, Any] = {"demand": "a number above 0", "holds": lambda value: value > 0}
 _OWN = "the checkpoint's own"
 _LARGEST_SEED = 2**63 - 1
+MOST_IMAGES = 100
+"""Most images that one question may have."""
 _MOST_MEGAPIXELS = 178  # Pillow refuses more by itself
 
 
@@ -518,7 +521,8 @@ class PlacementFields:
         1,
         "Number of images in a prompt to plan for.",
         _PLACED,
-        **_AT_LEAST_ZERO,
+        f"a whole number from 0 to {MOST_IMAGES}, the most that a question may have",
+        lambda value: 0 <= value <= MOST_IMAGES,
         metavar="N",
         example="1",
     )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.gpu_spec import GPU, gpus_of
-from glm4v_magic.core.model_shape import ModelShape, Workload
+from glm4v_magic.core.model_shape import ModelShape, Workload, require_architecture
 from glm4v_magic.core.options import Quantization
 from glm4v_magic.core.placement import DeviceMap, GivenMap, Place, PlacementOptions
 from glm4v_magic.core.plan import Plan
@@ -131,6 +131,7 @@ def dry_run(
         DoesNotFitError: if a plan is asked for and none fits.
         OptionError: if the workload does not suit the model, or there is no GPU for it.
     """
+    require_architecture(architecture)
     described = gpus_of(gpus)
     if decode_steps < 1:
         raise OptionError(f"decode_steps is {decode_steps}, but must be at least 1.")

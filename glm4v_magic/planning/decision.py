@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from glm4v_magic.core.errors import DeviceMapError, DoesNotFitError, OptionError
 from glm4v_magic.core.gpu_spec import ANY_CPU, CPU, GPU, parse_gpus
-from glm4v_magic.core.model_shape import ModelShape
+from glm4v_magic.core.model_shape import ModelShape, require_architecture
 from glm4v_magic.core.options import OPTIONS, Quantization
 from glm4v_magic.core.placement import (
     CPU_DTYPE,
@@ -102,6 +102,7 @@ def make_plan(
         OptionError: if the workload or the images do not suit the model, or no GPUs are given or
             described.
     """
+    require_architecture(architecture)
     most = architecture.max_images
     if most is not None and options.images > most:
         raise OptionError(

@@ -13,7 +13,7 @@ from typing import Literal
 
 from glm4v_magic.core.errors import DeviceMapError, OptionError, did_you_mean
 from glm4v_magic.core.gpu_spec import GPU, gpus_of
-from glm4v_magic.core.model_shape import ModelShape, Workload
+from glm4v_magic.core.model_shape import ModelShape, Workload, require_shape
 from glm4v_magic.core.options import OBJECTIVES, Objective, check
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.remarks import Remark, remark
@@ -79,8 +79,9 @@ def plan(
         DoesNotFitError: if no split fits.
         GPUDescriptionError: if `gpus` cannot be read.
         DeviceMapError: if `pin` or `order` name an unknown unit or GPU, or contradict each other.
-        OptionError: if the workload does not suit the model.
+        OptionError: if the workload does not suit the model, or `shape` is none.
     """
+    require_shape(shape)
     gpus = gpus_of(gpus)
     asked = workload or Workload()
     require_workload(shape, asked)

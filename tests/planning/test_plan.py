@@ -26,6 +26,7 @@ from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.plan_text import span
 from glm4v_magic.core.remarks import PYTHON, worded
+from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.planning.costs import GPU_OVERHEAD, Unit, price
 from glm4v_magic.planning.decision import make_plan
 from glm4v_magic.planning.files import plan_from_json
@@ -533,3 +534,19 @@ def test_apples_gpu_is_named_as_torch_names_it():
     assert "cuda" not in str(made)
     with pytest.raises(DoesNotFitError, match=r"in the best split mps:0 needs"):
         make_plan(architecture("GLM-4V-9B"), PlacementOptions(), [apple])
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (lambda: plan("GLM-4V-9B", "2x24GiB"), "sizes of a model, a ModelShape, not from 'GLM-4V"),
+        (lambda: plan(architecture("GLM-OCR"), "2x24GiB"), r"architecture\(NAME\).shape\(\)"),
+        (lambda: make_plan("GLM-4V-9B", PlacementOptions()), "an architecture, not 'GLM-4V-9B'"),
+        (lambda: dry_run("GLM-4V-9B", "2x24GiB", None), "an architecture, not 'GLM-4V-9B'"),
+        (lambda: PlacementOptions(images=101), "from 0 to 100, the most that a question may have"),
+    ],
+)
+def test_what_a_plan_cannot_be_made_from_is_refused_in_a_line(asked, message):
+    with pytest.raises(OptionError, match=message) as refused:
+        asked()
+    assert "\n" not in str(refused.value)
