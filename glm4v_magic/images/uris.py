@@ -14,7 +14,7 @@ from glm4v_magic.images.decode import decode
 from glm4v_magic.images.formats import may_be_image
 from glm4v_magic.images.messages import one_line
 
-__all__ = ["from_uri", "is_uri"]
+__all__ = ["data_of", "from_uri", "is_uri"]
 
 _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 
@@ -27,7 +27,10 @@ def is_uri(word: str) -> bool:
 def from_uri(word: str, limits: Limits, page: int | None = None) -> SourcedImage:
     """Read the image, or one page of it, from a ``data:`` URI or a URL."""
     if word[:5].lower() == "data:":
-        return decode(io.BytesIO(_data_uri(word)), "data: URI", limits, page)
+        media_type, content = data_of(word, "image/png")
+        if media_type and not may_be_image(media_type):
+            raise ImageError(f"The data: URI is {one_line(media_type)}, not an image.")
+        return decode(io.BytesIO(content), "data: URI", limits, page)
     if word[:7].lower() == "file://":
         _, slash, path = word[7:].partition("/")
         raise ImageError(
@@ -40,19 +43,25 @@ def from_uri(word: str, limits: Limits, page: int | None = None) -> SourcedImage
     return decode(io.BytesIO(download(word, limits)), word, limits, page)
 
 
-def _data_uri(uri: str) -> bytes:
-    """Return the bytes of a data URI, RFC 2397."""
+def data_of(uri: str, such_as: str) -> tuple[str, bytes]:
+    """Return the media type and the bytes of a data URI, RFC 2397.
+
+    Args:
+        uri: begins with ``data:``.
+        such_as: a media type, for messages.
+
+    Raises:
+        ImageError: if it is malformed.
+    """
     header, comma, payload = uri[len("data:") :].partition(",")
     media_type, *parameters = (part.strip().lower() for part in header.split(";"))
     if not comma:
-        raise ImageError("The data: URI has no comma.", "Write data:image/png;base64,...")
-    if media_type and not may_be_image(media_type):
-        raise ImageError(f"The data: URI is {one_line(media_type)}, not an image.")
+        raise ImageError("The data: URI has no comma.", f"Write data:{such_as};base64,...")
     content = urllib.parse.unquote_to_bytes(payload)
     if "base64" not in parameters:
-        return content
+        return media_type, content
     content = b"".join(content.split())
     try:
-        return base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
+        return media_type, base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
     except binascii.Error as error:
         raise ImageError(f"The data: URI is not valid base64: {error}.") from None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import io
 import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +22,28 @@ from glm4v_magic.images.decode import too_large
 from glm4v_magic.images.files import exists, path_of
 from glm4v_magic.images.messages import one_line
 from glm4v_magic.images.missing import missing
+from glm4v_magic.images.uris import data_of
 from glm4v_magic.images.values import to_image
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["SUFFIXES", "has_frames", "is_clip", "is_video", "to_video"]
+__all__ = ["SUFFIXES", "from_data", "has_frames", "is_clip", "is_video", "to_video"]
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 """Suffixes of clips, in lower case."""
+
+_CONTAINERS = {
+    "video/mp4": "mov",
+    "video/quicktime": "mov",
+    "video/x-m4v": "mov",
+    "video/webm": "matroska",
+    "video/x-matroska": "matroska",
+    "video/x-msvideo": "avi",
+    "video/mpeg": "mpeg",
+    "video/ogg": "ogg",
+}
+"""Media types of clips, and how FFmpeg calls what they are written in."""
 
 MISSING = "Reading a clip needs the package av, which is not installed."
 INSTALL = "Install it with: pip install av"
@@ -93,6 +109,25 @@ def to_video(
     return _of_frames(value, source, fps or 1.0, limits)
 
 
+def from_data(uri: str, source: str, limits: Limits = DEFAULT_LIMITS) -> SourcedVideo:
+    """Return the clip in a ``data:`` URI, which stays in memory.
+
+    It is read as what the URI says it is and nothing else: a playlist would name other files.
+
+    Raises:
+        ImageError: as `to_video`, or if the URI is malformed or not of a clip.
+    """
+    media_type, content = data_of(uri, "video/mp4")
+    if media_type not in _CONTAINERS:
+        raise ImageError(
+            f"{one_line(source)} is {one_line(media_type) or 'of no media type'}, not a clip.",
+            f"Clips are {', '.join(_CONTAINERS)}.",
+        )
+    clip = _Clip(io.BytesIO(content), one_line(source), _CONTAINERS[media_type])
+    state = f"{hashlib.sha256(content).hexdigest()} {len(content)}"
+    return _of_clip(clip, source, state, (None, None, None), limits)
+
+
 def _of_frames(value: object, source: str, fps: float, limits: Limits) -> SourcedVideo:
     frames = _as_list(value, source)
     if len(frames) == 0:
@@ -143,8 +178,30 @@ def _clip(
 ) -> SourcedVideo:
     if not exists(name, base):
         raise missing(name, base, {})
-    path, shown = path_of(name, base), one_line(name)
-    with _opened(path, shown) as (container, stream):
+    path = path_of(name, base)
+    clip = _Clip(os.fspath(path), one_line(name))
+    return _of_clip(clip, name, _state(path), (fps, start, end), limits)
+
+
+@dataclass(frozen=True, slots=True)
+class _Clip:
+    """What a clip is read from, what it is called, and what it is written in if that is told."""
+
+    file: str | io.BytesIO
+    shown: str
+    container: str | None = None
+
+
+def _of_clip(
+    clip: _Clip,
+    name: str,
+    state: str,
+    part: tuple[float | None, float | None, float | None],
+    limits: Limits,
+) -> SourcedVideo:
+    fps, start, end = part
+    shown = clip.shown
+    with _opened(clip) as (container, stream):
         size = (stream.codec_context.width, stream.codec_context.height)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         total = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
@@ -165,10 +222,10 @@ def _clip(
         )
 
     def read(indices: Sequence[int], size: tuple[int, int]) -> Iterator[Image.Image]:
-        return _decoded(path, shown, [first + index for index in indices], rate, size)
+        return _decoded(clip, [first + index for index in indices], rate, size)
 
     return SourcedVideo(
-        name, size, max(1, last - first), rate, read, first / rate, fps, state=_state(path)
+        name, size, max(1, last - first), rate, read, first / rate, fps, state=state
     )
 
 
@@ -178,7 +235,7 @@ def _state(path: Path) -> str:
 
 
 @contextmanager
-def _opened(path: Path, shown: str) -> Iterator[tuple[Any, Any]]:
+def _opened(clip: _Clip) -> Iterator[tuple[Any, Any]]:
     """Open a clip; yields its container and its first stream of video.
 
     Raises:
@@ -188,23 +245,25 @@ def _opened(path: Path, shown: str) -> Iterator[tuple[Any, Any]]:
         raise ImageError(MISSING, INSTALL)
     import av
 
+    if isinstance(clip.file, io.BytesIO):
+        clip.file.seek(0)
     try:
-        with av.open(os.fspath(path)) as container:
+        with av.open(clip.file, format=clip.container) as container:
             if not container.streams.video:
-                raise ImageError(f"{shown} holds no video.")
+                raise ImageError(f"{clip.shown} holds no video.")
             yield container, container.streams.video[0]
     except (av.error.FFmpegError, OSError) as error:
         why = getattr(error, "strerror", None) or reason(error)  # without its number and the path
         raise ImageError(
-            f"{shown} is damaged or no video: {one_line(why)}.", "Download or write it again."
+            f"{clip.shown} is damaged or no video: {one_line(why)}.", "Download or write it again."
         ) from error
 
 
 def _decoded(
-    path: Path, shown: str, indices: Sequence[int], rate: float, size: tuple[int, int]
+    clip: _Clip, indices: Sequence[int], rate: float, size: tuple[int, int]
 ) -> Iterator[Image.Image]:
     """Yield frames one by one; a clip that ends early shows its last frame."""
-    with _opened(path, shown) as (container, stream):
+    with _opened(clip) as (container, stream):
         stream.thread_type = "AUTO"
         begin = stream.start_time or 0
         frames, frame, at = container.decode(stream), None, -1
@@ -222,7 +281,7 @@ def _decoded(
                 else:
                     at = round(float((frame.pts - begin) * stream.time_base) * rate)
             if frame is None:
-                raise ImageError(f"{shown} is damaged: no frame of it can be decoded.")
+                raise ImageError(f"{clip.shown} is damaged: no frame of it can be decoded.")
             yield _resized(_turned(frame.to_image(), _rotation(frame)), size)
 
 

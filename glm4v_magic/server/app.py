@@ -181,6 +181,7 @@ class _Api:
         self._name = model
         self._max_images = info.max_images
         self._thinks, self._efforts = info.thinks, info.efforts
+        self._takes_video = bool(info.takes_video)
         self._entry = Model(
             id=model,
             max_model_len=info.context,
@@ -239,6 +240,7 @@ class _Api:
             max_images=self._max_images,
             thinks=self._thinks,
             efforts=self._efforts,
+            takes_video=self._takes_video,
         )
 
 

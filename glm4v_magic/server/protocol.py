@@ -113,7 +113,7 @@ def _as_list(given: Any) -> Any:
     return [given] if isinstance(given, str) else given
 
 
-def _as_image(given: Any) -> Any:
+def _as_linked(given: Any) -> Any:
     return {"url": given} if isinstance(given, str) else given
 
 
@@ -129,11 +129,21 @@ class Image(BaseModel):
     detail: Ignored = None
 
 
+class Video(BaseModel):
+    """A clip of a message.
+
+    Attributes:
+        url: the clip itself, as a ``data:`` URI.
+    """
+
+    url: str | None = None
+
+
 def _refuse_other_media(kind: Any) -> Any:
-    if kind in ("video", "video_url", "audio_url", "input_audio", "file"):
+    if kind in ("video", "audio_url", "input_audio", "file"):
         raise PydanticCustomError(
             "unsupported",
-            "this server takes text and images, and no {kind}; send frames of a video as images",
+            "this server takes text, images and clips (video_url), and no {kind}",
             {"kind": kind},
         )
     return kind
@@ -142,10 +152,13 @@ def _refuse_other_media(kind: Any) -> Any:
 class Part(BaseModel):
     """A part of a message."""
 
-    type: Annotated[Literal["text", "image_url"], BeforeValidator(_refuse_other_media)]
+    type: Annotated[Literal["text", "image_url", "video_url"], BeforeValidator(_refuse_other_media)]
     text: str | None = None
     image_url: Annotated[
-        Image | None, BeforeValidator(_as_image, json_schema_input_type=Image | str | None)
+        Image | None, BeforeValidator(_as_linked, json_schema_input_type=Image | str | None)
+    ] = None
+    video_url: Annotated[
+        Video | None, BeforeValidator(_as_linked, json_schema_input_type=Video | str | None)
     ] = None
 
     @model_validator(mode="after")
@@ -183,6 +196,17 @@ class SentMessage(BaseModel):
         images = [part.image_url for part in self.content if part.type == "image_url"]
         urls = [None if image is None else image.url for image in images]
         return urls if self.image is None else [*urls, self.image]
+
+    def clips(self) -> list[str | None]:
+        """Return the URLs of its clips, in order; ``None`` for a clip without one."""
+        clips = [part.video_url for part in self.content if part.type == "video_url"]
+        return [None if clip is None else clip.url for clip in clips]
+
+    @property
+    def before_clips(self) -> int | None:
+        """Number of images that stand before its clips; ``None`` without clips."""
+        kinds = [part.type for part in self.content if part.type != "text"]
+        return kinds.index("video_url") if "video_url" in kinds else None
 
 
 class StreamOptions(BaseModel):

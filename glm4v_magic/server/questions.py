@@ -8,14 +8,16 @@ from typing import Any
 
 from glm4v_magic.calls.forms import form_of
 from glm4v_magic.calls.prompt import require_text
-from glm4v_magic.calls.refusals import refuse_thinking, refuse_too_many
+from glm4v_magic.calls.refusals import refuse_thinking, refuse_too_many, refuse_video
 from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Conversation, Message, Request, Role
 from glm4v_magic.core.errors import CheckpointError, ConversationError, ImageError, OptionError
 from glm4v_magic.core.options import Sampling, check, of_requests
+from glm4v_magic.core.video import SourcedVideo
 from glm4v_magic.engines import grammars
 from glm4v_magic.engines.thinking import CLOSE, OPEN
 from glm4v_magic.images import SourcedImage, to_image
+from glm4v_magic.images.video import from_data
 from glm4v_magic.outside import checked
 from glm4v_magic.server.protocol import ChatRequest, ResponseFormat, SentMessage, StructuredOutputs
 
@@ -52,10 +54,11 @@ def read_question(
     max_images: int | None = None,
     thinks: bool | None = None,
     efforts: Sequence[str] = (),
+    takes_video: bool = False,
 ) -> Question:
     """Read a chat completion.
 
-    Images come before the text of their message, wherever they stand in it: the model was
+    Images and clips come before the text of their message, wherever they stand in it: the model was
     trained that way.
 
     Args:
@@ -64,6 +67,7 @@ def read_question(
         max_images: maximum number of images in a conversation; ``None`` for no limit.
         thinks: whether the model can think before it answers; ``None`` if unknown.
         efforts: names of the efforts that its thinking can take.
+        takes_video: whether it takes video; if not, no clip is decoded.
 
     Raises:
         InputError: if something in it is missing, malformed, or not possible here.
@@ -74,6 +78,8 @@ def read_question(
     asked = checked(ChatRequest, content, "The request", OptionError)
     if asked.model is not None and asked.model != model:
         raise CheckpointError(f"There is no model {asked.model!r} here.", f"This is {model}.")
+    if any(message.clips() for message in asked.messages):
+        refuse_video(model, takes_video)
     options = asked.stream_options
     request = Request(
         _conversation(asked, thinks=bool(thinks)),
@@ -187,10 +193,18 @@ def _conversation(asked: ChatRequest, *, thinks: bool) -> Conversation:
 def _message(given: SentMessage, number: int, unfinished: bool) -> Message:
     role: Role = "system" if given.role == "developer" else given.role
     images = tuple(_image(url, f"image of message {number}") for url in given.urls())
+    videos = tuple(_video(url, f"clip of message {number}") for url in given.clips())
     text = "\n".join(given.texts())
     if role != "assistant":
-        text = text.strip() if images else require_text(text)
-    return Message(role, text, images, complete=not unfinished)
+        text = text.strip() if images or videos else require_text(text)
+    return Message(
+        role,
+        text,
+        images,
+        complete=not unfinished,
+        videos=videos,
+        before_videos=given.before_clips,
+    )
 
 
 def _thinking_apart(begun: Message) -> Message:
@@ -202,9 +216,17 @@ def _thinking_apart(begun: Message) -> Message:
 
 
 def _image(url: str | None, source: str) -> SourcedImage:
+    return to_image(_data_uri(url, source, "image"), source)
+
+
+def _video(url: str | None, source: str) -> SourcedVideo:
+    return from_data(_data_uri(url, source, "clip"), source)
+
+
+def _data_uri(url: str | None, source: str, what: str) -> str:
     if url is None or url[:5].lower() != "data:":
         raise ImageError(
             f"The {source} is not a data: URI.",
-            "This server fetches nothing; send the image itself.",
+            f"This server fetches nothing; send the {what} itself.",
         )
-    return to_image(url, source)
+    return url

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+
 import golden
 import pytest
 import tiny_native
-from served import ask, data_of, question, send, serving
+from clips import write_clip
+from PIL import Image
+from served import ask, assert_error, data_of, question, send, serving, uri
 
 from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Conversation, Message, Request
@@ -295,3 +299,57 @@ class TestProbabilitiesOfChoices:
         assert "glm4v_magic" not in ask(server, question())[1]["choices"][0]
         pieces = data_of(ask(server, question(stream=True))[1])
         assert not any("glm4v_magic" in piece["choices"][0] for piece in pieces)
+
+
+@pytest.fixture(scope="module")
+def seeing():
+    session = Session().load("demo-4.6v")
+    yield session
+    session.unload()
+
+
+@pytest.fixture(scope="module")
+def of_clips(seeing):
+    with serving(seeing.engine) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return write_clip(tmp_path_factory.mktemp("clips") / "grey.mp4")
+
+
+def asked_about(url, *more):
+    parts = [*more, {"type": "video_url", "video_url": {"url": url}}]
+    return question([*parts, {"type": "text", "text": "What moves?"}], max_tokens=12)
+
+
+def test_an_answer_is_that_about_the_file(seeing, of_clips, clip):
+    encoded = base64.b64encode(clip.read_bytes()).decode()
+    image = Image.new("RGB", (112, 112), "red")
+    expected = seeing.ask("What moves?", [image], video=clip, max_tokens=12, temperature=0)
+    _, content = ask(
+        of_clips,
+        asked_about(
+            f"data:video/mp4;base64,{encoded}",
+            {"type": "image_url", "image_url": {"url": uri(image)}},
+        ),
+    )
+    assert content["choices"][0]["message"]["content"] == expected.text
+    assert content["usage"]["prompt_tokens"] == expected.usage.prompt_tokens
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://example.com/clip.mp4", "The clip of message 1 is not a data: URI. This"),
+        ("data:video/mp4", "no comma. Write data:video/mp4;base64"),
+        ("data:image/png;base64,AA==", "is image/png, not a clip. Clips are video/mp4, "),
+        ("data:;base64,AA==", "is of no media type, not a clip"),
+        ("data:video/mp4;base64,AA==", "clip of message 1 is damaged or no video"),
+        ("data:video/mp4,%23EXTM3U%0A/etc/passwd", "damaged or no video"),
+        (None, "is not a data: URI"),
+    ],
+)
+def test_what_is_no_clip(of_clips, url, said):
+    assert_error(ask(of_clips, asked_about(url)), 400, said)

@@ -65,10 +65,11 @@ class TestFields:
             (question("\ud800"), 400, "half a character"),
             (question([{"type": "audio"}]), 400, "'messages[0].content[0].type': it should be"),
             (
-                question([{"type": "video_url"}]),
+                question([{"type": "audio_url"}]),
                 400,
-                "takes text and images, and no video_url; send",
+                "takes text, images and clips (video_url), and no audio_url",
             ),
+            (question([{"type": "video_url"}]), 400, "tiny takes no video. Ask about single"),
             (question([{"type": "text", "text": 1}]), 400, "it should be a valid string"),
             (question([{"type": "text"}]), 400, "of the type text, but has no text"),
             (question(messages=[{"role": "assistant", "content": "x"}]), 400, "last message is of"),
