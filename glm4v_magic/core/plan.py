@@ -17,6 +17,7 @@ from glm4v_magic.core.options import MemorySizes, check
 from glm4v_magic.core.remarks import PYTHON, Remark
 from glm4v_magic.core.speed import SpeedLimit
 from glm4v_magic.core.stage import Stage
+from glm4v_magic.core.text_files import replace_text
 
 __all__ = ["PLAN_FORMAT", "PLAN_VERSION", "Limits", "Plan"]
 
@@ -110,7 +111,7 @@ class Plan:
         file: object = path
         try:
             file = Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails on ~nobody
-            file.write_text(self.to_json() + "\n", encoding="utf-8")
+            replace_text(file, self.to_json() + "\n")
         except (OSError, TypeError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise OptionError(f"The plan cannot be written to {file}: {reason}.") from None

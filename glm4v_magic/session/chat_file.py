@@ -14,7 +14,6 @@ import io
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from glm4v_magic.calls.tags import shown
 from glm4v_magic.core.conversation import Conversation, Message, Role
 from glm4v_magic.core.errors import ConversationError, OptionError, did_you_mean
 from glm4v_magic.core.options import AnswerForm, of_group
+from glm4v_magic.core.text_files import replace_text
 from glm4v_magic.core.tokens import Alternative, Token
 from glm4v_magic.core.video import Frame, SourcedVideo
 from glm4v_magic.core.wording import clock, pixels
@@ -240,12 +240,7 @@ def write_chat(path: str | os.PathLike[str], conversation: Conversation, name: s
             f"The name of the file {file} must end in .json, to be read back, or in .md.",
         )
     try:
-        place = file.resolve()
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".glm4v-") as folder:
-            new = Path(folder, place.name)
-            # A file name that is not valid Unicode is written as JSON writes it.
-            new.write_text(text, encoding="utf-8", errors="backslashreplace")
-            new.replace(place)
+        replace_text(file, text)
     except (OSError, ValueError) as error:  # ValueError: a null character
         raise ConversationError(
             f"The chat cannot be written to {file}: {getattr(error, 'strerror', error)}."

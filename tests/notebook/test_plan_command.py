@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import golden
 import pytest
@@ -13,7 +15,7 @@ from IPython.utils.capture import capture_output
 from shells import fresh_shell
 
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.core.errors import DoesNotFitError
+from glm4v_magic.core.errors import DoesNotFitError, OptionError
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.plan import Limits, Plan
 from glm4v_magic.core.plan_text import gpu_rows
@@ -133,7 +135,6 @@ def test_every_option_reaches_the_plan_and_changes_it(run, typed, options):
         ("GLM-4V-9B --max-memory much", "is not a size in GiB"),
         ("GLM-4V-9B --machines --gpus 1x80GiB", "--machines takes a model and"),
         ("GLM-4V-9B --machines --images 2", "takes 1 image"),
-        ("GLM-4V-9B --machines --json /nowhere/t.json", "there is no folder /nowhere"),
         ("GLM-4V-9B --objectiv fewest", "Did you mean --objective?"),
     ],
 )
@@ -189,7 +190,6 @@ def test_a_plan_is_saved_checked_and_loaded_as_one_thing(run, shell, tmp_path):
         ("--reserve 1e400", "--reserve is inf"),
         ("--reserve -1", "--reserve is -1.0"),
         ("--save plan.txt", "must end in .json"),
-        ("--save no/plan.json", "--save no/plan.json cannot be written: there is no folder no"),
     ],
 )
 def test_sizes_pins_and_files_that_are_none(run, typed, said):
@@ -197,6 +197,62 @@ def test_sizes_pins_and_files_that_are_none(run, typed, said):
     assert re.search(said, shown.splitlines()[-1])
     assert shown.splitlines()[-1].startswith("UsageError: ")
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("option", ["--save", "--json"])
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("no/plan.json", "there is no folder no"),
+        ("folder.json", "Is a directory"),
+        ("loop.json", "Too many levels of symbolic links"),
+        ("plan.json/plan.json", "Not a directory|there is no folder plan.json"),
+        (f"{'a' * 300}.json", "File name too long"),
+    ],
+)
+def test_a_plan_that_cannot_be_written_is_the_value_all_the_same(
+    run, shell, tmp_path, option, file, reason
+):
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    (tmp_path / "plan.json").write_text("before")
+    for options in ("--gpus 2x24GiB", *(["--machines"] if option == "--json" else [])):
+        shown = run(f"made = %glm4v plan GLM-4V-9B {options} {option} {file}").splitlines()
+        what = "The table" if "machines" in options else "The plan"
+        written = f"{what} is shown here, but cannot be written to {file}: "
+        assert re.fullmatch(f"{written}({reason}).", shown[-1])
+        assert len(shown) > 5
+    assert isinstance(shell.user_ns["made"], Plan if option == "--save" else tuple)
+    assert (tmp_path / "plan.json").read_text() == "before"
+
+
+def test_a_disk_that_becomes_full_leaves_the_plan_before(run, shell, tmp_path):
+    run("%glm4v plan GLM-4V-9B --gpus 2x24GiB --save plan.json")
+    before = (tmp_path / "plan.json").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40, limits[1]))
+    try:
+        shown = run("made = %glm4v plan GLM-4V-9B --gpus 1x80GiB --save plan.json")
+        with pytest.raises(OptionError, match="File too large"):
+            shell.user_ns["made"].save(tmp_path / "plan.json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot be written to plan.json: File too large." in shown
+    assert (tmp_path / "plan.json").read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_a_plan_is_written_where_a_link_or_a_device_is(run, tmp_path):
+    (tmp_path / "real.json").write_text("")
+    (tmp_path / "link.json").symlink_to("real.json")
+    (tmp_path / "null.json").symlink_to("/dev/null")
+    for name in ("link.json", "null.json"):
+        assert f"The plan is in {name}." in run(
+            f"made = %glm4v plan GLM-4V-9B --gpus 2x24GiB --save {name}"
+        )
+        assert (tmp_path / name).is_symlink()
+    assert plan_from_json((tmp_path / "real.json").read_text()) == planned(gpus="2x24GiB")
+    assert Path("/dev/null").is_char_device()
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from IPython.core.magic_arguments import argument
 
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.names import PUBLISHED
-from glm4v_magic.core.errors import BusyError, OptionError, PlacementError
+from glm4v_magic.core.errors import BusyError, PlacementError
 from glm4v_magic.core.gpu_models import capability_of
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.model import DEMOS
@@ -21,10 +20,15 @@ from glm4v_magic.dry_run.text import raise_if_unusable
 from glm4v_magic.hardware.usable import gpus_here
 from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
 from glm4v_magic.notebook.commands.context import Context
-from glm4v_magic.notebook.commands.plan import PRINT, given_map, json_file, placement_options
+from glm4v_magic.notebook.commands.plan import (
+    PRINT,
+    given_map,
+    json_file,
+    placement_options,
+    show_written,
+)
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.render.plans.dry_run import dry_run_bundle
-from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.precision import FP8_FROM
 
@@ -94,8 +98,7 @@ def check(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
     else:
         show(dry_run_bundle(report))
     if file is not None:
-        _write(file, report_to_json(report))
-        show(line_bundle(f"The report is in {file}."))
+        show_written("The report", file, report_to_json(report))
     raise_if_unusable(report)
 
 
@@ -121,10 +124,3 @@ def _gpus(description: str | None, plan: Plan | None, *, is_needed: bool) -> tup
         found = "No GPU was found here" if description is None else f"{description} is no GPU"
         raise PlacementError(f"{found}.", "Describe the GPUs to check for: --gpus 4x16GiB.")
     return gpus
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        file.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OptionError(f"--json {file} cannot be written: {error.strerror or error}.") from error

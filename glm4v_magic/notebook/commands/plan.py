@@ -19,6 +19,7 @@ from glm4v_magic.core.model import DEMOS, Architecture
 from glm4v_magic.core.options import PlacementFields, of_group
 from glm4v_magic.core.placement import GivenMap, PlacementOptions
 from glm4v_magic.core.plan import Plan
+from glm4v_magic.core.text_files import replace_text
 from glm4v_magic.core.typed_options import flags_of, typed
 from glm4v_magic.core.wording import counted
 from glm4v_magic.hardware.cpu import cpu_here
@@ -44,6 +45,7 @@ __all__ = [
     "load_line",
     "placement_options",
     "plan",
+    "show_written",
 ]
 
 
@@ -145,7 +147,7 @@ def plan(
         image = device_map_html(occupancy(made, model.shape(), gpus))
         show({**bundle, "text/html": image + bundle["text/html"]})
     for file in filter(None, files):
-        show(line_bundle(f"The plan is in {made.save(file)}."))
+        show_written("The plan", file, made.to_json())
     return made
 
 
@@ -161,6 +163,7 @@ def _on_machines(
         PlacementOptions(),
         **{name: getattr(options, name) for name in _OF_MACHINES},
     )
+    file = json_file(arguments.json, "--json")
     if options != placing or arguments.save:
         raise OptionError(
             "--machines takes a model and what it is to be used for: "
@@ -176,14 +179,8 @@ def _on_machines(
         print(text)  # noqa: T201  as a display it would be quoted, or cut off
     else:
         show(machines_bundle(model.name, found))
-    file = json_file(arguments.json, "--json")
     if file is not None:
-        try:
-            file.write_text(text + "\n", encoding="utf-8")
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise OptionError(f"The table cannot be written to {file}: {reason}.") from None
-        show(line_bundle(f"The table is in {file}."))
+        show_written("The table", file, text)
     return found
 
 
@@ -206,8 +203,7 @@ def json_file(name: str | None, option: str) -> Path | None:
     """Return the file that an option names, if it names one.
 
     Raises:
-        OptionError: if its name does not end in ``.json``, as a model's would not, or it cannot be
-            written where it is.
+        OptionError: if its name does not end in ``.json``, as a model's would not.
     """
     if name is None or name == PRINT:
         return None
@@ -216,10 +212,25 @@ def json_file(name: str | None, option: str) -> Path | None:
         if option == "--save":  # which needs a file, so that no model can be meant
             way = f"For example: {option} {Path(name).stem or 'plan'}.json"
         raise OptionError(f"{option} {name}: the name of the file must end in .json.", way)
-    file = expanded(name)
-    # Said before there is anything that would be lost.
-    if not is_folder(file.parent):
-        raise OptionError(f"{option} {name} cannot be written: there is no folder {file.parent}.")
-    if is_folder(file):
-        raise OptionError(f"{option} {name} cannot be written: it is a folder.")
-    return file
+    return expanded(name)
+
+
+def show_written(what: str, file: Path, text: str) -> None:
+    """Write a result to a file, and say in a line that it is there, or why not.
+
+    That is no error: what was made is there, and stays.
+
+    Args:
+        what: what the result is called, as in "The plan".
+        file: the file; one that is there is replaced.
+        text: the result.
+    """
+    try:
+        replace_text(file, text + "\n")
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        reason = getattr(error, "strerror", None) or error
+        if isinstance(error, FileNotFoundError) and not is_folder(file.parent):
+            reason = f"there is no folder {file.parent}"
+        show(line_bundle(f"{what} is shown here, but cannot be written to {file}: {reason}."))
+    else:
+        show(line_bundle(f"{what} is in {file}."))
