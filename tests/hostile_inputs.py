@@ -479,7 +479,7 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
             ("load tiny --batch 0", "--batch is 0, but must be a whole number of at least 1."),
             (
                 "load tiny --objective speed",
-                "Unknown objective 'speed'; there are headroom, balance, fewest.",
+                "Unknown objective 'speed'; there are headroom, balance, fewest, fastest.",
             ),
             (
                 "load tiny --max-memory x",

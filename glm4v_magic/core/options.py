@@ -61,7 +61,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 LEAST_PENALTY = 1e-3
 """Least repetition penalty, and inverse of the highest; far beyond them logits are not finite."""
 
-Objective = Literal["headroom", "balance", "fewest"]
+Objective = Literal["headroom", "balance", "fewest", "fastest"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 Task = Literal["text", "table", "formula", "extract"]
@@ -547,7 +547,7 @@ class PlacementFields:
     objective: Objective = option(
         OBJECTIVES[0],
         "headroom uses as few GPUs as leave a fifth of each free, balance keeps the fullest GPU as "
-        "empty as possible, fewest uses as few GPUs as fit.",
+        "empty as possible, fewest uses as few GPUs as fit, fastest fills the fast GPUs first.",
         _PLACED,
         choices=OBJECTIVES,
         metavar="GOAL",

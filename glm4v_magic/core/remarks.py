@@ -172,6 +172,14 @@ COMMON: Mapping[str, str] = {
         "{gpus}, the fullest {fullness} full: {why}; {option:objective={other}} would use "
         "{other_gpus}, the fullest {other_fullness} full."
     ),
+    "faster_split": (
+        "{option:objective=fastest} fills the fast GPUs first: at most {most} tokens/s instead of "
+        "{now}."
+    ),
+    "speeds_unknown": (
+        "Nothing tells the memory bandwidth of {gpus}; for the choice it counts as that of the "
+        "slowest GPU that is known, and all count alike if none is. 24GiB@936GB/s would tell it."
+    ),
     "shorter_context_fits": (
         "a context of {context:,} fits ({option:context={context}}; fullest GPU {fullness})"
     ),

@@ -32,14 +32,28 @@ Why it is exact:
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import accumulate
 from math import prod
 from operator import add
 
-__all__ = ["MAX_SETS", "Budget", "Item", "Partition", "fewest", "fits", "needed", "partition"]
+__all__ = [
+    "MAX_SETS",
+    "Budget",
+    "Item",
+    "Partition",
+    "Tables",
+    "fewest",
+    "fits",
+    "fullness_of",
+    "kinds_of",
+    "limit_of",
+    "needed",
+    "partition",
+    "spread",
+]
 
 MAX_SETS = 4096
 """Number of sets of GPUs up to which every order is considered.
@@ -90,12 +104,14 @@ class Partition:
             for an idle GPU.
         fullness: fullness of the fullest GPU; above 1 the split does not fit.
         exact: whether every allowed order was considered.
+        cost: what `quickest.quickest` has made least; 0 if it made no split.
     """
 
     order: tuple[int, ...]
     borders: tuple[tuple[int, int], ...]
     fullness: Fraction
     exact: bool = True
+    cost: int = 0
 
 
 def partition(
@@ -122,7 +138,7 @@ def partition(
     usable = [index for index, budget in enumerate(budgets) if budget.capacity > 0]
     if not items or not usable:
         return None
-    tables = _Tables(items)
+    tables = Tables(items)
     searches, exact = _searches(tables, budgets, usable, any_order)
 
     best: Partition | None = None
@@ -135,7 +151,7 @@ def partition(
         idle = tuple(index for index in usable if index not in used)
         through = used if max_gpus is not None else order or used + idle
         best = Partition(through, (), full, exact)
-    return None if best is None else replace(best, borders=_spread(best, tables, budgets))
+    return None if best is None else replace(best, borders=spread(best, tables, budgets))
 
 
 def fewest(
@@ -153,7 +169,7 @@ def fewest(
     usable = [index for index, budget in enumerate(budgets) if budget.capacity > 0]
     if not items or not usable:
         return None
-    searches, _ = _searches(_Tables(items), budgets, usable, any_order)
+    searches, _ = _searches(Tables(items), budgets, usable, any_order)
     counts = range(1, len(usable) + 1)
     return next((n for n in counts if any(search(bound, False, n) for search, _ in searches)), None)
 
@@ -163,7 +179,7 @@ def fits(items: Sequence[Item], budgets: Sequence[Budget], *, any_order: bool = 
     usable = [index for index, budget in enumerate(budgets) if budget.capacity > 0]
     if not items or not usable:
         return False
-    searches, _ = _searches(_Tables(items), budgets, usable, any_order)
+    searches, _ = _searches(Tables(items), budgets, usable, any_order)
     return any(search(_WHOLE, False, None) is not None for search, _ in searches)
 
 
@@ -181,7 +197,7 @@ def _needed(items: Sequence[Item]) -> list[int]:
     return list(map(max, map(add, sums, peaks), map(add, tower_sums, tower_peaks)))
 
 
-class _Tables:
+class Tables:
     """Costs of intervals of units, and the units where pins stop a GPU."""
 
     def __init__(self, items: Sequence[Item]) -> None:
@@ -221,11 +237,11 @@ _Search = Callable[[Fraction, bool, int | None], _Stages | None]  # bound, stric
 
 
 def _searches(
-    tables: _Tables, budgets: Sequence[Budget], usable: Sequence[int], any_order: bool
+    tables: Tables, budgets: Sequence[Budget], usable: Sequence[int], any_order: bool
 ) -> tuple[list[tuple[_Search, tuple[int, ...]]], bool]:
     """Return searches with their GPU orders (empty if free), and whether they cover all orders."""
     orders = [tuple(usable)]
-    kinds = _kinds(tables, budgets, usable) if any_order else []
+    kinds = kinds_of(tables, budgets, usable) if any_order else []
     exact = prod(len(kind) + 1 for kind in kinds) <= MAX_SETS
     if not exact:
         largest_first = sorted(usable, key=lambda index: -budgets[index].capacity)
@@ -236,13 +252,13 @@ def _searches(
     return searches, exact
 
 
-def _limit(budget: Budget, bound: Fraction, strictly: bool) -> int:
+def limit_of(budget: Budget, bound: Fraction, strictly: bool) -> int:
     """Return the most bytes of units that keep the fullness at (or strictly below) `bound`."""
     product = bound.numerator * budget.capacity
     return (product - strictly) // bound.denominator - budget.base
 
 
-def _in_order(tables: _Tables, budgets: Sequence[Budget], order: Sequence[int]) -> _Search:
+def _in_order(tables: Tables, budgets: Sequence[Budget], order: Sequence[int]) -> _Search:
     """Return a search for a split that uses GPUs in `order`, skipping some where that helps."""
     stops = {index: tables.stops(index) for index in order}
 
@@ -251,7 +267,7 @@ def _in_order(tables: _Tables, budgets: Sequence[Budget], order: Sequence[int]) 
         # furthest[k]: the unit reached with k GPUs, and the stages that reach it
         furthest: list[tuple[int, _Stages]] = [(0, []), *((-1, []) for _ in range(most))]
         for index in order:
-            limit = _limit(budgets[index], bound, strictly)
+            limit = limit_of(budgets[index], bound, strictly)
             for used in reversed(range(most)):
                 first, stages = furthest[used]
                 if first < 0:
@@ -264,16 +280,29 @@ def _in_order(tables: _Tables, budgets: Sequence[Budget], order: Sequence[int]) 
     return search
 
 
-def _kinds(tables: _Tables, budgets: Sequence[Budget], usable: Sequence[int]) -> list[list[int]]:
-    """Group GPUs that are interchangeable: same size, and no unit pinned to them."""
-    groups: dict[tuple[Budget, int | None], list[int]] = {}
+def kinds_of(
+    tables: Tables,
+    budgets: Sequence[Budget],
+    usable: Sequence[int],
+    also: Sequence[Hashable] | None = None,
+) -> list[list[int]]:
+    """Group GPUs that are interchangeable: same size, and no unit pinned to them.
+
+    Args:
+        tables: the units.
+        budgets: the GPUs.
+        usable: indices of those that may be used.
+        also: what else must be equal, for each of `budgets`.
+    """
+    groups: dict[Hashable, list[int]] = {}
     for index in usable:
         own = index if index in tables.pinned_gpus else None
-        groups.setdefault((budgets[index], own), []).append(index)
+        other = None if also is None else also[index]
+        groups.setdefault((budgets[index], own, other), []).append(index)
     return list(groups.values())
 
 
-def _any_order(tables: _Tables, budgets: Sequence[Budget], groups: list[list[int]]) -> _Search:
+def _any_order(tables: Tables, budgets: Sequence[Budget], groups: list[list[int]]) -> _Search:
     """Return a search in any order: a dynamic programme over sets of used GPUs."""
     # A set is a number whose digit per group counts the used GPUs of that group.
     strides = [prod(len(group) + 1 for group in groups[:place]) for place in range(len(groups))]
@@ -285,7 +314,7 @@ def _any_order(tables: _Tables, budgets: Sequence[Budget], groups: list[list[int
     stops = [tables.stops(group[0]) for group in groups]
 
     def search(bound: Fraction, strictly: bool, max_gpus: int | None) -> _Stages | None:
-        limits = [_limit(budgets[group[0]], bound, strictly) for group in groups]
+        limits = [limit_of(budgets[group[0]], bound, strictly) for group in groups]
         furthest = [0] + [-1] * (sets - 1)
         came_by = [-1] * sets
         for number in range(1, sets):
@@ -325,12 +354,12 @@ def _trace(
 
 
 def _least(
-    search: _Search, tables: _Tables, budgets: Sequence[Budget], max_gpus: int | None
+    search: _Search, tables: Tables, budgets: Sequence[Budget], max_gpus: int | None
 ) -> tuple[Fraction, _Stages] | None:
     """Return the least fullness that `search` can reach and the stages that reach it."""
 
     def fullness(stages: _Stages) -> Fraction:
-        return max(_fullness(budgets[c], tables.costs(i)[j - i - 1]) for c, i, j in stages)
+        return max(fullness_of(budgets[c], tables.costs(i)[j - i - 1]) for c, i, j in stages)
 
     # Every interval is allowed under this bound, so only pins can prevent a split.
     smallest = min(budget.capacity for budget in budgets if budget.capacity > 0)
@@ -351,31 +380,48 @@ def _least(
     return high, best
 
 
-def _fullness(budget: Budget, cost: int) -> Fraction:
+def fullness_of(budget: Budget, cost: int) -> Fraction:
     return Fraction(budget.base + cost, budget.capacity)
 
 
-def _spread(
-    best: Partition, tables: _Tables, budgets: Sequence[Budget]
+def spread(
+    best: Partition,
+    tables: Tables,
+    budgets: Sequence[Budget],
+    sums: Sequence[Sequence[int]] | None = None,
+    entries: Sequence[int] = (),
 ) -> tuple[tuple[int, int], ...]:
-    """Return the borders with the least sum of squared fullnesses that keep the optimum."""
+    """Return the borders with the least sum of squared fullnesses that keep the optimum.
+
+    Args:
+        best: a split; its order and fullness count.
+        tables: its units.
+        budgets: its GPUs.
+        sums: for each of `budgets` what no unit, the first one, the first two, and so on cost; the
+            whole cost is made least before any fullness counts.
+        entries: for each unit, the cost of a stage that ends with it; with `sums` only.
+    """
     count = tables.count
-    least = [0.0] + [float("inf")] * count  # over the GPUs so far, per number of units placed
+    # Over the GPUs so far, per number of units placed.
+    least: list[tuple[int, float]] = [(0, 0.0)] + [(0, float("inf"))] * count
     moves: list[list[int]] = []  # per GPU and number of units placed: where the GPU began
     for index in best.order:
         budget = budgets[index]
-        limit = _limit(budget, best.fullness, False)
+        limit = limit_of(budget, best.fullness, False)
         stops = tables.stops(index)
+        spent = sums[index] if sums is not None else [0] * (count + 1)
         following, begins = least[:], list(range(count + 1))
         for first in range(count):
-            if least[first] == float("inf"):
+            cost, before = least[first]
+            if before == float("inf"):
                 continue
-            before = least[first]
             possible = tables.costs(first)[: tables.reach(first, limit, stops) - first]
-            for end, cost in enumerate(possible, start=first + 1):
-                share = (budget.base + cost) / budget.capacity
-                if before + share * share < following[end]:
-                    following[end], begins[end] = before + share * share, first
+            for end, size in enumerate(possible, start=first + 1):
+                share = (budget.base + size) / budget.capacity
+                more = spent[end] - spent[first] + (entries[end - 1] if entries else 0)
+                found = cost + more, before + share * share
+                if following[end][1] == float("inf") or found < following[end]:
+                    following[end], begins[end] = found, first
         least = following
         moves.append(begins)
     borders = []

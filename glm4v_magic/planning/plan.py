@@ -17,6 +17,7 @@ from glm4v_magic.core.model_shape import ModelShape, Workload, require_shape
 from glm4v_magic.core.options import OBJECTIVES, Objective, check
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.remarks import Remark, remark
+from glm4v_magic.core.speed import SpeedLimit
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.wording import sized
 from glm4v_magic.planning.choice import choice_note, tower_note
@@ -25,6 +26,7 @@ from glm4v_magic.planning.partition import needed
 from glm4v_magic.planning.precision import require_quantizable
 from glm4v_magic.planning.search import (
     DEFAULT_RESERVE,
+    NOTICEABLE,
     Split,
     Task,
     best_split,
@@ -37,6 +39,8 @@ from glm4v_magic.planning.shortfall import does_not_fit
 from glm4v_magic.planning.speed import bus_seconds, speed_limit
 
 __all__ = ["DEFAULT_RESERVE", "Plan", "Stage", "plan", "require_workload"]
+
+_FEW_KINDS = 4  # of GPUs, for which a faster split is looked for unasked
 
 
 def plan(
@@ -60,8 +64,10 @@ def plan(
             CPU, whose memory is not checked.
         workload: context, images, batch, dtype and quantisation to plan for.
         objective: ``headroom`` for as few GPUs as leave a fifth of each free, ``fewest`` for as
-            few as fit (and so the fewest hops), ``balance`` for all that make the fullest emptier.
-            Those that are used are balanced among themselves.
+            few as fit (and so the fewest hops), ``balance`` for all that make the fullest emptier,
+            ``fastest`` for the split that fits with the least time per token at the end of the
+            planned context (then for the prefill), which fills the fast GPUs first. Those that are
+            used are balanced among themselves.
         reserve: bytes of each GPU to leave free; `DEFAULT_RESERVE` of its size by default.
         overhead: bytes that a GPU in use takes on top of the model.
         pin: unit -> GPU index; ``vision`` and ``layer`` mean all units of that name.
@@ -180,12 +186,16 @@ def _on_cpu(shape: ModelShape, workload: Workload, objective: Objective) -> Plan
 
 
 def _described(task: Task, split: Split) -> Plan:
+    stages = _stages(task, split)
+    speed = speed_limit(task.shape, stages, task.gpus, task.workload)
+    notes = (*_notes(task, split), *_notes_on_speed(task, split, speed))
+    return Plan(task.shape.name, task.workload, task.objective, stages, notes, speed=speed)
+
+
+def _stages(task: Task, split: Split) -> tuple[Stage, ...]:
     units = split.stages
     idle = [place for place in range(len(task.gpus)) if place not in units]
-    stages = [_stage(task, split, place, units.get(place, ())) for place in [*units, *idle]]
-    notes = tuple(_notes(task, split))
-    speed = speed_limit(task.shape, stages, task.gpus, task.workload)
-    return Plan(task.shape.name, task.workload, task.objective, tuple(stages), notes, speed=speed)
+    return tuple(_stage(task, split, place, units.get(place, ())) for place in [*units, *idle])
 
 
 def _stage(task: Task, split: Split, place: int, units: tuple[Unit, ...]) -> Stage:
@@ -239,3 +249,23 @@ def _notes(task: Task, split: Split) -> Iterator[Remark]:
         yield remark("embedding_offloaded", size=sized(embedding), seconds=seconds)
     if not split.partition.exact:
         yield remark("orders_not_all_tried")
+
+
+def _notes_on_speed(task: Task, split: Split, speed: SpeedLimit) -> Iterator[Remark]:
+    """Yield a note if another split is faster, and one if the fastest was chosen by guesses."""
+    unknown = dict.fromkeys(gpu.name for gpu in task.gpus if gpu.bandwidth is None)
+    if task.objective == "fastest":
+        if unknown and len(task.gpus) > 1:
+            yield remark("speeds_unknown", gpus=", ".join(unknown))
+        return
+    kinds = {(gpu.bandwidth, gpu.usable_bytes) for gpu in task.gpus}
+    if not split.fits or unknown or not 1 < len(kinds) <= _FEW_KINDS:
+        return
+    fast = replace(task, objective="fastest")
+    other = best_split(fast, split.offloaded)
+    if other is None or not other.fits:
+        return
+    best = speed_limit(task.shape, _stages(fast, other), task.gpus, task.workload)
+    now, most = speed.tokens_per_second, best.tokens_per_second
+    if now and most and now < most * NOTICEABLE:
+        yield remark("faster_split", most=f"{most:.0f}", now=f"{now:.0f}")

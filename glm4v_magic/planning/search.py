@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from glm4v_magic.core.errors import DeviceMapError
@@ -20,6 +20,8 @@ from glm4v_magic.planning.partition import (
     needed,
     partition,
 )
+from glm4v_magic.planning.quickest import quickest
+from glm4v_magic.planning.speed import HOP_SECONDS, unit_seconds, work_of
 
 __all__ = [
     "DEFAULT_RESERVE",
@@ -46,6 +48,9 @@ HEADROOM = Fraction(4, 5)
 
 What a plan does not count (a longer prompt than planned, kept prompts, fragmentation) goes there.
 """
+
+_FEMTO = 10**15  # times become whole numbers, which add up exactly
+_STEP, _PREFILL = 96, 16  # bits at which they begin in a cost; below is the number of stages
 
 NOTICEABLE = Fraction(19, 20)
 """A split is noticeably emptier if its fullest GPU is below this fraction of the other's."""
@@ -165,7 +170,7 @@ def best_split(task: Task, offloaded: frozenset[str] = frozenset()) -> Split | N
     cut = _required(_partition(task, fine, most, offloaded))
     if task.split_vision is not True and not offloaded:
         kept = _partition(task, whole, most)
-        if kept is not None and _is_good_whole(task, kept.fullness, cut.fullness):
+        if kept is not None and _is_good_whole(task, kept, cut):
             return Split(whole, offloaded, kept)
     return Split(fine, offloaded, cut)
 
@@ -183,14 +188,46 @@ def _partition(
     offloaded: frozenset[str] = frozenset(),
 ) -> Partition | None:
     items = [task.item(unit, unit.name in offloaded) for unit in units]
+    if task.objective == "fastest":
+        times = _times(task, units, offloaded)
+        entries = [1 if unit.in_tower else (_femto(HOP_SECONDS) << _STEP) + 1 for unit in units]
+        found = quickest(items, task.budgets, times, entries, any_order=task.any_order)
+        if found is not None:
+            return found
     return partition(items, task.budgets, any_order=task.any_order, max_gpus=most)
+
+
+def _times(task: Task, units: Sequence[Unit], offloaded: frozenset[str]) -> list[list[int]]:
+    """Return for each GPU the times of each unit: of a decode step, and of the prefill after it.
+
+    A GPU of unknown speed counts as the slowest of the others.
+    """
+    slowest = min((gpu.bandwidth for gpu in task.gpus if gpu.bandwidth), default=10**9)
+    works = {work.name: work for work in work_of(task.shape, task.workload)}
+    tower = [name for name, work in works.items() if work.in_tower]
+
+    def time(name: str, gpu: GPU) -> int:
+        _, step, prefill = unit_seconds(works[name], gpu, name in offloaded)
+        return (_femto(step) << _STEP) + (_femto(prefill) << _PREFILL)
+
+    return [
+        [
+            sum(time(name, gpu) for name in (tower if unit.name == "vision" else [unit.name]))
+            for unit in units
+        ]
+        for gpu in (replace(each, bandwidth=each.bandwidth or slowest) for each in task.gpus)
+    ]
+
+
+def _femto(seconds: float) -> int:
+    return round(seconds * _FEMTO)
 
 
 def _most_gpus(
     task: Task, units: Sequence[Unit], offloaded: frozenset[str] = frozenset()
 ) -> int | None:
     """Return the number of GPUs that the objective allows; ``None`` for all of them."""
-    if task.objective == "balance":
+    if task.objective in ("balance", "fastest"):
         return None
     items = [task.item(unit, unit.name in offloaded) for unit in units]
 
@@ -206,11 +243,20 @@ def _most_gpus(
     return enough
 
 
-def _is_good_whole(task: Task, whole: Fraction, cut: Fraction) -> bool:
-    """Tell whether a whole tower is as good as a cut one, by the fullness of the fullest GPU."""
-    if whole <= cut:
+def _is_good_whole(task: Task, whole: Partition, cut: Partition) -> bool:
+    """Tell whether a whole tower is as good as a cut one.
+
+    By the time per token, or by the fullness of the fullest GPU.
+    """
+    if task.objective == "fastest" and cut.fullness <= 1:
+        return whole.fullness <= 1 and whole.cost >> _PREFILL <= cut.cost >> _PREFILL
+    if whole.fullness <= cut.fullness:
         return True
-    return task.objective == "headroom" and whole <= HEADROOM and cut > whole * NOTICEABLE
+    return (
+        task.objective == "headroom"
+        and whole.fullness <= HEADROOM
+        and cut.fullness > whole.fullness * NOTICEABLE
+    )
 
 
 def can_fit(task: Task, offloaded: frozenset[str] = frozenset()) -> bool:

@@ -27,7 +27,7 @@ from glm4v_magic.core.stage import Stage
 from glm4v_magic.planning.costs import cache_entries, price
 from glm4v_magic.planning.seen import planned_image
 
-__all__ = ["HOP_SECONDS", "UnitWork", "bus_seconds", "speed_limit", "work_of"]
+__all__ = ["HOP_SECONDS", "UnitWork", "bus_seconds", "speed_limit", "unit_seconds", "work_of"]
 
 HOP_SECONDS = 2e-6
 """Least time of a copy between two GPUs, however small: CUDA's sample p2pBandwidthLatencyTest
@@ -149,22 +149,23 @@ def speed_limit(
         gpu = by_index[stage.gpu or 0]
         for name in _fine(stage, tower):
             work, away = works[name], set(modules[name]) <= set(stage.offloaded)
-            times = _times(work, gpu, bus_seconds(work.weight_bytes, gpu.capability) * away)
+            times = unit_seconds(work, gpu, away)
             step, full, prefill = map(add, (step, full, prefill), times)
     hops = HOP_SECONDS * (sum(not _only_tower(stage) for stage in used) - 1)
     is_known = all(by_index[stage.gpu or 0].flops is not None for stage in used)
     return SpeedLimit(step + hops, full + hops, prefill if is_known else None, workload.batch)
 
 
-def _times(work: UnitWork, gpu: GPU, crossing: float) -> tuple[float, float, float]:
+def unit_seconds(work: UnitWork, gpu: GPU, away: bool) -> tuple[float, float, float]:
     """Return seconds of a decode step with an empty and with a full KV cache, and of a prefill.
 
     Args:
         work: the unit.
-        gpu: GPU that it runs on.
-        crossing: seconds in which its weights cross the bus.
+        gpu: GPU that it runs on; its bandwidth is known.
+        away: whether the unit is offloaded, so that its weights cross the bus.
     """
     assert gpu.bandwidth is not None
+    crossing = bus_seconds(work.weight_bytes, gpu.capability) if away else 0.0
     step = 0.0 if work.in_tower else work.step_bytes / gpu.bandwidth + crossing
     read = work.weight_bytes if work.in_tower else work.step_bytes
     computing = 0.0 if gpu.flops is None else work.operations / gpu.flops

@@ -20,19 +20,27 @@ from glm4v_magic.core.remarks import PYTHON, worded
 from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.planning.costs import Unit, price
 from glm4v_magic.planning.plan import plan
+from glm4v_magic.planning.speed import work_of
 
 NINE_B = architecture("GLM-4V-9B").shape()
 HEADROOM, NOTICEABLE = Fraction(4, 5), Fraction(19, 20)
 OVERHEAD = 50
+BYTE_NS = 10**9  # a byte in a nanosecond
+HOP = Fraction(2, 10**6)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A split: how many GPUs, how full the fullest, and whether one GPU has the tower."""
+    """A split: how many GPUs, how full the fullest, whether one GPU has the tower, and its times.
+
+    These are of a decode step with a full cache, and of a prefill, in seconds.
+    """
 
     gpus: int
     fullness: Fraction
     is_whole: bool
+    step: Fraction = Fraction(0)
+    prefill: Fraction = Fraction(0)
 
 
 def machine(seed: int) -> tuple[ModelShape, list[GPU], Workload]:
@@ -60,7 +68,9 @@ def machine(seed: int) -> tuple[ModelShape, list[GPU], Workload]:
     sizes = [draw.randint(whole // 2, whole // 2 + most) for _ in range(draw.randint(1, 3))]
     if draw.random() < 0.4:
         sizes = sizes[:1] * len(sizes)
-    return shape, [GPU(n, "GPU", size) for n, size in enumerate(sizes)], Workload(context=4)
+    speeds = draw.choice([[BYTE_NS], [BYTE_NS, 2 * BYTE_NS, 4 * BYTE_NS]])
+    gpus = [GPU(n, "GPU", size, bandwidth=draw.choice(speeds)) for n, size in enumerate(sizes)]
+    return shape, gpus, Workload(context=4)
 
 
 def bytes_of(units: list[Unit]) -> int:
@@ -75,6 +85,20 @@ def bytes_of(units: list[Unit]) -> int:
 
 def every_split(shape: ModelShape, gpus: list[GPU], work: Workload) -> Iterator[Candidate]:
     units = price(shape, work)
+    works = {each.name: each for each in work_of(shape, work)}
+
+    def step(part: list[Unit], gpu: GPU) -> Fraction:
+        text = [works[unit.name] for unit in part if unit.kind != "vision_layer"]
+        read = sum(each.step_bytes for each in text)
+        read += sum(works[unit.name].cache_bytes for unit in part)  # here of towers, too
+        return Fraction(read, gpu.bandwidth or 1) + HOP * bool(text)
+
+    def prefill(part: list[Unit], gpu: GPU) -> Fraction:  # as long as reading, for want of FLOPS
+        tower = [works[unit.name] for unit in part if unit.kind == "vision_layer"]
+        text = [works[unit.name] for unit in part if unit.kind != "vision_layer"]
+        read = sum(each.weight_bytes for each in tower) + sum(each.step_bytes for each in text)
+        return Fraction(read, gpu.bandwidth or 1)
+
     for order in permutations(gpus):
         for cuts in combinations_with_replacement(range(len(units) + 1), len(order) - 1):
             borders = zip((0, *cuts), (*cuts, len(units)), strict=True)
@@ -87,7 +111,14 @@ def every_split(shape: ModelShape, gpus: list[GPU], work: Workload) -> Iterator[
                     if part
                 ),
                 sum(any(unit.kind == "vision_layer" for unit in part) for part in parts) == 1,
+                sum(map(step, parts, order), -HOP),
+                sum(map(prefill, parts, order), Fraction(0)),
             )
+
+
+def quickest(candidates: list[Candidate]) -> Candidate:
+    fitting = [each for each in candidates if each.fullness <= 1]
+    return min(fitting, key=lambda each: (each.step, each.prefill, each.gpus, each.fullness))
 
 
 def least(candidates: list[Candidate]) -> Fraction:
@@ -99,6 +130,13 @@ def expected(candidates: list[Candidate], objective: str, split_vision: bool | N
     whole = [each for each in candidates if each.is_whole]
     if split_vision is False and least(whole) <= 1:
         candidates = whole
+    if objective == "fastest":
+        best = quickest(candidates)
+        kept = [each for each in whole if each.fullness <= 1]
+        if split_vision is not True and kept:
+            other = quickest(kept)
+            return other if (other.step, other.prefill) <= (best.step, best.prefill) else best
+        return best
     bound = {"balance": None, "fewest": Fraction(1), "headroom": HEADROOM}[objective]
     most = max(each.gpus for each in candidates)
     if bound is not None:
@@ -117,7 +155,9 @@ def chosen(found: Plan) -> Candidate:
     used = [stage for stage in found.stages if stage.units]
     full = max(Fraction(stage.total_bytes, stage.capacity_bytes or 0) for stage in used)
     towers = sum(any(name.startswith("vision") for name in stage.units) for stage in used)
-    return Candidate(len(used), full, towers == 1)
+    assert found.speed is not None
+    step = Fraction(round((found.speed.full_step_seconds or 0) * 10**15), 10**15)
+    return Candidate(len(used), full, towers == 1, step)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -140,6 +180,8 @@ def test_no_split_is_better(objective, split_vision):
             continue
         best, found = expected(candidates, objective, split_vision), chosen(made())
         assert found.fullness == best.fullness, seed
+        if objective == "fastest":
+            assert found.step == best.step, seed
         assert found.gpus <= best.gpus, seed
         if objective != "balance":
             assert found.gpus == best.gpus, seed
@@ -149,7 +191,7 @@ def test_no_split_is_better(objective, split_vision):
         kept, cut = kept + found.is_whole, cut + (not found.is_whole)
     assert fitting > 100
     assert kept > 20
-    assert cut >= 5
+    assert cut >= 5 or objective == "fastest"
     assert idle > 20 or objective == "balance"
 
 
@@ -196,6 +238,8 @@ def test_the_other_objective_gives_what_the_line_promises(gpus, objective):
         f"{len(used)} of" if len(used) < len(found.stages) else "All"
     )
     assert values["fullness"] == f"{found.fullness:.0%}"
+    if objective == "fastest" and "other" not in values:  # as many as headroom and fewest take
+        return
     other = plan(NINE_B, parse_gpus(gpus), objective=values["other"])
     others = sum(bool(stage.units) for stage in other.stages)
     assert values["other_gpus"] in (str(others), f"all {others}")

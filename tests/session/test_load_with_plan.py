@@ -153,7 +153,11 @@ def test_an_offloaded_tower_reads_images(gpus, photo, on_one_cpu, caplog):
         ({"context": 257}, OptionError, "257 tokens is longer"),
         ({"images": 2}, OptionError, "takes 1 image, not 2"),
         ({"batch": 0}, OptionError, "batch is 0"),
-        ({"objective": "fewer"}, OptionError, "headroom, balance, fewest. Did you mean fewest"),
+        (
+            {"objective": "fewer"},
+            OptionError,
+            "headroom, balance, fewest, fastest. Did you mean fewest",
+        ),
         ({"quantize": "2bit"}, OptionError, "8bit and 4bit"),
         ({"max_memory": 0}, OptionError, "max_memory"),
         ({"max_memory": [1, 1]}, OptionError, "2 sizes for 3 GPUs"),
