@@ -381,6 +381,7 @@ def _least(
 
 
 def fullness_of(budget: Budget, cost: int) -> Fraction:
+    """Return the fullness of a GPU by the bytes that its units need."""
     return Fraction(budget.base + cost, budget.capacity)
 
 
