@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from argparse import Action, Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from IPython.core.error import UsageError
@@ -32,9 +32,10 @@ __all__ = [
     "DEBUG",
     "Quoted",
     "asks_for_help",
+    "begun",
     "filled",
     "from_table",
-    "options_of",
+    "options_in",
     "parse",
     "split",
     "takes",
@@ -140,6 +141,22 @@ def split(line: str) -> list[str]:
         quoted = found["quoted"]
         words.append(found["plain"] if quoted is None else Quoted(quoted[1:-1]))
     return words
+
+
+def begun(line: str) -> tuple[list[str], str] | None:
+    """Split a line that is still typed: the words before its last one, and this as it stands.
+
+    The last word is empty behind a space, and has its quotes. ``None`` in a comment.
+    """
+    words: list[str] = []
+    for found in _WORD.finditer(line):
+        if found["comment"] is not None:
+            return None
+        if found["open"] is not None or found.end() == len(line):
+            return words, line[found.start() :]
+        quoted = found["quoted"]
+        words.append(found["plain"] if quoted is None else Quoted(quoted[1:-1]))
+    return words, ""
 
 
 # Atomic, so that a data: URI of megabytes takes no time. A word such as #1.png is no comment.
@@ -351,9 +368,12 @@ def _filled(word: str, names: Mapping[str, object]) -> str:
         raise
 
 
-def options_of(function: Callable[..., Any]) -> dict[str, Action]:
-    """Return the options of a function that `takes` decorated, by every name they have."""
-    return dict(_parser(function)._option_string_actions)
+def options_in(arguments: Iterable[ArgDecorator]) -> dict[str, Action]:
+    """Return the options among arguments that `takes` can be given, by every name they have."""
+    parser = MagicArgumentParser()
+    for each in arguments:
+        each.add_to_parser(parser, None)
+    return dict(parser._option_string_actions)
 
 
 def _parser(function: Callable[..., Any]) -> MagicArgumentParser:

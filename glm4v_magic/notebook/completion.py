@@ -1,33 +1,72 @@
 """Tab completion for ``%glm4v`` and ``%%glm4v``.
 
-Commands, options, models, chats, variables that may hold images, and files. Reads folders, loads
-nothing.
+Commands, options with their values, models, chats, variables, and files that are images. Reads
+folders, loads nothing: neither PyTorch nor the commands themselves.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from argparse import Action
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, TypeAlias
 
 from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.gpu_models import GPU_MODELS
 from glm4v_magic.core.model import DEMOS
+from glm4v_magic.core.options import OPTIONS
 from glm4v_magic.images.formats import SUFFIXES
-from glm4v_magic.notebook.command_line import options_of
+from glm4v_magic.images.video import SUFFIXES as CLIPS
+from glm4v_magic.notebook.arguments import ARGUMENTS
+from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, begun, options_in
 from glm4v_magic.notebook.settings import Glm4v
 
-__all__ = ["complete"]
+__all__ = ["Completed", "Match", "complete"]
 
 _MOST = 200  # entries of one folder
-_IMAGE_TYPES = frozenset(
-    {"Axes", "Figure", "Image", "PosixPath", "Tensor", "WindowsPath", "bytes", "list", "ndarray"}
-)  # fmt: skip
 
-_ITEM_TYPES = frozenset({"DataFrame", "Series", "list", "ndarray", "tuple"})
+_OUR_LINE = re.compile(r"\s*(?:[\w\s,.*\[\]'\"()]+=\s*)?%glm4v(?=\s)(?P<rest>.*)", re.DOTALL)
+_OUR_CELL = re.compile(r"%%glm4v(?=\s)(?P<rest>.*)", re.DOTALL)
+
+_EXPRESSION = re.compile(r"(?P<path>(?:[^\W\d]\w*\.)*)(?P<start>\w*)\Z")
+
+_IMAGE_TYPES = frozenset(
+    {
+        "Axes", "BaseFigure", "DataArray", "Figure", "FileUpload", "Image", "PurePath",
+        "SourcedImage", "Tensor", "TopLevelMixin", "bytearray", "bytes", "ndarray",
+    }
+)  # fmt: skip
+"""Names of classes, or of their bases, whose objects may be an image."""
+
+_ITEM_TYPES = frozenset(
+    {"Array", "ChunkedArray", "DataFrame", "Dataset", "Series", "Table", "list", "ndarray", "tuple"}
+)
+
+_CODE = (FunctionType, BuiltinFunctionType, ModuleType, type)
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What Tab may put in, and what it is: a command, an option, an image, a variable."""
+
+    text: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What Tab offers.
+
+    Attributes:
+        fragment: the text before the cursor that a match takes the place of.
+        matches: what to put there.
+    """
+
+    fragment: str
+    matches: tuple[Match, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,165 +77,315 @@ class Surroundings:
     chats: Sequence[str]
 
 
-Offer: TypeAlias = Callable[[str, Surroundings], Iterable[str]]
+Offer: TypeAlias = Callable[[str, Surroundings], Iterable[Match]]
 
 
-def complete(
-    line: str,
-    names: Mapping[str, Any],
-    commands: Mapping[str, Callable[..., Any]],
-    cell: Callable[..., Any],
-    chats: Iterable[str] = (),
-) -> list[str]:
-    """Return the completions at the cursor.
+def complete(text: str, names: Mapping[str, Any], chats: Iterable[str] = ()) -> Completed | None:
+    """Return the completions at the cursor; ``None`` where the line is not one of ours.
 
     Args:
-        line: line up to the cursor, the magic's name included.
+        text: the cell up to the cursor.
         names: the user's variables.
-        commands: commands of the line magic, each with its options.
-        cell: the cell magic itself, with its options.
         chats: names of the chats.
     """
     context = Surroundings(names, [name for name in chats if name and len(name.split()) == 1])
-    magic, *words = line.split()
-    current = "" if line[-1:].isspace() or not words else words.pop()
-    if magic.startswith("%%"):
-        return _starting(current, _arguments(cell, words, current, _images, context))
-    if not words:
-        return _starting(current, commands)
-    command = commands.get(words[0])
-    if command is None:
+    first, below, _ = text.lstrip("\n").partition("\n")
+    if (cell := _OUR_CELL.match(first)) is not None:
+        if below:
+            return _expression(text, context, "--over" in first) or Completed("", ())
+        return _words(cell["rest"], context, _after_two_signs)
+    if (line := _OUR_LINE.fullmatch(text.rpartition("\n")[2])) is not None:
+        return _words(line["rest"], context, _after_one_sign)
+    return None
+
+
+def _words(
+    rest: str,
+    context: Surroundings,
+    offered: Callable[[list[str], str, Surroundings], Iterable[Match]],
+) -> Completed:
+    found = _expression(rest, context, "--over" in rest)
+    typed = begun(rest)
+    if found is not None or typed is None:
+        return found or Completed("", ())
+    words, current = typed
+    option, equals, value = current.partition("=")
+    if option.startswith("--") and equals:  # --format=json
+        words, current = [*words, option], value
+    matches = offered(words, current, context)
+    return Completed(current, tuple(each for each in matches if _goes_on(current, each.text)))
+
+
+def _goes_on(typed: str, text: str) -> bool:
+    """Tell whether a text begins with what is typed. Names that need quotes have them."""
+    return text.startswith(typed) or (
+        text[:1] in "\"'" and text[1:].startswith(typed.lstrip("\"'"))
+    )
+
+
+def _expression(text: str, context: Surroundings, many: bool) -> Completed | None:
+    """Complete a ``{{expression}}`` that is not closed; ``None`` outside of one."""
+    begin = text.rfind("{{")
+    if begin < 0 or "}}" in text[begin:]:
+        return None
+    found = _EXPRESSION.search(text, begin + 2)
+    if found is None:
+        return Completed("", ())
+    names: Mapping[str, Any] = context.names
+    if not found["path"]:
+        own = [Match(name, "variable") for name in ("item", "row") if many and name not in names]
+        offered = [*own, *(Match(name, _kind(names[name])) for name in _shown(names))]
+    else:
+        first, *path = found["path"].split(".")[:-1]
+        value = names.get(first)
+        for name in path:  # of the instance alone: a property would run the user's code
+            value = getattr(value, "__dict__", {}).get(name)
+        offered = [] if value is None else [Match(name, "attribute") for name in _parts(value)]
+    start = found["start"]
+    return Completed(start, tuple(each for each in offered if each.text.startswith(start)))
+
+
+def _parts(value: object) -> list[str]:
+    try:
+        return [name for name in dir(value) if not name.startswith("_")]
+    except Exception:  # whatever the user's class does
         return []
-    if words[0] == "help":
-        return _starting(current, commands)
-    if words[0] == "config":
-        return _starting(current, Glm4v.names())
-    offered = _OFFERED.get(words[0], _none)
-    return _starting(current, _arguments(command, words[1:], current, offered, context))
 
 
-def _starting(prefix: str, candidates: Iterable[str]) -> list[str]:
-    return [candidate for candidate in candidates if candidate.startswith(prefix)]
+def _after_two_signs(words: list[str], current: str, context: Surroundings) -> Iterable[Match]:
+    return _arguments(options_in(ANSWER_OPTIONS), words, current, _images, context)
+
+
+def _after_one_sign(words: list[str], current: str, context: Surroundings) -> Iterable[Match]:
+    if not words:
+        return [Match(name, "command") for name in ARGUMENTS]
+    name, *words = words
+    if name not in ARGUMENTS:
+        return ()
+    return _arguments(
+        options_in(ARGUMENTS[name]), words, current, _OFFERED.get(name, _none), context
+    )
 
 
 def _arguments(
-    command: Callable[..., Any],
+    options: Mapping[str, Action],
     words: list[str],
     current: str,
     offered: Offer,
     context: Surroundings,
-) -> Iterable[str]:
-    options = options_of(command)
-    if current.startswith("-"):
-        return [name for name in sorted(options) if name.startswith("--")]
+) -> Iterator[Match]:
     waiting = options.get(words[-1]) if words else None
-    if waiting is not None and waiting.nargs is None:  # the word is the option's value
-        return _values(waiting, current, context)
-    return offered(current, context)
+    takes_one = waiting is not None and waiting.nargs in (None, "?")
+    if waiting is not None and takes_one and not current.startswith("-"):
+        yield from _values(waiting, current, context)
+        if waiting.nargs is None:
+            return
+    if current.startswith("-"):
+        for name in sorted(options):
+            yield Match(name, "option")
+    else:
+        yield from offered(current, context)
 
 
-def _values(option: Action, current: str, context: Surroundings) -> Iterable[str]:
+def _values(option: Action, current: str, context: Surroundings) -> Iterable[Match]:
     if option.choices is not None:
-        return map(str, option.choices)
-    usual = _any_file if option.metavar == "FILE" else _none
-    return _VALUES.get(option.dest, usual)(current, context)
+        return [Match(str(value), "value") for value in option.choices]
+    described = OPTIONS.get(option.dest)
+    if described is not None and described.choices:
+        return [Match(value, "value") for value in described.choices]
+    if option.dest in _VALUES:
+        return _VALUES[option.dest](current, context)
+    if described is None:
+        is_json = str(option.metavar).endswith(".json")
+        return (_json_files if is_json else _any_file)(current, context)
+    return [Match(described.example, "example")] if described.example else ()
 
 
-def _none(current: str, context: Surroundings) -> Iterable[str]:
+def _none(current: str, context: Surroundings) -> Iterable[Match]:
     return ()
 
 
-def _chats(current: str, context: Surroundings) -> Iterable[str]:
-    return context.chats
+def _commands(current: str, context: Surroundings) -> Iterator[Match]:
+    yield from (Match(name, "command") for name in ARGUMENTS)
 
 
-def _chats_and_files(current: str, context: Surroundings) -> Iterator[str]:
-    yield from context.chats
+def _settings(current: str, context: Surroundings) -> Iterator[Match]:
+    yield from (Match(name, "setting") for name in Glm4v.names())
+
+
+def _chats(current: str, context: Surroundings) -> Iterator[Match]:
+    yield from (Match(name, "chat") for name in context.chats)
+
+
+def _chats_and_files(current: str, context: Surroundings) -> Iterator[Match]:
+    yield from _chats(current, context)
     yield from _any_file(current, context)
 
 
-def _schemas(current: str, context: Surroundings) -> Iterator[str]:
-    for name, value in sorted(context.names.items()):
-        if not name.startswith("_") and isinstance(value, dict):
-            yield name
+def _variables(current: str, context: Surroundings) -> Iterator[Match]:
+    """Yield variables that an answer could replace."""
+    for name in _shown(context.names):
+        if not isinstance(
+            context.names[name], FunctionType | BuiltinFunctionType | ModuleType | type
+        ):
+            yield Match(name, _kind(context.names[name]))
+
+
+def _lists(current: str, context: Surroundings) -> Iterator[Match]:
+    for name in _shown(context.names):
+        if isinstance(context.names[name], list | tuple):
+            yield Match(name, "variable")
+
+
+def _schemas(current: str, context: Surroundings) -> Iterator[Match]:
+    yield from _dicts(current, context)
     yield from _json_files(current, context)
 
 
-def _models(current: str, context: Surroundings) -> Iterator[str]:
-    yield from DEMOS
-    yield from PUBLISHED
-    yield from _files(current, lambda path: False)
+def _maps(current: str, context: Surroundings) -> Iterator[Match]:
+    for name in _shown(context.names):
+        if type(context.names[name]).__name__ in ("Plan", "dict"):
+            yield Match(name, "variable")
+    yield from _json_files(current, context)
 
 
-def _gpus(current: str, context: Surroundings) -> Iterator[str]:
+def _dicts(current: str, context: Surroundings) -> Iterator[Match]:
+    for name in _shown(context.names):
+        if isinstance(context.names[name], dict):
+            yield Match(name, "variable")
+
+
+def _models(current: str, context: Surroundings) -> Iterator[Match]:
+    yield from (Match(name, "model") for name in (*DEMOS, *PUBLISHED))
+    yield from _folders(current, context)
+
+
+def _gpus(current: str, context: Surroundings) -> Iterator[Match]:
     """Yield models of GPUs, behind the number and the groups that are typed already."""
     before = re.match(r"(?:.*\+)?(?:[0-9]*x)?", current)
     assert before is not None  # it may be empty
     for model in GPU_MODELS:
-        yield before[0] + model.name.replace(" ", "-")
+        yield Match(before[0] + model.name.replace(" ", "-"), "GPU")
 
 
-def _folders(current: str, context: Surroundings) -> Iterator[str]:
-    return _files(current, lambda path: False)
+def _folders(current: str, context: Surroundings) -> Iterator[Match]:
+    return _files(current, ())
 
 
-def _images(current: str, context: Surroundings) -> Iterator[str]:
-    for name in sorted(context.names):
-        if not name.startswith("_") and type(context.names[name]).__name__ in _IMAGE_TYPES:
-            yield name
-    yield from _files(current, lambda path: path.name.lower().endswith(SUFFIXES))
+def _images(current: str, context: Surroundings) -> Iterator[Match]:
+    for name in _shown(context.names):
+        if _kind(context.names[name]) == "image":
+            yield Match(name, "image")
+    yield from _files(current, SUFFIXES + CLIPS)
 
 
-def _any_file(current: str, context: Surroundings) -> Iterator[str]:
-    return _files(current, lambda path: True)
+def _any_file(current: str, context: Surroundings) -> Iterator[Match]:
+    return _files(current, ("",))
 
 
-def _json_files(current: str, context: Surroundings) -> Iterator[str]:
-    return _files(current, lambda path: path.suffix.lower() == ".json")
+def _json_files(current: str, context: Surroundings) -> Iterator[Match]:
+    return _files(current, (".json",))
 
 
-def _items(current: str, context: Surroundings) -> Iterator[str]:
+def _items(current: str, context: Surroundings) -> Iterator[Match]:
     """Yield variables that hold several items, columns of a DataFrame, and folders."""
     names = context.names
-    start, dot, _ = current.partition(".")
-    if dot and type(names.get(start)).__name__ == "DataFrame":
-        yield from (f"{start}.{name}" for name in names[start] if str(name).isidentifier())
-    for name in sorted(names):
-        if not name.startswith("_") and type(names[name]).__name__ in _ITEM_TYPES:
-            yield name
-    yield from _files(current, lambda path: False)
+    start, sign = re.match(r"(\w*)([.\[]?)", current).groups()  # type: ignore[union-attr]
+    if sign and type(names.get(start)).__name__ == "DataFrame":
+        for column in names[start]:
+            if sign == "[":
+                yield Match(f'{start}["{column}"]', "column")
+            elif str(column).isidentifier():
+                yield Match(f"{start}.{column}", "column")
+    for name in _shown(names):
+        if _is_one_of(names[name], _ITEM_TYPES):
+            yield Match(name, "variable")
+    yield from _files(current, ())
 
 
-def _files(current: str, wanted: Callable[[Path], bool]) -> Iterator[str]:
-    """Yield folders and `wanted` files whose path begins with `current`."""
-    stem = current[: current.rfind("/") + 1]
+def _shown(names: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def _kind(value: object) -> str:
+    """Return ``image`` for what may be an image or some, else ``variable``."""
+    if isinstance(value, list | tuple) and len(value) > 0:
+        return _kind(value[0])
+    if isinstance(value, dict):
+        return "image" if {"bytes", "path"} == value.keys() else "variable"
+    if isinstance(value, str | os.PathLike):
+        name = str(value)
+        is_named = name.lower().endswith(SUFFIXES + CLIPS) or name.startswith("data:image/")
+        return "image" if is_named else "variable"
+    if not _is_one_of(value, _IMAGE_TYPES):
+        return "variable"
     try:
-        entries = sorted(Path(stem or ".").expanduser().iterdir())[:_MOST]
-    except OSError:
+        dimensions = getattr(value, "ndim", 2)
+    except Exception:  # whatever the user's class does
+        return "variable"
+    return "image" if dimensions >= 2 else "variable"
+
+
+def _is_one_of(value: object, classes: frozenset[str]) -> bool:
+    return any(each.__name__ in classes for each in type(value).__mro__)
+
+
+def _files(current: str, suffixes: tuple[str, ...]) -> Iterator[Match]:
+    """Yield folders and files of these suffixes whose path begins with `current`.
+
+    A name with a space is in quotes.
+    """
+    typed = current.lstrip("\"'")
+    stem, name = typed[: typed.rfind("/") + 1], typed[typed.rfind("/") + 1 :]
+    try:
+        with os.scandir(os.path.expanduser(stem) or ".") as entries:  # noqa: PTH111  "" and "./"
+            begun = [each for each in entries if each.name.startswith(name)]
+    except (OSError, ValueError):  # a NUL in it
         return
-    for entry in entries:
-        if entry.name.startswith(".") or any(map(str.isspace, entry.name)):
+    for entry in sorted(begun, key=lambda each: each.name)[:_MOST]:
+        if entry.name.startswith(".") and not name:
             continue
-        if entry.is_dir():
-            yield f"{stem}{entry.name}/"
-        elif wanted(entry):
-            yield f"{stem}{entry.name}"
+        is_folder = entry.is_dir()
+        if is_folder or (suffixes and entry.name.lower().endswith(suffixes)):
+            yield Match(
+                _quoted(f"{stem}{entry.name}{'/' * is_folder}", current), _of(entry, is_folder)
+            )
+
+
+def _of(entry: os.DirEntry[str], is_folder: bool) -> str:
+    if is_folder:
+        return "folder"
+    return "image" if entry.name.lower().endswith(SUFFIXES) else "file"
+
+
+def _quoted(path: str, current: str) -> str:
+    sign = current[:1] if current[:1] in "\"'" else ""
+    if not sign and re.search(r"[\s\"']", path):
+        sign = "'" if '"' in path else '"'
+    # The quote stays open at a folder, whose files come next.
+    return f"{sign}{path}{'' if path.endswith('/') else sign}"
 
 
 _OFFERED: Mapping[str, Offer] = {
     **dict.fromkeys(("check", "devices", "doctor", "load", "plan"), _models),
     **dict.fromkeys(("ask", "preview"), _images),
     **dict.fromkeys(("continue", "history", "reset", "retry"), _chats),
+    "config": _settings,
     "export": _chats_and_files,
+    "help": _commands,
     "import": _json_files,
+    "patch": _folders,
 }
 """Command -> completions of its arguments."""
 
 _VALUES: Mapping[str, Offer] = {
     "base": _models,
     "chat": _chats,
+    "choices": _lists,
+    "device_map": _maps,
     "gpus": _gpus,
     "lora": _folders,
+    "out": _variables,
     "over": _items,
     "schema": _schemas,
 }

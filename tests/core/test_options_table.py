@@ -28,7 +28,8 @@ from glm4v_magic.core.server_address import ServerAddress
 from glm4v_magic.core.typed_options import argument_of, flags_of, typed
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.images import DEFAULT_LIMITS
-from glm4v_magic.notebook.command_line import options_of, parse
+from glm4v_magic.notebook.arguments import ARGUMENTS
+from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, options_in, parse
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics
 from glm4v_magic.notebook.settings import PREFIX, Glm4v, read
@@ -59,7 +60,8 @@ def serve_parser():
 
 def parsers():
     """What reads each line: its options by every name they have."""
-    return {**{name: options_of(line) for name, line in LINES.items()}, "serve": serve_parser()}
+    lines = {"cell": ANSWER_OPTIONS, **ARGUMENTS}
+    return {**{name: options_in(taken) for name, taken in lines.items()}, "serve": serve_parser()}
 
 
 def complaint(refuse, *arguments):
@@ -302,7 +304,7 @@ cell = Glm4vMagics.glm4v
 for line in (cell, COMMANDS["ask"], COMMANDS["retry"]):
     assert parse(line, ["--typical-p", "0.25"]).typical_p == 0.25
     assert "--typical-p P" in line.__doc__
-assert complete("%%glm4v cat.png --ty", {{}}, COMMANDS, cell) == ["--typical-p"]
+assert [each.text for each in complete("%%glm4v cat.png --ty", {{}}).matches] == ["--typical-p"]
 assert read({{}}, {{"GLM4V_TYPICAL_P": "0.25"}}).typical_p == 0.25
 assert [row.name for row in Glm4v().table("typical_p")] == ["typical_p"]
 body = {{"messages": [{{"role": "user", "content": "What?"}}], "typical_p": 0.25}}

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import pathlib
+import subprocess
+import sys
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from IPython.core.completer import provisionalcompleter
 from PIL import Image
+from shells import ROOT
 
+from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.completion import complete
-from glm4v_magic.notebook.magics import Glm4vMagics
+
+
+class Odd:
+    @property
+    def ndim(self):
+        raise RuntimeError
+
+    def __dir__(self):
+        raise RuntimeError
 
 
 @pytest.fixture
@@ -20,79 +35,206 @@ def offered(tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "dog.webp").touch()
     names = {
-        "cats": [1],
+        "cats": ["cat.png"],
+        "counts": [1],
         "shape": {},
+        "row_of": {"bytes": b"", "path": None},
         "camera": Image.new("RGB", (1, 1)),
         "count": 3,
+        "odd": type("Tensor", (Odd,), {})(),
+        "pathlib": pathlib,
         "_hidden": [1],
         "df": pd.DataFrame({"image": [1], "two words": [2]}),
     }
 
-    def complete_line(line: str) -> list[str]:
-        return complete(line, names, COMMANDS, Glm4vMagics.glm4v, ["", "cats", "two words"])
+    def complete_line(line: str) -> list[str] | None:
+        found = complete(line, names, ["", "cats", "two words"])
+        if found is None:
+            return None
+        assert line.endswith(found.fragment)
+        return [f"{each.text} {each.type}" for each in found.matches]
 
     return complete_line
+
+
+def test_the_commands_are_those_there_are():
+    assert list(ARGUMENTS) == list(COMMANDS)
+
+
+TOP = ("top-k", "top-p")
+IMAGES = ["camera image", "cats image", "cat.png image"]
 
 
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("%glm4v ", list(COMMANDS)),
-        ("%glm4v lo", ["load"]),
-        ("%glm4v help unl", ["unload"]),
+        ("%glm4v ", [f"{name} command" for name in COMMANDS]),
+        ("%glm4v lo", ["load command"]),
+        ("x = %glm4v lo", ["load command"]),
+        ("import os\nx = %glm4v lo", ["load command"]),
+        ("  a, b = %glm4v lo", ["load command"]),
+        ("%glm4v help unl", ["unload command"]),
         ("%glm4v nothing ", []),
-        ("%glm4v load de", ["demo", "demo-4.6v"]),
-        ("%glm4v devices GLM-4V", ["GLM-4V-9B"]),
-        ("%glm4v mem", ["memory"]),
-        ("%glm4v load GLM-4V", ["GLM-4V-9B"]),
-        ("%glm4v load ph", ["photos/"]),
-        ("%glm4v load --dt", ["--dtype"]),
-        ("%glm4v load --lora ", ["photos/"]),
-        ("%glm4v load photos --base GLM-4V", ["GLM-4V-9B"]),
-        ("%glm4v plan GLM-4V-9B --gpus 2xRTX-309", ["2xRTX-3090", "2xRTX-3090-Ti"]),
-        ("%glm4v load --gpus 24GiB+T", ["24GiB+TITAN-V", "24GiB+T4", "24GiB+TITAN-RTX"]),
+        ("%glm4v load de", ["demo model", "demo-4.6v model"]),
+        ("%glm4v devices GLM-4V", ["GLM-4V-9B model"]),
+        ("%glm4v mem", ["memory command"]),
+        ("%glm4v load ph", ["photos/ folder"]),
+        ("%glm4v patch ph", ["photos/ folder"]),
+        ("%glm4v load --dt", ["--dtype option"]),
+        ("%glm4v load --dtype ", ["bfloat16 value", "float16 value", "float32 value"]),
+        ("%glm4v load --dtype=fl", ["float16 value", "float32 value"]),
+        ("%glm4v load --quantize ", ["8bit value", "4bit value"]),
+        ("%glm4v load --lora ", ["photos/ folder"]),
+        ("%glm4v load --map s", ["shape variable"]),
+        ("%glm4v load --map c", ["c.json file"]),
+        ("%glm4v load photos --base GLM-4V", ["GLM-4V-9B model"]),
+        ("%glm4v plan GLM-4V-9B --gpus 2xRTX-309", ["2xRTX-3090 GPU", "2xRTX-3090-Ti GPU"]),
+        ("%glm4v load --gpus 24GiB+TI", ["24GiB+TITAN-V GPU", "24GiB+TITAN-RTX GPU"]),
+        ("%glm4v plan --json c", ["c.json file"]),
+        ("%glm4v plan --json GLM-4V", ["GLM-4V-9B model"]),
         ("%glm4v unload ", []),
-        ("%glm4v config top", ["top_p", "top_k"]),
-        ("%glm4v preview ca", ["camera", "cats", "cat.png"]),
-        ("%glm4v ask -f no", ["notes.txt"]),
-        ("%glm4v ask ca", ["camera", "cats", "cat.png"]),
-        ("%%glm4v ca", ["camera", "cats", "cat.png"]),
-        ("%%glm4v cat.png -q ca", ["camera", "cats", "cat.png"]),
-        ("%%glm4v C", ["CAT2.JPG"]),
-        ("%%glm4v photos/", ["photos/dog.webp"]),
-        ("%%glm4v photos/d", ["photos/dog.webp"]),
+        ("%glm4v config top", ["top_p setting", "top_k setting"]),
+        ("%glm4v preview ca", IMAGES),
+        ("x = %glm4v ask ca", IMAGES),
+        ("%glm4v ask -f no", ["notes.txt file"]),
+        ("%glm4v ask ca", IMAGES),
+        ("%%glm4v ca", IMAGES),
+        ("\n%%glm4v ca", IMAGES),
+        ("%%glm4v cou", []),
+        ("%%glm4v row", ["row_of image"]),
+        ("%%glm4v cat.png -q ca", IMAGES),
+        ("%%glm4v cat.png # ca", []),
+        ("%%glm4v C", ["CAT2.JPG image"]),
+        ("%%glm4v tw", ['"two words.png" image']),
+        ("%%glm4v 'two w", ["'two words.png' image"]),
+        ("%%glm4v .h", [".hidden.png image"]),
+        ("%%glm4v ./ca", ["./cat.png image"]),
+        ("%%glm4v photos/", ["photos/dog.webp image"]),
+        ("%%glm4v photos/d", ["photos/dog.webp image"]),
+        ('%%glm4v "photos/d', ['"photos/dog.webp" image']),
         ("%%glm4v nowhere/", []),
-        ("%%glm4v cat.png --max", ["--max-thinking", "--max-tokens"]),
-        ("%%glm4v cat.png --top-", ["--top-k", "--top-p"]),
-        ("%%glm4v cat.png --out ", []),
-        ("%%glm4v cat.png --chat ", ["cats"]),
+        ("%%glm4v not", []),
+        ("%%glm4v a\0", []),
+        ("%%glm4v cat.png --max", ["--max-thinking option", "--max-tokens option"]),
+        ("%%glm4v cat.png --top-", ["--top-k option", "--top-p option"]),
+        ("%%glm4v cat.png --out co", ["count variable", "counts variable"]),
+        ("%%glm4v cat.png -o p", []),
+        ("%%glm4v cat.png -o ca", ["camera image", "cats image"]),
+        ("%%glm4v cat.png --temperature ", ["0.7 example"]),
+        ("%%glm4v cat.png --chat ", ["cats chat"]),
         ("%glm4v ask --chat d", []),
-        ("%%glm4v --format ", ["markdown", "text", "json", "code"]),
-        ("%%glm4v --schema ", ["shape", "c.json", "photos/"]),
-        ("%%glm4v --cont", ["--continue"]),
-        ("%%glm4v --over ", ["cats", "df", "photos/"]),
-        ("%%glm4v --over df.im", ["df.image"]),
-        ("%%glm4v --fr", ["--fresh", "--from"]),
-        ("%glm4v continue --thinking o", ["on", "off"]),
-        ("%glm4v history ", ["cats"]),
-        ("%glm4v reset c", ["cats"]),
-        ("%glm4v retry --t", ["--temperature", "--thinking", "--top-k", "--top-p"]),
-        ("%glm4v continue ", ["cats"]),
-        ("%glm4v export c", ["cats", "c.json", "cat.png"]),
-        ("%glm4v import c", ["c.json"]),
+        ("%%glm4v --format ", ["markdown value", "text value", "json value", "code value"]),
+        ("%%glm4v --choices ", ["cats variable", "counts variable"]),
+        ("%%glm4v --schema sh", ["shape variable"]),
+        ("%%glm4v --schema c", ["c.json file"]),
+        ("%%glm4v --cont", ["--continue option"]),
+        ("%%glm4v --over ", ["cats variable", "counts variable", "df variable", "photos/ folder"]),
+        ("%%glm4v --over df.", ["df.image column"]),
+        ("%%glm4v --over df[", ['df["image"] column', 'df["two words"] column']),
+        ("%%glm4v --fr", ["--fresh option", "--from option"]),
+        ("%glm4v continue --thinking o", ["on value", "off value"]),
+        ("%glm4v history ", ["cats chat"]),
+        ("%glm4v reset c", ["cats chat"]),
+        ("%glm4v retry --t", [f"--{each} option" for each in ("temperature", "thinking", *TOP)]),
+        ("%glm4v continue ", ["cats chat"]),
+        ("%glm4v export c", ["cats chat", "c.json file", "cat.png image"]),
+        ("%glm4v import c", ["c.json file"]),
+        ("%%glm4v cat.png\nWhat is ca", []),
+        ("%%glm4v cat.png\nIs this {{cou", ["count variable", "counts variable"]),
+        ("%%glm4v cat.png\nIs this {{count}} ca", []),
+        ("%%glm4v cat.png\nIs this {{df.ilo", ["iloc attribute"]),
+        ("%%glm4v cat.png\nIs this {{odd.", []),
+        ("%%glm4v cat.png\nIs this {{nothing.x", []),
+        ("%%glm4v --over df.image\nIs this {{row", ["row variable", "row_of image"]),
+        ("%glm4v ask cat.png 'Is this {{cou", ["count variable", "counts variable"]),
+        ("%glm4v", None),
+        ("%%glm4v", None),
+        ("x = %glm4vv ", None),
+        ("ca", None),
+        ("%%time\nca", None),
     ],
-)
-def test_what_is_offered(offered, line: str, found: list[str]):
+)  # fmt: skip
+def test_what_is_offered(offered, line: str, found: list[str] | None):
     assert offered(line) == found
 
 
-def test_the_shell_offers_it_and_stops_when_unloaded(shell, tmp_path, monkeypatch):
-    def completions(line: str) -> set[str]:
-        with provisionalcompleter():
-            return {item.text for item in shell.Completer.completions(line, len(line))}
+def test_a_name_behind_hundreds_of_others_is_offered(offered):
+    for number in range(300):
+        Path(f"a{number}.png").touch()
+    assert offered("%%glm4v cat") == ["cats image", "cat.png image"]
+    assert len(offered("%%glm4v a")) == 200
 
-    assert "load" in completions("%glm4v lo")
-    assert "--temperature" in completions("%%glm4v --te")
+
+@pytest.fixture
+def completions(shell):
+    """What Tab offers in the shell, in all, at the end of a text."""
+
+    def offered(text: str) -> list[tuple[str, str]]:
+        with provisionalcompleter():
+            found = list(shell.Completer.completions(text, len(text)))
+        assert all(text[each.start :] == text[each.start : each.end] for each in found)
+        return [(each.text, each.type) for each in found]
+
+    return offered
+
+
+def test_the_shell_offers_it_and_stops_when_unloaded(shell, completions):
+    assert completions("%glm4v lo") == [("load", "command")]
+    assert completions("%%glm4v --te") == [("--temperature", "option")]
     shell.run_line_magic("unload_ext", "glm4v_magic")
-    assert "load" not in completions("%glm4v lo")
+    assert ("load", "command") not in completions("%glm4v lo")
     shell.run_line_magic("load_ext", "glm4v_magic")
+    assert completions("%glm4v lo") == [("load", "command")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["%glm4v zzz ", "%%glm4v imp", "x = %glm4v ask sh", "%glm4v plan --gpus sh", "%glm4v ask -o sh",
+     "%%glm4v cat.png\nWhat is imp", "%glm4v unload "],
+)  # fmt: skip
+def test_nothing_else_is_offered(completions, text):
+    Path("shell.txt").touch()
+    assert completions(text) == []
+    assert completions("imp")  # of Python
+
+
+def test_in_and_out_are_no_variables_of_the_user(run, completions):
+    run("mine = ['cat.png']")
+    assert completions("%%glm4v --over ") == [("mine", "variable")]
+    assert completions("%%glm4v ") == [("mine", "image")]
+    assert completions("%%glm4v -o ") == [("mine", "image")]
+
+
+FIRST = """
+import sys, time
+from traitlets.config import Config
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.completer import provisionalcompleter
+config = Config()
+config.HistoryManager.enabled = False
+shell = InteractiveShell.instance(config=config)
+shell.run_line_magic("load_ext", "glm4v_magic")
+before = time.perf_counter()
+with provisionalcompleter():
+    for line in ("%glm4v ", "%glm4v load --", "%%glm4v ", "x = %glm4v ask sh"):
+        print(len(list(shell.Completer.completions(line, len(line)))) > 0)
+print(time.perf_counter() - before)
+heavy = {"torch", "numpy", "PIL", "glm4v_magic.notebook.commands", "glm4v_magic.session"}
+print("heavy:", *heavy & {*sys.modules})
+"""
+
+
+def test_the_first_tab_waits_for_nothing(tmp_path):
+    Path(tmp_path, "shapes.png").touch()
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *offered, seconds, imported = done.stdout.splitlines()
+    assert offered == ["True"] * 4
+    assert imported == "heavy:"
+    assert float(seconds) < 5  # some 0.05 on a machine with nothing else to do

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import time
+from contextlib import suppress
 
 import lab
 import nbformat
 import pytest
 from attacks import ATTACKS
 from nbconvert import HTMLExporter
+from playwright.sync_api import TimeoutError as Late
 from playwright.sync_api import expect
 from shells import ROOT
 
@@ -27,7 +29,7 @@ ROWS = (
     "%%glm4v --over words -o rows --temperature 0 --batch-size 1 --max-tokens 2000\n"
     "Is there a {{item}}?"
 )
-INTERRUPTED, CLICKED, BY_KEYS, ANSWERED, SUMMARY, REFUSED, MANY = range(1, 8)
+INTERRUPTED, CLICKED, BY_KEYS, ANSWERED, SUMMARY, REFUSED, MANY, TYPED = range(1, 9)
 
 
 @pytest.fixture(scope="module", params=["lab", "notebook"])
@@ -45,6 +47,7 @@ def page(front, kind, talkative):
         "%glm4v",
         "%%glm4v shaped.png\nWhat is this?",
         ROWS,
+        "",
     ]
     view = lab.LAB if kind == "lab" else lab.NOTEBOOK
     with front.open(cells, FILES, kind=view) as page:
@@ -256,6 +259,52 @@ def test_everything_can_be_read_on_light_and_dark_pages(page, kind, theme):
         page.wait_for_timeout(300)  # on a busy computer for longer
     screenshot(page, f"{kind}-{theme.split()[-1].lower()}")
     assert low == []
+
+
+COMPLETER = ".jp-Completer:not(.lm-mod-hidden)"
+
+
+def tab(page, line):
+    """Type a line into an empty cell and press Tab; return what is offered, and as what."""
+    lab.cell(page, TYPED).locator(".cm-content").click()
+    page.keyboard.press("Control+a")
+    page.keyboard.press("Delete")
+    page.keyboard.type(line)
+    page.keyboard.press("Tab")
+    with suppress(Late):
+        page.wait_for_selector(f"{COMPLETER} .jp-Completer-item", timeout=1500)
+    offered = page.evaluate(
+        """items => [...document.querySelectorAll(items)].map(each => [
+            each.querySelector('.jp-Completer-match').textContent,
+            each.querySelector('.jp-Completer-typeExtended').textContent])""",
+        f"{COMPLETER} .jp-Completer-item",
+    )
+    page.keyboard.press("Escape")
+    return offered
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("%glm4v lo", [["load", "command"]]),
+        ("x = %glm4v ask sh", [["shapes.png", "image"]]),
+        ("%%glm4v shaped.png -o wor", [["words", "variable"]]),
+        ("%glm4v load --dt", [["--dtype", "option"]]),
+        ("%glm4v load --dtype fl", [["float16", "value"], ["float32", "value"]]),
+        ("%glm4v plan --gpus 2xRTX-309", [["2xRTX-3090", "gpu"], ["2xRTX-3090-Ti", "gpu"]]),
+        ("%%glm4v imp", []),
+    ],
+)
+def test_tab_offers_what_is_ours_with_its_type_and_nothing_else(page, line, found):
+    assert tab(page, line) == found
+
+
+def test_behind_a_space_the_page_itself_adds_only_words_of_the_cell(page, kind):
+    offered = tab(page, "%glm4v load --dtype ")
+    assert [each for each in offered if each[1]] == [
+        [dtype, "value"] for dtype in ("bfloat16", "float16", "float32")
+    ]
+    assert {name for name, type_ in offered if not type_} <= {"%", "glm4v", "load", "-", "dtype"}
 
 
 def test_a_saved_notebook_shows_its_answers_without_a_kernel_or_widgets(front, page, kind):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from glm4v_magic.notebook.command_line import options_of
+from glm4v_magic.notebook.arguments import ARGUMENTS
+from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, options_in
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics
 
@@ -18,8 +19,8 @@ PAGE = Glm4vMagics.glm4v.__doc__
 FUNCTIONS = {"": Glm4vMagics.glm4v, **COMMANDS}
 OPTIONS = [
     pytest.param(name, action, id=f"{name} {action.option_strings[-1]}".strip())
-    for name, function in FUNCTIONS.items()
-    for action in {id(action): action for action in options_of(function).values()}.values()
+    for name, taken in {"": ANSWER_OPTIONS, **ARGUMENTS}.items()
+    for action in {id(action): action for action in options_in(taken).values()}.values()
 ]
 
 

@@ -60,3 +60,32 @@ def test_an_answer_is_plain_text_and_ctrl_c_keeps_what_was_said(terminal):
     again = ask(terminal, "y = %glm4v ask cat.png 'What?' --temperature 0 --max-tokens 9 -q")
     assert "tokens" not in again.replace("--max-tokens", "")
     assert "True" in ask(terminal, "print(x.text == y.text)")
+
+
+def test_tab_completes_in_a_terminal(kernel_folder):
+    child = pexpect.spawn(
+        sys.executable,
+        ["-m", "IPython", "--no-banner", "--colors=nocolor"],
+        cwd=str(kernel_folder),
+        env=os.environ | {"TERM": "xterm", "PYTHON_COLORS": "0", "PROMPT_TOOLKIT_NO_CPR": "1"},
+        encoding="utf-8",
+        timeout=SECONDS,
+        dimensions=(50, 200),
+    )
+    child.expect_exact("In [1]:")
+    child.send("%load_ext glm4v_magic\r")
+    child.expect_exact("In [2]:")
+    child.send("%glm4v config temp\t")
+    child.expect("erature")  # behind what is typed
+    child.send("\r")
+    child.expect("0 is greedy; higher values are more random")
+    child.expect_exact("In [3]:")
+    child.send("x = %glm4v ask ca\t")
+    child.expect(r"t\.png")
+    child.send("\x03")
+    child.send("%glm4v help ch\t")
+    child.expect(r"(?s)chats.*check")  # a menu
+    child.send("\x03\x03")
+    child.sendline("exit")
+    child.expect(pexpect.EOF)
+    child.close()

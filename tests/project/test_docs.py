@@ -24,7 +24,8 @@ from glm4v_magic.core import errors, events
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.wording import printable
-from glm4v_magic.notebook.command_line import options_of, parse, split
+from glm4v_magic.notebook.arguments import ARGUMENTS
+from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, options_in, parse, split
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics
 from glm4v_magic.notebook.next_steps import in_cell
@@ -78,7 +79,7 @@ def test_every_option_is_on_the_page_with_an_example_that_uses_it(name):
     command = COMMANDS.get(name, CELL)
     text = section(name)
     lines = list(examples(text))
-    for option in options_of(command):
+    for option in options_in(ARGUMENTS.get(name, ANSWER_OPTIONS)):
         assert re.search(rf"`{option}[ `]", text), option
     for action in HOOKS["options"](command):
         if action.option_strings:
@@ -105,7 +106,7 @@ def test_examples_parse(name):
 def test_an_example_of_the_cell_magic_runs(run, name):
     shutil.copy(NOTEBOOKS / "shapes.png", "shapes.png")
     Path("question.txt").write_text(HOOKS["QUESTION"], encoding="utf-8")
-    example = HOOKS["option_example"]("", options_of(CELL)[name])
+    example = HOOKS["option_example"]("", options_in(ANSWER_OPTIONS)[name])
     if "\n" not in example:
         example += "\n "  # IPython wants a cell below the line
     run(example)

@@ -35,9 +35,9 @@ from glm4v_magic.doctor import gather
 from glm4v_magic.mapping.items import items_of
 from glm4v_magic.mapping.results import result_of
 from glm4v_magic.notebook import settings
-from glm4v_magic.notebook.command_line import options_of
+from glm4v_magic.notebook.arguments import ARGUMENTS
+from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, options_in
 from glm4v_magic.notebook.commands import COMMANDS
-from glm4v_magic.notebook.magics import Glm4vMagics
 from glm4v_magic.notebook.next_steps import CELL, in_cell
 from glm4v_magic.planning.plan import plan
 from glm4v_magic.server.command import main as serve
@@ -211,9 +211,7 @@ def test_a_cell_names_what_a_cell_has(code):
     for name in re.findall(r"%glm4v (\w+)", text):
         assert name in COMMANDS
     assert set(re.findall(r"%\w+", text)) <= {"%glm4v", "%config"}
-    known = {
-        flag for command in (Glm4vMagics.glm4v, *COMMANDS.values()) for flag in options_of(command)
-    }
+    known = {flag for taken in (ANSWER_OPTIONS, *ARGUMENTS.values()) for flag in options_in(taken)}
     assert set(re.findall(r"--[a-z][\w-]*", text)) <= known
 
 

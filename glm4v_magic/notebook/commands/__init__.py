@@ -10,10 +10,9 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from IPython.core.magic_arguments import argument
-
 from glm4v_magic.core.errors import OptionError, PromptError, did_you_mean
-from glm4v_magic.notebook.command_line import DEBUG, asks_for_help, filled, parse, takes
+from glm4v_magic.notebook.arguments import ARGUMENTS
+from glm4v_magic.notebook.command_line import asks_for_help, filled, parse, takes
 from glm4v_magic.notebook.commands.ask import answer, ask, preview
 from glm4v_magic.notebook.commands.chat import (
     chats,
@@ -98,7 +97,7 @@ def _how_to_ask(word: str) -> str:
     )
 
 
-@takes("glm4v help", argument("command", nargs="?", help="One of the commands."), DEBUG)
+@takes("glm4v help", *ARGUMENTS["help"])
 def help_(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Show this help, or that of one command; so does a command with -h or --help."""
     if arguments.command is None:

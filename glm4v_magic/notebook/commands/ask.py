@@ -21,7 +21,8 @@ from glm4v_magic.core.errors import (
     PromptError,
 )
 from glm4v_magic.images import SourcedImage, count_images, parse_crop, resolve_images
-from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, Quoted, takes
+from glm4v_magic.notebook.arguments import ARGUMENTS
+from glm4v_magic.notebook.command_line import Quoted, takes
 from glm4v_magic.notebook.commands.context import Context, require_variable_name
 from glm4v_magic.notebook.commands.over import over
 from glm4v_magic.notebook.commands.question import (
@@ -51,7 +52,7 @@ __all__ = [
 _WORDS = argument("words", nargs="*", metavar="IMAGE", help="Images, then the question in quotes.")
 
 
-@takes("glm4v ask", _WORDS, *ANSWER_OPTIONS)
+@takes("glm4v ask", *ARGUMENTS["ask"])
 def ask(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> Answer | None:
     """Ask on one line.
 
@@ -66,7 +67,7 @@ def ask(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> Ans
     return answer(context, arguments, images, question, names)
 
 
-@takes("glm4v preview", _WORDS, *ANSWER_OPTIONS)
+@takes("glm4v preview", *ARGUMENTS["preview"])
 def preview(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Show what a question would send: the prompt, its tokens, and the images.
 

@@ -11,7 +11,8 @@ from IPython.core.magic_arguments import argument
 
 from glm4v_magic.core.conversation import Answer, Conversation
 from glm4v_magic.core.errors import OptionError, did_you_mean
-from glm4v_magic.notebook.command_line import AGAIN_OPTIONS, DEBUG, takes
+from glm4v_magic.notebook.arguments import ARGUMENTS
+from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.ask import carry_out
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.live.output import show
@@ -25,7 +26,7 @@ _CHAT = argument(
 )
 
 
-@takes("glm4v retry", _CHAT, *AGAIN_OPTIONS)
+@takes("glm4v retry", *ARGUMENTS["retry"])
 def retry(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> Answer:
     """Ask the latest question again; the new answer takes the place of the old one.
 
@@ -38,7 +39,7 @@ def retry(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> A
     return carry_out(context, arguments, names, call)
 
 
-@takes("glm4v continue", _CHAT, *AGAIN_OPTIONS)
+@takes("glm4v continue", *ARGUMENTS["continue"])
 def continue_(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> Answer:
     """Carry on an answer that was interrupted, or cut off at the token limit.
 
@@ -55,7 +56,7 @@ def continue_(context: Context, arguments: Namespace, names: Mapping[str, Any]) 
     return carry_out(context, arguments, names, call, begun.form if begun else {})
 
 
-@takes("glm4v history", _CHAT, DEBUG)
+@takes("glm4v history", *ARGUMENTS["history"])
 def history(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Show all questions and answers of a chat.
 
@@ -67,7 +68,7 @@ def history(context: Context, arguments: Namespace, names: Mapping[str, Any]) ->
     show(history_bundle(context.session.conversation(arguments.chat)))
 
 
-@takes("glm4v chats", DEBUG)
+@takes("glm4v chats", *ARGUMENTS["chats"])
 def chats(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """List the chats. An arrow marks that of the latest answer, with which --continue goes on."""
     found = context.session.chats
@@ -77,12 +78,7 @@ def chats(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
         show(line_bundle("There is no chat yet: a cell with --chat NAME begins one."))
 
 
-@takes(
-    "glm4v reset",
-    _CHAT,
-    argument("--all", action="store_true", help="Forget all chats."),
-    DEBUG,
-)
+@takes("glm4v reset", *ARGUMENTS["reset"])
 def reset(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Forget a chat.
 
@@ -108,12 +104,7 @@ def reset(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
         show(line_bundle("There was nothing to forget."))
 
 
-@takes(
-    "glm4v export",
-    _CHAT,
-    argument("file", metavar="FILE", help="Ends in .json, with all images, or in .md."),
-    DEBUG,
-)
+@takes("glm4v export", *ARGUMENTS["export"])
 def export(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Write a chat to a file, replacing one that is there.
 
@@ -127,12 +118,7 @@ def export(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> 
     show(line_bundle(f"{chat_name(name)} is in {file}."))
 
 
-@takes(
-    "glm4v import",
-    argument("file", metavar="FILE", help="JSON that %%glm4v export wrote."),
-    argument("chat", nargs="?", metavar="NAME", help="What to call it; its own name unless given."),
-    DEBUG,
-)
+@takes("glm4v import", *ARGUMENTS["import"])
 def import_(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Read a chat that %glm4v export wrote as JSON.
 

@@ -6,22 +6,18 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from IPython.core.magic_arguments import argument
-
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import BusyError, PlacementError
 from glm4v_magic.core.gpu_models import capability_of
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
-from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.dry_run.files import report_to_json
 from glm4v_magic.dry_run.text import raise_if_unusable
 from glm4v_magic.hardware.usable import gpus_here
-from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
+from glm4v_magic.notebook.arguments import ARGUMENTS, PRINT
+from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.plan import (
-    PRINT,
     given_map,
     json_file,
     placement_options,
@@ -35,26 +31,7 @@ from glm4v_magic.planning.precision import FP8_FROM
 __all__ = ["check"]
 
 
-@takes(
-    "glm4v check",
-    argument("model", nargs="?", help=f"Folder, repository, {', '.join((*DEMOS, *PUBLISHED))}."),
-    *from_table(
-        "check",
-        device_map={
-            "default": "plan",
-            "help": "Device map or plan (JSON), auto for transformers' own, one device such as 0, "
-            "or plan (the default).",
-        },
-    ),
-    argument(
-        "--json",
-        nargs="?",
-        const=PRINT,
-        metavar="FILE.json",
-        help="Show the report as JSON, or write it to a file.",
-    ),
-    DEBUG,
-)
+@takes("glm4v check", *ARGUMENTS["check"])
 def check(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Dry run of a model: would this placement work, and what would it take?
 

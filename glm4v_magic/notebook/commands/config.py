@@ -6,9 +6,8 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from IPython.core.magic_arguments import argument
-
-from glm4v_magic.notebook.command_line import DEBUG, takes
+from glm4v_magic.notebook.arguments import ARGUMENTS
+from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.render.settings import settings_bundle
@@ -16,11 +15,7 @@ from glm4v_magic.notebook.render.settings import settings_bundle
 __all__ = ["config"]
 
 
-@takes(
-    "glm4v config",
-    argument("name", nargs="?", metavar="NAME", help="One setting; all of them unless given."),
-    DEBUG,
-)
+@takes("glm4v config", *ARGUMENTS["config"])
 def config(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Show the settings: their values, where these come from, what they mean.
 

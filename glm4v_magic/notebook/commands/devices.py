@@ -8,18 +8,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from IPython.core.magic_arguments import argument
-
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import BusyError, DoesNotFitError, Glm4vError, PlacementError
 from glm4v_magic.core.events import Event, Loading, Starting
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
-from glm4v_magic.core.model import DEMOS, Architecture
+from glm4v_magic.core.model import Architecture
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.hardware.cpu import cpu_here
 from glm4v_magic.hardware.usable import gpus_here
-from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
+from glm4v_magic.notebook.arguments import ARGUMENTS
+from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.plan import (
     as_options,
@@ -48,12 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["Drawing", "devices", "draw", "draw_loaded", "make_tool", "refuse_server"]
 
 
-@takes(
-    "glm4v devices",
-    argument("model", nargs="?", help=f"Folder, repository, {', '.join((*DEMOS, *PUBLISHED))}."),
-    *from_table("devices"),
-    DEBUG,
-)
+@takes("glm4v devices", *ARGUMENTS["devices"])
 def devices(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Show which module is on which GPU, to scale.
 

@@ -6,10 +6,9 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from IPython.core.magic_arguments import argument
-
 from glm4v_magic.core.gpu_spec import parse_gpus
-from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
+from glm4v_magic.notebook.arguments import ARGUMENTS
+from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.render.doctor import doctor_bundle, findings_json
@@ -17,18 +16,7 @@ from glm4v_magic.notebook.render.doctor import doctor_bundle, findings_json
 __all__ = ["doctor"]
 
 
-@takes(
-    "glm4v doctor",
-    argument("model", nargs="?", help="Name or folder to judge for; GLM-4V-9B unless given."),
-    *from_table("doctor"),
-    argument(
-        "--hub",
-        action="store_true",
-        help="Also check for up to 3 s whether the hub can be reached.",
-    ),
-    argument("--json", action="store_true", help="Show the findings as JSON."),
-    DEBUG,
-)
+@takes("glm4v doctor", *ARGUMENTS["doctor"])
 def doctor(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Look at packages, driver, GPUs and disk: will a model run here?
 

@@ -6,7 +6,8 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from glm4v_magic.notebook.command_line import DEBUG, takes
+from glm4v_magic.notebook.arguments import ARGUMENTS
+from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.render.memory import memory_bundle
@@ -14,7 +15,7 @@ from glm4v_magic.notebook.render.memory import memory_bundle
 __all__ = ["memory"]
 
 
-@takes("glm4v memory", DEBUG)
+@takes("glm4v memory", *ARGUMENTS["memory"])
 def memory(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Show what is in the memory of each GPU, live in a notebook.
 

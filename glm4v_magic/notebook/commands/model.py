@@ -6,14 +6,13 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from IPython.core.magic_arguments import argument
-
 from glm4v_magic.calls.prompt import expand
-from glm4v_magic.core.model import DEMOS, ModelChoice
+from glm4v_magic.core.model import ModelChoice
 from glm4v_magic.core.options import of_command
 from glm4v_magic.core.typed_options import typed
 from glm4v_magic.core.wording import printable
-from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
+from glm4v_magic.notebook.arguments import ARGUMENTS
+from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.plan import given_map
 from glm4v_magic.notebook.live.output import show
@@ -26,16 +25,7 @@ from glm4v_magic.session.session import Session
 __all__ = ["load", "release", "status", "unload"]
 
 
-@takes(
-    "glm4v load",
-    argument(
-        "model",
-        nargs="?",
-        help=f"Folder, id on the hub, {', '.join(DEMOS)}, or a server's address.",
-    ),
-    *from_table("load"),
-    DEBUG,
-)
+@takes("glm4v load", *ARGUMENTS["load"])
 def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Load a model, releasing the one before.
 
@@ -76,7 +66,7 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
         screen.close()
 
 
-@takes("glm4v unload", DEBUG)
+@takes("glm4v unload", *ARGUMENTS["unload"])
 def unload(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Give the model's memory back. The next question loads the model again.
 
@@ -105,7 +95,7 @@ def _unloaded(session: Session) -> str:
     return f"{before.choice.name} was unloaded."
 
 
-@takes("glm4v status", DEBUG)
+@takes("glm4v status", *ARGUMENTS["status"])
 def status(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Show the model, where it is, what it takes, and what the last answer cost."""
     now = context.session.status()

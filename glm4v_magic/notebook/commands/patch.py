@@ -6,26 +6,16 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from IPython.core.magic_arguments import argument
-
 from glm4v_magic.core.wording import printable
-from glm4v_magic.notebook.command_line import DEBUG, takes
+from glm4v_magic.notebook.arguments import ARGUMENTS
+from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.live.output import show
 
 __all__ = ["patch"]
 
 
-@takes(
-    "glm4v patch",
-    argument(
-        "folder",
-        metavar="FOLDER",
-        help="Of GLM-4V-9B, CogVLM2 or CogAgent, or the id of a download.",
-    ),
-    argument("--dry-run", action="store_true", help="Show the diff, write nothing."),
-    DEBUG,
-)
+@takes("glm4v patch", *ARGUMENTS["patch"])
 def patch(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Edit a checkpoint's own code so that any split over GPUs works.
 

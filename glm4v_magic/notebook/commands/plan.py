@@ -9,13 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from IPython.core.magic_arguments import argument
-
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.gpu_spec import parse_gpus
-from glm4v_magic.core.model import DEMOS, Architecture
+from glm4v_magic.core.model import Architecture
 from glm4v_magic.core.options import PlacementFields, of_group
 from glm4v_magic.core.placement import GivenMap, PlacementOptions
 from glm4v_magic.core.plan import Plan
@@ -24,7 +21,8 @@ from glm4v_magic.core.typed_options import flags_of, typed
 from glm4v_magic.core.wording import counted
 from glm4v_magic.hardware.cpu import cpu_here
 from glm4v_magic.hardware.usable import gpus_here
-from glm4v_magic.notebook.command_line import DEBUG, from_table, takes
+from glm4v_magic.notebook.arguments import ARGUMENTS, PRINT
+from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.render.plans.device_map import device_map_html
@@ -38,7 +36,6 @@ from glm4v_magic.planning.machines import MachineFit, machines
 from glm4v_magic.planning.occupancy import occupancy
 
 __all__ = [
-    "PRINT",
     "as_options",
     "given_map",
     "json_file",
@@ -47,10 +44,6 @@ __all__ = [
     "plan",
     "show_written",
 ]
-
-
-PRINT = ""
-"""Value of ``--json`` without a file."""
 
 
 _OF_MACHINES = ("context", "images", "image_size", "batch", "dtype", "quantize")
@@ -92,25 +85,7 @@ def _quoted(word: str) -> str:
     return f"'{word}'" if '"' in word else f'"{word}"'
 
 
-@takes(
-    "glm4v plan",
-    argument("model", nargs="?", help=f"Folder, repository, {', '.join((*DEMOS, *PUBLISHED))}."),
-    *from_table("plan"),
-    argument(
-        "--machines",
-        action="store_true",
-        help="On which common machines the model fits, in which form, and how fast at most.",
-    ),
-    argument("--save", metavar="FILE.json", help="Write the plan to a file, for --map."),
-    argument(
-        "--json",
-        nargs="?",
-        const=PRINT,
-        metavar="FILE.json",
-        help="Print the plan as JSON, or write it to a file.",
-    ),
-    DEBUG,
-)
+@takes("glm4v plan", *ARGUMENTS["plan"])
 def plan(
     context: Context, arguments: Namespace, names: Mapping[str, Any]
 ) -> Plan | tuple[MachineFit, ...]:
