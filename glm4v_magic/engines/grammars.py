@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from typing import Any
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.errors import ConversationError, OptionError
+from glm4v_magic.core.wording import printable
 
 __all__ = [
     "INSTALL",
@@ -29,10 +31,13 @@ __all__ = [
     "Guide",
     "Tags",
     "is_available",
+    "left_out",
     "matches",
     "not_in_schema",
     "require",
 ]
+
+_log = logging.getLogger(__name__)
 
 MISSING = "An answer of this form needs the package llguidance, which is not installed."
 INSTALL = "Install it with: pip install llguidance"
@@ -42,6 +47,12 @@ _LAYOUT = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible":
 """JSON spaced as Python writes it: with free whitespace a model could write spaces forever."""
 _MOST_COMPILED = 32
 _LONGEST_FAULT = 200
+_UNKNOWN_KEYWORDS = re.compile(r"Unimplemented keys: (\[.*\])")
+_UNKNOWN_FORMAT = re.compile(r"Unknown format: (.+)")
+_OF_NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+"""Keywords whose value has schemas by names that are not keywords."""
+_OF_VALUES = ("const", "enum", "default", "examples")
+"""Keywords whose value is JSON of any kind, not schemas."""
 _UNSATISFIABLE = "Unsatisfiable schema: "
 _IN_OUR_WORDS = (
     (r"fuel exhausted|too (?:big|complex|large)", "it is too large"),
@@ -132,6 +143,67 @@ def _grammar(constraint: Constraint) -> str:
     raise _unusable(what, fault)
 
 
+@lru_cache(_MOST_COMPILED)
+def left_out(constraint: Constraint) -> tuple[str, ...]:
+    """Return what a schema says that is not enforced while the answer is written.
+
+    Args:
+        constraint: a constraint that `require` takes.
+
+    Returns:
+        Keywords, as ``format: NAME`` where a format is unknown; empty for other constraints.
+    """
+    if not constraint.schema:
+        return ()
+    schema = json.loads(constraint.schema)
+    keywords: set[str] = set()
+    formats: set[str] = set()
+    options: dict[str, Any] = {}
+    while True:
+        named = len(keywords) + len(formats)
+        _drop(schema, keywords, formats)
+        rest = Constraint(schema=json.dumps(schema))
+        fault = _matcher(_bytes_alone(), _written(rest, options)).get_error()
+        unknown, name = _UNKNOWN_KEYWORDS.match(fault), _UNKNOWN_FORMAT.match(fault)
+        if unknown is not None:
+            keywords.update(json.loads(unknown[1]))
+        elif name is not None:
+            formats.add(name[1].strip())
+        elif "coerce_one_of" in fault and not options:
+            options = {"coerce_one_of": True}
+            continue
+        # Nothing new is named if it is where no schema should be, such as in an enum.
+        if named == len(keywords) + len(formats):
+            either = ("oneOf",) if options else ()
+            named_keywords = {*keywords, *either} - {"$dynamicAnchor"}  # which demands nothing
+            return (*sorted(named_keywords), *(f"format: {each}" for each in sorted(formats)))
+
+
+def _drop(schema: Any, keywords: Collection[str], formats: Collection[str]) -> None:
+    """Delete from a schema and those within it some keywords, formats, and what allows all."""
+    for each in list(_schemas(schema)):
+        for key in each.keys() & keywords:
+            del each[key]
+        if each.get("format") in sorted(formats):
+            del each["format"]
+        if each.get("uniqueItems") is False:
+            del each["uniqueItems"]
+
+
+def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
+    """Yield a schema and those within it."""
+    if isinstance(schema, list):
+        for each in schema:
+            yield from _schemas(each)
+    elif isinstance(schema, dict):
+        yield schema
+        for keyword, value in schema.items():
+            if keyword in _OF_NAMES and isinstance(value, dict):
+                yield from _schemas(list(value.values()))
+            elif keyword not in _OF_VALUES:
+                yield from _schemas(value)
+
+
 def _written(constraint: Constraint, options: dict[str, Any]) -> str:
     from llguidance import LLMatcher, regex_to_lark
 
@@ -191,6 +263,7 @@ class Grammars:
     def __init__(self, tokenizer: Any, width: int, ends: Sequence[int]) -> None:
         self._tokenizer, self._width, self._ends = tokenizer, width, sorted(ends)
         self._compiled: OrderedDict[Constraint, Any] = OrderedDict()
+        self._told: set[tuple[str, ...]] = set()
 
     @cached_property
     def _tokens(self) -> Any:
@@ -208,6 +281,17 @@ class Grammars:
     @cached_property
     def _longest(self) -> int:
         return max(map(len, self._pieces))
+
+    def _tell_left_out(self, constraint: Constraint) -> None:
+        """Log once what a schema says that is not enforced."""
+        keywords = left_out(constraint)
+        if keywords and keywords not in self._told:
+            self._told.add(keywords)
+            _log.warning(
+                "Not followed while an answer is written, of the schema: %s. A session checks the "
+                "complete answer, formats excepted.",
+                printable(", ".join(keywords)),
+            )
 
     def _fewest(self, text: bytes) -> int:
         """Return the fewest tokens that write a text."""
@@ -248,6 +332,7 @@ class Grammars:
         matcher = self._compiled.pop(constraint, None)
         if matcher is None:
             matcher = _matcher(self._tokens, _grammar(constraint))
+            self._tell_left_out(constraint)
         self._compiled[constraint] = matcher
         if len(self._compiled) > _MOST_COMPILED:
             self._compiled.popitem(last=False)

@@ -228,13 +228,14 @@ class JsonSchema(BaseModel):
 
     Attributes:
         json_schema: the schema; without one, any JSON.
+        strict: whether a schema that cannot be enforced in full is refused.
         name: ignored, like the other fields.
     """
 
     json_schema: Any = Field({}, alias="schema")
     name: Ignored = None
     description: Ignored = None
-    strict: Ignored = None
+    strict: bool | None = None
 
 
 class ResponseFormat(BaseModel):
@@ -242,6 +243,11 @@ class ResponseFormat(BaseModel):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether a schema that cannot be enforced in full is refused."""
+        return self.json_schema is not None and bool(self.json_schema.strict)
 
     @model_validator(mode="after")
     def _has_what_it_says(self) -> ResponseFormat:

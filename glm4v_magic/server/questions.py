@@ -14,6 +14,7 @@ from glm4v_magic.core.conversation import Conversation, Message, Request, Role
 from glm4v_magic.core.errors import CheckpointError, ConversationError, ImageError, OptionError
 from glm4v_magic.core.options import Sampling, check, of_requests
 from glm4v_magic.core.video import SourcedVideo
+from glm4v_magic.core.wording import printable
 from glm4v_magic.engines import grammars
 from glm4v_magic.engines.thinking import CLOSE, OPEN
 from glm4v_magic.images import SourcedImage, to_image
@@ -162,7 +163,21 @@ def _constraint(asked: ChatRequest) -> Constraint | None:
     if constraint is not None and not constraint.choices and not grammars.is_available():
         raise OptionError(grammars.MISSING, grammars.INSTALL)
     grammars.require(constraint)
+    form = asked.response_format
+    if constraint is not None and form is not None and form.is_strict:
+        _require_all_of(constraint)
     return constraint
+
+
+def _require_all_of(constraint: Constraint) -> None:
+    """Raise OptionError unless all of a schema is enforced."""
+    keywords = grammars.left_out(constraint)
+    if keywords:
+        raise OptionError(
+            f"The schema says {printable(', '.join(keywords))}, which cannot be followed while an "
+            "answer is written, and strict asks for that.",
+            "Leave it out, or send strict as false and check the answer.",
+        )
 
 
 def _schema(asked: ResponseFormat | None) -> object:

@@ -11,6 +11,7 @@ import golden
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import GenerationConfig
 
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.glm4v_9b.layout import weight_shapes
@@ -19,7 +20,7 @@ from glm4v_magic.core.events import Finished
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.placement import Place
 from glm4v_magic.engines import local
-from glm4v_magic.engines.sampling import call_config
+from glm4v_magic.engines.sampling import checkpoint_config
 from glm4v_magic.planning.decision import Placement
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
@@ -39,6 +40,19 @@ OPTIONS: dict[str, dict[str, float]] = {
     "min_p": {"temperature": 1.5, "min_p": 0.3},
     "all": {"temperature": 1.2, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.3},
 }
+SHIPPED: dict[str, dict[str, float]] = {
+    "no_repeat_ngram_size": {"temperature": 0.3, "no_repeat_ngram_size": 1},
+    "typical_p": {"temperature": 1.5, "typical_p": 0.4},
+    "epsilon_cutoff": {"temperature": 1.5, "epsilon_cutoff": 0.02},
+    "eta_cutoff": {"temperature": 1.5, "eta_cutoff": 0.1},
+    "several": {"temperature": 1.3, "top_k": 9, "top_p": 0.9, "min_p": 0.05, "typical_p": 0.9},
+    "penalties": {"repetition_penalty": 1.4, "no_repeat_ngram_size": 3, "temperature": 1.1},
+    "nothing": {},
+}
+"""Settings of a ``generation_config.json``; some have no option of a call."""
+
+ENDS = json.loads((golden.CHECKPOINT / "config.json").read_text())["eos_token_id"]
+TOP_P = json.loads((golden.CHECKPOINT / "generation_config.json").read_text())["top_p"]
 AT_ONCE = (1, 2, 3, 8)
 KEPT = (0, 2**24)
 ALL = list(itertools.product(PLACES, OPTIONS, AT_ONCE, KEPT))
@@ -61,37 +75,69 @@ def chats() -> list[Conversation]:
     ]
 
 
-def requests(option: str) -> list[Request]:
-    """Return a request for each chat: 2 to 14 tokens, each with a seed of its own."""
-    own = OPTIONS[option]
+def requests(option: str, told: int = 0) -> list[Request]:
+    """Return a request for each chat: 2 to 14 tokens, each with a seed of its own.
+
+    Args:
+        option: name in `OPTIONS`; no option of the call for those in `SHIPPED`.
+        told: 0 or 1: which half of the rows asks for the probabilities of its tokens, and so tells
+            their ids; 2 for all.
+    """
+    own = OPTIONS.get(option, {})
     return [
-        Request(chat, Sampling(2 + row * 5 % 13, seed=row, **own))  # type: ignore[arg-type]
+        Request(
+            chat,
+            Sampling(
+                limit(row),
+                seed=row,
+                logprobs=0 if told in (row % 2, 2) else None,
+                **own,  # type: ignore[arg-type]
+            ),
+        )
         for row, chat in enumerate(chats())
     ]
 
 
+def limit(row: int) -> int:
+    return 2 + row * 5 % 13
+
+
 class Oracle:
-    """What `generate` says to the requests of an option: text and number of tokens."""
+    """What `generate` says to the requests of an option: text and ids.
+
+    Its configs are made here from transformers' own names alone; what `generate` does without a
+    setting is its own affair.
+    """
 
     def __init__(self, engine):
         self.engine = engine
-        self._known: dict[str, list[tuple[str, int]]] = {}
+        self._known: dict[str, list[tuple[str, list[int]]]] = {}
 
-    def __call__(self, option: str) -> list[tuple[str, int]]:
+    def __call__(self, option: str) -> list[tuple[str, list[int]]]:
         if option not in self._known:
-            self._known[option] = [self._said(each) for each in requests(option)]
+            self._known[option] = [self._said(option, row) for row in range(len(chats()))]
         return self._known[option]
 
-    def _said(self, request: Request) -> tuple[str, int]:
-        engine = self.engine
-        config = call_config(engine.defaults, request.sampling, engine.require_room(request))
-        inputs = engine.processor([request.conversation])
-        torch.manual_seed(request.sampling.seed or 0)
+    def _said(self, option: str, row: int) -> tuple[str, list[int]]:
+        settings = {"top_p": TOP_P, **OPTIONS[option]} if option in OPTIONS else SHIPPED[option]
+        is_sampled = option in SHIPPED or settings["temperature"] > 0
+        if not is_sampled:  # it warns of what is without effect
+            settings = {"repetition_penalty": settings.get("repetition_penalty", 1.0)}
+        config = GenerationConfig(
+            max_new_tokens=limit(row),
+            do_sample=is_sampled,
+            eos_token_id=ENDS,
+            pad_token_id=ENDS[0],
+            **settings,
+        )
+        engine, chat = self.engine, chats()[row]
+        inputs = engine.processor([chat])
+        torch.manual_seed(row)
         with torch.inference_mode():
             output = engine.model.generate(**inputs, generation_config=config)
         ids = output[0, inputs["input_ids"].shape[1] :].tolist()
         text = engine.processor.decode(ids).rstrip("\ufffd")
-        return text.rstrip() if request.conversation.unfinished else text.strip(), len(ids)
+        return text.rstrip() if chat.unfinished else text.strip(), ids
 
 
 @pytest.fixture(scope="module")
@@ -133,16 +179,21 @@ def agree(oracle, place: str, option: str, at_once: int, keep: int) -> None:
 
 
 def same_twice(engine, oracle, option: str, at_once: int) -> None:
-    asked, expected = requests(option), oracle(option)
-    for seed in (1, 2):
+    expected = oracle(option)
+    for turn in range(2):
+        asked = requests(option, told=turn)
         order = list(range(len(asked)))
-        random.Random(seed).shuffle(order)
+        random.Random(turn).shuffle(order)
         found = {
-            order[event.row]: (event.generation.text, event.generation.usage.new_tokens)
+            order[event.row]: event.generation
             for event in engine.stream([asked[row] for row in order], at_once)
             if isinstance(event, Finished)
         }
-        assert [found[row] for row in range(len(asked))] == expected
+        for row, (text, ids) in enumerate(expected):
+            assert found[row].text == text
+            assert found[row].usage.new_tokens == len(ids)
+            if asked[row].sampling.logprobs is not None:
+                assert [token.id for token in found[row].tokens] == ids
 
 
 def agree_in_4bit(oracle, option: str, at_once: int, keep: int) -> None:
@@ -158,6 +209,21 @@ def agree_in_4bit(oracle, option: str, at_once: int, keep: int) -> None:
 @pytest.mark.parametrize(("place", "option", "at_once", "keep"), SAMPLE, ids=str)
 def test_a_sample_of_all_combinations(oracle, place, option, at_once, keep):
     agree(oracle, place, option, at_once, keep)
+
+
+@pytest.mark.parametrize("option", [*OPTIONS, *SHIPPED])
+def test_every_option_and_every_setting_of_a_file(oracle, option):
+    engine = local.load(resolve(golden.CHECKPOINT), keep=0)
+    shipped = SHIPPED.get(option, {"top_p": TOP_P})
+    config = GenerationConfig(do_sample=True, eos_token_id=ENDS, **shipped)
+    engine.defaults, left_out = checkpoint_config(config, (), 2**20)
+    assert left_out == ()
+    found = {
+        event.row: [token.id for token in event.generation.tokens]
+        for event in engine.stream(requests(option, told=2), at_once=3)
+        if isinstance(event, Finished)
+    }
+    assert found == {row: ids for row, (_, ids) in enumerate(oracle(option))}
 
 
 @pytest.mark.parametrize(

@@ -341,6 +341,18 @@ class TestAnswerForms:
     def test_a_form_that_cannot_be_is_refused(self, server, form, said):
         assert_error(ask(server, question(**form)), 400, said)
 
+    def test_a_schema_that_cannot_be_enforced_in_full_is_refused_if_strict(self, server):
+        one = {"type": "array", "items": {"const": 1}, "maxItems": 1}
+        schema = {"anyOf": [one, {"not": one}]}
+        for strict, status in ((True, 400), (False, 200), (None, 200)):
+            form = {"type": "json_schema", "json_schema": {"schema": schema, "strict": strict}}
+            reply = ask(server, question(max_tokens=8, response_format=form))
+            assert reply[0] == status
+            if strict:
+                assert_error(reply, 400, "The schema says not, which cannot be followed")
+        form["json_schema"] = {"schema": one, "strict": True}
+        assert ask(server, question(max_tokens=8, response_format=form))[0] == 200
+
     def test_without_the_package(self, server, without_llguidance):
         asked = question(response_format={"type": "json_object"})
         assert_error(ask(server, asked), 400, "pip install llguidance")
