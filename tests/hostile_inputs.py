@@ -476,7 +476,7 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
             ("load tiny --quantize 2bit", "Unknown quantisation '2bit'; there are 8bit and 4bit."),
             ("load tiny --context 0", "--context is 0, but must be a whole number of at least 1."),
             ("load tiny --context many", "--context is 'many', but must be a "),
-            ("load tiny --batch 0", "--batch is 0, but must be a whole number of at least 1."),
+            ("load tiny --batch 0", "--batch is 0, but must be a whole number from 1 to 4,096."),
             (
                 "load tiny --objective speed",
                 "Unknown objective 'speed'; there are headroom, balance, fewest, fastest.",

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import CodeType
 
 from glm4v_magic.core.errors import PromptError, did_you_mean, reason
-from glm4v_magic.outside import is_folder
+from glm4v_magic.outside import is_endless, is_folder
 
 __all__ = ["expand", "names_in", "read_prompt", "require_string", "require_text"]
 
@@ -130,6 +130,8 @@ def read_prompt(path: str) -> str:
         folder = file.parent
         names = [each.name for each in folder.iterdir()] if is_folder(folder) else []
         raise PromptError(f"There is no prompt file {path}.", did_you_mean(file.name, names))
+    if is_endless(file):
+        raise PromptError(f"The prompt file {path} cannot be read: it is a device or a pipe.")
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.images.messages import one_line
-from glm4v_magic.outside import checked, json_object, text_of
+from glm4v_magic.outside import checked, is_endless, json_object, text_of
 
 __all__ = [
     "DTYPES",
@@ -127,6 +128,8 @@ def require_file(path: Path) -> None:
 
 def refuse_pointer(path: Path) -> None:
     """Raise CheckpointError if a file is what git-lfs leaves in its place."""
+    if is_endless(path):  # said by what reads it
+        return
     try:
         with path.open("rb") as file:
             is_pointer = file.read(len(_POINTER)) == _POINTER
@@ -147,9 +150,9 @@ def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
             damaged, or lacks a tensor that the index places in it.
     """
     for index, single in ((INDEX, SINGLE), (_PICKLED_INDEX, _PICKLED)):
-        if (folder / index).exists():
+        if os.path.lexists(folder / index):
             return _read_sharded(folder, index)
-        if (folder / single).exists():
+        if os.path.lexists(folder / single):
             return read_tensors_of(folder / single)
     shards = _without_index(folder)
     if shards:
@@ -157,7 +160,7 @@ def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
     found = sorted(path.name for path in folder.glob("*.bin")) or sorted(
         path.name for path in folder.glob("*.safetensors")
     )
-    hint = f"It holds {', '.join(found[:3])}; " if found else ""
+    hint = f"It holds {', '.join(found[:3])}. " if found else ""
     raise CheckpointError(
         f"{folder} holds no weights: neither {INDEX} nor {SINGLE} is there.",
         f"{hint}Download the safetensors files of the checkpoint.",
@@ -195,6 +198,9 @@ def read_tensors_of(file: Path) -> dict[str, TensorInfo]:
     Raises:
         CheckpointError: as `read_tensor_infos`.
     """
+    if not file.is_file():
+        what = "a link to a file that is not there" if file.is_symlink() else "no file"
+        raise CheckpointError(f"{file} is {what}.", "Download it again.")
     refuse_pointer(file)
     if file.suffix == ".safetensors":
         return _read_header(file)

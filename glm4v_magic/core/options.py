@@ -541,7 +541,8 @@ class PlacementFields:
         1,
         "Batch size to plan for: prompts answered at once.",
         _PLACED,
-        **_AT_LEAST_ONE,
+        "a whole number from 1 to 4,096",
+        lambda value: 1 <= value <= 4096,
         metavar="N",
     )
     objective: Objective = option(

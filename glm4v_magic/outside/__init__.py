@@ -7,6 +7,7 @@ of data that is written by many. Imports `core`; pydantic is imported when somet
 from glm4v_magic.outside.checking import FileKind, checked, json_object, json_value
 from glm4v_magic.outside.paths import (
     expanded,
+    is_endless,
     is_file,
     is_folder,
     is_there,
@@ -18,6 +19,7 @@ __all__ = [
     "FileKind",
     "checked",
     "expanded",
+    "is_endless",
     "is_file",
     "is_folder",
     "is_there",

@@ -75,8 +75,12 @@ def json_value(
 
     try:
         return json.loads(text, object_pairs_hook=without_repeats if unique else None)
-    except (ValueError, RecursionError) as failure:
+    except RecursionError:
+        raise error(f"{what} is not valid JSON: it is nested too deeply.", hint) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as failure:
         raise error(f"{what} is not valid JSON: {failure}.", hint) from None
+    except ValueError:  # Python reads no more than some thousand digits
+        raise error(f"{what} is not valid JSON: a number has too many digits.", hint) from None
 
 
 def json_object(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 from glm4v_magic.core.errors import Glm4vError
 
-__all__ = ["expanded", "is_file", "is_folder", "is_there", "path_text", "text_of"]
+__all__ = ["expanded", "is_endless", "is_file", "is_folder", "is_there", "path_text", "text_of"]
 
 
 def is_there(path: Path) -> bool:
@@ -54,6 +55,15 @@ def is_file(path: str | Path) -> bool:
     return os.path.isfile(expanded(path))  # noqa: PTH113  as above
 
 
+def is_endless(path: str | Path) -> bool:
+    """Tell whether reading a path may never end: it is a pipe or a device."""
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
 def text_of(path: Path, what: str, error: type[Glm4vError], hint: str = "") -> str:
     """Read a text file in UTF-8, without the mark that some editors begin it with.
 
@@ -64,8 +74,10 @@ def text_of(path: Path, what: str, error: type[Glm4vError], hint: str = "") -> s
         hint: what to do next.
 
     Raises:
-        error: if the file cannot be read, or is not UTF-8.
+        error: if the file cannot be read, or is not UTF-8; if it is a pipe or a device.
     """
+    if is_endless(path):
+        raise error(f"{what} cannot be read: it is a device or a pipe.", hint)
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as failure:

@@ -93,6 +93,8 @@ def read_given(given: GivenMap) -> Plan | DeviceMap | None:
     if everything is not None:
         return everything
     assert isinstance(given, str | os.PathLike)  # or `whole` would have taken or refused it
+    if not os.fspath(given):
+        raise DeviceMapError("The name of the device map is empty.", EXAMPLE)
     path = Path(os.path.expanduser(given))  # noqa: PTH111  Path's own fails on ~nobody
     what = f"The device map {path}"
     text = text_of(path, what, DeviceMapError, EXAMPLE)

@@ -172,6 +172,23 @@ def test_folder_without_weights(single):
     refused(single, "holds no weights")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    ("put", "said"),
+    [
+        (lambda path: path.symlink_to(path.name), "link to a file that is not there|symbolic link"),
+        (lambda path: path.symlink_to("gone"), "a link to a file that is not there|No such file"),
+        (lambda path: path.mkdir(), "is no file|Is a directory"),
+        (os.mkfifo, "is no file|is a device or a pipe"),
+    ],
+)
+def test_weights_that_are_no_file(single, name, put, said):
+    (single / name).unlink(missing_ok=True)
+    put(single / name)
+    with pytest.raises(CheckpointError, match=f"{name} ([a-z ]+: )?.*({said})"):
+        resolve(single)
+
+
 def test_folder_with_other_weights_says_what_it_holds(single):
     (single / "model.safetensors").rename(single / "consolidated.bin")
     refused(single, "holds no weights", "consolidated.bin")

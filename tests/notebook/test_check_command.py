@@ -170,7 +170,11 @@ def test_maps_that_are_wrong(run, tmp_path, content, message):
         ("GLM-4V-9B --gpus 4x16GiB --images 2", "takes 1 image per conversation, not 2."),
         (
             "GLM-4V-9B --gpus 4x16GiB --batch 0",
-            "--batch is 0, but must be a whole number of at least 1.",
+            "--batch is 0, but must be a whole number from 1 to 4,096.",
+        ),
+        (
+            f"GLM-4V-9B --gpus 4x16GiB --batch {10**20}",
+            f"--batch is {10**20}, but must be a whole number from 1 to 4,096.",
         ),
         ("GLM-4V-9B --gpus 4x16GiB --dtype int4", "Unknown dtype 'int4'"),
         ("GLM-4V-9 --gpus 4x16GiB", "Did you mean GLM-4V-9B"),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import pytest
 from any_json import ANY_JSON, taken_or_refused
 from hypothesis import given
 from pydantic import BaseModel, ConfigDict
 
-from glm4v_magic.core.errors import CheckpointError, DeviceMapError, OptionError
+from glm4v_magic.calls.prompt import read_prompt
+from glm4v_magic.core.errors import CheckpointError, DeviceMapError, OptionError, PromptError
 from glm4v_magic.outside import FileKind, checked, json_object, json_value, text_of
 
 
@@ -95,6 +98,8 @@ def test_text_that_is_no_json(text):
     with pytest.raises(DeviceMapError, match="It is not valid JSON: ") as caught:
         json_value(text, "It", DeviceMapError)
     assert len(str(caught.value).splitlines()) == 1
+    assert "sys." not in str(caught.value)  # advice to programmers
+    assert "recursion" not in str(caught.value)
 
 
 def test_json_of_another_kind_and_with_a_key_twice():
@@ -137,3 +142,12 @@ def test_pydantic_is_imported_when_something_is_checked():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["False"]
+
+
+def test_what_may_never_end_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(DeviceMapError, match="It cannot be read: it is a device or a pipe"):
+            text_of(path, "It", DeviceMapError)
+        with pytest.raises(PromptError, match="cannot be read: it is a device or a pipe"):
+            read_prompt(str(path))

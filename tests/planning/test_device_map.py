@@ -127,6 +127,12 @@ def test_no_gpu_or_one(model):
         ("[" * 100_000, "is not valid JSON"),
         ('{"lm_head": true}', r"map.json is wrong at 'lm_head': True is no device\."),
         (b"\xff\xfe\x00", "is not a text file in UTF-8"),
+        (b"", "is not valid JSON: Expecting value"),
+        ('{"": ' + "9" * 5000 + "}", "is not valid JSON: a number has too many digits"),
+        ('{"": 1e400}', "wrong at '': inf is no device"),
+        ('{"": NaN}', "wrong at '': nan is no device"),
+        ('{"": "cuda:\u0661"}', "is no device"),
+        ('{"weight_map": {"a": "b"}}', "is the index of a checkpoint"),
     ],
 )
 def test_files_that_are_no_map(tmp_path, content, message):
@@ -135,6 +141,11 @@ def test_files_that_are_no_map(tmp_path, content, message):
     with pytest.raises(DeviceMapError, match=message) as caught:
         read_given(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_map_without_a_name():
+    with pytest.raises(DeviceMapError, match=r"^The name of the device map is empty\."):
+        read_given("")
 
 
 @given(st.data())
