@@ -41,6 +41,7 @@ __all__ = [
     "PlacementFields",
     "Quantization",
     "Sampling",
+    "Serving",
     "SettingsOnly",
     "Task",
     "TaskChoice",
@@ -96,6 +97,7 @@ _OF_IMAGES = Who(_ASK)
 _MAPPED = Who(_ASK, ("map",))
 _PLACED = Who((*_PLAN, "check"), ("load", "dry_run"))
 _MADE_OF = Who(("load", "plan", "check", "doctor", "serve"), ("load",))
+_SERVED = Who(("serve",))
 _SETTING = Who(setting=True)
 
 _AT_LEAST_ONE: Mapping[str, Any] = {
@@ -695,6 +697,45 @@ class Loading:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Where the server listens, and how many requests it answers at once.
+
+    Attributes:
+        host: name or address of an interface of this computer.
+        port: port; 0 takes any free one.
+        parallel: number of requests in the running batch; ``None`` for the engine's own.
+    """
+
+    host: str = option(
+        "127.0.0.1",
+        "Where to listen; on this computer only, or on 0.0.0.0 for all others as well.",
+        _SERVED,
+        "a name or an address",
+        lambda value: bool(value.strip()),
+        metavar="HOST",
+        example="localhost",
+    )
+    port: int = option(
+        8000,
+        "Port to listen on; 0 is any free one.",
+        _SERVED,
+        "a whole number from 0 to 65535",
+        lambda value: 0 <= value <= 65535,
+        metavar="N",
+        example="8001",
+    )
+    parallel: int | None = option(
+        None,
+        "Number of requests to answer at once.",
+        _SERVED,
+        **_AT_LEAST_ONE,
+        metavar="N",
+        unset="16, but 1 of a large model on the CPU,",
+        example="4",
+    )
+
+
 class SettingsOnly:
     """Settings of a notebook that are not options of a question."""
 
@@ -749,6 +790,7 @@ _GROUPS: tuple[type, ...] = (
     ManyRows,
     PlacementFields,
     Loading,
+    Serving,
     SettingsOnly,
 )
 

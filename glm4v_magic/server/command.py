@@ -22,7 +22,7 @@ import sys
 
 from glm4v_magic.core.errors import Glm4vError, OptionError
 from glm4v_magic.core.model import DEMOS
-from glm4v_magic.core.options import of_command
+from glm4v_magic.core.options import Serving, check, of_command, of_group
 from glm4v_magic.core.server_address import API_KEY, is_loopback, refuse_address
 from glm4v_magic.core.typed_options import argument_of, flags_of, typed
 from glm4v_magic.outside import expanded, is_folder
@@ -31,6 +31,8 @@ from glm4v_magic.server.next_steps import in_http
 from glm4v_magic.session.session import load
 
 __all__ = ["main", "parser"]
+
+_OF_THE_LOAD = [each for each in of_command("serve") if "load" in each.who.python]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,14 +47,6 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "model", metavar="MODEL", help=f"folder, id on the hub, or {' or '.join(DEMOS)}"
-    )
-    made.add_argument("--host", default="127.0.0.1", help="where to listen; this computer only")
-    made.add_argument("--port", type=int, default=8000, metavar="N", help="8000; 0: any free one")
-    made.add_argument(
-        "--parallel",
-        type=_at_least_one,
-        metavar="N",
-        help="number of requests to answer at once; 16, but 1 of a large model on the CPU",
     )
     for option in of_command("serve"):
         made.add_argument(*flags_of(option), **argument_of(option))
@@ -73,13 +67,17 @@ def main(words: list[str] | None = None) -> int:
     name = expanded(arguments.model)
     try:
         refuse_address(arguments.model)
-        with Server(arguments.host, arguments.port) as server:
-            if not (is_loopback(arguments.host) or os.environ.get(API_KEY)):
+        own = typed(arguments, of_group(Serving))
+        for option, value in own.items():
+            check(option, value)
+        here = Serving(**own)
+        with Server(here.host, here.port) as server:
+            if not (is_loopback(here.host) or os.environ.get(API_KEY)):
                 _say(f"Whoever reaches this port may ask; set {API_KEY} to a key to prevent that.")
-            session = load(arguments.model, **typed(arguments, of_command("serve")))
+            session = load(arguments.model, **typed(arguments, _OF_THE_LOAD))
             assert session.engine is not None  # it is loaded
             served = name.name if is_folder(name) else arguments.model
-            server.open(session.engine, served, arguments.parallel)
+            server.open(session.engine, served, here.parallel)
             server.serve()
     except Glm4vError as error:
         _say(in_http(error))
@@ -87,12 +85,6 @@ def main(words: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("Stopped.")
     return 0
-
-
-def _at_least_one(word: str) -> int:
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number of at least 1")
-    return int(word)
 
 
 def _say(line: str) -> None:

@@ -42,8 +42,8 @@ PACKAGE = Path(glm4v_magic.__file__).parent
 LINES = {"cell": Glm4vMagics.glm4v, **COMMANDS}
 # Of one command alone, where they are declared.
 COMMANDS_OWN = {
-    "--all", "--dry-run", "--file", "--help", "--host", "--hub", "--json", "--machines", "--out",
-    "--parallel", "--port", "--preview", "--quiet", "--save",
+    "--all", "--dry-run", "--file", "--help", "--hub", "--json", "--machines", "--out",
+    "--preview", "--quiet", "--save",
 }  # fmt: skip
 VALUES = (
     -1, 0, 1, 2, 178, 179, 2**63 - 1, 2**63, 10**400, -0.5, 0.0, 0.5, 1.0, 1.5, 178.5,
@@ -232,7 +232,7 @@ def test_no_option_is_declared_a_second_time():
     """No call that declares an argument names an option of the table."""
     flags = {flag for option in OPTIONS.values() for flag in flags_of(option)}
     found = declared_flags(PACKAGE)
-    assert {"--out", "--port"} <= found  # it looks where options are declared
+    assert {"--out", "--save"} <= found  # it looks where options are declared
     assert not found & flags
 
 

@@ -59,7 +59,9 @@ class TestCommandLine:
         ("words", "said"),
         [
             (["no-such-folder", "--port", "0"], "There is no checkpoint 'no-such-folder'"),
-            (["demo", "--port", "99999"], "Port 99999 of 127.0.0.1 cannot be used: OverflowError"),
+            (["demo", "--port", "99999"], "--port is 99999, but must be a whole"),
+            (["demo", "--port", "0", "--parallel", "0"], "--parallel is 0, but must be a whole"),
+            (["demo", "--host", " "], "--host is ' ', but must be a name or an address"),
             (["demo", "--port", "0", "--gpus", "0x4GiB"], "0x4GiB"),
             (["http://127.0.0.1:1/v1"], "is a server"),
             (["demo", "--port", "0", "--map", "no.json"], "no.json cannot be read"),
