@@ -30,4 +30,12 @@ def follow(
         if function is not None:
             function(*arguments(event))
 
-    return stream.follow(show)
+    return read(stream, show)
+
+
+def read(stream, show):
+    """Hand each event to a function; return the answer or the rows."""
+    with stream:
+        for event in stream:
+            show(event)
+    return stream.result

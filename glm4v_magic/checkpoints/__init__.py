@@ -152,7 +152,8 @@ def resolve(
         raise fault
     repository = source.place.repository
     if download and hub.names_a_repository(repository):
-        return _open(source, hub.download(repository, source.revision, _require_known))
+        _require_known(hub.download_config(repository, source.revision))  # before its weights
+        return _open(source, hub.download(repository, source.revision))
     raise source.missing()
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from glm4v_magic.core.errors import CheckpointError, Glm4vError, reason
+from glm4v_magic.core.errors import CheckpointError, reason
 from glm4v_magic.outside import is_folder
 
 __all__ = [
@@ -80,33 +81,45 @@ def _as_downloaded(repository: str) -> Iterator[str]:
             yield name.removeprefix("models--").replace("--", "/", 1)
 
 
-def download(repository: str, revision: str | None, check_config: Callable[[Path], object]) -> Path:
-    """Download the missing files of a repository and return its folder.
-
-    An interrupted download resumes where it stopped.
+def download_config(repository: str, revision: str | None) -> Path:
+    """Download the ``config.json`` of a repository and return its folder.
 
     Args:
         repository: ``owner/name``.
         revision: commit, branch or tag; ``None`` for the main branch.
-        check_config: called with the folder once ``config.json`` is in it; an exception stops the
-            download before the weights.
 
     Raises:
         CheckpointError: without a network, if the hub has no such repository or revision or
-            requires a login, or if the files cannot be written.
+            requires a login, or if the file cannot be written.
     """
-    from huggingface_hub import errors, hf_hub_download, snapshot_download
+    from huggingface_hub import hf_hub_download
 
-    what = repository if revision is None else f"{repository} at {revision}"
-    try:
+    with _explained(repository, revision):
         _require_network(repository, revision)
-        config = hf_hub_download(repository, "config.json", revision=revision)
-        check_config(Path(config).parent)
+        return Path(hf_hub_download(repository, "config.json", revision=revision)).parent
+
+
+def download(repository: str, revision: str | None) -> Path:
+    """Download the missing files of a repository and return its folder; as `download_config`.
+
+    An interrupted download resumes where it stopped.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _explained(repository, revision):
         return Path(
             snapshot_download(repository, revision=revision, allow_patterns=list(NEEDED_FILES))
         )
-    except Glm4vError:
-        raise
+
+
+@contextmanager
+def _explained(repository: str, revision: str | None) -> Iterator[None]:
+    """Raise CheckpointError for whatever a download in here raises."""
+    from huggingface_hub import errors
+
+    what = repository if revision is None else f"{repository} at {revision}"
+    try:
+        yield
     except errors.GatedRepoError:
         failure = (
             f"The hub gives {what} only to users who accepted its terms.",
@@ -124,6 +137,8 @@ def download(repository: str, revision: str | None, check_config: Callable[[Path
         failure = _offline(what)
     except Exception as error:  # whatever the HTTP client or the disk has to say
         failure = (f"{what} cannot be downloaded: {reason(error)}.", "")
+    else:
+        return
     raise CheckpointError(*failure)
 
 

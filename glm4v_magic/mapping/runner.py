@@ -69,10 +69,10 @@ class Job:
         before_videos: as in `Message`.
         read: function that turns an item into images.
         read_video: function that turns one into a video.
-        model: key of the model; see `answer_cache.model_key`.
         batch_size: rows to ask at once; ``None`` for the engine's preferred number.
         fresh: whether to ask all rows again, even if their answers are known.
         words: front end that words the errors in a DataFrame.
+        model: key of the model, once it is chosen; see `answer_cache.model_key`.
     """
 
     terms: Terms
@@ -82,10 +82,10 @@ class Job:
     before_videos: int | None
     read: Read
     read_video: ReadVideo
-    model: str
     batch_size: int | None = None
     fresh: bool = False
     words: Words = PYTHON
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class _Question:
 def run(
     rows: Sequence[PlannedRow],
     job: Job,
-    open_engine: Callable[[], Generator[Event, None, Engine]],
+    opening: Generator[Event, None, Engine],
     store: AnswerStore,
     items: Items,
 ) -> Generator[Event, None, None]:
@@ -125,8 +125,8 @@ def run(
     Args:
         rows: rows from `mapping.items.plan`.
         job: terms that they share.
-        open_engine: opens the engine before the first row is asked; not called if all answers are
-            known.
+        opening: returns the engine; read before the first row is asked, and not at all if every
+            answer is known.
         store: known answers; new ones are added.
         items: items of the rows.
 
@@ -135,7 +135,7 @@ def run(
         EngineError: if the model fails for two rows in turn; one alone is its row's error.
         OptionError: if the schema refers to what is not in it.
     """
-    running = _Run(rows, job, open_engine, store, items)
+    running = _Run(rows, job, opening, store, items)
     try:
         yield from running.all()
     except KeyboardInterrupt:
@@ -159,7 +159,7 @@ class _Run:
         self,
         rows: Sequence[PlannedRow],
         job: Job,
-        open_engine: Callable[[], Generator[Event, None, Engine]],
+        opening: Generator[Event, None, Engine],
         store: AnswerStore,
         items: Items,
     ) -> None:
@@ -167,7 +167,7 @@ class _Run:
         self._rows = rows
         self._rest = iter(rows)
         self._job = job
-        self._open_engine = open_engine
+        self._opening = opening
         self._engine: Engine | None = None
         self._store = store
         self._items = items
@@ -275,7 +275,7 @@ class _Run:
 
     def _opened(self) -> Generator[Event, None, Engine]:
         if self._engine is None:
-            self._engine = yield from self._open_engine()
+            self._engine = yield from self._opening
             self._size = self._job.batch_size or self._engine.batch_size
             self._since = time.monotonic()
         return self._engine

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core.errors import Glm4vError, LoadInterrupted, OptionError, OutOfMemoryError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from glm4v_magic.engines import Engine
     from glm4v_magic.planning.decision import Placement
 
-__all__ = ["find", "open_model"]
+__all__ = ["connect", "find", "prepare", "told_what_was_released"]
 
 _MODULES = ("glm4v_magic.engines.local", "glm4v_magic.engines.pull")
 
@@ -63,34 +64,30 @@ def _address(choice: ModelChoice) -> ServerAddress:
     return ServerAddress(url, choice.served_model, choice.timeout)
 
 
-def open_model(
-    choice: ModelChoice,
-    found: Checkpoint | ServerAddress,
-    release: Callable[[], object],
-    old: ModelChoice | None,
-    recorder: ActivityRecorder,
-) -> Generator[Starting | Loading, None, Engine]:
-    """Load a checkpoint, or connect to a server.
+def connect(address: ServerAddress) -> Engine:
+    """Connect to a server.
+
+    Raises:
+        EngineError: if it cannot be used.
+    """
+    from glm4v_magic.engines import server
+
+    return server.connect(address)
+
+
+def prepare(
+    choice: ModelChoice, found: Checkpoint, recorder: ActivityRecorder
+) -> Generator[Starting | Loading, None, Opening]:
+    """Import what a checkpoint needs, and decide where it goes; nothing is loaded yet.
 
     Args:
         choice: model to open.
-        found: result of `find`.
-        release: releases the previous model; called if there is no room for two, and only when the
-            load itself is all that can still fail.
-        old: previous model; ``None`` if none is loaded.
+        found: its checkpoint.
         recorder: records which part of the model is running.
 
-    Returns:
-        The engine. Unless it was released, the previous model is still loaded.
-
     Raises:
-        LoadInterrupted: on an interrupt after the previous model was released.
         Glm4vError: as `Session.stream_load`.
     """
-    if isinstance(found, ServerAddress):
-        from glm4v_magic.engines import server
-
-        return server.connect(found)
     # What can be refused without torch is refused before the seconds that its import takes.
     if "torch" not in sys.modules:
         _refuse(found, choice)
@@ -98,48 +95,84 @@ def open_model(
         yield Starting("PyTorch")
     placement, keep = _place(found, choice)
     yield Loading(LoadProgress(0, found.total_bytes, ""))
-    from glm4v_magic.checkpoints.reading import forget_locals
-    from glm4v_magic.engines import local
-    from glm4v_magic.engines.pull import pulled
-    from glm4v_magic.session.room import fits_beside
+    found.require_usable()
+    return Opening(found, placement, keep, recorder)
 
-    def load(released: str) -> Generator[Loading, None, Engine]:
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A checkpoint that is ready to be loaded: the load itself is all that can still fail.
+
+    Attributes:
+        found: the checkpoint.
+        placement: where it goes.
+        keep: budget of the prefix cache in bytes.
+        recorder: records which part of the model is running.
+    """
+
+    found: Checkpoint
+    placement: Placement
+    keep: int
+    recorder: ActivityRecorder
+
+    def load(self, released: str = "") -> Generator[Loading, None, Engine]:
+        """Load the model; returns its engine.
+
+        Args:
+            released: name of the model that was released to make room.
+        """
+        from glm4v_magic.engines import local
+        from glm4v_magic.engines.pull import pulled
+
+        # Both callbacks end in `pulled`: transformers loads in a loop of its own.
         def work(tell: Callable[[Loading], None]) -> Engine:
             def arrived(progress: LoadProgress) -> None:
                 tell(Loading(replace(progress, released=released)))
 
-            return local.load(found, placement, recorder=recorder, keep=keep, arrived=arrived)
+            return local.load(
+                self.found,
+                self.placement,
+                recorder=self.recorder,
+                keep=self.keep,
+                arrived=arrived,
+            )
 
         return pulled(work)
 
-    found.require_usable()
-    if old is None:
-        return (yield from load(""))
-    if fits_beside(found, placement):
-        try:
-            return (yield from load(""))
-        except OutOfMemoryError as error:  # other programs have taken it meanwhile
-            forget_locals(error)
-    return (yield from _in_place_of(old, release, load))
+    def load_beside(self) -> Generator[Loading, None, Engine | None]:
+        """Load the model beside another; returns ``None`` if there is no room for both."""
+        from glm4v_magic.checkpoints.reading import forget_locals
+        from glm4v_magic.session.room import fits_beside
+
+        if fits_beside(self.found, self.placement):
+            try:
+                return (yield from self.load())
+            except OutOfMemoryError as error:  # other programs have taken it meanwhile
+                forget_locals(error)
+        return None
 
 
-def _in_place_of(
-    old: ModelChoice,
-    release: Callable[[], object],
-    load: Callable[[str], Generator[Loading, None, Engine]],
-) -> Generator[Loading, None, Engine]:
-    """Release the previous model, and load one; says so if that fails or is interrupted."""
+@contextmanager
+def told_what_was_released(old: ModelChoice) -> Iterator[None]:
+    """Load a model in place of another: what fails or is interrupted in here says so.
+
+    Args:
+        old: the model that is released in here first.
+
+    Raises:
+        LoadInterrupted: on an interrupt.
+    """
     from glm4v_magic.checkpoints.reading import forget_locals
 
     try:
-        release()
-        return (yield from load(old.name))
+        yield
     except Glm4vError as error:
         error.hint += f" {old.name} was released to make room; the next question loads it again."
         raise
     except KeyboardInterrupt as interrupt:
-        forget_locals(interrupt)
-    # Raised here, it has no __context__, whose frames would keep weights in memory.
+        forget_locals(interrupt)  # they hold weights
+    else:
+        return
     raise LoadInterrupted(old.name)
 
 

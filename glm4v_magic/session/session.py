@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -49,11 +49,12 @@ from glm4v_magic.core.tokens import joined
 from glm4v_magic.dispatch.activity import ActivityRecorder
 from glm4v_magic.outside import path_text
 from glm4v_magic.session.chats import UNNAMED, Chats
-from glm4v_magic.session.opening import find, open_model
+from glm4v_magic.session.opening import connect, find, prepare, told_what_was_released
 from glm4v_magic.session.stream import Stream
 
 if TYPE_CHECKING:
     from glm4v_magic.calls.answer import ImageAnswer
+    from glm4v_magic.checkpoints import Checkpoint
     from glm4v_magic.checkpoints.files import Stamp
     from glm4v_magic.core.image import SourcedImage
     from glm4v_magic.core.plan import Plan
@@ -63,7 +64,8 @@ if TYPE_CHECKING:
     from glm4v_magic.engines.prefixes import CacheFacts
     from glm4v_magic.images import Limits
     from glm4v_magic.mapping.answer_cache import AnswerStore
-    from glm4v_magic.mapping.runner import Read, ReadVideo
+    from glm4v_magic.mapping.items import Items, PlannedRow
+    from glm4v_magic.mapping.runner import Job, Read, ReadVideo
 
 __all__ = ["Session", "Status", "load"]
 
@@ -535,9 +537,8 @@ class Session:
         """
         from glm4v_magic.images import to_images
         from glm4v_magic.images.video import to_video
-        from glm4v_magic.mapping.answer_cache import AnswerStore, model_key
         from glm4v_magic.mapping.items import Items, items_of, plan
-        from glm4v_magic.mapping.runner import Job, run
+        from glm4v_magic.mapping.runner import Job
 
         terms = terms_of(options)
         if not isinstance(items, Items):
@@ -557,37 +558,41 @@ class Session:
         system = options.get("system")
         told = require_text(system) if system else None
 
-        def events() -> Generator[Event, None, None]:
-            choice = self._chosen(terms)
-            job = Job(
-                _followed(terms, choice),
-                told,
-                shared,
-                videos,
-                before_video,
-                read or to_images,
-                read_video or partial(to_video, **parts),
-                model_key(choice),
-                options.get("batch_size"),
-                options.get("fresh", False),
-                words,
-            )
-            self._store = self._store or AnswerStore()
-            at_least = len(shared) + (rows[0].is_image and not rows[0].is_video)
-            has_video = bool(videos) or all(row.is_video for row in rows)
+        job = Job(
+            terms,
+            told,
+            shared,
+            videos,
+            before_video,
+            read or to_images,
+            read_video or partial(to_video, **parts),
+            options.get("batch_size"),
+            options.get("fresh", False),
+            words,
+        )
+        return self._locked(partial(self._map, rows, job, items))
 
-            def engine() -> Generator[Event, None, Engine]:
-                return self._engine_for_rows(terms, shared, at_least, has_video)
+    def _map(
+        self, rows: Sequence[PlannedRow], job: Job, items: Items
+    ) -> Generator[Event, None, None]:
+        """Ask all rows."""
+        from glm4v_magic.mapping.answer_cache import AnswerStore, model_key
+        from glm4v_magic.mapping.runner import run
 
-            yield from run(rows, job, engine, self._store, items)
-
-        return self._locked(events)
+        choice = self._chosen(job.terms)
+        self._store = self._store or AnswerStore()
+        engine = self._engine_for_rows(job, rows)
+        job = replace(job, terms=_followed(job.terms, choice), model=model_key(choice))
+        yield from run(rows, job, engine, self._store, items)
 
     def _engine_for_rows(
-        self, terms: Terms, images: tuple[Any, ...], at_least: int, has_video: bool
+        self, job: Job, rows: Sequence[PlannedRow]
     ) -> Generator[Event, None, Engine]:
-        """Return the engine for rows of at least this many images each, and maybe a video."""
+        """Return the engine, which takes the images and the video that each row has at least."""
+        terms = job.terms
         bare = Request(Conversation(), terms.sampling)
+        at_least = len(job.images) + (rows[0].is_image and not rows[0].is_video)
+        has_video = bool(job.videos) or all(row.is_video for row in rows)
 
         def refuse(model: Takes) -> None:
             refuse_task(terms.task, model.name, model.tasks, at_least)
@@ -597,7 +602,7 @@ class Session:
                 refuse_video(model.name, model.takes_video)
 
         engine = yield from self._ready(terms, refuse)
-        yield Started(engine.info, images)
+        yield Started(engine.info, job.images)
         return engine
 
     def forget_answers(self) -> None:
@@ -814,13 +819,30 @@ class Session:
         """Open a model in place of the current one."""
         old = self._choice if self._engine is not None else None
         stamp = None if isinstance(found, ServerAddress) else found.stamp  # before it is read
-        engine = yield from open_model(choice, found, self._release, old, self._recorder)
+        if isinstance(found, ServerAddress):
+            engine = connect(found)
+        else:
+            engine = yield from self._load_from(found, choice, old)
         if choice == self._choice and stamp != self._stamp:
             self._store = None  # of rows answered by what the files held before
         before = self._engine
         self._engine, self._choice, self._stamp = engine, choice, stamp
         if before is not None:
             before.close()
+        return engine
+
+    def _load_from(
+        self, found: Checkpoint, choice: ModelChoice, old: ModelChoice | None
+    ) -> Generator[Event, None, Engine]:
+        """Load a model. The one before is released only if there is no room for two."""
+        opening = yield from prepare(choice, found, self._recorder)
+        if old is None:
+            return (yield from opening.load())
+        engine = yield from opening.load_beside()
+        if engine is None:
+            with told_what_was_released(old):
+                self._release()
+                engine = yield from opening.load(old.name)
         return engine
 
     def _release(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -11,56 +11,56 @@ from glm4v_magic.core.events import Done, Event, MapDone
 
 __all__ = ["Stream"]
 
+_TOLD = (GenerationInterrupted, MapInterrupted, LoadInterrupted)
+
 
 class Stream(Iterator[Event]):
     """The events of one call of a `Session`; see `core.events`.
 
     Nothing happens before the first event is requested, nor between two events: the reader may
     take any time. The session is busy from the first event to the last, or until the stream is
-    closed. Use it in a loop, with ``with``, or through `follow`.
+    closed. Read it in a loop within ``with``::
+
+        with session.stream("What is this?", photo) as stream:
+            for event in stream:
+                print(event)
+        print(stream.result)
+
+    An interrupt may then come at any time, while the model works or the reader does: it leaves the
+    block as GenerationInterrupted, MapInterrupted or LoadInterrupted, with what was done until
+    then. Any other error of the reader closes the stream. `follow` does without a reader.
 
     Args:
-        events: returns the generator of the events; an interrupt may be thrown in at each event.
+        events: generator of the events; an interrupt may be thrown in at each event.
+
+    Attributes:
+        result: the answer, or the result of a map; ``None`` until the last event.
     """
 
     def __init__(self, events: Generator[Event, None, None]) -> None:
         self._events = events
+        self.result: Any = None
 
     def __next__(self) -> Event:
-        return next(self._events)
+        event = next(self._events)
+        if isinstance(event, Done):
+            self.result = event.answer
+        elif isinstance(event, MapDone):
+            self.result = event.result
+        return event
 
-    def follow(self, show: Callable[[Event], object] | None = None) -> Any:
-        """Pass all events to `show`; returns the answer, or the result of a map.
-
-        An interrupt may come at any time: while the model works, or while `show` does. Whatever
-        else `show` raises closes the stream.
+    def follow(self) -> Any:
+        """Read the stream to its end; returns its `result`.
 
         Raises:
             GenerationInterrupted, MapInterrupted: on an interrupt, with the partial result.
             LoadInterrupted: on an interrupt after another model was released.
             Glm4vError: as the method that returned this stream.
         """
-        result: Any = None
-        try:
-            for event in self._events:
-                if show is not None:
-                    show(event)
-                if isinstance(event, Done):
-                    result = event.answer
-                elif isinstance(event, MapDone):
-                    result = event.result
-        except (GenerationInterrupted, MapInterrupted, LoadInterrupted):
-            raise
-        except KeyboardInterrupt:
-            pass
-        except BaseException:
-            self.close()
-            raise
-        else:
-            return result
-        # Raised here, the exception has no __context__, whose frames would keep the model alive.
-        self._events.throw(KeyboardInterrupt())
-        raise KeyboardInterrupt
+        with self:
+            for _ in self:
+                pass
+        return self.result
 
     def close(self) -> None:
         """Stop the call. A partial answer stays in its chat; the session is free again."""
@@ -80,4 +80,19 @@ class Stream(Iterator[Event]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        if isinstance(error, KeyboardInterrupt) and not isinstance(error, _TOLD):
+            self._interrupt(error)
+        else:
+            self.close()
+
+    def _interrupt(self, interrupt: KeyboardInterrupt) -> None:
+        """Interrupt the call; raises what it says to an interrupt."""
+        try:
+            self._events.throw(KeyboardInterrupt())
+        except BaseException as stopped:
+            # The frames of the interrupt that came first would keep the model alive.
+            interrupt.__traceback__ = None
+            stopped.__context__ = None
+            raise
+        finally:
+            self._events.close()

@@ -82,7 +82,7 @@ class Machine:
 
     def __init__(self, capacities: Sequence[int], values: Values, on_mismatch: OnMismatch) -> None:
         self.ledger = MemoryLedger(capacities)
-        self.trace = Trace(on_phase=self.ledger.begin)
+        self.trace = Trace(self.ledger)
         self.ledger.begin(self.trace.phase)
         self.values = values
         self.on_mismatch = on_mismatch

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from glm4v_magic.virtual_gpus.memory import MemoryLedger
 from glm4v_magic.virtual_gpus.report import SourceLine
 
 __all__ = ["LOAD", "Trace", "source_line"]
@@ -34,12 +35,12 @@ class Trace:
     sequence and a cache that is not empty, else ``prefill``.
 
     Args:
-        on_phase: called with the name of every phase that begins.
+        ledger: has its peaks by phase, and so is told when one begins.
     """
 
-    def __init__(self, on_phase: Callable[[str], None]) -> None:
+    def __init__(self, ledger: MemoryLedger) -> None:
         self.forwards: Counter[str] = Counter()
-        self._on_phase = on_phase
+        self._ledger = ledger
         self._names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
         self._running = threading.local()
         self._detected = LOAD
@@ -60,12 +61,12 @@ class Trace:
     def in_phase(self, name: str) -> Iterator[None]:
         """Count everything inside to the phase `name`, whatever would be detected."""
         self._given.append(name)
-        self._on_phase(name)
+        self._ledger.begin(name)
         try:
             yield
         finally:
             self._given.remove(name)
-            self._on_phase(self.phase)
+            self._ledger.begin(self.phase)
 
     def call(
         self, forward: Callable[..., Any], module: nn.Module, args: Any, kwargs: dict[str, Any]
@@ -99,7 +100,7 @@ class Trace:
     def _begin_step(self, name: str, args: Any, kwargs: dict[str, Any]) -> None:
         detected = _detect_phase(args, kwargs)
         if not self._given and detected != self._detected:
-            self._on_phase(detected)
+            self._ledger.begin(detected)
         self._detected = detected
         if not name:
             self.forwards[self.phase] += 1

@@ -9,7 +9,7 @@ import golden
 import pandas as pd
 import pytest
 import torch
-from following import follow
+from following import follow, read
 from PIL import Image
 from scripted_server import CHAT, END, MODELS, models, piece, scripted_server, stream
 from shells import TINY
@@ -203,7 +203,7 @@ def test_text_of_all_rows_comes_as_it_is_said_and_may_end_the_run(loaded, photos
                 raise KeyboardInterrupt
 
     with pytest.raises(MapInterrupted) as caught:
-        loaded.stream_map("What?", photos[:2], temperature=0, max_tokens=90).follow(stop)
+        read(loaded.stream_map("What?", photos[:2], temperature=0, max_tokens=90), stop)
     rows = caught.value.result
     assert [row.finish_reason for row in rows] == ["interrupted"] * 2
     assert [row.error for row in rows] == [HALF] * 2
@@ -219,7 +219,7 @@ def test_a_half_answer_is_marked_in_a_table(loaded, photos):
 
     table = pd.Series(photos[:2], index=["x", "y"])
     with pytest.raises(MapInterrupted) as caught:
-        loaded.stream_map("What?", table, temperature=0, max_tokens=90).follow(stop)
+        read(loaded.stream_map("What?", table, temperature=0, max_tokens=90), stop)
     frame = caught.value.result
     halves = frame[frame["finish_reason"] == "interrupted"]
     assert len(halves) >= 1

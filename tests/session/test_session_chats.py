@@ -7,7 +7,7 @@ import threading
 from dataclasses import replace
 
 import pytest
-from following import follow
+from following import follow, read
 from PIL import Image
 from shells import TINY
 from standins.speaker import Speaker
@@ -256,7 +256,7 @@ def test_where_an_interrupt_leaves_an_answer_is_said(tmp_path):
                 raise KeyboardInterrupt
 
         with pytest.raises(GenerationInterrupted) as caught:
-            stream.follow(stop)
+            read(stream, stop)
         if caught.value.code == "answer_interrupted":
             assert session.carry_on().text.startswith("A ")
         else:

@@ -10,6 +10,7 @@ import golden
 import jsonschema
 import pandas as pd
 import pytest
+from following import read
 from standins.speaker import Speaker
 
 from glm4v_magic.core.errors import FormatError, OptionError
@@ -133,7 +134,7 @@ def test_without_the_package_a_regex_is_refused_before_anything_is_loaded(withou
 def test_what_an_engine_does_not_follow_is_corrected_once(options, wrong, right, asked):
     engine = Speaker((wrong, "stop"), (right, "stop"))
     told = []
-    answer = Session(engine).stream("What?", **options).follow(told.append)
+    answer = read(Session(engine).stream("What?", **options), told.append)
     assert (answer.text, bool(answer.corrected), answer.choices) == (right, True, {})
     assert any(isinstance(event, Correcting) for event in told)
     assert re.search(asked, engine.requests[1].conversation.question)

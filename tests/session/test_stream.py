@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+from following import read
 from standins.speaker import Speaker
 
 from glm4v_magic.core.errors import (
@@ -89,7 +90,7 @@ def test_a_reader_that_fails_closes(session):
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        session.stream("What?").follow(fail)
+        read(session.stream("What?"), fail)
     assert not session.status().busy
     assert session.conversation().unfinished == "one"
 
@@ -104,7 +105,7 @@ def test_an_interrupt_while_an_event_is_shown(session, interrupt, events):
             interrupt()
 
     with pytest.raises(KeyboardInterrupt) as caught:
-        session.stream("What?").follow(show)
+        read(session.stream("What?"), show)
     assert not session.status().busy
     assert caught.value.__context__ is None
     if events == 1:  # the model had not begun
@@ -121,7 +122,7 @@ def test_an_interrupt_while_the_last_event_is_shown_loses_nothing(session, inter
             interrupt()
 
     with pytest.raises(KeyboardInterrupt):
-        session.stream("What?").follow(show)
+        read(session.stream("What?"), show)
     assert session.status().last.text == session.conversation().messages[-1].text == WORDS
     assert not session.status().busy
 
@@ -257,7 +258,7 @@ class TestMaps:
                 interrupt()
 
         with pytest.raises(MapInterrupted) as caught:
-            session.stream_map("{{item}}?", ["p", "q", "r"]).follow(show)
+            read(session.stream_map("{{item}}?", ["p", "q", "r"]), show)
         first, second, third = caught.value.result
         assert (first.text, first.done) == ("a x", True)
         assert (second.text, second.finish_reason) == ("b", "interrupted")

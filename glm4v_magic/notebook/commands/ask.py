@@ -177,8 +177,10 @@ def carry_out(
     earlier = context.session.status().last
     given: Answer | None = None
     try:
-        stream = call(**sampling, **form.options, model=context.settings.model)
-        answer: Answer = stream.follow(screen.show)
+        with call(**sampling, **form.options, model=context.settings.model) as stream:
+            for event in stream:
+                screen.show(event)
+        answer: Answer = stream.result
         given = answer
         context.keep(given, arguments.out)
         screen.finish(given)

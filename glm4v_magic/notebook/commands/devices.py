@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import BusyError, DoesNotFitError, Glm4vError, PlacementError
-from glm4v_magic.core.events import Event, Loading, Starting
+from glm4v_magic.core.events import Loading, Starting
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.model import Architecture
 from glm4v_magic.core.placement import PlacementOptions
@@ -91,7 +91,7 @@ def make_tool(
         draw=lambda chosen: draw(model, chosen),
         line=lambda chosen: load_line(name, chosen),
         check=lambda chosen: _check(context, model, chosen),
-        load=lambda chosen, display: _load(context, name, chosen, display),
+        load=lambda chosen: _load(context, name, chosen),
     )
     return DeviceTool(context.shell, draft, options)
 
@@ -213,18 +213,15 @@ def _load(
     context: Context,
     name: str,
     options: PlacementOptions,
-    display: Callable[[MimeBundle], None],
-) -> MimeBundle:
-    pace = Pace()
-
-    def arrived(event: Event) -> None:
-        if isinstance(event, Starting):
-            display(line_bundle(starting_line(event.library)))
-        elif isinstance(event, Loading) and pace.due():
-            display(progress_bundle(name, event.progress))
-
-    since = time.monotonic()
+) -> Generator[MimeBundle, None, None]:
+    """Load a model; yields what to show of it, the outcome last."""
+    pace, since = Pace(), time.monotonic()
     chosen = {field: getattr(options, field) for field in PlacementOptions.__dataclass_fields__}
-    context.session.stream_load(name, **chosen).follow(arrived)
+    with context.session.stream_load(name, **chosen) as events:
+        for event in events:
+            if isinstance(event, Starting):
+                yield line_bundle(starting_line(event.library))
+            elif isinstance(event, Loading) and pace.due():
+                yield progress_bundle(name, event.progress)
     info = context.session.status().info
-    return line_bundle("" if info is None else loaded_line(info, time.monotonic() - since))
+    yield line_bundle("" if info is None else loaded_line(info, time.monotonic() - since))

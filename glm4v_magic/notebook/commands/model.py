@@ -54,7 +54,9 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
     model = given or before.choice.model or context.settings.model or of_plan
     screen = screen_for(context.shell, ModelChoice(model).name)
     try:
-        context.session.stream_load(model, **options).follow(screen.show)
+        with context.session.stream_load(model, **options) as events:
+            for event in events:
+                screen.show(event)
         info = context.session.status().info
         if info is not None:
             screen.loaded(info)

@@ -7,15 +7,24 @@ import re
 import warnings
 from argparse import Namespace
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glm4v_magic.calls.tasks import asked
 from glm4v_magic.core.errors import Glm4vError, InputError, MapInterrupted, OptionError
-from glm4v_magic.core.events import Event, Loading, Started, Starting
+from glm4v_magic.core.events import Loading, Started, Starting
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.video import SourcedVideo
-from glm4v_magic.images import SourcedImage, count_images, parse_crop, resolve_images, to_images
+from glm4v_magic.images import (
+    Crop,
+    Limits,
+    SourcedImage,
+    count_images,
+    parse_crop,
+    resolve_images,
+    to_images,
+)
 from glm4v_magic.images.files import path_of
 from glm4v_magic.images.video import is_video, to_video
 from glm4v_magic.images.words import is_lookup, looked_up
@@ -33,6 +42,7 @@ from glm4v_magic.notebook.live.board import Board, board_for
 from glm4v_magic.notebook.live.screen import screen_for
 from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.outside import is_there
+from glm4v_magic.session.stream import Stream
 
 __all__ = ["named_items", "over"]
 
@@ -60,6 +70,92 @@ def over(
     """
     _refuse_options_of_a_chat(arguments)
     form = form_asked(arguments, names)
+    found = _found(context, arguments, images, prompt, names)
+    if arguments.preview:
+        _preview(context, arguments, found, asked(prompt, arguments.task, form.schema), names)
+        return None
+    stream = context.session.stream_map(
+        prompt,
+        found.items,
+        images=list(found.images),
+        video=found.video,
+        before_video=found.before_video,
+        names=names,
+        raw=arguments.raw,
+        batch_size=arguments.batch_size,
+        fresh=arguments.fresh,
+        read=found.reader.images,
+        read_video=found.reader.video,
+        words=CELL,
+        **sampling_of(context, arguments),
+        **form.options,
+        system=_system(context, arguments),
+        task=arguments.task,
+        model=context.settings.model,
+    )
+    return _ask(context, arguments, stream, len(found.items.values))
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads what rows and words name, as the cell's options say.
+
+    Attributes:
+        limits: limits on images.
+        page: page of documents; ``None`` for all.
+        crop: part of each image; ``None`` for the whole.
+        parts: ``--fps``, ``--from`` and ``--to`` of videos.
+    """
+
+    limits: Limits
+    page: int | None
+    crop: Crop | None
+    parts: Mapping[str, Any]
+
+    def images(self, value: object, name: str) -> tuple[SourcedImage, ...]:
+        """Return the images of a row."""
+        return self.cut(to_images(value, name, limits=self.limits, page=self.page))
+
+    def video(self, value: object, name: str) -> SourcedVideo:
+        """Return the video of a row."""
+        return to_video(value, name, limits=self.limits, **self.parts)
+
+    def named(self, words: Sequence[str], names: Mapping[str, Any]) -> tuple[SourcedImage, ...]:
+        """Return the images that words name."""
+        return self.cut(resolve_images(words, names, limits=self.limits, page=self.page))
+
+    def cut(self, found: tuple[SourcedImage, ...]) -> tuple[SourcedImage, ...]:
+        """Return the part of each image that is asked about."""
+        return found if self.crop is None else tuple(self.crop.of(image) for image in found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the words of a cell with ``--over`` name.
+
+    Attributes:
+        items: what is asked about, a row each.
+        images: images of every row.
+        video: video of every row.
+        before_video: number of images before it.
+        reader: reads the items.
+    """
+
+    items: Items
+    images: tuple[SourcedImage, ...]
+    video: SourcedVideo | None
+    before_video: int | None
+    reader: _Reader
+
+
+def _found(
+    context: Context,
+    arguments: Namespace,
+    images: Sequence[str],
+    prompt: str,
+    names: Mapping[str, Any],
+) -> _Found:
+    """Find what is asked about; refuses options that nothing of it goes with."""
     items = named_items(arguments.over, names, arguments.page)
     as_images = are_images(prompt, items, raw=arguments.raw)
     clips = [as_images and is_video(each) for each in items.values]
@@ -71,69 +167,53 @@ def over(
     video, before, after = video_of(context, arguments, images, names)
     _refuse_parts_of_no_image(arguments, with_images)
     crop = None if arguments.crop is None else parse_crop(arguments.crop)
-    limits, page = context.settings.limits, arguments.page
-
-    def read(value: object, name: str) -> tuple[SourcedImage, ...]:
-        return cut(to_images(value, name, limits=limits, page=page))
-
-    def read_video(value: object, name: str) -> SourcedVideo:
-        return to_video(value, name, limits=limits, **parts)
-
-    def cut(found: tuple[SourcedImage, ...]) -> tuple[SourcedImage, ...]:
-        return found if crop is None else tuple(crop.of(image) for image in found)
-
-    shared = cut(resolve_images([*before, *after], names, limits=limits, page=page))
+    reader = _Reader(context.settings.limits, arguments.page, crop, parts)
+    shared = reader.named([*before, *after], names)
     before_video = None if video is None else count_images(before, names)
-    system = context.settings.system if arguments.system is None else arguments.system
-    if arguments.preview:
-        prompt = asked(prompt, arguments.task, form.schema)
-        rows = plan(prompt, items, names, raw=arguments.raw)
-        row = next(row for row in rows if row.failure is None)
-        own = read(row.item, row.name) if row.is_image and not row.is_video else ()
-        draft = context.session.draft(
-            row.prompt,
-            list(shared + own),
-            read_video(row.item, row.name) if row.is_video else video,
-            system=system,
-            before_video=before_video,
-        )
-        show_preview(context, draft, arguments.task)
-        return None
+    return _Found(items, shared, video, before_video, reader)
+
+
+def _system(context: Context, arguments: Namespace) -> str | None:
+    return context.settings.system if arguments.system is None else arguments.system
+
+
+def _preview(
+    context: Context,
+    arguments: Namespace,
+    found: _Found,
+    prompt: str,
+    names: Mapping[str, Any],
+) -> None:
+    """Show the first row that can be asked; nothing is asked."""
+    rows = plan(prompt, found.items, names, raw=arguments.raw)
+    row = next(row for row in rows if row.failure is None)
+    is_image = row.is_image and not row.is_video
+    own = found.reader.images(row.item, row.name) if is_image else ()
+    draft = context.session.draft(
+        row.prompt,
+        list(found.images + own),
+        found.reader.video(row.item, row.name) if row.is_video else found.video,
+        system=_system(context, arguments),
+        before_video=found.before_video,
+    )
+    show_preview(context, draft, arguments.task)
+
+
+def _ask(context: Context, arguments: Namespace, stream: Stream, rows: int) -> Any:
+    """Ask, show the rows as they are answered, and keep what is done, whatever happens."""
     screen = screen_for(context.shell, context.model, quiet=arguments.quiet)
     board = board_for(
-        context.shell,
-        len(items.values),
-        quiet=arguments.quiet,
-        button=context.settings.stop_button,
+        context.shell, rows, quiet=arguments.quiet, button=context.settings.stop_button
     )
-
-    def show(event: Event) -> None:
-        if isinstance(event, (Starting, Loading)):
-            screen.show(event)
-        elif isinstance(event, Started):
-            screen.loaded(event.info)
-        board.show(event)
-
     try:
-        result = context.session.stream_map(
-            prompt,
-            items,
-            images=list(shared),
-            video=video,
-            before_video=before_video,
-            names=names,
-            raw=arguments.raw,
-            batch_size=arguments.batch_size,
-            fresh=arguments.fresh,
-            read=read,
-            read_video=read_video,
-            words=CELL,
-            **sampling_of(context, arguments),
-            **form.options,
-            system=system,
-            task=arguments.task,
-            model=context.settings.model,
-        ).follow(show)
+        with stream:
+            for event in stream:
+                if isinstance(event, (Starting, Loading)):
+                    screen.show(event)
+                elif isinstance(event, Started):
+                    screen.loaded(event.info)
+                board.show(event)
+        result = stream.result
         context.keep(result, arguments.out)
         board.finish()
     except BaseException as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ class Draft:
         draw: makes the view and JSON of the plan for options; an error becomes part of the view.
         line: writes options as a line that loads.
         check: makes a dry run of a plan; returns what to show.
-        load: loads a model by options, reporting its progress; returns what to show.
+        load: loads a model by options; yields what to show of it, the outcome last.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Draft:
         draw: Callable[[PlacementOptions], tuple[Occupancy, str]],
         line: Callable[[PlacementOptions], str],
         check: Callable[[PlacementOptions], MimeBundle],
-        load: Callable[[PlacementOptions, Callable[[MimeBundle], None]], MimeBundle],
+        load: Callable[[PlacementOptions], Generator[MimeBundle, None, None]],
     ) -> None:
         self.model = model
         self.shape = shape
@@ -339,10 +340,11 @@ class DeviceTool:
         return self.draft.check(self._options)
 
     def _run_load(self) -> MimeBundle:
-        def progress(bundle: Mapping[str, str]) -> None:
-            self._outcome.value = bundle[_TOP]
-
-        return self.draft.load(self._options, progress)
+        bundle: MimeBundle = {}
+        with closing(self.draft.load(self._options)) as bundles:
+            for bundle in bundles:
+                self._outcome.value = bundle[_TOP]
+        return bundle
 
 
 def _dropdown(name: str, choices: Any, value: Any, width: str = "6em") -> Any:
