@@ -362,15 +362,20 @@ class Says:
     def __init__(self, engine, text):
         ids = engine.processor.tokenizer.encode(text, add_special_tokens=False)
         self.ids = [*ids, engine.processor.end_token_ids[0]]
-        self.engine, self.step = engine, 0
+        self.engine, self.step, self.was_prompt = engine, 0, False
 
     def __enter__(self):
-        self.handle = self.engine.model.register_forward_hook(self.say)
+        self.handle = self.engine.model.register_forward_hook(self.say, with_kwargs=True)
 
     def __exit__(self, *_exception):
         self.handle.remove()
 
-    def say(self, _module, _args, output):
+    def say(self, _module, _args, given, output):
+        is_prompt = given["input_ids"].shape[1] > 1
+        # With states to keep, a prompt is read in two parts; the first has no next token.
+        if is_prompt and self.was_prompt and self.engine.kept.is_recurrent:
+            self.step -= 1
+        self.was_prompt = is_prompt
         output.logits[:] = 0
         output.logits[..., self.ids[min(self.step, len(self.ids) - 1)]] = 1
         self.step += 1

@@ -89,7 +89,7 @@ class ChoiceScorer:
             asked: the prompts with their texts.
             is_only: whether it is a single one, with nothing beside it and nothing waiting.
         """
-        if not self._kept.takes_prefixes:
+        if self._kept.is_recurrent:
             return [
                 [
                     _score(ids, _alone(self._model, each.prompt, ids, self._vision), each.scoring)

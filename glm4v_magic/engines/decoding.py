@@ -218,7 +218,10 @@ class _Batch:
             own = [rows[at] for at in which]
             self._blocks.append((block, own))
             prompts = [row.prompt for row in own]
-            logits = self._prefill.read(block, prompts, [starts[at] for at in which], features)
+            if self._only is not None:
+                logits = self._prefill.read_alone(block, prompts[0], starts[0], features)
+            else:
+                logits = self._prefill.read(block, prompts, [starts[at] for at in which], features)
             latest |= self._chosen(own, logits)
         return latest
 
@@ -289,7 +292,7 @@ class _Batch:
 
     def _keep(self, block: KVBlock, at: int, row: _Row) -> None:
         """Keep the KV cache of a row of a block, which is not yet that of its latest token."""
-        if self._kept.budget and self._kept.takes_prefixes:
+        if self._kept.budget and not self._kept.is_recurrent:
             keys: Keys = (*row.prompt.keys, *row.said)
             self._kept.put(self._prefill.attempt(lambda: block.prefix(keys, at)))
         if self._only is row:

@@ -87,6 +87,10 @@ class KVBlock:
         """Let all rows begin with the same tensors."""
         if prefix is None or not length:
             return
+        if prefix.is_whole:
+            for layer, kept in zip(self.cache.layers, prefix.layers, strict=True):
+                _restore(layer, kept)
+            return
         for layer, (keys, values) in zip(self.cache.layers, prefix.layers, strict=True):
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = (
@@ -252,6 +256,42 @@ class KVBlock:
         )
         return KeptPrefix(keys[: self.width if columns is None else len(columns)], layers)
 
+    def states(self, keys: Keys) -> KeptPrefix:
+        """Return what all layers keep of a row that is alone, as it is now.
+
+        Args:
+            keys: keys of its columns; there may be more of them.
+        """
+        layers = tuple(map(_kept, self.cache.layers))
+        return KeptPrefix(keys[: self.width], layers, is_whole=True)
+
+
+_STATES = ("conv_states", "recurrent_states")
+
+
+def _kept(layer: Any) -> tuple[Tensor, ...]:
+    """Return what a layer keeps; states are copied, since the next token changes them."""
+    if isinstance(layer, LinearAttentionLayer):
+        return tuple(getattr(layer, name)[0].clone() for name in _STATES)
+    index = getattr(layer, "indexer_keys", None)
+    return (layer.keys, layer.values, *(() if index is None else (index,)))
+
+
+def _restore(layer: Any, kept: tuple[Tensor, ...]) -> None:
+    """Give an empty layer what another has kept."""
+    if isinstance(layer, LinearAttentionLayer):
+        for name, state in zip(_STATES, kept, strict=True):
+            layer.lazy_initialization(**{name: state})
+            getattr(layer, name)[0].copy_(state)
+        layer.has_previous_state[0] = True
+        return
+    keys, values, *index = kept
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values = keys, values
+    for each in index:
+        layer.lazy_initialization_indexer(each)
+        layer.indexer_keys = each
+
 
 def joined(model: Any, parts: Sequence[tuple[KVBlock, list[int]]], attempt: Attempt) -> KVBlock:
     """Return one block of some rows of several blocks, without columns that none of them uses.
@@ -296,7 +336,7 @@ def _join_states(
     whole: Any, layers: Sequence[Any], rows: Sequence[list[int] | None], attempt: Attempt
 ) -> None:
     """Join the states of linear attention, (B, ...), which have no columns."""
-    for name in ("conv_states", "recurrent_states"):
+    for name in _STATES:
         given = [getattr(each, name)[0] for each in layers]
         state = attempt(partial(_rows_of, given, rows))
         whole.lazy_initialization(**{name: state})

@@ -206,7 +206,7 @@ class LocalEngine:
         self._recorder = recorder
         self._virtual = active() if self.gpus else None
         budget = kept_budget(None, placement.plan) if keep is None else keep
-        self.kept = PrefixStore(budget, takes_prefixes=not loaded.inputs.is_recurrent)
+        self.kept = PrefixStore(budget, is_recurrent=loaded.inputs.is_recurrent)
         self.grammars = Grammars(self.processor.tokenizer, vocabulary, self.defaults.eos_token_id)
 
     @property

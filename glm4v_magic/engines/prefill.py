@@ -23,6 +23,10 @@ from glm4v_magic.engines.prompts import Prompt, PromptImage
 __all__ = ["Prefill", "Vision"]
 
 
+_TAIL = 16
+"""Tokens at the end of a prompt that say whose turn it is, and whether to think."""
+
+
 @dataclass(frozen=True, slots=True)
 class Vision:
     """How the model sees images.
@@ -102,6 +106,8 @@ class Prefill:
             found, length = self._kept.take(prompt.keys[:-1])
             return [(found, prompt.whole_images(length))]
         prefixes: list[tuple[KeptPrefix | None, int]] = []
+        if self._kept.is_recurrent:  # rows with states of different lengths cannot be one block
+            return [(None, 0) for _ in prompts]
         for prompt, shared in prompts:
             keys = prompt.keys[:-1]
             held = [] if self._latest is None else [self._latest]
@@ -109,7 +115,7 @@ class Prefill:
                 self._kept.find(keys), longest(held, keys), key=lambda match: match[1]
             )
             length = prompt.whole_images(length)
-            if self._kept.takes_prefixes and shared - length >= LEAST_SHARED:
+            if shared - length >= LEAST_SHARED:
                 found, length = self._read_shared(prompt, shared, found, length), shared
                 self._latest = found
                 self._kept.put(found)
@@ -162,6 +168,21 @@ class Prefill:
         images = [image for each, start, stop in spans for image in each.images_in(start, stop)]
         more = self._vision.given(images, features)
         return block.forward(ids, mask, position_ids, self.attempt, **more)
+
+    def read_alone(
+        self, block: KVBlock, prompt: Prompt, start: int, features: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Prefill a prompt that is alone in a block, as `read`, and keep what can be only now.
+
+        States change with each token and cannot be cut, so they are kept from before the prompt's
+        last tokens, which a prompt that continues this one may write otherwise.
+        """
+        end = prompt.whole_images(max(len(prompt) - _TAIL, 0))
+        if self._kept.is_recurrent and self._kept.budget and end > start:
+            self.read(block, [prompt], [start], features, end)
+            self._kept.put(self.attempt(lambda: block.states(prompt.keys)))
+            start = end
+        return self.read(block, [prompt], [start], features)
 
     def attempt(self, action: Callable[[], Any]) -> Any:
         """Call `action`; if memory runs out, drop all cached prefixes and call it again."""

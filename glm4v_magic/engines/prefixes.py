@@ -51,10 +51,18 @@ class CacheFacts:
 
 @dataclass(frozen=True, slots=True)
 class KeptPrefix:
-    """A KV cache: keys and values of each layer, (1, heads, length, head size)."""
+    """A KV cache.
+
+    Attributes:
+        keys: keys of its tokens.
+        layers: keys and values of each layer, (1, heads, length, head size); or whatever a layer
+            keeps instead.
+        is_whole: whether layers keep states, which are those after all tokens and cannot be cut.
+    """
 
     keys: Keys
-    layers: tuple[tuple[Tensor, Tensor], ...]
+    layers: tuple[tuple[Tensor, ...], ...]
+    is_whole: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -63,7 +71,7 @@ class KeptPrefix:
 
     @property
     def tensors(self) -> Iterator[Tensor]:
-        """Keys and values of all layers."""
+        """What all layers keep."""
         return (tensor for layer in self.layers for tensor in layer)
 
 
@@ -80,11 +88,14 @@ def common_length(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:
 
 
 def longest(prefixes: Iterable[KeptPrefix], keys: Keys) -> tuple[KeptPrefix | None, int]:
-    """Return the prefix that shares the longest beginning with a prompt, and the shared length."""
+    """Return the prefix that shares the longest beginning with a prompt, and the shared length.
+
+    One that cannot be cut is not found unless the prompt begins with all of it.
+    """
     found, most = None, 0
     for each in prefixes:
         length = common_length(each.keys, keys)
-        if length > most:
+        if length > most and not (each.is_whole and length < len(each.keys)):
             found, most = each, length
     return found, most
 
@@ -104,16 +115,17 @@ class PrefixStore:
 
     Args:
         budget: maximum size in bytes; 0 keeps nothing.
-        takes_prefixes: whether KV caches are kept, or features of images alone.
+        is_recurrent: whether layers of the model keep states, so that prefixes cannot be cut and
+            rows cannot share them.
 
     Attributes:
         budget: as given; may be changed.
-        takes_prefixes: as given.
+        is_recurrent: as given.
     """
 
-    def __init__(self, budget: int, *, takes_prefixes: bool = True) -> None:
+    def __init__(self, budget: int, *, is_recurrent: bool = False) -> None:
         self.budget = budget
-        self.takes_prefixes = takes_prefixes
+        self.is_recurrent = is_recurrent
         self._entries: OrderedDict[Hashable, KeptPrefix | Tensor] = OrderedDict()
 
     @property
@@ -143,10 +155,11 @@ class PrefixStore:
     def take(self, keys: Keys) -> tuple[KeptPrefix | None, int]:
         """Return what `find` returns; a prefix with which the whole prompt begins is taken out.
 
+        Not one that cannot be cut: the call may leave none.
         The longer prefix that the call leaves will replace it, so that it is in memory only once.
         """
         found, most = self.find(keys)
-        if found is not None and most == len(found.keys):
+        if found is not None and most == len(found.keys) and not found.is_whole:
             del self._entries[found.keys]
         return found, most
 

@@ -194,17 +194,35 @@ def test_rows_that_begin_alike_read_their_beginning_once(engines, native, kind):
     assert seen["read"][0] > seen["read"][1] > 1
 
 
-def test_a_model_with_a_state_reads_prompts_as_a_whole(engines, native):
+def before_its_end(encoded):
+    """Where states are kept: 16 tokens before the end, or before an image that goes on there."""
+    end = len(encoded.ids) - 16
+    return next((each.start for each in encoded.images if each.start < end < each.stop), end)
+
+
+def test_a_model_with_states_goes_on_from_those_before_the_end_of_a_prompt(engines, native):
     plain, engine = engines("glm5_next"), local.load(resolve(native("glm5_next")), keep=2**26)
     answers(engine, [SEVERAL])
     follow_up = talk(*SEVERAL.messages, Message("assistant", "Well."), Message("user", "?", (C, B)))
+    other = talk(Message("user", "Another question about this", (A,)))
     with watched(engine) as seen:
-        found = [answers(engine, [each])[0] for each in (follow_up, SEVERAL)]
-    assert told(found) == told(answers(plain, [follow_up, SEVERAL]))
+        found = [answers(engine, [each])[0] for each in (follow_up, follow_up, SEVERAL, other)]
+    assert told(found) == told(answers(plain, [follow_up, follow_up, SEVERAL, other]))
     assert seen["encoded"] == []  # the features of images are kept all the same
-    lengths = {len(engine.processor.encode(each).ids) for each in (follow_up, SEVERAL)}
-    assert {read for read in seen["read"] if read > 1} == lengths
-    assert (engine.batch_size, engine.cache.prefixes) == (8, 0)
+    prompts = [engine.processor.encode(each) for each in (SEVERAL, follow_up, other)]
+    first, second, third = (len(each.ids) for each in prompts)
+    one, two, three = map(before_its_end, prompts)
+    # The states in the midst of a longer prompt are none of a shorter one's.
+    expected = [two - one, second - two, second - two, one, first - one, three, third - three]
+    assert [each for each in seen["read"] if each > 1] == expected
+    assert (engine.batch_size, engine.cache.prefixes) == (8, 3)
+
+
+def test_rows_of_a_model_with_states_are_read_each_by_itself(engines, native):
+    plain, engine = engines("glm5_next"), local.load(resolve(native("glm5_next")), keep=2**26)
+    rows = [talk(Message("user", each, (A, B))) for each in ("Compare these two.", "What?")]
+    assert told(answers(engine, [rows[0]])) == told(answers(plain, [rows[0]]))
+    assert told(answers(engine, rows)) == told([answers(plain, [each])[0] for each in rows])
 
 
 def test_what_was_seen_and_counted(engines):

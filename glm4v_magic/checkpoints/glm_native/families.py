@@ -23,8 +23,8 @@ class Family:
         video: rule by which the frames of a video are chosen; ``None`` if its models take no video.
         tasks: tasks that they have published prompts for.
         efforts: names of the efforts that their thinking can take.
-        is_recurrent: whether linear attention keeps a state instead of keys and values: prompts are
-            read as a whole.
+        is_recurrent: whether linear attention keeps a state instead of keys and values, which
+            cannot be cut.
         counts_tokens: whether that file limits images in visual tokens instead of pixels.
         image_tokens: most visual tokens of an image, by the published ``preprocessor_config.json``.
         ignored: patterns of weights in published files that the models do not have: layers for
