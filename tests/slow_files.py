@@ -44,6 +44,7 @@ SLOW = {
     "engines/test_thinking_forms.py": "several models",
     "hardware/test_gpus.py": "starts interpreters",
     "images/test_images_web.py": "fetches from a server",
+    "mapping/test_row_file.py": "answers thousands of questions, and starts interpreters",
     "mapping/test_batch.py": "answers hundreds of questions",
     "notebook/test_as_people_type.py": "dry runs",
     "notebook/test_chat_commands.py": "answers many questions, and asks a server",

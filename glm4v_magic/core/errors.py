@@ -14,6 +14,7 @@
     ├── OutOfMemoryError            a GPU or the host ran out while loading or answering
     ├── EngineError                 the engine or its server failed
     ├── FormatError                 an answer that is not in the asked form; it is kept
+    ├── SaveError                   rows that cannot be written to their file; they are kept
     └── BusyError                   another call is running
 
     GenerationInterrupted           a KeyboardInterrupt that carries the partial answer
@@ -57,6 +58,7 @@ __all__ = [
     "OutOfMemoryError",
     "PlacementError",
     "PromptError",
+    "SaveError",
     "did_you_mean",
     "reason",
 ]
@@ -224,6 +226,12 @@ class FormatError(Glm4vError):
 
     code = "format"
     answer: Any = None
+
+
+class SaveError(Glm4vError):
+    """Rows of a map cannot be written to their file any more; those that are done are kept."""
+
+    code = "save"
 
 
 class BusyError(Glm4vError):

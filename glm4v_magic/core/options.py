@@ -426,6 +426,10 @@ class VideoParts:
     )
 
 
+def _is_name(value: object) -> bool:
+    return isinstance(value, str | os.PathLike) and bool(os.fspath(value))
+
+
 class ManyRows:
     """One prompt for many rows."""
 
@@ -451,6 +455,17 @@ class ManyRows:
         False, "Ask all rows again, those answered before included.", _MAPPED, "True or False"
     )
     raw: bool = option(False, "Leave {{expression}} as it is.", _MAPPED, "True or False")
+    save: object = option(
+        None,
+        "File to write. Rows go into a Parquet file as they are answered, for more of them than "
+        "memory holds; the same call goes on where it stopped, also after a crash. A plan goes "
+        "into a JSON file, for a load to follow.",
+        Who((*_ASK, "plan"), ("map",)),
+        "the name of a file",
+        _is_name,
+        metavar="FILE",
+        example="rows.parquet",
+    )
 
 
 def _is_sizes(value: object) -> bool:
@@ -623,10 +638,6 @@ class PlacementFields:
     )
 
 
-def _is_folder(value: object) -> bool:
-    return isinstance(value, str | os.PathLike) and bool(os.fspath(value))
-
-
 class Loading:
     """Which model to load, and how to reach it."""
 
@@ -653,7 +664,7 @@ class Loading:
         "says itself is not right here.",
         _MADE_OF,
         "a folder or a name",
-        _is_folder,
+        _is_name,
         metavar="MODEL",
         example="~/models/glm-4v-9b",
     )
@@ -662,7 +673,7 @@ class Loading:
         "Folder of an adapter (LoRA), as peft saves it, to merge into the model as it is loaded.",
         _MADE_OF,
         "a folder or a name",
-        _is_folder,
+        _is_name,
         metavar="FOLDER",
         example="~/adapters/receipts",
     )

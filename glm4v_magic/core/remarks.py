@@ -349,6 +349,13 @@ _IN_PYTHON = {
     "interrupted_after_the_answer": (
         "the answer had ended already; it is in answer, and in its chat"
     ),
+    "file_of_other_rows": (
+        "Give another name (save), or ask all rows again in its place: fresh=True."
+    ),
+    "rows_not_saved": (
+        "What was answered is the result of the latest Progress, and all but the latest row in "
+        "{journal}; make room and call again."
+    ),
     "rows_interrupted": (
         "{answered} of {total} rows are answered; they are in result, and asking the same again "
         "goes on"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from glm4v_magic.core.conversation import Answer
 from glm4v_magic.core.remarks import PYTHON, Text, worded
 
-__all__ = ["HALF", "AnsweredRow", "Progress", "Rows"]
+__all__ = ["HALF", "AnsweredRow", "Counts", "OrderedRows", "Progress", "Rows", "Totals"]
 
 HALF = "The answer was interrupted: it is only the beginning."
 """What is said of a row whose answer an interrupt cut off."""
@@ -85,16 +85,113 @@ class Rows(list[AnsweredRow]):
     """Rows of a list, folder or pattern, in order."""
 
 
+class OrderedRows(Sequence[AnsweredRow]):
+    """Rows in order that are read from a file as they are asked for.
+
+    `totals` are known without reading all of them.
+    """
+
+    totals: Totals
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Numbers of rows of a map.
+
+    Attributes:
+        done: rows answered or failed.
+        answered: rows with a complete answer.
+        failed: rows with an error.
+        reused: rows with a complete answer from an earlier run.
+    """
+
+    done: int = 0
+    answered: int = 0
+    failed: int = 0
+    reused: int = 0
+
+    def __add__(self, row: AnsweredRow) -> Counts:
+        """Return the numbers with one more row."""
+        return Counts(
+            self.done + 1,
+            self.answered + row.done,
+            self.failed + (row.failure is not None),
+            self.reused + (row.reused and row.done),
+        )
+
+    def __sub__(self, row: AnsweredRow) -> Counts:
+        """Return the numbers without a row."""
+        return Counts(
+            self.done - 1,
+            self.answered - row.done,
+            self.failed - (row.failure is not None),
+            self.reused - (row.reused and row.done),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What is said below a table of rows.
+
+    Attributes:
+        counts: numbers of rows.
+        prompt_tokens: tokens of all prompts; ``None`` if a server did not tell one of them.
+        new_tokens: tokens of all answers; likewise.
+        model: name of the model; empty if there is no answer.
+        notice: what a reader of the answers must know.
+        untold: whether a server left out the log-probabilities that were asked for.
+    """
+
+    counts: Counts = Counts()
+    prompt_tokens: int | None = 0
+    new_tokens: int | None = 0
+    model: str = ""
+    notice: str = ""
+    untold: bool = False
+
+    def __add__(self, row: AnsweredRow) -> Totals:
+        """Return the totals with one more row."""
+        counts, answer = self.counts + row, row.answer
+        if answer is None:
+            return Totals(
+                counts, self.prompt_tokens, self.new_tokens, self.model, self.notice, self.untold
+            )
+        return Totals(
+            counts,
+            _plus(self.prompt_tokens, answer.usage.prompt_tokens),
+            _plus(self.new_tokens, answer.usage.new_tokens),
+            answer.model,
+            answer.notice,
+            self.untold or (answer.tokens == () and answer.text != ""),
+        )
+
+    @classmethod
+    def of(cls, rows: Iterable[AnsweredRow]) -> Totals:
+        """Return the totals of rows."""
+        if isinstance(rows, OrderedRows):
+            return rows.totals
+        totals = cls()
+        for row in rows:
+            totals += row
+        return totals
+
+
+def _plus(total: int | None, number: int | None) -> int | None:
+    return None if total is None or number is None else total + number
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Progress of a map.
 
     Attributes:
-        rows: rows answered or failed so far, in the order in which they finished.
+        rows: rows answered or failed so far, in the order in which they finished; `OrderedRows` if
+            they are saved.
         total: number of all rows.
         seconds: seconds since the first row was asked.
         batch_size: rows that are asked at once; 0 before the first.
         result: returns what `Session.map` would return now, which is what is left of a failed run.
+        counts: numbers of `rows`; by default they are counted.
     """
 
     rows: Sequence[AnsweredRow]
@@ -102,18 +199,33 @@ class Progress:
     seconds: float
     batch_size: int
     result: Callable[[], Any]
+    counts: Counts | None = None
+
+    def __post_init__(self) -> None:
+        if self.counts is None:
+            object.__setattr__(self, "counts", Totals.of(self.rows).counts)
+
+    @property
+    def done(self) -> int:
+        """Rows answered or failed."""
+        return self._counted.done
 
     @property
     def answered(self) -> int:
         """Rows with a complete answer."""
-        return sum(row.done for row in self.rows)
+        return self._counted.answered
 
     @property
     def failed(self) -> int:
         """Rows with an error."""
-        return sum(row.failure is not None for row in self.rows)
+        return self._counted.failed
 
     @property
     def reused(self) -> int:
         """Rows with a complete answer from an earlier run."""
-        return sum(row.reused and row.done for row in self.rows)
+        return self._counted.reused
+
+    @property
+    def _counted(self) -> Counts:
+        assert self.counts is not None  # set when it was made
+        return self.counts

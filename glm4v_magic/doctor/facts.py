@@ -46,6 +46,7 @@ _USERS_EXTRAS = (
     "forms",
     "lora",
     "notebook",
+    "parquet",
     "pdf",
     "quantize",
     "video",

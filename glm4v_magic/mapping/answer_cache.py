@@ -33,6 +33,11 @@ class AnswerStore:
         self._answers: OrderedDict[str, Answer] = OrderedDict()
         self._most = most
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no answer is known."""
+        return not self._answers
+
     def find(self, key: str) -> Answer | None:
         """Return the answer with this key, if there is one."""
         return self._answers.get(key)

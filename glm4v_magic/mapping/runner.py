@@ -41,7 +41,7 @@ from glm4v_magic.core.remarks import PYTHON, Text, Words
 from glm4v_magic.core.rows import AnsweredRow, Progress
 from glm4v_magic.core.video import Frame, SourcedVideo
 from glm4v_magic.mapping.answer_cache import AnswerStore, request_key
-from glm4v_magic.mapping.results import result_of
+from glm4v_magic.mapping.kept_rows import KeptRows, RowsInMemory
 
 if TYPE_CHECKING:
     from glm4v_magic.core.image import SourcedImage
@@ -73,6 +73,7 @@ class Job:
         fresh: whether to ask all rows again, even if their answers are known.
         words: front end that words the errors in a DataFrame.
         model: key of the model, once it is chosen; see `answer_cache.model_key`.
+        kept: where rows are kept that are done; ``None`` keeps them in memory.
     """
 
     terms: Terms
@@ -86,6 +87,7 @@ class Job:
     fresh: bool = False
     words: Words = PYTHON
     model: str = ""
+    kept: KeptRows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ class _Question:
         request: request sent to the engine.
         key: key of the answer in the store.
         number: number of the row among rows with the same request, from 1.
+        content: key of the question itself.
         first: answer to correct; ``None`` for the question itself.
         fault: what is wrong with `first`.
         reused: whether the first answer is from an earlier run; ``True`` if there is none.
@@ -108,6 +111,7 @@ class _Question:
     request: Request
     key: str
     number: int
+    content: str
     first: Answer | None = None
     fault: str = ""
     reused: bool = True
@@ -138,16 +142,20 @@ def run(
     running = _Run(rows, job, opening, store, items)
     try:
         yield from running.all()
+        running.close()
     except KeyboardInterrupt:
         pass
     except Exception:
         yield from running.give_up()
+        running.close()
         raise
     else:
+        running.refuse()
         yield MapDone(running.result())
         return
     for _ in running.give_up():
         pass  # whoever stopped this is told by the exception
+    running.close()
     # Out here the new exception has no __context__, whose frames would hold on to the model.
     raise MapInterrupted(running.progress())
 
@@ -163,14 +171,15 @@ class _Run:
         store: AnswerStore,
         items: Items,
     ) -> None:
-        self.done: list[AnsweredRow] = []
         self._rows = rows
         self._rest = iter(rows)
         self._job = job
         self._opening = opening
         self._engine: Engine | None = None
         self._store = store
-        self._items = items
+        self._kept = job.kept or RowsInMemory(rows, items, job.terms.form, job.words)
+        # Where nothing is remembered or known, equal rows need not be told apart.
+        self._counts_equal_rows = not self._kept.keeps_answers or not store.is_empty
         self._seen: Counter[str] = Counter()
         self._waiting: deque[_Question] = deque()
         self._corrections: dict[int, _Question] = {}
@@ -184,7 +193,7 @@ class _Run:
         """Ask all rows; images are read when the engine has room for them."""
         while True:
             yield from self._fetch()
-            self._refuse_schema()
+            self.refuse()
             if not self._waiting:
                 return
             yield from self._ask()
@@ -194,26 +203,35 @@ class _Run:
         """Finish rows whose answer was still to be corrected, with their first answer."""
         for each in list(self._corrections.values()):
             error = f"{each.fault} It was to be asked once more."
-            yield self._finished(_row(each.row, each.first, error))
+            yield self._finished(_row(each.row, each.first, error), each)
 
     def progress(self) -> Progress:
         """Return the progress, with a copy of the rows so far."""
         seconds = 0.0 if self._since is None else time.monotonic() - self._since
-        done = {row.index: row for row in self.done}
-        return Progress(tuple(done.values()), len(self._rows), seconds, self._size, self.result)
+        kept = self._kept
+        return Progress(
+            kept.so_far(), len(self._rows), seconds, self._size, self.result, kept.counts
+        )
 
     def result(self) -> Any:
         """Return the result that `run` would have if it ended now."""
-        job = self._job
-        return result_of(self._rows, self.done, self._items, job.terms.form, job.words)
+        return self._kept.result()
+
+    def close(self) -> None:
+        """Bring the rows into their final place."""
+        self._kept.close()
 
     def _fetch(self) -> Generator[Event, None, None]:
-        """Prepare rows until a question is waiting, no row is left, or the schema is at fault."""
-        while not self._waiting and self._schema_fault is None:
+        """Prepare rows until a question is waiting, no row is left, or it is of no use."""
+        while not self._waiting and self._fault is None:
             row = next(self._rest, None)
             if row is None:
                 return
-            yield from self._prepare(row)
+            known = self._kept.find(row)
+            if known is None:
+                yield from self._prepare(row)
+            else:
+                yield RowDone(known, self.progress())
 
     def _prepare(self, row: PlannedRow) -> Generator[Event, None, None]:
         """Read a row's images, and take its answer from the store or let it wait."""
@@ -242,9 +260,19 @@ class _Run:
         call = Call("", conversation, self._job.terms)
         # Rows that are asked the same may be answered differently, if tokens are drawn.
         key = request_key(call.request, self._job.model)
+        kept = self._kept.find(row, key)
+        if kept is not None:
+            yield RowDone(kept, self.progress())
+            return
+        number = self._number(key)
+        yield from self._put(_Question(row, call, call.request, f"{key} {number}", number, key))
+
+    def _number(self, key: str) -> int:
+        """Return the number of a row among those that are asked the same."""
+        if not self._counts_equal_rows:
+            return 1
         self._seen[key] += 1
-        number = self._seen[key]
-        yield from self._put(_Question(row, call, call.request, f"{key} {number}", number))
+        return self._seen[key]
 
     def _put(self, question: _Question) -> Generator[Event, None, None]:
         """Answer a question from the store, or let it wait if the model can take it."""
@@ -280,9 +308,14 @@ class _Run:
             self._since = time.monotonic()
         return self._engine
 
-    def _refuse_schema(self) -> None:
-        if self._schema_fault is not None:
-            raise self._schema_fault
+    def refuse(self) -> None:
+        """Raise what makes it useless to ask more rows: the schema, or a full disk."""
+        if self._fault is not None:
+            raise self._fault
+
+    @property
+    def _fault(self) -> Glm4vError | None:
+        return self._schema_fault or self._kept.fault
 
     def _ask(self) -> Generator[Event, None, None]:
         """Ask until all rows are answered, or a row fails or does not fit."""
@@ -317,7 +350,7 @@ class _Run:
         for number in itertools.count():
             # Yielded with the engine's next event: here the engine waits for a request.
             self._news.extend(self._fetch())
-            if not self._waiting or self._schema_fault is not None:
+            if not self._waiting or self._fault is not None:
                 return
             asked[number] = self._waiting.popleft()
             yield asked[number].request
@@ -335,7 +368,7 @@ class _Run:
             for event in stream:
                 yield from self._told()
                 yield from self._heard(event, asked, untagged)
-                if self._schema_fault is not None:
+                if self._fault is not None:
                     stream.close()
                     return
         except GenerationInterrupted as stopped:
@@ -393,9 +426,10 @@ class _Run:
             images=tuple(map(_small, answer.images)),
             videos=tuple(map(_small_video, answer.videos)),
         )
-        self._store.keep(question.key, answer)
+        if not self._kept.keeps_answers:
+            self._store.keep(question.key, answer)
         if stopped:
-            yield self._finished(_row(question.row, answer))
+            yield self._finished(_row(question.row, answer), question)
         else:
             yield from self._take(replace(question, reused=False), answer)
 
@@ -408,7 +442,7 @@ class _Run:
         except FormatError as error:
             fault = error
         else:
-            yield self._finished(_row(question.row, found, reused=question.reused))
+            yield self._finished(_row(question.row, found, reused=question.reused), question)
             return
         if answer.finish_reason == "length":
             fault.advise(code="row_cut_off")
@@ -417,7 +451,7 @@ class _Run:
         again = correction_of(answer, question.call, fault)
         if again is None or question.first is not None:
             row = _row(question.row, answer, fault.text, reused=question.reused)
-            yield self._finished(row)
+            yield self._finished(row, question)
         else:
             key = f"{request_key(again, self._job.model)} {question.number}"
             yield from self._put(
@@ -426,11 +460,12 @@ class _Run:
 
     def _failed(self, question: _Question, error: Glm4vError) -> RowDone:
         before = (f"{question.fault} Asking again failed:",) if question.fault else ()
-        return self._finished(_row(question.row, question.first, (*before, *error.text)))
+        row = _row(question.row, question.first, (*before, *error.text))
+        return self._finished(row, question)
 
-    def _finished(self, row: AnsweredRow) -> RowDone:
+    def _finished(self, row: AnsweredRow, question: _Question | None = None) -> RowDone:
         self._corrections.pop(row.index, None)
-        self.done.append(row)
+        self._kept.add(row, "" if question is None else question.content)
         return RowDone(row, self.progress())
 
 

@@ -56,7 +56,6 @@ ARGUMENTS: Mapping[str, tuple[ArgDecorator, ...]] = {
             action="store_true",
             help="On which common machines the model fits, in which form, and how fast at most.",
         ),
-        argument("--save", metavar="FILE.json", help="Write the plan to a file, for --map."),
         argument(
             "--json",
             nargs="?",

@@ -9,7 +9,7 @@ import inspect
 import os
 import re
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from glm4v_magic.core.conversation import Answer
     from glm4v_magic.core.plan import Plan
-    from glm4v_magic.core.rows import Rows
+    from glm4v_magic.core.rows import OrderedRows, Rows
     from glm4v_magic.notebook.commands import Context
     from glm4v_magic.notebook.render import MimeBundle
     from glm4v_magic.session.session import Session
@@ -67,6 +67,7 @@ _LINE_ALONE = re.compile(r"((?:\w+\s*=\s*)?)%glm4v\s+(.*)")
 _LONG_LINE = 10_000  # characters; a data: URI, which IPython would take half a second to tokenise
 _ANSWER = ("glm4v_magic.core.conversation", "Answer")
 _ROWS = ("glm4v_magic.core.rows", "Rows")
+_SAVED = ("glm4v_magic.mapping.row_file", "SavedRows")
 _PLAN = ("glm4v_magic.core.plan", "Plan")
 
 
@@ -226,7 +227,7 @@ class Glm4vMagics(Magics):
         formatter = self.shell.display_formatter
         self.shell.configurables.append(self._settings)
         self.shell.register_magics(self)
-        for kind, bundle in ((_ANSWER, _bundle), (_ROWS, _rows_bundle), (_PLAN, _plan_bundle)):
+        for kind, bundle in _BUNDLES.items():
             formatter.ipython_display_formatter.for_type_by_name(*kind, self._swallow_if_shown)
             formatter.mimebundle_formatter.for_type_by_name(*kind, bundle)
         self.shell.events.register("post_run_cell", self._forget_shown)
@@ -250,7 +251,7 @@ class Glm4vMagics(Magics):
         self.shell.configurables[:] = [
             each for each in self.shell.configurables if each not in (self, self._settings)
         ]
-        for name in map(".".join, (_ANSWER, _ROWS, _PLAN)):
+        for name in map(".".join, _BUNDLES):
             formatter.ipython_display_formatter.pop(name, None)
             formatter.mimebundle_formatter.pop(name, None)
         self._forget_shown(None)
@@ -288,7 +289,7 @@ class Glm4vMagics(Magics):
         """Keep an answer that its cell has shown from being shown again as its result."""
         self._shown.append(result)
         kind = type(result)
-        if (kind.__module__, kind.__name__) not in (_ANSWER, _ROWS, _PLAN):  # a DataFrame
+        if (kind.__module__, kind.__name__) not in _BUNDLES:  # a DataFrame
             formatter = self.shell.display_formatter.ipython_display_formatter
             self._borrowed.setdefault(kind, formatter.type_printers.get(kind))
             formatter.for_type(kind, self._swallow_if_shown)
@@ -378,10 +379,19 @@ def _plan_bundle(plan: Plan) -> MimeBundle:
     return plan_bundle(plan)
 
 
-def _rows_bundle(rows: Rows) -> MimeBundle:
+def _rows_bundle(rows: Rows | OrderedRows) -> MimeBundle:
     from glm4v_magic.notebook.render.rows import rows_bundle
 
     return rows_bundle(rows)
+
+
+_BUNDLES: dict[tuple[str, str], Callable[[Any], MimeBundle]] = {
+    _ANSWER: _bundle,
+    _ROWS: _rows_bundle,
+    _SAVED: _rows_bundle,
+    _PLAN: _plan_bundle,
+}
+"""Results that are shown by what returns their bundle, by module and name of their classes."""
 
 
 def _stopped(interrupt: KeyboardInterrupt, line: str) -> Stopped:

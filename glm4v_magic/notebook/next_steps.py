@@ -62,6 +62,13 @@ _IN_A_CELL = {
     "rows_interrupted": (
         "{answered} of {total} rows are answered; they are in _. Run the cell again to go on."
     ),
+    "file_of_other_rows": (
+        "Give another name after --save, or ask all rows again in its place: --fresh."
+    ),
+    "rows_not_saved": (
+        "What was answered is in _, and all but the latest in {journal}; make room and run the "
+        "cell again."
+    ),
     "load_interrupted": (
         "the load did not finish. {released} was released to make room; the next question loads it "
         "again."

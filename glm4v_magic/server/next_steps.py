@@ -40,6 +40,8 @@ _OVER_HTTP = {
     "too_many_images": "Send them in several requests.",
     "chat_not_begun": "Send the whole conversation in messages.",
     "rows_are_alike": "Send each row in a request of its own.",
+    "file_of_other_rows": "Give another name.",
+    "rows_not_saved": "What was answered, all but the latest row, is in {journal}.",
     "describe_gpus": "Start the server for other GPUs: --gpus 2x16GiB.",
     "describe_gpus_with_size": "Start the server with --gpus 1x96GiB, with your size.",
     "demo_or_describe_gpus": "The demo model runs anywhere: serve demo.",

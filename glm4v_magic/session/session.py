@@ -525,7 +525,7 @@ class Session:
             Its events: those of `stream` with the row that they belong to, but no `Started` if
             every answer is known; `RowDone` for each row; and `MapDone`, whose result is
             `core.rows.Rows`, or a DataFrame for a Series or a DataFrame; see
-            `mapping.results.result_of`.
+            `mapping.results.result_of`. With ``save`` it is `mapping.row_file.SavedRows`.
 
         Raises:
             InputError: if the items or options cannot be used, or the prompt fails for every row.
@@ -533,6 +533,7 @@ class Session:
             CheckpointError, PlacementError: if the model has to be loaded and cannot be.
             EngineError: if a server fails for two rows in turn; the same call then goes on where
                 it stopped, and what is done is the `result` of the latest `Progress`.
+            SaveError: if rows cannot be written any more; likewise.
             BusyError: if another call is running.
         """
         from glm4v_magic.images import to_images
@@ -570,12 +571,17 @@ class Session:
             options.get("fresh", False),
             words,
         )
-        return self._locked(partial(self._map, rows, job, items))
+        return self._locked(partial(self._map, rows, job, items, prompt, options.get("save")))
 
     def _map(
-        self, rows: Sequence[PlannedRow], job: Job, items: Items
+        self,
+        rows: Sequence[PlannedRow],
+        job: Job,
+        items: Items,
+        prompt: str,
+        save: str | os.PathLike[str] | None,
     ) -> Generator[Event, None, None]:
-        """Ask all rows."""
+        """Ask all rows, and keep them in memory or in the file `save`."""
         from glm4v_magic.mapping.answer_cache import AnswerStore, model_key
         from glm4v_magic.mapping.runner import run
 
@@ -583,6 +589,10 @@ class Session:
         self._store = self._store or AnswerStore()
         engine = self._engine_for_rows(job, rows)
         job = replace(job, terms=_followed(job.terms, choice), model=model_key(choice))
+        if save is not None:
+            from glm4v_magic.mapping.row_file import RowFile
+
+            job = replace(job, kept=RowFile(save, prompt, job, rows))
         yield from run(rows, job, engine, self._store, items)
 
     def _engine_for_rows(

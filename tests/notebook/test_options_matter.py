@@ -97,6 +97,14 @@ PROMPTS = {
 QUESTIONS = ANSWERS | PROMPTS | {
     "--batch-size": Trial("--batch-size 2", f"{ROWS} --fresh", "2 at once"),
     "--fresh": Trial("--fresh", ROWS, r"3 of 3 rows answered\.", before=ASKED),
+    "--save": Trial(
+        "--save rows.parquet",
+        ROWS,
+        "saved: 3",
+        after="import os, pandas\n"
+        "there = os.path.exists('rows.parquet')\n"
+        "print('saved:', there and len(pandas.read_parquet('rows.parquet')))",
+    ),
     "--preview": Trial("--preview", GREEDY, "nothing was sent"),
 }  # fmt: skip
 
@@ -354,7 +362,7 @@ WITHOUT_MEANING = set(QUESTIONS) - set(PREVIEWS)
 @pytest.mark.parametrize("name", sorted(WITHOUT_MEANING))
 def test_a_preview_takes_every_option_of_ask(run, name):
     trial = QUESTIONS[name]
-    over = "--over many" if name in ("--batch-size", "--fresh") else ""
+    over = "--over many" if name in ("--batch-size", "--fresh", "--save") else ""
     schema = "--format json" if name == "--schema" else ""
     plain = run(f'%glm4v preview {over} {schema} "What?"')
     assert run(f'%glm4v preview {over} {schema} {trial.option} "What?"') == plain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -193,6 +194,45 @@ def test_rows_are_a_table_when_shown_later_and_frames_are_themselves(shell, tiny
     later = shell.display_formatter.format(shell.user_ns["rows"])[0]
     assert "<table>" in later["text/html"]
     assert "finish_reason" in shell.display_formatter.format(shell.user_ns["frame"])[0]["text/html"]
+
+
+def test_saved_rows_are_the_result_and_their_own_table(shell, tiny, photos):
+    line = f"%%glm4v --over photos -o rows --save rows.parquet {GREEDY}\nSaved?"
+    (table,) = shown(shell, line)
+    assert "3 of 3 rows answered." in table["text/plain"]
+    assert "tokens in" in table["text/plain"]
+    rows = shell.user_ns["rows"]
+    assert shell.user_ns["_"] is rows
+    assert [row.done for row in rows] == [True] * 3
+    assert list(pd.read_parquet("rows.parquet").answer) == [row.text for row in rows]
+    assert "<table>" in shell.display_formatter.format(rows)[0]["text/html"]
+    assert "3 of 3 rows answered, 3 of them from before." in shown(shell, line)[0]["text/plain"]
+
+
+def test_rows_that_cannot_be_saved_stay_in_the_result(run, shell, tiny, photos):
+    begun = []
+
+    def lose_the_file(module, _args, options):
+        if options["input_ids"].shape[1] > 1:
+            begun.append(1)
+            if len(begun) == 2:
+                os.unlink("rows.parquet.journal")
+
+    session = shell.magics_manager.registry["Glm4vMagics"].context.session
+    handle = session.engine.model.register_forward_pre_hook(lose_the_file, with_kwargs=True)
+    options = f"--save rows.parquet --batch-size 1 {GREEDY}"
+    try:
+        screen = over(run, "photos", "Lost?", options, fails=True)
+    finally:
+        handle.remove()
+    rows = shell.user_ns["_"]
+    assert 0 < sum(row.done for row in rows) < 3
+    assert shell.user_ns["rows"] is rows
+    assert (
+        "rows.parquet cannot be written: the folder or the file is gone. What was answered is in _"
+    ) in screen
+    assert "Traceback" not in screen
+    assert "3 of 3 rows answered" in over(run, "photos", "Lost?", options)
 
 
 def test_quiet_shows_nothing(run, shell, tiny, photos):

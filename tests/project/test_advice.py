@@ -94,6 +94,8 @@ ELSEWHERE = {
     "retry_interrupted": "session/test_session_chats.py",
     "row_cut_off": "notebook/test_over_forms.py",
     "rows_are_alike": "mapping/test_batch.py",
+    "file_of_other_rows": "mapping/test_row_file.py",
+    "rows_not_saved": "mapping/test_row_file.py",
     "rows_interrupted": "mapping/test_batch.py",
     "server_cannot_think_on": "engines/test_server_engine.py",
     "server_has_many_models": "engines/test_server_engine.py",

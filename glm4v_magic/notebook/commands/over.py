@@ -84,6 +84,7 @@ def over(
         raw=arguments.raw,
         batch_size=arguments.batch_size,
         fresh=arguments.fresh,
+        save=arguments.save,
         read=found.reader.images,
         read_video=found.reader.video,
         words=CELL,
@@ -252,7 +253,7 @@ def _keep_what_is_done(
     context: Context, board: Board, name: str | None, error: BaseException
 ) -> None:
     """Keep and show the rows of a run that was interrupted or failed; let `error` say so."""
-    if isinstance(error, MapInterrupted) and error.progress.rows:
+    if isinstance(error, MapInterrupted) and error.progress.done:
         board.row(error.progress)
     if board.progress is None:
         return

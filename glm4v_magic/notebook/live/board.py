@@ -5,12 +5,13 @@ A board lives for one run, as a screen does for one answer, and keeps the latest
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from IPython.core.displaypub import DisplayPublisher
 
 from glm4v_magic.core.events import Event, RowDone, Started, Text, Thinking
-from glm4v_magic.core.rows import AnsweredRow, Progress
+from glm4v_magic.core.rows import AnsweredRow, OrderedRows, Progress
 from glm4v_magic.notebook.live.output import Head, Output
 from glm4v_magic.notebook.live.stop_button import is_watched
 from glm4v_magic.notebook.render.answers.head import finished_line
@@ -62,9 +63,11 @@ class Board:
         self.progress: Progress | None = None
 
     @property
-    def rows(self) -> list[AnsweredRow]:
+    def rows(self) -> Sequence[AnsweredRow]:
         """Rows that are answered or have failed, in order."""
         done = () if self.progress is None else self.progress.rows
+        if isinstance(done, OrderedRows):
+            return done
         return [row for _, row in sorted({row.index: row for row in done}.items())]
 
     def show(self, event: Event) -> None:
@@ -161,7 +164,7 @@ class NotebookBoard(Board):
 
     @property
     def _done(self) -> int:
-        return 0 if self.progress is None else len(self.progress.rows)
+        return 0 if self.progress is None else self.progress.done
 
     def _move(self, progress: Progress) -> None:
         self._open = True

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core.remarks import worded
+from glm4v_magic.core.rows import Totals
 from glm4v_magic.core.wording import counted, json_text, printable, readable_seconds
 from glm4v_magic.images.pdf import name_and_page
 from glm4v_magic.notebook.next_steps import CELL
@@ -51,7 +52,8 @@ def rows_answering_line(model: str, done: int, total: int) -> str:
 
 def rows_progress_line(progress: Progress) -> str:
     """Return ``12 of 40 rows, 1 failed, 3 reused, 2.1 rows/s, 13 s left, 8 at once``."""
-    done, asked = len(progress.rows), len(progress.rows) - progress.reused - progress.failed
+    done = progress.done
+    asked = done - progress.reused - progress.failed
     parts = [f"{done:,} of {counted(progress.total, 'row')}"]
     if progress.failed:
         parts.append(f"{progress.failed:,} failed")
@@ -69,7 +71,7 @@ def rows_progress_line(progress: Progress) -> str:
 def rows_progress_bundle(progress: Progress) -> MimeBundle:
     """Return a progress bar beside `rows_progress_line`; as text, the line alone."""
     line = rows_progress_line(progress)
-    html = fill("progress", line=line, done=len(progress.rows), total=progress.total, label="Rows")
+    html = fill("progress", line=line, done=progress.done, total=progress.total, label="Rows")
     return {"text/plain": line, "text/html": html}
 
 
@@ -80,9 +82,8 @@ def summary(rows: Sequence[AnsweredRow], total: int) -> str:
         rows: rows that were answered or failed.
         total: number of all rows.
     """
-    answered = sum(row.done for row in rows)
-    failed = sum(row.failure is not None for row in rows)
-    reused = sum(row.reused and row.done for row in rows)
+    counts = Totals.of(rows).counts
+    answered, failed, reused = counts.answered, counts.failed, counts.reused
     line = f"{answered:,} of {counted(total, 'row')} answered"
     if reused:
         line += f", {reused:,} of them from before"
@@ -113,25 +114,16 @@ def rows_bundle(rows: Sequence[AnsweredRow], total: int | None = None) -> MimeBu
 
 
 def _footnotes(rows: Sequence[AnsweredRow]) -> list[str]:
-    answers = [row.answer for row in rows if row.answer is not None]
-    if not answers:
+    totals = Totals.of(rows)
+    if not totals.model:
         return []
-    prompt = _sum(answer.usage.prompt_tokens for answer in answers)
-    new = _sum(answer.usage.new_tokens for answer in answers)
-    facts = answers[-1].model
-    if prompt is not None:
-        facts += f" · {counted(prompt, 'token')} in"
-    if new is not None:
-        facts += f" · {counted(new, 'token')} out"
-    untold = any(answer.tokens == () and answer.text for answer in answers)
-    notes = (facts, NO_LOGPROBS if untold else "", answers[-1].notice)
+    facts = totals.model
+    if totals.prompt_tokens is not None:
+        facts += f" · {counted(totals.prompt_tokens, 'token')} in"
+    if totals.new_tokens is not None:
+        facts += f" · {counted(totals.new_tokens, 'token')} out"
+    notes = (facts, NO_LOGPROBS if totals.untold else "", totals.notice)
     return [printable(each) for each in notes if each]
-
-
-def _sum(numbers: Iterable[int | None]) -> int | None:
-    """Return the sum, or ``None`` if a server did not tell one of the numbers."""
-    known = list(numbers)
-    return None if None in known else sum(number or 0 for number in known)
 
 
 def _item(row: AnsweredRow) -> str:
