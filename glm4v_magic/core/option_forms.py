@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from glm4v_magic.core.errors import OptionError
-from glm4v_magic.core.gpu_spec import bytes_of
 
-__all__ = ["dtype_of", "pins_of", "sizes_of"]
+__all__ = ["dtype_of", "pins_of", "size_in", "sizes_of"]
 
 _GIB = 2**30
 _LEAST = 2**20  # bytes of a GPU that anybody means
@@ -93,8 +92,16 @@ def _device(key: object) -> int | str:
     return "cpu"
 
 
+def size_in(text: str) -> int | None:
+    """Return the bytes of a size such as ``10GiB``; ``None`` if it is none."""
+    # Not above: the table of GPU models would be imported with the magics.
+    from glm4v_magic.core.gpu_spec import bytes_of
+
+    return bytes_of(text)
+
+
 def _of_dict(key: object, size: object) -> object:
-    count = bytes_of(size) if isinstance(size, str) else _whole(size)
+    count = size_in(size) if isinstance(size, str) else _whole(size)
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
         raise OptionError(
             f"max_memory has {size!r:.60} for {key!r:.60}, which is no size.",
@@ -112,7 +119,7 @@ def _of_dict(key: object, size: object) -> object:
 
 def _size(value: Any) -> Any:
     if isinstance(value, str):
-        size = bytes_of(value)
+        size = size_in(value)
         return value if size is None else size / _GIB
     return _whole(value)
 

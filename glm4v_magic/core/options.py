@@ -15,9 +15,8 @@ from dataclasses import Field, dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from glm4v_magic.core.errors import OptionError
-from glm4v_magic.core.gpu_spec import bytes_of
 from glm4v_magic.core.option import Option, Who, has_type, option
-from glm4v_magic.core.option_forms import dtype_of, pins_of, sizes_of
+from glm4v_magic.core.option_forms import dtype_of, pins_of, size_in, sizes_of
 
 __all__ = [
     "DTYPES",
@@ -495,7 +494,7 @@ def _read_sizes(text: str) -> object:
             raise OptionError(f"{text!r} names a device twice")
         return sizes_of({device.strip(): size.strip() for device, _, size in named})
     try:
-        sizes = [float(part) if bytes_of(part) is None else sizes_of(part) for part in parts]
+        sizes = [float(part) if size_in(part) is None else sizes_of(part) for part in parts]
     except ValueError:
         raise OptionError(f"{text!r} is not a size in GiB, or sizes such as 20,20,10") from None
     return sizes[0] if len(sizes) == 1 else tuple(sizes)
@@ -708,15 +707,8 @@ class Loading:
     )
 
 
-@dataclass(frozen=True, slots=True)
 class Serving:
-    """Where the server listens, and how many requests it answers at once.
-
-    Attributes:
-        host: name or address of an interface of this computer.
-        port: port; 0 takes any free one.
-        parallel: number of requests in the running batch; ``None`` for the engine's own.
-    """
+    """Where the server listens, and how many requests it answers at once."""
 
     host: str = option(
         "127.0.0.1",

@@ -19,10 +19,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import Any
 
 from glm4v_magic.core.errors import Glm4vError, OptionError
 from glm4v_magic.core.model import DEMOS
-from glm4v_magic.core.options import Serving, check, of_command, of_group
+from glm4v_magic.core.options import Serving, of_command, of_group
 from glm4v_magic.core.server_address import API_KEY, is_loopback, refuse_address
 from glm4v_magic.core.typed_options import argument_of, flags_of, typed
 from glm4v_magic.outside import expanded, is_folder
@@ -67,17 +68,14 @@ def main(words: list[str] | None = None) -> int:
     name = expanded(arguments.model)
     try:
         refuse_address(arguments.model)
-        own = typed(arguments, of_group(Serving))
-        for option, value in own.items():
-            check(option, value)
-        here = Serving(**own)
-        with Server(here.host, here.port) as server:
-            if not (is_loopback(here.host) or os.environ.get(API_KEY)):
+        host, port, parallel = _own(arguments)
+        with Server(host, port) as server:
+            if not (is_loopback(host) or os.environ.get(API_KEY)):
                 _say(f"Whoever reaches this port may ask; set {API_KEY} to a key to prevent that.")
             session = load(arguments.model, **typed(arguments, _OF_THE_LOAD))
             assert session.engine is not None  # it is loaded
             served = name.name if is_folder(name) else arguments.model
-            server.open(session.engine, served, here.parallel)
+            server.open(session.engine, served, parallel)
             server.serve()
     except Glm4vError as error:
         _say(in_http(error))
@@ -85,6 +83,16 @@ def main(words: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("Stopped.")
     return 0
+
+
+def _own(arguments: argparse.Namespace) -> list[Any]:
+    """Return host, port and number of requests at once, checked."""
+    own = of_group(Serving)
+    given = typed(arguments, own)
+    values = [given.get(each.name, each.default) for each in own]
+    for each, value in zip(own, values, strict=True):
+        each.check(value)
+    return values
 
 
 def _say(line: str) -> None:
