@@ -18,6 +18,8 @@ SLOW = {
     "planning/test_costs.py": "dry runs of published models",
     "planning/test_many_images.py": "dry runs",
     "project/test_docs.py": "builds the pages and runs their examples",
+    "engines/test_native_oracle.py": "several models",
+    "engines/test_kept_forms.py": "several models",
     "engines/test_native_refill.py": "answers hundreds of questions",
     "notebook/test_widgets_browser.py": "a browser",
     "notebook/test_stop_button.py": "a browser",
