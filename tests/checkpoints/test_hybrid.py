@@ -66,8 +66,7 @@ def test_a_plan_holds_what_a_dry_run_takes(text, images, batch):
     for stage, gpu in zip(made.stages, report.gpus, strict=True):
         assert 0 <= gpu.weight_bytes - stage.weight_bytes <= buffers
         assert stage.kv_bytes == gpu.kv_bytes
-        # At these sizes, a few bytes per token that are not priced make a percent and more.
-        assert gpu.activation_bytes <= 1.02 * stage.activation_bytes
+        assert gpu.activation_bytes <= 1.01 * stage.activation_bytes
     planned, taken = max(
         (stage.activation_bytes, gpu.activation_bytes)
         for stage, gpu in zip(made.stages, report.gpus, strict=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from glm4v_magic.checkpoints.glm_native.tower import KEPT_VISUAL
 from glm4v_magic.core.model_shape import Activation, UnitShape
 from glm4v_magic.planning import costs
 
@@ -34,7 +35,7 @@ def hybrid_units(text: Mapping[str, Any]) -> Iterator[UnitShape]:
         "embedding",
         values=vocabulary * wide,
         row_length=wide,
-        activations=(*costs.embedding(wide), Activation("text", (streams + 1) * wide)),
+        activations=(*costs.embedding(wide, KEPT_VISUAL), Activation("text", (streams + 1) * wide)),
     )
     for index in range(text["num_hidden_layers"]):
         yield _layer(text, index)
@@ -104,7 +105,7 @@ def _has_index(text: Mapping[str, Any], index: int) -> bool:
 def _dense(text: Mapping[str, Any]) -> tuple[int, Activation]:
     """Weights and activations of a gated MLP, clamped; beside it the streams are the residual."""
     wide, mlp, streams = text["hidden_size"], text["intermediate_size"], text["hc_mult"]
-    alive = Activation("text", 5 * mlp + (streams + 2) * wide)
+    alive = Activation("text", 5 * mlp + (streams + 2) * wide, extra_bytes=_mixing(text))
     return 3 * wide * mlp, alive
 
 
@@ -119,7 +120,7 @@ def _sparse(text: Mapping[str, Any]) -> tuple[int, Activation]:
     values = 3 * wide * mlp * (text["n_shared_experts"] + experts) + experts * wide
     sorting = chosen * (2 * _FLOAT32 * wide + 5 * _INT64)
     alive = (2 * chosen + 3 + text["hc_mult"]) * wide
-    return values, Activation("text", alive, extra_bytes=sorting)
+    return values, Activation("text", alive, extra_bytes=sorting + _mixing(text))
 
 
 def _idle(text: Mapping[str, Any]) -> int:
@@ -134,6 +135,12 @@ def _streams(text: Mapping[str, Any]) -> Activation:
     return Activation("text", 4 * every, extra_bytes=2 * _FLOAT32 * every)
 
 
+def _mixing(text: Mapping[str, Any]) -> int:
+    """Return the bytes per token of how the streams are mixed again behind a part of a layer."""
+    streams: int = text["hc_mult"]
+    return _FLOAT32 * streams * (streams + 1)
+
+
 def _linear(text: Mapping[str, Any]) -> Activation:
     """Linear attention in chunks; the peak is at the products within a chunk.
 
@@ -145,7 +152,8 @@ def _linear(text: Mapping[str, Any]) -> Activation:
     inner = text["linear_num_heads"] * text["linear_head_dim"]
     wide = text["hidden_size"]
     alive = (text["hc_mult"] + 2) * wide + 6 * inner
-    return Activation("text", alive, _FLOAT32 * (3 * _CHUNK + 7) * inner, chunk=_CHUNK)
+    extra = _FLOAT32 * (3 * _CHUNK + 7) * inner + _mixing(text)
+    return Activation("text", alive, extra, chunk=_CHUNK)
 
 
 def _attention_values(text: Mapping[str, Any], index: int) -> tuple[int, int]:
@@ -185,8 +193,10 @@ def _attention(text: Mapping[str, Any]) -> tuple[Activation, ...]:
     scores = 3 * _FLOAT32 * of_index / pool
     summed = (_FLOAT32 * (of_index + 1) + 2) / pool
     indexed = alive + of_index * text["index_head_dim"] + 3 * wide
+    mixing = _mixing(text)
+    found = _INT64 * chosen + mixing
     return (
-        Activation("text", indexed, pair_bytes=scores + 1),
-        Activation("text", indexed, extra_bytes=_INT64 * chosen, pair_bytes=summed + _INT64 + 1),
-        Activation("text", alive, extra_bytes=_INT64 * chosen, pair_bytes=_FLOAT32 + 1),
+        Activation("text", indexed, extra_bytes=mixing, pair_bytes=scores + 1),
+        Activation("text", indexed, extra_bytes=found, pair_bytes=summed + _INT64 + 1),
+        Activation("text", alive, extra_bytes=found, pair_bytes=_FLOAT32 + 1),
     )

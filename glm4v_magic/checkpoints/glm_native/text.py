@@ -8,6 +8,7 @@ from typing import Any
 
 from glm4v_magic.checkpoints.glm_native.config_file import has_experts
 from glm4v_magic.checkpoints.glm_native.fp8 import Fp8
+from glm4v_magic.checkpoints.glm_native.tower import KEPT_VISUAL
 from glm4v_magic.core.model_shape import Activation, UnitShape
 from glm4v_magic.planning import costs
 
@@ -22,8 +23,6 @@ _OF_TOKEN = 8 * _INT64
 _ROTARY = 25
 """Bytes per token and rotated value while cosines and sines are made: on three axes in float32, the
 angles of half the values, and what is joined of them."""
-
-_KEPT_VISUAL = 3  # before and behind the merger, and those of all images in one tensor
 
 
 def text_units(text: Mapping[str, Any], fp8: Fp8 | None = None) -> Iterator[UnitShape]:
@@ -41,7 +40,7 @@ def text_units(text: Mapping[str, Any], fp8: Fp8 | None = None) -> Iterator[Unit
         values=vocabulary * wide,
         row_length=wide,
         rotary_bytes=_ROTARY * _rotary(text),
-        activations=_with_indices(*costs.embedding(wide, _KEPT_VISUAL)),
+        activations=_with_indices(*costs.embedding(wide, KEPT_VISUAL)),
     )
     in_moe = has_experts(text)
     first_moe = text.get("first_k_dense_replace", 0) if in_moe else None

@@ -9,9 +9,12 @@ from typing import Any
 from glm4v_magic.core.model_shape import Activation, UnitShape
 from glm4v_magic.planning import costs
 
-__all__ = ["VISION", "grid_of", "patch_values", "vision_units"]
+__all__ = ["KEPT_VISUAL", "VISION", "grid_of", "patch_values", "vision_units"]
 
 VISION = "model.visual"
+
+KEPT_VISUAL = 3
+"""Copies of the visual tokens: before and behind the merger, and those of all images in one."""
 
 _FLOAT32 = 4
 _INT64 = 8
@@ -76,16 +79,17 @@ def _patch_embedding(vision: Mapping[str, Any], *, is_plain: bool) -> UnitShape:
     )
 
 
-def _vision_block(
-    vision: Mapping[str, Any], mlp: int, *, is_plain: bool
-) -> tuple[Activation, Activation]:
-    """Block of the vision tower; the peak is at the rotation of its keys or its gated MLP.
+def _vision_block(vision: Mapping[str, Any], mlp: int, *, is_plain: bool) -> tuple[Activation, ...]:
+    """Block of the vision tower; the peak is in its rotation, its projection or its gated MLP.
 
     Alive per patch in the rotation (transformers' ``apply_rotary_pos_emb_vision``): the block's
     input and the normed one (2 x hidden), query, key and value in one matrix (3), in GLM-OCR their
     normed query and key, too (2), and in float32 query, key, the rotated query, the key's product,
-    its rotated halves and their product (6); in the MLP: three inputs and 3 x mlp. Cosines and
-    sines of a head's size are float32 and stay, and so do its row and column (four int64).
+    its rotated halves and their product (6). Where the attended values are projected, which takes
+    more in float32: both inputs, the matrix of three, the rotated query and key (2), the attended
+    values of each image and of all (2), and the projection. In the MLP: three inputs and 3 x mlp.
+    Cosines and sines of a head's size are float32 and stay, and so do its row and column (four
+    int64).
     """
     wide = vision["hidden_size"]
     angles = _angles(vision)
@@ -96,7 +100,11 @@ def _vision_block(
         extra_bytes=4 * _FLOAT32 * wide + angles,
         cast_bytes=2 * _FLOAT32 * wide,
     )
-    return rotation, Activation("patch", 3 * wide + 3 * mlp, extra_bytes=angles)
+    return (
+        rotation,
+        Activation("patch", 10 * wide, extra_bytes=angles),
+        Activation("patch", 3 * wide + 3 * mlp, extra_bytes=angles),
+    )
 
 
 def _angles(vision: Mapping[str, Any]) -> int:
