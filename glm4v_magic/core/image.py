@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from glm4v_magic.core.options import MOST_IMAGES, OPTIONS
@@ -21,11 +21,14 @@ class SourcedImage:
         image: RGB, upright (EXIF orientation applied), pixels in memory, no metadata.
         source: what the user wrote: a path, a URL, an expression, or ``data: URI``.
         original_size: width and height in pixels, after the EXIF orientation.
+        encoded: the image as a JPEG or PNG file without metadata, if it came from one that can be
+            sent as it is; empty otherwise.
     """
 
     image: Image.Image
     source: str
     original_size: tuple[int, int]
+    encoded: bytes = field(default=b"", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

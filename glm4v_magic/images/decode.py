@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
 from glm4v_magic.core.errors import ImageError, reason
 from glm4v_magic.core.image import Limits, SourcedImage
+from glm4v_magic.images.encoded import own_bytes
 from glm4v_magic.images.formats import not_an_image
 from glm4v_magic.images.messages import one_line, require_page
 from glm4v_magic.images.pdf import draw, is_pdf
-from glm4v_magic.images.rgb import to_rgb
+from glm4v_magic.images.rgb import to_rgb, turn
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,7 +45,11 @@ def decode(stream: IO[bytes], source: str, limits: Limits, page: int | None = No
     # own limit covers.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return upright(_opened(stream, source, limits), source, limits, page)
+        opened = _opened(stream, source, limits)
+        read = upright(opened, source, limits, page)
+        if turn(opened) is None:
+            read = replace(read, encoded=own_bytes(opened, stream))
+        return read
 
 
 def upright(

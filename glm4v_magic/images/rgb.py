@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-__all__ = ["to_rgb"]
+__all__ = ["to_rgb", "turn"]
 
 
 def to_rgb(image: Image.Image, source: str = "The image") -> Image.Image:
@@ -27,18 +27,18 @@ def to_rgb(image: Image.Image, source: str = "The image") -> Image.Image:
     try:
         image.load()
         rgb = _flat(image, source)
-        turn = _turn(image)
+        upright = turn(image)
     except ImageError:
         raise
     except Exception as error:
         raise ImageError(f"{one_line(source)} is cut short or damaged: {reason(error)}") from error
-    if turn is not None:
-        rgb = rgb.transpose(turn)
+    if upright is not None:
+        rgb = rgb.transpose(upright)
     rgb.info = {}  # a notebook that shows the image must not reveal where it was taken
     return rgb
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def turn(image: Image.Image) -> Image.Transpose | None:
     """Return the transpose that turns an image upright: EXIF 2.32, tag 0x0112, values 2 to 8."""
     from PIL.Image import Transpose
 

@@ -483,7 +483,7 @@ def _partial(stream: Generator[EngineEvent, None, None]) -> dict[int, Generation
 def _small(image: SourcedImage) -> SourcedImage:
     small = image.image.copy()
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    return replace(image, image=small)
+    return replace(image, image=small, encoded=b"")
 
 
 def _small_video(video: SourcedVideo) -> SourcedVideo:

@@ -307,6 +307,36 @@ class TestWhatIsSent:
             with Image.open(io.BytesIO(base64.b64decode(data))) as arrived:
                 assert arrived.tobytes() == image.tobytes()
 
+    @pytest.mark.parametrize(("kind", "size"), [("jpeg", None), ("png", [32, 32])])
+    def test_a_file_is_sent_as_it_is(self, server, tmp_path, kind, size):
+        server.answer(MODELS, models("m", glm4v_magic={"image_size": size}))
+        path = tmp_path / f"photo.{kind}"
+        Image.linear_gradient("L").save(path)
+        (url,) = self.urls(server, path)
+        head, _, data = url.partition(",")
+        assert head == f"data:image/{kind};base64"
+        assert base64.b64decode(data) == path.read_bytes()
+
+    def test_what_is_large_has_the_size_that_the_server_sees(self, server, tmp_path):
+        server.answer(MODELS, models("m", glm4v_magic={"image_size": [30, 20]}))
+        noise = Image.effect_noise((64, 48), 90).convert("RGB")
+        noise.save(tmp_path / "noise.png")
+        small = Image.new("RGB", (20, 20), "red")
+        urls = self.urls(server, [tmp_path / "noise.png", noise, small])
+        seen = []
+        for url in urls:
+            with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as arrived:
+                seen.append(arrived.convert("RGB"))
+        resized = noise.resize((30, 20), Image.Resampling.BICUBIC)
+        assert [each.tobytes() for each in seen] == [
+            each.tobytes() for each in (resized, resized, small)
+        ]
+
+    def urls(self, server, images):
+        glm4v_magic.load(server.url).ask("Q?", images)
+        *parts, _ = server.bodies[-1]["messages"][0]["content"]
+        return [part["image_url"]["url"] for part in parts]
+
     def test_an_unfinished_answer_is_to_be_carried_on(self, server):
         engine = connect(ServerAddress(server.url))
         turns = (Message("user", "Q?"), Message("assistant", "The", complete=False))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
+import logging
 import threading
 from collections import Counter
 
@@ -15,6 +18,8 @@ from glm4v_magic.core.events import Failed, Finished
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.server_address import ServerAddress
 from glm4v_magic.engines.server import connect, patience
+from glm4v_magic.engines.server.background import Background
+from glm4v_magic.engines.server.connection import Connection, read
 
 
 def asking(*texts, **sampling):
@@ -227,3 +232,32 @@ def test_a_server_that_is_still_starting_is_waited_for(server, patient):
 
     server.answer(MODELS, answer)
     assert connect(ServerAddress(server.url)).info.model == "m"
+
+
+def test_a_request_that_is_cancelled_at_any_step_leaves_no_connection_open(server, caplog):
+    connection = Connection(ServerAddress(server.url))
+    caplog.set_level(logging.DEBUG, "httpcore")  # its log is the list of the steps
+
+    async def ask():
+        async with connection.open("GET", "/models") as response:
+            await read(response)
+
+    async def cancelled_at(step):
+        """Cancel a request at a step; returns whether there is that step."""
+        before = len(caplog.records)
+        task = asyncio.create_task(ask())
+
+        def is_there(_):
+            if len(caplog.records) - before == step:
+                task.cancel()
+            return True
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(caplog.handler, "filters", [is_there])
+            await asyncio.wait([task])
+        return task.cancelled()
+
+    with Background() as background:
+        steps = [step for step in range(40) if background.result(cancelled_at(step))]
+    assert len(steps) > 5
+    gc.collect()  # Python warns of what is open, and a warning is an error here

@@ -56,9 +56,6 @@ class Background:
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._loop.shutdown_asyncgens()
-        # A task that is cancelled while it connects or closes leaves its transport open (anyio 4).
-        for transport in list(getattr(self._loop, "_transports", {}).values()):
-            transport.abort()
         for _ in range(_ROUNDS):
             await asyncio.sleep(0)
 

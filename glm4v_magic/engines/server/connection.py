@@ -75,12 +75,22 @@ class Connection:
     def __init__(self, address: ServerAddress) -> None:
         self.url = address.url
         self.seconds = address.timeout
-        self._client = httpx.AsyncClient(
+        # No proxy reaches this computer; for other hosts the environment may name one.
+        self._trust_env = not is_loopback(httpx.URL(address.url).host)
+        self._tls = httpx.create_ssl_context(trust_env=self._trust_env)
+        self._client()  # raises what is wrong with the address, or with a proxy
+
+    def _client(self) -> httpx.AsyncClient:
+        """Return a client for one request; closing it tells the server to stop generating.
+
+        It closes what a request leaves, too, that is cancelled: httpcore (1.0) keeps a connection
+        whose request was cancelled before it was sent.
+        """
+        return httpx.AsyncClient(
             # A redirect could take the key to another host, so none is followed.
             follow_redirects=False,
-            # No proxy reaches this computer; for other hosts the environment may name one.
-            trust_env=not is_loopback(httpx.URL(address.url).host),
-            # One connection per request: closing it tells the server to stop generating.
+            trust_env=self._trust_env,
+            verify=self._tls,
             limits=httpx.Limits(max_keepalive_connections=0),
             headers={"Accept-Encoding": "identity", "User-Agent": "glm4v_magic"},
         )
@@ -99,9 +109,12 @@ class Connection:
         timeout = httpx.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS))
         headers = _headers()
         try:
-            async with self._client.stream(
-                method, self.url + path, json=body, headers=headers, timeout=timeout
-            ) as response:
+            async with (
+                self._client() as client,
+                client.stream(
+                    method, self.url + path, json=body, headers=headers, timeout=timeout
+                ) as response,
+            ):
                 if response.status_code != httpx.codes.OK:
                     raise self._refusal(response, path, await read(response))
                 yield response

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from glm4v_magic.core.conversation import Request
+from glm4v_magic.core.model import EngineInfo
 from glm4v_magic.engines.server.connection import (
     BrokenError,
     Connection,
@@ -88,16 +89,20 @@ class Dialogue:
 
     Args:
         connection: connection to it.
-        model: name of the model there.
+        info: facts about the model there.
         offered: names of all its models.
         manners: what it has shown so far; added to.
     """
 
     def __init__(
-        self, connection: Connection, model: str, offered: tuple[str, ...], manners: Manners
+        self,
+        connection: Connection,
+        info: EngineInfo,
+        offered: tuple[str, ...],
+        manners: Manners,
     ) -> None:
         self.connection = connection
-        self._model, self._offered, self._manners = model, offered, manners
+        self._info, self._offered, self._manners = info, offered, manners
         self._is_told = False
 
     async def ask(self, request: Request, allowance: Allowance) -> AsyncGenerator[str, None]:
@@ -170,7 +175,10 @@ class Dialogue:
                 return
 
     async def _exchange(self, request: Request) -> AsyncGenerator[str, None]:
-        body = self._manners.of(body_of(self._model, request))
+        info = self._info
+        # In another thread, for images take long to encode, and other answers go on meanwhile.
+        made = await asyncio.to_thread(body_of, info.model, request, info.image_size)
+        body = self._manners.of(made)
         async with self.connection.open("POST", "/chat/completions", body) as response:
             if content_type(response) == "application/json":
                 whole = await read(response)

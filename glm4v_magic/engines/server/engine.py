@@ -185,7 +185,7 @@ class ServerEngine:
         raise GenerationInterrupted({} if flight is None else flight.interrupted())
 
     def _dialogue(self) -> Dialogue:
-        return Dialogue(self._connection, self._info.model, self._offered, self._manners)
+        return Dialogue(self._connection, self._info, self._offered, self._manners)
 
     def close(self) -> None:
         """Nothing is open between two calls; the server keeps running."""

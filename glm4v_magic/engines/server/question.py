@@ -7,6 +7,8 @@ import io
 import json
 from typing import Any
 
+from PIL import Image
+
 from glm4v_magic.core.conversation import Message, Request
 from glm4v_magic.core.image import SourcedImage
 from glm4v_magic.core.options import Sampling, of_group
@@ -22,6 +24,8 @@ EXTENSIONS = tuple(
 )
 """Sampling parameters that OpenAI's protocol lacks; vLLM and SGLang accept most of them."""
 
+_JPEG = b"\xff\xd8"
+
 _THEIRS = {
     "repetition_penalty": ("repetition_penalty", "repeat_penalty"),  # the latter of llama.cpp
     "effort": ("reasoning_effort",),
@@ -30,17 +34,20 @@ _THEIRS = {
 """Names of those parameters that are not called as here."""
 
 
-def body_of(model: str, request: Request) -> dict[str, Any]:
+def body_of(
+    model: str, request: Request, image_size: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """Return the body of ``POST /chat/completions``.
 
     Args:
         model: name of the model on the server.
         request: request to send.
+        image_size: width and height that the server has told to resize every image to.
     """
     conversation, sampling = request.conversation, request.sampling
     body: dict[str, Any] = {
         "model": model,
-        "messages": [_message(message) for message in conversation.messages],
+        "messages": [_message(message, image_size) for message in conversation.messages],
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -89,20 +96,34 @@ def _form(request: Request) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": named}}
 
 
-def _message(message: Message) -> dict[str, Any]:
+def _message(message: Message, image_size: tuple[int, int] | None) -> dict[str, Any]:
     # Without the thinking: models are trained to see that of the answer they are writing alone, and
     # the templates of GLM (https://huggingface.co/zai-org/GLM-4.7/blob/main/chat_template.jinja)
     # and Qwen3 leave it out of the answers before.
     if not message.images:
         return {"role": message.role, "content": message.text}
     images = [
-        {"type": "image_url", "image_url": {"url": _data_uri(image)}} for image in message.images
+        {"type": "image_url", "image_url": {"url": _data_uri(image, image_size)}}
+        for image in message.images
     ]
     return {"role": message.role, "content": [*images, {"type": "text", "text": message.text}]}
 
 
-def _data_uri(image: SourcedImage) -> str:
+def _data_uri(image: SourcedImage, seen: tuple[int, int] | None) -> str:
+    """Return the image as it came, if that is not large, or without loss of what is seen of it."""
+    if image.encoded and (seen is None or len(image.encoded) <= _channels(seen)):
+        kind = "jpeg" if image.encoded.startswith(_JPEG) else "png"
+        return f"data:image/{kind};base64,{base64.b64encode(image.encoded).decode('ascii')}"
+    pixels = image.image
+    if seen is not None and _channels(seen) < _channels(pixels.size):
+        # As the server would do, which then finds nothing left to do.
+        pixels = pixels.resize(seen, Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     # Lossless, so that the model sees what it would see here; fast rather than small.
-    image.image.save(buffer, format="png", compress_level=1)
+    pixels.save(buffer, format="png", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def _channels(size: tuple[int, int]) -> int:
+    """Return the number of bytes of an RGB image that is not encoded."""
+    return 3 * size[0] * size[1]

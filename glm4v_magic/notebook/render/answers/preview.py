@@ -49,4 +49,4 @@ def tokens_line(preview: Preview) -> str:
 
 
 def _resized(image: SourcedImage, size: tuple[int, int] | None) -> SourcedImage:
-    return image if size is None else replace(image, image=image.image.resize(size))
+    return image if size is None else replace(image, image=image.image.resize(size), encoded=b"")
