@@ -16,6 +16,7 @@ import tiny_native
 import torch
 from PIL import Image
 from transformers.models.glm4v.processing_glm4v import Glm4vProcessor
+from transformers.models.glm5_next.processing_glm5_next import Glm5NextProcessor
 from transformers.models.glm46v.processing_glm46v import Glm46VProcessor
 from transformers.video_utils import VideoMetadata
 
@@ -26,7 +27,7 @@ from glm4v_magic.core.errors import ImageError
 from glm4v_magic.core.video import SourcedVideo
 from glm4v_magic.images.video import to_video
 
-KINDS = ("glm4v", "glm46v", "glmga", "glm4v_moe")
+KINDS = ("glm4v", "glm46v", "glmga", "glm4v_moe", "glm5_next")
 
 
 def frames(number, width=70, height=50):
@@ -67,6 +68,8 @@ class TestSampling:
             pytest.skip("the published rule takes no rate")
         metadata = VideoMetadata(total_num_frames=count, fps=fps, duration=count / fps)
         own = SimpleNamespace(fps=2, max_duration=300, temporal_patch_size=2, max_frames=640)
+        if rule == "glm5_next":
+            own = SimpleNamespace(fps=2, max_duration=0, max_frames=2048)
         expected = published(rule)(own, metadata, wanted).tolist()
         assert RULES[rule](clip(count, fps, wanted_fps=wanted)) == (expected or [0, 0])
 
@@ -79,7 +82,7 @@ class TestSampling:
         assert found == sorted(found)
         assert 0 <= found[0] <= found[-1] < count
         assert len(found) % 2 == 0
-        assert len(found) <= 642
+        assert len(found) <= (2048 if rule == "glm5_next" else 642)
 
     def test_a_rate_that_is_asked_for_is_kept(self):
         found = RULES["glm46v"](clip(100, 10.0, wanted_fps=1.0))
@@ -102,6 +105,7 @@ def test_prompt_is_that_of_the_published_processor(native, kind):
     words, token = processor.tokenizer, processor.tokenizer.convert_tokens_to_ids
     grid = torch.tensor([[3, *encoded.images[0].grid[1:]]])
     base = Glm4vProcessor if kind in ("glm4v", "glm4v_moe") else Glm46VProcessor
+    base = Glm5NextProcessor if kind == "glm5_next" else base
     own = tiny_native.oracle(native(kind))
     own.video_processor = SimpleNamespace(merge_size=2)
     metadata = VideoMetadata(total_num_frames=5, fps=2, frames_indices=[0, 1, 2, 3, 4, 4])
@@ -125,13 +129,24 @@ def test_prompt_is_that_of_the_published_processor(native, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_patches_of_a_pair_are_those_of_the_image_processor(native, kind):
     processor = resolve(native(kind)).processor()
-    photo = tiny_native.noise(70, 50)
+    # GLM-5.3 keeps proportions, and fills up what is seen: 140 x 112 pixels.
+    photo = tiny_native.noise(*((130, 100) if kind == "glm5_next" else (70, 50)))
     (pair,) = processor.encode(asked(to_video([photo], "frames"))).images
-    seen = photo.resize(pair.size, Image.Resampling.BICUBIC)
+    seen = photo
+    if kind != "glm5_next":
+        seen = photo.resize(pair.size, Image.Resampling.BICUBIC)
     published = tiny_native.oracle(native(kind)).image_processor([seen], return_tensors="pt")
     # The image processor might resize once more: only the same size can be compared.
     assert published["image_grid_thw"].tolist() == [list(pair.grid)]
     torch.testing.assert_close(pair.pixels(), published["pixel_values"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("size", "expected"), [((70, 50), (140, 100)), ((130, 100), (130, 100))])
+def test_frames_of_glm5_keep_their_proportions(native, size, expected):
+    processor = resolve(native("glm5_next")).processor()
+    (pair,) = processor.encode(asked(to_video([tiny_native.noise(*size)], "frames"))).images
+    assert pair.image.image.size == expected
+    assert all(0 <= whole - side < 28 for whole, side in zip(pair.size, expected, strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -143,14 +158,20 @@ def test_logits_are_those_of_the_published_path_for_videos(native, kind):
     image = loaded.processor.tokenizer.convert_tokens_to_ids("<|image|>")
     pixels = torch.cat([each.pixels() for each in encoded.images])
     grid = torch.tensor([[len(encoded.images), *encoded.images[0].grid[1:]]])
+    types = {"mm_token_type_ids": (ids == image).int() * 2}
+    start = loaded.model.config.video_start_token_id
     with torch.no_grad():
+        if kind == "glm5_next":
+            types, published_start = {}, checkpoint.config["video_start_token_id"]
+            loaded.model.config.video_start_token_id = published_start
         published = loaded.model(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=(ids == image).int() * 2,
+            **types,
             pixel_values_videos=pixels,
             video_grid_thw=grid,
         ).logits
+        loaded.model.config.video_start_token_id = start
         features = loaded.inputs.features(encoded.images)
         ours = loaded.model(
             input_ids=ids,

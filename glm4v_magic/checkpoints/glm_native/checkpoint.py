@@ -202,6 +202,9 @@ class NativeCheckpoint:
                 self._merges,
             ),
         )
+        if self._family.is_recurrent:
+            # Frames come as images, with the same features: no token is one of a video then.
+            model.config.video_start_token_id = -1
         inputs = NativeInputs(model, is_recurrent=self._family.is_recurrent)
         return Loaded(model, processor, inputs, self._notes)
 

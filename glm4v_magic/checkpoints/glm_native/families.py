@@ -78,6 +78,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "glm5_next": Family(  # GLM-5.3-Flash
         _GLM5,
+        video="glm5_next",
         efforts=("low", "high", "max"),
         is_recurrent=True,
         counts_tokens=True,

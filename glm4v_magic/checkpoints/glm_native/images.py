@@ -45,6 +45,13 @@ class _VideoFile(BaseModel):
     size: _VideoSize = _VideoSize()
 
 
+class _VideoTokens(BaseModel):
+    """Limits of GLM-5.3's ``video_preprocessor_config.json``: visual tokens of all frames."""
+
+    min_image_tokens: int = Field(default=16, ge=1)
+    max_image_tokens: int = Field(default=240_000, ge=1)
+
+
 _Side = Annotated[int, Field(strict=True, ge=1)]
 _THREE = Field(min_length=3, max_length=3)
 
@@ -61,6 +68,13 @@ class _ImageFile(BaseModel):
 
 def _video_size(folder: Path, rule: str) -> _VideoSize:
     file = folder / "video_preprocessor_config.json"
+    if rule == "glm5_next":
+        tokens = _VideoTokens()
+        if file.is_file():
+            tokens = checked(_VideoTokens, read_json(file), str(file), CheckpointError)
+        return _VideoSize(
+            shortest_edge=tokens.min_image_tokens, longest_edge=tokens.max_image_tokens
+        )
     if file.is_file():
         return checked(_VideoFile, read_json(file), str(file), CheckpointError).size
     return _VideoSize(longest_edge=28 * 28 * 2 * 55_790) if rule == "glmga" else _VideoSize()
@@ -103,6 +117,7 @@ class Patches:
         self._most = None if image_size is None else image_size**2
         self._lower_limit()
         self._video = _VideoSize() if family.video is None else _video_size(folder, family.video)
+        self._pads = family.counts_tokens
 
     def _lower_limit(self) -> None:
         """Make the limit of transformers' processor, which resizes, no higher than ours."""
@@ -207,7 +222,10 @@ class Patches:
         width, height = video.size
         most = self._video.longest_edge
         if self._most is not None:
-            most = min(most, self._most * number)
+            limit = self._most * number
+            if self._pads:
+                limit = limit // (self._processor.temporal_patch_size * self._side**2)
+            most = min(most, limit)
         rows, columns = self._module.smart_resize(
             num_frames=number,
             height=height,
@@ -220,8 +238,31 @@ class Patches:
         self._check_cap(video.source, video.size, (columns, rows))
         return columns, rows
 
-    def frame_values(self, frames: Sequence[Image.Image]) -> Tensor:
-        """Normalise and cut the frames of one patch in time: (P, values of a patch) float32."""
+    def frame_size(
+        self, video: SourcedVideo, number: int, seen: tuple[int, int]
+    ) -> tuple[int, int]:
+        """Return the size of each of `number` frames within what the model sees, `seen`.
+
+        Models whose images are limited in tokens keep proportions: beside a frame is black.
+        """
+        if not self._pads:
+            return seen
+        width, height = video.size
+        scale = min(seen[0] / width, seen[1] / height)
+        fewest = self._video.shortest_edge * self._processor.temporal_patch_size * self._side**2
+        if number * width * height >= fewest:
+            scale = min(1.0, scale)
+        across, down = (max(1, math.floor(side * scale)) for side in (width, height))
+        return min(seen[0], across), min(seen[1], down)
+
+    def frame_values(self, frames: Sequence[Image.Image], seen: tuple[int, int]) -> Tensor:
+        """Normalise and cut the frames of one patch in time: (P, values of a patch) float32.
+
+        Args:
+            frames: the frames.
+            seen: width and height of what the model sees of each.
+        """
+        frames = [each if each.size == seen else each.crop((0, 0, *seen)) for each in frames]
         p, m = int(self._processor.patch_size), int(self._processor.merge_size)
         values = np.stack([np.asarray(frame, np.float32) for frame in frames])
         values = values * np.float32(self._processor.rescale_factor)

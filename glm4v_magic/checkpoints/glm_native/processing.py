@@ -153,13 +153,13 @@ class NativeProcessor:
         grid = self._patches.grid(size)
         number = len(indices)
         self._require_room(video, number, number // 2 * self._patches.visual_tokens(grid))
-        frames = video.frames(indices, size)
+        frames = video.frames(indices, self._patches.frame_size(video, number, size))
         for first, second in zip(frames[::2], frames[1::2], strict=True):
             ids.append(self._image_start)
             start = len(ids)
             ids += [self._image_id] * self._patches.visual_tokens(grid)
             pair = (first.image.image, second.image.image)
-            values = partial(self._patches.frame_values, pair)
+            values = partial(self._patches.frame_values, pair, size)
             encoded.append(
                 EncodedImage(first.image, start, len(ids), size, values, grid, second.image)
             )

@@ -18,6 +18,7 @@ Rule = Callable[[SourcedVideo], list[int]]
 _FRAMES = 2  # of a patch in time
 _LONGEST = 300.0  # seconds that GLM-4.1V looks at with its full rate
 _MOST_FRAMES = 640
+_MOST_FRAMES_OF_GLM5 = 2048
 _RATES = ((30, 3.0), (300, 1.0), (math.inf, 0.5))  # of GLM-4.6V, by seconds
 _MOST_SECONDS = 2400.0
 
@@ -60,6 +61,17 @@ def _glmga(video: SourcedVideo) -> list[int]:
     return _spaced(0, video.count - 1, number) if len(found) > number else found
 
 
+def _glm5_next(video: SourcedVideo) -> list[int]:
+    rate = video.wanted_fps or 2.0
+    number = min(int(video.duration * rate), _MOST_FRAMES_OF_GLM5)
+    if video.count < number:
+        return _spaced(0, video.count - 1, number)
+    found = _each(video, 1 / rate, int(video.duration))
+    if len(found) < number:
+        return _spaced(*((found[0], found[-1]) if found else (0, video.count - 1)), number)
+    return _spaced(0, video.count - 1, number) if len(found) > number else found
+
+
 def _each(video: SourcedVideo, step: float, until: float) -> list[int]:
     """Return the first frame of each `step` seconds."""
     found, current = [], 0.0
@@ -91,7 +103,12 @@ def _of(rule: Rule) -> Rule:
     return sampled
 
 
-RULES: dict[str, Rule] = {"glm4v": _of(_glm4v), "glm46v": _of(_glm46v), "glmga": _of(_glmga)}
+RULES: dict[str, Rule] = {
+    "glm4v": _of(_glm4v),
+    "glm46v": _of(_glm46v),
+    "glmga": _of(_glmga),
+    "glm5_next": _of(_glm5_next),
+}
 """Indices of the frames that a model sees, an even number of them, by the name of the rule."""
 
 
