@@ -93,9 +93,9 @@ def complete(text: str, names: Mapping[str, Any], chats: Iterable[str] = ()) -> 
     if (cell := _OUR_CELL.match(first)) is not None:
         if below:
             return _expression(text, context, "--over" in first) or Completed("", ())
-        return _words(cell["rest"], context, _after_two_signs)
+        return _words(cell["rest"], context, _after_cell_magic)
     if (line := _OUR_LINE.fullmatch(text.rpartition("\n")[2])) is not None:
-        return _words(line["rest"], context, _after_one_sign)
+        return _words(line["rest"], context, _after_line_magic)
     return None
 
 
@@ -152,11 +152,11 @@ def _parts(value: object) -> list[str]:
         return []
 
 
-def _after_two_signs(words: list[str], current: str, context: Surroundings) -> Iterable[Match]:
+def _after_cell_magic(words: list[str], current: str, context: Surroundings) -> Iterable[Match]:
     return _arguments(options_in(ANSWER_OPTIONS), words, current, _images, context)
 
 
-def _after_one_sign(words: list[str], current: str, context: Surroundings) -> Iterable[Match]:
+def _after_line_magic(words: list[str], current: str, context: Surroundings) -> Iterable[Match]:
     if not words:
         return [Match(name, "command") for name in ARGUMENTS]
     name, *words = words
@@ -290,10 +290,10 @@ def _json_files(current: str, context: Surroundings) -> Iterator[Match]:
 def _items(current: str, context: Surroundings) -> Iterator[Match]:
     """Yield variables that hold several items, columns of a DataFrame, and folders."""
     names = context.names
-    start, sign = re.match(r"(\w*)([.\[]?)", current).groups()  # type: ignore[union-attr]
-    if sign and type(names.get(start)).__name__ == "DataFrame":
+    start, after = re.match(r"(\w*)([.\[]?)", current).groups()  # type: ignore[union-attr]
+    if after and type(names.get(start)).__name__ == "DataFrame":
         for column in names[start]:
-            if sign == "[":
+            if after == "[":
                 yield Match(f'{start}["{column}"]', "column")
             elif str(column).isidentifier():
                 yield Match(f"{start}.{column}", "column")
@@ -359,11 +359,11 @@ def _of(entry: os.DirEntry[str], is_folder: bool) -> str:
 
 
 def _quoted(path: str, current: str) -> str:
-    sign = current[:1] if current[:1] in "\"'" else ""
-    if not sign and re.search(r"[\s\"']", path):
-        sign = "'" if '"' in path else '"'
+    quote = current[:1] if current[:1] in "\"'" else ""
+    if not quote and re.search(r"[\s\"']", path):
+        quote = "'" if '"' in path else '"'
     # The quote stays open at a folder, whose files come next.
-    return f"{sign}{path}{'' if path.endswith('/') else sign}"
+    return f"{quote}{path}{'' if path.endswith('/') else quote}"
 
 
 _OFFERED: Mapping[str, Offer] = {
