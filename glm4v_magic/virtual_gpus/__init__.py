@@ -5,12 +5,11 @@
         model.generate(...)
     print(gpus.report())
 
-This room needs PyTorch, and of the package only how errors are worded and GPUs are described: four
-modules of `core`, which are the standard library alone and are there because a plan reads the same
-descriptions, ``4x16GiB``, without PyTorch. PyTorch is imported when a name is first used, so that
-the pytest fixture costs nothing. Begin with `context`,
-the ``with`` block; `machine` runs operations, `rules` has CUDA's rules for devices, `memory` counts
-bytes, `trace` knows the running module and phase.
+This room needs PyTorch, and nothing else of the package: a copy of the folder works. Where the rest
+is there, errors are worded as its own and GPUs may be named (`package`). PyTorch is imported when a
+name is first used, so that the pytest fixture costs nothing. Begin with `context`, the ``with``
+block; `machine` runs operations, `rules` has CUDA's rules for devices, `memory` counts bytes,
+`trace` knows the running module and phase.
 """
 
 from __future__ import annotations

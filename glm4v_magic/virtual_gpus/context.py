@@ -13,14 +13,20 @@ from typing import Any, Self, TypeVar, get_args
 import torch
 from torch import nn
 
-from glm4v_magic.core.errors import GPUDescriptionError, OptionError, PlacementError
-from glm4v_magic.core.gpu_spec import GPU, MAX_GPUS, parse_gpus
 from glm4v_magic.virtual_gpus.facade import CudaFacade
 from glm4v_magic.virtual_gpus.generators import VirtualGenerator
 from glm4v_magic.virtual_gpus.guard import install_noop_cuda_guard
 from glm4v_magic.virtual_gpus.machine import Machine, OnMismatch, Values
 from glm4v_magic.virtual_gpus.meta_model import without_data
 from glm4v_magic.virtual_gpus.modes import operators_watched, virtual_devices
+from glm4v_magic.virtual_gpus.package import (
+    GPU,
+    MAX_GPUS,
+    GPUDescriptionError,
+    OptionError,
+    PlacementError,
+    parse_gpus,
+)
 from glm4v_magic.virtual_gpus.report import CopyRecord, MemoryPeak, Problem, Report
 from glm4v_magic.virtual_gpus.saving import gpu_storages
 from glm4v_magic.virtual_gpus.streams import VirtualEvent, VirtualStream

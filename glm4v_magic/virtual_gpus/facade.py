@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.virtual_gpus.memory import MemoryLedger
+from glm4v_magic.virtual_gpus.package import GPU
 from glm4v_magic.virtual_gpus.streams import VirtualEvent, VirtualStream
 
 __all__ = ["CudaFacade"]

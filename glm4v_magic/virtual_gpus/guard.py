@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from glm4v_magic.core.errors import PlacementError
+from glm4v_magic.virtual_gpus.package import PlacementError
 
 __all__ = ["install_noop_cuda_guard"]
 

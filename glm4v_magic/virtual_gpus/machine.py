@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from glm4v_magic.core.errors import PlacementError
 from glm4v_magic.virtual_gpus.memory import MemoryLedger
+from glm4v_magic.virtual_gpus.package import PlacementError
 from glm4v_magic.virtual_gpus.report import Guess, MetaTensorError, MixedDeviceError, Problem
 from glm4v_magic.virtual_gpus.rules import (
     NO_DATA,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -100,3 +101,48 @@ def test_the_plugin_imports_nothing_of_weight() -> None:
         "glm4v_magic.virtual_gpus", "glm4v_magic.virtual_gpus.pytest_plugin",
     ]  # fmt: skip
     assert not heavy
+
+
+ALONE = """
+import torch
+from glm4v_magic.virtual_gpus import MixedDeviceError, VirtualGPUs
+
+with VirtualGPUs("2xA100-1.5GiB+1GiB", available=True) as gpus:
+    assert [gpu.name for gpu in gpus.gpus] == ["A100", "A100", "GPU"]
+    assert gpus.max_memory == {0: 3 * 2**29, 1: 3 * 2**29, 2: 2**30}
+    model = torch.nn.Linear(4, 4).to("cuda:1")
+    moved = model(torch.ones(1, 4, device="cuda:1")).to("cuda:2")
+    assert torch.equal(moved.cpu(), model(torch.ones(1, 4, device="cuda:1")).cpu())
+    try:
+        moved + model.bias
+    except MixedDeviceError as error:
+        print(error)
+    try:
+        torch.ones(2**29, device="cuda:0")
+    except torch.OutOfMemoryError as error:
+        print(error)
+for wrong in (lambda: VirtualGPUs("4xT4"), lambda: VirtualGPUs("1x1GiB", values="some"),
+              lambda: VirtualGPUs("300x1GiB"), lambda: VirtualGPUs("16")):
+    try:
+        wrong()
+    except Exception as error:
+        print(type(error).__module__, type(error).__name__, error)
+"""
+
+
+def test_a_copy_of_the_folder_works_alone(tmp_path: Path) -> None:
+    package = tmp_path / "glm4v_magic"
+    shutil.copytree(PYPROJECT.parent / "glm4v_magic/virtual_gpus", package / "virtual_gpus")
+    (package / "__init__.py").touch()
+    (tmp_path / "own.py").write_text(ALONE, "utf-8")
+    mixed, full, *wrong = run("own.py", folder=tmp_path).splitlines()
+    assert "found at least two devices, cuda:2 and cuda:1!" in mixed
+    assert "Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1.50 GiB" in full
+    alone = "glm4v_magic.virtual_gpus.alone"
+    assert [line.split()[:2] for line in wrong] == [
+        [alone, "GPUDescriptionError"], [alone, "OptionError"],
+        [alone, "GPUDescriptionError"], [alone, "GPUDescriptionError"],
+    ]  # fmt: skip
+    assert wrong[0].endswith(
+        """Cannot read '4xT4' in '4xT4'. Write for example "4x16GiB" or "24+16GiB"."""
+    )
