@@ -42,7 +42,7 @@ PACKAGE = Path(glm4v_magic.__file__).parent
 LINES = {"cell": Glm4vMagics.glm4v, **COMMANDS}
 # Of one command alone, where they are declared.
 COMMANDS_OWN = {
-    "--all", "--dry-run", "--file", "--help", "--hub", "--json", "--machines", "--out",
+    "--all", "--file", "--help", "--hub", "--json", "--machines", "--out",
     "--preview", "--quiet", "--save",
 }  # fmt: skip
 VALUES = (
