@@ -245,7 +245,7 @@ class TestCarryingOn:
         server.answer(CHAT, counted("The cat", 10, 2))
         assert notice(engine, Request(Conversation(self.BEGUN.messages[:1]))) == ""
 
-    @pytest.mark.parametrize(("prompt", "is_said"), [(11, False), (12, False), (13, True)])
+    @pytest.mark.parametrize(("prompt", "is_said"), [(11, False), (13, False), (14, True)])
     def test_the_length_of_the_prompt_tells(self, server, engine, begun, prompt, is_said):
         server.answer(CHAT, counted(" sleeps.", prompt, 3, "stop"))
         said = notice(engine, Request(self.BEGUN))
@@ -267,6 +267,13 @@ class TestCarryingOn:
         assert "seems to have begun a new answer" in notice(engine, Request(Conversation(turns)))
         server.answer(CHAT, stream(piece(", and dreams."), END))
         assert notice(engine, Request(Conversation(turns))) == ""
+
+    def test_bytes_that_are_no_text_are_other_tokens_when_they_are_sent_back(self, server, engine):
+        server.answer(CHAT, counted("The \ufffd", 10, 2))
+        notice(engine, Request(Conversation(self.BEGUN.messages[:1])))
+        odd = Message("assistant", "The \ufffd", complete=False)
+        server.answer(CHAT, counted(" sleeps.", 14, 3, "stop"))
+        assert notice(engine, Request(Conversation((self.BEGUN.messages[0], odd)))) == ""
 
     def test_a_chat_that_is_not_known_is_not_judged(self, server, engine):
         server.answer(CHAT, counted(" sleeps.", 99, 3, "stop"))

@@ -61,7 +61,7 @@ VLLM = {
     ),
     "refusal": {
         "error": {
-            "message": "1 validation error:\n  {'type': 'extra_forbidden', 'loc': ('body', 'zeal')}",
+            "message": "1 validation error:\n  {'type': 'extra_forbidden', 'loc': 'zeal'}",
             "type": "Bad Request",
             "param": None,
             "code": 400,
@@ -170,7 +170,7 @@ def test_an_answer(server, session, kind):
 
 def test_what_it_refuses(server, session, kind):
     server.answer(CHAT, response(kind["refusal"], status="400 Bad Request"))
-    with pytest.raises(EngineError, match="answers 400 Bad Request: .*zeal"):
+    with pytest.raises(EngineError, match=r"answers 400 Bad Request: .*zeal"):
         session.ask("How many?")
 
 

@@ -1,8 +1,9 @@
 """Tells whether a server has carried an answer on, or has begun a new one in its place.
 
-Not every server knows ``continue_final_message``, and most ignore fields that they do not know. Such
-a one takes the begun answer for a turn that is over. Its prompt then ends with the tokens that end a
-turn and those that begin the next, so that it is longer than the prompt and the answer before.
+Not every server knows ``continue_final_message``, and most ignore fields that they do not know.
+Such a one takes the begun answer for a turn that is over. Its prompt then ends with the tokens that
+end a turn and those that begin the next, so that it is longer than the prompt and the answer
+before.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ __all__ = ["Lengths"]
 _MOST = 256  # conversations that are remembered
 _SAME = 24
 """Characters at the beginning of two answers by which they are the same."""
+
+_SLACK = 1
+"""Tokens that a prompt may be longer by: templates of GLM begin each answer with a newline."""
+_UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # bytes that are no UTF-8; sent back they are others
 
 _Key: TypeAlias = tuple[tuple[str, str, int], ...]
 
@@ -54,7 +59,9 @@ class Lengths:
         if len(head) == _SAME and text.removeprefix(begun).strip().startswith(head):
             return True
         before, tokens = self._known.get(_key(conversation), ("", 0))
-        return before == begun and prompt_tokens is not None and prompt_tokens > tokens
+        if before != begun or prompt_tokens is None or _UNREADABLE in begun:
+            return False
+        return prompt_tokens > tokens + _SLACK
 
 
 def _key(conversation: Conversation) -> _Key:

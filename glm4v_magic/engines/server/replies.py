@@ -216,8 +216,8 @@ def error_code(data: str) -> int | None:
     error = content.get("error") if isinstance(content, dict) else None
     if not error:
         return None
-    codes = [each.get("code") for each in (error, content) if isinstance(each, dict)]
-    return _first(int(each) for each in codes if str(each).isdecimal())
+    codes = [str(each.get("code")) for each in (error, content) if isinstance(each, dict)]
+    return _first(int(each) for each in codes if each.isdecimal())
 
 
 _PLACES = ("error", "message", "detail", "msg")
