@@ -292,7 +292,8 @@ def _paragraphs(conversation: Conversation) -> Iterator[str]:
 
 def _marks(conversation: Conversation, turn: int) -> Iterator[str]:
     """Yield a list of the boxes and points of an answer, if there are any."""
-    lines = mark_lines(marks_of(conversation, turn).all, conversation.images)
+    marks = marks_of(conversation, turn).all
+    lines = mark_lines(marks, conversation.images, conversation.videos)
     if lines:
         yield "\n".join(f"- {line_of(line)}" for line in lines) + "\n"
 
