@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo lab test test-fast nightly nightly-patch bench bench-full bench-gpu lint tables docs dist eval-demo eval-native-demo clean
+.PHONY: demo lab test test-fast test-gpu nightly nightly-patch bench bench-full bench-gpu lint tables docs dist eval-demo eval-native-demo clean
 
 demo: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py notebooks/01_quickstart.ipynb
@@ -25,6 +25,10 @@ test: $(INSTALLED)
 # While working: no browser, kernel or server, and none of the long files (tests/slow_files.py).
 test-fast: $(INSTALLED)
 	$(PYTEST) -m "not slow and not nightly and not browser and not gpu"
+
+# On a machine with a GPU: answers, memory and mixed devices, held against those of the CPU.
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu
 
 # Everything that takes too long for every change: all random device maps.
 nightly: $(INSTALLED)

@@ -56,7 +56,10 @@ class Sparing:
 
 
 def pytest_configure(config):
+    """Hide the GPUs there may be, unless they are what is tested: no result depends on them."""
     config.pluginmanager.register(Sparing())
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture

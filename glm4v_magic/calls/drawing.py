@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from glm4v_magic.calls.boxes_text import mark_lines, marks_counted, picture_of
+from glm4v_magic.calls.boxes_text import mark_lines, marks_counted
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.wording import counted
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from glm4v_magic.core.boxes import Mark
     from glm4v_magic.core.conversation import Answer
 
 __all__ = ["cropped", "drawn"]
@@ -25,31 +24,19 @@ def drawn(answer: Answer, image: int | None = None) -> Image.Image:
     """
     from glm4v_magic.images.marked import marked
 
-    if image is None and answer.marks and answer.marks[0].frame is not None:
-        return _on_frame(answer, answer.marks[0])
     if image is None:
-        image = next((each.image for each in answer.marks if each.frame is None), -1)
+        image = next((each.image for each in answer.marks), -1)
     if not -len(answer.images) <= image < len(answer.images):
         there = counted(len(answer.images), "image") if answer.images else "no images"
         raise OptionError(f"There is no image {image}: the answer has {there}.")
     number = image % len(answer.images)
-    return marked(answer.images[number], _named(answer, (number, None)))
-
-
-def _on_frame(answer: Answer, first: Mark) -> Image.Image:
-    from glm4v_magic.images.marked import marked
-
-    picture = picture_of(first, answer.images, answer.videos)
-    return marked(picture, _named(answer, (first.image, first.frame)))
-
-
-def _named(answer: Answer, place: tuple[int, int | None]) -> list[tuple[str, Mark]]:
-    lines = mark_lines(answer.marks, answer.images, answer.videos)
-    return [
+    lines = mark_lines(answer.marks, answer.images)
+    on_it = [
         (line.name, each)
         for line, each in zip(lines, answer.marks, strict=True)
-        if (each.image, each.frame) == place
+        if each.image == number
     ]
+    return marked(answer.images[number], on_it)
 
 
 def cropped(answer: Answer, number: int) -> Image.Image:
@@ -64,4 +51,4 @@ def cropped(answer: Answer, number: int) -> Image.Image:
         there = marks_counted(answer.boxes) or "no boxes"
         raise OptionError(f"There is no box {number}: the answer has {there}.")
     box = answer.boxes[number]
-    return cut_out(picture_of(box, answer.images, answer.videos), box)
+    return cut_out(answer.images[box.image], box)

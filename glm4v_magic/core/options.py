@@ -707,12 +707,6 @@ class Loading:
     )
 
 
-class Patching:
-    """How a checkpoint's code is patched."""
-
-    dry_run: bool = option(False, "Show the diff, write nothing.", Who(("patch",)), "True or False")
-
-
 class Serving:
     """Where the server listens, and how many requests it answers at once."""
 
@@ -799,7 +793,6 @@ _GROUPS: tuple[type, ...] = (
     ManyRows,
     PlacementFields,
     Loading,
-    Patching,
     Serving,
     SettingsOnly,
 )

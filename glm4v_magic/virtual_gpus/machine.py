@@ -15,11 +15,13 @@ from glm4v_magic.virtual_gpus.memory import MemoryLedger
 from glm4v_magic.virtual_gpus.package import PlacementError
 from glm4v_magic.virtual_gpus.report import Guess, MetaTensorError, MixedDeviceError, Problem
 from glm4v_magic.virtual_gpus.rules import (
+    IMPLICIT,
     NO_DATA,
     Mismatch,
     check_devices,
     composite_kernel,
     is_cpu_only,
+    is_implicit,
     may_stay,
 )
 from glm4v_magic.virtual_gpus.tensor import (
@@ -109,6 +111,9 @@ class Machine:
         special = _SPECIAL.get(operator)
         if special is not None:
             return special(self, operator, args, kwargs)
+        if torch.is_inference_mode_enabled() and is_implicit(operator):
+            with self.watched():
+                return operator._op_dk(IMPLICIT, *args, **kwargs)
         if is_cpu_only(operator):
             raise NotImplementedError(
                 f"Could not run '{operator.name()}' with arguments from the 'CUDA' backend: it "
@@ -121,7 +126,8 @@ class Machine:
                 with self.watched():
                     return operator._op_dk(kernel, *args, **kwargs)
             args, kwargs = self._repaired(operator, args, kwargs, device, mismatch)
-        return self._run(operator, args, kwargs, device)
+        with _as_the_base(operator, args):
+            return self._run(operator, args, kwargs, device)
 
     def move(
         self,
@@ -444,6 +450,17 @@ class Machine:
     def guess_records(self) -> tuple[Guess, ...]:
         """Return the guesses so far."""
         return tuple(Guess(name, module, n) for (name, module), n in self.guesses.items())
+
+
+def _as_the_base(operator: Any, args: tuple[Any, ...]) -> AbstractContextManager[Any]:
+    """Leave inference mode for views of a tensor that was made outside it.
+
+    Such a view is no inference tensor either, and PyTorch, which lets it share the version of its
+    base, refuses one that is.
+    """
+    if not (operator.is_view and torch.is_inference_mode_enabled()):
+        return nullcontext()
+    return nullcontext() if args[0].is_inference() else torch.inference_mode(False)
 
 
 def _called(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

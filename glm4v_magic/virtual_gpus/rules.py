@@ -30,6 +30,7 @@ from glm4v_magic.virtual_gpus.tensor import CPU, META, leaves
 
 __all__ = [
     "CPU_ONLY",
+    "IMPLICIT",
     "NO_DATA",
     "RULES",
     "TAKES_CPU_SCALAR",
@@ -39,6 +40,7 @@ __all__ = [
     "check_devices",
     "composite_kernel",
     "is_cpu_only",
+    "is_implicit",
     "may_stay",
 ]
 
@@ -160,6 +162,7 @@ CPU_ONLY = frozenset({
 
 _ELEMENT_WISE = DeviceRule(default=Place.CPU_SCALAR)
 _COMPOSITE = DispatchKey.CompositeExplicitAutograd
+IMPLICIT = DispatchKey.CompositeImplicitAutograd
 _COMPOSITE_NEW = DispatchKey.CompositeExplicitAutogradNonFunctional
 # PyTorch generates a kernel for _COMPOSITE_NEW for most operations; these have no other.
 _COMPOSITE_NEW_ALONE = (
@@ -225,6 +228,12 @@ def composite_kernel(operator: Any) -> DispatchKey | None:
     # what has a kernel for the CPU has one for CUDA, or is in CPU_ONLY
     is_composite = has(operator.name(), _COMPOSITE.name) and not has(operator.name(), "CPU")
     return _COMPOSITE if is_composite else None
+
+
+@cache
+def is_implicit(operator: Any) -> bool:
+    """Tell whether PyTorch replaces an operation by others, unless it is in inference mode."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), IMPLICIT.name)
 
 
 @cache

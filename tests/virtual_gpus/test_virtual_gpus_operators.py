@@ -120,6 +120,13 @@ def test_some_operators_give_the_same_result() -> None:
     assert different.keys() <= NOT_EQUAL.keys(), dict(different)
 
 
+def test_some_operators_give_the_same_result_in_inference_mode() -> None:
+    with torch.inference_mode():
+        count, different = compared(some(), 1)
+    assert count > 35
+    assert different.keys() <= NOT_EQUAL.keys(), dict(different)
+
+
 def test_some_operators_on_two_devices() -> None:
     outcomes, taken = places_taken(some(), SAMPLES_BY_DAY)
     check_places(taken)
@@ -150,6 +157,14 @@ def test_all_operators_give_the_same_result() -> None:
     sys.stdout.write(f"{count - unequal} of {count} samples are equal ({1 - unequal / count:.2%})")
     assert different.keys() == NOT_EQUAL.keys(), dict(different)
     assert unequal < 0.01 * count
+
+
+@pytest.mark.nightly
+def test_all_operators_give_the_same_result_in_inference_mode() -> None:
+    with torch.inference_mode():
+        count, different = compared(operators(), SAMPLES_BY_DAY)
+    sys.stdout.write(f"{sum(map(len, different.values()))} of {count} samples are not equal")
+    assert different.keys() - NOT_EQUAL.keys() <= {"fft.hfftn"}, dict(different)
 
 
 @pytest.mark.nightly

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from glm4v_magic.core.placement import GivenMap, PlacementOptions
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.text_files import replace_text
 from glm4v_magic.core.typed_options import flags_of, typed
+from glm4v_magic.core.wording import counted
 from glm4v_magic.hardware.cpu import cpu_here
 from glm4v_magic.hardware.usable import gpus_here
 from glm4v_magic.notebook.arguments import ARGUMENTS, PRINT
@@ -42,6 +44,10 @@ __all__ = [
     "plan",
     "show_written",
 ]
+
+
+_OF_MACHINES = ("context", "images", "image_size", "batch", "dtype", "quantize")
+"""Options that say what a model is used for."""
 
 
 def placement_options(arguments: Namespace) -> dict[str, Any]:
@@ -126,16 +132,23 @@ def _on_machines(
     """Show a model on common machines.
 
     Raises:
-        OptionError: if GPUs are described, or a plan is to be written.
+        OptionError: if an option is given that says how to make one plan.
     """
+    placing = replace(
+        PlacementOptions(),
+        **{name: getattr(options, name) for name in _OF_MACHINES},
+    )
     file = json_file(arguments.json, "--json")
-    if options.gpus is not None or arguments.save:
-        what = "--save" if arguments.save else "--gpus"
+    if options != placing or arguments.save:
         raise OptionError(
-            f"--machines shows a table of common machines, so {what} has no meaning.",
-            "Leave it out; --json FILE writes the table.",
+            "--machines takes a model and what it is to be used for: "
+            f"{', '.join('--' + name.replace('_', '-') for name in _OF_MACHINES)}.",
+            "Leave the rest out.",
         )
-    found = machines(model, options)
+    most = model.max_images
+    if most is not None and options.images > most:
+        raise OptionError(f"{model.name} takes {counted(most, 'image')}, not {options.images}.")
+    found = machines(model.shape(), options.workload)
     text = json.dumps([fit.as_json() for fit in found], indent=2)
     if arguments.json == PRINT:
         print(text)  # noqa: T201  as a display it would be quoted, or cut off
