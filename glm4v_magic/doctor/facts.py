@@ -59,7 +59,7 @@ class Package:
 
     Attributes:
         name: name of the distribution.
-        required: required versions, ``>=5.17,<6``; empty for any.
+        required: required versions, ``>=5.18,<6``; empty for any.
         installed: installed version; empty if it is not installed.
         imported: version imported in this process; empty if it is not imported.
         extra: extra that requires it; empty if it is always required.

@@ -44,7 +44,7 @@ ROOT = Path(__file__).parents[2]
 SHAPE = architecture("GLM-4V-9B").shape()
 PACKAGES = {
     "torch": Package("torch", ">=2.6", "2.13.0+cu126", "2.13.0+cu126"),
-    "transformers": Package("transformers", ">=5.17,<6", "5.23.0"),
+    "transformers": Package("transformers", ">=5.18,<6", "5.23.0"),
     "accelerate": Package("accelerate", ">=1.10", "1.15.0"),
     "ipywidgets": Package("ipywidgets", ">=8.1", "8.1.9"),
     "ipykernel": Package("ipykernel", ">=7.0", "7.3.0", extra="notebook"),
