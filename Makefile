@@ -54,6 +54,8 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/follow_up.py --runs 1 --tokens 4
 	$(BIN)/python benchmarks/follow_up.py --runs 1 --tokens 4 --rows 32 --visual-tokens 402
 	$(BIN)/python benchmarks/refill.py --runs 1 --rows 16
+	$(BIN)/python benchmarks/serve.py --rounds 1 --tokens 16
+	$(BIN)/python benchmarks/over_server.py
 	$(BIN)/python benchmarks/monitor.py --runs 3 --answers 5 --tokens 100
 	$(BIN)/python benchmarks/dry_run.py
 	$(BIN)/python benchmarks/speed_limit.py
@@ -70,6 +72,7 @@ bench-full: $(INSTALLED)
 	$(BIN)/python benchmarks/follow_up.py --rows 32
 	$(BIN)/python benchmarks/refill.py
 	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/over_server.py --rows 64
 	$(BIN)/python benchmarks/monitor.py
 	$(BIN)/python benchmarks/dry_run.py
 	$(BIN)/python benchmarks/speed_limit.py
