@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo lab test test-fast test-gpu nightly nightly-patch bench bench-full bench-gpu lint tables docs dist eval-demo eval-native-demo clean
+.PHONY: demo lab test test-fast test-gpu nightly nightly-images nightly-patch bench bench-full bench-gpu lint tables docs dist eval-demo eval-native-demo clean
 
 demo: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py notebooks/01_quickstart.ipynb
@@ -33,6 +33,17 @@ test-gpu: $(INSTALLED)
 # Everything that takes too long for every change: all random device maps.
 nightly: $(INSTALLED)
 	$(PYTEST) -m nightly
+
+# Pillow's own test images, from its source distribution; they stay in build/.
+nightly-images: $(INSTALLED) build/pillow
+	$(PYTEST) -m nightly tests/images/test_pillow_images.py
+
+build/pillow:
+	mkdir -p build/download
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: \
+		--dest build/download $$(grep '^pillow==' constraints.txt)
+	tar -xzf build/download/pillow-*.tar.gz -C build/download
+	mv build/download/pillow-*/ build/pillow
 
 # The patch of published code with the transformers that runs it, in an environment of its own.
 nightly-patch:

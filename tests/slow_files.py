@@ -45,6 +45,7 @@ SLOW = {
     "engines/test_server_stream.py": "asks a server",
     "engines/test_thinking_forms.py": "several models",
     "hardware/test_gpus.py": "starts interpreters",
+    "images/test_images_decode.py": "starts interpreters",
     "images/test_images_web.py": "fetches from a server",
     "mapping/test_row_file.py": "answers thousands of questions, and starts interpreters",
     "mapping/test_batch.py": "answers hundreds of questions",

@@ -7,21 +7,23 @@ import warnings
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
-from glm4v_magic.core.errors import ImageError, reason
+from glm4v_magic.core.errors import ImageError
 from glm4v_magic.core.image import Limits, SourcedImage
 from glm4v_magic.images.encoded import own_bytes
 from glm4v_magic.images.formats import not_an_image
-from glm4v_magic.images.messages import one_line, require_page
+from glm4v_magic.images.messages import one_line, require_page, unreadable
 from glm4v_magic.images.pdf import draw, is_pdf
-from glm4v_magic.images.rgb import to_rgb, turn
+from glm4v_magic.images.rgb import has_profile, to_rgb, turn
+from glm4v_magic.images.tiff import kind_of_tiff
 
 if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = ["decode", "too_large", "upright"]
 
-# Pillow runs Ghostscript on the first and the system's own renderer on the second.
-_RUNS_PROGRAMS = frozenset({"EPS", "WMF"})
+# Pillow runs Ghostscript on the first and the system's own renderer on the second; of the others it
+# knows the name alone.
+_NOT_READ = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5"})
 _HEAD = 512  # bytes that tell what a file is
 
 
@@ -47,7 +49,7 @@ def decode(stream: IO[bytes], source: str, limits: Limits, page: int | None = No
         warnings.simplefilter("ignore")
         opened = _opened(stream, source, limits)
         read = upright(opened, source, limits, page)
-        if turn(opened) is None:
+        if turn(opened) is None and not has_profile(opened):
             read = replace(read, encoded=own_bytes(opened, stream))
         return read
 
@@ -82,12 +84,12 @@ def _turn_to(image: Image.Image, page: int, source: str) -> None:
     try:
         pages = int(getattr(image, "n_frames", 1))
     except Exception as error:
-        raise _damaged(source, error) from error
+        raise unreadable(source, error) from error
     require_page(page, pages, source)
     try:
         image.seek(page - 1)
     except Exception as error:
-        raise _damaged(f"{source}, page {page},", error) from error
+        raise unreadable(f"{source}, page {page},", error) from error
 
 
 def _require_size(image: Image.Image, source: str, limits: Limits) -> None:
@@ -124,9 +126,10 @@ def _opened(stream: IO[bytes], source: str, limits: Limits) -> Image.Image:
         raise too_large(source, int(pixels[0]) if pixels else None, limits) from None
     except UnidentifiedImageError:
         stream.seek(0)
-        raise not_an_image(source, stream.read(_HEAD)) from None
+        head = stream.read(_HEAD)
+        raise kind_of_tiff(source, stream) or not_an_image(source, head) from None
     except Exception as error:
-        raise _damaged(source, error) from error
+        raise unreadable(source, error) from error
 
 
 def _identified(stream: IO[bytes]) -> Image.Image:
@@ -134,8 +137,4 @@ def _identified(stream: IO[bytes]) -> Image.Image:
     from PIL import Image
 
     Image.preinit()
-    return Image.open(stream, formats=[name for name in Image.ID if name not in _RUNS_PROGRAMS])
-
-
-def _damaged(source: str, error: Exception) -> ImageError:
-    return ImageError(f"{one_line(source)} is cut short or damaged: {reason(error)}")
+    return Image.open(stream, formats=[name for name in Image.ID if name not in _NOT_READ])

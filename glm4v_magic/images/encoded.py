@@ -29,11 +29,10 @@ def own_bytes(image: Image.Image, stream: IO[bytes]) -> bytes:
         image: image that was opened from the file.
         stream: the file.
     """
-    is_plain = image.mode in ("RGB", "L") and not image.has_transparency_data
-    if not is_plain or getattr(image, "n_frames", 1) > 1:
-        return b""
     write = {"JPEG": _jpeg, "PNG": _png}.get(image.format or "")
-    if write is None:
+    is_plain = image.mode in ("RGB", "L") and not image.has_transparency_data
+    # Of other formats, even the number of pages may be damaged.
+    if write is None or not is_plain or getattr(image, "n_frames", 1) > 1:
         return b""
     stream.seek(0)
     content = stream.read()

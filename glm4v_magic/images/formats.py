@@ -7,12 +7,14 @@ import re
 from glm4v_magic.core.errors import ImageError
 from glm4v_magic.images.messages import one_line
 
-__all__ = ["SUFFIXES", "may_be_image", "not_an_image"]
+__all__ = ["SUFFIXES", "is_known", "may_be_image", "not_an_image"]
 
 SUFFIXES = (
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpeg", ".jpg", ".jxl",
     ".pbm", ".pdf", ".pgm", ".png", ".ppm", ".svg", ".tif", ".tiff", ".webp",
 )  # fmt: skip
+
+_PNG_FIRST = "Save it as a PNG first."
 
 _IMAGE_SIGNATURES = (
     (re.compile(rb"\x89PNG"), "PNG"),
@@ -21,28 +23,82 @@ _IMAGE_SIGNATURES = (
     (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), "WebP"),
     (re.compile(rb"II\*\0|MM\0\*"), "TIFF"),
     (re.compile(rb"BM"), "BMP"),
+    (re.compile(rb"8BPS"), "Photoshop"),
+    (re.compile(rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51"), "JPEG 2000"),
+    (re.compile(rb".{4}ftypavi[fs]", re.DOTALL), "AVIF"),
 )
+_RAW = "Develop it: rawpy.imread(path).postprocess() gives an array. pip install rawpy"
 _OTHER_SIGNATURES = (
-    (re.compile(rb"%!PS"), "a PostScript document", "Save it as a PNG first."),
+    (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "a PostScript document", _PNG_FIRST),
     (re.compile(rb"PK\x03\x04"), "a ZIP archive or an office document", "Unpack the image."),
     (
         re.compile(rb".{4}ftyp(hei|hev|mif1|msf1)", re.DOTALL),
         "a HEIC image, which Pillow cannot read alone",
         "Save it as JPEG, or install pillow-heif and call pillow_heif.register_heif_opener().",
     ),
+    (
+        re.compile(rb".{4}ftypavi[fs]", re.DOTALL),
+        "an AVIF image, which this Pillow cannot read",
+        "Install pillow-avif-plugin and import pillow_avif.",
+    ),
+    (
+        re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "),
+        "a JPEG XL image, which Pillow cannot read alone",
+        "Save it as PNG, or install pillow-jxl-plugin and import pillow_jxl.",
+    ),
+    (re.compile(rb".{4}ftypcrx |II\*\0.{4}CR|FUJIFILMCCD-RAW|IIRS|IIU\0", re.DOTALL),
+     "a camera's raw image", _RAW),
     (re.compile(rb".{4}ftyp", re.DOTALL), "a video", "Save one of its frames as a PNG first."),
+    (
+        re.compile(rb".{128}DICM", re.DOTALL),
+        "a DICOM image",
+        "Read it with pydicom: pydicom.dcmread(path).pixel_array is an array. pip install pydicom",
+    ),
+    (
+        re.compile(rb"v/1\x01"),
+        "an OpenEXR image",
+        "Read it with imageio, and scale its values to 0 to 1. pip install imageio",
+    ),
+    (
+        re.compile(rb"#\?(RADIANCE|RGBE)"),
+        "a Radiance HDR image",
+        "Read it with imageio, and scale its values to 0 to 1. pip install imageio",
+    ),
+    (re.compile(rb"\x93NUMPY"), "an array of NumPy", "Load it: numpy.load(path)."),
+    (re.compile(rb"\x89HDF"), "an HDF5 file", "Read the image with h5py. pip install h5py"),
+    (re.compile(rb"SIMPLE  ="), "a FITS file that Pillow cannot read",
+     "Read it with astropy: astropy.io.fits.getdata(path). pip install astropy"),
+    (re.compile(rb"gimp xcf "), "a GIMP drawing", "Export it as a PNG first."),
+    (re.compile(rb"\xd0\xcf\x11\xe0"), "an OLE document, such as FlashPix", _PNG_FIRST),
+    (
+        re.compile(rb"\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF", re.DOTALL),
+        "a Windows metafile",
+        _PNG_FIRST,
+    ),
+    (re.compile(rb"GRIB|BUFR"), "a file of weather data",
+     "Read it with xarray and cfgrib, and give the array."),
     (
         re.compile(rb"version https://git-lfs"),
         "a Git LFS pointer, not the image itself",
         "Fetch it with git lfs pull.",
     ),
-    (re.compile(rb"\s*(<\?xml.*)?<svg", re.DOTALL), "an SVG drawing", "Save it as a PNG first."),
+    (
+        re.compile(rb"\s*(<\?xml.*)?<svg", re.DOTALL),
+        "an SVG drawing",
+        "Save it as a PNG first, or draw it with cairosvg.svg2png. pip install cairosvg",
+    ),
     (
         re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE),
         "a web page",
         "Give the address of the image itself.",
     ),
-)
+)  # fmt: skip
+
+
+def is_known(content: bytes) -> bool:
+    """Tell whether bytes begin like an image file, a PDF document or a kind that is not read."""
+    known = (pattern for pattern, *_ in (*_IMAGE_SIGNATURES, *_OTHER_SIGNATURES))
+    return content.startswith(b"%PDF") or any(pattern.match(content) for pattern in known)
 
 
 def may_be_image(media_type: str) -> bool:
@@ -55,14 +111,18 @@ def not_an_image(source: str, head: bytes) -> ImageError:
     shown = one_line(source)
     if not head:
         return ImageError(f"{shown} is empty (0 bytes).")
-    for pattern, name in _IMAGE_SIGNATURES:
-        if pattern.match(head):
-            return ImageError(f"{shown} begins like a {name} file but is cut short or damaged.")
     for pattern, name, hint in _OTHER_SIGNATURES:
         if pattern.match(head):
             return ImageError(f"{shown} is {name}.", hint)
+    for pattern, name in _IMAGE_SIGNATURES:
+        if pattern.match(head):
+            return ImageError(f"{shown} begins like {_a(name)} file but is cut short or damaged.")
     text = head.decode("utf-8", "ignore")
     if len(text.encode()) > len(head) - 4 and all(c.isprintable() or c.isspace() for c in text):
         start = " ".join(text.split())[:40]
         return ImageError(f"{shown} is not an image: it is text that starts with {start!r}.")
     return ImageError(f"{shown} is not an image: it starts with the bytes {head[:8].hex(' ')}.")
+
+
+def _a(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"

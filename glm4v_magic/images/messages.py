@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
-from glm4v_magic.core.errors import ImageError
+from glm4v_magic.core.errors import ImageError, reason
 from glm4v_magic.core.image import Limits, SourcedImage
 
-__all__ = ["ACCEPTED", "one_line", "refuse_too_many", "refuse_too_much", "require_page"]
+__all__ = [
+    "ACCEPTED",
+    "one_line",
+    "refuse_too_many",
+    "refuse_too_much",
+    "require_page",
+    "unreadable",
+]
 
 ACCEPTED = "Give a path, URL, PIL image, array, bytes, open file, figure, or a list of these."
 
@@ -17,6 +25,17 @@ def one_line(text: str) -> str:
     ends = text if len(text) <= 240 else text[:120] + text[-120:]  # enough of a megabyte
     printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in ends)
     return printable if len(printable) <= 120 else f"{printable[:80]}...{printable[-30:]}"
+
+
+def unreadable(source: str, error: Exception) -> ImageError:
+    """Return the error for an image that Pillow cannot read: of an unknown kind, or damaged."""
+    said = str(error)
+    if isinstance(error, NotImplementedError) or re.search("[Uu]nsupported|not supported", said):
+        return ImageError(
+            f"{one_line(source)} is of a kind that Pillow does not read: {one_line(said)}.",
+            "Save it as a PNG first.",
+        )
+    return ImageError(f"{one_line(source)} is cut short or damaged: {reason(error)}")
 
 
 def refuse_too_many(given: int, source: str, limits: Limits) -> None:

@@ -11,7 +11,7 @@ from glm4v_magic.images.files import exists, from_file, matches, path_of
 from glm4v_magic.images.messages import one_line, refuse_too_many, refuse_too_much
 from glm4v_magic.images.missing import missing
 from glm4v_magic.images.pdf import name_and_page
-from glm4v_magic.images.uris import from_uri, is_uri
+from glm4v_magic.images.uris import from_base64, from_uri, is_uri
 
 __all__ = ["from_name"]
 
@@ -26,7 +26,8 @@ def from_name(
     """Return the image at a URI or path, or the images that match a pattern in natural order.
 
     Args:
-        name: URI, path or pattern, as the user wrote it; ``#page=3`` behind it names a page.
+        name: URI, path or pattern, as the user wrote it; ``#page=3`` behind it names a page. An
+            image in base64 may stand in its place.
         base: folder that relative paths start from.
         namespace: variables that may have been meant, for the error message.
         limits: limits on size and download.
@@ -42,6 +43,8 @@ def from_name(
     if exists(name, base):
         return (from_file(path_of(name, base), name, limits, page),)
     files = matches(name, base)
+    if not files and (image := from_base64(name, limits, page)) is not None:
+        return (image,)
     if not files:
         raise missing(name, base, namespace)
     refuse_too_many(len(files), name, limits)

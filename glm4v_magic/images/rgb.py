@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.core.errors import ImageError, reason
-from glm4v_magic.images.messages import one_line
-from glm4v_magic.images.scaling import eight_bits_of_floats, eight_bits_of_integers
+from glm4v_magic.core.errors import ImageError
+from glm4v_magic.images.messages import unreadable
+from glm4v_magic.images.scaling import Scale, scale_of_floats, scale_of_integers
+from glm4v_magic.images.tiff import largest_value
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL import Image
 
-__all__ = ["to_rgb", "turn"]
+__all__ = ["has_profile", "to_rgb", "turn"]
+
+_WITH_PROFILES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK")
+_STRIP = 2**20  # pixels that are converted at a time: what that takes is then small
 
 
 def to_rgb(image: Image.Image, source: str = "The image") -> Image.Image:
     """Return a new image: 8-bit RGB, upright by the EXIF orientation, without metadata.
 
-    Transparent pixels become white. 16-bit values are scaled, and modes I and F if their values
-    need it (0 to 255 are kept; floats of 0 to 1 become 0 to 255).
+    Transparent pixels become white. Values of 9 to 16 bits are scaled by what the file says of
+    their depth, and modes I and F if their values need it (0 to 255 are kept; floats of 0 to 1
+    become 0 to 255). Colours of an ICC profile become those of sRGB. Beside the image that is given
+    and the new one, little memory is taken.
 
     Raises:
         ImageError: if the pixels cannot be decoded, or their values are out of range.
     """
     try:
         image.load()
-        rgb = _flat(image, source)
-        upright = turn(image)
+        return _flat(image, source, turn(image))
     except ImageError:
         raise
     except Exception as error:
-        raise ImageError(f"{one_line(source)} is cut short or damaged: {reason(error)}") from error
-    if upright is not None:
-        rgb = rgb.transpose(upright)
-    rgb.info = {}  # a notebook that shows the image must not reveal where it was taken
-    return rgb
+        raise unreadable(source, error) from error
 
 
 def turn(image: Image.Image) -> Image.Transpose | None:
@@ -57,30 +59,126 @@ def turn(image: Image.Image) -> Image.Transpose | None:
     }.get(orientation)
 
 
-def _flat(image: Image.Image, source: str) -> Image.Image:
-    """Return a new RGB image; Pillow alone would clip 16 bits and show transparent pixels."""
+def _flat(image: Image.Image, source: str, upright: Image.Transpose | None) -> Image.Image:
+    """Return a new RGB image, made strip by strip."""
+    from PIL import Image
+    from PIL.Image import Transpose
+
+    width, height = image.size
+    lies = upright in (
+        Transpose.TRANSPOSE, Transpose.TRANSVERSE, Transpose.ROTATE_90, Transpose.ROTATE_270,
+    )  # fmt: skip
+    from_end = upright in (
+        Transpose.FLIP_TOP_BOTTOM, Transpose.ROTATE_180, Transpose.TRANSVERSE, Transpose.ROTATE_270,
+    )  # fmt: skip
+    strip = _strip_of(image, source)
+    rgb = Image.new("RGB", (height, width) if lies else (width, height))
+    rows = max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        part = strip(image.crop((0, top, width, bottom)))
+        if upright is not None:
+            part = part.transpose(upright)
+        at = height - bottom if from_end else top
+        rgb.paste(part, (at, 0) if lies else (0, at))
+    return rgb
+
+
+def _strip_of(image: Image.Image, source: str) -> Callable[[Image.Image], Image.Image]:
+    """Return what makes RGB of a part; Pillow alone would clip 16 bits, and show what is clear."""
     from PIL import Image
 
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_eight_bits_of_deep(image, source)).convert("RGB")
-    if image.mode == "La":
-        image = image.convert("LA")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(layer, mask=layer.getchannel("A"))
+        scale, clear = _scale_of(image, source), image.info.get("transparency")
+
+        def deep(part: Image.Image) -> Image.Image:
+            import numpy as np
+
+            values = np.asarray(part)
+            grey = scale(values)
+            if isinstance(clear, int):
+                grey[values == clear] = 255
+            return Image.fromarray(grey).convert("RGB")
+
+        return deep
+    in_srgb = _profiled(image)
+
+    def flat(part: Image.Image) -> Image.Image:
+        if part.mode == "La":
+            part = part.convert("LA")
+        if not part.has_transparency_data:
+            return in_srgb(part)
+        layer = part.convert("RGBA")
+        white = Image.new("RGB", part.size, "white")
+        white.paste(in_srgb(layer), mask=layer.getchannel("A"))
         return white
-    return image.convert("RGB")
+
+    return flat
 
 
-def _eight_bits_of_deep(image: Image.Image, source: str) -> np.ndarray:
+def _profiled(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """Return what makes RGB of a part, its colours those of sRGB if the file has a profile."""
+    found = _transform(image)
+
+    def in_srgb(part: Image.Image) -> Image.Image:
+        if found is None:
+            return part.convert("RGB")
+        from PIL import ImageCms
+
+        transform, mode = found
+        made: Image.Image | None = ImageCms.applyTransform(part.convert(mode), transform)
+        assert made is not None  # it would be if the part itself were changed
+        return made
+
+    return in_srgb
+
+
+def has_profile(image: Image.Image) -> bool:
+    """Tell whether a file's colours are not those of sRGB."""
+    return _transform(image) is not None
+
+
+def _transform(image: Image.Image) -> tuple[Any, str] | None:
+    """Return what brings colours of the file's ICC profile into sRGB, and the mode it takes."""
+    content = image.info.get("icc_profile")
+    if not content or image.mode not in _WITH_PROFILES:
+        return None
+    mode = image.mode if image.mode in ("L", "CMYK") else "RGB"
+    try:
+        from PIL import ImageCms
+
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
+        if (ImageCms.getProfileDescription(profile) or "").startswith("sRGB"):
+            return None
+        if profile.profile.xcolor_space.strip() == "GRAY":
+            mode = "L"
+        return ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB"), mode
+    except Exception:  # a broken profile, or one of other channels, says nothing about the pixels
+        return None
+
+
+def _scale_of(image: Image.Image, source: str) -> Scale:
+    """Return what scales the values of a deep image to 8 bits."""
     import numpy as np
 
-    values = np.asarray(image)
+    white = largest_value(image) or 65535
     if image.mode.startswith("I;16"):
-        return np.rint(values / np.float32(257)).astype(np.uint8)
+        return lambda values: np.rint(values.clip(0, white) * np.float32(255 / white)).astype(
+            np.uint8
+        )
+    strips: Any = _strips(image)
     if image.mode == "F":  # 0 to 255 in Pillow's own conversions, 0 to 1 in scientific files
-        return eight_bits_of_floats(values, source, top=1 if values.max() <= 1 else 255)
-    if values.min() >= 0 and values.max() <= 65535:  # the range of a 16-bit file read as mode I
-        values = values.astype(np.uint16)
-    return eight_bits_of_integers(values, source)
+        top = 1 if max(float(strip.max()) for strip in _strips(image)) <= 1 else 255
+        return scale_of_floats(strips, source, top=top)
+    low, high = image.getextrema()
+    # The range of a 16-bit file read as mode I.
+    kind = np.dtype(np.uint16 if low >= 0 and high <= 65535 else np.int32)  # type: ignore[operator]
+    return scale_of_integers(low, high, kind, source)  # type: ignore[arg-type]  # one band
+
+
+def _strips(image: Image.Image) -> Any:
+    import numpy as np
+
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeAlias
 
 from glm4v_magic.core.errors import ImageError
 from glm4v_magic.images.messages import one_line
@@ -10,49 +11,85 @@ from glm4v_magic.images.messages import one_line
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["eight_bits", "eight_bits_of_floats", "eight_bits_of_integers"]
+__all__ = ["Scale", "eight_bits", "scale_of_floats", "scale_of_integers"]
+
+Scale: TypeAlias = "Callable[[np.ndarray], np.ndarray]"
+"""Makes uint8 of 0 to 255 out of some of the values."""
+
+_AT_ONCE = 2**22  # values; what scaling them takes is then small
 
 
 def eight_bits(array: np.ndarray, source: str) -> np.ndarray:
     """Return the values of any array as uint8 of 0 to 255."""
     import numpy as np
 
+    if array.dtype == np.uint8:
+        return array
+    scale = _scale_of(array, source)
+    scaled = np.empty(array.shape, np.uint8)
+    rows = _rows_at_once(array)
+    for top in range(0, len(array), rows):
+        scaled[top : top + rows] = scale(array[top : top + rows])
+    return scaled
+
+
+def _rows_at_once(array: np.ndarray) -> int:
+    return max(1, _AT_ONCE * len(array) // array.size)
+
+
+def _scale_of(array: np.ndarray, source: str) -> Scale:
+    import numpy as np
+
     match array.dtype.kind:
         case "b":
-            return array.astype(np.uint8) * np.uint8(255)
+            return lambda values: values.astype(np.uint8) * np.uint8(255)
         case "u" | "i":
-            return eight_bits_of_integers(array, source)
+            return scale_of_integers(int(array.min()), int(array.max()), array.dtype, source)
         case "f":
-            return eight_bits_of_floats(array, source, top=1)
+            return scale_of_floats(_parts(array), source, top=1)
     raise ImageError(
         f"{one_line(source)} holds values of type {array.dtype}.",
         "Images are uint8 of 0 to 255 or floats of 0 to 1.",
     )
 
 
-def eight_bits_of_integers(array: np.ndarray, source: str) -> np.ndarray:
-    """Keep 0 to 255; scale values that need 16 bits."""
+def _parts(array: np.ndarray) -> Iterator[np.ndarray]:
+    rows = _rows_at_once(array)
+    return (array[top : top + rows] for top in range(0, len(array), rows))
+
+
+def scale_of_integers(low: int, high: int, dtype: np.dtype, source: str) -> Scale:
+    """Return what keeps 0 to 255, and scales values that need 16 bits."""
     import numpy as np
 
-    low, high = int(array.min()), int(array.max())
     if low >= 0 and high <= 255:
-        return array.astype(np.uint8)
-    if low >= 0 and array.dtype.kind == "u" and array.itemsize == 2:
-        return np.rint(array / np.float32(257)).astype(np.uint8)
+        return lambda values: values.astype(np.uint8)
+    if low >= 0 and dtype.kind == "u" and dtype.itemsize == 2:
+        return lambda values: np.rint(values / np.float32(257)).astype(np.uint8)
     raise ImageError(
-        f"{one_line(source)} holds {array.dtype} values from {low} to {high}.",
+        f"{one_line(source)} holds {dtype} values from {low} to {high}.",
         "Integers must be from 0 to 255, or uint16.",
     )
 
 
-def eight_bits_of_floats(array: np.ndarray, source: str, *, top: int) -> np.ndarray:
-    """Scale from 0 to `top`; excess below half an 8-bit step is rounding error and clipped."""
+def scale_of_floats(parts: Iterable[np.ndarray], source: str, *, top: int) -> Scale:
+    """Return what scales from 0 to `top`; excess below half an 8-bit step is clipped.
+
+    Args:
+        parts: all values, which are looked through once.
+        source: what the user calls them.
+        top: the value that is white.
+    """
     import numpy as np
 
     shown = one_line(source)
-    if not np.isfinite(array).all():
-        raise ImageError(f"{shown} holds NaN or infinite values.", "Replace them: np.nan_to_num.")
-    low, high = float(array.min()), float(array.max())
+    low, high = np.inf, -np.inf
+    for part in parts:
+        if not np.isfinite(part).all():
+            raise ImageError(
+                f"{shown} holds NaN or infinite values.", "Replace them: np.nan_to_num."
+            )
+        low, high = min(low, float(part.min())), max(high, float(part.max()))
     slack = top / 510
     if low < -slack or high > top + slack:
         hint = f"Scale it to 0 to {top}."
@@ -65,5 +102,6 @@ def eight_bits_of_floats(array: np.ndarray, source: str, *, top: int) -> np.ndar
         raise ImageError(
             f"{shown} holds floats from {low:.4g} to {high:.4g}, not from 0 to {top}.", hint
         )
-    values = array.astype(np.float32).clip(0, top)
-    return np.rint(values * (255 / top)).astype(np.uint8)
+    return lambda values: np.rint(
+        values.astype(np.float32).clip(0, top) * np.float32(255 / top)
+    ).astype(np.uint8)

@@ -11,11 +11,13 @@ import urllib.parse
 from glm4v_magic.core.errors import ImageError
 from glm4v_magic.core.image import Limits, SourcedImage
 from glm4v_magic.images.decode import decode
-from glm4v_magic.images.formats import may_be_image
+from glm4v_magic.images.formats import is_known, may_be_image
 from glm4v_magic.images.messages import one_line
 
-__all__ = ["data_of", "from_uri", "is_uri"]
+__all__ = ["data_of", "from_base64", "from_uri", "is_uri"]
 
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]++=*\s*")
+_LEAST_BASE64 = 64  # characters; a shorter text is a name
 _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 
 
@@ -65,3 +67,14 @@ def data_of(uri: str, such_as: str) -> tuple[str, bytes]:
         return media_type, base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
     except binascii.Error as error:
         raise ImageError(f"The data: URI is not valid base64: {error}.") from None
+
+
+def from_base64(word: str, limits: Limits, page: int | None = None) -> SourcedImage | None:
+    """Read the image that a text is in base64; ``None`` if the text is something else."""
+    if len(word) < _LEAST_BASE64 or not _BASE64.fullmatch(word):
+        return None
+    try:
+        content = base64.b64decode("".join(word.split()), validate=True)
+    except binascii.Error:
+        return None
+    return decode(io.BytesIO(content), "base64 text", limits, page) if is_known(content) else None

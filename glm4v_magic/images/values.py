@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from glm4v_magic.core.errors import ImageError, reason
 from glm4v_magic.core.image import DEFAULT_LIMITS, Limits, SourcedImage
 from glm4v_magic.images.arrays import from_numpy, from_torch
 from glm4v_magic.images.decode import decode, upright
+from glm4v_magic.images.holders import is_instance, several, taken_out
 from glm4v_magic.images.messages import (
     ACCEPTED,
     one_line,
@@ -48,14 +48,13 @@ def to_images(
         ImageError: if `value`, or any item of it, is not an image, or there are too many.
     """
     folder = Path.cwd() if base is None else base
-    if _is(value, "ipywidgets.widgets.widget_upload", "FileUpload"):
-        value = _uploaded(value, source)
-    if isinstance(value, list | tuple):
-        if not value:
+    items = several(value, source)
+    if items is not None:
+        if not items:
             raise ImageError(f"{one_line(source)} is an empty {type(value).__name__}.")
-        refuse_too_many(len(value), source, limits)
+        refuse_too_many(len(items), source, limits)
         images: list[SourcedImage] = []
-        for index, item in enumerate(value):
+        for index, item in enumerate(items):
             each = f"{source}[{index}]"
             images.append(to_image(item, each, base=folder, limits=limits, page=page))
             refuse_too_much(images, source, limits)
@@ -77,12 +76,12 @@ def to_image(
 
     Args:
         value: a PIL image; a string or `Path` with a file or URL; the bytes of an image file or
-            PDF document, or a binary file object; an array or tensor; a matplotlib figure or axes;
-            an `IPython.display.Image`; a file of an ipywidgets ``FileUpload``; any object that
-            shows itself as PNG or JPEG in a notebook. Arrays are height x width, with 1, 3 or 4
-            channels last or first (in doubt last for numpy, first for torch), with or without a
-            batch axis of one; bool, integers of 0 to 255, uint16 of 0 to 65535, or floats of 0 to
-            1; in RGB order (OpenCV's is BGR).
+            PDF document, in base64, too, or a binary file object; an array or tensor; a matplotlib
+            figure or axes; an `IPython.display.Image`; a widget, an upload, a row or cell of a
+            table, or a chart, see `holders`; any object that shows itself as PNG or JPEG in a
+            notebook. Arrays are height x width, with 1, 3 or 4 channels last or first (in doubt
+            last for numpy, first for torch), with or without a batch axis of one; bool, integers
+            of 0 to 255, uint16 of 0 to 65535, or floats of 0 to 1; in RGB order (OpenCV's is BGR).
         source: what the user calls the value. A path or URL is its own source.
         base: folder that relative paths start from; the current one by default.
         limits: limits on size and download.
@@ -94,6 +93,7 @@ def to_image(
     if isinstance(value, SourcedImage):
         require_page(page, 1, source)
         return value
+    value = taken_out(value, source)
     if isinstance(value, str | os.PathLike):
         images = _named(value, source, Path.cwd() if base is None else base, limits, page)
         if len(images) > 1:
@@ -120,7 +120,7 @@ def _named(
 
 
 def _from_pil(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:
-    if not _is(value, "PIL.Image", "Image"):
+    if not is_instance(value, "PIL.Image", "Image"):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in decode: the file may be read only now
@@ -159,7 +159,7 @@ def _from_stream(value: Any, source: str, limits: Limits, page: int | None) -> S
 
 
 def _from_ipython(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:
-    if not _is(value, "IPython.core.display", "Image"):
+    if not is_instance(value, "IPython.core.display", "Image"):
         return None
     if isinstance(value.data, bytes):
         return _from_bytes(value.data, source, limits, page)
@@ -167,12 +167,6 @@ def _from_ipython(value: Any, source: str, limits: Limits, page: int | None) -> 
     if not place:
         raise ImageError(f"{one_line(source)} holds neither bytes, file nor URL.")
     return to_image(str(place), source, limits=limits, page=page)
-
-
-def _uploaded(widget: Any, source: str) -> object:
-    if not widget.value:
-        raise ImageError(f"{one_line(source)}: nothing is uploaded yet.", "Choose a file first.")
-    return widget.value
 
 
 def _from_upload(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:
@@ -203,8 +197,8 @@ def _from_shown(value: Any, source: str, limits: Limits, page: int | None) -> So
 
 def _from_figure(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:
     """Draw a figure, or the part of it that an axes and its labels cover; both stay open."""
-    is_axes = _is(value, "matplotlib.axes", "Axes")
-    if not is_axes and not _is(value, "matplotlib.figure", "FigureBase"):
+    is_axes = is_instance(value, "matplotlib.axes", "Axes")
+    if not is_axes and not is_instance(value, "matplotlib.figure", "FigureBase"):
         return None
     figure = value.figure
     while not hasattr(figure, "savefig"):  # a subfigure
@@ -223,10 +217,10 @@ def _from_figure(value: Any, source: str, limits: Limits, page: int | None) -> S
 
 
 def _from_array(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:
-    if _is(value, "numpy", "ndarray"):
+    if is_instance(value, "numpy", "ndarray"):
         require_page(page, 1, source)
         return from_numpy(value, source, limits)
-    if _is(value, "torch", "Tensor"):
+    if is_instance(value, "torch", "Tensor"):
         require_page(page, 1, source)
         return from_torch(value, source, limits)
     return None
@@ -236,12 +230,6 @@ _READERS = (
     *(_from_pil, _from_bytes, _from_array, _from_figure, _from_ipython, _from_stream),
     *(_from_upload, _from_shown),
 )
-
-
-def _is(value: object, module: str, name: str) -> bool:
-    """Tell whether `value` is an instance of a class of a library that may not be imported."""
-    cls = getattr(sys.modules.get(module), name, None)
-    return cls is not None and isinstance(value, cls)
 
 
 def _kind_of(value: object) -> str:

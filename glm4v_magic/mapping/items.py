@@ -8,6 +8,9 @@ its columns. Each of them is a row. Expressions in the prompt are evaluated for 
 - ``row``: of a DataFrame all its columns, ``row.name`` or ``row["two words"]``; of a list of
   dictionaries the item's keys.
 
+So does a table of `datasets`, polars or PyArrow; if one column alone holds images, they are its
+items.
+
 Whether an item is an image or a value depends on the prompt: **it is an image, or a clip, unless
 the prompt uses** ``item`` (in a list of dictionaries also ``row``). Then the item is in the text,
 where the prompt puts it, and is not sent as an image. Files of a folder or pattern are always
@@ -30,6 +33,7 @@ from glm4v_magic.core.errors import ImageError, OptionError, PromptError, did_yo
 from glm4v_magic.core.remarks import Text
 from glm4v_magic.images.files import entries, matches, natural, path_of, suffixes_in
 from glm4v_magic.images.formats import SUFFIXES
+from glm4v_magic.images.holders import column_of_images, is_instance, rows_of
 from glm4v_magic.images.messages import one_line
 from glm4v_magic.images.pdf import SUFFIX, count_pages, name_and_page, named
 from glm4v_magic.images.video import SUFFIXES as CLIPS
@@ -163,8 +167,11 @@ def items_of(
     elif _is(value, "Series"):
         names = tuple(f"{source}[{label!r}]" for label in value.index)  # type: ignore[attr-defined]
         items = Items(source, tuple(value), names, table=value)  # type: ignore[arg-type]
+    elif (rows := rows_of(value)) is not None:
+        items = _of_rows(_taken(rows, shown), source)
     else:
-        items = _of_list(value, source)
+        is_arrow = is_instance(value, "pyarrow", "Array", "ChunkedArray")
+        items = _of_list(value.to_pylist() if is_arrow else value, source)  # type: ignore[attr-defined]
     if not items.values:
         raise OptionError(
             f"{shown} is empty: there is nothing to ask about.",
@@ -302,6 +309,16 @@ def _of_dataframe(frame: Any, source: str, column: object) -> Items:
         )
     names = tuple(f"{column}[{label!r}]" for label in frame.index)
     return Items(source, tuple(frame[column]), names, records, table=frame)
+
+
+def _of_rows(rows: Sequence[Mapping[str, Any]], source: str) -> Items:
+    """Return the rows of a table; one that has a single column of images is that column."""
+    records = tuple(map(Record, rows))
+    names = tuple(f"{source}[{index}]" for index in range(len(rows)))
+    column = column_of_images(rows[0]) if rows else None
+    if column is None:
+        return Items(source, tuple(rows), names, records)
+    return Items(source, tuple(row[column] for row in rows), names, records, kind="images")
 
 
 def _of_list(value: Any, source: str) -> Items:

@@ -6,6 +6,8 @@ import contextlib
 import io
 import pickle
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -37,11 +39,33 @@ class TestFiles:
             ("ü".encode() * 400, "it is text that starts with 'üüü"),
             (b"\x7fELF\x02\x01\x01\x00\x00", "it starts with the bytes 7f 45 4c 46 02 01 01 00."),
             (b"%PDF-1.7\n...", "a PDF document that is damaged or has no pages: "),
+            (
+                b"\xff\x0a....",
+                "a JPEG XL image, which Pillow cannot read alone. Save it as PNG, or",
+            ),
+            (b"\0\0\0\x0cJXL \r\n", "install pillow-jxl-plugin and import pillow_jxl."),
+            (b"II*\0\x10\0\0\0CR\x02\0", "a camera's raw image. Develop it: rawpy.imread(path)"),
+            (b"\0\0\0\x18ftypcrx ....", "a camera's raw image."),
+            (b"FUJIFILMCCD-RAW 0201", "pip install rawpy"),
+            (bytes(128) + b"DICM\2\0", "a DICOM image. Read it with pydicom: pydicom.dcmread"),
+            (b"v/1\x01\2\0\0\0", "an OpenEXR image. Read it with imageio"),
+            (b"#?RADIANCE\n", "a Radiance HDR image. Read it with imageio"),
+            (b"\x93NUMPY\1\0", "an array of NumPy. Load it: numpy.load(path)."),
+            (b"\x89HDF\r\n\x1a\n", "h5py"),
+            (b"gimp xcf v011\0", "a GIMP drawing. Export it as a PNG first."),
+            (b"8BPS\0\1....", "a Photoshop file but is cut short or damaged."),
+            (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an OLE document"),
+            (b"\xd7\xcd\xc6\x9a\0\0", "a Windows metafile. Save it as a PNG first."),
+            (b"\xc5\xd0\xd3\xc6....", "a PostScript document."),
+            (b"GRIB....", "a file of weather data. Read it with"),
             (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a PostScript document."),
             (b"PK\x03\x04....", "a ZIP archive"),
             (b"\0\0\0\x18ftypheic....", "a HEIC image, which Pillow cannot read alone. Save it"),
             (b"\0\0\0\x18ftypmp42....", "a video."),
-            (b"<svg xmlns='...'/>", "an SVG drawing."),
+            (
+                b"<svg xmlns='...'/>",
+                "an SVG drawing. Save it as a PNG first, or draw it with cairosvg",
+            ),
             (b"<?xml version='1.0'?>\n<svg/>", "an SVG drawing."),
             (b"\n<!DOCTYPE html><title>", "a web page. Give the address"),
             (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
@@ -113,6 +137,151 @@ class TestFiles:
             content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
         with contextlib.suppress(ImageError):
             to_image(bytes(content), "x")
+
+
+def tiff(width, pixels, **tags):
+    """An uncompressed TIFF of one row, with the tags of TIFF 6.0 that are given."""
+    numbers = {
+        "width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262,
+        "strip": 273, "samples": 277, "rows": 278, "bytes": 279, "largest": 281, "form": 339,
+    }  # fmt: skip
+    usual = {"width": width, "height": 1, "bits": 8, "compression": 1, "photometric": 1,
+             "samples": 1, "rows": 1, "bytes": len(pixels)}  # fmt: skip
+    entries = {**usual, **tags}
+    end = 8 + 2 + 12 * (len(entries) + 1) + 4
+    entries["strip"] = end
+    directory = b"".join(
+        struct.pack("<HHIHH", numbers[name], 3, 1, entries[name], 0)
+        for name in sorted(entries, key=numbers.get)
+    )
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
+    return head + directory + bytes(4) + pixels
+
+
+class TestDepth:
+    """What is white is what the file says."""
+
+    def test_twelve_bits(self):
+        # 0, 2048, 4095 and 0 in 12 bits each, high ones first
+        content = tiff(4, bytes.fromhex("000800fff000"), bits=12)
+        photo = to_image(content, "x")
+        assert colours(photo, (0, 0), (1, 0), (2, 0)) == [BLACK, "#808080", WHITE]
+
+    def test_twelve_of_sixteen_bits(self):
+        pixels = struct.pack("<3H", 0, 2048, 4095)
+        assert colours(to_image(tiff(3, pixels, bits=16, largest=4095), "x"), (1, 0), (2, 0)) == [
+            "#808080", WHITE,
+        ]  # fmt: skip
+        assert colours(to_image(tiff(3, pixels, bits=16), "x"), (1, 0), (2, 0)) == [
+            "#080808", "#101010",
+        ]  # fmt: skip
+
+    def test_sixteen_bits_with_a_value_that_is_clear(self):
+        image = Image.fromarray(np.array([[0, 300, 65535]], np.uint16))
+        content = encoded(image, transparency=300)
+        assert colours(to_image(content, "x"), (0, 0), (1, 0), (2, 0)) == [BLACK, WHITE, WHITE]
+        assert colours(to_image(encoded(image), "x"), (1, 0)) == ["#010101"]
+
+    @pytest.mark.parametrize(
+        ("tags", "said"),
+        [
+            ({"samples": 5}, "5 bands of 8-bit integers, compression 1. Read it with tifffile"),
+            ({"bits": 24, "form": 3}, "1 band of 24-bit floats, compression 1. Read it"),
+            ({"bits": 64, "form": 6}, "1 band of 64-bit complex numbers"),
+        ],
+    )
+    def test_a_tiff_that_pillow_does_not_read_is_not_called_damaged(self, tags, said):
+        message = error_of(to_image, tiff(1, bytes(40), **tags), "x")
+        assert message.startswith("x is a TIFF of a kind that Pillow does not read: ")
+        assert said in message
+
+
+class TestProfiles:
+    @pytest.fixture
+    def swapped(self):
+        """The profile of a screen whose red and blue are swapped."""
+        from PIL import ImageCms
+
+        content = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        name = "sRGB".encode("utf-16-be")
+        assert name in content
+        content = content.replace(name, "mine".encode("utf-16-be"))
+        return content.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+    @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+    def test_a_profile_is_applied(self, swapped, mode, kind):
+        content = encoded(Image.new("RGB", (4, 4), RED).convert(mode), kind, icc_profile=swapped)
+        photo = to_image(content, "x")
+        assert colours(photo) == [BLUE]
+        assert not photo.encoded  # a server would not apply it
+
+    def test_a_broken_profile_is_none(self):
+        content = encoded(Image.new("RGB", (4, 4), RED), icc_profile=b"nonsense")
+        assert colours(to_image(content, "x")) == [RED]
+
+    def test_that_of_other_channels_is_none(self, swapped):
+        content = encoded(Image.new("CMYK", (4, 4)), "TIFF", icc_profile=swapped)
+        assert colours(to_image(content, "x")) == [WHITE]
+
+
+PEAK = """
+import io, resource, sys, warnings
+import numpy as np
+from PIL import Image
+from glm4v_magic.images import Limits, to_image
+warnings.simplefilter("ignore")
+kind, side = sys.argv[1], int(sys.argv[2])
+limits = Limits(megapixels=1000)
+made = {
+    "16 bits": lambda: Image.new("I;16", (side, side)),
+    "clear": lambda: Image.new("RGBA", (side, side), (1, 2, 3, 99)),
+    "floats": lambda: Image.new("F", (side, side), 0.5),
+    "palette": lambda: Image.new("P", (side, side)),
+    "turned": lambda: Image.new("RGB", (side, side)),
+}[kind]()
+options = {"exif": Image.Exif()} if kind == "turned" else {}
+if options:
+    options["exif"][0x0112] = 6
+stream = io.BytesIO()
+kind = "TIFF" if kind == "floats" else "PNG"
+made.save(stream, kind, compression="tiff_adobe_deflate", **options)
+del made
+child = stream.getvalue()
+open(sys.argv[3], "wb").write(child)
+"""
+READ = """
+import resource, sys
+import numpy, PIL.ImageCms
+from glm4v_magic.images import Limits, to_image
+from PIL import Image, PngImagePlugin, TiffImagePlugin
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+photo = to_image(sys.argv[1], "x", limits=Limits(megapixels=1000))
+width, height = photo.original_size
+print((peak() - before) / (3 * width * height))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "side"),
+    [
+        ("16 bits", 3000),
+        ("floats", 3000),
+        *(pytest.param(kind, 9000, marks=pytest.mark.nightly)
+          for kind in ("16 bits", "clear", "floats", "palette", "turned")),
+    ],
+)  # fmt: skip
+def test_reading_takes_at_most_four_times_the_bytes_of_the_pixels(folder, kind, side):
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the unit of ru_maxrss is that of Linux")
+    for code, arguments in ((PEAK, (kind, str(side), "large")), (READ, ("large",))):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+        )
+    spare = 30e6 / (3 * side * side)  # strips, and what the decoders hold
+    assert float(done.stdout) <= 4 + spare
 
 
 class TestModes:

@@ -1,0 +1,165 @@
+"""What other libraries hold images in: tables, columns, uploads, widgets, charts.
+
+Their types are recognised without importing them: where such a value exists, its library is
+imported already.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from glm4v_magic.core.errors import ImageError, reason
+from glm4v_magic.images.messages import one_line
+
+__all__ = ["column_of_images", "is_instance", "rows_of", "several", "taken_out"]
+
+_STORED = {"bytes", "path"}
+"""Keys of an image as Hugging Face's `datasets` stores it."""
+
+
+def is_instance(value: object, module: str, *names: str) -> bool:
+    """Tell whether `value` is of a class of a library that may not be imported."""
+    found = (getattr(sys.modules.get(module), name, None) for name in names)
+    return any(isinstance(value, cls) for cls in found if isinstance(cls, type))
+
+
+def several(value: Any, source: str) -> Sequence[Any] | None:
+    """Return the items of what holds several images; ``None`` if it is not such a thing.
+
+    Raises:
+        ImageError: if it is one that holds nothing yet, or is a choice of tables.
+    """
+    if is_instance(value, "ipywidgets.widgets.widget_upload", "FileUpload"):
+        if not value.value:
+            raise ImageError(
+                f"{one_line(source)}: nothing is uploaded yet.", "Choose a file first."
+            )
+        value = value.value
+    if isinstance(value, list | tuple):
+        return value
+    if isinstance(value, Mapping):
+        return _uploads(value, source)
+    if is_instance(value, "numpy", "ndarray") and value.dtype.kind == "O" and value.size:
+        items = list(value.flat)
+        return None if isinstance(items[0], int | float) else items
+    if is_instance(value, "polars", "Series") or is_instance(value, "pyarrow", *_ARRAYS):
+        return list(value.to_list() if hasattr(value, "to_list") else value.to_pylist())
+    if is_instance(value, "datasets.arrow_dataset", "Column"):
+        return list(value)
+    rows = rows_of(value)
+    return None if rows is None else list(itertools.islice(rows, _MOST_ROWS))
+
+
+_MOST_ROWS = 10_000
+"""More than a question may have images; a streamed dataset may be endless."""
+
+_ARRAYS = ("Array", "ChunkedArray")
+
+
+def _uploads(value: Mapping[Any, Any], source: str) -> Sequence[Any] | None:
+    """Return the files of an upload: of Colab, name -> bytes, or of ipywidgets 7."""
+    if is_instance(value, "datasets", "DatasetDict", "IterableDatasetDict"):
+        raise ImageError(
+            f"{one_line(source)} has the splits {', '.join(map(str, value))[:200]}.",
+            f"Choose one: {one_line(source)}[{next(iter(value), '')!r}].",
+        )
+    files = []
+    for name, file in value.items():
+        content = file.get("content") if isinstance(file, Mapping) else file
+        if not isinstance(name, str) or not isinstance(content, bytes | memoryview):
+            return None
+        files.append({"name": name, "content": content})
+    return None if value.keys() <= _STORED | {"name", "content"} else files
+
+
+def rows_of(value: Any) -> Iterable[Mapping[str, Any]] | None:
+    """Return the rows of a table of `datasets`, polars or PyArrow; ``None`` of anything else.
+
+    Images of a dataset stay as they are stored: decoded, a large one would fill the memory.
+    """
+    if is_instance(value, "datasets", "Dataset", "IterableDataset"):
+        for name, feature in (value.features or {}).items():
+            if is_instance(feature, "datasets", "Image"):
+                value = value.cast_column(name, type(feature)(decode=False))
+        return iter(value.with_format(None))
+    if is_instance(value, "polars", "LazyFrame"):
+        value = value.collect()
+    if is_instance(value, "polars", "DataFrame"):
+        return iter(value.iter_rows(named=True))
+    if is_instance(value, "pyarrow", "Table", "RecordBatch"):
+        return iter(value.to_pylist())
+    return None
+
+
+def column_of_images(row: Mapping[Any, Any]) -> Any:
+    """Return the key of the only image in a row; ``None`` if there is none, or more than one."""
+    found = [name for name, value in row.items() if _is_image(value)]
+    return found[0] if len(found) == 1 else None
+
+
+def _is_image(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return bool(value) and value.keys() <= _STORED
+    return isinstance(value, bytes) or is_instance(value, "PIL.Image", "Image")
+
+
+def taken_out(value: Any, source: str) -> Any:
+    """Return the bytes, path or array that a library's value holds; other values as they are.
+
+    Raises:
+        ImageError: if a chart cannot be drawn, or a row holds several images.
+    """
+    if is_instance(value, "pyarrow", "Scalar"):  # a struct is a mapping, too
+        value = value.as_py()
+    if isinstance(value, Mapping) and value and value.keys() <= _STORED:
+        return value["path"] if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, Mapping) and not {"name", "content"} <= value.keys():
+        return _of_row(value, source)
+    if is_instance(value, "ipywidgets", "Image"):
+        content = bytes(value.value)
+        return content.decode("utf-8", "replace") if value.format == "url" else content
+    if is_instance(value, "xarray", "DataArray"):
+        return value.values
+    if is_instance(value, "plotly.basedatatypes", "BaseFigure"):
+        return _drawn("a plotly figure", "kaleido", source, lambda _: value.to_image(format="png"))
+    if is_instance(value, "altair", "TopLevelMixin"):
+        return _drawn(
+            "an altair chart",
+            "vl-convert-python",
+            source,
+            lambda file: value.save(file, format="png"),
+        )
+    return value
+
+
+def _of_row(row: Mapping[Any, Any], source: str) -> Any:
+    name = column_of_images(row)
+    if name is not None:
+        return taken_out(row[name], f"{source}[{name!r}]")
+    images: Iterable[Any] = (name for name, value in row.items() if _is_image(value))
+    names = ", ".join(map(repr, images))
+    if names:
+        raise ImageError(
+            f"{one_line(source)} is a row with several images: {one_line(names)}.",
+            f"Choose one: {one_line(source)}[{names.partition(', ')[0]}].",
+        )
+    return row
+
+
+def _drawn(kind: str, package: str, source: str, draw: Any) -> bytes:
+    """Draw a chart with what its library uses for it; that is a package of its own."""
+    file = io.BytesIO()
+    try:
+        return bytes(draw(file) or file.getvalue())
+    except Exception as error:
+        is_missing = isinstance(error, ImportError) or package.split("-")[0] in str(error).lower()
+        if is_missing:
+            raise ImageError(
+                f"{one_line(source)} is {kind}, which needs the package {package} to be drawn.",
+                f"Install it with: pip install {package}",
+            ) from None
+        raise ImageError(f"{one_line(source)} cannot be drawn: {reason(error)}") from error

@@ -1,0 +1,207 @@
+"""Images in what other libraries hold them in: tables, columns, uploads, widgets, charts."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from types import ModuleType
+
+import ipywidgets
+import numpy as np
+import pytest
+from photos import BLUE, GREEN, RED, colours, encoded, error_of, fill, png
+from PIL import Image
+
+from glm4v_magic.images import resolve_images, to_image, to_images
+from glm4v_magic.mapping.items import are_images, items_of
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The current folder, with images in it."""
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path)
+    return tmp_path
+
+
+def seen(value):
+    return [colours(photo)[0] for photo in to_images(value, "x")]
+
+
+STORED = [{"bytes": png(RED), "path": None}, {"bytes": None, "path": "photos/a.png"}]
+ROWS = [{"image": png(RED), "label": "red"}, {"image": png(BLUE), "label": "blue"}]
+
+
+class TestRows:
+    @pytest.mark.parametrize("value", STORED)
+    def test_an_image_as_datasets_stores_it(self, value):
+        assert seen(value) == [RED if value["bytes"] else GREEN]
+
+    def test_a_row_with_one_image(self):
+        assert seen({"image": Image.new("RGB", (2, 2), BLUE), "label": 3}) == [BLUE]
+        assert seen({"photo": STORED[1], "id": "a"}) == [GREEN]
+        assert seen(ROWS) == [RED, BLUE]
+
+    def test_a_row_with_two_images(self):
+        row = {"left": png(RED), "right": png(BLUE)}
+        assert error_of(to_image, row, "row") == (
+            "row is a row with several images: 'left', 'right'. Choose one: row['left']."
+        )
+
+    def test_a_row_without_images(self):
+        assert "x is a dict, not an image." in error_of(to_image, {"label": 3}, "x")
+
+
+class TestTables:
+    def check(self, table):
+        assert seen(table) == [RED, BLUE]
+        items = items_of(table, "table")
+        assert [row.label for row in items.records] == ["red", "blue"]
+        assert are_images("Is this {{row.label}}?", items)
+        assert seen(list(items.values)) == [RED, BLUE]
+        assert items.names == ("table[0]", "table[1]")
+
+    @pytest.mark.filterwarnings("ignore")  # of dill, about PyArrow
+    def test_datasets(self):
+        datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+        features = datasets.Features(image=datasets.Image(), label=datasets.Value("string"))
+        rows = [{**row, "image": {"bytes": row["image"], "path": None}} for row in ROWS]
+        arrow = pytest.importorskip("pyarrow").Table.from_pylist(rows, features.arrow_schema)
+        # Without one, a fingerprint is made, for which not every dill can pickle PyArrow.
+        table = datasets.Dataset(datasets.table.InMemoryTable(arrow), fingerprint="rows")
+        self.check(table)
+        assert seen(table[1]) == [BLUE]
+        assert seen(table["image"]) == [RED, BLUE]
+        assert seen(table[:2]["image"]) == [RED, BLUE]
+        assert isinstance(items_of(table, "x").values[0], dict)  # not decoded before its turn
+        self.check(table.to_iterable_dataset())
+        splits = datasets.DatasetDict(train=table)
+        assert error_of(to_images, splits, "x") == "x has the splits train. Choose one: x['train']."
+
+    def test_polars(self):
+        polars = pytest.importorskip("polars", reason="polars is not installed")
+        table = polars.DataFrame(ROWS)
+        self.check(table)
+        self.check(table.lazy())
+        assert seen(table["image"]) == [RED, BLUE]
+        assert seen(table["image"][1]) == [BLUE]
+        assert seen(polars.Series("x", STORED)) == [RED, GREEN]
+
+    def test_pyarrow(self):
+        pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+        table = pyarrow.Table.from_pylist(ROWS)
+        self.check(table)
+        assert seen(table["image"]) == [RED, BLUE]
+        assert seen(table["image"][1]) == [BLUE]
+        assert seen(pyarrow.array(STORED)[0]) == [RED]
+        assert len(items_of(table["image"], "x")) == 2
+
+    def test_a_table_without_images_is_one_of_values(self):
+        polars = pytest.importorskip("polars", reason="polars is not installed")
+        items = items_of(polars.DataFrame({"label": ["a", "b"]}), "x")
+        assert not are_images("Is this {{row.label}}?", items)
+
+    def test_xarray(self):
+        xarray = pytest.importorskip("xarray", reason="xarray is not installed")
+        pixels = np.zeros((4, 5, 3), np.uint8)
+        pixels[..., 1] = 255
+        assert seen(xarray.DataArray(pixels, dims=("y", "x", "band"))) == [GREEN]
+
+    def test_an_array_of_objects(self):
+        array = np.empty(2, object)
+        array[:] = [Image.new("RGB", (2, 2), RED), "photos/a.png"]
+        assert seen(array) == [RED, GREEN]
+
+
+class TestUploads:
+    def test_of_colab(self):
+        assert seen({"a.png": png(RED), "b.png": png(BLUE)}) == [RED, BLUE]
+        (photo,) = to_images({"my cat.png": png(RED)}, "uploaded")
+        assert photo.source == "my cat.png"
+
+    def test_of_ipywidgets_7(self):
+        uploaded = {"a.png": {"metadata": {"name": "a.png"}, "content": png(GREEN)}}
+        assert seen(uploaded) == [GREEN]
+
+    def test_one_of_ipywidgets_8(self):
+        assert seen({"name": "a.png", "type": "image/png", "content": memoryview(png(RED))}) == [
+            RED
+        ]
+
+
+class TestWidgets:
+    def test_an_image(self):
+        assert seen(ipywidgets.Image(value=png(BLUE), format="png")) == [BLUE]
+
+    def test_an_image_of_an_address(self):
+        uri = "data:image/png;base64," + base64.b64encode(png(RED)).decode()
+        assert seen(ipywidgets.Image(value=uri.encode(), format="url")) == [RED]
+
+
+class TestBase64:
+    @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+    def test_text_of_an_image(self, kind):
+        content = encoded(Image.new("RGB", (64, 64), "white"), kind)
+        text = base64.b64encode(content).decode()
+        wrapped = base64.encodebytes(content).decode()
+        assert seen(text) == seen(wrapped) == ["#ffffff"]
+        (photo,) = resolve_images(["text"], {"text": text})
+        assert len(photo.source) < 100
+
+    def test_text_of_something_else(self):
+        text = base64.b64encode(bytes(3000)).decode()
+        message = error_of(resolve_images, [text], {})
+        assert "no such file" in message
+        assert len(message) < 500
+
+
+class TestCharts:
+    @pytest.fixture
+    def library(self, monkeypatch):
+        """A stand-in of a library of charts, whose figures are drawn by `draw`."""
+
+        def make(module, name, draw):
+            method = "to_image" if module.startswith("plotly") else "save"
+            cls = type(name, (), {method: draw})
+            monkeypatch.setitem(sys.modules, module, ModuleType(module))
+            monkeypatch.setattr(sys.modules[module], name, cls, raising=False)
+            return cls()
+
+        return make
+
+    def test_they_are_drawn(self, library):
+        figure = library("plotly.basedatatypes", "BaseFigure", lambda self, **_: png(RED))
+        assert seen(figure) == [RED]
+
+        def save(self, file, **_):
+            file.write(png(BLUE))
+
+        assert seen(library("altair", "TopLevelMixin", save)) == [BLUE]
+
+    def test_what_draws_them_is_named(self, library):
+        def fail(self, *arguments, **options):
+            raise ValueError("Image export requires the kaleido package.\nSee https://x")
+
+        figure = library("plotly.basedatatypes", "BaseFigure", fail)
+        assert error_of(to_image, figure, "figure") == (
+            "figure is a plotly figure, which needs the package kaleido to be drawn. "
+            "Install it with: pip install kaleido"
+        )
+
+    def test_a_chart_that_is_wrong_says_so(self, library):
+        def fail(self, file, **_):
+            raise ValueError("no such column")
+
+        chart = library("altair", "TopLevelMixin", fail)
+        assert error_of(to_image, chart, "x") == "x cannot be drawn: ValueError: no such column"
+
+    def test_plotly_itself(self):
+        objects = pytest.importorskip("plotly.graph_objects", reason="plotly is not installed")
+        pytest.importorskip("narwhals")
+        figure = objects.Figure(objects.Scatter(x=[1, 2], y=[1, 2]))
+        assert "needs the package kaleido" in error_of(to_image, figure, "figure")
+
+    def test_altair_itself(self):
+        altair = pytest.importorskip("altair", reason="altair is not installed")
+        chart = altair.Chart(altair.Data(values=[{"a": 1}])).mark_bar()
+        assert "needs the package vl-convert-python" in error_of(to_image, chart, "chart")
