@@ -113,7 +113,7 @@ def with_adapter(folder, base, modules):
     return folder
 
 
-def picture():
+def photographed():
     return Message("user", WORDS.text, (tiny_native.image(120, 90, 4),))
 
 
@@ -125,7 +125,7 @@ def clip():
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_a_native_model_in_4bit(in_4bit, sampling):
     assert any("4bit" in type(each).__name__ for each in in_4bit.engine.model.modules())
-    talk_through(in_4bit, picture(), sampling)
+    talk_through(in_4bit, photographed(), sampling)
 
 
 def test_video_in_4bit(in_4bit):
@@ -137,9 +137,9 @@ def test_video_in_4bit(in_4bit):
 def test_a_native_model_with_an_adapter(native, tmp_path, kind):
     both = Both(with_adapter(tmp_path, native(kind), ["q_proj", "k_proj", "o_proj"]))
     base = local.load(resolve(native(kind)), keep=0)
-    chat = Conversation((picture(),))
+    chat = Conversation((photographed(),))
     assert ids(answer(base, chat, GREEDY)) != ids(answer(both.engine, chat, GREEDY))
-    talk_through(both, picture(), SAMPLED)
+    talk_through(both, photographed(), SAMPLED)
 
 
 @pytest.mark.parametrize("kind", ["glm4v", "glm46v", "glmga", "glm4v_moe"])
