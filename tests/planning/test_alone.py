@@ -61,6 +61,13 @@ file = resources.files("glm4v_magic.checkpoints") / "published" / "GLM-4V-9B.jso
 shape = model_shape(json.loads(file.read_text(encoding="utf-8")), "GLM-4V-9B")
 made = plan(shape, parse_gpus("12+12+24GiB"), Workload(context=2048))
 json.loads(made.to_json())
+
+from glm4v_magic.notebook.render.plans.device_map import device_map_bundle
+from glm4v_magic.notebook.render.plans.plan import plan_bundle
+from glm4v_magic.planning.occupancy import occupancy
+
+for bundle in (plan_bundle(made), device_map_bundle(occupancy(made, shape))):
+    assert "cuda:1" in bundle["text/plain"] and "cuda:1" in bundle["text/html"]
 print(made, len(made.stages), sep="\\n")
 """
 
