@@ -658,6 +658,22 @@ def codes() -> set[str]:
     return {*COMMON, *PYTHON.templates, *CELL.templates, *HTTP.templates}
 
 
+@takes("faster_split", "speeds_unknown")
+def test_the_faster_split_is_had_by_its_objective_and_speeds_by_telling_them():
+    def noted(gpus, **options):
+        made = make_plan(NINE_B, PlacementOptions(gpus=gpus, context=2048, **options))
+        return made, {note.code: worded(note, PYTHON) for note in made.notes}
+
+    gpus = "24GiB@936GB/s+24GiB@300GB/s"
+    made, notes = noted(gpus)
+    assert 'objective="fastest"' in notes["faster_split"]
+    faster, notes = noted(gpus, objective="fastest")
+    assert not {"faster_split", "speeds_unknown"} & notes.keys()
+    assert faster.speed.tokens_per_second > made.speed.tokens_per_second
+    _, notes = noted("24GiB+24GiB@300GB/s", objective="fastest")
+    assert "24GiB@936GB/s would tell it" in notes["speeds_unknown"]
+
+
 def test_every_code_is_taken_or_has_its_place():
     placed = TAKEN | ELSEWHERE.keys() | FACTS | FRAMES | OUTSIDE
     assert codes() - placed == set(), "advice without a test that takes it"
