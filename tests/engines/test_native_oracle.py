@@ -74,7 +74,10 @@ def generated(engine, folder, option) -> list[list[int]]:
     is_sampled = settings["temperature"] > 0
     if not is_sampled:
         settings = {"repetition_penalty": settings["repetition_penalty"]}
-    ends = engine.model.config.get_text_config().eos_token_id
+    ends = [
+        *engine.model.config.get_text_config().eos_token_id,
+        engine.processor.tokenizer.convert_tokens_to_ids("<|system|>"),  # no answer has it
+    ]
     processor = tiny_native.oracle(folder)
     said = []
     for row, chat in enumerate(chats()):
