@@ -2,7 +2,8 @@
 
     python benchmarks/speed_limit.py [--tokens 48]
 
-The limit is that of a plan for a GPU with the bandwidth that summing a large tensor reaches here,
+The ratio is in `core.speed.MEASURED`, and shown beside the limit of a plan for such a machine. The
+limit is that of a plan for a GPU with the bandwidth that summing a large tensor reaches here,
 with as many threads, in the same run. The ratio should be between 0.3 and 1.0.
 """
 

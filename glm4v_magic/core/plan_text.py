@@ -13,7 +13,7 @@ from itertools import groupby
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.remarks import Remark, Words, remark, worded
 from glm4v_magic.core.room import room_note
-from glm4v_magic.core.speed import SpeedLimit
+from glm4v_magic.core.speed import SpeedLimit, measured_on
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.wording import counted, gib, pixels, readable_seconds
 
@@ -46,12 +46,17 @@ def text(
         for row in rows
     ]
     room = room_note(stages)
-    told = [*notes, *speed_notes(speed, workload), *([] if room is None else [room])]
+    told = [*notes, *speed_notes(speed, workload, stages), *([] if room is None else [room])]
     return "\n".join([title, "sizes in GiB", *lines, *(worded(note, words) for note in told)])
 
 
-def speed_notes(speed: SpeedLimit | None, workload: Workload) -> Iterator[Remark]:
-    """Yield what a plan's GPUs allow, as the limit that it is, or that it is unknown."""
+def speed_notes(
+    speed: SpeedLimit | None, workload: Workload, stages: Sequence[Stage]
+) -> Iterator[Remark]:
+    """Yield what a plan's GPUs allow, as the limit that it is, or that it is unknown.
+
+    And how much of it was reached where that was measured.
+    """
     if speed is None:
         return
     if speed.unknown:
@@ -67,6 +72,8 @@ def speed_notes(speed: SpeedLimit | None, workload: Workload) -> Iterator[Remark
         yield remark(
             "speed_limit_with_prefill", most=most, full=full, context=context, prefill=prefill
         )
+    for each in measured_on({stage.name for stage in stages if stage.units}):
+        yield remark("speed_measured", gpu=each.gpu, share=f"{each.share:.2f}", what=each.what)
 
 
 def rate(tokens_per_second: float) -> str:

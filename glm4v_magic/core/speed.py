@@ -1,13 +1,50 @@
 """`SpeedLimit`: how fast a plan can be at most, by what its GPUs read and compute.
 
-No measurement: what the hardware allows. `planning.speed` computes it.
+It is what the hardware allows; `planning.speed` computes it. `MEASURED` says how much of it was
+reached where that was measured.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["SpeedLimit"]
+from glm4v_magic.core.gpu_models import gpu_model
+
+__all__ = ["MEASURED", "MeasuredShare", "SpeedLimit", "measured_on"]
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredShare:
+    """How much of the limit of tokens/s was reached.
+
+    Attributes:
+        gpu: name of the GPU, as in `gpu_models`, or ``CPU``.
+        share: tokens/s over the limit with an empty KV cache.
+        what: what was measured, and by which benchmark.
+    """
+
+    gpu: str
+    share: float
+    what: str
+
+
+MEASURED = (
+    MeasuredShare(
+        "CPU",
+        0.41,
+        "95 million parameters in float32, one thread of a CPU that did other things as well; "
+        "benchmarks/speed_limit.py",
+    ),
+)
+
+
+def measured_on(names: Iterable[str]) -> tuple[MeasuredShare, ...]:
+    """Return what was measured on GPUs, each once; empty unless on all of them."""
+    models = {name: gpu_model(name) for name in names}
+    known = {name if model is None else model.name for name, model in models.items()}
+    found = tuple(each for each in MEASURED if each.gpu in known)
+    return found if known <= {each.gpu for each in found} else ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,11 @@ import dataclasses
 import pytest
 
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core import speed
+from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.model_shape import Workload
-from glm4v_magic.core.speed import SpeedLimit
+from glm4v_magic.core.speed import MeasuredShare, SpeedLimit, measured_on
+from glm4v_magic.notebook.render.plans.plan import plan_bundle, plan_html
 from glm4v_magic.planning.files import plan_from_json
 from glm4v_magic.planning.plan import plan
 from glm4v_magic.planning.speed import HOP_SECONDS, bus_seconds, work_of
@@ -127,3 +129,23 @@ def test_a_plan_says_its_limit_as_one_and_keeps_it_in_its_file():
         "at least 4.0 s for a prompt of that length; expect about half as fast."
     ) in str(made)
     assert plan_from_json(made.to_json()).speed == made.speed
+
+
+def test_the_share_that_was_measured_is_beside_the_limit(monkeypatch):
+    cpu = [GPU(0, "CPU", 2**40, bandwidth=10 * GB)]
+    (share,) = measured_on({"CPU"})
+    assert 0.3 < share.share < 1
+    line = f"Measured on CPU: {share.share:.2f} of this limit (95 million parameters in float32,"
+    assert line in str(plan(NEW, cpu, WORK))
+    assert line in plan_bundle(plan(NEW, cpu, WORK))["text/plain"]
+    assert line in plan_html(plan(NEW, cpu, WORK))
+    assert "Measured on" not in str(plan(NEW, parse_gpus("RTX-3090"), WORK))
+    known = MeasuredShare("RTX 3090", 0.5, "a model")
+    monkeypatch.setattr(speed, "MEASURED", (*speed.MEASURED, known))
+    for gpus in ("RTX-3090", "2xRTX-3090", "NVIDIA GeForce RTX 3090-24GB"):
+        found = str(plan(NEW, parse_gpus(gpus), WORK))
+        assert found.count("Measured on RTX 3090: 0.50 of this limit (a model).") == 1
+    assert "Measured on" not in str(plan(MOE, parse_gpus("8xA100-80GB+RTX-3090"), WORK))
+    mixed = plan(NEW, parse_gpus("RTX-3060+RTX-3090"), WORK)
+    assert all(stage.units for stage in mixed.stages)
+    assert "Measured on" not in str(mixed)  # of the other one nothing is known

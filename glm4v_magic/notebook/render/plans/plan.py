@@ -45,7 +45,8 @@ def plan_html(plan: Plan) -> Html:
     room = room_note(plan.stages)
     left = "" if room is None else _LINE.fill(worded(room, CELL))
     speed = joined(
-        _LINE.fill(worded(note, CELL)) for note in plan_text.speed_notes(plan.speed, plan.workload)
+        _LINE.fill(worded(note, CELL))
+        for note in plan_text.speed_notes(plan.speed, plan.workload, plan.stages)
     )
     modules = joined(_modules(stage) for stage in plan.stages if stage.modules)
     return _VIEW.fill(_title(plan), table(head, rows, _NUMBERS), speed, left, modules)
