@@ -367,7 +367,7 @@ def test_boxes_are_shown_and_a_notebook_that_is_not_trusted_keeps_them(front):
 HARMLESS = {
     *("p", "br", "hr", "em", "strong", "del", "s", "ul", "ol", "li", "blockquote", "pre", "code"),
     *("span", "a", "table", "thead", "tbody", "tr", "th", "td", "div", "small", "dl", "dt", "dd"),
-    *("details", "summary"),
+    *("details", "summary", "b", "i", "sup", "sub"),
     *(f"h{level}" for level in range(1, 7)),
 }
 SHOW_ALL = """

@@ -12,7 +12,7 @@ from test_render_markdown import PARSERS
 
 from glm4v_magic.notebook.render.markdown import safe_markdown
 
-TAGS = {"table", "caption", "tbody", "tr", "th", "td", "br"}
+TAGS = {"table", "caption", "tbody", "tr", "th", "td", "br", "b", "i", "sup", "sub"}
 AROUND = {"p", "span", "code", "em", "a", "strong", "pre", "ul", "ol", "li", "blockquote", "h1"}
 
 
@@ -39,6 +39,22 @@ d</td></tr>
             *("p", "table", "tbody", "tr", "th", "tr", "td", "br", "td", "tr", "td", "p", "em")
         ]
         assert "a_b *c* d" in parse(safe).text
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("5 m<sup>2</sup> of H<SUB>2</SUB>O", "5 m<sup>2</sup> of H<sub>2</sub>O"),
+        ("<b>a<br>b</b>", "&#60;b&#62;a<br>b&#60;&#47;b&#62;"),
+        ("<b>bold <i>x</i></b>", "&#60;b&#62;bold <i>x</i>&#60;&#47;b&#62;"),
+        ("<b></b>", "&#60;b&#62;&#60;&#47;b&#62;"),
+        ("<b onclick=x>1</b>", "&#60;b onclick&#61;x&#62;1&#60;&#47;b&#62;"),
+        ("<b>&lt;i&gt;</b>&lt;b&gt;x&lt;/b&gt;", "<b>&#60;i&#62;</b>&#60;b&#62;x&#60;&#47;b&#62;"),
+        ("&#xe000;sup&#xe000;x\ue000", "supx"),
+    ],
+)  # fmt: skip
+def test_a_line_of_a_cell_keeps_how_it_is_set(cell, expected):
+    assert f"<td>{expected}</td>" in safe_markdown(f"<table><tr><td>{cell}</td></tr></table>")
 
 
 def test_formulas_in_cells_are_kept_and_safe():

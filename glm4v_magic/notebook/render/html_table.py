@@ -1,8 +1,9 @@
 """Tables that a model writes as HTML, made safe for any page.
 
 Models that read documents answer with ``<table>``, since Markdown has no merged cells. Only the
-tags of a table are read as tags, and only their attributes ``colspan`` and ``rowspan``. Everything
-else is text, so the result holds no tag that was not written here.
+tags of a table are read as tags, and only their attributes ``colspan`` and ``rowspan``; and
+within a line of a cell pairs of ``<b>``, ``<i>``, ``<sup>`` and ``<sub>``. Everything else is text,
+so the result holds no tag that was not written here.
 """
 
 from __future__ import annotations
@@ -29,6 +30,16 @@ _CAPTION, _ROW = Html("<caption>{}</caption>"), Html("<tr>{}</tr>")
 _CELLS = {"td": Html("<td{}>{}</td>"), "th": Html("<th{}>{}</th>")}
 _SPANS = {"colspan": Html(' colspan="{}"'), "rowspan": Html(' rowspan="{}"')}
 _BREAK = Html("<br>")
+_STYLES = {
+    "b": Html("<b>{}</b>"),
+    "i": Html("<i>{}</i>"),
+    "sup": Html("<sup>{}</sup>"),
+    "sub": Html("<sub>{}</sub>"),
+}
+_STYLE = re.compile(
+    rf"<(?P<name>{'|'.join(_STYLES)})>(?P<text>[^<>]{{1,1000}})</(?P=name)>", re.IGNORECASE
+)
+_MARK = "\ue000"  # of a range for private use; in a line it stands around what is in a style
 
 
 def begins_table(text: str, at: int) -> bool:
@@ -71,7 +82,7 @@ class _Table:
 
     def add_text(self, text: str) -> None:
         """Add text; outside of cells it becomes a cell of its own."""
-        text = html.unescape(text)
+        text = _marked(text)
         if not self._name:
             if not text.strip():
                 return
@@ -110,7 +121,7 @@ class _Table:
     def _close(self) -> None:
         if not self._name:
             return
-        inner = joined((self.cell(" ".join(line.split())) for line in self._lines), _BREAK)
+        inner = joined(map(self._line, self._lines), _BREAK)
         if self._name == "caption":
             self.captions.append(inner)
         else:
@@ -119,8 +130,29 @@ class _Table:
             self.rows[-1].append(_CELLS[self._name].fill(self._spans, inner))
         self._name = ""
 
+    def _line(self, line: str) -> Html:
+        first, *styled = " ".join(line.split()).split(_MARK)
+        made = [self.cell(first)]
+        for name, text, rest in zip(styled[::3], styled[1::3], styled[2::3], strict=True):
+            made += [_STYLES[name].fill(self.cell(text)), self.cell(rest)]
+        return joined(made)
+
     def html(self) -> Html:
         """Return what was read, as a whole table."""
         self._close()
         caption = _CAPTION.fill(joined(self.captions, _BREAK)) if self.captions else ""
         return _TABLE.fill(caption, joined(_ROW.fill(joined(row)) for row in self.rows if row))
+
+
+def _marked(text: str) -> str:
+    """Return text without references, with marks before, after and behind the name of a style."""
+    parts, at = [], 0
+    for found in _STYLE.finditer(text):
+        parts += [_plain(text[at : found.start()]), _MARK, found["name"].lower(), _MARK]
+        parts += [_plain(found["text"]), _MARK]
+        at = found.end()
+    return "".join([*parts, _plain(text[at:])])
+
+
+def _plain(text: str) -> str:
+    return html.unescape(text).replace(_MARK, "")

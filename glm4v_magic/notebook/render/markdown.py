@@ -15,7 +15,7 @@ fenced code, as a fence at column 0     raw HTML shows as typed
 code spans on one line                  images become links: no page fetches what a model names
 ``$x^2$``, ``$$...$$``, ``\(x\)``       ``$5 and $6`` stays money
 ``[text](https://...)``, bare URLs      every other link target shows as typed, addresses too
-``<table>`` on a line of its own        all attributes but ``colspan`` and ``rowspan``, other tags
+``<table>`` on a line of its own        all attributes but ``colspan`` and ``rowspan``, most tags
 """
 
 from __future__ import annotations
