@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate.hooks import AlignDevicesHook
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-__all__ = ["hooks_of", "is_changed", "is_whole", "whole_step"]
+from glm4v_magic.dispatch.activity import Listener
+
+__all__ = ["Hooks", "hooks_of", "is_changed", "is_whole", "only_listen", "tell", "whole_step"]
+
+Hooks: TypeAlias = Mapping[int, Any]
+"""Hooks of one kind on a module, as torch keeps them: empty as long as there is none."""
 
 
 def is_whole(model: nn.Module, *parts: nn.Module) -> bool:
@@ -51,13 +56,34 @@ def _is_only_moved(model: nn.Module) -> bool:
     return is_moved and isinstance(vars(model).get("forward"), partial)
 
 
-def hooks_of(modules: Sequence[nn.Module]) -> list[Mapping[int, Any]]:
-    """Return all hooks on modules, as torch keeps them: empty mappings as long as there is none."""
-    found: list[Mapping[int, Any]] = []
+def hooks_of(modules: Sequence[nn.Module]) -> list[Hooks]:
+    """Return all hooks on modules: those before and after each, and those on all modules."""
+    found: list[Hooks] = []
     for module in modules:
         found += (module._forward_pre_hooks, module._forward_hooks)
     everywhere = torch.nn.modules.module
     return [*found, everywhere._global_forward_pre_hooks, everywhere._global_forward_hooks]
+
+
+def only_listen(hooks: Sequence[Hooks], told: Sequence[Hooks]) -> bool:
+    """Tell whether a step serves all hooks if it tells some of them.
+
+    Args:
+        hooks: from `hooks_of`.
+        told: those of them that the step tells.
+    """
+    served = {id(each) for each in told}
+    return all(
+        id(each) in served and all(type(hook) is Listener for hook in each.values())
+        for each in hooks
+        if each
+    )
+
+
+def tell(hooks: Hooks) -> None:
+    """Call hooks that only listen."""
+    for hook in hooks.values():
+        hook()
 
 
 def whole_step(

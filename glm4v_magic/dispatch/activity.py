@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from glm4v_magic.core.model_shape import ModelShape
     from glm4v_magic.core.plan import Plan
 
-__all__ = ["ActivePart", "Activity", "ActivityRecorder", "ModelPart", "model_parts"]
+__all__ = ["ActivePart", "Activity", "ActivityRecorder", "Listener", "ModelPart", "model_parts"]
 
 _LEAST = 0.05  # share of the time below which a part is not shown
 _MOST_NOTES = 20_000  # without a reader the oldest are dropped
@@ -81,6 +81,23 @@ def model_parts(plan: Plan, shape: ModelShape) -> tuple[ModelPart, ...]:
         for part in gpu.parts
         if part.modules
     )
+
+
+class Listener:
+    """Hook that only notes that a module begins or ends, whatever it is called with.
+
+    A step that does the work of a module without calling it may call this by itself.
+
+    Args:
+        note: called without arguments.
+    """
+
+    def __init__(self, note: Callable[[], None]) -> None:
+        self._note = note
+
+    def __call__(self, *_: Any) -> None:
+        """Note it."""
+        self._note()
 
 
 # No part runs: while sampling, handling text or masks; in steps without hooks; outside of calls.
@@ -204,13 +221,9 @@ class ActivityRecorder:
                 self._hooks.append(present[-1].register_forward_hook(self._noting(_BETWEEN)))
         self._notes.append((self._clock(), _BETWEEN))
 
-    def _noting(self, part: ModelPart) -> Callable[..., None]:
+    def _noting(self, part: ModelPart) -> Listener:
         clock, note = self._clock, self._notes.append
-
-        def hook(*_: Any) -> None:
-            note((clock(), part))
-
-        return hook
+        return Listener(lambda: note((clock(), part)))
 
     def _unhook(self) -> None:
         while self._hooks:

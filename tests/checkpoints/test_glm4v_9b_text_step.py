@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from unittest.mock import patch
 
 import golden
@@ -13,9 +14,11 @@ from torch import nn
 from transformers import DynamicCache
 
 from glm4v_magic.checkpoints import resolve
+from glm4v_magic.checkpoints.bypassed import whole_step
 from glm4v_magic.checkpoints.glm4v_9b.text_step import TextStep, text_step
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.options import Sampling
+from glm4v_magic.dispatch.activity import ActivityRecorder, ModelPart
 from glm4v_magic.dispatch.hooks import dispatch
 from glm4v_magic.engines import local
 from glm4v_magic.planning.decision import Placement
@@ -114,6 +117,43 @@ def test_every_module_that_somebody_listens_to_is_called(tiny):
                 step(ids, None, places + 1, full)
             assert len(heard) > len(tiny.model.language_model.layers)
             heard.clear()
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_parts_are_noted_in_the_same_order_with_and_without_calls(tiny, others):
+    """Views of what is at work do not make a step call its modules, other hooks do."""
+    _, places, cache = begun(tiny, 1, padded=False)
+    text, ids = "model.language_model.", torch.tensor([[7]])
+    parts = [
+        ModelPart("cpu", "first", (f"{text}embed_tokens", f"{text}rotary_emb", f"{text}layers.0")),
+        ModelPart("cpu", "rotary", (f"{text}rotary_emb",)),
+        ModelPart("cpu", "middle", tuple(f"{text}layers.{at}" for at in (1, 2))),
+        ModelPart("cpu", "last", (f"{text}layers.3", f"{text}norm", "lm_head")),
+    ]
+    steps = {
+        "step": lambda full: text_step(tiny)(ids, None, places + 1, full),
+        "forward": lambda full: forward(tiny, ids, None, places + 1, full),
+    }
+    shares, called = {}, []
+    if others:
+        listened = tiny.model.language_model.layers[2].mlp.down_proj
+        listened.register_forward_hook(lambda *_: called.append(""))
+    with torch.inference_mode():
+        for name, run in steps.items():
+            times = itertools.count()
+            recorder, full = ActivityRecorder(clock=times.__next__), cache()
+            recorder.is_watched = True
+            called.clear()
+            with (
+                recorder.recording(tiny, lambda: tuple(parts), is_queued=False),
+                patch(f"{TextStep.__module__}.whole_step", side_effect=whole_step) as whole,
+            ):
+                run(full)
+                shares[name] = recorder.read(is_busy=True).parts
+            assert whole.called == (others and name == "step")
+            assert len(called) == others
+    assert [each.name for each in shares["step"]] == [each.name for each in parts]
+    assert shares["step"] == shares["forward"]
 
 
 class Doubled(nn.Linear):

@@ -7,7 +7,8 @@ are bit for bit those of the model's forward.
 
 Only layers are taken apart. Embedding, last norm and head are called as the modules they are, and
 so is every projection that is not a plain linear layer, such as a quantised one. Where somebody
-listens to a module that would not be called (hooks), the model's own forward runs.
+has put hooks on a module that would not be called, the model's own forward runs; hooks on a layer
+or the rotary table that only note when it begins and ends are told instead.
 
 Shapes: B rows, H width of the text part, D size of a head.
 """
@@ -27,7 +28,15 @@ from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.glm.modeling_glm import GlmMLP, GlmRMSNorm
 
-from glm4v_magic.checkpoints.bypassed import hooks_of, is_changed, is_whole, whole_step
+from glm4v_magic.checkpoints.bypassed import (
+    Hooks,
+    hooks_of,
+    is_changed,
+    is_whole,
+    only_listen,
+    tell,
+    whole_step,
+)
 from glm4v_magic.checkpoints.glm4v_9b.text import TextAttention, TextLayer
 
 if TYPE_CHECKING:
@@ -43,8 +52,10 @@ _REPLACED = (nn.Linear, SiLUActivation)
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """What a layer computes with."""
+    """What a layer computes with, and the hooks before and after it."""
 
+    before: Hooks
+    after: Hooks
     attention: TextAttention
     norms: tuple[Projection, Projection]
     query: Projection
@@ -69,6 +80,10 @@ class TextStep:
         self._embed, self._norm, self._head = text.embed_tokens, text.norm, model.lm_head
         self._layers = [_taken_apart(layer) for layer in text.layers]
         self._hooks = hooks_of(list(_bypassed(model)))
+        self._on_tables = _hooks_on(text.rotary_emb)
+        self._told = list(self._on_tables)
+        for layer in self._layers:
+            self._told += (layer.before, layer.after)
         config = text.config
         self._heads, self._size = config.num_attention_heads, text.layers[0].self_attn.head_dim
         self._scaling = text.rotary_emb.attention_scaling
@@ -91,16 +106,21 @@ class TextStep:
             position_ids: (B, 1).
             cache: KV cache of at least one column.
         """
-        if any(self._hooks):
+        if any(self._hooks) and not only_listen(self._hooks, self._told):
             return whole_step(self._model, ids, mask, position_ids, cache)
         hidden = self._embed(ids)
+        before, after = self._on_tables
+        tell(before)
         cos, sin = self._tables(position_ids, hidden.dtype)
+        tell(after)
         seen = None if mask is None else mask.bool()[:, None, None]
         for layer, columns in zip(self._layers, cache.layers, strict=True):
+            tell(layer.before)
             first, second = layer.norms
             hidden = hidden + self._attended(layer, first(hidden), cos, sin, seen, columns)
             gate, up = layer.gate_up(second(hidden)).chunk(2, dim=-1)
             hidden = hidden + layer.down(up * layer.activation(gate))
+            tell(layer.after)
         logits = self._head(self._norm(hidden))
         return logits[:, -1]
 
@@ -169,6 +189,7 @@ def _taken_apart(layer: Any) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     activation = mlp.activation_fn
     return _Layer(
+        *_hooks_on(layer),
         attention,
         (_norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)),
         _linear(attention.q_proj),
@@ -179,6 +200,12 @@ def _taken_apart(layer: Any) -> _Layer:
         _linear(mlp.down_proj),
         functional.silu if type(activation) is SiLUActivation else activation,
     )
+
+
+def _hooks_on(module: nn.Module) -> tuple[Hooks, Hooks]:
+    """Return the hooks before and after a module."""
+    before, after, *_ = hooks_of([module])
+    return before, after
 
 
 def _linear(module: nn.Module) -> Projection:
