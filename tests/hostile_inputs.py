@@ -111,7 +111,7 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
             ("negative", "negative holds int64 values from -3 to -3."),
             ("flat", "flat has shape (9,), which is not the shape of an image."),
             ("noise", "noise holds floats from "),
-            ("objects", "objects holds values of type object."),
+            ("objects", "objects[0] is None, not an image. Give a path"),
             ("nopixels", "nopixels has shape (0, 4, 3): it has no pixels."),
             ("complexes", "complexes holds values of type complex128."),
             ("tensor_meta", "tensor_meta has no values to read: NotImplementedError: Cann"),
