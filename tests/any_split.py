@@ -129,10 +129,11 @@ def placed(device_map: Map, tree: ModuleTree) -> dict[str, int | str]:
     return found
 
 
-def spoilt(device_map: Map, seed: int) -> Map:
+def spoilt(device_map: Map, tree: ModuleTree, seed: int) -> Map:
     """A map with something wrong in it, of one kind or another."""
     rng = random.Random(seed)
-    name = rng.choice(list(device_map))
+    implied = {*tree.computed, *tree.ties, *tree.ties.values()}  # may be left out
+    name = rng.choice([each for each in device_map if each not in implied])
     changed = dict(device_map)
     kind = seed % 6
     if kind == 0:

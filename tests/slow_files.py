@@ -2,6 +2,7 @@
 
 SLOW = {
     "project/test_advice_elsewhere.py": "imports torch and draws",
+    "project/test_advice_asked.py": "loads several models",
     "project/test_notebooks.py": "kernels",
     "dispatch/test_native_splits.py": "many device maps of several models",
     "notebook/test_hostile_inputs.py": "thousands of inputs",

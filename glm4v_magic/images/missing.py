@@ -30,7 +30,7 @@ def missing(word: str, base: Path, namespace: Mapping[str, object]) -> ImageErro
     """
     shown = one_line(word)
     if len(word) > _LONGEST_NAME and _BASE64.fullmatch(word):
-        return ImageError(f"{shown}: no such file.", "Text in base64: base64.b64decode(text).")
+        return ImageError(f"{shown}: no such file, and no image in base64.", ACCEPTED)
     if not word.strip():
         return ImageError("An empty name stands for no image.", ACCEPTED)
     if os.sep == "/" and "\\" in word:

@@ -134,7 +134,7 @@ def test_what_accelerate_infers_for_equal_gpus(models, kind, count):
 def test_what_is_wrong_with_a_map_load_and_dry_run_say_alike(models, kind, seed):
     checkpoint, tree, _ = models(kind)
     device_map, gpus = any_split.mixed_map(tree, seed)
-    device_map = any_split.spoilt(device_map, seed)
+    device_map = any_split.spoilt(device_map, tree, seed)
     with VirtualGPUs(f"{gpus}x1GiB") as virtual, pytest.raises(DeviceMapError) as by_load:
         decide(checkpoint.architecture, PlacementOptions(), virtual.gpus, device_map)
     with pytest.raises(DeviceMapError) as by_check:

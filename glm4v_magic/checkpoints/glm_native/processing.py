@@ -169,10 +169,14 @@ class NativeProcessor:
     def _require_room(self, video: SourcedVideo, frames: int, tokens: int) -> None:
         # Before the frames are decoded, which may take minutes and more memory than there is.
         if tokens > self._context:
-            raise ConversationError(
+            what = (
                 f"{video.source} would be {frames:,} frames, {tokens:,} visual tokens, and "
-                f"{self._name} holds {self._context:,} tokens with the answer.",
-                "Ask about a part of it, or about fewer frames per second.",
+                f"{self._name} holds {self._context:,} tokens with the answer."
+            )
+            if video.is_sampled:  # all frames that are given are seen, whatever their rate
+                raise ConversationError(what, "Give fewer of its frames.")
+            raise ConversationError(
+                what, "Ask about a part of it, or about fewer frames per second."
             )
 
     def _image(self, image: SourcedImage, start: int) -> EncodedImage:
