@@ -405,6 +405,7 @@ class TestGather:
         assert (facts.gpus, facts.found_gpus, facts.driver) == (gpus, (), None)
 
     def test_gpus_that_are_here(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         Nvml([Described("GPU-a"), Described("GPU-b", memory=MISSING)]).install(monkeypatch)
         facts = gather()
         assert facts.torch_cuda is not None
