@@ -4,8 +4,10 @@
         [--gpus GPUS]
 
 The first question about an image encodes it and reads the whole prompt. A follow-up in the same
-chat reads its own words. Questions that are mapped over one image read it once, where one by one,
-without anything kept, each reads it again. All of it in one process, in turn; answers compared.
+chat reads its own words. On GPUs the peak memory of both is told, too. A hundred chats in turn stay
+inside the budget of what is kept. Questions that are mapped over one image read it once, where one
+by one, without anything kept, each reads it again. All of it in one process, in turn; answers
+compared.
 
 By default with a checkpoint written here: random weights in GLM-4V-9B's layout, with as many
 visual tokens for an image as the published one has.
@@ -14,6 +16,7 @@ visual tokens for an image as the published one has.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -31,6 +34,7 @@ from glm4v_magic.engines import local
 from glm4v_magic.images import SourcedImage
 
 KEEP = 2**32
+MIB = 2**20
 
 
 def photo(shade: int) -> SourcedImage:
@@ -71,7 +75,26 @@ def follow_ups(engine: local.LocalEngine, runs: int, tokens: int) -> None:
     print(f"first token of a follow-up, prompt of {first.usage.prompt_tokens} tokens")
     print(f"  first question {min(first_times):8.3f} s")
     print(f"  follow-up      {min(later_times):8.3f} s")
-    print(f"  {describe(first_times, later_times)}", flush=True)
+    print(f"  {describe(first_times, later_times)}")
+    if first.usage.peak_bytes:  # of GPUs alone
+        peaks = [sum(each.usage.peak_bytes.values()) / MIB for each in (first, later)]
+        print("  peak memory: first question {:.0f} MiB, follow-up {:.0f} MiB".format(*peaks))
+    sys.stdout.flush()
+
+
+def many_chats(engine: local.LocalEngine, chats: int = 100) -> None:
+    """Print how much is kept at most while many chats take turns, next to the budget."""
+    budget, most = engine.kept.budget, 0
+    engine.kept.clear()
+    answers(engine, [asked(photo(255), "Question?")], 1)
+    engine.kept.budget = 3 * engine.cache.used_bytes
+    for number in range(chats):
+        text = Conversation((Message("user", f"Question {number}?"),))
+        answers(engine, [asked(photo(number), "What?") if number % 40 == 0 else text], 1)
+        most = max(most, engine.cache.used_bytes)
+    print(f"{chats} chats, some with an image, {engine.cache.prefixes} kept at the end")
+    print(f"  kept at most {most / 1024:.0f} KiB of {engine.kept.budget / 1024:.0f}", flush=True)
+    engine.kept.budget = budget
 
 
 def map_on_one_image(engine: local.LocalEngine, rows: int, runs: int, tokens: int) -> None:
@@ -112,6 +135,7 @@ def main() -> None:
         engine = load_engine(arguments.checkpoint or temporary, arguments.gpus, KEEP)
         engine.defaults.eos_token_id = []  # always `tokens` tokens
         follow_ups(engine, arguments.runs, arguments.tokens)
+        many_chats(engine)
         map_on_one_image(engine, arguments.rows, max(arguments.runs // 2, 1), arguments.tokens)
         engine.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import golden
 import pytest
+import tiny_native
 import torch
 
 from glm4v_magic.checkpoints import resolve
@@ -54,6 +55,23 @@ def test_a_follow_up_takes_no_more_than_the_first_question(on_gpu):
     gpus.reset()
     assert answer(engine, follow_up).usage.prompt_tokens > 40
     assert peak(gpus) <= of_first
+
+
+@pytest.mark.parametrize("kind", ["glm46v", "glm4v_moe", "glm_ocr"])
+def test_nor_do_later_ones_of_native_models(native, kind):
+    """Each follow-up has a prompt that is longer by far less than the first."""
+    with VirtualGPUs([CAPACITY]) as gpus:
+        engine = local.load(resolve(native(kind)), Placement(device_map={"": 0}), keep=2**24)
+        image = tiny_native.image(300, 200)
+        chat = Conversation((Message("user", "What is it? " + "word " * 25, (image,)),))
+        peaks = []
+        for question in ("And?", "Why?", "So?"):
+            gpus.reset()
+            said = answer(engine, chat).text
+            peaks.append(peak(gpus))
+            chat = chat.with_answer(said, complete=True).add(Message("user", question))
+        assert max(peaks[1:]) <= peaks[0]
+        engine.close()
 
 
 def test_what_is_kept_is_dropped_for_a_call_that_needs_its_room(on_gpu):
