@@ -48,6 +48,8 @@ SLOW = {
     "hardware/test_gpus.py": "starts interpreters",
     "images/test_images_decode.py": "starts interpreters",
     "images/test_images_web.py": "fetches from a server",
+    "engines/test_replicas.py": "a Ray cluster",
+    "notebook/test_serve_command.py": "starts servers",
     "mapping/test_row_file.py": "answers thousands of questions, and starts interpreters",
     "mapping/test_batch.py": "answers hundreds of questions",
     "notebook/test_as_people_type.py": "dry runs",

@@ -23,6 +23,7 @@ __all__ = [
     "EngineInfo",
     "LoadProgress",
     "ModelChoice",
+    "Replica",
 ]
 
 
@@ -42,6 +43,9 @@ class ModelChoice:
             allows.
         base: model that an adapter was trained on; ``None`` for what the adapter says itself.
         lora: folder of an adapter to merge into the model; ``None`` without one.
+        replicas: number of copies in processes of their own, or ``max``; ``None`` for one in this
+            process.
+        cluster: address of the Ray cluster that they are on; ``None`` for this machine.
     """
 
     model: str | None = None
@@ -53,6 +57,8 @@ class ModelChoice:
     keep: float | None = None
     base: str | None = None
     lora: str | None = None
+    replicas: int | str | None = None
+    cluster: str | None = None
 
     @property
     def name(self) -> str:
@@ -90,6 +96,28 @@ class LoadProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class Replica:
+    """A copy of a model in a process of its own.
+
+    Attributes:
+        number: its number, from 0.
+        machine: address of its machine.
+        devices: devices of its weights there.
+        process: id of its process there.
+        used_bytes: memory that it held when it last answered: of its GPUs, or of its process on the
+            CPU; ``None`` before its first answer.
+        lost: whether it has ended by itself.
+    """
+
+    number: int
+    machine: str
+    devices: tuple[str, ...] = ()
+    process: int = 0
+    used_bytes: int | None = None
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """Facts about the model behind an engine.
 
@@ -117,6 +145,8 @@ class EngineInfo:
         least_image: fewest tokens of an image; 1 if it is not known.
         notes: how the model differs from its files, a sentence each: another dtype, or settings
             that decoding here does not follow.
+        replicas: copies of the model that share the requests; empty if it is in this process. Then
+            `devices` and `plan` are those of the first.
     """
 
     model: str
@@ -139,6 +169,7 @@ class EngineInfo:
     largest_image: int | None = None
     least_image: int = 1
     notes: tuple[str, ...] = ()
+    replicas: tuple[Replica, ...] = ()
 
 
 class Architecture(Protocol):

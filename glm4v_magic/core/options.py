@@ -637,6 +637,15 @@ class PlacementFields:
     )
 
 
+def _is_replicas(value: object) -> bool:
+    return value == "max" or (has_type(value, "int") and int(str(value)) >= 1)
+
+
+def _read_replicas(text: str) -> int | str:
+    """Read ``2`` or ``max``."""
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
 class Loading:
     """Which model to load, and how to reach it."""
 
@@ -704,6 +713,31 @@ class Loading:
         metavar="GIB",
         unset="half of what the plan leaves free, or 1 without a plan,",
         example="2",
+    )
+
+    replicas: object = option(
+        None,
+        "Copies of the model in processes of their own, which share the rows of a map: a number, "
+        "or max for as many as the GPUs hold. Each has its own plan, on as few GPUs as hold it; "
+        "without GPUs the cores are divided.",
+        Who(("load",), ("load",)),
+        "a whole number of at least 1, or max",
+        _is_replicas,
+        metavar="N",
+        read=_read_replicas,
+        unset="one in this process",
+        example="2",
+    )
+    cluster: str | None = option(
+        None,
+        "Address of the Ray cluster whose machines take the replicas; auto is the one that this "
+        "machine is part of.",
+        Who(("load",), ("load",)),
+        "an address",
+        lambda value: bool(value.strip()),
+        metavar="HOST:PORT",
+        unset="this machine alone",
+        example="10.0.0.5:6379",
     )
 
 

@@ -49,6 +49,7 @@ _USERS_EXTRAS = (
     "parquet",
     "pdf",
     "quantize",
+    "ray",
     "video",
 )  # the others are for those who change this package
 

@@ -63,7 +63,17 @@ def model_key(choice: ModelChoice) -> str:
         context=given.context,  # how large images are seen may depend on these two
         images=given.images,
     )
-    facts = repr(replace(choice, model=choice.name, options=options, device_map=None, keep=None))
+    facts = repr(
+        replace(
+            choice,
+            model=choice.name,
+            options=options,
+            device_map=None,
+            keep=None,
+            replicas=None,
+            cluster=None,
+        )
+    )
     if not is_folder(choice.name):
         return facts
     folder = expanded(choice.name)

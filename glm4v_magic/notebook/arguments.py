@@ -13,7 +13,10 @@ from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.model import DEMOS
 from glm4v_magic.notebook.command_line import AGAIN_OPTIONS, ANSWER_OPTIONS, DEBUG, from_table
 
-__all__ = ["ARGUMENTS", "PRINT"]
+__all__ = ["ARGUMENTS", "ENGINES", "PRINT"]
+
+ENGINES = ("vllm", "sglang", "own")
+"""Engines that can be started as a server."""
 
 PRINT = ""
 """Value of ``--json`` without a file."""
@@ -93,6 +96,18 @@ ARGUMENTS: Mapping[str, tuple[ArgDecorator, ...]] = {
             help=f"Folder, id on the hub, {', '.join(DEMOS)}, or a server's address.",
         ),
         *from_table("load"),
+        DEBUG,
+    ),
+    "serve": (
+        argument("model", nargs="?", help=f"Folder, id on the hub, {', '.join(DEMOS)}."),
+        *from_table("serve"),
+        argument(
+            "--engine",
+            choices=ENGINES,
+            default="own",
+            help="vLLM or SGLang, if it is installed, or our own server, which is the default.",
+        ),
+        argument("--print", action="store_true", help="Only show the command."),
         DEBUG,
     ),
     "unload": (DEBUG,),

@@ -243,6 +243,7 @@ def _view(
         activity or Activity(),
         time.strftime(CLOCK),
         (info and info.server) or "",
+        () if info is None else info.replicas,
     )
 
 
@@ -302,7 +303,7 @@ def weights_by_device(info: EngineInfo | None) -> Mapping[str, int]:
     A plan knows them, and loading has checked that they are so; without GPUs they are all on the
     CPU. For a given device map nothing is known.
     """
-    if info is None:
+    if info is None or info.replicas:
         return {}
     if info.plan is not None:
         return {stage.device: stage.weight_bytes for stage in info.plan.stages}

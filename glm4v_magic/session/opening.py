@@ -13,6 +13,7 @@ from glm4v_magic.core.events import Loading, Starting
 from glm4v_magic.core.model import LoadProgress, ModelChoice
 from glm4v_magic.core.server_address import ServerAddress, is_address, read_address
 from glm4v_magic.imports import import_slowly
+from glm4v_magic.session import replicas
 
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints import Checkpoint
@@ -36,6 +37,7 @@ def find(choice: ModelChoice) -> Checkpoint | ServerAddress:
     """
     if is_address(choice.name):
         return _address(choice)
+    replicas.refuse_alone(choice)
     for name in ("served_model", "timeout"):
         if getattr(choice, name) is not None:
             what = f"{name} is about a server, and {choice.name} is none."
@@ -77,7 +79,7 @@ def connect(address: ServerAddress) -> Engine:
 
 def prepare(
     choice: ModelChoice, found: Checkpoint, recorder: ActivityRecorder
-) -> Generator[Starting | Loading, None, Opening]:
+) -> Generator[Starting | Loading, None, Opening | replicas.Opening]:
     """Import what a checkpoint needs, and decide where it goes; nothing is loaded yet.
 
     Args:
@@ -88,6 +90,9 @@ def prepare(
     Raises:
         Glm4vError: as `Session.stream_load`.
     """
+    if choice.replicas is not None:
+        found.require_usable()
+        return (yield from replicas.prepare(found, choice, load_here))
     # What can be refused without torch is refused before the seconds that its import takes.
     if "torch" not in sys.modules:
         _refuse(found, choice)
@@ -150,6 +155,25 @@ class Opening:
             except OutOfMemoryError as error:  # other programs have taken it meanwhile
                 forget_locals(error)
         return None
+
+
+def load_here(choice: ModelChoice, arrived: Callable[[LoadProgress], None]) -> Engine:
+    """Load a model into this process: that of a replica.
+
+    Args:
+        choice: which one.
+        arrived: called after each weight that has arrived.
+
+    Raises:
+        Glm4vError: as `Session.stream_load`.
+    """
+    from glm4v_magic.engines import local
+
+    found = find(choice)
+    assert not isinstance(found, ServerAddress)
+    found.require_usable()
+    placement, keep = _place(found, choice)
+    return local.load(found, placement, keep=keep, arrived=arrived)
 
 
 @contextmanager

@@ -71,7 +71,17 @@ __all__ = ["Session", "Status", "load"]
 
 
 _OF_A_VIDEO = tuple(each.name for each in of_group(VideoParts))
-_OF_A_CHOICE = ("revision", "device_map", "served_model", "timeout", "keep", "base", "lora")
+_OF_A_CHOICE = (
+    "revision",
+    "device_map",
+    "served_model",
+    "timeout",
+    "keep",
+    "base",
+    "lora",
+    "replicas",
+    "cluster",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,7 +199,32 @@ LOADS = {
     "--served-model": Trial("--served-model x", shows="about a server", fails=(False, True)),
     "--timeout": Trial("--timeout 3", shows="about a server", fails=(False, True)),
     "--keep": Trial("--keep -1", shows="at least 0", fails=(False, True)),
+    "--replicas": Trial("--replicas 0", shows="at least 1, or max", fails=(False, True)),
+    "--cluster": Trial("--cluster here:1", shows="about replicas", fails=(False, True)),
     "--debug": Trial("--debug", "--context 0", "Traceback", fails=(True, True)),
+}
+
+PRINTED = (
+    "--gpus 2x1GiB", "--context 64", "--images 0", "--image-size 560", "--batch 2",
+    "--objective balance", "--dtype bfloat16", "--quantize 4bit", "--max-memory 0.5",
+    "--reserve 0.1", "--split-vision off", "--pin head=1", "--map map.json",
+    "--revision main", "--keep 1", "--base x", "--lora x", "--host localhost", "--port 8001",
+    "--parallel 3",
+)  # fmt: skip
+SERVES = {
+    each.split()[0]: Trial(each.replace(" ", "="), "demo --print", each) for each in PRINTED
+} | {
+    "--engine": Trial("--engine vllm", "glm-4v-9b --gpus 1x40GiB --print", "vllm serve"),
+    "--offload": Trial(
+        "--offload",
+        "glm-4v-9b --engine vllm --gpus 1x16GiB --context 2048 --print",
+        "keeps layers",
+        fails=(True, True),
+    ),
+    "--print": Trial(
+        "--print", "glm-4v-9b --engine vllm --gpus 1x40GiB", "vllm serve", fails=(True, False)
+    ),
+    "--debug": Trial("--debug", "demo --print --gpus 2xmany", "Traceback", fails=(True, True)),
 }
 
 
@@ -244,6 +269,7 @@ TRIALS = {
     "memory": failing("x"),
     "check": CHECKS | made_of(TWO_GPUS),
     "load": LOADS | made_of(),
+    "serve": SERVES,
     "unload": failing("x"),
     "status": failing("x"),
     "doctor": failing("--gpus many")

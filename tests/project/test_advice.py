@@ -137,6 +137,34 @@ ROOMS = (
 """Where sentences of advice are searched: whatever decides where a model goes, or runs it there."""
 
 SENTENCES_OF_OTHERS = {
+    "Move it elsewhere, or give another name.": "mapping/test_row_file.py",
+    "Give another name, or wait for its end.": "mapping/test_row_file.py",
+    "Its name ends in {}.": "mapping/test_row_file.py",
+    "Name a file that is to be written.": "mapping/test_row_file.py",
+    "Make it first.": "mapping/test_row_file.py",
+    "Install the same version on all machines.": "engines/test_replicas.py",
+    "Is it running there? Leave the address out to use this machine "
+    "alone.": "engines/test_replicas.py",
+    "Leave one of them out; cpu alone can be given.": "engines/test_replicas.py",
+    "Leave the address out, or call ray.shutdown() first.": "engines/test_replicas.py",
+    "Load it in 4 bit, or with a shorter context.": "engines/test_replicas.py",
+    "Wait for its other jobs.": "engines/test_replicas.py",
+    "Ask for fewer.": "engines/test_replicas.py",
+    "Ask for fewer, or for max.": "engines/test_replicas.py",
+    "Ask for fewer replicas, or wait for those jobs.": "engines/test_replicas.py",
+    "Ray is started and joined with `ray start`; without an address it "
+    "runs here.": "engines/test_replicas.py",
+    "Give its host and port, such as 10.0.0.5:6379, from a machine of the "
+    "cluster; auto is the one that runs on this machine.": "engines/test_replicas.py",
+    "Describe fewer GPUs (--gpus), or take --engine own.": "notebook/test_serve_command.py",
+    "Its log is above.": "notebook/test_serve_command.py",
+    "Leave --offload out, or take --engine own.": "notebook/test_serve_command.py",
+    "Leave --quantize out, or take --engine vllm or own.": "notebook/test_serve_command.py",
+    "Leave it out, or take --engine own.": "notebook/test_serve_command.py",
+    "Take --engine vllm or own, or a newer model.": "notebook/test_serve_command.py",
+    "Take --quantize 4bit, or --engine own.": "notebook/test_serve_command.py",
+    "To ask it: %glm4v load {}.": "notebook/test_serve_command.py",
+    "Name one, such as 8001.": "notebook/test_serve_command.py",
     "Load it again.": "session/test_load_forms.py",
     "Shorten it, or start a new conversation.": "engines/test_decoding.py",
     "This is a bug of the loader, not of the map; the model was not kept.": "",

@@ -32,6 +32,7 @@ from glm4v_magic.notebook.commands.memory import memory
 from glm4v_magic.notebook.commands.model import load, status, unload
 from glm4v_magic.notebook.commands.patch import patch
 from glm4v_magic.notebook.commands.plan import plan
+from glm4v_magic.notebook.commands.serve import serve
 from glm4v_magic.notebook.live.output import show
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ COMMANDS: dict[str, Command] = {
     "memory": memory,
     "check": check,
     "load": load,
+    "serve": serve,
     "unload": unload,
     "status": status,
     "doctor": doctor,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from glm4v_magic.core.conversation import Answer
     from glm4v_magic.core.plan import Plan
+    from glm4v_magic.notebook.launched import LaunchedServer
     from glm4v_magic.notebook.monitor import Monitor
     from glm4v_magic.notebook.settings import Glm4v
     from glm4v_magic.planning.machines import MachineFit
@@ -51,6 +52,7 @@ class Context:
         settings: defaults of options.
         session: session with the model in use.
         views: views that are open as widgets.
+        launched: server that was started last; ``None`` if there was none, or it was ended.
     """
 
     shell: InteractiveShell
@@ -58,6 +60,7 @@ class Context:
     settings: Glm4v
     session: Session
     views: list[LiveView] = field(default_factory=list)
+    launched: LaunchedServer | None = None
 
     @cached_property
     def monitor(self) -> Monitor:
@@ -79,13 +82,21 @@ class Context:
         view.show()
 
     def close(self) -> None:
-        """Close all views, end the monitor."""
+        """Close all views, end the monitor and a server that was started."""
+        self.end_launched()
         if self.views:
             self.shell.events.unregister("post_run_cell", self._cell_ended)
         while self.views:
             self.views.pop().close()
         if "monitor" in vars(self):
             self.monitor.stop()
+
+    def end_launched(self) -> LaunchedServer | None:
+        """End the server that was started here, if there is one; returns it."""
+        launched, self.launched = self.launched, None
+        if launched is not None:
+            launched.end()
+        return launched
 
     def _cell_ended(self, _: object) -> None:
         for view in self.views:

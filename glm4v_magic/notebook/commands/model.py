@@ -72,10 +72,12 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
 def unload(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Give the model's memory back. The next question loads the model again.
 
-    From a server it only disconnects.
+    From a server it only disconnects, unless it was started with %glm4v serve: that one is ended.
     """
     name = context.session.status().choice.name
-    show(line_bundle(_unloaded(context.session) or f"{name} was not loaded."))
+    said = _unloaded(context.session) or f"{name} was not loaded."
+    ended = context.end_launched()
+    show(line_bundle(said if ended is None else f"{ended.name} at {ended.url} was ended."))
 
 
 def release(session: Session) -> None:

@@ -62,7 +62,12 @@ def as_options(given: Mapping[str, Any]) -> PlacementOptions:
 
 def load_line(model: str, options: PlacementOptions) -> str:
     """Return the line that loads `model` with `options`."""
-    words = ["%glm4v load", _quoted(model)]
+    return " ".join(["%glm4v load", *map(_quoted, [model, *option_words(options)])])
+
+
+def option_words(options: PlacementOptions) -> list[str]:
+    """Return options as they are typed."""
+    words = []
     for option in of_group(PlacementFields):
         value = getattr(options, option.name)
         if value == option.default:
@@ -75,8 +80,8 @@ def load_line(model: str, options: PlacementOptions) -> str:
         elif isinstance(value, tuple):
             words.append(",".join(f"{size:g}" for size in value))
         elif value is not True:
-            words.append(_quoted(f"{value:g}" if isinstance(value, float) else str(value)))
-    return " ".join(words)
+            words.append(f"{value:g}" if isinstance(value, float) else str(value))
+    return words
 
 
 def _quoted(word: str) -> str:

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from glm4v_magic.core.wording import printable, readable_bytes
+from glm4v_magic.core.wording import counted, printable, readable_bytes
 from glm4v_magic.dispatch.activity import Activity
 from glm4v_magic.notebook.render import Html, MimeBundle, bars
 from glm4v_magic.notebook.render.plans.activity import activity_line
+from glm4v_magic.notebook.render.status import replica_words
 from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
+    from glm4v_magic.core.model import Replica
     from glm4v_magic.hardware.readings import Reading
 
 __all__ = [
@@ -77,6 +79,7 @@ class MemoryView:
         activity: parts of the model that ran since the last reading.
         at: time of the view; ignored when views are compared.
         server: URL of the server that answers; empty if the model is loaded here.
+        replicas: copies of the model that answer in processes of their own.
     """
 
     model: str
@@ -87,6 +90,14 @@ class MemoryView:
     activity: Activity = field(default_factory=Activity)
     at: str = field(default="", compare=False)
     server: str = ""
+    replicas: tuple[Replica, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines below the headline: the note, and one for each replica."""
+        words = map(replica_words, self.replicas)
+        replicas = [f"{name}: {where}" for name, where in words]
+        return [*([self.note] if self.note else []), *replicas]
 
 
 def memory_bundle(view: MemoryView) -> MimeBundle:
@@ -111,7 +122,7 @@ def memory_html(view: MemoryView, *, dated: bool = False) -> str:
         muted=bars.MUTED,
         outline=bars.OUTLINE,
         headline=_headline(view, dated),
-        note=view.note,
+        notes=view.notes,
         rows=[_row(row, largest, view.minutes) for row in view.rows],
         legend=bars.legend(_LEGEND),
         table=_table(view),
@@ -121,7 +132,7 @@ def memory_html(view: MemoryView, *, dated: bool = False) -> str:
 def memory_text(view: MemoryView, *, dated: bool = False) -> str:
     """Return the view as text; arguments as for `memory_html`."""
     largest = max((row.now.total_bytes or 0 for row in view.rows), default=0) or 1
-    lines = [_headline(view, dated), *([view.note] if view.note else [])]
+    lines = [_headline(view, dated), *view.notes]
     for row in view.rows:
         lines.append(_title(row.now))
         total = row.now.total_bytes
@@ -138,6 +149,8 @@ def _headline(view: MemoryView, dated: bool) -> str:
     model = f"{view.model} is loaded" if view.model else "No model is loaded"
     if view.server:
         model = f"{view.model} answers at {view.server}; no model is loaded here"
+    if view.replicas:
+        model = f"{view.model} is loaded {counted(len(view.replicas), 'time')}, not in this process"
     state = f"{model}; a call is running" if view.busy else model
     # A view that outlives the kernel leaves out what was over in a moment.
     if view.activity.parts and not dated:

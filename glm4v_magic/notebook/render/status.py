@@ -20,10 +20,10 @@ from glm4v_magic.notebook.render.answers.answer import usage_line
 from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
-    from glm4v_magic.core.model import EngineInfo
+    from glm4v_magic.core.model import EngineInfo, Replica
     from glm4v_magic.engines.prefixes import CacheFacts
 
-__all__ = ["status_bundle", "status_rows"]
+__all__ = ["replica_words", "status_bundle", "status_rows"]
 
 _UNTOLD = "the server does not tell"
 _BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -59,14 +59,14 @@ def status_rows(
         rows = [
             ("model", f"{info.model}, {readable_count(info.parameters or 0)} parameters"),
             ("dtype", info.dtype + (f", text part in {info.quantize}" if info.quantize else "")),
-            ("devices", ", ".join(info.devices)),
+            *([] if info.replicas else [("devices", ", ".join(info.devices))]),
             ("images", _images(info)),
             ("context", _context(info)),
         ]
         width = _BYTES_PER_WEIGHT.get(info.dtype)
         if width is not None and info.quantize is None:
             rows.insert(3, ("weights", readable_bytes((info.parameters or 0) * width)))
-        rows += _gpus(info)
+        rows += [replica_words(each) for each in info.replicas] or _gpus(info)
         if kept is not None:
             rows.append(("kept", _kept(kept)))
         rows += [("note", note) for note in info.notes]
@@ -77,6 +77,16 @@ def status_rows(
     if last is not None:
         rows.append(("last answer", usage_line(last)))
     return [(label, printable(value)) for label, value in rows]
+
+
+def replica_words(replica: Replica) -> tuple[str, str]:
+    """Return the name of a replica, and where it is and what it holds."""
+    name = f"replica {replica.number}"
+    if replica.lost:
+        return name, f"was on {replica.machine} and is lost; the others answer"
+    used = "" if replica.used_bytes is None else f", {readable_bytes(replica.used_bytes)} in use"
+    where = ", ".join(replica.devices)
+    return name, f"{where} of {replica.machine}, process {replica.process}{used}"
 
 
 def _gpus(info: EngineInfo) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,234 @@
+"""A Ray cluster: the user's own, one at an address, or one that is started on this machine.
+
+What the user has started is used as it is and never ended. One that is started here ends with the
+last engine that uses it; it has no dashboard and sends no usage statistics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from glm4v_magic.core.errors import EngineError, OptionError, reason
+from glm4v_magic.core.gpu_spec import GPU
+from glm4v_magic.engines.replicas.layout import Machine
+
+__all__ = ["INSTALL", "connect", "leave", "machines", "read_cluster", "require_ray"]
+
+INSTALL = "Install it with: pip install 'glm4v_magic[ray]'"
+
+_HERE = "local"
+_ATTEMPTS = 3
+_SECONDS_TO_CONNECT = 3.0
+_SECONDS_TO_ASK = 60.0
+_STORE_BYTES = 256 * 2**20
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",
+}
+"""What is set while a cluster is started; its processes inherit it."""
+
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})")
+
+_users = 0
+"""Engines that use a cluster which was started or joined here."""
+
+
+def require_ray() -> None:
+    """Raise OptionError unless Ray is installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise OptionError("Replicas need Ray, which is not installed.", INSTALL)
+
+
+def read_cluster(address: str) -> str:
+    """Return an address as Ray takes it.
+
+    Raises:
+        OptionError: unless it is ``HOST:PORT`` or ``auto``.
+    """
+    text = address.strip()
+    if text == "auto":
+        return text
+    found = _ADDRESS.fullmatch(text)
+    if found is None or not 0 < int(found[2]) < 2**16:
+        raise OptionError(
+            f"{address!r} is not the address of a Ray cluster.",
+            "Give its host and port, such as 10.0.0.5:6379, from a machine of the cluster; auto is "
+            "the one that runs on this machine.",
+        )
+    return text
+
+
+def connect(address: str | None) -> None:
+    """Connect to a cluster; does nothing if the user is connected to it already.
+
+    Args:
+        address: from `read_cluster`; ``None`` starts one on this machine, unless the user is
+            connected to one.
+
+    Raises:
+        EngineError: if there is none at the address.
+        OptionError: if the user is connected to another one.
+    """
+    global _users
+    import ray
+
+    if ray.is_initialized():
+        _require_same(address)
+        if _users:
+            _users += 1
+        return
+    if address not in (None, "auto"):
+        _require_open(str(address))
+    for attempt in range(_ATTEMPTS):
+        try:
+            _begin(address)
+        except KeyboardInterrupt:
+            ray.shutdown()
+            raise
+        except Exception as error:
+            ray.shutdown()
+            # On a busy machine Ray's own processes are late now and then, and it gives up on them.
+            if address is None and attempt + 1 < _ATTEMPTS:
+                continue
+            raise _not_there(address, error) from None
+        else:
+            break
+    _users = 1
+
+
+def _begin(address: str | None) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    with _quiet():
+        if address is None:
+            ray.init(
+                address=_HERE,
+                num_cpus=len(os.sched_getaffinity(0)),
+                include_dashboard=False,
+                object_store_memory=_STORE_BYTES,
+                **quiet,
+            )
+        else:
+            ray.init(address=address, **quiet)
+
+
+def _not_there(address: str | None, error: Exception) -> EngineError:
+    where = "on this machine" if address in (None, "auto") else f"at {address}"
+    if isinstance(error, ConnectionError):
+        what = f"There is no Ray cluster {where} that this machine is part of."
+    else:
+        what = f"Ray did not start {where}: {reason(error)}."
+    return EngineError(what, _start(address))
+
+
+def _start(address: str | None) -> str:
+    if address is None:
+        return "Is this machine very busy, or short of memory?"
+    return "Ray is started and joined with `ray start`; without an address it runs here."
+
+
+def leave() -> None:
+    """End the use of a cluster by one engine."""
+    global _users
+    import ray
+
+    if _users:
+        _users -= 1
+        if not _users:
+            ray.shutdown()
+
+
+def _require_same(address: str | None) -> None:
+    import ray
+
+    if address in (None, "auto"):
+        return
+    here = ray.get_runtime_context().gcs_address
+    if here != address:
+        raise OptionError(
+            f"This process is connected to the Ray cluster at {here}, not to {address}.",
+            "Leave the address out, or call ray.shutdown() first.",
+        )
+
+
+def _require_open(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_CONNECT).close()
+    except OSError as error:
+        raise EngineError(
+            f"There is no Ray cluster at {address}: {error.strerror or error}.",
+            "Is it running there? Leave the address out to use this machine alone.",
+        ) from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in _QUIET}
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        for name, old in before.items():
+            if old is None:
+                os.environ.pop(name, None)
+
+
+def machines() -> tuple[Machine, ...]:
+    """Return the machines of the cluster, with the GPUs that each of them reports.
+
+    Raises:
+        EngineError: if a machine with GPUs does not answer.
+    """
+    import ray
+
+    found = []
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        resources = node["Resources"]
+        gpus: tuple[GPU, ...] = ()
+        if resources.get("GPU"):
+            gpus = _gpus_of(node["NodeID"], node["NodeManagerAddress"])[: int(resources["GPU"])]
+        cores = int(resources.get("CPU", 0))
+        found.append(Machine(node["NodeID"], node["NodeManagerAddress"], cores, gpus))
+    return tuple(found)
+
+
+def _gpus_of(node: str, name: str) -> tuple[GPU, ...]:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    task = ray.remote(_gpus_here).options(num_cpus=0, scheduling_strategy=there)
+    try:
+        gpus: tuple[GPU, ...] = ray.get(task.remote(), timeout=_SECONDS_TO_ASK)
+    except ray.exceptions.RayError as error:
+        raise EngineError(
+            f"{name} does not tell its GPUs: {reason(error)}.",
+            "Is glm4v_magic installed there, in the same version?",
+        ) from None
+    return gpus
+
+
+def _gpus_here() -> tuple[GPU, ...]:
+    """Return the GPUs of the machine; a task without GPUs sees none unless this is undone."""
+    from glm4v_magic.hardware.gpus import find_gpus
+
+    hidden = os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    try:
+        return tuple(each.gpu for each in find_gpus())
+    finally:
+        if hidden is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = hidden

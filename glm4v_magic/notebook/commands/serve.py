@@ -1,0 +1,147 @@
+"""Starting a server and asking it: ``%glm4v serve``."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.options import PlacementFields, Serving, check, of_command, of_group
+from glm4v_magic.core.server_address import is_address
+from glm4v_magic.core.typed_options import flags_of, typed
+from glm4v_magic.core.wording import printable
+from glm4v_magic.hardware.cpu import cpu_here
+from glm4v_magic.hardware.usable import gpus_here
+from glm4v_magic.notebook.arguments import ARGUMENTS
+from glm4v_magic.notebook.command_line import takes
+from glm4v_magic.notebook.commands.context import Context
+from glm4v_magic.notebook.commands.plan import as_options, option_words, placement_options
+from glm4v_magic.notebook.engine_commands import EngineCommand, Wanted, command_of
+from glm4v_magic.notebook.launched import LaunchedServer
+from glm4v_magic.notebook.live.output import show
+from glm4v_magic.notebook.render.progress import line_bundle
+from glm4v_magic.planning.decision import make_plan
+
+__all__ = ["serve"]
+
+_NAMES = {"vllm": "vLLM", "sglang": "SGLang", "own": "Our server"}
+
+
+@takes("glm4v serve", *ARGUMENTS["serve"])
+def serve(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
+    """Start a server for a model, with the flags that our plan implies, and ask it from now on.
+
+    The engine is vLLM or SGLang, if it is installed here, or our own server. Its log is shown
+    until it answers; it ends with the kernel, with %glm4v unload, and when another is started::
+
+        %glm4v serve zai-org/GLM-4.6V-Flash --engine vllm --gpus 2x24GiB --context 16384
+        %glm4v serve demo --engine own
+
+    For another machine, --print shows the command alone; the GPUs need not be here then::
+
+        %glm4v serve zai-org/GLM-4.6V --engine sglang --gpus 4x80GiB --print
+    """
+    engine = arguments.engine
+    model = arguments.model or context.model
+    if is_address(model):
+        raise OptionError(
+            f"{model} is the address of a server, which runs already.",
+            f"To ask it: %glm4v load {model}.",
+        )
+    place = _place(arguments)
+    command = _command(engine, model, arguments, place)
+    if arguments.print:
+        print(command)  # noqa: T201  to be copied, as it is
+        return
+    _require(engine, command)
+    context.end_launched()
+    server = LaunchedServer(command, _NAMES[engine], place.url)
+    try:
+        for line in server.wait():
+            if line:
+                print(printable(line), flush=True)  # noqa: T201  its log
+        context.session.stream_load(place.url).follow()
+    except BaseException:
+        server.end()
+        raise
+    context.launched = server
+    info = context.session.status().info
+    of = "" if info is None else printable(info.model)
+    show(line_bundle(f"{server.name} serves {of} at {place.url}."))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """URL for this computer."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104
+        return f"http://{host}:{self.port}/v1"
+
+
+def _place(arguments: Namespace) -> _Place:
+    typed_here = typed(arguments, of_group(Serving))
+    values = {each.name: typed_here.get(each.name, each.default) for each in of_group(Serving)}
+    for name, value in typed_here.items():
+        check(name, value)
+    if not values["port"]:
+        raise OptionError("--port 0 is no port that can be asked.", "Name one, such as 8001.")
+    return _Place(values["host"], values["port"])
+
+
+def _command(engine: str, model: str, arguments: Namespace, here: _Place) -> EngineCommand:
+    given = placement_options(arguments)
+    options = as_options(given)
+    if engine == "own":
+        own = option_words(options)
+        for option in of_command("serve"):
+            value = getattr(arguments, option.name)
+            is_plain = isinstance(value, str | int | float) and value is not False
+            if option.name not in PlacementFields.__dataclass_fields__ and is_plain:
+                own += [flags_of(option)[-1], str(value)]
+        wanted = Wanted(model, {}, None, None, 1, None, None, here.host, here.port, own)
+        return command_of(engine, wanted)
+    for name in ("device_map", "base", "lora", "keep", "parallel"):
+        if getattr(arguments, name) is not None:
+            spelled = flags_of(next(o for o in of_command("serve") if o.name == name))[-1]
+            raise OptionError(
+                f"{spelled} is of our own server.", "Leave it out, or take --engine own."
+            )
+    found = architecture(model)
+    gpus = gpus_here() if options.gpus is None else parse_gpus(options.gpus)
+    plan = make_plan(found, replace(options, gpus=None), gpus, cpu=cpu_here()) if gpus else None
+    wanted = Wanted(
+        model,
+        found.config,
+        plan,
+        options.context,
+        options.images,
+        options.quantize,
+        arguments.revision,
+        here.host,
+        here.port,
+    )
+    return command_of(engine, wanted)
+
+
+def _require(engine: str, command: EngineCommand) -> None:
+    """Raise OptionError unless an engine is installed here."""
+    if engine == "vllm" and shutil.which(command.words[0]) is None:
+        raise OptionError("vLLM is not installed here.", _elsewhere("vllm"))
+    if engine == "sglang" and importlib.util.find_spec("sglang") is None:
+        raise OptionError("SGLang is not installed here.", _elsewhere("sglang"))
+
+
+def _elsewhere(package: str) -> str:
+    return f"Install it with: pip install {package}. For another machine: --print."

@@ -1,0 +1,298 @@
+"""Replicas on Ray: one cluster on this machine, the demo model twice, and what can go wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from glm4v_magic.core.errors import (
+    DoesNotFitError,
+    EngineError,
+    MapInterrupted,
+    OptionError,
+    PlacementError,
+)
+from glm4v_magic.core.events import RowDone, Text
+from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.engines.replicas import cluster
+from glm4v_magic.engines.replicas.layout import Machine, seats
+from glm4v_magic.notebook.render.memory import MemoryView, memory_bundle
+from glm4v_magic.notebook.render.status import status_rows
+from glm4v_magic.session.session import Session
+
+GREEDY = {"temperature": 0, "max_tokens": 8}
+SHAPES = str(Path(__file__).parents[2] / "notebooks" / "shapes.png")
+QUESTION = "What colour is the circle?"
+
+
+class TestLayout:
+    """Where replicas go."""
+
+    @staticmethod
+    def holds(gib):
+        return lambda gpus: sum(gpu.total_bytes for gpu in gpus) >= gib * 2**30
+
+    @staticmethod
+    def machines(*specs):
+        return [
+            Machine(f"id{n}", f"10.0.0.{n}", 8, parse_gpus(spec) if spec else ())
+            for n, spec in enumerate(specs)
+        ]
+
+    def test_each_takes_as_few_gpus_as_hold_it(self):
+        there = self.machines("4x16GiB", "2x24GiB", "")
+        found = seats("GLM", "max", there, self.holds(20))
+        assert [(each.machine.name, each.gpus) for each in found] == [
+            *[("10.0.0.0", 2)] * 2,
+            *[("10.0.0.1", 1)] * 2,
+        ]
+
+    def test_the_smallest_gpus_must_do(self):
+        (seat,) = seats("GLM", 1, self.machines("1x24GiB+2x8GiB"), self.holds(20))
+        assert seat.gpus == 3
+
+    def test_replicas_are_spread_over_machines(self):
+        found = seats("GLM", 3, self.machines("4x24GiB", "4x24GiB"), self.holds(20))
+        assert [each.machine.name for each in found] == ["10.0.0.0", "10.0.0.0", "10.0.0.1"]
+
+    def test_more_replicas_than_gpus(self):
+        with pytest.raises(PlacementError, match="3 replicas of GLM do not fit: the cluster has 4"):
+            seats("GLM", 3, self.machines("4x16GiB"), self.holds(20))
+
+    def test_a_model_that_no_machine_holds(self):
+        with pytest.raises(DoesNotFitError, match="GLM fits on the GPUs of no machine"):
+            seats("GLM", 1, self.machines("1x16GiB", "1x16GiB"), self.holds(20))
+
+    def test_without_gpus_the_cores_are_divided(self):
+        found = seats("GLM", 3, self.machines("", ""), self.holds(1))
+        assert [(each.machine.name, each.cores) for each in found] == [
+            ("10.0.0.0", 4),
+            ("10.0.0.0", 4),
+            ("10.0.0.1", 8),
+        ]
+        assert [each.cores for each in seats("GLM", "max", self.machines("", ""), None)] == [8, 8]
+        with pytest.raises(PlacementError, match="17 replicas are more than the 16 cores"):
+            seats("GLM", 17, self.machines("", ""), None)
+
+
+class TestRefusals:
+    """One clear line, within seconds, and nothing is begun."""
+
+    def test_no_cluster_is_there(self):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        began = time.monotonic()
+        with pytest.raises(EngineError, match=rf"no Ray cluster at 127.0.0.1:{port}: Conn"):
+            cluster.connect(f"127.0.0.1:{port}")
+        assert time.monotonic() - began < 60  # Ray by itself tries for minutes
+
+    @pytest.mark.parametrize(
+        "address", ["ray://a:1", "10.0.0.5", "a:0", "a:70000", "http://a:1", "a b:1", "local", ":1"]
+    )
+    def test_no_address(self, address):
+        session = Session()
+        with pytest.raises(OptionError, match="is not the address of a Ray cluster"):
+            session.load("demo", replicas=2, cluster=address)
+        assert session.status().info is None
+
+    def test_ray_is_missing(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "ray", None)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(OptionError, match=r"pip install 'glm4v_magic\[ray\]'"):
+            cluster.require_ray()
+
+    @pytest.mark.parametrize("replicas", [0, -1, 1.5, "two", "", True])
+    def test_no_number(self, replicas):
+        with pytest.raises(OptionError, match="must be a whole number of at least 1, or max"):
+            Session().load("demo", replicas=replicas)
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ({"device_map": {"": "cpu"}}, "A device map does not go with replicas"),
+            ({"gpus": "2x16GiB"}, "gpus does not go with replicas"),
+        ],
+    )
+    def test_what_does_not_go_with_replicas(self, options, said):
+        with pytest.raises(OptionError, match=said):
+            Session().load("demo", replicas=2, **options)
+
+    def test_a_cluster_without_replicas(self):
+        with pytest.raises(OptionError, match="cluster is about replicas, and there are none"):
+            Session().load("demo", cluster="auto")
+
+    def test_a_server_has_none(self):
+        with pytest.raises(OptionError, match="is a server"):
+            Session().load("http://127.0.0.1:1/v1", replicas=2)
+
+
+def test_ray_is_imported_only_if_it_is_asked_for():
+    code = (
+        "import sys, glm4v_magic.session.session, glm4v_magic.session.replicas\n"
+        "import glm4v_magic.engines.replicas.cluster, glm4v_magic.engines.replicas.worker\n"
+        "session = glm4v_magic.session.session.Session().load('demo')\n"
+        "session.ask('Hello?', max_tokens=1)\n"
+        "assert 'ray' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """A cluster that the user has begun: it must be left alone."""
+    import ray
+
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  that is how Ray writes it
+    for _ in range(4):  # on a busy machine Ray gives up on its own processes
+        try:
+            ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20)
+        except Exception:
+            ray.shutdown()
+        else:
+            break
+    del os.environ["RAY_worker_niceness"]  # noqa: SIM112
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def alone():
+    session = Session().load("demo")
+    yield session
+    session.unload()
+
+
+@pytest.fixture
+def two(ray):
+    """Two replicas; those that a test has ended are begun again."""
+    session = Session()
+    session.load("demo", replicas=2)
+    yield session
+    session.unload()
+    assert ray.is_initialized()
+
+
+def end(replica):
+    os.kill(replica.process, signal.SIGKILL)
+
+
+def lost(session):
+    return [each.lost for each in session.status().info.replicas]
+
+
+# A Ray that did not start leaves processes to the collector of garbage.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.slow
+class TestTwoReplicas:
+    """All that one engine does, by two of them."""
+
+    def test_answers_are_those_of_one_process(self, two, alone):
+        for options in (GREEDY, {"temperature": 1, "seed": 3, "max_tokens": 8}):
+            assert two.ask(QUESTION, SHAPES, **options).text == (
+                alone.ask(QUESTION, SHAPES, **options).text
+            )
+        rows, others = (
+            each.map("Is {{item}} red?", list("abcdefgh"), temperature=1, seed=5, max_tokens=6)
+            for each in (two, alone)
+        )
+        assert [row.text for row in rows] == [row.text for row in others]
+        assert [row.answer.seed for row in rows] == [5] * 8
+        assert two.ask("Hello?", temperature=1, max_tokens=2).seed is not None
+
+    def test_both_answer_rows_and_are_shown(self, two):
+        two.map("Is {{item}} red?", list(range(24)), **GREEDY)
+        info = two.status().info
+        assert all(each.used_bytes for each in info.replicas)
+        words = dict(status_rows("demo", info, None))
+        for number, each in enumerate(info.replicas):
+            assert f"process {each.process}" in words[f"replica {number}"]
+        text = memory_bundle(MemoryView("demo", False, (), replicas=info.replicas))["text/plain"]
+        assert "demo is loaded 2 times, not in this process" in text
+        assert "replica 1: cpu of" in text
+        assert two.load("demo", replicas=2).status().info is info
+
+    def test_a_chat_stays_with_its_replica(self, two):
+        two.ask(QUESTION, SHAPES, chat="one", **GREEDY)
+        before = two.status().kept.prefixes
+        two.map("{{item}}?", list("abcd"), **GREEDY)
+        for _ in range(3):
+            two.ask("And the square?", chat="one", follow_up=True, **GREEDY)
+        assert two.ask("Sure?", chat="one", follow_up=True, **GREEDY).text
+        assert two.status().kept.prefixes >= before
+
+    def test_a_replica_that_is_killed_loses_no_row(self, two, alone):
+        items = [f"thing {number}" for number in range(200)]
+        stream = two.stream_map("Is {{item}} red?", items, temperature=1, seed=5, max_tokens=6)
+        said = {}
+        for event in stream:
+            if isinstance(event, Text):
+                said[event.row] = said.get(event.row, "") + event.text
+            if isinstance(event, RowDone) and event.progress.done == 50:
+                end(two.status().info.replicas[0])
+        assert lost(two) == [True, False]
+        expected = alone.map("Is {{item}} red?", items, temperature=1, seed=5, max_tokens=6)
+        assert [row.error for row in stream.result] == [None] * 200
+        assert [row.text for row in stream.result] == [row.text for row in expected]
+        assert {row: text.strip() for row, text in said.items()} == {
+            row.index: row.text for row in stream.result
+        }
+        assert "is lost; the others answer" in str(status_rows("demo", two.status().info, None))
+        two.load("demo", replicas=2)  # the same again brings it back
+        assert lost(two) == [False, False]
+
+    def test_when_all_are_killed_it_is_said_and_a_load_helps(self, two):
+        for each in two.status().info.replicas:
+            end(each)
+        with pytest.raises(EngineError, match=r"All 2 replicas of demo were lost\. Load it again"):
+            two.ask("Hello?", **GREEDY)
+        two.load("demo", replicas=2)
+        assert two.ask("Hello?", **GREEDY).text
+
+    def test_stop_ends_all_and_keeps_what_was_said(self, two):
+        def interrupt_when_both_answer():
+            while not all(each.used_bytes for each in two.status().info.replicas):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt_when_both_answer).start()
+        with pytest.raises(MapInterrupted) as stopped:
+            two.map("Write a long story about {{item}}.", list(range(5000)), max_tokens=300)
+        assert 0 < len([row for row in stopped.value.result if row.text]) < 5000
+        assert two.ask("Hello?", **GREEDY).text  # at once: nothing is left over
+        with two.stream("Hello?", regex="(a long story ){9999}", max_tokens=900) as stream:
+            for event in stream:
+                if isinstance(event, Text):
+                    break
+        last = two.status().last
+        assert last.finish_reason == "interrupted"
+        assert last.text
+        assert two.ask("Hello?", **GREEDY).text
+
+    def test_unload_ends_the_processes(self, ray):
+        session = Session().load("demo", replicas=2)
+        processes = [each.process for each in session.status().info.replicas]
+        session.unload()
+        for _ in range(200):
+            if not any(os.path.exists(f"/proc/{process}") for process in processes):
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail("a replica goes on")
+        assert ray.is_initialized()
+
+    def test_another_cluster_than_the_users(self, ray):
+        with pytest.raises(OptionError, match="is connected to the Ray cluster at"):
+            cluster.connect("10.1.2.3:6379")
+
+    def test_more_replicas_than_cores(self, ray):
+        with pytest.raises(PlacementError, match="99 replicas are more than the"):
+            Session().load("demo", replicas=99)

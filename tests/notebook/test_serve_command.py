@@ -1,0 +1,183 @@
+"""``%glm4v serve``: the commands, a stand-in for vLLM that behaves like it, and our own server."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import stat
+import sys
+import time
+
+import pytest
+
+from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.notebook.engine_commands import Wanted, command_of
+from glm4v_magic.planning.decision import make_plan
+
+STANDIN = """#!{python}
+import json, sys, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+print("INFO 01-01 00:00:00 api_server: args:", " ".join(sys.argv[1:]), flush=True)
+if "--revision" in sys.argv:
+    print("ValueError: no such revision \\x1b[31m", flush=True)
+    sys.exit(3)
+time.sleep(0.5)
+print("Loading safetensors checkpoint shards: 100%", flush=True)
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = json.dumps({{"object": "list", "data": [{{"id": sys.argv[2]}}]}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *arguments): pass
+port = int(sys.argv[sys.argv.index("--port") + 1])
+HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture
+def vllm(tmp_path, monkeypatch):
+    """A program named vllm on the PATH."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "vllm"
+    program.write_text(STANDIN.format(python=sys.executable))
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+
+
+def printed(engine, model, gpus, **options):
+    found = architecture(model)
+    asked = PlacementOptions(**options)
+    plan = make_plan(found, asked, parse_gpus(gpus))
+    wanted = Wanted(
+        model,
+        found.config,
+        plan,
+        asked.context,
+        asked.images,
+        asked.quantize,
+        None,
+        "0.0.0.0",
+        8000,
+    )
+    return str(command_of(engine, wanted))
+
+
+def test_equal_gpus_share_every_layer():
+    assert printed("vllm", "GLM-4.1V-9B-Thinking", "2x16GiB", context=8192, images=3) == (
+        "CUDA_VISIBLE_DEVICES=0,1 vllm serve GLM-4.1V-9B-Thinking --host 0.0.0.0 --port 8000 "
+        "--tensor-parallel-size 2 --max-model-len 8192 "
+        "--limit-mm-per-prompt '{\"image\": 3}' --dtype bfloat16 --reasoning-parser glm45"
+    )
+    assert printed("sglang", "GLM-4.1V-9B-Thinking", "2x16GiB", context=8192) == (
+        f"CUDA_VISIBLE_DEVICES=0,1 {shlex.quote(sys.executable)} -m sglang.launch_server "
+        "--model-path GLM-4.1V-9B-Thinking --host 0.0.0.0 --port 8000 --tp-size 2 "
+        "--context-length 8192 --limit-mm-data-per-request '{\"image\": 1}' --dtype bfloat16 "
+        "--reasoning-parser glm45"
+    )
+
+
+@pytest.mark.parametrize(
+    ("engine", "variable", "flag"),
+    [
+        ("vllm", "VLLM_PP_LAYER_PARTITION", "--pipeline-parallel-size 2"),
+        ("sglang", "SGLANG_PP_LAYER_PARTITION", "--pp-size 2"),
+    ],
+)
+def test_uneven_gpus_get_layers_of_their_own(engine, variable, flag):
+    line = printed(engine, "GLM-4.1V-9B-Thinking", "16+12GiB", context=8192)
+    first, second = line.partition(f"{variable}=")[2].split()[0].split(",")
+    assert int(first) + int(second) == 40
+    assert int(first) != int(second)
+    assert flag in line
+    assert "tensor" not in line
+
+
+def test_one_gpu_needs_neither():
+    line = printed("vllm", "GLM-4V-9B", "1x40GiB", context=8192)
+    assert "parallel" not in line
+    assert '--trust-remote-code --hf-overrides \'{"architectures": ["GLM4VForCausalLM"]}\'' in line
+    assert "reasoning" not in line
+
+
+@pytest.mark.parametrize(
+    ("engine", "model", "options", "said"),
+    [
+        ("sglang", "GLM-4V-9B", {}, "SGLang does not have GLM-4V-9B"),
+        ("sglang", "GLM-4.1V-9B-Thinking", {"quantize": "4bit"}, "quantised already"),
+        ("vllm", "GLM-4.1V-9B-Thinking", {"quantize": "8bit"}, "quantises to 4 bit"),
+    ],
+)
+def test_what_an_engine_does_not_take(engine, model, options, said):
+    with pytest.raises(OptionError, match=said):
+        printed(engine, model, "1x80GiB", context=8192, **options)
+
+
+def test_a_plan_that_offloads_is_for_our_own_server():
+    with pytest.raises(OptionError, match="keeps layers in host memory, which vllm would not do"):
+        printed("vllm", "GLM-4V-9B", "1x16GiB", context=2048, offload=True)
+
+
+def test_print_needs_neither_engine_nor_gpus(run):
+    line = "%glm4v serve GLM-4.1V-9B-Thinking --gpus 2x24GiB --engine vllm --print"
+    assert "vllm serve GLM-4.1V-9B-Thinking" in run(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("glm-4v-9b --gpus 1x40GiB --engine vllm", "vLLM is not installed here. Install it with:"),
+        ("GLM-4.6V-Flash --gpus 1x80GiB --engine sglang", "SGLang is not installed here."),
+        ("glm-4v-9b --gpus 1x40GiB --engine vllm --keep 1", "--keep is of our own server."),
+        ("http://127.0.0.1:1/v1", "is the address of a server, which runs already. To ask it:"),
+        ("demo --port 70000", "must be a whole number from 0 to 65535"),
+        ("demo --engine tgi", "--engine is 'tgi', but must be vllm, sglang or own."),
+    ],
+)
+def test_refusals(run, line, said, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    screen = run(f"%glm4v serve {line}", fails=True)
+    assert said in screen
+    assert "Traceback" not in screen
+
+
+def test_a_started_server_is_asked_and_ended(run, shell, vllm, port):
+    screen = run(f"%glm4v serve glm-4v-9b --engine vllm --gpus 2x24GiB --port {port}")
+    assert "api_server: args: serve glm-4v-9b" in screen
+    assert "Loading safetensors checkpoint shards" in screen
+    assert f"vLLM serves glm-4v-9b at http://127.0.0.1:{port}/v1." in screen
+    assert f"http://127.0.0.1:{port}/v1" in run("%glm4v status")
+    assert "was ended" in run("%glm4v unload")
+    with socket.socket() as again:
+        assert again.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_server_that_ends_before_it_is_ready(run, vllm, port):
+    began = time.monotonic()
+    screen = run(
+        f"%glm4v serve glm-4v-9b --engine vllm --gpus 1x40GiB --revision x --port {port}",
+        fails=True,
+    )
+    assert "vLLM ended with status 3 before it was ready: ValueError: no such revision" in screen
+    assert "\x1b[31m" not in screen
+    assert "Traceback" not in screen
+    assert time.monotonic() - began < 60
+
+
+def test_our_own_server_for_real(run, port):
+    screen = run(f"%glm4v serve demo --engine own --port {port}")
+    assert f"Our server serves demo at http://127.0.0.1:{port}/v1." in screen
+    assert run('%glm4v ask "Hello?" --max-tokens 4 --temperature 0').strip()
+    assert "was ended" in run("%glm4v unload")
