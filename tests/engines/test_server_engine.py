@@ -135,9 +135,30 @@ class TestConnecting:
         session.ask("Q?")
         assert server.bodies[0]["model"] == session.status().info.model == "b"
 
-    def test_a_name_that_is_not_listed_is_left_to_the_server(self, server):
+    def test_a_name_that_is_not_listed_is_left_to_the_server(self, server, caplog):
         session = glm4v_magic.load(server.url, served_model="lora")
+        note = f"{server.url} does not list lora, but m"
+        assert session.status().info.notes == (note,)
+        assert [record.getMessage() for record in caplog.records] == [f"{note}."]
         assert session.ask("Q?").model == "lora"
+        server.answer(MODELS, models("m", "lora"))
+        assert glm4v_magic.load(server.url, served_model="lora").status().info.notes == ()
+
+    @pytest.mark.parametrize(
+        ("there", "advice"),
+        [
+            (models("m", "n"), "It serves m, n."),
+            (models(), "Does it know a model of that name?"),
+            (response(status="404 Not Found"), "Does it know a model of that name?"),
+        ],
+    )
+    def test_a_name_that_it_does_not_know(self, server, there, advice):
+        server.answer(MODELS, there)
+        session = glm4v_magic.load(server.url, served_model="x")
+        unknown = {"error": {"message": "The model `x` does not exist."}}
+        server.answer(CHAT, response(unknown, "404 Not Found"))
+        said = refused(session.ask, "Q?")
+        assert said.endswith(f"answers 404 Not Found: The model `x` does not exist. {advice}")
 
     def test_our_own_server_serves_what_it_lists_and_no_other(self, session, server):
         server.answer(MODELS, models("m", glm4v_magic={"max_images": 1}))

@@ -205,10 +205,12 @@ class Connection:
         what += f": {message.removesuffix('.')}." if message else "."
         if response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
             return StatusError(response.status_code, what, code="image_too_large_for_server")
-        return StatusError(response.status_code, what, self._advice(response))
+        return StatusError(response.status_code, what, self._advice(response, message))
 
-    def _advice(self, response: httpx.Response) -> str:
+    def _advice(self, response: httpx.Response, message: str) -> str:
         status = response.status_code
+        if status == httpx.codes.NOT_FOUND and message and self.url.endswith("/v1"):
+            return "Does it know a model of that name?"  # the address is right: somebody answers
         if status in KEY_WANTED:
             if _key():
                 return f"It does not accept the key in {API_KEY}."

@@ -7,7 +7,9 @@ closes the connection, which makes such a server stop generating.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Container, Generator, Iterable, Mapping
+from dataclasses import replace
 
 import httpx
 from pydantic import ValidationError
@@ -34,6 +36,7 @@ from glm4v_magic.engines.server.replies import ModelEntry, ModelList, OwnFacts
 
 __all__ = ["ServerEngine", "connect"]
 
+_log = logging.getLogger(__name__)
 _LIST_SECONDS = 30.0
 _AT_ONCE = 16
 
@@ -62,8 +65,13 @@ def connect(address: ServerAddress) -> ServerEngine:
             f"{connection.said(name)}.",
             code="server_has_many_models",
         )
-    # Elsewhere a name that is not in the list is left to the server: some load models on request.
     info = _described(address, entries.get(name) or ModelEntry(id=name))
+    if entries and name not in entries:
+        # It is left to the server, for some load models on request.
+        there = connection.said(listed(entries))
+        note = f"{connection.url} does not list {connection.said(name)}, but {there}"
+        info = replace(info, notes=(note,))
+        _log.warning("%s.", note)
     return ServerEngine(connection, info, tuple(entries))
 
 
