@@ -11,7 +11,7 @@ from __future__ import annotations
 from placement import markdown_table, print_or_write
 
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.core.model_shape import Workload
+from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.planning.machines import machine_rows, machines
 
 MODELS = ("GLM-4V-9B", "GLM-4.1V-9B-Thinking", "GLM-4.5V")
@@ -24,7 +24,7 @@ def tables() -> str:
     """Return the tables as they stand in the page."""
     parts = []
     for name in MODELS:
-        found = machines(architecture(name).shape(), Workload(context=CONTEXT))
+        found = machines(architecture(name), PlacementOptions(context=CONTEXT))
         table = markdown_table(machine_rows(found))
         parts.append(f"{name}, up to {CONTEXT:,} tokens of context, one image:\n\n{table}\n")
     return "\n" + "\n".join(parts)

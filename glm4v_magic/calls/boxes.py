@@ -11,6 +11,10 @@ These forms are found, as GLM-4.1V, GLM-4.5V and GLM-4.6V write them:
 Where there are several images, a box is on the one that its JSON names, or that is named before it
 on the same line ("Image 2: ...", "the second image", "图2", "第二张"), counted from 1 as in the
 conversation; otherwise on the last.
+
+Of a video, a box is on the frame that its JSON names: by ``frame``, counted from 0 among those that
+the model saw, by a ``time`` in seconds, or as the key of a list, ``{"0": [...], "1": [...]}``; or
+on the frame nearest to a time that is named before it on the same line ("0.5 seconds: ...").
 """
 
 from __future__ import annotations
@@ -19,19 +23,21 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from glm4v_magic.calls.tags import TAG
 from glm4v_magic.core.boxes import BOX_TAGS, Box, Mark, Point
 from glm4v_magic.core.conversation import Conversation
+from glm4v_magic.core.video import Frame, SourcedVideo
 from glm4v_magic.core.wording import printable
 
-__all__ = ["Marks", "marks", "marks_of"]
+__all__ = ["Frames", "Marks", "frames_of", "marks", "marks_of"]
 
 _SCALE = 1000.0
 _MOST = 1000  # marks of an answer
 _LONGEST = 200  # characters of a label
+_KEY_WITHIN = 4000  # characters between the key of a list and a box in it
 
 _NUMBER = r"[-+]?(?:\d{1,20}(?:\.\d{1,20})?(?:e[-+]?\d{1,4})?|nan|inf(?:inity)?)"
 _COMMA = r"\s{0,20},\s{0,20}"
@@ -47,6 +53,9 @@ _NUMBERS = re.compile(_NUMBER, re.IGNORECASE)
 _OBJECT = re.compile(r'\{(?:[^{}"]|"(?:[^"\\\n]|\\.){0,1000}+"){1,2000}+\}')
 _BOX_KEYS, _POINT_KEYS = ("bbox_2d", "bbox"), ("point_2d", "point")
 _LABEL_KEYS = ("label", "name")
+_TIME_KEYS = ("time", "timestamp", "second", "seconds")
+_SECONDS = re.compile(r"(?<![\d.])(\d{1,5}(?:\.\d{1,5})?)\s?(?:s|sec|seconds?)\b", re.IGNORECASE)
+_KEYED = re.compile(r'"(\d{1,5})"\s{0,20}:\s{0,20}\[[\s,]{0,2000}\Z')
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 _DIGITS = "一二三四五六七八九"
 _NAMED = re.compile(
@@ -87,12 +96,44 @@ class _Found:
         numbers: the four or two numbers.
         label: what the model calls it.
         image: number of the image that its JSON names, from 1.
+        frame: number of the frame that its JSON names, from 0.
+        time: seconds from the beginning of the clip that its JSON names.
     """
 
     at: int
     numbers: tuple[float, ...]
     label: str = ""
     image: object = None
+    frame: object = None
+    time: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Frames of a video that a model saw.
+
+    Attributes:
+        times: seconds from the beginning of the clip to each.
+        size: width and height of the clip in pixels.
+    """
+
+    times: tuple[float, ...]
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, videos: Sequence[SourcedVideo]) -> Frames | None:
+        """Return those of a conversation; none if it has several videos, ``None`` without one."""
+        if not videos:
+            return None
+        times = frames_of(videos)
+        return cls(tuple(each.time for each in times), videos[0].size)
+
+
+def frames_of(videos: Sequence[SourcedVideo]) -> tuple[Frame, ...]:
+    """Return the frames that boxes can be on, each once: those of the only video."""
+    if len(videos) != 1:
+        return ()
+    return tuple({frame.time: frame for frame in videos[0].seen}.values())
 
 
 def marks(
@@ -100,7 +141,7 @@ def marks(
     sizes: Sequence[tuple[int, int]],
     *,
     lists: bool = True,
-    with_video: bool = False,
+    frames: Frames | None = None,
 ) -> Marks:
     """Find the boxes and points in an answer.
 
@@ -111,13 +152,13 @@ def marks(
         written: the answer as the model wrote it, with its tags.
         sizes: width and height in pixels of each image of the conversation; without images there
             are no boxes.
-        with_video: whether the conversation has a video. Answers do not say which frame of it a box
-            is on, so only boxes that name an image are taken.
+        frames: of the video of the conversation, if it has one; boxes that name neither an image
+            nor a frame are left out then.
         lists: whether lists of lists outside of the tags are boxes.
     """
-    if not (sizes or with_video) or not ("[" in written or TAG.search(written)):
+    if not (sizes or frames) or not ("[" in written or TAG.search(written)):
         return Marks()
-    sorting = _Sorting(written, sizes, with_video)
+    sorting = _Sorting(written, sizes, frames)
     for found in sorted(_found(written, lists), key=lambda each: each.at):
         sorting.take(found)
     return sorting.marks()
@@ -137,7 +178,7 @@ def marks_of(conversation: Conversation, turn: int) -> Marks:
     return marks(
         message.written or message.text,
         [each.original_size for each in before.images],
-        with_video=bool(before.videos),
+        frames=Frames.of(before.videos),
     )
 
 
@@ -147,7 +188,11 @@ def _found(written: str, lists: bool) -> Iterator[_Found]:
     for found in _OBJECT.finditer(written):
         told = list(_in_object(found[0], found.start()))
         if told:
-            yield from told
+            key = _KEYED.search("".join(rest[max(0, found.start() - _KEY_WITHIN) : found.start()]))
+            yield from (
+                replace(each, frame=int(key[1])) if key and each.frame is None else each
+                for each in told
+            )
             rest[found.start() : found.end()] = " " * len(found[0])
     text = "".join(rest)
     for start, end, is_tagged in _parts(text):
@@ -172,10 +217,11 @@ def _in_object(text: str, at: int) -> Iterator[_Found]:
     except (ValueError, RecursionError):
         return
     label = next((value[key] for key in _LABEL_KEYS if key in value), "")
+    time = next((value[key] for key in _TIME_KEYS if key in value), None)
     for keys, count in ((_BOX_KEYS, 4), (_POINT_KEYS, 2)):
         given = next((value[key] for key in keys if key in value), None)
         for numbers in _rows(given, count):
-            yield _Found(at, numbers, _label(label), value.get("image"))
+            yield _Found(at, numbers, _label(label), value.get("image"), value.get("frame"), time)
 
 
 def _rows(value: Any, count: int) -> Iterator[tuple[float, ...]]:
@@ -242,6 +288,25 @@ def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(each) for each in _NUMBERS.findall(text))
 
 
+def _seconds(given: object, named: str | None) -> float | None:
+    """Return the time that JSON names (``1.5`` or ``"1.5 seconds"``), or the text before."""
+    if isinstance(given, str):
+        found = _NUMBERS.match(given.strip())
+        given = float(found[0]) if found else None
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        return _float(given)
+    return None if named is None else float(named)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What a box is on: its size in pixels, and the index of the image or of the frame."""
+
+    size: tuple[int, int]
+    image: int = 0
+    frame: int | None = None
+
+
 @dataclass(slots=True)
 class _Sorting:
     """Turns what was found into boxes and points, and counts what was wrong with them.
@@ -249,12 +314,12 @@ class _Sorting:
     Attributes:
         written: the answer.
         sizes: width and height of each image.
-        with_video: as in `marks`.
+        frames: as in `marks`.
     """
 
     written: str
     sizes: Sequence[tuple[int, int]]
-    with_video: bool = False
+    frames: Frames | None = None
     boxes: list[Box] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
     turned: int = 0
@@ -271,14 +336,13 @@ class _Sorting:
         if not all(map(math.isfinite, found.numbers)):
             self.outside += 1
             return
-        image = self._image(found)
-        if image is None:
+        place = self._place(found)
+        if place is None:
             self.of_video += 1
-            return
-        if len(found.numbers) == 4:
-            self._take_box(found, image)
+        elif len(found.numbers) == 4:
+            self._take_box(found, place)
         else:
-            self._take_point(found, image)
+            self._take_point(found, place)
 
     def marks(self) -> Marks:
         """Return the boxes and points, with a sentence about what was wrong."""
@@ -299,37 +363,60 @@ class _Sorting:
         fault = f"Boxes and points: {', '.join(faults)}." if faults else ""
         return Marks(tuple(self.boxes), tuple(self.points), fault)
 
-    def _image(self, found: _Found) -> int | None:
-        """Return the index of the image; ``None`` if it is a frame of a video, of whichever."""
+    def _place(self, found: _Found) -> _Place | None:
+        """Return what it is on; ``None`` if that is a frame of a video, of whichever."""
+        line = self.written[self.written.rfind("\n", 0, found.at) + 1 : found.at][-_LONGEST:]
+        image = self._image(found, line)
+        if image is not None:
+            return _Place(self.sizes[image], image)
+        frame = self._frame(found, line)
+        if self.frames is None or frame is None:
+            return None
+        return _Place(self.frames.size, frame=frame)
+
+    def _frame(self, found: _Found, line: str) -> int | None:
+        """Return the index of the frame that is named, or that is nearest to a time."""
+        times = () if self.frames is None else self.frames.times
+        if isinstance(found.frame, int) and not isinstance(found.frame, bool):
+            return found.frame if 0 <= found.frame < len(times) else None
+        named = _SECONDS.findall(line)
+        time = _seconds(found.time, named[-1] if named else None)
+        if time is None or not math.isfinite(time) or not times:
+            return None
+        return min(range(len(times)), key=lambda index: abs(times[index] - time))
+
+    def _image(self, found: _Found, line: str) -> int | None:
+        """Return the index of the image; ``None`` if it is a frame of a video."""
         last = len(self.sizes) - 1
-        line = self.written[self.written.rfind("\n", 0, found.at) + 1 : found.at]
-        named = [_number(next(filter(None, each))) for each in _NAMED.findall(line[-_LONGEST:])]
+        named = [_number(next(filter(None, each))) for each in _NAMED.findall(line)]
         given = found.image
         if isinstance(given, int) and not isinstance(given, bool):
             named.append(given)
         if named and 1 <= named[-1] <= last + 1:
             return named[-1] - 1
-        return None if self.with_video else last
+        return last if self.frames is None else None
 
-    def _take_box(self, found: _Found, image: int) -> None:
+    def _take_box(self, found: _Found, place: _Place) -> None:
         x0, y0, x1, y1 = found.numbers
         if x0 > x1 or y0 > y1:
             self.turned += 1
             x0, y0, x1, y1 = min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
         edges = tuple(min(max(each, 0.0), _SCALE) for each in (x0, y0, x1, y1))
-        width, height = self.sizes[image]
+        width, height = place.size
         left, right = (edge * width / _SCALE for edge in edges[::2])
         upper, lower = (edge * height / _SCALE for edge in edges[1::2])
         if left >= right or upper >= lower:
             self.outside += 1
             return
         self.clipped += edges != (x0, y0, x1, y1)
-        self.boxes.append(Box(found.label, left, upper, right, lower, image))
+        where = (place.image, place.frame)
+        self.boxes.append(Box(found.label, left, upper, right, lower, *where))
 
-    def _take_point(self, found: _Found, image: int) -> None:
+    def _take_point(self, found: _Found, place: _Place) -> None:
         x, y = found.numbers
         if not (0 <= x <= _SCALE and 0 <= y <= _SCALE):
             self.outside += 1
             return
-        width, height = self.sizes[image]
-        self.points.append(Point(found.label, x * width / _SCALE, y * height / _SCALE, image))
+        width, height = place.size
+        where = (place.image, place.frame)
+        self.points.append(Point(found.label, x * width / _SCALE, y * height / _SCALE, *where))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from glm4v_magic.calls.boxes import frames_of
 from glm4v_magic.core.boxes import Box, Mark
 from glm4v_magic.core.image import SourcedImage
+from glm4v_magic.core.video import SourcedVideo
 from glm4v_magic.core.wording import printable
 
-__all__ = ["MarkLine", "line_of", "mark_lines", "marks_counted"]
+__all__ = ["MarkLine", "image_of", "line_of", "mark_lines", "marks_counted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,7 @@ class MarkLine:
     Attributes:
         name: its name on the images: its number from 1, and the label.
         place: its corners in pixels of the original image.
-        image: where the image came from; empty if there is only one.
+        image: where the image or frame came from; empty if there is only one image.
         expression: Python expression for it, given the answer.
     """
 
@@ -29,13 +31,26 @@ class MarkLine:
     expression: str
 
 
-def mark_lines(marks: Sequence[Mark], images: Sequence[SourcedImage]) -> list[MarkLine]:
+def image_of(
+    mark: Mark, images: Sequence[SourcedImage], videos: Sequence[SourcedVideo]
+) -> SourcedImage:
+    """Return the image, or the frame of the video, that a box or a point is on."""
+    return images[mark.image] if mark.frame is None else frames_of(videos)[mark.frame].image
+
+
+def mark_lines(
+    marks: Sequence[Mark],
+    images: Sequence[SourcedImage],
+    videos: Sequence[SourcedVideo] = (),
+) -> list[MarkLine]:
     """Return boxes, and then points, in words."""
     lines: list[MarkLine] = []
     first_point = sum(isinstance(each, Box) for each in marks)
     for index, each in enumerate(marks):
-        source = " ".join(printable(images[each.image].source).split())
+        source = " ".join(printable(image_of(each, images, videos).source).split())
         image = f"image {each.image + 1}, {source}" if len(images) > 1 else ""
+        if each.frame is not None:
+            image = f"frame {each.frame}, {source}"
         label = " ".join(printable(each.label).split())
         if isinstance(each, Box):
             place = f"({each.x0:.0f}, {each.y0:.0f}) to ({each.x1:.0f}, {each.y1:.0f}) px"

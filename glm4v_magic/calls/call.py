@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.calls.answer import ImageAnswer
-from glm4v_magic.calls.boxes import marks
+from glm4v_magic.calls.boxes import Frames, marks
 from glm4v_magic.calls.forms import Form, correction, form_of
 from glm4v_magic.calls.tags import Untagged, shown
 from glm4v_magic.calls.tasks import EXTRACT
@@ -104,7 +104,7 @@ def answer_of(call: Call, generation: Generation, info: EngineInfo) -> ImageAnsw
         written,
         [image.original_size for image in conversation.images],
         lists=call.terms.form.format not in ("json", "code"),
-        with_video=bool(conversation.videos),
+        frames=Frames.of(conversation.videos),
     )
     return ImageAnswer(
         text=said.text,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from glm4v_magic.calls.boxes_text import mark_lines, marks_counted
+from glm4v_magic.calls.boxes_text import image_of, mark_lines, marks_counted
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.wording import counted
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from glm4v_magic.core.boxes import Mark
     from glm4v_magic.core.conversation import Answer
+    from glm4v_magic.core.image import SourcedImage
 
 __all__ = ["cropped", "drawn"]
 
@@ -24,19 +26,31 @@ def drawn(answer: Answer, image: int | None = None) -> Image.Image:
     """
     from glm4v_magic.images.marked import marked
 
+    shown, place = _chosen(answer, image)
+    return marked(shown, _named(answer, place))
+
+
+def _chosen(answer: Answer, image: int | None) -> tuple[SourcedImage, tuple[int, int | None]]:
+    """Return an image or a frame, and what marks on it have as theirs."""
+    if image is None and answer.marks and answer.marks[0].frame is not None:
+        first = answer.marks[0]
+        return image_of(first, answer.images, answer.videos), (first.image, first.frame)
     if image is None:
-        image = next((each.image for each in answer.marks), -1)
+        image = next((each.image for each in answer.marks if each.frame is None), -1)
     if not -len(answer.images) <= image < len(answer.images):
         there = counted(len(answer.images), "image") if answer.images else "no images"
         raise OptionError(f"There is no image {image}: the answer has {there}.")
     number = image % len(answer.images)
-    lines = mark_lines(answer.marks, answer.images)
-    on_it = [
+    return answer.images[number], (number, None)
+
+
+def _named(answer: Answer, place: tuple[int, int | None]) -> list[tuple[str, Mark]]:
+    lines = mark_lines(answer.marks, answer.images, answer.videos)
+    return [
         (line.name, each)
         for line, each in zip(lines, answer.marks, strict=True)
-        if each.image == number
+        if (each.image, each.frame) == place
     ]
-    return marked(answer.images[number], on_it)
 
 
 def cropped(answer: Answer, number: int) -> Image.Image:
@@ -51,4 +65,4 @@ def cropped(answer: Answer, number: int) -> Image.Image:
         there = marks_counted(answer.boxes) or "no boxes"
         raise OptionError(f"There is no box {number}: the answer has {there}.")
     box = answer.boxes[number]
-    return cut_out(answer.images[box.image], box)
+    return cut_out(image_of(box, answer.images, answer.videos), box)

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import CodeType
 
 from glm4v_magic.core.errors import PromptError, did_you_mean, reason
-from glm4v_magic.outside import is_endless, is_folder
+from glm4v_magic.outside import SHUT, is_endless, is_shut, listed_names
 
 __all__ = ["expand", "names_in", "read_prompt", "require_string", "require_text"]
 
@@ -126,10 +126,11 @@ def read_prompt(path: str) -> str:
         PromptError: if there is no such file, or it is not text.
     """
     file = Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails on ~nobody
+    if is_shut(file):
+        raise PromptError(f"The prompt file {path} cannot be read: permission denied.", SHUT)
     if not os.path.lexists(file):
-        folder = file.parent
-        names = [each.name for each in folder.iterdir()] if is_folder(folder) else []
-        raise PromptError(f"There is no prompt file {path}.", did_you_mean(file.name, names))
+        meant = did_you_mean(file.name, listed_names(file.parent))
+        raise PromptError(f"There is no prompt file {path}.", meant)
     if is_endless(file):
         raise PromptError(f"The prompt file {path} cannot be read: it is a device or a pipe.")
     try:

@@ -15,7 +15,7 @@ from glm4v_magic.checkpoints.kinds import require_known
 from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import CheckpointError, OptionError, did_you_mean
 from glm4v_magic.core.model import DEMOS, Architecture
-from glm4v_magic.outside import expanded, is_there, path_text
+from glm4v_magic.outside import expanded, is_file, path_text
 
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints.adapters import Adapter
@@ -47,7 +47,7 @@ def architecture(
 
     text = path_text(source, "The model", OptionError)
     path = expanded(text)
-    if is_there(path) and path.is_file():
+    if is_file(path):
         return _read(text, path)
     found = find_source(text, base=base, lora=lora)
     place = found.place

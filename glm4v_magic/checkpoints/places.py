@@ -16,7 +16,7 @@ from glm4v_magic.checkpoints.names import Named, demo_named, named
 from glm4v_magic.core.errors import CheckpointError, OptionError, did_you_mean
 from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.server_address import is_address_without_scheme, refuse_address
-from glm4v_magic.outside import expanded, is_there
+from glm4v_magic.outside import SHUT, expanded, is_shut, is_there
 
 __all__ = ["Place", "find_place", "not_found"]
 
@@ -68,6 +68,8 @@ def find_place(text: str, revision: str | None = None) -> Place:
         raise OptionError(f"{text} is no repository of the hub, so it has no revision {revision}.")
     if demo is not None:
         return Place(demo, demo, (Path(__file__).parent / demo,))
+    if is_shut(folder):
+        raise CheckpointError(f"{text} cannot be read: permission denied.", SHUT)
     if there and folder.is_dir():
         return Place(text, text, (folder,))
     if there:

@@ -16,7 +16,7 @@ from glm4v_magic.checkpoints.places import Place, find_place, not_found
 from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.wording import counted, printable
 from glm4v_magic.imports import import_whole
-from glm4v_magic.outside import is_folder, path_text
+from glm4v_magic.outside import is_file, is_folder, path_text
 
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints.adapters import Adapter
@@ -114,9 +114,7 @@ def _require_config(folder: Path) -> None:
     if any((folder / name).exists() for name in CONFIGS):
         return
     inner = sorted(
-        each.name
-        for each in folder.iterdir()
-        if each.is_dir() and any((each / name).is_file() for name in CONFIGS)
+        each.name for each in folder.iterdir() if any(is_file(each / name) for name in CONFIGS)
     )
     if inner:
         raise CheckpointError(

@@ -23,6 +23,8 @@ class Box:
         x1: right edge.
         y1: lower edge.
         image: index of the image among those of the answer.
+        frame: index of the frame among those that the model saw of the answer's video
+            (`videos[0].seen`), whose pixels are meant then; ``None`` on an image.
     """
 
     label: str
@@ -31,6 +33,7 @@ class Box:
     x1: float
     y1: float
     image: int = 0
+    frame: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,14 @@ class Point:
         x: pixels of the original image from its left edge.
         y: pixels from its upper edge.
         image: as in `Box`.
+        frame: as in `Box`.
     """
 
     label: str
     x: float
     y: float
     image: int = 0
+    frame: int | None = None
 
 
 Mark: TypeAlias = Box | Point

@@ -741,6 +741,12 @@ class Loading:
     )
 
 
+class Patching:
+    """How a checkpoint's code is patched."""
+
+    dry_run: bool = option(False, "Show the diff, write nothing.", Who(("patch",)), "True or False")
+
+
 class Serving:
     """Where the server listens, and how many requests it answers at once."""
 
@@ -827,6 +833,7 @@ _GROUPS: tuple[type, ...] = (
     ManyRows,
     PlacementFields,
     Loading,
+    Patching,
     Serving,
     SettingsOnly,
 )

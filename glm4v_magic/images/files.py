@@ -15,6 +15,7 @@ from glm4v_magic.core.image import Limits, SourcedImage
 from glm4v_magic.images.decode import decode
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.messages import one_line
+from glm4v_magic.outside import SHUT, is_folder, is_shut
 
 __all__ = ["entries", "exists", "from_file", "matches", "natural", "path_of", "suffixes_in"]
 
@@ -45,6 +46,8 @@ def exists(word: str, base: Path) -> bool:
 def from_file(path: Path, source: str, limits: Limits, page: int | None = None) -> SourcedImage:
     """Read an image file that exists, or one page of it."""
     shown = one_line(source)
+    if is_shut(path):
+        raise _forbidden(source)
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -72,7 +75,7 @@ def matches(word: str, base: Path) -> list[str]:
     pattern = str(path_of(word, Path()))
     # Path.glob takes no absolute patterns.
     found = glob.glob(pattern, root_dir=base, recursive=True)  # noqa: PTH207
-    return sorted((match for match in found if not (base / match).is_dir()), key=natural)
+    return sorted((match for match in found if not is_folder(base / match)), key=natural)
 
 
 def natural(path: str) -> list[tuple[int, int, str]]:
@@ -101,6 +104,4 @@ def suffixes_in(folder: Path) -> str:
 
 
 def _forbidden(source: str) -> ImageError:
-    return ImageError(
-        f"{one_line(source)}: permission denied.", "Its owner has to let you read it."
-    )
+    return ImageError(f"{one_line(source)}: permission denied.", SHUT)

@@ -68,7 +68,7 @@ def lettered(names: Iterable[str], size: int) -> list[tuple[str, Font]]:
         warnings.warn(
             f"No font that was found here has {few}: written as code points. A font such as "
             "Noto Sans CJK is used once it is installed.",
-            stacklevel=4,  # of `marked`, which `ImageAnswer.draw` calls
+            stacklevel=5,  # of `marked`, which `calls.drawing` calls for `ImageAnswer.draw`
         )
     return found
 

@@ -38,7 +38,7 @@ from glm4v_magic.images.messages import one_line
 from glm4v_magic.images.pdf import SUFFIX, count_pages, name_and_page, named
 from glm4v_magic.images.video import SUFFIXES as CLIPS
 from glm4v_magic.images.video import is_clip, is_video
-from glm4v_magic.outside import is_there
+from glm4v_magic.outside import SHUT, is_shut, is_there
 
 __all__ = [
     "Items",
@@ -207,6 +207,8 @@ def files_of(
         raise OptionError("An empty name names no folder.", "The current one is called '.'.")
     place = path_of(text, folder)
     there = is_there(place)
+    if is_shut(place):
+        raise OptionError(f"{shown} cannot be read: permission denied.", SHUT)
     if there and place.is_dir():
         inside = _listed(place, shown)
         found = _of_kind(text, inside, SUFFIXES) or _of_kind(text, inside, CLIPS)

@@ -16,7 +16,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import re
 import time
 import weakref
 from array import array
@@ -27,16 +26,15 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from glm4v_magic.calls.answer import ImageAnswer
-from glm4v_magic.core.boxes import Box, Point
-from glm4v_magic.core.conversation import Conversation, Message, Request, Usage
+from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import OptionError, SaveError, reason
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.remarks import Words, worded
 from glm4v_magic.core.rows import AnsweredRow, Counts, OrderedRows, Totals
 from glm4v_magic.core.wording import counted
 from glm4v_magic.mapping.answer_cache import request_key
-from glm4v_magic.outside import expanded, is_folder, path_text
+from glm4v_magic.mapping.saved_row import OF_ANSWER, OF_USAGE, SavedHeader, SavedRow
+from glm4v_magic.outside import checked, expanded, is_folder, json_object, path_text
 
 if TYPE_CHECKING:
     from glm4v_magic.mapping.items import PlannedRow
@@ -56,7 +54,7 @@ ROWS_IN_A_GROUP = 1000
 _NOWHERE = -1
 _CHUNK = 2**16
 _SECONDS_TO_SYNC = 5.0
-_HEXADECIMAL = re.compile("[0-9a-f]{16}")
+_ASK_AGAIN = "Give another name, or ask all rows again."
 
 Record = dict[str, Any]
 
@@ -111,8 +109,8 @@ class RowFile:
         """Find the rows of earlier runs."""
         header = self._journal.header()
         if header is not None:
-            self._require_same(header["asked"], fresh)
-        is_fresh = fresh or (header is not None and bool(header.get("replaces")))
+            self._require_same(header.asked, fresh)
+        is_fresh = fresh or (header is not None and header.replaces)
         if self.path.exists():
             table = _Table(self.path)  # a file that is none of ours is refused in any case
             if not is_fresh:
@@ -124,7 +122,7 @@ class RowFile:
             self._journal.begin({"kind": _KIND, "replaces": is_fresh, "asked": self._asked})
             return
         for offset, record in self._journal.records():
-            self._found(record["index"], int(record["key"], 16), _is_complete(record), offset)
+            self._found(record.index, int(record.key, 16), record.is_complete, offset)
 
     def _found(self, index: int, key: int, complete: bool, place: int) -> None:
         if index >= len(self._rows):
@@ -245,16 +243,18 @@ class RowFile:
         return AnsweredRow(index, planned.name, planned.item, planned.prompt)
 
     def _read(self, index: int) -> AnsweredRow:
-        planned, record = self._rows[index], self._record(index)
-        answer = _answer(record)
+        planned = self._rows[index]
+        what = f"Row {index} of {self._shown}"
+        record = checked(SavedRow, self._record(index), what, OptionError, _ASK_AGAIN)
+        answer = record.as_answer()
         is_half = answer is not None and answer.finish_reason == "interrupted"
         return AnsweredRow(
             index,
             planned.name,
             planned.item,
-            record["prompt"],
+            record.prompt,
             answer,
-            None if is_half else record["error"],
+            None if is_half else record.error,
             bool(self._from_before[index]),
         )
 
@@ -349,17 +349,21 @@ class _Journal:
         weakref.finalize(self, os.close, descriptor)
         return descriptor
 
-    def header(self) -> Mapping[str, Any] | None:
+    def header(self) -> SavedHeader | None:
         """Return the first line; ``None`` if nothing was written."""
-        for offset, line in self._lines():
-            found = _object(line)
-            if offset == 0 and found.get("kind") == _KIND and isinstance(found.get("asked"), dict):
-                return found
-            raise OptionError(
-                f"{self.path} is in the way: it is no journal of rows.",
-                "Move it elsewhere, or give another name.",
-            )
-        return None
+        offset, line = next(self._lines(), (0, None))
+        if line is None:
+            return None
+        found = _object(line)
+        try:
+            if offset == 0 and found.get("kind") == _KIND:
+                return checked(SavedHeader, found, "", OptionError)
+        except OptionError:
+            pass
+        raise OptionError(
+            f"{self.path} is in the way: it is no journal of rows.",
+            "Move it elsewhere, or give another name.",
+        )
 
     def begin(self, header: Mapping[str, object]) -> None:
         """Begin anew. A file that is there is replaced: rows that were read from it may be in use.
@@ -375,13 +379,11 @@ class _Journal:
         except OSError as error:
             raise OptionError(f"{self.path} cannot be written: {_why(error)}.") from None
 
-    def records(self) -> Iterator[tuple[int, Record]]:
-        """Yield offset and row of each line; a line that a crash cut off is left out."""
+    def records(self) -> Iterator[tuple[int, SavedRow]]:
+        """Yield offset and row of each line; one that a crash cut off or damaged is left out."""
         for offset, line in self._lines():
-            found = _object(line)
-            is_row = isinstance(found.get("index"), int) and found["index"] >= 0
-            if is_row and _COLUMNS.keys() <= found.keys() and _HEXADECIMAL.fullmatch(found["key"]):
-                yield offset, found
+            with contextlib.suppress(OptionError):
+                yield offset, checked(SavedRow, _object(line), "", OptionError)
 
     def append(self, record: Mapping[str, object]) -> int:
         """Append a line and return its offset.
@@ -472,10 +474,17 @@ class _Table:
                 f"{path} is in the way: it holds no rows of a map.",
                 "Move it elsewhere, or give another name.",
             )
-        self.asked: Mapping[str, str] = _object(told)
+        self.asked = self._asked(told)
         sizes = (self._file.metadata.row_group(n).num_rows for n in range(self._groups))
         self._starts = [0, *accumulate(sizes)]
         self._cached: tuple[int, list[Record]] = (-1, [])
+
+    @staticmethod
+    def _asked(told: bytes) -> Mapping[str, str]:
+        try:
+            return checked(SavedHeader, {"asked": _object(told)}, "", OptionError).asked
+        except OptionError:
+            return {}
 
     @property
     def _groups(self) -> int:
@@ -487,7 +496,8 @@ class _Table:
         for number in range(self._groups):
             found = self._file.read_row_group(number, ["index", "key", "error", "finish_reason"])
             for each in found.to_pylist():
-                yield each["index"], int(each["key"], 16), _is_complete(each)
+                is_complete = each["error"] is None and each["finish_reason"] is not None
+                yield each["index"], int(each["key"], 16), is_complete
 
     def read(self, place: int) -> Record:
         """Return the row at a place."""
@@ -562,43 +572,12 @@ def _record(row: AnsweredRow, key: str, words: Words) -> Record:
             "choices": _json(dict(answer.choices)) if answer.choices else None,
             "boxes": _json([asdict(each) for each in answer.boxes]) if answer.boxes else None,
             "points": _json([asdict(each) for each in answer.points]) if answer.points else None,
-            **{name: getattr(answer, name) for name in _OF_ANSWER},
-            **{name: getattr(answer.usage, name) for name in _OF_USAGE},
+            **{name: getattr(answer, name) for name in OF_ANSWER},
+            **{name: getattr(answer.usage, name) for name in OF_USAGE},
         }
     return {
         name: _utf8(value) if isinstance(value, str) else value for name, value in record.items()
     }
-
-
-_OF_ANSWER = ("finish_reason", "seed", "format", "corrected", "model", "notice")
-_OF_USAGE = (
-    "text_tokens",
-    "visual_tokens",
-    "new_tokens",
-    "thinking_tokens",
-    "time_to_first_token",
-    "decode_seconds",
-)
-
-
-def _answer(record: Record) -> ImageAnswer | None:
-    if record["finish_reason"] is None:
-        return None
-    return ImageAnswer(
-        text=record["answer"],
-        prompt=record["prompt"],
-        usage=Usage(**{name: record[name] for name in _OF_USAGE}),
-        **{name: record[name] for name in _OF_ANSWER},
-        value=None if record["value"] is None else json.loads(record["value"]),
-        thinking=record["thinking"] or "",
-        choices=json.loads(record["choices"] or "{}"),
-        boxes=tuple(Box(**each) for each in json.loads(record["boxes"] or "[]")),
-        points=tuple(Point(**each) for each in json.loads(record["points"] or "[]")),
-    )
-
-
-def _is_complete(record: Record) -> bool:
-    return record["error"] is None and record["finish_reason"] is not None
 
 
 def _asked(prompt: str, job: Job) -> dict[str, str]:
@@ -651,10 +630,9 @@ def _utf8(text: str) -> str:
 
 def _object(line: bytes) -> Record:
     try:
-        found = json.loads(line)
-    except ValueError:
+        return json_object(line, "", OptionError)
+    except OptionError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _why(error: Exception) -> str:

@@ -133,7 +133,7 @@ ARGUMENTS: Mapping[str, tuple[ArgDecorator, ...]] = {
             metavar="FOLDER",
             help="Of GLM-4V-9B, CogVLM2 or CogAgent, or the id of a download.",
         ),
-        argument("--dry-run", action="store_true", help="Show the diff, write nothing."),
+        *from_table("patch"),
         DEBUG,
     ),
     "help": (argument("command", nargs="?", help="One of the commands."), DEBUG),

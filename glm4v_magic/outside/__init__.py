@@ -6,25 +6,31 @@ of data that is written by many. Imports `core`; pydantic is imported when somet
 
 from glm4v_magic.outside.checking import FileKind, checked, json_object, json_value
 from glm4v_magic.outside.paths import (
+    SHUT,
     expanded,
     is_endless,
     is_file,
     is_folder,
+    is_shut,
     is_there,
+    listed_names,
     path_text,
     text_of,
 )
 
 __all__ = [
+    "SHUT",
     "FileKind",
     "checked",
     "expanded",
     "is_endless",
     "is_file",
     "is_folder",
+    "is_shut",
     "is_there",
     "json_object",
     "json_value",
+    "listed_names",
     "path_text",
     "text_of",
 ]

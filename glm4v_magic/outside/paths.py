@@ -9,17 +9,54 @@ from pathlib import Path
 
 from glm4v_magic.core.errors import Glm4vError
 
-__all__ = ["expanded", "is_endless", "is_file", "is_folder", "is_there", "path_text", "text_of"]
+__all__ = [
+    "SHUT",
+    "expanded",
+    "is_endless",
+    "is_file",
+    "is_folder",
+    "is_shut",
+    "is_there",
+    "listed_names",
+    "path_text",
+    "text_of",
+]
+
+SHUT = "Its owner has to let you read it."
+"""What to do about a path that `is_shut`."""
 
 
 def is_there(path: Path) -> bool:
-    """Tell whether a path exists; one that is longer than any name of a file does not."""
+    """Tell whether a path exists; one that is longer than any name of a file does not.
+
+    What is in a folder that may not be entered counts as there; see `is_shut`.
+    """
     try:
         return path.exists()
     except OSError as failure:
-        if failure.errno != errno.ENAMETOOLONG:
-            raise
+        return failure.errno != errno.ENAMETOOLONG
+
+
+def is_shut(path: Path) -> bool:
+    """Tell whether permission is missing to read a file or folder, or to see whether it exists."""
+    try:
+        if path.is_dir():
+            (path / "x").exists()
+            next(path.iterdir(), None)
+            return False
+        return path.exists() and not os.access(path, os.R_OK)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
         return False
+
+
+def listed_names(folder: Path, ending: str = "") -> list[str]:
+    """Return the names in a folder that have an ending; none if it cannot be read."""
+    try:
+        return [each.name for each in folder.iterdir() if each.name.endswith(ending)]
+    except (OSError, ValueError):
+        return []
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.core.errors import DeviceMapError, DoesNotFitError, OptionError
 from glm4v_magic.core.gpu_spec import ANY_CPU, CPU, GPU, parse_gpus
@@ -28,9 +28,9 @@ from glm4v_magic.core.wording import counted, gib
 from glm4v_magic.planning.costs import price
 from glm4v_magic.planning.device_map import settle
 from glm4v_magic.planning.files import read_given
-from glm4v_magic.planning.plan import plan
+from glm4v_magic.planning.plan import plan, task_of
 from glm4v_magic.planning.precision import Precision, of_plan, precision, require_quantizable
-from glm4v_magic.planning.search import whole_tower
+from glm4v_magic.planning.search import can_fit, offloadable, whole_tower
 from glm4v_magic.planning.seen import image_size_of
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ __all__ = [
     "choose",
     "decide",
     "make_plan",
+    "may_fit",
+    "refuse_for_any_gpu",
     "refuse_options_of_a_plan",
     "refuse_plan_of_another",
 ]
@@ -103,33 +105,80 @@ def make_plan(
             described.
     """
     require_architecture(architecture)
-    most = architecture.max_images
-    if most is not None and options.images > most:
-        raise OptionError(
-            f"{architecture.name} takes {counted(most, 'image')}, not {options.images}."
-        )
+    _refuse_more_images(architecture, options)
     if gpus is None:
         if options.gpus is None:
             raise OptionError("Nothing tells which GPUs to plan for.", 'Describe them: "2x24GiB".')
         gpus = parse_gpus(options.gpus)
     shape = architecture.shape()
-    whole = not options.may_offload
-    chosen = precision(shape, gpus, options.dtype, options.quantize, whole=whole, cpu=cpu)
-    workload = replace(options.workload, dtype=chosen.dtype, fp8=chosen.fp8)
+    chosen = _precision(shape, options, gpus, cpu)
     made = plan(
         shape,
         _capped(gpus, options),
-        workload,
-        objective=options.objective,
-        reserve=None if options.reserve is None else _bytes(options.reserve),
-        pin=dict(options.pin),
-        split_vision=options.split_vision,
+        replace(options.workload, dtype=chosen.dtype, fp8=chosen.fp8),
+        **_of_a_split(options),
         offload=options.may_offload,
     )
     _refuse_more_host_memory(made, shape, options)
     notes = (*chosen.notes, *made.notes, *(() if gpus else _without_effect(options)))
     limits = Limits(**{name: getattr(options, name) for name in _LIMITS})
     return replace(made, notes=notes, limits=limits)
+
+
+def may_fit(architecture: Architecture, options: PlacementOptions, gpus: Sequence[GPU]) -> bool:
+    """Tell in a fraction of its time whether `make_plan` finds a split that fits on GPUs.
+
+    How much host memory there is for what is offloaded is left to `make_plan`.
+
+    Raises:
+        OptionError: as `make_plan`.
+    """
+    shape = architecture.shape()
+    chosen = _precision(shape, options, gpus, ANY_CPU)
+    work = replace(options.workload, dtype=chosen.dtype, fp8=chosen.fp8)
+    task = task_of(shape, _capped(gpus, options), work, **_of_a_split(options))
+    away = frozenset(offloadable(task)) if options.may_offload else frozenset()
+    return can_fit(task) or (bool(away) and can_fit(task, away))
+
+
+def refuse_for_any_gpu(architecture: Architecture, options: PlacementOptions) -> None:
+    """Raise what `make_plan` raises for options that suit no GPU, however large.
+
+    Raises:
+        OptionError: if the workload or the images do not suit the model.
+        DeviceMapError: if a unit is pinned that the model does not have.
+    """
+    require_architecture(architecture)
+    _refuse_more_images(architecture, options)
+    shape = architecture.shape()
+    if options.quantize is not None:
+        require_quantizable(shape, options.quantize)
+    task_of(shape, (), options.workload, **_of_a_split(options))
+
+
+def _refuse_more_images(architecture: Architecture, options: PlacementOptions) -> None:
+    most = architecture.max_images
+    if most is not None and options.images > most:
+        raise OptionError(
+            f"{architecture.name} takes {counted(most, 'image')}, not {options.images}."
+        )
+
+
+def _precision(
+    shape: ModelShape, options: PlacementOptions, gpus: Sequence[GPU], cpu: CPU
+) -> Precision:
+    whole = not options.may_offload
+    return precision(shape, gpus, options.dtype, options.quantize, whole=whole, cpu=cpu)
+
+
+def _of_a_split(options: PlacementOptions) -> dict[str, Any]:
+    """Return what `plan` takes of the options, the workload left out."""
+    return {
+        "objective": options.objective,
+        "reserve": None if options.reserve is None else _bytes(options.reserve),
+        "pin": dict(options.pin),
+        "split_vision": options.split_vision,
+    }
 
 
 def choose(

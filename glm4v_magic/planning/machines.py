@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
-from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.errors import DeviceMapError, OptionError, PlacementError
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
-from glm4v_magic.core.model_shape import ModelShape, Workload
-from glm4v_magic.core.options import OBJECTIVES, Quantization
+from glm4v_magic.core.options import Quantization
+from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.plan_text import rate
-from glm4v_magic.planning.costs import GPU_OVERHEAD
-from glm4v_magic.planning.plan import plan, require_workload
-from glm4v_magic.planning.precision import precision
-from glm4v_magic.planning.search import Task, can_fit
+from glm4v_magic.planning.decision import make_plan, may_fit, refuse_for_any_gpu
+
+if TYPE_CHECKING:
+    from glm4v_magic.core.model import Architecture
 
 __all__ = ["MACHINES", "MachineFit", "machine_rows", "machines"]
 
@@ -46,6 +47,7 @@ class MachineFit:
         dtype: dtype that the model is computed in; ``None`` if it does not fit.
         quantize: quantisation that it takes to fit; ``None`` for none.
         fp8: whether weights that were published in FP8 stay so.
+        offloads: whether layers are in host memory.
         context: longest context that fits, in tokens; 0 if it does not fit.
         tokens_per_second: limit by memory bandwidth, with an empty KV cache.
     """
@@ -57,6 +59,7 @@ class MachineFit:
     context: int = 0
     tokens_per_second: float | None = None
     fp8: bool = False
+    offloads: bool = False
 
     @property
     def fits(self) -> bool:
@@ -69,33 +72,48 @@ class MachineFit:
 
 
 def machines(
-    shape: ModelShape,
-    workload: Workload | None = None,
+    model: Architecture,
+    options: PlacementOptions | None = None,
     among: Sequence[tuple[str, str]] = MACHINES,
 ) -> tuple[MachineFit, ...]:
     """Return how a model fits on each machine.
 
-    In the published dtype if it fits, else in 4 bit; of a GPU without bfloat16 in float16. Weights
-    that were published in FP8 stay so where the GPUs compute with it.
+    In the published dtype if it fits, else with layers in host memory if that is allowed, else in 4
+    bit; of a GPU without bfloat16 in float16. Weights that were published in FP8 stay so where the
+    GPUs compute with it.
 
     Args:
-        shape: sizes of the model.
-        workload: images, batch, dtype and quantisation; its context is the longest of interest.
+        model: the model, without its weights.
+        options: what it is used for, and how it is to be placed, as for a plan; its context is the
+            longest of interest. The GPUs are those of the machines.
         among: the machines.
 
     Raises:
-        OptionError: if the workload does not suit the model.
+        OptionError: if the options do not suit the model, or not machines of any number of GPUs.
+        DeviceMapError: if a unit is pinned that the model does not have.
     """
-    work = workload or Workload()
-    most = shape.max_context if work.context is None else work.context
-    require_workload(shape, replace(work, context=most))
+    asked = options or PlacementOptions()
+    if isinstance(asked.max_memory, tuple) and any(
+        not isinstance(each, tuple) or each[0] != "cpu" for each in asked.max_memory
+    ):
+        raise OptionError(
+            "max_memory has sizes for GPUs one by one, but machines have different numbers.",
+            "Give one size for all.",
+            option="max_memory",
+        )
+    shape = model.shape()
+    most = shape.max_context if asked.context is None else asked.context
+    work = replace(asked, context=most)
+    refuse_for_any_gpu(model, work)
+    forms = [replace(work, offload=False)] if asked.offload else [work]
+    if asked.offload:
+        forms.append(work)
+    if asked.quantize is None and shape.quantizable:
+        forms.append(replace(forms[0], quantize="4bit"))
     found = []
     for where, spec in among:
         gpus = parse_gpus(spec)
-        forms: list[Quantization | None] = [work.quantize]
-        if work.quantize is None and shape.quantizable:
-            forms.append("4bit")
-        fits = (_fit(shape, gpus, replace(work, quantize=form), most) for form in forms)
+        fits = (_fit(model, gpus, form) for form in forms)
         best = next((fit for fit in fits if fit is not None), None)
         found.append(
             MachineFit(where, spec) if best is None else replace(best, where=where, gpus=spec)
@@ -103,21 +121,17 @@ def machines(
     return tuple(found)
 
 
-def _fit(shape: ModelShape, gpus: Sequence[GPU], work: Workload, most: int) -> MachineFit | None:
-    held = precision(shape, gpus, work.dtype, work.quantize)
-    work = replace(work, dtype=held.dtype, fp8=held.fp8)
-
-    def task(context: int) -> Task:
-        return Task(
-            shape, tuple(gpus), replace(work, context=context), OBJECTIVES[0], None, GPU_OVERHEAD,
-            {}, True, None,
-        )  # fmt: skip
+def _fit(model: Architecture, gpus: Sequence[GPU], options: PlacementOptions) -> MachineFit | None:
+    most = options.context
+    assert most is not None
 
     def holds(context: int) -> bool | None:
         try:
-            return can_fit(task(context))
+            return may_fit(model, replace(options, context=context), gpus)
         except OptionError:  # too short for the images
             return None
+        except DeviceMapError:  # pinned to a GPU that is not there
+            return False
 
     context = most
     if not holds(most):
@@ -131,9 +145,13 @@ def _fit(shape: ModelShape, gpus: Sequence[GPU], work: Workload, most: int) -> M
         context = low * _STEP
     if not context or not holds(context):
         return None
-    speed = plan(shape, gpus, replace(work, context=context)).speed
-    limit = None if speed is None else speed.tokens_per_second
-    return MachineFit("", "", held.dtype, work.quantize, context, limit, held.fp8)
+    try:
+        made = make_plan(model, replace(options, context=context), gpus)
+    except PlacementError:  # more would be in host memory than it may
+        return None
+    limit = None if made.speed is None else made.speed.tokens_per_second
+    work, away = made.workload, any(stage.offloaded for stage in made.stages)
+    return MachineFit("", "", work.dtype, work.quantize, context, limit, work.fp8, away)
 
 
 def machine_rows(found: Sequence[MachineFit]) -> Iterator[tuple[str, ...]]:
@@ -148,7 +166,7 @@ def machine_rows(found: Sequence[MachineFit]) -> Iterator[tuple[str, ...]]:
             yield fit.gpus, "no", "", "", fit.where
             continue
         kept = "FP8" if fit.fp8 else fit.quantize
-        form = f"{fit.dtype}, {kept}" if kept else str(fit.dtype)
+        form = ", ".join(filter(None, [fit.dtype, kept, "offloaded" if fit.offloads else None]))
         limit = "?" if fit.tokens_per_second is None else rate(fit.tokens_per_second)
         yield fit.gpus, form, f"{fit.context:,}", limit, fit.where
 
@@ -159,6 +177,8 @@ def _same_model(one: MachineFit, other: MachineFit) -> bool:
 
 def _adds_nothing(fewer: MachineFit, more: MachineFit) -> bool:
     """Tell whether more GPUs change neither the form nor the context."""
-    told = (fewer.fits, fewer.dtype, fewer.quantize, fewer.fp8, fewer.context)
-    more_told = (more.fits, more.dtype, more.quantize, more.fp8, more.context)
-    return told == more_told and fewer.fits
+
+    def told(fit: MachineFit) -> tuple[object, ...]:
+        return fit.fits, fit.dtype, fit.quantize, fit.fp8, fit.offloads, fit.context
+
+    return told(fewer) == told(more) and fewer.fits

@@ -38,7 +38,7 @@ from glm4v_magic.planning.seen import image_size_of
 from glm4v_magic.planning.shortfall import does_not_fit
 from glm4v_magic.planning.speed import bus_seconds, speed_limit
 
-__all__ = ["DEFAULT_RESERVE", "Plan", "Stage", "plan", "require_workload"]
+__all__ = ["DEFAULT_RESERVE", "Plan", "Stage", "plan", "require_workload", "task_of"]
 
 _FEW_KINDS = 4  # of GPUs, for which a faster split is looked for unasked
 
@@ -88,34 +88,20 @@ def plan(
         OptionError: if the workload does not suit the model, or `shape` is none.
     """
     require_shape(shape)
-    gpus = gpus_of(gpus)
     asked = workload or Workload()
-    require_workload(shape, asked)
-    asked = replace(
-        asked,
-        context=shape.max_context if asked.context is None else asked.context,
-        dtype=asked.dtype or shape.dtype,
-        image_size=image_size_of(shape, asked),
-    )
-    check("objective", objective)
-    if reserve is not None and reserve < 0:
-        raise OptionError(f"The reserve is {reserve} bytes, but cannot be negative.")
-    pins = dict(pin or {})
-    _check_units(shape, pins)
-    if not gpus:
-        return _on_cpu(shape, asked, objective)
-    task = Task(
+    task = task_of(
         shape,
-        _ordered(gpus, order),
+        gpus_of(gpus),
         asked,
-        objective,
-        reserve,
-        overhead,
-        pins,
-        order == "auto",
-        True if any(name.startswith("vision.") for name in pins) else split_vision,
+        objective=objective,
+        reserve=reserve,
+        overhead=overhead,
+        pin=pin,
+        order=order,
+        split_vision=split_vision,
     )
-    _check_pins(task)
+    if not task.gpus:
+        return _on_cpu(shape, task.workload, objective)
     split = best_split(task)
     if split is not None and not split.fits and offload:
         split = offloaded_split(task) or split
@@ -124,6 +110,47 @@ def plan(
         error.plan = None if split is None else _described(task, split)
         raise error
     return _described(task, split)
+
+
+def task_of(
+    shape: ModelShape,
+    gpus: Sequence[GPU],
+    workload: Workload,
+    *,
+    objective: Objective = OBJECTIVES[0],
+    reserve: int | None = None,
+    overhead: int = GPU_OVERHEAD,
+    pin: Mapping[str, int] | None = None,
+    order: Literal["auto", "given"] | Sequence[int] = "auto",
+    split_vision: bool | None = None,
+) -> Task:
+    """Return the checked arguments of `plan`, the workload filled in; errors as there."""
+    require_workload(shape, workload)
+    work = replace(
+        workload,
+        context=shape.max_context if workload.context is None else workload.context,
+        dtype=workload.dtype or shape.dtype,
+        image_size=image_size_of(shape, workload),
+    )
+    check("objective", objective)
+    if reserve is not None and reserve < 0:
+        raise OptionError(f"The reserve is {reserve} bytes, but cannot be negative.")
+    pins = dict(pin or {})
+    _check_units(shape, pins)
+    task = Task(
+        shape,
+        _ordered(gpus, order) if gpus else (),
+        work,
+        objective,
+        reserve,
+        overhead,
+        pins,
+        order == "auto",
+        True if any(name.startswith("vision.") for name in pins) else split_vision,
+    )
+    if gpus:
+        _check_pins(task)
+    return task
 
 
 def require_workload(shape: ModelShape, workload: Workload) -> None:

@@ -16,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from glm4v_magic.core.errors import CheckpointError
+from glm4v_magic.core.options import of_command
+from glm4v_magic.core.typed_options import argument_of, flags_of
 from glm4v_magic.remote_code.copies import CodeFolders, code_folders
 from glm4v_magic.remote_code.source_patch import FolderPatch, plan_patch, write_patch
 
@@ -51,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="the checkpoint folder, or an id of the hub that was downloaded: THUDM/glm-4v-9b",
     )
-    parser.add_argument("--dry-run", action="store_true", help="show the diff, write nothing")
+    for option in of_command("patch"):
+        parser.add_argument(*flags_of(option), **argument_of(option))
     options = parser.parse_args(arguments)
     try:
         told = patched(options.folder, dry_run=options.dry_run)

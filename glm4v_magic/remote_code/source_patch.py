@@ -133,7 +133,16 @@ def plan_patch(folder: str | Path) -> FolderPatch:
         what = "is not a folder" if there else "does not exist"
         raise CheckpointError(f"The checkpoint folder {folder} {what}.")
     needed = ["visual.py", "modeling_chatglm.py"]
-    if any((folder / name).is_file() for name in _OF_COG):
+    try:
+        next(folder.iterdir(), None)
+        is_cog = any((folder / name).is_file() for name in _OF_COG)
+    except PermissionError:
+        raise CheckpointError(
+            f"{folder} cannot be read: permission denied.", "Its owner has to let you read it."
+        ) from None
+    except OSError:  # no folder: said below
+        is_cog = False
+    if is_cog:
         needed = ["visual.py", *(["cross_visual.py"] * (folder / "cross_visual.py").is_file())]
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:

@@ -41,7 +41,17 @@ from glm4v_magic.core.tokens import Alternative, Token
 from glm4v_magic.core.video import Frame, SourcedVideo
 from glm4v_magic.core.wording import clock, pixels
 from glm4v_magic.images import DEFAULT_LIMITS, Limits, SourcedImage, to_image
-from glm4v_magic.outside import FileKind, checked, expanded, path_text, text_of
+from glm4v_magic.outside import (
+    SHUT,
+    FileKind,
+    checked,
+    expanded,
+    is_shut,
+    is_there,
+    listed_names,
+    path_text,
+    text_of,
+)
 from glm4v_magic.session.chats import UNNAMED
 
 __all__ = ["from_json", "read_chat", "to_json", "to_markdown", "write_chat"]
@@ -257,8 +267,10 @@ def read_chat(
         ConversationError: if the file cannot be read, or is not a chat that `write_chat` wrote.
     """
     file = expanded(path_text(path, "The file of a chat", ConversationError))
-    if not os.path.exists(file):  # noqa: PTH110  Path's own fails on a name that is too long
-        found = [each.name for each in file.parent.glob("*.json")]
+    if is_shut(file):
+        raise ConversationError(f"{file} cannot be read: permission denied.", SHUT)
+    if not is_there(file):
+        found = listed_names(file.parent, ".json")
         raise ConversationError(f"There is no file {file}.", did_you_mean(file.name, found))
     return from_json(text_of(file, str(file), ConversationError), str(file), limits)
 
@@ -280,7 +292,8 @@ def _paragraphs(conversation: Conversation) -> Iterator[str]:
 
 def _marks(conversation: Conversation, turn: int) -> Iterator[str]:
     """Yield a list of the boxes and points of an answer, if there are any."""
-    lines = mark_lines(marks_of(conversation, turn).all, conversation.images)
+    marks = marks_of(conversation, turn).all
+    lines = mark_lines(marks, conversation.images, conversation.videos)
     if lines:
         yield "\n".join(f"- {line_of(line)}" for line in lines) + "\n"
 

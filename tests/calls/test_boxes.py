@@ -10,9 +10,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from glm4v_magic.calls.boxes import marks, marks_of
+from glm4v_magic.calls.boxes import Frames, marks, marks_of
 from glm4v_magic.core.boxes import BOX_TAGS, Box, Point
 from glm4v_magic.core.conversation import Conversation, Message
+from glm4v_magic.core.video import SourcedVideo
 
 OPEN, CLOSE = BOX_TAGS
 SIZE = (2000, 500)  # so that a thousandth is 2 pixels across and half a pixel down
@@ -93,14 +94,48 @@ def test_without_an_image_there_is_nothing_to_mark():
 
 @pytest.mark.parametrize("sizes", [[], [SIZE]])
 def test_boxes_in_a_video_are_of_no_known_frame(sizes):
-    found = marks(tagged("[[1,2,3,4]]") + " [[500,500]]", sizes, with_video=True)
+    found = marks(tagged("[[1,2,3,4]]") + " [[500,500]]", sizes, frames=SEEN)
     assert found.all == ()
     assert found.fault == "Boxes and points: 1 in a video, of a frame that is not told, left out."
 
 
 def test_beside_a_video_an_image_is_named():
     said = "Image 1: " + tagged("[[100,200,300,400]]")
-    assert marks(said, [SIZE], with_video=True).boxes == marks(said, [SIZE]).boxes != ()
+    assert marks(said, [SIZE], frames=SEEN).boxes == marks(said, [SIZE]).boxes != ()
+
+
+CLIP = (100, 200)
+SEEN = Frames((0.0, 0.5, 1.0, 1.5), CLIP)
+
+
+@pytest.mark.parametrize(
+    ("said", "frames"),
+    [
+        ('{"bbox_2d": [100, 200, 300, 400], "frame": 2}', [2]),
+        ('{"bbox_2d": [100, 200, 300, 400], "time": 0.9}', [2]),
+        ('{"bbox_2d": [100, 200, 300, 400], "timestamp": "1.5 seconds"}', [3]),
+        ('{"0": [{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [5, 6, 7, 8]}], "3": [{"bbox_2d": '
+         '[1, 2, 3, 4]}]}', [0, 0, 3]),
+        (f"0.5 seconds: {tagged('[[100,200,300,400]]')}\n1 s: [[1, 2, 3, 4]]", [1, 2]),
+        (f"At 99 s {tagged('[[500,500]]')}", [3]),
+        ('{"bbox_2d": [100, 200, 300, 400], "frame": 4}', []),
+        ('{"bbox_2d": [100, 200, 300, 400], "frame": true}', []),
+        ('{"bbox_2d": [100, 200, 300, 400], "time": "soon"}', []),
+        ('{"bbox_2d": [100, 200, 300, 400], "time": NaN}', []),
+    ],
+)  # fmt: skip
+def test_a_box_is_on_the_frame_that_is_named(said, frames):
+    found = marks(said, [], frames=SEEN).all
+    assert [each.frame for each in found] == frames
+    if '"frame": 2' in said:
+        assert found == (Box("", 10, 40, 30, 80, frame=2),)
+
+
+def test_frames_of_several_videos_are_not_told_apart():
+    two = (SourcedVideo("a.mp4", CLIP, 2, 1.0, lambda *_: iter(())),) * 2
+    assert Frames.of(two) == Frames((), CLIP)
+    assert Frames.of(()) is None
+    assert marks('{"bbox_2d": [1, 2, 3, 4], "frame": 0}', [], frames=Frames.of(two)).all == ()
 
 
 def test_what_is_wrong_is_put_right_or_left_out_and_said():

@@ -220,6 +220,64 @@ class TestWhatIsSaid:
         other["choices"][0]["index"] = 1
         server.answer(CHAT, stream(piece("This"), other, piece("."), END))
         assert answers(engine, asking("Q")) == ["This."]
+        said = f"{server.url} sends further answers, which are left out."
+        assert notice(engine, asking("Q")[0]) == said
+
+
+def notice(engine, request):
+    *_, last = engine.stream([request])
+    assert isinstance(last, Finished)
+    return last.generation.notice
+
+
+def counted(text, prompt, new, ending="length"):
+    usage = {"usage": {"prompt_tokens": prompt, "completion_tokens": new}, "choices": []}
+    return stream(piece(text), piece(ending=ending), usage)
+
+
+class TestCarryingOn:
+    """A server that ignores the wish begins a new answer, by a prompt that is too long for it."""
+
+    BEGUN = Conversation((Message("user", "Q?"), Message("assistant", "The cat", complete=False)))
+
+    @pytest.fixture
+    def begun(self, server, engine):
+        server.answer(CHAT, counted("The cat", 10, 2))
+        assert notice(engine, Request(Conversation(self.BEGUN.messages[:1]))) == ""
+
+    @pytest.mark.parametrize(("prompt", "is_said"), [(11, False), (13, False), (14, True)])
+    def test_the_length_of_the_prompt_tells(self, server, engine, begun, prompt, is_said):
+        server.answer(CHAT, counted(" sleeps.", prompt, 3, "stop"))
+        said = notice(engine, Request(self.BEGUN))
+        assert (f"{server.url} seems to have begun a new answer" in said) == is_said
+        assert server.bodies[-1]["continue_final_message"] is True
+
+    def test_again_and_again(self, server, engine, begun):
+        server.answer(CHAT, counted(" sleeps", 12, 3))
+        assert notice(engine, Request(self.BEGUN)) == ""
+        longer = Message("assistant", "The cat sleeps", complete=False)
+        again = Request(Conversation((self.BEGUN.messages[0], longer)))
+        server.answer(CHAT, counted(" now.", 15, 3))
+        assert notice(engine, again) == ""
+
+    def test_where_nothing_is_counted_the_same_words_tell(self, server, engine):
+        text = "The cat is sleeping on a mat"
+        turns = (Message("user", "Q?"), Message("assistant", text, complete=False))
+        server.answer(CHAT, stream(piece(f" {text}, and dreams."), END))
+        assert "seems to have begun a new answer" in notice(engine, Request(Conversation(turns)))
+        server.answer(CHAT, stream(piece(", and dreams."), END))
+        assert notice(engine, Request(Conversation(turns))) == ""
+
+    def test_bytes_that_are_no_text_are_other_tokens_when_they_are_sent_back(self, server, engine):
+        server.answer(CHAT, counted("The \ufffd", 10, 2))
+        notice(engine, Request(Conversation(self.BEGUN.messages[:1])))
+        odd = Message("assistant", "The \ufffd", complete=False)
+        server.answer(CHAT, counted(" sleeps.", 14, 3, "stop"))
+        assert notice(engine, Request(Conversation((self.BEGUN.messages[0], odd)))) == ""
+
+    def test_a_chat_that_is_not_known_is_not_judged(self, server, engine):
+        server.answer(CHAT, counted(" sleeps.", 99, 3, "stop"))
+        assert notice(engine, Request(self.BEGUN)) == ""
 
 
 def test_a_server_that_is_still_starting_is_waited_for(server, patient):

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet  # noqa: F401  so that its import is no growth of memory
+import pyarrow as pa
+import pyarrow.parquet as pq  # here, so that its import is no growth of memory
 import pytest
 from PIL import Image
 from scripted_engine import ScriptedEngine
@@ -234,6 +235,47 @@ def test_after_a_crash_only_the_rest_is_asked(tmp_path, earlier):
     assert [row.text for row in rows] == [f"SAY ITEM {number}" for number in range(2000)]
     assert list(pd.read_parquet(file).answer) == [row.text for row in rows]
     assert os.listdir(tmp_path) == ["rows.parquet"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"boxes": "nonsense"},
+        {"boxes": '[{"label": "a"}]'},
+        {"choices": '{"a": "b"}'},
+        {"finish_reason": "bored"},
+        {"key": "x"},
+        {"index": -1},
+        {"new_tokens": "many"},
+        {"model": None},
+    ],
+    ids=str,
+)
+def test_a_damaged_line_of_the_journal_is_asked_again(tmp_path, damage):
+    running = tmp_path / "running.parquet.journal"
+    with session_with().stream_map(PROMPT, items(2), save=tmp_path / "running.parquet") as stream:
+        for _ in range(2):
+            next(event for event in stream if isinstance(event, RowDone))
+        header, first, second = running.read_text().splitlines()
+    spoiled = json.dumps({**json.loads(first), **damage})
+    file, journal = tmp_path / "rows.parquet", tmp_path / "rows.parquet.journal"
+    journal.write_text("\n".join([header, spoiled, second, ""]))
+    session = session_with()
+    rows = session.map(PROMPT, items(2), save=file)
+    assert session.engine.asked == 1
+    assert [row.text for row in rows] == ["SAY ITEM 0", "SAY ITEM 1"]
+
+
+def test_a_damaged_row_of_a_file_is_named_in_one_line(tmp_path):
+    file = tmp_path / "rows.parquet"
+    session_with().map(PROMPT, items(2), save=file)
+    table = pq.read_table(file)
+    place = table.schema.get_field_index("boxes")
+    spoiled = pa.array(["nonsense", None], pa.string())
+    pq.write_table(table.set_column(place, table.schema.field(place), spoiled), file)
+    with pytest.raises(OptionError, match=r"^Row 0 of .* has 'nonsense' for 'boxes': .*") as caught:
+        session_with().map(PROMPT, items(2), save=file)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture

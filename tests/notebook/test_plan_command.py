@@ -133,7 +133,7 @@ def test_every_option_reaches_the_plan_and_changes_it(run, typed, options):
         ("GLM-4V-9B --gpus 1x8GiB", "does not fit on 1 x 7.76 GiB|does not fit on 7.76 GiB"),
         ("GLM-4V-9B --gpus 1x80GiB --images 2", "takes 1 image"),
         ("GLM-4V-9B --max-memory much", "is not a size in GiB"),
-        ("GLM-4V-9B --machines --gpus 1x80GiB", "--machines takes a model and"),
+        ("GLM-4V-9B --machines --gpus 1x80GiB", "so --gpus has no meaning"),
         ("GLM-4V-9B --machines --images 2", "takes 1 image"),
         ("GLM-4V-9B --objectiv fewest", "Did you mean --objective?"),
     ],

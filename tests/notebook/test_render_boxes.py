@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from urllib.parse import unquote
 from xml.etree import ElementTree as ET
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 from glm4v_magic.core.boxes import Box, Point
 from glm4v_magic.core.conversation import Answer, Conversation, Message, Usage
+from glm4v_magic.core.video import Frame, SourcedVideo
 from glm4v_magic.core.wording import printable
 from glm4v_magic.images import SourcedImage
 from glm4v_magic.notebook.live.screen import TerminalScreen
@@ -189,3 +191,15 @@ def test_any_label_is_well_formed(label):
     html = boxes_html(answer(Box(label, 1, 1, 9, 9), points=[Point(label, 0, 0)]))
     html.encode("utf-8", "surrogatepass")
     assert len(list(drawings(html))) == 1
+
+
+def test_boxes_on_frames_of_a_video_are_drawn_on_these():
+    gray = Image.new("RGB", (200, 100), "gray")
+    frames = [Frame(SourcedImage(gray, f"clip at 0:0{n}", gray.size), n) for n in range(3)]
+    clip = SourcedVideo.of_seen("clip.mp4", (200, 100), 1.0, frames)
+    on_clip = [replace(CAT, frame=2), replace(CAT, frame=0), replace(CAT, label="dog", frame=2)]
+    found = answer(*on_clip, images=0, videos=(clip,))
+    html = str(boxes_html(found))
+    assert [names(each) for each in drawings(html)] == [["2 cat"], ["1 cat", "3 dog"]]
+    assert "frame 2, clip at 0:02" in Tree(html).text
+    assert boxes_text(found).splitlines()[1].endswith("frame 0, clip at 0:00")

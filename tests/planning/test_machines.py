@@ -7,18 +7,25 @@ import json
 import pytest
 
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.core.errors import DoesNotFitError, OptionError
+from glm4v_magic.core.errors import DeviceMapError, DoesNotFitError, OptionError
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.model_shape import Workload
+from glm4v_magic.core.placement import PlacementOptions
+from glm4v_magic.planning.decision import make_plan
 from glm4v_magic.planning.machines import MACHINES, machine_rows, machines
 from glm4v_magic.planning.plan import plan
 
-SHAPE = architecture("GLM-4.1V-9B-Thinking").shape()
+MODEL = architecture("GLM-4.1V-9B-Thinking")
+SHAPE = MODEL.shape()
+FP8 = {
+    "quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128],
+    "modules_to_not_convert": ["lm_head", "model.visual"],
+}  # fmt: skip
 SOME = (("Colab", "T4"), ("Kaggle", "2xT4"), ("", "1xRTX-3090"), ("", "2xRTX-3090"), ("", "1GiB"))
 
 
-def by_gpus(shape=SHAPE, work=None, among=SOME):
-    return {fit.gpus: fit for fit in machines(shape, work, among)}
+def by_gpus(model=MODEL, among=SOME, **options):
+    return {fit.gpus: fit for fit in machines(model, PlacementOptions(**options), among)}
 
 
 def test_the_longest_context_fits_and_a_longer_one_does_not():
@@ -42,17 +49,17 @@ def test_forms():
     assert (found["2xT4"].dtype, found["2xT4"].quantize) == ("float16", None)
     assert (found["1xRTX-3090"].dtype, found["1xRTX-3090"].quantize) == ("bfloat16", None)
     assert not found["1GiB"].fits
-    asked = by_gpus(work=Workload(context=4096, dtype="float32"))
+    asked = by_gpus(context=4096, dtype="float32")
     assert asked["2xRTX-3090"].dtype == "float32"
     assert asked["2xRTX-3090"].context == 4096
 
 
 def test_the_table_leaves_out_gpus_that_add_nothing():
-    rows = list(machine_rows(machines(SHAPE, None, (*SOME, ("", "4xRTX-3090")))))
+    rows = list(machine_rows(machines(MODEL, None, (*SOME, ("", "4xRTX-3090")))))
     assert [row[0] for row in rows] == ["GPUs", "T4", "2xT4", "1xRTX-3090", "2xRTX-3090", "1GiB",
                                         "4xRTX-3090"]  # fmt: skip
     several = (("", "2xRTX-3090"), ("", "4xRTX-3090"))
-    assert len(list(machine_rows(machines(SHAPE, None, several)))) == 2
+    assert len(list(machine_rows(machines(MODEL, None, several)))) == 2
     assert rows[3] == ("1xRTX-3090", "bfloat16", f"{by_gpus()['1xRTX-3090'].context:,}", "53", "")
     assert rows[5] == ("1GiB", "no", "", "", "")
 
@@ -63,7 +70,7 @@ def test_every_machine_can_be_read_and_has_a_speed():
 
 
 def test_rows_are_json():
-    fit = machines(SHAPE, None, SOME[:1])[0]
+    fit = machines(MODEL, None, SOME[:1])[0]
     assert json.loads(json.dumps(fit.as_json())) == fit.as_json()
     assert fit.as_json()["fits"] is True
 
@@ -71,16 +78,93 @@ def test_rows_are_json():
 @pytest.mark.parametrize(
     ("model", "work", "said"),
     [
-        ("GLM-4V-9B", Workload(999_999), r"A context of 999,999 tokens is longer than GLM-4V-9B"),
-        ("GLM-4.6V", Workload(1, images=1), "A context of 1 tokens is too short for 1 image"),
-        ("GLM-5.3-Flash", Workload(quantize="4bit"), "published in FP8, and 4bit weights are made"),
+        (
+            "GLM-4V-9B",
+            {"context": 999_999},
+            "A context of 999,999 tokens is longer than GLM",
+        ),
+        ("GLM-4.6V", {"context": 1}, "A context of 1 tokens is too short for 1 image"),
+        ("GLM-5.3-Flash", {"quantize": "4bit"}, "published in FP8, and 4bit weights are made"),
+        ("GLM-4V-9B", {"images": 2}, "GLM-4V-9B takes 1 image, not 2"),
+        ("GLM-4V-9B", {"pin": (("layer.99", 0),)}, "has no unit 'layer.99' to pin"),
     ],
 )
 def test_what_no_machine_could_hold_is_refused_as_a_plan_is(model, work, said):
-    shape = architecture(model).shape()
-    with pytest.raises(OptionError, match=said) as by_plan:
-        plan(shape, parse_gpus("8xH200"), work)
+    known, options = architecture(model), PlacementOptions(**work)
+    with pytest.raises((OptionError, DeviceMapError), match=said) as by_plan:
+        make_plan(known, options, parse_gpus("8xH200"))
     for among in (SOME, ()):
-        with pytest.raises(OptionError) as by_machines:
-            machines(shape, work, among)
+        with pytest.raises(type(by_plan.value)) as by_machines:
+            machines(known, options, among)
         assert by_machines.value.text == by_plan.value.text
+
+
+def test_weights_in_fp8_stay_so_where_the_gpus_compute_with_it():
+    known = architecture("GLM-4.6V")
+    fp8 = type(known)("fp8", known.config | {"quantization_config": FP8}, "config.json")
+    found = by_gpus(fp8, (("", "8xH100"), ("", "8xA100-80GB")), context=4096)
+    assert [fit.fp8 for fit in found.values()] == [True, False]
+    whole = by_gpus(known, (("", "8xH100"),), context=4096)["8xH100"]
+    assert found["8xH100"].tokens_per_second > 1.5 * whole.tokens_per_second
+    rows = list(machine_rows(tuple(found.values())))
+    assert [row[1] for row in rows[1:]] == ["bfloat16, FP8", "bfloat16"]
+
+
+MIXED = (("", "RTX-3060+RTX-4090"), ("", "2xRTX-3090"), ("", "RTX-3060"), ("", "2xT4"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"objective": "fastest"},
+        {"objective": "balance"},
+        {"reserve": 3},
+        {"max_memory": 10},
+        {"split_vision": False},
+        {"offload": True},
+        {"max_memory": {"cpu": "2GiB"}},
+        {"pin": {"vision": 1}},
+        {"batch": 4, "images": 3, "image_size": 448},
+        {"quantize": "8bit"},
+    ],
+    ids=str,
+)
+def test_each_option_means_what_it_means_for_a_plan(options):
+    """The first form that fits is what a plan for the machine has, and a longer context is not."""
+    for gpus, fit in by_gpus(among=MIXED, context=16_384, **options).items():
+        form = {**options, "quantize": fit.quantize}
+        if not fit.offloads:
+            form.pop("offload", None)
+
+        def made(context, form=form, gpus=gpus):
+            chosen = PlacementOptions(**form, context=context)
+            return make_plan(MODEL, chosen, parse_gpus(gpus))
+
+        if fit.fits:
+            plan = made(fit.context)
+            assert plan.speed.tokens_per_second == fit.tokens_per_second
+            assert any(stage.offloaded for stage in plan.stages) == fit.offloads
+            assert plan.objective == options.get("objective", "headroom")
+        if not fit.fits or fit.context < 16_384:
+            with pytest.raises((DoesNotFitError, DeviceMapError)):
+                made(fit.context + 256 if fit.fits else 2560)
+
+
+def test_what_a_machine_cannot_do_otherwise_is_offloaded_if_that_is_allowed():
+    plain, away = by_gpus(among=MIXED), by_gpus(among=MIXED, offload=True)
+    assert (plain["RTX-3060"].quantize, away["RTX-3060"].quantize) == ("4bit", None)
+    assert away["RTX-3060"].offloads
+    assert away["2xRTX-3090"] == plain["2xRTX-3090"]
+    assert away["RTX-3060"].tokens_per_second < plain["RTX-3060"].tokens_per_second
+    assert "bfloat16, offloaded" in {row[1] for row in machine_rows(tuple(away.values()))}
+    fast, even = (
+        by_gpus(among=MIXED, context=8192, objective=each) for each in ("fastest", "headroom")
+    )
+    mixed = MIXED[0][1]
+    assert fast[mixed].tokens_per_second > even[mixed].tokens_per_second
+
+
+def test_sizes_for_gpus_one_by_one_are_refused():
+    with pytest.raises(OptionError, match=r"one by one.*Give one size for all"):
+        machines(MODEL, PlacementOptions(max_memory=(10.0, 20.0)), SOME)

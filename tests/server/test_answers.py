@@ -76,6 +76,13 @@ def test_an_answer_that_goes_on(local, remote):
     assert generated(local.engine, fresh)[0].text != expected.text
 
 
+def test_an_answer_that_goes_on_is_not_taken_for_a_new_one(remote):
+    question = Message("user", "What?")
+    begun, _ = generated(remote, Request(Conversation((question,)), GREEDY))
+    turns = (question, Message("assistant", begun.text, complete=False))
+    assert generated(remote, Request(Conversation(turns), GREEDY))[0].notice == ""
+
+
 def test_sampled_answers_with_a_seed(local, remote):
     changes = (
         {},

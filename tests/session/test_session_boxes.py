@@ -252,3 +252,25 @@ def test_an_answer_can_be_compared_copied_and_pickled():
     for again in (copy.deepcopy(answer), pickle.loads(pickle.dumps(answer))):
         assert again == answer
         assert again.crop(0).size == (100, 60)
+
+
+def test_boxes_of_a_video_are_on_its_frames(native, tmp_path):
+    session = Session().load(str(native("glm46v")))
+    frames = [tiny_native.noise(70, 50, seed) for seed in range(4)]
+    said = '[{"frame":1,"bbox_2d":[100,200,600,800],"label":"cat"},{"time":1.5,"point":[500,500]}]'
+    with tiny_native.Says(session.engine, said):
+        options = {"thinking": False, "temperature": 0, "repetition_penalty": 1.0}
+        answer = session.ask("Where?", video=frames, fps=2, max_tokens=100, **options)
+    session.unload()
+    assert answer.boxes == (Box("cat", 7, 10, 42, 40, frame=1),)
+    assert answer.points == (Point("", 35, 25, frame=3),)
+    seen = answer.videos[0].seen[1].image.image
+    drawn = answer.draw()
+    assert drawn.size == seen.size != (70, 50)
+    assert drawn.tobytes() != seen.convert("RGB").tobytes()
+    across = seen.width / 70
+    assert answer.crop(0).width == pytest.approx(35 * across, abs=1)
+    _, conversation = from_json(to_json(session.conversation()), "chat.json")
+    assert "1 cat: (7, 10) to (42, 40) px: frame 1, " in to_markdown(conversation)
+    with pytest.raises(OptionError, match="There is no image 0: the answer has no images"):
+        answer.draw(0)

@@ -15,6 +15,7 @@ import httpx
 
 from glm4v_magic.core.conversation import Request
 from glm4v_magic.core.model import EngineInfo
+from glm4v_magic.engines.server.carried_on import Lengths
 from glm4v_magic.engines.server.connection import (
     BrokenError,
     Connection,
@@ -24,7 +25,7 @@ from glm4v_magic.engines.server.connection import (
 )
 from glm4v_magic.engines.server.patience import Allowance, Patience
 from glm4v_magic.engines.server.question import EXTENSIONS, body_of
-from glm4v_magic.engines.server.replies import is_answer
+from glm4v_magic.engines.server.replies import error_code, error_message, is_answer
 
 __all__ = ["BUSY", "DONE", "Dialogue", "Manners", "listed"]
 
@@ -61,10 +62,12 @@ class Manners:
     Attributes:
         refused: parts of a request that it does not take.
         fields: fields of `_FIELDS` that are sent in another way.
+        lengths: those of its latest answers.
     """
 
     refused: set[str] = field(default_factory=set)
     fields: set[str] = field(default_factory=set)
+    lengths: Lengths = field(default_factory=Lengths)
 
     def of(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return a body as this server wants it."""
@@ -102,7 +105,7 @@ class Dialogue:
         manners: Manners,
     ) -> None:
         self.connection = connection
-        self._info, self._offered, self._manners = info, offered, manners
+        self._info, self._offered, self.manners = info, offered, manners
         self._is_told = False
 
     async def ask(self, request: Request, allowance: Allowance) -> AsyncGenerator[str, None]:
@@ -151,7 +154,7 @@ class Dialogue:
 
     async def _attempts(self, request: Request) -> AsyncGenerator[str, None]:
         """Ask; if the server refuses, ask again without the parts that not every server takes."""
-        request = without(request, self._manners.refused)
+        request = without(request, self.manners.refused)
         extras = [name for name in _EXTRAS if without(request, [name]) != request]
         attempts = [
             less for count in range(len(extras) + 1) for less in combinations(extras, count)
@@ -161,12 +164,12 @@ class Dialogue:
             try:
                 async with aclosing(self._exchange(without(request, less))) as events:
                     async for data in events:
-                        self._manners.refused |= set(less)
+                        self.manners.refused |= set(less)
                         yield data
             except StatusError as refused:
                 if refused.status not in _UNWANTED:
                     raise
-                if self._manners.learn(refused):
+                if self.manners.learn(refused):
                     continue
                 if len(attempts) == 1:
                     raise
@@ -178,7 +181,7 @@ class Dialogue:
         info = self._info
         # In another thread, for images take long to encode, and other answers go on meanwhile.
         made = await asyncio.to_thread(body_of, info.model, request, info.image_size)
-        body = self._manners.of(made)
+        body = self.manners.of(made)
         async with self.connection.open("POST", "/chat/completions", body) as response:
             if content_type(response) == "application/json":
                 whole = await read(response)
@@ -186,11 +189,19 @@ class Dialogue:
                     yield whole.decode("utf-8", "replace")
                     yield DONE
                     return
+            is_first = True
             async with aclosing(self.connection.events(response)) as events:
                 async for data in events:
+                    if is_first and (status := error_code(data)) in BUSY:
+                        raise self._busy(status, data)
+                    is_first = False
                     yield data
                     if data.strip() == DONE:
                         return
+
+    def _busy(self, status: int, data: str) -> StatusError:
+        said = self.connection.said(error_message(data)).rstrip(".")
+        return StatusError(status, f"{self.connection.url} answers {status}: {said}.")
 
     def _advise(self, refused: StatusError, request: Request) -> None:
         """Add advice to an error where the request explains the status."""

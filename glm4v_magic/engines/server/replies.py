@@ -31,6 +31,7 @@ __all__ = [
     "ScoredToken",
     "TokenCounts",
     "TokenLogprob",
+    "error_code",
     "error_message",
     "is_answer",
 ]
@@ -189,6 +190,11 @@ class Chunk(BaseModel):
         own = [each for each in self.choices or () if each is not None and not each.index]
         return own[0] if own else _Choice()
 
+    @property
+    def has_others(self) -> bool:
+        """Whether there are choices that nobody has asked for."""
+        return any(each is not None and each.index for each in self.choices or ())
+
 
 def is_answer(body: bytes) -> bool:
     """Tell whether the JSON of a body is an answer, or a piece of one."""
@@ -196,6 +202,22 @@ def is_answer(body: bytes) -> bool:
         return bool(Chunk.model_validate_json(body).choices)
     except ValidationError:
         return False
+
+
+def error_code(data: str) -> int | None:
+    """Return the HTTP status in an event that is an error; ``None`` if it is none or has none.
+
+    SGLang refuses a stream in its first event, after the status 200.
+    """
+    try:
+        content = from_json(data)
+    except ValueError:
+        return None
+    error = content.get("error") if isinstance(content, dict) else None
+    if not error:
+        return None
+    codes = [str(each.get("code")) for each in (error, content) if isinstance(each, dict)]
+    return _first(int(each) for each in codes if each.isdecimal())
 
 
 _PLACES = ("error", "message", "detail", "msg")

@@ -18,6 +18,7 @@ from glm4v_magic.core.conversation import (
 from glm4v_magic.core.errors import EngineError
 from glm4v_magic.core.events import Thinking
 from glm4v_magic.engines.parts import AnswerParts
+from glm4v_magic.engines.server.carried_on import Lengths
 from glm4v_magic.engines.server.connection import Connection
 from glm4v_magic.engines.server.logprobs import TokenCollector
 from glm4v_magic.engines.server.replies import Chunk, Delta, TokenCounts, error_message
@@ -41,15 +42,20 @@ class Transcript:
         request: request that is answered.
         row: index of the request.
         connection: connection to the server, for messages.
+        lengths: those of earlier answers; added to.
 
     Attributes:
         done: whether the server has sent the end of the stream.
     """
 
-    def __init__(self, request: Request, row: int, connection: Connection) -> None:
+    def __init__(
+        self, request: Request, row: int, connection: Connection, lengths: Lengths
+    ) -> None:
         self.done = False
         self._request = request
         self._connection = connection
+        self._lengths = lengths
+        self._has_others = False
         self._start = time.perf_counter()
         self._times: list[float] = []
         self._counts = TokenCounts()
@@ -73,6 +79,7 @@ class Transcript:
         chunk = self._chunk(data)
         if chunk.usage is not None:
             self._counts = chunk.usage
+        self._has_others |= chunk.has_others
         choice = chunk.choice
         if choice.finish_reason is not None:
             self._finish = choice.finish_reason
@@ -139,7 +146,9 @@ class Transcript:
         Raises:
             EngineError: if the answer is not complete.
         """
-        return self.generation(self._ending())
+        generation = self.generation(self._ending())
+        self._lengths.note(self._request.conversation, generation)
+        return generation
 
     def _ending(self) -> FinishReason:
         if self._finish is None and not self.done:
@@ -197,7 +206,19 @@ class Transcript:
             tokens=tokens,
             thinking_tokens=thinking_tokens,
             choices=self._choices,
-            notice=" ".join(filter(None, (self._about_budget(), self._about_images()))),
+            notice=" ".join(filter(None, self._notices(text))),
+        )
+
+    def _notices(self, text: str) -> tuple[str, ...]:
+        """Return what the server has done otherwise than it was asked to; some are empty."""
+        url = self._connection.url
+        return (
+            self._about_budget(),
+            self._about_images(),
+            f"{url} sends further answers, which are left out." if self._has_others else "",
+            f"{url} seems to have begun a new answer in place of carrying the old one on."
+            if self._lengths.is_anew(self._request.conversation, text, self._counts.prompt_tokens)
+            else "",
         )
 
     def _about_budget(self) -> str:

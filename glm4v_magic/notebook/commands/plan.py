@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from glm4v_magic.core.placement import GivenMap, PlacementOptions
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.text_files import replace_text
 from glm4v_magic.core.typed_options import flags_of, typed
-from glm4v_magic.core.wording import counted
 from glm4v_magic.hardware.cpu import cpu_here
 from glm4v_magic.hardware.usable import gpus_here
 from glm4v_magic.notebook.arguments import ARGUMENTS, PRINT
@@ -44,10 +42,6 @@ __all__ = [
     "plan",
     "show_written",
 ]
-
-
-_OF_MACHINES = ("context", "images", "image_size", "batch", "dtype", "quantize")
-"""Options that say what a model is used for."""
 
 
 def placement_options(arguments: Namespace) -> dict[str, Any]:
@@ -137,23 +131,16 @@ def _on_machines(
     """Show a model on common machines.
 
     Raises:
-        OptionError: if an option is given that says how to make one plan.
+        OptionError: if GPUs are described, or a plan is to be written.
     """
-    placing = replace(
-        PlacementOptions(),
-        **{name: getattr(options, name) for name in _OF_MACHINES},
-    )
     file = json_file(arguments.json, "--json")
-    if options != placing or arguments.save:
+    if options.gpus is not None or arguments.save:
+        what = "--save" if arguments.save else "--gpus"
         raise OptionError(
-            "--machines takes a model and what it is to be used for: "
-            f"{', '.join('--' + name.replace('_', '-') for name in _OF_MACHINES)}.",
-            "Leave the rest out.",
+            f"--machines shows a table of common machines, so {what} has no meaning.",
+            "Leave it out; --json FILE writes the table.",
         )
-    most = model.max_images
-    if most is not None and options.images > most:
-        raise OptionError(f"{model.name} takes {counted(most, 'image')}, not {options.images}.")
-    found = machines(model.shape(), options.workload)
+    found = machines(model, options)
     text = json.dumps([fit.as_json() for fit in found], indent=2)
     if arguments.json == PRINT:
         print(text)  # noqa: T201  as a display it would be quoted, or cut off

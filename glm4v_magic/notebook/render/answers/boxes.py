@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from unicodedata import east_asian_width
 from urllib.parse import quote
 
-from glm4v_magic.calls.boxes_text import MarkLine, line_of, mark_lines, marks_counted
+from glm4v_magic.calls.boxes_text import MarkLine, image_of, line_of, mark_lines, marks_counted
 from glm4v_magic.core.boxes import Box, Mark
 from glm4v_magic.core.conversation import Answer
 from glm4v_magic.core.image import SourcedImage
@@ -70,20 +70,20 @@ class _Shape:
 
 def boxes_html(answer: Answer) -> Html:
     """Return images with boxes and points and a folded table of them, as HTML within Markdown."""
-    lines = mark_lines(answer.marks, answer.images)
+    lines = mark_lines(answer.marks, answer.images, answer.videos)
     return fill(
         "boxes",
         figures=list(_figures(answer, lines)),
         line=marks_counted(answer.marks),
         rows=lines[:_ROWS],
-        with_images=len(answer.images) > 1,
+        with_images=any(line.image for line in lines),
         more=_more(len(lines), _ROWS),
     )
 
 
 def boxes_text(answer: Answer) -> str:
     """Return a line for each box and point."""
-    lines = mark_lines(answer.marks, answer.images)
+    lines = mark_lines(answer.marks, answer.images, answer.videos)
     more = _more(len(lines), _LINES)
     return "\n".join([*map(line_of, lines[:_LINES]), *([more] if more else [])])
 
@@ -94,9 +94,15 @@ def _more(count: int, most: int) -> str:
 
 def _figures(answer: Answer, lines: Sequence[MarkLine]) -> Iterator[_Figure]:
     marks = list(zip(answer.marks, lines, strict=True))
-    for number in sorted({each.image for each, _ in marks})[:_FIGURES]:
-        on_it = [(each, line) for each, line in marks if each.image == number][:_ROWS]
-        yield _figure(answer.images[number], on_it)
+    places = sorted({_place(each) for each, _ in marks})
+    for place in places[:_FIGURES]:
+        on_it = [(each, line) for each, line in marks if _place(each) == place][:_ROWS]
+        yield _figure(image_of(on_it[0][0], answer.images, answer.videos), on_it)
+
+
+def _place(mark: Mark) -> tuple[int, int]:
+    """Return what tells the images and frames that boxes are on: images first, then frames."""
+    return (0, mark.image) if mark.frame is None else (1, mark.frame)
 
 
 def _figure(image: SourcedImage, marks: Sequence[tuple[Mark, MarkLine]]) -> _Figure:

@@ -67,7 +67,8 @@ def chat_name(name: str) -> str:
 
 def _boxes(conversation: Conversation, turn: int) -> list[str]:
     """Return a line for each of the first boxes and points of an answer."""
-    lines = mark_lines(marks_of(conversation, turn).all, conversation.images)
+    marks = marks_of(conversation, turn).all
+    lines = mark_lines(marks, conversation.images, conversation.videos)
     more = [f"and {len(lines) - _BOXES:,} more"] if len(lines) > _BOXES else []
     return [*map(line_of, lines[:_BOXES]), *more]
 
