@@ -141,7 +141,7 @@ def server_section() -> str:
         text = server_parser().format_help()
     fields = "\n".join(request_fields())
     return (
-        f"## `python -m glm4v_magic.server` {{ #serve }}\n\n```text\n{text}```\n\n"
+        f"## `python -m glm4v_magic.server` {{ #server }}\n\n```text\n{text}```\n\n"
         "A request to `/v1/chat/completions` may have these fields, of which null counts as left "
         f"out; any other is refused by name.\n\n| field | |\n| --- | --- |\n{fields}"
     )
@@ -286,7 +286,7 @@ def options_page() -> str:
         "# All options\n\n"
         "What can be chosen, and where: in a cell or behind a command, as a setting, as an "
         "argument in Python, as a field of a request to "
-        "[our own server](commands.md#serve). All of these are made from this table.\n\n"
+        "[our own server](commands.md#server). All of these are made from this table.\n\n"
         "| option | in Python | value | unless given | where | meaning |\n"
         "| --- | --- | --- | --- | --- | --- |\n"
         + "".join(f"{option_row(each)}\n" for each in OPTIONS.values())

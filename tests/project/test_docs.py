@@ -120,7 +120,7 @@ def test_a_value_for_every_kind_of_option():
 
 
 def test_the_server_is_on_the_page_with_its_options():
-    text = section("serve")
+    text = section("server")
     for option in server_parser()._option_string_actions:
         assert re.search(rf"{option}\b", text), option
 
