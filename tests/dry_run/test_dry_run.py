@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from functools import cache, partial
 from html.parser import HTMLParser
+from pathlib import Path
 
 import golden
 import pytest
@@ -486,3 +487,20 @@ def test_names_cannot_become_markup_or_steer_a_terminal():
     assert "<img" not in bundle["text/html"]
     assert "&lt;img" in bundle["text/html"]
     assert all("\x1b" not in part for part in bundle.values())
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak")
+def test_long_contexts_of_padded_batches_take_no_memory_to_speak_of_here():
+    """The mask of all pairs of tokens would be 16 GiB."""
+
+    def status(name):
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 2**10 for line in lines if line.startswith(name))
+
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    before = status("VmRSS")
+    work = {"context": 65_536, "batch": 4}
+    report = dry_run(architecture("GLM-OCR"), "1x80GiB", **work, decode_steps=1)
+    assert report.works
+    assert report.gpus[0].activation_bytes > 16 * 2**30
+    assert status("VmHWM") - before < 2**30
