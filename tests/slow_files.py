@@ -26,6 +26,7 @@ SLOW = {
     "notebook/test_stop_button.py": "a browser",
     "notebook/test_stop_while_starting.py": "a kernel",
     "notebook/test_fronts.py": "a browser",
+    "notebook/test_views_browser.py": "a browser",
     "notebook/test_notebook_traps.py": "answers many questions",
     "dispatch/test_dispatch.py": "many device maps",
     "calls/test_prompt.py": "asks a server",

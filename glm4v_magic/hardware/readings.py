@@ -22,6 +22,12 @@ HOST = "cpu"
 """Device name of the host's memory, as in torch."""
 
 
+_VIRTUAL = (
+    "Virtual GPUs: tensors that live in the host's memory. Plans keep room for a CUDA context, "
+    "too, which these have not."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """The memory of one device at one moment.
@@ -101,7 +107,7 @@ def _read(read_gpus: Callable[[], tuple[FoundGPU, ...]], weights: Mapping[str, i
     virtual = _virtual_gpus()
     if virtual is not None:
         gpus = tuple(_virtual(virtual, weights))
-        return Readings(gpus, "Virtual GPUs: tensors that live in the host's memory.")
+        return Readings(gpus, _VIRTUAL)
     gpus = tuple(_of_gpu(found, weights.get(f"cuda:{found.index}", 0)) for found in read_gpus())
     if not gpus:
         return Readings(

@@ -37,7 +37,7 @@ def test_a_model_that_is_not_here_is_drawn(run):
 def test_what_does_not_fit_is_drawn_too_and_said(run):
     shown = run("%glm4v devices GLM-4V-9B --gpus 2x9GiB")
     assert "GLM-4V-9B does not fit on 2 x 8.73 GiB" in shown
-    assert re.search(r"cuda:1 GPU, 9.00 GiB, 17\d%", shown)
+    assert re.search(r"cuda:1 GPU, 9.00 GiB, planned 17\d%", shown)
 
 
 def test_the_loaded_model_is_drawn_as_it_is(run, tiny):

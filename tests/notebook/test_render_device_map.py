@@ -36,8 +36,13 @@ def shown():
 
 def test_each_part_tells_its_modules_bytes_and_dtype_to_mouse_keyboard_and_reader(shown):
     tree = Tree(device_map_html(shown))
-    segments = tree.all("span", role="img", tabindex="0")
+    segments = tree.all("span", role="img")
     assert len(segments) == sum(len(gpu.parts) for gpu in shown.gpus)
+    stops = tree.all("div", role="group", tabindex="0")
+    assert len(stops) == len(shown.gpus)  # the keyboard's, each with all parts
+    assert sum(s["title"] in stop["data-parts"] for s in segments for stop in stops) >= len(
+        segments
+    )
     layers = next(s for s in segments if s["title"].startswith("layers 0-11"))
     assert layers["title"] == layers["aria-label"]
     assert "4.56 GiB, bfloat16" in layers["title"]
@@ -60,7 +65,7 @@ def test_bars_are_to_one_scale():
 def test_segments_fill_their_bar(shown):
     html = device_map_html(shown)
     for bar in html.split('role="group"')[1:]:
-        shares = map(float, re.findall(r"flex:0 0 ([0-9.]+)%", bar))
+        shares = map(float, re.findall(r"flex:0 1 ([0-9.]+)%", bar))
         assert sum(shares) == pytest.approx(100, abs=0.02)
 
 
@@ -69,12 +74,49 @@ def test_no_two_kinds_look_the_same_without_colour(shown):
     fills = {}
     for attributes in Tree(device_map_html(shown)).all("span", role="img"):
         kind = re.sub(r"[0-9-]+", "", attributes["title"].partition(":")[0])
-        pattern = re.search(r"background:(.*?),?linear-gradient\((?:rgba|transparent)",
-                            attributes["style"])[1]  # fmt: skip
-        fills.setdefault(pattern, set()).add(kind)
+        pattern = re.search(r"background-image:(.*?);", attributes["style"])
+        fills.setdefault(pattern and pattern[1], set()).add(kind)
     # Layers and free memory have no pattern, and are wide enough to be labelled.
     assert {len(kinds) for pattern, kinds in fills.items() if pattern} == {1}
-    assert fills[""] == {"layers ", "free"}
+    assert fills[None] == {"layers ", "free"}
+
+
+def test_nothing_of_the_base_is_what_jupyterlab_drops_from_untrusted_notebooks(shown):
+    styles = [a["style"] for a in Tree(device_map_html(shown)).all("span", role="img")]
+    assert all(re.search(r"background-color:(rgba\(|transparent)", style) for style in styles)
+    assert not re.search(r"outline|background:|border[^:;]*:[^;]*var", " ".join(styles))
+
+
+SMALL = Occupancy(
+    "m",
+    "w",
+    tuple(
+        OccupiedGPU(f"cuda:{i}", "G", 1 << 34, 1 << 34, (
+            Part("vision", "vision", 1 << 20), Part("cache", "cache", 1 << 10),
+            Part("overhead", "CUDA context", 1 << 29), Part("free", "free", (1 << 34) - (1 << 29)),
+        ))
+        for i in range(2)
+    ),
+)  # fmt: skip
+
+
+def test_a_small_model_on_large_gpus_is_drawn_once_more_and_larger():
+    text = " ".join(Tree(device_map_html(SMALL)).text)
+    assert text.count("of it the model, 1.0 MiB, 16,369 times as large") == 2
+    assert "times as large" not in device_map_html(view())
+    for place in ("0.0", "0.1", "1.0"):  # both are lit
+        assert device_map_html(SMALL).count(f'data-place="{place}"') == 2
+    assert device_map_html(SMALL).count('data-stage="0"') == 1
+
+
+def test_where_there_is_no_plan_the_last_drawing_stays_faded(shown):
+    none = Occupancy("m", "no plan", (), problem="x is not a number.")
+    html = device_map_html(none, before=shown)
+    assert "x is not a number." in html
+    assert "opacity:0.45" in html
+    assert html.count('role="group"') == len(shown.gpus)
+    assert "opacity" not in device_map_html(shown, before=SMALL)
+    assert 'role="group"' not in device_map_html(none)
 
 
 def test_colours_follow_the_theme(shown):

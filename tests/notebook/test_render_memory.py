@@ -39,7 +39,7 @@ def test_a_gpu_with_all_it_tells():
                  "kernel's other memory: 5.00 GiB", "other programs: 5.00 GiB",
                  "free: 10.00 GiB"):  # fmt: skip
         assert told in group["aria-label"].replace("&#x27;", "'")
-    shares = re.findall(r"flex:0 0 ([0-9.]+)%", memory_html(view()))
+    shares = re.findall(r"flex:0 1 ([0-9.]+)%", memory_html(view()))
     assert [float(share) for share in shares] == [50, 12.5, 12.5, 25]
 
 
@@ -50,6 +50,15 @@ def test_the_table_is_always_there_and_nothing_in_a_live_view_takes_the_focus():
     cells = re.findall(r"<t[dh][^>]*>([^<]*)</t", html.partition("<tbody>")[2])
     assert cells == ["cuda:0", "20.00 GiB", "0 B", "5.00 GiB", "5.00 GiB", "10.00 GiB",
                      "40.00 GiB", "30.00 GiB", "35% busy, 61 °C, 212 of 400 W"]  # fmt: skip
+
+
+def test_little_in_a_large_memory_is_drawn_once_more_and_larger():
+    little = replace(GPU, weight_bytes=GIB // 64, kept_bytes=GIB // 64, kernel_bytes=0)
+    html = memory_html(view(MemoryRow(little)))
+    assert "of it this kernel&#x27;s, 32.0 MiB, 1,280 times as large" in html.replace(
+        "&#39;", "&#x27;"
+    )
+    assert "times as large" not in memory_html(view())
 
 
 def test_what_is_kept_stands_beside_the_weights():

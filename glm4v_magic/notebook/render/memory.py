@@ -39,6 +39,7 @@ _LEGEND = (
 )
 _WIDTH, _HEIGHT, _MARGIN = 300, 30, 6  # of a history in a page
 _TEXT_WIDTH, _TEXT_HISTORY = 50, 40
+_FEW = 0.1  # of the widest bar; fewer bytes are drawn once more, larger
 _LEVELS = "▁▂▃▄▅▆▇█"
 
 
@@ -116,6 +117,8 @@ def memory_html(view: MemoryView, *, dated: bool = False) -> str:
         dated: whether to show the time of the view; a live view has none.
     """
     largest = max((row.now.total_bytes or 0 for row in view.rows), default=0) or 1
+    small = max((row.now.own_bytes or 0 for row in view.rows), default=0)
+    small = small if small < _FEW * largest else 0
     return fill(
         "memory",
         style=bars.STYLE,
@@ -123,7 +126,8 @@ def memory_html(view: MemoryView, *, dated: bool = False) -> str:
         outline=bars.OUTLINE,
         headline=_headline(view, dated),
         notes=view.notes,
-        rows=[_row(row, largest, view.minutes) for row in view.rows],
+        rows=[_row(row, largest, small, view.minutes) for row in view.rows],
+        axis=bars.axis(readable_bytes(largest)) if largest > 1 else "",
         legend=bars.legend(_LEGEND),
         table=_table(view),
     )
@@ -216,15 +220,17 @@ class _RowView:
     Attributes:
         title: name, size and readings.
         bar: what the memory holds; empty if its size is unknown.
+        larger: what this kernel holds once more, if it is too little to be seen; else empty.
         history: the last minutes; ``None`` if nothing was read.
     """
 
     title: str
     bar: Html
+    larger: Html
     history: _HistoryView | None
 
 
-def _row(row: MemoryRow, largest: int, minutes: int) -> _RowView:
+def _row(row: MemoryRow, largest: int, small: int, minutes: int) -> _RowView:
     now = row.now
     title = _title(now)
     segments = _segments(now)
@@ -239,7 +245,11 @@ def _row(row: MemoryRow, largest: int, minutes: int) -> _RowView:
         if now.total_bytes
         else Html()
     )
-    return _RowView(title, whole, _history(row, minutes))
+    own = [each for each in segments if each.kind not in ("others", "free")]
+    held = sum(each.size for each in own)
+    caption = f"of it this kernel's, {readable_bytes(held)}"
+    larger = bars.enlarged(own, small, largest // small, caption) if small and held else Html()
+    return _RowView(title, whole, larger, _history(row, minutes))
 
 
 def _scale(row: MemoryRow) -> int:
@@ -296,6 +306,7 @@ def _table(view: MemoryView) -> str:
     def size(value: int | None) -> str:
         return "not told" if value is None else readable_bytes(value)
 
+    told = any(any(_vitals(row.now)) for row in view.rows)
     rows = [
         (
             now.device,
@@ -306,12 +317,13 @@ def _table(view: MemoryView) -> str:
             size(now.free_bytes),
             size(now.total_bytes),
             size(row.peaks[-1].size_bytes) if row.peaks else "",
-            ", ".join(_vitals(now)),
+            *([", ".join(_vitals(now))] if told else []),
         )
         for row in view.rows
         for now in (row.now,)
     ]
     head = (
-        "", "weights", "kept", "kernel", "others", "free", "total", "last answer's peak", "state",
+        "", "weights", "kept", "kernel", "others", "free", "total", "last answer's peak",
+        *(["state"] if told else []),
     )  # fmt: skip
     return bars.table(head, rows, numbers=7)

@@ -96,6 +96,8 @@ class DeviceTool:
         self._html, self._copy, self._outcome = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self._outcome.layout.max_height = "40em"
         pin = widgets.HBox([self._unit, self._gpu])
+        self._pins = widgets.Box(layout=widgets.Layout(flex_flow="row wrap", display="flex"))
+        self._before: Occupancy | None = None
         rows = [
             self._gpus, self._context, self._images, self._objective, self._dtype,
             self._quantize, pin, self._split, self._offload, self._table,
@@ -104,6 +106,7 @@ class DeviceTool:
         self.live = Live(
             [
                 widgets.Box(rows, layout=wrap),
+                self._pins,
                 self._html,
                 widgets.Box([self._check, self._load], layout=wrap),
                 self._outcome,
@@ -164,7 +167,8 @@ class DeviceTool:
             value=options.gpus or "", options=_GPUS, placeholder=_HERE, description="GPUs",
             continuous_update=False, style=wide, tooltip='such as "24+16+12GiB"',
         )  # fmt: skip
-        self._context = widgets.IntSlider(
+        # Not a slider: its handle would have no name for a screen reader.
+        self._context = widgets.BoundedIntText(
             value=options.context or shape.max_context,
             min=min(_STEP, shape.max_context, options.context or _STEP),
             max=shape.max_context, step=_STEP, description="context", style=wide,
@@ -237,8 +241,11 @@ class DeviceTool:
             problem = reason(error)
         if problem:
             self._view = Occupancy(self.draft.model, "no plan", (), problem=problem)
+        else:
+            self._before = self._view
         self._show_buttons()
         self._show_gpus()
+        self._show_pins()
         self._draw()
         self._copy.value = (
             fill("plan_copy", line=self.draft.line(self._options), json=self._json)
@@ -249,7 +256,9 @@ class DeviceTool:
         self.live.refresh_twin()
 
     def _draw(self) -> None:
-        self._html.value = device_map_html(self._view, table_open=self._table.value)
+        self._html.value = device_map_html(
+            self._view, table_open=self._table.value, before=self._before
+        )
 
     def _show_buttons(self) -> None:
         """Enable the buttons if there is a plan and none is working."""
@@ -265,6 +274,35 @@ class DeviceTool:
         offered = (_ANY, *dict.fromkeys([*devices, *sorted(pinned)]))
         if self._gpu.options != offered:
             self._quietly(self._gpu, options=offered, value=self._pin())
+
+    def _show_pins(self) -> None:
+        """Show a button for each pin, which takes it back."""
+        names = [f"{unit} on {self._device(index)}" for unit, index in self._options.pin]
+        if names == [each.description for each in self._pins.children]:
+            return
+        for each in self._pins.children:
+            each.close()
+        buttons = []
+        for name, (unit, _) in zip(names, self._options.pin, strict=True):
+            button = widgets.Button(description=name, icon="times", tooltip=f"take back: {name}")
+            button.layout.width = "auto"
+            button.on_click(lambda _, unit=unit: self._take_back(unit))
+            buttons.append(button)
+        self._pins.children = tuple(buttons)
+        hear_while_busy(*buttons)
+
+    def _take_back(self, unit: str) -> None:
+        with self._lock:
+            others = tuple((name, index) for name, index in self._options.pin if name != unit)
+            options = replace(self._options, pin=others)
+            self._compute(lambda: options)
+            self._show_pin()
+            hear_while_busy(*self.controls.values())
+
+    @property
+    def pins(self) -> tuple[Any, ...]:
+        """A button for each pin, which takes it back."""
+        return tuple(self._pins.children)
 
     def _show_pin(self) -> None:
         self._quietly(self._gpu, value=self._pin())

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from glm4v_magic.notebook.render import joined
-from glm4v_magic.notebook.render.bars import mark
+from glm4v_magic.notebook.render.bars import lit, mark
 from glm4v_magic.notebook.render.plans.device_map import part_place
 from glm4v_magic.notebook.render.templates import fill
 
@@ -63,10 +63,14 @@ def activity_html(
         utilization: as for `activity_line`.
     """
     active = {(part.device, part.name) for part in activity.parts}
-    rules = joined(
+    devices = {part.device for part in activity.parts}
+    stages = [lit(scope, row) for row, gpu in enumerate(view.gpus) if gpu.device in devices]
+    pieces = [
         mark(scope, part_place(row, column))
         for row, gpu in enumerate(view.gpus)
         for column, part in enumerate(gpu.parts)
         if (gpu.device, part.name) in active
+    ]
+    return fill(
+        "activity", rules=joined([*stages, *pieces]), line=activity_line(activity, utilization)
     )
-    return fill("activity", rules=rules, line=activity_line(activity, utilization))

@@ -29,6 +29,10 @@ _LEGEND = {
     "reserve": "reserve",
     "free": "free",
 }
+_BESIDE = ("overhead", "others", "reserve", "free")
+"""Kinds of parts that are not the model's."""
+
+_FEW = 0.1  # of the widest bar; fewer bytes are drawn once more, larger
 _TEXT_WIDTH = 60
 
 _VIEW = Html(
@@ -36,7 +40,8 @@ _VIEW = Html(
     '<div role="status" style="{}"><strong>{}</strong></div>'
     '<div style="margin:0.4em 0">{}</div>{}{}{}</div>'
 )
-_GPU = Html('<div style="margin-top:0.3em"><div>{}{}</div>{}</div>')
+_GPU = Html('<div data-stage="{}" style="margin-top:0.3em"><div>{}{}</div>{}{}</div>')
+_FADED = Html('<div style="opacity:0.45" title="the last plan that there was">{}</div>')
 _AWAY = Html(" <span>⇅ {} visit from host memory</span>")
 _HOP = Html(
     '<div style="margin-left:1.5em;font-size:0.85em;color:{}">'
@@ -73,20 +78,27 @@ def verdict(view: Occupancy) -> str:
     )
 
 
-def device_map_html(view: Occupancy, *, table_open: bool = False) -> Html:
+def device_map_html(
+    view: Occupancy, *, table_open: bool = False, before: Occupancy | None = None
+) -> Html:
     """Return the view as HTML: verdict, bars with hops between them, a legend and a table.
 
     Args:
         view: what to show.
         table_open: whether the table is unfolded.
+        before: what was shown before, whose bars stay, faded, where there is no plan now.
     """
-    largest = _largest(view)
+    shown = view if view.gpus or before is None else before
+    largest, small = _largest(shown), _most_enlarged(shown)
     colour = f"border-left:3px solid {bars.SHORT};padding-left:0.5em;" if view.problem else ""
     rows = []
-    for row, gpu in enumerate(view.gpus):
-        rows.append(_gpu(gpu, largest, row))
-        rows.extend(_hop(hop) for hop in view.hops if hop.source == gpu.device)
-    present = {part.kind for gpu in view.gpus for part in gpu.parts}
+    for row, gpu in enumerate(shown.gpus):
+        rows.append(_gpu(gpu, largest, small, row))
+        rows.extend(_hop(hop) for hop in shown.hops if hop.source == gpu.device)
+    if rows:
+        rows.append(bars.axis(readable_bytes(largest)))
+    present = {part.kind for gpu in shown.gpus for part in gpu.parts}
+    drawing = joined(rows)
     notes = joined(_NOTE.fill(worded(note, CELL)) for note in view.notes)
     return _VIEW.fill(
         bars.STYLE,
@@ -94,7 +106,7 @@ def device_map_html(view: Occupancy, *, table_open: bool = False) -> Html:
         view.work,
         colour,
         verdict(view),
-        joined(rows),
+        drawing if shown is view else _FADED.fill(drawing),
         bars.legend((kind, name) for kind, name in _LEGEND.items() if kind in present),
         _NOTES.fill(notes) if notes else "",
         _table(view, table_open) if view.gpus else "",
@@ -134,12 +146,25 @@ def _largest(view: Occupancy) -> int:
     )
 
 
+def _working(gpu: OccupiedGPU) -> list[tuple[int, Part]]:
+    """Return the parts that a model consists of and works with, each with its place."""
+    return [(place, part) for place, part in enumerate(gpu.parts) if part.kind not in _BESIDE]
+
+
+def _most_enlarged(view: Occupancy) -> int:
+    """Return the most bytes of a GPU at work, if they are too few to be seen; else 0."""
+    sizes = [sum(part.size_bytes for _, part in _working(gpu)) for gpu in view.gpus]
+    most = max(sizes, default=0)
+    return most if most < _FEW * _largest(view) else 0
+
+
 def _drawn(gpu: OccupiedGPU) -> int:
     return sum(part.size_bytes for part in gpu.parts)
 
 
 def _title(gpu: OccupiedGPU) -> str:
-    full = "" if gpu.fullness is None else f", {_percent(gpu.fullness)} of {_usable(gpu)}"
+    # Planned, peaks included; what is there at the moment, the view of memory tells.
+    full = "" if gpu.fullness is None else f", planned {_percent(gpu.fullness)} of {_usable(gpu)}"
     used = "" if gpu.planned_bytes else ", idle"
     size = readable_bytes(gpu.total_bytes) if gpu.usable_bytes is not None else _needs(gpu)
     return f"{gpu.device} {gpu.name}, {size}{full}{used}"
@@ -174,7 +199,7 @@ def _segment(part: Part, place: str = "") -> bars.Segment:
     )
 
 
-def _gpu(gpu: OccupiedGPU, largest: int, row: int) -> Html:
+def _gpu(gpu: OccupiedGPU, largest: int, small: int, row: int) -> Html:
     segments = [_segment(part, part_place(row, column)) for column, part in enumerate(gpu.parts)]
     away = sum(part.host_bytes for part in gpu.parts)
     marks = _AWAY.fill(readable_bytes(away)) if away else ""
@@ -182,7 +207,14 @@ def _gpu(gpu: OccupiedGPU, largest: int, row: int) -> Html:
     short = _drawn(gpu) > gpu.total_bytes
     share = gpu.total_bytes / largest
     bar = bars.bar(segments, gpu.total_bytes, share, title, short=short)
-    return _GPU.fill(title, marks, bar)
+    at_work = [_segment(part, part_place(row, column)) for column, part in _working(gpu)]
+    size = sum(segment.size for segment in at_work)
+    larger = (
+        bars.enlarged(at_work, small, largest // small, f"of it the model, {readable_bytes(size)}")
+        if small and size
+        else ""
+    )
+    return _GPU.fill(row, title, marks, bar, larger)
 
 
 def _hop(hop: Hop) -> Html:

@@ -1,0 +1,166 @@
+"""The views of memory and devices, on virtual GPUs, in small pages and in those of others."""
+
+from __future__ import annotations
+
+import lab
+import nbformat
+import pytest
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.browser
+
+SECONDS = 60
+FILES = [lab.NOTEBOOKS / "shapes.png"]
+CELLS = (
+    """%load_ext glm4v_magic
+from glm4v_magic.virtual_gpus import VirtualGPUs
+VirtualGPUs("4x16GiB").__enter__()
+words = ["circle"] * 400
+%glm4v load demo --gpus 4x16GiB --objective balance""",
+    "%glm4v devices",
+    "%glm4v memory",
+    "%glm4v devices GLM-4V-9B --gpus 4x16GiB --pin vision=1",
+    """%%glm4v shapes.png --over words --batch-size 1 -q
+Is there a {{item}}?""",
+)
+LOADED, MEMORY, TOOL, ROWS = 1, 2, 3, 4
+WIDTH = 800
+MARKUP = "text/html"
+
+
+@pytest.fixture(scope="module")
+def page(front):
+    with front.open(CELLS, FILES, width=WIDTH, height=1700) as page:
+        for number in range(ROWS):
+            lab.run(page, number)
+        expect(lab.cell(page, MEMORY)).to_contain_text("demo is loaded", timeout=1000 * SECONDS)
+        yield page
+
+
+SEEN = """number => {
+    const cell = document.querySelectorAll('.jp-Notebook .jp-CodeCell')[number];
+    const area = cell.querySelector('.jp-OutputArea').getBoundingClientRect();
+    const shown = [...cell.querySelectorAll('.glm4v-segment')].filter(each => each.offsetParent);
+    return shown.map(each => {
+        const box = each.getBoundingClientRect();
+        const style = getComputedStyle(each);
+        return {
+            title: each.title, width: box.width, over: box.right - area.right,
+            colour: style.backgroundColor,
+        };
+    });
+}"""
+
+
+@pytest.mark.parametrize("number", [LOADED, MEMORY, TOOL])
+def test_it_fits_a_small_page_and_every_part_can_be_seen(page, number):
+    parts = page.evaluate(SEEN, number)
+    assert parts
+    assert max(part["over"] for part in parts) <= 1
+    assert min(part["width"] for part in parts) >= 3
+    wide = page.evaluate(
+        """number => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')[number]
+            .querySelectorAll('.glm4v-devices, .glm4v-memory')]
+            .map(each => each.scrollWidth - each.clientWidth)""",
+        number,
+    )
+    assert max(wide) <= 1
+
+
+def test_the_demo_on_large_gpus_is_drawn_larger(page):
+    assert "times as large" in lab.cell(page, LOADED).inner_text()
+    widest = max(part["width"] for part in page.evaluate(SEEN, LOADED) if "layers" in part["title"])
+    assert widest > 50
+
+
+def test_both_say_what_they_tell(page):
+    assert "planned 3% of 15.52 GiB usable" in lab.cell(page, LOADED).inner_text()
+    assert "which these have not" in lab.cell(page, MEMORY).inner_text()
+
+
+def test_a_pin_is_seen_and_taken_back(page):
+    tool = lab.cell(page, TOOL)
+    pin = tool.get_by_role("button", name="vision on cuda:1")
+    expect(pin).to_be_visible()
+    pin.click()
+    expect(pin).to_have_count(0, timeout=1000 * SECONDS)
+
+
+def test_the_view_keeps_its_place_when_something_is_typed_that_is_wrong(page):
+    tool = lab.cell(page, TOOL)
+    bars = tool.locator(".glm4v-bar:visible")
+    count, top = bars.count(), tool.get_by_role("button", name="Load").bounding_box()["y"]
+    gpus = tool.get_by_label("GPUs")
+    gpus.fill("4xnothing")
+    gpus.press("Enter")
+    expect(tool.locator(".glm4v-devices").first).to_contain_text("nothing", timeout=1000 * SECONDS)
+    assert bars.count() == count
+    assert abs(tool.get_by_role("button", name="Load").bounding_box()["y"] - top) < 100
+    gpus.fill("4x16GiB")
+    gpus.press("Enter")
+    expect(tool.locator(".glm4v-devices").first).to_contain_text("Fits", timeout=1000 * SECONDS)
+
+
+def test_there_are_few_stops_of_the_keyboard(page):
+    stops = lab.cell(page, LOADED).locator('.jp-OutputArea [tabindex="0"]:visible').count()
+    assert 4 <= stops <= 6  # a bar for each GPU
+
+
+@pytest.mark.parametrize("number", [LOADED, MEMORY, TOOL])
+def test_a_reader_of_the_screen_finds_nothing_serious(page, number):
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe is not installed"
+    )
+    page.evaluate(
+        """number => document.querySelectorAll('.jp-Notebook .jp-CodeCell')[number]
+            .querySelector('.jp-OutputArea').setAttribute('data-axe', number)""",
+        number,
+    )
+    found = axe.Axe().run(page, context=f'[data-axe="{number}"]').response["violations"]
+    serious = [
+        (each["id"], [node["html"][:200] for node in each["nodes"]])
+        for each in found
+        if each["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+
+
+def test_what_works_lights_up(page):
+    lab.start(page, ROWS)
+    page.wait_for_function(
+        """number => {
+            const cell = document.querySelectorAll('.jp-Notebook .jp-CodeCell')[number];
+            const stages = [...cell.querySelectorAll('.jupyter-widgets [data-stage]')];
+            window.lit = window.lit || new Set();
+            stages.forEach(each => {
+                if (getComputedStyle(each).boxShadow !== 'none') window.lit.add(each.dataset.stage);
+            });
+            return window.lit.size > 1;  // it moves
+        }""",
+        arg=LOADED,
+    )
+    assert "working: " in lab.cell(page, LOADED).inner_text()
+    lab.command(page, "notebook:interrupt-kernel")
+    lab.wait_until_idle(page)
+
+
+def test_a_notebook_that_is_not_trusted_keeps_the_views(front, page):
+    saved = front.saved(page)
+    saved.metadata.pop("widgets", None)
+    for output in saved.cells[LOADED].outputs + saved.cells[MEMORY].outputs:
+        if MARKUP in output.get("data", {}):  # as from somebody else
+            output.data[MARKUP] = "".join(output.data[MARKUP]) + "<!-- -->"
+            output.data.pop("application/vnd.jupyter.widget-view+json", None)
+    with front.open(nbformat.from_dict(saved), FILES, width=WIDTH, height=1700) as again:
+        again.wait_for_selector(".glm4v-segment", state="attached")
+        assert again.locator(".glm4v-segment[role]").count() == 0  # the sanitiser was there
+        for number, least in ((LOADED, 4), (MEMORY, 1)):
+            parts = again.evaluate(SEEN, number)
+            kinds = {
+                part["title"].split(":")[0]: part["colour"]
+                for part in parts
+                if not part["title"].startswith(("free", "reserve"))
+            }
+            assert len(kinds) >= least
+            assert "rgba(0, 0, 0, 0)" not in kinds.values(), kinds
+            assert min(part["width"] for part in parts) >= 3
