@@ -94,6 +94,7 @@ bench-full: $(INSTALLED)
 # On a GPU with 40 GiB or more: a model as large as GLM-4V-9B, of random weights (26 GiB of disk).
 bench-gpu: $(INSTALLED)
 	$(BIN)/python benchmarks/full_size.py build/full-size
+	$(BIN)/python benchmarks/real_gpu.py --folder build/full-size
 	$(BIN)/python benchmarks/load_time.py --runs 3 --checkpoint build/full-size
 	$(BIN)/python benchmarks/tokens_per_second.py --runs 5 --tokens 100 --checkpoint build/full-size
 	$(BIN)/python benchmarks/follow_up.py --runs 3 --checkpoint build/full-size
