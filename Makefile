@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo lab test test-fast test-gpu nightly nightly-images nightly-patch bench bench-full bench-gpu lint tables docs dist eval-demo eval-native-demo clean
+.PHONY: demo lab test test-fast test-gpu nightly nightly-images nightly-patch nightly-servers bench bench-full bench-gpu lint tables docs dist eval-demo eval-native-demo clean
 
 demo: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py notebooks/01_quickstart.ipynb
@@ -54,6 +54,19 @@ nightly-patch:
 	build/transformers-4/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --no-deps . libcst
 	build/transformers-4/bin/python tests/remote_code/with_transformers_4.py
+
+# Other people's servers, for real. LiteLLM's packages exclude some of ours (boto3 wants an older
+# python-dateutil), and llama-cpp-python is compiled, which takes minutes and a C++ compiler: both
+# have an environment of their own.
+nightly-servers: $(INSTALLED)
+	$(PYTHON) -m venv build/litellm
+	build/litellm/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]==1.108.7'
+	$(PYTHON) -m venv build/llama-cpp
+	build/llama-cpp/bin/python -m pip install --quiet --disable-pip-version-check \
+		'llama-cpp-python[server]' gguf
+	GLM4V_LITELLM=$(CURDIR)/build/litellm/bin/python \
+		GLM4V_LLAMA_CPP=$(CURDIR)/build/llama-cpp/bin/python \
+		$(BIN)/python -m pytest -m nightly tests/engines/test_real_servers.py
 
 # Every benchmark in a short form, some ten minutes on two idle cores; `bench-full` for figures to
 # quote, which takes an hour or two.

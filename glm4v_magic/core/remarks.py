@@ -313,6 +313,7 @@ _IN_PYTHON = {
         'Start the server with one, or name one it can load: served_model="NAME".'
     ),
     "server_has_many_models": 'Choose one: served_model="NAME".',
+    "server_cannot_carry_on": ("Not every server carries an answer on: session.retry() asks anew."),
     "server_cannot_think_on": (
         "Not every server carries on what a model was thinking: session.retry() asks anew."
     ),

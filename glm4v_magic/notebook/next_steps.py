@@ -26,6 +26,7 @@ _IN_A_CELL = {
         "Start the server with one, or name one it can load: --served-model NAME."
     ),
     "server_has_many_models": "Choose one: --served-model NAME.",
+    "server_cannot_carry_on": ("Not every server carries an answer on: %glm4v retry asks anew."),
     "server_cannot_think_on": (
         "Not every server carries on what a model was thinking: %glm4v retry asks anew."
     ),

@@ -27,6 +27,9 @@ _OVER_HTTP = {
     "larger_reserve": "start the server with a larger --reserve",
     "server_has_no_model": "Start that server with one.",
     "server_has_many_models": "Start that server with one of them.",
+    "server_cannot_carry_on": (
+        "Not every server carries an answer on: ask again without the unfinished answer."
+    ),
     "server_cannot_think_on": (
         "Not every server carries on what a model was thinking: ask again without the unfinished "
         "answer."

@@ -809,6 +809,17 @@ class TestThinking:
         )
         assert session.conversation().partial.thinking == "Hm"
 
+    def test_neither_does_every_server_carry_on_an_answer_without_thinking(self, session, server):
+        server.answer(CHAT, stream(piece("The cat"), piece(ending="length")))
+        session.ask("Q?")
+        server.answer(CHAT, response({"error": "extra fields"}, "422 Unprocessable Entity"))
+        assert refused(session.carry_on).endswith(
+            "extra fields. Not every server carries an answer on: session.retry() asks anew."
+        )
+        assert session.conversation().partial.text == "The cat"
+        server.answer(CHAT, stream(piece("A dog"), END))
+        assert session.retry().text == "A dog"
+
     def test_a_model_that_does_not_think(self, session, server):
         self.stopped(session, server, *thinking("Hm"))
         server.answer(MODELS, models("m", glm4v_magic={"thinks": False}))

@@ -97,6 +97,7 @@ ELSEWHERE = {
     "file_of_other_rows": "mapping/test_row_file.py",
     "rows_not_saved": "mapping/test_row_file.py",
     "rows_interrupted": "mapping/test_batch.py",
+    "server_cannot_carry_on": "engines/test_server_engine.py",
     "server_cannot_think_on": "engines/test_server_engine.py",
     "server_has_many_models": "engines/test_server_engine.py",
     "server_has_no_model": "engines/test_server_engine.py",

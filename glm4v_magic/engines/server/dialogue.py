@@ -215,6 +215,8 @@ class Dialogue:
                 refused.advise(f"Not every server takes {' and '.join(sent)}; leave it out.")
             elif partial is not None and partial.thinking:
                 refused.advise(code="server_cannot_think_on")
+            elif partial is not None:
+                refused.advise(code="server_cannot_carry_on")
 
 
 def without(request: Request, extras: Iterable[str]) -> Request:
