@@ -171,14 +171,18 @@ def alone():
     session.unload()
 
 
-@pytest.fixture
-def two(ray):
-    """Two replicas; those that a test has ended are begun again."""
+@pytest.fixture(scope="module")
+def session(ray):
     session = Session()
-    session.load("demo", replicas=2)
     yield session
     session.unload()
     assert ray.is_initialized()
+
+
+@pytest.fixture
+def two(session):
+    """Two replicas; those that a test has ended are begun again."""
+    return session.load("demo", replicas=2)
 
 
 def end(replica):
@@ -194,6 +198,26 @@ def lost(session):
 @pytest.mark.slow
 class TestTwoReplicas:
     """All that one engine does, by two of them."""
+
+    def test_stop_ends_all_and_keeps_what_was_said(self, two):
+        def interrupt_when_both_answer():
+            while not all(each.used_bytes for each in two.status().info.replicas):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt_when_both_answer).start()
+        with pytest.raises(MapInterrupted) as stopped:
+            two.map("Write a long story about {{item}}.", list(range(5000)), max_tokens=300)
+        assert 0 < len([row for row in stopped.value.result if row.text]) < 5000
+        assert two.ask("Hello?", **GREEDY).text  # at once: nothing is left over
+        with two.stream("Hello?", regex="(a long story ){99}", max_tokens=900) as stream:
+            for event in stream:
+                if isinstance(event, Text):
+                    break
+        last = two.status().last
+        assert last.finish_reason == "interrupted"
+        assert last.text
+        assert two.ask("Hello?", **GREEDY).text
 
     def test_answers_are_those_of_one_process(self, two, alone):
         for options in (GREEDY, {"temperature": 1, "seed": 3, "max_tokens": 8}):
@@ -257,30 +281,9 @@ class TestTwoReplicas:
         two.load("demo", replicas=2)
         assert two.ask("Hello?", **GREEDY).text
 
-    def test_stop_ends_all_and_keeps_what_was_said(self, two):
-        def interrupt_when_both_answer():
-            while not all(each.used_bytes for each in two.status().info.replicas):
-                time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGINT)
-
-        threading.Thread(target=interrupt_when_both_answer).start()
-        with pytest.raises(MapInterrupted) as stopped:
-            two.map("Write a long story about {{item}}.", list(range(5000)), max_tokens=300)
-        assert 0 < len([row for row in stopped.value.result if row.text]) < 5000
-        assert two.ask("Hello?", **GREEDY).text  # at once: nothing is left over
-        with two.stream("Hello?", regex="(a long story ){9999}", max_tokens=900) as stream:
-            for event in stream:
-                if isinstance(event, Text):
-                    break
-        last = two.status().last
-        assert last.finish_reason == "interrupted"
-        assert last.text
-        assert two.ask("Hello?", **GREEDY).text
-
-    def test_unload_ends_the_processes(self, ray):
-        session = Session().load("demo", replicas=2)
-        processes = [each.process for each in session.status().info.replicas]
-        session.unload()
+    def test_unload_ends_the_processes(self, two, ray):
+        processes = [each.process for each in two.status().info.replicas]
+        two.unload()
         for _ in range(200):
             if not any(os.path.exists(f"/proc/{process}") for process in processes):
                 break

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import re
 import socket
@@ -174,12 +175,16 @@ def _require_open(address: str) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("ray")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     before = {name: os.environ.get(name) for name in _QUIET}
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     try:
         yield
     finally:
+        logger.setLevel(level)
         for name, old in before.items():
             if old is None:
                 os.environ.pop(name, None)
