@@ -210,7 +210,7 @@ class TestTwoReplicas:
             two.map("Write a long story about {{item}}.", list(range(5000)), max_tokens=300)
         assert 0 < len([row for row in stopped.value.result if row.text]) < 5000
         assert two.ask("Hello?", **GREEDY).text  # at once: nothing is left over
-        with two.stream("Hello?", regex="(a long story ){99}", max_tokens=900) as stream:
+        with two.stream("Hello?", regex="(a long story, ){99}the end", max_tokens=900) as stream:
             for event in stream:
                 if isinstance(event, Text):
                     break
