@@ -15,7 +15,9 @@ from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import DeviceMapError
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.model_shape import ModuleTree
+from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.dispatch.module_tree import tree_of
+from glm4v_magic.planning.decision import make_plan
 from glm4v_magic.planning.device_map import check, place_of, settle
 from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.plan import plan
@@ -141,6 +143,17 @@ def test_files_that_are_no_map(tmp_path, content, message):
     with pytest.raises(DeviceMapError, match=message) as caught:
         read_given(path)
     assert "\n" not in str(caught.value)
+
+
+def test_json_itself_is_a_map_or_a_plan(tmp_path):
+    made = make_plan(architecture("demo"), PlacementOptions(gpus="2x8GiB"))
+    file = made.save(tmp_path / "plan.json")
+    for each in (made, made.to_json(), json.loads(made.to_json()), file, str(file)):
+        assert read_given(each) == made
+    placed = {"model": 0, "lm_head": "cpu"}
+    file.write_text(json.dumps(placed))
+    for each in (placed, json.dumps(placed), f" {json.dumps(placed)}", file, str(file)):
+        assert read_given(each) == placed
 
 
 def test_a_map_without_a_name():
