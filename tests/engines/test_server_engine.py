@@ -866,7 +866,7 @@ class TestThinkingInCells:
         first, last = captured.outputs[0].data, captured.outputs[-1].data
         assert "<code>Hm, a cat</code>" in first["text/markdown"]
         fold, answer = last["text/markdown"].split("\n\n", 1)
-        assert fold.startswith("<details><summary><small>Thought for ")
+        assert fold.startswith('<details><summary style="user-select:none"><small>Thought for ')
         assert fold.endswith("</summary>Hm, a cat<br>or &#60;b>two&#60;/b>?</details>")
         assert answer.startswith("A **cat**.")
         assert captured.outputs[0].transient == captured.outputs[-1].transient

@@ -261,6 +261,23 @@ def test_everything_can_be_read_on_light_and_dark_pages(page, kind, theme):
     assert low == []
 
 
+def test_copying_an_answer_copies_the_answer(page):
+    lab.run(page, ANSWERED)
+    expect_answer(lab.cell(page, ANSWERED), "12 tokens out")
+    copied = page.evaluate(
+        """area => {
+            const range = document.createRange();
+            range.selectNodeContents(area);
+            getSelection().removeAllRanges();
+            getSelection().addRange(range);
+            return getSelection().toString();
+        }""",
+        answer_of(lab.cell(page, ANSWERED)).element_handle(),
+    )
+    assert copied.strip()
+    assert "tokens out" not in copied
+
+
 COMPLETER = ".jp-Completer:not(.lm-mod-hidden)"
 
 

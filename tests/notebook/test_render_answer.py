@@ -124,7 +124,9 @@ def test_details_are_folded_behind_the_usage():
     photo = SourcedImage(Image.new("RGB", (2, 2)), "<b>$1.png", (20, 10))
     answer = replace(ANSWER, prompt="What\n\nis <b>?", images=(photo,), plan=plan)
     markdown = answer_bundle(replace(answer, corrected="too *many*"))["text/markdown"]
-    before, _, folded = markdown.partition("<details><summary><small>demo · ")
+    before, _, folded = markdown.partition(
+        '<details><summary style="user-select:none"><small>demo · '
+    )
     assert "This is the demo model." in before
     assert "\n" not in folded  # a blank line would end the HTML
     assert folded.endswith("</table></details>")
@@ -142,7 +144,7 @@ def test_details_are_folded_behind_the_usage():
 
 def test_the_details_are_html_to_a_markdown_parser():
     html = MarkdownIt("js-default", {"html": True}).render(answer_bundle(ANSWER)["text/markdown"])
-    assert "<details><summary><small>demo" in html
+    assert '<details><summary style="user-select:none"><small>demo' in html
     assert "<p><details>" not in html
     assert "&lt;details" not in html
 
@@ -183,7 +185,9 @@ def test_thinking_is_folded_above_the_answer():
     bundle = answer_bundle(THOUGHT)
     fold, blank, rest = bundle["text/markdown"].split("\n", 2)
     line = "Thought for 3.2 s, 214 tokens"
-    assert fold.startswith(f"<details><summary><small>{line}</small></summary>A cat?<br><br>")
+    assert fold.startswith(
+        f'<details><summary style="user-select:none"><small>{line}</small></summary>A cat?<br><br>'
+    )
     assert fold.endswith("</details>")
     assert "<br>\xa0\xa0Or " in fold
     assert "<b>" not in fold
@@ -212,7 +216,7 @@ def test_how_much_was_thought_and_for_how_long(seconds, tokens, said):
 def test_thinking_without_an_answer_is_open(reason, said):
     answer = replace(THOUGHT, text="", finish_reason=reason)
     bundle = answer_bundle(answer)
-    assert bundle["text/markdown"].startswith("<details open><summary>")
+    assert bundle["text/markdown"].startswith("<details open><summary")
     assert f"[Thought for 3.2 s, 214 tokens]\n{THOUGHT.thinking}\ndemo · " in bundle["text/plain"]
     assert f"{said} it was thinking" in usage_line(answer)
     assert "thinking" not in usage_line(replace(answer, text="A"))
@@ -254,7 +258,9 @@ def test_a_live_answer_shows_the_last_lines_of_the_thinking_and_then_folds_it():
     answer.add("A **cat**.")
     markdown, plain = last()
     assert plain == "[Thought, 223 characters]\nA **cat**."
-    assert markdown.startswith("<details><summary><small>Thought, 223 characters</small></summary>")
+    assert markdown.startswith(
+        '<details><summary style="user-select:none"><small>Thought, 223 characters</small>'
+    )
     assert markdown.endswith("</details>\n\nA **cat**.")
     answer.finish(THOUGHT)
     assert shown[-1] == answer_bundle(THOUGHT)
