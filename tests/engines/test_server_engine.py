@@ -864,7 +864,7 @@ class TestThinkingInCells:
         with capture_output() as captured:
             shell.run_cell("%%glm4v\nQ?", store_history=True).raise_error()
         first, last = captured.outputs[0].data, captured.outputs[-1].data
-        assert "<code>Hm, a cat</code>" in first["text/markdown"]
+        assert ">Hm, a cat</small>" in first["text/markdown"]
         fold, answer = last["text/markdown"].split("\n\n", 1)
         assert fold.startswith('<details><summary style="user-select:none"><small>Thought for ')
         assert fold.endswith("</summary>Hm, a cat<br>or &#60;b>two&#60;/b>?</details>")
