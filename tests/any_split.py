@@ -133,7 +133,9 @@ def spoilt(device_map: Map, tree: ModuleTree, seed: int) -> Map:
     """A map with something wrong in it, of one kind or another."""
     rng = random.Random(seed)
     implied = {*tree.computed, *tree.ties, *tree.ties.values()}  # may be left out
-    name = rng.choice([each for each in device_map if each not in implied])
+    needed = [tensor for tensor in tree.tensors if tensor not in implied]
+    inside = {each: [t for t in needed if f"{t}.".startswith(f"{each}.")] for each in device_map}
+    name = rng.choice([each for each in device_map if inside[each]])
     changed = dict(device_map)
     kind = seed % 6
     if kind == 0:
