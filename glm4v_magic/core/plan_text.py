@@ -73,7 +73,7 @@ def speed_notes(
             "speed_limit_with_prefill", most=most, full=full, context=context, prefill=prefill
         )
     for each in measured_on({stage.name for stage in stages if stage.units}):
-        yield remark("speed_measured", gpu=each.gpu, share=f"{each.share:.2f}", what=each.what)
+        yield remark("speed_measured", gpu=each.gpu, share=f"{each.share:.2f}", how=each.what)
 
 
 def rate(tokens_per_second: float) -> str:

@@ -167,7 +167,7 @@ COMMON: Mapping[str, str] = {
         "At most {most} tokens/s ({full} with {context} tokens of context), by the GPUs' memory "
         "bandwidth, and at least {prefill} for a prompt of that length; expect about half as fast."
     ),
-    "speed_measured": "Measured on {gpu}: {share} of this limit ({what}).",
+    "speed_measured": "Measured on {gpu}: {share} of this limit ({how}).",
     "gpus_chosen": "{gpus}, the fullest {fullness} full: {why}.",
     "gpus_chosen_of_two": (
         "{gpus}, the fullest {fullness} full: {why}; {option:objective={other}} would use "

@@ -179,6 +179,7 @@ class Glm4vMagics(Magics):
             %glm4v memory                    what is in the memory of each GPU, live
             %glm4v check MODEL --gpus SPEC   a dry run: mixed devices, peaks, copies
             %glm4v load FOLDER               load another model: a folder, a hub id, demo, a server
+            %glm4v serve MODEL --engine vllm start a server for a model, and ask it
             %glm4v unload                    give its memory back
             %glm4v doctor                    packages, driver, GPUs, disk: will the model run?
             %glm4v patch FOLDER              make a checkpoint's own code safe on any split

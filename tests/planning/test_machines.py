@@ -168,3 +168,4 @@ def test_what_a_machine_cannot_do_otherwise_is_offloaded_if_that_is_allowed():
 def test_sizes_for_gpus_one_by_one_are_refused():
     with pytest.raises(OptionError, match=r"one by one.*Give one size for all"):
         machines(MODEL, PlacementOptions(max_memory=(10.0, 20.0)), SOME)
+    assert machines(MODEL, PlacementOptions(max_memory=10.0), SOME)

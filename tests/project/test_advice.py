@@ -138,6 +138,7 @@ ROOMS = (
 """Where sentences of advice are searched: whatever decides where a model goes, or runs it there."""
 
 SENTENCES_OF_OTHERS = {
+    "Give one size for all.": "planning/test_machines.py",
     "Move it elsewhere, or give another name.": "mapping/test_row_file.py",
     "Give another name, or wait for its end.": "mapping/test_row_file.py",
     "Its name ends in {}.": "mapping/test_row_file.py",
