@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from glm4v_magic.core.errors import ImageError, reason
+from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.messages import one_line
 
 __all__ = ["column_of_images", "is_instance", "rows_of", "several", "taken_out"]
@@ -50,7 +52,9 @@ def several(value: Any, source: str) -> Sequence[Any] | None:
         return list(value.to_list() if hasattr(value, "to_list") else value.to_pylist())
     if is_instance(value, "datasets.arrow_dataset", "Column"):
         return list(value)
-    rows = rows_of(value)
+    if is_instance(value, "pandas", "Series"):
+        return _column(value)
+    rows = _records(value) if is_instance(value, "pandas", "DataFrame") else rows_of(value)
     return None if rows is None else list(itertools.islice(rows, _MOST_ROWS))
 
 
@@ -58,6 +62,25 @@ _MOST_ROWS = 10_000
 """More than a question may have images; a streamed dataset may be endless."""
 
 _ARRAYS = ("Array", "ChunkedArray")
+
+
+def _column(series: Any) -> Sequence[Any] | None:
+    """Return the items of a Series of pandas; ``None`` if it is a row, or one of numbers.
+
+    A row has the names of the columns as its index, and seldom nothing but images.
+    """
+    items = list(series)
+    if items and isinstance(items[0], int | float):
+        return None
+    is_row = all(isinstance(name, str) for name in series.index)
+    if items and is_row and not all(_is_image(each) or _names_an_image(each) for each in items):
+        return None
+    return items
+
+
+def _records(frame: Any) -> Iterable[Mapping[str, Any]]:
+    """Return the rows of a DataFrame of pandas."""
+    return (dict(row) for _, row in frame.iterrows())
 
 
 def _uploads(value: Mapping[Any, Any], source: str) -> Sequence[Any] | None:
@@ -107,6 +130,14 @@ def _is_image(value: object) -> bool:
     return isinstance(value, bytes) or is_instance(value, "PIL.Image", "Image")
 
 
+def _names_an_image(value: object) -> bool:
+    """Tell whether a value of a row is the path or URL of an image, by its suffix."""
+    if not isinstance(value, str | os.PathLike):
+        return False
+    text = os.fsdecode(value).partition("?")[0].lower()
+    return text.endswith(SUFFIXES) or text.startswith("data:image/")
+
+
 def taken_out(value: Any, source: str) -> Any:
     """Return the bytes, path or array that a library's value holds; other values as they are.
 
@@ -118,7 +149,9 @@ def taken_out(value: Any, source: str) -> Any:
     if isinstance(value, Mapping) and value and value.keys() <= _STORED:
         return value["path"] if value.get("bytes") is None else value["bytes"]
     if isinstance(value, Mapping) and not {"name", "content"} <= value.keys():
-        return _of_row(value, source)
+        return _of_row(value, value, source)
+    if is_instance(value, "pandas", "Series"):
+        return _of_row(dict(value), value, source)
     if is_instance(value, "ipywidgets", "Image"):
         content = bytes(value.value)
         return content.decode("utf-8", "replace") if value.format == "url" else content
@@ -136,18 +169,21 @@ def taken_out(value: Any, source: str) -> Any:
     return value
 
 
-def _of_row(row: Mapping[Any, Any], source: str) -> Any:
-    name = column_of_images(row)
-    if name is not None:
-        return taken_out(row[name], f"{source}[{name!r}]")
-    images: Iterable[Any] = (name for name, value in row.items() if _is_image(value))
-    names = ", ".join(map(repr, images))
-    if names:
+def _of_row(row: Mapping[Any, Any], whole: object, source: str) -> Any:
+    """Return the only image of a row: in memory, or else named; `whole` if it has none.
+
+    Raises:
+        ImageError: if it has several.
+    """
+    found = [name for name, value in row.items() if _is_image(value)]
+    found = found or [name for name, value in row.items() if _names_an_image(value)]
+    if len(found) > 1:
         raise ImageError(
-            f"{one_line(source)} is a row with several images: {one_line(names)}.",
-            f"Choose one: {one_line(source)}[{names.partition(', ')[0]}].",
+            f"{one_line(source)} is a row with several images: "
+            f"{one_line(', '.join(map(repr, found)))}.",
+            f"Choose one: {one_line(source)}[{found[0]!r}].",
         )
-    return row
+    return taken_out(row[found[0]], f"{source}[{found[0]!r}]") if found else whole
 
 
 def _drawn(kind: str, package: str, source: str, draw: Any) -> bytes:

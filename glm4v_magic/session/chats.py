@@ -79,15 +79,14 @@ class Chats:
         return self._chats.pop(name, None) is not None
 
     def _missing(self, name: str | None) -> ConversationError:
+        named = [known for known in self._chats if known]
+        others = f"There {'is' if len(named) == 1 else 'are'} {', '.join(named)}." if named else ""
         if not name:
             return ConversationError(
-                "There is no conversation to go on with.", "Ask a question first."
+                "There is no conversation to go on with.", others or "Ask a question first."
             )
         what = f"There is no chat {name!r}."
-        named = [known for known in self._chats if known]
-        hint = did_you_mean(name, named)
-        if not hint and named:
-            hint = f"There are {', '.join(named)}."
+        hint = did_you_mean(name, named) or others
         if hint:
             return ConversationError(what, hint)
         return ConversationError(what, code="chat_not_begun", name=name)

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import ipywidgets
 import numpy as np
+import pandas as pd
 import pytest
 from photos import BLUE, GREEN, RED, colours, encoded, error_of, fill, png
 from PIL import Image
@@ -41,6 +42,10 @@ class TestRows:
         assert seen({"image": Image.new("RGB", (2, 2), BLUE), "label": 3}) == [BLUE]
         assert seen({"photo": STORED[1], "id": "a"}) == [GREEN]
         assert seen(ROWS) == [RED, BLUE]
+
+    def test_a_row_with_one_path(self):
+        assert seen({"name": "a", "image": "photos/a.png"}) == [GREEN]
+        assert seen({"also": "photos/a.png", "image": png(BLUE)}) == [BLUE]
 
     def test_a_row_with_two_images(self):
         row = {"left": png(RED), "right": png(BLUE)}
@@ -77,6 +82,20 @@ class TestTables:
         self.check(table.to_iterable_dataset())
         splits = datasets.DatasetDict(train=table)
         assert error_of(to_images, splits, "x") == "x has the splits train. Choose one: x['train']."
+
+    @pytest.mark.parametrize("image", [png(GREEN), "photos/a.png", STORED[1]], ids=type)
+    def test_pandas(self, image):
+        table = pd.DataFrame({"image": [png(RED), image], "label": ["red", "green"]})
+        assert seen(table.image) == [RED, GREEN]
+        assert seen(table.set_index("label").image) == [RED, GREEN]
+        assert seen(table.loc[1]) == [GREEN]
+        assert seen(table) == [RED, GREEN]
+        message = error_of(to_images, table.label, "x")
+        assert message.startswith("x[0]: red: no such file")
+        for other in (table.label.str.len(), table.set_axis(["x", "y"]).label):
+            assert "x is a Series, not an image." in error_of(to_images, other, "x")
+        twice = pd.Series({"left": image, "right": image, "label": 3})
+        assert "is a row with several images: 'left', 'right'" in error_of(to_images, twice, "x")
 
     def test_polars(self):
         polars = pytest.importorskip("polars", reason="polars is not installed")

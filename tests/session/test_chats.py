@@ -56,7 +56,7 @@ def test_unknown_chats_are_named_with_what_there_is():
     chats.keep("cats", talk("a"))
     with pytest.raises(ConversationError, match="Did you mean cats"):
         chats.require("cat")
-    with pytest.raises(ConversationError, match="There are cats"):
+    with pytest.raises(ConversationError, match="There is cats"):
         chats.require("zebra")
 
 

@@ -105,6 +105,10 @@ def test_chats_that_are_not_there(session):
         with pytest.raises(ConversationError, match="There is no conversation to go on with"):
             call()
     session.ask("What?", chat="cats", **GREEDY)
+    session.ask("What?", chat="dogs", **GREEDY)
+    session.reset("dogs")
+    with pytest.raises(ConversationError, match=r"no conversation to go on with\. There is cats\."):
+        session.conversation()
     for call in (
         lambda: session.ask("And?", follow_up=True, chat="cat"),
         lambda: session.retry("cat"),
