@@ -41,8 +41,10 @@ class EngineCommand:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        """Return the line that starts it, also on another machine."""
+        words = ["python" if word == sys.executable else word for word in self.words]
         set_here = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return " ".join([*set_here, shlex.join(self.words)])
+        return " ".join([*set_here, shlex.join(words)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Wanted:
     """What is to be served.
 
     Attributes:
-        model: folder or repository.
+        model: folder or repository; for our own server also another name that it knows.
         config: its parsed ``config.json``.
         plan: plan for it; ``None`` leaves the GPUs to the engine.
         context: context length that was asked for.

@@ -76,12 +76,13 @@ class LaunchedServer:
         Raises:
             EngineError: if it ends before.
         """
-        while not self._answers():
-            status = self._process.poll()
-            if status is not None:
+        answers = False
+        while not answers:
+            answers = self._answers()
+            if self.ending:
                 self.end()
                 raise EngineError(
-                    f"{self.name} ended with status {status} before it was ready: "
+                    f"{self.name} {self.ending} before it was ready: "
                     f"{printable(self._last[-1]) if self._last else 'it said nothing'}",
                     "Its log is above.",
                 )
@@ -108,6 +109,14 @@ class LaunchedServer:
     def is_running(self) -> bool:
         """Whether it has not ended."""
         return self._process.poll() is None
+
+    @property
+    def ending(self) -> str:
+        """How it ended, such as ``ended by signal 9``; empty while it runs."""
+        status = self._process.poll()
+        if status is None:
+            return ""
+        return f"ended by signal {-status}" if status < 0 else f"ended with status {status}"
 
     def end(self) -> None:
         """End it and all its processes."""

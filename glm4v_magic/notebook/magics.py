@@ -194,7 +194,7 @@ class Glm4vMagics(Magics):
         except Glm4vError as error:
             if debug:
                 raise
-            failure: BaseException = UsageError(in_cell(error))
+            failure: BaseException = UsageError(in_cell(self.context.told_of_ending(error)))
         except KeyboardInterrupt as interrupt:
             if debug:
                 raise

@@ -189,7 +189,8 @@ class Session:
         # Only an engine of this process can lose its devices: virtual GPUs end with their block.
         is_gone = getattr(self._engine, "is_gone", False)
         is_same = self._engine is not None and choice == self._choice and not is_gone
-        if is_same and self._stamp is None:  # a server, or an engine that was given
+        # A server may have been started anew, with another model, so it is asked again.
+        if is_same and self._stamp is None and not is_address(choice.name):  # given by the caller
             return
         found = find(choice)
         if not is_same or isinstance(found, ServerAddress) or self._stamp != found.stamp:

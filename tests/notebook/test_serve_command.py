@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import shlex
 import socket
 import stat
 import sys
 import time
 
+import psutil
 import pytest
 
 from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.checkpoints.places import find_place
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.placement import PlacementOptions
@@ -82,7 +83,7 @@ def test_equal_gpus_share_every_layer():
         "--limit-mm-per-prompt '{\"image\": 3}' --dtype bfloat16 --reasoning-parser glm45"
     )
     assert printed("sglang", "GLM-4.1V-9B-Thinking", "2x16GiB", context=8192) == (
-        f"CUDA_VISIBLE_DEVICES=0,1 {shlex.quote(sys.executable)} -m sglang.launch_server "
+        "CUDA_VISIBLE_DEVICES=0,1 python -m sglang.launch_server "
         "--model-path GLM-4.1V-9B-Thinking --host 0.0.0.0 --port 8000 --tp-size 2 "
         "--context-length 8192 --limit-mm-data-per-request '{\"image\": 1}' --dtype bfloat16 "
         "--reasoning-parser glm45"
@@ -132,7 +133,23 @@ def test_a_plan_that_offloads_is_for_our_own_server():
 
 def test_print_needs_neither_engine_nor_gpus(run):
     line = "%glm4v serve GLM-4.1V-9B-Thinking --gpus 2x24GiB --engine vllm --print"
-    assert "vllm serve GLM-4.1V-9B-Thinking" in run(line)
+    assert "vllm serve zai-org/GLM-4.1V-9B-Thinking" in run(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "GLM-4.1V-9B-Thinking --engine sglang --gpus 1x80GiB",
+            "--model-path zai-org/GLM-4.1V-9B-Thinking ",
+        ),
+        ("GLM-4V-9B --engine vllm --gpus 2x24GiB", "vllm serve zai-org/glm-4v-9b "),
+        ("demo --engine vllm --gpus 1x8GiB", f"vllm serve {find_place('demo').folders[0]} "),
+        ("GLM-4V-9B --engine own", "python -m glm4v_magic.server GLM-4V-9B"),
+    ],
+)
+def test_print_says_what_works_on_another_machine(run, line, said):
+    assert said in f" {run(f'%glm4v serve {line} --print')}"
 
 
 @pytest.mark.parametrize(
@@ -155,9 +172,9 @@ def test_refusals(run, line, said, monkeypatch):
 
 def test_a_started_server_is_asked_and_ended(run, shell, vllm, port):
     screen = run(f"%glm4v serve glm-4v-9b --engine vllm --gpus 2x24GiB --port {port}")
-    assert "api_server: args: serve glm-4v-9b" in screen
+    assert "api_server: args: serve zai-org/glm-4v-9b" in screen
     assert "Loading safetensors checkpoint shards" in screen
-    assert f"vLLM serves glm-4v-9b at http://127.0.0.1:{port}/v1." in screen
+    assert f"vLLM serves zai-org/glm-4v-9b at http://127.0.0.1:{port}/v1." in screen
     assert f"http://127.0.0.1:{port}/v1" in run("%glm4v status")
     assert "was ended" in run("%glm4v unload")
     with socket.socket() as again:
@@ -176,8 +193,35 @@ def test_a_server_that_ends_before_it_is_ready(run, vllm, port):
     assert time.monotonic() - began < 60
 
 
-def test_our_own_server_for_real(run, port):
+def test_a_port_that_is_taken(run, port):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        screen = run(f"%glm4v serve demo --engine own --port {port}", fails=True)
+    assert f"Port {port} of 127.0.0.1 is taken by another program." in screen
+    assert f"%glm4v load http://127.0.0.1:{port}/v1" in screen
+    assert "not loaded" in run("%glm4v status")
+
+
+def test_our_own_server_for_real(run, shell, port):
+    url = f"http://127.0.0.1:{port}/v1"
     screen = run(f"%glm4v serve demo --engine own --port {port}")
-    assert f"Our server serves demo at http://127.0.0.1:{port}/v1." in screen
-    assert run('%glm4v ask "Hello?" --max-tokens 4 --temperature 0').strip()
+    assert f"Our server serves demo at {url}." in screen
+    ask = '%glm4v ask "Hello?" --max-tokens 4 --temperature 0'
+    assert run(ask).strip()
+
+    (own,) = psutil.Process().children()
+    own.kill()
+    os.waitid(os.P_PID, own.pid, os.WEXITED | os.WNOWAIT)
+    gone = f"Our server at {url}, started by %glm4v serve, ended by signal 9. The same line starts"
+    assert gone in run(ask, fails=True)
+    assert f"{url}, ended by signal 9; the %glm4v serve line starts it again" in run(
+        "%glm4v status"
+    )
+    # Another model behind the same address.
+    screen = run(f"%glm4v serve demo-4.6v --engine own --port {port}")
+    assert f"Our server serves demo-4.6v at {url}." in screen
+    assert run(ask).strip()
+
     assert "was ended" in run("%glm4v unload")
+    assert f"{url}, started by %glm4v serve, was ended. The same line" in run(ask, fails=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.errors import EngineError, Glm4vError, OptionError
 from glm4v_magic.session.session import Session
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Context:
         session: session with the model in use.
         views: views that are open as widgets.
         launched: server that was started last; ``None`` if there was none, or it was ended.
+        ended: server that was started and ended last, by a command.
     """
 
     shell: InteractiveShell
@@ -61,6 +62,7 @@ class Context:
     session: Session
     views: list[LiveView] = field(default_factory=list)
     launched: LaunchedServer | None = None
+    ended: LaunchedServer | None = None
 
     @cached_property
     def monitor(self) -> Monitor:
@@ -96,7 +98,18 @@ class Context:
         launched, self.launched = self.launched, None
         if launched is not None:
             launched.end()
+            self.ended = launched
         return launched
+
+    def told_of_ending(self, error: Glm4vError) -> Glm4vError:
+        """Return an error; one about a server that was started here and has ended says so."""
+        server = self.launched or self.ended
+        if isinstance(error, EngineError) and server is not None and server.url in error.what:
+            how = server.ending if self.launched else "was ended"
+            if how:
+                error.what = f"{server.name} at {server.url}, started by %glm4v serve, {how}."
+                error.hint = "The same line starts it again; %glm4v load MODEL takes another model."
+        return error
 
     def _cell_ended(self, _: object) -> None:
         for view in self.views:

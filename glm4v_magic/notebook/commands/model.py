@@ -104,4 +104,8 @@ def status(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> 
     """Show the model, where it is, what it takes, and what the last answer cost."""
     now = context.session.status()
     rows = status_rows(context.model, now.info, now.last, busy=now.busy, kept=now.kept)
+    launched = context.launched
+    if launched is not None and launched.ending:
+        gone = f"{launched.url}, {launched.ending}; the %glm4v serve line starts it again"
+        rows = [(label, gone if value == launched.url else value) for label, value in rows]
     show(status_bundle(rows))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import shutil
+import socket
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.checkpoints.places import find_place
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.options import PlacementFields, Serving, check, of_command, of_group
@@ -60,6 +63,9 @@ def serve(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
         print(command)  # noqa: T201  to be copied, as it is
         return
     _require(engine, command)
+    launched = context.launched
+    if launched is None or not launched.is_running or launched.url != place.url:
+        _require_free(place)  # before the one that is asked now is ended
     context.end_launched()
     server = LaunchedServer(command, _NAMES[engine], place.url)
     try:
@@ -122,7 +128,7 @@ def _command(engine: str, model: str, arguments: Namespace, here: _Place) -> Eng
     gpus = gpus_here() if options.gpus is None else parse_gpus(options.gpus)
     plan = make_plan(found, replace(options, gpus=None), gpus, cpu=cpu_here()) if gpus else None
     wanted = Wanted(
-        model,
+        _known_to_all(model),
         found.config,
         plan,
         options.context,
@@ -133,6 +139,31 @@ def _command(engine: str, model: str, arguments: Namespace, here: _Place) -> Eng
         here.port,
     )
     return command_of(engine, wanted)
+
+
+def _known_to_all(model: str) -> str:
+    """Return the folder or the repository of a model, which other engines know, too."""
+    place = find_place(model)
+    if place.folders and not place.in_cache:
+        return str(place.folders[0])
+    return place.repository
+
+
+def _require_free(place: _Place) -> None:
+    """Raise OptionError if another program listens at a place."""
+    family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
+    with socket.socket(family) as tried:
+        tried.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # what has ended is no hindrance
+        try:
+            tried.bind((place.host, place.port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise OptionError(
+                    f"Port {place.port} of {place.host} is taken by another program.",
+                    f"Choose another (--port). To ask what is there: %glm4v load {place.url}.",
+                ) from None
 
 
 def _require(engine: str, command: EngineCommand) -> None:
