@@ -27,6 +27,7 @@ from glm4v_magic.core.options import OPTIONS, of_requests
 from glm4v_magic.core.typed_options import flags_of
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics
+from glm4v_magic.notebook.own_options import OWN
 from glm4v_magic.notebook.settings import PREFIX, Glm4v
 from glm4v_magic.server.command import parser as server_parser
 from glm4v_magic.server.protocol import ChatRequest, Only
@@ -67,8 +68,9 @@ OTHER_LINES = {
 }
 """Arguments in the examples of options that need others than the rest."""
 
-VALUES = {"--file": "question.txt", "--schema": "schema.json --format json"}
-"""Values in examples that the table of options does not have; see `sample`."""
+TABLE = {**OPTIONS, **OWN}
+VALUES = {"--schema": "schema.json --format json"}
+"""Values in examples that the tables of options do not have; see `sample`."""
 
 _NUMBERS = {"int": "2", "float": "0.5"}
 OF_A_KIND = {
@@ -254,11 +256,11 @@ def sample(action: Action) -> str:
     option = action.option_strings[-1]
     if option in VALUES:
         return VALUES[option]
-    if action.dest in OPTIONS and OPTIONS[action.dest].example:
-        return OPTIONS[action.dest].example
+    if TABLE[action.dest].example:
+        return TABLE[action.dest].example
     if action.choices:
         return str(next(iter(action.choices)))
-    kind = OPTIONS[action.dest].type if action.dest in OPTIONS else ""
+    kind = TABLE[action.dest].type
     if kind in _NUMBERS:
         return _NUMBERS[kind]
     return OF_A_KIND.get(str(action.metavar), "value")
@@ -286,10 +288,11 @@ def options_page() -> str:
         "# All options\n\n"
         "What can be chosen, and where: in a cell or behind a command, as a setting, as an "
         "argument in Python, as a field of a request to "
-        "[our own server](commands.md#server). All of these are made from this table.\n\n"
+        "[our own server](commands.md#server). All of these are made from this table; the last "
+        "options, which nothing but a notebook has, from one of the same form.\n\n"
         "| option | in Python | value | unless given | where | meaning |\n"
         "| --- | --- | --- | --- | --- | --- |\n"
-        + "".join(f"{option_row(each)}\n" for each in OPTIONS.values())
+        + "".join(f"{option_row(each)}\n" for each in TABLE.values())
     )
 
 
@@ -306,7 +309,8 @@ def option_row(option: Option) -> str:
     usual = option.unset.strip(",") if option.allows_none else str(option.default)
     value = option.demand or ", ".join(option.choices) or option.metavar
     typed = ", ".join(f"`{flag}`" for flag in flags_of(option)) if option.who.commands else ""
-    cells = (typed, f"`{option.name}`", value, usual, ", ".join(places), option.help)
+    in_python = f"`{option.name}`" if option.name in OPTIONS else ""
+    cells = (typed, in_python, value, usual, ", ".join(places), option.help)
     return f"| {' | '.join(escaped(cell) for cell in cells)} |"
 
 

@@ -53,6 +53,7 @@ class Option:
         noun: what a choice is called in messages; the option's name if empty.
         spelled: long option on a command line, without dashes; made from `name` if empty.
         short: one-letter option; empty for most.
+        alone: its value on a command line where it stands without one; ``None`` demands one.
         read: parses the text on a command line, if the type does not say how. Raises OptionError.
         example: a value as it is typed, for the reference; empty if any of its type will do.
         normal: brings a value of another form, such as a torch.dtype, into that of `annotation`,
@@ -72,6 +73,7 @@ class Option:
     noun: str = ""
     spelled: str = ""
     short: str = ""
+    alone: Any = None
     read: Callable[[str], Any] | None = None
     example: str = ""
     normal: Callable[[Any], Any] = lambda value: value

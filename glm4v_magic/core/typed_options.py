@@ -54,6 +54,8 @@ def argument_of(option: Option, unless: str = "given") -> dict[str, Any]:
         known["choices"] = option.choices
     if option.metavar:
         known["metavar"] = option.metavar
+    if option.alone is not None:
+        known |= {"nargs": "?", "const": option.alone}
     reader = _reader(option)
     return known if reader is None else {**known, "type": reader}
 

@@ -13,13 +13,7 @@ from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.model import DEMOS
 from glm4v_magic.notebook.command_line import AGAIN_OPTIONS, ANSWER_OPTIONS, DEBUG, from_table
 
-__all__ = ["ARGUMENTS", "ENGINES", "PRINT"]
-
-ENGINES = ("vllm", "sglang", "own")
-"""Engines that can be started as a server."""
-
-PRINT = ""
-"""Value of ``--json`` without a file."""
+__all__ = ["ARGUMENTS"]
 
 _WORDS = argument("words", nargs="*", metavar="IMAGE", help="Images, then the question in quotes.")
 
@@ -38,7 +32,7 @@ ARGUMENTS: Mapping[str, tuple[ArgDecorator, ...]] = {
     "retry": (_CHAT, *AGAIN_OPTIONS),
     "chats": (DEBUG,),
     "history": (_CHAT, DEBUG),
-    "reset": (_CHAT, argument("--all", action="store_true", help="Forget all chats."), DEBUG),
+    "reset": (_CHAT, *from_table("reset"), DEBUG),
     "export": (
         _CHAT,
         argument("file", metavar="FILE", help="Ends in .json, with all images, or in .md."),
@@ -54,18 +48,6 @@ ARGUMENTS: Mapping[str, tuple[ArgDecorator, ...]] = {
     "plan": (
         _MODEL,
         *from_table("plan"),
-        argument(
-            "--machines",
-            action="store_true",
-            help="On which common machines the model fits, in which form, and how fast at most.",
-        ),
-        argument(
-            "--json",
-            nargs="?",
-            const=PRINT,
-            metavar="FILE.json",
-            help="Print the plan as JSON, or write it to a file.",
-        ),
         DEBUG,
     ),
     "devices": (_MODEL, *from_table("devices"), DEBUG),
@@ -79,13 +61,6 @@ ARGUMENTS: Mapping[str, tuple[ArgDecorator, ...]] = {
                 "help": "Device map or plan (JSON), auto for transformers' own, one device such "
                 "as 0, or plan (the default).",
             },
-        ),
-        argument(
-            "--json",
-            nargs="?",
-            const=PRINT,
-            metavar="FILE.json",
-            help="Show the report as JSON, or write it to a file.",
         ),
         DEBUG,
     ),
@@ -101,13 +76,6 @@ ARGUMENTS: Mapping[str, tuple[ArgDecorator, ...]] = {
     "serve": (
         argument("model", nargs="?", help=f"Folder, id on the hub, {', '.join(DEMOS)}."),
         *from_table("serve"),
-        argument(
-            "--engine",
-            choices=ENGINES,
-            default="own",
-            help="vLLM or SGLang, if it is installed, or our own server, which is the default.",
-        ),
-        argument("--print", action="store_true", help="Only show the command."),
         DEBUG,
     ),
     "unload": (DEBUG,),
@@ -115,12 +83,6 @@ ARGUMENTS: Mapping[str, tuple[ArgDecorator, ...]] = {
     "doctor": (
         argument("model", nargs="?", help="Name or folder to judge for; GLM-4V-9B unless given."),
         *from_table("doctor"),
-        argument(
-            "--hub",
-            action="store_true",
-            help="Also check for up to 3 s whether the hub can be reached.",
-        ),
-        argument("--json", action="store_true", help="Show the findings as JSON."),
         DEBUG,
     ),
     "config": (

@@ -25,6 +25,7 @@ from glm4v_magic.core.errors import OptionError, PromptError, did_you_mean
 from glm4v_magic.core.option import Option
 from glm4v_magic.core.options import OPTIONS, of_command
 from glm4v_magic.core.typed_options import argument_of, flags_of
+from glm4v_magic.notebook.own_options import OWN, own_of_command
 
 __all__ = [
     "AGAIN_OPTIONS",
@@ -45,13 +46,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def from_table(command: str, **changes: Mapping[str, Any]) -> tuple[ArgDecorator, ...]:
-    """Return the options that the table gives to a command.
+    """Return the options that the tables give to a command, the notebook's own first.
 
     Args:
         command: as in `core.option.Who`.
         changes: option -> arguments of `argument` that differ for this command.
     """
-    return tuple(_argument(each, changes.get(each.name, {})) for each in of_command(command))
+    mine = (*own_of_command(command), *of_command(command))
+    return tuple(_argument(each, changes.get(each.name, {})) for each in mine)
 
 
 def _argument(option: Option, changes: Mapping[str, Any]) -> ArgDecorator:
@@ -61,27 +63,10 @@ def _argument(option: Option, changes: Mapping[str, Any]) -> ArgDecorator:
 
 (DEBUG,) = from_table("every")
 
-_OUT = argument("-o", "--out", metavar="NAME", help="Variable that receives the answer.")
-_QUIET = argument(
-    "-q", "--quiet", action="store_true", help="Show nothing; the answer is in NAME and _."
-)
-
-ANSWER_OPTIONS = (
-    _OUT,
-    *from_table("ask"),
-    argument(
-        "-f",
-        "--file",
-        metavar="FILE",
-        help="Read the question from a text file: %%glm4v ask cat.png -f question.txt",
-    ),
-    _QUIET,
-    argument("--preview", action="store_true", help="Show what would be sent, and do not send it."),
-    DEBUG,
-)
+ANSWER_OPTIONS = (*from_table("ask"), DEBUG)
 """Options of a question."""
 
-AGAIN_OPTIONS = (_OUT, *from_table("retry"), _QUIET, DEBUG)
+AGAIN_OPTIONS = (*from_table("retry"), DEBUG)
 """Options of asking again: retry and continue."""
 
 
@@ -89,10 +74,6 @@ class Quoted(str):
     """A word that was quoted, without the quotes."""
 
     __slots__ = ()
-
-
-_PARSERS: list[MagicArgumentParser] = []
-"""Parsers of all magics, in the order of their definition."""
 
 
 def takes(
@@ -114,7 +95,6 @@ def takes(
         function = magic_arguments(name)(function)
         # An abbreviation such as --temp would change its meaning with the next option added.
         _parser(function).allow_abbrev = False
-        _PARSERS.append(_parser(function))
         return function
 
     return decorate
@@ -215,13 +195,13 @@ def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
 
 def _unknown(parser: Any, name: str) -> OptionError:
     """Return the error about an option that a command does not have."""
-    others = [each for each in OPTIONS.values() if name in flags_of(each) and _magics(each)]
-    magics = _magics(others[0]) if others else _magics_apart(name)
-    if magics:
+    everything = (*OPTIONS.values(), *OWN.values())
+    others = [each for each in everything if name in flags_of(each)]
+    if magics := _magics(others):
         hint = f"It is one of {magics}."
         if parser.prog.endswith(_AGAIN) and name == "--chat":
             hint = f"The chat is named without an option: %{parser.prog} NAME."
-        elif parser.prog.endswith(_AGAIN) and others and "cell" in others[0].who.commands:
+        elif parser.prog.endswith(_AGAIN) and magics == _CELL and others[0].name in OPTIONS:
             hint = f"Question and images stay as they were; to change them, ask with {magics}."
         return OptionError(f"{_typed(parser.prog)} has no option {name}.", hint)
     known = [option for option in parser._option_string_actions if option[:2] == "--"]
@@ -232,21 +212,15 @@ def _unknown(parser: Any, name: str) -> OptionError:
 
 
 _AGAIN = (" retry", " continue")
+_CELL = "%%glm4v"
 
 
-def _magics(option: Option) -> str:
-    """Name the commands that have an option; the cell magic alone if it has."""
-    commands = option.who.commands
+def _magics(options: Iterable[Option]) -> str:
+    """Name the commands that have one of the options; the cell magic alone if it has."""
+    commands = [each for option in options for each in option.who.commands]
     if "cell" in commands:
-        return "%%glm4v"
-    return ", ".join(f"%glm4v {each}" for each in commands if each not in ("every", "serve"))
-
-
-def _magics_apart(flag: str) -> str:
-    """Name the commands that have an option which is not in the table, as `_magics` does."""
-    having = [each.prog for each in _PARSERS if flag in each._option_string_actions]
-    of_cell = [prog for prog in having if " " not in prog]
-    return ", ".join(dict.fromkeys(map(_typed, of_cell or having)))
+        return _CELL
+    return ", ".join(f"%glm4v {each}" for each in commands if each != "every")
 
 
 def _typed(prog: str) -> str:

@@ -22,6 +22,7 @@ from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.video import SUFFIXES as CLIPS
 from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, begun, options_in
+from glm4v_magic.notebook.own_options import OWN
 from glm4v_magic.notebook.settings import Glm4v
 
 __all__ = ["Completed", "Match", "complete"]
@@ -190,14 +191,11 @@ def _arguments(
 def _values(option: Action, current: str, context: Surroundings) -> Iterable[Match]:
     if option.choices is not None:
         return [Match(str(value), "value") for value in option.choices]
-    described = OPTIONS.get(option.dest)
-    if described is not None and described.choices:
+    described = {**OPTIONS, **OWN}[option.dest]
+    if described.choices:
         return [Match(value, "value") for value in described.choices]
     if option.dest in _VALUES:
         return _VALUES[option.dest](current, context)
-    if described is None:
-        is_json = str(option.metavar).endswith(".json")
-        return (_json_files if is_json else _any_file)(current, context)
     return [Match(described.example, "example")] if described.example else ()
 
 
@@ -367,7 +365,7 @@ def _quoted(path: str, current: str) -> str:
 
 
 _OFFERED: Mapping[str, Offer] = {
-    **dict.fromkeys(("check", "devices", "doctor", "load", "plan"), _models),
+    **dict.fromkeys(("check", "devices", "doctor", "load", "plan", "serve"), _models),
     **dict.fromkeys(("ask", "preview"), _images),
     **dict.fromkeys(("continue", "history", "reset", "retry"), _chats),
     "config": _settings,
@@ -383,10 +381,13 @@ _VALUES: Mapping[str, Offer] = {
     "chat": _chats,
     "choices": _lists,
     "device_map": _maps,
+    "file": _any_file,
     "gpus": _gpus,
+    "json": _json_files,
     "lora": _folders,
     "out": _variables,
     "over": _items,
+    "save": _any_file,
     "schema": _schemas,
 }
 """Option -> completions of its value."""

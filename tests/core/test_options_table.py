@@ -32,6 +32,7 @@ from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, options_in, parse
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics
+from glm4v_magic.notebook.own_options import OWN
 from glm4v_magic.notebook.settings import PREFIX, Glm4v, read
 from glm4v_magic.planning.plan import DEFAULT_RESERVE
 from glm4v_magic.server.command import parser as server_parser
@@ -39,12 +40,9 @@ from glm4v_magic.server.questions import read_question
 from glm4v_magic.session.session import Session
 
 PACKAGE = Path(glm4v_magic.__file__).parent
+PROGRAM = "python -m glm4v_magic.server"
 LINES = {"cell": Glm4vMagics.glm4v, **COMMANDS}
-# Of one command alone, where they are declared.
-COMMANDS_OWN = {
-    "--all", "--file", "--help", "--hub", "--json", "--machines", "--out",
-    "--preview", "--quiet", "--save",
-}  # fmt: skip
+TABLE = {**OPTIONS, **OWN}
 VALUES = (
     -1, 0, 1, 2, 178, 179, 2**63 - 1, 2**63, 10**400, -0.5, 0.0, 0.5, 1.0, 1.5, 178.5,
     float("nan"), float("inf"), True, False, None, "", "x", "json", "fewest", "4bit", "float16",
@@ -52,6 +50,7 @@ VALUES = (
 )  # fmt: skip
 
 every_option = pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
+every_option_of_both = pytest.mark.parametrize("option", TABLE.values(), ids=TABLE)
 
 
 def serve_parser():
@@ -61,7 +60,7 @@ def serve_parser():
 def parsers():
     """What reads each line: its options by every name they have."""
     lines = {"cell": ANSWER_OPTIONS, **ARGUMENTS}
-    return {**{name: options_in(taken) for name, taken in lines.items()}, "serve": serve_parser()}
+    return {**{name: options_in(taken) for name, taken in lines.items()}, PROGRAM: serve_parser()}
 
 
 def complaint(refuse, *arguments):
@@ -73,7 +72,7 @@ def complaint(refuse, *arguments):
     return None
 
 
-@every_option
+@every_option_of_both
 def test_an_option_is_explained_and_somebody_has_it(option):
     assert option.help.endswith(".")
     assert option.demand or option.choices or option.type == "object"
@@ -83,19 +82,22 @@ def test_an_option_is_explained_and_somebody_has_it(option):
         parser = argparse.ArgumentParser()
         parser.add_argument(*flags_of(option), **argument_of(option))
         given = parser.parse_args([flags_of(option)[-1], option.example.strip('"')])
-        check(option.name, typed(given, [option])[option.name])
+        option.check(typed(given, [option])[option.name])
 
 
-@every_option
+@every_option_of_both
 def test_the_lines_that_take_an_option_are_those_of_the_table(option):
     known = parsers()
     assert set(option.who.commands) <= {*known, "every"}
     for name, flags in known.items():
-        has_it = name in option.who.commands or ("every" in option.who.commands and name != "serve")
+        if name == PROGRAM:
+            has_it = option.name in OPTIONS and "serve" in option.who.commands
+        else:
+            has_it = not {name, "every"}.isdisjoint(option.who.commands)
         for flag in flags_of(option):
-            assert (flag in flags) == has_it, (name, flag)
+            is_there = flag in flags and flags[flag].dest == option.name
+            assert is_there == has_it, (name, flag)
             if has_it:
-                assert flags[flag].dest == option.name
                 assert flags[flag].help
                 assert name == "check" or flags[flag].help.startswith(
                     option.help.replace("%", "%%")
@@ -104,10 +106,9 @@ def test_the_lines_that_take_an_option_are_those_of_the_table(option):
 
 
 @pytest.mark.parametrize("name", parsers())
-def test_what_a_line_takes_beside_the_table_is_its_own(name):
-    in_table = {flag for option in OPTIONS.values() for flag in flags_of(option)}
-    flags = {flag for flag in parsers()[name] if flag.startswith("--")}
-    assert flags - in_table <= COMMANDS_OWN
+def test_a_line_takes_nothing_beside_the_tables(name):
+    in_table = {flag for option in TABLE.values() for flag in flags_of(option)}
+    assert set(parsers()[name]) - in_table <= {"-h", "--help"}
 
 
 @every_option
@@ -228,12 +229,14 @@ def test_a_request_takes_the_fields_of_the_table():
         assert (f"does not know '{name}'" in said) is not is_known
 
 
-def test_no_option_is_declared_a_second_time():
-    """No call that declares an argument names an option of the table."""
-    flags = {flag for option in OPTIONS.values() for flag in flags_of(option)}
-    found = declared_flags(PACKAGE)
-    assert {"--all", "--out"} <= found  # it looks where options are declared
-    assert not found & flags
+def test_no_option_is_declared_outside_of_the_tables(tmp_path):
+    (tmp_path / "written_out.py").write_text('argument("-q", "--quiet")', "utf-8")
+    assert declared_flags(tmp_path) == {"-q", "--quiet"}
+    assert {each for each in declared_flags(PACKAGE) if each.startswith("-")} == set()
+
+
+def test_no_name_is_in_both_tables():
+    assert not OPTIONS.keys() & OWN.keys()
 
 
 def declared_flags(folder):

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from IPython.core.magic_arguments import argument
-
 from glm4v_magic.calls.forms import find_code
 from glm4v_magic.calls.prompt import expand, read_prompt, require_text
 from glm4v_magic.calls.tasks import asked
@@ -48,8 +46,6 @@ __all__ = [
     "question_of",
     "typed_question",
 ]
-
-_WORDS = argument("words", nargs="*", metavar="IMAGE", help="Images, then the question in quotes.")
 
 
 @takes("glm4v ask", *ARGUMENTS["ask"])

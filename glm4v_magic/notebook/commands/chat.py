@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from IPython.core.magic_arguments import argument
-
 from glm4v_magic.core.conversation import Answer, Conversation
 from glm4v_magic.core.errors import OptionError, did_you_mean
 from glm4v_magic.notebook.arguments import ARGUMENTS
@@ -20,10 +18,6 @@ from glm4v_magic.notebook.render.answers.chat import chat_name, chats_bundle, hi
 from glm4v_magic.notebook.render.progress import line_bundle
 
 __all__ = ["chats", "continue_", "export", "history", "import_", "reset", "retry"]
-
-_CHAT = argument(
-    "chat", nargs="?", metavar="NAME", help="A chat; that of the latest answer unless given."
-)
 
 
 @takes("glm4v retry", *ARGUMENTS["retry"])

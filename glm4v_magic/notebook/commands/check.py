@@ -14,7 +14,7 @@ from glm4v_magic.core.plan import Plan
 from glm4v_magic.dry_run.files import report_to_json
 from glm4v_magic.dry_run.text import raise_if_unusable
 from glm4v_magic.hardware.usable import gpus_here
-from glm4v_magic.notebook.arguments import ARGUMENTS, PRINT
+from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.plan import (
@@ -24,6 +24,7 @@ from glm4v_magic.notebook.commands.plan import (
     show_written,
 )
 from glm4v_magic.notebook.live.output import show
+from glm4v_magic.notebook.own_options import PRINT
 from glm4v_magic.notebook.render.plans.dry_run import dry_run_bundle
 from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.precision import FP8_FROM

@@ -36,4 +36,4 @@ def doctor(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> 
         lora=arguments.lora,
     )
     findings = diagnose(facts)
-    show({"text/plain": findings_json(findings)} if arguments.json else doctor_bundle(findings))
+    show({"text/plain": findings_json(findings)} if arguments.as_json else doctor_bundle(findings))

@@ -19,10 +19,11 @@ from glm4v_magic.core.text_files import replace_text
 from glm4v_magic.core.typed_options import flags_of, typed
 from glm4v_magic.hardware.cpu import cpu_here
 from glm4v_magic.hardware.usable import gpus_here
-from glm4v_magic.notebook.arguments import ARGUMENTS, PRINT
+from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.live.output import show
+from glm4v_magic.notebook.own_options import PRINT
 from glm4v_magic.notebook.render.plans.device_map import device_map_html
 from glm4v_magic.notebook.render.plans.machines import machines_bundle
 from glm4v_magic.notebook.render.plans.plan import plan_bundle

@@ -28,6 +28,7 @@ from glm4v_magic.notebook.commands.plan import as_options, option_words, placeme
 from glm4v_magic.notebook.engine_commands import EngineCommand, Wanted, command_of
 from glm4v_magic.notebook.launched import LaunchedServer
 from glm4v_magic.notebook.live.output import show
+from glm4v_magic.notebook.own_options import OWN
 from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.planning.decision import make_plan
 
@@ -50,7 +51,7 @@ def serve(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
 
         %glm4v serve zai-org/GLM-4.6V --engine sglang --gpus 4x80GiB --print
     """
-    engine = arguments.engine
+    engine = arguments.engine or OWN["engine"].default
     model = arguments.model or context.model
     if is_address(model):
         raise OptionError(
