@@ -21,7 +21,7 @@
     MapInterrupted                  a KeyboardInterrupt that carries the rows that are done
     LoadInterrupted                 a KeyboardInterrupt after the model before was released
 
-Both derive from `KeyboardInterrupt`, not from `Glm4vError`: an interrupt
+These three derive from `KeyboardInterrupt`, not from `Glm4vError`: an interrupt
 must pass every ``except Exception`` on its way up, so that "Run All" stops. They carry a code
 and values like the errors.
 

@@ -153,10 +153,10 @@ class PrefixStore:
         return found, most
 
     def take(self, keys: Keys) -> tuple[KeptPrefix | None, int]:
-        """Return what `find` returns; a prefix with which the whole prompt begins is taken out.
+        """Return what `find` returns, and take a prefix out with which the prompt begins.
 
-        Not one that cannot be cut: the call may leave none.
         The longer prefix that the call leaves will replace it, so that it is in memory only once.
+        One that cannot be cut stays: the call may leave none.
         """
         found, most = self.find(keys)
         if found is not None and most == len(found.keys) and not found.is_whole:

@@ -89,7 +89,7 @@ def machines(
         among: the machines.
 
     Raises:
-        OptionError: if the options do not suit the model, or not machines of any number of GPUs.
+        OptionError: if the options do not suit the model, or have a size for each GPU.
         DeviceMapError: if a unit is pinned that the model does not have.
     """
     asked = options or PlacementOptions()
