@@ -17,10 +17,12 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
+from typing import IO
 
 from glm4v_magic.core.errors import EngineError
 from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.engine_commands import EngineCommand
+from glm4v_magic.notebook.interrupts import interrupt_held_back
 
 __all__ = ["LaunchedServer"]
 
@@ -31,44 +33,58 @@ _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
 
 class LaunchedServer:
-    """A running server.
+    """A server, once it is started.
 
     Args:
         command: starts it.
         name: name of the engine, for messages.
         url: URL of its API.
 
-    Raises:
-        EngineError: if the program cannot be started.
+    Attributes:
+        command: as given, as are the others.
     """
 
     def __init__(self, command: EngineCommand, name: str, url: str) -> None:
-        self.name, self.url = name, url
+        self.command, self.name, self.url = command, name, url
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._last: deque[str] = deque(maxlen=_LINES)
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Start it.
+
+        Raises:
+            EngineError: if the program cannot be started.
+        """
+        command = self.command
         try:
-            self._process = subprocess.Popen(  # noqa: S603  the user asked for this program
-                command.words,
-                env={**os.environ, **command.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=_end_with_parent,
-                text=True,
-                errors="replace",
-            )
+            with interrupt_held_back():  # one that comes as the process forks would be lost
+                self._process = subprocess.Popen(  # noqa: S603  the user asked for this program
+                    command.words,
+                    env={**os.environ, **command.environment},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=_end_with_parent,
+                    text=True,
+                    errors="replace",
+                )
+                self._follow(self._process.stdout)
         except OSError as error:
             raise EngineError(f"{command.words[0]} did not start: {error.strerror}.") from None
-        threading.Thread(target=self._read, name=f"log of {name}", daemon=True).start()
         atexit.register(_end_if_there, weakref.ref(self))
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as log:
-            for line in log:
-                self._last.append(line.rstrip())
-                self._lines.put(line.rstrip())
+    def _follow(self, log: IO[str] | None) -> None:
+        assert log is not None
+
+        def read() -> None:
+            with log:
+                for line in log:
+                    self._last.append(line.rstrip())
+                    self._lines.put(line.rstrip())
+
+        threading.Thread(target=read, name=f"log of {self.name}", daemon=True).start()
 
     def wait(self) -> Iterator[str]:
         """Yield lines of the log until the server answers; nothing at times.
@@ -108,18 +124,20 @@ class LaunchedServer:
     @property
     def is_running(self) -> bool:
         """Whether it has not ended."""
-        return self._process.poll() is None
+        return self._process is not None and self._process.poll() is None
 
     @property
     def ending(self) -> str:
         """How it ended, such as ``ended by signal 9``; empty while it runs."""
-        status = self._process.poll()
+        status = None if self._process is None else self._process.poll()
         if status is None:
             return ""
         return f"ended by signal {-status}" if status < 0 else f"ended with status {status}"
 
     def end(self) -> None:
         """End it and all its processes."""
+        if self._process is None:
+            return
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)

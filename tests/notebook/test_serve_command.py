@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
 import sys
@@ -203,10 +204,58 @@ def test_a_port_that_is_taken(run, port):
     assert "not loaded" in run("%glm4v status")
 
 
+class TestInterrupt:
+    """An interrupt of ``serve``, sent at a moment of its own."""
+
+    at_a_fork = False
+
+    @staticmethod
+    def forked():
+        if TestInterrupt.at_a_fork:
+            TestInterrupt.at_a_fork = False
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def test_as_the_process_forks(self, run, vllm, port):
+        TestInterrupt.at_a_fork = True
+        line = f"%glm4v serve glm-4v-9b --engine vllm --gpus 1x40GiB --port {port}"
+        screen = run(line, fails=True)
+        assert "Stopped: %glm4v serve did not finish." in screen
+        assert psutil.Process().children() == []
+
+    def test_the_server_before_has_ended(self, run, vllm, port):
+        line = f"%glm4v serve glm-4v-9b --engine vllm --port {port} --gpus"
+        run(f"{line} 1x40GiB")
+        TestInterrupt.at_a_fork = True
+        screen = run(f"{line} 1x40GiB --context 2048", fails=True)
+        url = f"http://127.0.0.1:{port}/v1"
+        assert f"vLLM at {url} was ended to make room." in screen
+        assert "Stopped" in screen
+        assert "not loaded" in run("%glm4v status")
+        gone = f"vLLM at {url}, started by %glm4v serve, was ended. The same line starts it again"
+        assert gone in run('%glm4v ask "Hello?"', fails=True)
+
+
+def test_a_server_that_does_not_start_leaves_the_one_before(run, vllm, port, monkeypatch):
+    line = "%glm4v serve glm-4v-9b --engine vllm --gpus 1x40GiB --port"
+    run(f"{line} {port}")
+    assert "ended with status 3" in run(f"{line} {port - 1} --revision x", fails=True)
+    assert f"http://127.0.0.1:{port}/v1" in run("%glm4v status")
+    assert len(psutil.Process().children()) == 1
+    module = sys.modules["glm4v_magic.notebook.commands.serve"]
+    # GPUs, which the one before may fill.
+    monkeypatch.setattr(module, "gpus_here", lambda: parse_gpus("1x40GiB"))
+    screen = run(f"{line} {port - 1} --revision x", fails=True)
+    assert f"vLLM at http://127.0.0.1:{port}/v1 was ended to make room." in screen
+    assert "not loaded" in run("%glm4v status")
+
+
+os.register_at_fork(after_in_parent=TestInterrupt.forked)
+
+
 def test_our_own_server_for_real(run, shell, port):
     url = f"http://127.0.0.1:{port}/v1"
-    screen = run(f"%glm4v serve demo --engine own --port {port}")
-    assert f"Our server serves demo at {url}." in screen
+    again = f"%glm4v serve demo --engine own --port {port}"
+    assert f"Our server serves demo at {url}." in run(again)
     ask = '%glm4v ask "Hello?" --max-tokens 4 --temperature 0'
     assert run(ask).strip()
 
@@ -218,6 +267,11 @@ def test_our_own_server_for_real(run, shell, port):
     assert f"{url}, ended by signal 9; the %glm4v serve line starts it again" in run(
         "%glm4v status"
     )
+    assert f"Our server serves demo at {url}." in run(again)  # and so it does
+    (own,) = psutil.Process().children()
+    assert f"Our server serves demo at {url}." in run(again)
+    assert [own] == psutil.Process().children()
+    assert run(ask).strip()
     # Another model behind the same address.
     screen = run(f"%glm4v serve demo-4.6v --engine own --port {port}")
     assert f"Our server serves demo-4.6v at {url}." in screen

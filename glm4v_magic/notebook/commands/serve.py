@@ -64,23 +64,47 @@ def serve(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
         print(command)  # noqa: T201  to be copied, as it is
         return
     _require(engine, command)
-    launched = context.launched
-    if launched is None or not launched.is_running or launched.url != place.url:
+    before = context.launched
+    if before is None or not before.is_running or before.url != place.url:
         _require_free(place)  # before the one that is asked now is ended
-    context.end_launched()
-    server = LaunchedServer(command, _NAMES[engine], place.url)
-    try:
-        for line in server.wait():
-            if line:
-                print(printable(line), flush=True)  # noqa: T201  its log
+    if before is None or not before.is_running or before.command != command:
+        _start(context, LaunchedServer(command, _NAMES[engine], place.url))
+    else:
         context.session.stream_load(place.url).follow()
-    except BaseException:
-        server.end()
-        raise
-    context.launched = server
+    server = context.launched
+    assert server is not None
     info = context.session.status().info
     of = "" if info is None else printable(info.model)
     show(line_bundle(f"{server.name} serves {of} at {place.url}."))
+
+
+def _start(context: Context, server: LaunchedServer) -> None:
+    """Start a server in place of the one before, and connect to it.
+
+    The one before is ended first only if it has the same port, or may fill GPUs of this machine.
+
+    Raises:
+        EngineError: if it ends before it answers.
+    """
+    is_in_the_way = context.launched is not None and (
+        context.launched.url == server.url or bool(gpus_here())
+    )
+    before = context.end_launched() if is_in_the_way else None
+    try:
+        if before is not None:
+            context.session.unload()
+        server.start()
+        for line in server.wait():
+            if line:
+                print(printable(line), flush=True)  # noqa: T201  its log
+        context.session.stream_load(server.url).follow()
+    except BaseException:
+        server.end()
+        if before is not None:
+            show(line_bundle(f"{before.name} at {before.url} was ended to make room."))
+        raise
+    context.end_launched()
+    context.launched = server
 
 
 @dataclass(frozen=True, slots=True)
