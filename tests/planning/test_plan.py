@@ -401,7 +401,8 @@ def test_ways_out_that_are_taken_already_are_not_offered() -> None:
         ({"order": "best"}, OptionError,
          "Unknown order 'best'; there are auto, given, or GPU indices."),
         ({"objective": "fast"}, OptionError,
-         "Unknown objective 'fast'; there are headroom, balance, fewest, fastest."),
+         "Unknown objective 'fast'; there are headroom, balance, fewest, fastest. "
+             "Did you mean fastest?"),
         ({"reserve": -1}, OptionError, "The reserve is -1 bytes, but cannot be negative."),
     ],
 )  # fmt: skip

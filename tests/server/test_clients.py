@@ -1,6 +1,6 @@
 """The clients that people have, as they are installed, ask our own server.
 
-LiteLLM and others that need an environment of their own: tests/server/test_real_servers.py.
+LiteLLM and others that need an environment of their own: tests/engines/test_real_servers.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Answers of a real GPU: those of the CPU, alone and split between the GPU and the CPU.
 
-    pytest -m gpu tests/engines/test_real_gpu.py
+    pytest -m gpu tests/engines/test_answers_of_a_gpu.py
 
 In float32, with convolutions in float32, too: by default cuDNN computes them in TF32, which has ten
 bits of precision.
