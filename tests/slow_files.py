@@ -90,6 +90,7 @@ SLOW = {
     "virtual_gpus/test_virtual_gpus_operators.py": "imports PyTorch's database of operators",
     "virtual_gpus/test_virtual_gpus_plugin.py": "starts interpreters",
     "virtual_gpus/test_virtual_gpus_real_cuda.py": "imports PyTorch's database of operators",
+    "engines/test_real_servers.py": "starts other servers",
 }
 """Files that `make test-fast` leaves out, each with what takes long in it or what it starts.
 
