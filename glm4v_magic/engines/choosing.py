@@ -79,7 +79,7 @@ class ChoiceScorer:
     """
 
     def __init__(self, model: Any, kept: PrefixStore, vision: Vision, at_once: int) -> None:
-        self._model, self._kept, self._vision, self._at_once = model, kept, vision, at_once
+        self._kept, self._at_once = kept, at_once
         self._prefill = Prefill(model, kept, vision)
 
     def score(self, asked: Sequence[Asked], *, is_only: bool) -> list[list[Scored]]:
@@ -89,14 +89,6 @@ class ChoiceScorer:
             asked: the prompts with their texts.
             is_only: whether it is a single one, with nothing beside it and nothing waiting.
         """
-        if self._kept.is_recurrent:
-            return [
-                [
-                    _score(ids, _alone(self._model, each.prompt, ids, self._vision), each.scoring)
-                    for ids in each.texts
-                ]
-                for each in asked
-            ]
         starts, begun = self._prefill.begun(
             [(each.prompt, each.shared) for each in asked], is_only=is_only
         )
@@ -108,11 +100,14 @@ class ChoiceScorer:
         found: list[list[Scored]] = [[] for _ in asked]
         for block, which in begun:
             prompts = [asked[at].prompt for at in which]
-            logits = self._prefill.read(block, prompts, [starts[at] for at in which], features)
+            if is_only:
+                logits = self._prefill.read_alone(block, prompts[0], starts[0], features)
+            else:
+                logits = self._prefill.read(block, prompts, [starts[at] for at in which], features)
             own = self._followed(block, logits, [asked[at] for at in which])
             for at, each in zip(which, own, strict=True):
                 found[at] = each
-        if is_only:
+        if is_only and not self._kept.is_recurrent:
             ((block, _),) = begun
             self._kept.put(block.prefix(asked[0].prompt.keys))
         return found
@@ -137,20 +132,6 @@ class ChoiceScorer:
                 steps = torch.cat((first[row : row + 1], after[at, : len(ids)]))
                 found[row].append(_score(ids, steps, asked[row].scoring))
         return found
-
-
-def _alone(model: Any, prompt: Prompt, text: Sequence[int], vision: Vision) -> Tensor:
-    """Return log-probabilities at each place of a text, from one forward with its prompt."""
-    device, width = prompt.ids.device, len(text)
-    after = prompt.places[..., -1:] + torch.arange(1, width + 1, device=prompt.places.device)
-    logits = model(
-        input_ids=torch.cat((prompt.ids, torch.tensor([text], device=device)), dim=1),
-        position_ids=torch.cat((prompt.places, after), dim=-1),
-        use_cache=False,
-        logits_to_keep=width + 1,
-        **vision.see(prompt.images),
-    ).logits
-    return logits[0].to(device=device, dtype=torch.float32).log_softmax(dim=-1)
 
 
 def _score(text: Sequence[int], steps: Tensor, scoring: Scoring) -> Scored:

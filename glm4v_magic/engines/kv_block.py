@@ -89,7 +89,7 @@ class KVBlock:
             return
         if prefix.is_whole:
             for layer, kept in zip(self.cache.layers, prefix.layers, strict=True):
-                _restore(layer, kept)
+                _restore(layer, tuple(_chosen(each, [0] * self.rows) for each in kept))
             return
         for layer, (keys, values) in zip(self.cache.layers, prefix.layers, strict=True):
             layer.lazy_initialization(keys, values)
@@ -179,14 +179,7 @@ class KVBlock:
         self.cut()
         cache = self._empty()
         for own, layer in zip(self.cache.layers, cache.layers, strict=True):
-            layer.lazy_initialization(own.keys, own.values)
-            for name in ("keys", "values"):
-                tensor = getattr(own, name)
-                if len(set(rows)) == 1:  # the forward copies it
-                    chosen = tensor[rows[:1]].expand(len(rows), -1, -1, -1)
-                else:
-                    chosen = tensor.index_select(0, torch.tensor(rows, device=tensor.device))
-                setattr(layer, name, chosen)
+            _restore(layer, tuple(_chosen(each, rows) for each in _kept(own)))
         return cache
 
     def _read(self, ids: Tensor, mask: Tensor | None, position_ids: Tensor, **more: Any) -> Tensor:
@@ -256,29 +249,43 @@ class KVBlock:
         )
         return KeptPrefix(keys[: self.width if columns is None else len(columns)], layers)
 
-    def states(self, keys: Keys) -> KeptPrefix:
+    def states(self, keys: Keys, *, is_fork: bool = False) -> KeptPrefix:
         """Return what all layers keep of a row that is alone, as it is now.
 
         Args:
             keys: keys of its columns; there may be more of them.
+            is_fork: see `KeptPrefix`.
         """
-        layers = tuple(map(_kept, self.cache.layers))
-        return KeptPrefix(keys[: self.width], layers, is_whole=True)
+        # Copied, since the next token changes them in place.
+        layers = tuple(
+            tuple(map(torch.clone, _kept(layer)))
+            if isinstance(layer, LinearAttentionLayer)
+            else _kept(layer)
+            for layer in self.cache.layers
+        )
+        return KeptPrefix(keys[: self.width], layers, is_whole=True, is_fork=is_fork)
 
 
 _STATES = ("conv_states", "recurrent_states")
 
 
 def _kept(layer: Any) -> tuple[Tensor, ...]:
-    """Return what a layer keeps; states are copied, since the next token changes them."""
+    """Return what a layer keeps."""
     if isinstance(layer, LinearAttentionLayer):
-        return tuple(getattr(layer, name)[0].clone() for name in _STATES)
+        return tuple(getattr(layer, name)[0] for name in _STATES)
     index = getattr(layer, "indexer_keys", None)
     return (layer.keys, layer.values, *(() if index is None else (index,)))
 
 
+def _chosen(tensor: Tensor, rows: list[int]) -> Tensor:
+    """Return rows of a tensor, (B, ...); if all are the same one, they share its memory."""
+    if len(set(rows)) == 1:
+        return tensor[rows[:1]].expand(len(rows), *tensor.shape[1:])
+    return tensor.index_select(0, torch.tensor(rows, device=tensor.device))
+
+
 def _restore(layer: Any, kept: tuple[Tensor, ...]) -> None:
-    """Give an empty layer what another has kept."""
+    """Give an empty layer what another has kept; its states are copied."""
     if isinstance(layer, LinearAttentionLayer):
         for name, state in zip(_STATES, kept, strict=True):
             layer.lazy_initialization(**{name: state})

@@ -351,7 +351,17 @@ class LocalEngine:
             start, stop = image.encoded.start, image.encoded.stop
             keys[start:stop] = [image.digest] * (stop - start)
         places = self._inputs.positions(encoded).to(self._home)
-        return Prompt(torch.tensor([encoded.ids], device=self._home), places, tuple(keys), images)
+        ids = torch.tensor([encoded.ids], device=self._home)
+        return Prompt(ids, places, tuple(keys), images, self._forks(encoded))
+
+    def _forks(self, encoded: Encoded) -> tuple[int, ...]:
+        """Return where the last message begins and where the last image ends."""
+        roles = set(self.processor.end_token_ids)
+        message = next(
+            (at for at in reversed(range(encoded.length)) if encoded.ids[at] in roles), 0
+        )
+        image = max((each.stop for each in encoded.images), default=0)
+        return tuple(sorted({message, image} - {0}))
 
     def _features(self, images: Sequence[PromptImage]) -> dict[str, Tensor]:
         """Return the visual tokens of images, encoded or kept from earlier."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,9 +93,26 @@ class Prefill:
         device = prompts[0][0].ids.device
         blocks = [
             (KVBlock.of_prefixes(self._model, [prefixes[at] for at in part], device), part)
-            for part in alike(rests)
+            for part in self._together(prefixes, rests)
         ]
         return starts, blocks
+
+    def _together(
+        self, prefixes: Sequence[tuple[KeptPrefix | None, int]], rests: Sequence[int]
+    ) -> list[list[int]]:
+        """Return groups of rows (indices) to prefill in one forward each."""
+        if not self._kept.is_recurrent:
+            return alike(rests)
+        # Padding before the first token leaves states as they are, zero; after a prefix it does
+        # not.
+        groups: dict[tuple[int, int], list[int]] = {}
+        for at, ((found, _), rest) in enumerate(zip(prefixes, rests, strict=True)):
+            groups.setdefault((0, 0) if found is None else (id(found), rest), []).append(at)
+        return [
+            [group[at] for at in part]
+            for group in groups.values()
+            for part in alike([rests[at] for at in group])
+        ]
 
     def _prefixes(
         self, prompts: Sequence[tuple[Prompt, int]], *, is_only: bool
@@ -106,8 +124,6 @@ class Prefill:
             found, length = self._kept.take(prompt.keys[:-1])
             return [(found, prompt.whole_images(length))]
         prefixes: list[tuple[KeptPrefix | None, int]] = []
-        if self._kept.is_recurrent:  # rows with states of different lengths cannot be one block
-            return [(None, 0) for _ in prompts]
         for prompt, shared in prompts:
             keys = prompt.keys[:-1]
             held = [] if self._latest is None else [self._latest]
@@ -129,6 +145,8 @@ class Prefill:
         block = KVBlock.of_prefixes(self._model, [(found, length)], prompt.ids.device)
         features = self.features(prompt.images_in(length, end))
         self.read(block, [prompt], [length], features, end)
+        if self._kept.is_recurrent:
+            return block.states(prompt.keys, is_fork=True)
         return block.prefix(prompt.keys)
 
     def features(self, images: Iterable[PromptImage]) -> Mapping[str, Tensor]:
@@ -175,14 +193,24 @@ class Prefill:
         """Prefill a prompt that is alone in a block, as `read`, and keep what can be only now.
 
         States change with each token and cannot be cut, so they are kept from before the prompt's
-        last tokens, which a prompt that continues this one may write otherwise.
+        last tokens, which a prompt that continues this one may write otherwise, and from where
+        another message or another question about the same image would go on.
         """
-        end = prompt.whole_images(max(len(prompt) - _TAIL, 0))
-        if self._kept.is_recurrent and self._kept.budget and end > start:
-            self.read(block, [prompt], [start], features, end)
-            self._kept.put(self.attempt(lambda: block.states(prompt.keys)))
-            start = end
+        if self._kept.is_recurrent and self._kept.budget:
+            for end in self._stops(prompt, start):
+                self.read(block, [prompt], [start], features, end)
+                is_fork = end in prompt.forks
+                states = self.attempt(partial(block.states, prompt.keys, is_fork=is_fork))
+                self._kept.put(states)
+                start = end
         return self.read(block, [prompt], [start], features)
+
+    def _stops(self, prompt: Prompt, start: int) -> list[int]:
+        """Return the lengths at which states of a prompt are kept, of which `start` are read."""
+        latest = len(prompt) - _TAIL
+        forks = [each for each in prompt.forks if each - start >= LEAST_SHARED]
+        ends = {prompt.whole_images(max(latest, 0)), *forks}
+        return sorted(each for each in ends if start < each < len(prompt))
 
     def attempt(self, action: Callable[[], Any]) -> Any:
         """Call `action`; if memory runs out, drop all cached prefixes and call it again."""

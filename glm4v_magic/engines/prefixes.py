@@ -58,11 +58,14 @@ class KeptPrefix:
         layers: keys and values of each layer, (1, heads, length, head size); or whatever a layer
             keeps instead.
         is_whole: whether layers keep states, which are those after all tokens and cannot be cut.
+        is_fork: whether other prompts may go on from here in another way, so that it stays when a
+            longer prefix is kept.
     """
 
     keys: Keys
     layers: tuple[tuple[Tensor, ...], ...]
     is_whole: bool = False
+    is_fork: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -115,8 +118,7 @@ class PrefixStore:
 
     Args:
         budget: maximum size in bytes; 0 keeps nothing.
-        is_recurrent: whether layers of the model keep states, so that prefixes cannot be cut and
-            rows cannot share them.
+        is_recurrent: whether layers of the model keep states, so that prefixes cannot be cut.
 
     Attributes:
         budget: as given; may be changed.
@@ -164,11 +166,12 @@ class PrefixStore:
         return found, most
 
     def put(self, prefix: KeptPrefix) -> None:
-        """Keep a prefix; it replaces kept prefixes that it begins with."""
+        """Keep a prefix; it replaces kept prefixes that it begins with, except forks."""
         if not prefix.keys or prefix.nbytes > self.budget:
             return
         for entry in list(self._prefixes()):
-            if entry.keys == prefix.keys[: len(entry.keys)]:
+            is_same = entry.keys == prefix.keys
+            if is_same or (not entry.is_fork and entry.keys == prefix.keys[: len(entry.keys)]):
                 del self._entries[entry.keys]
         self._entries[prefix.keys] = prefix
         self._fit()

@@ -31,12 +31,14 @@ class Prompt:
         places: position of each token, (1, L) or (axes, 1, L).
         keys: key of each token for comparison with other prompts; see `prefixes`.
         images: its images, in order.
+        forks: lengths of prefixes after which other prompts are likely to go on in another way.
     """
 
     ids: Tensor
     places: Tensor
     keys: Keys
     images: tuple[PromptImage, ...] = ()
+    forks: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -52,6 +54,7 @@ class Prompt:
             torch.cat((self.places, self.places[..., -1:] + steps), dim=-1),
             (*self.keys, *ids),
             self.images,
+            self.forks,
         )
 
     def whole_images(self, length: int) -> int:

@@ -64,7 +64,8 @@ def naive(engine, folder, thinking):
 
 
 @pytest.mark.parametrize(
-    ("kind", "thinking"), [("glm4v", None), ("glm46v", None), ("glm46v", False), ("glm_ocr", None)]
+    ("kind", "thinking"),
+    [("glm4v", None), ("glm46v", None), ("glm46v", False), ("glm_ocr", None), ("glm5_next", None)],
 )
 def test_the_probability_of_each_choice_is_that_of_a_forward_for_it(
     engines, native, kind, thinking

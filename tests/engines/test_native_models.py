@@ -64,10 +64,11 @@ def told(generations):
 @contextmanager
 def watched(engine) -> Iterator[dict[str, list]]:
     """Logits of every step, how many ids each read, and what the tower encoded."""
-    seen: dict[str, list] = {"logits": [], "read": [], "encoded": []}
+    seen: dict[str, list] = {"logits": [], "read": [], "shapes": [], "encoded": []}
 
     def read(_module, _args, options, output):
         seen["read"].append(options["input_ids"].shape[1])
+        seen["shapes"].append(tuple(options["input_ids"].shape))
         seen["logits"].append(output.logits[:, -1].float().cpu())
 
     def encode(_module, _args, options):
@@ -194,35 +195,80 @@ def test_rows_that_begin_alike_read_their_beginning_once(engines, native, kind):
     assert seen["read"][0] > seen["read"][1] > 1
 
 
-def before_its_end(encoded):
-    """Where states are kept: 16 tokens before the end, or before an image that goes on there."""
-    end = len(encoded.ids) - 16
-    return next((each.start for each in encoded.images if each.start < end < each.stop), end)
+def read_of(seen):
+    """How many ids were read by forwards of more than one token, whatever the answers' lengths."""
+    return sum(rows * width for rows, width in seen["shapes"] if width > 1)
 
 
-def test_a_model_with_states_goes_on_from_those_before_the_end_of_a_prompt(engines, native):
-    plain, engine = engines("glm5_next"), local.load(resolve(native("glm5_next")), keep=2**26)
-    answers(engine, [SEVERAL])
-    follow_up = talk(*SEVERAL.messages, Message("assistant", "Well."), Message("user", "?", (C, B)))
-    other = talk(Message("user", "Another question about this", (A,)))
-    with watched(engine) as seen:
-        found = [answers(engine, [each])[0] for each in (follow_up, follow_up, SEVERAL, other)]
-    assert told(found) == told(answers(plain, [follow_up, follow_up, SEVERAL, other]))
-    assert seen["encoded"] == []  # the features of images are kept all the same
-    prompts = [engine.processor.encode(each) for each in (SEVERAL, follow_up, other)]
-    first, second, third = (len(each.ids) for each in prompts)
-    one, two, three = map(before_its_end, prompts)
-    # The states in the midst of a longer prompt are none of a shorter one's.
-    expected = [two - one, second - two, second - two, one, first - one, three, third - three]
-    assert [each for each in seen["read"] if each > 1] == expected
-    assert (engine.batch_size, engine.cache.prefixes) == (8, 3)
+def with_states(native):
+    return local.load(resolve(native("glm5_next")), keep=2**26)
 
 
-def test_rows_of_a_model_with_states_are_read_each_by_itself(engines, native):
-    plain, engine = engines("glm5_next"), local.load(resolve(native("glm5_next")), keep=2**26)
-    rows = [talk(Message("user", each, (A, B))) for each in ("Compare these two.", "What?")]
-    assert told(answers(engine, [rows[0]])) == told(answers(plain, [rows[0]]))
-    assert told(answers(engine, rows)) == told([answers(plain, [each])[0] for each in rows])
+def test_a_model_with_states_goes_on_from_those_that_a_prompt_left(engines, native):
+    plain, engine = engines("glm5_next"), with_states(native)
+    system = Message("system", "Say what you see and be as brief as you can, please.")
+    first = talk(system, Message("user", "What is it that they show us here?", (A, B)))
+    follow_up = talk(*first.messages, Message("assistant", "Well."), Message("user", "?", (C, B)))
+    other = talk(system, Message("user", "And which of these two is the larger one?", (A, B)))
+    edited = talk(*follow_up.messages[:3], Message("user", "Another question after all. " * 4))
+    text = talk(system, Message("user", "Nothing to see here? " * 4))
+    lengths = [len(engine.processor.encode(each).ids) for each in (first, follow_up)]
+    images = max(each.stop for each in engine.processor.encode(other).images)
+    message = engine.processor.encode(text).ids.index(engine.processor.end_token_ids[1])
+    turn = lengths[0] - 16  # what follows may be written otherwise in a longer prompt
+    for chat, known in (
+        (first, 0),
+        (follow_up, turn),
+        (follow_up, lengths[1] - 16),  # retried
+        (first, images),
+        (other, images),
+        (edited, turn + 16),
+        (text, message),
+    ):
+        with watched(engine) as seen:
+            found = answers(engine, [chat])
+        assert told(found) == told(answers(plain, [chat]))
+        assert read_of(seen) <= len(engine.processor.encode(chat).ids) - known
+    assert engine.batch_size == 8
+
+
+@pytest.mark.parametrize("keep", [0, 2**26])
+def test_rows_of_a_model_with_states_read_what_they_share_once(engines, native, keep):
+    plain = engines("glm5_next")
+    engine = with_states(native) if keep else plain
+    questions = ["Compare these two.", "What?", "Which one?", "Compare these six.", "So?"]
+    rows = [talk(Message("user", each, (A, B))) for each in questions]
+    rows.append(talk(Message("user", "Nothing to see.")))
+    alone = told(answers(plain, [each])[0] for each in rows)
+    prompts = [engine.processor.encode(each) for each in rows]
+    shared = prompts[0].images[-1].stop
+    for at_once, most in ((8, shared), (2, shared), (8, shared if keep == 0 else 0)):
+        with watched(engine) as seen:
+            events = engine.stream([Request(each, GREEDY) for each in rows], at_once)
+            found = {event.row: event.generation for event in events if isinstance(event, Finished)}
+        assert told(found[row] for row in range(len(rows))) == alone
+        rest = sum(len(each.ids) - (shared if each.images else 0) for each in prompts)
+        assert read_of(seen) <= most + rest
+        assert len(seen["encoded"]) <= 2
+
+
+@pytest.mark.parametrize("keep", [0, 2**26])
+def test_choices_of_a_model_with_states_read_their_prompts_once(engines, native, keep):
+    """Their probabilities are held against forwards of the whole elsewhere."""
+    engine = with_states(native) if keep else engines("glm5_next")
+    choices = Constraint(choices=("yes", "no", "not at all sure"))
+    rows = [talk(Message("user", each, (A, B))) for each in ("Two?", "Any?", "Is one larger?")]
+    length = len(engine.processor.encode(rows[0]).ids)
+    requests = [Request(each, replace(GREEDY, max_tokens=64), choices) for each in rows]
+    found = []
+    for asked in (requests, requests[:1]):
+        with watched(engine) as seen:
+            events = list(engine.stream(asked))
+        assert read_of(seen) < 3 * length
+        assert len(seen["encoded"]) <= 2
+        found.append({e.row: e.generation.choices for e in events if isinstance(e, Finished)})
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-3)
+    assert len({tuple(each.values()) for each in found[0].values()}) == 3
 
 
 def test_what_was_seen_and_counted(engines):
