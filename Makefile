@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo lab test test-fast test-gpu nightly nightly-images nightly-patch nightly-servers bench bench-full bench-gpu lint tables docs dist eval-demo eval-native-demo clean
+.PHONY: demo lab test test-fast test-oldest test-gpu nightly nightly-images nightly-patch nightly-servers bench bench-full bench-gpu lint tables docs dist eval-demo eval-native-demo clean
 
 demo: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py notebooks/01_quickstart.ipynb
@@ -25,6 +25,25 @@ test: $(INSTALLED)
 # While working: no browser, kernel or server, and none of the long files (tests/slow_files.py).
 test-fast: $(INSTALLED)
 	$(PYTEST) -m "not slow and not nightly and not browser and not gpu"
+
+# The magics' tests with the oldest versions that pyproject.toml allows, those of Colab and Kaggle, in
+# an environment of their own. Without JupyterLab: no browser.
+test-oldest: build/oldest/.installed
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest \
+		--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+		-m "not nightly and not browser and not gpu" tests/notebook tests/session \
+		tests/checkpoints/test_native_fp8.py
+
+build/oldest/.installed: pyproject.toml constraints.txt constraints-oldest.txt
+	$(PYTHON) -m venv build/oldest
+	old=$$(sed -n 's/==.*//p' constraints-oldest.txt | paste -s -d '|' -); \
+	{ cat constraints-oldest.txt; grep -v -i -E "^($$old)==" constraints.txt; } \
+		> build/oldest/constraints.txt
+	build/oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint build/oldest/constraints.txt \
+		--editable '.[compressed,forms,parquet,pdf,server,video]' \
+		hypothesis ipykernel matplotlib nbclient nbconvert pandas pexpect pytest pytest-xdist
+	touch $@
 
 # On a machine with a GPU: answers, memory and mixed devices, held against those of the CPU.
 test-gpu: $(INSTALLED)

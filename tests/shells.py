@@ -30,7 +30,7 @@ def ipython_shell(folder):
     yield shell
     shell.reset(new_session=False)
     shell.history_manager.end_session()
-    HistoryManager._instances.clear()
+    getattr(HistoryManager, "_instances", set()).clear()  # IPython 7 keeps none
     InteractiveShell.clear_instance()
     if before is not None:  # a module's shell, which this one stood in for
         for each in type(before)._walk_mro():
@@ -57,6 +57,14 @@ print("", *sys.modules, sep="\\n\\0")
     assert done.returncode == 0, done.stderr
     shown, *modules = done.stdout.split("\n\0")
     return shown, {name.strip() for name in modules}
+
+
+def open_widgets():
+    """The widgets that are not closed, by their numbers."""
+    from ipywidgets.widgets import widget
+
+    # IPython widgets 7 have them in a public place, from which 8 warns off.
+    return widget._instances if hasattr(widget, "_instances") else widget.Widget.widgets
 
 
 class InterruptingStream:

@@ -41,7 +41,9 @@ def _linear(
     block_size: object = None,
     bias: Tensor | None = None,
     *_: object,
+    **_options: object,
 ) -> Tensor:
+    # Until transformers 5.22 its modules name what they give, later ones give it in order.
     result = _product(values, weight, scales)
     return result if bias is None else result.add_(bias)
 

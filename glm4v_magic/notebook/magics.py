@@ -9,11 +9,11 @@ import inspect
 import os
 import re
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from IPython.core.completer import CompletionContext, SimpleCompletion, context_matcher
+from IPython.core.completer import Completion
 from IPython.core.error import UsageError
 from IPython.core.extensions import ExtensionManager
 from IPython.core.magic import (
@@ -59,7 +59,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Glm4vMagics", "Stopped", "register", "unregister"]
 
-_BEFORE_OTHERS = 1000  # priority; IPython's own matchers have 0 to 100
 _ANSWERING = ("", "ask", "retry", "continue")  # a cell has no command
 _EMPTY_CELL = re.compile(r"%%glm4v(?![\w?])")
 _ASKED_ALONE = re.compile(r"()%glm4v\s+(.*\?)")
@@ -69,16 +68,6 @@ _ANSWER = ("glm4v_magic.core.conversation", "Answer")
 _ROWS = ("glm4v_magic.core.rows", "Rows")
 _SAVED = ("glm4v_magic.mapping.row_file", "SavedRows")
 _PLAN = ("glm4v_magic.core.plan", "Plan")
-
-
-class _NothingElse(list[SimpleCompletion]):
-    """Completions of a line that is ours.
-
-    IPython keeps other matchers out only where there are completions, by the length of this.
-    """
-
-    def __len__(self) -> int:
-        return max(1, super().__len__())
 
 
 class Stopped(KeyboardInterrupt):
@@ -232,7 +221,7 @@ class Glm4vMagics(Magics):
             formatter.ipython_display_formatter.for_type_by_name(*kind, self._swallow_if_shown)
             formatter.mimebundle_formatter.for_type_by_name(*kind, bundle)
         self.shell.events.register("post_run_cell", self._forget_shown)
-        self.shell.Completer.custom_matchers.append(self._complete)
+        self.shell.Completer.completions = self._completions
         self.shell.input_transformers_cleanup.append(_alone)
         show_as_one_line(self.shell, lambda: self._settings.debug)
         write_late(self.shell.displayhook)
@@ -257,7 +246,7 @@ class Glm4vMagics(Magics):
             formatter.mimebundle_formatter.pop(name, None)
         self._forget_shown(None)
         self.shell.events.unregister("post_run_cell", self._forget_shown)
-        self.shell.Completer.custom_matchers.remove(self._complete)
+        del self.shell.Completer.completions
         self.shell.input_transformers_cleanup.remove(_alone)
         show_as_usual()
         write_early(self.shell.displayhook)
@@ -266,25 +255,25 @@ class Glm4vMagics(Magics):
         self._context.close()
         return self._context.session
 
-    @context_matcher(priority=_BEFORE_OTHERS, identifier="glm4v")
-    def _complete(self, context: CompletionContext) -> dict[str, Any]:
+    def _completions(self, text: str, offset: int) -> Iterator[Completion]:
+        """Complete our lines; IPython completes the others.
+
+        It stands before the completer's own method, which kernels and terminals call: a matcher
+        among IPython's could keep the others out of our lines only since IPython 8.6.
+        """
         from glm4v_magic.notebook.completion import complete
 
-        *above, line = context.full_text.split("\n")[: context.cursor_line + 1]
-        text = "\n".join([*above, line[: context.cursor_position]])
         hidden = self.shell.user_ns_hidden
         names = {name: value for name, value in self.shell.user_ns.items() if name not in hidden}
         chats = () if self._context is None else self._context.session.chats
-        found = complete(text, names, chats)
+        found = complete(text[:offset], names, chats)
         if found is None:
-            return {"completions": []}
-        matches = [SimpleCompletion(each.text, type=each.type) for each in found.matches]
-        return {
-            "completions": _NothingElse(matches),
-            "matched_fragment": found.fragment,
-            "suppress": True,
-            "ordered": True,
-        }
+            completer = self.shell.Completer
+            yield from type(completer).completions(completer, text, offset)
+            return
+        start = offset - len(found.fragment)
+        for each in found.matches:
+            yield Completion(start, offset, each.text, type=each.type, _origin="glm4v")
 
     def _show_no_more(self, result: object) -> None:
         """Keep an answer that its cell has shown from being shown again as its result."""

@@ -6,6 +6,7 @@ Where other code is in between, the ordinary traceback tells where it is.
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["show_as_one_line", "show_as_usual"]
 
 _OURS = str(Path(__file__).parents[1])
+_CELL = re.compile(r"<ipython-input-(?P<number>\d+)-|.*[/\\]ipykernel_\d+[/\\]\d+\.py$")
 _HOOK = "_render_traceback_"  # IPython asks an exception for it
 
 
@@ -53,9 +55,21 @@ def _place(shell: InteractiveShell, error: Glm4vError) -> str | None:
     """Return the line of a cell that called us; ``None`` if other code is in between."""
     place = None
     for frame in traceback.extract_tb(error.__traceback__):
-        named = shell.compile.format_code_name(frame.filename)
-        if named is not None:
-            place = f"{' '.join(named)}, line {frame.lineno}"
+        cell = _cell(shell, frame.filename)
+        if cell is not None:
+            place = f"{cell}, line {frame.lineno}"
         elif place is not None and not frame.filename.startswith(_OURS):
             return None
     return place
+
+
+def _cell(shell: InteractiveShell, filename: str) -> str | None:
+    """Return the name of the cell that was compiled as this file; ``None`` if none was."""
+    if hasattr(shell.compile, "format_code_name"):
+        named: tuple[str, str] | None = shell.compile.format_code_name(filename)
+        return None if named is None else " ".join(named)
+    # IPython 7 has only the names of the files, which are numbered in terminals.
+    cell = _CELL.match(filename)
+    if cell is None:
+        return None
+    return f"Cell In[{cell['number']}]" if cell["number"] else "Cell"

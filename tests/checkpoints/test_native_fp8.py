@@ -24,7 +24,6 @@ from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import CheckpointError, DeviceMapError, OptionError
 from glm4v_magic.core.events import Finished
 from glm4v_magic.core.gpu_spec import parse_gpus
-from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.doctor import diagnose, gather
@@ -224,8 +223,9 @@ def restored(weight, scales, block, dtype):
 def kernels(monkeypatch):
     """Kernels that restore the weights and multiply: the edge, for they need such a GPU."""
 
-    def linear(values, weight, scales, block, bias=None, *_):
-        return functional.linear(values, restored(weight, scales, block, values.dtype), bias)
+    def linear(values, weight, scales, block_size, bias=None, *_, **_options):
+        full = restored(weight, scales, block_size, values.dtype)
+        return functional.linear(values, full, bias)
 
     def grouped(values, weights, scales, *, offsets, block_size, **_):
         pairs = zip(weights, scales, strict=True)
@@ -309,7 +309,7 @@ def test_products_in_fp8_refuse_mixed_devices(checkpoints):
 
 def test_common_machines_keep_fp8_where_they_compute_with_it(checkpoints):
     shape = architecture(checkpoints("glm46v")[0]).shape()
-    found = machines(shape, Workload(context=512), (("", "A100-80GB"), ("", "H100")))
+    found = machines(shape, PlacementOptions(context=512), (("", "A100-80GB"), ("", "H100")))
     assert [fit.fp8 for fit in found] == [False, True]
     assert [row[1] for row in machine_rows(found)] == ["fits in", "bfloat16", "bfloat16, FP8"]
 

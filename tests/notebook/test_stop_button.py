@@ -10,6 +10,7 @@ import os
 import re
 import time
 
+import ipykernel
 import pytest
 from jupyter_client.manager import start_new_kernel
 from shells import ROOT
@@ -118,6 +119,8 @@ class FrontEnd:
 
 @pytest.fixture(scope="module")
 def front_end(talkative, tmp_path_factory):
+    if ipykernel.version_info < (7,):
+        pytest.skip("kernels before ipykernel 7 have no subshells, and no Stop button")
     folder = tmp_path_factory.mktemp("kernel")
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "IPYTHONDIR": str(folder)}

@@ -11,8 +11,7 @@ from types import SimpleNamespace
 import ipywidgets
 import pytest
 from IPython.utils.capture import capture_output
-from ipywidgets.widgets.widget import _instances
-from shells import TINY
+from shells import TINY, open_widgets
 
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.placement import PlacementOptions
@@ -338,20 +337,20 @@ def test_it_hears_when_the_last_page_lets_go_and_when_one_comes_back():
 
 
 def test_many_widgets_closed_in_any_order_leave_nothing(context, tool):
-    before = set(_instances)
+    before = set(open_widgets())
     with capture_output():
         views = [MemoryWidget(context.monitor) for _ in range(5)]
         for view in views:
             view.show()
         plan = tool(gpus="2x24GiB")
-        assert len(set(_instances) - before) > 40
+        assert len(set(open_widgets()) - before) > 40
         random.Random(0).shuffle(views)
         plan.close()
         for view in views:
             assert context.monitor.is_running
             view.close()
     assert not context.monitor.is_running
-    assert set(_instances) - before == set()
+    assert set(open_widgets()) - before == set()
 
 
 def test_only_a_view_on_a_page_waits_for_the_news(context, monkeypatch):

@@ -70,7 +70,7 @@ class Live:
 
     def show(self) -> None:
         """Show widget and twin as outputs of the running cell."""
-        view = self.box._repr_mimebundle_()[_WIDGET]
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
         # The twin has the text. An empty element is what front ends without widgets show here.
         display({"text/plain": "", "text/html": Html("<span></span>"), _WIDGET: view}, raw=True)
         self._is_shown = True

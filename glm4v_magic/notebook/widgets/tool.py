@@ -165,8 +165,9 @@ class DeviceTool:
         wide = {"description_width": "6em"}
         self._gpus = widgets.Combobox(
             value=options.gpus or "", options=_GPUS, placeholder=_HERE, description="GPUs",
-            continuous_update=False, style=wide, tooltip='such as "24+16+12GiB"',
+            continuous_update=False, style=wide,
         )  # fmt: skip
+        self._gpus.tooltip = 'such as "24+16+12GiB"'  # IPython widgets 7 refuse it above
         # Not a slider: its handle would have no name for a screen reader.
         self._context = widgets.BoundedIntText(
             value=options.context or shape.max_context,
