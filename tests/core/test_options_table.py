@@ -301,6 +301,7 @@ from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.completion import complete
 from glm4v_magic.notebook.magics import Glm4vMagics
 from glm4v_magic.notebook.settings import Glm4v, read
+from glm4v_magic.server.openapi import document
 from glm4v_magic.server.questions import read_question
 
 cell = Glm4vMagics.glm4v
@@ -312,6 +313,8 @@ assert read({{}}, {{"GLM4V_TYPICAL_P": "0.25"}}).typical_p == 0.25
 assert [row.name for row in Glm4v().table("typical_p")] == ["typical_p"]
 body = {{"messages": [{{"role": "user", "content": "What?"}}], "typical_p": 0.25}}
 assert read_question(body, "m").requests[0].sampling.typical_p == 0.25
+request = document()["components"]["schemas"]["ChatRequest"]["properties"]
+assert request["typical_p"]["description"].startswith("Keep the tokens that are the most typical.")
 
 
 class Asked:
