@@ -99,6 +99,8 @@ class Unit:
         held_bytes: activations that stay alive until the prefill ends.
         transient_bytes: peak of the activations that are freed while or after the unit runs.
         tower_held_bytes: activations that are alive while the vision tower runs.
+        shared_bytes: bytes of `transient_bytes` that the unit before holds: the embedded tokens,
+            which are the input of the first decoder layer.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Unit:
     held_bytes: int = 0
     transient_bytes: int = 0
     tower_held_bytes: int = 0
+    shared_bytes: int = 0
 
     @property
     def resident_bytes(self) -> int:
@@ -173,8 +176,8 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
     mask = pairs if workload.batch > 1 and shape.masks_pairs else 0
     # The last token of an answer is not read.
     row = entries // workload.batch - 1
-    units = []
-    for unit in shape.units:
+    units: list[Unit] = []
+    for before, unit in zip((None, *shape.units), shape.units, strict=False):
         held = in_tower = transient = 0
         for a in unit.activations:
             stays = counts[a.tokens] * (a.held_values * size + a.held_bytes)
@@ -208,9 +211,17 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
                 held,
                 transient,
                 in_tower,
+                0 if before is None else _handed_on(before, entries, size),
             )
         )
     return tuple(units)
+
+
+def _handed_on(unit: UnitShape, entries: int, size: int) -> int:
+    """Return the bytes that `unit` holds and the next one has as its input."""
+    if unit.kind != "embedding":
+        return 0
+    return entries * size * sum(a.held_values for a in unit.activations if a.tokens == "text")
 
 
 def _made_by_tower(unit: UnitShape, activation: Activation) -> bool:

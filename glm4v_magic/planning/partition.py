@@ -7,15 +7,17 @@ A GPU that runs the units ``i..j-1`` needs ::
 
     base + sum(resident[i:j]) + max(transient[i:j])         (nothing at all when i == j)
 
-because resident bytes add up while transients exist for one unit at a time. What is resident while
-the vision tower runs is another sum, with other transients; a GPU needs the larger of the two
-(`needed`). Its *fullness* is what it needs over its capacity. `partition` minimises the
+because resident bytes add up while transients exist for one unit at a time. A transient may contain
+what the unit before keeps resident, which on the same GPU is counted once (`Item.shared`). What is
+resident while the vision tower runs is another sum, with other transients; a GPU needs the larger
+of the two (`needed`). Its *fullness* is what it needs over its capacity. `partition` minimises the
 fullness of the fullest GPU, exactly.
 
 Why it is exact:
 
 1. The cost of an interval never grows when units are taken away from either end (sums of and
-   maxima over fewer non-negative numbers, and the larger of two such). So for a bound ``f`` and a
+   maxima over fewer non-negative numbers, and the larger of two such; what a first unit then no
+   longer shares was resident in the one taken away). So for a bound ``f`` and a
    fixed order of GPUs, giving each GPU in turn as many units as ``f`` allows is optimal: by
    induction, whatever another split has placed after k GPUs, this one has placed at least as
    much, and the units that remain can be treated as the other split treats them.
@@ -77,6 +79,7 @@ class Item:
         tower_resident: as `resident`, while the vision tower runs.
         tower_transient: as `transient`, while the vision tower runs; 0 except for units of the
             tower.
+        shared: bytes of `transient` that are also in `resident` of the unit before.
     """
 
     resident: int
@@ -84,6 +87,7 @@ class Item:
     pinned: int | None = None
     tower_resident: int = 0
     tower_transient: int = 0
+    shared: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +195,9 @@ def needed(items: Sequence[Item]) -> int:
 def _needed(items: Sequence[Item]) -> list[int]:
     """Return the bytes needed by the first of `items`, by the first two, and so on."""
     sums = accumulate(item.resident for item in items)
-    peaks = accumulate((item.transient for item in items), max)
+    # the unit before the first is on another GPU, or nowhere
+    transients = (item.transient - item.shared * bool(place) for place, item in enumerate(items))
+    peaks = accumulate(transients, max)
     tower_sums = accumulate(item.tower_resident for item in items)
     tower_peaks = accumulate((item.tower_transient for item in items), max)
     return list(map(max, map(add, sums, peaks), map(add, tower_sums, tower_peaks)))

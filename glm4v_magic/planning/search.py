@@ -102,6 +102,7 @@ def item_of(unit: Unit, pinned: int | None = None, offloaded: bool = False) -> I
         pinned,
         unit.tower_resident_bytes - away,
         transient if unit.in_tower else 0,
+        unit.shared_bytes,
     )
 
 

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
+from torch._C import DispatchKey
 from torch.utils._python_dispatch import _disable_current_modes
 
 from glm4v_magic.virtual_gpus.memory import MemoryLedger
@@ -22,6 +23,7 @@ from glm4v_magic.virtual_gpus.rules import (
     composite_kernel,
     is_cpu_only,
     is_implicit,
+    lazy_views,
     may_stay,
 )
 from glm4v_magic.virtual_gpus.tensor import (
@@ -112,8 +114,7 @@ class Machine:
         if special is not None:
             return special(self, operator, args, kwargs)
         if torch.is_inference_mode_enabled() and is_implicit(operator):
-            with self.watched():
-                return operator._op_dk(IMPLICIT, *args, **kwargs)
+            return self._by_parts(operator, IMPLICIT, args, kwargs)
         if is_cpu_only(operator):
             raise NotImplementedError(
                 f"Could not run '{operator.name()}' with arguments from the 'CUDA' backend: it "
@@ -123,11 +124,17 @@ class Machine:
         if mismatch is not None:
             kernel = composite_kernel(operator)
             if kernel is not None and mismatch.message != NO_DATA:
-                with self.watched():
-                    return operator._op_dk(kernel, *args, **kwargs)
+                return self._by_parts(operator, kernel, args, kwargs)
             args, kwargs = self._repaired(operator, args, kwargs, device, mismatch)
         with _as_the_base(operator, args):
             return self._run(operator, args, kwargs, device)
+
+    def _by_parts(
+        self, operator: Any, kernel: DispatchKey, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the kernel of `operator` that is made of others; each of them is dispatched here."""
+        with self.watched(), lazy_views():
+            return operator._op_dk(kernel, *args, **kwargs)
 
     def move(
         self,

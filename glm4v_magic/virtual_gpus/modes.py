@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glm4v_magic.virtual_gpus.generators import check_generator
+from glm4v_magic.virtual_gpus.rules import is_implicit, lazy_views
 from glm4v_magic.virtual_gpus.tensor import VirtualTensor, leaves, replace_leaves
 
 __all__ = ["operators_watched", "virtual_devices"]
@@ -76,6 +77,9 @@ class _DispatchMode(TorchDispatchMode):
             on_gpu = device is not None and torch.device(device).type == "cuda"
             if on_gpu or VirtualTensor in types:
                 return self._machine.dispatch(func, args, kwargs)
+        if torch.is_inference_mode_enabled() and is_implicit(func):
+            with lazy_views():
+                return func(*args, **kwargs)
         return func(*args, **kwargs)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
@@ -41,6 +42,7 @@ __all__ = [
     "composite_kernel",
     "is_cpu_only",
     "is_implicit",
+    "lazy_views",
     "may_stay",
 ]
 
@@ -234,6 +236,20 @@ def composite_kernel(operator: Any) -> DispatchKey | None:
 def is_implicit(operator: Any) -> bool:
     """Tell whether PyTorch replaces an operation by others, unless it is in inference mode."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), IMPLICIT.name)
+
+
+@contextmanager
+def lazy_views() -> Iterator[None]:
+    """Within the block, PyTorch carries out lazy conjugation and negation where a kernel needs it.
+
+    It calls dispatch modes with the keys for that switched off. In inference mode they are then off
+    inside operations that are made of others too: ``fft.hfftn`` would transform what is not
+    conjugated yet (torch 2.13, under any ``TorchDispatchMode``).
+    """
+    conjugate = torch._C._SetExcludeDispatchKeyGuard(DispatchKey.Conjugate, False)
+    negative = torch._C._SetExcludeDispatchKeyGuard(DispatchKey.Negative, False)
+    with conjugate, negative:
+        yield
 
 
 @cache

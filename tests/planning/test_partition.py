@@ -27,7 +27,8 @@ def fullness(items: list[Item], budgets: list[Budget], split: Partition) -> Frac
     for index, (first, end) in zip(split.order, split.borders, strict=True):
         if first < end:
             cost = sum(item.resident for item in items[first:end])
-            cost += max(item.transient for item in items[first:end])
+            rest = [item.transient - item.shared for item in items[first + 1 : end]]
+            cost += max([items[first].transient, *rest])
             shares.append(Fraction(budgets[index].base + cost, budgets[index].capacity))
     return max(shares)
 
@@ -67,14 +68,16 @@ def random_case(seed: int) -> tuple[list[Item], list[Budget]]:
     ]  # fmt: skip
     if draw.random() < 0.3:
         budgets = [budgets[0]] * len(budgets)
-    items = [
-        Item(
+    items: list[Item] = []
+    for _ in range(draw.randint(1, 7)):
+        resident, transient = (
             draw.randint(0, largest),
             draw.choice([0, draw.randint(0, 2 * largest)]),
-            draw.randrange(len(budgets)) if draw.random() < 0.08 else None,
         )
-        for _ in range(draw.randint(1, 7))
-    ]
+        pinned = draw.randrange(len(budgets)) if draw.random() < 0.08 else None
+        most = min(items[-1].resident, transient) if items else 0
+        shared = draw.choice([0, draw.randint(0, most)])
+        items.append(Item(resident, transient, pinned, shared=shared))
     return items, budgets
 
 

@@ -15,8 +15,9 @@ from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.glm4v_9b.architecture import Glm4v9bArchitecture
 from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
 from glm4v_magic.core.errors import DoesNotFitError
-from glm4v_magic.core.gpu_spec import GPU
+from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.model_shape import Workload
+from glm4v_magic.core.options import OBJECTIVES
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.planning.costs import price
@@ -57,7 +58,7 @@ def planned(seed, names):
         "batch": rng.choice([1, 1, 2, 4, 8]),
         "context": images * (3 if is_old else 1700) + rng.choice([100, 1000, 4000]),
         "dtype": rng.choice(["bfloat16", "float16", "float32"]),
-        "objective": rng.choice(["headroom", "balance", "fewest"]),
+        "objective": rng.choice(OBJECTIVES),
         "split_vision": rng.choice([None, True, False]),
         "reserve": rng.choice([None, 0.25, 1.0]),
         "offload": rng.random() < 0.3,
@@ -73,7 +74,11 @@ def planned(seed, names):
         2**30 + int(peak * rng.uniform(0.7, 1.2) + stays * rng.uniform(0.6, 2.5) / count)
         for _ in range(count)
     ]
-    gpus = [GPU(index, "GPU", size) for index, size in enumerate(sizes)]
+    speeds = [rng.choice([320, 936, 2039, 3350]) * 10**9 for _ in sizes]
+    gpus = [
+        GPU(index, "GPU", size, bandwidth=speed)
+        for index, (size, speed) in enumerate(zip(sizes, speeds, strict=True))
+    ]
     try:
         return model, gpus, make_plan(model, chosen, gpus), options
     except DoesNotFitError:
@@ -140,3 +145,22 @@ def test_a_dry_run_needs_what_is_really_allocated(kind):
         real.generate(**inputs, max_new_tokens=2)
     measured = report.gpus[0].kv_bytes + report.gpus[0].activation_bytes
     assert measured == pytest.approx(counter.peak, rel=0.01)
+
+
+ALONE = {"GLM-OCR": (12, 448), "GLM-4.6V-Flash": (12, 448), "GLM-4V-9B": (1, None)}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_the_input_of_the_first_layer_is_priced_once(name):
+    images, side = ALONE[name]
+    model = architecture(name)
+    on_gpu = {unit.name: 2 for unit in model.shape().units if unit.kind in ("text_layer", "head")}
+    pin = {"vision": 0, **on_gpu, "embedding": 1, "layer.0": 1}
+    gpus = parse_gpus("3x80GiB")
+    context = 21_000 if images > 1 else 8_000
+    options = {"context": context, "images": images, "image_size": side, "pin": pin}
+    made = make_plan(model, PlacementOptions(**options), gpus)
+    measured = dry_run(model, gpus, made, decode_steps=1).gpus[1]
+    together = made.stages[1]
+    assert together.units == ("embedding", "layer.0")
+    assert together.total_bytes == pytest.approx(measured.total_bytes, rel=0.004)

@@ -43,6 +43,31 @@ def test_views_of_weights(name, is_trained, values):
                 assert torch.equal(found.cpu(), expected)
 
 
+PARTS = {
+    "conjugated": (lambda x: torch.fft.hfftn(x, norm="ortho"), torch.float32),
+    "negated": (lambda x: torch.ops.glm4v_tests.sums(x), torch.complex64),
+}
+
+
+@pytest.fixture
+def operation_of_a_negated_view():
+    library = torch.library.Library("glm4v_tests", "FRAGMENT")
+    library.define("sums(Tensor x) -> Tensor")
+    library.impl("sums", lambda x: x.conj().imag.cumsum(0), "CompositeImplicitAutograd")
+    yield
+    library._destroy()
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_an_operation_see_lazy_conjugation_and_negation(name, operation_of_a_negated_view):
+    work, dtype = PARTS[name]
+    numbers = torch.randn(5, 6, 7, dtype=dtype, generator=torch.Generator().manual_seed(3))
+    expected = work(numbers)
+    with torch.inference_mode(), VirtualGPUs("1x1GiB"):
+        assert torch.equal(work(numbers), expected)
+        assert torch.equal(work(numbers.to("cuda:0")).cpu(), expected)
+
+
 def test_what_is_written_through_a_view_is_in_the_weight():
     with VirtualGPUs("1x1GiB"):
         weight = torch.nn.Parameter(torch.zeros(2, 4, device="cuda:0"))
