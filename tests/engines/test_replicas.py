@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from glm4v_magic.core.conversation import Message, Request, Sampling
 from glm4v_magic.core.errors import (
     DoesNotFitError,
     EngineError,
@@ -20,7 +22,7 @@ from glm4v_magic.core.errors import (
     OptionError,
     PlacementError,
 )
-from glm4v_magic.core.events import RowDone, Text
+from glm4v_magic.core.events import Finished, RowDone, Text
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.engines.replicas import cluster
 from glm4v_magic.engines.replicas.layout import Machine, seats
@@ -135,6 +137,70 @@ class TestRefusals:
             Session().load("http://127.0.0.1:1/v1", replicas=2)
 
 
+class TestCluster:
+    """A Ray that ends or does not start, with a stand-in for it."""
+
+    @pytest.fixture
+    def nodes(self, monkeypatch):
+        """Whether Ray is there, and the nodes that it tells."""
+        import ray
+
+        state = {"begun": 0, "ended": 0, "there": False, "nodes": [{"Alive": True}]}
+
+        def init(**options):
+            state.update(begun=state["begun"] + 1, there=True, nodes=[{"Alive": True}])
+
+        def shutdown():
+            state.update(ended=state["ended"] + 1, there=False)
+
+        monkeypatch.setattr(ray, "init", init)
+        monkeypatch.setattr(ray, "shutdown", shutdown)
+        monkeypatch.setattr(ray, "nodes", lambda: state["nodes"])
+        monkeypatch.setattr(ray, "is_initialized", lambda: state["there"])
+        return state
+
+    def test_one_that_has_ended_is_started_again(self, nodes):
+        cluster.connect(None)
+        cluster.connect(None)
+        assert (nodes["begun"], nodes["ended"]) == (1, 0)
+        nodes["nodes"] = [{"Alive": False}]
+        cluster.connect(None)
+        assert (nodes["begun"], nodes["ended"]) == (2, 1)
+        cluster.leave()
+        cluster.leave()
+        assert nodes["there"]  # the third engine uses it
+        cluster.leave()
+        assert not nodes["there"]
+
+    def test_one_of_the_user_is_left_alone(self, nodes):
+        nodes.update(there=True, nodes=[{"Alive": False}])
+        cluster.connect(None)
+        assert (nodes["begun"], nodes["ended"]) == (0, 0)
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+    def test_one_that_is_half_started_leaves_no_process(self, nodes, monkeypatch, error):
+        import ray
+
+        begun = []
+
+        def init(**options):
+            of_ray = [sys.executable, "-c", "input()", ray.__file__]
+            begun.append(subprocess.Popen(of_ray, stdin=subprocess.PIPE))
+            raise error
+
+        monkeypatch.setattr(ray, "init", init)
+        other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        try:
+            with pytest.raises((KeyboardInterrupt, EngineError)):
+                cluster.connect(None)
+            assert begun
+            assert [each.wait(10) for each in begun] == [-signal.SIGKILL] * len(begun)
+            assert other.poll() is None
+        finally:
+            for each in (*begun, other):
+                each.communicate()
+
+
 def test_ray_is_imported_only_if_it_is_asked_for():
     code = (
         "import sys, glm4v_magic.session.session, glm4v_magic.session.replicas\n"
@@ -244,14 +310,23 @@ class TestTwoReplicas:
         assert "replica 1: cpu of" in text
         assert two.load("demo", replicas=2).status().info is info
 
-    def test_a_chat_stays_with_its_replica(self, two):
-        two.ask(QUESTION, SHAPES, chat="one", **GREEDY)
-        before = two.status().kept.prefixes
-        two.map("{{item}}?", list("abcd"), **GREEDY)
-        for _ in range(3):
-            two.ask("And the square?", chat="one", follow_up=True, **GREEDY)
-        assert two.ask("Sure?", chat="one", follow_up=True, **GREEDY).text
-        assert two.status().kept.prefixes >= before
+    def test_chats_stay_with_the_replicas_that_have_read_them(self, two):
+        engine, sampling = two.engine, Sampling(temperature=0, max_tokens=8)
+        chats = [two.draft(f"What colour is {each}?", SHAPES) for each in ("the circle", "it")]
+        answers = {}
+        for event in engine.stream([Request(chat, sampling) for chat in chats], 2):
+            if isinstance(event, Finished):
+                answers[event.row] = event.generation.text
+        for number in (1, 0, 1):  # one was read by each
+            answer = Message("assistant", answers[number])
+            chats[number] = chats[number].add(answer).add(Message("user", "And the square?"))
+            asked = set()
+            for event in engine.stream([Request(chats[number], sampling)]):
+                if isinstance(event, Text):
+                    asked |= {each.facts.number for each in engine.replicas if each.open}
+                if isinstance(event, Finished):
+                    answers[number] = event.generation.text
+            assert asked == {number}
 
     def test_a_replica_that_is_killed_loses_no_row(self, two, alone):
         items = [f"thing {number}" for number in range(200)]
@@ -291,6 +366,18 @@ class TestTwoReplicas:
         else:
             pytest.fail("a replica goes on")
         assert ray.is_initialized()
+
+    def test_in_a_cell(self, session, run):
+        session.unload()  # its replicas hold all cores
+        screen = run("%glm4v load demo --replicas 2")
+        assert "Loaded demo" in screen
+        assert run('x = %glm4v ask "Hello?" --max-tokens 4 --temperature 0').strip()
+        screen = run("%glm4v")
+        assert re.findall(r"replica \d", screen) == ["replica 0", "replica 1"]
+        assert len(set(re.findall(r"process (\d+)", screen)) - {str(os.getpid())}) == 2
+        rows = run("%%glm4v --over ['a','b','c'] --max-tokens 2 -o rows\n{{item}}?")
+        assert "3 of 3" in rows or "3 rows" in rows
+        assert "unloaded" in run("%glm4v unload")
 
     def test_another_cluster_than_the_users(self, ray):
         with pytest.raises(OptionError, match="is connected to the Ray cluster at"):

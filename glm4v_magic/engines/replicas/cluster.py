@@ -12,8 +12,11 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 from glm4v_magic.core.errors import EngineError, OptionError, reason
 from glm4v_magic.core.gpu_spec import GPU
@@ -41,6 +44,9 @@ _ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})")
 
 _users = 0
 """Engines that use a cluster which was started or joined here."""
+
+_raylets: list[psutil.Process] = []
+"""Ray's own process for this machine, of a cluster that was started here."""
 
 
 def require_ray() -> None:
@@ -82,6 +88,8 @@ def connect(address: str | None) -> None:
     global _users
     import ray
 
+    if _users and ray.is_initialized() and _has_ended():
+        ray.shutdown()
     if ray.is_initialized():
         _require_same(address)
         if _users:
@@ -89,21 +97,67 @@ def connect(address: str | None) -> None:
         return
     if address not in (None, "auto"):
         _require_open(str(address))
+    before = set(psutil.Process().children(recursive=True))
     for attempt in range(_ATTEMPTS):
         try:
             _begin(address)
         except KeyboardInterrupt:
-            ray.shutdown()
+            _end_begun(before)
             raise
         except Exception as error:
-            ray.shutdown()
+            _end_begun(before)
             # On a busy machine Ray's own processes are late now and then, and it gives up on them.
             if address is None and attempt + 1 < _ATTEMPTS:
                 continue
             raise _not_there(address, error) from None
         else:
             break
-    _users = 1
+    _raylets[:] = [each for each in _begun(before) if _name(each).startswith("raylet")]
+    _users += 1  # engines of a cluster that has ended are still to be closed
+
+
+def _end_begun(before: Container[psutil.Process]) -> None:
+    """End a cluster that was half started; Ray itself forgets what it had started of it.
+
+    Args:
+        before: processes of this one that were there before.
+    """
+    import ray
+
+    ray.shutdown()
+    for each in _begun(before):
+        with contextlib.suppress(psutil.Error):
+            each.kill()
+
+
+def _begun(before: Container[psutil.Process]) -> list[psutil.Process]:
+    """Return the processes of Ray below this one that were not there before."""
+    import ray
+
+    found, of_ray = [], str(Path(ray.__file__).parent)
+    for each in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if each not in before and any(of_ray in word for word in each.cmdline()):
+                found.append(each)
+    return found
+
+
+def _name(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return str(process.name())
+    return ""
+
+
+def _has_ended() -> bool:
+    """Tell whether a cluster that was started or joined here has no machine any more."""
+    import ray
+
+    # Ray itself notices the end of a machine only after a while.
+    for each in _raylets:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if each.is_running() and each.status() != psutil.STATUS_ZOMBIE:
+                return False
+    return bool(_raylets) or not any(node["Alive"] for node in ray.nodes())
 
 
 def _begin(address: str | None) -> None:

@@ -96,7 +96,7 @@ class MemoryView:
     @property
     def notes(self) -> list[str]:
         """Lines below the headline: the note, and one for each replica."""
-        words = map(replica_words, self.replicas)
+        words = replica_words(self.replicas)
         replicas = [f"{name}: {where}" for name, where in words]
         return [*([self.note] if self.note else []), *replicas]
 

@@ -66,7 +66,7 @@ def status_rows(
         width = _BYTES_PER_WEIGHT.get(info.dtype)
         if width is not None and info.quantize is None:
             rows.insert(3, ("weights", readable_bytes((info.parameters or 0) * width)))
-        rows += [replica_words(each) for each in info.replicas] or _gpus(info)
+        rows += replica_words(info.replicas) or _gpus(info)
         if kept is not None:
             rows.append(("kept", _kept(kept)))
         rows += [("note", note) for note in info.notes]
@@ -79,14 +79,19 @@ def status_rows(
     return [(label, printable(value)) for label, value in rows]
 
 
-def replica_words(replica: Replica) -> tuple[str, str]:
-    """Return the name of a replica, and where it is and what it holds."""
-    name = f"replica {replica.number}"
+def replica_words(replicas: Sequence[Replica]) -> list[tuple[str, str]]:
+    """Return the name of each replica, and where it is and what it holds."""
+    are_lost = all(each.lost for each in replicas)
+    then = "load the model again" if are_lost else "the others answer"
+    return [(f"replica {each.number}", _replica(each, then)) for each in replicas]
+
+
+def _replica(replica: Replica, then: str) -> str:
     if replica.lost:
-        return name, f"was on {replica.machine} and is lost; the others answer"
+        return f"was on {replica.machine} and is lost; {then}"
     used = "" if replica.used_bytes is None else f", {readable_bytes(replica.used_bytes)} in use"
     where = ", ".join(replica.devices)
-    return name, f"{where} of {replica.machine}, process {replica.process}{used}"
+    return f"{where} of {replica.machine}, process {replica.process}{used}"
 
 
 def _gpus(info: EngineInfo) -> Iterator[tuple[str, str]]:
