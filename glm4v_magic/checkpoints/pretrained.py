@@ -78,6 +78,7 @@ def load_weights(
     """
     from glm4v_magic.checkpoints.progress import collect_report, report_progress
     from glm4v_magic.checkpoints.reading import stored_weights
+    from glm4v_magic.checkpoints.without_values import no_drawing
     from glm4v_magic.dispatch.devices import for_torch
 
     # As it is imported, by peft too, bitsandbytes tells of a kernel that may be missing.
@@ -96,6 +97,7 @@ def load_weights(
         stored_weights(tensors, options.restored, _merger(options)) as weights,
         report_progress(sizes, options.arrived, _device_of(device_map)),
         collect_report() as reports,
+        no_drawing(),
         warnings.catch_warnings(),
     ):
         # A map may name parameters, such as boi and eoi; accelerate's check knows modules only.
