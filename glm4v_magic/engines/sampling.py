@@ -84,7 +84,10 @@ class _Step:
 
     def made(self, value: float | None) -> list[Any]:
         """Return the processor, in a list that is empty if it would change nothing."""
-        return [] if value is None or value == self.off else [self.maker(value)]
+        if value is None or value == self.off:
+            return []
+        # transformers refuses a whole number where it wants a float.
+        return [self.maker(float(value) if isinstance(self.off, float) else value)]
 
 
 # By their names in a generation config, in the order in which `generate` applies them; an option of

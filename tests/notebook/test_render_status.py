@@ -15,7 +15,12 @@ from glm4v_magic.core.wording import (
     readable_count,
     readable_seconds,
 )
-from glm4v_magic.notebook.render.progress import loaded_line, loading_line, progress_bundle
+from glm4v_magic.notebook.render.progress import (
+    line_bundle,
+    loaded_line,
+    loading_line,
+    progress_bundle,
+)
 from glm4v_magic.notebook.render.status import status_bundle, status_rows
 
 INFO = EngineInfo(
@@ -115,3 +120,9 @@ def test_numbers():
 
 def test_printable_keeps_text_and_drops_controls():
     assert printable("a\tb\r\nc\rd\x1b]0;x\x07\x9b2J é漢") == "a\tb\nc\nd]0;x2J é漢"
+
+
+def test_a_line_is_harmless():
+    bundle = line_bundle("Connected to x: \x1b[31mred<script>.")
+    assert "\x1b" not in str(bundle["text/plain"]) + str(bundle["text/html"])
+    assert "<script>" not in bundle["text/html"]

@@ -90,7 +90,7 @@ def test_sampled_answers_with_a_seed(local, remote):
         {"top_k": 1},
         {"top_p": 0.0001},
         {"min_p": 1.0},
-        {"repetition_penalty": 50.0},
+        {"repetition_penalty": 50},  # as JSON has it: a whole number
         {"max_tokens": 3},
     )
     conversation = Conversation((Message("user", "What?"),))

@@ -10,7 +10,6 @@ from glm4v_magic.calls.prompt import expand
 from glm4v_magic.core.model import ModelChoice
 from glm4v_magic.core.options import of_command
 from glm4v_magic.core.typed_options import typed
-from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.context import Context
@@ -63,7 +62,7 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
         if info is not None and info is before.info:
             show(line_bundle(f"{info.model} is loaded already."))
         elif info is not None and info.server is not None:
-            show(line_bundle(f"Connected to {info.server}: {printable(info.model)}."))
+            show(line_bundle(f"Connected to {info.server}: {info.model}."))
     finally:
         screen.close()
 

@@ -80,5 +80,6 @@ def loaded_line(info: EngineInfo, seconds: float) -> str:
 
 
 def line_bundle(line: str) -> MimeBundle:
-    """Return one line of plain text as an output."""
+    """Return one line of plain text as an output; names in it may be a server's or a file's."""
+    line = printable(line)
     return {"text/plain": line, "text/html": fill("line", line=line)}
