@@ -95,6 +95,8 @@ class RowFile:
         self._from_before = bytearray(len(rows))
         self._counted = bytearray(len(rows))
         self._unsaved: dict[int, AnsweredRow] = {}
+        self._beyond: dict[int, tuple[int, bool, int]] = {}
+        self._spares: dict[int, list[tuple[bool, int]]] = {}
         self._table: _Table | None = None
         self._journal = _Journal(self.path.with_name(self.path.name + _JOURNAL))
         try:
@@ -120,18 +122,69 @@ class RowFile:
                     self._found(index, key, complete, -2 - place)
         if header is None or fresh:
             self._journal.begin({"kind": _KIND, "replaces": is_fresh, "asked": self._asked})
-            return
-        for offset, record in self._journal.records():
-            self._found(record.index, int(record.key, 16), record.is_complete, offset)
+        else:
+            for offset, record in self._journal.records():
+                self._found(record.index, int(record.key, 16), record.is_complete, offset)
+        self._find_moved()
 
     def _found(self, index: int, key: int, complete: bool, place: int) -> None:
         if index >= len(self._rows):
+            self._beyond[index] = (key, complete, place)
+            return
+        if self._where[index] != _NOWHERE and self._keys[index] != key:
+            self._set_aside(index)  # a later run has written another row there
+        self._set(index, key, complete, place)
+
+    def _set(self, index: int, key: int, complete: bool, place: int) -> None:
+        self._where[index], self._keys[index] = place, key
+        self._from_before[index] = complete
+
+    def _set_aside(self, index: int) -> None:
+        """Keep a row of another item than the one that stands in its place now."""
+        complete = bool(self._from_before[index])
+        self._spares.setdefault(self._keys[index], []).append((complete, self._where[index]))
+
+    def _find_moved(self) -> None:
+        """Find rows whose items stand elsewhere now, by their keys.
+
+        Raises:
+            OptionError: if the file holds more rows than there are items: some would be lost.
+        """
+        replaced: dict[int, tuple[int, int]] = {}
+        for row in self._rows:
+            index = row.index
+            is_there = self._where[index] != _NOWHERE and not _needs_content(row)
+            if is_there and self._keys[index] != _key(row, ""):
+                self._set_aside(index)
+                replaced[index] = self._keys[index], self._where[index]
+                self._set(index, 0, False, _NOWHERE)
+        for key, complete, place in self._beyond.values():
+            self._spares.setdefault(key, []).append((complete, place))
+        if self._spares:
+            self._take_spares()
+            self._settle(replaced)
+
+    def _take_spares(self) -> None:
+        for row in self._rows:
+            if self._where[row.index] == _NOWHERE:
+                key = _key(row, "")
+                if self._spares.get(key):
+                    self._set(row.index, key, *self._spares[key].pop(0))
+
+    def _settle(self, replaced: Mapping[int, tuple[int, int]]) -> None:
+        """Keep rows whose items are gone in their places, until these are asked."""
+        left = {place for spares in self._spares.values() for _, place in spares}
+        gone = [index for index, (_, place) in replaced.items() if place in left]
+        are_beyond = any(place in left for _, _, place in self._beyond.values())
+        if are_beyond or len(gone) > self._where.count(_NOWHERE):
             raise OptionError(
                 f"{self._shown} holds more rows than the {counted(len(self._rows), 'item')}.",
                 code="file_of_other_rows",
             )
-        self._where[index], self._keys[index] = place, key
-        self._from_before[index] = complete
+        for index in gone:
+            if self._where[index] == _NOWHERE:
+                key, place = replaced[index]
+                self._set(index, key, False, place)
 
     def _require_same(self, asked: Mapping[str, str], fresh: bool) -> None:
         differ = [name for name, value in self._asked.items() if asked.get(name) != value]
@@ -198,7 +251,7 @@ class RowFile:
     def close(self) -> None:
         """Merge the journal into the file; without room for that, the journal stays as it is."""
         try:
-            if self._unsaved or any(place >= 0 for place in self._where):
+            if self._unsaved or self._spares or any(place >= 0 for place in self._where):
                 self._merge()
         except OSError as error:
             self.fault = self.fault or self._failure(error)
@@ -225,9 +278,13 @@ class RowFile:
             return self._written(self._unsaved[index])
         place = self._where[index]
         if place >= 0:
-            return self._journal.read(place)
-        assert self._table is not None  # where else is the row
-        return self._table.read(-2 - place)
+            record = self._journal.read(place)
+        else:
+            assert self._table is not None  # where else is the row
+            record = self._table.read(-2 - place)
+        if record.get("index") == index:
+            return record
+        return {**record, "index": index, "item": self._rows[index].name}  # it stood elsewhere
 
     def is_done(self, index: int) -> bool:
         """Tell whether a row was answered or has failed, now or in an earlier run."""

@@ -94,6 +94,29 @@ def test_only_what_is_missing_is_asked_again(tmp_path):
     assert list(pd.read_parquet(file).answer) == [row.text for row in rows]
 
 
+def test_rows_are_known_wherever_they_stand(tmp_path):
+    file = tmp_path / "rows.parquet"
+
+    def asked(*things):
+        session = session_with()
+        rows = session.map(PROMPT, list(things), save=file)
+        frame = pd.read_parquet(file)
+        assert [row.text for row in rows] == [f"SAY {each.upper()}" for each in things]
+        assert list(frame.answer) == [row.text for row in rows]
+        assert list(frame["index"]) == list(range(len(things)))
+        assert list(frame.prompt) == [f"say {each}" for each in things]
+        return session.engine.asked
+
+    assert asked("b", "d", "e") == 3
+    assert asked("a", "b", "c", "d", "e") == 2  # inserted
+    assert asked("e", "d", "c", "b", "a") == 0  # reordered
+    assert asked("e", "x", "c", "b", "a") == 1  # replaced
+    assert asked("a", "x", "y", "b", "e") == 1
+    with pytest.raises(OptionError, match="holds more rows than the 4 items"):
+        asked("a", "x", "y", "b")
+    assert asked("a", "x", "y", "b", "e") == 0
+
+
 def test_images_are_known_by_their_files_or_pixels(tmp_path):
     file, photo = tmp_path / "rows.parquet", tmp_path / "a.png"
     Image.new("RGB", (9, 9)).save(photo)
