@@ -48,7 +48,6 @@ REFUSED = {
     'check demo --gpus 1x1GiB --map {"": 0}': """in quotes: --map '{"": 0}'""",
     "plan demo --gpus cpu --save plan.txt": "For example: --save plan.json",
     "plan --json GLM-4V-9B": "put it before the option: GLM-4V-9B --json",
-    "plan demo --gpus cpu --save nosuch/plan.json": "there is no folder nosuch",
     "plan nosuch --base X --gpus cpu": "There is no checkpoint 'nosuch'",
     "plan GLM-4V-9B --base X --gpus cpu": "is no adapter",
     "check demo --gpus 1x1GiB --map neg.json": "-1 is no device",
@@ -198,7 +197,7 @@ def test_a_long_data_uri_on_the_line_takes_no_time(run, shell, tiny, text, line)
 LONG = "a" * 3000
 LONG_LINES = [
     "%%glm4v WORD\nx", "%%glm4v WORD/WORD/x.png\nx", "%%glm4v ~WORD/x.png\nx", "%%glm4v WORD*\nx",
-    "%%glm4v text\nx", "%%glm4v --over WORD\nx", "%%glm4v --over text\nx",
+    "%%glm4v --over WORD\nx", "%%glm4v --over text\nx",
     "%%glm4v --over [text]\nx", "%%glm4v -f WORD/WORD\n", "%%glm4v --schema WORD\nx",
     "%%glm4v --choices WORD\nx", "%%glm4v --WORD\nx", "%%glm4v --seed WORD\nx",
     "%%glm4v --format WORD\nx", "%%glm4v --crop WORD a\nx", "%%glm4v 'WORD\nx",
@@ -208,7 +207,6 @@ LONG_LINES = [
     "%glm4v load http://WORD", "%glm4v load demo --lora WORD", "%glm4v load WORD --base WORD",
     "%glm4v load demo --revision WORD", "%glm4v load demo --pin WORD", "%glm4v patch WORD",
     "%glm4v plan WORD --gpus cpu", "%glm4v plan demo --gpus WORD",
-    "%glm4v plan demo --save WORD/WORD.json", "%glm4v plan demo --save ~nobody/x.json",
     "%glm4v check demo --gpus 1x1GiB --map WORD", "%glm4v doctor WORD", "%glm4v doctor WORD/WORD",
 ]  # fmt: skip
 
@@ -221,6 +219,22 @@ def test_what_is_pasted_in_place_of_a_name_gets_one_short_line(run, shell, tiny,
     assert "\n" not in error
     assert len(error) <= 500
     assert "OSError" not in error
+
+
+@pytest.mark.parametrize("file", ["nosuch/plan.json", "~nobody/x.json", f"{LONG}/{LONG}.json"])
+def test_a_plan_that_cannot_be_written_is_there_and_one_short_line_says_why(run, shell, file):
+    said = run(f"made = %glm4v plan {DEMO} --gpus cpu --save {file}")
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("The plan is shown here, but cannot be written to ")
+    assert len(last) <= 500
+    assert shell.user_ns["made"].stages
+    assert "no folder nosuch" in last or file != "nosuch/plan.json"
+
+
+def test_base64_text_in_a_variable_is_an_image(run, shell, tiny, text):
+    shell.user_ns["text"] = text
+    run(f"%%glm4v text {GREEDY}\nWhat?")
+    assert shell.user_ns["_"].images[0].original_size == (490, 490)
 
 
 def test_a_null_character_in_a_name_is_refused_in_one_line(run, tiny, photo):

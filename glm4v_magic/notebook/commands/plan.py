@@ -44,6 +44,8 @@ __all__ = [
     "show_written",
 ]
 
+_LONGEST_PATH = 160  # characters of a path in a message
+
 
 def placement_options(arguments: Namespace) -> dict[str, Any]:
     """Return the placement options that were typed, by the names of `Session.load`."""
@@ -198,7 +200,14 @@ def show_written(what: str, file: Path, text: str) -> None:
     except (OSError, ValueError) as error:  # ValueError: a null character
         reason = getattr(error, "strerror", None) or error
         if isinstance(error, FileNotFoundError) and not is_folder(file.parent):
-            reason = f"there is no folder {file.parent}"
-        show(line_bundle(f"{what} is shown here, but cannot be written to {file}: {reason}."))
+            reason = f"there is no folder {_short(file.parent)}"
+        told = f"{what} is shown here, but cannot be written to {_short(file)}: {reason}."
+        show(line_bundle(told))
     else:
-        show(line_bundle(f"{what} is in {file}."))
+        show(line_bundle(f"{what} is in {_short(file)}."))
+
+
+def _short(path: Path) -> str:
+    """Return a path for a message; of a long one, such as pasted text, both ends."""
+    text = str(path)
+    return text if len(text) <= _LONGEST_PATH else f"{text[:40]}...{text[-60:]}"
