@@ -55,7 +55,7 @@ _OF_VALUES = ("const", "enum", "default", "examples")
 """Keywords whose value is JSON of any kind, not schemas."""
 _UNSATISFIABLE = "Unsatisfiable schema: "
 _IN_OUR_WORDS = (
-    (r"fuel exhausted|too (?:big|complex|large)", "it is too large"),
+    (r"fuel exhausted|too (?:big|complex|large)|too many expressions", "it is too large"),
     (r"anyOf is empty|schema is false", "it allows no value"),
     (r"look-?around", r"it uses look-around, \b, or a ^ or $ within it"),
 )

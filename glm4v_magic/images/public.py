@@ -94,8 +94,9 @@ def _refuse_private_name(host: str) -> None:
 def _refuse_private(host: str, addresses: Iterable[str]) -> None:
     for address in addresses:
         if not is_public(address):
+            named = f"{one_line(host)} is" + ("" if host == address else f" {address},")
             raise ImageError(
-                f"{one_line(host)} is {address}, an address of this computer or a private network.",
+                f"{named} an address of this computer or a private network.",
                 "Such URLs are not fetched; save the image and give its path.",
             )
 

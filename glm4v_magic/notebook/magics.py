@@ -10,6 +10,7 @@ import os
 import re
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -184,6 +185,10 @@ class Glm4vMagics(Magics):
             if debug:
                 raise
             failure: BaseException = UsageError(in_cell(self.context.told_of_ending(error)))
+        except FileNotFoundError:
+            if debug or _has_current_folder():
+                raise
+            failure = UsageError("The current folder is no longer there. Go to one: %cd FOLDER")
         except KeyboardInterrupt as interrupt:
             if debug:
                 raise
@@ -317,6 +322,14 @@ def _alone(lines: list[str]) -> list[str]:
 
 # A terminal would take the blank line for the end of a cell that is still being typed.
 _alone.has_side_effects = True  # type: ignore[attr-defined]
+
+
+def _has_current_folder() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def register(shell: InteractiveShell) -> None:

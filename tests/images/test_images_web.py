@@ -244,7 +244,7 @@ class TestPrivateAddresses:
         server.answer("/cat.png", png())
         message = error_of(resolve_images, [f"{server.url}/cat.png"], {})
         assert message == (
-            "127.0.0.1 is 127.0.0.1, an address of this computer or a private network. "
+            "127.0.0.1 is an address of this computer or a private network. "
             "Such URLs are not fetched; save the image and give its path."
         )
         assert server.seen == []
@@ -309,7 +309,7 @@ class TestPrivateAddresses:
         server.redirect("http://images.example/a", f"{server.url}/cat.png")
         server.answer("/cat.png", png())
         message = error_of(resolve_images, ["http://images.example/a"], {})
-        assert "127.0.0.1 is 127.0.0.1, an address of this computer" in message
+        assert "127.0.0.1 is an address of this computer" in message
         assert server.seen == ["http://images.example/a"]
         # It is the refusal that stops it: allowed, the same redirect gives the image.
         (photo,) = resolve_images(["http://images.example/a"], {}, limits=LOCAL)

@@ -276,3 +276,17 @@ def test_an_interrupt_while_an_output_is_sent_makes_no_second_one(shell, interru
     assert not first.update
     assert second.update
     assert first.transient == second.transient
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ["%glm4v ask cat.png 'What?'", "%%glm4v --over photos\nWhat?", "%glm4v preview cat.png 'x'"],
+)
+def test_the_current_folder_is_gone(run, tmp_path, monkeypatch, cell):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    screen = run(cell, fails=True)
+    assert "UsageError: The current folder is no longer there. Go to one: %cd FOLDER" in screen
+    assert "Traceback" not in screen

@@ -190,6 +190,7 @@ def test_a_plan_is_saved_checked_and_loaded_as_one_thing(run, shell, tmp_path):
         ("--reserve 1e400", "--reserve is inf"),
         ("--reserve -1", "--reserve is -1.0"),
         ("--save plan.txt", "must end in .json"),
+        ("--save ''", "--save is empty."),
     ],
 )
 def test_sizes_pins_and_files_that_are_none(run, typed, said):

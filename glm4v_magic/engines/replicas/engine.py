@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections import OrderedDict, deque
@@ -531,7 +532,8 @@ def _key(messages: Sequence[Any]) -> int:
 def _kill(replicas: Sequence[_Replica]) -> None:
     for each in replicas:
         if ray.is_initialized():
-            ray.kill(each.actor)
+            with contextlib.suppress(RayError):  # it was one of a cluster that has ended
+                ray.kill(each.actor)
 
 
 def _cause(error: RayTaskError) -> Exception:

@@ -177,6 +177,8 @@ def json_file(name: str | None, option: str) -> Path | None:
     """
     if name is None or name == PRINT:
         return None
+    if not name:
+        raise OptionError(f"{option} is empty.", f"Name a file: {option} plan.json")
     if not name.endswith(".json"):
         way = f"To name a model, put it before the option: {name} {option}."
         if option == "--save":  # which needs a file, so that no model can be meant
