@@ -294,6 +294,7 @@ class LocalEngine:
             raise stopped
         failure = self._out_of_memory(text, intake.open_rows)
         del intake
+        self.kept.clear()  # a step that changed states was not made again: the next call has room
         _release_memory()
         raise failure
 

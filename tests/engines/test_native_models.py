@@ -14,7 +14,7 @@ import torch
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Conversation, Message, Request
-from glm4v_magic.core.errors import GenerationInterrupted
+from glm4v_magic.core.errors import GenerationInterrupted, OutOfMemoryError
 from glm4v_magic.core.events import Finished, Text, Thinking
 from glm4v_magic.core.image import SeenImage
 from glm4v_magic.core.options import Sampling
@@ -269,6 +269,26 @@ def test_choices_of_a_model_with_states_read_their_prompts_once(engines, native,
         found.append({e.row: e.generation.choices for e in events if isinstance(e, Finished)})
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-3)
     assert len({tuple(each.values()) for each in found[0].values()}) == 3
+
+
+def test_when_memory_runs_out_in_a_step_of_a_model_with_states_the_next_call_has_room(
+    engines, native
+):
+    """States that a failed step has changed cannot be set back, so the step is not made again."""
+    engine = with_states(native)
+    (expected,) = answers(engine, [ONE])
+    assert engine.cache.used_bytes
+
+    def fail(_module, _args, options):
+        if options["input_ids"].shape[1] == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    handle = engine.model.register_forward_pre_hook(fail, with_kwargs=True)
+    with pytest.raises(OutOfMemoryError):
+        answers(engine, [ONE])
+    handle.remove()
+    assert engine.cache.used_bytes == 0
+    assert told(answers(engine, [ONE])) == told([expected])
 
 
 def test_what_was_seen_and_counted(engines):

@@ -108,7 +108,7 @@ def test_two_chats_in_turn_say_what_each_says_by_itself(engines, kind):
         assert engine.cache.prefixes >= 2
 
 
-@pytest.mark.parametrize("kind", ["glm46v", "glm4v_moe"])
+@pytest.mark.parametrize("kind", ["glm46v", "glm4v_moe", "glm5_next"])
 def test_a_hundred_chats_with_images_stay_inside_the_budget(engines, kind):
     engine, budget = engines(kind, 2**26), 400_000
     engine.kept.budget = budget
