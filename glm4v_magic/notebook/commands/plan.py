@@ -173,12 +173,13 @@ def json_file(name: str | None, option: str) -> Path | None:
     """Return the file that an option names, if it names one.
 
     Raises:
-        OptionError: if its name does not end in ``.json``, as a model's would not.
+        OptionError: if its name does not end in ``.json``, as a model's would not, or is empty
+            for an option that needs one.
     """
+    if name == PRINT and option == "--save":
+        raise OptionError(f"{option} is empty.", f"Name a file: {option} plan.json")
     if name is None or name == PRINT:
         return None
-    if not name:
-        raise OptionError(f"{option} is empty.", f"Name a file: {option} plan.json")
     if not name.endswith(".json"):
         way = f"To name a model, put it before the option: {name} {option}."
         if option == "--save":  # which needs a file, so that no model can be meant
