@@ -82,9 +82,10 @@ class Chats:
         named = [known for known in self._chats if known]
         others = f"There {'is' if len(named) == 1 else 'are'} {', '.join(named)}." if named else ""
         if not name:
-            return ConversationError(
-                "There is no conversation to go on with.", others or "Ask a question first."
-            )
+            what = "There is no conversation to go on with."
+            if others:
+                return ConversationError(what, others)
+            return ConversationError(what, "Ask a question first.")
         what = f"There is no chat {name!r}."
         hint = did_you_mean(name, named) or others
         if hint:
