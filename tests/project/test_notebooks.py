@@ -24,10 +24,13 @@ RAISES = "raises-exception"  # nbclient's tag for a cell that is meant to fail
 OF_A_MACHINE = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|Users|private|mnt|work)/|\b[A-Z]:\\")
 MIXED = "Expected all tensors to be on the same device, but found at least two devices, cuda:"
 
-# The code of a twin is that of its original, so the long one is run by make nightly only.
-LONG_TWIN = ROOT / "notebooks" / "02_the_bug_and_its_cure.zh.ipynb"
+# The code of a twin is that of its original, so the long ones are run by make nightly only.
+LONG_TWINS = [
+    ROOT / "notebooks" / f"{name}.zh.ipynb"
+    for name in ("02_the_bug_and_its_cure", "07_kaggle_and_colab")
+]
 RUN = [
-    pytest.param(path, marks=pytest.mark.nightly if path == LONG_TWIN else (), id=path.stem)
+    pytest.param(path, marks=pytest.mark.nightly if path in LONG_TWINS else (), id=path.stem)
     for path in PATHS
 ]
 
@@ -290,3 +293,27 @@ def test_a_plan_fits_where_automatic_placement_does_not():
     assert "It would run;" in said[line]
     assert "It would not run:" in said[f"{line} --map auto"]
     assert "UsageError: GLM-4V-9B would not run on this placement" in said[f"{line} --map auto"]
+
+
+def test_what_the_page_on_kaggle_and_colab_says_is_what_the_notebook_shows():
+    notebook = executed(ROOT / "notebooks" / "07_kaggle_and_colab.ipynb")
+    said = dict(SCRIPT["questions_and_answers"](notebook))
+    checks = [line for line in said if line.startswith("%glm4v check ")]
+    assert [line.split(" --context")[0].split("check ")[1] for line in checks] == [
+        "GLM-4.1V-9B-Thinking --gpus 2xT4",
+        "GLM-4V-9B --gpus 2xT4",
+        "GLM-4.1V-9B-Thinking --gpus T4",
+    ]
+    for line in checks:
+        assert "It would run;" in said[line]
+        assert ", float16" in said[line]
+    page = (ROOT / "docs" / "kaggle-and-colab.md").read_text()
+    rows = re.findall(
+        r"^(GLM-\S+) +(\S+) +([\d%-]+) +([\d%-]+) +([\d%-]+)$", printed(notebook), re.M
+    )
+    assert len(rows) == 15
+    for model, gpus, *forms in rows:
+        found = re.search(rf"^\| {model} \| {gpus} \|[^|]*\| (.*) \|$", page, re.MULTILINE)
+        assert found, (model, gpus)
+        assert [cell.strip() for cell in found[1].split("|")] == forms
+    assert "The circle is orange." in said["%%glm4v drawing\nWhat colour is the circle?"]
