@@ -41,7 +41,7 @@ build/oldest/.installed: pyproject.toml constraints.txt constraints-oldest.txt
 		> build/oldest/constraints.txt
 	build/oldest/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint build/oldest/constraints.txt \
-		--editable '.[compressed,forms,parquet,pdf,server,video]' \
+		--editable '.[compressed,forms,lora,parquet,pdf,quantize,server,video]' \
 		hypothesis ipykernel matplotlib nbclient nbconvert pandas pexpect pytest pytest-xdist
 	touch $@
 
