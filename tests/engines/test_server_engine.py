@@ -855,6 +855,29 @@ class TestThinkingInCells:
         assert str(shell.user_ns["a"]) == "A **cat**."
         assert "Hm" not in cells("%%glm4v -q\nQ?")
 
+    def test_escape_codes_of_names_reach_neither_terminal_nor_page(self, cells, server, shell):
+        name = "\x1b[31mred\x1b[0m\u202e<script>"
+        own = {"notice": "A \x1b[2J demo.", "efforts": ["low", "\x1b[1mhigh"], "thinks": True}
+        server.answer(MODELS, models(name, glm4v_magic=own))
+        line = f"%glm4v load {server.url}"
+        with capture_output() as captured:
+            for each in (
+                line, line, "%%glm4v -o a\nQ?", "a", "%%glm4v -c -q --effort max\nMore?",
+                "%glm4v", "%glm4v history", "%glm4v memory", "%glm4v plan",
+                f"{line} --served-model \x1b[31mother",
+                "%glm4v unload",
+            ):  # fmt: skip
+                shell.run_cell(each)
+        html = [str(output.data.get("text/html", "")) for output in captured.outputs]
+        plain = [str(output.data.get("text/plain", "")) for output in captured.outputs]
+        shown = [captured.stdout, captured.stderr, *html, *plain, repr(shell.user_ns["a"])]
+        assert sum("red" in each for each in shown) > 5
+        for each in shown:
+            assert not {"\x1b", "\u202e"} & set(each)
+        assert not any("<script>" in each for each in html)
+        assert server.bodies[-1]["model"] == name
+        assert shell.user_ns["a"].model == "[31mred [0m <script>"
+
     def test_a_terminal_says_what_was_thinking(self, cells, server):
         server.answer(CHAT, stream(piece("Hm,\n"), piece("so </think>"), piece("A."), END))
         screen = cells("%%glm4v\nQ?")

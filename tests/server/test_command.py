@@ -175,7 +175,8 @@ class TestCells:
         assert re.search(rf"server +{address}", status)
         assert re.search(r"context +1,024 tokens", status)
         assert "parameters" not in status
-        assert "is loaded already" in run("%glm4v load {{address}}")
+        # It is asked again, for it may have been started anew.
+        assert run("%glm4v load {{address}}") == f"Connected to {address}: demo.\n"
         assert "is a server: prompt, plan and memory are its own" in run(
             '%glm4v preview cat.png "A?"', fails=True
         )

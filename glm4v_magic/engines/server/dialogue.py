@@ -14,7 +14,6 @@ from typing import Any
 import httpx
 
 from glm4v_magic.core.conversation import Request
-from glm4v_magic.core.model import EngineInfo
 from glm4v_magic.engines.server.carried_on import Lengths
 from glm4v_magic.engines.server.connection import (
     BrokenError,
@@ -92,7 +91,8 @@ class Dialogue:
 
     Args:
         connection: connection to it.
-        info: facts about the model there.
+        name: the server's name of the model.
+        image_size: width and height in pixels that it resizes images to, if it tells.
         offered: names of all its models.
         manners: what it has shown so far; added to.
     """
@@ -100,12 +100,14 @@ class Dialogue:
     def __init__(
         self,
         connection: Connection,
-        info: EngineInfo,
+        name: str,
+        image_size: tuple[int, int] | None,
         offered: tuple[str, ...],
         manners: Manners,
     ) -> None:
         self.connection = connection
-        self._info, self._offered, self.manners = info, offered, manners
+        self._name, self._image_size = name, image_size
+        self._offered, self.manners = offered, manners
         self._is_told = False
 
     async def ask(self, request: Request, allowance: Allowance) -> AsyncGenerator[str, None]:
@@ -178,9 +180,8 @@ class Dialogue:
                 return
 
     async def _exchange(self, request: Request) -> AsyncGenerator[str, None]:
-        info = self._info
         # In another thread, for images take long to encode, and other answers go on meanwhile.
-        made = await asyncio.to_thread(body_of, info.model, request, info.image_size)
+        made = await asyncio.to_thread(body_of, self._name, request, self._image_size)
         body = self.manners.of(made)
         async with self.connection.open("POST", "/chat/completions", body) as response:
             if content_type(response) == "application/json":

@@ -23,7 +23,6 @@ from glm4v_magic.core.server_address import ServerAddress
 from glm4v_magic.engines.server.background import Background
 from glm4v_magic.engines.server.connection import (
     KEY_WANTED,
-    LONGEST_MESSAGE,
     Connection,
     StatusError,
     content_type,
@@ -58,21 +57,27 @@ def connect(address: ServerAddress) -> ServerEngine:
         ) from None
     with Background() as background:
         entries = background.result(_entries(connection, address))
-    name = address.served_model or _only(connection, entries)
+    name = _named(connection, address.served_model or _only(connection, entries), entries)
     if name not in entries and any(entry.glm4v_magic for entry in entries.values()):
         raise OptionError(
             f"{connection.url} serves {connection.said(listed(entries))}, not "
             f"{connection.said(name)}.",
             code="server_has_many_models",
         )
-    info = _described(address, entries.get(name) or ModelEntry(id=name))
+    info = _described(connection, entries.get(name) or ModelEntry(id=name))
     if entries and name not in entries:
         # It is left to the server, for some load models on request.
         there = connection.said(listed(entries))
         note = f"{connection.url} does not list {connection.said(name)}, but {there}"
         info = replace(info, notes=(note,))
         _log.warning("%s.", note)
-    return ServerEngine(connection, info, tuple(entries))
+    return ServerEngine(connection, info, name, tuple(entries))
+
+
+def _named(connection: Connection, given: str, entries: Iterable[str]) -> str:
+    """Return the server's own spelling of a name that is given as messages show it."""
+    shown = {connection.said(each): each for each in entries}
+    return given if given in entries else shown.get(given, given)
 
 
 async def _entries(connection: Connection, address: ServerAddress) -> dict[str, ModelEntry]:
@@ -121,19 +126,20 @@ def _only(connection: Connection, names: Mapping[str, object]) -> str:
     return name
 
 
-def _described(address: ServerAddress, entry: ModelEntry) -> EngineInfo:
-    own = entry.glm4v_magic or OwnFacts()
+def _described(connection: Connection, entry: ModelEntry) -> EngineInfo:
+    """Return the facts that a server tells, on one line each: everything shows them."""
+    own, said = entry.glm4v_magic or OwnFacts(), connection.said
     return EngineInfo(
-        model=entry.id,
-        notice=(own.notice or "")[:LONGEST_MESSAGE],
+        model=said(entry.id),
+        notice=said(own.notice or ""),
         max_images=own.max_images,
         image_size=own.image_size,
         visual_tokens=own.visual_tokens,
         context=entry.max_model_len,
         parameters=None,
-        server=address.url,
+        server=connection.url,
         thinks=own.thinks,
-        efforts=tuple(filter(None, own.efforts)),
+        efforts=tuple(each for each in own.efforts if each and each == said(each)),
     )
 
 
@@ -143,12 +149,15 @@ class ServerEngine:
     Args:
         connection: connection to the server.
         info: facts about the chosen model.
+        name: the server's name of it, as requests have it.
         offered: names of all models of the server.
     """
 
-    def __init__(self, connection: Connection, info: EngineInfo, offered: tuple[str, ...]) -> None:
+    def __init__(
+        self, connection: Connection, info: EngineInfo, name: str, offered: tuple[str, ...]
+    ) -> None:
         self._connection = connection
-        self._info = info
+        self._info, self._name = info, name
         self._offered = offered
         self._manners = Manners()
 
@@ -193,7 +202,9 @@ class ServerEngine:
         raise GenerationInterrupted({} if flight is None else flight.interrupted())
 
     def _dialogue(self) -> Dialogue:
-        return Dialogue(self._connection, self._info, self._offered, self._manners)
+        return Dialogue(
+            self._connection, self._name, self._info.image_size, self._offered, self._manners
+        )
 
     def close(self) -> None:
         """Nothing is open between two calls; the server keeps running."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from IPython.display import display
 
+from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.interrupts import interrupt_held_back
 from glm4v_magic.notebook.live.stop_button import StopButton, stop_button
 from glm4v_magic.notebook.render import MimeBundle
@@ -21,7 +22,12 @@ __all__ = ["Head", "Output", "Stoppable", "show"]
 
 def show(bundle: MimeBundle) -> None:
     """Show `bundle` once, as an output of its own."""
-    display(bundle, raw=True)
+    display(_for_a_terminal(bundle), raw=True)
+
+
+def _for_a_terminal(bundle: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `bundle` with no control character in its text, whatever it was made of."""
+    return {**bundle, "text/plain": printable(bundle["text/plain"])}
 
 
 class Output:
@@ -34,6 +40,7 @@ class Output:
         """Show `bundle` here."""
         # An interrupt between sending the first form and keeping its handle would make the next
         # one a second output.
+        bundle = _for_a_terminal(bundle)
         with interrupt_held_back():
             if self._handle is None:
                 self._handle = display(bundle, raw=True, display_id=True)
