@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from glm4v_magic.core.conversation import Answer
@@ -140,6 +140,7 @@ class Totals:
         model: name of the model; empty if there is no answer.
         notice: what a reader of the answers must know.
         untold: whether a server left out the log-probabilities that were asked for.
+        besides: answers of earlier runs that stay in the file, to what is not among the rows.
     """
 
     counts: Counts = Counts()
@@ -148,21 +149,21 @@ class Totals:
     model: str = ""
     notice: str = ""
     untold: bool = False
+    besides: int = 0
 
     def __add__(self, row: AnsweredRow) -> Totals:
         """Return the totals with one more row."""
         counts, answer = self.counts + row, row.answer
         if answer is None:
-            return Totals(
-                counts, self.prompt_tokens, self.new_tokens, self.model, self.notice, self.untold
-            )
-        return Totals(
-            counts,
-            _plus(self.prompt_tokens, answer.usage.prompt_tokens),
-            _plus(self.new_tokens, answer.usage.new_tokens),
-            answer.model,
-            answer.notice,
-            self.untold or (answer.tokens == () and answer.text != ""),
+            return replace(self, counts=counts)
+        return replace(
+            self,
+            counts=counts,
+            prompt_tokens=_plus(self.prompt_tokens, answer.usage.prompt_tokens),
+            new_tokens=_plus(self.new_tokens, answer.usage.new_tokens),
+            model=answer.model,
+            notice=answer.notice,
+            untold=self.untold or (answer.tokens == () and answer.text != ""),
         )
 
     @classmethod

@@ -5,7 +5,10 @@ each), because a Parquet file is readable only when it is complete. The end of a
 one included, merges the journal into the file. After a crash the journal is still there: the next
 run reads it, asks only what is missing, and merges.
 
-No answer stays in memory: only the items, their prompts, and some twenty bytes for each row.
+A row of an earlier run is found by what it was asked, wherever it stands now. Complete answers to
+rows that are not among the items stay at the end of the file, without an index.
+
+No answer stays in memory: only the items, their prompts, and some fifty bytes for each row.
 """
 
 from __future__ import annotations
@@ -19,10 +22,10 @@ import os
 import time
 import weakref
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -95,9 +98,8 @@ class RowFile:
         self._from_before = bytearray(len(rows))
         self._counted = bytearray(len(rows))
         self._unsaved: dict[int, AnsweredRow] = {}
-        self._beyond: dict[int, tuple[int, bool, int]] = {}
-        self._spares: dict[int, list[tuple[bool, int]]] = {}
         self._table: _Table | None = None
+        self._earlier = _EarlierRows()
         self._journal = _Journal(self.path.with_name(self.path.name + _JOURNAL))
         try:
             self._read_back(job.fresh)
@@ -118,73 +120,14 @@ class RowFile:
             if not is_fresh:
                 self._require_same(table.asked, fresh)
                 self._table = table
-                for place, (index, key, complete) in enumerate(table.heads()):
-                    self._found(index, key, complete, -2 - place)
+                for place, (_, key, complete) in enumerate(table.heads()):
+                    self._earlier.add(key, -2 - place, complete)
         if header is None or fresh:
             self._journal.begin({"kind": _KIND, "replaces": is_fresh, "asked": self._asked})
         else:
             for offset, record in self._journal.records():
-                self._found(record.index, int(record.key, 16), record.is_complete, offset)
-        self._find_moved()
-
-    def _found(self, index: int, key: int, complete: bool, place: int) -> None:
-        if index >= len(self._rows):
-            self._beyond[index] = (key, complete, place)
-            return
-        if self._where[index] != _NOWHERE and self._keys[index] != key:
-            self._set_aside(index)  # a later run has written another row there
-        self._set(index, key, complete, place)
-
-    def _set(self, index: int, key: int, complete: bool, place: int) -> None:
-        self._where[index], self._keys[index] = place, key
-        self._from_before[index] = complete
-
-    def _set_aside(self, index: int) -> None:
-        """Keep a row of another item than the one that stands in its place now."""
-        complete = bool(self._from_before[index])
-        self._spares.setdefault(self._keys[index], []).append((complete, self._where[index]))
-
-    def _find_moved(self) -> None:
-        """Find rows whose items stand elsewhere now, by their keys.
-
-        Raises:
-            OptionError: if the file holds more rows than there are items: some would be lost.
-        """
-        replaced: dict[int, tuple[int, int]] = {}
-        for row in self._rows:
-            index = row.index
-            is_there = self._where[index] != _NOWHERE and not _needs_content(row)
-            if is_there and self._keys[index] != _key(row, ""):
-                self._set_aside(index)
-                replaced[index] = self._keys[index], self._where[index]
-                self._set(index, 0, False, _NOWHERE)
-        for key, complete, place in self._beyond.values():
-            self._spares.setdefault(key, []).append((complete, place))
-        if self._spares:
-            self._take_spares()
-            self._settle(replaced)
-
-    def _take_spares(self) -> None:
-        for row in self._rows:
-            if self._where[row.index] == _NOWHERE:
-                key = _key(row, "")
-                if self._spares.get(key):
-                    self._set(row.index, key, *self._spares[key].pop(0))
-
-    def _settle(self, replaced: Mapping[int, tuple[int, int]]) -> None:
-        """Keep rows whose items are gone in their places, until these are asked."""
-        left = {place for spares in self._spares.values() for _, place in spares}
-        gone = [index for index, (_, place) in replaced.items() if place in left]
-        are_beyond = any(place in left for _, _, place in self._beyond.values())
-        if are_beyond or len(gone) > self._where.count(_NOWHERE):
-            raise OptionError(
-                f"{self._shown} holds more rows than the {counted(len(self._rows), 'item')}.",
-                code="file_of_other_rows",
-            )
-        for index in gone:
-            if self._where[index] == _NOWHERE:
-                key, place = replaced[index]
-                self._set(index, key, False, place)
+                self._earlier.add(int(record.key, 16), offset, record.is_complete)
+        self._earlier.arrange()
 
     def _require_same(self, asked: Mapping[str, str], fresh: bool) -> None:
         differ = [name for name, value in self._asked.items() if asked.get(name) != value]
@@ -201,14 +144,23 @@ class RowFile:
 
     def find(self, row: PlannedRow, content: str = "") -> AnsweredRow | None:
         """Return a row that an earlier run has answered; see `KeptRows.find`."""
-        index = row.index
-        if not self._from_before[index] or (_needs_content(row) and not content):
+        if not self._match(row, content, complete=True):
             return None
-        if self._keys[index] != _key(row, content):
-            return None
-        found = self._read(index)
+        found = self._read(row.index)
         self._count(found)
         return found
+
+    def _match(self, row: PlannedRow, content: str = "", *, complete: bool) -> bool:
+        """Give a row what an earlier run has of it, if anything."""
+        if not self._earlier or (_needs_content(row) and not content):
+            return False
+        key = _key(row, content)
+        place = self._earlier.take(key, complete=complete)
+        if place is None:
+            return False
+        self._where[row.index], self._keys[row.index] = place, key
+        self._from_before[row.index] = complete
+        return True
 
     def add(self, row: AnsweredRow, content: str = "") -> None:
         """Write a row to the journal; what cannot be written stays in memory."""
@@ -251,40 +203,65 @@ class RowFile:
     def close(self) -> None:
         """Merge the journal into the file; without room for that, the journal stays as it is."""
         try:
-            if self._unsaved or self._spares or any(place >= 0 for place in self._where):
-                self._merge()
+            self._match_the_rest()
+            besides = self._earlier.complete_places()
+            if not self._is_merged(besides):
+                self._merge(besides)
         except OSError as error:
             self.fault = self.fault or self._failure(error)
         else:
             self._unsaved.clear()
             self._journal.discard()
+            self.totals = replace(self.totals, besides=len(besides))
         finally:
             self._journal.unlock()
 
-    def _merge(self) -> None:
+    def _match_the_rest(self) -> None:
+        """Find earlier answers and errors of rows that the run has not reached."""
+        for index, place in enumerate(self._where):
+            if not self._earlier:
+                return
+            if place == _NOWHERE and index not in self._unsaved:
+                row = self._rows[index]
+                if not self._match(row, complete=True):
+                    self._match(row, complete=False)
+
+    def _is_merged(self, besides: Sequence[int]) -> bool:
+        """Tell whether the file has each row in its place already."""
+        if self._unsaved:
+            return False
+        done = ((index, self._where[index]) for index in self._done())
+        wanted = chain(done, ((None, place) for place in besides))
+        heads = () if self._table is None else self._table.heads()
+        there = ((index, -2 - place) for place, (index, _, _) in enumerate(heads))
+        return all(one == other for one, other in zip_longest(wanted, there))
+
+    def _merge(self, besides: Sequence[int]) -> None:
         new = self.path.with_name(self.path.name + _NEW)
+        kept = ({**self._record_at(place), "index": None} for place in besides)
         try:
-            _write(new, self.records(), self._asked)
+            _write(new, chain(self.records(), kept), self._asked)
             new.replace(self.path)
         except BaseException:
             new.unlink(missing_ok=True)
             raise
         self._table = _Table(self.path)
-        for place, (index, _, _) in enumerate(self._table.heads()):
+        for place, index in enumerate(self._done()):
             self._where[index] = -2 - place
 
     def _record(self, index: int) -> Record:
         if index in self._unsaved:
             return self._written(self._unsaved[index])
-        place = self._where[index]
-        if place >= 0:
-            record = self._journal.read(place)
-        else:
-            assert self._table is not None  # where else is the row
-            record = self._table.read(-2 - place)
-        if record.get("index") == index:
+        record = self._record_at(self._where[index])
+        if record["index"] == index:
             return record
-        return {**record, "index": index, "item": self._rows[index].name}  # it stood elsewhere
+        return {**record, "index": index, "item": _utf8(self._rows[index].name)}
+
+    def _record_at(self, place: int) -> Record:
+        if place >= 0:
+            return self._journal.read(place)
+        assert self._table is not None  # where else is the row
+        return self._table.read(-2 - place)
 
     def is_done(self, index: int) -> bool:
         """Tell whether a row was answered or has failed, now or in an earlier run."""
@@ -317,7 +294,10 @@ class RowFile:
 
     def records(self) -> Iterator[Record]:
         """Yield the rows that are done as they are written to the file, in order."""
-        return map(self._record, filter(self.is_done, range(len(self._rows))))
+        return map(self._record, self._done())
+
+    def _done(self) -> Iterator[int]:
+        return filter(self.is_done, range(len(self._rows)))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -373,6 +353,62 @@ class SavedRows(OrderedRows):
     def _places(self) -> Sequence[int]:
         every = range(len(self._file))
         return array("q", filter(self._file.is_done, every)) if self._only_done else every
+
+
+class _EarlierRows:
+    """Places of the rows of earlier runs by what they were asked, some twenty bytes for each.
+
+    Rows that are asked the same are taken in the order in which they were added, complete ones
+    first.
+    """
+
+    def __init__(self) -> None:
+        self._keys, self._places = array("Q"), array("q")
+        self._complete = bytearray()
+        self._left = bytearray()
+        self._count = 0
+        self._next: dict[int, int] = {}
+
+    def add(self, key: int, place: int, complete: bool) -> None:
+        """Add a row; `arrange` follows the last one."""
+        self._keys.append(key)
+        self._places.append(place)
+        self._complete.append(complete)
+
+    def arrange(self) -> None:
+        """Make the rows ready for `take`."""
+        keys, complete = self._keys, self._complete
+        order = sorted(range(len(keys)), key=lambda each: (keys[each], not complete[each]))
+        self._keys = array("Q", (keys[each] for each in order))
+        self._places = array("q", (self._places[each] for each in order))
+        self._complete = bytearray(complete[each] for each in order)
+        self._count = len(order)
+        self._left = bytearray(b"\1") * self._count
+
+    def take(self, key: int, *, complete: bool) -> int | None:
+        """Return the place of a row that nobody has taken; ``None`` if there is none."""
+        found = self._next.get(key, bisect_left(self._keys, key))
+        if not self._is_of(key, found) or not self._left[found]:
+            return None
+        if self._complete[found] != complete:
+            return None
+        self._left[found] = False
+        if self._is_of(key, found + 1):
+            self._next[key] = found + 1
+        self._count -= 1
+        return self._places[found]
+
+    def _is_of(self, key: int, number: int) -> bool:
+        return number < len(self._keys) and self._keys[number] == key
+
+    def complete_places(self) -> Sequence[int]:
+        """Return the places of complete rows that nobody has taken, in their order in the file."""
+        every = zip(self._places, self._left, self._complete, strict=True)
+        places = [place for place, left, complete in every if left and complete]
+        return sorted(places, key=lambda place: (place >= 0, abs(place)))
+
+    def __bool__(self) -> bool:
+        return self._count > 0
 
 
 class _Journal:
@@ -548,8 +584,11 @@ class _Table:
         count: int = self._file.num_row_groups
         return count
 
-    def heads(self) -> Iterator[tuple[int, int, bool]]:
-        """Yield index and key of each row, and whether it is complete."""
+    def heads(self) -> Iterator[tuple[int | None, int, bool]]:
+        """Yield index and key of each row, and whether it is complete.
+
+        The index of a row that was not among the items is ``None``.
+        """
         for number in range(self._groups):
             found = self._file.read_row_group(number, ["index", "key", "error", "finish_reason"])
             for each in found.to_pylist():

@@ -41,7 +41,7 @@ class SavedRow(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    index: NonNegativeInt
+    index: NonNegativeInt | None
     item: str
     prompt: str
     answer: str | None

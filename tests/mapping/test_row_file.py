@@ -94,29 +94,6 @@ def test_only_what_is_missing_is_asked_again(tmp_path):
     assert list(pd.read_parquet(file).answer) == [row.text for row in rows]
 
 
-def test_rows_are_known_wherever_they_stand(tmp_path):
-    file = tmp_path / "rows.parquet"
-
-    def asked(*things):
-        session = session_with()
-        rows = session.map(PROMPT, list(things), save=file)
-        frame = pd.read_parquet(file)
-        assert [row.text for row in rows] == [f"SAY {each.upper()}" for each in things]
-        assert list(frame.answer) == [row.text for row in rows]
-        assert list(frame["index"]) == list(range(len(things)))
-        assert list(frame.prompt) == [f"say {each}" for each in things]
-        return session.engine.asked
-
-    assert asked("b", "d", "e") == 3
-    assert asked("a", "b", "c", "d", "e") == 2  # inserted
-    assert asked("e", "d", "c", "b", "a") == 0  # reordered
-    assert asked("e", "x", "c", "b", "a") == 1  # replaced
-    assert asked("a", "x", "y", "b", "e") == 1
-    with pytest.raises(OptionError, match="holds more rows than the 4 items"):
-        asked("a", "x", "y", "b")
-    assert asked("a", "x", "y", "b", "e") == 0
-
-
 def test_images_are_known_by_their_files_or_pixels(tmp_path):
     file, photo = tmp_path / "rows.parquet", tmp_path / "a.png"
     Image.new("RGB", (9, 9)).save(photo)
@@ -140,11 +117,79 @@ def test_answers_to_something_else_are_not_replaced(tmp_path):
     session.map(PROMPT, items(3), save=file)
     with pytest.raises(OptionError, match=r"not the same prompt, sampling options\. Give another"):
         session.map("tell {{item}}", items(3), temperature=0, save=file)
-    with pytest.raises(OptionError, match="more rows than the 2 items"):
-        session.map(PROMPT, items(2), save=file)
     assert list(pd.read_parquet(file).answer) == ["SAY ITEM 0", "SAY ITEM 1", "SAY ITEM 2"]
     session.map("tell {{item}}", items(2), save=file, fresh=True)
     assert list(pd.read_parquet(file).answer) == ["TELL ITEM 0", "TELL ITEM 1"]
+
+
+def asked_of(given, file, said=str.upper, **options):
+    """Return the rows of a new session, and how many it had to ask."""
+    session = session_with(said)
+    rows = session.map(PROMPT, given, save=file, **options)
+    return rows, session.engine.asked
+
+
+@pytest.mark.parametrize(
+    ("then", "asked", "besides"),
+    [
+        (["z", *"abcd"], 1, 0),
+        ([*"dcba"], 0, 0),
+        ([*"acd"], 0, 1),
+        ([*"bxd"], 1, 2),
+        ([*"aabcd"], 1, 0),
+        ([*"xyz"], 3, 4),
+    ],
+    ids=str,
+)
+def test_rows_are_found_wherever_they_stand(tmp_path, then, asked, besides):
+    file = tmp_path / "rows.parquet"
+    asked_of([*"abcd"], file)
+    before = pd.read_parquet(file).answer
+    rows, count = asked_of(then, file, lambda text: text.upper() + "!")
+    assert (count, rows.totals.besides) == (asked, besides)
+    assert sum(row.reused for row in rows) == len(then) - asked
+    assert [row.text[:5] for row in rows] == [f"SAY {each.upper()}" for each in then]
+    frame = pd.read_parquet(file)
+    assert list(frame.answer[: len(then)]) == [row.text for row in rows]
+    assert set(before) <= set(frame.answer)  # what was answered is never overwritten
+    assert [*frame["index"][: len(then)]] == [*range(len(then))]
+    assert list(frame.item[: len(then)]) == [row.name for row in rows]
+    assert len(rows.read()) == len(then)
+    assert list(frame["index"].isna()) == [False] * len(then) + [True] * besides
+    assert asked_of([*"abcd"], file)[1] == 0  # also what had no place among the items
+    assert set(frame.answer) == set(pd.read_parquet(file).answer)
+
+
+def test_files_of_a_folder_are_found_wherever_they_stand(tmp_path):
+    photos = [tmp_path / f"{number}.png" for number in range(4)]
+    for number, photo in enumerate(photos):
+        Image.new("RGB", (9 + number, 9)).save(photo)
+    asked_of(photos[1:], tmp_path / "rows.parquet")
+    assert asked_of(photos, tmp_path / "rows.parquet")[1] == 1
+    pixels = [Image.open(photo).convert("RGB") for photo in photos]
+    asked_of(pixels[1:], tmp_path / "pixels.parquet")
+    assert asked_of(pixels[::-1], tmp_path / "pixels.parquet")[1] == 1
+
+
+def test_a_stopped_run_over_other_items_keeps_what_it_has_not_reached(tmp_path):
+    file = tmp_path / "rows.parquet"
+    asked_of(items(6), file, "once {}".format)
+    with pytest.raises(MapInterrupted) as stopped:
+        asked_of(["item 9", "item 2", "item 8", "item 7", "item 5"], file, stopped_at(7))
+    rows = stopped.value.result
+    assert [row.done for row in rows] == [True] * 3 + [False, True]
+    assert rows[4].text == "once say item 5"
+    assert list(pd.read_parquet(file)["index"].fillna(-1)) == [0, 1, 2, 4, *[-1] * 4]
+    assert asked_of(items(10), file)[1] == 2  # 6 and 7
+
+
+def test_equal_rows_keep_their_answers_apart(tmp_path):
+    file = tmp_path / "rows.parquet"
+    said = iter("abc")
+    asked_of(["same"] * 3, file, lambda _: next(said))
+    rows, count = asked_of(["other", *["same"] * 4], file)
+    assert [row.text for row in rows] == ["SAY OTHER", "a", "b", "c", "SAY SAME"]
+    assert count == 2
 
 
 @pytest.mark.parametrize("others", [b"", b"hello\n", b"PAR1", b'{"a": 1}\n', b"\x00\xff\n" * 9])

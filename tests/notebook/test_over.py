@@ -208,6 +208,10 @@ def test_saved_rows_are_the_result_and_their_own_table(shell, tiny, photos):
     assert list(pd.read_parquet("rows.parquet").answer) == [row.text for row in rows]
     assert "<table>" in shell.display_formatter.format(rows)[0]["text/html"]
     assert "3 of 3 rows answered, 3 of them from before." in shown(shell, line)[0]["text/plain"]
+    sorted(Path("photos").iterdir())[0].unlink()
+    said = shown(shell, line)[0]["text/plain"]
+    assert "2 of 2 rows answered, 2 of them from before." in said
+    assert "The file keeps 1 answer of earlier runs to other rows, at its end." in said
 
 
 def test_rows_that_cannot_be_saved_stay_in_the_result(run, shell, tiny, photos):

@@ -103,7 +103,7 @@ def rows_bundle(rows: Sequence[AnsweredRow], total: int | None = None) -> MimeBu
     """
     total = len(rows) if total is None else total
     shown = rows[:MOST_SHOWN]
-    below = [*_footnotes(rows)]
+    below = [*_besides(Totals.of(rows).besides), *_footnotes(rows)]
     if len(rows) > len(shown):
         below.insert(0, f"and {counted(len(rows) - len(shown), 'more row')}")
     line = summary(rows, total)
@@ -111,6 +111,12 @@ def rows_bundle(rows: Sequence[AnsweredRow], total: int | None = None) -> MimeBu
         "text/plain": "\n".join([line, *_text(shown), *below]),
         "text/html": _html(line, shown, below),
     }
+
+
+def _besides(count: int) -> list[str]:
+    if not count:
+        return []
+    return [f"The file keeps {counted(count, 'answer')} of earlier runs to other rows, at its end."]
 
 
 def _footnotes(rows: Sequence[AnsweredRow]) -> list[str]:
