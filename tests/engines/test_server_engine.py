@@ -715,11 +715,11 @@ class TestThinking:
         server.answer(CHAT, stream(*thinking("a", "b"), piece("A."), END))
         assert session.ask("Q?", max_thinking=2).notice == ""
         assert server.bodies[-1]["thinking_token_budget"] == 2
-        server.answer(CHAT, stream(*thinking(*"abcdef"), piece("A."), END))
+        server.answer(CHAT, stream(*thinking(*"abcdefg"), piece("A."), END))
         assert session.ask("Q?", max_thinking=2).notice.endswith(said)
         assert session.ask("Q?").notice == ""
         assert "thinking_token_budget" not in server.bodies[-1]
-        for tokens, has_kept in ((5, True), (6, False)):
+        for tokens, has_kept in ((6, True), (7, False)):
             details = {"completion_tokens_details": {"reasoning_tokens": tokens}}
             usage = {"prompt_tokens": 3, "completion_tokens": 9, **details}
             server.answer(CHAT, stream(*thinking("a"), piece("A."), {**END, "usage": usage}))

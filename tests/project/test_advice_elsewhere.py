@@ -152,6 +152,9 @@ CELLS |= {
         "%%glm4v \u2013\u2013preview\nWhat?", "%%glm4v --preview\nWhat?"),
     "The variable is written {}.": (
         "%%glm4v $cat --preview\nWhat?", "%%glm4v cat --preview\nWhat?"),
+    "Name a file: {} plan.json": (
+        "%glm4v plan demo --gpus 1x8GiB --save ''",
+        "%glm4v plan demo --gpus 1x8GiB --save plan.json"),
     "Ask a question first.": (
         "%%glm4v --continue\nAnd?", '%glm4v ask "Hello?"\n%glm4v retry'),
     "Write an expression in it. {}": (

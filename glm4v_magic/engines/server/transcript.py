@@ -31,8 +31,8 @@ _NO_ANSWER = {
     "content_filter": "holds the answer back",
     "error": "failed in the middle of the answer",
 }
-_TAGS = 3
-"""Number of tokens around the thinking that a server may count: both tags and a newline."""
+_TAGS = 4
+"""Number of tokens around the thinking that a server may count: both tags, a newline at each."""
 
 
 class Transcript:
