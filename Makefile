@@ -49,8 +49,8 @@ build/oldest/.installed: pyproject.toml constraints.txt constraints-oldest.txt
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu
 
-# Everything that takes too long for every change: all random device maps.
-nightly: $(INSTALLED)
+# Everything that takes too long for every change: all random device maps, the oldest versions.
+nightly: $(INSTALLED) test-oldest
 	$(PYTEST) -m nightly
 
 # Pillow's own test images, from its source distribution; they stay in build/.
