@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from glm4v_magic.core.conversation import Answer
 from glm4v_magic.core.remarks import PYTHON, Text, worded
+from glm4v_magic.core.wording import counted, readable_bytes
 
 __all__ = ["HALF", "AnsweredRow", "Counts", "OrderedRows", "Progress", "Rows", "Totals"]
 
 HALF = "The answer was interrupted: it is only the beginning."
 """What is said of a row whose answer an interrupt cut off."""
+
+_MOST_WRITTEN = 20  # rows
+
+
+class _Short(reprlib.Repr):
+    """Items as Python writes them, shortened; of encoded images only the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 80
+
+    def repr_bytes(self, data: bytes | bytearray, _level: int) -> str:
+        return f"<{type(data).__name__}, {readable_bytes(len(data))}>"
+
+    repr_bytearray = repr_bytes
+
+
+_SHORT = _Short()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +100,21 @@ class AnsweredRow:
     def __str__(self) -> str:
         return self.text or ""
 
+    def __repr__(self) -> str:
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        written = {name: repr(value) for name, value in values.items() if name != "item"}
+        written["item"] = _SHORT.repr(self.item)
+        return f"AnsweredRow({', '.join(f'{name}={written[name]}' for name in values)})"
+
 
 class Rows(list[AnsweredRow]):
     """Rows of a list, folder or pattern, in order."""
+
+    def __repr__(self) -> str:
+        written = [repr(row) for row in self[:_MOST_WRITTEN]]
+        if len(self) > len(written):
+            written.append(f"and {counted(len(self) - len(written), 'more row')}")
+        return f"[{', '.join(written)}]"
 
 
 class OrderedRows(Sequence[AnsweredRow]):

@@ -36,11 +36,12 @@ from glm4v_magic.core.remarks import Words, worded
 from glm4v_magic.core.rows import AnsweredRow, Counts, OrderedRows, Totals
 from glm4v_magic.core.wording import counted
 from glm4v_magic.mapping.answer_cache import request_key
+from glm4v_magic.mapping.results import result_of
 from glm4v_magic.mapping.saved_row import OF_ANSWER, OF_USAGE, SavedHeader, SavedRow
 from glm4v_magic.outside import checked, expanded, is_folder, json_object, path_text
 
 if TYPE_CHECKING:
-    from glm4v_magic.mapping.items import PlannedRow
+    from glm4v_magic.mapping.items import Items, PlannedRow
     from glm4v_magic.mapping.runner import Job
 
 __all__ = ["INSTALL", "SUFFIX", "RowFile", "SavedRows"]
@@ -70,6 +71,7 @@ class RowFile:
         prompt: the prompt as it was written.
         job: terms of the rows.
         rows: rows of the run.
+        items: their items.
 
     Raises:
         OptionError: if the file cannot be written, is none of ours, or holds answers to something
@@ -84,6 +86,7 @@ class RowFile:
         prompt: str,
         job: Job,
         rows: Sequence[PlannedRow],
+        items: Items,
     ) -> None:
         _require_pyarrow()
         if job.terms.sampling.logprobs is not None:
@@ -93,6 +96,7 @@ class RowFile:
         self.totals = Totals()
         self.fault: SaveError | None = None
         self._rows, self._words, self._asked = rows, job.words, _asked(prompt, job)
+        self._items, self._form = items, job.terms.form
         self._where = array("q", [_NOWHERE]) * len(rows)
         self._keys = array("Q", [0]) * len(rows)
         self._from_before = bytearray(len(rows))
@@ -296,6 +300,19 @@ class RowFile:
         """Yield the rows that are done as they are written to the file, in order."""
         return map(self._record, self._done())
 
+    def frame(self) -> Any:
+        """Return all rows as a DataFrame.
+
+        Of a Series or DataFrame it is what a run in memory returns, of other items it has the
+        columns of the file.
+        """
+        if self._items.table is not None:
+            return result_of(self._rows, self.result(), self._items, self._form, self._words)
+        import pyarrow as pa
+
+        table = pa.Table.from_pylist(list(self.records()), _schema({}))
+        return table.drop_columns("key").to_pandas()
+
     def _done(self) -> Iterator[int]:
         return filter(self.is_done, range(len(self._rows)))
 
@@ -325,11 +342,8 @@ class SavedRows(OrderedRows):
         return self._file.totals
 
     def read(self) -> Any:
-        """Return the rows as a DataFrame, with the columns of the file."""
-        import pyarrow as pa
-
-        records = list(self._file.records())
-        return pa.Table.from_pylist(records, _schema({})).drop_columns("key").to_pandas()
+        """Return the rows as a DataFrame; see `RowFile.frame`."""
+        return self._file.frame()
 
     def __len__(self) -> int:
         return len(self._places())
@@ -561,7 +575,7 @@ class _Table:
             self._file = pq.ParquetFile(path)
             told = (self._file.schema_arrow.metadata or {}).get(_KIND.encode(), b"")
         except (OSError, pa.ArrowException) as error:
-            raise OptionError(f"{path} cannot be read as Parquet: {_why(error)}.") from None
+            raise _unreadable(path, error) from None
         if not self._file.schema_arrow.equals(_schema({}), check_metadata=False):
             raise OptionError(
                 f"{path} is in the way: it holds no rows of a map.",
@@ -571,6 +585,7 @@ class _Table:
         sizes = (self._file.metadata.row_group(n).num_rows for n in range(self._groups))
         self._starts = [0, *accumulate(sizes)]
         self._cached: tuple[int, list[Record]] = (-1, [])
+        self._path = path
 
     @staticmethod
     def _asked(told: bytes) -> Mapping[str, str]:
@@ -590,8 +605,7 @@ class _Table:
         The index of a row that was not among the items is ``None``.
         """
         for number in range(self._groups):
-            found = self._file.read_row_group(number, ["index", "key", "error", "finish_reason"])
-            for each in found.to_pylist():
+            for each in self._group(number, ["index", "key", "error", "finish_reason"]):
                 is_complete = each["error"] is None and each["finish_reason"] is not None
                 yield each["index"], int(each["key"], 16), is_complete
 
@@ -599,8 +613,26 @@ class _Table:
         """Return the row at a place."""
         number = bisect_right(self._starts, place) - 1
         if self._cached[0] != number:
-            self._cached = (number, self._file.read_row_group(number).to_pylist())
+            self._cached = (number, self._group(number))
         return self._cached[1][place - self._starts[number]]
+
+    def _group(self, number: int, columns: Sequence[str] | None = None) -> list[Record]:
+        import pyarrow as pa
+
+        try:
+            found: list[Record] = self._file.read_row_group(number, columns).to_pylist()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise _unreadable(self._path, error) from None
+        return found
+
+
+def _unreadable(path: Path, error: Exception) -> OptionError:
+    if getattr(error, "errno", None):
+        return OptionError(f"{path} cannot be read: {_why(error)}.")
+    return OptionError(
+        f"{path} is in the way: it is damaged, or no Parquet file.",
+        "Move it elsewhere, or give another name.",
+    )
 
 
 _COLUMNS: Mapping[str, str] = {

@@ -50,6 +50,7 @@ from glm4v_magic.notebook.settings import Glm4v, read
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
+    from IPython.lib.pretty import RepresentationPrinter
 
     from glm4v_magic.core.conversation import Answer
     from glm4v_magic.core.plan import Plan
@@ -225,6 +226,8 @@ class Glm4vMagics(Magics):
         for kind, bundle in _BUNDLES.items():
             formatter.ipython_display_formatter.for_type_by_name(*kind, self._swallow_if_shown)
             formatter.mimebundle_formatter.for_type_by_name(*kind, bundle)
+        # IPython has a printer of lists, which comes before the bundle of one.
+        formatter.formatters["text/plain"].for_type_by_name(*_ROWS, _print_rows)
         self.shell.events.register("post_run_cell", self._forget_shown)
         self.shell.Completer.completions = self._completions
         self.shell.input_transformers_cleanup.append(_alone)
@@ -249,6 +252,7 @@ class Glm4vMagics(Magics):
         for name in map(".".join, _BUNDLES):
             formatter.ipython_display_formatter.pop(name, None)
             formatter.mimebundle_formatter.pop(name, None)
+        formatter.formatters["text/plain"].pop(".".join(_ROWS), None)
         self._forget_shown(None)
         self.shell.events.unregister("post_run_cell", self._forget_shown)
         del self.shell.Completer.completions
@@ -386,6 +390,10 @@ def _rows_bundle(rows: Rows | OrderedRows) -> MimeBundle:
     from glm4v_magic.notebook.render.rows import rows_bundle
 
     return rows_bundle(rows)
+
+
+def _print_rows(rows: Rows, printer: RepresentationPrinter, _cycle: bool) -> None:
+    printer.text(_rows_bundle(rows)["text/plain"])
 
 
 _BUNDLES: dict[tuple[str, str], Callable[[Any], MimeBundle]] = {

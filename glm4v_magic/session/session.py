@@ -603,7 +603,7 @@ class Session:
         if save is not None:
             from glm4v_magic.mapping.row_file import RowFile
 
-            job = replace(job, kept=RowFile(save, prompt, job, rows))
+            job = replace(job, kept=RowFile(save, prompt, job, rows, items))
         yield from run(rows, job, engine, self._store, items)
 
     def _engine_for_rows(

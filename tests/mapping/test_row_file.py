@@ -198,7 +198,7 @@ def test_files_of_others_are_left_alone(tmp_path, others):
         (tmp_path / name).write_bytes(others)
     for name in ("rows.parquet", "other.parquet") if others else ("rows.parquet",):
         for fresh in (False, True):
-            with pytest.raises(OptionError, match=r"in the way|cannot be read as Parquet"):
+            with pytest.raises(OptionError, match=r"in the way: .*\. Move it elsewhere"):
                 session_with().map(PROMPT, items(2), save=tmp_path / name, fresh=fresh)
     assert {each.read_bytes() for each in tmp_path.iterdir()} == {others}
 
@@ -334,6 +334,18 @@ def test_a_damaged_line_of_the_journal_is_asked_again(tmp_path, damage):
     assert [row.text for row in rows] == ["SAY ITEM 0", "SAY ITEM 1"]
 
 
+def test_a_damaged_file_is_left_alone(tmp_path):
+    file = tmp_path / "rows.parquet"
+    session_with().map(PROMPT, items(2), save=file)
+    data = file.read_bytes()
+    spoiled = data[:4] + b"\xff" * (len(data) // 2) + data[4 + len(data) // 2 :]
+    for damaged in (spoiled, data[:-9], data[:9] + data[-9:]):
+        file.write_bytes(damaged)
+        with pytest.raises(OptionError, match=r"is damaged, or no Parquet file\. Move it"):
+            session_with().map(PROMPT, items(2), save=file)
+        assert file.read_bytes() == damaged
+
+
 def test_a_damaged_row_of_a_file_is_named_in_one_line(tmp_path):
     file = tmp_path / "rows.parquet"
     session_with().map(PROMPT, items(2), save=file)
@@ -415,6 +427,14 @@ def test_a_dataframe_gives_saved_rows_too(tmp_path):
     rows = session_with().map("{{row.name}}?", frame, save=tmp_path / "rows.parquet")
     assert [row.name for row in rows] == ["row x", "row y"]
     assert [row.text for row in rows] == ["A?", "B?"]
+    plain = session_with().map("{{row.name}}?", frame, temperature=0)
+    greedy = session_with().map(
+        "{{row.name}}?", frame, temperature=0, save=tmp_path / "greedy.parquet"
+    )
+    pd.testing.assert_frame_equal(greedy.read().drop(columns="seed"), plain.drop(columns="seed"))
+    named = session_with().map("{{item}}?", frame.name, save=tmp_path / "names.parquet").read()
+    assert list(named.index) == ["x", "y"]
+    assert list(named.columns[:2]) == ["name", "answer"]
 
 
 def test_equal_rows_are_all_asked_and_all_kept(tmp_path):

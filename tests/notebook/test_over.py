@@ -194,6 +194,7 @@ def test_rows_are_a_table_when_shown_later_and_frames_are_themselves(shell, tiny
     shown(shell, f"%%glm4v --over df.image -o frame {GREEDY}\nWhat?")
     later = shell.display_formatter.format(shell.user_ns["rows"])[0]
     assert "<table>" in later["text/html"]
+    assert later["text/plain"].startswith("3 of 3 rows answered")
     assert "finish_reason" in shell.display_formatter.format(shell.user_ns["frame"])[0]["text/html"]
 
 
@@ -236,6 +237,7 @@ def test_rows_that_cannot_be_saved_stay_in_the_result(run, shell, tiny, photos):
     assert (
         "rows.parquet cannot be written: the folder or the file is gone. What was answered is in _"
     ) in screen
+    assert screen.count("run the cell again") == 2  # below the rows, and in the error
     assert "Traceback" not in screen
     assert "3 of 3 rows answered" in over(run, "photos", "Lost?", options)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from glm4v_magic.calls.tasks import asked
-from glm4v_magic.core.errors import Glm4vError, InputError, MapInterrupted, OptionError
+from glm4v_magic.core.errors import Glm4vError, InputError, MapInterrupted, OptionError, SaveError
 from glm4v_magic.core.events import Loading, Started, Starting
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.video import SourcedVideo
@@ -262,6 +262,8 @@ def _keep_what_is_done(
     answered = board.progress.answered
     if type(error) is KeyboardInterrupt:  # on the way out of the session
         raise MapInterrupted(board.progress) from None
+    if isinstance(error, SaveError):
+        return  # it says itself where the rows are
     few = "One row is" if answered == 1 else f"{answered:,} rows are"
     on = f"{few} answered and in _; run the cell again to go on."
     if isinstance(error, Glm4vError) and answered:
