@@ -221,6 +221,26 @@ class TestConnecting:
         said = refused(glm4v_magic.load, server.url, timeout=0.2)
         assert said.startswith(f"{server.url} was silent for 0.2 s. If it is only slow, ")
 
+    def test_a_list_that_comes_a_byte_at_a_time(self, server):
+        server.answer(MODELS, response(b"["), *[0.05, b" "] * 40, silence)
+        said = refused(glm4v_magic.load, server.url, timeout=1)
+        assert said.startswith(
+            f"{server.url} has not sent its whole list of models within 1 s. If it is only slow, "
+        )
+
+    def test_a_refusal_that_comes_a_byte_at_a_time(self, server):
+        server.answer(MODELS, response(b"[", "400 Bad Request"), *[0.05, b" "] * 40, silence)
+        said = refused(glm4v_magic.load, server.url, timeout=0.9)
+        assert said.startswith(f"{server.url}/models answers 400 Bad Request.")
+
+    def test_a_server_that_serves_another_model_now(self, session, server):
+        server.answer(MODELS, models("n"))
+        assert session.load(server.url).status().info.model == "n"
+        session.ask("Q?")
+        assert server.bodies[-1]["model"] == "n"
+        server.answer(MODELS, response(status="500 Internal Server Error"))
+        assert "answers 500" in refused(session.load, server.url)
+
     def test_no_proxy_stands_before_this_computer(self, server, monkeypatch):
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
         assert glm4v_magic.load(server.url).ask("Q?").text == "Hello."
@@ -724,6 +744,9 @@ class TestThinking:
             usage = {"prompt_tokens": 3, "completion_tokens": 9, **details}
             server.answer(CHAT, stream(*thinking("a"), piece("A."), {**END, "usage": usage}))
             assert (session.ask("Q?", max_thinking=2).notice == "") == has_kept
+        # Our own keeps it, and counts all tags, those around the answer included.
+        server.answer(MODELS, models("m", glm4v_magic={"thinks": True}))
+        assert glm4v_magic.load(server.url).ask("Q?", max_thinking=2).notice == ""
 
     def test_a_server_that_refuses_its_limit_is_understood(self, session, server):
         server.answer(CHAT, response({"error": "no reasoning_config"}, "400 Bad Request"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
+import httpx
 import pytest
 from scripted_server import (
     CHAT,
@@ -23,6 +25,7 @@ from glm4v_magic.core.errors import GenerationInterrupted
 from glm4v_magic.core.events import Failed, Finished, Reclassified, Text, Thinking
 from glm4v_magic.core.server_address import API_KEY, ServerAddress
 from glm4v_magic.engines.server import connect
+from glm4v_magic.engines.server.connection import Connection
 
 REQUEST = Request(Conversation((Message("user", "Q?"),)))
 
@@ -148,6 +151,29 @@ def test_a_row_that_fails_comes_behind_those_that_are_done(server, engine):
     assert isinstance(failed, Failed)
     assert failed.row == 1
     assert "stopped with an error: no memory" in str(failed.error)
+
+
+def test_one_that_only_gives_signs_of_life_is_said_to_be_waited_for(caplog):
+    async def chunks(pause):
+        for _ in range(6):
+            await asyncio.sleep(pause)
+            yield b": ping\n\n"
+        yield b"data: x\n\n"
+
+    async def said(seconds, pause):
+        caplog.clear()
+        connection = Connection(ServerAddress("http://127.0.0.1:9/v1", timeout=seconds))
+        kind = {"Content-Type": "text/event-stream"}
+        response = httpx.Response(200, headers=kind, content=chunks(pause))
+        assert [each async for each in connection.events(response)] == ["x"]
+        return caplog.messages
+
+    there = "http://127.0.0.1:9/v1 is there, but has said nothing for 0."
+    first, *others = asyncio.run(said(0.02, 0.03))
+    assert first.startswith(there)
+    assert first.endswith(" s; it is waited for.")
+    assert len(others) <= 6
+    assert asyncio.run(said(60, 0.001)) == []
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])

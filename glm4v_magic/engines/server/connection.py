@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
+import math
 import os
 import re
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 
 import httpx
@@ -18,6 +22,7 @@ from glm4v_magic.engines.server.replies import error_message
 __all__ = [
     "KEY_WANTED",
     "LONGEST_MESSAGE",
+    "REPLY_SECONDS",
     "BrokenError",
     "Connection",
     "StatusError",
@@ -29,9 +34,13 @@ LONGEST_MESSAGE = 300
 """Maximum number of characters that are quoted of a server's message."""
 
 KEY_WANTED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
+REPLY_SECONDS = 30.0
+"""Longest time in seconds for a whole reply that is no answer: a list of models, or a refusal."""
+
 _CONNECT_SECONDS = 10.0
 _LONGEST_EVENT = 2**20  # bytes; a token needs some hundred
 _LONGEST_BODY = 2**22  # bytes, of a list of models or an error
+_log = logging.getLogger(__name__)
 _KEY = re.compile(r"[\x21-\x7e]+")
 _EVENTS = "text/event-stream"
 _EMPTY_LINE = re.compile(rb"\n\r?\n|\r\r")
@@ -70,11 +79,13 @@ class Connection:
     Attributes:
         url: URL of the API, for messages.
         seconds: longest silence.
+        told_of_waiting: when it was last said that it is waited for (`time.monotonic`).
     """
 
     def __init__(self, address: ServerAddress) -> None:
         self.url = address.url
         self.seconds = address.timeout
+        self.told_of_waiting = -math.inf
         # No proxy reaches this computer; for other hosts the environment may name one.
         self._trust_env = not is_loopback(httpx.URL(address.url).host)
         self._tls = httpx.create_ssl_context(trust_env=self._trust_env)
@@ -116,7 +127,7 @@ class Connection:
                 ) as response,
             ):
                 if response.status_code != httpx.codes.OK:
-                    raise self._refusal(response, path, await read(response))
+                    raise self._refusal(response, path, await _in_time(response, seconds))
                 yield response
         except httpx.HTTPError as error:
             failure = self._failure(error, seconds)
@@ -143,13 +154,15 @@ class Connection:
         # event of any length, and drops a last event without its empty line. So what it reads is
         # the same response with a bound on both, and with that line. Such streams are UTF-8
         # whatever their header says.
+        waiting = _Waiting(self)
         bounded = httpx.Response(
             response.status_code,
             headers={"Content-Type": _EVENTS},
-            content=self._bounded(response.aiter_bytes()),
+            content=waiting.watched(self._bounded(response.aiter_bytes())),
         )
         async for event in EventSource(bounded).aiter_sse():
             if event.data:
+                waiting.is_over()
                 yield event.data
 
     async def _bounded(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
@@ -174,11 +187,15 @@ class Connection:
         line = " ".join("".join(printable).split())
         return line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE - 3]}..."
 
+    def silent(self, seconds: float) -> EngineError:
+        """Return the error for a server that has sent nothing for this long."""
+        return EngineError(f"{self.url} was silent for {seconds:g} s.", code="server_is_silent")
+
     def _failure(self, error: httpx.HTTPError, seconds: float) -> EngineError:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             return self._unreachable(error)
         if isinstance(error, httpx.TimeoutException):
-            return EngineError(f"{self.url} was silent for {seconds:g} s.", code="server_is_silent")
+            return self.silent(seconds)
         return BrokenError(
             f"The connection to {self.url} broke: {self.said(reason(error))}.",
             "Is the server still running? Its log may tell more.",
@@ -221,6 +238,46 @@ class Connection:
         if response.is_redirect:
             return f"It is at {self.said(response.headers.get('Location', ''))}; give that address."
         return _ADVICE.get(status, "Its log may tell more." if status >= 500 else "")
+
+
+class _Waiting:
+    """Says that a server which sends signs of life alone is still waited for.
+
+    These are comments between events, such as a server sends to whom is in its queue: it is not
+    silent, so the longest silence does not end them.
+
+    Args:
+        connection: connection to it.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._since = time.monotonic()
+
+    def is_over(self) -> None:
+        """Begin anew, after an event."""
+        self._since = time.monotonic()
+
+    async def watched(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+        """Yield `chunks`."""
+        async for chunk in chunks:
+            now, seconds = time.monotonic(), self._connection.seconds
+            if now - self._since >= seconds and now - self._connection.told_of_waiting >= seconds:
+                self._connection.told_of_waiting = now
+                _log.warning(
+                    "%s is there, but has said nothing for %.3g s; it is waited for.",
+                    self._connection.url,
+                    now - self._since,
+                )
+            yield chunk
+
+
+async def _in_time(response: httpx.Response, seconds: float) -> bytes:
+    """Read the body of a refusal; empty if it does not come in time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(min(seconds, REPLY_SECONDS)):
+            return await read(response)
+    return b""
 
 
 async def read(response: httpx.Response) -> bytes:

@@ -62,11 +62,13 @@ class Manners:
         refused: parts of a request that it does not take.
         fields: fields of `_FIELDS` that are sent in another way.
         lengths: those of its latest answers.
+        limits_thinking: whether it is known to keep to the maximum number of thinking tokens.
     """
 
     refused: set[str] = field(default_factory=set)
     fields: set[str] = field(default_factory=set)
     lengths: Lengths = field(default_factory=Lengths)
+    limits_thinking: bool = False
 
     def of(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return a body as this server wants it."""

@@ -23,6 +23,7 @@ from glm4v_magic.core.server_address import ServerAddress
 from glm4v_magic.engines.server.background import Background
 from glm4v_magic.engines.server.connection import (
     KEY_WANTED,
+    REPLY_SECONDS,
     Connection,
     StatusError,
     content_type,
@@ -36,7 +37,6 @@ from glm4v_magic.engines.server.replies import ModelEntry, ModelList, OwnFacts
 __all__ = ["ServerEngine", "connect"]
 
 _log = logging.getLogger(__name__)
-_LIST_SECONDS = 30.0
 _AT_ONCE = 16
 
 
@@ -64,14 +64,17 @@ def connect(address: ServerAddress) -> ServerEngine:
             f"{connection.said(name)}.",
             code="server_has_many_models",
         )
-    info = _described(connection, entries.get(name) or ModelEntry(id=name))
+    entry = entries.get(name) or ModelEntry(id=name)
+    info = _described(connection, entry)
     if entries and name not in entries:
         # It is left to the server, for some load models on request.
         there = connection.said(listed(entries))
         note = f"{connection.url} does not list {connection.said(name)}, but {there}"
         info = replace(info, notes=(note,))
         _log.warning("%s.", note)
-    return ServerEngine(connection, info, name, tuple(entries))
+    # Our own limits the thinking exactly; what it counts as thinking includes all tags.
+    manners = Manners(limits_thinking=entry.glm4v_magic is not None)
+    return ServerEngine(connection, info, name, tuple(entries), manners)
 
 
 def _named(connection: Connection, given: str, entries: Iterable[str]) -> str:
@@ -82,13 +85,12 @@ def _named(connection: Connection, given: str, entries: Iterable[str]) -> str:
 
 async def _entries(connection: Connection, address: ServerAddress) -> dict[str, ModelEntry]:
     """Return the server's entry for each of its models, by name."""
-    seconds = min(address.timeout, _LIST_SECONDS)
+    seconds = min(address.timeout, REPLY_SECONDS)
     patience = Patience()
     try:
         while True:
             try:
-                async with connection.open("GET", "/models", seconds=seconds) as response:
-                    body, kind = await read(response), content_type(response)
+                body, kind = await _reply(connection, seconds)
                 break
             except StatusError as refused:
                 wait = patience.wait(refused.wait) if refused.status in BUSY else None
@@ -108,6 +110,27 @@ async def _entries(connection: Connection, address: ServerAddress) -> dict[str, 
             "models.",
             "The address of an OpenAI-compatible API usually ends in /v1.",
         ) from None
+
+
+async def _reply(connection: Connection, seconds: float) -> tuple[bytes, str]:
+    """Return the body of the list of models, and its type."""
+    has_begun = False
+    try:
+        # It may come a byte at a time, its headers too; what connecting takes is bounded there.
+        async with (
+            asyncio.timeout(2 * seconds) as deadline,
+            connection.open("GET", "/models", seconds=seconds) as response,
+        ):
+            has_begun = True
+            deadline.reschedule(asyncio.get_running_loop().time() + seconds)
+            return await read(response), content_type(response)
+    except TimeoutError:
+        if not has_begun:
+            raise connection.silent(seconds) from None
+    raise EngineError(
+        f"{connection.url} has not sent its whole list of models within {seconds:g} s.",
+        code="server_is_silent",
+    )
 
 
 def _only(connection: Connection, names: Mapping[str, object]) -> str:
@@ -151,15 +174,21 @@ class ServerEngine:
         info: facts about the chosen model.
         name: the server's name of it, as requests have it.
         offered: names of all models of the server.
+        manners: what the server has shown of itself.
     """
 
     def __init__(
-        self, connection: Connection, info: EngineInfo, name: str, offered: tuple[str, ...]
+        self,
+        connection: Connection,
+        info: EngineInfo,
+        name: str,
+        offered: tuple[str, ...],
+        manners: Manners,
     ) -> None:
         self._connection = connection
         self._info, self._name = info, name
         self._offered = offered
-        self._manners = Manners()
+        self._manners = manners
 
     @property
     def info(self) -> EngineInfo:

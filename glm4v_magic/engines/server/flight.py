@@ -91,9 +91,8 @@ class Flight:
             self._end(row)
 
     def _send(self, row: int, request: Request) -> None:
-        self._open[row] = Transcript(
-            request, row, self._dialogue.connection, self._dialogue.manners.lengths
-        )
+        dialogue = self._dialogue
+        self._open[row] = Transcript(request, row, dialogue.connection, dialogue.manners)
         self._tasks[row] = self._background.submit(self._ask(row, request))
 
     async def _ask(self, row: int, request: Request) -> None:

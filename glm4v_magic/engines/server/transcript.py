@@ -18,8 +18,8 @@ from glm4v_magic.core.conversation import (
 from glm4v_magic.core.errors import EngineError
 from glm4v_magic.core.events import Thinking
 from glm4v_magic.engines.parts import AnswerParts
-from glm4v_magic.engines.server.carried_on import Lengths
 from glm4v_magic.engines.server.connection import Connection
+from glm4v_magic.engines.server.dialogue import Manners
 from glm4v_magic.engines.server.logprobs import TokenCollector
 from glm4v_magic.engines.server.replies import Chunk, Delta, TokenCounts, error_message
 from glm4v_magic.engines.thinking import Told
@@ -42,19 +42,19 @@ class Transcript:
         request: request that is answered.
         row: index of the request.
         connection: connection to the server, for messages.
-        lengths: those of earlier answers; added to.
+        manners: what the server has shown so far; the lengths of its answers are added to.
 
     Attributes:
         done: whether the server has sent the end of the stream.
     """
 
     def __init__(
-        self, request: Request, row: int, connection: Connection, lengths: Lengths
+        self, request: Request, row: int, connection: Connection, manners: Manners
     ) -> None:
         self.done = False
         self._request = request
         self._connection = connection
-        self._lengths = lengths
+        self._manners, self._lengths = manners, manners.lengths
         self._has_others = False
         self._start = time.perf_counter()
         self._times: list[float] = []
@@ -225,6 +225,8 @@ class Transcript:
         """Say that the server does not limit the thinking, if it was asked to and did not."""
         most = self._request.sampling.max_thinking
         count = self._counts.thinking_tokens
+        if self._manners.limits_thinking:
+            return ""
         if most is None or (self._thought if count is None else count) <= most + _TAGS:
             return ""
         return f"{self._connection.url} does not limit thinking: it went on beyond {most} tokens."
