@@ -140,24 +140,24 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
             ("http:///x.png", "http:///x.png names no host."),
             (
                 "http://127.0.0.1:1/x.png",
-                "127.0.0.1 is 127.0.0.1, an address of this computer or a pri",
+                "127.0.0.1 is an address of this computer or a pri",
             ),
-            ("http://[::1]/x.png", "::1 is ::1, an address of this computer or a private net"),
+            ("http://[::1]/x.png", "::1 is an address of this computer or a private net"),
             (
                 "http://0.0.0.0/x.png",
-                "0.0.0.0 is 0.0.0.0, an address of this computer or a private network.",
+                "0.0.0.0 is an address of this computer or a private network.",
             ),
             (
                 "http://10.0.0.1/x.png",
-                "10.0.0.1 is 10.0.0.1, an address of this computer or a priva",
+                "10.0.0.1 is an address of this computer or a priva",
             ),
             (
                 "http://169.254.169.254/latest/meta-data",
-                "169.254.169.254 is 169.254.169.254, an address of this compu",
+                "169.254.169.254 is an address of this compu",
             ),
             (
                 "http://192.168.1.1/x.png",
-                "192.168.1.1 is 192.168.1.1, an address of this computer or a",
+                "192.168.1.1 is an address of this computer or a",
             ),
             (
                 "http://2130706433/x.png",
@@ -169,7 +169,7 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
             ),
             (
                 "http://[::ffff:127.0.0.1]/x.png",
-                "::ffff:127.0.0.1 is ::ffff:127.0.0.1, an address of this com",
+                "::ffff:127.0.0.1 is an address of this com",
             ),
             (
                 "ftp://example.org/x.png",
