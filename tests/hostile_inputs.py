@@ -120,7 +120,7 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
             ("bytes_", "bytes_ is not an image: it is text that starts with 'no image'."),
             ("none_bytes", "none_bytes is empty (0 bytes)."),
             ("answer_list", "answer_list[0]: missing.png: no such file in"),
-            ("frame", "frame is a DataFrame, not an image."),
+            ("frame", "frame[0] is a dict, not an image."),
             ("lambda:0", "lambda:0: neither a variable nor a file in"),
             ("__import__", "__import__: neither a variable nor a file in"),
             ("exit", "exit is an ExitAutocall, not an image."),
