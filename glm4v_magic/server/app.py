@@ -431,13 +431,18 @@ async def _body(request: Request) -> bytes:
     """Read the body of a request.
 
     Raises:
-        HTTPException: if it is not JSON, is too long, or does not arrive in time.
+        HTTPException: if it is not JSON, is compressed, is too long, or does not arrive in time.
         ClientDisconnect: if the client leaves.
     """
     kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # a page from elsewhere could send any other without asking
         raise HTTPException(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Send application/json, not {kind or 'nothing'}."
+        )
+    packed = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if packed != "identity":
+        raise HTTPException(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Send the body uncompressed, not as {packed}."
         )
     length = request.headers.get("Content-Length", "")
     if length.isdigit() and int(length) > MOST_BYTES:

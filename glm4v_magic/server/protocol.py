@@ -98,19 +98,28 @@ StopText: TypeAlias = Annotated[str, Field(min_length=1)]
 Nothing: TypeAlias = Annotated[Any, Only(([],))]
 Never: TypeAlias = Annotated[Any, Only(())]
 Zero: TypeAlias = Annotated[Any, Only((0,))]
+Switch: TypeAlias = Annotated[bool | None, Field(strict=True)]
 
 
 def _as_parts(content: Any) -> Any:
     """Return content as a list of parts: text alone is one part, and ``None`` is none."""
     if content is None:
         return []
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return _text_or_list(content)
 
 
 def _as_list(given: Any) -> Any:
     if given is None:
         return []
-    return [given] if isinstance(given, str) else given
+    return [given] if isinstance(given, str) else _text_or_list(given)
+
+
+def _text_or_list(given: Any) -> Any:
+    if not isinstance(given, list):
+        raise PydanticCustomError("unreadable", "it should be a string or a list")
+    return given
 
 
 def _as_linked(given: Any) -> Any:
@@ -212,7 +221,7 @@ class SentMessage(BaseModel):
 class StreamOptions(BaseModel):
     """What a stream sends beside the answer."""
 
-    include_usage: bool | None = None
+    include_usage: Switch = None
 
 
 class TemplateOptions(BaseModel):
@@ -220,7 +229,7 @@ class TemplateOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    enable_thinking: bool | None = None
+    enable_thinking: Switch = None
 
 
 class JsonSchema(BaseModel):
@@ -235,7 +244,7 @@ class JsonSchema(BaseModel):
     json_schema: Any = Field({}, alias="schema")
     name: Ignored = None
     description: Ignored = None
-    strict: bool | None = None
+    strict: Switch = None
 
 
 class ResponseFormat(BaseModel):
@@ -276,14 +285,14 @@ class ChatRequest(BaseModel):
     # what is asked
     messages: list[SentMessage]
     model: str | None = None
-    stream: bool | None = None
+    stream: Switch = None
     stream_options: StreamOptions | None = None
     max_completion_tokens: Any = None  # newer name of max_tokens
     repeat_penalty: Any = None  # llama.cpp's name of repetition_penalty
     thinking_token_budget: Any = None  # vLLM's name of max_thinking
-    continue_final_message: bool | None = None
+    continue_final_message: Switch = None
     chat_template_kwargs: TemplateOptions | None = None
-    logprobs: bool | None = None
+    logprobs: Switch = None
     top_logprobs: int | None = None
 
     n: Annotated[int | None, Field(ge=1, le=MOST_CHOICES)] = None

@@ -30,6 +30,11 @@ _OTHER_NAMES = {
     "repeat_penalty": "repetition_penalty",
     "thinking_token_budget": "max_thinking",
 }
+_TOP_K_OFF = (-1, 0)
+"""What vLLM and its clients send for no limit of the tokens that are sampled from."""
+
+_ALL_TOKENS = 2**31 - 1
+
 _NEWER = ("max_completion_tokens",)  # names that win over the deprecated ones
 
 
@@ -118,9 +123,13 @@ def _refuse_unknown(given: Mapping[str, object]) -> None:
 
 def _sampling(asked: ChatRequest, given: Mapping[str, Any]) -> Sampling:
     values = {name: given.get(name) for name in _SAMPLING}
+    sent = {"logprobs": "top_logprobs"}  # how the client calls an option
     for other, name in _OTHER_NAMES.items():
-        if values[name] is None or (other in _NEWER and getattr(asked, other) is not None):
-            values[name] = getattr(asked, other)
+        is_wanted = values[name] is None or other in _NEWER
+        if is_wanted and getattr(asked, other) is not None:
+            values[name], sent[name] = getattr(asked, other), other
+    if type(values["top_k"]) is int and values["top_k"] in _TOP_K_OFF:
+        values["top_k"] = _ALL_TOKENS
     told = {name: value for name, value in values.items() if value is not None}
     if asked.logprobs:
         told["logprobs"] = asked.top_logprobs or 0
@@ -134,7 +143,7 @@ def _sampling(asked: ChatRequest, given: Mapping[str, Any]) -> Sampling:
     if template is not None and template.enable_thinking is not None:
         told["thinking"] = template.enable_thinking
     for name, value in told.items():
-        check(name, value, "top_logprobs" if name == "logprobs" else None)
+        check(name, value, sent.get(name))
     return Sampling(**told)
 
 

@@ -127,8 +127,10 @@ def test_settings_and_server_refuse_what_python_refuses(option, value, tmp_path)
     if option.who.request:
         body = {"messages": [{"role": "user", "content": "What?"}], option.name: value}
         asked = complaint(read_question, body, "m")
-        assert asked == (None if value is None else said)
-        if asked is None:
+        # vLLM and its clients turn top_k off so.
+        is_off = option.name == "top_k" and type(value) is int and value in (-1, 0)
+        assert asked == (None if value is None or is_off else said)
+        if asked is None and not is_off:
             sampling = read_question(body, "m").requests[0].sampling
             expected = option.default if value is None else value
             assert getattr(sampling, option.name) == expected

@@ -53,8 +53,18 @@ class TestFields:
             (question(max_thinking=-1), 400, "max_thinking is -1, but must be"),
             (question(temperature=-1), 400, "temperature is -1, but must be"),
             (question(max_tokens="9"), 400, "max_tokens is '9', but must be"),
-            (question(max_tokens=None, max_completion_tokens=0), 400, "max_tokens is 0, but must"),
-            (question(repeat_penalty=0), 400, "repetition_penalty is 0, but must be"),
+            (
+                question(max_tokens=None, max_completion_tokens=0),
+                400,
+                "max_completion_tokens is 0, but must",
+            ),
+            (question(repeat_penalty=0), 400, "repeat_penalty is 0, but must be"),
+            (question(thinking_token_budget=-1), 400, "thinking_token_budget is -1, but must be"),
+            (question(top_k=-2), 400, "top_k is -2, but must be"),
+            (question(top_k=False), 400, "top_k is False, but must be"),
+            (question(stop=5), 400, "has 5 for 'stop': it should be a string or a list"),
+            (question(5), 400, "'messages[0].content': it should be a string or a list"),
+            (question(stream="yes"), 400, "has 'yes' for 'stream': it should be a valid boolean"),
             (question(messages=None), 400, "'messages': it should be a list"),
             (question(messages=[]), 400, "no messages"),
             ({}, 400, "The request lacks 'messages'."),
@@ -79,6 +89,15 @@ class TestFields:
     )
     def test_what_cannot_be_answered(self, server, body, status, said):
         assert_error(ask(server, body), status, said)
+
+    @pytest.mark.parametrize("off", [-1, 0])
+    def test_no_limit_of_the_likeliest_tokens_as_vllm_has_it(self, server, off):
+        hot = {"temperature": 1e6, "seed": 1}
+        texts = [
+            ask(server, question(top_k=k, **hot))[1]["choices"][0]["message"]["content"]
+            for k in (off, 10**9, 1)
+        ]
+        assert texts[0] == texts[1] != texts[2]
 
     def test_every_field_at_a_value_that_asks_for_nothing(self, server):
         """So that clients that send all they know can ask this server."""
@@ -254,6 +273,7 @@ class TestForms:
 
     def test_requests_of_another_form(self, server):
         plain = {"Content-Type": "text/plain"}
+        packed = {**JSON, "Content-Encoding": "gzip"}
         for answer, status, said in (
             (send(server, "GET", "/v1"), 404, "There is no /v1 here"),
             (send(server, "GET", "/v1/models/"), 404, "There is no "),
@@ -261,6 +281,7 @@ class TestForms:
             (send(server, "PUT", CHAT), 405, f"{CHAT} does not take PUT"),
             (send(server, "POST", CHAT, b"{}", plain), 415, "application/json, not text/plain"),
             (send(server, "POST", CHAT, b"{}"), 415, "application/json, not nothing"),
+            (send(server, "POST", CHAT, b"x", packed), 415, "the body uncompressed, not as gzip"),
             (ask(server, b""), 411, "Content-Length"),
         ):
             assert_error(answer, status, said)
