@@ -308,8 +308,8 @@ def test_products_in_fp8_refuse_mixed_devices(checkpoints):
 
 
 def test_common_machines_keep_fp8_where_they_compute_with_it(checkpoints):
-    shape = architecture(checkpoints("glm46v")[0]).shape()
-    found = machines(shape, PlacementOptions(context=512), (("", "A100-80GB"), ("", "H100")))
+    known = architecture(checkpoints("glm46v")[0])
+    found = machines(known, PlacementOptions(context=512), (("", "A100-80GB"), ("", "H100")))
     assert [fit.fp8 for fit in found] == [False, True]
     assert [row[1] for row in machine_rows(found)] == ["fits in", "bfloat16", "bfloat16, FP8"]
 
