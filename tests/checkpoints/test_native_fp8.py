@@ -420,7 +420,7 @@ def loaded(folder, **options):
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
-    engine = glm4v_magic.load(folder, gpus=[0], **options).engine
+    engine = glm4v_magic.load(folder, **options).engine
     return engine, torch.cuda.memory_allocated() - before
 
 
