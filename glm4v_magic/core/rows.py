@@ -101,10 +101,15 @@ class AnsweredRow:
         return self.text or ""
 
     def __repr__(self) -> str:
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        written = {name: repr(value) for name, value in values.items() if name != "item"}
-        written["item"] = _SHORT.repr(self.item)
-        return f"AnsweredRow({', '.join(f'{name}={written[name]}' for name in values)})"
+        return _written(self)
+
+
+def _written(row: AnsweredRow) -> str:
+    """Return a row as Python would write it, but for a long item, which is cut."""
+    values = {each.name: getattr(row, each.name) for each in fields(row)}
+    written = {name: repr(value) for name, value in values.items() if name != "item"}
+    written["item"] = _SHORT.repr(row.item)
+    return f"AnsweredRow({', '.join(f'{name}={written[name]}' for name in values)})"
 
 
 class Rows(list[AnsweredRow]):

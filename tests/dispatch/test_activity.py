@@ -424,8 +424,11 @@ def test_the_pieces_that_work_are_marked_in_this_view_alone(drawn):
     html = activity_html(drawn, Activity(parts), ".glm4v-abc")
     style = html.partition("<style>")[2].partition("</style>")[0]
     rules = [rule.partition("{")[0] for rule in style.split("}") if rule]
-    assert all(rule.startswith(".glm4v-abc .glm4v-segment[data-place=") for rule in rules)
-    places = {rule.partition('"')[2].partition('"')[0] for rule in rules}
+    pieces = [rule for rule in rules if rule.startswith(".glm4v-abc .glm4v-segment[data-place=")]
+    stages = [rule for rule in rules if rule.startswith(".glm4v-abc [data-stage=")]
+    assert sorted([*pieces, *stages]) == sorted(rules)
+    assert stages
+    places = {rule.partition('"')[2].partition('"')[0] for rule in pieces}
     tree = Tree(device_map_html(drawn))
     marked = [a["title"] for a in tree.all("span", role="img") if a["data-place"] in places]
     assert [title.partition(":")[0] for title in marked] == ["vision", "layers 12-26"]

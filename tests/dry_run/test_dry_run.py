@@ -461,7 +461,7 @@ def test_bars_are_to_one_scale():
     sizes = [4 * 2**30, 2**30, 0]
     gpus = [GPUUse(i, "GPU", size, weight_bytes=2**30) for i, size in enumerate(sizes)]
     html = dry_run_html(replace(large(), gpus=tuple(gpus)))
-    bars = re.findall(r'role="group" aria-label="(.*?)" style=".*?width:([0-9.]+)%', html)
+    bars = re.findall(r'role="group".*? aria-label="(.*?)" style=".*?width:([0-9.]+)%', html)
     assert bars == [
         ("cuda:0 GPU, 25% full", "100.00"),
         ("cuda:1 GPU, 100% full", "25.00"),

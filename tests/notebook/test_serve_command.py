@@ -42,6 +42,19 @@ HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 
 
+OTHERS: set[psutil.Process] = set()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _others():
+    """Processes of other tests, such as a JupyterLab."""
+    OTHERS.update(psutil.Process().children())
+
+
+def started() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if child not in OTHERS]
+
+
 @pytest.fixture
 def port():
     with socket.socket() as free:
@@ -220,7 +233,7 @@ class TestInterrupt:
         line = f"%glm4v serve glm-4v-9b --engine vllm --gpus 1x40GiB --port {port}"
         screen = run(line, fails=True)
         assert "Stopped: %glm4v serve did not finish." in screen
-        assert psutil.Process().children() == []
+        assert started() == []
 
     def test_the_server_before_has_ended(self, run, vllm, port):
         line = f"%glm4v serve glm-4v-9b --engine vllm --port {port} --gpus"
@@ -240,7 +253,7 @@ def test_a_server_that_does_not_start_leaves_the_one_before(run, vllm, port, mon
     run(f"{line} {port}")
     assert "ended with status 3" in run(f"{line} {port - 1} --revision x", fails=True)
     assert f"http://127.0.0.1:{port}/v1" in run("%glm4v status")
-    assert len(psutil.Process().children()) == 1
+    assert len(started()) == 1
     module = sys.modules["glm4v_magic.notebook.commands.serve"]
     # GPUs, which the one before may fill.
     monkeypatch.setattr(module, "gpus_here", lambda: parse_gpus("1x40GiB"))
@@ -259,7 +272,7 @@ def test_our_own_server_for_real(run, shell, port):
     ask = '%glm4v ask "Hello?" --max-tokens 4 --temperature 0'
     assert run(ask).strip()
 
-    (own,) = psutil.Process().children()
+    (own,) = started()
     own.kill()
     os.waitid(os.P_PID, own.pid, os.WEXITED | os.WNOWAIT)
     gone = f"Our server at {url}, started by %glm4v serve, ended by signal 9. The same line starts"
@@ -268,9 +281,9 @@ def test_our_own_server_for_real(run, shell, port):
         "%glm4v status"
     )
     assert f"Our server serves demo at {url}." in run(again)  # and so it does
-    (own,) = psutil.Process().children()
+    (own,) = started()
     assert f"Our server serves demo at {url}." in run(again)
-    assert [own] == psutil.Process().children()
+    assert [own] == started()
     assert run(ask).strip()
     # Another model behind the same address.
     screen = run(f"%glm4v serve demo-4.6v --engine own --port {port}")

@@ -36,11 +36,11 @@ def run(shell, cell):
 def says(native):
     """Makes whatever model there is say a text."""
 
-    def everywhere(hook):
-        def say(module, args, output):
-            return hook(module, args, output) if hasattr(output, "logits") else None
+    def everywhere(hook, **options):
+        def say(module, args, given, output):
+            return hook(module, args, given, output) if hasattr(output, "logits") else None
 
-        return register_module_forward_hook(say)
+        return register_module_forward_hook(say, **options)
 
     model = SimpleNamespace(register_forward_hook=everywhere)
     engine = SimpleNamespace(processor=resolve(native("glm46v")).processor(), model=model)
