@@ -23,6 +23,7 @@ _TEXTS = (
     "not enough memory",
     "can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "mha_graph.execute(handle, variant_pack, workspace_ptr",  # cuDNN's attention, seen on an H200
 )
 _SIZE = r"([0-9.]+ (?:bytes|[KMG]iB))"
 _ASKED = re.compile(rf"[Tt]ried to allocate {_SIZE}")

@@ -91,6 +91,13 @@ class TestMessage:
             (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB."), "A GPU"),
             (RuntimeError("CUDA error: out of memory"), "A GPU"),
             (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"), "A GPU"),
+            (
+                RuntimeError(
+                    "Expected mha_graph.execute(handle, variant_pack, workspace_ptr.get())"
+                    ".is_good() to be true, but got false."
+                ),
+                "A GPU",
+            ),
             (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), "The host"),
             (MemoryError(), "The host"),
         ],
