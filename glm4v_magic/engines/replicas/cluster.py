@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ _HERE = "local"
 _ATTEMPTS = 3
 _SECONDS_TO_CONNECT = 3.0
 _SECONDS_TO_ASK = 60.0
+_START_OF_A_PROGRAM = 0.5  # seconds
 _STORE_BYTES = 256 * 2**20
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -137,9 +139,23 @@ def _begun(before: Container[psutil.Process]) -> list[psutil.Process]:
     found, of_ray = [], str(Path(ray.__file__).parent)
     for each in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if each not in before and any(of_ray in word for word in each.cmdline()):
+            if each not in before and any(of_ray in word for word in _command(each)):
                 found.append(each)
     return found
+
+
+def _command(process: psutil.Process) -> list[str]:
+    """Return the command line of a process, also of one that is only just being started.
+
+    Until the new program is in place, Linux shows no command line, or before that the one of
+    the process that was forked.
+    """
+    ours, end = psutil.Process().cmdline(), time.monotonic() + _START_OF_A_PROGRAM
+    while (words := process.cmdline()) in ([], ours) and time.monotonic() < end:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            break
+        time.sleep(0.001)
+    return list(words)
 
 
 def _name(process: psutil.Process) -> str:
