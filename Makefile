@@ -76,16 +76,20 @@ nightly-patch:
 
 # Other people's servers, for real. LiteLLM's packages exclude some of ours (boto3 wants an older
 # python-dateutil), and llama-cpp-python is compiled, which takes minutes and a C++ compiler: both
-# have an environment of their own.
+# have an environment of their own. Of vLLM and SGLang only the flags are looked up, in their packages.
 nightly-servers: $(INSTALLED)
 	$(PYTHON) -m venv build/litellm
 	build/litellm/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]==1.108.7'
 	$(PYTHON) -m venv build/llama-cpp
 	build/llama-cpp/bin/python -m pip install --quiet --disable-pip-version-check \
 		'llama-cpp-python[server]' gguf
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps \
+		--dest build/engines vllm==0.33.0 sglang==0.5.23
 	GLM4V_LITELLM=$(CURDIR)/build/litellm/bin/python \
 		GLM4V_LLAMA_CPP=$(CURDIR)/build/llama-cpp/bin/python \
-		$(BIN)/python -m pytest -m nightly tests/engines/test_real_servers.py
+		GLM4V_WHEELS=$(CURDIR)/build/engines \
+		$(BIN)/python -m pytest -m nightly tests/engines/test_real_servers.py \
+		tests/notebook/test_engine_flags.py
 
 # Every benchmark in a short form, some ten minutes on two idle cores; `bench-full` for figures to
 # quote, which takes an hour or two.

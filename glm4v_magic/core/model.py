@@ -179,11 +179,13 @@ class Architecture(Protocol):
         name: name of the checkpoint, as the user would type it.
         config: the parsed ``config.json``.
         max_images: maximum number of images in a row; ``None`` for no limit.
+        thinks: whether the model can think before it answers.
     """
 
     name: str
     config: dict[str, Any]
     max_images: int | None
+    thinks: bool
 
     def shape(self) -> ModelShape:
         """Return the model's sizes; imports no torch."""

@@ -1,7 +1,8 @@
 """Commands that start a server for a model, with the flags that our plan implies.
 
-The flags are those that the engines document: vLLM 0.19 (``vllm serve --help``, its page of
-environment variables), SGLang 0.5 (``python -m sglang.launch_server --help``).
+The flags are those that the engines have: vLLM from 0.19 to 0.33 (``vllm/engine/arg_utils.py``,
+``vllm/envs.py``), SGLang from 0.5.7 to 0.5.23 (``sglang/srt/server_args.py``, later
+``sglang/srt/arg_groups/fields``). ``make nightly-servers`` reads them in the packages.
 """
 
 from __future__ import annotations
@@ -19,13 +20,19 @@ from glm4v_magic.core.plan import Plan
 __all__ = ["EngineCommand", "Wanted", "command_of"]
 
 _LAYER = "layer."
+_WHOLE_TOWER = {
+    "vllm": ("--mm-encoder-tp-mode", "data"),
+    "sglang": ("--mm-enable-dp-encoder",),
+}
+"""Flags that give each GPU the whole vision tower, and its share of the images instead."""
 _EQUAL = 0.05  # GPUs whose sizes differ by less than this share are alike
+_ROWS = ("intermediate_size", "moe_intermediate_size", "ffn_hidden_size")
 _OLD = "ChatGLMModel"
 _OLD_IN_VLLM = "GLM4VForCausalLM"
 _PARSER = "glm45"
 """Parser of the thinking of GLM-4.1V and all later ones, in both engines."""
 
-_DOCUMENTED_PARTITION = {"vllm": "VLLM_PP_LAYER_PARTITION", "sglang": "SGLANG_PP_LAYER_PARTITION"}
+_PARTITION = {"vllm": "VLLM_PP_LAYER_PARTITION", "sglang": "SGLANG_PP_LAYER_PARTITION"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,7 @@ class Wanted:
         revision: commit, branch or tag.
         host: where to listen.
         port: port.
+        thinks: whether the model thinks before it answers.
         own: options of our own server, as they are typed.
     """
 
@@ -73,6 +81,7 @@ class Wanted:
     revision: str | None
     host: str
     port: int
+    thinks: bool = False
     own: Sequence[str] = ()
 
     @property
@@ -108,6 +117,7 @@ def _vllm(wanted: Wanted) -> EngineCommand:
     environment, tensor, pipeline = _split(wanted, "vllm")
     words += _unless(1, "--tensor-parallel-size", tensor)
     words += _unless(1, "--pipeline-parallel-size", pipeline)
+    words += _tower(wanted, "vllm", tensor)
     words += _unless(None, "--max-model-len", wanted.context)
     words += ["--limit-mm-per-prompt", json.dumps({"image": wanted.images})]
     words += _unless(None, "--dtype", None if wanted.plan is None else wanted.plan.workload.dtype)
@@ -116,8 +126,7 @@ def _vllm(wanted: Wanted) -> EngineCommand:
     if wanted.is_old:
         overrides = json.dumps({"architectures": [_OLD_IN_VLLM]})
         words += ["--trust-remote-code", "--hf-overrides", overrides]
-    else:
-        words += ["--reasoning-parser", _PARSER]
+    words += _thoughts(wanted)
     return EngineCommand(tuple(words), environment)
 
 
@@ -136,12 +145,22 @@ def _sglang(wanted: Wanted) -> EngineCommand:
     environment, tensor, pipeline = _split(wanted, "sglang")
     words += _unless(1, "--tp-size", tensor)
     words += _unless(1, "--pp-size", pipeline)
+    words += _tower(wanted, "sglang", tensor)
     words += _unless(None, "--context-length", wanted.context)
     words += ["--limit-mm-data-per-request", json.dumps({"image": wanted.images})]
     words += _unless(None, "--dtype", None if wanted.plan is None else wanted.plan.workload.dtype)
     words += _unless(None, "--revision", wanted.revision)
-    words += ["--reasoning-parser", _PARSER]
+    words += _thoughts(wanted)
     return EngineCommand(tuple(words), environment)
+
+
+def _thoughts(wanted: Wanted) -> list[str]:
+    return ["--reasoning-parser", _PARSER] if wanted.thinks else []
+
+
+def _tower(wanted: Wanted, engine: str, tensor: int) -> tuple[str, ...]:
+    heads = _number(wanted.config, "vision_config", "num_heads")
+    return _WHOLE_TOWER[engine] if heads % tensor else ()
 
 
 def _unless(default: object, flag: str, value: object) -> list[str]:
@@ -151,8 +170,8 @@ def _unless(default: object, flag: str, value: object) -> list[str]:
 def _split(wanted: Wanted, engine: str) -> tuple[dict[str, str], int, int]:
     """Return environment variables, and the sizes of the tensor and the pipeline parallel group.
 
-    Equal GPUs share every layer, if its heads can be divided among them. Others get layers of
-    their own, as many as the plan gives them.
+    Equal GPUs share every layer, if it can be divided among them. Others get layers of their own,
+    as many as the plan gives them.
     """
     plan = wanted.plan
     stages = [] if plan is None else [each for each in plan.stages if each.units]
@@ -163,7 +182,7 @@ def _split(wanted: Wanted, engine: str) -> tuple[dict[str, str], int, int]:
     count = len(gpus)
     sizes = [each.capacity_bytes or 0 for each in stages]
     are_alike = min(sizes) >= (1 - _EQUAL) * max(sizes)
-    if count == 1 or (are_alike and _heads(wanted.config) % count == 0):
+    if count == 1 or (are_alike and _can_share(wanted, count)):
         return environment, count, 1
     layers = [sum(unit.startswith(_LAYER) for unit in each.units) for each in stages]
     if 0 in layers:
@@ -171,10 +190,30 @@ def _split(wanted: Wanted, engine: str) -> tuple[dict[str, str], int, int]:
             f"A GPU of the plan has no layer of the text part, which {engine} does not do.",
             "Describe fewer GPUs (--gpus), or take --engine own.",
         )
-    environment[_DOCUMENTED_PARTITION[engine]] = ",".join(map(str, layers))
+    environment[_PARTITION[engine]] = ",".join(map(str, layers))
     return environment, 1, count
 
 
-def _heads(config: Mapping[str, Any]) -> int:
+def _can_share(wanted: Wanted, count: int) -> bool:
+    """Tell whether each layer can be divided among so many GPUs.
+
+    Both engines want the heads, the rows of the feed-forward part, and, in FP8 by block, its blocks
+    divided evenly. Heads of keys are divided, or else each is copied to as many GPUs.
+    """
+    config = wanted.config
     text = config.get("text_config", config)
-    return int(text.get("num_attention_heads", 1))
+    keys = text.get("num_key_value_heads") or text.get("multi_query_group_num") or count
+    block = (config.get("quantization_config") or {}).get("weight_block_size") or (1,)
+    rows = [text[name] for name in _ROWS if text.get(name)]
+    # vLLM divides the vision tower of GLM-4V-9B, too.
+    tower = _number(config, "vision_config", "num_heads") if wanted.is_old else 0
+    return (
+        _number(config, "text_config", "num_attention_heads") % count == 0
+        and (keys % count == 0 or count % keys == 0)
+        and all(each % (count * block[0]) == 0 for each in rows)
+        and tower % count == 0
+    )
+
+
+def _number(config: Mapping[str, Any], part: str, name: str) -> int:
+    return int(config.get(part, config).get(name, 1))

@@ -1,4 +1,4 @@
-"""``%glm4v serve``: the commands, a stand-in for vLLM that behaves like it, and our own server."""
+"""``%glm4v serve``: a stand-in for vLLM that behaves like it, and our own server."""
 
 from __future__ import annotations
 
@@ -12,13 +12,8 @@ import time
 import psutil
 import pytest
 
-from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.places import find_place
-from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.gpu_spec import parse_gpus
-from glm4v_magic.core.placement import PlacementOptions
-from glm4v_magic.notebook.engine_commands import Wanted, command_of
-from glm4v_magic.planning.decision import make_plan
 
 STANDIN = """#!{python}
 import json, sys, time
@@ -72,79 +67,6 @@ def vllm(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
 
 
-def printed(engine, model, gpus, **options):
-    found = architecture(model)
-    asked = PlacementOptions(**options)
-    plan = make_plan(found, asked, parse_gpus(gpus))
-    wanted = Wanted(
-        model,
-        found.config,
-        plan,
-        asked.context,
-        asked.images,
-        asked.quantize,
-        None,
-        "0.0.0.0",
-        8000,
-    )
-    return str(command_of(engine, wanted))
-
-
-def test_equal_gpus_share_every_layer():
-    assert printed("vllm", "GLM-4.1V-9B-Thinking", "2x16GiB", context=8192, images=3) == (
-        "CUDA_VISIBLE_DEVICES=0,1 vllm serve GLM-4.1V-9B-Thinking --host 0.0.0.0 --port 8000 "
-        "--tensor-parallel-size 2 --max-model-len 8192 "
-        "--limit-mm-per-prompt '{\"image\": 3}' --dtype bfloat16 --reasoning-parser glm45"
-    )
-    assert printed("sglang", "GLM-4.1V-9B-Thinking", "2x16GiB", context=8192) == (
-        "CUDA_VISIBLE_DEVICES=0,1 python -m sglang.launch_server "
-        "--model-path GLM-4.1V-9B-Thinking --host 0.0.0.0 --port 8000 --tp-size 2 "
-        "--context-length 8192 --limit-mm-data-per-request '{\"image\": 1}' --dtype bfloat16 "
-        "--reasoning-parser glm45"
-    )
-
-
-@pytest.mark.parametrize(
-    ("engine", "variable", "flag"),
-    [
-        ("vllm", "VLLM_PP_LAYER_PARTITION", "--pipeline-parallel-size 2"),
-        ("sglang", "SGLANG_PP_LAYER_PARTITION", "--pp-size 2"),
-    ],
-)
-def test_uneven_gpus_get_layers_of_their_own(engine, variable, flag):
-    line = printed(engine, "GLM-4.1V-9B-Thinking", "16+12GiB", context=8192)
-    first, second = line.partition(f"{variable}=")[2].split()[0].split(",")
-    assert int(first) + int(second) == 40
-    assert int(first) != int(second)
-    assert flag in line
-    assert "tensor" not in line
-
-
-def test_one_gpu_needs_neither():
-    line = printed("vllm", "GLM-4V-9B", "1x40GiB", context=8192)
-    assert "parallel" not in line
-    assert '--trust-remote-code --hf-overrides \'{"architectures": ["GLM4VForCausalLM"]}\'' in line
-    assert "reasoning" not in line
-
-
-@pytest.mark.parametrize(
-    ("engine", "model", "options", "said"),
-    [
-        ("sglang", "GLM-4V-9B", {}, "SGLang does not have GLM-4V-9B"),
-        ("sglang", "GLM-4.1V-9B-Thinking", {"quantize": "4bit"}, "quantised already"),
-        ("vllm", "GLM-4.1V-9B-Thinking", {"quantize": "8bit"}, "quantises to 4 bit"),
-    ],
-)
-def test_what_an_engine_does_not_take(engine, model, options, said):
-    with pytest.raises(OptionError, match=said):
-        printed(engine, model, "1x80GiB", context=8192, **options)
-
-
-def test_a_plan_that_offloads_is_for_our_own_server():
-    with pytest.raises(OptionError, match="keeps layers in host memory, which vllm would not do"):
-        printed("vllm", "GLM-4V-9B", "1x16GiB", context=2048, offload=True)
-
-
 def test_print_needs_neither_engine_nor_gpus(run):
     line = "%glm4v serve GLM-4.1V-9B-Thinking --gpus 2x24GiB --engine vllm --print"
     assert "vllm serve zai-org/GLM-4.1V-9B-Thinking" in run(line)
@@ -193,6 +115,14 @@ def test_a_started_server_is_asked_and_ended(run, shell, vllm, port):
     assert "was ended" in run("%glm4v unload")
     with socket.socket() as again:
         assert again.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_vllm_that_does_not_quantise(run, vllm, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", {"vllm": "0.33.0"}.__getitem__)
+    line = "%glm4v serve glm-4v-9b --engine vllm --gpus 1x40GiB --quantize 4bit"
+    screen = run(line, fails=True)
+    assert "vLLM 0.33.0 does not quantise to 4 bit as it loads: it has no bitsandbytes." in screen
+    assert started() == []
 
 
 def test_a_server_that_ends_before_it_is_ready(run, vllm, port):

@@ -38,6 +38,7 @@ class Glm4v9bArchitecture:
     """
 
     max_images: int | None = 1
+    thinks = False
 
     def __init__(
         self, name: str, config: dict[str, Any], where: str, packed: OwnWeights | None = None

@@ -89,6 +89,7 @@ class NativeArchitecture:
         self._can_keep_fp8, self.stored = keeps_fp8, stored
         self.name = name
         self.config = config
+        self.thinks = family_of(config).thinks
         self.fp8 = read_fp8(config, where) if stored is None else None
         self._is_hybrid = config.get("model_type") == _HYBRID
         self._nested = read_config(without_quantization(config), where)

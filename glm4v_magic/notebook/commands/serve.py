@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import importlib.util
 import shutil
 import socket
@@ -141,7 +142,7 @@ def _command(engine: str, model: str, arguments: Namespace, here: _Place) -> Eng
             is_plain = isinstance(value, str | int | float) and value is not False
             if option.name not in PlacementFields.__dataclass_fields__ and is_plain:
                 own += [flags_of(option)[-1], str(value)]
-        wanted = Wanted(model, {}, None, None, 1, None, None, here.host, here.port, own)
+        wanted = Wanted(model, {}, None, None, 1, None, None, here.host, here.port, own=own)
         return command_of(engine, wanted)
     for name in ("device_map", "base", "lora", "keep", "parallel"):
         if getattr(arguments, name) is not None:
@@ -162,6 +163,7 @@ def _command(engine: str, model: str, arguments: Namespace, here: _Place) -> Eng
         arguments.revision,
         here.host,
         here.port,
+        thinks=found.thinks,
     )
     return command_of(engine, wanted)
 
@@ -195,8 +197,24 @@ def _require(engine: str, command: EngineCommand) -> None:
     """Raise OptionError unless an engine is installed here."""
     if engine == "vllm" and shutil.which(command.words[0]) is None:
         raise OptionError("vLLM is not installed here.", _elsewhere("vllm"))
+    if engine == "vllm" and "--quantization" in command.words:
+        _require_quantising_vllm()
     if engine == "sglang" and importlib.util.find_spec("sglang") is None:
         raise OptionError("SGLang is not installed here.", _elsewhere("sglang"))
+
+
+def _require_quantising_vllm() -> None:
+    """Raise OptionError if the vLLM of this environment has no bitsandbytes."""
+    try:
+        version = importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return  # the program on the PATH is of another environment
+    numbers = [int(each) if each.isdigit() else 0 for each in version.split(".")]
+    if numbers >= [0, 28]:
+        raise OptionError(
+            f"vLLM {version} does not quantise to 4 bit as it loads: it has no bitsandbytes.",
+            "Install 'vllm<0.28', leave --quantize out, or take --engine own.",
+        )
 
 
 def _elsewhere(package: str) -> str:
