@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from glm4v_magic.checkpoints.adapters import Adapter, Find
@@ -28,7 +30,7 @@ def with_adapter(contents: Contents, adapter: Adapter) -> Contents:
     if layout.matches(contents.config):
         find = _find_in_9b(contents.config, contents.tensors)
     else:
-        find = _find_in_newer(contents.tensors)
+        find = _find_in_newer(contents.config, contents.tensors)
     merges = adapter.merges(contents.tensors, find)
     tensors = {**contents.tensors, **merges.replaced}
     config, notes = with_vocabulary(contents.config, tensors)
@@ -56,15 +58,38 @@ def _find_in_9b(config: Mapping[str, Any], tensors: Mapping[str, object]) -> Fin
     return find
 
 
-def _find_in_newer(tensors: Mapping[str, object]) -> Find:
+def _find_in_newer(config: Mapping[str, Any], tensors: Mapping[str, object]) -> Find:
     """Find weights by names that versions of transformers have given to their modules."""
     known = {_canonical(name): name for name in tensors}
 
+    @cache
+    def of_modules() -> Mapping[str, str]:
+        return _by_module(config["model_type"], known)
+
     def find(name: str) -> tuple[str, tuple[int, int] | None] | None:
-        found = known.get(_canonical(name))
+        wanted = _canonical(name)
+        found = known.get(wanted) or of_modules().get(wanted)
         return None if found is None else (found, None)
 
     return find
+
+
+def _by_module(kind: str, known: Mapping[str, str]) -> Mapping[str, str]:
+    """Return weights by the names that transformers gives them as it loads them.
+
+    Weights of which it makes one, those of experts, are left out.
+    """
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    transforms = get_checkpoint_conversion_mapping(kind) or ()
+    renamed: dict[str, str] = {}
+    for name in known:
+        module = name
+        for transform in transforms:
+            module, _ = transform.rename_source_key(module)
+        renamed[name] = module
+    counts = Counter(renamed.values())
+    return {module: known[name] for name, module in renamed.items() if counts[module] == 1}
 
 
 def _canonical(name: str) -> str:

@@ -6,7 +6,6 @@ imports torch, so that plans know about adapters, too.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from glm4v_magic.checkpoints.files import TensorInfo, holds_weights, read_json, read_tensors_of
 from glm4v_magic.checkpoints.trained_names import OF_VOCABULARY, adapter_part, plain_names
-from glm4v_magic.core.errors import CheckpointError, OptionError
+from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.wording import counted, printable
 from glm4v_magic.outside import checked
 
@@ -28,7 +27,6 @@ __all__ = [
     "Part",
     "holds_adapter",
     "read_adapter",
-    "require_peft",
 ]
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -227,12 +225,3 @@ def _tensors(folder: Path) -> dict[str, TensorInfo]:
         f"{folder} holds an {ADAPTER_CONFIG}, but no {_FILES[0]}.",
         "It comes with the adapter; copy or download it again.",
     )
-
-
-def require_peft() -> None:
-    """Raise OptionError unless adapters can be merged."""
-    if importlib.util.find_spec("peft") is None:
-        raise OptionError(
-            "Adapters need peft, which is not installed.",
-            "Install it with: pip install 'glm4v_magic[lora]'",
-        )

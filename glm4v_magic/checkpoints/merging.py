@@ -8,6 +8,7 @@ afterwards, and how large the model is. What peft does to a module does not depe
 from __future__ import annotations
 
 import copy
+import re
 import threading
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -31,6 +32,10 @@ __all__ = ["Merger"]
 
 _PREFIX = "base_model.model."
 _TOKENS = ".token_adapter"
+_NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")  # of a layer
+_BY_LAYER = ("layers_to_transform", "rank_pattern", "alpha_pattern")
+"""Parts of a configuration that may treat layers differently."""
+_TOGETHER = "Do its adapter_config.json and its weights belong together?"
 
 
 class Merger:
@@ -71,9 +76,36 @@ class Merger:
                 changed[rows] = self._merge(part, changed[rows], state)
         return changed
 
+    def require_mergeable(self, tensors: Mapping[str, TensorInfo]) -> None:
+        """Merge shapes without values: each kind of module once.
+
+        Args:
+            tensors: weights of the base.
+
+        Raises:
+            CheckpointError: if peft cannot merge the adapter.
+        """
+        is_by_layer = any(self._merges.config.get(name) for name in _BY_LAYER)
+        tried: set[object] = set()
+        for name, parts in self._merges.parts.items():
+            for part in parts:
+                first, last = part.rows or (0, tensors[name].shape[0])
+                shape = (last - first, *tensors[name].shape[1:])
+                shapes = {key: info.shape for key, info in part.tensors.items()}
+                kind = str((shape, shapes))
+                kind = kind if is_by_layer else _NUMBER.sub("", kind)
+                if kind not in tried:
+                    tried.add(kind)
+                    state = {key: torch.empty(each, device="meta") for key, each in shapes.items()}
+                    weight = torch.empty(shape, dtype=self._dtype, device="meta")
+                    with self._lock:
+                        self._merge(part, weight, state)
+
     def _merge(self, part: Part, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         root = _nested(part.module, _module_for(weight, state))
         config, named = copy.deepcopy(self._config), dict(state)
+        if weight.is_meta:  # some ways to begin a training look into the values
+            config.init_lora_weights = False
         try:
             if any(_TOKENS in key for key in state):
                 config = _of_tokens(config, part.module)
@@ -83,13 +115,23 @@ class Merger:
             unexpected, whole = _merge_all(root, config, named, part.module)
         except Exception as error:  # of whatever a configuration leads to
             raise CheckpointError(
-                f"peft cannot merge {printable(part.module)}: {printable(reason(error))}."
+                f"peft cannot merge {printable(part.module)}: {printable(_said(error))}.",
+                _TOGETHER,
             ) from error
         if unexpected:
             raise CheckpointError(
-                f"peft does not know what to do with {printable(unexpected[0])} of the adapter."
+                f"peft does not know what to do with {printable(unexpected[0])} of the adapter.",
+                _TOGETHER,
             )
         return whole
+
+
+def _said(error: Exception) -> str:
+    """Return what is wrong; the first line of what torch says of sizes only tells where."""
+    lines = str(error).strip().splitlines()
+    if isinstance(error, RuntimeError) and len(lines) > 1:
+        return lines[1].strip().rstrip(".")
+    return reason(error).rstrip(".")
 
 
 def _merge_all(
@@ -128,10 +170,12 @@ def _config_of(described: Mapping[str, Any]) -> Any:
     known = inspect.signature(kind.__init__).parameters
     kept = {key: value for key, value in described.items() if key in known or key == "peft_type"}
     try:
-        config = get_peft_config({**kept, "task_type": None, "inference_mode": True})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it tells trainers of the task that is left out here
+            config = get_peft_config({**kept, "task_type": None, "inference_mode": True})
     except Exception as error:
         raise CheckpointError(
-            f"peft cannot read the adapter's configuration: {printable(reason(error))}."
+            f"peft cannot read the adapter's configuration: {printable(_said(error))}."
         ) from error
     config.modules_to_save = None
     return config

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 from glm4v_magic.core.errors import OptionError
 
-__all__ = ["require_kernels"]
+__all__ = ["quiet_bitsandbytes", "require_kernels"]
+
+
+def quiet_bitsandbytes() -> None:
+    """Keep bitsandbytes from telling, as it is imported, by peft too, of a kernel it may lack."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def require_kernels() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import re
 import warnings
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.checkpoints.files import TensorInfo
+from glm4v_magic.checkpoints.packages import quiet_bitsandbytes
 from glm4v_magic.core.errors import CheckpointError, OptionError
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from glm4v_magic.core.model import LoadProgress
     from glm4v_magic.core.options import Quantization
 
-__all__ = ["LoadOptions", "load_weights", "require_whole_blocks"]
+__all__ = ["LoadOptions", "load_weights", "require_mergeable", "require_whole_blocks"]
 
 _BLOCK_4BIT = 64  # bitsandbytes' default
 _CAUSE = re.compile(r"[\w.]+(Error|Exception)\b")  # the last line of a traceback
@@ -81,8 +83,7 @@ def load_weights(
     from glm4v_magic.checkpoints.without_values import no_drawing
     from glm4v_magic.dispatch.devices import for_torch
 
-    # As it is imported, by peft too, bitsandbytes tells of a kernel that may be missing.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    quiet_bitsandbytes()
     device_map = options.device_map
     more = dict(options.more)
     if options.quantize is not None or getattr(config, "quantization_config", None) is not None:
@@ -128,6 +129,32 @@ def _merger(options: LoadOptions) -> Merger | None:
     from glm4v_magic.checkpoints.merging import Merger
 
     return Merger(options.merges, options.dtype)
+
+
+def require_mergeable(merges: Merges | None, tensors: Mapping[str, TensorInfo]) -> None:
+    """Raise unless an adapter, if there is one, can be merged; imports torch and peft.
+
+    Args:
+        merges: its changes; ``None`` without one.
+        tensors: weights of the base.
+
+    Raises:
+        OptionError: if peft is not installed.
+        CheckpointError: if peft cannot merge it.
+    """
+    if merges is None:
+        return
+    if importlib.util.find_spec("peft") is None:
+        raise OptionError(
+            "Adapters need peft, which is not installed.",
+            "Install it with: pip install 'glm4v_magic[lora]'",
+        )
+    quiet_bitsandbytes()
+    import torch
+
+    from glm4v_magic.checkpoints.merging import Merger
+
+    Merger(merges, torch.float32).require_mergeable(tensors)
 
 
 def require_whole_blocks(

@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.checkpoints.adapters import require_peft
 from glm4v_magic.checkpoints.added_tokens import read_added
 from glm4v_magic.checkpoints.contents import Contents
 from glm4v_magic.checkpoints.files import require_file, stamp_of
@@ -17,7 +16,12 @@ from glm4v_magic.checkpoints.generation_file import read_generation_config
 from glm4v_magic.checkpoints.glm4v_9b import layout
 from glm4v_magic.checkpoints.glm4v_9b.architecture import Glm4v9bArchitecture
 from glm4v_magic.checkpoints.glm4v_9b.packed import with_own_shapes
-from glm4v_magic.checkpoints.pretrained import LoadOptions, load_weights, require_whole_blocks
+from glm4v_magic.checkpoints.pretrained import (
+    LoadOptions,
+    load_weights,
+    require_mergeable,
+    require_whole_blocks,
+)
 from glm4v_magic.checkpoints.stored import is_told_by
 from glm4v_magic.core.errors import CheckpointError
 
@@ -201,8 +205,7 @@ class Glm4v9bCheckpoint:
 
     def require_usable(self) -> None:
         """Raise CheckpointError unless all but the weights can be read."""
-        if self._adapter is not None:
-            require_peft()
+        require_mergeable(self._merges, self.tensors)
         self.processor()
         if self._packed is not None:
             self._packed.stored.require()

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.checkpoints.adapters import require_peft
 from glm4v_magic.checkpoints.contents import Contents
 from glm4v_magic.checkpoints.files import TensorInfo, require_file, stamp_of
 from glm4v_magic.checkpoints.generation_file import read_generation_config
@@ -18,7 +17,12 @@ from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
 from glm4v_magic.checkpoints.glm_native.families import family_of
 from glm4v_magic.checkpoints.glm_native.fp8 import SCALE, Fp8
 from glm4v_magic.checkpoints.glm_native.text import linear_inputs
-from glm4v_magic.checkpoints.pretrained import LoadOptions, load_weights, require_whole_blocks
+from glm4v_magic.checkpoints.pretrained import (
+    LoadOptions,
+    load_weights,
+    require_mergeable,
+    require_whole_blocks,
+)
 from glm4v_magic.checkpoints.quantized import FULL
 from glm4v_magic.checkpoints.reading import FP8, Restored
 from glm4v_magic.core.errors import CheckpointError
@@ -231,8 +235,7 @@ class NativeCheckpoint:
 
     def require_usable(self) -> None:
         """Raise CheckpointError unless all but the weights can be read."""
-        if self._adapter is not None:
-            require_peft()
+        require_mergeable(self._merges, self.tensors)
         self.processor()
         self._architecture.build_meta(self._architecture.shape().dtype)
         if self._stored is not None:
