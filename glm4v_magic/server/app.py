@@ -61,7 +61,7 @@ from glm4v_magic.server.protocol import (
 from glm4v_magic.server.questions import Question, read_question
 from glm4v_magic.server.worker import Turn, Worker
 
-__all__ = ["BODY_SECONDS", "KEEP_ALIVE", "MOST_BYTES", "application"]
+__all__ = ["BODY_SECONDS", "KEEP_ALIVE", "MOST_BYTES", "application", "too_many"]
 
 MOST_BYTES = 64 * 2**20
 """Longest request in bytes. In base64 an image is a third longer than its file."""
@@ -119,6 +119,14 @@ def application(worker: Worker, info: EngineInfo, model: str, host: str) -> Star
     )
     app.router.redirect_slashes = False
     return app
+
+
+async def too_many(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request of which there are too many, as an application of its own."""
+    busy = BusyError("There are too many connections.", "Ask again later.")
+    response = await _own_error(Request(scope), busy)
+    response.headers["Connection"] = "close"
+    await response(scope, receive, send)
 
 
 class _Guard:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import threading
 import time
@@ -157,9 +158,55 @@ def test_an_answer_that_is_not_read(server, monkeypatch, held):
         assert left.wait(SECONDS), "its reader is waited for"
 
 
+def until(condition):
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.01)
+
+
+def num_open(server):
+    """Number of requests that are answered or wait."""
+    _, (text, *_) = send(server, "GET", "/metrics")
+    return sum(map(float, re.findall(r"requests_(?:running|waiting) (\d+)", text)))
+
+
+SLOW = ("", "GET /", HEAD, f"{HEAD}Content-Length: 99\r\n\r\n{{")
+
+
+def test_more_connections_than_may_be_take_the_place_of_slow_ones(server, monkeypatch):
+    monkeypatch.setattr(deadlines, "MOST_CONNECTIONS", len(SLOW))
+    monkeypatch.setattr(deadlines, "HEAD_SECONDS", 9 * SECONDS)
+    with contextlib.ExitStack() as open_ones:
+        slow = [open_ones.enter_context(connected(server, said)) for said in SLOW]
+        assert send(server, "GET", "/health")[0] == 200
+        assert dripped(slow[0]) == b""  # the first that came
+        slow.append(open_ones.enter_context(connected(server, SLOW[-1])))
+        assert ask(server, question())[0] == 200
+        assert dripped(slow[1]) == b""
+
+
+def test_more_connections_than_are_answered(server, monkeypatch, held):
+    body = json.dumps(question())
+    whole = f"{HEAD}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
+    begun, go_on = held
+    with connected(server, whole) as first, connected(server, whole) as second:
+        assert begun.wait(SECONDS)
+        until(lambda: num_open(server) == 2)
+        monkeypatch.setattr(deadlines, "MOST_CONNECTIONS", 2)
+        status, said = send(server, "GET", "/v1/models")
+        go_on.set()
+        assert (status, said["error"]["message"]) == (
+            429, "There are too many connections. Ask again later.",
+        )  # fmt: skip
+        for client in (first, second):
+            assert client.makefile("rb").read().startswith(b"HTTP/1.1 200")
+    until(lambda: send(server, "GET", "/v1/models")[0] == 200)
+
+
 def test_slow_ones_delay_nobody(server):
     with contextlib.ExitStack() as slow:
-        for said in ("", "GET /", HEAD, f"{HEAD}Content-Length: 99\r\n\r\n{{") * 20:
+        for said in SLOW * 20:
             slow.enter_context(connected(server, said))
         assert send(server, "GET", "/health")[0] == 200
         assert ask(server, question())[0] == 200
