@@ -12,7 +12,7 @@ from typing import Any
 
 from glm4v_magic.core.errors import OptionError
 
-__all__ = ["dtype_of", "pins_of", "size_in", "sizes_of"]
+__all__ = ["dtype_of", "pins_of", "size_in", "sizes_of", "sizes_text"]
 
 _GIB = 2**30
 _LEAST = 2**20  # bytes of a GPU that anybody means
@@ -53,6 +53,21 @@ def sizes_of(value: object) -> object:
     if isinstance(value, list | tuple):
         return tuple(_size(each) for each in value)
     return _size(value)
+
+
+def sizes_text(sizes: float | tuple[Any, ...]) -> str:
+    """Return what `sizes_of` returns as it is typed: ``20``, ``20,10``, ``0=10GiB,cpu=30GiB``."""
+    if not isinstance(sizes, tuple):
+        return _number(sizes)
+    return ",".join(
+        f"{each[0]}={_number(each[1])}GiB" if isinstance(each, tuple) else _number(each)
+        for each in sizes
+    )
+
+
+def _number(size: float) -> str:
+    short = f"{size:g}"
+    return short if float(short) == size else repr(size)
 
 
 def pins_of(value: object) -> object:

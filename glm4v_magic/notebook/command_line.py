@@ -216,11 +216,12 @@ _CELL = "%%glm4v"
 
 
 def _magics(options: Iterable[Option]) -> str:
-    """Name the commands that have one of the options; the cell magic alone if it has."""
+    """Name the commands that have one of the options; of those that ask, the cell magic alone."""
     commands = [each for option in options for each in option.who.commands]
-    if "cell" in commands:
-        return _CELL
-    return ", ".join(f"%glm4v {each}" for each in commands if each != "every")
+    of_cell = ("cell", "ask", "preview", "retry", "continue") if "cell" in commands else ()
+    named = [_CELL] if of_cell else []
+    named += [f"%glm4v {each}" for each in commands if each not in (*of_cell, "every")]
+    return ", ".join(named)
 
 
 def _typed(prog: str) -> str:

@@ -317,11 +317,13 @@ def _of_plan(made: Plan, name: str) -> object:
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, tuple):
-        pairs = all(isinstance(each, tuple) for each in value)
-        return ",".join(f"{each[0]}={each[1]}" if pairs else f"{each:g}" for each in value)
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, tuple) and all(isinstance(each, tuple) for each in value):
+        unit = "GiB" if any(isinstance(each[1], float) for each in value) else ""
+        return ",".join(f"{name}={number:g}{unit}" for name, number in value)
+    if isinstance(value, tuple):
+        return ",".join(f"{each:g}" for each in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -366,6 +366,10 @@ class TestCommands:
         ("line", "said"),
         [
             ("retry --preview", "%glm4v retry has no option --preview. It is one of %%glm4v."),
+            (
+                "check --save x",
+                "%glm4v check has no option --save. It is one of %%glm4v, %glm4v plan.",
+            ),
             ("status -o x", "%glm4v status has no option -o. It is one of %%glm4v."),
             (
                 "devices --json",

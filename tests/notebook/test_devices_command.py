@@ -190,7 +190,8 @@ def test_pins_are_of_a_plan_not_of_a_map(run, tmp_path):
         {"gpus": "24+16+12GiB", "context": 4096, "images": 0},
         {"gpus": "2 x 16 GiB", "objective": "fewest", "dtype": "float16"},
         {"quantize": "4bit", "max_memory": 14.5, "batch": 2},
-        {"max_memory": (15.0, 14.5), "reserve": 0.5, "split_vision": True},
+        {"max_memory": (15.0, 14.123456789), "reserve": 0.5, "split_vision": True},
+        {"max_memory": {0: "14.5GiB", "cpu": "30GiB"}},
         {"offload": True, "pin": (("vision", 0), ("layer.7", 1))},
     ],
 )

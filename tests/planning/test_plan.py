@@ -22,13 +22,14 @@ from glm4v_magic.checkpoints.glm4v_9b.units import model_shape
 from glm4v_magic.core.errors import DeviceMapError, DoesNotFitError, Glm4vError, OptionError
 from glm4v_magic.core.gpu_spec import APPLE, GPU, parse_gpus
 from glm4v_magic.core.model_shape import ModelShape, Workload
+from glm4v_magic.core.options import PlacementFields, of_group
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.plan_text import span
 from glm4v_magic.core.remarks import PYTHON, worded
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.planning.costs import GPU_OVERHEAD, Unit, price
-from glm4v_magic.planning.decision import make_plan
+from glm4v_magic.planning.decision import choose, make_plan
 from glm4v_magic.planning.files import plan_from_json
 from glm4v_magic.planning.partition import MAX_SETS
 from glm4v_magic.planning.plan import plan
@@ -421,6 +422,43 @@ def test_bad_input_is_one_clear_line(
 def test_json_round_trip(description: str, options: dict[str, Any]) -> None:
     found = plan(SHAPE, parse_gpus(description), Workload(context=4096), **options)
     assert plan_from_json(found.to_json()) == found
+
+
+NEWER = architecture("GLM-4.1V-9B-Thinking")
+TWO_OF_EACH: dict[str, tuple[Any, Any]] = {
+    "context": (4096, 8192),
+    "images": (2, 3),
+    "image_size": (560, 1120),
+    "batch": (2, 3),
+    "objective": ("fewest", "balance"),
+    "dtype": ("float16", "bfloat16"),
+    "quantize": ("4bit", "8bit"),
+    "max_memory": ({0: "20GiB", "cpu": "9.7GiB"}, 20),
+    "reserve": (0.7, 1),
+    "split_vision": (False, True),
+    "offload": (True, False),
+    "pin": ({"head": 1}, {"head": 0}),
+}
+"""Option of a plan -> two values for it."""
+
+
+def test_a_plan_keeps_each_option_and_contradicts_another_value() -> None:
+    names = {each.name for each in of_group(PlacementFields)}
+    assert names == {*TWO_OF_EACH, "gpus"}
+    gpus = parse_gpus("2x24GiB")
+    for name, (one, other) in TWO_OF_EACH.items():
+        options = PlacementOptions(**{"context": 2048, name: one})
+        made = make_plan(NEWER, options, gpus)
+        kept = plan_from_json(made.to_json())
+        assert kept == made, name
+        assert choose(NEWER, options, gpus, kept, loads=False) == made, name
+        if name != "offload":  # as no option is, what is off cannot be told from what is not said
+            with pytest.raises(OptionError, match=f"^{name} is ") as caught:
+                choose(NEWER, PlacementOptions(**{name: other}), gpus, kept)
+            assert caught.value.option == name
+        if name not in ("dtype", "quantize", "image_size"):  # these have a meaning beside a map
+            with pytest.raises(OptionError, match=f"^{name} is for making a plan"):
+                choose(NEWER, PlacementOptions(**{name: one}), gpus, {"": 0})
 
 
 def broken(change: Any) -> str:

@@ -12,6 +12,7 @@ from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.model import Architecture
+from glm4v_magic.core.option_forms import sizes_text
 from glm4v_magic.core.options import PlacementFields, of_group
 from glm4v_magic.core.placement import GivenMap, PlacementOptions
 from glm4v_magic.core.plan import Plan
@@ -74,10 +75,10 @@ def option_words(options: PlacementOptions) -> list[str]:
             words.append(",".join(f"{unit}={index}" for unit, index in value))
         elif isinstance(value, bool) and option.allows_none:
             words.append("on" if value else "off")
-        elif isinstance(value, tuple):
-            words.append(",".join(f"{size:g}" for size in value))
+        elif isinstance(value, tuple | float):
+            words.append(sizes_text(value))
         elif value is not True:
-            words.append(f"{value:g}" if isinstance(value, float) else str(value))
+            words.append(str(value))
     return words
 
 
