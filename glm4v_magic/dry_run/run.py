@@ -27,6 +27,7 @@ from glm4v_magic.core.remarks import Remark
 from glm4v_magic.core.wording import counted
 from glm4v_magic.dry_run.report import DryRunReport, GPUUse, HopUse, MixedDevices
 from glm4v_magic.hardware.cpu import cpu_here
+from glm4v_magic.outside import require_current_folder
 from glm4v_magic.planning.costs import GPU_OVERHEAD, cache_entries
 from glm4v_magic.planning.decision import (
     decide,
@@ -132,6 +133,7 @@ def dry_run(
         OptionError: if the workload does not suit the model, or there is no GPU for it.
     """
     require_architecture(architecture)
+    require_current_folder(OptionError)
     described = gpus_of(gpus)
     if decode_steps < 1:
         raise OptionError(f"decode_steps is {decode_steps}, but must be at least 1.")

@@ -15,17 +15,45 @@ from glm4v_magic.core.image import Limits, SourcedImage
 from glm4v_magic.images.decode import decode
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.messages import one_line
-from glm4v_magic.outside import SHUT, is_folder, is_shut
+from glm4v_magic.outside import SHUT, is_folder, is_shut, require_current_folder
 
-__all__ = ["entries", "exists", "from_file", "matches", "natural", "path_of", "suffixes_in"]
+__all__ = [
+    "NOWHERE",
+    "current_folder",
+    "entries",
+    "exists",
+    "from_file",
+    "matches",
+    "natural",
+    "path_of",
+    "suffixes_in",
+]
+
+NOWHERE = Path()
+"""The current folder where it has been removed; only whole paths lead anywhere from it."""
 
 
 def path_of(word: str, base: Path) -> Path:
-    """Return the path that `word` means, relative to the folder `base`, ``~`` expanded."""
+    """Return the path that `word` means, relative to the folder `base`, ``~`` expanded.
+
+    Raises:
+        ImageError: if that needs the current folder, and there is none.
+    """
     try:
-        return base / Path(word).expanduser()
+        path = base / Path(word).expanduser()
     except RuntimeError:  # ~name of nobody
-        return base / word
+        path = base / word
+    if base == NOWHERE and not path.is_absolute():
+        require_current_folder(ImageError)
+    return path
+
+
+def current_folder() -> Path:
+    """Return the current folder, or `NOWHERE`."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return NOWHERE
 
 
 def exists(word: str, base: Path) -> bool:

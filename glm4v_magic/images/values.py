@@ -19,6 +19,7 @@ from glm4v_magic.core.errors import ImageError, reason
 from glm4v_magic.core.image import DEFAULT_LIMITS, Limits, SourcedImage
 from glm4v_magic.images.arrays import from_numpy, from_torch
 from glm4v_magic.images.decode import decode, upright
+from glm4v_magic.images.files import current_folder
 from glm4v_magic.images.holders import is_instance, several, taken_out
 from glm4v_magic.images.messages import (
     ACCEPTED,
@@ -47,7 +48,7 @@ def to_images(
     Raises:
         ImageError: if `value`, or any item of it, is not an image, or there are too many.
     """
-    folder = Path.cwd() if base is None else base
+    folder = current_folder() if base is None else base
     items = several(value, source)
     if items is not None:
         if not items:
@@ -95,7 +96,7 @@ def to_image(
         return value
     value = taken_out(value, source)
     if isinstance(value, str | os.PathLike):
-        images = _named(value, source, Path.cwd() if base is None else base, limits, page)
+        images = _named(value, source, current_folder() if base is None else base, limits, page)
         if len(images) > 1:
             raise ImageError(f"{one_line(source)} names {len(images)} images, not one.")
         return images[0]

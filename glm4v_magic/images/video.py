@@ -19,7 +19,7 @@ from glm4v_magic.core.image import DEFAULT_LIMITS, Limits
 from glm4v_magic.core.video import SourcedVideo
 from glm4v_magic.core.wording import clock
 from glm4v_magic.images.decode import too_large
-from glm4v_magic.images.files import exists, path_of
+from glm4v_magic.images.files import current_folder, exists, path_of
 from glm4v_magic.images.messages import one_line
 from glm4v_magic.images.missing import missing
 from glm4v_magic.images.uris import data_of
@@ -103,7 +103,7 @@ def to_video(
         )
     if isinstance(value, str | os.PathLike):
         path = os.fsdecode(value)
-        return _clip(path, Path.cwd() if base is None else base, fps, start, end, limits)
+        return _clip(path, current_folder() if base is None else base, fps, start, end, limits)
     if start is not None or end is not None:
         raise OptionError("Only a clip has a beginning and an end; of frames, give those you mean.")
     return _of_frames(value, source, fps or 1.0, limits)

@@ -12,7 +12,7 @@ from pathlib import Path
 from glm4v_magic.core.errors import ImageError, reason
 from glm4v_magic.core.image import DEFAULT_LIMITS, Limits, SourcedImage
 from glm4v_magic.images.clipboard import CLIPBOARD, grab
-from glm4v_magic.images.files import exists, matches
+from glm4v_magic.images.files import current_folder, exists, matches
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.messages import one_line, refuse_too_many, refuse_too_much
 from glm4v_magic.images.names import from_name
@@ -43,7 +43,7 @@ def resolve_images(
     Raises:
         ImageError: for the first word that names no image, or if there are too many.
     """
-    folder = Path.cwd() if base is None else base
+    folder = current_folder() if base is None else base
     refuse_too_many(count_images(words, namespace, base=folder), " ".join(words), limits)
     images: list[SourcedImage] = []
     for index, word in enumerate(words):
@@ -63,7 +63,7 @@ def count_images(
 
     A word that names nothing counts as none; the error comes when it is read.
     """
-    folder = Path.cwd() if base is None else base
+    folder = current_folder() if base is None else base
     return sum(_count(word, namespace, folder) for word in words)
 
 

@@ -31,7 +31,7 @@ from typing import Any, Literal
 from glm4v_magic.calls.prompt import expand, names_in, require_text
 from glm4v_magic.core.errors import ImageError, OptionError, PromptError, did_you_mean, reason
 from glm4v_magic.core.remarks import Text
-from glm4v_magic.images.files import entries, matches, natural, path_of, suffixes_in
+from glm4v_magic.images.files import current_folder, entries, matches, natural, path_of, suffixes_in
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.holders import column_of_images, is_instance, rows_of
 from glm4v_magic.images.messages import one_line
@@ -201,7 +201,7 @@ def files_of(
         OptionError: if there is no such folder, or no such file.
         ImageError: if one document is given that cannot be read.
     """
-    folder = Path.cwd() if base is None else base
+    folder = current_folder() if base is None else base
     shown = one_line(text)
     if not text.strip():  # the path of an empty name is the folder itself
         raise OptionError("An empty name names no folder.", "The current one is called '.'.")

@@ -15,6 +15,7 @@ from glm4v_magic.outside.paths import (
     is_there,
     listed_names,
     path_text,
+    require_current_folder,
     text_of,
 )
 
@@ -32,5 +33,6 @@ __all__ = [
     "json_value",
     "listed_names",
     "path_text",
+    "require_current_folder",
     "text_of",
 ]

@@ -19,11 +19,26 @@ __all__ = [
     "is_there",
     "listed_names",
     "path_text",
+    "require_current_folder",
     "text_of",
 ]
 
 SHUT = "Its owner has to let you read it."
 """What to do about a path that `is_shut`."""
+
+
+def require_current_folder(error: type[Glm4vError]) -> None:
+    """Raise an error if the current folder has been removed, or is of a disk that is gone.
+
+    Relative paths lead nowhere from it, and the MKL of PyTorch (2.13) ends a process that first
+    computes there.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise error(
+            "The current folder is no longer there.", "Go to one that is (%cd, os.chdir)."
+        ) from None
 
 
 def is_there(path: Path) -> bool:

@@ -13,6 +13,7 @@ from glm4v_magic.core.events import Loading, Starting
 from glm4v_magic.core.model import LoadProgress, ModelChoice
 from glm4v_magic.core.server_address import ServerAddress, is_address, read_address
 from glm4v_magic.imports import import_slowly
+from glm4v_magic.outside import require_current_folder
 from glm4v_magic.session import replicas
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def prepare(
     Raises:
         Glm4vError: as `Session.stream_load`.
     """
+    require_current_folder(OptionError)
     if choice.replicas is not None:
         found.require_usable()
         return (yield from replicas.prepare(found, choice, load_here))

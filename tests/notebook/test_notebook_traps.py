@@ -16,9 +16,11 @@ from IPython.utils.capture import capture_output
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter, MarkdownExporter
+from PIL import Image
 from shells import TINY, ipython_shell
 
 from glm4v_magic.core.errors import OptionError
+from glm4v_magic.images import to_image
 from glm4v_magic.notebook.command_line import Quoted, split
 from glm4v_magic.notebook.live.output import Output
 
@@ -280,13 +282,23 @@ def test_an_interrupt_while_an_output_is_sent_makes_no_second_one(shell, interru
 
 @pytest.mark.parametrize(
     "cell",
-    ["%glm4v ask cat.png 'What?'", "%%glm4v --over photos\nWhat?", "%glm4v preview cat.png 'x'"],
+    [
+        "%glm4v ask cat.png 'What?'",
+        "%%glm4v --over photos\nWhat?",
+        "%glm4v preview cat.png 'x'",
+        "%glm4v load demo",  # PyTorch would end the kernel there
+        "%glm4v check demo --gpus 1x8GiB",
+    ],
 )
 def test_the_current_folder_is_gone(run, tmp_path, monkeypatch, cell):
     gone = tmp_path / "gone"
     gone.mkdir()
-    monkeypatch.chdir(gone)
-    gone.rmdir()
-    screen = run(cell, fails=True)
-    assert "UsageError: The current folder is no longer there. Go to one: %cd FOLDER" in screen
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    run("%glm4v unload")
+    with monkeypatch.context() as patch:
+        patch.chdir(gone)
+        gone.rmdir()
+        screen = run(cell, fails=True)
+        assert to_image(f"{tmp_path}/a.png", "it").image.size == (8, 8)  # a whole path needs none
+    assert "UsageError: The current folder is no longer there. Go to one" in screen
     assert "Traceback" not in screen

@@ -8,7 +8,6 @@ import warnings
 from argparse import Namespace
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from glm4v_magic.calls.tasks import asked
@@ -25,7 +24,7 @@ from glm4v_magic.images import (
     resolve_images,
     to_images,
 )
-from glm4v_magic.images.files import path_of
+from glm4v_magic.images.files import current_folder, path_of
 from glm4v_magic.images.video import is_video, to_video
 from glm4v_magic.images.words import is_lookup, looked_up
 from glm4v_magic.mapping.items import Items, are_images, files_of, is_dataframe, items_of, plan
@@ -298,7 +297,7 @@ def named_items(word: str, names: Mapping[str, Any], page: int | None = None) ->
     """
     if word in names:
         return items_of(names[word], word)
-    is_path = is_there(path_of(word, Path.cwd()))
+    is_path = is_there(path_of(word, current_folder()))
     if not is_path and is_lookup(word, names):
         return _column(word, names) or items_of(looked_up(word, names), word)
     written = None if is_path else _literal(word)
