@@ -62,6 +62,9 @@ def test_the_dtype_of_weights_says_what_is_quantised():
     dtypes = {part.kind: part.dtype for gpu in view.gpus for part in gpu.parts if part.dtype}
     assert dtypes["vision"] == dtypes["head"] == "bfloat16"
     assert dtypes["layers"] == "bfloat16, linear layers in 4bit"
+    work = "bfloat16, text part in 4bit: 8,192 tokens of context, 1 image"
+    assert view.work == work
+    assert taken_apart(quantize="4bit", batch=2)[1].work == f"{work}, batch of 2"
 
 
 def test_the_cache_in_use_is_a_part_of_the_whole():

@@ -139,6 +139,7 @@ ROOMS = (
 
 SENTENCES_OF_OTHERS = {
     "Give one size for all.": "planning/test_machines.py",
+    "Install it with: pip install 'glm4v_magic[lora]'": "checkpoints/test_adapters.py",
     "Move it elsewhere, or give another name.": "mapping/test_row_file.py",
     "Give another name, or wait for its end.": "mapping/test_row_file.py",
     "Its name ends in {}.": "mapping/test_row_file.py",
@@ -163,6 +164,8 @@ SENTENCES_OF_OTHERS = {
     "Leave --offload out, or take --engine own.": "notebook/test_serve_command.py",
     "Leave --quantize out, or take --engine vllm or own.": "notebook/test_serve_command.py",
     "Leave it out, or take --engine own.": "notebook/test_serve_command.py",
+    "Install 'vllm<0.28', leave --quantize out, or take --engine "
+    "own.": "notebook/test_serve_command.py",
     "Take --engine vllm or own, or a newer model.": "notebook/test_serve_command.py",
     "Take --quantize 4bit, or --engine own.": "notebook/test_serve_command.py",
     "To ask it: %glm4v load {}.": "notebook/test_serve_command.py",
