@@ -10,6 +10,7 @@ import json
 import threading
 
 from glm4v_magic.server.listening import Server
+from glm4v_magic.session.session import Session
 
 CHAT = "/v1/chat/completions"
 JSON = {"Content-Type": "application/json"}
@@ -20,7 +21,7 @@ SECONDS = 60
 @contextlib.contextmanager
 def serving(engine, model="tiny", at_once=None):
     with Server("127.0.0.1", 0) as server:
-        server.open(engine, model, at_once)
+        server.open(Session(engine), model, at_once)
         thread = threading.Thread(target=server.serve)
         thread.start()
         try:

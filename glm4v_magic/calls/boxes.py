@@ -19,12 +19,10 @@ on the frame nearest to a time that is named before it on the same line ("0.5 se
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from glm4v_magic.calls.tags import TAG
 from glm4v_magic.core.boxes import BOX_TAGS, Box, Mark, Point
@@ -51,9 +49,6 @@ _NUMBERS = re.compile(_NUMBER, re.IGNORECASE)
 
 # A JSON object without another in it; its strings may hold braces. Longer ones are not boxes.
 _OBJECT = re.compile(r'\{(?:[^{}"]|"(?:[^"\\\n]|\\.){0,1000}+"){1,2000}+\}')
-_BOX_KEYS, _POINT_KEYS = ("bbox_2d", "bbox"), ("point_2d", "point")
-_LABEL_KEYS = ("label", "name")
-_TIME_KEYS = ("time", "timestamp", "second", "seconds")
 _SECONDS = re.compile(r"(?<![\d.])(\d{1,5}(?:\.\d{1,5})?)\s?(?:s|sec|seconds?)\b", re.IGNORECASE)
 _KEYED = re.compile(r'"(\d{1,5})"\s{0,20}:\s{0,20}\[[\s,]{0,2000}\Z')
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
@@ -103,9 +98,9 @@ class _Found:
     at: int
     numbers: tuple[float, ...]
     label: str = ""
-    image: object = None
-    frame: object = None
-    time: object = None
+    image: int | None = None
+    frame: int | None = None
+    time: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,42 +207,16 @@ def _parts(text: str) -> Iterator[tuple[int, int, bool]]:
 
 
 def _in_object(text: str, at: int) -> Iterator[_Found]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return
-    label = next((value[key] for key in _LABEL_KEYS if key in value), "")
-    time = next((value[key] for key in _TIME_KEYS if key in value), None)
-    for keys, count in ((_BOX_KEYS, 4), (_POINT_KEYS, 2)):
-        given = next((value[key] for key in keys if key in value), None)
-        for numbers in _rows(given, count):
-            yield _Found(at, numbers, _label(label), value.get("image"), value.get("frame"), time)
+    from glm4v_magic.calls.boxes_json import read_object  # imports pydantic
+
+    told = read_object(text)
+    if told is not None:
+        for numbers in told.marks:
+            yield _Found(at, numbers, _label(told.name), told.image, told.frame, told.time)
 
 
-def _rows(value: Any, count: int) -> Iterator[tuple[float, ...]]:
-    """Yield the numbers of a box or a point, or of each in a list of them."""
-    if not isinstance(value, list):
-        return
-    rows = value if value and isinstance(value[0], list) else [value]
-    for row in rows:
-        if isinstance(row, list) and len(row) == count and all(map(_is_number, row)):
-            yield tuple(map(_float, row))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # an integer of 400 digits
-        return math.inf
-
-
-def _label(value: object) -> str:
+def _label(text: str) -> str:
     """Return a label on one line, with lone surrogates as U+FFFD."""
-    text = value if isinstance(value, str) else json.dumps(value)
     whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     line = " ".join(printable(whole).split())
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
@@ -286,16 +255,6 @@ def _could_be_box(numbers: tuple[float, ...]) -> bool:
 
 def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(each) for each in _NUMBERS.findall(text))
-
-
-def _seconds(given: object, named: str | None) -> float | None:
-    """Return the time that JSON names (``1.5`` or ``"1.5 seconds"``), or the text before."""
-    if isinstance(given, str):
-        found = _NUMBERS.match(given.strip())
-        given = float(found[0]) if found else None
-    if isinstance(given, int | float) and not isinstance(given, bool):
-        return _float(given)
-    return None if named is None else float(named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,10 +336,10 @@ class _Sorting:
     def _frame(self, found: _Found, line: str) -> int | None:
         """Return the index of the frame that is named, or that is nearest to a time."""
         times = () if self.frames is None else self.frames.times
-        if isinstance(found.frame, int) and not isinstance(found.frame, bool):
+        if found.frame is not None:
             return found.frame if 0 <= found.frame < len(times) else None
-        named = _SECONDS.findall(line)
-        time = _seconds(found.time, named[-1] if named else None)
+        named = [float(each) for each in _SECONDS.findall(line)]
+        time = found.time if found.time is not None or not named else named[-1]
         if time is None or not math.isfinite(time) or not times:
             return None
         return min(range(len(times)), key=lambda index: abs(times[index] - time))
@@ -389,9 +348,8 @@ class _Sorting:
         """Return the index of the image; ``None`` if it is a frame of a video."""
         last = len(self.sizes) - 1
         named = [_number(next(filter(None, each))) for each in _NAMED.findall(line)]
-        given = found.image
-        if isinstance(given, int) and not isinstance(given, bool):
-            named.append(given)
+        if found.image is not None:
+            named.append(found.image)
         if named and 1 <= named[-1] <= last + 1:
             return named[-1] - 1
         return last if self.frames is None else None

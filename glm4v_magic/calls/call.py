@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.calls.answer import ImageAnswer
+from glm4v_magic.calls.asking import asking
 from glm4v_magic.calls.boxes import Frames, marks
 from glm4v_magic.calls.forms import Form, correction, form_of
-from glm4v_magic.calls.tags import Untagged, shown
+from glm4v_magic.calls.tags import shown
 from glm4v_magic.calls.tasks import EXTRACT
 from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Answer, Conversation, Generation, Message, Request
 from glm4v_magic.core.errors import (
     FormatError,
-    GenerationInterrupted,
     Glm4vError,
     OptionError,
 )
@@ -145,31 +145,17 @@ def generated(engine: Engine, request: Request) -> Generator[Piece, None, Genera
             until then.
         Glm4vError: as `engines.Engine.stream`.
     """
-    stream = engine.stream([request])
-    untagged = Untagged(request.conversation.unfinished or "")
     generation: Generation | None = None
-    try:
-        for event in stream:
+    with asking(engine, [request]) as events:
+        for event in events:
             if isinstance(event, Failed):
-                stream.close()
                 raise event.error
             if isinstance(event, Finished):
                 generation = event.generation
-                yield from untagged.end(complete=generation.finish_reason == "stop")
             else:
-                yield from untagged.take(event)
-    except GenerationInterrupted as stopped:
-        if stopped.generations:
-            raise
-    except KeyboardInterrupt:
-        pass  # it came while the engine was waiting, which still knows how far it is
-    else:
-        assert generation is not None  # an engine finishes every row, or raises
-        return generation
-    if generation is not None:
-        raise GenerationInterrupted({0: generation})
-    stream.throw(KeyboardInterrupt())
-    raise KeyboardInterrupt  # from an engine that had not begun
+                yield event
+    assert generation is not None  # an engine finishes every row, or raises
+    return generation
 
 
 def in_form(

@@ -9,11 +9,13 @@ from typing import Any
 from glm4v_magic.calls.prompt import require_string
 from glm4v_magic.checkpoints.glm_native.families import OCR_PROMPTS
 from glm4v_magic.core.errors import OptionError
+from glm4v_magic.outside import json_value
 
 __all__ = ["EXTRACT", "asked"]
 
 EXTRACT = "extract"
 _DEEPEST = 20
+_EXAMPLE = 'For example: {"name": "", "items": [""]}'
 
 
 def asked(text: str, task: str | None, schema: object = None) -> str:
@@ -46,17 +48,9 @@ def asked(text: str, task: str | None, schema: object = None) -> str:
 def _filled_in(text: str, schema: object) -> str:
     """Return the JSON that the model fills in."""
     if text.strip():
-        try:
-            template = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise OptionError(
-                f"What is to be extracted is no JSON: {error}.", 'For example: {"name": "", ...}'
-            ) from None
+        template = json_value(text, "What is to be extracted", OptionError, _EXAMPLE)
         if not isinstance(template, dict | list) or not template:
-            raise OptionError(
-                "What is to be extracted is no JSON object with names.",
-                'For example: {"name": "", "items": [""]}',
-            )
+            raise OptionError("What is to be extracted is no JSON object with names.", _EXAMPLE)
         return text.strip()
     template = _example(schema, schema) if isinstance(schema, Mapping) else ""
     if not template:

@@ -3,7 +3,8 @@
 The order for a question: ``Starting``*, ``Loading``*, ``Started``, (``Thinking`` | ``Text`` |
 ``Reclassified``)*, then, if the answer must be corrected, ``Correcting`` and more of these three,
 and ``Done``. A prompt mapped over many items yields the same events, each with its row, a
-``RowDone`` after each row, and ``MapDone`` at the end.
+``RowDone`` after each row, and ``MapDone`` at the end. So do requests of other programs, which
+belong to no chat, with ``Finished`` or ``Failed`` as the last of each.
 """
 
 from __future__ import annotations
@@ -109,10 +110,10 @@ class Reclassified:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """An engine has finished a request; `Session` turns this into an `Answer`.
+    """A request is answered; `Session.stream` turns this into an `Answer`.
 
     Attributes:
-        generation: the whole text and its usage.
+        generation: the whole text, with the tags around boxes, and its usage.
         row: index of the request.
     """
 
@@ -122,7 +123,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An engine cannot answer a request; the others are not affected.
+    """A request cannot be answered; the others are not affected.
 
     Attributes:
         error: what is wrong with it.
@@ -179,5 +180,7 @@ Piece: TypeAlias = Thinking | Text | Reclassified
 EngineEvent: TypeAlias = Piece | Finished | Failed
 """What `engines.Engine.stream` yields."""
 
-Event: TypeAlias = Starting | Loading | Started | Piece | Correcting | Done | RowDone | MapDone
-"""What `Session.stream` and `Session.stream_map` yield."""
+Event: TypeAlias = (
+    Starting | Loading | Started | EngineEvent | Correcting | Done | RowDone | MapDone
+)
+"""What `Session.stream`, `Session.stream_map` and `Session.stream_requests` yield."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from glm4v_magic.calls.asking import asking
 from glm4v_magic.calls.call import Call, Terms, answer_of, corrected, correction_of, with_value
 from glm4v_magic.calls.refusals import refuse_more_than, refuse_video
-from glm4v_magic.calls.tags import Untagged
 from glm4v_magic.core.conversation import Answer, Conversation, Generation, Message, Request
 from glm4v_magic.core.errors import (
     EngineError,
@@ -362,19 +362,15 @@ class _Run:
     def _answered(self, asked: dict[int, _Question]) -> Generator[Event, None, None]:
         """Ask; questions that are answered are taken out of `asked`."""
         engine = yield from self._opened()
-        stream = engine.stream(self._requests(asked), self._size)
-        untagged: defaultdict[int, Untagged] = defaultdict(Untagged)
         try:
-            for event in stream:
-                yield from self._told()
-                yield from self._heard(event, asked, untagged)
-                if self._fault is not None:
-                    stream.close()
-                    return
+            with asking(engine, self._requests(asked), self._size) as events:
+                for event in events:
+                    yield from self._told()
+                    yield from self._heard(event, asked)
+                    if self._fault is not None:
+                        return
         except GenerationInterrupted as stopped:
             partial = stopped.generations
-        except KeyboardInterrupt:
-            partial = _partial(stream)
         else:
             return
         for number, generation in sorted(partial.items()):
@@ -384,24 +380,20 @@ class _Run:
         raise KeyboardInterrupt
 
     def _heard(
-        self,
-        event: EngineEvent,
-        asked: dict[int, _Question],
-        untagged: defaultdict[int, Untagged],
+        self, event: EngineEvent, asked: dict[int, _Question]
     ) -> Generator[Event, None, None]:
         """Tell an event of the engine, and take its question out of `asked` if that has ended."""
         number = event.row
-        index = asked[number].row.index
         if isinstance(event, Failed):
             yield from self._take_failure(event, asked)
         elif isinstance(event, Finished):
-            yield from untagged.pop(number, Untagged()).end(index)
+            news = [*self._keep(asked[number], event.generation)]
             # Taken away only now: an interrupt in between must not lose the answer.
-            yield from self._keep(asked[number], event.generation)
             del asked[number]
             self._engine_failed = False
+            yield from news
         else:
-            yield from untagged[number].take(replace(event, row=index))
+            yield replace(event, row=asked[number].row.index)
 
     def _take_failure(
         self, failed: Failed, asked: dict[int, _Question]
@@ -467,17 +459,6 @@ class _Run:
         self._corrections.pop(row.index, None)
         self._kept.add(row, "" if question is None else question.content)
         return RowDone(row, self.progress())
-
-
-def _partial(stream: Generator[EngineEvent, None, None]) -> dict[int, Generation]:
-    """Interrupt an engine and return the partial generations of its open rows."""
-    try:
-        stream.throw(KeyboardInterrupt())
-    except GenerationInterrupted as stopped:
-        return stopped.generations
-    except KeyboardInterrupt:
-        pass
-    return {}
 
 
 def _small(image: SourcedImage) -> SourcedImage:

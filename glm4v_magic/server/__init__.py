@@ -10,6 +10,6 @@ From the outside in:
 - `protocol`: requests and replies as pydantic models, with the table of all fields;
 - `openapi`: the OpenAPI document of all that;
 - `metrics`: counts and times for Prometheus;
-- `questions`: requests of the protocol -> requests for an engine;
-- `worker`: the engine in a thread of its own, which answers all requests in one running batch.
+- `questions`: requests of the protocol -> requests for a session;
+- `worker`: the session in a thread of its own, which answers all requests in one running batch.
 """

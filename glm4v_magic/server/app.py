@@ -34,7 +34,7 @@ from glm4v_magic.core.errors import (
     OutOfMemoryError,
     reason,
 )
-from glm4v_magic.core.events import EngineEvent, Finished, Text, Thinking
+from glm4v_magic.core.events import Finished, Text, Thinking
 from glm4v_magic.core.model import EngineInfo
 from glm4v_magic.core.server_address import API_KEY, is_loopback
 from glm4v_magic.engines.server import OwnAnswer, OwnFacts
@@ -59,7 +59,7 @@ from glm4v_magic.server.protocol import (
     ReasoningTokens,
 )
 from glm4v_magic.server.questions import Question, read_question
-from glm4v_magic.server.worker import Turn, Worker
+from glm4v_magic.server.worker import OfRequest, Turn, Worker
 
 __all__ = ["BODY_SECONDS", "KEEP_ALIVE", "MOST_BYTES", "application", "too_many"]
 
@@ -288,7 +288,7 @@ class _EventStream(StreamingResponse):
 
 
 class _Reply:
-    """Converts the engine's events to replies of the protocol.
+    """Converts the session's events to replies of the protocol.
 
     Args:
         model: name of the model for clients.
@@ -323,7 +323,7 @@ class _Reply:
             usage=_usage(generations),
         )
 
-    def chunk(self, event: EngineEvent) -> Chunk | None:
+    def chunk(self, event: OfRequest) -> Chunk | None:
         """Return an event as a piece of the answer; ``None`` if the protocol has none for it."""
         index = event.row
         match event:
@@ -368,7 +368,7 @@ class _Reply:
         )
 
 
-async def _generations(events: AsyncIterator[EngineEvent | None]) -> list[Generation]:
+async def _generations(events: AsyncIterator[OfRequest | None]) -> list[Generation]:
     """Return all answers of a turn, in the order of its requests."""
     ended = {event.row: event async for event in events if isinstance(event, Finished)}
     return [ended[index].generation for index in sorted(ended)]
@@ -376,8 +376,8 @@ async def _generations(events: AsyncIterator[EngineEvent | None]) -> list[Genera
 
 async def _sent(
     reply: _Reply,
-    first: EngineEvent | None,
-    events: AsyncIterator[EngineEvent | None],
+    first: OfRequest | None,
+    events: AsyncIterator[OfRequest | None],
     watch: Watch,
     *,
     with_usage: bool,
@@ -385,7 +385,7 @@ async def _sent(
     """Yield an answer as server-sent events; an error is the last of them."""
     generations: list[Generation] = []
     try:
-        event: EngineEvent | None = first
+        event: OfRequest | None = first
         while event is not _END:
             chunk = None if event is None else reply.chunk(event)
             if chunk is not None:

@@ -73,9 +73,8 @@ def main(words: list[str] | None = None) -> int:
             if not (is_loopback(host) or os.environ.get(API_KEY)):
                 _say(f"Whoever reaches this port may ask; set {API_KEY} to a key to prevent that.")
             session = load(arguments.model, **typed(arguments, _OF_THE_LOAD))
-            assert session.engine is not None  # it is loaded
             served = name.name if is_folder(name) else arguments.model
-            server.open(session.engine, served, parallel)
+            server.open(session, served, parallel)
             server.serve()
     except Glm4vError as error:
         _say(in_http(error))

@@ -13,10 +13,10 @@ import uvicorn
 from uvicorn.config import LOGGING_CONFIG
 
 from glm4v_magic.core.errors import OptionError, reason
-from glm4v_magic.engines import Engine
 from glm4v_magic.server.app import application
 from glm4v_magic.server.deadlines import IDLE_SECONDS, Impatient
 from glm4v_magic.server.worker import Worker
+from glm4v_magic.session.session import Session
 
 __all__ = ["Server"]
 
@@ -25,7 +25,7 @@ _STOP_SECONDS = 3  # that a client has to read the last of its answer when the s
 
 
 class Server:
-    """One engine at one address. Use it in a ``with`` statement.
+    """One session at one address. Use it in a ``with`` statement.
 
     Args:
         host: name or address to listen on.
@@ -56,20 +56,22 @@ class Server:
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self.port}/v1"
 
-    def open(self, engine: Engine, model: str, at_once: int | None = None) -> None:
+    def open(self, session: Session, model: str, at_once: int | None = None) -> None:
         """Begin to listen, and print the address; `serve` then answers.
 
         Args:
-            engine: engine that answers.
+            session: session that answers, with a model loaded.
             model: its name for clients.
             at_once: maximum number of requests that are answered together; see `Worker`.
 
         Raises:
             OptionError: if another program has come to listen on the port.
         """
-        self._worker = Worker(engine, at_once)
+        info = session.status().info
+        assert info is not None  # it is loaded
+        self._worker = Worker(session, at_once)
         config = uvicorn.Config(
-            application(self._worker, engine.info, model, self._host),
+            application(self._worker, info, model, self._host),
             http=Impatient,
             ws="none",
             lifespan="off",

@@ -1,4 +1,4 @@
-"""Turns a request of the protocol into a request for an engine."""
+"""Turns a request of the protocol into a request for a session."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Question:
     """What a client asks for.
 
     Attributes:
-        requests: requests for the engine, one for each answer that is wanted.
+        requests: requests for the session, one for each answer that is wanted.
         stream: whether the answer is sent in pieces.
         usage: whether the pieces end with the usage; a whole answer always has it.
     """

@@ -1,6 +1,6 @@
-"""The engine in a thread of its own, which answers all requests in one running batch.
+"""The session in a thread of its own, which answers all requests in one running batch.
 
-The thread takes step after step of the engine's stream, and puts the events into the queue of their
+The thread takes event after event of `Session.stream_requests`, and puts each into the queue of its
 turn. Requests enter the batch between two steps, and leave it when their client does. The thread
 waits for no client, so a slow reader delays nobody else.
 """
@@ -8,7 +8,6 @@ waits for no client, so a slow reader delays nobody else.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -17,17 +16,20 @@ from typing import TypeAlias
 
 from glm4v_magic.core.conversation import Request
 from glm4v_magic.core.errors import BusyError, EngineError, OutOfMemoryError
-from glm4v_magic.core.events import EngineEvent, Failed, Finished
-from glm4v_magic.engines import Engine
+from glm4v_magic.core.events import Event, Failed, Finished, Reclassified, Text, Thinking
+from glm4v_magic.session.session import Session
 
-__all__ = ["MOST_REQUESTS", "Turn", "Worker"]
+__all__ = ["MOST_REQUESTS", "OfRequest", "Turn", "Worker"]
 
 MOST_REQUESTS = 512
 """Most requests that are open or wait; each may hold many MiB."""
 
 _AT_ONCE = 16
 
-_News: TypeAlias = EngineEvent | Exception
+OfRequest: TypeAlias = Thinking | Text | Reclassified | Finished
+"""Event of a request that its client is told."""
+
+_News: TypeAlias = OfRequest | Exception
 """Item of a turn's queue: an event, or the error that ends the turn."""
 
 
@@ -35,7 +37,7 @@ class Turn:
     """Requests of one client, from their arrival until they are answered or the client is gone.
 
     Args:
-        requests: requests for the engine; events have their indices.
+        requests: requests for the session; events have their indices.
         pieces: whether the client gets the answers piece by piece.
     """
 
@@ -51,8 +53,8 @@ class Turn:
         """Whether nobody waits for the answers any more."""
         return self._is_given_up.is_set()
 
-    async def events(self, silence: float) -> AsyncIterator[EngineEvent | None]:
-        """Yield the engine's events, and ``None`` after every `silence` seconds without one.
+    async def events(self, silence: float) -> AsyncIterator[OfRequest | None]:
+        """Yield the events of the requests, and ``None`` after every `silence` seconds without one.
 
         Raises:
             Exception: the error of the engine or of one of the requests, or that given to `end`.
@@ -82,7 +84,7 @@ class Turn:
             self.tell(error)
 
     def tell(self, news: _News) -> None:
-        """Put an event or an error into the queue, from the engine's thread."""
+        """Put an event or an error into the queue, from the session's thread."""
         try:
             self._loop.call_soon_threadsafe(self._news.put_nowait, news)
         except RuntimeError:  # the event loop is closed: the server has ended
@@ -135,14 +137,14 @@ class Worker:
     """Answers requests together, in the order in which they came.
 
     Args:
-        engine: engine that answers.
-        at_once: maximum number of requests in the batch; by default 16, or 1 if the engine is best
+        session: session that answers; busy while a request is open.
+        at_once: maximum number of requests in the batch; by default 16, or 1 if its model is best
             asked one by one.
     """
 
-    def __init__(self, engine: Engine, at_once: int | None = None) -> None:
-        self._engine = engine
-        best = engine.batch_size
+    def __init__(self, session: Session, at_once: int | None = None) -> None:
+        self._session = session
+        best = _AT_ONCE if session.engine is None else session.engine.batch_size
         self.at_once = at_once or (best if best == 1 else max(best, _AT_ONCE))
         self._fits = self.at_once
         self._turns: set[Turn] = set()
@@ -214,13 +216,11 @@ class Worker:
             return bool(self._waiting)
 
     def _answer(self) -> None:
-        """Answer requests until none is open or waiting, or the engine fails."""
+        """Answer requests until none is open or waiting, or the model fails."""
         self._open = rows = _Open()
         requests = self._requests(rows)
         try:
-            with contextlib.closing(
-                self._engine.stream(requests, self._fits, rows.withdrawn)
-            ) as events:
+            with self._session.stream_requests(requests, self._fits, rows.withdrawn) as events:
                 for event in events:
                     _deliver(event, rows)
         except OutOfMemoryError as error:
@@ -269,7 +269,9 @@ class Worker:
             self._waiting.extendleft(reversed(again))
 
 
-def _deliver(event: EngineEvent, rows: _Open) -> None:
+def _deliver(event: Event, rows: _Open) -> None:
+    if not isinstance(event, OfRequest | Failed):
+        return  # of the load, for nobody in particular
     asked = rows.get(event.row)
     if asked is None:
         return  # it has been given up

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glm4v_magic.calls.asking import asking
 from glm4v_magic.calls.call import Call, Terms, answer_of, generated, in_form, sourced, terms_of
 from glm4v_magic.calls.prompt import require_text
 from glm4v_magic.calls.refusals import (
@@ -626,6 +627,43 @@ class Session:
         yield Started(engine.info, job.images)
         return engine
 
+    def stream_requests(
+        self,
+        requests: Iterable[Request | None],
+        at_once: int | None = None,
+        withdrawn: Container[int] = (),
+    ) -> Stream:
+        """Answer requests of other programs in one running batch, outside of any chat.
+
+        The server reads this one: each of its requests enters the batch when it comes, and leaves
+        it when its client does.
+
+        Args:
+            requests: taken when there is room, and numbered in that order; ``None`` among them
+                means that none has arrived yet. See `engines.Engine.stream`.
+            at_once: maximum number of requests in the batch.
+            withdrawn: numbers of requests that are given up; may grow at any time.
+
+        Returns:
+            Its events: `Loading` if the model is loaded now, `Started`, then those of all requests,
+            each with its number: `Thinking` and `Text`, as the model writes it, with the tags
+            around boxes, and `Finished`, or `Failed` if it cannot be answered.
+
+        Raises:
+            GenerationInterrupted: on an interrupt; its `generations` hold what was said until then.
+            CheckpointError, PlacementError: if the model has to be loaded and cannot be.
+            OutOfMemoryError, EngineError: if the model or its server fails; it can be asked again.
+            BusyError: if another call is running.
+        """
+
+        def events() -> Generator[Event, None, None]:
+            engine = yield from self._ready(terms_of({}))
+            yield Started(engine.info)
+            with asking(engine, requests, at_once, withdrawn, tags=True) as told:
+                yield from told
+
+        return self._locked(events)
+
     def forget_answers(self) -> None:
         """Forget the answers that `map` remembers, so that equal rows are asked again."""
         self._store = None
@@ -816,14 +854,14 @@ class Session:
         return choice if choice.model is not None else replace(choice, model=terms.model)
 
     def _ready(
-        self, terms: Terms, refuse: Callable[[Takes], None]
+        self, terms: Terms, refuse: Callable[[Takes], None] = lambda _: None
     ) -> Generator[Event, None, Engine]:
         """Return the engine, loaded if there was none.
 
         Args:
             terms: how it is asked.
             refuse: called with what the model takes, as soon as that is known; raises if it cannot
-                be asked this.
+                be asked this. By default any model can.
         """
         engine = self._engine
         if engine is None:

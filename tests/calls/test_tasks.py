@@ -59,8 +59,8 @@ def test_a_schema_describes_what_to_extract():
     ("text", "task", "schema", "said"),
     [
         ("What?", "table", None, "The task table has a prompt of its own, and there is a question"),
-        ("the name", "extract", None, "What is to be extracted is no JSON: "),
-        ("[" * 10**5, "extract", None, "What is to be extracted is no JSON"),
+        ("the name", "extract", None, "What is to be extracted is not valid JSON: "),
+        ("[" * 10**5, "extract", None, "What is to be extracted is not valid JSON: "),
         ("7", "extract", None, "What is to be extracted is no JSON object with names."),
         ("{}", "extract", None, "What is to be extracted is no JSON object with names."),
         ("", "extract", None, "There is nothing to extract."),

@@ -306,7 +306,7 @@ class OneByOne:
     def require_room(self, request):
         return None
 
-    def stream(self, requests, at_once=None):
+    def stream(self, requests, at_once=None, withdrawn=()):
         for row, request in enumerate(requests):
             if self.fail is not None and request.conversation.messages[-1].text == "b?":
                 if isinstance(self.fail, InputError):

@@ -59,3 +59,24 @@ def test_only_the_notebook_may_know_ipython():
     )
     rooms = {room for layer in layers for room in layer.split(" | ")}
     assert {*sources} == {f"glm4v_magic.{room}" for room in rooms - {"notebook"}}
+
+
+def engine_streams(source):
+    """Lines that begin to read the stream of an engine."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            holder = ast.unparse(node.func.value)
+            if node.func.attr == "stream" and holder.rpartition(".")[2].strip("_") == "engine":
+                yield node.lineno
+
+
+def test_one_loop_reads_what_an_engine_says():
+    package = ROOT / "glm4v_magic"
+    readers = {
+        file.relative_to(package).as_posix()
+        for file in package.rglob("*.py")
+        if any(engine_streams(file.read_text(encoding="utf-8")))
+    }
+    # A replica hands on the events of the engine in its process.
+    assert readers == {"calls/asking.py", "engines/replicas/worker.py"}
+    assert [*engine_streams("session.stream(1)\nself._engine.stream(1)")] == [2]

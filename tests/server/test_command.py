@@ -42,7 +42,7 @@ class TestCommandLine:
         with Server("127.0.0.1", 0) as other:
 
             def load(*given, **options):
-                other.open(session.engine, "demo")
+                other.open(session, "demo")
                 return session
 
             session = loaded("demo")
@@ -81,9 +81,9 @@ class TestCommandLine:
         words = [str(golden.CHECKPOINT), "--port", "0", "--dtype", "bfloat16", "--host", "0.0.0.0"]
         words += ["--parallel", "3"]
         assert command.main(words) == 0
-        ((engine, name, at_once),) = served
+        ((session, name, at_once),) = served
         assert at_once == 3
-        assert engine.info.dtype == "bfloat16"
+        assert session.status().info.dtype == "bfloat16"
         assert name == "checkpoint"
         assert "Whoever reaches this port may ask; set GLM4V_API_KEY" in capsys.readouterr().err
 

@@ -8,6 +8,7 @@ import pytest
 from following import read
 from standins.speaker import Speaker
 
+from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import (
     BusyError,
     FormatError,
@@ -15,7 +16,8 @@ from glm4v_magic.core.errors import (
     MapInterrupted,
     OptionError,
 )
-from glm4v_magic.core.events import Correcting, Done, MapDone, RowDone, Started, Text
+from glm4v_magic.core.events import Correcting, Done, Finished, MapDone, RowDone, Started, Text
+from glm4v_magic.core.options import Sampling
 from glm4v_magic.session.session import Session
 
 WORDS = "one two three"
@@ -270,3 +272,46 @@ class TestMaps:
         with pytest.raises(OptionError):
             session.stream("What?", temperature=-1)
         assert session.engine.requests == []
+
+
+class TestRequests:
+    """Requests of other programs, as our server sends them."""
+
+    def test_each_keeps_its_number_and_its_tags(self):
+        boxed = "<|begin_of_box|>A<|end_of_box|>"
+        session = Session(Speaker((boxed, "stop"), ("b", "stop")))
+        started, *events = session.stream_requests([request("p"), request("q")], 2)
+        assert isinstance(started, Started)
+        assert [(type(event), event.row) for event in events] == [
+            (Text, 0),
+            (Finished, 0),
+            (Text, 1),
+            (Finished, 1),
+        ]
+        assert events[0].text.strip() == events[1].generation.text == boxed
+        assert session.chats == {}
+        assert session.status().last is None
+
+    @pytest.mark.parametrize("events", [1, 2, 3])
+    def test_closing_at_any_event_releases_the_session(self, session, events):
+        stream = session.stream_requests([request("p")])
+        for _ in range(events):
+            next(stream)
+        assert session.status().busy
+        with pytest.raises(BusyError):
+            session.ask("What?")
+        stream.close()
+        assert not session.status().busy
+        assert session.engine.closed == (events > 1)
+
+    def test_an_interrupt_leaves_what_was_said(self, session, interrupt):
+        with pytest.raises(GenerationInterrupted) as caught:
+            read(
+                session.stream_requests([request("p")]),
+                lambda event: isinstance(event, Text) and interrupt(),
+            )
+        assert caught.value.generations[0].text == "one"
+
+
+def request(text):
+    return Request(Conversation((Message("user", text),)), Sampling())

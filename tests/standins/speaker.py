@@ -25,7 +25,7 @@ class Speaker:
     def seen(self, request):
         return ()
 
-    def stream(self, requests, at_once=None):
+    def stream(self, requests, at_once=None, withdrawn=()):
         said, stopped = {}, False
         try:
             for row, request in enumerate(requests):

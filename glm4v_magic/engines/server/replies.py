@@ -6,8 +6,7 @@ counts as missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import (
     AliasChoices,
@@ -15,9 +14,9 @@ from pydantic import (
     BeforeValidator,
     Field,
     StringConstraints,
+    TypeAdapter,
     ValidationError,
 )
-from pydantic_core import from_json
 
 from glm4v_magic.outside.lenient import OR_EMPTY, OR_NO_ENTRIES, OR_NONE, Count, Flag, Words
 
@@ -204,42 +203,74 @@ def is_answer(body: bytes) -> bool:
         return False
 
 
+class _Coded(BaseModel):
+    code: Annotated[int | None, OR_NONE] = None
+
+
+class _Refusal(_Coded):
+    error: Annotated[_Coded | Any, Field(union_mode="left_to_right")] = None
+
+    @property
+    def status(self) -> int | None:
+        inner = self.error.code if isinstance(self.error, _Coded) else None
+        return inner or self.code or None
+
+
 def error_code(data: str) -> int | None:
     """Return the HTTP status in an event that is an error; ``None`` if it is none or has none.
 
     SGLang refuses a stream in its first event, after the status 200.
     """
     try:
-        content = from_json(data)
-    except ValueError:
+        refusal = _Refusal.model_validate_json(data)
+    except ValidationError:
         return None
-    error = content.get("error") if isinstance(content, dict) else None
-    if not error:
-        return None
-    codes = [str(each.get("code")) for each in (error, content) if isinstance(each, dict)]
-    return _first(int(each) for each in codes if each.isdecimal())
+    return refusal.status if refusal.error else None
 
 
-_PLACES = ("error", "message", "detail", "msg")
+class _Told(BaseModel):
+    """Error of a server; each kind of server has its own place for the message.
+
+    ``{"error": {"message": "..."}}`` is OpenAI's, ``{"detail": [{"msg": "..."}]}`` FastAPI's.
+    """
+
+    error: _Message = None
+    message: _Message = None
+    detail: _Message = None
+    msg: _Message = None
+
+    @property
+    def text(self) -> str:
+        return _first(self.error, self.message, self.detail, self.msg)
+
+
+_Message: TypeAlias = Annotated[
+    str | _Told | list[Annotated[str | _Told | None, OR_NONE]] | None, OR_NONE
+]
 
 
 def error_message(body: bytes | str) -> str:
-    """Find the message in the JSON of an error; each kind of server has its own place for it.
-
-    ``{"error": {"message": "..."}}`` is OpenAI's, ``{"detail": [{"msg": "..."}]}`` FastAPI's.
-    Returns an empty string if there is none.
-    """
+    """Find the message in the JSON of an error; empty if there is none."""
     try:
-        content = from_json(body)
-    except ValueError:
+        return _first(_MESSAGE.validate_json(body))
+    except ValidationError:
         return ""
-    for _ in _PLACES:
-        if isinstance(content, dict):
-            content = _first(content.get(place) for place in _PLACES)
-        elif isinstance(content, list):
-            content = _first(content)
-    return content if isinstance(content, str) else ""
 
 
-def _first(values: Iterable[Any]) -> Any:
-    return next((value for value in values if value), None)
+def _first(*told: str | _Told | list[str | _Told | None] | None) -> str:
+    """Return the first text that is not empty."""
+    for each in told:
+        match each:
+            case _Told():
+                text = each.text
+            case list():
+                text = _first(*each)
+            case _:
+                text = each or ""
+        if text:
+            return text
+    return ""
+
+
+_Told.model_rebuild()
+_MESSAGE: TypeAdapter[str | _Told | list[str | _Told | None] | None] = TypeAdapter(_Message)
