@@ -6,9 +6,10 @@ import threading
 
 import pytest
 from following import read
+from scripted_engine import ScriptedEngine
 from standins.speaker import Speaker
 
-from glm4v_magic.core.conversation import Conversation, Message, Request
+from glm4v_magic.core.conversation import Conversation, Generation, Message, Request, Usage
 from glm4v_magic.core.errors import (
     BusyError,
     FormatError,
@@ -266,6 +267,17 @@ class TestMaps:
         assert (second.text, second.finish_reason) == ("b", "interrupted")
         assert (third.answer, third.error) == (None, None)
 
+    def test_an_interrupt_while_the_end_of_a_row_is_told_keeps_the_row(self, interrupt):
+        session = Session(BothAtOnce(lambda prompt: f"{prompt} <|begin"))
+        with pytest.raises(MapInterrupted) as caught:
+            read(
+                session.stream_map("{{item}}", ["p", "q"]),
+                lambda event: isinstance(event, Text) and event.text == "<|begin" and interrupt(),
+            )
+        first, second = caught.value.result
+        assert (first.text, first.answer.finish_reason) == ("p <|begin", "stop")
+        assert (second.text, second.answer.finish_reason) == ("q", "interrupted")
+
     def test_what_is_wrong_is_said_before_anything_happens(self, session):
         with pytest.raises(OptionError):
             session.stream_map("{{item}}?", ["p"], batch_size=0)
@@ -311,6 +323,22 @@ class TestRequests:
                 lambda event: isinstance(event, Text) and interrupt(),
             )
         assert caught.value.generations[0].text == "one"
+
+
+class BothAtOnce(ScriptedEngine):
+    """Begins all requests before it ends the first."""
+
+    def stream(self, requests, at_once=None, withdrawn=()):
+        usage, stopped = Usage(1, 0, 1), False
+        texts = [self.said(each.conversation.messages[-1].text) for each in requests]
+        try:
+            yield from (Text(text, row) for row, text in enumerate(texts))
+            yield Finished(Generation(texts[0], usage, "stop"), 0)
+        except KeyboardInterrupt:
+            stopped = True
+        if stopped:
+            raise GenerationInterrupted({1: Generation("q", usage, "interrupted")})
+        yield Finished(Generation(texts[1], usage, "stop"), 1)
 
 
 def request(text):
