@@ -24,7 +24,7 @@ from IPython.core.magic_arguments import (
 from glm4v_magic.core.errors import OptionError, PromptError, did_you_mean
 from glm4v_magic.core.option import Option
 from glm4v_magic.core.options import OPTIONS, of_command
-from glm4v_magic.core.typed_options import argument_of, flags_of
+from glm4v_magic.core.typed_options import argument_of, flag_of, flags_of
 from glm4v_magic.notebook.own_options import OWN, own_of_command
 
 __all__ = [
@@ -169,6 +169,7 @@ def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
     """
     parser = _parser(function)
     _refuse_dashes(parser, words)
+    _refuse_twice(parser, words)
     try:
         # The intermixed form lets images stand on both sides of an option.
         arguments: Namespace
@@ -239,6 +240,20 @@ def _refuse_dashes(parser: MagicArgumentParser, words: list[str]) -> None:
         is_option = name.partition("=")[0] in parser._option_string_actions
         if is_option and name != word and not isinstance(word, Quoted):
             raise OptionError(f"{word} begins with a dash.", f"Options begin with hyphens: {name}.")
+
+
+_ADDED_TO = ("lora", "pin", "max_memory")
+"""Options that people repeat to add to them, as in other programs; any other they correct."""
+
+
+def _refuse_twice(parser: MagicArgumentParser, words: list[str]) -> None:
+    """Raise OptionError if one of `_ADDED_TO` is given twice: argparse would take the last."""
+    flags = [word.partition("=")[0] for word in words if not isinstance(word, Quoted)]
+    for name in _ADDED_TO:
+        flag = flag_of(name)
+        if flag in parser._option_string_actions and flags.count(flag) > 1:
+            way = "one adapter is merged" if name == "lora" else "its values go with commas between"
+            raise OptionError(f"{flag} is given twice.", f"Give it once: {way}.")
 
 
 _OF_AN_OPTION = re.compile(r"argument (?P<flags>\S+): (?P<fault>.*)", re.DOTALL)

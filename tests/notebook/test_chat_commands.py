@@ -370,6 +370,7 @@ class TestCommands:
                 "check --save x",
                 "%glm4v check has no option --save. It is one of %%glm4v, %glm4v plan.",
             ),
+            ("load demo --lora a --lora=b", "--lora is given twice. Give it once: one "),
             ("status -o x", "%glm4v status has no option -o. It is one of %%glm4v."),
             (
                 "devices --json",

@@ -148,6 +148,9 @@ CELLS |= {
         "%glm4v check demo --gpus 1x1GiB --map '{\"\": 0}'"),
     'A name that holds an apostrophe goes in double quotes: "it\'s.png".': (
         "%glm4v preview \"it's.png What?", '%glm4v preview "it\'s.png" "What?"'),
+    "Give it once: {}.": (
+        "%glm4v plan GLM-4V-9B --gpus 2x24GiB --pin vision=0 --pin head=1",
+        "%glm4v plan GLM-4V-9B --gpus 2x24GiB --pin vision=0,head=1"),
     "Options begin with hyphens: {}.": (
         "%%glm4v \u2013\u2013preview\nWhat?", "%%glm4v --preview\nWhat?"),
     "The variable is written {}.": (
