@@ -150,8 +150,10 @@ tables: $(INSTALLED)
 	$(BIN)/python benchmarks/chosen_gpus.py --write docs/planning.md
 	$(BIN)/python benchmarks/machines.py --write docs/planning.md
 
-# Into build/site. Every warning, such as a dead link, is an error; not so with --quiet.
+# Into build/site. Every warning, such as a dead link, is an error; not so with --quiet. The planner in
+# the browser needs npm, once: what it fetches stays in build/.
 docs: $(INSTALLED)
+	$(BIN)/python docs/planner.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # Into dist; then the wheel answers a question in an environment of its own, away from the sources.

@@ -24,6 +24,7 @@ __all__ = [
     "LoadProgress",
     "ModelChoice",
     "Replica",
+    "Sized",
 ]
 
 
@@ -170,6 +171,21 @@ class EngineInfo:
     least_image: int = 1
     notes: tuple[str, ...] = ()
     replicas: tuple[Replica, ...] = ()
+
+
+class Sized(Protocol):
+    """A model as far as a plan needs to know it, such as an `Architecture`."""
+
+    @property
+    def name(self) -> str:
+        """Name of the checkpoint, as the user would type it."""
+
+    @property
+    def max_images(self) -> int | None:
+        """Maximum number of images in a row; ``None`` for no limit."""
+
+    def shape(self) -> ModelShape:
+        """Return the model's sizes; imports no torch."""
 
 
 class Architecture(Protocol):

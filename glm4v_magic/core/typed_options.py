@@ -10,7 +10,7 @@ from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.option import Option
 from glm4v_magic.core.options import OPTIONS
 
-__all__ = ["argument_of", "as_typed", "flag_of", "flags_of", "typed"]
+__all__ = ["argument_of", "as_typed", "flag_of", "flags_of", "read_text", "typed"]
 
 _ON_OFF = ("on", "off")
 
@@ -58,6 +58,18 @@ def argument_of(option: Option, unless: str = "given") -> dict[str, Any]:
         known |= {"nargs": "?", "const": option.alone}
     reader = _reader(option)
     return known if reader is None else {**known, "type": reader}
+
+
+def read_text(option: Option, text: str) -> Any:
+    """Return the value of an option that is written as text.
+
+    Raises:
+        OptionError: if it cannot be read; whether it is in range is not checked.
+    """
+    if option.type == "bool" and text in _ON_OFF:
+        return text == "on"
+    reader = _reader(option)
+    return text if reader is None else reader(text)
 
 
 def _reader(option: Option) -> Callable[[str], Any] | None:

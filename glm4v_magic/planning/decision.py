@@ -34,7 +34,7 @@ from glm4v_magic.planning.search import can_fit, offloadable, whole_tower
 from glm4v_magic.planning.seen import image_size_of
 
 if TYPE_CHECKING:
-    from glm4v_magic.core.model import Architecture
+    from glm4v_magic.core.model import Architecture, Sized
 
 __all__ = [
     "Placement",
@@ -85,7 +85,7 @@ class Placement:
 
 
 def make_plan(
-    architecture: Architecture,
+    architecture: Sized,
     options: PlacementOptions,
     gpus: Sequence[GPU] | None = None,
     *,
@@ -156,7 +156,7 @@ def refuse_for_any_gpu(architecture: Architecture, options: PlacementOptions) ->
     task_of(shape, (), options.workload, **_of_a_split(options))
 
 
-def _refuse_more_images(architecture: Architecture, options: PlacementOptions) -> None:
+def _refuse_more_images(architecture: Sized, options: PlacementOptions) -> None:
     most = architecture.max_images
     if most is not None and options.images > most:
         raise OptionError(

@@ -15,7 +15,8 @@ from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.notebook.command_line import parse, split
 from glm4v_magic.notebook.commands import COMMANDS
-from glm4v_magic.notebook.commands.plan import as_options, load_line, placement_options
+from glm4v_magic.notebook.commands.plan import as_options, placement_options
+from glm4v_magic.notebook.draft import load_line
 from glm4v_magic.notebook.render.plans.device_map import device_map_text
 from glm4v_magic.planning.decision import make_plan
 from glm4v_magic.planning.files import plan_from_json

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import runpy
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 # Refuses whatever is not Python's, ours, or allowed, as if it were not installed.
 BARRED = """
 import sys
 from importlib.abc import MetaPathFinder
 
+def is_python(name):
+    top = name.partition(".")[0]
+    return top in {*sys.stdlib_module_names, "__main__"} or top.startswith("_sysconfigdata")
+
 class Barred(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        top = name.partition(".")[0]
-        is_python = top in sys.stdlib_module_names or top.startswith("_sysconfigdata")
-        if not is_python and top not in {"glm4v_magic", *ALLOWED}:
+        if not is_python(name) and name.partition(".")[0] not in {"glm4v_magic", *ALLOWED}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Barred())
@@ -71,11 +79,44 @@ for bundle in (plan_bundle(made), device_map_bundle(occupancy(made, shape))):
 print(made, len(made.stages), sep="\\n")
 """
 
+IN_A_BROWSER = """
+import json
+sys.path.insert(0, sys.argv[1])
+from glm4v_magic.notebook.web_planner import WebPlanner
 
-def run(code, *allowed):
+models = open(f"{sys.argv[1]}/models.json", encoding="utf-8").read()
+planner = WebPlanner(models)
+
+def said(**asked):
+    found = json.loads(planner.answer(json.dumps(asked)))
+    return found["line"], found["html"]
+
+for model in json.loads(models):
+    for gpus in ("8xH200", "2xT4", "4x3GiB", "24+16+12GiB", "1GiB", "cpu"):
+        for objective in ("headroom", "fastest"):
+            line, html = said(model=model, gpus=gpus, objective=objective, offload="on")
+            assert "Error" not in html, html
+            assert not line or line.startswith(f"%glm4v load {model}")
+            assert line or "does not fit" in html or gpus == "1GiB"
+for wrong in (
+    {"gpus": "2xT5"}, {"gpus": "4x"}, {"gpus": "<b>"}, {"context": "<b>"}, {"context": "-1"},
+    {"images": "2"}, {"dtype": "int3"}, {"quantize": "5bit"}, {"objective": "x"}, {"model": "<b>"},
+    {"offload": "<b>"},
+):
+    line, html = said(**{"model": "GLM-4V-9B", "gpus": "2xT4", **wrong})
+    assert not line, wrong
+    assert "no plan" in html and "<b>" not in html and "Error" not in html, html
+assert "Describe them" in said(model="GLM-4V-9B")[1]
+print([name for name in sys.modules if not name.startswith("glm4v") and not is_python(name)])
+"""
+
+
+def run(code, *allowed, options=(), arguments=()):
     code = BARRED.replace("*ALLOWED", f"*{allowed!r}") + code
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+        [sys.executable, "-W", "error", *options, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
     )
 
 
@@ -90,6 +131,15 @@ def test_glm4v_9b_is_planned_without_torch(code, allowed):
     first, *_, gpus = done.stdout.splitlines()
     assert first.startswith("GLM-4V-9B")
     assert gpus == "3"
+
+
+def test_what_a_page_in_a_browser_gets_is_enough_for_it(tmp_path):
+    made = runpy.run_path(str(ROOT / "docs" / "planner.py"))["sources"]()
+    with zipfile.ZipFile(io.BytesIO(made)) as archive:
+        archive.extractall(tmp_path)
+    done = run(IN_A_BROWSER, options=("-I", "-S"), arguments=(str(tmp_path),))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("name", ["torch", "numpy", "pydantic"])

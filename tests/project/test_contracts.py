@@ -37,6 +37,10 @@ def denied(room):
     return {name for name in names if not name.startswith("glm4v_magic.")}
 
 
+def sources_of(contract):
+    return contract.get("source_modules", [])
+
+
 def test_libraries_are_found_wherever_they_are_imported():
     source = "import os, a.b\ndef f():\n    from c.d import e\nfrom . import x\nimport glm4v_magic"
     assert libraries([source]) == {"a", "c"}
@@ -48,6 +52,12 @@ def test_light_rooms_are_denied_every_library(room, allowed):
     used = libraries(file.read_text(encoding="utf-8") for file in files)
     assert {"torch", "libcst", "starlette"} < used
     assert denied(room) == used - allowed
+
+
+def test_making_and_drawing_a_plan_are_denied_every_library():
+    (contract,) = (each for each in CONTRACTS if "glm4v_magic.notebook.draft" in sources_of(each))
+    assert {*contract["forbidden_modules"]} == denied("core")
+    assert "glm4v_magic.planning" in sources_of(contract)
 
 
 def test_only_the_notebook_may_know_ipython():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pkgutil
 import re
 import runpy
@@ -9,9 +10,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import get_args
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 import yaml
@@ -30,6 +35,7 @@ from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics
 from glm4v_magic.notebook.next_steps import in_cell
 from glm4v_magic.notebook.settings import Glm4v
+from glm4v_magic.notebook.web_planner import WebPlanner, models_json
 from glm4v_magic.planning.plan import plan
 from glm4v_magic.server.command import parser as server_parser
 
@@ -38,6 +44,7 @@ pytest.importorskip("mkdocs")
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 HOOKS = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
+PLANNER = runpy.run_path(str(ROOT / "docs" / "planner.py"))
 COMMANDS_PAGE = HOOKS["commands_page"]()
 CELL = Glm4vMagics.glm4v
 
@@ -292,3 +299,180 @@ def test_one_version():
     newest = re.search(r"^## (\S+)", changes, re.MULTILINE)
     assert newest is not None
     assert newest[1] == glm4v_magic.__version__
+
+
+# Last in this file: as long as Playwright runs, its thread has a running event loop.
+SHARED = {"model": "GLM-4.1V-9B-Thinking", "gpus": "2xT4", "context": "8192", "images": "2"}
+"""The plan whose address the browser is given first."""
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+class PlannerPage:
+    """The page of the planner in a browser without a network, and what it says there."""
+
+    def __init__(self, page, site, address):
+        self.page, self.address, self.elsewhere, self.faults = page, address, [], []
+        page.route(lambda url: not url.startswith(f"{address}/"), self._refuse)
+        page.on("pageerror", lambda error: self.faults.append(str(error)))
+        page.on("dialog", lambda dialog: (self.faults.append("a dialog"), dialog.dismiss()))
+        self.planner = WebPlanner(models_json(map(architecture, PUBLISHED)))
+
+    def _refuse(self, route):
+        self.elsewhere.append(route.request.url)
+        route.abort()
+
+    @property
+    def shown(self):
+        return self.page.locator("#planner-view")
+
+    def show(self, asked):
+        """Come from another place in the history: the page stays, Python in it, too."""
+        self.page.evaluate(
+            """query => {
+                history.pushState(null, "", "?" + query);
+                dispatchEvent(new PopStateEvent("popstate"));
+            }""",
+            urlencode(asked),
+        )
+        self.wait()
+
+    def wait(self):
+        self.page.wait_for_selector("#planner-view:not([aria-busy]) .glm4v-devices")
+
+    def asked(self):
+        return dict(parse_qsl(urlsplit(self.page.url).query))
+
+    def loads(self):
+        line = self.page.locator("#planner-line")
+        return line.text_content() if line.is_visible() else ""
+
+    def is_as_here(self, asked):
+        """Tell whether the page shows what Python here makes of the same choice."""
+        here = json.loads(self.planner.answer(json.dumps(asked)))
+        drawn = self.page.evaluate(
+            """html => {
+                const copy = document.createElement("div");
+                copy.innerHTML = html;
+                return copy.innerHTML === document.getElementById("planner-view").innerHTML;
+            }""",
+            here["html"],
+        )
+        return drawn and here["line"] == self.loads()
+
+
+@pytest.fixture(scope="module")
+def planner(site):
+    """The page, after its first plan."""
+    pytest.importorskip("playwright")
+    import lab
+
+    if lab.CHROMIUM is None:
+        pytest.skip("there is no Chromium")
+    if not (site / "planner" / "pyodide").is_dir():
+        pytest.skip("the pages were built without Pyodide: make docs fetches it by npm")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with lab.browsing(None) as front:
+            page = front.browser.new_page(viewport={"width": 1280, "height": 900})
+            page.set_default_timeout(120_000)
+            found = PlannerPage(page, site, f"http://127.0.0.1:{server.server_port}")
+            page.goto(f"{found.address}/planner/?{urlencode(SHARED)}")
+            found.wait()
+            yield found
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.browser
+def test_a_shared_address_is_planned_as_in_a_notebook_and_offline(planner):
+    assert planner.is_as_here(SHARED)
+    assert planner.loads().startswith("%glm4v load GLM-4.1V-9B-Thinking --gpus 2xT4 --context 8192")
+    for name, value in SHARED.items():
+        assert planner.page.locator(f"[name={name}]").input_value() == value
+    assert planner.page.locator("#planner-status").text_content() == ""
+    assert not planner.page.locator("#planner-progress").is_visible()
+    assert planner.elsewhere == []
+
+
+@pytest.mark.browser
+def test_the_keyboard_is_enough_and_back_leads_back(planner):
+    page = planner.page
+    planner.show(SHARED)
+    page.locator("[name=model]").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("3x12GiB")
+    page.keyboard.press("Enter")
+    planner.wait()
+    changed = SHARED | {"gpus": "3x12GiB"}
+    assert planner.asked() == changed
+    assert planner.is_as_here(changed)
+    for _ in range(4):  # to dtype
+        page.keyboard.press("Tab")
+    page.keyboard.press("ArrowDown")
+    planner.wait()
+    assert planner.asked() == changed | {"dtype": "bfloat16"}
+    for _ in range(2):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    planner.wait()
+    assert planner.asked()["offload"] == "on"
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "planner-copy":
+            break
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.getElementById('planner-status').textContent !== ''")
+    for _ in range(3):
+        page.go_back()
+    planner.wait()
+    assert planner.asked() == SHARED
+    assert planner.is_as_here(SHARED)
+    assert page.locator("[name=gpus]").input_value() == "2xT4"
+    assert not page.locator("[name=offload]").is_checked()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", ["model", "gpus", "context", "objective"])
+def test_what_is_wrong_is_one_line_and_never_markup(planner, name):
+    planner.show(SHARED)
+    bars = planner.shown.locator(".glm4v-bar").count()
+    planner.show(SHARED | {name: HOSTILE})
+    said = planner.shown.get_by_role("status").inner_text()
+    assert said.count("\n") == 0
+    assert "img" in said
+    assert planner.shown.locator("img").count() == 0
+    assert planner.shown.locator(".glm4v-bar").count() == bars  # the last plan, faded
+    assert planner.loads() == ""
+    assert planner.faults == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["default", "slate"])
+def test_everybody_can_read_the_planner(planner, width, scheme):
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe is not installed"
+    )
+    page = planner.page
+    page.set_viewport_size({"width": width, "height": 900})
+    planner.show(SHARED)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    body = page.locator("body")
+    if body.get_attribute("data-md-color-scheme") != scheme:
+        page.locator("[data-md-component=palette] label:visible").click()
+        assert body.get_attribute("data-md-color-scheme") == scheme
+    found = axe.Axe().run(page, context="article").response["violations"]
+    serious = [
+        (each["id"], [node["html"][:200] for node in each["nodes"]])
+        for each in found
+        if each["impact"] in ("serious", "critical")
+    ]
+    assert serious == []

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.checkpoints.architecture import architecture
-from glm4v_magic.core.errors import BusyError, DoesNotFitError, Glm4vError, PlacementError
+from glm4v_magic.core.errors import BusyError, Glm4vError, PlacementError
 from glm4v_magic.core.events import Loading, Starting
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.model import Architecture
@@ -19,11 +19,8 @@ from glm4v_magic.hardware.usable import gpus_here
 from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.context import Context
-from glm4v_magic.notebook.commands.plan import (
-    as_options,
-    load_line,
-    placement_options,
-)
+from glm4v_magic.notebook.commands.plan import as_options, placement_options
+from glm4v_magic.notebook.draft import draw, load_line
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.next_steps import in_cell
 from glm4v_magic.notebook.render import MimeBundle
@@ -43,7 +40,7 @@ if TYPE_CHECKING:
     from glm4v_magic.notebook.widgets.tool import DeviceTool
     from glm4v_magic.session.session import Status
 
-__all__ = ["Drawing", "devices", "draw", "draw_loaded", "make_tool", "refuse_server"]
+__all__ = ["Drawing", "devices", "draw_loaded", "make_tool", "refuse_server"]
 
 
 @takes("glm4v devices", *ARGUMENTS["devices"])
@@ -66,7 +63,7 @@ def devices(context: Context, arguments: Namespace, names: Mapping[str, Any]) ->
     name = arguments.model or context.model
     model, options = architecture(name), as_options(typed)
     if not context.has_widgets:
-        show(device_map_bundle(draw(model, options)[0]))
+        show(device_map_bundle(_draw(model, options)[0]))
         return
     context.open(make_tool(context, name, model, options))
 
@@ -88,28 +85,12 @@ def make_tool(
         name,
         model.shape(),
         model.max_images,
-        draw=lambda chosen: draw(model, chosen),
+        draw=lambda chosen: _draw(model, chosen),
         line=lambda chosen: load_line(name, chosen),
         check=lambda chosen: _check(context, model, chosen),
         load=lambda chosen: _load(context, name, chosen),
     )
     return DeviceTool(context.shell, draft, options)
-
-
-def draw(model: Architecture, options: PlacementOptions) -> tuple[Occupancy, str]:
-    """Make a plan and divide it into parts for the view.
-
-    Returns:
-        The view, and the plan as JSON, which is empty if the model does not fit.
-    """
-    gpus = _gpus(options)
-    try:
-        plan = make_plan(model, options, gpus, cpu=cpu_here())
-    except DoesNotFitError as error:
-        if error.plan is None:
-            raise
-        return occupancy(error.plan, model.shape(), gpus, problem=in_cell(error)), ""
-    return occupancy(plan, model.shape(), gpus), plan.to_json()
 
 
 def draw_loaded(model: Architecture, status: Status) -> Occupancy:
@@ -139,6 +120,10 @@ def draw_loaded(model: Architecture, status: Status) -> Occupancy:
         cached_tokens=sum(count or 0 for count in counts),
         loaded=info is not None,
     )
+
+
+def _draw(model: Architecture, options: PlacementOptions) -> tuple[Occupancy, str]:
+    return draw(model, options, _gpus(options), cpu_here())
 
 
 def _gpus(options: PlacementOptions) -> tuple[GPU, ...]:

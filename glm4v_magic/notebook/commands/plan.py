@@ -12,12 +12,11 @@ from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.model import Architecture
-from glm4v_magic.core.option_forms import sizes_text
 from glm4v_magic.core.options import PlacementFields, of_group
 from glm4v_magic.core.placement import GivenMap, PlacementOptions
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.text_files import replace_text
-from glm4v_magic.core.typed_options import flags_of, typed
+from glm4v_magic.core.typed_options import typed
 from glm4v_magic.hardware.cpu import cpu_here
 from glm4v_magic.hardware.usable import gpus_here
 from glm4v_magic.notebook.arguments import ARGUMENTS
@@ -39,7 +38,6 @@ __all__ = [
     "as_options",
     "given_map",
     "json_file",
-    "load_line",
     "placement_options",
     "plan",
     "show_written",
@@ -56,36 +54,6 @@ def placement_options(arguments: Namespace) -> dict[str, Any]:
 def as_options(given: Mapping[str, Any]) -> PlacementOptions:
     """Return the result of `placement_options` as a dataclass."""
     return PlacementOptions(**given)
-
-
-def load_line(model: str, options: PlacementOptions) -> str:
-    """Return the line that loads `model` with `options`."""
-    return " ".join(["%glm4v load", *map(_quoted, [model, *option_words(options)])])
-
-
-def option_words(options: PlacementOptions) -> list[str]:
-    """Return options as they are typed."""
-    words = []
-    for option in of_group(PlacementFields):
-        value = getattr(options, option.name)
-        if value == option.default:
-            continue
-        words.append(flags_of(option)[-1])
-        if option.name == "pin":
-            words.append(",".join(f"{unit}={index}" for unit, index in value))
-        elif isinstance(value, bool) and option.allows_none:
-            words.append("on" if value else "off")
-        elif isinstance(value, tuple | float):
-            words.append(sizes_text(value))
-        elif value is not True:
-            words.append(str(value))
-    return words
-
-
-def _quoted(word: str) -> str:
-    if not any(c.isspace() or c in "\"'" for c in word):
-        return word
-    return f"'{word}'" if '"' in word else f'"{word}"'
 
 
 @takes("glm4v plan", *ARGUMENTS["plan"])

@@ -25,7 +25,8 @@ from glm4v_magic.hardware.usable import gpus_here
 from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.context import Context
-from glm4v_magic.notebook.commands.plan import as_options, option_words, placement_options
+from glm4v_magic.notebook.commands.plan import as_options, placement_options
+from glm4v_magic.notebook.draft import option_words
 from glm4v_magic.notebook.engine_commands import EngineCommand, Wanted, command_of
 from glm4v_magic.notebook.launched import LaunchedServer
 from glm4v_magic.notebook.live.output import show
