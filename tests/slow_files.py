@@ -43,6 +43,7 @@ SLOW = {
     "engines/test_prefixes.py": "one model on many devices",
     "engines/test_schema_keywords.py": "compiles a hundred schemas",
     "engines/test_refill.py": "answers hundreds of questions",
+    "engines/test_second_attempts.py": "several models",
     "engines/test_server_engine.py": "asks a server",
     "engines/test_server_kinds.py": "asks a server",
     "engines/test_server_stream.py": "asks a server",

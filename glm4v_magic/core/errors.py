@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from glm4v_magic.core.remarks import PYTHON, Remark, remark, worded
@@ -205,10 +206,15 @@ class OutOfMemoryError(Glm4vError):
 
     Attributes:
         rows: numbers of the requests that were being answered at once.
+        generations: by row, the `Generation` of each that had begun to answer.
+        answer: the `Answer`, which `Session.ask` adds and keeps: what was said until then. ``None``
+            if nothing was.
     """
 
     code = "out_of_memory"
     rows: tuple[int, ...] = ()
+    generations: Mapping[int, Any] = MappingProxyType({})
+    answer: Any = None
 
 
 class EngineError(Glm4vError):

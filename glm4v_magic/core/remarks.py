@@ -287,6 +287,10 @@ COMMON: Mapping[str, str] = {
     ),
     "loading_ran_out": "Nothing is loaded now; {ways}.",
     "answering_ran_out": "The model is still loaded and can be asked again: {ways}.",
+    "ran_out_within_answer": (
+        "What was said until then is kept. The model is still loaded and can be asked again: "
+        "{ways}."
+    ),
     "free_memory": "free memory there",
     "more_gpus": "use more GPUs",
     "idle_gpus_too": "use the idle GPUs too ({option:objective=balance})",
@@ -343,6 +347,10 @@ _IN_PYTHON = {
     "answer_interrupted": (
         "the answer was interrupted; what was said until then is in answer, and session.carry_on() "
         "carries it on"
+    ),
+    "ran_out_within_answer": (
+        "What was said until then is in answer, and session.carry_on() carries it on. The model is "
+        "still loaded: {ways}."
     ),
     "retry_interrupted": (
         "the new answer was interrupted; what was said until then is in answer, and the chat keeps "

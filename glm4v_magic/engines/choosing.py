@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,12 +105,15 @@ class ChoiceScorer:
                 logits = self._prefill.read_alone(block, prompts[0], starts[0], features)
             else:
                 logits = self._prefill.read(block, prompts, [starts[at] for at in which], features)
-            own = self._followed(block, logits, [asked[at] for at in which])
+            those = [asked[at] for at in which]
+            own = self._prefill.attempt(partial(self._followed, block, logits, those))
             for at, each in zip(which, own, strict=True):
                 found[at] = each
         if is_only and not self._kept.is_recurrent:
             ((block, _),) = begun
-            self._kept.put(block.prefix(asked[0].prompt.keys))
+            prefix = self._prefill.attempt.spare(partial(block.prefix, asked[0].prompt.keys))
+            if prefix is not None:
+                self._kept.put(prefix)
         return found
 
     def _followed(
@@ -123,10 +127,8 @@ class ChoiceScorer:
             batch = texts[start : start + self._at_once]
             width = max(len(ids) for _, ids in batch)
             # Padding comes last and changes nothing before it.
-            padded = torch.tensor([[*ids, *[0] * (width - len(ids))] for _, ids in batch])
-            rows = [row for row, _ in batch]
-            after = block.followed(padded.to(block.device), rows, self._prefill.attempt)
-            after = after.log_softmax(dim=-1)
+            padded = [[*ids, *[0] * (width - len(ids))] for _, ids in batch]
+            after = block.followed(padded, [row for row, _ in batch]).log_softmax(dim=-1)
             for at, (row, ids) in enumerate(batch):
                 # One more place than there are tokens: the last is for the end of the turn.
                 steps = torch.cat((first[row : row + 1], after[at, : len(ids)]))

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from glm4v_magic.checkpoints.encoding import DecodeStep
+from glm4v_magic.engines.attempts import Attempts
 from glm4v_magic.engines.kv_block import KVBlock, joined
 from glm4v_magic.engines.prefill import Prefill, Vision
 from glm4v_magic.engines.prefixes import Keys, PrefixStore
@@ -228,8 +229,8 @@ class _Batch:
     def step(self) -> dict[int, Chosen]:
         """Run one decode step and choose the next token of each open row."""
         block, rows = self._joined()
-        ids = torch.tensor([[row.said[-1]] for row in rows], device=block.device)
-        logits = block.step(ids, self._prefill.attempt, self._decode_step)
+        latest = [row.said[-1] for row in rows]
+        logits = block.step(latest, self._prefill.attempt, self._decode_step)
         return self._chosen(rows, logits)
 
     @cached_property
@@ -251,14 +252,15 @@ class _Batch:
     def _chosen(self, rows: Sequence[_Row], logits: Tensor) -> dict[int, Chosen]:
         """Sample the next token of each row and append it."""
         terms = [row.entrant.terms for row in rows]
+        attempt = self._prefill.attempt
         asking = [at for at, each in enumerate(terms) if each.logprobs is not None]
         # A copy: a sampler may change the logits.
-        own = logits[asking].log_softmax(dim=-1) if asking else None
-        ids = [row.ids for row in rows]
-        latest = [Chosen(each) for each in _chosen([t.sampler for t in terms], ids, logits)]
+        own = attempt(lambda: logits[asking].log_softmax(dim=-1)) if asking else None
+        latest = [Chosen(each) for each in _chosen(rows, logits, attempt)]
         if own is not None:
             counts = [terms[at].logprobs or 0 for at in asking]
-            told = with_logprobs([latest[at].id for at in asking], own, counts)
+            ids = [latest[at].id for at in asking]
+            told = attempt(partial(with_logprobs, ids, own, counts))
             for at, each in zip(asking, told, strict=True):
                 latest[at] = each
         for row, token in zip(rows, latest, strict=True):
@@ -294,18 +296,26 @@ class _Batch:
         """Keep the KV cache of a row of a block, which is not yet that of its latest token."""
         if self._kept.budget and not self._kept.is_recurrent:
             keys: Keys = (*row.prompt.keys, *row.said)
-            self._kept.put(self._prefill.attempt(lambda: block.prefix(keys, at)))
+            prefix = self._prefill.attempt.spare(lambda: block.prefix(keys, at))
+            if prefix is not None:
+                self._kept.put(prefix)
         if self._only is row:
             self._only = None
 
 
-def _chosen(samplers: Sequence[TokenSampler], ids: Sequence[Tensor], scores: Tensor) -> list[int]:
-    """Sample the next id of each of B rows from their ids, (1, L), and logits, (B, vocabulary)."""
+def _chosen(rows: Sequence[_Row], scores: Tensor, attempt: Attempts) -> list[int]:
+    """Sample the next id of each of B rows from logits, (B, vocabulary)."""
+    samplers = [row.entrant.terms.sampler for row in rows]
     if all(sampler.is_plain for sampler in samplers):
-        likeliest: list[int] = scores.argmax(dim=-1).tolist()
+        likeliest: list[int] = attempt(lambda: scores.argmax(dim=-1).tolist())
         return likeliest
-    rows = zip(samplers, ids, scores.split(1), strict=True)
-    return [sampler.choose(said, each) for sampler, said, each in rows]
+
+    def choose(row: _Row, own: Tensor) -> int:
+        return row.entrant.terms.sampler.choose(row.ids, own)
+
+    return [
+        attempt(partial(choose, row, own)) for row, own in zip(rows, scores.split(1), strict=True)
+    ]
 
 
 def with_logprobs(ids: Sequence[int], own: Tensor, counts: Sequence[int]) -> list[Chosen]:

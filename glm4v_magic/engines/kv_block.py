@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,12 +16,15 @@ from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionLayer
 
 from glm4v_magic.checkpoints.encoding import DecodeStep
+from glm4v_magic.engines.attempts import Attempts
 from glm4v_magic.engines.prefixes import KeptPrefix, Keys
 
 __all__ = ["KVBlock", "joined", "padded"]
 
-Attempt: TypeAlias = Callable[[Callable[[], Any]], Any]
-"""Calls a function, and once more if memory runs out; returns its result."""
+_Result = TypeVar("_Result")
+
+_Place: TypeAlias = tuple[list[int] | None, list[int] | None]
+"""Rows and columns of a block; ``None`` for all."""
 
 
 class KVBlock:
@@ -42,13 +45,10 @@ class KVBlock:
     def __init__(self, model: Any, mask: Tensor) -> None:
         self._model = model
         self.cache = self._empty()
-        self._take(mask)
-        self.latest = mask[:, :0]
-
-    def _take(self, mask: Tensor) -> None:
         self.rows, self.width = mask.shape
         self.device = mask.device
-        self._padded = None if bool(mask.all()) else mask
+        self._padded = _with_padding(mask)
+        self.latest = mask[:, :0]
 
     @property
     def mask(self) -> Tensor:
@@ -113,7 +113,7 @@ class KVBlock:
                 setattr(layer, name, whole)
 
     def forward(
-        self, ids: Tensor, mask: Tensor, position_ids: Tensor, attempt: Attempt, **more: Any
+        self, ids: Tensor, mask: Tensor, position_ids: Tensor, attempt: Attempts, **more: Any
     ) -> Tensor:
         """Run the model on n new columns; returns logits of the next token, (B, vocabulary).
 
@@ -124,55 +124,61 @@ class KVBlock:
             attempt: runs the forward.
             more: further arguments of the model.
         """
-        whole = torch.cat((self.mask, mask), dim=1)
-        logits = self._computed(lambda: self._read(ids, whole, position_ids, **more), attempt)
-        self._take(whole)
+
+        def compute() -> tuple[Tensor, Tensor | None]:
+            whole = torch.cat((self.mask, mask), dim=1)
+            logits = self._read(ids, whole, position_ids, **more)
+            return self._whole(logits), _with_padding(whole)
+
+        logits, self._padded = self._computed(compute, attempt)
+        self.width += ids.shape[1]
         self.latest = position_ids[..., -1:]
         return logits
 
-    def step(self, ids: Tensor, attempt: Attempt, quick: DecodeStep | None = None) -> Tensor:
+    def step(
+        self, ids: Sequence[int], attempt: Attempts, quick: DecodeStep | None = None
+    ) -> Tensor:
         """Run the model on the next column of all rows; returns logits, (B, vocabulary).
 
         Args:
-            ids: (B, 1).
+            ids: latest id of each row.
             attempt: runs the forward.
             quick: a faster step than the model's forward.
         """
-        # A single new column attends to all others if no row has padding, which needs no mask.
-        whole = None
-        if self._padded is not None:
-            whole = torch.cat((self._padded, torch.ones_like(ids)), dim=1)
-        position_ids = self.latest + 1
-        if quick is None:
-            logits = self._computed(lambda: self._read(ids, whole, position_ids), attempt)
-        else:
-            logits = self._computed(lambda: quick(ids, whole, position_ids, self.cache), attempt)
-        self.latest, self._padded = position_ids, whole
+
+        def compute() -> tuple[Tensor, Tensor | None, Tensor]:
+            latest = torch.tensor(ids, device=self.device)[:, None]
+            # A single new column attends to all others if no row has padding: it needs no mask.
+            whole = None
+            if self._padded is not None:
+                whole = torch.cat((self._padded, torch.ones_like(latest)), dim=1)
+            position_ids = self.latest + 1
+            if quick is None:
+                logits = self._read(latest, whole, position_ids)
+            else:
+                logits = quick(latest, whole, position_ids, self.cache)
+            return self._whole(logits), whole, position_ids
+
+        logits, self._padded, self.latest = self._computed(compute, attempt)
         self.width += 1
         return logits
 
-    def followed(self, ids: Tensor, rows: Sequence[int], attempt: Attempt) -> Tensor:
+    def followed(self, ids: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
         """Run the model on n columns that follow some of the rows, which stay as they are.
 
         Args:
-            ids: (K, n).
+            ids: n ids for each of them.
             rows: row that each of them follows; one may be followed several times.
-            attempt: runs the forward.
 
         Returns:
             The logits after each of the columns, (K, n, vocabulary).
         """
-        which, count = list(rows), ids.shape[1]
-        mask = torch.cat((self.mask[which], torch.ones_like(ids)), dim=1)
+        which, columns = list(rows), torch.tensor(ids, device=self.device)
+        count = columns.shape[1]
+        mask = torch.cat((self.mask[which], torch.ones_like(columns)), dim=1)
         position_ids = self.latest[..., which, :] + torch.arange(1, count + 1, device=self.device)
-
-        def run() -> Tensor:
-            cache = self._copied(which)
-            logits = self._logits(ids, mask, position_ids, cache, logits_to_keep=count)
-            return logits.to(device=self.device, dtype=torch.float32)
-
-        result: Tensor = attempt(run)
-        return result
+        cache = self._copied(which)
+        return self._whole(self._logits(columns, mask, position_ids, cache, logits_to_keep=count))
 
     def _copied(self, rows: list[int]) -> DynamicCache:
         """Return a cache that begins with the complete columns of some rows."""
@@ -204,32 +210,41 @@ class KVBlock:
         ).logits
         return logits
 
-    def _computed(self, compute: Callable[[], Tensor], attempt: Attempt) -> Tensor:
+    def _whole(self, logits: Tensor) -> Tensor:
         """Return logits in float32 on the device of the mask."""
+        return logits.to(device=self.device, dtype=torch.float32)
 
-        def run() -> Tensor:
+    def _computed(self, compute: Callable[[], _Result], attempt: Attempts) -> _Result:
+        """Call a function that adds columns to the cache, from the same cache if it is repeated."""
+        before: list[tuple[Any, list[Tensor]]] = []
+
+        def run() -> _Result:
+            for layer, states in before:
+                _set_states(layer, states)
+            before.clear()
+            # States are changed in place and cannot be cropped.
+            if self.width and attempt.are_repeated:
+                before.extend((each, _copied_states(each)) for each in self._recurrent)
             self.cut()
-            return compute().to(device=self.device, dtype=torch.float32)
+            return compute()
 
-        # A recurrent state that a failed step has changed cannot be cropped.
-        result: Tensor = run() if self.width and self._is_recurrent else attempt(run)
-        return result
+        return attempt(run)
 
     @property
-    def _is_recurrent(self) -> bool:
-        return any(isinstance(layer, LinearAttentionLayer) for layer in self.cache.layers)
+    def _recurrent(self) -> list[Any]:
+        return [each for each in self.cache.layers if isinstance(each, LinearAttentionLayer)]
 
     def cut(self) -> None:
-        """Crop the cache to its complete columns: a failed step may have written some layers."""
+        """Crop the cache to its complete columns: a failed step may have written some layers.
+
+        States have no columns.
+        """
         if not self.width:
             self.cache = self._empty()
             return
-        if self._is_recurrent:
-            return
         for layer in self.cache.layers:
-            if layer.keys.shape[-2] > self.width:
-                layer.keys = layer.keys[..., : self.width, :]
-                layer.values = layer.values[..., : self.width, :]
+            if not isinstance(layer, LinearAttentionLayer):
+                _crop(layer, self.width)
 
     def prefix(self, keys: Keys, row: int = 0) -> KeptPrefix:
         """Return the columns of a row without its padding, to be kept.
@@ -269,6 +284,30 @@ class KVBlock:
 _STATES = ("conv_states", "recurrent_states")
 
 
+def _with_padding(mask: Tensor) -> Tensor | None:
+    """Return a mask; ``None`` if it marks all columns."""
+    return None if bool(mask.all()) else mask
+
+
+def _copied_states(layer: Any) -> list[Tensor]:
+    return [getattr(layer, name)[0].clone() for name in _STATES]
+
+
+def _set_states(layer: Any, states: Sequence[Tensor]) -> None:
+    for name, state in zip(_STATES, states, strict=True):
+        getattr(layer, name)[0] = state
+
+
+def _crop(layer: Any, width: int) -> None:
+    """Crop keys, values and what tokens are chosen by to their first columns."""
+    if layer.keys.shape[-2] > width:
+        layer.keys = layer.keys[..., :width, :]
+        layer.values = layer.values[..., :width, :]
+    index = getattr(layer, "indexer_keys", None)
+    if index is not None and index.shape[1] > width:
+        layer.indexer_keys = index[:, :width]
+
+
 def _kept(layer: Any) -> tuple[Tensor, ...]:
     """Return what a layer keeps."""
     if isinstance(layer, LinearAttentionLayer):
@@ -300,7 +339,7 @@ def _restore(layer: Any, kept: tuple[Tensor, ...]) -> None:
         layer.indexer_keys = each
 
 
-def joined(model: Any, parts: Sequence[tuple[KVBlock, list[int]]], attempt: Attempt) -> KVBlock:
+def joined(model: Any, parts: Sequence[tuple[KVBlock, list[int]]], attempt: Attempts) -> KVBlock:
     """Return one block of some rows of several blocks, without columns that none of them uses.
 
     Keys and values are copied once, a layer at a time, and a layer is freed before the next is
@@ -311,24 +350,14 @@ def joined(model: Any, parts: Sequence[tuple[KVBlock, list[int]]], attempt: Atte
         parts: blocks, and which of their rows.
         attempt: runs the copying of a tensor.
     """
-    used = [each.mask[list(which)].bool().any(dim=0) for each, which in parts]
-    width = max(int(columns.sum()) for columns in used)
-    masks = [
-        padded(each.mask[list(which)][:, columns], width)
-        for (each, which), columns in zip(parts, used, strict=True)
-    ]
-    whole = KVBlock(model, torch.cat(masks))
-    whole.latest = torch.cat([each.latest[..., which, :] for each, which in parts], dim=-2)
-    places = [
-        (None if len(which) == each.rows else which, _indices(columns))
-        for (each, which), columns in zip(parts, used, strict=True)
-    ]
+    whole, places = attempt(partial(_begun, model, parts))
+    width = whole.width
     for at, layer in enumerate(whole.cache.layers):
         layers = [each.cache.layers[at] for each, _ in parts]
         if isinstance(layer, LinearAttentionLayer):
             _join_states(layer, layers, [rows for rows, _ in places], attempt)
             continue
-        layer.lazy_initialization(layers[0].keys, layers[0].values)
+        attempt(partial(layer.lazy_initialization, layers[0].keys, layers[0].values))
         for name in ("keys", "values"):
             tensors = [getattr(each, name) for each in layers]
             setattr(layer, name, attempt(partial(_joined, tensors, places, width)))
@@ -339,15 +368,35 @@ def joined(model: Any, parts: Sequence[tuple[KVBlock, list[int]]], attempt: Atte
     return whole
 
 
+def _begun(model: Any, parts: Sequence[tuple[KVBlock, list[int]]]) -> tuple[KVBlock, list[_Place]]:
+    """Return a block for some rows of others, still without their keys, and their places there."""
+    used = [each.mask[list(which)].bool().any(dim=0) for each, which in parts]
+    width = max(int(columns.sum()) for columns in used)
+    masks = [
+        padded(each.mask[list(which)][:, columns], width)
+        for (each, which), columns in zip(parts, used, strict=True)
+    ]
+    whole = KVBlock(model, torch.cat(masks))
+    whole.latest = torch.cat([each.latest[..., which, :] for each, which in parts], dim=-2)
+    places: list[_Place] = [
+        (None if len(which) == each.rows else which, _indices(columns))
+        for (each, which), columns in zip(parts, used, strict=True)
+    ]
+    return whole, places
+
+
 def _join_states(
-    whole: Any, layers: Sequence[Any], rows: Sequence[list[int] | None], attempt: Attempt
+    whole: Any, layers: Sequence[Any], rows: Sequence[list[int] | None], attempt: Attempts
 ) -> None:
     """Join the states of linear attention, (B, ...), which have no columns."""
-    for name in _STATES:
-        given = [getattr(each, name)[0] for each in layers]
-        state = attempt(partial(_rows_of, given, rows))
+
+    def join(name: str) -> None:
+        state = _rows_of([getattr(each, name)[0] for each in layers], rows)
         whole.lazy_initialization(**{name: state})
         getattr(whole, name)[0] = state
+
+    for name in _STATES:
+        attempt(partial(join, name))
     whole.has_previous_state[0] = True
 
 
@@ -363,13 +412,13 @@ def _rows_of(states: Sequence[Tensor], rows: Sequence[list[int] | None]) -> Tens
 def _join_index(
     whole: Any,
     layers: Sequence[Any],
-    places: Sequence[tuple[list[int] | None, list[int] | None]],
+    places: Sequence[_Place],
     width: int,
-    attempt: Attempt,
+    attempt: Attempts,
 ) -> None:
     """Join what tokens are chosen by, (B, W, size); its padding of zeros marks itself as such."""
     given = [each.indexer_keys[:, None] for each in layers]
-    whole.lazy_initialization_indexer(given[0])
+    attempt(partial(whole.lazy_initialization_indexer, given[0]))
     whole.indexer_keys = attempt(partial(_joined, given, places, width))[:, 0]
 
 
@@ -380,7 +429,7 @@ def _indices(columns: Tensor) -> list[int] | None:
 
 def _joined(
     tensors: Sequence[Tensor],
-    places: Sequence[tuple[list[int] | None, list[int] | None]],
+    places: Sequence[_Place],
     width: int,
 ) -> Tensor:
     """Copy rows and columns of (B, heads, W, head size) tensors into one, padded on the left."""

@@ -20,7 +20,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ from glm4v_magic.dispatch.activity import ActivityRecorder, ModelPart, model_par
 from glm4v_magic.dispatch.arrival import verify_bytes, verify_places
 from glm4v_magic.dispatch.devices import name_of
 from glm4v_magic.dispatch.hooks import dispatch
+from glm4v_magic.engines.attempts import Attempts
 from glm4v_magic.engines.choosing import Asked, ChoiceScorer
 from glm4v_magic.engines.decoding import Chosen, decode
 from glm4v_magic.engines.grammars import Grammars
@@ -207,6 +208,7 @@ class LocalEngine:
         self._virtual = active() if self.gpus else None
         budget = kept_budget(None, placement.plan) if keep is None else keep
         self.kept = PrefixStore(budget, is_recurrent=loaded.inputs.is_recurrent)
+        self._attempt = Attempts(self.kept)
         self.grammars = Grammars(self.processor.tokenizer, vocabulary, self.defaults.eos_token_id)
 
     @property
@@ -294,7 +296,7 @@ class LocalEngine:
             raise stopped
         failure = self._out_of_memory(text, intake.open_rows)
         del intake
-        self.kept.clear()  # a step that changed states was not made again: the next call has room
+        self.kept.clear()  # the next call has room
         _release_memory()
         raise failure
 
@@ -302,7 +304,7 @@ class LocalEngine:
         encoded = self._encode(request)
         room = self._room(encoded)
         with torch_state_kept():
-            prompt = self._prompt(encoded)
+            prompt = self._attempt(lambda: self._prompt(encoded))
         settings = RowSettings(
             self.processor,
             self.defaults,
@@ -336,10 +338,10 @@ class LocalEngine:
         scorer = ChoiceScorer(self.model, self.kept, self._vision, at_once)
         decoding = decode(self.model, intake, at_once, self.kept, self._vision, quick)
         with contextlib.closing(decoding):
-            yield from _choices(intake, scorer)
+            yield from _choices(intake, scorer, self._attempt)
             for latest in decoding:
                 yield latest
-                yield from _choices(intake, scorer)
+                yield from _choices(intake, scorer, self._attempt)
 
     @property
     def _vision(self) -> Vision:
@@ -412,6 +414,7 @@ class LocalEngine:
                 ways.append(remark("larger_reserve"))
         error = out_of_memory(text, doing, remark("answering_ran_out", ways=tuple(ways)))
         error.rows = tuple(row.number for row in rows)
+        error.generations = {row.number: row.generation() for row in rows if row.transcript.ids}
         return error
 
     def close(self) -> None:
@@ -447,15 +450,21 @@ def _digest(image: EncodedImage) -> str:
     return image_digest(image.image) + second
 
 
-def _choices(intake: Intake, scorer: ChoiceScorer) -> Iterator[dict[int, Chosen]]:
+def _choices(
+    intake: Intake, scorer: ChoiceScorer, attempt: Attempts
+) -> Iterator[dict[int, Chosen]]:
     """Yield the tokens of the chosen text of each row that waits for it, as `decode` does."""
     while taken := intake.take_choices():
         is_only = intake.is_empty and len(taken) == len(intake.open_rows) == 1
-        asked = [Asked(row.read, row.texts, row.scoring, shared) for row, shared in taken]
+        asked = attempt(partial(_asked, taken))
         scores = scorer.score(asked, is_only=is_only)
         for (row, _), texts in zip(taken, scores, strict=True):
-            for token in row.choose(texts):
+            for token in attempt(partial(row.choose, texts)):
                 yield {row.number: token}
+
+
+def _asked(taken: Sequence[tuple[Row, int]]) -> list[Asked]:
+    return [Asked(row.read, row.texts, row.scoring, shared) for row, shared in taken]
 
 
 def _looked_ahead(intake: Intake) -> Iterator[Failed]:

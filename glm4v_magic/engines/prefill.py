@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glm4v_magic.checkpoints.reading import forget_locals
 from glm4v_magic.engines.arranging import LEAST_SHARED, alike
+from glm4v_magic.engines.attempts import Attempts
 from glm4v_magic.engines.kv_block import KVBlock, padded
-from glm4v_magic.engines.out_of_memory import is_out_of_memory
 from glm4v_magic.engines.prefixes import KeptPrefix, PrefixStore, longest
 from glm4v_magic.engines.prompts import Prompt, PromptImage
 
@@ -64,12 +63,14 @@ class Prefill:
         model: the model.
         kept: KV caches of earlier prompts; shared prefixes are added.
         vision: encodes images.
+
+    Attributes:
+        attempt: calls what may run out of memory.
     """
 
     def __init__(self, model: Any, kept: PrefixStore, vision: Vision) -> None:
         self._model, self._kept, self._vision = model, kept, vision
-        # Held besides what is kept: rows that enter later share it, too, if nothing is kept.
-        self._latest: KeptPrefix | None = None
+        self.attempt = Attempts(kept)
 
     def begun(
         self, prompts: Sequence[tuple[Prompt, int]], *, is_only: bool
@@ -92,10 +93,15 @@ class Prefill:
         rests = [len(prompt) - start for (prompt, _), start in zip(prompts, starts, strict=True)]
         device = prompts[0][0].ids.device
         blocks = [
-            (KVBlock.of_prefixes(self._model, [prefixes[at] for at in part], device), part)
+            (self._block([prefixes[at] for at in part], device), part)
             for part in self._together(prefixes, rests)
         ]
         return starts, blocks
+
+    def _block(
+        self, prefixes: Sequence[tuple[KeptPrefix | None, int]], device: torch.device
+    ) -> KVBlock:
+        return self.attempt(partial(KVBlock.of_prefixes, self._model, prefixes, device))
 
     def _together(
         self, prefixes: Sequence[tuple[KeptPrefix | None, int]], rests: Sequence[int]
@@ -126,14 +132,14 @@ class Prefill:
         prefixes: list[tuple[KeptPrefix | None, int]] = []
         for prompt, shared in prompts:
             keys = prompt.keys[:-1]
-            held = [] if self._latest is None else [self._latest]
+            held = [] if self.attempt.shared is None else [self.attempt.shared]
             found, length = max(
                 self._kept.find(keys), longest(held, keys), key=lambda match: match[1]
             )
             length = prompt.whole_images(length)
             if shared - length >= LEAST_SHARED:
                 found, length = self._read_shared(prompt, shared, found, length), shared
-                self._latest = found
+                self.attempt.shared = found
                 self._kept.put(found)
             prefixes.append((found, length))
         return prefixes
@@ -142,12 +148,12 @@ class Prefill:
         self, prompt: Prompt, end: int, found: KeptPrefix | None, length: int
     ) -> KeptPrefix:
         """Prefill a prompt up to `end`; `length` columns of it are in memory."""
-        block = KVBlock.of_prefixes(self._model, [(found, length)], prompt.ids.device)
+        block = self._block([(found, length)], prompt.ids.device)
         features = self.features(prompt.images_in(length, end))
         self.read(block, [prompt], [length], features, end)
         if self._kept.is_recurrent:
-            return block.states(prompt.keys, is_fork=True)
-        return block.prefix(prompt.keys)
+            return self.attempt(partial(block.states, prompt.keys, is_fork=True))
+        return self.attempt(partial(block.prefix, prompt.keys))
 
     def features(self, images: Iterable[PromptImage]) -> Mapping[str, Tensor]:
         """Return the visual tokens of images by digest, (V, H)."""
@@ -176,6 +182,13 @@ class Prefill:
         """
         ends = [len(prompt) if end is None else end for prompt in prompts]
         spans = list(zip(prompts, starts, ends, strict=True))
+        ids, mask, position_ids, more = self.attempt(lambda: self._inputs(spans, features))
+        return block.forward(ids, mask, position_ids, self.attempt, **more)
+
+    def _inputs(
+        self, spans: Sequence[tuple[Prompt, int, int]], features: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Return ids, mask, positions and further arguments of a forward over parts of prompts."""
         rests = [prompt.ids[:, start:stop] for prompt, start, stop in spans]
         places = [prompt.places[..., start:stop] for prompt, start, stop in spans]
         width = max(rest.shape[1] for rest in rests)
@@ -184,8 +197,7 @@ class Prefill:
             for tensors in (rests, [torch.ones_like(rest) for rest in rests], places)
         )
         images = [image for each, start, stop in spans for image in each.images_in(start, stop)]
-        more = self._vision.given(images, features)
-        return block.forward(ids, mask, position_ids, self.attempt, **more)
+        return ids, mask, position_ids, self._vision.given(images, features)
 
     def read_alone(
         self, block: KVBlock, prompt: Prompt, start: int, features: Mapping[str, Tensor]
@@ -200,8 +212,9 @@ class Prefill:
             for end in self._stops(prompt, start):
                 self.read(block, [prompt], [start], features, end)
                 is_fork = end in prompt.forks
-                states = self.attempt(partial(block.states, prompt.keys, is_fork=is_fork))
-                self._kept.put(states)
+                states = self.attempt.spare(partial(block.states, prompt.keys, is_fork=is_fork))
+                if states is not None:
+                    self._kept.put(states)
                 start = end
         return self.read(block, [prompt], [start], features)
 
@@ -211,20 +224,3 @@ class Prefill:
         forks = [each for each in prompt.forks if each - start >= LEAST_SHARED]
         ends = {prompt.whole_images(max(latest, 0)), *forks}
         return sorted(each for each in ends if start < each < len(prompt))
-
-    def attempt(self, action: Callable[[], Any]) -> Any:
-        """Call `action`; if memory runs out, drop all cached prefixes and call it again."""
-        try:
-            return action()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or not self._drop():
-                raise
-            forget_locals(error)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return action()
-
-    def _drop(self) -> bool:
-        """Drop all cached prefixes; returns whether there were any."""
-        held, self._latest = self._latest, None
-        return self._kept.clear() or held is not None

@@ -190,10 +190,14 @@ class PrefixStore:
             self._entries[digest] = features
             self._fit()
 
-    def clear(self) -> bool:
-        """Drop everything; returns whether there was anything."""
-        had, self._entries = bool(self._entries), OrderedDict()
-        return had
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is kept."""
+        return not self._entries
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self._entries = OrderedDict()
 
     def _prefixes(self) -> Iterable[KeptPrefix]:
         return (each for each in self._entries.values() if isinstance(each, KeptPrefix))

@@ -358,7 +358,12 @@ class TokenSampler:
         if self._generator is None:
             return int(scores.argmax(dim=-1))
         probabilities = torch.softmax(scores, dim=-1).to(self._generator.device)
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+        before = self._generator.get_state()
+        try:
+            return int(torch.multinomial(probabilities, 1, generator=self._generator))
+        except (RuntimeError, MemoryError):  # it may be called again, for the same token
+            self._generator.set_state(before)
+            raise
 
 
 def pick(config: GenerationConfig, seed: int | None, scores: Sequence[float]) -> int:

@@ -57,6 +57,10 @@ _IN_A_CELL = {
         "continue)."
     ),
     "row_cut_off": "It was cut off at the token limit: allow more (--max-tokens).",
+    "ran_out_within_answer": (
+        "What was said until then is in _; %glm4v continue carries it on. The model is still "
+        "loaded: {ways}."
+    ),
     "answer_interrupted": "what was said until then is in _; %glm4v continue carries it on.",
     "retry_interrupted": "the chat keeps the old answer; what was said of the new one is in _.",
     "interrupted_after_the_answer": "the answer had ended already; it is in _, and in its chat.",

@@ -38,6 +38,7 @@ from glm4v_magic.core.errors import (
     FormatError,
     GenerationInterrupted,
     OptionError,
+    OutOfMemoryError,
 )
 from glm4v_magic.core.events import Done, Event, Started
 from glm4v_magic.core.model import EngineInfo, ModelChoice
@@ -812,6 +813,9 @@ class Session:
                 self._keep(call, stopped.answer)
             stopped.text = _left(stopped.answer, in_chat=call.keeps_partial)
             raise
+        except OutOfMemoryError as error:
+            self._keep_said(call, error, engine.info)
+            raise
         answer: Answer = answer_of(call, generation, engine.info)
         try:
             answer = yield from in_form(answer, call, engine)
@@ -827,6 +831,16 @@ class Session:
             self._last = answer
             self._keep(call, answer)
         yield Done(answer)
+
+    def _keep_said(self, call: Call, error: OutOfMemoryError, info: EngineInfo) -> None:
+        """Keep what was said before memory ran out, as after an interrupt."""
+        generation = error.generations.get(0)
+        if generation is None or not (generation.text or generation.thinking):
+            return
+        if call.keeps_partial:
+            error.answer = self._last = answer_of(call, generation, info)
+            self._keep(call, error.answer)
+            error.advise_like(remark("ran_out_within_answer", ways=error.values["ways"]))
 
     def _keep(self, call: Call, answer: Answer) -> None:
         complete = answer.finish_reason == "stop"

@@ -1,4 +1,4 @@
-"""A decode step without the outer models computes what transformers' forward does."""
+"""A decode step without the models around its layers computes what transformers' forward does."""
 
 from __future__ import annotations
 
@@ -43,6 +43,14 @@ def begun(model, rows, *, padded):
     return mask, places[..., -1:], cache
 
 
+def not_called(model):
+    text = model.model.language_model
+    layer = text.layers[1]
+    parts = (layer.self_attn, layer.self_attn.k_proj, layer.mlp, layer.mlp.activation_fn)
+    norms = (layer.input_layernorm, layer.post_self_attn_layernorm, layer.post_mlp_layernorm)
+    return (model, model.model, text, layer, *parts, *norms)
+
+
 def forward(model, ids, mask, places, cache):
     output = model(
         input_ids=ids,
@@ -81,7 +89,7 @@ def test_a_model_that_somebody_listens_to_is_called(native):
     heard = []
     with torch.inference_mode():
         step = text_step(model)
-        for module in (model, model.model, model.model.language_model):
+        for module in not_called(model):
             for kind in ("register_forward_pre_hook", "register_forward_hook"):
                 full = cache()
                 handle = getattr(module, kind)(lambda *_: heard.append(1))
@@ -95,7 +103,7 @@ def test_a_model_that_somebody_listens_to_is_called(native):
 def test_a_changed_split_or_unusual_model_has_no_such_step(native):
     model = model_of(native("glm46v"))
     assert text_step(model) is not None
-    for module in (model, model.model, model.model.language_model):
+    for module in not_called(model):
         with patch.object(module, "forward", module.forward):
             assert text_step(model) is None
     model.set_attn_implementation("eager")

@@ -281,15 +281,72 @@ def moved_by_generate(in_8bit):
     return float(torch.cat(found).mean())
 
 
-@pytest.mark.filterwarnings("ignore:MatMul8bitLt. inputs will be cast")
+EIGHT_BIT = pytest.mark.filterwarnings("ignore:MatMul8bitLt. inputs will be cast")
+BESIDE = [
+    Conversation((Message("user", text, images),))
+    for text, images in (("What?", ()), ("Here it is", ()), ("What is it?", (OTHER,)))
+]
+"""Rows in the order in which they are read together: by length."""
+
+
+def bits(engine, together: list[Conversation]) -> list[tuple[list[int], list[float]]]:
+    """Ids of rows that `generate` is asked together, and the bits of their log-probabilities."""
+    inputs = engine.processor(together)
+    inputs["input_ids"][inputs["attention_mask"] == 0] = 0  # padding as here
+    config = GenerationConfig(
+        max_new_tokens=7,
+        eos_token_id=None,
+        pad_token_id=ENDS[0],
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    with torch.inference_mode():
+        output = engine.model.generate(**inputs, generation_config=config)
+    ids = output.sequences[:, inputs["input_ids"].shape[1] :]
+    told = torch.stack(output.logits, dim=1).float().log_softmax(-1)
+    told = told.gather(2, ids[..., None])[..., 0]
+    return list(zip(ids.tolist(), told.tolist(), strict=True))
+
+
+@EIGHT_BIT
+@pytest.mark.parametrize("together", [*([chat] for chat in chats()), BESIDE], ids=len)
+def test_in_8bit_the_same_rows_together_have_the_bits_of_generate(in_8bit, together, monkeypatch):
+    monkeypatch.setattr(in_8bit.defaults, "eos_token_id", [])
+    in_8bit.kept.budget = 0
+    asked = [Request(chat, Sampling(7, temperature=0, logprobs=0)) for chat in together]
+    found = {
+        event.row: (
+            [token.id for token in event.generation.tokens],
+            [token.logprob for token in event.generation.tokens],
+        )
+        for event in in_8bit.stream(asked, len(asked))
+        if isinstance(event, Finished)
+    }
+    assert [found[row] for row in range(len(asked))] == bits(in_8bit, together)
+
+
+@EIGHT_BIT
+def test_in_8bit_a_layer_itself_mixes_the_rows_beside_each_other(in_8bit):
+    """Columns that are large in any row, padding included, are computed otherwise for all rows."""
+    layer = in_8bit.model.model.language_model.layers[0].mlp.down_proj
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(4, 1, layer.in_features, generator=generator).clamp(-5, 5)
+    with torch.inference_mode():
+        together = layer(rows)
+        assert all(torch.equal(layer(rows[at : at + 1])[0], together[at]) for at in range(4))
+        rows[3, 0, 0] = 50
+        assert not torch.equal(layer(rows)[:3], together[:3])
+
+
+@EIGHT_BIT
 @pytest.mark.parametrize("at_once", [1, 8])
-@pytest.mark.parametrize("keep", KEPT)
-def test_in_8bit_tokens_move_no_further_than_in_generate(in_8bit, moved_by_generate, at_once, keep):
+def test_in_8bit_tokens_move_no_further_than_in_generate(in_8bit, moved_by_generate, at_once):
     """Activations are rounded to 8 bit: a change of 1e-7 becomes one of a step, in `generate`, too.
 
-    So there are no same ids; but a wrong place or cache would be far more than such steps.
+    Rows beside others and after a prefix that is kept are computed in other forwards than alone, so
+    there are no same ids; but a wrong place or cache would be far more than such steps.
     """
-    in_8bit.kept.budget = keep
+    in_8bit.kept.budget = 2**24
     asked = [
         Request(chat, Sampling(6 + row, temperature=0, logprobs=0))
         for row, chat in enumerate(chats())

@@ -224,6 +224,7 @@ def test_a_gpu_that_fills_up_in_the_middle_of_an_answer(loaded, gpu):
         if len(others) == 0:
             others.append(loaded.room(gpu, 64))
 
+    whole = loaded.session.ask(**LARGE)
     weights = list(loaded.gpus.live_bytes)
     with pytest.raises(OutOfMemoryError) as caught:
         follow(loaded.session.stream(**LARGE), text=another_program_starts)
@@ -231,9 +232,19 @@ def test_a_gpu_that_fills_up_in_the_middle_of_an_answer(loaded, gpu):
     assert said.startswith(f"cuda:{gpu} ran out of memory after ")
     assert "tokens of the answer" in said
     assert "ask for fewer tokens (max_tokens)" in said
+    assert "in answer, and session.carry_on() carries it on" in said
     assert pieces
     weights[gpu] += others[0].nbytes
-    still_answers(loaded, tuple(weights), loaded.session.status().last)
+    until_then = loaded.session.status().last
+    assert caught.value.answer is until_then
+    assert 0 < len(until_then.text) < len(whole.text)
+    others[0].set_()
+    goes_on = {name: value for name, value in LARGE.items() if name != "text"}
+    carried_on = loaded.session.carry_on(**goes_on).text
+    assert len(carried_on) > len(until_then.text)
+    assert carried_on.startswith(until_then.text.rstrip("\ufffd"))
+    others[0] = loaded.room(gpu, 4 * max(loaded.small_bytes))
+    still_answers(loaded, loaded.gpus.live_bytes, loaded.session.status().last)
 
 
 @pytest.mark.parametrize("gpu", range(GPUS))

@@ -121,7 +121,7 @@ FACTS = {
 }  # fmt: skip
 """Codes that say how it is, and advise nothing."""
 
-FRAMES = {"answering_ran_out", "loading_ran_out", "of_option", "ways_out"}
+FRAMES = {"answering_ran_out", "loading_ran_out", "of_option", "ran_out_within_answer", "ways_out"}
 """Codes whose advice is that of others."""
 
 OUTSIDE = {

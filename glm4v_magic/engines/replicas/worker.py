@@ -227,6 +227,11 @@ class ReplicaWorker:
             pass
         except OutOfMemoryError as failed:
             failed.rows = tuple(call.open[each] for each in failed.rows if each in call.open)
+            failed.generations = {
+                call.open[each]: said
+                for each, said in failed.generations.items()
+                if each in call.open
+            }
             error = failed
         except Exception as failed:
             error = failed

@@ -16,6 +16,7 @@ from glm4v_magic.core.errors import (
     FormatError,
     GenerationInterrupted,
     OptionError,
+    OutOfMemoryError,
     PromptError,
 )
 from glm4v_magic.images import SourcedImage, count_images, parse_crop, resolve_images
@@ -180,7 +181,7 @@ def carry_out(
         given = answer
         context.keep(given, arguments.out)
         screen.finish(given)
-    except (KeyboardInterrupt, FormatError) as stop:
+    except (KeyboardInterrupt, FormatError, OutOfMemoryError) as stop:
         if isinstance(stop, GenerationInterrupted | FormatError):
             given = stop.answer
         elif given is None and context.session.status().last is not earlier:
