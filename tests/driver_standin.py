@@ -30,6 +30,8 @@ class Described:
     ecc: Any = True
     bus: Any = 5120  # bits
     clock: Any = 1215  # MHz
+    capability: Any = MISSING
+    cores: Any = MISSING
     instances: list[Described] | None = None
     ids: tuple[int, int] = (0, 0)
     handle: object = field(default_factory=object)
@@ -65,6 +67,8 @@ class Driver:
             "nvmlDeviceGetMaxClockInfo": lambda gpu, kind: {
                 pynvml.NVML_CLOCK_MEM: self.told(gpu.clock)
             }[kind],
+            "nvmlDeviceGetCudaComputeCapability": lambda gpu: self.told(gpu.capability),
+            "nvmlDeviceGetNumGpuCores": lambda gpu: self.told(gpu.cores),
             "nvmlDeviceGetMigMode": lambda gpu: [gpu.instances is not None] * 2,
             "nvmlDeviceGetMaxMigDeviceCount": lambda gpu: 7,
             "nvmlDeviceGetMigDeviceHandleByIndex": self.instance,

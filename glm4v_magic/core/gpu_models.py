@@ -12,6 +12,8 @@ bandwidth
 products
     TFLOPS of dense matrices in float16, summed in float32, as PyTorch does it; with tensor cores
     where there are any. GPUs for games do that at half the rate of sums in float16.
+multiprocessors
+    Streaming multiprocessors that are switched on; they tell how much memory a CUDA context takes.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ class GPUModel:
         bandwidth: bytes per second between the GPU and its memory.
         flops: operations per second in products of matrices in half precision.
         capability: CUDA's compute capability; ``None`` for other makers' GPUs.
+        multiprocessors: number of streaming multiprocessors; ``None`` for other makers' GPUs.
         source: where the figures are from.
         hints: words that tell it from others with the same marks: how it is connected.
     """
@@ -44,6 +47,7 @@ class GPUModel:
     bandwidth: int
     flops: float
     capability: tuple[int, int] | None
+    multiprocessors: int | None
     source: str
     hints: tuple[str, ...] = ()
 
@@ -53,74 +57,74 @@ class GPUModel:
         return int(self.memory_gib * 2**30)
 
 
-# name; marks; hints; GiB; GB/s; TFLOPS; compute capability; source
+# name; marks; hints; GiB; GB/s; TFLOPS; compute capability; multiprocessors; source
 _TABLE = """
-P100           ; p100          ;          ; 15.89 ;  732 ;   21.2 ; 6.0  ; sheet Tesla P100
-V100-16GB      ; v100          ; 16gb     ; 15.77 ;  900 ;  125   ; 7.0  ; sheet V100
-V100-32GB      ; v100          ; 32gb     ; 31.73 ;  900 ;  125   ; 7.0  ; sheet V100
-TITAN V        ; titan v       ;          ; 11.77 ;  653 ;  110   ; 7.0  ; sheet TITAN V
-T4             ; t4            ;          ; 14.56 ;  320 ;   65   ; 7.5  ; paper Turing
-RTX 2060       ; 2060          ;          ;  5.79 ;  336 ;   25.8 ; 7.5  ; paper Turing
-RTX 2070       ; 2070          ;          ;  7.78 ;  448 ;   29.9 ; 7.5  ; paper Turing
-RTX 2080       ; 2080          ;          ;  7.78 ;  448 ;   42.4 ; 7.5  ; paper Turing
-RTX 2080 Ti    ; 2080 ti       ;          ; 10.75 ;  616 ;   56.9 ; 7.5  ; paper Turing
-TITAN RTX      ; titan rtx     ;          ; 23.64 ;  672 ;  130.5 ; 7.5  ; paper Turing
-Quadro RTX 6000; quadro 6000   ;          ; 23.64 ;  672 ;  130.5 ; 7.5  ; paper Turing
-Quadro RTX 8000; quadro 8000   ;          ; 47.45 ;  672 ;  130.5 ; 7.5  ; sheet Quadro RTX 8000
-A100-40GB      ; a100          ; 40gb     ; 39.38 ; 1555 ;  312   ; 8.0  ; sheet A100
-A100-80GB      ; a100          ; 80gb sxm4; 79.15 ; 2039 ;  312   ; 8.0  ; sheet A100
-A100-80GB PCIe ; a100          ; 80gb pcie; 79.15 ; 1935 ;  312   ; 8.0  ; sheet A100
-A30            ; a30           ;          ; 23.50 ;  933 ;  165   ; 8.0  ; sheet A30
-A2             ; a2            ;          ; 14.54 ;  200 ;   18   ; 8.6  ; sheet A2
-A10            ; a10           ;          ; 22.02 ;  600 ;  125   ; 8.6  ; sheet A10
-A10G           ; a10g          ;          ; 21.98 ;  600 ;   70   ; 8.6  ; sheet A10G
-A16            ; a16           ;          ; 14.54 ;  200 ;   17.9 ; 8.6  ; sheet A16, one of four
-A40            ; a40           ;          ; 44.35 ;  696 ;  149.7 ; 8.6  ; sheet A40
-RTX A2000      ; a2000         ;          ; 11.63 ;  288 ;   31.9 ; 8.6  ; sheet RTX A2000
-RTX A4000      ; a4000         ;          ; 15.72 ;  448 ;   76.7 ; 8.6  ; sheet RTX A4000
-RTX A5000      ; a5000         ;          ; 23.67 ;  768 ;  111.1 ; 8.6  ; sheet RTX A5000
-RTX A6000      ; a6000         ;          ; 47.43 ;  768 ;  154.8 ; 8.6  ; sheet RTX A6000
-RTX 3060       ; 3060          ;          ; 11.75 ;  360 ;   25.6 ; 8.6  ; paper GA102
-RTX 3060 Ti    ; 3060 ti       ;          ;  7.78 ;  448 ;   32.4 ; 8.6  ; paper GA102
-RTX 3070       ; 3070          ;          ;  7.78 ;  448 ;   40.6 ; 8.6  ; paper GA102
-RTX 3070 Ti    ; 3070 ti       ;          ;  7.78 ;  608 ;   43.5 ; 8.6  ; paper GA102
-RTX 3080       ; 3080          ; 10gb     ;  9.76 ;  760 ;   59.5 ; 8.6  ; paper GA102
-RTX 3080 12GB  ; 3080          ; 12gb     ; 11.76 ;  912 ;   61.3 ; 8.6  ; paper GA102
-RTX 3080 Ti    ; 3080 ti       ;          ; 11.76 ;  912 ;   68.2 ; 8.6  ; paper GA102
-RTX 3090       ; 3090          ;          ; 23.67 ;  936 ;   71   ; 8.6  ; paper GA102
-RTX 3090 Ti    ; 3090 ti       ;          ; 23.67 ; 1008 ;   80   ; 8.6  ; paper GA102
-L4             ; l4            ;          ; 22.03 ;  300 ;  121   ; 8.9  ; sheet L4
-L40            ; l40           ;          ; 44.39 ;  864 ;  181   ; 8.9  ; sheet L40
-L40S           ; l40s          ;          ; 44.39 ;  864 ;  366   ; 8.9  ; sheet L40S
-RTX 4060       ; 4060          ;          ;  7.62 ;  272 ;   30.2 ; 8.9  ; paper Ada
-RTX 4060 Ti    ; 4060 ti       ;          ; 15.59 ;  288 ;   44.1 ; 8.9  ; paper Ada
-RTX 4070       ; 4070          ;          ; 11.60 ;  504 ;   58.3 ; 8.9  ; paper Ada
-RTX 4070 SUPER ; 4070 super    ;          ; 11.60 ;  504 ;   71   ; 8.9  ; paper Ada
-RTX 4070 Ti    ; 4070 ti       ;          ; 11.60 ;  504 ;   80.2 ; 8.9  ; paper Ada
-RTX 4070 Ti SUPER; 4070 ti super;         ; 15.59 ;  672 ;   88.2 ; 8.9  ; paper Ada
-RTX 4080       ; 4080          ;          ; 15.59 ;  717 ;   97.5 ; 8.9  ; paper Ada
-RTX 4080 SUPER ; 4080 super    ;          ; 15.59 ;  736 ;  104.4 ; 8.9  ; paper Ada
-RTX 4090       ; 4090          ;          ; 23.52 ; 1008 ;  165.2 ; 8.9  ; paper Ada
-RTX 4000 Ada   ; 4000 ada      ;          ; 19.56 ;  360 ;  106.9 ; 8.9  ; sheet RTX 4000 Ada
-RTX 5000 Ada   ; 5000 ada      ;          ; 31.49 ;  576 ;  261.1 ; 8.9  ; sheet RTX 5000 Ada
-RTX 6000 Ada   ; 6000 ada      ;          ; 47.37 ;  960 ;  364.2 ; 8.9  ; sheet RTX 6000 Ada
-H100           ; h100          ; sxm hbm3 ; 79.10 ; 3352 ;  989   ; 9.0  ; sheet H100
-H100 PCIe      ; h100          ; pcie     ; 79.10 ; 2039 ;  756   ; 9.0  ; sheet H100 PCIe
-H100 NVL       ; h100 nvl      ;          ; 93.00 ; 3938 ;  989   ; 9.0  ; sheet H100 NVL
-H20            ; h20           ;          ; 95.00 ; 4023 ;  148   ; 9.0  ; sheet H20
-H200           ; h200          ;          ; 139.72; 4917 ;  989   ; 9.0  ; sheet H200
-GH200          ; gh200         ; 480gb    ; 94.50 ; 4023 ;  989   ; 9.0  ; sheet GH200
-GH200-144GB    ; gh200         ; 144g 144gb; 139.70; 4917 ;  989   ; 9.0  ; sheet GH200
-B200           ; b200          ;          ; 178.00; 8184 ; 2250   ; 10.0 ; sheet DGX B200
-RTX 5060 Ti    ; 5060 ti       ;          ; 15.47 ;  448 ;   47.4 ; 12.0 ; paper Blackwell
-RTX 5070       ; 5070          ;          ; 11.50 ;  672 ;   61.7 ; 12.0 ; paper Blackwell
-RTX 5070 Ti    ; 5070 ti       ;          ; 15.47 ;  896 ;   87.9 ; 12.0 ; paper Blackwell
-RTX 5080       ; 5080          ;          ; 15.47 ;  960 ;  112.6 ; 12.0 ; paper Blackwell
-RTX 5090       ; 5090          ;          ; 31.36 ; 1792 ;  209.5 ; 12.0 ; paper Blackwell
-RTX PRO 6000   ; pro 6000      ;          ; 94.97 ; 1792 ;  503.8 ; 12.0 ; sheet RTX PRO 6000
-MI210          ; mi210         ;          ; 63.98 ; 1638 ;  181   ;      ; sheet MI210
-MI300X         ; mi300x        ;          ; 191.5 ; 5325 ; 1307   ;      ; sheet MI300X
-RX 7900 XTX    ; 7900 xtx      ;          ; 23.98 ;  960 ;  122.8 ;      ; sheet RX 7900 XTX
+P100           ; p100          ;          ; 15.89 ;  732 ;   21.2 ; 6.0  ; 56  ; sheet Tesla P100
+V100-16GB      ; v100          ; 16gb     ; 15.77 ;  900 ;  125   ; 7.0  ; 80  ; sheet V100
+V100-32GB      ; v100          ; 32gb     ; 31.73 ;  900 ;  125   ; 7.0  ; 80  ; sheet V100
+TITAN V        ; titan v       ;          ; 11.77 ;  653 ;  110   ; 7.0  ; 80  ; sheet TITAN V
+T4             ; t4            ;          ; 14.56 ;  320 ;   65   ; 7.5  ; 40  ; paper Turing
+RTX 2060       ; 2060          ;          ;  5.79 ;  336 ;   25.8 ; 7.5  ; 30  ; paper Turing
+RTX 2070       ; 2070          ;          ;  7.78 ;  448 ;   29.9 ; 7.5  ; 36  ; paper Turing
+RTX 2080       ; 2080          ;          ;  7.78 ;  448 ;   42.4 ; 7.5  ; 46  ; paper Turing
+RTX 2080 Ti    ; 2080 ti       ;          ; 10.75 ;  616 ;   56.9 ; 7.5  ; 68  ; paper Turing
+TITAN RTX      ; titan rtx     ;          ; 23.64 ;  672 ;  130.5 ; 7.5  ; 72  ; paper Turing
+Quadro RTX 6000; quadro 6000   ;          ; 23.64 ;  672 ;  130.5 ; 7.5  ; 72  ; paper Turing
+Quadro RTX 8000; quadro 8000   ;          ; 47.45 ;  672 ;  130.5 ; 7.5  ; 72  ; sheet RTX 8000
+A100-40GB      ; a100          ; 40gb     ; 39.38 ; 1555 ;  312   ; 8.0  ; 108 ; sheet A100
+A100-80GB      ; a100          ; 80gb sxm4; 79.15 ; 2039 ;  312   ; 8.0  ; 108 ; sheet A100
+A100-80GB PCIe ; a100          ; 80gb pcie; 79.15 ; 1935 ;  312   ; 8.0  ; 108 ; sheet A100
+A30            ; a30           ;          ; 23.50 ;  933 ;  165   ; 8.0  ; 56  ; sheet A30
+A2             ; a2            ;          ; 14.54 ;  200 ;   18   ; 8.6  ; 10  ; sheet A2
+A10            ; a10           ;          ; 22.02 ;  600 ;  125   ; 8.6  ; 72  ; sheet A10
+A10G           ; a10g          ;          ; 21.98 ;  600 ;   70   ; 8.6  ; 80  ; sheet A10G
+A16            ; a16           ;          ; 14.54 ;  200 ;   17.9 ; 8.6  ; 10  ; sheet A16, a 4th
+A40            ; a40           ;          ; 44.35 ;  696 ;  149.7 ; 8.6  ; 84  ; sheet A40
+RTX A2000      ; a2000         ;          ; 11.63 ;  288 ;   31.9 ; 8.6  ; 26  ; sheet RTX A2000
+RTX A4000      ; a4000         ;          ; 15.72 ;  448 ;   76.7 ; 8.6  ; 48  ; sheet RTX A4000
+RTX A5000      ; a5000         ;          ; 23.67 ;  768 ;  111.1 ; 8.6  ; 64  ; sheet RTX A5000
+RTX A6000      ; a6000         ;          ; 47.43 ;  768 ;  154.8 ; 8.6  ; 84  ; sheet RTX A6000
+RTX 3060       ; 3060          ;          ; 11.75 ;  360 ;   25.6 ; 8.6  ; 28  ; paper GA102
+RTX 3060 Ti    ; 3060 ti       ;          ;  7.78 ;  448 ;   32.4 ; 8.6  ; 38  ; paper GA102
+RTX 3070       ; 3070          ;          ;  7.78 ;  448 ;   40.6 ; 8.6  ; 46  ; paper GA102
+RTX 3070 Ti    ; 3070 ti       ;          ;  7.78 ;  608 ;   43.5 ; 8.6  ; 48  ; paper GA102
+RTX 3080       ; 3080          ; 10gb     ;  9.76 ;  760 ;   59.5 ; 8.6  ; 68  ; paper GA102
+RTX 3080 12GB  ; 3080          ; 12gb     ; 11.76 ;  912 ;   61.3 ; 8.6  ; 70  ; paper GA102
+RTX 3080 Ti    ; 3080 ti       ;          ; 11.76 ;  912 ;   68.2 ; 8.6  ; 80  ; paper GA102
+RTX 3090       ; 3090          ;          ; 23.67 ;  936 ;   71   ; 8.6  ; 82  ; paper GA102
+RTX 3090 Ti    ; 3090 ti       ;          ; 23.67 ; 1008 ;   80   ; 8.6  ; 84  ; paper GA102
+L4             ; l4            ;          ; 22.03 ;  300 ;  121   ; 8.9  ; 58  ; sheet L4
+L40            ; l40           ;          ; 44.39 ;  864 ;  181   ; 8.9  ; 142 ; sheet L40
+L40S           ; l40s          ;          ; 44.39 ;  864 ;  366   ; 8.9  ; 142 ; sheet L40S
+RTX 4060       ; 4060          ;          ;  7.62 ;  272 ;   30.2 ; 8.9  ; 24  ; paper Ada
+RTX 4060 Ti    ; 4060 ti       ;          ; 15.59 ;  288 ;   44.1 ; 8.9  ; 34  ; paper Ada
+RTX 4070       ; 4070          ;          ; 11.60 ;  504 ;   58.3 ; 8.9  ; 46  ; paper Ada
+RTX 4070 SUPER ; 4070 super    ;          ; 11.60 ;  504 ;   71   ; 8.9  ; 56  ; paper Ada
+RTX 4070 Ti    ; 4070 ti       ;          ; 11.60 ;  504 ;   80.2 ; 8.9  ; 60  ; paper Ada
+RTX 4070 Ti SUPER; 4070 ti super;         ; 15.59 ;  672 ;   88.2 ; 8.9  ; 66  ; paper Ada
+RTX 4080       ; 4080          ;          ; 15.59 ;  717 ;   97.5 ; 8.9  ; 76  ; paper Ada
+RTX 4080 SUPER ; 4080 super    ;          ; 15.59 ;  736 ;  104.4 ; 8.9  ; 80  ; paper Ada
+RTX 4090       ; 4090          ;          ; 23.52 ; 1008 ;  165.2 ; 8.9  ; 128 ; paper Ada
+RTX 4000 Ada   ; 4000 ada      ;          ; 19.56 ;  360 ;  106.9 ; 8.9  ; 48  ; sheet RTX 4000 Ada
+RTX 5000 Ada   ; 5000 ada      ;          ; 31.49 ;  576 ;  261.1 ; 8.9  ; 100 ; sheet RTX 5000 Ada
+RTX 6000 Ada   ; 6000 ada      ;          ; 47.37 ;  960 ;  364.2 ; 8.9  ; 142 ; sheet RTX 6000 Ada
+H100           ; h100          ; sxm hbm3 ; 79.10 ; 3352 ;  989   ; 9.0  ; 132 ; sheet H100
+H100 PCIe      ; h100          ; pcie     ; 79.10 ; 2039 ;  756   ; 9.0  ; 114 ; sheet H100 PCIe
+H100 NVL       ; h100 nvl      ;          ; 93.00 ; 3938 ;  989   ; 9.0  ; 132 ; sheet H100 NVL
+H20            ; h20           ;          ; 95.00 ; 4023 ;  148   ; 9.0  ; 78  ; sheet H20
+H200           ; h200          ;          ; 139.72; 4917 ;  989   ; 9.0  ; 132 ; sheet H200
+GH200          ; gh200         ; 480gb    ; 94.50 ; 4023 ;  989   ; 9.0  ; 132 ; sheet GH200
+GH200-144GB    ; gh200         ; 144g 144gb; 139.70; 4917 ;  989   ; 9.0  ; 132 ; sheet GH200
+B200           ; b200          ;          ; 178.00; 8184 ; 2250   ; 10.0 ; 148 ; sheet DGX B200
+RTX 5060 Ti    ; 5060 ti       ;          ; 15.47 ;  448 ;   47.4 ; 12.0 ; 36  ; paper Blackwell
+RTX 5070       ; 5070          ;          ; 11.50 ;  672 ;   61.7 ; 12.0 ; 48  ; paper Blackwell
+RTX 5070 Ti    ; 5070 ti       ;          ; 15.47 ;  896 ;   87.9 ; 12.0 ; 70  ; paper Blackwell
+RTX 5080       ; 5080          ;          ; 15.47 ;  960 ;  112.6 ; 12.0 ; 84  ; paper Blackwell
+RTX 5090       ; 5090          ;          ; 31.36 ; 1792 ;  209.5 ; 12.0 ; 170 ; paper Blackwell
+RTX PRO 6000   ; pro 6000      ;          ; 94.97 ; 1792 ;  503.8 ; 12.0 ; 188 ; sheet RTX PRO 6000
+MI210          ; mi210         ;          ; 63.98 ; 1638 ;  181   ;      ;     ; sheet MI210
+MI300X         ; mi300x        ;          ; 191.5 ; 5325 ; 1307   ;      ;     ; sheet MI300X
+RX 7900 XTX    ; 7900 xtx      ;          ; 23.98 ;  960 ;  122.8 ;      ;     ; sheet RX 7900 XTX
 """
 
 _OTHERS = frozenset(
@@ -184,7 +188,7 @@ def _words(name: str) -> frozenset[str]:
 
 def _read() -> Iterator[GPUModel]:
     for line in _TABLE.strip().splitlines():
-        name, marks, hints, memory, bandwidth, flops, capability, source = (
+        name, marks, hints, memory, bandwidth, flops, capability, multiprocessors, source = (
             cell.strip() for cell in line.split(";")
         )
         major, _, minor = capability.partition(".")
@@ -195,6 +199,7 @@ def _read() -> Iterator[GPUModel]:
             int(bandwidth) * 10**9,
             float(flops) * 1e12,
             (int(major), int(minor)) if capability else None,
+            int(multiprocessors) if multiprocessors else None,
             source,
             tuple(hints.split()),
         )

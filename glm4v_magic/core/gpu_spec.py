@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from glm4v_magic.core.errors import GPUDescriptionError, did_you_mean
 from glm4v_magic.core.gpu_models import GPU_MODELS, capability_of, gpu_model
+from glm4v_magic.core.overhead import cuda_overhead
 
 __all__ = [
     "ANY_CPU",
@@ -99,6 +100,9 @@ class GPU:
         capability: CUDA's compute capability; ``None`` if unknown.
         bandwidth: bytes per second that it reads from its memory at most; ``None`` if unknown.
         flops: operations per second in products of matrices in half precision; ``None`` if unknown.
+        multiprocessors: number of streaming multiprocessors; ``None`` if unknown.
+        context_bytes: what this process's CUDA context holds of it; ``None`` if it has none, or
+            that is unknown.
     """
 
     index: int
@@ -108,6 +112,8 @@ class GPU:
     capability: tuple[int, int] | None = None
     bandwidth: int | None = None
     flops: float | None = None
+    multiprocessors: int | None = None
+    context_bytes: int | None = None
 
     @property
     def device(self) -> str:
@@ -118,6 +124,13 @@ class GPU:
     def usable_bytes(self) -> int:
         """Memory that a plan may use: the free memory if known, else all of it."""
         return self.total_bytes if self.free_bytes is None else self.free_bytes
+
+    @property
+    def overhead_bytes(self) -> int:
+        """What a process that uses it takes besides tensors; see `core.overhead`."""
+        return cuda_overhead(
+            self.total_bytes, self.capability, self.multiprocessors, self.context_bytes
+        )
 
 
 def gpus_of(gpus: str | Iterable[GPU]) -> tuple[GPU, ...]:
@@ -189,7 +202,11 @@ class _Group:
     def gpu(self, index: int) -> GPU:
         """Return one of them, with what its model is known for."""
         model = gpu_model(self.name, self.size)
-        known = (None, None) if model is None else (model.bandwidth, model.flops)
+        known = (
+            (None, None, None)
+            if model is None
+            else (model.bandwidth, model.flops, model.multiprocessors)
+        )
         return GPU(
             index,
             self.name,
@@ -197,7 +214,7 @@ class _Group:
             None,
             capability_of(self.name),
             known[0] if self.bandwidth is None else self.bandwidth,
-            known[1],
+            *known[1:],
         )
 
 

@@ -64,16 +64,27 @@ def speed_notes(
     if speed.tokens_per_second is None or speed.full_tokens_per_second is None:
         return
     most, full = rate(speed.tokens_per_second), rate(speed.full_tokens_per_second)
-    context = f"{workload.context or 0:,}"
-    if speed.prefill_seconds is None:
-        yield remark("speed_limit", most=most, full=full, context=context)
-    else:
-        prefill = readable_seconds(speed.prefill_seconds)
-        yield remark(
-            "speed_limit_with_prefill", most=most, full=full, context=context, prefill=prefill
-        )
+    code = "speed_limit"
+    values = {"most": most, "full": full, "context": f"{workload.context or 0:,}"}
+    if speed.starts_slowly:
+        code += "_of_host"
+        values["expected"] = rate(speed.expected_tokens_per_second or 0.0)
+    if speed.prefill_seconds is not None:
+        code += "_with_prefill"
+        values["prefill"] = readable_seconds(speed.prefill_seconds)
+    yield remark(code, **values)
     for each in measured_on({stage.name for stage in stages if stage.units}):
-        yield remark("speed_measured", gpu=each.gpu, share=f"{each.share:.2f}", how=each.what)
+        code, values = "speed_measured", {"gpu": each.gpu, "how": each.what}
+        values["share"] = _span_of(each.share)
+        if each.prefill is not None:
+            code += "_with_prefill"
+            values["prefill"] = _span_of(each.prefill)
+        yield remark(code, **values)
+
+
+def _span_of(shares: tuple[float, float]) -> str:
+    """Return ``0.10 to 0.13``, or one number if both are the same."""
+    return " to ".join(dict.fromkeys(f"{share:.2f}" for share in shares))
 
 
 def rate(tokens_per_second: float) -> str:

@@ -163,11 +163,24 @@ COMMON: Mapping[str, str] = {
         "At most {most} tokens/s ({full} with {context} tokens of context), by the GPUs' memory "
         "bandwidth; expect about half."
     ),
+    "speed_limit_of_host": (
+        "At most {most} tokens/s ({full} with {context} tokens of context), by the GPUs' memory "
+        "bandwidth; expect about {expected}, for starting the kernels takes the host longer."
+    ),
     "speed_limit_with_prefill": (
         "At most {most} tokens/s ({full} with {context} tokens of context), by the GPUs' memory "
         "bandwidth, and at least {prefill} for a prompt of that length; expect about half as fast."
     ),
+    "speed_limit_of_host_with_prefill": (
+        "At most {most} tokens/s ({full} with {context} tokens of context), by the GPUs' memory "
+        "bandwidth; expect about {expected}, for starting the kernels takes the host longer. At "
+        "least {prefill} for a prompt of that length; expect twice as long."
+    ),
     "speed_measured": "Measured on {gpu}: {share} of this limit ({how}).",
+    "speed_measured_with_prefill": (
+        "Measured on {gpu}: {share} of these tokens/s, and the first token at {prefill} of the "
+        "limit's speed ({how})."
+    ),
     "gpus_chosen": "{gpus}, the fullest {fullness} full: {why}.",
     "gpus_chosen_of_two": (
         "{gpus}, the fullest {fullness} full: {why}; {option:objective={other}} would use "

@@ -14,7 +14,7 @@ from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.wording import counted, readable_bytes
 from glm4v_magic.doctor.facts import Facts
 from glm4v_magic.doctor.finding import Finding
-from glm4v_magic.planning.costs import GPU_OVERHEAD, price
+from glm4v_magic.planning.costs import price
 from glm4v_magic.planning.plan import Plan, plan
 from glm4v_magic.planning.precision import Precision, precision
 from glm4v_magic.planning.search import Task, best_split, offloaded_split
@@ -138,7 +138,7 @@ def _task(shape: ModelShape, gpus: Sequence[GPU], workload: Workload) -> Task:
         workload,
         OBJECTIVES[0],
         reserve=None,
-        overhead=GPU_OVERHEAD,
+        overhead=None,
         pin={},
         any_order=True,
         split_vision=None,

@@ -28,7 +28,7 @@ from glm4v_magic.core.wording import counted
 from glm4v_magic.dry_run.report import DryRunReport, GPUUse, HopUse, MixedDevices
 from glm4v_magic.hardware.cpu import cpu_here
 from glm4v_magic.outside import require_current_folder
-from glm4v_magic.planning.costs import GPU_OVERHEAD, cache_entries
+from glm4v_magic.planning.costs import cache_entries
 from glm4v_magic.planning.decision import (
     decide,
     refuse_options_of_a_plan,
@@ -376,7 +376,7 @@ def _gpu_use(gpu: GPU, measured: _Measured, planned: Mapping[int, int]) -> GPUUs
         weight_bytes=weights,
         kv_bytes=cache,
         activation_bytes=max(0, peak.peak_bytes - weights - cache),
-        overhead_bytes=GPU_OVERHEAD if is_used else 0,
+        overhead_bytes=gpu.overhead_bytes if is_used else 0,
         phase=peak.phase if is_used else "",
         module=peak.module if is_used else "",
     )

@@ -21,12 +21,15 @@ from typing import Any
 from glm4v_magic.core.errors import PlacementError
 from glm4v_magic.core.gpu_models import gpu_model
 from glm4v_magic.core.gpu_spec import APPLE, GPU
+from glm4v_magic.core.overhead import cuda_overhead
 from glm4v_magic.hardware.visible import Device, visible
 
 __all__ = ["FoundGPU", "find_gpus", "gpu_reader", "import_torch_if_needed", "is_apple"]
 
 _CORE = 0  # NVML_TEMPERATURE_GPU
 _MEMORY = 2  # NVML_CLOCK_MEM
+_NARROW = frozenset({(6, 0), (7, 0), (7, 2), (7, 5), (8, 0)})
+"""Compute capabilities with 64 cores in a multiprocessor; others have 128."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class FoundGPU:
         uuid: UUID of the GPU or the MIG instance; empty if unknown.
         total_bytes, free_bytes: memory as the driver reports it.
         own_bytes: memory used by this process.
+        context_bytes: the part of it that its CUDA context and kernels take, where the driver tells
+            it.
         other_bytes: memory used by other processes and the driver.
         power_watts, power_limit_watts: power draw, and the limit in force.
         utilization: recent fraction of time in which a kernel ran, 0 to 1.
@@ -46,6 +51,7 @@ class FoundGPU:
         capability: CUDA's compute capability.
         bandwidth: bytes per second that it reads from its memory at most: from the driver's bus
             width and clock, else of its model, as in `core.gpu_models`.
+        multiprocessors: number of streaming multiprocessors, by the driver or of its model.
         ecc: whether error correction is on.
         mig: whether this is a MIG instance, a part of a GPU.
         index_certain: ``False`` if the GPUs differ, because CUDA may number them by speed and NVML
@@ -68,6 +74,8 @@ class FoundGPU:
     celsius: int | None = None
     capability: tuple[int, int] | None = None
     bandwidth: int | None = None
+    multiprocessors: int | None = None
+    context_bytes: int | None = None
 
     @property
     def gpu(self) -> GPU:
@@ -91,6 +99,8 @@ class FoundGPU:
             self.capability,
             self.bandwidth,
             None if model is None or self.mig else model.flops,
+            self.multiprocessors,
+            self.context_bytes,
         )
 
 
@@ -212,7 +222,9 @@ def _read(nvml: Any, handle: Any, index: int, device: Device, name: str, certain
     if not total:
         total, free = _memory_by_torch(index)
         used = None if total is None or free is None else total - free
-    own = _own_bytes(nvml, handle, index)
+    capability = _ask(nvml, "nvmlDeviceGetCudaComputeCapability", handle)
+    cores = None if device.instance else _multiprocessors(nvml, handle, name, total, capability)
+    own, context = _own(nvml, handle, index, used, cuda_overhead(total or 0, capability, cores))
     utilization = _ask(nvml, "nvmlDeviceGetUtilizationRates", handle)
     ecc = _ask(nvml, "nvmlDeviceGetEccMode", handle)
     return FoundGPU(
@@ -230,9 +242,11 @@ def _read(nvml: Any, handle: Any, index: int, device: Device, name: str, certain
         bool(device.instance),
         certain,
         _ask(nvml, "nvmlDeviceGetTemperature", handle, _CORE),
-        _ask(nvml, "nvmlDeviceGetCudaComputeCapability", handle),
+        capability,
         # An instance has a part of the bandwidth, and nothing tells which.
         None if device.instance else _bandwidth(nvml, handle, name, total),
+        cores,
+        context,
     )
 
 
@@ -250,23 +264,51 @@ def _of_model(name: str, total: int | None) -> int | None:
     return None if model is None else model.bandwidth
 
 
+def _multiprocessors(
+    nvml: Any, handle: Any, name: str, total: int | None, capability: tuple[int, int] | None
+) -> int | None:
+    """Return the number of a GPU's multiprocessors: of its model, or by the driver's of cores."""
+    model = gpu_model(name, total)
+    if model is not None and model.multiprocessors is not None:
+        return model.multiprocessors
+    cores = _ask(nvml, "nvmlDeviceGetNumGpuCores", handle)
+    if not cores or capability is None:
+        return None
+    return int(cores) // (64 if capability in _NARROW else 128)
+
+
 def _scaled(value: float | None, unit: int) -> float | None:
     return None if value is None else value / unit
 
 
-def _own_bytes(nvml: Any, handle: Any, index: int) -> int | None:
-    """Return the memory of this process on a GPU.
+def _own(
+    nvml: Any, handle: Any, index: int, used: int | None, overhead: int
+) -> tuple[int | None, int | None]:
+    """Return the memory of this process on a GPU, and the part of it that is no tensors'.
 
-    In a container with its own process ids this process is not in the list; then torch's reserved
-    memory is the best estimate.
+    In a container with its own process ids this process is not in the driver's list. Then torch's
+    reserved memory is the best estimate, with the usual `overhead` beside it: a context of this
+    process is not to be taken for another program.
     """
+    listed, reserved = _listed_bytes(nvml, handle), _reserved_by_torch(index)
+    if listed:
+        return listed, None if reserved is None else max(listed - reserved, 0)
+    return listed if reserved is None else _with_context(reserved, used, overhead), None
+
+
+def _with_context(reserved: int, used: int | None, overhead: int) -> int:
+    """Return torch's reserved memory and what the context with it takes, of what is in use."""
+    own = reserved + overhead if reserved else 0
+    return own if used is None else min(own, used)
+
+
+def _listed_bytes(nvml: Any, handle: Any) -> int | None:
+    """Return the memory that the driver lists for this process; ``None`` if it does not tell."""
     processes = _ask(nvml, "nvmlDeviceGetComputeRunningProcesses", handle)
     if processes is None:
-        return _reserved_by_torch(index)
+        return None
     mine = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
-    if None in mine:  # Windows and some MIG setups list processes without their memory
-        return _reserved_by_torch(index)
-    return sum(mine) if mine else _reserved_by_torch(index) or 0
+    return None if None in mine else sum(mine)  # Windows lists processes without their memory
 
 
 def _torch() -> Any:
@@ -331,7 +373,10 @@ def _seen_by_torch() -> Iterator[FoundGPU]:
     for index, name in enumerate(names):
         total, free = _memory_by_torch(index)
         own = _reserved_by_torch(index)
-        other = None if total is None or free is None else max(total - free - (own or 0), 0)
+        used = None if total is None or free is None else total - free
+        if own is not None:
+            own = _with_context(own, used, cuda_overhead(total or 0))
+        other = None if used is None else max(used - (own or 0), 0)
         bandwidth = _of_model(name, total)
         yield FoundGPU(index, name, "", total, free, own, other, bandwidth=bandwidth)
 

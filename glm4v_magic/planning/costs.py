@@ -24,7 +24,7 @@ activations
     images of all rows before the decoder runs: while it does, the KV cache is still empty, and
     afterwards nothing of it is alive but the visual tokens.
 overhead
-    Every process that uses a GPU pays for a CUDA context; see `GPU_OVERHEAD`.
+    Every process that uses a GPU pays for a CUDA context; see `core.overhead`.
 
 Not counted: fragmentation of the caching allocator. Keep a reserve for it.
 """
@@ -48,7 +48,6 @@ from glm4v_magic.core.wording import counted
 from glm4v_magic.planning.seen import planned_image
 
 __all__ = [
-    "GPU_OVERHEAD",
     "Unit",
     "cache_entries",
     "embedding",
@@ -61,15 +60,6 @@ __all__ = [
     "text_layer",
     "vision_layer",
 ]
-
-GPU_OVERHEAD = 512 * 2**20
-"""Bytes of the CUDA context and the cuBLAS workspaces, per GPU in use.
-
-A context with lazily loaded kernels (the default since CUDA 11.7) takes 300 to 400 MB
-(https://github.com/pytorch/pytorch/issues/107667, https://github.com/pytorch/pytorch/issues/109888);
-cuBLAS and cuBLASLt take up to 32 MiB each (https://github.com/pytorch/pytorch/pull/120925).
-"""
-
 
 _BLOCK_4BIT = 64  # values per absmax, bitsandbytes' default
 _FLOAT32 = 4

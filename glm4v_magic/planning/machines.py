@@ -50,6 +50,7 @@ class MachineFit:
         offloads: whether layers are in host memory.
         context: longest context that fits, in tokens; 0 if it does not fit.
         tokens_per_second: limit by memory bandwidth, with an empty KV cache.
+        expected_tokens_per_second: what a program is expected to reach of it.
     """
 
     where: str
@@ -60,6 +61,7 @@ class MachineFit:
     tokens_per_second: float | None = None
     fp8: bool = False
     offloads: bool = False
+    expected_tokens_per_second: float | None = None
 
     @property
     def fits(self) -> bool:
@@ -149,26 +151,37 @@ def _fit(model: Architecture, gpus: Sequence[GPU], options: PlacementOptions) ->
         made = make_plan(model, replace(options, context=context), gpus)
     except PlacementError:  # more would be in host memory than it may
         return None
-    limit = None if made.speed is None else made.speed.tokens_per_second
+    speed = made.speed
     work, away = made.workload, any(stage.offloaded for stage in made.stages)
-    return MachineFit("", "", work.dtype, work.quantize, context, limit, work.fp8, away)
+    return MachineFit(
+        "",
+        "",
+        work.dtype,
+        work.quantize,
+        context,
+        None if speed is None else speed.tokens_per_second,
+        work.fp8,
+        away,
+        None if speed is None else speed.expected_tokens_per_second,
+    )
 
 
 def machine_rows(found: Sequence[MachineFit]) -> Iterator[tuple[str, ...]]:
     """Yield the rows of a table, the head first; counts that add nothing are left out."""
-    yield ("GPUs", "fits in", "context", "at most tokens/s", "")
+    yield ("GPUs", "fits in", "context", "at most tokens/s", "expect", "")
     before: MachineFit | None = None
     for fit in found:
         if before is not None and _same_model(before, fit) and _adds_nothing(before, fit):
             continue
         before = fit
         if not fit.fits:
-            yield fit.gpus, "no", "", "", fit.where
+            yield fit.gpus, "no", "", "", "", fit.where
             continue
         kept = "FP8" if fit.fp8 else fit.quantize
         form = ", ".join(filter(None, [fit.dtype, kept, "offloaded" if fit.offloads else None]))
-        limit = "?" if fit.tokens_per_second is None else rate(fit.tokens_per_second)
-        yield fit.gpus, form, f"{fit.context:,}", limit, fit.where
+        speeds = (fit.tokens_per_second, fit.expected_tokens_per_second)
+        limit, expected = ("?" if speed is None else rate(speed) for speed in speeds)
+        yield fit.gpus, form, f"{fit.context:,}", limit, expected, fit.where
 
 
 def _same_model(one: MachineFit, other: MachineFit) -> bool:

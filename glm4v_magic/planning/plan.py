@@ -21,7 +21,7 @@ from glm4v_magic.core.speed import SpeedLimit
 from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.wording import sized
 from glm4v_magic.planning.choice import choice_note, tower_note
-from glm4v_magic.planning.costs import GPU_OVERHEAD, Unit, cache_entries, price
+from glm4v_magic.planning.costs import Unit, cache_entries, price
 from glm4v_magic.planning.partition import needed
 from glm4v_magic.planning.precision import require_quantizable
 from glm4v_magic.planning.search import (
@@ -50,7 +50,7 @@ def plan(
     *,
     objective: Objective = OBJECTIVES[0],
     reserve: int | None = None,
-    overhead: int = GPU_OVERHEAD,
+    overhead: int | None = None,
     pin: Mapping[str, int] | None = None,
     order: Literal["auto", "given"] | Sequence[int] = "auto",
     split_vision: bool | None = None,
@@ -69,7 +69,8 @@ def plan(
             planned context (then for the prefill), which fills the fast GPUs first. Those that are
             used are balanced among themselves.
         reserve: bytes of each GPU to leave free; `DEFAULT_RESERVE` of its size by default.
-        overhead: bytes that a GPU in use takes on top of the model.
+        overhead: bytes that a GPU in use takes on top of the model; by default what its kind does
+            (`core.overhead`).
         pin: unit -> GPU index; ``vision`` and ``layer`` mean all units of that name.
         order: order in which the model runs through the GPUs: the best one, the given one, or GPU
             indices (other GPUs stay idle). Beyond `partition.MAX_SETS` sets of different GPUs only
@@ -119,7 +120,7 @@ def task_of(
     *,
     objective: Objective = OBJECTIVES[0],
     reserve: int | None = None,
-    overhead: int = GPU_OVERHEAD,
+    overhead: int | None = None,
     pin: Mapping[str, int] | None = None,
     order: Literal["auto", "given"] | Sequence[int] = "auto",
     split_vision: bool | None = None,

@@ -65,7 +65,7 @@ class Task:
     workload: Workload
     objective: Objective
     reserve: int | None
-    overhead: int
+    overhead: int | None
     pin: Mapping[str, int]
     any_order: bool
     split_vision: bool | None
@@ -74,9 +74,12 @@ class Task:
     def budgets(self) -> list[Budget]:
         """Budgets in the order of `gpus`."""
         return [
-            Budget(max(gpu.usable_bytes - self._reserved(gpu), 0), self.overhead)
+            Budget(max(gpu.usable_bytes - self._reserved(gpu), 0), self._overhead(gpu))
             for gpu in self.gpus
         ]
+
+    def _overhead(self, gpu: GPU) -> int:
+        return gpu.overhead_bytes if self.overhead is None else self.overhead
 
     def _reserved(self, gpu: GPU) -> int:
         return int(gpu.total_bytes * DEFAULT_RESERVE) if self.reserve is None else self.reserve

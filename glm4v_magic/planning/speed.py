@@ -11,7 +11,8 @@ attention, half of them where it looks back only; images pass through the tower.
 time of its operations or that of reading its weights once, whichever is longer.
 
 Real programs take about twice as long: kernels wait for each other, and small products leave a
-GPU idle. Nothing is counted for that here.
+GPU idle. A decode step takes longer still where the host cannot start kernels as fast as the GPU
+runs them. Nothing is counted for that here; `core.speed` has what is expected.
 """
 
 from __future__ import annotations
@@ -153,7 +154,13 @@ def speed_limit(
             step, full, prefill = map(add, (step, full, prefill), times)
     hops = HOP_SECONDS * (sum(not _only_tower(stage) for stage in used) - 1)
     is_known = all(by_index[stage.gpu or 0].flops is not None for stage in used)
-    return SpeedLimit(step + hops, full + hops, prefill if is_known else None, workload.batch)
+    return SpeedLimit(
+        step + hops,
+        full + hops,
+        prefill if is_known else None,
+        workload.batch,
+        layers=sum(unit.kind == "text_layer" for unit in shape.units),
+    )
 
 
 def unit_seconds(work: UnitWork, gpu: GPU, away: bool) -> tuple[float, float, float]:

@@ -2,7 +2,7 @@
 
     pytest -m gpu -s tests/dry_run/test_real_gpu.py
 
-prints each figure. A plan has `GPU_OVERHEAD` beside its tensors for what CUDA and its libraries
+prints each figure. A plan has `core.overhead` beside its tensors for what CUDA and its libraries
 take; of these, PyTorch's counters see the workspaces of cuBLAS alone.
 """
 
@@ -24,7 +24,6 @@ from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.hardware.usable import usable_gpus
-from glm4v_magic.planning.costs import GPU_OVERHEAD
 from glm4v_magic.planning.decision import make_plan
 from glm4v_magic.planning.seen import planned_image
 from glm4v_magic.virtual_gpus import VirtualGPUs
@@ -193,7 +192,7 @@ def test_what_cuda_takes_is_within_the_overhead():
         f"\nCUDA {outside / MIB:.0f} MiB with what others have, cuBLAS {kept / MIB:.0f} MiB; "
         f"free at first {free / GIB:.2f} of {total / GIB:.2f} GiB\n"
     )
-    assert outside + kept + WORKSPACE <= GPU_OVERHEAD
+    assert outside + kept + WORKSPACE <= usable_gpus(None)[0].overhead_bytes
 
 
 @pytest.mark.parametrize("offloads", [False, True], ids=["on the GPU", "offloaded"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pynvml
 import pytest
+import torch
 from driver_standin import GIB, MISSING, Described, Driver
 
 from glm4v_magic.core.errors import PlacementError
@@ -51,17 +52,17 @@ def test_everything_the_driver_tells(find: Find) -> None:
         mig=False,
         index_certain=True,
         bandwidth=1_555_200_000_000,
+        multiprocessors=108,
     )
     # What this process holds itself can be planned with.
-    assert found.gpu == GPU(
-        0, "NVIDIA A100", 40 * GIB, 34 * GIB, bandwidth=1_555_200_000_000, flops=312e12
-    )
+    speed = {"bandwidth": 1_555_200_000_000, "flops": 312e12}
+    assert found.gpu == GPU(0, "NVIDIA A100", 40 * GIB, 34 * GIB, **speed, multiprocessors=108)
 
 
 @pytest.mark.parametrize(
     ("silent", "unknown"),
     [
-        ("name", {"name": "unknown GPU"}),
+        ("name", {"name": "unknown GPU", "multiprocessors": None}),
         ("bus", {"bandwidth": 1_555_000_000_000}),  # of the model, by its name
         ("clock", {"bandwidth": 1_555_000_000_000}),
         ("uuid", {"uuid": ""}),
@@ -102,6 +103,42 @@ def test_processes_listed_without_their_memory(find: Find) -> None:
 def test_a_container_does_not_see_its_own_process(find: Find) -> None:
     (found,) = find(Described(processes=[(1, 3 * GIB)]))
     assert found.own_bytes == 0
+
+
+@pytest.fixture
+def reserved(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Bytes that torch has reserved on the GPU."""
+    for name, value in {"is_available": True, "is_initialized": True, "device_count": 0}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: 2 * GIB)
+    return 2 * GIB
+
+
+def test_the_context_of_this_process_is_no_other_programs(find: Find, reserved: int) -> None:
+    (found,) = find(Described(capability=(8, 0)))  # a container: the process is not listed
+    context = found.gpu.overhead_bytes
+    assert found.own_bytes == reserved + context
+    # what a plan has for tensors: all that torch has reserved already, and all that is free
+    assert found.gpu.usable_bytes - context == reserved + 30 * GIB
+
+
+def test_the_context_of_this_process_is_as_large_as_the_driver_says(
+    find: Find, reserved: int
+) -> None:
+    usual = find(Described(capability=(8, 0)))[0].gpu.overhead_bytes
+    for context, overhead in ((GIB // 4, usual), (GIB, GIB + 10 * 2**20)):
+        listed = [(os.getpid(), reserved + context)]
+        (found,) = find(Described(capability=(8, 0), processes=listed))
+        assert found.context_bytes == context
+        assert found.gpu.overhead_bytes == overhead
+
+
+def test_of_an_unknown_gpu_the_driver_tells_the_multiprocessors(find: Find) -> None:
+    new = Described(name="NVIDIA RTX 9090", capability=(12, 0), cores=128 * 200)
+    assert find(new)[0].multiprocessors == 200
+    old = Described(name="NVIDIA T4G", capability=(7, 5), cores=64 * 40)
+    assert find(old)[0].multiprocessors == 40
+    assert find(Described(name="NVIDIA RTX 9090"))[0].multiprocessors is None
 
 
 GPUS = [Described(f"GPU-{letter * 4}", f"GPU {letter}") for letter in "abc"]

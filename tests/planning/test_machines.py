@@ -60,7 +60,14 @@ def test_the_table_leaves_out_gpus_that_add_nothing():
                                         "4xRTX-3090"]  # fmt: skip
     several = (("", "2xRTX-3090"), ("", "4xRTX-3090"))
     assert len(list(machine_rows(machines(MODEL, None, several)))) == 2
-    assert rows[3] == ("1xRTX-3090", "bfloat16", f"{by_gpus()['1xRTX-3090'].context:,}", "53", "")
+    assert rows[3] == (
+        "1xRTX-3090",
+        "bfloat16",
+        f"{by_gpus()['1xRTX-3090'].context:,}",
+        "53",
+        "27",
+        "",
+    )
     assert rows[5] == ("1GiB", "no", "", "", "")
 
 

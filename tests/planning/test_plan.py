@@ -28,7 +28,7 @@ from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.plan_text import span
 from glm4v_magic.core.remarks import PYTHON, worded
 from glm4v_magic.dry_run.run import dry_run
-from glm4v_magic.planning.costs import GPU_OVERHEAD, Unit, price
+from glm4v_magic.planning.costs import Unit, price
 from glm4v_magic.planning.decision import choose, make_plan
 from glm4v_magic.planning.files import plan_from_json
 from glm4v_magic.planning.partition import MAX_SETS
@@ -71,7 +71,8 @@ def best_by_exhaustion(
             fullest = 0.0
             for gpu, first, end in zip(order, (0, *cuts), (*cuts, len(parts)), strict=True):
                 if first < end:
-                    load = GPU_OVERHEAD + peak_of([u for part in parts[first:end] for u in part])
+                    load = gpu.overhead_bytes
+                    load += peak_of([u for part in parts[first:end] for u in part])
                     fullest = max(fullest, load / (gpu.usable_bytes - int(gpu.total_bytes * 0.03)))
             best = min(best, fullest)
     return best
@@ -158,7 +159,7 @@ def test_what_stages_take_is_what_their_units_cost() -> None:
         assert stage.weight_bytes == sum(u.weight_bytes for u in mine)
         assert stage.kv_bytes == sum(u.kv_bytes for u in mine)
         assert stage.total_bytes - stage.overhead_bytes == peak_of(mine)
-        assert stage.overhead_bytes == GPU_OVERHEAD
+        assert stage.overhead_bytes == GPU(0, "GPU", 8 * 2**30).overhead_bytes
         assert stage.modules == tuple(module for u in mine for module in u.modules)
         assert stage.total_bytes <= (stage.capacity_bytes or 0)
 
@@ -304,7 +305,7 @@ def test_offloading_takes_as_few_layers_as_needed_and_says_what_it_costs() -> No
 def test_what_fits_is_known_without_the_best_split(gpus: str) -> None:
     """Whole where the tower fits whole, and cut where only that fits (5x8GiB)."""
     workload = Workload(context=8192, dtype="bfloat16")
-    task = Task(SHAPE, parse_gpus(gpus), workload, "balance", None, GPU_OVERHEAD, {}, True, None)
+    task = Task(SHAPE, parse_gpus(gpus), workload, "balance", None, None, {}, True, None)
     for away in (frozenset(), frozenset(f"vision.{index}" for index in range(63))):
         split = best_split(task, away)
         assert split is not None
@@ -358,12 +359,12 @@ def test_what_does_not_fit_is_short_by_a_figure_and_has_ways_out() -> None:
     assert numbers_after(message, "so") == pytest.approx(needs - may, abs=0.011)
     assert "(1) no shorter context fits, the weights alone are 25.90 GiB;" in message
     four_bit = "4-bit weights (14.98 instead of 25.90 GiB)"
-    assert f"(2) {four_bit}, 3.04 GiB of them offloaded to host memory, fit (quantize=" in message
-    assert "(3) offloading 15.19 GiB to host memory fits (offload=True)," in message
+    assert f"(2) {four_bit}, 2.91 GiB of them offloaded to host memory, fit (quantize=" in message
+    assert "(3) offloading 14.81 GiB to host memory fits (offload=True)," in message
     # The third way out is what planning with it gives.
     offloaded = plan(SHAPE, gpus, offload=True)
     weights = sum(stage.weight_bytes for stage in offloaded.stages)
-    assert (27_812_641_792 - weights) / GIB == pytest.approx(15.19, abs=0.01)
+    assert (27_812_641_792 - weights) / GIB == pytest.approx(14.81, abs=0.01)
 
 
 def test_a_shorter_context_is_named_when_it_helps() -> None:

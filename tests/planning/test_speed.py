@@ -131,16 +131,35 @@ def test_a_plan_says_its_limit_as_one_and_keeps_it_in_its_file():
     assert plan_from_json(made.to_json()).speed == made.speed
 
 
+def test_on_a_fast_gpu_the_host_sets_the_pace():
+    made = plan(OLD, parse_gpus("H200"), dataclasses.replace(WORK, context=2048))
+    assert (
+        "by the GPUs' memory bandwidth; expect about 31, for starting the kernels takes the host "
+        "longer. At least 0.14 s for a prompt of that length; expect twice as long."
+    ) in str(made)
+    assert (
+        "Measured on H200: 0.10 to 0.13 of these tokens/s, and the first token at 0.44 to 0.48 of "
+        "the limit's speed (GLM-4V-9B in bfloat16"
+    ) in str(made)
+    least, most = (made.speed.tokens_per_second * share for share in (0.10, 0.13))
+    assert least < made.speed.expected_tokens_per_second < most
+    assert "about half" not in str(made)
+    slow = plan(OLD, parse_gpus("2xT4"), dataclasses.replace(WORK, context=1024, images=0)).speed
+    assert slow.expected_tokens_per_second == slow.tokens_per_second / 2
+    of_eight = dataclasses.replace(made.speed, batch=8)
+    assert of_eight.expected_tokens_per_second == pytest.approx(8 / (40 * speed.LAYER_SECONDS))
+
+
 def test_the_share_that_was_measured_is_beside_the_limit(monkeypatch):
     cpu = [GPU(0, "CPU", 2**40, bandwidth=10 * GB)]
     (share,) = measured_on({"CPU"})
-    assert 0.3 < share.share < 1
-    line = f"Measured on CPU: {share.share:.2f} of this limit (95 million parameters in float32,"
+    assert 0.3 < share.share[0] < 1
+    line = f"Measured on CPU: {share.share[0]:.2f} of this limit (95 million parameters in float32,"
     assert line in str(plan(NEW, cpu, WORK))
     assert line in plan_bundle(plan(NEW, cpu, WORK))["text/plain"]
     assert line in plan_html(plan(NEW, cpu, WORK))
     assert "Measured on" not in str(plan(NEW, parse_gpus("RTX-3090"), WORK))
-    known = MeasuredShare("RTX 3090", 0.5, "a model")
+    known = MeasuredShare("RTX 3090", (0.5, 0.5), "a model")
     monkeypatch.setattr(speed, "MEASURED", (*speed.MEASURED, known))
     for gpus in ("RTX-3090", "2xRTX-3090", "NVIDIA GeForce RTX 3090-24GB"):
         found = str(plan(NEW, parse_gpus(gpus), WORK))

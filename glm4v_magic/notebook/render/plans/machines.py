@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["machines_bundle"]
 
-_LIMIT = "tokens/s: by memory bandwidth, with an empty KV cache; expect about half"
+_LIMIT = (
+    "tokens/s: at most by memory bandwidth, with an empty KV cache; expect about half, or what the "
+    "host can start"
+)
 
 _VIEW = Html('<div class="glm4v-plan"><div>{}; {}</div>{}</div>')
 
