@@ -165,7 +165,7 @@ COMMON: Mapping[str, str] = {
     ),
     "speed_limit_of_host": (
         "At most {most} tokens/s ({full} with {context} tokens of context), by the GPUs' memory "
-        "bandwidth; expect about {expected}, for starting the kernels takes the host longer."
+        "bandwidth; expect about {expected}, for the host starts a GPU's work no faster."
     ),
     "speed_limit_with_prefill": (
         "At most {most} tokens/s ({full} with {context} tokens of context), by the GPUs' memory "
@@ -173,7 +173,7 @@ COMMON: Mapping[str, str] = {
     ),
     "speed_limit_of_host_with_prefill": (
         "At most {most} tokens/s ({full} with {context} tokens of context), by the GPUs' memory "
-        "bandwidth; expect about {expected}, for starting the kernels takes the host longer. At "
+        "bandwidth; expect about {expected}, for the host starts a GPU's work no faster. At "
         "least {prefill} for a prompt of that length; expect twice as long."
     ),
     "speed_measured": "Measured on {gpu}: {share} of this limit ({how}).",

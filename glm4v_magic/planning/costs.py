@@ -287,16 +287,18 @@ def _of_packed(unit: UnitShape, kind: Quantization | None, tokens: int, size: in
     return tokens * max(each.rows for each in unit.packed) * (_INT32 + _FLOAT16)
 
 
-def text_layer(hidden: int, intermediate: int, rotary: int) -> Activation:
+def text_layer(hidden: int, intermediate: int, rotary: int, *, in_one: bool = True) -> Activation:
     """Decoder layer with a gated MLP; the peak is at the product of its two halves.
 
-    Alive per token: gate and up (2 x intermediate, one matrix), the activated gate and the
-    product (1 each); the layer's input, the residual and the normed residual (3 x hidden); cos and
-    sin (2 x rotary) and the int64 position. Counted in transformers' ``modeling_glm.py`` and in the
-    checkpoint's layer. Attention (about 6 x hidden) and the norms (float32, about 5 x hidden) peak
-    lower as long as the MLP is at least half as wide as the model.
+    Alive per token: gate and up (2 x intermediate, of one matrix; of two matrices the gate is freed
+    once it is activated, and 1 is left), the activated gate and the product (1 each); the layer's
+    input, the residual and the normed residual (3 x hidden); cos and sin (2 x rotary) and the int64
+    position. Counted in transformers' ``modeling_glm.py`` and in the checkpoint's layer. Attention
+    (about 6 x hidden) and the norms (float32, about 5 x hidden) peak lower as long as the MLP is at
+    least half as wide as the model.
     """
-    return Activation("text", 4 * intermediate + 3 * hidden + 2 * rotary, extra_bytes=8)
+    halves = (4 if in_one else 3) * intermediate
+    return Activation("text", halves + 3 * hidden + 2 * rotary, extra_bytes=8)
 
 
 def vision_layer(hidden: int, intermediate: int) -> Activation:

@@ -68,7 +68,7 @@ def test_the_table_leaves_out_gpus_that_add_nothing():
         "27",
         "",
     )
-    assert rows[5] == ("1GiB", "no", "", "", "")
+    assert rows[5] == ("1GiB", "no", "", "", "", "")
 
 
 def test_every_machine_can_be_read_and_has_a_speed():

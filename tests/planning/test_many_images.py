@@ -85,6 +85,16 @@ def test_tiny_models(kind, gpus, images, batch):
     held_against_its_dry_run(tiny(kind), gpus, images, batch)
 
 
+@pytest.mark.parametrize("kind", ["glm4v", "glm_ocr", "glm4v_moe"])
+def test_a_wide_gated_layer_without_images(kind):
+    """Gate and up in one matrix or, beside experts, in two."""
+    model = tiny(kind)
+    text = model.config["text_config"] | {"num_hidden_layers": 1, "intermediate_size": 20_000}
+    config = model.config | {"text_config": text}
+    model = NativeArchitecture(model.name, config, "config.json")
+    held_against_its_dry_run(model, "1x80GiB", 0, 1, context=5000)
+
+
 @pytest.mark.parametrize(("name", "gpus", "images", "batch"), cases(PUBLISHED, ((5, 4), (40, 1))))
 def test_published_models(name, gpus, images, batch):
     held_against_its_dry_run(architecture(name), gpus, images, batch)

@@ -134,8 +134,8 @@ def test_a_plan_says_its_limit_as_one_and_keeps_it_in_its_file():
 def test_on_a_fast_gpu_the_host_sets_the_pace():
     made = plan(OLD, parse_gpus("H200"), dataclasses.replace(WORK, context=2048))
     assert (
-        "by the GPUs' memory bandwidth; expect about 31, for starting the kernels takes the host "
-        "longer. At least 0.14 s for a prompt of that length; expect twice as long."
+        "by the GPUs' memory bandwidth; expect about 31, for the host starts a GPU's work no "
+        "faster. At least 0.14 s for a prompt of that length; expect twice as long."
     ) in str(made)
     assert (
         "Measured on H200: 0.10 to 0.13 of these tokens/s, and the first token at 0.44 to 0.48 of "

@@ -154,7 +154,10 @@ def _attention(text: Mapping[str, Any]) -> Activation:
 
 
 def _dense_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
-    """Decoder layer with one gated MLP; it has four norms in GLM-4.1V and two in the others."""
+    """Decoder layer with one gated MLP; it has four norms in GLM-4.1V and two in the others.
+
+    Beside layers with experts gate and up are two matrices.
+    """
     wide, mlp = text["hidden_size"], text["intermediate_size"]
     matrices, bias, cache = _attention_values(text)
     linear = matrices + 3 * wide * mlp
@@ -166,11 +169,15 @@ def _dense_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape
         values=linear + bias + norms * wide,
         linear_values=linear,
         linear_rows=bias + wide + 2 * mlp + wide,
-        widest_linear=(2 * mlp, wide),
+        widest_linear=(max(mlp, text["num_attention_heads"] * _head_size(text)), wide)
+        if in_moe
+        else (2 * mlp, wide),
         rotary_values=2 * _rotary(text),
         cache_values=cache,
         pair_products=2 * text["num_attention_heads"] * _head_size(text),
-        activations=_with_indices(costs.text_layer(wide, mlp, _rotary(text)), _attention(text)),
+        activations=_with_indices(
+            costs.text_layer(wide, mlp, _rotary(text), in_one=not in_moe), _attention(text)
+        ),
     )
 
 
