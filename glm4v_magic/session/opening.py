@@ -93,7 +93,6 @@ def prepare(
     """
     require_current_folder(OptionError)
     if choice.replicas is not None:
-        found.require_usable()
         return (yield from replicas.prepare(found, choice, load_here))
     # What can be refused without torch is refused before the seconds that its import takes.
     if "torch" not in sys.modules:

@@ -58,8 +58,8 @@ class Opening:
             total = self.found.total_bytes
             yield Loading(LoadProgress(0, total * len(self.places), "", released=released))
             return (yield from start(self.places, self.load_one, self.choice, total, released))
-        except BaseException:
-            cluster.leave()
+        except BaseException as error:
+            cluster.leave(is_interrupted=isinstance(error, KeyboardInterrupt))
             raise
 
     def load_beside(self) -> Generator[Loading, None, Engine | None]:
@@ -88,6 +88,7 @@ def prepare(
     _refuse(choice)
     cluster.require_ray()
     address = None if choice.cluster is None else cluster.read_cluster(choice.cluster)
+    found.require_usable()
     for _ in import_slowly("ray", "glm4v_magic.engines.replicas.engine"):
         yield Starting("Ray")
     yield Starting("Ray")

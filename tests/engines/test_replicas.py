@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -106,11 +107,19 @@ class TestRefusals:
             session.load("demo", replicas=2, cluster=address)
         assert session.status().info is None
 
-    def test_ray_is_missing(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "ray", None)
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        with pytest.raises(OptionError, match=r"pip install 'glm4v_magic\[ray\]'"):
-            cluster.require_ray()
+    def test_ray_is_missing(self):
+        code = (
+            "import importlib.util, sys\n"
+            "find = importlib.util.find_spec\n"
+            "importlib.util.find_spec = lambda name, *rest: None if name == 'ray' else find(name)\n"
+            "from glm4v_magic.session.session import Session\n"
+            "try:\n"
+            "    Session().load('demo', replicas=2)\n"
+            "except Exception as error:\n"
+            "    print(error, 'torch' in sys.modules or 'transformers' in sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "pip install 'glm4v_magic[ray]' False" in done.stdout  # before what takes seconds
 
     @pytest.mark.parametrize("replicas", [0, -1, 1.5, "two", "", True])
     def test_no_number(self, replicas):
@@ -135,6 +144,15 @@ class TestRefusals:
     def test_a_server_has_none(self):
         with pytest.raises(OptionError, match="is a server"):
             Session().load("http://127.0.0.1:1/v1", replicas=2)
+
+
+def prints_words_of_ray():
+    """Whether Ray prints what happens to its processes."""
+    from ray._private.worker import print_worker_logs
+
+    with io.StringIO() as file:
+        print_worker_logs({"pid": "raylet", "ip": "", "lines": ["A worker died."]}, file)
+        return bool(file.getvalue())
 
 
 class TestCluster:
@@ -176,6 +194,14 @@ class TestCluster:
         nodes.update(there=True, nodes=[{"Alive": False}])
         cluster.connect(None)
         assert (nodes["begun"], nodes["ended"]) == (0, 0)
+        assert prints_words_of_ray()
+
+    def test_an_interrupt_is_told_that_the_end_takes_a_while(self, nodes, caplog):
+        cluster.connect(None)
+        assert not prints_words_of_ray()
+        cluster.leave(is_interrupted=True)
+        assert "Stopping: Ray is being ended" in caplog.text
+        assert prints_words_of_ray()
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
     def test_one_that_is_half_started_leaves_no_process(self, nodes, monkeypatch, error):
@@ -328,7 +354,7 @@ class TestTwoReplicas:
                     answers[number] = event.generation.text
             assert asked == {number}
 
-    def test_a_replica_that_is_killed_loses_no_row(self, two, alone):
+    def test_a_replica_that_is_killed_loses_no_row(self, two, alone, caplog):
         items = [f"thing {number}" for number in range(200)]
         stream = two.stream_map("Is {{item}} red?", items, temperature=1, seed=5, max_tokens=6)
         said = {}
@@ -338,6 +364,7 @@ class TestTwoReplicas:
             if isinstance(event, RowDone) and event.progress.done == 50:
                 end(two.status().info.replicas[0])
         assert lost(two) == [True, False]
+        assert re.search(r"Replica 0 on \S+ is lost; the others answer\.", caplog.text)
         expected = alone.map("Is {{item}} red?", items, temperature=1, seed=5, max_tokens=6)
         assert [row.error for row in stream.result] == [None] * 200
         assert [row.text for row in stream.result] == [row.text for row in expected]

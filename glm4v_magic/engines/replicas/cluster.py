@@ -27,6 +27,7 @@ __all__ = ["INSTALL", "connect", "leave", "machines", "read_cluster", "require_r
 
 INSTALL = "Install it with: pip install 'glm4v_magic[ray]'"
 
+_log = logging.getLogger(__name__)
 _HERE = "local"
 _ATTEMPTS = 3
 _SECONDS_TO_CONNECT = 3.0
@@ -104,6 +105,7 @@ def connect(address: str | None) -> None:
         try:
             _begin(address)
         except KeyboardInterrupt:
+            _tell_of_the_end()
             _end_begun(before)
             raise
         except Exception as error:
@@ -114,6 +116,7 @@ def connect(address: str | None) -> None:
             raise _not_there(address, error) from None
         else:
             break
+    _hush(is_quiet=True)
     _raylets[:] = [each for each in _begun(before) if _name(each).startswith("raylet")]
     _users += 1  # engines of a cluster that has ended are still to be closed
 
@@ -208,15 +211,33 @@ def _start(address: str | None) -> str:
     return "Ray is started and joined with `ray start`; without an address it runs here."
 
 
-def leave() -> None:
-    """End the use of a cluster by one engine."""
+def leave(*, is_interrupted: bool = False) -> None:
+    """End the use of a cluster by one engine.
+
+    Args:
+        is_interrupted: whether somebody waits for the end, who is told that it takes a while.
+    """
     global _users
     import ray
 
     if _users:
         _users -= 1
         if not _users:
+            if is_interrupted:
+                _tell_of_the_end()
             ray.shutdown()
+            _hush(is_quiet=False)
+
+
+def _tell_of_the_end() -> None:
+    _log.warning("Stopping: Ray is being ended, which takes some seconds.")
+
+
+def _hush(*, is_quiet: bool) -> None:
+    """Keep Ray (2.60) from printing its own words about each process that ends, or let it again."""
+    from ray._private import worker
+
+    worker._worker_logs_enabled = not is_quiet
 
 
 def _require_same(address: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 import time
 from collections import OrderedDict, deque
@@ -34,6 +35,7 @@ __all__ = ["ReplicasEngine", "start"]
 MOST_ATTEMPTS = 3
 """How often a request is asked at most, if replicas are lost while they answer it."""
 
+_log = logging.getLogger(__name__)
 _THREADS = 8  # of Ray, for the methods of a replica
 _AHEAD = 2  # requests that wait at a replica, beyond those that it answers
 _SECONDS_TO_START = 90.0
@@ -286,8 +288,13 @@ class ReplicasEngine:
 
     def lose(self, replica: _Replica) -> None:
         """Ask a replica no more; a running call asks its requests again."""
+        if not replica.facts.lost:
+            _log.warning("%s is lost%s.", replica.name, self._then(replica))
         replica.facts = replace(replica.facts, lost=True)
         replica.news = None
+
+    def _then(self, lost: _Replica) -> str:
+        return "; the others answer" if any(each is not lost for each in self.alive) else ""
 
     def all_lost(self) -> EngineError:
         """Return the error that no replica is left."""
