@@ -10,11 +10,13 @@ import threading
 from collections import Counter
 
 import pytest
+from PIL import Image
 from scripted_server import CHAT, END, MODELS, SECONDS, models, piece, response, stream
 
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import EngineError
 from glm4v_magic.core.events import Failed, Finished
+from glm4v_magic.core.image import SourcedImage
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.server_address import ServerAddress
 from glm4v_magic.engines.server import connect, patience
@@ -235,6 +237,36 @@ def counted(text, prompt, new, ending="length"):
     return stream(piece(text), piece(ending=ending), usage)
 
 
+class TestImages:
+    """A server whose counts tell that it has left images out, without telling those of images."""
+
+    UNREAD = "seems not to have read the image: it counts"
+
+    @staticmethod
+    def of(text, count=1):
+        image = SourcedImage(Image.new("RGB", (9, 9)), "a.png", (9, 9))
+        return Request(Conversation((Message("user", text, (image,) * count),)))
+
+    @pytest.mark.parametrize(("prompt", "is_said"), [(17, True), (18, False)])
+    def test_too_few_tokens_for_one(self, server, engine, prompt, is_said):
+        server.answer(CHAT, counted("Red.", prompt, 2, "stop"))
+        assert (self.UNREAD in notice(engine, self.of("What colour?"))) == is_said
+        said = notice(engine, self.of("What colour?", 2))
+        assert "seems not to have read any of the images" in said
+
+    @pytest.mark.parametrize(("prompt", "is_said"), [(90, True), (91, False)])
+    def test_as_many_tokens_as_without(self, server, engine, prompt, is_said):
+        server.answer(CHAT, counted("Red.", 90, 2, "stop"))
+        assert notice(engine, self.of("What colour?", 0)) == ""
+        server.answer(CHAT, counted("Red.", prompt, 2, "stop"))
+        assert (self.UNREAD in notice(engine, self.of("What colour?"))) == is_said
+        assert notice(engine, self.of("What shape?")) == ""  # nothing is known of it
+
+    def test_many_rows_of_one_question(self, server, engine):
+        server.answer(CHAT, counted("Red.", 90, 2, "stop"))
+        assert [notice(engine, self.of("What colour?")) for _ in range(3)] == [""] * 3
+
+
 class TestCarryingOn:
     """A server that ignores the wish begins a new answer, by a prompt that is too long for it."""
 
@@ -260,8 +292,9 @@ class TestCarryingOn:
         server.answer(CHAT, counted(" now.", 15, 3))
         assert notice(engine, again) == ""
 
-    def test_where_nothing_is_counted_the_same_words_tell(self, server, engine):
-        text = "The cat is sleeping on a mat"
+    @pytest.mark.parametrize("text_begun", ["The cat is sleeping on a mat", "The cat sits"])
+    def test_where_nothing_is_counted_the_same_words_tell(self, server, engine, text_begun):
+        text = text_begun
         turns = (Message("user", "Q?"), Message("assistant", text, complete=False))
         server.answer(CHAT, stream(piece(f" {text}, and dreams."), END))
         assert "seems to have begun a new answer" in notice(engine, Request(Conversation(turns)))

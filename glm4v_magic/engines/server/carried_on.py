@@ -1,9 +1,12 @@
-"""Tells whether a server has carried an answer on, or has begun a new one in its place.
+"""Tells from lengths what a server has done: carried an answer on, read the images.
 
 Not every server knows ``continue_final_message``, and most ignore fields that they do not know.
 Such a one takes the begun answer for a turn that is over. Its prompt then ends with the tokens that
 end a turn and those that begin the next, so that it is longer than the prompt and the answer
 before.
+
+Images that count for nothing have not been read: as many tokens with them as without, or too few
+for the text and any image.
 """
 
 from __future__ import annotations
@@ -19,6 +22,13 @@ _MOST = 256  # conversations that are remembered
 _SAME = 24
 """Characters at the beginning of two answers by which they are the same."""
 
+_LEAST_SAME = 12
+"""Characters of the shortest begun answer that is told by its words."""
+
+_LEAST_IMAGE = 16
+"""Tokens of the smallest image: of 112 x 112 pixels for GLM-4.1V and later ones. A model that looks
+at images beside its prompt takes one, and is asked about."""
+
 _SLACK = 1
 """Tokens that a prompt may be longer by: templates of GLM begin each answer with a newline."""
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # bytes that are no UTF-8; sent back they are others
@@ -31,6 +41,7 @@ class Lengths:
 
     def __init__(self) -> None:
         self._known: OrderedDict[_Key, tuple[str, int]] = OrderedDict()
+        self._prompts: OrderedDict[_Key, tuple[int, int]] = OrderedDict()
 
     def note(self, conversation: Conversation, generation: Generation) -> None:
         """Remember an answer."""
@@ -44,6 +55,22 @@ class Lengths:
         if len(self._known) > _MOST:
             self._known.popitem(last=False)
 
+    def images_count_for_nothing(self, conversation: Conversation, prompt_tokens: int) -> bool:
+        """Tell whether a prompt with images is as long as one without, and remember its length."""
+        count = len(conversation.images)
+        texts = tuple((each.role, each.text, 0) for each in conversation.messages)
+        fewest, tokens = self._prompts.get(texts, (count, prompt_tokens))
+        if count <= fewest:
+            self._prompts[texts] = count, prompt_tokens
+            self._prompts.move_to_end(texts)
+            if len(self._prompts) > _MOST:
+                self._prompts.popitem(last=False)
+        elif prompt_tokens <= tokens:
+            return True
+        # Tokenizers cut at spaces: each word takes at least one token.
+        words = sum(len(each.text.split()) for each in conversation.messages)
+        return prompt_tokens < words + _LEAST_IMAGE * count
+
     def is_anew(self, conversation: Conversation, text: str, prompt_tokens: int | None) -> bool:
         """Tell whether the answer to a conversation that ends with a begun one is a new one.
 
@@ -56,7 +83,7 @@ class Lengths:
         if begun is None or (partial := conversation.partial) is None or partial.thinking:
             return False
         head = begun.strip()[:_SAME]
-        if len(head) == _SAME and text.removeprefix(begun).strip().startswith(head):
+        if len(head) >= _LEAST_SAME and text.removeprefix(begun).strip().startswith(head):
             return True
         before, tokens = self._known.get(_key(conversation), ("", 0))
         if before != begun or prompt_tokens is None or _UNREADABLE in begun:

@@ -17,6 +17,7 @@ from glm4v_magic.core.conversation import (
 )
 from glm4v_magic.core.errors import EngineError
 from glm4v_magic.core.events import Thinking
+from glm4v_magic.core.wording import counted
 from glm4v_magic.engines.parts import AnswerParts
 from glm4v_magic.engines.server.connection import Connection
 from glm4v_magic.engines.server.dialogue import Manners
@@ -232,12 +233,20 @@ class Transcript:
         return f"{self._connection.url} does not limit thinking: it went on beyond {most} tokens."
 
     def _about_images(self) -> str:
-        """Say that the server has read none of the images, if it tells so."""
-        count = len(self._request.conversation.images)
-        if not count or self._counts.image_tokens != 0:
+        """Say that the server has read none of the images, if its counts tell so."""
+        conversation, counts = self._request.conversation, self._counts
+        count, prompt = len(conversation.images), counts.prompt_tokens
+        what, url = "the image" if count == 1 else "any of the images", self._connection.url
+        if count and counts.image_tokens == 0:
+            return f"{url} has not read {what}: is its model for text alone?"
+        if counts.image_tokens is not None or prompt is None:
             return ""
-        what = "the image" if count == 1 else "any of the images"
-        return f"{self._connection.url} has not read {what}: is its model for text alone?"
+        if not self._lengths.images_count_for_nothing(conversation, prompt):
+            return ""
+        return (
+            f"{url} seems not to have read {what}: it counts {counted(prompt, 'token')} for all of "
+            "the prompt. Is its model for text alone?"
+        )
 
 
 def _usage(counts: TokenCounts, conversation: Conversation) -> Usage:
