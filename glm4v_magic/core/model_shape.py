@@ -222,12 +222,14 @@ class ModuleTree:
         tensors: names of all parameters, then of all buffers; a weight with two names has both.
         ties: name of a parameter -> its first name, for each further name of a weight.
         computed: names of the buffers that no checkpoint holds, such as rotary frequencies.
+        values: number of values of each parameter and buffer.
     """
 
     modules: tuple[str, ...]
     tensors: tuple[str, ...]
     ties: Mapping[str, str] = field(default_factory=dict)
     computed: frozenset[str] = frozenset()
+    values: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,4 +28,7 @@ def tree_of(model: nn.Module) -> ModuleTree:
         tensors=tuple(name for name, _ in chain(parameters.items(), buffers.items())),
         ties=ties,
         computed=frozenset(buffers.keys() - model.state_dict().keys()),
+        values={
+            name: tensor.numel() for name, tensor in chain(parameters.items(), buffers.items())
+        },
     )

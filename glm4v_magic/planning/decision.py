@@ -7,13 +7,19 @@ it costs nothing.
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.core.errors import DeviceMapError, DoesNotFitError, OptionError
 from glm4v_magic.core.gpu_spec import ANY_CPU, CPU, GPU, parse_gpus
-from glm4v_magic.core.model_shape import ModelShape, require_architecture
+from glm4v_magic.core.model_shape import (
+    ModelShape,
+    ModuleTree,
+    Workload,
+    require_architecture,
+)
 from glm4v_magic.core.options import OPTIONS, Quantization
 from glm4v_magic.core.placement import (
     CPU_DTYPE,
@@ -24,9 +30,9 @@ from glm4v_magic.core.placement import (
 )
 from glm4v_magic.core.plan import Limits, Plan
 from glm4v_magic.core.remarks import Remark, remark
-from glm4v_magic.core.wording import counted, gib
+from glm4v_magic.core.wording import counted, gib, sized
 from glm4v_magic.planning.costs import price
-from glm4v_magic.planning.device_map import settle
+from glm4v_magic.planning.device_map import place_of, settle
 from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.plan import plan, task_of
 from glm4v_magic.planning.precision import Precision, of_plan, precision, require_quantizable
@@ -271,6 +277,9 @@ def decide(
         weights, _ = settle(
             weights, architecture.module_tree(fp8=True), gpus, architecture.own_names
         )
+    if loads:
+        work = Workload(dtype=held.dtype, quantize=quantize, fp8=held.fp8)
+        _require_room(shape, work, weights, tree, gpus)
     return Placement(
         dtype=held.dtype,
         device_map=weights,
@@ -376,6 +385,35 @@ def _require_quantised_on_gpus(shape: ModelShape, weights: DeviceMap) -> None:
                 f"The device map keeps {name} on the CPU, and quantised layers cannot be "
                 "offloaded.",
                 "Put the quantised layers on GPUs; the rest may be on the CPU.",
+            )
+
+
+def _require_room(
+    shape: ModelShape, work: Workload, weights: DeviceMap, tree: ModuleTree, gpus: Sequence[GPU]
+) -> None:
+    """Raise DoesNotFitError if the weights that a map puts on a GPU are larger than its memory.
+
+    Of a layer that is cut, each weight is taken for the same share of the layer's bytes as of its
+    values.
+    """
+    on_gpus: Counter[Place] = Counter()
+    for unit in price(shape, work):
+        inside = {
+            name: tree.values.get(name, 0)
+            for name in tree.tensors
+            if name not in tree.ties
+            and any(f"{name}.".startswith(f"{module}.") for module in unit.modules)
+        }
+        for name, values in inside.items():
+            place = place_of(weights, name)
+            assert place is not None  # `settle` raises for a map with gaps
+            on_gpus[place] += unit.weight_bytes * values // (sum(inside.values()) or 1)
+    for gpu in gpus:
+        if on_gpus[gpu.index] > gpu.usable_bytes:
+            size, room = sized(on_gpus[gpu.index]), sized(gpu.usable_bytes)
+            raise DoesNotFitError(
+                f"The device map puts {size} of weights on GPU {gpu.index}, which has {room}.",
+                "Put some of them on other GPUs or on the cpu, or let a plan take its place.",
             )
 
 

@@ -342,6 +342,22 @@ def test_less_is_kept():
         session.unload()
 
 
+@takes("Put some of them on other GPUs or on the cpu, or let a plan take its place.")
+def test_a_map_whose_weights_no_gpu_holds_is_another_map_or_a_plan():
+    with VirtualGPUs([GIB // 1024, GIB]):
+        session = Session().load(TINY, gpus="cpu")
+        loaded = session.engine
+        with pytest.raises(
+            DoesNotFitError, match=r"puts 1\.\d+ MiB of weights on GPU 0, which has 1"
+        ):
+            session.load(TINY, device_map={"": 0})
+        assert session.engine is loaded
+        text = {"model.vision": 0, "model.language_model": "cpu", "lm_head": "cpu"}
+        for way in ({"device_map": {"": 1}}, {"device_map": text}, {}):
+            assert session.load(TINY, **way).engine is not loaded
+        session.unload()
+
+
 def occupy(gpu: int, gpus: VirtualGPUs, free: int) -> torch.Tensor:
     """Take what is left of a GPU but `free` bytes."""
     left = gpus.gpus[gpu].total_bytes - gpus.live_bytes[gpu] - free
@@ -366,11 +382,14 @@ def test_memory_is_freed_or_idle_gpus_are_used():
 
 @takes("more_gpus", "plan_instead_of_map")
 def test_more_gpus_or_a_plan_instead_of_a_map():
-    with VirtualGPUs([GIB // 1024, GIB]):
+    with VirtualGPUs("2x1GiB") as gpus:
         session = Session()
+        other = occupy(0, gpus, 1_100_000)
         with pytest.raises(OutOfMemoryError, match=r"use more GPUs.* let a plan take the place of"):
             session.load(TINY, device_map={"": 0})
-        assert session.load(TINY).status().info.devices == ("cuda:1",)
+        planned = session.load(TINY, max_memory={1: "1GiB"})
+        assert planned.status().info.devices == ("cuda:1",)
+        del other
         halves = {"model": 1, "lm_head": 0}
         assert session.load(TINY, device_map=halves).status().info.devices == ("cuda:0", "cuda:1")
         session.unload()
