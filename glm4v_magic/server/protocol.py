@@ -293,9 +293,9 @@ class ChatRequest(BaseModel):
     continue_final_message: Switch = None
     chat_template_kwargs: TemplateOptions | None = None
     logprobs: Switch = None
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int | None, Field(strict=True)] = None
 
-    n: Annotated[int | None, Field(ge=1, le=MOST_CHOICES)] = None
+    n: Annotated[int | None, Field(strict=True, ge=1, le=MOST_CHOICES)] = None
     stop: Annotated[
         list[StopText],
         BeforeValidator(_as_list, json_schema_input_type=list[StopText] | StopText | None),

@@ -15,29 +15,11 @@ from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.events import Finished, Text
 from glm4v_magic.core.options import Sampling
-from glm4v_magic.core.server_address import API_KEY, ServerAddress
+from glm4v_magic.core.server_address import ServerAddress
 from glm4v_magic.engines.server import connect
 from glm4v_magic.session.session import Session
 
 GREEDY = Sampling(temperature=0, max_tokens=16)
-
-
-@pytest.fixture(autouse=True)
-def no_key(monkeypatch):
-    monkeypatch.delenv(API_KEY, raising=False)
-
-
-@pytest.fixture(scope="module")
-def local():
-    session = Session().load(golden.CHECKPOINT)
-    yield session
-    session.unload()
-
-
-@pytest.fixture(scope="module")
-def server(local):
-    with serving(local.engine) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

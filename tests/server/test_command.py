@@ -24,11 +24,6 @@ from glm4v_magic.server.listening import Server
 from glm4v_magic.session.session import Session
 
 
-@pytest.fixture(autouse=True)
-def no_key(monkeypatch):
-    monkeypatch.delenv(API_KEY, raising=False)
-
-
 class TestCommandLine:
     def test_a_port_in_use(self):
         said = r"Port \d+ of 127.0.0.1 cannot be used: OSError"

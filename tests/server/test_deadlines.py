@@ -9,29 +9,14 @@ import socket
 import threading
 import time
 
-import golden
 import pytest
 from served import CHAT, SECONDS, ask, question, send, serving
 
-from glm4v_magic.core.server_address import API_KEY
 from glm4v_magic.server import app, deadlines, listening
 from glm4v_magic.server.worker import Worker
-from glm4v_magic.session.session import Session
 
 HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 SOON = 0.3
-
-
-@pytest.fixture(autouse=True)
-def no_key(monkeypatch):
-    monkeypatch.delenv(API_KEY, raising=False)
-
-
-@pytest.fixture(scope="module")
-def engine():
-    session = Session().load(golden.CHECKPOINT)
-    yield session.engine
-    session.unload()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import contextlib
 import json
 import threading
 
-import golden
 import pytest
 from jsonschema import Draft202012Validator
 from PIL import Image
@@ -15,19 +14,6 @@ from served import CHAT, SECONDS, ask, begun, data_of, question, send, serving, 
 
 from glm4v_magic.core.server_address import API_KEY
 from glm4v_magic.server import worker
-from glm4v_magic.session.session import Session
-
-
-@pytest.fixture(autouse=True)
-def no_key(monkeypatch):
-    monkeypatch.delenv(API_KEY, raising=False)
-
-
-@pytest.fixture(scope="module")
-def engine():
-    session = Session().load(golden.CHECKPOINT)
-    yield session.engine
-    session.unload()
 
 
 @pytest.fixture

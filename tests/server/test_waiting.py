@@ -19,15 +19,9 @@ import glm4v_magic
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import EngineError
 from glm4v_magic.core.options import Sampling
-from glm4v_magic.core.server_address import API_KEY
 from glm4v_magic.server import app
 from glm4v_magic.server.worker import Worker
 from glm4v_magic.session.session import Session
-
-
-@pytest.fixture(autouse=True)
-def no_key(monkeypatch):
-    monkeypatch.delenv(API_KEY, raising=False)
 
 
 def of_rows(model):
