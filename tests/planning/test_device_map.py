@@ -206,3 +206,12 @@ def test_a_weight_with_two_names_needs_one(given):
     )
     found, _ = settle({given: 1}, tree, parse_gpus("2x1GiB"), lambda name, tree: None)
     assert [place_of(found, name) for name in tree.tensors] == [1, 1]
+
+
+def test_of_published_names_for_the_same_the_inner_one_counts():
+    tree = ModuleTree(("", "first", "second"), ("first.weight", "second.weight"))
+    given = {"old": 0, "old.inner": 1, "second": 0}
+    found, _ = settle(
+        given, tree, parse_gpus("2x1GiB"), lambda name, tree: ("first",) if "old" in name else None
+    )
+    assert [place_of(found, name) for name in tree.tensors] == [1, 0]
