@@ -12,15 +12,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from glm4v_magic.core.errors import DeviceMapError, did_you_mean
-from glm4v_magic.core.gpu_spec import GPU
+from glm4v_magic.core.gpu_spec import APPLE, GPU
 from glm4v_magic.core.model_shape import ModuleTree
 from glm4v_magic.core.placement import DeviceMap, Place
 from glm4v_magic.core.remarks import Remark, remark
 
-__all__ = ["EXAMPLE", "OwnNames", "check", "place_of", "settle"]
+__all__ = ["EXAMPLE", "MPS", "OwnNames", "check", "place_of", "settle"]
 
 
 EXAMPLE = 'A device map is a JSON object such as {"model.vision": 0, "lm_head": 1}.'
+MPS = "mps"
+"""What a map may call Apple's GPU, which has a number in plans as all others have."""
+
 _LONGEST_NAME = 200  # of a module that is worth searching for similar ones
 
 OwnNames = Callable[[str, ModuleTree], "tuple[str, ...] | None"]
@@ -49,6 +52,8 @@ def settle(
     """
     if not device_map:
         raise DeviceMapError("The device map is empty.", EXAMPLE)
+    apple: Place = next((gpu.index for gpu in gpus if gpu.name == APPLE), MPS)
+    device_map = {name: apple if place == MPS else place for name, place in device_map.items()}
     known = {*tree.modules, *tree.tensors}
     translated: dict[str, tuple[str, ...]] = {}
     for name in device_map:
@@ -207,7 +212,8 @@ def check(device_map: Mapping[str, Place], tree: ModuleTree, gpus: Sequence[GPU]
 def _check_there(name: str, place: Place, gpus: Sequence[GPU]) -> None:
     if place != "cpu" and place not in {gpu.index for gpu in gpus}:
         raise DeviceMapError(
-            f"The device map puts {_called(name)} on GPU {place}, but {_present(gpus)}."
+            f"The device map puts {_called(name)} on "
+            f"{place if place == MPS else f'GPU {place}'}, but {_present(gpus)}."
         )
 
 

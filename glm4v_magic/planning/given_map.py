@@ -16,13 +16,13 @@ from pydantic import BeforeValidator, RootModel
 from glm4v_magic.core.errors import DeviceMapError
 from glm4v_magic.core.placement import DeviceMap, Place
 from glm4v_magic.outside import checked
-from glm4v_magic.planning.device_map import EXAMPLE
+from glm4v_magic.planning.device_map import EXAMPLE, MPS
 
 __all__ = ["device_map_of", "whole"]
 
 _MOST_GPUS = 2**16
 _CUDA = re.compile("cuda(?::([0-9]{1,5}))?", re.IGNORECASE)
-_DEVICE = 'A device is a number such as 0, "cuda:0" or "cpu"'
+_DEVICE = 'A device is a number such as 0, "cuda:0", "mps" or "cpu"'
 
 
 def _name(name: object) -> str:
@@ -39,6 +39,8 @@ def _device(value: object) -> Place:
     text = str(value).strip()
     if text.lower() == "cpu":
         return "cpu"
+    if text.lower() in ("mps", "mps:0"):
+        return MPS
     if text.lower().partition(":")[0] == "disk":
         raise ValueError("disk is not supported; use cpu")
     match = _CUDA.fullmatch(text)
@@ -63,8 +65,8 @@ def whole(given: object) -> DeviceMap | None:
     """Return the map that puts the whole model on a device, if `given` is one.
 
     Args:
-        given: a GPU index, ``"cuda:<index>"``, ``"cpu"``, or a `torch.device`; a string that is
-            none of these is the name of a file.
+        given: a GPU index, ``"cuda:<index>"``, ``"mps"``, ``"cpu"``, or a `torch.device`; a
+            string that is none of these is the name of a file.
 
     Raises:
         DeviceMapError: if it is neither a device nor the name of a file.
@@ -90,7 +92,7 @@ def device_map_of(content: Mapping[Any, Any], what: str = "The device map") -> D
     """Check the form of a device map, and return it with devices as `Place`.
 
     Args:
-        content: name of a module or parameter -> GPU index, ``"cuda:<index>"``, a
+        content: name of a module or parameter -> GPU index, ``"cuda:<index>"``, ``"mps"``, a
             `torch.device`, or ``"cpu"``.
         what: what it is called in messages.
 

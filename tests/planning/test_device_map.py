@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import DeviceMapError
-from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.gpu_spec import APPLE, GPU, parse_gpus
 from glm4v_magic.core.model_shape import ModuleTree
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.dispatch.module_tree import tree_of
@@ -215,3 +215,11 @@ def test_of_published_names_for_the_same_the_inner_one_counts():
         given, tree, parse_gpus("2x1GiB"), lambda name, tree: ("first",) if "old" in name else None
     )
     assert [place_of(found, name) for name in tree.tensors] == [1, 0]
+
+
+def test_apples_gpu_by_the_name_that_torch_has_for_it(model):
+    tree, apple = tree_of(model), [GPU(0, APPLE, 2**34)]
+    for each in ("mps", "mps:0", torch.device("mps"), {"": "mps:0"}):
+        assert settle(read_given(each), tree, apple, lambda *_: None)[0] == {"": 0}
+        with pytest.raises(DeviceMapError, match=r"whole model on mps, but there is GPU 0 only\.$"):
+            settle(read_given(each), tree, parse_gpus("1x1GiB"), lambda *_: None)
