@@ -35,6 +35,7 @@ from glm4v_magic.core.options import Sampling
 from glm4v_magic.core.remarks import Words, worded
 from glm4v_magic.core.rows import AnsweredRow, Counts, OrderedRows, Totals
 from glm4v_magic.core.wording import counted
+from glm4v_magic.images.pdf import name_and_page
 from glm4v_magic.mapping.answer_cache import request_key
 from glm4v_magic.mapping.results import result_of
 from glm4v_magic.mapping.saved_row import OF_ANSWER, OF_USAGE, SavedHeader, SavedRow
@@ -740,11 +741,13 @@ def _needs_content(row: PlannedRow) -> bool:
 
 
 def _state(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    try:
-        found = expanded(path).stat()
-    except (OSError, ValueError):  # an address, or a page of a document
-        return None
-    return found.st_size, found.st_mtime_ns
+    """Return size and time of a file, or of the document that a page is of."""
+    text = os.fspath(path)
+    for name in (text, name_and_page(text)[0]):
+        with contextlib.suppress(OSError, ValueError):
+            found = expanded(name).stat()
+            return found.st_size, found.st_mtime_ns
+    return None  # an address
 
 
 def _json(value: object) -> str:

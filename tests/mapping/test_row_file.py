@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -11,6 +12,7 @@ import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq  # here, so that its import is no growth of memory
@@ -109,6 +111,23 @@ def test_images_are_known_by_their_files_or_pixels(tmp_path):
     assert asked(photo, blue) == 1
     Image.new("RGB", (19, 9)).save(photo)
     assert asked(photo, blue) == 1
+    encoded = io.BytesIO()
+    red.save(encoded, "png")
+    assert asked(encoded.getvalue(), np.asarray(blue), str(photo)) == 0  # the same pixels
+    assert asked(red, np.zeros((8, 8, 3), np.uint8)) == 1
+
+
+def test_a_page_is_known_by_its_document(tmp_path):
+    file, document = tmp_path / "rows.parquet", tmp_path / "a.pdf"
+
+    def asked(colour=None):
+        if colour is not None:
+            Image.new("RGB", (9, 9), colour).save(document, save_all=True)
+        session = session_with()
+        session.map("What?", [f"{document}#page=1"], save=file)
+        return session.engine.asked
+
+    assert [asked("red"), asked(), asked("blue")] == [1, 0, 1]
 
 
 def test_answers_to_something_else_are_not_replaced(tmp_path):

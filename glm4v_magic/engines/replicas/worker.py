@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -27,6 +28,8 @@ __all__ = ["OWN_VERSION", "LoadState", "News", "ReplicaWorker"]
 
 OWN_VERSION = version("glm4v_magic")
 """Version of this package on this machine."""
+
+_SECONDS_TO_GATHER = 0.02
 
 Load = Callable[[ModelChoice, Callable[[LoadProgress], None]], Engine]
 """Loads a model into this process, and tells each weight that has arrived."""
@@ -176,12 +179,21 @@ class ReplicaWorker:
             return call.partial
 
     def take(self, number: int, seconds: float) -> News:
-        """Return the news of a call; waits some seconds for the first."""
+        """Return the news of a call; waits some seconds for the first.
+
+        A moment later there are more, for which nobody need ask; only the end of an answer, which
+        makes room for the next one, is told at once.
+        """
         call = self._call
         if number != call.number:
             return News((), None, _used_bytes(), None)
         with self._changed:
             self._changed.wait_for(lambda: call.events or call.error, seconds)
+            is_urgent = call.error or any(isinstance(each, Finished) for each in call.events)
+        if call.events and not is_urgent:
+            # A step tells of each row by itself, and asking for them takes longer than the step.
+            time.sleep(_SECONDS_TO_GATHER)
+        with self._changed:
             events, call.events = call.events, []
             error, call.error = call.error, None
         return News(events, error, _used_bytes(), getattr(self._engine, "cache", None))
