@@ -235,7 +235,7 @@ class _Batch:
 
     @cached_property
     def _decode_step(self) -> DecodeStep | None:
-        return self._quick()
+        return self._prefill.attempt(self._quick)
 
     def _joined(self) -> tuple[KVBlock, list[_Row]]:
         """Bring all open rows into one block, without those that have left."""

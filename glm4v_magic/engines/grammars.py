@@ -53,6 +53,7 @@ _OF_NAMES = ("properties", "patternProperties", "$defs", "definitions", "depende
 """Keywords whose value has schemas by names that are not keywords."""
 _OF_VALUES = ("const", "enum", "default", "examples")
 """Keywords whose value is JSON of any kind, not schemas."""
+_BROKEN_ESCAPE = re.compile(r"(?<!\\)(\\\\)*\\\Z")
 _UNSATISFIABLE = "Unsatisfiable schema: "
 _IN_OUR_WORDS = (
     (r"fuel exhausted|too (?:big|complex|large)|too many expressions", "it is too large"),
@@ -208,6 +209,8 @@ def _written(constraint: Constraint, options: dict[str, Any]) -> str:
     from llguidance import LLMatcher, regex_to_lark
 
     if constraint.regex:
+        if _BROKEN_ESCAPE.search(constraint.regex):  # it would escape what follows in the grammar
+            raise _unusable("regex", "it ends with a lone \\, where \\\\ matches one")
         pattern = regex_to_lark(constraint.regex, "")
         return LLMatcher.grammar_from_lark(f"start: TEXT\nTEXT: /{pattern}/ & /{_STRIPPED}/")
     schema = json.loads(constraint.schema)

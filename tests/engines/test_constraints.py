@@ -160,6 +160,8 @@ def test_prose_that_was_begun_is_carried_on_freely(engine):
 
 BAD = {
     "(": "unclosed group",
+    "a\\": "ends with a lone",
+    "\\\\\\": "ends with a lone",
     "(?=a)b": "look-around",
     r"(a)\1": "backreferences",
     r"a\bb": "look-around",

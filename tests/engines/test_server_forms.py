@@ -63,12 +63,14 @@ def test_a_choice_is_given_the_tokens_that_it_needs(server, session):
     assert server.bodies[-1]["max_tokens"] == 20
 
 
-def test_a_server_that_refuses_the_form_is_asked_without_it_from_then_on(server, session, in_turn):
-    in_turn(REFUSED, said("Perhaps"), said("yes"))
+def test_a_server_that_refuses_a_form_is_asked_without_it_from_then_on(server, session, in_turn):
+    in_turn(REFUSED, said("Perhaps"), said("yes"), said("no"), said("maybe"))
     answer = session.ask("What?", choices=["yes", "no"])
     assert (answer.text, bool(answer.corrected)) == ("yes", True)
+    session.ask("What?", choices=["yes", "no"])
+    session.ask("What?", choices=["yes", "maybe"])  # it may take another one
     with_form = ["structured_outputs" in body for body in server.bodies]
-    assert with_form[-3:] == [True, False, False]
+    assert with_form[-5:] == [True, False, False, False, True]
 
 
 def test_only_what_is_refused_is_left_out(server, session, in_turn):

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Request
 from glm4v_magic.engines.server.carried_on import Lengths
 from glm4v_magic.engines.server.connection import (
@@ -59,13 +60,15 @@ class Manners:
     """What a server has shown of itself.
 
     Attributes:
-        refused: parts of a request that it does not take.
+        refused: parts of a request that it does not take, whatever they are.
+        constraints: constraints that it does not take; it may take others.
         fields: fields of `_FIELDS` that are sent in another way.
         lengths: those of its latest answers.
         limits_thinking: whether it is known to keep to the maximum number of thinking tokens.
     """
 
     refused: set[str] = field(default_factory=set)
+    constraints: set[Constraint] = field(default_factory=set)
     fields: set[str] = field(default_factory=set)
     lengths: Lengths = field(default_factory=Lengths)
     limits_thinking: bool = False
@@ -80,6 +83,19 @@ class Manners:
         if "stream" in self.fields:
             body["stream"] = False
         return body
+
+    def taken(self, request: Request) -> Request:
+        """Return a request without the parts that this server is known not to take."""
+        unwanted = request.constraint in self.constraints
+        return without(request, [*self.refused, *(["constraint"] if unwanted else [])])
+
+    def note(self, request: Request, less: Iterable[str]) -> None:
+        """Note that a request was taken without some of its parts, and not with them."""
+        for name in less:
+            if name != "constraint":
+                self.refused.add(name)
+            elif request.constraint is not None:
+                self.constraints.add(request.constraint)
 
     def learn(self, refused: StatusError) -> bool:
         """Tell whether the message of a refusal names a field that can be sent in another way."""
@@ -158,7 +174,7 @@ class Dialogue:
 
     async def _attempts(self, request: Request) -> AsyncGenerator[str, None]:
         """Ask; if the server refuses, ask again without the parts that not every server takes."""
-        request = without(request, self.manners.refused)
+        request = self.manners.taken(request)
         extras = [name for name in _EXTRAS if without(request, [name]) != request]
         attempts = [
             less for count in range(len(extras) + 1) for less in combinations(extras, count)
@@ -168,7 +184,7 @@ class Dialogue:
             try:
                 async with aclosing(self._exchange(without(request, less))) as events:
                     async for data in events:
-                        self.manners.refused |= set(less)
+                        self.manners.note(request, less)
                         yield data
             except StatusError as refused:
                 if refused.status not in _UNWANTED:
