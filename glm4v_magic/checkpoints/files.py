@@ -42,6 +42,7 @@ _PICKLED_INDEX = "pytorch_model.bin.index.json"
 _PICKLED = "pytorch_model.bin"
 _SHARD = re.compile(r"([\w.-]{1,100})-(\d{5})-of-(\d{5})\.safetensors")
 _MOST_SHARDS = 10_000
+_OF_DEEPSPEED = "zero_to_fp32.py"  # it leaves this program beside the parts of its processes
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 DTYPES = {
@@ -161,9 +162,11 @@ def read_tensor_infos(folder: Path) -> dict[str, TensorInfo]:
         path.name for path in folder.glob("*.safetensors")
     )
     hint = f"It holds {', '.join(found[:3])}. " if found else ""
+    way = "Download the safetensors files of the checkpoint."
+    if (folder / _OF_DEEPSPEED).is_file():
+        way = f"DeepSpeed has them in parts: python {_OF_DEEPSPEED} . . --safe_serialization"
     raise CheckpointError(
-        f"{folder} holds no weights: neither {INDEX} nor {SINGLE} is there.",
-        f"{hint}Download the safetensors files of the checkpoint.",
+        f"{folder} holds no weights: neither {INDEX} nor {SINGLE} is there.", hint + way
     )
 
 

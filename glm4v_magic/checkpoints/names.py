@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from glm4v_magic.core.model import DEMOS
 
-__all__ = ["PUBLISHED", "REPOSITORIES", "Named", "demo_named", "named"]
+__all__ = ["PUBLISHED", "REPOSITORIES", "Named", "demo_named", "named", "named_in_path"]
 
 PUBLISHED = (
     "GLM-4V-9B",
@@ -102,3 +102,17 @@ def named(text: str) -> Named | None:
     if found is None:
         return None
     return Named(found, found if found in PUBLISHED else _AS.get(found))
+
+
+def named_in_path(path: str) -> str | None:
+    """Return the published checkpoint that the last part of a path begins with; or ``None``.
+
+    Args:
+        path: a folder, perhaps of another machine, or a repository of somebody else.
+    """
+    last = _as_published(path.replace("\\", "/").rstrip("/").rpartition("/")[2])
+    known = named(last)
+    if known is not None:
+        return known.name
+    begun = [name for name in _BY_NAME if last.startswith(f"{name}-")]
+    return _BY_NAME[max(begun, key=len)] if begun else None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glm4v_magic.checkpoints.hub import CONFIGS
+from glm4v_magic.checkpoints.names import named_in_path
 from glm4v_magic.checkpoints.places import Place, find_place, not_found
 from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.wording import counted, printable
@@ -54,6 +55,7 @@ class Source:
             f"The adapter {self.adapter.folder} was trained on "
             f"{printable(self.place.text)!r}, which is not here.",
             code="base_not_here",
+            base=named_in_path(self.place.text) or "FOLDER",
         )
 
 
@@ -162,6 +164,7 @@ def _base_of(adapter: Adapter, base: str | os.PathLike[str] | None) -> Place:
         raise CheckpointError(
             f"The adapter {adapter.folder} does not say which model it was trained on.",
             code="base_not_here",
+            base="FOLDER",
         )
     if base is not None:
         found = find_place(os.fspath(base))

@@ -137,7 +137,7 @@ COMMON: Mapping[str, str] = {
     "take_the_original": (
         "Take the original checkpoint; {option:quantize=4bit} makes it as small as it is loaded."
     ),
-    "base_not_here": "Say where its base is: {option:base=FOLDER}.",
+    "base_not_here": "Say where its base is: {option:base={base}}.",
     "base_of_no_adapter": "An adapter for it is given with {option:lora=FOLDER}.",
     "adapter_twice": "Leave {option:lora} out, or name the model that both are for.",
     "of_cogvlm": (

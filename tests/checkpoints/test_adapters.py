@@ -479,6 +479,22 @@ def test_options_without_meaning(given, said):
         architecture(golden.CHECKPOINT, **given)
 
 
+@pytest.mark.parametrize(
+    ("trained_on", "base"),
+    [
+        ("/root/models/ZhipuAI/glm-4v-9b/", "GLM-4V-9B"),
+        (r"D:\models\GLM-4.1V-9B-Base", "GLM-4.1V-9B-Base"),
+        ("somebody/glm4.1v-9b-thinking-bnb-4bit", "GLM-4.1V-9B-Thinking"),
+        ("/data/glm-4v-9bis", "FOLDER"),
+        ("/data/base", "FOLDER"),
+    ],
+)
+def test_a_base_of_another_machine_is_known_by_its_name(adapter, trained_on, base):
+    edit(adapter, base_model_name_or_path=trained_on)
+    with pytest.raises(CheckpointError, match=f'which is not here. .*base="{base}"'):
+        resolve(adapter)
+
+
 def test_a_base_that_is_not_there_is_said_of_the_base(adapter):
     for look in (resolve, architecture):
         with pytest.raises(CheckpointError, match="There is no checkpoint 'nowhere'"):

@@ -192,6 +192,8 @@ def test_weights_that_are_no_file(single, name, put, said):
 def test_folder_with_other_weights_says_what_it_holds(single):
     (single / "model.safetensors").rename(single / "consolidated.bin")
     refused(single, "holds no weights", "consolidated.bin")
+    (single / "zero_to_fp32.py").write_text("")
+    refused(single, "DeepSpeed has them in parts: python zero_to_fp32.py . . --safe_serialization")
 
 
 def test_missing_shard_is_named(sharded):
