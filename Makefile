@@ -93,7 +93,7 @@ nightly-servers: $(INSTALLED)
 
 # Every benchmark in a short form, some ten minutes on two idle cores; `bench-full` for figures to
 # quote, which takes an hour or two.
-bench: $(INSTALLED)
+bench: $(INSTALLED) docs
 	$(BIN)/python benchmarks/load_ext.py --runs 3
 	$(BIN)/python benchmarks/first_cell.py --runs 2
 	$(BIN)/python benchmarks/tokens_per_second.py --runs 7 --tokens 60
@@ -109,8 +109,9 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/load_memory.py --layers 1
 	$(BIN)/python benchmarks/load_time.py --runs 5 --quick
 	$(BIN)/python benchmarks/placement.py --gpus 2-3
+	$(BIN)/python benchmarks/web_planner.py --runs 1
 
-bench-full: $(INSTALLED)
+bench-full: $(INSTALLED) docs
 	$(BIN)/python benchmarks/load_ext.py
 	$(BIN)/python benchmarks/first_cell.py
 	$(BIN)/python benchmarks/tokens_per_second.py
@@ -126,6 +127,7 @@ bench-full: $(INSTALLED)
 	$(BIN)/python benchmarks/load_memory.py
 	$(BIN)/python benchmarks/load_time.py
 	$(BIN)/python benchmarks/placement.py
+	$(BIN)/python benchmarks/web_planner.py
 
 # On a GPU with 40 GiB or more: a model as large as GLM-4V-9B, of random weights (26 GiB of disk).
 bench-gpu: $(INSTALLED)
