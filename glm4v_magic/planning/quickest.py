@@ -17,10 +17,10 @@ is. These begins form a window that only moves on, for a GPU that begins later r
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from math import prod
 from typing import NamedTuple
 
@@ -54,6 +54,26 @@ class _Way(NamedTuple):
 
 
 _Ways = list[_Way | None]  # by number of units placed
+
+_ROUNDED = 1e-9  # far more than floats are wrong by
+
+
+class _Begin(NamedTuple):
+    """Where a stage may begin.
+
+    Attributes:
+        key: cost so far less that of all units so far.
+        first: its first unit.
+        way: the way up to it.
+        rough: about how many bytes of the GPU are as full as the way is.
+        costs: bytes of the units from the first on, by their number less one.
+    """
+
+    key: int
+    first: int
+    way: _Way
+    rough: float
+    costs: Sequence[int]
 
 
 def quickest(
@@ -168,32 +188,41 @@ class _Stages:
         """Return the best ways that end with a stage on a GPU."""
         sums, reach = self._sums[index], self._reach(index)
         after: _Ways = [None] * len(before)
-        window: deque[tuple[int, int, _Way]] = deque()  # cost so far less sums, first unit, way
+        window: deque[_Begin] = deque()
         for end in range(1, len(before)):
             way = before[end - 1]
             if way is not None:
                 key = way.cost - sums[end - 1]
-                while window and window[-1][0] > key:
+                while window and window[-1].key > key:
                     window.pop()
-                window.append((key, end - 1, way))
-            while window and reach[window[0][1]] < end:
+                rough = float(way.fullness) * self._budgets[index].capacity
+                window.append(_Begin(key, end - 1, way, rough, self._tables.costs(end - 1)))
+            while window and reach[window[0].first] < end:
                 window.popleft()
             if window:
                 fullness, stages = self._emptiest(window, index, end, group)
-                cost = window[0][0] + sums[end] + self._entries[end - 1]
+                cost = window[0].key + sums[end] + self._entries[end - 1]
                 after[end] = _Way(cost, fullness, stages)
         return after
 
     def _emptiest(
-        self, window: deque[tuple[int, int, _Way]], index: int, end: int, group: int
+        self, window: Iterable[_Begin], index: int, end: int, group: int
     ) -> tuple[Fraction, tuple[int, int, int, object]]:
         """Return the least fullness of the begins that cost as little as the first, and stages."""
-        budget, best = self._budgets[index], None
-        for key, first, way in window:
-            if key != window[0][0]:
-                break
-            size = self._tables.costs(first)[end - first - 1]
-            fullness = max(way.fullness, fullness_of(budget, size))
+        budget = self._budgets[index]
+        cheapest = next(iter(window)).key
+        alike = takewhile(lambda begin: begin.key == cheapest, window)
+        # Fractions are slow: floats leave few of the begins to them.
+        rough = [
+            (max(begin.rough, budget.base + begin.costs[end - begin.first - 1]), begin)
+            for begin in alike
+        ]
+        least = min(size for size, _ in rough) * (1 + _ROUNDED)
+        best = None
+        for size, (_, first, way, _, costs) in rough:
+            if size > least:
+                continue
+            fullness = max(way.fullness, fullness_of(budget, costs[end - first - 1]))
             if best is None or fullness < best[0]:
                 best = fullness, (group, first, end, way.stages)
         assert best is not None
