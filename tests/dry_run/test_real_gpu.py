@@ -164,8 +164,8 @@ def compared(folder: Path, found: Measured, wide: bool) -> None:
     sys.stdout.write(f"\n{folder.name}: {found.told(dry)}\n")
     assert not report.problems
     stage = found.plan.stages[0]
-    # What is reserved beyond it are blocks of other sizes, which PyTorch gives back where memory ends:
-    # 5.7 GiB beside 13.1 where layers of glm5_next come and go.
+    # What is reserved beyond it are blocks of other sizes, which PyTorch gives back where memory
+    # ends: 5.7 GiB beside 13.1 where layers of glm5_next come and go.
     assert found.allocated <= stage.total_bytes
     assert found.taken - WORKSPACE <= CLOSE * min(dry, found.tensors)
     if wide:  # in tiny models, what is rounded and what is not there yet count for more

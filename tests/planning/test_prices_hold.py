@@ -95,8 +95,8 @@ def hold(seeds, names):
         for stage in made.stages:
             if stage.units:
                 measured = used[stage.gpu].total_bytes
-                # An offloaded layer is there in the prefill before later layers have keys and values,
-                # which a plan counts in full.
+                # An offloaded layer is there in the prefill before later layers have keys and
+                # values, which a plan counts in full.
                 later = stage.kv_bytes if stage.offloaded else 0
                 most = 1.01 * measured + later
                 assert 0.99 * measured <= stage.total_bytes <= most, (options, stage)
