@@ -34,6 +34,14 @@ from glm4v_magic.server.protocol import ChatRequest, Only
 
 ROOT = Path(__file__).parent.parent
 
+ANATOMY = (
+    "![The parts of a cell: images, options and the question; below it the images, the answer and "
+    "its usage](images/anatomy.svg)"
+)
+ERROR_DRAWN = (
+    "![An error is one line: what happened, where, and what to do next](../images/error.svg)"
+)
+
 IMAGE = "shapes.png"
 QUESTION = "What colour is the circle?"
 
@@ -116,6 +124,7 @@ def commands_page() -> str:
     cell: Any = Glm4vMagics.glm4v
     parts = [
         "# Commands and options",
+        ANATOMY,
         f"`{IMAGE}` in the examples is in the folder `notebooks/`; other files and folders stand "
         "for yours. `%glm4v help`, and `--help` behind a command, show the same in a notebook; Tab "
         "completes commands, options, models and files.",
@@ -273,7 +282,7 @@ def settings_page() -> str:
         for each in Glm4v().table()
     )
     return (
-        "# Settings\n\n"
+        f"# Settings\n\n{ANATOMY}\n\n"
         f"{described(parser_of(COMMANDS['config']).description)}\n\n"
         f"| setting | default | environment | meaning |\n| --- | --- | --- | --- |\n{rows}\n\n"
         'A `model = "./folder"` in `pyproject.toml` is the folder beside that file. An empty '
@@ -285,7 +294,7 @@ def settings_page() -> str:
 def options_page() -> str:
     """Return the page with the whole table of options."""
     return (
-        "# All options\n\n"
+        f"# All options\n\n{ANATOMY}\n\n"
         "What can be chosen, and where: in a cell or behind a command, as a setting, as an "
         "argument in Python, as a field of a request to "
         "[our own server](commands.md#server). All of these are made from this table; the last "
@@ -330,11 +339,14 @@ def errors_page() -> str:
         "\n\n".join(
             [
                 "# Errors",
+                ERROR_DRAWN,
                 "In a notebook an error is one line: what happened, where, and what to do next. "
                 "The model, the conversation and your variables stay as they are. `--debug` shows "
                 "the traceback. In Python all but the two interrupts are a `Glm4vError` with the "
                 "attributes `what`, `hint`, `code` and `values`; its text speaks of Python, where "
                 "that of a cell speaks of magics.",
+                "**You have a message?** [Errors by message](messages.md) lists what can be "
+                "said, with what to do next.",
                 "\n".join(["| error | when |", "| --- | --- |", *lines]),
                 "## The tree",
                 *(

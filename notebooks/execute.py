@@ -20,6 +20,7 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 
 OUTPUT = Path("build/notebooks")
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
@@ -40,6 +41,9 @@ def execute(path: Path) -> nbformat.NotebookNode:
     client.execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of this run, of no use to a reader
+        if cell.cell_type == "code":
+            # A widget has a static twin beside it; without its kernel it is an empty box.
+            cell.outputs = [each for each in cell.outputs if WIDGET not in each.get("data", {})]
     return notebook
 
 

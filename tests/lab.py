@@ -1,12 +1,13 @@
 """JupyterLab and Notebook 7 in headless Chromium: one server and one browser for many notebooks.
 
-    python tests/lab.py docs/images/cell.png
+    python tests/lab.py docs/images/cell.gif
 
-takes the image of a cell that the README shows.
+records the cell that the README shows, while it is asked and answered.
 """
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import shutil
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from PIL import Image, ImageChops
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +39,9 @@ _QUIET = (
 )  # fmt: skip
 _TOKEN = "test"
 _SECONDS = 120
+_TALLEST = 800
+"""Height that a recorded cell may have, in CSS pixels."""
+_COLOURS = 64
 
 
 @dataclass
@@ -241,17 +246,63 @@ def _wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:
     raise TimeoutError(f"JupyterLab did not answer within {_SECONDS} s")
 
 
+def record(page: Page, number: int) -> list[tuple[float, bytes]]:
+    """Run a cell; return what it looked like, as PNG, and for how many seconds."""
+    chosen = cell(page, number)
+    chosen.scroll_into_view_if_needed()
+    page.mouse.move(0, 0)
+    box = chosen.bounding_box()
+    assert box is not None
+    area = {"x": box["x"], "y": box["y"], "width": box["width"], "height": _TALLEST}
+    begun = time.monotonic()
+    shots = [(begun, page.screenshot(clip=area))]
+    chosen.locator(".cm-content").click()
+    page.keyboard.press("Control+Enter")  # which adds no cell below
+    page.mouse.move(0, 0)
+    while time.monotonic() < begun + _SECONDS:
+        is_over = chosen.locator("details").count() and not chosen.locator("button").count()
+        shots.append((time.monotonic(), page.screenshot(clip=area)))
+        if is_over:
+            break
+    times = [at for at, _ in shots[1:]] + [time.monotonic()]
+    return [(end - at, shot) for (at, shot), end in zip(shots, times, strict=True)]
+
+
+def animate(shots: Sequence[tuple[float, bytes]], target: Path) -> None:
+    """Write images as one that moves once and then stays, without the empty part at the bottom."""
+    frames = [(seconds, Image.open(io.BytesIO(shot)).convert("RGB")) for seconds, shot in shots]
+    last = frames[-1][1]
+    empty = Image.new("RGB", last.size, last.getpixel((last.width - 1, last.height - 1)))
+    _, _, _, lower = ImageChops.difference(last, empty).getbbox() or (0, 0, 0, last.height)
+    palette = last.crop((0, 0, last.width, lower)).quantize(_COLOURS)
+    distinct: list[tuple[float, Image.Image]] = []
+    for seconds, frame in frames:
+        shown = frame.crop((0, 0, last.width, lower)).quantize(palette=palette, dither=0)
+        if distinct and distinct[-1][1].tobytes() == shown.tobytes():
+            distinct[-1] = (distinct[-1][0] + seconds, shown)
+        else:
+            distinct.append((seconds, shown))
+    first, *rest = (frame for _, frame in distinct)
+    durations = [max(60, min(1500, round(1000 * seconds))) for seconds, _ in distinct]
+    first.save(target, save_all=True, append_images=rest, duration=[1500, *durations[1:]])
+
+
 def main() -> None:
     target = Path(sys.argv[1])
     target.parent.mkdir(parents=True, exist_ok=True)
-    cells = ["%load_ext glm4v_magic", "%%glm4v shapes.png\nWhat colour is the circle?"]
+    cells = [
+        "%load_ext glm4v_magic\n%glm4v load demo-4.6v",
+        "%%glm4v shapes.png\nHow many shapes are there?",
+    ]
     with (
         jupyter_server() as server,
         browsing(server) as front,
-        front.open(cells, [NOTEBOOKS / "shapes.png"], scale=2) as page,
+        front.open(cells, [NOTEBOOKS / "shapes.png"], width=900, height=1200, scale=2) as page,
     ):
+        # A fixed width, whatever the side bars do, and no buttons over the question.
+        page.add_style_tag(content=".jp-CodeCell {width: 640px} .jp-cell-toolbar {display: none}")
         run(page, 0)
-        run(page, 1).screenshot(path=target)
+        animate(record(page, 1), target)
 
 
 if __name__ == "__main__":

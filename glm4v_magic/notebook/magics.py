@@ -9,7 +9,8 @@ import inspect
 import os
 import re
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -91,6 +92,7 @@ class Glm4vMagics(Magics):
     ) -> None:
         super().__init__(shell)
         self._settings = settings
+        self._told: set[str] = set()
         self._context = None if session is None else self._around(session)
         self._shown: list[object] = []
         self._borrowed: dict[type, Any] = {}
@@ -107,7 +109,8 @@ class Glm4vMagics(Magics):
     def _around(self, session: Session) -> Context:
         from glm4v_magic.notebook.commands import Context
 
-        return Context(self.shell, self.glm4v.__doc__ or "", self._settings, session)
+        page = self.glm4v.__doc__ or ""
+        return Context(self.shell, page, self._settings, session, told=self._told)
 
     @line_cell_magic
     @no_var_expand
@@ -225,9 +228,11 @@ class Glm4vMagics(Magics):
         self.shell.register_magics(self)
         for kind, bundle in _BUNDLES.items():
             formatter.ipython_display_formatter.for_type_by_name(*kind, self._swallow_if_shown)
-            formatter.mimebundle_formatter.for_type_by_name(*kind, bundle)
+            formatter.mimebundle_formatter.for_type_by_name(*kind, partial(bundle, self._told))
         # IPython has a printer of lists, which comes before the bundle of one.
-        formatter.formatters["text/plain"].for_type_by_name(*_ROWS, _print_rows)
+        formatter.formatters["text/plain"].for_type_by_name(
+            *_ROWS, partial(_print_rows, self._told)
+        )
         self.shell.events.register("post_run_cell", self._forget_shown)
         self.shell.Completer.completions = self._completions
         self.shell.input_transformers_cleanup.append(_alone)
@@ -374,35 +379,40 @@ def _is_reload() -> bool:
     return frame is not None
 
 
-def _bundle(answer: Answer) -> MimeBundle:
+def _bundle(told: Collection[str], answer: Answer) -> MimeBundle:
     from glm4v_magic.notebook.render.answers.answer import answer_bundle
 
-    return answer_bundle(answer)
+    return answer_bundle(answer, told)
 
 
-def _plan_bundle(plan: Plan) -> MimeBundle:
+def _plan_bundle(_: Collection[str], plan: Plan) -> MimeBundle:
     from glm4v_magic.notebook.render.plans.plan import plan_bundle
 
     return plan_bundle(plan)
 
 
-def _rows_bundle(rows: Rows | OrderedRows) -> MimeBundle:
+def _rows_bundle(told: Collection[str], rows: Rows | OrderedRows) -> MimeBundle:
     from glm4v_magic.notebook.render.rows import rows_bundle
 
-    return rows_bundle(rows)
+    return rows_bundle(rows, told=told)
 
 
-def _print_rows(rows: Rows, printer: RepresentationPrinter, _cycle: bool) -> None:
-    printer.text(_rows_bundle(rows)["text/plain"])
+def _print_rows(
+    told: Collection[str], rows: Rows, printer: RepresentationPrinter, _cycle: bool
+) -> None:
+    printer.text(_rows_bundle(told, rows)["text/plain"])
 
 
-_BUNDLES: dict[tuple[str, str], Callable[[Any], MimeBundle]] = {
+_BUNDLES: dict[tuple[str, str], Callable[[Collection[str], Any], MimeBundle]] = {
     _ANSWER: _bundle,
     _ROWS: _rows_bundle,
     _SAVED: _rows_bundle,
     _PLAN: _plan_bundle,
 }
-"""Results that are shown by what returns their bundle, by module and name of their classes."""
+"""Results that are shown by what returns their bundle, by module and name of their classes.
+
+The first argument has the notices that were shown; see `Context.told`.
+"""
 
 
 def _stopped(interrupt: KeyboardInterrupt, line: str) -> Stopped:

@@ -21,7 +21,10 @@ CELLS = {
     "cut": "%%glm4v --chat shapes --max-tokens 2 -o cut\nWhat colour is the square?",
     "whole": "whole = %glm4v continue",
     "history": "%glm4v history shapes",
+    "shown again": "first",
+    "rows": f'%%glm4v "{IMAGE}" --over ["circle"]\nIs there a {{{{item}}}}?',
     "texts": "print(*[a.text for a in (first, second, fresh, third, cut, whole)], sep='\\n')",
+    "attribute": "print(second.notice)",
 }
 
 
@@ -50,6 +53,13 @@ def test_an_answer_is_shown_once_with_its_details_folded(outputs):
     assert "shapes.png" in strip["data"]["text/html"]
     assert re.search("<details[^>]*><summary", answer["data"]["text/markdown"])
     assert all("The circle is red" in answer["data"][kind] for kind in answer["data"])
+
+
+def test_that_the_model_is_a_demo_is_said_once(outputs):
+    saying = [name for name, shown in outputs.items() if "demo model" in str(shown)]
+    assert saying == ["first", "attribute"]
+    assert outputs["rows"]
+    assert outputs["shown again"]
 
 
 def test_history_shows_the_conversation(outputs):

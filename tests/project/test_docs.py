@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import pkgutil
 import re
@@ -29,6 +30,7 @@ from glm4v_magic.core import errors, events
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.wording import printable
+from glm4v_magic.images import to_image
 from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, options_in, parse, split
 from glm4v_magic.notebook.commands import COMMANDS
@@ -45,6 +47,7 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 HOOKS = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
 PLANNER = runpy.run_path(str(ROOT / "docs" / "planner.py"))
+MESSAGES = runpy.run_path(str(ROOT / "docs" / "messages.py"))
 COMMANDS_PAGE = HOOKS["commands_page"]()
 CELL = Glm4vMagics.glm4v
 
@@ -213,6 +216,31 @@ def test_what_fits_as_the_table_of_sizes_says():
             assert f"{2 * shape.values / 2**30:.1f}" == size
             for spec in specs:
                 plan(shape, parse_gpus(spec), Workload(context=8192))
+
+
+def test_a_message_is_found_on_the_page_of_messages():
+    """Messages that the code makes, as somebody would look for them, and what to do next."""
+    page = html.unescape(MESSAGES["page"]())
+    found = [(MESSAGES["pattern"](each), each) for each in MESSAGES["messages"]()]
+    for make, words, hint in (
+        (lambda: to_image("nope.png", source="nope.png"), ": no such file", ""),
+        (lambda: parse_gpus("4x"), "", "4x16GiB"),
+        (lambda: architecture("glm-5v"), "", ""),
+        (lambda: to_image(str(NOTEBOOKS), source="notebooks"), "folder", "--over"),
+    ):
+        with pytest.raises(errors.Glm4vError) as caught:
+            make()
+        said = caught.value.what
+        entries = [each for regex, each in found if regex.match(" ".join(said.split()))]
+        assert any(f"<dt>{each.what}</dt>" in page for each in entries), said
+        assert any(words in each.what and hint in each.hint for each in entries), said
+
+
+def test_a_message_in_the_code_is_on_the_page():
+    """No rough reading: nearly every error that is made with words has an entry."""
+    source = "\n".join(each.read_text("utf-8") for each in (ROOT / "glm4v_magic").rglob("*.py"))
+    made = len(re.findall(r"\braise \w+Error\(\s*f?\"", source))
+    assert len(list(MESSAGES["messages"]())) > 0.9 * made > 300
 
 
 def test_the_tree_of_errors_is_drawn_whole():

@@ -33,6 +33,18 @@ def links(text: str) -> set[str]:
     return set(re.findall(r"\]\(([^)]+)\)", text))
 
 
+def test_the_first_screen_says_what_shows_a_cell_and_gives_two_commands() -> None:
+    for text in (ENGLISH, CHINESE):
+        before, image, after = re.split(r'(<img src="[^"]+" width="640" alt="[^"]{30,}">)', text)
+        shown = ROOT / re.findall('"(.*?)"', image)[0]
+        assert shown.read_bytes()[:3] == b"GIF"
+        assert shown.stat().st_size < 300_000
+        assert len(before) < 900
+        commands = blocks(after)[0].splitlines()[1:-1]
+        assert [line.split("#")[0].strip() for line in commands] == ["make demo", "make test"]
+        assert after.index(blocks(after)[0]) < 250
+
+
 def test_code_blocks_are_the_same() -> None:
     assert blocks(CHINESE) == blocks(ENGLISH)
     assert len(blocks(ENGLISH)) > 5

@@ -170,6 +170,7 @@ def carry_out(
         quiet=arguments.quiet,
         form=form.format,
         button=context.settings.stop_button,
+        told=context.told,
     )
     earlier = context.session.status().last
     given: Answer | None = None

@@ -54,6 +54,7 @@ class Context:
         views: views that are open as widgets.
         launched: server that was started last; ``None`` if there was none, or it was ended.
         ended: server that was started and ended last, by a command.
+        told: notices of models that were shown; each is shown once.
     """
 
     shell: InteractiveShell
@@ -63,6 +64,7 @@ class Context:
     views: list[LiveView] = field(default_factory=list)
     launched: LaunchedServer | None = None
     ended: LaunchedServer | None = None
+    told: set[str] = field(default_factory=set)
 
     @cached_property
     def monitor(self) -> Monitor:

@@ -203,7 +203,11 @@ def _ask(context: Context, arguments: Namespace, stream: Stream, rows: int) -> A
     """Ask, show the rows as they are answered, and keep what is done, whatever happens."""
     screen = screen_for(context.shell, context.model, quiet=arguments.quiet)
     board = board_for(
-        context.shell, rows, quiet=arguments.quiet, button=context.settings.stop_button
+        context.shell,
+        rows,
+        quiet=arguments.quiet,
+        button=context.settings.stop_button,
+        told=context.told,
     )
     try:
         with stream:

@@ -35,7 +35,14 @@ __all__ = ["Board", "NotebookBoard", "TerminalBoard", "board_for"]
 _TERMINAL_SECONDS = 2.0
 
 
-def board_for(shell: InteractiveShell, total: int, *, quiet: bool, button: bool) -> Board:
+def board_for(
+    shell: InteractiveShell,
+    total: int,
+    *,
+    quiet: bool,
+    button: bool,
+    told: set[str] | None = None,
+) -> Board:
     """Return the board for what `shell` is connected to.
 
     Args:
@@ -43,24 +50,31 @@ def board_for(shell: InteractiveShell, total: int, *, quiet: bool, button: bool)
         total: number of all rows.
         quiet: show nothing at all.
         button: offer a Stop button where one can work.
+        told: as in `Screen`.
     """
     if quiet:
         return Board()
     # As in `screen_for`: only IPython's own publisher cannot replace an output.
     if type(shell.display_pub) is DisplayPublisher:
-        return TerminalBoard()
-    return NotebookBoard(total, Head(shell, button=button) if is_watched(shell) else None)
+        return TerminalBoard(told)
+    head = Head(shell, button=button) if is_watched(shell) else None
+    return NotebookBoard(total, head, told)
 
 
 class Board:
     """Base of all boards; shows nothing.
 
+    Args:
+        told: as in `Screen`.
+
     Attributes:
         progress: latest progress; ``None`` until a row is done.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: set[str] | None = None) -> None:
         self.progress: Progress | None = None
+        self._told = set() if told is None else told
+        self._notice = ""
 
     @property
     def rows(self) -> Sequence[AnsweredRow]:
@@ -74,6 +88,7 @@ class Board:
         """Show an event; called with each event, in order."""
         match event:
             case Started():
+                self._notice = event.info.notice
                 self.start(event.info)
             case RowDone():
                 self.row(event.progress)
@@ -96,6 +111,10 @@ class Board:
     def close(self) -> None:
         """Leave nothing half drawn; called at the end of every call."""
 
+    def _tell(self) -> None:
+        if self._notice:
+            self._told.add(self._notice)
+
 
 class NotebookBoard(Board):
     """A progress bar that becomes the table; below it a head if the cell is watched.
@@ -103,10 +122,11 @@ class NotebookBoard(Board):
     Args:
         total: number of all rows.
         head: has the Stop button, and announces the progress now and then.
+        told: as in `Screen`.
     """
 
-    def __init__(self, total: int, head: Head | None = None) -> None:
-        super().__init__()
+    def __init__(self, total: int, head: Head | None = None, told: set[str] | None = None) -> None:
+        super().__init__(told)
         self._total = total
         self._head = head
         self._output = Output()
@@ -150,7 +170,8 @@ class NotebookBoard(Board):
         if self.progress is None:
             return
         self._open = False
-        self._output.show(rows_bundle(self.rows, self._total))
+        self._output.show(rows_bundle(self.rows, self._total, self._told))
+        self._tell()
         if self._head is not None:
             self._head.finish(summary(self.rows, self._total))
 
@@ -174,8 +195,8 @@ class NotebookBoard(Board):
 class TerminalBoard(Board):
     """Prints a line now and then, and the table at the end."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, told: set[str] | None = None) -> None:
+        super().__init__(told)
         self._pace = Pace(_TERMINAL_SECONDS)
 
     def row(self, progress: Progress) -> None:
@@ -187,7 +208,8 @@ class TerminalBoard(Board):
     def finish(self) -> None:
         """Print the table."""
         if self.progress is not None:
-            _say(rows_bundle(self.rows, self.progress.total)["text/plain"])
+            _say(rows_bundle(self.rows, self.progress.total, self._told)["text/plain"])
+            self._tell()
 
 
 def _say(text: str) -> None:

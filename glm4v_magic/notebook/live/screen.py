@@ -55,7 +55,15 @@ __all__ = ["NotebookScreen", "Screen", "TerminalScreen", "screen_for"]
 
 
 class Screen:
-    """Base of all screens; shows nothing: the answer is in its variable."""
+    """Base of all screens; shows nothing: the answer is in its variable.
+
+    Args:
+        told: notices of models that were shown; a screen leaves them out, and adds its own.
+    """
+
+    def __init__(self, told: set[str] | None = None) -> None:
+        self._told = set() if told is None else told
+        self._notice = ""
 
     def show(self, event: Event) -> None:
         """Show an event; called with each event, in order."""
@@ -65,6 +73,7 @@ class Screen:
             case Loading():
                 self.loading(event.progress)
             case Started():
+                self._notice = event.info.notice
                 self.loaded(event.info)
                 self.start(event.info, event.media, event.seen)
                 if event.partial is not None:
@@ -113,6 +122,11 @@ class Screen:
     def close(self) -> None:
         """Leave nothing half drawn; called at the end of every call."""
 
+    def _tell(self) -> None:
+        """Count the notice of the model as shown: once in a kernel is enough."""
+        if self._notice:
+            self._told.add(self._notice)
+
 
 def screen_for(
     shell: InteractiveShell,
@@ -121,6 +135,7 @@ def screen_for(
     quiet: bool = False,
     form: Format = "markdown",
     button: bool = True,
+    told: set[str] | None = None,
 ) -> Screen:
     """Return the screen for what `shell` is connected to.
 
@@ -130,16 +145,18 @@ def screen_for(
         quiet: show nothing at all.
         form: format of the answer.
         button: offer a Stop button where one can work.
+        told: as in `Screen`.
     """
     if quiet:
         return Screen()
     # IPython's own publisher prints; it cannot replace an output. Those of a kernel and of
     # capture_output can.
     if type(shell.display_pub) is DisplayPublisher:
-        return TerminalScreen(model)
+        return TerminalScreen(model, told)
     if not is_watched(shell):
-        return NotebookScreen(model, form)
-    return NotebookScreen(model, form, Head(shell, button=button), Stoppable(shell, button=button))
+        return NotebookScreen(model, form, told=told)
+    head, bar = Head(shell, button=button), Stoppable(shell, button=button)
+    return NotebookScreen(model, form, head, bar, told)
 
 
 _MARK = "| "
@@ -154,6 +171,7 @@ class NotebookScreen(Screen):
         form: format of the answer.
         head: shows the images if the cell is watched.
         bar: shows the progress of loading if the cell is watched.
+        told: as in `Screen`.
     """
 
     def __init__(
@@ -162,7 +180,9 @@ class NotebookScreen(Screen):
         form: Format = "markdown",
         head: Head | None = None,
         bar: Stoppable | None = None,
+        told: set[str] | None = None,
     ) -> None:
+        super().__init__(told)
         self._model = model
         self._head = head
         self._button = bar
@@ -172,7 +192,7 @@ class NotebookScreen(Screen):
         self._progress: LoadProgress | None = None
         self._since: float | None = None
         self._rate = Rate()
-        self._answer = LiveAnswer(Output().show, form=form)
+        self._answer = LiveAnswer(Output().show, form=form, told=self._told)
 
     def starting(self, library: str) -> None:
         """Name the library in place of the bar."""
@@ -255,6 +275,7 @@ class NotebookScreen(Screen):
     def finish(self, answer: Answer) -> None:
         """Show the whole answer."""
         self._answer.finish(answer)
+        self._tell()
         if self._head is not None:
             self._head.finish(finished_line(answer))
 
@@ -273,7 +294,8 @@ class NotebookScreen(Screen):
 class TerminalScreen(Screen):
     """Prints plain text as it comes."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, told: set[str] | None = None) -> None:
+        super().__init__(told)
         self._model = model
         self._library = ""
         self._since: float | None = None
@@ -354,8 +376,9 @@ class TerminalScreen(Screen):
             _say(choices_text(answer))
         if answer.marks:
             _say(boxes_text(answer))
-        for note in footnotes(answer):
+        for note in footnotes(answer, self._told):
             _say(f"[{printable(note)}]")
+        self._tell()
 
     def close(self) -> None:
         """End a line that the model left open."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from glm4v_magic.core.wording import counted, json_text, printable, readable_sec
 from glm4v_magic.images.pdf import name_and_page
 from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.notebook.render import MimeBundle
-from glm4v_magic.notebook.render.answers.answer import NO_LOGPROBS
+from glm4v_magic.notebook.render.answers.answer import NO_LOGPROBS, without_told
 from glm4v_magic.notebook.render.answers.image import data_uri
 from glm4v_magic.notebook.render.templates import fill
 
@@ -94,16 +94,19 @@ def summary(rows: Sequence[AnsweredRow], total: int) -> str:
     return f"{line}."
 
 
-def rows_bundle(rows: Sequence[AnsweredRow], total: int | None = None) -> MimeBundle:
+def rows_bundle(
+    rows: Sequence[AnsweredRow], total: int | None = None, told: Collection[str] = ()
+) -> MimeBundle:
     """Return a table of rows, with a summary above and the usage below.
 
     Args:
         rows: rows that were answered or failed, in their order.
         total: number of all rows; by default that of `rows`.
+        told: as in `footnotes` of an answer.
     """
     total = len(rows) if total is None else total
     shown = rows[:MOST_SHOWN]
-    below = [*_besides(Totals.of(rows).besides), *_footnotes(rows)]
+    below = [*_besides(Totals.of(rows).besides), *_footnotes(rows, told)]
     if len(rows) > len(shown):
         below.insert(0, f"and {counted(len(rows) - len(shown), 'more row')}")
     line = summary(rows, total)
@@ -119,7 +122,7 @@ def _besides(count: int) -> list[str]:
     return [f"The file keeps {counted(count, 'answer')} of earlier runs to other rows, at its end."]
 
 
-def _footnotes(rows: Sequence[AnsweredRow]) -> list[str]:
+def _footnotes(rows: Sequence[AnsweredRow], told: Collection[str]) -> list[str]:
     totals = Totals.of(rows)
     if not totals.model:
         return []
@@ -128,7 +131,7 @@ def _footnotes(rows: Sequence[AnsweredRow]) -> list[str]:
         facts += f" · {counted(totals.prompt_tokens, 'token')} in"
     if totals.new_tokens is not None:
         facts += f" · {counted(totals.new_tokens, 'token')} out"
-    notes = (facts, NO_LOGPROBS if totals.untold else "", totals.notice)
+    notes = (facts, NO_LOGPROBS if totals.untold else "", without_told(totals.notice, told))
     return [printable(each) for each in notes if each]
 
 

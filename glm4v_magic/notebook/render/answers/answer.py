@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from glm4v_magic.core.conversation import Answer, Usage
 from glm4v_magic.core.options import Format
@@ -31,6 +31,7 @@ __all__ = [
     "draft_bundle",
     "footnotes",
     "usage_line",
+    "without_told",
 ]
 
 
@@ -43,7 +44,8 @@ class LiveAnswer:
     """Collects the pieces of an answer and shows the text so far, as often as `pace` allows.
 
     The text so far is shown whole each time: an output is replaced, not appended to. What `pace`
-    held back is shown by `finish`, or by `close` if there was no answer after all.
+    held back is shown by `finish`, or by `close` if there was no answer after all. `told` is as in
+    `footnotes`.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class LiveAnswer:
         show: Callable[[MimeBundle], None],
         pace: Pace | None = None,
         form: Format = "markdown",
+        told: Collection[str] = (),
     ) -> None:
         self._show = show
+        self._told = told
         self._form = form
         self._pace = pace or Pace()
         self._begun = ""
@@ -97,7 +101,7 @@ class LiveAnswer:
     def finish(self, answer: Answer) -> None:
         """Show the whole answer with its usage."""
         self._held_back = False
-        self._show(answer_bundle(answer))
+        self._show(answer_bundle(answer, self._told))
 
     def close(self) -> None:
         """Show text that was held back, if any."""
@@ -135,12 +139,12 @@ def draft_bundle(text: str, form: Format = "markdown") -> MimeBundle:
     return {"text/plain": plain, "text/markdown": markdown}
 
 
-def answer_bundle(answer: Answer) -> MimeBundle:
+def answer_bundle(answer: Answer, told: Collection[str] = ()) -> MimeBundle:
     """Return an answer with its footnotes: usage, and what to know about the model.
 
     As Markdown, details are folded behind the usage, and the model's thinking above the answer. An
     answer in plain text has no Markdown. With the tokens of an answer, its words are shaded by
-    certainty, and shown as they were written.
+    certainty, and shown as they were written. `told` is as in `footnotes`.
     """
     text = answer.text
     if answer.format == "json" and answer.value is not None:
@@ -163,7 +167,7 @@ def answer_bundle(answer: Answer) -> MimeBundle:
         if not text:  # the thinking is all there is
             plain += f"\n{printable(answer.thinking)}"
         bundle = _with_above(bundle, plain, folded(answer.thinking, line, is_open=not text))
-    usage, *notes = footnotes(answer)
+    usage, *notes = footnotes(answer, told)
     if "text/markdown" in bundle:
         facts = [(name, " ".join(fact.split())) for name, fact in _facts(answer)]
         below = fill("answer_facts", notes=notes, usage=usage, facts=facts)
@@ -207,16 +211,28 @@ def _facts(answer: Answer) -> Iterator[tuple[str, str]]:
         yield "plan", f"{gpus}; the fullest {answer.plan.fullness:.0%} full"
 
 
-def footnotes(answer: Answer) -> tuple[str, ...]:
-    """Return the lines beneath an answer: its usage, then what else there is to know about it."""
+def footnotes(answer: Answer, told: Collection[str] = ()) -> tuple[str, ...]:
+    """Return the lines beneath an answer: its usage, then what else there is to know about it.
+
+    Args:
+        answer: the answer.
+        told: notices of models that were shown before, and are left out.
+    """
     notes = [usage_line(answer)]
     if answer.tokens == () and answer.text:
         notes.append(NO_LOGPROBS)
     if answer.boxes_fault:
         notes.append(answer.boxes_fault)
-    if answer.notice:
-        notes.append(answer.notice)
+    if notice := without_told(answer.notice, told):
+        notes.append(notice)
     return tuple(notes)
+
+
+def without_told(notice: str, told: Collection[str]) -> str:
+    """Return the notice of an answer without that of its model, if `told` has it."""
+    for each in told:
+        notice = notice.removeprefix(each)
+    return notice.strip()
 
 
 def usage_line(answer: Answer) -> str:
