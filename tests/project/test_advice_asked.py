@@ -277,7 +277,6 @@ def test_images_of_odd_proportions(native):
 @takes(
     "Ask it a question in your own words.",
     "Name one, before the task.",
-    'For example: {"name": "", ...}',
     'For example: {"name": "", "items": [""]}',
     'Write the JSON to fill in as the question, {"name": ""}, or give a schema of it.',
 )
@@ -295,8 +294,9 @@ def test_tasks(tiny, native):
 
     refused("Name one, before the task.", lambda: ask(images=(), task="text"))
     assert ask(task="text")
-    refused('For example: {"name": "", ...}', lambda: ask("name"))
-    said = refused('For example: {"name": "", "items": [""]}', lambda: ask("[]"))
+    example = 'For example: {"name": "", "items": [""]}'
+    refused(example, lambda: ask("name"))
+    said = refused(example, lambda: ask("[]"))
     assert ask(said.partition("For example: ")[2])
     refused('Write the JSON to fill in as the question, {"name": ""}, or give a schema of it.', ask)
     assert ask('{"name": ""}')
