@@ -81,8 +81,8 @@ nightly-servers: $(INSTALLED)
 	$(PYTHON) -m venv build/litellm
 	build/litellm/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]==1.108.7'
 	$(PYTHON) -m venv build/llama-cpp
-	build/llama-cpp/bin/python -m pip install --quiet --disable-pip-version-check \
-		'llama-cpp-python[server]' gguf
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF build/llama-cpp/bin/python -m pip install --quiet \
+		--disable-pip-version-check 'llama-cpp-python[server]==0.3.36' gguf
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps \
 		--dest build/engines vllm==0.33.0 sglang==0.5.23
 	GLM4V_LITELLM=$(CURDIR)/build/litellm/bin/python \

@@ -28,6 +28,7 @@ from served import serving
 
 import glm4v_magic
 from glm4v_magic.core.errors import EngineError
+from glm4v_magic.core.events import Text
 from glm4v_magic.core.server_address import API_KEY
 from glm4v_magic.session.session import Session
 
@@ -197,6 +198,16 @@ class TestLlamaCpp:
 
     def test_many(self, session):
         ask_many(session)
+
+    def test_an_answer_that_another_client_cuts_off_is_said_to_be(self, session):
+        with asking(session.status().info.server) as other:
+            stream = session.stream("Tell me.", temperature=0, max_tokens=400)
+            pieces = (event for event in stream if isinstance(event, Text))
+            others = [other.ask("What?", **GREEDY) for number, _ in enumerate(pieces) if not number]
+        assert [each.finish_reason for each in others] == ["length"]
+        said = stream.result
+        is_whole = said.finish_reason == "length" and said.usage.new_tokens == 400
+        assert is_whole or "it may be cut off" in said.notice
 
     def test_a_schema(self, session):
         schema = {"type": "object", "properties": {"n": {"enum": ["one", "two"]}}}

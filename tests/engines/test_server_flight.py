@@ -89,6 +89,15 @@ def test_as_many_as_wanted_are_in_flight(server, engine, at_once):
     assert hall.most == (at_once or 16)
 
 
+def test_a_server_that_cuts_answers_off_for_others_is_asked_one_by_one(server):
+    server.answer(MODELS, models("m", object="model", owned_by="me", permissions=[]))
+    hall = Hall(server)
+    engine = connect(ServerAddress(server.url, timeout=SECONDS))
+    assert engine.batch_size == 1
+    assert answers(engine, asking(*TEXTS[:5]), 16) == ANSWERS[:5]
+    assert hall.most == 1
+
+
 SLOW_DOWN = response(status="429 Too Many Requests")
 REFUSALS = [SLOW_DOWN, response(status="503 Service Unavailable", Retry_After="0"), b""]
 
@@ -224,6 +233,12 @@ class TestWhatIsSaid:
         assert answers(engine, asking("Q")) == ["This."]
         said = f"{server.url} sends further answers, which are left out."
         assert notice(engine, asking("Q")[0]) == said
+
+    def test_an_answer_that_ends_without_a_reason(self, server, engine):
+        server.answer(CHAT, stream(piece("This")))
+        assert notice(engine, asking("Q")[0]) == (
+            f"{server.url} does not say why the answer ends here: it may be cut off."
+        )
 
 
 def notice(engine, request):

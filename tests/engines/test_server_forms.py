@@ -55,6 +55,27 @@ def test_the_form_is_sent(server, session, options, text, name, value):
     assert name not in server.bodies[-1]
 
 
+def test_a_schema_in_the_way_of_llama_cpp(server, session, in_turn):
+    message = (
+        "1 validation error: {'loc': ('body', 'response_format', 'type'), 'msg': "
+        "\"Input should be 'text' or 'json_object'\", 'input': 'json_schema'}"
+    )
+    in_turn(response({"error": {"message": message}}, "500 Oh"), said("[]"), said("[]"))
+    for _ in range(2):  # it is known by the second
+        assert session.ask("What?", schema={"type": "array"}).value == []
+        assert server.bodies[-1]["response_format"] == {
+            "type": "json_object", "schema": {"type": "array"},
+        }  # fmt: skip
+    assert len(server.bodies) == 3
+
+
+def test_a_server_that_fails_otherwise_is_not_asked_again(server, session, in_turn):
+    in_turn(response({"error": {"message": "out of memory"}}, "500 Oh"))
+    with pytest.raises(EngineError, match="out of memory"):
+        session.ask("What?", schema={"type": "array"})
+    assert len(server.bodies) == 1
+
+
 def test_a_choice_is_given_the_tokens_that_it_needs(server, session):
     server.answer(CHAT, said("猫猫"))
     session.ask("What?", choices=["猫猫", "no"], max_tokens=2)

@@ -51,8 +51,11 @@ BUSY = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
 _MOST_BREAKS = 3
 """How often a request is sent again whose connection broke before anything was said."""
 
-_FIELDS = ("stream_options", "max_completion_tokens", "stream")
-"""Fields that a server may not take, or want in place of another, if its message names them."""
+_FIELDS = ("stream_options", "max_completion_tokens", "json_object", "stream")
+"""What a server may not take, or want in place of something else, if its message names it."""
+
+_FAULTY = "response_format"
+"""Field whose unknown values llama-cpp-python's server (0.3.36) answers with 500."""
 
 
 @dataclass(slots=True)
@@ -65,6 +68,7 @@ class Manners:
         fields: fields of `_FIELDS` that are sent in another way.
         lengths: those of its latest answers.
         limits_thinking: whether it is known to keep to the maximum number of thinking tokens.
+        most_at_once: number of requests that it is best asked at once.
     """
 
     refused: set[str] = field(default_factory=set)
@@ -72,6 +76,7 @@ class Manners:
     fields: set[str] = field(default_factory=set)
     lengths: Lengths = field(default_factory=Lengths)
     limits_thinking: bool = False
+    most_at_once: int = 1
 
     def of(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return a body as this server wants it."""
@@ -82,6 +87,9 @@ class Manners:
             del body["stream_options"]
         if "stream" in self.fields:
             body["stream"] = False
+        form = body.get("response_format", {}).get("json_schema")
+        if form is not None and "json_object" in self.fields:  # of llama.cpp and its kin
+            body["response_format"] = {"type": "json_object", "schema": form["schema"]}
         return body
 
     def taken(self, request: Request) -> Request:
@@ -187,7 +195,8 @@ class Dialogue:
                         self.manners.note(request, less)
                         yield data
             except StatusError as refused:
-                if refused.status not in _UNWANTED:
+                is_faulty = refused.status == httpx.codes.INTERNAL_SERVER_ERROR
+                if refused.status not in _UNWANTED and not (is_faulty and _FAULTY in refused.what):
                     raise
                 if self.manners.learn(refused):
                     continue

@@ -38,6 +38,9 @@ __all__ = ["ServerEngine", "connect"]
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 16
+_ONE_BY_ONE = "me"
+"""Owner of models by llama-cpp-python's server (0.3.36): it cuts an answer off when another request
+comes (``interrupt_requests``, which is on by default)."""
 
 
 def connect(address: ServerAddress) -> ServerEngine:
@@ -73,7 +76,10 @@ def connect(address: ServerAddress) -> ServerEngine:
         info = replace(info, notes=(note,))
         _log.warning("%s.", note)
     # Our own limits the thinking exactly; what it counts as thinking includes all tags.
-    manners = Manners(limits_thinking=entry.glm4v_magic is not None)
+    manners = Manners(
+        limits_thinking=entry.glm4v_magic is not None,
+        most_at_once=1 if entry.owned_by == _ONE_BY_ONE else _AT_ONCE,
+    )
     return ServerEngine(connection, info, name, tuple(entries), manners)
 
 
@@ -197,8 +203,8 @@ class ServerEngine:
 
     @property
     def batch_size(self) -> int:
-        """16: a server answers many together."""
-        return _AT_ONCE
+        """16: a server answers many together; 1 of one that answers one by one."""
+        return self._manners.most_at_once
 
     def require_room(self, request: Request) -> None:
         """Return ``None``: only the server knows how many tokens may follow."""
@@ -222,7 +228,8 @@ class ServerEngine:
         flight: Flight | None = None
         try:
             with Background() as background:
-                flight = Flight(self._dialogue(), background, at_once or self.batch_size, withdrawn)
+                count = self.batch_size if self.batch_size == 1 else at_once or self.batch_size
+                flight = Flight(self._dialogue(), background, count, withdrawn)
                 yield from flight.answers(requests)
         except KeyboardInterrupt:
             pass  # raised again below, without the frames of the HTTP client

@@ -62,6 +62,7 @@ class ModelEntry(BaseModel):
     """A model in the list of a server."""
 
     id: str
+    owned_by: Annotated[str | None, OR_NONE] = None
     max_model_len: Count = None
     glm4v_magic: Annotated[OwnFacts | None, OR_NONE] = None
 

@@ -217,6 +217,9 @@ class Transcript:
             self._about_budget(),
             self._about_images(),
             f"{url} sends further answers, which are left out." if self._has_others else "",
+            f"{url} does not say why the answer ends here: it may be cut off."
+            if self.done and self._finish is None
+            else "",
             f"{url} seems to have begun a new answer in place of carrying the old one on."
             if self._lengths.is_anew(self._request.conversation, text, self._counts.prompt_tokens)
             else "",
