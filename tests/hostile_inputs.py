@@ -254,7 +254,7 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
                 "--chat does not go with --over. Each row is a fresh question",
             ),
             ("--over words --continue", "--continue does not go with --over."),
-            ("--over words --schema nowhere", "--schema nowhere is no variable and no file."),
+            ("--over words --schema nowhere", "--schema nowhere is neither a variable nor a file."),
             ("--over words --schema number", "A JSON Schema is an object, not int."),
             ("--over words --format code --schema mapping", "A schema is for the format json, not"),
             ("--max-token 5", "There is no option --max-token."),

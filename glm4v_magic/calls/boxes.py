@@ -146,7 +146,7 @@ def marks(
     Args:
         written: the answer as the model wrote it, with its tags.
         sizes: width and height in pixels of each image of the conversation; without images there
-            are no boxes.
+            are not boxes.
         frames: of the video of the conversation, if it has one; boxes that name neither an image
             nor a frame are left out then.
         lists: whether lists of lists outside of the tags are boxes.

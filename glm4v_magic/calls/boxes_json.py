@@ -90,7 +90,7 @@ class MarkedObject(BaseModel):
 
 
 def read_object(text: str) -> MarkedObject | None:
-    """Return the object that a text is; ``None`` if it is no JSON."""
+    """Return the object that a text is; ``None`` if it is not JSON."""
     try:
         return checked(MarkedObject, json_value(text, _WHAT, FormatError), _WHAT, FormatError)
     except FormatError:

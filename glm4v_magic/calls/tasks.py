@@ -50,7 +50,7 @@ def _filled_in(text: str, schema: object) -> str:
     if text.strip():
         template = json_value(text, "What is to be extracted", OptionError, _EXAMPLE)
         if not isinstance(template, dict | list) or not template:
-            raise OptionError("What is to be extracted is no JSON object with names.", _EXAMPLE)
+            raise OptionError("What is to be extracted is not a JSON object with names.", _EXAMPLE)
         return text.strip()
     template = _example(schema, schema) if isinstance(schema, Mapping) else ""
     if not template:

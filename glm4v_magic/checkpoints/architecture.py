@@ -41,7 +41,7 @@ def architecture(
     Raises:
         CheckpointError: if there is no such configuration, it describes an unknown kind of model,
             or a value in it is invalid.
-        OptionError: if `source` is no name, or `base` or `lora` have no meaning.
+        OptionError: if `source` is not a name, or `base` or `lora` have no meaning.
     """
     from glm4v_magic.checkpoints.sources import find_source
 

@@ -118,7 +118,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def require_file(path: Path) -> None:
-    """Raise CheckpointError unless a file of a checkpoint is there, and is no pointer to it."""
+    """Raise CheckpointError unless a file of a checkpoint is there, and is not a pointer to it."""
     if not path.is_file():
         raise CheckpointError(
             f"{path.parent} holds no {path.name}.",

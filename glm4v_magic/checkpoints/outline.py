@@ -70,7 +70,7 @@ class Outline(BaseModel):
 
     @property
     def quantization_entries(self) -> dict[str, Any]:
-        """All keys of the ``quantization_config``; none if it is no object."""
+        """All keys of the ``quantization_config``; none if it is not an object."""
         return _Described.model_validate({"entries": self.quantization}).entries
 
     @property

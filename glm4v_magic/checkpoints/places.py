@@ -65,7 +65,9 @@ def find_place(text: str, revision: str | None = None) -> Place:
     # A folder of the user's may be called Demo, too.
     demo = text if text in DEMOS else None if there else demo_named(text)
     if revision is not None and (demo is not None or there):
-        raise OptionError(f"{text} is no repository of the hub, so it has no revision {revision}.")
+        raise OptionError(
+            f"{text} is not a repository of the hub, so it has no revision {revision}."
+        )
     if demo is not None:
         return Place(demo, demo, (Path(__file__).parent / demo,))
     if is_shut(folder):

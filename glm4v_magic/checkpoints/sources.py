@@ -129,7 +129,7 @@ def _require_config(folder: Path) -> None:
 def _refuse_base(text: str, base: object) -> None:
     if base is not None:
         raise OptionError(
-            f"{text} is no adapter that could be merged into {base}.",
+            f"{text} is not an adapter that could be merged into {base}.",
             code="base_of_no_adapter",
         )
 
@@ -152,7 +152,7 @@ def _only(place: Place) -> Path:
         if holds_adapter(folder):
             return folder
     raise CheckpointError(
-        f"{place.folders[0]} is no adapter: it holds no adapter_config.json, or whole weights.",
+        f"{place.folders[0]} is not an adapter: it holds no adapter_config.json, or whole weights.",
         "Give the folder that peft has saved the adapter in.",
     )
 

@@ -46,7 +46,7 @@ def sizes_of(value: object) -> object:
             numbers are bytes.
 
     Raises:
-        OptionError: if a key of a dict is neither a GPU nor ``cpu``, or its value is no size.
+        OptionError: if a key of a dict is neither a GPU nor ``cpu``, or its value is not a size.
     """
     if isinstance(value, Mapping):
         return tuple((_device(key), _of_dict(key, size)) for key, size in value.items())
@@ -100,7 +100,7 @@ def _device(key: object) -> int | str:
         )
     if str(key) != "cpu":
         raise OptionError(
-            f"max_memory names {key!r:.60}, which is no device.",
+            f"max_memory names {key!r:.60}, which is not a device.",
             'Name GPUs by number, and "cpu": {0: "10GiB", "cpu": "30GiB"}.',
             option="max_memory",
         )
@@ -119,7 +119,7 @@ def _of_dict(key: object, size: object) -> object:
     count = size_in(size) if isinstance(size, str) else _whole(size)
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
         raise OptionError(
-            f"max_memory has {size!r:.60} for {key!r:.60}, which is no size.",
+            f"max_memory has {size!r:.60} for {key!r:.60}, which is not a size.",
             'A size is a text such as "10GiB", or a whole number of bytes.',
             option="max_memory",
         )

@@ -222,7 +222,7 @@ def gather(
 def _files(model: str, base: str | None, lora: str | None) -> tuple[bool, tuple[str, str] | None]:
     """Whether the files of a checkpoint are here, and why `load` would not take them.
 
-    A download that was cut short is no fault: it goes on when the checkpoint is loaded.
+    A download that was cut short is not a fault: it goes on when the checkpoint is loaded.
     """
     from glm4v_magic.checkpoints import resolve
     from glm4v_magic.checkpoints.files import is_cut_short

@@ -57,7 +57,7 @@ def _jpeg(content: bytes) -> Iterator[bytes]:
             continue
         if kind == _END:
             yield content[at : at + 2]
-            return  # what follows is no image: phones put a clip there
+            return  # what follows is not an image: phones put a clip there
         end = at + 2 + int.from_bytes(content[at + 2 : at + 4])
         if kind == _SCAN:
             found = _IN_A_SCAN.search(content, end)

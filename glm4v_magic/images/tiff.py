@@ -21,7 +21,7 @@ _DEEPEST = 16
 def kind_of_tiff(source: str, stream: IO[bytes]) -> ImageError | None:
     """Return the error for a TIFF of a kind that Pillow does not read.
 
-    ``None`` if the stream is no TIFF, or one whose directory is damaged.
+    ``None`` if the stream is not a TIFF, or one whose directory is damaged.
     """
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 

@@ -99,7 +99,7 @@ def to_video(
         return value
     if start is not None and end is not None and end <= start:
         raise OptionError(
-            f"The video is to be seen from {clock(start)} to {clock(end)}, which is no time."
+            f"The video is to be seen from {clock(start)} to {clock(end)}, which is no time at all."
         )
     if isinstance(value, str | os.PathLike):
         path = os.fsdecode(value)
@@ -162,7 +162,7 @@ def _as_list(value: Any, source: str) -> Sequence[Any]:
         frames: Sequence[Any] = value
         return frames
     raise ImageError(
-        f"{one_line(source)} is no video.",
+        f"{one_line(source)} is not a video.",
         "Give the path of a clip, a list of frames, or an array of frames x height x width x "
         "channels.",
     )

@@ -157,7 +157,7 @@ def items_of(
     """
     shown = one_line(source)
     if column is not None and not is_dataframe(value):
-        raise OptionError(f"{shown} is no DataFrame, so it has no column {column}.")
+        raise OptionError(f"{shown} is not a DataFrame, so it has no column {column}.")
     if isinstance(value, str | os.PathLike):
         if value == "":
             raise OptionError(f"{shown} is empty: there is nothing to ask about.")
@@ -405,7 +405,7 @@ def are_images(prompt: str, items: Items, *, raw: bool = False) -> bool:
 
     Raises:
         PromptError: if an expression in the prompt is not closed, is empty or is not Python, or if
-            all items are numbers, which are no images, and the prompt does not use them.
+            all items are numbers, which are not images, and the prompt does not use them.
     """
     used = frozenset() if raw else names_in(prompt)
     if items.kind is not None:

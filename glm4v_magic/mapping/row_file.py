@@ -469,7 +469,7 @@ class _Journal:
         except OptionError:
             pass
         raise OptionError(
-            f"{self.path} is in the way: it is no journal of rows.",
+            f"{self.path} is in the way: it is not a journal of rows.",
             "Move it elsewhere, or give another name.",
         )
 
@@ -755,7 +755,7 @@ def _json(value: object) -> str:
 
 
 def _utf8(text: str) -> str:
-    """Return a text that UTF-8 can write: names of files may be no valid Unicode."""
+    """Return a text that UTF-8 can write: names of files may not be valid Unicode."""
     return text.encode(errors="backslashreplace").decode()
 
 

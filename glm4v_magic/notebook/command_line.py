@@ -139,7 +139,7 @@ def begun(line: str) -> tuple[list[str], str] | None:
     return words, ""
 
 
-# Atomic, so that a data: URI of megabytes takes no time. A word such as #1.png is no comment.
+# Atomic, so that a data: URI of megabytes takes no time. A word such as #1.png is not a comment.
 _WORD = re.compile(
     r"""
       (?P<comment> \#+ (?!\S) )

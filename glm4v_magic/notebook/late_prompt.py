@@ -1,4 +1,4 @@
-"""The prompt of a result, written with the result: ``Out[3]:`` before nothing is no result.
+"""The prompt of a result, written with the result: ``Out[3]:`` before nothing is not a result.
 
 IPython's terminal writes it before it asks the formatters, which show nothing of what a cell has
 shown by itself.

@@ -153,7 +153,7 @@ class Glm4v(Configurable):
         """
         if name not in self._sources:
             raise OptionError(
-                f"{label} is no setting.",
+                f"{label} is not a setting.",
                 did_you_mean(name, self.names()) or f"There are {', '.join(self.names())}.",
             )
         check(name, value, label)

@@ -45,7 +45,7 @@ def _device(value: object) -> Place:
         raise ValueError("disk is not supported; use cpu")
     match = _CUDA.fullmatch(text)
     if match is None or isinstance(value, bytes):
-        raise ValueError(f"{value!r:.60} is no device. {_DEVICE}")
+        raise ValueError(f"{value!r:.60} is not a device. {_DEVICE}")
     return int(match[1] or 0)
 
 

@@ -127,6 +127,6 @@ def _outcome_of(error: BaseException) -> Outcome:
         return "busy"
     if isinstance(error, InputError | CheckpointError | HTTPException):
         return "refused"
-    # asyncio.CancelledError is no Exception: the server's task was cancelled with its connection.
+    # asyncio.CancelledError is not an Exception: the task was cancelled with its connection.
     is_gone = isinstance(error, ClientDisconnect) or not isinstance(error, Exception)
     return "left" if is_gone else "failed"

@@ -462,8 +462,8 @@ class Machine:
 def _as_the_base(operator: Any, args: tuple[Any, ...]) -> AbstractContextManager[Any]:
     """Leave inference mode for views of a tensor that was made outside it.
 
-    Such a view is no inference tensor either, and PyTorch, which lets it share the version of its
-    base, refuses one that is.
+    Such a view is not an inference tensor either, and PyTorch, which lets it share the version of
+    its base, refuses one that is.
     """
     if not (operator.is_view and torch.is_inference_mode_enabled()):
         return nullcontext()

@@ -46,7 +46,7 @@ class VirtualTensor(torch.Tensor):
     owner: Owner
 
     @staticmethod
-    def __new__(  # type: ignore[misc]  # a parameter of plain data is no virtual tensor
+    def __new__(  # type: ignore[misc]  # a parameter of plain data is not a virtual tensor
         cls: type[VirtualTensor], data: torch.Tensor, requires_grad: bool = True
     ) -> torch.Tensor:
         """Make a parameter of `data`, as ``nn.Parameter`` does.

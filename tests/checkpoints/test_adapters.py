@@ -467,8 +467,8 @@ def wider(tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"base": golden.CHECKPOINT}, "is no adapter that could be merged into"),
-        ({"lora": golden.CHECKPOINT}, "is no adapter: it holds no adapter_config.json"),
+        ({"base": golden.CHECKPOINT}, "is not an adapter that could be merged into"),
+        ({"lora": golden.CHECKPOINT}, "is not an adapter: it holds no adapter_config.json"),
         ({"lora": "/nowhere"}, "There is no checkpoint '/nowhere'"),
     ],
 )

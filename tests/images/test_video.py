@@ -130,8 +130,8 @@ def test_frames_that_are_none():
     assert refused(ImageError, [], "photos") == "photos holds no frames."
     assert refused(ImageError, np.zeros((0, 8, 8, 3)), "array") == "array holds no frames."
     assert "photos[1] is None" in refused(ImageError, [Image.new("L", (4, 4)), None], "photos")
-    assert "is no video" in refused(ImageError, np.zeros((8, 8, 3)), "array")
-    assert "is no video" in refused(ImageError, 3, "x")
+    assert "is not a video" in refused(ImageError, np.zeros((8, 8, 3)), "array")
+    assert "is not a video" in refused(ImageError, 3, "x")
     assert "3,000 frames" in refused(ImageError, np.zeros((3000, 1, 1, 3)), "array")
     assert "Only a clip" in refused(OptionError, [Image.new("L", (4, 4))], "photos", start=1)
 

@@ -49,8 +49,8 @@ REFUSED = {
     "plan demo --gpus cpu --save plan.txt": "For example: --save plan.json",
     "plan --json GLM-4V-9B": "put it before the option: GLM-4V-9B --json",
     "plan nosuch --base X --gpus cpu": "There is no checkpoint 'nosuch'",
-    "plan GLM-4V-9B --base X --gpus cpu": "is no adapter",
-    "check demo --gpus 1x1GiB --map neg.json": "-1 is no device",
+    "plan GLM-4V-9B --base X --gpus cpu": "is not an adapter",
+    "check demo --gpus 1x1GiB --map neg.json": "-1 is not a device",
     "check demo --gpus 1x1GiB --map far.json": "puts the whole model on GPU 4, but there is GPU 0",
 }
 

@@ -146,7 +146,7 @@ class TestJson:
     @pytest.mark.parametrize(
         ("schema", "said"),
         [
-            ("shcema", "--schema shcema is no variable and no file. Did you mean schema?"),
+            ("shcema", "--schema shcema is neither a variable nor a file. Did you mean schema?"),
             ("number", "A JSON Schema is an object, not int."),
             ("bad", "The schema is not a JSON Schema: at type"),
             ("text.json", "--schema text.json is not valid JSON: "),

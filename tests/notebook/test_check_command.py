@@ -133,7 +133,7 @@ def test_without_gpus_some_must_be_described(run, monkeypatch):
     assert refusal(run, f"%glm4v check {TINY}") == (
         "UsageError: No GPU was found here. Describe the GPUs to check for: --gpus 4x16GiB."
     )
-    assert "cpu is no GPU. Describe" in refusal(run, f"%glm4v check {TINY} --gpus cpu")
+    assert "cpu is not a GPU. Describe" in refusal(run, f"%glm4v check {TINY} --gpus cpu")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_a_variable():
 @pytest.mark.parametrize(
     ("choices", "said"),
     [
-        ("label", r"--choices label is no variable, and no list such as yes,no.*labels"),
+        ("label", r"--choices label is neither a variable nor a list such as yes,no.*labels"),
         ("number", "at least two different texts"),
         ("yes,", "none of them empty"),
         ("yes,yes", "different texts"),

@@ -313,7 +313,7 @@ ERRORS = [
     ("%%glm4v cat.png --format jsn\nWhat?", "--format is 'jsn', but must be markdown"),
     ("%%glm4v cat.png --thinking yes\nWhat?", "--thinking is 'yes', but must be on or off"),
     ("%%glm4v cat.png --thinking on\nWhat?", "does not think before it answers. Leave"),
-    ("%%glm4v cat.png --format text --schema {}\nWhat?", "--schema {} is no variable"),
+    ("%%glm4v cat.png --format text --schema {}\nWhat?", "--schema {} is neither a variable"),
     ("%%glm4v chats\nWhat?", "chats is a command for one line"),
     ("%%glm4v cat.png --chat ' '\nWhat?", "--chat is ' ', but must be a name"),
     ("%%glm4v cat.png —seed 3\nWhat?", "—seed begins with a dash. Options begin with hyphens: --s"),

@@ -240,7 +240,7 @@ def failing(line):
 
 def made_of(line=""):
     return {
-        "--base": Trial("--base x", line, "is no adapter", fails=(False, True)),
+        "--base": Trial("--base x", line, "is not an adapter", fails=(False, True)),
         "--lora": Trial("--lora nowhere", line, "no checkpoint 'nowhere'", fails=(False, True)),
     }
 

@@ -361,7 +361,7 @@ def test_an_interrupt_while_the_table_is_printed_loses_nothing(
         ("--over photos --chat c", "What?", "--chat does not go with --over"),
         ("--over photos -c", "What?", "--continue does not go with --over"),
         ("--over photos --format yaml", "What?", "--format"),
-        ("--over photos --schema shcema", "What?", "--schema shcema is no variable and no file"),
+        ("--over photos --schema shcema", "What?", "shcema is neither a variable nor a file"),
         ("--over photos --schema df", "What?", "A JSON Schema is an object, not DataFrame"),
         ("--over photos --format text --schema df", "What?", "for the format json, not text"),
         ("--over photos -f q.txt", "What?", "another in --file"),

@@ -184,7 +184,7 @@ def test_a_plan_is_saved_checked_and_loaded_as_one_thing(run, shell, tmp_path):
         ("--max-memory inf,1", r"--max-memory is \(inf, 1.0\)"),
         ("--max-memory 1e400", "--max-memory is inf"),
         ("--max-memory 0=10GiB,0=1GiB", "names a device twice"),
-        ("--max-memory 0=much", "'much' for '0', which is no size"),
+        ("--max-memory 0=much", "'much' for '0', which is not a size"),
         ("--max-memory 7=10GiB", "names GPU 7, which is not there"),
         ("--reserve nan", "--reserve is nan"),
         ("--reserve 1e400", "--reserve is inf"),

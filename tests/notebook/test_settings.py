@@ -157,7 +157,7 @@ def test_errors_name_the_file_or_the_variable(project):
     assert error_of({}, {}, folder) == f"temperature in {file} is 'hot', {demand}"
     file.write_text("[tool.glm4v_magic]\nmax-tokens = 3")
     assert error_of({}, {}, folder) == (
-        f"max-tokens in {file} is no setting. Did you mean max_tokens?"
+        f"max-tokens in {file} is not a setting. Did you mean max_tokens?"
     )
     file.write_text("[tool.glm4v_magic]\nxyz = 3")
     assert error_of({}, {}, folder).endswith(f"There are {', '.join(NAMES)}.")
@@ -177,7 +177,7 @@ def test_errors_name_the_file_or_the_variable(project):
         f"The environment variable GLM4V_TEMPERATURE is 'hot', {demand}"
     )
     assert error_of({}, {"GLM4V_TEMPRATURE": "1"}, folder) == (
-        "The environment variable GLM4V_TEMPRATURE is no setting. Did you mean temperature?"
+        "The environment variable GLM4V_TEMPRATURE is not a setting. Did you mean temperature?"
     )
     assert "Did you mean top_p" in error_of({"topp": 1}, {}, folder)
 
@@ -246,7 +246,7 @@ def test_the_key_of_a_server_is_no_setting_and_nowhere_shown(tmp_path):
     settings = read({}, {"GLM4V_API_KEY": "sesame"}, tmp_path)
     assert "sesame" not in settings_bundle(settings.table())["text/plain"]
     assert "sesame" not in repr(vars(settings))
-    assert "is no setting" in error_of({"api_key": "sesame"}, {}, tmp_path)
+    assert "is not a setting" in error_of({"api_key": "sesame"}, {}, tmp_path)
 
 
 # In a shell.

@@ -171,7 +171,7 @@ def test_an_offloaded_tower_reads_images(gpus, photo, on_one_cpu, caplog):
             DeviceMapError,
             "keeps model.language_model on the CPU, and quantised layers cannot be offloaded",
         ),
-        ({"revision": "main"}, OptionError, "is no repository"),
+        ({"revision": "main"}, OptionError, "is not a repository"),
     ],
 )
 def test_what_cannot_be_placed_is_refused_before_progress_is_shown(gpus, options, error, said):

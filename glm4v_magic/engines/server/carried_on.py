@@ -31,7 +31,7 @@ at images beside its prompt takes one, and is asked about."""
 
 _SLACK = 1
 """Tokens that a prompt may be longer by: templates of GLM begin each answer with a newline."""
-_UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # bytes that are no UTF-8; sent back they are others
+_UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # bytes that are not UTF-8; sent back they are others
 
 _Key: TypeAlias = tuple[tuple[str, str, int], ...]
 

@@ -35,7 +35,7 @@ LONGEST_MESSAGE = 300
 
 KEY_WANTED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
 REPLY_SECONDS = 30.0
-"""Longest time in seconds for a whole reply that is no answer: a list of models, or a refusal."""
+"""Longest time in seconds for a reply that is not an answer: a list of models, or a refusal."""
 
 _CONNECT_SECONDS = 10.0
 _LONGEST_EVENT = 2**20  # bytes; a token needs some hundred

@@ -112,7 +112,7 @@ async def _entries(connection: Connection, address: ServerAddress) -> dict[str, 
         return ModelList.model_validate_json(body).by_name()
     except ValidationError:
         raise EngineError(
-            f"{connection.url}/models answers with {kind or 'something'} that is no list of "
+            f"{connection.url}/models answers with {kind or 'something'} that is not a list of "
             "models.",
             "The address of an OpenAI-compatible API usually ends in /v1.",
         ) from None

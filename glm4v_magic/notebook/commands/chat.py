@@ -76,8 +76,8 @@ def chats(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
 def reset(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Forget a chat.
 
-    Answers in variables stay. A chat that is not there is no error, so that this may stand at the
-    top of a notebook::
+    Answers in variables stay. A chat that is not there is not an error, so that this
+    may stand at the top of a notebook::
 
         %glm4v reset
         %glm4v reset cats

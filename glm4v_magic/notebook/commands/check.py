@@ -99,6 +99,6 @@ def _gpus(description: str | None, plan: Plan | None, *, is_needed: bool) -> tup
             if stage.gpu is not None
         )
     if not gpus and is_needed:
-        found = "No GPU was found here" if description is None else f"{description} is no GPU"
+        found = "No GPU was found here" if description is None else f"{description} is not a GPU"
         raise PlacementError(f"{found}.", "Describe the GPUs to check for: --gpus 4x16GiB.")
     return gpus

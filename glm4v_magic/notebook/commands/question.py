@@ -60,7 +60,7 @@ def _choices(words: tuple[str, ...] | None, names: Mapping[str, Any]) -> Any:
     if word in names:
         return names[word]
     raise OptionError(
-        f"--choices {word} is no variable, and no list such as yes,no.",
+        f"--choices {word} is neither a variable nor a list such as yes,no.",
         did_you_mean(word, (name for name in names if not name.startswith("_"))),
     )
 
@@ -74,7 +74,7 @@ def _schema(word: str | None, names: Mapping[str, Any]) -> object:
     file, what = Path(os.path.expanduser(word)), f"--schema {word}"  # noqa: PTH111  not ~nobody
     if not os.path.lexists(file):
         raise OptionError(
-            f"{what} is no variable and no file.",
+            f"{what} is neither a variable nor a file.",
             did_you_mean(word, (name for name in names if not name.startswith("_"))),
         )
     return json_value(text_of(file, what, OptionError), what, OptionError)

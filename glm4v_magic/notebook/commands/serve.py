@@ -129,7 +129,7 @@ def _place(arguments: Namespace) -> _Place:
     for name, value in typed_here.items():
         check(name, value)
     if not values["port"]:
-        raise OptionError("--port 0 is no port that can be asked.", "Name one, such as 8001.")
+        raise OptionError("--port 0 is not a port that can be asked.", "Name one, such as 8001.")
     return _Place(values["host"], values["port"])
 
 
@@ -183,7 +183,7 @@ def _require_free(place: _Place) -> None:
     with socket.socket(family) as tried:
         tried.setsockopt(
             socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # what has ended is no hindrance
+        )  # what has ended is not in the way
         try:
             tried.bind((place.host, place.port))
         except OSError as error:

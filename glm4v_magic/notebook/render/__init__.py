@@ -47,7 +47,7 @@ class Html(str):
 
 
 def joined(pieces: Iterable[str], between: Html = Html()) -> Html:  # noqa: B008  no one changes it
-    """Return pieces in a row; those that are no HTML are escaped."""
+    """Return pieces in a row; those that are not HTML are escaped."""
     return Html(between.join(map(str, map(_escaped, pieces))))
 
 
