@@ -113,6 +113,10 @@ def test_hooks_stand_at_stage_borders_only(subject):
             ]
         )
         assert aligning(model) == {"", *dispatched.inbound}
+        # GLM-4V-9B's own layers ask for the copies themselves.
+        is_own = subject.tower == "model.vision"
+        layers = tuple(f"{TEXT}.layers.{index}" for index in range(4))
+        assert dispatched.sharing == (() if is_own else layers)
         assert subject.is_right(model)
 
 
