@@ -15,8 +15,9 @@ from mkdocs.structure.files import File, Files
 
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.notebook.command_line import parse, split
-from glm4v_magic.notebook.commands.devices import devices, draw
+from glm4v_magic.notebook.commands.devices import devices
 from glm4v_magic.notebook.commands.plan import as_options, placement_options
+from glm4v_magic.notebook.draft import draw
 from glm4v_magic.notebook.render.plans.device_map import device_map_html
 
 SPLIT = Path(__file__).parent.parent / "notebooks" / "split.svg"

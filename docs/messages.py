@@ -17,7 +17,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from glm4v_magic.core import errors
-from glm4v_magic.core.remarks import remark, worded
+from glm4v_magic.core.remarks import COMMON, remark, worded
 from glm4v_magic.notebook.next_steps import CELL
 
 OF_OTHERS = """## Of PyTorch { #pytorch }
@@ -131,7 +131,7 @@ class _Open(dict[str, object]):
     def __init__(self) -> None:
         fields = {
             name
-            for template in CELL.templates.values()
+            for template in (*COMMON.values(), *CELL.templates.values())
             for name in re.findall(r"(?<!\{)\{(\w+)", template)
         }
         super().__init__(dict.fromkeys(fields, OPEN))
