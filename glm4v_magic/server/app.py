@@ -416,8 +416,18 @@ def _event(content: BaseModel) -> bytes:
 
 
 def _own(generation: Generation) -> OwnAnswer | None:
-    """Return a field of our own for what the protocol has none: probabilities of choices."""
-    return OwnAnswer(choices=dict(generation.choices)) if generation.choices else None
+    """Return a field of our own for what the protocol has none.
+
+    These are the probabilities of choices, and the tokens of the thinking.
+    """
+    thinking = Logprobs.of(generation.thinking_tokens)
+    tokens = [] if thinking is None else [each.model_dump() for each in thinking.content]
+    if not generation.choices and not tokens:
+        return None
+    made: OwnAnswer = OwnAnswer.model_validate(
+        {"choices": dict(generation.choices), "thinking_tokens": tokens}
+    )
+    return made
 
 
 def _usage(generations: Sequence[Generation]) -> CompletionUsage:

@@ -115,9 +115,24 @@ def test_a_client_may_say_that_it_is_not_to_think(server, given):
     assert ask(server, question(chat_template_kwargs=given))[1]["choices"] == plain
 
 
+def placed(tokens):
+    """Tokens in the text with their probabilities; a server tells no others, and no ids."""
+    return [
+        (
+            each.text,
+            round(each.logprob, 3),
+            each.start,
+            each.end,
+            [(one.text, round(one.logprob, 3)) for one in each.alternatives],
+        )
+        for each in tokens
+        if each.start < each.end
+    ]
+
+
 def test_the_thinking_of_a_model_that_thinks(native):
     session = Session().load(native("glm46v"))
-    asked = {"temperature": 0, "repetition_penalty": 1.0, "max_tokens": 60}
+    asked = {"temperature": 0, "repetition_penalty": 1.0, "max_tokens": 60, "logprobs": 2}
     with serving(session.engine, "m") as server:
         for options in ({}, {"thinking": True}, {"thinking": False}, {"max_thinking": 3}):
             with tiny_native.Says(session.engine, "\n<think>\nOne or two?</think>\nTwo."):
@@ -126,10 +141,13 @@ def test_the_thinking_of_a_model_that_thinks(native):
             with tiny_native.Says(session.engine, "\n<think>\nOne or two?</think>\nTwo."):
                 there = remote.ask("What?", **asked, **options)
             assert (there.thinking, there.text) == (here.thinking, here.text)
+            assert placed(there.tokens) == placed(here.tokens)
+            assert placed(there.thinking_tokens) == placed(here.thinking_tokens)
+            assert bool(placed(there.thinking_tokens)) == bool(there.thinking)
             remote.unload()
         for given, budget in ((True, None), (None, 3)):
             body = question(
-                **asked,
+                **asked | {"logprobs": True},
                 chat_template_kwargs={"enable_thinking": given},
                 thinking_token_budget=budget,
             )

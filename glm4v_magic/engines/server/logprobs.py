@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from glm4v_magic.core.tokens import Alternative, Token
 from glm4v_magic.engines.server.replies import ScoredToken, TokenLogprob
@@ -38,6 +38,12 @@ class TokenCollector:
             self._put(self._thinking, thinking)
         if content:
             self._put(self._text, content)
+
+    def add_thinking(self, tokens: Iterable[TokenLogprob]) -> None:
+        """Add the tokens of all of the thinking, which came without them."""
+        said = self._thinking
+        said.tokens = [_token(each, self._most) for each in tokens]
+        said.pieces = [(0, len(said.raw))] * len(said.tokens)
 
     def _put(self, said: _Said, piece: str = "") -> None:
         begin = len(said.raw)

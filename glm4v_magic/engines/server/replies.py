@@ -13,9 +13,11 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     TypeAdapter,
     ValidationError,
+    model_serializer,
 )
 
 from glm4v_magic.outside.lenient import OR_EMPTY, OR_NO_ENTRIES, OR_NONE, Count, Flag, Words
@@ -50,12 +52,6 @@ class OwnFacts(BaseModel):
     visual_tokens: Count = None
     thinks: Flag = None
     efforts: Annotated[list[Words], OR_EMPTY] = []
-
-
-class OwnAnswer(BaseModel):
-    """Part of a reply that only our own server sends; fields as in `Generation`."""
-
-    choices: Annotated[dict[str, Probability], OR_NO_ENTRIES] = {}
 
 
 class ModelEntry(BaseModel):
@@ -155,6 +151,17 @@ class TokenLogprob(ScoredToken):
     """A token of the answer with the likeliest ones at its place."""
 
     top_logprobs: Annotated[list[Annotated[ScoredToken | None, OR_NONE]], OR_EMPTY] = []
+
+
+class OwnAnswer(BaseModel):
+    """Part of a reply that only our own server sends; fields as in `Generation`."""
+
+    choices: Annotated[dict[str, Probability], OR_NO_ENTRIES] = {}
+    thinking_tokens: Annotated[list[Annotated[TokenLogprob | None, OR_NONE]], OR_EMPTY] = []
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in write(self).items() if value}
 
 
 class _Logprobs(BaseModel):

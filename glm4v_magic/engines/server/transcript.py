@@ -86,6 +86,8 @@ class Transcript:
             self._finish = choice.finish_reason
         if choice.glm4v_magic is not None:
             self._take_choices(choice.glm4v_magic.choices)
+            if self._tokens is not None:
+                self._tokens.add_thinking(filter(None, choice.glm4v_magic.thinking_tokens))
         delta = choice.delta or Delta()
         self._refusal += delta.refusal or ""
         self._tools += [each.function.name or "" for each in delta.tool_calls if each.function]
