@@ -279,7 +279,8 @@ def decide(
         )
     if loads:
         work = Workload(dtype=held.dtype, quantize=quantize, fp8=held.fp8)
-        _require_room(shape, work, weights, tree, gpus)
+        what = "device map" if made is None else "plan"
+        _require_room(what, shape, work, weights, tree, gpus)
     return Placement(
         dtype=held.dtype,
         device_map=weights,
@@ -389,7 +390,12 @@ def _require_quantised_on_gpus(shape: ModelShape, weights: DeviceMap) -> None:
 
 
 def _require_room(
-    shape: ModelShape, work: Workload, weights: DeviceMap, tree: ModuleTree, gpus: Sequence[GPU]
+    what: str,
+    shape: ModelShape,
+    work: Workload,
+    weights: DeviceMap,
+    tree: ModuleTree,
+    gpus: Sequence[GPU],
 ) -> None:
     """Raise DoesNotFitError if the weights that a map puts on a GPU are larger than its memory.
 
@@ -412,7 +418,7 @@ def _require_room(
         if on_gpus[gpu.index] > gpu.usable_bytes:
             size, room = sized(on_gpus[gpu.index]), sized(gpu.usable_bytes)
             raise DoesNotFitError(
-                f"The device map puts {size} of weights on GPU {gpu.index}, which has {room}.",
+                f"The {what} puts {size} of weights on GPU {gpu.index}, which has {room}.",
                 "Put some of them on other GPUs or on the cpu, or let a plan take its place.",
             )
 

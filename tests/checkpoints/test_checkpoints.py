@@ -15,6 +15,7 @@ from pathlib import Path
 
 import golden
 import pytest
+import safetensors
 import torch
 from any_json import ANY_JSON, changed_somewhere, taken_or_refused
 from hypothesis import given
@@ -194,6 +195,19 @@ def test_folder_with_other_weights_says_what_it_holds(single):
     refused(single, "holds no weights", "consolidated.bin")
     (single / "zero_to_fp32.py").write_text("")
     refused(single, "DeepSpeed has them in parts: python zero_to_fp32.py . . --safe_serialization")
+
+
+def test_what_git_lfs_left_in_place_of_the_config(single):
+    (single / "config.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0")
+    refused(single, "config.json is a pointer of git-lfs, not the file itself. Run git lfs pull")
+
+
+def test_weights_that_the_system_refuses(single, monkeypatch):
+    def shut(*_args, **_options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(safetensors, "safe_open", shut)
+    refused(single, "model.safetensors cannot be read: Permission denied.")
 
 
 def test_missing_shard_is_named(sharded):

@@ -351,6 +351,11 @@ def test_a_map_whose_weights_no_gpu_holds_is_another_map_or_a_plan():
             DoesNotFitError, match=r"puts 1\.\d+ MiB of weights on GPU 0, which has 1"
         ):
             session.load(TINY, device_map={"": 0})
+        made = make_plan(architecture(TINY), PlacementOptions(gpus="1x1GiB"))
+        with pytest.raises(
+            DoesNotFitError, match=r"^The plan puts 1\.\d+ MiB of weights on GPU 0,"
+        ):
+            session.load(TINY, device_map=made)
         assert session.engine is loaded
         text = {"model.vision": 0, "model.language_model": "cpu", "lm_head": "cpu"}
         for way in ({"device_map": {"": 1}}, {"device_map": text}, {}):
