@@ -354,7 +354,10 @@ class TokenSampler:
         return scores.masked_fill(~allowed, -math.inf)
 
     def _chosen(self, ids: Tensor, scores: Tensor) -> int:
-        scores = self._processors(ids, scores)
+        allowed, scores = scores, self._processors(ids, scores)
+        # What may not be repeated may be all that the form allows: the form counts.
+        if self._guide is not None and self.reads_ids and bool(scores.isneginf().all()):
+            scores = allowed
         if self._generator is None:
             return int(scores.argmax(dim=-1))
         probabilities = torch.softmax(scores, dim=-1).to(self._generator.device)

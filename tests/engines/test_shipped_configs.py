@@ -171,6 +171,14 @@ def test_stop_tokens_that_are_no_ids_are_left_out_and_named(tmp_path, ids):
         assert answer(engine, Sampling(8), form).finish_reason == "stop"
 
 
+def test_a_form_counts_more_than_what_may_not_be_repeated(tmp_path):
+    settings = {"no_repeat_ngram_size": 1, "do_sample": True}
+    engine = local.load(checkpoint_with(tmp_path, json.dumps(settings)))
+    for sampling in (Sampling(8, seed=1), Sampling(8, temperature=0)):
+        found = answer(engine, sampling, Constraint(regex="aaa"))
+        assert (found.text, found.finish_reason) == ("aaa", "stop")
+
+
 def test_false_is_no_temperature():
     settings = {"do_sample": True, "temperature": False}
     config, left_out = checkpoint_config(published(settings), ENDS, 12)
