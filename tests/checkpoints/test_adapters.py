@@ -258,7 +258,7 @@ def test_on_several_gpus_the_answer_is_that_of_the_merged_model(native, tmp_path
     found = resolve(native(kind), lora=tmp_path / "a")
     assert answer(local.load(found)) == expected
     with VirtualGPUs("3x1GiB") as gpus:
-        options = PlacementOptions(context=2048, dtype="float32", max_memory=0.6)
+        options = PlacementOptions(context=2048, dtype="float32", max_memory=0.37)
         placement = decide(found.architecture, options, gpus.gpus)
         assert len(set(placement.device_map.values())) > 1
         engine = local.load(found, placement)

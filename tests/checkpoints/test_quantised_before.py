@@ -154,7 +154,7 @@ def test_not_quantised_again_and_not_offloaded(saved):
     places |= {"model.visual": 0, "lm_head": 0}
     with pytest.raises(DeviceMapError, match="quantised layers cannot be offloaded"):
         decide(known, PlacementOptions(), parse_gpus("1x1GiB"), places)
-    options = PlacementOptions(max_memory=0.5002, images=0, context=256)
+    options = PlacementOptions(max_memory=0.2659, images=0, context=256)
     with pytest.raises(DoesNotFitError) as caught:
         make_plan(known, options, parse_gpus("1x1GiB"))
     assert "4-bit weights" not in str(caught.value)

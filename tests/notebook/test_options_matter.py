@@ -173,7 +173,7 @@ CHECKS = {
         "--split-vision off", f"{TINY} --gpus 4x1GiB --objective balance --context 8"
     ),
     "--offload": Trial(
-        "--offload", f"{TINY} --gpus 1x1GiB --max-memory 0.5322", fails=(True, False)
+        "--offload", f"{TINY} --gpus 1x1GiB --max-memory 0.2978", fails=(True, False)
     ),
     "--pin": Trial("--pin head=1", CHECKED),
     "--json": Trial("--json", CHECKED, r"\A\s*\{"),
@@ -192,7 +192,7 @@ LOADS = {
     "--max-memory": Trial("--max-memory 0.6,0.51,0.1,0.1"),
     "--reserve": Trial("--reserve 0.1"),
     "--split-vision": Trial("--split-vision off", "--objective balance --context 8"),
-    "--offload": Trial("--offload", "--gpus 1x1GiB --max-memory 0.5322", fails=(True, False)),
+    "--offload": Trial("--offload", "--gpus 1x1GiB --max-memory 0.2978", fails=(True, False)),
     "--pin": Trial("--pin head=1"),
     "--map": Trial("--map map.json"),
     "--revision": Trial("--revision main", shows="has no revision", fails=(False, True)),

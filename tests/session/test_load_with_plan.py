@@ -78,7 +78,7 @@ def test_a_plan_is_made_followed_and_told(gpus, photo, on_one_cpu):
     info = session.status().info
     assert (info.devices, info.dtype) == (("cuda:0", "cuda:1", "cuda:2"), "float32")
     rows = dict(status_rows("x", info, None))
-    assert rows["cuda:0"] == "vision, embedding; 0.50 of 0.97 GiB planned"
+    assert rows["cuda:0"] == "vision, embedding; 0.27 of 0.97 GiB planned"
     assert {progress.device for progress in seen} == {"", "cuda:0", "cuda:1", "cuda:2"}
     assert session.unload()
     assert gpus.live_bytes == (0, 0, 0)
@@ -148,7 +148,7 @@ def test_an_offloaded_tower_reads_images(gpus, photo, on_one_cpu, caplog):
         ({"gpus": "4x1GiB"}, GPUDescriptionError, "describes 4 GPU.*torch sees only 3"),
         ({"gpus": "1x2GiB"}, GPUDescriptionError, "cuda:0 .* has 1.0 GiB, not 2.0 GiB"),
         ({"gpus": "two"}, GPUDescriptionError, "Cannot read 'two'"),
-        ({"max_memory": 0.5}, DoesNotFitError, "does not fit on 3 x 0.47 GiB"),
+        ({"max_memory": 0.266}, DoesNotFitError, "does not fit on 3 x 0.24 GiB"),
         ({"reserve": 0.9}, DoesNotFitError, "does not fit"),
         ({"context": 257}, OptionError, "257 tokens is longer"),
         ({"images": 2}, OptionError, "takes 1 image, not 2"),
@@ -289,7 +289,7 @@ def test_two_images_are_refused_before_loading(photo):
 def test_what_is_wrong_leaves_the_model_before(gpus):
     session = Session().load(golden.CHECKPOINT)
     engine = session.engine
-    for options in ({"max_memory": 0.5}, {"device_map": {"model": 0}}, {"gpus": "9x1GiB"}):
+    for options in ({"max_memory": 0.266}, {"device_map": {"model": 0}}, {"gpus": "9x1GiB"}):
         with pytest.raises(PlacementError):
             session.load(golden.CHECKPOINT, **options)
         assert session.engine is engine
