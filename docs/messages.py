@@ -122,19 +122,16 @@ def _hint(call: ast.Call) -> str:
 
 def _of_code(code: str) -> str:
     """Return the words of a cell for a code, its values left open."""
-    return "" if code == OPEN else _SPACES.sub(" ", worded(remark(code, **_Open()), CELL))
+    template = CELL.templates.get(code) or COMMON.get(code, "")
+    values = dict.fromkeys(_FIELD.findall(template), _Unknown())
+    return _SPACES.sub(" ", worded(remark(code, **values), CELL))
 
 
-class _Open(dict[str, object]):
-    """Values for any field of a template."""
+class _Unknown:
+    """A value that is known at run time only, in whatever form a template has it."""
 
-    def __init__(self) -> None:
-        fields = {
-            name
-            for template in (*COMMON.values(), *CELL.templates.values())
-            for name in re.findall(r"(?<!\{)\{(\w+)", template)
-        }
-        super().__init__(dict.fromkeys(fields, OPEN))
+    def __format__(self, _: str) -> str:
+        return OPEN
 
 
 def _text(node: ast.expr) -> str:
@@ -153,6 +150,7 @@ def _says_something(text: str) -> bool:
 
 
 _SPACES = re.compile(r"\s+")
+_FIELD = re.compile(r"(?<!\{)\{(\w+)")
 
 
 def pattern(message: Message) -> re.Pattern[str]:

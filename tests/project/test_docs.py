@@ -47,6 +47,7 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 HOOKS = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
 PLANNER = runpy.run_path(str(ROOT / "docs" / "planner.py"))
+FIGURES = runpy.run_path(str(ROOT / "docs" / "figures.py"))
 MESSAGES = runpy.run_path(str(ROOT / "docs" / "messages.py"))
 COMMANDS_PAGE = HOOKS["commands_page"]()
 CELL = Glm4vMagics.glm4v
@@ -303,6 +304,30 @@ def test_the_site_builds_and_asks_no_other_host(site):
         assert not HOOKS["REMOTE"].search(page.read_text(encoding="utf-8"))
     for style in site.rglob("*.css"):
         assert not re.search(r"url\([\"']?(https?:)?//", style.read_text(encoding="utf-8"))
+
+
+def test_the_first_screen_of_a_page_has_a_figure(site):
+    """Of all pages but lists of changes and rules, and the planner, which draws its own."""
+    listed = re.findall(r"^ +- .*: ([\w/-]+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert len(listed) > 15
+    for name in set(listed) - {"changelog", "contributing", "comparison", "planner"}:
+        folder = name.removesuffix("index").rstrip("/")
+        text = (site / folder / "index.html").read_text(encoding="utf-8")
+        first = text.partition("<article")[2].partition("<h2")[0]
+        assert re.search(r'<img|<svg viewBox|class="(?:plan|architecture)"', first), name
+
+
+def test_long_code_goes_on_behind_a_dot():
+    allowed = FIGURES["on_page_content"]("<p><code>transformer.layers.0.query_key_value</code></p>")
+    assert allowed == "<p><code>transformer.<wbr>layers.<wbr>0.<wbr>query_key_value</code></p>"
+
+
+def test_a_plan_on_a_page_is_that_of_a_notebook():
+    drawn = FIGURES["drawn"]("GLM-4V-9B --gpus 24+16GiB --context 8192")
+    assert 'class="glm4v-bar' in drawn or "layers 17-39" in drawn
+    assert "cuda:1" in drawn
+    with pytest.raises(errors.GPUDescriptionError):
+        FIGURES["drawn"]("GLM-4V-9B --gpus 4x")
 
 
 def test_what_loads_from_elsewhere_is_found():
