@@ -320,8 +320,13 @@ def test_those_of_bitsandbytes_for_glm_4v_9b_are_named(tmp_path):
 def test_what_is_left_over_on_full_weights_is_said_once(native, tmp_path, family, given):
     source = golden.CHECKPOINT if family == "GLM-4V-9B" else native(family)
     folder = shutil.copytree(source, tmp_path / "c")
-    configure(folder, quantization_config=given)
+    in_text = {} if family == "GLM-4V-9B" else {**resolve(folder).config["text_config"]}
+    if "bits" in given and in_text:
+        configure(folder, text_config={**in_text, "quantization_config": given})
+    else:
+        configure(folder, quantization_config=given)
     assert not architecture(folder).shape().scheme
+    assert "quantization_config" not in str(resolve(folder).config)
     notes = local.load(resolve(folder)).info.notes
     assert sum("says that the weights are quantised" in note for note in notes) == 1
 
