@@ -63,23 +63,41 @@ def speed_notes(
         yield remark("speed_unknown", gpus=", ".join(speed.unknown))
     if speed.tokens_per_second is None or speed.full_tokens_per_second is None:
         return
-    most, full = rate(speed.tokens_per_second), rate(speed.full_tokens_per_second)
-    code = "speed_limit"
-    values = {"most": most, "full": full, "context": f"{workload.context or 0:,}"}
-    if speed.starts_slowly:
-        code += "_of_host"
-        values["expected"] = rate(speed.expected_tokens_per_second or 0.0)
-    if speed.prefill_seconds is not None:
-        code += "_with_prefill"
-        values["prefill"] = readable_seconds(speed.prefill_seconds)
-    yield remark(code, **values)
+    yield _limit(speed, workload)
     for each in measured_on({stage.name for stage in stages if stage.units}):
-        code, values = "speed_measured", {"gpu": each.gpu, "how": each.what}
-        values["share"] = _span_of(each.share)
-        if each.prefill is not None:
-            code += "_with_prefill"
-            values["prefill"] = _span_of(each.prefill)
-        yield remark(code, **values)
+        gpu, share, how = each.gpu, _span_of(each.share), each.what
+        if each.prefill is None:
+            yield remark("speed_measured", gpu=gpu, share=share, how=how)
+        else:
+            prefill = _span_of(each.prefill)
+            yield remark(
+                "speed_measured_with_prefill", gpu=gpu, share=share, prefill=prefill, how=how
+            )
+
+
+def _limit(speed: SpeedLimit, workload: Workload) -> Remark:
+    most, full = rate(speed.tokens_per_second or 0.0), rate(speed.full_tokens_per_second or 0.0)
+    context = f"{workload.context or 0:,}"
+    prefill = None if speed.prefill_seconds is None else readable_seconds(speed.prefill_seconds)
+    if not speed.starts_slowly:
+        if prefill is None:
+            return remark("speed_limit", most=most, full=full, context=context)
+        return remark(
+            "speed_limit_with_prefill", most=most, full=full, context=context, prefill=prefill
+        )
+    expected = rate(speed.expected_tokens_per_second or 0.0)
+    if prefill is None:
+        return remark(
+            "speed_limit_of_host", most=most, full=full, context=context, expected=expected
+        )
+    return remark(
+        "speed_limit_of_host_with_prefill",
+        most=most,
+        full=full,
+        context=context,
+        expected=expected,
+        prefill=prefill,
+    )
 
 
 def _span_of(shares: tuple[float, float]) -> str:
