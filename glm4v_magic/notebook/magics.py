@@ -343,18 +343,26 @@ def _has_current_folder() -> bool:
 
 def register(shell: InteractiveShell) -> None:
     """Install the magics in `shell`, with the settings as they are found now."""
+    settings = _settings_now(shell)
+    Glm4vMagics(shell, settings, _kept.pop(shell, None)).install()
+
+
+def _settings_now(shell: InteractiveShell, then: str = "") -> Glm4v:
+    """Return the settings as they are found; a wrong one is a `UsageError` that ends in `then`."""
     try:
-        settings = read(shell.config.get(Glm4v.__name__, {}), os.environ)
+        return read(shell.config.get(Glm4v.__name__, {}), os.environ)
     except OptionError as error:
         problem = in_cell(error)
-    else:
-        Glm4vMagics(shell, settings, _kept.pop(shell, None)).install()
-        return
-    raise UsageError(problem)
+    raise UsageError(f"{problem} {then}".strip())
 
 
 def unregister(shell: InteractiveShell) -> None:
-    """Remove from `shell` all that `register` put there; a reload keeps the session."""
+    """Remove from `shell` all that `register` put there; a reload keeps the session.
+
+    A reload that would find a wrong setting is refused while everything is still there.
+    """
+    if _is_reload():
+        _settings_now(shell, "Nothing was reloaded; %glm4v works as before.")
     magics = shell.magics_manager.registry.get(Glm4vMagics.__name__)
     session = None if magics is None else magics.uninstall()
     if session is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from IPython.core.error import UsageError
 from IPython.utils.capture import capture_output
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
@@ -144,6 +145,22 @@ def test_unloading_leaves_nothing_and_reloading_adds_nothing(plain_shell):
     assert reloaded == loaded
     plain_shell.run_line_magic("unload_ext", "glm4v_magic")
     assert footprint(plain_shell) == before
+
+
+def test_reloading_with_a_wrong_setting_leaves_what_is_there(plain_shell, monkeypatch):
+    plain_shell.run_line_magic("load_ext", "glm4v_magic")
+    for _ in range(2):
+        before = footprint(plain_shell)
+        monkeypatch.setenv("GLM4V_TEMPERATURE", "hot")
+        with pytest.raises(UsageError, match=r"'hot', but must .*%glm4v works as before\.$"):
+            plain_shell.run_line_magic("reload_ext", "glm4v_magic")
+        assert footprint(plain_shell) == before
+        monkeypatch.delenv("GLM4V_TEMPERATURE")
+        plain_shell.run_line_magic("reload_ext", "glm4v_magic")
+    plain_shell.run_line_magic("unload_ext", "glm4v_magic")
+    monkeypatch.setenv("GLM4V_TEMPERATURE", "hot")
+    with pytest.raises(UsageError, match=r"greedy\)\.$"):
+        plain_shell.run_line_magic("load_ext", "glm4v_magic")
 
 
 def test_reloading_keeps_model_and_chats_and_unloading_releases_them(tmp_path):
