@@ -12,10 +12,18 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from glm4v_magic.core.conversation import Message, Request, Sampling
+from glm4v_magic.core.conversation import (
+    Conversation,
+    Generation,
+    Message,
+    Request,
+    Sampling,
+    Usage,
+)
 from glm4v_magic.core.errors import (
     DoesNotFitError,
     EngineError,
@@ -25,8 +33,10 @@ from glm4v_magic.core.errors import (
 )
 from glm4v_magic.core.events import Finished, RowDone, Text
 from glm4v_magic.core.gpu_spec import parse_gpus
+from glm4v_magic.core.model import EngineInfo, Replica
 from glm4v_magic.engines.replicas import cluster
 from glm4v_magic.engines.replicas.layout import Machine, seats
+from glm4v_magic.engines.replicas.worker import News
 from glm4v_magic.notebook.render.memory import MemoryView, memory_bundle
 from glm4v_magic.notebook.render.status import status_rows
 from glm4v_magic.session.session import Session
@@ -225,6 +235,57 @@ class TestCluster:
         finally:
             for each in (*begun, other):
                 each.communicate()
+
+
+class Seated:
+    """A replica that answers what it has in batches, as far as its engine is concerned."""
+
+    def __init__(self, number):
+        self.facts = Replica(number, "here")
+        self.batch_size, self.cache, self.open, self.news = 8, None, set(), None
+        self.waiting, self.batches = [], 0
+        self.actor = self
+
+    def __getattr__(self, name):
+        return SimpleNamespace(remote=lambda *given: getattr(self, f"_{name}")(*given))
+
+    def _put(self, number, at_once, asked):
+        self.waiting += [row for row, _ in asked]
+
+    def _withdraw(self, number, rows):
+        self.waiting = [row for row in self.waiting if row not in rows]
+
+    def _take(self, number, seconds):
+        def news():
+            batch, self.waiting = self.waiting[:8], self.waiting[8:]
+            self.batches += bool(batch)
+            ended = Generation("", Usage(None, None, 0), "stop")
+            return News([Finished(ended, row) for row in batch], None, 0, None)
+
+        news.replica = self
+        return news
+
+
+def next_news(news, **how):
+    """The news of the replica that has been busy for the shorter time, as each batch takes one."""
+    return [min(news, key=lambda each: each.replica.batches)], ()
+
+
+@pytest.mark.parametrize("count", [64, 60, 3])
+def test_the_last_rows_wait_at_no_replica_while_another_has_room(monkeypatch, count):
+    import ray
+
+    from glm4v_magic.engines.replicas.engine import ReplicasEngine
+
+    monkeypatch.setattr(ray, "wait", next_news)
+    monkeypatch.setattr(ray, "get", lambda ref, **_: ref())
+    info = EngineInfo("demo", "", 1, None, None, None, None)
+    both = [Seated(0), Seated(1)]
+    engine = ReplicasEngine(both, info)
+    requests = [Request(Conversation((Message("user", str(n)),))) for n in range(count)]
+    events = list(engine.stream(requests))
+    assert sorted(event.row for event in events) == list(range(count))
+    assert max(each.batches for each in both) == -(-count // 16)
 
 
 def test_ray_is_imported_only_if_it_is_asked_for():

@@ -415,6 +415,24 @@ class _Stream:
             self._engine.remember(asked.request.conversation, replica)
         for replica, rows in handed.items():
             self._put(replica, share, rows)
+        if self._is_over and not self._again:
+            self._level(alive, share)
+
+    def _level(self, alive: Sequence[_Replica], share: int) -> None:
+        """Hand requests that wait at one replica to those that have room in their batch.
+
+        At the end they would be answered alone where they are, which takes as long as a full batch.
+        """
+        for replica in alive:
+            for row in sorted(replica.open, reverse=True)[: max(len(replica.open) - share, 0)]:
+                other, asked = min(alive, key=lambda each: len(each.open)), self._rows[row]
+                if len(other.open) >= share or any(asked.said.values()):
+                    break
+                replica.actor.withdraw.remote(self._number, [row])
+                replica.open.discard(row)
+                other.open.add(row)
+                asked.replica = other
+                self._put(other, share, [row])
 
     def _next(self) -> int | None:
         """Return the next row to hand out; ``None`` if there is none now."""

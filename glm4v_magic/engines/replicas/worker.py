@@ -156,6 +156,10 @@ class ReplicaWorker:
             if number != self._call.number:
                 self._call.is_stopping = True
                 self._call = _Call(number, at_once)
+            rows = {row for row, _ in asked}  # some may have been here, and come back
+            self._call.withdrawn -= rows
+            for each in [n for n, row in self._call.open.items() if row in rows]:
+                del self._call.open[each]
             self._call.waiting.extend(asked)
             self._changed.notify_all()
 
