@@ -363,13 +363,15 @@ class TestTwoReplicas:
             os.kill(os.getpid(), signal.SIGINT)
 
         threading.Thread(target=interrupt_when_something_is_said).start()
-        stream = two.stream_map(
-            "Write a long story about {{item}}.", list(range(5000)), max_tokens=300
-        )
-        with pytest.raises(MapInterrupted) as stopped:
-            for event in stream:
+        prompt = "Write a long story about {{item}}."
+
+        def read():
+            for event in two.stream_map(prompt, list(range(5000)), max_tokens=300):
                 if isinstance(event, Text):
                     told.set()
+
+        with pytest.raises(MapInterrupted) as stopped:
+            read()
         assert 0 < len([row for row in stopped.value.result if row.text]) < 5000
         assert two.ask("Hello?", **GREEDY).text  # at once: nothing is left over
         with two.stream("Hello?", regex="(a long story, ){99}the end", max_tokens=900) as stream:

@@ -145,7 +145,7 @@ def _command(engine: str, model: str, arguments: Namespace, here: _Place) -> Eng
                 own += [flags_of(option)[-1], str(value)]
         wanted = Wanted(model, {}, None, None, 1, None, None, here.host, here.port, own=own)
         return command_of(engine, wanted)
-    for name in ("device_map", "base", "lora", "keep", "parallel"):
+    for name in ("device_map", "base", "lora", "image_size", "keep", "parallel"):
         if getattr(arguments, name) is not None:
             spelled = flags_of(next(o for o in of_command("serve") if o.name == name))[-1]
             raise OptionError(
