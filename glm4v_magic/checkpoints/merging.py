@@ -108,7 +108,7 @@ class Merger:
             config.init_lora_weights = False
         try:
             if any(_TOKENS in key for key in state):
-                config = _of_tokens(config, part.module)
+                config = _of_tokens(config, part.module, weight.shape[0])
                 named = {key.replace(_TOKENS, ""): value for key, value in state.items()}
             else:
                 config.trainable_token_indices = None
@@ -149,13 +149,15 @@ def _merge_all(
     return unexpected, merged
 
 
-def _of_tokens(config: Any, module: str) -> TrainableTokensConfig:
+def _of_tokens(config: Any, module: str, rows: int) -> TrainableTokensConfig:
     """Return the configuration of what a low-rank adapter does to some tokens of an embedding."""
     given = config.trainable_token_indices
     if isinstance(given, Mapping):
         (indices,) = (each for name, each in given.items() if module.endswith(name))
     else:
         indices = given
+    if max(indices) >= rows:  # told here, for without values nothing else would
+        raise ValueError(f"token {max(indices)} is beyond the {rows} of the base")
     leaf = module.rpartition(".")[2]
     return TrainableTokensConfig(token_indices=list(indices), target_modules=[leaf])
 

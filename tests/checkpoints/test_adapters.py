@@ -434,6 +434,16 @@ def test_broken_adapters_are_one_line(adapter, how):
     assert "\n" not in str(caught.value)
 
 
+def test_tokens_that_the_base_does_not_have(native, tmp_path):
+    tokens = {"trainable_token_indices": {"embed_tokens": [3, 5]}}
+    config = peft.LoraConfig(target_modules=["q_proj"], **tokens)
+    peft.get_peft_model(full(native("glm4v"), torch.float32), config).save_pretrained(tmp_path)
+    given = {"base_model_name_or_path": str(native("glm4v"))}
+    edit(tmp_path, **given, trainable_token_indices={"embed_tokens": [3, 9999]})
+    with pytest.raises(CheckpointError, match="token 9999 is beyond the 336 of the base"):
+        resolve(tmp_path).require_usable()
+
+
 def test_adapters_of_other_models(adapter, native, tmp_path):
     with pytest.raises(CheckpointError, match="that its base does not have, for example transf"):
         resolve(native("glm4v"), lora=adapter)
