@@ -9,7 +9,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from http import HTTPStatus
 from typing import Literal
 
@@ -61,10 +61,13 @@ from glm4v_magic.server.protocol import (
 from glm4v_magic.server.questions import Question, read_question
 from glm4v_magic.server.worker import OfRequest, Turn, Worker
 
-__all__ = ["BODY_SECONDS", "KEEP_ALIVE", "MOST_BYTES", "application", "too_many"]
+__all__ = ["BODY_SECONDS", "KEEP_ALIVE", "MOST_BYTES", "MOST_TOGETHER", "application", "too_many"]
 
 MOST_BYTES = 64 * 2**20
 """Longest request in bytes. In base64 an image is a third longer than its file."""
+
+MOST_TOGETHER = 2**30
+"""Most bytes of the requests that are being received at a time."""
 
 KEEP_ALIVE = 10.0
 """Seconds between two signs of life while a client waits."""
@@ -174,6 +177,33 @@ async def _openapi(_: Request) -> Response:
     return JSONResponse(document())
 
 
+class _Room:
+    """Memory for the bodies of requests, which all of them share."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Callable[[int], None]]:
+        """Give a function that takes some bytes more, which are free again after the block.
+
+        It raises BusyError if there are not so many.
+        """
+        mine = 0
+
+        def take(count: int) -> None:
+            nonlocal mine
+            if self._taken + count > MOST_TOGETHER:
+                raise BusyError("Too much is being sent at once.", "Ask again later.")
+            mine += count
+            self._taken += count
+
+        try:
+            yield take
+        finally:
+            self._taken -= mine
+
+
 class _Api:
     """Answers of one model.
 
@@ -184,6 +214,7 @@ class _Api:
     """
 
     def __init__(self, worker: Worker, info: EngineInfo, model: str) -> None:
+        self._room = _Room()
         self._worker = worker
         self._metrics = Metrics(worker)
         self._name = model
@@ -222,8 +253,10 @@ class _Api:
         """``POST /v1/chat/completions``: answer a question."""
         with contextlib.ExitStack() as ending:
             watch = ending.enter_context(self._metrics.request())
-            body = await _body(request)
-            question = await run_in_threadpool(self._read, body)
+            with self._room.held() as take:
+                body = await _body(request, take)
+                question = await run_in_threadpool(self._read, body)
+                del body
             reply = _Reply(self._name)
             turn = self._worker.begin(question.requests, pieces=question.stream)
             ending.callback(self._worker.leave, turn)
@@ -445,10 +478,15 @@ def _usage(generations: Sequence[Generation]) -> CompletionUsage:
     )
 
 
-async def _body(request: Request) -> bytes:
+async def _body(request: Request, take: Callable[[int], None]) -> bytes:
     """Read the body of a request.
 
+    Args:
+        request: the request.
+        take: takes memory for it; see `_Room`.
+
     Raises:
+        BusyError: if there is no memory for it.
         HTTPException: if it is not JSON, is compressed, is too long, or does not arrive in time.
         ClientDisconnect: if the client leaves.
     """
@@ -466,7 +504,7 @@ async def _body(request: Request) -> bytes:
     if length.isdigit() and int(length) > MOST_BYTES:
         raise _too_long()
     try:
-        body = await _sent_in_time(request)
+        body = await _sent_in_time(request, take)
     except TimeoutError:
         raise HTTPException(
             HTTPStatus.REQUEST_TIMEOUT,
@@ -479,10 +517,11 @@ async def _body(request: Request) -> bytes:
     return body
 
 
-async def _sent_in_time(request: Request) -> bytes:
+async def _sent_in_time(request: Request, take: Callable[[int], None]) -> bytes:
     body, start = bytearray(), asyncio.get_running_loop().time()
     async with asyncio.timeout(BODY_SECONDS) as deadline:
         async for chunk in request.stream():
+            take(len(chunk))
             body += chunk
             if len(body) > MOST_BYTES:
                 raise _too_long()

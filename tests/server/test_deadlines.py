@@ -156,6 +156,19 @@ def num_open(server):
     return sum(map(float, re.findall(r"requests_(?:running|waiting) (\d+)", text)))
 
 
+def test_more_than_may_be_sent_at_once(server, monkeypatch):
+    body = json.dumps(question())
+    monkeypatch.setattr(app, "MOST_TOGETHER", len(body) + 9)
+    with connected(server, f'{HEAD}Content-Length: 999\r\n\r\n{{"messages') as slow:
+        until(lambda: ask(server, question())[0] == 429)
+        status, said = ask(server, question())
+        assert (status, said["error"]["message"]) == (
+            429, "Too much is being sent at once. Ask again later.",
+        )  # fmt: skip
+        slow.close()
+    until(lambda: ask(server, question())[0] == 200)
+
+
 SLOW = ("", "GET /", HEAD, f"{HEAD}Content-Length: 99\r\n\r\n{{")
 
 
