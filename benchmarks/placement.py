@@ -40,6 +40,7 @@ MODELS = ("GLM-4V-9B", "GLM-4.1V-9B-Thinking")
 GPUS = "2-16"
 SIZES = (8, 11, 12, 16, 24, 48, 80)  # GiB
 AMPLE = 80  # GiB: the shape of a split shows where no GPU is too small
+CONTEXT_BYTES = GPU(0, "GPU", 16 * 2**30).overhead_bytes  # of CUDA, whatever the size
 CONTEXT = 8192
 IMAGE_SIZE = 1120  # of the models that have a choice, as GLM-4V-9B has none
 BEGIN = "<!-- printed by benchmarks/placement.py -->"
@@ -111,7 +112,7 @@ def equal_gpus(lab: Lab, counts: Sequence[int]) -> str:
             raise AssertionError(f"{count} GPUs of {AMPLE} GiB are too small")
         tell(f"{lab.model.name}: dry run of the plan for {count} GPUs")
         planned = lab.run(gpus, ours)
-        least = planned.fullest.total_bytes
+        least = planned.fullest.peak_bytes + CONTEXT_BYTES
         sides = zip(measured(found, least), measured(planned, least), strict=True)
         rows.append((str(count), *(" / ".join(pair) for pair in sides)))
         for problem in found.problems:
@@ -128,7 +129,7 @@ def measured(report: DryRunReport, least: int) -> Row:
     """Return one side of a row of `equal_gpus`."""
     between = [hop for hop in report.copies if "cpu" not in (hop.source, hop.target)]
     size = sum(hop.decode_bytes for hop in between)
-    fullest = report.fullest.total_bytes
+    fullest = report.fullest.peak_bytes + CONTEXT_BYTES
     return (
         str(sum(gpu.peak_bytes == 0 for gpu in report.gpus)),
         gib(fullest),
