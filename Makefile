@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo lab test test-fast test-oldest test-gpu nightly nightly-images nightly-patch nightly-servers bench bench-full bench-gpu lint tables docs dist eval-demo eval-native-demo clean
+.PHONY: demo lab test test-fast test-oldest test-oldest-few test-gpu nightly nightly-images nightly-patch nightly-servers bench bench-full bench-gpu lint lint-style lint-types lint-rooms tables docs dist eval-demo eval-native-demo clean
 
 demo: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py notebooks/01_quickstart.ipynb
@@ -33,6 +33,14 @@ test-oldest: build/oldest/.installed
 		--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
 		-m "not nightly and not browser and not gpu" tests/notebook tests/session \
 		tests/checkpoints/test_native_fp8.py
+
+# Of them those that depend on IPython, kernels and widgets most; CI runs these, `make nightly` all.
+FEW := completion interrupts live magics monitor notebook_traps settings stop_while_starting \
+	terminal widgets widgets_kernel
+
+test-oldest-few: build/oldest/.installed
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest -q \
+		-m "not nightly and not browser and not gpu" $(FEW:%=tests/notebook/test_%.py)
 
 build/oldest/.installed: pyproject.toml constraints.txt constraints-oldest.txt
 	$(PYTHON) -m venv build/oldest
@@ -141,10 +149,16 @@ bench-gpu: $(INSTALLED)
 	$(BIN)/python benchmarks/tokens_per_second.py --runs 9 --tokens 100
 	$(BIN)/python benchmarks/batch.py --runs 3
 
-lint: $(INSTALLED)
+lint: lint-style lint-types lint-rooms
+
+lint-style: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint-types: $(INSTALLED)
 	$(BIN)/mypy
+
+lint-rooms: $(INSTALLED)
 	$(BIN)/lint-imports --no-cache
 
 # The tables of what a plan chooses, in the page about plans.

@@ -23,17 +23,25 @@ settings.load_profile("shared")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+PLACES = {Path(__file__).parent / name: place for place, name in enumerate(SLOW)}
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Slow files are not even read where none of their tests is wanted."""
+    if "not slow" in config.option.markexpr and collection_path in PLACES:
+        return True
+    return None
+
+
 def pytest_collection_modifyitems(items):
     """Mark the tests of slow files, and put these first, those that take longest before others.
 
     Then no process is left alone with a long file at the end.
     """
-    folder = Path(__file__).parent
-    places = {folder / name: place for place, name in enumerate(SLOW)}
     for item in items:
-        if item.path in places:
+        if item.path in PLACES:
             item.add_marker("slow")
-    items.sort(key=lambda item: places.get(item.path, len(places)))
+    items.sort(key=lambda item: PLACES.get(item.path, len(PLACES)))
 
 
 class Sparing:

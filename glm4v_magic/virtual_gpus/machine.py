@@ -109,7 +109,8 @@ class Machine:
             MixedDeviceError: if CUDA would refuse the devices and `on_mismatch` is ``raise``.
             PlacementError: if the context of a tensor has been left, or a tensor is on a real GPU.
         """
-        self._check_owners(leaves(args, kwargs))
+        tensors = leaves(args, kwargs)
+        self._check_owners(tensors)
         special = _SPECIAL.get(operator)
         if special is not None:
             return special(self, operator, args, kwargs)
@@ -120,7 +121,7 @@ class Machine:
                 f"Could not run '{operator.name()}' with arguments from the 'CUDA' backend: it "
                 f"exists for the CPU alone ({self._where()})"
             )
-        device, mismatch = check_devices(operator, args, kwargs, leaves(args, kwargs))
+        device, mismatch = check_devices(operator, args, kwargs, tensors)
         if mismatch is not None:
             kernel = composite_kernel(operator)
             if kernel is not None and mismatch.message != NO_DATA:

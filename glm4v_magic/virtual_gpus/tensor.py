@@ -170,6 +170,13 @@ def content(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.content if isinstance(tensor, VirtualTensor) else tensor
 
 
+_WITHOUT = frozenset({
+    bool, int, float, str, type(None),
+    torch.device, torch.dtype, torch.layout, torch.memory_format,
+})  # fmt: skip
+"""Types of most arguments, and no tensors: looked up sooner than ``isinstance`` says so."""
+
+
 def leaves(*values: Any) -> list[torch.Tensor]:
     """Return the tensors in nested lists, tuples and dicts."""
     found: list[torch.Tensor] = []
@@ -179,6 +186,8 @@ def leaves(*values: Any) -> list[torch.Tensor]:
 
 def _collect(values: Iterable[Any], found: list[torch.Tensor]) -> None:
     for value in values:
+        if type(value) in _WITHOUT:
+            continue
         if isinstance(value, torch.Tensor):
             found.append(value)
         elif isinstance(value, (list, tuple)):
@@ -189,10 +198,15 @@ def _collect(values: Iterable[Any], found: list[torch.Tensor]) -> None:
 
 def replace_leaves(change: Callable[[torch.Tensor], Any], value: Any) -> Any:
     """Return the same nested lists, tuples and dicts with every tensor replaced."""
+    kind = type(value)
+    if kind in _WITHOUT:
+        return value
     if isinstance(value, torch.Tensor):
         return change(value)
-    if type(value) in (list, tuple):
-        return type(value)(replace_leaves(change, item) for item in value)
-    if type(value) is dict:
+    if kind is list or kind is tuple:
+        return kind([
+            item if type(item) in _WITHOUT else replace_leaves(change, item) for item in value
+        ])  # fmt: skip
+    if kind is dict:
         return {key: replace_leaves(change, item) for key, item in value.items()}
     return value

@@ -325,12 +325,18 @@ def edit(folder, **changes):
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter") / "a"
+    of_published_names(folder, target_modules=["query_key_value"])
+    edit(folder, base_model_name_or_path=str(golden.CHECKPOINT))
+    return folder
+
+
 @pytest.fixture
-def adapter(tmp_path):
+def adapter(saved, tmp_path):
     """An adapter of the tiny checkpoint, which it names by its path."""
-    of_published_names(tmp_path / "a", target_modules=["query_key_value"])
-    edit(tmp_path / "a", base_model_name_or_path=str(golden.CHECKPOINT))
-    return tmp_path / "a"
+    return shutil.copytree(saved, tmp_path / "a")
 
 
 def test_ways_to_name_both(adapter, monkeypatch):

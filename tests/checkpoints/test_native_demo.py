@@ -15,7 +15,7 @@ from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.model import DEMOS, NATIVE_DEMO
 from training.native.evaluate import cases, questions, scores
 
-SAMPLE = 40
+SAMPLE = 20
 
 LEAST = {
     "shape": 0.95,

@@ -269,7 +269,7 @@ def test_weights_stay_in_fp8_wherever_maps_and_plans_put_them(checkpoints, kerne
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_dry_run_keeps_what_the_plan_keeps(checkpoints, kind):
     known, machine = architecture(checkpoints(kind)[0]), "2xH100-80GB"
-    options = {"objective": "balance", "images": 1}
+    options = {"objective": "balance", "images": 1, "context": 256}
     made = make_plan(known, PlacementOptions(gpus=machine, **options))
     assert made.workload.fp8
     report = dry_run(known, machine, made)
@@ -281,7 +281,7 @@ def test_a_dry_run_keeps_what_the_plan_keeps(checkpoints, kind):
         used = report.gpus[stage.gpu]
         assert 0 <= used.weight_bytes - stage.weight_bytes < 200  # rotary frequencies
         assert used.total_bytes < 1.01 * stage.total_bytes
-    automatic = dry_run(known, machine, "auto")
+    automatic = dry_run(known, machine, "auto", context=256)
     assert (automatic.works, automatic.fp8) == (True, True)
     with pytest.raises(DeviceMapError, match="which these GPUs cannot compute with"):
         dry_run(known, "2xA100-80GB", made)

@@ -27,10 +27,27 @@ from glm4v_magic.virtual_gpus import VirtualGPUs
 
 OURS = "glm-4v-9b"
 KINDS = [OURS, *(kind for kind in tiny_native.KINDS if kind != "glmga")]  # its code is glm46v's
-SEEDS = [
-    pytest.param(seed, marks=[pytest.mark.nightly] if seed >= any_split.MIXED_SAMPLE else [])
-    for seed in range(any_split.RANDOM_MAPS)
-]
+
+
+def sample(number, ids):
+    """`number` of the ids with each kind, one with GLM-5, which takes ten times as long.
+
+    All of them run in `make nightly`.
+    """
+    return [
+        pytest.param(
+            kind,
+            each,
+            marks=pytest.mark.nightly if at >= (1 if kind == "glm5_next" else number) else (),
+        )
+        for kind in KINDS
+        for at, each in enumerate(ids)
+    ]
+
+
+seeds = pytest.mark.parametrize(
+    ("kind", "seed"), sample(any_split.MIXED_SAMPLE, range(any_split.RANDOM_MAPS))
+)
 GREEDY = Sampling(5, temperature=0, repetition_penalty=1.0)
 IMAGE = tiny_native.image(120, 80)
 BATCH = [
@@ -70,16 +87,14 @@ def answers(checkpoint, device_map, gpus):
     return found
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("kind", KINDS)
+@seeds
 def test_modules_and_single_weights(models, kind, seed):
     checkpoint, tree, on_one_device = models(kind)
     device_map, gpus = any_split.mixed_map(tree, seed)
     assert answers(checkpoint, device_map, gpus) == on_one_device
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("kind", KINDS)
+@seeds
 def test_inner_entries_win_over_those_around_them(models, kind, seed):
     checkpoint, tree, on_one_device = models(kind)
     inner, gpus = any_split.mixed_map(tree, seed)
@@ -112,10 +127,8 @@ def test_as_accelerate_places_them(models):
 
 
 @pytest.mark.parametrize(
-    "count",
-    [pytest.param(n, marks=[] if n in (2, 5) else [pytest.mark.nightly]) for n in range(2, 17)],
+    ("kind", "count"), sample(2, [5, 2, *(count for count in range(3, 17) if count != 5)])
 )
-@pytest.mark.parametrize("kind", KINDS)
 def test_what_accelerate_infers_for_equal_gpus(models, kind, count):
     checkpoint, _, on_one_device = models(kind)
     model = checkpoint.architecture.build_meta("float32")
@@ -129,8 +142,7 @@ def test_what_accelerate_infers_for_equal_gpus(models, kind, count):
     assert answers(checkpoint, inferred, count) == on_one_device
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("kind", KINDS)
+@seeds
 def test_what_is_wrong_with_a_map_load_and_dry_run_say_alike(models, kind, seed):
     checkpoint, tree, _ = models(kind)
     device_map, gpus = any_split.mixed_map(tree, seed)

@@ -242,7 +242,8 @@ TYPES_IN_DTYPES = [
 @pytest.mark.parametrize(("kind", "dtype"), TYPES_IN_DTYPES)
 def test_every_model_type_in_every_dtype(kind, dtype):
     config = tiny_native.config(kind, tiny_native.tokenizer(kind))
-    report = dry_run(NativeArchitecture(kind, config, "config.json"), "2x2GiB", dtype=dtype)
+    known = NativeArchitecture(kind, config, "config.json")
+    report = dry_run(known, "2x2GiB", dtype=dtype, text_tokens=8, image_size=112)
     raise_if_unusable(report)
     assert report.problems == ()
 

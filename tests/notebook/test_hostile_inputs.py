@@ -48,7 +48,8 @@ def server(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(module_shell, tmp_path_factory):
     """The shell in a folder of odd files, with odd variables and a loaded model."""
-    before = os.getcwd()
+    before, mode = os.getcwd(), module_shell.InteractiveTB.mode
+    module_shell.InteractiveTB.set_mode("Minimal")  # else most of the time is spent on tracebacks
     folder = tmp_path_factory.mktemp("hostile")
     hostile_files.fill(folder)
     os.chdir(folder)
@@ -62,6 +63,7 @@ def prepared(module_shell, tmp_path_factory):
     yield module_shell, module_shell.user_ns["said"].text
     os.environ.update(proxies)
     os.chdir(before)
+    module_shell.InteractiveTB.set_mode(mode)
 
 
 def settings_of(shell):

@@ -286,6 +286,15 @@ TRIALS = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_tracebacks(module_shell):
+    """Those of IPython take longer than most commands."""
+    mode = module_shell.InteractiveTB.mode
+    module_shell.InteractiveTB.set_mode("Plain")
+    yield
+    module_shell.InteractiveTB.set_mode(mode)
+
+
 @pytest.fixture(autouse=True)
 def folder(run, tiny, tmp_path, monkeypatch):
     """What the lines of the tables name."""

@@ -200,15 +200,15 @@ def test_sizes_pins_and_files_that_are_none(run, typed, said):
     assert "Traceback" not in shown
 
 
-@pytest.mark.parametrize("option", ["--save", "--json"])
 @pytest.mark.parametrize(
-    ("file", "reason"),
+    ("option", "file", "reason"),
     [
-        ("no/plan.json", "there is no folder no"),
-        ("folder.json", "Is a directory"),
-        ("loop.json", "Too many levels of symbolic links"),
-        ("plan.json/plan.json", "Not a directory|there is no folder plan.json"),
-        (f"{'a' * 300}.json", "File name too long"),
+        ("--save", "no/plan.json", "there is no folder no"),
+        ("--save", "folder.json", "Is a directory"),
+        ("--save", "loop.json", "Too many levels of symbolic links"),
+        ("--save", "plan.json/plan.json", "Not a directory|there is no folder plan.json"),
+        ("--save", f"{'a' * 300}.json", "File name too long"),
+        ("--json", "no/plan.json", "there is no folder no"),
     ],
 )
 def test_a_plan_that_cannot_be_written_is_the_value_all_the_same(

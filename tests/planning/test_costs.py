@@ -225,7 +225,9 @@ def test_quantised_weights(shape: ModelShape) -> None:
     [
         ("GLM-4V-9B", "8x16GiB", Workload(context=8192)),
         ("GLM-4.1V-9B-Thinking", "6x16GiB", Workload(context=16384, images=2, image_size=1120)),
-        ("GLM-4.5V", "8x80GiB", Workload(context=2048)),
+        pytest.param(
+            "GLM-4.5V", "8x80GiB", Workload(context=2048), marks=pytest.mark.nightly
+        ),  # as GLM-4.6V
         ("GLM-4.6V", "6x80GiB", Workload(context=2048, batch=2)),
     ],
 )

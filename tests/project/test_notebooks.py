@@ -35,6 +35,7 @@ LONG_TWINS = [
         "03_plan_your_machine",
         "04_look_inside",
         "05_bigger_than_one_machine",
+        "06_several_images_boxes_video",
         "07_kaggle_and_colab",
     )
 ]

@@ -66,8 +66,16 @@ def test_torchscript_within_a_text_layer_fails_without_the_cure(model, expected_
         assert_equal(splits.answers(model), expected_answers)
 
 
-@pytest.mark.parametrize("order", ["before dispatch", "after dispatch"])
-@pytest.mark.parametrize("home", [0, 1])
+# The other two pairs say no more: `make nightly`.
+@pytest.mark.parametrize(
+    ("home", "order"),
+    [
+        (0, "before dispatch"),
+        (1, "after dispatch"),
+        pytest.param(1, "before dispatch", marks=pytest.mark.nightly),
+        pytest.param(0, "after dispatch", marks=pytest.mark.nightly),
+    ],
+)
 @pytest.mark.parametrize("site", splits.SITES.values(), ids=splits.SITES.keys())
 def test_each_site_passes_with_the_cure(model, expected_answers, site, home, order):
     device_map = splits.map_apart(model, site.apart, home=home, away=1 - home)
