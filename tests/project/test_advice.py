@@ -655,12 +655,12 @@ def test_examples_of_gpus_are_read():
 )
 def test_what_a_dry_run_refuses():
     tiny = architecture(TINY)
-    small = parse_gpus("1x513MiB")
+    small = parse_gpus("1x261MiB")
     report = dry_run(tiny, small, {"": 0})
     with pytest.raises(DoesNotFitError, match="Use a plan of ours, more or larger GPUs, or a"):
         raise_if_unusable(report)
-    more = plan(tiny.shape(), parse_gpus("4x514MiB"), objective="balance", reserve=0)
-    for gpus, options in (("1x1GiB", {}), ("4x514MiB", {"device_map": more})):
+    more = plan(tiny.shape(), parse_gpus("4x262MiB"), objective="balance", reserve=0)
+    for gpus, options in (("1x1GiB", {}), ("4x262MiB", {"device_map": more})):
         raise_if_unusable(dry_run(tiny, gpus, **options))
 
 
