@@ -79,7 +79,7 @@ def naive():
 
 @cache
 def overfull():
-    return dry_run(TINY, "2x256MiB", SPLIT)
+    return dry_run(TINY, "2x128MiB", SPLIT)
 
 
 def hops(report):
@@ -155,14 +155,14 @@ def test_gpus_that_are_too_small():
     report = overfull()
     assert [gpu.gpu for gpu in report.overfull] == [0, 1]
     gpu = report.overfull[1]
-    assert gpu.short_bytes == gpu.total_bytes - 256 * MIB > 256 * MIB
+    assert gpu.short_bytes == gpu.total_bytes - 128 * MIB > 128 * MIB
     assert report.fullest.fullness > 2
     assert verdict(report) == "It would not run: 2 GPUs too small."
-    assert "cuda:1 needs 0.50 GiB and has 0.25, so 0.25 GiB are short" in findings(report)[1]
+    assert "cuda:1 needs 0.25 GiB and has 0.12, so 0.13 GiB are short" in findings(report)[1]
 
 
 def test_other_programs_leave_less_of_a_gpu():
-    gpus = [GPU(0, "GPU", 2**30, free_bytes=300 * MIB), GPU(1, "GPU", 2**30)]
+    gpus = [GPU(0, "GPU", 2**30, free_bytes=200 * MIB), GPU(1, "GPU", 2**30)]
     report = dry_run(TINY, gpus, SPLIT)
     assert [gpu.gpu for gpu in report.overfull] == [0]
 
