@@ -1,4 +1,4 @@
-"""The newer models sampled: `generate` of transformers gives the same ids for the same seed."""
+"""The newer models sampled, split and offloaded: the ids of transformers' `generate` for a seed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.events import Finished
 from glm4v_magic.core.options import Sampling
+from glm4v_magic.core.placement import Place
 from glm4v_magic.engines import local
+from glm4v_magic.planning.decision import Placement
+from glm4v_magic.virtual_gpus import VirtualGPUs
 
 KINDS = tiny_native.KINDS
 A, B, C = (tiny_native.image(*size) for size in ((300, 200, 0), (90, 260, 1), (5, 7, 2)))
@@ -97,8 +100,29 @@ def generated(engine, folder, option) -> list[list[int]]:
 
 
 def agree(engine, folder, option, at_once, keep):
+    same_twice(engine, generated(engine, folder, option), option, at_once, keep)
+
+
+def on_three_gpus(model, *, offload: bool) -> Placement:
+    """Tower, layers and head on different GPUs; the last layer may stay in host memory."""
+    text = "model.language_model."
+    layers = range(len(model.model.language_model.layers))
+    places: dict[str, Place] = {
+        f"model.{name}": 2 for name, _ in model.model.named_children() if name != "language_model"
+    }
+    for name, _ in model.model.language_model.named_children():
+        if name != "layers":
+            places[f"{text}{name}"] = 0
+    places |= {f"{text}layers.{at}": at * 3 // len(layers) for at in layers}
+    last = f"{text}layers.{layers[-1]}"
+    return Placement(
+        device_map={**places, "lm_head": 1, **({last: "cpu"} if offload else {})},
+        execution_map={last: 1} if offload else {},
+    )
+
+
+def same_twice(engine, expected, option, at_once, keep):
     """Ask twice, in two orders: what the first call has kept must not change the second."""
-    expected = generated(engine, folder, option)
     assert len({tuple(ids) for ids in expected}) == len(expected)
     engine.kept.budget = keep
     requests = [
@@ -123,3 +147,17 @@ def test_each_model_type_with_other_options(engines, native, kind, option, at_on
 @pytest.mark.parametrize(("kind", "option", "at_once", "keep"), ALL, ids=str)
 def test_every_model_type_with_every_option(engines, native, kind, option, at_once, keep):
     agree(engines(kind), native(kind), option, at_once, keep)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("offload", [False, True], ids=["split", "offloaded"])
+@pytest.mark.parametrize(("kind", "option"), list(itertools.product(KINDS, OPTIONS)), ids=str)
+def test_every_model_type_on_three_gpus(engines, native, kind, option, offload):
+    one = engines(kind)
+    expected = generated(one, native(kind), option)
+    with VirtualGPUs("3x256MiB") as gpus:
+        split = local.load(resolve(native(kind)), on_three_gpus(one.model, offload=offload))
+        for at_once, keep in zip(AT_ONCE, reversed(KEPT), strict=True):
+            same_twice(split, expected, option, at_once, keep)
+        assert not gpus.problems
+        split.close()
