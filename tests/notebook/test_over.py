@@ -163,7 +163,11 @@ def test_other_columns_in_the_prompt(run, shell, tiny, photos):
 
 def test_one_image_many_questions(run, shell, tiny, photos):
     shell.user_ns["things"] = ["hat", "cup"]
-    over(run, "things", "A {{item}}?", f"photos/1.png {GREEDY}")
+    options = f"photos/1.png --fresh -o rows {GREEDY}"
+    table = shown(shell, f"%%glm4v --over things {options}\nA {{{{item}}}}?")[-1]["text/html"]
+    assert table.count("<img") == 1
+    assert table.index("<img") < table.index("<table")
+    assert ">image</th>" not in table
     assert [row.prompt for row in shell.user_ns["rows"]] == ["A hat?", "A cup?"]
     assert all(row.answer.usage.visual_tokens == 6 for row in shell.user_ns["rows"])
 

@@ -17,6 +17,7 @@ from glm4v_magic.notebook.render.answers.image import data_uri
 from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
+    from glm4v_magic.core.image import SourcedImage
     from glm4v_magic.core.rows import AnsweredRow, Progress
 
 __all__ = [
@@ -191,15 +192,33 @@ def _one_line(text: str, most: int) -> str:
 
 
 def _html(summary: str, rows: Sequence[AnsweredRow], below: Sequence[str]) -> str:
-    with_images = any(row.answer is not None and row.answer.images for row in rows)
+    shared = _shared(rows)
+    with_images = not shared and any(row.answer and row.answer.images for row in rows)
     return fill(
         "rows",
         summary=summary,
+        shared=[_image_view(each) for each in shared],
         titles=("#", *(("image",) if with_images else ()), "item", "answer"),
         with_images=with_images,
         rows=[_row_view(row) for row in rows],
         below=below,
     )
+
+
+def _shared(rows: Sequence[AnsweredRow]) -> Sequence[SourcedImage]:
+    """Return the images if all rows have the same ones, of which a column would be of no use."""
+    of_rows = [row.answer.images for row in rows if row.answer is not None]
+    if (
+        len(of_rows) < 2
+        or len({tuple(id(each.image) for each in images) for images in of_rows}) > 1
+    ):
+        return ()
+    return of_rows[0]
+
+
+def _image_view(image: SourcedImage) -> _ImageView:
+    shown = image.image
+    return _ImageView(data_uri(shown), image.source, shown.width, shown.height)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,10 +259,7 @@ def _row_view(row: AnsweredRow) -> _RowView:
     return _RowView(
         index=row.index,
         item=_item(row),
-        images=tuple(
-            _ImageView(data_uri(each.image), each.source, each.image.width, each.image.height)
-            for each in (() if answer is None else answer.images)
-        ),
+        images=tuple(_image_view(each) for each in (() if answer is None else answer.images)),
         error=None if row.failure is None else _shortened(worded(row.failure, CELL)),
         said=_said(row) if answer is not None or row.failure is None else None,
         family="monospace" if answer is not None and answer.format in _TYPED else "inherit",
