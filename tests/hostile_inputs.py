@@ -596,9 +596,9 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
         (
             (
                 "plan tiny --gpus 1x1MiB",
-                "in the best split cuda:0 needs 0.50 GiB and may use 0.97 MiB",
+                "in the best split cuda:0 needs 0.25 GiB and may use 0.97 MiB",
             ),
-            ("plan GLM-4V-9B --gpus 1x8GiB", "GiB, so 20.34 GiB are short."),
+            ("plan GLM-4V-9B --gpus 1x8GiB", "GiB, so 20.22 GiB are short."),
         ),
     ),
     (
