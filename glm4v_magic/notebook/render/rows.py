@@ -208,12 +208,12 @@ def _html(summary: str, rows: Sequence[AnsweredRow], below: Sequence[str]) -> st
 def _shared(rows: Sequence[AnsweredRow]) -> Sequence[SourcedImage]:
     """Return the images if all rows have the same ones, of which a column would be of no use."""
     of_rows = [row.answer.images for row in rows if row.answer is not None]
-    if (
-        len(of_rows) < 2
-        or len({tuple(id(each.image) for each in images) for images in of_rows}) > 1
-    ):
-        return ()
-    return of_rows[0]
+    # Each row has thumbnails of its own, of the same pixels.
+    distinct = {
+        tuple((each.source, each.original_size, each.image.tobytes()) for each in images)
+        for images in of_rows
+    }
+    return of_rows[0] if len(of_rows) > 1 and len(distinct) == 1 else ()
 
 
 def _image_view(image: SourcedImage) -> _ImageView:
