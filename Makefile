@@ -35,8 +35,8 @@ test-oldest: build/oldest/.installed
 		tests/checkpoints/test_native_fp8.py
 
 # Of them those that depend on IPython, kernels and widgets most; CI runs these, `make nightly` all.
-FEW := completion interrupts live magics monitor notebook_traps settings stop_while_starting \
-	terminal widgets widgets_kernel
+FEW := completion interrupts live magics monitor settings stop_while_starting terminal widgets \
+	widgets_kernel
 
 test-oldest-few: build/oldest/.installed
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest -q \

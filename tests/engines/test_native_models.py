@@ -103,8 +103,19 @@ def generated(engine, folder, conversation, thinking=None):
     return torch.cat(output.logits), output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("thinking", [None, True, False])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "thinking"),
+    [
+        pytest.param(
+            kind,
+            thinking,
+            # Its template knows of no choice to think, and it takes ten times as long.
+            marks=pytest.mark.nightly if kind == "glm5_next" and thinking is not None else (),
+        )
+        for kind in KINDS
+        for thinking in (None, True, False)
+    ],
+)
 def test_logits_and_ids_are_those_of_generate(engines, native, kind, thinking):
     if thinking is False and kind in ALWAYS:
         thinking = None

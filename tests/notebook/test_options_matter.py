@@ -374,9 +374,21 @@ def seen_of_a_load(run, line, *, fails):
         run("_gpus.__exit__(None, None, None)")
 
 
+OF_ASK = ("--out", "--max-tokens", "--file", "--over", "--debug")
+
+
 @pytest.mark.parametrize(
     ("command", "name"),
-    [(command, name) for command, trials in TRIALS.items() for name in trials],
+    [
+        pytest.param(
+            command,
+            name,
+            # It takes what a cell takes, through the same parser.
+            marks=pytest.mark.nightly if command == "ask" and name not in OF_ASK else (),
+        )
+        for command, trials in TRIALS.items()
+        for name in trials
+    ],
 )
 def test_an_option_changes_what_its_command_does(run, seen_without, command, name):
     trial = TRIALS[command][name]

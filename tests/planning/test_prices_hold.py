@@ -114,7 +114,7 @@ def hold(seeds, names):
 
 
 def test_where_a_plan_fits_the_dry_run_fits():
-    assert hold(range(8), PUBLISHED[:1]) >= 3
+    assert hold(range(5), PUBLISHED[:1]) >= 2
 
 
 @pytest.mark.nightly

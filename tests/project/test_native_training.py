@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_native
 import torch
+from counting import numbers
 from PIL import Image
 
 from glm4v_magic.calls.boxes import marks
@@ -327,10 +327,6 @@ def test_new_layers_change_nothing_before_they_are_trained(
     monkeypatch.setattr("sys.argv", run + brief)
     train.main()
     assert len(load_network(tmp_path).model.language_model.layers) == 6
-
-
-def numbers(seed: int, size: int, progress: object) -> Iterator[int]:
-    return itertools.count(seed, size)
 
 
 def test_workers_take_turns_each_with_a_seed_of_its_own() -> None:

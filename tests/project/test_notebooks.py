@@ -27,10 +27,11 @@ RAISES = "raises-exception"  # nbclient's tag for a cell that is meant to fail
 OF_A_MACHINE = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|Users|private|mnt|work)/|\b[A-Z]:\\")
 MIXED = "Expected all tensors to be on the same device, but found at least two devices, cuda:"
 
-# The code of a twin is that of its original, so the long ones are run by make nightly only.
+# The code of a twin is that of its original, so those that take seconds are run by make nightly.
 LONG_TWINS = [
     ROOT / "notebooks" / f"{name}.zh.ipynb"
     for name in (
+        "01_quickstart",
         "02_the_bug_and_its_cure",
         "03_plan_your_machine",
         "04_look_inside",
