@@ -31,7 +31,7 @@ import operator
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -44,7 +44,7 @@ from larger import write_larger
 from loading import add_gpus
 from ratios import describe
 
-from glm4v_magic.core.conversation import Conversation, Message, Request
+from glm4v_magic.core.conversation import Conversation, Message
 from glm4v_magic.core.events import EngineEvent
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.engines.sampling import call_config
@@ -110,8 +110,8 @@ def share_shown(cell: Callable[[], None], engine: Any, clock: DecodeClock, runs:
     stream = engine.stream
     spent: list[float] = []
 
-    def timed(requests: Sequence[Request]) -> Iterator[EngineEvent]:
-        with contextlib.closing(stream(requests)) as events:
+    def timed(*asked: Any) -> Iterator[EngineEvent]:
+        with contextlib.closing(stream(*asked)) as events:
             for event in events:
                 start = clock.clock()
                 yield event
