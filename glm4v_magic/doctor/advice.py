@@ -17,7 +17,7 @@ from glm4v_magic.doctor.finding import Finding
 from glm4v_magic.planning.costs import price
 from glm4v_magic.planning.plan import Plan, plan
 from glm4v_magic.planning.precision import Precision, precision
-from glm4v_magic.planning.search import Task, best_split, offloaded_split
+from glm4v_magic.planning.search import HEADROOM, Task, best_split, offloaded_split
 from glm4v_magic.planning.seen import planned_image
 
 __all__ = ["REVIEWED_FROM", "fit", "review"]
@@ -187,4 +187,6 @@ def _hops(found: Plan, fewest: Plan) -> Finding:
     hops = f"{counted(found.hops, 'hop')} per token"
     if fewest.hops >= found.hops:
         return Finding("hops", "ok", hops, "It does not fit on fewer GPUs.")
+    if found.fullness > HEADROOM:
+        return Finding("hops", "ok", hops, "Fewer GPUs would be fuller.")
     return Finding("hops", "ok", hops, "Fewer GPUs would leave less than a fifth of each free.")

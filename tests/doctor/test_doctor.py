@@ -221,7 +221,8 @@ SCENES: dict[str, tuple[Facts, dict[str, str], list[str]]] = {
             "cuda:3, cuda:4, cuda:5, cuda:6, cuda:7",
         ],
     ),
-    "9 x 5 GiB": (on("9x5GiB"), {}, ["cut between its layers", "does not fit on fewer GPUs"]),
+    "8 x 5 GiB": (on("8x5GiB"), {}, ["cut between its layers", "does not fit on fewer GPUs"]),
+    "9 x 5 GiB": (on("9x5GiB"), {}, ["8 hops per token Fewer GPUs would be fuller."]),
     "6 x 1 GiB": (on("6x1GiB"), {"model": "fail"}, ["does not fit"]),
     "a board with unified memory": (
         UNKNOWN_SIZE,
