@@ -19,6 +19,7 @@ SLOW = {
     "dispatch/test_any_split.py": "many device maps of one model",
     "notebook/test_stop_button.py": "a browser",
     "checkpoints/test_native_fp8.py": "several models",
+    "notebook/test_engine_flags.py": "plans of several models",
     "notebook/test_serve_command.py": "starts servers",
     "planning/test_costs.py": "dry runs of published models",
     "remote_code/test_patch.py": "many copies of published code",
