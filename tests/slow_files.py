@@ -103,6 +103,8 @@ SLOW = {
     "virtual_gpus/test_virtual_gpus_plugin.py": "starts interpreters",
     "virtual_gpus/test_virtual_gpus_real_cuda.py": "imports PyTorch's database of operators",
     "engines/test_real_servers.py": "starts other servers",
+    "inspect/test_covered_shapes.py": "answers many questions",
+    "inspect/test_inspection.py": "several models",
 }
 """Files that `make test-fast` leaves out, each with what takes long in it or what it starts.
 

@@ -1,4 +1,4 @@
-"""`ImageAnswer`, an answer whose boxes can be drawn and cut out."""
+"""`ImageAnswer`, an answer whose boxes can be drawn and cut out, and whose model looked into."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from glm4v_magic.core.conversation import Answer
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from glm4v_magic.inspect.inspection import Inspection
 
 __all__ = ["ImageAnswer"]
 
@@ -45,3 +47,17 @@ class ImageAnswer(Answer):
             OptionError: if there is no such box.
         """
         return cropped(self, number)
+
+    def inspect(self) -> Inspection:
+        """Return a look into the model that gave the answer: why it said that, token by token.
+
+        Nothing is computed until something is asked of it.
+
+        Raises:
+            ConversationError: if the answer was interrupted, or was not given in this session.
+            EngineError: if the model is on a server, in other processes, or is no longer loaded.
+            BusyError: if a call is running in the session.
+        """
+        from glm4v_magic.inspect.inspection import inspected
+
+        return inspected(self)

@@ -13,7 +13,15 @@ from glm4v_magic.calls.forms import Form, correction, form_of
 from glm4v_magic.calls.tags import shown
 from glm4v_magic.calls.tasks import EXTRACT
 from glm4v_magic.core.constraint import Constraint
-from glm4v_magic.core.conversation import Answer, Conversation, Generation, Message, Request
+from glm4v_magic.core.conversation import (
+    Answer,
+    Conversation,
+    Generation,
+    Lend,
+    Message,
+    Origin,
+    Request,
+)
 from glm4v_magic.core.errors import (
     FormatError,
     Glm4vError,
@@ -70,12 +78,14 @@ class Call:
         conversation: conversation to send.
         terms: terms of the question.
         keeps_partial: whether an interrupted answer is added to the chat, too.
+        lend: gives the engine later, to look into the model; ``None`` if nobody will ask.
     """
 
     chat: str
     conversation: Conversation
     terms: Terms
     keeps_partial: bool = True
+    lend: Lend | None = None
 
     @property
     def request(self) -> Request:
@@ -132,6 +142,7 @@ def answer_of(call: Call, generation: Generation, info: EngineInfo) -> ImageAnsw
         boxes_fault=found.fault,
         written=written if said.cuts else "",
         videos=conversation.videos,
+        origin=None if call.lend is None else Origin(call.request, generation.ids, call.lend),
     )
 
 
@@ -213,6 +224,7 @@ def corrected(first: Answer, second: Answer, what: str) -> Answer:
         points=second.points,
         boxes_fault=second.boxes_fault,
         written=second.written,
+        origin=second.origin,
     )
 
 

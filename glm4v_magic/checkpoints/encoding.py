@@ -7,6 +7,7 @@ text part.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -47,6 +48,20 @@ class EncodedImage:
     def visual_tokens(self) -> int:
         """Visual tokens of the image."""
         return self.stop - self.start
+
+    @property
+    def cells(self) -> tuple[int, int, int]:
+        """Tokens before that of the first patch; rows and columns of tokens.
+
+        Images without a grid are square, with a learned token before and after their patches. With
+        one, a square of patches is merged into a token.
+        """
+        if self.grid is None:
+            side = math.isqrt(self.visual_tokens - 2)
+            return 1, side, side
+        frames, rows, columns = self.grid
+        merged = math.isqrt(frames * rows * columns // self.visual_tokens)
+        return 0, rows // merged, columns // merged
 
     @property
     def seen(self) -> SeenImage:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +22,9 @@ __all__ = [
     "Conversation",
     "FinishReason",
     "Generation",
+    "Lend",
     "Message",
+    "Origin",
     "Request",
     "Role",
     "Usage",
@@ -29,6 +32,9 @@ __all__ = [
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "interrupted"]
+Lend = Callable[[], AbstractContextManager[Any]]
+"""Gives the engine of an answer within a context that keeps others from using it; ``None`` if it is
+no longer loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +271,7 @@ class Generation:
         choices: probability of each choice, in their order; empty without choices, and if a server
             does not tell.
         notice: parts of the request that the engine did not follow; usually empty.
+        ids: all generated ids; empty if a server generated them.
     """
 
     text: str
@@ -277,6 +284,27 @@ class Generation:
     thinking_tokens: tuple[Token, ...] = ()
     choices: Mapping[str, float] = field(default_factory=dict)
     notice: str = ""
+    ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """How an answer was made: what it takes to run the model on it once more.
+
+    Copies of an answer in other processes know of no engine.
+
+    Attributes:
+        request: what the engine was asked.
+        ids: all ids that it generated, those of thinking and the end of the turn included.
+        lend: gives the engine.
+    """
+
+    request: Request
+    ids: tuple[int, ...]
+    lend: Lend = nullcontext
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Origin, (self.request, self.ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +340,7 @@ class Answer:
         boxes_fault: what was wrong with the numbers of boxes and points; empty if nothing was.
         written: the answer as the model wrote it, if it wrote tags around boxes; otherwise empty.
         videos: videos of the conversation, in order, with the frames that the model saw.
+        origin: how it was made; ``None`` for rows of a map and answers from files.
     """
 
     text: str
@@ -336,6 +365,7 @@ class Answer:
     boxes_fault: str = ""
     written: str = ""
     videos: tuple[SourcedVideo, ...] = ()
+    origin: Origin | None = field(default=None, compare=False, repr=False)
 
     @property
     def marks(self) -> tuple[Mark, ...]:

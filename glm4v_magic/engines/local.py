@@ -228,13 +228,18 @@ class LocalEngine:
 
     def require_room(self, request: Request) -> int:
         """Return the number of tokens that may follow; see `engines.Engine.require_room`."""
-        return self._room(self._encode(request))
+        return self._room(self.encode(request))
 
     def seen(self, request: Request) -> tuple[SeenImage, ...]:
         """Return what the model sees of each image; see `engines.Engine.seen`."""
-        return self._encode(request).seen
+        return self.encode(request).seen
 
-    def _encode(self, request: Request) -> Encoded:
+    def encode(self, request: Request) -> Encoded:
+        """Encode a request.
+
+        Raises:
+            ConversationError: if the model cannot take the messages.
+        """
         sampling = request.sampling
         return self.processor.encode(
             request.conversation, thinking=sampling.thinking, effort=sampling.effort
@@ -253,9 +258,50 @@ class LocalEngine:
         return room
 
     @property
+    def is_virtual(self) -> bool:
+        """Whether the model is on virtual GPUs."""
+        return self._virtual is not None
+
+    @property
     def is_gone(self) -> bool:
         """Whether the virtual GPUs that the model is on are no more."""
         return self._virtual is not None and active() is not self._virtual
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Enter torch's contexts for a computation that is no answer.
+
+        Raises:
+            EngineError: if the model's virtual GPUs are no more.
+            OutOfMemoryError: if memory ran out; the engine can be used again.
+        """
+        self._require_devices()
+        try:
+            with torch_state_kept(), _without_gradients():
+                yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            forget_locals(error)
+            text = str(error)
+        else:
+            return
+        self.kept.clear()
+        _release_memory()
+        advice = remark("answering_ran_out", ways=(remark("shorter_prompt"),))
+        raise out_of_memory(text, "while the model was looked into", advice)
+
+    def features_of(self, images: Sequence[EncodedImage]) -> list[Tensor]:
+        """Return the visual tokens of images, (V, H); nothing is kept."""
+        return self._inputs.features(images)
+
+    def _require_devices(self) -> None:
+        if self.is_gone:
+            raise EngineError(
+                f"{self._info.model} is on virtual GPUs whose `with VirtualGPUs(...)` block has "
+                "ended.",
+                "Load it again.",
+            )
 
     def stream(
         self,
@@ -264,14 +310,9 @@ class LocalEngine:
         withdrawn: Container[int] = (),
     ) -> Generator[EngineEvent, None, None]:
         """Answer `requests`; see `engines.Engine.stream`."""
-        if self.is_gone:
-            raise EngineError(
-                f"{self._info.model} is on virtual GPUs whose `with VirtualGPUs(...)` block has "
-                "ended.",
-                "Load it again.",
-            )
+        self._require_devices()
         # Virtual GPUs draw from the CPU's random state.
-        device = self._home if active() is None else "cpu"
+        device = self.home if active() is None else "cpu"
         at_once = at_once or self.batch_size
         intake = Intake(requests, at_once, self._row, device, withdrawn)
         interrupted = False
@@ -301,10 +342,10 @@ class LocalEngine:
         raise failure
 
     def _row(self, number: int, request: Request) -> Row:
-        encoded = self._encode(request)
+        encoded = self.encode(request)
         room = self._room(encoded)
         with torch_state_kept():
-            prompt = self._attempt(lambda: self._prompt(encoded))
+            prompt = self._attempt(lambda: self.prompt(encoded))
         settings = RowSettings(
             self.processor,
             self.defaults,
@@ -335,8 +376,8 @@ class LocalEngine:
     def _steps(self, intake: Intake, at_once: int) -> Iterator[dict[int, Chosen]]:
         """Decode rows; those that are limited to choices are scored between two steps."""
         quick = self._inputs.decode_step
-        scorer = ChoiceScorer(self.model, self.kept, self._vision, at_once)
-        decoding = decode(self.model, intake, at_once, self.kept, self._vision, quick)
+        scorer = ChoiceScorer(self.model, self.kept, self.vision, at_once)
+        decoding = decode(self.model, intake, at_once, self.kept, self.vision, quick)
         with contextlib.closing(decoding):
             yield from _choices(intake, scorer, self._attempt)
             for latest in decoding:
@@ -344,17 +385,19 @@ class LocalEngine:
                 yield from _choices(intake, scorer, self._attempt)
 
     @property
-    def _vision(self) -> Vision:
+    def vision(self) -> Vision:
+        """How the model sees images, those kept from earlier included."""
         return Vision(self._features, self._inputs.arguments)
 
-    def _prompt(self, encoded: Encoded) -> Prompt:
+    def prompt(self, encoded: Encoded) -> Prompt:
+        """Return an encoded prompt as tensors on the device of the model's input."""
         keys: list[Hashable] = list(encoded.ids)
         images = tuple(PromptImage(_digest(each), each) for each in encoded.images)
         for image in images:
             start, stop = image.encoded.start, image.encoded.stop
             keys[start:stop] = [image.digest] * (stop - start)
-        places = self._inputs.positions(encoded).to(self._home)
-        ids = torch.tensor([encoded.ids], device=self._home)
+        places = self._inputs.positions(encoded).to(self.home)
+        ids = torch.tensor([encoded.ids], device=self.home)
         return Prompt(ids, places, tuple(keys), images, self._forks(encoded))
 
     def _forks(self, encoded: Encoded) -> tuple[int, ...]:
@@ -384,7 +427,7 @@ class LocalEngine:
         return known
 
     @property
-    def _home(self) -> torch.device:
+    def home(self) -> torch.device:
         """Device for ids and pixels; if the first weights are offloaded, their hooks move them."""
         device: torch.device = self.model.device
         return torch.device("cpu") if device.type == "meta" else device

@@ -229,6 +229,7 @@ class Row:
             tokens=tokens,
             thinking_tokens=thinking_tokens,
             choices=self._probabilities,
+            ids=tuple(self.transcript.ids),
         )
 
     def _with_thinking(self, usage: Usage, parts: AnswerParts) -> Usage:

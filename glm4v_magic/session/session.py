@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -782,6 +784,17 @@ class Session:
 
         return Stream(run())
 
+    @contextmanager
+    def holding(self, engine: Engine | None) -> Iterator[Engine | None]:
+        """Lock the session and give an engine; ``None`` if it is not the one in use.
+
+        Raises:
+            BusyError: if another call is running.
+        """
+        self._refuse_if_busy()
+        with self._lock:
+            yield engine if engine is self._engine else None
+
     def _named(self, chat: str | None) -> str:
         return self._chats.current if chat is None else chat
 
@@ -801,6 +814,8 @@ class Session:
     def _make(self, call: Call) -> Generator[Event, None, None]:
         """Make a call and add its answer to the chat."""
         engine = yield from self._ready(call.terms, partial(refuse_call, call))
+        # Weak: whoever keeps an answer does not keep the model.
+        call = replace(call, lend=partial(_lent, weakref.ref(self), weakref.ref(engine)))
         conversation = call.conversation
         media = conversation.media
         seen = engine.seen(call.request) if media else ()
@@ -924,6 +939,19 @@ class Session:
             return False
         engine.close()
         return True
+
+
+@contextmanager
+def _lent(
+    session: weakref.ReferenceType[Session], engine: weakref.ReferenceType[Engine]
+) -> Iterator[Engine | None]:
+    """Give an engine as `Session.holding` does; ``None`` if the session is gone."""
+    holder = session()
+    if holder is None:
+        yield None
+        return
+    with holder.holding(engine()) as held:
+        yield held
 
 
 def _left(answer: Answer, *, in_chat: bool) -> Remark:

@@ -1,0 +1,8 @@
+"""Look into a loaded model: why it gave an answer, token by token.
+
+Everything is computed when it is asked for, by forwards over prompt and answer through the loaded
+model as it is, whatever its devices, offload and quantisation; normal answers cost nothing more.
+Imports `engines`, `checkpoints` and `core`, and torch. Begin with `inspection`, which a caller
+gets; `reading` is the forward with its hooks, `attention`, `covering` and `gradients` are one
+method each, `labelled` and `grids` the data that they return.
+"""

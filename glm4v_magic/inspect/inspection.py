@@ -1,0 +1,473 @@
+"""`Inspection`, a look into the model that gave an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glm4v_magic.checkpoints.encoding import Encoded
+from glm4v_magic.core.conversation import Answer, Origin
+from glm4v_magic.core.errors import ConversationError, EngineError, OptionError
+from glm4v_magic.core.image import SourcedImage
+from glm4v_magic.core.tokens import Alternative, Token
+from glm4v_magic.engines.decoding import Chosen, with_logprobs
+from glm4v_magic.engines.local import LocalEngine
+from glm4v_magic.engines.token_places import placed, spelled
+from glm4v_magic.inspect.attention import latest_weights, mean_weights, watched
+from glm4v_magic.inspect.covering import drops
+from glm4v_magic.inspect.gradients import input_x_gradient, require_gradients
+from glm4v_magic.inspect.grids import (
+    ImageGrid,
+    ImageMap,
+    PixelBox,
+    TokenMap,
+    box_of,
+    grid_of,
+)
+from glm4v_magic.inspect.labelled import Labelled
+from glm4v_magic.inspect.reading import Reader
+
+__all__ = ["InspectedToken", "Inspection", "Lens", "PromptToken", "inspected"]
+
+_ALTERNATIVES = 5
+_MOST_PARTS = 64
+"""Rows or columns of parts that are covered, each by a forward of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedToken:
+    """A token of an answer.
+
+    Attributes:
+        token: its text, id, log-probability, alternatives, and place in the answer as the model
+            wrote it, or in its thinking.
+        entropy: entropy of the model's distribution over its vocabulary there, in nats.
+        is_thinking: whether it is part of the thinking.
+    """
+
+    token: Token
+    entropy: float
+    is_thinking: bool = False
+
+    @property
+    def text(self) -> str:
+        """Text of the token."""
+        return self.token.text
+
+    @property
+    def probability(self) -> float:
+        """Probability of the token, from 0 to 1."""
+        return self.token.probability
+
+    @property
+    def alternatives(self) -> tuple[Alternative, ...]:
+        """The likeliest tokens at this place, likeliest first."""
+        return self.token.alternatives
+
+
+@dataclass(frozen=True, slots=True)
+class PromptToken:
+    """A token of a prompt.
+
+    Attributes:
+        id: token id.
+        text: its text; empty for a visual token.
+        image: index of the image whose patch it stands for; ``None`` for other tokens.
+        place: row and column of the patch; ``None`` for other tokens.
+        box: left, top, right and bottom of the patch in pixels of the original image; likewise.
+    """
+
+    id: int
+    text: str
+    image: int | None = None
+    place: tuple[int, int] | None = None
+    box: PixelBox | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lens:
+    """Logit lens: what the model would say if its head read the hidden states of each layer.
+
+    Attributes:
+        ids: likeliest ids: ``layer``, ``token``, ``rank``.
+        probabilities: their probabilities, likewise.
+        words: their texts, likewise.
+        said: rank of the token that was said, from 0: ``layer``, ``token``.
+        said_probabilities: its probability, likewise.
+    """
+
+    ids: Labelled
+    probabilities: Labelled
+    words: Labelled
+    said: Labelled
+    said_probabilities: Labelled
+
+
+def inspected(answer: Answer) -> Inspection:
+    """Return a look into the model that gave an answer; nothing is computed yet.
+
+    Raises:
+        ConversationError: if the answer was interrupted, or was not given in this session.
+        EngineError: if the model is on a server, in other processes, or is no longer loaded.
+        BusyError: if a call is running in the session.
+    """
+    if answer.finish_reason == "interrupted":
+        raise ConversationError(
+            "This answer was interrupted, so there is no whole answer to look into.",
+            "Ask again, and inspect that answer.",
+        )
+    if answer.origin is None:
+        raise ConversationError(
+            "How this answer was made is not known: it was imported, or is a row of a map.",
+            "Ask the question by itself, and inspect that answer.",
+        )
+    inspection = Inspection(answer, answer.origin)
+    with inspection.lent():
+        return inspection
+
+
+class Inspection:
+    """A look into the model that gave an answer.
+
+    Every method runs the model on the prompt and the answer when it is called, in the session of
+    the answer; it needs the model to be loaded still. Tokens of the answer are numbered from 0; of
+    an answer that was carried on, they are those of the last part. What is known of a token is what
+    the model knew before it: everything reads the state from which the token was predicted.
+
+    Args:
+        answer: the answer.
+        origin: how it was made.
+
+    Raises of every method:
+        EngineError: if the model is no longer loaded.
+        BusyError: if another call is running in the session.
+        OutOfMemoryError: if a GPU ran out; the engine can be used again.
+        OptionError: if there is no such token, layer or image.
+    """
+
+    def __init__(self, answer: Answer, origin: Origin) -> None:
+        self._answer, self._origin = answer, origin
+        self._encoded: Encoded | None = None
+
+    @contextmanager
+    def lent(self) -> Iterator[LocalEngine]:
+        """Lock the session and give its engine."""
+        with self._origin.lend() as engine:
+            yield _local(engine, self._answer.model)
+
+    @contextmanager
+    def _computing(self) -> Iterator[tuple[LocalEngine, Reader]]:
+        with self.lent() as engine, engine.computing():
+            if self._encoded is None:
+                self._encoded = engine.encode(self._origin.request)
+            yield engine, Reader(engine, self._encoded, self._origin.ids)
+
+    @cached_property
+    def images(self) -> tuple[ImageGrid, ...]:
+        """Images of the prompt, in its order, and where their visual tokens are."""
+        with self._computing():
+            assert self._encoded is not None
+            return tuple(map(grid_of, self._encoded.images))
+
+    @cached_property
+    def prompt(self) -> tuple[PromptToken, ...]:
+        """Tokens of the prompt; visual tokens with their image, patch and box."""
+        grids = self.images
+        with self._computing() as (engine, _):
+            assert self._encoded is not None
+            return tuple(
+                _prompt_token(engine, grids, at, id_) for at, id_ in enumerate(self._encoded.ids)
+            )
+
+    @cached_property
+    def tokens(self) -> tuple[InspectedToken, ...]:
+        """Tokens of the answer, the end of the turn included, each with five alternatives."""
+        ids = self._origin.ids
+        with self._computing() as (engine, reader):
+            chosen: list[Chosen] = []
+            entropies: list[float] = []
+            for logits in reader.logits(reader.normed_rows(), normed=True):
+                own = logits.log_softmax(dim=-1)
+                entropies += torch.special.entr(own.exp()).sum(dim=-1).tolist()
+                part = ids[len(chosen) : len(chosen) + len(own)]
+                chosen += with_logprobs(part, own, [_ALTERNATIVES] * len(own))
+            return _placed(engine.vocabulary.tokens(chosen), entropies, self._answer, self._origin)
+
+    def to_dataframe(self) -> Any:
+        """Return the tokens as a pandas DataFrame, a row for each."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "text": each.text,
+                "id": each.token.id,
+                "probability": each.probability,
+                "logprob": each.token.logprob,
+                "entropy": each.entropy,
+                "start": each.token.start,
+                "end": each.token.end,
+                "is_thinking": each.is_thinking,
+            }
+            for each in self.tokens
+        )
+
+    def lens(self, k: int = 5) -> Lens:
+        """Return what the head makes of the hidden states after the embeddings and each layer.
+
+        Args:
+            k: number of likeliest words.
+
+        Raises:
+            OptionError: if the model keeps several hidden states for a token.
+        """
+        with self._computing() as (engine, reader):
+            size = engine.model.config.get_text_config().vocab_size
+            if not _is_whole(k) or not 1 <= k <= size:
+                raise OptionError(f"k is {k}, but must be a whole number from 1 to {size}.")
+            said = torch.tensor(self._origin.ids)
+            layers: list[list[tuple[Tensor, ...]]] = []
+            for rows in reader.hidden_rows():
+                read = 0
+                layers.append([])
+                for logits in reader.logits(rows):
+                    layers[-1].append(_lens(logits, said[read : read + len(logits)], k))
+                    read += len(logits)
+            return _lens_of(engine, layers)
+
+    def hidden(self, layer: int) -> Labelled:
+        """Return the hidden states of all tokens of prompt and answer after a layer.
+
+        They are those before the last norm. Axes: ``position``, ``component``, and ``stream``
+        between them for a model that keeps several hidden states for a token.
+
+        Args:
+            layer: number of the layer, from 1; 0 for the embeddings.
+        """
+        with self._computing() as (_, reader):
+            count = len(reader.text.layers)
+            if not _is_whole(layer) or not 0 <= layer <= count:
+                raise OptionError(
+                    f"There is no layer {layer}: they are numbered from 1 to {count}, and 0 is "
+                    "what the first of them reads."
+                )
+            states = _array(reader.hidden(layer))
+        dims = (
+            ("position", "component") if states.ndim == 2 else ("position", "stream", "component")
+        )
+        return Labelled(states, dims, name="hidden")
+
+    def attention(self, token: int) -> TokenMap:
+        """Return the attention of each layer and head when a token was predicted.
+
+        Axes: ``layer``, ``head``, ``position``. Layers with linear attention, which have no such
+        weights, are left out.
+        """
+        at = self._number(token)
+        found: dict[int, Tensor] = {}
+
+        def take(layer: int, *parts: Any) -> None:
+            found[layer] = latest_weights(*parts)
+
+        with self._computing() as (_, reader), watched(reader.text, take):
+            reader.forward(at)
+        values = _array(torch.stack([found[layer] for layer in sorted(found)]))
+        every = Labelled(
+            values, ("layer", "head", "position"), {"layer": sorted(found)}, "attention"
+        )
+        return TokenMap(every, self.images)
+
+    def rollout(self, token: int) -> TokenMap:
+        """Return attention followed through all layers back to the tokens of the input.
+
+        The mean over heads and the residual connection count half each (Abnar and Zuidema,
+        "Quantifying Attention Flow in Transformers", 2020). Axis: ``position``. Needs 4 bytes of
+        host memory for each layer and pair of tokens.
+        """
+        at = self._number(token)
+        means: dict[int, Tensor] = {}
+
+        def take(layer: int, *parts: Any) -> None:
+            means[layer] = mean_weights(*parts)
+
+        with self._computing() as (_, reader):
+            with watched(reader.text, take):
+                reader.forward(at)
+            flow = torch.zeros(next(iter(means.values())).shape[0])
+            flow[-1] = 1
+            for layer in sorted(means, reverse=True):
+                flow = 0.5 * flow + 0.5 * (flow @ means[layer])
+        return TokenMap(Labelled(_array(flow), ("position",), name="rollout"), self.images)
+
+    def occlusion(self, token: int, image: int = 0, rows: int = 4, columns: int = 4) -> ImageMap:
+        """Return how far a token's log-probability drops when a part of an image is covered.
+
+        Each of ``rows * columns`` equal parts is covered in turn with the image's mean colour.
+        Negative where the token becomes more probable.
+
+        Args:
+            token: number of the token.
+            image: index of the image among those of the conversation, videos not included.
+            rows: parts from top to bottom.
+            columns: parts from left to right.
+        """
+        for name, count in (("rows", rows), ("columns", columns)):
+            if not _is_whole(count) or not 1 <= count <= _MOST_PARTS:
+                raise OptionError(
+                    f"{name} is {count}, but must be a whole number from 1 to {_MOST_PARTS}."
+                )
+        source = self._source(image)
+        boxes = [
+            box_of(source, (rows, columns), *divmod(at, columns)) for at in range(rows * columns)
+        ]
+        values = self._drops(token, image, boxes).reshape(rows, columns)
+        return ImageMap(source, Labelled(values, ("row", "column"), name="drop"))
+
+    def occlusion_of(
+        self, token: int, boxes: Sequence[Sequence[float]], image: int = 0
+    ) -> Labelled:
+        """Return the drop for parts of your own choice. Axis: ``box``.
+
+        Args:
+            token: number of the token.
+            boxes: left, top, right and bottom of each part in pixels of the original image.
+            image: as in `occlusion`.
+        """
+        width, height = self._source(image).original_size
+        found = [tuple(map(float, box)) for box in boxes]
+        for box in found:
+            if len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
+                raise OptionError(f"A box is left, top, right and bottom in pixels, not {box}.")
+            if box[0] >= width or box[1] >= height or box[2] <= 0 or box[3] <= 0:
+                raise OptionError(
+                    f"The box {box} is outside of the image, {width}x{height} pixels."
+                )
+        values = self._drops(token, image, [(box[0], box[1], box[2], box[3]) for box in found])
+        return Labelled(values, ("box",), {"box": found}, "drop")
+
+    def _source(self, image: int) -> SourcedImage:
+        images = self._origin.request.conversation.images
+        if not _is_whole(image) or not 0 <= image < len(images):
+            raise OptionError(f"There is no image {image}: the conversation has {len(images)}.")
+        return images[image]
+
+    def _drops(
+        self, token: int, image: int, boxes: Sequence[PixelBox]
+    ) -> np.ndarray[Any, np.dtype[np.float64]]:
+        at = self._number(token)
+        with self._computing() as (engine, _):
+            return drops(engine, self._origin.request, self._origin.ids[: at + 1], image, boxes)
+
+    def gradient(self, token: int) -> TokenMap:
+        """Return input x gradient of a token's log-probability. Axis: ``position``.
+
+        Raises:
+            OptionError: if the model is quantised, offloaded or on virtual GPUs.
+        """
+        at = self._number(token)
+        with self._computing() as (engine, reader):
+            require_gradients(engine)
+            with torch.inference_mode(mode=False):
+                values = input_x_gradient(reader, engine.model, at, self._origin.ids[at])
+        return TokenMap(Labelled(values, ("position",), name="input_x_gradient"), self.images)
+
+    def _number(self, token: int) -> int:
+        count = len(self._origin.ids)
+        if not _is_whole(token) or not 0 <= token < count:
+            raise OptionError(
+                f"There is no token {token}: the answer has {count}, numbered from 0."
+            )
+        return token
+
+
+def _local(engine: Any, model: str) -> LocalEngine:
+    if engine is None:
+        raise EngineError(
+            f"{model}, which gave this answer, is no longer loaded.",
+            "Ask again, and inspect that answer.",
+        )
+    if engine.info.server is not None:
+        raise EngineError(
+            f"{model} is on a server, which tells the log-probabilities of its tokens and nothing "
+            "from within the model.",
+            "Ask with log-probabilities, or load the model in this process.",
+        )
+    if not isinstance(engine, LocalEngine):
+        raise EngineError(
+            f"{model} is in other processes, whose insides cannot be read from here.",
+            "Load it without replicas.",
+        )
+    return engine
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Return a tensor of the CPU as an array; numpy has no bfloat16."""
+    found: np.ndarray[Any, Any] = tensor.float().numpy()
+    return found
+
+
+def _prompt_token(
+    engine: LocalEngine, grids: Sequence[ImageGrid], at: int, id_: int
+) -> PromptToken:
+    for number, grid in enumerate(grids):
+        if grid.start <= at < grid.stop:
+            place = grid.place(at)
+            return PromptToken(id_, "", number, place, grid.box(*place))
+    return PromptToken(id_, engine.vocabulary.text_and_bytes(id_)[0])
+
+
+def _placed(
+    tokens: Sequence[Token], entropies: Sequence[float], answer: Answer, origin: Origin
+) -> tuple[InspectedToken, ...]:
+    """Return tokens with their places; those of a part that was carried on come after its begin."""
+    partial = origin.request.conversation.partial
+    begun, thought = ("", "") if partial is None else (partial.text, partial.thinking)
+    text = (answer.written or answer.text).removeprefix(begun)
+    thinking = answer.thinking.removeprefix(thought)
+    raw, spans = spelled(each.utf8 for each in tokens)
+    said, before = placed(tokens, spans, raw, text, thinking)
+    ordered = [*((each, True) for each in before), *((each, False) for each in said)]
+    return tuple(
+        InspectedToken(_moved(each, len(thought if is_thinking else begun)), entropy, is_thinking)
+        for (each, is_thinking), entropy in zip(ordered, entropies, strict=True)
+    )
+
+
+def _moved(token: Token, by: int) -> Token:
+    return replace(token, start=token.start + by, end=token.end + by)
+
+
+def _lens(logits: Tensor, said: Tensor, k: int) -> tuple[Tensor, ...]:
+    """Return likeliest ids, their probabilities, and rank and probability of what was said."""
+    own = logits.softmax(dim=-1)
+    values, ids = own.topk(k, dim=-1)
+    of_said = own.gather(1, said[:, None].to(own.device))
+    rank = (own > of_said).sum(dim=-1)
+    return ids.cpu(), values.cpu(), rank.cpu(), of_said[:, 0].cpu()
+
+
+def _lens_of(engine: LocalEngine, layers: Sequence[Sequence[tuple[Tensor, ...]]]) -> Lens:
+    ids, values, ranks, said = (
+        torch.stack([torch.cat([part[at] for part in layer]) for layer in layers]).numpy()
+        for at in range(4)
+    )
+    texts = {int(each): engine.vocabulary.text_and_bytes(int(each))[0] for each in np.unique(ids)}
+    words = np.vectorize(lambda each: texts[int(each)], otypes=[object])(ids)
+    every = ("layer", "token", "rank")
+    return Lens(
+        Labelled(ids, every, name="id"),
+        Labelled(values, every, name="probability"),
+        Labelled(words, every, name="word"),
+        Labelled(ranks, every[:2], name="rank"),
+        Labelled(said, every[:2], name="probability"),
+    )
