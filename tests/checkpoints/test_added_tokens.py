@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from glm4v_magic.checkpoints import resolve
+from glm4v_magic.checkpoints.added_tokens import is_control
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.events import Finished
@@ -174,3 +175,8 @@ def test_the_tokens_of_an_adapter_of_glm_4v_9b(tmp_path):
     shutil.copy(golden.CHECKPOINT / "tokenizer_config.json", tmp_path)
     with_added(tmp_path, {FIRST: "<click>"})
     assert resolve(tmp_path, base=golden.CHECKPOINT).processor().text_ids("<click>") == [FIRST]
+
+
+@pytest.mark.parametrize("token", ["<|act|>", "[act]", "<act>", "[act", "act]", "act|>", "["])
+def test_names_of_tokens_that_structure_a_prompt(token):
+    assert is_control(token) == (token in ("<|act|>", "[act]"))

@@ -344,3 +344,13 @@ def test_adapters_of_quantised_bases_are_refused_with_the_way_out(saved, wide, t
             look(tmp_path / "a")
         assert 'base="FOLDER"' in str(caught.value)
     assert resolve(tmp_path / "a", base=wide).load(dtype=torch.float32, quantize="4bit").model
+
+
+@pytest.mark.parametrize(("form", "kind"), [("4bit", "nf4"), ("4bit, fp4", "fp4")])
+def test_the_kind_of_4_bits_is_told_by_the_weights_where_the_config_does_not(
+    saved, tmp_path, form, kind
+):
+    folder = shutil.copytree(saved(form), tmp_path / "c")
+    configure(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    stored = architecture(folder).stored
+    assert stored.config["bnb_4bit_quant_type"] == kind
