@@ -31,15 +31,15 @@ def asking(
     *,
     tags: bool = False,
 ) -> Iterator[Iterator[EngineEvent]]:
-    """Send requests to an engine; gives its events, to be read within the context.
+    """Send requests to an engine; yields its events, to be read inside the ``with`` block.
 
     Leaving the context stops the engine, wherever it is.
 
     Args:
         engine: the engine.
-        requests: as `engines.Engine.stream` takes them.
-        at_once: likewise.
-        withdrawn: likewise.
+        requests: as in `engines.Engine.stream`.
+        at_once: maximum number of requests answered at once; see there.
+        withdrawn: numbers of requests that are given up; see there.
         tags: whether the pieces keep the tags around boxes; generations always do.
 
     Raises:
@@ -65,7 +65,7 @@ def asking(
 
 
 class _Telling:
-    """What has been told of the rows.
+    """What the caller has been told about the rows.
 
     Args:
         requests: their requests.
@@ -94,7 +94,7 @@ class _Telling:
             yield request
 
     def events(self, stream: Generator[EngineEvent, None, None]) -> Iterator[EngineEvent]:
-        """Yield what is told of the engine's events."""
+        """Yield the engine's events as the caller gets them."""
         for event in stream:
             if isinstance(event, Finished):
                 self.ended = {event.row: event.generation}
@@ -107,7 +107,7 @@ class _Telling:
                 yield from self._untagged[event.row].take(event)
 
     def _rest(self, event: Failed | Finished) -> Iterator[Piece]:
-        """Yield what was held back of a row that has ended."""
+        """Yield the text that was held back from a row that has ended."""
         row = self._untagged.pop(event.row)
         if isinstance(event, Finished):
             yield from row.end(event.row, complete=event.generation.finish_reason == "stop")

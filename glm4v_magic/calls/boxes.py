@@ -117,7 +117,7 @@ class Frames:
 
     @classmethod
     def of(cls, videos: Sequence[SourcedVideo]) -> Frames | None:
-        """Return those of a conversation; none if it has several videos, ``None`` without one."""
+        """Return a conversation's frames; no frames if it has several videos, ``None`` if none."""
         if not videos:
             return None
         times = frames_of(videos)
@@ -146,9 +146,9 @@ def marks(
     Args:
         written: the answer as the model wrote it, with its tags.
         sizes: width and height in pixels of each image of the conversation; without images there
-            are not boxes.
-        frames: of the video of the conversation, if it has one; boxes that name neither an image
-            nor a frame are left out then.
+            are no boxes.
+        frames: those of the conversation's video, if it has one; boxes that name neither an image
+            nor a frame are then left out.
         lists: whether lists of lists outside of the tags are boxes.
     """
     if not (sizes or frames) or not ("[" in written or TAG.search(written)):
@@ -242,7 +242,7 @@ def _in_prose(text: str, at: int) -> Iterator[_Found]:
 
 
 def _number(word: str) -> int:
-    """Return the number of an image from how it was written."""
+    """Return an image's number, which may be written as digits or as an ordinal word."""
     if word.lower() in _ORDINALS:
         return _ORDINALS.index(word.lower()) + 1
     return _DIGITS.index(word) + 1 if word in _DIGITS else int(word)
@@ -323,7 +323,7 @@ class _Sorting:
         return Marks(tuple(self.boxes), tuple(self.points), fault)
 
     def _place(self, found: _Found) -> _Place | None:
-        """Return what it is on; ``None`` if that is a frame of a video, of whichever."""
+        """Return what it is on; ``None`` if that is a frame of which only the video is known."""
         line = self.written[self.written.rfind("\n", 0, found.at) + 1 : found.at][-_LONGEST:]
         image = self._image(found, line)
         if image is not None:

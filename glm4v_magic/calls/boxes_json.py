@@ -1,7 +1,7 @@
 """What models write in JSON about boxes and points: see `calls.boxes`, which imports this for it.
 
 Lenient, because it is a model that wrote it: unknown keys are ignored, a value of the wrong type
-counts as missing, and of a list of boxes those that are none are left out.
+counts as missing, and items of a list that are not boxes are left out.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class MarkedObject(BaseModel):
     """An object about boxes or points.
 
     Attributes:
-        boxes: four numbers each; ``None`` for each that is none.
+        boxes: four numbers each; ``None`` in place of an item that is not a box.
         points: two numbers each, likewise.
         label: what the model calls it: a text, or any other JSON.
         image: number of the image, from 1.

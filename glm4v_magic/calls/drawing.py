@@ -1,4 +1,4 @@
-"""Boxes and points of an answer on its images: pixels, by `images.marked`, and no page."""
+"""Boxes and points of an answer, drawn into the pixels of its images by `images.marked`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def drawn(answer: Answer, image: int | None = None) -> Image.Image:
 
 
 def _chosen(answer: Answer, image: int | None) -> tuple[SourcedImage, tuple[int, int | None]]:
-    """Return an image or a frame, and what marks on it have as theirs."""
+    """Return an image or a frame, and the `image` and `frame` of the marks that are on it."""
     if image is None and answer.marks and answer.marks[0].frame is not None:
         first = answer.marks[0]
         return image_of(first, answer.images, answer.videos), (first.image, first.frame)

@@ -164,7 +164,7 @@ def matches(regex: str, text: str) -> bool:
 
 
 def find_json(text: str) -> Any:
-    """Return the JSON in an answer: all of it, a fenced block, or an object or list in its prose.
+    """Return the JSON in an answer: the whole text, a fenced block, or an object or list in prose.
 
     Raises:
         FormatError: if there is none.

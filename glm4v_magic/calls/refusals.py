@@ -54,7 +54,7 @@ def refuse_call(call: Call, model: Takes) -> None:
     """Raise an error if a model does not take a question.
 
     Raises:
-        OptionError: if it has not the task, or cannot think as it is asked to.
+        OptionError: if it does not have the task, or cannot think as it is asked to.
         ConversationError: if it does not take as many images, or video, or would continue another
             model's thinking.
     """
@@ -97,7 +97,7 @@ def refuse_more_than_fit(given: int, model: str, least: int, context: int | None
     Args:
         given: number of images.
         model: name of the model.
-        least: fewest tokens of an image.
+        least: fewest tokens that an image takes.
         context: context length in tokens; ``None`` if it is not known.
     """
     if context is not None and given * least > context:
@@ -150,7 +150,7 @@ def refuse_thinking(
         request: the request.
         model: name of the model.
         thinks: whether the model thinks; ``None`` if a server does not tell.
-        efforts: names of the efforts that its thinking can take.
+        efforts: levels of reasoning effort that it offers.
 
     Raises:
         OptionError: if the request asks for thinking, or limits it.

@@ -24,7 +24,7 @@ def asked(text: str, task: str | None, schema: object = None) -> str:
     The prompt of ``extract`` ends with the JSON to fill in: `text`, or an empty form of `schema`.
 
     Args:
-        text: the question as it was typed; returned without a task.
+        text: the question as it was typed; returned as it is if there is no task.
         task: a task of `OCR_PROMPTS`, or ``None``.
         schema: JSON Schema of the answer, if there is one.
 
@@ -62,7 +62,7 @@ def _filled_in(text: str, schema: object) -> str:
 
 
 def _example(schema: Any, whole: Mapping[str, Any], depth: int = 0) -> Any:
-    """Return JSON of a schema's form with empty values."""
+    """Return JSON with the structure that a schema asks for, and empty values."""
     if not isinstance(schema, Mapping) or depth > _DEEPEST:
         return ""
     if isinstance(found := schema.get("$ref"), str):

@@ -96,7 +96,7 @@ class Listener:
         self._note = note
 
     def __call__(self, *_: Any) -> None:
-        """Note it."""
+        """Call `note`."""
         self._note()
 
 

@@ -26,7 +26,7 @@ def device_of(place: Place) -> torch.device:
 
 
 def name_of(place: Place) -> str:
-    """Return torch's name of it: ``cuda:0``, ``mps:0``, ``cpu``."""
+    """Return torch's name for a place: ``cuda:0``, ``mps:0``, ``cpu``."""
     return f"{'mps' if _is_apple() else 'cuda'}:{place}" if isinstance(place, int) else place
 
 

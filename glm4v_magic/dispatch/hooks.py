@@ -397,9 +397,9 @@ def _tensors(module: nn.Module, recurse: bool = True) -> Iterator[tuple[str, tor
 
 
 def _is_only_read(module: nn.Module) -> bool:
-    """Tell whether the module around it reads its weights without a call.
+    """Tell whether the module around it reads its weights without calling it.
 
-    The convolution of transformers' linear attention.
+    True of the convolution in transformers' linear attention.
     """
     return isinstance(module, nn.Conv1d)
 
@@ -429,7 +429,7 @@ def _move_weight(model: nn.Module, name: str, device: torch.device) -> None:
 
 
 def _set_tensor(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Replace a parameter or buffer; the former stays a parameter."""
+    """Replace a parameter or buffer; a parameter is replaced by a parameter."""
     owner_name, _, attribute = name.rpartition(".")
     owner = module.get_submodule(owner_name)
     if attribute in owner._buffers:

@@ -220,7 +220,7 @@ def gather(
 
 
 def _files(model: str, base: str | None, lora: str | None) -> tuple[bool, tuple[str, str] | None]:
-    """Whether the files of a checkpoint are here, and why `load` would not take them.
+    """Return whether a checkpoint's files are here, and why `load` would refuse them.
 
     A download that was cut short is not a fault: it goes on when the checkpoint is loaded.
     """

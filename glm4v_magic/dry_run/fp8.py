@@ -49,7 +49,7 @@ def _linear(
 
 
 def _of_experts(values: Tensor, weight: Tensor, scales: Tensor, **_: Any) -> Tensor:
-    """Return a result of products of which each row has an expert's matrix."""
+    """Return the result of products in which each row is multiplied by one expert's matrix."""
     return _product(values, weight[0], scales[0])
 
 

@@ -68,7 +68,7 @@ class _StandIn(nn.Module):
         self.bias = linear.bias
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return a result of the right size, which no values are computed for."""
+        """Return a result of the right size without computing its values."""
         rows, columns = self._size
         if self._kind == "4bit":
             matrix = self.weight.new_empty((rows, columns), dtype=values.dtype)

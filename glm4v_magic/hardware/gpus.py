@@ -40,18 +40,18 @@ class FoundGPU:
         index: CUDA index, as in ``cuda:<index>``.
         name: product name.
         uuid: UUID of the GPU or the MIG instance; empty if unknown.
-        total_bytes, free_bytes: memory as the driver reports it.
+        total_bytes, free_bytes: memory in bytes, as the driver reports it.
         own_bytes: memory used by this process.
         context_bytes: the part of it that its CUDA context and kernels take, where the driver tells
             it.
         other_bytes: memory used by other processes and the driver.
-        power_watts, power_limit_watts: power draw, and the limit in force.
+        power_watts, power_limit_watts: power draw, and the limit in force, in watts.
         utilization: recent fraction of time in which a kernel ran, 0 to 1.
-        celsius: temperature.
+        celsius: temperature in degrees Celsius.
         capability: CUDA's compute capability.
-        bandwidth: bytes per second that it reads from its memory at most: from the driver's bus
-            width and clock, else of its model, as in `core.gpu_models`.
-        multiprocessors: number of streaming multiprocessors, by the driver or of its model.
+        bandwidth: peak memory bandwidth in bytes per second: from the driver's bus width and clock,
+            else that of its model in `core.gpu_models`.
+        multiprocessors: number of streaming multiprocessors: its model's, or from the driver.
         ecc: whether error correction is on.
         mig: whether this is a MIG instance, a part of a GPU.
         index_certain: ``False`` if the GPUs differ, because CUDA may number them by speed and NVML
@@ -267,7 +267,7 @@ def _of_model(name: str, total: int | None) -> int | None:
 def _multiprocessors(
     nvml: Any, handle: Any, name: str, total: int | None, capability: tuple[int, int] | None
 ) -> int | None:
-    """Return the number of a GPU's multiprocessors: of its model, or by the driver's of cores."""
+    """Return the number of a GPU's multiprocessors: its model's, or by the driver's cores."""
     model = gpu_model(name, total)
     if model is not None and model.multiprocessors is not None:
         return model.multiprocessors
@@ -284,7 +284,7 @@ def _scaled(value: float | None, unit: int) -> float | None:
 def _own(
     nvml: Any, handle: Any, index: int, used: int | None, overhead: int
 ) -> tuple[int | None, int | None]:
-    """Return the memory of this process on a GPU, and the part of it that is no tensors'.
+    """Return the memory of this process on a GPU, and the part that is not tensors.
 
     In a container with its own process ids this process is not in the driver's list. Then torch's
     reserved memory is the best estimate, with the usual `overhead` beside it: a context of this
@@ -364,7 +364,7 @@ def _in_order_of_torch(handles: Mapping[Device, Any]) -> tuple[Device, ...]:
 def _seen_by_torch() -> Iterator[FoundGPU]:
     """Yield GPUs that only torch sees: on boards without NVML, and AMD's, which ROCm runs.
 
-    Their compute capability stays unknown: ROCm's numbers are others than CUDA's.
+    Their compute capability stays unknown: ROCm's version numbers are not CUDA's.
     """
     names: list[str] = (
         _with_torch(lambda cuda: [cuda.get_device_name(i) for i in range(cuda.device_count())])

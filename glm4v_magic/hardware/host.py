@@ -22,11 +22,11 @@ _FILES = (
         "total_inactive_file",
     ),
 )
-"""Of each version: limit, use, and the entry of a file for pages that the kernel can take back."""
+"""For each version: the files of limit and use, then a file and its entry for reclaimable pages."""
 
 
 def host_bytes(groups: Path = _GROUPS) -> int | None:
-    """Return the memory that this process may have at all; ``None`` if that is not told.
+    """Return the most memory, in bytes, that this process may ever have; ``None`` if unknown.
 
     Args:
         groups: folder of the control group.
@@ -40,7 +40,7 @@ def host_bytes(groups: Path = _GROUPS) -> int | None:
 
 
 def free_host_bytes(groups: Path = _GROUPS) -> int:
-    """Return the host memory that this process can still have without swapping.
+    """Return the host memory, in bytes, that this process can still have without swapping.
 
     Args:
         groups: folder of the control group.

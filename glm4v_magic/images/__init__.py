@@ -9,7 +9,7 @@ How `resolve_images` reads a word; the first rule that applies wins:
    ``photos[:3]``, unless it ends like the name of an image file: ``cat.png`` is always a file.
 5. A pattern with ``*``, ``?`` or ``[...]``, ``**`` for folders below: its files, sorted by
    name, numbers in it as numbers.
-6. ``clipboard``: the image copied on the computer that Python runs on.
+6. ``clipboard``: the image on the clipboard of the computer that Python runs on.
 
 The types of PIL, numpy, torch, matplotlib and IPython are recognised without importing these
 libraries: where such a value exists, its library is imported already. This room imports only

@@ -17,7 +17,11 @@ __all__ = ["from_numpy", "from_torch"]
 
 
 def from_torch(tensor: Any, source: str, limits: Limits) -> SourcedImage:
-    """Read a tensor on any device; ambiguous shapes are taken as channels-first."""
+    """Read a tensor on any device; ambiguous shapes are taken as channels-first.
+
+    Raises:
+        ImageError: as `from_numpy`, or if its values cannot be read, as on ``meta``.
+    """
     tensor = tensor.detach()
     try:
         tensor = tensor.float() if tensor.is_floating_point() else tensor
@@ -30,7 +34,11 @@ def from_torch(tensor: Any, source: str, limits: Limits) -> SourcedImage:
 def from_numpy(
     array: np.ndarray, source: str, limits: Limits, *, channels_first: bool = False
 ) -> SourcedImage:
-    """Read an array; ambiguous shapes are channels-last unless `channels_first`."""
+    """Read an array; ambiguous shapes are channels-last unless `channels_first`.
+
+    Raises:
+        ImageError: if its shape or its values are not those of an image, or it is too large.
+    """
     import numpy as np
     from PIL import Image
 

@@ -57,13 +57,16 @@ def decode(stream: IO[bytes], source: str, limits: Limits, page: int | None = No
 def upright(
     image: Image.Image, source: str, limits: Limits, page: int | None = None
 ) -> SourcedImage:
-    """Read the pixels of an opened image; raises ImageError if it is empty or too large.
+    """Read the pixels of an opened image, upright and as 8-bit RGB.
 
     Args:
         image: opened image; its current page is restored.
         source: name of the image in messages.
         limits: largest image.
         page: page to read, from 1; by default the current one.
+
+    Raises:
+        ImageError: if it is empty, too large or damaged, or has no such page.
     """
     _require_size(image, source, limits)
     if page is None:

@@ -20,10 +20,10 @@ _JFIF, _ADOBE = 0xE0, 0xEE  # the latter says how colours are coded
 
 
 def own_bytes(image: Image.Image, stream: IO[bytes]) -> bytes:
-    """Return the file of an opened image without its metadata; empty if it would not do.
+    """Return the file of an opened image without its metadata; empty if it cannot be sent as it is.
 
-    It does if decoders agree on what it is: an upright JPEG or PNG file of one
-    page, 8 bits, without transparency. Pixels are not encoded again.
+    It can if all decoders agree on what it shows: an upright JPEG or PNG file of one page, 8 bits,
+    without transparency. Pixels are not encoded again.
 
     Args:
         image: image that was opened from the file.

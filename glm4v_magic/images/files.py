@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 NOWHERE = Path()
-"""The current folder where it has been removed; only whole paths lead anywhere from it."""
+"""The current folder where it has been removed; only absolute paths work from it."""
 
 
 def path_of(word: str, base: Path) -> Path:
@@ -60,7 +60,7 @@ def exists(word: str, base: Path) -> bool:
     """Tell whether `word` is the path of a file or folder.
 
     Raises:
-        ImageError: if permissions do not allow to look.
+        ImageError: if permission is missing to look.
     """
     try:
         path_of(word, base).stat()
@@ -72,7 +72,11 @@ def exists(word: str, base: Path) -> bool:
 
 
 def from_file(path: Path, source: str, limits: Limits, page: int | None = None) -> SourcedImage:
-    """Read an image file that exists, or one page of it."""
+    """Read an image file that exists, or one page of it.
+
+    Raises:
+        ImageError: if it is a folder, a device or a pipe, cannot be read, or is not an image.
+    """
     shown = one_line(source)
     if is_shut(path):
         raise _forbidden(source)

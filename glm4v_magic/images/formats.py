@@ -96,7 +96,7 @@ _OTHER_SIGNATURES = (
 
 
 def is_known(content: bytes) -> bool:
-    """Tell whether bytes begin like an image file, a PDF document or a kind that is not read."""
+    """Tell whether bytes begin like an image file, a PDF document, or a kind known but not read."""
     known = (pattern for pattern, *_ in (*_IMAGE_SIGNATURES, *_OTHER_SIGNATURES))
     return content.startswith(b"%PDF") or any(pattern.match(content) for pattern in known)
 

@@ -30,10 +30,10 @@ def is_instance(value: object, module: str, *names: str) -> bool:
 
 
 def several(value: Any, source: str) -> Sequence[Any] | None:
-    """Return the items of what holds several images; ``None`` if it is not such a thing.
+    """Return the items of a value that holds several images; ``None`` if it is not such a value.
 
     Raises:
-        ImageError: if it is one that holds nothing yet, or is a choice of tables.
+        ImageError: if it holds nothing yet, or has splits of which one must be chosen.
     """
     if is_instance(value, "ipywidgets.widgets.widget_upload", "FileUpload"):
         if not value.value:

@@ -85,7 +85,7 @@ def _flat(image: Image.Image, source: str, upright: Image.Transpose | None) -> I
 
 
 def _strip_of(image: Image.Image, source: str) -> Callable[[Image.Image], Image.Image]:
-    """Return what makes RGB of a part; Pillow alone would clip 16 bits, and show what is clear."""
+    """Return a converter of parts to RGB; Pillow alone clips 16 bits, and shows what is clear."""
     from PIL import Image
 
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -117,7 +117,7 @@ def _strip_of(image: Image.Image, source: str) -> Callable[[Image.Image], Image.
 
 
 def _profiled(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """Return what makes RGB of a part, its colours those of sRGB if the file has a profile."""
+    """Return a converter of parts to RGB, in sRGB colours if the file has a profile."""
     found = _transform(image)
 
     def in_srgb(part: Image.Image) -> Image.Image:
@@ -139,7 +139,7 @@ def has_profile(image: Image.Image) -> bool:
 
 
 def _transform(image: Image.Image) -> tuple[Any, str] | None:
-    """Return what brings colours of the file's ICC profile into sRGB, and the mode it takes."""
+    """Return the transform from the file's ICC profile to sRGB, and the mode that it takes."""
     content = image.info.get("icc_profile")
     if not content or image.mode not in _WITH_PROFILES:
         return None
@@ -158,7 +158,7 @@ def _transform(image: Image.Image) -> tuple[Any, str] | None:
 
 
 def _scale_of(image: Image.Image, source: str) -> Scale:
-    """Return what scales the values of a deep image to 8 bits."""
+    """Return a function that scales the values of an image of more than 8 bits to 8 bits."""
     import numpy as np
 
     white = largest_value(image) or 65535

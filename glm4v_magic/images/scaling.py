@@ -20,7 +20,11 @@ _AT_ONCE = 2**22  # values; what scaling them takes is then small
 
 
 def eight_bits(array: np.ndarray, source: str) -> np.ndarray:
-    """Return the values of any array as uint8 of 0 to 255."""
+    """Return the values of any array as uint8 of 0 to 255.
+
+    Raises:
+        ImageError: if they are out of range, or not numbers.
+    """
     import numpy as np
 
     if array.dtype == np.uint8:
@@ -59,7 +63,11 @@ def _parts(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def scale_of_integers(low: int, high: int, dtype: np.dtype, source: str) -> Scale:
-    """Return what keeps 0 to 255, and scales values that need 16 bits."""
+    """Return a function that keeps 0 to 255, and scales values that need 16 bits.
+
+    Raises:
+        ImageError: if `low` or `high` is out of range.
+    """
     import numpy as np
 
     if low >= 0 and high <= 255:
@@ -73,12 +81,15 @@ def scale_of_integers(low: int, high: int, dtype: np.dtype, source: str) -> Scal
 
 
 def scale_of_floats(parts: Iterable[np.ndarray], source: str, *, top: int) -> Scale:
-    """Return what scales from 0 to `top`; excess below half an 8-bit step is clipped.
+    """Return a function that scales from 0 to `top`; excess below half an 8-bit step is clipped.
 
     Args:
         parts: all values, which are looked through once.
         source: what the user calls them.
         top: the value that is white.
+
+    Raises:
+        ImageError: if a value is not finite, or out of range.
     """
     import numpy as np
 

@@ -27,7 +27,11 @@ def is_uri(word: str) -> bool:
 
 
 def from_uri(word: str, limits: Limits, page: int | None = None) -> SourcedImage:
-    """Read the image, or one page of it, from a ``data:`` URI or a URL."""
+    """Read the image, or one page of it, from a ``data:`` URI or a URL.
+
+    Raises:
+        ImageError: if it cannot be fetched, or is not an image.
+    """
     if word[:5].lower() == "data:":
         media_type, content = data_of(word, "image/png")
         if media_type and not may_be_image(media_type):

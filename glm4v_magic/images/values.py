@@ -76,13 +76,14 @@ def to_image(
     """Return `value` as an image.
 
     Args:
-        value: a PIL image; a string or `Path` with a file or URL; the bytes of an image file or
-            PDF document, in base64, too, or a binary file object; an array or tensor; a matplotlib
-            figure or axes; an `IPython.display.Image`; a widget, an upload, a row or cell of a
-            table, or a chart, see `holders`; any object that shows itself as PNG or JPEG in a
-            notebook. Arrays are height x width, with 1, 3 or 4 channels last or first (in doubt
-            last for numpy, first for torch), with or without a batch axis of one; bool, integers
-            of 0 to 255, uint16 of 0 to 65535, or floats of 0 to 1; in RGB order (OpenCV's is BGR).
+        value: a PIL image; a string or `Path` with a file or URL; the bytes of an image file or PDF
+            document, as they are or in base64; a binary file object; an array or tensor; a
+            matplotlib figure or axes; an `IPython.display.Image`; a widget, an upload, a row or
+            cell of a table, or a chart, see `holders`; any object that shows itself as PNG or JPEG
+            in a notebook. Arrays are height x width, with 1, 3 or 4 channels last or first (in
+            doubt last for numpy, first for torch), with or without a batch axis of one; bool,
+            integers of 0 to 255, uint16 of 0 to 65535, or floats of 0 to 1; in RGB order (OpenCV's
+            is BGR).
         source: what the user calls the value. A path or URL is its own source.
         base: folder that relative paths start from; the current one by default.
         limits: limits on size and download.

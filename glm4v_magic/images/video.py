@@ -43,7 +43,7 @@ _CONTAINERS = {
     "video/mpeg": "mpeg",
     "video/ogg": "ogg",
 }
-"""Media types of clips, and how FFmpeg calls what they are written in."""
+"""Media types of clips, and FFmpeg's names for their containers."""
 
 MISSING = "Reading a clip needs the package av, which is not installed."
 INSTALL = "Install it with: pip install av"
@@ -185,7 +185,7 @@ def _clip(
 
 @dataclass(frozen=True, slots=True)
 class _Clip:
-    """What a clip is read from, what it is called, and what it is written in if that is told."""
+    """What a clip is read from, what it is called, and its container format if that is known."""
 
     file: str | io.BytesIO
     shown: str

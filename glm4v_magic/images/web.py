@@ -28,7 +28,11 @@ _HEADERS = {
 
 
 def download(url: str, limits: Limits) -> bytes:
-    """Return the content of an http or https URL."""
+    """Return the content of an http or https URL.
+
+    Raises:
+        ImageError: if it cannot be fetched within `limits`, or its media type is not of an image.
+    """
     deadline = time.monotonic() + limits.download_seconds
     shown = one_line(url)
     try:

@@ -53,7 +53,7 @@ class AnswerStore:
 
 
 def model_key(choice: ModelChoice) -> str:
-    """Return a key of a model: name, revision, options, and the state of its files."""
+    """Return a key made of a model's name, revision, options, and the state of its files."""
     given = choice.options
     options = PlacementOptions(
         dtype=given.dtype,

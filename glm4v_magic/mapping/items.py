@@ -8,8 +8,8 @@ its columns. Each of them is a row. Expressions in the prompt are evaluated for 
 - ``row``: of a DataFrame all its columns, ``row.name`` or ``row["two words"]``; of a list of
   dictionaries the item's keys.
 
-So does a table of `datasets`, polars or PyArrow; if one column alone holds images, they are its
-items.
+A table of `datasets`, polars or PyArrow is a list of dictionaries, too; if exactly one of its
+columns holds images, that column is the items.
 
 Whether an item is an image or a value depends on the prompt: **it is an image, or a clip, unless
 the prompt uses** ``item`` (in a list of dictionaries also ``row``). Then the item is in the text,
@@ -56,7 +56,7 @@ _ACCEPTED = (
     "or a column such as df.image."
 )
 _MOST = 1_000_000
-"""Most items of an iterable: with more it is endless, or would be asked for weeks."""
+"""Most items of an iterable: one with more is endless, or would take weeks."""
 
 
 class Record:
@@ -150,7 +150,7 @@ def items_of(
         value: a list or another iterable, a folder or pattern, a Series, or a DataFrame.
         source: expression or path that the user gave.
         column: of a DataFrame, the one that holds the items; without it the whole row is the item.
-        base: the folder of relative paths; the current one by default.
+        base: folder that relative paths start from; the current one by default.
 
     Raises:
         OptionError: if there are no items in it.
@@ -192,7 +192,7 @@ def files_of(
 
     Args:
         text: a folder, a pattern, ``paper.pdf`` or ``paper.pdf#page=3``.
-        base: the folder of relative paths; the current one by default.
+        base: folder that relative paths start from; the current one by default.
         page: page of each document that is an item; its reader then asks for that page. By default
             each page is an item.
         names: variables that may have been meant instead.
@@ -314,7 +314,7 @@ def _of_dataframe(frame: Any, source: str, column: object) -> Items:
 
 
 def _of_rows(rows: Sequence[Mapping[str, Any]], source: str) -> Items:
-    """Return the rows of a table; one that has a single column of images is that column."""
+    """Return the items of a table: its rows, or its images if exactly one column holds some."""
     records = tuple(map(Record, rows))
     names = tuple(f"{source}[{index}]" for index in range(len(rows)))
     column = column_of_images(rows[0]) if rows else None

@@ -28,14 +28,14 @@ class KeptRows(Protocol):
 
     @property
     def counts(self) -> Counts:
-        """Their numbers."""
+        """How many of them were answered, failed or reused."""
 
     @property
     def fault(self) -> Glm4vError | None:
         """Why no more rows can be kept; the run then ends. The latest row is kept all the same."""
 
     def find(self, row: PlannedRow, content: str = "") -> AnsweredRow | None:
-        """Return a row that an earlier run has answered, if it is asked the same.
+        """Return the answered row of an earlier run, if this one is asked the same.
 
         Args:
             row: the row.

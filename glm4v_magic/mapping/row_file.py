@@ -156,7 +156,7 @@ class RowFile:
         return found
 
     def _match(self, row: PlannedRow, content: str = "", *, complete: bool) -> bool:
-        """Give a row what an earlier run has of it, if anything."""
+        """Match a row with its counterpart in an earlier run; tells whether there is one."""
         if not self._earlier or (_needs_content(row) and not content):
             return False
         key = _key(row, content)
@@ -458,7 +458,11 @@ class _Journal:
         return descriptor
 
     def header(self) -> SavedHeader | None:
-        """Return the first line; ``None`` if nothing was written."""
+        """Return the first line; ``None`` if nothing was written.
+
+        Raises:
+            OptionError: if the file is not a journal that `RowFile` wrote.
+        """
         offset, line = next(self._lines(), (0, None))
         if line is None:
             return None
@@ -724,9 +728,9 @@ def _asked(prompt: str, job: Job) -> dict[str, str]:
 
 
 def _key(row: PlannedRow, content: str) -> int:
-    """Return what tells that a row is asked the same: 8 bytes.
+    """Return a key of 8 bytes that is equal for rows that are asked the same.
 
-    A file is known by its name, size and time: reading 100,000 images again would take an hour.
+    A file is identified by name, size and time: reading 100,000 images again would take an hour.
     """
     facts: object = content if _needs_content(row) else ""
     if row.is_image and isinstance(row.item, str | os.PathLike):
@@ -736,7 +740,7 @@ def _key(row: PlannedRow, content: str) -> int:
 
 
 def _needs_content(row: PlannedRow) -> bool:
-    """Tell whether only its pixels say what image a row has."""
+    """Tell whether a row's image can only be identified by its pixels."""
     return row.is_image and not isinstance(row.item, str | os.PathLike)
 
 

@@ -222,7 +222,7 @@ class _Run:
         self._kept.close()
 
     def _fetch(self) -> Generator[Event, None, None]:
-        """Prepare rows until a question is waiting, no row is left, or it is of no use."""
+        """Prepare rows until a question is waiting, no row is left, or asking more is useless."""
         while not self._waiting and self._fault is None:
             row = next(self._rest, None)
             if row is None:
@@ -382,7 +382,7 @@ class _Run:
     def _heard(
         self, event: EngineEvent, asked: dict[int, _Question]
     ) -> Generator[Event, None, None]:
-        """Tell an event of the engine, and take its question out of `asked` if that has ended."""
+        """Pass an event of the engine on; a question that has ended is taken out of `asked`."""
         number = event.row
         if isinstance(event, Failed):
             yield from self._take_failure(event, asked)

@@ -30,11 +30,11 @@ def _or(missing: Callable[[], Any]) -> WrapValidator:
 
 
 OR_NONE = _or(lambda: None)
-"""What does not suit is ``None``."""
+"""A value of the wrong type becomes ``None``."""
 OR_EMPTY = _or(list)
-"""What does not suit is an empty list."""
+"""A value of the wrong type becomes an empty list."""
 OR_NO_ENTRIES = _or(dict)
-"""What does not suit is an empty dictionary."""
+"""A value of the wrong type becomes an empty dictionary."""
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Count = Annotated[Annotated[int, Field(strict=True, ge=0)] | None, OR_NONE]

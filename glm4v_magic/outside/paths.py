@@ -24,14 +24,17 @@ __all__ = [
 ]
 
 SHUT = "Its owner has to let you read it."
-"""What to do about a path that `is_shut`."""
+"""Next step, for messages about a path that `is_shut`."""
 
 
 def require_current_folder(error: type[Glm4vError]) -> None:
-    """Raise an error if the current folder has been removed, or is of a disk that is gone.
+    """Raise an error if the current folder has been removed, or is on a disk that is gone.
 
-    Relative paths lead nowhere from it, and the MKL of PyTorch (2.13) ends a process that first
-    computes there.
+    Relative paths lead nowhere from it, and the MKL that PyTorch (2.13) uses ends a process whose
+    first computation happens there.
+
+    Raises:
+        error: if there is no current folder.
     """
     try:
         Path.cwd()
@@ -42,9 +45,9 @@ def require_current_folder(error: type[Glm4vError]) -> None:
 
 
 def is_there(path: Path) -> bool:
-    """Tell whether a path exists; one that is longer than any name of a file does not.
+    """Tell whether a path exists; one that is longer than file names may be does not.
 
-    What is in a folder that may not be entered counts as there; see `is_shut`.
+    What is in a folder that this process may not enter counts as existing; see `is_shut`.
     """
     try:
         return path.exists()
@@ -75,7 +78,7 @@ def listed_names(folder: Path, ending: str = "") -> list[str]:
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """Return the path with ``~`` expanded; ``~name`` of nobody stays as it is."""
+    """Return the path with ``~`` expanded; ``~name`` of an unknown user stays as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111  Path's own fails
 
 
@@ -117,7 +120,7 @@ def is_endless(path: str | Path) -> bool:
 
 
 def text_of(path: Path, what: str, error: type[Glm4vError], hint: str = "") -> str:
-    """Read a text file in UTF-8, without the mark that some editors begin it with.
+    """Read a text file in UTF-8, without the byte order mark that some editors put first.
 
     Args:
         path: the file; ``~`` is expanded by the caller.

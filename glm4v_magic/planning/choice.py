@@ -61,7 +61,7 @@ def _all(count: int) -> str:
 
 
 def tower_note(task: Task, split: Split) -> Iterator[Remark]:
-    """Yield a note on a tower that is cut unasked, or asked to be whole at the cost of balance."""
+    """Yield a note on a tower that is cut by default, or kept whole on request and off balance."""
     if not split.is_whole and task.split_vision is not True:
         whole = None if split.offloaded else best_split(replace(task, split_vision=False))
         if whole is None or not whole.is_whole:

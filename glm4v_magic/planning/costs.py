@@ -281,7 +281,7 @@ def _quantized_product(
 
 
 def _of_packed(unit: UnitShape, kind: Quantization | None, tokens: int, size: int) -> int:
-    """Return the bytes that a product of a quantised matrix adds, where published ones have any."""
+    """Return the bytes that the largest product with a matrix published as quantised adds."""
     if kind == "4bit":
         return max(each.values for each in unit.packed) * size
     return tokens * max(each.rows for each in unit.packed) * (_INT32 + _FLOAT16)

@@ -178,7 +178,7 @@ def _precision(
 
 
 def _of_a_split(options: PlacementOptions) -> dict[str, Any]:
-    """Return what `plan` takes of the options, the workload left out."""
+    """Return the keyword arguments of `plan` that the options give, without the workload."""
     return {
         "objective": options.objective,
         "reserve": None if options.reserve is None else _bytes(options.reserve),
@@ -447,7 +447,7 @@ def _capped(gpus: Sequence[GPU], options: PlacementOptions) -> tuple[GPU, ...]:
 
 
 def _bytes(gibibytes: float) -> int:
-    """Return GiB in bytes; sizes beyond every machine are one that is."""
+    """Return GiB in bytes, at most those of `_ENDLESS`: the size may be infinite."""
     return int(min(gibibytes, _ENDLESS) * _GIB)
 
 

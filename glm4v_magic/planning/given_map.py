@@ -50,7 +50,7 @@ def _device(value: object) -> Place:
 
 
 def _index(value: object) -> int | None:
-    """Return a whole number of any kind, numpy's included, or one in digits."""
+    """Return the index in a whole number of any type, numpy's included, or in digits."""
     if isinstance(value, str):
         return int(value) if value.isascii() and value.isdigit() and len(value) < 6 else None
     if isinstance(value, bool) or not hasattr(value, "__index__"):

@@ -20,7 +20,7 @@ def kept_budget(keep: float | None, plan: Plan | None, free: Room | None = None)
     Args:
         keep: GiB that were asked for; ``None`` for half of what the plan leaves.
         plan: plan of the model, if there is one.
-        free: room without a plan, if it is known.
+        free: room where there is no plan; ``None`` if it is not known.
 
     Raises:
         OptionError: if more is asked for than there is room for.

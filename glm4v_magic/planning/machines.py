@@ -34,7 +34,7 @@ MACHINES = (
     *_SERVICES,
     *(("", f"{count}x{model}") for model in _MODELS for count in _COUNTS),
 )
-"""Where it is, if it is a service, and its GPUs."""
+"""The service that offers each machine (empty for your own or rented GPUs), and its GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +42,14 @@ class MachineFit:
     """A model on a machine.
 
     Attributes:
-        where: service that offers the machine; empty for GPUs of one's own or rented ones.
+        where: service that offers the machine; empty for your own or rented GPUs.
         gpus: its GPUs.
         dtype: dtype that the model is computed in; ``None`` if it does not fit.
         quantize: quantisation that it takes to fit; ``None`` for none.
         fp8: whether weights that were published in FP8 stay so.
         offloads: whether layers are in host memory.
         context: longest context that fits, in tokens; 0 if it does not fit.
-        tokens_per_second: limit by memory bandwidth, with an empty KV cache.
+        tokens_per_second: upper bound by memory bandwidth, with an empty KV cache.
         expected_tokens_per_second: what a program is expected to reach of it.
     """
 

@@ -73,7 +73,7 @@ class Item:
     """A unit. Sizes in bytes.
 
     Attributes:
-        resident: bytes that stay on the GPU: weights, KV cache.
+        resident: bytes that stay on the GPU: weights, KV cache, activations that stay.
         transient: bytes needed while the unit runs, freed afterwards.
         pinned: index of the GPU that it must be on, or ``None``.
         tower_resident: as `resident`, while the vision tower runs.
@@ -108,7 +108,7 @@ class Partition:
             for an idle GPU.
         fullness: fullness of the fullest GPU; above 1 the split does not fit.
         exact: whether every allowed order was considered.
-        cost: what `quickest.quickest` has made least; 0 if it made no split.
+        cost: cost that `quickest.quickest` has minimised; 0 if it did not make the split.
     """
 
     order: tuple[int, ...]
@@ -404,8 +404,8 @@ def spread(
         best: a split; its order and fullness count.
         tables: its units.
         budgets: its GPUs.
-        sums: for each of `budgets` what no unit, the first one, the first two, and so on cost; the
-            whole cost is made least before any fullness counts.
+        sums: for each of `budgets` the cost of no unit, of the first, of the first two, and so on;
+            the total cost is minimised before any fullness counts.
         entries: for each unit, the cost of a stage that ends with it; with `sums` only.
     """
     count = tables.count

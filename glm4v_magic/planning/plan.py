@@ -86,7 +86,7 @@ def plan(
         DoesNotFitError: if no split fits.
         GPUDescriptionError: if `gpus` cannot be read.
         DeviceMapError: if `pin` or `order` name an unknown unit or GPU, or contradict each other.
-        OptionError: if the workload does not suit the model, or `shape` is none.
+        OptionError: if the workload does not suit the model, or `shape` is not a `ModelShape`.
     """
     require_shape(shape)
     asked = workload or Workload()
@@ -155,7 +155,7 @@ def task_of(
 
 
 def require_workload(shape: ModelShape, workload: Workload) -> None:
-    """Raise OptionError unless a model can do this on GPUs that are large enough."""
+    """Raise OptionError if a workload does not suit a model, however large the GPUs are."""
     cache_entries(shape, workload)
     if workload.quantize is not None:
         require_quantizable(shape, workload.quantize)

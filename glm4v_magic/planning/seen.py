@@ -75,12 +75,12 @@ def image_size_of(shape: ModelShape, workload: Workload) -> int | None:
 
 
 def _side(tokens: int, token_side: int) -> int:
-    """Return the shortest side of a square with room for so many visual tokens."""
+    """Return the shortest side, in pixels, of a square with room for so many visual tokens."""
     return math.isqrt(tokens * token_side**2 - 1) + 1
 
 
 def _of_context(shape: ModelShape, workload: Workload) -> int:
-    """Return the longest side of images that leave room for text in the context."""
+    """Return the longest side, in pixels, of images that leave room for text in the context."""
     context = shape.max_context if workload.context is None else workload.context
     beside = shape.image_positions - shape.image_tokens
     tokens = int(context * _SHARE) // max(workload.images, 1) - beside

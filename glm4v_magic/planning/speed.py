@@ -52,7 +52,7 @@ class UnitWork:
         weight_bytes: all its weights, which are copied if it is offloaded.
         step_bytes: weights that a decode step reads.
         cache_bytes: KV cache that a decode step reads at the end of the planned context.
-        operations: operations of the prefill.
+        operations: floating-point operations of the prefill.
         in_tower: whether it is a part of the vision tower.
     """
 

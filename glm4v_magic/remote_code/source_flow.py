@@ -36,7 +36,7 @@ class _Assignment:
     """Assignment to a name.
 
     Attributes:
-        end: when it is done, on the clock of `_Reading`.
+        end: when it takes effect, on the clock of `_Reading`.
         value: what is assigned; ``None`` if by a loop or an augmented assignment.
         branches: the blocks around it that may be skipped, outermost first.
         whole: whether the name gets the value, not a part of it by unpacking.

@@ -70,7 +70,7 @@ MOST_TOGETHER = 2**30
 """Most bytes of the requests that are being received at a time."""
 
 KEEP_ALIVE = 10.0
-"""Seconds between two signs of life while a client waits."""
+"""Seconds between two keep-alive comments while a client waits."""
 
 BODY_SECONDS = 30.0
 """Time in seconds that a client has for a body, and longest silence in it.
@@ -125,7 +125,7 @@ def application(worker: Worker, info: EngineInfo, model: str, host: str) -> Star
 
 
 async def too_many(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a request of which there are too many, as an application of its own."""
+    """ASGI application that answers each request with the error that there are too many."""
     busy = BusyError("There are too many connections.", "Ask again later.")
     response = await _own_error(Request(scope), busy)
     response.headers["Connection"] = "close"
@@ -185,9 +185,9 @@ class _Room:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Callable[[int], None]]:
-        """Give a function that takes some bytes more, which are free again after the block.
+        """Yield a function that reserves a number of bytes; all are released after the block.
 
-        It raises BusyError if there are not so many.
+        The function raises BusyError if that many are not free.
         """
         mine = 0
 
@@ -205,7 +205,7 @@ class _Room:
 
 
 class _Api:
-    """Answers of one model.
+    """Endpoints that answer for one model.
 
     Args:
         worker: worker that answers.
@@ -239,7 +239,11 @@ class _Api:
         return _json(Models(data=[self._entry]))
 
     async def model(self, request: Request) -> Response:
-        """``GET /v1/models/NAME``: describe one model."""
+        """``GET /v1/models/NAME``: describe one model.
+
+        Raises:
+            CheckpointError: if it is not the model that is served.
+        """
         name = request.path_params["name"]
         if name != self._name:
             raise CheckpointError(f"There is no model {name!r} here.", f"This is {self._name}.")
@@ -449,7 +453,7 @@ def _event(content: BaseModel) -> bytes:
 
 
 def _own(generation: Generation) -> OwnAnswer | None:
-    """Return a field of our own for what the protocol has none.
+    """Return what the protocol has no field for, as a field of our own.
 
     These are the probabilities of choices, and the tokens of the thinking.
     """
@@ -483,7 +487,7 @@ async def _body(request: Request, take: Callable[[int], None]) -> bytes:
 
     Args:
         request: the request.
-        take: takes memory for it; see `_Room`.
+        take: reserves memory for it; see `_Room`.
 
     Raises:
         BusyError: if there is no memory for it.

@@ -1,11 +1,12 @@
 """Deadlines of connections, so that none is held by a client that is silent, slow or does not read.
 
-uvicorn closes a connection that is idle after an answer. Everything else may take a client as long
-as it likes there: the head of a request, and the reading of an answer. The body of a request has
-its deadline where it is read, in `app`.
+uvicorn closes a connection that is idle after an answer. In everything else it lets a client take
+as long as it likes: in sending the head of a request, and in reading an answer. The body of a
+request has its deadline where it is read, in `app`.
 
-So many connections may be open at once. One more takes the place of the one that has been sending
-its request for the longest time; if all have sent theirs, it is told that the server is busy.
+At most `MOST_CONNECTIONS` may be open at once. One more takes the place of the one that has been
+sending its request for the longest time; if all have sent theirs, it is told that the server is
+busy.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ _OTHER_NAMES = {
     "thinking_token_budget": "max_thinking",
 }
 _TOP_K_OFF = (-1, 0)
-"""What vLLM and its clients send for no limit of the tokens that are sampled from."""
+"""What vLLM and its clients send for no limit on the number of tokens to sample from."""
 
 _ALL_TOKENS = 2**31 - 1
 
@@ -72,7 +72,7 @@ def read_question(
         model: name of the model that is served.
         max_images: maximum number of images in a conversation; ``None`` for no limit.
         thinks: whether the model can think before it answers; ``None`` if unknown.
-        efforts: names of the efforts that its thinking can take.
+        efforts: levels of reasoning effort that it offers.
         takes_video: whether it takes video; if not, no clip is decoded.
 
     Raises:

@@ -138,7 +138,7 @@ class Worker:
 
     Args:
         session: session that answers; busy while a request is open.
-        at_once: maximum number of requests in the batch; by default 16, or 1 if its model is best
+        at_once: maximum number of requests in the batch; by default 16, or 1 if the model is best
             asked one by one.
     """
 

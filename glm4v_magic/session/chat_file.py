@@ -83,7 +83,7 @@ def _bytes_of(text: str, utf8: bytes | None) -> bytes:
 
 
 class _Alternative(BaseModel):
-    """A token; ``utf8`` is left out where it is just the text's bytes."""
+    """A token; ``utf8`` is left out where it is simply the text encoded."""
 
     model_config = ConfigDict(strict=True)
 

@@ -179,10 +179,10 @@ def load_here(choice: ModelChoice, arrived: Callable[[LoadProgress], None]) -> E
 
 @contextmanager
 def told_what_was_released(old: ModelChoice) -> Iterator[None]:
-    """Load a model in place of another: what fails or is interrupted in here says so.
+    """Load a model in place of another inside the block: errors and interrupts in it say so.
 
     Args:
-        old: the model that is released in here first.
+        old: the model that is released first inside the block.
 
     Raises:
         LoadInterrupted: on an interrupt.

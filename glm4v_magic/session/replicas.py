@@ -24,7 +24,7 @@ _CPU = "cpu"
 
 
 def refuse_alone(choice: ModelChoice) -> None:
-    """Raise OptionError if a choice without replicas has what only they have."""
+    """Raise OptionError if a choice without replicas has an option that only replicas have."""
     if choice.replicas is None and choice.cluster is not None:
         raise OptionError("cluster is about replicas, and there are none.", option="cluster")
 

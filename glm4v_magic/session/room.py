@@ -1,4 +1,4 @@
-"""Whether a model can be loaded while the one before stays loaded."""
+"""Whether a model can be loaded while the previous one stays loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TIMES_FREE = 2
 
 
 def fits_beside(checkpoint: Checkpoint, placement: Placement) -> bool:
-    """Tell whether what is free now is enough for a model; no if that is not known."""
+    """Tell whether the memory that is free now is enough for a model; false if unknown."""
     from glm4v_magic.hardware.gpus import gpu_reader
     from glm4v_magic.hardware.host import free_host_bytes
     from glm4v_magic.hardware.readings import HOST, take_readings

@@ -375,7 +375,7 @@ class Session:
 
     @property
     def chats(self) -> dict[str, Conversation]:
-        """All chats by name, oldest first; that of questions outside of any chat has no name."""
+        """All chats by name, oldest first; questions outside of any chat have the name ``""``."""
         return self._chats.all()
 
     @property
@@ -889,8 +889,8 @@ class Session:
 
         Args:
             terms: how it is asked.
-            refuse: called with what the model takes, as soon as that is known; raises if it cannot
-                be asked this. By default any model can.
+            refuse: called with what the model takes, as soon as that is known; raises if the model
+                cannot answer this. By default nothing is refused.
         """
         engine = self._engine
         if engine is None:

@@ -17,9 +17,9 @@ _TOLD = (GenerationInterrupted, MapInterrupted, LoadInterrupted)
 class Stream(Iterator[Event]):
     """The events of one call of a `Session`; see `core.events`.
 
-    Nothing happens before the first event is requested, nor between two events: the reader may
-    take any time. The session is busy from the first event to the last, or until the stream is
-    closed. Read it in a loop within ``with``::
+    Nothing happens before the first event is requested, nor between two events: the reader may take
+    as long as it likes. The session is busy from the first event to the last, or until the stream
+    is closed. Read it in a loop within ``with``::
 
         with session.stream("What is this?", photo) as stream:
             for event in stream:
@@ -86,7 +86,7 @@ class Stream(Iterator[Event]):
             self.close()
 
     def _interrupt(self, interrupt: KeyboardInterrupt) -> None:
-        """Interrupt the call; raises what it says to an interrupt."""
+        """Interrupt the call; raises what the call makes of the interrupt."""
         try:
             self._events.throw(KeyboardInterrupt())
         except BaseException as stopped:

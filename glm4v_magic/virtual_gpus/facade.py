@@ -155,5 +155,5 @@ class CudaFacade:
 
 
 def _seed(seed: int) -> None:
-    """Seed the generator of the CPU, whose numbers those of a GPU are."""
+    """Seed the generator of the CPU, which also makes the random numbers of the GPUs."""
     torch.default_generator.manual_seed(seed)

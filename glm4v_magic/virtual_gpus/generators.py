@@ -21,7 +21,7 @@ class _AnyGenerator(type(_Generator)):  # type: ignore[misc]
 
 
 class VirtualGenerator(_Generator, metaclass=_AnyGenerator):
-    """Takes the place of ``torch.Generator``: one of the CPU that says ``cuda:k``.
+    """Takes the place of ``torch.Generator``: a CPU generator that reports ``cuda:k``.
 
     Its numbers are those of a CPU generator with the same seed, not those of CUDA.
     """

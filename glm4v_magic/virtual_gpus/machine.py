@@ -252,7 +252,7 @@ class Machine:
     def _without_libraries(
         self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> bool:
-        """Say that a library of the GPU's maker has no kernel: PyTorch's own is for the CPU too."""
+        """Say that the GPU vendor's library has no kernel: PyTorch's own is for the CPU, too."""
         return False
 
     def _histogram(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -376,7 +376,11 @@ class Machine:
                     self._count(tensor.content, tensor.device)
 
     def gpu(self, device: torch.device) -> torch.device:
-        """Return `device` with an index, if it is a GPU that exists."""
+        """Return `device`, with its index if it is a GPU.
+
+        Raises:
+            PlacementError: if there is no such GPU.
+        """
         if device.type != "cuda":
             return device
         index = self.current_device() if device.index is None else device.index
@@ -420,7 +424,7 @@ class Machine:
     def _guess(self, operator: Any, like: torch.Tensor) -> torch.Tensor:
         """Return values in place of those that were not computed.
 
-        They are zeros, as of a comparison that finds nothing; but numbers as truth values are true.
+        They are zeros, like a comparison that finds nothing; but a conversion to bool gives true.
         """
         self.guesses[str(operator), self.trace.module] += 1
         is_conversion = operator is aten._to_copy.default and like.dtype == torch.bool
@@ -472,7 +476,7 @@ def _as_the_base(operator: Any, args: tuple[Any, ...]) -> AbstractContextManager
 
 
 def _called(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call an operator; two of them in the way that the content's device knows.
+    """Call an operator; two of them in the form that the content's device supports.
 
     Without data, grouped products of other dtypes are called as those of bfloat16: on ``meta``
     torch 2.13 refuses all others, which its kernels for CPU and CUDA take. A softmax that converts
@@ -488,7 +492,7 @@ def _called(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 
 
 def _is_larger(args: tuple[Any, ...], device: torch.device) -> bool:
-    """Tell whether tensors on a GPU that are combined by element make more than `_COMPUTED`."""
+    """Tell whether tensors on a GPU broadcast to a result of more than `_COMPUTED` elements."""
     shapes = [arg.shape for arg in args if isinstance(arg, torch.Tensor)]
     if len(shapes) < 2 or device.type != "cuda":
         return False

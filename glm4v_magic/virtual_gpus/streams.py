@@ -17,7 +17,7 @@ class VirtualStream:
 
     Args:
         device: the GPU; the current one by default.
-        priority: kept, and of no effect.
+        priority: stored, without effect.
     """
 
     def __init__(
