@@ -1,7 +1,8 @@
 """Import libraries where no interrupt can tear them apart.
 
-An interrupt in the middle of an import leaves a library half made, and for many there is no second
-time in the same process: PyTorch has registered its operators, NumPy refuses to be loaded again.
+An interrupt in the middle of an import leaves a library half loaded, and many cannot be imported a
+second time in the same process: PyTorch has registered its operators, NumPy refuses to be loaded
+again.
 Python delivers interrupts to the main thread only, so imports run in another one: the main thread
 waits and can be stopped at any moment, while the import goes on to its end.
 """
@@ -23,7 +24,7 @@ def import_whole(*names: str) -> None:
     """Import modules, each as a whole, whatever interrupts the wait.
 
     Args:
-        names: names of modules, in the order of import; those imported already cost nothing.
+        names: names of modules, in the order of import; modules imported already cost nothing.
 
     Raises:
         ImportError: as the import itself.

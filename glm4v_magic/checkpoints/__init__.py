@@ -64,7 +64,7 @@ class Checkpoint(Protocol):
         thinks: whether the model can think before it answers.
         tasks: tasks that it has published prompts for.
         takes_video: whether it takes video.
-        efforts: names of the efforts that its thinking can take.
+        efforts: levels of reasoning effort that it offers.
     """
 
     name: str
@@ -91,7 +91,19 @@ class Checkpoint(Protocol):
         arrived: Callable[[LoadProgress], None] | None = None,
         **options: Any,
     ) -> Loaded:
-        """Load the weights in one dtype to the devices of `device_map` (``None``: the CPU)."""
+        """Load the weights in one dtype to the devices of `device_map`.
+
+        Args:
+            dtype: dtype of all weights that are not quantised.
+            device_map: module -> GPU index or ``cpu``; ``None`` is the CPU.
+            quantize: quantisation of the text part's linear layers; needs bitsandbytes.
+            arrived: called after each weight that has arrived.
+            options: of the family, and further options of `from_pretrained`.
+
+        Raises:
+            CheckpointError: if a weight cannot be read.
+            OptionError: if the layers cannot be quantised.
+        """
 
     def processor(self, image_size: int | None = None) -> Processor:
         """Build the processor from tokenizer and configuration; reads no weights.

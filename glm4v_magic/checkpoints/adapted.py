@@ -77,7 +77,7 @@ def _find_in_newer(config: Mapping[str, Any], tensors: Mapping[str, object]) -> 
 def _by_module(kind: str, known: Mapping[str, str]) -> Mapping[str, str]:
     """Return weights by the names that transformers gives them as it loads them.
 
-    Weights of which it makes one, those of experts, are left out.
+    Weights that it joins into one, those of experts, are left out.
     """
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
@@ -93,7 +93,7 @@ def _by_module(kind: str, known: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _canonical(name: str) -> str:
-    """Return a name without the module of the whole model, and the part that it is of before it."""
+    """Return a name without leading ``model.``, but with ``language_model.`` for the text part."""
     short = re.sub(r"^(model\.)+", "", name)
     short = short.replace("language_model.model.", "language_model.", 1)
     if short.startswith("language_model.lm_head."):

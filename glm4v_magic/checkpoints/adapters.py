@@ -87,7 +87,7 @@ class Merges:
 
 
 Find = Callable[[str], tuple[str, tuple[int, int] | None] | None]
-"""From a weight's name in an adapter to its name in the base's files, and which rows of it."""
+"""Name of a weight in an adapter -> its name in the base's files, and its rows there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ Hooks: TypeAlias = Mapping[int, Any]
 
 
 def is_whole(model: nn.Module, *parts: nn.Module) -> bool:
-    """Tell whether a model evaluates, and all weights of some parts are on one device.
+    """Tell whether a model is in evaluation mode, and all weights of `parts` are on one device.
 
     Args:
         model: the model.
@@ -66,11 +66,11 @@ def hooks_of(modules: Sequence[nn.Module]) -> list[Hooks]:
 
 
 def only_listen(hooks: Sequence[Hooks], told: Sequence[Hooks]) -> bool:
-    """Tell whether a step serves all hooks if it tells some of them.
+    """Tell whether all hooks are listeners that a step calls itself.
 
     Args:
         hooks: from `hooks_of`.
-        told: those of them that the step tells.
+        told: those of them that the step calls.
     """
     served = {id(each) for each in told}
     return all(
@@ -89,7 +89,7 @@ def tell(hooks: Hooks) -> None:
 def whole_step(
     model: Any, ids: Tensor, mask: Tensor | None, position_ids: Tensor, cache: Cache
 ) -> Tensor:
-    """Return the logits of the next token, (B, vocabulary), by the model's own forward.
+    """Return the logits of the next token, (B, vocabulary), from the model's own forward.
 
     Args:
         model: the whole model.

@@ -111,7 +111,7 @@ class Processor(Protocol):
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """Width and height that all images are resized to; ``None`` if it depends on the image."""
+        """Width and height in pixels that images are resized to; ``None`` if it differs."""
 
     @property
     def num_visual_tokens(self) -> int | None:
@@ -142,7 +142,7 @@ class Processor(Protocol):
 
     @property
     def efforts(self) -> tuple[str, ...]:
-        """Names of the efforts that its thinking can take; empty if there is no choice."""
+        """Levels of reasoning effort that it offers; empty if there is no choice."""
 
     def encode(
         self,

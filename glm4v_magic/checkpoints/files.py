@@ -62,7 +62,7 @@ DTYPES = {
     "I64": ("int64", 8),
     "F64": ("float64", 8),
 }
-"""torch's name of each dtype of the format that it has, and bytes of a value."""
+"""Dtype as safetensors writes it -> torch's name for it, and bytes per value."""
 
 _DAMAGED = "The file is damaged; download it again."
 
@@ -118,7 +118,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def require_file(path: Path) -> None:
-    """Raise CheckpointError unless a file of a checkpoint is there, and is not a pointer to it."""
+    """Raise CheckpointError unless a checkpoint's file exists and is not just a git-lfs pointer."""
     if not path.is_file():
         raise CheckpointError(
             f"{path.parent} holds no {path.name}.",
@@ -128,7 +128,7 @@ def require_file(path: Path) -> None:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise CheckpointError if a file is what git-lfs leaves in its place."""
+    """Raise CheckpointError if a file is a git-lfs pointer instead of its content."""
     if is_endless(path):  # said by what reads it
         return
     try:
@@ -196,7 +196,7 @@ def _without_index(folder: Path) -> list[Path]:
 
 
 def read_tensors_of(file: Path) -> dict[str, TensorInfo]:
-    """Read what a file of weights holds: its header, or of a file of ``torch.save`` its names.
+    """Read what a file of weights holds: from its header, or from the index of ``torch.save``.
 
     Raises:
         CheckpointError: as `read_tensor_infos`.
@@ -221,7 +221,7 @@ def read_tensors_of(file: Path) -> dict[str, TensorInfo]:
 
 
 def stamp_of(*folders: Path) -> Stamp:
-    """Return name, size and time of every file of some folders, but of no folder in them."""
+    """Return name, size and time of every file in some folders, without their subfolders."""
     found = [file for folder in folders for file in folder.iterdir() if file.is_file()]
     stats = {str(file): file.stat() for file in found}
     return frozenset((name, each.st_size, each.st_mtime_ns) for name, each in stats.items())

@@ -67,7 +67,7 @@ def cached(repository: str, revision: str | None = None) -> Path | None:
 
 
 def _as_downloaded(repository: str) -> Iterator[str]:
-    """Yield a repository as it is written, then as it is in the cache: the hub knows no case."""
+    """Yield a repository as it is written, then as it is in the cache: the hub ignores case."""
     from huggingface_hub import constants
 
     yield repository
@@ -114,7 +114,7 @@ def download(repository: str, revision: str | None) -> Path:
 
 @contextmanager
 def _explained(repository: str, revision: str | None) -> Iterator[None]:
-    """Raise CheckpointError for whatever a download in here raises."""
+    """Turn whatever a download inside the block raises into CheckpointError."""
     from huggingface_hub import errors
 
     what = repository if revision is None else f"{repository} at {revision}"
@@ -145,7 +145,7 @@ def _explained(repository: str, revision: str | None) -> Iterator[None]:
 def fetch_adapter(repository: str, revision: str | None = None) -> Path | None:
     """Download a repository if it holds an adapter alone; return its folder, or ``None``.
 
-    Raises nothing: what is wrong with a repository, the download of a whole model tells.
+    Raises nothing: the download of the whole model will tell what is wrong with a repository.
     """
     from huggingface_hub import errors, hf_hub_download, snapshot_download
 

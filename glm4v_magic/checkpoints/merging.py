@@ -77,7 +77,7 @@ class Merger:
         return changed
 
     def require_mergeable(self, tensors: Mapping[str, TensorInfo]) -> None:
-        """Merge shapes without values: each kind of module once.
+        """Try to merge without values, each kind of module once.
 
         Args:
             tensors: weights of the base.
@@ -127,7 +127,7 @@ class Merger:
 
 
 def _said(error: Exception) -> str:
-    """Return what is wrong; the first line of what torch says of sizes only tells where."""
+    """Return what is wrong; in torch's messages about sizes the first line only tells where."""
     lines = str(error).strip().splitlines()
     if isinstance(error, RuntimeError) and len(lines) > 1:
         return lines[1].strip().rstrip(".")

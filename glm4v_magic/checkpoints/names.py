@@ -24,8 +24,7 @@ _AS = {"GLM-4.1V-9B-Base": "GLM-4.1V-9B-Thinking"}
 """Checkpoint -> the one of `PUBLISHED` that has the same configuration."""
 
 _SAME_SIZES = {"GLM-4.5V-FP8": "GLM-4.5V", "GLM-4.6V-FP8": "GLM-4.6V"}
-"""Checkpoint whose configuration comes with its files only -> the one of `PUBLISHED` that it is in
-bfloat16."""
+"""Checkpoint whose configuration comes only with its files -> the same one in bfloat16."""
 
 _SHORT = {
     "glm-4v": "GLM-4V-9B",
@@ -43,7 +42,7 @@ _SHORT = {
 """Short name -> checkpoint."""
 
 OWNERS = ("zai-org", "THUDM", "ZhipuAI")
-"""Under these names their makers have published them, on the hub and on ModelScope."""
+"""Accounts of their makers, under which they are published on the hub and on ModelScope."""
 
 _BY_NAME = {name.lower(): name for name in (*PUBLISHED, *_AS, *_SAME_SIZES)}
 _AS_WRITTEN = {"GLM-4V-9B": "glm-4v-9b"}
@@ -94,7 +93,7 @@ def demo_named(text: str) -> str | None:
 
 
 def named(text: str) -> Named | None:
-    """Return the checkpoint of a name in any case, for short or with its owner's; or ``None``."""
+    """Return the checkpoint of a name in any case, short or with its owner; ``None`` if unknown."""
     owner, _, name = _as_published(text).rpartition("/")
     if owner and owner not in {each.lower() for each in OWNERS}:
         return None

@@ -50,8 +50,8 @@ class Outline(BaseModel):
     Attributes:
         architectures: names of classes.
         model_type: kind of the model; of any type, for messages.
-        text_config: part of the language model.
-        vision_config: part of the vision tower.
+        text_config: configuration of the language model.
+        vision_config: configuration of the vision tower.
         quantization_config: how weights are quantised; of any type, as some files have it.
     """
 
@@ -75,7 +75,7 @@ class Outline(BaseModel):
 
     @property
     def scheme(self) -> Scheme:
-        """What the ``quantization_config`` says of the weights."""
+        """What the ``quantization_config`` says about the weights."""
         return Scheme.model_validate(self.quantization_entries)
 
 

@@ -10,7 +10,7 @@ __all__ = ["quiet_bitsandbytes", "require_kernels"]
 
 
 def quiet_bitsandbytes() -> None:
-    """Keep bitsandbytes from telling, as it is imported, by peft too, of a kernel it may lack."""
+    """Silence bitsandbytes, which warns on import, also by peft, of a kernel that it may lack."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 

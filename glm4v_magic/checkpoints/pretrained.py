@@ -64,7 +64,7 @@ def load_weights(
     generation: Mapping[str, Any] | None,
     options: LoadOptions,
 ) -> Any:
-    """Load a model, with the published generation config whatever is in it.
+    """Load a model; the published generation config is used whatever it holds.
 
     Args:
         model_class: class of the model.
@@ -132,7 +132,7 @@ def _merger(options: LoadOptions) -> Merger | None:
 
 
 def require_mergeable(merges: Merges | None, tensors: Mapping[str, TensorInfo]) -> None:
-    """Raise unless an adapter, if there is one, can be merged; imports torch and peft.
+    """Raise an error unless an adapter, if there is one, can be merged; imports torch and peft.
 
     Args:
         merges: its changes; ``None`` without one.

@@ -58,7 +58,11 @@ class _Shard:
             files.pop_all()
 
     def weight(self, info: TensorInfo) -> Tensor:
-        """Return a weight as a view of the file; its pages are released when it is dropped."""
+        """Return a weight as a view of the file; its pages are released when it is dropped.
+
+        Raises:
+            CheckpointError: if the file has been cut short in the meantime.
+        """
         import torch
 
         name, size = DTYPES[info.dtype]
@@ -107,7 +111,7 @@ class _Pickled:
         self._tensors = read_pickled(path)
 
     def weight(self, info: TensorInfo) -> Tensor:
-        """Return a weight, all of whose values are its own."""
+        """Return a weight as a contiguous tensor, which is mapped where the file has it so."""
         whole = self._tensors[info.key].contiguous()
         if info.nbytes == whole.nbytes:
             return whole

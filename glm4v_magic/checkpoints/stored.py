@@ -55,7 +55,7 @@ class Stored:
     packed: tuple[PackedMatrix, ...] = ()
 
     def require(self) -> None:
-        """Raise OptionError unless what loads them is installed."""
+        """Raise OptionError unless the package that loads them is installed."""
         package, extra = self.needs
         if importlib.util.find_spec(package) is None:
             raise OptionError(

@@ -32,7 +32,7 @@ _PART = re.compile(
 
 
 def plain_name(name: str) -> str:
-    """Return the name of a weight without what training tools put into it."""
+    """Return the name of a weight without the prefixes and infixes that training tools add."""
     shorter = True
     while shorter:
         shorter = False

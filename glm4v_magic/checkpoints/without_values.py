@@ -20,8 +20,8 @@ def no_drawing() -> Iterator[None]:
 
     `from_pretrained` makes a model on ``meta``, where torch goes through all of the arithmetic of a
     random weight for nothing: a quarter of a load whose weights stay in their files. Tensors on
-    other devices are filled as ever. For one thread at a time, as `from_pretrained`, which replaces
-    the same functions.
+    other devices are filled as usual. For one thread at a time, like `from_pretrained`, which
+    replaces the same functions.
     """
     originals = {name: getattr(nn.init, name) for name in _DRAWN}
     for name, original in originals.items():

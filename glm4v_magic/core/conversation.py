@@ -45,7 +45,7 @@ class Message:
         role: speaker of the turn.
         text: text of the turn.
         images: images before the text, in order.
-        complete: false for an answer that was stopped or cut off and can be continued.
+        complete: false for an answer that was interrupted or cut off, and can be continued.
         thinking: what the model wrote before its answer. Later prompts leave it out.
         tokens: as in `Answer`.
         thinking_tokens: as in `Answer`.

@@ -13,13 +13,13 @@
     │   └── DoesNotFitError         no split fits; carries what is short by how much
     ├── OutOfMemoryError            a GPU or the host ran out while loading or answering
     ├── EngineError                 the engine or its server failed
-    ├── FormatError                 an answer that is not in the asked form; it is kept
+    ├── FormatError                 an answer that is not in the form asked for; it is kept
     ├── SaveError                   rows that cannot be written to their file; they are kept
     └── BusyError                   another call is running
 
     GenerationInterrupted           a KeyboardInterrupt that carries the partial answer
     MapInterrupted                  a KeyboardInterrupt that carries the rows that are done
-    LoadInterrupted                 a KeyboardInterrupt after the model before was released
+    LoadInterrupted                 a KeyboardInterrupt after the previous model was released
 
 These three derive from `KeyboardInterrupt`, not from `Glm4vError`: an interrupt
 must pass every ``except Exception`` on its way up, so that "Run All" stops. They carry a code
@@ -247,7 +247,7 @@ class BusyError(Glm4vError):
 
 
 class _Interrupted(KeyboardInterrupt):
-    """Base of the interrupts that have something to say.
+    """Base of the interrupts that carry a message.
 
     Attributes:
         text: what happened and what to do next, which a front end words.
@@ -264,7 +264,7 @@ class _Interrupted(KeyboardInterrupt):
 
     @property
     def values(self) -> Mapping[str, object]:
-        """What the words for that code are filled in with."""
+        """Values for the fields in the words for that code."""
         return self.text.values
 
     def __str__(self) -> str:
@@ -316,13 +316,13 @@ class MapInterrupted(_Interrupted):
 
 
 class LoadInterrupted(_Interrupted):
-    """A load was stopped when the model before had been released to make room.
+    """A load was stopped after the previous model had been released to make room.
 
     The session loads that one again with its next question. Where there is room for both, the
-    model before stays loaded, and a plain `KeyboardInterrupt` is raised.
+    previous model stays loaded, and a plain `KeyboardInterrupt` is raised.
 
     Attributes:
-        released: name of the model before.
+        released: name of the previous model.
     """
 
     def __init__(self, released: str) -> None:

@@ -3,8 +3,8 @@
 The order for a question: ``Starting``*, ``Loading``*, ``Started``, (``Thinking`` | ``Text`` |
 ``Reclassified``)*, then, if the answer must be corrected, ``Correcting`` and more of these three,
 and ``Done``. A prompt mapped over many items yields the same events, each with its row, a
-``RowDone`` after each row, and ``MapDone`` at the end. So do requests of other programs, which
-belong to no chat, with ``Finished`` or ``Failed`` as the last of each.
+``RowDone`` after each row, and ``MapDone`` at the end. So do requests of other
+programs, which belong to no chat; the last event of each is ``Finished`` or ``Failed``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Starting:
-    """A library is being imported, which takes seconds; comes repeatedly until it is.
+    """A library is being imported, which takes seconds; comes repeatedly until that is done.
 
     Attributes:
         library: its name, such as ``PyTorch``.

@@ -1,8 +1,8 @@
 """Common GPUs by name: memory, its bandwidth, and how fast they multiply matrices.
 
 Sources, named in each line of the table: data sheets (``sheet``) and architecture white papers
-(``paper``) of the makers. Where these give a range, the faster form is taken, for the figures bound
-what is possible.
+(``paper``) of the makers. Where these give a range, the faster variant is taken, because the
+figures are upper bounds.
 
 memory
     GiB that torch reports, as its out-of-memory messages quote it ("GPU 0 has a total capacity of
@@ -11,7 +11,7 @@ bandwidth
     GB/s, powers of 1000: bus width x memory clock x 2.
 products
     TFLOPS of dense matrices in float16, summed in float32, as PyTorch does it; with tensor cores
-    where there are any. GPUs for games do that at half the rate of sums in float16.
+    where there are any. Consumer GPUs do that at half the rate of float16 accumulation.
 multiprocessors
     Streaming multiprocessors that are switched on; they tell how much memory a CUDA context takes.
 """
@@ -32,7 +32,7 @@ class GPUModel:
     Attributes:
         name: name as people write it.
         marks: words of a name that tell the model.
-        memory_gib: memory as torch reports it.
+        memory_gib: memory in GiB, as torch reports it.
         bandwidth: bytes per second between the GPU and its memory.
         flops: operations per second in products of matrices in half precision.
         capability: CUDA's compute capability; ``None`` for other makers' GPUs.
@@ -130,7 +130,7 @@ RX 7900 XTX    ; 7900 xtx      ;          ; 23.98 ;  960 ;  122.8 ;      ;     ;
 _OTHERS = frozenset(
     {"ada", "d", "grid", "laptop", "max", "mig", "mobile", "nvl", "super", "ti", "vgpu"}
 )
-"""Words that tell another model than the name without them, or a part of a GPU."""
+"""Words with which a name means another model than without them, or a part of a GPU."""
 
 _WORD = re.compile(r"[a-z]+[0-9]+[a-z]*|[0-9]+[a-z]+|[0-9]+|[a-z]+", re.ASCII)
 _JOINED = re.compile(r"(?:rtx|gtx|titan|quadro)(?=[0-9])", re.ASCII)
@@ -147,8 +147,8 @@ def gpu_model(name: str, memory_bytes: int | None = None) -> GPUModel | None:
     Args:
         name: as NVML, torch or people write it: ``Tesla T4``, ``NVIDIA A100-SXM4-80GB``,
             ``RTX-3090``, ``4090``.
-        memory_bytes: memory of the GPU, where models differ in it alone; the first
-            in the table without it.
+        memory_bytes: memory of the GPU, where models differ in nothing else; ``None`` takes the
+            first in the table.
     """
     words = _words(name)
     if any(_SHARE.fullmatch(word) for word in words):

@@ -7,7 +7,7 @@
 ``4x16GiB``         four equal GPUs
 ``24+16+12GiB``     three different GPUs; a unit also counts for the sizes before it
 ``2xA100-40GB``     two GPUs with a name
-``2xT4``            two GPUs of a model in `gpu_models`, with the memory that torch reports of it
+``2xT4``            two GPUs of a model in `gpu_models`, with the memory that torch reports for it
 ``24GiB@936GB/s``   a GPU and the bandwidth of its memory, in powers of 1000
 ``cpu``             no GPU
 ==================  =====================================================
@@ -98,7 +98,7 @@ class GPU:
         total_bytes: size of its memory.
         free_bytes: memory that other programs leave free; ``None`` if unknown.
         capability: CUDA's compute capability; ``None`` if unknown.
-        bandwidth: bytes per second that it reads from its memory at most; ``None`` if unknown.
+        bandwidth: peak memory bandwidth in bytes per second; ``None`` if unknown.
         flops: operations per second in products of matrices in half precision; ``None`` if unknown.
         multiprocessors: number of streaming multiprocessors; ``None`` if unknown.
         context_bytes: what this process's CUDA context holds of it; ``None`` if it has none, or
@@ -127,7 +127,7 @@ class GPU:
 
     @property
     def overhead_bytes(self) -> int:
-        """What a process that uses it takes besides tensors; see `core.overhead`."""
+        """Bytes that a process using it takes besides tensors; see `core.overhead`."""
         return cuda_overhead(
             self.total_bytes, self.capability, self.multiprocessors, self.context_bytes
         )
@@ -179,7 +179,7 @@ def parse_gpus(description: str) -> tuple[GPU, ...]:
 
 
 def bytes_of(size: str) -> int | None:
-    """Return the bytes of a size such as ``10GiB``; ``None`` if it is none."""
+    """Return the bytes of a size such as ``10GiB``; ``None`` if it is not a size."""
     match = _SIZE.fullmatch(size.strip()) if len(size) <= _LONGEST else None
     return None if match is None else _bytes(match[1], match[2])
 

@@ -105,8 +105,8 @@ class Replica:
         machine: address of its machine.
         devices: devices of its weights there.
         process: id of its process there.
-        used_bytes: memory that it held when it last answered: of its GPUs, or of its process on the
-            CPU; ``None`` before its first answer.
+        used_bytes: memory that it held when it last answered: on its GPUs, or of its process if it
+            runs on the CPU; ``None`` before its first answer.
         lost: whether it has ended by itself.
     """
 
@@ -139,11 +139,11 @@ class EngineInfo:
         server: address of the server that runs the model; ``None`` if it runs in this process.
         thinks: whether the model can think before it answers; ``None`` if a server does not tell.
         takes_video: whether it takes video; ``None`` if a server does not tell.
-        efforts: names of the efforts that its thinking can take; empty where there is no choice.
+        efforts: levels of reasoning effort that it offers; empty where there is no choice.
         tasks: tasks that it has published prompts for; ``None`` if a server does not tell.
         largest_image: side in pixels of the largest square image that is seen, where images keep
             their sizes; ``None`` if they do not, or a server does not tell.
-        least_image: fewest tokens of an image; 1 if it is not known.
+        least_image: fewest tokens that an image takes; 1 if that is not known.
         notes: how the model differs from its files, a sentence each: another dtype, or settings
             that decoding here does not follow.
         replicas: copies of the model that share the requests; empty if it is in this process. Then

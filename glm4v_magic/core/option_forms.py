@@ -108,7 +108,7 @@ def _device(key: object) -> int | str:
 
 
 def size_in(text: str) -> int | None:
-    """Return the bytes of a size such as ``10GiB``; ``None`` if it is none."""
+    """Return the bytes of a size such as ``10GiB``; ``None`` if it is not a size."""
     # Not above: the table of GPU models would be imported with the magics.
     from glm4v_magic.core.gpu_spec import bytes_of
 

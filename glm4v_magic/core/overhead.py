@@ -14,7 +14,7 @@ workspaces
     Of cuBLAS and cuBLASLt, 32 MiB each from compute capability 9.0 on, 8.1 MiB and 1 MiB below
     (PyTorch, ``aten/src/ATen/cuda/CublasHandlePool.cpp`` and ``CUDABlas.cpp``).
 
-Of a GPU that is only known by its size as much is assumed as the largest of that size take.
+Where only the size of a GPU is known, the highest overhead of GPUs of that size is assumed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def cuda_overhead(
     """Return the bytes that a process takes of a GPU besides its tensors.
 
     Args:
-        memory_bytes: size of the GPU's memory, which tells the most where nothing else is known.
+        memory_bytes: size of the GPU's memory, from which the rest is guessed if it is not known.
         capability: its compute capability.
         multiprocessors: how many it has.
         context_bytes: what context and kernels of this process hold already, which is the least.

@@ -32,7 +32,9 @@ A `torch.device` is taken as well.
 
 
 CPU_DTYPE = "float32"
-"""Data type on CPUs without instructions for bfloat16, which they emulate; see cpu_dtype.py."""
+"""Dtype on CPUs that only emulate bfloat16, having no instructions for it; measured by
+``benchmarks/cpu_dtype.py``.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class PlacementOptions(PlacementFields):
 
     @property
     def may_offload(self) -> bool:
-        """Whether layers may be kept in host memory: said so, or by a size for it."""
+        """Whether layers may be kept in host memory: `offload` allows it, or a size for ``cpu``."""
         return self.offload or (self.host_memory or 0) > 0
 
     @property
@@ -69,7 +71,7 @@ class PlacementOptions(PlacementFields):
             gpus: indices of the GPUs.
 
         Raises:
-            OptionError: if it is for other GPUs than these.
+            OptionError: if `max_memory` names other GPUs than these.
         """
         if isinstance(self.max_memory, int | float):
             return (self.max_memory,) * len(gpus)

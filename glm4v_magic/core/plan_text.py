@@ -53,9 +53,9 @@ def text(
 def speed_notes(
     speed: SpeedLimit | None, workload: Workload, stages: Sequence[Stage]
 ) -> Iterator[Remark]:
-    """Yield what a plan's GPUs allow, as the limit that it is, or that it is unknown.
+    """Yield the upper bound on the speed of a plan, or that it is unknown.
 
-    And how much of it was reached where that was measured.
+    Also how much of it was reached, where that was measured.
     """
     if speed is None:
         return

@@ -19,7 +19,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def accepts(method: str) -> Callable[[Function], Function]:
-    """Give a method of Python its options from the table.
+    """Give a Python method its options from the table.
 
     The method takes them as ``**options``; it sees only those that were given, checked. Its
     signature and its docstring show all of them: the latter in place of a line ``options:`` under

@@ -43,7 +43,7 @@ def room_for_kept(stages: Sequence[Stage]) -> Room | None:
 
 
 def room_note(stages: Sequence[Stage]) -> Remark | None:
-    """Return the note of a plan on this room; ``None`` where `room_for_kept` is."""
+    """Return the note of a plan on this room; ``None`` where `room_for_kept` returns ``None``."""
     room = room_for_kept(stages)
     if room is None:
         return None

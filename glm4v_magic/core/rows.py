@@ -83,7 +83,7 @@ class AnsweredRow:
 
     @property
     def probability(self) -> float | None:
-        """Probability of the answer among the choices; ``None`` without such."""
+        """Probability of the answer among the choices; ``None`` without choices."""
         answer = self.answer
         return None if answer is None else answer.choices.get(answer.text)
 
@@ -176,8 +176,9 @@ class Totals:
         new_tokens: tokens of all answers; likewise.
         model: name of the model; empty if there is no answer.
         notice: what a reader of the answers must know.
-        untold: whether a server left out the log-probabilities that were asked for.
-        besides: answers of earlier runs that stay in the file, to what is not among the rows.
+        untold: whether a server left out log-probabilities that were asked for.
+        besides: number of answers of earlier runs that stay in the file, to items that are not
+            among the rows.
     """
 
     counts: Counts = Counts()

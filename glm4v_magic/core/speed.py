@@ -15,7 +15,7 @@ from glm4v_magic.core.gpu_models import gpu_model
 __all__ = ["LAYER_SECONDS", "MEASURED", "MeasuredShare", "SpeedLimit", "measured_on"]
 
 LAYER_SECONDS = 0.8e-3
-"""What the host takes to start a decoder layer's kernels in a decode step, whatever the GPU.
+"""Seconds that the host takes to start a decoder layer's kernels in a decode step, on any GPU.
 
 Measured beside an H200: 0.71 and 0.94 ms for each of GLM-4V-9B's 40 layers
 (``benchmarks/real_gpu.py``), 0.60 ms for each of 8 layers a sixth as wide

@@ -1,4 +1,4 @@
-"""Text files that are replaced as a whole: a disk that is full costs nothing that was there."""
+"""Text files that are replaced as a whole: a full disk does not cost what was there before."""
 
 from __future__ import annotations
 

@@ -51,8 +51,9 @@ class SourcedVideo:
         start: seconds of the clip before the first frame.
         wanted_fps: frames per second to look at; ``None`` for the model's own choice.
         is_sampled: whether the frames are those to look at, chosen by whoever gave them.
-        times: seconds from the beginning of the clip to each frame; ``None`` if `fps` tells.
-        state: what tells a clip from another of its name: size and time of its file.
+        times: seconds from the beginning of the clip to each frame; ``None`` if they follow from
+            `fps`.
+        state: size and modification time of the clip's file, which identify it beside its name.
     """
 
     source: str

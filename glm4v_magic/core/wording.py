@@ -61,7 +61,7 @@ def json_text(value: object, indent: int | None = None) -> str:
 
 
 def gib(size: int) -> str:
-    """Bytes as GiB with two decimals."""
+    """Return bytes as GiB with two decimals."""
     return f"{size / 2**30:.2f}"
 
 

@@ -16,7 +16,7 @@ from glm4v_magic.engines.prompts import Prompt
 __all__ = ["LEAST_SHARED", "Arranged", "alike", "arranged"]
 
 LEAST_SHARED = 16
-"""Fewest tokens of a shared prefix that are worth a forward of their own."""
+"""Length in tokens from which a shared prefix is worth a forward of its own."""
 
 _MOST_PADDING = 128
 """Padding tokens that cost less than another forward."""

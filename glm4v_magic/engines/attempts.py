@@ -1,4 +1,4 @@
-"""What runs out of memory is done again without the prefix cache."""
+"""Retries without the prefix cache what has run out of memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Result = TypeVar("_Result")
 class Attempts:
     """Calls functions, and calls them again if memory runs out, after dropping all cached prefixes.
 
-    A function that is called must leave things so that it may be called again.
+    Such a function must leave everything in a state in which it may be called again.
 
     Args:
         kept: prefix cache.

@@ -50,7 +50,7 @@ _LONGEST_FAULT = 200
 _UNKNOWN_KEYWORDS = re.compile(r"Unimplemented keys: (\[.*\])")
 _UNKNOWN_FORMAT = re.compile(r"Unknown format: (.+)")
 _OF_NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-"""Keywords whose value has schemas by names that are not keywords."""
+"""Keywords whose value maps names, which are not keywords, to schemas."""
 _OF_VALUES = ("const", "enum", "default", "examples")
 """Keywords whose value is JSON of any kind, not schemas."""
 _BROKEN_ESCAPE = re.compile(r"(?<!\\)(\\\\)*\\\Z")
@@ -181,7 +181,7 @@ def left_out(constraint: Constraint) -> tuple[str, ...]:
 
 
 def _drop(schema: Any, keywords: Collection[str], formats: Collection[str]) -> None:
-    """Delete from a schema and those within it some keywords, formats, and what allows all."""
+    """Delete keywords, formats and what allows anything from a schema and those within it."""
     for each in list(_schemas(schema)):
         for key in each.keys() & keywords:
             del each[key]

@@ -1,4 +1,4 @@
-"""Rows of a call: taken from the caller when there is room for them, until they have ended.
+"""Rows of a call, from when they are taken from the caller, as there is room, to their end.
 
 A few are taken ahead, so that rows that begin alike become neighbours.
 """

@@ -265,7 +265,7 @@ class KVBlock:
         return KeptPrefix(keys[: self.width if columns is None else len(columns)], layers)
 
     def states(self, keys: Keys, *, is_fork: bool = False) -> KeptPrefix:
-        """Return what all layers keep of a row that is alone, as it is now.
+        """Return the states and caches of all layers for a row that is alone, as they are now.
 
         Args:
             keys: keys of its columns; there may be more of them.
@@ -299,7 +299,7 @@ def _set_states(layer: Any, states: Sequence[Tensor]) -> None:
 
 
 def _crop(layer: Any, width: int) -> None:
-    """Crop keys, values and what tokens are chosen by to their first columns."""
+    """Crop keys, values and the indexer's keys to their first columns."""
     if layer.keys.shape[-2] > width:
         layer.keys = layer.keys[..., :width, :]
         layer.values = layer.values[..., :width, :]
@@ -416,7 +416,7 @@ def _join_index(
     width: int,
     attempt: Attempts,
 ) -> None:
-    """Join what tokens are chosen by, (B, W, size); its padding of zeros marks itself as such."""
+    """Join the keys of sparse attention's indexer, (B, W, size); zeros among them are padding."""
     given = [each.indexer_keys[:, None] for each in layers]
     attempt(partial(whole.lazy_initialization_indexer, given[0]))
     whole.indexer_keys = attempt(partial(_joined, given, places, width))[:, 0]

@@ -264,7 +264,7 @@ class LocalEngine:
 
     @property
     def is_gone(self) -> bool:
-        """Whether the virtual GPUs that the model is on are no more."""
+        """Whether the model was on virtual GPUs whose block has ended."""
         return self._virtual is not None and active() is not self._virtual
 
     @contextlib.contextmanager

@@ -24,7 +24,7 @@ __all__ = ["Prefill", "Vision"]
 
 
 _TAIL = 16
-"""Tokens at the end of a prompt that say whose turn it is, and whether to think."""
+"""Most tokens at the end of a prompt that say whose turn it is, and whether to think."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ class Prefill:
     def read_alone(
         self, block: KVBlock, prompt: Prompt, start: int, features: Mapping[str, Tensor]
     ) -> Tensor:
-        """Prefill a prompt that is alone in a block, as `read`, and keep what can be only now.
+        """Prefill a prompt that is alone in a block, as `read`, and keep states on the way.
 
         States change with each token and cannot be cut, so they are kept from before the prompt's
         last tokens, which a prompt that continues this one may write otherwise, and from where

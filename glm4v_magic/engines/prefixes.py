@@ -155,7 +155,7 @@ class PrefixStore:
         return found, most
 
     def take(self, keys: Keys) -> tuple[KeptPrefix | None, int]:
-        """Return what `find` returns, and take a prefix out with which the prompt begins.
+        """Return what `find` returns, and remove that prefix if the prompt begins with all of it.
 
         The longer prefix that the call leaves will replace it, so that it is in memory only once.
         One that cannot be cut stays: the call may leave none.

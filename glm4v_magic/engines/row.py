@@ -140,7 +140,7 @@ class Row:
 
     @property
     def read(self) -> Prompt:
-        """Its prompt and what it has generated."""
+        """Its prompt, followed by the ids that it has generated."""
         return self.prompt.extended(self.transcript.ids)
 
     @property

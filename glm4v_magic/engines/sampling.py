@@ -39,7 +39,7 @@ _GREEDY = 1e-9
 """Temperature up to which decoding is greedy: logits divided by less would overflow float32."""
 
 _TOP_K = 50
-"""Number of likeliest tokens that `generate` samples from if neither checkpoint nor call says it
+"""Number of likeliest tokens that `generate` samples from if neither checkpoint nor call gives one
 (transformers.GenerationConfig, `_get_default_generation_params`)."""
 
 _HOTTEST = 1e30

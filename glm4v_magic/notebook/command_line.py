@@ -124,9 +124,9 @@ def split(line: str) -> list[str]:
 
 
 def begun(line: str) -> tuple[list[str], str] | None:
-    """Split a line that is still typed: the words before its last one, and this as it stands.
+    """Split a line that is still being typed: the words before its last one, and that as it stands.
 
-    The last word is empty behind a space, and has its quotes. ``None`` in a comment.
+    The last word keeps its quotes; after a space it is empty. ``None`` in a comment.
     """
     words: list[str] = []
     for found in _WORD.finditer(line):
@@ -243,7 +243,8 @@ def _refuse_dashes(parser: MagicArgumentParser, words: list[str]) -> None:
 
 
 _ADDED_TO = ("lora", "pin", "max_memory")
-"""Options that people repeat to add to them, as in other programs; any other they correct."""
+"""Options that people repeat to add a value, as in other programs; others, to
+correct it."""
 
 
 def _refuse_twice(parser: MagicArgumentParser, words: list[str]) -> None:
@@ -299,7 +300,7 @@ def _help_of(parser: MagicArgumentParser) -> str:
 
 
 def _joined(parser: MagicArgumentParser, words: list[str]) -> list[str]:
-    """Join an option with a value that argparse would take for another option.
+    """Join an option with a value that argparse would mistake for another option.
 
     Such values are numbers, as in ``--crop -1,0,5,5``, so that the message is about the number, and
     everything in quotes: ``--system "- brief"``.

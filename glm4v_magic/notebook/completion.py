@@ -118,7 +118,7 @@ def _words(
 
 
 def _goes_on(typed: str, text: str) -> bool:
-    """Tell whether a text begins with what is typed. Names that need quotes have them."""
+    """Tell whether a text begins with what is typed. Names that need quotes come with them."""
     return text.startswith(typed) or (
         text[:1] in "\"'" and text[1:].startswith(typed.lstrip("\"'"))
     )
@@ -259,7 +259,7 @@ def _models(current: str, context: Surroundings) -> Iterator[Match]:
 
 
 def _gpus(current: str, context: Surroundings) -> Iterator[Match]:
-    """Yield models of GPUs, behind the number and the groups that are typed already."""
+    """Yield models of GPUs, after the count and the groups that are typed already."""
     before = re.match(r"(?:.*\+)?(?:[0-9]*x)?", current)
     assert before is not None  # it may be empty
     for model in GPU_MODELS:

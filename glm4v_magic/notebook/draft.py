@@ -1,4 +1,4 @@
-"""A plan in the making: its view, and the line that loads it.
+"""A plan that is still being changed: its view, and the line that loads it.
 
 The standard library is enough for it, so that a page can do the same in a browser: `web_planner`.
 """

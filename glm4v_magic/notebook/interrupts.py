@@ -1,8 +1,8 @@
 """When an interrupt may come: never in the middle of an import, or of an output being replaced.
 
-An interrupt in an import leaves a library half made, and for many there is no second time in the
-same process. What takes seconds to import does so in a thread (`imports`), where a wait can be
-stopped at once; what is imported here and there finishes first.
+An interrupt in an import leaves a library half loaded, and many cannot be imported a second time
+in the same process. What takes seconds to import is imported in a thread (`imports`), where a wait
+can be stopped at once; any other import finishes first.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def imports_finish_first() -> Iterator[None]:
 
 
 class _Watch(threading.Thread):
-    """Repeats an interrupt to the main thread when that imports no longer."""
+    """Repeats an interrupt to the main thread once that is no longer importing."""
 
     def __init__(self, around: int) -> None:
         super().__init__(name="interrupt after import", daemon=True)

@@ -1,7 +1,7 @@
-"""The prompt of a result, written with the result: ``Out[3]:`` before nothing is not a result.
+"""The prompt of a result, ``Out[3]:``, written only where a result follows.
 
-IPython's terminal writes it before it asks the formatters, which show nothing of what a cell has
-shown by itself.
+IPython's terminal writes the prompt before it asks the formatters, which show nothing of what a
+cell has shown already.
 """
 
 from __future__ import annotations

@@ -87,10 +87,10 @@ class LaunchedServer:
         threading.Thread(target=read, name=f"log of {self.name}", daemon=True).start()
 
     def wait(self) -> Iterator[str]:
-        """Yield lines of the log until the server answers; nothing at times.
+        """Yield lines of the log until the server answers; ``""`` after each try to reach it.
 
         Raises:
-            EngineError: if it ends before.
+            EngineError: if it ends before it answers.
         """
         answers = False
         while not answers:

@@ -290,7 +290,7 @@ class Glm4vMagics(Magics):
             yield Completion(start, offset, each.text, type=each.type, _origin="glm4v")
 
     def _show_no_more(self, result: object) -> None:
-        """Keep an answer that its cell has shown from being shown again as its result."""
+        """Keep an answer that its cell has shown already from being shown again as its result."""
         self._shown.append(result)
         kind = type(result)
         if (kind.__module__, kind.__name__) not in _BUNDLES:  # a DataFrame
@@ -316,7 +316,7 @@ class Glm4vMagics(Magics):
 
 
 def _alone(lines: list[str]) -> list[str]:
-    """Pass on a cell of one line that IPython would refuse, answer by itself, or read slowly.
+    """Handle a cell of one line that IPython would refuse, answer by itself, or parse slowly.
 
     It refuses a cell magic without a body, and takes ``?`` at the end of a line for a request for
     help on its last word.

@@ -127,7 +127,7 @@ class Monitor:
                 )
 
     def view(self) -> MemoryView:
-        """Read memory now; works without the thread, with the calls that the thread has seen."""
+        """Read memory now, with the calls that the thread has seen; the thread need not run."""
         with gpu_reader() as read:
             status = self._status()
             readings = self._readings(read, status)
@@ -262,7 +262,7 @@ class History:
         self._in_call = 0
 
     def call_began(self) -> None:
-        """Forget the highest reading of the call before."""
+        """Forget the highest reading of the previous call."""
         self._in_call = 0
 
     def add(self, now: float, size: int | None) -> None:

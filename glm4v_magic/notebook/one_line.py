@@ -1,4 +1,4 @@
-"""Errors of this package that a cell of Python runs into: one line, in the words of a cell.
+"""Errors of this package in a cell of Python, shown as one line in the words of a cell.
 
 A cell that calls us directly, as in ``answer.crop(9)``, needs no traceback through our modules.
 Where other code is in between, the ordinary traceback tells where it is.

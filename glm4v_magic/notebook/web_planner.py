@@ -1,4 +1,4 @@
-"""The planner of a page that runs in a browser: what its controls say in, a view out.
+"""The planner of a page that runs in a browser: states of its controls in, a view out.
 
 Texts in, texts out, both JSON: the page passes them to and from Python in the browser. There the
 standard library is all there is, and no checkpoint: the sizes of models are written when the page
@@ -69,7 +69,7 @@ class WebPlanner:
         """Return the view of a plan.
 
         Args:
-            asked: JSON object of texts: ``model``, and whatever of `CHOSEN` is not left to itself.
+            asked: JSON object of texts: ``model``, and those of `CHOSEN` that are set.
 
         Returns:
             JSON object: ``html`` is the view, ``line`` loads the plan, empty if there is none.

@@ -119,7 +119,11 @@ class Glm4v9bArchitecture:
     def prompt_inputs(
         self, images: int, text_tokens: int, batch: int = 1, patches: int | None = None
     ) -> dict[str, Tensor]:
-        """Make ids, mask and pixels of a prompt; the image comes first in its row."""
+        """Make ids, mask and pixels of a prompt; the image comes first in its row.
+
+        Raises:
+            OptionError: as `Architecture.prompt_inputs`.
+        """
         import torch
 
         if images > 1:

@@ -24,10 +24,10 @@ RENAMINGS = {
     "mlp.dense_h_to_4h": "mlp.gate_up_proj",
     "mlp.dense_4h_to_h": "mlp.down_proj",
 }
-"""Published names and those of the modules of `modeling`; where both parts occur, both change."""
+"""Parts of published names -> parts of names in `modeling`; every part that occurs is renamed."""
 
 FUSED = "self_attention.query_key_value"
-"""Published name of what are three modules of `modeling`."""
+"""Published name of the fused matrix that is three modules in `modeling`."""
 
 
 def matches(config: Mapping[str, Any]) -> bool:

@@ -21,7 +21,7 @@ from glm4v_magic.core.model_shape import PackedMatrix
 __all__ = ["OwnWeights", "own_weights", "with_own_shapes"]
 
 _ROWS = ("", ".absmax", ".nested_absmax")
-"""Endings of tensors that have something for each row, or for a block of some."""
+"""Endings of tensors that have an entry for each row, or for each block of values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def _has_rows(ending: str, info: TensorInfo, is_packed: bool) -> bool:
 
 
 def _stretch(info: TensorInfo, rows: tuple[int, int], total: int) -> TensorInfo | None:
-    """Return the part of a tensor that belongs to some of `total` rows; ``None`` if it is none."""
+    """Return the part of a tensor for some of `total` rows; ``None`` if no part is just theirs."""
     size = DTYPES[info.dtype][1]
     count = math.prod(info.shape)
     start, end = (count * row for row in rows)

@@ -72,7 +72,8 @@ class NativeArchitecture:
         fp8: how the weights were published in FP8; ``None`` for full weights.
 
     Raises:
-        CheckpointError: if a key is missing or invalid, or weights are quantised but not in FP8.
+        CheckpointError: if a key is missing or invalid, or weights are quantised but neither in FP8
+            nor as `stored` says.
     """
 
     max_images: int | None = None
@@ -203,7 +204,11 @@ class NativeArchitecture:
     def prompt_inputs(
         self, images: int, text_tokens: int, batch: int = 1, patches: int | None = None
     ) -> dict[str, Tensor]:
-        """Make ids, types, mask, pixels and grids of a prompt; images come first in their row."""
+        """Make ids, types, mask, pixels and grids of a prompt; images come first in their row.
+
+        Raises:
+            OptionError: as `Architecture.prompt_inputs`.
+        """
         import torch
 
         if text_tokens < 1:
@@ -261,8 +266,8 @@ class NativeArchitecture:
     def _kept_fp8(self) -> Fp8 | None:
         """FP8 scheme of weights that can stay in FP8.
 
-        Only if just the text part is in FP8, and the matrices that experts have joined from two
-        are joined between blocks.
+        ``None`` unless only the text part is in FP8, and the matrices of experts that are joined
+        from two meet at a border of blocks.
         """
         if self.fp8 is None or not self._can_keep_fp8 or any(map(self.fp8.holds, _FULL)):
             return None

@@ -162,7 +162,7 @@ class NativeCheckpoint:
             device_map: module -> GPU index or ``cpu``; ``None`` is the CPU.
             quantize: quantisation of the text part's linear layers, except head and experts; needs
                 bitsandbytes.
-            arrived: called with each weight that has arrived; transformers loads in its own loop.
+            arrived: called after each weight that has arrived; transformers loads in its own loop.
             fp8: whether weights in FP8 stay so, computed by transformers' own code.
             image_size: as in `processor`.
             options: further options of `from_pretrained`.

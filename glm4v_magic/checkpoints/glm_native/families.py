@@ -22,11 +22,12 @@ class Family:
         thinks: whether its models think before they answer.
         video: rule by which the frames of a video are chosen; ``None`` if its models take no video.
         tasks: tasks that they have published prompts for.
-        efforts: names of the efforts that their thinking can take.
+        efforts: levels of reasoning effort that they offer.
         is_recurrent: whether linear attention keeps a state instead of keys and values, which
             cannot be cut.
-        counts_tokens: whether that file limits images in visual tokens instead of pixels.
-        image_tokens: most visual tokens of an image, by the published ``preprocessor_config.json``.
+        counts_tokens: whether their ``preprocessor_config.json`` limits images in visual tokens
+            instead of pixels.
+        image_tokens: most visual tokens of an image, by the published file.
         ignored: patterns of weights in published files that the models do not have: layers for
             multi-token prediction, as in transformers' ``_keys_to_ignore_on_load_unexpected``.
     """

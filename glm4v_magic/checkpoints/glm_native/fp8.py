@@ -85,7 +85,7 @@ class Fp8:
         }
 
     def put_on(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
-        """Replace modules on ``meta`` by those that transformers loads weights in FP8 into.
+        """Replace modules on ``meta`` with those into which transformers loads weights in FP8.
 
         Args:
             model: the model.

@@ -136,7 +136,7 @@ def _streams(text: Mapping[str, Any]) -> Activation:
 
 
 def _mixing(text: Mapping[str, Any]) -> int:
-    """Return the bytes per token of how the streams are mixed again behind a part of a layer."""
+    """Return the bytes per token of what mixes the streams again after a part of a layer."""
     streams: int = text["hc_mult"]
     return _FLOAT32 * streams * (streams + 1)
 

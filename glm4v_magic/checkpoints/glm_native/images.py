@@ -241,9 +241,9 @@ class Patches:
     def frame_size(
         self, video: SourcedVideo, number: int, seen: tuple[int, int]
     ) -> tuple[int, int]:
-        """Return the size of each of `number` frames within what the model sees, `seen`.
+        """Return width and height in pixels of `number` frames within what the model sees, `seen`.
 
-        Models whose images are limited in tokens keep proportions: beside a frame is black.
+        Models whose images are limited in tokens keep a frame's proportions and pad it with black.
         """
         if not self._pads:
             return seen

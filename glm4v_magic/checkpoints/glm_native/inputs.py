@@ -72,7 +72,7 @@ class NativeInputs:
         return {"mm_encoder_outputs": {"image": output}}
 
     def decode_step(self) -> DecodeStep | None:
-        """Return the step of `text_step`; ``None`` for a model that is split, changed or others."""
+        """Return the step of `text_step`; ``None`` for a split, changed or unusual model."""
         return text_step(self._model)
 
 

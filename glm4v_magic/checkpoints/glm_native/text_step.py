@@ -1,7 +1,7 @@
 """One decode step of the text part: its layers one after the other, without the models around them.
 
-A step has no image to put in place and computes one column, so that of what the outer models and
-their decorators do nothing is left but handing over. Dense layers are taken apart (`layer_step`);
+A step has no image to put in place and computes one column, so the outer models and their
+decorators would only pass arguments on. Dense layers are taken apart (`layer_step`);
 others, norm, rotary embedding and head are called as the modules they are, with what transformers'
 own forward gives them: logits are bit for bit the same. Where somebody has put hooks on a module
 that would not be called, the model's own forward runs; hooks on a layer that only note when it

@@ -118,7 +118,7 @@ def patch_values(vision: Mapping[str, Any]) -> int:
 
 
 def grid_of(tokens: int) -> tuple[int, int]:
-    """Return rows and columns of visual tokens: of at most `tokens` the most, nearly a square."""
+    """Return rows and columns of the largest near-square grid of at most `tokens` tokens."""
     root = math.isqrt(tokens)
     rows = max(range(1 + root // 5, root + 1), key=lambda each: (each * (tokens // each), each))
     return rows, tokens // rows

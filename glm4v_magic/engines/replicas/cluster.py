@@ -122,7 +122,7 @@ def connect(address: str | None) -> None:
 
 
 def _end_begun(before: Container[psutil.Process]) -> None:
-    """End a cluster that was half started; Ray itself forgets what it had started of it.
+    """End a cluster that was half started: Ray itself forgets the processes that it had started.
 
     Args:
         before: processes of this one that were there before.

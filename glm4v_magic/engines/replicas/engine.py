@@ -33,7 +33,7 @@ from glm4v_magic.engines.replicas.worker import OWN_VERSION, Load, LoadState, Ne
 __all__ = ["ReplicasEngine", "start"]
 
 MOST_ATTEMPTS = 3
-"""How often a request is asked at most, if replicas are lost while they answer it."""
+"""Most times that a request is asked, if replicas are lost while they answer it."""
 
 _log = logging.getLogger(__name__)
 _THREADS = 8  # of Ray, for the methods of a replica
@@ -49,9 +49,9 @@ class _Replica:
     """A replica, as seen from here.
 
     Attributes:
-        facts: what is told of it.
+        facts: number, machine, devices and memory of it, as others see them.
         open: rows that it is asked.
-        news: news that were asked for, if they have not come yet.
+        news: news that was asked for and has not come yet, if any.
     """
 
     def __init__(self, number: int, seat: Seat, load: Load, choice: ModelChoice) -> None:
@@ -78,7 +78,12 @@ class _Replica:
         return f"Replica {self.facts.number} on {self.facts.machine}"
 
     def state(self, seconds: float) -> LoadState | None:
-        """Return how far it is, or ``None`` if it has not begun after some seconds."""
+        """Return how far loading is; ``None`` if it has not begun after that many seconds.
+
+        Raises:
+            EngineError: if the replica has ended, or has another version of this package.
+            Glm4vError: the error that stopped the load.
+        """
         try:
             found: LoadState = ray.get(self.actor.state.remote(), timeout=seconds)
         except GetTimeoutError:
@@ -481,7 +486,7 @@ class _Stream:
             yield replica, news
 
     def _noticed_losses(self) -> Iterator[EngineEvent]:
-        """Ask again what replicas had that were lost when they were asked something else."""
+        """Ask again the requests of replicas whose loss was noticed outside of this call."""
         for replica in self._engine.replicas:
             if replica.facts.lost and replica.open:
                 yield from self._lost(replica)
@@ -528,7 +533,7 @@ class _Stream:
 
 
 def _unsaid(event: Text | Thinking, asked: _Asked) -> Text | Thinking | None:
-    """Return what of a piece was not told before its request was asked again."""
+    """Return the part of a piece that was not told before its request was asked again."""
     kind = type(event)
     known = min(asked.skipped[kind], len(event.text))
     asked.skipped[kind] -= known

@@ -56,7 +56,7 @@ class LoadState:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What happened since the last time.
+    """What has happened since the last news.
 
     Attributes:
         events: events of the engine, with the rows of the caller.
@@ -185,8 +185,8 @@ class ReplicaWorker:
     def take(self, number: int, seconds: float) -> News:
         """Return the news of a call; waits some seconds for the first.
 
-        A moment later there are more, for which nobody need ask; only the end of an answer, which
-        makes room for the next one, is told at once.
+        After the first event it waits a moment for more, which saves calls; only the end of an
+        answer, which makes room for the next one, is told at once.
         """
         call = self._call
         if number != call.number:

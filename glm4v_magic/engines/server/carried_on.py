@@ -1,7 +1,7 @@
-"""Tells from lengths what a server has done: carried an answer on, read the images.
+"""Infers from token counts whether a server carried an answer on, and whether it read the images.
 
 Not every server knows ``continue_final_message``, and most ignore fields that they do not know.
-Such a one takes the begun answer for a turn that is over. Its prompt then ends with the tokens that
+Such a server takes the begun answer for a finished turn. Its prompt then ends with the tokens that
 end a turn and those that begin the next, so that it is longer than the prompt and the answer
 before.
 
@@ -20,14 +20,15 @@ __all__ = ["Lengths"]
 
 _MOST = 256  # conversations that are remembered
 _SAME = 24
-"""Characters at the beginning of two answers by which they are the same."""
+"""Characters at the beginning that two answers must share to count as the same."""
 
 _LEAST_SAME = 12
-"""Characters of the shortest begun answer that is told by its words."""
+"""Characters of the shortest begun answer that is recognised by its text."""
 
 _LEAST_IMAGE = 16
-"""Tokens of the smallest image: of 112 x 112 pixels for GLM-4.1V and later ones. A model that looks
-at images beside its prompt takes one, and is asked about."""
+"""Tokens of the smallest image: of 112 x 112 pixels for GLM-4.1V and later models. One that sees
+images apart from its prompt counts one token; so the notice about it is worded as a question.
+"""
 
 _SLACK = 1
 """Tokens that a prompt may be longer by: templates of GLM begin each answer with a newline."""

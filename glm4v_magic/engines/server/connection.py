@@ -78,8 +78,9 @@ class Connection:
 
     Attributes:
         url: URL of the API, for messages.
-        seconds: longest silence.
-        told_of_waiting: when it was last said that it is waited for (`time.monotonic`).
+        seconds: longest silence, in seconds.
+        told_of_waiting: when the user was last told that the server is waited for
+            (`time.monotonic`).
     """
 
     def __init__(self, address: ServerAddress) -> None:
@@ -94,8 +95,8 @@ class Connection:
     def _client(self) -> httpx.AsyncClient:
         """Return a client for one request; closing it tells the server to stop generating.
 
-        It closes what a request leaves, too, that is cancelled: httpcore (1.0) keeps a connection
-        whose request was cancelled before it was sent.
+        It also closes what a cancelled request leaves: httpcore (1.0) keeps a connection whose
+        request was cancelled before it was sent.
         """
         return httpx.AsyncClient(
             # A redirect could take the key to another host, so none is followed.
@@ -241,10 +242,10 @@ class Connection:
 
 
 class _Waiting:
-    """Says that a server which sends signs of life alone is still waited for.
+    """Says that a server is still waited for that sends nothing but keep-alive comments.
 
-    These are comments between events, such as a server sends to whom is in its queue: it is not
-    silent, so the longest silence does not end them.
+    Servers send these between events to clients in their queue. Such a server is not silent, so
+    the limit on silence does not end the wait.
 
     Args:
         connection: connection to it.

@@ -1,4 +1,4 @@
-"""One request to a server, without what it does not take; while it is busy, it is waited for."""
+"""One request to a server: without the parts that it refuses, and again while it is busy."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ BUSY = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
 """Statuses of a server that may answer later."""
 
 _MOST_BREAKS = 3
-"""How often a request is sent again whose connection broke before anything was said."""
+"""Most times that a request is sent again after its connection broke before any answer."""
 
 _FIELDS = ("stream_options", "max_completion_tokens", "json_object", "stream")
-"""What a server may not take, or want in place of something else, if its message names it."""
+"""Fields that a server may refuse or want under another name, if its message says so."""
 
 _FAULTY = "response_format"
 """Field whose unknown values llama-cpp-python's server (0.3.36) answers with 500."""
@@ -60,13 +60,13 @@ _FAULTY = "response_format"
 
 @dataclass(slots=True)
 class Manners:
-    """What a server has shown of itself.
+    """What is known of a server from its behaviour.
 
     Attributes:
         refused: parts of a request that it does not take, whatever they are.
         constraints: constraints that it does not take; it may take others.
         fields: fields of `_FIELDS` that are sent in another way.
-        lengths: those of its latest answers.
+        lengths: token counts of its latest answers.
         limits_thinking: whether it is known to keep to the maximum number of thinking tokens.
         most_at_once: number of requests that it is best asked at once.
     """

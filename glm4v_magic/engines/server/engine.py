@@ -39,8 +39,8 @@ __all__ = ["ServerEngine", "connect"]
 _log = logging.getLogger(__name__)
 _AT_ONCE = 16
 _ONE_BY_ONE = "me"
-"""Owner of models by llama-cpp-python's server (0.3.36): it cuts an answer off when another request
-comes (``interrupt_requests``, which is on by default)."""
+"""Owner that llama-cpp-python's server (0.3.36) names for its models: it cuts an answer off when
+another request comes (``interrupt_requests``, which is on by default)."""
 
 
 def connect(address: ServerAddress) -> ServerEngine:
@@ -48,8 +48,8 @@ def connect(address: ServerAddress) -> ServerEngine:
 
     Raises:
         EngineError: if the server cannot be reached, or does not speak the protocol.
-        OptionError: if it has several models and none was chosen, or is our own server, which
-            has just those of its list, and another was chosen.
+        OptionError: if it has several models and none was chosen, or if it is our own server, which
+            has no models but those in its list, and another was chosen.
     """
     try:
         connection = Connection(address)
@@ -203,7 +203,7 @@ class ServerEngine:
 
     @property
     def batch_size(self) -> int:
-        """16: a server answers many together; 1 of one that answers one by one."""
+        """16, since a server answers many together; 1 for one that answers one by one."""
         return self._manners.most_at_once
 
     def require_room(self, request: Request) -> None:
@@ -223,7 +223,7 @@ class ServerEngine:
     ) -> Generator[EngineEvent, None, None]:
         """Answer `requests`, many at once; see `engines.Engine.stream`.
 
-        A server that is busy is asked again, and less at once.
+        A server that is busy is asked again, with fewer requests at once.
         """
         flight: Flight | None = None
         try:

@@ -21,7 +21,8 @@ __all__ = ["Flight"]
 
 _SOON = 0.05
 """Seconds between two looks at what the caller may have changed, an interrupt included: not every
-one wakes a thread that waits for another."""
+interrupt wakes a thread that waits for another.
+"""
 
 _MOST_NEWS = 4096
 """Events that nobody has taken yet beyond which a server is not read any further."""

@@ -20,7 +20,7 @@ class Patience:
     """Waiting times of one request: each about twice the one before, or what the server says.
 
     Attributes:
-        count: number of times that it was waited.
+        count: number of waits so far.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Patience:
         """Return the seconds to wait before the next attempt; ``None`` to give up.
 
         Args:
-            told: seconds that the server has told to wait.
+            told: seconds that the server asks to wait; ``None`` if it does not say.
         """
         seconds = self._next * random.uniform(0.75, 1.25) if told is None else told  # noqa: S311
         self.count += 1

@@ -31,7 +31,7 @@ _THEIRS = {
     "effort": ("reasoning_effort",),
     "max_thinking": ("thinking_token_budget",),  # of vLLM
 }
-"""Names of those parameters that are not called as here."""
+"""Parameters whose names differ from those here, and the names to send."""
 
 
 def body_of(
@@ -42,7 +42,7 @@ def body_of(
     Args:
         model: name of the model on the server.
         request: request to send.
-        image_size: width and height that the server has told to resize every image to.
+        image_size: width and height in pixels to which the server says it resizes images.
     """
     conversation, sampling = request.conversation, request.sampling
     body: dict[str, Any] = {
@@ -110,7 +110,7 @@ def _message(message: Message, image_size: tuple[int, int] | None) -> dict[str, 
 
 
 def _data_uri(image: SourcedImage, seen: tuple[int, int] | None) -> str:
-    """Return the image as it came, if that is not large, or without loss of what is seen of it."""
+    """Return the image as it came unless that is large, else as a PNG of what the model sees."""
     if image.encoded and (seen is None or len(image.encoded) <= _channels(seen)):
         kind = "jpeg" if image.encoded.startswith(_JPEG) else "png"
         return f"data:image/{kind};base64,{base64.b64encode(image.encoded).decode('ascii')}"

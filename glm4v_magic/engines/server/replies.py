@@ -199,7 +199,7 @@ class Chunk(BaseModel):
 
     @property
     def has_others(self) -> bool:
-        """Whether there are choices that nobody has asked for."""
+        """Whether there are choices beyond the one that was asked for."""
         return any(each is not None and each.index for each in self.choices or ())
 
 

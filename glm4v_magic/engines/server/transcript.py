@@ -169,7 +169,7 @@ class Transcript:
         return "length" if self._finish == "length" else "stop"
 
     def _refuse_silence(self) -> None:
-        """Raise EngineError if there is something else in place of a text."""
+        """Raise EngineError if the server has sent something else in place of text."""
         said = self._connection.said
         if self._refusal:
             raise EngineError(f"{self._connection.url} refuses to answer: {said(self._refusal)}")

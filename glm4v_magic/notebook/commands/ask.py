@@ -225,7 +225,12 @@ def question_of(arguments: Namespace, text: str, names: Mapping[str, Any]) -> st
 
 
 def typed_question(arguments: Namespace, text: str) -> str:
-    """Return the question as it was written in the cell or in a file."""
+    """Return the question as it was written in the cell or in a file.
+
+    Raises:
+        OptionError: if there is one in the cell and one in a file.
+        PromptError: if the file cannot be read, or a follow-up is empty.
+    """
     if arguments.file is not None:
         if text.strip():
             raise OptionError(
@@ -243,7 +248,12 @@ def typed_question(arguments: Namespace, text: str) -> str:
 def images_of(
     context: Context, arguments: Namespace, images: list[str], names: Mapping[str, Any]
 ) -> tuple[SourcedImage, ...]:
-    """Return the images that words name, with ``--page`` and ``--crop``."""
+    """Return the images that words name, with ``--page`` and ``--crop``.
+
+    Raises:
+        ImageError: if a word names no image.
+        OptionError: if an option does not suit the images.
+    """
     crop = None if arguments.crop is None else parse_crop(arguments.crop)
     for option in ("page", "crop"):
         if getattr(arguments, option) is not None and not images:

@@ -155,7 +155,7 @@ def _found(
     prompt: str,
     names: Mapping[str, Any],
 ) -> _Found:
-    """Find what is asked about; refuses options that nothing of it goes with."""
+    """Find what is asked about; refuses options that do not apply to any of it."""
     items = named_items(arguments.over, names, arguments.page)
     as_images = are_images(prompt, items, raw=arguments.raw)
     clips = [as_images and is_video(each) for each in items.values]

@@ -158,9 +158,9 @@ def json_file(name: str | None, option: str) -> Path | None:
 
 
 def show_written(what: str, file: Path, text: str) -> None:
-    """Write a result to a file, and say in a line that it is there, or why not.
+    """Write a result to a file, and say in a line that it was written, or why not.
 
-    That is not an error: what was made is there, and stays.
+    A failure is not an error: the result itself exists, and stays.
 
     Args:
         what: what the result is called, as in "The plan".

@@ -101,7 +101,7 @@ def video_parts(arguments: Namespace, refused: str | None = None) -> dict[str, A
 
     Args:
         arguments: as `ANSWER_OPTIONS` declares them.
-        refused: why there is no video that they are about; ``None`` if there is one.
+        refused: why there is no video to which they could apply; ``None`` if there is one.
 
     Raises:
         OptionError: if one is given without a video, or out of range.
@@ -148,9 +148,13 @@ def clips_of(words: Sequence[str], names: Mapping[str, Any]) -> list[str]:
 def video_of(
     context: Context, arguments: Namespace, words: Sequence[str], names: Mapping[str, Any]
 ) -> tuple[SourcedVideo | None, Sequence[str], Sequence[str]]:
-    """Return the video that a word names, with ``--fps``, ``--from`` and ``--to``, and other words.
+    """Return the video that a word names, the words before it, and the words after it.
 
-    Those before it and those behind it are apart; without a video all are before it.
+    Without a video all words are before it. ``--fps``, ``--from`` and ``--to`` apply to it.
+
+    Raises:
+        OptionError: if several words name videos, or an option does not suit the video.
+        ImageError: if the video cannot be read.
     """
     clips = clips_of(words, names)
     if not clips:

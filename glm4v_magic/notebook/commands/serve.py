@@ -81,9 +81,9 @@ def serve(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
 
 
 def _start(context: Context, server: LaunchedServer) -> None:
-    """Start a server in place of the one before, and connect to it.
+    """Start a server in place of the previous one, and connect to it.
 
-    The one before is ended first only if it has the same port, or may fill GPUs of this machine.
+    The previous one is ended first only if it has the same port, or may fill GPUs of this machine.
 
     Raises:
         EngineError: if it ends before it answers.

@@ -145,7 +145,7 @@ class _Table:
 
 
 def _marked(text: str) -> str:
-    """Return text without references, with marks before, after and behind the name of a style."""
+    """Return text with references decoded, and styles as mark, name, mark, styled text, mark."""
     parts, at = [], 0
     for found in _STYLE.finditer(text):
         parts += [_plain(text[at : found.start()]), _MARK, found["name"].lower(), _MARK]

@@ -201,7 +201,8 @@ class _HistoryView:
     """A history as ``memory.html`` draws it, sizes in px.
 
     Attributes:
-        words: what it shows, in words. width, height: size of the drawing.
+        words: what it shows, in words.
+        width, height: size of the drawing.
         points: the line, as the ``points`` of an SVG polyline.
         peaks: peaks of the answers.
     """

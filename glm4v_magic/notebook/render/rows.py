@@ -206,7 +206,7 @@ def _html(summary: str, rows: Sequence[AnsweredRow], below: Sequence[str]) -> st
 
 
 def _shared(rows: Sequence[AnsweredRow]) -> Sequence[SourcedImage]:
-    """Return the images if all rows have the same ones, of which a column would be of no use."""
+    """Return the images if all rows have the same ones, for which a column would be useless."""
     of_rows = [row.answer.images for row in rows if row.answer is not None]
     # Each row has thumbnails of its own, of the same pixels.
     distinct = {

@@ -32,7 +32,7 @@ class Live:
 
     Args:
         children: widgets that it shows, from top to bottom.
-        bundle: makes the twin.
+        bundle: makes the twin's MIME data.
         on_hidden: called when no page shows the widget any more, or it is closed. The page tells,
             in a message that ipywidgets hands to an observer; so this is a callback, too.
         on_shown: called when a page shows it again.

@@ -24,7 +24,7 @@ def answering_line(model: str) -> str:
 
 
 def finished_line(answer: Answer | None) -> str:
-    """Return the line behind an answer; ``None`` if there was none after all."""
+    """Return the line for an answer that has ended; ``None`` if there was none after all."""
     if answer is None:
         return "No answer."
     return "Stopped." if answer.finish_reason == "interrupted" else "Answered."

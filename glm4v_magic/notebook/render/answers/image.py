@@ -28,7 +28,7 @@ class Seen(Protocol):
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """Width and height that images are resized to; ``None`` if it depends on the image."""
+        """Width and height in pixels that images are resized to; ``None`` if it differs."""
 
     @property
     def visual_tokens(self) -> int | None:
