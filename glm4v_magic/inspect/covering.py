@@ -32,12 +32,12 @@ def drops(
     image: int,
     boxes: Sequence[PixelBox],
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the drop of the last id's log-probability for each part that is covered.
+    """Return how far the log-probability of each id drops for each part, (parts, ids).
 
     Args:
         engine: engine with the model.
         request: what was asked.
-        ids: the answer up to the token.
+        ids: the answer, or its beginning.
         image: index of the image among those of the conversation.
         boxes: the parts; each is covered in turn, with the image's mean colour.
     """
@@ -49,14 +49,13 @@ def drops(
     # What is kept for the user's next question stays as it is.
     store = PrefixStore(0, is_recurrent=engine.kept.is_recurrent)
     scorer = ChoiceScorer(engine.model, store, _without_keeping(engine), engine.batch_size)
-    scores: list[float] = []
+    scores: list[list[float]] = []
     for start in range(0, len(requests), engine.batch_size):
         asked = [_asked(engine, each, ids) for each in requests[start : start + engine.batch_size]]
         for (scored,) in scorer.score(asked, is_only=False):
-            logprob = scored.tokens[len(ids) - 1].logprob
-            assert logprob is not None
-            scores.append(logprob)
-    return scores[0] - np.array(scores[1:])
+            scores.append([each.logprob or 0.0 for each in scored.tokens[: len(ids)]])
+    found = np.array(scores)
+    return found[0] - found[1:]
 
 
 def _asked(engine: LocalEngine, request: Request, ids: Sequence[int]) -> Asked:

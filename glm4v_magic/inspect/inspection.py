@@ -156,6 +156,18 @@ class Inspection:
         self._answer, self._origin = answer, origin
         self._encoded: Encoded | None = None
 
+    @property
+    def answer(self) -> Answer:
+        """The answer, with its tokens."""
+        return replace(
+            self._answer, tokens=tuple(e.token for e in self.tokens if not e.is_thinking)
+        )
+
+    @property
+    def source_images(self) -> tuple[SourcedImage, ...]:
+        """Images of the conversation, videos not included; occlusion counts these."""
+        return self._origin.request.conversation.images
+
     @contextmanager
     def lent(self) -> Iterator[LocalEngine]:
         """Lock the session and give its engine."""
@@ -317,17 +329,27 @@ class Inspection:
             rows: parts from top to bottom.
             columns: parts from left to right.
         """
-        for name, count in (("rows", rows), ("columns", columns)):
-            if not _is_whole(count) or not 1 <= count <= _MOST_PARTS:
+        drops_of = self._grid_drops(self._number(token) + 1, image, rows, columns)
+        values = drops_of.values.values[-1]
+        return ImageMap(drops_of.image, Labelled(values, ("row", "column"), name="drop"))
+
+    def occlusions(self, image: int = 0, rows: int = 4, columns: int = 4) -> ImageMap:
+        """Return `occlusion` of all tokens, which takes no longer than of one.
+
+        Axes: ``token``, ``row``, ``column``.
+        """
+        return self._grid_drops(len(self._origin.ids), image, rows, columns)
+
+    def _grid_drops(self, count: int, image: int, rows: int, columns: int) -> ImageMap:
+        for name, number in (("rows", rows), ("columns", columns)):
+            if not _is_whole(number) or not 1 <= number <= _MOST_PARTS:
                 raise OptionError(
-                    f"{name} is {count}, but must be a whole number from 1 to {_MOST_PARTS}."
+                    f"{name} is {number}, but must be a whole number from 1 to {_MOST_PARTS}."
                 )
-        source = self._source(image)
-        boxes = [
-            box_of(source, (rows, columns), *divmod(at, columns)) for at in range(rows * columns)
-        ]
-        values = self._drops(token, image, boxes).reshape(rows, columns)
-        return ImageMap(source, Labelled(values, ("row", "column"), name="drop"))
+        source, cells = self._source(image), (rows, columns)
+        boxes = [box_of(source, cells, *divmod(at, columns)) for at in range(rows * columns)]
+        values = self._drops(count, image, boxes).T.reshape(count, *cells)
+        return ImageMap(source, Labelled(values, ("token", "row", "column"), name="drop"))
 
     def occlusion_of(
         self, token: int, boxes: Sequence[Sequence[float]], image: int = 0
@@ -348,21 +370,21 @@ class Inspection:
                 raise OptionError(
                     f"The box {box} is outside of the image, {width}x{height} pixels."
                 )
-        values = self._drops(token, image, [(box[0], box[1], box[2], box[3]) for box in found])
+        parts = [(box[0], box[1], box[2], box[3]) for box in found]
+        values = self._drops(self._number(token) + 1, image, parts)[:, -1]
         return Labelled(values, ("box",), {"box": found}, "drop")
 
     def _source(self, image: int) -> SourcedImage:
-        images = self._origin.request.conversation.images
+        images = self.source_images
         if not _is_whole(image) or not 0 <= image < len(images):
             raise OptionError(f"There is no image {image}: the conversation has {len(images)}.")
         return images[image]
 
     def _drops(
-        self, token: int, image: int, boxes: Sequence[PixelBox]
+        self, count: int, image: int, boxes: Sequence[PixelBox]
     ) -> np.ndarray[Any, np.dtype[np.float64]]:
-        at = self._number(token)
         with self._computing() as (engine, _):
-            return drops(engine, self._origin.request, self._origin.ids[: at + 1], image, boxes)
+            return drops(engine, self._origin.request, self._origin.ids[:count], image, boxes)
 
     def gradient(self, token: int) -> TokenMap:
         """Return input x gradient of a token's log-probability. Axis: ``position``.

@@ -32,6 +32,7 @@ ARGUMENTS: Mapping[str, tuple[ArgDecorator, ...]] = {
     "retry": (_CHAT, *AGAIN_OPTIONS),
     "chats": (DEBUG,),
     "history": (_CHAT, DEBUG),
+    "inspect": (_CHAT, DEBUG),
     "reset": (_CHAT, *from_table("reset"), DEBUG),
     "export": (
         _CHAT,

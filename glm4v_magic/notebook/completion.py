@@ -367,7 +367,7 @@ def _quoted(path: str, current: str) -> str:
 _OFFERED: Mapping[str, Offer] = {
     **dict.fromkeys(("check", "devices", "doctor", "load", "plan", "serve"), _models),
     **dict.fromkeys(("ask", "preview"), _images),
-    **dict.fromkeys(("continue", "history", "reset", "retry"), _chats),
+    **dict.fromkeys(("continue", "history", "inspect", "reset", "retry"), _chats),
     "config": _settings,
     "export": _chats_and_files,
     "help": _commands,

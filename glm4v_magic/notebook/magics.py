@@ -165,6 +165,7 @@ class Glm4vMagics(Magics):
             %glm4v retry --seed 3            ask the latest question again, replacing its answer
             %glm4v chats                     the chats, and which one --continue goes on with
             %glm4v history [NAME]            what was said in a chat
+            %glm4v inspect [NAME]            why the latest answer was given: words, image, layers
             %glm4v reset [NAME]              forget a chat; --all for all of them
             %glm4v export [NAME] FILE        write a chat: .json to be read back, .md to be read
             %glm4v import FILE [NAME]        read a chat from its .json

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glm4v_magic.core.conversation import Conversation
+from glm4v_magic.core.conversation import Answer, Conversation
 from glm4v_magic.core.errors import ConversationError, did_you_mean
 from glm4v_magic.core.options import check
 
@@ -17,6 +17,7 @@ class Chats:
 
     def __init__(self) -> None:
         self._chats: dict[str, Conversation] = {}
+        self._answers: dict[str, Answer] = {}
         self.current = UNNAMED
 
     def all(self) -> dict[str, Conversation]:
@@ -38,10 +39,34 @@ class Chats:
             raise self._missing(name)
         return chat
 
-    def keep(self, name: str, conversation: Conversation) -> None:
-        """Keep a conversation under a name, which becomes the current one."""
+    def keep(self, name: str, conversation: Conversation, answer: Answer | None = None) -> None:
+        """Keep a conversation under a name, which becomes the current one.
+
+        Args:
+            name: its name.
+            conversation: the turns.
+            answer: its latest answer; ``None`` if it comes from elsewhere.
+        """
         self._chats[name] = conversation
+        self._answers.pop(name, None)
+        if answer is not None:
+            self._answers[name] = answer
         self.current = name
+
+    def answer(self, name: str | None = None) -> Answer:
+        """Return the latest answer of a chat, or of the current one.
+
+        Raises:
+            ConversationError: if there is no such chat, or its answer was not given here.
+        """
+        self.require(name)
+        answer = self._answers.get(self._named(name))
+        if answer is None:
+            raise ConversationError(
+                "How the latest answer of this chat was made is not known: it was imported.",
+                "Ask the question again.",
+            )
+        return answer
 
     def add(self, name: str, conversation: Conversation) -> None:
         """Keep a conversation from elsewhere, such as a file; it becomes the current one.
@@ -76,6 +101,7 @@ class Chats:
     def _forget(self, name: str) -> bool:
         if name == self.current:
             self.current = UNNAMED
+        self._answers.pop(name, None)
         return self._chats.pop(name, None) is not None
 
     def _missing(self, name: str | None) -> ConversationError:

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from glm4v_magic.engines import Engine
     from glm4v_magic.engines.prefixes import CacheFacts
     from glm4v_magic.images import Limits
+    from glm4v_magic.inspect.inspection import Inspection
     from glm4v_magic.mapping.answer_cache import AnswerStore
     from glm4v_magic.mapping.items import Items, PlannedRow
     from glm4v_magic.mapping.runner import Job, Read, ReadVideo
@@ -372,6 +373,22 @@ class Session:
             yield from self._make(Call(self._named(chat), conversation, terms, is_first))
 
         return self._locked(events)
+
+    def inspect(self, chat: str | None = None) -> Inspection:
+        """Return a look into the model that gave the latest answer of a chat.
+
+        Args:
+            chat: its name; by default that of the latest answer.
+
+        Raises:
+            ConversationError: if there is none, or it was interrupted or imported.
+            EngineError: if the model is on a server, in other processes, or is no longer loaded.
+            BusyError: if another call is running.
+        """
+        answer = self._chats.answer(chat)
+        from glm4v_magic.inspect.inspection import inspected
+
+        return inspected(answer)
 
     @property
     def chats(self) -> dict[str, Conversation]:
@@ -875,7 +892,7 @@ class Session:
             written=written,
             form={} if complete else call.terms.form.kept,
         )
-        self._chats.keep(call.chat, kept)
+        self._chats.keep(call.chat, kept, answer)
 
     def _chosen(self, terms: Terms) -> ModelChoice:
         """Return the choice of the model in use, or of the one to load."""

@@ -20,6 +20,7 @@ from glm4v_magic.notebook.commands.chat import (
     export,
     history,
     import_,
+    inspect,
     reset,
     retry,
 )
@@ -120,6 +121,7 @@ COMMANDS: dict[str, Command] = {
     "retry": retry,
     "chats": chats,
     "history": history,
+    "inspect": inspect,
     "reset": reset,
     "export": export,
     "import": import_,

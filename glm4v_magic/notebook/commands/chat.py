@@ -15,9 +15,10 @@ from glm4v_magic.notebook.commands.ask import carry_out
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.render.answers.chat import chat_name, chats_bundle, history_bundle
+from glm4v_magic.notebook.render.answers.inspection import inspection_bundle
 from glm4v_magic.notebook.render.progress import line_bundle
 
-__all__ = ["chats", "continue_", "export", "history", "import_", "reset", "retry"]
+__all__ = ["chats", "continue_", "export", "history", "import_", "inspect", "reset", "retry"]
 
 
 @takes("glm4v retry", *ARGUMENTS["retry"])
@@ -60,6 +61,20 @@ def history(context: Context, arguments: Namespace, names: Mapping[str, Any]) ->
         %glm4v history cats
     """
     show(history_bundle(context.session.conversation(arguments.chat)))
+
+
+@takes("glm4v inspect", *ARGUMENTS["inspect"])
+def inspect(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
+    """Show why the latest answer of a chat was given, by running the model on it once more.
+
+    Its words are shaded by probability. A word opens to the parts of each image that it hangs on,
+    found by covering them, and to what each layer of the model would have said. The model has to
+    be in this process and loaded still; answer.inspect() has more in Python::
+
+        %glm4v inspect
+        %glm4v inspect cats
+    """
+    show(inspection_bundle(context.session.inspect(arguments.chat)))
 
 
 @takes("glm4v chats", *ARGUMENTS["chats"])

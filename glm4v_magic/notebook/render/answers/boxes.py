@@ -22,7 +22,7 @@ from glm4v_magic.notebook.render import Html
 from glm4v_magic.notebook.render.answers.image import data_uri
 from glm4v_magic.notebook.render.templates import fill
 
-__all__ = ["boxes_html", "boxes_text"]
+__all__ = ["boxes_html", "boxes_text", "svg_uri"]
 
 _SIDE = 560  # longest side of an image in pixels
 _FIGURES = 12
@@ -119,7 +119,7 @@ def _figure(image: SourcedImage, marks: Sequence[tuple[Mark, MarkLine]]) -> _Fig
         font=_FONT,
     )
     names = "; ".join(_name(line)[:_LONGEST] for _, line in marks)
-    return _Figure(_svg_uri(svg), f"{printable(image.source)} with {names}", size[0])
+    return _Figure(svg_uri(svg), f"{printable(image.source)} with {names}", size[0])
 
 
 def _shape(mark: Mark, name: str, size: tuple[int, int], scale: tuple[float, float]) -> _Shape:
@@ -167,7 +167,7 @@ def _length(name: str) -> float:
     return _FONT * (wide + 0.65 * (len(name) - wide))
 
 
-def _svg_uri(svg: str) -> str:
+def svg_uri(svg: str) -> str:
     """Return an SVG as a URI in which Markdown interprets no character."""
     quoted = quote(svg, safe="+/=,:;").replace("_", "%5F").replace("~", "%7E")
     return f"data:image/svg+xml,{quoted}"

@@ -21,7 +21,7 @@ from glm4v_magic.core.wording import counted, printable
 from glm4v_magic.notebook.render import Html
 from glm4v_magic.notebook.render.templates import fill
 
-__all__ = ["certainty_html", "certainty_text"]
+__all__ = ["certainty_html", "certainty_text", "percent", "shown_token"]
 
 _AMBER = "background-color:rgba(245, 158, 11, {})"  # translucent: for light and dark pages
 _LEVELS = (
@@ -67,7 +67,7 @@ def certainty_html(answer: Answer) -> Html:
         ],
         line=_line(tokens),
         rows=[
-            (_shown(token), _percent(token.logprob), f"{token.logprob:.3f}", _listed(token))
+            (shown_token(token), percent(token.logprob), f"{token.logprob:.3f}", _listed(token))
             for token in tokens[:_ROWS]
         ],
         more=_more(tokens, _ROWS),
@@ -77,9 +77,9 @@ def certainty_html(answer: Answer) -> Html:
 def certainty_text(answer: Answer) -> str:
     """Return a table of an answer's tokens as plain text."""
     tokens = answer.tokens or ()
-    width = max((len(_shown(token)) for token in tokens[:_LINES]), default=0)
+    width = max((len(shown_token(token)) for token in tokens[:_LINES]), default=0)
     lines = [
-        f"{_percent(token.logprob):>8}  {_shown(token):<{width}}  {_listed(token)}".rstrip()
+        f"{percent(token.logprob):>8}  {shown_token(token):<{width}}  {_listed(token)}".rstrip()
         for token in tokens[:_LINES]
     ]
     more = _more(tokens, _LINES)
@@ -131,9 +131,9 @@ def _style(logprob: float) -> str:
 
 def _title(group: Sequence[Token], logprob: float) -> str:
     if len(group) > 1:
-        return f"{_percent(logprob)}, {counted(len(group), 'token')} together"
+        return f"{percent(logprob)}, {counted(len(group), 'token')} together"
     likeliest = _listed(group[0], _IN_TITLE)
-    return _percent(logprob) + (f"; likeliest: {likeliest}" if likeliest else "")
+    return percent(logprob) + (f"; likeliest: {likeliest}" if likeliest else "")
 
 
 def _line(tokens: Sequence[Token]) -> str:
@@ -143,17 +143,17 @@ def _line(tokens: Sequence[Token]) -> str:
     mean = sum(token.logprob for token in tokens) / len(tokens)
     least = min(tokens, key=lambda token: token.logprob)
     return (
-        f"{counted(len(tokens), 'token')}, geometric mean {_percent(mean)}; "
-        f"least likely {_shown(least)} with {_percent(least.logprob)}"
+        f"{counted(len(tokens), 'token')}, geometric mean {percent(mean)}; "
+        f"least likely {shown_token(least)} with {percent(least.logprob)}"
     )
 
 
 def _listed(token: Token, most: int | None = None) -> str:
     each = token.alternatives[:most]
-    return ", ".join(f"{_shown(other)} {_percent(other.logprob)}" for other in each)
+    return ", ".join(f"{shown_token(other)} {percent(other.logprob)}" for other in each)
 
 
-def _shown(token: Token | Alternative) -> str:
+def shown_token(token: Token | Alternative) -> str:
     """Return a token in quotes, white space and line ends visible, or as its bytes."""
     if "\ufffd" in token.text and token.utf8:
         return f"bytes {token.utf8[: _LONGEST // 3].hex(' ').upper()}"
@@ -162,7 +162,8 @@ def _shown(token: Token | Alternative) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _percent(logprob: float) -> str:
+def percent(logprob: float) -> str:
+    """Return the probability of a log-probability, in percent."""
     probability = _probability(logprob)
     if probability < 0.0001:
         return "<0.01%"
