@@ -226,7 +226,7 @@ def not_in_schema(reference: str, *, is_pointer: bool) -> OptionError:
     """Return the error about a reference of a schema that cannot be resolved.
 
     Args:
-        reference: the reference; of one within the schema, what stands behind its ``#``.
+        reference: the reference; of one within the schema, what follows its ``#``.
         is_pointer: whether it is one within the schema.
     """
     written = f"#{reference}" if is_pointer else reference

@@ -26,7 +26,7 @@ def from_name(
     """Return the image at a URI or path, or the images that match a pattern in natural order.
 
     Args:
-        name: URI, path or pattern, as the user wrote it; ``#page=3`` behind it names a page. An
+        name: URI, path or pattern, as the user wrote it; ``#page=3`` after it names a page. An
             image in base64 may stand in its place.
         base: folder that relative paths start from.
         namespace: variables that may have been meant, for the error message.

@@ -70,7 +70,7 @@ def _checked_url(url: str) -> httpx.URL:
 
 @contextlib.contextmanager
 def _answer(url: httpx.URL, deadline: float, limits: Limits) -> Iterator[httpx.Response]:
-    """Request `url`; the target of every redirect is checked anew."""
+    """Request `url`; the target of every redirect is checked again."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError

@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 __all__ = ["latest_weights", "mean_weights", "watched"]
 
 _ROWS = 64
-"""Rows of weights of all heads in memory at once."""
+"""Number of rows of attention weights, of all heads, in memory at once."""
 
 _lock = threading.Lock()
 
@@ -31,7 +31,7 @@ Take = Callable[[int, Tensor, Tensor, Tensor | None, float], None]
 
 @contextmanager
 def watched(text: Any, take: Take) -> Iterator[None]:
-    """Call `take` whenever a layer of the text part attends, until the context ends.
+    """Call `take` whenever a layer of the text part attends, until the block ends.
 
     transformers looks up its implementation by name at every call. The one in its table is replaced
     meanwhile; other models that are run at the same time, in other threads, pass through it.

@@ -32,7 +32,7 @@ def drops(
     image: int,
     boxes: Sequence[PixelBox],
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return how far the log-probability of each id drops for each part, (parts, ids).
+    """Return the drop of each id's log-probability, in nats, for each part, (parts, ids).
 
     Args:
         engine: engine with the model.
@@ -91,7 +91,7 @@ def _covered(image: SourcedImage, box: PixelBox) -> SourcedImage:
 
 
 def _with_image(conversation: Conversation, index: int, image: SourcedImage) -> Conversation:
-    """Return the conversation with another image in place of one."""
+    """Return the conversation with `image` in place of the one at `index`."""
     messages: list[Message] = []
     for message in conversation.messages:
         images = list(message.images)

@@ -75,7 +75,7 @@ def input_x_gradient(
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Record nothing for gradients of weights, which would double the memory."""
+    """Record no gradients of weights inside the block: they would double the memory."""
     learning = [each for each in model.parameters() if each.requires_grad]
     for each in learning:
         each.requires_grad_(False)

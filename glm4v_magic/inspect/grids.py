@@ -1,4 +1,4 @@
-"""Places of a prompt: which tokens stand for which part of which image."""
+"""Image grids of a prompt: which tokens stand for which part of which image."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class ImageMap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenMap:
-    """Values over the tokens that stand before a token of an answer.
+    """Values for each token that precedes a token of an answer.
 
     Attributes:
         values: the values; the last axis is ``position``, an index of prompt and answer.

@@ -38,7 +38,7 @@ __all__ = ["InspectedToken", "Inspection", "Lens", "PromptToken", "inspected"]
 
 _ALTERNATIVES = 5
 _MOST_PARTS = 64
-"""Rows or columns of parts that are covered, each by a forward of its own."""
+"""Most rows or columns of parts to cover; each part takes a forward of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +96,11 @@ class Lens:
     """Logit lens: what the model would say if its head read the hidden states of each layer.
 
     Attributes:
-        ids: likeliest ids: ``layer``, ``token``, ``rank``.
-        probabilities: their probabilities, likewise.
-        words: their texts, likewise.
-        said: rank of the token that was said, from 0: ``layer``, ``token``.
-        said_probabilities: its probability, likewise.
+        ids: likeliest ids, with the axes ``layer``, ``token`` and ``rank``.
+        probabilities: their probabilities; same axes.
+        words: their texts; same axes.
+        said: rank of the token that was said, from 0; axes ``layer`` and ``token``.
+        said_probabilities: its probability; same axes.
     """
 
     ids: Labelled
@@ -136,10 +136,10 @@ def inspected(answer: Answer) -> Inspection:
 class Inspection:
     """A look into the model that gave an answer.
 
-    Every method runs the model on the prompt and the answer when it is called, in the session of
-    the answer; it needs the model to be loaded still. Tokens of the answer are numbered from 0; of
-    an answer that was carried on, they are those of the last part. What is known of a token is what
-    the model knew before it: everything reads the state from which the token was predicted.
+    Every method runs the model on the prompt and the answer when it is called, in the answer's
+    session, where the model must still be loaded. Tokens of the answer are numbered from 0; of
+    an answer that was carried on, they are those of the last part. What is shown for a token is
+    what the model knew before it: all methods read the state from which it was predicted.
 
     Args:
         answer: the answer.
@@ -170,7 +170,12 @@ class Inspection:
 
     @contextmanager
     def lent(self) -> Iterator[LocalEngine]:
-        """Lock the session and give its engine."""
+        """Lock the session inside the block, and yield its engine.
+
+        Raises:
+            EngineError: if the model is no longer loaded.
+            BusyError: if another call is running in the session.
+        """
         with self._origin.lend() as engine:
             yield _local(engine, self._answer.model)
 
@@ -234,7 +239,7 @@ class Inspection:
         """Return what the head makes of the hidden states after the embeddings and each layer.
 
         Args:
-            k: number of likeliest words.
+            k: number of likeliest tokens.
 
         Raises:
             OptionError: if the model keeps several hidden states for a token.
@@ -318,7 +323,7 @@ class Inspection:
         return TokenMap(Labelled(_array(flow), ("position",), name="rollout"), self.images)
 
     def occlusion(self, token: int, image: int = 0, rows: int = 4, columns: int = 4) -> ImageMap:
-        """Return how far a token's log-probability drops when a part of an image is covered.
+        """Return the drop, in nats, of a token's log-probability as parts of an image are covered.
 
         Each of ``rows * columns`` equal parts is covered in turn with the image's mean colour.
         Negative where the token becomes more probable.
@@ -326,15 +331,18 @@ class Inspection:
         Args:
             token: number of the token.
             image: index of the image among those of the conversation, videos not included.
-            rows: parts from top to bottom.
-            columns: parts from left to right.
+            rows: number of parts from top to bottom.
+            columns: number of parts from left to right.
+
+        Raises:
+            OptionError: if there is no such token or image, or a number is out of range.
         """
         drops_of = self._grid_drops(self._number(token) + 1, image, rows, columns)
         values = drops_of.values.values[-1]
         return ImageMap(drops_of.image, Labelled(values, ("row", "column"), name="drop"))
 
     def occlusions(self, image: int = 0, rows: int = 4, columns: int = 4) -> ImageMap:
-        """Return `occlusion` of all tokens, which takes no longer than of one.
+        """Return the `occlusion` of all tokens, which takes no longer than that of one.
 
         Axes: ``token``, ``row``, ``column``.
         """
@@ -354,7 +362,7 @@ class Inspection:
     def occlusion_of(
         self, token: int, boxes: Sequence[Sequence[float]], image: int = 0
     ) -> Labelled:
-        """Return the drop for parts of your own choice. Axis: ``box``.
+        """Return the same drop for parts of your own choice. Axis: ``box``.
 
         Args:
             token: number of the token.
@@ -451,7 +459,7 @@ def _prompt_token(
 def _placed(
     tokens: Sequence[Token], entropies: Sequence[float], answer: Answer, origin: Origin
 ) -> tuple[InspectedToken, ...]:
-    """Return tokens with their places; those of a part that was carried on come after its begin."""
+    """Return tokens with their places; those of a carried-on part follow the text before it."""
     partial = origin.request.conversation.partial
     begun, thought = ("", "") if partial is None else (partial.text, partial.thinking)
     text = (answer.written or answer.text).removeprefix(begun)

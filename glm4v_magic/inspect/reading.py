@@ -22,7 +22,7 @@ from glm4v_magic.engines.prompts import Prompt
 __all__ = ["Reader"]
 
 _AT_ONCE = 64
-"""Rows of logits in memory at once: at 151,552 words of float32, 37 MiB."""
+"""Rows of logits in memory at once: 37 MiB for 151,552 tokens in float32."""
 
 
 class Reader:

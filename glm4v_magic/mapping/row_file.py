@@ -75,8 +75,8 @@ class RowFile:
         items: their items.
 
     Raises:
-        OptionError: if the file cannot be written, is none of ours, or holds answers to something
-            else.
+        OptionError: if the file cannot be written, was not written by this package, or holds
+            answers to something else.
     """
 
     keeps_answers = True
@@ -568,7 +568,7 @@ class _Table:
         asked: what its rows are answers to.
 
     Raises:
-        OptionError: if it is none that `RowFile` wrote.
+        OptionError: if it is not a file that `RowFile` wrote.
     """
 
     def __init__(self, path: Path) -> None:

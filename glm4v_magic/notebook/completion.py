@@ -51,7 +51,7 @@ _CODE = (FunctionType, BuiltinFunctionType, ModuleType, type)
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What Tab may put in, and what it is: a command, an option, an image, a variable."""
+    """What Tab may insert, and what it is: a command, an option, an image, a variable."""
 
     text: str
     type: str
@@ -62,7 +62,7 @@ class Completed:
     """What Tab offers.
 
     Attributes:
-        fragment: the text before the cursor that a match takes the place of.
+        fragment: the text before the cursor that a match replaces.
         matches: what to put there.
     """
 

@@ -323,7 +323,7 @@ def patch_embedding(hidden: int, pixels: int) -> tuple[Activation, Activation]:
 
 
 def gated_projection(hidden: int, intermediate: int) -> Activation:
-    """Gated MLP behind the tower: per visual token 3 x intermediate and 2 x hidden.
+    """Gated MLP after the tower: per visual token 3 x intermediate and 2 x hidden.
 
     Activated gate, up and their product; its input and the projection it was made from.
     """

@@ -14,7 +14,7 @@ __all__ = ["KEPT_VISUAL", "VISION", "grid_of", "patch_values", "vision_units"]
 VISION = "model.visual"
 
 KEPT_VISUAL = 3
-"""Copies of the visual tokens: before and behind the merger, and those of all images in one."""
+"""Copies of the visual tokens: before and after the merger, and those of all images in one."""
 
 _FLOAT32 = 4
 _INT64 = 8

@@ -4,6 +4,6 @@ Ray is imported by `cluster` and `engine`, which are imported only if replicas a
 
 - `layout`: how many replicas go where; plain data;
 - `cluster`: connects to a cluster, or starts one on this machine, and finds out what it has;
-- `worker`: a replica, in a process of its own: an engine that is asked from afar;
+- `worker`: a replica, in a process of its own: an engine that is called remotely;
 - `engine`: `ReplicasEngine` spreads requests over the replicas.
 """

@@ -1,4 +1,4 @@
-"""A replica: an engine in a process of its own, asked from afar.
+"""A replica: an engine in a process of its own, called remotely.
 
 Its methods are called by `ReplicasEngine` through Ray, several at once from threads of Ray; the
 model is loaded and asked in one thread, because torch keeps its modes by thread.

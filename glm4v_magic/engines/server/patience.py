@@ -17,7 +17,7 @@ _LESS = 0.75
 
 
 class Patience:
-    """Waiting times of one request: each about twice the one before, or what the server says.
+    """Waiting times of one request: each about twice the previous one, or what the server says.
 
     Attributes:
         count: number of waits so far.

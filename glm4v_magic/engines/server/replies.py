@@ -225,7 +225,7 @@ class _Refusal(_Coded):
 
 
 def error_code(data: str) -> int | None:
-    """Return the HTTP status in an event that is an error; ``None`` if it is none or has none.
+    """Return the HTTP status in an event that is an error; ``None`` if there is no such status.
 
     SGLang refuses a stream in its first event, after the status 200.
     """

@@ -67,9 +67,9 @@ def history(context: Context, arguments: Namespace, names: Mapping[str, Any]) ->
 def inspect(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Show why the latest answer of a chat was given, by running the model on it once more.
 
-    Its words are shaded by probability. A word opens to the parts of each image that it hangs on,
-    found by covering them, and to what each layer of the model would have said. The model has to
-    be in this process and loaded still; answer.inspect() has more in Python::
+    Its words are shaded by probability. A word opens to the parts of each image that it depends on,
+    found by covering them, and to what each layer of the model would have said. The model must
+    still be loaded, and in this process; answer.inspect() has more in Python::
 
         %glm4v inspect
         %glm4v inspect cats

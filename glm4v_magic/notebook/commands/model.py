@@ -26,7 +26,7 @@ __all__ = ["load", "release", "status", "unload"]
 
 @takes("glm4v load", *ARGUMENTS["load"])
 def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
-    """Load a model, releasing the one before.
+    """Load a model in place of the one in use.
 
     Without MODEL: the model loaded last, else that of the setting `model` (%glm4v config model),
     else the embedded demo model. With GPUs, a plan decides which GPU runs which layers; see

@@ -97,7 +97,7 @@ def sampling_of(context: Context, arguments: Namespace) -> dict[str, Any]:
 
 
 def video_parts(arguments: Namespace, refused: str | None = None) -> dict[str, Any]:
-    """Return ``--fps``, ``--from`` and ``--to``, by the names of Python, as far as they are given.
+    """Return those of ``--fps``, ``--from`` and ``--to`` that are given, by their Python names.
 
     Args:
         arguments: as `ANSWER_OPTIONS` declares them.

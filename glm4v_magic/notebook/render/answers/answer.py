@@ -142,7 +142,7 @@ def draft_bundle(text: str, form: Format = "markdown") -> MimeBundle:
 def answer_bundle(answer: Answer, told: Collection[str] = ()) -> MimeBundle:
     """Return an answer with its footnotes: usage, and what to know about the model.
 
-    As Markdown, details are folded behind the usage, and the model's thinking above the answer. An
+    As Markdown, details are folded under the usage, and the model's thinking above the answer. An
     answer in plain text has no Markdown. With the tokens of an answer, its words are shaded by
     certainty, and shown as they were written. `told` is as in `footnotes`.
     """

@@ -1,4 +1,4 @@
-"""Boxes and points of an answer: drawn on their images, with a table behind.
+"""Boxes and points of an answer: drawn on their images, with a table below.
 
 Pages drop SVG in the HTML of notebooks that are not trusted. So each figure is one ``<img>`` of an
 SVG that holds the image, the boxes and their names, and in which nothing can run. Lines are white

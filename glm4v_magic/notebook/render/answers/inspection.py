@@ -1,4 +1,4 @@
-"""A look into an answer: a fold for each token, with the parts of the images that it hangs on.
+"""A look into an answer: a fold for each token, with the parts of the images it depends on.
 
 Nothing in it runs, and nothing depends on styles or on colour: folds are <details>, overlays are
 SVG images with numbers on them, and tables say the same in words.
@@ -34,7 +34,7 @@ _DIMMED = 0.7  # how dark a part is that does not matter
 
 @dataclass(frozen=True, slots=True)
 class _Cell:
-    """A part of an image in pixels of the figure; `label` is empty where it does not matter."""
+    """A part of an image in pixels of the figure; `label` is empty where none is needed."""
 
     x: float
     y: float
@@ -64,7 +64,7 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A token with what it hangs on."""
+    """A token, with the parts of the images that it depends on."""
 
     token: str
     percent: str
@@ -74,7 +74,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What is shown: the parts, why there is no lens, and what is left out."""
+    """What is shown: the tokens, why there is no lens, and what is left out."""
 
     parts: list[_Part]
     missing: str
