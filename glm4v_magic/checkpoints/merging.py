@@ -156,7 +156,7 @@ def _of_tokens(config: Any, module: str, rows: int) -> TrainableTokensConfig:
         (indices,) = (each for name, each in given.items() if module.endswith(name))
     else:
         indices = given
-    if max(indices) >= rows:  # told here, for without values nothing else would
+    if max(indices) >= rows:  # refused here: without values nothing else would notice
         raise ValueError(f"token {max(indices)} is beyond the {rows} of the base")
     leaf = module.rpartition(".")[2]
     return TrainableTokensConfig(token_indices=list(indices), target_modules=[leaf])

@@ -18,7 +18,7 @@ def require_kernels() -> None:
     """Raise OptionError unless the package that computes with weights in FP8 is installed."""
     from transformers.utils import import_utils
 
-    # Another version than the one that transformers asks for is none to it.
+    # To transformers, any version but those that it asks for counts as missing.
     if not import_utils.is_kernels_available():
         raise OptionError(
             "Weights that stay in FP8 need the package kernels, in a version that transformers "

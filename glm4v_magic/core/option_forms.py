@@ -15,7 +15,7 @@ from glm4v_magic.core.errors import OptionError
 __all__ = ["dtype_of", "pins_of", "size_in", "sizes_of", "sizes_text"]
 
 _GIB = 2**30
-_LEAST = 2**20  # bytes of a GPU that anybody means
+_LEAST = 2**20  # bytes; no smaller size of a GPU is meant
 _MOST = 2**60
 _DTYPES = {
     "half": "float16",

@@ -355,7 +355,7 @@ class ImageParts:
         None,
         "Page of a PDF or TIFF, frame of a GIF; from 1.",
         _OF_IMAGES,
-        "a whole number",  # which ones there are, the image knows
+        "a whole number",  # which pages there are depends on the image
         metavar="N",
         example="1",
     )

@@ -252,7 +252,7 @@ def _by_transformers(
     put_stand_ins(model, shape, quantize)
     chosen = automatic(model, gpus)
     weights, _ = settle(chosen, architecture.module_tree(), gpus, architecture.own_names)
-    # What is offloaded runs on the first GPU of the map, says accelerate.
+    # accelerate runs what is offloaded on the first GPU of the map.
     visiting = _visiting(weights, _first_gpu(weights))
     return _Placement(
         "auto", held.dtype, weights, visiting, held.notes, quantize=quantize, fp8=held.fp8

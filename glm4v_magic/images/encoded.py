@@ -52,7 +52,7 @@ def _jpeg(content: bytes) -> Iterator[bytes]:
         if content[at] != 0xFF:
             raise ValueError
         kind = content[at + 1]
-        if kind == 0xFF:  # a byte that fills up
+        if kind == 0xFF:  # a fill byte
             at += 1
             continue
         if kind == _END:

@@ -23,7 +23,7 @@ _MOST_REDIRECTS = 10
 _HEADERS = {
     "User-Agent": "glm4v-magic",  # some hosts refuse the names of libraries
     "Accept": "image/*",
-    "Accept-Encoding": "identity",  # what is packed could unfold beyond the limit
+    "Accept-Encoding": "identity",  # compressed content could expand beyond the limit
 }
 
 
@@ -117,7 +117,7 @@ def _body(response: httpx.Response, shown: str, deadline: float, limits: Limits)
 def _unreachable(shown: str, error: BaseException, limits: Limits) -> ImageError:
     """Return the error that says in one line why a URL could not be fetched."""
     while inner := error.__cause__ or error.__context__:  # httpx wraps what httpcore wraps
-        if isinstance(error, httpx.InvalidURL):  # which says more than what it comes of
+        if isinstance(error, httpx.InvalidURL):  # whose text says more than that of its cause
             break
         error = inner
     hint = "Check the address and the network, or download the image and give its path."

@@ -121,7 +121,7 @@ class RowFile:
             self._require_same(header.asked, fresh)
         is_fresh = fresh or (header is not None and header.replaces)
         if self.path.exists():
-            table = _Table(self.path)  # a file that is none of ours is refused in any case
+            table = _Table(self.path)  # a file that is not ours is refused in any case
             if not is_fresh:
                 self._require_same(table.asked, fresh)
                 self._table = table
@@ -521,7 +521,7 @@ class _Journal:
         return offset + line.startswith(b"\n")
 
     def _write(self, line: bytes) -> None:
-        while line:  # a disk that gets full takes a part, and says why with the next one
+        while line:  # a full disk takes a part, and gives its reason at the next write
             line = line[os.write(self._descriptor, line) :]
 
     def read(self, offset: int) -> Record:

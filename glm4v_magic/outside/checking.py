@@ -32,7 +32,7 @@ _LONGEST = 80  # characters of a value, or of a place, in a message
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _IN_JSON = {"None": "null", "True": "true", "False": "false"}
-# What pydantic says of these names Python's types, or a class of ours.
+# pydantic's own messages for these name Python's types, or a class of ours.
 _KINDS = {
     "dataclass_exact_type": "an object",
     "dataclass_type": "an object",

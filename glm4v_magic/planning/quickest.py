@@ -55,7 +55,7 @@ class _Way(NamedTuple):
 
 _Ways = list[_Way | None]  # by number of units placed
 
-_ROUNDED = 1e-9  # far more than floats are wrong by
+_ROUNDED = 1e-9  # far above the rounding errors of floats
 
 
 class _Begin(NamedTuple):

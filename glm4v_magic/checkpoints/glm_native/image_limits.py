@@ -65,5 +65,5 @@ def image_limits(folder: Path, family: Family, vision: Mapping[str, Any]) -> Ima
         return ImageLimits(found.min_image_tokens, max(found.max_image_tokens, 1))
     token = (vision["patch_size"] * vision["spatial_merge_size"]) ** 2
     token *= vision["temporal_patch_size"]
-    most = -(-found.size.longest_edge // token)  # never below what transformers' processor lets by
+    most = -(-found.size.longest_edge // token)  # rounded up, as a processor may reach it
     return ImageLimits(min(-(-found.size.shortest_edge // token), most), most)

@@ -32,7 +32,7 @@ images apart from its prompt counts one token; so the notice about it is worded 
 
 _SLACK = 1
 """Tokens that a prompt may be longer by: templates of GLM begin each answer with a newline."""
-_UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # bytes that are not UTF-8; sent back they are others
+_UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # stands for bytes that are not UTF-8
 
 _Key: TypeAlias = tuple[tuple[str, str, int], ...]
 

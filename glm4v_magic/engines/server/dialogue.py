@@ -207,7 +207,7 @@ class Dialogue:
                 return
 
     async def _exchange(self, request: Request) -> AsyncGenerator[str, None]:
-        # In another thread, for images take long to encode, and other answers go on meanwhile.
+        # In another thread: images take long to encode, and other answers go on meanwhile.
         made = await asyncio.to_thread(body_of, self._name, request, self._image_size)
         body = self.manners.of(made)
         async with self.connection.open("POST", "/chat/completions", body) as response:
