@@ -17,7 +17,7 @@ from glm4v_magic.core.errors import ImageError, reason
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.messages import one_line
 
-__all__ = ["column_of_images", "is_instance", "rows_of", "several", "taken_out"]
+__all__ = ["column_of_images", "is_instance", "rows_of", "several", "taken_out", "uploaded"]
 
 _STORED = {"bytes", "path"}
 """Keys of an image as Hugging Face's `datasets` stores it."""
@@ -35,16 +35,11 @@ def several(value: Any, source: str) -> Sequence[Any] | None:
     Raises:
         ImageError: if it holds nothing yet, or has splits of which one must be chosen.
     """
-    if is_instance(value, "ipywidgets.widgets.widget_upload", "FileUpload"):
-        if not value.value:
-            raise ImageError(
-                f"{one_line(source)}: nothing is uploaded yet.", "Choose a file first."
-            )
-        value = value.value
+    files = uploaded(value, source)
+    if files is not None or isinstance(value, Mapping):
+        return files
     if isinstance(value, list | tuple):
         return value
-    if isinstance(value, Mapping):
-        return _uploads(value, source)
     if is_instance(value, "numpy", "ndarray") and value.dtype.kind == "O" and value.size:
         items = list(value.flat)
         return None if isinstance(items[0], int | float) else items
@@ -62,6 +57,23 @@ _MOST_ROWS = 10_000
 """More than a question may have images; a streamed dataset may be endless."""
 
 _ARRAYS = ("Array", "ChunkedArray")
+
+
+def uploaded(value: Any, source: str) -> Sequence[Any] | None:
+    """Return the files of an upload, by ipywidgets or Colab; ``None`` of anything else.
+
+    Raises:
+        ImageError: if it has none yet, or is a dataset with splits of which one must be chosen.
+    """
+    if is_instance(value, "ipywidgets.widgets.widget_upload", "FileUpload"):
+        if not value.value:
+            raise ImageError(
+                f"{one_line(source)}: nothing is uploaded yet.", "Choose a file first."
+            )
+        value = value.value
+        if not isinstance(value, Mapping):  # of ipywidgets 8
+            return list(value)
+    return _uploads(value, source) if isinstance(value, Mapping) else None
 
 
 def _column(series: Any) -> Sequence[Any] | None:

@@ -9,7 +9,7 @@ its columns. Each of them is a row. Expressions in the prompt are evaluated for 
   dictionaries the item's keys.
 
 A table of `datasets`, polars or PyArrow is a list of dictionaries, too; if exactly one of its
-columns holds images, that column is the items.
+columns holds images, that column is the items. The files of an upload are one, too.
 
 Whether an item is an image or a value depends on the prompt: **it is an image, or a clip, unless
 the prompt uses** ``item`` (in a list of dictionaries also ``row``). Then the item is in the text,
@@ -33,7 +33,7 @@ from glm4v_magic.core.errors import ImageError, OptionError, PromptError, did_yo
 from glm4v_magic.core.remarks import Text
 from glm4v_magic.images.files import current_folder, entries, matches, natural, path_of, suffixes_in
 from glm4v_magic.images.formats import SUFFIXES
-from glm4v_magic.images.holders import column_of_images, is_instance, rows_of
+from glm4v_magic.images.holders import column_of_images, is_instance, rows_of, uploaded
 from glm4v_magic.images.messages import one_line
 from glm4v_magic.images.pdf import SUFFIX, count_pages, name_and_page, named
 from glm4v_magic.images.video import SUFFIXES as CLIPS
@@ -154,6 +154,7 @@ def items_of(
 
     Raises:
         OptionError: if there are no items in it.
+        ImageError: if it is an upload without files, or has splits of which one must be chosen.
     """
     shown = one_line(source)
     if column is not None and not is_dataframe(value):
@@ -325,6 +326,8 @@ def _of_rows(rows: Sequence[Mapping[str, Any]], source: str) -> Items:
 
 def _of_list(value: Any, source: str) -> Items:
     shown = one_line(source)
+    files = uploaded(value, source)
+    value = value if files is None else files
     if isinstance(value, bytes | bytearray | memoryview | Mapping) or hasattr(value, "read"):
         if isinstance(value, Mapping) and not value:
             return Items(source, (), ())

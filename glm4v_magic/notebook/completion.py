@@ -27,7 +27,8 @@ from glm4v_magic.notebook.settings import Glm4v
 
 __all__ = ["Completed", "Match", "complete"]
 
-_MOST = 200  # entries of one folder
+_MOST = 200  # entries of one folder, columns of one table
+_DEEPEST = 5  # lists in lists; one may contain itself
 
 _OUR_LINE = re.compile(r"\s*(?:[\w\s,.*\[\]'\"()]+=\s*)?%glm4v(?=\s)(?P<rest>.*)", re.DOTALL)
 _OUR_CELL = re.compile(r"%%glm4v(?=\s)(?P<rest>.*)", re.DOTALL)
@@ -43,8 +44,20 @@ _IMAGE_TYPES = frozenset(
 """Names of classes, or of their bases, whose objects may be an image."""
 
 _ITEM_TYPES = frozenset(
-    {"Array", "ChunkedArray", "DataFrame", "Dataset", "Series", "Table", "list", "ndarray", "tuple"}
-)
+    {
+        "Array", "ChunkedArray", "DataFrame", "Dataset", "FileUpload", "IterableDataset",
+        "LazyFrame", "RecordBatch", "Series", "Table", "list", "ndarray", "tuple",
+    }
+)  # fmt: skip
+
+_COLUMNS = {
+    ("datasets", "Dataset"): "column_names",
+    ("pandas", "DataFrame"): "columns",
+    ("polars", "DataFrame"): "columns",
+    ("pyarrow", "RecordBatch"): "column_names",
+    ("pyarrow", "Table"): "column_names",
+}
+"""Library and class of a table -> attribute that lists the names of its columns."""
 
 _CODE = (FunctionType, BuiltinFunctionType, ModuleType, type)
 
@@ -223,15 +236,13 @@ def _chats_and_files(current: str, context: Surroundings) -> Iterator[Match]:
 def _variables(current: str, context: Surroundings) -> Iterator[Match]:
     """Yield variables that an answer could replace."""
     for name in _shown(context.names):
-        if not isinstance(
-            context.names[name], FunctionType | BuiltinFunctionType | ModuleType | type
-        ):
+        if not _is_a(context.names[name], *_CODE):
             yield Match(name, _kind(context.names[name]))
 
 
 def _lists(current: str, context: Surroundings) -> Iterator[Match]:
     for name in _shown(context.names):
-        if isinstance(context.names[name], list | tuple):
+        if _is_a(context.names[name], list, tuple):
             yield Match(name, "variable")
 
 
@@ -249,7 +260,7 @@ def _maps(current: str, context: Surroundings) -> Iterator[Match]:
 
 def _dicts(current: str, context: Surroundings) -> Iterator[Match]:
     for name in _shown(context.names):
-        if isinstance(context.names[name], dict):
+        if _is_a(context.names[name], dict):
             yield Match(name, "variable")
 
 
@@ -286,14 +297,15 @@ def _json_files(current: str, context: Surroundings) -> Iterator[Match]:
 
 
 def _items(current: str, context: Surroundings) -> Iterator[Match]:
-    """Yield variables that hold several items, columns of a DataFrame, and folders."""
+    """Yield variables that hold several items, columns of a table, and folders."""
     names = context.names
     start, after = re.match(r"(\w*)([.\[]?)", current).groups()  # type: ignore[union-attr]
-    if after and type(names.get(start)).__name__ == "DataFrame":
-        for column in names[start]:
-            if after == "[":
-                yield Match(f'{start}["{column}"]', "column")
-            elif str(column).isidentifier():
+    if after and start in names:
+        library, columns = _columns(names[start])
+        for column in columns:
+            if after == "[" and (key := _key(column)):
+                yield Match(f"{start}[{key}]", "column")
+            elif after == "." and library == "pandas" and str(column).isidentifier():
                 yield Match(f"{start}.{column}", "column")
     for name in _shown(names):
         if _is_one_of(names[name], _ITEM_TYPES):
@@ -301,27 +313,58 @@ def _items(current: str, context: Surroundings) -> Iterator[Match]:
     yield from _files(current, ())
 
 
+def _columns(value: object) -> tuple[str, list[object]]:
+    """Return the library of a table and the names of its columns; none of anything else."""
+    for each in type(value).__mro__:
+        library = each.__module__.partition(".")[0]
+        if (library, each.__name__) in _COLUMNS:
+            try:
+                return library, list(getattr(value, _COLUMNS[library, each.__name__]))[:_MOST]
+            except Exception:  # whatever a class that is derived from it does
+                break
+    return "", []
+
+
+def _key(column: object) -> str:
+    """Return the name of a column as Python, in double quotes if possible; empty if it needs both.
+
+    On the line, text with quotes of both kinds would end at the first of them.
+    """
+    if not isinstance(column, str):
+        return repr(column) if isinstance(column, int) else ""
+    if '"' in column:
+        return "" if "'" in column else repr(column)
+    return f'"{repr(column)[1:-1]}"'
+
+
 def _shown(names: Mapping[str, Any]) -> list[str]:
-    return sorted(name for name in names if not name.startswith("_"))
+    return sorted(name for name in names if isinstance(name, str) and not name.startswith("_"))
 
 
 def _kind(value: object) -> str:
     """Return ``image`` for what may be an image or some, else ``variable``."""
-    if isinstance(value, list | tuple) and len(value) > 0:
-        return _kind(value[0])
-    if isinstance(value, dict):
-        return "image" if {"bytes", "path"} == value.keys() else "variable"
-    if isinstance(value, str | os.PathLike):
-        name = str(value)
-        is_named = name.lower().endswith(SUFFIXES + CLIPS) or name.startswith("data:image/")
-        return "image" if is_named else "variable"
-    if not _is_one_of(value, _IMAGE_TYPES):
-        return "variable"
     try:
-        dimensions = getattr(value, "ndim", 2)
+        return "image" if _may_be_image(value) else "variable"
     except Exception:  # whatever the user's class does
         return "variable"
-    return "image" if dimensions >= 2 else "variable"
+
+
+def _may_be_image(value: Any) -> bool:
+    for _ in range(_DEEPEST):
+        if not _is_a(value, list, tuple) or len(value) == 0:
+            break
+        value = value[0]
+    if _is_a(value, dict):
+        return {"bytes", "path"} == set(value)
+    if _is_a(value, str, os.PathLike):
+        name = str(value)
+        return name.lower().endswith(SUFFIXES + CLIPS) or name.startswith("data:image/")
+    return _is_one_of(value, _IMAGE_TYPES) and bool(getattr(value, "ndim", 2) >= 2)
+
+
+def _is_a(value: object, *classes: type) -> bool:
+    """Tell whether `value` is of one of the classes; ``isinstance`` asks the object, too."""
+    return issubclass(type(value), classes)
 
 
 def _is_one_of(value: object, classes: frozenset[str]) -> bool:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import _thread
+import datetime as dt
 import signal
 from itertools import chain, count, repeat
 
 import numpy as np
 import pandas as pd
 import pytest
+from ipywidgets import FileUpload
 
 from glm4v_magic.calls.prompt import names_in
-from glm4v_magic.core.errors import OptionError, PromptError
+from glm4v_magic.core.errors import ImageError, OptionError, PromptError
 from glm4v_magic.core.remarks import PYTHON, worded
 from glm4v_magic.mapping.items import are_images, items_of, plan
 
@@ -39,6 +41,22 @@ def test_files_are_always_images_in_natural_order(tmp_path, monkeypatch):
     assert folder.values == ("p/1.jpg", "p/2.PNG", "p/10.png")
     assert pattern.values == ("p/10.png",)
     assert are_images("{{item}}", folder)
+
+
+def test_the_files_of_an_upload_are_items():
+    upload = FileUpload(multiple=True)
+    with pytest.raises(ImageError, match="up: nothing is uploaded yet"):
+        items_of(upload, "up")
+    when = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    upload.value = [
+        {"name": name, "type": "", "size": 1, "content": memoryview(b"x"), "last_modified": when}
+        for name in ("a.png", "b.png")
+    ]
+    of_colab = {"a.png": b"x", "b.png": b"x"}
+    for value in (upload, upload.value, of_colab):
+        items = items_of(value, "up")
+        assert [row.prompt for row in plan("{{row.name}}", items, {})] == ["a.png", "b.png"]
+        assert are_images("What is it?", items)
 
 
 def test_rows_see_index_item_and_columns():

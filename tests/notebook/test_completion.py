@@ -27,6 +27,39 @@ class Odd:
         raise RuntimeError
 
 
+def table(library: str, name: str, columns: str) -> object:
+    """Return a table of a library that need not be installed."""
+    made = type(name, (), {"__module__": f"{library}.somewhere", columns: ["image", "n"]})
+    return made()
+
+
+TABLES = {
+    "frame": table("polars", "DataFrame", "columns"),
+    "arrow": table("pyarrow", "Table", "column_names"),
+    "batch": table("pyarrow", "RecordBatch", "column_names"),
+    "hub": table("datasets", "Dataset", "column_names"),
+    "broken": table("polars", "DataFrame", "other"),
+}
+
+
+def hostile() -> dict[str, object]:
+    """Return values that raise, whatever Tab asks of them."""
+
+    def fails(*_: object) -> None:
+        raise RuntimeError
+
+    raising = dict.fromkeys(
+        ("__len__", "__getitem__", "__iter__", "__str__", "keys", "lower"), fails
+    )
+    raising["__class__"] = property(fails)
+    within: list[object] = []
+    within.append(within)
+    made = {
+        f"bad_{base.__name__}": type("Bad", (base,), raising)() for base in (list, dict, str, Odd)
+    }
+    return {**made, "bad_within": within}
+
+
 @pytest.fixture
 def offered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -44,7 +77,10 @@ def offered(tmp_path, monkeypatch):
         "odd": type("Tensor", (Odd,), {})(),
         "pathlib": pathlib,
         "_hidden": [1],
-        "df": pd.DataFrame({"image": [1], "two words": [2]}),
+        "df": pd.DataFrame({"image": [1], "two words": [2], 'a"b': [3], "a\"b'": [4], 5: [5]}),
+        **TABLES,
+        **hostile(),
+        6: "x",  # globals() takes it
     }
 
     def complete_line(line: str) -> list[str] | None:
@@ -62,6 +98,19 @@ def test_the_commands_are_those_there_are():
 
 
 TOP = ("top-k", "top-p")
+DF = ('"image"', '"two words"', "'a\"b'", "5")
+ITEMS = (
+    "arrow",
+    "bad_list",
+    "bad_within",
+    "batch",
+    "broken",
+    "cats",
+    "counts",
+    "df",
+    "frame",
+    "hub",
+)
 IMAGES = ["camera image", "cats image", "cat.png image"]
 
 
@@ -124,13 +173,24 @@ IMAGES = ["camera image", "cats image", "cat.png image"]
         ("%%glm4v cat.png --chat ", ["cats chat"]),
         ("%glm4v ask --chat d", []),
         ("%%glm4v --format ", ["markdown value", "text value", "json value", "code value"]),
-        ("%%glm4v --choices ", ["cats variable", "counts variable"]),
+        (
+            "%%glm4v --choices ",
+            [f"{each} variable" for each in ("bad_list", "bad_within", "cats", "counts")],
+        ),
         ("%%glm4v --schema sh", ["shape variable"]),
         ("%%glm4v --schema c", ["c.json file"]),
         ("%%glm4v --cont", ["--continue option"]),
-        ("%%glm4v --over ", ["cats variable", "counts variable", "df variable", "photos/ folder"]),
+        ("%%glm4v --over ", [*(f"{each} variable" for each in ITEMS), "photos/ folder"]),
+        ("%%glm4v bad", []),
+        ("%%glm4v --schema bad", ["bad_dict variable"]),
         ("%%glm4v --over df.", ["df.image column"]),
-        ("%%glm4v --over df[", ['df["image"] column', 'df["two words"] column']),
+        ("%%glm4v --over df[", [f"df[{key}] column" for key in DF]),
+        ("%%glm4v --over frame.", []),
+        ("%%glm4v --over frame[", ['frame["image"] column', 'frame["n"] column']),
+        ("%%glm4v --over arrow[", ['arrow["image"] column', 'arrow["n"] column']),
+        ("%%glm4v --over batch[", ['batch["image"] column', 'batch["n"] column']),
+        ("%%glm4v --over hub[", ['hub["image"] column', 'hub["n"] column']),
+        ("%%glm4v --over broken[", []),
         ("%%glm4v --fr", ["--fresh option", "--from option"]),
         ("%glm4v continue --thinking o", ["on value", "off value"]),
         ("%glm4v history ", ["cats chat"]),
