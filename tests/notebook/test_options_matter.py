@@ -253,6 +253,7 @@ TRIALS = {
     "retry": AGAIN | RETRIED,
     "chats": failing("x"),
     "history": failing("nobody"),
+    "inspect": failing("nobody"),
     "reset": failing("nobody --all")
     | {"--all": Trial("--all", before=EARLIER + '\n%glm4v ask "What?"', after="%glm4v chats")},
     "export": failing("here.txt"),
