@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import struct
+import sys
 import warnings
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING
@@ -26,6 +28,12 @@ __all__ = ["decode", "too_large", "upright"]
 _NOT_READ = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5"})
 _HEAD = 512  # bytes that tell what a file is
 
+_USUAL = 4
+"""Most memory that reading a file takes, in units of the image as RGB: 3 bytes a pixel."""
+_COSTLY = {"JPEG2000": ("JPEG 2000", 9), "WEBP": ("WebP", 9)}
+"""Format -> its name, and what reading takes where that is more: up to 8.5 and 8.0 as measured."""
+_SIZ = b"\xff\x4f\xff\x51"  # begins a JPEG 2000 codestream: ISO/IEC 15444-1, A.5.1
+
 
 def decode(stream: IO[bytes], source: str, limits: Limits, page: int | None = None) -> SourcedImage:
     """Read a page of an image file or of a PDF document, by default the first.
@@ -48,6 +56,7 @@ def decode(stream: IO[bytes], source: str, limits: Limits, page: int | None = No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         opened = _opened(stream, source, limits)
+        _require_memory(opened, stream, source, limits)
         read = upright(opened, source, limits, page)
         if turn(opened) is None and not has_profile(opened):
             read = replace(read, encoded=own_bytes(opened, stream))
@@ -101,6 +110,35 @@ def _require_size(image: Image.Image, source: str, limits: Limits) -> None:
         raise ImageError(f"{one_line(source)} is {width} x {height}: it has no pixels.")
     if width * height > limits.megapixels * 1e6:
         raise too_large(source, width * height, limits)
+
+
+def _require_memory(image: Image.Image, stream: IO[bytes], source: str, limits: Limits) -> None:
+    """Refuse what takes more memory to decode than the largest image of any other format."""
+    if image.format not in _COSTLY:
+        return
+    name, times = _COSTLY[image.format]
+    pixels = image.width * image.height
+    at_once = pixels
+    if image.format == "JPEG2000":
+        at_once = 0 if len(image.getbands()) == 1 else min(pixels, _pixels_of_a_tile(stream))
+    if _USUAL * pixels + (times - _USUAL) * at_once > _USUAL * limits.megapixels * 1e6:
+        raise ImageError(
+            f"{one_line(source)} has {pixels / 1e6:,.3g} megapixels; of {name}, whose decoder "
+            f"takes more memory, at most {limits.megapixels * _USUAL / times:,.3g} are read.",
+            "Make it smaller first, or save it as JPEG or PNG.",
+        )
+
+
+def _pixels_of_a_tile(stream: IO[bytes]) -> int:
+    """Return how many pixels of a JPEG 2000 file are decoded at once; many if it does not say."""
+    stood = stream.tell()
+    stream.seek(0)
+    _, found, after = stream.read(2**16).partition(_SIZ)
+    stream.seek(stood)
+    if not found or len(after) < 28:
+        return sys.maxsize
+    width, height = struct.unpack_from(">II", after, 20)
+    return int(width * height)
 
 
 def too_large(source: str, pixels: int | None, limits: Limits) -> ImageError:

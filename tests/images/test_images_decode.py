@@ -239,12 +239,14 @@ made = {
     "floats": lambda: Image.new("F", (side, side), 0.5),
     "palette": lambda: Image.new("P", (side, side)),
     "turned": lambda: Image.new("RGB", (side, side)),
+    "WEBP": lambda: Image.new("RGBA", (side, side), (1, 2, 3, 99)),
+    "JPEG2000": lambda: Image.new("RGBA", (side, side), (1, 2, 3, 99)),
 }[kind]()
 options = {"exif": Image.Exif()} if kind == "turned" else {}
 if options:
     options["exif"][0x0112] = 6
 stream = io.BytesIO()
-kind = "TIFF" if kind == "floats" else "PNG"
+kind = {"floats": "TIFF", "WEBP": "WEBP", "JPEG2000": "JPEG2000"}.get(kind, "PNG")
 made.save(stream, kind, compression="tiff_adobe_deflate", **options)
 del made
 child = stream.getvalue()
@@ -265,15 +267,16 @@ print((peak() - before) / (3 * width * height))
 
 
 @pytest.mark.parametrize(
-    ("kind", "side"),
+    ("kind", "side", "times"),
     [
-        ("16 bits", 3000),
-        ("floats", 3000),
-        *(pytest.param(kind, 9000, marks=pytest.mark.nightly)
+        ("16 bits", 3000, 4),
+        ("floats", 3000, 4),
+        *(pytest.param(kind, 4000, 9, marks=pytest.mark.nightly) for kind in ("WEBP", "JPEG2000")),
+        *(pytest.param(kind, 9000, 4, marks=pytest.mark.nightly)
           for kind in ("16 bits", "clear", "floats", "palette", "turned")),
     ],
 )  # fmt: skip
-def test_reading_takes_at_most_four_times_the_bytes_of_the_pixels(folder, kind, side):
+def test_reading_takes_at_most_so_many_times_the_bytes_of_the_pixels(folder, kind, side, times):
     if not sys.platform.startswith("linux"):
         pytest.skip("the unit of ru_maxrss is that of Linux")
     for code, arguments in ((PEAK, (kind, str(side), "large")), (READ, ("large",))):
@@ -281,7 +284,29 @@ def test_reading_takes_at_most_four_times_the_bytes_of_the_pixels(folder, kind, 
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
         )
     spare = 30e6 / (3 * side * side)  # strips, and what the decoders hold
-    assert float(done.stdout) <= 4 + spare
+    assert float(done.stdout) <= times + spare
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options", "largest"),
+    [
+        ("PNG", "RGB", {}, 100),
+        ("WEBP", "RGB", {}, 66),
+        ("JPEG2000", "RGB", {}, 66),
+        ("JPEG2000", "RGB", {"tile_size": (16, 16)}, 98),
+        ("JPEG2000", "L", {}, 100),
+    ],
+)
+def test_the_limit_counts_what_the_decoder_takes(kind, mode, options, largest):
+    limits = Limits(megapixels=0.01)  # 100 x 100 pixels
+    for side, is_read in ((largest, True), (largest + 1, False)):
+        stream = io.BytesIO()
+        Image.new(mode, (side, side)).save(stream, kind, **options)
+        if is_read:
+            assert to_image(stream.getvalue(), "x", limits=limits).original_size == (side, side)
+            continue
+        with pytest.raises(ImageError, match=r"x has .* megapixels; .*at most 0\.0.* are read"):
+            to_image(stream.getvalue(), "x", limits=limits)
 
 
 class TestModes:
