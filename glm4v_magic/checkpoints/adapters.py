@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from glm4v_magic.checkpoints.files import TensorInfo, holds_weights, read_json, read_tensors_of
 from glm4v_magic.checkpoints.trained_names import OF_VOCABULARY, adapter_part, plain_names
@@ -48,6 +48,9 @@ class _Config(BaseModel):
     peft_type: str
     r: Rank = 8
     rank_pattern: dict[str, Rank] | None = None
+    lora_alpha: FiniteFloat = 8
+    alpha: FiniteFloat = 8
+    alpha_pattern: dict[str, FiniteFloat] | None = None
     base_model_name_or_path: str | None = None
     lora_bias: bool | None = False
     target_parameters: list[str] | None = None

@@ -66,12 +66,17 @@ class Merger:
             read: reads a weight of the adapter.
 
         Raises:
-            CheckpointError: if peft cannot merge it.
+            CheckpointError: if peft cannot merge it, or it has values that are not finite.
         """
         changed = weight.to(self._dtype, copy=True)
         for part in self._merges.parts[name]:
             rows = slice(None) if part.rows is None else slice(*part.rows)
             state = {key: read(info).clone() for key, info in part.tensors.items()}
+            for key, value in state.items():
+                if not value.float().isfinite().all():
+                    raise CheckpointError(
+                        f"The adapter has values in {printable(key)} that are not finite."
+                    )
             with self._lock:
                 changed[rows] = self._merge(part, changed[rows], state)
         return changed
@@ -112,7 +117,7 @@ class Merger:
                 named = {key.replace(_TOKENS, ""): value for key, value in state.items()}
             else:
                 config.trainable_token_indices = None
-            unexpected, whole = _merge_all(root, config, named, part.module)
+            unexpected, missing, whole = _merge_all(root, config, named, part.module)
         except Exception as error:  # of whatever a configuration leads to
             raise CheckpointError(
                 f"peft cannot merge {printable(part.module)}: {printable(_said(error))}.",
@@ -122,6 +127,11 @@ class Merger:
             raise CheckpointError(
                 f"peft does not know what to do with {printable(unexpected[0])} of the adapter.",
                 _TOGETHER,
+            )
+        if missing:  # peft would begin a training with values of its own there
+            raise CheckpointError(
+                f"The adapter has no {printable(missing[0].removeprefix(_PREFIX))}.",
+                "Was it saved as a whole?",
             )
         return whole
 
@@ -136,17 +146,18 @@ def _said(error: Exception) -> str:
 
 def _merge_all(
     root: nn.Module, config: Any, state: Mapping[str, Tensor], module: str
-) -> tuple[list[str], Tensor]:
-    """Return what peft does not know of an adapter, and the merged weight of a module."""
+) -> tuple[list[str], list[str], Tensor]:
+    """Return what peft does not know of an adapter, what is missing, and a module's new weight."""
     with warnings.catch_warnings():
         # It says which patterns of the configuration meet none of the modules, of which there is
         # one here.
         warnings.simplefilter("ignore")
         model = PeftModel(root, config)  # not one for a task: this has no method of a model
         named = {f"{_PREFIX}{key}": value for key, value in state.items()}
-        unexpected = set_peft_model_state_dict(model, named).unexpected_keys
+        loaded = set_peft_model_state_dict(model, named)
+        missing = [key for key in loaded.missing_keys if ".base_layer." not in key]
         merged: Tensor = model.merge_and_unload().get_submodule(module).weight.data
-    return unexpected, merged
+    return loaded.unexpected_keys, missing, merged
 
 
 def _of_tokens(config: Any, module: str, rows: int) -> TrainableTokensConfig:

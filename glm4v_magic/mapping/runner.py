@@ -136,7 +136,8 @@ def run(
 
     Raises:
         MapInterrupted: on an interrupt.
-        EngineError: if the model fails for two rows in turn; one alone is its row's error.
+        EngineError: if the model fails for two rows in turn, and answers none of those that it had
+            been asked by then; otherwise it is its row's error.
         OptionError: if the schema refers to what is not in it.
     """
     running = _Run(rows, job, opening, store, items)
@@ -187,6 +188,7 @@ class _Run:
         self._size = 0
         self._since: float | None = None
         self._engine_failed = False
+        self._doubted: list[Failed] = []
         self._schema_fault: OptionError | None = None
 
     def all(self) -> Generator[Event, None, None]:
@@ -350,7 +352,7 @@ class _Run:
         for number in itertools.count():
             # Yielded with the engine's next event: here the engine waits for a request.
             self._news.extend(self._fetch())
-            if not self._waiting or self._fault is not None:
+            if not self._waiting or self._doubted or self._fault is not None:
                 return
             asked[number] = self._waiting.popleft()
             yield asked[number].request
@@ -362,6 +364,7 @@ class _Run:
     def _answered(self, asked: dict[int, _Question]) -> Generator[Event, None, None]:
         """Ask; questions that are answered are taken out of `asked`."""
         engine = yield from self._opened()
+        self._doubted = []
         try:
             with asking(engine, self._requests(asked), self._size) as events:
                 for event in events:
@@ -372,6 +375,8 @@ class _Run:
         except GenerationInterrupted as stopped:
             partial = stopped.generations
         else:
+            if self._doubted:
+                raise self._doubted[0].error
             return
         for number, generation in sorted(partial.items()):
             if number in asked:
@@ -392,6 +397,7 @@ class _Run:
             del asked[number]
             self._engine_failed = False
             yield from news
+            yield from self._believed(asked)
         else:
             yield replace(event, row=asked[number].row.index)
 
@@ -401,10 +407,19 @@ class _Run:
         """Finish the row of a request that cannot be answered."""
         if isinstance(failed.error, EngineError):  # a server that refuses this row, or is gone
             if self._engine_failed:
-                raise failed.error
+                # Refusals come sooner than answers: those that are being given tell which it is.
+                self._doubted.append(failed)
+                return
             self._engine_failed = True
         yield self._failed(asked[failed.row], failed.error)
         del asked[failed.row]
+
+    def _believed(self, asked: dict[int, _Question]) -> Iterator[RowDone]:
+        """Finish rows that failed in turn, once an answer has shown that the server is there."""
+        for failed in self._doubted:
+            yield self._failed(asked[failed.row], failed.error)
+            del asked[failed.row]
+        self._doubted = []
 
     def _keep(self, question: _Question, generation: Generation) -> Generator[Event, None, None]:
         """Store a generation as the answer of its question."""

@@ -110,4 +110,6 @@ class Impatient(H11Protocol):
             self._head = self.loop.call_later(HEAD_SECONDS, self._cut)
 
     def _cut(self) -> None:
+        # It would be lost in a later turn of the loop, until when others would still count it.
+        self.connections.discard(self)
         self.transport.abort()

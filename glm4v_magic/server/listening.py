@@ -21,6 +21,7 @@ from glm4v_magic.session.session import Session
 __all__ = ["Server"]
 
 _BACKLOG = 512  # connections that wait until they are accepted
+_ACCEPTED = 32  # of them in a turn of the loop; one that is cut stays open for some turns more
 _STOP_SECONDS = 3  # that a client has to read the last of its answer when the server stops
 
 
@@ -76,7 +77,7 @@ class Server:
             ws="none",
             lifespan="off",
             loop="asyncio",
-            backlog=_BACKLOG,
+            backlog=_ACCEPTED,
             timeout_keep_alive=IDLE_SECONDS,
             proxy_headers=False,
             server_header=False,
@@ -127,6 +128,11 @@ class _Uvicorn(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, worker: Worker) -> None:
         super().__init__(config)
         self._worker = worker
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for each in sockets or ():  # asyncio has one number for both, and has set it again
+            each.listen(_BACKLOG)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._worker.stop()

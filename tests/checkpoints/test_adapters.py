@@ -396,6 +396,14 @@ def test_half_merged_weights_with_their_configuration(adapter, tmp_path):
     same(resolve(half).load(dtype=torch.float32).model.state_dict(), expected)
 
 
+def thin(folder, part):
+    """Take one part of a layer out of an adapter's weights."""
+    file = folder / "adapter_model.safetensors"
+    kept = {k: v for k, v in load_file(file).items() if f"layers.1.{MODULE}.{part}" not in k}
+    save_file(kept, file)
+
+
+MODULE = "self_attention.query_key_value"
 BROKEN = {
     "no weights": (lambda a: (a / "adapter_model.safetensors").unlink(), "but no adapter_model"),
     "cut short": (
@@ -420,6 +428,11 @@ BROKEN = {
         "trainable_token_indices",
     ),
     "huge ranks": (lambda a: edit(a, rank_pattern={"x": 10**9}), "'rank_pattern.x'"),
+    "no alpha": (lambda a: edit(a, lora_alpha=None), "has null for 'lora_alpha'"),
+    "no finite alpha": (lambda a: edit(a, lora_alpha=float("inf")), "has inf for 'lora_alpha'"),
+    "odd alphas": (lambda a: edit(a, alpha_pattern={"x": float("nan")}), "'alpha_pattern.x'"),
+    "no lora_A": (lambda a: thin(a, "lora_A"), "The adapter has no transformer.encoder.layers.1."),
+    "no lora_B": (lambda a: thin(a, "lora_B"), "layers.1.self_attention.query_key_value.lora_B"),
     "another rank": (lambda a: edit(a, r=2), "[8, 64]) from checkpoint, the shape in current"),
     "other ranks of a layer": (
         lambda a: edit(a, rank_pattern={"layers.2.self_attention.query_key_value": 2}),
@@ -438,6 +451,13 @@ def test_broken_adapters_are_one_line(adapter, how):
         resolve(adapter).require_usable()  # before a model that is there is released
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_values_that_are_not_finite(adapter):
+    file = adapter / "adapter_model.safetensors"
+    save_file({k: v * float("nan") for k, v in load_file(file).items()}, file)
+    with pytest.raises(CheckpointError, match=r"lora_A.* that are not finite"):
+        resolve(adapter).load(dtype=torch.float32)
 
 
 def test_tokens_that_the_base_does_not_have(native, tmp_path):

@@ -291,6 +291,24 @@ def test_the_last_rows_wait_at_no_replica_while_another_has_room(monkeypatch, co
     assert max(each.batches for each in both) == -(-count // 16)
 
 
+def test_a_call_that_ends_as_a_replica_is_lost_leaves_nothing_to_the_next(monkeypatch):
+    import ray
+
+    from glm4v_magic.engines.replicas.engine import ReplicasEngine
+
+    monkeypatch.setattr(ray, "wait", next_news)
+    monkeypatch.setattr(ray, "get", lambda ref, **_: ref())
+    engine = ReplicasEngine(
+        [Seated(0), Seated(1)], EngineInfo("demo", "", 1, None, None, None, None)
+    )
+    requests = [Request(Conversation((Message("user", str(n)),))) for n in range(64)]
+    events = engine.stream(requests)
+    next(events)
+    engine.lose(engine.replicas[0])
+    events.close()
+    assert len(list(engine.stream(requests[:8]))) == 8
+
+
 def test_ray_is_imported_only_if_it_is_asked_for():
     code = (
         "import sys, glm4v_magic.session.session, glm4v_magic.session.replicas\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 
@@ -348,6 +349,33 @@ def test_an_engine_that_fails_twice_in_turn_ends_the_run_and_the_next_goes_on(en
     server.fail = EngineError("Not today.")
     rows = session.map("{{item}}?", ["b", "x", "b"], **GREEDY, fresh=True)
     assert [row.error for row in rows] == ["Not today.", None, "Not today."]
+
+
+class Together(OneByOne):
+    """A server that is asked several at once, and refuses sooner than it answers."""
+
+    batch_size = 4
+
+    def stream(self, requests, at_once=None, withdrawn=()):
+        requests = enumerate(requests)
+        while asked := list(itertools.islice(requests, self.batch_size)):
+            asked.sort(key=lambda each: each[1].conversation.messages[-1].text != "b?")
+            for row, request in asked:
+                if request.conversation.messages[-1].text == "b?":
+                    yield Failed(self.fail, row)
+                    continue
+                for event in self._engine.stream([request]):
+                    yield replace(event, row=row)
+
+
+def test_rows_that_are_refused_while_others_are_answered_are_no_end(engine):
+    session = Session(Together(engine, EngineError("Not this.")))
+    rows = session.map("{{item}}?", [*"abbbaba"], **GREEDY)
+    assert [row.error for row in rows] == [None, *["Not this."] * 3, None, "Not this.", None]
+    seen = []
+    with pytest.raises(EngineError, match=r"Not this\."):
+        follow(session.stream_map("{{item}}?", ["b"] * 20, **GREEDY, fresh=True), row=seen.append)
+    assert len(seen) == 1
 
 
 def test_rows_say_once_that_a_server_sends_no_log_probabilities():

@@ -184,6 +184,28 @@ def test_more_connections_than_may_be_take_the_place_of_slow_ones(server, monkey
         assert dripped(slow[1]) == b""
 
 
+def noted(method, seen):
+    """A method that notes each object it is called on."""
+
+    def call(self):
+        seen.append(self)
+        method(self)
+
+    return call
+
+
+def test_connections_that_come_at_once_each_take_a_place(server, monkeypatch):
+    monkeypatch.setattr(deadlines, "MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(deadlines, "HEAD_SECONDS", 9 * SECONDS)
+    cut = []
+    monkeypatch.setattr(deadlines.Impatient, "_cut", noted(deadlines.Impatient._cut, cut))
+    with contextlib.ExitStack() as open_ones:
+        for _ in range(40):
+            open_ones.enter_context(connected(server, "GET"))
+        until(lambda: len(set(cut)) == 38)
+    assert len(cut) == 38
+
+
 def test_more_connections_than_are_answered(server, monkeypatch, held):
     body = json.dumps(question())
     whole = f"{HEAD}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"

@@ -367,8 +367,8 @@ class _Stream:
 
     def leave(self) -> None:
         """Give up what is still open."""
-        for replica in self._engine.alive:
-            if replica.open:
+        for replica in self._engine.replicas:  # a lost one, too, must not keep rows of this call
+            if replica.open and not replica.facts.lost:
                 replica.actor.withdraw.remote(self._number, list(replica.open))
             replica.open.clear()
             replica.news = None
