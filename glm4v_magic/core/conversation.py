@@ -178,12 +178,14 @@ class Request:
         sampling: sampling options.
         constraint: what the text of the answer must be; ``None`` for any text.
         stop: texts at which the answer ends; they are not part of it.
+        is_kept: whether a chat may go on from it, so that its KV cache is kept beyond its end.
     """
 
     conversation: Conversation
     sampling: Sampling = field(default_factory=Sampling)
     constraint: Constraint | None = None
     stop: tuple[str, ...] = ()
+    is_kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,12 +61,14 @@ class Asked:
         texts: ids of each text, at least one; one may be the beginning of another.
         scoring: how they are scored.
         shared: length of the prefix that the prompt has in common with others, here or waiting.
+        is_kept: whether the KV cache of the prompt is kept, since a chat may go on from it.
     """
 
     prompt: Prompt
     texts: Sequence[Sequence[int]]
     scoring: Scoring
     shared: int = 0
+    is_kept: bool = False
 
 
 class ChoiceScorer:
@@ -90,8 +92,9 @@ class ChoiceScorer:
             asked: the prompts with their texts.
             is_only: whether it is a single one, with nothing beside it and nothing waiting.
         """
+        alone = {at for at, each in enumerate(asked) if is_only or each.is_kept}
         starts, begun = self._prefill.begun(
-            [(each.prompt, each.shared) for each in asked], is_only=is_only
+            [(each.prompt, each.shared) for each in asked], alone, is_only=is_only
         )
         features = self._prefill.features(
             image
@@ -101,20 +104,23 @@ class ChoiceScorer:
         found: list[list[Scored]] = [[] for _ in asked]
         for block, which in begun:
             prompts = [asked[at].prompt for at in which]
-            if is_only:
-                logits = self._prefill.read_alone(block, prompts[0], starts[0], features)
+            if len(which) == 1 and which[0] in alone:
+                logits = self._prefill.read_alone(block, prompts[0], starts[which[0]], features)
             else:
                 logits = self._prefill.read(block, prompts, [starts[at] for at in which], features)
             those = [asked[at] for at in which]
             own = self._prefill.attempt(partial(self._followed, block, logits, those))
             for at, each in zip(which, own, strict=True):
                 found[at] = each
-        if is_only and not self._kept.is_recurrent:
-            ((block, _),) = begun
-            prefix = self._prefill.attempt.spare(partial(block.prefix, asked[0].prompt.keys))
-            if prefix is not None:
-                self._kept.put(prefix)
+            for row in range(len(which)):
+                if which[row] in alone and not self._kept.is_recurrent:
+                    self._keep(block, prompts[row], row)
         return found
+
+    def _keep(self, block: KVBlock, prompt: Prompt, row: int) -> None:
+        prefix = self._prefill.attempt.spare(partial(block.prefix, prompt.keys, row))
+        if prefix is not None:
+            self._kept.put(prefix)
 
     def _followed(
         self, block: KVBlock, logits: Tensor, asked: Sequence[Asked]

@@ -206,8 +206,11 @@ class _Batch:
         """
         rows = [_Row(each) for each in entrants]
         self._only = rows[0] if is_only and len(rows) == 1 and not self._blocks else None
+        alone = {at for at, each in enumerate(entrants) if each.terms.is_kept}
         starts, begun = self._prefill.begun(
-            [(each.prompt, each.shared) for each in entrants], is_only=self._only is not None
+            [(each.prompt, each.shared) for each in entrants],
+            alone,
+            is_only=self._only is not None,
         )
         features = self._prefill.features(
             image
@@ -219,8 +222,8 @@ class _Batch:
             own = [rows[at] for at in which]
             self._blocks.append((block, own))
             prompts = [row.prompt for row in own]
-            if self._only is not None:
-                logits = self._prefill.read_alone(block, prompts[0], starts[0], features)
+            if self._only is not None or (len(which) == 1 and which[0] in alone):
+                logits = self._prefill.read_alone(block, prompts[0], starts[which[0]], features)
             else:
                 logits = self._prefill.read(block, prompts, [starts[at] for at in which], features)
             latest |= self._chosen(own, logits)
@@ -273,12 +276,13 @@ class _Batch:
         Args:
             others: numbers of rows that leave before their end.
         """
+        gone = self._left.union(others)
         for block, rows in self._blocks:
             for at in self._open(rows):
-                if rows[at].has_ended and rows[at].entrant.terms.is_kept:
+                ends = rows[at].has_ended or rows[at].number in gone
+                if ends and rows[at].entrant.terms.is_kept:
                     self._keep(block, at, rows[at])
         rows = [row for _, rows in self._blocks for row in rows]
-        gone = self._left.union(others)
         self._left = {row.number for row in rows if row.has_ended or row.number in gone}
         if self._only is None:
             self._blocks = [(block, rows) for block, rows in self._blocks if self._open(rows)]

@@ -507,7 +507,7 @@ def _choices(
 
 
 def _asked(taken: Sequence[tuple[Row, int]]) -> list[Asked]:
-    return [Asked(row.read, row.texts, row.scoring, shared) for row, shared in taken]
+    return [Asked(row.read, row.texts, row.scoring, shared, row.is_kept) for row, shared in taken]
 
 
 def _looked_ahead(intake: Intake) -> Iterator[Failed]:

@@ -6,7 +6,7 @@ share is prefilled once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -73,13 +73,19 @@ class Prefill:
         self.attempt = Attempts(kept)
 
     def begun(
-        self, prompts: Sequence[tuple[Prompt, int]], *, is_only: bool
+        self,
+        prompts: Sequence[tuple[Prompt, int]],
+        alone: Collection[int] = (),
+        *,
+        is_only: bool,
     ) -> tuple[list[int], list[tuple[KVBlock, list[int]]]]:
         """Put the cached prefixes of prompts into blocks of rows that are prefilled together.
 
         Args:
             prompts: each prompt, and the length of the prefix that it has in common with others,
                 entering or waiting.
+            alone: indices of those whose states are kept on the way, where the model has states:
+                each is in a block of its own.
             is_only: whether it is a single one and no others are waiting: its KV cache will replace
                 the kept one that it continues.
 
@@ -94,7 +100,7 @@ class Prefill:
         device = prompts[0][0].ids.device
         blocks = [
             (self._block([prefixes[at] for at in part], device), part)
-            for part in self._together(prefixes, rests)
+            for part in self._together(prefixes, rests, alone)
         ]
         return starts, blocks
 
@@ -104,7 +110,10 @@ class Prefill:
         return self.attempt(partial(KVBlock.of_prefixes, self._model, prefixes, device))
 
     def _together(
-        self, prefixes: Sequence[tuple[KeptPrefix | None, int]], rests: Sequence[int]
+        self,
+        prefixes: Sequence[tuple[KeptPrefix | None, int]],
+        rests: Sequence[int],
+        alone: Collection[int],
     ) -> list[list[int]]:
         """Return groups of rows (indices) to prefill in one forward each."""
         if not self._kept.is_recurrent:
@@ -113,8 +122,10 @@ class Prefill:
         # not.
         groups: dict[tuple[int, int], list[int]] = {}
         for at, ((found, _), rest) in enumerate(zip(prefixes, rests, strict=True)):
+            if at in alone:
+                continue
             groups.setdefault((0, 0) if found is None else (id(found), rest), []).append(at)
-        return [
+        return [[at] for at in sorted(alone)] + [
             [group[at] for at in part]
             for group in groups.values()
             for part in alike([rests[at] for at in group])

@@ -63,6 +63,7 @@ class Row:
     Attributes:
         number, request, encoded, prompt: as given.
         limit: maximum number of generated tokens.
+        is_kept: whether its KV cache is kept, since a chat may go on from it.
         transcript: what it has generated.
         since: time in seconds at which it was begun; ``None`` while it waits.
 
@@ -98,7 +99,7 @@ class Row:
         self._probabilities: dict[str, float] = {}
         self._seed = _seed(request.sampling) if self._config.do_sample else None
         self._gpus = settings.gpus
-        self._logprobs = request.sampling.logprobs
+        self._logprobs, self.is_kept = request.sampling.logprobs, request.is_kept
         self._vocabulary = settings.vocabulary
         self._chosen: list[Chosen] = []
         self._told = self._length = 0  # tokens and characters of the pieces so far
@@ -128,8 +129,8 @@ class Row:
         form = self._form
         sampler = TokenSampler(self._config, self._seed, device, form.guide, form.budget)
         ends = frozenset(form.thinking_ends or self._config.eos_token_id)
-        limit, is_kept = self._config.max_new_tokens, bool(form.thinking_ends)
-        return RowTerms(limit, ends, sampler, self._logprobs, is_kept)
+        is_kept = self.is_kept or bool(form.thinking_ends)
+        return RowTerms(self._config.max_new_tokens, ends, sampler, self._logprobs, is_kept)
 
     @property
     def texts(self) -> tuple[tuple[int, ...], ...]:

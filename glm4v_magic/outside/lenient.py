@@ -37,6 +37,7 @@ OR_NO_ENTRIES = _or(dict)
 """A value of the wrong type becomes an empty dictionary."""
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Count = Annotated[Annotated[int, Field(strict=True, ge=0)] | None, OR_NONE]
+Count = Annotated[Annotated[int, Field(strict=True, ge=0, lt=2**53)] | None, OR_NONE]
+"""Numbers that JSON carries without loss: beyond them a count is none, and no table holds it."""
 Words = Annotated[Annotated[str, StringConstraints(strict=True)] | None, OR_NONE]
 Flag = Annotated[Annotated[bool, Field(strict=True)] | None, OR_NONE]

@@ -92,6 +92,7 @@ def read_question(
         _sampling(asked, given),
         _constraint(asked),
         tuple(asked.stop),
+        is_kept=True,
     )
     refuse_thinking(request, model, thinks, efforts)
     refuse_too_many(request.conversation, model, max_images)

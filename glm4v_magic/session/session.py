@@ -838,7 +838,7 @@ class Session:
         seen = engine.seen(call.request) if media else ()
         yield Started(engine.info, media, conversation.partial, seen)
         try:
-            generation = yield from generated(engine, call.request)
+            generation = yield from generated(engine, replace(call.request, is_kept=True))
         except GenerationInterrupted as stopped:
             stopped.answer = self._last = answer_of(call, stopped.generation, engine.info)
             if call.keeps_partial:

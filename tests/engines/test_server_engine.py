@@ -423,7 +423,15 @@ class TestWhatComesBack:
         assert counts(session.ask("Q?", photo)) == (12, 18, 4)
 
     @pytest.mark.parametrize(
-        "usage", [None, {}, {"prompt_tokens": -1, "completion_tokens": "4"}, [], "x"]
+        "usage",
+        [
+            None,
+            {},
+            {"prompt_tokens": -1, "completion_tokens": "4"},
+            {"prompt_tokens": 2**63, "completion_tokens": 10**30},
+            [],
+            "x",
+        ],
     )
     def test_usage_that_is_not_told_is_not_invented(self, session, server, usage):
         server.answer(CHAT, stream(piece("A"), piece("B"), {**END, "usage": usage}))
