@@ -80,12 +80,14 @@ def units(checkpoint):
     return [unit.modules for unit in checkpoint.architecture.shape().units]
 
 
-@few_or_all(glm5=False)
+@pytest.mark.parametrize(
+    ("kind", "every"),
+    [("glm46v", False), *(pytest.param(kind, True, marks=NIGHTLY) for kind in KINDS)],
+)
 def test_a_split_at_a_border_of_units(native, references, kind, every):
     checkpoint = resolve(native(kind))
     parts = units(checkpoint)
-    ends = (1, len(parts) - 1) if kind == "glm46v" else ()
-    for border in range(1, len(parts)) if every else (len(parts) // 2, *ends):
+    for border in range(1, len(parts)) if every else (1, len(parts) // 2, len(parts) - 1):
         places = {name: int(at >= border) for at, names in enumerate(parts) for name in names}
         check(checkpoint, places, 2, references(kind))
 

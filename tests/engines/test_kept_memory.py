@@ -57,7 +57,10 @@ def test_a_follow_up_takes_no_more_than_the_first_question(on_gpu):
     assert peak(gpus) <= of_first
 
 
-@pytest.mark.parametrize("kind", ["glm46v", "glm4v_moe", "glm_ocr", "glm5_next"])
+@pytest.mark.parametrize(
+    "kind",
+    ["glm46v", "glm4v_moe", "glm_ocr", pytest.param("glm5_next", marks=pytest.mark.nightly)],
+)
 def test_nor_do_later_ones_of_native_models(native, kind):
     """Each follow-up has a prompt that is longer by far less than the first."""
     with VirtualGPUs([CAPACITY]) as gpus:
