@@ -36,7 +36,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from glm4v_magic.core.remarks import PYTHON, Remark, remark, worded
 
@@ -218,9 +218,20 @@ class OutOfMemoryError(Glm4vError):
 
 
 class EngineError(Glm4vError):
-    """The engine, or the server behind it, failed."""
+    """The engine, or the server behind it, failed.
+
+    Attributes:
+        reach: ``"request"`` if others may be answered all the same, ``"all"`` if none will be, and
+            ``"unknown"`` if the others have to be heard.
+    """
 
     code = "engine"
+    reach: Literal["request", "unknown", "all"] = "unknown"
+
+    def of_request(self) -> EngineError:
+        """Return this error as that of one request alone."""
+        self.reach = "request"
+        return self
 
 
 class FormatError(Glm4vError):

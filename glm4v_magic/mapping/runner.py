@@ -136,8 +136,9 @@ def run(
 
     Raises:
         MapInterrupted: on an interrupt.
-        EngineError: if the model fails for two rows in turn, and answers none of those that it had
-            been asked by then; otherwise it is its row's error.
+        EngineError: if a server refuses the key, or the model fails for two rows in turn and
+            answers none of those that it had been asked by then. Otherwise it is its row's error,
+            as is what a server refuses of one row.
         OptionError: if the schema refers to what is not in it.
     """
     running = _Run(rows, job, opening, store, items)
@@ -339,13 +340,16 @@ class _Run:
                 self._size = len(together) // 2
                 return
             failed = together[0]
-        elif isinstance(error, EngineError):  # a server that refuses this row, or is gone
-            if self._engine_failed:
-                raise error
-            self._engine_failed = True
-        else:
+        elif not isinstance(error, EngineError) or self._is_doubtful(error):
             raise error
         yield self._failed(asked.pop(failed), error)
+
+    def _is_doubtful(self, error: EngineError) -> bool:
+        """Tell whether the engine may be gone: it failed for the row before, too, or for all."""
+        if error.reach == "request":
+            return False
+        failed, self._engine_failed = self._engine_failed, True
+        return failed or error.reach == "all"
 
     def _requests(self, asked: dict[int, _Question]) -> Iterator[Request]:
         """Yield the requests of all questions; each question is added to `asked` by its number."""
@@ -405,12 +409,13 @@ class _Run:
         self, failed: Failed, asked: dict[int, _Question]
     ) -> Generator[Event, None, None]:
         """Finish the row of a request that cannot be answered."""
-        if isinstance(failed.error, EngineError):  # a server that refuses this row, or is gone
-            if self._engine_failed:
-                # Refusals come sooner than answers: those that are being given tell which it is.
-                self._doubted.append(failed)
-                return
-            self._engine_failed = True
+        error = failed.error
+        if isinstance(error, EngineError) and self._is_doubtful(error):
+            if error.reach == "all":
+                raise error
+            # Refusals come sooner than answers: those that are being given tell which it is.
+            self._doubted.append(failed)
+            return
         yield self._failed(asked[failed.row], failed.error)
         del asked[failed.row]
 

@@ -563,8 +563,9 @@ class Session:
             InputError: if the items or options cannot be used, or the prompt fails for every row.
             MapInterrupted: on an interrupt; its `result` holds the rows that are done.
             CheckpointError, PlacementError: if the model has to be loaded and cannot be.
-            EngineError: if a server fails for two rows in turn; the same call then goes on where
-                it stopped, and what is done is the `result` of the latest `Progress`.
+            EngineError: if a server refuses the key, or fails for two rows in turn and for all that
+                are being answered then. The same call goes on where it stopped, and what is done is
+                the `result` of the latest `Progress`.
             SaveError: if rows cannot be written any more; likewise.
             BusyError: if another call is running.
         """

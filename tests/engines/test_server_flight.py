@@ -127,6 +127,25 @@ def test_a_connection_that_always_breaks_is_given_up_soon(server, engine, patien
     assert hall.asked["Q"] == 4
 
 
+@pytest.mark.parametrize(
+    ("refusal", "reach"),
+    [
+        (response(status="400 Bad Request"), "request"),
+        (response(status="413 Content Too Large"), "request"),
+        (response(status="422 Unprocessable Entity"), "request"),
+        (response(status="401 Unauthorized"), "all"),
+        (response(status="500 Internal Server Error"), "unknown"),
+        (stream(piece("A", "content_filter")), "request"),
+        (stream(piece("A"), {"error": {"message": "No.", "code": 400}}), "request"),
+        (stream(piece("A"), {"error": {"message": "No.", "code": 500}}), "unknown"),
+    ],
+)
+def test_an_error_tells_whether_others_may_be_answered(server, engine, refusal, reach):
+    server.answer(CHAT, refusal)
+    (error,) = answers(engine, asking("Q"))
+    assert error.reach == reach
+
+
 def test_less_is_in_flight_after_a_refusal_and_more_after_answers():
     allowance = patience.Allowance(16)
     allowance.refused(1e9)

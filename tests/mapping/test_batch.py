@@ -378,6 +378,56 @@ def test_rows_that_are_refused_while_others_are_answered_are_no_end(engine):
     assert len(seen) == 1
 
 
+class ManyAtOnce(OneByOne):
+    """A server that refuses at once what `refusal` says, and answers only what it has all of."""
+
+    def stream(self, requests, at_once=None, withdrawn=()):
+        rest, row, is_more = iter(requests), 0, True
+        while is_more:
+            held = []
+            while len(held) < at_once:
+                request = next(rest, "end")
+                if request == "end":
+                    is_more = False
+                    break
+                error = self.fail(request.conversation.messages[-1].text)
+                if error is None:
+                    held.append((row, request))
+                else:
+                    yield Failed(error, row)
+                row += 1
+            for number, request in held:
+                for event in self._engine.stream([request]):
+                    yield replace(event, row=number)
+
+
+def refused(reach, *texts):
+    def fail(text):
+        if text not in texts:
+            return None
+        error = EngineError(f"Not {text}")
+        error.reach = reach
+        return error
+
+    return fail
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("reach", ["request", "unknown"])
+def test_refusals_that_come_before_answers_end_no_run(engine, reach, batch_size):
+    texts = ("b", "c") if reach == "request" or batch_size > 1 else ("b", "d")
+    session = Session(ManyAtOnce(engine, refused(reach, *texts)))
+    rows = session.map("{{item}}", list("abcdefg"), batch_size=batch_size, **GREEDY)
+    assert [row.item for row in rows if row.error] == list(texts)
+    assert all(row.text for row in rows if not row.error)
+
+
+def test_a_refused_key_ends_the_run_at_once(engine):
+    session = Session(ManyAtOnce(engine, refused("all", "b")))
+    with pytest.raises(EngineError, match="Not b"):
+        session.map("{{item}}", list("abcdefg"), batch_size=4, **GREEDY)
+
+
 def test_rows_say_once_that_a_server_sends_no_log_probabilities():
     with scripted_server() as server:
         server.answer(MODELS, models("m"))

@@ -22,6 +22,7 @@ from glm4v_magic.engines.server.replies import error_message
 __all__ = [
     "KEY_WANTED",
     "LONGEST_MESSAGE",
+    "OF_REQUEST",
     "REPLY_SECONDS",
     "BrokenError",
     "Connection",
@@ -34,6 +35,14 @@ LONGEST_MESSAGE = 300
 """Maximum number of characters that are quoted of a server's message."""
 
 KEY_WANTED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
+
+OF_REQUEST = (
+    httpx.codes.BAD_REQUEST,
+    httpx.codes.REQUEST_ENTITY_TOO_LARGE,
+    httpx.codes.UNPROCESSABLE_ENTITY,
+)
+"""Statuses of a request that is refused for what it holds; others may be answered."""
+
 REPLY_SECONDS = 30.0
 """Longest time in seconds for a reply that is not an answer: a list of models, or a refusal."""
 
@@ -63,6 +72,10 @@ class StatusError(EngineError):
     def __init__(self, status: int, what: str, hint: str = "", *, code: str = "") -> None:
         super().__init__(what, hint, code=code)
         self.status = status
+        if status in OF_REQUEST:
+            self.reach = "request"
+        elif status == httpx.codes.UNAUTHORIZED:
+            self.reach = "all"
         self.wait: float | None = None
 
 

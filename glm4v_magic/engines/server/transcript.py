@@ -19,10 +19,16 @@ from glm4v_magic.core.errors import EngineError
 from glm4v_magic.core.events import Thinking
 from glm4v_magic.core.wording import counted
 from glm4v_magic.engines.parts import AnswerParts
-from glm4v_magic.engines.server.connection import Connection
+from glm4v_magic.engines.server.connection import OF_REQUEST, Connection
 from glm4v_magic.engines.server.dialogue import Manners
 from glm4v_magic.engines.server.logprobs import TokenCollector
-from glm4v_magic.engines.server.replies import Chunk, Delta, TokenCounts, error_message
+from glm4v_magic.engines.server.replies import (
+    Chunk,
+    Delta,
+    TokenCounts,
+    error_code,
+    error_message,
+)
 from glm4v_magic.engines.thinking import Told
 
 __all__ = ["Transcript"]
@@ -117,10 +123,11 @@ class Transcript:
             ) from None
         if chunk.error:
             said = self._connection.said(error_message(data)).rstrip(".")
-            raise EngineError(
+            error = EngineError(
                 f"{self._connection.url} stopped with an error: {said or 'it does not say which'}.",
                 "Its log may tell more.",
             )
+            raise error.of_request() if error_code(data) in OF_REQUEST else error
         return chunk
 
     def _think(self, piece: str | None) -> list[Told]:
@@ -161,9 +168,10 @@ class Transcript:
                 "Its log may tell more; ask again.",
             )
         if self._finish in _NO_ANSWER:
-            raise EngineError(
+            error = EngineError(
                 f"{self._connection.url} {_NO_ANSWER[self._finish]} ({self._finish})."
             )
+            raise error.of_request() if self._finish == "content_filter" else error
         if not self._parts.has_text:
             self._refuse_silence()
         return "length" if self._finish == "length" else "stop"
@@ -172,13 +180,14 @@ class Transcript:
         """Raise EngineError if the server has sent something else in place of text."""
         said = self._connection.said
         if self._refusal:
-            raise EngineError(f"{self._connection.url} refuses to answer: {said(self._refusal)}")
+            what = f"{self._connection.url} refuses to answer: {said(self._refusal)}"
+            raise EngineError(what).of_request()
         if self._tools or self._finish in ("tool_calls", "function_call"):
             names = f" ({said(', '.join(filter(None, self._tools)))})" if any(self._tools) else ""
             raise EngineError(
                 f"{self._connection.url} calls a tool{names} in place of an answer.",
                 "None was offered: start the server without tools.",
-            )
+            ).of_request()
 
     def generation(self, ending: FinishReason) -> Generation:
         """Return the generation so far."""
