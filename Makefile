@@ -108,7 +108,7 @@ bench: $(INSTALLED) docs
 	$(BIN)/python benchmarks/batch.py --runs 2
 	$(BIN)/python benchmarks/follow_up.py --runs 1 --tokens 4
 	$(BIN)/python benchmarks/follow_up.py --runs 1 --tokens 4 --rows 32 --visual-tokens 402
-	$(BIN)/python benchmarks/refill.py --runs 1 --rows 16
+	$(BIN)/python benchmarks/refill.py --runs 1 --rows 32
 	$(BIN)/python benchmarks/serve.py --rounds 1 --tokens 16
 	$(BIN)/python benchmarks/over_server.py
 	$(BIN)/python benchmarks/monitor.py --runs 3 --answers 5 --tokens 100

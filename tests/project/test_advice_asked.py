@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from clips import write_clip
 from image_server import Server
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from scripted_engine import ScriptedEngine
 from scripted_server import CHAT, END, MODELS, models, piece, scripted_server, stream
 from served import ask as ask_server
 from served import question, send, serving, uri
@@ -129,6 +131,41 @@ def test_questions(tiny):
     tiny.ask("What?", images=[SQUARE], choices=["red", "blue"], temperature=0)
     refused("Ask the next question.", lambda: tiny.carry_on())
     assert tiny.ask("And?", follow_up=True, **GREEDY).usage.new_tokens
+
+
+AGAIN = "Ask again, and inspect that answer."
+BY_ITSELF = "Ask the question by itself, and inspect that answer."
+OCCLUSION = "Ask for the occlusion instead, which needs none."
+OF_A_SERVER = "Ask with log-probabilities, or load the model in this process."
+
+
+@takes(
+    AGAIN, BY_ITSELF, OCCLUSION, OF_A_SERVER, "Load it without replicas.", "Ask the question again."
+)
+def test_looking_into_a_model(tmp_path, monkeypatch):
+    session = Session().load("demo")
+    answer = session.ask("What?", SQUARE, max_tokens=2)
+    refused(AGAIN, replace(answer, finish_reason="interrupted").inspect)
+    (row,) = session.map("What?", [SQUARE], max_tokens=2)
+    refused(BY_ITSELF, row.answer.inspect)
+    look = answer.inspect()
+    info = replace(session.engine.info, quantize="4bit")
+    with monkeypatch.context() as patched:
+        patched.setattr(type(session.engine), "info", info)
+        refused(OCCLUSION, lambda: look.gradient(0))
+        assert look.occlusion_of(0, [(0, 0, 9, 9)]).values.shape == (1,)
+    session.import_chat(session.export_chat(tmp_path / "chat.json"), "read")
+    refused("Ask the question again.", lambda: session.inspect("read"))
+    session.ask("What?", chat="read", max_tokens=2)
+    assert session.inspect("read").tokens
+    for server, advice in ((None, "Load it without replicas."), ("http://x/v1", OF_A_SERVER)):
+        engine = ScriptedEngine()
+        engine.info = replace(engine.info, server=server)
+        elsewhere = Session(engine)
+        refused(advice, elsewhere.ask("What?").inspect)
+    session.unload()
+    refused(AGAIN, answer.inspect)
+    assert session.ask("What?", SQUARE, max_tokens=2).inspect().tokens
 
 
 @takes(SIDE_BY_SIDE)

@@ -40,6 +40,7 @@ from glm4v_magic.notebook.settings import Glm4v
 from glm4v_magic.notebook.web_planner import WebPlanner, models_json
 from glm4v_magic.planning.plan import plan
 from glm4v_magic.server.command import parser as server_parser
+from glm4v_magic.session.session import Session
 
 pytest.importorskip("mkdocs")
 
@@ -186,6 +187,17 @@ def test_an_example_in_python_prints_a_plan(page, capsys):
     (example,) = (block for block in blocks if "plan" in block)
     exec(example.replace("GLM-4V-9B", "demo"), {})
     assert re.search(r"^cuda:0 GPU .* vision", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_the_example_of_forms_is_answered(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (example,) = (block for block in blocks if "choices=" in block)
+    for name in ("shapes.png", "coin.png"):
+        shutil.copy(NOTEBOOKS / "shapes.png", tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    exec(example, {"session": Session().load("demo")})
+    assert re.search(r"^(red|blue)\Z", capsys.readouterr().out.strip(), re.MULTILINE)
 
 
 def test_the_download_that_is_recommended_brings_what_is_read():

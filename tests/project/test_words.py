@@ -50,7 +50,6 @@ EXCEPTIONS = {
     ("glm4v_magic/calls/boxes.py", "图片"): "likewise",
     ("tests/calls/test_boxes.py", "picture"): "what models say",
     ("tests/calls/test_boxes.py", "图片"): "likewise",
-    ("notebooks/01_quickstart.ipynb", "picture"): "a prompt of the demo model, as it was trained",
     ("tests/project/test_training_scenes.py", "picture"): "phrases of the training",
     ("tests/remote_code/test_patch.py", "picture"): "code of the stand-in for the published model",
     ("tests/standins/eva2clip/modeling_chatglm.py", "picture"): "stands in for published code",
