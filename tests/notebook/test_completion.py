@@ -274,11 +274,11 @@ config = Config()
 config.HistoryManager.enabled = False
 shell = InteractiveShell.instance(config=config)
 shell.run_line_magic("load_ext", "glm4v_magic")
-before = time.perf_counter()
+before = time.process_time()
 with provisionalcompleter():
     for line in ("%glm4v ", "%glm4v load --", "%%glm4v ", "x = %glm4v ask sh"):
         print(len(list(shell.Completer.completions(line, len(line)))) > 0)
-print(time.perf_counter() - before)
+print(time.process_time() - before)
 heavy = {"torch", "numpy", "PIL", "glm4v_magic.notebook.commands", "glm4v_magic.session"}
 print("heavy:", *heavy & {*sys.modules})
 """
@@ -297,4 +297,5 @@ def test_the_first_tab_waits_for_nothing(tmp_path):
     *offered, seconds, imported = done.stdout.splitlines()
     assert offered == ["True"] * 4
     assert imported == "heavy:"
-    assert float(seconds) < 5  # some 0.05 on a machine with nothing else to do
+    # Of the processor, for others may keep it busy: under 0.1 s a line, the imports included.
+    assert float(seconds) < 0.4
