@@ -107,22 +107,44 @@ def test_there_are_few_stops_of_the_keyboard(page):
 
 
 @pytest.mark.parametrize("number", [LOADED, MEMORY, TOOL])
-def test_a_reader_of_the_screen_finds_nothing_serious(page, number):
+@pytest.mark.parametrize("theme", ["JupyterLab Dark", "JupyterLab Light"])
+def test_a_reader_of_the_screen_finds_nothing_serious(page, theme, number):
+    lab.command(page, "apputils:change-theme", theme=theme)
+    light = str(theme == "JupyterLab Light").lower()
+    page.wait_for_selector(f'body[data-jp-theme-light="{light}"]', state="attached")
+    assert serious(page, number) == []
+
+
+def test_nor_where_something_wrong_is_typed(page):
+    tool = lab.cell(page, TOOL)
+    gpus = tool.get_by_label("GPUs")
+    for typed, said in (("4xnothing", "nothing"), ("4x16GiB", "Fits")):
+        gpus.fill(typed)
+        gpus.press("Enter")
+        expect(tool.locator(".glm4v-devices").first).to_contain_text(said, timeout=1000 * SECONDS)
+        assert serious(page, TOOL) == []
+
+
+def serious(page, number: int) -> list[tuple[str, list[str]]]:
+    """Return what axe finds in the output of a cell: the rule, and the elements."""
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright", reason="axe is not installed"
     )
+    lab.cell(page, number).scroll_into_view_if_needed()
     page.evaluate(
-        """number => document.querySelectorAll('.jp-Notebook .jp-CodeCell')[number]
-            .querySelector('.jp-OutputArea').setAttribute('data-axe', number)""",
+        """number => {
+            document.body.style.overflow = 'visible';  // JupyterLab's body has no height
+            document.querySelectorAll('.jp-Notebook .jp-CodeCell')[number]
+                .querySelector('.jp-OutputArea').setAttribute('data-axe', number);
+        }""",
         number,
     )
     found = axe.Axe().run(page, context=f'[data-axe="{number}"]').response["violations"]
-    serious = [
+    return [
         (each["id"], [node["html"][:200] for node in each["nodes"]])
         for each in found
         if each["impact"] in ("serious", "critical")
     ]
-    assert serious == []
 
 
 def test_what_works_lights_up(page):
