@@ -117,15 +117,17 @@ def _modelscope_roots() -> Iterator[Path]:
         yield root
 
 
-def not_found(text: str) -> CheckpointError:
+def not_found(text: str, kind: str = "checkpoint") -> CheckpointError:
     """Return the error that says where a checkpoint was looked for, and what may be meant."""
     folder = expanded(text)
-    what = f"There is no checkpoint {text!r}: no such folder, and not in the hub cache."
+    what = f"There is no {kind} {text!r}: no such folder, and not in the hub cache."
     if is_address_without_scheme(text):
         return CheckpointError(what, "The address of a server begins with http://.")
     parent = folder.parent
     near = parent.iterdir() if is_there(parent) and parent.is_dir() else ()
     siblings = [path.name for path in near if path.is_dir()]
+    if kind != "checkpoint":  # the demos are none
+        return CheckpointError(what, did_you_mean(folder.name, siblings))
     similar = did_you_mean(folder.name, [*siblings, *DEMOS])
     hint = similar or "Give a folder, the id of a downloaded repository, or 'demo'."
     return CheckpointError(what, hint)

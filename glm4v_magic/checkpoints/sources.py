@@ -147,7 +147,7 @@ def _only(place: Place) -> Path:
     from glm4v_magic.checkpoints.adapters import holds_adapter
 
     if not place.folders:
-        raise not_found(place.text)
+        raise not_found(place.text, "adapter")
     for folder in place.folders:
         if holds_adapter(folder):
             return folder

@@ -117,9 +117,14 @@ def size_in(text: str) -> int | None:
 
 def _of_dict(key: object, size: object) -> object:
     count = size_in(size) if isinstance(size, str) else _whole(size)
+    fault = ""
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        count, fault = 0, "which is not a size"
+    elif isinstance(size, str) and 0 < count < _LEAST:
+        fault = "which is less than any model needs"
+    if fault:
         raise OptionError(
-            f"max_memory has {size!r:.60} for {key!r:.60}, which is not a size.",
+            f"max_memory has {size!r:.60} for {key!r:.60}, {fault}.",
             'A size is a text such as "10GiB", or a whole number of bytes.',
             option="max_memory",
         )

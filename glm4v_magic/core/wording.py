@@ -36,8 +36,9 @@ def clock(seconds: float) -> str:
 
 
 # C0 and C1 controls without tab and newline: ESC starts the sequences that move a terminal's
-# cursor, rename its window or hide text.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# cursor, rename its window or hide text. Overrides and isolates of the writing direction turn
+# round what stands behind them; letters written from right to left need none.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:

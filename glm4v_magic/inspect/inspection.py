@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from glm4v_magic.core.conversation import Answer, Origin
 from glm4v_magic.core.errors import ConversationError, EngineError, OptionError
 from glm4v_magic.core.image import SourcedImage
 from glm4v_magic.core.tokens import Alternative, Token
+from glm4v_magic.core.wording import brief, printable
 from glm4v_magic.engines.decoding import Chosen, with_logprobs
 from glm4v_magic.engines.local import LocalEngine
 from glm4v_magic.engines.token_places import placed, spelled
@@ -156,6 +158,10 @@ class Inspection:
         self._answer, self._origin = answer, origin
         self._encoded: Encoded | None = None
 
+    def __repr__(self) -> str:
+        text = brief(self._answer.text)
+        return f"Inspection of {text} by {printable(self._answer.model)}"
+
     @property
     def answer(self) -> Answer:
         """The answer, with its tokens."""
@@ -176,6 +182,11 @@ class Inspection:
             EngineError: if the model is no longer loaded.
             BusyError: if another call is running in the session.
         """
+        if self._origin.lend is nullcontext:
+            raise EngineError(
+                "This is a copy of an answer, which does not know the model that gave it.",
+                "Ask again, and inspect that answer.",
+            )
         with self._origin.lend() as engine:
             yield _local(engine, self._answer.model)
 
@@ -370,9 +381,18 @@ class Inspection:
             image: as in `occlusion`.
         """
         width, height = self._source(image).original_size
-        found = [tuple(map(float, box)) for box in boxes]
+        try:
+            found = [tuple(map(float, box)) for box in boxes]
+        except (TypeError, ValueError, OverflowError):
+            raise OptionError(
+                f"boxes is a list with left, top, right and bottom of each, not {brief(boxes)}."
+            ) from None
         for box in found:
-            if len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
+            if (
+                len(box) != 4
+                or not all(map(isfinite, box))
+                or not (box[0] < box[2] and box[1] < box[3])
+            ):
                 raise OptionError(f"A box is left, top, right and bottom in pixels, not {box}.")
             if box[0] >= width or box[1] >= height or box[2] <= 0 or box[3] <= 0:
                 raise OptionError(
@@ -419,7 +439,7 @@ class Inspection:
 def _local(engine: Any, model: str) -> LocalEngine:
     if engine is None:
         raise EngineError(
-            f"{model}, which gave this answer, is no longer loaded.",
+            f"{model}, which gave this answer, is no longer loaded, or was loaded anew.",
             "Ask again, and inspect that answer.",
         )
     if engine.info.server is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import socket
 from importlib.metadata import version
@@ -13,6 +14,7 @@ import uvicorn
 from uvicorn.config import LOGGING_CONFIG
 
 from glm4v_magic.core.errors import OptionError, reason
+from glm4v_magic.core.wording import printable
 from glm4v_magic.server.app import application
 from glm4v_magic.server.deadlines import IDLE_SECONDS, Impatient
 from glm4v_magic.server.worker import Worker
@@ -140,6 +142,10 @@ class _Uvicorn(uvicorn.Server):
 
 
 def _unusable(host: str, port: int, error: Exception) -> OptionError:
+    if isinstance(error, socket.gaierror) or getattr(error, "errno", 0) == errno.EADDRNOTAVAIL:
+        return OptionError(
+            f"{printable(host)} is not an address of this machine; 0.0.0.0 stands for all of them."
+        )
     return OptionError(
         f"Port {port} of {host} cannot be used: {reason(error)}.", code="port_not_usable"
     )

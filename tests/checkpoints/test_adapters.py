@@ -453,6 +453,12 @@ def test_broken_adapters_are_one_line(adapter, how):
     assert "\n" not in str(caught.value)
 
 
+def test_an_adapter_that_is_not_there():
+    with pytest.raises(CheckpointError, match="There is no adapter '/nope'") as caught:
+        resolve(golden.CHECKPOINT, lora="/nope")
+    assert "demo" not in str(caught.value)
+
+
 def test_values_that_are_not_finite(adapter):
     file = adapter / "adapter_model.safetensors"
     save_file({k: v * float("nan") for k, v in load_file(file).items()}, file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from glm4v_magic.core.wording import one_unit, sized
+from glm4v_magic.core.wording import one_unit, printable, sized
 
 GIB = 2**30
 
@@ -28,3 +28,7 @@ def test_sizes_beside_each_other_have_one_unit():
     assert one_unit(15 * GIB, 26 * GIB) == ["15.00", "26.00 GiB"]
     assert one_unit(2**20, 26 * GIB) == ["0.00", "26.00 GiB"]
     assert one_unit(3 * 2**20, 2**20) == ["3.00", "1.00 MiB"]
+
+
+def test_text_cannot_turn_round_what_stands_behind_it():
+    assert printable("a\u202eb\u2066c\x1b[2J שלום") == "abc[2J שלום"

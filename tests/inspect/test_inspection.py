@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
 import shutil
 
@@ -329,6 +330,10 @@ def test_places_that_do_not_exist(look):
         look.occlusion_of(1, [(300, 0, 310, 9)])
     with pytest.raises(OptionError, match="A box is left, top, right and bottom"):
         look.occlusion_of(1, [(9, 0, 3, 9)])
+    for odd in ([(0, 0, math.inf, 9)], [("a", 0, 9, 9)], (0, 0, 9, 9), None, [(10**400, 0, 9, 9)]):
+        with pytest.raises(OptionError, match="left, top, right and bottom"):
+            look.occlusion_of(1, odd)
+    assert repr(look) == f"Inspection of {look.answer.text!r} by demo"
     with pytest.raises(OptionError, match="k is 0"):
         look.lens(0)
     with pytest.raises(OptionError, match="no row 4, column 0"):
@@ -341,7 +346,7 @@ def test_answers_that_cannot_be_looked_into(session, answer, tmp_path):
     with pytest.raises(ConversationError, match="was interrupted"):
         replace(answer, finish_reason="interrupted").inspect()
     for other in (pickle.loads(pickle.dumps(answer)), copy.deepcopy(answer)):
-        with pytest.raises(EngineError, match="demo, which gave this answer, is no longer loaded"):
+        with pytest.raises(EngineError, match="a copy of an answer"):
             other.inspect()
     (row,) = session.map("What is it?", [drawn()])
     with pytest.raises(ConversationError, match="is a row of a map"):
@@ -369,7 +374,7 @@ def test_a_model_that_was_unloaded_and_one_in_use():
     assert len(look.tokens) == 7
     session.unload()
     session.load("demo")
-    with pytest.raises(EngineError, match="no longer loaded"):
+    with pytest.raises(EngineError, match="no longer loaded, or was loaded anew"):
         look.attention(1)
     with pytest.raises(EngineError, match="no longer loaded"):
         answer.inspect()

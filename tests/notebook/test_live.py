@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from IPython.utils.capture import capture_output
 
@@ -10,6 +12,7 @@ from glm4v_magic.core.events import RowDone
 from glm4v_magic.core.rows import AnsweredRow, Progress
 from glm4v_magic.notebook.live.board import NotebookBoard
 from glm4v_magic.notebook.live.output import Head
+from glm4v_magic.notebook.live.screen import NotebookScreen
 
 
 def done(*indices):
@@ -54,3 +57,18 @@ def test_an_interrupt_while_the_head_is_drawn_comes_after_it(shell, interrupt, m
     *_, last = captured.outputs
     assert ("done" if at == "finish" else "stopped") in last.data["text/html"]
     assert len({str(output.transient) for output in captured.outputs}) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(KeyboardInterrupt, "Ray is still starting"), (RuntimeError, "Nothing was loaded.")],
+)
+def test_a_load_that_is_refused_leaves_no_word_of_a_start(shell, error, said):
+    screen = NotebookScreen("demo")
+    with capture_output() as captured, contextlib.suppress(error):
+        try:
+            screen.starting("Ray")
+            raise error
+        finally:
+            screen.close()
+    assert captured.outputs[-1].data["text/plain"].startswith(said)

@@ -239,6 +239,7 @@ def test_host_memory_of_accelerates_dict_is_a_limit():
         ({"max_memory": {5: "1GiB"}}, "names GPU 5, which is not there"),
         ({"max_memory": {"disk": "1GiB"}}, "disk, which is not supported"),
         ({"max_memory": {0: "nan"}}, "'nan' for 0, which is not a size"),
+        ({"max_memory": {"cpu": "1KiB"}}, "'1KiB' for 'cpu', which is less than any model needs"),
         ({"max_memory": {0: -1}}, "-1 for 0, which is not a size"),
         ({"max_memory": {"gpu": 1}}, "'gpu', which is not a device"),
         ({"max_memory": float("nan")}, "max_memory is nan, but must be"),

@@ -164,7 +164,7 @@ class Transcript:
         if self._finish is None and not self.done:
             raise EngineError(
                 f"{self._connection.url} ended the stream in the middle of the answer"
-                f" (after {len(self._times)} pieces).",
+                f" (after {counted(len(self._times), 'piece')}).",
                 "Its log may tell more; ask again.",
             )
         if self._finish in _NO_ANSWER:

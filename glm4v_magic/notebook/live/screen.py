@@ -6,6 +6,7 @@ only knows how to put that on this kind of front end.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -285,7 +286,9 @@ class NotebookScreen(Screen):
             done, total = self._progress.done_bytes, self._progress.total_bytes
             self._end_bar(f"{loading_line(self._model, done, total)}, not finished.")
         elif self._library:
-            self._end_bar(starting_line(self._library, is_stopped=True))
+            is_stopped = isinstance(sys.exception(), KeyboardInterrupt)
+            stopped = starting_line(self._library, is_stopped=True)
+            self._end_bar(stopped if is_stopped else "Nothing was loaded.")
         self._answer.close()
         if self._head is not None:
             self._head.finish(finished_line(None))
