@@ -99,7 +99,13 @@ def test_a_server_that_cuts_answers_off_for_others_is_asked_one_by_one(server):
 
 
 SLOW_DOWN = response(status="429 Too Many Requests")
-REFUSALS = [SLOW_DOWN, response(status="503 Service Unavailable", Retry_After="0"), b""]
+REFUSALS = [
+    SLOW_DOWN,
+    response(status="503 Service Unavailable", Retry_After="0"),
+    response(status="502 Bad Gateway"),
+    response(status="504 Gateway Timeout"),
+    b"",
+]
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
@@ -174,6 +180,14 @@ def test_one_that_says_longer_than_anybody_waits_is_not_waited_for(monkeypatch):
     assert patience.Patience().wait(5) == 5
 
 
+def test_a_server_that_names_no_pause_is_not_asked_ever_faster(monkeypatch):
+    monkeypatch.setattr(patience, "PATIENCE", 60)
+    pauses = patience.Patience()
+    waits = [pauses.wait(0.0) for _ in range(8)]
+    assert waits[0] > 0.05
+    assert waits[-1] > 5
+
+
 def test_a_request_that_is_withdrawn_leaves_the_others_alone(server, engine):
     withdrawn = set()
     Hall(server, together=2)
@@ -214,6 +228,27 @@ class TestDialects:
         assert len(server.bodies) == 3  # it is known by then
         last = server.bodies[-1].keys()
         assert last & {"max_tokens", "max_completion_tokens", "stream", "stream_options"} == sent
+
+    def test_all_that_are_in_flight_when_it_is_learnt_are_asked_again(self, server, engine):
+        def reply(_text, _count):
+            is_wrong = b"stream_options" in server.asked.body  # of this connection
+            return response({"error": "stream_options"}, "400 Bad Request") if is_wrong else None
+
+        Hall(server, reply=reply)
+        assert answers(engine, asking(*TEXTS[:8])) == ANSWERS[:8]
+
+    @pytest.mark.parametrize(
+        ("said", "times"), [("invalid: upstream says no", 1), ("The stream of images is bad.", 2)]
+    )
+    def test_a_refusal_for_something_else_teaches_nothing(self, server, engine, said, times):
+        refusal = response({"error": {"message": said}}, "400 Bad Request")
+        hall = Hall(server, reply=lambda text, _count: refusal if text == "Q" else None)
+        (error,) = answers(engine, asking("Q"))
+        assert said.rstrip(".") in str(error)
+        assert hall.asked["Q"] == times
+        assert answers(engine, asking("R")) == ["A R"]
+        assert server.bodies[-1]["stream"]
+        assert server.bodies[-1]["stream_options"]
 
     def test_an_answer_in_one_piece(self, server, engine):
         message = {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm."}

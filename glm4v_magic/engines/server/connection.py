@@ -66,12 +66,14 @@ class StatusError(EngineError):
 
     Attributes:
         status: the status.
+        said: the server's own message; may be empty.
         wait: seconds after which it may be asked again, if it tells; ``None`` otherwise.
     """
 
     def __init__(self, status: int, what: str, hint: str = "", *, code: str = "") -> None:
         super().__init__(what, hint, code=code)
         self.status = status
+        self.said = ""
         if status in OF_REQUEST:
             self.reach = "request"
         elif status == httpx.codes.UNAUTHORIZED:
@@ -222,15 +224,16 @@ class Connection:
         )
 
     def _refusal(self, response: httpx.Response, path: str, body: bytes) -> StatusError:
-        error = self._worded(response, path, body)
-        error.wait = retry_after(response.headers.get("Retry-After", ""))
-        return error
-
-    def _worded(self, response: httpx.Response, path: str, body: bytes) -> StatusError:
         message = error_message(body)
         if not message and content_type(response) == "text/plain":
             message = body.decode("utf-8", "replace")
         message = self.said(message)
+        error = self._worded(response, path, message)
+        error.said = message
+        error.wait = retry_after(response.headers.get("Retry-After", ""))
+        return error
+
+    def _worded(self, response: httpx.Response, path: str, message: str) -> StatusError:
         answer = f"{response.status_code} {response.reason_phrase}".rstrip()
         what = f"{self.url}{path} answers {answer}"
         what += f": {message.removesuffix('.')}." if message else "."

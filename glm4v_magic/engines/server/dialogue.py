@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Container, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -45,7 +46,12 @@ _UNWANTED = (
 )
 """Statuses with which servers refuse an unknown field."""
 
-BUSY = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
+BUSY = (
+    httpx.codes.TOO_MANY_REQUESTS,
+    httpx.codes.BAD_GATEWAY,  # of a gateway whose server does not take the request now
+    httpx.codes.SERVICE_UNAVAILABLE,
+    httpx.codes.GATEWAY_TIMEOUT,
+)
 """Statuses of a server that may answer later."""
 
 _MOST_BREAKS = 3
@@ -105,11 +111,17 @@ class Manners:
             elif request.constraint is not None:
                 self.constraints.add(request.constraint)
 
-    def learn(self, refused: StatusError) -> bool:
-        """Tell whether the message of a refusal names a field that can be sent in another way."""
-        new = [name for name in _FIELDS if name in refused.what and name not in self.fields]
-        self.fields |= set(new[:1])
-        return bool(new)
+    def learn(self, refused: StatusError, known: Container[str]) -> set[str]:
+        """Return the field, if any, that a refusal names and that can be sent in another way.
+
+        Args:
+            refused: the refusal.
+            known: fields that were sent in another way already.
+        """
+        words = set(re.findall(r"\w+", refused.said))  # "upstream" is not "stream"
+        new = [name for name in _FIELDS if name in words and name not in known][:1]
+        self.fields |= set(new)
+        return set(new)
 
 
 class Dialogue:
@@ -187,8 +199,9 @@ class Dialogue:
         attempts = [
             less for count in range(len(extras) + 1) for less in combinations(extras, count)
         ]
+        learnt: set[str] = set()
         while attempts:
-            less = attempts[0]
+            less, sent = attempts[0], frozenset(self.manners.fields)
             try:
                 async with aclosing(self._exchange(without(request, less))) as events:
                     async for data in events:
@@ -196,11 +209,13 @@ class Dialogue:
                         yield data
             except StatusError as refused:
                 is_faulty = refused.status == httpx.codes.INTERNAL_SERVER_ERROR
-                if refused.status not in _UNWANTED and not (is_faulty and _FAULTY in refused.what):
-                    raise
-                if self.manners.learn(refused):
+                is_unwanted = refused.status in _UNWANTED or (is_faulty and _FAULTY in refused.said)
+                # Others in flight may have taught it since this was sent.
+                if is_unwanted and (new := self.manners.learn(refused, sent | learnt)):
+                    learnt |= new
                     continue
-                if len(attempts) == 1:
+                if not is_unwanted or len(attempts) == 1:
+                    self.manners.fields -= learnt  # it was not for these
                     raise
                 attempts.pop(0)
             else:

@@ -17,7 +17,7 @@ _LESS = 0.75
 
 
 class Patience:
-    """Waiting times of one request: each about twice the previous one, or what the server says.
+    """Waiting times of one request: each about twice the previous one, or more if the server says.
 
     Attributes:
         count: number of waits so far.
@@ -34,7 +34,8 @@ class Patience:
         Args:
             told: seconds that the server asks to wait; ``None`` if it does not say.
         """
-        seconds = self._next * random.uniform(0.75, 1.25) if told is None else told  # noqa: S311
+        seconds = self._next * random.uniform(0.75, 1.25)  # noqa: S311
+        seconds = max(seconds, told or 0.0)  # 0, or a date of another clock, is no pause
         self.count += 1
         self._next = min(2 * self._next, _LONGEST)
         return seconds if time.monotonic() + seconds < self._until else None
