@@ -247,13 +247,20 @@ class Seated:
         self.facts = Replica(number, "here")
         self.batch_size, self.cache, self.open, self.news = 8, None, set(), None
         self.waiting, self.batches = [], 0
-        self.actor = self
+        self.actor, self.name, self.is_killed = self, f"Replica {number}", False
 
     def __getattr__(self, name):
         return SimpleNamespace(remote=lambda *given: getattr(self, f"_{name}")(*given))
 
     def _put(self, number, at_once, asked):
         self.waiting += [row for row, _ in asked]
+
+    def _require_room(self, request):
+        if self.is_killed:
+            from ray.exceptions import RayActorError
+
+            raise RayActorError
+        return lambda: 99
 
     def _withdraw(self, number, rows):
         self.waiting = [row for row in self.waiting if row not in rows]
@@ -307,6 +314,27 @@ def test_a_call_that_ends_as_a_replica_is_lost_leaves_nothing_to_the_next(monkey
     engine.lose(engine.replicas[0])
     events.close()
     assert len(list(engine.stream(requests[:8]))) == 8
+
+
+def test_all_replicas_that_are_lost_in_a_map_are_told_of_at_each_call(monkeypatch):
+    import ray
+
+    from glm4v_magic.engines.replicas.engine import ReplicasEngine
+
+    monkeypatch.setattr(ray, "wait", next_news)
+    monkeypatch.setattr(ray, "get", lambda ref, **_: ref())
+    engine = ReplicasEngine(
+        [Seated(0), Seated(1)], EngineInfo("demo", "", 1, None, None, None, None)
+    )
+    stream = Session(engine).stream_map("{{item}}?", [str(n) for n in range(64)])
+    assert next(event for event in stream if isinstance(event, RowDone)).row.error is None
+    for replica in engine.replicas:
+        replica.is_killed = True  # noticed where the map asks whether there is room for a row
+    with pytest.raises(EngineError, match=r"^All 2 replicas of demo were lost\. Load it again\.$"):
+        list(stream)
+    for _ in range(2):
+        with pytest.raises(EngineError, match="All 2 replicas of demo were lost"):
+            list(engine.stream([Request(Conversation((Message("user", "Red?"),)))]))
 
 
 def test_ray_is_imported_only_if_it_is_asked_for():
