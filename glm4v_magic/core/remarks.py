@@ -286,6 +286,7 @@ COMMON: Mapping[str, str] = {
     "not_of_a_server": "Only served_model and timeout go with an address.",
     "port_not_usable": "Choose another port; 0 is any free one.",
     "ways_out": "Ways out: {ways:numbered}.",
+    "no_context_fits": "no shorter context fits",
     "no_shorter_context_fits": ("no shorter context fits, the weights alone are {weights}"),
     "four_bit_still_short": (
         "4-bit weights ({size} instead of {before}) are still short by {short}"

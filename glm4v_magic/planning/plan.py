@@ -107,7 +107,7 @@ def plan(
     if split is not None and not split.fits and offload:
         split = offloaded_split(task) or split
     if split is None or not split.fits:
-        error = does_not_fit(task, split, offload)
+        error = does_not_fit(task, split, offload, asked.image_size)
         error.plan = None if split is None else _described(task, split)
         raise error
     return _described(task, split)

@@ -18,6 +18,7 @@ from glm4v_magic.planning.search import (
     offloadable,
     offloaded_split,
 )
+from glm4v_magic.planning.seen import image_size_of
 from glm4v_magic.planning.speed import bus_seconds
 
 __all__ = ["does_not_fit"]
@@ -25,13 +26,16 @@ __all__ = ["does_not_fit"]
 _CONTEXT_STEP = 256
 
 
-def does_not_fit(task: Task, split: Split | None, offload: bool) -> DoesNotFitError:
+def does_not_fit(
+    task: Task, split: Split | None, offload: bool, image_size: int | None
+) -> DoesNotFitError:
     """Return the error for the best split, which is over-full (``None``: no usable GPU).
 
     Args:
         task: the task.
         split: the best split.
         offload: whether offloading was allowed already, and did not help.
+        image_size: image size that was asked for; the task has that of its context without one.
     """
     what = f"{task.shape.name} does not fit on {_gpus(task)}: "
     if split is None:
@@ -44,7 +48,7 @@ def does_not_fit(task: Task, split: Split | None, offload: bool) -> DoesNotFitEr
         f"in the best split {gpu.device} needs {sized(needed)} and may use "
         f"{sized(capacity)}, so {sized(needed - capacity)} are short."
     )
-    ways = (_shorter_context(task, offload), *_four_bit(task), _offload(task, offload))
+    ways = (_shorter_context(task, offload, image_size), *_four_bit(task), _offload(task, offload))
     return DoesNotFitError(what, code="ways_out", ways=ways)
 
 
@@ -57,21 +61,26 @@ def _gpus(task: Task) -> str:
     return f"{' + '.join(parts)} {unit}"
 
 
-def _shorter_context(task: Task, offload: bool) -> Remark:
+def _shorter_context(task: Task, offload: bool, image_size: int | None) -> Remark:
     """Return the longest context that fits, or that none does; from 256 tokens on in steps of 256.
 
     Args:
         task: the task.
         offload: whether offloading is allowed.
+        image_size: image size that was asked for; without one, images shrink with the context.
     """
     asked = task.workload.context or task.shape.max_context
 
     def shortened(context: int) -> Task:
-        return replace(task, workload=replace(task.workload, context=context))
+        work = replace(task.workload, context=context, image_size=image_size)
+        return replace(task, workload=replace(work, image_size=image_size_of(task.shape, work)))
 
     def fitting(context: int) -> Split | None:
-        shorter = shortened(context)
-        split = best_split(shorter) if can_fit(shorter) else None
+        try:
+            shorter = shortened(context)
+            split = best_split(shorter) if can_fit(shorter) else None
+        except OptionError:  # too short for the images, whatever the GPUs
+            return None
         return offloaded_split(shorter) if split is None and offload else split
 
     def is_possible(context: int) -> bool:
@@ -79,7 +88,7 @@ def _shorter_context(task: Task, offload: bool) -> Remark:
             shorter = shortened(context)
             away = frozenset(offloadable(shorter)) if offload else frozenset()
             return can_fit(shorter, away)
-        except OptionError:  # too short for the images, whatever the GPUs
+        except OptionError:
             return True
 
     low, high = 0, asked  # low fits or is too short; high does not fit
@@ -89,15 +98,19 @@ def _shorter_context(task: Task, offload: bool) -> Remark:
             low = middle
         else:
             high = middle
-    longest = low // _CONTEXT_STEP * _CONTEXT_STEP or low
-    try:
+    # The step below may be too short for the images where the longest is not.
+    for longest in (low // _CONTEXT_STEP * _CONTEXT_STEP, low):
         split = fitting(longest) if longest else None
-    except OptionError:
-        split = None
-    if split is not None:
-        return remark("shorter_context_fits", context=longest, fullness=split.percent)
+        if split is not None:
+            return remark("shorter_context_fits", context=longest, fullness=split.percent)
+    return _no_context(task)
+
+
+def _no_context(task: Task) -> Remark:
     weights = sum(unit.weight_bytes for unit in price(task.shape, task.workload))
-    return remark("no_shorter_context_fits", weights=sized(weights))
+    if weights > sum(budget.capacity for budget in task.budgets):
+        return remark("no_shorter_context_fits", weights=sized(weights))
+    return remark("no_context_fits")
 
 
 def _four_bit(task: Task) -> tuple[Remark, ...]:

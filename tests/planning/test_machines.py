@@ -106,6 +106,22 @@ def test_what_no_machine_could_hold_is_refused_as_a_plan_is(model, work, said):
         assert by_machines.value.text == by_plan.value.text
 
 
+@pytest.mark.parametrize(
+    ("name", "work", "said"),
+    [
+        ("GLM-4.6V-Flash", {"gpus": "2x16GiB", "batch": 8}, "(1) a context of 3,840 fits "),
+        ("GLM-5.3-Flash", {"gpus": "16x80GiB"}, "(1) a context of 5,632 fits "),
+        ("GLM-5.3-Flash", {"gpus": "8x80GiB"}, "(1) no shorter context fits;"),
+        ("GLM-4.6V-Flash", {"gpus": "2x16GiB", "image_size": 2000, "batch": 8},
+         "(1) no shorter context fits;"),
+    ],
+)  # fmt: skip
+def test_a_shorter_context_has_smaller_images_unless_their_size_was_asked_for(name, work, said):
+    with pytest.raises(DoesNotFitError) as caught:
+        make_plan(architecture(name), PlacementOptions(**work))
+    assert said in str(caught.value)
+
+
 def test_weights_in_fp8_stay_so_where_the_gpus_compute_with_it():
     known = architecture("GLM-4.6V")
     fp8 = type(known)("fp8", known.config | {"quantization_config": FP8}, "config.json")

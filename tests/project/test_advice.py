@@ -114,7 +114,7 @@ FACTS = {
     "embedding_offloaded", "experts_together", "four_bit_does_not_fit", "four_bit_still_short",
     "fp8_restored",
     "fp8_stays", "gpus_chosen", "layers_offloaded", "names_translated",
-    "no_room_for_kept", "no_shorter_context_fits",
+    "no_context_fits", "no_room_for_kept", "no_shorter_context_fits",
     "offloading_does_not_fit", "orders_not_all_tried", "replaced_meanwhile", "scheme_restored",
     "scheme_stays", "speed_limit", "speed_limit_of_host", "speed_limit_of_host_with_prefill",
     "speed_limit_with_prefill", "speed_measured", "speed_measured_with_prefill", "tower_is_cut",
@@ -225,6 +225,7 @@ def ways_work(model: Any, given: dict[str, Any]) -> set[str]:
 def assert_hopeless(model: Any, given: dict[str, Any], code: str) -> None:
     """What a refusal calls hopeless is: nothing that could be done is held back."""
     other = {
+        "no_context_fits": {"context": 256},
         "no_shorter_context_fits": {"context": max(given["images"] * 1700, 1)},
         "offloading_does_not_fit": {"offload": True},
         "four_bit_still_short": {"quantize": "4bit"},
