@@ -167,6 +167,9 @@ def test_an_image_too_long_and_narrow(native):
         resolve(native("glm46v")).processor().encode(talk(Message("user", "?", (narrow,))))
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n"
+
+
 def broken(native, tmp_path, **files):
     folder = shutil.copytree(native("glm46v"), tmp_path / "broken")
     for name, content in files.items():
@@ -185,6 +188,8 @@ def broken(native, tmp_path, **files):
     [
         ({"tokenizer": "{"}, "tokenizer"),
         ({"chat_template": None}, "holds no chat template"),
+        ({"chat_template": ""}, "broken does not write the question"),
+        ({"chat_template": POINTER}, "chat_template.jinja is a pointer of git-lfs"),
         ({"preprocessor_config": "{"}, "preprocessor_config.json"),
         ({"preprocessor_config": {"size": {"longest_edge": 0}}}, "longest_edge"),
         ({"preprocessor_config": {"patch_size": 16}}, "16 for patch_size"),
@@ -198,7 +203,7 @@ def broken(native, tmp_path, **files):
 )
 def test_files_that_do_not_suit(native, tmp_path, files, message):
     with pytest.raises(CheckpointError, match=message):
-        broken(native, tmp_path, **files).processor()
+        broken(native, tmp_path, **files).require_usable()
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "preprocessor_config"])
@@ -240,8 +245,8 @@ def test_weights_of_another_size_and_layers_that_are_left_out(native, tmp_path):
     [
         ("{{ nothing.here }}", "cannot be rendered"),
         ("{% for", "cannot be rendered"),
-        ("[gMASK]{{ messages[0].role }}", "writes 0 images where the conversation holds 1"),
-        ("<|image|><|image|>", "writes 2 images"),
+        ("[gMASK]{{ messages[0].content }}", "writes 0 images where the conversation holds 1"),
+        ("<|image|><|image|>{{ messages[0].content }}", "writes 2 images"),
     ],
 )
 def test_templates_that_do_not_work(native, tmp_path, template, message):

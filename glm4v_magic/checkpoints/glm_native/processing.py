@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from glm4v_magic.checkpoints.added_tokens import since_published
 from glm4v_magic.checkpoints.encoding import Encoded, EncodedImage
+from glm4v_magic.checkpoints.files import refuse_pointer
 from glm4v_magic.checkpoints.glm_native.families import Family
 from glm4v_magic.checkpoints.glm_native.images import Patches
 from glm4v_magic.checkpoints.glm_native.sampling import RULES, stamp
@@ -188,6 +189,8 @@ class NativeProcessor:
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        refuse_pointer(folder / name)
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # of several libraries

@@ -39,7 +39,8 @@ class ChatTemplate:
         ends_line: whether a prompt ends with a newline, so that the model does not begin with one.
 
     Raises:
-        CheckpointError: if there is no chat template, or it cannot be rendered.
+        CheckpointError: if there is no chat template, it cannot be rendered, or it leaves the
+            question out.
     """
 
     def __init__(self, tokenizer: Any, where: str) -> None:
@@ -58,9 +59,15 @@ class ChatTemplate:
         names = {*self._tokens, OPEN_THINKING, CLOSE_THINKING}
         longest_first = sorted(names, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)))
-        question = Conversation((Message("user", "?"),))
         # Here, so that a damaged template is told before any weight is read.
-        self.ends_line = self._rendered(question.messages, _Marks(self._pattern), {}).endswith("\n")
+        question = Message("user", secrets.token_hex(8))  # which no template has in it
+        rendered = self._rendered([question], _Marks(self._pattern), {})
+        if question.text not in rendered:
+            raise CheckpointError(
+                f"The chat template of {where} does not write the question.",
+                "It is in chat_template.jinja or tokenizer_config.json; download it again.",
+            )
+        self.ends_line = rendered.endswith("\n")
 
     @property
     def can_skip_thinking(self) -> bool:
