@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from glm4v_magic.calls.answer import ImageAnswer
 from glm4v_magic.calls.asking import asking
 from glm4v_magic.calls.boxes import Frames, marks
-from glm4v_magic.calls.forms import Form, correction, form_of
+from glm4v_magic.calls.forms import Form, correction, find_json, form_of
 from glm4v_magic.calls.tags import shown
 from glm4v_magic.calls.tasks import EXTRACT
 from glm4v_magic.core.constraint import Constraint
@@ -30,6 +30,7 @@ from glm4v_magic.core.errors import (
 from glm4v_magic.core.events import Correcting, Failed, Finished, Piece
 from glm4v_magic.core.options import AnswerForm, Sampling, of_group, taken
 from glm4v_magic.core.tokens import joined
+from glm4v_magic.core.wording import counted
 
 if TYPE_CHECKING:
     from glm4v_magic.core.image import SourcedImage
@@ -182,7 +183,7 @@ def in_form(
         return with_value(answer, call.terms.form)
     except FormatError as error:
         fault = error
-    again = correction_of(answer, call, fault)
+    again = correction_of(answer, call, fault, is_here=engine.info.server is None)
     if again is None:
         raise fault
     yield Correcting(fault.what)
@@ -196,15 +197,48 @@ def in_form(
     return with_value(corrected(answer, second, fault.what), call.terms.form)
 
 
-def correction_of(answer: Answer, call: Call, fault: FormatError) -> Request | None:
-    """Return the request for a correction; ``None`` if asking again would not help."""
+def correction_of(
+    answer: Answer, call: Call, fault: FormatError, *, is_here: bool
+) -> Request | None:
+    """Return the request for a correction; ``None`` if asking again would not help.
+
+    Args:
+        answer: the first answer.
+        call: its call.
+        fault: what is wrong with it. If it followed its form until it was cut off, as it would be
+            once more, this comes to say where.
+        is_here: whether the model is not on a server, so that it follows forms.
+    """
     form = call.terms.form
     is_checked = form.schema is not None or form.choices or form.regex
-    if not is_checked or isinstance(fault.__cause__, OptionError):
+    if isinstance(fault.__cause__, OptionError):
+        return None
+    if is_here and _breaks_off(answer, call):
+        written = counted(answer.usage.new_tokens or 0, "token")
+        fault.what = f"The answer breaks off after {written}."
+        return None
+    if not is_checked:
         return None
     first = call.conversation.with_answer(answer.text, complete=True, written=answer.written)
     again = first.add(Message("user", correction(fault.what.rstrip("."), form)))
     return Request(again.as_written(), call.terms.sampling, call.terms.constraint)
+
+
+def _breaks_off(answer: Answer, call: Call) -> bool:
+    """Tell whether the limit cut off an answer that was written in its form, token by token."""
+    from glm4v_magic.engines.grammars import is_available
+
+    is_followed = call.terms.constraint is not None and is_available()
+    # What is carried on may have begun as prose.
+    if answer.finish_reason != "length" or not is_followed or call.conversation.partial:
+        return False
+    if call.terms.form.regex:
+        return True
+    try:
+        find_json(answer.text)
+    except FormatError:
+        return True
+    return False
 
 
 def corrected(first: Answer, second: Answer, what: str) -> Answer:

@@ -73,6 +73,7 @@ class Job:
         fresh: whether to ask all rows again, even if their answers are known.
         words: front end that words the errors in a DataFrame.
         model: key of the model, once it is chosen; see `answer_cache.model_key`.
+        is_here: whether it is not on a server, so that it follows forms.
         kept: where rows are kept that are done; ``None`` keeps them in memory.
     """
 
@@ -87,6 +88,7 @@ class Job:
     fresh: bool = False
     words: Words = PYTHON
     model: str = ""
+    is_here: bool = False
     kept: KeptRows | None = None
 
 
@@ -460,7 +462,7 @@ class _Run:
             fault.advise(code="row_cut_off")
         if isinstance(fault.__cause__, OptionError):
             self._schema_fault = fault.__cause__
-        again = correction_of(answer, question.call, fault)
+        again = correction_of(answer, question.call, fault, is_here=self._job.is_here)
         if again is None or question.first is not None:
             row = _row(question.row, answer, fault.text, reused=question.reused)
             yield self._finished(row, question)

@@ -621,7 +621,9 @@ class Session:
         choice = self._chosen(job.terms)
         self._store = self._store or AnswerStore()
         engine = self._engine_for_rows(job, rows)
-        job = replace(job, terms=_followed(job.terms, choice), model=model_key(choice))
+        is_here = not is_address(choice.name)
+        terms = _followed(job.terms, choice)
+        job = replace(job, terms=terms, model=model_key(choice), is_here=is_here)
         if save is not None:
             from glm4v_magic.mapping.row_file import RowFile
 

@@ -63,7 +63,7 @@ def batches(session, monkeypatch):
     sizes = []
     stream = session.engine.stream
 
-    def count(requests, at_once=None):
+    def count(requests, at_once=None, withdrawn=()):
         sizes.append(0)
 
         def counted():
@@ -71,7 +71,7 @@ def batches(session, monkeypatch):
                 sizes[-1] += 1
                 yield request
 
-        return stream(counted(), at_once)
+        return stream(counted(), at_once, withdrawn)
 
     monkeypatch.setattr(session.engine, "stream", count)
     return sizes

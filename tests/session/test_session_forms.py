@@ -144,10 +144,20 @@ def test_what_an_engine_does_not_follow_is_corrected_once(options, wrong, right,
         Session(engine).ask("What?", **options)
 
 
-def test_a_regex_that_was_cut_off_says_so(session):
-    with pytest.raises(FormatError, match="cut off") as caught:
-        session.ask("What?", regex="[xy]{40}", max_tokens=4, **GREEDY)
+OPEN = {"type": "object", "required": ["n"], "properties": {"n": {"pattern": "^[xy]{40}$"}}}
+
+
+@pytest.mark.parametrize("form", [{"regex": "[xy]{40}"}, {"schema": OPEN}])
+def test_what_followed_its_form_until_it_was_cut_off_is_not_asked_again(session, form):
+    told = []
+    with pytest.raises(FormatError, match=r"breaks off after 9 tokens\. It was cut") as caught:
+        read(session.stream("What?", max_tokens=9, **form, **GREEDY), told.append)
     assert caught.value.answer.finish_reason == "length"
+    assert not any(isinstance(event, Correcting) for event in told)
+    for _ in range(2):  # asked, and from the store
+        (row,) = session.map("{{item}}", ["What?"], max_tokens=9, **form, **GREEDY)
+        assert row.error.startswith("The answer breaks off after 9 tokens. It was cut off")
+        assert (row.answer.usage.new_tokens, row.answer.corrected) == (9, "")
 
 
 def test_json_alone_is_an_object_or_a_list(session):
@@ -171,8 +181,7 @@ NAMED = {"type": "object", "required": ["a"], "properties": {"a": {"type": "inte
     ],
 )
 def test_an_answer_is_carried_on_in_its_form(form, begun, rest, format, value, tmp_path):  # noqa: A002
-    is_corrected = form.keys() & {"schema", "regex", "choices"}
-    speaker = Speaker(*[(begun, "length")] * (2 if is_corrected else 1), (rest, "stop"))
+    speaker = Speaker((begun, "length"), (rest, "stop"))
     session = Session(speaker)
     with contextlib.suppress(FormatError):
         session.ask("What?", chat="cats", **form)
