@@ -223,9 +223,13 @@ class EngineError(Glm4vError):
     Attributes:
         reach: ``"request"`` if others may be answered all the same, ``"all"`` if none will be, and
             ``"unknown"`` if the others have to be heard.
+        generations: as in `OutOfMemoryError`.
+        answer: likewise.
     """
 
     code = "engine"
+    generations: Mapping[int, Any] = MappingProxyType({})
+    answer: Any = None
     reach: Literal["request", "unknown", "all"] = "unknown"
 
     def of_request(self) -> EngineError:

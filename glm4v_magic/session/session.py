@@ -37,6 +37,7 @@ from glm4v_magic.core.conversation import Answer, Conversation, Message, Request
 from glm4v_magic.core.errors import (
     BusyError,
     ConversationError,
+    EngineError,
     FormatError,
     GenerationInterrupted,
     OptionError,
@@ -848,7 +849,7 @@ class Session:
                 self._keep(call, stopped.answer)
             stopped.text = _left(stopped.answer, in_chat=call.keeps_partial)
             raise
-        except OutOfMemoryError as error:
+        except (OutOfMemoryError, EngineError) as error:
             self._keep_said(call, error, engine.info)
             raise
         answer: Answer = answer_of(call, generation, engine.info)
@@ -867,15 +868,20 @@ class Session:
             self._keep(call, answer)
         yield Done(answer)
 
-    def _keep_said(self, call: Call, error: OutOfMemoryError, info: EngineInfo) -> None:
-        """Keep what was said before memory ran out, as after an interrupt."""
+    def _keep_said(
+        self, call: Call, error: OutOfMemoryError | EngineError, info: EngineInfo
+    ) -> None:
+        """Keep what was said before memory ran out or a server was gone, as after an interrupt."""
         generation = error.generations.get(0)
         if generation is None or not (generation.text or generation.thinking):
             return
         if call.keeps_partial:
             error.answer = self._last = answer_of(call, generation, info)
             self._keep(call, error.answer)
-            error.advise_like(remark("ran_out_within_answer", ways=error.values["ways"]))
+            if isinstance(error, OutOfMemoryError):
+                error.advise_like(remark("ran_out_within_answer", ways=error.values["ways"]))
+            else:
+                error.what += " What was said until then is kept, and can be carried on."
 
     def _keep(self, call: Call, answer: Answer) -> None:
         complete = answer.finish_reason == "stop"

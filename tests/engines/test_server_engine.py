@@ -567,7 +567,7 @@ class TestWhatGoesWrong:
             (stream({"error": {"message": "CUDA out of memory"}}), "an error: CUDA out of memory"),
             (stream({"error": 7}), "stopped with an error: it does not say which"),
             (stream(done=False), "in the middle of the answer (after 0 pieces)"),
-            (stream(piece("A"), done=False), "in the middle of the answer (after 1 pieces)"),
+            (stream(piece("A"), done=False), "in the middle of the answer (after 1 piece)."),
             (stream(piece("A", "content_filter")), "holds the answer back (content_filter)"),
             (stream(piece("A", "abort")), "gave the answer up (abort)"),
             (
@@ -1094,3 +1094,14 @@ def test_sampling_has_nothing_that_is_not_sent(session, server):
     assert values.items() <= server.bodies[0].items()
     session.ask("Q?", effort="high")
     assert server.bodies[1]["reasoning_effort"] == "high"
+
+
+def test_what_a_server_said_before_it_was_gone_is_kept_and_can_be_carried_on(session, server):
+    server.answer(CHAT, stream(piece("A green"), done=False))
+    with pytest.raises(EngineError, match="is kept, and can be carried on") as caught:
+        session.ask("Q?", chat="a")
+    assert caught.value.answer.text == session.conversation("a").unfinished == "A green"
+    server.answer(CHAT, stream(piece("A red", "content_filter")))
+    with pytest.raises(EngineError) as caught:
+        session.ask("Q?", chat="b")
+    assert caught.value.answer is None

@@ -10,7 +10,7 @@ from contextlib import aclosing, suppress
 from typing import TypeAlias
 
 from glm4v_magic.core.conversation import Generation, Request
-from glm4v_magic.core.errors import Glm4vError
+from glm4v_magic.core.errors import EngineError, Glm4vError
 from glm4v_magic.core.events import EngineEvent, Failed, Finished
 from glm4v_magic.engines.server.background import Background
 from glm4v_magic.engines.server.dialogue import DONE, Dialogue
@@ -133,6 +133,8 @@ class Flight:
             else:
                 yield from transcript.take(news)
         except Glm4vError as error:
+            if isinstance(error, EngineError) and error.reach == "unknown":  # nothing held back
+                error.generations = {row: transcript.generation("interrupted")}
             self._end(row)
             yield Failed(error, row)
 

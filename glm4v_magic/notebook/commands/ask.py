@@ -13,6 +13,7 @@ from glm4v_magic.calls.prompt import expand, read_prompt, require_text
 from glm4v_magic.calls.tasks import asked
 from glm4v_magic.core.conversation import Answer
 from glm4v_magic.core.errors import (
+    EngineError,
     FormatError,
     GenerationInterrupted,
     OptionError,
@@ -182,7 +183,7 @@ def carry_out(
         given = answer
         context.keep(given, arguments.out)
         screen.finish(given)
-    except (KeyboardInterrupt, FormatError, OutOfMemoryError) as stop:
+    except (KeyboardInterrupt, FormatError, OutOfMemoryError, EngineError) as stop:
         if isinstance(stop, GenerationInterrupted | FormatError):
             given = stop.answer
         elif given is None and context.session.status().last is not earlier:
