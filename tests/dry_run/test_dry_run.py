@@ -361,6 +361,13 @@ def test_a_plan_may_use_what_it_was_allowed():
     assert by_map.gpus[0].capacity_bytes == 16 * 2**30
 
 
+def test_a_plan_that_fills_its_gpu_runs_on_larger_ones():
+    made = make_plan(TINY, PlacementOptions(gpus="1x1GiB"))
+    (stage,) = made.stages
+    full = replace(made, stages=(replace(stage, capacity_bytes=stage.total_bytes + 2**20),))
+    assert [dry_run(TINY, gpus, full).works for gpus in ("1x1GiB", "1x24GiB")] == [True, True]
+
+
 @pytest.mark.parametrize("make", [naive, overfull], ids=["refused", "too small"])
 def test_reports_survive_json(make):
     report = make()
