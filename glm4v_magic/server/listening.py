@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import errno
+import logging
+import math
 import os
 import socket
 from importlib.metadata import version
@@ -22,8 +25,12 @@ from glm4v_magic.session.session import Session
 
 __all__ = ["Server"]
 
+_log = logging.getLogger("uvicorn.error")
+
 _BACKLOG = 512  # connections that wait until they are accepted
 _ACCEPTED = 32  # of them in a turn of the loop; one that is cut stays open for some turns more
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_QUIET_SECONDS = 60.0  # after a line that connections cannot be accepted
 _STOP_SECONDS = 3  # that a client has to read the last of its answer when the server stops
 
 
@@ -130,11 +137,26 @@ class _Uvicorn(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, worker: Worker) -> None:
         super().__init__(config)
         self._worker = worker
+        self._exhausted_at = -math.inf
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(self._unexpected)
         await super().startup(sockets)
         for each in sockets or ():  # asyncio has one number for both, and has set it again
             each.listen(_BACKLOG)
+
+    def _unexpected(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log an error of the loop; what asyncio says in a traceback for each accept, once."""
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in _EXHAUSTED and "socket" in context):
+            loop.default_exception_handler(context)
+        elif loop.time() - self._exhausted_at >= _QUIET_SECONDS:
+            self._exhausted_at = loop.time()
+            _log.warning(
+                "No more connections can be accepted: %s. Those that wait are tried again each "
+                "second; a higher limit (ulimit -n) helps.",
+                os.strerror(error.errno),
+            )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._worker.stop()

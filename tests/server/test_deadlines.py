@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import logging
 import re
 import socket
 import threading
 import time
+from asyncio import constants
 
 import pytest
 from served import CHAT, SECONDS, ask, question, send, serving
@@ -204,6 +207,27 @@ def test_connections_that_come_at_once_each_take_a_place(server, monkeypatch):
             open_ones.enter_context(connected(server, "GET"))
         until(lambda: len(set(cut)) == 38)
     assert len(cut) == 38
+
+
+def test_connections_that_cannot_be_accepted_are_told_of_in_one_line(server, monkeypatch, caplog):
+    """And accepted as soon as there is room again."""
+    accept, refused, is_full = socket.socket.accept, [], threading.Event()
+
+    def refuse(listening):
+        if not is_full.is_set():
+            return accept(listening)
+        refused.append(listening)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    is_full.set()
+    monkeypatch.setattr(constants, "ACCEPT_RETRY_DELAY", 0.01)
+    monkeypatch.setattr(socket.socket, "accept", refuse)
+    with connected(server, "GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n") as client:
+        until(lambda: len(refused) > 99)
+        is_full.clear()
+        assert client.recv(12) == b"HTTP/1.1 200"
+    (said,) = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+    assert said.startswith("No more connections can be accepted: Too many open files.")
 
 
 def test_more_connections_than_are_answered(server, monkeypatch, held):
