@@ -217,6 +217,8 @@ class RowFile:
         else:
             self._unsaved.clear()
             self._journal.discard()
+            if self.fault is not None:  # the journal that it names is in the file now
+                self.fault.values["journal"] = self._shown
             self.totals = replace(self.totals, besides=len(besides))
         finally:
             self._journal.unlock()

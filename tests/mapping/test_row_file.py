@@ -402,6 +402,8 @@ def test_a_full_disk_loses_nothing(tmp_path, little_room):
     session = session_with()
     said, progress = failed(session, 100, file)
     assert said.startswith(f"{file} cannot be written: File too large. What was answered is")
+    kept = said.partition("latest row in ")[2].partition(";")[0]
+    assert (tmp_path / kept).exists()
     asked = session.engine.asked
     assert 10 < asked < 100
     assert progress.answered == asked
