@@ -14,13 +14,16 @@ DEFAULT_BYTES = 2**30
 _GIB = 2**30
 
 
-def kept_budget(keep: float | None, plan: Plan | None, free: Room | None = None) -> int:
+def kept_budget(
+    keep: float | None, plan: Plan | None, free: Room | None = None, replicas: int = 1
+) -> int:
     """Return the budget of the prefix cache in bytes.
 
     Args:
         keep: GiB that were asked for; ``None`` for half of what the plan leaves.
         plan: plan of the model, if there is one.
         free: room where there is no plan; ``None`` if it is not known.
+        replicas: how many share that room.
 
     Raises:
         OptionError: if more is asked for than there is room for.
@@ -31,11 +34,12 @@ def kept_budget(keep: float | None, plan: Plan | None, free: Room | None = None)
     if keep is None:
         return room.size_bytes // 2 if room is not None and planned else DEFAULT_BYTES
     asked = int(keep * _GIB)
-    if room is not None and asked > room.size_bytes:
+    if room is not None and asked * replicas > room.size_bytes:
+        each = "" if replicas == 1 else f" for each of {replicas} replicas"
         where = "the plan leaves" if planned else "there is only"
         raise OptionError(
-            f"keep is {keep:g} GiB, but {where} room for {room.size_bytes / _GIB:.2f} GiB, for "
-            f"lack of memory on {room.device}.",
+            f"keep is {keep:g} GiB{each}, but {where} room for {room.size_bytes / _GIB:.2f} GiB, "
+            f"for lack of memory on {room.device}.",
             "Ask for less; 0 keeps nothing.",
             option="keep",
         )

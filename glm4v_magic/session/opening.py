@@ -93,6 +93,7 @@ def prepare(
     """
     require_current_folder(OptionError)
     if choice.replicas is not None:
+        _refuse_together(choice)
         return (yield from replicas.prepare(found, choice, load_here))
     # What can be refused without torch is refused before the seconds that its import takes.
     if "torch" not in sys.modules:
@@ -233,7 +234,22 @@ def _refuse(found: Checkpoint, choice: ModelChoice) -> None:
             _budget(choice, chosen if isinstance(chosen, Plan) else None, gpus)
 
 
-def _budget(choice: ModelChoice, plan: Plan | None, gpus: Sequence[GPU]) -> int:
+def _refuse_together(choice: ModelChoice) -> None:
+    """Raise OptionError if replicas on this machine would keep more than its memory."""
+    from glm4v_magic.hardware.usable import usable_gpus
+
+    if (
+        choice.keep is None
+        or choice.cluster is not None
+        or choice.options.gpus not in (None, "cpu")
+    ):
+        return
+    count = choice.replicas if isinstance(choice.replicas, int) else 1
+    gpus = usable_gpus(choice.options.gpus, ask_torch=False)
+    _budget(choice, None, gpus, count)
+
+
+def _budget(choice: ModelChoice, plan: Plan | None, gpus: Sequence[GPU], replicas: int = 1) -> int:
     """Return the budget of the prefix cache in bytes.
 
     Raises:
@@ -251,4 +267,4 @@ def _budget(choice: ModelChoice, plan: Plan | None, gpus: Sequence[GPU]) -> int:
         free = Room(sum(gpu.usable_bytes for gpu in gpus), f"cuda:{largest.index}")
     else:
         free = Room(free_host_bytes(), HOST)
-    return kept_budget(choice.keep, plan, free)
+    return kept_budget(choice.keep, plan, free, replicas)

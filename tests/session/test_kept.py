@@ -62,6 +62,16 @@ def test_more_than_there_is_is_refused_and_the_old_model_stays():
     assert session.engine is engine
 
 
+def test_replicas_are_refused_together_before_any_starts(monkeypatch):
+    monkeypatch.setattr("glm4v_magic.hardware.host.free_host_bytes", lambda: 16 * 2**30)
+    monkeypatch.setattr("glm4v_magic.session.replicas.prepare", None)
+    for keep, count in ((9, 2), (17, "max")):
+        with pytest.raises(OptionError, match=f"keep is {keep} GiB.* only room for 16.00 GiB"):
+            Session().load(TINY, keep=keep, replicas=count, gpus="cpu")
+    with pytest.raises(TypeError):  # they would be started
+        Session().load(TINY, keep=8, replicas=2, gpus="cpu")
+
+
 def test_by_default_half_of_what_the_plan_leaves():
     with VirtualGPUs("2x1GiB"):
         session = Session().load(TINY, objective="balance")
