@@ -125,7 +125,7 @@ RETRIED = {
     "--format": Trial(
         "--format json",
         GREEDY,
-        "holds no JSON",
+        "breaks off after 4 tokens",
         before=UNFINISHED,
         fails=(False, True),
     ),
@@ -241,7 +241,7 @@ def failing(line):
 def made_of(line=""):
     return {
         "--base": Trial("--base x", line, "is not an adapter", fails=(False, True)),
-        "--lora": Trial("--lora nowhere", line, "no checkpoint 'nowhere'", fails=(False, True)),
+        "--lora": Trial("--lora nowhere", line, "no adapter 'nowhere'", fails=(False, True)),
     }
 
 
