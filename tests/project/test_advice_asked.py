@@ -347,6 +347,7 @@ PUBLIC = "Such URLs are not fetched; save the image and give its path."
 
 @takes(
     "Make it smaller first: a model sees little more than one megapixel.",
+    "Make it smaller first, or save it as JPEG or PNG.",
     "Make them smaller first: a model sees little more than one megapixel of each.",
     "Folders are separated by / here: {}",
     PUBLIC,
@@ -367,6 +368,16 @@ def test_images(tmp_path, monkeypatch):
     one = "Make it smaller first: a model sees little more than one megapixel."
     refused(one, lambda: to_image(SQUARE, "x", limits=small))
     assert to_image(SQUARE[:20, :20], "x", limits=small)
+    large = Limits(megapixels=0.004)
+    Path("large").mkdir()
+    Image.fromarray(SQUARE).save("large/a.webp")
+    refused(
+        "Make it smaller first, or save it as JPEG or PNG.",
+        lambda: to_image("large/a.webp", "x", limits=large),
+    )
+    for side, kind in ((20, "webp"), (56, "jpg"), (56, "png")):
+        Image.fromarray(SQUARE[:side, :side]).save(f"large/b.{kind}")
+        assert to_image(f"large/b.{kind}", "x", limits=large)
     said = refused(
         "Folders are separated by / here: {}", lambda: resolve_images(["photos\\a.png"], {})
     )
