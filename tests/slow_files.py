@@ -89,7 +89,7 @@ SLOW = {
     "server/test_answers.py": "a server",
     "server/test_clients.py": "a server",
     "server/test_deadlines.py": "a server",
-    "server/test_kept.py": "a server",
+    "server/test_chats_kept.py": "a server",
     "server/test_metrics.py": "a server",
     "server/test_requests.py": "a server",
     "server/test_waiting.py": "a server",

@@ -511,7 +511,7 @@ def wider(tmp_path):
     [
         ({"base": golden.CHECKPOINT}, "is not an adapter that could be merged into"),
         ({"lora": golden.CHECKPOINT}, "is not an adapter: it holds no adapter_config.json"),
-        ({"lora": "/nowhere"}, "There is no checkpoint '/nowhere'"),
+        ({"lora": "/nowhere"}, "There is no adapter '/nowhere'"),
     ],
 )
 def test_options_without_meaning(given, said):

@@ -39,7 +39,7 @@ def filled():
     """A session on a GPU that has room for one model, and what its model says."""
     with VirtualGPUs("1x1GiB"):
         session = Session().load(TINY)
-        room = torch.empty(600 * 2**20, dtype=torch.uint8, device="cuda:0")
+        room = torch.empty(800 * 2**20, dtype=torch.uint8, device="cuda:0")
         yield session, session.ask("What?", **GREEDY).text
         session.unload()
         del room
