@@ -228,7 +228,7 @@ def test_a_misspelt_folder_is_not_asked_for(server, tmp_path, monkeypatch):
 
 def test_a_folder_has_no_revision():
     for name in ("demo", str(golden.CHECKPOINT)):
-        with pytest.raises(OptionError, match="no repository of the hub"):
+        with pytest.raises(OptionError, match="not a repository of the hub"):
             resolve(name, revision="main")
 
 
