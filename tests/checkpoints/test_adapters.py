@@ -524,7 +524,7 @@ def test_options_without_meaning(given, said):
 @pytest.mark.parametrize(
     ("trained_on", "base"),
     [
-        ("/root/models/ZhipuAI/glm-4v-9b/", "GLM-4V-9B"),
+        ("/data/models/ZhipuAI/glm-4v-9b/", "GLM-4V-9B"),
         (r"D:\models\GLM-4.1V-9B-Base", "GLM-4.1V-9B-Base"),
         ("somebody/glm4.1v-9b-thinking-bnb-4bit", "GLM-4.1V-9B-Thinking"),
         ("/data/glm-4v-9bis", "FOLDER"),
