@@ -72,6 +72,7 @@ SLOW = {
     "dispatch/test_activity.py": "many models and maps",
     "engines/test_refill.py": "answers hundreds of questions",
     "images/test_images_decode.py": "starts interpreters",
+    "images/test_images_holders.py": "imports libraries of tables and charts",
     "notebook/test_devices_command.py": "loads many models",
     "engines/test_schema_keywords.py": "compiles a hundred schemas",
     "engines/test_server_stream.py": "asks a server",

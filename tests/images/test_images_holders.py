@@ -68,10 +68,12 @@ class TestTables:
 
     @pytest.mark.filterwarnings("ignore")  # of dill, about PyArrow
     def test_datasets(self):
-        datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+        import datasets
+        import pyarrow as pa
+
         features = datasets.Features(image=datasets.Image(), label=datasets.Value("string"))
         rows = [{**row, "image": {"bytes": row["image"], "path": None}} for row in ROWS]
-        arrow = pytest.importorskip("pyarrow").Table.from_pylist(rows, features.arrow_schema)
+        arrow = pa.Table.from_pylist(rows, features.arrow_schema)
         # Without one, a fingerprint is made, for which not every dill can pickle PyArrow.
         table = datasets.Dataset(datasets.table.InMemoryTable(arrow), fingerprint="rows")
         self.check(table)
@@ -98,30 +100,34 @@ class TestTables:
         assert "is a row with several images: 'left', 'right'" in error_of(to_images, twice, "x")
 
     def test_polars(self):
-        polars = pytest.importorskip("polars", reason="polars is not installed")
-        table = polars.DataFrame(ROWS)
+        import polars as pl
+
+        table = pl.DataFrame(ROWS)
         self.check(table)
         self.check(table.lazy())
         assert seen(table["image"]) == [RED, BLUE]
         assert seen(table["image"][1]) == [BLUE]
-        assert seen(polars.Series("x", STORED)) == [RED, GREEN]
+        assert seen(pl.Series("x", STORED)) == [RED, GREEN]
 
     def test_pyarrow(self):
-        pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
-        table = pyarrow.Table.from_pylist(ROWS)
+        import pyarrow as pa
+
+        table = pa.Table.from_pylist(ROWS)
         self.check(table)
         assert seen(table["image"]) == [RED, BLUE]
         assert seen(table["image"][1]) == [BLUE]
-        assert seen(pyarrow.array(STORED)[0]) == [RED]
+        assert seen(pa.array(STORED)[0]) == [RED]
         assert len(items_of(table["image"], "x")) == 2
 
     def test_a_table_without_images_is_one_of_values(self):
-        polars = pytest.importorskip("polars", reason="polars is not installed")
-        items = items_of(polars.DataFrame({"label": ["a", "b"]}), "x")
+        import polars as pl
+
+        items = items_of(pl.DataFrame({"label": ["a", "b"]}), "x")
         assert not are_images("Is this {{row.label}}?", items)
 
     def test_xarray(self):
-        xarray = pytest.importorskip("xarray", reason="xarray is not installed")
+        import xarray
+
         pixels = np.zeros((4, 5, 3), np.uint8)
         pixels[..., 1] = 255
         assert seen(xarray.DataArray(pixels, dims=("y", "x", "band"))) == [GREEN]
@@ -214,13 +220,16 @@ class TestCharts:
         chart = library("altair", "TopLevelMixin", fail)
         assert error_of(to_image, chart, "x") == "x cannot be drawn: ValueError: no such column"
 
-    def test_plotly_itself(self):
-        objects = pytest.importorskip("plotly.graph_objects", reason="plotly is not installed")
-        pytest.importorskip("narwhals")
-        figure = objects.Figure(objects.Scatter(x=[1, 2], y=[1, 2]))
+    def test_plotly_itself(self, monkeypatch):
+        from plotly import graph_objects
+
+        monkeypatch.setitem(sys.modules, "kaleido", None)
+        figure = graph_objects.Figure(graph_objects.Scatter(x=[1, 2], y=[1, 2]))
         assert "needs the package kaleido" in error_of(to_image, figure, "figure")
 
-    def test_altair_itself(self):
-        altair = pytest.importorskip("altair", reason="altair is not installed")
-        chart = altair.Chart(altair.Data(values=[{"a": 1}])).mark_bar()
+    def test_altair_itself(self, monkeypatch):
+        import altair as alt
+
+        monkeypatch.setitem(sys.modules, "vl_convert", None)
+        chart = alt.Chart(alt.Data(values=[{"a": 1}])).mark_bar()
         assert "needs the package vl-convert-python" in error_of(to_image, chart, "chart")
