@@ -107,6 +107,7 @@ SLOW = {
     "engines/test_real_servers.py": "starts other servers",
     "inspect/test_covered_shapes.py": "answers many questions",
     "inspect/test_inspection.py": "several models",
+    "inspect/test_side_by_side.py": "answers several questions",
 }
 """Files that `make test-fast` leaves out, each with what takes long in it or what it starts.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from glm4v_magic.checkpoints.encoding import EncodedImage
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.image import SourcedImage
+from glm4v_magic.core.wording import brief
 from glm4v_magic.inspect.labelled import Labelled
 
 __all__ = ["ImageGrid", "ImageMap", "PixelBox", "TokenMap", "box_of", "grid_of", "require_grid"]
@@ -138,8 +139,8 @@ def require_grid(grids: Sequence[ImageGrid], image: int) -> ImageGrid:
     Raises:
         OptionError: if there is no such image.
     """
-    if not 0 <= image < len(grids):
-        raise OptionError(f"There is no image {image}: {_counted(len(grids))}.")
+    if not isinstance(image, int) or not 0 <= image < len(grids):
+        raise OptionError(f"There is no image {brief(image)}: {_counted(len(grids))}.")
     return grids[image]
 
 

@@ -17,12 +17,13 @@ from glm4v_magic.checkpoints.encoding import Encoded
 from glm4v_magic.core.conversation import Answer, Origin
 from glm4v_magic.core.errors import ConversationError, EngineError, OptionError
 from glm4v_magic.core.image import SourcedImage
-from glm4v_magic.core.tokens import Alternative, Token
+from glm4v_magic.core.tokens import Token
 from glm4v_magic.core.wording import brief, printable
 from glm4v_magic.engines.decoding import Chosen, with_logprobs
 from glm4v_magic.engines.local import LocalEngine
 from glm4v_magic.engines.token_places import placed, spelled
 from glm4v_magic.inspect.attention import latest_weights, mean_weights, watched
+from glm4v_magic.inspect.comparison import Comparison
 from glm4v_magic.inspect.covering import drops
 from glm4v_magic.inspect.gradients import input_x_gradient, require_gradients
 from glm4v_magic.inspect.grids import (
@@ -33,45 +34,16 @@ from glm4v_magic.inspect.grids import (
     box_of,
     grid_of,
 )
+from glm4v_magic.inspect.inspected_token import InspectedToken
 from glm4v_magic.inspect.labelled import Labelled
+from glm4v_magic.inspect.maps import Maps, Method
 from glm4v_magic.inspect.reading import Reader
 
-__all__ = ["InspectedToken", "Inspection", "Lens", "PromptToken", "inspected"]
+__all__ = ["Inspection", "Lens", "PromptToken", "inspected"]
 
 _ALTERNATIVES = 5
 _MOST_PARTS = 64
 """Most rows or columns of parts to cover; each part takes a forward of its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class InspectedToken:
-    """A token of an answer.
-
-    Attributes:
-        token: its text, id, log-probability, alternatives, and place in the answer as the model
-            wrote it, or in its thinking.
-        entropy: entropy of the model's distribution over its vocabulary there, in nats.
-        is_thinking: whether it is part of the thinking.
-    """
-
-    token: Token
-    entropy: float
-    is_thinking: bool = False
-
-    @property
-    def text(self) -> str:
-        """Text of the token."""
-        return self.token.text
-
-    @property
-    def probability(self) -> float:
-        """Probability of the token, from 0 to 1."""
-        return self.token.probability
-
-    @property
-    def alternatives(self) -> tuple[Alternative, ...]:
-        """The likeliest tokens at this place, likeliest first."""
-        return self.token.alternatives
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +129,7 @@ class Inspection:
     def __init__(self, answer: Answer, origin: Origin) -> None:
         self._answer, self._origin = answer, origin
         self._encoded: Encoded | None = None
+        self._maps = Maps(self)
 
     def __repr__(self) -> str:
         text = brief(self._answer.text)
@@ -426,6 +399,45 @@ class Inspection:
             with torch.inference_mode(mode=False):
                 values = input_x_gradient(reader, engine.model, at, self._origin.ids[at])
         return TokenMap(Labelled(values, ("position",), name="input_x_gradient"), self.images)
+
+    def on_image(
+        self,
+        token: int,
+        image: int = 0,
+        method: Method = "occlusion",
+        layer: int | None = None,
+        head: int | None = None,
+    ) -> ImageMap:
+        """Return where on an image a token comes from; kept once it is computed.
+
+        Axes: ``row``, ``column``.
+
+        Args:
+            token: number of the token.
+            image: index of an image of the prompt, as in `images`: frames of videos count.
+            method: ``occlusion``, of 4x4 parts; ``attention``, ``rollout`` or ``gradient``, of the
+                patches.
+            layer: layer whose attention is meant, from 1; the mean of all unless given.
+            head: head whose attention is meant, from 0; the mean of all unless given.
+
+        Raises:
+            OptionError: if there is no such token, image, method, layer or head.
+        """
+        return self._maps.at(self._number(token), image, method, layer, head)
+
+    def against(self, other: Inspection) -> Comparison:
+        """Return this answer beside another one: what differs in tokens and on the images.
+
+        Args:
+            other: look into another answer: to the same question about another image, or to
+                another question, or of another model that is loaded in another session.
+        """
+        if not isinstance(other, Inspection):
+            raise OptionError(
+                f"An answer is compared with the inspection of another one, not {brief(other)}.",
+                "Take other.inspect().",
+            )
+        return Comparison(self, other)
 
     def _number(self, token: int) -> int:
         count = len(self._origin.ids)

@@ -20,7 +20,8 @@ from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
     from glm4v_magic.inspect.grids import ImageMap
-    from glm4v_magic.inspect.inspection import InspectedToken, Inspection, Lens
+    from glm4v_magic.inspect.inspected_token import InspectedToken
+    from glm4v_magic.inspect.inspection import Inspection, Lens
 
 __all__ = ["inspection_bundle"]
 
