@@ -410,12 +410,12 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
             ),
             (
                 "%%glm4v -f folder\n ",
-                "The prompt file folder cannot be read: IsADirectoryError: [E",
+                "The prompt file folder cannot be read: Is a directory.",
             ),
             ("%%glm4v -f binary.txt\n ", "The prompt file binary.txt is not text in UTF-8."),
             ("%%glm4v -f blank.txt\n ", "The prompt is empty."),
             ("%%glm4v -f cat.png\n ", "The prompt file cat.png is not text in UTF-8."),
-            ("%%glm4v -f ''\n ", "The prompt file cannot be read: IsADirectoryError: [Errno 21"),
+            ("%%glm4v -f ''\n ", "The prompt file cannot be read: Is a directory."),
         ),
     ),
     (

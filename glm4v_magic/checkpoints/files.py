@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from glm4v_magic.core.errors import CheckpointError
+from glm4v_magic.core.errors import CheckpointError, reason
 from glm4v_magic.images.messages import one_line
 from glm4v_magic.outside import checked, is_endless, json_object, text_of
 
@@ -289,7 +289,7 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
             found = [(name, file.get_slice(name)) for name in file.offset_keys()]
             tensors = {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in found}
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}.") from error
     except SafetensorError as error:
         raise _damaged(path, size, str(error).partition("header: ")[2]) from error
     infos = {}

@@ -385,7 +385,12 @@ def _cut(text: str, most: int) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Return the type and the first line of the text of an exception: ``"KeyError: 'x'"``."""
+    """Return the type and the first line of the text of an exception: ``"KeyError: 'x'"``.
+
+    Of an error of the operating system that is its own words alone: ``"Permission denied"``.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return str(error.strerror)
     try:
         text = str(error).strip()
     except Exception:

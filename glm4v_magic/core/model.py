@@ -143,6 +143,8 @@ class EngineInfo:
         tasks: tasks that it has published prompts for; ``None`` if a server does not tell.
         largest_image: side in pixels of the largest square image that is seen, where images keep
             their sizes; ``None`` if they do not, or a server does not tell.
+        tells_images: whether ``None`` above means what is said there; ``False`` for a server that
+            does not tell what it sees of images.
         least_image: fewest tokens that an image takes; 1 if that is not known.
         notes: how the model differs from its files, a sentence each: another dtype, or settings
             that decoding here does not follow.
@@ -168,6 +170,7 @@ class EngineInfo:
     efforts: tuple[str, ...] = ()
     tasks: tuple[str, ...] | None = None
     largest_image: int | None = None
+    tells_images: bool = True
     least_image: int = 1
     notes: tuple[str, ...] = ()
     replicas: tuple[Replica, ...] = ()

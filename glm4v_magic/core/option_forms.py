@@ -12,7 +12,15 @@ from typing import Any
 
 from glm4v_magic.core.errors import OptionError
 
-__all__ = ["dtype_of", "pins_of", "size_in", "sizes_of", "sizes_text"]
+__all__ = [
+    "dtype_of",
+    "integer_in",
+    "number_in",
+    "pins_of",
+    "size_in",
+    "sizes_of",
+    "sizes_text",
+]
 
 _GIB = 2**30
 _LEAST = 2**20  # bytes; no smaller size of a GPU is meant
@@ -36,6 +44,31 @@ def dtype_of(value: object) -> object:
         return value
     name = str(value).removeprefix("torch.")
     return None if name == "auto" else _DTYPES.get(name, name)
+
+
+def integer_in(text: str) -> int:
+    """Return the whole number that a text is, in the digits 0 to 9 alone.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    return int(_of_plain_digits(text))
+
+
+def number_in(text: str) -> float:
+    """Return the number that a text is; digits as for `integer_in`.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    return float(_of_plain_digits(text))
+
+
+def _of_plain_digits(text: str) -> str:
+    # Python takes full-width digits, and 8_192, which nothing else here does.
+    if not text.isascii() or "_" in text:
+        raise ValueError(f"{text!r} is not a number")
+    return text
 
 
 def sizes_of(value: object) -> object:

@@ -16,7 +16,14 @@ from typing import Any, Literal, TypeVar, get_args
 
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.option import Option, Who, has_type, option
-from glm4v_magic.core.option_forms import dtype_of, pins_of, size_in, sizes_of
+from glm4v_magic.core.option_forms import (
+    dtype_of,
+    integer_in,
+    number_in,
+    pins_of,
+    size_in,
+    sizes_of,
+)
 
 __all__ = [
     "DTYPES",
@@ -374,7 +381,7 @@ def _read_time(text: str) -> float:
     """Read seconds, ``80`` or ``1:20`` or ``1:00:00``."""
     parts = text.split(":")
     try:
-        numbers = [*map(int, parts[:-1]), float(parts[-1])]
+        numbers = [*map(integer_in, parts[:-1]), number_in(parts[-1])]
     except ValueError:
         raise OptionError(f"{text!r} is not a time, such as 80 or 1:20") from None
     if len(parts) > 3 or not all(0 <= number < math.inf for number in numbers):
@@ -494,7 +501,7 @@ def _read_sizes(text: str) -> object:
             raise OptionError(f"{text!r} names a device twice")
         return sizes_of({device.strip(): size.strip() for device, _, size in named})
     try:
-        sizes = [float(part) if size_in(part) is None else sizes_of(part) for part in parts]
+        sizes = [number_in(part) if size_in(part) is None else sizes_of(part) for part in parts]
     except ValueError:
         raise OptionError(f"{text!r} is not a size in GiB, or sizes such as 20,20,10") from None
     return sizes[0] if len(sizes) == 1 else tuple(sizes)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.option import Option
+from glm4v_magic.core.option_forms import integer_in, number_in
 from glm4v_magic.core.options import OPTIONS
 
 __all__ = ["argument_of", "as_typed", "flag_of", "flags_of", "read_text", "typed"]
 
 _ON_OFF = ("on", "off")
+_READ: Mapping[str, Callable[[str], Any]] = {"int": integer_in, "float": number_in}
 
 
 def flags_of(option: Option) -> tuple[str, ...]:
@@ -73,7 +75,7 @@ def read_text(option: Option, text: str) -> Any:
 
 
 def _reader(option: Option) -> Callable[[str], Any] | None:
-    read = option.read or {"int": int, "float": float}.get(option.type)
+    read = option.read or _READ.get(option.type)
     if read is None:
         return None
 

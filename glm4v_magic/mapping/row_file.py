@@ -189,7 +189,7 @@ class RowFile:
 
     def _failure(self, error: OSError) -> SaveError:
         return SaveError(
-            f"{self._shown} cannot be written: {_why(error)}.",
+            f"{self._shown} cannot be written: {reason(error)}.",
             code="rows_not_saved",
             journal=self._shown + _JOURNAL,
         )
@@ -448,7 +448,7 @@ class _Journal:
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         except (OSError, ValueError) as error:
-            raise OptionError(f"{self.path} cannot be written: {_why(error)}.") from None
+            raise OptionError(f"{self.path} cannot be written: {reason(error)}.") from None
         try:
             _lock(descriptor)
         except OSError:
@@ -491,7 +491,7 @@ class _Journal:
                 self._descriptor = self._open()
             self.append(header)
         except OSError as error:
-            raise OptionError(f"{self.path} cannot be written: {_why(error)}.") from None
+            raise OptionError(f"{self.path} cannot be written: {reason(error)}.") from None
 
     def records(self) -> Iterator[tuple[int, SavedRow]]:
         """Yield offset and row of each line; one that a crash cut off or damaged is left out."""
@@ -635,7 +635,7 @@ class _Table:
 
 def _unreadable(path: Path, error: Exception) -> OptionError:
     if getattr(error, "errno", None):
-        return OptionError(f"{path} cannot be read: {_why(error)}.")
+        return OptionError(f"{path} cannot be read: {reason(error)}.")
     return OptionError(
         f"{path} is in the way: it is damaged, or no Parquet file.",
         "Move it elsewhere, or give another name.",
@@ -770,10 +770,6 @@ def _object(line: bytes) -> Record:
         return json_object(line, "", OptionError)
     except OptionError:
         return {}
-
-
-def _why(error: Exception) -> str:
-    return getattr(error, "strerror", None) or reason(error)
 
 
 def _lock(descriptor: int, *, held: bool = True) -> None:

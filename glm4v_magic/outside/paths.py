@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-from glm4v_magic.core.errors import Glm4vError
+from glm4v_magic.core.errors import Glm4vError, reason
 
 __all__ = [
     "SHUT",
@@ -136,7 +136,7 @@ def text_of(path: Path, what: str, error: type[Glm4vError], hint: str = "") -> s
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as failure:
-        raise error(f"{what} cannot be read: {failure.strerror or failure}.", hint) from None
+        raise error(f"{what} cannot be read: {reason(failure)}.", hint) from None
     except UnicodeDecodeError:
         raise error(f"{what} is not a text file in UTF-8.", hint) from None
     except ValueError as failure:  # a name with a null character

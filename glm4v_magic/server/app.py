@@ -147,8 +147,9 @@ class _Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         answer: ASGIApp = self._app
-        if scope["path"] != "/health" and not _knows_key(headers.get("Authorization", "")):
-            answer = _error(HTTPStatus.UNAUTHORIZED, f"The key of {API_KEY} is needed.")
+        sent = headers.get("Authorization", "")
+        if scope["path"] != "/health" and not _knows_key(sent):
+            answer = _key_wanted(sent)
         elif self._is_local and not is_loopback(_host_name(headers.get("Host", ""))):
             # A web page could point its own host name here: DNS rebinding.
             answer = _error(HTTPStatus.FORBIDDEN, "This server is for its own computer only.")
@@ -160,6 +161,14 @@ def _knows_key(authorization: str) -> bool:
     scheme, _, sent = authorization.partition(" ")
     is_right = hmac.compare_digest(sent.strip().encode(), key.encode())
     return not key or (scheme.lower() == "bearer" and is_right)
+
+
+def _key_wanted(sent: str) -> Response:
+    """Return the reply to a client that has sent no key, or another one."""
+    said = "Wrong key." if sent else "A key is needed (Authorization: Bearer KEY)."
+    response = _error(HTTPStatus.UNAUTHORIZED, said)
+    response.headers["WWW-Authenticate"] = "Bearer"
+    return response
 
 
 def _host_name(host: str) -> str:
@@ -229,6 +238,7 @@ class _Api:
                 max_images=info.max_images,
                 image_size=info.image_size,
                 visual_tokens=info.visual_tokens,
+                largest_image=info.largest_image,
                 thinks=info.thinks,
                 efforts=list(info.efforts),
             ),

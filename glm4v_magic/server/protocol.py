@@ -24,11 +24,11 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from glm4v_magic.core.options import EFFORTS
 from glm4v_magic.core.tokens import Alternative, Token
 from glm4v_magic.engines.server import OwnAnswer, OwnFacts
 
 __all__ = [
+    "REASONING_EFFORTS",
     "ChatRequest",
     "Choice",
     "Chunk",
@@ -53,6 +53,9 @@ __all__ = [
     "TokenLogprob",
 ]
 
+
+REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+"""Levels of OpenAI's protocol, and `EFFORTS`."""
 
 MOST_CHOICES = 128
 """Most answers to one request."""
@@ -161,8 +164,11 @@ def _refuse_other_media(kind: Any) -> Any:
 class Part(BaseModel):
     """A part of a message."""
 
-    type: Annotated[Literal["text", "image_url", "video_url"], BeforeValidator(_refuse_other_media)]
+    type: Annotated[
+        Literal["text", "refusal", "image_url", "video_url"], BeforeValidator(_refuse_other_media)
+    ]
     text: str | None = None
+    refusal: str | None = None
     image_url: Annotated[
         Image | None, BeforeValidator(_as_linked, json_schema_input_type=Image | str | None)
     ] = None
@@ -172,9 +178,16 @@ class Part(BaseModel):
 
     @model_validator(mode="after")
     def _has_what_it_says(self) -> Part:
-        if self.type == "text" and self.text is None:
-            raise PydanticCustomError("unreadable", "it is of the type text, but has no text")
+        if self.type in ("text", "refusal") and self.words is None:
+            raise PydanticCustomError(
+                "unreadable", "it is of the type {type}, but has no {type}", {"type": self.type}
+            )
         return self
+
+    @property
+    def words(self) -> str | None:
+        """Its text, or the refusal that it is; ``None`` for an image or a clip."""
+        return {"text": self.text, "refusal": self.refusal}.get(self.type)
 
 
 class SentMessage(BaseModel):
@@ -185,6 +198,7 @@ class SentMessage(BaseModel):
     Attributes:
         role: speaker; ``developer`` is another name for ``system``.
         content: text, or parts, or nothing.
+        refusal: what an assistant said in place of an answer.
         image: an image in the form that zai-org has published for GLM-4V.
         tool_calls: accepted only if empty; no model here calls tools.
     """
@@ -193,12 +207,20 @@ class SentMessage(BaseModel):
     content: Annotated[
         list[Part], BeforeValidator(_as_parts, json_schema_input_type=list[Part] | str | None)
     ] = []
+    refusal: str | None = None
     image: str | None = None
     tool_calls: Nothing = None
 
+    @model_validator(mode="after")
+    def _refuses_as_assistant(self) -> SentMessage:
+        if self.role != "assistant" and any(part.type == "refusal" for part in self.content):
+            raise PydanticCustomError("unreadable", "only an assistant's message has a refusal")
+        return self
+
     def texts(self) -> list[str]:
-        """Return its texts, in order."""
-        return [part.text or "" for part in self.content if part.type == "text"]
+        """Return its texts, in order, a refusal included."""
+        said = [*(part.words for part in self.content), self.refusal]
+        return [each for each in said if each is not None]
 
     def urls(self) -> list[str | None]:
         """Return the URLs of its images, in order; ``None`` for an image without one."""
@@ -214,7 +236,7 @@ class SentMessage(BaseModel):
     @property
     def before_clips(self) -> int | None:
         """Number of images that stand before its clips; ``None`` without clips."""
-        kinds = [part.type for part in self.content if part.type != "text"]
+        kinds = [part.type for part in self.content if part.words is None]
         return kinds.index("video_url") if "video_url" in kinds else None
 
 
@@ -332,7 +354,7 @@ class ChatRequest(BaseModel):
     moderation: Never = None
     web_search_options: Never = None
     verbosity: Annotated[Any, Only(("medium",))] = None
-    reasoning_effort: Annotated[Any, Only(("none", *EFFORTS))] = None
+    reasoning_effort: Annotated[Any, Only(REASONING_EFFORTS)] = None
     logit_bias: Annotated[Any, Only(({},))] = None
     frequency_penalty: Zero = None
     presence_penalty: Zero = None

@@ -12,7 +12,7 @@ from glm4v_magic.calls.refusals import refuse_thinking, refuse_too_many, refuse_
 from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Conversation, Message, Request, Role
 from glm4v_magic.core.errors import CheckpointError, ConversationError, ImageError, OptionError
-from glm4v_magic.core.options import Sampling, check, of_requests
+from glm4v_magic.core.options import Effort, Sampling, check, of_requests
 from glm4v_magic.core.video import SourcedVideo
 from glm4v_magic.core.wording import printable
 from glm4v_magic.engines import grammars
@@ -34,6 +34,12 @@ _TOP_K_OFF = (-1, 0)
 """What vLLM and its clients send for no limit on the number of tokens to sample from."""
 
 _ALL_TOKENS = 2**31 - 1
+
+_SEEDS = 2**63
+"""Number of seeds here; OpenAI's begin at minus as much."""
+
+_EFFORTS: Mapping[str, Effort | None] = {"minimal": "low", "medium": None, "xhigh": "max"}
+"""OpenAI's levels that have another name here; medium is its default, as a model's own is here."""
 
 _NEWER = ("max_completion_tokens",)  # names that win over the deprecated ones
 
@@ -108,7 +114,7 @@ def _each(request: Request, count: int) -> tuple[Request, ...]:
     sampling = request.sampling
     if sampling.seed is None:
         return (request,) * count
-    seeds = [(sampling.seed + number) % 2**63 for number in range(count)]
+    seeds = [(sampling.seed + number) % _SEEDS for number in range(count)]
     return tuple(replace(request, sampling=replace(sampling, seed=seed)) for seed in seeds)
 
 
@@ -129,8 +135,7 @@ def _sampling(asked: ChatRequest, given: Mapping[str, Any]) -> Sampling:
         is_wanted = values[name] is None or other in _NEWER
         if is_wanted and getattr(asked, other) is not None:
             values[name], sent[name] = getattr(asked, other), other
-    if type(values["top_k"]) is int and values["top_k"] in _TOP_K_OFF:
-        values["top_k"] = _ALL_TOKENS
+    _translate(values)
     told = {name: value for name, value in values.items() if value is not None}
     if asked.logprobs:
         told["logprobs"] = asked.top_logprobs or 0
@@ -139,13 +144,21 @@ def _sampling(asked: ChatRequest, given: Mapping[str, Any]) -> Sampling:
     if asked.reasoning_effort == "none":
         told["thinking"] = False
     elif asked.reasoning_effort is not None:
-        told["effort"] = asked.reasoning_effort
+        told["effort"] = _EFFORTS.get(asked.reasoning_effort, asked.reasoning_effort)
     template = asked.chat_template_kwargs
     if template is not None and template.enable_thinking is not None:
         told["thinking"] = template.enable_thinking
     for name, value in told.items():
         check(name, value, sent.get(name))
     return Sampling(**told)
+
+
+def _translate(values: dict[str, Any]) -> None:
+    """Bring values that other servers take, and that are not in range here, into range."""
+    if type(values["top_k"]) is int and values["top_k"] in _TOP_K_OFF:
+        values["top_k"] = _ALL_TOKENS
+    if type(values["seed"]) is int and -_SEEDS <= values["seed"] < 0:
+        values["seed"] += _SEEDS
 
 
 def _constraint(asked: ChatRequest) -> Constraint | None:

@@ -25,7 +25,7 @@ from glm4v_magic.core.options import OPTIONS, Sampling, check, of_command, of_py
 from glm4v_magic.core.placement import CPU_DTYPE, PlacementOptions
 from glm4v_magic.core.python_options import accepts
 from glm4v_magic.core.server_address import ServerAddress
-from glm4v_magic.core.typed_options import argument_of, flags_of, typed
+from glm4v_magic.core.typed_options import argument_of, flags_of, read_text, typed
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.images import DEFAULT_LIMITS
 from glm4v_magic.notebook.arguments import ARGUMENTS
@@ -38,6 +38,8 @@ from glm4v_magic.planning.plan import DEFAULT_RESERVE
 from glm4v_magic.server.command import parser as server_parser
 from glm4v_magic.server.questions import read_question
 from glm4v_magic.session.session import Session
+
+FULL_WIDTH = str.maketrans("0123456789", "０１２３４５６７８９")
 
 PACKAGE = Path(glm4v_magic.__file__).parent
 PROGRAM = "python -m glm4v_magic.server"
@@ -229,6 +231,26 @@ def test_a_request_takes_the_fields_of_the_table():
         # OpenAI's protocol has two of them in forms of its own.
         is_known = option.who.request or name in ("model", "logprobs")
         assert (f"does not know '{name}'" in said) is not is_known
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("context", "8192"),
+        ("port", "8000"),
+        ("temperature", "0.5"),
+        ("max_memory", "20,10"),
+        ("start", "1:20"),
+        ("pin", "layer.7=1"),
+        ("replicas", "2"),
+    ],
+)
+def test_numbers_are_typed_in_plain_digits(name, text):
+    option = OPTIONS[name]
+    option.check(option.normal(read_text(option, text)))
+    for odd in (text.translate(FULL_WIDTH), re.sub(r"(\d)\b", r"0_\1", text)):
+        with pytest.raises(OptionError):
+            option.check(option.normal(read_text(option, odd)))
 
 
 def test_no_option_is_declared_outside_of_the_tables(tmp_path):

@@ -176,14 +176,18 @@ class TestConnecting:
     def test_a_server_that_wants_a_key_says_so_at_once(self, server, status):
         server.answer(MODELS, response(status=status))
         said = refused(glm4v_magic.load, server.url, served_model="m")
-        assert said.endswith("put it into the environment variable GLM4V_API_KEY.")
+        assert said.endswith("into the environment variable GLM4V_API_KEY.")
 
     def test_what_a_server_tells_of_its_model(self, server):
         own = {"notice": "A demo.", "max_images": 1, "image_size": [112, 112], "visual_tokens": 18}
+        own |= {"largest_image": 500}
         server.answer(MODELS, models("m", max_model_len=1024, glm4v_magic=own))
         info = glm4v_magic.load(server.url).status().info
         assert (info.context, info.notice, info.max_images) == (1024, "A demo.", 1)
         assert (info.image_size, info.visual_tokens) == ((112, 112), 18)
+        assert (info.largest_image, info.tells_images) == (500, True)
+        server.answer(MODELS, models("m"))
+        assert glm4v_magic.load(server.url).status().info.tells_images is False
 
     def test_what_it_tells_wrongly_is_left_out(self, server):
         own = {"notice": 7, "max_images": "1", "image_size": [0, "x"], "visual_tokens": -1}
@@ -500,8 +504,8 @@ class TestWhatGoesWrong:
         [
             (
                 response({"error": {"message": "No such key.", "code": 401}}, "401 Unauthorized"),
-                "answers 401 Unauthorized: No such key. If it wants a key, put it into the "
-                "environment variable GLM4V_API_KEY.",
+                "answers 401 Unauthorized: No such key. Put its key into the environment "
+                "variable GLM4V_API_KEY.",
             ),
             (
                 response({"error": "The model `m` does not exist."}, "404 Not Found"),
@@ -1058,7 +1062,9 @@ class TestTheKey:
             shown.append(refused(session.ask, "Q?"))
         server.answer(CHAT, stream(b"data: " + KEY.encode() + b"\n\n"))
         shown.append(refused(session.ask, "Q?"))
-        assert "Bad key ***. It does not accept the key in GLM4V_API_KEY." in shown[-4]
+        assert (
+            "Bad key ***. The key in GLM4V_API_KEY was sent; put the right one there." in shown[-4]
+        )
         assert not [text for text in shown if KEY in text]
 
     @pytest.mark.parametrize("bad", ["two words", "schlüssel", "a\x00b"])

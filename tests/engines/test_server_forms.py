@@ -94,6 +94,14 @@ def test_a_server_that_refuses_a_form_is_asked_without_it_from_then_on(server, s
     assert with_form[-5:] == [True, False, False, False, True]
 
 
+def test_a_form_that_our_server_cannot_follow_is_told_and_not_paid_for(server, session):
+    refusal = {"error": {"message": "The form cannot be followed: it is too large."}}
+    server.answer(CHAT, response(refusal, status="400 Bad Request"))
+    with pytest.raises(EngineError, match=r"cannot be followed: it is too large\.$"):
+        session.ask("What?", regex="(a+)+b{9999}", top_k=5)
+    assert len(server.bodies) == 1
+
+
 def test_only_what_is_refused_is_left_out(server, session, in_turn):
     in_turn(REFUSED, REFUSED, said("yes"), said("no"))
     session.ask("What?", choices=["yes", "no"], logprobs=1)

@@ -48,7 +48,12 @@ def test_status_of_a_loaded_model():
 
 
 def test_status_of_a_server():
-    served = EngineInfo("glm", "", None, None, None, None, None, server="http://127.0.0.1:8000/v1")
+    served = EngineInfo(
+        "glm",
+        *("", None, None, None, None, None),
+        server="http://127.0.0.1:8000/v1",
+        tells_images=False,
+    )
     assert dict(status_rows("http://127.0.0.1:8000/v1", served, None)) == {
         "model": "glm",
         "server": "http://127.0.0.1:8000/v1",
@@ -57,6 +62,10 @@ def test_status_of_a_server():
     }
     rows = dict(status_rows("x", replace(served, notice="A demo.", context=1024), None))
     assert (rows["note"], rows["context"]) == ("A demo.", "1,024 tokens")
+    ours = replace(served, tells_images=True, largest_image=500)
+    assert dict(status_rows("x", ours, None))["images"] == (
+        "any number, each seen at as many pixels as 500 x 500 px at most"
+    )
 
 
 def test_status_without_a_model():

@@ -94,6 +94,8 @@ def test_the_facts_of_the_model(local, remote):
         "max_images",
         "image_size",
         "visual_tokens",
+        "largest_image",
+        "tells_images",
         "context",
         "thinks",
         "efforts",

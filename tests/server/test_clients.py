@@ -165,7 +165,7 @@ class TestOpenAI:
             create(model="tiny", messages=ASKED, frequency_penalty=1)
         with pytest.raises(openai.BadRequestError, match="does not know 'zeal'"):
             create(model="tiny", messages=ASKED, extra_body={"zeal": 1})
-        with pytest.raises(openai.AuthenticationError, match="key of GLM4V_API_KEY is needed"):
+        with pytest.raises(openai.AuthenticationError, match="Wrong key"):
             client.with_options(api_key="wrong").models.list()
         monkeypatch.setattr(worker, "MOST_REQUESTS", 0)
         with pytest.raises(openai.RateLimitError, match="Ask again later") as busy:

@@ -26,7 +26,7 @@ from glm4v_magic.session.session import Session
 
 class TestCommandLine:
     def test_a_port_in_use(self):
-        said = r"Port \d+ of 127.0.0.1 cannot be used: OSError"
+        said = r"Port \d+ of 127.0.0.1 cannot be used: Address already in use"
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             with pytest.raises(OptionError, match=said):
@@ -50,7 +50,7 @@ class TestCommandLine:
             assert command.main(["demo", "--port", str(other.port)]) == 1
         said = capsys.readouterr().err
         assert re.fullmatch(
-            rf"Port {other.port} of 127.0.0.1 cannot be used: OSError: .*in use\. "
+            rf"Port {other.port} of 127.0.0.1 cannot be used: Address already in use\. "
             r"Choose another with --port; 0 is any free one\.\n",
             said,
         )

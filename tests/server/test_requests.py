@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.client
 import io
 import json
 import socket
@@ -12,8 +14,10 @@ from PIL import Image
 from served import CHAT, JSON, ask, assert_error, data_of, question, send, uri
 
 import glm4v_magic
+from glm4v_magic.core.options import EFFORTS
 from glm4v_magic.core.server_address import API_KEY
 from glm4v_magic.server.protocol import ChatRequest, Only
+from glm4v_magic.server.questions import read_question
 
 
 class TestFields:
@@ -35,6 +39,13 @@ class TestFields:
             ),
             (question(thinking_token_budget=2), 400, "so there is no thinking to limit. Leave max"),
             (question(reasoning_effort="low"), 400, "no choice of it. Leave reasoning_effort out."),
+            (question(seed=-(2**63) - 1), 400, "must be a whole number from 0"),
+            (question([{"type": "refusal"}]), 400, "of the type refusal, but has no refusal"),
+            (
+                question([{"type": "refusal", "refusal": "No."}]),
+                400,
+                "only an assistant's message has a refusal",
+            ),
             (question(max_thinking=-1), 400, "max_thinking is -1, but must be"),
             (question(temperature=-1), 400, "temperature is -1, but must be"),
             (question(max_tokens="9"), 400, "max_tokens is '9', but must be"),
@@ -108,7 +119,11 @@ class TestFields:
             ("tool_choice", "required", '"none" or "auto"'),
             ("frequency_penalty", 0.5, "0"),
             ("verbosity", "low", '"medium"'),
-            ("reasoning_effort", "medium", '"none" or "low" or "high" or "max"'),
+            (
+                "reasoning_effort",
+                "much",
+                '"none" or "minimal" or "low" or "medium" or "high" or "xhigh" or "max"',
+            ),
         ],
     )
     def test_what_it_cannot_do(self, server, name, value, takes):
@@ -201,6 +216,42 @@ class TestFields:
         empty = {"role": "assistant", "content": None}
         assert ask(server, question(messages=[*before, empty, *after]))[0] == 200
 
+    def test_a_refusal_sent_back_in_either_form(self, server):
+        def answer(**said):
+            messages = [*question()["messages"], {"role": "assistant", **said}]
+            messages.append({"role": "user", "content": "And?"})
+            return ask(server, question(messages=messages))[1]["choices"]
+
+        part = answer(content=[{"type": "refusal", "refusal": "I will not."}])
+        assert part == answer(content=None, refusal="I will not.") == answer(content="I will not.")
+        assert part != answer(content=None)
+
+    def test_seeds_below_zero(self, server):
+        def text(seed):
+            reply = ask(server, question(temperature=1e6, seed=seed))[1]
+            return reply["choices"][0]["message"]["content"]
+
+        assert text(-5) == text(-5) == text(2**63 - 5) != text(5)
+
+    def test_an_effort_by_the_names_of_the_protocol(self, server):
+        efforts = {}
+        for name in ("none", "minimal", "low", "medium", "high", "xhigh", "max"):
+            asked = read_question(
+                question(reasoning_effort=name), "m", thinks=True, efforts=EFFORTS
+            )
+            sampling = asked.requests[0].sampling
+            efforts[name] = sampling.thinking if sampling.effort is None else sampling.effort
+        assert efforts == {
+            "none": False,
+            "minimal": "low",
+            "low": "low",
+            "medium": None,
+            "high": "high",
+            "xhigh": "max",
+            "max": "max",
+        }
+        assert ask(server, question(reasoning_effort="medium"))[0] == 200
+
 
 class TestImages:
     @pytest.mark.parametrize(
@@ -289,10 +340,13 @@ class TestAccess:
 
     def test_the_key(self, server, monkeypatch):
         monkeypatch.setenv(API_KEY, "sesame")
-        assert_error(ask(server, question()), 401, "The key of GLM4V_API_KEY is needed")
+        assert_error(ask(server, question()), 401, "A key is needed (Authorization: Bearer KEY).")
         for wrong in ("Bearer x", "Bearer", "Basic sesame", "sesame", "Bearer sesam\xe9"):
-            assert_error(ask(server, question(), Authorization=wrong), 401, "is needed")
-        assert send(server, "GET", "/v1/models")[0] == 401
+            assert_error(ask(server, question(), Authorization=wrong), 401, "Wrong key.")
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port)) as plain:
+            plain.request("GET", "/v1/models")
+            reply = plain.getresponse()
+            assert (reply.status, reply.headers["WWW-Authenticate"]) == (401, "Bearer")
         assert send(server, "GET", "/nothing")[0] == 401
         assert send(server, "GET", "/health")[0] == 200  # tells nothing but that it runs
         for right in ("Bearer sesame", "bearer  sesame"):

@@ -89,7 +89,7 @@ def test_a_bundle_shows_images_prompt_and_tokens(cat):
     [
         ("qestion.txt", "There is no prompt file qestion.txt. Did you mean question.txt"),
         ("no/where.txt", "There is no prompt file no/where.txt."),
-        (".", "The prompt file . cannot be read: IsADirectoryError"),
+        (".", "The prompt file . cannot be read: Is a directory."),
         ("latin.txt", "The prompt file latin.txt is not text in UTF-8."),
         ("a\0b", "There is no prompt file a\0b."),
     ],

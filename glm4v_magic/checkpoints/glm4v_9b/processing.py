@@ -30,7 +30,7 @@ from glm4v_magic.checkpoints.encoding import Encoded, EncodedImage
 from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
 from glm4v_magic.checkpoints.glm4v_9b.layout import MAX_IMAGES
 from glm4v_magic.core.conversation import Conversation
-from glm4v_magic.core.errors import CheckpointError, ConversationError
+from glm4v_magic.core.errors import CheckpointError, ConversationError, reason
 from glm4v_magic.images import to_rgb
 
 __all__ = ["SPECIAL_TOKENS", "Glm4v9bProcessor", "load_tokenizer"]
@@ -89,7 +89,7 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise CheckpointError(
-            f"The tokenizer file {path} cannot be read: {error.strerror or error}.",
+            f"The tokenizer file {path} cannot be read: {reason(error)}.",
             "Every checkpoint of this kind has a tokenizer.model; download it again.",
         ) from error
     ranks: dict[bytes, int] = {}

@@ -43,7 +43,7 @@ _QUIET = {
 }
 """What is set while a cluster is started; its processes inherit it."""
 
-_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})")
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):([0-9]{1,5})")
 
 _users = 0
 """Engines that use a cluster which was started or joined here."""
@@ -259,7 +259,7 @@ def _require_open(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_CONNECT).close()
     except OSError as error:
         raise EngineError(
-            f"There is no Ray cluster at {address}: {error.strerror or error}.",
+            f"There is no Ray cluster at {address}: {reason(error)}.",
             "Is it running there? Leave the address out to use this machine alone.",
         ) from None
 

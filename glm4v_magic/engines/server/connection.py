@@ -247,7 +247,9 @@ class Connection:
             return "Does it know a model of that name?"  # the address is right: somebody answers
         if status in KEY_WANTED:
             if _key():
-                return f"It does not accept the key in {API_KEY}."
+                return f"The key in {API_KEY} was sent; put the right one there."
+            if status == httpx.codes.UNAUTHORIZED:
+                return f"Put its key into the environment variable {API_KEY}."
             return f"If it wants a key, put it into the environment variable {API_KEY}."
         if status == httpx.codes.TOO_MANY_REQUESTS:
             seconds = response.headers.get("Retry-After", "")

@@ -46,6 +46,8 @@ _UNWANTED = (
 )
 """Statuses with which servers refuse an unknown field."""
 
+_REFUSED = (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY)
+
 BUSY = (
     httpx.codes.TOO_MANY_REQUESTS,
     httpx.codes.BAD_GATEWAY,  # of a gateway whose server does not take the request now
@@ -59,6 +61,10 @@ _MOST_BREAKS = 3
 
 _FIELDS = ("stream_options", "max_completion_tokens", "json_object", "stream")
 """Fields that a server may refuse or want under another name, if its message says so."""
+
+_NO_FORM = re.compile(r"The (?:schema|regex|form) cannot be followed: ")
+"""What our own server says of a form that no model can follow; asking without it pays for an answer
+that breaks it."""
 
 _FAULTY = "response_format"
 """Field whose unknown values llama-cpp-python's server (0.3.36) answers with 500."""
@@ -210,6 +216,7 @@ class Dialogue:
             except StatusError as refused:
                 is_faulty = refused.status == httpx.codes.INTERNAL_SERVER_ERROR
                 is_unwanted = refused.status in _UNWANTED or (is_faulty and _FAULTY in refused.said)
+                is_unwanted &= _NO_FORM.match(refused.said) is None
                 # Others in flight may have taught it since this was sent.
                 if is_unwanted and (new := self.manners.learn(refused, sent | learnt)):
                     learnt |= new
@@ -250,7 +257,8 @@ class Dialogue:
         """Add advice to an error where the request explains the status."""
         if refused.status == httpx.codes.NOT_FOUND and self._offered:
             refused.advise(f"It serves {self.connection.said(listed(self._offered))}.")
-        if refused.status in (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY):
+        is_about_form = _NO_FORM.match(refused.said) is not None
+        if refused.status in _REFUSED and not is_about_form:
             names = (*EXTENSIONS, "thinking", "effort")
             sent = [name for name in names if getattr(request.sampling, name) is not None]
             partial = request.conversation.partial

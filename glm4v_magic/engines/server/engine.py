@@ -164,6 +164,8 @@ def _described(connection: Connection, entry: ModelEntry) -> EngineInfo:
         max_images=own.max_images,
         image_size=own.image_size,
         visual_tokens=own.visual_tokens,
+        largest_image=own.largest_image,
+        tells_images=entry.glm4v_magic is not None,
         context=entry.max_model_len,
         parameters=None,
         server=connection.url,

@@ -50,6 +50,7 @@ class OwnFacts(BaseModel):
     max_images: Count = None
     image_size: Annotated[tuple[Size, Size] | None, OR_NONE] = None
     visual_tokens: Count = None
+    largest_image: Annotated[Size | None, OR_NONE] = None
     thinks: Flag = None
     efforts: Annotated[list[Words], OR_EMPTY] = []
 

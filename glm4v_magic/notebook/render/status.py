@@ -128,7 +128,7 @@ def _context(info: EngineInfo) -> str:
 
 def _images(info: EngineInfo) -> str:
     if info.max_images is None:
-        count = "any number" if info.server is None else _UNTOLD
+        count = "any number" if info.tells_images else _UNTOLD
     else:
         count = f"at most {info.max_images}"
     size = ""
