@@ -14,9 +14,16 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from glm4v_magic.checkpoints.files import TensorInfo, holds_weights, read_json, read_tensors_of
-from glm4v_magic.checkpoints.trained_names import OF_VOCABULARY, adapter_part, plain_names
+from glm4v_magic.checkpoints.quantized import FULL
+from glm4v_magic.checkpoints.trained_names import (
+    OF_VOCABULARY,
+    adapter_part,
+    is_of_tokens,
+    plain_names,
+)
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.wording import counted, printable
+from glm4v_magic.images.messages import one_line
 from glm4v_magic.outside import checked
 
 __all__ = [
@@ -33,6 +40,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 _FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _KINDS = ("LORA", "LOHA", "LOKR", "IA3")
 """Kinds that can be merged into the weights of a single module, as peft calls them."""
+
+_DTYPES = (*FULL, "F64")
 
 _FOREIGN = "Is this the folder of an adapter that peft has saved?"
 _OF_ANOTHER = "Is it an adapter of another model?"
@@ -53,6 +62,9 @@ class _Config(BaseModel):
     alpha_pattern: dict[str, FiniteFloat] | None = None
     base_model_name_or_path: str | None = None
     lora_bias: bool | None = False
+    use_rslora: bool | None = False
+    use_dora: bool | None = False
+    fan_in_fan_out: bool | None = False
     target_parameters: list[str] | None = None
     layer_replication: None = None
     trainable_token_indices: list[Index] | dict[str, list[Index]] | None = None
@@ -87,6 +99,12 @@ class Merges:
     config: Mapping[str, Any]
     parts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
     replaced: Mapping[str, TensorInfo] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """All weights of the adapter."""
+        parts = (part for each in self.parts.values() for part in each)
+        return {**self.replaced, **{k: v for part in parts for k, v in part.tensors.items()}}
 
 
 Find = Callable[[str], tuple[str, tuple[int, int] | None] | None]
@@ -137,7 +155,7 @@ class Adapter:
         if unknown:
             raise CheckpointError(
                 f"The adapter {self.folder} changes {counted(len(unknown), 'module')} that its "
-                f"base does not have, for example {printable(unknown[0])}.",
+                f"base does not have, for example {one_line(unknown[0])}.",
                 _OF_ANOTHER,
             )
         parts: dict[str, tuple[Part, ...]] = {}
@@ -158,6 +176,7 @@ class Adapter:
             ):
                 raise self._unsuited(written, self.replaced[written], tensors[name])
             replaced[name] = self.replaced[written]
+        self._require_tokens({**tensors, **replaced})
         return Merges(self.config, parts, replaced)
 
     def _require_sizes(self, part: Part, base: TensorInfo) -> None:
@@ -172,9 +191,28 @@ class Adapter:
         if second.shape[0] != rows:
             raise self._unsuited(f"{part.module}.lora_B", second, base)
 
+    def _require_tokens(self, tensors: Mapping[str, TensorInfo]) -> None:
+        """Raise CheckpointError unless the single tokens that were trained are there."""
+        given = self.config.get("trainable_token_indices") or ()
+        lists = list(given.values()) if isinstance(given, Mapping) else [given]
+        indices = [index for each in lists for index in each]
+        rows = [tensors[name].shape[0] for name in OF_VOCABULARY if name in tensors]
+        if indices and rows and max(indices) >= max(rows):
+            raise CheckpointError(
+                f"The adapter {self.folder} changes token {max(indices)}, which is beyond the "
+                f"{max(rows)} of its base.",
+                _OF_ANOTHER,
+            )
+        if indices and not any(is_of_tokens(name) for name in self.parts):
+            raise CheckpointError(
+                f"The adapter {self.folder} names single tokens that were trained, and has no "
+                "weights for them.",
+                "Was it saved as a whole?",
+            )
+
     def _unsuited(self, name: str, info: TensorInfo, base: TensorInfo) -> CheckpointError:
         return CheckpointError(
-            f"{printable(name)} in the adapter {self.folder} has shape {list(info.shape)}, which "
+            f"{one_line(name)} in the adapter {self.folder} has shape {list(info.shape)}, which "
             f"does not suit that of its base, {list(base.shape)}.",
             _OF_ANOTHER,
         )
@@ -214,10 +252,22 @@ def read_adapter(folder: Path, tensors: Mapping[str, TensorInfo] | None = None) 
         )
     if tensors is None:
         tensors = _tensors(folder)
+    _require_numbers(tensors, folder)
     whole, parts = plain_names(tensors, str(folder))
     if not whole and not parts:
         raise CheckpointError(f"The adapter {folder} holds no weights.", _FOREIGN)
     return Adapter(folder, config, read.base_model_name_or_path or "", parts, whole)
+
+
+def _require_numbers(tensors: Mapping[str, TensorInfo], folder: Path) -> None:
+    """Raise CheckpointError unless all weights are of a dtype that is trained."""
+    for name, info in tensors.items():
+        if info.dtype not in _DTYPES:
+            raise CheckpointError(
+                f"{one_line(name)} in the adapter {folder} is of dtype {info.dtype}, which "
+                "adapters are not trained in.",
+                "Is the file damaged? Save the adapter again.",
+            )
 
 
 def _tensors(folder: Path) -> dict[str, TensorInfo]:

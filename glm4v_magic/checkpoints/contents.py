@@ -27,6 +27,7 @@ from glm4v_magic.checkpoints.trained_names import OF_VOCABULARY, plain_names
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.model_shape import DTYPE_BYTES
 from glm4v_magic.core.wording import printable
+from glm4v_magic.images.messages import one_line
 
 __all__ = ["Contents", "read_config_alone", "read_contents", "with_vocabulary"]
 
@@ -84,7 +85,7 @@ def read_contents(folder: Path) -> Contents:
     elif unmerged:
         raise CheckpointError(
             f"{folder} holds weights of an adapter that are not merged, for example "
-            f"{printable(min(unmerged))}, and no {ADAPTER_CONFIG}.",
+            f"{one_line(min(unmerged))}, and no {ADAPTER_CONFIG}.",
             "Save the adapter by itself (save_pretrained of peft), or merge it first.",
         )
     config, notes = with_vocabulary(config, tensors)

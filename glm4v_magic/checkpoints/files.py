@@ -214,7 +214,9 @@ def read_tensors_of(file: Path) -> dict[str, TensorInfo]:
     for key, tensor in read_pickled(file).items():
         dtype = codes.get(str(tensor.dtype).removeprefix("torch."))
         if dtype is None:
-            raise CheckpointError(f"{key} in {file} is of dtype {tensor.dtype}, which is not read.")
+            raise CheckpointError(
+                f"{one_line(key)} in {file} is of dtype {tensor.dtype}, which is not read."
+            )
         size = tensor.numel() * tensor.element_size()
         tensors[key] = TensorInfo(file, dtype, tuple(tensor.shape), 0, size, key)
     return tensors
@@ -271,7 +273,7 @@ def _read_sharded(folder: Path, index: str) -> dict[str, TensorInfo]:
     for tensor, shard in weight_map.items():
         if tensor not in infos[shard]:
             raise CheckpointError(
-                f"{folder / shard} lacks {tensor}, which {index} places in it.",
+                f"{folder / shard} lacks {one_line(tensor)}, which {index} places in it.",
                 "Index and shards are of different versions; download them again.",
             )
         tensors[tensor] = infos[shard][tensor]

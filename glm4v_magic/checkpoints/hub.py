@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from glm4v_magic.core.errors import CheckpointError, reason
-from glm4v_magic.outside import is_folder
+from glm4v_magic.outside import is_file, is_folder
 
 __all__ = [
     "CONFIGS",
@@ -17,6 +17,7 @@ __all__ = [
     "download",
     "fetch_adapter",
     "names_a_repository",
+    "snapshot_in",
 ]
 
 CONFIGS = ("config.json", "adapter_config.json")
@@ -64,6 +65,23 @@ def cached(repository: str, revision: str | None = None) -> Path | None:
             if isinstance(config, str):
                 return Path(config).parent
     return None
+
+
+def snapshot_in(folder: Path) -> Path | None:
+    """Return the files in the folder that a cache has for a repository; ``None`` for any other.
+
+    Args:
+        folder: ``models--owner--name``, which holds `refs` and `snapshots`.
+    """
+    snapshots = folder / "snapshots"
+    if not is_folder(snapshots):
+        return None
+    main = folder / "refs" / "main"
+    chosen = snapshots / main.read_text().strip() if is_file(main) else None
+    if chosen is not None and is_folder(chosen):
+        return chosen
+    found = [path for path in snapshots.iterdir() if path.is_dir()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _as_downloaded(repository: str) -> Iterator[str]:

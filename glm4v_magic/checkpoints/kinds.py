@@ -9,6 +9,7 @@ from glm4v_magic.checkpoints.glm4v_9b import layout
 from glm4v_magic.checkpoints.glm_native import families
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.wording import printable
+from glm4v_magic.images.messages import one_line
 
 __all__ = ["require_known"]
 
@@ -31,7 +32,7 @@ def require_known(config: Mapping[str, Any], where: str) -> None:
     first = next(iter(outline.architectures), None) or ""
     if _COGVLM.lower() in first.lower():
         raise CheckpointError(
-            f"{where} describes a model of CogVLM ({printable(first)}), which runs with its own "
+            f"{where} describes a model of CogVLM ({one_line(first)}), which runs with its own "
             "code only; that is not done here.",
             code="of_cogvlm",
         )

@@ -27,11 +27,13 @@ from glm4v_magic.checkpoints.adapters import Merges, Part
 from glm4v_magic.checkpoints.files import TensorInfo
 from glm4v_magic.core.errors import CheckpointError, reason
 from glm4v_magic.core.wording import printable
+from glm4v_magic.images.messages import one_line
 
-__all__ = ["Merger"]
+__all__ = ["Merger", "require_finite"]
 
 _PREFIX = "base_model.model."
 _TOKENS = ".token_adapter"
+_AT_ONCE = 2**24  # values
 _NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")  # of a layer
 _BY_LAYER = ("layers_to_transform", "rank_pattern", "alpha_pattern")
 """Parts of a configuration that may treat layers differently."""
@@ -73,10 +75,7 @@ class Merger:
             rows = slice(None) if part.rows is None else slice(*part.rows)
             state = {key: read(info).clone() for key, info in part.tensors.items()}
             for key, value in state.items():
-                if not value.float().isfinite().all():
-                    raise CheckpointError(
-                        f"The adapter has values in {printable(key)} that are not finite."
-                    )
+                require_finite(key, value)
             with self._lock:
                 changed[rows] = self._merge(part, changed[rows], state)
         return changed
@@ -113,27 +112,42 @@ class Merger:
             config.init_lora_weights = False
         try:
             if any(_TOKENS in key for key in state):
-                config = _of_tokens(config, part.module, weight.shape[0])
+                config = _of_tokens(config, part.module)
                 named = {key.replace(_TOKENS, ""): value for key, value in state.items()}
             else:
                 config.trainable_token_indices = None
             unexpected, missing, whole = _merge_all(root, config, named, part.module)
         except Exception as error:  # of whatever a configuration leads to
             raise CheckpointError(
-                f"peft cannot merge {printable(part.module)}: {printable(_said(error))}.",
+                f"peft cannot merge {one_line(part.module)}: {printable(_said(error))}.",
                 _TOGETHER,
             ) from error
         if unexpected:
             raise CheckpointError(
-                f"peft does not know what to do with {printable(unexpected[0])} of the adapter.",
+                f"peft does not know what to do with {one_line(unexpected[0])} of the adapter.",
                 _TOGETHER,
             )
         if missing:  # peft would begin a training with values of its own there
             raise CheckpointError(
-                f"The adapter has no {printable(missing[0].removeprefix(_PREFIX))}.",
+                f"The adapter has no {one_line(missing[0].removeprefix(_PREFIX))}.",
                 "Was it saved as a whole?",
             )
         return whole
+
+
+def require_finite(name: str, weight: Tensor) -> None:
+    """Raise CheckpointError if a weight of an adapter has a value that is not finite.
+
+    Args:
+        name: its name, for the message.
+        weight: its value.
+    """
+    # In parts: the mask of a whole vocabulary would take half of its bytes again.
+    if not all(part.isfinite().all() for part in weight.flatten().split(_AT_ONCE)):
+        raise CheckpointError(
+            f"The adapter has values in {one_line(name)} that are not finite.",
+            "Its training went astray: take an earlier step of it.",
+        )
 
 
 def _said(error: Exception) -> str:
@@ -160,15 +174,13 @@ def _merge_all(
     return loaded.unexpected_keys, missing, merged
 
 
-def _of_tokens(config: Any, module: str, rows: int) -> TrainableTokensConfig:
+def _of_tokens(config: Any, module: str) -> TrainableTokensConfig:
     """Return the configuration of what a low-rank adapter does to some tokens of an embedding."""
     given = config.trainable_token_indices
     if isinstance(given, Mapping):
         (indices,) = (each for name, each in given.items() if module.endswith(name))
     else:
         indices = given
-    if max(indices) >= rows:  # refused here: without values nothing else would notice
-        raise ValueError(f"token {max(indices)} is beyond the {rows} of the base")
     leaf = module.rpartition(".")[2]
     return TrainableTokensConfig(token_indices=list(indices), target_modules=[leaf])
 

@@ -73,7 +73,7 @@ def find_place(text: str, revision: str | None = None) -> Place:
     if is_shut(folder):
         raise CheckpointError(f"{text} cannot be read: permission denied.", SHUT)
     if there and folder.is_dir():
-        return Place(text, text, (folder,))
+        return Place(text, text, (hub.snapshot_in(folder) or folder,))
     if there:
         raise CheckpointError(f"{text} is a file.", "Give the folder that the checkpoint is in.")
     known = named(text)

@@ -140,7 +140,7 @@ def require_mergeable(merges: Merges | None, tensors: Mapping[str, TensorInfo]) 
 
     Raises:
         OptionError: if peft is not installed.
-        CheckpointError: if peft cannot merge it.
+        CheckpointError: if peft cannot merge it, or it has values that are not finite.
     """
     if merges is None:
         return
@@ -152,9 +152,13 @@ def require_mergeable(merges: Merges | None, tensors: Mapping[str, TensorInfo]) 
     quiet_bitsandbytes()
     import torch
 
-    from glm4v_magic.checkpoints.merging import Merger
+    from glm4v_magic.checkpoints.merging import Merger, require_finite
+    from glm4v_magic.checkpoints.reading import stored_weights
 
     Merger(merges, torch.float32).require_mergeable(tensors)
+    with stored_weights(merges.tensors) as weights:
+        for name, weight in weights.items():
+            require_finite(name, weight[...])
 
 
 def require_whole_blocks(

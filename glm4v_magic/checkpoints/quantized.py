@@ -5,13 +5,13 @@ Told by the ``quantization_config`` of a ``config.json`` and by the names and dt
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from glm4v_magic.checkpoints.files import TensorInfo
 from glm4v_magic.checkpoints.outline import outline_of
 from glm4v_magic.core.errors import CheckpointError
-from glm4v_magic.core.wording import printable
+from glm4v_magic.images.messages import one_line
 
 __all__ = [
     "FULL",
@@ -20,6 +20,7 @@ __all__ = [
     "method_of",
     "quantization_of",
     "refused",
+    "require_full",
     "scheme_of",
     "without_quantization",
 ]
@@ -88,8 +89,24 @@ def scheme_of(config: Mapping[str, Any], tensors: Iterable[str] = ()) -> str:
     if method in ("gptq", "awq", "bitsandbytes") and said.model_fields_set:
         return f"{name} ({bits} bits)"
     if method == "compressed-tensors" and said.format is not None:
-        return f"{name} ({printable(said.format)})"
-    return printable(name)
+        return f"{name} ({one_line(said.format)})"
+    return one_line(name)
+
+
+def require_full(tensors: Mapping[str, TensorInfo], other: Collection[str] = ()) -> None:
+    """Raise CheckpointError unless all weights are of a dtype that is loaded as it is.
+
+    Args:
+        tensors: the weights.
+        other: further dtypes that can be loaded.
+    """
+    for name, info in tensors.items():
+        if info.dtype not in (*FULL, *other):
+            raise CheckpointError(
+                f"{one_line(name)} in {info.file} is of dtype {info.dtype}, which cannot be loaded "
+                f"here; known are {', '.join(FULL)}.",
+                "Load the checkpoint in bfloat16.",
+            )
 
 
 def refused(where: str, scheme: str) -> CheckpointError:

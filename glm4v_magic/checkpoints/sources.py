@@ -15,9 +15,11 @@ from glm4v_magic.checkpoints.hub import CONFIGS
 from glm4v_magic.checkpoints.names import named_in_path
 from glm4v_magic.checkpoints.places import Place, find_place, not_found
 from glm4v_magic.core.errors import CheckpointError, OptionError
+from glm4v_magic.core.hub_page import is_hub_page, read_hub_page
 from glm4v_magic.core.wording import counted, printable
+from glm4v_magic.images.messages import one_line
 from glm4v_magic.imports import import_whole
-from glm4v_magic.outside import is_file, is_folder, path_text
+from glm4v_magic.outside import expanded, is_file, is_folder, is_there, path_text
 
 if TYPE_CHECKING:
     from glm4v_magic.checkpoints.adapters import Adapter
@@ -80,6 +82,7 @@ def find_source(
         CheckpointError: if an adapter cannot be used, or nothing says what its base is.
         OptionError: if `base` or `lora` have no meaning here.
     """
+    text, revision = _repository(text, revision)
     place = _with_adapter(find_place(text, revision), revision, fetch)
     for folder in place.folders:
         _require_config(folder)
@@ -99,13 +102,39 @@ def find_source(
                 code="adapter_twice",
             )
         _refuse_base(text, base)
-        added = _with_adapter(find_place(path_text(lora, "The adapter", OptionError)), None, fetch)
+        other, its_revision = _repository(path_text(lora, "The adapter", OptionError))
+        added = _with_adapter(find_place(other, its_revision), its_revision, fetch)
         return Source(place.name, place, revision, read_adapter(_only(added)))
     if not adapters:
         _refuse_base(text, base)
         return Source(place.name, place, revision)
     adapter = read_adapter(adapters[0])
     return Source(place.name, _base_of(adapter, base), None, adapter)
+
+
+def _repository(text: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Return the repository of a page of the hub, and its revision; any other name as it is.
+
+    Raises:
+        CheckpointError: if it is a page, but not of a model.
+        OptionError: if the page is of another revision.
+    """
+    if is_there(expanded(text)):
+        return text, revision
+    page = read_hub_page(text)
+    if page is None and is_hub_page(text):
+        raise CheckpointError(
+            f"{one_line(text)} is a page, but not that of a model.",
+            "Give the page of a model, or its name: owner/name.",
+        )
+    if page is None:
+        return text, revision
+    if None not in (revision, page.revision) and revision != page.revision:
+        raise OptionError(
+            f"The page is of the revision {page.revision}, and {revision} is asked for.",
+            "Leave one of them out.",
+        )
+    return page.repository, revision or page.revision
 
 
 def _require_config(folder: Path) -> None:
@@ -121,7 +150,7 @@ def _require_config(folder: Path) -> None:
     if inner:
         raise CheckpointError(
             f"{folder} holds no {CONFIGS[0]}, but {counted(len(inner), 'folder')} with one: "
-            f"{printable(', '.join(inner[:3]))}{', ...' if len(inner) > 3 else ''}.",
+            f"{one_line(', '.join(inner[:3]))}{', ...' if len(inner) > 3 else ''}.",
             "Give one of them.",
         )
 
@@ -167,7 +196,7 @@ def _base_of(adapter: Adapter, base: str | os.PathLike[str] | None) -> Place:
             base="FOLDER",
         )
     if base is not None:
-        found = find_place(os.fspath(base))
+        found = find_place(*_repository(os.fspath(base)))
     else:
         # A path in the file may be relative to where it was trained, or to the adapter.
         beside = adapter.folder.parent / adapter.base

@@ -16,6 +16,7 @@ from typing import Any
 from glm4v_magic.checkpoints.contents import Contents
 from glm4v_magic.checkpoints.files import TensorInfo
 from glm4v_magic.checkpoints.outline import outline_of
+from glm4v_magic.checkpoints.quant_states import require_groups, require_row_scales, require_states
 from glm4v_magic.checkpoints.quantized import (
     is_full,
     method_of,
@@ -26,6 +27,7 @@ from glm4v_magic.checkpoints.quantized import (
 from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.model_shape import ModelShape, PackedMatrix
 from glm4v_magic.core.options import Quantization
+from glm4v_magic.images.messages import one_line
 
 __all__ = ["Stored", "is_told_by", "read_stored"]
 
@@ -55,7 +57,12 @@ class Stored:
     packed: tuple[PackedMatrix, ...] = ()
 
     def require(self) -> None:
-        """Raise OptionError unless the package that loads them is installed."""
+        """Raise an error unless the package that loads them is here, and reads their description.
+
+        Raises:
+            OptionError: if it is not installed.
+            CheckpointError: if it cannot read their ``quantization_config``.
+        """
         package, extra = self.needs
         if importlib.util.find_spec(package) is None:
             raise OptionError(
@@ -63,6 +70,17 @@ class Stored:
                 "which is not installed.",
                 f"Install it with: pip install 'glm4v_magic[{extra}]'",
             )
+        from transformers.quantizers.auto import AutoQuantizationConfig
+
+        try:
+            AutoQuantizationConfig.from_dict(dict(self.config))
+        except Exception as error:  # of whatever a configuration leads to
+            said = one_line(" ".join(str(error).split()))
+            raise CheckpointError(
+                f"The quantization_config of weights that are quantised by {self.scheme} cannot be "
+                f"read: {said}.",
+                "The file is damaged; download it again.",
+            ) from error
 
     def shape(
         self, full: ModelShape, names: Callable[[str], Iterable[str]] = lambda name: (name,)
@@ -101,16 +119,17 @@ class Stored:
         return found
 
 
-def read_stored(contents: Contents, where: str) -> Stored | None:
+def read_stored(contents: Contents, where: str, *, is_cut: bool = False) -> Stored | None:
     """Return how weights are stored; ``None`` for full weights, and for those in FP8 by block.
 
     Args:
         contents: what is in the folder.
         where: path of its ``config.json``, for messages.
+        is_cut: whether matrices are parts of those in the files, which passed this as a whole.
 
     Raises:
         CheckpointError: if weights are quantised in a way that cannot be loaded, or that an
-            adapter cannot be merged into.
+            adapter cannot be merged into, or what describes them is incomplete or damaged.
     """
     config, tensors = contents.config, contents.tensors
     if quantization_of(config) is None and is_full(tensors.values()):
@@ -131,9 +150,14 @@ def read_stored(contents: Contents, where: str) -> Stored | None:
     if method == "compressed-tensors":
         if outline.scheme.config_groups is None:
             raise refused(where, scheme)
+        require_groups(outline.scheme, tensors, where)
         restored = {**given, "dequantize": True}
         return Stored(scheme, None, ("compressed_tensors", "compressed"), restored)
-    return _of_bitsandbytes(given, tensors, where, scheme)
+    found = _of_bitsandbytes(given, tensors, where, scheme)
+    if not is_cut:
+        require = require_states if found.kind == "4bit" else require_row_scales
+        require(found.packed, tensors, where)
+    return found
 
 
 def is_told_by(name: str, packed: Collection[str]) -> bool:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from glm4v_magic.core.errors import CheckpointError
-from glm4v_magic.core.wording import printable
+from glm4v_magic.images.messages import one_line
 
-__all__ = ["OF_VOCABULARY", "adapter_part", "plain_name", "plain_names"]
+__all__ = ["OF_VOCABULARY", "adapter_part", "is_of_tokens", "plain_name", "plain_names"]
 
 T = TypeVar("T")
 
@@ -50,6 +50,11 @@ def adapter_part(name: str) -> str | None:
     return None if found is None else found["module"]
 
 
+def is_of_tokens(name: str) -> bool:
+    """Tell whether a weight of an adapter changes single tokens of a vocabulary."""
+    return ".token_adapter" in name or ".trainable_tokens_" in name
+
+
 def plain_names(weights: Mapping[str, T], where: str) -> tuple[dict[str, T], dict[str, T]]:
     """Return weights by plain names: those of a model, and those of adapters in it.
 
@@ -68,7 +73,7 @@ def plain_names(weights: Mapping[str, T], where: str) -> tuple[dict[str, T], dic
             plain = f"{found['module']}.{found['part']}{_unnamed(found['rest'] or '')}"
         into = whole if found is None else parts
         if plain in into:
-            raise CheckpointError(f"{where} holds {printable(plain)} twice, under two names.")
+            raise CheckpointError(f"{where} holds {one_line(plain)} twice, under two names.")
         into[plain] = weight
     return whole, parts
 

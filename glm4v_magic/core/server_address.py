@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from glm4v_magic.core.errors import CheckpointError, OptionError
+from glm4v_magic.core.hub_page import is_hub_page
 
 __all__ = [
     "API_KEY",
@@ -47,8 +48,11 @@ class ServerAddress:
 
 
 def is_address(name: str) -> bool:
-    """Tell whether `name` is the address of a server: ``http://`` or ``https://`` in front."""
-    return _SCHEME.match(name) is not None
+    """Tell whether `name` is the address of a server: ``http://`` or ``https://`` in front.
+
+    Pages of the hub are not: they name a repository.
+    """
+    return _SCHEME.match(name) is not None and not is_hub_page(name)
 
 
 def is_address_without_scheme(name: str) -> bool:

@@ -403,6 +403,11 @@ def thin(folder, part):
     save_file(kept, file)
 
 
+def recast(folder, dtype):
+    file = folder / "adapter_model.safetensors"
+    save_file({k: v.to(dtype) for k, v in load_file(file).items()}, file)
+
+
 MODULE = "self_attention.query_key_value"
 BROKEN = {
     "no weights": (lambda a: (a / "adapter_model.safetensors").unlink(), "but no adapter_model"),
@@ -433,6 +438,19 @@ BROKEN = {
     "odd alphas": (lambda a: edit(a, alpha_pattern={"x": float("nan")}), "'alpha_pattern.x'"),
     "no lora_A": (lambda a: thin(a, "lora_A"), "The adapter has no transformer.encoder.layers.1."),
     "no lora_B": (lambda a: thin(a, "lora_B"), "layers.1.self_attention.query_key_value.lora_B"),
+    "whole numbers": (
+        lambda a: recast(a, torch.int32),
+        "is of dtype I32, which adapters are not trained in",
+    ),
+    "odd ranks": (lambda a: edit(a, use_rslora=float("nan")), "has nan for 'use_rslora'"),
+    "tokens without weights": (
+        lambda a: edit(a, trainable_token_indices=[1, 2]),
+        "names single tokens that were trained",
+    ),
+    "tokens beyond": (
+        lambda a: edit(a, trainable_token_indices=[1, 99999]),
+        "changes token 99999, which is beyond",
+    ),
     "another rank": (lambda a: edit(a, r=2), "[8, 64]) from checkpoint, the shape in current"),
     "other ranks of a layer": (
         lambda a: edit(a, rank_pattern={"layers.2.self_attention.query_key_value": 2}),
@@ -464,6 +482,13 @@ def test_values_that_are_not_finite(adapter):
     save_file({k: v * float("nan") for k, v in load_file(file).items()}, file)
     with pytest.raises(CheckpointError, match=r"lora_A.* that are not finite"):
         resolve(adapter).load(dtype=torch.float32)
+    session = Session().load(golden.CHECKPOINT)
+    with pytest.raises(CheckpointError, match=r"lora_A.* that are not finite"):
+        session.load(adapter)
+    assert session.engine is not None
+    facts = gather((), model=str(adapter))
+    assert facts.fault is not None
+    assert "not finite" in facts.fault[0]
 
 
 def test_tokens_that_the_base_does_not_have(native, tmp_path):
@@ -472,8 +497,9 @@ def test_tokens_that_the_base_does_not_have(native, tmp_path):
     peft.get_peft_model(full(native("glm4v"), torch.float32), config).save_pretrained(tmp_path)
     given = {"base_model_name_or_path": str(native("glm4v"))}
     edit(tmp_path, **given, trainable_token_indices={"embed_tokens": [3, 9999]})
-    with pytest.raises(CheckpointError, match="token 9999 is beyond the 336 of the base"):
-        resolve(tmp_path).require_usable()
+    for look in (resolve, architecture):
+        with pytest.raises(CheckpointError, match="token 9999, which is beyond the 336 of its"):
+            look(tmp_path)
 
 
 def test_adapters_of_other_models(adapter, native, tmp_path):

@@ -22,10 +22,11 @@ from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.files import is_cut_short
 from glm4v_magic.checkpoints.names import named
 from glm4v_magic.checkpoints.places import find_place
-from glm4v_magic.core.errors import CheckpointError
+from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.doctor import diagnose, gather
 from glm4v_magic.notebook.next_steps import CELL
+from glm4v_magic.session.session import Session
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -61,6 +62,43 @@ def found_by_all(name, folder):
 )
 def test_a_download_is_found_whoever_owned_it(hub, repository, name):
     found_by_all(name, download(hub, repository))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "https://huggingface.co/zai-org/glm-4v-9b",
+        "https://huggingface.co/THUDM/GLM-4V-9B/tree/main?x=1#a",
+        "hf.co/zai-org/glm-4v-9b/",
+        "https://www.modelscope.cn/models/ZhipuAI/glm-4v-9b/summary",
+        "models--zai-org--glm-4v-9b",
+    ],
+)
+def test_addresses_of_pages_are_names_of_repositories(hub, name):
+    found_by_all(name, download(hub, "zai-org/glm-4v-9b"))
+
+
+def test_the_folder_of_a_repository_in_the_cache_is_its_snapshot(hub):
+    found_by_all(str(hub / "models--someone--tiny"), download(hub, "someone/tiny"))
+
+
+def test_a_page_of_a_revision(hub):
+    download(hub, "someone/tiny")
+    (hub / "models--someone--tiny" / "refs" / "v1").write_text("1" * 40)
+    page = "hf.co/someone/tiny/tree/v1"
+    with pytest.raises(CheckpointError, match="someone/tiny"):
+        architecture(page)  # that revision is not here
+    with pytest.raises(OptionError, match="of the revision v1, and v2 is asked for"):
+        resolve(page, revision="v2")
+    shutil.copytree(golden.CHECKPOINT, hub / "models--someone--tiny" / "snapshots" / ("1" * 40))
+    assert resolve(page).folder.name == "1" * 40
+
+
+@pytest.mark.parametrize("name", ["https://huggingface.co/zai-org", "hf.co/datasets/a/b", "hf.co"])
+def test_pages_of_no_model_are_named(name):
+    for look in (resolve, architecture, Session().load):
+        with pytest.raises(CheckpointError, match="is a page, but not that of a model"):
+            look(name)
 
 
 @pytest.mark.parametrize("name", ["someone/Tiny-GLM", "someone/tiny-glm"])

@@ -354,3 +354,105 @@ def test_the_kind_of_4_bits_is_told_by_the_weights_where_the_config_does_not(
     configure(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     stored = architecture(folder).stored
     assert stored.config["bnb_4bit_quant_type"] == kind
+
+
+LAYER = "model.language_model.layers.0.mlp.down_proj.weight"
+STATE = f"{LAYER}.quant_state.bitsandbytes__nf4"
+
+
+def looks(folder, said):
+    """Plan, load and doctor refuse a folder in one line."""
+    for look in (resolve, architecture, lambda path: gather((), model=str(path))):
+        with pytest.raises(CheckpointError, match=said) as caught:
+            look(folder)
+        assert "\n" not in str(caught.value)
+
+
+def written(**changes):
+    """Return a description of bitsandbytes with some of its values replaced."""
+    state = {"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [64, 128]}
+    return torch.tensor(list(json.dumps({**state, **changes}).encode()), dtype=torch.uint8)
+
+
+DAMAGED = {
+    "zeros": ({STATE: torch.zeros(80, dtype=torch.uint8)}, "is not valid JSON"),
+    "a list": ({STATE: torch.tensor(list(b"[]"), dtype=torch.uint8)}, "not a JSON object"),
+    "an odd dtype": ({STATE: written(dtype="float31")}, "'dtype'"),
+    "no size of blocks": ({STATE: written(blocksize=0)}, "'blocksize'"),
+    "another shape": ({STATE: written(shape=[64, 64])}, "its quant_state describes 4,096"),
+    "no state": ({STATE: None}, "lacks its quant_state"),
+    "no scales": ({f"{LAYER}.absmax": None}, "lacks 128 values in absmax"),
+    "too few levels": ({f"{LAYER}.quant_map": torch.ones(4)}, "lacks 16 values in quant_map"),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_damaged_descriptions_of_4_bits_are_found_by_all(saved, tmp_path, how):
+    changes, said = DAMAGED[how]
+    folder = shutil.copytree(saved("4bit"), tmp_path / "c")
+    weights = {**load_file(folder / "model.safetensors"), **changes}
+    kept = {name: weight for name, weight in weights.items() if weight is not None}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    looks(folder, said)
+
+
+def test_scales_of_8_bits_that_are_cut_short(saved, tmp_path):
+    folder = shutil.copytree(saved("8bit"), tmp_path / "c")
+    weights = load_file(folder / "model.safetensors")
+    name = f"{LAYER.removesuffix('.weight')}.SCB"
+    save_file({**weights, name: weights[name][:3].clone()}, folder / "model.safetensors")
+    looks(folder, "lacks 64 values in SCB")
+
+
+INCOMPLETE = {
+    "no targets": ({"g": {"weights": {"num_bits": 8}}}, r"lacks 'config_groups\.g"),
+    "odd bits": ({"g": {"targets": ["Linear"], "weights": {"num_bits": "x"}}}, "num_bits"),
+    "odd groups": ({"g": 3}, "has 3 for 'config_groups.g"),
+}
+
+
+@pytest.mark.parametrize("how", INCOMPLETE)
+def test_incomplete_groups_of_compressed_tensors_are_found_by_all(wide, tmp_path, how):
+    pytest.importorskip("compressed_tensors")
+    groups, said = INCOMPLETE[how]
+    folder = tmp_path / "c"
+    compressed(wide, folder, "float-quantized")
+    given = json.loads((folder / "config.json").read_text())["quantization_config"]
+    configure(folder, quantization_config={**given, "config_groups": groups})
+    looks(folder, said)
+
+
+def test_what_only_compressed_tensors_itself_refuses_comes_before_a_release(wide, tmp_path):
+    pytest.importorskip("compressed_tensors")
+    folder = tmp_path / "c"
+    compressed(wide, folder, "float-quantized")
+    given = json.loads((folder / "config.json").read_text())["quantization_config"]
+    group = {**given["config_groups"]["group_0"], "format": "x"}
+    configure(folder, quantization_config={**given, "config_groups": {"g": group}})
+    with pytest.raises(CheckpointError, match=r"quantization_config of weights .* cannot be read"):
+        resolve(folder).require_usable()
+    weights = load_file(folder / "model.safetensors")
+    del weights[f"{LAYER}_scale"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    looks(folder, "down_proj.weight lacks its weight_scale")
+
+
+@pytest.mark.parametrize("family", ["glm4v", "GLM-4V-9B"])
+def test_weights_in_fp8_that_no_config_names_are_found_by_all(native, tmp_path, family):
+    source = golden.CHECKPOINT if family == "GLM-4V-9B" else native(family)
+    folder = shutil.copytree(source, tmp_path / "c")
+    weights = load_file(folder / "model.safetensors")
+    name = next(each for each in weights if ("layers.0." in each and "dense" in each)
+                or each == LAYER)  # fmt: skip
+    weights[name] = weights[name].to(torch.float8_e4m3fn)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    looks(folder, "is of dtype F8_E4M3" if family == "glm4v" else "cannot be loaded here")
+
+
+def test_a_method_with_a_line_ending_is_one_line(native, tmp_path):
+    folder = shutil.copytree(native("glm4v"), tmp_path / "c")
+    weights = load_file(folder / "model.safetensors")
+    weights[LAYER] = weights[LAYER].to(torch.int8)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    configure(folder, quantization_config={"quant_method": "a\nb"})
+    looks(folder, r"quantised by a\\nb, which")

@@ -46,6 +46,11 @@ def test_gpus_without_bfloat16_compute_in_float16(model, gpus, dtype):
     assert (given.dtype, given.notes) == (placement.dtype, placement.notes)
 
 
+def test_only_a_tower_that_was_seen_to_overflow_is_said_to():
+    placement = decide(architecture("demo"), PlacementOptions(), parse_gpus("2xT4-16GB"))
+    assert (placement.dtype, placement.notes) == ("float16", ())
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_dtype_that_is_asked_for_is_kept(dtype):
     known = architecture("GLM-4.1V-9B-Thinking")

@@ -24,6 +24,7 @@ from glm4v_magic.checkpoints.pretrained import (
 )
 from glm4v_magic.checkpoints.stored import is_told_by
 from glm4v_magic.core.errors import CheckpointError
+from glm4v_magic.images.messages import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +114,7 @@ class Glm4v9bCheckpoint:
         if foreign:
             raise CheckpointError(
                 f"{self.folder} holds {len(foreign)} weights that GLM-4V-9B does not have, "
-                f"for example {min(foreign)}.",
+                f"for example {one_line(min(foreign))}.",
                 "Config and weights do not belong together.",
             )
 

@@ -58,7 +58,7 @@ def own_weights(contents: Contents, where: str) -> OwnWeights | None:
     own = _renamed(contents, packed)
     if own is None:
         raise refused(where, f"{stored.scheme} in blocks of other sizes")
-    own_stored = read_stored(replace(contents, tensors=own), where)
+    own_stored = read_stored(replace(contents, tensors=own), where, is_cut=True)
     assert own_stored is not None  # the same weights under other names
     return OwnWeights(own, own_stored, packed)
 

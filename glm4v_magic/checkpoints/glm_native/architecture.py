@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.checkpoints.contents import Contents
+from glm4v_magic.checkpoints.files import TensorInfo
 from glm4v_magic.checkpoints.glm_native.config_file import has_experts, read_config
 from glm4v_magic.checkpoints.glm_native.families import family_of
 from glm4v_magic.checkpoints.glm_native.fp8 import SCALE, Fp8, read_fp8
@@ -28,7 +29,8 @@ from glm4v_magic.checkpoints.glm_native.tower import (
     vision_units,
 )
 from glm4v_magic.checkpoints.packages import require_kernels
-from glm4v_magic.checkpoints.quantized import refused, without_quantization
+from glm4v_magic.checkpoints.quantized import refused, require_full, without_quantization
+from glm4v_magic.checkpoints.reading import FP8
 from glm4v_magic.checkpoints.stored import Stored, read_stored
 from glm4v_magic.checkpoints.trained_names import plain_name
 from glm4v_magic.core.errors import CheckpointError, OptionError
@@ -118,7 +120,20 @@ class NativeArchitecture:
         if stored is not None and any(".experts." in each.module for each in stored.packed):
             raise refused(where, stored.scheme)
         keeps = contents.merges is None
-        return cls(name, contents.config, where, keeps_fp8=keeps, stored=stored)
+        found = cls(name, contents.config, where, keeps_fp8=keeps, stored=stored)
+        if stored is None:
+            found._require_known(contents.tensors)
+        return found
+
+    def _require_known(self, tensors: Mapping[str, TensorInfo]) -> None:
+        """Raise CheckpointError unless weights are full, or in the FP8 that the config names."""
+        ignored = [re.compile(pattern) for pattern in family_of(self.config).ignored]
+        read = {
+            name: info
+            for name, info in tensors.items()
+            if not any(pattern.search(name) for pattern in ignored)
+        }
+        require_full(read, () if self.fp8 is None else (FP8,))
 
     def module_tree(self, *, fp8: bool = False) -> ModuleTree:
         """Return the names of the model's modules and weights; see `Architecture.module_tree`."""

@@ -23,10 +23,10 @@ from glm4v_magic.checkpoints.pretrained import (
     require_mergeable,
     require_whole_blocks,
 )
-from glm4v_magic.checkpoints.quantized import FULL
 from glm4v_magic.checkpoints.reading import FP8, Restored
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.wording import readable_count
+from glm4v_magic.images.messages import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -98,16 +98,8 @@ class NativeCheckpoint:
     def _check_tensors(self) -> None:
         """Raise CheckpointError unless the files hold as many values as the model."""
         for weight, info in self.tensors.items():
-            if self._stored is not None:
-                continue
             if info.dtype == FP8 and self._fp8 is not None:
                 self._check_scales(weight, info, self._fp8)
-            elif info.dtype not in FULL:
-                raise CheckpointError(
-                    f"{weight} in {info.file} is of dtype {info.dtype}, which cannot be loaded "
-                    f"here; known are {', '.join(FULL)}.",
-                    "Load the checkpoint in bfloat16.",
-                )
         counted = {
             weight: info
             for weight, info in self.tensors.items()
@@ -134,8 +126,8 @@ class NativeCheckpoint:
         if scales is None or (*info.shape[:-2], *grid) != scales.shape:
             there = "none" if scales is None else f"those of shape {list(scales.shape)}"
             raise CheckpointError(
-                f"{weight} in {info.file} needs scales of shape {list(grid)} for blocks of "
-                f"{fp8.block[0]} x {fp8.block[1]}, but there are {there}.",
+                f"{one_line(weight)} in {info.file} needs scales of shape {list(grid)} for blocks "
+                f"of {fp8.block[0]} x {fp8.block[1]}, but there are {there}.",
                 "The file is of another kind, or damaged; download it again.",
             )
 

@@ -1,0 +1,56 @@
+"""Addresses of pages of the hub and of ModelScope: they name a repository, not a server."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+__all__ = ["HubPage", "is_hub_page", "read_hub_page"]
+
+_HOSTS = r"(?:huggingface\.co|hf\.co|hf-mirror\.com|modelscope\.(?:cn|com|ai))"
+_PAGE = re.compile(rf"(?:https?://)?(?:www\.)?{_HOSTS}(?:/(?P<path>[^?#]*))?(?:[?#].*)?", re.I)
+_NAME = r"[A-Za-z0-9][\w.-]*"
+_REPOSITORY = re.compile(
+    rf"(?:models/)?(?P<owner>{_NAME})/(?P<name>{_NAME})"
+    r"(?:/(?:tree|blob|resolve|file/view)/(?P<revision>[^/]+))?(?:/.*)?"
+)
+_OTHERS = ("datasets", "spaces", "collections", "papers", "docs", "organization", "studios")
+_MAIN = ("main", "master")
+_IN_CACHE = re.compile(rf"models--(?P<owner>{_NAME}?)--(?P<name>{_NAME})")
+
+
+@dataclass(frozen=True, slots=True)
+class HubPage:
+    """What a page is about.
+
+    Attributes:
+        repository: ``owner/name``.
+        revision: branch, tag or commit that the page shows; ``None`` for the main branch.
+    """
+
+    repository: str
+    revision: str | None = None
+
+
+def is_hub_page(text: str) -> bool:
+    """Tell whether `text` is the address of a page, with or without ``https://``."""
+    return _PAGE.fullmatch(text.strip()) is not None
+
+
+def read_hub_page(text: str) -> HubPage | None:
+    """Return the repository of a page, or of a folder of the hub's cache (``models--...``).
+
+    Args:
+        text: what the user typed; ``None`` is returned for what names no repository in these ways.
+    """
+    text = text.strip()
+    folder = _IN_CACHE.fullmatch(text.rstrip("/"))
+    if folder is not None:
+        return HubPage(f"{folder['owner']}/{folder['name']}")
+    page = _PAGE.fullmatch(text)
+    found = None if page is None else _REPOSITORY.fullmatch((page["path"] or "").rstrip("/"))
+    if found is None or found["owner"].lower() in _OTHERS:
+        return None
+    revision = found["revision"]
+    name = found["name"].removesuffix(".git")
+    return HubPage(f"{found['owner']}/{name}", None if revision in _MAIN else revision)
