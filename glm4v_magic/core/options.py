@@ -95,10 +95,12 @@ _ASK = ("cell", "ask", "preview")
 _AGAIN = ("retry", "continue")
 _PLAN = ("plan", "devices", "load", "serve")
 
-_SAMPLED = Who((*_ASK, *_AGAIN), ("ask", "retry", "carry_on", "map"), setting=True, request=True)
+_SAMPLED = Who(
+    (*_ASK, *_AGAIN), ("ask", "retry", "carry_on", "map", "trace"), setting=True, request=True
+)
 _FORMED = Who((*_ASK, *_AGAIN), ("ask", "retry", "carry_on", "map"))
-_ASKED = Who(_ASK, ("ask", "draft"))
-_OF_VIDEO = Who(_ASK, ("ask", "draft", "map"))
+_ASKED = Who(_ASK, ("ask", "draft", "trace"))
+_OF_VIDEO = Who(_ASK, ("ask", "draft", "map", "trace"))
 _OF_IMAGES = Who(_ASK)
 _MAPPED = Who(_ASK, ("map",))
 _PLACED = Who((*_PLAN, "check"), ("load", "dry_run"))
@@ -269,7 +271,7 @@ class ChatChoice:
     system: str | None = option(
         None,
         "System message at the beginning of the conversation: how to answer.",
-        Who(_ASK, ("ask", "draft", "map"), setting=True),
+        Who(_ASK, ("ask", "draft", "map", "trace"), setting=True),
         "text",
         metavar="TEXT",
         example='"Answer in one word."',

@@ -312,6 +312,7 @@ COMMON: Mapping[str, str] = {
     "shorter_prompt": "shorten the prompt",
     "answer_interrupted": "the answer was interrupted",
     "retry_interrupted": "the new answer was interrupted, and the chat keeps the old one",
+    "trace_interrupted": "the traced answer was interrupted, and the model is as before",
     "interrupted_after_the_answer": "the answer had ended already",
     "rows_interrupted": "{answered} of {total} rows are answered",
     "no_row_answered": "no row is answered",

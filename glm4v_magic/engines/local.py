@@ -7,6 +7,7 @@ from the call. A worker thread would go on computing after the interrupt.
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import logging
 import time
@@ -206,6 +207,7 @@ class LocalEngine:
         self.vocabulary = Vocabulary(self.processor.tokenizer, self.processor.told_token_ids)
         self._recorder = recorder
         self._virtual = active() if self.gpus else None
+        self._is_bare = False
         budget = kept_budget(None, placement.plan) if keep is None else keep
         self.kept = PrefixStore(budget, is_recurrent=loaded.inputs.is_recurrent)
         self._attempt = Attempts(self.kept)
@@ -291,6 +293,18 @@ class LocalEngine:
         advice = remark("answering_ran_out", ways=(remark("shorter_prompt"),))
         raise out_of_memory(text, "while the model was looked into", advice)
 
+    def bare(self) -> LocalEngine:
+        """Return an engine for the same model while others change what it computes.
+
+        It keeps nothing and uses nothing that is kept, calls the modules themselves for every
+        token, and does so outside of torch's inference mode, whose tensors cannot be changed later.
+        """
+        other = copy.copy(self)
+        other.kept = PrefixStore(0, is_recurrent=self.kept.is_recurrent)
+        other._attempt = Attempts(other.kept)
+        other._is_bare = True
+        return other
+
     def features_of(self, images: Sequence[EncodedImage]) -> list[Tensor]:
         """Return the visual tokens of images, (V, H); nothing is kept."""
         return self._inputs.features(images)
@@ -366,7 +380,7 @@ class LocalEngine:
                 yield from _looked_ahead(intake)
                 # torch's contexts are entered for one step only: between two steps the caller's and
                 # the user's code runs.
-                with torch_state_kept(), _without_gradients():
+                with torch_state_kept(), _without_gradients(inference=not self._is_bare):
                     latest = next(steps, None)
                 if latest is None:
                     return
@@ -375,7 +389,7 @@ class LocalEngine:
 
     def _steps(self, intake: Intake, at_once: int) -> Iterator[dict[int, Chosen]]:
         """Decode rows; those that are limited to choices are scored between two steps."""
-        quick = self._inputs.decode_step
+        quick = (lambda: None) if self._is_bare else self._inputs.decode_step
         scorer = ChoiceScorer(self.model, self.kept, self.vision, at_once)
         decoding = decode(self.model, intake, at_once, self.kept, self.vision, quick)
         with contextlib.closing(decoding):
@@ -544,9 +558,9 @@ def _interrupted(intake: Intake) -> dict[int, Generation]:
     return {row.number: row.generation() for row in stopped}
 
 
-def _without_gradients() -> contextlib.AbstractContextManager[Any]:
+def _without_gradients(*, inference: bool = True) -> contextlib.AbstractContextManager[Any]:
     # Views of virtual tensors need the version counters that inference mode does without.
-    return torch.inference_mode() if active() is None else torch.no_grad()
+    return torch.inference_mode() if inference and active() is None else torch.no_grad()
 
 
 def _describe(

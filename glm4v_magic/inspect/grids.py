@@ -38,6 +38,11 @@ class ImageGrid:
         """Index past the token of its last patch."""
         return self.start + self.rows * self.columns
 
+    @property
+    def positions(self) -> slice:
+        """Positions of its patches among the tokens of the prompt."""
+        return slice(self.start, self.stop)
+
     def box(self, row: int, column: int) -> PixelBox:
         """Return the part of the original image that a visual token was made from.
 

@@ -36,10 +36,11 @@ from glm4v_magic.inspect.grids import (
 )
 from glm4v_magic.inspect.inspected_token import InspectedToken
 from glm4v_magic.inspect.labelled import Labelled
+from glm4v_magic.inspect.lending import local_engine
 from glm4v_magic.inspect.maps import Maps, Method
 from glm4v_magic.inspect.reading import Reader
 
-__all__ = ["Inspection", "Lens", "PromptToken", "inspected"]
+__all__ = ["Inspection", "Lens", "PromptToken", "inspected", "prompt_tokens"]
 
 _ALTERNATIVES = 5
 _MOST_PARTS = 64
@@ -99,7 +100,8 @@ def inspected(answer: Answer) -> Inspection:
         )
     if answer.origin is None:
         raise ConversationError(
-            "How this answer was made is not known: it was imported, or is a row of a map.",
+            "How this answer was made is not known: it was imported or traced, or is a row of a "
+            "map.",
             "Ask the question by itself, and inspect that answer.",
         )
     inspection = Inspection(answer, answer.origin)
@@ -161,7 +163,8 @@ class Inspection:
                 "Ask again, and inspect that answer.",
             )
         with self._origin.lend() as engine:
-            yield _local(engine, self._answer.model)
+            advice = "Ask again, and inspect that answer."
+            yield local_engine(engine, self._answer.model, advice)
 
     @contextmanager
     def _computing(self) -> Iterator[tuple[LocalEngine, Reader]]:
@@ -183,9 +186,7 @@ class Inspection:
         grids = self.images
         with self._computing() as (engine, _):
             assert self._encoded is not None
-            return tuple(
-                _prompt_token(engine, grids, at, id_) for at, id_ in enumerate(self._encoded.ids)
-            )
+            return prompt_tokens(engine, self._encoded, grids)
 
     @cached_property
     def tokens(self) -> tuple[InspectedToken, ...]:
@@ -448,26 +449,6 @@ class Inspection:
         return token
 
 
-def _local(engine: Any, model: str) -> LocalEngine:
-    if engine is None:
-        raise EngineError(
-            f"{model}, which gave this answer, is no longer loaded, or was loaded anew.",
-            "Ask again, and inspect that answer.",
-        )
-    if engine.info.server is not None:
-        raise EngineError(
-            f"{model} is on a server, which tells the log-probabilities of its tokens and nothing "
-            "from within the model.",
-            "Ask with log-probabilities, or load the model in this process.",
-        )
-    if not isinstance(engine, LocalEngine):
-        raise EngineError(
-            f"{model} is in other processes, whose insides cannot be read from here.",
-            "Load it without replicas.",
-        )
-    return engine
-
-
 def _is_whole(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
@@ -476,6 +457,13 @@ def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
     """Return a tensor of the CPU as an array; numpy has no bfloat16."""
     found: np.ndarray[Any, Any] = tensor.float().numpy()
     return found
+
+
+def prompt_tokens(
+    engine: LocalEngine, encoded: Encoded, grids: Sequence[ImageGrid]
+) -> tuple[PromptToken, ...]:
+    """Return the tokens of a prompt; `grids` are its images."""
+    return tuple(_prompt_token(engine, grids, at, id_) for at, id_ in enumerate(encoded.ids))
 
 
 def _prompt_token(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from argparse import Action, Namespace
+from argparse import SUPPRESS, Action, Namespace
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -173,7 +173,9 @@ def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
     try:
         # The intermixed form lets images stand on both sides of an option.
         arguments: Namespace
-        arguments, rest = parser.parse_known_intermixed_args(_joined(parser, words))
+        arguments, rest = parser.parse_known_intermixed_args(
+            _joined(parser, words), _with_defaults(parser)
+        )
     except UsageError as error:
         raise OptionError(_in_our_words(parser, str(error)), _help_of(parser)) from None
     except OptionError as error:
@@ -192,6 +194,16 @@ def parse(function: Callable[..., Any], words: list[str]) -> Namespace:
     if rest:
         raise OptionError(f"%{parser.prog} does not take {' '.join(rest)!r}.", _help_of(parser))
     return arguments
+
+
+def _with_defaults(parser: Any) -> Namespace:
+    """Return a namespace with the defaults of all options.
+
+    argparse sets those that it finds no attribute for, and nnsight 0.8 gives every object an
+    attribute ``save``.
+    """
+    options = [each for each in parser._actions if each.option_strings and each.dest != "help"]
+    return Namespace(**{each.dest: each.default for each in options if each.default != SUPPRESS})
 
 
 def _unknown(parser: Any, name: str) -> OptionError:

@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from glm4v_magic.engines.prefixes import CacheFacts
     from glm4v_magic.images import Limits
     from glm4v_magic.inspect.inspection import Inspection
+    from glm4v_magic.inspect.tracing import Trace
     from glm4v_magic.mapping.answer_cache import AnswerStore
     from glm4v_magic.mapping.items import Items, PlannedRow
     from glm4v_magic.mapping.runner import Job, Read, ReadVideo
@@ -390,6 +391,47 @@ class Session:
         from glm4v_magic.inspect.inspection import inspected
 
         return inspected(answer)
+
+    @accepts("trace")
+    def trace(
+        self,
+        text: str,
+        images: object = (),
+        video: object = None,
+        before_video: int | None = None,
+        **options: Any,
+    ) -> Trace:
+        """Return nnsight's context for a question: what the model computes, to read and to change.
+
+        The answer is computed when the block ends, by the loaded model, wherever it is, and goes
+        into no chat::
+
+            with session.trace("What colour is the circle?", "shapes.png") as trace:
+                state = trace.layers[2].output.save()
+            print(trace.answer.text, state.shape)
+
+        Args:
+            text: the question.
+            images: as in `stream`.
+            video: likewise.
+            before_video: likewise.
+            options: where the question goes, how tokens are chosen.
+
+        Raises:
+            OptionError: if nnsight is not installed, or an option makes no sense.
+            InputError: as `stream`.
+            EngineError: if no model is loaded, or it is on a server or in other processes.
+            BusyError: if another call is running.
+        """
+        from glm4v_magic.calls.tracing import traced
+
+        message = self._question(text, images, video, before_video, options)
+        _, before = self._before(options)
+        engine = self._engine
+        # Weak: whoever keeps a trace does not keep the model.
+        weak = (lambda: None) if engine is None else weakref.ref(engine)
+        lend = partial(_lent, weakref.ref(self), weak)
+        return traced(Call("", before.add(message), terms_of(options)), lend)
 
     @property
     def chats(self) -> dict[str, Conversation]:
@@ -969,7 +1011,7 @@ class Session:
 
 @contextmanager
 def _lent(
-    session: weakref.ReferenceType[Session], engine: weakref.ReferenceType[Engine]
+    session: weakref.ReferenceType[Session], engine: Callable[[], Engine | None]
 ) -> Iterator[Engine | None]:
     """Give an engine as `Session.holding` does; ``None`` if the session is gone."""
     holder = session()

@@ -105,6 +105,7 @@ ELSEWHERE = {
     "take_the_original": "checkpoints/test_quantised_before.py",
     "thinking_cannot_go_on": "engines/test_server_engine.py",
     "too_many_images": "notebook/test_over.py",
+    "trace_interrupted": "inspect/test_tracing.py",
     "folder_of_images": "notebook/test_over.py",
 }
 """Codes that are no matter of placement, and the tests that do what they say."""
