@@ -61,6 +61,11 @@ LINES = {
 """Arguments of each command in examples; a command that is not here needs none."""
 
 SERVER = "http://localhost:8000/v1"
+_OF_SCORES = {
+    "--evaluate": "",
+    "--by": " --evaluate label",
+    "--bins": " --evaluate label --choices yes,no",
+}
 OTHER_LINES = {
     ("load", "--revision"): "zai-org/glm-4v-9b",
     ("load", "--served-model"): SERVER,
@@ -72,6 +77,11 @@ OTHER_LINES = {
         (name, option): f'"{QUESTION}" --over photos'
         for name in ("ask", "preview")
         for option in ("--batch-size", "--fresh")
+    },
+    **{
+        (name, option): f"{question}--over df.image{line}"
+        for name, question in (("", ""), ("ask", f'"{QUESTION}" '), ("preview", f'"{QUESTION}" '))
+        for option, line in _OF_SCORES.items()
     },
 }
 """Arguments in the examples of options that need others than the rest."""

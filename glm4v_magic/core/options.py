@@ -40,6 +40,7 @@ __all__ = [
     "Effort",
     "Format",
     "ImageParts",
+    "KnownAnswers",
     "Loading",
     "ManyRows",
     "MemorySizes",
@@ -95,14 +96,19 @@ _ASK = ("cell", "ask", "preview")
 _AGAIN = ("retry", "continue")
 _PLAN = ("plan", "devices", "load", "serve")
 
+_MANY = ("map", "evaluate")
+
 _SAMPLED = Who(
-    (*_ASK, *_AGAIN), ("ask", "retry", "carry_on", "map", "trace"), setting=True, request=True
+    (*_ASK, *_AGAIN),
+    ("ask", "retry", "carry_on", *_MANY, "trace"),
+    setting=True,
+    request=True,
 )
-_FORMED = Who((*_ASK, *_AGAIN), ("ask", "retry", "carry_on", "map"))
+_FORMED = Who((*_ASK, *_AGAIN), ("ask", "retry", "carry_on", *_MANY))
 _ASKED = Who(_ASK, ("ask", "draft", "trace"))
-_OF_VIDEO = Who(_ASK, ("ask", "draft", "map", "trace"))
+_OF_VIDEO = Who(_ASK, ("ask", "draft", *_MANY, "trace"))
 _OF_IMAGES = Who(_ASK)
-_MAPPED = Who(_ASK, ("map",))
+_MAPPED = Who(_ASK, _MANY)
 _PLACED = Who((*_PLAN, "check"), ("load", "dry_run"))
 _MADE_OF = Who(("load", "plan", "check", "doctor", "serve"), ("load",))
 _SERVED = Who(("serve",))
@@ -271,7 +277,7 @@ class ChatChoice:
     system: str | None = option(
         None,
         "System message at the beginning of the conversation: how to answer.",
-        Who(_ASK, ("ask", "draft", "map", "trace"), setting=True),
+        Who(_ASK, ("ask", "draft", *_MANY, "trace"), setting=True),
         "text",
         metavar="TEXT",
         example='"Answer in one word."',
@@ -351,7 +357,7 @@ class TaskChoice:
         "Ask GLM-OCR in the prompt that it was trained on: for the text, the table or the formula "
         "of an image, in place of a question, or extract, for the JSON that the question holds or "
         "the schema describes.",
-        Who(_ASK, ("ask", "map")),
+        Who(_ASK, ("ask", *_MANY)),
         choices=TASKS,
         example="table",
     )
@@ -468,11 +474,43 @@ class ManyRows:
         "File to write. Rows go into a Parquet file as they are answered, for more of them than "
         "memory holds; the same call goes on where it stopped, also after a crash. A plan goes "
         "into a JSON file, for a load to follow.",
-        Who((*_ASK, "plan"), ("map",)),
+        Who((*_ASK, "plan"), _MANY),
         "the name of a file",
         _is_name,
         metavar="FILE",
         example="rows.parquet",
+    )
+
+
+class KnownAnswers:
+    """Rows whose answers are known, to hold the model's against."""
+
+    evaluate: str | None = option(
+        None,
+        "Column with the expected answers: tells how many rows are right, and of choices whether "
+        "their probabilities mean what they say.",
+        Who(_ASK),
+        "the name of a column",
+        lambda value: bool(value.strip()),
+        metavar="COLUMN",
+        example="label",
+    )
+    by: object = option(
+        None,
+        "Column that divides the rows into kinds, each of which is scored by itself, too.",
+        Who(_ASK, ("evaluate",)),
+        metavar="COLUMN",
+        example="kind",
+    )
+    bins: int | None = option(
+        None,
+        "Number of bins of equal width for the calibration of probabilities.",
+        Who(_ASK, ("evaluate",)),
+        "a whole number from 1 to 100",
+        lambda value: 1 <= value <= 100,
+        metavar="N",
+        unset="10",
+        example="5",
     )
 
 
@@ -795,7 +833,7 @@ class SettingsOnly:
         None,
         "Model of the first question, and of a load that names none: folder, repository id, demo, "
         "or the address of a server.",
-        Who(python=("ask", "retry", "carry_on", "map"), setting=True),
+        Who(python=("ask", "retry", "carry_on", *_MANY), setting=True),
         "text",
         unset="demo",
     )
@@ -840,6 +878,7 @@ _GROUPS: tuple[type, ...] = (
     ImageParts,
     VideoParts,
     ManyRows,
+    KnownAnswers,
     PlacementFields,
     Loading,
     Patching,

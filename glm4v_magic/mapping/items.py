@@ -22,8 +22,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -76,18 +76,24 @@ class Record:
         except KeyError:
             raise AttributeError(self._missing(name)) from None
 
-    def __getitem__(self, name: str) -> object:
+    def __getitem__(self, name: Hashable) -> object:
         try:
             return self._columns[name]
         except KeyError:
             raise KeyError(self._missing(name)) from None
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._columns
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._columns)
+
     def __str__(self) -> str:
         return ", ".join(f"{name}: {value}" for name, value in self._columns.items())
 
-    def _missing(self, name: str) -> str:
+    def _missing(self, name: object) -> str:
         known = [str(each) for each in self._columns]
-        similar = did_you_mean(name, known) or f"There are {', '.join(known)}."
+        similar = did_you_mean(str(name), known) or f"There are {', '.join(known)}."
         return f"row has no column {name}. {similar}"
 
 
@@ -102,6 +108,7 @@ class Items:
         records: columns of each row; ``None`` if there are none.
         kind: ``images`` or ``values``; ``None`` if that depends on the prompt.
         table: DataFrame or Series that the items come from; the result is then a DataFrame.
+        is_column: whether they are a column that was named, of the table that `records` are.
     """
 
     source: str
@@ -110,9 +117,28 @@ class Items:
     records: tuple[Record, ...] | None = None
     kind: Literal["images", "values"] | None = None
     table: Any = None
+    is_column: bool = False
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def column(self, name: object) -> tuple[object, ...]:
+        """Return a column of the table, ``None`` where a row lacks it.
+
+        Raises:
+            OptionError: if there is no table, or no such column.
+        """
+        if self.records is None:
+            raise OptionError(
+                f"{one_line(self.source)} is not a table, so it has no column {name!r:.60}.",
+                "Give a DataFrame, another table, or a list of dictionaries.",
+            )
+        if not isinstance(name, Hashable) or not any(name in each for each in self.records):
+            raise _no_column(name, [*dict.fromkeys(key for each in self.records for key in each)])
+        return tuple(
+            each[name] if name in each else None  # noqa: SIM401  a record has no `get`
+            for each in self.records
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +175,8 @@ def items_of(
     Args:
         value: a list or another iterable, a folder or pattern, a Series, or a DataFrame.
         source: expression or path that the user gave.
-        column: of a DataFrame, the one that holds the items; without it the whole row is the item.
+        column: of a DataFrame, another table or a list of dictionaries, the one that holds the
+            items; without it the whole row is the item.
         base: folder that relative paths start from; the current one by default.
 
     Raises:
@@ -158,7 +185,7 @@ def items_of(
     """
     shown = one_line(source)
     if column is not None and not is_dataframe(value):
-        raise OptionError(f"{shown} is not a DataFrame, so it has no column {column}.")
+        return _of_column(items_of(value, source, base=base), column)
     if isinstance(value, str | os.PathLike):
         if value == "":
             raise OptionError(f"{shown} is empty: there is nothing to ask about.")
@@ -305,13 +332,24 @@ def _of_dataframe(frame: Any, source: str, column: object) -> Items:
         names = tuple(f"row {label}" for label in frame.index)
         return Items(source, records, names, records, kind="values", table=frame)
     if column not in columns:
-        raise OptionError(
-            f"There is no column {column!r}.",
-            did_you_mean(str(column), map(str, columns))
-            or (f"There are {', '.join(map(str, columns))}." if columns else "There are none."),
-        )
+        raise _no_column(column, columns)
     names = tuple(f"{column}[{label!r}]" for label in frame.index)
-    return Items(source, tuple(frame[column]), names, records, table=frame)
+    return Items(source, tuple(frame[column]), names, records, table=frame, is_column=True)
+
+
+def _no_column(column: object, columns: Sequence[object]) -> OptionError:
+    return OptionError(
+        f"There is no column {column!r:.60}.",
+        did_you_mean(str(column), map(str, columns))
+        or (f"There are {', '.join(map(str, columns))}." if columns else "There are none."),
+    )
+
+
+def _of_column(items: Items, column: object) -> Items:
+    """Return a column of a table that is no DataFrame, or of a list of dictionaries."""
+    values = items.column(column)
+    names = tuple(f"{one_line(str(column))}[{index}]" for index in range(len(items)))
+    return replace(items, values=values, names=names, kind=None, is_column=True)
 
 
 def _of_rows(rows: Sequence[Mapping[str, Any]], source: str) -> Items:
@@ -413,7 +451,7 @@ def are_images(prompt: str, items: Items, *, raw: bool = False) -> bool:
     used = frozenset() if raw else names_in(prompt)
     if items.kind is not None:
         return items.kind == "images"
-    of_dictionaries = items.table is None and items.records is not None
+    of_dictionaries = items.records is not None and not items.is_column
     as_images = "item" not in used and not (of_dictionaries and "row" in used)
     if as_images and items.values and all(isinstance(each, int | float) for each in items.values):
         raise PromptError(

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from glm4v_magic.core.conversation import Answer
     from glm4v_magic.core.plan import Plan
     from glm4v_magic.core.rows import OrderedRows, Rows
+    from glm4v_magic.mapping.evaluation import Evaluation
     from glm4v_magic.notebook.commands import Context
     from glm4v_magic.notebook.render import MimeBundle
     from glm4v_magic.session.session import Session
@@ -71,6 +72,7 @@ _ANSWER = ("glm4v_magic.core.conversation", "Answer")
 _ROWS = ("glm4v_magic.core.rows", "Rows")
 _SAVED = ("glm4v_magic.mapping.row_file", "SavedRows")
 _PLAN = ("glm4v_magic.core.plan", "Plan")
+_EVALUATION = ("glm4v_magic.mapping.evaluation", "Evaluation")
 
 
 class Stopped(KeyboardInterrupt):
@@ -406,6 +408,12 @@ def _rows_bundle(told: Collection[str], rows: Rows | OrderedRows) -> MimeBundle:
     return rows_bundle(rows, told=told)
 
 
+def _evaluation_bundle(_: Collection[str], evaluation: Evaluation) -> MimeBundle:
+    from glm4v_magic.notebook.render.evaluation import evaluation_bundle
+
+    return evaluation_bundle(evaluation)
+
+
 def _print_rows(
     told: Collection[str], rows: Rows, printer: RepresentationPrinter, _cycle: bool
 ) -> None:
@@ -417,6 +425,7 @@ _BUNDLES: dict[tuple[str, str], Callable[[Collection[str], Any], MimeBundle]] = 
     _ROWS: _rows_bundle,
     _SAVED: _rows_bundle,
     _PLAN: _plan_bundle,
+    _EVALUATION: _evaluation_bundle,
 }
 """Results that are shown by what returns their bundle, by module and name of their classes.
 

@@ -124,7 +124,7 @@ def test_a_whole_dataframe_needs_a_prompt_that_differs():
         (b"png", None, "is one bytes"),
         ({"a": 1}, None, "things is one dict. For its values write things.values()."),
         (np.zeros((3, 4, 4)), None, "is one image; put it into a list"),
-        ([1], "image", "is not a DataFrame, so it has no column image"),
+        ([1], "image", "is not a table, so it has no column"),
         ("nowhere", None, "nowhere: no such folder. Give a list of images or values"),
         (" ", None, "An empty name names no folder. The current one is called '.'."),
         ("*.nothing", None, "It holds *.png (1)."),

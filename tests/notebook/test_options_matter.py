@@ -23,6 +23,8 @@ VOLATILE = re.compile(
 GREEDY = "--temperature 0 --max-tokens 4"
 AS_JSON = f"{GREEDY} --format json"
 ROWS = f"{GREEDY} --over many"
+TABLE = f"{GREEDY} --over table --choices ja,no"
+OF_TABLE = "{{row.kind}}?"
 ASKED = f'%glm4v ask "What?" {ROWS}'
 HISTORY = "%glm4v history"
 SEED = "print('seed:', _.seed)"
@@ -106,6 +108,9 @@ QUESTIONS = ANSWERS | PROMPTS | {
         "print('saved:', there and len(pandas.read_parquet('rows.parquet')))",
     ),
     "--preview": Trial("--preview", GREEDY, "nothing was sent"),
+    "--evaluate": Trial("--evaluate label", TABLE, "of 2 rows right", question=OF_TABLE),
+    "--by": Trial("--by kind", f"{TABLE} --evaluate label", "by kind", question=OF_TABLE),
+    "--bins": Trial("--bins 7", f"{TABLE} --evaluate label", "in 7 bins", question=OF_TABLE),
 }  # fmt: skip
 
 UNFINISHED = '%glm4v ask cat.png "Before?" --temperature 0 --max-tokens 2'
@@ -310,6 +315,7 @@ def folder(run, tiny, tmp_path, monkeypatch):
     (tmp_path / "map.json").write_text(json.dumps({"model": 1, "lm_head": 0}), encoding="utf-8")
     run("%glm4v reset --all")
     run("kind = {'const': 7}")
+    run("table = [{'label': 'ja', 'kind': 1}, {'label': 'no', 'kind': 2}]")
 
 
 def typed(command, line, question):
@@ -410,7 +416,9 @@ WITHOUT_MEANING = set(QUESTIONS) - set(PREVIEWS)
 @pytest.mark.parametrize("name", sorted(WITHOUT_MEANING))
 def test_a_preview_takes_every_option_of_ask(run, name):
     trial = QUESTIONS[name]
-    over = "--over many" if name in ("--batch-size", "--fresh", "--save") else ""
+    is_of_rows = name in ("--batch-size", "--fresh", "--save", "--evaluate", "--by", "--bins")
+    over = "--over many" if is_of_rows else ""
+    over += " --evaluate label" if name in ("--by", "--bins") else ""
     schema = "--format json" if name == "--schema" else ""
     plain = run(f'%glm4v preview {over} {schema} "What?"')
     assert run(f'%glm4v preview {over} {schema} {trial.option} "What?"') == plain

@@ -13,6 +13,8 @@ RENDERING = re.compile(r"_repr_|_ipython_|__html__|html|bundle|render|draw|markd
 TEXTS = ("__str__", "__repr__", "__format__")
 PIXELS = ("draw",)
 """Methods that users call for an image; one `return` with what a room below makes of the data."""
+FRAMES = ("table",)
+"""Methods that users call for a DataFrame; likewise."""
 
 
 def classes(sources):
@@ -52,7 +54,7 @@ def is_dataclass(decorator):
 
 def renders(method):
     is_documented = isinstance(method.body[0], ast.Expr)
-    if method.name in (*TEXTS, *PIXELS):
+    if method.name in (*TEXTS, *PIXELS, *FRAMES):
         body = method.body[is_documented:]
         return len(body) > 1 or not isinstance(body[0], ast.Return)
     return bool(RENDERING.search(method.name))
@@ -65,6 +67,8 @@ def renders(method):
         ("def __str__(self):\n        x = 1\n        return str(x)", ["A.__str__"]),
         ("def _repr_html_(self): return html(self)", ["A._repr_html_"]),
         ("def as_table(self): return html(self)", ["A.as_table"]),
+        ("def table(self): return frame(self)", []),
+        ("def table(self):\n        x = 1\n        return frame(x)", ["A.table"]),
         ("def total(self): return 1", []),
         ("def draw(self):\n        'Draw.'\n        return drawn(self)", []),
         ("def draw(self):\n        x = 1\n        return drawn(self)", ["A.draw"]),

@@ -211,7 +211,7 @@ def _offer(context: Context, answer: Answer) -> None:
 
 
 def _refuse_without_over(arguments: Namespace) -> None:
-    for option in ("batch_size", "fresh", "save"):
+    for option in ("batch_size", "fresh", "save", "evaluate", "by", "bins"):
         if getattr(arguments, option):
             raise OptionError(
                 f"--{option.replace('_', '-')} is about the rows of --over, and there is no --over."

@@ -13,7 +13,9 @@ from typing import Any
 from glm4v_magic.calls.tasks import asked
 from glm4v_magic.core.errors import Glm4vError, InputError, MapInterrupted, OptionError, SaveError
 from glm4v_magic.core.events import Loading, Started, Starting
+from glm4v_magic.core.options import check
 from glm4v_magic.core.remarks import worded
+from glm4v_magic.core.typed_options import as_typed
 from glm4v_magic.core.video import SourcedVideo
 from glm4v_magic.images import (
     Crop,
@@ -38,6 +40,7 @@ from glm4v_magic.notebook.commands.question import (
     video_parts,
 )
 from glm4v_magic.notebook.live.board import Board, board_for
+from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.live.screen import screen_for
 from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.outside import is_there
@@ -68,31 +71,37 @@ def over(
         See `Session.map`; ``None`` with ``--preview``.
     """
     _refuse_options_of_a_chat(arguments)
+    _refuse_without_evaluate(arguments)
     form = form_asked(arguments, names)
     found = _found(context, arguments, images, prompt, names)
     if arguments.preview:
         _preview(context, arguments, found, asked(prompt, arguments.task, form.schema), names)
         return None
-    stream = context.session.stream_map(
-        prompt,
-        found.items,
-        images=list(found.images),
-        video=found.video,
-        before_video=found.before_video,
-        names=names,
-        raw=arguments.raw,
-        batch_size=arguments.batch_size,
-        fresh=arguments.fresh,
-        save=arguments.save,
-        read=found.reader.images,
-        read_video=found.reader.video,
-        words=CELL,
+    shared: dict[str, Any] = {
+        "video": found.video,
+        "before_video": found.before_video,
+        "names": names,
+        "raw": arguments.raw,
+        "batch_size": arguments.batch_size,
+        "fresh": arguments.fresh,
+        "save": arguments.save,
+        "read": found.reader.images,
+        "read_video": found.reader.video,
+        "words": CELL,
         **sampling_of(context, arguments),
         **form.options,
-        system=_system(context, arguments),
-        task=arguments.task,
-        model=context.settings.model,
-    )
+        "system": _system(context, arguments),
+        "task": arguments.task,
+        "model": context.settings.model,
+    }
+    session, images_of_all = context.session, list(found.images)
+    if arguments.evaluate is None:
+        stream = session.stream_map(prompt, found.items, images=images_of_all, **shared)
+    else:
+        scoring = {"answer": arguments.evaluate, "by": arguments.by, "bins": arguments.bins}
+        stream = session.stream_evaluate(
+            found.items, prompt, shared=images_of_all, **scoring, **shared
+        )
     return _ask(context, arguments, stream, len(found.items.values))
 
 
@@ -220,8 +229,9 @@ def _ask(context: Context, arguments: Namespace, stream: Stream, rows: int) -> A
         result = stream.result
         context.keep(result, arguments.out)
         board.finish()
+        _show_scores(result, arguments)
     except BaseException as error:
-        _keep_what_is_done(context, board, arguments.out, error)
+        _keep_what_is_done(context, board, arguments, error)
         raise
     finally:
         screen.close()
@@ -244,6 +254,15 @@ def _refuse_parts_of_no_image(arguments: Namespace, with_images: bool) -> None:
             raise OptionError(f"--{option} is about an image, and the rows have none.")
 
 
+def _refuse_without_evaluate(arguments: Namespace) -> None:
+    for name in ("by", "bins"):
+        value = getattr(arguments, name)
+        if value is not None and arguments.evaluate is None:
+            raise OptionError(f"--{name} is about --evaluate, and there is no --evaluate.")
+        check(name, value, as_typed(name))
+    check("evaluate", arguments.evaluate, as_typed("evaluate"))
+
+
 def _refuse_options_of_a_chat(arguments: Namespace) -> None:
     for name, option in _OF_A_CHAT.items():
         if getattr(arguments, name):
@@ -252,16 +271,28 @@ def _refuse_options_of_a_chat(arguments: Namespace) -> None:
             )
 
 
+def _show_scores(result: object, arguments: Namespace) -> None:
+    """Show the evaluation below its rows, if it is one."""
+    if arguments.evaluate is not None and not arguments.quiet:
+        from glm4v_magic.mapping.evaluation import Evaluation
+        from glm4v_magic.notebook.render.evaluation import evaluation_bundle
+
+        assert isinstance(result, Evaluation)
+        show(evaluation_bundle(result))
+
+
 def _keep_what_is_done(
-    context: Context, board: Board, name: str | None, error: BaseException
+    context: Context, board: Board, arguments: Namespace, error: BaseException
 ) -> None:
     """Keep and show the rows of a run that was interrupted or failed; let `error` say so."""
     if isinstance(error, MapInterrupted) and error.progress.done:
         board.row(error.progress)
     if board.progress is None:
         return
-    _keep(context, board.progress.result(), name)
+    result = board.progress.result()
+    _keep(context, result, arguments.out)
     board.finish()
+    _show_scores(result, arguments)
     answered = board.progress.answered
     if type(error) is KeyboardInterrupt:  # on the way out of the session
         raise MapInterrupted(board.progress) from None
