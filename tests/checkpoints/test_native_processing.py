@@ -88,6 +88,14 @@ def test_what_the_model_sees_of_each_image(native):
 
 
 @pytest.mark.parametrize("kind", tiny_native.KINDS)
+def test_whatever_begins_another_turn_ends_an_answer(native, kind):
+    """Without a generation config, too, which may name fewer of them."""
+    processor = resolve(native(kind)).processor()
+    turns = ["<|endoftext|>", "<|user|>", "<|observation|>", "<|system|>"]
+    assert set(processor.tokenizer.convert_ids_to_tokens(processor.end_token_ids)) == set(turns)
+
+
+@pytest.mark.parametrize("kind", tiny_native.KINDS)
 def test_text_never_becomes_a_token(native, kind):
     processor = resolve(native(kind)).processor()
     tokens = [each for each in (*tiny_native.SPECIALS, *tiny_native.TAGS) if each not in BOX_TAGS]
@@ -238,6 +246,15 @@ def test_weights_of_another_size_and_layers_that_are_left_out(native, tmp_path):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="Config and weights do not belong together"):
         resolve(folder)
+
+
+@pytest.mark.parametrize("thinking", [None, True, False])
+def test_a_template_is_told_of_thinking_what_was_asked(native, tmp_path, thinking):
+    told = "{{ enable_thinking if enable_thinking is defined else None }}"
+    template = "{{ messages[0].content[-1].text }}" + told
+    processor = broken(native, tmp_path, chat_template=template).processor()
+    ids = processor.encode(CASES["text"], thinking=thinking).ids
+    assert processor.tokenizer.decode(list(ids)).endswith(f"show?{thinking}")
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ class TestSampling:
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompt_is_that_of_the_published_processor(native, kind):
     processor = resolve(native(kind)).processor()
-    video = to_video(frames(5), "frames", fps=2)
+    video = to_video(frames(5), "frames")  # one a second: each has a stamp of its own
     encoded = processor.encode(asked(video))
     words, token = processor.tokenizer, processor.tokenizer.convert_tokens_to_ids
     grid = torch.tensor([[3, *encoded.images[0].grid[1:]]])
@@ -108,7 +108,7 @@ def test_prompt_is_that_of_the_published_processor(native, kind):
     base = Glm5NextProcessor if kind == "glm5_next" else base
     own = tiny_native.oracle(native(kind))
     own.video_processor = SimpleNamespace(merge_size=2)
-    metadata = VideoMetadata(total_num_frames=5, fps=2, frames_indices=[0, 1, 2, 3, 4, 4])
+    metadata = VideoMetadata(total_num_frames=5, fps=1, frames_indices=[0, 1, 2, 3, 4, 4])
     inner = base.replace_video_token(own, {"video_grid_thw": grid, "video_metadata": [metadata]}, 0)
     text = own.apply_chat_template(
         [
@@ -130,15 +130,21 @@ def test_prompt_is_that_of_the_published_processor(native, kind):
 def test_patches_of_a_pair_are_those_of_the_image_processor(native, kind):
     processor = resolve(native(kind)).processor()
     # GLM-5.3 keeps proportions, and fills up what is seen: 140 x 112 pixels.
-    photo = tiny_native.noise(*((130, 100) if kind == "glm5_next" else (70, 50)))
-    (pair,) = processor.encode(asked(to_video([photo], "frames"))).images
-    seen = photo
-    if kind != "glm5_next":
-        seen = photo.resize(pair.size, Image.Resampling.BICUBIC)
-    published = tiny_native.oracle(native(kind)).image_processor([seen], return_tensors="pt")
-    # The image processor might resize once more: only the same size can be compared.
-    assert published["image_grid_thw"].tolist() == [list(pair.grid)]
-    torch.testing.assert_close(pair.pixels(), published["pixel_values"], atol=1e-6, rtol=0)
+    size = (130, 100) if kind == "glm5_next" else (70, 50)
+    photos = [tiny_native.noise(*size, seed) for seed in range(2)]
+    (pair,) = processor.encode(asked(to_video(photos, "frames"))).images
+    halves = []
+    for moment, photo in enumerate(photos):
+        seen = photo
+        if kind != "glm5_next":
+            seen = photo.resize(pair.size, Image.Resampling.BICUBIC)
+        # Of an image it makes a pair of that image twice.
+        published = tiny_native.oracle(native(kind)).image_processor([seen], return_tensors="pt")
+        # The image processor might resize once more: only the same size can be compared.
+        assert published["image_grid_thw"].tolist() == [list(pair.grid)]
+        halves.append(published["pixel_values"].unflatten(1, (3, 2, 14 * 14))[:, :, moment])
+    expected = torch.stack(halves, dim=2).flatten(1)
+    torch.testing.assert_close(pair.pixels(), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("size", "expected"), [((70, 50), (140, 100)), ((130, 100), (130, 100))])

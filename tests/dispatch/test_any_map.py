@@ -26,20 +26,20 @@ from glm4v_magic.planning.decision import decide
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
 OURS = "glm-4v-9b"
-KINDS = [OURS, *(kind for kind in tiny_native.KINDS if kind != "glmga")]  # its code is glm46v's
+KINDS = [OURS, *tiny_native.KINDS]
+
+
+def by_day(kind, at, number):
+    if kind in ("glm46v", "glmga"):  # whose layers are the same: they take turns
+        return at < number and at % 2 == (kind == "glmga")
+    # GLM-5 takes ten times as long: its split of any modules is in `test_native_splits`.
+    return at < number and kind != "glm5_next"
 
 
 def sample(number, ids):
-    """`number` of the ids with each kind but GLM-5, which takes ten times as long.
-
-    Its split of any modules is in `test_native_splits`; all of them run in `make nightly`.
-    """
+    """`number` of the ids with each kind, or few; all of them run in `make nightly`."""
     return [
-        pytest.param(
-            kind,
-            each,
-            marks=pytest.mark.nightly if kind == "glm5_next" or at >= number else (),
-        )
+        pytest.param(kind, each, marks=() if by_day(kind, at, number) else pytest.mark.nightly)
         for kind in KINDS
         for at, each in enumerate(ids)
     ]

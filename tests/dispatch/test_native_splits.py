@@ -15,7 +15,7 @@ from glm4v_magic.engines import local
 from glm4v_magic.planning.decision import Placement
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
-KINDS = [kind for kind in tiny_native.KINDS if kind != "glmga"]  # whose code is that of glm46v
+KINDS = tiny_native.KINDS
 A, B, C = (tiny_native.image(*size) for size in ((120, 80, 0), (90, 260, 1), (5, 7, 2)))
 GREEDY = Sampling(6, temperature=0, repetition_penalty=1.0)
 SHORT = Conversation((Message("user", "What?"),))
@@ -31,11 +31,14 @@ NIGHTLY = pytest.mark.nightly
 def few_or_all(*, glm5):
     """A few maps for each type in the suite, all of them in `make nightly`.
 
+    Those of glmga, whose layers are glm46v's, all in `make nightly`.
+
     Args:
         glm5: whether GLM-5, which takes ten times as long, is in the suite.
     """
+    by_night = {"glmga"} if glm5 else {"glmga", "glm5_next"}
     few = [
-        pytest.param(kind, False, id=kind, marks=() if glm5 or kind != "glm5_next" else NIGHTLY)
+        pytest.param(kind, False, id=kind, marks=NIGHTLY if kind in by_night else ())
         for kind in KINDS
     ]
     every = [pytest.param(kind, True, id=f"{kind}-all", marks=NIGHTLY) for kind in KINDS]
@@ -111,10 +114,13 @@ def leaves(checkpoint):
 
 
 @pytest.mark.parametrize(
-    "seed",
-    [pytest.param(s, marks=[pytest.mark.nightly] if s >= SAMPLE else []) for s in range(60)],
+    ("kind", "seed"),
+    [
+        pytest.param(kind, seed, marks=NIGHTLY if seed >= SAMPLE or kind == "glmga" else ())
+        for kind in KINDS
+        for seed in range(60)
+    ],
 )
-@pytest.mark.parametrize("kind", KINDS)
 def test_any_split_of_modules(native, references, kind, seed):
     checkpoint, rng = resolve(native(kind)), random.Random(seed)
     gpus = rng.randint(2, 5)

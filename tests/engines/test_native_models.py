@@ -63,13 +63,14 @@ def told(generations):
 
 @contextmanager
 def watched(engine) -> Iterator[dict[str, list]]:
-    """Logits of every step, how many ids each read, and what the tower encoded."""
-    seen: dict[str, list] = {"logits": [], "read": [], "shapes": [], "encoded": []}
+    """Logits and positions of every step, how many ids each read, and what the tower encoded."""
+    seen: dict[str, list] = {"logits": [], "places": [], "read": [], "shapes": [], "encoded": []}
 
     def read(_module, _args, options, output):
         seen["read"].append(options["input_ids"].shape[1])
         seen["shapes"].append(tuple(options["input_ids"].shape))
         seen["logits"].append(output.logits[:, -1].float().cpu())
+        seen["places"].append(options["position_ids"])
 
     def encode(_module, _args, options):
         seen["encoded"].append(options["grid_thw"].tolist())
@@ -86,7 +87,7 @@ def watched(engine) -> Iterator[dict[str, list]]:
 
 
 def generated(engine, folder, conversation, thinking=None):
-    """Logits and ids of `generate` for one conversation, as transformers itself encodes it."""
+    """Positions, logits and ids of `generate` for one conversation as transformers encodes it."""
     options = {} if thinking is None else {"enable_thinking": thinking}
     inputs = tiny_native.oracle_inputs(tiny_native.oracle(folder), [conversation], **options)
     with torch.no_grad():
@@ -100,7 +101,13 @@ def generated(engine, folder, conversation, thinking=None):
             return_dict_in_generate=True,
         )
     engine.model.model.rope_deltas = torch.tensor([[1000]])  # as another prompt would leave it
-    return torch.cat(output.logits), output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    length = inputs["input_ids"].shape[1]
+    places = torch.arange(length)[None]
+    if hasattr(engine.model.model, "get_rope_index"):
+        wanted = ("input_ids", "mm_token_type_ids", "image_grid_thw")
+        given = {name: inputs[name] for name in wanted if name in inputs}
+        places, _ = engine.model.model.get_rope_index(**given)
+    return places, torch.cat(output.logits), output.sequences[0, length:].tolist()
 
 
 @pytest.mark.parametrize(
@@ -120,14 +127,19 @@ def test_logits_and_ids_are_those_of_generate(engines, native, kind, thinking):
     if thinking is False and kind in ALWAYS:
         thinking = None
     engine = engines(kind)
-    sampling = replace(GREEDY, thinking=thinking)
+    sampling = replace(GREEDY, thinking=thinking, logprobs=0)
     for conversation in CONVERSATIONS:
-        logits, ids = generated(engine, native(kind), conversation, thinking)
+        places, logits, ids = generated(engine, native(kind), conversation, thinking)
         with watched(engine) as seen:
             (answer,) = answers(engine, [conversation], sampling)
         found = torch.cat(seen["logits"])
         torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)
         assert found.argmax(dim=-1).tolist() == ids
+        assert torch.equal(seen["places"][0], places)
+        expected = logits.log_softmax(dim=-1)[range(len(ids)), ids].tolist()
+        tokens = (*answer.thinking_tokens, *answer.tokens)
+        assert [token.id for token in tokens] == ids
+        assert [token.logprob for token in tokens] == pytest.approx(expected, abs=1e-4)
         assert answer.usage.new_tokens == len(ids)
         assert [tuple(each.image_size) for each in answer.seen] == [
             (grid[0][2] * 14, grid[0][1] * 14) for grid in seen["encoded"]

@@ -166,6 +166,9 @@ def test_money_is_not_maths(text):
         assert sum(tag == "span" for tag, _ in page.tags) == text.count("$")
 
 
+LONG = f"$${'x + ' * 4000}y$$"
+
+
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
@@ -175,6 +178,12 @@ def test_money_is_not_maths(text):
         ("\\(x + y\\)", "$x + y$"),
         ("\\[\na = b\n\\]", "$$a = b$$"),
         ("$a<b>c$", "$a\\lt b\\gt c$"),
+        ("$$ \\left\\{ a \\right. $$", "$$\\left\\{ a \\right.$$"),
+        (
+            "\\begin{align*}\na &= b \\\\\n\\end{align*}",
+            "$$\\begin{align*}\na &= b \\\\\n\\end{align*}$$",
+        ),
+        (LONG, LONG),
     ],
 )
 def test_maths_is_kept(text, kept):
@@ -192,6 +201,8 @@ def test_maths_is_kept(text, kept):
         "$\\DeclareMathOperator{\\sin}{x}$",
         "$\\renewenvironment{matrix}{x}{y}$",
         "$\\xdef\\x{y}$",
+        "$${ \\} $$",
+        "\\begin{align}\\href{https://a.b}{x}\\end{align}",
     ],
 )
 def test_maths_that_reaches_out_is_not_kept(text):
@@ -205,7 +216,9 @@ def test_literal_shows_every_character(parse):
     assert text in parse(literal(text)).text
 
 
-@pytest.mark.parametrize("opener", ["`", "``", "$", "$$", "\\[", "\\(", "[a](https://", "!["])
+@pytest.mark.parametrize(
+    "opener", ["`", "``", "$", "$$", "\\[", "\\(", "[a](https://", "![", "\n\\begin{align}"]
+)
 def test_many_unclosed_openers_stay_cheap(opener):
     """A bound on work, counted in output and not in time: each opener is one character."""
     safe = safe_markdown(opener * 3000)

@@ -13,7 +13,8 @@ end it; both hold character references alone. Tables in HTML are written by `htm
 Kept                                    Changed
 fenced code, as a fence at column 0     raw HTML shows as typed
 code spans on one line                  images become links: no page fetches what a model names
-``$x^2$``, ``$$...$$``, ``\(x\)``       ``$5 and $6`` stays money
+``$x^2$``, ``$$...$$``, ``\(x\)``,      ``$5 and $6`` stays money
+``\begin{align}`` on its own lines
 ``[text](https://...)``, bare URLs      every other link target shows as typed, addresses too
 ``<table>`` on a line of its own        all attributes but ``colspan`` and ``rowspan``, most tags
 """
@@ -33,12 +34,14 @@ _LANGUAGE = re.compile(r"[A-Za-z0-9_+#.-]*")
 _DRAWN = ("mermaid", "math")  # pages draw code in these languages instead of showing it
 
 # The lengths of code and maths are bounded so that a page of unclosed openers, shown again ten
-# times a second, stays cheap.
+# times a second, stays cheap. Displayed maths ends before the next opener, and so may be long.
 _TOKEN = re.compile(
     r"""
     (?<!`)(?P<ticks>`+)(?!`)(?P<code>[^\n]{1,2000}?)(?<!`)(?P=ticks)(?!`)
-    | \$\$(?P<display>(?:(?!\n[ \t]*\n)[^$]){1,2000}?)\$\$
-    | \\\[(?P<display_tex>(?:(?!\n[ \t]*\n).){1,2000}?)\\\]
+    | \$\$(?P<display>(?:(?!\n[ \t]*\n)[^$]){1,20000}?)\$\$
+    | \\\[(?P<display_tex>(?:(?!\n[ \t]*\n|\\\[).){1,20000}?)\\\]
+    | ^[ \t]*(?P<alone>\\begin{(?P<name>(?:equation|align|alignat|gather|multline|eqnarray)\*?)}
+      (?:(?!\n[ \t]*\n|\\begin{(?P=name)}).){1,20000}?\\end{(?P=name)})[ \t]*$
     | (?<![\w$])\$(?P<inline>(?=[^\s$])[^$\n]{1,500}?(?<![\s\\]))\$(?![\w$])
     | \\\((?P<inline_tex>[^\n]{1,500}?)\\\)
     | (?P<bangs>!*)\[(?P<label>[^][\n]{1,500})\]
@@ -46,12 +49,12 @@ _TOKEN = re.compile(
     | \\(?P<escaped>[!-/:-@[-`{-~])
     | (?P<special>[<&\\$`[@] | (?<=[fF][tT][pP]):(?=//))
     """,
-    re.VERBOSE | re.DOTALL,
+    re.VERBOSE | re.DOTALL | re.MULTILINE,
 )
 
 _CODE, _ALONE = Html("<code>{}</code>"), Html("<span>{}</span>")
 
-_MATHS = {"display": "$$", "display_tex": "$$", "inline": "$", "inline_tex": "$"}
+_MATHS = {"display": "$$", "display_tex": "$$", "alone": "$$", "inline": "$", "inline_tex": "$"}
 
 # TeX commands that reach out of a formula: links, styles, identifiers, new definitions, packages.
 _REACHES_OUT = re.compile(
@@ -181,7 +184,8 @@ def _safe_maths(body: str, mark: str) -> str:
         return ""
     if mark == "$" and body[0].isdigit() and not re.search(r"[\\^_={+]", body):
         return ""  # "$5, not 6$" is money
-    if body.count("{") != body.count("}"):
+    groups = re.sub(r"\\.", "", body, flags=re.DOTALL)  # "\left\{" opens none
+    if groups.count("{") != groups.count("}"):
         return ""
     return mark + body.replace("<", r"\lt ").replace(">", r"\gt ") + mark
 
