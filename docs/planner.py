@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import html
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.options import DTYPES, OBJECTIVES, QUANTIZATIONS
-from glm4v_magic.notebook.web_planner import CHOSEN, models_json
+from glm4v_magic.notebook.web_planner import CHOSEN, WebPlanner, models_json
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -55,6 +56,7 @@ MODULES = (
 """Modules of other rooms, likewise."""
 
 GPUS = ("2x24GiB", "2xT4", "4x16GiB", "24+16+12GiB", "8x8GiB", "1xRTX-4090", "8xA100-80GB", "cpu")
+_FIRST_GPUS = "2x24GiB"
 _EACH = {"objective": OBJECTIVES, "dtype": DTYPES, "quantize": QUANTIZATIONS}
 _UNSET = {"objective": None, "dtype": "as published", "quantize": "no"}
 _WORDS = {"gpus": "GPUs", "quantize": "quantise", "offload": "offload if need be"}
@@ -70,7 +72,10 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Put the form into its page; called by mkdocs."""
     if page.file.src_uri != "planner.md":
         return markdown
-    return markdown.replace("{{ planner }}", form() if PYODIDE.is_dir() else MISSING)
+    models = models_json(architecture(name) for name in PUBLISHED)
+    view, line = first_plan(models)
+    there = form(view, line) if PYODIDE.is_dir() else f"{MISSING}\n{view}\n\n`{line}`"
+    return markdown.replace("{{ planner }}", there)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
@@ -95,8 +100,19 @@ def sources() -> bytes:
     return content.getvalue()
 
 
-def form() -> str:
-    """Return the controls of the page, and the places of what it shows, as HTML."""
+def first_plan(models: str) -> tuple[str, str]:
+    """Return the plan of the controls as they are at first, as HTML, and the line that loads it.
+
+    It is on the page before Python has started there.
+    """
+    asked = {"model": next(iter(PUBLISHED)), "gpus": _FIRST_GPUS}
+    answer = json.loads(WebPlanner(models).answer(json.dumps(asked)))
+    shown = " ".join(answer["html"].split("\n"))
+    return f'<div id="planner-view" markdown="0">{shown}</div>', answer["line"]
+
+
+def form(view: str, line: str) -> str:
+    """Return the controls of the page and what it shows at first, as HTML."""
     labels = [_labelled("model", _select("model", [(each, each) for each in PUBLISHED]))]
     labels += [_labelled(name, _control(name)) for name in CHOSEN]
     offers = "".join(f'<option value="{html.escape(each)}"></option>' for each in GPUS)
@@ -106,8 +122,8 @@ def form() -> str:
         f'<datalist id="planner-gpus">{offers}</datalist></form>'
         '<p id="planner-status" role="status">Starting Python in this page ...</p>'
         '<progress id="planner-progress" aria-label="Python starts"></progress>'
-        '<div id="planner-view"></div>'
-        '<p class="planner-loads" hidden><code id="planner-line" tabindex="0"></code> '
+        f'{view}<p class="planner-loads"><code id="planner-line" tabindex="0">{html.escape(line)}'
+        "</code> "
         '<button id="planner-copy" type="button" class="md-button">copy the line</button></p>'
         '<script src="../js/planner.js" defer></script>'
     )
@@ -126,7 +142,7 @@ def _control(name: str) -> str:
         return '<input name="offload" type="checkbox" value="on">'
     if name == "gpus":
         return (
-            '<input name="gpus" list="planner-gpus" value="2x24GiB" spellcheck="false" '
+            f'<input name="gpus" list="planner-gpus" value="{_FIRST_GPUS}" spellcheck="false" '
             'autocapitalize="off" placeholder="such as 2x24GiB or 2xT4">'
         )
     least, step, placeholder = (0, 1, "1") if name == "images" else (256, 256, "")

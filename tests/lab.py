@@ -39,6 +39,10 @@ _QUIET = (
 )  # fmt: skip
 _TOKEN = "test"
 _SECONDS = 120
+_SESSION = "(panel => panel?.sessionContext || panel?.context?.sessionContext)" + (
+    "(window.jupyterapp.shell.currentWidget)"
+)
+"""JavaScript: the session of the notebook that is shown."""
 _TALLEST = 800
 """Height that a recorded cell may have, in CSS pixels."""
 _COLOURS = 64
@@ -66,12 +70,13 @@ class Server:
 
 @contextmanager
 def jupyter_server() -> Iterator[Server]:
-    """Start a server that knows nothing of the user's settings."""
+    """Start a server with the settings of ``make lab``; it knows nothing of the user's."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         (folder / "served").mkdir()
         settings = folder / "config" / "lab" / "user-settings" / "@jupyterlab"
-        (settings / "apputils-extension").mkdir(parents=True)
+        shutil.copytree(NOTEBOOKS / "lab" / "@jupyterlab", settings)
+        (settings / "apputils-extension").mkdir()
         (settings / "apputils-extension" / "notification.jupyterlab-settings").write_text(
             '{"fetchNews": "false", "checkForUpdates": false}'
         )
@@ -197,13 +202,13 @@ def start(page: Page, number: int) -> Locator:
 def wait_until_idle(page: Page) -> None:
     """Wait until the kernel has nothing to do."""
     page.wait_for_function(
-        """() => {
-            const panel = window.jupyterapp.shell.currentWidget;
-            const context = panel && panel.context;
-            const session = (panel && panel.sessionContext) || (context && context.sessionContext);
-            return session && session.kernelDisplayStatus === 'idle';
-        }"""
+        f"() => {{ const session = {_SESSION}; return session?.kernelDisplayStatus === 'idle'; }}"
     )
+
+
+def end_kernel(page: Page) -> None:
+    """End the kernel of a notebook, which stays when its page is closed."""
+    page.evaluate(f"async () => {{ await {_SESSION}.shutdown(); }}")
 
 
 def run(page: Page, number: int) -> Locator:

@@ -22,6 +22,11 @@
   form.reset();
   const usual = Object.fromEntries(controls.map((each) => [each.name, written(each)]));
   let state = fromAddress();
+  // The plan that comes with the page is that of the controls as they are at first.
+  if (Object.entries(usual).some(([name, value]) => state[name] !== value)) {
+    view.replaceChildren();
+    line.parentElement.hidden = true;
+  }
 
   function fromAddress() {
     const given = new URLSearchParams(location.search);

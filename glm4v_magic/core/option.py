@@ -50,6 +50,7 @@ class Option:
         metavar: placeholder of the value in help texts.
         unset: what ``None`` means; empty where nothing needs to be said.
         choices: all values there are; empty for other options.
+        words: words that it takes beside values of its type.
         noun: what a choice is called in messages; the option's name if empty.
         spelled: long option on a command line, without dashes; made from `name` if empty.
         short: one-letter option; empty for most.
@@ -70,6 +71,7 @@ class Option:
     metavar: str = ""
     unset: str = ""
     choices: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
     noun: str = ""
     spelled: str = ""
     short: str = ""

@@ -569,6 +569,7 @@ class PlacementFields:
         Who((*_PLAN, "check", "doctor"), ("load",)),
         "a description such as 2x16GiB",
         metavar="SPEC",
+        words=("cpu",),
         unset="those that are here",
     )
     context: int | None = option(
@@ -772,6 +773,7 @@ class Loading:
         _is_replicas,
         metavar="N",
         read=_read_replicas,
+        words=("max",),
         unset="one in this process",
         example="2",
     )
@@ -783,6 +785,7 @@ class Loading:
         "an address",
         lambda value: bool(value.strip()),
         metavar="HOST:PORT",
+        words=("auto",),
         unset="this machine alone",
         example="10.0.0.5:6379",
     )

@@ -207,9 +207,10 @@ def _values(option: Action, current: str, context: Surroundings) -> Iterable[Mat
     described = {**OPTIONS, **OWN}[option.dest]
     if described.choices:
         return [Match(value, "value") for value in described.choices]
+    words = [Match(word, "value") for word in described.words]
     if option.dest in _VALUES:
-        return _VALUES[option.dest](current, context)
-    return [Match(described.example, "example")] if described.example else ()
+        return [*words, *_VALUES[option.dest](current, context)]
+    return [*([Match(described.example, "example")] if described.example else ()), *words]
 
 
 def _none(current: str, context: Surroundings) -> Iterable[Match]:

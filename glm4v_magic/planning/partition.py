@@ -189,18 +189,7 @@ def fits(items: Sequence[Item], budgets: Sequence[Budget], *, any_order: bool = 
 
 def needed(items: Sequence[Item]) -> int:
     """Return the bytes that a GPU with all of `items`, at least one, needs beside its base."""
-    return _needed(items)[-1]
-
-
-def _needed(items: Sequence[Item]) -> list[int]:
-    """Return the bytes needed by the first of `items`, by the first two, and so on."""
-    sums = accumulate(item.resident for item in items)
-    # the unit before the first is on another GPU, or nowhere
-    transients = (item.transient - item.shared * bool(place) for place, item in enumerate(items))
-    peaks = accumulate(transients, max)
-    tower_sums = accumulate(item.tower_resident for item in items)
-    tower_peaks = accumulate((item.tower_transient for item in items), max)
-    return list(map(max, map(add, sums, peaks), map(add, tower_sums, tower_peaks)))
+    return Tables(items).costs(0)[-1]
 
 
 class Tables:
@@ -208,7 +197,11 @@ class Tables:
 
     def __init__(self, items: Sequence[Item]) -> None:
         self.count = len(items)
-        self._items = items
+        self._residents = [item.resident for item in items]
+        self._transients = [item.transient for item in items]
+        self._after_others = [item.transient - item.shared for item in items]
+        self._tower_residents = [item.tower_resident for item in items]
+        self._tower_transients = [item.tower_transient for item in items]
         self._costs: list[list[int] | None] = [None] * self.count
         self.pins = [item.pinned for item in items]
         self.pinned_gpus = {pin for pin in self.pins if pin is not None}
@@ -218,8 +211,18 @@ class Tables:
         """Return costs of the intervals from `first` on, indexed by their length less one."""
         costs = self._costs[first]
         if costs is None:  # computed on demand: a search starts a GPU at few of the units
-            costs = self._costs[first] = _needed(self._items[first:])
+            costs = self._costs[first] = self._needed(first)
         return costs
+
+    def _needed(self, first: int) -> list[int]:
+        """Return the bytes needed by the unit `first`, by it and the next one, and so on."""
+        sums = accumulate(self._residents[first:])
+        # the unit before the first is on another GPU, or nowhere
+        transients = [self._transients[first], *self._after_others[first + 1 :]]
+        peaks = accumulate(transients, max)
+        tower_sums = accumulate(self._tower_residents[first:])
+        tower_peaks = accumulate(self._tower_transients[first:], max)
+        return list(map(max, map(add, sums, peaks), map(add, tower_sums, tower_peaks)))
 
     def stops(self, budget: int | None) -> list[int]:
         """Return for each unit the next one, itself included, that is pinned to another GPU."""
@@ -409,25 +412,27 @@ def spread(
         entries: for each unit, the cost of a stage that ends with it; with `sums` only.
     """
     count = tables.count
+    never = (float("inf"), float("inf"))
     # Over the GPUs so far, per number of units placed.
-    least: list[tuple[int, float]] = [(0, 0.0)] + [(0, float("inf"))] * count
+    least: list[tuple[float, float]] = [(0, 0.0), *[never] * count]
     moves: list[list[int]] = []  # per GPU and number of units placed: where the GPU began
     for index in best.order:
-        budget = budgets[index]
-        limit = limit_of(budget, best.fullness, False)
+        base, capacity = budgets[index].base, budgets[index].capacity
+        limit = limit_of(budgets[index], best.fullness, False)
         stops = tables.stops(index)
         spent = sums[index] if sums is not None else [0] * (count + 1)
+        with_entry = [0, *map(add, spent[1:], entries)] if entries else spent
         following, begins = least[:], list(range(count + 1))
         for first in range(count):
             cost, before = least[first]
-            if before == float("inf"):
+            if before == never[1]:
                 continue
             possible = tables.costs(first)[: tables.reach(first, limit, stops) - first]
+            cost -= spent[first]
             for end, size in enumerate(possible, start=first + 1):
-                share = (budget.base + size) / budget.capacity
-                more = spent[end] - spent[first] + (entries[end - 1] if entries else 0)
-                found = cost + more, before + share * share
-                if following[end][1] == float("inf") or found < following[end]:
+                share = (base + size) / capacity
+                found = cost + with_entry[end], before + share * share
+                if found < following[end]:
                     following[end], begins[end] = found, first
         least = following
         moves.append(begins)

@@ -17,11 +17,11 @@ is. These begins form a window that only moves on, for a GPU that begins later r
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from itertools import accumulate, takewhile
-from math import prod
+from itertools import accumulate
+from math import inf, prod
 from typing import NamedTuple
 
 from glm4v_magic.planning.partition import (
@@ -206,20 +206,25 @@ class _Stages:
         return after
 
     def _emptiest(
-        self, window: Iterable[_Begin], index: int, end: int, group: int
+        self, window: deque[_Begin], index: int, end: int, group: int
     ) -> tuple[Fraction, tuple[int, int, int, object]]:
         """Return the least fullness of the begins that cost as little as the first, and stages."""
         budget = self._budgets[index]
-        cheapest = next(iter(window)).key
-        alike = takewhile(lambda begin: begin.key == cheapest, window)
+        cheapest = window[0].key
         # Fractions are slow: floats leave few of the begins to them.
-        rough = [
-            (max(begin.rough, budget.base + begin.costs[end - begin.first - 1]), begin)
-            for begin in alike
-        ]
-        least = min(size for size, _ in rough) * (1 + _ROUNDED)
+        rough: list[tuple[float, _Begin]] = []
+        least = inf
+        for begin in reversed(window):
+            if begin.key != cheapest:
+                continue
+            cost = budget.base + begin.costs[end - begin.first - 1]
+            if cost > least * (1 + _ROUNDED):  # a begin further ahead takes even more
+                break
+            rough.append((max(begin.rough, cost), begin))
+            least = min(least, rough[-1][0])
+        least *= 1 + _ROUNDED
         best = None
-        for size, (_, first, way, _, costs) in rough:
+        for size, (_, first, way, _, costs) in reversed(rough):
             if size > least:
                 continue
             fullness = max(way.fullness, fullness_of(budget, costs[end - first - 1]))

@@ -13,6 +13,8 @@ from IPython.core.completer import provisionalcompleter
 from PIL import Image
 from shells import ROOT
 
+from glm4v_magic.core.options import OPTIONS
+from glm4v_magic.core.typed_options import read_text
 from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.completion import complete
@@ -139,6 +141,9 @@ IMAGES = ["camera image", "cats image", "cat.png image"]
         ("%glm4v load photos --base GLM-4V", ["GLM-4V-9B model"]),
         ("%glm4v plan GLM-4V-9B --gpus 2xRTX-309", ["2xRTX-3090 GPU", "2xRTX-3090-Ti GPU"]),
         ("%glm4v load --gpus 24GiB+TI", ["24GiB+TITAN-V GPU", "24GiB+TITAN-RTX GPU"]),
+        ("%glm4v plan --gpus c", ["cpu value"]),
+        ("%glm4v load --replicas ", ["2 example", "max value"]),
+        ("%glm4v load --cluster a", ["auto value"]),
         ("%glm4v plan --json c", ["c.json file"]),
         ("%glm4v plan --json GLM-4V", ["GLM-4V-9B model"]),
         ("%glm4v unload ", []),
@@ -216,6 +221,14 @@ IMAGES = ["camera image", "cats image", "cat.png image"]
 )  # fmt: skip
 def test_what_is_offered(offered, line: str, found: list[str] | None):
     assert offered(line) == found
+
+
+def test_every_word_that_is_offered_is_taken():
+    words = {name: option.words for name, option in OPTIONS.items() if option.words}
+    assert "replicas" in words
+    for name, each in words.items():
+        for word in each:
+            OPTIONS[name].check(read_text(OPTIONS[name], word))
 
 
 def test_a_name_behind_hundreds_of_others_is_offered(offered):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import time
 from contextlib import suppress
@@ -16,12 +17,15 @@ from playwright.sync_api import TimeoutError as Late
 from playwright.sync_api import expect
 from shells import ROOT
 
+from glm4v_magic.core.options import DTYPES
+
 pytestmark = pytest.mark.browser
 
 SECONDS = 60
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
 FILES = [lab.NOTEBOOKS / "shapes.png"]
+INTERRUPT = '[data-command="notebook:interrupt-kernel"]'
 WIDGET = "application/vnd.jupyter.widget-view+json"
 LONG = "%%glm4v shapes.png -o answer --temperature 0 --max-tokens 30000\nWhat is this?"
 SHORT = "%%glm4v shapes.png -o answer --temperature 0 --max-tokens 12\nWhat is this?"
@@ -120,11 +124,40 @@ def test_stopped_by_the_button_while_pytorch_starts_it_answers_the_next_question
         expect_answer(lab.run(page, 2), "The circle is red.")
 
 
+IN_BROWSERS = 15  # moments of each button in each front end: 60 trials
+BUTTONS = {
+    "of the front end": lambda page, _: page.locator(INTERRUPT).first,
+    "of the cell": lambda _, cell: stop_button(cell),
+}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("moment", range(IN_BROWSERS))
+@pytest.mark.parametrize("button", BUTTONS)
+@pytest.mark.parametrize("view", [lab.LAB, lab.NOTEBOOK], ids=["lab", "notebook"])
+def test_stopped_at_any_moment_by_either_button_it_answers_the_next_question(
+    front, view, button, moment
+):
+    question = "%%glm4v shapes.png\nWhat colour is the circle?"
+    at = random.Random(f"{view} {button} {moment}").uniform(0, 8)
+    with front.open(["%load_ext glm4v_magic", *[question] * 2], FILES, kind=view) as page:
+        try:
+            lab.run(page, 0)
+            begun, stopped = time.monotonic(), lab.start(page, 1)
+            page.wait_for_timeout(max(0, 1000 * (begun + at - time.monotonic())))
+            with suppress(Late):  # ours is there only while there is something to stop
+                BUTTONS[button](page, stopped).click(timeout=1000)
+            lab.wait_for_prompt(page, 1)
+            expect_answer(lab.run(page, 2), "The circle is red.")
+        finally:
+            lab.end_kernel(page)
+
+
 def test_an_answer_grows_and_the_interrupt_button_keeps_it(page, kind):
     cell = lab.start(page, INTERRUPTED)
     wait_for_growth(page, INTERRUPTED)
     screenshot(page, f"{kind}-running")
-    page.locator('[data-command="notebook:interrupt-kernel"]').first.click()
+    page.locator(INTERRUPT).first.click()
     lab.wait_for_prompt(page, INTERRUPTED)
     check_stopped(cell)
     screenshot(page, f"{kind}-interrupted")
@@ -308,20 +341,13 @@ def tab(page, line):
         ("%%glm4v shaped.png -o wor", [["words", "variable"]]),
         ("%glm4v load --dt", [["--dtype", "option"]]),
         ("%glm4v load --dtype fl", [["float16", "value"], ["float32", "value"]]),
+        ("%glm4v load --dtype ", [[dtype, "value"] for dtype in DTYPES]),
         ("%glm4v plan --gpus 2xRTX-309", [["2xRTX-3090", "gpu"], ["2xRTX-3090-Ti", "gpu"]]),
         ("%%glm4v imp", []),
     ],
 )
 def test_tab_offers_what_is_ours_with_its_type_and_nothing_else(page, line, found):
     assert tab(page, line) == found
-
-
-def test_behind_a_space_the_page_itself_adds_only_words_of_the_cell(page, kind):
-    offered = tab(page, "%glm4v load --dtype ")
-    assert [each for each in offered if each[1]] == [
-        [dtype, "value"] for dtype in ("bfloat16", "float16", "float32")
-    ]
-    assert {name for name, type_ in offered if not type_} <= {"%", "glm4v", "load", "-", "dtype"}
 
 
 def test_a_saved_notebook_shows_its_answers_without_a_kernel_or_widgets(front, page, kind):

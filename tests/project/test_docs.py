@@ -319,14 +319,16 @@ def test_the_site_builds_and_asks_no_other_host(site):
 
 
 def test_the_first_screen_of_a_page_has_a_figure(site):
-    """Of all pages but lists of changes and rules, and the planner, which draws its own."""
+    """Of all pages but the list of changes and the rules for those who change the code."""
     listed = re.findall(r"^ +- .*: ([\w/-]+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     assert len(listed) > 15
-    for name in set(listed) - {"changelog", "contributing", "comparison", "planner"}:
+    for name in set(listed) - {"changelog", "contributing"}:
         folder = name.removesuffix("index").rstrip("/")
         text = (site / folder / "index.html").read_text(encoding="utf-8")
         first = text.partition("<article")[2].partition("<h2")[0]
-        assert re.search(r'<img|<svg viewBox|class="(?:plan|architecture)"', first), name
+        assert re.search(r'<img|<svg viewBox|class="(?:plan|architecture|glm4v-devices)', first), (
+            name
+        )
 
 
 def test_long_code_goes_on_behind_a_dot():
@@ -431,32 +433,91 @@ class PlannerPage:
 
 
 @pytest.fixture(scope="module")
-def planner(site):
-    """The page, after its first plan."""
+def served(site):
+    """A browser, and the address of the pages."""
     pytest.importorskip("playwright")
     import lab
 
     if lab.CHROMIUM is None:
         pytest.skip("there is no Chromium")
-    if not (site / "planner" / "pyodide").is_dir():
-        pytest.skip("the pages were built without Pyodide: make docs fetches it by npm")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         with lab.browsing(None) as front:
-            page = front.browser.new_page(viewport={"width": 1280, "height": 900})
-            page.set_default_timeout(120_000)
-            found = PlannerPage(page, site, f"http://127.0.0.1:{server.server_port}")
-            page.goto(f"{found.address}/planner/?{urlencode(SHARED)}")
-            found.wait()
-            yield found
+            yield front.browser, f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
 
 
+# A page's width, and words of code that go on in a next line.
+BROKEN = r"""() => {
+    const broken = [];
+    for (const code of document.querySelectorAll("article :not(pre) > code")) {
+        const texts = document.createTreeWalker(code, NodeFilter.SHOW_TEXT);
+        while (texts.nextNode()) {
+            for (const word of texts.currentNode.data.matchAll(/[A-Za-z0-9]+/g)) {
+                const range = document.createRange();
+                range.setStart(texts.currentNode, word.index);
+                range.setEnd(texts.currentNode, word.index + word[0].length);
+                // where a line ends, an empty one stands in front of the word
+                const shown = [...range.getClientRects()].filter(each => each.width > 0);
+                const lines = new Set(shown.map(each => Math.round(each.top)));
+                if (lines.size > 1) broken.push(code.textContent);
+            }
+        }
+    }
+    return [document.documentElement.scrollWidth, broken];
+}"""
+
+
+@pytest.mark.browser
+def test_on_a_phone_no_page_is_too_wide_and_no_name_is_broken_within_a_word(served, site):
+    browser, address = served
+    page = browser.new_page(viewport={"width": 390, "height": 900}, java_script_enabled=False)
+    try:
+        found = {}
+        for file in sorted(site.rglob("index.html")):
+            name = file.parent.relative_to(site).as_posix()
+            page.goto(f"{address}/{name}/", wait_until="domcontentloaded")
+            found[name] = page.evaluate(BROKEN)
+        assert len(found) > len(CLASSES)
+        assert {name: each for name, each in found.items() if each != [390, []]} == {}
+    finally:
+        page.close()
+
+
+@pytest.mark.browser
+def test_the_first_plan_is_there_before_python_is(served, site):
+    browser, address = served
+    page = browser.new_page(java_script_enabled=False)
+    try:
+        page.goto(f"{address}/planner/")
+        assert page.locator("#planner-view .glm4v-devices").is_visible()
+        loads = page.locator("article code", has_text="%glm4v load GLM-4V-9B --gpus 2x24GiB")
+        assert loads.is_visible()
+    finally:
+        page.close()
+
+
+@pytest.fixture(scope="module")
+def planner(served, site):
+    """The page, after its first plan."""
+    if not (site / "planner" / "pyodide").is_dir():
+        pytest.skip("the pages were built without Pyodide: make docs fetches it by npm")
+    browser, address = served
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(120_000)
+    found = PlannerPage(page, site, address)
+    page.goto(f"{address}/planner/?{urlencode(SHARED)}")
+    found.first = found.shown.text_content()
+    found.wait()
+    return found
+
+
 @pytest.mark.browser
 def test_a_shared_address_is_planned_as_in_a_notebook_and_offline(planner):
+    assert planner.first.strip() == "" or "GLM-4.1V-9B-Thinking" in planner.first
     assert planner.is_as_here(SHARED)
     assert planner.loads().startswith("%glm4v load GLM-4.1V-9B-Thinking --gpus 2xT4 --context 8192")
     for name, value in SHARED.items():
