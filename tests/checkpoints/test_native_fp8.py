@@ -7,6 +7,7 @@ import json
 import shutil
 
 import any_split
+import numpy as np
 import pytest
 import tiny_native
 import torch
@@ -34,6 +35,7 @@ from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.engines import local
 from glm4v_magic.planning.decision import Placement, decide, make_plan
 from glm4v_magic.planning.machines import machine_rows, machines
+from glm4v_magic.session.session import Session
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
 KINDS = ("glm46v", "glm_ocr", "glm4v_moe")
@@ -139,6 +141,19 @@ def test_restored_weights_and_answers_are_those_by_hand(checkpoints, kind, dtype
         assert torch.equal(weight, expected[name]), name
     assert answer(restored) == answer(by_hand)
     assert progress[-1].done_bytes == progress[-1].total_bytes == fp8.total_bytes
+
+
+def test_a_look_inside_is_that_of_the_weights_by_hand(checkpoints):
+    looks = []
+    for folder in checkpoints("glm_ocr"):
+        session = Session().load(folder, dtype="float32")
+        look = session.ask("?", tiny_native.noise(90, 60), max_tokens=3, temperature=0).inspect()
+        looks.append(
+            [look.lens(2).probabilities, look.attention(1).values, look.gradient(1).values,
+             look.occlusion(1, rows=1, columns=2).values]
+        )  # fmt: skip
+    for restored, by_hand in zip(*looks, strict=True):
+        np.testing.assert_allclose(restored, by_hand, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

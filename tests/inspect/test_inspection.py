@@ -6,7 +6,9 @@ import copy
 import json
 import math
 import pickle
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,13 +18,14 @@ from PIL import Image, ImageDraw
 from scripted_engine import ScriptedEngine
 
 from glm4v_magic.core.errors import BusyError, ConversationError, EngineError, OptionError
+from glm4v_magic.core.events import Text
 from glm4v_magic.inspect.labelled import Labelled
 from glm4v_magic.session.session import Session
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
 QUESTION = "What colour is the circle?"
 EXACT = {"temperature": 0, "repetition_penalty": 1.0, "max_tokens": 5}
-KINDS = ("demo", "demo-4.6v", "glm_ocr")
+KINDS = ("demo", "demo-4.6v", "glm_ocr", "glm4v_moe")
 
 
 def drawn(width=300, height=200):
@@ -73,8 +76,8 @@ def plain(session, answer, count=None):
 @pytest.mark.parametrize("kind", KINDS)
 def test_everything_is_that_of_a_plain_forward(native, session, kind):
     if kind != "demo":
-        session = Session().load(str(native(kind)) if kind == "glm_ocr" else kind)
-    image = drawn() if kind != "glm_ocr" else tiny_native.noise(300, 200)
+        session = Session().load(str(native(kind)) if kind.startswith("glm") else kind)
+    image = drawn() if not kind.startswith("glm") else tiny_native.noise(300, 200)
     answer = session.ask(QUESTION, image, **EXACT)
     look, ids = answer.inspect(), answer.origin.ids
     out, start = plain(session, answer)
@@ -112,6 +115,26 @@ def test_everything_is_that_of_a_plain_forward(native, session, kind):
     for layer in weights.mean(dim=1):
         flow = (0.5 * layer + 0.5 * torch.eye(len(layer))) @ flow
     assert np.allclose(look.rollout(2).values, flow[-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["8bit", "4bit"])
+def test_quantised_models_are_looked_into(kind):
+    """On the CPU, where bitsandbytes computes, too."""
+    session = Session().load("demo", quantize=kind)
+    answer = session.ask(QUESTION, drawn(), **EXACT)
+    look, ids = answer.inspect(), answer.origin.ids
+    out, start = plain(session, answer)
+    rows = out.logits[0, start - 1 : -1].float().softmax(dim=-1)
+    expected = rows[range(len(ids)), list(ids)]
+    assert np.allclose([each.probability for each in look.tokens], expected, atol=1e-3)
+    assert np.allclose(look.lens().said_probabilities.values[-1], expected, atol=1e-3)
+    assert np.allclose(look.hidden(3), out.hidden_states[3][0], atol=1e-4)
+    out, start = plain(session, answer, 4)
+    weights = torch.stack(out.attentions)[:, 0, :, -1]
+    assert np.allclose(look.attention(4).values, weights, atol=1e-5)
+    assert look.occlusion(4, rows=2, columns=3).values.values.argmax() == 0  # the circle
+    with pytest.raises(OptionError, match="demo is quantised"):
+        look.gradient(4)
 
 
 def test_tokens_are_those_of_the_answer(answer, look):
@@ -266,6 +289,26 @@ def test_splits_and_offload_show_the_same(look):
         mine.attention(4)
 
 
+UNITS = ["vision", "embed", 0, 1, 2, 3, "norm", "head"]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("border", range(1, len(UNITS)))
+def test_a_split_at_any_border_shows_the_same(look, border):
+    text = "model.language_model"
+    names = {"vision": "model.vision", "embed": f"{text}.embed_tokens", "norm": f"{text}.norm",
+             "head": "lm_head"}  # fmt: skip
+    spread = {
+        names.get(unit, f"{text}.layers.{unit}"): int(at >= border) for at, unit in enumerate(UNITS)
+    }
+    with VirtualGPUs("2x1GiB") as gpus:
+        there = Session().load("demo", device_map=spread | {f"{text}.rotary_emb": 0})
+        mine = there.ask(QUESTION, drawn()).inspect()
+        for own, other in zip(everything(mine), everything(look), strict=True):
+            assert np.allclose(own, other, atol=1e-4)
+    assert gpus.problems == ()
+
+
 def test_random_weights_change_every_map(look):
     """The sanity check of Adebayo et al., 2018: a map that stays shows nothing of the model."""
     other = Session().load("demo")
@@ -297,6 +340,7 @@ def test_several_states_for_a_token_have_no_lens(native):
         [each for each in look.prompt if each.image is None]
     ) + len(look.tokens) - 1  # fmt: skip
     weights = look.attention(1).values
+    assert list(weights.labels("layer")) == [4]  # the others have linear attention
     assert np.allclose(weights.values.sum(-1), 1, atol=1e-4)
     assert np.isfinite(look.occlusion(1, rows=1, columns=2).values.values).all()
 
@@ -351,6 +395,16 @@ def test_answers_that_cannot_be_looked_into(session, answer, tmp_path):
     (row,) = session.map("What is it?", [drawn()])
     with pytest.raises(ConversationError, match="is a row of a map"):
         row.answer.inspect()
+    with session.stream(QUESTION, drawn(), chat="stopped") as events:
+        for event in events:
+            if isinstance(event, Text):
+                break
+    with pytest.raises(ConversationError):
+        session.inspect("stopped")
+    session.ask(QUESTION, drawn(), chat="kept")
+    session.import_chat(session.export_chat(tmp_path / "kept.json", "kept"), "elsewhere")
+    with pytest.raises(ConversationError, match="it was imported"):
+        session.inspect("elsewhere")
     keeper = Session(ScriptedEngine())
     told = keeper.ask("?")
     with pytest.raises(EngineError, match="in other processes"):
@@ -395,6 +449,31 @@ def test_labels():
     assert found.name == "x"
     with pytest.raises(OptionError, match="no axis 'head'"):
         array.mean("head")
+
+
+def test_results_become_tables_and_dataarrays(look):
+    attention, lens = look.attention(4), look.lens(2)
+    for found in (attention.values, attention.on_image().values, attention.on_text(),
+                  look.rollout(4).values, look.occlusion(4, rows=2, columns=2).values,
+                  look.hidden(1), look.gradient(4).values, lens.words, lens.said):  # fmt: skip
+        frame, array = found.to_dataframe(), found.to_xarray()
+        assert list(frame.columns) == [*found.dims, found.name]
+        assert len(frame) == found.values.size
+        assert (array.dims, array.name) == (found.dims, found.name)
+        last = {dim: found.labels(dim)[-1] for dim in found.dims}
+        assert list(frame.iloc[-1, :-1]) == list(last.values())
+        kept = {dim: label for dim, label in last.items() if dim in array.coords}
+        assert array.sel(kept).values.flat[-1] == found.values.flat[-1] == frame.iloc[-1, -1]
+    assert attention.values.to_xarray().sel(layer=4).shape == attention.values.values.shape[1:]
+
+
+def test_each_method_has_what_it_shows_on_the_page_with_a_source():
+    page = (Path(__file__).parents[2] / "docs" / "inspect.md").read_text(encoding="utf-8")
+    told = page.partition("## What each method shows")[2].partition("\n::: ")[0]
+    paragraphs = told.split("\n\n")
+    for method in ("tokens", "lens", "hidden", "attention", "rollout", "occlusion", "gradient"):
+        (own,) = (each for each in paragraphs if re.match(rf"\*\*.*\*\*.*`{method}`", each))
+        assert "](https://" in own
 
 
 def test_xarray_is_optional(monkeypatch):
