@@ -39,12 +39,17 @@ test-oldest: build/oldest/.installed
 		--ignore-glob='*_browser.py' --ignore=tests/notebook/test_fronts.py tests/notebook tests/session \
 		tests/checkpoints/test_native_fp8.py
 
-# Of them those that depend on IPython, kernels and widgets most; CI runs these, `make nightly` all.
-FEW := completion interrupts live magics monitor settings stop_while_starting terminal widgets \
-	widgets_kernel
+# Of them CI runs these; `make nightly` runs all. Left out is what takes long: of commands that start
+# servers, plan or check (serve, plan, check: 36 s of processor time), that every option matters (21 s),
+# what hundreds of hostile or odd inputs do (hostile_inputs, notebook_traps: 20 s), forms of rows, a
+# kernel with a chat, a video; and render_*, which write text that IPython has no part in.
+FEW := as_people_type chat_commands completion devices_command engine_flags form_options \
+	inspect_command interrupts live magics monitor options over patch_command settings stop_button \
+	stop_while_starting task_cells terminal thinking_cells widgets widgets_kernel
 
 test-oldest-few: build/oldest/.installed
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest -q \
+		--numprocesses auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder \
 		-m "not nightly and not browser and not gpu" $(FEW:%=tests/notebook/test_%.py)
 
 build/oldest/.installed: pyproject.toml constraints.txt constraints-oldest.txt
@@ -109,6 +114,7 @@ nightly-servers: $(INSTALLED)
 bench: $(INSTALLED) docs
 	$(BIN)/python benchmarks/load_ext.py --runs 3
 	$(BIN)/python benchmarks/first_cell.py --runs 2
+	$(BIN)/python benchmarks/tab.py --runs 2
 	$(BIN)/python benchmarks/tokens_per_second.py --runs 7 --tokens 60
 	$(BIN)/python benchmarks/batch.py --runs 2
 	$(BIN)/python benchmarks/follow_up.py --runs 1 --tokens 4
@@ -127,6 +133,7 @@ bench: $(INSTALLED) docs
 bench-full: $(INSTALLED) docs
 	$(BIN)/python benchmarks/load_ext.py
 	$(BIN)/python benchmarks/first_cell.py
+	$(BIN)/python benchmarks/tab.py
 	$(BIN)/python benchmarks/tokens_per_second.py
 	$(BIN)/python benchmarks/batch.py
 	$(BIN)/python benchmarks/follow_up.py
