@@ -2,7 +2,11 @@
 
     python tests/lab.py docs/images/cell.gif
 
-records the cell that the README shows, while it is asked and answered.
+records the cell that the README shows, while it is asked and answered, and
+
+    python tests/lab.py docs/images/inspect.png
+
+takes the one of a look into an answer.
 """
 
 from __future__ import annotations
@@ -292,22 +296,45 @@ def animate(shots: Sequence[tuple[float, bytes]], target: Path) -> None:
     first.save(target, save_all=True, append_images=rest, duration=[1500, *durations[1:]])
 
 
-def main() -> None:
-    target = Path(sys.argv[1])
-    target.parent.mkdir(parents=True, exist_ok=True)
+def save_recording(front: Front, target: Path) -> None:
+    """Write a cell that is asked and answered as an image that moves."""
     cells = [
         "%load_ext glm4v_magic\n%glm4v load demo-4.6v",
         "%%glm4v shapes.png\nHow many shapes are there?",
     ]
-    with (
-        jupyter_server() as server,
-        browsing(server) as front,
-        front.open(cells, [NOTEBOOKS / "shapes.png"], width=900, height=1200, scale=2) as page,
-    ):
+    shapes = [NOTEBOOKS / "shapes.png"]
+    with front.open(cells, shapes, width=900, height=1200, scale=2) as page:
         # A fixed width, whatever the side bars do, and no buttons over the question.
         page.add_style_tag(content=".jp-CodeCell {width: 640px} .jp-cell-toolbar {display: none}")
         run(page, 0)
         animate(record(page, 1), target)
+
+
+def save_look(front: Front, target: Path) -> None:
+    """Write a look into an answer, with the words of each layer."""
+    cells = [
+        "%load_ext glm4v_magic\n%glm4v load demo\n"
+        "%glm4v ask shapes.png 'What colour is the circle?' -q",
+        "%glm4v inspect",
+    ]
+    shapes = [NOTEBOOKS / "shapes.png"]
+    with front.open(cells, shapes, width=1000, height=1200, scale=2) as page:
+        page.add_style_tag(content=".jp-CodeCell {width: 760px} .jp-cell-toolbar {display: none}")
+        run(page, 0)
+        run(page, 1)
+        look = cell(page, 1)
+        look.get_by_label("words of each layer").check()
+        look.get_by_role("region", name="words of each layer").wait_for()
+        page.mouse.move(0, 0)
+        shot = Image.open(io.BytesIO(look.screenshot())).convert("RGB")
+        shot.quantize(_COLOURS).save(target, optimize=True)
+
+
+def main() -> None:
+    target = Path(sys.argv[1])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with jupyter_server() as server, browsing(server) as front:
+        (save_look if target.stem == "inspect" else save_recording)(front, target)
 
 
 if __name__ == "__main__":

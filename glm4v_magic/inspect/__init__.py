@@ -5,7 +5,7 @@ model as it is, whatever its devices, offload and quantisation; normal answers c
 Imports `engines`, `checkpoints` and `core`, and torch; `tracing` alone nnsight, if it is installed,
 to change what the model computes. Begin with `inspection`, which a caller gets; `reading` is the
 forward with its hooks, `attention`, `covering` and `gradients` are one method each, `labelled`,
-`grids` and `inspected_token` the data that they return, `lending` the engine that all of them need;
-`maps` keeps where on an image a token comes from by each of them, and `comparison` has two answers
-side by side.
+`grids`, `lens` and `inspected_token` the data that they return, `lending` the engine that all of
+them need; `maps` keeps where on an image a token comes from by each of them, and `comparison` has
+two answers side by side.
 """

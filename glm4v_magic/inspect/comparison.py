@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cached_property
@@ -12,7 +13,7 @@ from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.wording import brief
 from glm4v_magic.inspect.grids import ImageMap
 from glm4v_magic.inspect.labelled import Labelled
-from glm4v_magic.inspect.maps import Look, Maps, Method
+from glm4v_magic.inspect.maps import PARTS, Look, Method
 
 __all__ = ["Comparison", "MapPair", "TokenPair"]
 
@@ -56,7 +57,6 @@ class Comparison:
 
     def __init__(self, one: Look, other: Look) -> None:
         self.one, self.other = one, other
-        self._maps = Maps(one), Maps(other)
 
     def __repr__(self) -> str:
         return f"Comparison of {self.one!r} with {self.other!r}"
@@ -79,6 +79,7 @@ class Comparison:
         method: Method = "occlusion",
         layer: int | None = None,
         head: int | None = None,
+        parts: int = PARTS,
     ) -> MapPair:
         """Return where a pair comes from on the images with the same index in both prompts.
 
@@ -88,6 +89,7 @@ class Comparison:
             method: likewise.
             layer: likewise.
             head: likewise.
+            parts: likewise.
 
         Raises:
             OptionError: if there is no such pair, image, method, layer or head.
@@ -95,21 +97,36 @@ class Comparison:
         _require(pair, "pair", len(self.pairs))
         _require(image, "image", max(len(self.one.images), len(self.other.images)))
         chosen = self.pairs[pair]
-        own, others = self._maps
-        numbers = (image, method, layer, head)
-        one = _map(self.one, own, chosen.one, *numbers)
-        other = _map(self.other, others, chosen.other, *numbers)
+        numbers = (image, method, layer, head, parts)
+        one = _map(self.one, chosen.one, *numbers)
+        other = _map(self.other, chosen.other, *numbers)
         return MapPair(one, other, _difference(one, other))
 
     def has(
-        self, pair: int, image: int, method: Method, layer: int | None, head: int | None
+        self,
+        pair: int,
+        image: int,
+        method: Method,
+        layer: int | None = None,
+        head: int | None = None,
+        parts: int = PARTS,
     ) -> bool:
         """Tell whether the maps of a pair are there without running a model."""
         tokens = self.pairs[pair].one, self.pairs[pair].other
         return all(
-            token is None or maps.has(token, image, method, layer, head)
-            for token, maps in zip(tokens, self._maps, strict=True)
+            token is None
+            or image >= len(look.images)
+            or look.has_on_image(token, image, method, layer, head, parts)
+            for token, look in zip(tokens, (self.one, self.other), strict=True)
         )
+
+    def layers_and_heads(self, pair: int) -> tuple[Sequence[int], int]:
+        """Return the numbers of the layers with attention and the number of heads."""
+        chosen = self.pairs[pair]
+        if chosen.one is not None:
+            return self.one.layers_and_heads(chosen.one)
+        assert chosen.other is not None
+        return self.other.layers_and_heads(chosen.other)
 
     def to_dataframe(self) -> Any:
         """Return a pandas DataFrame: a row for each pair, with both texts and probabilities.
@@ -143,10 +160,10 @@ def _require(number: int, what: str, count: int) -> None:
         )
 
 
-def _map(look: Look, maps: Maps, token: int | None, image: int, *more: Any) -> ImageMap | None:
+def _map(look: Look, token: int | None, image: int, *more: Any) -> ImageMap | None:
     if token is None or image >= len(look.images):
         return None
-    return maps.at(token, image, *more)
+    return look.on_image(token, image, *more)
 
 
 def _difference(one: ImageMap | None, other: ImageMap | None) -> Labelled | None:

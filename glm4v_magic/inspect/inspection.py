@@ -37,10 +37,11 @@ from glm4v_magic.inspect.grids import (
 from glm4v_magic.inspect.inspected_token import InspectedToken
 from glm4v_magic.inspect.labelled import Labelled
 from glm4v_magic.inspect.lending import local_engine
-from glm4v_magic.inspect.maps import Maps, Method
+from glm4v_magic.inspect.lens import Lens
+from glm4v_magic.inspect.maps import PARTS, Maps, Method
 from glm4v_magic.inspect.reading import Reader
 
-__all__ = ["Inspection", "Lens", "PromptToken", "inspected", "prompt_tokens"]
+__all__ = ["Inspection", "PromptToken", "inspected", "prompt_tokens"]
 
 _ALTERNATIVES = 5
 _MOST_PARTS = 64
@@ -64,25 +65,6 @@ class PromptToken:
     image: int | None = None
     place: tuple[int, int] | None = None
     box: PixelBox | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Lens:
-    """Logit lens: what the model would say if its head read the hidden states of each layer.
-
-    Attributes:
-        ids: likeliest ids, with the axes ``layer``, ``token`` and ``rank``.
-        probabilities: their probabilities; same axes.
-        words: their texts; same axes.
-        said: rank of the token that was said, from 0; axes ``layer`` and ``token``.
-        said_probabilities: its probability; same axes.
-    """
-
-    ids: Labelled
-    probabilities: Labelled
-    words: Labelled
-    said: Labelled
-    said_probabilities: Labelled
 
 
 def inspected(answer: Answer) -> Inspection:
@@ -307,7 +289,9 @@ class Inspection:
                 flow = 0.5 * flow + 0.5 * (flow @ means[layer])
         return TokenMap(Labelled(_array(flow), ("position",), name="rollout"), self.images)
 
-    def occlusion(self, token: int, image: int = 0, rows: int = 4, columns: int = 4) -> ImageMap:
+    def occlusion(
+        self, token: int, image: int = 0, rows: int = PARTS, columns: int = PARTS
+    ) -> ImageMap:
         """Return the drop, in nats, of a token's log-probability as parts of an image are covered.
 
         Each of ``rows * columns`` equal parts is covered in turn with the image's mean colour.
@@ -326,7 +310,7 @@ class Inspection:
         values = drops_of.values.values[-1]
         return ImageMap(drops_of.image, Labelled(values, ("row", "column"), name="drop"))
 
-    def occlusions(self, image: int = 0, rows: int = 4, columns: int = 4) -> ImageMap:
+    def occlusions(self, image: int = 0, rows: int = PARTS, columns: int = PARTS) -> ImageMap:
         """Return the `occlusion` of all tokens, which takes no longer than that of one.
 
         Axes: ``token``, ``row``, ``column``.
@@ -408,6 +392,7 @@ class Inspection:
         method: Method = "occlusion",
         layer: int | None = None,
         head: int | None = None,
+        parts: int = PARTS,
     ) -> ImageMap:
         """Return where on an image a token comes from; kept once it is computed.
 
@@ -416,15 +401,32 @@ class Inspection:
         Args:
             token: number of the token.
             image: index of an image of the prompt, as in `images`: frames of videos count.
-            method: ``occlusion``, of 4x4 parts; ``attention``, ``rollout`` or ``gradient``, of the
-                patches.
+            method: ``occlusion``, of equal parts; ``attention``, ``rollout`` or ``gradient``, of
+                the patches.
             layer: layer whose attention is meant, from 1; the mean of all unless given.
             head: head whose attention is meant, from 0; the mean of all unless given.
+            parts: rows, and columns, of parts that are covered.
 
         Raises:
             OptionError: if there is no such token, image, method, layer or head.
         """
-        return self._maps.at(self._number(token), image, method, layer, head)
+        return self._maps.at(self._number(token), image, method, layer, head, parts)
+
+    def has_on_image(
+        self,
+        token: int,
+        image: int = 0,
+        method: Method = "occlusion",
+        layer: int | None = None,
+        head: int | None = None,
+        parts: int = PARTS,
+    ) -> bool:
+        """Tell whether `on_image` has this map and need not run the model."""
+        return self._maps.has(token, image, method, layer, head, parts)
+
+    def layers_and_heads(self, token: int) -> tuple[Sequence[int], int]:
+        """Return the numbers of the layers with attention and the number of heads."""
+        return self._maps.layers_and_heads(self._number(token))
 
     def against(self, other: Inspection) -> Comparison:
         """Return this answer beside another one: what differs in tokens and on the images.

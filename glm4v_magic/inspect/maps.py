@@ -8,17 +8,22 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
+from glm4v_magic.core.conversation import Answer
 from glm4v_magic.core.errors import OptionError, did_you_mean
 from glm4v_magic.core.image import SourcedImage
 from glm4v_magic.core.wording import brief
 from glm4v_magic.inspect.grids import ImageGrid, ImageMap, TokenMap, require_grid
 from glm4v_magic.inspect.inspected_token import InspectedToken
 from glm4v_magic.inspect.labelled import Labelled
+from glm4v_magic.inspect.lens import Lens
 
-__all__ = ["METHODS", "Look", "Maps", "Method"]
+__all__ = ["METHODS", "PARTS", "Look", "Maps", "Method", "of_conversation"]
 
 Method = Literal["occlusion", "attention", "rollout", "gradient"]
 METHODS: tuple[Method, ...] = get_args(Method)
+
+PARTS = 4
+"""Rows and columns of parts that are covered unless said otherwise."""
 
 _TOKENS_KEPT = 8
 """Tokens whose attention is kept: 8 MiB each for 40 layers, 32 heads and 1,600 patches."""
@@ -26,6 +31,10 @@ _TOKENS_KEPT = 8
 
 class Look(Protocol):
     """What maps are made from; `Inspection` is one."""
+
+    @property
+    def answer(self) -> Answer:
+        """The answer, with its tokens."""
 
     @property
     def tokens(self) -> tuple[InspectedToken, ...]:
@@ -39,7 +48,35 @@ class Look(Protocol):
     def source_images(self) -> tuple[SourcedImage, ...]:
         """Images of the conversation, videos not included."""
 
-    def occlusions(self, image: int = 0) -> ImageMap:
+    def on_image(
+        self,
+        token: int,
+        image: int = 0,
+        method: Method = "occlusion",
+        layer: int | None = None,
+        head: int | None = None,
+        parts: int = PARTS,
+    ) -> ImageMap:
+        """Return where on an image a token comes from."""
+
+    def has_on_image(
+        self,
+        token: int,
+        image: int = 0,
+        method: Method = "occlusion",
+        layer: int | None = None,
+        head: int | None = None,
+        parts: int = PARTS,
+    ) -> bool:
+        """Tell whether this map is there."""
+
+    def layers_and_heads(self, token: int) -> tuple[Sequence[int], int]:
+        """Return the layers with attention and the number of heads."""
+
+    def lens(self, k: int = 5) -> Lens:
+        """Return the logit lens."""
+
+    def occlusions(self, image: int = 0, rows: int = 4, columns: int = 4) -> ImageMap:
         """Return the occlusion of all tokens."""
 
     def attention(self, token: int) -> TokenMap:
@@ -61,9 +98,10 @@ class Maps:
 
     def __init__(self, look: Look) -> None:
         self._look = look
-        self._occlusions: dict[int, ImageMap] = {}
+        self._occlusions: dict[tuple[int, int], ImageMap] = {}
         self._maps: dict[tuple[object, ...], ImageMap] = {}
         self._attention = lru_cache(_TOKENS_KEPT)(look.attention)
+        self._axes: tuple[Sequence[int], int] | None = None
 
     def at(
         self,
@@ -72,6 +110,7 @@ class Maps:
         method: Method = "occlusion",
         layer: int | None = None,
         head: int | None = None,
+        parts: int = PARTS,
     ) -> ImageMap:
         """Return a map with the axes ``row`` and ``column``; see `Inspection.on_image`."""
         if method not in METHODS:
@@ -83,34 +122,50 @@ class Maps:
             raise OptionError(
                 f"layer and head are those of attention; {method} is about all of them together."
             )
-        key = (token, image, method, layer, head)
+        if method != "occlusion" and parts != PARTS:
+            raise OptionError(f"parts are those of occlusion; {method} is about patches.")
+        key = (token, image, method, layer, head, parts)
         if key not in self._maps:
-            self._maps[key] = self._computed(token, image, method, layer, head)
+            self._maps[key] = self._computed(*key)
         return self._maps[key]
 
     def has(
-        self, token: int, image: int, method: Method, layer: int | None, head: int | None
+        self,
+        token: int,
+        image: int,
+        method: Method,
+        layer: int | None = None,
+        head: int | None = None,
+        parts: int = PARTS,
     ) -> bool:
         """Tell whether a map is there without running the model."""
-        return (token, image, method, layer, head) in self._maps
+        return (token, image, method, layer, head, parts) in self._maps
 
     def layers_and_heads(self, token: int) -> tuple[Sequence[int], int]:
         """Return the numbers of the layers with attention and the number of heads."""
-        values = self._attention(token).values
-        return values.labels("layer"), values.shape["head"]
+        if self._axes is None:
+            values = self._attention(token).values
+            self._axes = values.labels("layer"), values.shape["head"]
+        return self._axes
 
     def _computed(
-        self, token: int, image: int, method: Method, layer: int | None, head: int | None
+        self,
+        token: int,
+        image: int,
+        method: Method,
+        layer: int | None,
+        head: int | None,
+        parts: int,
     ) -> ImageMap:
         grid = require_grid(self._look.images, image)
         if method == "occlusion":
-            return self._occlusion(token, grid)
+            return self._occlusion(token, grid, parts)
         if method == "attention":
             return _chosen(self._attention(token).on_image(image), layer, head)
         made: TokenMap = getattr(self._look, method)(token)
         return made.on_image(image)
 
-    def _occlusion(self, token: int, grid: ImageGrid) -> ImageMap:
+    def _occlusion(self, token: int, grid: ImageGrid, parts: int) -> ImageMap:
         number = next(
             (at for at, each in enumerate(self._look.source_images) if each is grid.image), None
         )
@@ -118,9 +173,9 @@ class Maps:
             raise OptionError(
                 "A frame of a video cannot be covered by itself.", "Choose another method."
             )
-        if number not in self._occlusions:
-            self._occlusions[number] = self._look.occlusions(number)
-        every = self._occlusions[number]
+        if (number, parts) not in self._occlusions:
+            self._occlusions[number, parts] = self._look.occlusions(number, parts, parts)
+        every = self._occlusions[number, parts]
         count = every.values.shape["token"]
         if not 0 <= token < count:
             raise OptionError(
@@ -128,6 +183,12 @@ class Maps:
             )
         values = Labelled(every.values.values[token], ("row", "column"), name="drop")
         return ImageMap(every.image, values)
+
+
+def of_conversation(look: Look) -> list[int]:
+    """Return the indices of images of the prompt that are no frames of videos."""
+    own = [id(each) for each in look.source_images]
+    return [at for at, grid in enumerate(look.images) if id(grid.image) in own]
 
 
 def _chosen(every: ImageMap, layer: int | None, head: int | None) -> ImageMap:

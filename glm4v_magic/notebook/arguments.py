@@ -32,7 +32,7 @@ ARGUMENTS: Mapping[str, tuple[ArgDecorator, ...]] = {
     "retry": (_CHAT, *AGAIN_OPTIONS),
     "chats": (DEBUG,),
     "history": (_CHAT, DEBUG),
-    "inspect": (_CHAT, DEBUG),
+    "inspect": (_CHAT, *from_table("inspect"), DEBUG),
     "reset": (_CHAT, *from_table("reset"), DEBUG),
     "export": (
         _CHAT,

@@ -421,6 +421,7 @@ _OFFERED: Mapping[str, Offer] = {
 """Command -> completions of its arguments."""
 
 _VALUES: Mapping[str, Offer] = {
+    "against": _chats,
     "base": _models,
     "chat": _chats,
     "choices": _lists,

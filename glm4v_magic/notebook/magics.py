@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from glm4v_magic.core.conversation import Answer
     from glm4v_magic.core.plan import Plan
     from glm4v_magic.core.rows import OrderedRows, Rows
+    from glm4v_magic.inspect.comparison import Comparison
+    from glm4v_magic.inspect.inspection import Inspection
     from glm4v_magic.mapping.evaluation import Evaluation
     from glm4v_magic.notebook.commands import Context
     from glm4v_magic.notebook.render import MimeBundle
@@ -73,6 +75,10 @@ _ROWS = ("glm4v_magic.core.rows", "Rows")
 _SAVED = ("glm4v_magic.mapping.row_file", "SavedRows")
 _PLAN = ("glm4v_magic.core.plan", "Plan")
 _EVALUATION = ("glm4v_magic.mapping.evaluation", "Evaluation")
+_LOOKS = (
+    ("glm4v_magic.inspect.inspection", "Inspection"),
+    ("glm4v_magic.inspect.comparison", "Comparison"),
+)
 
 
 class Stopped(KeyboardInterrupt):
@@ -232,6 +238,8 @@ class Glm4vMagics(Magics):
         for kind, bundle in _BUNDLES.items():
             formatter.ipython_display_formatter.for_type_by_name(*kind, self._swallow_if_shown)
             formatter.mimebundle_formatter.for_type_by_name(*kind, partial(bundle, self._told))
+        for kind in _LOOKS:
+            formatter.ipython_display_formatter.for_type_by_name(*kind, self._open_look)
         # IPython has a printer of lists, which comes before the bundle of one.
         formatter.formatters["text/plain"].for_type_by_name(
             *_ROWS, partial(_print_rows, self._told)
@@ -257,7 +265,7 @@ class Glm4vMagics(Magics):
         self.shell.configurables[:] = [
             each for each in self.shell.configurables if each not in (self, self._settings)
         ]
-        for name in map(".".join, _BUNDLES):
+        for name in map(".".join, (*_BUNDLES, *_LOOKS)):
             formatter.ipython_display_formatter.pop(name, None)
             formatter.mimebundle_formatter.pop(name, None)
         formatter.formatters["text/plain"].pop(".".join(_ROWS), None)
@@ -307,6 +315,11 @@ class Glm4vMagics(Magics):
                 del self._shown[number]
                 return
         raise NotImplementedError  # a formatter's way to leave it to the next formatter
+
+    def _open_look(self, look: Inspection | Comparison) -> None:
+        from glm4v_magic.notebook.commands.look import open_result
+
+        open_result(self.context, look)
 
     def _forget_shown(self, _: object) -> None:
         self._shown.clear()

@@ -57,6 +57,14 @@ class ChatsMeant:
     """Which chats a command is about."""
 
     all: bool = option(False, "Forget all chats.", Who(("reset",)), "True or False")
+    against: str | None = option(
+        None,
+        "Chat whose latest answer is shown beside it, with what differs.",
+        Who(("inspect",)),
+        "the name of a chat",
+        metavar="NAME",
+        example="dogs",
+    )
 
 
 class Reports:

@@ -258,7 +258,12 @@ TRIALS = {
     "retry": AGAIN | RETRIED,
     "chats": failing("x"),
     "history": failing("nobody"),
-    "inspect": failing("nobody"),
+    "inspect": failing("nobody")
+    | {
+        "--against": Trial(
+            "--against dogs", "", "no chat 'dogs'", before='%glm4v ask "What?"', fails=(False, True)
+        )
+    },
     "reset": failing("nobody --all")
     | {"--all": Trial("--all", before=EARLIER + '\n%glm4v ask "What?"', after="%glm4v chats")},
     "export": failing("here.txt"),

@@ -22,8 +22,10 @@ words = ["circle"] * 400
     "%glm4v devices GLM-4V-9B --gpus 4x16GiB --pin vision=1",
     """%%glm4v shapes.png --over words --batch-size 1 -q
 Is there a {{item}}?""",
+    """%glm4v ask shapes.png "What colour is the circle?" -q
+%glm4v inspect""",
 )
-LOADED, MEMORY, TOOL, ROWS = 1, 2, 3, 4
+LOADED, MEMORY, TOOL, ROWS, LOOK = 1, 2, 3, 4, 5
 WIDTH = 800
 MARKUP = "text/html"
 
@@ -31,7 +33,7 @@ MARKUP = "text/html"
 @pytest.fixture(scope="module")
 def page(front):
     with front.open(CELLS, FILES, width=WIDTH, height=1700) as page:
-        for number in range(ROWS):
+        for number in (*range(ROWS), LOOK):
             lab.run(page, number)
         expect(lab.cell(page, MEMORY)).to_contain_text("demo is loaded", timeout=1000 * SECONDS)
         yield page
@@ -106,7 +108,7 @@ def test_there_are_few_stops_of_the_keyboard(page):
     assert 4 <= stops <= 6  # a bar for each GPU
 
 
-@pytest.mark.parametrize("number", [LOADED, MEMORY, TOOL])
+@pytest.mark.parametrize("number", [LOADED, MEMORY, TOOL, LOOK])
 @pytest.mark.parametrize("theme", ["JupyterLab Dark", "JupyterLab Light"])
 def test_a_reader_of_the_screen_finds_nothing_serious(page, theme, number):
     lab.command(page, "apputils:change-theme", theme=theme)
@@ -147,6 +149,30 @@ def serious(page, number: int) -> list[tuple[str, list[str]]]:
     ]
 
 
+def test_a_word_is_chosen_by_keyboard_and_mouse(page):
+    look = lab.cell(page, LOOK)
+    said, word = look.get_by_role("status"), look.get_by_label("word", exact=True)
+    expect(said).to_contain_text('" red"')
+    word.focus()
+    for key in ("Enter", "ArrowUp", "Enter"):  # a closed menu leaves the arrows to JupyterLab
+        page.keyboard.press(key)
+    expect(said).to_contain_text('" is"', timeout=1000 * SECONDS)
+    look.get_by_role("button", name="The", exact=True).click()
+    expect(said).to_contain_text('"The"', timeout=1000 * SECONDS)
+    look.get_by_label("method").select_option("attention")
+    expect(look.get_by_label("layer", exact=True)).to_contain_text("4", timeout=1000 * SECONDS)
+    look.get_by_label("method").select_option("gradient")
+    expect(look.get_by_role("alert")).to_contain_text("virtual GPUs", timeout=1000 * SECONDS)
+    look.get_by_label("words of each layer").check()
+    look.get_by_label("method").select_option("covering parts")
+    expect(look.get_by_role("region")).to_contain_text("layer 4", timeout=1000 * SECONDS)
+    assert serious(page, LOOK) == []
+    stops = look.locator(".glm4v-words button").evaluate_all(
+        "all => all.filter(each => each.tabIndex >= 0).length"
+    )
+    assert stops == 0  # the menu is the one stop for all words
+
+
 def test_what_works_lights_up(page):
     lab.start(page, ROWS)
     page.wait_for_function(
@@ -169,7 +195,8 @@ def test_what_works_lights_up(page):
 def test_a_notebook_that_is_not_trusted_keeps_the_views(front, page):
     saved = front.saved(page)
     saved.metadata.pop("widgets", None)
-    for output in saved.cells[LOADED].outputs + saved.cells[MEMORY].outputs:
+    outputs = [each for at in (LOADED, MEMORY, LOOK) for each in saved.cells[at].outputs]
+    for output in outputs:
         if MARKUP in output.get("data", {}):  # as from somebody else
             output.data[MARKUP] = "".join(output.data[MARKUP]) + "<!-- -->"
             output.data.pop("application/vnd.jupyter.widget-view+json", None)
@@ -186,3 +213,9 @@ def test_a_notebook_that_is_not_trusted_keeps_the_views(front, page):
             assert len(kinds) >= least
             assert "rgba(0, 0, 0, 0)" not in kinds.values(), kinds
             assert min(part["width"] for part in parts) >= 3
+        images = lab.cell(again, LOOK).locator("img[src^='data:image/svg']")
+        assert images.evaluate_all("all => all.map(each => each.naturalWidth > 0)") == [True] * 2
+        shade = "each => getComputedStyle(each).backgroundColor"
+        assert "0.5" in lab.cell(again, LOOK).get_by_text("' red' ✓").locator("..").first.evaluate(
+            shade
+        )

@@ -13,9 +13,9 @@ from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.ask import carry_out
 from glm4v_magic.notebook.commands.context import Context
+from glm4v_magic.notebook.commands.look import open_comparison, open_look
 from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.render.answers.chat import chat_name, chats_bundle, history_bundle
-from glm4v_magic.notebook.render.answers.inspection import inspection_bundle
 from glm4v_magic.notebook.render.progress import line_bundle
 
 __all__ = ["chats", "continue_", "export", "history", "import_", "inspect", "reset", "retry"]
@@ -67,14 +67,20 @@ def history(context: Context, arguments: Namespace, names: Mapping[str, Any]) ->
 def inspect(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Show why the latest answer of a chat was given, by running the model on it once more.
 
-    Its words are shaded by probability. A word opens to the parts of each image that it depends on,
-    found by covering them, and to what each layer of the model would have said. The model must
-    still be loaded, and in this process; answer.inspect() has more in Python::
+    Choose a word, and the image shows the parts that it depends on: found by covering them, by
+    attention, or by gradients; a table shows what each layer of the model would have said. With
+    --against, two answers stand side by side with what differs. The model must still be loaded, and
+    in this process; answer.inspect() has more in Python::
 
         %glm4v inspect
         %glm4v inspect cats
+        %glm4v inspect cats --against dogs
     """
-    show(inspection_bundle(context.session.inspect(arguments.chat)))
+    look = context.session.inspect(arguments.chat)
+    if arguments.against is None:
+        open_look(context, look)
+    else:
+        open_comparison(context, look.against(context.session.inspect(arguments.against)))
 
 
 @takes("glm4v chats", *ARGUMENTS["chats"])

@@ -21,17 +21,17 @@ from glm4v_magic.core.wording import counted, printable
 from glm4v_magic.notebook.render import Html
 from glm4v_magic.notebook.render.templates import fill
 
-__all__ = ["certainty_html", "certainty_text", "percent", "shown_token"]
+__all__ = ["certainty_html", "certainty_text", "listed", "percent", "shade", "shown_token"]
 
-_AMBER = "background-color:rgba(245, 158, 11, {})"  # translucent: for light and dark pages
+_AMBER = "rgba(245, 158, 11, {})"  # translucent: for light and dark pages
 _LEVELS = (
-    (0.9, ""),
-    (0.7, _AMBER.format(0.15)),
-    (0.5, _AMBER.format(0.27)),
-    (0.25, f"{_AMBER.format(0.38)};color:inherit;text-decoration:underline dotted"),
-    (0.0, f"{_AMBER.format(0.5)};color:inherit;text-decoration:underline"),
+    (0.9, "", ""),
+    (0.7, _AMBER.format(0.15), ""),
+    (0.5, _AMBER.format(0.27), ""),
+    (0.25, _AMBER.format(0.38), "underline dotted"),
+    (0.0, _AMBER.format(0.5), "underline"),
 )
-"""Least probability of each level, and the style of its words."""
+"""Least probability of each level, and colour and decoration of its words."""
 
 _IN_TITLE = 5  # alternatives of a word in its title
 _ROWS = 400  # tokens in the table
@@ -62,12 +62,12 @@ def certainty_html(answer: Answer) -> Html:
         "certainty",
         parts=list(_parts(answer.text, tokens)),
         legend=[
-            (style, f"{least:.0%} or more" if least else f"below {before:.0%}")
-            for (before, _), (least, style) in pairwise(_LEVELS)
+            (_style(least), f"{least:.0%} or more" if least else f"below {before:.0%}")
+            for (before, _, _), (least, _, _) in pairwise(_LEVELS)
         ],
         line=_line(tokens),
         rows=[
-            (shown_token(token), percent(token.logprob), f"{token.logprob:.3f}", _listed(token))
+            (shown_token(token), percent(token.logprob), f"{token.logprob:.3f}", listed(token))
             for token in tokens[:_ROWS]
         ],
         more=_more(tokens, _ROWS),
@@ -79,7 +79,7 @@ def certainty_text(answer: Answer) -> str:
     tokens = answer.tokens or ()
     width = max((len(shown_token(token)) for token in tokens[:_LINES]), default=0)
     lines = [
-        f"{percent(token.logprob):>8}  {shown_token(token):<{width}}  {_listed(token)}".rstrip()
+        f"{percent(token.logprob):>8}  {shown_token(token):<{width}}  {listed(token)}".rstrip()
         for token in tokens[:_LINES]
     ]
     more = _more(tokens, _LINES)
@@ -100,7 +100,7 @@ def _parts(text: str, tokens: Sequence[Token]) -> Iterator[_Part]:
             yield _Part(_lines(shown[start : end - len(words)]))
         if words:
             logprob = sum(token.logprob for token in group)
-            yield _Part(_lines(words), _style(logprob), _title(group, logprob))
+            yield _Part(_lines(words), _style(_probability(logprob)), _title(group, logprob))
     if at < len(text):
         yield _Part(_lines(shown[at:]))
 
@@ -124,15 +124,21 @@ def _lines(text: str) -> list[str]:
     return printable(text).replace("\t", "\u2003").split("\n")
 
 
-def _style(logprob: float) -> str:
-    probability = _probability(logprob)
-    return next(style for least, style in _LEVELS if probability >= least)
+def shade(probability: float) -> tuple[str, str]:
+    """Return colour and decoration of a word by its probability; empty for none."""
+    return next((colour, line) for least, colour, line in _LEVELS if probability >= least)
+
+
+def _style(probability: float) -> str:
+    colour, line = shade(probability)
+    found = f"background-color:{colour}" if colour else ""
+    return f"{found};color:inherit;text-decoration:{line}" if line else found
 
 
 def _title(group: Sequence[Token], logprob: float) -> str:
     if len(group) > 1:
         return f"{percent(logprob)}, {counted(len(group), 'token')} together"
-    likeliest = _listed(group[0], _IN_TITLE)
+    likeliest = listed(group[0], _IN_TITLE)
     return percent(logprob) + (f"; likeliest: {likeliest}" if likeliest else "")
 
 
@@ -148,7 +154,8 @@ def _line(tokens: Sequence[Token]) -> str:
     )
 
 
-def _listed(token: Token, most: int | None = None) -> str:
+def listed(token: Token, most: int | None = None) -> str:
+    """Return the likeliest tokens in place of a token, with their probabilities."""
     each = token.alternatives[:most]
     return ", ".join(f"{shown_token(other)} {percent(other.logprob)}" for other in each)
 

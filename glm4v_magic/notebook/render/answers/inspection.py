@@ -1,4 +1,4 @@
-"""A look into an answer: a fold for each token, with the parts of the images it depends on.
+"""A look into an answer: where its telling words come from, and a fold for each token.
 
 Nothing in it runs, and nothing depends on styles or on colour: folds are <details>, overlays are
 SVG images with numbers on them, and tables say the same in words.
@@ -12,46 +12,32 @@ from typing import TYPE_CHECKING
 
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.wording import counted, printable
-from glm4v_magic.notebook.render import MimeBundle
-from glm4v_magic.notebook.render.answers.boxes import svg_uri
+from glm4v_magic.inspect.maps import PARTS, of_conversation
+from glm4v_magic.notebook.render import Html, MimeBundle
 from glm4v_magic.notebook.render.answers.certainty import certainty_html, percent, shown_token
-from glm4v_magic.notebook.render.answers.image import data_uri
+from glm4v_magic.notebook.render.answers.heat import LARGE, LEAST, Figure, map_figure, map_text
+from glm4v_magic.notebook.render.answers.lens import (
+    layer_name,
+    layer_words,
+    lens_table,
+    telling_layers,
+)
 from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
     from glm4v_magic.inspect.grids import ImageMap
     from glm4v_magic.inspect.inspected_token import InspectedToken
-    from glm4v_magic.inspect.inspection import Inspection, Lens
+    from glm4v_magic.inspect.inspection import Inspection
+    from glm4v_magic.inspect.lens import Lens
+    from glm4v_magic.inspect.maps import Look
 
-__all__ = ["inspection_bundle"]
+__all__ = ["inspection_bundle", "telling_tokens"]
 
 _TOKENS = 60
 _IMAGES = 4
-_SIDE = 224  # longest side of an image in pixels
 _WORDS = 3  # of each layer
-_LEAST = 0.1  # drop of a log-probability below which a part is said not to matter
-_DIMMED = 0.7  # how dark a part is that does not matter
-
-
-@dataclass(frozen=True, slots=True)
-class _Cell:
-    """A part of an image in pixels of the figure; `label` is empty where none is needed."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-    dimmed: float
-    label: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Figure:
-    """An image with its parts: its URI, its width in pixels, and what it shows, in words."""
-
-    uri: str
-    width: int
-    words: str
+_COLUMNS = 7  # tokens of the table of layers; of more, those that tell most
+_TELLING = 6  # words whose images stand side by side
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +51,33 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A token, with the parts of the images that it depends on."""
+    """A token, with the parts of the images that it depends on.
 
+    Attributes:
+        number: its number.
+        token: its text, in quotes.
+        percent: its probability.
+        figures: its images.
+        numbers: what is covered and what it costs as lines of text, for each image.
+        rows: what each layer would have said.
+        is_telling: whether its images stand above.
+    """
+
+    number: int
     token: str
     percent: str
-    figures: list[_Figure]
+    figures: list[Figure]
+    numbers: list[list[str]]
     rows: list[_Row]
+    is_telling: bool
 
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What is shown: the tokens, why there is no lens, and what is left out."""
+    """What is shown: the tokens, the lens as a table, why there is none, and what is left out."""
 
     parts: list[_Part]
+    table: Html
     missing: str
     more: str
 
@@ -90,12 +90,45 @@ def inspection_bundle(look: Inspection) -> MimeBundle:
         "text/html": fill(
             "inspection",
             answer=certainty_html(look.answer),
+            telling=[part for part in found.parts if part.is_telling],
             parts=found.parts,
+            table=found.table,
             missing=found.missing,
             more=found.more,
             words=_WORDS,
         ),
     }
+
+
+def telling_tokens(look: Look, count: int, most: int = _TELLING) -> tuple[list[int], int]:
+    """Return the tokens that depend most on a part of an image, in their order.
+
+    Args:
+        look: look into an answer.
+        count: number of tokens to choose from.
+        most: number of tokens.
+
+    Returns:
+        The tokens, and the number of rows and columns of the parts.
+    """
+    images = of_conversation(look)[:_IMAGES]
+    count = min(count, len(look.tokens))
+    for parts in (PARTS, LARGE):  # what is larger than a part may depend on no single one
+        drops = [
+            max(
+                (
+                    float(look.on_image(at, each, parts=parts).values.values.max())
+                    for each in images
+                ),
+                default=0.0,
+            )
+            for at in range(count)
+        ]
+        strongest = sorted(range(count), key=lambda at: -drops[at])[:most]
+        found = sorted(at for at in strongest if drops[at] >= LEAST)
+        if found:
+            return found, parts
+    return [], PARTS
 
 
 def _found(look: Inspection) -> _Look:
@@ -105,82 +138,63 @@ def _found(look: Inspection) -> _Look:
         lens = look.lens(_WORDS)
     except OptionError as error:  # a model without one
         missing = printable(error.what)
-    count = len(look.source_images)
-    maps = [look.occlusions(image) for image in range(min(count, _IMAGES))]
-    parts = [_part(at, each, maps, lens) for at, each in enumerate(tokens[:_TOKENS])]
+    images = of_conversation(look)
+    shown = tokens[:_TOKENS]
+    telling, parts = telling_tokens(look, len(shown))
+    found = [
+        _part(
+            at,
+            each,
+            [look.on_image(at, image, parts=parts) for image in images[:_IMAGES]],
+            lens,
+            at in telling,
+        )
+        for at, each in enumerate(shown)
+    ]
     left = [
         counted(len(tokens) - _TOKENS, "more token") if len(tokens) > _TOKENS else "",
-        counted(count - _IMAGES, "more image") if count > _IMAGES else "",
+        counted(len(images) - _IMAGES, "more image") if len(images) > _IMAGES else "",
     ]
-    return _Look(parts, missing, " and ".join(filter(None, left)))
+    columns = list(range(len(shown)))
+    if len(columns) > _COLUMNS:
+        columns = telling or columns[:_COLUMNS]
+    table = (
+        Html() if lens is None else lens_table(lens, tokens, columns, telling_layers(lens, columns))
+    )
+    return _Look(found, table, missing, " and ".join(filter(None, left)))
 
 
-def _part(at: int, each: InspectedToken, maps: Sequence[ImageMap], lens: Lens | None) -> _Part:
-    figures = [_figure(one, at) for one in maps]
-    rows = [] if lens is None else list(_rows(lens, at))
-    return _Part(shown_token(each.token), percent(each.token.logprob), figures, rows)
+def _part(
+    at: int,
+    each: InspectedToken,
+    maps: Sequence[ImageMap],
+    lens: Lens | None,
+    is_telling: bool,
+) -> _Part:
+    return _Part(
+        number=at,
+        token=shown_token(each.token),
+        percent=percent(each.token.logprob),
+        figures=[map_figure(one, always=is_telling) for one in maps],
+        numbers=[map_text(one) if is_telling else [] for one in maps],
+        rows=[] if lens is None else list(_rows(lens, at)),
+        is_telling=is_telling,
+    )
 
 
 def _rows(lens: Lens, at: int) -> Iterator[_Row]:
-    layers = lens.words.values.shape[0]
-    for layer in range(layers):
-        words = [
-            f"{_word(word)} {share:.0%}"
-            for word, share in zip(
-                lens.words.values[layer, at], lens.probabilities.values[layer, at], strict=True
-            )
-        ]
-        name = "embeddings" if layer == 0 else f"layer {layer}"
-        yield _Row(name, words, f"{int(lens.said.values[layer, at]) + 1:,}")
-
-
-def _word(word: str) -> str:
-    return printable(repr(word)[:40])
-
-
-def _figure(one: ImageMap, at: int) -> _Figure:
-    drops = one.values.values[at]
-    small = one.image.image.convert("RGB")
-    small.thumbnail((_SIDE, _SIDE))
-    rows, columns = drops.shape
-    across, down = small.width / columns, small.height / rows
-    most = float(drops.max())
-    cells = [
-        _Cell(
-            round(column * across, 1),
-            round(row * down, 1),
-            round(across, 1),
-            round(down, 1),
-            round(_DIMMED * (1 - max(float(drops[row, column]), 0.0) / most), 2),
-            f"{drops[row, column]:.1f}" if drops[row, column] >= max(_LEAST, most / 10) else "",
-        )
-        for row in range(rows)
-        for column in range(columns)
-        if most >= _LEAST
-    ]
-    svg = fill(
-        "inspection_svg", width=small.width, height=small.height, uri=data_uri(small), cells=cells
-    )
-    return _Figure(svg_uri(svg), small.width, _in_words(one, at))
-
-
-def _in_words(one: ImageMap, at: int) -> str:
-    drops = one.values.values[at]
-    name = printable(one.image.source)
-    if float(drops.max()) < _LEAST:
-        return f"{name}: no part matters by itself"
-    row, column = divmod(int(drops.argmax()), drops.shape[1])
-    return (
-        f"{name}: covering row {row + 1}, column {column + 1} of {drops.shape[0]}x"
-        f"{drops.shape[1]} costs most, {drops[row, column]:.1f} of its log-probability"
-    )
+    for layer in range(lens.words.values.shape[0]):
+        rank = f"{int(lens.said.values[layer, at]) + 1:,}"
+        yield _Row(layer_name(layer), layer_words(lens, layer, at), rank)
 
 
 def _text(found: _Look) -> str:
     lines: list[str] = []
     for part in found.parts:
         lines.append(f"{part.percent:>8}  {part.token}")
-        lines += [f"          {each.words}" for each in part.figures]
+        for figure, numbers in zip(part.figures, part.numbers, strict=True):
+            lines.append(f"          {figure.words}")
+            lines += [f"          {row}" for row in numbers]
         lines += [
             f"          {row.layer}: {', '.join(row.words)}; said: rank {row.rank}"
             for row in part.rows
