@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from glm4v_magic.calls.tags import Untagged
-from glm4v_magic.core.conversation import Generation, Request
+from glm4v_magic.core.conversation import ENDED, Generation, Request
 from glm4v_magic.core.errors import GenerationInterrupted
 from glm4v_magic.core.events import EngineEvent, Failed, Finished, Piece
 
@@ -110,7 +110,7 @@ class _Telling:
         """Yield the text that was held back from a row that has ended."""
         row = self._untagged.pop(event.row)
         if isinstance(event, Finished):
-            yield from row.end(event.row, complete=event.generation.finish_reason == "stop")
+            yield from row.end(event.row, complete=event.generation.finish_reason in ENDED)
 
 
 def _stopped(stream: Generator[EngineEvent, None, None]) -> dict[int, Generation]:

@@ -14,6 +14,7 @@ from glm4v_magic.calls.tags import shown
 from glm4v_magic.calls.tasks import EXTRACT
 from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import (
+    ENDED,
     Answer,
     Conversation,
     Generation,
@@ -110,7 +111,7 @@ def answer_of(call: Call, generation: Generation, info: EngineInfo) -> ImageAnsw
     before = conversation.partial or Message("assistant", "")
     begun = before.written or before.text
     written = begun + generation.text
-    said = shown(written, complete=generation.finish_reason == "stop")
+    said = shown(written, complete=generation.finish_reason in ENDED)
     found = marks(
         written,
         [image.original_size for image in conversation.images],

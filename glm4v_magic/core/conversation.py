@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from glm4v_magic.core.video import Media, SourcedVideo
 
 __all__ = [
+    "ENDED",
+    "PARTIAL",
     "Answer",
     "Conversation",
     "FinishReason",
@@ -31,7 +33,13 @@ __all__ = [
 ]
 
 Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length", "interrupted"]
+FinishReason = Literal["stop", "length", "interrupted", "failed", "unknown"]
+PARTIAL: tuple[FinishReason, ...] = ("interrupted", "failed")
+"""Finish reasons of answers of which only the beginning is there."""
+
+ENDED: tuple[FinishReason, ...] = ("stop", "unknown")
+"""Finish reasons of answers that the model ended, as far as anybody knows."""
+
 Lend = Callable[[], AbstractContextManager[Any]]
 """Gives the engine of an answer within a context that keeps others from using it; ``None`` if it is
 no longer loaded."""
@@ -261,8 +269,9 @@ class Generation:
             tags around boxes. For a continued answer only the new part, with the whitespace before
             it.
         usage: tokens, seconds and memory.
-        finish_reason: ``stop`` (the model ended), ``length`` (`Sampling.max_tokens` reached) or
-            ``interrupted``.
+        finish_reason: ``stop`` (the model ended), ``length`` (`Sampling.max_tokens` reached),
+            ``interrupted`` (by the user), ``failed`` (an error broke it off) or ``unknown`` (a
+            server did not tell).
         seed: the seed that was used; ``None`` when decoding was greedy.
         thinking: what the model wrote before the answer, stripped in the same way; empty for most
             models.
@@ -329,8 +338,9 @@ class Answer:
         thinking: what the model wrote before the answer; empty for a model that does not think.
         seen: what the model saw of each image; empty if a server does not tell.
         usage: tokens, seconds and memory.
-        finish_reason: ``stop`` (the model ended), ``length`` (`Sampling.max_tokens` reached) or
-            ``interrupted``.
+        finish_reason: ``stop`` (the model ended), ``length`` (`Sampling.max_tokens` reached),
+            ``interrupted`` (by the user), ``failed`` (an error broke it off) or ``unknown`` (a
+            server did not tell).
         seed: the seed that was used; ``None`` when decoding was greedy.
         tokens: tokens of `text` with their log-probabilities; ``None`` unless `Sampling.logprobs`
             asked for them, and empty if a server did not send them. An answer that was carried on

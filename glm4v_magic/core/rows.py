@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from glm4v_magic.core.conversation import Answer
+from glm4v_magic.core.conversation import PARTIAL, Answer
 from glm4v_magic.core.remarks import PYTHON, Text, worded
 from glm4v_magic.core.wording import counted, readable_bytes
 
@@ -45,7 +45,8 @@ class AnsweredRow:
         item: the item, as it was given.
         prompt: prompt of the row, expressions expanded.
         answer: the model's answer; its images are small copies, so that thousands of rows fit in
-            memory. An interrupt leaves answers with the ``finish_reason`` ``interrupted``.
+            memory. An interrupt leaves answers with the ``finish_reason`` ``interrupted``, an error
+            in the middle of one ``failed``.
         failure: why there is no answer, or why the answer does not follow its format. A front end
             words it with `core.remarks.worded`.
         reused: whether the answer comes from an earlier run.
@@ -95,7 +96,7 @@ class AnsweredRow:
     @property
     def done(self) -> bool:
         """Whether the answer is complete and follows its format."""
-        return self.failure is None and self.finish_reason not in (None, "interrupted")
+        return self.failure is None and self.finish_reason not in (None, *PARTIAL)
 
     def __str__(self) -> str:
         return self.text or ""

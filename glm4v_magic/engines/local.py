@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import gc
 import logging
 import time
@@ -471,7 +472,13 @@ class LocalEngine:
                 ways.append(remark("larger_reserve"))
         error = out_of_memory(text, doing, remark("answering_ran_out", ways=tuple(ways)))
         error.rows = tuple(row.number for row in rows)
-        error.generations = {row.number: row.generation() for row in rows if row.transcript.ids}
+        begun = {row.number: row.generation() for row in rows if row.transcript.ids}
+        error.generations = {
+            number: said
+            if said.finish_reason != "interrupted"
+            else dataclasses.replace(said, finish_reason="failed")
+            for number, said in begun.items()
+        }
         return error
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from glm4v_magic.checkpoints.encoding import Encoded
-from glm4v_magic.core.conversation import Answer, Origin
+from glm4v_magic.core.conversation import PARTIAL, Answer, Origin
 from glm4v_magic.core.errors import ConversationError, EngineError, OptionError
 from glm4v_magic.core.image import SourcedImage
 from glm4v_magic.core.tokens import Token
@@ -75,9 +75,9 @@ def inspected(answer: Answer) -> Inspection:
         EngineError: if the model is on a server, in other processes, or is no longer loaded.
         BusyError: if a call is running in the session.
     """
-    if answer.finish_reason == "interrupted":
+    if answer.finish_reason in PARTIAL:
         raise ConversationError(
-            "This answer was interrupted, so there is no whole answer to look into.",
+            "This answer was broken off, so there is no whole answer to look into.",
             "Ask again, and inspect that answer.",
         )
     if answer.origin is None:

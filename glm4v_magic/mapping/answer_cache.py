@@ -14,7 +14,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from glm4v_magic.core.conversation import Answer, Request
+from glm4v_magic.core.conversation import PARTIAL, Answer, Request
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.outside import expanded, is_folder
 
@@ -44,7 +44,7 @@ class AnswerStore:
 
     def keep(self, key: str, answer: Answer) -> None:
         """Store an answer if it is complete."""
-        if answer.finish_reason == "interrupted":
+        if answer.finish_reason in PARTIAL:
             return
         self._answers[key] = answer
         self._answers.move_to_end(key)

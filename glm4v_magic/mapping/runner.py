@@ -344,7 +344,7 @@ class _Run:
             failed = together[0]
         elif not isinstance(error, EngineError) or self._is_doubtful(error):
             raise error
-        yield self._failed(asked.pop(failed), error)
+        yield self._ended(Failed(error, failed), asked)
 
     def _is_doubtful(self, error: EngineError) -> bool:
         """Tell whether the engine may be gone: it failed for the row before, too, or for all."""
@@ -381,8 +381,7 @@ class _Run:
         except GenerationInterrupted as stopped:
             partial = stopped.generations
         else:
-            if self._doubted:
-                raise self._doubted[0].error
+            yield from self._despaired(asked)
             return
         for number, generation in sorted(partial.items()):
             if number in asked:
@@ -418,34 +417,57 @@ class _Run:
             # Refusals come sooner than answers: those that are being given tell which it is.
             self._doubted.append(failed)
             return
-        yield self._failed(asked[failed.row], failed.error)
-        del asked[failed.row]
+        yield self._ended(failed, asked)
 
     def _believed(self, asked: dict[int, _Question]) -> Iterator[RowDone]:
         """Finish rows that failed in turn, once an answer has shown that the server is there."""
         for failed in self._doubted:
-            yield self._failed(asked[failed.row], failed.error)
-            del asked[failed.row]
+            yield self._ended(failed, asked)
         self._doubted = []
+
+    def _despaired(self, asked: dict[int, _Question]) -> Iterator[RowDone]:
+        """Raise the error of rows that failed in turn, if no other was answered meanwhile.
+
+        Those that had begun to be answered keep that.
+        """
+        if not self._doubted:
+            return
+        for failed in self._doubted:
+            if _said_before(failed) is not None:
+                yield self._ended(failed, asked)
+        raise self._doubted[0].error
+
+    def _ended(self, failed: Failed, asked: dict[int, _Question]) -> RowDone:
+        """Finish the row of a request that has failed, with what was said until then."""
+        question = asked[failed.row]
+        said = _said_before(failed)
+        begun = None if said is None else self._answer(question, said)
+        done = self._failed(question, failed.error, begun)
+        del asked[failed.row]
+        return done
 
     def _keep(self, question: _Question, generation: Generation) -> Generator[Event, None, None]:
         """Store a generation as the answer of its question."""
         stopped = generation.finish_reason == "interrupted"
         if stopped and (question.first is not None or not generation.text):
             return  # as if it had not been asked
-        assert self._engine is not None  # it has answered
-        answer = answer_of(question.call, generation, self._engine.info)
-        answer = replace(
-            answer,
-            images=tuple(map(_small, answer.images)),
-            videos=tuple(map(_small_video, answer.videos)),
-        )
+        answer = self._answer(question, generation)
         if not self._kept.keeps_answers:
             self._store.keep(question.key, answer)
         if stopped:
             yield self._finished(_row(question.row, answer), question)
         else:
             yield from self._take(replace(question, reused=False), answer)
+
+    def _answer(self, question: _Question, generation: Generation) -> Answer:
+        """Return a generation as the answer that a row keeps, with small copies of its images."""
+        assert self._engine is not None  # it has answered
+        answer = answer_of(question.call, generation, self._engine.info)
+        return replace(
+            answer,
+            images=tuple(map(_small, answer.images)),
+            videos=tuple(map(_small_video, answer.videos)),
+        )
 
     def _take(self, question: _Question, answer: Answer) -> Generator[Event, None, None]:
         """Finish a row with its answer, unless the answer must be corrected."""
@@ -472,15 +494,26 @@ class _Run:
                 replace(question, request=again, key=key, first=answer, fault=fault.what)
             )
 
-    def _failed(self, question: _Question, error: Glm4vError) -> RowDone:
+    def _failed(
+        self, question: _Question, error: Glm4vError, begun: Answer | None = None
+    ) -> RowDone:
+        """Finish a row with an error, and with its first answer or what was said of it."""
         before = (f"{question.fault} Asking again failed:",) if question.fault else ()
-        row = _row(question.row, question.first, (*before, *error.text))
+        row = _row(question.row, question.first or begun, (*before, *error.text))
         return self._finished(row, question)
 
     def _finished(self, row: AnsweredRow, question: _Question | None = None) -> RowDone:
         self._corrections.pop(row.index, None)
         self._kept.add(row, "" if question is None else question.content)
         return RowDone(row, self.progress())
+
+
+def _said_before(failed: Failed) -> Generation | None:
+    """Return what was said before a request failed; ``None`` if that is nothing."""
+    error = failed.error
+    known = error.generations if isinstance(error, EngineError | OutOfMemoryError) else {}
+    said: Generation | None = known.get(failed.row)
+    return said if said is not None and said.text else None
 
 
 def _small(image: SourcedImage) -> SourcedImage:

@@ -33,7 +33,7 @@ from glm4v_magic.calls.refusals import (
 )
 from glm4v_magic.calls.tags import shown
 from glm4v_magic.calls.tasks import asked
-from glm4v_magic.core.conversation import Answer, Conversation, Message, Request
+from glm4v_magic.core.conversation import ENDED, Answer, Conversation, Message, Request
 from glm4v_magic.core.errors import (
     BusyError,
     ConversationError,
@@ -1053,7 +1053,7 @@ class Session:
                 error.what += " What was said until then is kept, and can be carried on."
 
     def _keep(self, call: Call, answer: Answer) -> None:
-        complete = answer.finish_reason == "stop"
+        complete = answer.finish_reason in ENDED
         # A character of which only the first bytes came is generated again when it is carried on.
         text, thinking, written = (
             said if complete else said.rstrip("\ufffd")
@@ -1153,7 +1153,7 @@ def _left(answer: Answer, *, in_chat: bool) -> Remark:
     """Return where an interrupt leaves an answer, and how to go on with it."""
     if not in_chat:
         return remark("retry_interrupted")
-    if answer.finish_reason == "stop":
+    if answer.finish_reason in ENDED:
         return remark("interrupted_after_the_answer")
     return remark("answer_interrupted")
 

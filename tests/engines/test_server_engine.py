@@ -443,6 +443,18 @@ class TestWhatComesBack:
         assert counts(answer) == (None, None, None)
         assert answer.usage.prompt_tokens is answer.usage.tokens_per_second is None
 
+    @pytest.mark.parametrize(("count", "pause"), [(16, 0), (4, 0.1), (16, 0.1)])
+    def test_no_rate_is_told_of_few_tokens_or_of_one_packet(self, session, server, count, pause):
+        heard = threading.Event()
+        head = stream(piece("A"), done=False)
+        _, _, rest = stream(piece("B"), {**END, "usage": {"completion_tokens": count}}).partition(
+            b"\r\n\r\n"
+        )
+        wait = (lambda _: heard.wait(SECONDS), pause) if pause else ()
+        server.answer(CHAT, head, *wait, rest)
+        usage = follow(session.stream("Q?"), text=lambda _: heard.set()).usage
+        assert (usage.tokens_per_second is None) is not (count == 16 and pause > 0)
+
     @pytest.mark.parametrize(("ending", "read"), [("length", "length"), ("eos", "stop")])
     def test_why_it_ended(self, session, server, ending, read):
         server.answer(CHAT, stream(piece("A", ending), done=False))
@@ -450,7 +462,7 @@ class TestWhatComesBack:
 
     def test_the_end_may_be_told_by_done_alone(self, session, server):
         server.answer(CHAT, stream(piece("A")))
-        assert session.ask("Q?").finish_reason == "stop"
+        assert session.ask("Q?").finish_reason == "unknown"
 
     def test_the_seed_is_the_one_that_was_sent(self, session):
         assert session.ask("Q?", temperature=1.0, seed=5).seed == 5
@@ -702,7 +714,7 @@ class TestThinking:
         head = stream(*thinking("H"), done=False)
         *_, more = stream(*thinking("m"), piece("A"), {**END, "usage": usage}).split(b"\r\n\r\n")
         heard = threading.Event()
-        server.answer(CHAT, head, lambda _: heard.wait(SECONDS), 0.05, more)
+        server.answer(CHAT, head, lambda _: heard.wait(SECONDS), 0.1, more)
         usage = follow(session.stream("Q?"), thinking=lambda _: heard.set()).usage
         assert usage.thinking_tokens == tokens
         assert 0.04 < usage.thinking_seconds <= usage.decode_seconds

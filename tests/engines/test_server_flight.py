@@ -293,6 +293,8 @@ class TestWhatIsSaid:
         assert notice(engine, asking("Q")[0]) == (
             f"{server.url} does not say why the answer ends here: it may be cut off."
         )
+        (*_, last) = engine.stream(asking("Q"))
+        assert last.generation.finish_reason == "unknown"
 
 
 def notice(engine, request):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from following import follow, read
 from PIL import Image
-from scripted_server import CHAT, END, MODELS, models, piece, scripted_server, stream
+from scripted_server import CHAT, END, MODELS, models, piece, response, scripted_server, stream
 from shells import TINY
 
 from glm4v_magic.checkpoints import resolve
@@ -426,6 +427,54 @@ def test_a_refused_key_ends_the_run_at_once(engine):
     session = Session(ManyAtOnce(engine, refused("all", "b")))
     with pytest.raises(EngineError, match="Not b"):
         session.map("{{item}}", list("abcdefg"), batch_size=4, **GREEDY)
+
+
+class Said:
+    """Answers of a scripted server by the question; others are whole."""
+
+    def __init__(self, server, **said):
+        self._server, self._said = server, said
+        server.answer(MODELS, models("m"))
+        server.answer(CHAT, self._answer)
+
+    def _answer(self, connection):
+        asked = json.loads(self._server.asked.body)["messages"][-1]["content"]
+        connection.sendall(self._said.get(asked, stream(piece(asked.upper()), END)))
+
+
+BROKEN = stream(piece("Only"), piece(" this"), done=False)
+
+
+def test_what_a_stream_had_said_before_it_broke_stays_in_its_row():
+    with scripted_server() as server:
+        Said(server, b=BROKEN)
+        session = Session().load(server.url)
+        rows = session.map("{{item}}", ["a", "b", "c"])
+        again = session.map("{{item}}", ["a", "b", "c"])
+        seen = []
+        with pytest.raises(EngineError, match="in the middle"):
+            follow(session.stream_map("{{item}}", ["b", "b"]), row=seen.append)
+        session.unload()
+    assert [row.text for row in rows] == ["A", "Only this", "C"]
+    assert [row.finish_reason for row in rows] == ["stop", "failed", "stop"]
+    assert "in the middle of the answer (after 2 pieces)" in rows[1].error
+    assert not rows[1].done
+    assert [row.reused for row in again] == [True, False, True]
+    text = rows_bundle(rows)["text/plain"]
+    assert "Only this" in text
+    assert "stopped by you" not in text
+    assert [row.text for row in seen[-1].rows] == ["Only this"] * 2
+
+
+def test_a_server_that_forbids_every_row_is_asked_no_more_than_it_takes_at_once():
+    with scripted_server() as server:
+        server.answer(MODELS, models("m"))
+        server.answer(CHAT, response({"error": "Not for you."}, "403 Forbidden"))
+        session = Session().load(server.url)
+        with pytest.raises(EngineError, match="403 Forbidden: Not for you"):
+            session.map("{{item}}", list(range(100)), batch_size=4)
+        session.unload()
+    assert len(server.bodies) <= 5
 
 
 def test_rows_say_once_that_a_server_sends_no_log_probabilities():

@@ -85,11 +85,25 @@ def test_usage_line_invents_nothing_that_a_server_did_not_tell():
 
 
 @pytest.mark.parametrize(
-    ("reason", "said"), [("length", "token limit"), ("interrupted", "stopped"), ("stop", None)]
+    ("reason", "said"),
+    [
+        ("length", "token limit"),
+        ("interrupted", "stopped by you"),
+        ("failed", "broken off by an error"),
+        ("stop", None),
+        ("unknown", None),
+    ],
 )
 def test_usage_line_says_why_an_answer_is_incomplete(reason, said):
     line = usage_line(replace(ANSWER, finish_reason=reason))
-    assert (said in line) if said else ("limit" not in line and "stopped" not in line)
+    others = {"token limit", "stopped by you", "broken off"} - {said and said[:10]}
+    assert (said in line) if said else not [each for each in others if each in line]
+    assert ("stopped by you" in line) is (reason == "interrupted")
+
+
+def test_the_details_say_what_a_server_did_not_tell():
+    details = answer_bundle(replace(ANSWER, finish_reason="unknown"))["text/markdown"]
+    assert "not told by the server" in details
 
 
 def test_bundle_holds_text_usage_and_notice_in_both_forms():

@@ -134,7 +134,7 @@ class Flight:
                 yield from transcript.take(news)
         except Glm4vError as error:
             if isinstance(error, EngineError) and error.reach == "unknown":  # nothing held back
-                error.generations = {row: transcript.generation("interrupted")}
+                error.generations = {row: transcript.generation("failed")}
             self._end(row)
             yield Failed(error, row)
 

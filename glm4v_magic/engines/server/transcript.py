@@ -38,6 +38,7 @@ _NO_ANSWER = {
     "content_filter": "holds the answer back",
     "error": "failed in the middle of the answer",
 }
+_LEAST_TOKENS, _LEAST_SECONDS = 5, 0.05  # below which packets are measured, and not tokens
 _TAGS = 4
 """Number of tokens around the thinking that a server may count: both tags, a newline at each."""
 
@@ -174,6 +175,8 @@ class Transcript:
             raise error.of_request() if self._finish == "content_filter" else error
         if not self._parts.has_text:
             self._refuse_silence()
+        if self._finish is None:
+            return "unknown"
         return "length" if self._finish == "length" else "stop"
 
     def _refuse_silence(self) -> None:
@@ -197,7 +200,7 @@ class Transcript:
         usage = replace(
             _usage(self._counts, self._request.conversation),
             time_to_first_token=times[0] - self._start if times else None,
-            decode_seconds=times[-1] - times[0] if times and not self._choices else 0.0,
+            decode_seconds=self._decode_seconds(),
         )
         if thinking:
             usage = replace(
@@ -220,6 +223,14 @@ class Transcript:
             choices=self._choices,
             notice=" ".join(filter(None, self._notices(text))),
         )
+
+    def _decode_seconds(self) -> float:
+        """Return the seconds from the first piece to the last; 0 if no rate follows from them."""
+        times, count = self._times, self._counts.completion_tokens
+        if not times or self._choices or (count is not None and count < _LEAST_TOKENS):
+            return 0.0
+        seconds = times[-1] - times[0]
+        return seconds if seconds >= _LEAST_SECONDS else 0.0
 
     def _notices(self, text: str) -> tuple[str, ...]:
         """Return what the server has done otherwise than it was asked to; some are empty."""

@@ -35,7 +35,11 @@ MOST_SHOWN = 20
 _MOST_CHARACTERS = 300
 _MANY = 12
 _TYPED = ("json", "code")  # formats shown in a monospaced font
-_ENDINGS = {"length": "cut off at the token limit", "interrupted": "stopped by you"}
+_ENDINGS = {
+    "length": "cut off at the token limit",
+    "interrupted": "stopped by you",
+    "failed": "broken off by an error",
+}
 
 
 def rows_answering_line(model: str, done: int, total: int) -> str:

@@ -37,6 +37,7 @@ __all__ = [
 
 NO_LOGPROBS = "The server sent no log-probabilities."
 
+_ENDED_BY = {"failed": "an error", "unknown": "not told by the server"}
 _LONGEST = 300  # characters of a question among the details
 
 
@@ -200,7 +201,7 @@ def _facts(answer: Answer) -> Iterator[tuple[str, str]]:
         ("tokens out", answer.usage.new_tokens),
     ):
         yield name, "not counted by the server" if count is None else f"{count:,}"
-    yield "ended by", answer.finish_reason
+    yield "ended by", _ENDED_BY.get(answer.finish_reason, answer.finish_reason)
     yield "seed", "none: greedy" if answer.seed is None else str(answer.seed)
     if answer.format != "markdown":
         yield "format", answer.format
@@ -251,6 +252,8 @@ def usage_line(answer: Answer) -> str:
         facts.append(f"cut off at the token limit{when}")
     elif answer.finish_reason == "interrupted":
         facts.append(f"stopped by you{when}")
+    elif answer.finish_reason == "failed":
+        facts.append(f"broken off by an error{when}")
     return " · ".join(printable(fact) for fact in facts)
 
 

@@ -17,6 +17,8 @@ from glm4v_magic.notebook.render.templates import fill
 
 __all__ = ["answering_line", "finished_line", "head_bundle", "status_html"]
 
+_ENDED = {"interrupted": "Stopped.", "failed": "Broken off."}
+
 
 def answering_line(model: str) -> str:
     """Return the line while an answer is being written."""
@@ -27,7 +29,7 @@ def finished_line(answer: Answer | None) -> str:
     """Return the line for an answer that has ended; ``None`` if there was none after all."""
     if answer is None:
         return "No answer."
-    return "Stopped." if answer.finish_reason == "interrupted" else "Answered."
+    return _ENDED.get(answer.finish_reason, "Answered.")
 
 
 def status_html(line: str, *, seen: bool) -> str:
