@@ -204,7 +204,7 @@ _decoder = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def check_schema(schema: object) -> Mapping[str, Any] | bool:
-    """Return `schema` if it is a JSON Schema.
+    """Return `schema` if it is a JSON Schema, or that of a pydantic model.
 
     Raises:
         OptionError: if it is not.
@@ -212,6 +212,8 @@ def check_schema(schema: object) -> Mapping[str, Any] | bool:
     from jsonschema import SchemaError
     from jsonschema.validators import validator_for
 
+    if isinstance(schema, type) and callable(made := getattr(schema, "model_json_schema", None)):
+        schema = made()
     if not isinstance(schema, Mapping | bool):
         raise OptionError(
             f"A JSON Schema is an object, not {type(schema).__name__}.",

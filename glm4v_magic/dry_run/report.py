@@ -142,6 +142,8 @@ class DryRunReport:
         notes: what was done to the device map, and what differs from the published weights.
         quantize: quantisation of the text part's linear layers as they are loaded, if any.
         fp8: whether weights that were published in FP8 stay so.
+        context: context length in tokens that was asked for, if any. Visual tokens of some models
+            share positions in it, so that a prompt may have more tokens than it takes.
     """
 
     model: str
@@ -159,6 +161,7 @@ class DryRunReport:
     notes: tuple[Remark, ...] = ()
     quantize: Quantization | None = None
     fp8: bool = False
+    context: int | None = None
 
     @property
     def form(self) -> str:

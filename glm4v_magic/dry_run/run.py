@@ -147,6 +147,7 @@ def dry_run(
         refuse_plan_of_another(given, shape)
     work = _workload(asked, given)
     fits = work if text_tokens is None else replace(work, context=None)
+    wanted = work.context
     work = replace(work, image_size=image_size_of(shape, fits))
     image = planned_image(shape, work)
     others = work.images * image.positions + decode_steps
@@ -167,7 +168,8 @@ def dry_run(
         placement = _by_transformers(architecture, asked, described)
     else:
         placement = _placed(architecture, asked, described, given, work)
-    return _run(architecture, described, placement, inputs, work, decode_steps)
+    report = _run(architecture, described, placement, inputs, work, decode_steps)
+    return replace(report, context=wanted)
 
 
 def is_on_cpu(given: Plan | DeviceMap | None) -> bool:

@@ -70,9 +70,13 @@ def title(report: DryRunReport) -> str:
     """Return what was run, in one line."""
     placed = {"plan": "as planned", "auto": 'device_map="auto"'}.get(report.placement, "by map")
     rows = f", batch of {report.batch}" if report.batch > 1 else ""
+    shared = ""
+    if report.context is not None and report.prompt_tokens + report.decode_steps > report.context:
+        taken = report.context - report.decode_steps
+        shared = f" ({taken:,} of the context, where visual tokens share positions)"
     return (
-        f"{report.model}, {report.form}, {placed}: a prompt of "
-        f"{report.prompt_tokens:,} tokens with {counted(report.images, 'image')}{rows}, "
+        f"{report.model}, {report.form}, {placed}: a prompt of {report.prompt_tokens:,} tokens"
+        f"{shared} with {counted(report.images, 'image')}{rows}, "
         f"then {counted(report.decode_steps, 'decode step')}"
     )
 

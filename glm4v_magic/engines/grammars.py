@@ -290,11 +290,19 @@ class Grammars:
         keywords = left_out(constraint)
         if keywords and keywords not in self._told:
             self._told.add(keywords)
-            _log.warning(
-                "Not followed while an answer is written, of the schema: %s. A session checks the "
-                "complete answer, formats excepted.",
-                printable(", ".join(keywords)),
-            )
+            formats = [each for each in keywords if each.startswith("format: ")]
+            others = [each for each in keywords if each not in formats]
+            if others:
+                _log.warning(
+                    "The model does not keep to %s of the schema while it writes; a session checks "
+                    "the complete answer for that.",
+                    printable(", ".join(others)),
+                )
+            if formats:
+                _log.warning(
+                    "The model does not keep to %s of the schema, and nobody checks it.",
+                    printable(", ".join(formats)),
+                )
 
     def _fewest(self, text: bytes) -> int:
         """Return the fewest tokens that write a text."""

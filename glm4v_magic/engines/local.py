@@ -283,16 +283,17 @@ class LocalEngine:
             with torch_state_kept(), _without_gradients():
                 yield
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            forget_locals(error)
-            text = str(error)
+            text = _of_memory(error)
         else:
             return
+        advice = remark("answering_ran_out", ways=(remark("shorter_prompt"),))
+        raise self._relieved(out_of_memory(text, "while the model was looked into", advice))
+
+    def _relieved(self, failure: OutOfMemoryError) -> OutOfMemoryError:
+        """Return an error after what was kept was dropped, so that the next call has room."""
         self.kept.clear()
         _release_memory()
-        advice = remark("answering_ran_out", ways=(remark("shorter_prompt"),))
-        raise out_of_memory(text, "while the model was looked into", advice)
+        return failure
 
     def bare(self) -> LocalEngine:
         """Return an engine for the same model while others change what it computes.
@@ -337,11 +338,7 @@ class LocalEngine:
             forget_locals(interrupt)
             interrupted = True
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            # The frames of the error hold the KV cache.
-            forget_locals(error)
-            text = str(error)
+            text = _of_memory(error)
         else:
             return
         # Raised here, new exceptions have no __context__, whose frames would keep the cache; this
@@ -352,9 +349,7 @@ class LocalEngine:
             raise stopped
         failure = self._out_of_memory(text, intake.open_rows)
         del intake
-        self.kept.clear()  # the next call has room
-        _release_memory()
-        raise failure
+        raise self._relieved(failure)
 
     def _row(self, number: int, request: Request) -> Row:
         encoded = self.encode(request)
@@ -563,6 +558,17 @@ def _interrupted(intake: Intake) -> dict[int, Generation]:
     if not stopped:
         return {0: Generation("", Usage(None, None, 0), "interrupted")}
     return {row.number: row.generation() for row in stopped}
+
+
+def _of_memory(error: RuntimeError | MemoryError) -> str:
+    """Return the text of an error of memory that ran out, and raise any other again.
+
+    What its frames hold, the KV cache above all, is let go.
+    """
+    if not is_out_of_memory(error):
+        raise error
+    forget_locals(error)
+    return str(error)
 
 
 def _without_gradients(*, inference: bool = True) -> contextlib.AbstractContextManager[Any]:

@@ -17,7 +17,7 @@ from glm4v_magic.outside import is_folder
 __all__ = ["missing"]
 
 _LONGEST_NAME = 255  # bytes of a file's name, on all usual file systems
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+=*\s*")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+=*\s*")
 
 
 def missing(word: str, base: Path, namespace: Mapping[str, object]) -> ImageError:

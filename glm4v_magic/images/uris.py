@@ -16,7 +16,7 @@ from glm4v_magic.images.messages import one_line
 
 __all__ = ["data_of", "from_base64", "from_uri", "is_uri"]
 
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]++=*\s*")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]++=*\s*")
 _LEAST_BASE64 = 64  # characters; a shorter text is a name
 _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 
@@ -73,12 +73,18 @@ def data_of(uri: str, such_as: str) -> tuple[str, bytes]:
         raise ImageError(f"The data: URI is not valid base64: {error}.") from None
 
 
+def _plain(text: str) -> str:
+    """Return base64 in the alphabet of URLs, or without its padding, in the usual form."""
+    usual = text.translate(str.maketrans("-_", "+/")).rstrip("=")
+    return usual + "=" * (-len(usual) % 4)
+
+
 def from_base64(word: str, limits: Limits, page: int | None = None) -> SourcedImage | None:
     """Read the image that a text is in base64; ``None`` if the text is something else."""
     if len(word) < _LEAST_BASE64 or not _BASE64.fullmatch(word):
         return None
     try:
-        content = base64.b64decode("".join(word.split()), validate=True)
+        content = base64.b64decode(_plain("".join(word.split())), validate=True)
     except binascii.Error:
         return None
     return decode(io.BytesIO(content), "base64 text", limits, page) if is_known(content) else None

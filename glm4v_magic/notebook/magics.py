@@ -100,7 +100,7 @@ class Glm4vMagics(Magics):
     ) -> None:
         super().__init__(shell)
         self._settings = settings
-        self._told: set[str] = set()
+        self._told = _told.setdefault(shell, set())
         self._context = None if session is None else self._around(session)
         self._shown: list[object] = []
         self._borrowed: dict[type, Any] = {}
@@ -393,6 +393,10 @@ def unregister(shell: InteractiveShell) -> None:
 
 _kept: WeakKeyDictionary[InteractiveShell, Session] = WeakKeyDictionary()
 """Sessions of shells that are reloading the extension."""
+
+
+_told: WeakKeyDictionary[InteractiveShell, set[str]] = WeakKeyDictionary()
+"""Notices that were shown in each shell; see `Context.told`."""
 
 
 def _is_reload() -> bool:

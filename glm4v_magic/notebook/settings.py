@@ -12,6 +12,7 @@ already; ``tomllib`` comes with the first file that has the section.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from glm4v_magic.images import Limits
 
 __all__ = ["PREFIX", "Glm4v", "Setting", "read"]
+
+_log = logging.getLogger(__name__)
 
 PREFIX = "GLM4V_"
 """Prefix of environment variables."""
@@ -129,6 +132,7 @@ class Glm4v(Configurable):
     def __init__(self) -> None:
         super().__init__()
         self._sources = dict.fromkeys(self.names(), BUILT_IN)
+        self._configured: dict[str, object] = {}  # of IPython's configuration, as it was taken
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -160,11 +164,32 @@ class Glm4v(Configurable):
         setattr(self, name, value)
         self._sources[name] = source
 
+    def configure(self, name: str, value: object) -> None:
+        """Set a value of IPython's configuration; as `take`."""
+        label = f"c.Glm4v.{name} in {IPYTHON}"
+        self.take(name, _parsed(self, name, value), IPYTHON, label)
+        self._configured[name] = value
+
     def update_config(self, config: Config) -> None:
-        """Apply a change by ``%config``; called by IPython."""
-        super().update_config(config)
-        given = config.get(type(self).__name__, {})
-        self._sources.update(dict.fromkeys(self._sources.keys() & given.keys(), CONFIG_MAGIC))
+        """Apply a change by ``%config``; called by IPython with its whole configuration.
+
+        What cannot be set is told of and taken out of the configuration again, or it would be found
+        there whenever the extension is loaded.
+        """
+        section = config.get(type(self).__name__, {})
+        for name, value in list(section.items()):
+            if name in self._configured and self._configured[name] == value:
+                continue  # it was not this that was changed
+            try:
+                self.take(name, value, CONFIG_MAGIC, name)
+            except OptionError as error:
+                # Raised, it would be told by the root logger, which then tells all else, too.
+                _log.error("%s", in_cell(error))
+                del section[name]
+                if name in self._configured:
+                    section[name] = self._configured[name]
+            else:
+                self._configured[name] = value
 
     def table(self, name: str | None = None) -> list[Setting]:
         """Return all settings, or the one of this name.
@@ -217,8 +242,7 @@ def read(
     """
     settings = Glm4v()
     for name, value in configuration.items():
-        label = f"c.Glm4v.{name} in {IPYTHON}"
-        settings.take(name, _parsed(settings, name, value), IPYTHON, label)
+        settings.configure(name, value)
     file, section = _project(folder)
     for name, value in section.items():
         settings.take(name, _from(file, name, value), str(file), f"{name} in {file}")
@@ -258,6 +282,8 @@ def _project(folder: Path | None) -> tuple[Path, Mapping[str, Any]]:
     except (OSError, StopIteration):  # there is none, it may not be read, the folder is gone
         return Path(), {}
     if _SECTION.search(content) is None:
+        if not _is_utf8(content):  # its section may only not be seen
+            _log.warning("%s is not UTF-8, so that nothing in it was read.", file)
         return file, {}
     import tomllib
 
@@ -270,3 +296,11 @@ def _project(folder: Path | None) -> tuple[Path, Mapping[str, Any]]:
     if not isinstance(section, dict):
         raise OptionError(f"{file} cannot be read: tool.glm4v_magic is not a table.")
     return file, section
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

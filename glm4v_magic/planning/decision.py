@@ -255,7 +255,7 @@ def decide(
         return Placement(
             on_cpu.dtype,
             quantize=options.quantize,
-            notes=(*on_cpu.notes, *_without_effect(options)),
+            notes=(*on_cpu.notes, *_without_effect(options, shape)),
             image_size=image_size_of(shape, options.workload),
         )
     made = chosen if isinstance(chosen, Plan) else None
@@ -451,11 +451,23 @@ def _bytes(gibibytes: float) -> int:
     return int(min(gibibytes, _ENDLESS) * _GIB)
 
 
-def _without_effect(options: PlacementOptions) -> Iterator[Remark]:
-    """Yield a note on the options that say nothing where there is no GPU."""
-    idle = [
-        name for name in ("objective", *_LIMITS) if getattr(options, name) != OPTIONS[name].default
-    ]
+def _without_effect(
+    options: PlacementOptions, loaded: ModelShape | None = None
+) -> Iterator[Remark]:
+    """Yield a note on the options that say nothing where there is no GPU.
+
+    Args:
+        options: the options.
+        loaded: model that is loaded; ``None`` for a plan, which prices the workload anyway.
+    """
+    names = ["objective", *_LIMITS]
+    usual = {name: OPTIONS[name].default for name in _WORKLOAD}
+    work = options.workload
+    if loaded is not None and (
+        image_size_of(loaded, work) == image_size_of(loaded, replace(work, **usual))
+    ):  # where images keep their sizes, it limits those
+        names = [*_WORKLOAD, *names]
+    idle = [name for name in names if getattr(options, name) != OPTIONS[name].default]
     if idle:
         yield remark("without_gpus", options=", ".join(idle))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from pydantic import BaseModel
 
 from glm4v_magic.calls.forms import (
     check_schema,
@@ -85,6 +86,7 @@ def test_what_departs_from_a_schema_is_said_with_its_place(value: object, said: 
     ("schema", "said"),
     [
         ("colour", "is an object, not str"),
+        (dict, "is an object, not type"),
         (None, "is an object, not NoneType"),
         ({"type": "colour"}, "is not a JSON Schema: at type: 'colour' is not valid"),
         ({"required": "colour"}, "is not a JSON Schema: at required"),
@@ -93,6 +95,13 @@ def test_what_departs_from_a_schema_is_said_with_its_place(value: object, said: 
 def test_a_schema_that_is_none_is_refused(schema: object, said: str):
     with pytest.raises(OptionError, match=said):
         check_schema(schema)
+
+
+def test_a_pydantic_model_is_its_schema():
+    class Colour(BaseModel):
+        colour: str
+
+    assert check_schema(Colour) == Colour.model_json_schema()
 
 
 def test_a_schema_never_reaches_the_network():

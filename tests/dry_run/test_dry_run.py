@@ -209,6 +209,8 @@ def test_every_option_changes_what_runs(model):
     one = run(text_tokens=20)
     assert one.works
     assert title(one).endswith("with 1 image, then 1 decode step")
+    shared = title(replace(one, prompt_tokens=43, context=30))
+    assert "43 tokens (29 of the context, where visual tokens share positions) with 1 " in shared
 
     more = dry_run(model, "2x4GiB", text_tokens=20, decode_steps=2)
     assert more.prompt_tokens == one.prompt_tokens

@@ -174,10 +174,14 @@ def test_a_keyword_where_no_schema_should_be_is_named_once():
 def test_it_is_said_once_when_it_is_asked(caplog, monkeypatch):
     monkeypatch.undo()
     engine = local.load(resolve(golden.CHECKPOINT), keep=0)
-    schema = json.dumps({"type": "array", "uniqueItems": True, "maxItems": 2})
+    items = {"type": "string", "format": "iri"}
+    schema = json.dumps({"type": "array", "uniqueItems": True, "maxItems": 2, "items": items})
     asked = Request(golden.conversation("text_only"), Sampling(4), Constraint(schema=schema))
     with caplog.at_level(logging.WARNING, logger="glm4v_magic"):
         list(engine.stream([asked, asked]))
         list(engine.stream([asked]))
-    (said,) = [record.getMessage() for record in caplog.records]
-    assert said.startswith("Not followed while an answer is written, of the schema: uniqueItems.")
+    assert [record.getMessage() for record in caplog.records] == [
+        "The model does not keep to uniqueItems of the schema while it writes; a session checks "
+        "the complete answer for that.",
+        "The model does not keep to format: iri of the schema, and nobody checks it.",
+    ]

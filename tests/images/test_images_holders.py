@@ -170,6 +170,8 @@ class TestBase64:
         text = base64.b64encode(content).decode()
         wrapped = base64.encodebytes(content).decode()
         assert seen(text) == seen(wrapped) == ["#ffffff"]
+        of_urls = base64.urlsafe_b64encode(content).decode().rstrip("=")
+        assert seen(of_urls) == ["#ffffff"]
         (photo,) = resolve_images(["text"], {"text": text})
         assert len(photo.source) < 100
 

@@ -387,7 +387,7 @@ def test_places_that_do_not_exist(look):
 def test_answers_that_cannot_be_looked_into(session, answer, tmp_path):
     from dataclasses import replace
 
-    with pytest.raises(ConversationError, match="was interrupted"):
+    with pytest.raises(ConversationError, match="was broken off"):
         replace(answer, finish_reason="interrupted").inspect()
     for other in (pickle.loads(pickle.dumps(answer)), copy.deepcopy(answer)):
         with pytest.raises(EngineError, match="a copy of an answer"):

@@ -20,6 +20,7 @@ from nbconvert import HTMLExporter, MarkdownExporter
 from PIL import Image
 from shells import TINY, ipython_shell
 
+from glm4v_magic.core.conversation import Answer, Usage
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.images import to_image
 from glm4v_magic.notebook.command_line import Quoted, split
@@ -161,6 +162,21 @@ def test_reloading_with_a_wrong_setting_leaves_what_is_there(plain_shell, monkey
     monkeypatch.setenv("GLM4V_TEMPERATURE", "hot")
     with pytest.raises(UsageError, match=r"greedy\)\.$"):
         plain_shell.run_line_magic("load_ext", "glm4v_magic")
+
+
+def test_a_notice_is_told_once_in_a_kernel_however_often_the_extension_is_loaded(plain_shell):
+    usage = Usage(1, 0, 1)
+    answer = Answer("A", "Q?", "demo", usage, "stop", notice="This is the demo model.")
+    told = []
+    for how in ("load_ext", "reload_ext", "unload_ext", "load_ext"):
+        plain_shell.run_line_magic(how, "glm4v_magic")
+        if how != "unload_ext":
+            data, _ = plain_shell.display_formatter.format(answer)
+            told.append("This is the demo model." in data["text/plain"])
+            magics = plain_shell.magics_manager.registry["Glm4vMagics"]
+            magics.context.told.add(answer.notice)
+    plain_shell.run_line_magic("unload_ext", "glm4v_magic")
+    assert told == [True, False, False]
 
 
 def test_reloading_keeps_model_and_chats_and_unloading_releases_them(tmp_path):

@@ -422,6 +422,15 @@ class TestChoices:
         assert shown.count("*yes*") == 2
         assert "width:62%" in html
 
+    def test_of_many_the_likeliest_are_shown(self):
+        many = {f"c{number}": number / 4_498_500 for number in range(3000)}
+        bundle = answer_bundle(replace(ANSWER, text="c2999", choices=many))
+        _, *lines = bundle["text/plain"].splitlines()
+        assert [line.split()[0] for line in lines[:20]] == [f"c{n}" for n in range(2999, 2979, -1)]
+        assert lines[20] == "2,980 more: answer.choices"
+        assert bundle["text/markdown"].count('<div style="width:') == 20
+        assert "2,980 more: answer.choices" in bundle["text/markdown"]
+
     def test_in_plain_text_there_is_no_markdown(self):
         bundle = self.bundle(format="text")
         assert set(bundle) == {"text/plain"}

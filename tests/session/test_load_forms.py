@@ -274,6 +274,9 @@ def test_what_has_no_effect_without_gpus_is_said():
     assert said in session.status().info.notes
     made = make_plan(ARCHITECTURE, PlacementOptions(gpus="cpu", **options))
     assert f"{said}." in " ".join(str(made).split())
+    session.load(golden.CHECKPOINT, gpus="cpu", context=5, batch=2)
+    notes = session.status().info.notes
+    assert "Without GPUs these have no effect: context, batch" in notes
 
 
 class TestPlans:

@@ -60,7 +60,7 @@ def _choices(words: tuple[str, ...] | None, names: Mapping[str, Any]) -> Any:
     if word in names:
         return names[word]
     raise OptionError(
-        f"--choices {word} is neither a variable nor a list such as yes,no.",
+        f"--choices {word or repr(word)} is neither a variable nor a list such as yes,no.",
         did_you_mean(word, (name for name in names if not name.startswith("_"))),
     )
 
