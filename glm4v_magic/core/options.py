@@ -768,7 +768,7 @@ class Loading:
         "Copies of the model in processes of their own, which share the rows of a map: a number, "
         "or max for as many as the GPUs hold. Each has its own plan, on as few GPUs as hold it; "
         "without GPUs the cores are divided.",
-        Who(("load",), ("load",)),
+        Who(("load", "serve"), ("load",)),
         "a whole number of at least 1, or max",
         _is_replicas,
         metavar="N",
@@ -781,7 +781,7 @@ class Loading:
         None,
         "Address of the Ray cluster whose machines take the replicas; auto is the one that this "
         "machine is part of.",
-        Who(("load",), ("load",)),
+        Who(("load", "serve"), ("load",)),
         "an address",
         lambda value: bool(value.strip()),
         metavar="HOST:PORT",

@@ -337,6 +337,52 @@ def test_all_replicas_that_are_lost_in_a_map_are_told_of_at_each_call(monkeypatc
             list(engine.stream([Request(Conversation((Message("user", "Red?"),)))]))
 
 
+class Dying(Seated):
+    """A replica that ends with its first batch, as long as `deaths` holds another end."""
+
+    def __init__(self, number, deaths):
+        super().__init__(number)
+        self.deaths = deaths
+
+    def _take(self, number, seconds):
+        told = super()._take(number, seconds)
+
+        def news():
+            from ray.exceptions import RayActorError
+
+            if self.waiting and self.deaths:
+                self.deaths.pop()
+                raise RayActorError
+            return told()
+
+        news.replica = self
+        return news
+
+
+@pytest.mark.parametrize("losses", [2, 3])
+def test_a_request_is_asked_again_twice_and_then_fails_alone(monkeypatch, losses):
+    import ray
+
+    from glm4v_magic.engines.replicas.engine import ReplicasEngine
+
+    monkeypatch.setattr(ray, "wait", next_news)
+    monkeypatch.setattr(ray, "get", lambda ref, **_: ref())
+    deaths = [None] * losses
+    engine = ReplicasEngine(
+        [Dying(number, deaths) for number in range(4)],
+        EngineInfo("demo", "", 1, None, None, None, None),
+    )
+    requests = [Request(Conversation((Message("user", str(n)),))) for n in range(3)]
+    events = {event.row: event for event in engine.stream(requests, 1)}
+    assert len(engine.alive) == 4 - losses
+    assert [type(events[row]) for row in (1, 2)] == [Finished] * 2
+    if losses == 2:
+        assert isinstance(events[0], Finished)
+    else:
+        said = str(events[0].error)
+        assert re.match(r"Replica \d was lost while it answered this, as were those before", said)
+
+
 def test_ray_is_imported_only_if_it_is_asked_for():
     code = (
         "import sys, glm4v_magic.session.session, glm4v_magic.session.replicas\n"

@@ -214,7 +214,7 @@ PRINTED = (
     "--objective balance", "--dtype bfloat16", "--quantize 4bit", "--max-memory 0.5",
     "--reserve 0.1", "--split-vision off", "--pin head=1", "--map map.json",
     "--revision main", "--keep 1", "--base x", "--lora x", "--host localhost", "--port 8001",
-    "--parallel 3",
+    "--parallel 3", "--replicas 2", "--cluster auto",
 )  # fmt: skip
 SERVES = {
     each.split()[0]: Trial(each.replace(" ", "="), "demo --print", each) for each in PRINTED

@@ -94,6 +94,7 @@ def test_print_says_what_works_on_another_machine(run, line, said):
         ("glm-4v-9b --gpus 1x40GiB --engine vllm", "vLLM is not installed here. Install it with:"),
         ("GLM-4.6V-Flash --gpus 1x80GiB --engine sglang", "SGLang is not installed here."),
         ("glm-4v-9b --gpus 1x40GiB --engine vllm --keep 1", "--keep is of our own server."),
+        ("glm-4v-9b --gpus 1x40GiB --engine vllm --replicas 2", "--replicas is of our own server."),
         ("GLM-4.6V --gpus 8x80GiB --engine sglang --image-size 900", "--image-size is of our own"),
         ("http://127.0.0.1:1/v1", "is the address of a server, which runs already. To ask it:"),
         ("demo --port 70000", "must be a whole number from 0 to 65535"),

@@ -65,6 +65,8 @@ class TestCommandLine:
             (["demo", "--port", "0", "--gpus", "0x4GiB"], "0x4GiB"),
             (["http://127.0.0.1:1/v1"], "is a server"),
             (["demo", "--port", "0", "--map", "no.json"], "no.json cannot be read"),
+            (["demo", "--port", "0", "--replicas", "0"], "--replicas is 0, but must be a whole"),
+            (["demo", "--port", "0", "--cluster", "here:1"], "--cluster is about replicas"),
             (["demo", "--port", "0", "--map", "7"], "on GPU 7, but there is none"),
             (["demo", "--port", "0", "--reserve", "1e400"], "--reserve is inf"),
             (["demo", "--port", "0", "--pin", "foo=1"], "has no unit 'foo' to pin"),

@@ -405,7 +405,9 @@ class _Stream:
         ahead = _AHEAD if self._at_once > 1 else 0
         room = {each: share + ahead - len(each.open) for each in alive}
         handed: dict[_Replica, list[int]] = {}
-        while sum(room.values()) > 0 and len(self._rows) < self._at_once + ahead * len(alive):
+        most = self._at_once + ahead * len(alive)
+        # Those of lost replicas wait to be asked again: counted, they could keep themselves out.
+        while sum(room.values()) > 0 and sum(len(each.open) for each in alive) < most:
             row = self._next()
             if row is None:
                 break

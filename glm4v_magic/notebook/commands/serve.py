@@ -36,6 +36,18 @@ from glm4v_magic.planning.decision import make_plan
 
 __all__ = ["serve"]
 
+_OURS = (
+    "device_map",
+    "base",
+    "lora",
+    "image_size",
+    "keep",
+    "parallel",
+    "replicas",
+    "cluster",
+)
+"""Options that only our own server has."""
+
 _NAMES = {"vllm": "vLLM", "sglang": "SGLang", "own": "Our server"}
 
 
@@ -48,6 +60,7 @@ def serve(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
 
         %glm4v serve zai-org/GLM-4.6V-Flash --engine vllm --gpus 2x24GiB --context 16384
         %glm4v serve demo --engine own
+        %glm4v serve GLM-4.1V-9B-Thinking --replicas max
 
     For another machine, --print shows the command alone; the GPUs need not be here then::
 
@@ -145,7 +158,7 @@ def _command(engine: str, model: str, arguments: Namespace, here: _Place) -> Eng
                 own += [flags_of(option)[-1], str(value)]
         wanted = Wanted(model, {}, None, None, 1, None, None, here.host, here.port, own=own)
         return command_of(engine, wanted)
-    for name in ("device_map", "base", "lora", "image_size", "keep", "parallel"):
+    for name in _OURS:
         if getattr(arguments, name) is not None:
             spelled = flags_of(next(o for o in of_command("serve") if o.name == name))[-1]
             raise OptionError(
