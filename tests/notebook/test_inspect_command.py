@@ -19,7 +19,7 @@ from glm4v_magic.core.wording import printable
 from glm4v_magic.inspect.grids import ImageMap
 from glm4v_magic.inspect.labelled import Labelled
 from glm4v_magic.notebook.render.answers.comparison import comparison_bundle
-from glm4v_magic.notebook.render.answers.heat import map_figure
+from glm4v_magic.notebook.render.answers.heat import map_figure, map_figures
 from glm4v_magic.notebook.render.answers.inspection import inspection_bundle, telling_tokens
 from glm4v_magic.notebook.widgets.inspection import InspectionWidget
 from glm4v_magic.notebook.widgets.looks import OneAnswer, TwoAnswers
@@ -155,15 +155,19 @@ def test_two_answers_side_by_side(session, look):
     widget.close()
 
 
+def darkness(uri):
+    """Return how dark each part of a figure is, from 0 to 255."""
+    mask = re.findall('href="data:image/png;base64,([^"]+)"', unquote(uri))[-1]
+    return [*Image.open(io.BytesIO(base64.b64decode(mask))).getchannel("A").tobytes()]
+
+
 @pytest.mark.parametrize("strength", [0.4, 0.9])
 def test_parts_that_do_not_matter_are_dark(look, strength):
     white = look.on_image(RED).image
     found = ImageMap(white, Labelled(np.eye(2), ("row", "column"), name="drop"))
     uri = map_figure(found, strength).uri
-    mask = re.findall('href="data:image/png;base64,([^"]+)"', unquote(uri))[-1]
-    alpha = Image.open(io.BytesIO(base64.b64decode(mask))).getchannel("A")
     dark = round(255 * strength)
-    assert list(alpha.tobytes()) == [0, dark, dark, 0]
+    assert darkness(uri) == [0, dark, dark, 0]
     against = ImageMap(white, Labelled(-np.eye(2), ("row", "column"), name="input_x_gradient"))
     assert map_figure(against).uri.count("url%28%23against%29") == 2
     assert "speaks against it" in map_figure(against).words
@@ -173,6 +177,20 @@ def test_a_question_without_an_image(session):
     bundle = inspection_bundle(session.ask("What is it?", max_tokens=2).inspect())
     assert "<img" not in bundle["text/html"]
     assert "layer 1" in bundle["text/plain"]
+
+
+def test_images_of_a_word_have_one_scale(look):
+    white = look.on_image(RED).image
+    maps = [
+        ImageMap(white, Labelled(most * np.eye(2), ("row", "column"), name="drop"))
+        for most in (1, 4)
+    ]
+    weak, strong = map_figures(maps, 0.5)
+    assert darkness(strong.uri) == [0, 128, 128, 0]
+    assert darkness(weak.uri) == [96, 128, 128, 96]
+    nothing = ImageMap(white, Labelled(0.01 * np.eye(2), ("row", "column"), name="drop"))
+    assert darkness(map_figure(nothing, 0.5, always=True).uri) == [128] * 4
+    assert map_figure(nothing).uri == ""
 
 
 @pytest.mark.parametrize("attack", ATTACKS[:4])

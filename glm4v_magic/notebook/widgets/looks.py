@@ -19,7 +19,7 @@ from glm4v_magic.notebook.render.answers.comparison import (
     pair_name,
     telling_pairs,
 )
-from glm4v_magic.notebook.render.answers.heat import Figure, map_figure
+from glm4v_magic.notebook.render.answers.heat import Figure, map_figures
 from glm4v_magic.notebook.render.answers.inspection import inspection_bundle, telling_tokens
 from glm4v_magic.notebook.render.answers.lens import lens_table
 
@@ -160,15 +160,11 @@ class OneAnswer(Shown):
 
     def figures(self, choice: Choice) -> list[Figure]:
         """Return the chosen images."""
-        return [
-            map_figure(
-                self._look.on_image(choice.word, image, *_options(choice)),
-                choice.strength,
-                _SIDE,
-                always=True,
-            )
+        maps = [
+            self._look.on_image(choice.word, image, *_options(choice))
             for image in _images(choice, self.images)
         ]
+        return map_figures(maps, choice.strength, _SIDE, always=True)
 
     def about(self, number: int) -> list[str]:
         """Return the token with its likeliest alternatives."""
@@ -204,9 +200,11 @@ class TwoAnswers(Shown):
         return [self._word(number) for number in range(len(self._comparison.pairs))]
 
     def first(self) -> Choice:
-        """Return the pair that differs most on an image."""
-        found, _, parts = telling_pairs(self._comparison, len(self._comparison.pairs), 1)
-        return Choice(found[0] if found else 0, parts=parts)
+        """Return the pair that differs most on an image, or else the first one that differs."""
+        pairs, two = self._comparison.pairs, self._comparison
+        found, _, parts = telling_pairs(two, len(pairs), 1)
+        others = (at for at in range(len(pairs)) if len({*map(_text, self._tokens(at))}) > 1)
+        return Choice(found[0] if found else next(others, 0), parts=parts)
 
     def _word(self, number: int) -> Word:
         found = self._tokens(number)

@@ -16,7 +16,7 @@ from glm4v_magic.notebook.render.answers.heat import (
     STRENGTH,
     Figure,
     difference_figure,
-    map_figure,
+    map_figures,
 )
 from glm4v_magic.notebook.render.answers.inspection import telling_tokens
 from glm4v_magic.notebook.render.templates import fill
@@ -79,12 +79,8 @@ def comparison_bundle(comparison: Comparison) -> MimeBundle:
 
 def pair_figures(pair: MapPair, strength: float = STRENGTH) -> list[Figure]:
     """Return the images of a pair: the first, the second, and what differs."""
-    own = [
-        map_figure(each, strength, always=True)
-        for each in (pair.one, pair.other)
-        if each is not None
-    ]
-    return [*own, difference_figure(pair)]
+    own = [each for each in (pair.one, pair.other) if each is not None]
+    return [*map_figures(own, strength, always=True), difference_figure(pair)]
 
 
 def pair_name(comparison: Comparison, number: int) -> str:
@@ -144,12 +140,14 @@ def telling_pairs(
 def _differing(comparison: Comparison, count: int, most: int, image: int, parts: int) -> list[int]:
     weights = {}
     for number in range(count):
-        difference = comparison.maps(number, image, parts=parts).difference
-        weight = 0.0 if difference is None else float(abs(difference.values).max())
+        maps = comparison.maps(number, image, parts=parts)
+        own = [each.values for each in (maps.one, maps.other) if each is not None]
+        compared = own if maps.difference is None else [maps.difference]
+        weight = max(float(abs(each.values).max()) for each in compared)
         pair = comparison.pairs[number]
         is_other = _shown(comparison.one, pair.one) != _shown(comparison.other, pair.other)
-        if is_other or weight >= _DIFFERS:
-            weights[number] = is_other, weight
+        if weight >= _DIFFERS:
+            weights[number] = maps.difference is not None, is_other, weight
     return sorted(sorted(weights, key=lambda at: weights[at], reverse=True)[:most])
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "Figure",
     "difference_figure",
     "map_figure",
+    "map_figures",
     "map_text",
 ]
 
@@ -94,8 +95,28 @@ class _Cell:
     label: str = ""
 
 
+def map_figures(
+    maps: Sequence[ImageMap], strength: float = STRENGTH, side: int = SIDE, *, always: bool = False
+) -> list[Figure]:
+    """Return images to one scale: what matters on one and hardly on another is dark there.
+
+    Args:
+        maps: values with the axes ``row`` and ``column``, by one method.
+        strength: how dark a part becomes that does not matter, from 0 to 1.
+        side: longest side of an image in pixels.
+        always: whether there is an SVG even where no part matters.
+    """
+    most = max((float(abs(each.values.values).max()) for each in maps), default=0.0)
+    return [map_figure(each, strength, side, always=always, scale=most) for each in maps]
+
+
 def map_figure(
-    found: ImageMap, strength: float = STRENGTH, side: int = SIDE, *, always: bool = False
+    found: ImageMap,
+    strength: float = STRENGTH,
+    side: int = SIDE,
+    *,
+    always: bool = False,
+    scale: float = 0.0,
 ) -> Figure:
     """Return an image of which only those parts stay light that matter.
 
@@ -104,6 +125,7 @@ def map_figure(
         strength: how dark a part becomes that does not matter, from 0 to 1.
         side: longest side in pixels.
         always: whether there is an SVG even where no part matters.
+        scale: value of a part that stays as light as it is; the greatest unless given.
     """
     values = found.values.values
     words = _in_words(found)
@@ -113,8 +135,8 @@ def map_figure(
         return Figure("", 0, words)
     small = _small(found.image.image, side)
     cells = _map_cells(values, found.values.name, small.size) if matters else []
-    mask = _mask(abs(values) / most, strength) if matters else ""
-    return _figure(small, mask, cells, words)
+    shares = abs(values) / (scale or most) if matters else 0 * values
+    return _figure(small, _mask(shares, strength), cells, words)
 
 
 def difference_figure(pair: MapPair, side: int = SIDE) -> Figure:
@@ -202,7 +224,7 @@ def _png(image: PIL.Image.Image) -> str:
 
 
 def _map_cells(values: Any, name: str, size: tuple[int, int]) -> list[_Cell]:
-    strongest = _strongest(values)
+    strongest = _strongest(values, name)
     return [
         _Cell(
             *_place(at, values.shape, size),
@@ -237,8 +259,10 @@ def _place(
     return round(at[1] * across, 1), round(at[0] * down, 1), round(across, 1), round(down, 1)
 
 
-def _strongest(values: Any) -> tuple[int, int]:
-    return divmod(int(abs(values).argmax()), values.shape[1])
+def _strongest(values: Any, name: str = "") -> tuple[int, int]:
+    """Return the part that matters most; of parts that are covered, one that costs something."""
+    costs = name == "drop" and float(values.max()) >= LEAST
+    return divmod(int((values if costs else abs(values)).argmax()), values.shape[1])
 
 
 def _least(name: str) -> float:

@@ -15,7 +15,7 @@ from glm4v_magic.core.wording import counted, printable
 from glm4v_magic.inspect.maps import PARTS, of_conversation
 from glm4v_magic.notebook.render import Html, MimeBundle
 from glm4v_magic.notebook.render.answers.certainty import certainty_html, percent, shown_token
-from glm4v_magic.notebook.render.answers.heat import LARGE, LEAST, Figure, map_figure, map_text
+from glm4v_magic.notebook.render.answers.heat import LARGE, LEAST, Figure, map_figures, map_text
 from glm4v_magic.notebook.render.answers.lens import (
     layer_name,
     layer_words,
@@ -96,6 +96,7 @@ def inspection_bundle(look: Inspection) -> MimeBundle:
             missing=found.missing,
             more=found.more,
             words=_WORDS,
+            is_long=len(found.parts) > _COLUMNS,
         ),
     }
 
@@ -175,7 +176,7 @@ def _part(
         number=at,
         token=shown_token(each.token),
         percent=percent(each.token.logprob),
-        figures=[map_figure(one, always=is_telling) for one in maps],
+        figures=map_figures(maps, always=is_telling),
         numbers=[map_text(one) if is_telling else [] for one in maps],
         rows=[] if lens is None else list(_rows(lens, at)),
         is_telling=is_telling,
