@@ -200,7 +200,8 @@ def test_thinking_is_folded_above_the_answer():
     fold, blank, rest = bundle["text/markdown"].split("\n", 2)
     line = "Thought for 3.2 s, 214 tokens"
     assert fold.startswith(
-        f'<details><summary style="user-select:none"><small>{line}</small></summary>A cat?<br><br>'
+        '<details style="margin-bottom:0.6em"><summary style="user-select:none">'
+        f"<small>{line}</small></summary>A cat?<br><br>"
     )
     assert fold.endswith("</details>")
     assert "<br>\xa0\xa0Or " in fold
@@ -230,7 +231,7 @@ def test_how_much_was_thought_and_for_how_long(seconds, tokens, said):
 def test_thinking_without_an_answer_is_open(reason, said):
     answer = replace(THOUGHT, text="", finish_reason=reason)
     bundle = answer_bundle(answer)
-    assert bundle["text/markdown"].startswith("<details open><summary")
+    assert bundle["text/markdown"].startswith("<details open ")
     assert f"[Thought for 3.2 s, 214 tokens]\n{THOUGHT.thinking}\ndemo · " in bundle["text/plain"]
     assert f"{said} it was thinking" in usage_line(answer)
     assert "thinking" not in usage_line(replace(answer, text="A"))
@@ -273,7 +274,8 @@ def test_a_live_answer_shows_the_last_lines_of_the_thinking_and_then_folds_it():
     markdown, plain = last()
     assert plain == "[Thought, 223 characters]\nA **cat**."
     assert markdown.startswith(
-        '<details><summary style="user-select:none"><small>Thought, 223 characters</small>'
+        '<details style="margin-bottom:0.6em"><summary style="user-select:none">'
+        "<small>Thought, 223 characters</small>"
     )
     assert markdown.endswith("</details>\n\nA **cat**.")
     answer.finish(THOUGHT)

@@ -39,7 +39,8 @@ def test_thinking_is_folded():
     assert bundle["text/plain"].endswith("Model:\n[Thought, 18 characters]\nNo.")
     (line,) = [line for line in bundle["text/markdown"].split("\n") if "<details" in line]
     assert line.startswith(
-        '<details><summary style="user-select:none"><small>Thought, 18 characters</small>'
+        '<details style="margin-bottom:0.6em"><summary style="user-select:none">'
+        "<small>Thought, 18 characters</small>"
     )
     assert line.endswith("</details>")
     assert "<script" not in line

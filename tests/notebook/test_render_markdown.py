@@ -81,7 +81,8 @@ def test_an_attack_in_the_thinking_becomes_text(attack, parse):
         tags = [tag for tag, _ in page.tags]
         assert set(tags) <= around | {"p", "em", "span"}
         assert "em" in tags  # what follows is Markdown again
-        ours = ({}, {"style": "user-select:none"}, {"style": "opacity:0.8"})
+        styles = ("user-select:none", "opacity:0.8", "margin-bottom:0.6em")
+        ours = ({}, *({"style": style} for style in styles))
         assert all(attributes in ours for _, attributes in page.tags)
     # MathJax looks for these in the finished page, but not across elements.
     assert not re.search(r"(?<!<span>)[$\\]", fold.replace("&#36;", "$").replace("&#92;", "\\"))
@@ -100,7 +101,7 @@ def test_thinking_is_folded_and_harmless_in_exported_pages():
         nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=outputs)])
     )
     folds = re.findall(
-        r"<details><summary style=[^>]+><small>Thought for 3.2 s, [^<]+<.*?</details>",
+        r"<details style=[^>]+><summary style=[^>]+><small>Thought for 3.2 s, [^<]+<.*?</details>",
         page,
     )
     assert len(folds) == len(ATTACKS)

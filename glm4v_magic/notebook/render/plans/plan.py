@@ -21,7 +21,7 @@ __all__ = ["plan_bundle", "plan_html"]
 _NUMBERS = 7  # columns of `plan_text.gpu_rows`
 
 _VIEW = Html(
-    '<div class="glm4v-plan"><div>{}, sizes in GiB</div>{}{}{}'
+    '<div class="glm4v-plan" style="margin-top:0.6em"><div>{}, sizes in GiB</div>{}{}{}'
     "<details><summary>modules</summary><dl>{}</dl></details></div>"
 )
 _LINE = Html("<div>{}</div>")
