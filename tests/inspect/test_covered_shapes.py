@@ -23,7 +23,7 @@ def scenes(count):
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.nightly)])
-def test_the_covered_shape_matters(count):
+def test_the_covered_shape_matters(count, record_property):
     session = Session().load("demo")
     found = asked = 0
     for scene in scenes(count):
@@ -36,5 +36,6 @@ def test_the_covered_shape_matters(count):
         asked += 1
         boxes = [bounds(each, side, side) for each in scene.items]
         found += int(look.occlusion_of(words.index(item.colour), boxes).values.argmax() == 0)
+    record_property("found", f"{found} of {asked}")
     assert asked >= 0.9 * count
     assert found >= LEAST * asked

@@ -483,7 +483,7 @@ def test_xarray_is_optional(monkeypatch):
 
 
 @pytest.mark.nightly
-def test_peak_memory_is_that_of_the_prefill(native, tmp_path):
+def test_peak_memory_is_that_of_the_prefill(native, tmp_path, record_property):
     folder = shutil.copytree(native("glm_ocr"), tmp_path / "larger")
     limits = json.loads((folder / "preprocessor_config.json").read_text())
     limits["size"]["longest_edge"] = 2**28
@@ -499,4 +499,6 @@ def test_peak_memory_is_that_of_the_prefill(native, tmp_path):
             session.engine.kept.clear()
             torch.cuda.reset_peak_memory_stats(0)
             method()
-            assert torch.cuda.max_memory_allocated(0) - weights < 1.2 * prefill
+            share = (torch.cuda.max_memory_allocated(0) - weights) / prefill
+            record_property("share", f"{share:.3f}")
+            assert share < 1.2
