@@ -20,8 +20,9 @@
     GenerationInterrupted           a KeyboardInterrupt that carries the partial answer
     MapInterrupted                  a KeyboardInterrupt that carries the rows that are done
     LoadInterrupted                 a KeyboardInterrupt after the previous model was released
+    ComparisonInterrupted           a KeyboardInterrupt that carries the columns that are done
 
-These three derive from `KeyboardInterrupt`, not from `Glm4vError`: an interrupt
+These four derive from `KeyboardInterrupt`, not from `Glm4vError`: an interrupt
 must pass every ``except Exception`` on its way up, so that "Run All" stops. They carry a code
 and values like the errors.
 
@@ -43,6 +44,7 @@ from glm4v_magic.core.remarks import PYTHON, Remark, remark, worded
 __all__ = [
     "BusyError",
     "CheckpointError",
+    "ComparisonInterrupted",
     "ConversationError",
     "DeviceMapError",
     "DoesNotFitError",
@@ -343,6 +345,23 @@ class LoadInterrupted(_Interrupted):
     def __init__(self, released: str) -> None:
         super().__init__(remark("load_interrupted", released=released))
         self.released = released
+
+
+class ComparisonInterrupted(_Interrupted):
+    """A comparison was stopped, and no more models or settings were asked.
+
+    Args:
+        comparison: the `calls.compared.ComparedAnswers` so far, the half answer included.
+
+    Attributes:
+        result: the comparison.
+    """
+
+    def __init__(self, comparison: Any) -> None:
+        columns = comparison.columns
+        answered = sum(each.done for each in columns)
+        super().__init__(remark("comparison_interrupted", answered=answered, total=len(columns)))
+        self.result: Any = comparison
 
 
 def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3, cutoff: float = 0.6) -> str:

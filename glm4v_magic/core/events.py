@@ -3,8 +3,9 @@
 The order for a question: ``Starting``*, ``Loading``*, ``Started``, (``Thinking`` | ``Text`` |
 ``Reclassified``)*, then, if the answer must be corrected, ``Correcting`` and more of these three,
 and ``Done``. A prompt mapped over many items yields the same events, each with its row, a
-``RowDone`` after each row, and ``MapDone`` at the end. So do requests of other
-programs, which belong to no chat; the last event of each is ``Finished`` or ``Failed``.
+``RowDone`` after each row, and ``MapDone`` at the end. Of a comparison, ``ColumnBegun`` comes
+before those of each model or setting, and ``ColumnDone`` in place of ``Done``. So do requests of
+other programs, which belong to no chat; the last event of each is ``Finished`` or ``Failed``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from glm4v_magic.core.tokens import Token
 from glm4v_magic.core.video import Media
 
 __all__ = [
+    "ColumnBegun",
+    "ColumnDone",
     "Correcting",
     "Done",
     "EngineEvent",
@@ -174,6 +177,32 @@ class MapDone:
     result: Any
 
 
+@dataclass(frozen=True, slots=True)
+class ColumnBegun:
+    """A model or setting of a comparison is asked next; its events follow.
+
+    Attributes:
+        column: its number, from 0, which is the `row` of its pieces.
+        name: model and settings.
+    """
+
+    column: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnDone:
+    """A model or setting of a comparison has answered or failed.
+
+    Attributes:
+        column: its number.
+        result: the comparison so far; after the last one what `Session.compare` returns.
+    """
+
+    column: int
+    result: Any
+
+
 Piece: TypeAlias = Thinking | Text | Reclassified
 """What a model says."""
 
@@ -181,6 +210,15 @@ EngineEvent: TypeAlias = Piece | Finished | Failed
 """What `engines.Engine.stream` yields."""
 
 Event: TypeAlias = (
-    Starting | Loading | Started | EngineEvent | Correcting | Done | RowDone | MapDone
+    Starting
+    | Loading
+    | Started
+    | EngineEvent
+    | Correcting
+    | Done
+    | RowDone
+    | MapDone
+    | ColumnBegun
+    | ColumnDone
 )
-"""What `Session.stream`, `Session.stream_map` and `Session.stream_requests` yield."""
+"""What streams of a `Session` yield."""

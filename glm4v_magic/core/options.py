@@ -37,6 +37,7 @@ __all__ = [
     "TASKS",
     "AnswerForm",
     "ChatChoice",
+    "Comparing",
     "Effort",
     "Format",
     "ImageParts",
@@ -100,13 +101,13 @@ _MANY = ("map", "evaluate")
 
 _SAMPLED = Who(
     (*_ASK, *_AGAIN),
-    ("ask", "retry", "carry_on", *_MANY, "trace"),
+    ("ask", "retry", "carry_on", *_MANY, "compare", "trace"),
     setting=True,
     request=True,
 )
-_FORMED = Who((*_ASK, *_AGAIN), ("ask", "retry", "carry_on", *_MANY))
+_FORMED = Who((*_ASK, *_AGAIN), ("ask", "retry", "carry_on", *_MANY, "compare"))
 _ASKED = Who(_ASK, ("ask", "draft", "trace"))
-_OF_VIDEO = Who(_ASK, ("ask", "draft", *_MANY, "trace"))
+_OF_VIDEO = Who(_ASK, ("ask", "draft", *_MANY, "compare", "trace"))
 _OF_IMAGES = Who(_ASK)
 _MAPPED = Who(_ASK, _MANY)
 _PLACED = Who((*_PLAN, "check"), ("load", "dry_run"))
@@ -277,7 +278,7 @@ class ChatChoice:
     system: str | None = option(
         None,
         "System message at the beginning of the conversation: how to answer.",
-        Who(_ASK, ("ask", "draft", *_MANY, "trace"), setting=True),
+        Who(_ASK, ("ask", "draft", *_MANY, "compare", "trace"), setting=True),
         "text",
         metavar="TEXT",
         example='"Answer in one word."',
@@ -357,7 +358,7 @@ class TaskChoice:
         "Ask GLM-OCR in the prompt that it was trained on: for the text, the table or the formula "
         "of an image, in place of a question, or extract, for the JSON that the question holds or "
         "the schema describes.",
-        Who(_ASK, ("ask", *_MANY)),
+        Who(_ASK, ("ask", *_MANY, "compare")),
         choices=TASKS,
         example="table",
     )
@@ -437,6 +438,22 @@ class VideoParts:
         read=_read_time,
         unset="its end",
         example="1:20",
+    )
+
+
+class Comparing:
+    """One question to several models or settings."""
+
+    compare: str | None = option(
+        None,
+        "Ask several models or settings the same and show their answers side by side: models and "
+        "addresses with commas, each with settings if need be, or a variable with a list of them. "
+        "What is loaded stays loaded.",
+        Who(_ASK),
+        "models or settings",
+        lambda value: bool(value.strip()),
+        metavar="A,B",
+        example='"demo,demo temperature=1"',
     )
 
 
@@ -836,7 +853,7 @@ class SettingsOnly:
         None,
         "Model of the first question, and of a load that names none: folder, repository id, demo, "
         "or the address of a server.",
-        Who(python=("ask", "retry", "carry_on", *_MANY), setting=True),
+        Who(python=("ask", "retry", "carry_on", "compare", *_MANY), setting=True),
         "text",
         unset="demo",
     )
@@ -882,6 +899,7 @@ _GROUPS: tuple[type, ...] = (
     VideoParts,
     ManyRows,
     KnownAnswers,
+    Comparing,
     PlacementFields,
     Loading,
     Patching,

@@ -316,6 +316,7 @@ COMMON: Mapping[str, str] = {
     "interrupted_after_the_answer": "the answer had ended already",
     "rows_interrupted": "{answered} of {total} rows are answered",
     "no_row_answered": "no row is answered",
+    "comparison_interrupted": "{answered} of {total} models or settings have answered",
     "load_interrupted": (
         "the load did not finish; {released} was released to make room, and the next question "
         "loads it again"
@@ -384,6 +385,9 @@ _IN_PYTHON = {
     "rows_interrupted": (
         "{answered} of {total} rows are answered; they are in result, and asking the same again "
         "goes on"
+    ),
+    "comparison_interrupted": (
+        "{answered} of {total} models or settings have answered; what they said is in result"
     ),
 }
 

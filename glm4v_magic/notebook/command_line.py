@@ -220,7 +220,8 @@ def _unknown(parser: Any, name: str) -> OptionError:
     known = [option for option in parser._option_string_actions if option[:2] == "--"]
     return OptionError(
         f"There is no option {name}.",
-        did_you_mean(name, known) or f"There are {', '.join(sorted(known))}.",
+        # The dashes are the same in all.
+        did_you_mean(name, known, cutoff=0.7) or f"There are {', '.join(sorted(known))}.",
     )
 
 

@@ -28,6 +28,7 @@ from IPython.core.magic import (
 from IPython.core.magic_arguments import argument
 
 from glm4v_magic.core.errors import (
+    ComparisonInterrupted,
     GenerationInterrupted,
     Glm4vError,
     LoadInterrupted,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
     from IPython.lib.pretty import RepresentationPrinter
 
+    from glm4v_magic.calls.compared import ComparedAnswers
     from glm4v_magic.core.conversation import Answer
     from glm4v_magic.core.plan import Plan
     from glm4v_magic.core.rows import OrderedRows, Rows
@@ -74,6 +76,7 @@ _ANSWER = ("glm4v_magic.core.conversation", "Answer")
 _ROWS = ("glm4v_magic.core.rows", "Rows")
 _SAVED = ("glm4v_magic.mapping.row_file", "SavedRows")
 _PLAN = ("glm4v_magic.core.plan", "Plan")
+_COMPARED = ("glm4v_magic.calls.compared", "ComparedAnswers")
 _EVALUATION = ("glm4v_magic.mapping.evaluation", "Evaluation")
 _LOOKS = (
     ("glm4v_magic.inspect.inspection", "Inspection"),
@@ -425,6 +428,12 @@ def _rows_bundle(told: Collection[str], rows: Rows | OrderedRows) -> MimeBundle:
     return rows_bundle(rows, told=told)
 
 
+def _compared_bundle(_: Collection[str], compared: ComparedAnswers) -> MimeBundle:
+    from glm4v_magic.notebook.render.compared import compared_bundle
+
+    return compared_bundle(compared)
+
+
 def _evaluation_bundle(_: Collection[str], evaluation: Evaluation) -> MimeBundle:
     from glm4v_magic.notebook.render.evaluation import evaluation_bundle
 
@@ -442,6 +451,7 @@ _BUNDLES: dict[tuple[str, str], Callable[[Collection[str], Any], MimeBundle]] = 
     _ROWS: _rows_bundle,
     _SAVED: _rows_bundle,
     _PLAN: _plan_bundle,
+    _COMPARED: _compared_bundle,
     _EVALUATION: _evaluation_bundle,
 }
 """Results that are shown by what returns their bundle, by module and name of their classes.
@@ -451,7 +461,10 @@ The first argument has the notices that were shown; see `Context.told`.
 
 
 def _stopped(interrupt: KeyboardInterrupt, line: str) -> Stopped:
-    if isinstance(interrupt, GenerationInterrupted | MapInterrupted | LoadInterrupted):
+    if isinstance(
+        interrupt,
+        GenerationInterrupted | MapInterrupted | LoadInterrupted | ComparisonInterrupted,
+    ):
         return Stopped(worded(interrupt.text, CELL))
     command = line.partition(" ")[0]
     if command in _ANSWERING:

@@ -79,6 +79,9 @@ _IN_A_CELL = {
         "again."
     ),
     "no_row_answered": "no row is answered. Run the cell again to go on.",
+    "comparison_interrupted": (
+        "{answered} of {total} models or settings have answered; what they said is in _."
+    ),
 }
 
 CELL = Words(_IN_A_CELL, as_typed, "the kernel", flag_of)

@@ -11,7 +11,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,12 +40,13 @@ from glm4v_magic.core.errors import (
     EngineError,
     FormatError,
     GenerationInterrupted,
+    Glm4vError,
     OptionError,
     OutOfMemoryError,
 )
 from glm4v_magic.core.events import Done, Event, Started
 from glm4v_magic.core.model import EngineInfo, ModelChoice
-from glm4v_magic.core.options import VideoParts, of_group, taken
+from glm4v_magic.core.options import AnswerForm, VideoParts, of_group, taken
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.python_options import accepts
 from glm4v_magic.core.remarks import PYTHON, Remark, remark
@@ -59,6 +60,7 @@ from glm4v_magic.session.stream import Stream
 
 if TYPE_CHECKING:
     from glm4v_magic.calls.answer import ImageAnswer
+    from glm4v_magic.calls.compared import ComparedAnswers
     from glm4v_magic.checkpoints import Checkpoint
     from glm4v_magic.checkpoints.files import Stamp
     from glm4v_magic.core.image import SourcedImage
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from glm4v_magic.mapping.evaluation import Evaluation
     from glm4v_magic.mapping.items import Items, PlannedRow
     from glm4v_magic.mapping.runner import Job, Read, ReadVideo
+    from glm4v_magic.session.comparing import Setting
 
 __all__ = ["Session", "Status", "load"]
 
@@ -138,6 +141,7 @@ class Session:
         self._chats = Chats()
         self._store: AnswerStore | None = None
         self._recorder = ActivityRecorder()
+        self._neighbour: Session | None = None  # whose model makes room for one that is loaded here
 
     @accepts("load")
     def load(self, model: str | os.PathLike[str] | None = None, **options: Any) -> Session:
@@ -178,20 +182,7 @@ class Session:
             OptionError: if an option makes no sense.
             BusyError: if another call is running.
         """
-        given = dict(options)
-        for name in ("base", "lora"):
-            if given.get(name) is not None:
-                given[name] = os.fspath(given[name])
-        if given.get("device_map") is not None:
-            from glm4v_magic.planning.files import read_given
-
-            # Read here, because a file may have changed since a model was loaded by it.
-            given["device_map"] = read_given(given["device_map"])
-        choice = ModelChoice(
-            model=None if model is None else path_text(model, "The model", OptionError),
-            options=taken(PlacementOptions, given),
-            **{name: given[name] for name in _OF_A_CHOICE if name in given},
-        )
+        choice = _choice_of(model, options)
         return self._locked(lambda: self._load(choice))
 
     def _load(self, choice: ModelChoice) -> Generator[Event, None, None]:
@@ -820,6 +811,147 @@ class Session:
         )
         return Stream(evaluated(stream, dataset, truth, is_saved=options.get("save") is not None))
 
+    @accepts("compare")
+    def compare(
+        self,
+        text: str,
+        images: object = (),
+        video: object = None,
+        before_video: int | None = None,
+        *,
+        settings: object,
+        **options: Any,
+    ) -> ComparedAnswers:
+        """Ask several models or settings the same and return their answers side by side.
+
+        Errors as `stream_compare`.
+
+        Args:
+            text: the question.
+            images: one image or a list of them; see `stream`.
+            video: as in `stream`.
+            before_video: likewise.
+            settings: models and settings; see `stream_compare`.
+            options: how tokens are chosen and the form of the answer, unless a setting has its own.
+        """
+        comparison: ComparedAnswers = self.stream_compare(
+            text, images, video, before_video, settings=settings, **options
+        ).follow()
+        return comparison
+
+    @accepts("compare")
+    def stream_compare(
+        self,
+        text: str,
+        images: object = (),
+        video: object = None,
+        before_video: int | None = None,
+        *,
+        settings: object,
+        **options: Any,
+    ) -> Stream:
+        """Ask several models or settings the same, one after the other, outside of any chat.
+
+        Answers have log-probabilities, unless they are choices, which have probabilities. What is
+        loaded answers where a setting names no other model, and stays loaded. Every other model is
+        loaded into a session of its own and released again. Without room for both, what is loaded
+        is released first, and loaded again at the end. An error of one is kept in its column.
+
+        Args:
+            text: the question.
+            images: one image or a list of them; see `stream`.
+            video: as in `stream`.
+            before_video: likewise.
+            settings: a list of models, by name or address, and of dicts of options: ``model``,
+                those of `load`, and those below.
+            options: how tokens are chosen and the form of the answer, unless a setting has its own.
+
+        Returns:
+            Its events: `ColumnBegun` for each model or setting, those of `stream` without `Done`,
+            and `ColumnDone`. The result is a `calls.compared.ComparedAnswers`.
+
+        Raises:
+            InputError: if the question, images, settings or options cannot be used.
+            ComparisonInterrupted: on an interrupt, which ends all; `result` has what was answered.
+            BusyError: if another call is running.
+        """
+        from glm4v_magic.session.comparing import settings_of
+
+        columns = settings_of(settings)
+        for each in columns:
+            terms = terms_of(_with(options, each))
+            asked(text, terms.task, terms.form.schema)
+        message = self._question(text, images, video, before_video, options)
+        return self._locked(partial(self._compare, text, message, columns, options))
+
+    def _compare(
+        self,
+        text: str,
+        message: Message,
+        columns: Sequence[Setting],
+        options: Mapping[str, Any],
+    ) -> Generator[Event, None, None]:
+        from glm4v_magic.session.comparing import compared
+
+        choices = [self._meant(each) for each in columns]
+        given = {name: value for name, value in options.items() if name not in _OF_A_VIDEO}
+        was_loaded = self._engine is not None
+        other: Session | None = None
+
+        def ask(at: int) -> Generator[Event, None, None]:
+            nonlocal other
+            choice, terms = choices[at], _with(given, columns[at])
+            if terms.get("logprobs") is None and terms.get("choices") is None:
+                terms["logprobs"] = 0
+            if choice is None:
+                engine = yield from self._ready(terms_of(terms))
+                session = Session(engine)
+            else:
+                if other is not None and other.status().choice != choice:
+                    other.unload()
+                    other = None
+                session = other = other or Session()
+                session._neighbour = self
+                with session._locked(partial(session._load, choice)) as loading:
+                    for event in loading:
+                        yield event
+            video = message.videos[0] if message.videos else None
+            asking = session.stream(
+                text, list(message.images), video, message.before_videos, **terms
+            )
+            with asking as events:
+                for event in events:
+                    yield self._owned(event) if choice is None else event
+
+        # Those of one model in a row, so that each is loaded once.
+        order = sorted(range(len(columns)), key=lambda at: choices.index(choices[at]))
+        try:
+            yield from compared(text, columns, order, ask)
+        finally:
+            if other is not None:
+                other.unload()
+        if was_loaded and self._engine is None:
+            with suppress(Glm4vError):  # the next question tells why it cannot be loaded
+                yield from self._ready(terms_of({}))
+
+    def _meant(self, setting: Setting) -> ModelChoice | None:
+        """Return the model of a column of a comparison; ``None`` for what is loaded here."""
+        if setting.model is None and not setting.loading:
+            return None
+        choice = _choice_of(setting.model or self._choice.name, setting.loading)
+        mine = replace(self._choice, model=self._choice.name)
+        return None if self._engine is not None and choice == mine else choice
+
+    def _owned(self, event: Event) -> Event:
+        """Return an event whose answer is looked into with the engine of this session."""
+        origin = event.answer.origin if isinstance(event, Done) else None
+        if origin is None:
+            return event
+        assert isinstance(event, Done)
+        assert self._engine is not None  # it has answered
+        lend = partial(_lent, weakref.ref(self), weakref.ref(self._engine))
+        return Done(replace(event.answer, origin=replace(origin, lend=lend)))
+
     def stream_requests(
         self,
         requests: Iterable[Request | None],
@@ -1119,12 +1251,15 @@ class Session:
     ) -> Generator[Event, None, Engine]:
         """Load a model. The one before is released only if there is no room for two."""
         opening = yield from prepare(choice, found, self._recorder)
+        holder: Session = self
+        if old is None and self._neighbour is not None and self._neighbour._engine is not None:
+            holder, old = self._neighbour, self._neighbour._choice
         if old is None:
             return (yield from opening.load())
         engine = yield from opening.load_beside()
         if engine is None:
             with told_what_was_released(old):
-                self._release()
+                holder._release()
                 engine = yield from opening.load(old.name)
         return engine
 
@@ -1156,6 +1291,31 @@ def _left(answer: Answer, *, in_chat: bool) -> Remark:
     if answer.finish_reason in ENDED:
         return remark("interrupted_after_the_answer")
     return remark("answer_interrupted")
+
+
+def _choice_of(model: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> ModelChoice:
+    """Return a model with options of `Session.load` as a choice."""
+    given = dict(options)
+    for name in ("base", "lora"):
+        if given.get(name) is not None:
+            given[name] = os.fspath(given[name])
+    if given.get("device_map") is not None:
+        from glm4v_magic.planning.files import read_given
+
+        # Read here, because a file may have changed since a model was loaded by it.
+        given["device_map"] = read_given(given["device_map"])
+    return ModelChoice(
+        model=None if model is None else path_text(model, "The model", OptionError),
+        options=taken(PlacementOptions, given),
+        **{name: given[name] for name in _OF_A_CHOICE if name in given},
+    )
+
+
+def _with(options: Mapping[str, Any], setting: Setting) -> dict[str, Any]:
+    """Return the options of a column: its own before those of all, and its form as a whole."""
+    forms = {each.name for each in of_group(AnswerForm)}
+    left = set() if forms.isdisjoint(setting.asking) else forms
+    return {name: options[name] for name in options if name not in left} | dict(setting.asking)
 
 
 def _refuse_place(before_video: int | None, images: int, *, with_video: bool) -> None:

@@ -6,12 +6,17 @@ from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import Any
 
-from glm4v_magic.core.errors import GenerationInterrupted, LoadInterrupted, MapInterrupted
-from glm4v_magic.core.events import Done, Event, MapDone
+from glm4v_magic.core.errors import (
+    ComparisonInterrupted,
+    GenerationInterrupted,
+    LoadInterrupted,
+    MapInterrupted,
+)
+from glm4v_magic.core.events import ColumnDone, Done, Event, MapDone
 
 __all__ = ["Stream"]
 
-_TOLD = (GenerationInterrupted, MapInterrupted, LoadInterrupted)
+_TOLD = (GenerationInterrupted, MapInterrupted, LoadInterrupted, ComparisonInterrupted)
 
 
 class Stream(Iterator[Event]):
@@ -34,7 +39,8 @@ class Stream(Iterator[Event]):
         events: generator of the events; an interrupt may be thrown in at each event.
 
     Attributes:
-        result: the answer, or the result of a map; ``None`` until the last event.
+        result: the answer, or the result of a map; ``None`` until the last event. Of a comparison
+            what there is so far.
     """
 
     def __init__(self, events: Generator[Event, None, None]) -> None:
@@ -45,7 +51,7 @@ class Stream(Iterator[Event]):
         event = next(self._events)
         if isinstance(event, Done):
             self.result = event.answer
-        elif isinstance(event, MapDone):
+        elif isinstance(event, MapDone | ColumnDone):
             self.result = event.result
         return event
 

@@ -108,6 +108,9 @@ QUESTIONS = ANSWERS | PROMPTS | {
         "print('saved:', there and len(pandas.read_parquet('rows.parquet')))",
     ),
     "--preview": Trial("--preview", GREEDY, "nothing was sent"),
+    "--compare": Trial(
+        "--compare 'temperature=0,max-tokens=2'", GREEDY, "2 of 2 answered"
+    ),
     "--evaluate": Trial("--evaluate label", TABLE, "of 2 rows right", question=OF_TABLE),
     "--by": Trial("--by kind", f"{TABLE} --evaluate label", "by kind", question=OF_TABLE),
     "--bins": Trial("--bins 7", f"{TABLE} --evaluate label", "in 7 bins", question=OF_TABLE),

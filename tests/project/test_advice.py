@@ -94,6 +94,7 @@ ELSEWHERE = {
     "retry_interrupted": "session/test_session_chats.py",
     "row_cut_off": "notebook/test_over_forms.py",
     "rows_are_alike": "mapping/test_batch.py",
+    "comparison_interrupted": "notebook/test_compare_command.py",
     "file_of_other_rows": "mapping/test_row_file.py",
     "rows_not_saved": "mapping/test_row_file.py",
     "rows_interrupted": "mapping/test_batch.py",

@@ -17,9 +17,11 @@ import pytest
 from traitlets import TraitError
 
 import glm4v_magic
+from glm4v_magic.calls.compared import Column, ComparedAnswers
 from glm4v_magic.core import errors
 from glm4v_magic.core.conversation import Answer, Usage
 from glm4v_magic.core.errors import (
+    ComparisonInterrupted,
     GenerationInterrupted,
     Glm4vError,
     ImageError,
@@ -260,6 +262,11 @@ def test_every_error_has_a_code_of_its_own_that_needs_no_words(kind):
             "load_interrupted",
             "the load did not finish. demo was released to make room; the next question loads it "
             "again.",
+        ),
+        (
+            ComparisonInterrupted(ComparedAnswers("What?", (Column("a"), Column("b")))),
+            "comparison_interrupted",
+            "0 of 2 models or settings have answered; what they said is in _.",
         ),
     ],
 )

@@ -23,6 +23,7 @@ from glm4v_magic.core.errors import (
 from glm4v_magic.images import SourcedImage, count_images, parse_crop, resolve_images
 from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.command_line import Quoted, takes
+from glm4v_magic.notebook.commands.compare import compare, refuse_beside_compare
 from glm4v_magic.notebook.commands.context import Context, require_variable_name
 from glm4v_magic.notebook.commands.over import over
 from glm4v_magic.notebook.commands.question import (
@@ -113,10 +114,13 @@ def answer(
         names: the user's variables.
 
     Returns:
-        The answer, with ``--over`` the rows; ``None`` with ``--preview``, which only shows what
-        would be asked.
+        The answer, with ``--over`` the rows, with ``--compare`` the comparison; ``None`` with
+        ``--preview``, which only shows what would be asked.
     """
     require_variable_name(arguments.out)
+    is_compared = arguments.compare is not None and not arguments.preview
+    if is_compared:
+        refuse_beside_compare(arguments)
     if arguments.over is not None:
         return over(context, arguments, images, typed_question(arguments, text), names)
     _refuse_without_over(arguments)
@@ -125,8 +129,11 @@ def answer(
         video_parts(arguments, "and there is none on this line")
     video, before, after = video_of(context, arguments, images, names)
     sourced = images_of(context, arguments, [*before, *after], names)
+    before_video = None if video is None else count_images(before, names)
+    if is_compared:
+        return compare(context, arguments, names, question, sourced, video, before_video)
     where = {
-        "before_video": None if video is None else count_images(before, names),
+        "before_video": before_video,
         "chat": arguments.chat,
         "follow_up": arguments.follow_up,
         "system": system_of(context, arguments),
