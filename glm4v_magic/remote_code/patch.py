@@ -1,7 +1,8 @@
 """`python -m glm4v_magic.remote_code.patch FOLDER`: make a checkpoint's own code consistent.
 
-Needs libcst and nothing else, so that it runs where that code runs, in an environment with
-transformers 4.42 to 4.48: ``pip install --no-deps glm4v_magic libcst``.
+Needs Python 3.11 and libcst and nothing else, so that it runs where that code runs, in an
+environment with transformers 4.42 to 4.48: ``pip install --no-deps . libcst`` in the folder of this
+repository.
 
 Exit status: 0 if every place is consistent now (or would be, with `--dry-run`), 1 if the folder or
 one of transformers' copies of it cannot be patched, 2 if the command line is wrong.
@@ -30,8 +31,8 @@ the same device", and transformers' copies of it, which are what runs. The diff 
 originals are kept as *.orig, and running it again changes nothing."""
 
 _EPILOG = """\
-That code runs with transformers 4.42 to 4.48. There, this program needs nothing but libcst:
-pip install --no-deps glm4v_magic libcst
+That code runs with transformers 4.42 to 4.48. There, this program needs nothing but Python 3.11
+and libcst. In the folder of this repository: pip install --no-deps . libcst
 
 exit status: 0 done, or nothing to do; 1 the folder or a copy cannot be patched; 2 wrong command
 line"""

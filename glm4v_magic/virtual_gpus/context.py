@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,12 @@ from glm4v_magic.virtual_gpus.generators import VirtualGenerator
 from glm4v_magic.virtual_gpus.guard import install_noop_cuda_guard
 from glm4v_magic.virtual_gpus.machine import Machine, OnMismatch, Values
 from glm4v_magic.virtual_gpus.meta_model import without_data
-from glm4v_magic.virtual_gpus.modes import operators_watched, virtual_devices
+from glm4v_magic.virtual_gpus.modes import (
+    has_torch_function,
+    operators_watched,
+    torch_function_checks,
+    virtual_devices,
+)
 from glm4v_magic.virtual_gpus.package import (
     GPU,
     MAX_GPUS,
@@ -27,9 +32,10 @@ from glm4v_magic.virtual_gpus.package import (
     PlacementError,
     parse_gpus,
 )
+from glm4v_magic.virtual_gpus.parallel import collectives
 from glm4v_magic.virtual_gpus.report import CopyRecord, MemoryPeak, Problem, Report
 from glm4v_magic.virtual_gpus.saving import gpu_storages
-from glm4v_magic.virtual_gpus.streams import VirtualEvent, VirtualStream
+from glm4v_magic.virtual_gpus.streams import Ranges, VirtualEvent, VirtualStream
 
 __all__ = ["VirtualGPUs", "active"]
 
@@ -121,11 +127,24 @@ class VirtualGPUs:
         with ExitStack() as undo:
             undo.callback(_in_use.release)
             undo.callback(install_noop_cuda_guard())
-            undo.enter_context(_replaced(torch.cuda, self._facade.functions()))
+            machine = self._machine
+            functions = self._facade.functions()
+            for module in (torch.cuda, torch.cuda.memory, torch.cuda.random):
+                undo.enter_context(_replaced(module, functions))
+            undo.enter_context(_replaced(torch.cuda.nvtx, {"_nvtx": Ranges()}))
+            undo.enter_context(_replaced(torch.cuda.profiler, _PROFILER))
+            undo.enter_context(_replaced(torch.cuda.nccl, {"is_available": lambda tensors: False}))
+            undo.enter_context(_replaced(torch._C, collectives(), is_new=True))
+            undo.enter_context(_replaced(torch._C, self._facade.exchanges()))
             undo.enter_context(_replaced(torch.accelerator, self._facade.accelerator_functions()))
             undo.enter_context(_replaced(torch.cuda.amp.common, {_NO_AMP: lambda: False}))
             undo.enter_context(_replaced(torch, _IN_TORCH))
-            machine = self._machine
+            undo.enter_context(_replaced(torch.backends.cudnn, {"is_acceptable": _never}))
+            undo.enter_context(_replaced(nn.functional, torch_function_checks()))
+            if machine.values == "real":  # fused kernels exist for real values alone
+                undo.enter_context(
+                    _replaced(torch.overrides, {"has_torch_function": has_torch_function})
+                )
             undo.enter_context(gpu_storages(machine, machine.ledger, machine.gpu))
             undo.enter_context(_replaced(nn.Module, {"__call__": self._traced_call()}))
             undo.enter_context(_replaced(threading.Thread, {"start": self._traced_start()}))
@@ -266,6 +285,12 @@ def _compile_nothing(model: Any = None, **options: Any) -> Any:
     return model if model is not None else lambda function: function
 
 
+def _never(tensor: torch.Tensor) -> bool:
+    """Replaces ``cudnn.is_acceptable``: weights of recurrent layers are not packed for cuDNN."""
+    return False
+
+
+_PROFILER = {"start": lambda: None, "stop": lambda: None}
 _IN_TORCH = {
     "compile": _compile_nothing,
     "Event": VirtualEvent,
@@ -275,15 +300,21 @@ _IN_TORCH = {
 
 
 @contextmanager
-def _replaced(target: Any, replacements: dict[str, Any]) -> Iterator[None]:
+def _replaced(
+    target: Any, replacements: Mapping[str, Any], *, is_new: bool = False
+) -> Iterator[None]:
+    """Replace attributes within the block: those that are there, or all and for the first time."""
     originals = {name: getattr(target, name) for name in replacements if hasattr(target, name)}
-    for name in originals:
+    added = replacements.keys() - originals if is_new else ()
+    for name in (*originals, *added):
         setattr(target, name, replacements[name])
     try:
         yield
     finally:
         for name, original in originals.items():
             setattr(target, name, original)
+        for name in added:
+            delattr(target, name)
 
 
 @contextmanager

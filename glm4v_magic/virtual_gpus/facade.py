@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from glm4v_magic.virtual_gpus.generators import default_generators
 from glm4v_magic.virtual_gpus.memory import MemoryLedger
+from glm4v_magic.virtual_gpus.old_types import old_types
 from glm4v_magic.virtual_gpus.package import GPU
+from glm4v_magic.virtual_gpus.refused import refusals
 from glm4v_magic.virtual_gpus.streams import VirtualEvent, VirtualStream
 
 __all__ = ["CudaFacade"]
@@ -22,6 +26,22 @@ __all__ = ["CudaFacade"]
 # is at least this, while the free memory is always exact.
 _LEAST_TOTAL = int(1.25 * 2**30)
 _COMPUTE_CAPABILITY = (8, 0)
+# What programs read to choose the size of a launch: those of an A100, whatever the GPU is named.
+_OF_AN_A100 = {
+    "multi_processor_count": 108,
+    "max_threads_per_multi_processor": 2048,
+    "max_threads_per_block": 1024,
+    "regs_per_multiprocessor": 65536,
+    "shared_memory_per_block": 48 << 10,
+    "shared_memory_per_block_optin": 163 << 10,
+    "shared_memory_per_multiprocessor": 164 << 10,
+    "warp_size": 32,
+    "L2_cache_size": 40 << 20,
+}
+_POOLS = ("all", "small_pool", "large_pool")
+_OF_BYTES = ("allocated_bytes", "active_bytes", "requested_bytes", "reserved_bytes")
+_OF_COUNTS = ("allocation", "active", "segment")
+_OF_NOTHING = {"current": 0, "peak": 0, "allocated": 0, "freed": 0}
 
 
 class CudaFacade:
@@ -39,6 +59,7 @@ class CudaFacade:
         self._ledger = ledger
         self._is_available = is_available
         self._thread = threading.local()
+        self._default_streams = [VirtualStream(gpu.index) for gpu in gpus]
 
     def current_device(self) -> int:
         """Index of the GPU chosen in this thread, 0 at first."""
@@ -49,25 +70,40 @@ class CudaFacade:
         available = {"is_available": lambda: True} if self._is_available else {}
         return {
             **available,
+            **refusals(),
+            **old_types(),
             "Event": VirtualEvent,
             "Stream": VirtualStream,
             "_lazy_init": lambda: None,
             "_exchange_device": self._exchange_device,
             "_maybe_exchange_device": self._exchange_device,
+            "caching_allocator_disabled": nullcontext,
+            "caching_allocator_enable": lambda value=True: None,
+            "can_device_access_peer": self._can_access,
             "current_device": self.current_device,
-            "current_stream": VirtualStream,
-            "default_stream": VirtualStream,
+            "current_stream": self._current_stream,
+            "default_generators": default_generators(len(self._gpus)),
+            "default_stream": self._default_stream,
             "device_count": lambda: len(self._gpus),
+            "device_memory_used": self._allocated,
             "empty_cache": lambda: None,
+            "get_allocator_backend": lambda: "native",
+            "get_arch_list": self._architectures,
             "get_device_capability": self._capability,
             "get_device_name": lambda device=None: self._gpu(device).name,
             "get_device_properties": self._properties,
+            "get_per_process_memory_fraction": self._fraction,
             "get_rng_state": lambda device=None: torch.get_rng_state(),
             "get_rng_state_all": lambda: [torch.get_rng_state() for _ in self._gpus],
+            "get_sync_debug_mode": lambda: 0,
+            "host_memory_stats_as_nested_dict": dict,
+            "init": lambda: None,
             "initial_seed": torch.initial_seed,
             "ipc_collect": lambda: None,
+            "is_current_stream_capturing": lambda: False,
             "is_bf16_supported": lambda including_emulation=True: True,
             "is_initialized": lambda: True,
+            "list_gpu_processes": self._processes,
             "manual_seed": _seed,
             "manual_seed_all": _seed,
             "max_memory_allocated": self._peak,
@@ -75,12 +111,20 @@ class CudaFacade:
             "mem_get_info": self._mem_get_info,
             "memory_allocated": self._allocated,
             "memory_reserved": self._allocated,
+            "memory_stats_as_nested_dict": self._statistics,
+            "reset_accumulated_host_memory_stats": lambda: None,
+            "reset_accumulated_memory_stats": self._forget_totals,
+            "reset_peak_host_memory_stats": lambda: None,
             "reset_peak_memory_stats": self._forget_peak,
+            "seed": torch.seed,
+            "seed_all": torch.seed,
             "set_device": self._exchange_device,
+            "set_per_process_memory_fraction": self._set_fraction,
             "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
             "set_rng_state_all": lambda states: torch.set_rng_state(states[0]),
-            "set_stream": lambda stream: None,
-            "stream": lambda stream: nullcontext(stream),
+            "set_stream": self._set_stream,
+            "set_sync_debug_mode": _set_sync_debug_mode,
+            "stream": self._in_stream,
             "synchronize": lambda device=None: None,
         }
 
@@ -92,7 +136,7 @@ class CudaFacade:
             "current_accelerator": lambda check_available=False: torch.device("cuda"),
             "current_device_index": self.current_device,
             "current_device_idx": self.current_device,
-            "current_stream": VirtualStream,
+            "current_stream": self._current_stream,
             "device_count": lambda: len(self._gpus),
             "empty_cache": lambda: None,
             "is_available": lambda: True,
@@ -103,9 +147,14 @@ class CudaFacade:
             "reset_peak_memory_stats": self._forget_peak,
             "set_device_idx": self._exchange_device,
             "set_device_index": self._exchange_device,
-            "set_stream": lambda stream: None,
+            "set_stream": self._set_stream,
             "synchronize": lambda device=None: None,
         }
+
+    def exchanges(self) -> dict[str, Callable[..., Any]]:
+        """The replacements in ``torch._C``, for ``with torch.accelerator.device_index(k)``."""
+        names = ("_accelerator_exchangeDevice", "_accelerator_maybeExchangeDevice")
+        return dict.fromkeys(names, self._exchange_device) if self._is_available else {}
 
     def _index(self, device: int | str | torch.device | None) -> int:
         if device is None:
@@ -150,7 +199,93 @@ class CudaFacade:
             major=major,
             minor=minor,
             total_memory=self._ledger.capacities[gpu.index],
+            uuid=uuid.UUID(int=gpu.index),
+            pci_bus_id=gpu.index,
+            pci_device_id=0,
+            pci_domain_id=0,
             is_integrated=False,
+            is_multi_gpu_board=False,
+            **_OF_AN_A100,
+        )
+
+    def _architectures(self) -> list[str]:
+        versions = {self._capability(gpu.index) for gpu in self._gpus}
+        return [f"sm_{major}{minor}" for major, minor in sorted(versions)]
+
+    def _can_access(
+        self, device: int | str | torch.device, peer_device: int | str | torch.device
+    ) -> bool:
+        return self._gpu(device) is not self._gpu(peer_device)
+
+    def _processes(self, device: int | str | torch.device | None = None) -> str:
+        return f"GPU:{self._gpu(device).index}\nno processes are running"
+
+    def _fraction(self, device: int | str | torch.device | None = None) -> float:
+        return self._ledger.fraction(self._gpu(device).index)
+
+    def _set_fraction(
+        self, fraction: float, device: int | str | torch.device | None = None
+    ) -> None:
+        if not isinstance(fraction, float):
+            raise TypeError("Invalid type for fraction argument, must be `float`")
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"Invalid fraction value: {fraction}. Allowed range: 0~1")
+        self._ledger.limit(self._gpu(device).index, fraction)
+
+    def _forget_totals(self, device: int | str | torch.device | None = None) -> None:
+        self._ledger.forget_totals(self._gpu(device).index)
+
+    def _statistics(self, device: int | str | torch.device | None = None) -> dict[str, Any]:
+        """Statistics of an allocator that gives back every tensor's memory when it is freed."""
+        index = self._gpu(device).index
+        octets, count = self._ledger.totals(index)
+        unused = dict.fromkeys(_POOLS, _OF_NOTHING)
+        return {
+            **{name: unused | {"all": octets} for name in _OF_BYTES},
+            **{name: unused | {"all": count} for name in _OF_COUNTS},
+            "inactive_split": unused,
+            "inactive_split_bytes": unused,
+            "oversize_allocations": _OF_NOTHING,
+            "oversize_segments": _OF_NOTHING,
+            "num_alloc_retries": 0,
+            "num_ooms": self._ledger.refusals(index),
+        }
+
+    def _default_stream(self, device: int | str | torch.device | None = None) -> VirtualStream:
+        return self._default_streams[self._gpu(device).index]
+
+    def _streams(self) -> list[VirtualStream]:
+        """Return the stream that is current in this thread, for each GPU."""
+        if not hasattr(self._thread, "streams"):
+            self._thread.streams = list(self._default_streams)
+        streams: list[VirtualStream] = self._thread.streams
+        return streams
+
+    def _current_stream(self, device: int | str | torch.device | None = None) -> VirtualStream:
+        return self._streams()[self._gpu(device).index]
+
+    def _set_stream(self, stream: VirtualStream | None) -> None:
+        if stream is not None:
+            self._streams()[stream.device_index] = stream
+            self._exchange_device(stream.device_index)
+
+    @contextmanager
+    def _in_stream(self, stream: VirtualStream | None) -> Iterator[None]:
+        device, streams = self.current_device(), self._streams().copy()
+        self._set_stream(stream)
+        try:
+            yield
+        finally:
+            self._thread.streams = streams
+            self._exchange_device(device)
+
+
+def _set_sync_debug_mode(debug_mode: int | str) -> None:
+    """Accept the mode in which reading a value neither warns nor fails."""
+    if debug_mode not in (0, "default"):
+        raise NotImplementedError(
+            "Virtual GPUs have no torch.cuda.set_sync_debug_mode but the default: work is done "
+            "when it is called, and nothing waits."
         )
 
 

@@ -8,7 +8,7 @@ import torch
 
 from glm4v_magic.virtual_gpus.tensor import CPU, leaves
 
-__all__ = ["VirtualGenerator", "check_generator"]
+__all__ = ["DefaultGenerator", "VirtualGenerator", "check_generator", "default_generators"]
 
 _Generator = torch.Generator
 
@@ -50,6 +50,37 @@ class VirtualGenerator(_Generator, metaclass=_AnyGenerator):
         clone = VirtualGenerator(self._device)
         clone.set_state(self.get_state())
         return clone
+
+
+class DefaultGenerator(VirtualGenerator):
+    """One of ``torch.cuda.default_generators``: stands for the default generator of the CPU."""
+
+    def get_state(self) -> torch.Tensor:
+        """Return the state of the CPU's generator."""
+        return torch.get_rng_state()
+
+    def set_state(self, new_state: torch.Tensor) -> DefaultGenerator:
+        """Set the state of the CPU's generator."""
+        torch.set_rng_state(new_state)
+        return self
+
+    def manual_seed(self, seed: int) -> DefaultGenerator:
+        """Seed the CPU's generator."""
+        torch.default_generator.manual_seed(seed)
+        return self
+
+    def seed(self) -> int:
+        """Seed the CPU's generator at random, and return the seed."""
+        return torch.default_generator.seed()
+
+    def initial_seed(self) -> int:
+        """Return the seed of the CPU's generator."""
+        return torch.default_generator.initial_seed()
+
+
+def default_generators(count: int) -> tuple[DefaultGenerator, ...]:
+    """Return the default generator of each GPU; all are that of the CPU."""
+    return tuple(DefaultGenerator(index) for index in range(count))
 
 
 def check_generator(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from glm4v_magic.virtual_gpus.memory import MemoryLedger
 from glm4v_magic.virtual_gpus.package import PlacementError
+from glm4v_magic.virtual_gpus.recurrent import CELLS, LAYERS, LayerCall
 from glm4v_magic.virtual_gpus.report import Guess, MetaTensorError, MixedDeviceError, Problem
 from glm4v_magic.virtual_gpus.rules import (
     IMPLICIT,
@@ -214,6 +215,39 @@ class Machine:
                 enable_gqa=enable_gqa,
             )  # fmt: skip
         return self._place(output, device)
+
+    def recurrent(self, function: Any, args: tuple[Any, ...]) -> Any:
+        """Run a recurrent layer, or a cell of one, by the kernel of the CPU.
+
+        Args:
+            function: one of `CELLS` or `LAYERS`.
+            args: its arguments.
+        """
+        self._check_owners(leaves(args))
+        operator: Any
+        if function in CELLS:
+            operator = CELLS[function]
+            args, _, device = self._same_device(operator, args, {})
+        else:
+            operator = LAYERS[function]
+            call = LayerCall.read(args)
+            device, mismatch = call.device(), call.mismatch()
+            if mismatch is not None:
+                movable, _ = self._repaired(operator, call.movable(), {}, device, mismatch)
+                call = call.moved(*movable)
+            args = call.arguments()
+        args = replace_leaves(_content_with_gradients, args)
+        if any(tensor.is_meta for tensor in leaves(args)):
+            # the number of rows at each step is read: it stays
+            args = replace_leaves(lambda t: _without_data(t) if t.is_floating_point() else t, args)
+        with torch._C.DisableTorchFunction(), _disable_current_modes():
+            result = function(*args)
+        return replace_leaves(
+            lambda out: self._place(
+                self._with_or_without_data(operator, out.detach(), device), device
+            ),
+            result,
+        )
 
     def _to_copy(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         device = kwargs.get("device")
@@ -502,6 +536,15 @@ def _is_larger(args: tuple[Any, ...], device: torch.device) -> bool:
     if any(len(sizes) > 1 for sizes in columns):
         return False
     return math.prod(sizes.pop() for sizes in columns if sizes) > _COMPUTED
+
+
+def _content_with_gradients(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the content, which asks for gradients if its tensor does.
+
+    ``matmul`` folds its first operand if the second one does, which changes last bits.
+    """
+    inner = content(tensor)
+    return inner.detach().requires_grad_() if tensor.requires_grad else inner
 
 
 def _without_data(tensor: torch.Tensor) -> torch.Tensor:

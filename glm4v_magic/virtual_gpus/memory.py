@@ -24,6 +24,18 @@ class _Peak:
     module: str
 
 
+@dataclass(slots=True)
+class _Totals:
+    """Bytes and storages: allocated since the last `forget_totals`, and storages live now."""
+
+    octets: int = 0
+    storages: int = 0
+    live: int = 0
+    most: int = 0
+    freed_octets: int = 0
+    freed_storages: int = 0
+
+
 class MemoryLedger:
     """Counts the storages on each GPU, each once, during their lifetime.
 
@@ -35,6 +47,9 @@ class MemoryLedger:
         self.capacities = tuple(capacities)
         self._live = [0] * len(self.capacities)
         self._highest = [0] * len(self.capacities)
+        self._fractions = [1.0] * len(self.capacities)
+        self._refusals = [0] * len(self.capacities)
+        self._totals = [_Totals() for _ in self.capacities]
         self._peaks: dict[tuple[str, int], _Peak] = {}
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._sizes: dict[int, tuple[int, int]] = {}  # GPU and bytes
@@ -56,6 +71,32 @@ class MemoryLedger:
     def forget_peak(self, gpu: int) -> None:
         """Let `peak_bytes` begin anew with what is live; the recorded phases are kept."""
         self._highest[gpu] = self.live_bytes(gpu)
+        self._totals[gpu].most = self._totals[gpu].live
+
+    def fraction(self, gpu: int) -> float:
+        """Return the share of a GPU that tensors may take."""
+        return self._fractions[gpu]
+
+    def limit(self, gpu: int, fraction: float) -> None:
+        """Let tensors take a share of a GPU, from 0 to 1."""
+        self._fractions[gpu] = fraction
+
+    def refusals(self, gpu: int) -> int:
+        """Return how many tensors a GPU had no room for."""
+        return self._refusals[gpu]
+
+    def totals(self, gpu: int) -> tuple[dict[str, int], dict[str, int]]:
+        """Return bytes and storages, as ``current``, ``peak``, ``allocated`` and ``freed``."""
+        live, counted = self.live_bytes(gpu), self._totals[gpu]
+        octets = (live, self._highest[gpu], counted.octets, counted.freed_octets)
+        storages = (counted.live, counted.most, counted.storages, counted.freed_storages)
+        names = ("current", "peak", "allocated", "freed")
+        return dict(zip(names, octets, strict=True)), dict(zip(names, storages, strict=True))
+
+    def forget_totals(self, gpu: int) -> None:
+        """Let what `totals` says was allocated and freed begin anew."""
+        live = self._totals[gpu].live
+        self._totals[gpu] = _Totals(live=live, most=live)
 
     def add(
         self,
@@ -85,9 +126,15 @@ class MemoryLedger:
             if key in self._known and size <= before:
                 return
             size -= before
-            if self._live[gpu] + size > self.capacities[gpu]:
+            if self._live[gpu] + size > self.capacities[gpu] * self._fractions[gpu]:
+                self._refusals[gpu] += 1
                 raise torch.OutOfMemoryError(self._out_of_memory(gpu, size) + f" ({where()})")
+            totals = self._totals[gpu]
+            totals.octets += size
             if key not in self._known:
+                totals.storages += 1
+                totals.live += 1
+                totals.most = max(totals.most, totals.live)
                 self._known[key] = weakref.ref(storage, partial(_note_end, self._ended, key))
             self._sizes[key] = gpu, before + size
             peak = self._peaks.setdefault((phase, gpu), _Peak(self._live[gpu], self._live[gpu], ""))
@@ -132,6 +179,10 @@ class MemoryLedger:
             self._known.pop(key, None)
             gpu, size = self._sizes.pop(key)
             self._live[gpu] -= size
+            totals = self._totals[gpu]
+            totals.live -= 1
+            totals.freed_octets += size
+            totals.freed_storages += 1
 
     def _out_of_memory(self, gpu: int, size: int) -> str:
         """Return the text of c10/cuda/CUDACachingAllocator.cpp."""

@@ -8,14 +8,22 @@ from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import overrides
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from glm4v_magic.virtual_gpus.generators import check_generator
+from glm4v_magic.virtual_gpus.generators import DefaultGenerator, check_generator
+from glm4v_magic.virtual_gpus.old_types import device_and_dtype
+from glm4v_magic.virtual_gpus.recurrent import CELLS, LAYERS
 from glm4v_magic.virtual_gpus.rules import is_implicit, lazy_views
 from glm4v_magic.virtual_gpus.tensor import VirtualTensor, leaves, replace_leaves
 
-__all__ = ["operators_watched", "virtual_devices"]
+__all__ = [
+    "has_torch_function",
+    "operators_watched",
+    "torch_function_checks",
+    "virtual_devices",
+]
 
 _PLACE_OF_DEVICE = {"to": 1, "_parse_to": 0}
 _PYTHON_NUMBERS_TO_TENSOR = (torch.tensor, torch.as_tensor)
@@ -28,6 +36,8 @@ class _Machine(Protocol):
     def dispatch(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
 
     def attention(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def recurrent(self, function: Any, args: tuple[Any, ...]) -> Any: ...
 
     def gpu(self, device: torch.device) -> torch.device: ...
 
@@ -49,6 +59,36 @@ def virtual_devices(machine: _Machine) -> Iterator[None]:
 def operators_watched(machine: _Machine) -> AbstractContextManager[Any]:
     """Within the returned block `machine` sees operators even while it runs another one."""
     return _DispatchMode(machine)
+
+
+_any_torch_function = overrides.has_torch_function
+_KNOWN = frozenset({torch.Tensor, torch.nn.Parameter, VirtualTensor, type(None)})
+
+
+def has_torch_function(tensors: Iterable[Any]) -> bool:
+    """Replaces ``torch.overrides.has_torch_function``: does not count the mode of virtual GPUs.
+
+    ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention`` ask it before they take their fast
+    path, which a GPU and the CPU outside of the block take; other digits come out of the slow one.
+    Functions of ``torch.nn.functional`` ask it whether to hand over to the mode, which would not
+    see what is called inside them then.
+    """
+    if not isinstance(overrides._get_current_function_mode(), _FunctionMode):
+        return _any_torch_function(tensors)
+    tensors = tuple(tensors)
+    if all(type(tensor) in _KNOWN for tensor in tensors):
+        return False
+    with overrides._pop_mode_temporarily():
+        return _any_torch_function(tensors)
+
+
+def torch_function_checks() -> dict[str, Any]:
+    """Return the replacements of the checks, by name in ``torch.nn.functional``."""
+    return {
+        "has_torch_function": has_torch_function,
+        "has_torch_function_unary": lambda tensor: has_torch_function((tensor,)),
+        "has_torch_function_variadic": lambda *tensors: has_torch_function(tensors),
+    }
 
 
 class _DispatchMode(TorchDispatchMode):
@@ -108,6 +148,10 @@ class _FunctionMode(TorchFunctionMode):
         if isinstance(kwargs.get("device"), (int, str, torch.device)):
             kwargs = {**kwargs, "device": self._device(kwargs["device"])}
         check_generator(args, kwargs)
+        if (
+            type(kwargs.get("generator")) is DefaultGenerator
+        ):  # every generator is an instance of it
+            kwargs = {**kwargs, "generator": None}
         replacement = self._REPLACEMENTS.get(func)
         if replacement is not None:
             return replacement(self, func, args, kwargs)
@@ -189,6 +233,22 @@ class _FunctionMode(TorchFunctionMode):
             return self._machine.attention(*args, **kwargs)
         return func(*args, **kwargs)
 
+    def _type(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        kind = args[1] if len(args) > 1 else kwargs.get("dtype")
+        read = device_and_dtype(kind)
+        if read is None:
+            return func(*args, **kwargs)
+        device, dtype = read
+        target = args[0].device if args[0].is_cuda else self._device(device)
+        return args[0].to(target, dtype)
+
+    def _recurrent(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if any(isinstance(tensor, VirtualTensor) for tensor in leaves(args)):
+            if torch.is_autocast_enabled("cuda"):
+                args = replace_leaves(_autocast, args)
+            return self._machine.recurrent(func, args)
+        return func(*args, **kwargs)
+
     def _backward(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Refuse gradients through virtual tensors: autograd computes them in a thread of the GPU.
 
@@ -209,11 +269,12 @@ class _FunctionMode(TorchFunctionMode):
         torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
         torch.Tensor.is_pinned: _is_pinned,
         torch.Tensor.pin_memory: _pin,
+        torch.Tensor.type: _type,
         torch.device: _make_device,
         torch.ctc_loss: _ctc_loss,
-        torch.nn.functional.ctc_loss: _ctc_loss,
         torch.nn.functional.scaled_dot_product_attention: _attention,
         **dict.fromkeys(_PYTHON_NUMBERS_TO_TENSOR, _from_numbers),
+        **dict.fromkeys((*CELLS, *LAYERS), _recurrent),
     }
 
 

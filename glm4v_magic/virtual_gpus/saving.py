@@ -37,7 +37,8 @@ def gpu_storages(
     places: WeakKeyDictionary[torch.UntypedStorage, torch.device] = WeakKeyDictionary()
     loaded: WeakKeyDictionary[torch.UntypedStorage, torch.Tensor] = WeakKeyDictionary()
     rebuild, load_old = torch._utils._rebuild_tensor, torch.serialization._legacy_load
-    old_files = threading.local()
+    load, to = torch.serialization._load, torch.UntypedStorage.to
+    files = threading.local()
 
     def tag(storage: Any) -> str | None:
         gpu = ledger.gpu_of(storage)
@@ -54,7 +55,7 @@ def gpu_storages(
         untyped = storage._untyped_storage
         if untyped not in places:
             return rebuild(storage, storage_offset, size, stride)
-        if getattr(old_files, "depth", 0):
+        if "old" in vars(files):  # tensors are rebuilt before their data is read
             raise NotImplementedError(
                 "Files of the format before PyTorch 1.6 cannot be loaded to a virtual GPU; "
                 'use map_location="cpu", or save them again with torch.save'
@@ -64,22 +65,43 @@ def gpu_storages(
             loaded[untyped] = owner.move(octets, places[untyped])
         return loaded[untyped].view(storage.dtype).as_strided(size, stride, storage_offset)
 
-    def load_old_file(*args: Any, **kwargs: Any) -> Any:
-        # tensors are rebuilt before their data is read
-        old_files.depth = getattr(old_files, "depth", 0) + 1
-        try:
-            return load_old(*args, **kwargs)
-        finally:
-            old_files.depth -= 1
+    def storage_to(storage: Any, *, device: Any, non_blocking: bool = False) -> Any:
+        """``map_location`` may be a function that moves the storage it is given."""
+        device = torch.device(device)
+        if device.type != "cuda" or not vars(files).keys() & {"new", "old"}:
+            return to(storage, device=device, non_blocking=non_blocking)
+        moved = storage.clone()
+        places[moved] = on_gpu(device)
+        return moved
 
     package = (_PRIORITY, tag, place)
     registry = torch.serialization._package_registry
     torch.serialization.register_package(*package)
     torch._utils._rebuild_tensor = rebuild_tensor
-    torch.serialization._legacy_load = load_old_file
+    torch.serialization._load = _counted(files, "new", load)
+    torch.serialization._legacy_load = _counted(files, "old", load_old)
+    torch.UntypedStorage.to = storage_to  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
         torch._utils._rebuild_tensor = rebuild
+        torch.serialization._load = load
         torch.serialization._legacy_load = load_old
+        del torch.UntypedStorage.to  # that of the base class shows again
         registry.remove(package)
+
+
+def _counted(files: threading.local, kind: str, load: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `load`, noted in `files` by an attribute named `kind` while it runs."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        outer = getattr(files, kind, 0)
+        setattr(files, kind, outer + 1)
+        try:
+            return load(*args, **kwargs)
+        finally:
+            setattr(files, kind, outer)
+            if not outer:
+                delattr(files, kind)
+
+    return run

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import torch
 
-__all__ = ["VirtualEvent", "VirtualStream"]
+__all__ = ["Ranges", "VirtualEvent", "VirtualStream"]
 
 
 class VirtualStream:
@@ -23,21 +24,28 @@ class VirtualStream:
     def __init__(
         self, device: int | str | torch.device | None = None, priority: int = 0, **_: Any
     ) -> None:
-        index = torch.cuda.current_device()
-        if isinstance(device, int):
-            index = device
-        elif device is not None and torch.device(device).index is not None:
-            index = torch.device(device).index
+        where = torch.device("cuda", device) if isinstance(device, int) else device
+        where = None if where is None else torch.device(where)
+        index = torch.cuda.current_device() if where is None or where.index is None else where.index
         self.device = torch.device("cuda", index)
         self.device_index = index
         self.priority = priority
         self.cuda_stream = 0
+        self._entered: list[AbstractContextManager[None]] = []
 
     def __enter__(self) -> Self:
+        context = torch.cuda.stream(self)  # type: ignore[arg-type]
+        context.__enter__()
+        self._entered.append(context)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """The work is done."""
+        self._entered.pop().__exit__(None, None, None)
+
+    @staticmethod
+    def priority_range() -> tuple[int, int]:
+        """Return the least and the greatest priority."""
+        return 0, -5
 
     def query(self) -> bool:
         """Return True: all work is done."""
@@ -100,3 +108,30 @@ class VirtualEvent:
         if self._recorded is None or end_event._recorded is None:
             raise ValueError("Both events must be recorded before calculating elapsed time.")
         return (end_event._recorded - self._recorded) * 1000
+
+
+class Ranges:
+    """Takes the place of NVTX, which names ranges of time for a profiler: there is none."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+
+    def rangePushA(self, message: str) -> int:  # noqa: N802
+        """Return the depth at which a range begins."""
+        self._depth += 1
+        return self._depth - 1
+
+    def rangePop(self) -> int:  # noqa: N802
+        """Return the depth at which the last range began."""
+        self._depth = max(self._depth - 1, 0)
+        return self._depth
+
+    def rangeStartA(self, message: str) -> int:  # noqa: N802
+        """Return the number of a range that may overlap others."""
+        return 0
+
+    def rangeEnd(self, number: int) -> None:  # noqa: N802
+        """Nothing was recorded."""
+
+    def markA(self, message: str) -> None:  # noqa: N802
+        """Nothing is recorded."""

@@ -61,12 +61,21 @@ class VirtualTensor(torch.Tensor):
 
     @classmethod
     def wrap(cls, content: torch.Tensor, device: torch.device, made_in: str, owner: Owner) -> Self:
-        """Return a virtual tensor on `device` with this content."""
+        """Return a virtual tensor on `device` with this content.
+
+        A nested content, as ``nn.TransformerEncoder`` makes of padded sequences, has no size: that
+        with the padding stands for it.
+        """
+        if content.is_nested:
+            longest = content._nested_tensor_size().amax(0).tolist()
+            like = torch.empty(len(content.unbind()), *longest, device=META)
+        else:
+            like = content
         tensor: Self = torch.Tensor._make_wrapper_subclass(
             cls,
-            content.size(),
-            strides=content.stride(),
-            storage_offset=content.storage_offset(),
+            like.size(),
+            strides=like.stride(),
+            storage_offset=like.storage_offset(),
             dtype=content.dtype,
             layout=content.layout,
             device=device,
@@ -152,6 +161,8 @@ class VirtualTensor(torch.Tensor):
     def follow_content(self) -> None:
         """Take over the size and strides of the content, after they changed in place."""
         inner = self.content
+        if inner.is_nested:
+            return
         if inner.size() != self.size() or inner.stride() != self.stride():
             _set_metadata(self, self.wrap(inner, self.device, self.made_in, self.owner))
 

@@ -113,5 +113,4 @@ def test_an_encoder_says_what_it_says_on_the_cpu():
         expected = layer(inputs)
         with VirtualGPUs("1x1GiB"):
             found = layer.to("cuda:0")(inputs.to("cuda:0")).cpu()
-    # on virtual GPUs PyTorch takes the path that it takes where there are hooks
-    torch.testing.assert_close(found, expected)
+    assert found.equal(expected)

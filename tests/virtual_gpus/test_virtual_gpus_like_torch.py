@@ -330,6 +330,10 @@ def test_files_are_loaded_to_any_gpu(weights_only: bool) -> None:
     for place, device in (
         ("cuda:1", "cuda:1"), (torch.device("cuda"), "cuda:0"), ({"cpu": "cuda:1"}, "cuda:1"),
         (lambda storage, location: storage, "cpu"), ("cpu", "cpu"), (None, "cpu"),
+        (lambda storage, location: storage.cuda(1), "cuda:1"),
+        (lambda storage, location: storage.cuda(), "cuda:0"),
+        (lambda storage, location: storage.to(device="cuda:1"), "cuda:1"),
+        (lambda storage, location: None, "cpu"), ({"cuda:1": "cuda:0"}, "cpu"),
     ):  # fmt: skip
         file.seek(0)
         with VirtualGPUs("2x1GiB") as gpus:
@@ -341,9 +345,12 @@ def test_files_are_loaded_to_any_gpu(weights_only: bool) -> None:
             found["half"].zero_()
             assert found["a"].tolist() == [0, 1, 0, 0]
             assert sum(gpus.live_bytes) == (24 if device != "cpu" else 0)
-    file.seek(0)
-    with VirtualGPUs("2x1GiB"), pytest.raises(PlacementError, match="no virtual GPU 5"):
-        torch.load(file, map_location="cuda:5")
+    for place in ("cuda:5", lambda storage, location: storage.cuda(5)):
+        file.seek(0)
+        with VirtualGPUs("2x1GiB"), pytest.raises(PlacementError, match="no virtual GPU 5"):
+            torch.load(file, map_location=place)
+    with VirtualGPUs("2x1GiB"), pytest.raises(RuntimeError, match="Storage device not recognized"):
+        x.untyped_storage().cuda(1)
 
 
 def test_files_say_on_which_gpu_their_tensors_were() -> None:
