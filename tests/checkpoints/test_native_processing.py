@@ -88,6 +88,15 @@ def test_what_the_model_sees_of_each_image(native):
 
 
 @pytest.mark.parametrize("kind", tiny_native.KINDS)
+def test_thinking_of_earlier_turns_is_not_sent(native, kind):
+    processor = resolve(native(kind)).processor()
+    asked = [Message("user", "What?", (C,)), Message("user", "Sure?")]
+    answers = [Message("assistant", "Blue.", thinking=each) for each in ("Let me see.", "")]
+    one, other = (processor.encode(talk(asked[0], each, asked[1])).ids for each in answers)
+    assert one == other
+
+
+@pytest.mark.parametrize("kind", tiny_native.KINDS)
 def test_whatever_begins_another_turn_ends_an_answer(native, kind):
     """Without a generation config, too, which may name fewer of them."""
     processor = resolve(native(kind)).processor()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +14,7 @@ import tiny_native
 import torch
 
 from glm4v_magic.checkpoints import resolve
+from glm4v_magic.core.boxes import BOX_TAGS
 from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import GenerationInterrupted, OutOfMemoryError
@@ -380,6 +383,18 @@ def test_tokens_of_the_thinking_are_kept_apart(engines, kind, said):
         for token in tokens:
             assert text[token.start : token.end] in token.text or "\ufffd" in token.text
     assert len(answer.tokens) + len(answer.thinking_tokens) == answer.usage.new_tokens
+
+
+def test_tags_that_a_tokenizer_calls_special_are_read(native, tmp_path):
+    folder = shutil.copytree(native("glm46v"), tmp_path / "special")
+    described = json.loads((folder / "tokenizer.json").read_text())
+    for token in described["added_tokens"]:
+        token["special"] = True
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    engine, box = local.load(resolve(folder), keep=0), "[[1,2,3,4]]".join(BOX_TAGS)
+    with Says(engine, f"\n<think>One.</think>\n{box}"):
+        (answer,) = answers(engine, [ONE], replace(GREEDY, max_tokens=99))
+    assert (answer.thinking, answer.text) == ("One.", box)
 
 
 def test_thinking_that_was_stopped_goes_on(engines):
