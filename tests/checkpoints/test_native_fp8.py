@@ -38,7 +38,8 @@ from glm4v_magic.planning.machines import machine_rows, machines
 from glm4v_magic.session.session import Session
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
-KINDS = ("glm46v", "glm_ocr", "glm4v_moe")
+OF_GLM5 = pytest.param("glm5_next", marks=pytest.mark.nightly)  # it takes ten times as long
+KINDS = ("glm46v", "glm_ocr", "glm4v_moe", OF_GLM5)
 BLOCK = (48, 40)  # divides no side of a matrix
 OF_EXPERTS = (32, 40)  # its rows divide the two halves that are joined
 SKIPPED = ["lm_head", "model.visual", "model.language_model.layers.0.mlp"]
@@ -53,15 +54,24 @@ LARGEST = 448.0
 
 
 def scheme(kind):
-    return {**FP8, "weight_block_size": list(block_of(kind))}
+    return {
+        **FP8,
+        "weight_block_size": list(block_of(kind)),
+        "modules_to_not_convert": skipped(kind),
+    }
+
+
+def skipped(kind):
+    index = "model.language_model.layers.3.self_attn.indexer"  # it needs full weights
+    return [*SKIPPED, index] if kind == "glm5_next" else SKIPPED
 
 
 def block_of(kind):
-    return OF_EXPERTS if kind == "glm4v_moe" else BLOCK
+    return OF_EXPERTS if kind in ("glm4v_moe", "glm5_next") else BLOCK
 
 
 def is_held(name, weight, skipped):
-    matrix = name.endswith("_proj.weight") and weight.dim() == 2
+    matrix = name.endswith(("_proj.weight", "_mqa.weight")) and weight.dim() == 2
     return matrix and not any(name.startswith(f"{each}.") for each in skipped)
 
 
@@ -171,7 +181,7 @@ def test_restored_on_several_gpus(checkpoints, kind):
     assert found == answer(local.load(full, Placement("bfloat16")))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS[:-1], "glm5_next"])
 def test_plans_for_gpus_with_fp8_count_the_bytes_of_transformers_own_modules(checkpoints, kind):
     first = PlacementOptions(gpus="1xL4-24GB", images=0, context=512)  # of capability 8.9
     assert make_plan(architecture(checkpoints(kind)[0]), first).workload.fp8
@@ -180,10 +190,13 @@ def test_plans_for_gpus_with_fp8_count_the_bytes_of_transformers_own_modules(che
     assert made.workload.fp8
     assert [note.code for note in made.notes] == ["fp8_stays"]
     model = known.build_meta("bfloat16")
-    how = FineGrainedFP8Config(weight_block_size=block_of(kind), modules_to_not_convert=SKIPPED)
-    replace_with_fp8_linear(model, SKIPPED, how, pre_quantized=True)
+    left = skipped(kind)
+    how = FineGrainedFP8Config(weight_block_size=block_of(kind), modules_to_not_convert=left)
+    in_float32 = {name for name, each in model.named_parameters() if each.dtype == torch.float32}
+    replace_with_fp8_linear(model, left, how, pre_quantized=True)
     for parameter_name, parameter in model.named_parameters():
-        if parameter.dtype == torch.float32 and "scale_inv" not in parameter_name:
+        is_made = parameter_name not in in_float32 and "scale_inv" not in parameter_name
+        if parameter.dtype == torch.float32 and is_made:
             module, _, name = parameter_name.rpartition(".")  # a bias, as loads cast it
             setattr(model.get_submodule(module), name, torch.nn.Parameter(parameter.bfloat16()))
     assert sum(stage.weight_bytes for stage in made.stages) == sum(
@@ -219,6 +232,7 @@ def test_elsewhere_weights_are_planned_as_they_are_restored(checkpoints, gpus, o
     [
         ("glm46v", {"modules_to_not_convert": ["lm_head"]}),  # the tower is in FP8, too
         ("glm4v_moe", {"weight_block_size": list(BLOCK)}),  # a block has rows of both halves
+        ("glm5_next", {"weight_block_size": list(OF_EXPERTS)}),  # the index is in FP8, too
     ],
 )
 def test_what_transformers_does_not_keep_in_fp8_is_restored(checkpoints, tmp_path, kind, changed):

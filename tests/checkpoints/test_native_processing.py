@@ -148,7 +148,7 @@ def test_a_mark_cannot_be_typed(native):
     ("kind", "partial", "ending", "is_inside"),
     [
         ("glm4v", Message("assistant", "A re"), "<|assistant|>\nA re", False),
-        ("glm46v", Message("assistant", "A re"), "<|assistant|>\nA re", False),
+        ("glm46v", Message("assistant", "A <|user|>"), "<|assistant|>\nA <|user|>", False),
         (
             "glm46v",
             Message("assistant", "A </think>", thinking="Let me <think>"),
@@ -169,8 +169,10 @@ def test_an_incomplete_answer_goes_on(native, kind, partial, ending, is_inside):
     encoded = processor.encode(talk(Message("user", "What?", (C,)), unfinished))
     assert processor.tokenizer.decode(list(encoded.published)).endswith(f"What?{ending}")
     assert encoded.inside_thinking == is_inside
-    thinks = processor.tokenizer.convert_tokens_to_ids("<think>")
-    assert encoded.ids.count(thinks) == bool(partial.thinking)
+    of = processor.tokenizer.convert_tokens_to_ids
+    assert encoded.ids.count(of("<think>")) == bool(partial.thinking)
+    assert encoded.ids.count(of("</think>")) == bool(partial.thinking and partial.text)
+    assert encoded.ids.count(of("<|user|>")) == 1
 
 
 def test_thinking_that_cannot_be_turned_off(native):

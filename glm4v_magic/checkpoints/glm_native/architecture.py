@@ -19,7 +19,11 @@ from glm4v_magic.checkpoints.files import TensorInfo
 from glm4v_magic.checkpoints.glm_native.config_file import has_experts, read_config
 from glm4v_magic.checkpoints.glm_native.families import family_of
 from glm4v_magic.checkpoints.glm_native.fp8 import SCALE, Fp8, read_fp8
-from glm4v_magic.checkpoints.glm_native.hybrid import FLOAT32_MODULES, hybrid_units
+from glm4v_magic.checkpoints.glm_native.hybrid import (
+    FLOAT32_MODULES,
+    can_compute_in_fp8,
+    hybrid_units,
+)
 from glm4v_magic.checkpoints.glm_native.image_limits import image_limits
 from glm4v_magic.checkpoints.glm_native.text import text_units
 from glm4v_magic.checkpoints.glm_native.tower import (
@@ -261,7 +265,7 @@ class NativeArchitecture:
             name=self.name,
             units=(
                 *vision_units(vision, is_plain=self.config["model_type"] in (_OCR, _HYBRID)),
-                *(hybrid_units(text) if self._is_hybrid else text_units(text, self._kept_fp8())),
+                *(hybrid_units if self._is_hybrid else text_units)(text, self._kept_fp8()),
             ),
             vision_modules=(VISION,),
             dtype=str(dtype or "bfloat16"),
@@ -281,12 +285,14 @@ class NativeArchitecture:
     def _kept_fp8(self) -> Fp8 | None:
         """FP8 scheme of weights that can stay in FP8.
 
-        ``None`` unless only the text part is in FP8, and the matrices of experts that are joined
-        from two meet at a border of blocks.
+        ``None`` unless only the text part is in FP8, the matrices of experts that are joined from
+        two meet at a border of blocks, and the model's class computes with what is.
         """
         if self.fp8 is None or not self._can_keep_fp8 or any(map(self.fp8.holds, _FULL)):
             return None
         if has_experts(self.text) and self.text["moe_intermediate_size"] % self.fp8.block[0]:
+            return None
+        if self._is_hybrid and not can_compute_in_fp8(self.text, self.fp8):
             return None
         return self.fp8
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from glm4v_magic.checkpoints.glm_native.fp8 import Fp8
+from glm4v_magic.checkpoints.glm_native.text import Matrix, expert_matrices, gated, in_fp8
 from glm4v_magic.checkpoints.glm_native.tower import KEPT_VISUAL
 from glm4v_magic.core.model_shape import Activation, UnitShape
 from glm4v_magic.planning import costs
 
-__all__ = ["FLOAT32_MODULES", "hybrid_units"]
+__all__ = ["FLOAT32_MODULES", "can_compute_in_fp8", "hybrid_units"]
 
 FLOAT32_MODULES = ("conv1d", "dt_bias", "A_log", "attn_hc.base", "attn_hc.scale", "ffn_hc.base",
                    "ffn_hc.scale")  # fmt: skip
@@ -26,8 +28,13 @@ _INT64 = 8
 _CHUNK = 64  # tokens; transformers' `chunk_kimi_delta_attention`
 
 
-def hybrid_units(text: Mapping[str, Any]) -> Iterator[UnitShape]:
-    """Yield the embedding, each decoder layer, then the final norm with the head."""
+def hybrid_units(text: Mapping[str, Any], fp8: Fp8 | None = None) -> Iterator[UnitShape]:
+    """Yield the embedding, each decoder layer, then the final norm with the head.
+
+    Args:
+        text: the configuration of the text part.
+        fp8: scheme of weights that can stay in FP8.
+    """
     wide, vocabulary, streams = text["hidden_size"], text["vocab_size"], text["hc_mult"]
     yield UnitShape(
         "embedding",
@@ -38,7 +45,8 @@ def hybrid_units(text: Mapping[str, Any]) -> Iterator[UnitShape]:
         activations=(*costs.embedding(wide, KEPT_VISUAL), Activation("text", (streams + 1) * wide)),
     )
     for index in range(text["num_hidden_layers"]):
-        yield _layer(text, index)
+        layer = _layer(text, index)
+        yield layer if fp8 is None else in_fp8(layer, _matrices(text, index), fp8)
     norm, logits = costs.head(wide, vocabulary)
     yield UnitShape(
         "head",
@@ -85,6 +93,54 @@ def _layer(text: Mapping[str, Any], index: int) -> UnitShape:
         cache_values=cache,
         activations=(*activations, *_attention(text)),
     )
+
+
+def can_compute_in_fp8(text: Mapping[str, Any], fp8: Fp8) -> bool:
+    """Tell whether transformers' modules run with the weights of a scheme in FP8.
+
+    The index converts its input to the dtype of one of its matrices, which has to be a full one.
+    """
+    return not any(
+        fp8.holds(f"{_TEXT}.layers.{index}.self_attn.indexer.weights_proj")
+        for index in range(text["num_hidden_layers"])
+        if not _is_linear(text, index) and _has_index(text, index)
+    )
+
+
+def _matrices(text: Mapping[str, Any], index: int) -> Iterator[Matrix]:
+    yield from _of_linear(text) if _is_linear(text, index) else _of_attention(text, index)
+    if _is_sparse(text, index):
+        yield from expert_matrices(text)
+    else:
+        yield from gated("mlp", text["hidden_size"], text["intermediate_size"])
+
+
+def _of_linear(text: Mapping[str, Any]) -> Iterator[Matrix]:
+    wide, heads, head = text["hidden_size"], text["linear_num_heads"], text["linear_head_dim"]
+    inner = heads * head
+    for name in "qkv":
+        yield f"self_attn.{name}_proj", inner, wide, 1
+    yield "self_attn.o_proj", wide, inner, 1
+    yield "self_attn.b_proj", heads, wide, 1
+    for name in ("forget_gate.f", "g"):
+        yield f"self_attn.{name}_a_proj", head, wide, 1
+        yield f"self_attn.{name}_b_proj", inner, head, 1
+
+
+def _of_attention(text: Mapping[str, Any], index: int) -> Iterator[Matrix]:
+    wide, heads = text["hidden_size"], text["num_attention_heads"]
+    query, compressed = text["q_lora_rank"], text["kv_lora_rank"]
+    key, value = text["qk_nope_head_dim"], text["v_head_dim"]
+    yield "self_attn.q_a_proj", query, wide, 1
+    yield "self_attn.q_b_proj", heads * key, query, 1
+    yield "self_attn.kv_a_proj_with_mqa", compressed, wide, 1
+    yield "self_attn.kv_b_proj", heads * (key + value), compressed, 1
+    yield "self_attn.o_proj", wide, heads * value, 1
+    if _has_index(text, index):
+        head, of_index = text["index_head_dim"], text["index_n_heads"]
+        yield "self_attn.indexer.wq_b", of_index * head, query, 1
+        yield "self_attn.indexer.wk", head, wide, 1
+        yield "self_attn.indexer.weights_proj", of_index, wide, 1
 
 
 def _is_linear(text: Mapping[str, Any], index: int) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from glm4v_magic.checkpoints.glm_native.config_file import has_experts
 from glm4v_magic.checkpoints.glm_native.fp8 import Fp8
@@ -12,7 +12,10 @@ from glm4v_magic.checkpoints.glm_native.tower import KEPT_VISUAL
 from glm4v_magic.core.model_shape import Activation, UnitShape
 from glm4v_magic.planning import costs
 
-__all__ = ["linear_inputs", "text_units"]
+__all__ = ["Matrix", "expert_matrices", "gated", "in_fp8", "linear_inputs", "text_units"]
+
+Matrix: TypeAlias = tuple[str, int, int, int]
+"""Name of a module in a layer; rows, columns and number of its matrices."""
 
 _TEXT = "model.language_model"
 _FLOAT32 = 4
@@ -47,7 +50,8 @@ def text_units(text: Mapping[str, Any], fp8: Fp8 | None = None) -> Iterator[Unit
     for index in range(text["num_hidden_layers"]):
         is_moe = first_moe is not None and index >= first_moe
         layer = (_moe_layer if is_moe else _dense_layer)(text, index, in_moe)
-        yield layer if fp8 is None else _in_fp8(layer, text, index, fp8, is_moe=is_moe)
+        matrices = _matrices(text, is_moe=is_moe)
+        yield layer if fp8 is None else in_fp8(layer, matrices, fp8)
     yield UnitShape(
         "head",
         (f"{_TEXT}.norm", "lm_head"),
@@ -57,19 +61,24 @@ def text_units(text: Mapping[str, Any], fp8: Fp8 | None = None) -> Iterator[Unit
     )
 
 
-def _in_fp8(
-    layer: UnitShape, text: Mapping[str, Any], index: int, fp8: Fp8, *, is_moe: bool
-) -> UnitShape:
+def in_fp8(layer: UnitShape, matrices: Iterable[Matrix], fp8: Fp8) -> UnitShape:
+    """Return a decoder layer with the number of its weights that can stay in FP8.
+
+    Args:
+        layer: the layer.
+        matrices: all matrices of its linear layers and experts.
+        fp8: scheme of the checkpoint.
+    """
+    (module,) = layer.modules
     values = scales = 0
-    for name, rows, columns, count in _matrices(text, is_moe=is_moe):
-        if fp8.holds(f"{_TEXT}.layers.{index}.{name}"):
+    for name, rows, columns, count in matrices:
+        if fp8.holds(f"{module}.{name}"):
             values += count * rows * columns
             scales += count * fp8.scales(rows, columns)
     return replace(layer, fp8_values=values, fp8_scales=scales)
 
 
-def _matrices(text: Mapping[str, Any], *, is_moe: bool) -> Iterator[tuple[str, int, int, int]]:
-    """Yield module, rows, columns and number of the matrices of a layer."""
+def _matrices(text: Mapping[str, Any], *, is_moe: bool) -> Iterator[Matrix]:
     wide, mlp = text["hidden_size"], text["intermediate_size"]
     inner = text["num_attention_heads"] * _head_size(text)
     groups = text["num_key_value_heads"] * _head_size(text)
@@ -77,19 +86,24 @@ def _matrices(text: Mapping[str, Any], *, is_moe: bool) -> Iterator[tuple[str, i
         yield f"self_attn.{name}_proj", rows, wide, 1
     yield "self_attn.o_proj", wide, inner, 1
     if is_moe:
-        routed = text["moe_intermediate_size"]
-        yield "mlp.experts", 2 * routed, wide, text["n_routed_experts"]
-        yield "mlp.experts", wide, routed, text["n_routed_experts"]
-        shared = routed * text["n_shared_experts"]
-        yield from _gated("mlp.shared_experts", wide, shared)
+        yield from expert_matrices(text)
     elif has_experts(text):
-        yield from _gated("mlp", wide, mlp)
+        yield from gated("mlp", wide, mlp)
     else:
         yield "mlp.gate_up_proj", 2 * mlp, wide, 1
         yield "mlp.down_proj", wide, mlp, 1
 
 
-def _gated(name: str, wide: int, mlp: int) -> Iterator[tuple[str, int, int, int]]:
+def expert_matrices(text: Mapping[str, Any]) -> Iterator[Matrix]:
+    """Yield the matrices of the experts of a layer, those of all routed ones together."""
+    wide, routed = text["hidden_size"], text["moe_intermediate_size"]
+    yield "mlp.experts", 2 * routed, wide, text["n_routed_experts"]
+    yield "mlp.experts", wide, routed, text["n_routed_experts"]
+    yield from gated("mlp.shared_experts", wide, routed * text["n_shared_experts"])
+
+
+def gated(name: str, wide: int, mlp: int) -> Iterator[Matrix]:
+    """Yield the matrices of a gated MLP."""
     yield f"{name}.gate_proj", mlp, wide, 1
     yield f"{name}.up_proj", mlp, wide, 1
     yield f"{name}.down_proj", wide, mlp, 1
