@@ -250,22 +250,22 @@ class Seated:
         self.actor, self.name, self.is_killed = self, f"Replica {number}", False
 
     def __getattr__(self, name):
-        return SimpleNamespace(remote=lambda *given: getattr(self, f"_{name}")(*given))
+        return SimpleNamespace(remote=lambda *given: getattr(self, f"on_{name}")(*given))
 
-    def _put(self, number, at_once, asked):
+    def on_put(self, number, at_once, asked):
         self.waiting += [row for row, _ in asked]
 
-    def _require_room(self, request):
+    def on_require_room(self, request):
         if self.is_killed:
             from ray.exceptions import RayActorError
 
             raise RayActorError
         return lambda: 99
 
-    def _withdraw(self, number, rows):
+    def on_withdraw(self, number, rows):
         self.waiting = [row for row in self.waiting if row not in rows]
 
-    def _take(self, number, seconds):
+    def on_take(self, number, seconds):
         def news():
             batch, self.waiting = self.waiting[:8], self.waiting[8:]
             self.batches += bool(batch)
@@ -344,8 +344,8 @@ class Dying(Seated):
         super().__init__(number)
         self.deaths = deaths
 
-    def _take(self, number, seconds):
-        told = super()._take(number, seconds)
+    def on_take(self, number, seconds):
+        told = super().on_take(number, seconds)
 
         def news():
             from ray.exceptions import RayActorError
