@@ -21,7 +21,7 @@ import os
 import sys
 from typing import Any
 
-from glm4v_magic.core.errors import Glm4vError, OptionError
+from glm4v_magic.core.errors import EngineError, Glm4vError, OptionError
 from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.options import Serving, of_command, of_group
 from glm4v_magic.core.server_address import API_KEY, is_loopback, refuse_address
@@ -76,6 +76,8 @@ def main(words: list[str] | None = None) -> int:
             served = name.name if is_folder(name) else arguments.model
             server.open(session, served, parallel)
             server.serve()
+            if server.is_lost:
+                raise EngineError(f"All replicas of {served} were lost.", "Start the server again.")
     except Glm4vError as error:
         _say(in_http(error))
         return 1

@@ -105,11 +105,18 @@ class Server:
     def serve(self) -> None:
         """Answer until `stop` is called or, in the main thread, until a signal arrives.
 
+        Replicas that are all lost end it, too: whoever started it may start it again.
+
         Raises:
             KeyboardInterrupt: if the signal was Ctrl-C; the answer in progress has ended.
         """
         assert self._uvicorn is not None  # it is open
         self._uvicorn.run([self._socket])
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether all replicas of the model are lost; `serve` ends then."""
+        return self._worker is not None and self._worker.is_lost
 
     def stop(self) -> None:
         """End `serve`; may be called from any thread."""
@@ -144,6 +151,10 @@ class _Uvicorn(uvicorn.Server):
         await super().startup(sockets)
         for each in sockets or ():  # asyncio has one number for both, and has set it again
             each.listen(_BACKLOG)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Tell whether to end; called by uvicorn ten times a second."""
+        return await super().on_tick(counter) or self._worker.is_lost
 
     def _unexpected(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log an error of the loop; what asyncio says in a traceback for each accept, once."""

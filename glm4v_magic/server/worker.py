@@ -140,6 +140,9 @@ class Worker:
         session: session that answers; busy while a request is open.
         at_once: maximum number of requests in the batch; by default 16, or 1 if the model is best
             asked one by one.
+
+    Attributes:
+        is_lost: whether all replicas of the model are lost, so that it answers nothing any more.
     """
 
     def __init__(self, session: Session, at_once: int | None = None) -> None:
@@ -152,6 +155,7 @@ class Worker:
         self._waiting: deque[_Asked] = deque()
         self._open = _Open()
         self._is_stopped = self._is_closed = False
+        self.is_lost = False
         # Always the same thread: torch keeps its modes by thread.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -230,6 +234,7 @@ class Worker:
             failed = [*rows.values()] or [each for each in (self._next(),) if each is not None]
             for each in failed:
                 each.turn.end(error)
+            self.is_lost = _has_lost_all(self._session)
         finally:
             rows.clear()
 
@@ -283,6 +288,13 @@ def _deliver(event: Event, rows: _Open) -> None:
         turn.tell(replace(event, row=asked.index))
     if isinstance(event, Failed | Finished):
         del rows[event.row]
+
+
+def _has_lost_all(session: Session) -> bool:
+    """Tell whether a session had replicas and all of them are lost."""
+    info = session.status().info
+    replicas = () if info is None else info.replicas
+    return bool(replicas) and all(each.lost for each in replicas)
 
 
 def _stopped() -> EngineError:

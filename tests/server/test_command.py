@@ -9,15 +9,19 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 
 import golden
 import pytest
 from following import follow
-from served import ask, begun, question, serving
+from scripted_engine import ScriptedEngine
+from served import SECONDS, ask, assert_error, begun, question, serving
 
 import glm4v_magic
-from glm4v_magic.core.errors import GenerationInterrupted, OptionError
+from glm4v_magic.core.errors import EngineError, GenerationInterrupted, OptionError
+from glm4v_magic.core.model import Replica
 from glm4v_magic.core.server_address import API_KEY
 from glm4v_magic.server import command
 from glm4v_magic.server.listening import Server
@@ -88,6 +92,41 @@ class TestCommandLine:
         assert session.status().info.dtype == "bfloat16"
         assert name == "checkpoint"
         assert "Whoever reaches this port may ask; set GLM4V_API_KEY" in capsys.readouterr().err
+
+
+class Lost(ScriptedEngine):
+    """Replicas of which none is left."""
+
+    def __init__(self):
+        super().__init__()
+        self.info = replace(self.info, replicas=(Replica(0, "here", lost=True),))
+
+    def stream(self, requests, at_once=None, withdrawn=()):
+        raise EngineError("All 1 replica of scripted were lost.", "Load it again.")
+        yield
+
+
+def test_a_server_whose_replicas_are_all_lost_ends(monkeypatch, capsys):
+    monkeypatch.setattr(command, "load", lambda *_, **__: Session(Lost()))
+    found, statuses = [], []
+    opened = Server.open
+
+    def open_and_tell(server, *given):
+        opened(server, *given)
+        found.append(server)
+
+    monkeypatch.setattr(Server, "open", open_and_tell)
+    words = ["demo", "--port", "0"]
+    serving = threading.Thread(target=lambda: statuses.append(command.main(words)))
+    serving.start()
+    while not found:
+        time.sleep(0.01)
+    assert_error(ask(found[0], question(model=None)), 500, "All 1 replica of scripted were lost.")
+    serving.join(SECONDS)
+    assert statuses == [1]
+    assert capsys.readouterr().err.endswith(
+        "All replicas of demo were lost. Start the server again.\n"
+    )
 
 
 @pytest.mark.parametrize("package", ["prometheus_client", "starlette", "uvicorn"])
