@@ -109,6 +109,7 @@ SLOW = {
     "inspect/test_covered_shapes.py": "answers many questions",
     "inspect/test_inspection.py": "several models",
     "inspect/test_side_by_side.py": "answers several questions",
+    "notebook/test_inspect_command.py": "looks into several answers",
     "inspect/test_tracing.py": "several models",
 }
 """Files that `make test-fast` leaves out, each with what takes long in it or what it starts.
