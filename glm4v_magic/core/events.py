@@ -184,10 +184,12 @@ class ColumnBegun:
     Attributes:
         column: its number, from 0, which is the `row` of its pieces.
         name: model and settings.
+        model: name of the model; empty for the one in use.
     """
 
     column: int
     name: str
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

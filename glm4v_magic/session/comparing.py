@@ -146,7 +146,7 @@ def compared(
     columns = [Column(each.name, {**each.loading, **each.asking}) for each in settings]
     try:
         for at in order:
-            yield ColumnBegun(at, columns[at].name)
+            yield ColumnBegun(at, columns[at].name, settings[at].model or "")
             columns[at] = yield from _asked(columns[at], at, ask(at))
             yield ColumnDone(at, ComparedAnswers(prompt, tuple(columns)))
     except _Stopped as stopped:

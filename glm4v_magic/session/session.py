@@ -893,7 +893,8 @@ class Session:
     ) -> Generator[Event, None, None]:
         from glm4v_magic.session.comparing import compared
 
-        choices = [self._meant(each) for each in columns]
+        chosen = self._chosen(terms_of(options))
+        choices = [_meant(each, chosen) for each in columns]
         given = {name: value for name, value in options.items() if name not in _OF_A_VIDEO}
         was_loaded = self._engine is not None
         other: Session | None = None
@@ -933,14 +934,6 @@ class Session:
         if was_loaded and self._engine is None:
             with suppress(Glm4vError):  # the next question tells why it cannot be loaded
                 yield from self._ready(terms_of({}))
-
-    def _meant(self, setting: Setting) -> ModelChoice | None:
-        """Return the model of a column of a comparison; ``None`` for what is loaded here."""
-        if setting.model is None and not setting.loading:
-            return None
-        choice = _choice_of(setting.model or self._choice.name, setting.loading)
-        mine = replace(self._choice, model=self._choice.name)
-        return None if self._engine is not None and choice == mine else choice
 
     def _owned(self, event: Event) -> Event:
         """Return an event whose answer is looked into with the engine of this session."""
@@ -1309,6 +1302,14 @@ def _choice_of(model: str | os.PathLike[str] | None, options: Mapping[str, Any])
         options=taken(PlacementOptions, given),
         **{name: given[name] for name in _OF_A_CHOICE if name in given},
     )
+
+
+def _meant(setting: Setting, chosen: ModelChoice) -> ModelChoice | None:
+    """Return the model of a column of a comparison; ``None`` for the one that is `chosen` here."""
+    if setting.model is None and not setting.loading:
+        return None
+    choice = _choice_of(setting.model or chosen.name, setting.loading)
+    return None if choice == replace(chosen, model=chosen.name) else choice
 
 
 def _with(options: Mapping[str, Any], setting: Setting) -> dict[str, Any]:

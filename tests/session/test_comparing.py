@@ -167,8 +167,13 @@ def test_an_interrupt_within_another_model_releases_it(session):
 
 def test_the_first_question_loads_what_stays_loaded():
     fresh = Session()
-    found = fresh.compare("What?", PHOTO, settings=[{}, {"max_tokens": 1}], model=HERE, **SHORT)
+    settings = [HERE, {"max_tokens": 1}]
+    events, found = read(
+        fresh.stream_compare("What?", PHOTO, settings=settings, model=HERE, **SHORT)
+    )
     assert all(each.done for each in found.columns)
+    loads = [each for each in events if isinstance(each, Loading) and not each.progress.done_bytes]
+    assert len(loads) == 1
     assert fresh.engine is not None
     fresh.unload()
 

@@ -75,6 +75,7 @@ def compare(
     )
     board = columns_for(
         context.shell,
+        context.model,
         quiet=arguments.quiet,
         button=context.settings.stop_button,
         told=context.told,

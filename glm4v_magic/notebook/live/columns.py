@@ -34,12 +34,18 @@ __all__ = ["Columns", "columns_for"]
 
 
 def columns_for(
-    shell: InteractiveShell, *, quiet: bool, button: bool, told: set[str] | None = None
+    shell: InteractiveShell,
+    model: str,
+    *,
+    quiet: bool,
+    button: bool,
+    told: set[str] | None = None,
 ) -> Columns:
     """Return what shows a comparison in what `shell` is connected to.
 
     Args:
         shell: the running shell.
+        model: name of the model in use, or of the one that the next question loads.
         quiet: show nothing at all.
         button: offer a Stop button where one can work.
         told: as in `Screen`.
@@ -48,8 +54,8 @@ def columns_for(
         return Columns()
     # As in `screen_for`: only IPython's own publisher cannot replace an output.
     if type(shell.display_pub) is DisplayPublisher:
-        return TerminalColumns(shell, button=button, told=told)
-    return NotebookColumns(shell, button=button, told=told)
+        return TerminalColumns(shell, model, button=button, told=told)
+    return NotebookColumns(shell, model, button=button, told=told)
 
 
 class Columns:
@@ -70,14 +76,16 @@ class _WithScreens(Columns):
 
     Args:
         shell: the running shell.
+        model: as in `columns_for`.
         button: whether there may be a Stop button.
         told: as in `Screen`.
     """
 
     def __init__(
-        self, shell: InteractiveShell, *, button: bool, told: set[str] | None = None
+        self, shell: InteractiveShell, model: str, *, button: bool, told: set[str] | None = None
     ) -> None:
         self._shell = shell
+        self._model = model
         self._may_have_button = button
         self._told = set() if told is None else told
         self._screen = Screen()
@@ -88,8 +96,9 @@ class _WithScreens(Columns):
         match event:
             case ColumnBegun():
                 self._screen.close()
+                model = event.model or self._model
                 self._screen = screen_for(
-                    self._shell, event.name, button=self._may_have_button, told=self._told
+                    self._shell, model, button=self._may_have_button, told=self._told
                 )
                 self.begin(event.name)
             case Starting() | Loading():
@@ -127,9 +136,9 @@ class NotebookColumns(_WithScreens):
     """The images, the table so far, and a line with a Stop button if the cell is watched."""
 
     def __init__(
-        self, shell: InteractiveShell, *, button: bool, told: set[str] | None = None
+        self, shell: InteractiveShell, model: str, *, button: bool, told: set[str] | None = None
     ) -> None:
-        super().__init__(shell, button=button, told=told)
+        super().__init__(shell, model, button=button, told=told)
         self._head = Head(shell, button=button) if is_watched(shell) else None
         self._output: Output | None = None
         self._is_open = False
