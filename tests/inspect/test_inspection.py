@@ -302,7 +302,8 @@ def test_a_split_at_any_border_shows_the_same(look, border):
         names.get(unit, f"{text}.layers.{unit}"): int(at >= border) for at, unit in enumerate(UNITS)
     }
     with VirtualGPUs("2x1GiB") as gpus:
-        there = Session().load("demo", device_map=spread | {f"{text}.rotary_emb": 0})
+        spread[f"{text}.rotary_emb"] = 0
+        there = Session().load("demo", device_map=spread, dtype="float32")
         mine = there.ask(QUESTION, drawn()).inspect()
         for own, other in zip(everything(mine), everything(look), strict=True):
             assert np.allclose(own, other, atol=1e-4)
