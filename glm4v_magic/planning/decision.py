@@ -209,7 +209,7 @@ def choose(
         _refuse_contradictions(chosen, options, names)
         refuse_plan_of_another(chosen, architecture.shape())
     elif chosen is not None:
-        refuse_options_of_a_plan(options, tried)
+        refuse_options_of_a_plan(options)
     quantize = chosen.workload.quantize if isinstance(chosen, Plan) else options.quantize
     if quantize is not None:
         require_quantizable(architecture.shape(), quantize)

@@ -215,6 +215,10 @@ def _place(found: Checkpoint, choice: ModelChoice) -> tuple[Placement, int]:
     gpus = usable_gpus(choice.options.gpus)
     placement = decide(found.architecture, choice.options, gpus, choice.device_map, cpu=cpu_here())
     on_gpus = any(place != "cpu" for place in (placement.device_map or {}).values())
+    if choice.device_map is not None and on_gpus:
+        from glm4v_magic.dry_run.room import require_room
+
+        require_room(found.architecture, placement, choice.options, choice.device_map, gpus)
     return placement, _budget(choice, placement.plan, gpus if on_gpus else ())
 
 

@@ -443,6 +443,10 @@ TWO_OF_EACH: dict[str, tuple[Any, Any]] = {
 """Option of a plan -> two values for it."""
 
 
+BESIDE_A_MAP = ("dtype", "quantize", "image_size", "context", "images", "batch")
+"""Options that have a meaning beside a map: how it is held, and what is to fit."""
+
+
 def test_a_plan_keeps_each_option_and_contradicts_another_value() -> None:
     names = {each.name for each in of_group(PlacementFields)}
     assert names == {*TWO_OF_EACH, "gpus"}
@@ -457,7 +461,7 @@ def test_a_plan_keeps_each_option_and_contradicts_another_value() -> None:
             with pytest.raises(OptionError, match=f"^{name} is ") as caught:
                 choose(NEWER, PlacementOptions(**{name: other}), gpus, kept)
             assert caught.value.option == name
-        if name not in ("dtype", "quantize", "image_size"):  # these have a meaning beside a map
+        if name not in BESIDE_A_MAP:
             with pytest.raises(OptionError, match=f"^{name} is for making a plan"):
                 choose(NEWER, PlacementOptions(**{name: one}), gpus, {"": 0})
 

@@ -1,0 +1,110 @@
+"""Whether a model that is to be loaded by a given map or plan would run there: as a dry run says.
+
+Prices tell it in milliseconds where there is room enough, and a dry run where there may not be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+from glm4v_magic.core.errors import DoesNotFitError
+from glm4v_magic.core.gpu_spec import GPU
+from glm4v_magic.core.options import OPTIONS, of_python
+from glm4v_magic.core.placement import GivenMap, PlacementOptions
+from glm4v_magic.core.wording import one_unit
+from glm4v_magic.dry_run.run import dry_run
+from glm4v_magic.dry_run.text import raise_if_unusable
+from glm4v_magic.planning.needs import longest_that_fits, needs_of_map, needs_of_plan
+
+if TYPE_CHECKING:
+    from glm4v_magic.core.model import Architecture
+    from glm4v_magic.planning.decision import Placement
+
+__all__ = ["require_room"]
+
+
+def require_room(
+    architecture: Architecture,
+    placement: Placement,
+    options: PlacementOptions,
+    given: GivenMap,
+    gpus: Sequence[GPU],
+) -> None:
+    """Raise what a dry run with the same options would, for a map or plan that a load follows.
+
+    Args:
+        architecture: the model.
+        placement: what `planning.decision.decide` made of the map.
+        options: placement options; context, images and batch are what is to fit.
+        given: the map or plan.
+        gpus: the GPUs of the load.
+
+    Raises:
+        DoesNotFitError: if a GPU is too small for the workload.
+        PlacementError: if the map mixes devices in an operation.
+    """
+    shape, made = architecture.shape(), placement.plan
+    weights = placement.device_map or {}
+    work = replace(
+        options.workload,
+        dtype=placement.dtype,
+        quantize=placement.quantize,
+        fp8=placement.fp8,
+        image_size=placement.image_size,
+    )
+    needs = needs_of_map(shape, work, weights, gpus) if made is None else needs_of_plan(made, gpus)
+    sizes = {gpu.index: gpu.usable_bytes for gpu in gpus}
+    if needs is not None and all(size <= sizes[index] for index, size in needs.items()):
+        return
+    error = _refusal(architecture, options, given, gpus, needs)
+    if error is None:
+        return
+    if made is None:
+        asked = replace(work, image_size=options.workload.image_size)
+        way = longest_that_fits(
+            shape, asked, lambda each: needs_of_map(shape, each, weights, gpus), gpus
+        )
+        if way.code != "no_context_fits":
+            error.advise(code="ways_out", ways=(way,))
+    raise error
+
+
+def _refusal(
+    architecture: Architecture,
+    options: PlacementOptions,
+    given: GivenMap,
+    gpus: Sequence[GPU],
+    needs: Mapping[int, int] | None,
+) -> DoesNotFitError | None:
+    """Return what a dry run finds; on virtual GPUs, where there is none, what prices tell."""
+    from glm4v_magic.virtual_gpus import active
+
+    if active() is None:
+        try:
+            raise_if_unusable(dry_run(architecture, gpus, given, **_told(options)))
+        except DoesNotFitError as error:
+            return error
+        return None
+    if needs is None:
+        return None
+    gpu = max(gpus, key=lambda each: needs.get(each.index, 0) - each.usable_bytes)
+    size, room = one_unit(needs[gpu.index], gpu.usable_bytes)
+    return DoesNotFitError(
+        f"{architecture.name} would not run on this placement: {gpu.device} needs {size} and has "
+        f"{room}.",
+        "Use a plan of ours, more or larger GPUs, or a shorter context.",
+    )
+
+
+def _told(options: PlacementOptions) -> dict[str, Any]:
+    """Return the options that a dry run takes, as far as they are given."""
+    known = {each.name for each in of_python("dry_run")}
+    return {
+        each.name: getattr(options, each.name)
+        for each in fields(options)
+        if each.name in known
+        and each.name != "gpus"
+        and getattr(options, each.name) != OPTIONS[each.name].default
+    }
