@@ -19,7 +19,7 @@ from glm4v_magic.core.model_shape import PackedMatrix
 from glm4v_magic.images.messages import one_line
 from glm4v_magic.outside import checked, json_object
 
-__all__ = ["require_groups", "require_row_scales", "require_states"]
+__all__ = ["incomplete", "require_groups", "require_row_scales", "require_states"]
 
 _HINT = "The files are damaged, or were saved in part; download or save them again."
 _LEVELS = 16  # values that 4 bits may have
@@ -81,7 +81,7 @@ def require_states(
         }
         described = [ending for ending in kinds if ending in beside]
         if len(described) != 1:
-            raise _incomplete(weight, "its quant_state", where)
+            raise incomplete(weight, "its quant_state", where)
         info = beside[described[0]]
         state = _read(info, f"{one_line(weight + described[0])} in {info.file}")
         if state is None:
@@ -95,7 +95,7 @@ def require_states(
         for ending, count in _expected(state, matrix, is_nested=".nested_absmax" in beside).items():
             found = beside.get(ending)
             if found is None or math.prod(found.shape) != count:
-                raise _incomplete(weight, f"{count:,} values in {ending[1:]}", where)
+                raise incomplete(weight, f"{count:,} values in {ending[1:]}", where)
 
 
 def _expected(state: _State, matrix: PackedMatrix, *, is_nested: bool) -> dict[str, int]:
@@ -128,7 +128,7 @@ def require_row_scales(
     for matrix in packed:
         rows = tensors[f"{matrix.module}.weight"].shape[0]
         if math.prod(tensors[f"{matrix.module}.SCB"].shape) != rows:
-            raise _incomplete(f"{matrix.module}.weight", f"{rows:,} values in SCB", where)
+            raise incomplete(f"{matrix.module}.weight", f"{rows:,} values in SCB", where)
 
 
 def require_groups(scheme: Scheme, tensors: Mapping[str, TensorInfo], where: str) -> None:
@@ -147,10 +147,11 @@ def require_groups(scheme: Scheme, tensors: Mapping[str, TensorInfo], where: str
         if module == name or (name.endswith(".weight") and is_whole):
             continue
         if f"{module}.weight_scale" not in tensors:
-            raise _incomplete(name, "its weight_scale", where)
+            raise incomplete(name, "its weight_scale", where)
 
 
-def _incomplete(weight: str, what: str, where: str) -> CheckpointError:
+def incomplete(weight: str, what: str, where: str) -> CheckpointError:
+    """Return the error for a weight that lacks something; `where` as in `require_groups`."""
     return CheckpointError(
         f"The weights beside {where} are incomplete: {one_line(weight)} lacks {what}.", _HINT
     )

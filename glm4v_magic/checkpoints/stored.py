@@ -1,6 +1,7 @@
 """Weights that were quantised before they were published, and that transformers loads.
 
-Those of bitsandbytes stay as they are; those of compressed-tensors are restored as they are loaded.
+Those of bitsandbytes, GPTQ and AWQ stay as they are; those of compressed-tensors are restored as
+they are loaded.
 Weights in FP8 with scales by block are the subject of `fp8`.
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 
 from glm4v_magic.checkpoints.contents import Contents
 from glm4v_magic.checkpoints.files import TensorInfo
+from glm4v_magic.checkpoints.gptq import for_transformers, packed_of
 from glm4v_magic.checkpoints.outline import outline_of
 from glm4v_magic.checkpoints.quant_states import require_groups, require_row_scales, require_states
 from glm4v_magic.checkpoints.quantized import (
@@ -34,6 +36,10 @@ __all__ = ["Stored", "is_told_by", "read_stored"]
 _STATE = re.compile(
     r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)$"
 )
+_ON_CPU = {"gptq": "torch", "awq": "torch_awq"}
+"""Kernel on the CPU: what gptqmodel would choose is compiled first, which takes minutes."""
+_OF_GPTQMODEL = (".qweight", ".qzeros", ".scales", ".g_idx")
+_KNOWN = ("bitsandbytes", "compressed-tensors", "gptq", "awq")
 _ABSMAX, _ROW_SCALES, _FORMAT = ".absmax", ".SCB", ".weight_format"
 
 
@@ -45,16 +51,35 @@ class Stored:
         scheme: name of the scheme, for people.
         kind: how many bits their values have, if they stay as they are; ``None`` if they are
             restored.
-        needs: package that loads them, and the extra that has it.
+        needs: packages that load them.
+        install: what installs them, as pip is told.
         config: their ``quantization_config``, as transformers takes it.
         packed: matrices that stay quantised, by their names in the files.
     """
 
     scheme: str
     kind: Quantization | None
-    needs: tuple[str, str]
+    needs: tuple[str, ...]
+    install: str
     config: Mapping[str, Any]
     packed: tuple[PackedMatrix, ...] = ()
+
+    @property
+    def is_of_bitsandbytes(self) -> bool:
+        """Whether bitsandbytes has quantised them."""
+        return self.needs == ("bitsandbytes",)
+
+    def for_devices(self, device_map: Mapping[str, int | str] | None) -> dict[str, Any]:
+        """Return the ``quantization_config`` for a load.
+
+        Args:
+            device_map: device map of the load; ``None`` is the CPU.
+        """
+        on_cpu = set((device_map or {"": "cpu"}).values()) == {"cpu"}
+        kernel = _ON_CPU.get(str(self.config.get("quant_method")))
+        if kernel is None or not on_cpu:
+            return dict(self.config)
+        return {**self.config, "backend": kernel}
 
     def require(self) -> None:
         """Raise an error unless the package that loads them is here, and reads their description.
@@ -63,12 +88,13 @@ class Stored:
             OptionError: if it is not installed.
             CheckpointError: if it cannot read their ``quantization_config``.
         """
-        package, extra = self.needs
-        if importlib.util.find_spec(package) is None:
+        if any(importlib.util.find_spec(package) is None for package in self.needs):
+            packages = " and ".join(each.replace("_", "-") for each in self.needs)
+            are = "is" if len(self.needs) == 1 else "are"
             raise OptionError(
-                f"Weights that are quantised by {self.scheme} need {package.replace('_', '-')}, "
-                "which is not installed.",
-                f"Install it with: pip install 'glm4v_magic[{extra}]'",
+                f"Weights that are quantised by {self.scheme} need {packages}, which {are} not "
+                "installed.",
+                f"Install {'it' if are == 'is' else 'them'} with: pip install {self.install}",
             )
         from transformers.quantizers.auto import AutoQuantizationConfig
 
@@ -100,7 +126,10 @@ class Stored:
                 if any(f"{name}.".startswith(f"{module}.") for module in unit.modules)
             }
             units.append(replace(unit, packed=tuple(inside.values())))
-        return replace(full, units=tuple(units), scheme=self.scheme, packed=self.kind)
+        # transformers computes with AWQ in float16 on GPUs, whatever it is told.
+        is_half = "gptqmodel" in self.needs and full.dtype == "bfloat16"
+        dtype = "float16" if is_half else full.dtype
+        return replace(full, units=tuple(units), scheme=self.scheme, packed=self.kind, dtype=dtype)
 
     def count(self, tensors: Mapping[str, TensorInfo]) -> int | None:
         """Return the number of values in files, quantised or not; ``None`` if headers do not tell.
@@ -114,6 +143,8 @@ class Stored:
         found = sum(packed.values())
         for name, info in tensors.items():
             is_packed = name.removesuffix(".weight") in packed
+            if name.endswith(_OF_GPTQMODEL) and name.rpartition(".")[0] in packed:
+                continue
             if not (is_packed or _STATE.search(name) or name.endswith((_ROW_SCALES, _FORMAT))):
                 found += math.prod(info.shape)
         return found
@@ -137,7 +168,7 @@ def read_stored(contents: Contents, where: str, *, is_cut: bool = False) -> Stor
     method, scheme = method_of(config, tensors), scheme_of(config, tensors)
     if method in ("", "fp8"):
         return None
-    if not tensors or method not in ("bitsandbytes", "compressed-tensors"):
+    if not tensors or method not in _KNOWN:
         raise refused(where, scheme)
     if contents.merges is not None:
         raise CheckpointError(
@@ -147,12 +178,19 @@ def read_stored(contents: Contents, where: str, *, is_cut: bool = False) -> Stor
         )
     outline = outline_of(config)
     given = outline.quantization_entries
+    if method in ("gptq", "awq"):
+        matrices = packed_of(given, tensors, where)
+        if matrices is None:
+            raise refused(where, scheme)
+        config = for_transformers(given, matrices, tensors)
+        needs = ("gptqmodel", "optimum") if method == "gptq" else ("gptqmodel",)
+        return Stored(scheme, "4bit", needs, " ".join(needs), config, matrices)
     if method == "compressed-tensors":
         if outline.scheme.config_groups is None:
             raise refused(where, scheme)
         require_groups(outline.scheme, tensors, where)
         restored = {**given, "dequantize": True}
-        return Stored(scheme, None, ("compressed_tensors", "compressed"), restored)
+        return Stored(scheme, None, ("compressed_tensors",), "'glm4v_magic[compressed]'", restored)
     found = _of_bitsandbytes(given, tensors, where, scheme)
     if not is_cut:
         require = require_states if found.kind == "4bit" else require_row_scales
@@ -193,7 +231,7 @@ def _of_bitsandbytes(
     }
     config["llm_int8_skip_modules"] = sorted(full - held)
     kind: Quantization = "4bit" if is_four else "8bit"
-    return Stored(scheme, kind, ("bitsandbytes", "quantize"), config, packed)
+    return Stored(scheme, kind, ("bitsandbytes",), "'glm4v_magic[quantize]'", config, packed)
 
 
 def _is_nf4(tensors: Mapping[str, TensorInfo]) -> bool:

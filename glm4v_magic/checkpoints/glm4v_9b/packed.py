@@ -52,7 +52,7 @@ def own_weights(contents: Contents, where: str) -> OwnWeights | None:
     stored = read_stored(contents, where)
     if stored is None and is_full(contents.tensors.values()):
         return None
-    if stored is None or stored.kind is None:  # in ways that do not follow the rows
+    if stored is None or not stored.is_of_bitsandbytes:  # in ways that do not follow the rows
         raise refused(where, scheme_of(contents.config, contents.tensors))
     packed = {f"{each.module}.weight": each for each in stored.packed}
     own = _renamed(contents, packed)

@@ -177,7 +177,7 @@ class NativeCheckpoint:
         if self._fp8 is not None and fp8:
             config.quantization_config = self._fp8.for_transformers()
         elif self._stored is not None:
-            config.quantization_config = dict(self._stored.config)
+            config.quantization_config = self._stored.for_devices(device_map)
         elif self._fp8 is not None:
             restored = Restored(self._fp8.block, SCALE, dtype)
         model = load_weights(
