@@ -208,6 +208,7 @@ def test_layers_that_differ_are_refused_by_name(saved, tmp_path):
 
 
 @pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")  # those of gptqmodel and its packages
 @pytest.mark.skipif(importlib.util.find_spec("gptqmodel") is None, reason="needs gptqmodel")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", CONFIGS)

@@ -5,13 +5,16 @@ What `Session.load` refuses a dry run refuses, in the same sentence.
 
 from __future__ import annotations
 
+import json
 from functools import cache
 
 import any_split
 import golden
 import pytest
 import tiny_native
+import torch
 from accelerate import infer_auto_device_map
+from safetensors.torch import save_file
 
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.conversation import Conversation, Message, Request
@@ -77,9 +80,10 @@ def models(native):
     return model
 
 
-def answers(checkpoint, device_map, gpus):
+def answers(checkpoint, device_map, gpus, options=None):
     with VirtualGPUs(f"{gpus}x1GiB", on_mismatch="collect") as virtual:
-        placement = decide(checkpoint.architecture, PlacementOptions(), virtual.gpus, device_map)
+        options = options or PlacementOptions()
+        placement = decide(checkpoint.architecture, options, virtual.gpus, device_map)
         engine = local.load(checkpoint, placement)
         found = said(engine)
         engine.close()
@@ -112,6 +116,59 @@ def test_inner_entries_win_over_those_around_them(models, kind, seed):
     assert found == named
     if seed < any_split.MIXED_SAMPLE // 2:
         assert answers(checkpoint, around | inner, gpus) == on_one_device
+
+
+MIXED = [("glm4v", 1), (OURS, 3)]
+"""A sample for what changes weights on their way; of the second, some are on the CPU."""
+
+
+@pytest.mark.parametrize(("kind", "seed"), MIXED)
+def test_maps_with_another_dtype(models, kind, seed):
+    checkpoint, tree, _ = models(kind)
+    asked = PlacementOptions(dtype="bfloat16")
+    on_one_device = said(local.load(checkpoint, decide(checkpoint.architecture, asked, ())))
+    device_map, gpus = any_split.mixed_map(tree, seed)
+    assert answers(checkpoint, device_map, gpus, asked) == on_one_device
+
+
+@pytest.mark.parametrize(("kind", "seed"), MIXED)
+def test_maps_with_an_adapter(models, kind, seed, tmp_path):
+    pytest.importorskip("peft")
+    base, tree, plain = models(kind)
+    adapted = resolve(base.folder, lora=adapter(base, tmp_path / "a"))
+    on_one_device = said(local.load(adapted))
+    assert on_one_device != plain
+    device_map, gpus = any_split.mixed_map(tree, seed)
+    assert answers(adapted, device_map, gpus) == on_one_device
+
+
+def adapter(base, folder):
+    """Save a low-rank change of the attention's output in each layer."""
+    folder.mkdir()
+    ending = "self_attention.dense" if base.name == str(golden.CHECKPOINT) else "o_proj"
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, info in base.tensors.items():
+        if name.endswith(f"{ending}.weight") and "vis" not in name:
+            module = f"base_model.model.{name.removesuffix('.weight')}"
+            for part, shape in (("A", (2, info.shape[1])), ("B", (info.shape[0], 2))):
+                weights[f"{module}.lora_{part}.weight"] = torch.randn(shape, generator=generator)
+    save_file(weights, folder / "adapter_model.safetensors")
+    described = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": [ending]}
+    (folder / "adapter_config.json").write_text(json.dumps(described))
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "seed", "quantize"), [("glm4v", 1, "4bit"), (OURS, 2, "8bit")])
+def test_maps_with_quantised_layers(models, kind, seed, quantize):
+    """What bitsandbytes computes needs real GPUs; a dry run sees whether devices are mixed."""
+    checkpoint, tree, _ = models(kind)
+    device_map, gpus = any_split.mixed_map(tree, seed)
+    report = dry_run(
+        checkpoint.architecture, f"{gpus}x1GiB", device_map, context=200, quantize=quantize
+    )
+    assert report.works
+    assert sum(gpu.weight_bytes > 0 for gpu in report.gpus) == len(set(device_map.values()))
 
 
 def test_as_accelerate_places_them(models):
