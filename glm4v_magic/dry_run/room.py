@@ -5,7 +5,7 @@ Prices tell it in milliseconds where there is room enough, and a dry run where t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from glm4v_magic.core.errors import DoesNotFitError
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.options import OPTIONS, of_python
 from glm4v_magic.core.placement import GivenMap, PlacementOptions
-from glm4v_magic.core.wording import one_unit
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.dry_run.text import raise_if_unusable
 from glm4v_magic.planning.needs import longest_that_fits, needs_of_map, needs_of_plan
@@ -34,6 +33,8 @@ def require_room(
 ) -> None:
     """Raise what a dry run with the same options would, for a map or plan that a load follows.
 
+    Inside of virtual GPUs nothing is judged: they run out of memory as a load or a prompt does.
+
     Args:
         architecture: the model.
         placement: what `planning.decision.decide` made of the map.
@@ -45,6 +46,10 @@ def require_room(
         DoesNotFitError: if a GPU is too small for the workload.
         PlacementError: if the map mixes devices in an operation.
     """
+    from glm4v_magic.virtual_gpus import active
+
+    if active() is not None:  # a dry run has virtual GPUs of its own, and these take no overhead
+        return
     shape, made = architecture.shape(), placement.plan
     weights = placement.device_map or {}
     work = replace(
@@ -58,44 +63,17 @@ def require_room(
     sizes = {gpu.index: gpu.usable_bytes for gpu in gpus}
     if needs is not None and all(size <= sizes[index] for index, size in needs.items()):
         return
-    error = _refusal(architecture, options, given, gpus, needs)
-    if error is None:
-        return
-    if made is None:
-        asked = replace(work, image_size=options.workload.image_size)
-        way = longest_that_fits(
-            shape, asked, lambda each: needs_of_map(shape, each, weights, gpus), gpus
-        )
-        if way.code != "no_context_fits":
-            error.advise(code="ways_out", ways=(way,))
-    raise error
-
-
-def _refusal(
-    architecture: Architecture,
-    options: PlacementOptions,
-    given: GivenMap,
-    gpus: Sequence[GPU],
-    needs: Mapping[int, int] | None,
-) -> DoesNotFitError | None:
-    """Return what a dry run finds; on virtual GPUs, where there is none, what prices tell."""
-    from glm4v_magic.virtual_gpus import active
-
-    if active() is None:
-        try:
-            raise_if_unusable(dry_run(architecture, gpus, given, **_told(options)))
-        except DoesNotFitError as error:
-            return error
-        return None
-    if needs is None:
-        return None
-    gpu = max(gpus, key=lambda each: needs.get(each.index, 0) - each.usable_bytes)
-    size, room = one_unit(needs[gpu.index], gpu.usable_bytes)
-    return DoesNotFitError(
-        f"{architecture.name} would not run on this placement: {gpu.device} needs {size} and has "
-        f"{room}.",
-        "Use a plan of ours, more or larger GPUs, or a shorter context.",
-    )
+    try:
+        raise_if_unusable(dry_run(architecture, gpus, given, **_told(options)))
+    except DoesNotFitError as error:
+        if made is None:
+            asked = replace(work, image_size=options.workload.image_size)
+            way = longest_that_fits(
+                shape, asked, lambda each: needs_of_map(shape, each, weights, gpus), gpus
+            )
+            if way.code != "no_context_fits":
+                error.advise(code="ways_out", ways=(way,))
+        raise
 
 
 def _told(options: PlacementOptions) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -196,13 +197,22 @@ def test_faults_are_found_in_the_headers(saved, tmp_path):
     def foreign(weights):
         weights["transformer.encoder.layers.9.mlp.dense_4h_to_h.weight"] = torch.zeros(2, 2)
 
-    def shifted(weights):
+    def cut(weights):
         scales = weights[f"{FUSED}.weight.absmax"]
         weights[f"{FUSED}.weight.absmax"] = scales[:-1].clone()
 
+    def shifted(weights):
+        scales = weights[f"{FUSED}.weight.absmax"]
+        weights[f"{FUSED}.weight.absmax"] = scales[:1].clone()
+        name = f"{FUSED}.weight.quant_state.bitsandbytes__nf4"
+        state = json.loads(bytes(weights[name].tolist()))
+        state["blocksize"] = math.prod(state["shape"])
+        weights[name] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+
     for number, (change, said) in enumerate({
         lacks: "1 of .* weights are missing",
-        short: "has shape",
+        short: "its quant_state describes",
+        cut: r"lacks .* values in absmax",
         foreign: "that GLM-4V-9B does not have",
         shifted: "in blocks of other sizes",
     }.items()):  # fmt: skip

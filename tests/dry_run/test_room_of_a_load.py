@@ -12,10 +12,10 @@ from glm4v_magic.core.remarks import PYTHON, worded
 from glm4v_magic.dry_run.room import require_room
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.dry_run.text import raise_if_unusable
+from glm4v_magic.hardware import usable
 from glm4v_magic.planning.decision import decide, make_plan
 from glm4v_magic.planning.needs import needs_of_map
 from glm4v_magic.session.session import Session
-from glm4v_magic.virtual_gpus import VirtualGPUs
 
 MIB = 2**20
 MAP = {"model.vision": 0, "model.language_model": 0, "lm_head": 1}
@@ -64,19 +64,20 @@ def test_a_plan_on_gpus_with_less_memory(demo):
         assert bool(load) == (size < stage.total_bytes)
 
 
-def test_the_way_out_of_a_load_can_be_taken(demo):
+def test_the_way_out_of_a_load_can_be_taken(demo, monkeypatch):
     total = need(demo, MAP)
-    size = (need(demo, MAP, total) + need(demo, MAP, total, context=512)) // 2
-    with VirtualGPUs([size, size]):
-        session = Session().load("demo", gpus="cpu")
-        loaded = session.engine
-        with pytest.raises(DoesNotFitError, match="would not run on this placement") as caught:
-            session.load("demo", device_map=MAP)
-        assert session.engine is loaded
-        (way,) = caught.value.values["ways"]
-        context = way.values["context"]
-        assert f"(context={context};" in worded(way, PYTHON)
-        assert 512 <= context < demo.shape().max_context
-        session.load("demo", device_map=MAP, context=context)
-        assert session.engine is not loaded
-        session.unload()
+    size = need(demo, MAP, total, context=512) + MIB // 4  # prices are above what is measured
+    gpus = tuple(GPU(index, "GPU", total, free_bytes=size) for index in range(2))
+    monkeypatch.setattr(usable, "usable_gpus", lambda *_, **__: gpus)
+    session = Session()
+    with pytest.raises(DoesNotFitError, match="would not run on this placement") as caught:
+        session.load("demo", device_map=MAP)
+    assert session.status().info is None
+    (way,) = caught.value.values["ways"]
+    context = way.values["context"]
+    assert f"(context={context};" in worded(way, PYTHON)
+    assert 512 <= context < demo.shape().max_context
+    asked = PlacementOptions(context=context)
+    placed = decide(demo, asked, gpus, MAP)
+    assert not outcome(require_room, demo, placed, asked, MAP, gpus)
+    assert dry_run(demo, gpus, MAP, context=context).works

@@ -7,14 +7,19 @@ import io
 import json
 import re
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import DeviceMapError
 from glm4v_magic.core.plan import Plan
+from glm4v_magic.core.remarks import remark
+from glm4v_magic.dry_run.run import dry_run
+from glm4v_magic.notebook.render.plans.dry_run import dry_run_bundle
 from glm4v_magic.planning.files import read_given
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
@@ -88,6 +93,8 @@ def test_check_counts_what_the_plan_may_use_and_speaks_of_options(run):
     shown = run("%glm4v check --map limited.json")
     # less the reserve of 3 %
     assert re.search(r"cuda:0 .* 0\.72 ", shown)
+    report = replace(dry_run(architecture("demo"), "1x1GiB"), notes=(remark("float16_overflows"),))
+    shown = dry_run_bundle(report)["text/plain"]
     assert "--dtype float32" in shown
     assert 'dtype="' not in shown
 

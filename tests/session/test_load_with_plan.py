@@ -166,7 +166,6 @@ def test_an_offloaded_tower_reads_images(gpus, photo, on_one_cpu, caplog):
         ({"device_map": {"": 3}}, DeviceMapError, "GPU 3, but there are GPUs 0 to 2"),
         ({"device_map": "no.json"}, DeviceMapError, "no.json cannot be read"),
         ({"device_map": {"": 0}, "reserve": 1}, OptionError, "reserve is for making a plan"),
-        ({"device_map": {"": 0}, "context": 257}, OptionError, "257 tokens is longer"),
         (
             {"device_map": {**SPLIT, "model.language_model": "cpu"}, "quantize": "8bit"},
             DeviceMapError,
