@@ -85,6 +85,8 @@ def test_a_patched_layer_changes_the_answer_alike_on_one_device_and_on_three(ses
     spread = {f"model.{vision}": 0, f"{text}.embed_tokens": 0, f"{text}.rotary_emb": 0}
     spread |= {f"{text}.layers.{at}": at % 3 for at in range(4)}
     spread |= {f"{text}.norm": 1, "lm_head": 2}
+    if kind != "demo":  # offloaded, too
+        spread |= {f"{text}.layers.2": "cpu"}
     with VirtualGPUs("3x1GiB") as gpus:
         there = Session().load(kind, device_map=spread, dtype="float32")
         before = state_of(there)
@@ -93,6 +95,15 @@ def test_a_patched_layer_changes_the_answer_alike_on_one_device_and_on_three(ses
         assert found[1:] == (plain, patched, broken)
         assert state_of(there) == before
     assert gpus.problems == ()
+
+
+def test_a_quantised_model_is_traced():
+    session = Session().load("demo", quantize="4bit")
+    before = state_of(session)
+    _, plain, patched, broken = interventions(session)
+    assert (plain, patched) == ("The circle is red.", "The circle is blue.")
+    assert broken != plain
+    assert state_of(session) == before
 
 
 def test_nothing_patched_is_kept_and_the_chats_stay(sessions):
