@@ -201,7 +201,18 @@ def _same_json(value: object, expected: object) -> bool:
             expected = json.loads(expected)
         except ValueError:
             return False
-    return value == expected and isinstance(value, bool) == isinstance(expected, bool)
+    return _equal(value, expected)
+
+
+def _equal(one: object, other: object) -> bool:
+    """Compare as JSON does: 1 is 1.0, but not true."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return bool(one == other)
 
 
 def score_of(rows: int, right: int) -> Score:

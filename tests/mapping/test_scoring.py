@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from scripted_engine import ScriptedEngine
 
-from glm4v_magic.core.conversation import Generation, Usage
+from glm4v_magic.core.conversation import Answer, Generation, Usage
 from glm4v_magic.core.errors import EngineError, MapInterrupted, OptionError
 from glm4v_magic.core.events import Finished, RowDone
-from glm4v_magic.core.rows import Rows
+from glm4v_magic.core.rows import AnsweredRow, Rows
 from glm4v_magic.mapping.items import items_of
 from glm4v_magic.mapping.scoring import calibration_of, normal, score_of, truth_of
 from glm4v_magic.session.session import Session
@@ -150,13 +150,14 @@ def test_json_is_compared_by_value():
     data = [
         {"q": '{"n": 1, "a": [2]}', "label": {"a": [2], "n": 1}},
         {"q": '{"n": 1}', "label": '{"n":1}'},
-        {"q": '{"n": true}', "label": {"n": 2}},
+        {"q": '{"n": [true]}', "label": {"n": [1]}},
+        {"q": '{"n": [1]}', "label": {"n": [1.0]}},
         {"q": "none", "label": "{}"},
         {"q": '{"n": 1}', "label": "no JSON"},
     ]
     found = evaluate(data, ScriptedEngine(lambda p: p[:-1]), choices=None, format="json")
-    assert [row.is_right for row in found.rows] == [True, True, False, False, False]
-    assert "holds no JSON" in found.rows[3].error
+    assert [row.is_right for row in found.rows] == [True, True, False, True, False, False]
+    assert "holds no JSON" in found.rows[4].error
 
 
 def test_rows_that_do_not_count_are_told_apart_and_kept():
@@ -176,6 +177,23 @@ def test_rows_that_do_not_count_are_told_apart_and_kept():
     frame = found.to_dataframe()
     assert [*frame["answer"]] == ["yes", "yes", "yes", None]
     assert [*frame["is_right"]] == [True, None, None, None]
+
+
+def test_an_answer_that_is_not_in_its_form_is_wrong_whatever_it_says():
+    truth = truth_of(items_of(ROWS, "rows"), "label")
+    answer = Answer("yes", "?", "m", Usage(1, 1, 1), "stop")
+    assert truth.scored(AnsweredRow(0, "a", "a", "?", answer)).is_right
+    failed = AnsweredRow(0, "a", "a", "?", answer, "No match of the regex.")
+    assert truth.scored(failed).is_right is False
+
+
+def test_half_an_answer_does_not_count():
+    items = items_of(ROWS, "rows")
+    truth = truth_of(items, "label", choices=("yes", "no"))
+    for reason, is_right in (("interrupted", None), ("length", True), ("stop", True)):
+        answer = Answer("yes", "?", "m", Usage(1, 1, 1), reason)
+        row = truth.scored(AnsweredRow(0, "a", "a", "?", answer))
+        assert (row.is_right, row.answer) == (is_right, "yes")
 
 
 def test_an_answer_that_is_no_choice_is_wrong_and_has_a_column():
