@@ -195,7 +195,9 @@ def test_answers_of_a_form(engines, kind):
 @pytest.mark.parametrize("kind", CROPPED)
 def test_a_follow_up_reads_only_what_is_new(engines, native, kind):
     plain, engine = engines(kind), local.load(resolve(native(kind)), keep=2**26)
-    answers(engine, [SEVERAL])
+    (first,) = answers(engine, [SEVERAL])
+    keys = (*engine.prompt(engine.processor.encode(SEVERAL)).keys, *first.ids)
+    assert engine.kept.find(keys)[1] == len(keys) - 1  # all but the latest token
     follow_up = talk(*SEVERAL.messages, Message("assistant", "Well."), Message("user", "?", (C, B)))
     answers(engine, [ONE])  # another chat in between
     length = len(engine.processor.encode(SEVERAL).ids)
