@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,10 +28,11 @@ from training.batches import stream
 from training.drawing import draw_scene
 from training.native import tokenizer as words
 from training.native import train
-from training.native.batches import conversation_batches, stamps
+from training.native.batches import ConversationBatch, conversation_batches, stamps
 from training.native.configuration import PALETTE, checkpoint_config
 from training.native.evaluate import cases, overlap, questions
 from training.native.export import export, load_network
+from training.native.gaze import Gaze, Gazes
 from training.native.labels import CELL_CLASSES, NOTHING, labels_of
 from training.native.network import Layout, Network, initialise
 from training.native.prompts import IGNORED, Mode, Writer
@@ -271,6 +274,85 @@ def test_an_edge_beside_the_right_one_costs_less_than_one_far_away(folder: Path)
 
     assert cost(ids[20], ids[20]) < cost(ids[21], ids[20]) < cost(ids[30], ids[20])
     assert cost(yes, yes) < cost(ids[20], yes) == pytest.approx(cost(ids[21], yes))
+
+
+@pytest.fixture
+def pairs(folder: Path) -> ConversationBatch:
+    """Conversations about two images, with boxes and differences."""
+    kinds = {"box in": 9.0, "difference": 9.0}
+    made = conversation_batches(folder, 112, kinds, 0.0, 0, 24, SimpleNamespace(value=0.6))
+    return next(each for each in made if len(each.layout.starts) == 2)
+
+
+def test_before_a_box_and_a_difference_the_model_learns_where_to_look(
+    folder: Path, pairs: ConversationBatch
+) -> None:
+    tokenizer = words.load(folder)
+    gazes = Gazes(folder, len(tokenizer), 4)
+    name, shape, change, _ = gazes.of(pairs, torch.device("cpu"))
+    for row, place, right in zip(name.rows, name.places, name.right, strict=True):
+        told = tokenizer.decode(pairs.ids[row][: place + 1])
+        named = tokenizer.decode(pairs.ids[row][right.numpy()]).split()
+        assert told.endswith("[[")
+        assert f"the {' '.join(named)} " in told[-70:]
+    for row, place, right in zip(shape.rows, shape.places, shape.right, strict=True):
+        box = gazes.steps(pairs.targets[row])[place + 1 :: 2][:4]
+        assert all((seen[:4] == box).all() for seen in _shown(pairs, row, right))
+    assert len(change.rows) > 2
+    for row, place, right in zip(change.rows, change.places, change.right, strict=True):
+        told = tokenizer.decode(pairs.ids[row][place : place + 9])
+        assert re.match(r"The .* is (only in|.* in image 1 and)", told)
+        first, second = pairs.layout.starts
+        assert all(at >= second for at in np.flatnonzero(right.numpy()))
+        before = _shown(pairs, row, right.roll(first - second))
+        assert all((a != b).any() for a, b in zip(before, _shown(pairs, row, right), strict=True))
+
+
+def test_an_image_is_compared_with_the_one_before_place_by_place(
+    folder: Path, pairs: ConversationBatch
+) -> None:
+    *_, places = Gazes(folder, len(words.load(folder)), 4).of(pairs, torch.device("cpu"))
+    first, second = pairs.layout.starts
+    assert len(places.rows) == 24 * pairs.layout.tokens
+    for place, right in zip(places.places, places.right, strict=True):
+        assert np.flatnonzero(right.numpy()).tolist() == [int(place) - second + first]
+
+
+def _shown(data: ConversationBatch, row: torch.Tensor, right: torch.Tensor) -> list[Any]:
+    """Edges, colour and shape of what some visual tokens of a row show."""
+    assert data.images is not None
+    found = []
+    for at in np.flatnonzero(right.numpy()):
+        image = sum(at >= start for start in data.layout.starts[1:])
+        labels = data.images.labels
+        each, cell = 2 * int(row) + image, at - data.layout.starts[image]
+        found.append(np.array([*labels["edges"][each][:, cell], *labels["cells"][each][:2, cell]]))
+    return found
+
+
+def test_looking_elsewhere_costs() -> None:
+    gaze = Gaze(
+        rows=torch.tensor([1]),
+        places=torch.tensor([2]),
+        right=torch.tensor([[False, True, False, True]]),
+        layer=0,
+        group=1,
+        loss=torch.zeros(()),
+    )
+    query = torch.zeros(2, 4, 4, 1)
+    query[1, 2:, 2] = 1.0
+
+    def cost(at: int) -> float:
+        key = torch.zeros(2, 2, 4, 1)
+        key[1, 1, at] = 5.0
+        gaze.look(query, key)
+        return gaze.loss.item()
+
+    assert cost(1) < 0.02
+    assert cost(0) == pytest.approx(cost(2))
+    assert cost(0) > 4
+    # What comes later cannot be looked at.
+    assert cost(3) == pytest.approx(math.log(3))
 
 
 def test_every_edge_is_one_token(folder: Path) -> None:

@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Layout", "Network", "initialise", "patches_of"]
+__all__ = ["Layout", "Network", "Watch", "initialise", "patches_of"]
+
+Watch = Callable[[Tensor, Tensor], None]
+"""Takes a layer's queries ``[B, heads, T, size]`` and keys ``[B, keys, T, size]``."""
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
@@ -117,8 +121,17 @@ class Network(nn.Module):
         patches = patches_of(frames).to(self.lm_head.weight.dtype)
         return tower(patches, rows, columns)
 
-    def forward(self, ids: Tensor, visual: Tensor | None, layout: Layout) -> Tensor:
-        """Ids ``[B, T]``, visual tokens ``[B * K, M, H]`` -> last hidden states ``[B, T, H]``."""
+    def forward(
+        self,
+        ids: Tensor,
+        visual: Tensor | None,
+        layout: Layout,
+        watched: Mapping[int, Watch] = MappingProxyType({}),
+    ) -> Tensor:
+        """Ids ``[B, T]``, visual tokens ``[B * K, M, H]`` -> last hidden states ``[B, T, H]``.
+
+        `watched` has the indices of layers, and what takes their queries and keys.
+        """
         language = self.model.language_model
         x = language.embed_tokens(ids)
         if visual is not None:
@@ -128,7 +141,7 @@ class Network(nn.Module):
                 parts += [x[:, at:start], images[:, index]]
                 at = start + layout.tokens
             x = torch.cat([*parts, x[:, at:]], dim=1)
-        return language(x, layout.positions(ids.shape[1], ids.device))
+        return language(x, layout.positions(ids.shape[1], ids.device), watched)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states ``[..., H]`` -> logits ``[..., V]``."""
@@ -329,10 +342,10 @@ class _Text(nn.Module):
         self.head_size = hidden // text["num_attention_heads"]
         self.rope: Mapping[str, Any] = text["rope_parameters"]
 
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, watched: Mapping[int, Watch]) -> Tensor:
         cos, sin = self._rotary(positions, x.dtype)
-        for layer in self.layers:
-            x = layer(x, cos, sin)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, watched.get(index))
         return self.norm(x)
 
     def _rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -357,8 +370,8 @@ class _TextLayer(nn.Module):
         self.post_self_attn_layernorm = _RMSNorm(hidden, eps)
         self.post_mlp_layernorm = _RMSNorm(hidden, eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        attended = self.self_attn(self.input_layernorm(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, watch: Watch | None) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(x), cos, sin, watch)
         x = x + self.post_self_attn_layernorm(attended)
         return x + self.post_mlp_layernorm(self.mlp(self.post_attention_layernorm(x)))
 
@@ -385,13 +398,15 @@ class _TextAttention(nn.Module):
         self.v_proj = nn.Linear(hidden, self.groups * self.size)
         self.o_proj = nn.Linear(hidden, hidden, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, watch: Watch | None) -> Tensor:
         rows, length, hidden = x.shape
         query, key, value = (
             projection(x).view(rows, length, -1, self.size).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = _rotated(query, cos, sin), _rotated(key, cos, sin)
+        if watch is not None:
+            watch(query, key)
         repeats = self.heads // self.groups
         key, value = (each.repeat_interleave(repeats, dim=1) for each in (key, value))
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from training.native.batches import ConversationBatch, conversation_batches
 from training.native.drawn import moved
+from training.native.gaze import Gazes, watches
 from training.native.heads import DenseHeads, around
 from training.native.network import Network
 from training.native.prompts import IGNORED
@@ -20,6 +21,8 @@ from training.native.tokenizer import EDGES, load
 from training.stages import Save, run_whole
 
 __all__ = ["EdgeLoss", "train_whole"]
+
+_GAZE_WEIGHT = 0.5
 
 
 class EdgeLoss:
@@ -72,11 +75,13 @@ def train_whole(
     its basics; `more` holds factors for how often kinds of questions come up, `chinese` is the
     share of Chinese conversations.
     """
-    loss_of = EdgeLoss(folder, network.lm_head.out_features, network.device)
+    vocabulary = network.lm_head.out_features
+    loss_of = EdgeLoss(folder, vocabulary, network.device)
+    gazes = Gazes(folder, vocabulary, len(network.model.language_model.layers))
     make = functools.partial(conversation_batches, folder, length, more or {}, chinese)
 
     def losses(data: ConversationBatch) -> tuple[Tensor, Tensor, int]:
-        return *_losses(network, heads, data, loss_of), len(data.layout.starts)
+        return *_losses(network, heads, data, loss_of, gazes), len(data.layout.starts)
 
     run_whole(
         network, heads, make, losses, save, minutes=minutes, seed=seed, batch=batch,
@@ -86,9 +91,13 @@ def train_whole(
 
 
 def _losses(
-    network: Network, heads: DenseHeads, data: ConversationBatch, loss_of: EdgeLoss
+    network: Network,
+    heads: DenseHeads,
+    data: ConversationBatch,
+    loss_of: EdgeLoss,
+    gazes: Gazes,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss of what the model writes, and the dense loss of the images."""
+    """Return the loss of what the model writes, and that of the images and of looking elsewhere."""
     device = network.device
     # What is learnt is chosen here and not on a GPU, which would have to be waited for.
     learnt = np.flatnonzero(data.targets[:, 1:] != IGNORED)
@@ -98,6 +107,8 @@ def _losses(
         frames, labels = data.images.tensors(device)
         visual, patches = network.visual_tokens(frames)
         dense = heads.loss(visual, patches, labels)
-    hidden = network(moved(data.ids, device), visual, data.layout)
+    taught = gazes.of(data, device)
+    hidden = network(moved(data.ids, device), visual, data.layout, watches(taught))
     states = hidden[:, :-1].flatten(0, 1)[moved(learnt, device)]
-    return loss_of(network.logits(states), wanted), dense
+    answers = loss_of(network.logits(states), wanted)
+    return answers, sum((_GAZE_WEIGHT * gaze.loss for gaze in taught), dense)
