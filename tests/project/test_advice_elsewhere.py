@@ -24,6 +24,7 @@ from PIL import Image
 
 import glm4v_magic
 from glm4v_magic.checkpoints import resolve
+from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import Glm4vError
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.server_address import read_address
@@ -174,6 +175,9 @@ OUTSIDE = re.compile(
 """Steps outside of this program: pip, a download, a shell, a server of others."""
 
 NOT_TAKEN = {
+    "Its training went astray: take an earlier step of it.": "a training of somebody",
+    "Is the file damaged? Save the adapter again.": "a file of somebody",
+    "The files are damaged, or were saved in part; download or save them again.": "files of others",
     "None was offered: start the server without tools.": "another program is started otherwise",
     "Such halves come from decoding text in pieces, or with surrogateescape.": "asks for nothing",
     "It holds no images.": "asks for nothing",
@@ -188,6 +192,12 @@ def png(side: int = 4) -> bytes:
     stream = io.BytesIO()
     Image.effect_noise((side, side), 9).save(stream, "PNG")
     return stream.getvalue()
+
+
+SCENES["Give the page of a model, or its name: owner/name."] = (
+    lambda: architecture("hf.co/zai-org"),
+    lambda: architecture("hf.co/zai-org/GLM-4V-9B"),
+)
 
 
 @pytest.mark.parametrize("advice", SCENES)
