@@ -479,7 +479,7 @@ def test_on_a_phone_no_page_is_too_wide_and_no_name_is_broken_within_a_word(serv
         found = {}
         for file in sorted(site.rglob("index.html")):
             name = file.parent.relative_to(site).as_posix()
-            page.goto(f"{address}/{name}/", wait_until="domcontentloaded")
+            page.goto(f"{address}/{name}/", wait_until="load")
             found[name] = page.evaluate(BROKEN)
         assert len(found) > len(CLASSES)
         assert {name: each for name, each in found.items() if each != [390, []]} == {}
