@@ -56,7 +56,7 @@ class Activation:
         tower_values: values cast from float32 to the model's dtype that stay alive until the tower
             has run.
         pair_bytes: bytes alive at the peak per pair of tokens of a row.
-        chunk: number of tokens that a row is padded to a multiple of.
+        chunk: number of tokens that a row is padded to a multiple of, for `extra_bytes`.
     """
 
     tokens: Literal["text", "spliced", "patch", "visual", "image", "row"]

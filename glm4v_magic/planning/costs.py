@@ -176,9 +176,10 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
             if not (_made_by_tower(unit, a) or (shape.tower_first and unit.kind == "embedding")):
                 in_tower += stays
             padded = workload.batch * (-(-row // a.chunk) * a.chunk) if a.chunk > 1 else 0
-            count = max(counts[a.tokens], padded)
+            count = counts[a.tokens]
             casts = 0 if size == _FLOAT32 else a.cast_bytes
-            alive = count * (a.values * size + a.extra_bytes + casts) + int(pairs * a.pair_bytes)
+            alive = count * (a.values * size + casts) + int(pairs * a.pair_bytes)
+            alive += max(count, padded) * a.extra_bytes
             transient = max(transient, alive)
         if unit.kind == "embedding":  # the mask is made there, from one that all rows share
             beside = max(mask // workload.batch, entries * unit.rotary_bytes)
