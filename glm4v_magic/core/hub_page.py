@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from urllib.parse import parse_qs, unquote
 
 __all__ = ["HubPage", "is_hub_page", "read_hub_page"]
 
 _HOSTS = r"(?:huggingface\.co|hf\.co|hf-mirror\.com|modelscope\.(?:cn|com|ai))"
-_PAGE = re.compile(rf"(?:https?://)?(?:www\.)?{_HOSTS}(?:/(?P<path>[^?#]*))?(?:[?#].*)?", re.I)
+_PAGE = re.compile(
+    rf"(?:https?://)?(?:www\.)?{_HOSTS}(?:/(?P<path>[^?#]*))?(?:\?(?P<query>[^#]*))?(?:#.*)?", re.I
+)
 _NAME = r"[A-Za-z0-9][\w.-]*"
 _REPOSITORY = re.compile(
     rf"(?:models/)?(?P<owner>{_NAME})/(?P<name>{_NAME})"
-    r"(?:/(?:tree|blob|resolve|file/view)/(?P<revision>[^/]+))?(?:/.*)?"
+    r"(?:/(?:tree|blob|resolve|commit|commits|file/view)/(?P<revision>[^/]+))?(?:/.*)?"
 )
-_OTHERS = ("datasets", "spaces", "collections", "papers", "docs", "organization", "studios")
+_OTHERS = frozenset((
+    "api", "blog", "chat", "collections", "datasets", "docs", "join", "learn", "login", "new",
+    "organization", "organizations", "papers", "pricing", "settings", "spaces", "studios", "tasks",
+))  # fmt: skip
+"""What stands in the place of an owner on pages that are about no model."""
 _MAIN = ("main", "master")
 _IN_CACHE = re.compile(rf"models--(?P<owner>{_NAME}?)--(?P<name>{_NAME})")
 
@@ -48,9 +55,14 @@ def read_hub_page(text: str) -> HubPage | None:
     if folder is not None:
         return HubPage(f"{folder['owner']}/{folder['name']}")
     page = _PAGE.fullmatch(text)
-    found = None if page is None else _REPOSITORY.fullmatch((page["path"] or "").rstrip("/"))
+    if page is None:
+        return None
+    found = _REPOSITORY.fullmatch((page["path"] or "").rstrip("/"))
     if found is None or found["owner"].lower() in _OTHERS:
         return None
-    revision = found["revision"]
+    asked = {name.lower(): values[-1] for name, values in parse_qs(page["query"] or "").items()}
+    revision = unquote(found["revision"] or asked.get("revision") or asked.get("version") or "main")
+    if ".." in revision.split("/"):
+        return None
     name = found["name"].removesuffix(".git")
     return HubPage(f"{found['owner']}/{name}", None if revision in _MAIN else revision)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from glm4v_magic.core.conversation import PARTIAL
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.options import Format
 from glm4v_magic.core.rows import AnsweredRow
@@ -91,12 +92,13 @@ class Truth:
         """Return a row with the answer that was expected."""
         expected = self.expected[row.index]
         answer = row.answer
-        counts = expected is not None and row.finish_reason not in (None, "interrupted")
+        counts = expected is not None and row.finish_reason not in (None, *PARTIAL)
         return ScoredRow(
             index=row.index,
             name=row.name,
             expected=expected,
-            answer=row.text,
+            # What an error broke off is no answer; what was interrupted may be asked again.
+            answer=None if row.finish_reason == "failed" else row.text,
             is_right=self._agree(row, expected) if counts else None,
             probability=row.probability,
             choices={} if answer is None else answer.choices,

@@ -6,6 +6,7 @@ Where other code is in between, the ordinary traceback tells where it is.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import traceback
 from collections.abc import Callable
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["show_as_one_line", "show_as_usual"]
 
-_OURS = str(Path(__file__).parents[1])
+_OURS = (str(Path(__file__).parents[1]), contextlib.__file__)
+"""Our files, and the one through which our context managers raise."""
 _CELL = re.compile(r"<ipython-input-(?P<number>\d+)-|.*[/\\]ipykernel_\d+[/\\]\d+\.py$")
 _HOOK = "_render_traceback_"  # IPython asks an exception for it
 

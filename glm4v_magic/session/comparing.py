@@ -72,17 +72,26 @@ def settings_of(given: object) -> tuple[Setting, ...]:
             f"settings is {brief(given)}, but must be a list of models or dicts of options.",
             'For example ["demo", {"model": "demo", "temperature": 1}].',
         )
-    if not 2 <= len(given) <= _MOST:
+    columns = _listed(given)
+    if not 2 <= len(columns) <= _MOST:
         raise OptionError(
-            f"{len(given)} cannot be compared: give from 2 to {_MOST} models or settings."
+            f"{len(columns)} cannot be compared: give from 2 to {_MOST} models or settings."
         )
-    made = [_setting(each) for each in given]
+    made = [_setting(each) for each in columns]
     names: dict[str, int] = {}
     for at, each in enumerate(made):
         number = names[each.name] = names.get(each.name, 0) + 1
         if number > 1:
             made[at] = replace(each, name=f"{each.name} ({number})")
     return tuple(made)
+
+
+def _listed(given: Iterable[object]) -> list[object]:
+    try:
+        return list(given)
+    except Exception as error:  # whatever a class that is derived from a list does
+        reason = printable(f"{type(error).__name__}: {error}")[:_LONGEST]
+        raise OptionError(f"settings is a list that cannot be read: {reason}.") from None
 
 
 def _setting(given: object) -> Setting:
@@ -97,7 +106,8 @@ def _setting(given: object) -> Setting:
     loading = _taken(options, of_python("load"))
     asking = _taken(options, of_python("compare"))
     for name in options:
-        known = [each.name for each in (*of_python("load"), *of_python("compare"))]
+        table = (*of_python("load"), *of_python("compare"))
+        known = list(dict.fromkeys(each.name for each in table if each.name != "model"))
         raise OptionError(
             f"A setting has no option {brief(name)}.",
             did_you_mean(str(name), known) or f"There are model, {', '.join(known)}.",

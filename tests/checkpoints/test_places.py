@@ -23,6 +23,7 @@ from glm4v_magic.checkpoints.files import is_cut_short
 from glm4v_magic.checkpoints.names import named
 from glm4v_magic.checkpoints.places import find_place
 from glm4v_magic.core.errors import CheckpointError, OptionError
+from glm4v_magic.core.hub_page import HubPage, read_hub_page
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.doctor import diagnose, gather
 from glm4v_magic.notebook.next_steps import CELL
@@ -76,6 +77,25 @@ def test_a_download_is_found_whoever_owned_it(hub, repository, name):
 )
 def test_addresses_of_pages_are_names_of_repositories(hub, name):
     found_by_all(name, download(hub, "zai-org/glm-4v-9b"))
+
+
+@pytest.mark.parametrize(
+    ("page", "revision"),
+    [
+        ("https://huggingface.co/a/b/tree/refs%2Fpr%2F3", "refs/pr/3"),
+        ("https://huggingface.co/a/b/commit/abc123", "abc123"),
+        ("https://huggingface.co/a/b/blob/main/config.json", None),
+        ("https://modelscope.cn/models/a/b/files?version=v2", "v2"),
+        ("https://modelscope.cn/models/a/b/summary?Revision=master", None),
+    ],
+)
+def test_the_revision_of_a_page(page, revision):
+    assert read_hub_page(page) == HubPage("a/b", revision)
+
+
+@pytest.mark.parametrize("path", ["api/models/a/b", "settings/tokens", "blog/x", "a/b/tree/.."])
+def test_pages_that_show_no_repository(path):
+    assert read_hub_page(f"https://huggingface.co/{path}") is None
 
 
 def test_the_folder_of_a_repository_in_the_cache_is_its_snapshot(hub):

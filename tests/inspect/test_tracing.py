@@ -6,6 +6,7 @@ import linecache
 import os
 import re
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,19 @@ def state_of(session):
         (dict(vars(module)), dict(module._modules), len(module._forward_hooks))
         for module in session.engine.model.modules()
     ]
+
+
+def test_servers_are_asked_after_nnsight_was_imported():
+    """In a process of its own: in this one the classes of servers are there already."""
+    program = (
+        "import glm4v_magic.inspect.tracing\n"
+        "import anyio.abc, anyio.streams.file, anyio.streams.tls, httpx, uvicorn\n"
+        "httpx.AsyncClient()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def interventions(session):

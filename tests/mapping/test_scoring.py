@@ -187,6 +187,13 @@ def test_an_answer_that_is_not_in_its_form_is_wrong_whatever_it_says():
     assert truth.scored(failed).is_right is False
 
 
+def test_an_answer_that_an_error_broke_off_is_a_failure():
+    truth = truth_of(items_of(ROWS, "rows"), "label")
+    half = Answer("yes", "?", "m", Usage(1, 1, 1), "failed")
+    row = truth.scored(AnsweredRow(0, "a", "a", "?", half, "The stream ended."))
+    assert (row.is_right, row.has_failed, row.answer) == (None, True, None)
+
+
 def test_half_an_answer_does_not_count():
     items = items_of(ROWS, "rows")
     truth = truth_of(items, "label", choices=("yes", "no"))

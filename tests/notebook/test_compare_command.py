@@ -130,6 +130,16 @@ def test_what_cannot_be_compared(tiny, run, options, said):
     assert said in ask(run, options, fails=True)
 
 
+def test_a_list_that_cannot_be_read_is_named(tiny, run, shell):
+    class Evil(list):
+        def __iter__(self):
+            raise RuntimeError("boom")
+
+    shell.user_ns["evil"] = Evil(["demo", "demo"])
+    said = ask(run, "--compare evil", fails=True)
+    assert "settings is a list that cannot be read: RuntimeError: boom." in said
+
+
 def test_an_interrupt_keeps_what_was_said(tiny, run, shell, monkeypatch):
     show = Columns.show
 

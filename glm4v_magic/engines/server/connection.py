@@ -213,7 +213,7 @@ class Connection:
         if isinstance(error, httpx.TimeoutException):
             return self.silent(seconds)
         return BrokenError(
-            f"The connection to {self.url} broke: {self.said(reason(error))}.",
+            f"The connection to {self.url} broke: {self.said(reason(error)).rstrip('.')}.",
             "Is the server still running? Its log may tell more.",
         )
 

@@ -193,7 +193,11 @@ def _text(
         ]
         if shares:
             lines.append(f"  {', '.join(shares)}")
-        told = [f"{row.name} {row.cells[at]}" for row in facts if row.cells[at]]
+        told = [
+            row.cells[at] if row.cells[at] == NO_LOGPROBS else f"{row.name} {row.cells[at]}"
+            for row in facts
+            if row.cells[at]
+        ]
         if told:
             lines.append(f"  {'; '.join(told)}")
     return lines
