@@ -71,6 +71,8 @@ class Record:
         self._columns = columns
 
     def __getattr__(self, name: str) -> object:
+        if name == "_columns":  # a copy is asked before it has any
+            raise AttributeError(name)
         try:
             return self._columns[name]
         except KeyError:

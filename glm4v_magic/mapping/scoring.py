@@ -12,10 +12,10 @@ from functools import cached_property
 from typing import Any
 
 from glm4v_magic.core.conversation import PARTIAL
-from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.errors import OptionError, reason
 from glm4v_magic.core.options import Format
 from glm4v_magic.core.rows import AnsweredRow
-from glm4v_magic.core.wording import brief
+from glm4v_magic.core.wording import brief, printable
 from glm4v_magic.images.files import natural
 from glm4v_magic.mapping.evaluation import (
     Bin,
@@ -143,18 +143,35 @@ def truth_of(
         OptionError: if there is no such column, it holds no answer, or one that is no choice.
     """
     expected = tuple(None if _is_missing(each) else each for each in items.column(answer))
+    _refuse_unreadable(answer, expected)
     if all(each is None for each in expected):
         raise OptionError(
             f"Column {answer!r:.60} holds no answers.",
             "Name the column with the answers that are expected.",
         )
-    kinds = () if by is None else tuple(map(_kind, items.column(by)))
+    kinds: tuple[str, ...] = ()
+    if by is not None:
+        divided = tuple(items.column(by))
+        _refuse_unreadable(by, divided)
+        kinds = tuple(map(_kind, divided))
     truth = Truth(
         str(answer), expected, "" if by is None else str(by), kinds, tuple(choices), format, bins
     )
     if choices:
         _refuse_no_choices(truth, items)
     return truth
+
+
+def _refuse_unreadable(column: object, values: Iterable[object]) -> None:
+    for row, value in enumerate(values):
+        try:
+            _text(value)
+        except Exception as error:  # whatever the user's class does
+            raise OptionError(
+                f"Column {column!r:.60} has a value in row {row} that cannot be read as text: "
+                f"{printable(reason(error)):.100}.",
+                "Give texts or numbers.",
+            ) from None
 
 
 def _refuse_no_choices(truth: Truth, items: Items) -> None:
@@ -185,7 +202,7 @@ def _is_missing(value: object) -> bool:
 
 
 def _kind(value: object) -> str:
-    return "(none)" if _is_missing(value) else _text(value)
+    return "(none)" if _is_missing(value) else _text(value).strip()
 
 
 def _text(value: object) -> str:

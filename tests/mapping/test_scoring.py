@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,7 @@ from glm4v_magic.core.conversation import Answer, Generation, Usage
 from glm4v_magic.core.errors import EngineError, MapInterrupted, OptionError
 from glm4v_magic.core.events import Finished, RowDone
 from glm4v_magic.core.rows import AnsweredRow, Rows
-from glm4v_magic.mapping.items import items_of
+from glm4v_magic.mapping.items import Record, items_of
 from glm4v_magic.mapping.scoring import calibration_of, normal, score_of, truth_of
 from glm4v_magic.session.session import Session
 
@@ -187,6 +189,23 @@ def test_an_answer_that_is_not_in_its_form_is_wrong_whatever_it_says():
     assert truth.scored(failed).is_right is False
 
 
+class Boom:
+    def __str__(self):
+        raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize("options", [{"answer": "bad"}, {"by": "bad"}])
+def test_values_that_cannot_be_read_are_refused_before_anything_is_asked(options):
+    data = pd.DataFrame({"q": ["a"], "label": ["yes"], "bad": [Boom()]})
+    with pytest.raises(OptionError, match=r"'bad' has a value in row 0 .* RuntimeError: boom"):
+        evaluate(data, ScriptedEngine(pytest.fail), **options)
+
+
+def test_kinds_that_differ_in_spaces_are_one():
+    data = pd.DataFrame({"q": ["a", "b"], "label": ["yes", "yes"], "kind": ["x", " x "]})
+    assert [each.name for each in evaluate(data, by="kind").kinds] == ["x"]
+
+
 def test_an_answer_that_an_error_broke_off_is_a_failure():
     truth = truth_of(items_of(ROWS, "rows"), "label")
     half = Answer("yes", "?", "m", Usage(1, 1, 1), "failed")
@@ -328,3 +347,9 @@ def test_rows_that_are_saved_are_scored_again_without_asking(tmp_path):
     assert again.score == first.score
     assert again.calibration.bins != first.calibration.bins
     assert len(again.answers) == 4
+
+
+def test_rows_of_a_table_are_copied():
+    record = Record({"item": 1, "q": "a"})
+    for copied in (copy.deepcopy(record), pickle.loads(pickle.dumps(record))):
+        assert (copied.item, copied["q"]) == (1, "a")
