@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from glm4v_magic.core.conversation import Answer
+from glm4v_magic.core.conversation import PARTIAL, Answer
 from glm4v_magic.core.remarks import PYTHON, Text, worded
 
 __all__ = ["Column", "ComparedAnswers"]
@@ -56,7 +56,7 @@ class Column:
         return (
             self.failure is None
             and self.answer is not None
-            and self.answer.finish_reason != "interrupted"
+            and self.answer.finish_reason not in PARTIAL
         )
 
 

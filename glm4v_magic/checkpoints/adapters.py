@@ -67,6 +67,7 @@ class _Config(BaseModel):
     fan_in_fan_out: bool | None = False
     target_parameters: list[str] | None = None
     layer_replication: None = None
+    init_lora_weights: bool | str | None = True
     trainable_token_indices: list[Index] | dict[str, list[Index]] | None = None
 
 

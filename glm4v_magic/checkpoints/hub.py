@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from glm4v_magic.core.errors import CheckpointError, reason
-from glm4v_magic.outside import is_file, is_folder
+from glm4v_magic.outside import is_folder
 
 __all__ = [
     "CONFIGS",
@@ -76,12 +77,20 @@ def snapshot_in(folder: Path) -> Path | None:
     snapshots = folder / "snapshots"
     if not is_folder(snapshots):
         return None
-    main = folder / "refs" / "main"
-    chosen = snapshots / main.read_text().strip() if is_file(main) else None
-    if chosen is not None and is_folder(chosen):
-        return chosen
+    chosen = _plain_name(folder / "refs" / "main")
+    if chosen and is_folder(snapshots / chosen):
+        return snapshots / chosen
     found = [path for path in snapshots.iterdir() if path.is_dir()]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _plain_name(file: Path) -> str:
+    """Return the name of a folder that a file holds; empty if there is none, or a path."""
+    try:
+        name = file.read_bytes().decode(errors="replace").strip()
+    except OSError:
+        return ""
+    return name if re.fullmatch(r"\w[\w.-]*", name) else ""
 
 
 def _as_downloaded(repository: str) -> Iterator[str]:

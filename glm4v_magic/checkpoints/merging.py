@@ -78,6 +78,11 @@ class Merger:
                 require_finite(key, value)
             with self._lock:
                 changed[rows] = self._merge(part, changed[rows], state)
+        if not _is_finite(changed):
+            raise CheckpointError(
+                f"With the adapter, {one_line(name)} has values that are not finite.",
+                "Is its lora_alpha as it was trained?",
+            )
         return changed
 
     def require_mergeable(self, tensors: Mapping[str, TensorInfo]) -> None:
@@ -142,12 +147,16 @@ def require_finite(name: str, weight: Tensor) -> None:
         name: its name, for the message.
         weight: its value.
     """
-    # In parts: the mask of a whole vocabulary would take half of its bytes again.
-    if not all(part.isfinite().all() for part in weight.flatten().split(_AT_ONCE)):
+    if not _is_finite(weight):
         raise CheckpointError(
             f"The adapter has values in {one_line(name)} that are not finite.",
             "Its training went astray: take an earlier step of it.",
         )
+
+
+def _is_finite(weight: Tensor) -> bool:
+    # In parts: the mask of a whole vocabulary would take half of its bytes again.
+    return all(bool(part.isfinite().all()) for part in weight.flatten().split(_AT_ONCE))
 
 
 def _said(error: Exception) -> str:

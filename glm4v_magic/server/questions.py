@@ -38,6 +38,9 @@ _ALL_TOKENS = 2**31 - 1
 _SEEDS = 2**63
 """Number of seeds here; OpenAI's begin at minus as much."""
 
+_LIKELIEST = 1e-6
+"""A nucleus of the likeliest token alone, which OpenAI's 0 means."""
+
 _EFFORTS: Mapping[str, Effort | None] = {"minimal": "low", "medium": None, "xhigh": "max"}
 """OpenAI's levels that have another name here; medium is its default, as a model's own is here."""
 
@@ -157,8 +160,12 @@ def _translate(values: dict[str, Any]) -> None:
     """Bring values that other servers take, and that are not in range here, into range."""
     if type(values["top_k"]) is int and values["top_k"] in _TOP_K_OFF:
         values["top_k"] = _ALL_TOKENS
-    if type(values["seed"]) is int and -_SEEDS <= values["seed"] < 0:
+    if type(values["seed"]) is int and values["seed"] < 0:
+        if values["seed"] < -_SEEDS:
+            raise OptionError(f"seed is {values['seed']}, but must not be below -2**63.")
         values["seed"] += _SEEDS
+    if type(values["top_p"]) in (int, float) and values["top_p"] == 0:
+        values["top_p"] = _LIKELIEST
 
 
 def _constraint(asked: ChatRequest) -> Constraint | None:

@@ -881,7 +881,8 @@ class Session:
         for each in columns:
             terms = terms_of(_with(options, each))
             asked(text, terms.task, terms.form.schema)
-        message = self._question(text, images, video, before_video, options)
+        # Without a model: what one takes of images is for its own column to say.
+        message = Session()._question(text, images, video, before_video, options)
         return self._locked(partial(self._compare, text, message, columns, options))
 
     def _compare(

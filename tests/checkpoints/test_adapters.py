@@ -433,6 +433,7 @@ BROKEN = {
         "trainable_token_indices",
     ),
     "huge ranks": (lambda a: edit(a, rank_pattern={"x": 10**9}), "'rank_pattern.x'"),
+    "what weights begin with": (lambda a: edit(a, init_lora_weights=5), "has 5 for 'init_lora"),
     "no alpha": (lambda a: edit(a, lora_alpha=None), "has null for 'lora_alpha'"),
     "no finite alpha": (lambda a: edit(a, lora_alpha=float("inf")), "has inf for 'lora_alpha'"),
     "odd alphas": (lambda a: edit(a, alpha_pattern={"x": float("nan")}), "'alpha_pattern.x'"),
@@ -469,6 +470,12 @@ def test_broken_adapters_are_one_line(adapter, how):
         resolve(adapter).require_usable()  # before a model that is there is released
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_that_makes_weights_infinite_is_refused(adapter):
+    edit(adapter, lora_alpha=1e300)
+    with pytest.raises(CheckpointError, match="has values that are not finite"):
+        Session().load(adapter)
 
 
 def test_an_adapter_that_is_not_there():

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.files import is_cut_short
+from glm4v_magic.checkpoints.hub import snapshot_in
 from glm4v_magic.checkpoints.names import named
 from glm4v_magic.checkpoints.places import find_place
 from glm4v_magic.core.errors import CheckpointError, OptionError
@@ -100,6 +101,13 @@ def test_pages_that_show_no_repository(path):
 
 def test_the_folder_of_a_repository_in_the_cache_is_its_snapshot(hub):
     found_by_all(str(hub / "models--someone--tiny"), download(hub, "someone/tiny"))
+
+
+@pytest.mark.parametrize("main", [b"\xff\xfe", b"", b"../../..", b"/etc", b".", b"gone"])
+def test_what_a_cache_calls_main_is_a_name_or_passed_over(hub, main):
+    folder = download(hub, "someone/tiny")
+    (hub / "models--someone--tiny" / "refs" / "main").write_bytes(main)
+    assert snapshot_in(hub / "models--someone--tiny") == folder
 
 
 def test_a_page_of_a_revision(hub):

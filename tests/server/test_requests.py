@@ -39,7 +39,8 @@ class TestFields:
             ),
             (question(thinking_token_budget=2), 400, "so there is no thinking to limit. Leave max"),
             (question(reasoning_effort="low"), 400, "no choice of it. Leave reasoning_effort out."),
-            (question(seed=-(2**63) - 1), 400, "must be a whole number from 0"),
+            (question(top_p=-0.1), 400, "top_p is -0.1"),
+            (question(seed=-(2**63) - 1), 400, "but must not be below -2**63"),
             (question([{"type": "refusal"}]), 400, "of the type refusal, but has no refusal"),
             (
                 question([{"type": "refusal", "refusal": "No."}]),
@@ -225,6 +226,12 @@ class TestFields:
         part = answer(content=[{"type": "refusal", "refusal": "I will not."}])
         assert part == answer(content=None, refusal="I will not.") == answer(content="I will not.")
         assert part != answer(content=None)
+
+    def test_a_nucleus_of_nothing_is_the_likeliest_token(self, server):
+        def text(**said):
+            return ask(server, question(seed=3, **said))[1]["choices"][0]["message"]["content"]
+
+        assert text(top_p=0, temperature=2.0) == text(temperature=0) != text(temperature=2.0)
 
     def test_seeds_below_zero(self, server):
         def text(seed):

@@ -42,6 +42,18 @@ def read(stream):
     return events, stream.result
 
 
+def test_a_question_that_one_model_does_not_take_is_an_error_in_its_column():
+    session = load("demo")
+    compared = session.compare(
+        "What?",
+        [Image.new("RGB", (60, 60), "red")] * 2,
+        settings=["demo", "demo-4.6v"],
+        max_tokens=2,
+    )
+    assert "demo takes one image" in compared.columns[0].error
+    assert compared.columns[1].done
+
+
 def test_answers_are_those_of_ask_and_nothing_is_changed(session):
     engine = session.engine
     settings = [{}, {"temperature": 1, "seed": 3}, {"max_tokens": 2}, HERE]

@@ -266,6 +266,7 @@ def images_of(
     for option in ("page", "crop"):
         if getattr(arguments, option) is not None and not images:
             raise OptionError(f"--{option} is about an image, and there is none on this line.")
-    context.session.require_images(count_images(images, names))
+    if getattr(arguments, "compare", None) is None:
+        context.session.require_images(count_images(images, names))
     sourced = resolve_images(images, names, limits=context.settings.limits, page=arguments.page)
     return sourced if crop is None else tuple(crop.of(each) for each in sourced)

@@ -165,7 +165,8 @@ def video_of(
             "Ask about the other in a follow-up.",
         )
     (clip,) = clips
-    context.session.require_video()
+    if getattr(arguments, "compare", None) is None:
+        context.session.require_video()
     parts = video_parts(arguments)
     video = to_video(names.get(clip, clip), clip, limits=context.settings.limits, **parts)
     place = words.index(clip)
