@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-__all__ = ["import_slowly", "import_whole"]
+__all__ = ["import_slowly", "import_whole", "is_imported"]
 
 _PAUSE = 0.2
 _turn = threading.Lock()  # two threads that import each other's modules could meet a half-made one
@@ -45,7 +45,7 @@ def import_slowly(*names: str) -> Iterator[None]:
 
 
 def _begun(names: tuple[str, ...]) -> Iterator[_Import]:
-    if all(map(_is_whole, names)):
+    if all(map(is_imported, names)):
         return
     if threading.current_thread() is not threading.main_thread():
         _import(names)  # no interrupt comes here
@@ -84,7 +84,8 @@ def _import(names: tuple[str, ...]) -> None:
         importlib.import_module(name)
 
 
-def _is_whole(name: str) -> bool:
+def is_imported(name: str) -> bool:
+    """Return whether a module is imported as a whole; ``False`` while that is under way."""
     module = sys.modules.get(name)
     spec = getattr(module, "__spec__", None)
     return module is not None and not getattr(spec, "_initializing", False)

@@ -352,16 +352,29 @@ class ComparisonInterrupted(_Interrupted):
 
     Args:
         comparison: the `calls.compared.ComparedAnswers` so far, the half answer included.
+        released: name of the model that was released to make room, and is not loaded again yet;
+            ``""`` for none.
 
     Attributes:
         result: the comparison.
+        released: as given.
     """
 
-    def __init__(self, comparison: Any) -> None:
+    def __init__(self, comparison: Any, released: str = "") -> None:
         columns = comparison.columns
-        answered = sum(each.done for each in columns)
-        super().__init__(remark("comparison_interrupted", answered=answered, total=len(columns)))
+        answered, total = sum(each.done for each in columns), len(columns)
+        super().__init__(
+            remark(
+                "comparison_interrupted_without_room",
+                answered=answered,
+                total=total,
+                released=released,
+            )
+            if released
+            else remark("comparison_interrupted", answered=answered, total=total)
+        )
         self.result: Any = comparison
+        self.released = released
 
 
 def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3, cutoff: float = 0.6) -> str:

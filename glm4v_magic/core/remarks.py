@@ -317,6 +317,10 @@ COMMON: Mapping[str, str] = {
     "rows_interrupted": "{answered} of {total} rows are answered",
     "no_row_answered": "no row is answered",
     "comparison_interrupted": "{answered} of {total} models or settings have answered",
+    "comparison_interrupted_without_room": (
+        "{answered} of {total} models or settings have answered; {released} was released to make "
+        "room, and the next question loads it again"
+    ),
     "load_interrupted": (
         "the load did not finish; {released} was released to make room, and the next question "
         "loads it again"
@@ -388,6 +392,10 @@ _IN_PYTHON = {
     ),
     "comparison_interrupted": (
         "{answered} of {total} models or settings have answered; what they said is in result"
+    ),
+    "comparison_interrupted_without_room": (
+        "{answered} of {total} models or settings have answered; what they said is in result. "
+        "{released} was released to make room, and the next question loads it again"
     ),
 }
 

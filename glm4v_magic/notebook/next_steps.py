@@ -82,6 +82,10 @@ _IN_A_CELL = {
     "comparison_interrupted": (
         "{answered} of {total} models or settings have answered; what they said is in _."
     ),
+    "comparison_interrupted_without_room": (
+        "{answered} of {total} models or settings have answered; what they said is in _. "
+        "{released} was released to make room; the next question loads it again."
+    ),
 }
 
 CELL = Words(_IN_A_CELL, as_typed, "the kernel", flag_of)

@@ -31,7 +31,7 @@ from glm4v_magic.session.stream import Stream
 if TYPE_CHECKING:
     from glm4v_magic.core.conversation import Answer
 
-__all__ = ["Ask", "Setting", "compared", "settings_of"]
+__all__ = ["Setting", "Steps", "compared", "settings_of"]
 
 _MOST = 50
 _LONGEST = 80  # characters of a name
@@ -54,8 +54,22 @@ class Setting:
     asking: Mapping[str, Any] = field(default_factory=dict)
 
 
-Ask = Callable[[int], Generator[Event, None, None]]
-"""Answers the question of a column, by its number; yields the events of `Session.stream`."""
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What a session does for a comparison.
+
+    Attributes:
+        ask: answers the question of a column, by its number; yields the events of
+            `Session.stream`.
+        release: releases the model that was loaded for the latest column, if any.
+        restore: loads again what had made room; yields the events of loading.
+        away: returns the name of the model that has made room and is not back; ``""`` for none.
+    """
+
+    ask: Callable[[int], Generator[Event, None, None]]
+    release: Callable[[], None]
+    restore: Callable[[], Generator[Event, None, None]]
+    away: Callable[[], str]
 
 
 def settings_of(given: object) -> tuple[Setting, ...]:
@@ -140,7 +154,7 @@ def _written(value: object) -> str:
 
 
 def compared(
-    prompt: str, settings: Sequence[Setting], order: Iterable[int], ask: Ask
+    prompt: str, settings: Sequence[Setting], order: Iterable[int], steps: Steps
 ) -> Generator[Event, None, None]:
     """Ask every column, and keep its answer or its error.
 
@@ -148,25 +162,32 @@ def compared(
         prompt: the question.
         settings: the columns.
         order: numbers of the columns as they are asked.
-        ask: asks one of them.
+        steps: what is done for each, and at the end.
 
     Raises:
-        ComparisonInterrupted: on an interrupt, which ends all.
+        ComparisonInterrupted: on an interrupt, which ends all; also while a model is released or
+            loaded again at the end.
     """
     columns = [Column(each.name, {**each.loading, **each.asking}) for each in settings]
+    is_stopped = False
     try:
-        for at in order:
-            yield ColumnBegun(at, columns[at].name, settings[at].model or "")
-            columns[at] = yield from _asked(columns[at], at, ask(at))
-            yield ColumnDone(at, ComparedAnswers(prompt, tuple(columns)))
-    except _Stopped as stopped:
-        columns[at] = replace(columns[at], answer=stopped.answer)
+        try:
+            for at in order:
+                yield ColumnBegun(at, columns[at].name, settings[at].model or "")
+                columns[at] = yield from _asked(columns[at], at, steps.ask(at))
+                yield ColumnDone(at, ComparedAnswers(prompt, tuple(columns)))
+        except _Stopped as stopped:
+            columns[at] = replace(columns[at], answer=stopped.answer)
+            is_stopped = True
+        finally:
+            steps.release()
+        if not is_stopped:
+            yield from steps.restore()
     except KeyboardInterrupt:
-        pass
-    else:
-        return
-    # Out here the new exception has no __context__, whose frames would hold on to the model.
-    raise ComparisonInterrupted(ComparedAnswers(prompt, tuple(columns)))
+        is_stopped = True
+    if is_stopped:
+        # Out here it has no __context__, whose frames would hold on to the model.
+        raise ComparisonInterrupted(ComparedAnswers(prompt, tuple(columns)), steps.away())
 
 
 class _Stopped(KeyboardInterrupt):
@@ -193,6 +214,10 @@ def _asked(
                     yield event
     except GenerationInterrupted as stopped:
         answer, is_stopped = stopped.answer, True
+    except KeyboardInterrupt:
+        if answer is None:
+            raise
+        is_stopped = True
     except Glm4vError as error:
         return replace(column, answer=getattr(error, "answer", None), failure=error.text)
     if is_stopped and answer is not None:

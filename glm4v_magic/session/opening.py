@@ -12,7 +12,7 @@ from glm4v_magic.core.errors import Glm4vError, LoadInterrupted, OptionError, Ou
 from glm4v_magic.core.events import Loading, Starting
 from glm4v_magic.core.model import LoadProgress, ModelChoice
 from glm4v_magic.core.server_address import ServerAddress, is_address, read_address
-from glm4v_magic.imports import import_slowly
+from glm4v_magic.imports import import_slowly, is_imported
 from glm4v_magic.outside import require_current_folder
 from glm4v_magic.session import replicas
 
@@ -98,10 +98,12 @@ def prepare(
     # What can be refused without torch is refused before the seconds that its import takes.
     if "torch" not in sys.modules:
         _refuse(found, choice)
+    begun = Loading(LoadProgress(0, found.total_bytes, ""))
     for _ in import_slowly(*_MODULES, *found.modules):
-        yield Starting("PyTorch")
+        # With PyTorch there, it is the code of this model that is imported.
+        yield begun if is_imported("torch") else Starting("PyTorch")
     placement, keep = _place(found, choice)
-    yield Loading(LoadProgress(0, found.total_bytes, ""))
+    yield begun
     found.require_usable()
     return Opening(found, placement, keep, recorder)
 

@@ -892,7 +892,7 @@ class Session:
         columns: Sequence[Setting],
         options: Mapping[str, Any],
     ) -> Generator[Event, None, None]:
-        from glm4v_magic.session.comparing import compared
+        from glm4v_magic.session.comparing import Steps, compared
 
         chosen = self._chosen(terms_of(options))
         choices = [_meant(each, chosen) for each in columns]
@@ -925,16 +925,26 @@ class Session:
                 for event in events:
                     yield self._owned(event) if choice is None else event
 
-        # Those of one model in a row, so that each is loaded once.
-        order = sorted(range(len(columns)), key=lambda at: choices.index(choices[at]))
-        try:
-            yield from compared(text, columns, order, ask)
-        finally:
+        def release() -> None:
             if other is not None:
                 other.unload()
-        if was_loaded and self._engine is None:
+
+        # Those of one model in a row, so that each is loaded once.
+        order = sorted(range(len(columns)), key=lambda at: choices.index(choices[at]))
+        away = partial(self._away, was_loaded)
+        steps = Steps(ask, release, partial(self._restored, away), away)
+        yield from compared(text, columns, order, steps)
+
+    def _away(self, was_loaded: bool) -> str:
+        """Return the name of the model that was loaded and has made room, ``""`` for none."""
+        return self._choice.name if was_loaded and self._engine is None else ""
+
+    def _restored(self, away: Callable[[], str]) -> Generator[Event, None, None]:
+        """Load again what has made room."""
+        if away():
             with suppress(Glm4vError):  # the next question tells why it cannot be loaded
-                yield from self._ready(terms_of({}))
+                engine = yield from self._ready(terms_of({}))
+                yield Started(engine.info)
 
     def _owned(self, event: Event) -> Event:
         """Return an event whose answer is looked into with the engine of this session."""

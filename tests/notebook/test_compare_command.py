@@ -155,3 +155,37 @@ def test_an_interrupt_keeps_what_was_said(tiny, run, shell, monkeypatch):
     assert found is shell.user_ns["_"]
     assert [each.answer is not None for each in found.columns] == [True, True, False]
     assert found.columns[1].answer.finish_reason == "interrupted"
+
+
+def test_an_interrupt_after_the_last_answer_keeps_the_whole_table(tiny, run, shell, monkeypatch):
+    finish, calls = Columns.finish, []
+
+    def stopping(self, comparison):
+        calls.append(comparison)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        finish(self, comparison)
+
+    monkeypatch.setattr(Columns, "finish", stopping)
+    said = ask(run, "--compare temperature=1,temperature=0 --quiet -o found", fails=True)
+    assert "Stopped: 2 of 2 models or settings have answered; what they said is in _." in said
+    found = shell.user_ns["found"]
+    assert found is shell.user_ns["_"]
+    assert all(each.done for each in found.columns)
+
+
+def test_what_is_loaded_again_at_the_end_has_its_own_name(tiny, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("glm4v_magic.session.room.fits_beside", lambda *_: False)
+    other = tmp_path / "other"
+    other.symlink_to(tiny)
+    run(f"%glm4v load {tiny}")
+    said = ask(run, f"--compare 'temperature=0,{other}'")
+    assert "not finished" not in said
+    assert f"Loaded {other} in" in said
+    assert said.count(f"Loaded {tiny} in") == 1
+
+
+def test_what_an_error_broke_off_is_marked():
+    broken = Column("a", answer=answer("Half of", "failed"), failure="It broke.")
+    text = compared_bundle(ComparedAnswers("Is it?", (broken,)))["text/plain"]
+    assert "  Half of [broken off by an error]" in text

@@ -95,6 +95,7 @@ ELSEWHERE = {
     "row_cut_off": "notebook/test_over_forms.py",
     "rows_are_alike": "mapping/test_batch.py",
     "comparison_interrupted": "notebook/test_compare_command.py",
+    "comparison_interrupted_without_room": "session/test_comparing.py",
     "file_of_other_rows": "mapping/test_row_file.py",
     "rows_not_saved": "mapping/test_row_file.py",
     "rows_interrupted": "mapping/test_batch.py",

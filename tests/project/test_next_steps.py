@@ -268,6 +268,12 @@ def test_every_error_has_a_code_of_its_own_that_needs_no_words(kind):
             "comparison_interrupted",
             "0 of 2 models or settings have answered; what they said is in _.",
         ),
+        (
+            ComparisonInterrupted(ComparedAnswers("What?", (Column("a"), Column("b"))), "demo"),
+            "comparison_interrupted_without_room",
+            "0 of 2 models or settings have answered; what they said is in _. demo was released to "
+            "make room; the next question loads it again.",
+        ),
     ],
 )
 def test_interrupts_carry_a_code_and_values_too(interrupt, code, said):

@@ -14,6 +14,7 @@ from glm4v_magic.core.errors import (
     OptionError,
 )
 from glm4v_magic.core.events import ColumnBegun, ColumnDone, Done, Loading, Started, Text
+from glm4v_magic.session.comparing import Setting, Steps, compared
 from glm4v_magic.session.session import Session, load
 
 PHOTO = Image.linear_gradient("L").convert("RGB")
@@ -175,6 +176,73 @@ def test_an_interrupt_within_another_model_releases_it(session):
         stopped_within(stream, 0)
     assert stopped.value.result.columns[0].answer.text is not None
     assert session.engine is engine
+
+
+def stop_at(stream, is_there):
+    """Interrupt the reader at the first event for which `is_there` holds."""
+    with stream:
+        for event in stream:
+            if is_there(event):
+                raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_the_last_model_is_released_keeps_all(session, monkeypatch):
+    engine, unload = session.engine, Session.unload
+
+    def interrupted(self):
+        unload(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "unload", interrupted)
+    with pytest.raises(ComparisonInterrupted) as stopped:
+        session.compare("What?", PHOTO, settings=[HALF, {}], **SHORT)
+    monkeypatch.undo()
+    assert [each.done for each in stopped.value.result.columns] == [True, True]
+    assert str(stopped.value).startswith("2 of 2 models or settings have answered;")
+    assert stopped.value.released == ""
+    assert session.engine is engine
+
+
+@pytest.mark.parametrize("moment", ["loading the next", "between two", "loading again"])
+def test_an_interrupt_without_room_says_what_is_away(session, monkeypatch, moment):
+    monkeypatch.setattr("glm4v_magic.session.room.fits_beside", lambda *_: False)
+    settings = [{}, HALF, {**HALF, "max_tokens": 1}]
+    ended = []
+
+    def is_there(event):
+        if isinstance(event, ColumnDone):
+            ended.append(event)
+        if moment == "between two":
+            return len(ended) == 2
+        column = {"loading the next": 1, "loading again": 3}[moment]
+        is_away = isinstance(event, Loading) and session.engine is None
+        return len(ended) == column and is_away
+
+    stream = session.stream_compare("What?", PHOTO, settings=settings, **SHORT)
+    with pytest.raises(ComparisonInterrupted) as caught:
+        stop_at(stream, is_there)
+    stopped = caught.value
+    assert [each.done for each in stopped.result.columns] == [
+        index < len(ended) for index in range(3)
+    ]
+    assert stopped.released == HERE
+    assert str(stopped) == (
+        f"{len(ended)} of 3 models or settings have answered; what they said is in result. {HERE} "
+        "was released to make room, and the next question loads it again"
+    )
+    assert session.ask("What?", PHOTO, **SHORT).text
+
+
+def test_an_interrupt_just_after_an_answer_keeps_it():
+    def ask(at):
+        with Session(ScriptedEngine()).stream("What?") as events:
+            yield from events
+        raise KeyboardInterrupt
+
+    steps = Steps(ask, lambda: None, lambda: iter(()), str)
+    with pytest.raises(ComparisonInterrupted) as stopped:
+        [*compared("What?", (Setting("a"), Setting("b")), (0, 1), steps)]
+    assert [each.done for each in stopped.value.result.columns] == [True, False]
 
 
 def test_the_first_question_loads_what_stays_loaded():

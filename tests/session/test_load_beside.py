@@ -12,7 +12,9 @@ import torch
 from following import follow
 from shells import TINY
 
+from glm4v_magic.checkpoints import resolve
 from glm4v_magic.core.errors import CheckpointError, LoadInterrupted, OutOfMemoryError
+from glm4v_magic.core.events import Loading
 from glm4v_magic.engines import local
 from glm4v_magic.hardware import host
 from glm4v_magic.session.session import Session
@@ -32,6 +34,16 @@ def session():
 @pytest.fixture(scope="module")
 def said(session):
     return session.ask("What?", **GREEDY).text
+
+
+def test_pytorch_is_said_to_start_only_while_it_does(tmp_path, monkeypatch):
+    found = type(resolve(TINY))
+    (tmp_path / "slow_code_of_a_model.py").write_text("import time\ntime.sleep(0.5)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(found, "modules", ("slow_code_of_a_model",))
+    with Session().stream_load(TINY) as stream:
+        kinds = [type(event) for event, _ in zip(stream, range(2), strict=False)]
+    assert kinds == [Loading, Loading]
 
 
 @pytest.fixture

@@ -92,6 +92,8 @@ def compare(
         if given is not None:
             _keep(context, given, arguments.out)
             board.finish(given)
+            if type(error) is KeyboardInterrupt:  # after the stream had ended
+                raise ComparisonInterrupted(given) from None
         raise
     finally:
         board.close()

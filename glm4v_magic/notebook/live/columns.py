@@ -89,23 +89,21 @@ class _WithScreens(Columns):
         self._may_have_button = button
         self._told = set() if told is None else told
         self._screen = Screen()
+        self._is_asked = False
         self._has_begun = False
 
     def show(self, event: Event) -> None:
         """Show an event."""
         match event:
             case ColumnBegun():
-                self._screen.close()
-                model = event.model or self._model
-                self._screen = screen_for(
-                    self._shell, model, button=self._may_have_button, told=self._told
-                )
+                self._load(event.model or self._model)
+                self._is_asked = True
                 self.begin(event.name)
             case Starting() | Loading():
                 self._screen.show(event)
             case Started():
                 self._screen.loaded(event.info)
-                if not self._has_begun:
+                if self._is_asked and not self._has_begun:
                     self._has_begun = True
                     self.start(event)
                 if event.info.notice:
@@ -113,7 +111,13 @@ class _WithScreens(Columns):
             case Text() | Thinking():
                 self.step()
             case ColumnDone():
+                self._is_asked = False
+                self._load(self._model)  # at the end it is loaded again, if it has made room
                 self.column(event.result)
+
+    def _load(self, model: str) -> None:
+        self._screen.close()
+        self._screen = screen_for(self._shell, model, button=self._may_have_button, told=self._told)
 
     def close(self) -> None:
         """Leave no bar half drawn."""

@@ -108,7 +108,11 @@ def _said(column: Column) -> _Said:
 def _note(answer: Answer | None) -> str:
     if answer is None:
         return ""
-    ending = {"length": "cut off at the token limit", "interrupted": "stopped by you"}
+    ending = {
+        "length": "cut off at the token limit",
+        "interrupted": "stopped by you",
+        "failed": "broken off by an error",
+    }
     return ending.get(answer.finish_reason, "corrected once" if answer.corrected else "")
 
 
