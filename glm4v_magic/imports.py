@@ -14,7 +14,9 @@ import sys
 import threading
 from collections.abc import Iterator
 
-__all__ = ["import_slowly", "import_whole", "is_imported"]
+__all__ = ["define_network_classes", "import_slowly", "import_whole", "is_imported"]
+
+_OF_THE_NETWORK = ("anyio.abc", "anyio.streams.file", "anyio.streams.tls")
 
 _PAUSE = 0.2
 _turn = threading.Lock()  # two threads that import each other's modules could meet a half-made one
@@ -33,6 +35,28 @@ def import_whole(*names: str) -> None:
     for under_way in _begun(names):
         under_way.done.wait()
         under_way.require_success()
+
+
+def define_network_classes() -> None:
+    """Import what servers are asked with, also beside nnsight.
+
+    nnsight gives every object a method `save`. anyio refuses to define its classes while there is
+    one, so that no server could be asked any more: the method is away for this moment.
+    """
+    nnsight, mounting = (sys.modules.get(name) for name in ("nnsight", "nnsight._c"))
+    if nnsight is None or mounting is None or not hasattr(object, "save"):
+        _define()
+        return
+    mounting.unmount("save")
+    try:
+        _define()
+    finally:
+        mounting.mount(nnsight.save, "save")
+
+
+def _define() -> None:
+    import_whole(*_OF_THE_NETWORK)
+    getattr(sys.modules["anyio.abc"], "SocketAttribute")  # noqa: B009  imported when it is named
 
 
 def import_slowly(*names: str) -> Iterator[None]:

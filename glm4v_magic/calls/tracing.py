@@ -9,6 +9,7 @@ from glm4v_magic.calls.refusals import refuse_call, takes_of
 from glm4v_magic.core.conversation import Answer, Lend
 from glm4v_magic.core.errors import EngineError, GenerationInterrupted, OptionError
 from glm4v_magic.core.remarks import remark
+from glm4v_magic.imports import define_network_classes
 
 if TYPE_CHECKING:
     from glm4v_magic.engines import Engine
@@ -45,6 +46,7 @@ def traced(call: Call, lend: Lend) -> Trace:
 
 
 def _tracer() -> type[Trace]:
+    define_network_classes()  # before nnsight, after which they would be refused
     try:
         from glm4v_magic.inspect.tracing import Trace
     except ModuleNotFoundError as error:

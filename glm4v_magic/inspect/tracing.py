@@ -11,10 +11,6 @@ from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
-# nnsight gives every object a `save`, which anyio's classes refuse if they are defined after that:
-# without these two no server could be asked any more.
-import anyio.streams.file
-import anyio.streams.tls  # noqa: F401
 from nnsight import NNsight
 from nnsight.intervention.tracer import InterleavingTracer
 from torch import nn

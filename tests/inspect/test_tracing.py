@@ -54,12 +54,16 @@ def state_of(session):
     ]
 
 
-def test_servers_are_asked_after_nnsight_was_imported():
+@pytest.mark.parametrize("by", ["import nnsight", "glm4v_magic.load('demo').trace('?')"])
+def test_servers_are_asked_after_nnsight_was_imported(by):
     """In a process of its own: in this one the classes of servers are there already."""
     program = (
-        "import glm4v_magic.inspect.tracing\n"
-        "import anyio.abc, anyio.streams.file, anyio.streams.tls, httpx, uvicorn\n"
-        "httpx.AsyncClient()"
+        f"import glm4v_magic\n{by}\n"
+        "try:\n"
+        "    glm4v_magic.load('http://127.0.0.1:9/v1')\n"
+        "except glm4v_magic.core.errors.EngineError as error:\n"
+        "    assert 'No server answers' in str(error), error\n"
+        "assert hasattr(object, 'save')"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False

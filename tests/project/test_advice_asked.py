@@ -168,6 +168,73 @@ def test_looking_into_a_model(tmp_path, monkeypatch):
     assert session.ask("What?", SQUARE, max_tokens=2).inspect().tokens
 
 
+ROWS = [{"q": "a", "label": "yes", "none": None}, {"q": "b", "label": "no", "none": None}]
+ANSWERS = "Name the column with the answers that are expected."
+CHOICES = "Add them to the choices, or leave these rows out."
+TEXTS = "Give texts or numbers."
+TABLES = "Give a DataFrame, another table, or a list of dictionaries."
+
+
+class Unreadable:
+    def __str__(self) -> str:
+        raise RuntimeError("unreadable")
+
+
+@takes(ANSWERS, CHOICES, TEXTS, TABLES)
+def test_evaluations(tiny):
+    def evaluate(rows=ROWS, answer="label", choices=("yes", "no")):
+        found = tiny.evaluate(rows, "{{row.q}}?", answer=answer, choices=list(choices))
+        assert found.score.rows == len(rows)
+
+    refused(ANSWERS, lambda: evaluate(answer="none"))
+    refused(CHOICES, lambda: evaluate(choices=("yes", "maybe")))
+    refused(TEXTS, lambda: evaluate([{"q": "a", "label": Unreadable()}]))
+    refused(TABLES, lambda: evaluate(["a", "b"]))
+    evaluate()
+    evaluate(ROWS[:1], choices=("yes", "maybe"))
+
+
+COMPARED = 'For example ["demo", {"model": "demo", "temperature": 1}].'
+
+
+@takes(COMPARED)
+def test_comparisons():
+    session = Session().load("demo")
+    refused(COMPARED, lambda: session.compare("What?", settings="demo", max_tokens=1))
+    settings = ["demo", {"model": "demo", "temperature": 1}]
+    assert all(each.done for each in session.compare("?", settings=settings, max_tokens=1).columns)
+
+
+@takes(
+    "Load one: session.load().",
+    "Keep what you read there with .save().",
+    "Read the answer after a block that lets the model end.",
+    "Take other.inspect().",
+)
+def test_traces_and_inspections_of_two():
+    pytest.importorskip("nnsight")
+    session = Session()
+    refused("Load one: session.load().", lambda: session.trace("What?"))
+    session.load("demo")
+    with session.trace("What?", SQUARE, max_tokens=1) as trace:
+        refused("Read the answer after a block that lets the model end.", lambda: trace.answer)
+        kept = trace.layers[0].output.save()
+    refused("Keep what you read there with .save().", lambda: trace.layers)
+    assert kept.ndim == 3
+    look, other = trace.answer, session.ask("And?", SQUARE, max_tokens=1)
+    refused("Take other.inspect().", lambda: other.inspect().against(look))
+    other.inspect().against(session.ask("What?", SQUARE, max_tokens=1).inspect())
+
+
+@takes("Choose another method.")
+def test_the_frames_of_a_clip_looked_at():
+    session = Session().load("demo-4.6v")
+    clip = np.stack([SQUARE, SQUARE + 9])
+    look = session.ask("What moves?", video=clip, fps=2, max_tokens=1).inspect()
+    refused("Choose another method.", lambda: look.on_image(0, 0, method="occlusion"))
+    assert look.on_image(0, 0, method="rollout").values.shape
+
+
 @takes(SIDE_BY_SIDE)
 def test_images_of_the_processor(tiny):
     from glm4v_magic.core.conversation import Conversation, Message

@@ -136,6 +136,9 @@ SCENES |= {
 }  # fmt: skip
 
 CELLS |= {
+    "For example --compare demo,http://127.0.0.1:8000/v1.": (
+        "%%glm4v cat --compare demo,\nWhat?",
+        "%%glm4v cat --compare demo,http://127.0.0.1:8000/v1 --max-tokens 2\nWhat?"),
     "Empty the cell below its first line, or leave --file out.": (
         "%%glm4v -f q.txt --preview\nWhat?", "%%glm4v -f q.txt --preview\n"),
     "Use letters, digits and underscores, for example -o answer.": (
@@ -182,6 +185,7 @@ NOT_TAKEN = {
     "Such halves come from decoding text in pieces, or with surrogateescape.": "asks for nothing",
     "It holds no images.": "asks for nothing",
     "Each row is a fresh question of its own.": "asks for nothing",
+    "Start the server again.": "another program",
     "If you do: {}.": "a package is installed",
     "Move it to the CPU before the `with VirtualGPUs(...)` block.": "needs a GPU",
 }

@@ -18,6 +18,7 @@ from glm4v_magic.core.errors import EngineError, reason
 from glm4v_magic.core.server_address import API_KEY, ServerAddress, is_loopback
 from glm4v_magic.engines.server.patience import retry_after
 from glm4v_magic.engines.server.replies import error_message
+from glm4v_magic.imports import define_network_classes
 
 __all__ = [
     "KEY_WANTED",
@@ -102,6 +103,7 @@ class Connection:
         self.url = address.url
         self.seconds = address.timeout
         self.told_of_waiting = -math.inf
+        define_network_classes()
         # No proxy reaches this computer; for other hosts the environment may name one.
         self._trust_env = not is_loopback(httpx.URL(address.url).host)
         self._tls = httpx.create_ssl_context(trust_env=self._trust_env)
