@@ -14,6 +14,7 @@ from glm4v_magic.core.conversation import Answer, Usage
 from glm4v_magic.core.events import Text
 from glm4v_magic.core.tokens import Token
 from glm4v_magic.notebook.live.columns import Columns
+from glm4v_magic.notebook.live.screen import screen_for
 from glm4v_magic.notebook.render.compared import compared_bundle
 
 GREEDY = "--temperature 0 --max-tokens 4"
@@ -179,7 +180,13 @@ def test_what_is_loaded_again_at_the_end_has_its_own_name(tiny, run, tmp_path, m
     other = tmp_path / "other"
     other.symlink_to(tiny)
     run(f"%glm4v load {tiny}")
+    began = []
+    monkeypatch.setattr(
+        "glm4v_magic.notebook.live.columns.screen_for",
+        lambda shell, model, **more: began.append(model) or screen_for(shell, model, **more),
+    )
     said = ask(run, f"--compare 'temperature=0,{other}'")
+    assert began[-1] == str(tiny)
     assert "not finished" not in said
     assert f"Loaded {other} in" in said
     assert said.count(f"Loaded {tiny} in") == 1
