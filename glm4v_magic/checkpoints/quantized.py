@@ -84,9 +84,11 @@ def scheme_of(config: Mapping[str, Any], tensors: Iterable[str] = ()) -> str:
     """Return the name of the scheme for people; arguments as `method_of`."""
     method = method_of(config, tensors)
     said = outline_of(config).scheme
-    bits = said.bits or (4 if said.load_in_4bit else 8)
+    bits = said.bits
+    if method == "bitsandbytes" and said.model_fields_set:
+        bits = 4 if said.load_in_4bit else 8
     name = _NAMES.get(method, method)
-    if method in ("gptq", "awq", "bitsandbytes") and said.model_fields_set:
+    if method in ("gptq", "awq", "bitsandbytes") and bits:
         return f"{name} ({bits} bits)"
     if method == "compressed-tensors" and said.format is not None:
         return f"{name} ({one_line(said.format)})"

@@ -276,6 +276,7 @@ def test_compressed_tensors_are_restored_and_planned_so(wide, tmp_path, monkeypa
 
 SCHEMES = [
     ({"quant_method": "gptq", "bits": 4}, "qweight", "GPTQ (4 bits)"),
+    ({"quant_method": "awq"}, "qweight", "AWQ,"),
     ({"quant_method": "awq", "bits": 4}, "qweight", "awq"),
     ({"quant_method": "hqq"}, "W_q", "hqq"),
     (None, "qweight", "AWQ"),
