@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from inspect import unwrap
 from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
@@ -152,7 +153,7 @@ class _FunctionMode(TorchFunctionMode):
             type(kwargs.get("generator")) is DefaultGenerator
         ):  # every generator is an instance of it
             kwargs = {**kwargs, "generator": None}
-        replacement = self._REPLACEMENTS.get(func)
+        replacement = self._REPLACEMENTS.get(func) or self._REPLACEMENTS.get(unwrap(func))
         if replacement is not None:
             return replacement(self, func, args, kwargs)
         place = _PLACE_OF_DEVICE.get(getattr(func, "__name__", ""), len(args))
@@ -263,7 +264,7 @@ class _FunctionMode(TorchFunctionMode):
         return func(*args, **kwargs)
 
     _REPLACEMENTS: ClassVar[dict[Any, Callable[..., Any]]] = {
-        torch.Tensor.backward: _backward,
+        unwrap(torch.Tensor.backward): _backward,  # nnsight wraps it when it is imported
         torch.autograd.grad: _backward,
         torch.Tensor.cuda: _cuda,
         torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import time
 from collections.abc import Callable
@@ -475,6 +476,19 @@ def test_gradients_are_refused_in_one_line(compute):
         on_cpu = torch.ones(2, requires_grad=True)
         (on_cpu * 2).sum().backward()
         assert on_cpu.grad.tolist() == [2.0, 2.0]
+
+
+def test_gradients_are_refused_where_a_package_wraps_backward(monkeypatch):
+    """As nnsight does when it is imported."""
+    original = torch.Tensor.backward
+
+    @functools.wraps(original)
+    def wrapper(*args, **kwargs):
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "backward", wrapper)
+    for compute in (backward_of_a_tensor, backward_of_a_module):
+        test_gradients_are_refused_in_one_line(compute)
 
 
 def test_sparse_layouts_are_refused_in_one_line():
