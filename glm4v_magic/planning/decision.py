@@ -255,7 +255,7 @@ def decide(
         return Placement(
             on_cpu.dtype,
             quantize=options.quantize,
-            notes=(*on_cpu.notes, *_without_effect(options, shape)),
+            notes=(*on_cpu.notes, *_without_effect(options, shape if loads else None)),
             image_size=image_size_of(shape, options.workload),
         )
     made = chosen if isinstance(chosen, Plan) else None
@@ -458,7 +458,7 @@ def _without_effect(
 
     Args:
         options: the options.
-        loaded: model that is loaded; ``None`` for a plan, which prices the workload anyway.
+        loaded: model that is loaded; ``None`` for a plan or a dry run, which the workload is for.
     """
     names = ["objective", *_LIMITS]
     usual = {name: OPTIONS[name].default for name in _WORKLOAD}
