@@ -50,11 +50,15 @@ def started() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if child not in OTHERS]
 
 
-@pytest.fixture
-def port():
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+@pytest.fixture
+def port():
+    return free_port()
 
 
 @pytest.fixture
@@ -183,13 +187,13 @@ class TestInterrupt:
 def test_a_server_that_does_not_start_leaves_the_one_before(run, vllm, port, monkeypatch):
     line = "%glm4v serve glm-4v-9b --engine vllm --gpus 1x40GiB --port"
     run(f"{line} {port}")
-    assert "ended with status 3" in run(f"{line} {port - 1} --revision x", fails=True)
+    assert "ended with status 3" in run(f"{line} {free_port()} --revision x", fails=True)
     assert f"http://127.0.0.1:{port}/v1" in run("%glm4v status")
     assert len(started()) == 1
     module = sys.modules["glm4v_magic.notebook.commands.serve"]
     # GPUs, which the one before may fill.
     monkeypatch.setattr(module, "gpus_here", lambda: parse_gpus("1x40GiB"))
-    screen = run(f"{line} {port - 1} --revision x", fails=True)
+    screen = run(f"{line} {free_port()} --revision x", fails=True)
     assert f"vLLM at http://127.0.0.1:{port}/v1 was ended to make room." in screen
     assert "not loaded" in run("%glm4v status")
 

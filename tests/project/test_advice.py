@@ -560,8 +560,9 @@ def test_maps_and_options_that_are_put_right(tmp_path):
     refused("Put the quantised layers on GPUs", {**split, text: "cpu"}, quantize="4bit")
     away = {**split, "model.vision": "cpu"}
     assert decide(demo, PlacementOptions(quantize="4bit"), gpus, away).device_map == away
-    refused("Leave one of them out.", split, context=64)
-    assert decide(demo, PlacementOptions(context=64), gpus).plan is not None
+    refused("Leave one of them out.", split, reserve=1)
+    assert decide(demo, PlacementOptions(reserve=1), gpus).plan is not None
+    assert decide(demo, PlacementOptions(context=64), gpus, split).device_map == split
     with pytest.raises(OptionError, match="Give one number, or one for each GPU"):
         make_plan(demo, PlacementOptions(max_memory=(1.0, 1.0, 1.0)), gpus)
     for sizes in (1.0, (1.0, 2.0)):
