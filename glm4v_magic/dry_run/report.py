@@ -142,8 +142,8 @@ class DryRunReport:
         notes: what was done to the device map, and what differs from the published weights.
         quantize: quantisation of the text part's linear layers as they are loaded, if any.
         fp8: whether weights that were published in FP8 stay so.
-        context: context length in tokens that was asked for, if any. Visual tokens of some models
-            share positions in it, so that a prompt may have more tokens than it takes.
+        context: context length in tokens that prompt and decode steps fill. Visual tokens of some
+            models share positions in it, so that a prompt may have more tokens than it takes.
     """
 
     model: str

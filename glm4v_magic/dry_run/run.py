@@ -147,7 +147,6 @@ def dry_run(
         refuse_plan_of_another(given, shape)
     work = _workload(asked, given)
     fits = work if text_tokens is None else replace(work, context=None)
-    wanted = work.context
     work = replace(work, image_size=image_size_of(shape, fits))
     image = planned_image(shape, work)
     others = work.images * image.positions + decode_steps
@@ -168,8 +167,7 @@ def dry_run(
         placement = _by_transformers(architecture, asked, described)
     else:
         placement = _placed(architecture, asked, described, given, work)
-    report = _run(architecture, described, placement, inputs, work, decode_steps)
-    return replace(report, context=wanted)
+    return _run(architecture, described, placement, inputs, work, decode_steps)
 
 
 def is_on_cpu(given: Plan | DeviceMap | None) -> bool:
@@ -310,6 +308,7 @@ def _run(
         placement=placement.kind,
         images=work.images,
         batch=work.batch,
+        context=work.context,
         prompt_tokens=inputs["input_ids"].shape[1],
         decode_steps=decode_steps,
         gpus=tuple(_gpu_use(gpu, measured, placement.capacities) for gpu in gpus),

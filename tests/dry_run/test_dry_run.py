@@ -209,6 +209,7 @@ def test_every_option_changes_what_runs(model):
     one = run(text_tokens=20)
     assert one.works
     assert title(one).endswith("with 1 image, then 1 decode step")
+    assert title(run(text_tokens=20, context=30)) == title(one)  # fills what it takes
     shared = title(replace(one, prompt_tokens=43, context=30))
     assert "43 tokens (29 of the context, where visual tokens share positions) with 1 " in shared
 

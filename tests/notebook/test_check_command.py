@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -195,6 +196,11 @@ def test_a_plan_from_a_file(run, tmp_path):
     made = plan(architecture(TINY).shape(), parse_gpus("2x1GiB"))
     (tmp_path / "plan.json").write_text(made.to_json())
     assert report(run, "--map plan.json") == report(run)
+    shorter = replace(made, workload=replace(made.workload, context=64))
+    (tmp_path / "plan.json").write_text(shorter.to_json())
+    assert report(run, "--map plan.json") == report(run, "--context 64")
+    assert report(run, "--map plan.json").context == 64
+    assert report(run, "--map plan.json --context 96").context == 96
 
 
 def test_a_model_at_work_is_not_disturbed(run, shell, tiny):
