@@ -24,7 +24,9 @@ class Kernel:
 
     def run(self, cell, *, stop=lambda text, seconds: False):
         """Run a cell; interrupt it once `stop` holds. Returns all that it shows, as text."""
-        request, since, shown, stopped = self.client.execute(cell), time.monotonic(), [], False
+        # Else ipykernel 6 drops the next cell if it comes within moments of an error.
+        request = self.client.execute(cell, stop_on_error=False)
+        since, shown, stopped = time.monotonic(), [], False
         while time.monotonic() - since < 300:
             if not stopped and stop("\n".join(shown), time.monotonic() - since):
                 self.manager.interrupt_kernel()
