@@ -128,9 +128,10 @@ def test_settings_and_server_refuse_what_python_refuses(option, value, tmp_path,
     if option.who.request:
         body = {"messages": [{"role": "user", "content": "What?"}], option.name: value}
         asked = complaint(read_question, body, "m")
-        # vLLM and its clients turn top_k off so, and OpenAI's seeds begin below 0.
-        theirs = {"top_k": (-1, 0), "seed": (-1,)}.get(option.name, ())
-        is_off = type(value) is int and value in theirs
+        # vLLM and its clients turn top_k off so; OpenAI's seeds begin below 0, and top_p at 0.
+        theirs = {"top_k": (-1, 0), "seed": (-1,), "top_p": (0,)}.get(option.name, ())
+        is_off = (type(value) is int or option.name == "top_p") and value in theirs
+        is_off = is_off and not isinstance(value, bool)
         assert asked == (None if value is None or is_off else said)
         if asked is None and not is_off:
             sampling = read_question(body, "m").requests[0].sampling
