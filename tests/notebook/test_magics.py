@@ -486,6 +486,10 @@ def test_an_error_of_ours_in_a_cell_of_python_is_one_line(run, shell, tiny, caps
         "from glm4v_magic.core.errors import ConversationError\n"
         "raise ConversationError('Stopped.', code='thinking_cannot_go_on')",
     )  # fmt: skip
+    # Out of a context manager of ours, too.
+    run("%glm4v unload")
+    shown = traceback_of(shell, capsys, "answer.inspect()")
+    assert re.fullmatch(r"EngineError: .* is no longer loaded.* \(Cell .*, line 1\)\s*", shown)
     run("%config Glm4v.debug = True")
     assert "Traceback" in traceback_of(shell, capsys, "answer.crop(0)")
     run("%config Glm4v.debug = False")
