@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ __all__ = [
     "refuse_call",
     "refuse_more_than",
     "refuse_more_than_fit",
+    "refuse_parts_of_no_video",
+    "refuse_place",
     "refuse_task",
     "refuse_thinking",
     "refuse_too_many",
@@ -139,6 +141,20 @@ def refuse_video(model: str, takes_video: bool | None) -> None:
         raise ConversationError(
             f"{model} takes no video.", "Ask about single frames of it, as images."
         )
+
+
+def refuse_parts_of_no_video(parts: Mapping[str, Any], *, with_video: bool) -> None:
+    """Raise OptionError for options about a video where there is none."""
+    for name, value in parts.items():
+        if value is not None and not with_video:
+            raise OptionError(f"{name} is about a video, and there is none.", option=name)
+
+
+def refuse_place(before_video: int | None, images: int, *, with_video: bool) -> None:
+    """Raise OptionError unless so many of the images can stand before the video."""
+    if before_video is not None and not (with_video and 0 <= before_video <= images):
+        there = f"are {images} images to choose from" if with_video else "is no video"
+        raise OptionError(f"before_video is {before_video}, but there {there}.")
 
 
 def refuse_thinking(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.core.errors import Glm4vError, LoadInterrupted, OptionError, OutOfMemoryError
 from glm4v_magic.core.events import Loading, Starting
 from glm4v_magic.core.model import LoadProgress, ModelChoice
+from glm4v_magic.core.options import taken
+from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.server_address import ServerAddress, is_address, read_address
 from glm4v_magic.imports import import_slowly, is_imported
-from glm4v_magic.outside import require_current_folder
+from glm4v_magic.outside import path_text, require_current_folder
 from glm4v_magic.session import replicas
 
 if TYPE_CHECKING:
@@ -24,9 +27,38 @@ if TYPE_CHECKING:
     from glm4v_magic.engines import Engine
     from glm4v_magic.planning.decision import Placement
 
-__all__ = ["connect", "find", "prepare", "told_what_was_released"]
+__all__ = ["choice_of", "connect", "find", "prepare", "told_what_was_released"]
 
 _MODULES = ("glm4v_magic.engines.local", "glm4v_magic.engines.pull")
+_OF_A_CHOICE = (
+    "revision",
+    "device_map",
+    "served_model",
+    "timeout",
+    "keep",
+    "base",
+    "lora",
+    "replicas",
+    "cluster",
+)
+
+
+def choice_of(model: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> ModelChoice:
+    """Return a model with options of `Session.load` as a choice."""
+    given = dict(options)
+    for name in ("base", "lora"):
+        if given.get(name) is not None:
+            given[name] = os.fspath(given[name])
+    if given.get("device_map") is not None:
+        from glm4v_magic.planning.files import read_given
+
+        # Read here, because a file may have changed since a model was loaded by it.
+        given["device_map"] = read_given(given["device_map"])
+    return ModelChoice(
+        model=None if model is None else path_text(model, "The model", OptionError),
+        options=taken(PlacementOptions, given),
+        **{name: given[name] for name in _OF_A_CHOICE if name in given},
+    )
 
 
 def find(choice: ModelChoice) -> Checkpoint | ServerAddress:

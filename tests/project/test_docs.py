@@ -189,6 +189,13 @@ def test_an_example_in_python_prints_a_plan(page, capsys):
     assert re.search(r"^cuda:0 GPU .* vision", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_the_page_has_every_member_of_a_session():
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"session\.Session\n.*\n.*\n +members:\n((?: +- .*\n)+)", text)
+    public = [name for name in dir(Session) if not name.startswith("_")]
+    assert sorted(re.findall(r"\w+", listed)) == public
+
+
 def test_the_example_of_forms_is_answered(tmp_path, monkeypatch, capsys):
     text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

@@ -15,6 +15,7 @@ from glm4v_magic.core.errors import (
 )
 from glm4v_magic.core.events import ColumnBegun, ColumnDone, Done, Loading, Started, Text
 from glm4v_magic.session.comparing import Setting, Steps, compared
+from glm4v_magic.session.model_in_use import ModelInUse
 from glm4v_magic.session.session import Session, load
 
 PHOTO = Image.linear_gradient("L").convert("RGB")
@@ -187,13 +188,13 @@ def stop_at(stream, is_there):
 
 
 def test_an_interrupt_while_the_last_model_is_released_keeps_all(session, monkeypatch):
-    engine, unload = session.engine, Session.unload
+    engine, unload = session.engine, ModelInUse.unload
 
     def interrupted(self):
         unload(self)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Session, "unload", interrupted)
+    monkeypatch.setattr(ModelInUse, "unload", interrupted)
     with pytest.raises(ComparisonInterrupted) as stopped:
         session.compare("What?", PHOTO, settings=[HALF, {}], **SHORT)
     monkeypatch.undo()
@@ -312,7 +313,7 @@ def test_a_model_that_does_not_come_back_is_said_by_the_next_question(session, m
     with session.stream_compare("What?", PHOTO, settings=[{}, HALF], **SHORT) as stream:
         for event in stream:
             if isinstance(event, ColumnDone) and all(each.done for each in event.result.columns):
-                monkeypatch.setattr("glm4v_magic.session.session.find", _refuse, raising=True)
+                monkeypatch.setattr("glm4v_magic.session.model_in_use.find", _refuse, raising=True)
         found = stream.result
     assert all(each.done for each in found.columns)
     with pytest.raises(CheckpointError, match="gone"):
