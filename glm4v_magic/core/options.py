@@ -8,21 +8,24 @@ page are made from it. A new option is one field here, and its use.
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
-from glm4v_magic.core.errors import OptionError
-from glm4v_magic.core.option import Option, Who, has_type, option
-from glm4v_magic.core.option_forms import (
-    dtype_of,
-    integer_in,
-    number_in,
-    pins_of,
-    size_in,
-    sizes_of,
+from glm4v_magic.core.option import Option, Who, option
+from glm4v_magic.core.option_forms import dtype_of, pins_of, sizes_of
+from glm4v_magic.core.option_values import (
+    is_choices,
+    is_name,
+    is_pins,
+    is_replicas,
+    is_sizes,
+    is_unicode,
+    read_choices,
+    read_pins,
+    read_replicas,
+    read_sizes,
+    read_time,
 )
 
 __all__ = [
@@ -285,26 +288,6 @@ class ChatChoice:
     )
 
 
-def _is_choices(value: object) -> bool:
-    if not isinstance(value, list | tuple) or len(value) < 2:
-        return False
-    texts = [each for each in value if isinstance(each, str) and each and each == each.strip()]
-    is_whole = all(each.isascii() or _is_unicode(each) for each in texts)
-    return len(set(texts)) == len(value) and is_whole
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        return bool(text.encode())
-    except UnicodeEncodeError:
-        return False
-
-
-def _read_choices(text: str) -> tuple[str, ...]:
-    """Read ``yes,no``."""
-    return tuple(part.strip() for part in text.split(","))
-
-
 class AnswerForm:
     """The form of an answer."""
 
@@ -333,9 +316,9 @@ class AnswerForm:
         "In a notebook a variable, or texts with commas.",
         _FORMED,
         "a list of at least two different texts, none of them empty or with whitespace around it",
-        _is_choices,
+        is_choices,
         metavar="A,B",
-        read=_read_choices,
+        read=read_choices,
         example="yes,no",
     )
     regex: str | None = option(
@@ -344,7 +327,7 @@ class AnswerForm:
         "backreference.",
         _FORMED,
         "a regular expression",
-        lambda value: value != "" and _is_unicode(value),
+        lambda value: value != "" and is_unicode(value),
         metavar="PATTERN",
         example="[0-9]{4}",
     )
@@ -386,23 +369,6 @@ class ImageParts:
     )
 
 
-def _read_time(text: str) -> float:
-    """Read seconds, ``80`` or ``1:20`` or ``1:00:00``."""
-    parts = text.split(":")
-    try:
-        numbers = [*map(integer_in, parts[:-1]), number_in(parts[-1])]
-    except ValueError:
-        raise OptionError(f"{text!r} is not a time, such as 80 or 1:20") from None
-    if len(parts) > 3 or not all(0 <= number < math.inf for number in numbers):
-        raise OptionError(f"{text!r} is not a time, such as 80 or 1:20")
-    if any(number >= 60 for number in numbers[1:]):
-        raise OptionError(f"{text!r} is not a time: behind a colon, minutes and seconds end at 59")
-    seconds = 0.0
-    for number in numbers:
-        seconds = seconds * 60 + number
-    return seconds
-
-
 class VideoParts:
     """Part of a video that is looked at."""
 
@@ -423,7 +389,7 @@ class VideoParts:
         lambda value: value >= 0,
         metavar="TIME",
         spelled="from",
-        read=_read_time,
+        read=read_time,
         unset="its beginning",
         example="1:00",
     )
@@ -435,7 +401,7 @@ class VideoParts:
         lambda value: value > 0,
         metavar="TIME",
         spelled="to",
-        read=_read_time,
+        read=read_time,
         unset="its end",
         example="1:20",
     )
@@ -455,10 +421,6 @@ class Comparing:
         metavar="A,B",
         example='"demo,demo temperature=1"',
     )
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str | os.PathLike) and bool(os.fspath(value))
 
 
 class ManyRows:
@@ -493,7 +455,7 @@ class ManyRows:
         "into a JSON file, for a load to follow.",
         Who((*_ASK, "plan"), _MANY),
         "the name of a file",
-        _is_name,
+        is_name,
         metavar="FILE",
         example="rows.parquet",
     )
@@ -529,51 +491,6 @@ class KnownAnswers:
         unset="10",
         example="5",
     )
-
-
-def _is_sizes(value: object) -> bool:
-    sizes: Sequence[Any] = value if isinstance(value, list | tuple) else (value,)
-    if sizes and all(isinstance(each, tuple) and len(each) == 2 for each in sizes):
-        return all(has_type(size, "float") and size >= 0 for _, size in sizes)
-    return bool(sizes) and all(has_type(size, "float") and size > 0 for size in sizes)
-
-
-def _is_pins(value: object) -> bool:
-    return isinstance(value, tuple) and all(map(_is_pin, value))
-
-
-def _is_pin(pair: object) -> bool:
-    if not isinstance(pair, tuple) or len(pair) != 2:
-        return False
-    unit, gpu = pair
-    return isinstance(unit, str) and bool(unit.strip()) and has_type(gpu, "int") and gpu >= 0
-
-
-def _read_sizes(text: str) -> object:
-    """Read ``20``, ``20,20,10``, ``10GiB`` or ``0=10GiB,cpu=30GiB``."""
-    parts = [part.strip() for part in text.split(",")]
-    if all("=" in part for part in parts):
-        named = [part.partition("=") for part in parts]
-        if len({device for device, _, _ in named}) < len(named):
-            raise OptionError(f"{text!r} names a device twice")
-        return sizes_of({device.strip(): size.strip() for device, _, size in named})
-    try:
-        sizes = [number_in(part) if size_in(part) is None else sizes_of(part) for part in parts]
-    except ValueError:
-        raise OptionError(f"{text!r} is not a size in GiB, or sizes such as 20,20,10") from None
-    return sizes[0] if len(sizes) == 1 else tuple(sizes)
-
-
-def _read_pins(text: str) -> object:
-    """Read ``vision=0,layer.7=1``."""
-    pins = []
-    for part in text.split(","):
-        unit, _, index = part.partition("=")
-        index = index.strip().removeprefix("cuda:")
-        if not unit.strip() or not (index.isascii() and index.isdigit()):
-            raise OptionError(f"{part!r} is not a unit and its GPU, such as vision=0")
-        pins.append((unit.strip(), int(index)))
-    return pins_of(pins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -661,9 +578,9 @@ class PlacementFields:
         "layers that do not fit.",
         _PLACED,
         "a number of GiB above 0, one for each GPU, or a size by device",
-        _is_sizes,
+        is_sizes,
         metavar="GIB",
-        read=_read_sizes,
+        read=read_sizes,
         normal=sizes_of,
         example="14,14,14,10",
     )
@@ -695,20 +612,11 @@ class PlacementFields:
         "vision=0,layer.7=1,head=1.",
         _PLACED,
         "units and the GPU of each",
-        _is_pins,
+        is_pins,
         metavar="UNIT=GPU",
-        read=_read_pins,
+        read=read_pins,
         normal=pins_of,
     )
-
-
-def _is_replicas(value: object) -> bool:
-    return value == "max" or (has_type(value, "int") and int(str(value)) >= 1)
-
-
-def _read_replicas(text: str) -> int | str:
-    """Read ``2`` or ``max``."""
-    return int(text) if text.isascii() and text.isdigit() else text
 
 
 class Loading:
@@ -737,7 +645,7 @@ class Loading:
         "says itself is not right here.",
         _MADE_OF,
         "a folder or a name",
-        _is_name,
+        is_name,
         metavar="MODEL",
         example="~/models/glm-4v-9b",
     )
@@ -746,7 +654,7 @@ class Loading:
         "Folder of an adapter (LoRA), as peft saves it, to merge into the model as it is loaded.",
         _MADE_OF,
         "a folder or a name",
-        _is_name,
+        is_name,
         metavar="FOLDER",
         example="~/adapters/receipts",
     )
@@ -787,9 +695,9 @@ class Loading:
         "without GPUs the cores are divided.",
         Who(("load", "serve"), ("load",)),
         "a whole number of at least 1, or max",
-        _is_replicas,
+        is_replicas,
         metavar="N",
-        read=_read_replicas,
+        read=read_replicas,
         words=("max",),
         unset="one in this process",
         example="2",
