@@ -39,3 +39,12 @@ def read(stream, show):
         for event in stream:
             show(event)
     return stream.result
+
+
+def returned(generator):
+    """Read a generator to its end; return what it returns."""
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            return end.value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import socketserver
 import sys
 import threading
@@ -151,3 +152,15 @@ def scripted_server():
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextlib.contextmanager
+def deaf():
+    """The URL of a server with so many waiting that it drops every further connection."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(server.getsockname())
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/v1"

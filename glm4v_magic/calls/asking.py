@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from glm4v_magic.calls.tags import Untagged
 from glm4v_magic.core.conversation import ENDED, Generation, Request
 from glm4v_magic.core.errors import GenerationInterrupted
-from glm4v_magic.core.events import EngineEvent, Failed, Finished, Piece
+from glm4v_magic.core.events import EngineEvent, Failed, Finished, Piece, Waiting
 
 if TYPE_CHECKING:
     from glm4v_magic.engines import Engine
@@ -98,7 +98,7 @@ class _Telling:
         for event in stream:
             if isinstance(event, Finished):
                 self.ended = {event.row: event.generation}
-            if self._keeps_tags:
+            if self._keeps_tags or isinstance(event, Waiting):
                 yield event
             elif isinstance(event, Failed | Finished):
                 yield from self._rest(event)

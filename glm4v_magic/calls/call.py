@@ -28,7 +28,7 @@ from glm4v_magic.core.errors import (
     Glm4vError,
     OptionError,
 )
-from glm4v_magic.core.events import Correcting, Failed, Finished, Piece
+from glm4v_magic.core.events import Correcting, Failed, Finished, Piece, Waiting
 from glm4v_magic.core.options import AnswerForm, Sampling, of_group, taken
 from glm4v_magic.core.tokens import joined
 from glm4v_magic.core.wording import counted
@@ -148,7 +148,7 @@ def answer_of(call: Call, generation: Generation, info: EngineInfo) -> ImageAnsw
     )
 
 
-def generated(engine: Engine, request: Request) -> Generator[Piece, None, Generation]:
+def generated(engine: Engine, request: Request) -> Generator[Piece | Waiting, None, Generation]:
     """Send one request to an engine: yields the pieces, returns the whole generation.
 
     The pieces come without the tags around boxes; the generation keeps them.
@@ -173,7 +173,7 @@ def generated(engine: Engine, request: Request) -> Generator[Piece, None, Genera
 
 def in_form(
     answer: Answer, call: Call, engine: Engine
-) -> Generator[Correcting | Piece, None, Answer]:
+) -> Generator[Correcting | Piece | Waiting, None, Answer]:
     """Return the answer with its parsed value, corrected once if it violates a schema.
 
     Raises:

@@ -6,6 +6,7 @@ and ``Done``. A prompt mapped over many items yields the same events, each with 
 ``RowDone`` after each row, and ``MapDone`` at the end. Of a comparison, ``ColumnBegun`` comes
 before those of each model or setting, and ``ColumnDone`` in place of ``Done``. So do requests of
 other programs, which belong to no chat; the last event of each is ``Finished`` or ``Failed``.
+While a server or a replica is silent, ``Waiting`` comes between any of them.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ __all__ = [
     "Piece",
     "Reclassified",
     "RowDone",
+    "RowEvent",
     "Started",
     "Starting",
     "Text",
     "Thinking",
+    "Waiting",
 ]
 
 
@@ -109,6 +112,21 @@ class Reclassified:
     """
 
     row: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Nothing has come for a while; comes repeatedly until something does.
+
+    Whoever reads a stream can stop it here as at any other event.
+
+    Attributes:
+        on: what is waited for, such as the address of a server.
+        seconds: seconds since something came.
+    """
+
+    on: str
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +226,10 @@ class ColumnDone:
 Piece: TypeAlias = Thinking | Text | Reclassified
 """What a model says."""
 
-EngineEvent: TypeAlias = Piece | Finished | Failed
+RowEvent: TypeAlias = Piece | Finished | Failed
+"""What is told of one row."""
+
+EngineEvent: TypeAlias = RowEvent | Waiting
 """What `engines.Engine.stream` yields."""
 
 Event: TypeAlias = (

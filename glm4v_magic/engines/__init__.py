@@ -63,7 +63,8 @@ class Engine(Protocol):
         Yields `Text`, `Thinking` and `Reclassified` as they come, each with the number of its
         request, and `Finished` as each of them ends. The pieces of `Text` of a row, joined and
         stripped, are the text of its generation. `Failed` ends a request that cannot be answered
-        (too many images, say). Nothing happens before the first event is asked for.
+        (too many images, say). An engine elsewhere yields `Waiting` while nothing comes from it.
+        Nothing happens before the first event is asked for.
 
         A row gets the same answer as it would alone (with its seed, if it is sampled), apart from
         rounding.

@@ -36,6 +36,7 @@ from glm4v_magic.core.events import (
     Finished,
     MapDone,
     RowDone,
+    Waiting,
 )
 from glm4v_magic.core.remarks import PYTHON, Text, Words
 from glm4v_magic.core.rows import AnsweredRow, Progress
@@ -393,18 +394,19 @@ class _Run:
         self, event: EngineEvent, asked: dict[int, _Question]
     ) -> Generator[Event, None, None]:
         """Pass an event of the engine on; a question that has ended is taken out of `asked`."""
-        number = event.row
-        if isinstance(event, Failed):
+        if isinstance(event, Waiting):
+            yield event
+        elif isinstance(event, Failed):
             yield from self._take_failure(event, asked)
         elif isinstance(event, Finished):
-            news = [*self._keep(asked[number], event.generation)]
+            news = [*self._keep(asked[event.row], event.generation)]
             # Taken away only now: an interrupt in between must not lose the answer.
-            del asked[number]
+            del asked[event.row]
             self._engine_failed = False
             yield from news
             yield from self._believed(asked)
         else:
-            yield replace(event, row=asked[number].row.index)
+            yield replace(event, row=asked[event.row].row.index)
 
     def _take_failure(
         self, failed: Failed, asked: dict[int, _Question]

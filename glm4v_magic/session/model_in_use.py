@@ -244,7 +244,7 @@ class ModelInUse:
         old = self._choice if self._engine is not None else None
         stamp = None if isinstance(found, ServerAddress) else found.stamp  # before it is read
         if isinstance(found, ServerAddress):
-            engine = connect(found)
+            engine = yield from connect(found)
         else:
             engine = yield from self._load_from(found, choice, old)
         before = self._engine

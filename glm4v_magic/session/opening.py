@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.core.errors import Glm4vError, LoadInterrupted, OptionError, OutOfMemoryError
-from glm4v_magic.core.events import Loading, Starting
+from glm4v_magic.core.events import Loading, Starting, Waiting
 from glm4v_magic.core.model import LoadProgress, ModelChoice
 from glm4v_magic.core.options import taken
 from glm4v_magic.core.placement import PlacementOptions
@@ -99,15 +99,15 @@ def _address(choice: ModelChoice) -> ServerAddress:
     return ServerAddress(url, choice.served_model, choice.timeout)
 
 
-def connect(address: ServerAddress) -> Engine:
-    """Connect to a server.
+def connect(address: ServerAddress) -> Generator[Waiting, None, Engine]:
+    """Connect to a server; yields that it is waited for.
 
     Raises:
         EngineError: if it cannot be used.
     """
     from glm4v_magic.engines import server
 
-    return server.connect(address)
+    return (yield from server.connect(address))
 
 
 def prepare(

@@ -31,7 +31,7 @@ from glm4v_magic.core.errors import (
     OptionError,
     PlacementError,
 )
-from glm4v_magic.core.events import Finished, RowDone, Text
+from glm4v_magic.core.events import Finished, RowDone, Text, Waiting
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.model import EngineInfo, Replica
 from glm4v_magic.engines.replicas import cluster
@@ -262,6 +262,9 @@ class Seated:
             raise RayActorError
         return lambda: 99
 
+    def on_stop(self, number, seconds):
+        return dict  # nothing was said
+
     def on_withdraw(self, number, rows):
         self.waiting = [row for row in self.waiting if row not in rows]
 
@@ -296,6 +299,30 @@ def test_the_last_rows_wait_at_no_replica_while_another_has_room(monkeypatch, co
     events = list(engine.stream(requests))
     assert sorted(event.row for event in events) == list(range(count))
     assert max(each.batches for each in both) == -(-count // 16)
+
+
+def test_replicas_that_say_nothing_are_waited_for_and_can_be_stopped(monkeypatch):
+    import ray
+
+    from glm4v_magic.engines.replicas.engine import ReplicasEngine
+
+    looks = []
+
+    def nothing_comes(refs, **_):
+        looks.append(refs)
+        assert len(looks) < 100
+        return (), refs
+
+    monkeypatch.setattr(ray, "wait", nothing_comes)
+    monkeypatch.setattr(ray, "get", lambda ref, **_: ref())
+    monkeypatch.setattr("glm4v_magic.engines.silence.SECONDS", 0)
+    engine = ReplicasEngine(
+        [Seated(0), Seated(1)], EngineInfo("demo", "", 1, None, None, None, None)
+    )
+    stream = Session(engine).stream_map("{{item}}?", ["a", "b"])
+    waiting = next(event for event in stream if isinstance(event, Waiting))
+    assert (waiting.on, waiting.seconds > 0) == ("2 replicas", True)
+    stream.close()
 
 
 def test_a_call_that_ends_as_a_replica_is_lost_leaves_nothing_to_the_next(monkeypatch):

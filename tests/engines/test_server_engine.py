@@ -16,7 +16,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from following import follow
+from following import follow, returned
 from IPython.utils.capture import capture_output
 from PIL import Image
 from scripted_server import (
@@ -383,7 +383,7 @@ class TestWhatIsSent:
         return [part["image_url"]["url"] for part in parts]
 
     def test_an_unfinished_answer_is_to_be_carried_on(self, server):
-        engine = connect(ServerAddress(server.url))
+        engine = returned(connect(ServerAddress(server.url)))
         turns = (Message("user", "Q?"), Message("assistant", "The", complete=False))
         generation_of(engine, Request(Conversation(turns)))
         sent = server.bodies[0]

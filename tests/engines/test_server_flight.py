@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 
 import pytest
+from following import returned
 from PIL import Image
 from scripted_server import CHAT, END, MODELS, SECONDS, models, piece, response, stream
 
@@ -60,7 +61,7 @@ class Hall:
 
 @pytest.fixture
 def engine(server):
-    return connect(ServerAddress(server.url, timeout=SECONDS))
+    return returned(connect(ServerAddress(server.url, timeout=SECONDS)))
 
 
 def answers(engine, requests, at_once=None):
@@ -92,7 +93,7 @@ def test_as_many_as_wanted_are_in_flight(server, engine, at_once):
 def test_a_server_that_cuts_answers_off_for_others_is_asked_one_by_one(server):
     server.answer(MODELS, models("m", object="model", owned_by="me", permissions=[]))
     hall = Hall(server)
-    engine = connect(ServerAddress(server.url, timeout=SECONDS))
+    engine = returned(connect(ServerAddress(server.url, timeout=SECONDS)))
     assert engine.batch_size == 1
     assert answers(engine, asking(*TEXTS[:5]), 16) == ANSWERS[:5]
     assert hall.most == 1
@@ -393,7 +394,7 @@ def test_a_server_that_is_still_starting_is_waited_for(server, patient):
         connection.sendall(response(status="503 Starting") if is_first else models("m"))
 
     server.answer(MODELS, answer)
-    assert connect(ServerAddress(server.url)).info.model == "m"
+    assert returned(connect(ServerAddress(server.url))).info.model == "m"
 
 
 def test_a_request_that_is_cancelled_at_any_step_leaves_no_connection_open(server, caplog):
@@ -420,6 +421,6 @@ def test_a_request_that_is_cancelled_at_any_step_leaves_no_connection_open(serve
         return task.cancelled()
 
     with Background() as background:
-        steps = [step for step in range(40) if background.result(cancelled_at(step))]
+        steps = [n for n in range(40) if returned(background.result(cancelled_at(n), "m"))]
     assert len(steps) > 5
     gc.collect()  # Python warns of what is open, and a warning is an error here

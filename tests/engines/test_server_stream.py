@@ -7,13 +7,16 @@ import threading
 
 import httpx
 import pytest
+from following import returned
 from scripted_server import (
     CHAT,
     END,
     MODELS,
     SECONDS,
+    deaf,
     models,
     piece,
+    response,
     scripted_server,
     silence,
     stream,
@@ -24,10 +27,11 @@ from glm4v_magic.core.conversation import Conversation, Message, Request
 from glm4v_magic.core.errors import GenerationInterrupted
 from glm4v_magic.core.events import Failed, Finished, Reclassified, Text, Thinking
 from glm4v_magic.core.server_address import API_KEY, ServerAddress
-from glm4v_magic.engines.server import connect
+from glm4v_magic.engines.server import connect, patience
 from glm4v_magic.engines.server.connection import Connection
 
 REQUEST = Request(Conversation((Message("user", "Q?"),)))
+TOLD_AFTER = "glm4v_magic.engines.silence.SECONDS"
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,7 @@ def running():
 @pytest.fixture
 def server(running, monkeypatch):
     monkeypatch.delenv(API_KEY, raising=False)
+    monkeypatch.setattr(TOLD_AFTER, SECONDS)  # however late its words come
     running.forget()
     running.answer(MODELS, models("m"))
     running.answer(CHAT, stream(piece("Hel"), piece("lo."), END))
@@ -47,7 +52,7 @@ def server(running, monkeypatch):
 
 @pytest.fixture
 def engine(server):
-    engine = connect(ServerAddress(server.url, timeout=SECONDS))
+    engine = returned(connect(ServerAddress(server.url, timeout=SECONDS)))
     server.requests.clear()
     yield engine
     engine.close()
@@ -119,6 +124,39 @@ def test_an_interrupt_behind_the_last_event_of_a_row(server, engine):
     with pytest.raises(GenerationInterrupted) as caught:
         events.throw(KeyboardInterrupt())
     assert caught.value.generations == {}
+
+
+BUSY = response(status="503 Service Unavailable", Retry_After=50)
+MIDDLE = stream(piece("So"), done=False)
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [((silence,), ""), ((MIDDLE, silence), "So"), ((BUSY,), "")],
+    ids=["before the first byte", "in the middle", "it is asked again later"],
+)
+def test_silence_is_told_and_can_be_ended(server, engine, monkeypatch, parts, said):
+    monkeypatch.setattr(TOLD_AFTER, 0.01)
+    monkeypatch.setattr(patience, "PATIENCE", SECONDS)
+    server.answer(CHAT, *parts)
+    events, text = engine.stream([REQUEST, REQUEST], 2), ""
+    for event in events:
+        text += event.text if isinstance(event, Text) else ""
+        if text == 2 * said and server.bodies[1:]:
+            break
+    waiting = [next(events) for _ in range(3)]
+    assert {each.on for each in waiting} == {server.url}
+    assert 0 < waiting[0].seconds < waiting[2].seconds
+    with pytest.raises(GenerationInterrupted) as caught:
+        events.throw(KeyboardInterrupt())
+    assert [each.text for each in caught.value.generations.values()] == [said, said]
+
+
+def test_a_connection_that_does_not_come_about_is_waited_for(monkeypatch):
+    with deaf() as url:
+        events = connect(ServerAddress(url))
+        assert next(events).on == url
+        events.close()
 
 
 def test_an_interrupt_while_the_server_is_silent(server, engine, interrupt):

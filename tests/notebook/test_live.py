@@ -8,9 +8,9 @@ import pytest
 from IPython.utils.capture import capture_output
 
 from glm4v_magic.core.conversation import Answer, Usage
-from glm4v_magic.core.events import RowDone
+from glm4v_magic.core.events import RowDone, Text, Waiting
 from glm4v_magic.core.rows import AnsweredRow, Progress
-from glm4v_magic.notebook.live.board import NotebookBoard
+from glm4v_magic.notebook.live.board import NotebookBoard, TerminalBoard
 from glm4v_magic.notebook.live.output import Head
 from glm4v_magic.notebook.live.screen import NotebookScreen
 
@@ -35,6 +35,19 @@ def test_rows_that_are_done_in_another_order_stand_in_their_own(shell):
     assert [text.index(f"text {i}") for i in range(4)] == sorted(
         text.index(f"text {i}") for i in range(4)
     )
+
+
+@pytest.mark.parametrize("board", [NotebookBoard(4), TerminalBoard()])
+def test_a_silent_server_is_named_in_place_of_the_time_that_is_left(shell, board):
+    silent = Waiting("http://gpu:8000/v1", 12.0)
+    with capture_output() as captured:
+        for event in (done(2), Waiting("http://gpu:8000/v1", 0.3), silent, silent, Text("So", 1)):
+            board.show(event)
+    told = [each.data["text/plain"] for each in captured.outputs] or captured.stdout.splitlines()
+    before = "1 of 4 rows, 1.0 rows/s, 3.0 s left, 2 at once"
+    meanwhile = "1 of 4 rows, 2 at once, nothing from http://gpu:8000/v1 for 12.0 s"
+    assert told == [before, meanwhile, before][: len(told)]
+    assert len(told) == (3 if captured.outputs else 2)
 
 
 @pytest.mark.parametrize("at", ["start", "finish"])

@@ -13,6 +13,18 @@ import time
 import ipykernel
 import pytest
 from jupyter_client.manager import start_new_kernel
+from scripted_server import (
+    CHAT,
+    END,
+    MODELS,
+    deaf,
+    models,
+    piece,
+    response,
+    scripted_server,
+    silence,
+    stream,
+)
 from shells import ROOT
 
 LONG = "%%glm4v -o answer --temperature 0 --max-tokens 30000\nWhat is this?"
@@ -271,3 +283,84 @@ class TestManyRows:
         assert front_end.models("comm_open") == []
         assert front_end.lines() == []
         assert "16 of 16 rows answered." in front_end.displays("text/plain")[-1]
+
+
+BUSY = response(status="503 Service Unavailable", Retry_After=50)
+MIDDLE = stream(piece("So"), done=False)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with scripted_server() as server:
+        server.answer(MODELS, models("m"))
+        yield server
+
+
+class TestSilence:
+    """A server says nothing for minutes: a click is heard all the same."""
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def _loaded(cls, front_end, server):
+        front_end.run(
+            f"%glm4v load {server.url}\nrows = [{{'n': n, 'label': 'yes'}} for n in range(20)]"
+        )
+
+    def stop(self, front_end, cell, until=WIDGET):
+        number = front_end.start(cell)
+        button = front_end.listen_for_button()
+        front_end.listen(lambda said: until in str(said["content"].get("data", {})))
+        front_end.click(button)
+        reply = front_end.finish(number)
+        assert (reply["status"], reply["ename"]) == ("error", "Stopped")
+        assert sorted(front_end.models("comm_close")) == sorted(front_end.models("comm_open"))
+        return reply["evalue"]
+
+    @pytest.mark.parametrize(
+        ("parts", "until", "said"),
+        [
+            ((silence,), WIDGET, "''"),
+            ((MIDDLE, silence), "So", "'So'"),
+            ((BUSY,), WIDGET, "''"),
+        ],
+        ids=["before the first byte", "in the middle", "it is asked again later"],
+    )
+    def test_of_an_answer(self, front_end, server, parts, until, said):
+        server.answer(CHAT, *parts)
+        self.stop(front_end, "%%glm4v -o answer\nWhat?", until)
+        assert front_end.value("answer.text") == said
+
+    def test_of_a_server_that_cannot_be_reached(self, front_end):
+        with deaf() as url:
+            number = front_end.start(f"%glm4v load {url}")
+            button = front_end.listen_for_button()
+            front_end.listen(lambda said: f"Waiting for {url}" in str(said["content"]))
+            front_end.click(button)
+            assert front_end.finish(number)["ename"] == "Stopped"
+
+    @pytest.mark.parametrize("evaluate", ["", " --evaluate label"])
+    def test_of_rows(self, front_end, server, evaluate):
+        def first_alone(connection):
+            if b"Is it 0?" in server.asked.body:
+                connection.sendall(stream(piece("yes"), END))
+            else:
+                silence(connection)
+
+        server.answer(CHAT, first_alone)
+        cell = f"%%glm4v --over rows -o answers --fresh{evaluate}\nIs it {{{{row.n}}}}?"
+        said = self.stop(front_end, cell, "1 of 20 rows")
+        assert said == "1 of 20 rows are answered; they are in _. Run the cell again to go on."
+        rows = "answers.answers" if evaluate else "answers"
+        assert front_end.value(f"[row.text for row in {rows}][:2]") == "['yes', None]"
+
+    def test_of_a_comparison(self, front_end, server):
+        server.answer(CHAT, silence)
+        compared = f'"{server.url},{server.url} temperature=1"'
+        self.stop(front_end, f"%%glm4v --compare {compared}\nWhat?")
+
+    def test_of_a_comparison_with_a_server_that_cannot_be_reached(self, front_end, server):
+        server.answer(CHAT, stream(piece("yes"), END))
+        with deaf() as url:
+            cell = f"%%glm4v --compare {server.url},{url} -o compared\nWhat?"
+            self.stop(front_end, cell, f"Waiting for {url}")
+        assert front_end.value("[each.text for each in compared.columns]") == "['yes', None]"

@@ -8,6 +8,7 @@ import golden
 import pytest
 import tiny_native
 from clips import write_clip
+from following import returned
 from PIL import Image
 from served import ask, assert_error, data_of, question, send, serving, uri
 
@@ -24,7 +25,7 @@ GREEDY = Sampling(temperature=0, max_tokens=16)
 
 @pytest.fixture(scope="module")
 def remote(server):
-    engine = connect(ServerAddress(server.url))
+    engine = returned(connect(ServerAddress(server.url)))
     yield engine
     engine.close()
 
@@ -269,7 +270,7 @@ class TestLogProbabilities:
         """Its text is told in other pieces than those that its tokens make."""
         session = Session().load(native("glm46v"))
         with serving(session.engine, "m") as server:
-            remote = connect(ServerAddress(server.url))
+            remote = returned(connect(ServerAddress(server.url)))
             request = Request(
                 Conversation((Message("user", "What?"),)),
                 Sampling(temperature=0, max_tokens=16, logprobs=1),

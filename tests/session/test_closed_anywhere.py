@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import pypdfium2
 import pytest
 import tiny_native
+from following import returned
 from scripted_server import CHAT, END, MODELS, SECONDS, models, piece, scripted_server, stream
 
 from glm4v_magic.core.events import (
@@ -124,7 +125,7 @@ def test_text_that_was_thinking():
     with scripted_server() as server:
         server.answer(MODELS, models("m"))
         server.answer(CHAT, stream(piece("Hm, "), piece("so.</think>A"), piece("."), END))
-        session = Session(connect(ServerAddress(server.url, timeout=SECONDS)))
+        session = Session(returned(connect(ServerAddress(server.url, timeout=SECONDS))))
         kinds = [type(event) for event in session.stream("?")]
         assert kinds == [Started, Text, Reclassified, Thinking, Text, Text, Done]
         for count in range(1, len(kinds) + 1):

@@ -22,13 +22,22 @@ from glm4v_magic.core.errors import (
     Glm4vError,
     reason,
 )
-from glm4v_magic.core.events import EngineEvent, Failed, Finished, Loading, Text, Thinking
+from glm4v_magic.core.events import (
+    EngineEvent,
+    Failed,
+    Finished,
+    Loading,
+    RowEvent,
+    Text,
+    Thinking,
+)
 from glm4v_magic.core.image import SeenImage
 from glm4v_magic.core.model import EngineInfo, LoadProgress, ModelChoice, Replica
 from glm4v_magic.core.wording import counted
 from glm4v_magic.engines.replicas import cluster
 from glm4v_magic.engines.replicas.layout import Seat
 from glm4v_magic.engines.replicas.worker import OWN_VERSION, Load, LoadState, News, ReplicaWorker
+from glm4v_magic.engines.silence import Silence
 
 __all__ = ["ReplicasEngine", "start"]
 
@@ -350,6 +359,7 @@ class _Stream:
 
     def events(self) -> Generator[EngineEvent, None, None]:
         """Yield events until all requests have ended."""
+        silence = Silence(counted(len(self._engine.replicas), "replica"))
         while True:
             self._give_up_withdrawn()
             yield from self._noticed_losses()
@@ -358,12 +368,12 @@ class _Stream:
                 return
             if not self._rows:
                 time.sleep(_PAUSE / 10)
+                silence.ends()  # nothing is asked
                 continue
-            for replica, news in self._arrived():
-                if news is None:
-                    yield from self._lost(replica)
-                else:
-                    yield from self._heard(replica, news)
+            for event in self._told():
+                yield event
+                silence.ends()
+            yield from silence.said()
 
     def leave(self) -> None:
         """Give up what is still open."""
@@ -487,13 +497,21 @@ class _Stream:
             replica.news = None
             yield replica, news
 
-    def _noticed_losses(self) -> Iterator[EngineEvent]:
+    def _noticed_losses(self) -> Iterator[RowEvent]:
         """Ask again the requests of replicas whose loss was noticed outside of this call."""
         for replica in self._engine.replicas:
             if replica.facts.lost and replica.open:
                 yield from self._lost(replica)
 
-    def _lost(self, replica: _Replica) -> Iterator[EngineEvent]:
+    def _told(self) -> Iterator[RowEvent]:
+        """Yield the events that have arrived, and what comes of replicas that are lost."""
+        for replica, news in self._arrived():
+            if news is None:
+                yield from self._lost(replica)
+            else:
+                yield from self._heard(replica, news)
+
+    def _lost(self, replica: _Replica) -> Iterator[RowEvent]:
         """Ask the requests of a lost replica again, those that were not asked too often."""
         self._engine.lose(replica)
         for row in sorted(replica.open):
@@ -511,7 +529,7 @@ class _Stream:
                 self._again.append(row)
         replica.open.clear()
 
-    def _heard(self, replica: _Replica, news: News) -> Iterator[EngineEvent]:
+    def _heard(self, replica: _Replica, news: News) -> Iterator[RowEvent]:
         replica.facts = replace(replica.facts, used_bytes=news.used_bytes)
         replica.cache = news.cache or replica.cache
         if replica.open and news.error is None:

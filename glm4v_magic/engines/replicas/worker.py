@@ -19,7 +19,7 @@ from typing import Any
 
 from glm4v_magic.core.conversation import Generation, Request
 from glm4v_magic.core.errors import GenerationInterrupted, Glm4vError, OutOfMemoryError, reason
-from glm4v_magic.core.events import EngineEvent, Failed, Finished
+from glm4v_magic.core.events import Failed, Finished, RowEvent, Waiting
 from glm4v_magic.core.image import SeenImage
 from glm4v_magic.core.model import EngineInfo, LoadProgress, ModelChoice
 from glm4v_magic.engines import Engine
@@ -65,7 +65,7 @@ class News:
         cache: contents of the prefix cache.
     """
 
-    events: Sequence[EngineEvent]
+    events: Sequence[RowEvent]
     error: Exception | None
     used_bytes: int
     cache: Any
@@ -90,7 +90,7 @@ class _Call:
         self.waiting: deque[tuple[int, Request]] = deque()
         self.open: dict[int, int] = {}
         self.withdrawn: set[int] = set()
-        self.events: list[EngineEvent] = []
+        self.events: list[RowEvent] = []
         self.error: Exception | None = None
         self.partial: Mapping[int, Generation] = {}
         self.is_stopping = self.has_stopped = False
@@ -230,7 +230,8 @@ class ReplicaWorker:
             stream = engine.stream(self._requests(call), call.at_once, _Withdrawn(call))
             with closing(stream) as events:
                 for event in events:
-                    self._tell(call, event)
+                    if not isinstance(event, Waiting):
+                        self._tell(call, event)
                     if call.is_stopping:
                         stream.throw(KeyboardInterrupt())
         except GenerationInterrupted as stopped:
@@ -276,7 +277,7 @@ class ReplicaWorker:
                 del call.open[each]
             return call.waiting.popleft() if call.waiting else None
 
-    def _tell(self, call: _Call, event: EngineEvent) -> None:
+    def _tell(self, call: _Call, event: RowEvent) -> None:
         with self._changed:
             row = call.open.get(event.row)
             if row is None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Generator
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
+
+from glm4v_magic.core.events import Waiting
+from glm4v_magic.engines.silence import Silence
 
 __all__ = ["Background"]
 
@@ -35,12 +38,20 @@ class Background:
         """Start a task; cancelling its future cancels it."""
         return asyncio.run_coroutine_threadsafe(task, self._loop)
 
-    def result(self, task: Coroutine[Any, Any, _Result]) -> _Result:
-        """Run a task; an interrupt ends the waiting."""
-        future = self.submit(task)
+    def result(
+        self, task: Coroutine[Any, Any, _Result], on: str
+    ) -> Generator[Waiting, None, _Result]:
+        """Run a task and return its result; an interrupt ends the waiting.
+
+        Args:
+            task: the task.
+            on: what it waits for; see `Waiting`.
+        """
+        future, silence = self.submit(task), Silence(on)
         while not future.done():
             with contextlib.suppress(TimeoutError):
                 return future.result(_LOOK)
+            yield from silence.said()
         return future.result()
 
     def _run(self) -> None:

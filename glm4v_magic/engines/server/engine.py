@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from glm4v_magic.core.conversation import Request
 from glm4v_magic.core.errors import EngineError, GenerationInterrupted, OptionError, reason
-from glm4v_magic.core.events import EngineEvent
+from glm4v_magic.core.events import EngineEvent, Waiting
 from glm4v_magic.core.image import SeenImage
 from glm4v_magic.core.model import EngineInfo
 from glm4v_magic.core.server_address import ServerAddress
@@ -43,8 +43,10 @@ _ONE_BY_ONE = "me"
 another request comes (``interrupt_requests``, which is on by default)."""
 
 
-def connect(address: ServerAddress) -> ServerEngine:
+def connect(address: ServerAddress) -> Generator[Waiting, None, ServerEngine]:
     """Look up the models of a server and return an engine for one of them.
+
+    Yields that it is waited for.
 
     Raises:
         EngineError: if the server cannot be reached, or does not speak the protocol.
@@ -59,7 +61,7 @@ def connect(address: ServerAddress) -> ServerEngine:
             "Check the address, and the proxy in the environment if there is one.",
         ) from None
     with Background() as background:
-        entries = background.result(_entries(connection, address))
+        entries = yield from background.result(_entries(connection, address), connection.url)
     name = _named(connection, address.served_model or _only(connection, entries), entries)
     if name not in entries and any(entry.glm4v_magic for entry in entries.values()):
         raise OptionError(

@@ -16,6 +16,7 @@ from glm4v_magic.engines.server.background import Background
 from glm4v_magic.engines.server.dialogue import DONE, Dialogue
 from glm4v_magic.engines.server.patience import Allowance
 from glm4v_magic.engines.server.transcript import Transcript
+from glm4v_magic.engines.silence import Silence
 
 __all__ = ["Flight"]
 
@@ -57,6 +58,7 @@ class Flight:
         self._news: queue.Queue[_News] = queue.Queue(_MOST_NEWS)
         self._open: dict[int, Transcript] = {}
         self._tasks: dict[int, Future[None]] = {}
+        self._count = 0
 
     def interrupted(self) -> dict[int, Generation]:
         """Return what the open rows have said so far."""
@@ -65,27 +67,34 @@ class Flight:
     def answers(self, requests: Iterable[Request | None]) -> Iterator[EngineEvent]:
         """Ask all requests; yields the events of `engines.Engine.stream`."""
         rest = iter(requests)
-        row, is_more = 0, True
+        silence = Silence(self._dialogue.connection.url)
+        is_more = True
         while True:
             self._give_up()
-            is_waiting = False
-            while is_more and not is_waiting and len(self._open) < self._allowance.count:
-                try:
-                    request = next(rest)
-                except StopIteration:
-                    is_more = False
-                    break
-                if request is None:
-                    is_waiting = True
-                else:
-                    self._send(row, request)
-                    row += 1
-            if not self._open and not is_more:
-                return
+            is_more = is_more and self._filled(rest)
+            if not self._open:
+                if not is_more:
+                    return
+                silence.ends()  # nothing is asked
             with suppress(queue.Empty):
                 number, news = self._news.get(timeout=_SOON)
-                if number in self._open:
-                    yield from self._told(number, news)
+                for event in self._told(number, news) if number in self._open else ():
+                    yield event
+                    silence.ends()
+            yield from silence.said()
+
+    def _filled(self, rest: Iterator[Request | None]) -> bool:
+        """Send requests while there is room for them; tells whether there may be more."""
+        while len(self._open) < self._allowance.count:
+            try:
+                request = next(rest)
+            except StopIteration:
+                return False
+            if request is None:
+                break
+            self._send(self._count, request)
+            self._count += 1
+        return True
 
     def _give_up(self) -> None:
         for row in [each for each in self._open if each in self._withdrawn]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from glm4v_magic.calls.tasks import asked
 from glm4v_magic.core.errors import Glm4vError, InputError, MapInterrupted, OptionError, SaveError
-from glm4v_magic.core.events import Loading, Started, Starting
+from glm4v_magic.core.events import Loading, Started, Starting, Waiting
 from glm4v_magic.core.options import check
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.typed_options import as_typed
@@ -221,7 +221,7 @@ def _ask(context: Context, arguments: Namespace, stream: Stream, rows: int) -> A
     try:
         with stream:
             for event in stream:
-                if isinstance(event, (Starting, Loading)):
+                if isinstance(event, (Starting, Loading, Waiting)):
                     screen.show(event)
                 elif isinstance(event, Started):
                     screen.loaded(event.info)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from IPython.core.displaypub import DisplayPublisher
 
-from glm4v_magic.core.events import Event, RowDone, Started, Text, Thinking
+from glm4v_magic.core.events import Event, RowDone, Started, Text, Thinking, Waiting
 from glm4v_magic.core.rows import AnsweredRow, OrderedRows, Progress
 from glm4v_magic.notebook.live.output import Head, Output
 from glm4v_magic.notebook.live.stop_button import is_watched
 from glm4v_magic.notebook.render.answers.head import finished_line
-from glm4v_magic.notebook.render.pace import Pace
+from glm4v_magic.notebook.render.pace import LONGEST_SECONDS, Pace
 from glm4v_magic.notebook.render.progress import line_bundle
 from glm4v_magic.notebook.render.rows import (
     rows_answering_line,
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["Board", "NotebookBoard", "TerminalBoard", "board_for"]
 
 _TERMINAL_SECONDS = 2.0
+
+_SILENT_SECONDS = 3.0
+"""Seconds without a word after which that is shown in place of the time that is left."""
 
 
 def board_for(
@@ -92,14 +95,23 @@ class Board:
                 self.start(event.info)
             case RowDone():
                 self.row(event.progress)
+                if event.progress.done < event.progress.total:
+                    self.step()
             case Text() | Thinking():
+                self.step()
+            case Waiting() if event.seconds >= _SILENT_SECONDS:
+                self.silent(event)
+            case Waiting():
                 self.step()
 
     def start(self, info: EngineInfo) -> None:
         """Called when the model begins; not if every answer is known."""
 
     def step(self) -> None:
-        """Called for each new piece of text."""
+        """Called for each row and piece of text, and while the next is waited for."""
+
+    def silent(self, waiting: Waiting) -> None:
+        """Called instead of `step` when nothing has come for a while."""
 
     def row(self, progress: Progress) -> None:
         """Called when a row is done."""
@@ -131,7 +143,8 @@ class NotebookBoard(Board):
         self._head = head
         self._output = Output()
         self._pace = Pace()
-        self._open = False
+        self._pace_of_silence = Pace(LONGEST_SECONDS)
+        self._open = self._is_silent = False
         self._model = self._said = ""
 
     def start(self, info: EngineInfo) -> None:
@@ -139,7 +152,7 @@ class NotebookBoard(Board):
         if self._head is None:
             return
         if not self._open:
-            self._move(Progress((), self._total, 0.0, 0, list))
+            self._move(self._so_far)
         self._model = info.model
         self._said = rows_answering_line(self._model, self._done, self._total)
         self._head.start(self._said)
@@ -151,13 +164,24 @@ class NotebookBoard(Board):
             KeyboardInterrupt: if it was pressed; the run then ends as it does when the kernel is
                 interrupted.
         """
+        if self._is_silent:
+            self._move(self._so_far)
+        self._stop_if_pressed()
+
+    def silent(self, waiting: Waiting) -> None:
+        """Say what is waited for, for how long is not known; raises as `step` does."""
+        if self._pace_of_silence.due():
+            self._move(self._so_far, waiting)
+        self._stop_if_pressed()
+
+    def _stop_if_pressed(self) -> None:
         if self._head is not None and self._head.stop_pressed:
             raise KeyboardInterrupt
 
     def row(self, progress: Progress) -> None:
         """Move the bar; announce every quarter of the rows."""
         super().row(progress)
-        if self._pace.due():
+        if self._is_silent or self._pace.due():
             self._move(progress)
         if self._head is not None and self._said:
             line = rows_answering_line(self._model, self._done, self._total)
@@ -178,8 +202,7 @@ class NotebookBoard(Board):
     def close(self) -> None:
         """Replace a bar that did not become a table."""
         if self._open:
-            progress = self.progress or Progress((), self._total, 0.0, 0, list)
-            self._output.show(line_bundle(f"{rows_progress_line(progress)}, not finished."))
+            self._output.show(line_bundle(f"{rows_progress_line(self._so_far)}, not finished."))
         if self._head is not None:
             self._head.finish(finished_line(None))
 
@@ -187,9 +210,13 @@ class NotebookBoard(Board):
     def _done(self) -> int:
         return 0 if self.progress is None else self.progress.done
 
-    def _move(self, progress: Progress) -> None:
-        self._open = True
-        self._output.show(rows_progress_bundle(progress))
+    @property
+    def _so_far(self) -> Progress:
+        return self.progress or Progress((), self._total, 0.0, 0, list)
+
+    def _move(self, progress: Progress, waiting: Waiting | None = None) -> None:
+        self._open, self._is_silent = True, waiting is not None
+        self._output.show(rows_progress_bundle(progress, waiting))
 
 
 class TerminalBoard(Board):
@@ -198,6 +225,17 @@ class TerminalBoard(Board):
     def __init__(self, told: set[str] | None = None) -> None:
         super().__init__(told)
         self._pace = Pace(_TERMINAL_SECONDS)
+        self._is_silent = False
+
+    def step(self) -> None:
+        """Note that something has come, or is not missed yet."""
+        self._is_silent = False
+
+    def silent(self, waiting: Waiting) -> None:
+        """Say once what is waited for."""
+        if not self._is_silent and self.progress is not None:
+            _say(rows_progress_line(self.progress, waiting))
+        self._is_silent = True
 
     def row(self, progress: Progress) -> None:
         """Print the progress."""

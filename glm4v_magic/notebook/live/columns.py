@@ -15,6 +15,7 @@ from glm4v_magic.core.events import (
     Starting,
     Text,
     Thinking,
+    Waiting,
 )
 from glm4v_magic.core.wording import printable
 from glm4v_magic.notebook.live.output import Head, Output, show
@@ -108,6 +109,9 @@ class _WithScreens(Columns):
                     self.start(event)
                 if event.info.notice:
                     self._told.add(event.info.notice)
+            case Waiting():
+                self._screen.show(event)
+                self.step()
             case Text() | Thinking():
                 self.step()
             case ColumnDone():

@@ -23,6 +23,7 @@ from glm4v_magic.core.events import (
     Starting,
     Text,
     Thinking,
+    Waiting,
 )
 from glm4v_magic.core.options import Format
 from glm4v_magic.core.wording import printable
@@ -43,6 +44,7 @@ from glm4v_magic.notebook.render.progress import (
     loading_line,
     progress_bundle,
     starting_line,
+    waiting_line,
 )
 
 if TYPE_CHECKING:
@@ -73,6 +75,8 @@ class Screen:
                 self.starting(event.library)
             case Loading():
                 self.loading(event.progress)
+            case Waiting():
+                self.waiting(event)
             case Started():
                 self._notice = event.info.notice
                 self.loaded(event.info)
@@ -93,6 +97,9 @@ class Screen:
 
     def loading(self, progress: LoadProgress) -> None:
         """Called while weights are being loaded."""
+
+    def waiting(self, waiting: Waiting) -> None:
+        """Called now and then while nothing comes, before the model is ready or after."""
 
     def loaded(self, info: EngineInfo) -> None:
         """Called when the model is ready; shows that if `loading` was shown."""
@@ -160,6 +167,9 @@ def screen_for(
     return NotebookScreen(model, form, head, bar, told)
 
 
+_SILENT_SECONDS = 1.0
+"""Seconds without a word after which it is said what is waited for."""
+
 _MARK = "| "
 """Prefix of each line of thinking in a terminal."""
 
@@ -191,6 +201,8 @@ class NotebookScreen(Screen):
         self._pace = Pace()
         self._library = ""  # that is being imported
         self._progress: LoadProgress | None = None
+        self._waiting: Waiting | None = None
+        self._is_ready = False
         self._since: float | None = None
         self._rate = Rate()
         self._answer = LiveAnswer(Output().show, form=form, told=self._told)
@@ -218,14 +230,28 @@ class NotebookScreen(Screen):
             )
         self._stop_if_pressed()
 
+    def waiting(self, waiting: Waiting) -> None:
+        """Say what is waited for, if that is not the answer; raises as `piece` does."""
+        if not self._is_ready and waiting.seconds >= _SILENT_SECONDS:
+            if self._waiting is None:
+                self._bar.show(line_bundle(waiting_line(waiting.on)))
+            self._waiting = waiting
+        self._stop_if_pressed()
+
     def loaded(self, info: EngineInfo) -> None:
         """Replace the bar by one line."""
+        self._is_ready = True
         if self._since is not None:
             line = loaded_line(info, time.monotonic() - self._since)
             self._end_bar(line)
+        self._end_waiting()
+
+    def _end_waiting(self) -> None:
+        if self._waiting is not None:
+            self._end_bar(waiting_line(self._waiting.on, self._waiting.seconds))
 
     def _end_bar(self, line: str) -> None:
-        self._progress, self._since, self._library = None, None, ""
+        self._progress, self._since, self._library, self._waiting = None, None, "", None
         if self._button is None:
             self._bar.show(line_bundle(line))
         else:
@@ -289,6 +315,7 @@ class NotebookScreen(Screen):
             is_stopped = isinstance(sys.exception(), KeyboardInterrupt)
             stopped = starting_line(self._library, is_stopped=True)
             self._end_bar(stopped if is_stopped else "Nothing was loaded.")
+        self._end_waiting()
         self._answer.close()
         if self._head is not None:
             self._head.finish(finished_line(None))
@@ -302,7 +329,7 @@ class TerminalScreen(Screen):
         self._model = model
         self._library = ""
         self._since: float | None = None
-        self._said_released = False
+        self._is_ready = self._said_released = False
         self._in_line = False
         self._is_thinking = False
         self._held = ""  # white space of the thinking
@@ -322,8 +349,15 @@ class TerminalScreen(Screen):
             self._said_released = True
             _say(f"{printable(progress.released)} was released to make room.")
 
+    def waiting(self, waiting: Waiting) -> None:
+        """Say once what is waited for, if that is not the answer."""
+        if not self._is_ready and waiting.seconds >= _SILENT_SECONDS:
+            self._is_ready = True  # it is said once
+            _say(waiting_line(waiting.on))
+
     def loaded(self, info: EngineInfo) -> None:
         """Say what was loaded."""
+        self._is_ready = True
         if self._since is not None:
             _say(loaded_line(info, time.monotonic() - self._since))
             self._since = None

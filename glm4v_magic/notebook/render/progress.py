@@ -79,6 +79,13 @@ def loaded_line(info: EngineInfo, seconds: float) -> str:
     )
 
 
+def waiting_line(on: str, seconds: float | None = None) -> str:
+    """Return the line while something is waited for, or with its time when that is over."""
+    if seconds is None:
+        return f"Waiting for {printable(on)}…"
+    return f"Waited {readable_seconds(seconds)} for {printable(on)}."
+
+
 def line_bundle(line: str) -> MimeBundle:
     """Return one line of plain text as an output; names in it may be a server's or a file's."""
     line = printable(line)

@@ -17,6 +17,7 @@ from glm4v_magic.notebook.render.answers.image import data_uri
 from glm4v_magic.notebook.render.templates import fill
 
 if TYPE_CHECKING:
+    from glm4v_magic.core.events import Waiting
     from glm4v_magic.core.image import SourcedImage
     from glm4v_magic.core.rows import AnsweredRow, Progress
 
@@ -55,8 +56,13 @@ def rows_answering_line(model: str, done: int, total: int) -> str:
     return f"{printable(model)} is answering {counted(total, 'row')}{part}…"
 
 
-def rows_progress_line(progress: Progress) -> str:
-    """Return ``12 of 40 rows, 1 failed, 3 reused, 2.1 rows/s, 13 s left, 8 at once``."""
+def rows_progress_line(progress: Progress, waiting: Waiting | None = None) -> str:
+    """Return ``12 of 40 rows, 1 failed, 3 reused, 2.1 rows/s, 13 s left, 8 at once``.
+
+    Args:
+        progress: how far the rows are.
+        waiting: what is waited for while nothing comes, in place of speed and time.
+    """
     done = progress.done
     asked = done - progress.reused - progress.failed
     parts = [f"{done:,} of {counted(progress.total, 'row')}"]
@@ -64,18 +70,22 @@ def rows_progress_line(progress: Progress) -> str:
         parts.append(f"{progress.failed:,} failed")
     if progress.reused:
         parts.append(f"{progress.reused:,} reused")
-    if asked > 0 and progress.seconds > 0:
+    if waiting is None and asked > 0 and progress.seconds > 0:
         speed = asked / progress.seconds
         parts.append(f"{speed:.1f} rows/s")
         parts.append(f"{readable_seconds((progress.total - done) / speed)} left")
     if progress.batch_size:
         parts.append(f"{progress.batch_size} at once")
+    if waiting is not None:
+        parts.append(
+            f"nothing from {printable(waiting.on)} for {readable_seconds(waiting.seconds)}"
+        )
     return ", ".join(parts)
 
 
-def rows_progress_bundle(progress: Progress) -> MimeBundle:
+def rows_progress_bundle(progress: Progress, waiting: Waiting | None = None) -> MimeBundle:
     """Return a progress bar beside `rows_progress_line`; as text, the line alone."""
-    line = rows_progress_line(progress)
+    line = rows_progress_line(progress, waiting)
     html = fill("progress", line=line, done=progress.done, total=progress.total, label="Rows")
     return {"text/plain": line, "text/html": html}
 
