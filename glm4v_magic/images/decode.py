@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import struct
-import sys
 import warnings
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING
@@ -13,6 +11,7 @@ from glm4v_magic.core.errors import ImageError
 from glm4v_magic.core.image import Limits, SourcedImage
 from glm4v_magic.images.encoded import own_bytes
 from glm4v_magic.images.formats import not_an_image
+from glm4v_magic.images.frugal import bytes_of, copy_plain, reduce
 from glm4v_magic.images.messages import one_line, require_page, unreadable
 from glm4v_magic.images.pdf import draw, is_pdf
 from glm4v_magic.images.rgb import has_profile, to_rgb, turn
@@ -27,13 +26,6 @@ __all__ = ["decode", "too_large", "upright"]
 # knows the name alone.
 _NOT_READ = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5"})
 _HEAD = 512  # bytes that tell what a file is
-
-_USUAL = 4
-"""Most memory that reading a file takes, in units of the image as RGB: 3 bytes a pixel."""
-_COSTLY = {"AVIF": ("AVIF", 6), "JPEG2000": ("JPEG 2000", 9), "WEBP": ("WebP", 9)}
-"""Format -> its name, and what reading takes where that is more: up to 4.7 (of 8 bits; those of 10
-or 12 take 1.3 more), 8.5 and 8.0 as measured."""
-_SIZ = b"\xff\x4f\xff\x51"  # begins a JPEG 2000 codestream: ISO/IEC 15444-1, A.5.1
 
 
 def decode(stream: IO[bytes], source: str, limits: Limits, page: int | None = None) -> SourcedImage:
@@ -57,15 +49,26 @@ def decode(stream: IO[bytes], source: str, limits: Limits, page: int | None = No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         opened = _opened(stream, source, limits)
-        _require_memory(opened, stream, source, limits)
-        read = upright(opened, source, limits, page)
+        _require_size(opened, source, limits)
+        copy_plain(opened)
+        parts = reduce(opened, stream)
+        if parts == 1:
+            _require_memory(opened, stream, source, limits)
+        read = upright(opened, source, limits, page, is_ours=True)
+        if parts > 1:
+            read = replace(read, source=f"{read.source}, at 1/{parts} of its resolution")
         if turn(opened) is None and not has_profile(opened):
             read = replace(read, encoded=own_bytes(opened, stream))
         return read
 
 
 def upright(
-    image: Image.Image, source: str, limits: Limits, page: int | None = None
+    image: Image.Image,
+    source: str,
+    limits: Limits,
+    page: int | None = None,
+    *,
+    is_ours: bool = False,
 ) -> SourcedImage:
     """Read the pixels of an opened image, upright and as 8-bit RGB.
 
@@ -74,19 +77,20 @@ def upright(
         source: name of the image in messages.
         limits: largest image.
         page: page to read, from 1; by default the current one.
+        is_ours: nobody else needs the pixels of `image`, which takes less memory.
 
     Raises:
         ImageError: if it is empty, too large or damaged, or has no such page.
     """
     _require_size(image, source, limits)
     if page is None:
-        rgb = to_rgb(image, source)
+        rgb = to_rgb(image, source, is_ours=is_ours)
     else:
         stood = image.tell()
         _turn_to(image, page, source)
         try:
             _require_size(image, source, limits)  # the pages of a TIFF have sizes of their own
-            rgb = to_rgb(image, source)
+            rgb = to_rgb(image, source, is_ours=is_ours)
         finally:
             image.seek(stood)
         source = f"{source}, page {page}"
@@ -115,31 +119,15 @@ def _require_size(image: Image.Image, source: str, limits: Limits) -> None:
 
 def _require_memory(image: Image.Image, stream: IO[bytes], source: str, limits: Limits) -> None:
     """Refuse what takes more memory to decode than the largest image of any other format."""
-    if image.format not in _COSTLY:
-        return
-    name, times = _COSTLY[image.format]
-    pixels = image.width * image.height
-    at_once = pixels
-    if image.format == "JPEG2000":
-        at_once = 0 if len(image.getbands()) == 1 else min(pixels, _pixels_of_a_tile(stream))
-    if _USUAL * pixels + (times - _USUAL) * at_once > _USUAL * limits.megapixels * 1e6:
+    pixels, taken = image.width * image.height, bytes_of(image, stream)
+    if taken > 12e6 * limits.megapixels:
+        name = {"JPEG2000": "JPEG 2000"}.get(image.format or "", image.format)
+        largest = limits.megapixels * 12 * pixels / taken
         raise ImageError(
-            f"{one_line(source)} has {pixels / 1e6:,.3g} megapixels; of {name}, whose decoder "
-            f"takes more memory, at most {limits.megapixels * _USUAL / times:,.3g} are read.",
+            f"{one_line(source)} has {pixels / 1e6:,.3g} megapixels; of such files of {name}, "
+            f"whose decoder takes more memory, at most {largest:,.3g} are read.",
             "Make it smaller first, or save it as JPEG or PNG.",
         )
-
-
-def _pixels_of_a_tile(stream: IO[bytes]) -> int:
-    """Return how many pixels of a JPEG 2000 file are decoded at once; many if it does not say."""
-    stood = stream.tell()
-    stream.seek(0)
-    _, found, after = stream.read(2**16).partition(_SIZ)
-    stream.seek(stood)
-    if not found or len(after) < 28:
-        return sys.maxsize
-    width, height = struct.unpack_from(">II", after, 20)
-    return int(width * height)
 
 
 def too_large(source: str, pixels: int | None, limits: Limits) -> ImageError:

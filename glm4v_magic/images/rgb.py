@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.core.errors import ImageError
+from glm4v_magic.images.frugal import let_go
 from glm4v_magic.images.messages import unreadable
 from glm4v_magic.images.scaling import Scale, scale_of_floats, scale_of_integers
 from glm4v_magic.images.tiff import largest_value
@@ -20,7 +21,7 @@ _WITH_PROFILES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK")
 _STRIP = 2**20  # pixels that are converted at a time: what that takes is then small
 
 
-def to_rgb(image: Image.Image, source: str = "The image") -> Image.Image:
+def to_rgb(image: Image.Image, source: str = "The image", *, is_ours: bool = False) -> Image.Image:
     """Return a new image: 8-bit RGB, upright by the EXIF orientation, without metadata.
 
     Transparent pixels become white. Values of 9 to 16 bits are scaled by what the file says of
@@ -28,10 +29,17 @@ def to_rgb(image: Image.Image, source: str = "The image") -> Image.Image:
     become 0 to 255). Colours of an ICC profile become those of sRGB. Beside the image that is given
     and the new one, little memory is taken.
 
+    Args:
+        image: image to read.
+        source: its name in messages.
+        is_ours: nobody else needs the pixels of `image`: its decoder may be let go.
+
     Raises:
         ImageError: if the pixels cannot be decoded, or their values are out of range.
     """
     try:
+        if is_ours:
+            image = let_go(image)
         image.load()
         return _flat(image, source, turn(image))
     except ImageError:
