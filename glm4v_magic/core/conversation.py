@@ -196,6 +196,9 @@ class Request:
     is_kept: bool = False
 
 
+_LEAST_SECONDS = 0.05  # of decoding, for a rate
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens, seconds and memory of a call.
@@ -249,8 +252,11 @@ class Usage:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Decode speed, the first token (prefill) excluded; ``None`` below two tokens."""
-        if self.new_tokens is None or self.new_tokens < 2 or self.decode_seconds <= 0:
+        """Decode speed, the first token (prefill) excluded.
+
+        ``None`` below two tokens, and of less than 50 ms, which say more of the clock.
+        """
+        if self.new_tokens is None or self.new_tokens < 2 or self.decode_seconds < _LEAST_SECONDS:
             return None
         return (self.new_tokens - 1) / self.decode_seconds
 

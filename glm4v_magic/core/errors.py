@@ -321,15 +321,19 @@ class MapInterrupted(_Interrupted):
     """
 
     def __init__(self, progress: Any) -> None:
-        super().__init__(
-            remark("rows_interrupted", answered=progress.answered, total=progress.total)
-            if progress.answered
-            else remark("no_row_answered")
-        )
+        super().__init__(_rows_interrupted(progress.answered, progress.total))
         self.progress = progress
         self.result: object = progress.result()
         self.answered: int = progress.answered
         self.total: int = progress.total
+
+
+def _rows_interrupted(answered: int, total: int) -> Remark:
+    if not answered:
+        return remark("no_row_answered")
+    if answered == total:
+        return remark("all_rows_interrupted", total=total)
+    return remark("rows_interrupted", answered=answered, total=total)
 
 
 class LoadInterrupted(_Interrupted):

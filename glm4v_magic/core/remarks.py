@@ -314,7 +314,8 @@ COMMON: Mapping[str, str] = {
     "retry_interrupted": "the new answer was interrupted, and the chat keeps the old one",
     "trace_interrupted": "the traced answer was interrupted, and the model is as before",
     "interrupted_after_the_answer": "the answer had ended already",
-    "rows_interrupted": "{answered} of {total} rows are answered",
+    "rows_interrupted": "{answered:,} of {total:,} rows are answered",
+    "all_rows_interrupted": "all {total:,} rows are answered",
     "no_row_answered": "no row is answered",
     "comparison_interrupted": "{answered} of {total} models or settings have answered",
     "comparison_interrupted_without_room": (
@@ -365,19 +366,19 @@ _IN_PYTHON = {
         "session.carry_on()."
     ),
     "answer_interrupted": (
-        "the answer was interrupted; what was said until then is in answer, and session.carry_on() "
-        "carries it on"
+        "the answer was interrupted; what was said until then is in the exception's answer, and "
+        "session.carry_on() carries it on"
     ),
     "ran_out_within_answer": (
-        "What was said until then is in answer, and session.carry_on() carries it on. The model is "
-        "still loaded: {ways}."
+        "What was said until then is in the exception's answer, and session.carry_on() carries it "
+        "on. The model is still loaded: {ways}."
     ),
     "retry_interrupted": (
-        "the new answer was interrupted; what was said until then is in answer, and the chat keeps "
-        "the old one"
+        "the new answer was interrupted; what was said until then is in the exception's answer, "
+        "and the chat keeps the old one"
     ),
     "interrupted_after_the_answer": (
-        "the answer had ended already; it is in answer, and in its chat"
+        "the answer had ended already; it is in the exception's answer, and in its chat"
     ),
     "file_of_other_rows": (
         "Give another name (save), or ask all rows again in its place: fresh=True."
@@ -387,15 +388,18 @@ _IN_PYTHON = {
         "{journal}; make room and call again."
     ),
     "rows_interrupted": (
-        "{answered} of {total} rows are answered; they are in result, and asking the same again "
-        "goes on"
+        "{answered:,} of {total:,} rows are answered; they are in the exception's result, and "
+        "asking the same again goes on"
     ),
+    "all_rows_interrupted": "all {total:,} rows are answered; they are in the exception's result",
     "comparison_interrupted": (
-        "{answered} of {total} models or settings have answered; what they said is in result"
+        "{answered} of {total} models or settings have answered; what they said is in the "
+        "exception's result"
     ),
     "comparison_interrupted_without_room": (
-        "{answered} of {total} models or settings have answered; what they said is in result. "
-        "{released} was released to make room, and the next question loads it again"
+        "{answered} of {total} models or settings have answered; what they said is in the "
+        "exception's result. {released} was released to make room, and the next question loads it "
+        "again"
     ),
 }
 

@@ -44,6 +44,7 @@ from glm4v_magic.inspect.reading import Reader
 __all__ = ["Inspection", "PromptToken", "inspected", "prompt_tokens"]
 
 _ALTERNATIVES = 5
+_KEPT = ("images", "prompt", "tokens")  # of what is computed once
 _MOST_PARTS = 64
 """Most rows or columns of parts to cover; each part takes a forward of its own."""
 
@@ -114,6 +115,11 @@ class Inspection:
         self._answer, self._origin = answer, origin
         self._encoded: Encoded | None = None
         self._maps = Maps(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Keep the answer and what is known of its tokens, as copies of an answer: no model."""
+        known = {name: vars(self)[name] for name in _KEPT if name in vars(self)}
+        return Inspection, (self._answer, self._origin), known
 
     def __repr__(self) -> str:
         text = brief(self._answer.text)

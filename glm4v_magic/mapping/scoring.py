@@ -202,7 +202,7 @@ def _is_missing(value: object) -> bool:
 
 
 def _kind(value: object) -> str:
-    return "(none)" if _is_missing(value) else _text(value).strip()
+    return "(none)" if _is_missing(value) else " ".join(_text(value).split())
 
 
 def _text(value: object) -> str:

@@ -255,18 +255,27 @@ def _refuse_dashes(parser: MagicArgumentParser, words: list[str]) -> None:
             raise OptionError(f"{word} begins with a dash.", f"Options begin with hyphens: {name}.")
 
 
-_ADDED_TO = ("lora", "pin", "max_memory")
-"""Options that people repeat to add a value, as in other programs; others, to
-correct it."""
+_COMMAS = "its values go with commas between"
+_ADDED_TO = {
+    "by": "one column divides the rows",
+    "choices": _COMMAS,
+    "compare": _COMMAS,
+    "evaluate": "one column has the expected answers",
+    "lora": "one adapter is merged",
+    "max_memory": _COMMAS,
+    "over": "a list has the items of several",
+    "pin": _COMMAS,
+}
+"""Options that people repeat to add a value, as in other programs, and how it is done; others they
+repeat to correct it."""
 
 
 def _refuse_twice(parser: MagicArgumentParser, words: list[str]) -> None:
     """Raise OptionError if one of `_ADDED_TO` is given twice: argparse would take the last."""
     flags = [word.partition("=")[0] for word in words if not isinstance(word, Quoted)]
-    for name in _ADDED_TO:
+    for name, way in _ADDED_TO.items():
         flag = flag_of(name)
         if flag in parser._option_string_actions and flags.count(flag) > 1:
-            way = "one adapter is merged" if name == "lora" else "its values go with commas between"
             raise OptionError(f"{flag} is given twice.", f"Give it once: {way}.")
 
 

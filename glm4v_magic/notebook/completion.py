@@ -10,14 +10,14 @@ import os
 import re
 from argparse import Action
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, TypeAlias
 
 from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.gpu_models import GPU_MODELS
 from glm4v_magic.core.model import DEMOS
-from glm4v_magic.core.options import OPTIONS
+from glm4v_magic.core.options import OPTIONS, of_python
 from glm4v_magic.images.formats import SUFFIXES
 from glm4v_magic.images.video import SUFFIXES as CLIPS
 from glm4v_magic.notebook.arguments import ARGUMENTS
@@ -59,6 +59,9 @@ _COLUMNS = {
 }
 """Library and class of a table -> attribute that lists the names of its columns."""
 
+_OF_THE_TABLE = ("by", "evaluate")
+"""Options whose value is a column of what is asked over."""
+
 _CODE = (FunctionType, BuiltinFunctionType, ModuleType, type)
 
 
@@ -85,10 +88,11 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """The user's variables, and the names of the chats."""
+    """The user's variables, the names of the chats, and the words before the cursor."""
 
     names: Mapping[str, Any]
     chats: Sequence[str]
+    words: Sequence[str] = ()
 
 
 Offer: TypeAlias = Callable[[str, Surroundings], Iterable[Match]]
@@ -126,7 +130,7 @@ def _words(
     option, equals, value = current.partition("=")
     if option.startswith("--") and equals:  # --format=json
         words, current = [*words, option], value
-    matches = offered(words, current, context)
+    matches = offered(words, current, replace(context, words=words))
     return Completed(current, tuple(each for each in matches if _goes_on(current, each.text)))
 
 
@@ -208,6 +212,8 @@ def _values(option: Action, current: str, context: Surroundings) -> Iterable[Mat
     if described.choices:
         return [Match(value, "value") for value in described.choices]
     words = [Match(word, "value") for word in described.words]
+    if option.dest in _OF_THE_TABLE and (table := _table(context)) is not None:
+        return _column_names(table, current)
     if option.dest in _VALUES:
         return [*words, *_VALUES[option.dest](current, context)]
     return [*([Match(described.example, "example")] if described.example else ()), *words]
@@ -312,6 +318,64 @@ def _items(current: str, context: Surroundings) -> Iterator[Match]:
         if _is_one_of(names[name], _ITEM_TYPES):
             yield Match(name, "variable")
     yield from _files(current, ())
+
+
+def _table(context: Surroundings) -> object:
+    """Return the variable that is asked over, ``df`` of ``--over df.image``; ``None`` if none."""
+    words = [part for word in context.words for part in word.split("=", 1)]
+    over = words[words.index("--over") + 1 :] if "--over" in words else []
+    return context.names.get(re.split(r"[.\[]", over[0])[0]) if over else None
+
+
+def _column_names(table: object, current: str) -> Iterator[Match]:
+    for column in _columns(table)[1] or _keys(table):
+        if _is_a(column, str) and (name := _in_quotes(str(column), current)):
+            yield Match(name, "column")
+
+
+def _keys(rows: Any) -> list[object]:
+    """Return the keys of the first of several dicts; none of anything else."""
+    try:
+        is_table = _is_a(rows, list, tuple) and _is_a(rows[0], dict)
+        return list(rows[0])[:_MOST] if is_table else []
+    except Exception:  # whatever the user's class does
+        return []
+
+
+def _in_quotes(name: str, current: str) -> str:
+    """Return a name in the quotes that are typed, or in some if it needs them; empty if in none."""
+    quote = current[:1] if current[:1] in "\"'" else ""
+    if not quote and re.search(r"[\s\"'#{]|^-|^$", name):
+        quote = "'" if '"' in name else '"'
+    return "" if quote and (quote in name or "\n" in name) else f"{quote}{name}{quote}"
+
+
+def _compared(current: str, context: Surroundings) -> Iterator[Match]:
+    """Yield models behind each comma, and settings behind each model."""
+    if not current:
+        yield Match(OPTIONS["compare"].example, "example")
+    yield from _lists(current, context)
+    quote = current[:1] if current[:1] in "\"'" else ""
+    before = re.match(r".*,\s*|", current[len(quote) :], re.DOTALL)
+    assert before is not None  # it may be empty
+    start, last = quote + before[0], current[len(quote) + before.end() :]
+    if " " not in last:
+        for each in _models(last, context):
+            if each.text[:1] not in "\"'":
+                yield Match(start + each.text, each.type)
+    if quote:
+        at = last.rfind(" ") + 1
+        yield from _settings_of_one(start + last[:at], last[at:])
+
+
+def _settings_of_one(start: str, current: str) -> Iterator[Match]:
+    table = {each.name: each for each in (*of_python("load"), *of_python("compare"))}
+    name, equals, _ = current.partition("=")
+    if equals and name in table:
+        for value in table[name].choices:
+            yield Match(f"{start}{name}={value}", "value")
+    elif not equals:
+        yield from (Match(f"{start}{each}=", "option") for each in table if each != "model")
 
 
 def _columns(value: object) -> tuple[str, list[object]]:
@@ -425,6 +489,7 @@ _VALUES: Mapping[str, Offer] = {
     "base": _models,
     "chat": _chats,
     "choices": _lists,
+    "compare": _compared,
     "device_map": _maps,
     "file": _any_file,
     "gpus": _gpus,

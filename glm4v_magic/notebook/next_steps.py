@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from glm4v_magic.core.errors import Glm4vError
-from glm4v_magic.core.remarks import Words, worded
+from glm4v_magic.core.remarks import PYTHON, Text, Words, worded
 from glm4v_magic.core.typed_options import as_typed, flag_of
 from glm4v_magic.core.wording import printable
 
-__all__ = ["CELL", "in_cell"]
+__all__ = ["CELL", "PYTHON_IN_CELL", "in_cell", "of_python_in_cell"]
 
 _IN_A_CELL = {
     "of_cogvlm": (
@@ -65,8 +65,9 @@ _IN_A_CELL = {
     "retry_interrupted": "the chat keeps the old answer; what was said of the new one is in _.",
     "interrupted_after_the_answer": "the answer had ended already; it is in _, and in its chat.",
     "rows_interrupted": (
-        "{answered} of {total} rows are answered; they are in _. Run the cell again to go on."
+        "{answered:,} of {total:,} rows are answered; they are in _. Run the cell again to go on."
     ),
+    "all_rows_interrupted": "all {total:,} rows are answered; they are in _.",
     "file_of_other_rows": (
         "Give another name after --save, or ask all rows again in its place: --fresh."
     ),
@@ -88,10 +89,53 @@ _IN_A_CELL = {
     ),
 }
 
+_PYTHON_IN_A_CELL = {
+    # Nobody has caught what a cell shows, and there Python keeps it.
+    "answer_interrupted": (
+        "the answer was interrupted; what was said until then is in sys.last_value.answer, and "
+        "session.carry_on() carries it on"
+    ),
+    "retry_interrupted": (
+        "the new answer was interrupted; what was said until then is in sys.last_value.answer, and "
+        "the chat keeps the old one"
+    ),
+    "interrupted_after_the_answer": (
+        "the answer had ended already; it is in sys.last_value.answer, and in its chat"
+    ),
+    "rows_interrupted": (
+        "{answered:,} of {total:,} rows are answered; they are in sys.last_value.result, and "
+        "asking the same again goes on"
+    ),
+    "all_rows_interrupted": "all {total:,} rows are answered; they are in sys.last_value.result",
+    "comparison_interrupted": (
+        "{answered} of {total} models or settings have answered; what they said is in "
+        "sys.last_value.result"
+    ),
+    "comparison_interrupted_without_room": (
+        "{answered} of {total} models or settings have answered; what they said is in "
+        "sys.last_value.result. {released} was released to make room, and the next question loads "
+        "it again"
+    ),
+}
+
 CELL = Words(_IN_A_CELL, as_typed, "the kernel", flag_of)
-"""See `core.remarks`."""
+"""Words for magics; see `core.remarks`."""
+
+PYTHON_IN_CELL = Words(
+    {**PYTHON.templates, **_PYTHON_IN_A_CELL}, PYTHON.spelled, CELL.process, PYTHON.named
+)
+"""Words for calls of Python in a cell."""
 
 
 def in_cell(error: Glm4vError) -> str:
-    """Return the text of an error on one line."""
-    return " ".join(printable(worded(error.text, CELL)).split())
+    """Return the text of a magic's error on one line."""
+    return _on_one_line(error.text, CELL)
+
+
+def of_python_in_cell(text: Text) -> str:
+    """Return the text of an error or interrupt of a call of Python on one line."""
+    return _on_one_line(text, PYTHON_IN_CELL)
+
+
+def _on_one_line(text: Text, words: Words) -> str:
+    return " ".join(printable(worded(text, words)).split())

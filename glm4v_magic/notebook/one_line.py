@@ -1,4 +1,4 @@
-"""Errors of this package in a cell of Python, shown as one line in the words of a cell.
+"""Errors and interrupts of this package in a cell of Python, shown as one line.
 
 A cell that calls us directly, as in ``answer.crop(9)``, needs no traceback through our modules.
 Where other code is in between, the ordinary traceback tells where it is.
@@ -11,9 +11,15 @@ import re
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.core.errors import Glm4vError
+from glm4v_magic.core.errors import (
+    ComparisonInterrupted,
+    GenerationInterrupted,
+    Glm4vError,
+    LoadInterrupted,
+    MapInterrupted,
+)
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -24,36 +30,45 @@ _OURS = (str(Path(__file__).parents[1]), contextlib.__file__)
 """Our files, and the one through which our context managers raise."""
 _CELL = re.compile(r"<ipython-input-(?P<number>\d+)-|.*[/\\]ipykernel_\d+[/\\]\d+\.py$")
 _HOOK = "_render_traceback_"  # IPython asks an exception for it
+_SHOWN = (
+    Glm4vError,
+    ComparisonInterrupted,
+    GenerationInterrupted,
+    LoadInterrupted,
+    MapInterrupted,
+)
 
 
 def show_as_one_line(shell: InteractiveShell, is_debug: Callable[[], bool]) -> None:
-    """Let a shell show our errors as one line.
+    """Let a shell show our errors and interrupts as one line.
 
     Args:
         shell: the shell.
         is_debug: tells whether to show the ordinary traceback all the same.
     """
 
-    def render(error: Glm4vError) -> list[str]:
+    def render(error: Any) -> list[str]:
         place = None if is_debug() else _place(shell, error)
         if place is None:
             tb = shell.InteractiveTB
             lines: list[str] = tb.structured_traceback(type(error), error, error.__traceback__)
             return lines
-        from glm4v_magic.notebook.next_steps import in_cell
+        from glm4v_magic.notebook.next_steps import of_python_in_cell
 
-        return [f"{type(error).__name__}: {in_cell(error)} ({place})"]
+        return [f"{type(error).__name__}: {of_python_in_cell(error.text)} ({place})"]
 
-    setattr(Glm4vError, _HOOK, render)
+    for each in _SHOWN:
+        setattr(each, _HOOK, render)
 
 
 def show_as_usual() -> None:
     """Undo `show_as_one_line`."""
-    if _HOOK in vars(Glm4vError):
-        delattr(Glm4vError, _HOOK)
+    for each in _SHOWN:
+        if _HOOK in vars(each):
+            delattr(each, _HOOK)
 
 
-def _place(shell: InteractiveShell, error: Glm4vError) -> str | None:
+def _place(shell: InteractiveShell, error: BaseException) -> str | None:
     """Return the line of a cell that called us; ``None`` if other code is in between."""
     place = None
     for frame in traceback.extract_tb(error.__traceback__):

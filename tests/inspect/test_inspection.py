@@ -387,6 +387,17 @@ def test_places_that_do_not_exist(look):
         look.occlusion(1).box(4, 0)
 
 
+def test_a_copy_of_a_look_keeps_its_tokens(session, answer):
+    look = answer.inspect()
+    tokens = look.tokens
+    for other in (pickle.loads(pickle.dumps(look)), copy.deepcopy(look)):
+        assert other.tokens == tokens
+        assert other.answer == look.answer
+        with pytest.raises(EngineError, match="a copy of an answer"):
+            other.lens()
+    assert copy.copy(look).hidden(0).values.shape == look.hidden(0).values.shape
+
+
 def test_answers_that_cannot_be_looked_into(session, answer, tmp_path):
     from dataclasses import replace
 

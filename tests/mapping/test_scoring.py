@@ -202,8 +202,8 @@ def test_values_that_cannot_be_read_are_refused_before_anything_is_asked(options
 
 
 def test_kinds_that_differ_in_spaces_are_one():
-    data = pd.DataFrame({"q": ["a", "b"], "label": ["yes", "yes"], "kind": ["x", " x "]})
-    assert [each.name for each in evaluate(data, by="kind").kinds] == ["x"]
+    data = pd.DataFrame({"q": ["a", "b"], "label": ["yes", "yes"], "kind": ["x y", " x  y "]})
+    assert [each.name for each in evaluate(data, by="kind").kinds] == ["x y"]
 
 
 def test_an_answer_that_an_error_broke_off_is_a_failure():

@@ -371,6 +371,14 @@ class TestCommands:
                 "%glm4v check has no option --save. It is one of %%glm4v, %glm4v plan.",
             ),
             ("load demo --lora a --lora=b", "--lora is given twice. Give it once: one "),
+            (
+                "ask x --over a --evaluate l --by a --by b",
+                "--by is given twice. Give it once: one ",
+            ),
+            (
+                "ask x --compare a --compare b",
+                "--compare is given twice. Give it once: its values ",
+            ),
             ("status -o x", "%glm4v status has no option -o. It is one of %%glm4v."),
             (
                 "devices --json",

@@ -72,6 +72,7 @@ def offered(tmp_path, monkeypatch):
     names = {
         "cats": ["cat.png"],
         "counts": [1],
+        "records": [{"q": "a", "label": "b"}],
         "shape": {},
         "row_of": {"bytes": b"", "path": None},
         "camera": Image.new("RGB", (1, 1)),
@@ -99,6 +100,7 @@ def test_the_commands_are_those_there_are():
     assert list(ARGUMENTS) == list(COMMANDS)
 
 
+TASKS = ("text", "table")
 TOP = ("top-k", "top-p")
 DF = ('"image"', '"two words"', "'a\"b'", "5")
 ITEMS = (
@@ -112,7 +114,9 @@ ITEMS = (
     "df",
     "frame",
     "hub",
+    "records",
 )
+LISTS = ("cats", "counts", "records")
 IMAGES = ["camera image", "cats image", "cat.png image"]
 
 
@@ -180,7 +184,7 @@ IMAGES = ["camera image", "cats image", "cat.png image"]
         ("%%glm4v --format ", ["markdown value", "text value", "json value", "code value"]),
         (
             "%%glm4v --choices ",
-            [f"{each} variable" for each in ("bad_list", "bad_within", "cats", "counts")],
+            [f"{each} variable" for each in ("bad_list", "bad_within", *LISTS)],
         ),
         ("%%glm4v --schema sh", ["shape variable"]),
         ("%%glm4v --schema c", ["c.json file"]),
@@ -196,6 +200,17 @@ IMAGES = ["camera image", "cats image", "cat.png image"]
         ("%%glm4v --over batch[", ['batch["image"] column', 'batch["n"] column']),
         ("%%glm4v --over hub[", ['hub["image"] column', 'hub["n"] column']),
         ("%%glm4v --over broken[", []),
+        ("%%glm4v --evaluate ", ["label example"]),
+        ("%%glm4v --over df --by ", ["image column", '"two words" column', "'a\"b' column"]),
+        ("%%glm4v --over df.image --evaluate tw", ['"two words" column']),
+        ("%%glm4v --over=hub --by 'n", ["'n' column"]),
+        ("%%glm4v --over records --evaluate l", ["label column"]),
+        *((f"%%glm4v --over {each} --by ", []) for each in ("bad_list", "broken", "counts")),
+        ("%%glm4v --compare rec", ["records variable"]),
+        ("%%glm4v --compare demo,demo-", ["demo,demo-4.6v model"]),
+        ('%%glm4v --compare "demo, GLM-4V', ['"demo, GLM-4V-9B model']),
+        ('%%glm4v --compare "demo,demo temp', ['"demo,demo temperature= option']),
+        ('%%glm4v --compare "demo task=t', [f'"demo task={each} value' for each in TASKS]),
         ("%%glm4v --fr", ["--fresh option", "--from option"]),
         ("%glm4v continue --thinking o", ["on value", "off value"]),
         ("%glm4v history ", ["cats chat"]),

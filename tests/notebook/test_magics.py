@@ -12,7 +12,7 @@ from PIL import Image
 from shells import TINY, InterruptingStream
 
 from glm4v_magic.core.conversation import Answer
-from glm4v_magic.core.errors import Glm4vError
+from glm4v_magic.core.errors import ComparisonInterrupted, Glm4vError
 from glm4v_magic.core.options import Sampling
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.magics import Glm4vMagics
@@ -468,10 +468,10 @@ def test_an_interrupt_while_loading_leaves_nothing_behind(
     ask(run, "")
 
 
-def traceback_of(shell, capsys, code):
+def traceback_of(shell, capsys, code, kind=Glm4vError):
     capsys.readouterr()
     result = shell.run_cell(code)
-    assert isinstance(result.error_in_exec, Glm4vError)
+    assert isinstance(result.error_in_exec, kind)
     return re.sub(r"\x1b\[[\d;]*m", "", "".join(capsys.readouterr()))
 
 
@@ -481,11 +481,18 @@ def test_an_error_of_ours_in_a_cell_of_python_is_one_line(run, shell, tiny, caps
     assert re.fullmatch(
         r"OptionError: There is no box 0: the answer has no boxes\. \(Cell .*, line 2\)\s*", shown
     )
-    assert "%glm4v retry" in traceback_of(
+    # Options and calls are named as they are in Python, whose call this is.
+    shown = traceback_of(
         shell, capsys,
-        "from glm4v_magic.core.errors import ConversationError\n"
-        "raise ConversationError('Stopped.', code='thinking_cannot_go_on')",
+        "from glm4v_magic.core.errors import ConversationError, OptionError\n"
+        "raise OptionError('bins is -1.', option='bins', code='thinking_cannot_go_on')",
     )  # fmt: skip
+    assert shown.startswith("OptionError: bins is -1. To ask again: session.retry(). (Cell ")
+    shown = traceback_of(
+        shell, capsys,
+        "raise OptionError('It is old.', code='install', command='pip install it')",
+    )  # fmt: skip
+    assert "then restart the kernel" in shown
     # Out of a context manager of ours, too.
     run("%glm4v unload")
     shown = traceback_of(shell, capsys, "answer.inspect()")
@@ -499,6 +506,26 @@ def test_an_error_of_ours_in_a_cell_of_python_is_one_line(run, shell, tiny, caps
     shell.run_line_magic("unload_ext", "glm4v_magic")
     assert "Traceback" in traceback_of(shell, capsys, "answer.crop(0)")
     shell.run_line_magic("load_ext", "glm4v_magic")
+
+
+def test_an_interrupt_of_a_call_of_python_is_one_line_with_what_there_is(run, shell, tiny, capsys):
+    shell.user_ns["session"] = shell.magics_manager.registry["Glm4vMagics"].context.session
+    run(
+        "from glm4v_magic.core.events import ColumnDone\n"
+        "def compare():\n"
+        "    settings = [{}, {'seed': 1}]\n"
+        "    with session.stream_compare('What?', settings=settings, max_tokens=1) as stream:\n"
+        "        for event in stream:\n"
+        "            if isinstance(event, ColumnDone):\n"
+        "                raise KeyboardInterrupt"
+    )
+    shown = traceback_of(shell, capsys, "compare()", ComparisonInterrupted)
+    assert re.fullmatch(
+        r"ComparisonInterrupted: 1 of 2 models or settings have answered; what they said is in "
+        r"sys\.last_value\.result \(Cell .*, line 4\)\s*", shown,
+    )  # fmt: skip
+    run("import sys; kept = sys.last_value.result")
+    assert [each.done for each in shell.user_ns["kept"].columns] == [True, False]
 
 
 @pytest.mark.parametrize("line", ["plan GLM-4V-9B --gpus 2x16GiB", "check demo --gpus 1x16GiB"])

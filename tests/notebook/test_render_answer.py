@@ -67,6 +67,8 @@ def test_usage_line_tells_tokens_times_memory_and_seed():
         "demo · 12 text + 1,602 visual tokens in · 11 tokens out · first token after 0.50 s"
         " · 5.0 tokens/s · cuda:0 peak 3.00 GiB · seed 7"
     )
+    short = replace(ANSWER.usage, new_tokens=33, decode_seconds=0.049)
+    assert "tokens/s" not in usage_line(replace(ANSWER, usage=short))
 
 
 def test_usage_line_leaves_out_what_is_not_known():

@@ -80,6 +80,7 @@ def takes(*advice: str) -> Callable[[Any], Any]:
 
 ELSEWHERE = {
     "adapter_twice": "checkpoints/test_adapters.py",
+    "all_rows_interrupted": "notebook/test_over.py",
     "answer_interrupted": "session/test_session_chats.py",
     "base_is_quantised": "checkpoints/test_adapters.py",
     "base_not_here": "checkpoints/test_adapters.py",

@@ -253,6 +253,16 @@ def test_every_error_has_a_code_of_its_own_that_needs_no_words(kind):
             "1 of 2 rows are answered; they are in _. Run the cell again to go on.",
         ),
         (
+            MapInterrupted(Progress((ROW,) * 1234, 2000, 1.0, 1, list)),
+            "rows_interrupted",
+            "1,234 of 2,000 rows are answered; they are in _. Run the cell again to go on.",
+        ),
+        (
+            MapInterrupted(Progress((ROW,) * 1234, 1234, 1.0, 1, list)),
+            "all_rows_interrupted",
+            "all 1,234 rows are answered; they are in _.",
+        ),
+        (
             MapInterrupted(Progress((), 2, 1.0, 1, list)),
             "no_row_answered",
             "no row is answered. Run the cell again to go on.",

@@ -165,7 +165,7 @@ def test_an_interrupt_ends_all_and_keeps_what_was_said(session):
     assert second.answer.finish_reason == "interrupted"
     assert (third.answer, third.failure) == (None, None)
     assert str(stopped.value) == (
-        "1 of 3 models or settings have answered; what they said is in result"
+        "1 of 3 models or settings have answered; what they said is in the exception's result"
     )
     assert session.ask("What?", PHOTO, **SHORT).text  # free again
 
@@ -228,8 +228,9 @@ def test_an_interrupt_without_room_says_what_is_away(session, monkeypatch, momen
     ]
     assert stopped.released == HERE
     assert str(stopped) == (
-        f"{len(ended)} of 3 models or settings have answered; what they said is in result. {HERE} "
-        "was released to make room, and the next question loads it again"
+        f"{len(ended)} of 3 models or settings have answered; what they said is in the "
+        f"exception's result. {HERE} was released to make room, and the next question loads it "
+        "again"
     )
     assert session.ask("What?", PHOTO, **SHORT).text
 

@@ -38,7 +38,7 @@ _NO_ANSWER = {
     "content_filter": "holds the answer back",
     "error": "failed in the middle of the answer",
 }
-_LEAST_TOKENS, _LEAST_SECONDS = 5, 0.05  # below which packets are measured, and not tokens
+_LEAST_TOKENS = 5  # below which packets are measured, and not tokens
 _TAGS = 4
 """Number of tokens around the thinking that a server may count: both tags, a newline at each."""
 
@@ -229,8 +229,7 @@ class Transcript:
         times, count = self._times, self._counts.completion_tokens
         if not times or self._choices or (count is not None and count < _LEAST_TOKENS):
             return 0.0
-        seconds = times[-1] - times[0]
-        return seconds if seconds >= _LEAST_SECONDS else 0.0
+        return times[-1] - times[0]
 
     def _notices(self, text: str) -> tuple[str, ...]:
         """Return what the server has done otherwise than it was asked to; some are empty."""

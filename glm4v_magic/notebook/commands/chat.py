@@ -9,6 +9,7 @@ from typing import Any
 
 from glm4v_magic.core.conversation import Answer, Conversation
 from glm4v_magic.core.errors import OptionError, did_you_mean
+from glm4v_magic.core.wording import brief
 from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.command_line import takes
 from glm4v_magic.notebook.commands.ask import carry_out
@@ -76,11 +77,15 @@ def inspect(context: Context, arguments: Namespace, names: Mapping[str, Any]) ->
         %glm4v inspect cats
         %glm4v inspect cats --against dogs
     """
-    look = context.session.inspect(arguments.chat)
-    if arguments.against is None:
-        open_look(context, look)
+    chats = [arguments.chat, *([] if arguments.against is None else [arguments.against])]
+    look, *others = map(context.session.inspect, chats)
+    # Rows of a map and columns of a comparison are in no chat: this may be of an earlier cell.
+    questions = dict.fromkeys(context.session.conversation(each).question for each in chats)
+    show(line_bundle(f"Asked was {' and '.join(map(brief, questions))}."))
+    if others:
+        open_comparison(context, look.against(*others))
     else:
-        open_comparison(context, look.against(context.session.inspect(arguments.against)))
+        open_look(context, look)
 
 
 @takes("glm4v chats", *ARGUMENTS["chats"])

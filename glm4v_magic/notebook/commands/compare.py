@@ -19,7 +19,7 @@ from glm4v_magic.images import SourcedImage
 from glm4v_magic.notebook.commands.context import Context
 from glm4v_magic.notebook.commands.question import form_asked, sampling_of
 from glm4v_magic.notebook.live.columns import columns_for
-from glm4v_magic.notebook.next_steps import CELL
+from glm4v_magic.notebook.next_steps import PYTHON_IN_CELL
 
 __all__ = ["compare", "refuse_beside_compare"]
 
@@ -99,7 +99,7 @@ def compare(
         board.close()
     if all(each.failure is not None for each in result.columns):
         _keep(context, result, arguments.out)
-        first = worded(result.columns[0].failure or "", CELL)
+        first = worded(result.columns[0].failure or "", PYTHON_IN_CELL)
         raise InputError(f"Each of the {len(result.columns)} failed; the first: {first}")
     return result
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from glm4v_magic.core.remarks import worded
 from glm4v_magic.core.wording import counted, json_text, printable, readable_seconds
-from glm4v_magic.notebook.next_steps import CELL
+from glm4v_magic.notebook.next_steps import PYTHON_IN_CELL
 from glm4v_magic.notebook.render import MimeBundle
 from glm4v_magic.notebook.render.answers.answer import NO_LOGPROBS
 from glm4v_magic.notebook.render.answers.certainty import percent
@@ -98,7 +98,9 @@ def _said(column: Column) -> _Said:
     else:
         text = answer.text
     return _Said(
-        error=None if column.failure is None else _shortened(worded(column.failure, CELL)),
+        error=None
+        if column.failure is None
+        else _shortened(worded(column.failure, PYTHON_IN_CELL)),
         text=None if text is None else _shortened(text),
         family="monospace" if answer is not None and answer.format in _TYPED else "inherit",
         note=_note(answer),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-__all__ = ["LONGEST_SECONDS", "MOST_OF_THE_TIME", "UPDATE_SECONDS", "Pace", "Rate"]
+__all__ = ["LEAST_SECONDS", "LONGEST_SECONDS", "MOST_OF_THE_TIME", "UPDATE_SECONDS", "Pace", "Rate"]
 
 UPDATE_SECONDS = 0.1
 """Ten updates a second: more looks the same, and each counts against the 1,000 messages a second
@@ -52,6 +52,10 @@ class Pace:
         self._wait = max(self._seconds, min(wait, LONGEST_SECONDS))
 
 
+LEAST_SECONDS = 0.05
+"""Shortest time that a rate is told of."""
+
+
 class Rate:
     """Amount per second since the first amount above zero: what comes before it is preparation."""
 
@@ -66,4 +70,5 @@ class Rate:
             self._first = (now, amount) if amount else None
             return None
         then, before = self._first
-        return (amount - before) / (now - then) if now > then and amount > before else None
+        is_known = now - then >= LEAST_SECONDS and amount > before
+        return (amount - before) / (now - then) if is_known else None
