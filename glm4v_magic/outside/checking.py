@@ -26,8 +26,6 @@ __all__ = ["FileKind", "checked", "json_object", "json_value"]
 
 T = TypeVar("T")
 
-_short = reprlib.Repr()
-_short.maxstring = _short.maxlong = _short.maxother = 60
 _LONGEST = 80  # characters of a value, or of a place, in a message
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
@@ -206,10 +204,30 @@ def _fault(found: ErrorDetails) -> str:
     return f"has {_shown(found['input'])} for {place}: {demand}"
 
 
+class _Short(reprlib.Repr):
+    """Short forms of values on one line, as JSON spells them; a text by itself in single quotes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxlong = self.maxother = 60
+
+    def repr_str(self, value: str, level: int) -> str:
+        shown = super().repr_str(value, level)
+        is_alone = level == self.maxlevel or len(value) > self.maxstring
+        return shown if is_alone else json.dumps(value, ensure_ascii=not value.isprintable())
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        return json.dumps(value)
+
+    def repr_NoneType(self, value: None, level: int) -> str:  # noqa: N802  reprlib calls it
+        return json.dumps(value)
+
+
+_short = _Short()
+
+
 def _shown(value: object) -> str:
     """Return a short form of a value on one line, as in JSON."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
     shown = _short.repr(value)
     return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
 

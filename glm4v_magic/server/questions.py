@@ -14,7 +14,7 @@ from glm4v_magic.core.conversation import Conversation, Message, Request, Role
 from glm4v_magic.core.errors import CheckpointError, ConversationError, ImageError, OptionError
 from glm4v_magic.core.options import Effort, Sampling, check, of_requests
 from glm4v_magic.core.video import SourcedVideo
-from glm4v_magic.core.wording import printable
+from glm4v_magic.core.wording import brief, printable
 from glm4v_magic.engines import grammars
 from glm4v_magic.engines.thinking import CLOSE, OPEN
 from glm4v_magic.images import SourcedImage, to_image
@@ -160,9 +160,12 @@ def _translate(values: dict[str, Any]) -> None:
     """Bring values that other servers take, and that are not in range here, into range."""
     if type(values["top_k"]) is int and values["top_k"] in _TOP_K_OFF:
         values["top_k"] = _ALL_TOKENS
-    if type(values["seed"]) is int and values["seed"] < 0:
-        if values["seed"] < -_SEEDS:
-            raise OptionError(f"seed is {values['seed']}, but must not be below -2**63.")
+    seed = values["seed"]
+    if seed is not None and (type(seed) is not int or not -_SEEDS <= seed < _SEEDS):
+        raise OptionError(
+            f"seed is {brief(seed)}, but must be a whole number from -2**63 to 2**63 - 1."
+        )
+    if seed is not None and seed < 0:
         values["seed"] += _SEEDS
     if type(values["top_p"]) in (int, float) and values["top_p"] == 0:
         values["top_p"] = _LIKELIEST

@@ -70,7 +70,7 @@ def test_what_has_the_shape_is_taken():
         ([], "It is []: it should be an object."),
         (None, "It is null: it should be an object."),
         ({"k" * 900: 1, **GOOD}, "It has an unknown entry 'kkk"),
-        ({"parts": [[["y" * 50] * 9] * 9]}, "It has [['yyyyyyy"),
+        ({"parts": [[["y" * 50] * 9] * 9]}, 'It has [["yyyyyyy'),
         ({"parts": ["x" * 9000]}, "It has 'xxxxxxxxxxxxxxx"),
     ],
 )

@@ -40,7 +40,9 @@ class TestFields:
             (question(thinking_token_budget=2), 400, "so there is no thinking to limit. Leave max"),
             (question(reasoning_effort="low"), 400, "no choice of it. Leave reasoning_effort out."),
             (question(top_p=-0.1), 400, "top_p is -0.1"),
-            (question(seed=-(2**63) - 1), 400, "but must not be below -2**63"),
+            (question(seed=-(2**63) - 1), 400, "seed is -9223372036854775809, but must be a whole"),
+            (question(seed=2**63), 400, "a whole number from -2**63 to 2**63 - 1."),
+            (question(seed=1.5), 400, "seed is 1.5, but must be a whole number from -2**63 to 2"),
             (question([{"type": "refusal"}]), 400, "of the type refusal, but has no refusal"),
             (
                 question([{"type": "refusal", "refusal": "No."}]),
@@ -116,7 +118,7 @@ class TestFields:
     @pytest.mark.parametrize(
         ("name", "value", "takes"),
         [
-            ("tools", [{"type": "function"}], "[]"),
+            ("tools", [{"function": {"strict": True}, "type": None}], "[]"),
             ("tool_choice", "required", '"none" or "auto"'),
             ("frequency_penalty", 0.5, "0"),
             ("verbosity", "low", '"medium"'),
@@ -128,7 +130,8 @@ class TestFields:
         ],
     )
     def test_what_it_cannot_do(self, server, name, value, takes):
-        said = f"for '{name}': this server takes only {takes}."
+        shown = f"'{value}'" if isinstance(value, str) else json.dumps(value)
+        said = f"has {shown} for '{name}': this server takes only {takes}."
         assert_error(ask(server, question(**{name: value})), 400, said)
 
     @pytest.mark.parametrize("name", ["audio", "moderation", "web_search_options"])
