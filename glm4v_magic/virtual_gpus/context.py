@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar, get_args
 import torch
 from torch import nn
 
+from glm4v_magic.virtual_gpus.converted import swapped_parameters
 from glm4v_magic.virtual_gpus.facade import CudaFacade
 from glm4v_magic.virtual_gpus.generators import VirtualGenerator
 from glm4v_magic.virtual_gpus.guard import install_noop_cuda_guard
@@ -148,7 +149,7 @@ class VirtualGPUs:
             undo.enter_context(gpu_storages(machine, machine.ledger, machine.gpu))
             undo.enter_context(_replaced(nn.Module, {"__call__": self._traced_call()}))
             undo.enter_context(_replaced(threading.Thread, {"start": self._traced_start()}))
-            undo.enter_context(_swapped_parameters())
+            undo.enter_context(swapped_parameters())
             undo.enter_context(virtual_devices(self._machine))
             undo.callback(setattr, self._machine, "is_open", False)
             undo.callback(_active.remove, self)
@@ -315,17 +316,6 @@ def _replaced(
             setattr(target, name, original)
         for name in added:
             delattr(target, name)
-
-
-@contextmanager
-def _swapped_parameters() -> Iterator[None]:
-    """Make ``Module.to`` replace parameters: assigning to ``.data`` would drop their wrapper."""
-    before = torch.__future__.get_swap_module_params_on_conversion()
-    torch.__future__.set_swap_module_params_on_conversion(True)
-    try:
-        yield
-    finally:
-        torch.__future__.set_swap_module_params_on_conversion(before)
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -67,7 +68,7 @@ class CudaFacade:
 
     def functions(self) -> dict[str, Callable[..., Any]]:
         """The replacements, by name in ``torch.cuda``."""
-        available = {"is_available": lambda: True} if self._is_available else {}
+        available = {"is_available": _is_available} if self._is_available else {}
         return {
             **available,
             **refusals(),
@@ -278,6 +279,16 @@ class CudaFacade:
         finally:
             self._thread.streams = streams
             self._exchange_device(device)
+
+
+def _is_available() -> bool:
+    """Say that there are GPUs, but not to bitsandbytes.
+
+    It would load its kernels for CUDA, which are not there, and then have none for the CPU either,
+    for as long as the process lives.
+    """
+    caller: str = sys._getframe(1).f_globals.get("__name__", "")
+    return caller.partition(".")[0] != "bitsandbytes"
 
 
 def _set_sync_debug_mode(debug_mode: int | str) -> None:

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import overrides
+from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -95,6 +96,8 @@ def torch_function_checks() -> dict[str, Any]:
 class _DispatchMode(TorchDispatchMode):
     """Intercepts operators: factories on a GPU have no virtual tensor that would dispatch them."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, machine: _Machine) -> None:
         super().__init__()
         self._machine = machine
@@ -113,6 +116,8 @@ class _DispatchMode(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            return _whole(func, args, kwargs)
         if self._machine.is_open:
             device = kwargs.get("device")
             on_gpu = device is not None and torch.device(device).type == "cuda"
@@ -256,7 +261,7 @@ class _FunctionMode(TorchFunctionMode):
         Raises:
             NotImplementedError: if any tensor is on a virtual GPU.
         """
-        if any(isinstance(leaf, VirtualTensor) for leaf in leaves((args, kwargs))):
+        if any(_is_virtual(leaf) for leaf in leaves((args, kwargs))):
             raise NotImplementedError(
                 "Virtual GPUs compute no gradients: run backward() on the CPU, and what needs no "
                 "gradients under torch.no_grad() here."
@@ -277,6 +282,26 @@ class _FunctionMode(TorchFunctionMode):
         **dict.fromkeys(_PYTHON_NUMBERS_TO_TENSOR, _from_numbers),
         **dict.fromkeys((*CELLS, *LAYERS), _recurrent),
     }
+
+
+def _is_virtual(tensor: torch.Tensor) -> bool:
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # of torch.func.grad
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return isinstance(tensor, VirtualTensor)
+
+
+def _whole(func: HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operator whose arguments are functions, which virtual GPUs do not see into.
+
+    Raises:
+        NotImplementedError: if any tensor is on a virtual GPU.
+    """
+    if any(isinstance(leaf, VirtualTensor) for leaf in leaves(args, kwargs)):
+        raise NotImplementedError(
+            f"Virtual GPUs do not run {func.name()}: it takes functions as its arguments. "
+            'Instead of flex_attention use scaled_dot_product_attention ("sdpa" in transformers).'
+        )
+    return func(*args, **kwargs)
 
 
 def _is_index(value: Any) -> bool:

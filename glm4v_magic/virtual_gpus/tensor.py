@@ -105,11 +105,13 @@ class VirtualTensor(torch.Tensor):
         return f"VirtualTensor({self.content!r}, device='{self.device}')"
 
     def data_ptr(self) -> int:
-        """A number that two tensors share if they share memory; not an address.
+        """The address of the values; without them a number that tensors share if they share memory.
 
         All meta tensors have address 0, but accelerate recognises tied weights by this number.
         """
-        return int(self.content.untyped_storage()._cdata)
+        if self.content.device == META:
+            return int(self.content.untyped_storage()._cdata)
+        return self.content.data_ptr()
 
     def tolist(self) -> Any:
         """Return the values as nested lists; the C++ method refuses every tensor subclass."""

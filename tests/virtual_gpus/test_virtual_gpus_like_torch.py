@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_model, save_model
 from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import GlmForCausalLM
 
 from glm4v_magic.core.errors import PlacementError
@@ -497,3 +500,59 @@ def test_sparse_layouts_are_refused_in_one_line():
             with pytest.raises(NotImplementedError, match=r"sparse_coo: make it dense") as caught:
                 make()
             assert "\n" not in str(caught.value)
+
+
+def test_a_model_moves_while_its_answer_with_gradients_lives():
+    model, x = nn.Linear(3, 3), torch.ones(1, 3, requires_grad=True)
+    weight, alive = model.weight, weakref.ref(model.weight)
+    with VirtualGPUs("1x1GiB"):
+        answer = model(x)
+        model.to("cuda:0")
+        assert model.weight is weight is alive()
+        assert weight.device == GPU
+        assert torch.equal(model(x.to(GPU)).cpu(), answer)
+        with pytest.raises(RuntimeError, match="A parameter was moved since this was computed"):
+            answer.sum().backward()
+        model.cpu()
+    model(x).sum().backward()
+    assert model.weight.grad is not None
+
+
+def test_layers_without_a_shape_yet_are_made_where_they_were_moved():
+    model = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d()).eval()
+    with VirtualGPUs("1x1GiB"), torch.no_grad():
+        model.to("cuda:0")
+        moved = model(numbers(2, 3))
+        assert type(model[0]) is nn.Linear
+        assert {tensor.device for tensor in model.state_dict().values()} == {GPU}
+        model.cpu()
+        assert torch.equal(model(numbers(2, 3, device="cpu")), moved.cpu())
+
+
+def test_a_model_is_saved_by_the_functions_of_safetensors(tmp_path):
+    model = nn.Linear(3, 3)
+    with VirtualGPUs("1x1GiB"):
+        model.to("cuda:0")
+        save_model(model, tmp_path / "model.safetensors")
+        model.weight.data.zero_()
+        load_model(model, tmp_path / "model.safetensors", device="cuda:0")
+        assert model.weight.device == GPU
+        assert model.weight.any()
+
+
+def test_bitsandbytes_is_not_told_of_gpus_whose_kernels_it_lacks():
+    asked = "torch.cuda.is_available()"
+    with VirtualGPUs("1x1GiB", available=True):
+        assert eval(asked, {"torch": torch, "__name__": "bits"})
+        assert not eval(asked, {"torch": torch, "__name__": "bitsandbytes.cextension"})
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_functions_of_functions_are_refused_in_one_line():
+    with VirtualGPUs("1x1GiB"):
+        x = numbers(1, 1, 2, 16)
+        with pytest.raises(NotImplementedError, match=r"^[^\n]*use scaled_dot_product_attention"):
+            flex_attention(x, x, x)
+        with pytest.raises(NotImplementedError, match=r"^Virtual GPUs compute no gradients[^\n]*$"):
+            torch.func.grad(lambda values: values.sum())(x)
+        assert torch.func.grad(lambda values: values.sum())(x.cpu()).sum() == 32
