@@ -215,7 +215,8 @@ class Usage:
         decode_seconds: seconds from the first token to the last; 0 for choices, which are scored at
             once.
         peak_bytes: peak of allocated bytes on each GPU during the call; empty without GPUs.
-        thinking_tokens: tokens of `new_tokens` that were thinking; ``None`` if unknown.
+        thinking_tokens: tokens of `new_tokens` that were thinking, without its tags and the line
+            ends around it, as `Sampling.max_thinking` counts; ``None`` if unknown.
         thinking_seconds: seconds from the first token to the first token of the answer itself.
     """
 

@@ -23,7 +23,7 @@ from glm4v_magic.engines.row_form import row_form
 from glm4v_magic.engines.sampling import TokenSampler, call_config, pick
 from glm4v_magic.engines.stopping import StopTexts
 from glm4v_magic.engines.thinking import Told
-from glm4v_magic.engines.token_places import placed, spelled
+from glm4v_magic.engines.token_places import placed, spelled, tokens_within
 from glm4v_magic.engines.transcript import Transcript
 from glm4v_magic.engines.vocabulary import Vocabulary
 
@@ -235,8 +235,11 @@ class Row:
 
     def _with_thinking(self, usage: Usage, parts: AnswerParts) -> Usage:
         times = self.transcript.times
-        count = len(times) if parts.answer_from is None else int(parts.answer_from)
-        seconds = times[min(count, len(times) - 1)] - times[0]
+        end = len(times) if parts.answer_from is None else int(parts.answer_from)
+        seconds = times[min(end, len(times) - 1)] - times[0]
+        before = self.transcript.ids[:end]
+        written = [self._vocabulary.text_and_bytes(each)[1] for each in before]
+        count = tokens_within(parts.thinking, *spelled(written))
         return replace(usage, thinking_tokens=count, thinking_seconds=seconds)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from glm4v_magic.core.tokens import Token
 
-__all__ = ["Span", "placed", "spelled"]
+__all__ = ["Span", "placed", "spelled", "tokens_within"]
 
 Span = tuple[int, int]
 """Index of the first character and one past the last."""
@@ -31,6 +31,20 @@ def spelled(pieces: Iterable[bytes]) -> tuple[str, list[Span]]:
             places.append(len(text) if is_cut else len(text) - 1)
         spans.append((places[0], places[-1] + 1) if places else (len(text), len(text)))
     return text + decoder.decode(b"", final=True), spans
+
+
+def tokens_within(part: str, raw: str, spans: Sequence[Span]) -> int:
+    """Return the number of tokens that a part of a text is made of.
+
+    Args:
+        part: the part, such as thinking without its tags.
+        raw: the whole text.
+        spans: place of each token in it.
+    """
+    start = max(raw.find(part), 0)
+    end = start + len(part)
+    # Those without a character of their own, such as a special token, stand between two of them.
+    return sum(max(a, start) < min(b, end) or start < a == b < end for a, b in spans)
 
 
 def placed(

@@ -71,6 +71,7 @@ def test_the_answer_comes_live_after_thinking_that_was_ended(engine):
     tokens = engine.processor.tokenizer
     opened = whole.index(tokens.convert_tokens_to_ids("<think>")) + 1
     assert answer.thinking == tokens.decode(whole[opened : opened + 4]).strip()
+    assert answer.usage.thinking_tokens == 3  # of these four the first is a newline
     assert "".join(e.text for e in pieces if isinstance(e, Thinking)).strip() == answer.thinking
     assert "".join(e.text for e in pieces if isinstance(e, Text)).strip() == answer.text
     # What would have come after the fifth token, which the tag took the place of.
@@ -134,6 +135,8 @@ def test_what_is_carried_on_is_as_long_as_in_one_go(engine):
     with tiny_native.Says(engine, said):
         (rest,) = answers(engine, Request(carried, sampling))
     assert begun.thinking + rest.thinking == whole.thinking
+    counts = [each.usage.thinking_tokens for each in (begun, rest, whole)]
+    assert counts[0] + counts[1] == counts[2] == sampling.max_thinking
     assert rest.text == whole.text
 
 

@@ -62,7 +62,8 @@ def test_thinking_that_does_not_end_leaves_half_of_the_tokens(engine, constraint
     assert answer.finish_reason == "stop"
     assert re.fullmatch("[ab]{3}|1|2", answer.text)
     assert answer.thinking.startswith("one or two one")
-    assert answer.usage.thinking_tokens in (GREEDY.max_tokens // 2, GREEDY.max_tokens // 2 + 1)
+    # Its tags are among the half.
+    assert answer.usage.thinking_tokens in (GREEDY.max_tokens // 2 - 1, GREEDY.max_tokens // 2 - 2)
 
 
 def test_a_limit_of_its_own_may_take_all_that_the_form_leaves(engine):
