@@ -250,7 +250,14 @@ def _read_group(part: str, unit: str, text: str) -> tuple[int, str, int, str]:
         raise GPUDescriptionError(f"Cannot read {part!r} in {text!r}.", _meant(part))
     unit = (match["unit"] or unit).lower()
     if not unit:
-        raise GPUDescriptionError(f"{text!r} gives a size without a unit.", _meant(part))
+        if match["name"] is None or capability_of(match["name"]):
+            raise GPUDescriptionError(f"{text!r} gives a size without a unit.", _meant(part))
+        name = f"{match['name']} {match['size']}"
+        meant = did_you_mean(name, (model.name for model in GPU_MODELS))
+        raise GPUDescriptionError(
+            f"{text!r} names a GPU that is not known.",
+            f'{meant} Add its memory, as in "{name}-16GiB".'.strip(),
+        )
     size = _bytes(match["size"], unit)
     return int(match["count"] or 1), match["name"] or "GPU", size, unit
 

@@ -160,21 +160,21 @@ COMMON: Mapping[str, str] = {
         "Speed: unknown, for nothing tells the memory bandwidth of {gpus}; 24GiB@936GB/s would."
     ),
     "speed_limit": (
-        "At most {most} tokens/s ({full} with {context} tokens of context), by the GPUs' memory "
-        "bandwidth; expect about half."
+        "At most {most} tokens/s ({full} with {context} tokens of context), by {by}; expect about "
+        "half."
     ),
     "speed_limit_of_host": (
-        "At most {most} tokens/s ({full} with {context} tokens of context), by the GPUs' memory "
-        "bandwidth; expect about {expected}, for the host starts a GPU's work no faster."
+        "At most {most} tokens/s ({full} with {context} tokens of context), by {by}; expect about "
+        "{expected}, for the host starts a GPU's work no faster."
     ),
     "speed_limit_with_prefill": (
-        "At most {most} tokens/s ({full} with {context} tokens of context), by the GPUs' memory "
-        "bandwidth, and at least {prefill} for a prompt of that length; expect about half as fast."
+        "At most {most} tokens/s ({full} with {context} tokens of context), by {by}, and at least "
+        "{prefill} for a prompt of that length; expect about half as fast."
     ),
     "speed_limit_of_host_with_prefill": (
-        "At most {most} tokens/s ({full} with {context} tokens of context), by the GPUs' memory "
-        "bandwidth; expect about {expected}, for the host starts a GPU's work no faster. At "
-        "least {prefill} for a prompt of that length; expect twice as long."
+        "At most {most} tokens/s ({full} with {context} tokens of context), by {by}; expect about "
+        "{expected}, for the host starts a GPU's work no faster. At least {prefill} for a prompt "
+        "of that length; expect twice as long."
     ),
     "speed_measured": "Measured on {gpu}: {share} of this limit ({how}).",
     "speed_measured_with_prefill": (
@@ -203,11 +203,11 @@ COMMON: Mapping[str, str] = {
     ),
     "offloading_fits": (
         "offloading {size} to host memory fits ({option:offload}), {per_token} of it cross the "
-        "bus for every token, at least {seconds} s over PCIe 4.0 x16"
+        "bus for every token, at least {seconds} s over {bus}"
     ),
     "offloading_tower_fits": (
         "offloading {size} to host memory fits ({option:offload}), crossing the bus for every "
-        "image, at least {seconds} s over PCIe 4.0 x16"
+        "image, at least {seconds} s over {bus}"
     ),
     "four_bit": "load the text part in 4bit ({option:quantize=4bit})",
     "longer_context": (
@@ -225,15 +225,15 @@ COMMON: Mapping[str, str] = {
     ),
     "layers_offloaded": (
         "{count} decoder layers ({size}) wait in host memory and cross the bus once per token: "
-        "at least {seconds} s over PCIe 4.0 x16."
+        "at least {seconds} s over {bus}."
     ),
     "tower_offloaded": (
         "{count} layers of the vision tower ({size}) wait in host memory and cross the bus once "
-        "per image: at least {seconds} s over PCIe 4.0 x16."
+        "per image: at least {seconds} s over {bus}."
     ),
     "embedding_offloaded": (
         "The embedding ({size}) waits in host memory and crosses the bus once per token: at "
-        "least {seconds} s over PCIe 4.0 x16."
+        "least {seconds} s over {bus}."
     ),
     "orders_not_all_tried": (
         "Too many different GPUs to try every order of them; another may balance better."

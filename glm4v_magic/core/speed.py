@@ -78,6 +78,7 @@ class SpeedLimit:
         batch: number of rows.
         unknown: names of the GPUs whose memory bandwidth is unknown.
         layers: number of decoder layers.
+        crosses_bus: whether weights come from host memory for every token.
     """
 
     step_seconds: float | None
@@ -86,6 +87,7 @@ class SpeedLimit:
     batch: int = 1
     unknown: tuple[str, ...] = ()
     layers: int = 0
+    crosses_bus: bool = False
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -30,13 +30,14 @@ from glm4v_magic.planning.search import (
     Split,
     Task,
     best_split,
+    bus_of_offloaded,
     item_of,
     offloaded_split,
     whole_tower,
 )
 from glm4v_magic.planning.seen import image_size_of
 from glm4v_magic.planning.shortfall import does_not_fit
-from glm4v_magic.planning.speed import bus_seconds, speed_limit
+from glm4v_magic.planning.speed import Bus, speed_limit
 
 __all__ = ["DEFAULT_RESERVE", "Plan", "Stage", "plan", "require_workload", "task_of"]
 
@@ -263,20 +264,21 @@ def _notes(task: Task, split: Split) -> Iterator[Remark]:
     of_tower = [unit.weight_bytes for unit in away if unit.in_tower]
     of_text = [unit.weight_bytes for unit in away if unit.kind == "text_layer"]
     embedding = sum(unit.weight_bytes for unit in away if unit.kind == "embedding")
-    if of_tower:
-        seconds = f"{bus_seconds(sum(of_tower)):.2f}"
-        size = sized(sum(of_tower))
-        yield remark("tower_offloaded", count=len(of_tower), size=size, seconds=seconds)
-    if of_text:
-        seconds = f"{bus_seconds(sum(of_text)):.2f}"
-        yield remark(
-            "layers_offloaded", count=len(of_text), size=sized(sum(of_text)), seconds=seconds
-        )
-    if embedding:
-        seconds = f"{bus_seconds(embedding):.2f}"
-        yield remark("embedding_offloaded", size=sized(embedding), seconds=seconds)
+    if away:
+        bus = bus_of_offloaded(task, split)
+        if of_tower:
+            crossing = _crossing(sum(of_tower), bus)
+            yield remark("tower_offloaded", count=len(of_tower), **crossing)
+        if of_text:
+            yield remark("layers_offloaded", count=len(of_text), **_crossing(sum(of_text), bus))
+        if embedding:
+            yield remark("embedding_offloaded", **_crossing(embedding, bus))
     if not split.partition.exact:
         yield remark("orders_not_all_tried")
+
+
+def _crossing(size: int, bus: Bus) -> dict[str, str]:
+    return {"size": sized(size), "seconds": f"{size / bus.rate:.2f}", "bus": bus.name}
 
 
 def _notes_on_speed(task: Task, split: Split, speed: SpeedLimit) -> Iterator[Remark]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from operator import attrgetter
 
 from glm4v_magic.core.errors import DeviceMapError
 from glm4v_magic.core.gpu_spec import GPU
@@ -21,7 +22,7 @@ from glm4v_magic.planning.partition import (
     partition,
 )
 from glm4v_magic.planning.quickest import quickest
-from glm4v_magic.planning.speed import HOP_SECONDS, unit_seconds, work_of
+from glm4v_magic.planning.speed import HOP_SECONDS, Bus, bus_of, unit_seconds, work_of
 
 __all__ = [
     "DEFAULT_RESERVE",
@@ -30,6 +31,7 @@ __all__ = [
     "Split",
     "Task",
     "best_split",
+    "bus_of_offloaded",
     "can_fit",
     "fullest",
     "item_of",
@@ -152,6 +154,16 @@ def fullest(task: Task, split: Split) -> tuple[GPU, int, int]:
         items = [task.item(unit, unit.name in split.offloaded) for unit in units]
         loads.append((task.gpus[place], budget.base + needed(items), budget.capacity))
     return max(loads, key=lambda load: Fraction(load[1], load[2]))
+
+
+def bus_of_offloaded(task: Task, split: Split) -> Bus:
+    """Return the fastest bus that offloaded units cross."""
+    gpus = [
+        task.gpus[place]
+        for place, units in split.stages.items()
+        if any(unit.name in split.offloaded for unit in units)
+    ]
+    return max(map(bus_of, gpus), key=attrgetter("rate"))
 
 
 def best_split(task: Task, offloaded: frozenset[str] = frozenset()) -> Split | None:

@@ -13,13 +13,13 @@ from glm4v_magic.planning.search import (
     Split,
     Task,
     best_split,
+    bus_of_offloaded,
     can_fit,
     fullest,
     offloadable,
     offloaded_split,
 )
 from glm4v_magic.planning.seen import image_size_of
-from glm4v_magic.planning.speed import bus_seconds
 
 __all__ = ["does_not_fit"]
 
@@ -156,11 +156,14 @@ def _offload(task: Task, tried: bool) -> Remark:
         return remark("offloading_does_not_fit")
     per_token = sum(unit.weight_bytes for unit in split.away if not unit.in_tower)
     total = sum(unit.weight_bytes for unit in split.away)
+    bus = bus_of_offloaded(task, split)
+    seconds = f"{(per_token or total) / bus.rate:.2f}"
     if per_token:
-        seconds = f"{bus_seconds(per_token):.2f}"
         crossing, size = one_unit(per_token, total)
-        return remark("offloading_fits", size=size, per_token=crossing, seconds=seconds)
-    return remark("offloading_tower_fits", size=sized(total), seconds=f"{bus_seconds(total):.2f}")
+        return remark(
+            "offloading_fits", size=size, per_token=crossing, seconds=seconds, bus=bus.name
+        )
+    return remark("offloading_tower_fits", size=sized(total), seconds=seconds, bus=bus.name)
 
 
 def _restored(task: Task) -> Task:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import add
+from typing import NamedTuple
 
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model_shape import DTYPE_BYTES, ModelShape, UnitShape, Workload
@@ -28,19 +29,26 @@ from glm4v_magic.core.stage import Stage
 from glm4v_magic.planning.costs import cache_entries, price
 from glm4v_magic.planning.seen import planned_image
 
-__all__ = ["HOP_SECONDS", "UnitWork", "bus_seconds", "speed_limit", "unit_seconds", "work_of"]
+__all__ = ["HOP_SECONDS", "Bus", "UnitWork", "bus_of", "speed_limit", "unit_seconds", "work_of"]
 
 HOP_SECONDS = 2e-6
 """Least time of a copy between two GPUs, however small: CUDA's sample p2pBandwidthLatencyTest
 shows 1.5 to 2.5 microseconds with peer access, and ten times as much without."""
 
 _LANES = 16
-_PCIE = {  # first compute capability of GPUs with it -> bytes per second and lane
-    (9, 0): 32e9 / 8 * 128 / 130,
-    (8, 0): 16e9 / 8 * 128 / 130,
-    (0, 0): 8e9 / 8 * 128 / 130,
+_PCIE = {  # first compute capability of GPUs with it -> generation, bytes per second and lane
+    (9, 0): ("5.0", 32e9 / 8 * 128 / 130),
+    (8, 0): ("4.0", 16e9 / 8 * 128 / 130),
+    (0, 0): ("3.0", 8e9 / 8 * 128 / 130),
 }
 """PCIe 5.0, 4.0 and 3.0: 32, 16 and 8 GT/s per lane, 128 of 130 bits are data."""
+
+
+class Bus(NamedTuple):
+    """The bus between a GPU and the host: its name, and the bytes per second that it carries."""
+
+    name: str
+    rate: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +72,14 @@ class UnitWork:
     in_tower: bool
 
 
-def bus_seconds(size: int, capability: tuple[int, int] | None = (8, 0)) -> float:
-    """Return the least time in seconds that copying `size` bytes to a GPU takes.
+def bus_of(gpu: GPU) -> Bus:
+    """Return the bus of a GPU, whose compute capability tells the generation of PCIe.
 
-    Args:
-        size: number of bytes.
-        capability: compute capability of the GPU, which tells its generation of PCIe; ``None``, of
-            an unknown one, is the fastest.
+    One of unknown capability has the fastest: its times are the least that are possible.
     """
-    rate = max(_PCIE.values())
-    if capability is not None:
-        rate = next(rate for first, rate in _PCIE.items() if capability >= first)
-    return size / (rate * _LANES)
+    capability = max(_PCIE) if gpu.capability is None else gpu.capability
+    generation, rate = next(bus for first, bus in _PCIE.items() if capability >= first)
+    return Bus(f"PCIe {generation} x{_LANES}", rate * _LANES)
 
 
 def work_of(shape: ModelShape, workload: Workload) -> tuple[UnitWork, ...]:
@@ -146,10 +150,12 @@ def speed_limit(
     modules = {unit.name: unit.modules for unit in shape.units}
     tower = tuple(work.name for work in works.values() if work.in_tower)
     step = full = prefill = 0.0
+    crosses_bus = False
     for stage in used:
         gpu = by_index[stage.gpu or 0]
         for name in _fine(stage, tower):
             work, away = works[name], set(modules[name]) <= set(stage.offloaded)
+            crosses_bus |= away and not work.in_tower
             times = unit_seconds(work, gpu, away)
             step, full, prefill = map(add, (step, full, prefill), times)
     hops = HOP_SECONDS * (sum(not _only_tower(stage) for stage in used) - 1)
@@ -160,6 +166,7 @@ def speed_limit(
         prefill if is_known else None,
         workload.batch,
         layers=sum(unit.kind == "text_layer" for unit in shape.units),
+        crosses_bus=crosses_bus,
     )
 
 
@@ -172,7 +179,7 @@ def unit_seconds(work: UnitWork, gpu: GPU, away: bool) -> tuple[float, float, fl
         away: whether the unit is offloaded, so that its weights cross the bus.
     """
     assert gpu.bandwidth is not None
-    crossing = bus_seconds(work.weight_bytes, gpu.capability) if away else 0.0
+    crossing = work.weight_bytes / bus_of(gpu).rate if away else 0.0
     step = 0.0 if work.in_tower else work.step_bytes / gpu.bandwidth + crossing
     read = work.weight_bytes if work.in_tower else work.step_bytes
     computing = 0.0 if gpu.flops is None else work.operations / gpu.flops

@@ -22,6 +22,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from glm4v_magic.core.errors import CheckpointError
@@ -29,6 +30,7 @@ from glm4v_magic.core.errors import CheckpointError
 __all__ = ["CodeFolders", "code_folders"]
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PAGE = re.compile(rf"https?://[^/]+/(?P<id>{_ID.pattern})(?:[/?#].*)?")
 _TOWER = "visual.py"
 
 
@@ -51,8 +53,14 @@ def code_folders(text: str | Path) -> CodeFolders:
     A folder counts before an id. Nothing is downloaded.
 
     Raises:
-        CheckpointError: if the folder does not exist, or the id is in no cache.
+        CheckpointError: if the folder does not exist, the id is in no cache, or nothing is named.
     """
+    if not str(text).strip():  # as of an unset variable of a shell; a Path of it is the folder here
+        raise CheckpointError(
+            "No checkpoint is named.", 'Name its folder, "." for this one, or its id.'
+        )
+    page = _PAGE.fullmatch(str(text))
+    text = page["id"] if page else text
     folder = Path(text)
     with contextlib.suppress(RuntimeError):  # there is no such user
         folder = folder.expanduser()
@@ -67,7 +75,7 @@ def code_folders(text: str | Path) -> CodeFolders:
     if not folders and not copies:
         raise CheckpointError(
             f"There is no folder {repository}, and no code of a repository of that name in "
-            f"{_hub_cache()} or {_modules()}.",
+            f"{' or '.join(map(str, (*_hub_caches(), _modules())))}.",
             "Name the folder that the checkpoint was downloaded to, with its own code.",
         )
     return CodeFolders(folders, tuple(dict.fromkeys(copies)))
@@ -91,9 +99,15 @@ def _hf_home() -> Path:
     return Path(given).expanduser() if given else _cache() / "huggingface"
 
 
-def _hub_cache() -> Path:
+def _hub_caches() -> list[Path]:
+    """Return the cache of the hub, and before it that of transformers 4, if it has one of its own.
+
+    Other programs download into the first, and transformers 4 looks into its own alone.
+    """
     given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    return Path(given).expanduser() if given else _hf_home() / "hub"
+    own = os.environ.get("TRANSFORMERS_CACHE")
+    found = [Path(given).expanduser() if given else _hf_home() / "hub"]
+    return [Path(own).expanduser(), *found] if own else found
 
 
 def _modules() -> Path:
@@ -105,7 +119,7 @@ def _modules() -> Path:
 def _snapshots(repository: str) -> Iterator[Path]:
     """Yield the downloaded revisions of a repository; the hub's names know no case."""
     wanted = f"models--{repository.replace('/', '--')}".lower()
-    for found in _inside(_hub_cache()):
+    for found in chain.from_iterable(map(_inside, _hub_caches())):
         if found.name.lower() == wanted:
             yield from _with_code(_inside(found / "snapshots"))
 

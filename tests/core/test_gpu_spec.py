@@ -73,7 +73,8 @@ def test_models_and_bandwidths(
 @pytest.mark.parametrize(
     ("description", "said"),
     [
-        ("RTX-3900", "'RTX-3900' gives a size without a unit. Did you mean RTX 3090"),
+        ("RTX-3900", "'RTX-3900' names a GPU that is not known. Did you mean RTX 3090"),
+        ("2xGTX-1080", 'RTX 3080? Add its memory, as in "GTX 1080-16GiB".'),
         ("2xRTX 4090 Laptop", 'Add its memory, as in "RTX 4090 Laptop-16GiB".'),
         ("24GiB@936", "Cannot read the bandwidth '936' in '24GiB@936'."),
         ("24GiB@", "Cannot read the bandwidth '' in"),

@@ -294,9 +294,9 @@ def test_offloading_takes_as_few_layers_as_needed_and_says_what_it_costs() -> No
     per_token = len(text) * layer
     assert notes(found) == (
         "63 layers of the vision tower (7.97 GiB) wait in host memory and cross the bus once per "
-        "image: at least 0.27 s over PCIe 4.0 x16.",
+        "image: at least 0.14 s over PCIe 5.0 x16.",
         f"{len(text)} decoder layers ({per_token / GIB:.2f} GiB) wait in host memory and cross "
-        f"the bus once per token: at least {per_token / 31.5e9:.2f} s over PCIe 4.0 x16.",
+        f"the bus once per token: at least {per_token / 63e9:.2f} s over PCIe 5.0 x16.",
     )
     assert stage.weight_bytes == 27_812_641_792 - 63 * 135_853_568 - per_token
 
@@ -328,7 +328,7 @@ def test_quantised_layers_are_not_offloaded() -> None:
     assert not [m for m in smaller.stages[0].offloaded if ".layers." in m and "language" in m]
     assert notes(smaller)[-1] == (
         "The embedding (1.16 GiB) waits in host memory and crosses the bus once per token: at "
-        "least 0.04 s over PCIe 4.0 x16."
+        "least 0.02 s over PCIe 5.0 x16."
     )
     with pytest.raises(DoesNotFitError):  # decoder layers would have to go
         plan(SHAPE, parse_gpus("1x8GiB"), Workload(quantize="4bit"), offload=True)

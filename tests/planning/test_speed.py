@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
@@ -14,7 +15,7 @@ from glm4v_magic.core.speed import MeasuredShare, SpeedLimit, measured_on
 from glm4v_magic.notebook.render.plans.plan import plan_bundle, plan_html
 from glm4v_magic.planning.files import plan_from_json
 from glm4v_magic.planning.plan import plan
-from glm4v_magic.planning.speed import HOP_SECONDS, bus_seconds, work_of
+from glm4v_magic.planning.speed import HOP_SECONDS, bus_of, work_of
 
 OLD = architecture("GLM-4V-9B").shape()
 NEW = architecture("GLM-4.1V-9B-Thinking").shape()
@@ -89,10 +90,34 @@ def test_offloaded_weights_cross_the_bus():
     )
     assert crossing
     more = made.speed.step_seconds - whole.step_seconds
-    assert more == pytest.approx(bus_seconds(crossing, (8, 6)), rel=1e-6)
-    assert bus_seconds(31_507_692_307) == pytest.approx(1, rel=1e-3)
-    assert bus_seconds(GB, (7, 5)) == 2 * bus_seconds(GB, (8, 6)) == 4 * bus_seconds(GB, (9, 0))
-    assert bus_seconds(GB, None) == bus_seconds(GB, (9, 0))
+    assert more == pytest.approx(crossing / bus_of(made_of((8, 6))).rate, rel=1e-6)
+
+
+def made_of(capability):
+    return GPU(0, "GPU", 16 * GB, bandwidth=936 * GB, capability=capability)
+
+
+def test_buses_by_the_generation_of_the_gpu():
+    third, fourth, fifth, unknown = (
+        bus_of(made_of(each)) for each in ((7, 5), (8, 6), (9, 0), None)
+    )
+    assert fourth.rate == pytest.approx(31_507_692_307)
+    assert (fourth.rate, fifth.rate) == (2 * third.rate, 4 * third.rate)
+    assert third.name == "PCIe 3.0 x16"
+    assert unknown == fifth
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 6), None])
+def test_a_plan_speaks_of_one_bus(capability):
+    """No sentence says less than the limit below it."""
+    made = plan(NEW, [made_of(capability)], dataclasses.replace(WORK, context=2048), offload=True)
+    said = str(made)
+    bus = bus_of(made_of(capability)).name
+    assert set(re.findall(r"PCIe \S+ x16", said)) == {bus}
+    seconds = float(re.search(r"per token: at least ([0-9.]+) s over", said)[1])
+    most = float(re.search(r"At most ([0-9.]+) tokens/s", said)[1])
+    assert most * seconds < 1.05
+    assert "by the bus to the host and the GPUs' memory bandwidth" in said
 
 
 def test_a_prefill_computes_tower_and_text():

@@ -31,6 +31,7 @@ from glm4v_magic.core.server_address import read_address
 from glm4v_magic.images import to_image
 from glm4v_magic.images.crop import parse_crop
 from glm4v_magic.mapping.items import items_of
+from glm4v_magic.remote_code.copies import code_folders
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
 PACKAGE = Path(glm4v_magic.__file__).parent
@@ -198,6 +199,10 @@ def png(side: int = 4) -> bytes:
     return stream.getvalue()
 
 
+SCENES['Name its folder, "." for this one, or its id.'] = (
+    lambda: code_folders(""),
+    lambda: code_folders("."),
+)
 SCENES["Give the page of a model, or its name: owner/name."] = (
     lambda: architecture("hf.co/zai-org"),
     lambda: architecture("hf.co/zai-org/GLM-4V-9B"),

@@ -711,7 +711,9 @@ COPIES_OF_A_FOLDER = {"4.x": "glm-4v-9b", "5.x": "glm_hyphen_4v_hyphen_9b/a1b2"}
 
 @pytest.fixture
 def caches(tmp_path, monkeypatch):
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_MODULES_CACHE"):
+    for name in (
+        "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_MODULES_CACHE", "TRANSFORMERS_CACHE",
+    ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "modelscope"))
@@ -741,6 +743,28 @@ def test_an_id_of_the_hub_is_patched_in_its_cache_and_in_the_copy_that_runs(
     assert f"{snapshot}\n" in shown
     assert f"{runs}\n" in shown
     assert "Restart every Python process that has loaded this model" in shown
+
+
+@pytest.mark.parametrize(
+    "name", ["THUDM/glm-4v-9b", "https://hub.example.org/THUDM/glm-4v-9b/tree/main"]
+)
+def test_the_cache_of_transformers_4_is_looked_into_and_pages_are_ids(
+    caches, monkeypatch, tmp_path, name
+):
+    monkeypatch.setenv("TRANSFORMERS_CACHE", str(tmp_path / "own"))
+    snapshot = written(tmp_path / f"own/models--THUDM--glm-4v-9b/snapshots/{COMMIT}")
+    assert command.main([name]) == 0
+    assert (snapshot / "visual.py").read_bytes() == replaced(VISUAL, CHANGES)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_nothing_is_patched_if_nothing_is_named(caches, tmp_path, monkeypatch, capsys, name):
+    folder = written(tmp_path / "here")
+    monkeypatch.chdir(folder)
+    assert command.main([name]) != 0
+    assert "No checkpoint is named." in capsys.readouterr().err
+    assert (folder / "visual.py").read_bytes() == VISUAL
+    assert command.main(["."]) == 0
 
 
 @pytest.mark.parametrize("copy", COPIES_OF_A_FOLDER.values(), ids=COPIES_OF_A_FOLDER)
