@@ -10,12 +10,8 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py notebooks/01_quickstart.ipynb
 
-# With settings of its own, which stay in build/: there the Tab key offers on our lines what is ours
-# and nothing else.
 lab: $(INSTALLED)
-	mkdir -p build/lab
-	cp -R notebooks/lab/. build/lab
-	JUPYTERLAB_SETTINGS_DIR=$(CURDIR)/build/lab $(BIN)/jupyter lab notebooks/01_quickstart.ipynb
+	$(BIN)/jupyter lab notebooks/01_quickstart.ipynb
 
 # A process for each core, and one thread in each: small tensors gain nothing from more. Files go
 # to the processes in the order of collection (tests/conftest.py: those that take longest first), not

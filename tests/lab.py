@@ -74,13 +74,14 @@ class Server:
 
 @contextmanager
 def jupyter_server() -> Iterator[Server]:
-    """Start a server with the settings of ``make lab``; it knows nothing of the user's."""
+    """Start a server with our extension and the usual settings; it knows nothing of the user's."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         (folder / "served").mkdir()
+        extensions = folder / "share" / "labextensions"
+        shutil.copytree(ROOT / "labextension", extensions / "glm4v-magic")
         settings = folder / "config" / "lab" / "user-settings" / "@jupyterlab"
-        shutil.copytree(NOTEBOOKS / "lab" / "@jupyterlab", settings)
-        (settings / "apputils-extension").mkdir()
+        (settings / "apputils-extension").mkdir(parents=True)
         (settings / "apputils-extension" / "notification.jupyterlab-settings").write_text(
             '{"fetchNews": "false", "checkForUpdates": false}'
         )
@@ -96,6 +97,7 @@ def jupyter_server() -> Iterator[Server]:
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {
             "JUPYTER_CONFIG_DIR": str(folder / "config"),
+            "JUPYTER_PATH": str(folder / "share"),
             "IPYTHONDIR": str(folder / "ipython"),
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         }

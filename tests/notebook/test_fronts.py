@@ -359,6 +359,8 @@ def tab(page, line):
         ("%glm4v load --dtype ", [[dtype, "value"] for dtype in DTYPES]),
         ("%glm4v plan --gpus 2xRTX-309", [["2xRTX-3090", "gpu"], ["2xRTX-3090-Ti", "gpu"]]),
         ("%%glm4v imp", []),
+        ("%%glm4v shapes.png\nIs it magenta? mag", []),
+        ("print(gamma); gam", [["gamma", ""]]),  # not one of ours: JupyterLab's own word
     ],
 )
 def test_tab_offers_what_is_ours_with_its_type_and_nothing_else(page, line, found):

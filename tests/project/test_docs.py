@@ -367,8 +367,15 @@ def test_the_python_page_documents_every_public_name(site):
 def test_one_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == glm4v_magic.__version__
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["dynamic"] == ["version"]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert settings["project"]["dynamic"] == ["version"]
+    ((folder, place),) = settings["tool"]["hatch"]["build"]["targets"]["wheel"][
+        "shared-data"
+    ].items()
+    extension = json.loads((ROOT / folder / "package.json").read_text(encoding="utf-8"))
+    assert extension["version"] == glm4v_magic.__version__
+    assert place == f"share/jupyter/labextensions/{extension['name']}"  # where JupyterLab looks
+    assert (ROOT / folder / extension["jupyterlab"]["_build"]["load"]).is_file()
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     newest = re.search(r"^## (\S+)", changes, re.MULTILINE)
     assert newest is not None
