@@ -28,7 +28,7 @@ VALUES = {
     "GLM-4.5V": 107_710_927_360,
     "GLM-4.6V": 107_710_927_360,
     "GLM-OCR": 1_107_405_824,  # of 1,325,258,240 in the file; the rest is its layer 16
-    "GLM-5.3-Flash": 313_890_443_774,  # of 321 billion; the rest is layer 45
+    "GLM-5.3-Flash": 313_890_426_878,  # of 321 billion; the rest is layer 45
 }
 
 
@@ -79,6 +79,38 @@ def test_values_of_the_published_hybrid():
     assert found.shape().values == model.num_parameters() == VALUES["GLM-5.3-Flash"]
     model_config = model.config
     assert model_config.vision_config.out_hidden_size == model_config.text_config.hidden_size
+
+
+def test_the_published_hybrid_in_fp8_takes_the_bytes_of_its_files():
+    units = price(architecture("GLM-5.3-Flash").shape(), Workload(dtype="bfloat16", fp8=True))
+    of_layers = {unit.name: unit.weight_bytes for unit in units}
+    # In the files there is layer 45, too: one as layer 43, and a matrix of 4,096 x 8,192.
+    files = sum(of_layers.values()) + of_layers["layer.43"] + 2 * 4096 * 8192
+    assert files == pytest.approx(305.8 * 2**30, rel=0.001)
+
+
+def test_modules_that_stay_full_are_found_by_names_of_other_versions():
+    known = architecture("GLM-5.3-Flash")
+
+    def in_fp8(*full):
+        scheme = known.config["quantization_config"]
+        names = ["lm_head", "model.visual", *full]
+        changed = {"quantization_config": {**scheme, "modules_to_not_convert": names}}
+        found = type(known)("x", known.config | changed, "config.json").shape()
+        return {unit.name: unit.fp8_values for unit in found.units}
+
+    linear = [at for at in range(45) if at % 4 != 3]
+    full = [at for at in range(45) if at % 4 == 3]
+    own = in_fp8(
+        *(f"model.language_model.layers.{at}.self_attn.forget_gate" for at in linear),
+        *(f"model.language_model.layers.{at}.self_attn.indexer.weights_proj" for at in full),
+    )
+    published = in_fp8(
+        *(f"model.layers.{at}.self_attn.f_{each}_proj" for at in linear for each in "ab"),
+        *(f"model.layers.{at}.self_attn.indexers_proj" for at in full),
+    )
+    assert published == own
+    assert own["layer.0"] < in_fp8("self_attn.indexer.weights_proj")["layer.0"]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in tiny_native.KINDS if kind != "glm5_next"])

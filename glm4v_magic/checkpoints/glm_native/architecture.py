@@ -58,6 +58,12 @@ _OLDER = {
     "model": "model.language_model",
 }
 """Beginning of a published name -> that of the name here."""
+_OF_LAYERS = {
+    "self_attn.f_a_proj": "self_attn.forget_gate.f_a_proj",
+    "self_attn.f_b_proj": "self_attn.forget_gate.f_b_proj",
+    "self_attn.indexers_proj": "self_attn.indexer.weights_proj",
+}
+"""Published name within a layer -> the name here."""
 _TEXT_ID = 1  # any id that does not stand for an image
 
 
@@ -97,8 +103,9 @@ class NativeArchitecture:
         self.name = name
         self.config = config
         self.thinks = family_of(config).thinks
-        self.fp8 = read_fp8(config, where) if stored is None else None
         self._is_hybrid = config.get("model_type") == _HYBRID
+        fp8 = read_fp8(config, where) if stored is None else None
+        self.fp8 = None if fp8 is None else fp8.renamed(_own_fp8_names)
         self._nested = read_config(without_quantization(config), where)
         text = self._nested["text_config"]
         self.text: Mapping[str, Any] = {**text, "attention_bias": _has_bias(config, text)}
@@ -295,6 +302,18 @@ class NativeArchitecture:
         if self._is_hybrid and not can_compute_in_fp8(self.text, self.fp8):
             return None
         return self.fp8
+
+
+def _own_fp8_names(name: str) -> Iterator[str]:
+    """Yield the modules here that a name stands for in a list of those that are not in FP8.
+
+    Like weights, they are published with names of other versions: ``model.layers`` for the text
+    part, and within it those of GLM-5.3's files, whose index GLM-5 called ``indexers_proj``.
+    """
+    for each in _own_modules(name):
+        for published, own in _OF_LAYERS.items():
+            each = each.replace(published, own)
+        yield each
 
 
 def _own_modules(name: str) -> Iterator[str]:

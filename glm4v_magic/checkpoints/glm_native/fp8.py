@@ -7,8 +7,8 @@ each block of rows and columns; blocks at the end may be cut short.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -69,6 +69,13 @@ class Fp8:
         return not any(
             module.endswith(name) or _matches(rf"(?:{name}){boundary}", module) for name in names
         )
+
+    def renamed(self, names: Callable[[str], Iterable[str]]) -> Fp8:
+        """Return the scheme with all that `names` returns for each of its modules beside it."""
+        if self.skipped is None:
+            return self
+        every = (each for name in self.skipped for each in (name, *names(name)))
+        return replace(self, skipped=tuple(dict.fromkeys(every)))
 
     def scales(self, rows: int, columns: int) -> int:
         """Return the number of scales of a matrix."""
