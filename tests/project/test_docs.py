@@ -29,6 +29,7 @@ from glm4v_magic.checkpoints.names import PUBLISHED, REPOSITORIES
 from glm4v_magic.core import errors, events
 from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.model_shape import Workload
+from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.wording import printable
 from glm4v_magic.images import to_image
 from glm4v_magic.notebook.arguments import ARGUMENTS
@@ -38,6 +39,7 @@ from glm4v_magic.notebook.magics import Glm4vMagics
 from glm4v_magic.notebook.next_steps import in_cell
 from glm4v_magic.notebook.settings import Glm4v
 from glm4v_magic.notebook.web_planner import WebPlanner, models_json
+from glm4v_magic.planning.decision import make_plan
 from glm4v_magic.planning.plan import plan
 from glm4v_magic.server.command import parser as server_parser
 from glm4v_magic.session.session import Session
@@ -236,6 +238,12 @@ def test_what_fits_as_the_table_of_sizes_says():
             assert f"{2 * shape.values / 2**30:.1f}" == size
             for spec in specs:
                 plan(shape, parse_gpus(spec), Workload(context=8192))
+    in_fp8, on = re.findall(r"in FP8 \(([\d.]+) GiB\) (\d × \w+) \|", text)[0]
+    gpus = on.replace(" × ", "x")
+    made = make_plan(architecture("GLM-5.3-Flash"), PlacementOptions(gpus=gpus, context=8192))
+    assert made.workload.fp8
+    weights = sum(stage.weight_bytes for stage in made.stages)
+    assert f"{weights / 2**30:.1f}" == in_fp8
 
 
 def test_a_message_is_found_on_the_page_of_messages():
