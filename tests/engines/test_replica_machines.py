@@ -46,6 +46,14 @@ def at_50(stream, act):
             act()
 
 
+def patiently(start):
+    """Start a machine; on a busy one Ray (2.60) gives up on its own processes after 30 s."""
+    for _ in range(4):
+        with contextlib.suppress(Exception):
+            return start()
+    return start()
+
+
 def of_machine(replica):
     """Process of the machine on which a replica is: its node's raylet."""
     return psutil.Process(replica.process).parent().pid
@@ -56,9 +64,10 @@ def test_replicas_are_spread_over_machines_and_one_that_is_lost_loses_no_row(exp
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={**SMALL, "include_dashboard": False})
+    head = {**SMALL, "include_dashboard": False}
+    cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
     try:
-        nodes = [cluster.add_node(**SMALL) for _ in range(2)]
+        nodes = [patiently(lambda: cluster.add_node(**SMALL)) for _ in range(2)]
         session = Session().load("demo", replicas="max", cluster=cluster.address)
         replicas = session.status().info.replicas
         raylets = {of_machine(each): each.number for each in replicas}

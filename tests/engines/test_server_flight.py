@@ -169,10 +169,26 @@ def test_less_is_in_flight_after_a_refusal_and_more_after_answers():
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
-    [("7", 7), ("", None), ("soon", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)],
+    [
+        ("7", 7),
+        ("0.5", 0.5),
+        ("", None),
+        ("soon", None),
+        ("9" * 400, None),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
+    ],
 )
 def test_what_a_server_says_about_when_to_ask_again(header, seconds):
-    assert patience.retry_after(header) == seconds
+    assert patience.retry_after({"retry-after": header}) == seconds
+    assert patience.retry_after({"retry-after": header, "retry-after-ms": "250"}) == 0.25
+
+
+def test_a_quota_that_is_used_up_is_not_waited_for(server, engine, patient):
+    error = {"message": "You exceeded your quota.", "code": "insufficient_quota"}
+    hall = Hall(server, reply=lambda *_: response({"error": error}, "429 Too Many Requests"))
+    (failed,) = answers(engine, asking("Q"))
+    assert "You exceeded your quota." in str(failed)
+    assert hall.asked["Q"] == 1
 
 
 def test_one_that_says_longer_than_anybody_waits_is_not_waited_for(monkeypatch):
@@ -269,12 +285,80 @@ class TestWhatIsSaid:
         [
             ([{"refusal": "I cannot "}, {"refusal": "do that."}], "refuses to answer: I cannot do"),
             ([{"tool_calls": [{"function": {"name": "look"}}]}], "calls a tool (look) in place of"),
+            ([{"images": [{"image_url": {}}]}], "answers with what is not read here: images."),
+            ([{"content": 5}, {"content": {}}], "content that is a number, content that is an ob"),
+            ([{"content": [{"type": "audio"}]}], "answers with what is not read here: audio."),
         ],
     )
     def test_in_place_of_an_answer(self, server, engine, deltas, said):
         server.answer(CHAT, stream(*[piece(**each) for each in deltas], END))
         (error,) = answers(engine, asking("Q"))
         assert said in str(error)
+
+    def test_beside_an_answer(self, server, engine):
+        server.answer(CHAT, stream(piece("This.", audio={"data": "x"}), END))
+        said = f"{server.url} sends further what is not read here: audio."
+        assert notice(engine, asking("Q")[0]) == said
+
+    @pytest.mark.parametrize(
+        ("ending", "reason", "said"),
+        [
+            ("eos_token", "stop", ""),
+            ("model_length", "length", ""),
+            ("MAX_TOKENS", "length", ""),
+            ("RECITATION", "unknown", "ends the answer with the word 'RECITATION': it may be cut"),
+        ],
+    )
+    def test_the_word_for_the_end(self, server, engine, ending, reason, said):
+        server.answer(CHAT, stream(piece("This."), piece(ending=ending)))
+        *_, last = engine.stream(asking("Q"))
+        assert last.generation.finish_reason == reason
+        assert said in last.generation.notice
+        assert bool(said) == bool(last.generation.notice)
+
+    @pytest.mark.parametrize(
+        ("answer", "said"),
+        [
+            (response({"error": {"message": "Too long.", "code": 413}}), "answers 413: Too long."),
+            (response({"detail": "No."}), "answers with an error: No."),
+            (stream(b'event: error\ndata: {"message": "boom"}\n\n'), "with an error: boom."),
+            (stream(b"event: error\ndata: boom\n\n"), "stopped with an error: boom."),
+        ],
+    )
+    def test_an_error_with_the_status_200(self, server, engine, answer, said):
+        server.answer(CHAT, answer)
+        (error,) = answers(engine, asking("Q"))
+        assert said in str(error)
+
+    def test_one_that_is_busy_with_the_status_200_is_asked_again(self, server, engine, patient):
+        busy = response({"error": {"message": "overloaded", "code": 529}})
+        hall = Hall(server, reply=lambda _text, count: busy if count == 1 else None)
+        assert answers(engine, asking("Q")) == ["A Q"]
+        assert hall.asked["Q"] == 2
+
+    @pytest.mark.parametrize(
+        ("events", "text"),
+        [
+            ([rb"a\ud83d", rb"\ude00!"], "a\U0001f600!"),
+            ([rb"a\ud83d", b"b"], "a\ufffdb"),
+            ([rb"a\ude00"], "a\ufffd"),
+            ([rb"a\ud83d"], "a\ufffd"),
+        ],
+    )
+    def test_halves_of_characters(self, server, engine, events, text):
+        sent = [b'data: {"choices": [{"delta": {"content": "%s"}}]}\n\n' % each for each in events]
+        server.answer(CHAT, stream(*sent, END))
+        assert answers(engine, asking("Q")) == [text]
+
+    @pytest.mark.parametrize("kind", ["text/plain", "application/octet-stream", None])
+    def test_a_stream_with_a_byte_order_mark_and_another_type(self, server, engine, kind):
+        events = stream(piece("This."), END).partition(b"\r\n\r\n")[2]
+        server.answer(CHAT, response(b"\xef\xbb\xbf" + events, kind=kind))
+        assert answers(engine, asking("Q")) == ["This."]
+
+    def test_the_text_of_a_completion(self, server, engine):
+        server.answer(CHAT, stream({"choices": [{"index": 0, "text": "This."}]}, END))
+        assert answers(engine, asking("Q")) == ["This."]
 
     def test_content_as_a_list_of_parts(self, server, engine):
         parts = [{"type": "text", "text": "Two "}, {"type": "text", "text": "parts."}]

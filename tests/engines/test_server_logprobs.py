@@ -131,6 +131,7 @@ def test_a_request_that_is_refused_for_another_reason(server, session):
         {"content": [{"token": "Hi", "logprob": -1, "bytes": [999], "top_logprobs": 3}]},
         {"content": [{"token": "Hi", "logprob": -1, "top_logprobs": [{"token": 1}, None]}]},
         {"content": [{"token": "not at all", "logprob": -1}] * 3},
+        {"content": [{"token": "zzz", "logprob": 5.0}]},
     ],
     ids=repr,
 )
@@ -143,3 +144,4 @@ def test_nonsense_loses_no_answer(server, session, nonsense):
     assert answer.text == "Hi"
     for token in answer.tokens:
         assert (token.start, token.end, token.alternatives) == (0, 2, ())
+        assert token.logprob <= 0

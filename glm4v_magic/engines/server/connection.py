@@ -17,7 +17,7 @@ from httpx_sse import EventSource
 from glm4v_magic.core.errors import EngineError, reason
 from glm4v_magic.core.server_address import API_KEY, ServerAddress, is_loopback
 from glm4v_magic.engines.server.patience import retry_after
-from glm4v_magic.engines.server.replies import error_message
+from glm4v_magic.engines.server.replies import as_error, error_message
 from glm4v_magic.imports import define_network_classes
 
 __all__ = [
@@ -50,9 +50,15 @@ REPLY_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
 _LONGEST_EVENT = 2**20  # bytes; a token needs some hundred
 _LONGEST_BODY = 2**22  # bytes, of a list of models or an error
+_MANY_DIGITS = 7  # of seconds: months
 _log = logging.getLogger(__name__)
 _KEY = re.compile(r"[\x21-\x7e]+")
 _EVENTS = "text/event-stream"
+_MAYBE_EVENTS = ("", "application/octet-stream", "text/plain")
+"""Types under which some servers send their events."""
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_NO_QUOTA = b"insufficient_quota"  # OpenAI's, with 429: waiting does not help
 _EMPTY_LINE = re.compile(rb"\n\r?\n|\r\r")
 
 _ADVICE = {
@@ -162,26 +168,34 @@ class Connection:
             EngineError: if the response is not a stream of events, or an event is too long.
         """
         kind = content_type(response)
-        if kind != _EVENTS:
-            raise EngineError(
-                f"{self.url} answers with {kind or 'no content type'} where a "
-                f"stream of events ({_EVENTS}) was asked for.",
-                "The address of an OpenAI-compatible API usually ends in /v1.",
-            )
+        if kind not in (_EVENTS, *_MAYBE_EVENTS):
+            raise self._no_events(kind)
         # httpx-sse splits lines as the standard says, U+2028 left alone, but collects a line or an
         # event of any length, and drops a last event without its empty line. So what it reads is
         # the same response with a bound on both, and with that line. Such streams are UTF-8
         # whatever their header says.
-        waiting = _Waiting(self)
+        waiting, is_empty = _Waiting(self), True
         bounded = httpx.Response(
             response.status_code,
             headers={"Content-Type": _EVENTS},
-            content=waiting.watched(self._bounded(response.aiter_bytes())),
+            content=waiting.watched(self._bounded(_without_mark(response.aiter_bytes()))),
         )
         async for event in EventSource(bounded).aiter_sse():
             if event.data:
+                is_empty = False
                 waiting.is_over()
-                yield event.data
+                yield as_error(event.data) if event.event == "error" else event.data
+        if is_empty and kind != _EVENTS:
+            raise self._no_events(kind)
+
+    def _no_events(self, kind: str) -> EngineError:
+        return EngineError(
+            f"{self.url} answers with {kind or 'no content type'} where a stream of events "
+            f"({_EVENTS}) was asked for.",
+            "Its log may tell more."
+            if self.url.endswith("/v1")
+            else "The address of an OpenAI-compatible API usually ends in /v1.",
+        )
 
     async def _bounded(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
         size, before = 0, b""
@@ -232,7 +246,7 @@ class Connection:
         message = self.said(message)
         error = self._worded(response, path, message)
         error.said = message
-        error.wait = retry_after(response.headers.get("Retry-After", ""))
+        error.wait = math.inf if _NO_QUOTA in body else retry_after(response.headers)
         return error
 
     def _worded(self, response: httpx.Response, path: str, message: str) -> StatusError:
@@ -255,10 +269,26 @@ class Connection:
             return f"If it wants a key, put it into the environment variable {API_KEY}."
         if status == httpx.codes.TOO_MANY_REQUESTS:
             seconds = response.headers.get("Retry-After", "")
-            return f"It is busy; ask again {f'in {seconds} s' if seconds.isdigit() else 'later'}."
+            is_told = seconds.isdecimal() and len(seconds) < _MANY_DIGITS
+            return f"It is busy; ask again {f'in {seconds} s' if is_told else 'later'}."
         if response.is_redirect:
             return f"It is at {self.said(response.headers.get('Location', ''))}; give that address."
         return _ADVICE.get(status, "Its log may tell more." if status >= 500 else "")
+
+
+async def _without_mark(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """Leave out a byte-order mark, as the standard of server-sent events says."""
+    begin: bytes | None = b""
+    async for chunk in chunks:
+        if begin is None:
+            yield chunk
+            continue
+        begin += chunk
+        if len(begin) >= len(_BYTE_ORDER_MARK) or not _BYTE_ORDER_MARK.startswith(begin):
+            yield begin.removeprefix(_BYTE_ORDER_MARK)
+            begin = None
+    if begin:
+        yield begin
 
 
 class _Waiting:

@@ -49,10 +49,15 @@ _UNWANTED = (
 _REFUSED = (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY)
 
 BUSY = (
+    httpx.codes.REQUEST_TIMEOUT,
+    httpx.codes.CONFLICT,  # OpenAI's own client asks again, too
+    httpx.codes.TOO_EARLY,
     httpx.codes.TOO_MANY_REQUESTS,
     httpx.codes.BAD_GATEWAY,  # of a gateway whose server does not take the request now
     httpx.codes.SERVICE_UNAVAILABLE,
     httpx.codes.GATEWAY_TIMEOUT,
+    *(520, 521, 522, 523, 524),  # of Cloudflare, whose server does not answer now
+    529,  # overloaded
 )
 """Statuses of a server that may answer later."""
 
@@ -239,19 +244,32 @@ class Dialogue:
                     yield whole.decode("utf-8", "replace")
                     yield DONE
                     return
+                self._refuse(whole)
             is_first = True
             async with aclosing(self.connection.events(response)) as events:
                 async for data in events:
                     if is_first and (status := error_code(data)) in BUSY:
-                        raise self._busy(status, data)
+                        raise self._refusal(status, error_message(data))
                     is_first = False
                     yield data
                     if data.strip() == DONE:
                         return
 
-    def _busy(self, status: int, data: str) -> StatusError:
-        said = self.connection.said(error_message(data)).rstrip(".")
-        return StatusError(status, f"{self.connection.url} answers {status}: {said}.")
+    def _refuse(self, body: bytes) -> None:
+        """Raise EngineError if the JSON of a body is an error, though its status is 200."""
+        message = error_message(body)
+        if message:
+            status = error_code(body.decode("utf-8", "replace"))
+            raise self._refusal(status or httpx.codes.OK, message)
+
+    def _refusal(self, status: int, message: str) -> StatusError:
+        said = self.connection.said(message)
+        what = f"{self.connection.url} answers {status}: {said.rstrip('.')}."
+        if status == httpx.codes.OK:
+            what = f"{self.connection.url} answers with an error: {said.rstrip('.')}."
+        error = StatusError(status, what)
+        error.said = said
+        return error
 
     def _advise(self, refused: StatusError, request: Request) -> None:
         """Add advice to an error where the request explains the status."""

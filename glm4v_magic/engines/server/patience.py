@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -14,6 +16,7 @@ PATIENCE = 60.0
 
 _FIRST, _LONGEST = 0.1, 8.0
 _LESS = 0.75
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]*)?")
 
 
 class Patience:
@@ -73,11 +76,16 @@ class Allowance:
         self._now = min(float(self.most), self._now + 1)
 
 
-def retry_after(header: str) -> float | None:
-    """Return the seconds of a ``Retry-After`` header, a number or a date; ``None`` without one."""
-    header = header.strip()
-    if header.isdecimal():
-        return float(header)
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds after which a server asks to be asked again; ``None`` without any.
+
+    Args:
+        headers: ``Retry-After`` is a number or a date; ``retry-after-ms`` is OpenAI's.
+    """
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        if _NUMBER.fullmatch(number := headers.get(name, "").strip()):
+            return float(number) / unit
+    header = headers.get("retry-after", "").strip()
     try:
         date = parsedate_to_datetime(header)
     except ValueError:

@@ -6,6 +6,7 @@ counts as missing.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import (
@@ -18,8 +19,10 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     model_serializer,
+    model_validator,
 )
 
+from glm4v_magic.core.wording import json_text
 from glm4v_magic.outside.lenient import OR_EMPTY, OR_NO_ENTRIES, OR_NONE, Count, Flag, Words
 
 __all__ = [
@@ -32,14 +35,21 @@ __all__ = [
     "ScoredToken",
     "TokenCounts",
     "TokenLogprob",
+    "as_error",
     "error_code",
     "error_message",
     "is_answer",
+    "joined_halves",
 ]
 
+_UNREAD = ("audio", "image", "images", "video")
+"""What some models answer with beside or in place of text."""
+
+_IN_TEXT = ("content", "reasoning_content", "reasoning")
 
 Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
 Size = Annotated[int, Field(strict=True, ge=1)]
+_LARGEST_LOGPROB = 0.01  # 0, and what rounding may add
 Probability = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -133,6 +143,22 @@ class Delta(BaseModel):
     tool_calls: Annotated[list[_ToolCall], OR_EMPTY] = []
     reasoning_content: Words = None
     reasoning: Words = None
+    unread: list[str] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _note_unread(cls, sent: Any) -> Any:
+        """Note what it holds that is no text, and is not read."""
+        if not isinstance(sent, dict):
+            return sent
+        content = sent.get("content")
+        unread = [name for name in _UNREAD if sent.get(name)]
+        if isinstance(content, list):
+            kinds = [each.get("type") for each in content if isinstance(each, dict)]
+            unread += [str(kind) for kind in kinds if kind not in (None, "text", "output_text")]
+        elif content is not None and not isinstance(content, str):
+            unread.append(f"content that is {_KINDS.get(type(content), 'a number')}")
+        return {**sent, "unread": unread}
 
     @property
     def thinking(self) -> str | None:
@@ -140,11 +166,14 @@ class Delta(BaseModel):
         return self.reasoning_content or self.reasoning
 
 
+_KINDS = {dict: "an object", bool: "true or false"}
+
+
 class ScoredToken(BaseModel):
     """A token, its log-probability, and its bytes if the server tells them."""
 
     token: Annotated[str, StringConstraints(strict=True)]
-    logprob: Annotated[float, Field(allow_inf_nan=False)]
+    logprob: Annotated[float, Field(allow_inf_nan=False, le=_LARGEST_LOGPROB)]
     bytes: Annotated[list[Byte] | None, OR_NONE] = None
 
 
@@ -174,6 +203,7 @@ class _Choice(BaseModel):
     delta: Annotated[
         Delta | None, OR_NONE, Field(validation_alias=AliasChoices("delta", "message"))
     ] = None
+    text: Words = None
     logprobs: Annotated[_Logprobs | None, OR_NONE] = None
     finish_reason: Words = None
     glm4v_magic: Annotated[OwnAnswer | None, OR_NONE] = None
@@ -207,9 +237,41 @@ class Chunk(BaseModel):
 def is_answer(body: bytes) -> bool:
     """Tell whether the JSON of a body is an answer, or a piece of one."""
     try:
-        return bool(Chunk.model_validate_json(body).choices)
-    except ValidationError:
+        return bool(Chunk.model_validate_json(joined_halves(body.decode(), {})).choices)
+    except ValueError:
         return False
+
+
+def joined_halves(data: str, halves: dict[str, str]) -> str:
+    """Return the data of an event with whole characters: some servers send them by halves.
+
+    A half, as UTF-16 has of characters beyond U+FFFF, is no JSON for most programs.
+
+    Args:
+        data: the data.
+        halves: halves at the end of the pieces before, by the name of the field; replaced by
+            those at the end of this one.
+
+    Returns:
+        The data, a half without its other half as U+FFFD; as it is if it is not JSON.
+    """
+    if "\\u" not in data.lower() and not halves:
+        return data
+    try:
+        chunk = json.loads(data)
+        choice = chunk["choices"][0]
+        delta = choice["delta" if "delta" in choice else "message"]
+        for name in _IN_TEXT:
+            piece = delta.get(name)
+            if isinstance(piece, str) and piece:
+                piece = halves.pop(name, "") + piece
+                cut = len(piece) - ("\ud800" <= piece[-1] < "\udc00")
+                delta[name] = piece[:cut]
+                if piece[cut:]:
+                    halves[name] = piece[cut:]
+        return json_text(chunk)
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
+        return data
 
 
 class _Coded(BaseModel):
@@ -235,6 +297,15 @@ def error_code(data: str) -> int | None:
     except ValidationError:
         return None
     return refusal.status if refusal.error else None
+
+
+def as_error(data: str) -> str:
+    """Return the data of an event named ``error`` in the form of those that are not named."""
+    try:
+        sent = json.loads(data)
+    except (ValueError, RecursionError):
+        sent = data
+    return data if isinstance(sent, dict) and sent.get("error") else json.dumps({"error": sent})
 
 
 class _Told(BaseModel):

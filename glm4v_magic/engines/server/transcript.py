@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from pydantic import ValidationError
@@ -28,6 +29,7 @@ from glm4v_magic.engines.server.replies import (
     TokenCounts,
     error_code,
     error_message,
+    joined_halves,
 )
 from glm4v_magic.engines.thinking import Told
 
@@ -36,8 +38,13 @@ __all__ = ["Transcript"]
 _NO_ANSWER = {
     "abort": "gave the answer up",
     "content_filter": "holds the answer back",
+    "safety": "holds the answer back",
     "error": "failed in the middle of the answer",
 }
+_STOPPED = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token")
+_CUT_OFF = ("length", "max_tokens", "max_output_tokens", "model_length")
+"""How servers say that an answer has ended, or is cut off, in lower case."""
+
 _LEAST_TOKENS = 5  # below which packets are measured, and not tokens
 _TAGS = 4
 """Number of tokens around the thinking that a server may count: both tags, a newline at each."""
@@ -75,6 +82,8 @@ class Transcript:
         self._choices: dict[str, float] = {}
         self._refusal = ""
         self._tools: list[str] = []
+        self._unread: dict[str, None] = {}
+        self._halves: dict[str, str] = {}
 
     def take(self, data: str) -> list[Told]:
         """Read the data of one event and return the resulting events.
@@ -95,7 +104,8 @@ class Transcript:
             self._take_choices(choice.glm4v_magic.choices)
             if self._tokens is not None:
                 self._tokens.add_thinking(filter(None, choice.glm4v_magic.thinking_tokens))
-        delta = choice.delta or Delta()
+        delta = choice.delta or Delta(content=choice.text)
+        self._unread |= dict.fromkeys(delta.unread)
         self._refusal += delta.refusal or ""
         self._tools += [each.function.name or "" for each in delta.tool_calls if each.function]
         if self._tokens is not None:
@@ -111,11 +121,12 @@ class Transcript:
 
     def end(self) -> list[Told]:
         """Return events for text that was held back, at the end of the stream."""
-        return self._told(self._parts.splitter.end())
+        half = self._halves.pop("content", "") and "\ufffd"
+        return [*self._say(half), *self._told(self._parts.splitter.end())]
 
     def _chunk(self, data: str) -> Chunk:
         try:
-            chunk = Chunk.model_validate_json(data)
+            chunk = self._read(data)
         except ValidationError:
             raise EngineError(
                 f"{self._connection.url} sent an event that is not a JSON object: "
@@ -130,6 +141,12 @@ class Transcript:
             )
             raise error.of_request() if error_code(data) in OF_REQUEST else error
         return chunk
+
+    def _read(self, data: str) -> Chunk:
+        if not self._halves:
+            with suppress(ValidationError):
+                return Chunk.model_validate_json(data)
+        return Chunk.model_validate_json(joined_halves(data, self._halves))
 
     def _think(self, piece: str | None) -> list[Told]:
         if not piece:
@@ -168,16 +185,15 @@ class Transcript:
                 f" (after {counted(len(self._times), 'piece')}).",
                 "Its log may tell more; ask again.",
             )
-        if self._finish in _NO_ANSWER:
-            error = EngineError(
-                f"{self._connection.url} {_NO_ANSWER[self._finish]} ({self._finish})."
-            )
-            raise error.of_request() if self._finish == "content_filter" else error
+        finish = (self._finish or "").lower()
+        if finish in _NO_ANSWER:
+            error = EngineError(f"{self._connection.url} {_NO_ANSWER[finish]} ({self._finish}).")
+            raise error.of_request() if "holds" in error.what else error
         if not self._parts.has_text:
             self._refuse_silence()
-        if self._finish is None:
-            return "unknown"
-        return "length" if self._finish == "length" else "stop"
+        if finish in _CUT_OFF:
+            return "length"
+        return "stop" if finish in _STOPPED else "unknown"
 
     def _refuse_silence(self) -> None:
         """Raise EngineError if the server has sent something else in place of text."""
@@ -191,6 +207,13 @@ class Transcript:
                 f"{self._connection.url} calls a tool{names} in place of an answer.",
                 "None was offered: start the server without tools.",
             ).of_request()
+        if self._unread:
+            raise EngineError(
+                f"{self._connection.url} answers with what is not read here: {self._kinds()}."
+            ).of_request()
+
+    def _kinds(self) -> str:
+        return self._connection.said(", ".join(self._unread))
 
     def generation(self, ending: FinishReason) -> Generation:
         """Return the generation so far."""
@@ -238,13 +261,23 @@ class Transcript:
             self._about_budget(),
             self._about_images(),
             f"{url} sends further answers, which are left out." if self._has_others else "",
-            f"{url} does not say why the answer ends here: it may be cut off."
-            if self.done and self._finish is None
-            else "",
+            f"{url} sends further what is not read here: {self._kinds()}." if self._unread else "",
+            self._about_ending(),
             f"{url} seems to have begun a new answer in place of carrying the old one on."
             if self._lengths.is_anew(self._request.conversation, text, self._counts.prompt_tokens)
             else "",
         )
+
+    def _about_ending(self) -> str:
+        """Say that an answer has ended for a reason that is not told, or not known."""
+        url, finish = self._connection.url, self._finish
+        if finish is None:
+            said = f"{url} does not say why the answer ends here: it may be cut off."
+            return said if self.done else ""
+        if finish.lower() in (*_STOPPED, *_CUT_OFF):
+            return ""
+        said = self._connection.said(finish)
+        return f"{url} ends the answer with the word {said!r}: it may be cut off."
 
     def _about_budget(self) -> str:
         """Say that the server does not limit the thinking, if it was asked to and did not."""
