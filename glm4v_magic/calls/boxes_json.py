@@ -86,6 +86,8 @@ class MarkedObject(BaseModel):
     @property
     def name(self) -> str:
         """The label as a text."""
+        if self.label is None:
+            return ""
         return self.label if isinstance(self.label, str) else json.dumps(self.label)
 
 

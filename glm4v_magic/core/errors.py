@@ -388,12 +388,15 @@ def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3, cutoff: f
     if len(name) > _LONGEST_WORD:  # pasted, not misspelt; comparing would take long
         return ""
     by_lower = {candidate.lower(): candidate for candidate in candidates}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=limit, cutoff=cutoff)
+    close = [each for each in by_lower if len(name) > _STEM and each.startswith(name.lower())]
+    close += difflib.get_close_matches(name.lower(), by_lower, n=limit, cutoff=cutoff)
     if not close:
         return ""
+    close = list(dict.fromkeys(close))[:limit]
     return "Did you mean " + " or ".join(by_lower[match] for match in close) + "?"
 
 
+_STEM = 3  # characters, from which on a name may be the beginning of the one that was meant
 _LONGEST_WORD = 260  # characters: a path is shown in full where a file system takes it
 _LONGEST_TEXT = 480
 

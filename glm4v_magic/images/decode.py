@@ -132,7 +132,9 @@ def _require_memory(image: Image.Image, stream: IO[bytes], source: str, limits: 
 
 def too_large(source: str, pixels: int | None, limits: Limits) -> ImageError:
     """Return the error for an image with too many pixels; ``None`` if the number is unknown."""
-    size = "too many" if pixels is None else f"{pixels / 1e6:,.0f}"
+    size = "too many"
+    if pixels is not None:
+        size = f"{pixels / 1e6:,.0f}" if pixels >= 10e6 else f"{pixels / 1e6:.2g}"
     return ImageError(
         f"{one_line(source)} has {size} megapixels; at most {limits.megapixels:g} are read.",
         "Make it smaller first: a model sees little more than one megapixel.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from glm4v_magic.checkpoints.encoding import Encoded
-from glm4v_magic.core.conversation import PARTIAL, Answer, Origin
-from glm4v_magic.core.errors import ConversationError, EngineError, OptionError
+from glm4v_magic.core.conversation import Answer, Origin
+from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.image import SourcedImage
 from glm4v_magic.core.tokens import Token
 from glm4v_magic.core.wording import brief, printable
@@ -36,12 +36,12 @@ from glm4v_magic.inspect.grids import (
 )
 from glm4v_magic.inspect.inspected_token import InspectedToken
 from glm4v_magic.inspect.labelled import Labelled
-from glm4v_magic.inspect.lending import local_engine
+from glm4v_magic.inspect.lending import lent
 from glm4v_magic.inspect.lens import Lens
 from glm4v_magic.inspect.maps import PARTS, Maps, Method
 from glm4v_magic.inspect.reading import Reader
 
-__all__ = ["Inspection", "PromptToken", "inspected", "prompt_tokens"]
+__all__ = ["Inspection", "PromptToken", "prompt_tokens"]
 
 _ALTERNATIVES = 5
 _KEPT = ("images", "prompt", "tokens")  # of what is computed once
@@ -66,30 +66,6 @@ class PromptToken:
     image: int | None = None
     place: tuple[int, int] | None = None
     box: PixelBox | None = None
-
-
-def inspected(answer: Answer) -> Inspection:
-    """Return a look into the model that gave an answer; nothing is computed yet.
-
-    Raises:
-        ConversationError: if the answer was interrupted, or was not given in this session.
-        EngineError: if the model is on a server, in other processes, or is no longer loaded.
-        BusyError: if a call is running in the session.
-    """
-    if answer.finish_reason in PARTIAL:
-        raise ConversationError(
-            "This answer was broken off, so there is no whole answer to look into.",
-            "Ask again, and inspect that answer.",
-        )
-    if answer.origin is None:
-        raise ConversationError(
-            "How this answer was made is not known: it was imported or traced, or is a row of a "
-            "map.",
-            "Ask the question by itself, and inspect that answer.",
-        )
-    inspection = Inspection(answer, answer.origin)
-    with inspection.lent():
-        return inspection
 
 
 class Inspection:
@@ -145,14 +121,8 @@ class Inspection:
             EngineError: if the model is no longer loaded.
             BusyError: if another call is running in the session.
         """
-        if self._origin.lend is nullcontext:
-            raise EngineError(
-                "This is a copy of an answer, which does not know the model that gave it.",
-                "Ask again, and inspect that answer.",
-            )
-        with self._origin.lend() as engine:
-            advice = "Ask again, and inspect that answer."
-            yield local_engine(engine, self._answer.model, advice)
+        with lent(self._answer, self._origin) as engine:
+            yield engine
 
     @contextmanager
     def _computing(self) -> Iterator[tuple[LocalEngine, Reader]]:

@@ -1,13 +1,64 @@
-"""What an engine must be for its model to be looked into."""
+"""What an answer and its engine must be for the model to be looked into; torch is not needed yet.
+
+A refusal is to come at once, also where nothing is loaded in this process and a server answers.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.core.errors import EngineError
-from glm4v_magic.engines.local import LocalEngine
+from glm4v_magic.core.conversation import PARTIAL, Answer, Origin
+from glm4v_magic.core.errors import ConversationError, EngineError
 
-__all__ = ["local_engine"]
+if TYPE_CHECKING:
+    from glm4v_magic.engines.local import LocalEngine
+    from glm4v_magic.inspect.inspection import Inspection
+
+__all__ = ["inspected", "lent", "local_engine"]
+
+_AGAIN = "Ask again, and inspect that answer."
+
+
+def inspected(answer: Answer) -> Inspection:
+    """Return a look into the model that gave an answer; nothing is computed yet.
+
+    Raises:
+        ConversationError: if the answer was interrupted, or was not given in this session.
+        EngineError: if the model is on a server, in other processes, or is no longer loaded.
+        BusyError: if a call is running in the session.
+    """
+    if answer.finish_reason in PARTIAL:
+        raise ConversationError(
+            "This answer was broken off, so there is no whole answer to look into.", _AGAIN
+        )
+    if answer.origin is None:
+        raise ConversationError(
+            "How this answer was made is not known: it was imported or traced, or is a row of a "
+            "map.",
+            "Ask the question by itself, and inspect that answer.",
+        )
+    with lent(answer, answer.origin):
+        from glm4v_magic.inspect.inspection import Inspection
+
+        return Inspection(answer, answer.origin)
+
+
+@contextmanager
+def lent(answer: Answer, origin: Origin) -> Iterator[LocalEngine]:
+    """Lock the answer's session inside the block, and yield its engine.
+
+    Raises:
+        EngineError: if the model is on a server, in other processes, or is no longer loaded.
+        BusyError: if another call is running in the session.
+    """
+    if origin.lend is nullcontext:
+        raise EngineError(
+            "This is a copy of an answer, which does not know the model that gave it.", _AGAIN
+        )
+    with origin.lend() as engine:
+        yield local_engine(engine, answer.model, _AGAIN)
 
 
 def local_engine(engine: Any, model: str, advice: str) -> LocalEngine:
@@ -29,6 +80,8 @@ def local_engine(engine: Any, model: str, advice: str) -> LocalEngine:
             "from within the model.",
             "Ask with log-probabilities, or load the model in this process.",
         )
+    from glm4v_magic.engines.local import LocalEngine
+
     if not isinstance(engine, LocalEngine):
         raise EngineError(
             f"{model} is in other processes, whose insides cannot be read from here.",

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -68,6 +69,17 @@ def _decoded(text: object) -> bytes:
         return base64.b64decode(text, validate=True)
     except ValueError:
         raise ValueError("it is not base64") from None
+
+
+def _whole_characters(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"it holds half a character, {text[error.start]!a}") from None
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_whole_characters)]
 
 
 class _Image(BaseModel):
@@ -130,13 +142,13 @@ class _Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     role: Role
-    text: str
+    text: _Text
     complete: bool
     images: list[_Image]
     videos: list[_Video] = []
     before_videos: NonNegativeInt | None = None
     form: dict[str, Any] = {}
-    thinking: str = ""
+    thinking: _Text = ""
     tokens: list[_Token] | None = None
     thinking_tokens: list[_Token] = []
     written: str = ""
@@ -184,7 +196,7 @@ class _Message(BaseModel):
 class _Chat(BaseModel):
     model_config = ConfigDict(strict=True)
 
-    name: str
+    name: _Text
     messages: list[_Message]
 
 

@@ -64,7 +64,9 @@ def test_json_has_labels(given, lists):
 
 
 def test_points_of_json():
-    said = '[{"point_2d": [500, 500], "label": 7}, {"point": [[0, 0], [1000, 1000]]}]'
+    said = (
+        '[{"point_2d": [500, 500], "label": 7}, {"point": [[0, 0], [1000, 1000]], "label": null}]'
+    )
     expected = (Point("7", 1000, 250), Point("", 0, 0), Point("", 2000, 500))
     assert marks(said, [SIZE]).points == expected
 

@@ -8,6 +8,7 @@ import math
 import pickle
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -398,7 +399,7 @@ def test_a_copy_of_a_look_keeps_its_tokens(session, answer):
     assert copy.copy(look).hidden(0).values.shape == look.hidden(0).values.shape
 
 
-def test_answers_that_cannot_be_looked_into(session, answer, tmp_path):
+def test_answers_that_cannot_be_looked_into(session, answer, tmp_path, monkeypatch):
     from dataclasses import replace
 
     with pytest.raises(ConversationError, match="was broken off"):
@@ -427,6 +428,8 @@ def test_answers_that_cannot_be_looked_into(session, answer, tmp_path):
     server.info = replace(server.info, server="http://127.0.0.1:8000/v1")
     keeper = Session(server)
     told = keeper.ask("?")
+    # said before anything is imported, which takes seconds where a server answers
+    monkeypatch.setitem(sys.modules, "glm4v_magic.inspect.inspection", None)
     with pytest.raises(EngineError, match="is on a server, which tells the log-probabilities"):
         told.inspect()
 

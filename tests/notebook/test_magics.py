@@ -299,7 +299,7 @@ ERRORS = [
         "%%glm4v cat.png --temprature 1\nWhat?",
         "There is no option --temprature. Did you mean --temperature?",
     ),
-    ("%%glm4v cat.png --temp 1\nWhat?", "There is no option --temp."),
+    ("%%glm4v cat.png --temp 1\nWhat?", "There is no option --temp. Did you mean --temperature?"),
     ("%%glm4v cat.png --xyzzy\nWhat?", "There is no option --xyzzy."),
     ("%%glm4v cat.png --temperature hot\nWhat?", "--temperature is 'hot', but must be a number"),
     ("%%glm4v cat.png --temperature -1\nWhat?", "--temperature is -1.0, but must be"),

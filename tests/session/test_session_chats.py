@@ -374,6 +374,15 @@ def test_files_that_cannot_be_written_or_read(session, tmp_path):
         session.import_chat(tmp_path)
 
 
+def test_half_a_character_in_a_file_is_refused_where_it_is(session, tmp_path):
+    session.ask("What?", **GREEDY)
+    file = session.export_chat(tmp_path / "chat.json")
+    file.write_text(file.read_text().replace("What?", "What \\ud800?"))
+    with pytest.raises(ConversationError, match=r"text.* half a character, '\\ud800'"):
+        session.import_chat(file, "half")
+    assert "half" not in session.chats
+
+
 def test_a_failed_export_leaves_the_old_file(session, tmp_path):
     session.ask("One?", **GREEDY)
     file = session.export_chat(tmp_path / "chat.json")
