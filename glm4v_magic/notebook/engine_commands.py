@@ -42,10 +42,12 @@ class EngineCommand:
     Attributes:
         words: program and arguments.
         environment: environment variables that it needs, beside those that are set.
+        notes: what else to know of it, a sentence each.
     """
 
     words: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return the line that starts it, also on another machine."""
@@ -127,7 +129,10 @@ def _vllm(wanted: Wanted) -> EngineCommand:
         overrides = json.dumps({"architectures": [_OLD_IN_VLLM]})
         words += ["--trust-remote-code", "--hf-overrides", overrides]
     words += _thoughts(wanted)
-    return EngineCommand(tuple(words), environment)
+    return EngineCommand(tuple(words), environment, _NOTES if wanted.quantize else ())
+
+
+_NOTES = ("vLLM has --quantization bitsandbytes until its version 0.27.",)
 
 
 def _sglang(wanted: Wanted) -> EngineCommand:

@@ -85,6 +85,10 @@ def test_print_needs_neither_engine_nor_gpus(run):
         ),
         ("GLM-4V-9B --engine vllm --gpus 2x24GiB", "vllm serve zai-org/glm-4v-9b "),
         ("demo --engine vllm --gpus 1x8GiB", f"vllm serve {find_place('demo').folders[0]} "),
+        (
+            "GLM-4V-9B --engine vllm --gpus 2x24GiB --quantize 4bit",
+            "vLLM has --quantization bitsandbytes until its version 0.27.",
+        ),
         ("GLM-4V-9B --engine own", "python -m glm4v_magic.server GLM-4V-9B"),
     ],
 )

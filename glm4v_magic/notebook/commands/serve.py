@@ -64,7 +64,7 @@ def serve(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
 
     For another machine, --print shows the command alone; the GPUs need not be here then::
 
-        %glm4v serve zai-org/GLM-4.6V --engine sglang --gpus 4x80GiB --print
+        %glm4v serve zai-org/GLM-4.6V --engine sglang --gpus 4x80GiB --context 16384 --print
     """
     engine = arguments.engine or OWN["engine"].default
     model = arguments.model or context.model
@@ -77,6 +77,8 @@ def serve(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
     command = _command(engine, model, arguments, place)
     if arguments.print:
         print(command)  # noqa: T201  to be copied, as it is
+        for note in command.notes:
+            show(line_bundle(note))
         return
     _require(engine, command)
     before = context.launched
