@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 
 import golden
 import pytest
@@ -34,6 +35,12 @@ VALUES = {
 
 def native(**text):
     config = copy.deepcopy(tiny_glm4v.CONFIG)
+    config["text_config"].update(text)
+    return config
+
+
+def experts(**text):
+    config = tiny_native.config("glm4v_moe", tiny_native.tokenizer("glm4v_moe"))
     config["text_config"].update(text)
     return config
 
@@ -87,6 +94,25 @@ def test_the_published_hybrid_in_fp8_takes_the_bytes_of_its_files():
     # In the files there is layer 45, too: one as layer 43, and a matrix of 4,096 x 8,192.
     files = sum(of_layers.values()) + of_layers["layer.43"] + 2 * 4096 * 8192
     assert files == pytest.approx(305.8 * 2**30, rel=0.001)
+
+
+def test_the_published_hybrid_may_have_the_sizes_of_linear_attention_apart():
+    known = architecture("GLM-5.3-Flash")
+    text = {k: v for k, v in known.config["text_config"].items() if not k.startswith("linear_")}
+    kinds = ["linear_attention"] * 3 + ["deepseek_sparse_attention"]
+    text |= {
+        "layer_types": [kinds[at % 4] for at in range(45)],
+        "linear_attn_config": {
+            "num_heads": 32, "head_dim": 64, "short_conv_kernel_size": 3, "gate_lower_bound": -5.0,
+            "kda_layers": [0, 1, 2], "full_attn_layers": [3],
+        },
+    }  # fmt: skip
+    found = type(known)("x", known.config | {"text_config": text}, "config.json")
+    assert found.shape().values == found.build_meta("bfloat16").num_parameters()
+    assert found.shape().values < known.shape().values
+    broken = {**text, "linear_attn_config": {"num_heads": "2"}}
+    with pytest.raises(CheckpointError, match="linear_attn_config"):
+        type(known)("x", known.config | {"text_config": broken}, "config.json")
 
 
 def test_modules_that_stay_full_are_found_by_names_of_other_versions():
@@ -210,6 +236,13 @@ NINE_B = json.loads((golden.CHECKPOINT / "config.json").read_text())
         (native(rope_parameters=1), "{path} has 1 for 'text_config.rope_parameters': it should be"),
         (native(rope_parameters={"partial_rotary_factor": 2}), "has 2 for 'text_config.rope"),
         (native(n_routed_experts=4), "{path} lacks 'text_config.moe_intermediate_size'."),
+        (native(hidden_size=63, num_attention_heads=1, num_key_value_heads=1, head_dim=16),
+         "out_hidden_size 64 is not hidden_size 63 of the text part"),
+        (native(rms_norm_eps=math.nan), "{path} has nan for text_config.rms_norm_eps, with which"),
+        (experts(num_experts_per_tok=9), "num_experts_per_tok 9 is more than the 8 experts"),
+        (experts(n_group=3), "8 experts have no 3 equal groups of two and more"),
+        (experts(n_group=8), "8 experts have no 8 equal groups of two and more"),
+        (experts(n_group=2, topk_group=3), "topk_group 3 is more than the 2 groups"),
     ],
 )  # fmt: skip
 def test_configurations_of_other_models(tmp_path, config, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import pytest
@@ -214,6 +215,14 @@ def broken(native, tmp_path, **files):
         ({"preprocessor_config": {"patch_size": 16}}, "16 for patch_size"),
         ({"preprocessor_config": {"merge_size": "2"}}, "'2' for 'merge_size'"),
         ({"preprocessor_config": {"image_mean": None}}, "null for 'image_mean'"),
+        ({"preprocessor_config": {"do_resize": False}}, "false for 'do_resize': it should be true"),
+        ({"preprocessor_config": {"resample": 99}}, "99 for 'resample'"),
+        ({"preprocessor_config": {"rescale_factor": "x"}}, "'x' for 'rescale_factor'"),
+        ({"preprocessor_config": {"rescale_factor": math.nan}}, "nan for 'rescale_factor'"),
+        (
+            {"preprocessor_config": {"min_image_tokens": 10**9}},
+            "min_image_tokens 1000000000 is more than max_image_tokens",
+        ),
         (
             {"preprocessor_config": {"image_std": [1, 0, 1]}},
             "0 for .image_std.1..: it .* than 0",

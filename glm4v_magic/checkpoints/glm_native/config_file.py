@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
@@ -85,7 +86,32 @@ class _ExpertsConfig(_TextConfig):
     n_routed_experts: Size
     n_shared_experts: Size
     num_experts_per_tok: Size
+    n_group: Size = 1
+    topk_group: Size = 1
     first_k_dense_replace: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _chooses_among_experts(self) -> _ExpertsConfig:
+        experts, groups = self.n_routed_experts, self.n_group
+        if experts % groups or experts // groups < 2:  # the best two of a group stand for it
+            raise ValueError(f"{experts} experts have no {groups} equal groups of two and more")
+        if self.topk_group > groups:
+            raise ValueError(f"topk_group {self.topk_group} is more than the {groups} groups")
+        if self.num_experts_per_tok > experts:
+            raise ValueError(
+                f"num_experts_per_tok {self.num_experts_per_tok} is more than the {experts} experts"
+            )
+        return self
+
+
+class _LinearAttention(BaseModel):
+    """Sizes of linear attention as published files have them, apart from the other keys."""
+
+    model_config = ConfigDict(strict=True)
+
+    linear_conv_kernel_dim: Size | None = Field(None, alias="short_conv_kernel_size")
+    linear_head_dim: Size | None = Field(None, alias="head_dim")
+    linear_num_heads: Size | None = Field(None, alias="num_heads")
 
 
 class _HybridConfig(_ExpertsConfig):
@@ -96,7 +122,7 @@ class _HybridConfig(_ExpertsConfig):
     index_topk: Size
     kv_lora_rank: Size
     layer_types: list[str] | None = None
-    linear_attn_config: None = None
+    linear_attn_config: _LinearAttention | None = None
     linear_conv_kernel_dim: Size
     linear_head_dim: Size
     linear_num_heads: Size
@@ -153,6 +179,13 @@ class _Config(BaseModel):
     dtype: str | None = None
     torch_dtype: str | None = None
 
+    @model_validator(mode="after")
+    def _parts_are_as_wide(self) -> _Config:
+        tower, text = self.vision_config.out_hidden_size, self.text_config.hidden_size
+        if tower != text:
+            raise ValueError(f"out_hidden_size {tower} is not hidden_size {text} of the text part")
+        return self
+
 
 class _ConfigWithExperts(_Config):
     text_config: _ExpertsConfig
@@ -192,8 +225,28 @@ def read_config(config: dict[str, Any], where: str) -> dict[str, Any]:
         kind = _ConfigOfHybrid
         if text is not None:
             nested = {**nested, "text_config": {**_DEFAULTS, **text}}
-    checked(kind, nested, where, CheckpointError, _FOREIGN)
+    found = checked(kind, nested, where, CheckpointError, _FOREIGN).text_config
+    for name, value in _floats(nested):
+        if not math.isfinite(value):
+            raise CheckpointError(
+                f"{where} has {value} for {name}, with which nothing can be computed.", _FOREIGN
+            )
+    if isinstance(found, _HybridConfig) and found.linear_attn_config is not None:
+        apart = found.linear_attn_config.model_dump(exclude_none=True)
+        nested = {**nested, "text_config": {**nested["text_config"], **apart}}
     return nested
+
+
+def _floats(value: object, name: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the floats in parsed JSON, with the names that lead to them."""
+    if isinstance(value, float):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from _floats(each, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        for each in value:
+            yield from _floats(each, name)
 
 
 def has_experts(text: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from glm4v_magic.checkpoints.files import read_json
 from glm4v_magic.checkpoints.glm_native.families import Family
@@ -36,6 +36,15 @@ class _File(BaseModel):
     size: _Size = _Size()
     min_image_tokens: int = Field(default=_LEAST_TOKENS, ge=1, le=_LARGEST)
     max_image_tokens: int = Field(default=8000, ge=1, le=_LARGEST)
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> _File:
+        if self.min_image_tokens > self.max_image_tokens:
+            raise ValueError(
+                f"min_image_tokens {self.min_image_tokens} is more than max_image_tokens "
+                f"{self.max_image_tokens}"
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -59,6 +59,9 @@ _THREE = Field(min_length=3, max_length=3)
 class _ImageFile(BaseModel):
     """Keys of a ``preprocessor_config.json``, with transformers' values of those that it lacks."""
 
+    do_resize: Literal[True]  # patches need sides that they divide
+    resample: Annotated[int, Field(ge=0, le=5)]  # filters of Pillow
+    rescale_factor: Annotated[Number, Field(gt=0)]
     image_mean: Annotated[list[Number], _THREE]
     image_std: Annotated[list[Annotated[Number, Field(gt=0)]], _THREE]
     merge_size: _Side
