@@ -36,13 +36,16 @@ def several(value: Any, source: str) -> Sequence[Any] | None:
         ImageError: if it holds nothing yet, or has splits of which one must be chosen.
     """
     files = uploaded(value, source)
-    if files is not None or isinstance(value, Mapping):
+    if files is not None:
         return files
+    if isinstance(value, Mapping):
+        return _list_in(value)
     if isinstance(value, list | tuple):
         return value
-    if is_instance(value, "numpy", "ndarray") and value.dtype.kind == "O" and value.size:
-        items = list(value.flat)
-        return None if isinstance(items[0], int | float) else items
+    if is_instance(value, "numpy", "ndarray") and value.dtype.kind in "OSU" and value.size:
+        if not _is_of_numbers(value):
+            return list(value.flat)
+        return list(value) if value.ndim == 4 else None  # NumPy takes PIL images apart
     if is_instance(value, "polars", "Series") or is_instance(value, "pyarrow", *_ARRAYS):
         return list(value.to_list() if hasattr(value, "to_list") else value.to_pylist())
     if is_instance(value, "datasets.arrow_dataset", "Column"):
@@ -51,6 +54,21 @@ def several(value: Any, source: str) -> Sequence[Any] | None:
         return _column(value)
     rows = _records(value) if is_instance(value, "pandas", "DataFrame") else rows_of(value)
     return None if rows is None else list(itertools.islice(rows, _MOST_ROWS))
+
+
+def _is_of_numbers(array: Any) -> bool:
+    return isinstance(array.flat[0], int | float)
+
+
+def _list_in(row: Mapping[Any, Any]) -> Sequence[Any] | None:
+    """Return the only list of images in a row, or in several that are a mapping of lists."""
+    lists = [
+        each
+        for each in row.values()
+        if isinstance(each, list | tuple) and each and all(map(_is_or_names_an_image, each))
+    ]
+    has_others = any(map(_is_or_names_an_image, row.values()))
+    return lists[0] if len(lists) == 1 and not has_others else None
 
 
 _MOST_ROWS = 10_000
@@ -85,7 +103,7 @@ def _column(series: Any) -> Sequence[Any] | None:
     if items and isinstance(items[0], int | float):
         return None
     is_row = all(isinstance(name, str) for name in series.index)
-    if items and is_row and not all(_is_image(each) or _names_an_image(each) for each in items):
+    if items and is_row and not all(map(_is_or_names_an_image, items)):
         return None
     return items
 
@@ -150,6 +168,16 @@ def _names_an_image(value: object) -> bool:
     return text.endswith(SUFFIXES) or text.startswith("data:image/")
 
 
+def _is_or_names_an_image(value: object) -> bool:
+    return _is_image(value) or _names_an_image(value)
+
+
+def _is_pixels(value: Any) -> bool:
+    """Tell whether a value of a row is an array or tensor of an image's shape."""
+    is_array = is_instance(value, "numpy", "ndarray") or is_instance(value, "torch", "Tensor")
+    return is_array and value.ndim == 3
+
+
 def taken_out(value: Any, source: str) -> Any:
     """Return the bytes, path or array that a library's value holds; other values as they are.
 
@@ -169,6 +197,8 @@ def taken_out(value: Any, source: str) -> Any:
         return content.decode("utf-8", "replace") if value.format == "url" else content
     if is_instance(value, "xarray", "DataArray"):
         return value.values
+    if is_instance(value, "numpy", "ndarray") and value.dtype.kind == "O" and value.size:
+        return _of_numbers(value)
     if is_instance(value, "plotly.basedatatypes", "BaseFigure"):
         return _drawn("a plotly figure", "kaleido", source, lambda _: value.to_image(format="png"))
     if is_instance(value, "altair", "TopLevelMixin"):
@@ -181,6 +211,13 @@ def taken_out(value: Any, source: str) -> Any:
     return value
 
 
+def _of_numbers(array: Any) -> Any:
+    """Return an array of Python's numbers as one of NumPy's; others as they are."""
+    import numpy as np
+
+    return np.array(array.tolist()) if _is_of_numbers(array) else array
+
+
 def _of_row(row: Mapping[Any, Any], whole: object, source: str) -> Any:
     """Return the only image of a row: in memory, or else named; `whole` if it has none.
 
@@ -189,6 +226,7 @@ def _of_row(row: Mapping[Any, Any], whole: object, source: str) -> Any:
     """
     found = [name for name, value in row.items() if _is_image(value)]
     found = found or [name for name, value in row.items() if _names_an_image(value)]
+    found = found or [name for name, value in row.items() if _is_pixels(value)]
     if len(found) > 1:
         raise ImageError(
             f"{one_line(source)} is a row with several images: "

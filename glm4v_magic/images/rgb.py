@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["has_profile", "to_rgb", "turn"]
 
 _WITH_PROFILES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK")
+_ROUNDING = 3
+"""Largest change of a value by profiles that say sRGB in another way, as with fewer digits."""
 _STRIP = 2**20  # pixels that are converted at a time: what that takes is then small
 
 
@@ -156,13 +159,25 @@ def _transform(image: Image.Image) -> tuple[Any, str] | None:
         from PIL import ImageCms
 
         profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
-        if (ImageCms.getProfileDescription(profile) or "").startswith("sRGB"):
-            return None
         if profile.profile.xcolor_space.strip() == "GRAY":
             mode = "L"
-        return ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB"), mode
+        found = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
+        return None if mode == "RGB" and _changes_nothing(found) else (found, mode)
     except Exception:  # a broken profile, or one of other channels, says nothing about the pixels
         return None
+
+
+def _changes_nothing(transform: Any) -> bool:
+    """Tell whether a transform of RGB keeps colours, as one from sRGB does but for rounding."""
+    from PIL import Image, ImageChops, ImageCms
+
+    levels = range(0, 256, 51)
+    colours = bytes(level for each in itertools.product(levels, repeat=3) for level in each)
+    before = Image.frombytes("RGB", (len(colours) // 3, 1), colours)
+    after = ImageCms.applyTransform(before, transform)
+    assert after is not None
+    extrema: Any = ImageChops.difference(before, after).getextrema()
+    return bool(max(most for _, most in extrema) <= _ROUNDING)
 
 
 def _scale_of(image: Image.Image, source: str) -> Scale:

@@ -11,15 +11,17 @@ import io
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 from glm4v_magic.core.errors import ImageError, reason
 from glm4v_magic.core.image import DEFAULT_LIMITS, Limits, SourcedImage
 from glm4v_magic.images.arrays import from_numpy, from_torch
 from glm4v_magic.images.decode import decode, upright
-from glm4v_magic.images.files import current_folder
+from glm4v_magic.images.files import current_folder, exists
+from glm4v_magic.images.formats import is_known
 from glm4v_magic.images.holders import is_instance, several, taken_out
 from glm4v_magic.images.messages import (
     ACCEPTED,
@@ -29,6 +31,7 @@ from glm4v_magic.images.messages import (
     require_page,
 )
 from glm4v_magic.images.names import from_name
+from glm4v_magic.images.uris import from_base64, is_uri
 
 __all__ = ["to_image", "to_images"]
 
@@ -95,9 +98,9 @@ def to_image(
     if isinstance(value, SourcedImage):
         require_page(page, 1, source)
         return value
-    value = taken_out(value, source)
-    if isinstance(value, str | os.PathLike):
-        images = _named(value, source, current_folder() if base is None else base, limits, page)
+    value, folder = taken_out(value, source), current_folder() if base is None else base
+    if isinstance(value, str | os.PathLike) or _is_name_in_bytes(value, folder):
+        images = _named(value, source, folder, limits, page)
         if len(images) > 1:
             raise ImageError(f"{one_line(source)} names {len(images)} images, not one.")
         return images[0]
@@ -108,8 +111,16 @@ def to_image(
     raise ImageError(f"{one_line(source)} is {_kind_of(value)}, not an image.", ACCEPTED)
 
 
+def _is_name_in_bytes(value: object, base: Path) -> TypeGuard[bytes]:
+    """Tell whether bytes are a path that exists or a URI, not the content of a file."""
+    if not isinstance(value, bytes) or is_known(value):
+        return False
+    name = os.fsdecode(value)
+    return is_uri(name) or exists(name, base)
+
+
 def _named(
-    value: str | os.PathLike[str], source: str, base: Path, limits: Limits, page: int | None
+    value: str | bytes | os.PathLike[str], source: str, base: Path, limits: Limits, page: int | None
 ) -> tuple[SourcedImage, ...]:
     """Read a value that is itself a name: anything a word can be except a variable."""
     text = os.fsdecode(value)
@@ -134,7 +145,12 @@ def _from_bytes(
 ) -> SourcedImage | None:
     if not isinstance(value, bytes | bytearray | memoryview):
         return None
-    return decode(io.BytesIO(bytes(value)), source, limits, page)
+    content = bytes(value)
+    if content.isascii() and not is_known(content):
+        image = from_base64(content.decode(), limits, page)
+        if image is not None:
+            return replace(image, source=source)
+    return decode(io.BytesIO(content), source, limits, page)
 
 
 def _from_stream(value: Any, source: str, limits: Limits, page: int | None) -> SourcedImage | None:

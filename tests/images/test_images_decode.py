@@ -219,6 +219,23 @@ class TestProfiles:
         assert colours(photo) == [BLUE]
         assert not photo.encoded  # a server would not apply it
 
+    def test_that_of_srgb_is_none_by_what_it_does(self):
+        from PIL import ImageCms
+
+        content = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+        photo = to_image(encoded(Image.new("RGB", (4, 4), "#3c3c3c"), icc_profile=content), "x")
+        assert colours(photo) == ["#3c3c3c"]
+        assert photo.encoded
+        for at in range(132, 132 + 12 * struct.unpack_from(">I", content, 128)[0], 12):
+            name, offset = struct.unpack_from(">4sI", content, at)
+            if name in (b"rTRC", b"gTRC", b"bTRC"):  # ICC.1, 10.6: a curve of no points is linear
+                content[offset : offset + 12] = b"curv" + bytes(8)
+        content = bytes(content)
+        description = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(content)))
+        assert description.startswith("sRGB")
+        linear = encoded(Image.new("RGB", (4, 4), "#3c3c3c"), icc_profile=content)
+        assert colours(to_image(linear, "x")) == ["#858585"]
+
     def test_a_broken_profile_is_none(self):
         content = encoded(Image.new("RGB", (4, 4), RED), icc_profile=b"nonsense")
         assert colours(to_image(content, "x")) == [RED]

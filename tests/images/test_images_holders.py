@@ -10,6 +10,7 @@ import ipywidgets
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from photos import BLUE, GREEN, RED, colours, encoded, error_of, fill, png
 from PIL import Image
 
@@ -137,6 +138,44 @@ class TestTables:
         array[:] = [Image.new("RGB", (2, 2), RED), "photos/a.png"]
         assert seen(array) == [RED, GREEN]
 
+    def test_an_array_that_numpy_makes_of_images(self):
+        red, blue = (Image.new("RGB", (2, 3), colour) for colour in (RED, BLUE))
+        array = np.array([red, blue], dtype=object)
+        assert array.ndim == 4
+        assert seen(array) == [RED, BLUE]
+        assert seen(array[1]) == [BLUE]
+        assert colours(to_image(array[:1], "x")) == [RED]
+
+    def test_an_array_of_paths(self):
+        assert seen(np.array(["photos/a.png", "photos/a.png"])) == [GREEN, GREEN]
+        assert seen(np.array([b"photos/a.png"])) == [GREEN]
+
+    @pytest.mark.parametrize(
+        "row",
+        [
+            {"images": [Image.new("RGB", (2, 2), RED), Image.new("RGB", (2, 2), BLUE)], "n": 1},
+            {"image": [{"bytes": png(RED), "path": None}, {"bytes": png(BLUE), "path": None}],
+             "label": ["cat", "dog"]},
+            {"files": ["red.png", "blue.png"], "n": [1, 2]},
+        ],
+        ids=["of several images", "a slice of rows", "of paths"],
+    )  # fmt: skip
+    def test_a_list_in_a_row(self, row):
+        Image.new("RGB", (2, 2), BLUE).save("blue.png")
+        assert seen(row) == [RED, BLUE]
+
+    def test_two_lists_in_a_row(self):
+        row = {"left": [png(RED)], "right": [png(BLUE)]}
+        assert "x is a dict, not an image" in error_of(to_images, row, "x")
+
+    def test_pixels_in_a_row(self):
+        pixels = np.zeros((2, 2, 3), np.uint8)
+        pixels[..., 2] = 255
+        assert seen({"image": pixels, "label": 3}) == [BLUE]
+        assert seen({"image": torch.from_numpy(pixels).permute(2, 0, 1), "n": torch.tensor(3)}) == [
+            BLUE
+        ]
+
 
 class TestUploads:
     def test_of_colab(self):
@@ -170,6 +209,7 @@ class TestBase64:
         text = base64.b64encode(content).decode()
         wrapped = base64.encodebytes(content).decode()
         assert seen(text) == seen(wrapped) == ["#ffffff"]
+        assert seen(text.encode()) == seen(text)
         of_urls = base64.urlsafe_b64encode(content).decode().rstrip("=")
         assert seen(of_urls) == ["#ffffff"]
         (photo,) = resolve_images(["text"], {"text": text})

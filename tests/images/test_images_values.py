@@ -197,7 +197,7 @@ class TestArrays:
             (np.array(5.0), "x has shape (), which is not the shape of an image."),
             (np.zeros((1, 1, 1, 4, 4)), "which is not the shape of an image."),
             (np.zeros((0, 4, 3)), "x has shape (0, 4, 3): it has no pixels."),
-            (np.zeros((2, 2), object), "x holds values of type object."),
+            (np.full((2, 2), None), "x holds values of type object."),
             (np.zeros((2, 2), complex), "x holds values of type complex128."),
             (np.array([["a"]]), "x holds values of type <U1."),
             (np.array([[0.0, 255.0]]), "floats from 0 to 255, not from 0 to 1. Divide by 255."),

@@ -129,3 +129,17 @@ def test_a_problem_outside_of_any_module() -> None:
         torch.ones(1, 2, device="cuda:0") @ torch.ones(2, 1, device="cuda:1")
     assert caught.value.problem.module == ""
     assert caught.value.problem.phase == "load"
+
+
+def test_torch_2_6_has_no_grouped_products(monkeypatch):
+    class Older:
+        def __getattr__(self, name):
+            if name == "_grouped_mm":
+                raise AttributeError(name)
+            return getattr(aten, name)
+
+    aten = torch.ops.aten
+    with monkeypatch.context() as patched, VirtualGPUs("1x1GiB"):
+        patched.setattr(torch.ops, "aten", Older())
+        layer = nn.Linear(8, 8).to("cuda:0")
+        assert layer(torch.ones(1, 8, device="cuda:0")).device.type == "cuda"
