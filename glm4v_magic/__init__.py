@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from glm4v_magic.calls.answer import ImageAnswer
     from glm4v_magic.core.conversation import Answer, Conversation, Message, Usage
     from glm4v_magic.core.errors import (
+        ComparisonInterrupted,
         GenerationInterrupted,
         Glm4vError,
         LoadInterrupted,
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Answer",
+    "ComparisonInterrupted",
     "Conversation",
     "GenerationInterrupted",
     "Glm4vError",
@@ -61,6 +63,7 @@ _HOMES = {
     "Message": "core.conversation",
     "Sampling": "core.options",
     "Usage": "core.conversation",
+    "ComparisonInterrupted": "core.errors",
     "GenerationInterrupted": "core.errors",
     "LoadInterrupted": "core.errors",
     "Glm4vError": "core.errors",

@@ -8,7 +8,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, time
+from decimal import Decimal, InvalidOperation
 from functools import cached_property
+from numbers import Number
 from typing import Any
 
 from glm4v_magic.core.conversation import PARTIAL
@@ -86,24 +89,28 @@ class Truth:
     def label(self, said: object) -> str | None:
         """Return the choice that an answer is; ``None`` if it is none."""
         text = _text(said)
-        return text if text in self.choices else self._by_normal.get(normal(text))
+        if text in self.choices:
+            return text
+        same = [each for each in self.choices if _is_same_number(each, said)]
+        return same[0] if len(same) == 1 else self._by_normal.get(normal(text))
 
     def scored(self, row: AnsweredRow) -> ScoredRow:
         """Return a row with the answer that was expected."""
         expected = self.expected[row.index]
         answer = row.answer
         counts = expected is not None and row.finish_reason not in (None, *PARTIAL)
+        is_right = self._agree(row, expected) if counts else None
         return ScoredRow(
             index=row.index,
             name=row.name,
             expected=expected,
             # What an error broke off is no answer; what was interrupted may be asked again.
             answer=None if row.finish_reason == "failed" else row.text,
-            is_right=self._agree(row, expected) if counts else None,
+            is_right=is_right,
             probability=row.probability,
             choices={} if answer is None else answer.choices,
             kind=self.kinds[row.index] if self.kinds else "",
-            fault=row.fault,
+            fault="" if is_right else row.fault,  # "Yes." is the choice "yes"
         )
 
     def _agree(self, row: AnsweredRow, expected: object) -> bool:
@@ -117,7 +124,8 @@ class Truth:
             return _same_json(row.value, expected)
         if self.format == "code":
             return str(row.value).strip() == _text(expected).strip()
-        return normal(row.answer.text) == normal(_text(expected))
+        said = row.answer.text
+        return _is_same_number(said, expected) or normal(said) == normal(_text(expected))
 
 
 def truth_of(
@@ -206,10 +214,25 @@ def _kind(value: object) -> str:
 
 
 def _text(value: object) -> str:
-    """Return an expected answer as text: 3.0, as pandas has a 3 beside missing numbers, is 3."""
+    """Return an expected answer as it is written.
+
+    Pandas has 3 as 3.0 beside missing numbers, and dates as times at midnight.
+    """
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
+    if isinstance(value, datetime) and value.time() == time.min and value.tzinfo is None:
+        return value.date().isoformat()
     return str(value)
+
+
+def _is_same_number(said: str, expected: object) -> bool:
+    """Whether a number is expected, and the text is this number, however it is written."""
+    if isinstance(expected, bool) or not isinstance(expected, Number):
+        return False
+    try:
+        return Decimal(normal(said)) == Decimal(str(expected))
+    except InvalidOperation:  # a text, or a complex number
+        return False
 
 
 def _same_json(value: object, expected: object) -> bool:

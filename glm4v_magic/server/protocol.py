@@ -148,6 +148,8 @@ class Video(BaseModel):
         url: the clip itself, as a ``data:`` URI.
     """
 
+    model_config = ConfigDict(extra="forbid")  # such as fps, which would change what is seen
+
     url: str | None = None
 
 

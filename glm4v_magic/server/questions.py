@@ -240,7 +240,11 @@ def _conversation(asked: ChatRequest, *, thinks: bool) -> Conversation:
 
 def _message(given: SentMessage, number: int, unfinished: bool) -> Message:
     role: Role = "system" if given.role == "developer" else given.role
-    images = tuple(_image(url, f"image of message {number}") for url in given.urls())
+    urls = given.urls()
+    images = tuple(
+        _image(url, f"image {f'{at} ' if len(urls) > 1 else ''}of message {number}")
+        for at, url in enumerate(urls, 1)
+    )
     videos = tuple(_video(url, f"clip of message {number}") for url in given.clips())
     text = "\n".join(given.texts())
     if role != "assistant":
@@ -264,7 +268,7 @@ def _thinking_apart(begun: Message) -> Message:
 
 
 def _image(url: str | None, source: str) -> SourcedImage:
-    return to_image(_data_uri(url, source, "image"), source)
+    return replace(to_image(_data_uri(url, source, "image"), source), source=source)
 
 
 def _video(url: str | None, source: str) -> SourcedVideo:

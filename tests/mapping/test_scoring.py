@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -146,6 +147,36 @@ def test_free_answers_are_compared_as_texts():
     assert [row.is_right for row in found.rows] == [True, False, True]
     assert found.confusion is None
     assert found.calibration is None
+
+
+@pytest.mark.parametrize(
+    ("said", "expected", "is_right"),
+    [
+        ("3.0", 3.0, True),
+        ("3", 3.0, True),
+        ("3.0.", 3, True),
+        ("2.50", Decimal("2.5"), True),
+        ("0.1", np.float32(0.1), True),
+        ("3", np.int64(3), True),
+        ("30", 3.0, False),
+        ("three", 3, False),
+        ("1", True, False),
+        ("3.0", "3", False),
+        ("2020-01-01", pd.Timestamp("2020-01-01"), True),
+        ("2020-01-01 10:30:00", pd.Timestamp("2020-01-01 10:30"), True),
+    ],
+)
+def test_numbers_and_dates_are_compared_as_such(said, expected, is_right):
+    answer = Answer(said, "?", "m", Usage(1, 1, 1), "stop")
+    truth = truth_of(items_of([{"label": expected}], "rows"), "label")
+    assert truth.scored(AnsweredRow(0, "a", "a", "?", answer)).is_right is is_right
+
+
+def test_choices_of_numbers_are_those_numbers():
+    truth = truth_of(items_of([{"label": 3.0}], "rows"), "label", choices=("3.0", "2.5"))
+    answer = Answer("3.0.", "?", "m", Usage(1, 1, 1), "stop")
+    scored = truth.scored(AnsweredRow(0, "a", "a", "?", answer, "None of the choices."))
+    assert (scored.is_right, scored.fault) == (True, "")
 
 
 def test_json_is_compared_by_value():

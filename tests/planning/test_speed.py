@@ -55,7 +55,7 @@ def test_rows_of_a_batch_share_the_reading_of_weights():
 
 def test_gpus_run_one_after_another_each_at_its_own_speed():
     fast, slow = (limit(NEW, f"2x16GiB@{speed}GB/s") for speed in (1000, 500))
-    assert fast.step_seconds == pytest.approx(decoder_bytes(NEW) / 1000 / GB + HOP_SECONDS)
+    assert fast.step_seconds == pytest.approx(decoder_bytes(NEW) / 1000 / GB + 2e-6)  # one hop
     assert slow.step_seconds - HOP_SECONDS == pytest.approx(2 * (fast.step_seconds - HOP_SECONDS))
     mixed = limit(NEW, "16GiB@1000GB/s+16GiB@500GB/s")
     assert fast.step_seconds < mixed.step_seconds < slow.step_seconds

@@ -301,7 +301,7 @@ class TestProbabilitiesOfChoices:
         (whole,) = ask(server, question(**asked))[1]["choices"]
         *before, last = data_of(ask(server, question(stream=True, **asked))[1])
         told = last["choices"][0]["glm4v_magic"]["choices"]
-        assert told == pytest.approx(whole["glm4v_magic"]["choices"], rel=1e-6)
+        assert told == pytest.approx(whole["glm4v_magic"]["choices"], rel=1e-4)
         assert sum(told.values()) == pytest.approx(1)
         assert not any("glm4v_magic" in piece["choices"][0] for piece in before)
 

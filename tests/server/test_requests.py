@@ -80,6 +80,11 @@ class TestFields:
                 "takes text, images and clips (video_url), and no audio_url",
             ),
             (question([{"type": "video_url"}]), 400, "tiny takes no video. Ask about single"),
+            (
+                question([{"type": "video_url", "video_url": {"url": "", "fps": 1}}]),
+                400,
+                "'messages[0].content[0].video_url.fps'",
+            ),
             (question([{"type": "text", "text": 1}]), 400, "it should be a valid string"),
             (question([{"type": "text"}]), 400, "of the type text, but has no text"),
             (question(messages=[{"role": "assistant", "content": "x"}]), 400, "last message is of"),
@@ -281,6 +286,14 @@ class TestImages:
         assert_error(ask(server, question(content)), 400, said)
         message = {"role": "user", "content": "?", "image": url or "null"}
         assert_error(ask(server, question(messages=[message])), 400, said)
+
+    def test_of_several_images_the_one_that_is_meant_is_named(self, server):
+        urls = [uri(Image.new("RGB", size)) for size in ((8, 8), (2, 402))]
+        parts = [{"type": "image_url", "image_url": url} for url in urls]
+        body = question([*parts, {"type": "text", "text": "?"}])
+        assert_error(ask(server, body), 400, "takes one image in a conversation")
+        body = question([parts[0], {"type": "image_url", "image_url": "x"}])
+        assert_error(ask(server, body), 400, "image 2 of message 1 is not a data: URI")
 
     def test_an_image_that_would_be_huge(self, server):
         buffer = io.BytesIO()
