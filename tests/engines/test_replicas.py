@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from scripted_server import scripted_server
 
 from glm4v_magic.core.conversation import (
     Conversation,
@@ -110,6 +111,13 @@ class TestRefusals:
         with pytest.raises(EngineError, match=rf"no Ray cluster at 127.0.0.1:{port}: Conn"):
             cluster.connect(f"127.0.0.1:{port}")
         assert time.monotonic() - began < 60  # Ray by itself tries for minutes
+
+    def test_something_else_is_there(self, capfd):
+        with scripted_server() as server:
+            address = server.url.removeprefix("http://").removesuffix("/v1")
+            with pytest.raises(EngineError, match=f"at {address}: something else answers there"):
+                cluster.connect(address)
+        assert capfd.readouterr().err == ""  # no log of Ray's
 
     @pytest.mark.parametrize(
         "address", ["ray://a:1", "10.0.0.5", "a:0", "a:70000", "http://a:1", "a b:1", "local", ":1"]

@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 _HERE = "local"
 _ATTEMPTS = 3
 _SECONDS_TO_CONNECT = 3.0
+_SECONDS_TO_ANSWER = 10.0
 _SECONDS_TO_ASK = 60.0
 _START_OF_A_PROGRAM = 0.5  # seconds
 _STORE_BYTES = 256 * 2**20
@@ -44,6 +45,12 @@ _QUIET = {
 """What is set while a cluster is started; its processes inherit it."""
 
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):([0-9]{1,5})")
+
+_SETTINGS = 4
+_HEADER_BYTES, _KIND_OF_FRAME = 9, 3
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
+"""How a client of HTTP/2, and so of gRPC, begins; the server's first frame is one of settings, too
+(RFC 9113, 3.4)."""
 
 _users = 0
 """Engines that use a cluster which was started or joined here."""
@@ -255,13 +262,36 @@ def _require_same(address: str | None) -> None:
 
 def _require_open(address: str) -> None:
     host, _, port = address.rpartition(":")
+    place = host.strip("[]"), int(port)
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_CONNECT).close()
+        with socket.create_connection(place, _SECONDS_TO_CONNECT) as connection:
+            is_ray = _speaks_grpc(connection)
     except OSError as error:
         raise EngineError(
             f"There is no Ray cluster at {address}: {reason(error)}.",
             "Is it running there? Leave the address out to use this machine alone.",
         ) from None
+    if not is_ray:
+        raise EngineError(
+            f"There is no Ray cluster at {address}: something else answers there, or nothing.",
+            "The port is that of `ray start --head`, 6379 by default; 8265 is the dashboard's.",
+        )
+
+
+def _speaks_grpc(connection: socket.socket) -> bool:
+    """Tell whether a server speaks Ray's protocol.
+
+    Ray itself (2.60) waits a minute for one that does not, and prints its own log meanwhile.
+    """
+    if os.environ.get("RAY_USE_TLS") == "1":
+        return True  # whoever encrypts does not understand this
+    connection.settimeout(_SECONDS_TO_ANSWER)
+    connection.sendall(_HELLO)
+    try:
+        header = connection.recv(_HEADER_BYTES)
+    except (TimeoutError, ConnectionError):
+        return False
+    return len(header) == _HEADER_BYTES and header[_KIND_OF_FRAME] == _SETTINGS
 
 
 @contextlib.contextmanager
