@@ -17,6 +17,13 @@ from glm4v_magic.core.wording import brief
 __all__ = ["Option", "Who", "has_type", "option"]
 
 
+def _plain(value: Any) -> Any:
+    """Return a number of numpy, as loops over arrays and tables have them, as that of Python."""
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        return value.item()
+    return value
+
+
 @dataclass(frozen=True)
 class Who:
     """Where an option can be given.
@@ -58,7 +65,7 @@ class Option:
         read: parses the text on a command line, if the type does not say how. Raises OptionError.
         example: a value as it is typed, for the reference; empty if any of its type will do.
         normal: brings a value of another form, such as a torch.dtype, into that of `annotation`,
-            and returns what it does not know as it is.
+            and returns what it does not know as it is. By default numpy's numbers become Python's.
     """
 
     name: str
@@ -78,7 +85,7 @@ class Option:
     alone: Any = None
     read: Callable[[str], Any] | None = None
     example: str = ""
-    normal: Callable[[Any], Any] = lambda value: value
+    normal: Callable[[Any], Any] = _plain
 
     @property
     def type(self) -> str:

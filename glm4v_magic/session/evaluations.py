@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.calls.call import terms_of
+from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.python_options import accepts
 from glm4v_magic.core.remarks import PYTHON
 from glm4v_magic.session.maps import Maps
@@ -124,6 +125,9 @@ class Evaluations(Maps):
         from glm4v_magic.mapping.scoring import BINS, truth_of
 
         form = terms_of(options).form
+        if options.get("bins") is not None and not form.choices:
+            what = "bins is about the probabilities of choices, and there are no choices."
+            raise OptionError(what, option="bins")
         if not isinstance(dataset, Items):
             dataset = items_of(dataset, "dataset", column=images)
         truth = truth_of(

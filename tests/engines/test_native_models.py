@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator
@@ -330,6 +331,19 @@ def test_what_was_seen_and_counted(engines):
     info = engines("glm46v").info
     assert (info.max_images, info.image_size, info.visual_tokens) == (None, None, None)
     assert (info.thinks, info.takes_video) == (True, True)
+
+
+def test_that_linear_attention_runs_transformers_own_code_is_no_news(engines):
+    logger, told = logging.getLogger("transformers.integrations.hub_kernels"), []
+    handler = logging.Handler()
+    handler.emit = told.append
+    logging.Logger.warning_once.cache_clear()
+    logger.addHandler(handler)
+    try:
+        answers(engines("glm5_next"), [ONE])
+    finally:
+        logger.removeHandler(handler)
+    assert told == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -327,6 +327,7 @@ def test_images_are_in_a_column(as_table, tmp_path):
             "'0', '1', '2' and 6 more, which are none of the choices yes, no",
         ),
         (ROWS, {"bins": 0}, "bins is 0, but must be a whole number from 1 to 100."),
+        (ROWS, {"bins": 5, "choices": None}, "bins is about the probabilities of choices, and"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_evaluated_is_said_before_anything_is_asked(data, options, said):

@@ -155,6 +155,11 @@ def test_what_a_cell_cannot_evaluate(frame, run, options, said):
     assert said in evaluate(run, options, fails=True)
 
 
+def test_bins_are_those_of_choices(frame, run):
+    said = run("%%glm4v --over df --evaluate label --bins 3\nWhat?", fails=True)
+    assert "--bins is about the probabilities of choices, and there are no choices." in said
+
+
 def test_scores_are_those_of_rows(tiny, run):
     said = run('%glm4v ask "What?" --evaluate label', fails=True)
     assert "--evaluate is about the rows of --over, and there is no --over." in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from standins.speaker import Speaker
 
@@ -52,6 +53,16 @@ def test_a_wrong_type_is_refused_in_one_line(call, said):
         call(session)
     assert "\n" not in str(caught.value)
     assert session.chats == before
+
+
+def test_numbers_of_numpy_are_numbers():
+    session = Session(Speaker(("Yes.", "stop"), ("No.", "stop")))
+    numbers = {"max_tokens": np.int64(5), "temperature": np.float32(0.5), "seed": np.array(7)}
+    assert session.ask("What?", **numbers, thinking=np.bool_(False)).text == "Yes."
+    with pytest.raises(Glm4vError, match=r"max_tokens is 5\.0, but must be a whole number"):
+        session.ask("What?", max_tokens=np.float64(5))
+    with pytest.raises(Glm4vError, match=r"max_tokens is array\(\[5\]\), but must be"):
+        session.ask("What?", max_tokens=np.array([5]))
 
 
 def test_gpus_are_described_wherever_they_are_taken():

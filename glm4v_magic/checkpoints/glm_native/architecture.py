@@ -8,6 +8,7 @@ proportions of images; plans and dry runs use the largest image that the model w
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -64,6 +65,7 @@ _OF_LAYERS = {
     "self_attn.indexers_proj": "self_attn.indexer.weights_proj",
 }
 """Published name within a layer -> the name here."""
+_KERNELS = "transformers.integrations.hub_kernels"
 _TEXT_ID = 1  # any id that does not stand for an image
 
 
@@ -212,6 +214,8 @@ class NativeArchitecture:
         """
         from transformers import AutoConfig
 
+        if self._is_hybrid:  # it would tell in the midst of an answer what the documentation tells
+            logging.getLogger(_KERNELS).setLevel(logging.ERROR)
         try:
             return AutoConfig.for_model(**self._nested)
         except Exception as error:  # its checks raise half a dozen unrelated types
