@@ -183,7 +183,7 @@ def refuse_thinking(
     if request.sampling.thinking:
         raise OptionError(
             f"{model} does not think before it answers.",
-            code="model_does_not_think",
+            code="leave_thinking_out",
         )
     if request.sampling.max_thinking is not None:
         raise OptionError(

@@ -214,7 +214,7 @@ COMMON: Mapping[str, str] = {
         "load it for this length ({option:context={needed}}): the plan is for {context} tokens"
     ),
     "fewer_tokens": "ask for fewer tokens (max_tokens)",
-    "model_does_not_think": "Leave thinking out.",
+    "leave_thinking_out": "Leave thinking out.",
     "no_thinking_to_limit": "Leave max_thinking out.",
     "no_such_effort": "Leave effort out.",
     "row_cut_off": "It was cut off at the token limit: allow more (max_tokens).",

@@ -32,7 +32,7 @@ _IN_A_CELL = {
     ),
     "server_is_silent": "If it is only slow, give it longer: %glm4v load ... --timeout SECONDS.",
     "image_too_large_for_server": "Ask about a smaller image, or a part of it (--crop).",
-    "model_does_not_think": ("Leave --thinking out (of a setting: %config Glm4v.thinking = None)."),
+    "leave_thinking_out": ("Leave --thinking out (of a setting: %config Glm4v.thinking = None)."),
     "no_thinking_to_limit": "Leave --max-thinking out.",
     "no_such_effort": "Leave --effort out.",
     "thinking_cannot_go_on": "To ask again: %glm4v retry.",

@@ -36,7 +36,7 @@ _OVER_HTTP = {
     ),
     "server_is_silent": "It may only be slow: ask again later.",
     "no_such_effort": "Leave reasoning_effort out.",
-    "model_does_not_think": "Leave enable_thinking out of chat_template_kwargs.",
+    "leave_thinking_out": "Leave enable_thinking out of chat_template_kwargs.",
     "image_too_large_for_server": "Send a smaller image, or a part of it.",
     "thinking_cannot_go_on": "Ask again without the unfinished answer.",
     "folder_of_images": "{kinds} Send each in a request of its own.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -49,6 +50,15 @@ _active: list[VirtualGPUs] = []
 def active() -> VirtualGPUs | None:
     """Return the virtual GPUs whose block is running, if any."""
     return _active[-1] if _active else None
+
+
+def _after_fork() -> None:
+    for gpus in _active:
+        gpus._machine.ledger.is_forked = True
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class VirtualGPUs:

@@ -56,6 +56,7 @@ class MemoryLedger:
         # Storages are freed at any moment, in any thread, even inside a method of this object: they
         # are noted here (deque.append is atomic) and subtracted at the next call.
         self._ended: deque[int] = deque()
+        self.is_forked = False
         self._lock = threading.RLock()
 
     def live_bytes(self, gpu: int) -> int:
@@ -117,7 +118,10 @@ class MemoryLedger:
 
         Raises:
             torch.OutOfMemoryError: with CUDA's text, if the GPU is too small.
+            RuntimeError: with CUDA's text, in a process that was forked.
         """
+        if self.is_forked:  # before the lock, which another thread may have held
+            raise RuntimeError(_FORKED)
         storage = content.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         with self._lock:
@@ -193,6 +197,13 @@ class MemoryLedger:
             f"Of the allocated memory {_format_size(live)} is allocated by PyTorch, and 0 bytes "
             "is reserved by PyTorch but unallocated."
         )
+
+
+# torch/cuda/__init__.py
+_FORKED = (
+    "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, you must "
+    "use the 'spawn' start method"
+)
 
 
 def _note_end(ended: deque[int], key: int, reference: weakref.ref[torch.UntypedStorage]) -> None:

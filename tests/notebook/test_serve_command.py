@@ -122,7 +122,13 @@ def test_a_started_server_is_asked_and_ended(run, shell, vllm, port):
     assert "Loading safetensors checkpoint shards" in screen
     assert f"vLLM serves zai-org/glm-4v-9b at http://127.0.0.1:{port}/v1." in screen
     assert f"http://127.0.0.1:{port}/v1" in run("%glm4v status")
-    assert "was ended" in run("%glm4v unload")
+    screen = run("%glm4v load demo")
+    assert f"vLLM at http://127.0.0.1:{port}/v1 goes on; %glm4v unload ends it." in screen
+    assert "goes on" not in run(f"%glm4v load http://127.0.0.1:{port}/v1")
+    run("%glm4v load demo")
+    screen = run("%glm4v unload")
+    assert f"demo was unloaded. vLLM at http://127.0.0.1:{port}/v1 was ended." in screen
+    assert "goes on" not in run("%glm4v load demo")
     with socket.socket() as again:
         assert again.connect_ex(("127.0.0.1", port)) != 0
 
@@ -183,7 +189,8 @@ class TestInterrupt:
         url = f"http://127.0.0.1:{port}/v1"
         assert f"vLLM at {url} was ended to make room." in screen
         assert "Stopped" in screen
-        assert "not loaded" in run("%glm4v status")
+        gone = f"{url}, was ended; the %glm4v serve line starts it again"
+        assert gone in run("%glm4v status")
         gone = f"vLLM at {url}, started by %glm4v serve, was ended. The same line starts it again"
         assert gone in run('%glm4v ask "Hello?"', fails=True)
 
@@ -199,7 +206,7 @@ def test_a_server_that_does_not_start_leaves_the_one_before(run, vllm, port, mon
     monkeypatch.setattr(module, "gpus_here", lambda: parse_gpus("1x40GiB"))
     screen = run(f"{line} {free_port()} --revision x", fails=True)
     assert f"vLLM at http://127.0.0.1:{port}/v1 was ended to make room." in screen
-    assert "not loaded" in run("%glm4v status")
+    assert "was ended; the %glm4v serve line" in run("%glm4v status")
 
 
 os.register_at_fork(after_in_parent=TestInterrupt.forked)

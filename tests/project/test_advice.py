@@ -698,7 +698,7 @@ def test_fewer_gpus_have_fewer_hops():
 # Questions, as far as a loaded model's options are named.
 
 
-@takes("model_does_not_think", "no_thinking_to_limit", "no_such_effort", "answer_cut_off")
+@takes("leave_thinking_out", "no_thinking_to_limit", "no_such_effort", "answer_cut_off")
 def test_options_that_the_model_does_not_have_are_left_out():
     session = Session().load("demo")
     for options, said in (

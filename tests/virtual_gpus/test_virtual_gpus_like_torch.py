@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import time
 import weakref
 from collections.abc import Callable
@@ -556,3 +557,19 @@ def test_functions_of_functions_are_refused_in_one_line():
         with pytest.raises(NotImplementedError, match=r"^Virtual GPUs compute no gradients[^\n]*$"):
             torch.func.grad(lambda values: values.sum())(x)
         assert torch.func.grad(lambda values: values.sum())(x.cpu()).sum() == 32
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_process_that_was_forked_has_no_gpus():
+    with VirtualGPUs("1x1GiB"):
+        there = numbers(2)
+        child = os.fork()
+        if not child:
+            try:
+                there + 1
+            except RuntimeError as error:
+                os._exit(7 if "forked subprocess" in str(error) else 8)
+            os._exit(9)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert (there + 1).device == GPU

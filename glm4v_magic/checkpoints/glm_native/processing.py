@@ -115,7 +115,9 @@ class NativeProcessor:
             CheckpointError: if the chat template does not write each image once.
         """
         if thinking is False and self.thinks and not self._template.can_skip_thinking:
-            raise OptionError(f"{self._name} always thinks before it answers.")
+            raise OptionError(
+                f"{self._name} always thinks before it answers.", code="leave_thinking_out"
+            )
         published, is_inside = self._template.ids(conversation, thinking, effort)
         images, videos = conversation.images, conversation.videos
         self._require(published.count(self._image_id), len(images), "images")

@@ -63,6 +63,9 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
             show(line_bundle(f"{info.model} is loaded already."))
         elif info is not None and info.server is not None:
             show(line_bundle(f"Connected to {info.server}: {info.model}."))
+        launched = context.launched
+        if launched is not None and launched.is_running and ModelChoice(model).name != launched.url:
+            show(line_bundle(f"{launched.name} at {launched.url} goes on; %glm4v unload ends it."))
     finally:
         screen.close()
 
@@ -71,12 +74,16 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
 def unload(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> None:
     """Give the model's memory back. The next question loads the model again.
 
-    From a server it only disconnects, unless it was started with %glm4v serve: that one is ended.
+    From a server it only disconnects. One that was started with %glm4v serve is ended, whatever is
+    loaded, and the same line starts it again.
     """
-    name = context.session.status().choice.name
-    said = _unloaded(context.session) or f"{name} was not loaded."
+    before = context.session.status()
+    said = _unloaded(context.session) or f"{before.choice.name} was not loaded."
     ended = context.end_launched()
-    show(line_bundle(said if ended is None else f"{ended.name} at {ended.url} was ended."))
+    if ended is not None:
+        told = f"{ended.name} at {ended.url} was ended."
+        said = f"{said} {told}" if before.info is not None and before.info.server is None else told
+    show(line_bundle(said))
 
 
 def release(session: Session) -> None:
@@ -103,8 +110,12 @@ def status(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> 
     """Show the model, where it is, what it takes, and what the last answer cost."""
     now = context.session.status()
     rows = status_rows(context.model, now.info, now.last, busy=now.busy, kept=now.kept)
-    launched = context.launched
-    if launched is not None and launched.ending:
-        gone = f"{launched.url}, {launched.ending}; the %glm4v serve line starts it again"
-        rows = [(label, gone if value == launched.url else value) for label, value in rows]
+    launched = context.launched or context.ended
+    how = "" if launched is None else launched.ending if context.launched else "was ended"
+    if launched is not None and how:
+        gone = f"{launched.url}, {how}; the %glm4v serve line starts it again"
+        rows = [
+            (label, gone if label == "model" and value.startswith(launched.url) else value)
+            for label, value in rows
+        ]
     show(status_bundle(rows))
