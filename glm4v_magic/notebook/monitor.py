@@ -316,7 +316,7 @@ def _rounded(reading: Reading) -> Reading:
     step = max((reading.total_bytes or 0) // _STEPS, 1)
 
     def whole(size: int | None, step: int = step) -> int | None:
-        return None if size is None else size // step * step
+        return None if size is None else round(size / step) * step
 
     return replace(
         reading,

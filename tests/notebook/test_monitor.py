@@ -12,6 +12,7 @@ import weakref
 from dataclasses import replace
 
 import pytest
+import torch
 from driver_standin import GIB, Described, Driver
 from shells import TINY
 
@@ -21,6 +22,7 @@ from glm4v_magic.notebook import monitor as monitor_module
 from glm4v_magic.notebook.monitor import Monitor, weights_by_device
 from glm4v_magic.notebook.render.memory import memory_html
 from glm4v_magic.session.session import Session, Status
+from glm4v_magic.virtual_gpus import VirtualGPUs
 
 SECONDS = 60
 
@@ -265,6 +267,15 @@ def test_the_history_keeps_the_most_of_each_span():
 def info(**changes):
     facts = ("m", "", 1, None, None, 9, 1000, "bfloat16", ("cpu",))
     return replace(EngineInfo(*facts), **changes)
+
+
+def test_what_is_free_is_rounded_to_the_nearest(session):
+    with VirtualGPUs("1x16GiB"):
+        small = torch.ones(2**18, device="cuda:0")  # 1 MiB
+        (gpu,) = (
+            row.now for row in Monitor(session.status).view().rows if "cuda" in row.now.device
+        )
+        assert abs(gpu.total_bytes - small.nbytes - gpu.free_bytes) <= gpu.total_bytes / 2000
 
 
 def test_weights_are_told_by_plan_or_on_the_cpu(session):
