@@ -10,6 +10,7 @@ lets no part of it act on the page.)
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import os
@@ -40,7 +41,7 @@ from glm4v_magic.core.options import AnswerForm, of_group
 from glm4v_magic.core.text_files import replace_text
 from glm4v_magic.core.tokens import Alternative, Token
 from glm4v_magic.core.video import Frame, SourcedVideo
-from glm4v_magic.core.wording import clock, pixels
+from glm4v_magic.core.wording import clock, pixels, printable
 from glm4v_magic.images import DEFAULT_LIMITS, Limits, SourcedImage, to_image
 from glm4v_magic.outside import (
     SHUT,
@@ -239,9 +240,12 @@ def from_json(
 
 
 def to_markdown(conversation: Conversation, name: str = UNNAMED) -> str:
-    """Write a chat for reading; images and videos are named, not shown."""
+    """Write a chat for reading; images and videos are named, not shown.
+
+    Texts stay Markdown, without control characters and overrides of the writing direction.
+    """
     title = f"# {name}\n\n" if name else ""
-    return title + "\n".join(_paragraphs(conversation)).rstrip() + "\n"
+    return printable(title + "\n".join(_paragraphs(conversation)).rstrip() + "\n")
 
 
 def write_chat(path: str | os.PathLike[str], conversation: Conversation, name: str) -> Path:
@@ -307,7 +311,8 @@ def _marks(conversation: Conversation, turn: int) -> Iterator[str]:
     marks = marks_of(conversation, turn).all
     lines = mark_lines(marks, conversation.images, conversation.videos)
     if lines:
-        yield "\n".join(f"- {line_of(line)}" for line in lines) + "\n"
+        shown = (html.escape(line_of(line), quote=False) for line in lines)
+        yield "\n".join(f"- {each}" for each in shown) + "\n"
 
 
 def _folded(thinking: str) -> str:

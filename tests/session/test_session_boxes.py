@@ -132,6 +132,16 @@ def test_a_chat_file_keeps_what_was_written():
     assert f"{SHOWN}\n\n- 1: (20, 30) to (120, 90) px" in to_markdown(chat)
 
 
+def test_what_a_model_says_is_plain_where_a_chat_is_read():
+    label = '<img src=x onerror="alert(1)">\u202e'
+    said = json.dumps([{"bbox_2d": [100, 300, 600, 900], "label": label}])
+    session, _ = saying((f"Turned: \u202e\x1b[2J{said}", "stop"))
+    session.ask("Where?", PHOTO, chat="cats")
+    text = to_markdown(session.conversation("cats"))
+    assert '- 1 &lt;img src=x onerror="alert(1)"&gt;: (' in text
+    assert not {"\u202e", "\x1b"} & {*text}
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
