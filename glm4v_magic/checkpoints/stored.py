@@ -30,6 +30,7 @@ from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.model_shape import ModelShape, PackedMatrix
 from glm4v_magic.core.options import Quantization
 from glm4v_magic.images.messages import one_line
+from glm4v_magic.planning.packages import require_bitsandbytes
 
 __all__ = ["Stored", "is_told_by", "read_stored"]
 
@@ -88,6 +89,8 @@ class Stored:
             OptionError: if it is not installed.
             CheckpointError: if it cannot read their ``quantization_config``.
         """
+        if self.is_of_bitsandbytes:
+            require_bitsandbytes(f"Weights that are quantised by {self.scheme}")
         if any(importlib.util.find_spec(package) is None for package in self.needs):
             packages = " and ".join(each.replace("_", "-") for each in self.needs)
             are = "is" if len(self.needs) == 1 else "are"

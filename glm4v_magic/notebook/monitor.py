@@ -313,16 +313,23 @@ def weights_by_device(info: EngineInfo | None) -> Mapping[str, int]:
 
 
 def _rounded(reading: Reading) -> Reading:
+    """Return a reading without noise; what is rounded off the memory in use is counted as free."""
     step = max((reading.total_bytes or 0) // _STEPS, 1)
 
     def whole(size: int | None, step: int = step) -> int | None:
         return None if size is None else round(size / step) * step
 
+    kernel, others = whole(reading.kernel_bytes, min(step, _MIB)), whole(reading.other_bytes)
+    parts = (reading.kernel_bytes, reading.other_bytes, reading.free_bytes)
+    left = [each for each in parts if each is not None]
+    free = whole(reading.free_bytes)
+    if kernel is not None and others is not None and len(left) == len(parts):
+        free = max(sum(left) - kernel - others, 0)
     return replace(
         reading,
-        kernel_bytes=whole(reading.kernel_bytes, min(step, _MIB)),
-        other_bytes=whole(reading.other_bytes),
-        free_bytes=whole(reading.free_bytes),
+        kernel_bytes=kernel,
+        other_bytes=others,
+        free_bytes=free,
         power_watts=None if reading.power_watts is None else float(round(reading.power_watts)),
     )
 

@@ -6,7 +6,6 @@ it costs nothing.
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +33,7 @@ from glm4v_magic.core.wording import counted, gib, sized
 from glm4v_magic.planning.costs import price
 from glm4v_magic.planning.device_map import place_of, settle
 from glm4v_magic.planning.files import read_given
+from glm4v_magic.planning.packages import require_bitsandbytes
 from glm4v_magic.planning.plan import plan, task_of
 from glm4v_magic.planning.precision import Precision, of_plan, precision, require_quantizable
 from glm4v_magic.planning.search import can_fit, offloadable, whole_tower
@@ -214,7 +214,7 @@ def choose(
     if quantize is not None:
         require_quantizable(architecture.shape(), quantize)
         if loads:
-            _require_bitsandbytes(quantize)
+            require_bitsandbytes(f"{quantize} weights")
     if chosen is not None:
         return chosen
     # Without GPUs this checks the options.
@@ -357,14 +357,6 @@ def refuse_plan_of_another(made: Plan, shape: ModelShape) -> None:
             kept += 0 if {*unit.modules} & {*stage.offloaded} else unit.weight_bytes
         if kept != stage.weight_bytes:
             raise other
-
-
-def _require_bitsandbytes(kind: Quantization) -> None:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise OptionError(
-            f"{kind} weights need bitsandbytes, which is not installed.",
-            "Install it with: pip install 'glm4v_magic[quantize]'",
-        )
 
 
 def _require_quantised_on_gpus(shape: ModelShape, weights: DeviceMap) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 import sys
@@ -175,15 +176,19 @@ def test_tried_with_the_bytes_in_its_files(saved, form):
 
 def test_without_its_backend_before_anything_is_released(saved, monkeypatch):
     session = Session().load(golden.CHECKPOINT)
-    engine = session.engine
+    engine, folder = session.engine, saved("8bit")
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(OptionError, match=r"pip install 'glm4v_magic\[quantize\]'"):
-        session.load(saved("8bit"))
+        session.load(folder)
     assert session.engine is engine
     session.unload()
-    facts = gather((), model=str(saved("8bit")))
+    facts = gather((), model=str(folder))
     assert facts.fault is not None
     assert "need bitsandbytes" in facts.fault[0]
+    monkeypatch.delitem(sys.modules, "bitsandbytes")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.46.0")
+    with pytest.raises(OptionError, match=r"need bitsandbytes .* or newer; 0\.46\.0"):
+        session.load(folder)
 
 
 def test_by_the_names_of_the_weights_where_the_config_says_nothing(saved, tmp_path):

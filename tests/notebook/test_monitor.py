@@ -18,6 +18,7 @@ from shells import TINY
 
 from glm4v_magic.core.conversation import Answer, Usage
 from glm4v_magic.core.model import EngineInfo, ModelChoice
+from glm4v_magic.hardware.readings import Reading, Readings
 from glm4v_magic.notebook import monitor as monitor_module
 from glm4v_magic.notebook.monitor import Monitor, weights_by_device
 from glm4v_magic.notebook.render.memory import memory_html
@@ -126,6 +127,14 @@ def test_what_cannot_be_read_is_said_until_it_can(monkeypatch, session):
     assert monitor.view().note.startswith("What is in memory cannot be read now")
     assert "<is>" not in memory_html(monitor.view())
     monitor.stop()
+
+
+def test_free_memory_is_what_others_leave_less_our_own(monkeypatch, session):
+    own, noise = 3 * 2**20, 7 * 2**20
+    found = Reading("cuda:0", "GPU", "0", 16 * GIB, own, 0, noise, 16 * GIB - own - noise)
+    monkeypatch.setattr(monitor_module, "take_readings", lambda *_: Readings((found,)))
+    (row,) = Monitor(session.status).view().rows
+    assert (row.now.other_bytes, row.now.free_bytes) == (0, 16 * GIB - own)
 
 
 def test_a_thread_that_ends_after_all_is_not_waited_for(monkeypatch):

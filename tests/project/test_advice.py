@@ -7,6 +7,8 @@ the rooms that decide where a model goes. A new one without a test here is red.
 from __future__ import annotations
 
 import ast
+import importlib.metadata
+import importlib.util
 import random
 import re
 import shlex
@@ -21,6 +23,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers.utils import import_utils
+from transformers.utils.import_utils import BITSANDBYTES_MIN_VERSION
 
 import glm4v_magic
 from glm4v_magic.checkpoints.architecture import architecture
@@ -50,7 +53,6 @@ from glm4v_magic.notebook.command_line import parse
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.commands.plan import placement_options
 from glm4v_magic.notebook.next_steps import CELL
-from glm4v_magic.planning import decision
 from glm4v_magic.planning.costs import price
 from glm4v_magic.planning.decision import decide, make_plan
 from glm4v_magic.planning.device_map import EXAMPLE
@@ -623,6 +625,7 @@ def test_more_host_memory_is_allowed():
 @takes(
     "Free memory on the GPUs or lower the reserve.",
     "Install it with: pip install 'glm4v_magic[quantize]'",
+    "Install a newer one with: pip install 'bitsandbytes>={}', and restart Python.",
 )
 def test_room_is_made(monkeypatch):
     full = [GPU(0, "GPU", 40 * GIB, GIB)]
@@ -631,11 +634,19 @@ def test_room_is_made(monkeypatch):
     assert plan(NINE_B.shape(), [GPU(0, "GPU", 40 * GIB, 39 * GIB)], reserve=2 * GIB).fullness <= 1
     demo = architecture("demo").shape()
     assert plan(demo, full, reserve=0, workload=Workload(dtype="float32")).fullness <= 1
-    monkeypatch.setattr(decision.importlib.util, "find_spec", lambda name: None)
+    eight = PlacementOptions(quantize="8bit")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.46.0")
+    with pytest.raises(OptionError, match=r"or newer; 0\.46\.0 is installed") as caught:
+        decide(architecture("demo"), eight, ())
+    asked = re.search(r"'bitsandbytes>=(.+)'", caught.value.hint)[1]
+    assert asked == BITSANDBYTES_MIN_VERSION
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: f"{asked}.dev1")
+    assert decide(architecture("demo"), eight, ()).quantize == "8bit"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(OptionError, match="pip install 'glm4v_magic"):
-        decide(architecture("demo"), PlacementOptions(quantize="8bit"), ())
+        decide(architecture("demo"), eight, ())
     text = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
-    assert re.search(r'^quantize = \["bitsandbytes', text, re.MULTILINE)
+    assert f'\nquantize = ["bitsandbytes>={asked}"]\n' in text
 
 
 @takes(
