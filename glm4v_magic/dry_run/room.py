@@ -5,7 +5,8 @@ Prices tell it in milliseconds where there is room enough, and a dry run where t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,13 @@ from glm4v_magic.planning.needs import longest_that_fits, needs_of_map, needs_of
 
 if TYPE_CHECKING:
     from glm4v_magic.core.model import Architecture
+    from glm4v_magic.core.model_shape import Workload
+    from glm4v_magic.dry_run.report import DryRunReport
     from glm4v_magic.planning.decision import Placement
 
 __all__ = ["require_room"]
+
+_VISITORS = (0.1, 1)  # usually so little is enough; see `needs_of_map`
 
 
 def require_room(
@@ -33,7 +38,8 @@ def require_room(
 ) -> None:
     """Raise what a dry run with the same options would, for a map or plan that a load follows.
 
-    Inside of virtual GPUs nothing is judged: they run out of memory as a load or a prompt does.
+    Virtual GPUs are judged as the GPUs that they stand for, though they would hold a little more:
+    nothing but tensors takes memory of theirs.
 
     Args:
         architecture: the model.
@@ -46,10 +52,6 @@ def require_room(
         DoesNotFitError: if a GPU is too small for the workload.
         PlacementError: if the map mixes devices in an operation.
     """
-    from glm4v_magic.virtual_gpus import active
-
-    if active() is not None:  # a dry run has virtual GPUs of its own, and these take no overhead
-        return
     shape, made = architecture.shape(), placement.plan
     weights = placement.device_map or {}
     work = replace(
@@ -59,21 +61,36 @@ def require_room(
         fp8=placement.fp8,
         image_size=placement.image_size,
     )
-    needs = needs_of_map(shape, work, weights, gpus) if made is None else needs_of_plan(made, gpus)
+
+    def needs_with(visitors: float) -> Callable[[Workload], dict[int, int] | None]:
+        return lambda each: needs_of_map(shape, each, weights, gpus, visitors=visitors)
+
+    needs = needs_of_plan(made, gpus) if made else needs_with(1)(work)
     sizes = {gpu.index: gpu.usable_bytes for gpu in gpus}
     if needs is not None and all(size <= sizes[index] for index, size in needs.items()):
         return
+    told = _told(options)
     try:
-        raise_if_unusable(dry_run(architecture, gpus, given, **_told(options)))
+        raise_if_unusable(_tried(architecture, gpus, given, told))
     except DoesNotFitError as error:
-        if made is None:
-            asked = replace(work, image_size=options.workload.image_size)
-            way = longest_that_fits(
-                shape, asked, lambda each: needs_of_map(shape, each, weights, gpus), gpus
-            )
-            if way.code != "no_context_fits":
+        asked = replace(work, image_size=options.workload.image_size)
+        for visitors in () if made else _VISITORS:
+            way = longest_that_fits(shape, asked, needs_with(visitors), gpus)
+            shorter = {**told, "context": way.values.get("context")}
+            if shorter["context"] and _tried(architecture, gpus, given, shorter).works:
                 error.advise(code="ways_out", ways=(way,))
+                break
         raise
+
+
+def _tried(
+    architecture: Architecture, gpus: Sequence[GPU], given: GivenMap, options: Mapping[str, Any]
+) -> DryRunReport:
+    from glm4v_magic.virtual_gpus import active
+
+    virtual = active()
+    with nullcontext() if virtual is None else virtual.paused():  # it has some of its own
+        return dry_run(architecture, gpus, given, **options)
 
 
 def _told(options: PlacementOptions) -> dict[str, Any]:

@@ -135,6 +135,11 @@ class VirtualGPUs:
                 "End the `with VirtualGPUs(...)` block around this one first.",
             )
         self._was_entered = True
+        self._open()
+        return self
+
+    def _open(self) -> None:
+        """Put the virtual GPUs in place; the lock is held, and released with them."""
         with ExitStack() as undo:
             undo.callback(_in_use.release)
             undo.callback(install_noop_cuda_guard())
@@ -166,7 +171,6 @@ class VirtualGPUs:
             _active.append(self)
             self._machine.is_open = True
             self._undo = undo.pop_all()
-        return self
 
     def __exit__(
         self,
@@ -181,6 +185,19 @@ class VirtualGPUs:
         if self._undo is not None:
             self._undo.close()
             self._undo = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """End the block and begin it again, so that other virtual GPUs can be used meanwhile.
+
+        Tensors on these GPUs stay as they are, and no thread can compute with them until then.
+        """
+        self.close()
+        try:
+            yield
+        finally:
+            _in_use.acquire()
+            self._open()
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
