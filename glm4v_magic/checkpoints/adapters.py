@@ -43,12 +43,21 @@ _KINDS = ("LORA", "LOHA", "LOKR", "IA3")
 
 _DTYPES = (*FULL, "F64")
 
+_BEGUN = (True, False, None, "gaussian", "orthogonal", "pissa", "olora", "eva", "lora_ga")
+"""Ways to begin a training that can be done again with the adapter and its base alone.
+
+Of others peft draws random numbers (``pissa_niter_N``), asks for what was counted before the
+training (``corda``) or for a GPU and scipy (``loftq``).
+"""
+
 _FOREIGN = "Is this the folder of an adapter that peft has saved?"
+_MERGE_IT = "Merge it with peft where it was trained (merge_and_unload), and save the result."
 _OF_ANOTHER = "Is it an adapter of another model?"
 
 
 Rank = Annotated[int, Field(ge=1, le=2**14)]  # peft makes matrices of it before it reads them
 Index = Annotated[int, Field(ge=0)]
+Scale = Annotated[FiniteFloat, Field(ge=-(2**24), le=2**24)]  # huge ones make weights infinite
 
 
 class _Config(BaseModel):
@@ -57,9 +66,9 @@ class _Config(BaseModel):
     peft_type: str
     r: Rank = 8
     rank_pattern: dict[str, Rank] | None = None
-    lora_alpha: FiniteFloat = 8
-    alpha: FiniteFloat = 8
-    alpha_pattern: dict[str, FiniteFloat] | None = None
+    lora_alpha: Scale = 8
+    alpha: Scale = 8
+    alpha_pattern: dict[str, Scale] | None = None
     base_model_name_or_path: str | None = None
     lora_bias: bool | None = False
     use_rslora: bool | None = False
@@ -249,7 +258,13 @@ def read_adapter(folder: Path, tensors: Mapping[str, TensorInfo] | None = None) 
     for what in (name for name, is_there in unmerged.items() if is_there):
         raise CheckpointError(
             f"{file} describes an adapter with {what}, which are not merged here.",
-            "Merge it with peft (merge_and_unload), and save the result.",
+            _MERGE_IT,
+        )
+    if read.init_lora_weights not in _BEGUN:
+        raise CheckpointError(
+            f"{file} describes an adapter whose training began in a way that cannot be done again "
+            f"here, init_lora_weights {printable(str(read.init_lora_weights))!r}.",
+            _MERGE_IT,
         )
     if tensors is None:
         tensors = _tensors(folder)

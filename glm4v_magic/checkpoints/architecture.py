@@ -29,6 +29,7 @@ def architecture(
     *,
     base: str | os.PathLike[str] | None = None,
     lora: str | os.PathLike[str] | None = None,
+    tries_adapter: bool = True,
 ) -> Architecture:
     """Find a configuration and return its architecture; that of an adapter is its base's.
 
@@ -37,10 +38,12 @@ def architecture(
             without its owner), one of `DEMOS`, or a ``config.json``.
         base: model that the adapter is for; ``None`` for what it says itself.
         lora: folder of an adapter for the model.
+        tries_adapter: whether to refuse an adapter that peft cannot merge, as a load does; imports
+            torch and peft if there is an adapter, and nothing is tried without peft.
 
     Raises:
         CheckpointError: if there is no such configuration, it describes an unknown kind of model,
-            or a value in it is invalid.
+            a value in it is invalid, or peft cannot merge the adapter.
         OptionError: if `source` is not a name, or `base` or `lora` have no meaning.
     """
     from glm4v_magic.checkpoints.sources import find_source
@@ -55,7 +58,9 @@ def architecture(
     name = place.published.name if is_own and place.published is not None else found.name
     for folder in place.folders:
         if not place.in_cache or (folder / "config.json").is_file():
-            return _read(name if is_own else text, folder / "config.json", found.adapter)
+            return _read(
+                name if is_own else text, folder / "config.json", found.adapter, tries_adapter
+            )
     if place.published is not None and place.published.configured_as is not None:
         files = resources.files("glm4v_magic.checkpoints") / "published"
         with resources.as_file(files / f"{place.published.configured_as}.json") as file:
@@ -76,7 +81,9 @@ def architecture(
     )
 
 
-def _read(name: str, file: Path, adapter: Adapter | None = None) -> Architecture:
+def _read(
+    name: str, file: Path, adapter: Adapter | None = None, tries_adapter: bool = False
+) -> Architecture:
     from glm4v_magic.checkpoints.adapted import with_adapter
     from glm4v_magic.checkpoints.contents import read_config_alone, read_contents
     from glm4v_magic.checkpoints.files import holds_weights
@@ -90,9 +97,22 @@ def _read(name: str, file: Path, adapter: Adapter | None = None) -> Architecture
         contents = read_contents(file.parent)
     except CheckpointError:  # of weights that are missing or damaged, a plan needs none
         return of_contents(name, read_config_alone(file), str(file))
+    adapter = adapter or contents.adapter
     if adapter is not None:
         contents = with_adapter(contents, adapter)
+    if tries_adapter:
+        _require_mergeable(contents)
     return of_contents(name, contents, str(file))
+
+
+def _require_mergeable(contents: Contents) -> None:
+    """Raise what a load would say of an adapter, where peft can tell."""
+    from importlib.util import find_spec
+
+    from glm4v_magic.checkpoints.pretrained import require_mergeable
+
+    if contents.merges is not None and find_spec("peft") is not None:
+        require_mergeable(contents.merges, contents.tensors)
 
 
 def of_contents(name: str, contents: Contents, where: str) -> Architecture:

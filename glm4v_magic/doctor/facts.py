@@ -189,7 +189,8 @@ def gather(
     """
     from glm4v_magic.checkpoints.architecture import architecture
 
-    shape = architecture(model, base=base, lora=lora).shape()
+    # what is wrong with an adapter is a finding among others
+    shape = architecture(model, base=base, lora=lora, tries_adapter=False).shape()
     alone = is_file(model)
     is_here, fault = (True, None) if alone else _files(model, base, lora)
     if gpus is None:

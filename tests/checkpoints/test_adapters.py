@@ -96,6 +96,12 @@ CONFIGS = {
         "trainable_token_indices": {"embed_tokens": [3, 5]},
     },
     "from singular values": {"target_modules": ["q_proj"], "init_lora_weights": "pissa"},
+    "orthonormal": {"target_modules": ["q_proj"], "init_lora_weights": "olora", "use_rslora": True},
+    "magnitudes of singular values": {
+        "target_modules": ["q_proj"],
+        "init_lora_weights": "pissa",
+        "use_dora": True,
+    },
 }  # fmt: skip
 
 
@@ -394,6 +400,9 @@ def test_half_merged_weights_with_their_configuration(adapter, tmp_path):
     save_file({**renamed, **parts}, half / "model.safetensors")
     shutil.copy(adapter / "adapter_config.json", half)
     same(resolve(half).load(dtype=torch.float32).model.state_dict(), expected)
+    edit(half, r=3)
+    with pytest.raises(CheckpointError, match="size mismatch"):
+        architecture(half)
 
 
 def thin(folder, part):
@@ -458,6 +467,17 @@ BROKEN = {
         "merge transformer.encoder.layers.2.",
     ),
     "other modules": (lambda a: edit(a, target_modules=["x"]), "{'x'} not found in the base"),
+    "other modules in brackets": (lambda a: edit(a, target_modules="("), "unterminated subpattern"),
+    "no modules": (lambda a: edit(a, target_modules=5), "'int' object is not iterable"),
+    "odd biases": (lambda a: edit(a, bias="weird"), "bias: weird, is not implemented"),
+    "a huge alpha": (lambda a: edit(a, lora_alpha=1e308), "less than or equal to 16777216"),
+    "from random numbers": (
+        lambda a: edit(a, init_lora_weights="pissa_niter_4"),
+        "init_lora_weights 'pissa_niter_4'",
+    ),
+    "from a GPU": (lambda a: edit(a, init_lora_weights="loftq"), "init_lora_weights 'loftq'"),
+    "from samples": (lambda a: edit(a, init_lora_weights="corda"), "init_lora_weights 'corda'"),
+    "not finite": (lambda a: scale(a, float("nan")), "lora_A.weight that are not finite"),
     "for some prompts": (lambda a: edit(a, alora_invocation_tokens=[3]), "aLoRA does not support"),
 }
 
@@ -470,10 +490,26 @@ def test_broken_adapters_are_one_line(adapter, how):
         resolve(adapter).require_usable()  # before a model that is there is released
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError) as by_plan:
+        architecture(adapter)
+    assert str(by_plan.value) == str(caught.value)
+
+
+def test_doctor_says_what_load_says(adapter):
+    edit(adapter, r=3)
+    with pytest.raises(CheckpointError) as caught:
+        Session().load(adapter)
+    assert gather((), model=str(adapter)).fault == (caught.value.what, caught.value.hint)
+
+
+def scale(folder, factor):
+    """Multiply all weights of an adapter."""
+    file = folder / "adapter_model.safetensors"
+    save_file({k: v * factor for k, v in load_file(file).items()}, file)
 
 
 def test_an_adapter_that_makes_weights_infinite_is_refused(adapter):
-    edit(adapter, lora_alpha=1e300)
+    scale(adapter, 1e25)
     with pytest.raises(CheckpointError, match="has values that are not finite"):
         Session().load(adapter)
 
@@ -485,17 +521,13 @@ def test_an_adapter_that_is_not_there():
 
 
 def test_values_that_are_not_finite(adapter):
-    file = adapter / "adapter_model.safetensors"
-    save_file({k: v * float("nan") for k, v in load_file(file).items()}, file)
+    scale(adapter, float("nan"))
     with pytest.raises(CheckpointError, match=r"lora_A.* that are not finite"):
         resolve(adapter).load(dtype=torch.float32)
     session = Session().load(golden.CHECKPOINT)
     with pytest.raises(CheckpointError, match=r"lora_A.* that are not finite"):
         session.load(adapter)
     assert session.engine is not None
-    facts = gather((), model=str(adapter))
-    assert facts.fault is not None
-    assert "not finite" in facts.fault[0]
 
 
 def test_tokens_that_the_base_does_not_have(native, tmp_path):
