@@ -34,8 +34,7 @@ def with_adapter(contents: Contents, adapter: Adapter) -> Contents:
     merges = adapter.merges(contents.tensors, find)
     tensors = {**contents.tensors, **merges.replaced}
     config, notes = with_vocabulary(contents.config, tensors)
-    parts = sum(map(len, merges.parts.values())) + len(merges.replaced)
-    into = counted(parts, "module")
+    into = counted(merges.modules, "module")
     merged = f"the adapter {adapter.folder} ({adapter.kind}) is merged into {into}"
     return replace(
         contents,

@@ -111,6 +111,13 @@ class Merges:
     replaced: Mapping[str, TensorInfo] = field(default_factory=dict)
 
     @property
+    def modules(self) -> int:
+        """Number of the modules that are changed."""
+        weights = {name: each for name, each in self.parts.items() if not name.endswith(".bias")}
+        # peft saves an embedding as a whole beside its changes
+        return sum(map(len, weights.values())) + len(self.replaced.keys() - weights.keys())
+
+    @property
     def tensors(self) -> dict[str, TensorInfo]:
         """All weights of the adapter."""
         parts = (part for each in self.parts.values() for part in each)
@@ -175,6 +182,10 @@ class Adapter:
             part = Part(module, rows, modules[module])
             self._require_sizes(part, tensors[name])
             parts[name] = (*parts.get(name, ()), part)
+            bias = find(f"{module}.bias") if self.kind == "IA3" else None
+            if bias is not None:  # it scales what a module returns
+                name, rows = bias
+                parts[name] = (*parts.get(name, ()), Part(module, rows, modules[module]))
         replaced = {}
         for written, place in whole.items():
             assert place is not None

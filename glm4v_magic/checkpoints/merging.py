@@ -170,7 +170,7 @@ def _said(error: Exception) -> str:
 def _merge_all(
     root: nn.Module, config: Any, state: Mapping[str, Tensor], module: str
 ) -> tuple[list[str], list[str], Tensor]:
-    """Return what peft does not know of an adapter, what is missing, and a module's new weight."""
+    """Return what peft does not know of an adapter, what is missing, and the module's new values."""
     with warnings.catch_warnings():
         # It says which patterns of the configuration meet none of the modules, of which there is
         # one here.
@@ -179,8 +179,9 @@ def _merge_all(
         named = {f"{_PREFIX}{key}": value for key, value in state.items()}
         loaded = set_peft_model_state_dict(model, named)
         missing = [key for key in loaded.missing_keys if ".base_layer." not in key]
-        merged: Tensor = model.merge_and_unload().get_submodule(module).weight.data
-    return loaded.unexpected_keys, missing, merged
+        merged = model.merge_and_unload().get_submodule(module)
+        values: Tensor = (merged.weight if merged.bias is None else merged.bias).data
+    return loaded.unexpected_keys, missing, values
 
 
 def _of_tokens(config: Any, module: str) -> TrainableTokensConfig:
@@ -216,9 +217,13 @@ def _config_of(described: Mapping[str, Any]) -> Any:
 
 
 def _module_for(weight: Tensor, state: Mapping[str, Tensor]) -> nn.Module:
-    """Return a module of the kind that an adapter changes, with a weight and no bias."""
+    """Return a module of the kind that an adapter changes, with its weight, or with its bias alone."""
     shape = weight.shape
     module: nn.Module
+    if len(shape) == 1:  # only IA3 scales biases, whatever their weights are
+        module = _empty_beside(weight, next(iter(state.values())))
+        module.bias = nn.Parameter(weight.clone(), requires_grad=False)
+        return module
     with torch.device("meta"):
         if any(".lora_embedding_" in key or "token" in key for key in state):
             module = nn.Embedding(*shape)
@@ -229,6 +234,15 @@ def _module_for(weight: Tensor, state: Mapping[str, Tensor]) -> nn.Module:
             module = kind(shape[1], shape[0], tuple(shape[2:]), bias=False)  # type: ignore[arg-type]
     module.weight = nn.Parameter(weight.clone(), requires_grad=False)
     return module
+
+
+def _empty_beside(bias: Tensor, scales: Tensor) -> nn.Module:
+    """Return a module with a bias, and no more of a weight than IA3 needs to tell what it scales."""
+    with torch.device(bias.device):
+        if scales.dim() == 2:
+            return nn.Linear(scales.shape[1], bias.shape[0])
+        kind = nn.Conv2d if scales.dim() == 4 else nn.Conv3d
+        return kind(scales.shape[1], bias.shape[0], 1)
 
 
 def _nested(name: str, module: nn.Module) -> nn.Module:

@@ -130,15 +130,31 @@ def test_every_model_type_in_the_dtype_of_the_load(native, tmp_path, kind, dtype
     [
         peft.LoHaConfig(r=2, target_modules=["q_proj", "down_proj"]),
         peft.LoKrConfig(r=2, target_modules=["q_proj", "down_proj"]),
-        peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        peft.IA3Config(
+            target_modules=["q_proj", "k_proj", "down_proj", "proj"],
+            feedforward_modules=["down_proj", "q_proj"],
+        ),
     ],
     ids=["loha", "lokr", "ia3"],
 )
 def test_other_kinds_that_can_be_merged(native, tmp_path, config):
-    expected = trained(native("glm4v"), config, tmp_path)
-    found = resolve(tmp_path)
+    base = shutil.copytree(native("glm4v"), tmp_path / "base")
+    (file,) = base.glob("*.safetensors")
+    weights = load_file(file)
+    noise = {k: torch.randn_like(v) for k, v in weights.items() if k.endswith("bias")}
+    save_file({**weights, **noise}, file, {"format": "pt"})
+    expected = trained(base, config, tmp_path / "a")
+    found = resolve(tmp_path / "a")
     found.require_usable()
-    same(found.load(dtype=torch.float32).model.state_dict(), expected)
+    loaded = found.load(dtype=torch.float32)
+    same(loaded.model.state_dict(), expected)
+    count = len(
+        {
+            name.rpartition(".")[0]
+            for name in changed(expected, full(base, torch.float32).state_dict())
+        }
+    )
+    assert any(note.endswith(f"is merged into {count} modules") for note in loaded.notes)
 
 
 def test_modules_that_transformers_has_renamed(native, tmp_path):

@@ -365,7 +365,7 @@ def test_a_map_whose_weights_no_gpu_holds_is_another_map_or_a_plan():
         ):
             session.load(TINY, device_map=made)
         assert session.engine is loaded
-        text = {"model.vision": 0, "model.language_model": "cpu", "lm_head": "cpu"}
+        text = {"model.vision": 1, "model.language_model": "cpu", "lm_head": "cpu"}
         for way in ({"device_map": {"": 1}}, {"device_map": text}, {}):
             assert session.load(TINY, **way).engine is not loaded
         session.unload()
