@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from glm4v_magic.checkpoints import hub
 from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.model import DEMO, DEMOS, LoadProgress
+from glm4v_magic.core.wording import printable
 from glm4v_magic.outside import path_text
 
 if TYPE_CHECKING:
@@ -180,6 +181,9 @@ def _open(source: Source, folder: Path) -> Checkpoint:
     adapter = source.adapter or contents.adapter
     if adapter is not None:
         contents = with_adapter(contents, adapter)
+    if source.other_base:
+        other = f"the adapter says that it was trained on {printable(source.other_base)!r}"
+        contents = replace(contents, notes=(*contents.notes, other))
     if families.matches(contents.config):
         from glm4v_magic.checkpoints.glm_native.checkpoint import NativeCheckpoint
 

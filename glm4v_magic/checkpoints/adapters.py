@@ -41,6 +41,7 @@ _FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _KINDS = ("LORA", "LOHA", "LOKR", "IA3")
 """Kinds that can be merged into the weights of a single module, as peft calls them."""
 
+_OF_PROMPTS = ("PROMPT", "P_TUNING", "PREFIX", "CPT", "CARTRIDGE")
 _DTYPES = (*FULL, "F64")
 
 _BEGUN = (True, False, None, "gaussian", "orthogonal", "pissa", "olora", "eva", "lora_ga")
@@ -60,6 +61,12 @@ Index = Annotated[int, Field(ge=0)]
 Scale = Annotated[FiniteFloat, Field(ge=-(2**24), le=2**24)]  # huge ones make weights infinite
 
 
+class _Kind(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    peft_type: str
+
+
 class _Config(BaseModel):
     model_config = ConfigDict(strict=True)
 
@@ -76,6 +83,8 @@ class _Config(BaseModel):
     fan_in_fan_out: bool | None = False
     target_parameters: list[str] | None = None
     layer_replication: None = None
+    alora_invocation_tokens: list[Index] | None = None
+    kasa_config: dict[str, Any] | None = None
     init_lora_weights: bool | str | None = True
     trainable_token_indices: list[Index] | dict[str, list[Index]] | None = None
 
@@ -257,14 +266,39 @@ def read_adapter(folder: Path, tensors: Mapping[str, TensorInfo] | None = None) 
     """
     file = folder / ADAPTER_CONFIG
     config = read_json(file)
+    _require_kind(checked(_Kind, config, str(file), CheckpointError, _FOREIGN).peft_type, file)
     read = checked(_Config, config, str(file), CheckpointError, _FOREIGN)
-    if read.peft_type not in _KINDS:
+    _require_mergeable(read, file)
+    if tensors is None:
+        tensors = _tensors(folder)
+    _require_numbers(tensors, folder)
+    whole, parts = plain_names(tensors, str(folder))
+    if not whole and not parts:
+        raise CheckpointError(f"The adapter {folder} holds no weights.", _FOREIGN)
+    return Adapter(folder, config, read.base_model_name_or_path or "", parts, whole)
+
+
+def _require_kind(kind: str, file: Path) -> None:
+    """Raise CheckpointError unless adapters of a kind are merged here."""
+    if kind not in _KINDS:
+        of_prompts = any(each in kind for each in _OF_PROMPTS)
         raise CheckpointError(
-            f"{file} describes an adapter of kind {printable(read.peft_type)!r}, which cannot be "
-            "merged into weights.",
+            f"{file} describes an adapter of kind {printable(kind)!r}, which "
+            f"{'cannot be merged into weights' if of_prompts else 'is not merged here'}.",
+            f"Known are {', '.join(_KINDS)}." if of_prompts else _MERGE_IT,
+        )
+
+
+def _require_mergeable(read: _Config, file: Path) -> None:
+    """Raise CheckpointError if a configuration asks for what is not merged here."""
+    if read.alora_invocation_tokens:
+        raise CheckpointError(
+            f"{file} describes an adapter that acts after some tokens alone "
+            "(alora_invocation_tokens), which cannot be merged into weights.",
             f"Known are {', '.join(_KINDS)}.",
         )
     unmerged = {"biases of its own (lora_bias)": read.lora_bias}
+    unmerged["a cut base (kasa_config)"] = bool(read.kasa_config)
     unmerged["matrices of experts (target_parameters)"] = bool(read.target_parameters)
     for what in (name for name, is_there in unmerged.items() if is_there):
         raise CheckpointError(
@@ -277,13 +311,6 @@ def read_adapter(folder: Path, tensors: Mapping[str, TensorInfo] | None = None) 
             f"here, init_lora_weights {printable(str(read.init_lora_weights))!r}.",
             _MERGE_IT,
         )
-    if tensors is None:
-        tensors = _tensors(folder)
-    _require_numbers(tensors, folder)
-    whole, parts = plain_names(tensors, str(folder))
-    if not whole and not parts:
-        raise CheckpointError(f"The adapter {folder} holds no weights.", _FOREIGN)
-    return Adapter(folder, config, read.base_model_name_or_path or "", parts, whole)
 
 
 def _require_numbers(tensors: Mapping[str, TensorInfo], folder: Path) -> None:

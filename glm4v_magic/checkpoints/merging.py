@@ -8,6 +8,7 @@ afterwards, and how large the model is. What peft does to a module does not depe
 from __future__ import annotations
 
 import copy
+import math
 import re
 import threading
 import warnings
@@ -34,6 +35,7 @@ __all__ = ["Merger", "require_finite"]
 _PREFIX = "base_model.model."
 _TOKENS = ".token_adapter"
 _AT_ONCE = 2**24  # values
+_HALF, _SINGLE = torch.finfo(torch.float16).max, torch.finfo(torch.float32).max
 _NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")  # of a layer
 _BY_LAYER = ("layers_to_transform", "rank_pattern", "alpha_pattern")
 """Parts of a configuration that may treat layers differently."""
@@ -79,11 +81,26 @@ class Merger:
             with self._lock:
                 changed[rows] = self._merge(part, changed[rows], state)
         if not _is_finite(changed):
-            raise CheckpointError(
-                f"With the adapter, {one_line(name)} has values that are not finite.",
-                "Is its lora_alpha as it was trained?",
-            )
+            if self._dtype == torch.float16:
+                raise CheckpointError(
+                    f"With the adapter, {one_line(name)} has values beyond the {_HALF:,.0f} of "
+                    "float16.",
+                    "Load it in another dtype: bfloat16 or float32.",
+                )
+            raise _infinite(name)
         return changed
+
+    def require_bounded(self, largest: Mapping[str, float]) -> None:
+        """Raise CheckpointError if matrices of an adapter are so large that nothing holds both.
+
+        Args:
+            largest: largest absolute value of each weight of the adapter.
+        """
+        for name, parts in self._merges.parts.items():
+            for part in parts:
+                sizes = [largest[key] for key in part.tensors if ".lora_" in key]
+                if len(sizes) > 1 and math.prod(sizes) > _SINGLE:
+                    raise _infinite(name)
 
     def require_mergeable(self, tensors: Mapping[str, TensorInfo]) -> None:
         """Try to merge without values, each kind of module once.
@@ -140,6 +157,13 @@ class Merger:
         return whole
 
 
+def _infinite(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"With the adapter, {one_line(name)} has values that are not finite.",
+        "Are its lora_alpha and its weights as they were trained?",
+    )
+
+
 def require_finite(name: str, weight: Tensor) -> None:
     """Raise CheckpointError if a weight of an adapter has a value that is not finite.
 
@@ -170,7 +194,7 @@ def _said(error: Exception) -> str:
 def _merge_all(
     root: nn.Module, config: Any, state: Mapping[str, Tensor], module: str
 ) -> tuple[list[str], list[str], Tensor]:
-    """Return what peft does not know of an adapter, what is missing, and the module's new values."""
+    """Return what peft does not know of an adapter, what is missing, and a module's new values."""
     with warnings.catch_warnings():
         # It says which patterns of the configuration meet none of the modules, of which there is
         # one here.
@@ -217,7 +241,7 @@ def _config_of(described: Mapping[str, Any]) -> Any:
 
 
 def _module_for(weight: Tensor, state: Mapping[str, Tensor]) -> nn.Module:
-    """Return a module of the kind that an adapter changes, with its weight, or with its bias alone."""
+    """Return a module of the kind that an adapter changes, with its weight, or its bias alone."""
     shape = weight.shape
     module: nn.Module
     if len(shape) == 1:  # only IA3 scales biases, whatever their weights are
@@ -237,7 +261,7 @@ def _module_for(weight: Tensor, state: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _empty_beside(bias: Tensor, scales: Tensor) -> nn.Module:
-    """Return a module with a bias, and no more of a weight than IA3 needs to tell what it scales."""
+    """Return a module with a bias, and the weight that IA3 looks at to tell what it scales."""
     with torch.device(bias.device):
         if scales.dim() == 2:
             return nn.Linear(scales.shape[1], bias.shape[0])

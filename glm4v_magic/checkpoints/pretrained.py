@@ -155,10 +155,15 @@ def require_mergeable(merges: Merges | None, tensors: Mapping[str, TensorInfo]) 
     from glm4v_magic.checkpoints.merging import Merger, require_finite
     from glm4v_magic.checkpoints.reading import stored_weights
 
-    Merger(merges, torch.float32).require_mergeable(tensors)
+    merger = Merger(merges, torch.float32)
+    merger.require_mergeable(tensors)
+    largest = {}
     with stored_weights(merges.tensors) as weights:
         for name, weight in weights.items():
-            require_finite(name, weight[...])
+            values = weight[...]
+            require_finite(name, values)
+            largest[name] = float(values.abs().max()) if values.numel() else 0.0
+    merger.require_bounded(largest)
 
 
 def require_whole_blocks(

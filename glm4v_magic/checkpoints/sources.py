@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,6 +50,16 @@ class Source:
     revision: str | None = None
     adapter: Adapter | None = None
 
+    @property
+    def other_base(self) -> str:
+        """The base that the adapter names, if it is called otherwise than the one here."""
+        trained_on = "" if self.adapter is None else self.adapter.base
+        known = {_last_part(str(each)) for each in (self.place.text, *self.place.folders)}
+        if self.place.published is not None:
+            known.add(self.place.published.name.lower())
+        names = {_last_part(trained_on), (named_in_path(trained_on) or "").lower()}
+        return "" if not trained_on or names & known else trained_on
+
     def missing(self) -> CheckpointError:
         """Return the error that the weights are not on this machine."""
         if self.adapter is None or self.place.text != self.adapter.base:
@@ -59,6 +70,10 @@ class Source:
             code="base_not_here",
             base=named_in_path(self.place.text) or "FOLDER",
         )
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[\\/]", path.rstrip("\\/"))[-1].lower()
 
 
 def find_source(

@@ -494,7 +494,10 @@ BROKEN = {
     "from a GPU": (lambda a: edit(a, init_lora_weights="loftq"), "init_lora_weights 'loftq'"),
     "from samples": (lambda a: edit(a, init_lora_weights="corda"), "init_lora_weights 'corda'"),
     "not finite": (lambda a: scale(a, float("nan")), "lora_A.weight that are not finite"),
-    "for some prompts": (lambda a: edit(a, alora_invocation_tokens=[3]), "aLoRA does not support"),
+    "for some prompts": (lambda a: edit(a, alora_invocation_tokens=[3]), "acts after some tokens"),
+    "of a cut base": (lambda a: edit(a, kasa_config={"a": 1}), "with a cut base (kasa_config)"),
+    "another kind": (lambda a: edit(a, peft_type="OFT", r=0), "of kind 'OFT', which is not merged"),
+    "huge weights": (lambda a: scale(a, 1e25), "has values that are not finite"),
 }
 
 
@@ -524,10 +527,23 @@ def scale(folder, factor):
     save_file({k: v * factor for k, v in load_file(file).items()}, file)
 
 
-def test_an_adapter_that_makes_weights_infinite_is_refused(adapter):
-    scale(adapter, 1e25)
-    with pytest.raises(CheckpointError, match="has values that are not finite"):
-        Session().load(adapter)
+def test_an_adapter_with_which_float16_is_too_small(adapter):
+    scale(adapter, 1e4)
+    resolve(adapter).require_usable()
+    with pytest.raises(CheckpointError, match="beyond the 65,504 of float16") as caught:
+        resolve(adapter).load(dtype=torch.float16)
+    for dtype in ("bfloat16", "float32"):
+        assert dtype in caught.value.hint
+        assert resolve(adapter).load(dtype=getattr(torch, dtype)).model
+
+
+def test_an_adapter_of_another_base_says_so(adapter, tmp_path):
+    other = shutil.copytree(golden.CHECKPOINT, tmp_path / "mine")
+    said = "the adapter says that it was trained on"
+    for found in (resolve(other, lora=adapter), resolve(adapter, base=other)):
+        assert any(said in note for note in found.load(dtype=torch.float32).notes)
+    for found in (resolve(golden.CHECKPOINT, lora=adapter), resolve(adapter)):
+        assert not any(said in note for note in found.load(dtype=torch.float32).notes)
 
 
 def test_an_adapter_that_is_not_there():
