@@ -112,7 +112,7 @@ def require_text(text: object) -> str:
     except UnicodeEncodeError as error:
         raise PromptError(
             f"The prompt holds half a character, {text[error.start]!a}.",
-            "Such halves come from decoding text in pieces, or with surrogateescape.",
+            'Replace such halves: text.encode(errors="replace").decode().',
         ) from None
     if all(unicodedata.category(character) in _BLANK for character in text):
         raise PromptError("The prompt is empty.", "Write what you want to know about the image.")

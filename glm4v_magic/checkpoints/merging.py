@@ -204,7 +204,9 @@ def _merge_all(
         loaded = set_peft_model_state_dict(model, named)
         missing = [key for key in loaded.missing_keys if ".base_layer." not in key]
         merged = model.merge_and_unload().get_submodule(module)
-        values: Tensor = (merged.weight if merged.bias is None else merged.bias).data
+        values: Tensor = (
+            merged.weight if getattr(merged, "bias", None) is None else merged.bias
+        ).data
     return loaded.unexpected_keys, missing, values
 
 

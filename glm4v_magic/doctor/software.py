@@ -67,7 +67,9 @@ def _package(package: Package) -> Finding:
     if not installed:
         if package.extra:
             why = f"Only the extra {package.extra!r} needs it."
-            return Finding(name, "ok", "not installed", why, f"If you do: {command}.")
+            return Finding(
+                name, "ok", "not installed", why, f"Install it if you need that: {command}."
+            )
         return Finding(name, "fail", "not installed", asked, remark("install", command=command))
     suits = _suits(installed, package.required)
     if suits is None:

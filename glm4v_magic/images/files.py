@@ -86,7 +86,7 @@ def from_file(path: Path, source: str, limits: Limits, page: int | None = None) 
             kinds = suffixes_in(path)
             if kinds:
                 raise ImageError(f"{shown} is a folder.", code="folder_of_images", kinds=kinds)
-            raise ImageError(f"{shown} is a folder.", "It holds no images.")
+            raise ImageError(f"{shown} is a folder. It holds no images.")
         if not stat.S_ISREG(mode):  # reading a pipe or a device may never end
             raise ImageError(f"{shown} is a device or a pipe, not an image file.")
         with path.open("rb") as stream:

@@ -400,6 +400,13 @@ def test_damaged_descriptions_of_4_bits_are_found_by_all(saved, tmp_path, how):
     kept = {name: weight for name, weight in weights.items() if weight is not None}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     looks(folder, said)
+    with pytest.raises(CheckpointError) as caught:
+        resolve(folder)
+    if caught.value.hint == (
+        "The files are damaged, or were saved in part; download or save them again."
+    ):
+        shutil.copy(saved("4bit") / "model.safetensors", folder)
+        resolve(folder)
 
 
 def test_scales_of_8_bits_that_are_cut_short(saved, tmp_path):

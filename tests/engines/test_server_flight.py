@@ -360,6 +360,14 @@ class TestWhatIsSaid:
         server.answer(CHAT, stream({"choices": [{"index": 0, "text": "This."}]}, END))
         assert answers(engine, asking("Q")) == ["This."]
 
+    def test_a_server_that_is_started_without_tools(self, server, engine):
+        tool = {"tool_calls": [{"function": {"name": "look"}}]}
+        server.answer(CHAT, stream(piece(**tool), END))
+        (error,) = answers(engine, asking("Q"))
+        assert str(error).endswith("None was offered: start the server without tools.")
+        server.answer(CHAT, stream(piece("Yes."), END))
+        assert answers(engine, asking("Q")) == ["Yes."]
+
     def test_content_as_a_list_of_parts(self, server, engine):
         parts = [{"type": "text", "text": "Two "}, {"type": "text", "text": "parts."}]
         server.answer(CHAT, stream(piece(parts), END))

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 import glm4v_magic
+from glm4v_magic.calls.prompt import require_text
 from glm4v_magic.checkpoints import resolve
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import Glm4vError
@@ -35,6 +36,7 @@ from glm4v_magic.remote_code.copies import code_folders
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
 PACKAGE = Path(glm4v_magic.__file__).parent
+TESTS = Path(__file__).parents[1]
 IN_FOLDERS = "Give one of them."
 SQUARE = np.zeros((4, 4, 3), np.uint8)
 SCENES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {}
@@ -74,6 +76,28 @@ def twice(make: Callable[[], VirtualGPUs]) -> None:
     for _ in range(2):
         with make():
             pass
+
+
+class OnRealGPU(torch.Tensor):
+    """Stands in for a tensor on a real GPU: says that it is on one."""
+
+    is_cuda = True
+    device = torch.device("cuda", 0)
+
+    def cpu(self) -> torch.Tensor:
+        return torch.ones(2)
+
+
+def real_among_virtual() -> None:
+    real = torch.ones(2).as_subclass(OnRealGPU)
+    with VirtualGPUs("1x1GiB"):
+        torch.add(torch.ones(2, device="cuda:0"), real)
+
+
+def moved_before() -> None:
+    moved = torch.ones(2).as_subclass(OnRealGPU).cpu()
+    with VirtualGPUs("1x1GiB"):
+        assert (torch.ones(2, device="cuda:0") + moved.to("cuda:0")).tolist() == [2, 2]
 
 
 ONE = VirtualGPUs("1x1GiB")
@@ -130,6 +154,11 @@ SCENES |= {
         lambda: items_of(count(), "x"), lambda: items_of(list(islice(count(), 100)), "x")),
     "Copy what you need with .cpu() inside the block.": (lambda: gone() + 1, kept),
     "End the `with VirtualGPUs(...)` block around this one first.": (nested, one_after_the_other),
+    "Move it to the CPU before the `with VirtualGPUs(...)` block.": (
+        real_among_virtual, moved_before),
+    'Replace such halves: text.encode(errors="replace").decode().': (
+        lambda: require_text("half \ud83d"),
+        lambda: require_text("half \ud83d".encode(errors="replace").decode())),
     "Make new ones for each `with` block.": (
         lambda: twice(lambda: ONE), lambda: twice(lambda: VirtualGPUs("1x1GiB"))),
     'Write for example VirtualGPUs("4x16GiB").': (
@@ -178,19 +207,16 @@ OUTSIDE = re.compile(
 )
 """Steps outside of this program: pip, a download, a shell, a server of others."""
 
-NOT_TAKEN = {
-    "Its training went astray: take an earlier step of it.": "a training of somebody",
-    "Is the file damaged? Save the adapter again.": "a file of somebody",
-    "The files are damaged, or were saved in part; download or save them again.": "files of others",
-    "None was offered: start the server without tools.": "another program is started otherwise",
-    "Such halves come from decoding text in pieces, or with surrogateescape.": "asks for nothing",
-    "It holds no images.": "asks for nothing",
-    "Each row is a fresh question of its own.": "asks for nothing",
-    "Start the server again.": "another program",
-    "If you do: {}.": "a package is installed",
-    "Move it to the CPU before the `with VirtualGPUs(...)` block.": "needs a GPU",
-}
-"""Sentences that no test can follow, and why."""
+IN_OTHER_TESTS = {
+    "Is the file damaged? Save the adapter again.": "checkpoints/test_adapters.py",
+    "Its training went astray: take an earlier step of it.": "checkpoints/test_adapters.py",
+    "Load it in another dtype: bfloat16 or float32.": "checkpoints/test_adapters.py",
+    "None was offered: start the server without tools.": "engines/test_server_flight.py",
+    "Start the server again.": "server/test_command.py",
+    "The files are damaged, or were saved in part; download or save them again.":
+        "checkpoints/test_quantised_before.py",
+}  # fmt: skip
+"""Sentences that are followed where everything for it is at hand."""
 
 
 def png(side: int = 4) -> bytes:
@@ -238,9 +264,10 @@ def test_every_sentence_of_the_package_is_taken_or_listed(monkeypatch):
     taken = {*test_advice.TAKEN, *test_advice.SENTENCES_OF_OTHERS, *here}
     asked = {text for text in found if text.endswith("?")}
     outside = {text for text in found if OUTSIDE.search(text)}
-    assert found - taken - asked - outside - NOT_TAKEN.keys() == set(), "no test takes it"
-    assert here | NOT_TAKEN.keys() <= found, "nobody says it any more"
-    assert taken & NOT_TAKEN.keys() == set()
+    assert found - taken - asked - outside - IN_OTHER_TESTS.keys() == set(), "no test takes it"
+    assert here | IN_OTHER_TESTS.keys() <= found, "nobody says it any more"
+    for sentence, file in IN_OTHER_TESTS.items():
+        assert sentence in (TESTS / file).read_text(encoding="utf-8")
 
 
 def test_a_trainers_folder_of_folders(tmp_path):

@@ -106,7 +106,7 @@ class Lost(ScriptedEngine):
         yield
 
 
-def test_a_server_whose_replicas_are_all_lost_ends(monkeypatch, capsys):
+def test_a_server_whose_replicas_are_all_lost_ends_and_can_be_started_again(monkeypatch, capsys):
     monkeypatch.setattr(command, "load", lambda *_, **__: Session(Lost()))
     found, statuses = [], []
     opened = Server.open
@@ -127,6 +127,15 @@ def test_a_server_whose_replicas_are_all_lost_ends(monkeypatch, capsys):
     assert capsys.readouterr().err.endswith(
         "All replicas of demo were lost. Start the server again.\n"
     )
+    monkeypatch.setattr(command, "load", lambda *_, **__: Session(ScriptedEngine()))
+    serving = threading.Thread(target=lambda: statuses.append(command.main(words)))
+    serving.start()
+    while len(found) == 1:
+        time.sleep(0.01)
+    assert ask(found[1], question(model=None))[0] == 200
+    found[1].stop()
+    serving.join(SECONDS)
+    assert statuses == [1, 0]
 
 
 @pytest.mark.parametrize("package", ["prometheus_client", "starlette", "uvicorn"])

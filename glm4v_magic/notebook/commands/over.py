@@ -267,7 +267,7 @@ def _refuse_options_of_a_chat(arguments: Namespace) -> None:
     for name, option in _OF_A_CHAT.items():
         if getattr(arguments, name):
             raise OptionError(
-                f"{option} does not go with --over.", "Each row is a fresh question of its own."
+                f"{option} does not go with --over. Each row is a fresh question of its own."
             )
 
 
