@@ -31,6 +31,13 @@ from glm4v_magic.images.messages import one_line
 
 __all__ = ["Contents", "read_config_alone", "read_contents", "with_vocabulary"]
 
+_PARTS = ("text_config", "vision_config")
+_OF_A_RUN = (
+    "_attn_implementation", "_attn_implementation_internal", "attn_implementation",
+    "experts_implementation", "return_dict", "use_return_dict",
+)  # fmt: skip
+"""Keys that trainers leave, about how a model is run: not every kernel is here, or priced."""
+
 _AUTO = "auto"
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
@@ -64,7 +71,7 @@ def read_config_alone(file: Path, *, is_beside_weights: bool = False) -> Content
     Raises:
         CheckpointError: if it cannot be read.
     """
-    config = read_json(file)
+    config = _read_config(file)
     if is_beside_weights:
         config = without_quantization(config)
     return Contents(_with_dtype(config, {}, str(file)))
@@ -77,7 +84,7 @@ def read_contents(folder: Path) -> Contents:
         CheckpointError: if a file is missing or damaged.
     """
     file = folder / "config.json"
-    config = read_json(file)
+    config = _read_config(file)
     tensors, unmerged = plain_names(read_tensor_infos(folder), str(folder))
     adapter = None
     if unmerged and (folder / ADAPTER_CONFIG).is_file():
@@ -95,6 +102,23 @@ def read_contents(folder: Path) -> Contents:
         left = f"config.json says that the weights are quantised by {scheme}, but they are not"
         notes = (*notes, f"{left}: it is left out")
     return Contents(_with_dtype(config, tensors, str(file)), tensors, notes, adapter)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """Read a ``config.json`` without what says how a model is run: that is decided here.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    config = read_json(file)
+    return {
+        key: _without_run(value) if key in _PARTS and isinstance(value, dict) else value
+        for key, value in _without_run(config).items()
+    }
+
+
+def _without_run(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in _OF_A_RUN}
 
 
 def _with_dtype(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 
 import golden
 import pytest
@@ -21,6 +22,7 @@ from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.errors import CheckpointError, OptionError
 from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.planning.costs import price
+from glm4v_magic.session.session import Session
 
 VALUES = {
     "GLM-4V-9B": 13_906_320_896,
@@ -284,6 +286,23 @@ def test_configurations_that_transformers_refuses(tmp_path, change, reason):
         architecture(tmp_path).build_meta("float32")
     assert str(caught.value).startswith(f"transformers cannot build {tmp_path}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["glm4v", "glm-4v-9b"])
+def test_how_a_model_was_run_is_decided_here(native, tmp_path, kind):
+    base = golden.CHECKPOINT if kind == "glm-4v-9b" else native(kind)
+    folder = shutil.copytree(base, tmp_path / "c")
+    config = json.loads((folder / "config.json").read_text())
+    left = {"attn_implementation": "flash_attention_2", "_attn_implementation": "eager"}
+    left |= {"return_dict": False, "use_return_dict": False}
+    config |= left
+    for part in {"text_config", "vision_config"} & config.keys():
+        config[part] = {**config[part], **left}
+    (folder / "config.json").write_text(json.dumps(config))
+    session = Session().load(folder)
+    assert session.ask("What?", max_tokens=2).usage.new_tokens
+    assert session.engine.model.config._attn_implementation == "sdpa"
+    session.unload()
 
 
 def test_older_files_with_the_text_keys_at_the_top(tmp_path):
