@@ -10,6 +10,7 @@ import glm4v_magic
 
 PUBLIC = {
     "Answer": "core.conversation",
+    "ComparisonInterrupted": "core.errors",
     "Conversation": "core.conversation",
     "GenerationInterrupted": "core.errors",
     "Glm4vError": "core.errors",
