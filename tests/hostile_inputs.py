@@ -114,7 +114,10 @@ CASES: list[tuple[str, type[Exception], tuple[tuple[str, str], ...]]] = [
             ("objects", "objects[0] is None, not an image. Give a path"),
             ("nopixels", "nopixels has shape (0, 4, 3): it has no pixels."),
             ("complexes", "complexes holds values of type complex128."),
-            ("tensor_meta", "tensor_meta has no values to read: NotImplementedError: Cann"),
+            (
+                "tensor_meta",
+                "tensor_meta is on the device meta, where tensors have no values",
+            ),
             ("broken_figure", "broken_figure cannot be drawn: ValueError: $\\\\nonsense{$"),
             ("bad_image", "bad_image cannot be drawn: OSError: no camera"),
             ("bytes_", "bytes_ is not an image: it is text that starts with 'no image'."),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.core.errors import ImageError, reason
+from glm4v_magic.core.errors import ImageError
 from glm4v_magic.core.image import Limits, SourcedImage
 from glm4v_magic.images.decode import too_large, upright
 from glm4v_magic.images.messages import one_line
@@ -20,15 +21,41 @@ def from_torch(tensor: Any, source: str, limits: Limits) -> SourcedImage:
     """Read a tensor on any device; ambiguous shapes are taken as channels-first.
 
     Raises:
-        ImageError: as `from_numpy`, or if its values cannot be read, as on ``meta``.
+        ImageError: as `from_numpy`, or if it has no values that can be read, as on ``meta``.
     """
-    tensor = tensor.detach()
+    tensor = _with_values(tensor, source).detach()
     try:
         tensor = tensor.float() if tensor.is_floating_point() else tensor
         array = tensor.cpu().numpy()
-    except Exception as error:
-        raise ImageError(f"{one_line(source)} has no values to read: {reason(error)}") from error
+    except Exception as error:  # of whatever traces or transforms it
+        raise ImageError(
+            f"{one_line(source)} is a tensor whose values cannot be read here.",
+            "Give it as an array, as it is outside of what traces or transforms it.",
+        ) from error
     return from_numpy(array, source, limits, channels_first=True)
+
+
+def _with_values(tensor: Any, source: str) -> Any:
+    """Return a tensor that NumPy can read, if it has values in one block.
+
+    Raises:
+        ImageError: if it has none, or they are stored in another way.
+    """
+    shown = one_line(source)
+    if tensor.device.type == "meta":
+        raise ImageError(
+            f"{shown} is on the device meta, where tensors have no values.",
+            "Make it on the CPU or a GPU.",
+        )
+    if tensor.is_nested:
+        raise ImageError(
+            f"{shown} is a nested tensor, of several.", f"Give its parts: {shown}.unbind()"
+        )
+    if not str(tensor.layout).endswith("strided"):  # dense, it may be far larger
+        raise ImageError(
+            f"{shown} is a sparse tensor.", f"Give all of its values: {shown}.to_dense()"
+        )
+    return tensor.dequantize() if tensor.is_quantized else tensor
 
 
 def from_numpy(
@@ -45,8 +72,9 @@ def from_numpy(
     pixels = _channels_last(np.asarray(array), source, first_in_doubt=channels_first)
     if pixels.shape[0] * pixels.shape[1] > limits.megapixels * 1e6:
         raise too_large(source, pixels.shape[0] * pixels.shape[1], limits)
-    scaled = np.ascontiguousarray(eight_bits(pixels, source))
-    return upright(Image.fromarray(scaled), source, limits)
+    scaled, note = eight_bits(pixels, source)
+    read = upright(Image.fromarray(np.ascontiguousarray(scaled)), source, limits)
+    return replace(read, source=f"{read.source}, {note}") if note else read
 
 
 def _channels_last(array: np.ndarray, source: str, *, first_in_doubt: bool) -> np.ndarray:

@@ -14,7 +14,7 @@ from glm4v_magic.images.formats import not_an_image
 from glm4v_magic.images.frugal import bytes_of, copy_plain, reduce
 from glm4v_magic.images.messages import one_line, require_page, unreadable
 from glm4v_magic.images.pdf import draw, is_pdf
-from glm4v_magic.images.rgb import has_profile, to_rgb, turn
+from glm4v_magic.images.rgb import has_profile, rgb_as_read, turn
 from glm4v_magic.images.tiff import kind_of_tiff
 
 if TYPE_CHECKING:
@@ -84,17 +84,17 @@ def upright(
     """
     _require_size(image, source, limits)
     if page is None:
-        rgb = to_rgb(image, source, is_ours=is_ours)
+        rgb, note = rgb_as_read(image, source, is_ours=is_ours)
     else:
         stood = image.tell()
         _turn_to(image, page, source)
         try:
             _require_size(image, source, limits)  # the pages of a TIFF have sizes of their own
-            rgb = to_rgb(image, source, is_ours=is_ours)
+            rgb, note = rgb_as_read(image, source, is_ours=is_ours)
         finally:
             image.seek(stood)
         source = f"{source}, page {page}"
-    return SourcedImage(rgb, source, rgb.size)
+    return SourcedImage(rgb, f"{source}, {note}" if note else source, rgb.size)
 
 
 def _turn_to(image: Image.Image, page: int, source: str) -> None:

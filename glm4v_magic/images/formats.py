@@ -48,7 +48,8 @@ _OTHER_SIGNATURES = (
     ),
     (re.compile(rb".{4}ftypcrx |II\*\0.{4}CR|FUJIFILMCCD-RAW|IIRS|IIU\0", re.DOTALL),
      "a camera's raw image", _RAW),
-    (re.compile(rb".{4}ftyp", re.DOTALL), "a video", "Save one of its frames as a PNG first."),
+    (re.compile(rb".{4}ftyp|RIFF.{4}AVI |\x1a\x45\xdf\xa3", re.DOTALL), "a video",
+     "Write it to a file and give the path of that, or save one of its frames as a PNG."),
     (
         re.compile(rb".{128}DICM", re.DOTALL),
         "a DICOM image",

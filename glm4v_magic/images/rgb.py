@@ -16,11 +16,13 @@ from glm4v_magic.images.tiff import largest_value
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["has_profile", "to_rgb", "turn"]
+__all__ = ["has_profile", "rgb_as_read", "to_rgb", "turn"]
 
 _WITH_PROFILES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK")
 _ROUNDING = 3
 """Largest change of a value by profiles that say sRGB in another way, as with fewer digits."""
+_NEAR_BLACK = 16
+"""What is white in 12 bits, if they are read as 16."""
 _STRIP = 2**20  # pixels that are converted at a time: what that takes is then small
 
 
@@ -28,9 +30,9 @@ def to_rgb(image: Image.Image, source: str = "The image", *, is_ours: bool = Fal
     """Return a new image: 8-bit RGB, upright by the EXIF orientation, without metadata.
 
     Transparent pixels become white. Values of 9 to 16 bits are scaled by what the file says of
-    their depth, and modes I and F if their values need it (0 to 255 are kept; floats of 0 to 1
-    become 0 to 255). Colours of an ICC profile become those of sRGB. Beside the image that is given
-    and the new one, little memory is taken.
+    their depth, or else by the least usual depth that holds them, and modes I and F if their values
+    need it (0 to 255 are kept; floats of 0 to 1 become 0 to 255). Colours of an ICC profile become
+    those of sRGB. Beside the image that is given and the new one, little memory is taken.
 
     Args:
         image: image to read.
@@ -40,11 +42,23 @@ def to_rgb(image: Image.Image, source: str = "The image", *, is_ours: bool = Fal
     Raises:
         ImageError: if the pixels cannot be decoded, or their values are out of range.
     """
+    return rgb_as_read(image, source, is_ours=is_ours)[0]
+
+
+def rgb_as_read(
+    image: Image.Image, source: str = "The image", *, is_ours: bool = False
+) -> tuple[Image.Image, str]:
+    """Return what `to_rgb` does, and a few words on how the values were read, if in doubt.
+
+    Also where they were not in doubt, but leave nothing to see: an image near black.
+    """
     try:
+        is_cut = _is_cut_to_8_bits(image)
         if is_ours:
             image = let_go(image)
         image.load()
-        return _flat(image, source, turn(image))
+        rgb, note = _flat(image, source, turn(image))
+        return rgb, note or _near_black(rgb, is_cut)
     except ImageError:
         raise
     except Exception as error:
@@ -70,8 +84,32 @@ def turn(image: Image.Image) -> Image.Transpose | None:
     }.get(orientation)
 
 
-def _flat(image: Image.Image, source: str, upright: Image.Transpose | None) -> Image.Image:
-    """Return a new RGB image, made strip by strip."""
+def _is_cut_to_8_bits(image: Image.Image) -> bool:
+    """Tell whether a file has colours of 16 bits, of which Pillow reads the upper 8."""
+    return image.mode in ("RGB", "RGBA") and any(
+        ";16" in str(each[-1]) for each in getattr(image, "tile", ())
+    )
+
+
+def _near_black(rgb: Image.Image, is_cut: bool) -> str:
+    """Return words for an image that is near black, but not black; empty for others."""
+    from PIL import Image
+
+    few = rgb.resize((min(rgb.width, 64), min(rgb.height, 64)), Image.Resampling.NEAREST)
+    for looked_at in (few, rgb):  # most have bright pixels everywhere
+        extrema: Any = looked_at.getextrema()
+        high = max(most for _, most in extrema)
+        if high >= _NEAR_BLACK:
+            return ""
+    if is_cut:
+        return "near black: of the 16 bits of its colours the upper 8 are read"
+    return f"near black: no value is above {high} of 255" if high else ""
+
+
+def _flat(
+    image: Image.Image, source: str, upright: Image.Transpose | None
+) -> tuple[Image.Image, str]:
+    """Return a new RGB image, made strip by strip, and how its values were read, if in doubt."""
     from PIL import Image
     from PIL.Image import Transpose
 
@@ -82,7 +120,7 @@ def _flat(image: Image.Image, source: str, upright: Image.Transpose | None) -> I
     from_end = upright in (
         Transpose.FLIP_TOP_BOTTOM, Transpose.ROTATE_180, Transpose.TRANSVERSE, Transpose.ROTATE_270,
     )  # fmt: skip
-    strip = _strip_of(image, source)
+    strip, note = _strip_of(image, source)
     rgb = Image.new("RGB", (height, width) if lies else (width, height))
     rows = max(1, _STRIP // width)
     for top in range(0, height, rows):
@@ -92,15 +130,18 @@ def _flat(image: Image.Image, source: str, upright: Image.Transpose | None) -> I
             part = part.transpose(upright)
         at = height - bottom if from_end else top
         rgb.paste(part, (at, 0) if lies else (0, at))
-    return rgb
+    return rgb, note
 
 
-def _strip_of(image: Image.Image, source: str) -> Callable[[Image.Image], Image.Image]:
-    """Return a converter of parts to RGB; Pillow alone clips 16 bits, and shows what is clear."""
+def _strip_of(image: Image.Image, source: str) -> tuple[Callable[[Image.Image], Image.Image], str]:
+    """Return a converter of parts to RGB, and how it reads values, if in doubt.
+
+    Pillow alone clips 16 bits, and shows what is clear.
+    """
     from PIL import Image
 
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        scale, clear = _scale_of(image, source), image.info.get("transparency")
+        (scale, note), clear = _scale_of(image, source), image.info.get("transparency")
 
         def deep(part: Image.Image) -> Image.Image:
             import numpy as np
@@ -111,7 +152,7 @@ def _strip_of(image: Image.Image, source: str) -> Callable[[Image.Image], Image.
                 grey[values == clear] = 255
             return Image.fromarray(grey).convert("RGB")
 
-        return deep
+        return deep, note
     in_srgb = _profiled(image)
 
     def flat(part: Image.Image) -> Image.Image:
@@ -124,7 +165,7 @@ def _strip_of(image: Image.Image, source: str) -> Callable[[Image.Image], Image.
         white.paste(in_srgb(layer), mask=layer.getchannel("A"))
         return white
 
-    return flat
+    return flat, ""
 
 
 def _profiled(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
@@ -180,23 +221,38 @@ def _changes_nothing(transform: Any) -> bool:
     return bool(max(most for _, most in extrema) <= _ROUNDING)
 
 
-def _scale_of(image: Image.Image, source: str) -> Scale:
-    """Return a function that scales the values of an image of more than 8 bits to 8 bits."""
+def _scale_of(image: Image.Image, source: str) -> tuple[Scale, str]:
+    """Return a function that scales the values of an image of more than 8 bits to 8 bits.
+
+    With it comes how they were read, if the file does not tell and their range leaves it in doubt.
+    """
     import numpy as np
 
+    if image.mode == "F":
+        return _scale_of_floats(image, source)
+    ranges = [(int(strip.min()), int(strip.max())) for strip in _strips(image)]
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     white = largest_value(image) or 65535
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") and white < 65535:
         return lambda values: np.rint(values.clip(0, white) * np.float32(255 / white)).astype(
             np.uint8
-        )
-    strips: Any = _strips(image)
-    if image.mode == "F":  # 0 to 255 in Pillow's own conversions, 0 to 1 in scientific files
-        top = 1 if max(float(strip.max()) for strip in _strips(image)) <= 1 else 255
-        return scale_of_floats(strips, source, top=top)
-    low, high = image.getextrema()
+        ), ""
     # The range of a 16-bit file read as mode I.
-    kind = np.dtype(np.uint16 if low >= 0 and high <= 65535 else np.int32)  # type: ignore[operator]
-    return scale_of_integers(low, high, kind, source)  # type: ignore[arg-type]  # one band
+    is_deep = image.mode != "I" or (low >= 0 and 255 < high <= 65535)
+    kind = np.dtype(np.uint16 if is_deep else np.int32)
+    return scale_of_integers(low, high, kind, source)
+
+
+def _scale_of_floats(image: Image.Image, source: str) -> tuple[Scale, str]:
+    """Return what scales floats: of 0 to 255 in Pillow's own conversions, of 0 to 1 in science.
+
+    Raises:
+        ImageError: if they have another range, such as one that would be near black.
+    """
+    high = max(float(strip.max()) for strip in _strips(image))
+    top = 255 if high >= _NEAR_BLACK else 1
+    note = "read as 0 to 255" if top == 255 and high <= 127 else ""
+    return scale_of_floats(_strips(image), source, top=top), note
 
 
 def _strips(image: Image.Image) -> Any:

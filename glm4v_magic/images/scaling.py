@@ -17,10 +17,12 @@ Scale: TypeAlias = "Callable[[np.ndarray], np.ndarray]"
 """Makes uint8 of 0 to 255 out of some of the values."""
 
 _AT_ONCE = 2**22  # values; what scaling them takes is then small
+_DEPTHS = (8, 10, 12, 14, 16)
+"""Bits of the values of cameras and scanners, which are kept in 16."""
 
 
-def eight_bits(array: np.ndarray, source: str) -> np.ndarray:
-    """Return the values of any array as uint8 of 0 to 255.
+def eight_bits(array: np.ndarray, source: str) -> tuple[np.ndarray, str]:
+    """Return the values of any array as uint8 of 0 to 255, and how they were read if in doubt.
 
     Raises:
         ImageError: if they are out of range, or not numbers.
@@ -28,29 +30,29 @@ def eight_bits(array: np.ndarray, source: str) -> np.ndarray:
     import numpy as np
 
     if array.dtype == np.uint8:
-        return array
-    scale = _scale_of(array, source)
+        return array, ""
+    scale, note = _scale_of(array, source)
     scaled = np.empty(array.shape, np.uint8)
     rows = _rows_at_once(array)
     for top in range(0, len(array), rows):
         scaled[top : top + rows] = scale(array[top : top + rows])
-    return scaled
+    return scaled, note
 
 
 def _rows_at_once(array: np.ndarray) -> int:
     return max(1, _AT_ONCE * len(array) // array.size)
 
 
-def _scale_of(array: np.ndarray, source: str) -> Scale:
+def _scale_of(array: np.ndarray, source: str) -> tuple[Scale, str]:
     import numpy as np
 
     match array.dtype.kind:
         case "b":
-            return lambda values: values.astype(np.uint8) * np.uint8(255)
+            return lambda values: values.astype(np.uint8) * np.uint8(255), ""
         case "u" | "i":
             return scale_of_integers(int(array.min()), int(array.max()), array.dtype, source)
         case "f":
-            return scale_of_floats(_parts(array), source, top=1)
+            return scale_of_floats(_parts(array), source, top=1), ""
     raise ImageError(
         f"{one_line(source)} holds values of type {array.dtype}.",
         "Images are uint8 of 0 to 255 or floats of 0 to 1.",
@@ -62,18 +64,30 @@ def _parts(array: np.ndarray) -> Iterator[np.ndarray]:
     return (array[top : top + rows] for top in range(0, len(array), rows))
 
 
-def scale_of_integers(low: int, high: int, dtype: np.dtype, source: str) -> Scale:
-    """Return a function that keeps 0 to 255, and scales values that need 16 bits.
+def _depth_of(high: int) -> int:
+    """Return the least usual depth, in bits, of values whose largest is `high`, at most 65535."""
+    return next(bits for bits in _DEPTHS if high < 2**bits)
+
+
+def scale_of_integers(low: int, high: int, dtype: np.dtype, source: str) -> tuple[Scale, str]:
+    """Return a function that keeps 0 to 255 and scales deeper values, and the depth if in doubt.
+
+    Values of 16 bits are taken to have the least usual depth that holds them: read as 16 bits, an
+    image of 12 would be near black.
 
     Raises:
         ImageError: if `low` or `high` is out of range.
     """
     import numpy as np
 
-    if low >= 0 and high <= 255:
-        return lambda values: values.astype(np.uint8)
-    if low >= 0 and dtype.kind == "u" and dtype.itemsize == 2:
-        return lambda values: np.rint(values / np.float32(257)).astype(np.uint8)
+    is_16_bit = dtype.kind == "u" and dtype.itemsize == 2
+    if low >= 0 and high <= 255 and not (is_16_bit and high):
+        return lambda values: values.astype(np.uint8), ""
+    if low >= 0 and is_16_bit:
+        bits = _depth_of(high)
+        step = np.float32((2**bits - 1) / 255)
+        note = "" if bits == 16 else f"read as {bits}-bit"
+        return lambda values: np.rint(values / step).astype(np.uint8), note
     raise ImageError(
         f"{one_line(source)} holds {dtype} values from {low} to {high}.",
         "Integers must be from 0 to 255, or uint16.",

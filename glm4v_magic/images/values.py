@@ -85,8 +85,9 @@ def to_image(
             cell of a table, or a chart, see `holders`; any object that shows itself as PNG or JPEG
             in a notebook. Arrays are height x width, with 1, 3 or 4 channels last or first (in
             doubt last for numpy, first for torch), with or without a batch axis of one; bool,
-            integers of 0 to 255, uint16 of 0 to 65535, or floats of 0 to 1; in RGB order (OpenCV's
-            is BGR).
+            integers of 0 to 255, uint16 (of the least of 8, 10, 12, 14 or 16 bits that holds its
+            values, which the source then says), or floats of 0 to 1; in RGB order (OpenCV's is
+            BGR).
         source: what the user calls the value. A path or URL is its own source.
         base: folder that relative paths start from; the current one by default.
         limits: limits on size and download.

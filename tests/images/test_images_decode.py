@@ -175,9 +175,19 @@ class TestDepth:
         assert colours(to_image(tiff(3, pixels, bits=16, largest=4095), "x"), (1, 0), (2, 0)) == [
             "#808080", WHITE,
         ]  # fmt: skip
-        assert colours(to_image(tiff(3, pixels, bits=16), "x"), (1, 0), (2, 0)) == [
-            "#080808", "#101010",
-        ]  # fmt: skip
+        untold = to_image(tiff(3, pixels, bits=16), "x")
+        assert colours(untold, (1, 0), (2, 0)) == ["#808080", WHITE]
+        assert untold.source == "x, read as 12-bit"
+
+    def test_colours_of_which_the_upper_bits_are_black_are_said(self):
+        rows = zlib.compress(b"\0" + struct.pack(">3H", 0, 200, 0) * 4)
+        header = struct.pack(">IIBBBBB", 4, 1, 16, 2, 0, 0, 0)
+        chunks = [(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]
+        content = b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(each)) + name + each + struct.pack(">I", zlib.crc32(name + each))
+            for name, each in chunks
+        )
+        assert "near black: of the 16 bits" in to_image(content, "x").source
 
     def test_sixteen_bits_with_a_value_that_is_clear(self):
         image = Image.fromarray(np.array([[0, 300, 65535]], np.uint16))
@@ -438,6 +448,7 @@ class TestModes:
         assert greys([0, 7, 255]) == [0, 7, 255]
         assert "floats from -3 to 900, not from 0 to 255" in error_of(greys, [-3, 900])
         assert "NaN" in error_of(greys, [0, float("nan")])
+        assert "Scale its range to 0 to 1: (values - 0.3) / 9.4" in error_of(greys, [0.3, 9.7])
 
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
     @pytest.mark.parametrize("orientation", range(1, 9))

@@ -20,7 +20,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
-from photos import BLACK, BLUE, GREEN, RED, WHITE, colours, error_of, fill, png
+from photos import BLACK, BLUE, GREEN, RED, WHITE, colours, encoded, error_of, fill, png
 from PIL import Image
 
 from glm4v_magic.images import resolve_images, to_image, to_images
@@ -212,7 +212,15 @@ class TestArrays:
             (np.array([[-1, 3]]), "x holds int64 values from -1 to 3. Integers must be"),
             (np.array([[0, 256]]), "x holds int64 values from 0 to 256."),
             (np.array([[0, 70000]], np.uint32), "x holds uint32 values from 0 to 70000."),
-            (torch.zeros(3, 4, 4, device="meta"), "x has no values to read: "),
+            (
+                torch.zeros(3, 4, 4, device="meta"),
+                "x is on the device meta, where tensors ha",
+            ),
+            (
+                torch.nested.nested_tensor([torch.ones(2, 2)], layout=torch.jagged),
+                "Give its parts: x.unbind()",
+            ),
+            (torch.ones(4, 4).to_sparse(), "x is a sparse tensor. Give all of its values: x.to_d"),
             (torch.zeros(2, 3, 4, 4), "x has shape (2, 3, 4, 4): 2 images."),
             (torch.full((3, 4, 4), 9.0), "floats from 9 to 9"),
             (torch.zeros(4, 4, dtype=torch.complex64), "values of type complex64"),
@@ -220,6 +228,42 @@ class TestArrays:
     )
     def test_what_is_no_image_is_explained(self, value, said):
         assert said in error_of(to_image, value, "x")
+
+    @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+    def test_quantised_tensors_have_values(self):
+        quantised = torch.quantize_per_tensor(torch.full((1, 1), 0.2), 0.1, 0, torch.quint8)
+        assert colours(to_image(quantised, "x")) == ["#333333"]
+
+    @pytest.mark.parametrize(
+        ("high", "said"),
+        [
+            (200, "read as 8-bit"),
+            (1000, "read as 10-bit"),
+            (4080, "read as 12-bit"),
+            (16000, "read as 14-bit"),
+            (64000, ""),
+        ],
+    )
+    def test_bits_that_are_used_are_read_and_said(self, high, said):
+        values = np.array([[0, high]], np.uint16)
+        deep = [values, np.dstack([values] * 3), torch.from_numpy(values), Image.fromarray(values)]
+        if high > 255:
+            deep.append(Image.fromarray(values.astype(np.int32)))
+        for kind in ("PNG", "TIFF"):
+            deep.append(io.BytesIO())
+            Image.fromarray(values).save(deep[-1], kind)
+        for each in deep:
+            read = to_image(each, "x")
+            assert read.image.getpixel((0, 0))[0] == 0
+            assert read.image.getpixel((1, 0))[0] >= 190
+            assert read.source == (f"x, {said}" if said else "x")
+
+    def test_what_is_near_black_is_said(self):
+        labels = np.array([[0, 1, 3]], np.uint8)
+        for each in (labels, Image.fromarray(labels), encoded(Image.fromarray(labels))):
+            assert to_image(each, "x").source == "x, near black: no value is above 3 of 255"
+        assert to_image(labels // 4, "x").source == "x"  # black, as a person would call it
+        assert to_image(labels * 30, "x").source == "x"
 
     @given(st.integers(0, 65535))
     def test_uint16_is_scaled_to_the_nearest(self, value):
