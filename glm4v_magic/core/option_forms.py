@@ -125,7 +125,7 @@ def pins_of(value: object) -> object:
 
 def _device(key: object) -> int | str:
     found = _whole(key)
-    if isinstance(found, int) and found >= 0:
+    if isinstance(found, int) and found >= 0 and not isinstance(key, bool):
         return found
     if str(key) == "disk":
         raise OptionError(

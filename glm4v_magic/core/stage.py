@@ -41,7 +41,14 @@ class Stage:
     overhead_bytes: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("gpu", "weight_bytes", "kv_bytes", "activation_bytes", "overhead_bytes"):
+        for name in (
+            "gpu",
+            "capacity_bytes",
+            "weight_bytes",
+            "kv_bytes",
+            "activation_bytes",
+            "overhead_bytes",
+        ):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"{name} is {value}, but must not be negative")

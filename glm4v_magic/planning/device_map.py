@@ -213,7 +213,8 @@ def _check_there(name: str, place: Place, gpus: Sequence[GPU]) -> None:
     if place != "cpu" and place not in {gpu.index for gpu in gpus}:
         raise DeviceMapError(
             f"The device map puts {_called(name)} on "
-            f"{place if place == MPS else f'GPU {place}'}, but {_present(gpus)}."
+            f"{place if place == MPS else f'GPU {place}'}, but {_present(gpus)}.",
+            "" if gpus else "Put it on the cpu.",
         )
 
 

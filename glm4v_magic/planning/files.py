@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from glm4v_magic.core.errors import DeviceMapError
 from glm4v_magic.core.placement import DeviceMap, GivenMap
 from glm4v_magic.core.plan import PLAN_FORMAT, PLAN_VERSION, Plan
 from glm4v_magic.core.remarks import PYTHON, Remark, worded
+from glm4v_magic.core.wording import printable
 from glm4v_magic.outside import FileKind, checked, json_object, text_of
 from glm4v_magic.planning.device_map import EXAMPLE
 
@@ -42,6 +44,13 @@ def plan_from_json(text: str, what: str = "The plan") -> Plan:
         raise DeviceMapError(f"{what} has no stages.")
     if plan.workload.context is None or plan.workload.dtype is None:
         raise DeviceMapError(f"{what} names no context or no dtype in its workload.")
+    for what_is, named in (
+        ("unit", [unit for stage in plan.stages for unit in stage.units]),
+        ("device", [stage.device for stage in plan.stages]),
+    ):
+        for name, count in Counter(named).items():
+            if count > 1:
+                raise DeviceMapError(f"{what} names the {what_is} {printable(name)!r} twice.")
     for number, note in enumerate(plan.notes):
         if not _is_worded(note):
             raise DeviceMapError(f"{what} has an unknown note or values for 'notes[{number}]'.")
@@ -96,11 +105,12 @@ def read_given(given: GivenMap) -> Plan | DeviceMap | None:
     if not os.fspath(given):
         raise DeviceMapError("The name of the device map is empty.", EXAMPLE)
     path = Path(os.path.expanduser(given))  # noqa: PTH111  Path's own fails on ~nobody
-    what = f"The device map {path}"
+    shown = printable(str(path)).replace("\n", " ")
+    what = f"The device map {shown}"
     text = text_of(path, what, DeviceMapError, EXAMPLE)
     content = json_object(text, what, DeviceMapError, EXAMPLE, unique=True)
     if "format" in content:
-        return plan_from_json(text, f"The plan {path}")
+        return plan_from_json(text, f"The plan {shown}")
     return device_map_of(content, what)
 
 

@@ -9,19 +9,21 @@ import operator
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, RootModel
 
 from glm4v_magic.core.errors import DeviceMapError
 from glm4v_magic.core.placement import DeviceMap, Place
-from glm4v_magic.outside import checked
+from glm4v_magic.outside import checked, is_there
 from glm4v_magic.planning.device_map import EXAMPLE, MPS
 
 __all__ = ["device_map_of", "whole"]
 
 _MOST_GPUS = 2**16
 _CUDA = re.compile("cuda(?::([0-9]{1,5}))?", re.IGNORECASE)
+_LIKE_A_DEVICE = re.compile(r"(cuda|gpu|hip|hpu|meta|npu|xpu)(:\S*)?", re.IGNORECASE)
 _DEVICE = 'A device is a number such as 0, "cuda:0", "mps" or "cpu"'
 
 
@@ -71,7 +73,9 @@ def whole(given: object) -> DeviceMap | None:
     Raises:
         DeviceMapError: if it is neither a device nor the name of a file.
     """
-    is_file = isinstance(given, str | os.PathLike) and str(given).strip().lower() != "disk"
+    text = str(given).strip()
+    is_named = isinstance(given, str | os.PathLike) and text.lower() != "disk"
+    is_file = is_named and (is_there(Path(text)) or not _LIKE_A_DEVICE.fullmatch(text))
     try:
         return {"": _device(given)}
     except ValueError as error:

@@ -115,7 +115,7 @@ def test_weights_that_are_one(model):
 
 
 def test_no_gpu_or_one(model):
-    assert "on GPU 0, but there is none." in refusal({"": 0}, model, ())
+    assert "on GPU 0, but there is none. Put it on the cpu." in refusal({"": 0}, model, ())
     assert "on GPU 1, but there is GPU 0 only." in refusal({"": 1}, model, GPUS[:1])
 
 
@@ -223,3 +223,19 @@ def test_apples_gpu_by_the_name_that_torch_has_for_it(model):
         assert settle(read_given(each), tree, apple, lambda *_: None)[0] == {"": 0}
         with pytest.raises(DeviceMapError, match=r"whole model on mps, but there is GPU 0 only\.$"):
             settle(read_given(each), tree, parse_gpus("1x1GiB"), lambda *_: None)
+
+
+@pytest.mark.parametrize("text", ["cuda:x", "cuda:-1", "xpu:0", "meta", "GPU", "npu"])
+def test_words_that_are_like_a_device_are_not_told_as_files(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DeviceMapError, match="is not a device"):
+        read_given(text)
+    (tmp_path / text).write_text('{"": 0}')
+    assert read_given(text) == {"": 0}
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x00b"])
+def test_a_file_with_an_odd_name_is_told_in_a_line(name):
+    with pytest.raises(DeviceMapError, match="cannot be read") as caught:
+        read_given(name)
+    assert str(caught.value).isprintable()

@@ -495,6 +495,15 @@ def broken(change: Any) -> str:
             r"'stages\[0\]': kv_bytes is -1, but",
         ),
         (
+            broken(lambda d: d["stages"][0].update(capacity_bytes=-5)),
+            r"'stages\[0\]': capacity_bytes is -5, but",
+        ),
+        (
+            broken(lambda d: d["stages"][1].update(units=d["stages"][0]["units"][:1])),
+            "names the unit 'vision' twice",
+        ),
+        (broken(lambda d: d["stages"][1].update(gpu=0)), "names the device 'cuda:0' twice"),
+        (
             broken(lambda d: d["stages"][0].update(units=[1])),
             r"1 for 'stages\[0\].units\[0\]': it",
         ),

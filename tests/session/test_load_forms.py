@@ -242,6 +242,7 @@ def test_host_memory_of_accelerates_dict_is_a_limit():
         ({"max_memory": {"cpu": "1KiB"}}, "'1KiB' for 'cpu', which is less than any model needs"),
         ({"max_memory": {0: -1}}, "-1 for 0, which is not a size"),
         ({"max_memory": {"gpu": 1}}, "'gpu', which is not a device"),
+        ({"max_memory": {True: "1GiB"}}, "True, which is not a device"),
         ({"max_memory": float("nan")}, "max_memory is nan, but must be"),
         ({"max_memory": [1, float("inf"), 1]}, r"max_memory is \(1, inf, 1\)"),
         ({"max_memory": 10**400}, "max_memory is 1000.*, but must be"),
