@@ -37,7 +37,7 @@ _MOST = 1000  # marks of an answer
 _LONGEST = 200  # characters of a label
 _KEY_WITHIN = 4000  # characters between the key of a list and a box in it
 
-_NUMBER = r"[-+]?(?:\d{1,20}(?:\.\d{1,20})?(?:e[-+]?\d{1,4})?|nan|inf(?:inity)?)"
+_NUMBER = r"[-+]?(?:\d++(?:\.\d++)?(?:e[-+]?\d++)?|nan|inf(?:inity)?)"
 _COMMA = r"\s{0,20},\s{0,20}"
 _FOUR = rf"\[\s{{0,20}}{_NUMBER}(?:{_COMMA}{_NUMBER}){{3}}\s{{0,20}}\]"
 _LIST = re.compile(rf"\[\s{{0,20}}{_NUMBER}(?:{_COMMA}{_NUMBER}){{1,3}}\s{{0,20}}\]", re.IGNORECASE)

@@ -27,7 +27,7 @@ from glm4v_magic.core.image import DEFAULT_LIMITS, Limits, SourcedImage
 from glm4v_magic.images.crop import Crop, parse_crop
 from glm4v_magic.images.rgb import to_rgb
 from glm4v_magic.images.values import to_image, to_images
-from glm4v_magic.images.words import count_images, resolve_images
+from glm4v_magic.images.words import count_images, resolve_images, with_clips_named
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -40,4 +40,5 @@ __all__ = [
     "to_image",
     "to_images",
     "to_rgb",
+    "with_clips_named",
 ]

@@ -26,6 +26,7 @@ __all__ = [
     "matches",
     "natural",
     "path_of",
+    "refuse_no_file",
     "suffixes_in",
 ]
 
@@ -78,23 +79,27 @@ def from_file(path: Path, source: str, limits: Limits, page: int | None = None) 
         ImageError: if it is a folder, a device or a pipe, cannot be read, or is not an image.
     """
     shown = one_line(source)
-    if is_shut(path):
-        raise _forbidden(source)
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
+        if is_folder(path) and not is_shut(path):
             kinds = suffixes_in(path)
             if kinds:
                 raise ImageError(f"{shown} is a folder.", code="folder_of_images", kinds=kinds)
             raise ImageError(f"{shown} is a folder. It holds no images.")
-        if not stat.S_ISREG(mode):  # reading a pipe or a device may never end
-            raise ImageError(f"{shown} is a device or a pipe, not an image file.")
+        refuse_no_file(path, source, "an image file")
         with path.open("rb") as stream:
             return decode(stream, source, limits, page)
     except PermissionError:
         raise _forbidden(source) from None
     except OSError as error:
         raise ImageError(f"{shown} cannot be read: {reason(error)}") from error
+
+
+def refuse_no_file(path: Path, source: str, noun: str) -> None:
+    """Raise ImageError if a path is forbidden, or a device or a pipe, which may never end."""
+    if is_shut(path):
+        raise _forbidden(source)
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ImageError(f"{one_line(source)} is a device or a pipe, not {noun}.")
 
 
 def matches(word: str, base: Path) -> list[str]:
@@ -127,10 +132,15 @@ def entries(folder: Path) -> list[str]:
         return []
 
 
-def suffixes_in(folder: Path) -> str:
-    """Describe the image files in `folder` as patterns with counts; empty if there are none."""
+def suffixes_in(folder: Path, known: tuple[str, ...] = SUFFIXES) -> str:
+    """Describe the image files in `folder` as patterns with counts; empty if there are none.
+
+    Args:
+        folder: the folder.
+        known: suffixes of the files that are counted, in lower case.
+    """
     suffixes = Counter(Path(name).suffix for name in entries(folder))
-    found = [each for each, _ in suffixes.most_common() if each.lower() in SUFFIXES]
+    found = [each for each, _ in suffixes.most_common() if each.lower() in known]
     kinds = ", ".join(f"*{each} ({suffixes[each]})" for each in found)
     return f"It holds {kinds}." if found else ""
 

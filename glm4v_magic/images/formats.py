@@ -7,12 +7,15 @@ import re
 from glm4v_magic.core.errors import ImageError
 from glm4v_magic.images.messages import one_line
 
-__all__ = ["SUFFIXES", "is_known", "may_be_image", "not_an_image"]
+__all__ = ["CLIPS", "SUFFIXES", "is_known", "may_be_image", "not_an_image"]
 
 SUFFIXES = (
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpeg", ".jpg", ".jxl",
     ".pbm", ".pdf", ".pgm", ".png", ".ppm", ".svg", ".tif", ".tiff", ".webp",
 )  # fmt: skip
+
+CLIPS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
+"""Suffixes of clips, in lower case."""
 
 _PNG_FIRST = "Save it as a PNG first."
 

@@ -10,7 +10,7 @@ from types import ModuleType
 
 from glm4v_magic.core.errors import ImageError, did_you_mean
 from glm4v_magic.images.files import entries, path_of, suffixes_in
-from glm4v_magic.images.formats import SUFFIXES
+from glm4v_magic.images.formats import CLIPS, SUFFIXES
 from glm4v_magic.images.messages import ACCEPTED, one_line
 from glm4v_magic.outside import is_folder
 
@@ -38,7 +38,9 @@ def missing(word: str, base: Path, namespace: Mapping[str, object]) -> ImageErro
         return ImageError(f"{shown}: no such file.", f"Folders are separated by / here: {slashes}")
     if re.search(r"[*?]", word):
         folder = path_of(re.split(r"[*?[]", word)[0] + "_", base).parent
-        return ImageError(f"{shown}: no file in {folder} matches.", suffixes_in(folder))
+        return ImageError(
+            f"{shown}: no file in {folder} matches.", suffixes_in(folder, SUFFIXES + CLIPS)
+        )
     folder, name = path_of(word, base).parent, path_of(word, base).name
     if not is_folder(folder):
         host = word.partition("/")[0].lower()

@@ -19,19 +19,25 @@ from glm4v_magic.core.image import DEFAULT_LIMITS, Limits
 from glm4v_magic.core.video import SourcedVideo
 from glm4v_magic.core.wording import clock
 from glm4v_magic.images.decode import too_large
-from glm4v_magic.images.files import current_folder, exists, path_of
+from glm4v_magic.images.files import (
+    current_folder,
+    exists,
+    matches,
+    path_of,
+    refuse_no_file,
+    suffixes_in,
+)
+from glm4v_magic.images.formats import CLIPS
 from glm4v_magic.images.messages import one_line
 from glm4v_magic.images.missing import missing
 from glm4v_magic.images.uris import data_of
 from glm4v_magic.images.values import to_image
+from glm4v_magic.outside import is_folder, is_shut
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["SUFFIXES", "from_data", "has_frames", "is_clip", "is_video", "to_video"]
-
-SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
-"""Suffixes of clips, in lower case."""
+__all__ = ["from_data", "has_frames", "is_clip", "is_video", "to_video"]
 
 _CONTAINERS = {
     "video/mp4": "mov",
@@ -53,7 +59,7 @@ _SEEK_SECONDS = 10  # what is further ahead is not decoded on the way
 
 def is_clip(word: str) -> bool:
     """Tell whether a word is the name of a clip."""
-    return word.lower().endswith(SUFFIXES)
+    return word.lower().endswith(CLIPS)
 
 
 def is_video(value: object) -> bool:
@@ -81,8 +87,9 @@ def to_video(
     """Return `value` as a video; of a clip one frame is decoded, which tells how it is rotated.
 
     Args:
-        value: path of a clip; frames: a list of anything that is an image, or an array or tensor
-            of frames x height x width with 1, 3 or 4 channels last.
+        value: path of a clip, or a pattern that one clip matches; or frames: a list of anything
+            that is an image, or an array or tensor of frames x height x width with 1, 3 or 4
+            channels last.
         source: what the user calls the value. A path is its own source.
         fps: frames per second to look at; by default the model's own choice. Frames that are given
             are all looked at, and were taken at this rate: 1 by default.
@@ -176,11 +183,31 @@ def _clip(
     end: float | None,
     limits: Limits,
 ) -> SourcedVideo:
-    if not exists(name, base):
-        raise missing(name, base, {})
+    name = name if exists(name, base) else _matching(name, base)
     path = path_of(name, base)
+    if is_folder(path) and not is_shut(path):
+        kinds = suffixes_in(path, CLIPS)
+        if kinds:
+            raise ImageError(f"{one_line(name)} is a folder. {kinds}", "Name one of them.")
+        raise ImageError(f"{one_line(name)} is a folder. It holds no clips.")
+    refuse_no_file(path, name, "a clip")
     clip = _Clip(os.fspath(path), one_line(name))
     return _of_clip(clip, name, _state(path), (fps, start, end), limits)
+
+
+def _matching(pattern: str, base: Path) -> str:
+    """Return the one clip that matches a pattern."""
+    found = matches(pattern, base)
+    clips = [each for each in found if is_clip(each)] or found
+    if not clips:
+        raise missing(pattern, base, {})
+    if len(clips) > 1:
+        raise ImageError(
+            f"{one_line(pattern)}: {len(clips):,} files match, of which {one_line(clips[0])} is "
+            "the first; a question has one video.",
+            "Name one of them.",
+        )
+    return clips[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ from glm4v_magic.images.names import from_name
 from glm4v_magic.images.pdf import name_and_page
 from glm4v_magic.images.uris import is_uri
 from glm4v_magic.images.values import to_images
+from glm4v_magic.images.video import is_clip
 
-__all__ = ["count_images", "is_lookup", "looked_up", "resolve_images"]
+__all__ = ["count_images", "is_lookup", "looked_up", "resolve_images", "with_clips_named"]
 
 
 def resolve_images(
@@ -67,16 +68,31 @@ def count_images(
     return sum(_count(word, namespace, folder) for word in words)
 
 
+def with_clips_named(
+    words: Sequence[str], namespace: Mapping[str, object], *, base: Path | None = None
+) -> list[str]:
+    """Return the words with the files themselves in place of each pattern that clips match."""
+    folder = current_folder() if base is None else base
+    named: list[str] = []
+    for word in words:
+        found = [] if _is_one(word, namespace, folder) else matches(word, folder)
+        named += found if any(map(is_clip, found)) else [word]
+    return named
+
+
+def _is_one(word: str, namespace: Mapping[str, object], base: Path) -> bool:
+    """Tell whether a word is a variable, an expression, an address or a file: no pattern."""
+    if word in namespace or is_uri(word) or word == CLIPBOARD or is_lookup(word, namespace):
+        return True
+    return exists(word, base) or exists(name_and_page(word)[0], base)
+
+
 def _count(word: str, namespace: Mapping[str, object], base: Path) -> int:
     value = namespace.get(word)
     if isinstance(value, list | tuple):
         # A number is not an image; the error comes when it is read.
         return sum(not isinstance(each, int | float) for each in value)
-    if word in namespace or is_uri(word) or word == CLIPBOARD or is_lookup(word, namespace):
-        return 1
-    if exists(word, base) or exists(name_and_page(word)[0], base):
-        return 1
-    return len(matches(word, base))
+    return 1 if _is_one(word, namespace, base) else len(matches(word, base))
 
 
 def _quotes_missing(words: Sequence[str], index: int, base: Path) -> str:

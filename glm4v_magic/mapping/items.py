@@ -32,11 +32,10 @@ from glm4v_magic.calls.prompt import expand, names_in, require_text
 from glm4v_magic.core.errors import ImageError, OptionError, PromptError, did_you_mean, reason
 from glm4v_magic.core.remarks import Text
 from glm4v_magic.images.files import current_folder, entries, matches, natural, path_of, suffixes_in
-from glm4v_magic.images.formats import SUFFIXES
+from glm4v_magic.images.formats import CLIPS, SUFFIXES
 from glm4v_magic.images.holders import column_of_images, is_instance, rows_of, uploaded
 from glm4v_magic.images.messages import one_line
 from glm4v_magic.images.pdf import SUFFIX, count_pages, name_and_page, named
-from glm4v_magic.images.video import SUFFIXES as CLIPS
 from glm4v_magic.images.video import is_clip, is_video
 from glm4v_magic.outside import SHUT, is_shut, is_there
 
@@ -315,7 +314,9 @@ def _no_items(text: str, folder: Path, names: Collection[str]) -> OptionError:
     shown = one_line(text)
     parent = path_of(text, folder).parent
     if re.search(r"[*?]", text):
-        return OptionError(f"{shown}: no file matches in {folder}.", suffixes_in(parent))
+        return OptionError(
+            f"{shown}: no file matches in {folder}.", suffixes_in(parent, SUFFIXES + CLIPS)
+        )
     variables = [name for name in names if not name.startswith("_")]
     similar = did_you_mean(path_of(text, folder).name, [*entries(parent), *variables])
     nothing = "neither a variable nor a folder" if names else "no such folder"

@@ -18,8 +18,7 @@ from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.gpu_models import GPU_MODELS
 from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.options import OPTIONS, of_python
-from glm4v_magic.images.formats import SUFFIXES
-from glm4v_magic.images.video import SUFFIXES as CLIPS
+from glm4v_magic.images.formats import CLIPS, SUFFIXES
 from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, begun, options_in
 from glm4v_magic.notebook.own_options import OWN

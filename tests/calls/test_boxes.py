@@ -153,6 +153,10 @@ def test_what_is_wrong_is_put_right_or_left_out_and_said():
     )
     huge = f'{{"bbox_2d": [1, 1, 1{"0" * 400}, 1e999]}}'
     assert marks(huge, [SIZE]).all == ()
+    for digits in ("9" * 100, "9" * 5000, f"1.{'0' * 30}", "1e99999", "-" + "9" * 30):
+        odd = marks(tagged(f"[[{digits}, 2000, 3000, 2000], [1, 2, 3, 4]]"), [SIZE])
+        assert odd.boxes == (Box("", 2, 1, 6, 2),)
+        assert "1 outside of the image" in odd.fault
     assert marks(tagged("[[1,2,3,4]]"), [SIZE]).fault == ""
 
 

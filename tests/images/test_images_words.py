@@ -10,7 +10,7 @@ import pytest
 from photos import BLUE, GREEN, RED, colours, data_uri, error_of, fill, png
 from PIL import Image
 
-from glm4v_magic.images import resolve_images, to_image
+from glm4v_magic.images import resolve_images, to_image, with_clips_named
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +69,18 @@ class TestWords:
         assert len(resolve_images(["photos/*"], {})) == 3
         assert len(resolve_images(["photos/[ac].*"], {})) == 2
         assert len(resolve_images(["**/*.png"], {})) == 3
+
+    def test_a_pattern_of_clips_is_the_files_that_match(self, folder):
+        (folder / "clips").mkdir()
+        for name in ("10.mp4", "2.mp4", "still.png"):
+            (folder / "clips" / name).write_bytes(b"")
+        words = ["clips/*.mp4", "photos/*", "red.png", "clips[0]"]
+        assert with_clips_named(words, {"clips": []}) == [
+            *("clips/2.mp4", "clips/10.mp4"), *words[1:]
+        ]  # fmt: skip
+        assert with_clips_named(["clips/*"], {}) == [
+            "clips/2.mp4", "clips/10.mp4", "clips/still.png"
+        ]  # fmt: skip
 
     def test_a_pattern_skips_folders(self):
         assert [each.source for each in resolve_images(["*"], {})] == ["red.png"]

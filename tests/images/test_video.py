@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 
 import numpy as np
@@ -124,6 +125,30 @@ def test_what_cannot_be_seen(clip, tmp_path):
     )
     assert "which is no time" in refused(OptionError, "clip.mp4", "v", start=2, end=1)
     assert "megapixels" in refused(ImageError, "clip.mp4", "v", limits=Limits(megapixels=0.001))
+
+
+def test_a_pattern_is_the_one_clip_that_matches(clip, tmp_path):
+    one = tmp_path / "one"
+    one.mkdir()
+    clip.rename(one / "x.mp4")
+    (one / "notes.txt").write_text("no clip")
+    for pattern in ("one/*.mp4", "one/*", one / "?.mp4"):
+        assert to_video(pattern, "v").source.endswith("one/x.mp4")
+    assert "no file in" in refused(ImageError, "*.mp4", "v")
+    (one / "y.mp4").write_text("no clip")
+    for pattern in ("one/*.mp4", "one/*"):
+        assert refused(ImageError, pattern, "v") == (
+            f"{pattern}: 2 files match, of which one/x.mp4 is the first; a question has one video. "
+            "Name one of them."
+        )
+    assert refused(ImageError, "one", "v") == (
+        "one is a folder. It holds *.mp4 (2). Name one of them."
+    )
+    assert to_video("one/x.mp4", "v").count == 30
+    (one / "none").mkdir()
+    assert refused(ImageError, "one/none", "v") == "one/none is a folder. It holds no clips."
+    os.mkfifo("pipe.mp4")
+    assert refused(ImageError, "pipe.mp4", "v") == "pipe.mp4 is a device or a pipe, not a clip."
 
 
 def test_frames_that_are_none():

@@ -66,7 +66,7 @@ def test_an_array_in_a_variable_is_a_video(loaded, shell):
 
 
 def test_a_preview_counts_the_frames(loaded):
-    said = loaded("%%glm4v clip.mp4 --fps 2 --preview\nWhat happens?")
+    said = loaded("%%glm4v cl*.mp4 --fps 2 --preview\nWhat happens?")  # a pattern names it, too
     assert "the model sees 6 frames" in said
     assert "<|video|>" in said
     assert " visual" in said
@@ -79,7 +79,10 @@ def test_a_preview_counts_the_frames(loaded):
         ("clip.mp4 --from 1:00", "clip.mp4 ends at 0:03, before 1:00"),
         ("clip.mp4 --from 2 --to 1", "from 0:02 to 0:01, which is no time"),
         ("clip.mp4 other.mp4", "clip.mp4 and other.mp4 are two videos"),
+        ("*.mp4", "clip.mp4 and text.mp4 are two videos; a question has one"),
+        ("*.mp4 clip.mp4", "clip.mp4, text.mp4 ...: 3 videos; a question has one"),
         ("gone.mp4", "gone.mp4: no such file"),
+        ("gone*.mp4", "matches. It holds *.mp4 (2)."),
         (
             "text.mp4",
             "text.mp4 is damaged or no video: Invalid data found when processing input. Download",

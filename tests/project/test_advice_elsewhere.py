@@ -211,6 +211,7 @@ IN_OTHER_TESTS = {
     "Is the file damaged? Save the adapter again.": "checkpoints/test_adapters.py",
     "Its training went astray: take an earlier step of it.": "checkpoints/test_adapters.py",
     "Load it in another dtype: bfloat16 or float32.": "checkpoints/test_adapters.py",
+    "Name one of them.": "images/test_video.py",
     "None was offered: start the server without tools.": "engines/test_server_flight.py",
     "Start the server again.": "server/test_command.py",
     "The files are damaged, or were saved in part; download or save them again.":

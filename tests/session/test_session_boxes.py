@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
+import math
 import pickle
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny_native
@@ -170,10 +173,16 @@ def test_drawing_and_cutting_out():
         answer.crop(1)
     with pytest.raises(OptionError, match=r"There is no image 1: the answer has 1 image\."):
         answer.draw(1)
+    assert answer.crop(np.int64(0)).size == answer.crop(0).size
+    for index in (0.5, math.nan, "0", None, [0]):
+        with pytest.raises(OptionError, match="A box is named by its index, a whole number; "):
+            answer.crop(index)
+    with pytest.raises(OptionError, match="An image is named by its index, a whole number"):
+        answer.draw(0.5)
     none = session.ask("Which?")
     with pytest.raises(OptionError, match=r"There is no box 0: the answer has no boxes\."):
         none.crop(0)
-    with pytest.raises(OptionError, match=r"There is no image -1: the answer has no images\."):
+    with pytest.raises(OptionError, match="nothing to draw on: the answer has no images"):
         none.draw()
 
 
@@ -284,3 +293,5 @@ def test_boxes_of_a_video_are_on_its_frames(native, tmp_path):
     assert "1 cat: (7, 10) to (42, 40) px: frame 1, " in to_markdown(conversation)
     with pytest.raises(OptionError, match="There is no image 0: the answer has no images"):
         answer.draw(0)
+    with pytest.raises(OptionError, match="is about a video, and marks no frame of it"):
+        dataclasses.replace(answer, boxes=(), points=()).draw()

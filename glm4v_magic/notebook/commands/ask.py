@@ -20,7 +20,13 @@ from glm4v_magic.core.errors import (
     OutOfMemoryError,
     PromptError,
 )
-from glm4v_magic.images import SourcedImage, count_images, parse_crop, resolve_images
+from glm4v_magic.images import (
+    SourcedImage,
+    count_images,
+    parse_crop,
+    resolve_images,
+    with_clips_named,
+)
 from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.command_line import Quoted, takes
 from glm4v_magic.notebook.commands.compare import compare, refuse_beside_compare
@@ -118,6 +124,7 @@ def answer(
         ``--preview``, which only shows what would be asked.
     """
     require_variable_name(arguments.out)
+    images = with_clips_named(images, names)
     is_compared = arguments.compare is not None and not arguments.preview
     if is_compared:
         refuse_beside_compare(arguments)

@@ -159,7 +159,12 @@ def video_of(
     clips = clips_of(words, names)
     if not clips:
         return None, words, []
-    if len(clips) > 1:
+    if len(clips) > 2:
+        raise OptionError(
+            f"{clips[0]}, {clips[1]} ...: {len(clips):,} videos; a question has one.",
+            "Name one of them.",
+        )
+    if len(clips) == 2:
         raise OptionError(
             f"{clips[0]} and {clips[1]} are two videos; a question has one.",
             "Ask about the other in a follow-up.",
