@@ -20,6 +20,7 @@ __all__ = [
     "ModelShape",
     "ModuleTree",
     "PackedMatrix",
+    "Product",
     "UnitShape",
     "Workload",
     "require_architecture",
@@ -53,10 +54,17 @@ class Activation:
         cast_bytes: bytes of float32 copies, which a model in float32 does without.
         held_values: values in the model's dtype that stay alive until the prefill ends, per token.
         held_bytes: bytes of other dtypes that stay alive until then, per token.
-        tower_values: values cast from float32 to the model's dtype that stay alive until the tower
-            has run.
+        tower_values: values in the model's dtype that stay alive until the tower has run.
+        tower_casts: likewise, of what was cast from float32, which is none in a model in float32.
         pair_bytes: bytes alive at the peak per pair of tokens of a row.
         chunk: number of tokens that a row is padded to a multiple of, for `extra_bytes`.
+        chosen: number of tokens of its row that a token chooses, at most.
+        chosen_bytes: bytes alive at the peak for each of these.
+        masked_values: values in the model's dtype alive at the peak, per token, that only rows of
+            different lengths have, which need a mask.
+        fixed_values: values in the model's dtype alive at the peak, however many tokens there are.
+        fixed_casts: bytes of float32 copies alive at the peak, however many tokens there are, which
+            a model in float32 does without.
     """
 
     tokens: Literal["text", "spliced", "patch", "visual", "image", "row"]
@@ -66,8 +74,29 @@ class Activation:
     held_values: int = 0
     held_bytes: int = 0
     tower_values: int = 0
+    tower_casts: int = 0
     pair_bytes: float = 0
     chunk: int = 1
+    chosen: int = 0
+    chosen_bytes: int = 0
+    masked_values: int = 0
+    fixed_values: int = 0
+    fixed_casts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A product with a matrix that quantisation can shrink.
+
+    Attributes:
+        rows, columns: size of the matrix.
+        values: values in the model's dtype that are alive meanwhile, per token: its input, its
+            result and what waits for it.
+    """
+
+    rows: int
+    columns: int
+    values: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +127,7 @@ class UnitShape:
         values: number of weights.
         linear_values: weights in matrices that quantisation can shrink.
         linear_rows: output rows of these matrices.
-        widest_linear: rows and columns of the largest of these matrices.
-        rotary_values: values of the rotary tables of a token, which all layers share.
+        products: products with them that may need the most memory.
         cache_values: keys and values per KV cache entry.
         float32_values: weights that stay in float32 whatever the model's dtype.
         row_values: values of a row's state that does not grow with its length.
@@ -120,8 +148,7 @@ class UnitShape:
     values: int
     linear_values: int = 0
     linear_rows: int = 0
-    widest_linear: tuple[int, int] = (0, 0)
-    rotary_values: int = 0
+    products: tuple[Product, ...] = ()
     cache_values: int = 0
     float32_values: int = 0
     row_values: int = 0

@@ -14,7 +14,7 @@ from typing import Any
 
 from glm4v_magic.core.errors import Glm4vError, InputError, did_you_mean, reason
 from glm4v_magic.core.model import Sized
-from glm4v_magic.core.model_shape import Activation, ModelShape, PackedMatrix, UnitShape
+from glm4v_magic.core.model_shape import Activation, ModelShape, PackedMatrix, Product, UnitShape
 from glm4v_magic.core.options import OPTIONS
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.typed_options import read_text
@@ -132,7 +132,7 @@ def _shape_of(written: Mapping[str, Any]) -> ModelShape:
 def _unit_of(written: Mapping[str, Any]) -> UnitShape:
     tuples = {
         "modules": tuple(written["modules"]),
-        "widest_linear": tuple(written["widest_linear"]),
+        "products": tuple(Product(**each) for each in written["products"]),
         "packed": tuple(PackedMatrix(**each) for each in written["packed"]),
         "activations": tuple(Activation(**each) for each in written["activations"]),
     }

@@ -31,7 +31,7 @@ Not counted: fragmentation of the caching allocator. Keep a reserve for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from glm4v_magic.core.errors import OptionError
@@ -40,6 +40,7 @@ from glm4v_magic.core.model_shape import (
     Activation,
     Kind,
     ModelShape,
+    Product,
     UnitShape,
     Workload,
 )
@@ -53,9 +54,12 @@ __all__ = [
     "embedding",
     "gated_projection",
     "head",
+    "images",
+    "inputs",
     "merge",
     "patch_embedding",
     "price",
+    "products",
     "quantized_bytes",
     "text_layer",
     "vision_layer",
@@ -89,8 +93,9 @@ class Unit:
         held_bytes: activations that stay alive until the prefill ends.
         transient_bytes: peak of the activations that are freed while or after the unit runs.
         tower_held_bytes: activations that are alive while the vision tower runs.
-        shared_bytes: bytes of `transient_bytes` that the unit before holds: the embedded tokens,
-            which are the input of the first decoder layer.
+        shared_bytes: bytes of `transient_bytes` that the unit before holds: the visual tokens that
+            are spliced in, and the embedded tokens that are the input of the first decoder layer.
+        step_bytes: peak of the activations of a decode step, where it is not that of the prefill.
     """
 
     name: str
@@ -103,6 +108,7 @@ class Unit:
     transient_bytes: int = 0
     tower_held_bytes: int = 0
     shared_bytes: int = 0
+    step_bytes: int = 0
 
     @property
     def resident_bytes(self) -> int:
@@ -150,14 +156,14 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
         OptionError: as in `cache_entries`.
     """
     entries = workload.batch * cache_entries(shape, workload)
-    images = workload.batch * workload.images
+    seen = workload.batch * workload.images
     image = planned_image(shape, workload)
     counts = {
         "text": entries,
-        "spliced": entries if images else 0,
-        "patch": images * image.patches,
-        "visual": images * image.visual_tokens,
-        "image": images,
+        "spliced": entries if seen else 0,
+        "patch": seen * image.patches,
+        "visual": seen * image.visual_tokens,
+        "image": seen,
         "row": workload.batch,
     }
     size = DTYPE_BYTES[workload.dtype or shape.dtype]
@@ -168,26 +174,35 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
     row = entries // workload.batch - 1
     units: list[Unit] = []
     for before, unit in zip((None, *shape.units), shape.units, strict=False):
-        held = in_tower = transient = 0
+        held = in_tower = transient = step = 0
         for a in unit.activations:
             stays = counts[a.tokens] * (a.held_values * size + a.held_bytes)
             held += stays
-            in_tower += 0 if size == _FLOAT32 else counts[a.tokens] * a.tower_values * size
-            if not (_made_by_tower(unit, a) or (shape.tower_first and unit.kind == "embedding")):
+            casts = 0 if size == _FLOAT32 else a.tower_casts
+            in_tower += counts[a.tokens] * (a.tower_values + casts) * size
+            if not (_made_by_tower(a) or (shape.tower_first and unit.kind == "embedding")):
                 in_tower += stays
             padded = workload.batch * (-(-row // a.chunk) * a.chunk) if a.chunk > 1 else 0
             count = counts[a.tokens]
             casts = 0 if size == _FLOAT32 else a.cast_bytes
             alive = count * (a.values * size + casts) + int(pairs * a.pair_bytes)
+            if count:
+                alive += a.fixed_values * size + (0 if size == _FLOAT32 else a.fixed_casts)
             alive += max(count, padded) * a.extra_bytes
-            transient = max(transient, alive)
+            alive += count * min(a.chosen, row) * a.chosen_bytes
+            alive += count * a.masked_values * size if mask else 0
+            if unit.kind == "text_layer" and a.tokens == "row":
+                step = max(step, alive)
+            else:
+                transient = max(transient, alive)
+        handed_on = 0 if before is None else _handed_on(before, counts, size)
         if unit.kind == "embedding":  # the mask is made there, from one that all rows share
             beside = max(mask // workload.batch, entries * unit.rotary_bytes)
-            transient = max(transient, mask + beside)
+            transient = max(transient + handed_on, mask + beside)
         if unit.kind == "text_layer":
             quantize = shape.packed or workload.quantize
             transient = max(transient, _quantized_product(unit, quantize, entries, size)) + mask
-        elif unit.packed:
+        elif unit.packed and counts[_TOKENS[unit.kind]]:
             transient += _of_packed(unit, shape.packed, counts[_TOKENS[unit.kind]], size)
         kv_bytes_per_token = unit.cache_values * size
         units.append(
@@ -202,21 +217,23 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
                 held,
                 transient,
                 in_tower,
-                0 if before is None else _handed_on(before, entries, size),
+                handed_on,
+                step,
             )
         )
     return tuple(units)
 
 
-def _handed_on(unit: UnitShape, entries: int, size: int) -> int:
+def _handed_on(unit: UnitShape, counts: Mapping[str, int], size: int) -> int:
     """Return the bytes that `unit` holds and the next one has as its input."""
-    if unit.kind != "embedding":
-        return 0
-    return entries * size * sum(a.held_values for a in unit.activations if a.tokens == "text")
+    tokens = {"vision_projector": "visual", "embedding": "text"}.get(unit.kind)
+    return sum(
+        counts[a.tokens] * size * a.held_values for a in unit.activations if a.tokens == tokens
+    )
 
 
-def _made_by_tower(unit: UnitShape, activation: Activation) -> bool:
-    return activation.tokens == "visual" and not unit.kind.startswith("vision")
+def _made_by_tower(activation: Activation) -> bool:
+    return activation.tokens == "visual"
 
 
 def merge(units: Sequence[Unit], name: str, modules: tuple[str, ...], kind: Kind) -> Unit:
@@ -266,19 +283,21 @@ def quantized_bytes(kind: Quantization, values: int, rows: int) -> int:
 def _quantized_product(
     unit: UnitShape, quantize: Quantization | None, entries: int, size: int
 ) -> int:
-    """Return the bytes alive in the largest quantised matrix product of a decoder layer.
+    """Return the bytes alive in the quantised matrix product of a decoder layer that needs most.
 
-    Input, residuals, result and rotary tables as without quantisation, and (bitsandbytes,
-    ``autograd/_functions.py``) the matrix restored to the compute dtype for 4-bit, or the input in
-    int8 and an int32 product before the scaled one for 8-bit.
+    What is alive without quantisation, and (bitsandbytes, ``autograd/_functions.py``) the matrix
+    restored to the compute dtype for 4-bit, or the input in int8 and an int32 product before the
+    scaled one for 8-bit.
     """
-    rows, columns = unit.widest_linear
-    product = entries * ((rows + 3 * columns + unit.rotary_values) * size + _POSITIONS)
-    if quantize == "4bit":
-        return product + rows * columns * size
-    if quantize == "8bit":
-        return product + entries * (rows * _INT32 + columns)
-    return 0
+    most = 0
+    for product in unit.products if quantize else ():
+        alive = entries * (product.values * size + _POSITIONS)
+        if quantize == "4bit":
+            alive += product.rows * product.columns * size
+        else:
+            alive += entries * (product.rows * _INT32 + product.columns)
+        most = max(most, alive)
+    return most
 
 
 def _of_packed(unit: UnitShape, kind: Quantization | None, tokens: int, size: int) -> int:
@@ -302,45 +321,97 @@ def text_layer(hidden: int, intermediate: int, rotary: int, *, in_one: bool = Tr
     return Activation("text", halves + 3 * hidden + 2 * rotary, extra_bytes=8)
 
 
+def products(
+    hidden: int, intermediate: int, queries: int, rotary: int, *, in_one: bool = True
+) -> tuple[Product, ...]:
+    """Return the products of a decoder layer that may need the most memory if it is quantised.
+
+    Those with the matrices of its gated MLP, and with the one after the attention. All have beside
+    them the layer's input, the residual and the normed residual (3 x hidden), and cos and sin; the
+    last product of the MLP still has gate and up if they are one matrix, and the one after the
+    attention has the query.
+
+    Args:
+        hidden: width of the model.
+        intermediate: width of the MLP.
+        queries: values of the query, of all heads.
+        rotary: values of cos and sin.
+        in_one: whether gate and up are one matrix.
+    """
+    beside = 3 * hidden + rotary
+    halves = 2 * intermediate
+    rows = halves if in_one else intermediate
+    waiting = halves if in_one else 0
+    return (
+        Product(rows, hidden, halves + beside),
+        Product(hidden, intermediate, waiting + intermediate + hidden + beside),
+        Product(hidden, queries, 2 * queries + hidden + beside),
+    )
+
+
 def vision_layer(hidden: int, intermediate: int) -> Activation:
     """Vision layer with a two-matrix MLP; the peak is at its GELU or its fused attention.
 
-    Alive per patch: the hidden states before and after GELU (2 x intermediate), the tower's input,
-    the layer's input and the MLP's (3 x hidden); or, in the attention, the tower's and the layer's
-    input, query, key and value in one matrix, the attended values and their projection
-    (7 x hidden).
+    Alive per patch: the hidden states before and after GELU (2 x intermediate), the layer's input
+    and the MLP's (2 x hidden); or, in the attention, the layer's input, query, key and value in one
+    matrix, the attended values and their projection (6 x hidden).
     """
-    return Activation("patch", max(2 * intermediate + 3 * hidden, 7 * hidden))
+    return Activation("patch", max(2 * intermediate + 2 * hidden, 6 * hidden))
 
 
-def patch_embedding(hidden: int, pixels: int) -> tuple[Activation, Activation]:
-    """Patch embedding: the images, and three tensors of the patches' size.
+def patch_embedding(hidden: int, pixels: int, positions: int) -> Activation:
+    """Patch embedding: pixels, the table of positions, and two tensors of the patches' size.
 
-    The float32 pixels stay until the call ends, those in the model's dtype until the tower has run.
-    Alive per patch at the addition: the patches with the class token, the table and the sum.
+    Alive at the addition: per patch its pixels in the model's dtype, the patch and the sum, which
+    is the tower's input and stays until the tower has run; and the table.
+
+    Args:
+        hidden: width of the tower.
+        pixels: values of one patch.
+        positions: rows of the table.
     """
-    images = Activation("image", held_bytes=_FLOAT32 * pixels, tower_values=pixels)
-    return images, Activation("patch", 3 * hidden)
+    table = positions * hidden
+    return Activation("patch", hidden + pixels, tower_values=hidden, fixed_values=table)
 
 
-def gated_projection(hidden: int, intermediate: int) -> Activation:
+def inputs(vocabulary: int) -> Activation:
+    """On the device of the inputs, to which the logits of the last token of each row return.
+
+    They are alive in the model's dtype and, twice, in float32.
+    """
+    return Activation("row", vocabulary, extra_bytes=2 * _FLOAT32 * vocabulary)
+
+
+def images(pixels: int) -> Activation:
+    """Images on the device of the inputs.
+
+    Those in float32 stay until the call ends, those in the model's dtype until the tower has run.
+
+    Args:
+        pixels: values of an image.
+    """
+    return Activation("image", held_bytes=_FLOAT32 * pixels, tower_casts=pixels)
+
+
+def gated_projection(hidden: int, intermediate: int, *, is_clamped: bool = False) -> Activation:
     """Gated MLP after the tower: per visual token 3 x intermediate and 2 x hidden.
 
-    Activated gate, up and their product; its input and the projection it was made from.
+    Activated gate, up and their product; its input and the projection it was made from. Where gate
+    and up are clamped, the gate is alive, too.
     """
-    return Activation("visual", 3 * intermediate + 2 * hidden)
+    return Activation("visual", (4 if is_clamped else 3) * intermediate + 2 * hidden)
 
 
-def embedding(hidden: int, visual: int = 1) -> tuple[Activation, ...]:
+def embedding(hidden: int, visual: int) -> tuple[Activation, ...]:
     """Embedding of the ids, with visual tokens spliced in.
 
-    The spliced vectors stay alive while the decoder runs, and so do the visual tokens. Splicing
-    with ``masked_scatter`` also has the vectors before it and, on CUDA, per vector element an int64
-    prefix sum and the mask (``aten/src/ATen/native/cuda/IndexKernel.cpp``, `masked_scatter__cuda`).
+    The spliced vectors stay alive while the decoder runs. Splicing with ``masked_scatter`` also has
+    the vectors before it and, on CUDA, per vector element an int64 prefix sum and the mask
+    (``aten/src/ATen/native/cuda/IndexKernel.cpp``, `masked_scatter__cuda`).
 
     Args:
         hidden: width of the text part.
-        visual: vectors of this width that are kept of each visual token.
+        visual: vectors of this width that are kept here of each visual token.
     """
     return (
         Activation("text", held_values=hidden),

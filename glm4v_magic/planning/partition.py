@@ -5,9 +5,11 @@ bytes. `planning.plan` knows what they stand for.
 
 A GPU that runs the units ``i..j-1`` needs ::
 
-    base + sum(resident[i:j]) + max(transient[i:j])         (nothing at all when i == j)
+    base + sum(resident[i:j]) + max(sum(cache[i:k+1]) + transient[k] for i <= k < j)
 
-because resident bytes add up while transients exist for one unit at a time. A transient may contain
+and nothing at all when ``i == j``, because resident bytes add up while transients exist for one
+unit at a time, beside the KV cache of this one and those before it. In a decode step all of the
+cache is there, and one unit's `Item.step`: the larger of the two counts. A transient may contain
 what the unit before keeps resident, which on the same GPU is counted once (`Item.shared`). What is
 resident while the vision tower runs is another sum, with other transients; a GPU needs the larger
 of the two (`needed`). Its *fullness* is what it needs over its capacity. `partition` minimises the
@@ -73,13 +75,15 @@ class Item:
     """A unit. Sizes in bytes.
 
     Attributes:
-        resident: bytes that stay on the GPU: weights, KV cache, activations that stay.
+        resident: bytes that stay on the GPU: weights, activations that stay.
         transient: bytes needed while the unit runs, freed afterwards.
         pinned: index of the GPU that it must be on, or ``None``.
         tower_resident: as `resident`, while the vision tower runs.
         tower_transient: as `transient`, while the vision tower runs; 0 except for units of the
             tower.
         shared: bytes of `transient` that are also in `resident` of the unit before.
+        cache: bytes that stay once the unit has run: its KV cache.
+        step: bytes needed while the unit runs in a decode step, freed afterwards.
     """
 
     resident: int
@@ -88,6 +92,8 @@ class Item:
     tower_resident: int = 0
     tower_transient: int = 0
     shared: int = 0
+    cache: int = 0
+    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +206,8 @@ class Tables:
         self._residents = [item.resident for item in items]
         self._transients = [item.transient for item in items]
         self._after_others = [item.transient - item.shared for item in items]
+        self._caches = [item.cache for item in items]
+        self._steps = [item.step for item in items]
         self._tower_residents = [item.tower_resident for item in items]
         self._tower_transients = [item.tower_transient for item in items]
         self._costs: list[list[int] | None] = [None] * self.count
@@ -219,10 +227,14 @@ class Tables:
         sums = accumulate(self._residents[first:])
         # the unit before the first is on another GPU, or nowhere
         transients = [self._transients[first], *self._after_others[first + 1 :]]
-        peaks = accumulate(transients, max)
+        caches = [*accumulate(self._caches[first:])]
+        peaks = accumulate(map(add, caches, transients), max)
+        steps = map(add, caches, accumulate(self._steps[first:], max))
         tower_sums = accumulate(self._tower_residents[first:])
         tower_peaks = accumulate(self._tower_transients[first:], max)
-        return list(map(max, map(add, sums, peaks), map(add, tower_sums, tower_peaks)))
+        return list(
+            map(max, map(add, sums, map(max, peaks, steps)), map(add, tower_sums, tower_peaks))
+        )
 
     def stops(self, budget: int | None) -> list[int]:
         """Return for each unit the next one, itself included, that is pinned to another GPU."""

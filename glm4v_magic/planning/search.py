@@ -98,16 +98,22 @@ class Task:
 
 
 def item_of(unit: Unit, pinned: int | None = None, offloaded: bool = False) -> Item:
-    """Return the cost of `unit`; if offloaded, its weights are transient."""
+    """Return the cost of `unit`; if offloaded, its weights are transient.
+
+    A tower without images does not run, so that its offloaded weights stay where they are.
+    """
     away = unit.weight_bytes if offloaded else 0
-    transient = unit.transient_bytes + away
+    visiting = 0 if unit.in_tower and not unit.transient_bytes else away
+    transient = unit.transient_bytes + visiting
     return Item(
-        unit.resident_bytes - away,
+        unit.resident_bytes - unit.kv_bytes - away,
         0 if unit.in_tower else transient,
         pinned,
         unit.tower_resident_bytes - away,
         transient if unit.in_tower else 0,
         unit.shared_bytes,
+        unit.kv_bytes,
+        0 if unit.in_tower else unit.step_bytes + visiting,
     )
 
 

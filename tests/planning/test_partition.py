@@ -27,8 +27,16 @@ def fullness(items: list[Item], budgets: list[Budget], split: Partition) -> Frac
     for index, (first, end) in zip(split.order, split.borders, strict=True):
         if first < end:
             cost = sum(item.resident for item in items[first:end])
-            rest = [item.transient - item.shared for item in items[first + 1 : end]]
-            cost += max([items[first].transient, *rest])
+            cost += max(
+                *(
+                    sum(item.cache for item in items[first : unit + 1])
+                    + items[unit].transient
+                    - (items[unit].shared if unit > first else 0)
+                    for unit in range(first, end)
+                ),
+                sum(item.cache for item in items[first:end])
+                + max(item.step for item in items[first:end]),
+            )
             shares.append(Fraction(budgets[index].base + cost, budgets[index].capacity))
     return max(shares)
 
@@ -77,7 +85,8 @@ def random_case(seed: int) -> tuple[list[Item], list[Budget]]:
         pinned = draw.randrange(len(budgets)) if draw.random() < 0.08 else None
         most = min(items[-1].resident, transient) if items else 0
         shared = draw.choice([0, draw.randint(0, most)])
-        items.append(Item(resident, transient, pinned, shared=shared))
+        cache, step = (draw.choice([0, 0, draw.randint(0, largest // 2)]) for _ in range(2))
+        items.append(Item(resident, transient, pinned, shared=shared, cache=cache, step=step))
     return items, budgets
 
 

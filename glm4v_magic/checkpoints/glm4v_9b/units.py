@@ -20,6 +20,9 @@ _OVERFLOWING_TOWER = (1792, 63)
 """Width and layers of the published tower, whose attention has been seen to overflow in float16:
 https://github.com/intel/ipex-llm/pull/12904. Other towers in this layout have not."""
 _IMAGE_IDS = 3  # begin, placeholder, end: an image takes three positions
+_ROTARY = 14
+"""Bytes per token and rotated value while cosines and sines are made: in float32, with the angles
+of half the values, and what is joined of them."""
 _OF_TOKEN = 4 * 8  # bytes per token besides its vectors: id, mask, and its position twice, int64
 
 
@@ -50,14 +53,13 @@ def _vision_units(config: Mapping[str, Any], vision: Mapping[str, Any]) -> Itera
     """Yield patch embedding, each layer, then merge and projection with begin and end vectors."""
     wide, mlp = vision["hidden_size"], vision["intermediate_size"]
     text, ffn = config["hidden_size"], config["ffn_hidden_size"]
-    channels, side = vision["in_channels"], vision["image_size"]
-    patch = channels * vision["patch_size"] ** 2
+    patch = vision["in_channels"] * vision["patch_size"] ** 2
     yield UnitShape(
         "vision.patches",
         (f"{_VISION}.patch_embedding",),
         "vision_embedding",
         values=(patch + 1) * wide + wide + vision["num_positions"] * wide,
-        activations=costs.patch_embedding(wide, channels * side * side),
+        activations=(costs.patch_embedding(wide, patch, vision["num_positions"]),),
     )
     attention = (wide + 1) * 3 * wide + (wide + 1) * wide
     for index in range(vision["num_hidden_layers"]):
@@ -76,7 +78,13 @@ def _vision_units(config: Mapping[str, Any], vision: Mapping[str, Any]) -> Itera
         tuple(f"{_VISION}.{module}" for module in ("conv", "linear_proj", "boi", "eoi")),
         "vision_projector",
         values=merging + projection + 2 * text,
-        activations=(costs.gated_projection(text, ffn),),
+        # The vectors of begin and end are the model's first weights: inputs are with them.
+        activations=(
+            costs.gated_projection(text, ffn),
+            Activation("visual", held_values=text),
+            costs.images(vision["in_channels"] * vision["image_size"] ** 2),
+            costs.inputs(config["padded_vocab_size"]),
+        ),
     )
 
 
@@ -93,7 +101,8 @@ def _text_units(config: Mapping[str, Any]) -> Iterator[UnitShape]:
         "embedding",
         values=vocabulary * wide,
         row_length=wide,
-        activations=(*costs.embedding(wide), Activation("text", held_bytes=_OF_TOKEN)),
+        rotary_bytes=_ROTARY * (head_size // 2),
+        activations=(*costs.embedding(wide, 0), Activation("text", held_bytes=_OF_TOKEN)),
     )
     qkv = (heads + 2 * groups) * head_size
     linear = wide * qkv + heads * head_size * wide + 3 * wide * ffn
@@ -106,8 +115,7 @@ def _text_units(config: Mapping[str, Any]) -> Iterator[UnitShape]:
             values=linear + bias + 2 * wide,
             linear_values=linear,
             linear_rows=qkv + wide + 2 * ffn + wide,
-            widest_linear=(2 * ffn, wide),
-            rotary_values=head_size,
+            products=costs.products(wide, ffn, heads * head_size, head_size),
             cache_values=2 * groups * head_size,
             pair_products=2 * heads * head_size,
             activations=(costs.text_layer(wide, ffn, head_size // 2),),

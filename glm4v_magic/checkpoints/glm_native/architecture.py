@@ -275,7 +275,12 @@ class NativeArchitecture:
         shape = ModelShape(
             name=self.name,
             units=(
-                *vision_units(vision, is_plain=self.config["model_type"] in (_OCR, _HYBRID)),
+                *vision_units(
+                    vision,
+                    text["vocab_size"],
+                    is_plain=self.config["model_type"] in (_OCR, _HYBRID),
+                    is_clamped=self._is_hybrid,
+                ),
                 *(hybrid_units if self._is_hybrid else text_units)(text, self._kept_fp8()),
             ),
             vision_modules=(VISION,),

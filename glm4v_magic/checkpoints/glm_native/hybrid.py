@@ -11,7 +11,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from glm4v_magic.checkpoints.glm_native.fp8 import Fp8
-from glm4v_magic.checkpoints.glm_native.text import Matrix, expert_matrices, gated, in_fp8
+from glm4v_magic.checkpoints.glm_native.text import (
+    Matrix,
+    chosen_experts,
+    expert_matrices,
+    gated,
+    in_fp8,
+)
 from glm4v_magic.checkpoints.glm_native.tower import KEPT_VISUAL
 from glm4v_magic.core.model_shape import Activation, UnitShape
 from glm4v_magic.planning import costs
@@ -42,18 +48,18 @@ def hybrid_units(text: Mapping[str, Any], fp8: Fp8 | None = None) -> Iterator[Un
         "embedding",
         values=vocabulary * wide,
         row_length=wide,
-        activations=(*costs.embedding(wide, KEPT_VISUAL), Activation("text", (streams + 1) * wide)),
+        activations=(*costs.embedding(wide, KEPT_VISUAL), Activation("text", streams * wide)),
     )
     for index in range(text["num_hidden_layers"]):
         layer = _layer(text, index)
         yield layer if fp8 is None else in_fp8(layer, _matrices(text, index), fp8)
-    norm, logits = costs.head(wide, vocabulary)
     yield UnitShape(
         "head",
         (f"{_TEXT}.norm", f"{_TEXT}.hc_head", "lm_head"),
         "head",
         values=wide + vocabulary * wide,
-        activations=(norm, logits, Activation("text", (streams + 2) * wide)),
+        # the mean of the streams has no weights: it is made where the last layer is
+        activations=costs.head(wide, vocabulary),
     )
 
 
@@ -65,7 +71,7 @@ def _layer(text: Mapping[str, Any], index: int) -> UnitShape:
     is_sparse = _is_sparse(text, index)
     mlp_values, mlp = _sparse(text) if is_sparse else _dense(text)
     idle = _idle(text) if is_sparse else 0
-    activations = (_streams(text), mlp)
+    activations = (*_streams(text), mlp, *((chosen_experts(text),) if is_sparse else ()))
     if _is_linear(text, index):
         heads, head = text["linear_num_heads"], text["linear_head_dim"]
         inner, kernel = heads * head, text["linear_conv_kernel_dim"]
@@ -159,9 +165,13 @@ def _has_index(text: Mapping[str, Any], index: int) -> bool:
 
 
 def _dense(text: Mapping[str, Any]) -> tuple[int, Activation]:
-    """Weights and activations of a gated MLP, clamped; beside it the streams are the residual."""
+    """Weights and activations of a gated MLP.
+
+    Alive per token: gate and up, both clamped, the activated gate and the product (4 x mlp), the
+    streams before and after the attention, and its input.
+    """
     wide, mlp, streams = text["hidden_size"], text["intermediate_size"], text["hc_mult"]
-    alive = Activation("text", 5 * mlp + (streams + 2) * wide, extra_bytes=_mixing(text))
+    alive = Activation("text", 4 * mlp + (2 * streams + 1) * wide, extra_bytes=_mixing(text))
     return 3 * wide * mlp, alive
 
 
@@ -175,7 +185,7 @@ def _sparse(text: Mapping[str, Any]) -> tuple[int, Activation]:
     experts = text["n_routed_experts"]
     values = 3 * wide * mlp * (text["n_shared_experts"] + experts) + experts * wide
     sorting = chosen * (2 * _FLOAT32 * wide + 5 * _INT64)
-    alive = (2 * chosen + 3 + text["hc_mult"]) * wide
+    alive = (2 * chosen + 1 + 2 * text["hc_mult"]) * wide
     return values, Activation("text", alive, extra_bytes=sorting + _mixing(text))
 
 
@@ -185,10 +195,18 @@ def _idle(text: Mapping[str, Any]) -> int:
     return int(others * 3 * text["hidden_size"] * text["moe_intermediate_size"])
 
 
-def _streams(text: Mapping[str, Any]) -> Activation:
-    """Mixing of the streams: two of their size in float32 and two in the model's dtype."""
-    every = text["hc_mult"] * text["hidden_size"]
-    return Activation("text", 4 * every, extra_bytes=2 * _FLOAT32 * every)
+def _streams(text: Mapping[str, Any]) -> tuple[Activation, Activation]:
+    """Mixing of the streams, before a part of a layer and after it.
+
+    Before the MLP: the streams before and after the attention, those in float32 and normed. After
+    it: both, what it gives for each, the mixed ones and the sum.
+    """
+    wide, every = text["hidden_size"], text["hc_mult"] * text["hidden_size"]
+    copies = _FLOAT32 * every
+    return (
+        Activation("text", 2 * every, extra_bytes=copies + _mixing(text), cast_bytes=copies),
+        Activation("text", 5 * every + wide, extra_bytes=_mixing(text)),
+    )
 
 
 def _mixing(text: Mapping[str, Any]) -> int:
@@ -201,13 +219,14 @@ def _linear(text: Mapping[str, Any]) -> Activation:
     """Linear attention in chunks; the peak is at the products within a chunk.
 
     Alive per token of whole chunks, in float32: three of size chunk x heads x head (the decays
-    between all pairs of a chunk and two products with them), and seven of heads x head (query,
-    key, value and decay in chunks, and what is made of them); in the model's dtype the streams, the
-    input, and six of heads x head.
+    between all pairs of a chunk and two products with them), and six of heads x head (query, key,
+    value and decay in chunks, and two times beta); per token the decay as it was made, in float32,
+    and in the model's dtype the streams, the input as it is and masked, and query, key and value in
+    one matrix (3 x heads x head).
     """
     inner = text["linear_num_heads"] * text["linear_head_dim"]
     wide = text["hidden_size"]
-    alive = (text["hc_mult"] + 2) * wide + 6 * inner
+    alive = (text["hc_mult"] + 2) * wide + 3 * inner
     extra = _FLOAT32 * (3 * _CHUNK + 7) * inner + _mixing(text)
     return Activation("text", alive, extra, chunk=_CHUNK)
 
@@ -234,25 +253,38 @@ def _attention_values(text: Mapping[str, Any], index: int) -> tuple[int, int]:
 def _attention(text: Mapping[str, Any]) -> tuple[Activation, ...]:
     """Attention to chosen tokens; it has memory per pair of tokens, in the index and as a mask.
 
-    Per token: the streams and the input, query, keys and values of all heads and the attended
-    values; in the index also its own query and three of the input's size. Per pair of tokens,
-    while the index scores pools of tokens: which tokens are visible, and three float32 scores for
-    each head and pool; while it finds the pool that is not full yet: visible tokens, also as int64,
-    scores, their sum over heads and two truth values of each pool; then an int32 count and the
-    mask.
+    Per token: the streams and the input; both compressed vectors, query, keys and values of all
+    heads, and the keys once more as they are used; in the index also its query, its key and the
+    score of the key's gate, and the number of a token of a pool. Per pair of tokens, while the
+    index scores pools of tokens: which tokens are visible, and three float32 scores for each head
+    and pool; while it finds the pool that is not full yet: visible tokens, also as int64, scores,
+    their sum over heads and two truth values of each pool, and the numbers of all chosen tokens
+    twice. Then an int32 count of each pair beside the chosen tokens as they are, as they may be
+    used and whether they are; then the mask and the attended values.
     """
     wide, heads = text["hidden_size"], text["num_attention_heads"]
     key, value = text["qk_nope_head_dim"], text["v_head_dim"]
-    alive = (text["hc_mult"] + 2) * wide + heads * (2 * key + 2 * value)
-    chosen = text["index_topk"] + text["index_kpool"]
+    alive = (text["hc_mult"] + 1) * wide + heads * (3 * key + value)
+    alive += text["q_lora_rank"] + text["kv_lora_rank"]
     of_index, pool = text["index_n_heads"], text["index_kpool"]
-    scores = 3 * _FLOAT32 * of_index / pool
-    summed = (_FLOAT32 * (of_index + 1) + 2) / pool
-    indexed = alive + of_index * text["index_head_dim"] + 3 * wide
+    indexed = alive + (of_index + 2) * text["index_head_dim"]
+    chosen = text["index_topk"]
+    found = chosen + pool - 1
+    scores = _FLOAT32 * of_index / pool
     mixing = _mixing(text)
-    found = _INT64 * chosen + mixing
     return (
-        Activation("text", indexed, extra_bytes=mixing, pair_bytes=scores + 1),
-        Activation("text", indexed, extra_bytes=found, pair_bytes=summed + _INT64 + 1),
-        Activation("text", alive, extra_bytes=found, pair_bytes=_FLOAT32 + 1),
+        Activation("text", indexed, extra_bytes=mixing + _INT64, pair_bytes=3 * scores + 1),
+        Activation(
+            "text",
+            indexed,
+            extra_bytes=mixing + _INT64,
+            pair_bytes=scores + (_FLOAT32 + 2) / pool + _INT64 + 1,
+            chosen=chosen,
+            chosen_bytes=2 * _INT64,
+        ),
+        Activation("text", alive, extra_bytes=mixing + 13 * found, pair_bytes=_FLOAT32),
+        Activation("text", alive, extra_bytes=mixing + 9 * found, pair_bytes=_FLOAT32 + 1),
+        Activation(
+            "text", alive + heads * value, extra_bytes=mixing + _FLOAT32 * found, pair_bytes=1
+        ),
     )

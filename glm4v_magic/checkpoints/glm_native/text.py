@@ -9,10 +9,18 @@ from typing import Any, TypeAlias
 from glm4v_magic.checkpoints.glm_native.config_file import has_experts
 from glm4v_magic.checkpoints.glm_native.fp8 import Fp8
 from glm4v_magic.checkpoints.glm_native.tower import KEPT_VISUAL
-from glm4v_magic.core.model_shape import Activation, UnitShape
+from glm4v_magic.core.model_shape import Activation, Product, UnitShape
 from glm4v_magic.planning import costs
 
-__all__ = ["Matrix", "expert_matrices", "gated", "in_fp8", "linear_inputs", "text_units"]
+__all__ = [
+    "Matrix",
+    "chosen_experts",
+    "expert_matrices",
+    "gated",
+    "in_fp8",
+    "linear_inputs",
+    "text_units",
+]
 
 Matrix: TypeAlias = tuple[str, int, int, int]
 """Name of a module in a layer; rows, columns and number of its matrices."""
@@ -151,12 +159,13 @@ def _attention_values(text: Mapping[str, Any]) -> tuple[int, int, int]:
     return wide * rows + heads * head * wide, bias, 2 * groups * head
 
 
-def _attention(text: Mapping[str, Any]) -> Activation:
-    """Attention of a decoder layer; its peak is at the kernel.
+def _attention(text: Mapping[str, Any]) -> tuple[Activation, Activation]:
+    """Attention of a decoder layer; its peak is in the rotation or at the kernel.
 
-    Alive per token: the layer's input, the residual and the normed input (3 x hidden); the query
-    before and after its rotation and the attended values (3 x heads x head size), keys and values
-    of the same layer (2 x groups x head size, twice: rotated, and as the cache keeps them).
+    Alive per token: the layer's input and the normed one (2 x hidden). In the rotation also query,
+    keys and values as they were made, and three times the part of the query that is rotated, or
+    what is rotated of it and all of it joined; at the kernel the query and the attended values.
+    With a mask, the kernel takes keys and values repeated for each head.
     """
     wide, heads, groups = (
         text["hidden_size"],
@@ -164,7 +173,12 @@ def _attention(text: Mapping[str, Any]) -> Activation:
         text["num_key_value_heads"],
     )
     head = _head_size(text)
-    return Activation("text", 3 * wide + (3 * heads + 4 * groups) * head, extra_bytes=8)
+    query, rotated = heads * head, heads * _rotary(text)
+    rotation = 2 * wide + query + max(3 * rotated, rotated + query) + 3 * groups * head
+    return (
+        Activation("text", rotation, extra_bytes=8),
+        Activation("text", 2 * wide + 2 * query, masked_values=2 * query, extra_bytes=8),
+    )
 
 
 def _dense_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
@@ -183,16 +197,18 @@ def _dense_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape
         values=linear + bias + norms * wide,
         linear_values=linear,
         linear_rows=bias + wide + 2 * mlp + wide,
-        widest_linear=(max(mlp, text["num_attention_heads"] * _head_size(text)), wide)
-        if in_moe
-        else (2 * mlp, wide),
-        rotary_values=2 * _rotary(text),
+        products=_products(text, mlp, in_one=not in_moe),
         cache_values=cache,
         pair_products=2 * text["num_attention_heads"] * _head_size(text),
         activations=_with_indices(
-            costs.text_layer(wide, mlp, _rotary(text), in_one=not in_moe), _attention(text)
+            costs.text_layer(wide, mlp, _rotary(text), in_one=not in_moe), *_attention(text)
         ),
     )
+
+
+def _products(text: Mapping[str, Any], mlp: int, *, in_one: bool) -> tuple[Product, ...]:
+    queries = text["num_attention_heads"] * _head_size(text)
+    return costs.products(text["hidden_size"], mlp, queries, 2 * _rotary(text), in_one=in_one)
 
 
 def _moe_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
@@ -212,13 +228,21 @@ def _moe_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
         values=values,
         linear_values=matrices + shared,
         linear_rows=bias + wide,
-        widest_linear=(text["num_attention_heads"] * _head_size(text), wide),
-        rotary_values=2 * _rotary(text),
+        products=_products(text, mlp * text["n_shared_experts"], in_one=False),
         idle_values=(experts - text["num_experts_per_tok"]) * 3 * wide * mlp,
         cache_values=cache,
         pair_products=2 * text["num_attention_heads"] * _head_size(text),
-        activations=_with_indices(_experts(text), _attention(text)),
+        activations=_with_indices(_experts(text), chosen_experts(text), *_attention(text)),
     )
+
+
+def chosen_experts(text: Mapping[str, Any]) -> Activation:
+    """Routed experts in a decode step: the weights of those that each row has chosen, once more.
+
+    (transformers' ``batched_mm_experts_forward``.)
+    """
+    values = 3 * text["hidden_size"] * text["moe_intermediate_size"]
+    return Activation("row", text["num_experts_per_tok"] * values)
 
 
 def _experts(text: Mapping[str, Any]) -> Activation:

@@ -20,20 +20,26 @@ _FLOAT32 = 4
 _INT64 = 8
 
 
-def vision_units(vision: Mapping[str, Any], *, is_plain: bool = False) -> Iterator[UnitShape]:
+def vision_units(
+    vision: Mapping[str, Any], vocabulary: int, *, is_plain: bool = False, is_clamped: bool = False
+) -> Iterator[UnitShape]:
     """Yield patch embedding, each block, then the merge and its projection.
 
     Args:
         vision: ``vision_config`` of the checkpoint.
+        vocabulary: number of tokens; inputs and logits are on the device of the first weight, which
+            is the tower's.
         is_plain: whether it is the tower of GLM-OCR and GLM-5.3-Flash, which has no table of
             positions, norms of queries and keys, and biases.
+        is_clamped: whether gate and up of its MLPs are clamped, as in GLM-5.3-Flash, so that one
+            more of them is alive.
     """
     wide, out = vision["hidden_size"], vision["out_hidden_size"]
     merge = vision["spatial_merge_size"]
     mlp = vision["intermediate_size"] if is_plain else out
     inner = out * vision["in_channels"] if is_plain else vision["intermediate_size"]
     inner = vision.get("projection_intermediate_size", inner)
-    yield _patch_embedding(vision, is_plain=is_plain)
+    yield _patch_embedding(vision, vocabulary, is_plain=is_plain)
     values = 4 * wide * wide + 3 * wide * mlp + 2 * wide
     if vision.get("attention_bias", is_plain):
         values += 4 * wide + 2 * mlp + wide if is_plain else 3 * wide
@@ -46,7 +52,7 @@ def vision_units(vision: Mapping[str, Any], *, is_plain: bool = False) -> Iterat
             "vision_layer",
             values=values,
             pair_products=2 * wide,
-            activations=_vision_block(vision, mlp, is_plain=is_plain),
+            activations=_vision_block(vision, mlp, is_plain=is_plain, is_clamped=is_clamped),
         )
     projection = out * out + 2 * out + 3 * out * inner
     yield UnitShape(
@@ -55,13 +61,13 @@ def vision_units(vision: Mapping[str, Any], *, is_plain: bool = False) -> Iterat
         "vision_projector",
         values=wide + (wide * merge * merge + 1) * out + projection,
         activations=(
-            costs.gated_projection(out, inner),
+            costs.gated_projection(out, inner, is_clamped=is_clamped),
             Activation("patch", wide, extra_bytes=2 * _FLOAT32 * wide),  # the norm before it
         ),
     )
 
 
-def _patch_embedding(vision: Mapping[str, Any], *, is_plain: bool) -> UnitShape:
+def _patch_embedding(vision: Mapping[str, Any], vocabulary: int, *, is_plain: bool) -> UnitShape:
     wide, patch = vision["hidden_size"], patch_values(vision)
     table = 0 if is_plain else vision["image_size"] // vision["patch_size"]
     more = () if is_plain else ("embeddings", "post_conv_layernorm")
@@ -71,15 +77,35 @@ def _patch_embedding(vision: Mapping[str, Any], *, is_plain: bool) -> UnitShape:
         "vision_embedding",
         values=(patch + 1) * wide + (0 if is_plain else table * table * wide + wide),
         activations=(
-            Activation("patch", held_bytes=_FLOAT32 * patch, tower_values=patch),
+            Activation("patch", held_bytes=_FLOAT32 * patch, tower_casts=patch),
             Activation("patch", wide, extra_bytes=2 * _angles(vision))
             if is_plain
-            else Activation("patch", 2 * wide, extra_bytes=3 * _FLOAT32 * wide),
+            else _positions_added(vision, table),
+            costs.inputs(vocabulary),
         ),
     )
 
 
-def _vision_block(vision: Mapping[str, Any], mlp: int, *, is_plain: bool) -> tuple[Activation, ...]:
+def _positions_added(vision: Mapping[str, Any], side: int) -> Activation:
+    """Addition of the positions, interpolated in float32 between those of the table.
+
+    Alive per patch: the patches, what was interpolated, in float32 and in the model's dtype, and
+    the sum; the table in float32; cosines and sines of a head's size, its row and column, and where
+    these are in the table (ten numbers of 4 or 8 bytes).
+    """
+    wide = vision["hidden_size"]
+    return Activation(
+        "patch",
+        3 * wide,
+        extra_bytes=_angles(vision) + 2 * _INT64 + 4 * _FLOAT32,
+        cast_bytes=_FLOAT32 * wide,
+        fixed_casts=_FLOAT32 * wide * side * side,
+    )
+
+
+def _vision_block(
+    vision: Mapping[str, Any], mlp: int, *, is_plain: bool, is_clamped: bool
+) -> tuple[Activation, ...]:
     """Block of the vision tower; the peak is in its rotation, its projection or its gated MLP.
 
     Alive per patch in the rotation (transformers' ``apply_rotary_pos_emb_vision``): the block's
@@ -87,7 +113,8 @@ def _vision_block(vision: Mapping[str, Any], mlp: int, *, is_plain: bool) -> tup
     normed query and key, too (2), and in float32 query, key, the rotated query, the key's product,
     its rotated halves and their product (6). Where the attended values are projected, which takes
     more in float32: both inputs, the matrix of three, the rotated query and key (2), the attended
-    values of each image and of all (2), and the projection. In the MLP: three inputs and 3 x mlp.
+    values of each image and of all (2), and the projection. In the MLP: three inputs and 3 x mlp,
+    or 4 where gate and up are clamped.
     Cosines and sines of a head's size are float32 and stay, and so do its row and column (four
     int64).
     """
@@ -103,7 +130,7 @@ def _vision_block(vision: Mapping[str, Any], mlp: int, *, is_plain: bool) -> tup
     return (
         rotation,
         Activation("patch", 10 * wide, extra_bytes=angles),
-        Activation("patch", 3 * wide + 3 * mlp, extra_bytes=angles),
+        Activation("patch", 3 * wide + (4 if is_clamped else 3) * mlp, extra_bytes=angles),
     )
 
 
