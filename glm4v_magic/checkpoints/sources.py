@@ -173,7 +173,7 @@ def _require_config(folder: Path) -> None:
 def _refuse_base(text: str, base: object) -> None:
     if base is not None:
         raise OptionError(
-            f"{text} is not an adapter that could be merged into {base}.",
+            f"{text} is not an adapter that could be merged into {one_line(str(base))}.",
             code="base_of_no_adapter",
         )
 

@@ -176,8 +176,9 @@ class _Uvicorn(uvicorn.Server):
 
 def _unusable(host: str, port: int, error: Exception) -> OptionError:
     if isinstance(error, socket.gaierror) or getattr(error, "errno", 0) == errno.EADDRNOTAVAIL:
+        shown = " ".join(printable(host).split())
         return OptionError(
-            f"{printable(host)} is not an address of this machine; 0.0.0.0 stands for all of them."
+            f"{shown} is not an address of this machine; 0.0.0.0 stands for all of them."
         )
     return OptionError(
         f"Port {port} of {host} cannot be used: {reason(error)}.", code="port_not_usable"

@@ -628,6 +628,7 @@ def wider(tmp_path):
     ("given", "said"),
     [
         ({"base": golden.CHECKPOINT}, "is not an adapter that could be merged into"),
+        ({"base": "a\nb"}, r"is not an adapter that could be merged into a\\nb\."),
         ({"lora": golden.CHECKPOINT}, "is not an adapter: it holds no adapter_config.json"),
         ({"lora": "/nowhere"}, "There is no adapter '/nowhere'"),
     ],

@@ -36,10 +36,11 @@ class TestCommandLine:
             with pytest.raises(OptionError, match=said):
                 Server("127.0.0.1", port)
 
-    @pytest.mark.parametrize("host", ["0.0.0.0x", "192.0.2.1"])
+    @pytest.mark.parametrize("host", ["0.0.0.0x", "192.0.2.1", "a\nb"])
     def test_a_host_that_is_not_here(self, host):
-        with pytest.raises(OptionError, match=f"{host} is not an address of this machine"):
+        with pytest.raises(OptionError, match="is not an address of this machine") as caught:
             Server(host, 0)
+        assert str(caught.value).startswith(" ".join(host.split()))
 
     def test_a_port_that_another_opens_while_the_model_loads(self, monkeypatch, capsys):
         loaded = command.load
