@@ -77,17 +77,19 @@ def page() -> str:
         OF_OTHERS,
     ]
     for name in dict.fromkeys(each.error for each in found):
-        entries = "\n".join(_entry(each) for each in found if each.error == name)
+        own = (each for each in found if each.error == name)
+        entries = "\n".join(_entry(each, f"{name}-{n}") for n, each in enumerate(own, 1))
         parts += [
             f"## [{name}]({name}.md) {{ #{name} }}",
-            f'<dl class="messages">\n{entries}\n</dl>',
+            f'<div class="messages">\n{entries}\n</div>',
         ]
     return "\n\n".join(parts) + "\n"
 
 
-def _entry(message: Message) -> str:
+def _entry(message: Message, name: str) -> str:
+    """Return a message as a heading: the search looks there first, and leads to it."""
     what, hint = (html.escape(each) for each in (message.what, message.hint))
-    return f"<dt>{what}</dt>" + (f"<dd>{hint}</dd>" if hint else "")
+    return f'<h3 id="{name}">{what}</h3>' + (f"<p>{hint}</p>" if hint else "")
 
 
 def messages() -> Iterator[Message]:

@@ -260,7 +260,7 @@ def test_a_message_is_found_on_the_page_of_messages():
             make()
         said = caught.value.what
         entries = [each for regex, each in found if regex.match(" ".join(said.split()))]
-        assert any(f"<dt>{each.what}</dt>" in page for each in entries), said
+        assert any(f">{each.what}</h3>" in page for each in entries), said
         assert any(words in each.what and hint in each.hint for each in entries), said
 
 
@@ -331,6 +331,14 @@ def test_the_site_builds_and_asks_no_other_host(site):
         assert not HOOKS["REMOTE"].search(page.read_text(encoding="utf-8"))
     for style in site.rglob("*.css"):
         assert not re.search(r"url\([\"']?(https?:)?//", style.read_text(encoding="utf-8"))
+
+
+def test_the_search_leads_to_each_message(site):
+    index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
+    titles = {each["title"] for each in index["docs"] if "errors/messages/#" in each["location"]}
+    assert not {html.escape(each.what, quote=False) for each in MESSAGES["messages"]()} - {
+        title.replace("&quot;", '"').replace("&#x27;", "'") for title in titles
+    }
 
 
 def test_the_first_screen_of_a_page_has_a_figure(site):
