@@ -13,6 +13,7 @@ from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.errors import FormatError, OptionError, reason
 from glm4v_magic.core.options import FORMATS, Format, check
 from glm4v_magic.core.wording import printable
+from glm4v_magic.imports import import_whole
 
 __all__ = [
     "Form",
@@ -209,6 +210,7 @@ def check_schema(schema: object) -> Mapping[str, Any] | bool:
     Raises:
         OptionError: if it is not.
     """
+    import_whole("jsonschema.validators")
     from jsonschema import SchemaError
     from jsonschema.validators import validator_for
 

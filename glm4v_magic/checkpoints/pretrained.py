@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from glm4v_magic.checkpoints.files import TensorInfo
 from glm4v_magic.checkpoints.packages import quiet_bitsandbytes
 from glm4v_magic.core.errors import CheckpointError, OptionError
+from glm4v_magic.imports import import_whole
 
 if TYPE_CHECKING:
     import torch
@@ -150,6 +151,7 @@ def require_mergeable(merges: Merges | None, tensors: Mapping[str, TensorInfo]) 
             "Install it with: pip install 'glm4v_magic[lora]'",
         )
     quiet_bitsandbytes()
+    import_whole("glm4v_magic.checkpoints.merging")  # peft takes seconds
     import torch
 
     from glm4v_magic.checkpoints.merging import Merger, require_finite

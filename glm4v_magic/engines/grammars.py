@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from glm4v_magic.core.constraint import Constraint
 from glm4v_magic.core.errors import ConversationError, OptionError
 from glm4v_magic.core.wording import printable
+from glm4v_magic.imports import import_whole
 
 __all__ = [
     "INSTALL",
@@ -78,6 +79,7 @@ def require(constraint: Constraint | None) -> None:
     if constraint is None or constraint.choices:
         return
     if is_available():
+        import_whole("llguidance")  # some seconds, the first time
         _grammar(constraint)
     elif constraint.regex:
         raise OptionError(MISSING, INSTALL)
@@ -270,6 +272,7 @@ class Grammars:
 
     @cached_property
     def _tokens(self) -> Any:
+        import_whole("llguidance.hf")
         from llguidance.hf import from_tokenizer
 
         return from_tokenizer(self._tokenizer, n_vocab=self._width, eos_token=self._ends)

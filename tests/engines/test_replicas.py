@@ -224,7 +224,7 @@ class TestCluster:
         assert "Stopping: Ray is being ended" in caplog.text
         assert prints_words_of_ray()
 
-    @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, Exception("The node is overloaded.")])
     def test_one_that_is_half_started_leaves_no_process(self, nodes, monkeypatch, error):
         import ray
 
@@ -238,8 +238,13 @@ class TestCluster:
         monkeypatch.setattr(ray, "init", init)
         other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
         try:
-            with pytest.raises((KeyboardInterrupt, EngineError)):
+            with pytest.raises((KeyboardInterrupt, EngineError)) as caught:
                 cluster.connect(None)
+            assert str(caught.value) in (
+                "",
+                "Ray did not start on this machine: The node is overloaded. "
+                "Is this machine very busy, or short of memory?",
+            )
             assert begun
             assert [each.wait(10) for each in begun] == [-signal.SIGKILL] * len(begun)
             assert other.poll() is None

@@ -369,6 +369,18 @@ def test_only_a_view_on_a_page_waits_for_the_news(context, monkeypatch):
         hidden.live.box._view_count = 1
         hidden.cell_ended()
         assert len(asked) == 2
+
+        def interrupted():
+            asked.append(1)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(context.monitor, "catch_up", interrupted)
+        context.open(shown)
+        with capture_output() as said:
+            context.shell.run_cell("1")
+        assert len(asked) == 3
+        assert "callback" not in said.stdout  # IPython would show a traceback of ours
+        context.close()
         for widget in (shown, hidden):
             widget.close()
     assert not context.monitor.is_running

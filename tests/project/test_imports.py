@@ -10,6 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from glm4v_magic.calls import forms
+from glm4v_magic.checkpoints import pretrained
+from glm4v_magic.core.constraint import Constraint
+from glm4v_magic.engines import grammars
 from glm4v_magic.imports import import_slowly, import_whole
 
 
@@ -85,6 +89,24 @@ def test_in_another_thread_there_is_nothing_to_wait_for(library):
     thread.join()
     assert done == [[]]
     assert sys.modules["slow_library"].whole
+
+
+@pytest.mark.parametrize(
+    ("user", "ask"),
+    [
+        (grammars, lambda: grammars.require(Constraint(schema="{}"))),
+        (forms, lambda: forms.check_schema({})),
+        (pretrained, lambda: pretrained.require_mergeable(SimpleNamespace(), {})),
+    ],
+    ids=["llguidance", "jsonschema", "peft"],
+)
+def test_a_first_question_or_load_does_not_make_an_interrupt_wait(monkeypatch, user, ask):
+    def interrupted(*names):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(user, "import_whole", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ask()
 
 
 def test_a_failing_import_is_told_and_tried_again(tmp_path, monkeypatch):

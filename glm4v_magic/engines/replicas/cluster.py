@@ -208,7 +208,8 @@ def _not_there(address: str | None, error: Exception) -> EngineError:
     if isinstance(error, ConnectionError):
         what = f"There is no Ray cluster {where} that this machine is part of."
     else:
-        what = f"Ray did not start {where}: {reason(error)}."
+        said = reason(error).removeprefix("Exception: ").rstrip(".")
+        what = f"Ray did not start {where}: {said}."
     return EngineError(what, _start(address))
 
 

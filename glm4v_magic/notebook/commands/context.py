@@ -6,6 +6,7 @@ import keyword
 import re
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -114,8 +115,9 @@ class Context:
         return error
 
     def _cell_ended(self, _: object) -> None:
-        for view in self.views:
-            view.cell_ended()
+        with suppress(KeyboardInterrupt):  # the cell is over: nothing is left to interrupt
+            for view in self.views:
+                view.cell_ended()
 
     @property
     def model(self) -> str:
