@@ -35,6 +35,8 @@ class Labelled:
             assert len(labels) == self.values.shape[self.dims.index(dim)]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        if copy is None:  # which NumPy 1 knows no name for
+            return np.asarray(self.values, dtype=dtype)
         return np.array(self.values, dtype=dtype, copy=copy)
 
     @property
