@@ -19,6 +19,7 @@ Begin with `words` and `values`. The modules, each on top of the next: `words` a
 `names` and `holders`; `missing`; `files` and `uris`; `decode`; `pdf`, `rgb` and `encoded`;
 `frugal`, `scaling` and `tiff`. Only `uris` reaches the network, through `web`. `crop` cuts a
 rectangle out of an image, `marked` draws boxes on one; `clipboard` reads the clipboard.
+`recognised` tells what may be an image without reading it.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from glm4v_magic.images.scaling import eight_bits
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["from_numpy", "from_torch"]
+__all__ = ["from_numpy", "from_torch", "has_shape_of_image"]
 
 
 def from_torch(tensor: Any, source: str, limits: Limits) -> SourcedImage:
@@ -75,6 +75,17 @@ def from_numpy(
     scaled, note = eight_bits(pixels, source)
     read = upright(Image.fromarray(np.ascontiguousarray(scaled)), source, limits)
     return replace(read, source=f"{read.source}, {note}") if note else read
+
+
+def has_shape_of_image(shape: tuple[int, ...]) -> bool:
+    """Tell whether an array of this shape may be an image."""
+    import numpy as np
+
+    try:
+        _channels_last(np.broadcast_to(np.zeros((), np.uint8), shape), "", first_in_doubt=False)
+    except ImageError:
+        return False
+    return True
 
 
 def _channels_last(array: np.ndarray, source: str, *, first_in_doubt: bool) -> np.ndarray:

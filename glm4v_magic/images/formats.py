@@ -7,7 +7,7 @@ import re
 from glm4v_magic.core.errors import ImageError
 from glm4v_magic.images.messages import one_line
 
-__all__ = ["CLIPS", "SUFFIXES", "is_known", "may_be_image", "not_an_image"]
+__all__ = ["CLIPS", "SUFFIXES", "is_known", "is_read", "may_be_image", "not_an_image"]
 
 SUFFIXES = (
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpeg", ".jpg", ".jxl",
@@ -29,6 +29,9 @@ _IMAGE_SIGNATURES = (
     (re.compile(rb"8BPS"), "Photoshop"),
     (re.compile(rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51"), "JPEG 2000"),
     (re.compile(rb".{4}ftypavi[fs]", re.DOTALL), "AVIF"),
+    (re.compile(rb"P[1-7]\s"), "Netpbm"),
+    (re.compile(rb"\0\0\x01\0[^\0]"), "icon"),
+    (re.compile(rb"qoif"), "QOI"),
 )
 _RAW = "Develop it: rawpy.imread(path).postprocess() gives an array. pip install rawpy"
 _OTHER_SIGNATURES = (
@@ -103,6 +106,11 @@ def is_known(content: bytes) -> bool:
     """Tell whether bytes begin like an image file, a PDF document, or a kind known but not read."""
     known = (pattern for pattern, *_ in (*_IMAGE_SIGNATURES, *_OTHER_SIGNATURES))
     return content.startswith(b"%PDF") or any(pattern.match(content) for pattern in known)
+
+
+def is_read(content: bytes) -> bool:
+    """Tell whether bytes begin like an image file that is read, or a PDF document."""
+    return content.startswith(b"%PDF") or any(kind.match(content) for kind, _ in _IMAGE_SIGNATURES)
 
 
 def may_be_image(media_type: str) -> bool:

@@ -14,10 +14,11 @@ from glm4v_magic.images.decode import decode
 from glm4v_magic.images.formats import is_known, may_be_image
 from glm4v_magic.images.messages import one_line
 
-__all__ = ["data_of", "from_base64", "from_uri", "is_uri"]
+__all__ = ["base64_head", "data_of", "from_base64", "from_uri", "is_uri"]
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]++=*\s*")
 _LEAST_BASE64 = 64  # characters; a shorter text is a name
+_BASE64_LOOKED_AT = 1000  # characters; enough to tell
 _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 
 
@@ -77,6 +78,15 @@ def _plain(text: str) -> str:
     """Return base64 in the alphabet of URLs, or without its padding, in the usual form."""
     usual = text.translate(str.maketrans("-_", "+/")).rstrip("=")
     return usual + "=" * (-len(usual) % 4)
+
+
+def base64_head(text: str) -> bytes:
+    """Return the first bytes that a text is in base64; none if it is something else."""
+    start = "".join(text[:_BASE64_LOOKED_AT].split())
+    if len(text) < _LEAST_BASE64 or not _BASE64.fullmatch(start):
+        return b""
+    start = start.rstrip("=")
+    return base64.b64decode(_plain(start[: len(start) // 4 * 4]))
 
 
 def from_base64(word: str, limits: Limits, page: int | None = None) -> SourcedImage | None:

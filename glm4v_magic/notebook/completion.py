@@ -19,6 +19,7 @@ from glm4v_magic.core.gpu_models import GPU_MODELS
 from glm4v_magic.core.model import DEMOS
 from glm4v_magic.core.options import OPTIONS, of_python
 from glm4v_magic.images.formats import CLIPS, SUFFIXES
+from glm4v_magic.images.recognised import may_be_images
 from glm4v_magic.notebook.arguments import ARGUMENTS
 from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, begun, options_in
 from glm4v_magic.notebook.own_options import OWN
@@ -27,20 +28,11 @@ from glm4v_magic.notebook.settings import Glm4v
 __all__ = ["Completed", "Match", "complete"]
 
 _MOST = 200  # entries of one folder, columns of one table
-_DEEPEST = 5  # lists in lists; one may contain itself
 
 _OUR_LINE = re.compile(r"\s*(?:[\w\s,.*\[\]'\"()]+=\s*)?%glm4v(?=\s)(?P<rest>.*)", re.DOTALL)
 _OUR_CELL = re.compile(r"%%glm4v(?=\s)(?P<rest>.*)", re.DOTALL)
 
 _EXPRESSION = re.compile(r"(?P<path>(?:[^\W\d]\w*\.)*)(?P<start>\w*)\Z")
-
-_IMAGE_TYPES = frozenset(
-    {
-        "Axes", "BaseFigure", "DataArray", "Figure", "FileUpload", "Image", "PurePath",
-        "SourcedImage", "Tensor", "TopLevelMixin", "bytearray", "bytes", "ndarray",
-    }
-)  # fmt: skip
-"""Names of classes, or of their bases, whose objects may be an image."""
 
 _ITEM_TYPES = frozenset(
     {
@@ -408,22 +400,9 @@ def _shown(names: Mapping[str, Any]) -> list[str]:
 def _kind(value: object) -> str:
     """Return ``image`` for what may be an image or some, else ``variable``."""
     try:
-        return "image" if _may_be_image(value) else "variable"
+        return "image" if may_be_images(value) else "variable"
     except Exception:  # whatever the user's class does
         return "variable"
-
-
-def _may_be_image(value: Any) -> bool:
-    for _ in range(_DEEPEST):
-        if not _is_a(value, list, tuple) or len(value) == 0:
-            break
-        value = value[0]
-    if _is_a(value, dict):
-        return {"bytes", "path"} == set(value)
-    if _is_a(value, str, os.PathLike):
-        name = str(value)
-        return name.lower().endswith(SUFFIXES + CLIPS) or name.startswith("data:image/")
-    return _is_one_of(value, _IMAGE_TYPES) and bool(getattr(value, "ndim", 2) >= 2)
 
 
 def _is_a(value: object, *classes: type) -> bool:

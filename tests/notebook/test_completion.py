@@ -74,7 +74,7 @@ def offered(tmp_path, monkeypatch):
         "counts": [1],
         "records": [{"q": "a", "label": "b"}],
         "shape": {},
-        "row_of": {"bytes": b"", "path": None},
+        "row_of": {"bytes": b"\x89PNG", "path": None},
         "camera": Image.new("RGB", (1, 1)),
         "count": 3,
         "odd": type("Tensor", (Odd,), {})(),
