@@ -29,7 +29,7 @@ from glm4v_magic.core.model import LoadProgress
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.dispatch import arrival
 from glm4v_magic.engines import local
-from glm4v_magic.hardware import usable
+from glm4v_magic.hardware import host, usable
 from glm4v_magic.hardware.gpus import FoundGPU
 from glm4v_magic.notebook.render.pace import Rate
 from glm4v_magic.notebook.render.progress import loading_line, progress_bundle
@@ -322,10 +322,14 @@ def test_four_bit_on_the_cpu(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_four_bit_on_the_cpu_needs_whole_blocks():
+def test_four_bit_on_the_cpu_needs_whole_blocks(monkeypatch):
     pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(host, "free_host_bytes", lambda: 0)  # no room for a second model
+    session = Session().load("demo", device_map="cpu")
+    engine = session.engine
     with pytest.raises(OptionError, match=r"layers with 176 inputs, and 4bit .* multiples of 64"):
-        Session().load(golden.CHECKPOINT, quantize="4bit")
+        session.load(golden.CHECKPOINT, quantize="4bit")
+    assert session.engine is engine
 
 
 def test_without_bitsandbytes_the_extra_is_named(monkeypatch):

@@ -153,10 +153,7 @@ class Glm4v9bCheckpoint:
 
         config = self._model_config()
         processor = self._processor or self._made(config)
-        sizes = self.config
-        attention = sizes["num_attention_heads"] * sizes["kv_channels"]
-        widths = (sizes["hidden_size"], sizes["ffn_hidden_size"], attention)
-        require_whole_blocks(self.name, widths, quantize, device_map)
+        self.require_quantizable(quantize, device_map)
         tensors, packed = self.tensors, self._packed
         if packed is not None:
             tensors = packed.tensors
@@ -210,6 +207,15 @@ class Glm4v9bCheckpoint:
         self.processor()
         if self._packed is not None:
             self._packed.stored.require()
+
+    def require_quantizable(
+        self, quantize: Quantization | None, device_map: Mapping[str, int | str] | None
+    ) -> None:
+        """Raise OptionError unless the layers can be quantised where they go."""
+        sizes = self.config
+        attention = sizes["num_attention_heads"] * sizes["kv_channels"]
+        widths = (sizes["hidden_size"], sizes["ffn_hidden_size"], attention)
+        require_whole_blocks(self.name, widths, quantize, device_map)
 
     def _made(self, config: Glm4v9bConfig) -> Glm4v9bProcessor:
         from glm4v_magic.checkpoints.glm4v_9b.processing import Glm4v9bProcessor, load_tokenizer

@@ -168,9 +168,7 @@ class NativeCheckpoint:
         from glm4v_magic.checkpoints import Loaded
         from glm4v_magic.checkpoints.glm_native.inputs import NativeInputs
 
-        require_whole_blocks(
-            self.name, linear_inputs(self._architecture.text), quantize, device_map
-        )
+        self.require_quantizable(quantize, device_map)
         processor = self.processor(image_size)
         config = self._architecture.model_config()
         restored = None
@@ -232,6 +230,14 @@ class NativeCheckpoint:
         self._architecture.build_meta(self._architecture.shape().dtype)
         if self._stored is not None:
             self._stored.require()
+
+    def require_quantizable(
+        self, quantize: Quantization | None, device_map: Mapping[str, int | str] | None
+    ) -> None:
+        """Raise OptionError unless the layers can be quantised where they go."""
+        require_whole_blocks(
+            self.name, linear_inputs(self._architecture.text), quantize, device_map
+        )
 
     @cached_property
     def _made(self) -> dict[int | None, NativeProcessor]:
