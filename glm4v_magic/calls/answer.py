@@ -58,6 +58,6 @@ class ImageAnswer(Answer):
             EngineError: if the model is on a server, in other processes, or is no longer loaded.
             BusyError: if a call is running in the session.
         """
-        from glm4v_magic.inspect.lending import inspected
+        from glm4v_magic.inspect.entry import inspected
 
         return inspected(self)

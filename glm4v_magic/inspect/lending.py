@@ -9,40 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from glm4v_magic.core.conversation import PARTIAL, Answer, Origin
-from glm4v_magic.core.errors import ConversationError, EngineError
+from glm4v_magic.core.conversation import Answer, Origin
+from glm4v_magic.core.errors import EngineError
 
 if TYPE_CHECKING:
     from glm4v_magic.engines.local import LocalEngine
-    from glm4v_magic.inspect.inspection import Inspection
 
-__all__ = ["inspected", "lent", "local_engine"]
+__all__ = ["lent", "local_engine"]
 
 _AGAIN = "Ask again, and inspect that answer."
-
-
-def inspected(answer: Answer) -> Inspection:
-    """Return a look into the model that gave an answer; nothing is computed yet.
-
-    Raises:
-        ConversationError: if the answer was interrupted, or was not given in this session.
-        EngineError: if the model is on a server, in other processes, or is no longer loaded.
-        BusyError: if a call is running in the session.
-    """
-    if answer.finish_reason in PARTIAL:
-        raise ConversationError(
-            "This answer was broken off, so there is no whole answer to look into.", _AGAIN
-        )
-    if answer.origin is None:
-        raise ConversationError(
-            "How this answer was made is not known: it was imported or traced, or is a row of a "
-            "map.",
-            "Ask the question by itself, and inspect that answer.",
-        )
-    with lent(answer, answer.origin):
-        from glm4v_magic.inspect.inspection import Inspection
-
-        return Inspection(answer, answer.origin)
 
 
 @contextmanager

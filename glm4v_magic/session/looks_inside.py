@@ -30,7 +30,7 @@ class LooksInside(Questions):
             BusyError: if another call is running.
         """
         answer = self._chats.answer(chat)
-        from glm4v_magic.inspect.lending import inspected
+        from glm4v_magic.inspect.entry import inspected
 
         return inspected(answer)
 
