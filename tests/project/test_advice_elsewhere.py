@@ -88,6 +88,10 @@ class OnRealGPU(torch.Tensor):
         return torch.ones(2)
 
 
+def several() -> torch.Tensor:
+    return torch.nested.nested_tensor([torch.ones(4, 4)] * 2, layout=torch.jagged)
+
+
 def real_among_virtual() -> None:
     real = torch.ones(2).as_subclass(OnRealGPU)
     with VirtualGPUs("1x1GiB"):
@@ -142,6 +146,17 @@ SCENES |= {
     "Integers must be from 0 to 255, or uint16.": (
         lambda: image(SQUARE.astype(np.int32) - 1),
         lambda: (image(SQUARE.astype(np.int32)), image(SQUARE.astype(np.uint16)))),
+    "Give it as an array, as it is outside of what traces or transforms it.": (
+        lambda: torch.vmap(image)(torch.ones(2, 4, 4)),
+        lambda: [image(each) for each in torch.ones(2, 4, 4).numpy()]),
+    "Make it on the CPU or a GPU.": (
+        lambda: image(torch.ones(4, 4, device="meta")), lambda: image(torch.ones(4, 4))),
+    "Give its parts: {}.unbind()": (
+        lambda: image(several()),
+        lambda: image(several().unbind()[0])),
+    "Give all of its values: {}.to_dense()": (
+        lambda: image(torch.ones(4, 4).to_sparse()),
+        lambda: image(torch.ones(4, 4).to_sparse().to_dense())),
     "Replace them: np.nan_to_num.": (
         lambda: image(np.full((4, 4), np.nan)),
         lambda: image(np.nan_to_num(np.full((4, 4), np.nan)))),
