@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hypothesis import strategies as st
@@ -40,14 +40,23 @@ def taken_or_refused(read: Callable[[], object]) -> None:
     assert len(said) < 600
 
 
-def changed_somewhere(content: Any, data: st.DataObject) -> Any:
-    """A copy of `content` that has anything else in one place, or lacks the place."""
+def changed_somewhere(content: Any, data: st.DataObject, more: Sequence[str] = ()) -> Any:
+    """A copy of `content` that has anything else in one place, or lacks the place.
+
+    Keys in `more` may be added to it, and to the objects right within it.
+    """
     content = copy.deepcopy(content)
-    *path, last = data.draw(st.sampled_from(sorted(_places(content), key=str)))
+    places = st.sampled_from(sorted(_places(content), key=str))
+    if more:
+        objects = [(), *((key,) for key, each in content.items() if isinstance(each, dict))]
+        added = st.tuples(st.sampled_from(objects), st.sampled_from(more))
+        places |= added.map(lambda drawn: (*drawn[0], drawn[1]))
+    *path, last = data.draw(places)
     inner = content
     for key in path:
         inner = inner[key]
-    if data.draw(st.booleans()):
+    is_new = isinstance(inner, dict) and last not in inner
+    if is_new or data.draw(st.booleans()):
         inner[last] = data.draw(ANY_JSON)
     else:
         del inner[last]

@@ -15,6 +15,8 @@ import torch
 from any_json import changed_somewhere, taken_or_refused
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedConfig
+from transformers.models.glm4v.configuration_glm4v import Glm4vTextConfig
 
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
@@ -264,11 +266,26 @@ def test_more_layers_than_anybody_has(tmp_path, key):
         architecture(tmp_path)
 
 
+OF_A_RUN = {"return_dict": True, "attn_implementation": None, "_attn_implementation": None}
+"""Keys of how a model is run, and what the model is built with whatever a file says."""
+KNOWN = sorted(
+    ({*PreTrainedConfig().to_dict(), *Glm4vTextConfig().to_dict()} - {"model_type"}) | {*OF_A_RUN}
+)
+"""Keys that transformers knows, whether the published files have them or not."""
+
+
 @given(st.data(), st.sampled_from(["native", "GLM-4V-9B"]))
 def test_a_config_with_anything_in_any_place(folder, data, kind):
-    content = changed_somewhere(native() if kind == "native" else NINE_B, data)
+    content = changed_somewhere(native() if kind == "native" else NINE_B, data, KNOWN)
     written(folder, content)
     taken_or_refused(lambda: architecture(folder).shape())
+
+    def as_it_is_run():
+        config = architecture(folder).model_config()
+        for part in (config, config.get_text_config()):
+            assert {key: getattr(part, key, None) for key in OF_A_RUN} == OF_A_RUN
+
+    taken_or_refused(as_it_is_run)
 
 
 @pytest.fixture(scope="module")

@@ -8,17 +8,18 @@ from glm4v_magic.checkpoints.glm4v_9b.layout import weight_shapes
 from glm4v_magic.checkpoints.glm4v_9b.units import model_shape
 from glm4v_magic.checkpoints.packages import require_kernels
 from glm4v_magic.checkpoints.trained_names import plain_name
-from glm4v_magic.core.errors import OptionError
+from glm4v_magic.core.errors import CheckpointError, OptionError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from glm4v_magic.checkpoints.contents import Contents
+    from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
     from glm4v_magic.checkpoints.glm4v_9b.packed import OwnWeights
     from glm4v_magic.core.model_shape import ModelShape, ModuleTree
 
-__all__ = ["Glm4v9bArchitecture"]
+__all__ = ["Glm4v9bArchitecture", "model_config"]
 
 _ROTARY = "transformer.rotary_pos_emb"
 _TEXT_ID = 1  # any id that does not stand for an image
@@ -101,16 +102,23 @@ class Glm4v9bArchitecture:
         """Build the model on the ``meta`` device; no checkpoint of it is in FP8."""
         import torch
 
-        from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
         from glm4v_magic.checkpoints.glm4v_9b.modeling import Glm4v9bForConditionalGeneration
         from glm4v_magic.torch_state import torch_state_kept
 
-        config = Glm4v9bConfig.from_dict(self.config)
+        config = self.model_config()
         config._attn_implementation = "sdpa"
         with torch_state_kept():
             with torch.device("meta"):
                 model = Glm4v9bForConditionalGeneration(config)
             return model.to(getattr(torch, dtype)).eval()
+
+    def model_config(self) -> Glm4v9bConfig:
+        """Return the configuration as the model's class takes it.
+
+        Raises:
+            CheckpointError: if transformers does not accept it.
+        """
+        return model_config(self.config, self.name)
 
     def require_kernels(self) -> None:
         """Raise OptionError unless what computes with weights in FP8 is installed."""
@@ -143,3 +151,24 @@ class Glm4v9bArchitecture:
             side = vision["image_size"]
             inputs["pixel_values"] = torch.zeros(batch, vision["in_channels"], side, side)
         return inputs
+
+
+def model_config(config: dict[str, Any], name: str) -> Glm4v9bConfig:
+    """Return a published ``config.json`` as the model's class takes it.
+
+    Args:
+        config: its content.
+        name: name of the checkpoint, for messages.
+
+    Raises:
+        CheckpointError: if transformers does not accept it.
+    """
+    from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
+
+    try:
+        return Glm4v9bConfig.from_dict(config)
+    except Exception as error:  # its checks raise half a dozen unrelated types
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(
+            f"transformers cannot build {name} from its configuration ({why})."
+        ) from error

@@ -14,7 +14,7 @@ from glm4v_magic.checkpoints.contents import Contents
 from glm4v_magic.checkpoints.files import require_file, stamp_of
 from glm4v_magic.checkpoints.generation_file import read_generation_config
 from glm4v_magic.checkpoints.glm4v_9b import layout
-from glm4v_magic.checkpoints.glm4v_9b.architecture import Glm4v9bArchitecture
+from glm4v_magic.checkpoints.glm4v_9b.architecture import Glm4v9bArchitecture, model_config
 from glm4v_magic.checkpoints.glm4v_9b.packed import with_own_shapes
 from glm4v_magic.checkpoints.pretrained import (
     LoadOptions,
@@ -242,9 +242,7 @@ class Glm4v9bCheckpoint:
         return own if own is not None and own.is_file() else self.folder / name
 
     def _model_config(self) -> Glm4v9bConfig:
-        from glm4v_magic.checkpoints.glm4v_9b.configuration import Glm4v9bConfig
-
-        return Glm4v9bConfig.from_dict(self.config)
+        return model_config(self.config, self.name)
 
     def _bytes_by_module(self) -> dict[str, int]:
         """Return bytes on disk by the name under which transformers reports a loaded weight."""
