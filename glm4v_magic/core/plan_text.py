@@ -76,20 +76,35 @@ def speed_notes(
 
 
 def _limit(speed: SpeedLimit, workload: Workload) -> Remark:
-    said = {
-        "most": rate(speed.tokens_per_second or 0.0),
-        "full": rate(speed.full_tokens_per_second or 0.0),
-        "context": f"{workload.context or 0:,}",
-        "by": _BUS_AND_MEMORY if speed.crosses_bus else _MEMORY,
-    }
-    code = "speed_limit"
-    if speed.starts_slowly:
-        code += "_of_host"
-        said["expected"] = rate(speed.expected_tokens_per_second or 0.0)
-    if speed.prefill_seconds is not None:
-        code += "_with_prefill"
-        said["prefill"] = readable_seconds(speed.prefill_seconds)
-    return remark(code, **said)
+    most, full = rate(speed.tokens_per_second or 0.0), rate(speed.full_tokens_per_second or 0.0)
+    context = f"{workload.context or 0:,}"
+    by = _BUS_AND_MEMORY if speed.crosses_bus else _MEMORY
+    prefill = None if speed.prefill_seconds is None else readable_seconds(speed.prefill_seconds)
+    if not speed.starts_slowly:
+        if prefill is None:
+            return remark("speed_limit", most=most, full=full, context=context, by=by)
+        return remark(
+            "speed_limit_with_prefill",
+            most=most,
+            full=full,
+            context=context,
+            by=by,
+            prefill=prefill,
+        )
+    expected = rate(speed.expected_tokens_per_second or 0.0)
+    if prefill is None:
+        return remark(
+            "speed_limit_of_host", most=most, full=full, context=context, by=by, expected=expected
+        )
+    return remark(
+        "speed_limit_of_host_with_prefill",
+        most=most,
+        full=full,
+        context=context,
+        by=by,
+        expected=expected,
+        prefill=prefill,
+    )
 
 
 _MEMORY = "the GPUs' memory bandwidth"

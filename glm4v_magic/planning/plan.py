@@ -37,7 +37,7 @@ from glm4v_magic.planning.search import (
 )
 from glm4v_magic.planning.seen import image_size_of
 from glm4v_magic.planning.shortfall import does_not_fit
-from glm4v_magic.planning.speed import Bus, speed_limit
+from glm4v_magic.planning.speed import speed_limit
 
 __all__ = ["DEFAULT_RESERVE", "Plan", "Stage", "plan", "require_workload", "task_of"]
 
@@ -267,18 +267,30 @@ def _notes(task: Task, split: Split) -> Iterator[Remark]:
     if away:
         bus = bus_of_offloaded(task, split)
         if of_tower:
-            crossing = _crossing(sum(of_tower), bus)
-            yield remark("tower_offloaded", count=len(of_tower), **crossing)
+            yield remark(
+                "tower_offloaded",
+                count=len(of_tower),
+                size=sized(sum(of_tower)),
+                seconds=bus.seconds(sum(of_tower)),
+                bus=bus.name,
+            )
         if of_text:
-            yield remark("layers_offloaded", count=len(of_text), **_crossing(sum(of_text), bus))
+            yield remark(
+                "layers_offloaded",
+                count=len(of_text),
+                size=sized(sum(of_text)),
+                seconds=bus.seconds(sum(of_text)),
+                bus=bus.name,
+            )
         if embedding:
-            yield remark("embedding_offloaded", **_crossing(embedding, bus))
+            yield remark(
+                "embedding_offloaded",
+                size=sized(embedding),
+                seconds=bus.seconds(embedding),
+                bus=bus.name,
+            )
     if not split.partition.exact:
         yield remark("orders_not_all_tried")
-
-
-def _crossing(size: int, bus: Bus) -> dict[str, str]:
-    return {"size": sized(size), "seconds": f"{size / bus.rate:.2f}", "bus": bus.name}
 
 
 def _notes_on_speed(task: Task, split: Split, speed: SpeedLimit) -> Iterator[Remark]:

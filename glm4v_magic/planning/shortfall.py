@@ -157,7 +157,7 @@ def _offload(task: Task, tried: bool) -> Remark:
     per_token = sum(unit.weight_bytes for unit in split.away if not unit.in_tower)
     total = sum(unit.weight_bytes for unit in split.away)
     bus = bus_of_offloaded(task, split)
-    seconds = f"{(per_token or total) / bus.rate:.2f}"
+    seconds = bus.seconds(per_token or total)
     if per_token:
         crossing, size = one_unit(per_token, total)
         return remark(

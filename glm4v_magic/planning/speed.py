@@ -50,6 +50,10 @@ class Bus(NamedTuple):
     name: str
     rate: float
 
+    def seconds(self, size: int) -> str:
+        """Return the least time that `size` bytes take, as it is shown."""
+        return f"{size / self.rate:.2f}"
+
 
 @dataclass(frozen=True, slots=True)
 class UnitWork:

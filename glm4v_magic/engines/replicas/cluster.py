@@ -275,7 +275,7 @@ def _require_open(address: str) -> None:
     if not is_ray:
         raise EngineError(
             f"There is no Ray cluster at {address}: something else answers there, or nothing.",
-            "The port is that of `ray start --head`, 6379 by default; 8265 is the dashboard's.",
+            "The port is that of the head node, 6379 by default; 8265 is the dashboard's.",
         )
 
 
