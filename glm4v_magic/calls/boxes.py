@@ -286,6 +286,7 @@ class _Sorting:
     outside: int = 0
     beyond: int = 0
     of_video: int = 0
+    elsewhere: int = 0
 
     def take(self, found: _Found) -> None:
         """Add the next candidate, or count what is wrong with it."""
@@ -310,6 +311,7 @@ class _Sorting:
             for number, what in (
                 (self.turned, "turned round"),
                 (self.clipped, "cut at the edge of the image"),
+                (self.elsewhere, "of an image that is not there, and shown on the last"),
             )
             if number
         ]
@@ -352,7 +354,10 @@ class _Sorting:
             named.append(found.image)
         if named and 1 <= named[-1] <= last + 1:
             return named[-1] - 1
-        return last if self.frames is None else None
+        if self.frames is not None:
+            return None
+        self.elsewhere += bool(named)
+        return last
 
     def _take_box(self, found: _Found, place: _Place) -> None:
         x0, y0, x1, y1 = found.numbers

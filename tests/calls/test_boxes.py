@@ -194,6 +194,17 @@ def test_the_image_that_is_named_or_the_last(said, image):
     assert box.image == image
 
 
+@pytest.mark.parametrize(
+    "said",
+    ['{"bbox_2d": [100, 200, 300, 400], "image": 99}', "Image 3: " + tagged("[[100,200,300,400]]")],
+)
+def test_an_image_that_is_not_there_is_told(said):
+    found = marks(said, [SIZE, SIZE])
+    assert [box.image for box in found.boxes] == [1]
+    told = "1 of an image that is not there, and shown on the last"
+    assert found.fault == f"Boxes and points: {told}."
+
+
 def test_a_box_is_in_pixels_of_its_own_image():
     said = f"Image 1: {OPEN}[[0,0,1000,1000]]{CLOSE}\nImage 2: {OPEN}[[0,0,1000,1000]]{CLOSE}"
     boxes = marks(said, [(10, 20), (3000, 4000)]).boxes
