@@ -389,10 +389,9 @@ def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3, cutoff: f
         return ""
     by_lower = {candidate.lower(): candidate for candidate in candidates}
     close = [each for each in by_lower if len(name) > _STEM and each.startswith(name.lower())]
-    close += difflib.get_close_matches(name.lower(), by_lower, n=limit, cutoff=cutoff)
+    close = close[:limit] or difflib.get_close_matches(name.lower(), by_lower, limit, cutoff)
     if not close:
         return ""
-    close = list(dict.fromkeys(close))[:limit]
     return "Did you mean " + " or ".join(by_lower[match] for match in close) + "?"
 
 
