@@ -197,6 +197,10 @@ COMMON: Mapping[str, str] = {
     "shorter_context_fits": (
         "a context of {context:,} fits ({option:context={context}}; fullest GPU {fullness})"
     ),
+    "eight_bit_fits": (
+        "8-bit weights ({size} instead of {before}) fit ({option:quantize=8bit}; fullest "
+        "GPU {fullness})"
+    ),
     "four_bit_fits": (
         "4-bit weights ({size} instead of {before}) fit ({option:quantize=4bit}; fullest "
         "GPU {fullness})"

@@ -16,7 +16,7 @@ from glm4v_magic.doctor.facts import Facts
 from glm4v_magic.doctor.finding import Finding
 from glm4v_magic.planning.costs import price
 from glm4v_magic.planning.plan import Plan, plan
-from glm4v_magic.planning.precision import Precision, precision
+from glm4v_magic.planning.precision import Precision, precision, used_by
 from glm4v_magic.planning.search import HEADROOM, Task, best_split, offloaded_split
 from glm4v_magic.planning.seen import planned_image
 
@@ -40,7 +40,7 @@ def fit(facts: Facts) -> Finding:
     """Judge whether the model fits at its longest context, and if not, what would help."""
     shape = facts.shape
     held = _held(facts)
-    model = f"{shape.name} in {held.dtype}{', weights in FP8' if held.fp8 else ''}"
+    model = _model(shape, held)
     if not facts.gpus and facts.found_gpus:
         why = "No GPU tells its size, so nothing can be planned."
         step = remark("describe_gpus_with_size")
@@ -51,11 +51,17 @@ def fit(facts: Facts) -> Finding:
         found = plan(shape, facts.gpus, _workload(facts))
     except DoesNotFitError as error:
         return _does_not_fit(facts, model, error)
-    return Finding(_SUBJECT, "ok", f"{model} fits: {_summary(found)}", (*held.notes, *found.notes))
+    held = _held(facts, used_by(found, facts.gpus))
+    fits = f"{_model(shape, held)} fits: {_summary(found)}"
+    return Finding(_SUBJECT, "ok", fits, (*held.notes, *found.notes))
 
 
-def _held(facts: Facts) -> Precision:
-    return precision(facts.shape, facts.gpus, cpu=facts.cpu)
+def _model(shape: ModelShape, held: Precision) -> str:
+    return f"{shape.name} in {held.dtype}{', weights in FP8' if held.fp8 else ''}"
+
+
+def _held(facts: Facts, used: Sequence[GPU] | None = None) -> Precision:
+    return precision(facts.shape, facts.gpus, cpu=facts.cpu, used=used)
 
 
 def _workload(facts: Facts) -> Workload:
@@ -94,8 +100,6 @@ def _does_not_fit(facts: Facts, model: str, error: DoesNotFitError) -> Finding:
     shape, gpus = facts.shape, facts.gpus
     steps: list[str | Remark] = [error.hint, Remark(error.code, error.values)]
     work = _workload(facts)
-    if shape.quantizable and _fits(shape, gpus, replace(work, quantize="8bit")):
-        steps.append("8-bit weights fit, too.")
     enough = _enough_gpus(shape, gpus, work)
     if enough:
         steps.append(f"{enough} would do without any of that.")

@@ -35,7 +35,13 @@ from glm4v_magic.planning.device_map import place_of, settle
 from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.packages import require_bitsandbytes
 from glm4v_magic.planning.plan import plan, task_of
-from glm4v_magic.planning.precision import Precision, of_plan, precision, require_quantizable
+from glm4v_magic.planning.precision import (
+    Precision,
+    of_plan,
+    precision,
+    require_quantizable,
+    used_by,
+)
 from glm4v_magic.planning.search import can_fit, offloadable, whole_tower
 from glm4v_magic.planning.seen import image_size_of
 
@@ -126,6 +132,9 @@ def make_plan(
         offload=options.may_offload,
     )
     _refuse_more_host_memory(made, shape, options)
+    # GPUs that stay idle do not decide on the dtype; float16 and bfloat16 have the same size.
+    chosen = _precision(shape, options, gpus, cpu, used_by(made, gpus))
+    made = replace(made, workload=replace(made.workload, dtype=chosen.dtype))
     notes = (*chosen.notes, *made.notes, *(() if gpus else _without_effect(options)))
     limits = Limits(**{name: getattr(options, name) for name in _LIMITS})
     return replace(made, notes=notes, limits=limits)
@@ -171,10 +180,14 @@ def _refuse_more_images(architecture: Sized, options: PlacementOptions) -> None:
 
 
 def _precision(
-    shape: ModelShape, options: PlacementOptions, gpus: Sequence[GPU], cpu: CPU
+    shape: ModelShape,
+    options: PlacementOptions,
+    gpus: Sequence[GPU],
+    cpu: CPU,
+    used: Sequence[GPU] | None = None,
 ) -> Precision:
     whole = not options.may_offload
-    return precision(shape, gpus, options.dtype, options.quantize, whole=whole, cpu=cpu)
+    return precision(shape, gpus, options.dtype, options.quantize, whole=whole, cpu=cpu, used=used)
 
 
 def _of_a_split(options: PlacementOptions) -> dict[str, Any]:
@@ -268,7 +281,8 @@ def decide(
         _require_quantised_on_gpus(shape, weights)
     whole = on_gpus and "cpu" not in weights.values()
     places = gpus if on_gpus else ()
-    held = precision(shape, places, options.dtype, quantize, whole=whole, cpu=cpu)
+    used = [gpu for gpu in places if gpu.index in weights.values()]
+    held = precision(shape, places, options.dtype, quantize, whole=whole, cpu=cpu, used=used)
     if made is not None:
         held = _as_planned(made, held)
     if held.fp8 and loads:

@@ -16,10 +16,13 @@ from glm4v_magic.core.remarks import Remark, remark
 __all__ = [
     "BFLOAT16_FROM",
     "FP8_FROM",
+    "INT8_FROM",
     "Precision",
+    "any_below",
     "of_plan",
     "precision",
     "require_quantizable",
+    "used_by",
 ]
 
 BFLOAT16_FROM = (8, 0)
@@ -27,6 +30,9 @@ BFLOAT16_FROM = (8, 0)
 
 FP8_FROM = (8, 9)
 """First compute capability with FP8 arithmetic."""
+
+INT8_FROM = (7, 5)
+"""First compute capability for which bitsandbytes has fast 8-bit products."""
 
 _CODES = (
     "bfloat16_on_cpu",
@@ -62,6 +68,7 @@ def precision(
     *,
     whole: bool = True,
     cpu: CPU = ANY_CPU,
+    used: Sequence[GPU] | None = None,
 ) -> Precision:
     """Choose how a model is computed.
 
@@ -73,8 +80,9 @@ def precision(
         whole: whether all modules are on these GPUs, none in host memory.
         cpu: the CPU of the machine; weights that were published in bfloat16 stay so if it is
             faster with them.
+        used: those of the GPUs that compute; all by default.
     """
-    older = tuple(_below(BFLOAT16_FROM, gpus))
+    older = tuple(_below(BFLOAT16_FROM, gpus if used is None else used))
     if shape.keeps_fp8 and dtype is None and quantize is None and whole and _can_fp8(gpus):
         return Precision("bfloat16", True, (remark("fp8_stays"),))
     notes: list[Remark] = []
@@ -121,6 +129,12 @@ def require_quantizable(shape: ModelShape, quantize: Quantization) -> None:
         )
 
 
+def used_by(made: Plan, gpus: Iterable[GPU]) -> tuple[GPU, ...]:
+    """Return those of the GPUs that a plan puts a part of the model on."""
+    busy = {stage.gpu for stage in made.stages if stage.units}
+    return tuple(gpu for gpu in gpus if gpu.index in busy)
+
+
 def of_plan(made: Plan) -> Precision:
     """Return the precision that a plan was made with."""
     assert made.workload.dtype is not None
@@ -134,6 +148,11 @@ def _why_restored(shape: ModelShape, gpus: Sequence[GPU], *, is_asked: bool) -> 
     if is_asked and _can_fp8(gpus):
         return "they stay in FP8 if no dtype and no quantisation is asked for"
     return "to stay, all have to be on GPUs of compute capability 8.9 or more"
+
+
+def any_below(capability: tuple[int, int], gpus: Iterable[GPU]) -> bool:
+    """Tell whether one of the GPUs is known to be older."""
+    return any(_below(capability, gpus))
 
 
 def _below(capability: tuple[int, int], gpus: Iterable[GPU]) -> Iterator[str]:

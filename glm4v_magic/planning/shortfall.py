@@ -6,9 +6,11 @@ from dataclasses import replace
 from itertools import groupby
 
 from glm4v_magic.core.errors import DoesNotFitError, OptionError
+from glm4v_magic.core.options import Quantization
 from glm4v_magic.core.remarks import Remark, remark
 from glm4v_magic.core.wording import one_unit, sized
 from glm4v_magic.planning.costs import price
+from glm4v_magic.planning.precision import INT8_FROM, any_below
 from glm4v_magic.planning.search import (
     Split,
     Task,
@@ -48,7 +50,7 @@ def does_not_fit(
         f"in the best split {gpu.device} needs {sized(needed)} and may use "
         f"{sized(capacity)}, so {sized(needed - capacity)} are short."
     )
-    ways = (_shorter_context(task, offload, image_size), *_four_bit(task), _offload(task, offload))
+    ways = (_shorter_context(task, offload, image_size), *_quantised(task), _offload(task, offload))
     return DoesNotFitError(what, code="ways_out", ways=ways)
 
 
@@ -113,39 +115,58 @@ def _no_context(task: Task) -> Remark:
     return remark("no_context_fits")
 
 
-def _four_bit(task: Task) -> tuple[Remark, ...]:
-    """Return what 4-bit weights would change; empty if they are in use already or impossible."""
+def _quantised(task: Task) -> tuple[Remark, ...]:
+    """Return the mildest quantisation that fits, or what 4-bit weights lack.
+
+    Empty if they are in use already or impossible.
+    """
     if task.workload.quantize == "4bit" or not task.shape.quantizable:
         return ()
-    workload = replace(task.workload, quantize="4bit")
-    after, before = one_unit(
-        *(
-            sum(unit.weight_bytes for unit in price(task.shape, each))
-            for each in (workload, task.workload)
-        )
-    )
-    quantised = replace(task, workload=workload)
+    return (_eight_bit(task) or _four_bit(task),)
+
+
+def _eight_bit(task: Task) -> Remark | None:
+    if task.workload.quantize is not None or any_below(INT8_FROM, task.gpus):
+        return None
+    quantised, after, before = _with_weights_in(task, "8bit")
+    split = best_split(quantised)
+    if split is None or not split.fits:
+        return None
+    return remark("eight_bit_fits", size=after, before=before, fullness=split.percent)
+
+
+def _four_bit(task: Task) -> Remark:
+    quantised, after, before = _with_weights_in(task, "4bit")
     split = best_split(quantised)
     if split is None:
-        return (remark("four_bit_does_not_fit", size=after, before=before),)
+        return remark("four_bit_does_not_fit", size=after, before=before)
     if split.fits:
-        full = split.percent
-        return (remark("four_bit_fits", size=after, before=before, fullness=full),)
+        return remark("four_bit_fits", size=after, before=before, fullness=split.percent)
     offloaded = offloaded_split(quantised)
     if offloaded is not None:
         away = sized(sum(unit.weight_bytes for unit in offloaded.away))
-        return (
-            remark(
-                "four_bit_and_offloading_fit",
-                size=after,
-                before=before,
-                away=away,
-                fullness=offloaded.percent,
-            ),
+        return remark(
+            "four_bit_and_offloading_fit",
+            size=after,
+            before=before,
+            away=away,
+            fullness=offloaded.percent,
         )
     _, needed, capacity = fullest(quantised, split)
     short = sized(needed - capacity)
-    return (remark("four_bit_still_short", size=after, before=before, short=short),)
+    return remark("four_bit_still_short", size=after, before=before, short=short)
+
+
+def _with_weights_in(task: Task, quantize: Quantization) -> tuple[Task, str, str]:
+    """Return the task with quantised weights, their size, and that of the weights before."""
+    quantised = replace(task, workload=replace(task.workload, quantize=quantize))
+    after, before = one_unit(
+        *(
+            sum(unit.weight_bytes for unit in price(each.shape, each.workload))
+            for each in (quantised, task)
+        )
+    )
+    return quantised, after, before
 
 
 def _offload(task: Task, tried: bool) -> Remark:

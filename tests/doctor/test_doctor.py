@@ -207,7 +207,7 @@ SCENES: dict[str, tuple[Facts, dict[str, str], list[str]]] = {
         {"model": "fail"},
         ["does not fit"],
     ),
-    "2 x 12 GiB": (on("2x12GiB"), {"model": "warn"}, ["8-bit weights fit, too."]),
+    "2 x 12 GiB": (on("2x12GiB"), {"model": "warn"}, ["8-bit weights (", "--quantize 8bit"]),
     "8 x 16 GiB": (
         on("8x16GiB"),
         {},

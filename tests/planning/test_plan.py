@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations_with_replacement, permutations
 from typing import Any
@@ -22,7 +24,7 @@ from glm4v_magic.checkpoints.glm4v_9b.units import model_shape
 from glm4v_magic.core.errors import DeviceMapError, DoesNotFitError, Glm4vError, OptionError
 from glm4v_magic.core.gpu_spec import APPLE, GPU, parse_gpus
 from glm4v_magic.core.model_shape import ModelShape, Workload
-from glm4v_magic.core.options import PlacementFields, of_group
+from glm4v_magic.core.options import PlacementFields, Quantization, of_group
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.plan_text import span
@@ -377,8 +379,27 @@ def test_a_shorter_context_is_named_when_it_helps() -> None:
     assert way in str(caught.value)
     with pytest.raises(DoesNotFitError):
         plan(SHAPE, gpus, Workload(context=context + 256))
-    assert '(14.98 instead of 25.90 GiB) fit (quantize="4bit"; fullest GPU' in str(caught.value)
-    assert plan(SHAPE, gpus, Workload(quantize="4bit")).fullness <= 1
+
+
+@pytest.mark.parametrize(
+    ("gpus", "quantize"),
+    [("2x15GiB", "8bit"), ("2xT4", "8bit"), ("1x20GiB", "4bit"), ("1xRTX-3090", "8bit")],
+)
+def test_the_mildest_quantisation_that_fits_is_named(gpus: str, quantize: Quantization) -> None:
+    def named(gpus: Sequence[GPU], workload: Workload | None = None) -> str:
+        with pytest.raises(DoesNotFitError) as caught:
+            plan(SHAPE, gpus, workload)
+        (way,) = re.findall(r'(\d)-bit weights .* fit \(quantize="\1bit"; ', str(caught.value))
+        return f"{way}bit"
+
+    described = parse_gpus(gpus)
+    assert named(described) == quantize
+    assert plan(SHAPE, described, Workload(quantize=quantize)).fullness <= 1
+    if quantize == "4bit":
+        assert named(described, Workload(quantize="8bit")) == "4bit"
+    # bitsandbytes does not promise 8-bit products on those before Turing.
+    old = [replace(gpu, capability=(7, 0)) for gpu in described]
+    assert named(old) == "4bit"
 
 
 def test_ways_out_that_are_taken_already_are_not_offered() -> None:

@@ -12,6 +12,7 @@ from glm4v_magic.core.model_shape import Workload
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.remarks import PYTHON, worded
 from glm4v_magic.doctor import diagnose, gather
+from glm4v_magic.notebook.draft import draw
 from glm4v_magic.planning.costs import price
 from glm4v_magic.planning.decision import decide, make_plan
 from glm4v_magic.planning.files import plan_from_json
@@ -25,7 +26,8 @@ SHORT = {"context": 4096}
     [
         ("2xT4-16GB", "float16"),
         ("2xTesla V100-SXM2-32GB", "float16"),
-        ("A100-40GB+T4-16GB", "float16"),
+        ("A100-16GB+T4-16GB", "float16"),
+        ("2xT4-16GB+A100-40GB", "bfloat16"),
         ("1xA100-40GB", "bfloat16"),
         ("2x16GiB", "bfloat16"),
     ],
@@ -44,6 +46,22 @@ def test_gpus_without_bfloat16_compute_in_float16(model, gpus, dtype):
     assert len(placement.notes) == (dtype == "float16") + overflows
     given = decide(known, PlacementOptions(), parse_gpus(gpus), made)
     assert (given.dtype, given.notes) == (placement.dtype, placement.notes)
+
+
+def test_idle_gpus_do_not_decide_on_the_dtype():
+    known, gpus = architecture("GLM-4V-9B"), parse_gpus("1xT4+1xA100")
+    options = PlacementOptions(**SHORT)
+    made = make_plan(known, options, gpus)
+    for given in (None, made, {"": 1}):
+        placed = decide(known, PlacementOptions() if given else options, gpus, given)
+        assert (placed.dtype, placed.notes) == ("bfloat16", ()), given
+    assert decide(known, options, gpus, {"transformer.vision": 0, "": 1}).dtype == "float16"
+    assert draw(known, options, gpus)[1] == made.to_json()
+    asked = make_plan(known, replace(options, dtype="float16"), gpus)
+    assert [note.code for note in asked.notes][:1] == ["float16_overflows"]
+    assert asked.workload.dtype == "float16"
+    (found,) = (each for each in diagnose(gather(gpus)) if each.subject == "model")
+    assert found.found.startswith("GLM-4V-9B in bfloat16 fits")
 
 
 def test_only_a_tower_that_was_seen_to_overflow_is_said_to():

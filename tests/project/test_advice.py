@@ -242,8 +242,8 @@ def assert_hopeless(model: Any, given: dict[str, Any], code: str) -> None:
 
 
 PLANNER = {
-    "shorter_context_fits", "four_bit_fits", "four_bit_and_offloading_fit", "offloading_fits",
-    "offloading_tower_fits",
+    "shorter_context_fits", "eight_bit_fits", "four_bit_fits", "four_bit_and_offloading_fit",
+    "offloading_fits", "offloading_tower_fits",
 }  # fmt: skip
 
 
@@ -253,6 +253,7 @@ def test_ways_out_of_a_plan_that_does_not_fit():
         {"gpus": "2x15GiB"},
         {"gpus": "1x12GiB"},
         {"gpus": "1x24GiB"},
+        {"gpus": "1x20GiB"},
         {"gpus": "2x8GiB"},
         {"gpus": "1x11GiB", "offload": True},
         {"gpus": "1x9GiB", "quantize": "4bit"},
