@@ -93,8 +93,9 @@ class Unit:
         held_bytes: activations that stay alive until the prefill ends.
         transient_bytes: peak of the activations that are freed while or after the unit runs.
         tower_held_bytes: activations that are alive while the vision tower runs.
-        shared_bytes: bytes of `transient_bytes` that the unit before holds: the visual tokens that
-            are spliced in, and the embedded tokens that are the input of the first decoder layer.
+        shared_bytes: bytes of `transient_bytes` that the unit before holds: the patches that are
+            the tower's input, the visual tokens that are spliced in, and the embedded tokens that
+            are the input of the first decoder layer.
         step_bytes: peak of the activations of a decode step, where it is not that of the prefill.
     """
 
@@ -226,6 +227,8 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
 
 def _handed_on(unit: UnitShape, counts: Mapping[str, int], size: int) -> int:
     """Return the bytes that `unit` holds and the next one has as its input."""
+    if unit.kind == "vision_embedding":  # the tower's input
+        return sum(counts[a.tokens] * size * a.tower_values for a in unit.activations)
     tokens = {"vision_projector": "visual", "embedding": "text"}.get(unit.kind)
     return sum(
         counts[a.tokens] * size * a.held_values for a in unit.activations if a.tokens == tokens

@@ -84,6 +84,7 @@ class Item:
         shared: bytes of `transient` that are also in `resident` of the unit before.
         cache: bytes that stay once the unit has run: its KV cache.
         step: bytes needed while the unit runs in a decode step, freed afterwards.
+        tower_shared: as `shared`, of `tower_transient` and `tower_resident`.
     """
 
     resident: int
@@ -94,6 +95,7 @@ class Item:
     shared: int = 0
     cache: int = 0
     step: int = 0
+    tower_shared: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,7 @@ class Tables:
         self._residents = [item.resident for item in items]
         self._transients = [item.transient for item in items]
         self._after_others = [item.transient - item.shared for item in items]
+        self._tower_after_others = [item.tower_transient - item.tower_shared for item in items]
         self._caches = [item.cache for item in items]
         self._steps = [item.step for item in items]
         self._tower_residents = [item.tower_resident for item in items]
@@ -231,7 +234,8 @@ class Tables:
         peaks = accumulate(map(add, caches, transients), max)
         steps = map(add, caches, accumulate(self._steps[first:], max))
         tower_sums = accumulate(self._tower_residents[first:])
-        tower_peaks = accumulate(self._tower_transients[first:], max)
+        in_tower = [self._tower_transients[first], *self._tower_after_others[first + 1 :]]
+        tower_peaks = accumulate(in_tower, max)
         return list(
             map(max, map(add, sums, map(max, peaks, steps)), map(add, tower_sums, tower_peaks))
         )

@@ -111,9 +111,10 @@ def item_of(unit: Unit, pinned: int | None = None, offloaded: bool = False) -> I
         pinned,
         unit.tower_resident_bytes - away,
         transient if unit.in_tower else 0,
-        unit.shared_bytes,
+        0 if unit.in_tower else unit.shared_bytes,
         unit.kv_bytes,
         0 if unit.in_tower else unit.step_bytes + visiting,
+        unit.shared_bytes if unit.in_tower else 0,
     )
 
 

@@ -335,6 +335,17 @@ def test_a_split_or_offloaded_model_needs_what_its_values_take(kind, away):
         assert used.kv_bytes + used.activation_bytes == pytest.approx(most - weighs, rel=0.01)
 
 
+def test_the_input_of_the_tower_is_priced_once():
+    """The patches and one layer on a GPU."""
+    model, options = shallow("GLM-4V-9B"), SHALLOW["GLM-4V-9B"]
+    units = price(model.shape(), Workload(**options))
+    weights = {module: int(at > 1) for at, unit in enumerate(units) for module in unit.modules}
+    report = dry_run(model, "2x80GiB", weights, decode_steps=1, **options)
+    assert needed([item_of(each) for each in units[:2]]) == pytest.approx(
+        report.gpus[0].weight_bytes + report.gpus[0].activation_bytes, rel=0.001
+    )
+
+
 ALONE = {"GLM-OCR": (12, 448), "GLM-4.6V-Flash": (12, 448), "GLM-4V-9B": (1, None)}
 
 
