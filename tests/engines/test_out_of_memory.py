@@ -26,7 +26,7 @@ from glm4v_magic.session.session import Session
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
 GPUS = 3
-CAPACITY = 64 * 2**20
+CAPACITY = 2**30  # with room for what a plan keeps free for CUDA
 TEXT = "model.language_model."
 MAP: dict[str, int] = {
     "model.vision": 0,
@@ -232,7 +232,7 @@ def test_a_gpu_that_fills_up_in_the_middle_of_an_answer(loaded, gpu):
     assert said.startswith(f"cuda:{gpu} ran out of memory after ")
     assert "tokens of the answer" in said
     assert "ask for fewer tokens (max_tokens)" in said
-    assert "in answer, and session.carry_on() carries it on" in said
+    assert "in the exception's answer, and session.carry_on() carries it on" in said
     assert pieces
     weights[gpu] += others[0].nbytes
     until_then = loaded.session.status().last
@@ -285,7 +285,7 @@ def test_a_gpu_that_fills_up_while_a_weight_is_converted(loaded, monkeypatch, ca
 
     monkeypatch.setattr(SplitQueryKeyValue, "convert", run_out)
     before = loaded.gpus.live_bytes
-    said = r"^cuda:1 ran out of memory while .* was loaded: 128.00 MiB were asked for and "
+    said = r"^cuda:1 ran out of memory while .* was loaded: 2.00 GiB were asked for and "
     with pytest.raises(OutOfMemoryError, match=said):
         Session().load(golden.CHECKPOINT, device_map=MAP)
     assert loaded.gpus.live_bytes == before

@@ -129,6 +129,7 @@ def test_a_started_server_is_asked_and_ended(run, shell, vllm, port):
     screen = run("%glm4v unload")
     assert f"demo was unloaded. vLLM at http://127.0.0.1:{port}/v1 was ended." in screen
     assert "goes on" not in run("%glm4v load demo")
+    run("%glm4v unload")
     with socket.socket() as again:
         assert again.connect_ex(("127.0.0.1", port)) != 0
 

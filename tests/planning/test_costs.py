@@ -269,7 +269,7 @@ def test_merged_units_add_up_but_peaks_do_not_meet(shape: ModelShape) -> None:
          "question may have."),
         ({"batch": 0}, "batch is 0, but must be a whole number from 1 to 4,096."),
         ({"dtype": "bfloat"}, "Unknown dtype 'bfloat'; there are bfloat16, float16, float32. "
-         "Did you mean bfloat16 or float32 or float16?"),
+         "Did you mean bfloat16?"),
         ({"quantize": "2bit"}, "Unknown quantisation '2bit'; there are 8bit and 4bit."),
     ],
 )  # fmt: skip

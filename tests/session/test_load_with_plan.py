@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import sys
 import weakref
@@ -334,7 +335,7 @@ def test_four_bit_on_the_cpu_needs_whole_blocks(monkeypatch):
 
 def test_without_bitsandbytes_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    monkeypatch.setattr(decision.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(OptionError, match=r"pip install 'glm4v_magic\[quantize\]'"):
         Session().load(golden.CHECKPOINT, quantize="4bit")
 

@@ -114,8 +114,6 @@ def status(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> 
     how = "" if launched is None else launched.ending if context.launched else "was ended"
     if launched is not None and how:
         gone = f"{launched.url}, {how}; the %glm4v serve line starts it again"
-        rows = [
-            (label, gone if label == "model" and value.startswith(launched.url) else value)
-            for label, value in rows
-        ]
+        named = (launched.url, f"{launched.url}, not loaded: the next question loads it")
+        rows = [(label, gone if value in named else value) for label, value in rows]
     show(status_bundle(rows))
