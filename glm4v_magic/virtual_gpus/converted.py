@@ -73,8 +73,9 @@ def _swap(tensor: torch.Tensor, other: torch.Tensor) -> None:
     """
     if is_lazy(tensor):  # `_to` has seen to it
         return
-    if tensor.requires_grad and tensor.is_leaf:
-        node = torch.autograd.graph.get_gradient_edge(tensor).node
+    if tensor.requires_grad and tensor.is_leaf and not tensor.is_inference():
+        with torch.inference_mode(False):  # where no graph would be made
+            node = torch.autograd.graph.get_gradient_edge(tensor).node
         node.register_prehook(_refuse_gradients)
     _swap_attribute("__class__", tensor, other)
     _swap_attribute("__dict__", tensor, other)

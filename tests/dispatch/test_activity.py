@@ -44,7 +44,7 @@ from glm4v_magic.notebook.widgets.loaded import LoadedWidget
 from glm4v_magic.planning.decision import decide
 from glm4v_magic.planning.occupancy import Occupancy, OccupiedGPU, Part, occupancy
 from glm4v_magic.planning.plan import plan
-from glm4v_magic.session import session as sessions
+from glm4v_magic.session import model_in_use
 from glm4v_magic.session.session import Session
 from glm4v_magic.virtual_gpus import VirtualGPUs
 
@@ -466,7 +466,7 @@ def test_the_view_of_memory_says_it_while_it_is_true():
 def loaded(monkeypatch):
     # By this clock parts take as long as what is between them, on a busy computer, too.
     monkeypatch.setattr(
-        sessions, "ActivityRecorder", lambda: ActivityRecorder(itertools.count().__next__)
+        model_in_use, "ActivityRecorder", lambda: ActivityRecorder(itertools.count().__next__)
     )
     session = Session().load(TINY)
     monitor = Monitor(session.status, session.recorder)
