@@ -15,8 +15,9 @@ from glm4v_magic.core.wording import counted, readable_bytes
 from glm4v_magic.doctor.facts import Facts
 from glm4v_magic.doctor.finding import Finding
 from glm4v_magic.planning.costs import price
+from glm4v_magic.planning.held import held_plan
 from glm4v_magic.planning.plan import Plan, plan
-from glm4v_magic.planning.precision import Precision, precision, used_by
+from glm4v_magic.planning.precision import Precision, precision
 from glm4v_magic.planning.search import HEADROOM, Task, best_split, offloaded_split
 from glm4v_magic.planning.seen import planned_image
 
@@ -39,8 +40,7 @@ _NO_FASTER = (
 def fit(facts: Facts) -> Finding:
     """Judge whether the model fits at its longest context, and if not, what would help."""
     shape = facts.shape
-    held = _held(facts)
-    model = _model(shape, held)
+    model = _model(shape, _held(facts))
     if not facts.gpus and facts.found_gpus:
         why = "No GPU tells its size, so nothing can be planned."
         step = remark("describe_gpus_with_size")
@@ -48,10 +48,9 @@ def fit(facts: Facts) -> Finding:
     if not facts.gpus:
         return _on_cpu(facts)
     try:
-        found = plan(shape, facts.gpus, _workload(facts))
+        found, held = held_plan(shape, facts.gpus, Workload(), cpu=facts.cpu)
     except DoesNotFitError as error:
         return _does_not_fit(facts, model, error)
-    held = _held(facts, used_by(found, facts.gpus))
     fits = f"{_model(shape, held)} fits: {_summary(found)}"
     return Finding(_SUBJECT, "ok", fits, (*held.notes, *found.notes))
 
@@ -60,8 +59,9 @@ def _model(shape: ModelShape, held: Precision) -> str:
     return f"{shape.name} in {held.dtype}{', weights in FP8' if held.fp8 else ''}"
 
 
-def _held(facts: Facts, used: Sequence[GPU] | None = None) -> Precision:
-    return precision(facts.shape, facts.gpus, cpu=facts.cpu, used=used)
+def _held(facts: Facts) -> Precision:
+    """Return how weights are held that are on all GPUs."""
+    return precision(facts.shape, facts.gpus, cpu=facts.cpu)
 
 
 def _workload(facts: Facts) -> Workload:
@@ -162,12 +162,18 @@ def _enough_gpus(shape: ModelShape, gpus: Sequence[GPU], work: Workload) -> str:
 def review(facts: Facts) -> Iterator[Finding]:
     """Judge the plan for six or more GPUs: whole parts, hops, idle GPUs."""
     shape, gpus = facts.shape, facts.gpus
-    work = _workload(facts)
-    if len(gpus) < REVIEWED_FROM or not _fits(shape, gpus, work):
+    if len(gpus) < REVIEWED_FROM:
         return
-    found = plan(shape, gpus, work)
+    forms = {False, shape.keeps_fp8}
+    if not any(_fits(shape, gpus, replace(_workload(facts), fp8=form)) for form in forms):
+        return
+    try:
+        found, _ = held_plan(shape, gpus, Workload())
+        fewest, _ = held_plan(shape, gpus, Workload(), objective="fewest")
+    except DoesNotFitError:  # it would in FP8, which not all of them compute with
+        return
     yield _parts(found)
-    yield _hops(found, plan(shape, gpus, work, objective="fewest"))
+    yield _hops(found, fewest)
     idle = [stage.device for stage in found.stages if not stage.units]
     if idle:
         yield Finding("idle GPUs", "ok", ", ".join(idle), _NO_FASTER, "Leave them to others.")

@@ -37,7 +37,12 @@ from glm4v_magic.planning.decision import (
 )
 from glm4v_magic.planning.device_map import place_of, settle
 from glm4v_magic.planning.files import read_given
-from glm4v_magic.planning.precision import precision, require_quantizable
+from glm4v_magic.planning.precision import (
+    Precision,
+    can_fp8,
+    precision,
+    require_quantizable,
+)
 from glm4v_magic.planning.seen import image_size_of, planned_image
 
 if TYPE_CHECKING:
@@ -259,15 +264,36 @@ def _by_transformers(
     quantize = asked.quantize
     if quantize is not None:
         require_quantizable(shape, quantize)
-    held = precision(shape, gpus, asked.dtype, quantize, cpu=cpu_here())
-    model = architecture.build_meta(held.dtype, fp8=held.fp8)
-    put_stand_ins(model, shape, quantize)
-    chosen = automatic(model, gpus)
-    weights, _ = settle(chosen, architecture.module_tree(), gpus, architecture.own_names)
+    cpu = cpu_here()
+
+    def held(used: Sequence[GPU], *, whole: bool = True) -> Precision:
+        return precision(shape, used, asked.dtype, quantize, whole=whole, cpu=cpu)
+
+    def mapped(fp8: bool, some: Sequence[GPU]) -> tuple[DeviceMap, list[GPU]]:
+        """Return the map for weights that stay in FP8 or do not, and the GPUs that it uses."""
+        dtype = held(able if fp8 else some, whole=fp8).dtype
+        model = architecture.build_meta(dtype, fp8=fp8)
+        put_stand_ins(model, shape, quantize)
+        tree = architecture.module_tree(fp8=fp8)
+        weights, _ = settle(automatic(model, some), tree, gpus, architecture.own_names)
+        return weights, [gpu for gpu in some if gpu.index in weights.values()]
+
+    # GPUs that stay idle do not decide on FP8 and dtype, but which do depends on the weights' size.
+    able = tuple(gpu for gpu in gpus if can_fp8([gpu]))
+    for fp8, some in ((True, gpus), (False, gpus), (True, able)):
+        if fp8 and not held(able).fp8:
+            continue
+        weights, used = mapped(fp8, some)
+        chosen = held(used, whole="cpu" not in weights.values())
+        if chosen.fp8 == fp8:
+            break
+    else:
+        weights, used = mapped(False, gpus)
+        chosen = held(used, whole=False)
     # accelerate runs what is offloaded on the first GPU of the map.
     visiting = _visiting(weights, _first_gpu(weights))
     return _Placement(
-        "auto", held.dtype, weights, visiting, held.notes, quantize=quantize, fp8=held.fp8
+        "auto", chosen.dtype, weights, visiting, chosen.notes, quantize=quantize, fp8=chosen.fp8
     )
 
 

@@ -33,14 +33,14 @@ from glm4v_magic.core.wording import counted, gib, sized
 from glm4v_magic.planning.costs import price
 from glm4v_magic.planning.device_map import place_of, settle
 from glm4v_magic.planning.files import read_given
+from glm4v_magic.planning.held import held_plan
 from glm4v_magic.planning.packages import require_bitsandbytes
-from glm4v_magic.planning.plan import plan, task_of
+from glm4v_magic.planning.plan import task_of
 from glm4v_magic.planning.precision import (
     Precision,
     of_plan,
     precision,
     require_quantizable,
-    used_by,
 )
 from glm4v_magic.planning.search import can_fit, offloadable, whole_tower
 from glm4v_magic.planning.seen import image_size_of
@@ -123,18 +123,16 @@ def make_plan(
             raise OptionError("Nothing tells which GPUs to plan for.", 'Describe them: "2x24GiB".')
         gpus = parse_gpus(options.gpus)
     shape = architecture.shape()
-    chosen = _precision(shape, options, gpus, cpu)
-    made = plan(
+    made, chosen = held_plan(
         shape,
         _capped(gpus, options),
-        replace(options.workload, dtype=chosen.dtype, fp8=chosen.fp8),
-        **_of_a_split(options),
+        options.workload,
+        whole=not options.may_offload,
+        cpu=cpu,
         offload=options.may_offload,
+        **_of_a_split(options),
     )
     _refuse_more_host_memory(made, shape, options)
-    # GPUs that stay idle do not decide on the dtype; float16 and bfloat16 have the same size.
-    chosen = _precision(shape, options, gpus, cpu, used_by(made, gpus))
-    made = replace(made, workload=replace(made.workload, dtype=chosen.dtype))
     notes = (*chosen.notes, *made.notes, *(() if gpus else _without_effect(options)))
     limits = Limits(**{name: getattr(options, name) for name in _LIMITS})
     return replace(made, notes=notes, limits=limits)
@@ -149,7 +147,8 @@ def may_fit(architecture: Architecture, options: PlacementOptions, gpus: Sequenc
         OptionError: as `make_plan`.
     """
     shape = architecture.shape()
-    chosen = _precision(shape, options, gpus, ANY_CPU)
+    whole = not options.may_offload
+    chosen = precision(shape, gpus, options.dtype, options.quantize, whole=whole)
     work = replace(options.workload, dtype=chosen.dtype, fp8=chosen.fp8)
     task = task_of(shape, _capped(gpus, options), work, **_of_a_split(options))
     away = frozenset(offloadable(task)) if options.may_offload else frozenset()
@@ -177,17 +176,6 @@ def _refuse_more_images(architecture: Sized, options: PlacementOptions) -> None:
         raise OptionError(
             f"{architecture.name} takes {counted(most, 'image')}, not {options.images}."
         )
-
-
-def _precision(
-    shape: ModelShape,
-    options: PlacementOptions,
-    gpus: Sequence[GPU],
-    cpu: CPU,
-    used: Sequence[GPU] | None = None,
-) -> Precision:
-    whole = not options.may_offload
-    return precision(shape, gpus, options.dtype, options.quantize, whole=whole, cpu=cpu, used=used)
 
 
 def _of_a_split(options: PlacementOptions) -> dict[str, Any]:
@@ -280,9 +268,8 @@ def decide(
     if (quantize is not None or shape.packed is not None) and on_gpus:
         _require_quantised_on_gpus(shape, weights)
     whole = on_gpus and "cpu" not in weights.values()
-    places = gpus if on_gpus else ()
-    used = [gpu for gpu in places if gpu.index in weights.values()]
-    held = precision(shape, places, options.dtype, quantize, whole=whole, cpu=cpu, used=used)
+    used = [gpu for gpu in gpus if gpu.index in weights.values()]
+    held = precision(shape, used, options.dtype, quantize, whole=whole, cpu=cpu)
     if made is not None:
         held = _as_planned(made, held)
     if held.fp8 and loads:

@@ -19,6 +19,7 @@ __all__ = [
     "INT8_FROM",
     "Precision",
     "any_below",
+    "can_fp8",
     "of_plan",
     "precision",
     "require_quantizable",
@@ -68,22 +69,20 @@ def precision(
     *,
     whole: bool = True,
     cpu: CPU = ANY_CPU,
-    used: Sequence[GPU] | None = None,
 ) -> Precision:
     """Choose how a model is computed.
 
     Args:
         shape: sizes of the model.
-        gpus: GPUs that it runs on; empty for the CPU.
+        gpus: GPUs that it runs on, without those that stay idle; empty for the CPU.
         dtype: dtype that the user asked for, which is used as it is; ``None`` to choose one.
         quantize: quantisation as the weights are loaded.
         whole: whether all modules are on these GPUs, none in host memory.
         cpu: the CPU of the machine; weights that were published in bfloat16 stay so if it is
             faster with them.
-        used: those of the GPUs that compute; all by default.
     """
-    older = tuple(_below(BFLOAT16_FROM, gpus if used is None else used))
-    if shape.keeps_fp8 and dtype is None and quantize is None and whole and _can_fp8(gpus):
+    older = tuple(_below(BFLOAT16_FROM, gpus))
+    if shape.keeps_fp8 and dtype is None and quantize is None and whole and can_fp8(gpus):
         return Precision("bfloat16", True, (remark("fp8_stays"),))
     notes: list[Remark] = []
     if dtype is not None:
@@ -145,7 +144,7 @@ def of_plan(made: Plan) -> Precision:
 def _why_restored(shape: ModelShape, gpus: Sequence[GPU], *, is_asked: bool) -> str:
     if not shape.keeps_fp8:
         return "models of this type do not stay in FP8 here"
-    if is_asked and _can_fp8(gpus):
+    if is_asked and can_fp8(gpus):
         return "they stay in FP8 if no dtype and no quantisation is asked for"
     return "to stay, all have to be on GPUs of compute capability 8.9 or more"
 
@@ -161,5 +160,6 @@ def _below(capability: tuple[int, int], gpus: Iterable[GPU]) -> Iterator[str]:
     yield from found
 
 
-def _can_fp8(gpus: Sequence[GPU]) -> bool:
+def can_fp8(gpus: Sequence[GPU]) -> bool:
+    """Tell whether there are GPUs, and all are known to compute in FP8."""
     return bool(gpus) and all(g.capability is not None and g.capability >= FP8_FROM for g in gpus)

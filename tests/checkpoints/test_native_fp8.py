@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+from dataclasses import replace
 
 import any_split
 import numpy as np
@@ -318,6 +319,29 @@ def test_a_dry_run_keeps_what_the_plan_keeps(checkpoints, kind):
         full = dry_run(known, **other, **options)
         assert (full.works, full.fp8, full.form) == (True, False, "bfloat16")
         assert sum(g.weight_bytes for g in full.gpus) > sum(g.weight_bytes for g in report.gpus)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_idle_gpus_do_not_decide_on_fp8(checkpoints, kind):
+    known, gpus = architecture(checkpoints(kind)[0]), parse_gpus("H100-80GB+T4")
+    options = PlacementOptions(images=0, context=512)
+    made = make_plan(known, options, gpus)
+    full = (replace(gpus[0], index=1), replace(gpus[1], index=0, free_bytes=0))
+    for given, machine in ((None, gpus), (made, gpus), ({"": 0}, gpus), ({"": 1}, full[::-1])):
+        placed = decide(
+            known, PlacementOptions() if given else options, machine, given, loads=False
+        )
+        assert (placed.dtype, placed.fp8) == ("bfloat16", True), given
+    for given in ({"": 1}, {"lm_head": 1, "": 0}):
+        placed = decide(known, PlacementOptions(), gpus, given, loads=False)
+        assert (placed.dtype, placed.fp8) == ("float16", False)
+    # That of transformers uses every GPU that has room.
+    by_all = dry_run(known, gpus, "auto", context=256)
+    by_one = dry_run(known, full[::-1], "auto", context=256)
+    assert [(each.works, each.form) for each in (by_all, by_one)] == [
+        (True, "float16"),
+        (True, "bfloat16, FP8"),
+    ]
 
 
 def test_products_in_fp8_refuse_mixed_devices(checkpoints):

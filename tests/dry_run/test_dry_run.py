@@ -116,6 +116,16 @@ def test_the_automatic_map_of_the_published_model_leaves_gpus_empty_but_runs():
     assert idle in report_text(report)
 
 
+def test_idle_gpus_do_not_decide_on_the_dtype_of_the_automatic_map():
+    known = NativeArchitecture("tiny", {**tiny_glm4v.CONFIG, "dtype": "bfloat16"}, "config.json")
+    older, newer = parse_gpus("1xT4+1xA100")
+    full = replace(older, free_bytes=0)
+    for gpus, dtype in (((older, newer), "float16"), ((full, newer), "bfloat16")):
+        report = dry_run(known, gpus, "auto", context=256)
+        assert (report.works, report.dtype) == (True, dtype)
+        assert (report.gpus[0].weight_bytes > 0) == (dtype == "float16")
+
+
 def test_a_model_that_mixes_devices_is_told_where():
     report = naive()
     assert not report.works
