@@ -28,7 +28,8 @@ __all__ = [
 ]
 
 _PLACE_OF_DEVICE = {"to": 1, "_parse_to": 0}
-_PYTHON_NUMBERS_TO_TENSOR = (torch.tensor, torch.as_tensor)
+_PYTHON_NUMBERS_TO_TENSOR = (torch.tensor, torch.as_tensor, torch.asarray)
+_MEMORY = (torch.Tensor, torch.UntypedStorage, torch.TypedStorage)
 
 
 class _Machine(Protocol):
@@ -220,12 +221,21 @@ class _FunctionMode(TorchFunctionMode):
 
     def _from_numbers(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Tensors inside a list are read in C++, which a virtual tensor does not allow."""
-        if args and isinstance(args[0], (list, tuple)):
-            values = replace_leaves(
-                lambda t: t.tolist() if isinstance(t, VirtualTensor) else t, args[0]
-            )
-            args = (values, *args[1:])
-        return func(*args, **kwargs)
+        return func(*map(_numbers, args), **{name: _numbers(kwargs[name]) for name in kwargs})
+
+    def _new(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``x.new_tensor(...)``, ``x.new(...)``: C++ looks up the device by the tensor's keys.
+
+        Those of a virtual tensor say "meta", and none says which of several GPUs.
+        """
+        tensor, *given = (*args, *(kwargs[name] for name in kwargs if name != "device"))
+        if isinstance(tensor, VirtualTensor):
+            is_old = func is torch.Tensor.new
+            if is_old and not given:
+                return tensor.new_empty(0, **kwargs)
+            if kwargs.get("device") is None and not (is_old and isinstance(given[0], _MEMORY)):
+                kwargs = {**kwargs, "device": tensor.device}
+        return self._from_numbers(func, args, kwargs)
 
     def _ctc_loss(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Lengths are read on the CPU, wherever they are; PyTorch leaves out tensor subclasses."""
@@ -274,6 +284,8 @@ class _FunctionMode(TorchFunctionMode):
         torch.Tensor.cuda: _cuda,
         torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
         torch.Tensor.is_pinned: _is_pinned,
+        torch.Tensor.new: _new,
+        torch.Tensor.new_tensor: _new,
         torch.Tensor.pin_memory: _pin,
         torch.Tensor.type: _type,
         torch.device: _make_device,
@@ -282,6 +294,13 @@ class _FunctionMode(TorchFunctionMode):
         **dict.fromkeys(_PYTHON_NUMBERS_TO_TENSOR, _from_numbers),
         **dict.fromkeys((*CELLS, *LAYERS), _recurrent),
     }
+
+
+def _numbers(value: Any) -> Any:
+    """Return a list with numbers in place of the virtual tensors in it; anything else as it is."""
+    if not isinstance(value, (list, tuple)) or isinstance(value, torch.Size):
+        return value
+    return replace_leaves(lambda leaf: leaf.tolist() if _is_virtual(leaf) else leaf, value)
 
 
 def _is_virtual(tensor: torch.Tensor) -> bool:

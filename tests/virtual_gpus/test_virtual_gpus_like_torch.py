@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -116,6 +117,59 @@ def test_a_device_without_index_is_the_current_one(current: int) -> None:
             assert tensor.device == torch.device("cuda", current), number
             assert tensor.tolist() == [1, 2], number
         assert numbers(2, device=f"cuda:{1 - current}").to("cuda").device.index == current
+
+
+NEW: dict[str, Callable[[torch.Tensor, Any], torch.Tensor]] = {
+    "numbers": lambda x, y: x.new_tensor([1.0, 2.0]),
+    "number": lambda x, y: x.new_tensor(3),
+    "by name": lambda x, y: x.new_tensor(data=[1]),
+    "nested": lambda x, y: x.new_tensor([[1], [2]]),
+    "array": lambda x, y: x.new_tensor(np.ones(2)),
+    "tensor": lambda x, y: x.new_tensor(y),
+    "tensor on the CPU": lambda x, y: x.new_tensor(torch.ones(2)),
+    "tensors": lambda x, y: x.new_tensor([y[0], 2]),
+    "dtype": lambda x, y: x.new_tensor([1.5], dtype=torch.int64),
+    "of integers": lambda x, y: x.long().new_tensor([1.5]),
+    "of a view": lambda x, y: x[:1, None].new_tensor([1]),
+    "of a parameter": lambda x, y: nn.Parameter(x).new_tensor([1.0], requires_grad=True),
+    "no device": lambda x, y: x.new_tensor([1], device=None),
+    "old: numbers": lambda x, y: x.new([1, 2]),
+    "old: tensors": lambda x, y: x.new([y[0], 2]),
+    "old: tuple": lambda x, y: x.new((1, 2)),
+    "old: sizes": lambda x, y: x.new(2, 3).fill_(1),
+    "old: size": lambda x, y: x.new(torch.Size([2])).fill_(1),
+    "old: nothing": lambda x, y: x.new(),
+    "old: memory": lambda x, y: x.new(x),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", NEW)
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+def test_a_tensor_made_from_another_lies_beside_it(way: str, gradients: bool) -> None:
+    make = NEW[way]
+    expected = make(numbers(2, device="cpu"), numbers(2, device="cpu"))
+    with VirtualGPUs("3x1GiB"), torch.set_grad_enabled(gradients):
+        found = make(numbers(2, device="cuda:1"), numbers(2, device="cuda:2"))
+        assert found.device == torch.device("cuda:1")
+        assert found.dtype == expected.dtype
+        assert found.requires_grad == expected.requires_grad
+        assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+def test_a_tensor_made_from_another_goes_where_it_is_told() -> None:
+    with VirtualGPUs("2x1GiB"):
+        x, y = numbers(2, device="cuda:1"), numbers(2, device="cuda:0")
+        assert x.new_tensor([1], device="cpu").device.type == "cpu"
+        assert x.new_tensor(y, device="cuda:0").device == y.device
+        assert x.new([1], device="cuda:0").device == x.new(device="cuda:0").device == y.device
+        assert x.new(y).device == y.device
+        on_cpu = torch.ones(2)
+        assert on_cpu.new_tensor(y).device == on_cpu.new_tensor([y[0], 1]).device == on_cpu.device
+        assert torch.asarray([x[0], 2]).tolist() == [1, 2]
+        with pytest.raises(RuntimeError, match="legacy constructor expects device type: cuda"):
+            x.new([1], device="cpu")
 
 
 InPlace = Callable[[torch.Tensor], Any]
