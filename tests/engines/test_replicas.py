@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from scripted_engine import ScriptedEngine
 from scripted_server import scripted_server
 
 from glm4v_magic.core.conversation import (
@@ -28,6 +29,7 @@ from glm4v_magic.core.conversation import (
 from glm4v_magic.core.errors import (
     DoesNotFitError,
     EngineError,
+    GenerationInterrupted,
     MapInterrupted,
     OptionError,
     PlacementError,
@@ -37,7 +39,7 @@ from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.model import EngineInfo, Replica
 from glm4v_magic.engines.replicas import cluster
 from glm4v_magic.engines.replicas.layout import Machine, seats
-from glm4v_magic.engines.replicas.worker import News
+from glm4v_magic.engines.replicas.worker import News, ReplicaWorker
 from glm4v_magic.notebook.render.memory import MemoryView, memory_bundle
 from glm4v_magic.notebook.render.status import status_rows
 from glm4v_magic.session.session import Session
@@ -423,6 +425,120 @@ def test_a_request_is_asked_again_twice_and_then_fails_alone(monkeypatch, losses
         assert re.match(r"Replica \d was lost while it answered this, as were those before", said)
 
 
+class Telling(Seated):
+    """A replica that tells the beginning of each answer, and knows of more when it is stopped.
+
+    Args:
+        number: its number.
+        known: what a stop returns.
+        coming: events of the news that is on its way then; ``None`` for a replica that is lost.
+    """
+
+    def __init__(self, number, known, coming=()):
+        super().__init__(number)
+        self.known, self.coming, self.given_up = known, coming, []
+
+    def on_stop(self, number, seconds):
+        # A replica that has given rows up has forgotten what they said.
+        known = {row: each for row, each in self.known.items() if row not in self.given_up}
+        return lambda: known
+
+    def on_withdraw(self, number, rows):
+        self.given_up += rows
+
+    def on_take(self, number, seconds):
+        batch, self.waiting = self.waiting, []
+
+        def news():
+            if not batch and self.coming is None:
+                from ray.exceptions import RayActorError
+
+                raise RayActorError
+            events = [Text("Once ", row) for row in batch] if batch else self.coming
+            return News(events, None, 0, None)
+
+        news.replica = self
+        return news
+
+
+def whole(text, ending="interrupted"):
+    return Generation(text, Usage(7, None, 3), ending)
+
+
+@pytest.mark.parametrize(
+    ("known", "coming", "said"),
+    [
+        ({0: whole("Once upon")}, (), [("Once upon", "interrupted")]),
+        ({0: whole("Once upon.", "stop")}, (), [("Once upon.", "stop")]),  # ended meanwhile
+        ({}, [Finished(whole("Once upon.", "stop"))], [("Once upon.", "stop")]),  # on its way
+        ({0: whole("O")}, (), [("Once", "interrupted")]),  # asked again, it has not come so far
+        ({}, None, [("Once", "interrupted")]),  # lost at that moment
+    ],
+)
+def test_a_stop_keeps_what_was_told_and_what_a_replica_knows(monkeypatch, known, coming, said):
+    import ray
+
+    from glm4v_magic.engines.replicas.engine import ReplicasEngine
+
+    monkeypatch.setattr(ray, "wait", lambda news, **_: (news[:1], ()))
+    monkeypatch.setattr(ray, "get", lambda ref, **_: ref())
+    info = EngineInfo("demo", "", 1, None, None, None, None)
+    engine = ReplicasEngine([Telling(0, known, coming)], info)
+    stream = engine.stream([Request(Conversation((Message("user", "Red?"),)))])
+    assert next(event for event in stream if isinstance(event, Text)).text == "Once "
+    with pytest.raises(GenerationInterrupted) as stopped:
+        stream.throw(KeyboardInterrupt())
+    found = stopped.value.generations
+    assert [(each.text, each.finish_reason) for each in found.values()] == said
+
+
+def test_an_answer_that_breaks_off_as_the_last_replica_is_lost_is_kept(monkeypatch):
+    import ray
+
+    from glm4v_magic.engines.replicas.engine import ReplicasEngine
+
+    monkeypatch.setattr(ray, "wait", lambda news, **_: (news[:1], ()))
+    monkeypatch.setattr(ray, "get", lambda ref, **_: ref())
+    info = EngineInfo("demo", "", 1, None, None, None, None)
+    session = Session(ReplicasEngine([Telling(0, {}, None)], info))
+    with pytest.raises(EngineError, match=r"^The replica of demo was lost\. What was said until"):
+        session.ask("Red?")
+    assert (session.status().last.text, session.status().last.finish_reason) == ("Once", "failed")
+
+
+class Quick(ScriptedEngine):
+    """An engine that tells a word and, if it is let, the end."""
+
+    def __init__(self, may_end):
+        super().__init__()
+        self.may_end, self.has_ended = may_end, threading.Event()
+
+    def stream(self, requests, at_once=None, withdrawn=()):
+        for number, _ in enumerate(requests):
+            yield Text("Once", number)
+            assert self.may_end.wait(SECONDS)
+            yield Finished(whole("Once upon.", "stop"), number)
+            self.has_ended.set()
+
+
+def test_a_replica_that_is_stopped_tells_of_answers_that_have_ended():
+    engine = Quick(threading.Event())
+    worker = ReplicaWorker(lambda *_: engine, None, 0)
+    while worker.state().info is None:
+        time.sleep(0.01)
+    worker.put(1, 1, [(3, Request(Conversation((Message("user", "Red?"),))))])
+    while not (news := worker.take(1, 0.1)).events:
+        pass
+    assert news.events == [Text("Once", 3)]
+    engine.may_end.set()
+    assert engine.has_ended.wait(SECONDS)
+    began = time.monotonic()
+    assert worker.stop(1, SECONDS) == {3: whole("Once upon.", "stop")}
+    assert worker.stop(2, SECONDS) == {}
+    assert [len(worker.take(1, SECONDS).events) for _ in range(2)] == [1, 0]
+    assert time.monotonic() - began < SECONDS / 2  # a call that is stopped is not waited for
+
+
 def test_ray_is_imported_only_if_it_is_asked_for():
     code = (
         "import sys, glm4v_magic.session.session, glm4v_magic.session.replicas\n"
@@ -506,13 +622,11 @@ class TestTwoReplicas:
             read()
         assert 0 < len([row for row in stopped.value.result if row.text]) < 5000
         assert two.ask("Hello?", **GREEDY).text  # at once: nothing is left over
-        with two.stream("Hello?", regex="(a long story, ){99}the end", max_tokens=900) as stream:
-            for event in stream:
-                if isinstance(event, Text):
-                    break
-        last = two.status().last
-        assert last.finish_reason == "interrupted"
-        assert last.text
+        for seconds in (0, 2):  # after the second, all has been said
+            with two.stream("Hello?", regex="(a long story, ){9}the end") as stream:
+                next(event for event in stream if isinstance(event, Text))
+                time.sleep(seconds)
+            assert two.status().last.text.startswith("a long")
         assert two.ask("Hello?", **GREEDY).text
 
     def test_answers_are_those_of_one_process(self, two, alone):

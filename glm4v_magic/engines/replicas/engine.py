@@ -15,7 +15,13 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from glm4v_magic.core.conversation import Conversation, Generation, Request, Usage
+from glm4v_magic.core.conversation import (
+    Conversation,
+    FinishReason,
+    Generation,
+    Request,
+    Usage,
+)
 from glm4v_magic.core.errors import (
     EngineError,
     GenerationInterrupted,
@@ -36,7 +42,14 @@ from glm4v_magic.core.model import EngineInfo, LoadProgress, ModelChoice, Replic
 from glm4v_magic.core.wording import counted
 from glm4v_magic.engines.replicas import cluster
 from glm4v_magic.engines.replicas.layout import Seat
-from glm4v_magic.engines.replicas.worker import OWN_VERSION, Load, LoadState, News, ReplicaWorker
+from glm4v_magic.engines.replicas.worker import (
+    OWN_VERSION,
+    Load,
+    LoadState,
+    News,
+    ReplicaWorker,
+    ended,
+)
 from glm4v_magic.engines.silence import Silence
 
 __all__ = ["ReplicasEngine", "start"]
@@ -184,16 +197,23 @@ class _Asked:
     Attributes:
         request: the request.
         attempts: how often it was asked.
-        said: characters of text and of thinking that were told already.
+        said: text and thinking that were told already.
         skipped: characters of both that are left to skip, because it is asked again.
         replica: the one that answers it, if any.
     """
 
     request: Request
     attempts: int = 0
-    said: dict[type, int] = field(default_factory=lambda: {Text: 0, Thinking: 0})
+    said: dict[type, str] = field(default_factory=lambda: {Text: "", Thinking: ""})
     skipped: dict[type, int] = field(default_factory=lambda: {Text: 0, Thinking: 0})
     replica: _Replica | None = None
+
+    def told(self, ending: FinishReason) -> Generation:
+        """Return what was told of its answer, where the replica that knows all of it is lost."""
+        carries_on = self.request.conversation.unfinished is not None
+        text = self.said[Text].rstrip() if carries_on else self.said[Text].strip()
+        thinking = self.said[Thinking].strip()
+        return Generation(text, Usage(None, None, None), ending, thinking=thinking)
 
 
 class ReplicasEngine:
@@ -292,13 +312,17 @@ class ReplicasEngine:
         try:
             yield from call.events()
         except KeyboardInterrupt:
-            pass
+            # Before what is open is given up: a replica forgets what such rows had said.
+            stopped = GenerationInterrupted(call.partial())
+        except EngineError as error:
+            error.generations = call.said("failed") | dict(error.generations)
+            raise
         else:
             return
         finally:
             call.leave()
         # Raised here, it has no __context__, whose frames would keep the prompts.
-        raise GenerationInterrupted(call.partial())
+        raise stopped
 
     def lose(self, replica: _Replica) -> None:
         """Ask a replica no more; a running call asks its requests again."""
@@ -312,8 +336,11 @@ class ReplicasEngine:
 
     def all_lost(self) -> EngineError:
         """Return the error that no replica is left."""
-        lost = counted(len(self.replicas), "replica")
-        return EngineError(f"All {lost} of {self._info.model} were lost.", "Load it again.")
+        count, model = len(self.replicas), self._info.model
+        lost = (
+            f"All {count} replicas of {model} were" if count > 1 else f"The replica of {model} was"
+        )
+        return EngineError(f"{lost} lost.", "Load it again.")
 
     def for_chat(self, conversation: Conversation) -> _Replica | None:
         """Return the replica that has read the beginning of a chat, if it is known and alive."""
@@ -385,19 +412,29 @@ class _Stream:
 
     def partial(self) -> dict[int, Generation]:
         """Stop all replicas; returns what open rows had said, by row."""
-        asked = {asked.replica for asked in self._rows.values() if asked.replica is not None}
-        waiting = [
-            each.actor.stop.remote(self._number, _SECONDS_TO_STOP)
-            for each in asked
-            if not each.facts.lost
-        ]
+        waiting = {
+            each: each.actor.stop.remote(self._number, _SECONDS_TO_STOP)
+            for each in self._engine.alive
+            if each.open
+        }
         found: dict[int, Generation] = {}
-        for each in waiting:
-            try:
-                found |= ray.get(each, timeout=_SECONDS_TO_STOP)
-            except RayError:  # what it had said is lost with it
-                continue
-        return found or {0: Generation("", Usage(None, None, 0), "interrupted")}
+        for replica, stopped in waiting.items():
+            with contextlib.suppress(RayError):  # what it had not told is lost with it
+                known = ray.get(stopped, timeout=_SECONDS_TO_STOP)
+                if replica.news is not None:  # answers may have ended that it was to tell of
+                    known |= ended(ray.get(replica.news, timeout=_SECONDS_TO_STOP).events)
+                found |= {row: known[row] for row in replica.open & known.keys()}
+        for row, told in self.said("interrupted").items():
+            if row not in found or _length(found[row]) < _length(told):  # it was asked again
+                found[row] = told
+        if not found and self._rows:
+            found[min(self._rows)] = Generation("", Usage(None, None, 0), "interrupted")
+        return found
+
+    def said(self, ending: FinishReason) -> dict[int, Generation]:
+        """Return what was told of the rows whose answers have begun."""
+        begun = {row: each for row, each in self._rows.items() if any(each.said.values())}
+        return {row: each.told(ending) for row, each in begun.items()}
 
     def _give_up_withdrawn(self) -> None:
         for row in [each for each in self._rows if each in self._withdrawn]:
@@ -518,14 +555,15 @@ class _Stream:
             asked = self._rows[row]
             asked.replica = None
             if asked.attempts >= MOST_ATTEMPTS:
-                del self._rows[row]
                 error = EngineError(
                     f"{replica.name} was lost while it answered this, as were those before it.",
                     "Is there something wrong with this request, or too little memory?",
                 )
+                error.generations = self.said("failed")
+                del self._rows[row]
                 yield Failed(error, row)
             else:
-                asked.skipped = dict(asked.said)
+                asked.skipped = {kind: len(text) for kind, text in asked.said.items()}
                 self._again.append(row)
         replica.open.clear()
 
@@ -557,10 +595,14 @@ def _unsaid(event: Text | Thinking, asked: _Asked) -> Text | Thinking | None:
     kind = type(event)
     known = min(asked.skipped[kind], len(event.text))
     asked.skipped[kind] -= known
-    asked.said[kind] += len(event.text) - known
+    asked.said[kind] += event.text[known:]
     if not known:
         return event
     return replace(event, text=event.text[known:]) if len(event.text) > known else None
+
+
+def _length(generation: Generation) -> int:
+    return len(generation.text) + len(generation.thinking)
 
 
 def _begun(conversation: Conversation) -> int | None:

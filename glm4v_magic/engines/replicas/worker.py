@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -24,7 +24,7 @@ from glm4v_magic.core.image import SeenImage
 from glm4v_magic.core.model import EngineInfo, LoadProgress, ModelChoice
 from glm4v_magic.engines import Engine
 
-__all__ = ["OWN_VERSION", "LoadState", "News", "ReplicaWorker"]
+__all__ = ["OWN_VERSION", "LoadState", "News", "ReplicaWorker", "ended"]
 
 OWN_VERSION = version("glm4v_magic")
 """Version of this package on this machine."""
@@ -92,7 +92,7 @@ class _Call:
         self.withdrawn: set[int] = set()
         self.events: list[RowEvent] = []
         self.error: Exception | None = None
-        self.partial: Mapping[int, Generation] = {}
+        self.partial: dict[int, Generation] = {}
         self.is_stopping = self.has_stopped = False
 
 
@@ -172,7 +172,10 @@ class ReplicaWorker:
                 self._call.waiting = deque(left)
 
     def stop(self, number: int, seconds: float) -> Mapping[int, Generation]:
-        """Stop a call, and return what its open rows had said, by row."""
+        """Stop a call, and return what its rows had said, by row.
+
+        Answers that have ended are among them, if no news has told of their end.
+        """
         with self._changed:
             call = self._call
             if number != call.number:
@@ -180,7 +183,7 @@ class ReplicaWorker:
             call.is_stopping = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: call.has_stopped or not call.open, seconds)
-            return call.partial
+            return ended(call.events) | call.partial
 
     def take(self, number: int, seconds: float) -> News:
         """Return the news of a call; waits some seconds for the first.
@@ -192,7 +195,7 @@ class ReplicaWorker:
         if number != call.number:
             return News((), None, _used_bytes(), None)
         with self._changed:
-            self._changed.wait_for(lambda: call.events or call.error, seconds)
+            self._changed.wait_for(lambda: call.events or call.error or call.is_stopping, seconds)
             is_urgent = call.error or any(isinstance(each, Finished) for each in call.events)
         if call.events and not is_urgent:
             # A step tells of each row by itself, and asking for them takes longer than the step.
@@ -225,7 +228,7 @@ class ReplicaWorker:
     def _answer(self, engine: Engine, call: _Call) -> None:
         """Answer the requests of a call until none is open or waiting."""
         error: Exception | None = None
-        partial: Mapping[int, Generation] = {}
+        partial: dict[int, Generation] = {}
         try:
             stream = engine.stream(self._requests(call), call.at_once, _Withdrawn(call))
             with closing(stream) as events:
@@ -288,6 +291,11 @@ class ReplicaWorker:
                 event = replace(event, error=_plain(event.error))
             call.events.append(replace(event, row=row))
             self._changed.notify_all()
+
+
+def ended(events: Iterable[RowEvent]) -> dict[int, Generation]:
+    """Return the answers that end with these events, by row."""
+    return {each.row: each.generation for each in events if isinstance(each, Finished)}
 
 
 def _plain(error: Exception) -> Any:
