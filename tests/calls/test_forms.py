@@ -53,6 +53,8 @@ def test_json_is_found_wherever_models_put_it(text: str, value: object):
         "{a: 1}",
         "[" * 100_000,
         "NaN",
+        "1e999",
+        '{"a": [-1e999]}',  # Infinity, once it is read
         '{"a": [1], "b":',
         "[[], [" + "1, " * 100_000,
     ],

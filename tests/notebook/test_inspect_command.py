@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 from attacks import ATTACKS
+from clips import write_clip
 from html_tree import Tree
 from PIL import Image, ImageDraw
 
@@ -242,3 +243,16 @@ def test_the_command(run, tiny, photo):
     said = run("look")
     assert "Inspection of" in said
     assert "no longer loaded" in said
+
+
+@pytest.mark.parametrize(("with_image", "offered"), [(False, False), (True, True)])
+def test_a_look_at_a_clip_begins_with_a_method_for_frames(tmp_path, with_image, offered):
+    session = Session().load("demo-4.6v")
+    images = [Image.new("RGB", (60, 40), "red")] if with_image else []
+    answer = session.ask("What moves?", images, video=write_clip(tmp_path / "a.mp4"), max_tokens=2)
+    widget = InspectionWidget(None, OneAnswer(answer.inspect()))
+    assert widget.html.count("<img") == len(answer.inspect().images)
+    assert "cannot be covered" not in widget.html
+    methods = {value for _, value in widget.controls["method"].options}
+    assert methods == {"attention", "rollout", "gradient", *(["occlusion"] if offered else [])}
+    widget.close()

@@ -7,6 +7,7 @@ through, and markdown-it with HTML switched on.
 from __future__ import annotations
 
 import re
+import time
 from html.parser import HTMLParser
 
 import nbformat
@@ -224,3 +225,18 @@ def test_many_unclosed_openers_stay_cheap(opener):
     """A bound on work, counted in output and not in time: each opener is one character."""
     safe = safe_markdown(opener * 3000)
     assert len(safe) <= 3000 * len(opener) * len("<span>&#36;</span>")
+
+
+def test_an_answer_of_exclamation_marks_takes_no_time():
+    """Many checkpoints answer with them where float16 overflows."""
+    begin = time.process_time()
+    assert safe_markdown("!" * 100_000) == "!" * 100_000
+    assert time.process_time() - begin < 10
+
+
+@pytest.mark.parametrize("parse", PARSERS)
+@pytest.mark.parametrize("count", [1, 2, 19, 20, 21, 50])
+def test_no_number_of_exclamation_marks_makes_a_link_an_image(parse, count):
+    shown = parse(safe_markdown("!" * count + "[x](https://a.b/c.png)"))
+    assert shown.text.rstrip("\n") == "!" * (count - 1) + "x"
+    assert "img" not in dict(shown.tags)

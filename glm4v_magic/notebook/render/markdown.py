@@ -44,7 +44,7 @@ _TOKEN = re.compile(
       (?:(?!\n[ \t]*\n|\\begin{(?P=name)}).){1,20000}?\\end{(?P=name)})[ \t]*$
     | (?<![\w$])\$(?P<inline>(?=[^\s$])[^$\n]{1,500}?(?<![\s\\]))\$(?![\w$])
     | \\\((?P<inline_tex>[^\n]{1,500}?)\\\)
-    | (?P<bangs>!*)\[(?P<label>[^][\n]{1,500})\]
+    | (?P<bangs>!{0,20}+)\[(?P<label>[^][\n]{1,500})\]
       \((?P<url>https?://(?:[^][\s()<>"'`\\{}]|\([^][\s()<>"'`\\{}]*\)){1,2000})\)
     | \\(?P<escaped>[!-/:-@[-`{-~])
     | (?P<special>[<&\\$`[@] | (?<=[fF][tT][pP]):(?=//))
@@ -155,7 +155,8 @@ def _safe_token(match: re.Match[str]) -> str:
     if (maths := _maths_of(match)) is not None:
         return maths or literal(match[0])
     if match["label"] is not None:
-        # One "!" is dropped, and no other may stand before the link and make it an image again.
+        # One "!" is dropped, and no other may stand before the link and make it an image again:
+        # of more than the token holds, the last is a reference.
         url = match["url"].replace("$", "%24").replace("|", "%7C")
         return f"{literal(match['bangs'][1:])}[{_safe_prose(match['label'])}]({url})"
     return _reference(match["escaped"] or match["special"])

@@ -133,7 +133,11 @@ class InspectionWidget:
     def _make_controls(self, first: Choice) -> None:
         lines = [each.line for each in self._shown.words]
         self._word = _dropdown("word", [(line, at) for at, line in enumerate(lines)], first.word)
-        self._method = _dropdown("method", [*_METHODS.items()], first.method)
+        self._method = _dropdown(
+            "method",
+            [(name, each) for name, each in _METHODS.items() if each in self._shown.methods],
+            first.method,
+        )
         images = [
             (_ALL, _EVERY),
             *((f"{at}: {name}", at) for at, name in enumerate(self._shown.images)),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.wording import printable
-from glm4v_magic.inspect.maps import PARTS, Method
+from glm4v_magic.inspect.maps import METHODS, PARTS, Method, of_conversation
 from glm4v_magic.notebook.render import Html, MimeBundle
 from glm4v_magic.notebook.render.answers.certainty import listed, percent, shown_token
 from glm4v_magic.notebook.render.answers.comparison import (
@@ -93,6 +93,22 @@ class Shown(ABC):
     def images(self) -> Sequence[str]:
         """Names of the images."""
 
+    @property
+    @abstractmethod
+    def _looks(self) -> Sequence[Look]:
+        """The looks behind it."""
+
+    @property
+    def methods(self) -> Sequence[Method]:
+        """Methods that can be chosen: without covering if all images are frames of videos."""
+        only_frames = all(look.images and not of_conversation(look) for look in self._looks)
+        return [each for each in METHODS if each != "occlusion" or not only_frames]
+
+    def _first(self, word: int, parts: int) -> Choice:
+        """Return a word by the first method that is about all images."""
+        with_frames = any(len(of_conversation(look)) < len(look.images) for look in self._looks)
+        return Choice(word, method="attention" if with_frames else "occlusion", parts=parts)
+
     @abstractmethod
     def is_ready(self, choice: Choice) -> bool:
         """Tell whether what is chosen needs no run of a model."""
@@ -144,7 +160,11 @@ class OneAnswer(Shown):
     def first(self) -> Choice:
         """Return the token that depends most on a part of an image."""
         found, parts = telling_tokens(self._look, len(self._look.tokens), 1)
-        return Choice(found[0] if found else 0, parts=parts)
+        return self._first(found[0] if found else 0, parts)
+
+    @property
+    def _looks(self) -> Sequence[Look]:
+        return (self._look,)
 
     @cached_property
     def images(self) -> Sequence[str]:
@@ -204,7 +224,11 @@ class TwoAnswers(Shown):
         pairs, two = self._comparison.pairs, self._comparison
         found, _, parts = telling_pairs(two, len(pairs), 1)
         others = (at for at in range(len(pairs)) if len({*map(_text, self._tokens(at))}) > 1)
-        return Choice(found[0] if found else next(others, 0), parts=parts)
+        return self._first(found[0] if found else next(others, 0), parts)
+
+    @property
+    def _looks(self) -> Sequence[Look]:
+        return (self._comparison.one, self._comparison.other)
 
     def _word(self, number: int) -> Word:
         found = self._tokens(number)
