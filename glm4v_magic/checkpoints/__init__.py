@@ -117,11 +117,6 @@ class Checkpoint(Protocol):
     def require_usable(self) -> None:
         """Raise CheckpointError unless all but the weights can be read; imports torch."""
 
-    def require_quantizable(
-        self, quantize: Quantization | None, device_map: Mapping[str, int | str] | None
-    ) -> None:
-        """Raise OptionError unless the layers can be quantised where they go; see `load`."""
-
     @property
     def stamp(self) -> Stamp:
         """What tells that the files are still the same; see `files.stamp_of`."""

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from glm4v_magic.core.model import LoadProgress
     from glm4v_magic.core.options import Quantization
 
-__all__ = ["LoadOptions", "load_weights", "require_mergeable", "require_whole_blocks"]
+__all__ = ["LoadOptions", "load_weights", "require_mergeable"]
 
-_BLOCK_4BIT = 64  # bitsandbytes' default
 _CAUSE = re.compile(r"[\w.]+(Error|Exception)\b")  # the last line of a traceback
 
 
@@ -166,32 +165,6 @@ def require_mergeable(merges: Merges | None, tensors: Mapping[str, TensorInfo]) 
             require_finite(name, values)
             largest[name] = float(values.abs().max()) if values.numel() else 0.0
     merger.require_bounded(largest)
-
-
-def require_whole_blocks(
-    name: str,
-    widths: Iterable[int],
-    quantize: Quantization | None,
-    device_map: Mapping[str, int | str] | None,
-) -> None:
-    """Raise OptionError unless all widths are whole blocks, as 4-bit on the CPU requires.
-
-    Args:
-        name: name of the checkpoint.
-        widths: inputs of the layers that are quantised.
-        quantize: quantisation of the load.
-        device_map: device map of the load; ``None`` is the CPU.
-    """
-    places = {"": "cpu"} if device_map is None else device_map
-    if quantize != "4bit" or set(places.values()) != {"cpu"}:
-        return
-    for width in widths:
-        if width % _BLOCK_4BIT:
-            raise OptionError(
-                f"{name} has layers with {width} inputs, and 4bit on the CPU needs multiples of "
-                f"{_BLOCK_4BIT}.",
-                "Use 8bit, or a GPU.",
-            )
 
 
 def _reported(folder: Path, reports: list[str]) -> Exception | None:

@@ -7,7 +7,8 @@ describes groups of modules in ``config.json``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
@@ -19,7 +20,7 @@ from glm4v_magic.core.model_shape import PackedMatrix
 from glm4v_magic.images.messages import one_line
 from glm4v_magic.outside import checked, json_object
 
-__all__ = ["incomplete", "require_groups", "require_row_scales", "require_states"]
+__all__ = ["described_matrices", "incomplete", "require_groups", "require_row_scales"]
 
 _HINT = "The files are damaged, or were saved in part; download or save them again."
 _LEVELS = 16  # values that 4 bits may have
@@ -61,15 +62,23 @@ class _Groups(BaseModel):
     config_groups: dict[str, _Group | list[str]]
 
 
-def require_states(
-    packed: Iterable[PackedMatrix], tensors: Mapping[str, TensorInfo], where: str
-) -> None:
-    """Raise CheckpointError unless matrices of 4 bits have all that bitsandbytes needs.
+def described_matrices(
+    packed: Iterable[PackedMatrix],
+    tensors: Mapping[str, TensorInfo],
+    where: str,
+    *,
+    is_cut: bool = False,
+) -> Iterator[PackedMatrix]:
+    """Yield matrices of 4 bits with the sizes that bitsandbytes has written beside them.
 
     Args:
         packed: the matrices.
         tensors: all tensors of the files.
         where: path of the ``config.json``, for messages.
+        is_cut: whether they may be some rows of those in the files, which passed this as a whole.
+
+    Raises:
+        CheckpointError: if one lacks something that bitsandbytes needs.
     """
     kinds = [f".quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4")]
     for matrix in packed:
@@ -85,6 +94,12 @@ def require_states(
         info = beside[described[0]]
         state = _read(info, f"{one_line(weight + described[0])} in {info.file}")
         if state is None:
+            yield matrix
+            continue
+        columns = state.shape[-1]
+        rows = matrix.values // columns
+        yield replace(matrix, rows=rows, columns=columns, block=state.blocksize)
+        if is_cut:
             continue
         if math.prod(state.shape) != matrix.values:
             raise CheckpointError(

@@ -18,7 +18,11 @@ from glm4v_magic.checkpoints.contents import Contents
 from glm4v_magic.checkpoints.files import TensorInfo
 from glm4v_magic.checkpoints.gptq import for_transformers, packed_of
 from glm4v_magic.checkpoints.outline import outline_of
-from glm4v_magic.checkpoints.quant_states import require_groups, require_row_scales, require_states
+from glm4v_magic.checkpoints.quant_states import (
+    described_matrices,
+    require_groups,
+    require_row_scales,
+)
 from glm4v_magic.checkpoints.quantized import (
     is_full,
     method_of,
@@ -195,9 +199,18 @@ def read_stored(contents: Contents, where: str, *, is_cut: bool = False) -> Stor
         restored = {**given, "dequantize": True}
         return Stored(scheme, None, ("compressed_tensors",), "'glm4v_magic[compressed]'", restored)
     found = _of_bitsandbytes(given, tensors, where, scheme)
+    return _described(found, tensors, where, is_cut=is_cut)
+
+
+def _described(
+    found: Stored, tensors: Mapping[str, TensorInfo], where: str, *, is_cut: bool
+) -> Stored:
+    """Return what bitsandbytes has quantised with the sizes that its description tells."""
+    if found.kind == "4bit":
+        matrices = described_matrices(found.packed, tensors, where, is_cut=is_cut)
+        return replace(found, packed=tuple(matrices))
     if not is_cut:
-        require = require_states if found.kind == "4bit" else require_row_scales
-        require(found.packed, tensors, where)
+        require_row_scales(found.packed, tensors, where)
     return found
 
 

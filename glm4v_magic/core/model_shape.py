@@ -108,12 +108,16 @@ class PackedMatrix:
         values: number of its values.
         nbytes: bytes with everything that belongs to it.
         rows: output rows; 0 where the files do not tell.
+        columns: input columns; 0 where nobody asks.
+        block: values that share a scale, if bitsandbytes has quantised it to 4 bits; otherwise 0.
     """
 
     module: str
     values: int
     nbytes: int
     rows: int = 0
+    columns: int = 0
+    block: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +129,7 @@ class UnitShape:
         modules: names in the model's module tree; together the units name every module once.
         kind: role of the unit in the model.
         values: number of weights.
-        linear_values: weights in matrices that quantisation can shrink.
-        linear_rows: output rows of these matrices.
+        linear: rows and columns of the matrices that quantisation can shrink.
         products: products with them that may need the most memory.
         cache_values: keys and values per KV cache entry.
         float32_values: weights that stay in float32 whatever the model's dtype.
@@ -146,8 +149,7 @@ class UnitShape:
     modules: tuple[str, ...]
     kind: Kind
     values: int
-    linear_values: int = 0
-    linear_rows: int = 0
+    linear: tuple[tuple[int, int], ...] = ()
     products: tuple[Product, ...] = ()
     cache_values: int = 0
     float32_values: int = 0
@@ -161,6 +163,16 @@ class UnitShape:
     rotary_bytes: int = 0
     pair_products: int = 0
     activations: tuple[Activation, ...] = ()
+
+    @property
+    def linear_values(self) -> int:
+        """Number of weights in `linear`."""
+        return sum(rows * columns for rows, columns in self.linear)
+
+    @property
+    def linear_rows(self) -> int:
+        """Number of output rows of these matrices."""
+        return sum(rows for rows, _ in self.linear)
 
     @property
     def packed_values(self) -> int:

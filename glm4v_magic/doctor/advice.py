@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from glm4v_magic.core.errors import DoesNotFitError
+from glm4v_magic.core.errors import DoesNotFitError, OptionError
 from glm4v_magic.core.gpu_spec import GPU
 from glm4v_magic.core.model_shape import ModelShape, Workload
 from glm4v_magic.core.options import OBJECTIVES, QUANTIZATIONS
@@ -82,7 +82,11 @@ def _used(found: Plan) -> list[Stage]:
 
 def _on_cpu(facts: Facts) -> Finding:
     work = _workload(facts)
-    stages = plan(facts.shape, (), work).stages
+    try:
+        stages = plan(facts.shape, (), work).stages
+    except OptionError as error:
+        found = f"{facts.shape.name} does not run on this CPU"
+        return Finding(_SUBJECT, "fail", found, error.what, error.hint)
     needed = sum(stage.total_bytes for stage in stages)
     found = f"{facts.shape.name} in {work.dtype} takes {readable_bytes(needed)} on the CPU"
     if needed < _QUICK_ON_CPU:

@@ -34,6 +34,7 @@ from glm4v_magic.planning.decision import (
     decide,
     refuse_options_of_a_plan,
     refuse_plan_of_another,
+    require_quantised_on_gpus,
 )
 from glm4v_magic.planning.device_map import place_of, settle
 from glm4v_magic.planning.files import read_given
@@ -290,6 +291,8 @@ def _by_transformers(
     else:
         weights, used = mapped(False, gpus)
         chosen = held(used, whole=False)
+    if quantize is not None or shape.packed is not None:
+        require_quantised_on_gpus(shape, weights)
     # accelerate runs what is offloaded on the first GPU of the map.
     visiting = _visiting(weights, _first_gpu(weights))
     return _Placement(

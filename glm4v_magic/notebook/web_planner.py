@@ -132,6 +132,7 @@ def _shape_of(written: Mapping[str, Any]) -> ModelShape:
 def _unit_of(written: Mapping[str, Any]) -> UnitShape:
     tuples = {
         "modules": tuple(written["modules"]),
+        "linear": tuple((rows, columns) for rows, columns in written["linear"]),
         "products": tuple(Product(**each) for each in written["products"]),
         "packed": tuple(PackedMatrix(**each) for each in written["packed"]),
         "activations": tuple(Activation(**each) for each in written["activations"]),

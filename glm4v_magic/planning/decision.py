@@ -41,6 +41,7 @@ from glm4v_magic.planning.precision import (
     of_plan,
     precision,
     require_quantizable,
+    require_whole_blocks,
 )
 from glm4v_magic.planning.search import can_fit, offloadable, whole_tower
 from glm4v_magic.planning.seen import image_size_of
@@ -57,6 +58,7 @@ __all__ = [
     "refuse_for_any_gpu",
     "refuse_options_of_a_plan",
     "refuse_plan_of_another",
+    "require_quantised_on_gpus",
 ]
 
 
@@ -217,6 +219,8 @@ def choose(
         if loads:
             require_bitsandbytes(f"{quantize} weights")
     if chosen is not None:
+        places = chosen.device_map() if isinstance(chosen, Plan) else chosen
+        require_whole_blocks(architecture.shape(), quantize, places.values())
         return chosen
     # Without GPUs this checks the options.
     made = make_plan(architecture, options, gpus, cpu=cpu)
@@ -266,7 +270,7 @@ def decide(
     on_gpus = any(place != "cpu" for place in weights.values())
     quantize = options.quantize if made is None else made.workload.quantize
     if (quantize is not None or shape.packed is not None) and on_gpus:
-        _require_quantised_on_gpus(shape, weights)
+        require_quantised_on_gpus(shape, weights)
     whole = on_gpus and "cpu" not in weights.values()
     used = [gpu for gpu in gpus if gpu.index in weights.values()]
     held = precision(shape, used, options.dtype, quantize, whole=whole, cpu=cpu)
@@ -360,7 +364,7 @@ def refuse_plan_of_another(made: Plan, shape: ModelShape) -> None:
             raise other
 
 
-def _require_quantised_on_gpus(shape: ModelShape, weights: DeviceMap) -> None:
+def require_quantised_on_gpus(shape: ModelShape, weights: DeviceMap) -> None:
     """Raise DeviceMapError if a map keeps a part of a quantised layer on the CPU."""
     is_packed = shape.packed is not None
     quantised = [

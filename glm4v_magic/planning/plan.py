@@ -23,7 +23,7 @@ from glm4v_magic.core.wording import sized
 from glm4v_magic.planning.choice import choice_note, tower_note
 from glm4v_magic.planning.costs import Unit, cache_entries, price
 from glm4v_magic.planning.partition import needed
-from glm4v_magic.planning.precision import require_quantizable
+from glm4v_magic.planning.precision import require_quantizable, require_whole_blocks
 from glm4v_magic.planning.search import (
     DEFAULT_RESERVE,
     NOTICEABLE,
@@ -103,6 +103,7 @@ def plan(
         split_vision=split_vision,
     )
     if not task.gpus:
+        require_whole_blocks(shape, asked.quantize, ("cpu",))
         return _on_cpu(shape, task.workload, objective)
     split = best_split(task)
     if split is not None and not split.fits and offload:

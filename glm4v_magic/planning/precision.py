@@ -9,7 +9,7 @@ from glm4v_magic.core.errors import OptionError
 from glm4v_magic.core.gpu_spec import ANY_CPU, CPU, GPU
 from glm4v_magic.core.model_shape import ModelShape
 from glm4v_magic.core.options import Quantization
-from glm4v_magic.core.placement import CPU_DTYPE
+from glm4v_magic.core.placement import CPU_DTYPE, Place
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.remarks import Remark, remark
 
@@ -23,6 +23,7 @@ __all__ = [
     "of_plan",
     "precision",
     "require_quantizable",
+    "require_whole_blocks",
     "used_by",
 ]
 
@@ -34,6 +35,12 @@ FP8_FROM = (8, 9)
 
 INT8_FROM = (7, 5)
 """First compute capability for which bitsandbytes has fast 8-bit products."""
+
+_BLOCK_4BIT = 64
+"""Values that share a scale where weights become 4-bit ones as they are loaded."""
+
+_ROWS_4BIT = 32
+"""Rows that bitsandbytes' product on the CPU takes together."""
 
 _CODES = (
     "bfloat16_on_cpu",
@@ -126,6 +133,34 @@ def require_quantizable(shape: ModelShape, quantize: Quantization) -> None:
             f"The layers of {shape.name} cannot be quantised as they are loaded.",
             "Leave quantize out.",
         )
+
+
+def require_whole_blocks(
+    shape: ModelShape, quantize: Quantization | None, places: Iterable[Place]
+) -> None:
+    """Raise OptionError if 4-bit matrices would be on the CPU in sizes that it does not compute.
+
+    On CPUs with AVX-512 for bfloat16, bitsandbytes packs them anew when they are first used: 32
+    rows together, each of them in whole blocks (``_convert_weight_packed_for_cpu``).
+
+    Args:
+        shape: sizes of the model.
+        quantize: quantisation as the weights are loaded.
+        places: devices of its modules; quantised ones are all on GPUs, or all on the CPU.
+    """
+    if set(places) != {"cpu"}:
+        return
+    for unit in shape.units:
+        loaded = ((*each, _BLOCK_4BIT) for each in unit.linear if quantize == "4bit")
+        stored = ((each.rows, each.columns, each.block) for each in unit.packed if each.block)
+        for rows, columns, block in (*loaded, *stored):
+            for count, what, whole in ((columns, "inputs", block), (rows, "outputs", _ROWS_4BIT)):
+                if count % whole:
+                    raise OptionError(
+                        f"{shape.name} has layers with {count} {what}, and 4bit on the CPU needs "
+                        f"multiples of {whole}.",
+                        "Use 8bit, or a GPU." if quantize else "Use a GPU, or full weights.",
+                    )
 
 
 def used_by(made: Plan, gpus: Iterable[GPU]) -> tuple[GPU, ...]:

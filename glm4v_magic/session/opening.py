@@ -136,7 +136,6 @@ def prepare(
         yield begun if is_imported("torch") else Starting("PyTorch")
     placement, keep = _place(found, choice)
     yield begun
-    found.require_quantizable(placement.quantize, placement.device_map)
     found.require_usable()
     return Opening(found, placement, keep, recorder)
 

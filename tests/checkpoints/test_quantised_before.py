@@ -145,6 +145,42 @@ def test_cut_where_the_plan_says(saved):
     ]
 
 
+def test_sizes_that_the_cpu_does_not_compute_are_refused_before_anything_is_released(
+    native, tmp_path
+):
+    folder = tmp_path / "c"
+    whole(native("glm4v"), "4bit").save_pretrained(folder)  # whose MLP has 96 inputs
+    for name in (*TOKENIZER, "preprocessor_config.json"):
+        if (native("glm4v") / name).exists():
+            shutil.copy(native("glm4v") / name, folder)
+    known = architecture(folder)
+    matrices = [each for unit in known.shape().units for each in unit.packed]
+    assert {(each.rows * each.columns, each.block) for each in matrices} == {
+        (each.values, 64) for each in matrices
+    }
+    session = Session().load("demo", gpus="cpu")
+    engine = session.engine
+    for attempt in (
+        lambda: make_plan(known, PlacementOptions(gpus="cpu")),
+        lambda: decide(known, PlacementOptions(), ()),
+        lambda: dry_run(known, "1x1GiB", {"": "cpu"}, context=512, images=0),
+        lambda: session.load(folder, gpus="cpu"),
+        lambda: session.load(folder, device_map="cpu"),
+    ):
+        with pytest.raises(OptionError, match=r"inputs, and 4bit on the CPU .* Use a GPU, or full"):
+            attempt()
+    assert session.engine is engine
+    (found,) = (
+        each for each in diagnose(gather("cpu", model=str(folder))) if each.subject == "model"
+    )
+    assert (found.verdict, found.next_step) == ("fail", "Use a GPU, or full weights.")
+    assert "4bit on the CPU needs multiples of 64" in found.reason
+    # As it says: on a GPU, or the weights that were quantised.
+    assert decide(known, PlacementOptions(), parse_gpus("1x1GiB")).device_map
+    session.load(native("glm4v"), gpus="cpu")
+    session.unload()
+
+
 def test_not_quantised_again_and_not_offloaded(saved):
     known = architecture(saved("8bit"))
     with pytest.raises(OptionError, match="published quantised by bitsandbytes"):

@@ -328,6 +328,12 @@ def test_quantised_layers_are_tried_with_the_bytes_that_are_planned(name, quanti
     assert report_from_json(report_to_json(report)) == report
 
 
+def test_an_automatic_map_with_quantised_layers_in_host_memory_is_refused():
+    model = architecture("GLM-4V-9B")
+    with pytest.raises(DeviceMapError, match="quantised layers cannot be offloaded"):
+        dry_run(model, "1x6GiB", "auto", quantize="8bit", context=512)
+
+
 @pytest.mark.parametrize("quantize", ["4bit", "8bit"])
 def test_quantised_layers_refuse_mixed_devices_and_other_models(quantize):
     layer = "model.language_model.layers.0"

@@ -179,6 +179,7 @@ SENTENCES_OF_OTHERS = {
     "Name one, such as 8001.": "notebook/test_serve_command.py",
     "Load it again.": "session/test_load_forms.py",
     "Shorten it, or start a new conversation.": "engines/test_decoding.py",
+    "Use a GPU, or full weights.": "checkpoints/test_quantised_before.py",
     "This is a bug of the loader, not of the map; the model was not kept.": "",
     "Leave them to others.": "",
     "A plan of ours keeps together what must be.": "dry_run/test_dry_run.py",
@@ -484,7 +485,7 @@ def test_a_gpu_that_does_not_tell_its_size_is_described(monkeypatch):
 def test_what_cannot_be_quantised_is_placed_without(monkeypatch):
     gpus = parse_gpus("4xV100-32GiB")
     shape = NINE_B.shape()
-    bare = tuple(replace(unit, linear_values=0) for unit in shape.units)
+    bare = tuple(replace(unit, linear=()) for unit in shape.units)
     for changed in (replace(shape, fp8=True), replace(shape, units=bare)):
         monkeypatch.setattr(type(NINE_B), "shape", lambda _, shape=changed: shape)
         with pytest.raises(OptionError, match=r"[Ll]eave quantize out"):

@@ -20,11 +20,11 @@ from glm4v_magic.checkpoints.pretrained import (
     LoadOptions,
     load_weights,
     require_mergeable,
-    require_whole_blocks,
 )
 from glm4v_magic.checkpoints.stored import is_told_by
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.images.messages import one_line
+from glm4v_magic.planning.precision import require_whole_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -153,7 +153,8 @@ class Glm4v9bCheckpoint:
 
         config = self._model_config()
         processor = self._processor or self._made(config)
-        self.require_quantizable(quantize, device_map)
+        places = {"": "cpu"} if device_map is None else device_map
+        require_whole_blocks(self.architecture.shape(), quantize, places.values())
         tensors, packed = self.tensors, self._packed
         if packed is not None:
             tensors = packed.tensors
@@ -207,15 +208,6 @@ class Glm4v9bCheckpoint:
         self.processor()
         if self._packed is not None:
             self._packed.stored.require()
-
-    def require_quantizable(
-        self, quantize: Quantization | None, device_map: Mapping[str, int | str] | None
-    ) -> None:
-        """Raise OptionError unless the layers can be quantised where they go."""
-        sizes = self.config
-        attention = sizes["num_attention_heads"] * sizes["kv_channels"]
-        widths = (sizes["hidden_size"], sizes["ffn_hidden_size"], attention)
-        require_whole_blocks(self.name, widths, quantize, device_map)
 
     def _made(self, config: Glm4v9bConfig) -> Glm4v9bProcessor:
         from glm4v_magic.checkpoints.glm4v_9b.processing import Glm4v9bProcessor, load_tokenizer

@@ -105,17 +105,19 @@ def _text_units(config: Mapping[str, Any]) -> Iterator[UnitShape]:
         activations=(*costs.embedding(wide, 0), Activation("text", held_bytes=_OF_TOKEN)),
     )
     qkv = (heads + 2 * groups) * head_size
-    linear = wide * qkv + heads * head_size * wide + 3 * wide * ffn
+    queries, keys = heads * head_size, groups * head_size
+    attention = ((queries, wide), (keys, wide), (keys, wide), (wide, queries))
+    linear = (*attention, (2 * ffn, wide), (wide, ffn))
+    matrices = sum(rows * columns for rows, columns in linear)
     bias = qkv if config.get("add_qkv_bias", True) else 0
     for index in range(config["num_layers"]):
         yield UnitShape(
             f"layer.{index}",
             (f"{_TEXT}.layers.{index}",),
             "text_layer",
-            values=linear + bias + 2 * wide,
-            linear_values=linear,
-            linear_rows=qkv + wide + 2 * ffn + wide,
-            products=costs.products(wide, ffn, heads * head_size, head_size),
+            values=matrices + bias + 2 * wide,
+            linear=linear,
+            products=costs.products(wide, ffn, queries, head_size),
             cache_values=2 * groups * head_size,
             pair_products=2 * heads * head_size,
             activations=(costs.text_layer(wide, ffn, head_size // 2),),

@@ -16,17 +16,16 @@ from glm4v_magic.checkpoints.glm_native import image_limits
 from glm4v_magic.checkpoints.glm_native.architecture import NativeArchitecture
 from glm4v_magic.checkpoints.glm_native.families import family_of
 from glm4v_magic.checkpoints.glm_native.fp8 import SCALE, Fp8
-from glm4v_magic.checkpoints.glm_native.text import linear_inputs
 from glm4v_magic.checkpoints.pretrained import (
     LoadOptions,
     load_weights,
     require_mergeable,
-    require_whole_blocks,
 )
 from glm4v_magic.checkpoints.reading import FP8, Restored
 from glm4v_magic.core.errors import CheckpointError
 from glm4v_magic.core.wording import readable_count
 from glm4v_magic.images.messages import one_line
+from glm4v_magic.planning.precision import require_whole_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -168,7 +167,8 @@ class NativeCheckpoint:
         from glm4v_magic.checkpoints import Loaded
         from glm4v_magic.checkpoints.glm_native.inputs import NativeInputs
 
-        self.require_quantizable(quantize, device_map)
+        places = {"": "cpu"} if device_map is None else device_map
+        require_whole_blocks(self._architecture.shape(), quantize, places.values())
         processor = self.processor(image_size)
         config = self._architecture.model_config()
         restored = None
@@ -230,14 +230,6 @@ class NativeCheckpoint:
         self._architecture.build_meta(self._architecture.shape().dtype)
         if self._stored is not None:
             self._stored.require()
-
-    def require_quantizable(
-        self, quantize: Quantization | None, device_map: Mapping[str, int | str] | None
-    ) -> None:
-        """Raise OptionError unless the layers can be quantised where they go."""
-        require_whole_blocks(
-            self.name, linear_inputs(self._architecture.text), quantize, device_map
-        )
 
     @cached_property
     def _made(self) -> dict[int | None, NativeProcessor]:

@@ -18,7 +18,6 @@ __all__ = [
     "expert_matrices",
     "gated",
     "in_fp8",
-    "linear_inputs",
     "text_units",
 ]
 
@@ -26,6 +25,7 @@ Matrix: TypeAlias = tuple[str, int, int, int]
 """Name of a module in a layer; rows, columns and number of its matrices."""
 
 _TEXT = "model.language_model"
+_EXPERTS = "mlp.experts"
 _FLOAT32 = 4
 _INT64 = 8
 _OF_TOKEN = 8 * _INT64
@@ -105,8 +105,8 @@ def _matrices(text: Mapping[str, Any], *, is_moe: bool) -> Iterator[Matrix]:
 def expert_matrices(text: Mapping[str, Any]) -> Iterator[Matrix]:
     """Yield the matrices of the experts of a layer, those of all routed ones together."""
     wide, routed = text["hidden_size"], text["moe_intermediate_size"]
-    yield "mlp.experts", 2 * routed, wide, text["n_routed_experts"]
-    yield "mlp.experts", wide, routed, text["n_routed_experts"]
+    yield _EXPERTS, 2 * routed, wide, text["n_routed_experts"]
+    yield _EXPERTS, wide, routed, text["n_routed_experts"]
     yield from gated("mlp.shared_experts", wide, routed * text["n_shared_experts"])
 
 
@@ -117,14 +117,10 @@ def gated(name: str, wide: int, mlp: int) -> Iterator[Matrix]:
     yield f"{name}.down_proj", wide, mlp, 1
 
 
-def linear_inputs(text: Mapping[str, Any]) -> set[int]:
-    """Return the inputs of the matrices that quantisation can shrink."""
-    found = {text["hidden_size"], text["num_attention_heads"] * _head_size(text)}
-    if has_experts(text):
-        found.add(text["moe_intermediate_size"] * text["n_shared_experts"])
-    if not has_experts(text) or text.get("first_k_dense_replace", 0):
-        found.add(text["intermediate_size"])
-    return found
+def _linear(text: Mapping[str, Any], *, is_moe: bool) -> tuple[tuple[int, int], ...]:
+    """Return the matrices of a layer that quantisation can shrink: all but routed experts."""
+    matrices = _matrices(text, is_moe=is_moe)
+    return tuple((rows, columns) for name, rows, columns, _ in matrices if name != _EXPERTS)
 
 
 def _head_size(text: Mapping[str, Any]) -> int:
@@ -195,8 +191,7 @@ def _dense_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape
         (f"{_TEXT}.layers.{index}",),
         "text_layer",
         values=linear + bias + norms * wide,
-        linear_values=linear,
-        linear_rows=bias + wide + 2 * mlp + wide,
+        linear=_linear(text, is_moe=False),
         products=_products(text, mlp, in_one=not in_moe),
         cache_values=cache,
         pair_products=2 * text["num_attention_heads"] * _head_size(text),
@@ -226,8 +221,7 @@ def _moe_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
         (f"{_TEXT}.layers.{index}",),
         "text_layer",
         values=values,
-        linear_values=matrices + shared,
-        linear_rows=bias + wide,
+        linear=_linear(text, is_moe=True),
         products=_products(text, mlp * text["n_shared_experts"], in_one=False),
         idle_values=(experts - text["num_experts_per_tok"]) * 3 * wide * mlp,
         cache_values=cache,
