@@ -155,12 +155,15 @@ def require_whole_blocks(
         stored = ((each.rows, each.columns, each.block) for each in unit.packed if each.block)
         for rows, columns, block in (*loaded, *stored):
             for count, what, whole in ((columns, "inputs", block), (rows, "outputs", _ROWS_4BIT)):
-                if count % whole:
-                    raise OptionError(
-                        f"{shape.name} has layers with {count} {what}, and 4bit on the CPU needs "
-                        f"multiples of {whole}.",
-                        "Use 8bit, or a GPU." if quantize else "Use a GPU, or full weights.",
-                    )
+                if count % whole == 0:
+                    continue
+                wrong = (
+                    f"{shape.name} has layers with {count} {what}, and 4bit on the CPU needs "
+                    f"multiples of {whole}."
+                )
+                if quantize is None:
+                    raise OptionError(wrong, "Use a GPU, or full weights.")
+                raise OptionError(wrong, "Use 8bit, or a GPU.")
 
 
 def used_by(made: Plan, gpus: Iterable[GPU]) -> tuple[GPU, ...]:
