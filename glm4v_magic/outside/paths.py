@@ -91,13 +91,16 @@ def path_text(path: object, what: str, error: type[Glm4vError]) -> str:
         error: what is raised.
 
     Raises:
-        error: unless it is a string or a path.
+        error: unless it is a string or a path, or if it is empty.
     """
     try:
-        return os.fsdecode(path)  # type: ignore[arg-type]  # that is what is checked
+        text = os.fsdecode(path)  # type: ignore[arg-type]  # that is what is checked
     except TypeError:
         kind = type(path).__name__
         raise error(f"{what} is named by a string or a path, not by type {kind}.") from None
+    if not text.strip():  # often a variable that was never filled; no default stands in for it
+        raise error(f"{what} has an empty name.")
+    return text
 
 
 def is_folder(path: str | Path) -> bool:

@@ -41,9 +41,11 @@ def does_not_fit(
     """
     what = f"{task.shape.name} does not fit on {_gpus(task)}: "
     if split is None:
+        gpu = max(task.gpus, key=lambda each: each.usable_bytes)
         return DoesNotFitError(
-            f"{what}no GPU has memory left once the reserve is taken.",
-            "Free memory on the GPUs or lower the reserve.",
+            f"{what}no GPU has memory left. Of {sized(gpu.total_bytes)} {gpu.device} may use "
+            f"{sized(gpu.usable_bytes)}, the reserve included.",
+            "Free memory on the GPUs, allow more of it, or lower the reserve.",
         )
     gpu, needed, capacity = fullest(task, split)
     what += (

@@ -344,6 +344,12 @@ ERRORS = [
     ("%glm4v --seed 3", "needs a command before its options"),
     ("%glm4v load no/such/folder", "no/such/folder"),
     ("%glm4v load empty_folder", "config.json"),
+    *(
+        (f"%glm4v {command} ''", "The model has an empty name.")
+        for command in ("load", "plan --gpus 1x8GiB", "check --gpus 1x8GiB", "devices", "doctor")
+    ),
+    ("%glm4v load {{''}}", "The model has an empty name."),
+    ("%glm4v load demo --lora ''", "--lora is '', but must be a folder or a name."),
     ("%glm4v load no_weights", "no weights"),
     ("%glm4v load half", "model.safetensors"),
     ("%glm4v load wrong_config", "config.json"),

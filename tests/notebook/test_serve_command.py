@@ -106,6 +106,11 @@ def test_print_says_what_works_on_another_machine(run, line, said):
         ("GLM-4.6V --gpus 8x80GiB --engine sglang --image-size 900", "--image-size is of our own"),
         ("http://127.0.0.1:1/v1", "is the address of a server, which runs already. To ask it:"),
         ("demo --port 70000", "must be a whole number from 0 to 65535"),
+        ("demo --host 999.1.1.1", "--host '999.1.1.1' is not the name or address of a computer."),
+        ("demo --host http://a.b", "--host 'http://a.b' is not the name or address"),
+        ("demo --host me@there", "--host 'me@there' is not the name or address"),
+        ("demo --host ''", "--host is '', but must be a name or an address."),
+        ("''", "The model has an empty name."),
         ("demo --engine tgi", "--engine is 'tgi', but must be vllm, sglang or own."),
     ],
 )
@@ -235,7 +240,12 @@ def test_our_own_server_for_real(run, shell, port):
     assert run(ask).strip()
     # Another model behind the same address.
     screen = run(f"%glm4v serve demo-4.6v --engine own --port {port}")
-    assert f"Our server serves demo-4.6v at {url}." in screen
+    assert f"Our server at {url} was ended.\nOur server serves demo-4.6v at {url}." in screen
+    assert run(ask).strip()
+
+    before, url = url, f"http://[::1]:{port}/v1"  # another place, where nothing is in its way
+    screen = run(f"%glm4v serve demo --host ::1 --port {port}")
+    assert f"Our server at {before} was ended.\nOur server serves demo at {url}." in screen
     assert run(ask).strip()
 
     assert "was ended" in run("%glm4v unload")

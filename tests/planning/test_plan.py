@@ -243,8 +243,9 @@ def test_reserve_and_overhead_change_what_fits() -> None:
     with pytest.raises(DoesNotFitError) as caught:
         plan(SHAPE, gpus, reserve=16 * GIB)
     assert str(caught.value) == (
-        "GLM-4V-9B does not fit on 2 x 0.00 GiB: no GPU has memory left once the reserve is "
-        "taken. Free memory on the GPUs or lower the reserve."
+        "GLM-4V-9B does not fit on 2 x 0.00 GiB: no GPU has memory left. Of 16.00 GiB cuda:0 may "
+        "use 16.00 GiB, the reserve included. Free memory on the GPUs, allow more of it, or lower "
+        "the reserve."
     )
 
 

@@ -67,7 +67,7 @@ def check(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
     options = placement_options(arguments)
     options.pop("gpus", None)
     of_plan = None if planned is None else planned.model
-    name = arguments.model or of_plan or context.model
+    name = of_plan if of_plan and arguments.model is None else context.named(arguments.model)
     model = architecture(name, base=arguments.base, lora=arguments.lora)
 
     report = dry_run(model, gpus, given, **options)

@@ -127,6 +127,10 @@ class Context:
             return self.settings.model
         return status.choice.name
 
+    def named(self, model: str | None) -> str:
+        """Return the model that a line names, if it names one, or else `model`."""
+        return self.model if model is None else model
+
     def keep(self, value: object, name: str | None) -> None:
         """Assign `value` to the user's variable `name`, if one is given."""
         if name is not None:

@@ -60,7 +60,7 @@ def devices(context: Context, arguments: Namespace, names: Mapping[str, Any]) ->
         refuse_server(status)
         _show_loaded(context, status)
         return
-    name = arguments.model or context.model
+    name = context.named(arguments.model)
     model, options = architecture(name), as_options(typed)
     if not context.has_widgets:
         show(device_map_bundle(_draw(model, options)[0]))

@@ -31,7 +31,7 @@ def doctor(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> 
     facts = gather(
         gpus,
         hub=arguments.hub,
-        model=arguments.model or MODEL,
+        model=MODEL if arguments.model is None else arguments.model,
         base=arguments.base,
         lora=arguments.lora,
     )

@@ -50,7 +50,7 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
     if "device_map" in options:
         options["device_map"] = given_map(options["device_map"], names)
         of_plan = getattr(options["device_map"], "model", None)
-    model = given or before.choice.model or context.settings.model or of_plan
+    model = before.choice.model or context.settings.model or of_plan if given is None else given
     screen = screen_for(context.shell, ModelChoice(model).name)
     try:
         with context.session.stream_load(model, **options) as events:

@@ -67,7 +67,7 @@ def serve(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> N
         %glm4v serve zai-org/GLM-4.6V --engine sglang --gpus 4x80GiB --context 16384 --print
     """
     engine = arguments.engine or OWN["engine"].default
-    model = arguments.model or context.model
+    model = context.named(arguments.model)
     if is_address(model):
         raise OptionError(
             f"{model} is the address of a server, which runs already.",
@@ -103,6 +103,7 @@ def _start(context: Context, server: LaunchedServer) -> None:
     Raises:
         EngineError: if it ends before it answers.
     """
+    ran = context.launched if context.launched is not None and context.launched.is_running else None
     is_in_the_way = context.launched is not None and (
         context.launched.url == server.url or bool(gpus_here())
     )
@@ -122,6 +123,8 @@ def _start(context: Context, server: LaunchedServer) -> None:
         raise
     context.end_launched()
     context.launched = server
+    if ran is not None:
+        show(line_bundle(f"{ran.name} at {ran.url} was ended."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ class _Place:
     def url(self) -> str:
         """URL for this computer."""
         host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104
-        return f"http://{host}:{self.port}/v1"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/v1"
 
 
 def _place(arguments: Namespace) -> _Place:
@@ -145,7 +148,23 @@ def _place(arguments: Namespace) -> _Place:
         check(name, value)
     if not values["port"]:
         raise OptionError("--port 0 is not a port that can be asked.", "Name one, such as 8001.")
-    return _Place(values["host"], values["port"])
+    place = _Place(values["host"], values["port"])
+    if not _is_host(place):
+        raise OptionError(
+            f"--host {printable(place.host)!r} is not the name or address of a computer.",
+            "127.0.0.1 is this computer alone, and 0.0.0.0 stands for all addresses of it.",
+        )
+    return place
+
+
+def _is_host(place: _Place) -> bool:
+    import httpx
+
+    try:
+        url = httpx.URL(place.url)
+    except httpx.InvalidURL:
+        return False
+    return bool(url.host) and url.port == place.port and url.path == "/v1" and not url.userinfo
 
 
 def _command(engine: str, model: str, arguments: Namespace, here: _Place) -> EngineCommand:
