@@ -150,7 +150,7 @@ def dry_run(
         raise OptionError("A dry run needs at least one GPU.", 'Describe them, as in "4x16GiB".')
     shape = architecture.shape()
     if isinstance(given, Plan):
-        refuse_plan_of_another(given, shape)
+        refuse_plan_of_another(given, architecture)
     work = _workload(asked, given)
     fits = work if text_tokens is None else replace(work, context=None)
     work = replace(work, image_size=image_size_of(shape, fits))

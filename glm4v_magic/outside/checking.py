@@ -109,12 +109,14 @@ class FileKind:
         version: value of the key ``version``; files of other versions are refused.
         noun: what such a file is called in messages: ``a plan``.
         hint: what to do next if a file is of another kind.
+        again: what to do next if it is of another version.
     """
 
     format: str
     version: int
     noun: str
     hint: str = ""
+    again: str = ""
 
     def head(self) -> dict[str, Any]:
         """The two keys that mark a file of this kind."""
@@ -131,7 +133,9 @@ class FileKind:
             raise error(f"{what} is not {self.noun} of glm4v_magic.", self.hint)
         version = found.get("version")
         if type(version) is not int or version != self.version:
-            raise error(f"{what} has version {_shown(version)}; this one reads {self.version}.")
+            raise error(
+                f"{what} has version {_shown(version)}; this one reads {self.version}.", self.again
+            )
         return {key: value for key, value in found.items() if key not in self.head()}
 
 

@@ -45,7 +45,7 @@ from glm4v_magic.core.model_shape import (
     Workload,
 )
 from glm4v_magic.core.options import Quantization
-from glm4v_magic.core.wording import counted
+from glm4v_magic.core.wording import brief, counted
 from glm4v_magic.planning.seen import planned_image
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
 _BLOCK_4BIT = 64  # values per absmax, bitsandbytes' default
 _FLOAT32 = 4
 _INT32 = 4
+_ENDLESS = 10**18  # tokens
 _POSITIONS = 3 * 8  # int64, of time, height and width
 _FLOAT16 = 2
 _TOKENS = {
@@ -137,7 +138,7 @@ def cache_entries(shape: ModelShape, workload: Workload) -> int:
     context = shape.max_context if workload.context is None else workload.context
     if context > shape.max_context:
         raise OptionError(
-            f"A context of {context:,} tokens is longer than {shape.name} allows "
+            f"A context of {_count(context)} tokens is longer than {shape.name} allows "
             f"({shape.max_context:,})."
         )
     image = planned_image(shape, workload)
@@ -148,6 +149,10 @@ def cache_entries(shape: ModelShape, workload: Workload) -> int:
             f"which take {image.positions:,} tokens of context each."
         )
     return context + workload.images * (image.visual_tokens - image.positions)
+
+
+def _count(context: int) -> str:
+    return f"{context:,}" if context < _ENDLESS else brief(context)
 
 
 def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:

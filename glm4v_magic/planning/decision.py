@@ -29,8 +29,8 @@ from glm4v_magic.core.placement import (
 )
 from glm4v_magic.core.plan import Limits, Plan
 from glm4v_magic.core.remarks import Remark, remark
-from glm4v_magic.core.wording import counted, gib, sized
-from glm4v_magic.planning.costs import price
+from glm4v_magic.core.wording import counted, gib, printable, sized
+from glm4v_magic.planning.costs import cache_entries, price
 from glm4v_magic.planning.device_map import place_of, settle
 from glm4v_magic.planning.files import read_given
 from glm4v_magic.planning.held import held_plan
@@ -62,6 +62,8 @@ __all__ = [
 ]
 
 
+_AGAIN = "Make a new plan."
+_LONGEST_NAME = 80
 _GIB = 2**30
 _ENDLESS = 2**40  # GiB
 
@@ -172,12 +174,10 @@ def refuse_for_any_gpu(architecture: Architecture, options: PlacementOptions) ->
     task_of(shape, (), options.workload, **_of_a_split(options))
 
 
-def _refuse_more_images(architecture: Sized, options: PlacementOptions) -> None:
+def _refuse_more_images(architecture: Sized, work: PlacementOptions | Workload) -> None:
     most = architecture.max_images
-    if most is not None and options.images > most:
-        raise OptionError(
-            f"{architecture.name} takes {counted(most, 'image')}, not {options.images}."
-        )
+    if most is not None and work.images > most:
+        raise OptionError(f"{architecture.name} takes {counted(most, 'image')}, not {work.images}.")
 
 
 def _of_a_split(options: PlacementOptions) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def choose(
         told = (*_OF_A_PLAN, "image_size", "dtype", "quantize")
         names = [name for name in told if name not in tried]
         _refuse_contradictions(chosen, options, names)
-        refuse_plan_of_another(chosen, architecture.shape())
+        refuse_plan_of_another(chosen, architecture)
     elif chosen is not None:
         refuse_options_of_a_plan(options)
     quantize = chosen.workload.quantize if isinstance(chosen, Plan) else options.quantize
@@ -342,26 +342,47 @@ def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def refuse_plan_of_another(made: Plan, shape: ModelShape) -> None:
-    """Raise DeviceMapError unless a plan has the units and the weights of the model."""
-    other = DeviceMapError(
-        f"The plan is of another model than {shape.name}: it says {made.model}.",
-        "Make a plan for this one.",
-    )
-    try:
-        priced = price(shape, made.workload)
-    except OptionError:  # it may have a longer context
-        raise other from None
+def refuse_plan_of_another(made: Plan, architecture: Sized) -> None:
+    """Raise DeviceMapError unless a plan has the units, the weights and a workload of the model."""
+    shape, work = architecture.shape(), made.workload
+    # What units there are, and their weights, does not depend on how the model is used.
+    priced = price(shape, Workload(dtype=work.dtype, quantize=work.quantize, fp8=work.fp8))
     weights = {unit.name: unit for unit in (*priced, *whole_tower(shape, priced))}
+    named = (name for stage in made.stages for name in stage.units)
+    unknown = next((name for name in named if name not in weights), None)
+    if unknown is not None:
+        raise _not_of(made, shape, f"names a unit that it does not have, {_short(unknown)!r}")
     for stage in made.stages:
-        units = [weights.get(name) for name in stage.units]
-        kept = 0
-        for unit in units:
-            if unit is None:
-                raise other
-            kept += 0 if {*unit.modules} & {*stage.offloaded} else unit.weight_bytes
+        units = [weights[name] for name in stage.units]
+        away = {*stage.offloaded}
+        kept = sum(0 if {*unit.modules} & away else unit.weight_bytes for unit in units)
         if kept != stage.weight_bytes:
-            raise other
+            raise _not_of(
+                made,
+                shape,
+                f"says {stage.weight_bytes:,} bytes of weights for {stage.device}, whose units "
+                f"have {kept:,} in {', '.join(filter(None, (work.dtype, work.form)))}",
+            )
+    try:
+        _refuse_more_images(architecture, work)
+        cache_entries(shape, work)
+    except OptionError as error:
+        raise DeviceMapError(f"The plan is wrong: {error.what}", _AGAIN) from None
+
+
+def _not_of(made: Plan, shape: ModelShape, says: str) -> DeviceMapError:
+    """Return the error for a plan of another model, or one that was changed after it was made."""
+    if made.model != shape.name:
+        return DeviceMapError(
+            f"The plan is of another model than {shape.name}: it says {_short(made.model)}.",
+            "Make a plan for this one.",
+        )
+    return DeviceMapError(f"The plan of {shape.name} {says}.", _AGAIN)
+
+
+def _short(name: str) -> str:
+    shown = " ".join(printable(name).split())
+    return shown if len(shown) <= _LONGEST_NAME else f"{shown[:_LONGEST_NAME]}..."
 
 
 def require_quantised_on_gpus(shape: ModelShape, weights: DeviceMap) -> None:

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from glm4v_magic.core.errors import DeviceMapError
+from glm4v_magic.core.errors import DeviceMapError, OptionError
+from glm4v_magic.core.options import check
 from glm4v_magic.core.placement import DeviceMap, GivenMap
 from glm4v_magic.core.plan import PLAN_FORMAT, PLAN_VERSION, Plan
 from glm4v_magic.core.remarks import PYTHON, Remark, worded
@@ -25,7 +26,8 @@ _NOT_HERE = {
     "sequential": "Ask for the objective fewest.",
     "balanced_low_0": "Give GPU 0 less in max_memory.",
 }
-_PLAN = FileKind(PLAN_FORMAT, PLAN_VERSION, "a plan")
+_AGAIN = "Make a new plan."
+_PLAN = FileKind(PLAN_FORMAT, PLAN_VERSION, "a plan", _AGAIN, _AGAIN)
 
 
 def plan_from_json(text: str, what: str = "The plan") -> Plan:
@@ -39,21 +41,29 @@ def plan_from_json(text: str, what: str = "The plan") -> Plan:
         DeviceMapError: if `text` is not a plan that `Plan.to_json` wrote.
     """
     content = _PLAN.content(text, what, DeviceMapError)
-    plan = checked(Plan, content, what, DeviceMapError)
+    plan = checked(Plan, content, what, DeviceMapError, _AGAIN)
+    try:
+        check("objective", plan.objective)
+    except OptionError as error:
+        raise DeviceMapError(f"{what} is wrong: {error.what}", _AGAIN) from None
     if not plan.stages:
-        raise DeviceMapError(f"{what} has no stages.")
+        raise DeviceMapError(f"{what} has no stages.", _AGAIN)
     if plan.workload.context is None or plan.workload.dtype is None:
-        raise DeviceMapError(f"{what} names no context or no dtype in its workload.")
+        raise DeviceMapError(f"{what} names no context or no dtype in its workload.", _AGAIN)
     for what_is, named in (
         ("unit", [unit for stage in plan.stages for unit in stage.units]),
         ("device", [stage.device for stage in plan.stages]),
     ):
         for name, count in Counter(named).items():
             if count > 1:
-                raise DeviceMapError(f"{what} names the {what_is} {printable(name)!r} twice.")
+                raise DeviceMapError(
+                    f"{what} names the {what_is} {printable(name)!r} twice.", _AGAIN
+                )
     for number, note in enumerate(plan.notes):
         if not _is_worded(note):
-            raise DeviceMapError(f"{what} has an unknown note or values for 'notes[{number}]'.")
+            raise DeviceMapError(
+                f"{what} has an unknown note or values for 'notes[{number}]'.", _AGAIN
+            )
     return plan
 
 
@@ -119,5 +129,5 @@ def _plan_of(content: Mapping[str, object]) -> Plan:
     try:
         text = json.dumps(dict(content))
     except (TypeError, ValueError, RecursionError):
-        raise DeviceMapError("The plan is not what a JSON file of a plan holds.") from None
+        raise DeviceMapError("The plan is not what a JSON file of a plan holds.", _AGAIN) from None
     return plan_from_json(text)

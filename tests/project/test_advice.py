@@ -579,6 +579,7 @@ def test_maps_and_options_that_are_put_right(tmp_path):
 
 @takes(
     "Leave it out, or make a new plan.",
+    "Make a new plan.",
     "Make a plan for this one.",
     "Give its weights devices instead of files.",
 )
@@ -590,6 +591,11 @@ def test_plans_and_indexes_that_are_put_right():
         decide(demo, longer, gpus, made)
     for options, given in ((PlacementOptions(), made), (longer, None)):
         assert decide(demo, options, gpus, given).plan is not None
+    longest = replace(made, workload=replace(made.workload, context=10**6))
+    with pytest.raises(DeviceMapError, match=r"longer than demo allows .*Make a new plan\."):
+        decide(demo, PlacementOptions(), gpus, longest)
+    again = make_plan(demo, PlacementOptions(context=64), gpus)
+    assert decide(demo, PlacementOptions(), gpus, again).plan == made
     tiny = architecture(TINY)
     with pytest.raises(DeviceMapError, match=r"Make a plan for this one\."):
         decide(tiny, PlacementOptions(), gpus, made)
