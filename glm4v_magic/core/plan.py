@@ -27,13 +27,18 @@ PLAN_FORMAT, PLAN_VERSION = "glm4v_magic.plan", 1
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Options that a plan was made with, beside workload and objective; see `core.options`."""
+    """Options that a plan was made with, beside workload and objective; see `core.options`.
+
+    Its dtype is the one that was asked for; ``None`` if that of the workload was chosen to suit the
+    GPUs.
+    """
 
     max_memory: MemorySizes | None = None
     reserve: float | None = None
     split_vision: bool | None = None
     offload: bool = False
     pin: tuple[tuple[str, int], ...] = ()
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         for each in fields(self):

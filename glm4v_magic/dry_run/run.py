@@ -24,7 +24,6 @@ from glm4v_magic.core.placement import DeviceMap, GivenMap, Place, PlacementOpti
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.core.python_options import accepts
 from glm4v_magic.core.remarks import Remark
-from glm4v_magic.core.stage import Stage
 from glm4v_magic.core.wording import counted
 from glm4v_magic.dry_run.report import DryRunReport, GPUUse, HopUse, MixedDevices
 from glm4v_magic.hardware.cpu import cpu_here
@@ -38,6 +37,7 @@ from glm4v_magic.planning.decision import (
 )
 from glm4v_magic.planning.device_map import place_of, settle
 from glm4v_magic.planning.files import read_given
+from glm4v_magic.planning.followed import capacities
 from glm4v_magic.planning.precision import (
     Precision,
     can_fp8,
@@ -213,12 +213,6 @@ def _placed(
     weights = decided.device_map or {}
     if decided.plan is not None:
         execution = {**weights, **decided.execution_map}
-        overheads = {gpu.index: gpu.overhead_bytes for gpu in gpus}
-        capacities = {
-            stage.gpu: stage.capacity_bytes + _grown(stage, overheads)
-            for stage in decided.plan.stages
-            if stage.gpu is not None and stage.capacity_bytes is not None
-        }
         return _Placement(
             "plan",
             decided.dtype,
@@ -227,7 +221,7 @@ def _placed(
             decided.notes,
             decided.quantize,
             decided.fp8,
-            capacities,
+            capacities(decided.plan, gpus),
         )
     # `dispatch` runs what is offloaded on the GPU of the embedding.
     visited = place_of(weights, _embedding(architecture.shape()))
@@ -242,16 +236,6 @@ def _placed(
         decided.quantize,
         decided.fp8,
     )
-
-
-def _grown(stage: Stage, overheads: Mapping[int, int]) -> int:
-    """Return the bytes by which a GPU's overhead exceeds what was planned: larger GPUs take more.
-
-    Without them, a plan that fills its GPUs would not run on larger ones.
-    """
-    if stage.gpu is None or not stage.units:  # an idle GPU is planned without overhead
-        return 0
-    return max(0, overheads.get(stage.gpu, 0) - stage.overhead_bytes)
 
 
 def _by_transformers(

@@ -33,6 +33,7 @@ from glm4v_magic.core.wording import counted, gib, printable, sized
 from glm4v_magic.planning.costs import cache_entries, price
 from glm4v_magic.planning.device_map import place_of, settle
 from glm4v_magic.planning.files import read_given
+from glm4v_magic.planning.followed import followed
 from glm4v_magic.planning.held import held_plan
 from glm4v_magic.planning.packages import require_bitsandbytes
 from glm4v_magic.planning.plan import task_of
@@ -42,6 +43,7 @@ from glm4v_magic.planning.precision import (
     precision,
     require_quantizable,
     require_whole_blocks,
+    used_by,
 )
 from glm4v_magic.planning.search import can_fit, offloadable, whole_tower
 from glm4v_magic.planning.seen import image_size_of
@@ -138,7 +140,7 @@ def make_plan(
     )
     _refuse_more_host_memory(made, shape, options)
     notes = (*chosen.notes, *made.notes, *(() if gpus else _without_effect(options)))
-    limits = Limits(**{name: getattr(options, name) for name in _LIMITS})
+    limits = Limits(**{name: getattr(options, name) for name in (*_LIMITS, "dtype")})
     return replace(made, notes=notes, limits=limits)
 
 
@@ -272,10 +274,12 @@ def decide(
     if (quantize is not None or shape.packed is not None) and on_gpus:
         require_quantised_on_gpus(shape, weights)
     whole = on_gpus and "cpu" not in weights.values()
-    used = [gpu for gpu in gpus if gpu.index in weights.values()]
+    used = used_by(made, gpus) if made else [g for g in gpus if g.index in weights.values()]
     held = precision(shape, used, options.dtype, quantize, whole=whole, cpu=cpu)
     if made is not None:
-        held = _as_planned(made, held)
+        made, held = _as_planned(made, held, options.dtype)
+    if made is not None and given is not None:
+        made = followed(made, shape, gpus)
     if held.fp8 and loads:
         architecture.require_kernels()
     if held.fp8 and not set(weights) <= set(tree.modules):
@@ -441,13 +445,27 @@ def _require_room(
             )
 
 
-def _as_planned(made: Plan, here: Precision) -> Precision:
+def _as_planned(made: Plan, here: Precision, asked: str | None = None) -> tuple[Plan, Precision]:
+    """Return a plan with the precision in which it is followed on the GPUs here.
+
+    A dtype that nobody asked for was chosen to suit the GPUs that the plan was made for; float16
+    and bfloat16 have the same size.
+
+    Raises:
+        DeviceMapError: if these GPUs cannot compute so.
+    """
     if made.workload.fp8 and not here.fp8:
         raise DeviceMapError(
             "The plan keeps weights in FP8, which these GPUs cannot compute with.",
             "Make a plan for these GPUs.",
         )
-    return of_plan(made)
+    planned = of_plan(made)
+    is_chosen = made.limits.dtype is None and asked is None
+    if not (is_chosen and planned.dtype == "bfloat16" and here.dtype == "float16"):
+        return made, planned
+    others = (note for note in made.notes if note not in planned.notes)
+    work = replace(made.workload, dtype=here.dtype)
+    return replace(made, workload=work, notes=(*here.notes, *others)), here
 
 
 def _execution(made: Plan | None) -> dict[str, Place]:

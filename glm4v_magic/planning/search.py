@@ -37,6 +37,7 @@ __all__ = [
     "item_of",
     "offloadable",
     "offloaded_split",
+    "reserved",
     "whole_tower",
 ]
 
@@ -76,15 +77,12 @@ class Task:
     def budgets(self) -> list[Budget]:
         """Budgets in the order of `gpus`."""
         return [
-            Budget(max(gpu.usable_bytes - self._reserved(gpu), 0), self._overhead(gpu))
+            Budget(max(gpu.usable_bytes - reserved(gpu, self.reserve), 0), self._overhead(gpu))
             for gpu in self.gpus
         ]
 
     def _overhead(self, gpu: GPU) -> int:
         return gpu.overhead_bytes if self.overhead is None else self.overhead
-
-    def _reserved(self, gpu: GPU) -> int:
-        return int(gpu.total_bytes * DEFAULT_RESERVE) if self.reserve is None else self.reserve
 
     def item(self, unit: Unit, offloaded: bool = False) -> Item:
         """Return the cost of `unit`; if offloaded, its weights are transient."""
@@ -95,6 +93,11 @@ class Task:
         stem = unit.name.partition(".")[0]
         index = self.pin.get(unit.name, self.pin.get(stem))
         return next((at for at, gpu in enumerate(self.gpus) if gpu.index == index), None)
+
+
+def reserved(gpu: GPU, reserve: int | None) -> int:
+    """Return the bytes of a GPU that a plan leaves free; by default a part of its size."""
+    return int(gpu.total_bytes * DEFAULT_RESERVE) if reserve is None else reserve
 
 
 def item_of(unit: Unit, pinned: int | None = None, offloaded: bool = False) -> Item:

@@ -49,6 +49,16 @@ def test_the_report_is_shown(run, shell, tmp_path):
     assert output.data["text/html"].startswith('<div class="glm4v-dry-run">')
 
 
+def test_a_plan_is_judged_by_the_gpus_it_is_checked_for(run):
+    run(f"made = %glm4v plan {TINY} --gpus 2x1GiB --objective balance")
+    for gpus in ("2x1GiB", "2x4GiB", "2xT4"):
+        line = f"%glm4v check {TINY} --objective balance --gpus {gpus} --json"
+        fresh = report_from_json(run(line))
+        given = report_from_json(run(f"{line} --map made"))
+        sizes = [gpu.capacity_bytes for gpu in fresh.gpus]
+        assert [gpu.capacity_bytes for gpu in given.gpus] == sizes
+
+
 def test_a_plan_or_a_map_in_a_variable(run, shell):
     run(f"made = %glm4v plan {CHECK.partition('check ')[2]} --objective balance")
     shell.user_ns["split"] = SPLIT

@@ -26,6 +26,7 @@ from glm4v_magic.core.errors import (
     OutOfMemoryError,
     PlacementError,
 )
+from glm4v_magic.core.gpu_spec import parse_gpus
 from glm4v_magic.core.model import LoadProgress
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.dispatch import arrival
@@ -121,6 +122,32 @@ def test_a_map_and_a_plan_from_files(gpus, tmp_path, photo, on_one_cpu):
         assert session.ask(images=photo, **QUESTION).text == on_one_cpu
         session.unload()
     assert gpus.problems == ()
+
+
+def test_a_plan_for_larger_gpus_keeps_no_more_than_these_have_room_for(gpus):
+    plan = decision.make_plan(
+        ARCHITECTURE, PlacementOptions(objective="balance"), parse_gpus("3x80GiB")
+    )
+    fresh = Session().load(golden.CHECKPOINT, objective="balance")
+    wanted, rows = fresh.status().kept.budget_bytes, status_rows("x", fresh.status().info, None)
+    fresh.unload()
+    session = Session().load(golden.CHECKPOINT, device_map=plan)
+    assert session.status().kept.budget_bytes == wanted
+    assert status_rows("x", session.status().info, None) == rows
+    with pytest.raises(OptionError, match=r"keep is 40 GiB, but the plan leaves room for \d\.\d"):
+        session.load(golden.CHECKPOINT, device_map=plan, keep=40)
+    assert session.status().info.devices == ("cuda:0", "cuda:1", "cuda:2")
+
+
+def test_a_plan_that_knew_nothing_of_old_gpus_is_followed_in_float16(monkeypatch):
+    shape = replace(ARCHITECTURE.shape(), dtype="bfloat16")
+    monkeypatch.setattr(type(ARCHITECTURE), "shape", lambda self: shape)
+    plan = decision.make_plan(ARCHITECTURE, PlacementOptions(), parse_gpus("2x16GiB"))
+    assert plan.workload.dtype == "bfloat16"
+    with VirtualGPUs("2xT4"):
+        info = Session().load(golden.CHECKPOINT, device_map=plan).status().info
+    assert info.dtype == "float16"
+    assert sum("cannot compute in bfloat16" in note for note in info.notes) == 1
 
 
 def test_an_offloaded_layer_waits_in_host_memory(gpus, photo, on_one_cpu):

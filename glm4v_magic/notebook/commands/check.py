@@ -8,7 +8,6 @@ from typing import Any
 
 from glm4v_magic.checkpoints.architecture import architecture
 from glm4v_magic.core.errors import BusyError, PlacementError
-from glm4v_magic.core.gpu_models import capability_of
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.plan import Plan
 from glm4v_magic.dry_run.files import report_to_json
@@ -27,7 +26,7 @@ from glm4v_magic.notebook.live.output import show
 from glm4v_magic.notebook.own_options import PRINT
 from glm4v_magic.notebook.render.plans.dry_run import dry_run_bundle
 from glm4v_magic.planning.files import read_given
-from glm4v_magic.planning.precision import FP8_FROM
+from glm4v_magic.planning.followed import planned_gpus
 
 __all__ = ["check"]
 
@@ -88,16 +87,7 @@ def _gpus(description: str | None, plan: Plan | None, *, is_needed: bool) -> tup
     """
     gpus = gpus_here() if description is None else parse_gpus(description)
     if description is None and plan is not None and not gpus:
-        gpus = tuple(
-            GPU(
-                stage.gpu,
-                stage.name,
-                stage.capacity_bytes or 0,
-                capability=FP8_FROM if plan.workload.fp8 else capability_of(stage.name),
-            )
-            for stage in sorted(plan.stages, key=lambda stage: stage.gpu or 0)
-            if stage.gpu is not None
-        )
+        gpus = planned_gpus(plan)
     if not gpus and is_needed:
         found = "No GPU was found here" if description is None else f"{description} is not a GPU"
         raise PlacementError(f"{found}.", "Describe the GPUs to check for: --gpus 4x16GiB.")
