@@ -57,6 +57,7 @@ class Activation:
         tower_values: values in the model's dtype that stay alive until the tower has run.
         tower_casts: likewise, of what was cast from float32, which is none in a model in float32.
         pair_bytes: bytes alive at the peak per pair of tokens of a row.
+        batched_pair_bytes: likewise, of what is copied for each token if there are several rows.
         chunk: number of tokens that a row is padded to a multiple of, for `extra_bytes`.
         chosen: number of tokens of its row that a token chooses, at most.
         chosen_bytes: bytes alive at the peak for each of these.
@@ -76,6 +77,7 @@ class Activation:
     tower_values: int = 0
     tower_casts: int = 0
     pair_bytes: float = 0
+    batched_pair_bytes: float = 0
     chunk: int = 1
     chosen: int = 0
     chosen_bytes: int = 0
@@ -133,6 +135,8 @@ class UnitShape:
         products: products with them that may need the most memory.
         cache_values: keys and values per KV cache entry.
         float32_values: weights that stay in float32 whatever the model's dtype.
+        buffer_values: values in float32 that no checkpoint counts as weights, such as the
+            frequencies of rotary embeddings.
         row_values: values of a row's state that does not grow with its length.
         row_bytes: bytes of such state in other dtypes.
         fp8_values: weights that the checkpoint may keep in FP8.
@@ -153,6 +157,7 @@ class UnitShape:
     products: tuple[Product, ...] = ()
     cache_values: int = 0
     float32_values: int = 0
+    buffer_values: int = 0
     row_values: int = 0
     row_bytes: int = 0
     fp8_values: int = 0

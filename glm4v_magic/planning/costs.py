@@ -57,6 +57,7 @@ __all__ = [
     "images",
     "inputs",
     "merge",
+    "norm_bytes",
     "patch_embedding",
     "price",
     "products",
@@ -71,6 +72,8 @@ _INT32 = 4
 _ENDLESS = 10**18  # tokens
 _POSITIONS = 3 * 8  # int64, of time, height and width
 _FLOAT16 = 2
+_INT64 = 8
+_OF_LOOP = 12  # the new token, its position, whether the row has ended, and their copies
 _TOKENS = {
     "vision": "patch",
     "vision_embedding": "patch",
@@ -91,7 +94,7 @@ class Unit:
         weight_bytes: weights.
         kv_bytes_per_token: keys and values of one cache entry.
         kv_bytes: KV cache of the whole workload.
-        held_bytes: activations that stay alive until the prefill ends.
+        held_bytes: activations that stay alive until the prefill ends, and buffers.
         transient_bytes: peak of the activations that are freed while or after the unit runs.
         tower_held_bytes: activations that are alive while the vision tower runs.
         shared_bytes: bytes of `transient_bytes` that the unit before holds: the patches that are
@@ -180,7 +183,8 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
     row = entries // workload.batch - 1
     units: list[Unit] = []
     for before, unit in zip((None, *shape.units), shape.units, strict=False):
-        held = in_tower = transient = step = 0
+        held = in_tower = unit.buffer_values * _FLOAT32
+        transient = step = 0
         for a in unit.activations:
             stays = counts[a.tokens] * (a.held_values * size + a.held_bytes)
             held += stays
@@ -191,7 +195,8 @@ def price(shape: ModelShape, workload: Workload) -> tuple[Unit, ...]:
             padded = workload.batch * (-(-row // a.chunk) * a.chunk) if a.chunk > 1 else 0
             count = counts[a.tokens]
             casts = 0 if size == _FLOAT32 else a.cast_bytes
-            alive = count * (a.values * size + casts) + int(pairs * a.pair_bytes)
+            of_pair = a.pair_bytes + (a.batched_pair_bytes if workload.batch > 1 else 0)
+            alive = count * (a.values * size + casts) + int(pairs * of_pair)
             if count:
                 alive += a.fixed_values * size + (0 if size == _FLOAT32 else a.fixed_casts)
             alive += max(count, padded) * a.extra_bytes
@@ -371,7 +376,7 @@ def patch_embedding(hidden: int, pixels: int, positions: int) -> Activation:
     """Patch embedding: pixels, the table of positions, and two tensors of the patches' size.
 
     Alive at the addition: per patch its pixels in the model's dtype, the patch and the sum, which
-    is the tower's input and stays until the tower has run; and the table.
+    is the tower's input and stays until the tower has run; the table, and the numbers of its rows.
 
     Args:
         hidden: width of the tower.
@@ -379,15 +384,31 @@ def patch_embedding(hidden: int, pixels: int, positions: int) -> Activation:
         positions: rows of the table.
     """
     table = positions * hidden
-    return Activation("patch", hidden + pixels, tower_values=hidden, fixed_values=table)
+    return Activation(
+        "patch",
+        hidden + pixels,
+        extra_bytes=_INT64,
+        tower_values=hidden,
+        fixed_values=table,
+    )
 
 
-def inputs(vocabulary: int) -> Activation:
+def inputs(vocabulary: int, token_bytes: int) -> tuple[Activation, Activation]:
     """On the device of the inputs, to which the logits of the last token of each row return.
 
-    They are alive in the model's dtype and, twice, in float32.
+    They are alive in the model's dtype and, twice, in float32, beside the state of the decode loop,
+    a few int64 per row.
+
+    Args:
+        vocabulary: number of tokens.
+        token_bytes: bytes per token of what `generate` keeps there in a decode step: ids, mask and
+            positions, some of them before and after the new token is appended.
     """
-    return Activation("row", vocabulary, extra_bytes=2 * _FLOAT32 * vocabulary)
+    loop = _OF_LOOP * _INT64
+    return (
+        Activation("text", held_bytes=token_bytes),
+        Activation("row", vocabulary, extra_bytes=2 * _FLOAT32 * vocabulary + loop),
+    )
 
 
 def images(pixels: int) -> Activation:
@@ -428,11 +449,16 @@ def embedding(hidden: int, visual: int) -> tuple[Activation, ...]:
     )
 
 
+def norm_bytes(hidden: int) -> int:
+    """Return the bytes per token of a norm: its input twice in float32, variance and its root."""
+    return 2 * _FLOAT32 * (hidden + 1)
+
+
 def head(hidden: int, vocabulary: int) -> tuple[Activation, Activation]:
     """Final norm over all tokens, then logits of the last token of each row.
 
-    The norm has its input in the model's dtype and twice in float32; ``generate`` copies the logits
+    The norm has its input in the model's dtype beside `norm_bytes`; ``generate`` copies the logits
     to float32, and sampling sorts them: values, int64 indices, probabilities and their sums.
     """
-    norm = Activation("text", hidden, extra_bytes=2 * _FLOAT32 * hidden)
+    norm = Activation("text", hidden, extra_bytes=norm_bytes(hidden))
     return norm, Activation("row", vocabulary, extra_bytes=(4 * _FLOAT32 + 8) * vocabulary)

@@ -198,24 +198,70 @@ def shallow(name):
 def test_each_unit_alone_on_a_gpu_needs_its_price(name, changed, away):
     """A stage of many units hides what one of them needs."""
     model = shallow(name)
-    options = SHALLOW[name] | changed
-    work = Workload(**options)
-    units = price(model.shape(), replace(work, image_size=image_size_of(model.shape(), work)))
+    units = priced(model, SHALLOW[name] | changed)
     # offloaded layers stay together: they visit the GPU of the embedding
     together = {"embedding", *away}
     others = [unit.name for unit in units if unit.name not in together]
     places = dict.fromkeys(together, len(others)) | {name: at for at, name in enumerate(others)}
+    for planned, measured, first in placed(model, SHALLOW[name] | changed, units, places, away):
+        assert planned == pytest.approx(measured, rel=0.01), first
+
+
+def priced(model, options):
+    work = Workload(**options)
+    return price(model.shape(), replace(work, image_size=image_size_of(model.shape(), work)))
+
+
+def placed(model, options, units, places, away=()):
+    """Yield the planned and the measured bytes of each GPU, and the name of its first unit."""
     weights = {
         module: "cpu" if unit.name in away else places[unit.name]
         for unit in units
         for module in unit.modules
     }
-    report = dry_run(model, f"{len(others) + 1}x80GiB", weights, decode_steps=1, **options)
-    for gpu in report.gpus:
-        items = [item_of(each, None, each.name in away) for each in units
-                 if places[each.name] == gpu.gpu]  # fmt: skip
-        planned = needed(items) + gpu.overhead_bytes
-        assert planned == pytest.approx(gpu.total_bytes, rel=0.01), others[gpu.gpu :][:1]
+    gpus = f"{max(places.values()) + 1}x80GiB"
+    for gpu in dry_run(model, gpus, weights, decode_steps=1, **options).gpus:
+        there = [each for each in units if places[each.name] == gpu.gpu]
+        planned = needed([item_of(each, None, each.name in away) for each in there])
+        yield planned + gpu.overhead_bytes, gpu.total_bytes, there[0].name
+
+
+NO_IMAGES = {"images": 0, "context": 1000}
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("GLM-OCR", NO_IMAGES | {"dtype": "float32", "batch": 1}),
+        ("GLM-OCR", {"quantize": "8bit"}),
+        ("GLM-4V-9B", NO_IMAGES),
+        *(
+            pytest.param(name, changed, marks=pytest.mark.nightly)
+            for name in SHALLOW
+            for changed in (
+                {},
+                NO_IMAGES,
+                NO_IMAGES | {"dtype": "float32", "batch": 1},
+                {"images": 0, "context": 20},
+                {"images": 0, "context": 20, "batch": 8},
+                {"images": 1, "context": 4000, "batch": 1, "dtype": "float16"},
+                {"images": 1, "context": 4000, "dtype": "float32"},
+                {"quantize": "4bit"},
+                {"quantize": "8bit", "context": 4000, "images": 1},
+            )
+            if "quantize" not in changed or name != "GLM-5.3-Flash"
+        ),
+    ],
+)
+def test_no_gpu_needs_more_than_its_price(name, changed):
+    """A GPU filled to the last byte has no room for what was not counted, be it a thousandth."""
+    model, options = shallow(name), SHALLOW[name] | changed
+    units = priced(model, options)
+    in_tower = sum(each.in_tower for each in units)
+    for borders in (range(1, len(units)), (in_tower,), (in_tower - 1, in_tower + 1), ()):
+        places = {each.name: sum(at >= b for b in borders) for at, each in enumerate(units)}
+        for planned, measured, first in placed(model, options, units, places):
+            assert planned >= measured, (tuple(borders), first, measured - planned)
 
 
 @pytest.mark.nightly

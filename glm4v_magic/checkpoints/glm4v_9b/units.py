@@ -20,9 +20,13 @@ _OVERFLOWING_TOWER = (1792, 63)
 """Width and layers of the published tower, whose attention has been seen to overflow in float16:
 https://github.com/intel/ipex-llm/pull/12904. Other towers in this layout have not."""
 _IMAGE_IDS = 3  # begin, placeholder, end: an image takes three positions
-_ROTARY = 14
+_ROTARY = 18
 """Bytes per token and rotated value while cosines and sines are made: in float32, with the angles
-of half the values, and what is joined of them."""
+of half the values, what is joined of them, and sines before and after they are scaled."""
+_FREQUENCIES = 2  # those in use and those of the configuration, one for each pair of values
+_OF_INPUT = 7 * 8
+"""Bytes per token in a decode step, where the inputs are: its id before and after the new one is
+appended, its mask, and its position before, after and while padding is left out, int64."""
 _OF_TOKEN = 4 * 8  # bytes per token besides its vectors: id, mask, and its position twice, int64
 
 
@@ -83,7 +87,7 @@ def _vision_units(config: Mapping[str, Any], vision: Mapping[str, Any]) -> Itera
             costs.gated_projection(text, ffn),
             Activation("visual", held_values=text),
             costs.images(vision["in_channels"] * vision["image_size"] ** 2),
-            costs.inputs(config["padded_vocab_size"]),
+            *costs.inputs(config["padded_vocab_size"], _OF_INPUT),
         ),
     )
 
@@ -101,6 +105,7 @@ def _text_units(config: Mapping[str, Any]) -> Iterator[UnitShape]:
         "embedding",
         values=vocabulary * wide,
         row_length=wide,
+        buffer_values=_FREQUENCIES * (head_size // 4),
         rotary_bytes=_ROTARY * (head_size // 2),
         activations=(*costs.embedding(wide, 0), Activation("text", held_bytes=_OF_TOKEN)),
     )

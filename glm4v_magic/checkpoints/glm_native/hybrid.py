@@ -71,6 +71,7 @@ def _layer(text: Mapping[str, Any], index: int) -> UnitShape:
     is_sparse = _is_sparse(text, index)
     mlp_values, mlp = _sparse(text) if is_sparse else _dense(text)
     idle = _idle(text) if is_sparse else 0
+    corrections = text["n_routed_experts"] if is_sparse else 0  # of the router's scores
     activations = (*_streams(text), mlp, *((chosen_experts(text),) if is_sparse else ()))
     if _is_linear(text, index):
         heads, head = text["linear_num_heads"], text["linear_head_dim"]
@@ -83,6 +84,7 @@ def _layer(text: Mapping[str, Any], index: int) -> UnitShape:
             "text_layer",
             values=values + mlp_values + matrices + in_float32,
             float32_values=kept + in_float32,
+            buffer_values=corrections,
             idle_values=idle,
             row_values=3 * inner * kernel,
             row_bytes=_FLOAT32 * heads * head * head,
@@ -95,6 +97,7 @@ def _layer(text: Mapping[str, Any], index: int) -> UnitShape:
         "text_layer",
         values=values + mlp_values + attention,
         float32_values=kept,
+        buffer_values=corrections,
         idle_values=idle,
         cache_values=cache,
         activations=(*activations, *_attention(text)),
@@ -257,10 +260,12 @@ def _attention(text: Mapping[str, Any]) -> tuple[Activation, ...]:
     heads, and the keys once more as they are used; in the index also its query, its key and the
     score of the key's gate, and the number of a token of a pool. Per pair of tokens, while the
     index scores pools of tokens: which tokens are visible, and three float32 scores for each head
-    and pool; while it finds the pool that is not full yet: visible tokens, also as int64, scores,
-    their sum over heads and two truth values of each pool, and the numbers of all chosen tokens
-    twice. Then an int32 count of each pair beside the chosen tokens as they are, as they may be
-    used and whether they are; then the mask and the attended values.
+    and pool, or one beside the float32 query and, if there are several rows, the float32 keys of
+    all pools, which the product copies for each token; while it finds the pool that is not full
+    yet: visible tokens, also as int64, scores, their sum over heads and two truth values of each
+    pool, and the numbers of all chosen tokens twice. Then an int32 count of each pair beside the
+    chosen tokens as they are, as they may be used and whether they are; then the mask and the
+    attended values.
     """
     wide, heads = text["hidden_size"], text["num_attention_heads"]
     key, value = text["qk_nope_head_dim"], text["v_head_dim"]
@@ -274,6 +279,14 @@ def _attention(text: Mapping[str, Any]) -> tuple[Activation, ...]:
     mixing = _mixing(text)
     return (
         Activation("text", indexed, extra_bytes=mixing + _INT64, pair_bytes=3 * scores + 1),
+        Activation(
+            "text",
+            indexed,
+            extra_bytes=mixing + _INT64,
+            cast_bytes=_FLOAT32 * of_index * text["index_head_dim"],
+            pair_bytes=scores + 1,
+            batched_pair_bytes=_FLOAT32 * text["index_head_dim"] / pool,
+        ),
         Activation(
             "text",
             indexed,

@@ -50,6 +50,7 @@ def text_units(text: Mapping[str, Any], fp8: Fp8 | None = None) -> Iterator[Unit
         "embedding",
         values=vocabulary * wide,
         row_length=wide,
+        buffer_values=_rotary(text),
         rotary_bytes=_ROTARY * _rotary(text),
         activations=_with_indices(*costs.embedding(wide, KEPT_VISUAL)),
     )
@@ -137,7 +138,9 @@ def _rotary(text: Mapping[str, Any]) -> int:
 def _with_indices(*activations: Activation) -> tuple[Activation, ...]:
     """Return activations, counting the bytes that each text token has besides its vectors."""
     return tuple(
-        replace(each, extra_bytes=each.extra_bytes + _OF_TOKEN) if each.tokens == "text" else each
+        replace(each, extra_bytes=each.extra_bytes + _OF_TOKEN)
+        if each.tokens in ("text", "spliced")
+        else each
         for each in activations
     )
 
@@ -158,10 +161,10 @@ def _attention_values(text: Mapping[str, Any]) -> tuple[int, int, int]:
 def _attention(text: Mapping[str, Any]) -> tuple[Activation, Activation]:
     """Attention of a decoder layer; its peak is in the rotation or at the kernel.
 
-    Alive per token: the layer's input and the normed one (2 x hidden). In the rotation also query,
-    keys and values as they were made, and three times the part of the query that is rotated, or
-    what is rotated of it and all of it joined; at the kernel the query and the attended values.
-    With a mask, the kernel takes keys and values repeated for each head.
+    Alive per token: the layer's input and the normed one (2 x hidden), cos and sin. In the rotation
+    also query, keys and values as they were made, and three times the part of the query that is
+    rotated, or what is rotated of it and all of it joined; at the kernel the query and the attended
+    values. With a mask, the kernel takes keys and values repeated for each head.
     """
     wide, heads, groups = (
         text["hidden_size"],
@@ -170,10 +173,11 @@ def _attention(text: Mapping[str, Any]) -> tuple[Activation, Activation]:
     )
     head = _head_size(text)
     query, rotated = heads * head, heads * _rotary(text)
-    rotation = 2 * wide + query + max(3 * rotated, rotated + query) + 3 * groups * head
+    beside = 2 * wide + 2 * _rotary(text)
+    rotation = beside + query + max(3 * rotated, rotated + query) + 3 * groups * head
     return (
         Activation("text", rotation, extra_bytes=8),
-        Activation("text", 2 * wide + 2 * query, masked_values=2 * query, extra_bytes=8),
+        Activation("text", beside + 2 * query, masked_values=2 * query, extra_bytes=8),
     )
 
 
@@ -207,10 +211,7 @@ def _products(text: Mapping[str, Any], mlp: int, *, in_one: bool) -> tuple[Produ
 
 
 def _moe_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
-    """Decoder layer with routed and shared experts; the routed ones are not quantised.
-
-    The router's score correction, one value per expert, is a buffer and not counted.
-    """
+    """Decoder layer with routed and shared experts; the routed ones are not quantised."""
     wide, mlp = text["hidden_size"], text["moe_intermediate_size"]
     experts = text["n_routed_experts"]
     matrices, bias, cache = _attention_values(text)
@@ -222,6 +223,7 @@ def _moe_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
         "text_layer",
         values=values,
         linear=_linear(text, is_moe=True),
+        buffer_values=experts,  # the router's score correction
         products=_products(text, mlp * text["n_shared_experts"], in_one=False),
         idle_values=(experts - text["num_experts_per_tok"]) * 3 * wide * mlp,
         cache_values=cache,
@@ -233,10 +235,20 @@ def _moe_layer(text: Mapping[str, Any], index: int, in_moe: bool) -> UnitShape:
 def chosen_experts(text: Mapping[str, Any]) -> Activation:
     """Routed experts in a decode step: the weights of those that each row has chosen, once more.
 
-    (transformers' ``batched_mm_experts_forward``.)
+    Alive per row (transformers' ``batched_mm_experts_forward``): beside these the results of each
+    expert (hidden) and the product of its halves, the layer's input, the residual and the normed
+    one twice (4 x hidden), and the router's logits in float32. On the device of the inputs there
+    are also the float32 logits of the token before.
     """
-    values = 3 * text["hidden_size"] * text["moe_intermediate_size"]
-    return Activation("row", text["num_experts_per_tok"] * values)
+    wide, mlp, chosen = (
+        text["hidden_size"],
+        text["moe_intermediate_size"],
+        text["num_experts_per_tok"],
+    )
+    values = chosen * (3 * wide * mlp + wide + mlp) + (3 + text.get("hc_mult", 1)) * wide
+    indices = chosen * (_FLOAT32 + 2 * _INT64)
+    logits = _FLOAT32 * (text["n_routed_experts"] + text["vocab_size"])
+    return Activation("row", values, extra_bytes=indices + logits)
 
 
 def _experts(text: Mapping[str, Any]) -> Activation:

@@ -17,7 +17,11 @@ KEPT_VISUAL = 3
 """Copies of the visual tokens: before and after the merger, and those of all images in one."""
 
 _FLOAT32 = 4
+_INT32 = 4
 _INT64 = 8
+_OF_INPUT = 2 * (_INT64 + _INT32 + 4 * _INT64) + 3 * _INT64
+"""Bytes per token in a decode step, where the inputs are: its id, type and positions on four axes
+before and after the new token is appended; its mask, and twice what is counted of it."""
 
 
 def vision_units(
@@ -62,7 +66,7 @@ def vision_units(
         values=wide + (wide * merge * merge + 1) * out + projection,
         activations=(
             costs.gated_projection(out, inner, is_clamped=is_clamped),
-            Activation("patch", wide, extra_bytes=2 * _FLOAT32 * wide),  # the norm before it
+            Activation("patch", wide, extra_bytes=costs.norm_bytes(wide)),  # the norm before it
         ),
     )
 
@@ -76,12 +80,13 @@ def _patch_embedding(vision: Mapping[str, Any], vocabulary: int, *, is_plain: bo
         tuple(f"{VISION}.{module}" for module in ("patch_embed", *more, "rotary_pos_emb")),
         "vision_embedding",
         values=(patch + 1) * wide + (0 if is_plain else table * table * wide + wide),
+        buffer_values=wide // vision["num_heads"] // 2,
         activations=(
             Activation("patch", held_bytes=_FLOAT32 * patch, tower_casts=patch),
             Activation("patch", wide, extra_bytes=2 * _angles(vision))
             if is_plain
             else _positions_added(vision, table),
-            costs.inputs(vocabulary),
+            *costs.inputs(vocabulary, _OF_INPUT),
         ),
     )
 
