@@ -18,6 +18,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -26,8 +27,10 @@ from glm4v_magic.images import Limits, to_image
 _TURNED = Image.Exif()
 _TURNED[0x0112] = 6
 _CLEAR = (1, 2, 3, 99)
+_MANY = None
+"""Of many colours, where the decoders of files with few take less; such files are small, too."""
 
-KINDS: dict[str, tuple[str, str, object, dict[str, object]]] = {
+KINDS: dict[str, tuple[str, str, Any, dict[str, Any]]] = {
     "PNG": ("PNG", "RGB", (1, 2, 3), {}),
     "16-bit PNG": ("PNG", "I;16", 7, {}),
     "clear PNG": ("PNG", "RGBA", _CLEAR, {}),
@@ -59,13 +62,17 @@ KINDS: dict[str, tuple[str, str, object, dict[str, object]]] = {
     "QOI": ("QOI", "RGBA", _CLEAR, {}),
     "MPO": ("MPO", "RGB", (1, 2, 3), {"save_all": True}),
     "AVIF": ("AVIF", "RGB", (1, 2, 3), {"speed": 10}),
-    "clear AVIF": ("AVIF", "RGBA", _CLEAR, {"speed": 10}),
+    "clear AVIF": ("AVIF", "RGBA", _MANY, {"speed": 10, "subsampling": "4:4:4"}),
+    "multiplied AVIF": ("AVIF", "RGBA", _MANY, {"speed": 10, "alpha_premultiplied": True}),
+    "clear moving AVIF": ("AVIF", "RGBA", _MANY, {"speed": 10, "save_all": True}),
     "WebP": ("WEBP", "RGB", (1, 2, 3), {"method": 0}),
     "clear WebP": ("WEBP", "RGBA", _CLEAR, {"method": 0}),
+    "lossless WebP": ("WEBP", "RGB", _MANY, {"method": 0, "lossless": True}),
+    "clear lossless WebP": ("WEBP", "RGBA", _MANY, {"method": 0, "lossless": True}),
     "turned WebP": ("WEBP", "RGB", (1, 2, 3), {"method": 0, "exif": _TURNED}),
     "animated WebP": ("WEBP", "RGBA", _CLEAR, {"method": 0, "save_all": True}),
-    "JPEG 2000": ("JPEG2000", "RGB", (1, 2, 3), {"num_resolutions": 2}),
-    "clear JPEG 2000": ("JPEG2000", "RGBA", _CLEAR, {"num_resolutions": 2}),
+    "JPEG 2000": ("JPEG2000", "RGB", _MANY, {"num_resolutions": 2}),
+    "clear JPEG 2000": ("JPEG2000", "RGBA", _MANY, {"num_resolutions": 2}),
     "grey JPEG 2000": ("JPEG2000", "L", 7, {"num_resolutions": 2}),
     "tiled JPEG 2000": ("JPEG2000", "RGB", (1, 2, 3), {"tile_size": (256, 256)}),
 }
@@ -78,13 +85,21 @@ Not ICNS, whose images are small.
 def write(kind: str, side: int) -> bytes:
     """Return a square image file of a kind."""
     name, mode, colour, options = KINDS[kind]
-    image = Image.new(mode, (side, side), colour)
+    image = (
+        _of_many_colours(mode, side) if colour is _MANY else Image.new(mode, (side, side), colour)
+    )
     stream = io.BytesIO()
     if "save_all" in options:
         other = Image.new(mode, (side, side))
         options = options | {"append_images": [other]}
     image.save(stream, name, **options)
     return stream.getvalue()
+
+
+def _of_many_colours(mode: str, side: int) -> Image.Image:
+    first = Image.radial_gradient("L").resize((side, side))
+    turned = [first, first.rotate(90), first.rotate(180), first.rotate(270)]
+    return Image.merge(mode, turned[: len(mode)])
 
 
 def forked(work: Callable[[], object]) -> object:

@@ -73,7 +73,7 @@ SLOW = {
     "notebook/test_widgets.py": "loads many models",
     "dispatch/test_activity.py": "many models and maps",
     "engines/test_refill.py": "answers hundreds of questions",
-    "images/test_images_decode.py": "starts interpreters",
+    "images/test_frugal.py": "reads large images in processes of their own",
     "images/test_images_holders.py": "imports libraries of tables and charts",
     "notebook/test_devices_command.py": "loads many models",
     "engines/test_schema_keywords.py": "compiles a hundred schemas",

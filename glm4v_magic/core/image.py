@@ -52,10 +52,10 @@ class Limits:
         megapixels: largest image in millions of pixels, checked before decoding. The default
             admits phones of 108 and cameras of 102 megapixels, costs at most 384 MB as RGB and four
             times that while a file is read, and stays below the 179 megapixels that Pillow itself
-            refuses. AVIF with transparency may have 2/3 of it. JPEG 2000 in one tile, of more than
-            one channel, takes 8 or 9 times its pixels: from 26 megapixels on it is read at half its
-            resolution or less, which does not exceed four times; if a file has no such resolution,
-            it may have 6/13 of the limit.
+            refuses. JPEG 2000 in one tile, of more than one channel, is read at half its resolution
+            or less from 26 megapixels on, or where the library that decodes areas cannot be
+            reached; if then a file has no smaller resolution, it may have 6/13 of the limit, and
+            2/3 AVIF whose transparency cannot be told from its colours.
         images: maximum number of images in a question.
         total_megapixels: limit for all images of a question together, which are in memory at once;
             the default is 3 GB as RGB.

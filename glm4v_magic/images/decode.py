@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from dataclasses import replace
@@ -11,7 +12,7 @@ from glm4v_magic.core.errors import ImageError
 from glm4v_magic.core.image import Limits, SourcedImage
 from glm4v_magic.images.encoded import own_bytes
 from glm4v_magic.images.formats import not_an_image
-from glm4v_magic.images.frugal import bytes_of, copy_plain, reduce
+from glm4v_magic.images.frugal import LITTLE, MOST, areas_of, bytes_of, copy_plain, reduce
 from glm4v_magic.images.messages import one_line, require_page, unreadable
 from glm4v_magic.images.pdf import draw, is_pdf
 from glm4v_magic.images.rgb import has_profile, rgb_as_read, turn
@@ -51,12 +52,16 @@ def decode(stream: IO[bytes], source: str, limits: Limits, page: int | None = No
         opened = _opened(stream, source, limits)
         _require_size(opened, source, limits)
         copy_plain(opened)
-        parts = reduce(opened, stream)
-        if parts == 1:
-            _require_memory(opened, stream, source, limits)
-        read = upright(opened, source, limits, page, is_ours=True)
+        parts, areas = 1, areas_of(opened, stream)
+        if areas is None:
+            parts = reduce(opened, stream)
+            if parts == 1:
+                _require_memory(opened, stream, source, limits)
+        with contextlib.closing(areas) if areas else contextlib.nullcontext(opened) as image:
+            read = upright(image, source, limits, page, is_ours=True)
         if parts > 1:
-            read = replace(read, source=f"{read.source}, at 1/{parts} of its resolution")
+            how = f"at 1/{parts} of its resolution (saved as PNG, all of it is read)"
+            read = replace(read, source=f"{read.source}, {how}")
         if turn(opened) is None and not has_profile(opened):
             read = replace(read, encoded=own_bytes(opened, stream))
         return read
@@ -120,9 +125,9 @@ def _require_size(image: Image.Image, source: str, limits: Limits) -> None:
 def _require_memory(image: Image.Image, stream: IO[bytes], source: str, limits: Limits) -> None:
     """Refuse what takes more memory to decode than the largest image of any other format."""
     pixels, taken = image.width * image.height, bytes_of(image, stream)
-    if taken > 12e6 * limits.megapixels:
+    if taken > max(MOST * 1e6 * limits.megapixels, LITTLE):
         name = {"JPEG2000": "JPEG 2000"}.get(image.format or "", image.format)
-        largest = limits.megapixels * 12 * pixels / taken
+        largest = limits.megapixels * MOST * pixels / taken
         raise ImageError(
             f"{one_line(source)} has {pixels / 1e6:,.3g} megapixels; of such files of {name}, "
             f"whose decoder takes more memory, at most {largest:,.3g} are read.",

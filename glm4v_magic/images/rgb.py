@@ -23,7 +23,7 @@ _ROUNDING = 3
 """Largest change of a value by profiles that say sRGB in another way, as with fewer digits."""
 _NEAR_BLACK = 16
 """What is white in 12 bits, if they are read as 16."""
-_STRIP = 2**20  # pixels that are converted at a time: what that takes is then small
+_STRIP = 2**18  # pixels that are converted at a time: what that takes is then small
 
 
 def to_rgb(image: Image.Image, source: str = "The image", *, is_ours: bool = False) -> Image.Image:
@@ -122,7 +122,7 @@ def _flat(
     )  # fmt: skip
     strip, note = _strip_of(image, source)
     rgb = Image.new("RGB", (height, width) if lies else (width, height))
-    rows = max(1, _STRIP // width)
+    rows = getattr(image, "rows", max(1, _STRIP // width))
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         part = strip(image.crop((0, top, width, bottom)))

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import pickle
 import struct
-import subprocess
-import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +18,6 @@ from PIL import Image
 
 from glm4v_magic.core.errors import ImageError
 from glm4v_magic.images import Limits, resolve_images, to_image, to_rgb
-from glm4v_magic.images.frugal import copy_plain, reduce
 
 
 @pytest.fixture(autouse=True)
@@ -253,112 +248,6 @@ class TestProfiles:
     def test_that_of_other_channels_is_none(self, swapped):
         content = encoded(Image.new("CMYK", (4, 4)), "TIFF", icc_profile=swapped)
         assert colours(to_image(content, "x")) == [WHITE]
-
-
-PEAKS = Path(__file__).parents[1] / "decode_peaks.py"
-CHEAP = (
-    "clear PNG", "16-bit PNG", "palette PNG", "CMYK JPEG", "TIFF of floats", "clear GIF", "BMP",
-    "16-bit PGM", "clear AVIF", "clear WebP", "tiled JPEG 2000",
-)  # fmt: skip
-COSTLY = {"clear AVIF": 4.5}
-# Strips and what the interpreter takes meanwhile.
-SPARE = 0.3
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss counts KiB in Linux")
-@pytest.mark.parametrize(
-    ("side", "kinds"), [(3000, CHEAP), pytest.param(5200, (), marks=pytest.mark.nightly)]
-)
-def test_reading_takes_at_most_four_times_the_pixels(side, kinds):
-    done = subprocess.run(
-        [sys.executable, PEAKS, str(side), *kinds], capture_output=True, text=True, check=True
-    )
-    peaks = json.loads(done.stdout)
-    assert set(kinds or CHEAP) <= peaks.keys()
-    most = {kind: COSTLY.get(kind, 4) + SPARE for kind in peaks}
-    assert {kind: peak for kind, peak in peaks.items() if peak > most[kind]} == {}
-
-
-class TestFrugal:
-    """What is read in less memory, or faster, is what Pillow reads."""
-
-    @pytest.mark.parametrize("page", [1, 2])
-    @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-    @pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
-    def test_frames(self, kind, mode, page):
-        first = Image.radial_gradient("L").resize((40, 30))
-        channels = [first, first.rotate(180), first.rotate(90), first.rotate(270)]
-        image = Image.merge(mode, channels[: len(mode)])
-        content = encoded(image, kind, save_all=True, append_images=[image.rotate(90)])
-        alone = Image.open(io.BytesIO(content))
-        alone.seek(page - 1)
-        white = Image.new("RGBA", alone.size, "white")
-        white.alpha_composite(alone.convert("RGBA"))
-        read = np.asarray(to_image(content, "x", page=page).image, int)
-        assert abs(read - np.asarray(white.convert("RGB"), int)).max() <= 1
-        assert len(np.unique(read)) > 50
-
-    @pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
-    def test_they_are_upright(self, kind):
-        image, turned = Image.new("RGB", (40, 20), RED), Image.Exif()
-        turned[0x0112] = 6
-        assert to_image(encoded(image, kind, exif=turned), "x").original_size == (20, 40)
-
-    @pytest.mark.parametrize("kind", ["WEBP", "AVIF", "DDS"])
-    def test_cut_short(self, kind):
-        content = encoded(Image.radial_gradient("L").convert("RGBA"), kind)
-        assert "x " in error_of(to_image, content[: len(content) // 2], "x")
-
-    @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-    def test_dds(self, mode):
-        content = encoded(Image.new(mode, (9, 5), (1, 2, 3, 255)[: len(mode)]), "DDS")
-        opened = Image.open(io.BytesIO(content))
-        copy_plain(opened)
-        assert opened.tile[0][0] == "raw"  # Pillow's own takes a second for each megapixel
-        assert colours(to_image(content, "x"), (0, 0), (8, 4)) == ["#010203", "#010203"]
-
-    @pytest.mark.parametrize(
-        ("options", "enough", "parts"),
-        [
-            ({}, 2000, 1),
-            ({}, 1000, 2),
-            ({}, 100, 4),
-            ({"num_resolutions": 2}, 100, 2),
-            ({"num_resolutions": 1}, 100, 1),
-            ({"tile_size": (16, 16)}, 100, 1),
-        ],
-    )
-    def test_jpeg_2000_is_read_smaller_as_far_as_it_can_be(self, options, enough, parts):
-        stream = io.BytesIO(encoded(Image.new("RGB", (64, 64), RED), "JPEG2000", **options))
-        opened = Image.open(stream)
-        assert reduce(opened, stream, enough=enough) == parts
-        opened.load()
-        assert opened.size == (64 // parts, 64 // parts)
-
-
-@pytest.mark.parametrize(
-    ("kind", "mode", "options", "largest"),
-    [
-        ("PNG", "RGB", {}, 100),
-        ("WEBP", "RGBA", {}, 100),
-        ("JPEG2000", "RGB", {}, 67),
-        ("JPEG2000", "RGBA", {}, 61),
-        ("JPEG2000", "RGB", {"tile_size": (16, 16)}, 100),
-        ("JPEG2000", "L", {}, 100),
-        ("AVIF", "RGB", {}, 100),
-        ("AVIF", "RGBA", {}, 81),
-    ],
-)
-def test_the_limit_counts_what_the_decoder_takes(kind, mode, options, largest):
-    limits = Limits(megapixels=0.01)  # 100 x 100 pixels
-    for side, is_read in ((largest, True), (largest + 1, False)):
-        stream = io.BytesIO()
-        Image.new(mode, (side, side)).save(stream, kind, **options)
-        if is_read:
-            assert to_image(stream.getvalue(), "x", limits=limits).original_size == (side, side)
-            continue
-        with pytest.raises(ImageError, match=r"x has .* megapixels; .*at most 0\.0.* are read"):
-            to_image(stream.getvalue(), "x", limits=limits)
 
 
 class TestModes:
