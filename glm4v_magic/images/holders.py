@@ -148,9 +148,12 @@ def rows_of(value: Any) -> Iterable[Mapping[str, Any]] | None:
     return None
 
 
-def column_of_images(row: Mapping[Any, Any]) -> Any:
-    """Return the key of the only image in a row; ``None`` if there is none, or more than one."""
-    found = [name for name, value in row.items() if _is_image(value)]
+def column_of_images(columns: Mapping[Any, Iterable[object]]) -> Any:
+    """Return the only column of a table that holds images, which may be missing in some rows.
+
+    ``None`` if there is none, or more than one.
+    """
+    found = [name for name, values in columns.items() if any(map(_is_image, values))]
     return found[0] if len(found) == 1 else None
 
 

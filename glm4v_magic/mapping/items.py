@@ -8,13 +8,13 @@ its columns. Each of them is a row. Expressions in the prompt are evaluated for 
 - ``row``: of a DataFrame all its columns, ``row.name`` or ``row["two words"]``; of a list of
   dictionaries the item's keys.
 
-A table of `datasets`, polars or PyArrow is a list of dictionaries, too; if exactly one of its
-columns holds images, that column is the items. The files of an upload are one, too.
+A table of `datasets`, polars or PyArrow is a list of dictionaries, too. If exactly one of the
+columns of a table holds images, that column is the items. The files of an upload are one, too.
 
 Whether an item is an image or a value depends on the prompt: **it is an image, or a clip, unless
 the prompt uses** ``item`` (in a list of dictionaries also ``row``). Then the item is in the text,
 where the prompt puts it, and is not sent as an image. Files of a folder or pattern are always
-images or clips, and rows of a whole DataFrame never.
+images or clips, and rows of a whole DataFrame whose columns hold none are values.
 """
 
 from __future__ import annotations
@@ -333,6 +333,10 @@ def _of_dataframe(frame: Any, source: str, column: object) -> Items:
     )
     if column is None:
         names = tuple(f"row {label}" for label in frame.index)
+        image = column_of_images({name: frame[name] for name in columns})
+        if image is not None:
+            values = tuple(frame[image])
+            return Items(source, values, names, records, kind="images", table=frame)
         return Items(source, records, names, records, kind="values", table=frame)
     if column not in columns:
         raise _no_column(column, columns)
@@ -359,7 +363,8 @@ def _of_rows(rows: Sequence[Mapping[str, Any]], source: str) -> Items:
     """Return the items of a table: its rows, or its images if exactly one column holds some."""
     records = tuple(map(Record, rows))
     names = tuple(f"{source}[{index}]" for index in range(len(rows)))
-    column = column_of_images(rows[0]) if rows else None
+    columns = {name: [row.get(name) for row in rows] for name in (rows[0] if rows else ())}
+    column = column_of_images(columns)
     if column is None:
         return Items(source, tuple(rows), names, records)
     return Items(source, tuple(row[column] for row in rows), names, records, kind="images")

@@ -10,11 +10,14 @@ from itertools import chain, count, repeat
 import numpy as np
 import pandas as pd
 import pytest
+from datasets import Dataset
 from ipywidgets import FileUpload
+from PIL import Image
 
 from glm4v_magic.calls.prompt import names_in
 from glm4v_magic.core.errors import ImageError, OptionError, PromptError
 from glm4v_magic.core.remarks import PYTHON, worded
+from glm4v_magic.images.values import to_image
 from glm4v_magic.mapping.items import are_images, items_of, plan
 
 
@@ -105,6 +108,22 @@ def test_a_whole_dataframe_needs_a_prompt_that_differs():
     assert [row.prompt for row in plan("A {{row.name}}?", items, {})] == ["A a?", "A b?"]
     with pytest.raises(PromptError, match="Every row of df would be asked the same"):
         plan("What?", items, {})
+
+
+def test_the_only_column_of_images_in_a_whole_table_is_its_items():
+    image, other = Image.new("RGB", (4, 3)), Image.new("RGB", (5, 3))
+    columns = {"shown": [None, image], "name": ["a", "b"], "count": [1, None]}
+    for table in (pd.DataFrame(columns, index=["x", "y"]), Dataset.from_dict(columns)):
+        items = items_of(table, "df")
+        assert are_images("What?", items)
+        assert items.values[0] is None
+        assert to_image(items.values[1], "df").image.size == image.size
+        prompts = [row.prompt for row in plan("Is it {{row.name}}?", items, {})]
+        assert prompts == ["Is it a?", "Is it b?"]
+    several = pd.DataFrame({"one": [image], "other": [other], "name": ["a"]})
+    named = pd.DataFrame({"path": ["a.png"], "name": ["a"]})
+    for frame in (several, named):
+        assert not are_images("Is it {{row.name}}?", items_of(frame, "df"))
 
 
 @pytest.mark.parametrize(
