@@ -80,6 +80,7 @@ class PlacementOptions(PlacementFields):
             if foreign:
                 raise OptionError(
                     f"max_memory names GPU {min(foreign, key=str)}, which is not there.",
+                    "Name those that are there.",
                     option="max_memory",
                 )
             sizes = tuple(self._by_device.get(index, 0.0) for index in gpus)

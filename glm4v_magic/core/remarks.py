@@ -335,6 +335,10 @@ COMMON: Mapping[str, str] = {
 
 _IN_PYTHON = {
     "gpus_not_here": ("Leave gpus out to load; a plan and a dry run work for any description."),
+    "no_gpu_for_map": (
+        "Put it on the cpu, or leave device_map out; diagnose(gather()) of glm4v_magic.doctor says "
+        "why no GPU is found, and a dry run works for any that are described."
+    ),
     "quantised_already": ("Leave quantize out, or quantise the checkpoint that is not in FP8."),
     "gpu_is_smaller": "Describe it as it is, or leave gpus out.",
     "larger_reserve": "load it with a larger reserve",

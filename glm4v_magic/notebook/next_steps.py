@@ -17,6 +17,10 @@ _IN_A_CELL = {
     "gpus_not_here": (
         "Leave --gpus out to load; %glm4v plan and %glm4v check work for any description."
     ),
+    "no_gpu_for_map": (
+        "Put it on the cpu, or leave --map out; %glm4v doctor says why no GPU is found, and "
+        "%glm4v check works for any that are described (--gpus 2x16GiB)."
+    ),
     "quantised_already": "Leave --quantize out, or take the checkpoint that is not in FP8.",
     "not_of_a_server": "Only --served-model and --timeout go with an address.",
     "gpu_is_smaller": "Describe it as it is, or leave --gpus out.",

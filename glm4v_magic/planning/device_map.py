@@ -210,12 +210,13 @@ def check(device_map: Mapping[str, Place], tree: ModuleTree, gpus: Sequence[GPU]
 
 
 def _check_there(name: str, place: Place, gpus: Sequence[GPU]) -> None:
-    if place != "cpu" and place not in {gpu.index for gpu in gpus}:
-        raise DeviceMapError(
-            f"The device map puts {_called(name)} on "
-            f"{place if place == MPS else f'GPU {place}'}, but {_present(gpus)}.",
-            "" if gpus else "Put it on the cpu.",
-        )
+    if place == "cpu" or place in {gpu.index for gpu in gpus}:
+        return
+    device = place if place == MPS else f"GPU {place}"
+    wrong = f"The device map puts {_called(name)} on {device}, but {_present(gpus)}."
+    if gpus:
+        raise DeviceMapError(wrong, "Put it on one that is there, or on the cpu.")
+    raise DeviceMapError(wrong, code="no_gpu_for_map")
 
 
 def place_of(device_map: Mapping[str, Place], name: str) -> Place | None:

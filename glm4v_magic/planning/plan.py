@@ -171,7 +171,9 @@ def _ordered(gpus: Sequence[GPU], order: str | Sequence[int]) -> tuple[GPU, ...]
     by_index = {gpu.index: gpu for gpu in gpus}
     for index in order:
         if index not in by_index:
-            raise DeviceMapError(f"The order names cuda:{index}, which is not there.")
+            raise DeviceMapError(
+                f"The order names cuda:{index}, which is not there.", "Name those that are there."
+            )
     if len(set(order)) < len(order):
         raise DeviceMapError("The order names a GPU twice.")
     named = tuple(by_index[index] for index in order)
@@ -194,7 +196,10 @@ def _check_pins(task: Task) -> None:
     present = {gpu.index for gpu in task.gpus}
     for name, index in task.pin.items():
         if index not in present:
-            raise DeviceMapError(f"{name!r} is pinned to cuda:{index}, which is not there.")
+            raise DeviceMapError(
+                f"{name!r} is pinned to cuda:{index}, which is not there.",
+                "Pin it to one that is there.",
+            )
 
 
 def _on_cpu(shape: ModelShape, workload: Workload, objective: Objective) -> Plan:

@@ -16,6 +16,7 @@ __all__ = ["HTTP", "in_http"]
 _OVER_HTTP = {
     "port_not_usable": "Choose another with --port; 0 is any free one.",
     "gpus_not_here": "Start the server without --gpus.",
+    "no_gpu_for_map": "Put it on the cpu, or start the server without --map.",
     "quantised_already": (
         "Start the server without --quantize, or with the checkpoint that is not in FP8."
     ),

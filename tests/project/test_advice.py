@@ -458,6 +458,49 @@ def test_a_prompt_that_has_no_room(context):
 # What loading refuses.
 
 
+@takes(
+    "no_gpu_for_map",
+    "Put it on one that is there, or on the cpu.",
+    "Name those that are there.",
+    "Pin it to one that is there.",
+)
+def test_maps_for_gpus_that_are_not_here(run):
+    assert "on GPU 0, but there is none." in (
+        said := run(f"%glm4v load {TINY} --map cuda:0", fails=True)
+    )
+    for line in (f"load {TINY} --map cpu", f"load {TINY}", "doctor", f"check {TINY} --map cuda:0"):
+        assert line.split()[0] == "load" or f"%glm4v {line.split()[0]}" in said
+        run(f"%glm4v {line}{' --gpus 2x16GiB' if line.startswith('check') else ''}")
+    session = Session()
+    with pytest.raises(DeviceMapError, match=r"leave device_map out; diagnose\(gather\(\)\)"):
+        session.load(TINY, device_map=0)
+    for options in ({"device_map": "cpu"}, {}):
+        assert session.load(TINY, **options).status().info.devices == ("cpu",)
+        session.unload()
+    (found,) = (each for each in diagnose(gather()) if each.subject == "GPUs")
+    assert worded(found.reason, PYTHON)
+    assert dry_run(architecture(TINY), "2x1GiB", 1, context=64, images=0).works
+    demo, gpus = architecture("demo"), parse_gpus("2x8GiB")
+    small = {"context": 64}
+    for said, wrong, right in (
+        ("Put it on one that is there, or on the cpu.", {"given": {"": 2}}, {"given": {"": 1}}),
+        ("Pin it to one that is there.", {"pin": {"head": 2}}, {"pin": {"head": 1}}),
+        ("Name those that are there.", {"max_memory": {2: "1GiB"}}, {"max_memory": {1: "1GiB"}}),
+    ):
+        for options, is_wrong in ((wrong, True), (right, False)):
+            given = options.pop("given", None)
+            asked = PlacementOptions(**({} if given else small), **options)
+            if is_wrong:
+                with pytest.raises((DeviceMapError, OptionError), match=re.escape(said)):
+                    decide(demo, asked, gpus, given)
+            else:
+                assert decide(demo, asked, gpus, given).device_map
+    assert decide(demo, PlacementOptions(), gpus, {"": "cpu"}).device_map == {"": "cpu"}
+    with pytest.raises(DeviceMapError, match=r"Name those that are there\."):
+        plan(demo.shape(), gpus, Workload(64), order=[0, 2])
+    assert plan(demo.shape(), gpus, Workload(64), order=[1, 0]).fullness <= 1
+
+
 @takes("gpus_not_here", "gpu_is_smaller")
 def test_gpus_that_are_not_here(monkeypatch):
     with VirtualGPUs("1x1GiB"):
@@ -631,14 +674,18 @@ def test_more_host_memory_is_allowed():
 
 
 @takes(
-    "Free memory on the GPUs or lower the reserve.",
+    "Free memory on the GPUs, allow more of it, or lower the reserve.",
     "Install it with: pip install 'glm4v_magic[quantize]'",
     "Install a newer one with: pip install 'bitsandbytes>={}', and restart Python.",
 )
 def test_room_is_made(monkeypatch):
     full = [GPU(0, "GPU", 40 * GIB, GIB)]
-    with pytest.raises(DoesNotFitError, match="Free memory on the GPUs or lower the reserve"):
+    with pytest.raises(DoesNotFitError, match="Free memory on the GPUs, allow more of it"):
         plan(NINE_B.shape(), full, reserve=2 * GIB)
+    allowed = PlacementOptions(gpus="1x40GiB", reserve=2.0, max_memory=1.0)
+    with pytest.raises(DoesNotFitError, match="Free memory on the GPUs, allow more of it"):
+        make_plan(NINE_B, allowed)
+    assert make_plan(NINE_B, replace(allowed, max_memory=39.0)).fullness <= 1
     assert plan(NINE_B.shape(), [GPU(0, "GPU", 40 * GIB, 39 * GIB)], reserve=2 * GIB).fullness <= 1
     demo = architecture("demo").shape()
     assert plan(demo, full, reserve=0, workload=Workload(dtype="float32")).fullness <= 1
