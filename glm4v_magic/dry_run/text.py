@@ -63,6 +63,8 @@ def raise_if_unusable(report: DryRunReport) -> None:
     if report.problems:
         raise PlacementError(what, "A plan of ours keeps together what must be.")
     plan = "" if report.placement == "plan" else "a plan of ours, "
+    if any(gpu.weight_bytes > gpu.capacity_bytes for gpu in report.overfull):
+        raise DoesNotFitError(what, f"Use {plan}more or larger GPUs: the weights alone are larger.")
     raise DoesNotFitError(what, f"Use {plan}more or larger GPUs, or a shorter context.")
 
 

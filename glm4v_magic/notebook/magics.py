@@ -237,6 +237,7 @@ class Glm4vMagics(Magics):
         """Register magics, settings, formatters and the hook that ends a cell."""
         formatter = self.shell.display_formatter
         self.shell.configurables.append(self._settings)
+        self._settings.observe(self._model_was_set, "model")
         self.shell.register_magics(self)
         for kind, bundle in _BUNDLES.items():
             formatter.ipython_display_formatter.for_type_by_name(*kind, self._swallow_if_shown)
@@ -252,6 +253,18 @@ class Glm4vMagics(Magics):
         self.shell.input_transformers_cleanup.append(_alone)
         show_as_one_line(self.shell, lambda: self._settings.debug)
         write_late(self.shell.displayhook)
+
+    def _model_was_set(self, change: Any) -> None:
+        """Tell that the setting waits, where a model was chosen before."""
+        used = None if self._context is None else self._context.session.status().choice.model
+        if used is not None and change["new"] not in (None, used):
+            from glm4v_magic.core.placement import PlacementOptions
+            from glm4v_magic.notebook.draft import load_line
+            from glm4v_magic.notebook.live.output import show
+            from glm4v_magic.notebook.render.progress import line_bundle
+
+            line = load_line(change["new"], PlacementOptions())
+            show(line_bundle(f"{used} stays in use. To change it: {line}"))
 
     def uninstall(self) -> Session | None:
         """Undo `install` and what `Magics` itself registered.
@@ -362,7 +375,11 @@ def _has_current_folder() -> bool:
 
 def register(shell: InteractiveShell) -> None:
     """Install the magics in `shell`, with the settings as they are found now."""
-    settings = _settings_now(shell)
+    settings = _settings_now(
+        shell,
+        "glm4v_magic was not loaded. Put this right (%env NAME= unsets a variable), then "
+        "%load_ext glm4v_magic again.",
+    )
     Glm4vMagics(shell, settings, _kept.pop(shell, None)).install()
 
 

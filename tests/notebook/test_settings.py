@@ -319,9 +319,10 @@ def test_a_bad_environment_stops_the_extension_in_one_line(clean, plain_shell, c
     assert not plain_shell.run_cell("%load_ext glm4v_magic").success
     screen = "".join(capsys.readouterr())
     assert screen.strip().startswith("UsageError: The environment variable GLM4V_TEMPERATURE is")
+    assert "then %load_ext glm4v_magic again." in screen
     assert len(screen.strip().splitlines()) == 1
     assert plain_shell.configurables == before
-    clean.delenv("GLM4V_TEMPERATURE")
+    plain_shell.run_cell("%env GLM4V_TEMPERATURE=")
     assert plain_shell.run_cell("%load_ext glm4v_magic").success
     plain_shell.run_line_magic("unload_ext", "glm4v_magic")
 
@@ -334,6 +335,18 @@ def test_config_command(clean, shell, run):
     assert last.split(maxsplit=3)[:3] == ["top_k", "8", "%config"]
     assert "There is no setting topk. Did you mean top_k" in run("%glm4v config topk", fails=True)
     run("%config Glm4v.top_k = None")
+
+
+def test_a_model_that_is_set_after_another_was_chosen_waits_and_says_so(clean, shell, run):
+    assert "stays in use" not in run('%config Glm4v.model = "demo"')
+    run("%glm4v load demo")
+    assert "stays in use" not in run("%config Glm4v.top_k = 3")
+    line = '%glm4v load "my models/a"'
+    screen = run('%config Glm4v.model = "my models/a"')
+    assert screen.strip() == f"demo stays in use. To change it: {line}"
+    assert "demo is loaded already" in run("%glm4v load")
+    run("%config Glm4v.top_k = None")
+    run("%config Glm4v.model = None")
 
 
 def test_debug_for_every_line(clean, shell, run):

@@ -724,9 +724,14 @@ def test_examples_of_gpus_are_read():
 
 @takes(
     "Use {}more or larger GPUs, or a shorter context.",
+    "Use {}more or larger GPUs: the weights alone are larger.",
 )
 def test_what_a_dry_run_refuses():
     tiny = architecture(TINY)
+    report = dry_run(tiny, parse_gpus("1x1MiB"), {"": 0})
+    with pytest.raises(DoesNotFitError, match="larger GPUs: the weights alone are larger"):
+        raise_if_unusable(report)
+    raise_if_unusable(dry_run(tiny, "1x1GiB", {"": 0}))
     small = parse_gpus("1x261MiB")
     report = dry_run(tiny, small, {"": 0})
     with pytest.raises(DoesNotFitError, match="Use a plan of ours, more or larger GPUs, or a"):
