@@ -14,17 +14,19 @@
 
 Units are those of accelerate's ``max_memory``: GiB, MiB, KiB and TiB are powers of 1024; GB, MB, KB
 and TB are powers of 1000. A name in `gpu_models` tells which number formats the GPU can compute
-with and how fast it is; nothing is assumed about other GPUs.
+with and how fast it is; nothing is assumed about other GPUs. Of a model in there, a size that is
+the nominal one means the memory that torch reports, a smaller one is a limit, and a larger one is
+refused.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glm4v_magic.core.errors import GPUDescriptionError, did_you_mean
-from glm4v_magic.core.gpu_models import GPU_MODELS, capability_of, gpu_model
+from glm4v_magic.core.gpu_models import GPU_MODELS, GPUModel, capability_of, gpu_model
 from glm4v_magic.core.overhead import cuda_overhead
 
 __all__ = [
@@ -49,7 +51,7 @@ _UNITS = {
 }
 _GROUP = re.compile(
     r"(?:(?P<count>-?[0-9]+)\s*[x×]\s*)?"
-    r"(?:(?P<name>[a-z][a-z0-9 _.-]*?)[ -])?"
+    r"(?:(?P<name>(?:[a-z]|[0-9]{4})[a-z0-9 _.-]*?)[ -])?"
     r"(?P<size>-?[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[kmgt]i?b)?",
     re.IGNORECASE | re.ASCII,
 )
@@ -58,9 +60,12 @@ _NAMED = re.compile(
 )
 _NUMBER = re.compile(r"(?<![a-z0-9])[0-9]+(?![a-z0-9])", re.IGNORECASE | re.ASCII)
 _SPEED = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?b)/s", re.IGNORECASE | re.ASCII)
+_COUNT_FIRST = re.compile(r"(?P<count>[0-9]+)\s+(?P<name>.+)", re.ASCII)
+_COUNT_LAST = re.compile(r"(?P<name>.*[0-9b\s])[x×]\s*(?P<count>[0-9]+)", re.IGNORECASE | re.ASCII)
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?b)", re.IGNORECASE | re.ASCII)
 _EXAMPLE = 'Write for example "4x16GiB", "24+16+12GiB", "2xT4", "24GiB@936GB/s" or "cpu".'
 _LONGEST = 200
+_TAKEN = 0.15  # of the nominal size, by error correction and the driver: at most
 
 
 APPLE = "Apple GPU (mps)"
@@ -197,11 +202,12 @@ class _Group:
     count: int
     name: str
     size: int
-    bandwidth: int | None
+    model: GPUModel | None = None
+    bandwidth: int | None = None
 
     def gpu(self, index: int) -> GPU:
         """Return one of them, with what its model is known for."""
-        model = gpu_model(self.name, self.size)
+        model = self.model
         known = (
             (None, None, None)
             if model is None
@@ -225,63 +231,120 @@ def _read_groups(text: str) -> list[_Group]:
     for part in reversed(text.split("+")):
         written, at, speed = part.strip().partition("@")
         bandwidth = _bandwidth(speed, text) if at else None
-        count, name, size, unit = _read_group(written.strip(), unit, text)
-        if count < 1 or size < 1:
-            what = "a count" if count < 1 else "a size"
+        group, unit = _read_group(written.strip(), unit, text)
+        if group.count < 1 or group.size < 1:
+            what = "a count" if group.count < 1 else "a size"
             raise GPUDescriptionError(f"{part.strip()!r} has {what} below one.", _EXAMPLE)
-        groups.append(_Group(count, name, size, bandwidth))
+        groups.append(replace(group, bandwidth=bandwidth))
     return groups[::-1]
 
 
-def _read_group(part: str, unit: str, text: str) -> tuple[int, str, int, str]:
-    """Return count, name, bytes, and the unit for sizes before it.
+def _read_group(part: str, unit: str, text: str) -> tuple[_Group, str]:
+    """Return a group without its bandwidth, and the unit for sizes before it.
 
     Args:
         part: the group, without its bandwidth.
         unit: unit of the sizes after it.
         text: the whole description, for messages.
     """
+    match = _COUNT_LAST.fullmatch(part)
+    if match is not None and _is_readable(meant := f"{match['count']}x{match['name'].strip()}"):
+        raise GPUDescriptionError(f"Cannot read {part!r} in {text!r}.", f'Did you mean "{meant}"?')
+    return _read_counted(part, unit, text)
+
+
+def _read_counted(part: str, unit: str, text: str) -> tuple[_Group, str]:
+    """As `_read_group`, of a part whose count is at its beginning, if it has one."""
     match = _GROUP.fullmatch(part)
+    if (
+        match is not None
+        and (match["name"] or "")[:1].isdigit()
+        and not capability_of(match["name"])
+    ):
+        match = None
     if match is None or not match["unit"]:
         named = _of_model(part)
         if named is not None:
-            return *named, unit
+            return named, unit
     if match is None:
         raise GPUDescriptionError(f"Cannot read {part!r} in {text!r}.", _meant(part))
-    unit = (match["unit"] or unit).lower()
+    unit = match["unit"] or unit
     if not unit:
-        if match["name"] is None or capability_of(match["name"]):
+        if match["name"] is None:
             raise GPUDescriptionError(f"{text!r} gives a size without a unit.", _meant(part))
+        if capability_of(match["name"]):
+            hint = f'Add the unit, as in "{part}GiB".'
+            raise GPUDescriptionError(f"{text!r} gives a size without a unit.", hint)
         name = f"{match['name']} {match['size']}"
         meant = did_you_mean(name, (model.name for model in GPU_MODELS))
         raise GPUDescriptionError(
-            f"{text!r} names a GPU that is not known.",
-            f'{meant} Add its memory, as in "{name}-16GiB".'.strip(),
+            f"{text!r} names a GPU that is not known.", f"{meant} {_add_memory(part)}".strip()
         )
-    size = _bytes(match["size"], unit)
-    return int(match["count"] or 1), match["name"] or "GPU", size, unit
+    group = _Group(int(match["count"] or 1), match["name"] or "GPU", _bytes(match["size"], unit))
+    if match["name"] is not None:
+        group = _sized(group, match["size"], unit)
+    return group, unit
 
 
-def _of_model(part: str) -> tuple[int, str, int] | None:
-    """Return count, name and bytes of a group that names a model without its memory."""
+def _of_model(part: str) -> _Group | None:
+    """Return a group that names a model without its memory; ``None`` if it does not."""
     match = _NAMED.fullmatch(part)
     if match is None:
         return None
     model = gpu_model(match["name"])
     if model is None or {*_NUMBER.findall(match["name"])} - {*model.marks}:  # "A100-40"
         return None
-    return int(match["count"] or 1), match["name"], model.memory_bytes
+    return _Group(int(match["count"] or 1), match["name"], model.memory_bytes, model)
+
+
+def _sized(group: _Group, number: str, unit: str) -> _Group:
+    """Return a group with a name and a size, as its model really is, if that is known.
+
+    Raises:
+        GPUDescriptionError: if the model has less memory.
+    """
+    # with the size, which may tell the model: "A100-SXM4-40GB"
+    written = f"{group.name} {number}{unit}"
+    model = gpu_model(written, group.size)
+    if model is None or group.size < 1:
+        return group
+    # "80GB" of data sheets are 80 GiB, less what error correction and the driver take.
+    nominal = _bytes(number, unit[0] + "ib")
+    if f"{number}{unit.lower()}" in model.hints or 1 <= nominal / model.memory_bytes < 1 + _TAKEN:
+        return replace(group, size=model.memory_bytes, model=model)
+    if group.size > model.memory_bytes:
+        count = "" if group.count == 1 else f"{group.count}x"
+        raise GPUDescriptionError(
+            f"{model.name} has {model.memory_gib:g} GiB, not {number}{unit}.",
+            f'Leave the size out, or the name: "{count}{number}{unit}".',
+        )
+    return replace(group, model=model)
+
+
+def _is_readable(part: str) -> bool:
+    try:
+        group, _ = _read_counted(part, "", part)
+    except GPUDescriptionError:
+        return False
+    return 0 < group.count <= MAX_GPUS and group.size > 0
 
 
 def _meant(part: str) -> str:
     """Return what to write instead of a group that cannot be read."""
+    first = _COUNT_FIRST.fullmatch(part)
+    if first is not None and _is_readable(meant := f"{first['count']}x{first['name']}"):
+        return f'Did you mean "{meant}"?'
     match = _NAMED.fullmatch(part)
     name = "" if match is None else match["name"].replace("-", " ")
     if not (any(map(str.isalpha, name)) and any(map(str.isdigit, name))):
         return _EXAMPLE
     if capability_of(name):  # of a laptop, or a part of a GPU
-        return f'Add its memory, as in "{name}-16GiB".'
+        return _add_memory(part)
     return f"{did_you_mean(name, (model.name for model in GPU_MODELS))} {_EXAMPLE}".strip()
+
+
+def _add_memory(part: str) -> str:
+    return f'Add its memory, as in "{part}-16GiB".'
 
 
 def _bandwidth(written: str, text: str) -> int:

@@ -722,6 +722,25 @@ def test_examples_of_gpus_are_read():
     assert dry_run(architecture("demo"), "1x16GiB", text_tokens=4).works
 
 
+@takes('Did you mean "{}"?', 'Leave the size out, or the name: "{}{}{}".')
+def test_what_is_written_instead_of_a_description_is_read():
+    wanted = {
+        "2 T4": 2,
+        "RTX 3090 x 2": 2,
+        "2xT4-64GB": 2,
+        "RTX 3090-24": 1,
+        "2xRTX-4090-Laptop": 2,
+        "2xGTX-1080": 2,
+        "4090 Laptop": 1,
+    }
+    for description, count in wanted.items():
+        with pytest.raises(GPUDescriptionError) as caught:
+            parse_gpus(description)
+        (instead,) = re.findall('"(.+?)"', caught.value.hint)
+        assert len(parse_gpus(instead)) == count
+    assert len(parse_gpus("2xT4")) == 2
+
+
 @takes(
     "Use {}more or larger GPUs, or a shorter context.",
     "Use {}more or larger GPUs: the weights alone are larger.",
