@@ -129,18 +129,23 @@ def make_plan(
             raise OptionError("Nothing tells which GPUs to plan for.", 'Describe them: "2x24GiB".')
         gpus = parse_gpus(options.gpus)
     shape = architecture.shape()
-    made, chosen = held_plan(
-        shape,
-        _capped(gpus, options),
-        options.workload,
-        whole=not options.may_offload,
-        cpu=cpu,
-        offload=options.may_offload,
-        **_of_a_split(options),
-    )
+    limits = Limits(**{name: getattr(options, name) for name in (*_LIMITS, "dtype")})
+    try:
+        made, chosen = held_plan(
+            shape,
+            _capped(gpus, options),
+            options.workload,
+            whole=not options.may_offload,
+            cpu=cpu,
+            offload=options.may_offload,
+            **_of_a_split(options),
+        )
+    except DoesNotFitError as error:
+        if error.plan is not None:
+            error.plan = replace(error.plan, limits=limits)
+        raise
     _refuse_more_host_memory(made, shape, options)
     notes = (*chosen.notes, *made.notes, *(() if gpus else _without_effect(options)))
-    limits = Limits(**{name: getattr(options, name) for name in (*_LIMITS, "dtype")})
     return replace(made, notes=notes, limits=limits)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from glm4v_magic.checkpoints.architecture import architecture
+from glm4v_magic.core.errors import DoesNotFitError
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.room import room_for_kept
@@ -47,6 +48,15 @@ def test_on_the_gpus_it_was_made_for_a_plan_is_what_it_was(options):
     plan = made("2x24GiB", **options)
     assert on("2x24GiB", plan).plan == plan
     assert capacities(plan, parse_gpus("2x24GiB")) == sizes(plan)
+
+
+def test_the_split_of_a_model_that_does_not_fit_keeps_its_limits():
+    options = {"max_memory": 9.0, "reserve": 0.5}
+    with pytest.raises(DoesNotFitError) as caught:
+        made("2x24GiB", **options)
+    plan = caught.value.plan
+    assert (plan.limits.max_memory, plan.limits.reserve) == (9.0, 0.5)
+    assert set(capacities(plan, parse_gpus("2x24GiB")).values()) == {9 * GIB}
 
 
 def test_smaller_gpus_leave_less_for_kept_prompts():

@@ -133,13 +133,16 @@ def hold(seeds, names):
 def is_too_small(model, gpus, error, options):
     """Whether the best split is too full, which its dry run then says, too.
 
-    It is not where the split fits and what does not is the host's memory, or no GPU has any room.
+    The dry run lets it have the reserve, but no more than `max_memory`. It is not too full where
+    the split fits and what does not is the host's memory, or no GPU has any room.
     """
     stages = [] if error.plan is None else [each for each in error.plan.stages if each.units]
     if not any(stage.fullness > 1 for stage in stages):
         assert str(error)
         return False
-    if any(stage.fullness > 1.01 for stage in stages):
+    allowed = options.get("max_memory", [float("inf")] * len(gpus))
+    most = [min(g.usable_bytes, gib * 2**30) for g, gib in zip(gpus, allowed, strict=True)]
+    if any(stage.total_bytes > 1.01 * most[stage.gpu] for stage in stages):
         assert not dry_run(model, gpus, error.plan, decode_steps=1).works, (str(error), options)
     return True
 
