@@ -36,6 +36,7 @@ __all__ = [
     "begun",
     "filled",
     "from_table",
+    "is_room_for_word",
     "options_in",
     "parse",
     "split",
@@ -383,10 +384,29 @@ def _filled(word: str, names: Mapping[str, object]) -> str:
 
 def options_in(arguments: Iterable[ArgDecorator]) -> dict[str, Action]:
     """Return the options among arguments that `takes` can be given, by every name they have."""
+    return dict(_parser_of(arguments)._option_string_actions)
+
+
+def is_room_for_word(arguments: Iterable[ArgDecorator], words: Iterable[str]) -> bool:
+    """Tell whether one more word that is no option can follow `words`."""
+    parser = _parser_of(arguments)
+    places = [each for each in parser._actions if not each.option_strings]
+    if any(each.nargs == "*" for each in places):
+        return True
+    taken, before = 0, ""
+    for word in words:
+        is_option = word.startswith("-") and not isinstance(word, Quoted)
+        if not is_option and not _takes_a_value(parser, before):
+            taken += 1
+        before = word
+    return taken < len(places)
+
+
+def _parser_of(arguments: Iterable[ArgDecorator]) -> MagicArgumentParser:
     parser = MagicArgumentParser()
     for each in arguments:
         each.add_to_parser(parser, None)
-    return dict(parser._option_string_actions)
+    return parser
 
 
 def _parser(function: Callable[..., Any]) -> MagicArgumentParser:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, TypeAlias
 
+from IPython.core.magic_arguments import ArgDecorator
+
 from glm4v_magic.checkpoints.names import PUBLISHED
 from glm4v_magic.core.gpu_models import GPU_MODELS
 from glm4v_magic.core.model import DEMOS
@@ -21,7 +23,13 @@ from glm4v_magic.core.options import OPTIONS, of_python
 from glm4v_magic.images.formats import CLIPS, SUFFIXES
 from glm4v_magic.images.recognised import may_be_images
 from glm4v_magic.notebook.arguments import ARGUMENTS
-from glm4v_magic.notebook.command_line import ANSWER_OPTIONS, begun, options_in
+from glm4v_magic.notebook.command_line import (
+    Quoted,
+    begun,
+    is_room_for_word,
+    options_in,
+)
+from glm4v_magic.notebook.our_line import our_line
 from glm4v_magic.notebook.own_options import OWN
 from glm4v_magic.notebook.settings import Glm4v
 
@@ -29,10 +37,9 @@ __all__ = ["Completed", "Match", "complete"]
 
 _MOST = 200  # entries of one folder, columns of one table
 
-_OUR_LINE = re.compile(r"\s*(?:[\w\s,.*\[\]'\"()]+=\s*)?%glm4v(?=\s)(?P<rest>.*)", re.DOTALL)
-_OUR_CELL = re.compile(r"%%glm4v(?=\s)(?P<rest>.*)", re.DOTALL)
-
 _EXPRESSION = re.compile(r"(?P<path>(?:[^\W\d]\w*\.)*)(?P<start>\w*)\Z")
+
+_ROW_KEY = re.compile(r"(?<![\w.])row\[(?P<quote>[\"']?)(?P<start>[^\"'\]]*)\Z")
 
 _ITEM_TYPES = frozenset(
     {
@@ -52,6 +59,8 @@ _COLUMNS = {
 
 _OF_THE_TABLE = ("by", "evaluate")
 """Options whose value is a column of what is asked over."""
+
+_UNITS = ("vision", "embedding", "layer", "head")
 
 _CODE = (FunctionType, BuiltinFunctionType, ModuleType, type)
 
@@ -98,14 +107,18 @@ def complete(text: str, names: Mapping[str, Any], chats: Iterable[str] = ()) -> 
         chats: names of the chats.
     """
     context = Surroundings(names, [name for name in chats if name and len(name.split()) == 1])
-    first, below, _ = text.lstrip("\n").partition("\n")
-    if (cell := _OUR_CELL.match(first)) is not None:
-        if below:
-            return _expression(text, context, "--over" in first) or Completed("", ())
-        return _words(cell["rest"], context, _after_cell_magic)
-    if (line := _OUR_LINE.fullmatch(text.rpartition("\n")[2])) is not None:
-        return _words(line["rest"], context, _after_line_magic)
-    return None
+    line = our_line(text)
+    if line is None:
+        return None
+    if line.body is not None:
+        words, _ = begun(f"{line.rest} ") or ([], "")
+        context = replace(context, words=words)
+        found = _expression(line.body, context, "--over" in line.rest) or Completed("", ())
+    else:
+        after = _after_cell_magic if line.is_cell else _after_line_magic
+        found = _words(line.rest, context, after)
+    # A word that goes on behind a backslash at the end of a line is not as it stands there.
+    return found if text.endswith(found.fragment) else Completed("", ())
 
 
 def _words(
@@ -113,30 +126,66 @@ def _words(
     context: Surroundings,
     offered: Callable[[list[str], str, Surroundings], Iterable[Match]],
 ) -> Completed:
-    found = _expression(rest, context, "--over" in rest)
     typed = begun(rest)
+    words, current = typed or ([], "")
+    here = replace(context, words=words)
+    found = _expression(rest, here, "--over" in rest, outside=_quote(current))
     if found is not None or typed is None:
         return found or Completed("", ())
-    words, current = typed
     option, equals, value = current.partition("=")
     if option.startswith("--") and equals:  # --format=json
         words, current = [*words, option], value
-    matches = offered(words, current, replace(context, words=words))
+    matches = [
+        replace(each, text=_within(_quote(current), each.text))
+        for each in offered(words, current, replace(context, words=words))
+    ]
     return Completed(current, tuple(each for each in matches if _goes_on(current, each.text)))
+
+
+def _quote(typed: str) -> str:
+    """Return the quote that a word begins with, if any."""
+    return typed[:1] if typed[:1] in "\"'" else ""
+
+
+def _within(quote: str, text: str) -> str:
+    """Return a value in the quotes that are typed; empty if it has some of these in it."""
+    if not quote or _quote(text):
+        return text
+    return "" if quote in text else f"{quote}{text}{quote}"
 
 
 def _goes_on(typed: str, text: str) -> bool:
     """Tell whether a text begins with what is typed. Names that need quotes come with them."""
-    return text.startswith(typed) or (
-        text[:1] in "\"'" and text[1:].startswith(typed.lstrip("\"'"))
-    )
+    bare, inside = typed.lstrip("\"'"), text[len(_quote(text)) :]
+    is_quoted = inside != text and inside.startswith((bare, f"./{bare}"))
+    return bool(text) and (text.startswith(typed) or is_quoted)
 
 
-def _expression(text: str, context: Surroundings, many: bool) -> Completed | None:
-    """Complete a ``{{expression}}`` that is not closed; ``None`` outside of one."""
+def _expression(
+    text: str, context: Surroundings, many: bool, outside: str = ""
+) -> Completed | None:
+    """Complete a ``{{expression}}`` that is not closed; ``None`` outside of one.
+
+    Args:
+        text: what ends at the cursor.
+        context: of the words before it.
+        many: whether the question is asked of several items.
+        outside: quote that the expression is in, which its own texts cannot have.
+    """
     begin = text.rfind("{{")
     if begin < 0 or "}}" in text[begin:]:
         return None
+    table = _table(context) if many else None
+    if table is not None and (key := _ROW_KEY.search(text, begin + 2)):
+        keys = [_key(each, key["quote"], outside) for each in _names_of(table)]
+        return Completed(
+            f"{key['quote']}{key['start']}",
+            tuple(
+                Match(f"{each}]", "column")
+                for each in keys
+                if each and each.startswith(f"{key['quote']}{key['start']}")
+            ),
+        )
     found = _EXPRESSION.search(text, begin + 2)
     if found is None:
         return Completed("", ())
@@ -146,6 +195,16 @@ def _expression(text: str, context: Surroundings, many: bool) -> Completed | Non
         offered = [*own, *(Match(name, _kind(names[name])) for name in _shown(names))]
     else:
         first, *path = found["path"].split(".")[:-1]
+        if first == "row" and not path and table is not None:
+            columns = [each for each in _names_of(table) if str(each).isidentifier()]
+            return Completed(
+                found["start"],
+                tuple(
+                    Match(str(each), "column")
+                    for each in columns
+                    if str(each).startswith(found["start"])
+                ),
+            )
         value = names.get(first)
         for name in path:  # of the instance alone: a property would run the user's code
             value = getattr(value, "__dict__", {}).get(name)
@@ -162,7 +221,7 @@ def _parts(value: object) -> list[str]:
 
 
 def _after_cell_magic(words: list[str], current: str, context: Surroundings) -> Iterable[Match]:
-    return _arguments(options_in(ANSWER_OPTIONS), words, current, _images, context)
+    return _arguments(ARGUMENTS["ask"], words, current, _images, context)
 
 
 def _after_line_magic(words: list[str], current: str, context: Surroundings) -> Iterable[Match]:
@@ -171,19 +230,18 @@ def _after_line_magic(words: list[str], current: str, context: Surroundings) -> 
     name, *words = words
     if name not in ARGUMENTS:
         return ()
-    return _arguments(
-        options_in(ARGUMENTS[name]), words, current, _OFFERED.get(name, _none), context
-    )
+    return _arguments(ARGUMENTS[name], words, current, _OFFERED.get(name, _none), context)
 
 
 def _arguments(
-    options: Mapping[str, Action],
+    arguments: Sequence[ArgDecorator],
     words: list[str],
     current: str,
     offered: Offer,
     context: Surroundings,
 ) -> Iterator[Match]:
-    waiting = options.get(words[-1]) if words else None
+    options = options_in(arguments)
+    waiting = options.get(words[-1]) if words and not isinstance(words[-1], Quoted) else None
     takes_one = waiting is not None and waiting.nargs in (None, "?")
     if waiting is not None and takes_one and not current.startswith("-"):
         yield from _values(waiting, current, context)
@@ -192,7 +250,7 @@ def _arguments(
     if current.startswith("-"):
         for name in sorted(options):
             yield Match(name, "option")
-    else:
+    elif is_room_for_word(arguments, words):
         yield from offered(current, context)
 
 
@@ -269,10 +327,18 @@ def _models(current: str, context: Surroundings) -> Iterator[Match]:
 
 def _gpus(current: str, context: Surroundings) -> Iterator[Match]:
     """Yield models of GPUs, after the count and the groups that are typed already."""
-    before = re.match(r"(?:.*\+)?(?:[0-9]*x)?", current)
+    before = re.match(r"(?:.*\+)?(?:[0-9]*x)?", current[len(_quote(current)) :])
     assert before is not None  # it may be empty
     for model in GPU_MODELS:
         yield Match(before[0] + model.name.replace(" ", "-"), "GPU")
+
+
+def _pins(current: str, context: Surroundings) -> Iterator[Match]:
+    """Yield units, after the pins that are typed already."""
+    before = re.match(r".*,|", current[len(_quote(current)) :])
+    assert before is not None  # it may be empty
+    for unit in _UNITS:  # the quote stays open at a unit, whose GPU comes next
+        yield Match(f"{_quote(current)}{before[0]}{unit}=", "unit")
 
 
 def _folders(current: str, context: Surroundings) -> Iterator[Match]:
@@ -297,11 +363,14 @@ def _json_files(current: str, context: Surroundings) -> Iterator[Match]:
 def _items(current: str, context: Surroundings) -> Iterator[Match]:
     """Yield variables that hold several items, columns of a table, and folders."""
     names = context.names
-    start, after = re.match(r"(\w*)([.\[]?)", current).groups()  # type: ignore[union-attr]
+    outside = _quote(current)
+    start, after, inside = re.match(  # type: ignore[union-attr]
+        r"(\w*)([.\[]?)([\"']?)", current[len(outside) :]
+    ).groups()
     if after and start in names:
         library, columns = _columns(names[start])
         for column in columns:
-            if after == "[" and (key := _key(column)):
+            if after == "[" and (key := _key(column, inside, outside)):
                 yield Match(f"{start}[{key}]", "column")
             elif after == "." and library == "pandas" and str(column).isidentifier():
                 yield Match(f"{start}.{column}", "column")
@@ -319,9 +388,13 @@ def _table(context: Surroundings) -> object:
 
 
 def _column_names(table: object, current: str) -> Iterator[Match]:
-    for column in _columns(table)[1] or _keys(table):
+    for column in _names_of(table):
         if _is_a(column, str) and (name := _in_quotes(str(column), current)):
             yield Match(name, "column")
+
+
+def _names_of(table: object) -> list[object]:
+    return _columns(table)[1] or _keys(table)
 
 
 def _keys(rows: Any) -> list[object]:
@@ -381,16 +454,22 @@ def _columns(value: object) -> tuple[str, list[object]]:
     return "", []
 
 
-def _key(column: object) -> str:
-    """Return the name of a column as Python, in double quotes if possible; empty if it needs both.
+def _key(column: object, quote: str = "", outside: str = "") -> str:
+    """Return the name of a column as Python, in double quotes if possible; empty if in none.
 
     On the line, text with quotes of both kinds would end at the first of them.
+
+    Args:
+        column: the name.
+        quote: quote that is typed before it, if any.
+        outside: quote that the whole is in, if any.
     """
     if not isinstance(column, str):
-        return repr(column) if isinstance(column, int) else ""
-    if '"' in column:
-        return "" if "'" in column else repr(column)
-    return f'"{repr(column)[1:-1]}"'
+        return repr(column) if isinstance(column, int) and not quote else ""
+    for each in quote or "\"'":
+        if each != outside and each not in column and not (outside and outside in column):
+            return f"{each}{repr(column)[1:-1]}{each}"
+    return ""
 
 
 def _shown(names: Mapping[str, Any]) -> list[str]:
@@ -429,11 +508,13 @@ def _files(current: str, suffixes: tuple[str, ...]) -> Iterator[Match]:
     for entry in sorted(begun, key=lambda each: each.name)[:_MOST]:
         if entry.name.startswith(".") and not name:
             continue
+        if not entry.name.isprintable():  # a line end in it would end the line
+            continue
         is_folder = entry.is_dir()
         if is_folder or (suffixes and entry.name.lower().endswith(suffixes)):
-            yield Match(
-                _quoted(f"{stem}{entry.name}{'/' * is_folder}", current), _of(entry, is_folder)
-            )
+            path = f"{stem}{entry.name}{'/' * is_folder}"
+            path = f"./{path}" if path.startswith("-") else path  # it is no option
+            yield Match(_quoted(path, current), _of(entry, is_folder))
 
 
 def _of(entry: os.DirEntry[str], is_folder: bool) -> str:
@@ -443,9 +524,12 @@ def _of(entry: os.DirEntry[str], is_folder: bool) -> str:
 
 
 def _quoted(path: str, current: str) -> str:
-    quote = current[:1] if current[:1] in "\"'" else ""
-    if not quote and re.search(r"[\s\"']", path):
-        quote = "'" if '"' in path else '"'
+    """Return a path in the quotes that are typed or that it needs; empty if in none."""
+    quote = _quote(current) or '"' * bool(re.search(r"[\s\"']", path))
+    if quote and quote in path:
+        quote = "'" if quote == '"' else '"'
+    if quote and quote in path:
+        return ""
     # The quote stays open at a folder, whose files come next.
     return f"{quote}{path}{'' if path.endswith('/') else quote}"
 
@@ -475,6 +559,7 @@ _VALUES: Mapping[str, Offer] = {
     "lora": _folders,
     "out": _variables,
     "over": _items,
+    "pin": _pins,
     "save": _any_file,
     "schema": _schemas,
 }

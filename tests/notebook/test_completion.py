@@ -16,6 +16,7 @@ from shells import ROOT
 from glm4v_magic.core.options import OPTIONS
 from glm4v_magic.core.typed_options import read_text
 from glm4v_magic.notebook.arguments import ARGUMENTS
+from glm4v_magic.notebook.command_line import parse, split
 from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.completion import complete
 
@@ -145,13 +146,25 @@ IMAGES = ["camera image", "cats image", "cat.png image"]
         ("%glm4v load photos --base GLM-4V", ["GLM-4V-9B model"]),
         ("%glm4v plan GLM-4V-9B --gpus 2xRTX-309", ["2xRTX-3090 GPU", "2xRTX-3090-Ti GPU"]),
         ("%glm4v load --gpus 24GiB+TI", ["24GiB+TITAN-V GPU", "24GiB+TITAN-RTX GPU"]),
+        ("%glm4v plan --gpus '2xRTX-309", ["'2xRTX-3090' GPU", "'2xRTX-3090-Ti' GPU"]),
         ("%glm4v plan --gpus c", ["cpu value"]),
+        ("%glm4v plan 'GLM-4V", ["'GLM-4V-9B' model"]),
+        ("%glm4v load --dtype 'fl", ["'float16' value", "'float32' value"]),
+        ("%glm4v load '--dt", []),
+        ("%glm4v load --pin v", ["vision= unit"]),
+        ("%glm4v load --pin 'vision=0,l", ["'vision=0,layer= unit"]),
         ("%glm4v load --replicas ", ["2 example", "max value"]),
         ("%glm4v load --cluster a", ["auto value"]),
         ("%glm4v plan --json c", ["c.json file"]),
         ("%glm4v plan --json GLM-4V", ["GLM-4V-9B model"]),
         ("%glm4v unload ", []),
         ("%glm4v config top", ["top_p setting", "top_k setting"]),
+        ("%glm4v config thinking ", []),
+        ("%glm4v load --dtype float16 de", ["demo model", "demo-4.6v model"]),
+        ("%glm4v load demo --dtype float16 de", []),
+        ("%glm4v load demo --dt", ["--dtype option"]),
+        ("%glm4v history cats ", []),
+        ("%glm4v export cats c.", ["c.json file"]),
         ("%glm4v preview ca", IMAGES),
         ("x = %glm4v ask ca", IMAGES),
         ("%glm4v ask -f no", ["notes.txt file"]),
@@ -194,6 +207,12 @@ IMAGES = ["camera image", "cats image", "cat.png image"]
         ("%%glm4v --schema bad", ["bad_dict variable"]),
         ("%%glm4v --over df.", ["df.image column"]),
         ("%%glm4v --over df[", [f"df[{key}] column" for key in DF]),
+        ("%%glm4v --over df['", [f"df['{key}'] column" for key in ("image", "two words", 'a"b')]),
+        ("%%glm4v --over 'df[", [f"'df[{key}]' column" for key in (*DF[:2], "5")]),
+        ("%%glm4v --over 'df['", []),
+        ("%%glm4v --over \"df['i", ["\"df['image']\" column"]),
+        ("%%glm4v --over 'df.", ["'df.image' column"]),
+        ("%%glm4v --over 'cat", ["'cats' variable"]),
         ("%%glm4v --over frame.", []),
         ("%%glm4v --over frame[", ['frame["image"] column', 'frame["n"] column']),
         ("%%glm4v --over arrow[", ['arrow["image"] column', 'arrow["n"] column']),
@@ -226,7 +245,42 @@ IMAGES = ["camera image", "cats image", "cat.png image"]
         ("%%glm4v cat.png\nIs this {{odd.", []),
         ("%%glm4v cat.png\nIs this {{nothing.x", []),
         ("%%glm4v --over df.image\nIs this {{row", ["row variable", "row_of image"]),
+        ("%%glm4v --over df\nIs it {{row.", ["image column"]),
+        ("%%glm4v --over df\nIs it {{row[", [f"{key}] column" for key in DF]),
+        ("%%glm4v --over df.image\nIs it {{row['tw", ["'two words'] column"]),
+        ("%%glm4v --over records\nIs it {{row.", ["q column", "label column"]),
+        ("%glm4v ask --over df 'Is it {{row[\"i", ['"image"] column']),
+        ("%glm4v ask --over df \"Is it {{row[i", []),
+        ("%%glm4v --over cats\nIs it {{row.", []),
+        ("%%glm4v\nIs it {{row.", []),
         ("%glm4v ask cat.png 'Is this {{cou", ["count variable", "counts variable"]),
+        ("%%glm4v\nWhat is ca", []),
+        ("%%glm4v \t\nIs this {{cou", ["count variable", "counts variable"]),
+        (" \n\n  %%glm4v ca", IMAGES),
+        ("%%time\n%%glm4v ca", IMAGES),
+        ("%%time\n\n%%capture shown\n%%glm4v cat.png\nWhat is ca", []),
+        ("%%time\nx = %glm4v ask ca", IMAGES),
+        ("%time %glm4v ask ca", IMAGES),
+        ("x = %timeit -n 1 %glm4v ask ca", IMAGES),
+        (">>> %glm4v ask ca", IMAGES),
+        ("for each in x:\n    %glm4v ask ca", IMAGES),
+        ("x[-1] = %glm4v ask ca", IMAGES),
+        ("d['a-b'] = %glm4v ask ca", IMAGES),
+        ('d[f"{k}"], *x = %glm4v ask ca', IMAGES),
+        ("x: str = %glm4v ask ca", IMAGES),
+        ("d['%glm4v '] = %glm4v ask ca", IMAGES),
+        ("%glm4v ask cat.png \\\n --fo", ["--format option"]),
+        ("x = %glm4v ask \\\n cat.png \\\n ca", IMAGES),
+        ("%glm4v ask 'two \\\nwo", []),
+        ("!ls \"it's\n%glm4v ask ca", IMAGES),
+        ("f(a,\n%cd photos\n)\n%glm4v ask ca", IMAGES),
+        ("# %glm4v ask ca", None),
+        ("!echo %glm4v ask ca", None),
+        ("%timer %glm4v ask ca", None),
+        ("s = '''\n%glm4v ask ca", None),
+        ("f(x = %glm4v ask ca", None),
+        ("x == %glm4v ask ca", None),
+        ("%%glm4v\tca", None),
         ("%glm4v", None),
         ("%%glm4v", None),
         ("x = %glm4vv ", None),
@@ -251,6 +305,31 @@ def test_a_name_behind_hundreds_of_others_is_offered(offered):
         Path(f"a{number}.png").touch()
     assert offered("%%glm4v cat") == ["cats image", "cat.png image"]
     assert len(offered("%%glm4v a")) == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "found"),
+    [
+        ("it's.png", "", '"it\'s.png"'),
+        ("it's.png", "'it", '"it\'s.png"'),
+        ('a"q.png', '"a', "'a\"q.png'"),
+        ("a\"q's.png", "'a", None),
+        ("it's", '"it', "\"it's/"),
+        ("-dash.png", "", "./-dash.png"),
+        ("-dash.png", "'-d", "'./-dash.png'"),
+        ("-two words.png", "", '"./-two words.png"'),
+        ("a\nb.png", "a", None),
+    ],
+)
+def test_what_is_inserted_is_read(tmp_path, monkeypatch, name, typed, found):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / name
+    path.touch() if path.suffix else path.mkdir()
+    offered = complete(f"%glm4v ask {typed}", {})
+    assert [each.text for each in offered.matches] == ([] if found is None else [found])
+    if found is not None and path.suffix:
+        parsed = parse(COMMANDS["ask"], split(found))
+        assert [Path(word).name for word in parsed.words] == [name]
 
 
 @pytest.fixture
