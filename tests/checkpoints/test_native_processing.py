@@ -149,7 +149,12 @@ def test_a_mark_cannot_be_typed(native):
     ("kind", "partial", "ending", "is_inside"),
     [
         ("glm4v", Message("assistant", "A re"), "<|assistant|>\nA re", False),
-        ("glm46v", Message("assistant", "A <|user|>"), "<|assistant|>\nA <|user|>", False),
+        (
+            "glm46v",
+            Message("assistant", "A <|user|>"),
+            "/nothink<|assistant|>\n<think></think>\nA <|user|>",
+            False,
+        ),
         (
             "glm46v",
             Message("assistant", "A </think>", thinking="Let me <think>"),
@@ -171,9 +176,26 @@ def test_an_incomplete_answer_goes_on(native, kind, partial, ending, is_inside):
     assert processor.tokenizer.decode(list(encoded.published)).endswith(f"What?{ending}")
     assert encoded.inside_thinking == is_inside
     of = processor.tokenizer.convert_tokens_to_ids
-    assert encoded.ids.count(of("<think>")) == bool(partial.thinking)
-    assert encoded.ids.count(of("</think>")) == bool(partial.thinking and partial.text)
+    of_prompt = ending.replace(partial.text, "").replace(partial.thinking, "")
+    for tag in ("<think>", "</think>"):
+        assert encoded.ids.count(of(tag)) == of_prompt.count(tag)
     assert encoded.ids.count(of("<|user|>")) == 1
+
+
+@pytest.mark.parametrize("kind", tiny_native.KINDS)
+def test_an_answer_without_a_thought_is_not_carried_on_as_one(native, kind):
+    """Its prompt is that of an answer that was not to think."""
+    processor = resolve(native(kind)).processor()
+    question, begun = Message("user", "What?", (C,)), Message("assistant", "A re", complete=False)
+    whole = processor.encode(talk(question, begun))
+    assert not whole.inside_thinking
+    for thinking in (None, True):
+        again = processor.encode(talk(question, begun), thinking=thinking)
+        assert again.published == whole.published
+    if kind not in ("glm4v", "glm5_next"):  # which always think
+        asked = processor.encode(talk(question), thinking=False).published
+        decode = processor.tokenizer.decode
+        assert decode(list(whole.published)) == decode(list(asked)).rstrip("\n") + "\nA re"
 
 
 def test_thinking_that_cannot_be_turned_off(native):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny_native
 from IPython.utils.capture import capture_output
+from PIL import Image, ImageDraw
 from shells import ipython_shell
 
 from glm4v_magic.checkpoints import resolve
@@ -52,6 +53,20 @@ def test_planned_split_offloaded_and_plain(native, kind):
         assert answers(native(kind), seen_by(kind), **spread) == plain
     with VirtualGPUs("1x1GiB"):
         assert answers(native(kind), seen_by(kind), dtype="float32", offload=True) == plain
+
+
+@pytest.mark.parametrize("options", [{"thinking": False}, {"max_thinking": 0}])
+def test_an_answer_without_thinking_is_carried_on_to_what_it_would_have_been(options):
+    session = Session().load("demo-4.6v")
+    image = Image.new("RGB", (224, 224), "white")
+    ImageDraw.Draw(image).ellipse((60, 60, 160, 160), fill="red")
+    given = {"images": [image], "temperature": 0, **options}
+    whole = session.ask("What colour is the circle?", **given).text
+    assert whole == "The circle is red."
+    cut = session.ask("What colour is the circle?", max_tokens=6, chat="c", **given)
+    assert (cut.thinking, cut.finish_reason) == ("", "length")
+    carried = session.carry_on("c", temperature=0)
+    assert (carried.text, carried.thinking) == (whole, "")
 
 
 def test_efforts(native):

@@ -98,6 +98,8 @@ class ChatTemplate:
         marks = _Marks(self._pattern)
         partial = conversation.partial
         before = [each for each in conversation.messages if each is not partial]
+        if partial is not None and partial.text and not partial.thinking:
+            thinking = False  # it was begun without, or its thinking is not known
         wanted = {"enable_thinking": thinking, "reasoning_effort": effort}
         options = {name: value for name, value in wanted.items() if value is not None}
         text = self._rendered(before, marks, options)
@@ -201,6 +203,8 @@ def _as_dict(message: Message, marks: _Marks) -> dict[str, Any]:
 
 def _continued(partial: Message, marks: _Marks, before: str, is_open: bool) -> str:
     """Return the text to put after the generation prompt to continue an incomplete answer."""
+    if is_open and not partial.thinking:  # of a template that cannot leave thinking out
+        return f"{CLOSE_THINKING}\n{marks.put(partial.text, partial.role)}"
     text = "" if before.endswith("\n") or is_open else "\n"
     if partial.thinking:
         text += ("" if is_open else OPEN_THINKING) + marks.put(partial.thinking)
