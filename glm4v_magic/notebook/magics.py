@@ -483,6 +483,8 @@ def _stopped(interrupt: KeyboardInterrupt, line: str) -> Stopped:
         GenerationInterrupted | MapInterrupted | LoadInterrupted | ComparisonInterrupted,
     ):
         return Stopped(worded(interrupt.text, CELL))
+    if str(interrupt):  # a command that was done all the same
+        return Stopped(str(interrupt))
     command = line.partition(" ")[0]
     if command in _ANSWERING:
         return Stopped("there is no answer.")

@@ -474,6 +474,26 @@ def test_an_interrupt_while_loading_leaves_nothing_behind(
     ask(run, "")
 
 
+@pytest.mark.parametrize(
+    ("line", "printed", "told", "after"),
+    [
+        ("load demo", "Loaded", "demo is loaded all the same: it was ready when", "demo"),
+        ("unload", "was unloaded", f"{TINY} was unloaded all the same.", "not loaded"),
+    ],
+)
+def test_an_interrupt_that_comes_too_late_says_so(
+    run, shell, tiny, monkeypatch, interrupt, capsys, line, printed, told, after
+):
+    monkeypatch.setattr(sys, "stdout", InterruptingStream(sys.stdout, printed, interrupt))
+    result = shell.run_cell(f"%glm4v {line}")
+    assert isinstance(result.error_in_exec, KeyboardInterrupt)
+    screen = "".join(capsys.readouterr())
+    assert f"Stopped: {told}" in screen
+    assert "not finish" not in screen
+    assert after in run("%glm4v")
+    run(f"%glm4v load {TINY}")
+
+
 def traceback_of(shell, capsys, code, kind=Glm4vError):
     capsys.readouterr()
     result = shell.run_cell(code)

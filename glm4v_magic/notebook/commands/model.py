@@ -66,6 +66,14 @@ def load(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> No
         launched = context.launched
         if launched is not None and launched.is_running and ModelChoice(model).name != launched.url:
             show(line_bundle(f"{launched.name} at {launched.url} goes on; %glm4v unload ends it."))
+    except KeyboardInterrupt:
+        info = context.session.status().info
+        if info is None or info is before.info:
+            raise
+        screen.loaded(info)
+        raise KeyboardInterrupt(
+            f"{info.model} is loaded all the same: it was ready when the interrupt came."
+        ) from None
     finally:
         screen.close()
 
@@ -78,12 +86,18 @@ def unload(context: Context, arguments: Namespace, names: Mapping[str, Any]) -> 
     loaded, and the same line starts it again.
     """
     before = context.session.status()
-    said = _unloaded(context.session) or f"{before.choice.name} was not loaded."
-    ended = context.end_launched()
-    if ended is not None:
-        told = f"{ended.name} at {ended.url} was ended."
-        said = f"{said} {told}" if before.info is not None and before.info.server is None else told
-    show(line_bundle(said))
+    try:
+        said = _unloaded(context.session) or f"{before.choice.name} was not loaded."
+        ended = context.end_launched()
+        if ended is not None:
+            told = f"{ended.name} at {ended.url} was ended."
+            here = before.info is not None and before.info.server is None
+            said = f"{said} {told}" if here else told
+        show(line_bundle(said))
+    except KeyboardInterrupt:
+        if before.info is None or context.session.status().info is not None:
+            raise
+        raise KeyboardInterrupt(f"{before.choice.name} was unloaded all the same.") from None
 
 
 def release(session: Session) -> None:
