@@ -11,6 +11,7 @@ import re
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from glm4v_magic.core.errors import (
@@ -28,6 +29,7 @@ __all__ = ["show_as_one_line", "show_as_usual"]
 
 _OURS = (str(Path(__file__).parents[1]), contextlib.__file__)
 """Our files, and the one through which our context managers raise."""
+_PACKAGE = __name__.partition(".")[0]
 _CELL = re.compile(r"<ipython-input-(?P<number>\d+)-|.*[/\\]ipykernel_\d+[/\\]\d+\.py$")
 _HOOK = "_render_traceback_"  # IPython asks an exception for it
 _SHOWN = (
@@ -71,13 +73,21 @@ def show_as_usual() -> None:
 def _place(shell: InteractiveShell, error: BaseException) -> str | None:
     """Return the line of a cell that called us; ``None`` if other code is in between."""
     place = None
-    for frame in traceback.extract_tb(error.__traceback__):
-        cell = _cell(shell, frame.filename)
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        cell = _cell(shell, file)
         if cell is not None:
-            place = f"{cell}, line {frame.lineno}"
-        elif place is not None and not frame.filename.startswith(_OURS):
+            place = f"{cell}, line {line}"
+        elif place is not None and not file.startswith(_OURS) and not _is_generated(frame):
             return None
     return place
+
+
+def _is_generated(frame: FrameType) -> bool:
+    """Tell whether code was written by `dataclasses` for a class of ours."""
+    return frame.f_code.co_filename == "<string>" and str(
+        frame.f_globals.get("__name__")
+    ).startswith(f"{_PACKAGE}.")
 
 
 def _cell(shell: InteractiveShell, filename: str) -> str | None:

@@ -87,6 +87,18 @@ def interventions(session):
     return hidden.cpu(), plain, patched, trace.answer.text
 
 
+def test_what_a_cache_has_found_and_the_prompt_are_read_after_the_block(sessions):
+    session = sessions["demo"]
+    with session.trace(QUESTION, circle(), max_tokens=3) as trace:
+        found = trace.cache()
+        state = trace.layers[1].output.save()
+    of_layer = found.model.model.language_model.layers[1].output
+    assert torch.equal(of_layer[0], state)
+    assert [each.shape[1] for each in of_layer[1:]] == [1] * (len(of_layer) - 1)
+    assert len(trace.prompt) == state.shape[1]
+    assert trace.images[0].box(0, 0)[:2] == (0, 0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_patched_layer_changes_the_answer_alike_on_one_device_and_on_three(sessions, kind):
     session = sessions[kind]

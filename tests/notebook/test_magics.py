@@ -507,6 +507,11 @@ def test_an_error_of_ours_in_a_cell_of_python_is_one_line(run, shell, tiny, caps
     assert re.fullmatch(
         r"OptionError: There is no box 0: the answer has no boxes\. \(Cell .*, line 2\)\s*", shown
     )
+    code = "import glm4v_magic\nglm4v_magic.load(gpus='banana')"  # through what a dataclass writes
+    shown = traceback_of(shell, capsys, code)
+    assert re.fullmatch(
+        r"GPUDescriptionError: Cannot read 'banana'.* \(Cell .*, line 2\)\s*", shown
+    )
     # Options and calls are named as they are in Python, whose call this is.
     shown = traceback_of(
         shell, capsys,
