@@ -90,6 +90,7 @@ def test_print_needs_neither_engine_nor_gpus(run):
             "vLLM has --quantization bitsandbytes until its version 0.27.",
         ),
         ("GLM-4V-9B --engine own", "python -m glm4v_magic.server GLM-4V-9B"),
+        ("GLM-4V-9B --engine own --port 80", "--port 80"),
     ],
 )
 def test_print_says_what_works_on_another_machine(run, line, said):

@@ -164,7 +164,8 @@ def _is_host(place: _Place) -> bool:
         url = httpx.URL(place.url)
     except httpx.InvalidURL:
         return False
-    return bool(url.host) and url.port == place.port and url.path == "/v1" and not url.userinfo
+    port = url.port or 80  # which httpx leaves out
+    return bool(url.host) and port == place.port and url.path == "/v1" and not url.userinfo
 
 
 def _command(engine: str, model: str, arguments: Namespace, here: _Place) -> EngineCommand:
