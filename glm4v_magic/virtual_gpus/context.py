@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from glm4v_magic.virtual_gpus.converted import swapped_parameters
+from glm4v_magic.virtual_gpus.dlpack import exporters, inner_functions
 from glm4v_magic.virtual_gpus.facade import CudaFacade
 from glm4v_magic.virtual_gpus.generators import VirtualGenerator
 from glm4v_magic.virtual_gpus.guard import install_noop_cuda_guard
@@ -152,6 +153,9 @@ class VirtualGPUs:
             undo.enter_context(_replaced(torch.cuda.nccl, {"is_available": lambda tensors: False}))
             undo.enter_context(_replaced(torch._C, collectives(), is_new=True))
             undo.enter_context(_replaced(torch._C, self._facade.exchanges()))
+            undo.enter_context(_replaced(torch._C, inner_functions()))
+            undo.enter_context(_replaced(torch, exporters()))
+            undo.enter_context(_replaced(torch.utils.dlpack, exporters()))
             undo.enter_context(_replaced(torch.accelerator, self._facade.accelerator_functions()))
             undo.enter_context(_replaced(torch.cuda.amp.common, {_NO_AMP: lambda: False}))
             undo.enter_context(_replaced(torch, _IN_TORCH))

@@ -71,11 +71,14 @@ class DeviceRule:
     Attributes:
         places: places of the arguments that differ from `default`, by name in the schema.
         default: place of all other arguments.
+        decides: name of the argument whose device is the operation's, even if it is the CPU;
+            empty if it is that of any tensor on a GPU.
         message: CUDA's text; may name ``{expected}``, the operation's device, and ``{found}``.
     """
 
     places: Mapping[str, Place] = field(default_factory=dict)
     default: Place = Place.SAME
+    decides: str = ""
     message: str = DIFFERENT_DEVICES
 
 
@@ -98,7 +101,9 @@ _INDICES = (
     "indices should be either on cpu or on the same device as the indexed tensor ({expected})"
 )
 _INDEX = DeviceRule({"indices": Place.CPU_TOO}, message=_INDICES)
-_INDEX_PUT = DeviceRule({"indices": Place.CPU_TOO, "values": Place.ANY_SCALAR}, message=_INDICES)
+_INDEX_PUT = DeviceRule(
+    {"indices": Place.CPU_TOO, "values": Place.ANY_SCALAR}, decides="self", message=_INDICES
+)
 _STRICT = DeviceRule()
 
 RULES: Mapping[str, DeviceRule] = MappingProxyType(
@@ -110,9 +115,10 @@ RULES: Mapping[str, DeviceRule] = MappingProxyType(
         "index_put": _INDEX_PUT,
         "_unsafe_index_put": _INDEX_PUT,
         "_index_put_impl": _INDEX_PUT,
-        # value.item() is what they use, so a 0-dim value may be anywhere
+        # value.item() is what they use, so a 0-dim value may be anywhere; masked_fill__cuda, which
+        # is called if it is on a GPU, wants the tensor there, too
         "masked_fill": DeviceRule({"value": Place.ANY_SCALAR}),
-        "index_fill": DeviceRule({"value": Place.ANY_SCALAR}),
+        "index_fill": DeviceRule({"value": Place.ANY_SCALAR}, decides="self"),
         "fill": DeviceRule({"value": Place.ANYWHERE}),
         # where_self_out in aten/src/ATen/native/TensorCompare.cpp moves every 0-dim tensor
         "where": DeviceRule(default=Place.ANY_SCALAR),
@@ -178,6 +184,7 @@ class _Operand:
     tensor: torch.Tensor
     place: Place
     is_written: bool
+    decides: bool
 
 
 def check_devices(
@@ -277,11 +284,14 @@ def _operands(
         place = rule.places.get(argument.name, rule.default)
         is_written = argument.alias_info is not None and argument.alias_info.is_write
         for tensor in leaves(value):
-            yield _Operand(tensor, place, is_written)
+            yield _Operand(tensor, place, is_written, argument.name == rule.decides)
 
 
 def _common_device(operands: Sequence[_Operand]) -> torch.device:
-    """Return the first device that is not the CPU, among the tensors that decide it."""
+    """Return the first device that is not the CPU, among the tensors that decide it, or theirs."""
+    for operand in operands:
+        if operand.decides:
+            return operand.tensor.device
     deciding = [o for o in operands if o.place not in (Place.CPU_TOO, Place.ANYWHERE)] or operands
     devices = (operand.tensor.device for operand in deciding)
     return next((device for device in devices if device != CPU), CPU)

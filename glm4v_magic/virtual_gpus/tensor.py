@@ -130,6 +130,25 @@ class VirtualTensor(torch.Tensor):
         """Return the storage of the content, by which libraries tell shared tensors apart."""
         return self.content.untyped_storage()
 
+    def __dlpack__(self, *, stream: int | None = -1, dl_device: Any = None, **others: Any) -> Any:
+        """Raise BufferError for libraries without GPUs, which name no stream, as CUDA's tensors do.
+
+        `dlpack` has what PyTorch itself is given.
+        """
+        if stream == -1 and dl_device is None:
+            raise BufferError(
+                f"A tensor on {self.device} has no memory that another library could read. "
+                "Use Tensor.cpu() to copy the tensor to host memory first."
+            )
+        return super().__dlpack__(stream=stream, dl_device=dl_device, **others)
+
+    def as_subclass(self, cls: type[Any]) -> Any:
+        """Return the tensor itself: results of operations on a subclass that moved here are plain.
+
+        A virtual tensor is of a type of its own, and PyTorch gives a tensor one type only.
+        """
+        return self
+
     def record_stream(self, stream: Any) -> None:
         """All work on the tensor is done when its memory is freed."""
 

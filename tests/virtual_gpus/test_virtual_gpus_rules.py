@@ -219,6 +219,36 @@ def test_the_text_is_that_of_cuda() -> None:
                 operation()
 
 
+INTO_THE_CPU: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], object], bool]] = {
+    "index_put": (lambda x, value: x.index_put((torch.tensor([1]),), value), TAKEN),
+    "index_put_": (lambda x, value: x.index_put_((torch.tensor([1]),), value), TAKEN),
+    "by a mask": (lambda x, value: x.__setitem__(torch.tensor([False, True]), value), TAKEN),
+    "index_fill": (lambda x, value: x.index_fill(0, torch.tensor([1]), value), TAKEN),
+    "index_fill_": (lambda x, value: x.index_fill_(0, torch.tensor([1]), value), TAKEN),
+    "fill": (lambda x, value: x[1].fill_(value), TAKEN),
+    "item": (lambda x, value: x.__setitem__(1, value), TAKEN),
+    "masked_fill": (lambda x, value: x.masked_fill_(x > 0, value), REFUSED),
+    "a vector": (lambda x, value: x.index_put_((torch.tensor([1]),), value[None]), REFUSED),
+    "its index": (lambda x, value: x.index_put_((value[None].long(),), torch.ones(1)), REFUSED),
+    "its index to fill": (lambda x, value: x.index_fill_(0, value[None].long(), 2.0), REFUSED),
+}
+
+
+@pytest.mark.parametrize("way", INTO_THE_CPU)
+def test_a_number_on_a_gpu_written_into_a_tensor_of_the_cpu(way: str) -> None:
+    """``_index_put_impl_`` and ``index_fill_`` go by the tensor written to, whatever the number."""
+    operation, is_taken_there = INTO_THE_CPU[way]
+    with VirtualGPUs("1x1GiB"):
+        target, number = torch.zeros(2), torch.ones((), device="cuda:0")
+        if not is_taken_there:
+            with pytest.raises(MixedDeviceError):
+                operation(target, number)
+            return
+        result = operation(target, number)
+        written = result if isinstance(result, torch.Tensor) and result.dim() else target
+        assert (written.device.type, written.tolist()) == ("cpu", [0, 1])
+
+
 def test_repairing_an_in_place_operation_keeps_its_target() -> None:
     with VirtualGPUs("2x1GiB", on_mismatch="collect"):
         target = torch.ones(3, device="cuda:1")
