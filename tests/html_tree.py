@@ -5,6 +5,8 @@ from __future__ import annotations
 from html.parser import HTMLParser
 
 VOID = {"br", "hr", "img", "input"}
+SCROLLS = {"tabindex", "role", "aria-label"}
+"""Attributes of what holds a wide table."""
 
 
 class Tree(HTMLParser):

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 from attacks import ATTACKS
-from html_tree import Tree
+from html_tree import SCROLLS, Tree
 from markdown_it import MarkdownIt
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
 
@@ -63,7 +63,7 @@ def test_an_attack_becomes_text(attack, parse):
     assert "\n" not in html
     for tag, attributes in Tree(parse(f"{html}\n\nThe *end*.")).found:
         assert tag in HARMLESS
-        assert set(attributes) <= {"style", "title", "scope"}
+        assert set(attributes) <= {"style", "title", "scope"} | SCROLLS
         assert attributes.get("style", "").count("(") == attributes.get("style", "").count("rgba(")
     assert "<em>end</em>" in parse(f"{html}\n\nThe *end*.")
     # MathJax looks for these in the finished page, but not across elements.

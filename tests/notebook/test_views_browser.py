@@ -69,6 +69,39 @@ def test_it_fits_a_small_page_and_every_part_can_be_seen(page, number):
     assert max(wide) <= 1
 
 
+CUT = """() => [...document.querySelectorAll('.jp-OutputArea-output')]
+    .filter(each => each.scrollWidth > each.clientWidth + 1)
+    .map(each => each.textContent.trim().slice(0, 60))"""
+
+
+def test_nothing_is_wider_than_the_page_of_a_phone(page):
+    size = page.viewport_size
+    page.set_viewport_size({"width": 390, "height": 844})
+    try:
+        for number in (LOADED, MEMORY, TOOL, LOOK):
+            lab.cell(page, number).scroll_into_view_if_needed()
+            assert page.evaluate(CUT) == []
+            assert all(part["over"] <= 1 for part in page.evaluate(SEEN, number))
+    finally:
+        page.set_viewport_size(size)
+
+
+def test_nor_in_a_notebook_that_was_saved_and_made_a_page(front, page):
+    nbconvert = pytest.importorskip("nbconvert")
+    saved = front.saved(page)
+    saved.metadata.pop("widgets", None)  # what stands for them is shown
+    written, _ = nbconvert.HTMLExporter(exclude_input=True).from_notebook_node(saved)
+    phone = front.browser.new_page(viewport={"width": 390, "height": 844})
+    try:
+        phone.route("**/*", lambda route: route.abort())  # its scripts for formulas
+        phone.set_content(written)
+        assert phone.locator(".glm4v-memory table").count() == 1
+        phone.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        assert phone.evaluate(CUT) == []
+    finally:
+        phone.close()
+
+
 def test_the_demo_on_large_gpus_is_drawn_larger(page):
     assert "times as large" in lab.cell(page, LOADED).inner_text()
     widest = max(part["width"] for part in page.evaluate(SEEN, LOADED) if "layers" in part["title"])

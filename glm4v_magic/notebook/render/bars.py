@@ -114,8 +114,8 @@ _END = Html(
 )
 _PIECE = Html(
     '<span class="glm4v-segment"{} role="img" title="{}" aria-label="{}" style="flex:0 {} {:.3f}%;'
-    "min-width:{}px;box-sizing:border-box;border-right:1px solid {};{}{}overflow:visible;"
-    'white-space:nowrap;text-align:center">{}</span>'
+    "min-width:{}px;box-sizing:border-box;border-right:1px solid {};{}{}overflow:hidden;"
+    'text-overflow:ellipsis;white-space:nowrap;text-align:center">{}</span>'
 )
 _LEGEND = Html('<div aria-hidden="true" style="font-size:0.85em;color:{}">{}</div>')
 _ENTRY = Html(
@@ -128,7 +128,12 @@ _TITLE = Html('<th scope="col" style="{}">{}</th>')
 _ROW = Html('<tr><th scope="row" style="{}">{}</th>{}</tr>')
 _CELL = Html('<td style="{}">{}</td>')
 _FOLD = Html("<details{}><summary>{}</summary>{}</details>")
-_WIDE = Html('<div style="overflow-x:auto" tabindex="0" role="region" aria-label="{}">{}</div>')
+# It asks for no width of its own: what holds a widget would be as wide as the table, and be cut.
+_WIDE = Html(
+    '<div style="overflow-x:auto;width:0;min-width:100%" tabindex="0" role="region" '
+    'aria-label="{}">{}</div>'
+)
+_LIVE = Html('<div style="overflow-x:auto;width:0;min-width:100%">{}</div>')
 _AXIS = Html(
     '<div aria-hidden="true" style="display:flex;justify-content:space-between;font-size:0.75em;'
     'color:{}"><span>0</span><span>{}</span></div>'
@@ -239,8 +244,9 @@ def table(
     *,
     summary: str = "",
     is_open: bool = False,
+    label: str = "",
 ) -> Html:
-    """Return a table: the view in words and numbers.
+    """Return a table: the view in words and numbers. It scrolls where it is wider than the page.
 
     Args:
         head: titles of the columns.
@@ -248,13 +254,16 @@ def table(
         numbers: how many columns of numbers there are.
         summary: what to click on to unfold it; without it the table is always there.
         is_open: whether it is unfolded at first.
+        label: what it is, for the keyboard and a screen reader; without it and a summary the
+            keyboard does not stop there, as in a view that is drawn anew every second.
     """
     titles = tuple(head)
 
     def side(index: int, *, is_head: bool = False) -> str:
         align = "right" if 0 < index <= numbers else "left"
-        # Only the last column may be long; "layers 12-26" is not to be broken at its hyphen.
-        wrap = "white-space:nowrap;" if index < len(titles) - 1 and not is_head else ""
+        # Only a last column of words may be long; "layers 12-26" is not to be broken at its hyphen.
+        is_short = index <= numbers or index < len(titles) - 1
+        wrap = "white-space:nowrap;" if is_short and not is_head else ""
         return f"text-align:{align};{wrap}padding:0.1em 0.4em;vertical-align:top"
 
     def line(first: str, *cells: str) -> Html:
@@ -264,7 +273,7 @@ def table(
     top = joined(_TITLE.fill(side(index, is_head=True), name) for index, name in enumerate(titles))
     whole = _TABLE.fill(top, joined(line(*row) for row in rows))
     if not summary:
-        return whole
+        return _WIDE.fill(label, whole) if label else _LIVE.fill(whole)
     return _FOLD.fill(" open" if is_open else "", summary, _WIDE.fill(summary, whole))
 
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["doctor_bundle", "findings_json", "findings_text"]
 
 _SYMBOLS = {"ok": "✓", "warn": "!", "fail": "✗"}
-_COLUMNS = ("Verdict", "Subject", "Found", "Reason", "Next step")
+_COLUMNS = ("Verdict", "Subject", "Found")
+"""The reason and the next step stand below what was found: not every page has room beside it."""
 _LINE = 100  # characters
 
 

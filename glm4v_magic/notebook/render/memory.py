@@ -129,7 +129,7 @@ def memory_html(view: MemoryView, *, dated: bool = False) -> str:
         rows=[_row(row, largest, small, view.minutes) for row in view.rows],
         axis=bars.axis(readable_bytes(largest)) if largest > 1 else "",
         legend=bars.legend(_LEGEND),
-        table=_table(view),
+        table=_table(view, dated=dated),
     )
 
 
@@ -303,28 +303,23 @@ def _text_history(row: MemoryRow, minutes: int) -> Iterator[str]:
     yield f"{line.strip()}  {_words(row, minutes)}"
 
 
-def _table(view: MemoryView) -> str:
+def _table(view: MemoryView, *, dated: bool) -> str:
+    """Return a table with a column for each GPU: on a small page there is room for some of them."""
+
     def size(value: int | None) -> str:
         return "not told" if value is None else readable_bytes(value)
 
-    told = any(any(_vitals(row.now)) for row in view.rows)
+    now = [row.now for row in view.rows]
     rows = [
-        (
-            now.device,
-            size(now.weight_bytes),
-            size(now.kept_bytes),
-            size(now.kernel_bytes),
-            size(now.other_bytes),
-            size(now.free_bytes),
-            size(now.total_bytes),
-            size(row.peaks[-1].size_bytes) if row.peaks else "",
-            *([", ".join(_vitals(now))] if told else []),
-        )
-        for row in view.rows
-        for now in (row.now,)
+        ("weights", *(size(each.weight_bytes) for each in now)),
+        ("kept", *(size(each.kept_bytes) for each in now)),
+        ("kernel", *(size(each.kernel_bytes) for each in now)),
+        ("others", *(size(each.other_bytes) for each in now)),
+        ("free", *(size(each.free_bytes) for each in now)),
+        ("total", *(size(each.total_bytes) for each in now)),
     ]
-    head = (
-        "", "weights", "kept", "kernel", "others", "free", "total", "last answer's peak",
-        *(["state"] if told else []),
-    )  # fmt: skip
-    return bars.table(head, rows, numbers=7)
+    if any(row.peaks for row in view.rows):
+        peaks = (size(row.peaks[-1].size_bytes) if row.peaks else "" for row in view.rows)
+        rows.append(("last peak", *peaks))
+    head = ("", *(each.device for each in now))
+    return bars.table(head, rows, numbers=len(now), label="memory in numbers" if dated else "")
