@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from glm4v_magic.checkpoints.adapters import Adapter, Find
+from glm4v_magic.checkpoints.adapters import Adapter, Find, Merges
 from glm4v_magic.checkpoints.contents import Contents, with_vocabulary
 from glm4v_magic.checkpoints.glm4v_9b import layout
 from glm4v_magic.core.wording import counted
@@ -34,8 +34,7 @@ def with_adapter(contents: Contents, adapter: Adapter) -> Contents:
     merges = adapter.merges(contents.tensors, find)
     tensors = {**contents.tensors, **merges.replaced}
     config, notes = with_vocabulary(contents.config, tensors)
-    into = counted(merges.modules, "module")
-    merged = f"the adapter {adapter.folder} ({adapter.kind}) is merged into {into}"
+    merged = f"the adapter {adapter.folder} ({adapter.kind}) {_done(merges)}"
     return replace(
         contents,
         config=config,
@@ -44,6 +43,17 @@ def with_adapter(contents: Contents, adapter: Adapter) -> Contents:
         adapter=adapter,
         merges=merges,
     )
+
+
+def _done(merges: Merges) -> str:
+    """Return what an adapter does to how many modules."""
+    alpha = "lora_alpha" if merges.config["peft_type"] == "LORA" else "alpha"
+    if not merges.modules:
+        return f"changes nothing: its {alpha} is 0"
+    merged = f"is merged into {counted(merges.modules, 'module')}"
+    if not merges.unchanged:
+        return merged
+    return f"{merged}, and leaves {counted(merges.unchanged, 'other')} unchanged: {alpha} is 0"
 
 
 def _find_in_9b(config: Mapping[str, Any], tensors: Mapping[str, object]) -> Find:

@@ -6,6 +6,7 @@ imports torch, so that plans know about adapters, too.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,12 @@ Of others peft draws random numbers (``pissa_niter_N``), asks for what was count
 training (``corda``) or for a GPU and scipy (``loftq``).
 """
 
+_ALPHA = 8
+"""What is taken for an alpha that is not given."""
+
+_SCALED = (".lora_", ".hada_", ".lokr_")
+"""Marks of the matrices whose product is multiplied by alpha."""
+
 _FOREIGN = "Is this the folder of an adapter that peft has saved?"
 _MERGE_IT = "Merge it with peft where it was trained (merge_and_unload), and save the result."
 _OF_ANOTHER = "Is it an adapter of another model?"
@@ -73,8 +80,8 @@ class _Config(BaseModel):
     peft_type: str
     r: Rank = 8
     rank_pattern: dict[str, Rank] | None = None
-    lora_alpha: Scale = 8
-    alpha: Scale = 8
+    lora_alpha: Scale = _ALPHA
+    alpha: Scale = _ALPHA
     alpha_pattern: dict[str, Scale] | None = None
     base_model_name_or_path: str | None = None
     lora_bias: bool | None = False
@@ -122,9 +129,42 @@ class Merges:
     @property
     def modules(self) -> int:
         """Number of the modules that are changed."""
-        weights = {name: each for name, each in self.parts.items() if not name.endswith(".bias")}
         # peft saves an embedding as a whole beside its changes
-        return sum(map(len, weights.values())) + len(self.replaced.keys() - weights.keys())
+        alone = self.replaced.keys() - self._weights.keys()
+        return sum(map(len, self._weights.values())) + len(alone) - self.unchanged
+
+    @property
+    def unchanged(self) -> int:
+        """Number of the modules that it has weights for, but leaves as they are: times 0."""
+        return sum(
+            name not in self.replaced and self._is_of_no_weight(part)
+            for name, parts in self._weights.items()
+            for part in parts
+        )
+
+    @property
+    def _weights(self) -> dict[str, tuple[Part, ...]]:
+        return {name: each for name, each in self.parts.items() if not name.endswith(".bias")}
+
+    def _is_of_no_weight(self, part: Part) -> bool:
+        """Tell whether peft multiplies all changes of a module by 0.
+
+        Where magnitudes were trained beside the directions, those count all the same.
+        """
+        is_scaled = all(any(mark in key for mark in _SCALED) for key in part.tensors)
+        if self.config.get("use_dora") or not is_scaled:
+            return False
+        usual = "lora_alpha" if self.config["peft_type"] == "LORA" else "alpha"
+        alpha = self.config.get(usual, _ALPHA)
+        for pattern, other in (self.config.get("alpha_pattern") or {}).items():
+            try:
+                is_meant = re.match(rf"(.*\.)?({pattern})$", part.module)  # as peft does
+            except re.error:  # as `merging` says, which asks peft
+                continue
+            if is_meant:
+                alpha = other
+                break
+        return bool(alpha == 0)
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:

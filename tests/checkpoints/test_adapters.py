@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -155,6 +156,67 @@ def test_other_kinds_that_can_be_merged(native, tmp_path, config):
         }
     )
     assert any(note.endswith(f"is merged into {count} modules") for note in loaded.notes)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (peft.LoraConfig(target_modules=LANGUAGE, lora_alpha=0), "(LORA) changes nothing: its "),
+        (
+            peft.LoraConfig(target_modules=LANGUAGE, lora_alpha=0, use_rslora=True),
+            "(LORA) changes nothing: its lora_alpha is 0",
+        ),
+        (
+            peft.LoHaConfig(r=2, target_modules=["q_proj"], alpha=0),
+            "(LOHA) changes nothing: its alpha is 0",
+        ),
+        (
+            peft.LoKrConfig(r=2, target_modules=["q_proj"], alpha=0, decompose_both=True),
+            "(LOKR) changes nothing: its alpha is 0",
+        ),
+        (
+            peft.LoraConfig(
+                target_modules=["q_proj", "o_proj"], lora_alpha=0, alpha_pattern={"o_proj": 3}
+            ),
+            "is merged into 4 modules, and leaves 4 others unchanged: lora_alpha is 0",
+        ),
+        (
+            peft.LoraConfig(
+                target_modules=["q_proj", "o_proj"], alpha_pattern={"layers.1.self_attn.o_proj": 0}
+            ),
+            "is merged into 7 modules, and leaves 1 other unchanged: lora_alpha is 0",
+        ),
+        # What is not multiplied by it.
+        (
+            peft.LoraConfig(target_modules=["q_proj"], lora_alpha=0, modules_to_save=["lm_head"]),
+            "is merged into 1 module, and leaves 4 others unchanged: lora_alpha is 0",
+        ),
+        (
+            peft.LoraConfig(
+                target_modules=["q_proj"], lora_alpha=0, trainable_token_indices=[3, 5]
+            ),
+            "is merged into 1 module, and leaves 4 others unchanged: lora_alpha is 0",
+        ),
+        (
+            peft.LoraConfig(target_modules=["q_proj"], lora_alpha=0, use_dora=True),
+            "is merged into 4 modules",
+        ),
+    ],
+)
+def test_what_an_alpha_of_0_leaves_as_it_is_does_not_count(native, tmp_path, config, said):
+    expected = trained(native("glm4v"), config, tmp_path / "a")
+    found = resolve(tmp_path / "a")
+    found.require_usable()
+    loaded = found.load(dtype=torch.float32)
+    weights = loaded.model.state_dict()
+    same(weights, expected)
+    (note,) = (each for each in loaded.notes if "the adapter" in each)
+    assert said in note
+    assert "," in said or "merged" not in said or note.endswith(said)
+    names = changed(weights, full(native("glm4v"), torch.float32).state_dict())
+    modules = {name.rpartition(".")[0] for name in names}
+    told = re.search(r"merged into (\d+)", note)
+    assert len(modules) == (0 if told is None else int(told[1]))
 
 
 def test_modules_that_transformers_has_renamed(native, tmp_path):
@@ -461,6 +523,7 @@ BROKEN = {
     "what weights begin with": (lambda a: edit(a, init_lora_weights=5), "has 5 for 'init_lora"),
     "no alpha": (lambda a: edit(a, lora_alpha=None), "has null for 'lora_alpha'"),
     "no finite alpha": (lambda a: edit(a, lora_alpha=float("inf")), "has inf for 'lora_alpha'"),
+    "no pattern of alphas": (lambda a: edit(a, alpha_pattern={"(": 0}), "peft cannot merge"),
     "odd alphas": (lambda a: edit(a, alpha_pattern={"x": float("nan")}), "'alpha_pattern.x'"),
     "no lora_A": (lambda a: thin(a, "lora_A"), "The adapter has no transformer.encoder.layers.1."),
     "no lora_B": (lambda a: thin(a, "lora_B"), "layers.1.self_attention.query_key_value.lora_B"),
