@@ -213,6 +213,7 @@ COMMON: Mapping[str, str] = {
         "offloading {size} to host memory fits ({option:offload}), crossing the bus for every "
         "image, at least {seconds} s over {bus}"
     ),
+    "eight_bit": "load the text part in 8bit ({option:quantize=8bit})",
     "four_bit": "load the text part in 4bit ({option:quantize=4bit})",
     "longer_context": (
         "load it for this length ({option:context={needed}}): the plan is for {context} tokens"

@@ -45,7 +45,7 @@ from glm4v_magic.core.events import EngineEvent, Failed, Finished
 from glm4v_magic.core.image import SeenImage
 from glm4v_magic.core.model import EngineInfo, LoadProgress
 from glm4v_magic.core.model_shape import Workload
-from glm4v_magic.core.remarks import PYTHON, Remark, remark, worded
+from glm4v_magic.core.remarks import PYTHON, remark, worded
 from glm4v_magic.core.wording import printable
 from glm4v_magic.dispatch.activity import ActivityRecorder, ModelPart, model_parts
 from glm4v_magic.dispatch.arrival import verify_bytes, verify_places
@@ -56,6 +56,7 @@ from glm4v_magic.engines.choosing import Asked, ChoiceScorer
 from glm4v_magic.engines.decoding import Chosen, decode
 from glm4v_magic.engines.grammars import Grammars
 from glm4v_magic.engines.intake import Intake
+from glm4v_magic.engines.load_advice import advice_for_load
 from glm4v_magic.engines.out_of_memory import is_out_of_memory, out_of_memory
 from glm4v_magic.engines.prefill import Vision
 from glm4v_magic.engines.prefixes import CacheFacts, PrefixStore, image_digest
@@ -119,7 +120,7 @@ def load(
         raise out_of_memory(
             short or "",
             f"while {checkpoint.name} was loaded",
-            _advice_for_load(checkpoint, placement),
+            advice_for_load(checkpoint.architecture.shape(), placement),
         )
     if engine.info.notes:
         _log.warning("%s: %s.", printable(checkpoint.name), "; ".join(engine.info.notes))
@@ -150,17 +151,6 @@ def _load(
         packed = checkpoint.architecture.shape().packed is not None
         verify_bytes(loaded.model, placement.plan, is_quantised=packed)
     return LocalEngine(checkpoint, loaded, placement, recorder, keep)
-
-
-def _advice_for_load(checkpoint: Checkpoint, placement: Placement) -> Remark:
-    plan = placement.plan
-    is_idle = plan is not None and not all(stage.units for stage in plan.stages)
-    ways = [remark("free_memory"), remark("idle_gpus_too") if is_idle else remark("more_gpus")]
-    if placement.quantize != "4bit" and checkpoint.architecture.shape().quantizable:
-        ways.append(remark("four_bit"))
-    if placement.plan is None and placement.device_map is not None:
-        ways.append(remark("plan_instead_of_map"))
-    return remark("loading_ran_out", ways=tuple(ways))
 
 
 def _release_memory() -> None:

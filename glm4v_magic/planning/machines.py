@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from glm4v_magic.core.errors import DeviceMapError, OptionError, PlacementError
 from glm4v_magic.core.gpu_spec import GPU, parse_gpus
-from glm4v_magic.core.options import Quantization
+from glm4v_magic.core.options import QUANTIZATIONS, Quantization
 from glm4v_magic.core.placement import PlacementOptions
 from glm4v_magic.core.plan_text import rate
 from glm4v_magic.planning.decision import make_plan, may_fit, refuse_for_any_gpu
+from glm4v_magic.planning.precision import INT8_FROM, any_below
 
 if TYPE_CHECKING:
     from glm4v_magic.core.model import Architecture
@@ -80,9 +81,10 @@ def machines(
 ) -> tuple[MachineFit, ...]:
     """Return how a model fits on each machine.
 
-    In the published dtype if it fits, else with layers in host memory if that is allowed, else in 4
-    bit; of a GPU without bfloat16 in float16. Weights that were published in FP8 stay so where the
-    GPUs compute with it.
+    In the published dtype if it fits, else with layers in host memory if that is allowed, else in 8
+    bit if that holds the whole context and the GPUs have products for it, else in 4 bit; of a GPU
+    without bfloat16 in float16. Weights that were published in FP8 stay so where the GPUs compute
+    with it.
 
     Args:
         model: the model, without its weights.
@@ -111,16 +113,27 @@ def machines(
     if asked.offload:
         forms.append(work)
     if asked.quantize is None and shape.quantizable:
-        forms.append(replace(forms[0], quantize="4bit"))
+        forms += [replace(forms[0], quantize=kind) for kind in QUANTIZATIONS]
     found = []
     for where, spec in among:
         gpus = parse_gpus(spec)
-        fits = (_fit(model, gpus, form) for form in forms)
-        best = next((fit for fit in fits if fit is not None), None)
+        fits = (_fit(model, gpus, form) for form in forms if _has_products(gpus, form, asked))
+        fits = (fit for fit in fits if fit is not None and _is_enough(fit, work, asked))
+        best = next(fits, None)
         found.append(
             MachineFit(where, spec) if best is None else replace(best, where=where, gpus=spec)
         )
     return tuple(found)
+
+
+def _has_products(gpus: Sequence[GPU], form: PlacementOptions, asked: PlacementOptions) -> bool:
+    """Tell whether GPUs compute fast in a form, or it was asked for."""
+    return form.quantize in (asked.quantize, "4bit") or not any_below(INT8_FROM, gpus)
+
+
+def _is_enough(fit: MachineFit, work: PlacementOptions, asked: PlacementOptions) -> bool:
+    """Tell whether there is no need to look at 4 bits: 8 hold all of the context, or were asked."""
+    return fit.quantize in (asked.quantize, "4bit") or fit.context == work.context
 
 
 def _fit(model: Architecture, gpus: Sequence[GPU], options: PlacementOptions) -> MachineFit | None:

@@ -128,11 +128,13 @@ def _quantised(task: Task) -> tuple[Remark, ...]:
 
 
 def _eight_bit(task: Task) -> Remark | None:
-    if task.workload.quantize is not None or any_below(INT8_FROM, task.gpus):
+    if task.workload.quantize is not None:
         return None
     quantised, after, before = _with_weights_in(task, "8bit")
     split = best_split(quantised)
     if split is None or not split.fits:
+        return None
+    if any_below(INT8_FROM, (task.gpus[place] for place in split.stages)):  # idle ones do not count
         return None
     return remark("eight_bit_fits", size=after, before=before, fullness=split.percent)
 

@@ -158,7 +158,7 @@ def test_a_plan_is_saved_checked_and_loaded_as_one_thing(run, shell, tmp_path):
     shown = run(f"%glm4v plan {golden.CHECKPOINT} {options} --save plan.json")
     assert "The plan is in plan.json." in shown
     made = plan_from_json((tmp_path / "plan.json").read_text())
-    assert made.limits == Limits(pin=(("head", 1),), reserve=0.1)
+    assert made.limits == Limits(pin=(("head", 1),), reserve=0.1, dtype="float16")
     run(f"%glm4v plan {golden.CHECKPOINT} {options} --json again.json")
     assert (tmp_path / "again.json").read_text() == (tmp_path / "plan.json").read_text()
     shown = run("%glm4v check --map plan.json")

@@ -54,6 +54,25 @@ def test_forms():
     assert asked["2xRTX-3090"].context == 4096
 
 
+def test_the_mildest_quantisation_that_holds_the_context():
+    """8 bit before 4 bit, where it is enough and the GPU has products for it."""
+    among = [("", gpus) for gpus in ("T4", "P100", "1xRTX-4060-Ti", "1xRTX-3060", "1xRTX-3090")]
+    found = by_gpus(among=among, context=8192)
+    assert {gpus: fit.quantize for gpus, fit in found.items()} == {
+        "T4": "8bit",
+        "P100": "4bit",  # of compute capability 6.0
+        "1xRTX-4060-Ti": "8bit",
+        "1xRTX-3060": "4bit",  # too small
+        "1xRTX-3090": None,
+    }
+    assert {fit.context for fit in found.values()} == {8192}
+    longer = by_gpus(among=among[:1], context=SHAPE.max_context)["T4"]
+    eight = by_gpus(among=among[:2], context=SHAPE.max_context, quantize="8bit")
+    assert longer.quantize == "4bit"
+    assert longer.context > eight["T4"].context > 0
+    assert eight["P100"].quantize == "8bit"  # asked for
+
+
 def test_the_table_leaves_out_gpus_that_add_nothing():
     rows = list(machine_rows(machines(MODEL, None, (*SOME, ("", "4xRTX-3090")))))
     assert [row[0] for row in rows] == ["GPUs", "T4", "2xT4", "1xRTX-3090", "2xRTX-3090", "1GiB",

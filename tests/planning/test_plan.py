@@ -625,3 +625,12 @@ def test_what_a_plan_cannot_be_made_from_is_refused_in_a_line(asked, message):
     with pytest.raises(OptionError, match=message) as refused:
         asked()
     assert "\n" not in str(refused.value)
+
+
+def test_an_idle_gpu_does_not_decide_on_the_way_out() -> None:
+    """8-bit products are missing on a V100, which would stay idle."""
+    ways = {"A100-24GiB+V100-0.4GiB": "eight_bit_fits", "V100-24GiB": "four_bit_fits"}
+    for gpus, way in ways.items():
+        with pytest.raises(DoesNotFitError) as caught:
+            plan(SHAPE, parse_gpus(gpus))
+        assert [each.code for each in caught.value.values["ways"]][1] == way

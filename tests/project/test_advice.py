@@ -46,7 +46,7 @@ from glm4v_magic.core.wording import gib
 from glm4v_magic.doctor import diagnose, gather
 from glm4v_magic.dry_run.run import dry_run
 from glm4v_magic.dry_run.text import raise_if_unusable
-from glm4v_magic.engines import local
+from glm4v_magic.engines import load_advice, local
 from glm4v_magic.hardware import usable
 from glm4v_magic.hardware.gpus import FoundGPU
 from glm4v_magic.notebook.command_line import parse
@@ -54,7 +54,7 @@ from glm4v_magic.notebook.commands import COMMANDS
 from glm4v_magic.notebook.commands.plan import placement_options
 from glm4v_magic.notebook.next_steps import CELL
 from glm4v_magic.planning.costs import price
-from glm4v_magic.planning.decision import decide, make_plan
+from glm4v_magic.planning.decision import Placement, decide, make_plan
 from glm4v_magic.planning.device_map import EXAMPLE
 from glm4v_magic.planning.plan import plan
 from glm4v_magic.server.next_steps import HTTP
@@ -139,7 +139,7 @@ OUTSIDE = {
 
 ROOMS = (
     "core/gpu_spec.py", "core/placement.py", "planning", "dispatch", "dry_run", "hardware",
-    "doctor/advice.py", "checkpoints/pretrained.py", "engines/local.py",
+    "doctor/advice.py", "checkpoints/pretrained.py", "engines/load_advice.py", "engines/local.py",
     "engines/out_of_memory.py",
 )  # fmt: skip
 """Where sentences of advice are searched: whatever decides where a model goes, or runs it there."""
@@ -410,21 +410,69 @@ def test_more_gpus_or_a_plan_instead_of_a_map():
         session.unload()
 
 
-@takes("four_bit")
-@pytest.mark.parametrize(("fp8", "offered"), [(False, True), (True, False)])
-def test_four_bit_is_offered_where_it_can_be_loaded(fp8, offered):
-    pytest.importorskip("bitsandbytes")
-
+@takes("eight_bit", "four_bit")
+@pytest.mark.parametrize(
+    ("gpus", "options", "offered"),
+    [
+        ("H100-24GiB", {}, "8bit"),
+        ("H100-18GiB", {}, "4bit"),  # 8 bit has no room
+        ("H100-8GiB", {}, None),
+        ("V100-24GiB", {}, "4bit"),  # without 8-bit products
+        ("V100-24GiB+H100-24GiB", {"device_map": {"": 1}}, "8bit"),  # an idle one has no say
+        ("H100-24GiB", {"device_map": {"": 0}}, "8bit"),
+        ("H100-24GiB", {"quantize": "8bit"}, "4bit"),
+        ("H100-24GiB", {"quantize": "4bit"}, None),
+        ("H100-24GiB", {"fp8": True}, None),
+        (60, {}, "8bit"),  # GiB of the host
+        (20, {}, None),
+        (60, {"linear": ((96, 160),)}, "8bit"),
+        (60, {"linear": ((96, 160),), "quantize": "8bit"}, None),  # not computed on the CPU
+    ],
+)
+def test_the_mildest_quantisation_that_helps_is_offered(monkeypatch, gpus, options, offered):
     def run_out(**_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. GPU 0 has a total capacity of 8 GiB")
 
-    shape = replace(NINE_B.shape(), fp8=fp8)
-    known = SimpleNamespace(shape=lambda: shape)
-    checkpoint: Any = SimpleNamespace(name="large", architecture=known, load=run_out)
+    given, shape = dict(options), replace(NINE_B.shape(), fp8=options.get("fp8", False))
+    if "linear" in given:
+        units = (replace(each, linear=given["linear"]) for each in shape.units)
+        shape = replace(shape, units=tuple(units))
+    now = () if isinstance(gpus, int) else parse_gpus(gpus)
+    monkeypatch.setattr(load_advice, "gpus_here", lambda: now)
+    monkeypatch.setattr(load_advice, "free_host_bytes", lambda: gpus * GIB)
+    placement = Placement(
+        "float32" if not now else "bfloat16",
+        given.get("device_map") or ({"": 0} if now else None),
+        quantize=given.get("quantize"),
+    )
+    checkpoint: Any = SimpleNamespace(
+        name="large", architecture=SimpleNamespace(shape=lambda: shape), load=run_out
+    )
     with pytest.raises(OutOfMemoryError) as caught:
-        local.load(checkpoint)
-    assert ('load the text part in 4bit (quantize="4bit")' in str(caught.value)) == offered
-    assert Session().load("demo", quantize="4bit").status().info.quantize == "4bit"
+        local.load(checkpoint, placement)
+    said = re.findall(r'in (\dbit) \(quantize="\1"\)', str(caught.value))
+    assert said == ([] if offered is None else [offered])
+    if now and offered is not None:  # as it says, with what there is
+        taken = PlacementOptions(quantize=offered, context=1024, images=0)
+        assert decide(NINE_B, taken, now, loads=False).quantize == offered
+
+
+def test_by_a_plan_the_whole_of_it_has_to_have_room(monkeypatch):
+    gpus = parse_gpus("2xH100-24GiB")
+    made = make_plan(NINE_B, PlacementOptions(), gpus)
+    placement = decide(NINE_B, PlacementOptions(), gpus, made, loads=False)
+    for now, offered in (("2xH100-13GiB", "8bit"), ("2xH100-11GiB", "4bit"), ("2xH100-8GiB", None)):
+        monkeypatch.setattr(load_advice, "gpus_here", lambda now=now: parse_gpus(now))
+        said = worded(load_advice.advice_for_load(NINE_B.shape(), placement), PYTHON)
+        assert re.findall(r"in (\dbit)", said) == ([] if offered is None else [offered])
+        if offered is not None:
+            assert make_plan(NINE_B, PlacementOptions(gpus=now, quantize=offered)).fullness <= 1
+
+
+def test_what_is_quantised_is_loaded_so():
+    pytest.importorskip("bitsandbytes")
+    for kind in ("8bit", "4bit"):
+        assert Session().load("demo", quantize=kind).status().info.quantize == kind
 
 
 @takes("shorter_prompt", "longer_context", "fewer_tokens", "larger_reserve")
