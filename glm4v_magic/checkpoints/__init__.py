@@ -180,7 +180,7 @@ def _open(source: Source, folder: Path) -> Checkpoint:
     contents = read_contents(folder)
     adapter = source.adapter or contents.adapter
     if adapter is not None:
-        contents = with_adapter(contents, adapter)
+        contents = with_adapter(contents, adapter, str(folder / "config.json"))
     if source.other_base:
         other = f"the adapter says that it was trained on {printable(source.other_base)!r}"
         contents = replace(contents, notes=(*contents.notes, other))

@@ -12,21 +12,25 @@ from typing import Any
 from glm4v_magic.checkpoints.adapters import Adapter, Find, Merges
 from glm4v_magic.checkpoints.contents import Contents, with_vocabulary
 from glm4v_magic.checkpoints.glm4v_9b import layout
+from glm4v_magic.checkpoints.stored import refuse_adapter
 from glm4v_magic.core.wording import counted
 
 __all__ = ["with_adapter"]
 
 
-def with_adapter(contents: Contents, adapter: Adapter) -> Contents:
+def with_adapter(contents: Contents, adapter: Adapter, where: str) -> Contents:
     """Return contents whose weights are changed by an adapter.
 
     Args:
         contents: contents of the base, whose configuration passed the checks of its family.
         adapter: the adapter.
+        where: path of the base's ``config.json``, for messages.
 
     Raises:
-        CheckpointError: if the adapter belongs to another model.
+        CheckpointError: if the base is quantised, or the adapter belongs to another model.
     """
+    # before names and sizes, which are others where values are packed
+    refuse_adapter(contents, where)
     if layout.matches(contents.config):
         find = _find_in_9b(contents.config, contents.tensors)
     else:

@@ -99,7 +99,7 @@ def _read(
         return of_contents(name, read_config_alone(file), str(file))
     adapter = adapter or contents.adapter
     if adapter is not None:
-        contents = with_adapter(contents, adapter)
+        contents = with_adapter(contents, adapter, str(file))
     if tries_adapter:
         _require_mergeable(contents)
     return of_contents(name, contents, str(file))

@@ -36,7 +36,7 @@ from glm4v_magic.core.options import Quantization
 from glm4v_magic.images.messages import one_line
 from glm4v_magic.planning.packages import require_bitsandbytes
 
-__all__ = ["Stored", "is_told_by", "read_stored"]
+__all__ = ["Stored", "is_told_by", "read_stored", "refuse_adapter"]
 
 _STATE = re.compile(
     r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)$"
@@ -166,23 +166,14 @@ def read_stored(contents: Contents, where: str, *, is_cut: bool = False) -> Stor
         is_cut: whether matrices are parts of those in the files, which passed this as a whole.
 
     Raises:
-        CheckpointError: if weights are quantised in a way that cannot be loaded, or that an
-            adapter cannot be merged into, or what describes them is incomplete or damaged.
+        CheckpointError: if weights are quantised in a way that cannot be loaded, or what describes
+            them is incomplete or damaged.
     """
     config, tensors = contents.config, contents.tensors
-    if quantization_of(config) is None and is_full(tensors.values()):
+    method = _method(contents, where)
+    if not method:
         return None
-    method, scheme = method_of(config, tensors), scheme_of(config, tensors)
-    if method in ("", "fp8"):
-        return None
-    if not tensors or method not in _KNOWN:
-        raise refused(where, scheme)
-    if contents.merges is not None:
-        raise CheckpointError(
-            f"The weights of {where} are quantised by {scheme}, and an adapter is merged into full "
-            "ones.",
-            code="base_is_quantised",
-        )
+    scheme = scheme_of(config, tensors)
     outline = outline_of(config)
     given = outline.quantization_entries
     if method in ("gptq", "awq"):
@@ -200,6 +191,39 @@ def read_stored(contents: Contents, where: str, *, is_cut: bool = False) -> Stor
         return Stored(scheme, None, ("compressed_tensors",), "'glm4v_magic[compressed]'", restored)
     found = _of_bitsandbytes(given, tensors, where, scheme)
     return _described(found, tensors, where, is_cut=is_cut)
+
+
+def refuse_adapter(contents: Contents, where: str) -> None:
+    """Raise CheckpointError if weights are quantised, so that no adapter is merged into them.
+
+    Args:
+        contents: what is in the folder.
+        where: path of its ``config.json``, for messages.
+    """
+    if _method(contents, where):
+        raise CheckpointError(
+            f"The weights of {where} are quantised by "
+            f"{scheme_of(contents.config, contents.tensors)}, and an adapter is merged into full "
+            "ones.",
+            code="base_is_quantised",
+        )
+
+
+def _method(contents: Contents, where: str) -> str:
+    """Return the method by which weights are quantised; empty for full ones, and for FP8 by block.
+
+    Raises:
+        CheckpointError: if they cannot be loaded.
+    """
+    config, tensors = contents.config, contents.tensors
+    if quantization_of(config) is None and is_full(tensors.values()):
+        return ""
+    method = method_of(config, tensors)
+    if method in ("", "fp8"):
+        return ""
+    if not tensors or method not in _KNOWN:
+        raise refused(where, scheme_of(config, tensors))
+    return method
 
 
 def _described(

@@ -373,19 +373,49 @@ def test_what_is_left_over_on_full_weights_is_said_once(native, tmp_path, family
     assert sum("says that the weights are quantised" in note for note in notes) == 1
 
 
-def test_adapters_of_quantised_bases_are_refused_with_the_way_out(saved, wide, tmp_path):
+@pytest.mark.parametrize("form", ["8bit", "4bit", "4bit, as bfloat16"])
+def test_adapters_of_quantised_bases_are_refused_with_the_way_out(saved, wide, tmp_path, form):
     peft = pytest.importorskip("peft")
     model = peft.PeftModel(whole(wide), peft.LoraConfig(target_modules=["q_proj"]))
-    with pytest.MonkeyPatch.context():
-        model.save_pretrained(tmp_path / "a")
+    model.save_pretrained(tmp_path / "a")
     file = tmp_path / "a" / "adapter_config.json"
     described = json.loads(file.read_text())
-    file.write_text(json.dumps({**described, "base_model_name_or_path": str(saved("8bit"))}))
-    for look in (resolve, architecture):
+    file.write_text(json.dumps({**described, "base_model_name_or_path": str(saved(form))}))
+    for look in (resolve, architecture, lambda path: gather((), model=str(path))):
         with pytest.raises(CheckpointError, match="an adapter is merged into full ones") as caught:
             look(tmp_path / "a")
+        assert f"quantised by bitsandbytes ({form[0]} bits)" in str(caught.value)
         assert 'base="FOLDER"' in str(caught.value)
+    for look in (resolve, architecture):
+        with pytest.raises(CheckpointError, match="an adapter is merged into full ones"):
+            look(saved(form), lora=tmp_path / "a")
     assert resolve(tmp_path / "a", base=wide).load(dtype=torch.float32, quantize="4bit").model
+
+
+@pytest.mark.parametrize(
+    ("method", "ending"),
+    [("gptq", ".qweight"), ("awq", ".qweight"), ("compressed-tensors", ".weight_packed")],
+)
+def test_so_are_adapters_of_bases_whose_weights_have_other_names(
+    saved, wide, tmp_path, method, ending
+):
+    peft = pytest.importorskip("peft")
+    model = peft.PeftModel(whole(wide), peft.LoraConfig(target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "a")
+    folder = shutil.copytree(wide, tmp_path / "base")
+    weights = load_file(folder / "model.safetensors")
+    packed = [name for name in weights if name.endswith("q_proj.weight")]
+    for name in packed:
+        del weights[name]
+        weights[name.replace(".weight", ending)] = torch.zeros(8, 64, dtype=torch.int32)
+    save_file(weights, folder / "model.safetensors")
+    configure(folder, quantization_config={"quant_method": method, "bits": 4})
+    for look in (resolve, architecture):
+        with pytest.raises(
+            CheckpointError, match=f"(?i)quantised by {method}.*into full"
+        ) as caught:
+            look(folder, lora=tmp_path / "a")
+        assert 'base="FOLDER"' in str(caught.value)
 
 
 @pytest.mark.parametrize(("form", "kind"), [("4bit", "nf4"), ("4bit, fp4", "fp4")])
